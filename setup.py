@@ -1,0 +1,57 @@
+"""Package metadata. The ranges below are what we support; `requirements.lock` pins what we test.
+
+`make lock` resolves the ranges into the lock file.
+"""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="sd-finetuning-tfx",
+    version="0.1.0",
+    description="Fine-tune Stable Diffusion on captioned images with TFX, and keep doing it",
+    python_requires=">=3.10,<3.11",
+    packages=find_packages(include=["pipeline*", "components*", "trainer*", "data*", "serving*"]),
+    package_data={"pipeline": ["*.yaml"], "trainer": ["base_weights/*/*"]},
+    py_modules=["runner_local"],
+    install_requires=[
+        "tfx>=1.16,<1.17",
+        "tensorflow>=2.16.2,<2.17",
+        "keras>=3.12,<3.13",
+        "keras-cv>=0.9,<0.10",
+        # 2.68 drops dill, which TFX 1.16 needs to pickle its DoFns.
+        "apache-beam[gcp]>=2.65,<2.66",
+        "tensorflow-model-analysis>=0.47.1,<0.48",
+        "tensorflow-data-validation>=1.16.1,<1.17",
+        "ml-metadata>=1.16,<1.17",
+        "annotated-types>=0.6",
+        "numpy>=1.26,<2",
+        "pyarrow>=10,<11",
+        "regex",
+        "Pillow>=10",
+        "huggingface-hub>=1,<3",
+        "instant-clip-tokenizer>=0.1.1,<0.2",
+        "matplotlib>=3.8,<4",
+        "pydantic>=2.7,<3",
+        "PyYAML>=6",
+        "rich>=13",
+        "safetensors>=0.5",
+        "tensorboard>=2.16,<2.17",
+        # Newer ones print a FutureWarning at every import on Python 3.10.
+        "google-api-core<2.26",
+        "google-auth<2.42",
+        "google-cloud-aiplatform<1.100",
+        # TFX's Beam executors import pkg_resources, which setuptools 81 removes.
+        "setuptools<81",
+    ],
+    extras_require={
+        "vertex": ["kfp>=2.5,<2.6"],
+        "dev": [
+            "mypy>=1.10",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.6",
+            "types-PyYAML",
+            "uv",
+        ],
+    },
+)
