@@ -1,0 +1,1 @@
+"""The sample dataset and the program that draws it."""
