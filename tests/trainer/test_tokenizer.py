@@ -1,0 +1,271 @@
+"""Both tokenizers against each other and against KerasCV's."""
+
+import gzip
+import html
+import random
+import time
+from collections.abc import Iterator
+from html.entities import html5
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer import tokenizer
+from trainer.tokenizer import END_OF_TEXT, START_OF_TEXT, GraphTokenizer, token_count, tokenize
+
+# ruff: noqa: RUF001
+# Letters that look like others belong here.
+CAPTIONS = [
+    "",
+    "   ",
+    "a drawing of a round blue creature with horns",
+    "A  DRAWING\tof\na Round\u3000creature\u2028!",
+    "it's they're we'll I'M don't DOG'S 'sd",
+    "1234 4.5 ½ Ⅷ ㎏ ٣٤ x2 !!! ... ?!? --- a-b_c",
+    "The quick brown fox " * 30,
+    "a" * 1000,
+    "!" * 300,
+    "supercalifragilisticexpialidocious" * 20,
+    "Ein grüner Drache, naïve café, Ærøskøbing, ŁÓDŹ, İstanbul, DİYARBAKIR ISPARTA",
+    "ΟΔΥΣΣΕΥΣ ΣΑΣ ΑΣ. ᾼ ΐ",
+    "Маленькое СИНЕЕ существо с рогами",
+    "יצור כחול עגול",
+    "مخلوق أزرق مستدير ذو قرون",
+    "सींग वाला एक गोल नीला जीव",
+    "สัตว์กลมสีฟ้ามีเขา",
+    "角のある丸い青い生き物の絵、カタカナ。",
+    "뿔이 달린 둥근 파란 생물",
+    "一幅有角的圆形蓝色生物的画",
+    "🐉🔥 a dragon 👩‍👩‍👧‍👦 ❤️ 🏴󠁧󠁢󠁥󠁮󠁧󠁿 🇩🇪🇫🇷 👍🏽",
+    "𝔣𝔯𝔞𝔨𝔱𝔲𝔯 𐐀𐐨 𒀀 \U000e0041 \U00031350 \U0001fae8",
+    "e\u0301 \u0323\u0301 a\u200bb\u200dc\ufeffd \u00ad",
+    "\ufeffleading mark",
+    "a\x00b \x00 c\x00",
+    "\x1c\x1fstripped\x1d but\x1ckept\x1e",
+    "\ufffd \ufffd\ufffd a\ufffd",
+    "'ſ ſ don'ſ",
+    "ᾳ a\u0345b \u0345c \u0344\u0345\u0346 '\u0345s",
+    "<|startoftext|> a <|endoftext|><|ENDOFTEXT|> <|endoftext| > <start_of_text> <|ſtartoftext|>",
+    "</w> a</w> <w>",
+    "fish &amp; chips &amp;amp; &amp;amp;amp; &lt;b&gt; &quot;q&quot; &apos;s",
+    "&copy &copy; &copyx &notit; &notin; &ampx &amp;lt; &sub &sube; &NotEqualTilde; &fjlig;",
+    "& && &; &# &#; &#x; &x &unknown; &Aacute &AACUTE; &CounterClockwiseContourIntegral;",
+    "&#65; &#x41 &#X00041; &#0065;x &#65x &#0; &#1; &#13;b &#128; &#x9f; &#xD800; &#xfffe;",
+    "&#1114111; &#1114112; &#x10FFFF; &#x110000; &#99999999999; &#x99999999999; &#000000000000065;",
+    "&#128009; &#x1F409; caf&eacute; &Eacute;COLE &#x130;",
+    "&" + "a" * 31 + "; &" + "é" * 40 + "; &a\tb; &a b",
+]
+
+_BLOCKS = [
+    *[(0x20, 0x7F)] * 4,
+    (0x00, 0x20),
+    (0xA0, 0x250),
+    (0x370, 0x530),
+    (0x5D0, 0x5EB),
+    (0x600, 0x700),
+    (0x900, 0xD80),
+    (0xE00, 0xE80),
+    (0x10A0, 0x1200),
+    (0x1E00, 0x2070),
+    (0x2070, 0x2400),
+    (0x3040, 0x3100),
+    (0x4E00, 0x9FFF),
+    (0xA640, 0xA7FF),
+    (0xAC00, 0xD7A4),
+    (0xF900, 0xFFFF),
+    (0x10000, 0x11FFF),
+    (0x1D400, 0x1D7FF),
+    (0x1F1E6, 0x1FAFF),
+    (0x0, 0xD800),
+    (0xE000, 0x110000),
+]
+
+
+def _random_captions(count: int) -> Iterator[str]:
+    rng = random.Random(20)
+    names = list(html5)
+    words = " ".join(CAPTIONS).split()
+    for _ in range(count):
+        parts = []
+        for _ in range(rng.randint(0, 14)):
+            kind = rng.random()
+            if kind < 0.3:
+                parts.append(rng.choice(words))
+            elif kind < 0.4:
+                parts.append("&" + rng.choice(names) + rng.choice(["", ";", "x"]))
+            elif kind < 0.45:
+                number = rng.randint(0, rng.choice([300, 70_000, 1_200_000]))
+                parts.append(rng.choice([f"&#{number};", f"&#{number}", f"&#x{number:x};"]))
+            else:
+                first, last = rng.choice(_BLOCKS)
+                codes = (rng.randrange(first, last) for _ in range(rng.randint(1, 8)))
+                parts.append("".join(map(chr, codes)))
+            parts.append(rng.choice([" ", " ", "", "\t", "\u3000", "\x1c"]))
+        yield "".join(parts)
+
+
+ALL_CAPTIONS = [*CAPTIONS, *_random_captions(600)]
+
+
+@pytest.fixture(scope="module")
+def graph() -> GraphTokenizer:
+    return GraphTokenizer()
+
+
+def _strings(texts: list[str] | list[bytes]) -> tf.Tensor:
+    # Not by way of a NumPy string array, which drops trailing NULs.
+    encoded = [text.encode() if isinstance(text, str) else text for text in texts]
+    return tf.constant(np.array(encoded, object), tf.string, shape=[len(texts)])
+
+
+def _differing(actual: np.ndarray, expected: np.ndarray, texts: list[str]) -> list[str]:
+    assert actual.dtype == expected.dtype == np.int32
+    assert actual.shape == expected.shape == (len(texts), 77)
+    return [ascii(texts[i]) for i in np.flatnonzero((actual != expected).any(axis=1))]
+
+
+def _merges_file(path: Path) -> str:
+    """The merges in the format, and under the name, that OpenAI publishes them."""
+    from keras_cv.src.models.stable_diffusion.clip_tokenizer import bytes_to_unicode
+
+    names = list(bytes_to_unicode().values())
+    names += [f"{name}</w>" for name in names]
+    lines = ["#version: 0.2"]
+    for left, right in tokenizer._merges():
+        lines.append(f"{names[left]} {names[right]}")
+        names.append(names[left] + names[right])
+    assert len(set(names)) == START_OF_TEXT
+    file = path / "bpe_simple_vocab_16e6.txt.gz"
+    file.write_bytes(gzip.compress("\n".join(lines).encode()))
+    return str(file)
+
+
+def test_known_ids() -> None:
+    # From the READMEs of CLIP's and of the library's repositories.
+    rows = tokenize(["A person riding a motorcycle", "Hi there"])
+    assert rows.dtype == np.int32
+    assert rows.shape == (2, 77)
+    assert rows[0, :7].tolist() == [49406, 320, 2533, 6765, 320, 10297, 49407]
+    assert rows[1, :4].tolist() == [49406, 1883, 997, 49407]
+    assert (rows[0, 7:] == 49407).all()
+
+
+def test_python_equals_keras_cv(tmp_path: Path) -> None:
+    from keras_cv.src.models.stable_diffusion.clip_tokenizer import SimpleTokenizer
+
+    reference = SimpleTokenizer(_merges_file(tmp_path))
+    captions = [text for text in ALL_CAPTIONS if not any("\ud800" <= c <= "\udfff" for c in text)]
+    expected = np.full((len(captions), 77), END_OF_TEXT, np.int32)
+    for row, caption in zip(expected, captions, strict=True):
+        ids = reference.encode(caption)
+        assert token_count(caption) == len(ids), ascii(caption)
+        row[: len(ids)] = ids[:77]
+    expected[:, 76] = END_OF_TEXT
+    assert _differing(tokenize(captions), expected, captions) == []
+
+
+def test_graph_equals_python(graph: GraphTokenizer) -> None:
+    actual = graph(_strings(ALL_CAPTIONS)).numpy()
+    assert _differing(actual, tokenize(ALL_CAPTIONS), ALL_CAPTIONS) == []
+
+
+def test_graph_equals_python_on_every_entity(graph: GraphTokenizer) -> None:
+    numbers = [*range(0x180), *range(0xFDC8, 0xFDF8), 0xD7FF, 0xDFFF, 0xE000, 0x1FFFF, 0x20000]
+    captions = [f"a&{name}b" for name in html5] + [f"a&#{number};b" for number in numbers]
+    assert _differing(graph(_strings(captions)).numpy(), tokenize(captions), captions) == []
+
+
+def test_graph_splits_and_lowers_every_character_as_python(graph: GraphTokenizer) -> None:
+    # Sixteen neighbours a caption: 48 bytes and a few words each, which no row cuts off.
+    codes = [code for code in range(0x30000) if not 0xD800 <= code < 0xE000]
+    captions = ["".join(map(chr, codes[i : i + 16])) for i in range(0, len(codes), 16)]
+    assert _differing(graph(_strings(captions)).numpy(), tokenize(captions), captions) == []
+
+
+def test_graph_is_saved_with_its_vocabulary(graph: GraphTokenizer, tmp_path: Path) -> None:
+    class Module(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokenizer = graph
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")])
+        def serve(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"tokens": self.tokenizer(text)}
+
+    module = Module()
+    tf.saved_model.save(module, str(tmp_path), signatures=module.serve)
+    assert sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) < 1_500_000
+    serve = tf.saved_model.load(str(tmp_path)).signatures["serving_default"]
+    tokens = serve(text=_strings(CAPTIONS))["tokens"]
+    assert _differing(tokens.numpy(), tokenize(CAPTIONS), CAPTIONS) == []
+    assert serve.structured_outputs["tokens"].shape.as_list() == [None, 77]
+
+
+def test_graph_uses_core_operations_only(graph: GraphTokenizer) -> None:
+    definition = graph._tokenize.get_concrete_function().graph.as_graph_def()
+    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+    operations = {node.op for node in nodes}
+    assert not {op for op in operations if "PyFunc" in op}
+    library_of = {op: tf.raw_ops.__dict__.get(op) for op in operations}
+    functions = {f.signature.name for f in definition.library.function}
+    assert [op for op, raw in library_of.items() if raw is None and op not in functions] == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_graph_takes_any_batch(graph: GraphTokenizer, count: int) -> None:
+    tokens = graph(_strings(["a blue creature"] * count))
+    assert tokens.shape == (count, 77)
+    assert (tokens.numpy() == tokenize(["a blue creature"])).all()
+
+
+def test_graph_takes_bytes_that_are_no_text(graph: GraphTokenizer) -> None:
+    texts = [b"\xff\xfea\xc3", b"\xed\xa0\x80x", b"\xe2\x80", b"\xf0\x9f\x98", b"a\x80b &am\xffp;"]
+    as_python = [text.decode("utf-8", errors="replace") for text in texts]
+    assert _differing(graph(_strings(texts)).numpy(), tokenize(as_python), as_python) == []
+
+
+def test_lone_surrogates_count_as_replacement_characters() -> None:
+    assert (tokenize(["a \ud83d b"]) == tokenize(["a \ufffd b"])).all()
+
+
+def test_truncation_keeps_the_end_token(graph: GraphTokenizer) -> None:
+    for words, count in ((74, 76), (75, 77), (76, 78), (500, 502)):
+        caption = "a " * words
+        assert token_count(caption) == count
+        (row,) = tokenize([caption])
+        kept = min(words, 75)
+        assert row.tolist() == [49406] + [320] * kept + [49407] * (76 - kept)
+        assert (graph(_strings([caption])).numpy() == row).all()
+
+
+def test_a_number_too_long_for_int_is_replaced() -> None:
+    digits = "9" * 5000
+    assert (tokenize([f"&#{digits}; a"]) == tokenize(["\ufffd a"])).all()
+    assert (tokenize([f"&#{'0' * 5000}65;"]) == tokenize(["a"])).all()
+    with pytest.raises(ValueError, match="4300"):
+        html.unescape(f"&#{digits};")
+
+
+def test_max_length(graph: GraphTokenizer) -> None:
+    assert tokenize(["a b c"], max_length=4).tolist() == [[49406, 320, 321, 49407]]
+    short = GraphTokenizer(max_length=2)
+    assert short(_strings(["a b c", ""])).numpy().tolist() == [[49406, 49407]] * 2
+    for call in (lambda: tokenize(["a"], max_length=1), lambda: GraphTokenizer(max_length=1)):
+        with pytest.raises(ValueError, match="max_length is 1; it must be at least 2"):
+            call()
+
+
+def test_a_single_caption_is_refused() -> None:
+    with pytest.raises(TypeError, match="pass a list"):
+        tokenize("a blue creature")
+
+
+def test_merge_numbers_and_time() -> None:
+    merges = tokenizer._merges()
+    assert list(merges.values()) == list(range(512, 49406))
+    started = time.monotonic()
+    GraphTokenizer()
+    # The vocabulary is read once a process; the rest is about a third of a second.
+    assert time.monotonic() - started < 5
