@@ -1,0 +1,203 @@
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.images import ImageError, decode_image, resize_cover, to_model_range
+
+
+def _encode(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, **options)
+    return buffer.getvalue()
+
+
+def _quadrants():
+    """8 x 4 pixels: red left half, blue right half, first row green."""
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:, :4] = (255, 0, 0)
+    pixels[:, 4:] = (0, 0, 255)
+    pixels[0] = (0, 255, 0)
+    return pixels
+
+
+def test_rgb_png_is_unchanged_and_names_its_format():
+    image = decode_image(_encode(Image.fromarray(_quadrants()), format="PNG"))
+    assert (image.mode, image.format) == ("RGB", "png")
+    np.testing.assert_array_equal(np.asarray(image), _quadrants())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("jpeg", {"quality": 95}),
+        ("jpeg", {"quality": 95, "progressive": True}),
+        ("webp", {"quality": 95}),
+        ("bmp", {}),
+        ("tiff", {}),
+    ],
+)
+def test_other_formats(name, options):
+    colour = Image.new("RGB", (16, 16), (200, 100, 50))
+    image = decode_image(_encode(colour, format=name, **options))
+    assert image.format == name
+    np.testing.assert_allclose(np.asarray(image).mean((0, 1)), (200, 100, 50), atol=3)
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera was turned: rotate by 90 degrees clockwise to see it upright.
+    image = decode_image(_encode(Image.fromarray(_quadrants()), format="PNG", exif=exif))
+    assert image.size == (4, 8)
+    np.testing.assert_array_equal(np.asarray(image), np.rot90(_quadrants(), -1))
+
+
+def test_damaged_exif_leaves_the_picture():
+    encoded = _encode(Image.fromarray(_quadrants()), format="PNG", exif=b"Exif\0\0MM\0*damaged")
+    assert decode_image(encoded).size == (8, 4)
+
+
+def test_transparency_is_laid_over_white():
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0, :, :3] = (10, 20, 30)
+    rgba[0, :, 3] = (0, 51, 255)
+    image = decode_image(_encode(Image.fromarray(rgba), format="PNG"))
+    # 51 / 255 of the colour over white.
+    half = [round(0.2 * c + 0.8 * 255) for c in (10, 20, 30)]
+    np.testing.assert_allclose(np.asarray(image)[0], [[255, 255, 255], half, [10, 20, 30]], atol=1)
+
+
+def test_grey_with_alpha():
+    image = decode_image(_encode(Image.new("LA", (2, 2), (0, 0)), format="PNG"))
+    np.testing.assert_array_equal(np.asarray(image), 255)
+
+
+def test_palette_with_transparent_entry():
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putpixel((1, 0), 1)
+    decoded = decode_image(_encode(image, format="PNG", transparency=0))
+    np.testing.assert_array_equal(np.asarray(decoded)[0], [[255, 255, 255], [0, 255, 0]])
+
+
+def test_palette_without_transparency():
+    image = Image.new("P", (1, 1))
+    image.putpalette([12, 34, 56])
+    decoded = decode_image(_encode(image, format="PNG"))
+    np.testing.assert_array_equal(np.asarray(decoded)[0, 0], [12, 34, 56])
+
+
+def test_transparent_colour_of_rgb():
+    image = Image.fromarray(_quadrants())
+    decoded = decode_image(_encode(image, format="PNG", transparency=(0, 255, 0)))
+    np.testing.assert_array_equal(np.asarray(decoded)[0], 255)
+    np.testing.assert_array_equal(np.asarray(decoded)[1:], _quadrants()[1:])
+
+
+@pytest.mark.parametrize("name", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_not_clipped(name):
+    grey = np.array([[0, 257, 32896, 65535]], np.uint16)
+    decoded = decode_image(_encode(Image.fromarray(grey), format=name))
+    np.testing.assert_array_equal(np.asarray(decoded)[0, :, 0], [0, 1, 128, 255])
+    assert np.ptp(np.asarray(decoded), axis=-1).max() == 0
+
+
+def test_one_bit():
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 1)
+    decoded = decode_image(_encode(image, format="PNG"))
+    np.testing.assert_array_equal(np.asarray(decoded)[0], [[0, 0, 0], [255, 255, 255]])
+
+
+def test_cmyk_jpeg_is_not_inverted():
+    # No cyan, full magenta and yellow, no black: red.
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    decoded = decode_image(_encode(image, format="JPEG", quality=95))
+    np.testing.assert_allclose(np.asarray(decoded).mean((0, 1)), (255, 0, 0), atol=4)
+
+
+def test_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    decoded = decode_image(
+        _encode(frames[0], format="GIF", save_all=True, append_images=frames[1:])
+    )
+    np.testing.assert_array_equal(np.asarray(decoded)[0, 0], (255, 0, 0))
+
+
+def test_truncated_file_is_an_error():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for name in ("PNG", "JPEG"):
+        encoded = _encode(Image.fromarray(noise), format=name)
+        with pytest.raises(ImageError) as caught:
+            decode_image(encoded[: len(encoded) // 2])
+        assert caught.value.reason == "undecodable"
+
+
+@pytest.mark.parametrize("encoded", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
+def test_no_picture_is_an_error(encoded):
+    with pytest.raises(ValueError, match="cannot be decoded") as caught:
+        decode_image(encoded)
+    assert isinstance(caught.value, ImageError)
+    assert "\n" not in str(caught.value)
+
+
+def test_formats_that_run_programs_are_refused():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
+    with pytest.raises(ImageError, match="format"):
+        decode_image(postscript)
+
+
+def test_too_many_pixels_are_refused_before_they_are_unpacked():
+    # The header of a small picture, with a size written over it.
+    encoded = bytearray(_encode(Image.new("L", (1, 1)), format="PNG"))
+    encoded[16:24] = (40_000).to_bytes(4, "big") * 2
+    encoded[29:33] = zlib.crc32(encoded[12:29]).to_bytes(4, "big")
+    with pytest.raises(ImageError, match="1600000000 pixels") as caught:
+        decode_image(bytes(encoded))
+    assert caught.value.reason == "too_large"
+
+
+def test_pixel_limit_is_exact():
+    encoded = _encode(Image.new("L", (10, 10)), format="PNG")
+    assert decode_image(encoded, max_pixels=100).size == (10, 10)
+    with pytest.raises(ImageError):
+        decode_image(encoded, max_pixels=99)
+
+
+def test_resize_cover_crops_the_middle_and_does_not_stretch():
+    # 30 x 10: red, green, blue squares side by side; the middle one is what is left.
+    pixels = np.zeros((10, 30, 3), np.uint8)
+    for index in range(3):
+        pixels[:, 10 * index : 10 * (index + 1), index] = 255
+    for turned in (pixels, pixels.transpose(1, 0, 2)):
+        square = resize_cover(Image.fromarray(turned), 5)
+        assert square.shape == (5, 5, 3)
+        assert square.dtype == np.uint8
+        # The edge blends a little with what is cut off, as in cutting after scaling.
+        np.testing.assert_allclose(square, np.broadcast_to((0, 255, 0), (5, 5, 3)), atol=16)
+
+
+def test_resize_cover_keeps_a_circle_round():
+    y, x = np.mgrid[:60, :100]
+    circle = ((x - 49.5) ** 2 + (y - 29.5) ** 2 < 20**2).astype(np.uint8) * 255
+    square = resize_cover(Image.fromarray(circle).convert("RGB"), 30)[..., 0] > 127
+    assert square.any(0).sum() == square.any(1).sum() == 20
+
+
+def test_resize_cover_averages_what_it_shrinks():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    np.testing.assert_allclose(resize_cover(Image.fromarray(stripes), 8), 127.5, atol=6)
+
+
+def test_resize_cover_of_the_right_size_changes_nothing():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    np.testing.assert_array_equal(resize_cover(Image.fromarray(pixels), 8), pixels)
+
+
+def test_to_model_range():
+    scaled = to_model_range(np.array([0, 51, 255], np.uint8))
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled, [-1.0, -0.6, 1.0], atol=1e-6)

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras_cv.src.models.stable_diffusion.constants import _ALPHAS_CUMPROD
+from keras_cv.src.models.stable_diffusion.noise_scheduler import NoiseScheduler
+
+from trainer.noise_schedule import (
+    add_noise,
+    alphas_cumprod,
+    sampling_timesteps,
+    timestep_embedding,
+)
+
+
+def test_schedule_is_stable_diffusions_own_table() -> None:
+    assert alphas_cumprod().shape == (1000,)
+    np.testing.assert_allclose(alphas_cumprod(), _ALPHAS_CUMPROD, atol=1e-6)
+
+
+def test_schedule_is_not_keras_cvs_default() -> None:
+    default = np.asarray(NoiseScheduler().alphas_cumprod)
+    assert np.abs(alphas_cumprod() - default).max() > 0.2
+
+
+def test_add_noise_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    latent, epsilon = rng.standard_normal((2, 3, 4, 4, 4)).astype(np.float32)
+    timesteps = np.array([0, 500, 999], np.int32)
+    alpha = np.array(_ALPHAS_CUMPROD)[timesteps].reshape(3, 1, 1, 1)
+    expected = np.sqrt(alpha) * latent + np.sqrt(1 - alpha) * epsilon
+    np.testing.assert_allclose(add_noise(latent, epsilon, timesteps), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [64, 320])
+def test_timestep_embedding_by_hand(width: int) -> None:
+    timesteps = np.array([0, 1, 37, 999])
+    half = width // 2
+    angles = timesteps[:, None] * np.exp(-np.log(10_000) * np.arange(half) / half)[None]
+    expected = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    np.testing.assert_allclose(timestep_embedding(timesteps, width), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_steps", [*range(1, 101), 250, 1000])
+def test_sampling_timesteps_are_keras_cvs_for_every_number_of_steps(num_steps: int) -> None:
+    ratio = 999 / (num_steps - 1) if num_steps > 1 else 1000
+    expected = (np.arange(num_steps) * ratio).round().astype(np.int64)
+    actual = sampling_timesteps(tf.constant(num_steps)).numpy()
+    np.testing.assert_array_equal(actual, expected)
+    assert len(actual) == num_steps
+    assert actual.max() <= 999

@@ -1,0 +1,153 @@
+"""The three SavedModels and their signatures.
+
+Nothing is baked in but the image size: prompts, negative prompts, number of steps, guidance
+scale, seed and batch size are inputs.
+"""
+
+from __future__ import annotations
+
+import os
+
+import keras
+import tensorflow as tf
+
+from trainer.noise_schedule import timestep_embedding
+from trainer.presets import Preset
+from trainer.sampler import initial_noise, sample, to_pixels
+from trainer.tokenizer import GraphTokenizer
+
+
+class TextEncoderModule(tf.Module):
+    """Prompts or tokens in, contexts out."""
+
+    def __init__(self, model: keras.Model, preset: Preset) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = GraphTokenizer()
+        tokens = tf.TensorSpec([None, preset.text_encoder.max_length], tf.int32, name="tokens")
+        strings = tf.TensorSpec([None], tf.string)
+        self.serve = tf.function(self._from_tokens, input_signature=[tokens])
+        self.text = tf.function(self._from_text, input_signature=[strings, strings])
+
+    def encode(self, tokens: tf.Tensor) -> tf.Tensor:
+        """From tokens int32 [B, 77] to the context float32 [B, 77, D]."""
+        positions = tf.broadcast_to(tf.range(tf.shape(tokens)[1])[None], tf.shape(tokens))
+        return tf.cast(self.model([tokens, positions], training=False), tf.float32)
+
+    def _from_tokens(self, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"context": self.encode(tokens)}
+
+    def _from_text(self, prompt: tf.Tensor, negative_prompt: tf.Tensor) -> dict[str, tf.Tensor]:
+        tokens = self.tokenizer(tf.concat([prompt, negative_prompt], axis=0))
+        contexts = self.encode(tokens)
+        count = tf.shape(prompt)[0]
+        return {"context": contexts[:count], "unconditional_context": contexts[count:]}
+
+
+class DiffusionModelModule(tf.Module):
+    """The whole sampling loop, and a single noise prediction."""
+
+    def __init__(self, model: keras.Model, preset: Preset, image_size: int) -> None:
+        super().__init__()
+        self.model = model
+        self._width = preset.diffusion_model.timestep_width
+        self._latent_shape = preset.latent_shape(image_size)
+        text = preset.text_encoder
+        context = tf.TensorSpec([None, text.max_length, text.width], tf.float32, name="context")
+        self.serve = tf.function(
+            self._sample,
+            input_signature=[
+                context,
+                tf.TensorSpec(context.shape, tf.float32, name="unconditional_context"),
+                tf.TensorSpec([], tf.int32, name="num_steps"),
+                tf.TensorSpec([], tf.float32, name="guidance_scale"),
+                tf.TensorSpec([2], tf.int32, name="seed"),
+            ],
+        )
+        self.predict_epsilon = tf.function(
+            self._predict_epsilon,
+            input_signature=[
+                tf.TensorSpec([None, *self._latent_shape], tf.float32, name="latent"),
+                tf.TensorSpec([None], tf.int32, name="timesteps"),
+                context,
+            ],
+        )
+
+    def predict(self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
+        """Epsilon, float32 [B, h, w, 4], of noisy latents at `timesteps`, int32 [B]."""
+        embedding = timestep_embedding(timesteps, self._width)
+        return tf.cast(self.model([latent, embedding, context], training=False), tf.float32)
+
+    def _sample(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        latent = sample(
+            self.predict,
+            noise=initial_noise(seed, tf.shape(context)[0], self._latent_shape),
+            context=context,
+            unconditional_context=unconditional_context,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+        )
+        return {"latent": latent}
+
+    def _predict_epsilon(
+        self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        return {"epsilon": self.predict(latent, timesteps, context)}
+
+
+class DecoderModule(tf.Module):
+    """Latents in, pictures out."""
+
+    def __init__(self, model: keras.Model, preset: Preset, image_size: int) -> None:
+        super().__init__()
+        self.model = model
+        shape = [None, *preset.latent_shape(image_size)]
+        latent = tf.TensorSpec(shape, tf.float32, name="latent")
+        self.serve = tf.function(self._decode, input_signature=[latent])
+        self.png = tf.function(self._decode_to_png, input_signature=[latent])
+
+    def pixels(self, latent: tf.Tensor) -> tf.Tensor:
+        """Pictures, uint8 [B, H, W, 3], of latents float32 [B, h, w, 4]."""
+        return to_pixels(tf.cast(self.model(latent, training=False), tf.float32))
+
+    def _decode(self, latent: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"generated_images": self.pixels(latent)}
+
+    def _decode_to_png(self, latent: tf.Tensor) -> dict[str, tf.Tensor]:
+        encoded = tf.map_fn(tf.io.encode_png, self.pixels(latent), fn_output_signature=tf.string)
+        return {"image": encoded}
+
+
+def export_models(
+    folder: str,
+    *,
+    text_encoder: TextEncoderModule,
+    diffusion_model: DiffusionModelModule,
+    decoder: DecoderModule,
+) -> None:
+    """Writes `<folder>/{text_encoder,diffusion_model,decoder}/`."""
+    for name, module, signatures in (
+        (
+            "text_encoder",
+            text_encoder,
+            {"serving_default": text_encoder.serve, "text": text_encoder.text},
+        ),
+        (
+            "diffusion_model",
+            diffusion_model,
+            {
+                "serving_default": diffusion_model.serve,
+                "predict_epsilon": diffusion_model.predict_epsilon,
+            },
+        ),
+        ("decoder", decoder, {"serving_default": decoder.serve, "png": decoder.png}),
+    ):
+        # Not ExportArchive, which stores every weight twice.
+        tf.saved_model.save(module, os.path.join(folder, name), signatures=signatures)

@@ -1,0 +1,125 @@
+"""Pictures as files and as arrays: decoding what the world has, resizing without stretching."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 64 * 1024 * 1024
+"""Pictures of more pixels are refused before they are unpacked: a small file can hold gigabytes."""
+
+# Formats whose decoders read pixels and nothing else; Pillow also knows some that run programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+
+# Pillow warns of large pictures by a limit of its own; ours is an error.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used.
+
+    Attributes:
+        reason: One of `undecodable`, `too_large` and `zero_size`.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes a picture, whole, to upright 8-bit RGB.
+
+    The EXIF orientation is applied, transparency laid over white, 16-bit grey scaled to 8 bits
+    (not clipped), and of an animation the first frame taken.
+
+    Args:
+        encoded: The bytes of a picture file.
+        max_pixels: Larger pictures are an error.
+
+    Returns:
+        A picture of mode RGB, whose `format` names the encoding in lower case, such as "png".
+
+    Raises:
+        ImageError: The bytes are no picture that can be read to its end, or it is too large.
+    """
+    Image.init()
+    try:
+        image = Image.open(
+            io.BytesIO(encoded), formats=[name for name in _FORMATS if name in Image.OPEN]
+        )
+        width, height = image.size
+        if width < 1 or height < 1:
+            raise ImageError("zero_size", f"the picture is {width} x {height} pixels")
+        if width * height > max_pixels:
+            raise ImageError(
+                "too_large",
+                f"the picture is {width} x {height} pixels, more than the {max_pixels:,} allowed",
+            )
+        image.load()
+        # MPO is JPEG with further pictures behind the first.
+        name = "jpeg" if image.format == "MPO" else str(image.format).lower()
+        rgb = _to_rgb(_upright(image))
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", " ".join(str(error).split())) from error
+    # Pillow's decoders raise nearly every built-in exception on damaged files.
+    except Exception as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            detail = "its format is none of " + ", ".join(_FORMATS)
+        raise ImageError("undecodable", f"the picture cannot be decoded: {detail}") from error
+    rgb.format = name
+    return rgb
+
+
+def resize_cover(image: Image.Image, size: int) -> np.ndarray:
+    """Scales a picture to cover a square and cuts off evenly what stands out; never stretches.
+
+    Args:
+        image: Any size, mode RGB.
+        size: Side of the square in pixels.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    # Pillow widens the Lanczos kernel when it shrinks, so there is no aliasing.
+    square = image.resize(
+        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+    )
+    return np.asarray(square)
+
+
+def to_model_range(pixels: np.ndarray) -> np.ndarray:
+    """Maps uint8 [..., 3] to float32 in [-1, 1], as the autoencoder takes and gives it."""
+    return pixels.astype(np.float32) / 127.5 - 1.0
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # A damaged EXIF block says nothing about the orientation, and the pixels are still good.
+    with contextlib.suppress(Exception):
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError(
+            "undecodable", "the picture has floating-point pixels, whose range is not defined"
+        )
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16-bit grey at 255.
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        with_alpha = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, with_alpha)
+    return image.convert("RGB")

@@ -1,0 +1,233 @@
+"""What a model is, in numbers. A preset is data: every builder reads all of its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+NETWORKS = ("text_encoder", "image_encoder", "diffusion_model", "decoder")
+"""The four networks of a Stable Diffusion."""
+
+LATENT_CHANNELS = 4
+"""Channels of a latent."""
+
+LATENT_DOWNSAMPLING = 8
+"""Pixels of the image for one position of the latent, along each side."""
+
+
+@dataclass(frozen=True)
+class TextEncoderDimensions:
+    """CLIP's text transformer (Radford et al. 2021, section 2.4)."""
+
+    width: int
+    num_layers: int
+    num_heads: int
+    vocabulary_size: int = 49408
+    max_length: int = 77
+
+
+@dataclass(frozen=True)
+class DiffusionModelDimensions:
+    """The conditional U-Net (Rombach et al. 2022, appendix E).
+
+    Attributes:
+        widths: Channels of each level, from the latent's full size down; each level halves it.
+        cross_attention: For each level, whether its blocks attend to the text context.
+        num_blocks: Residual blocks a level on the way down; the way up has one more.
+        num_heads: Attention heads; the size of a head is the level's width divided by it.
+        timestep_width: Width of the sinusoidal timestep embedding.
+        embedding_width: Width of the learned timestep embedding.
+        norm_groups: Groups of every group normalization.
+    """
+
+    widths: tuple[int, ...]
+    cross_attention: tuple[bool, ...]
+    num_blocks: int
+    num_heads: int
+    timestep_width: int
+    embedding_width: int
+    norm_groups: int
+
+
+@dataclass(frozen=True)
+class AutoencoderDimensions:
+    """One half of the KL autoencoder (Rombach et al. 2022, appendix E.1).
+
+    Attributes:
+        widths: Channels of each level, from full image size down to the latent's.
+        num_blocks: Residual blocks a level.
+        norm_groups: Groups of every group normalization.
+    """
+
+    widths: tuple[int, int, int, int]
+    num_blocks: int
+    norm_groups: int
+
+
+@dataclass(frozen=True)
+class RecommendedTraining:
+    """Training settings that suit the preset; any of them can be overridden."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    learning_rate_schedule: Literal["constant", "linear", "cosine"]
+    warmup_steps: int
+    ema_decay: float
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One network's base weights.
+
+    Attributes:
+        name: File name in the weights' folder.
+        sha256: Published hash; `None` where the folder's own `SHA256SUMS` is the authority.
+    """
+
+    name: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The four networks of one Stable Diffusion, its image size and how to train it.
+
+    Attributes:
+        name: What `get_preset` calls it.
+        image_size: Side of its pictures in pixels, where the user names none.
+        image_size_multiple: Image sizes must be multiples of this.
+        text_encoder: Dimensions.
+        diffusion_model: Dimensions.
+        image_encoder: Dimensions.
+        decoder: Dimensions.
+        training: Recommended settings.
+        weight_files: For each network, the file of its base weights.
+        ships_weights: Whether the base weights come with this package.
+    """
+
+    name: str
+    image_size: int
+    image_size_multiple: int
+    text_encoder: TextEncoderDimensions
+    diffusion_model: DiffusionModelDimensions
+    image_encoder: AutoencoderDimensions
+    decoder: AutoencoderDimensions
+    training: RecommendedTraining
+    weight_files: Mapping[str, WeightFile]
+    ships_weights: bool
+
+    def check_image_size(self, image_size: int) -> None:
+        """Raises a `ValueError` where the networks cannot take `image_size` (pixels a side)."""
+        if image_size < self.image_size_multiple or image_size % self.image_size_multiple:
+            multiple = self.image_size_multiple
+            nearest = max(1, round(image_size / multiple)) * multiple
+            raise ValueError(
+                f"image size {image_size} is impossible with preset {self.name!r}: it must be a "
+                f"positive multiple of {multiple}, for example {nearest}"
+            )
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """Height, width and channels of the latent of a square image of `image_size` pixels."""
+        side = image_size // LATENT_DOWNSAMPLING
+        return side, side, LATENT_CHANNELS
+
+
+_TINY = Preset(
+    name="tiny",
+    image_size=64,
+    image_size_multiple=64,
+    text_encoder=TextEncoderDimensions(width=40, num_layers=2, num_heads=4),
+    diffusion_model=DiffusionModelDimensions(
+        widths=(64, 96),
+        cross_attention=(True, True),
+        num_blocks=1,
+        num_heads=4,
+        timestep_width=64,
+        embedding_width=192,
+        norm_groups=16,
+    ),
+    image_encoder=AutoencoderDimensions(widths=(16, 32, 64, 64), num_blocks=1, norm_groups=8),
+    decoder=AutoencoderDimensions(widths=(16, 32, 64, 96), num_blocks=1, norm_groups=8),
+    training=RecommendedTraining(
+        steps=400,
+        batch_size=32,
+        learning_rate=1e-3,
+        learning_rate_schedule="cosine",
+        warmup_steps=20,
+        ema_decay=0.99,
+    ),
+    weight_files=MappingProxyType(
+        {network: WeightFile(f"{network}.safetensors", None) for network in NETWORKS}
+    ),
+    ships_weights=True,
+)
+
+_SD_V1_4 = Preset(
+    name="sd-v1-4",
+    image_size=512,
+    image_size_multiple=128,
+    text_encoder=TextEncoderDimensions(width=768, num_layers=12, num_heads=12),
+    diffusion_model=DiffusionModelDimensions(
+        widths=(320, 640, 1280, 1280),
+        cross_attention=(True, True, True, False),
+        num_blocks=2,
+        num_heads=8,
+        timestep_width=320,
+        embedding_width=1280,
+        norm_groups=32,
+    ),
+    image_encoder=AutoencoderDimensions(widths=(128, 256, 512, 512), num_blocks=2, norm_groups=32),
+    decoder=AutoencoderDimensions(widths=(128, 256, 512, 512), num_blocks=3, norm_groups=32),
+    # The published recipe for 833 pictures (diffusers' text-to-image README): 15,000 steps of
+    # effective batch 4 at a constant 1e-5.
+    training=RecommendedTraining(
+        steps=15_000,
+        batch_size=4,
+        learning_rate=1e-5,
+        learning_rate_schedule="constant",
+        warmup_steps=500,
+        ema_decay=0.9999,
+    ),
+    # The files and hashes that KerasCV downloads.
+    weight_files=MappingProxyType(
+        {
+            "text_encoder": WeightFile(
+                "kcv_encoder.h5",
+                "4789e63e07c0e54d6a34a29b45ce81ece27060c499a709d556c7755b42bb0dc4",
+            ),
+            "image_encoder": WeightFile(
+                "vae_encoder.h5",
+                "c60fb220a40d090e0f86a6ab4c312d113e115c87c40ff75d11ffcf380aab7ebb",
+            ),
+            "diffusion_model": WeightFile(
+                "kcv_diffusion_model.h5",
+                "8799ff9763de13d7f30a683d653018e114ed24a6a819667da4f5ee10f9e805fe",
+            ),
+            "decoder": WeightFile(
+                "kcv_decoder.h5",
+                "ad350a65cc8bc4a80c8103367e039a3329b4231c2469a1093869a345f55b1962",
+            ),
+        }
+    ),
+    ships_weights=False,
+)
+
+PRESETS: Mapping[str, Preset] = MappingProxyType({p.name: p for p in (_TINY, _SD_V1_4)})
+
+
+def preset_names() -> tuple[str, ...]:
+    """The names that `get_preset` takes."""
+    return tuple(PRESETS)
+
+
+def get_preset(name: str) -> Preset:
+    """The preset called `name`; raises a `ValueError` that lists the names there are."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise ValueError(
+            f"there is no preset {name!r}: choose one of {', '.join(preset_names())}"
+        ) from None
