@@ -1,0 +1,27 @@
+"""Custom TFX components, a folder each, and the artifact types they exchange.
+
+The artifact classes are importable from here, because that is where the Vertex container looks for
+a type called `components.RejectedRows`. They are looked up on first use: reading a dataset's
+fingerprint must not cost an import of TFX.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+# Importing TFX switches TensorFlow to Keras 2 where this variable is unset.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "0")
+
+if TYPE_CHECKING:
+    from components.artifacts import EvaluationReport, RejectedRows
+
+__all__ = ["EvaluationReport", "RejectedRows"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from components import artifacts
+
+    return getattr(artifacts, name)

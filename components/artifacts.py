@@ -1,0 +1,24 @@
+"""Artifact types of our own.
+
+Vertex accepts only types without PROPERTIES, so facts go into custom properties, and it wants a
+TYPE_NAME that is the import path of the class: `components.<Class>`.
+"""
+
+from __future__ import annotations
+
+from tfx.types import artifact
+
+
+class RejectedRows(artifact.Artifact):
+    """Rows of a dataset that were set aside, as JSON lines in `rejects.jsonl`.
+
+    Custom properties: `rejected_total`, and `rejected_<reason>` for every reason that occurred.
+    """
+
+    TYPE_NAME = "components.RejectedRows"
+
+
+class EvaluationReport(artifact.Artifact):
+    """Pictures before and after fine-tuning, the loss curve and a summary of one evaluation."""
+
+    TYPE_NAME = "components.EvaluationReport"

@@ -1,0 +1,103 @@
+"""The CaptionExampleGen component."""
+
+from __future__ import annotations
+
+from tfx.dsl.components.base import base_beam_component, executor_spec
+from tfx.types import channel_utils, component_spec, standard_artifacts
+
+from components.artifacts import RejectedRows
+from components.caption_example_gen import executor
+from components.code_version import code_version
+
+_CODE = (
+    "components.caption_example_gen",
+    "components.counts",
+    "components.tfrecords",
+    "trainer.images",
+    "trainer.tokenizer",
+)
+
+
+class CaptionExampleGenSpec(component_spec.ComponentSpec):
+    """Inputs, outputs and settings of CaptionExampleGen."""
+
+    PARAMETERS = {
+        "dataset": component_spec.ExecutionParameter(type=str),
+        "dataset_fingerprint": component_spec.ExecutionParameter(type=str),
+        "eval_fraction": component_spec.ExecutionParameter(type=float),
+        "seed": component_spec.ExecutionParameter(type=int),
+        "image_column": component_spec.ExecutionParameter(type=str),
+        "caption_column": component_spec.ExecutionParameter(type=str),
+        "max_rejected_fraction": component_spec.ExecutionParameter(type=float),
+        "code_version": component_spec.ExecutionParameter(type=str),
+    }
+    INPUTS: dict[str, component_spec.ChannelParameter] = {}
+    OUTPUTS = {
+        "examples": component_spec.ChannelParameter(type=standard_artifacts.Examples),
+        "rejects": component_spec.ChannelParameter(type=RejectedRows),
+    }
+
+
+class CaptionExampleGen(base_beam_component.BaseBeamComponent):
+    """Reads captioned pictures, checks every row and splits them into train and eval.
+
+    Outputs:
+      examples: `standard_artifacts.Examples`, splits train and eval, gzip TFRecord of tf.Example
+        with `id`, `image/encoded` (the source's own bytes), `image/format`, `image/height`,
+        `image/width` and `caption`. Custom properties: `dataset`, `dataset_fingerprint`,
+        `num_train`, `num_eval`, `captions_truncated`, `rejected_total`.
+      rejects: `components.RejectedRows`, the rows that cannot be used and why.
+
+    A picture's split depends on its bytes and the seed alone, so it does not move when rows are
+    added, and the same picture with another caption is in the same split. The files are the same
+    byte for byte, whatever the number of workers.
+    """
+
+    SPEC_CLASS = CaptionExampleGenSpec
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
+
+    def __init__(
+        self,
+        dataset: str,
+        dataset_fingerprint: str,
+        eval_fraction: float = 0.1,
+        seed: int = 0,
+        image_column: str = "image",
+        caption_column: str = "text",
+        max_rejected_fraction: float = 0.05,
+    ) -> None:
+        """Makes the component.
+
+        Args:
+            dataset: Path or URL of a folder with Parquet files, at any depth.
+            dataset_fingerprint: What `source.dataset_fingerprint(dataset)` says: the part of the
+                cache key that stands for the data.
+            eval_fraction: Fraction of the pictures held out, above 0 and below 1.
+            seed: Decides which.
+            image_column: Column with the pictures: a struct of `bytes` and `path`, or binary.
+            caption_column: Column with the captions: text.
+            max_rejected_fraction: With more rows rejected than this, the component fails.
+
+        Raises:
+            ValueError: A fraction is out of its range.
+        """
+        if not 0.0 < eval_fraction < 1.0:
+            raise ValueError(f"eval_fraction is {eval_fraction}; it must be above 0 and below 1")
+        if not 0.0 <= max_rejected_fraction <= 1.0:
+            raise ValueError(
+                f"max_rejected_fraction is {max_rejected_fraction}; it must be from 0 to 1"
+            )
+        super().__init__(
+            CaptionExampleGenSpec(
+                dataset=dataset,
+                dataset_fingerprint=dataset_fingerprint,
+                eval_fraction=float(eval_fraction),
+                seed=seed,
+                image_column=image_column,
+                caption_column=caption_column,
+                max_rejected_fraction=float(max_rejected_fraction),
+                code_version=code_version(*_CODE),
+                examples=channel_utils.as_channel([standard_artifacts.Examples()]),
+                rejects=channel_utils.as_channel([RejectedRows()]),
+            )
+        )

@@ -1,0 +1,84 @@
+"""The LatentGen component."""
+
+from __future__ import annotations
+
+from tfx import types
+from tfx.dsl.components.base import base_beam_component, executor_spec
+from tfx.types import channel_utils, component_spec, standard_artifacts
+
+from components.code_version import code_version
+from components.latent_gen import executor
+from trainer.presets import get_preset
+
+_CODE = ("components.latent_gen", "components.counts", "components.tfrecords", "trainer")
+
+
+class LatentGenSpec(component_spec.ComponentSpec):
+    """Inputs, outputs and settings of LatentGen."""
+
+    PARAMETERS = {
+        "preset": component_spec.ExecutionParameter(type=str),
+        "image_size": component_spec.ExecutionParameter(type=int),
+        "base_weights": component_spec.ExecutionParameter(type=str),
+        "encoders_hash": component_spec.ExecutionParameter(type=str),
+        # Vertex hands over no booleans.
+        "flip": component_spec.ExecutionParameter(type=int),
+        "code_version": component_spec.ExecutionParameter(type=str),
+    }
+    INPUTS = {"examples": component_spec.ChannelParameter(type=standard_artifacts.Examples)}
+    OUTPUTS = {"latents": component_spec.ChannelParameter(type=standard_artifacts.Examples)}
+
+
+class LatentGen(base_beam_component.BaseBeamComponent):
+    """Encodes every picture and caption with the frozen encoders, so that training need not.
+
+    Outputs:
+      latents: `standard_artifacts.Examples` with the splits, shards and order of the examples;
+        records as `trainer.latents.make_latent_example` makes them, and `manifest.json`
+        (`trainer.latents.LatentsManifest`). Custom properties: `preset`, `image_size`, `flip`,
+        `encoders_hash`, and `num_<split>` for every split.
+    """
+
+    SPEC_CLASS = LatentGenSpec
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
+
+    def __init__(
+        self,
+        examples: types.BaseChannel,
+        preset: str,
+        image_size: int,
+        base_weights: str = "default",
+        flip: bool = False,
+    ) -> None:
+        """Makes the component.
+
+        Args:
+            examples: What CaptionExampleGen made.
+            preset: Name of the preset whose encoders are used.
+            image_size: Side in pixels that pictures are scaled and cropped to.
+            base_weights: Where the encoders' weights come from; see
+                `trainer.weights.load_base_weights`.
+            flip: Whether to encode every picture's mirror image, too.
+
+        Raises:
+            ValueError: There is no such preset, its networks cannot take pictures of that size,
+                or it has no such weights.
+        """
+        networks = get_preset(preset)
+        networks.check_image_size(image_size)
+        # Imports Keras.
+        from trainer.weights import base_weights_hash
+
+        super().__init__(
+            LatentGenSpec(
+                preset=preset,
+                image_size=image_size,
+                base_weights=base_weights,
+                # Other weights at the same place must not find old latents in the cache.
+                encoders_hash=base_weights_hash(networks, base_weights, executor.ENCODERS),
+                flip=int(flip),
+                code_version=code_version(*_CODE),
+                examples=examples,
+                latents=channel_utils.as_channel([standard_artifacts.Examples()]),
+            )
+        )

@@ -1,0 +1,305 @@
+"""The work of LatentGen.
+
+A shard of examples becomes the shard of latents of the same number, encoded from front to back in
+batches of one fixed size. So the result does not depend on how Beam spreads the shards, nothing is
+sorted or shuffled, and all splits go through the same workers, which load the encoders once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import apache_beam as beam
+import numpy as np
+import tensorflow as tf
+from apache_beam.utils import shared
+from tfx import types
+from tfx.components.util import examples_utils
+from tfx.dsl.components.base import base_beam_executor
+from tfx.proto import example_gen_pb2
+from tfx.types import artifact_utils
+from tfx.utils import io_utils
+
+from components.counts import WriteCounts, read_counts
+from components.tfrecords import read_shard, shard_name, write_shard
+
+if TYPE_CHECKING:
+    from trainer.presets import Preset
+
+ENCODERS = ("text_encoder", "image_encoder")
+
+# The image encoder's activations are some hundred values a pixel.
+_BATCH_PIXELS = 1 << 20
+_MAX_BATCH_SIZE = 16
+_COUNTS_NAME = "counts.json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """A file of examples and the file of latents that it becomes."""
+
+    split: str
+    source: str
+    target: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoded:
+    """What the encoders say of a batch: float32 arrays, `mirror_*` only where flips are on."""
+
+    context: np.ndarray
+    mean: np.ndarray
+    log_variance: np.ndarray
+    mirror_mean: np.ndarray | None
+    mirror_log_variance: np.ndarray | None
+
+
+class Executor(base_beam_executor.BaseBeamExecutor):
+    """Encodes examples with Beam."""
+
+    def Do(  # noqa: N802
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """See `LatentGen`.
+
+        Raises:
+            RuntimeError: The weights are not those that the component was made with, or an
+                example holds a picture that cannot be decoded.
+        """
+        self._log_startup(input_dict, output_dict, exec_properties)
+        # Import Keras.
+        from trainer.latents import LatentsManifest
+        from trainer.presets import get_preset
+        from trainer.weights import base_weights_hash
+
+        preset = get_preset(exec_properties["preset"])
+        image_size = exec_properties["image_size"]
+        flip = bool(exec_properties["flip"])
+        encoders_hash = base_weights_hash(preset, exec_properties["base_weights"], ENCODERS)
+        if encoders_hash != exec_properties["encoders_hash"]:
+            raise RuntimeError(
+                f"the encoders' weights in {exec_properties['base_weights']!r} have changed since "
+                f"the run was prepared (hash {encoders_hash}, expected "
+                f"{exec_properties['encoders_hash']}): start the run again"
+            )
+
+        examples = artifact_utils.get_single_instance(input_dict["examples"])
+        latents = artifact_utils.get_single_instance(output_dict["latents"])
+        splits = artifact_utils.decode_split_names(examples.split_names)
+        latents.split_names = examples.split_names
+        latents.span = examples.span
+        latents.version = examples.version
+        examples_utils.set_file_format(latents, "tfrecords_gzip")
+        tf_example = example_gen_pb2.FORMAT_TF_EXAMPLE  # type: ignore[attr-defined]
+        examples_utils.set_payload_format(latents, tf_example)
+
+        temporary_folder = os.path.join(latents.uri, f".unfinished-{uuid.uuid4().hex}")
+        counts_path = os.path.join(temporary_folder, _COUNTS_NAME)
+        tf.io.gfile.makedirs(temporary_folder)
+        shards = [shard for split in splits for shard in _shards(examples, latents, split)]
+        with self._make_beam_pipeline() as pipeline:
+            (
+                pipeline
+                | "Shards" >> beam.Create(shards)
+                | "Spread" >> beam.Reshuffle()
+                | "Encode"
+                >> beam.ParDo(
+                    _EncodeShard(
+                        preset,
+                        image_size,
+                        exec_properties["base_weights"],
+                        flip,
+                        temporary_folder,
+                        shared.Shared(),
+                    )
+                )
+                | "WriteCounts" >> WriteCounts(counts_path)
+            )
+        counts = read_counts(counts_path)
+        tf.io.gfile.rmtree(temporary_folder)
+
+        manifest = LatentsManifest(
+            preset=preset.name,
+            image_size=image_size,
+            encoders_hash=encoders_hash,
+            flip=flip,
+            counts={split: counts[split] for split in splits},
+        )
+        manifest.write(latents.uri)
+        latents.set_string_custom_property("preset", preset.name)
+        latents.set_int_custom_property("image_size", image_size)
+        latents.set_int_custom_property("flip", int(flip))
+        latents.set_string_custom_property("encoders_hash", encoders_hash)
+        for split, count in manifest.counts.items():
+            latents.set_int_custom_property(f"num_{split}", count)
+        logger.info(
+            "Encoded %s pictures and captions at %d x %d pixels%s.",
+            f"{sum(manifest.counts.values()):,}",
+            image_size,
+            image_size,
+            ", and the pictures' mirror images" if flip else "",
+        )
+
+
+class Encoders:
+    """The two frozen encoders of a preset."""
+
+    def __init__(self, preset: Preset, image_size: int, base_weights: str, flip: bool) -> None:
+        """Builds the networks and loads their weights.
+
+        Args:
+            preset: Which networks.
+            image_size: Side of the pictures in pixels.
+            base_weights: See `trainer.weights.load_base_weights`.
+            flip: Whether to encode mirror images, too.
+        """
+        # Import Keras and KerasCV.
+        from trainer.models import build_image_encoder, build_text_encoder
+        from trainer.weights import load_base_weights
+
+        text_encoder = build_text_encoder(preset)
+        load_base_weights(text_encoder, "text_encoder", preset, base_weights)
+        image_encoder = build_image_encoder(preset)
+        load_base_weights(image_encoder, "image_encoder", preset, base_weights)
+        length = preset.text_encoder.max_length
+
+        def moments(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return tuple(tf.split(image_encoder(images, training=False), 2, axis=-1))
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec([None, length], tf.int32),
+                tf.TensorSpec([None, image_size, image_size, 3], tf.float32),
+            ]
+        )
+        def encode(tokens: tf.Tensor, images: tf.Tensor) -> dict[str, tf.Tensor]:
+            positions = tf.broadcast_to(tf.range(length), tf.shape(tokens))
+            context = text_encoder([tokens, positions], training=False)
+            mean, log_variance = moments(images)
+            encoded = {"context": context, "mean": mean, "log_variance": log_variance}
+            if flip:
+                mean, log_variance = moments(tf.reverse(images, axis=[2]))
+                encoded |= {"mirror_mean": mean, "mirror_log_variance": log_variance}
+            return encoded
+
+        self._encode = encode
+
+    def __call__(self, tokens: np.ndarray, images: np.ndarray) -> _Encoded:
+        """Encodes a batch.
+
+        Args:
+            tokens: int32 [B, 77].
+            images: float32 [B, H, W, 3] in [-1, 1].
+        """
+        encoded = {name: tensor.numpy() for name, tensor in self._encode(tokens, images).items()}
+        return _Encoded(
+            context=encoded["context"],
+            mean=encoded["mean"],
+            log_variance=encoded["log_variance"],
+            mirror_mean=encoded.get("mirror_mean"),
+            mirror_log_variance=encoded.get("mirror_log_variance"),
+        )
+
+
+def _shards(examples: types.Artifact, latents: types.Artifact, split: str) -> Iterator[_Shard]:
+    folder = artifact_utils.get_split_uri([latents], split)
+    tf.io.gfile.makedirs(folder)
+    pattern = io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], split))
+    sources = sorted(tf.io.gfile.glob(pattern))
+    for index, source in enumerate(sources):
+        target = os.path.join(folder, shard_name("latents", index, len(sources)))
+        yield _Shard(split, source, target)
+
+
+class _EncodeShard(beam.DoFn):
+    """Shard -> (split, records in it); writes the shard of latents."""
+
+    def __init__(
+        self,
+        preset: Preset,
+        image_size: int,
+        base_weights: str,
+        flip: bool,
+        temporary_folder: str,
+        shared_encoders: shared.Shared,
+    ) -> None:
+        self._preset = preset
+        self._image_size = image_size
+        self._base_weights = base_weights
+        self._flip = flip
+        self._temporary_folder = temporary_folder
+        self._shared_encoders = shared_encoders
+
+    def setup(self) -> None:
+        # One copy a process, however many threads work in it.
+        self._encoders = self._shared_encoders.acquire(
+            lambda: Encoders(self._preset, self._image_size, self._base_weights, self._flip)
+        )
+
+    def process(self, shard: _Shard) -> Iterator[tuple[str, int]]:
+        records = self._encoded_records(read_shard(shard.source))
+        yield shard.split, write_shard(shard.target, records, self._temporary_folder)
+
+    def _encoded_records(self, serialized: Iterator[bytes]) -> Iterator[bytes]:
+        from trainer.latents import make_latent_example
+        from trainer.tokenizer import tokenize
+
+        batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_PIXELS // self._image_size**2))
+        while batch := list(itertools.islice(serialized, batch_size)):
+            features = [tf.train.Example.FromString(record).features.feature for record in batch]
+            ids = [_bytes_of(f, "id").decode() for f in features]
+            tokens = tokenize(
+                [_bytes_of(f, "caption").decode() for f in features],
+                self._preset.text_encoder.max_length,
+            )
+            images = np.stack(
+                [
+                    self._image(_bytes_of(f, "image/encoded"), i)
+                    for f, i in zip(features, ids, strict=True)
+                ]
+            )
+            # The last batch is filled up: kernels may round differently at another batch size.
+            fill = batch_size - len(batch)
+            encoded = self._encoders(
+                np.pad(tokens, ((0, fill), (0, 0)), mode="edge"),
+                np.pad(images, ((0, fill), (0, 0), (0, 0), (0, 0)), mode="edge"),
+            )
+            for row, example_id in enumerate(ids):
+                yield make_latent_example(
+                    example_id=example_id,
+                    tokens=tokens[row],
+                    context=encoded.context[row],
+                    mean=encoded.mean[row],
+                    log_variance=encoded.log_variance[row],
+                    mirror_mean=_row(encoded.mirror_mean, row),
+                    mirror_log_variance=_row(encoded.mirror_log_variance, row),
+                ).SerializeToString(deterministic=True)
+
+    def _image(self, encoded: bytes, example_id: str) -> np.ndarray:
+        from trainer.images import ImageError, decode_image, resize_cover, to_model_range
+
+        try:
+            image = decode_image(encoded)
+        except ImageError as error:
+            raise RuntimeError(f"example {example_id} cannot be encoded: {error}") from error
+        return to_model_range(resize_cover(image, self._image_size))
+
+
+def _bytes_of(features: Any, name: str) -> bytes:
+    value: bytes = features[name].bytes_list.value[0]
+    return value
+
+
+def _row(values: np.ndarray | None, row: int) -> np.ndarray | None:
+    return None if values is None else values[row]

@@ -1,0 +1,501 @@
+import hashlib
+import io
+import json
+import os
+import shutil
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from PIL import Image
+from tfx.dsl.components.base import base_beam_executor
+from tfx.types import artifact_utils, standard_artifacts
+
+from components import RejectedRows
+from components.caption_example_gen import CaptionExampleGen, executor
+from components.caption_example_gen.source import (
+    DatasetError,
+    ParquetFolder,
+    check_dataset,
+    dataset_fingerprint,
+    split_of,
+)
+
+TWO_WORKERS = ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]
+HUB_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def png(seed, size=(8, 8), **options):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def write(path, rows, row_group_size=4, captions="text", image_type=HUB_TYPE, caption_type=None):
+    """Writes (picture, caption) rows in the hub's schema."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [
+        {"bytes": image, "path": None} if isinstance(image, bytes) else image for image, _ in rows
+    ]
+    if image_type != HUB_TYPE:
+        images = [image for image, _ in rows]
+    table = pa.table(
+        {
+            "image": pa.array(images, image_type),
+            captions: pa.array([caption for _, caption in rows], caption_type or pa.string()),
+        }
+    )
+    pq.write_table(table, path, row_group_size=row_group_size)
+
+
+def generate(tmp_path, dataset, beam_args=(), **settings):
+    """Runs the executor; returns the two artifacts."""
+    properties = {
+        "dataset": str(dataset),
+        "dataset_fingerprint": dataset_fingerprint(str(dataset)),
+        "eval_fraction": 0.3,
+        "seed": 0,
+        "image_column": "image",
+        "caption_column": "text",
+        "max_rejected_fraction": 1.0,
+        **settings,
+    }
+    target = tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}"
+    examples, rejects = standard_artifacts.Examples(), RejectedRows()
+    examples.uri, rejects.uri = str(target / "examples"), str(target / "rejects")
+    context = base_beam_executor.BaseBeamExecutor.Context(beam_pipeline_args=list(beam_args))
+    executor.Executor(context).Do({}, {"examples": [examples], "rejects": [rejects]}, properties)
+    return examples, rejects
+
+
+def read_split(examples, split):
+    """Rows of a split in the order of the files, as dicts."""
+    folder = artifact_utils.get_split_uri([examples], split)
+    rows = []
+    for name in sorted(os.listdir(folder)):
+        for record in tf.data.TFRecordDataset(os.path.join(folder, name), "GZIP"):
+            features = tf.train.Example.FromString(record.numpy()).features.feature
+            rows.append(
+                {
+                    name: (f.bytes_list.value or f.int64_list.value)[0]
+                    for name, f in features.items()
+                }
+            )
+    return rows
+
+
+def read_rejects(rejects):
+    with open(os.path.join(rejects.uri, "rejects.jsonl"), encoding="utf-8") as f:
+        return [json.loads(line) for line in f]
+
+
+def file_bytes(examples):
+    return {
+        os.path.relpath(os.path.join(folder, name), examples.uri): open(
+            os.path.join(folder, name), "rb"
+        ).read()
+        for folder, _, names in os.walk(examples.uri)
+        for name in names
+    }
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """Thirty good rows in the hub's layout, two files, and what the component makes of them."""
+    tmp_path = tmp_path_factory.mktemp("good")
+    rows = [(png(i, (8 + i, 10)), f"picture number {i}") for i in range(30)]
+    write(tmp_path / "set" / "data" / "train-00000-of-00002.parquet", rows[:17])
+    write(tmp_path / "set" / "data" / "train-00001-of-00002.parquet", rows[17:])
+    (tmp_path / "set" / "README.md").write_text("a card")
+    return rows, tmp_path / "set", *generate(tmp_path, tmp_path / "set")
+
+
+def test_every_row_is_there_once_as_it_was(good):
+    rows, _, examples, rejects = good
+    found = read_split(examples, "train") + read_split(examples, "eval")
+    assert sorted(row["caption"].decode() for row in found) == sorted(c for _, c in rows)
+    by_caption = {row["caption"].decode(): row for row in found}
+    for index, (image, caption) in enumerate(rows):
+        assert by_caption[caption] == {
+            "id": hashlib.sha256(image + caption.encode()).hexdigest().encode(),
+            "image/encoded": image,
+            "image/format": b"png",
+            "image/height": 10,
+            "image/width": 8 + index,
+            "caption": caption.encode(),
+        }
+    assert read_rejects(rejects) == []
+
+
+def test_split_follows_the_picture_and_the_seed(good):
+    rows, _, examples, _ = good
+    for split in ("train", "eval"):
+        found = {row["image/encoded"] for row in read_split(examples, split)}
+        assert found == {image for image, _ in rows if split_of(image, 0.3, 0) == split}
+        assert found
+
+
+def test_split_of_by_hand():
+    digest = hashlib.sha256(b"7:picture").digest()
+    fraction = int.from_bytes(digest[:8], "big") / 2**64
+    assert split_of(b"picture", fraction + 1e-9, 7) == "eval"
+    assert split_of(b"picture", fraction - 1e-9, 7) == "train"
+    share = np.mean([split_of(str(i).encode(), 0.2, 1) == "eval" for i in range(5000)])
+    assert share == pytest.approx(0.2, abs=0.02)
+
+
+def test_order_is_that_of_the_ids(good):
+    _, _, examples, _ = good
+    ids = [row["id"] for row in read_split(examples, "train")]
+    assert ids == sorted(ids)
+
+
+def test_artifact_is_described_as_tfx_expects(good):
+    _, dataset, examples, rejects = good
+    assert artifact_utils.decode_split_names(examples.split_names) == ["train", "eval"]
+    assert (examples.span, examples.version) == (0, 0)
+    expected = {
+        "file_format": "tfrecords_gzip",
+        "payload_format": "FORMAT_TF_EXAMPLE",
+        "dataset": str(dataset),
+        "dataset_fingerprint": dataset_fingerprint(str(dataset)),
+    }
+    for name, value in expected.items():
+        assert examples.get_string_custom_property(name) == value
+    counts = {
+        name: examples.get_int_custom_property(name)
+        for name in ("num_train", "num_eval", "captions_truncated", "rejected_total")
+    }
+    assert counts == {
+        "num_train": len(read_split(examples, "train")),
+        "num_eval": len(read_split(examples, "eval")),
+        "captions_truncated": 0,
+        "rejected_total": 0,
+    }
+    assert rejects.get_int_custom_property("rejected_total") == 0
+    assert sorted(os.listdir(examples.uri)) == ["Split-eval", "Split-train"]
+
+
+@pytest.mark.parametrize("beam_args", [["--direct_num_workers=1"], TWO_WORKERS])
+def test_bytes_do_not_depend_on_run_or_workers(good, tmp_path, beam_args, monkeypatch):
+    _, dataset, _, _ = good
+    # Several shards and spills, as a large dataset has.
+    monkeypatch.setattr(executor, "_SHARD_BYTES", 3000)
+    monkeypatch.setattr(executor, "_SPILL_BYTES", 500)
+    first = file_bytes(generate(tmp_path, dataset)[0])
+    assert len(first) > 3
+    assert file_bytes(generate(tmp_path, dataset, beam_args)[0]) == first
+
+
+def test_shards_hold_what_one_file_holds(good, tmp_path, monkeypatch):
+    _, dataset, examples, _ = good
+    monkeypatch.setattr(executor, "_SHARD_BYTES", 1000)
+    sharded, _ = generate(tmp_path, dataset)
+    names = os.listdir(artifact_utils.get_split_uri([sharded], "train"))
+    assert all(name.endswith(f"-of-{len(names):05d}.gz") for name in names)
+    assert len(names) > 3
+    for split in ("train", "eval"):
+        assert read_split(sharded, split) == read_split(examples, split)
+
+
+def test_split_is_stable_when_rows_are_added(good, tmp_path):
+    rows, _, examples, _ = good
+    write(tmp_path / "set" / "all.parquet", [*((png(99 + i), "new") for i in range(9)), *rows])
+    more, _ = generate(tmp_path, tmp_path / "set")
+    for split in ("train", "eval"):
+        before = {row["id"] for row in read_split(examples, split)}
+        after = {row["id"] for row in read_split(more, split)}
+        assert before <= after
+
+
+def test_picture_with_two_captions_is_in_one_split(tmp_path):
+    rows = [(png(i), f"{word} {i}") for i in range(20) for word in ("first", "second")]
+    write(tmp_path / "set" / "all.parquet", rows)
+    examples, _ = generate(tmp_path, tmp_path / "set")
+    images = {s: [r["image/encoded"] for r in read_split(examples, s)] for s in ("train", "eval")}
+    assert len(images["train"]) + len(images["eval"]) == 40
+    assert not set(images["train"]) & set(images["eval"])
+    assert all(images["eval"].count(image) == 2 for image in images["eval"])
+
+
+def _zero_height_png():
+    """An otherwise whole PNG whose header says that it is 4 x 0 pixels."""
+
+    def chunk(kind, content):
+        return (
+            len(content).to_bytes(4, "big")
+            + kind
+            + content
+            + zlib.crc32(kind + content).to_bytes(4, "big")
+        )
+
+    header = (4).to_bytes(4, "big") + (0).to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    data = zlib.compress(b"")
+    signature = b"\x89PNG\r\n\x1a\n"
+    return signature + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Good rows among one or more of every kind that must be set aside."""
+    tmp_path = tmp_path_factory.mktemp("mixed")
+    buffer = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(buffer, "PNG")
+    (tmp_path / "set" / "pictures").mkdir(parents=True)
+    (tmp_path / "set" / "pictures" / "1.png").write_bytes(png(1000))
+    (tmp_path / "outside.png").write_bytes(png(1001))
+    rows = [(png(i), f"good {i}") for i in range(20)]
+    rows += [
+        ({"bytes": None, "path": "pictures/1.png"}, "beside the file"),  # row 20: good
+        (png(3), "good 3"),  # 21
+        (png(3), "good 3"),
+        (png(500), None),
+        (png(501), " \n\t"),
+        (png(502)[:60], "cut off"),  # 25
+        (b"no picture", "no picture"),
+        (buffer.getvalue(), "a bomb"),
+        (_zero_height_png(), "no height"),
+        ({"bytes": None, "path": None}, "nothing"),
+        (None, "missing struct"),  # 30
+        (b"", "empty"),
+        ({"bytes": None, "path": "pictures/2.png"}, "no such file"),
+        ({"bytes": None, "path": "../outside.png"}, "outside"),
+        (png(503), "word " * 100),  # 34: good, and long
+    ]
+    write(tmp_path / "set" / "all.parquet", rows, row_group_size=10)
+    return generate(tmp_path, tmp_path / "set", TWO_WORKERS)
+
+
+def test_rejects_say_why_and_where(mixed):
+    _, rejects = mixed
+    found = read_rejects(rejects)
+    assert {reject["origin"] for reject in found} == {"all.parquet"}
+    reasons = {reject["row"]: reject["reason"] for reject in found}
+    assert reasons.pop(28) in ("image_zero_size", "image_undecodable")
+    assert reasons == {
+        21: "duplicate",
+        22: "duplicate",
+        23: "caption_missing",
+        24: "caption_blank",
+        25: "image_undecodable",
+        26: "image_undecodable",
+        27: "image_too_large",
+        29: "image_missing",
+        30: "image_missing",
+        31: "image_missing",
+        32: "image_missing",
+        33: "image_missing",
+    }
+    by_row = {reject["row"]: reject for reject in found}
+    assert by_row[27]["caption"] == "a bomb"
+    assert "9000 x 9000" in by_row[27]["detail"]
+    assert by_row[21]["detail"] == "same picture and caption as all.parquet row 3"
+    assert by_row[23]["caption"] is None
+    assert [reject["row"] for reject in found] == sorted(by_row)
+
+
+def test_rejects_are_counted_by_reason(mixed):
+    _, rejects = mixed
+    reasons = [reject["reason"] for reject in read_rejects(rejects)]
+    for reason in set(reasons):
+        assert rejects.get_int_custom_property(f"rejected_{reason}") == reasons.count(reason)
+    assert rejects.get_int_custom_property("rejected_total") == 13
+
+
+def test_what_is_not_rejected_is_kept(mixed):
+    examples, _ = mixed
+    kept = read_split(examples, "train") + read_split(examples, "eval")
+    captions = sorted(row["caption"].decode() for row in kept)
+    assert captions == sorted([*(f"good {i}" for i in range(20)), "beside the file", "word " * 100])
+    assert examples.get_int_custom_property("captions_truncated") == 1
+
+
+def test_captions_that_are_not_utf8(tmp_path):
+    rows = [(png(i), f"grün {i}".encode()) for i in range(10)] + [(png(77), b"\xff\xfe")]
+    write(tmp_path / "set" / "all.parquet", rows, caption_type=pa.binary())
+    _, rejects = generate(tmp_path, tmp_path / "set")
+    [reject] = read_rejects(rejects)
+    assert (reject["reason"], reject["row"]) == ("caption_not_utf8", 10)
+
+
+def test_size_is_that_of_the_upright_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rows = [(png(i, (12, 8), exif=exif), f"turned {i}") for i in range(20)]
+    write(tmp_path / "set" / "all.parquet", rows)
+    examples, _ = generate(tmp_path, tmp_path / "set")
+    row = read_split(examples, "train")[0]
+    assert (row["image/width"], row["image/height"]) == (8, 12)
+
+
+def test_columns_can_be_named_and_pictures_can_be_plain_binary(tmp_path):
+    rows = [(png(i), f"picture {i}") for i in range(10)]
+    path = tmp_path / "set" / "all.parquet"
+    write(path, rows, captions="said", image_type=pa.large_binary())
+    examples, _ = generate(tmp_path, tmp_path / "set", caption_column="said")
+    kept = read_split(examples, "train") + read_split(examples, "eval")
+    assert {row["image/encoded"] for row in kept} == {image for image, _ in rows}
+
+
+def test_too_many_rejects_fail_with_a_table(tmp_path):
+    rows = [(png(i), f"good {i}") for i in range(18)] + [(b"x", "bad"), (png(50), " ")]
+    write(tmp_path / "set" / "all.parquet", rows)
+    generate(tmp_path, tmp_path / "set", max_rejected_fraction=0.1)
+    with pytest.raises(RuntimeError) as caught:
+        generate(tmp_path, tmp_path / "set", max_rejected_fraction=0.09)
+    first, header, *table = str(caught.value).splitlines()
+    assert "2 of 20 rows" in first
+    assert "max_rejected_fraction 0.09" in first
+    assert header.split() == ["reason", "rows", "the", "first", "of", "them"]
+    assert [line.split()[:2] for line in table] == [
+        ["caption_blank", "1"],
+        ["image_undecodable", "1"],
+    ]
+    assert "all.parquet row 19" in table[0]
+
+
+def test_empty_split_is_an_error_that_says_what_to_change(tmp_path):
+    image = next(png(i) for i in range(99) if split_of(png(i), 0.3, 0) == "train")
+    write(tmp_path / "set" / "all.parquet", [(image, "one"), (image, "two")])
+    with pytest.raises(RuntimeError) as caught:
+        generate(tmp_path, tmp_path / "set")
+    for part in ("eval split would be empty", "all 2", "0.3", "larger eval_fraction", "seed 0"):
+        assert part in str(caught.value)
+    with pytest.raises(DatasetError, match="eval split would be empty: all 2 rows"):
+        check_dataset(
+            str(tmp_path / "set"),
+            image_column="image",
+            caption_column="text",
+            eval_fraction=0.3,
+            seed=0,
+        )
+
+
+def test_dataset_changed_since_its_fingerprint_was_taken(good, tmp_path):
+    _, dataset, _, _ = good
+    with pytest.raises(RuntimeError, match="start the run again"):
+        generate(tmp_path, dataset, dataset_fingerprint="0" * 64)
+
+
+def test_check_dataset_passes(good):
+    _, dataset, _, _ = good
+    check_dataset(
+        str(dataset), image_column="image", caption_column="text", eval_fraction=0.1, seed=3
+    )
+
+
+def test_fingerprint_is_of_content(good, tmp_path):
+    _, dataset, _, _ = good
+    before = dataset_fingerprint(str(dataset))
+    assert len(before) == 64
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    path = copy / "data" / "train-00000-of-00002.parquet"
+    os.utime(path, (1, 1))
+    (copy / "README.md").write_text("another card")
+    (copy / ".cache").mkdir()
+    (copy / ".cache" / "x.parquet").write_bytes(b"")
+    assert dataset_fingerprint(str(copy)) == before
+    assert dataset_fingerprint(f"file://{copy}/") == before
+
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    changed = dataset_fingerprint(str(copy))
+    content[100] ^= 1
+    path.write_bytes(content)
+    path.rename(path.with_name("other.parquet"))
+    renamed = dataset_fingerprint(str(copy))
+    (copy / "beside.png").write_bytes(b"x")
+    assert len({before, changed, renamed, dataset_fingerprint(str(copy))}) == 4
+
+
+def _summary(dataset, image_column="image", caption_column="text"):
+    return ParquetFolder(str(dataset), image_column, caption_column).summary()
+
+
+def test_missing_folder(tmp_path):
+    for call in (dataset_fingerprint, _summary):
+        with pytest.raises(DatasetError, match=r"nowhere' does not exist: give a folder"):
+            call(str(tmp_path / "nowhere"))
+
+
+def test_file_in_place_of_a_folder(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"")
+    with pytest.raises(DatasetError, match="is a file: give the folder"):
+        dataset_fingerprint(str(tmp_path / "x.parquet"))
+
+
+def test_folder_without_parquet(tmp_path):
+    (tmp_path / "x.csv").write_text("a")
+    for call in (dataset_fingerprint, _summary):
+        with pytest.raises(DatasetError, match="has no Parquet file"):
+            call(str(tmp_path))
+
+
+def test_unknown_file_system():
+    with pytest.raises(DatasetError, match="no path or URL"):
+        dataset_fingerprint("nothing://somewhere")
+
+
+def test_parquet_that_is_none(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"no parquet at all")
+    with pytest.raises(DatasetError, match=r"x\.parquet in dataset .* cannot be read") as caught:
+        _summary(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_rows(tmp_path):
+    write(tmp_path / "x.parquet", [])
+    with pytest.raises(DatasetError, match="has no rows"):
+        _summary(tmp_path)
+
+
+def test_missing_columns_are_named_with_those_there_are(tmp_path):
+    write(tmp_path / "x.parquet", [(png(0), "a")], captions="caption")
+    with pytest.raises(DatasetError) as caught:
+        _summary(tmp_path)
+    assert "no caption column 'text'" in str(caught.value)
+    assert "image (struct of bytes, path), caption (string)" in str(caught.value)
+    with pytest.raises(DatasetError, match="no image column 'picture'"):
+        _summary(tmp_path, "picture", "caption")
+
+
+def test_columns_of_the_wrong_type(tmp_path):
+    write(tmp_path / "x.parquet", [(png(0), 5)], caption_type=pa.int64())
+    with pytest.raises(DatasetError, match=r"caption column 'text' .* must hold text.*int64"):
+        _summary(tmp_path)
+    with pytest.raises(DatasetError, match=r"image column 'text' .* must hold a struct"):
+        _summary(tmp_path, "text")
+
+
+def test_summary_counts_rows_and_row_groups(good):
+    _, dataset, _, _ = good
+    summary = _summary(dataset)
+    assert summary.num_rows == 30
+    assert [g.num_rows for g in summary.row_groups] == [4, 4, 4, 4, 1, 4, 4, 4, 1]
+    assert [g.first_row for g in summary.row_groups] == [0, 4, 8, 12, 16, 0, 4, 8, 12]
+
+
+def test_component_has_the_spec(good):
+    _, dataset, _, _ = good
+    component = CaptionExampleGen(str(dataset), "fingerprint", eval_fraction=0.2, seed=3)
+    properties = component.exec_properties
+    assert properties["dataset_fingerprint"] == "fingerprint"
+    assert (properties["eval_fraction"], properties["seed"]) == (0.2, 3)
+    assert len(properties["code_version"]) == 16
+    assert component.outputs["examples"].type is standard_artifacts.Examples
+    assert component.outputs["rejects"].type is RejectedRows
+    assert RejectedRows.TYPE_NAME == "components.RejectedRows"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"eval_fraction": 0.0}, {"eval_fraction": 1.0}, {"max_rejected_fraction": 1.5}]
+)
+def test_component_refuses_impossible_fractions(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        CaptionExampleGen("x", "y", **settings)

@@ -1,0 +1,239 @@
+import io
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from tfx.dsl.components.base import base_beam_executor
+from tfx.types import artifact_utils, channel_utils, standard_artifacts
+
+from components.latent_gen import LatentGen, executor
+from components.tfrecords import read_shard, write_shard
+from trainer.images import decode_image, resize_cover, to_model_range
+from trainer.latents import LatentsManifest, parse_latents
+from trainer.models import build_image_encoder, build_text_encoder
+from trainer.presets import get_preset
+from trainer.tokenizer import tokenize
+from trainer.weights import base_weights_hash, load_base_weights
+
+PRESET = get_preset("tiny")
+TWO_WORKERS = ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]
+
+
+def _example(index, encoded=None):
+    pixels = np.random.default_rng(index).integers(0, 256, (80, 70 + index, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    values = {
+        "id": f"id-{index:02d}".encode(),
+        "image/encoded": encoded or buffer.getvalue(),
+        "caption": f"a creature with {index} horns".encode(),
+    }
+    return tf.train.Example(
+        features=tf.train.Features(
+            feature={
+                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+                for name, value in values.items()
+            }
+        )
+    )
+
+
+def _examples_artifact(folder, splits):
+    """Writes `splits`: for each split a list of shards, each a list of tf.Examples."""
+    artifact = standard_artifacts.Examples()
+    artifact.uri = str(folder)
+    artifact.split_names = artifact_utils.encode_split_names(list(splits))
+    for split, shards in splits.items():
+        uri = artifact_utils.get_split_uri([artifact], split)
+        os.makedirs(uri)
+        for index, shard in enumerate(shards):
+            write_shard(
+                os.path.join(uri, f"examples-{index:05d}-of-{len(shards):05d}.gz"),
+                [example.SerializeToString() for example in shard],
+                str(folder),
+            )
+    return artifact
+
+
+def _generate(folder, examples, beam_args=("--direct_num_workers=1",), **settings):
+    properties = {
+        "preset": "tiny",
+        "image_size": 64,
+        "base_weights": "random",
+        "encoders_hash": base_weights_hash(PRESET, "random", executor.ENCODERS),
+        "flip": 0,
+        **settings,
+    }
+    latents = standard_artifacts.Examples()
+    latents.uri = str(folder)
+    context = base_beam_executor.BaseBeamExecutor.Context(beam_pipeline_args=list(beam_args))
+    executor.Executor(context).Do({"examples": [examples]}, {"latents": [latents]}, properties)
+    return latents
+
+
+def _files(latents, split):
+    folder = artifact_utils.get_split_uri([latents], split)
+    return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+
+
+def _records(latents, split):
+    return [record for path in _files(latents, split) for record in read_shard(path)]
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    """Nineteen train examples in three shards, one of them empty, and two to evaluate on."""
+    rows = [_example(index) for index in range(21)]
+    return _examples_artifact(
+        tmp_path_factory.mktemp("examples"),
+        {"train": [rows[:17], [], rows[17:19]], "eval": [rows[19:]]},
+    )
+
+
+@pytest.fixture(scope="module")
+def latents(examples, tmp_path_factory):
+    return _generate(tmp_path_factory.mktemp("latents"), examples, flip=1)
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    text_encoder, image_encoder = build_text_encoder(PRESET), build_image_encoder(PRESET)
+    load_base_weights(text_encoder, "text_encoder", PRESET, "random")
+    load_base_weights(image_encoder, "image_encoder", PRESET, "random")
+    return text_encoder, image_encoder
+
+
+def _by_hand(encoders, example, mirror=False):
+    """Context, mean and log-variance of one example, encoded alone."""
+    text_encoder, image_encoder = encoders
+    features = example.features.feature
+    tokens = tokenize([features["caption"].bytes_list.value[0].decode()])
+    context = text_encoder([tokens, np.arange(77, dtype=np.int32)[None]])
+    pixels = resize_cover(decode_image(features["image/encoded"].bytes_list.value[0]), 64)
+    if mirror:
+        pixels = pixels[:, ::-1]
+    moments = np.asarray(image_encoder(to_model_range(pixels)[None]))
+    return tokens[0], np.asarray(context)[0], moments[0, ..., :4], moments[0, ..., 4:]
+
+
+def test_values_are_those_of_the_encoders(latents, encoders):
+    records = _records(latents, "train")
+    # In the first and in the filled-up second batch of the first shard, and in the last shard.
+    for index in (0, 16, 18):
+        parsed = parse_latents(tf.constant([records[index]]), PRESET, 64, flip=True)
+        example = _example(index)
+        tokens, context, mean, log_variance = _by_hand(encoders, example)
+        assert parsed["id"].numpy()[0] == f"id-{index:02d}".encode()
+        np.testing.assert_array_equal(parsed["tokens"].numpy()[0], tokens)
+        # float16 keeps 11 bits.
+        close = {"rtol": 2e-3, "atol": 2e-3}
+        np.testing.assert_allclose(parsed["context"][0], context, **close)
+        np.testing.assert_allclose(parsed["latent/mean"][0], mean, **close)
+        np.testing.assert_allclose(parsed["latent/log_variance"][0], log_variance, **close)
+        _, _, mean, log_variance = _by_hand(encoders, example, mirror=True)
+        np.testing.assert_allclose(parsed["latent/mirror_mean"][0], mean, **close)
+        np.testing.assert_allclose(parsed["latent/mirror_log_variance"][0], log_variance, **close)
+        assert np.abs(parsed["latent/mirror_mean"] - parsed["latent/mean"]).max() > 0.02
+
+
+def test_record_has_the_contract_s_shapes_and_types(latents):
+    [record, _] = _records(latents, "eval")
+    features = tf.train.Example.FromString(record).features.feature
+    assert set(features) == {
+        "id",
+        "tokens",
+        "context",
+        "latent/mean",
+        "latent/log_variance",
+        "latent/mirror_mean",
+        "latent/mirror_log_variance",
+    }
+    assert len(features["tokens"].int64_list.value) == 77
+    assert len(features["context"].bytes_list.value[0]) == 2 * 77 * PRESET.text_encoder.width
+    assert len(features["latent/mean"].bytes_list.value[0]) == 2 * 8 * 8 * 4
+
+
+def test_shards_and_order_are_those_of_the_examples(latents):
+    names = [os.path.basename(path) for path in _files(latents, "train")]
+    assert names == [f"latents-{index:05d}-of-00003.gz" for index in range(3)]
+    for split, expected in {"train": range(19), "eval": range(19, 21)}.items():
+        parsed = parse_latents(tf.constant(_records(latents, split)), PRESET, 64)
+        assert list(parsed["id"].numpy()) == [f"id-{index:02d}".encode() for index in expected]
+
+
+def test_manifest_and_artifact_say_what_made_them(latents):
+    encoders_hash = base_weights_hash(PRESET, "random", ("text_encoder", "image_encoder"))
+    assert LatentsManifest.read(latents.uri) == LatentsManifest(
+        preset="tiny",
+        image_size=64,
+        encoders_hash=encoders_hash,
+        flip=True,
+        counts={"train": 19, "eval": 2},
+    )
+    assert artifact_utils.decode_split_names(latents.split_names) == ["train", "eval"]
+    assert latents.get_string_custom_property("payload_format") == "FORMAT_TF_EXAMPLE"
+    assert latents.get_string_custom_property("preset") == "tiny"
+    assert latents.get_string_custom_property("encoders_hash") == encoders_hash
+    properties = ("image_size", "flip", "num_train", "num_eval")
+    assert [latents.get_int_custom_property(name) for name in properties] == [64, 1, 19, 2]
+    assert sorted(os.listdir(latents.uri)) == ["Split-eval", "Split-train", "manifest.json"]
+
+
+def test_without_flip_and_with_two_workers(latents, examples, tmp_path):
+    plain = _generate(tmp_path, examples, TWO_WORKERS)
+    assert LatentsManifest.read(plain.uri).flip is False
+    for split in ("train", "eval"):
+        pairs = zip(_records(plain, split), _records(latents, split), strict=True)
+        for plain_record, record in pairs:
+            example = tf.train.Example.FromString(record)
+            for name in ("latent/mirror_mean", "latent/mirror_log_variance"):
+                del example.features.feature[name]
+            assert tf.train.Example.FromString(plain_record) == example
+
+
+def test_bytes_are_the_same_again(latents, examples, tmp_path):
+    again = _generate(tmp_path, examples, TWO_WORKERS, flip=1)
+    for split in ("train", "eval"):
+        for path, other in zip(_files(latents, split), _files(again, split), strict=True):
+            with open(path, "rb") as first, open(other, "rb") as second:
+                assert first.read() == second.read()
+
+
+def test_broken_picture_names_its_example(tmp_path):
+    broken = _examples_artifact(tmp_path / "e", {"train": [[_example(0, b"no picture")]]})
+    with pytest.raises(RuntimeError, match="example id-00 cannot be encoded"):
+        _generate(tmp_path / "l", broken)
+
+
+def test_other_weights_than_the_component_saw(examples, tmp_path):
+    with pytest.raises(RuntimeError, match="have changed since"):
+        _generate(tmp_path, examples, encoders_hash="0" * 64)
+
+
+def _component(**settings):
+    examples = channel_utils.as_channel([standard_artifacts.Examples()])
+    return LatentGen(
+        examples=examples,
+        **{"preset": "tiny", "image_size": 64, "base_weights": "random"} | settings,
+    )
+
+
+def test_component_has_the_spec():
+    properties = _component(flip=True).exec_properties
+    assert properties["flip"] == 1
+    assert properties["encoders_hash"] == base_weights_hash(PRESET, "random", executor.ENCODERS)
+    assert len(properties["code_version"]) == 16
+    assert _component().outputs["latents"].type is standard_artifacts.Examples
+
+
+@pytest.mark.parametrize("image_size", [0, -64, 100])
+def test_impossible_image_size(image_size):
+    with pytest.raises(ValueError, match=r"multiple of 64"):
+        _component(image_size=image_size)
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="tiny, sd-v1-4"):
+        _component(preset="small")

@@ -1,0 +1,314 @@
+"""The component's real executor against a NumPy loop, on models whose output is a formula."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tfx.types import Channel, standard_artifacts
+
+from components.loss_scorer import LossScorer, executor
+from components.loss_scorer.draws import draw, stratum_bounds, stratum_name
+from components.tfrecords import read_shard, write_shard
+from trainer.latents import LatentsManifest, make_latent_example
+from trainer.presets import get_preset
+from trainer.weights import base_weights_hash
+
+PRESET = get_preset("tiny")
+IMAGE_SIZE = 64
+LATENT = PRESET.latent_shape(IMAGE_SIZE)
+CONTEXT = (77, PRESET.text_encoder.width)
+NUM_STRATA = 4
+SEED = 3
+
+
+class FormulaModel(tf.Module):
+    """Predicts `a * latent + timestep / 1000 + mean(context)`."""
+
+    def __init__(self, a: float) -> None:
+        super().__init__()
+        self.a = tf.Variable(a)
+        self.predict_epsilon = tf.function(
+            self._predict,
+            input_signature=[
+                tf.TensorSpec([None, *LATENT], tf.float32, name="latent"),
+                tf.TensorSpec([None], tf.int32, name="timesteps"),
+                tf.TensorSpec([None, *CONTEXT], tf.float32, name="context"),
+            ],
+        )
+
+    def _predict(self, latent, timesteps, context):
+        shift = tf.cast(timesteps, tf.float32) / 1000.0 + tf.reduce_mean(context, [1, 2])
+        return {"epsilon": self.a * latent + shift[:, None, None, None]}
+
+
+def save(module: tf.Module, folder: Path, preset="tiny", image_size=IMAGE_SIZE) -> Path:
+    serving = folder / "Format-Serving"
+    signatures = {"predict_epsilon": module.predict_epsilon}
+    tf.saved_model.save(module, str(serving / "diffusion_model"), signatures=signatures)
+    manifest = {"preset": preset, "image_size": image_size}
+    (serving / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "candidate": save(FormulaModel(0.5), folder / "candidate"),
+        "baseline": save(FormulaModel(-0.25), folder / "baseline"),
+        "not_finite": save(FormulaModel(math.nan), folder / "not_finite"),
+        "other_size": save(FormulaModel(0.5), folder / "other_size", image_size=128),
+    }
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [
+        {
+            # float16, as stored.
+            "mean": rng.normal(size=LATENT).astype(np.float16),
+            "log_variance": rng.normal(-2, 1, size=LATENT).astype(np.float16),
+            "context": rng.normal(size=CONTEXT).astype(np.float16),
+        }
+        for _ in range(5)
+    ]
+
+
+def serialized(examples, indices) -> list[bytes]:
+    return [
+        make_latent_example(
+            example_id=f"id{i}", tokens=np.zeros(77, np.int64), **examples[i]
+        ).SerializeToString()
+        for i in indices
+    ]
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory, examples) -> Path:
+    folder = tmp_path_factory.mktemp("latents")
+    split = folder / "Split-eval"
+    split.mkdir()
+    for shard, indices in enumerate(([0, 1, 2], [3, 4])):
+        path = split / f"latents-{shard:05d}-of-00002.gz"
+        write_shard(str(path), serialized(examples, indices), str(folder))
+    LatentsManifest("tiny", IMAGE_SIZE, "hash", False, {"eval": 5}).write(str(folder))
+    return folder
+
+
+@pytest.fixture
+def score(tmp_path, latents):
+    def score(candidate: Path, baseline: Path | None = None):
+        examples, model, scores = (
+            standard_artifacts.Examples(),
+            standard_artifacts.Model(),
+            standard_artifacts.Examples(),
+        )
+        examples.uri, examples.split_names = str(latents), '["train", "eval"]'
+        model.uri, model.id = str(candidate), 8
+        scores.uri = str(tmp_path / "scores")
+        inputs = {"latents": [examples], "model": [model], "baseline_model": []}
+        if baseline is not None:
+            blessed = standard_artifacts.Model()
+            blessed.uri, blessed.id = str(baseline), 4
+            inputs["baseline_model"] = [blessed]
+        executor.Executor().Do(
+            inputs,
+            {"scores": [scores]},
+            {
+                "preset": "tiny",
+                "image_size": IMAGE_SIZE,
+                "base_weights": "random",
+                "base_weights_hash": base_weights_hash(PRESET, "random", executor.SCORED),
+                "num_strata": NUM_STRATA,
+                "seed": SEED,
+                "code_version": "1",
+            },
+        )
+        rows = []
+        for path in sorted((tmp_path / "scores" / "Split-eval").iterdir()):
+            for record in read_shard(str(path)):
+                feature = tf.train.Example.FromString(record).features.feature
+                rows.append(
+                    {
+                        "id": feature["id"].bytes_list.value[0].decode(),
+                        "timestep": feature["timestep"].int64_list.value[0],
+                        "timestep_bucket": feature["timestep_bucket"].bytes_list.value[0].decode(),
+                        **{
+                            name: feature[name].float_list.value[0]
+                            for name in ("loss", "loss_baseline", "loss_delta", "label")
+                        },
+                    }
+                )
+        return scores, rows
+
+    return score
+
+
+def expected_loss(example, example_id: str, stratum: int, a: float) -> float:
+    """The loss of `FormulaModel`, in float64 and without the code under test but its draws."""
+    drawn = draw(example_id, stratum, NUM_STRATA, SEED, LATENT)
+    betas = np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2
+    alpha_bar = np.prod(1 - betas[: drawn.timestep + 1])
+    mean, log_variance = (example[k].astype(np.float64) for k in ("mean", "log_variance"))
+    latent = 0.18215 * (mean + np.exp(log_variance / 2) * drawn.posterior_noise)
+    noisy = math.sqrt(alpha_bar) * latent + math.sqrt(1 - alpha_bar) * drawn.epsilon
+    shift = drawn.timestep / 1000 + example["context"].astype(np.float64).mean()
+    return float(np.mean((drawn.epsilon - a * noisy - shift) ** 2))
+
+
+def test_losses_are_those_of_a_numpy_loop(score, models, examples):
+    scores, rows = score(models["candidate"], models["baseline"])
+    assert [row["id"] for row in rows] == [f"id{i}" for i in range(5) for _ in range(NUM_STRATA)]
+    buckets = ["000-249", "250-499", "500-749", "750-999"]
+    assert [row["timestep_bucket"] for row in rows] == buckets * 5
+    for number, row in enumerate(rows):
+        index, stratum = divmod(number, NUM_STRATA)
+        loss, loss_baseline = (
+            expected_loss(examples[index], row["id"], stratum, a) for a in (0.5, -0.25)
+        )
+        assert stratum * 250 <= row["timestep"] < (stratum + 1) * 250
+        assert row["timestep"] == draw(row["id"], stratum, NUM_STRATA, SEED, LATENT).timestep
+        assert row["loss"] == pytest.approx(loss, rel=1e-5)
+        assert row["loss_baseline"] == pytest.approx(loss_baseline, rel=1e-5)
+        assert row["loss_delta"] == pytest.approx(row["loss"] - row["loss_baseline"], abs=1e-6)
+        assert row["label"] == 0.0
+    for name in ("loss", "loss_baseline", "loss_delta"):
+        mean = np.mean([row[name] for row in rows])
+        assert scores.get_float_custom_property(name) == pytest.approx(mean, rel=1e-6)
+    assert scores.get_int_custom_property("num_examples") == 5
+    assert scores.get_int_custom_property("num_rows") == 20
+    assert scores.get_int_custom_property("num_not_finite") == 0
+    assert scores.get_string_custom_property("baseline") == "model 4"
+    assert scores.split_names == '["eval"]'
+
+
+def test_a_model_scored_against_itself_has_no_delta(score, models):
+    scores, rows = score(models["candidate"], models["candidate"])
+    assert {row["loss_delta"] for row in rows} == {0.0}
+    assert scores.get_float_custom_property("loss_delta") == 0.0
+
+
+def test_the_base_weights_are_the_baseline_of_a_first_run(score, tmp_path):
+    import keras
+
+    from trainer.export import DiffusionModelModule
+    from trainer.models import build_diffusion_model
+    from trainer.weights import load_base_weights
+
+    assert keras.config.dtype_policy().name == "float32"
+    model = build_diffusion_model(PRESET, IMAGE_SIZE)
+    load_base_weights(model, "diffusion_model", PRESET, "random")
+    module = DiffusionModelModule(model, PRESET, IMAGE_SIZE)
+    scores, rows = score(save(module, tmp_path / "exported"))
+    assert scores.get_string_custom_property("baseline") == "base weights"
+    assert all(row["loss"] > 0.1 for row in rows)
+    assert max(abs(row["loss_delta"]) for row in rows) < 1e-6
+
+
+def test_losses_that_are_no_numbers_are_kept(score, models, caplog):
+    with caplog.at_level("WARNING"):
+        scores, rows = score(models["not_finite"], models["baseline"])
+    assert all(math.isnan(row["loss"]) and math.isnan(row["loss_delta"]) for row in rows)
+    assert "20 of 20 held-out losses are not finite numbers" in caplog.text
+    assert scores.get_int_custom_property("num_not_finite") == 20
+    assert scores.get_float_custom_property("loss_baseline") > 0
+    # ML Metadata's SQLite fails on a property that is NaN.
+    assert not scores.has_custom_property("loss")
+    assert not scores.has_custom_property("loss_delta")
+
+
+def test_a_baseline_of_another_size_is_not_compared(score, models, caplog):
+    with caplog.at_level("WARNING"):
+        scores, _ = score(models["candidate"], models["other_size"])
+    assert scores.get_string_custom_property("baseline") == "base weights"
+    assert "is of preset 'tiny' at 128 pixels, and cannot be compared" in caplog.text
+
+
+def test_a_candidate_of_another_size_is_an_error(score, models):
+    with pytest.raises(ValueError, match="of preset 'tiny' at 128 pixels, this run needs"):
+        score(models["other_size"])
+
+
+def test_losses_depend_on_no_batch_and_no_order(models, examples):
+    def losses(batch_size, indices):
+        task = executor.ScoringTask(
+            preset=PRESET,
+            image_size=IMAGE_SIZE,
+            base_weights="random",
+            candidate=str(models["candidate"] / "Format-Serving" / "diffusion_model"),
+            baseline=str(models["baseline"] / "Format-Serving" / "diffusion_model"),
+            num_strata=NUM_STRATA,
+            seed=SEED,
+            batch_size=batch_size,
+        )
+        found = {}
+        for record in executor.Scorer(task).records(serialized(examples, indices)):
+            feature = tf.train.Example.FromString(record).features.feature
+            key = feature["id"].bytes_list.value[0], feature["timestep"].int64_list.value[0]
+            found[key] = feature["loss"].float_list.value[0]
+        return found
+
+    one = losses(1, [0, 1, 2, 3, 4])
+    assert len(one) == 20
+    assert losses(64, [4, 2, 0, 3, 1]) == pytest.approx(one, rel=1e-6)
+    assert losses(7, [0, 1, 2, 3, 4]) == pytest.approx(one, rel=1e-6)
+    part = losses(64, [2])
+    assert part == pytest.approx({key: one[key] for key in part}, rel=1e-6)
+
+
+def test_draws_depend_on_id_seed_and_stratum_alone():
+    first = draw("a", 0, 10, 0, LATENT)
+    again = draw("a", 0, 10, 0, LATENT)
+    assert first.timestep == again.timestep
+    np.testing.assert_array_equal(first.epsilon, again.epsilon)
+    others = [draw("b", 0, 10, 0, LATENT), draw("a", 1, 10, 0, LATENT), draw("a", 0, 10, 1, LATENT)]
+    for other in others:
+        assert abs(np.corrcoef(first.epsilon.ravel(), other.epsilon.ravel())[0, 1]) < 0.2
+    assert first.epsilon.dtype == first.posterior_noise.dtype == np.float32
+    assert abs(np.corrcoef(first.epsilon.ravel(), first.posterior_noise.ravel())[0, 1]) < 0.2
+    many = np.stack([draw(str(i), 9, 10, 0, LATENT).epsilon for i in range(200)])
+    assert abs(many.mean()) < 0.02
+    assert many.std() == pytest.approx(1, abs=0.02)
+    timesteps = {draw(str(i), 9, 10, 0, (1, 1, 1)).timestep for i in range(2000)}
+    assert timesteps == set(range(900, 1000))
+
+
+@pytest.mark.parametrize("num_strata", [1, 3, 7, 10, 1000])
+def test_strata_cover_every_timestep_once(num_strata):
+    bounds = [stratum_bounds(stratum, num_strata) for stratum in range(num_strata)]
+    assert [t for first, end in bounds for t in range(first, end)] == list(range(1000))
+    assert max(e - f for f, e in bounds) - min(e - f for f, e in bounds) <= 1
+    names = [stratum_name(stratum, num_strata) for stratum in range(num_strata)]
+    assert names == sorted(set(names))
+
+
+def test_the_component_makes_its_spec():
+    component = LossScorer(
+        latents=Channel(type=standard_artifacts.Examples),
+        model=Channel(type=standard_artifacts.Model),
+        preset="tiny",
+        image_size=IMAGE_SIZE,
+        base_weights="random",
+    )
+    assert component.exec_properties["num_strata"] == 10
+    assert all(isinstance(v, (str, int, float)) for v in component.exec_properties.values())
+    assert "baseline_model" not in component.inputs
+
+
+@pytest.mark.parametrize("num_strata", [0, 1001])
+def test_an_impossible_number_of_strata(num_strata):
+    with pytest.raises(ValueError, match="must be from 1 to 1000"):
+        LossScorer(
+            latents=Channel(type=standard_artifacts.Examples),
+            model=Channel(type=standard_artifacts.Model),
+            preset="tiny",
+            image_size=IMAGE_SIZE,
+            base_weights="random",
+            num_strata=num_strata,
+        )
