@@ -1,0 +1,41 @@
+"""Which model a newly trained one is compared with, in local runs."""
+
+from __future__ import annotations
+
+import ml_metadata as mlmd
+from tfx import types
+from tfx.dsl.components.common import resolver
+
+CANDIDATE = "candidate"
+MODEL = "model"
+BLESSING = "model_blessing"
+
+
+class LatestBlessedBeforeCandidate(resolver.ResolverStrategy):
+    """The latest blessed model that is older than the candidate, or none.
+
+    TFX's own `LatestBlessedModelStrategy` looks at the moment of the run: once a candidate is
+    blessed, a second run finds that candidate itself, and everything after the resolver is
+    executed again although nothing has changed. Here one candidate has one baseline for ever.
+
+    Inputs: `candidate` (the model that was just trained), `model` and `model_blessing` (channels
+    of every such artifact).
+    """
+
+    def resolve_artifacts(
+        self, store: mlmd.MetadataStore, input_dict: dict[str, list[types.Artifact]]
+    ) -> dict[str, list[types.Artifact]]:
+        """Keeps of `model` and `model_blessing` the baseline and its blessing; see the class."""
+        [candidate] = input_dict[CANDIDATE]
+        blessings = {
+            blessing.get_int_custom_property("current_model_id"): blessing
+            for blessing in input_dict[BLESSING]
+            if blessing.get_int_custom_property("blessed") == 1
+        }
+        older = [m for m in input_dict[MODEL] if m.id < candidate.id and m.id in blessings]
+        baseline = sorted(older, key=lambda model: model.id)[-1:]
+        return {
+            CANDIDATE: [candidate],
+            MODEL: baseline,
+            BLESSING: [blessings[model.id] for model in baseline],
+        }

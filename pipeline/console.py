@@ -1,0 +1,218 @@
+"""What the user sees of a run, and the log that holds the rest.
+
+While a console is open, file descriptors 1 and 2 lead into the log, so that nothing that native
+code, child processes or libraries write reaches the terminal. The terminal itself is
+`sys.stdout`: our packages report progress through it (a progress bar) or through their own
+loggers at INFO, and need know nothing of this module. A record is shown where it is
+
+* from one of our packages, at INFO and above; or
+* from anyone else, at ERROR and above.
+
+With `verbose` all of it is shown, and still logged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+OUR_PACKAGES = ("trainer", "components", "pipeline", "serving", "data")
+
+# At DEBUG these log a line or more for every picture, glyph or bundle, and Beam whole stacks.
+_CHATTY = ("apache_beam", "PIL", "matplotlib", "fsspec", "h5py", "filelock", "asyncio")
+
+# The runner reports a failing component itself, and in full.
+_REPORTED_BY_RUNNER = os.path.join("tfx", "orchestration")
+
+_QUIET_ENVIRONMENT = {
+    # TensorFlow's import of itself complains at level E about the absence of CUDA libraries.
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "GRPC_VERBOSITY": "ERROR",
+    "GLOG_minloglevel": "2",
+}
+
+
+def quiet_environment(verbose: bool) -> None:
+    """Sets what TensorFlow and TFX read when they are imported; call before that."""
+    os.environ["TF_USE_LEGACY_KERAS"] = "0"
+    if not verbose:
+        for name, value in _QUIET_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+
+
+class Console:
+    """The user's terminal (or the file or pipe that stands for it) and the run's log."""
+
+    def __init__(self, stream: TextIO, log_path: Path) -> None:
+        self.log_path = log_path
+        self._stream = stream
+        self._log = logging.getLogger("pipeline.console.transcript")
+
+    def print(self, text: str = "") -> None:
+        """Shows `text` to the user and logs it."""
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+        for line in text.splitlines():
+            self._log.info(line)
+
+
+class _OursOrErrors(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        package = record.name.partition(".")[0]
+        if record.name == "pipeline.console.transcript":
+            return False
+        if package in OUR_PACKAGES:
+            return record.levelno >= logging.INFO
+        return record.levelno >= logging.ERROR and _REPORTED_BY_RUNNER not in record.pathname
+
+
+class _NotTranscript(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.name != "pipeline.console.transcript"
+
+
+class _PlainFormatter(logging.Formatter):
+    """Our own progress as it is; warnings and errors labelled, others' with where they are from."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno < logging.WARNING:
+            return f"  {text}"
+        ours = record.name.partition(".")[0] in OUR_PACKAGES
+        source = "" if ours else f" [{record.name}]"
+        return f"  {record.levelname.lower()}{source}: {text}"
+
+
+@contextlib.contextmanager
+def open_console(log_path: Path, verbose: bool = False) -> Iterator[Console]:
+    """Redirects everything but our progress into `log_path` until the context ends.
+
+    Args:
+        log_path: File that receives everything; created with its folder.
+        verbose: Show everything on the terminal too.
+    """
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        stdout, stderr = sys.stdout, sys.stderr
+        stdout.flush()
+        stderr.flush()
+        terminal = _own_stream(1, stdout, stack)
+        terminal_errors = _own_stream(2, stderr, stack)
+        log_file = stack.enter_context(open(log_path, "a", encoding="utf-8", buffering=1))
+        saved_fds = [(fd, os.dup(fd)) for fd in (1, 2)]
+        sink = _tee(log_path, saved_fds[1][1], stack) if verbose else os.dup(log_file.fileno())
+        for fd, _ in saved_fds:
+            os.dup2(sink, fd)
+        os.close(sink)
+        native = stack.enter_context(
+            open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+        )
+        # A crash in native code would otherwise end the run without a word to the user.
+        had_faulthandler = faulthandler.is_enabled()
+        with contextlib.suppress(io.UnsupportedOperation, ValueError):
+            faulthandler.enable(file=terminal_errors)
+        sys.stdout, sys.stderr = terminal, native
+        restore_logging = _configure_logging(terminal, log_file, verbose)
+        try:
+            yield Console(terminal, log_path)
+        finally:
+            restore_logging()
+            for stream in (terminal, native):
+                with contextlib.suppress(ValueError, OSError):
+                    stream.flush()
+            faulthandler.disable()
+            if had_faulthandler:
+                with contextlib.suppress(io.UnsupportedOperation, ValueError, RuntimeError):
+                    faulthandler.enable(file=stderr)
+            sys.stdout, sys.stderr = stdout, stderr
+            for fd, saved in saved_fds:
+                os.dup2(saved, fd)
+                os.close(saved)
+
+
+def settle_logging() -> None:
+    """Takes back what libraries' imports did to logging; call after importing them.
+
+    TensorFlow, absl and Beam add handlers of their own, which would bypass the console's rules.
+    """
+    root = logging.getLogger()
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] not in OUR_PACKAGES:
+            logger.handlers.clear()
+            logger.propagate = True
+    for name in ("absl", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    for handler in list(root.handlers):
+        if not getattr(handler, "of_console", False):
+            root.removeHandler(handler)
+
+
+def _own_stream(fd: int, stream: TextIO, stack: contextlib.ExitStack) -> TextIO:
+    """A stream that goes on reaching where `stream` leads after `fd` has been redirected."""
+    try:
+        on_fd = stream.fileno() == fd
+    except (OSError, ValueError, AttributeError):
+        on_fd = False
+    if not on_fd:
+        return stream
+    return stack.enter_context(
+        open(os.dup(fd), "w", encoding=stream.encoding, errors="replace", buffering=1)
+    )
+
+
+def _tee(log_path: Path, terminal_fd: int, stack: contextlib.ExitStack) -> int:
+    """A file descriptor whose input goes to the log and to the terminal.
+
+    A process does it, not a thread: native code may write while it holds the interpreter's lock,
+    and would then wait for ever on a full pipe.
+    """
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        ["tee", "-a", "-i", str(log_path)], stdin=read, stdout=terminal_fd, stderr=terminal_fd
+    )
+    os.close(read)
+
+    def finish() -> None:
+        # A child process that outlives us may hold the pipe open.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+
+    stack.callback(finish)
+    return write
+
+
+def _configure_logging(terminal: TextIO, log_file: TextIO, verbose: bool) -> Callable[[], None]:
+    root = logging.getLogger()
+    level_before, handlers_before = root.level, list(root.handlers)
+    to_file = logging.StreamHandler(log_file)
+    to_file.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(name)s %(filename)s:%(lineno)d %(message)s")
+    )
+    to_terminal = logging.StreamHandler(terminal)
+    to_terminal.setFormatter(_PlainFormatter("%(message)s"))
+    to_terminal.addFilter(_NotTranscript() if verbose else _OursOrErrors())
+    for handler in (to_file, to_terminal):
+        handler.of_console = True  # type: ignore[attr-defined]
+    root.handlers[:] = [to_file, to_terminal]
+    root.setLevel(logging.DEBUG)
+    chatty = [(logging.getLogger(name), logging.getLogger(name).level) for name in _CHATTY]
+    for logger, _ in chatty:
+        logger.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+    def restore() -> None:
+        logging.captureWarnings(False)
+        root.setLevel(level_before)
+        root.handlers[:] = handlers_before
+        for logger, level in chatty:
+            logger.setLevel(level)
+
+    return restore

@@ -1,0 +1,225 @@
+"""One run at a time in an output folder, and a clean start after one that was killed.
+
+TFX writes an execution's state, outputs and events to ML Metadata in one SQLite transaction, and
+an output counts only from then on. What a killed run leaves behind is therefore executions that
+say RUNNING for ever, and files that nothing points to. `repair` tells the truth about the former
+and removes the latter. It also withdraws outputs whose files are gone, so that the step that
+makes them is not taken for done. It needs no TFX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ml_metadata import errors as mlmd_errors
+from ml_metadata.metadata_store import metadata_store
+from ml_metadata.proto import metadata_store_pb2 as mlmd
+
+DATABASE_NAME = "metadata.sqlite"
+ARTIFACTS_NAME = "artifacts"
+FAILURE_PROPERTY = "failure_reason"
+
+_LOCK_NAME = ".lock"
+_SYSTEM = ".system"
+_UNFINISHED = (mlmd.Execution.NEW, mlmd.Execution.RUNNING, mlmd.Execution.UNKNOWN)
+_SUCCESSFUL = (mlmd.Execution.COMPLETE, mlmd.Execution.CACHED)
+_OUTPUT_EVENTS = (mlmd.Event.OUTPUT, mlmd.Event.DECLARED_OUTPUT, mlmd.Event.PENDING_OUTPUT)
+
+logger = logging.getLogger(__name__)
+
+
+class OutputInUseError(RuntimeError):
+    """Another run works in the output folder; the message is one line for the user."""
+
+
+class DatabaseError(RuntimeError):
+    """The metadata database cannot be opened; the message is one line for the user."""
+
+
+@contextlib.contextmanager
+def output_lock(output: str) -> Iterator[None]:
+    """Holds the output folder for this process; the kernel lets go however the process ends.
+
+    Raises:
+        OutputInUseError: Another process holds it.
+    """
+    descriptor = os.open(os.path.join(output, _LOCK_NAME), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            # A record lock: unlike flock's, forked children that outlive the run do not keep it.
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = os.read(descriptor, 32).decode(errors="replace").strip()
+            raise OutputInUseError(
+                f"another run (process {holder or 'unknown'}) is working in {output}: wait for it "
+                "to end, or choose another folder with --output"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+@dataclasses.dataclass(frozen=True)
+class RepairReport:
+    """What `repair` found.
+
+    Attributes:
+        failed: Type names of executions that a dead run left unfinished.
+        withdrawn: Addresses of artifacts whose files are gone.
+        removed: Paths of leftovers that were removed.
+    """
+
+    failed: tuple[str, ...]
+    withdrawn: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+def open_store(output: str, read_only: bool = False) -> metadata_store.MetadataStore:
+    """Opens the output folder's ML Metadata; creates it where there is none.
+
+    Raises:
+        DatabaseError: The file is not such a database.
+    """
+    path = os.path.join(output, DATABASE_NAME)
+    config = mlmd.ConnectionConfig()
+    config.sqlite.filename_uri = path
+    config.sqlite.connection_mode = (
+        mlmd.SqliteMetadataSourceConfig.READONLY
+        if read_only
+        else mlmd.SqliteMetadataSourceConfig.READWRITE_OPENCREATE
+    )
+    try:
+        return metadata_store.MetadataStore(config)
+    except (mlmd_errors.StatusError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DatabaseError(
+            f"{path} is not a usable ML Metadata database ({reason}): move it away to start "
+            "afresh, or choose another folder with --output"
+        ) from None
+
+
+def repair(
+    output: str,
+    serving_dir: str,
+    reason: str = "the run ended before this step did",
+) -> RepairReport:
+    """Makes the output folder consistent; only the holder of its lock may call this.
+
+    Args:
+        output: The run's output folder.
+        serving_dir: Where releases are pushed to.
+        reason: What is written on executions that are found unfinished.
+    """
+    store = open_store(output)
+    executions = store.get_executions()
+    failed = _fail_unfinished(store, executions, reason)
+    withdrawn = _withdraw_missing(store, executions, serving_dir)
+    removed = _remove_orphans(Path(output) / ARTIFACTS_NAME, executions)
+    report = RepairReport(tuple(failed), tuple(withdrawn), tuple(removed))
+    for name in report.failed:
+        logger.info("A former run was ended during %s; that step starts again.", _short(name))
+    for uri in report.withdrawn:
+        logger.info("%s is gone; the step that makes it runs again.", uri)
+    for path in report.removed:
+        logger.debug("Removed %s, left behind by a run that did not finish.", path)
+    return report
+
+
+def _fail_unfinished(
+    store: metadata_store.MetadataStore, executions: Iterable[mlmd.Execution], reason: str
+) -> list[str]:
+    unfinished = [e for e in executions if e.last_known_state in _UNFINISHED]
+    if not unfinished:
+        return []
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    events = store.get_events_by_execution_ids([e.id for e in unfinished])
+    outputs = sorted({e.artifact_id for e in events if e.type in _OUTPUT_EVENTS})
+    artifacts = store.get_artifacts_by_id(outputs) if outputs else []
+    abandoned = [a for a in artifacts if a.state != mlmd.Artifact.LIVE]
+    for artifact in abandoned:
+        artifact.state = mlmd.Artifact.ABANDONED
+    # Outputs first: should we be killed in between, the execution still asks to be repaired.
+    if abandoned:
+        store.put_artifacts(abandoned)
+    for execution in unfinished:
+        execution.last_known_state = mlmd.Execution.FAILED
+        execution.custom_properties[FAILURE_PROPERTY].string_value = f"{reason} (noted {now})"
+    store.put_executions(unfinished)
+    return [e.type for e in unfinished]
+
+
+def _withdraw_missing(
+    store: metadata_store.MetadataStore, executions: Iterable[mlmd.Execution], serving_dir: str
+) -> list[str]:
+    missing = []
+    for artifact in store.get_artifacts():
+        if artifact.state != mlmd.Artifact.LIVE or "://" in artifact.uri:
+            continue
+        if not os.path.exists(artifact.uri) or not _release_there(artifact, serving_dir):
+            artifact.state = mlmd.Artifact.DELETED
+            missing.append(artifact)
+    if missing:
+        store.put_artifacts(missing)
+    return [a.uri for a in missing]
+
+
+def _release_there(artifact: mlmd.Artifact, serving_dir: str) -> bool:
+    """Whether what a pushed model says it pushed can still be served."""
+    # A protobuf map gains an entry when it is read at a key that it lacks; a dict does not.
+    properties = dict(artifact.custom_properties)
+    if artifact.type != "PushedModel" or "pushed_version" not in properties:
+        return True
+    version = properties["pushed_version"].string_value
+    release = os.path.join(serving_dir, "releases", f"{version}.json")
+    models = ("text_encoder", "diffusion_model", "decoder")
+    folders = [os.path.join(serving_dir, model, version) for model in models]
+    return os.path.isfile(release) and all(
+        os.path.isfile(os.path.join(folder, "saved_model.pb")) for folder in folders
+    )
+
+
+def _remove_orphans(artifacts: Path, executions: Iterable[mlmd.Execution]) -> list[str]:
+    """Removes what no finished execution owns.
+
+    TFX's layout: `<component>/<output>/<execution id>`, and for itself
+    `<component>/.system/{executor_execution/<execution id>, stateful_working_dir/<uuid>}`.
+    """
+    finished = {str(e.id) for e in executions if e.last_known_state in _SUCCESSFUL}
+    orphans = []
+    for component in _folders(artifacts):
+        for key in _folders(component):
+            if key.name == _SYSTEM:
+                orphans += _folders(key / "stateful_working_dir")
+                orphans += _folders(key / "driver_execution")
+                runs = _folders(key / "executor_execution")
+            else:
+                runs = _folders(key)
+            for run in runs:
+                if run.name.isdecimal() and run.name not in finished:
+                    orphans.append(run)
+                elif key.name == _SYSTEM and (run / ".temp").is_dir():
+                    orphans.append(run / ".temp")
+    for orphan in orphans:
+        shutil.rmtree(orphan)
+    return [str(o) for o in orphans]
+
+
+def _folders(parent: Path) -> list[Path]:
+    if not parent.is_dir():
+        return []
+    return sorted(p for p in parent.iterdir() if p.is_dir() and not p.is_symlink())
+
+
+def _short(type_name: str) -> str:
+    return type_name.rpartition(".")[2]

@@ -1,0 +1,202 @@
+"""TFX's local runner, reporting what it does.
+
+`LocalDagRunner` logs and returns nothing, and it goes on after a node whose inputs could not be
+resolved. `ReportingDagRunner` runs the same launcher in the same order, reads from ML Metadata
+what became of each execution, tells the user and stops at the first failure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+from ml_metadata.proto import metadata_store_pb2 as mlmd
+from tfx.dsl.compiler import constants
+from tfx.orchestration import metadata
+from tfx.orchestration import pipeline as tfx_pipeline
+from tfx.orchestration.local import local_dag_runner, runner_utils
+from tfx.orchestration.portable import launcher, partial_run_utils, runtime_parameter_utils
+from tfx.proto.orchestration import pipeline_pb2
+
+_EXECUTION_RESULT = "__execution_result__"
+
+
+class Status(enum.Enum):
+    """What became of a component in a run."""
+
+    EXECUTED = "executed"
+    CACHED = "cached"
+    RESOLVED = "resolved"
+
+
+@dataclasses.dataclass(frozen=True)
+class ComponentOutcome:
+    """One component of one run.
+
+    Attributes:
+        component: Its id in the pipeline.
+        status: What became of it.
+        seconds: Wall-clock time.
+        execution_id: Id of the execution in ML Metadata.
+    """
+
+    component: str
+    status: Status
+    seconds: float
+    execution_id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOutcome:
+    """One whole run, component by component in the order they ran."""
+
+    run_id: str
+    components: tuple[ComponentOutcome, ...]
+
+    @property
+    def nothing_executed(self) -> bool:
+        """Whether every step was up to date; resolvers only look things up and do not count."""
+        return all(c.status is not Status.EXECUTED for c in self.components)
+
+
+class ComponentError(RuntimeError):
+    """A component failed; `__cause__` is its own error where it raised one."""
+
+    def __init__(self, component: str, seconds: float, detail: str) -> None:
+        super().__init__(detail)
+        self.component = component
+        self.seconds = seconds
+
+
+class ReportingDagRunner(local_dag_runner.LocalDagRunner):
+    """Runs a pipeline on this machine and reports each component as it starts and ends."""
+
+    def __init__(self, report: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
+        """Reports through `report`, one line a call."""
+        super().__init__()
+        self._report = report
+        self._clock = clock
+
+    def run(
+        self,
+        pipeline: tfx_pipeline.Pipeline,
+        run_options: tfx_pipeline.RunOptions | None = None,
+        **kwargs: Any,
+    ) -> RunOutcome:
+        """Compiles and runs `pipeline`; see `run_with_ir`."""
+        return cast(RunOutcome, super().run(pipeline, run_options, **kwargs))
+
+    def run_with_ir(
+        self,
+        pipeline: pipeline_pb2.Pipeline,
+        run_options: pipeline_pb2.RunOptions | None = None,
+    ) -> RunOutcome:
+        """Runs every node; see `LocalDagRunner.run_with_ir`.
+
+        Raises:
+            ComponentError: The first component that fails ends the run.
+        """
+        run_id = datetime.datetime.now().isoformat()
+        runtime_parameter_utils.substitute_runtime_parameter(
+            pipeline, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id}
+        )
+        deployment = runner_utils.extract_local_deployment_config(pipeline)
+        connection = getattr(
+            deployment.metadata_connection_config,
+            deployment.metadata_connection_config.WhichOneof("connection_config"),
+        )
+        if run_options:
+            partial_run_utils.mark_pipeline(
+                pipeline,
+                from_nodes=run_options.partial_run.from_nodes or None,
+                to_nodes=run_options.partial_run.to_nodes or None,
+                snapshot_settings=run_options.partial_run.snapshot_settings,
+            )
+        nodes = [
+            node.pipeline_node
+            for node in pipeline.nodes
+            if not node.pipeline_node.execution_options.HasField("skip")
+        ]
+        outcomes = []
+        for position, node in enumerate(nodes, start=1):
+            if node.execution_options.run.perform_snapshot:
+                with metadata.Metadata(connection) as handle:
+                    partial_run_utils.snapshot(handle, pipeline)
+            outcomes.append(
+                self._run_node(f"[{position}/{len(nodes)}]", node, pipeline, deployment, connection)
+            )
+        return RunOutcome(run_id, tuple(outcomes))
+
+    def _run_node(
+        self,
+        label: str,
+        node: pipeline_pb2.PipelineNode,
+        pipeline: pipeline_pb2.Pipeline,
+        deployment: object,
+        connection: object,
+    ) -> ComponentOutcome:
+        name = node.node_info.id
+        node_launcher = launcher.Launcher(
+            pipeline_node=node,
+            mlmd_connection=metadata.Metadata(connection),
+            pipeline_info=pipeline.pipeline_info,
+            pipeline_runtime_spec=pipeline.runtime_spec,
+            executor_spec=runner_utils.extract_executor_spec(deployment, name),
+            custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, name),
+        )
+        self._report(f"{label} {name}")
+        start = self._clock()
+        try:
+            info = node_launcher.launch()
+        except Exception as error:
+            raise ComponentError(name, self._clock() - start, str(error)) from error
+        seconds = self._clock() - start
+        if info is None or info.execution_id is None:
+            raise ComponentError(
+                name, seconds, "it could not run, because inputs that it needs were not produced"
+            )
+        with metadata.Metadata(connection) as handle:
+            [execution] = handle.store.get_executions_by_id([info.execution_id])
+        # The launcher publishes some failures without raising.
+        if execution.last_known_state == mlmd.Execution.CACHED:
+            status = Status.CACHED
+        elif execution.last_known_state != mlmd.Execution.COMPLETE:
+            result = execution.custom_properties[_EXECUTION_RESULT].string_value
+            raise ComponentError(name, seconds, result or "it ended without a result")
+        elif runner_utils.extract_executor_spec(deployment, name) is None:
+            status = Status.RESOLVED
+        else:
+            status = Status.EXECUTED
+        ending = {
+            Status.EXECUTED: f"done in {duration(seconds)}",
+            Status.CACHED: "cached: nothing that it depends on has changed",
+            Status.RESOLVED: f"resolved in {duration(seconds)}",
+        }[status]
+        self._report(f"{' ' * len(label)} {name} {ending}")
+        return ComponentOutcome(name, status, seconds, info.execution_id)
+
+
+def duration(seconds: float) -> str:
+    """`seconds` in words, such as `0.4 s`, `12 s` or `3 min 05 s`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def outcome_table(outcome: RunOutcome) -> str:
+    """A line for each component: name, what became of it, how long it took."""
+    width = max(len(c.component) for c in outcome.components)
+    rows = []
+    for component in outcome.components:
+        rows.append(
+            f"  {component.component:<{width}}  {component.status.value:<8}  "
+            f"{duration(component.seconds):>12}"
+        )
+    total = duration(sum(c.seconds for c in outcome.components))
+    rows.append(f"  {'total':<{width}}  {'':<8}  {total:>12}")
+    return "\n".join(rows)

@@ -1,0 +1,178 @@
+"""The last screen of a run: what came out, where it is, what to do next."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from ml_metadata.metadata_store import metadata_store
+from ml_metadata.proto import metadata_store_pb2 as mlmd
+
+from pipeline.config import RunConfig
+
+REPORT_NAME = "report"
+_REPORT_TYPE = "components.EvaluationReport"
+_REJECTS_TYPE = "components.RejectedRows"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a run produced, or took from the cache; `None` for what it has none of.
+
+    Attributes:
+        loss: Held-out loss of the fine-tuned model.
+        loss_baseline: Held-out loss of what it was compared with.
+        baseline: What that was.
+        blessed: Whether the evaluation found the model good enough to push.
+        version: Version in the serving directory.
+        model_run: Folder with the TensorBoard logs.
+        report: Folder with the report's files.
+        rejected: Rows of the dataset that were set aside.
+        rejects: Folder with the list of them.
+    """
+
+    loss: float | None
+    loss_baseline: float | None
+    baseline: str | None
+    blessed: bool | None
+    version: str | None
+    model_run: str | None
+    report: str | None
+    rejected: int
+    rejects: str | None
+
+
+def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int]) -> RunResult:
+    """Reads a run's results from the outputs of its executions."""
+    events = store.get_events_by_execution_ids(list(execution_ids))
+    outputs = {e.artifact_id for e in events if e.type == mlmd.Event.OUTPUT}
+    by_type: dict[str, mlmd.Artifact] = {}
+    scores: dict[str, mlmd.Value] = {}
+    for artifact in store.get_artifacts_by_id(sorted(outputs)):
+        by_type[artifact.type] = artifact
+        if "loss_baseline" in artifact.custom_properties:
+            scores = dict(artifact.custom_properties)
+
+    def properties(type_name: str) -> dict[str, mlmd.Value]:
+        return dict(by_type[type_name].custom_properties) if type_name in by_type else {}
+
+    def uri(type_name: str) -> str | None:
+        return by_type[type_name].uri if type_name in by_type else None
+
+    blessing = properties("ModelBlessing")
+    pushed = properties("PushedModel")
+    rejects = properties(_REJECTS_TYPE)
+    return RunResult(
+        loss=scores["loss"].double_value if "loss" in scores else None,
+        loss_baseline=scores["loss_baseline"].double_value if scores else None,
+        baseline=scores["baseline"].string_value if "baseline" in scores else None,
+        blessed=bool(blessing["blessed"].int_value) if "blessed" in blessing else None,
+        version=pushed["pushed_version"].string_value or None
+        if "pushed_version" in pushed
+        else None,
+        model_run=uri("ModelRun"),
+        report=uri(_REPORT_TYPE),
+        rejected=rejects["rejected_total"].int_value if "rejected_total" in rejects else 0,
+        rejects=uri(_REJECTS_TYPE),
+    )
+
+
+def copy_report(source: str, output: str) -> Path:
+    """Copies the report's files to `<output>/report`, replacing what is there.
+
+    Returns:
+        The folder.
+    """
+    target = Path(output) / REPORT_NAME
+    partial = target.with_name(f".{REPORT_NAME}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    return target
+
+
+def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path: Path) -> str:
+    """The text of the last screen."""
+    rows: list[tuple[str, str]] = []
+    if result.loss is not None and result.loss_baseline is not None:
+        change = 100 * (result.loss / result.loss_baseline - 1) if result.loss_baseline else 0.0
+        rows.append(
+            (
+                "held-out loss",
+                f"{result.loss_baseline:.4f} {result.baseline or 'baseline'} -> "
+                f"{result.loss:.4f} fine-tuned ({change:+.1f} %)",
+            )
+        )
+    rows.append(("pushed", _pushed(config, result, serving_dir)))
+    if result.rejected and result.rejects:
+        rows.append(
+            ("rows set aside", f"{result.rejected}, listed in {shown_path(result.rejects)}")
+        )
+    report = Path(config.output) / REPORT_NAME
+    for label, name in (("pictures", "before_after.png"), ("loss curve", "loss_curve.png")):
+        if (report / name).is_file():
+            rows.append((label, shown_path(report / name)))
+    rows.append(("metadata", shown_path(Path(config.output) / "metadata.sqlite")))
+    rows.append(("settings", shown_path(Path(config.output) / "config.yaml")))
+    rows.append(("log", shown_path(log_path)))
+
+    python = _python()
+    steps: list[tuple[str, str]] = []
+    if result.version is not None:
+        command = f"{python} -m serving.generate {shlex.quote(config.validation.prompts[0])}"
+        steps.append(
+            (
+                "draw a picture",
+                f"{command} --serving-dir {_argument(serving_dir)} --out picture.png",
+            )
+        )
+    if result.model_run is not None:
+        tensorboard = Path(python).with_name("tensorboard")
+        steps.append(
+            (
+                "watch the curves",
+                f"{tensorboard} --logdir {_argument(Path(result.model_run).parent)}",
+            )
+        )
+    steps.append(("train longer", f"{python} runner_local.py --steps {2 * config.training.steps}"))
+    steps.append(("all settings", f"{python} runner_local.py --help"))
+    return "\n".join(["Result", *_aligned(rows), "", "Next", *_aligned(steps)])
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """`path` relative to the current folder where it lies in it."""
+    absolute = os.path.abspath(path)
+    relative = os.path.relpath(absolute)
+    return absolute if relative.startswith("..") else relative
+
+
+def _pushed(config: RunConfig, result: RunResult, serving_dir: str) -> str:
+    if result.version is not None:
+        return f"version {result.version} in {shown_path(serving_dir)}"
+    if result.blessed is False:
+        return (
+            "no: the model was not blessed, because its held-out loss is not lower than the "
+            f"baseline's by more than {config.evaluation.min_loss_improvement:g} "
+            "(evaluation.min_loss_improvement)"
+        )
+    return "no"
+
+
+def _aligned(rows: list[tuple[str, str]]) -> list[str]:
+    width = max(len(label) for label, _ in rows)
+    return [f"  {label:<{width}}  {text}" for label, text in rows]
+
+
+def _argument(path: str | os.PathLike[str]) -> str:
+    return shlex.quote(shown_path(path))
+
+
+def _python() -> str:
+    shown = os.path.relpath(sys.executable)
+    return "python" if shown.startswith("..") else shown

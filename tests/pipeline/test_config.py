@@ -1,0 +1,282 @@
+"""The configuration tree, through `load_config` and through the real command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import runner_local
+from pipeline import config as settings
+from pipeline.config import load_config
+from trainer.presets import get_preset, preset_names
+
+REPO_ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(text: str) -> str:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write_file
+
+
+def test_defaults_are_resolved_by_the_preset():
+    config = load_config()
+    recommended = get_preset("tiny").training
+    assert config.training.steps == recommended.steps
+    assert config.training.batch_size == recommended.batch_size
+    assert config.training.learning_rate == recommended.learning_rate
+    assert config.model.image_size == 64
+    assert config.dataset.path == str(REPO_ROOT / "data" / "creatures")
+    assert len(config.validation.prompts) == 10
+    assert config.output == str(Path.cwd() / "runs" / "default")
+
+
+def test_full_size_preset_brings_its_own_values(tmp_path, write):
+    for file in get_preset("sd-v1-4").weight_files.values():
+        (tmp_path / file.name).touch()
+    text = f"model: {{preset: sd-v1-4, base_weights: {tmp_path}}}"
+    config = load_config(write(text))
+    assert config.model.image_size == 512
+    assert config.training.steps == get_preset("sd-v1-4").training.steps
+
+
+def test_every_value_is_set_after_resolution():
+    def leaves(tree):
+        for value in tree.values():
+            yield from leaves(value) if isinstance(value, dict) else [value]
+
+    assert None not in list(leaves(dataclasses.asdict(load_config())))
+
+
+def test_file_is_merged_key_by_key_and_flags_have_the_last_word(write):
+    path = write("training: {steps: 7, batch_size: 3}\nmodel:\n  flip: true\nevaluation:\n")
+    config = load_config(path, {"training.steps": ("--steps", 9)})
+    assert (config.training.steps, config.training.batch_size) == (9, 3)
+    assert config.model.flip is True
+    assert config.model.preset == "tiny"
+    assert config.training.weight_decay == load_config().training.weight_decay
+
+
+def test_recommended_warmup_is_shortened_to_half_of_the_steps():
+    assert load_config(flags={"training.steps": ("--steps", 5)}).training.warmup_steps == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("1E-4", 1e-4), ("2.5e-3", 2.5e-3), ("3e-05", 3e-5), ("1", 1.0), (".5", 0.5)],
+)
+def test_yaml_floats_as_people_write_them(write, text, value):
+    assert (
+        load_config(write(f"training: {{learning_rate: {text}}}")).training.learning_rate == value
+    )
+
+
+def test_empty_file_changes_nothing(write):
+    assert load_config(write("# nothing here\n")) == load_config()
+
+
+def test_saved_config_reads_back_to_an_equal_tree(tmp_path):
+    config = load_config(flags={"training.learning_rate": ("--learning-rate", 1e-4)})
+    settings.save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_relative_paths_start_at_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = {"dataset.path": ("--dataset", "pictures"), "output": ("--output", "out")}
+    config = load_config(flags=flags)
+    assert config.dataset.path == str(tmp_path / "pictures")
+    assert config.output == str(tmp_path / "out")
+    assert load_config().dataset.path == str(REPO_ROOT / "data" / "creatures")
+
+
+def test_addresses_are_left_as_they_are():
+    flags = {"dataset.path": ("--dataset", "gs://bucket/pictures")}
+    assert load_config(flags=flags).dataset.path == "gs://bucket/pictures"
+
+
+def test_default_file_explains_every_key_and_names_the_presets_values():
+    text = settings.DEFAULT_FILE.read_text()
+    tree = yaml.safe_load(text)
+    for section, cls in settings._SECTIONS.items():
+        assert list(tree[section]) == [field.name for field in dataclasses.fields(cls)]
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"  [a-z_]+:", line):
+            assert lines[number - 1].startswith("  #"), f"{line} is not explained"
+        match = re.match(r"  ([a-z_]+): null", line)
+        if match:
+            comment = " ".join(lines[max(0, number - 4) : number])
+            for preset in map(get_preset, preset_names()):
+                value = getattr(preset.training, match[1], preset.image_size)
+                said = re.findall(rf"{re.escape(preset.name)} ([\w.-]+)", comment)[-1].rstrip(".")
+                assert said == value or float(said) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trainin: {steps: 3}", ["'trainin'", "did you mean 'training'?"]),
+        ("training: {batchsize: 3}", ["'training.batchsize'", "'training.batch_size'"]),
+        ("steps: 3", ["'steps'", "did you mean 'training.steps'?"]),
+        ("zzz: 3", ["'zzz'", "dataset", "training", "output"]),
+        ("training: 3", ["training = 3", "must be a section"]),
+        ("training: {steps: abc}", ["training.steps = 'abc'", "a whole number of at least 1"]),
+        ("training: {steps: 0}", ["training.steps = 0", "at least 1"]),
+        ("training: {steps: -5}", ["training.steps = -5", "at least 1"]),
+        ("training: {steps: true}", ["training.steps = true", "a whole number"]),
+        ("training: {batch_size: 0}", ["training.batch_size = 0", "at least 1"]),
+        ("training: {batch_size: 1.5}", ["training.batch_size = 1.5", "a whole number"]),
+        ("training: {learning_rate: 0}", ["training.learning_rate = 0", "above 0"]),
+        ("training: {learning_rate: .inf}", ["learning_rate = inf", "above 0"]),
+        ("training: {learning_rate_schedule: step}", ["'step'", "constant, linear, cosine"]),
+        ("training: {steps: 5, warmup_steps: 6}", ["warmup_steps = 6", "training.steps = 5"]),
+        ("training: {weight_decay: null}", ["weight_decay = nothing", "at least 0"]),
+        ("dataset: {eval_fraction: 0}", ["eval_fraction = 0", "above 0 and below 1"]),
+        ("dataset: {eval_fraction: 1}", ["eval_fraction = 1", "above 0 and below 1"]),
+        ("dataset: {path: [1]}", ["dataset.path", "text"]),
+        ("model: {preset: tny}", ["'tny'", "tiny, sd-v1-4", "did you mean 'tiny'"]),
+        ("model: {preset: 3}", ["model.preset = 3", "tiny, sd-v1-4"]),
+        ("model: {image_size: 96}", ["96", "'tiny'", "multiple of 64"]),
+        ("model: {image_size: 0}", ["model.image_size = 0", "at least 1"]),
+        (
+            "model: {preset: sd-v1-4, image_size: 192, base_weights: random}",
+            ["192", "'sd-v1-4'", "multiple of 128"],
+        ),
+        ("model: {preset: sd-v1-4}", ["base_weights = 'default'", "ships no weights", "folder"]),
+        ("model: {base_weights: /no/such}", ["'/no/such'", "no such folder", "'random'"]),
+        ("model: {flip: 1}", ["model.flip = 1", "true or false"]),
+        ("validation: {prompts: []}", ["validation.prompts", "a list of texts"]),
+        ("validation: {prompts: one}", ["validation.prompts = 'one'", "a list of texts"]),
+        ("training:\n  steps: 3\n  steps: 4\n", ["line 3", "'steps' is given twice"]),
+        ("training: {steps: [1}", ["line 1", "not valid YAML"]),
+        ("- training", ["must hold keys and values"]),
+        ("1: 2", ["the key 1 is not a name"]),
+    ],
+)
+def test_wrong_file_is_one_line_and_status_2(write, tmp_path, capsys, text, said):
+    output = tmp_path / "out"
+    status = runner_local.main(["--config", write(text), "--output", str(output)])
+    expect_one_line(status, capsys, said)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--steps", "abc"], ["training.steps = 'abc' (from --steps)", "a whole number"]),
+        (["--steps", "-1"], ["training.steps = -1 (from --steps)", "at least 1"]),
+        (["--steps", "1e3"], ["training.steps = 1000.0 (from --steps)", "a whole number"]),
+        (["--steps"], ["--steps", "expected one argument"]),
+        (["--batch-size", "0"], ["training.batch_size = 0 (from --batch-size)"]),
+        (["--learning-rate", "nan"], ["training.learning_rate = nan (from --learning-rate)"]),
+        (["--seed", "-1"], ["seed = -1 (from --seed)", "at least 0"]),
+        (["--preset", "huge"], ["model.preset = 'huge' (from --preset)", "tiny, sd-v1-4"]),
+        (["--image-size", "100"], ["model.image_size = 100 (from --image-size)", "64"]),
+        (["--stepz", "3"], ["'--stepz'", "did you mean --steps?"]),
+        (["surplus"], ["'surplus'", "--help"]),
+        (["--config", "/no/such.yaml"], ["/no/such.yaml does not exist"]),
+        (["--config", "/"], ["/ cannot be read"]),
+        (["--output", ""], ["output"]),
+        (["--output", "gs://bucket/run"], ["a folder on this machine"]),
+    ],
+)
+def test_wrong_flag_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, argv, said):
+    monkeypatch.chdir(tmp_path)
+    expect_one_line(runner_local.main(argv), capsys, said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_seed_flag_sets_training_and_validation_but_not_what_is_held_out():
+    config, _ = runner_local._parse(["--seed", "5"])
+    assert (config.training.seed, config.validation.seed) == (5, 5)
+    assert (config.dataset.seed, config.evaluation.seed) == (0, 0)
+
+
+def test_flag_texts_that_look_like_numbers_stay_texts():
+    config, _ = runner_local._parse(["--output", "2024", "--dataset", "1e3"])
+    assert Path(config.output).name == "2024"
+    assert Path(config.dataset.path).name == "1e3"
+
+
+def test_dataset_that_is_not_there(tmp_path, capsys):
+    argv = ["--dataset", str(tmp_path / "none"), "--output", str(tmp_path / "out")]
+    expect_one_line(runner_local.main(argv), capsys, [str(tmp_path / "none")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_dataset_without_parquet_files(tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    argv = ["--dataset", str(tmp_path / "pictures"), "--output", str(tmp_path / "out")]
+    expect_one_line(runner_local.main(argv), capsys, ["arquet"])
+
+
+@pytest.mark.parametrize(("rows", "fraction"), [(1, "0.5"), (30, "0.001"), (3, "0.999")])
+def test_split_that_would_be_empty(write, write_dataset, tmp_path, capsys, rows, fraction):
+    folder = write_dataset(tmp_path / "pictures", rows)
+    config = write(f"dataset: {{path: {folder}, eval_fraction: {fraction}}}")
+    argv = ["--config", config, "--output", str(tmp_path / "out")]
+    expect_one_line(runner_local.main(argv), capsys, ["eval_fraction", fraction, str(rows)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_that_cannot_be_written_to(dataset, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    argv = ["--dataset", str(dataset), "--output", str(tmp_path / "file" / "out")]
+    expect_one_line(runner_local.main(argv), capsys, ["cannot be written to", "--output"])
+
+
+def test_metadata_that_is_no_database(dataset, tmp_path, capsys):
+    (tmp_path / "metadata.sqlite").write_text("no database" * 1000)
+    argv = ["--dataset", str(dataset), "--output", str(tmp_path)]
+    expect_one_line(runner_local.main(argv), capsys, ["metadata.sqlite", "move it away"])
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--steps", "0"]])
+def test_help_and_errors_load_neither_tensorflow_nor_tfx(argv):
+    script = (
+        "import runner_local, sys\n"
+        f"try:\n    status = runner_local.main({argv!r})\n"
+        "except SystemExit as error:\n    status = error.code\n"
+        "heavy = {'tensorflow', 'tfx', 'apache_beam', 'keras'} & set(sys.modules)\n"
+        "print(f'status {status}, heavy {sorted(heavy)}')\n"
+    )
+    since = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(REPO_ROOT)),
+        check=True,
+    )
+    # Ten times what it takes on an idle machine; loading TensorFlow takes longer yet.
+    assert time.monotonic() - since < 15
+    status = 0 if argv == ["--help"] else 2
+    assert done.stdout.splitlines()[-1] == f"status {status}, heavy []"
+    if argv == ["--help"]:
+        for flag in ("--dataset", "--preset", "--steps", "--batch-size", "--learning-rate"):
+            assert flag in done.stdout
+        assert "examples:" in done.stdout
+
+
+def expect_one_line(status: int, capsys: pytest.CaptureFixture[str], said: list[str]) -> None:
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    for text in said:
+        assert text in captured.err

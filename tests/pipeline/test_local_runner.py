@@ -1,0 +1,302 @@
+"""The real runner and command line on a small real TFX pipeline, killed and started again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ml_metadata.proto import metadata_store_pb2 as mlmd
+
+from pipeline import housekeeping
+
+REPO_ROOT = Path(__file__).resolve().parent.parent.parent
+HERE = Path(__file__).resolve().parent
+
+
+@dataclasses.dataclass
+class Run:
+    """One run of `runner_local.main` in a process of its own."""
+
+    zygote: Zygote
+    pid: int
+    stdout: Path
+    stderr: Path
+
+    def wait(self) -> int:
+        return self.zygote.ask(wait=self.pid)
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        os.kill(self.pid, number)
+        return self.wait()
+
+    def wait_for(self, text: str, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.out():
+            assert time.monotonic() < deadline, f"{text!r} not in {self.out()!r} {self.err()!r}"
+            time.sleep(0.01)
+
+    def out(self) -> str:
+        return self.stdout.read_text() if self.stdout.exists() else ""
+
+    def err(self) -> str:
+        return self.stderr.read_text() if self.stderr.exists() else ""
+
+
+class Zygote:
+    def __init__(self, folder: Path) -> None:
+        environment = dict(os.environ, TF_USE_LEGACY_KERAS="0", TF_CPP_MIN_LOG_LEVEL="3")
+        environment["PYTHONPATH"] = f"{REPO_ROOT}{os.pathsep}{HERE}"
+        self._folder = folder
+        self._runs = 0
+        with open(folder / "zygote.log", "w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(HERE / "small_pipeline.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+                cwd=folder,
+            )
+        assert self._read() == "ready"
+
+    def _read(self) -> str:
+        line = self._process.stdout.readline().strip()
+        assert line, (self._folder / "zygote.log").read_text()[-2000:]
+        return line
+
+    def ask(self, **request: object) -> int:
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return int(self._read())
+
+    def start(self, *argv: str) -> Run:
+        self._runs += 1
+        stdout, stderr = (self._folder / f"{self._runs}.{name}" for name in ("out", "err"))
+        pid = self.ask(argv=list(argv), stdout=str(stdout), stderr=str(stderr))
+        return Run(self, pid, stdout, stderr)
+
+    def run(self, *argv: str) -> tuple[int, Run]:
+        run = self.start(*argv)
+        return run.wait(), run
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory):
+    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield zygote
+    zygote.close()
+
+
+@pytest.fixture
+def flags(tmp_path, dataset):
+    """Flags of a run that takes about 0.05 s for training."""
+    return ("--dataset", str(dataset), "--output", str(tmp_path / "out"), "--steps", "5")
+
+
+def executions(output: Path) -> list[tuple[str, str]]:
+    """(component, state) of every execution but the resolver's, in order."""
+    store = housekeeping.open_store(str(output), read_only=True)
+    found = []
+    for execution in sorted(store.get_executions(), key=lambda e: e.id):
+        [node] = [c.name for c in store.get_contexts_by_execution(execution.id) if c.type == "node"]
+        if not node.endswith(".Latest"):
+            state = mlmd.Execution.State.Name(execution.last_known_state)
+            found.append((node.rpartition(".")[2], state))
+    return found
+
+
+def assert_whole(output: Path, steps: int) -> None:
+    """Everything that the metadata calls live is there whole, and nothing else is."""
+    store = housekeeping.open_store(str(output), read_only=True)
+    live = {a.uri for a in store.get_artifacts() if a.state == mlmd.Artifact.LIVE}
+    for artifact in store.get_artifacts():
+        if artifact.type == "Model" and artifact.uri in live:
+            assert len(list(Path(artifact.uri).iterdir())) == steps
+    on_disk = {
+        str(run)
+        for component in (output / "artifacts").iterdir()
+        for key in component.iterdir()
+        if key.name != ".system"
+        for run in key.iterdir()
+    }
+    assert on_disk == live
+
+
+def test_first_run_executes_second_finds_everything_cached(zygote, flags, tmp_path):
+    status, run = zygote.run(*flags)
+    assert status == 0, run.err()
+    out = run.out()
+    for name in ("Source", "Train", "Judge", "Publish"):
+        assert f"{name} done in " in out
+        assert [line.split()[:2] for line in out.splitlines() if line.startswith(f"  {name} ")] == [
+            [name, "executed"]
+        ]
+    assert "Latest resolved in" in out
+    assert "  reading " in out
+    assert "  warning: a warning of ours" in out
+    assert "Nothing to do" not in out
+    assert "pushed" in out
+    assert "noise" not in out
+    assert run.err() == ""
+    [log] = (tmp_path / "out" / "logs").iterdir()
+    text = log.read_text()
+    assert "native noise" in text
+    assert "library noise" in text
+    assert "Train done in" in text
+
+    status, run = zygote.run(*flags)
+    assert status == 0, run.err()
+    for name in ("Source", "Train", "Judge", "Publish"):
+        assert f"{name} cached" in run.out()
+    assert "Nothing to do: every step is up to date." in run.out()
+    assert executions(tmp_path / "out")[4:] == [
+        ("Source", "CACHED"),
+        ("Train", "CACHED"),
+        ("Judge", "CACHED"),
+        ("Publish", "CACHED"),
+    ]
+
+    status, run = zygote.run(*flags[:-1], "6")
+    assert status == 0
+    assert "Source cached" in run.out()
+    assert "Train done" in run.out()
+
+
+def test_verbose_shows_everything(zygote, flags, tmp_path):
+    status, run = zygote.run(*flags, "--verbose")
+    assert status == 0, run.err()
+    assert "native noise" in run.err()
+    assert "library noise" in run.out()
+    [log] = (tmp_path / "out" / "logs").iterdir()
+    assert "native noise" in log.read_text()
+
+
+def test_failing_component_is_named_and_its_error_shown_whole(zygote, flags, tmp_path):
+    status, run = zygote.run(*flags, "--batch-size", "13")
+    assert status == 1
+    assert "Train failed after" in run.out()
+    assert "Traceback (most recent call last)" in run.out()
+    assert "ValueError: thirteen pictures a step bring bad luck" in run.out()
+    assert "Publish" not in run.out()
+    assert executions(tmp_path / "out") == [("Source", "COMPLETE"), ("Train", "FAILED")]
+    status, run = zygote.run(*flags)
+    assert status == 0
+    assert "Source cached" in run.out()
+
+
+def test_killed_step_is_failed_and_repeated_finished_steps_are_not(zygote, flags, tmp_path):
+    output = tmp_path / "out"
+    run = zygote.start(*flags[:-1], "3000")
+    run.wait_for("] Train")
+    while not any((output / "artifacts" / "Train" / "model").glob("*/0003")):
+        time.sleep(0.01)
+    assert run.kill() == -signal.SIGKILL
+    assert executions(output) == [("Source", "COMPLETE"), ("Train", "RUNNING")]
+
+    status, run = zygote.run(*flags)
+    assert status == 0, run.err()
+    assert "A former run was ended during" in run.out()
+    assert executions(output) == [
+        ("Source", "COMPLETE"),
+        ("Train", "FAILED"),
+        ("Source", "CACHED"),
+        ("Train", "COMPLETE"),
+        ("Judge", "COMPLETE"),
+        ("Publish", "COMPLETE"),
+    ]
+    assert_whole(output, steps=5)
+
+
+def test_interrupt_leaves_a_consistent_state_and_says_one_line(zygote, flags, tmp_path):
+    output = tmp_path / "out"
+    run = zygote.start(*flags[:-1], "3000")
+    run.wait_for("] Train")
+    while not any((output / "artifacts" / "Train" / "model").glob("*/0003")):
+        time.sleep(0.01)
+    assert run.kill(signal.SIGINT) == 130
+    assert run.out().rstrip().splitlines()[-1] == (
+        "Interrupted: the same command goes on where this run was."
+    )
+    assert "Traceback" not in run.out()
+    assert run.err() == ""
+    assert executions(output) == [("Source", "COMPLETE"), ("Train", "FAILED")]
+    assert not list((output / "artifacts" / "Train" / "model").iterdir())
+
+
+def test_second_run_at_the_same_time_is_refused(zygote, flags):
+    first = zygote.start(*flags[:-1], "3000")
+    first.wait_for("] Train")
+    status, second = zygote.run(*flags)
+    first.kill()
+    assert status == 2
+    assert second.out() == ""
+    assert second.err().count("\n") == 1
+    assert f"another run (process {first.pid}) is working in" in second.err()
+
+
+def test_ten_kills_at_random_moments(zygote, flags, tmp_path):
+    output = tmp_path / "out"
+    moments = random.Random(0)
+    for _ in range(10):
+        run = zygote.start(*flags[:-1], "40")
+        time.sleep(moments.uniform(0.0, 1.5))
+        run.kill()
+    status, run = zygote.run(*flags[:-1], "40")
+    assert status == 0, run.err()
+    states = executions(output)
+    assert {state for _, state in states} <= {"COMPLETE", "CACHED", "FAILED"}
+    for name in ("Source", "Train", "Judge", "Publish"):
+        assert states.count((name, "COMPLETE")) == 1
+    assert_whole(output, steps=40)
+
+
+def test_deleted_release_is_pushed_again(zygote, flags, tmp_path):
+    output = tmp_path / "out"
+    assert zygote.run(*flags)[0] == 0
+    shutil.rmtree(output / "serving_model")
+    status, run = zygote.run(*flags)
+    assert status == 0
+    assert "Train cached" in run.out()
+    assert "Publish done" in run.out()
+    assert len(list((output / "serving_model" / "releases").iterdir())) == 1
+
+
+def test_deleted_artifacts_are_made_again(zygote, flags, tmp_path):
+    output = tmp_path / "out"
+    assert zygote.run(*flags)[0] == 0
+    shutil.rmtree(output / "artifacts" / "Train")
+    status, run = zygote.run(*flags)
+    assert status == 0
+    assert "Source cached" in run.out()
+    assert "Train done" in run.out()
+    assert_whole(output, steps=5)
+
+
+def test_baseline_is_the_blessed_model_before_the_candidate(zygote, flags, tmp_path):
+    output = tmp_path / "out"
+    for steps in ("5", "6", "5", "6"):
+        status, run = zygote.run(*flags[:-1], steps)
+        assert status == 0, run.err()
+    # The third and fourth run went back to settings that were there before.
+    assert "Nothing to do: every step is up to date." in run.out()
+    store = housekeeping.open_store(str(output), read_only=True)
+    models = sorted(a.id for a in store.get_artifacts_by_type("Model"))
+    baselines = [
+        Path(a.uri, "baseline").read_text()
+        for a in sorted(store.get_artifacts_by_type("ModelBlessing"), key=lambda a: a.id)
+    ]
+    assert baselines == ["None", str(models[0])]

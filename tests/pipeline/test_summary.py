@@ -1,0 +1,81 @@
+"""The last screen, from a real ML Metadata database."""
+
+from __future__ import annotations
+
+import pytest
+from ml_metadata.proto import metadata_store_pb2 as mlmd
+
+from pipeline import housekeeping, summary
+from pipeline.config import load_config
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A store with one execution; returns (store, execution's id, function that adds an output)."""
+    store = housekeeping.open_store(str(tmp_path))
+    type_id = store.put_execution_type(mlmd.ExecutionType(name="Some"))
+    [execution_id] = store.put_executions([mlmd.Execution(type_id=type_id)])
+
+    def add(type_name, **properties):
+        uri = tmp_path / "artifacts" / type_name
+        uri.mkdir(parents=True)
+        artifact = mlmd.Artifact(
+            type_id=store.put_artifact_type(mlmd.ArtifactType(name=type_name)), uri=str(uri)
+        )
+        for key, value in properties.items():
+            kind = {int: "int_value", float: "double_value", str: "string_value"}[type(value)]
+            setattr(artifact.custom_properties[key], kind, value)
+        [artifact_id] = store.put_artifacts([artifact])
+        store.put_events(
+            [mlmd.Event(artifact_id=artifact_id, execution_id=execution_id, type=mlmd.Event.OUTPUT)]
+        )
+        return uri
+
+    return store, execution_id, add
+
+
+def test_pushed_model(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store, execution_id, add = run
+    add("Examples", loss=0.2, loss_baseline=0.25, baseline="base weights")
+    add("ModelBlessing", blessed=1)
+    add("PushedModel", pushed=1, pushed_version="17")
+    add("ModelRun")
+    add("components.RejectedRows", rejected_total=5)
+    report = add("components.EvaluationReport")
+    for name in ("before_after.png", "loss_curve.png", "summary.json"):
+        (report / name).write_text(name)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "old.png").touch()
+
+    result = summary.read_result(store, [execution_id])
+    assert (result.loss, result.loss_baseline, result.blessed) == (0.2, 0.25, True)
+    assert summary.copy_report(result.report, str(tmp_path)) == tmp_path / "report"
+    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == [
+        "before_after.png",
+        "loss_curve.png",
+        "summary.json",
+    ]
+
+    config = load_config(flags={"output": ("--output", str(tmp_path))})
+    text = summary.last_screen(config, result, "serving_model", tmp_path / "logs" / "run.log")
+    assert "0.2500 base weights -> 0.2000 fine-tuned (-20.0 %)" in text
+    assert "version 17 in serving_model" in text
+    assert "report/before_after.png" in text
+    assert "5, listed in artifacts/components.RejectedRows" in text
+    assert "-m serving.generate 'a drawing of" in text
+    assert "--logdir artifacts" in text
+    assert "logs/run.log" in text
+
+
+def test_model_that_was_not_blessed_says_why(run, tmp_path):
+    store, execution_id, add = run
+    add("Examples", loss=0.3, loss_baseline=0.25, baseline="base weights")
+    add("ModelBlessing", blessed=0)
+    add("PushedModel", pushed=0)
+    result = summary.read_result(store, [execution_id])
+    text = summary.last_screen(load_config(), result, "serving_model", tmp_path / "run.log")
+    assert "(+20.0 %)" in text
+    assert "no: the model was not blessed" in text
+    assert "min_loss_improvement" in text
+    assert "serving.generate" not in text
