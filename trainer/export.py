@@ -26,8 +26,10 @@ class TextEncoderModule(tf.Module):
         self.tokenizer = GraphTokenizer()
         tokens = tf.TensorSpec([None, preset.text_encoder.max_length], tf.int32, name="tokens")
         strings = tf.TensorSpec([None], tf.string)
-        self.serve = tf.function(self._from_tokens, input_signature=[tokens])
-        self.text = tf.function(self._from_text, input_signature=[strings, strings])
+        self.serve = tf.function(self._from_tokens, input_signature=[tokens], autograph=False)
+        self.text = tf.function(
+            self._from_text, input_signature=[strings, strings], autograph=False
+        )
 
     def encode(self, tokens: tf.Tensor) -> tf.Tensor:
         """From tokens int32 [B, 77] to the context float32 [B, 77, D]."""
@@ -63,6 +65,7 @@ class DiffusionModelModule(tf.Module):
                 tf.TensorSpec([], tf.float32, name="guidance_scale"),
                 tf.TensorSpec([2], tf.int32, name="seed"),
             ],
+            autograph=False,
         )
         self.predict_epsilon = tf.function(
             self._predict_epsilon,
@@ -71,6 +74,7 @@ class DiffusionModelModule(tf.Module):
                 tf.TensorSpec([None], tf.int32, name="timesteps"),
                 context,
             ],
+            autograph=False,
         )
 
     def predict(self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
@@ -110,8 +114,8 @@ class DecoderModule(tf.Module):
         self.model = model
         shape = [None, *preset.latent_shape(image_size)]
         latent = tf.TensorSpec(shape, tf.float32, name="latent")
-        self.serve = tf.function(self._decode, input_signature=[latent])
-        self.png = tf.function(self._decode_to_png, input_signature=[latent])
+        self.serve = tf.function(self._decode, input_signature=[latent], autograph=False)
+        self.png = tf.function(self._decode_to_png, input_signature=[latent], autograph=False)
 
     def pixels(self, latent: tf.Tensor) -> tf.Tensor:
         """Pictures, uint8 [B, H, W, 3], of latents float32 [B, h, w, 4]."""

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from trainer.latents import sample_posterior
 from trainer.noise_schedule import NUM_TIMESTEPS, add_noise, timestep_embedding
+from trainer.optimizer import AveragedAdamW
 from trainer.presets import Preset
 from trainer.training_config import ResolvedTrainingConfig
 
@@ -49,29 +50,26 @@ class StepRecord:
     images_per_second: float
 
 
-class WarmUpSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up from zero, then constant, or linear or cosine decay to zero."""
+def learning_rate_at(config: ResolvedTrainingConfig, step: tf.Tensor) -> tf.Tensor:
+    """Linear warm-up from zero, then constant, or linear or cosine decay to zero.
 
-    def __init__(self, config: ResolvedTrainingConfig) -> None:
-        self._config = config
+    Args:
+        config: Hyperparameters.
+        step: int [], optimizer steps done before this one.
 
-    def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """The learning rate, float32 [], of the optimizer step with this number, from 0."""
-        config = self._config
-        step = tf.cast(step, tf.float32)
-        decay_steps = max(1, config.steps - config.warmup_steps)
-        progress = tf.clip_by_value((step - config.warmup_steps) / decay_steps, 0.0, 1.0)
-        factor = {
-            "constant": tf.ones_like(progress),
-            "linear": 1.0 - progress,
-            "cosine": 0.5 * (1.0 + tf.cos(np.pi * progress)),
-        }[config.learning_rate_schedule]
-        warm_up = tf.minimum(1.0, (step + 1.0) / max(1, config.warmup_steps))
-        return config.learning_rate * warm_up * factor
-
-    def get_config(self) -> dict:
-        """The schedule's settings."""
-        return {"config": dataclasses.asdict(self._config)}
+    Returns:
+        float32 [].
+    """
+    step = tf.cast(step, tf.float32)
+    decay_steps = max(1, config.steps - config.warmup_steps)
+    progress = tf.clip_by_value((step - config.warmup_steps) / decay_steps, 0.0, 1.0)
+    factor = {
+        "constant": tf.ones_like(progress),
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + tf.cos(np.pi * progress)),
+    }[config.learning_rate_schedule]
+    warm_up = tf.minimum(1.0, (step + 1.0) / max(1, config.warmup_steps))
+    return config.learning_rate * warm_up * factor
 
 
 class FineTuner:
@@ -110,14 +108,13 @@ class FineTuner:
             *diffusion_model.trainable_variables,
             *(text_encoder.trainable_variables if text_encoder else ()),
         ]
-        self._schedule = WarmUpSchedule(config)
-        self.optimizer = keras.optimizers.AdamW(
-            learning_rate=self._schedule, weight_decay=config.weight_decay
+        self.optimizer = AveragedAdamW(
+            [v.value for v in self.variables],
+            weight_decay=config.weight_decay,
+            ema_decay=config.ema_decay,
         )
-        self.optimizer.build(self.variables)
-        self.ema = [tf.Variable(v.value, trainable=False) for v in self.variables]
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._step_function = tf.function(self._train_step, reduce_retracing=True)
+        self._step_function = tf.function(self._train_step, autograph=False)
 
     def loss(self, batch: Batch, step: tf.Tensor) -> tf.Tensor:
         """Noise-prediction loss (Ho et al. 2020, equation 14), float32 [].
@@ -169,13 +166,8 @@ class FineTuner:
             loss = self.loss(batch, self.step)
         gradients = tape.gradient(loss, [v.value for v in self.variables])
         gradients, norm = tf.clip_by_global_norm(gradients, self.config.max_gradient_norm)
-        self.optimizer.apply(gradients, self.variables)
-        self.step.assign_add(1)
-        # The usual warm-up: early averages would otherwise remember the initial weights.
-        done = tf.cast(self.step, tf.float32)
-        decay = tf.minimum(self.config.ema_decay, (1.0 + done) / (10.0 + done))
-        for average, variable in zip(self.ema, self.variables, strict=True):
-            average.assign_sub((1.0 - decay) * (average - variable.value))
+        learning_rate = learning_rate_at(self.config, self.step)
+        self.optimizer.apply(gradients, learning_rate, self.step.assign_add(1))
         return loss, norm
 
     def train_step(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
@@ -184,7 +176,7 @@ class FineTuner:
 
     def assign_averages(self) -> None:
         """Makes the averaged weights the models' weights."""
-        for average, variable in zip(self.ema, self.variables, strict=True):
+        for average, variable in zip(self.optimizer.averages, self.variables, strict=True):
             variable.assign(average)
 
     def train(
@@ -208,20 +200,19 @@ class FineTuner:
             TrainingDivergedError: The loss is infinite or not a number.
         """
         config = self.config
-        manager = tf.train.CheckpointManager(
-            tf.train.Checkpoint(
-                variables=[v.value for v in self.variables],
-                optimizer=[v.value for v in self.optimizer.variables],
-                ema=self.ema,
-                step=self.step,
-            ),
-            folder,
-            max_to_keep=_CHECKPOINTS_KEPT,
+        checkpoint = tf.train.Checkpoint(
+            variables=[v.value for v in self.variables],
+            first_moments=self.optimizer.first_moments,
+            second_moments=self.optimizer.second_moments,
+            averages=self.optimizer.averages,
+            step=self.step,
         )
-        restored = manager.restore_or_initialize()
+        manager = tf.train.CheckpointManager(checkpoint, folder, max_to_keep=_CHECKPOINTS_KEPT)
+        if manager.latest_checkpoint:
+            checkpoint.restore(manager.latest_checkpoint).assert_consumed()
         first_step = int(self.step)
         history = [r for r in read_history(folder) if r.step <= first_step]
-        if restored:
+        if first_step:
             logger.info("Resuming at step %d of %d.", first_step, config.steps)
         if first_step >= config.steps:
             return history
@@ -238,7 +229,7 @@ class FineTuner:
                 record = StepRecord(
                     step=step,
                     loss=float(np.mean(losses)),
-                    learning_rate=float(self._schedule(step - 1)),
+                    learning_rate=float(learning_rate_at(config, step - 1)),
                     gradient_norm=float(np.mean(norms)),
                     images_per_second=len(losses) * config.batch_size / (time.monotonic() - since),
                 )

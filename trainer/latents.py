@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -166,19 +167,20 @@ def training_batches(
     """
     first_epoch, skipped = divmod(first_step * batch_size, num_examples)
 
-    def epoch(index: tf.Tensor) -> tf.data.Dataset:
-        records = tf.data.TFRecordDataset(sorted(files), compression_type="GZIP")
-        return records.shuffle(
-            min(num_examples, _SHUFFLE_BUFFER),
-            seed=tf.random.stateless_uniform([], [seed, index], maxval=2**31 - 1, dtype=tf.int64),
-            reshuffle_each_iteration=False,
-        )
+    @tf.function(input_signature=[tf.TensorSpec([batch_size], tf.string)])
+    def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+        return parse_latents(serialized, preset, image_size, flip)
 
-    records = tf.data.Dataset.range(first_epoch, 2**40).flat_map(epoch).skip(skipped)
-    batches = records.batch(batch_size, drop_remainder=True)
-    parsed = batches.map(
-        lambda serialized: parse_latents(serialized, preset, image_size, flip),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-    return iter(parsed.prefetch(2))
+    def records() -> Iterator[bytes]:
+        for epoch in itertools.count(first_epoch):
+            shuffled = tf.data.TFRecordDataset(sorted(files), compression_type="GZIP").shuffle(
+                min(num_examples, _SHUFFLE_BUFFER),
+                seed=int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]),
+                reshuffle_each_iteration=False,
+            )
+            wanted = shuffled.skip(skipped if epoch == first_epoch else 0)
+            yield from wanted.prefetch(2 * batch_size).as_numpy_iterator()
+
+    remaining = records()
+    while True:
+        yield parse(tf.constant(list(itertools.islice(remaining, batch_size))))

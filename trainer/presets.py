@@ -142,7 +142,7 @@ _TINY = Preset(
     text_encoder=TextEncoderDimensions(width=40, num_layers=2, num_heads=4),
     diffusion_model=DiffusionModelDimensions(
         widths=(64, 96),
-        cross_attention=(True, True),
+        cross_attention=(False, True),
         num_blocks=1,
         num_heads=4,
         timestep_width=64,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -79,7 +80,7 @@ class AutoencoderTrainer:
         self.optimizer = keras.optimizers.Adam(schedule, global_clipnorm=1.0)
         self.optimizer.build(self.variables)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._step_function = tf.function(self._train_step, reduce_retracing=True)
+        self._step_function = tf.function(self._train_step, autograph=False)
 
     def _train_step(self, images: tf.Tensor) -> tf.Tensor:
         target = tf.cast(images, tf.float32) / 127.5 - 1.0
@@ -153,7 +154,7 @@ def standardize_latents(encoder: keras.Model, decoder: keras.Model, images: np.n
 
 def encode(encoder: keras.Model, images: np.ndarray) -> np.ndarray:
     """Moments, float32 [N, h, w, 8], of pictures, uint8 [N, H, W, 3]."""
-    encoder_function = tf.function(lambda x: encoder(x, training=False), reduce_retracing=True)
+    encoder_function = tf.function(lambda x: encoder(x, training=False), autograph=False)
     return np.concatenate(
         [
             encoder_function(tf.constant(images[i : i + _ENCODING_BATCH], tf.float32) / 127.5 - 1.0)
@@ -167,9 +168,10 @@ def reconstruction_error(
 ) -> dict[str, float]:
     """Mean absolute error and peak signal-to-noise ratio (dB) over pixel values in [0, 255]."""
     means = encode(encoder, images)[..., :LATENT_CHANNELS]
+    decode = tf.function(lambda latent: decoder(latent, training=False), autograph=False)
     decoded = np.concatenate(
         [
-            decoder(LATENT_SCALE * means[i : i + _ENCODING_BATCH], training=False)
+            decode(tf.constant(LATENT_SCALE * means[i : i + _ENCODING_BATCH]))
             for i in range(0, len(means), _ENCODING_BATCH)
         ]
     )
@@ -186,6 +188,14 @@ def held_out_loss(
     """Noise-prediction loss over ten timesteps a picture, evenly spread, with fixed noise."""
     assert tuner.text_encoder is not None
     rng = np.random.default_rng(seed)
+    text_encoder = tuner.text_encoder
+
+    @functools.partial(tf.function, autograph=False)
+    def predict(noisy: tf.Tensor, timesteps: tf.Tensor, *text: tf.Tensor) -> tf.Tensor:
+        embedding = timestep_embedding(timesteps, preset.diffusion_model.timestep_width)
+        context = text_encoder(list(text), training=False)
+        return tuner.diffusion_model([noisy, embedding, context], training=False)
+
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     losses = []
     for stratum in range(10):
@@ -196,13 +206,11 @@ def held_out_loss(
             noise = rng.standard_normal((2, *mean.shape)).astype(np.float32)
             timesteps = rng.integers(low, low + NUM_TIMESTEPS // 10, len(mean)).astype(np.int32)
             latent = sample_posterior(mean, log_variance, noise[0])
-            predicted = tuner.diffusion_model(
-                [
-                    add_noise(latent, noise[1], timesteps),
-                    timestep_embedding(timesteps, preset.diffusion_model.timestep_width),
-                    tuner.text_encoder([tokens[part], positions[part]], training=False),
-                ],
-                training=False,
+            predicted = predict(
+                add_noise(latent, noise[1], timesteps),
+                tf.constant(timesteps),
+                tf.constant(tokens[part]),
+                tf.constant(positions[part]),
             )
             losses.append(np.square(noise[1] - predicted).mean(axis=(1, 2, 3)))
     return float(np.concatenate(losses).mean())

@@ -49,6 +49,8 @@ class TrainerSettings:
         preset: Name of the preset.
         image_size: Side of the pictures in pixels.
         base_weights: `"default"`, `"random"` or a folder.
+        base_weights_hash: Hash of all four networks' base weights; it makes TFX's cache see other
+            weights at the same place.
         training: Fields of `ResolvedTrainingConfig`.
         validation: `prompts`, `seed`, `num_steps` and `guidance_scale` of the pictures that are
             drawn before and after training.
@@ -59,6 +61,7 @@ class TrainerSettings:
     preset: str
     image_size: int
     base_weights: str
+    base_weights_hash: str
     training: dict[str, Any]
     validation: dict[str, Any]
     checkpoint_dir: str
@@ -74,7 +77,7 @@ def run_fn(fn_args: FnArgs) -> None:
 
     Raises:
         ValueError: The latents were made by another preset, size or encoders than the settings
-            name, or there are fewer than a batch of them.
+            name, there are fewer than a batch of them, or the base weights have changed.
         TrainingDivergedError: The loss became infinite or not a number.
     """
     since = time.monotonic()
@@ -84,7 +87,7 @@ def run_fn(fn_args: FnArgs) -> None:
     # `train_files` holds patterns `<uri>/Split-train/*`.
     latents_uri = os.path.dirname(os.path.dirname(fn_args.train_files[0]))
     latents = LatentsManifest.read(latents_uri)
-    _check_latents(latents, settings, preset, config)
+    _check_inputs(latents, settings, preset, config)
 
     keras.utils.set_random_seed(config.seed)
     diffusion_model = build_diffusion_model(preset, settings.image_size)
@@ -178,12 +181,17 @@ def run_fn(fn_args: FnArgs) -> None:
         _copy_tree(os.path.join(folder, name), os.path.join(fn_args.model_run_dir, name))
 
 
-def _check_latents(
+def _check_inputs(
     latents: LatentsManifest,
     settings: TrainerSettings,
     preset: Preset,
     config: ResolvedTrainingConfig,
 ) -> None:
+    if base_weights_hash(preset, settings.base_weights) != settings.base_weights_hash:
+        raise ValueError(
+            f"the base weights in {settings.base_weights!r} have changed since the run was "
+            "prepared: start the run again"
+        )
     hash_now = base_weights_hash(preset, settings.base_weights, _ENCODERS)
     made_by = (latents.preset, latents.image_size, latents.encoders_hash)
     wanted = (settings.preset, settings.image_size, hash_now)

@@ -19,8 +19,8 @@ def small_preset() -> Preset:
         get_preset("tiny"),
         text_encoder=TextEncoderDimensions(width=8, num_layers=1, num_heads=2),
         diffusion_model=DiffusionModelDimensions(
-            widths=(8, 16),
-            cross_attention=(True, False),
+            widths=(8,),
+            cross_attention=(True,),
             num_blocks=1,
             num_heads=2,
             timestep_width=8,

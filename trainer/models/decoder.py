@@ -5,7 +5,7 @@ from keras_cv.src.models.stable_diffusion.attention_block import AttentionBlock
 from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
 from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
 
-from trainer.models.normalization import EPSILON, with_norm_groups
+from trainer.models.blocks import EPSILON, with_norm_groups
 from trainer.noise_schedule import LATENT_SCALE
 from trainer.presets import LATENT_CHANNELS, Preset
 

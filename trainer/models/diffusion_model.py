@@ -8,7 +8,7 @@ from keras_cv.src.models.stable_diffusion.diffusion_model import (
 )
 from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
 
-from trainer.models.normalization import EPSILON, with_norm_groups
+from trainer.models.blocks import EPSILON, prebuilt, with_norm_groups
 from trainer.presets import LATENT_CHANNELS, Preset
 
 
@@ -34,12 +34,14 @@ def build_diffusion_model(preset: Preset, image_size: int) -> keras.Model:
     embedding = keras.layers.Dense(dimensions.embedding_width)(embedding)
 
     def residual(x: keras.KerasTensor, width: int) -> keras.KerasTensor:
-        return with_norm_groups(ResBlock(width), dimensions.norm_groups)([x, embedding])
+        block = with_norm_groups(ResBlock(width), dimensions.norm_groups)
+        return prebuilt(block, [(1, 1, x.shape[-1]), embedding.shape[1:]])([x, embedding])
 
     def attend(x: keras.KerasTensor, width: int) -> keras.KerasTensor:
         heads = dimensions.num_heads
         block = SpatialTransformer(heads, width // heads, fully_connected=False)
-        return with_norm_groups(block, dimensions.norm_groups)([x, context])
+        block = with_norm_groups(block, dimensions.norm_groups)
+        return prebuilt(block, [(1, 1, width), context.shape[1:]])([x, context])
 
     levels = list(zip(dimensions.widths, dimensions.cross_attention, strict=True))
     x = PaddedConv2D(dimensions.widths[0], 3, padding=1)(latent)

@@ -7,7 +7,7 @@ from keras_cv.src.models.stable_diffusion.text_encoder import (
     quick_gelu,
 )
 
-from trainer.models.normalization import EPSILON
+from trainer.models.blocks import EPSILON
 from trainer.presets import Preset
 
 

@@ -1,0 +1,112 @@
+"""The LossScorer component."""
+
+from __future__ import annotations
+
+from tfx import types
+from tfx.dsl.components.base import base_beam_component, executor_spec
+from tfx.types import channel_utils, component_spec, standard_artifacts
+
+from components.code_version import code_version
+from components.loss_scorer import executor
+from trainer.presets import get_preset
+
+_CODE = ("components.loss_scorer", "components.tfrecords", "trainer")
+_MAX_STRATA = 1000
+
+
+class LossScorerSpec(component_spec.ComponentSpec):
+    """Inputs, outputs and settings of LossScorer."""
+
+    PARAMETERS = {
+        "preset": component_spec.ExecutionParameter(type=str),
+        "image_size": component_spec.ExecutionParameter(type=int),
+        "base_weights": component_spec.ExecutionParameter(type=str),
+        "base_weights_hash": component_spec.ExecutionParameter(type=str),
+        "num_strata": component_spec.ExecutionParameter(type=int),
+        "seed": component_spec.ExecutionParameter(type=int),
+        "code_version": component_spec.ExecutionParameter(type=str),
+    }
+    INPUTS = {
+        "latents": component_spec.ChannelParameter(type=standard_artifacts.Examples),
+        "model": component_spec.ChannelParameter(type=standard_artifacts.Model),
+        "baseline_model": component_spec.ChannelParameter(
+            type=standard_artifacts.Model, optional=True
+        ),
+    }
+    OUTPUTS = {"scores": component_spec.ChannelParameter(type=standard_artifacts.Examples)}
+
+
+class LossScorer(base_beam_component.BaseBeamComponent):
+    """Scores a candidate and a baseline on held-out examples, on the same noise.
+
+    Every example is scored at one timestep of each stratum. Timestep and noise depend on the
+    example's id and the seed alone, so equal models have equal losses, run after run.
+
+    The baseline is `baseline_model` if there is one of the same preset and image size, and
+    otherwise the base weights.
+
+    Outputs:
+      scores: `standard_artifacts.Examples`, split `eval`, a record for every example and stratum:
+        `id`, `timestep`, `timestep_bucket` (such as `000-099`), `loss`, `loss_baseline`,
+        `loss_delta` (loss - loss_baseline) and `label` (0). Custom properties: the means `loss`,
+        `loss_baseline` and `loss_delta` (each left out where it is not a finite number, which ML
+        Metadata cannot store), `num_examples`, `num_rows`, `num_not_finite` (rows with a loss
+        that is not a finite number) and `baseline` (`base weights` or `model <artifact id>`).
+    """
+
+    SPEC_CLASS = LossScorerSpec
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
+
+    def __init__(
+        self,
+        latents: types.BaseChannel,
+        model: types.BaseChannel,
+        baseline_model: types.BaseChannel | None = None,
+        *,
+        preset: str,
+        image_size: int,
+        base_weights: str = "default",
+        num_strata: int = 10,
+        seed: int = 0,
+    ) -> None:
+        """Makes the component.
+
+        Args:
+            latents: What LatentGen made; the split `eval` is scored.
+            model: The candidate.
+            baseline_model: What it is compared with; may stay empty.
+            preset: Name of the preset.
+            image_size: Side of the pictures in pixels.
+            base_weights: Where the base weights come from; see
+                `trainer.weights.load_base_weights`.
+            num_strata: Equal parts of the timesteps; each example is scored once in each.
+            seed: Gives other timesteps and noise.
+
+        Raises:
+            ValueError: A setting is impossible, or the preset has no such weights.
+        """
+        networks = get_preset(preset)
+        networks.check_image_size(image_size)
+        if not 1 <= num_strata <= _MAX_STRATA:
+            raise ValueError(
+                f"num_strata {num_strata} is impossible: it must be from 1 to {_MAX_STRATA}"
+            )
+        # Imports Keras.
+        from trainer.weights import base_weights_hash
+
+        super().__init__(
+            LossScorerSpec(
+                preset=preset,
+                image_size=image_size,
+                base_weights=base_weights,
+                # Other weights at the same place must not find old scores in the cache.
+                base_weights_hash=base_weights_hash(networks, base_weights, executor.SCORED),
+                num_strata=num_strata,
+                seed=seed,
+                code_version=code_version(*_CODE),
+                latents=latents,
+                model=model,
+                baseline_model=baseline_model,
+                scores=channel_utils.as_channel([standard_artifacts.Examples()]),
+            )
+        )

@@ -1,0 +1,62 @@
+"""What is random in a held-out loss, drawn from the example's id and the seed alone.
+
+So a loss depends neither on the order of the examples nor on batches or workers, and two models
+are compared on equal noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from trainer.noise_schedule import NUM_TIMESTEPS
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """The draws of one row.
+
+    Attributes:
+        timestep: From the row's stratum.
+        posterior_noise: float32 [h, w, 4], standard normal; picks the latent from its posterior.
+        epsilon: float32 [h, w, 4], standard normal; what the model has to predict.
+    """
+
+    timestep: int
+    posterior_noise: np.ndarray
+    epsilon: np.ndarray
+
+
+def stratum_bounds(stratum: int, num_strata: int) -> tuple[int, int]:
+    """First timestep of a stratum, and first one after it."""
+    first = stratum * NUM_TIMESTEPS // num_strata
+    return first, (stratum + 1) * NUM_TIMESTEPS // num_strata
+
+
+def stratum_name(stratum: int, num_strata: int) -> str:
+    """The stratum's timesteps, such as `000-099`."""
+    first, end = stratum_bounds(stratum, num_strata)
+    return f"{first:03d}-{end - 1:03d}"
+
+
+def draw(
+    example_id: str, stratum: int, num_strata: int, seed: int, latent_shape: tuple[int, int, int]
+) -> Draw:
+    """Draws one row.
+
+    Args:
+        example_id: The example's content hash.
+        stratum: From 0 to `num_strata` - 1.
+        num_strata: Parts that the timesteps are divided into.
+        seed: Gives other draws for the same example.
+        latent_shape: Height, width and channels.
+    """
+    digest = hashlib.sha256(f"{seed}/{stratum}/{example_id}".encode()).digest()
+    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    return Draw(
+        timestep=int(rng.integers(*stratum_bounds(stratum, num_strata))),
+        posterior_noise=rng.standard_normal(latent_shape, dtype=np.float32),
+        epsilon=rng.standard_normal(latent_shape, dtype=np.float32),
+    )

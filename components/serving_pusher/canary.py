@@ -1,0 +1,68 @@
+"""Draws one picture with three SavedModels, in a process that has TensorFlow and nothing else.
+
+    python canary.py <folder with the three SavedModels> <image size>
+
+The last line on stdout is `{"problem": null}`, or what is wrong instead of `null`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+_NUM_STEPS = 2
+_PROMPT = "a drawing of a small round creature"
+_LATENT_DOWNSAMPLING = 8
+_LATENT_CHANNELS = 4
+
+
+def problem(folder: str, image_size: int) -> str | None:
+    """Says what is wrong with the models in `folder`; None if they draw a picture."""
+    models = {}
+    for network in ("text_encoder", "diffusion_model", "decoder"):
+        try:
+            models[network] = tf.saved_model.load(f"{folder}/{network}")
+        except Exception as error:
+            return f"the {network} cannot be loaded: {_first_line(error)}"
+    try:
+        contexts = models["text_encoder"].signatures["text"](
+            prompt=tf.constant([_PROMPT]), negative_prompt=tf.constant([""])
+        )
+        latent = models["diffusion_model"].signatures["serving_default"](
+            context=contexts["context"],
+            unconditional_context=contexts["unconditional_context"],
+            num_steps=tf.constant(_NUM_STEPS),
+            guidance_scale=tf.constant(7.5),
+            seed=tf.constant([0, 0]),
+        )["latent"]
+        images = models["decoder"].signatures["serving_default"](latent=latent)["generated_images"]
+    except Exception as error:
+        return f"drawing a picture fails: {_first_line(error)}"
+
+    side = image_size // _LATENT_DOWNSAMPLING
+    expected = {
+        "latent": (latent, (1, side, side, _LATENT_CHANNELS)),
+        "picture": (images, (1, image_size, image_size, 3)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            return f"the {name} has the shape {tuple(tensor.shape)}, expected {shape}"
+    for name, tensor in (*contexts.items(), ("latent", latent)):
+        if not np.isfinite(tensor.numpy()).all():
+            return f"the {name} has values that are not finite numbers"
+    if images.dtype != tf.uint8:
+        return f"the picture is of type {images.dtype.name}, expected uint8"
+    if np.ptp(images.numpy()) == 0:
+        return "all pixels of the picture are the same"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+if __name__ == "__main__":
+    print(json.dumps({"problem": problem(sys.argv[1], int(sys.argv[2]))}), flush=True)

@@ -1,0 +1,96 @@
+"""The ServingPusher component."""
+
+from __future__ import annotations
+
+from tfx import types
+from tfx.dsl.components.base import base_component, executor_spec
+from tfx.types import channel_utils, component_spec, standard_artifacts
+
+from components.code_version import code_version
+from components.serving_pusher import executor
+
+_CODE = ("components.serving_pusher", "serving.releases", "serving.storage")
+
+
+class ServingPusherSpec(component_spec.ComponentSpec):
+    """Inputs, outputs and settings of ServingPusher."""
+
+    PARAMETERS = {
+        "push_destination": component_spec.ExecutionParameter(type=str),
+        "keep_versions": component_spec.ExecutionParameter(type=int),
+        # Vertex hands over no booleans.
+        "canary": component_spec.ExecutionParameter(type=int),
+        "canary_timeout_seconds": component_spec.ExecutionParameter(type=int),
+        "code_version": component_spec.ExecutionParameter(type=str),
+    }
+    INPUTS = {
+        "model": component_spec.ChannelParameter(type=standard_artifacts.Model),
+        "model_blessing": component_spec.ChannelParameter(type=standard_artifacts.ModelBlessing),
+        "scores": component_spec.ChannelParameter(type=standard_artifacts.Examples, optional=True),
+    }
+    OUTPUTS = {"pushed_model": component_spec.ChannelParameter(type=standard_artifacts.PushedModel)}
+
+
+class ServingPusher(base_component.BaseComponent):
+    """Pushes the three SavedModels of a blessed model under one version.
+
+    A version is there if and only if `<push_destination>/releases/<version>.json` is: that file
+    is written last. See `components.serving_pusher.serving_directory` for the layout.
+
+    Outputs:
+      pushed_model: `standard_artifacts.PushedModel`, holding a copy of the release file as
+        `release.json` where something was pushed. Custom properties: `pushed` (1 or 0) and either
+        `pushed_destination` and `pushed_version` (text), or `reason` (why nothing was pushed).
+    """
+
+    SPEC_CLASS = ServingPusherSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(executor.Executor)
+
+    def __init__(
+        self,
+        model: types.BaseChannel,
+        model_blessing: types.BaseChannel,
+        push_destination: str,
+        scores: types.BaseChannel | None = None,
+        *,
+        keep_versions: int = 0,
+        canary: bool = True,
+        canary_timeout_seconds: int = 900,
+    ) -> None:
+        """Makes the component.
+
+        Args:
+            model: What the Trainer made.
+            model_blessing: What the Evaluator says of it.
+            push_destination: The serving directory, local or remote. Pushes to a local one may
+                run at the same time; a remote one takes one at a time.
+            scores: What LossScorer made; its losses are written into the release.
+            keep_versions: Newest versions to keep, 0 for all.
+            canary: Whether to push only models that draw a picture in a fresh process.
+            canary_timeout_seconds: After which a canary that says nothing is an error.
+
+        Raises:
+            ValueError: A setting is impossible.
+        """
+        if not push_destination:
+            raise ValueError("push_destination is empty: give the path of the serving directory")
+        if keep_versions < 0:
+            raise ValueError(f"keep_versions {keep_versions} is impossible: it must be 0 or more")
+        if canary_timeout_seconds < 1:
+            raise ValueError(
+                f"canary_timeout_seconds {canary_timeout_seconds} is impossible: it must be 1 or "
+                "more"
+            )
+        super().__init__(
+            ServingPusherSpec(
+                push_destination=push_destination,
+                keep_versions=keep_versions,
+                canary=int(canary),
+                canary_timeout_seconds=canary_timeout_seconds,
+                code_version=code_version(*_CODE),
+                model=model,
+                model_blessing=model_blessing,
+                scores=scores,
+                pushed_model=channel_utils.as_channel([standard_artifacts.PushedModel()]),
+            )
+        )

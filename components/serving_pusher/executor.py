@@ -1,0 +1,142 @@
+"""The work of ServingPusher."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tfx import types
+from tfx.components.util import model_utils
+from tfx.dsl.components.base import base_executor
+from tfx.dsl.io import fileio
+from tfx.types import artifact_utils
+from tfx.utils import path_utils
+
+from components.serving_pusher.serving_directory import ModelRefusedError, ServingDirectory
+
+RELEASE_NAME = "release.json"
+
+_MANIFEST_NAME = "manifest.json"
+_CANARY = Path(__file__).with_name("canary.py")
+_METRICS = ("loss", "loss_baseline", "loss_delta")
+
+logger = logging.getLogger(__name__)
+
+
+class Executor(base_executor.BaseExecutor):
+    """Pushes a blessed model."""
+
+    def Do(  # noqa: N802
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """See `ServingPusher`.
+
+        Raises:
+            CorruptCopyError: A file changed on its way.
+            RuntimeError: The canary came to no verdict.
+        """
+        self._log_startup(input_dict, output_dict, exec_properties)
+        model = artifact_utils.get_single_instance(input_dict["model"])
+        blessing = artifact_utils.get_single_instance(input_dict["model_blessing"])
+        scores = input_dict.get("scores", [])
+        pushed_model = artifact_utils.get_single_instance(output_dict["pushed_model"])
+        if not model_utils.is_model_blessed(blessing):
+            _mark_not_pushed(pushed_model, "the model is not blessed")
+            return
+
+        source = path_utils.serving_model_path(model.uri)
+        with fileio.open(os.path.join(source, _MANIFEST_NAME), "r") as f:
+            manifest = json.loads(f.read())
+        facts = {
+            "pushed_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "preset": manifest["preset"],
+            "image_size": manifest["image_size"],
+            "defaults": manifest.get("defaults", {}),
+            "metrics": _metrics(scores[0]) if scores else {},
+            "model": {"uri": model.uri, "id": model.id},
+            "blessing": {"uri": blessing.uri, "id": blessing.id},
+            "manifest": manifest,
+        }
+
+        def check(staged: str) -> None:
+            if exec_properties["canary"]:
+                run_canary(
+                    staged, manifest["image_size"], exec_properties["canary_timeout_seconds"]
+                )
+
+        directory = ServingDirectory(exec_properties["push_destination"])
+        try:
+            release = directory.publish(source, facts, check)
+        except ModelRefusedError as refusal:
+            _mark_not_pushed(pushed_model, str(refusal))
+            return
+        if keep := exec_properties["keep_versions"]:
+            for version in directory.prune(keep):
+                logger.info("Removed version %d: only the newest %d are kept.", version, keep)
+        fileio.makedirs(pushed_model.uri)
+        with fileio.open(os.path.join(pushed_model.uri, RELEASE_NAME), "w") as f:
+            f.write(json.dumps(release, indent=2, sort_keys=True))
+        pushed_model.set_int_custom_property("pushed", 1)
+        pushed_model.set_string_custom_property("pushed_destination", directory.root)
+        pushed_model.set_string_custom_property("pushed_version", str(release["version"]))
+        logger.info("Version %d is in %s.", release["version"], directory.root)
+
+
+def run_canary(folder: str, image_size: int, timeout_seconds: int) -> None:
+    """Draws a picture with the models in `folder`, in a fresh process.
+
+    Raises:
+        ModelRefusedError: The models draw none, or a wrong one.
+        RuntimeError: The process ended without a verdict, or took too long.
+    """
+    # On the CPU: this process may hold all of the GPU's memory.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, str(_CANARY), folder, str(image_size)]
+    try:
+        finished = subprocess.run(
+            command,
+            env=environment,
+            timeout=timeout_seconds,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(
+            f"the canary drew no picture within {timeout_seconds} s; nothing was pushed: push "
+            "again, or raise canary_timeout_seconds"
+        ) from None
+    last_line = finished.stdout.strip().rpartition("\n")[2]
+    try:
+        problem = json.loads(last_line)["problem"]
+    except (ValueError, KeyError, TypeError):
+        said = finished.stderr.strip().rpartition("\n")[2] or "nothing"
+        raise RuntimeError(
+            f"the canary process ended with status {finished.returncode} and without a verdict "
+            f"(its last words: {said}); nothing was pushed: push again"
+        ) from None
+    if problem is not None:
+        raise ModelRefusedError(f"the canary refuses the model: {problem}")
+
+
+def _metrics(scores: types.Artifact) -> dict[str, float]:
+    return {
+        name: scores.get_float_custom_property(name)
+        for name in _METRICS
+        if scores.has_custom_property(name)
+    }
+
+
+def _mark_not_pushed(pushed_model: types.Artifact, reason: str) -> None:
+    pushed_model.set_int_custom_property("pushed", 0)
+    pushed_model.set_string_custom_property("reason", reason)
+    logger.warning("Nothing is pushed: %s.", reason)

@@ -1,0 +1,147 @@
+"""The pipeline that both runners run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow_data_validation as tfdv
+from tfx.components import ExampleValidator, SchemaGen, StatisticsGen, Trainer
+from tfx.dsl.components.common.resolver import ResolverStrategy
+from tfx.orchestration import metadata
+from tfx.orchestration.pipeline import Pipeline
+from tfx.proto import trainer_pb2
+
+from components.caption_example_gen import CaptionExampleGen
+from components.code_version import code_version
+from components.evaluation_report import EvaluationReport
+from components.latent_gen import LatentGen
+from components.loss_scorer import LossScorer
+from components.serving_pusher import ServingPusher
+from pipeline.baseline import LatestBlessedBeforeCandidate
+from pipeline.config import RunConfig
+from pipeline.evaluation import baseline_node, eval_config, evaluator_node
+from trainer.presets import get_preset
+from trainer.weights import base_weights_hash
+
+PIPELINE_NAME = "sd-finetuning"
+
+_RUN_FN = "trainer.run_fn.run_fn"
+
+
+def create_pipeline(
+    config: RunConfig,
+    *,
+    pipeline_root: str,
+    metadata_path: str | None,
+    serving_dir: str,
+    checkpoint_dir: str,
+    dataset_fingerprint: str,
+    baseline_strategy: type[ResolverStrategy] = LatestBlessedBeforeCandidate,
+) -> Pipeline:
+    """Captioned pictures in, three SavedModels out.
+
+    Args:
+        config: All settings.
+        pipeline_root: Folder for the outputs of every step.
+        metadata_path: SQLite file of ML Metadata; `None` where the orchestrator keeps its own.
+        serving_dir: Folder that TF Serving reads.
+        checkpoint_dir: Folder where a restarted training finds its checkpoints; not below
+            `pipeline_root`, whose folders change with every execution.
+        dataset_fingerprint: Stands for the dataset's content in the cache key.
+        baseline_strategy: How the model to compare with is found.
+    """
+    model = config.model
+    example_gen = CaptionExampleGen(
+        dataset=config.dataset.path,
+        dataset_fingerprint=dataset_fingerprint,
+        eval_fraction=config.dataset.eval_fraction,
+        seed=config.dataset.seed,
+        image_column=config.dataset.image_column,
+        caption_column=config.dataset.caption_column,
+        max_rejected_fraction=config.dataset.max_rejected_fraction,
+    )
+    examples = example_gen.outputs["examples"]
+    statistics_gen = StatisticsGen(
+        examples=examples,
+        # Statistics of pictures as pictures and of captions as language, not as opaque bytes.
+        stats_options=tfdv.StatsOptions(enable_semantic_domain_stats=True),
+    )
+    statistics = statistics_gen.outputs["statistics"]
+    schema_gen = SchemaGen(statistics=statistics, infer_feature_shape=True)
+    example_validator = ExampleValidator(statistics=statistics, schema=schema_gen.outputs["schema"])
+    latent_gen = LatentGen(
+        examples=examples,
+        preset=model.preset,
+        image_size=model.image_size,
+        base_weights=model.base_weights,
+        flip=model.flip,
+    )
+    latents = latent_gen.outputs["latents"]
+    # Not `module_file`, which would package and install the module at every run.
+    trainer = Trainer(
+        run_fn=_RUN_FN,
+        examples=latents,
+        train_args=trainer_pb2.TrainArgs(splits=["train"]),
+        eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
+        custom_config={
+            "preset": model.preset,
+            "image_size": model.image_size,
+            "base_weights": model.base_weights,
+            "base_weights_hash": base_weights_hash(get_preset(model.preset), model.base_weights),
+            "training": dataclasses.asdict(config.training),
+            "validation": {
+                **dataclasses.asdict(config.validation),
+                "prompts": list(config.validation.prompts),
+            },
+            "checkpoint_dir": checkpoint_dir,
+            "code_version": code_version("trainer"),
+        },
+    )
+    candidate = trainer.outputs["model"]
+    baseline = baseline_node(candidate, baseline_strategy)
+    baseline_model = baseline.outputs["model"]
+    loss_scorer = LossScorer(
+        latents=latents,
+        model=candidate,
+        baseline_model=baseline_model,
+        preset=model.preset,
+        image_size=model.image_size,
+        base_weights=model.base_weights,
+        num_strata=config.evaluation.num_strata,
+        seed=config.evaluation.seed,
+    )
+    scores = loss_scorer.outputs["scores"]
+    evaluator = evaluator_node(
+        scores, candidate, baseline_model, eval_config(config.evaluation.min_loss_improvement)
+    )
+    blessing = evaluator.outputs["blessing"]
+    report = EvaluationReport(
+        model=candidate,
+        model_run=trainer.outputs["model_run"],
+        scores=scores,
+        blessing=blessing,
+    )
+    pusher = ServingPusher(
+        model=candidate, model_blessing=blessing, scores=scores, push_destination=serving_dir
+    )
+    return Pipeline(
+        pipeline_name=PIPELINE_NAME,
+        pipeline_root=pipeline_root,
+        components=[
+            example_gen,
+            statistics_gen,
+            schema_gen,
+            example_validator,
+            latent_gen,
+            trainer,
+            baseline,
+            loss_scorer,
+            evaluator,
+            report,
+            pusher,
+        ],
+        enable_cache=True,
+        metadata_connection_config=(
+            metadata.sqlite_metadata_connection_config(metadata_path) if metadata_path else None
+        ),
+    )

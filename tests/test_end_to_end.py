@@ -1,0 +1,185 @@
+"""The whole pipeline as a user runs it: the real command, the real networks, a small dataset."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from ml_metadata.metadata_store import metadata_store
+from ml_metadata.proto import metadata_store_pb2 as mlmd
+from PIL import Image
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+STEPS = (
+    "CaptionExampleGen",
+    "StatisticsGen",
+    "SchemaGen",
+    "ExampleValidator",
+    "LatentGen",
+    "Trainer",
+    "LatestBlessedModel",
+    "LossScorer",
+    "Evaluator",
+    "EvaluationReport",
+    "ServingPusher",
+)
+SETTINGS = """
+dataset:
+  eval_fraction: 0.2
+training:
+  batch_size: 8
+  warmup_steps: 1
+  checkpoint_every_steps: 2
+  log_every_steps: 2
+validation:
+  prompts: [a drawing of a round blue creature, a drawing of a tall red creature]
+  num_steps: 3
+evaluation:
+  num_strata: 2
+"""
+
+
+class Pipeline:
+    """The command line with an output folder and a dataset of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output = folder / "out"
+        dataset = folder / "dataset"
+        dataset.mkdir()
+        [shard, *_] = sorted((REPO_ROOT / "data" / "creatures" / "data").glob("*.parquet"))
+        pq.write_table(pq.read_table(shard).slice(0, 60), dataset / "pictures.parquet")
+        (folder / "settings.yaml").write_text(SETTINGS)
+        self.command = [
+            sys.executable,
+            str(REPO_ROOT / "runner_local.py"),
+            *("--config", "settings.yaml", "--dataset", "dataset", "--output", "out"),
+        ]
+
+    def run(self, *flags: str) -> str:
+        done = subprocess.run(
+            [*self.command, *flags], cwd=self.folder, capture_output=True, text=True, timeout=900
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stderr == ""
+        return done.stdout
+
+    def statuses(self, screen: str) -> Mapping[str, str]:
+        pattern = rf"^  ({'|'.join(STEPS)}) +(\w+) "
+        return dict(re.findall(pattern, screen, flags=re.MULTILINE))
+
+    def store(self) -> metadata_store.MetadataStore:
+        config = mlmd.ConnectionConfig()
+        config.sqlite.filename_uri = str(self.output / "metadata.sqlite")
+        config.sqlite.connection_mode = mlmd.SqliteMetadataSourceConfig.READONLY
+        return metadata_store.MetadataStore(config)
+
+    def completed(self) -> list[str]:
+        """Node of every execution that ran to its end, in order."""
+        store = self.store()
+        return [
+            next(
+                c.name for c in store.get_contexts_by_execution(e.id) if c.type == "node"
+            ).rpartition(".")[2]
+            for e in store.get_executions()
+            if e.last_known_state == mlmd.Execution.COMPLETE
+        ]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return Pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="module")
+def first_screen(pipeline: Pipeline) -> str:
+    return pipeline.run("--steps", "4")
+
+
+def test_first_run_leaves_pictures_models_and_lineage(
+    pipeline: Pipeline, first_screen: str
+) -> None:
+    assert tuple(pipeline.statuses(first_screen)) == STEPS
+    assert set(pipeline.completed()) == set(STEPS)
+    report = pipeline.output / "report"
+    for name in ("before_after.png", "loss_curve.png"):
+        with Image.open(report / name) as image:
+            assert min(image.size) > 200
+    summary = json.loads((report / "summary.json").read_text())
+    assert summary["loss"] > 0
+    assert summary["loss_baseline"] > 0
+    assert summary["baseline"] == "base weights"
+    assert f"{summary['loss_baseline']:.4f}" in first_screen
+    assert f"{summary['loss']:.4f}" in first_screen
+
+    serving = pipeline.output / "serving_model"
+    release = json.loads((serving / "releases" / "1.json").read_text())
+    assert release["version"] == 1
+    for network in ("text_encoder", "diffusion_model", "decoder"):
+        assert (serving / network / "1" / "saved_model.pb").is_file()
+        assert network in (serving / "models.config").read_text()
+
+
+def test_a_picture_is_drawn_from_the_pushed_models(pipeline: Pipeline, first_screen: str) -> None:
+    picture = pipeline.folder / "x.png"
+    command = [sys.executable, "-m", "serving.generate", "a drawing of a round blue creature"]
+    flags = ["--serving-dir", str(pipeline.output / "serving_model"), "--out", str(picture)]
+    subprocess.run([*command, *flags], cwd=REPO_ROOT, check=True, timeout=300)
+    with Image.open(picture) as drawn:
+        assert drawn.size == (64, 64)
+        assert len(drawn.getcolors(64 * 64) or ()) > 10
+
+
+def test_an_unchanged_run_executes_nothing(pipeline: Pipeline, first_screen: str) -> None:
+    before = pipeline.completed()
+    screen = pipeline.run("--steps", "4")
+    assert "Nothing to do" in screen
+    assert [s for s in pipeline.completed() if s != "LatestBlessedModel"] == [
+        s for s in before if s != "LatestBlessedModel"
+    ]
+
+
+def test_a_training_setting_executes_from_the_trainer_on(
+    pipeline: Pipeline, first_screen: str
+) -> None:
+    statuses = pipeline.statuses(pipeline.run("--steps", "6"))
+    for step in STEPS[: STEPS.index("Trainer")]:
+        assert statuses[step] == "cached"
+    for step in ("Trainer", "LossScorer", "Evaluator", "EvaluationReport", "ServingPusher"):
+        assert statuses[step] == "executed"
+
+
+@pytest.mark.slow
+def test_a_run_killed_ten_times_repeats_no_finished_step(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    pipeline = Pipeline(tmp_path_factory.mktemp("killed"))
+    rng = random.Random(0)
+    for _ in range(10):
+        process = subprocess.Popen(
+            [*pipeline.command, "--steps", "40"],
+            cwd=pipeline.folder,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + rng.uniform(15, 120)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    pipeline.run("--steps", "40")
+    completed = [s for s in pipeline.completed() if s != "LatestBlessedModel"]
+    assert sorted(completed) == sorted(set(STEPS) - {"LatestBlessedModel"})
+    states = {e.last_known_state for e in pipeline.store().get_executions()}
+    assert mlmd.Execution.RUNNING not in states
+    assert json.loads((pipeline.output / "serving_model" / "releases" / "1.json").read_text())
