@@ -1,11 +1,13 @@
 """The three SavedModels and their signatures.
 
 Nothing is baked in but the image size: prompts, negative prompts, number of steps, guidance
-scale, seed and batch size are inputs.
+scale, seed and batch size are inputs. Each module's network is a `tf.function` of its own that its
+signatures call, so that it is traced, stored and loaded once and not once a signature.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import keras
@@ -26,12 +28,13 @@ class TextEncoderModule(tf.Module):
         self.tokenizer = GraphTokenizer()
         tokens = tf.TensorSpec([None, preset.text_encoder.max_length], tf.int32, name="tokens")
         strings = tf.TensorSpec([None], tf.string)
+        self.encode = tf.function(self._encode, input_signature=[tokens], autograph=False)
         self.serve = tf.function(self._from_tokens, input_signature=[tokens], autograph=False)
         self.text = tf.function(
             self._from_text, input_signature=[strings, strings], autograph=False
         )
 
-    def encode(self, tokens: tf.Tensor) -> tf.Tensor:
+    def _encode(self, tokens: tf.Tensor) -> tf.Tensor:
         """From tokens int32 [B, 77] to the context float32 [B, 77, D]."""
         positions = tf.broadcast_to(tf.range(tf.shape(tokens)[1])[None], tf.shape(tokens))
         return tf.cast(self.model([tokens, positions], training=False), tf.float32)
@@ -56,6 +59,12 @@ class DiffusionModelModule(tf.Module):
         self._latent_shape = preset.latent_shape(image_size)
         text = preset.text_encoder
         context = tf.TensorSpec([None, text.max_length, text.width], tf.float32, name="context")
+        prediction = [
+            tf.TensorSpec([None, *self._latent_shape], tf.float32, name="latent"),
+            tf.TensorSpec([None], tf.int32, name="timesteps"),
+            context,
+        ]
+        self.predict = tf.function(self._predict, input_signature=prediction, autograph=False)
         self.serve = tf.function(
             self._sample,
             input_signature=[
@@ -68,16 +77,10 @@ class DiffusionModelModule(tf.Module):
             autograph=False,
         )
         self.predict_epsilon = tf.function(
-            self._predict_epsilon,
-            input_signature=[
-                tf.TensorSpec([None, *self._latent_shape], tf.float32, name="latent"),
-                tf.TensorSpec([None], tf.int32, name="timesteps"),
-                context,
-            ],
-            autograph=False,
+            self._predict_epsilon, input_signature=prediction, autograph=False
         )
 
-    def predict(self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
+    def _predict(self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
         """Epsilon, float32 [B, h, w, 4], of noisy latents at `timesteps`, int32 [B]."""
         embedding = timestep_embedding(timesteps, self._width)
         return tf.cast(self.model([latent, embedding, context], training=False), tf.float32)
@@ -114,10 +117,11 @@ class DecoderModule(tf.Module):
         self.model = model
         shape = [None, *preset.latent_shape(image_size)]
         latent = tf.TensorSpec(shape, tf.float32, name="latent")
+        self.pixels = tf.function(self._pixels, input_signature=[latent], autograph=False)
         self.serve = tf.function(self._decode, input_signature=[latent], autograph=False)
         self.png = tf.function(self._decode_to_png, input_signature=[latent], autograph=False)
 
-    def pixels(self, latent: tf.Tensor) -> tf.Tensor:
+    def _pixels(self, latent: tf.Tensor) -> tf.Tensor:
         """Pictures, uint8 [B, H, W, 3], of latents float32 [B, h, w, 4]."""
         return to_pixels(tf.cast(self.model(latent, training=False), tf.float32))
 
@@ -129,14 +133,22 @@ class DecoderModule(tf.Module):
         return {"image": encoded}
 
 
-def export_models(
-    folder: str,
-    *,
-    text_encoder: TextEncoderModule,
-    diffusion_model: DiffusionModelModule,
-    decoder: DecoderModule,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class ServingModules:
+    """The three modules that are served together."""
+
+    text_encoder: TextEncoderModule
+    diffusion_model: DiffusionModelModule
+    decoder: DecoderModule
+
+
+def export_models(folder: str, modules: ServingModules) -> None:
     """Writes `<folder>/{text_encoder,diffusion_model,decoder}/`."""
+    text_encoder, diffusion_model, decoder = (
+        modules.text_encoder,
+        modules.diffusion_model,
+        modules.decoder,
+    )
     for name, module, signatures in (
         (
             "text_encoder",

@@ -22,6 +22,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from trainer.export import (
     DecoderModule,
     DiffusionModelModule,
+    ServingModules,
     TextEncoderModule,
     export_models,
 )
@@ -96,11 +97,11 @@ def run_fn(fn_args: FnArgs) -> None:
     load_base_weights(text_encoder, "text_encoder", preset, settings.base_weights)
     decoder = build_decoder(preset, settings.image_size)
     load_base_weights(decoder, "decoder", preset, settings.base_weights)
-    modules = {
-        "text_encoder": TextEncoderModule(text_encoder, preset),
-        "diffusion_model": DiffusionModelModule(diffusion_model, preset, settings.image_size),
-        "decoder": DecoderModule(decoder, preset, settings.image_size),
-    }
+    modules = ServingModules(
+        TextEncoderModule(text_encoder, preset),
+        DiffusionModelModule(diffusion_model, preset, settings.image_size),
+        DecoderModule(decoder, preset, settings.image_size),
+    )
     examples = latents.counts["train"]
     logger.info(
         "Training %s parameters: %d steps of %d pictures, %.1f epochs of %d.",
@@ -118,7 +119,7 @@ def run_fn(fn_args: FnArgs) -> None:
         diffusion_model,
         preset,
         config,
-        empty_caption=modules["text_encoder"].encode(tf.constant(tokenize([""])))[0],
+        empty_caption=modules.text_encoder.encode(tf.constant(tokenize([""])))[0],
     )
     files = tf.io.gfile.glob(list(fn_args.train_files))
     train_log = tf.summary.create_file_writer(os.path.join(folder, "train"))
@@ -150,7 +151,7 @@ def run_fn(fn_args: FnArgs) -> None:
     tuner.assign_averages()
     final = os.path.join(validation, f"step_{config.steps:06d}")
     _draw_validation(modules, settings.validation, final)
-    export_models(fn_args.serving_model_dir, **modules)
+    export_models(fn_args.serving_model_dir, modules)
     manifest = {
         "preset": preset.name,
         "image_size": settings.image_size,
@@ -161,7 +162,9 @@ def run_fn(fn_args: FnArgs) -> None:
         },
         "latents": {"uri": latents_uri, **dataclasses.asdict(latents)},
         "defaults": {name: settings.validation[name] for name in ("num_steps", "guidance_scale")},
-        "parameters": {name: module.model.count_params() for name, module in modules.items()},
+        "parameters": {
+            model.name: model.count_params() for model in (text_encoder, diffusion_model, decoder)
+        },
         "final_loss": history[-1].loss,
         "images_per_second": sorted(r.images_per_second for r in history)[len(history) // 2],
         "training_seconds": round(training_seconds, 1),
@@ -214,20 +217,18 @@ def _run_hash(settings: TrainerSettings, latents: LatentsManifest) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _draw_validation(
-    modules: Mapping[str, Any], validation: Mapping[str, Any], folder: str
-) -> None:
+def _draw_validation(modules: ServingModules, validation: Mapping[str, Any], folder: str) -> None:
     """Draws every validation prompt with the models as they are, into `<folder>/NN.png`."""
     tf.io.gfile.makedirs(folder)
     for index, prompt in enumerate(validation["prompts"]):
-        contexts = modules["text_encoder"].text([prompt], [""])
-        latent = modules["diffusion_model"].serve(
+        contexts = modules.text_encoder.text([prompt], [""])
+        latent = modules.diffusion_model.serve(
             **contexts,
             num_steps=tf.constant(validation["num_steps"], tf.int32),
             guidance_scale=tf.constant(validation["guidance_scale"], tf.float32),
             seed=tf.constant([validation["seed"] + index, 0], tf.int32),
         )
-        encoded = modules["decoder"].png(**latent)["image"][0]
+        encoded = modules.decoder.png(**latent)["image"][0]
         with tf.io.gfile.GFile(os.path.join(folder, f"{index:02d}.png"), "wb") as f:
             f.write(encoded.numpy())
     with tf.io.gfile.GFile(os.path.join(os.path.dirname(folder), "prompts.json"), "w") as f:

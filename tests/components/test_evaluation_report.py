@@ -175,8 +175,8 @@ def test_the_fine_tuned_pictures_come_from_the_exported_models(report):
     with Image.open(report(ROWS) / "before_after.png") as image:
         colours = {colour: count for count, colour in image.convert("RGB").getcolors(1 << 24)}
     for index in range(len(PROMPTS)):
-        # The model's colour is seed + steps, 20 + index, 10 * guidance.
-        assert colours[(5 + 3, 20 + index, 20)] == 192 * 192
+        # The model's colour is seed + index + steps, 20, 10 * guidance.
+        assert colours[(5 + index + 3, 20, 20)] == 192 * 192
         assert colours[(200, 100, index)] == 192 * 192
 
 

@@ -14,6 +14,7 @@ from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusio
 from trainer.export import (
     DecoderModule,
     DiffusionModelModule,
+    ServingModules,
     TextEncoderModule,
     export_models,
 )
@@ -48,18 +49,18 @@ def networks(preset: Preset) -> dict[str, keras.Model]:
 
 
 @pytest.fixture(scope="module")
-def modules(preset: Preset, networks: dict[str, keras.Model]) -> dict[str, tf.Module]:
-    return {
-        "text_encoder": TextEncoderModule(networks["text_encoder"], preset),
-        "diffusion_model": DiffusionModelModule(networks["diffusion_model"], preset, 128),
-        "decoder": DecoderModule(networks["decoder"], preset, 128),
-    }
+def modules(preset: Preset, networks: dict[str, keras.Model]) -> ServingModules:
+    return ServingModules(
+        TextEncoderModule(networks["text_encoder"], preset),
+        DiffusionModelModule(networks["diffusion_model"], preset, 128),
+        DecoderModule(networks["decoder"], preset, 128),
+    )
 
 
 @pytest.fixture(scope="module")
-def exported(modules: dict[str, tf.Module], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(modules: ServingModules, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    export_models(str(folder), **modules)
+    export_models(str(folder), modules)
     return folder
 
 
@@ -80,7 +81,7 @@ def test_sampling_is_keras_cvs(
     theirs._diffusion_model = networks["diffusion_model"]
     theirs._decoder = Decoder()
     noise = np.random.default_rng(0).standard_normal((2, 16, 16, 4)).astype(np.float32)
-    contexts = modules["text_encoder"].text(PROMPTS, ["", ""])
+    contexts = modules.text_encoder.text(PROMPTS, ["", ""])
     with pytest.raises(_CapturedLatent) as captured:
         theirs.generate_image(
             contexts["context"],
@@ -91,7 +92,7 @@ def test_sampling_is_keras_cvs(
         )
     [expected] = captured.value.args
     actual = sample(
-        modules["diffusion_model"].predict,
+        modules.diffusion_model.predict,
         noise=tf.constant(noise),
         num_steps=tf.constant(num_steps),
         guidance_scale=tf.constant(5.0),

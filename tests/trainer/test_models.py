@@ -38,10 +38,11 @@ def shapes(model: keras.Model) -> list[tuple[int, ...]]:
             lambda: Decoder(128, 128, download_weights=False),
             49_490_199,
         ),
-        (
+        pytest.param(
             lambda preset: build_diffusion_model(preset, 128),
             lambda: DiffusionModel(128, 128, 77, download_weights=False),
             859_520_964,
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["text_encoder", "image_encoder", "decoder", "diffusion_model"],

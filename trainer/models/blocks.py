@@ -25,12 +25,15 @@ def with_norm_groups(layer: LayerT, groups: int) -> LayerT:
 def prebuilt(layer: LayerT, input_shapes: Sequence[Sequence[int]]) -> LayerT:
     """Creates a composite layer's variables by calling it once on zeros.
 
-    On symbolic inputs Keras would build the layers inside it one level of tracing at a time, and
-    draw their initial weights again at every use.
+    Left alone, Keras traces a composite layer without a `build` of its own twice on symbolic
+    inputs, once to build it and once to call it, and so doubles the work at each level of nesting.
 
     Args:
         layer: Takes a list of tensors.
         input_shapes: Their shapes without the batch dimension.
     """
+    for part in layer._flatten_layers():
+        if type(part).build is keras.layers.Layer.build:
+            part.built = True
     layer([tf.zeros((1, *shape)) for shape in input_shapes])
     return layer

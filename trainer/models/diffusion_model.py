@@ -35,13 +35,13 @@ def build_diffusion_model(preset: Preset, image_size: int) -> keras.Model:
 
     def residual(x: keras.KerasTensor, width: int) -> keras.KerasTensor:
         block = with_norm_groups(ResBlock(width), dimensions.norm_groups)
-        return prebuilt(block, [(1, 1, x.shape[-1]), embedding.shape[1:]])([x, embedding])
+        return prebuilt(block, [(2, 2, x.shape[-1]), embedding.shape[1:]])([x, embedding])
 
     def attend(x: keras.KerasTensor, width: int) -> keras.KerasTensor:
         heads = dimensions.num_heads
         block = SpatialTransformer(heads, width // heads, fully_connected=False)
         block = with_norm_groups(block, dimensions.norm_groups)
-        return prebuilt(block, [(1, 1, width), context.shape[1:]])([x, context])
+        return prebuilt(block, [(2, 2, width), context.shape[1:]])([x, context])
 
     levels = list(zip(dimensions.widths, dimensions.cross_attention, strict=True))
     x = PaddedConv2D(dimensions.widths[0], 3, padding=1)(latent)
