@@ -2,7 +2,9 @@
 
 Nothing is baked in but the image size: prompts, negative prompts, number of steps, guidance
 scale, seed and batch size are inputs. Each module's network is a `tf.function` of its own that its
-signatures call, so that it is traced, stored and loaded once and not once a signature.
+signatures call, so that it is traced, stored and loaded once and not once a signature. A module
+keeps the network's variables and not the Keras model, whose hundreds of layer objects would be
+saved and loaded, too.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class TextEncoderModule(tf.Module):
 
     def __init__(self, model: keras.Model, preset: Preset) -> None:
         super().__init__()
-        self.model = model
+        self._variables = [v.value for v in model.weights]
+        self._call = lambda inputs: model(inputs, training=False)
         self.tokenizer = GraphTokenizer()
         tokens = tf.TensorSpec([None, preset.text_encoder.max_length], tf.int32, name="tokens")
         strings = tf.TensorSpec([None], tf.string)
@@ -37,7 +40,7 @@ class TextEncoderModule(tf.Module):
     def _encode(self, tokens: tf.Tensor) -> tf.Tensor:
         """From tokens int32 [B, 77] to the context float32 [B, 77, D]."""
         positions = tf.broadcast_to(tf.range(tf.shape(tokens)[1])[None], tf.shape(tokens))
-        return tf.cast(self.model([tokens, positions], training=False), tf.float32)
+        return tf.cast(self._call([tokens, positions]), tf.float32)
 
     def _from_tokens(self, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"context": self.encode(tokens)}
@@ -54,7 +57,8 @@ class DiffusionModelModule(tf.Module):
 
     def __init__(self, model: keras.Model, preset: Preset, image_size: int) -> None:
         super().__init__()
-        self.model = model
+        self._variables = [v.value for v in model.weights]
+        self._call = lambda inputs: model(inputs, training=False)
         self._width = preset.diffusion_model.timestep_width
         self._latent_shape = preset.latent_shape(image_size)
         text = preset.text_encoder
@@ -83,7 +87,7 @@ class DiffusionModelModule(tf.Module):
     def _predict(self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
         """Epsilon, float32 [B, h, w, 4], of noisy latents at `timesteps`, int32 [B]."""
         embedding = timestep_embedding(timesteps, self._width)
-        return tf.cast(self.model([latent, embedding, context], training=False), tf.float32)
+        return tf.cast(self._call([latent, embedding, context]), tf.float32)
 
     def _sample(
         self,
@@ -114,7 +118,8 @@ class DecoderModule(tf.Module):
 
     def __init__(self, model: keras.Model, preset: Preset, image_size: int) -> None:
         super().__init__()
-        self.model = model
+        self._variables = [v.value for v in model.weights]
+        self._call = lambda inputs: model(inputs, training=False)
         shape = [None, *preset.latent_shape(image_size)]
         latent = tf.TensorSpec(shape, tf.float32, name="latent")
         self.pixels = tf.function(self._pixels, input_signature=[latent], autograph=False)
@@ -123,7 +128,7 @@ class DecoderModule(tf.Module):
 
     def _pixels(self, latent: tf.Tensor) -> tf.Tensor:
         """Pictures, uint8 [B, H, W, 3], of latents float32 [B, h, w, 4]."""
-        return to_pixels(tf.cast(self.model(latent, training=False), tf.float32))
+        return to_pixels(tf.cast(self._call(latent), tf.float32))
 
     def _decode(self, latent: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"generated_images": self.pixels(latent)}
