@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import warnings
 
@@ -11,6 +12,9 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Pictures of more pixels are refused before they are unpacked: a small file can hold gigabytes."""
+
+CENTRE = (0.5, 0.5)
+"""The middle, as a position of `resize_cover`."""
 
 # Formats whose decoders read pixels and nothing else; Pillow also knows some that run programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
@@ -42,7 +46,8 @@ def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         max_pixels: Larger pictures are an error.
 
     Returns:
-        A picture of mode RGB, whose `format` names the encoding in lower case, such as "png".
+        A picture of mode RGB, whose `format` names the encoding in lower case, such as "png", and
+        whose `info["animated"]` says whether there are more frames.
 
     Raises:
         ImageError: The bytes are no picture that can be read to its end, or it is too large.
@@ -63,6 +68,7 @@ def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         image.load()
         # MPO is JPEG with further pictures behind the first.
         name = "jpeg" if image.format == "MPO" else str(image.format).lower()
+        animated = name != "jpeg" and getattr(image, "is_animated", False)
         rgb = _to_rgb(_upright(image))
     except ImageError:
         raise
@@ -75,26 +81,45 @@ def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             detail = "its format is none of " + ", ".join(_FORMATS)
         raise ImageError("undecodable", f"the picture cannot be decoded: {detail}") from error
     rgb.format = name
+    rgb.info = {"animated": animated}
     return rgb
 
 
-def resize_cover(image: Image.Image, size: int) -> np.ndarray:
-    """Scales a picture to cover a square and cuts off evenly what stands out; never stretches.
+def mean_luma(image: Image.Image) -> float:
+    """The brightness of a picture, from 0 (black) to 1 (ITU-R BT.601's weights)."""
+    red, green, blue = np.asarray(image.resize((1, 1), Image.Resampling.BOX))[0, 0] / 255
+    return float(0.299 * red + 0.587 * green + 0.114 * blue)
+
+
+def resize_cover(
+    image: Image.Image, size: int, position: tuple[float, float] = CENTRE
+) -> np.ndarray:
+    """Scales a picture to cover a square and cuts off what stands out; never stretches.
 
     Args:
         image: Any size, mode RGB.
         size: Side of the square in pixels.
+        position: Which part is kept, from (0, 0), the left or upper end, to (1, 1).
 
     Returns:
         uint8 [size, size, 3].
     """
     side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
+    left, top = ((length - side) * at for length, at in zip(image.size, position, strict=True))
     # Pillow widens the Lanczos kernel when it shrinks, so there is no aliasing.
     square = image.resize(
         (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
     )
     return np.asarray(square)
+
+
+def random_position(example_id: str, seed: int) -> tuple[float, float]:
+    """A position for `resize_cover` that depends on the example and the seed alone."""
+    digest = hashlib.sha256(f"{seed}:{example_id}".encode()).digest()
+    return (
+        int.from_bytes(digest[:8], "big") / 2**64,
+        int.from_bytes(digest[8:16], "big") / 2**64,
+    )
 
 
 def to_model_range(pixels: np.ndarray) -> np.ndarray:
@@ -105,7 +130,7 @@ def to_model_range(pixels: np.ndarray) -> np.ndarray:
 def _upright(image: Image.Image) -> Image.Image:
     # A damaged EXIF block says nothing about the orientation, and the pixels are still good.
     with contextlib.suppress(Exception):
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
@@ -122,4 +147,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         with_alpha = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, with_alpha)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -119,19 +119,21 @@ def _unescape(text: str) -> str:
     return html.unescape(text)
 
 
-def _encode_word(word: str) -> list[int]:
+# Captions repeat their words.
+@functools.lru_cache(maxsize=1 << 16)
+def _encode_word(word: str) -> tuple[int, ...]:
     if word in _MARKERS:
-        return [_MARKERS[word]]
+        return (_MARKERS[word],)
     library = _library()
     ids: list[int] = library.encode(word)
     if library.decode(ids) == f"{word} ":
-        return ids
+        return tuple(ids)
     # The library lower-cases and splits its input again, by a newer Unicode than Python's and
     # without folding the long s. Such words, and they are very few, go through the same merges
     # here.
     symbols = [_BYTES.index(byte) for byte in word.encode("utf-8")]
     symbols[-1] += _END_OF_WORD
-    return _apply_merges(symbols, _merges())
+    return tuple(_apply_merges(symbols, _merges()))
 
 
 @functools.cache

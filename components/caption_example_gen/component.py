@@ -8,6 +8,7 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 from components.artifacts import RejectedRows
 from components.caption_example_gen import executor
 from components.code_version import code_version
+from trainer.images import MAX_PIXELS
 
 _CODE = (
     "components.caption_example_gen",
@@ -24,10 +25,14 @@ class CaptionExampleGenSpec(component_spec.ComponentSpec):
     PARAMETERS = {
         "dataset": component_spec.ExecutionParameter(type=str),
         "dataset_fingerprint": component_spec.ExecutionParameter(type=str),
+        "dataset_config": component_spec.ExecutionParameter(type=str),
+        "dataset_split": component_spec.ExecutionParameter(type=str),
         "eval_fraction": component_spec.ExecutionParameter(type=float),
         "seed": component_spec.ExecutionParameter(type=int),
         "image_column": component_spec.ExecutionParameter(type=str),
         "caption_column": component_spec.ExecutionParameter(type=str),
+        "max_pixels": component_spec.ExecutionParameter(type=int),
+        "max_aspect_ratio": component_spec.ExecutionParameter(type=float),
         "max_rejected_fraction": component_spec.ExecutionParameter(type=float),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
@@ -43,10 +48,16 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
 
     Outputs:
       examples: `standard_artifacts.Examples`, splits train and eval, gzip TFRecord of tf.Example
-        with `id`, `image/encoded` (the source's own bytes), `image/format`, `image/height`,
-        `image/width` and `caption`. Custom properties: `dataset`, `dataset_fingerprint`,
-        `num_train`, `num_eval`, `captions_truncated`, `rejected_total`.
+        with `id` (hash of picture and caption), `image/id` (hash of the picture), `image/encoded`
+        (the source's own bytes), `image/format`, `image/height`, `image/width`,
+        `image/aspect_ratio` (width / height), `image/brightness` (mean luma, 0 to 1), `caption`,
+        `caption/num_tokens` (uncut) and `caption/words` (lower case). Custom properties:
+        `dataset`, `dataset_fingerprint`, `dataset_revision` (the hub's commit), `dataset_kind`,
+        `image_column`, `caption_column`, `num_train`, `num_eval`, `captions_truncated`,
+        `captions_left_right`, `images_animated`, `rejected_total`.
       rejects: `components.RejectedRows`, the rows that cannot be used and why.
+
+    A picture with several captions gives an example for each of them.
 
     A picture's split depends on its bytes and the seed alone, so it does not move when rows are
     added, and the same picture with another caption is in the same split. The files are the same
@@ -60,26 +71,35 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         self,
         dataset: str,
         dataset_fingerprint: str,
+        dataset_config: str = "",
+        dataset_split: str = "train",
         eval_fraction: float = 0.1,
         seed: int = 0,
-        image_column: str = "image",
-        caption_column: str = "text",
+        image_column: str = "",
+        caption_column: str = "",
+        max_pixels: int = MAX_PIXELS,
+        max_aspect_ratio: float = 10.0,
         max_rejected_fraction: float = 0.05,
     ) -> None:
         """Makes the component.
 
         Args:
-            dataset: Path or URL of a folder with Parquet files, at any depth.
-            dataset_fingerprint: What `source.dataset_fingerprint(dataset)` says: the part of the
-                cache key that stands for the data.
+            dataset: What `sources.resolve_dataset` says: a folder or archive, or a dataset of the
+                hub at a commit.
+            dataset_fingerprint: What `sources.dataset_fingerprint` says: the part of the cache key
+                that stands for the data.
+            dataset_config: The dataset's configuration; "" for its default one.
+            dataset_split: The dataset's own split to read, several joined by `+`, or `all`.
             eval_fraction: Fraction of the pictures held out, above 0 and below 1.
             seed: Decides which.
-            image_column: Column with the pictures: a struct of `bytes` and `path`, or binary.
-            caption_column: Column with the captions: text.
+            image_column: Column with the pictures; "" to find it.
+            caption_column: Column with the captions; "" to find it.
+            max_pixels: Larger pictures are rejected before they are unpacked.
+            max_aspect_ratio: Pictures whose sides differ by a larger factor are rejected.
             max_rejected_fraction: With more rows rejected than this, the component fails.
 
         Raises:
-            ValueError: A fraction is out of its range.
+            ValueError: A fraction or limit is out of its range.
         """
         if not 0.0 < eval_fraction < 1.0:
             raise ValueError(f"eval_fraction is {eval_fraction}; it must be above 0 and below 1")
@@ -87,14 +107,22 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
             raise ValueError(
                 f"max_rejected_fraction is {max_rejected_fraction}; it must be from 0 to 1"
             )
+        if max_pixels < 1:
+            raise ValueError(f"max_pixels is {max_pixels}; it must be at least 1")
+        if max_aspect_ratio < 1.0:
+            raise ValueError(f"max_aspect_ratio is {max_aspect_ratio}; it must be at least 1")
         super().__init__(
             CaptionExampleGenSpec(
                 dataset=dataset,
                 dataset_fingerprint=dataset_fingerprint,
+                dataset_config=dataset_config,
+                dataset_split=dataset_split,
                 eval_fraction=float(eval_fraction),
                 seed=seed,
                 image_column=image_column,
                 caption_column=caption_column,
+                max_pixels=max_pixels,
+                max_aspect_ratio=float(max_aspect_ratio),
                 max_rejected_fraction=float(max_rejected_fraction),
                 code_version=code_version(*_CODE),
                 examples=channel_utils.as_channel([standard_artifacts.Examples()]),

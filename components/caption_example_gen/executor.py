@@ -1,35 +1,42 @@
 """The work of CaptionExampleGen.
 
 Beam passes around only where things are, never pictures: the first stage writes the examples of a
-row group into a spill file, a stretch for every shard; the second reads a shard's stretches, sorts
-them and writes the shard. Memory depends on the size of a shard, not on that of the dataset.
+unit (a row group, a tar, a few files) into a spill file, a stretch for every shard; the second
+reads a shard's stretches, sorts them and writes the shard. Memory depends on the size of a shard,
+not on that of the dataset.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
 import logging
 import os
 import pickle
+import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
 import tensorflow as tf
+from apache_beam.options.pipeline_options import StandardOptions
 from tfx import types
 from tfx.components.util import examples_utils
 from tfx.dsl.components.base import base_beam_executor
 from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils
 
-from components.caption_example_gen.source import (
-    ParquetFolder,
+from components.caption_example_gen.sources import (
+    DatasetSpec,
     Row,
-    RowGroup,
+    Unit,
+    dataset_fingerprint,
     empty_split_message,
+    open_dataset,
+    revision_of,
     split_of,
 )
 from components.counts import WriteCounts, read_counts
@@ -40,10 +47,16 @@ REJECTS_NAME = "rejects.jsonl"
 
 _SHARD_BYTES = 32 << 20
 _SPILL_BYTES = 32 << 20
-_COUNTS_NAME = "counts.json"
-_REJECTS, _COUNTS = "rejects", "counts"
-_TRUNCATED = "captions_truncated"
+_COUNTS_NAME, _LONG_CAPTIONS_NAME = "counts.json", "long_captions.json"
+_REJECTS, _COUNTS, _LONG_CAPTIONS = "rejects", "counts", "long_captions"
+_TRUNCATED, _LEFT_RIGHT, _ANIMATED = "captions_truncated", "captions_left_right", "images_animated"
 _REJECTED = "rejected_"
+_LONG_CAPTIONS_SHOWN = 3
+_SHOWN_CHARACTERS = 60
+
+# A picture's mirror image would make these wrong.
+_LEFT_RIGHT_WORDS = frozenset({"left", "right", "leftmost", "rightmost", "leftward", "rightward"})
+_WORD = re.compile(r"\w+")
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +65,11 @@ logger = logging.getLogger(__name__)
 class _Settings:
     """The component's exec properties that workers need, and where to write."""
 
-    dataset: str
-    image_column: str
-    caption_column: str
+    spec: DatasetSpec
     eval_fraction: float
     seed: int
+    max_pixels: int
+    max_aspect_ratio: float
     num_shards: Mapping[str, int]
     split_uris: Mapping[str, str]
     spill_folder: str
@@ -70,14 +83,38 @@ class _Candidate:
     file: str
     row: int
     caption: str
-    truncated: bool
+    num_tokens: int
+    notes: tuple[str, ...]
     example: bytes
 
 
-class _RejectedError(Exception):
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """Why a picture or a caption cannot be used."""
+
+    reason: str
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reject:
+    """A line of the rejects' file."""
+
+    reason: str
+    detail: str
+    origin: str
+    row: int
+    caption: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Picture:
+    """A picture that passed every check, and its share of an example."""
+
+    id: str
+    split: str
+    animated: bool
+    features: Mapping[str, tf.train.Feature]
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -99,30 +136,39 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         self._log_startup(input_dict, output_dict, exec_properties)
         examples = artifact_utils.get_single_instance(output_dict["examples"])
         rejects = artifact_utils.get_single_instance(output_dict["rejects"])
-        dataset = exec_properties["dataset"]
-        folder = ParquetFolder(
-            dataset, exec_properties["image_column"], exec_properties["caption_column"]
+        spec = DatasetSpec(
+            dataset=exec_properties["dataset"],
+            config=exec_properties["dataset_config"],
+            split=exec_properties["dataset_split"],
+            image_column=exec_properties["image_column"],
+            caption_column=exec_properties["caption_column"],
         )
-        summary = folder.summary()
-        fingerprint = folder.fingerprint()
+        fingerprint = dataset_fingerprint(spec)
         if fingerprint != exec_properties["dataset_fingerprint"]:
             raise RuntimeError(
-                f"dataset {dataset!r} is not the one that this run was prepared for: its "
+                f"dataset {spec.dataset!r} is not the one that this run was prepared for: its "
                 f"fingerprint is {fingerprint}, expected "
                 f"{exec_properties['dataset_fingerprint']}; start the run again"
+            )
+        source = open_dataset(spec)
+        if source.left_out:
+            logger.info(
+                "%d files of other splits are not read, such as %s.",
+                len(source.left_out),
+                source.left_out[0],
             )
 
         _describe_examples(examples)
         eval_fraction = exec_properties["eval_fraction"]
         shares = {"train": 1.0 - eval_fraction, "eval": eval_fraction}
         settings = _Settings(
-            dataset=dataset,
-            image_column=exec_properties["image_column"],
-            caption_column=exec_properties["caption_column"],
+            spec=spec,
             eval_fraction=eval_fraction,
             seed=exec_properties["seed"],
+            max_pixels=exec_properties["max_pixels"],
+            max_aspect_ratio=exec_properties["max_aspect_ratio"],
             num_shards={
-                split: 1 + int(summary.image_bytes * shares[split] / _SHARD_BYTES)
+                split: 1 + int(source.image_bytes * shares[split] / _SHARD_BYTES)
                 for split in SPLITS
             },
             split_uris={split: artifact_utils.get_split_uri([examples], split) for split in SPLITS},
@@ -130,15 +176,14 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         )
         for path in (*settings.split_uris.values(), settings.spill_folder, rejects.uri):
             tf.io.gfile.makedirs(path)
-        logger.info(
-            "Reading %s rows in %s row groups of %s.",
-            f"{summary.num_rows:,}",
-            f"{len(summary.row_groups):,}",
-            dataset,
-        )
-        with self._make_beam_pipeline() as pipeline:
-            _build(pipeline, summary.row_groups, settings, rejects.uri)
+        pipeline = self._make_beam_pipeline()
+        if _runs_here(pipeline):
+            source.files.fetch(source.paths)
+        with pipeline:
+            _build(pipeline, source.units(), settings, rejects.uri)
         counts = read_counts(os.path.join(settings.spill_folder, _COUNTS_NAME))
+        with tf.io.gfile.GFile(os.path.join(settings.spill_folder, _LONG_CAPTIONS_NAME), "r") as f:
+            long_captions = json.loads(f.read())
         tf.io.gfile.rmtree(settings.spill_folder)
 
         rejected = {
@@ -146,20 +191,31 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             for name, count in counts.items()
             if name.startswith(_REJECTED)
         }
+        num_rejected = sum(rejected.values())
+        num_rows = num_rejected + sum(counts.get(split, 0) for split in SPLITS)
+        if num_rows == 0:
+            raise RuntimeError(f"dataset {spec.dataset!r} has no rows")
         _check_rejected(
-            rejected, summary.num_rows, exec_properties["max_rejected_fraction"], dataset, rejects
+            rejected, num_rows, exec_properties["max_rejected_fraction"], spec.dataset, rejects
         )
         num_examples = {split: counts.get(split, 0) for split in SPLITS}
         _check_splits(num_examples, settings)
 
-        examples.set_string_custom_property("dataset", dataset)
-        examples.set_string_custom_property("dataset_fingerprint", fingerprint)
+        for name, text in (
+            ("dataset", spec.dataset),
+            ("dataset_fingerprint", fingerprint),
+            ("dataset_revision", revision_of(spec)),
+            ("dataset_kind", source.kind),
+            ("image_column", source.image_column),
+            ("caption_column", source.caption_column),
+        ):
+            examples.set_string_custom_property(name, text)
         for split in SPLITS:
             examples.set_int_custom_property(f"num_{split}", num_examples[split])
-        truncated = counts.get(_TRUNCATED, 0)
-        examples.set_int_custom_property(_TRUNCATED, truncated)
+        for note in (_TRUNCATED, _LEFT_RIGHT, _ANIMATED):
+            examples.set_int_custom_property(note, counts.get(note, 0))
         for artifact in (examples, rejects):
-            artifact.set_int_custom_property("rejected_total", sum(rejected.values()))
+            artifact.set_int_custom_property("rejected_total", num_rejected)
         for reason, count in rejected.items():
             rejects.set_int_custom_property(f"{_REJECTED}{reason}", count)
 
@@ -172,26 +228,43 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(rejected.items()))
             logger.warning(
                 "%d of %d rows were set aside (%s): see %s",
-                sum(rejected.values()),
-                summary.num_rows,
+                num_rejected,
+                num_rows,
                 reasons,
                 os.path.join(rejects.uri, REJECTS_NAME),
             )
-        if truncated:
+        if counts.get(_ANIMATED):
+            logger.warning("%d pictures are animated: the first frame is used.", counts[_ANIMATED])
+        if long_captions:
             logger.warning(
-                "%d captions are longer than the text encoder reads and will be cut.", truncated
+                "%d captions are longer than the text encoder reads and will be cut, such as %s",
+                counts[_TRUNCATED],
+                "; ".join(
+                    f"{_shortened(caption)!r} ({tokens} tokens)"
+                    for _, tokens, caption in long_captions
+                ),
             )
+
+
+def _runs_here(pipeline: beam.Pipeline) -> bool:
+    """Whether the workers see this machine's files."""
+    runner = pipeline.options.view_as(StandardOptions).runner
+    return runner is None or runner == "DirectRunner"
+
+
+def _shortened(caption: str) -> str:
+    return caption if len(caption) <= _SHOWN_CHARACTERS else f"{caption[:_SHOWN_CHARACTERS]} ..."
 
 
 def _build(
     pipeline: beam.Pipeline,
-    row_groups: Sequence[RowGroup],
+    units: Iterable[Unit],
     settings: _Settings,
     rejects_uri: str,
 ) -> None:
     checked = (
         pipeline
-        | "RowGroups" >> beam.Create(row_groups)
+        | "Units" >> beam.Create(units)
         | "Spread" >> beam.Reshuffle()
         | "Check" >> beam.ParDo(_CheckRows(settings)).with_outputs(_REJECTS, _COUNTS, main="spills")
     )
@@ -208,7 +281,9 @@ def _build(
         | "WithEmptyShards" >> beam.Flatten()
         | "ByShard" >> beam.GroupByKey()
         | "Write"
-        >> beam.ParDo(_WriteShard(settings)).with_outputs(_REJECTS, _COUNTS, main="nothing")
+        >> beam.ParDo(_WriteShard(settings)).with_outputs(
+            _REJECTS, _COUNTS, _LONG_CAPTIONS, main="nothing"
+        )
     )
     # Likewise, the file of rejects is there if there are none.
     no_reject = pipeline | "NoReject" >> beam.Create([None])
@@ -223,6 +298,14 @@ def _build(
         | "AllCounts" >> beam.Flatten()
         | "WriteCounts" >> WriteCounts(os.path.join(settings.spill_folder, _COUNTS_NAME))
     )
+    no_long_caption = pipeline | "NoLongCaption" >> beam.Create([None])
+    (
+        (written[_LONG_CAPTIONS], no_long_caption)
+        | "AllLongCaptions" >> beam.Flatten()
+        | "LongCaptionsTogether" >> beam.GroupBy(_same_key)
+        | "WriteLongCaptions"
+        >> beam.Map(_write_long_captions, os.path.join(settings.spill_folder, _LONG_CAPTIONS_NAME))
+    )
 
 
 def _same_key(_: Any) -> int:
@@ -234,73 +317,106 @@ def _shard_key(split: str, index: int) -> str:
 
 
 class _CheckRows(beam.DoFn):
-    """Row group -> (shard, where its candidates lie); rejected rows and counts on the side."""
+    """Unit -> (shard, where its candidates lie); rejected rows and their counts on the side."""
 
     def __init__(self, settings: _Settings) -> None:
         self._settings = settings
 
     def setup(self) -> None:
-        self._folder = ParquetFolder(
-            self._settings.dataset, self._settings.image_column, self._settings.caption_column
-        )
+        self._source = open_dataset(self._settings.spec)
 
-    def process(self, row_group: RowGroup) -> Iterator[Any]:
+    def process(self, unit: Unit) -> Iterator[Any]:
         candidates: dict[str, list[_Candidate]] = {}
+        rejected: collections.Counter[str] = collections.Counter()
         size = 0
-        for row in self._folder.read(row_group):
-            try:
-                shard, candidate = self._check(row)
-            except _RejectedError as error:
-                yield from _reject(
-                    reason=error.reason,
-                    detail=str(error),
-                    file=row.file,
-                    row=row.number,
-                    caption=None if row.caption is None else row.caption.decode("utf-8", "replace"),
-                )
-                continue
-            candidates.setdefault(shard, []).append(candidate)
-            size += len(candidate.example)
+        for row in self._source.read(unit):
+            for outcome in self._check(row):
+                if isinstance(outcome, _Reject):
+                    rejected[f"{_REJECTED}{outcome.reason}"] += 1
+                    yield beam.pvalue.TaggedOutput(_REJECTS, dataclasses.asdict(outcome))
+                    continue
+                shard, candidate = outcome
+                candidates.setdefault(shard, []).append(candidate)
+                size += len(candidate.example)
             if size > _SPILL_BYTES:
                 yield from self._spill(candidates)
                 candidates, size = {}, 0
         yield from self._spill(candidates)
+        for name, count in rejected.items():
+            yield beam.pvalue.TaggedOutput(_COUNTS, (name, count))
 
-    def _check(self, row: Row) -> tuple[str, _Candidate]:
-        from trainer.images import ImageError, decode_image
+    def _check(self, row: Row) -> Iterator[_Reject | tuple[str, _Candidate]]:
+        """What becomes of a row: something for each of its captions."""
+        picture = self._checked_picture(row)
+        for raw in row.captions or (None,):
+            caption = _checked_caption(raw, row.image_problem)
+            if isinstance(caption, _Problem):
+                yield _rejected(row, raw, caption)
+            elif isinstance(picture, _Problem):
+                yield _rejected(row, raw, picture)
+            else:
+                yield self._candidate(row, picture, caption)
+
+    def _checked_picture(self, row: Row) -> _Picture | _Problem:
+        from trainer.images import ImageError, decode_image, mean_luma
+
+        if row.image is None:
+            return _Problem("image_missing", row.image_problem or "the row has no picture")
+        try:
+            image = decode_image(row.image, self._settings.max_pixels)
+        except ImageError as error:
+            return _Problem(f"image_{error.reason}", str(error))
+        ratio = image.width / image.height
+        if max(ratio, 1 / ratio) > self._settings.max_aspect_ratio:
+            return _Problem(
+                "image_extreme_aspect_ratio",
+                f"the picture is {image.width} x {image.height} pixels, more than "
+                f"{self._settings.max_aspect_ratio:g} times as long as wide",
+            )
+        image_id = hashlib.sha256(row.image).hexdigest()
+        return _Picture(
+            id=image_id,
+            split=split_of(image_id, self._settings.eval_fraction, self._settings.seed),
+            animated=image.info.get("animated", False),
+            features={
+                "image/id": _bytes_feature(image_id.encode()),
+                "image/encoded": _bytes_feature(row.image),
+                "image/format": _bytes_feature(str(image.format).encode()),
+                "image/height": _int_feature(image.height),
+                "image/width": _int_feature(image.width),
+                "image/aspect_ratio": _float_feature(ratio),
+                "image/brightness": _float_feature(mean_luma(image)),
+            },
+        )
+
+    def _candidate(self, row: Row, picture: _Picture, caption: str) -> tuple[str, _Candidate]:
         from trainer.tokenizer import MAX_LENGTH, token_count
 
-        caption = _checked_caption(row.caption)
-        try:
-            encoded = self._folder.picture(row)
-        except (FileNotFoundError, ValueError) as error:
-            detail = str(error) if isinstance(error, ValueError) else f"no file {row.image_path!r}"
-            raise _RejectedError("image_missing", detail) from error
-        if encoded is None:
-            raise _RejectedError("image_missing", "the row has no picture")
-        try:
-            image = decode_image(encoded)
-        except ImageError as error:
-            raise _RejectedError(f"image_{error.reason}", str(error)) from error
-        example_id = hashlib.sha256(encoded + caption.encode()).hexdigest()
-        split = split_of(encoded, self._settings.eval_fraction, self._settings.seed)
+        example_id = hashlib.sha256(f"{picture.id}{caption}".encode()).hexdigest()
         # Shards are ranges of the id, which is as good as random: an order that is a shuffle.
-        index = int(example_id[:8], 16) * self._settings.num_shards[split] >> 32
+        index = int(example_id[:8], 16) * self._settings.num_shards[picture.split] >> 32
+        words = _WORD.findall(caption.lower())
+        num_tokens = token_count(caption)
+        noted = {
+            _TRUNCATED: num_tokens > MAX_LENGTH,
+            _LEFT_RIGHT: not _LEFT_RIGHT_WORDS.isdisjoint(words),
+            _ANIMATED: picture.animated,
+        }
         features = {
+            **picture.features,
             "id": _bytes_feature(example_id.encode()),
-            "image/encoded": _bytes_feature(encoded),
-            "image/format": _bytes_feature(str(image.format).encode()),
-            "image/height": _int_feature(image.height),
-            "image/width": _int_feature(image.width),
             "caption": _bytes_feature(caption.encode()),
+            "caption/num_tokens": _int_feature(num_tokens),
+            "caption/words": _bytes_feature(*(word.encode() for word in words)),
         }
         example = tf.train.Example(features=tf.train.Features(feature=features))
-        return _shard_key(split, index), _Candidate(
+        return _shard_key(picture.split, index), _Candidate(
             id=example_id,
             file=row.file,
             row=row.number,
             caption=caption,
-            truncated=token_count(caption) > MAX_LENGTH,
+            num_tokens=num_tokens,
+            notes=tuple(name for name, holds in noted.items() if holds),
             example=example.SerializeToString(deterministic=True),
         )
 
@@ -342,26 +458,32 @@ class _WriteShard(beam.DoFn):
                     rows.extend(pickle.loads(f.read(length)))
         rows.sort(key=lambda row: (row.id, row.file, row.row))
         kept: list[_Candidate] = []
+        counts: collections.Counter[str] = collections.Counter()
         for row in rows:
             if kept and kept[-1].id == row.id:
                 first = kept[-1]
-                yield from _reject(
+                counts[f"{_REJECTED}duplicate"] += 1
+                reject = _Reject(
                     reason="duplicate",
                     detail=f"same picture and caption as {first.file} row {first.row}",
-                    file=row.file,
+                    origin=row.file,
                     row=row.row,
                     caption=row.caption,
                 )
+                yield beam.pvalue.TaggedOutput(_REJECTS, dataclasses.asdict(reject))
             else:
                 kept.append(row)
+                counts.update([split, *row.notes])
         name = shard_name("examples", int(index), self._settings.num_shards[split])
         write_shard(
             os.path.join(self._settings.split_uris[split], name),
             (row.example for row in kept),
             self._settings.spill_folder,
         )
-        yield beam.pvalue.TaggedOutput(_COUNTS, (split, len(kept)))
-        yield beam.pvalue.TaggedOutput(_COUNTS, (_TRUNCATED, sum(row.truncated for row in kept)))
+        for item in counts.items():
+            yield beam.pvalue.TaggedOutput(_COUNTS, item)
+        for row in [row for row in kept if _TRUNCATED in row.notes][:_LONG_CAPTIONS_SHOWN]:
+            yield beam.pvalue.TaggedOutput(_LONG_CAPTIONS, (row.id, row.num_tokens, row.caption))
 
 
 def _write_rejects(element: tuple[int, Iterable[dict[str, Any] | None]], path: str) -> None:
@@ -371,32 +493,42 @@ def _write_rejects(element: tuple[int, Iterable[dict[str, Any] | None]], path: s
         f.write("".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects))
 
 
-def _reject(
-    *, reason: str, detail: str, file: str, row: int, caption: str | None
-) -> Iterator[beam.pvalue.TaggedOutput]:
-    yield beam.pvalue.TaggedOutput(
-        _REJECTS,
-        {"reason": reason, "detail": detail, "origin": file, "row": row, "caption": caption},
+def _write_long_captions(
+    element: tuple[int, Iterable[tuple[str, int, str] | None]], path: str
+) -> None:
+    few = sorted(found for found in element[1] if found is not None)[:_LONG_CAPTIONS_SHOWN]
+    with tf.io.gfile.GFile(path, "w") as f:
+        f.write(json.dumps(few))
+
+
+def _rejected(row: Row, caption: bytes | None, problem: _Problem) -> _Reject:
+    return _Reject(
+        reason=problem.reason,
+        detail=problem.detail,
+        origin=row.file,
+        row=row.number,
+        caption=None if caption is None else caption.decode("utf-8", "replace"),
     )
-    yield beam.pvalue.TaggedOutput(_COUNTS, (f"{_REJECTED}{reason}", 1))
 
 
-def _checked_caption(caption: bytes | None) -> str:
+def _checked_caption(caption: bytes | None, image_problem: str) -> str | _Problem:
     if caption is None:
-        raise _RejectedError("caption_missing", "the row has no caption")
+        return _Problem("caption_missing", image_problem or "the row has no caption")
     try:
         text = caption.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _RejectedError(
-            "caption_not_utf8", f"the caption is no UTF-8 text: {error}"
-        ) from error
+        return _Problem("caption_not_utf8", f"the caption is no UTF-8 text: {error}")
     if not text.strip():
-        raise _RejectedError("caption_blank", "the caption is empty or white space")
+        return _Problem("caption_blank", "the caption is empty or white space")
     return text
 
 
-def _bytes_feature(value: bytes) -> tf.train.Feature:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+def _bytes_feature(*values: bytes) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+
+
+def _float_feature(value: float) -> tf.train.Feature:
+    return tf.train.Feature(float_list=tf.train.FloatList(value=[value]))
 
 
 def _int_feature(value: int) -> tf.train.Feature:
@@ -446,13 +578,13 @@ def _check_rejected(
 def _check_splits(num_examples: Mapping[str, int], settings: _Settings) -> None:
     total = sum(num_examples.values())
     if total == 0:
-        raise RuntimeError(f"no row of dataset {settings.dataset!r} can be used")
+        raise RuntimeError(f"no row of dataset {settings.spec.dataset!r} can be used")
     for split, other in zip(SPLITS, reversed(SPLITS), strict=True):
         if num_examples[split] == 0:
             raise RuntimeError(
                 empty_split_message(
                     split,
-                    f"all {total} usable rows of dataset {settings.dataset!r} fall",
+                    f"all {total} usable rows of dataset {settings.spec.dataset!r} fall",
                     other,
                     settings.eval_fraction,
                     settings.seed,

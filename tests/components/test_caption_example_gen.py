@@ -2,7 +2,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import zlib
 
 import numpy as np
@@ -16,13 +15,14 @@ from tfx.types import artifact_utils, standard_artifacts
 
 from components import RejectedRows
 from components.caption_example_gen import CaptionExampleGen, executor
-from components.caption_example_gen.source import (
+from components.caption_example_gen.sources import (
     DatasetError,
-    ParquetFolder,
+    DatasetSpec,
     check_dataset,
     dataset_fingerprint,
     split_of,
 )
+from trainer.tokenizer import token_count
 
 TWO_WORKERS = ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]
 HUB_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -33,6 +33,10 @@ def png(seed, size=(8, 8), **options):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", **options)
     return buffer.getvalue()
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
 
 
 def write(path, rows, row_group_size=4, captions="text", image_type=HUB_TYPE, caption_type=None):
@@ -56,20 +60,30 @@ def generate(tmp_path, dataset, beam_args=(), **settings):
     """Runs the executor; returns the two artifacts."""
     properties = {
         "dataset": str(dataset),
-        "dataset_fingerprint": dataset_fingerprint(str(dataset)),
+        "dataset_config": "",
+        "dataset_split": "train",
         "eval_fraction": 0.3,
         "seed": 0,
-        "image_column": "image",
-        "caption_column": "text",
+        "image_column": "",
+        "caption_column": "",
+        "max_pixels": 64 << 20,
+        "max_aspect_ratio": 10.0,
         "max_rejected_fraction": 1.0,
         **settings,
     }
+    spec = DatasetSpec(str(dataset), caption_column=properties["caption_column"])
+    properties.setdefault("dataset_fingerprint", dataset_fingerprint(spec))
     target = tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}"
     examples, rejects = standard_artifacts.Examples(), RejectedRows()
     examples.uri, rejects.uri = str(target / "examples"), str(target / "rejects")
     context = base_beam_executor.BaseBeamExecutor.Context(beam_pipeline_args=list(beam_args))
     executor.Executor(context).Do({}, {"examples": [examples], "rejects": [rejects]}, properties)
     return examples, rejects
+
+
+def _value(name, feature):
+    values = list(getattr(feature, feature.WhichOneof("kind")).value)
+    return values if name == "caption/words" else values[0]
 
 
 def read_split(examples, split):
@@ -79,12 +93,7 @@ def read_split(examples, split):
     for name in sorted(os.listdir(folder)):
         for record in tf.data.TFRecordDataset(os.path.join(folder, name), "GZIP"):
             features = tf.train.Example.FromString(record.numpy()).features.feature
-            rows.append(
-                {
-                    name: (f.bytes_list.value or f.int64_list.value)[0]
-                    for name, f in features.items()
-                }
-            )
+            rows.append({name: _value(name, feature) for name, feature in features.items()})
     return rows
 
 
@@ -120,8 +129,17 @@ def test_every_row_is_there_once_as_it_was(good):
     assert sorted(row["caption"].decode() for row in found) == sorted(c for _, c in rows)
     by_caption = {row["caption"].decode(): row for row in found}
     for index, (image, caption) in enumerate(rows):
+        image_id = hashlib.sha256(image).hexdigest()
+        with Image.open(io.BytesIO(image)) as picture:
+            brightness = np.asarray(picture) @ [0.299, 0.587, 0.114] / 255
+        found_brightness = by_caption[caption].pop("image/brightness")
+        assert found_brightness == pytest.approx(brightness.mean(), abs=0.5 / 255)
         assert by_caption[caption] == {
-            "id": hashlib.sha256(image + caption.encode()).hexdigest().encode(),
+            "id": hashlib.sha256(f"{image_id}{caption}".encode()).hexdigest().encode(),
+            "image/id": image_id.encode(),
+            "image/aspect_ratio": pytest.approx((8 + index) / 10),
+            "caption/num_tokens": token_count(caption),
+            "caption/words": [b"picture", b"number", str(index).encode()],
             "image/encoded": image,
             "image/format": b"png",
             "image/height": 10,
@@ -135,16 +153,16 @@ def test_split_follows_the_picture_and_the_seed(good):
     rows, _, examples, _ = good
     for split in ("train", "eval"):
         found = {row["image/encoded"] for row in read_split(examples, split)}
-        assert found == {image for image, _ in rows if split_of(image, 0.3, 0) == split}
+        assert found == {image for image, _ in rows if split_of(sha256(image), 0.3, 0) == split}
         assert found
 
 
 def test_split_of_by_hand():
     digest = hashlib.sha256(b"7:picture").digest()
     fraction = int.from_bytes(digest[:8], "big") / 2**64
-    assert split_of(b"picture", fraction + 1e-9, 7) == "eval"
-    assert split_of(b"picture", fraction - 1e-9, 7) == "train"
-    share = np.mean([split_of(str(i).encode(), 0.2, 1) == "eval" for i in range(5000)])
+    assert split_of("picture", fraction + 1e-9, 7) == "eval"
+    assert split_of("picture", fraction - 1e-9, 7) == "train"
+    share = np.mean([split_of(str(i), 0.2, 1) == "eval" for i in range(5000)])
     assert share == pytest.approx(0.2, abs=0.02)
 
 
@@ -162,7 +180,11 @@ def test_artifact_is_described_as_tfx_expects(good):
         "file_format": "tfrecords_gzip",
         "payload_format": "FORMAT_TF_EXAMPLE",
         "dataset": str(dataset),
-        "dataset_fingerprint": dataset_fingerprint(str(dataset)),
+        "dataset_fingerprint": dataset_fingerprint(DatasetSpec(str(dataset))),
+        "dataset_revision": "",
+        "dataset_kind": "parquet",
+        "image_column": "image",
+        "caption_column": "text",
     }
     for name, value in expected.items():
         assert examples.get_string_custom_property(name) == value
@@ -239,6 +261,13 @@ def _zero_height_png():
     return signature + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def _animation():
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("white", "black")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
     """Good rows among one or more of every kind that must be set aside."""
@@ -265,6 +294,10 @@ def mixed(tmp_path_factory):
         ({"bytes": None, "path": "pictures/2.png"}, "no such file"),
         ({"bytes": None, "path": "../outside.png"}, "outside"),
         (png(503), "word " * 100),  # 34: good, and long
+        (png(504, (44, 4)), "a ribbon"),  # 35
+        (png(505, (4, 44)), "a ribbon on end"),
+        (png(506, (40, 4)), "to the Left, just wide enough"),  # 37: good
+        (_animation(), "it moves"),  # 38: good, its first frame
     ]
     write(tmp_path / "set" / "all.parquet", rows, row_group_size=10)
     return generate(tmp_path, tmp_path / "set", TWO_WORKERS)
@@ -289,6 +322,8 @@ def test_rejects_say_why_and_where(mixed):
         31: "image_missing",
         32: "image_missing",
         33: "image_missing",
+        35: "image_extreme_aspect_ratio",
+        36: "image_extreme_aspect_ratio",
     }
     by_row = {reject["row"]: reject for reject in found}
     assert by_row[27]["caption"] == "a bomb"
@@ -303,21 +338,91 @@ def test_rejects_are_counted_by_reason(mixed):
     reasons = [reject["reason"] for reject in read_rejects(rejects)]
     for reason in set(reasons):
         assert rejects.get_int_custom_property(f"rejected_{reason}") == reasons.count(reason)
-    assert rejects.get_int_custom_property("rejected_total") == 13
+    assert rejects.get_int_custom_property("rejected_total") == 15
 
 
 def test_what_is_not_rejected_is_kept(mixed):
     examples, _ = mixed
     kept = read_split(examples, "train") + read_split(examples, "eval")
-    captions = sorted(row["caption"].decode() for row in kept)
-    assert captions == sorted([*(f"good {i}" for i in range(20)), "beside the file", "word " * 100])
-    assert examples.get_int_custom_property("captions_truncated") == 1
+    captions = [row["caption"].decode() for row in kept]
+    assert sorted(captions) == sorted(
+        [
+            *(f"good {i}" for i in range(20)),
+            "beside the file",
+            "word " * 100,
+            "to the Left, just wide enough",
+            "it moves",
+        ]
+    )
+    for name in ("captions_truncated", "captions_left_right", "images_animated"):
+        assert examples.get_int_custom_property(name) == 1
+    [first_frame] = [row for row in kept if row["caption"] == b"it moves"]
+    assert first_frame["image/brightness"] == 1.0
+    [long] = [row for row in kept if row["caption"].startswith(b"word")]
+    assert long["caption/num_tokens"] == 102
+
+
+def test_long_captions_are_reported_with_examples(tmp_path, caplog):
+    rows = [(png(i), f"number {i}") for i in range(9)] + [(png(9), "very " * 80 + "long")]
+    write(tmp_path / "set" / "all.parquet", rows)
+    with caplog.at_level("WARNING"):
+        generate(tmp_path, tmp_path / "set")
+    [message] = [r.getMessage() for r in caplog.records if "longer than" in r.getMessage()]
+    assert message.startswith("1 captions are longer")
+    assert "'very very" in message
+    assert "(83 tokens)" in message
+
+
+def test_each_caption_of_a_list_gives_an_example(tmp_path):
+    rows = [(png(i), [f"first {i}", f"second {i}"]) for i in range(9)]
+    rows.append((png(9), ["good", " ", None, "good"]))
+    rows.append((png(10), []))
+    write(tmp_path / "set" / "all.parquet", rows, caption_type=pa.list_(pa.string()))
+    examples, rejects = generate(tmp_path, tmp_path / "set")
+    kept = read_split(examples, "train") + read_split(examples, "eval")
+    assert sorted(row["caption"].decode() for row in kept) == sorted(
+        ["good", *(f"{word} {i}" for i in range(9) for word in ("first", "second"))]
+    )
+    reasons = [(reject["row"], reject["reason"]) for reject in read_rejects(rejects)]
+    assert sorted(reasons) == [
+        (9, "caption_blank"),
+        (9, "caption_missing"),
+        (9, "duplicate"),
+        (10, "caption_missing"),
+    ]
+
+
+def test_limits_of_a_picture_are_settings(tmp_path):
+    write(tmp_path / "set" / "all.parquet", [(png(i, (8 + i, 8)), str(i)) for i in range(9)])
+    _, rejects = generate(tmp_path, tmp_path / "set", max_pixels=110, max_aspect_ratio=1.5)
+    found = {reject["row"]: reject["reason"] for reject in read_rejects(rejects)}
+    assert found == {
+        5: "image_extreme_aspect_ratio",
+        6: "image_too_large",
+        7: "image_too_large",
+        8: "image_too_large",
+    }
+
+
+def test_other_kinds_of_datasets_go_the_same_way(good, tmp_path):
+    rows, _, examples, _ = good
+    for index, (image, caption) in enumerate(rows):
+        picture = tmp_path / "set" / f"part{index % 2}" / f"{index}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(image)
+        with (tmp_path / "set" / "metadata.jsonl").open("a") as f:
+            name = str(picture.relative_to(tmp_path / "set"))
+            f.write(json.dumps({"file_name": name, "text": caption}) + "\n")
+    folder, rejects = generate(tmp_path, tmp_path / "set", TWO_WORKERS)
+    assert read_rejects(rejects) == []
+    for split in ("train", "eval"):
+        assert read_split(folder, split) == read_split(examples, split)
 
 
 def test_captions_that_are_not_utf8(tmp_path):
     rows = [(png(i), f"grün {i}".encode()) for i in range(10)] + [(png(77), b"\xff\xfe")]
     write(tmp_path / "set" / "all.parquet", rows, caption_type=pa.binary())
-    _, rejects = generate(tmp_path, tmp_path / "set")
+    _, rejects = generate(tmp_path, tmp_path / "set", caption_column="text")
     [reject] = read_rejects(rejects)
     assert (reject["reason"], reject["row"]) == ("caption_not_utf8", 10)
 
@@ -359,20 +464,14 @@ def test_too_many_rejects_fail_with_a_table(tmp_path):
 
 
 def test_empty_split_is_an_error_that_says_what_to_change(tmp_path):
-    image = next(png(i) for i in range(99) if split_of(png(i), 0.3, 0) == "train")
+    image = next(png(i) for i in range(99) if split_of(sha256(png(i)), 0.3, 0) == "train")
     write(tmp_path / "set" / "all.parquet", [(image, "one"), (image, "two")])
     with pytest.raises(RuntimeError) as caught:
         generate(tmp_path, tmp_path / "set")
     for part in ("eval split would be empty", "all 2", "0.3", "larger eval_fraction", "seed 0"):
         assert part in str(caught.value)
     with pytest.raises(DatasetError, match="eval split would be empty: all 2 rows"):
-        check_dataset(
-            str(tmp_path / "set"),
-            image_column="image",
-            caption_column="text",
-            eval_fraction=0.3,
-            seed=0,
-        )
+        check_dataset(DatasetSpec(str(tmp_path / "set")), eval_fraction=0.3, seed=0)
 
 
 def test_dataset_changed_since_its_fingerprint_was_taken(good, tmp_path):
@@ -383,102 +482,7 @@ def test_dataset_changed_since_its_fingerprint_was_taken(good, tmp_path):
 
 def test_check_dataset_passes(good):
     _, dataset, _, _ = good
-    check_dataset(
-        str(dataset), image_column="image", caption_column="text", eval_fraction=0.1, seed=3
-    )
-
-
-def test_fingerprint_is_of_content(good, tmp_path):
-    _, dataset, _, _ = good
-    before = dataset_fingerprint(str(dataset))
-    assert len(before) == 64
-    copy = tmp_path / "copy"
-    shutil.copytree(dataset, copy)
-    path = copy / "data" / "train-00000-of-00002.parquet"
-    os.utime(path, (1, 1))
-    (copy / "README.md").write_text("another card")
-    (copy / ".cache").mkdir()
-    (copy / ".cache" / "x.parquet").write_bytes(b"")
-    assert dataset_fingerprint(str(copy)) == before
-    assert dataset_fingerprint(f"file://{copy}/") == before
-
-    content = bytearray(path.read_bytes())
-    content[100] ^= 1
-    path.write_bytes(content)
-    changed = dataset_fingerprint(str(copy))
-    content[100] ^= 1
-    path.write_bytes(content)
-    path.rename(path.with_name("other.parquet"))
-    renamed = dataset_fingerprint(str(copy))
-    (copy / "beside.png").write_bytes(b"x")
-    assert len({before, changed, renamed, dataset_fingerprint(str(copy))}) == 4
-
-
-def _summary(dataset, image_column="image", caption_column="text"):
-    return ParquetFolder(str(dataset), image_column, caption_column).summary()
-
-
-def test_missing_folder(tmp_path):
-    for call in (dataset_fingerprint, _summary):
-        with pytest.raises(DatasetError, match=r"nowhere' does not exist: give a folder"):
-            call(str(tmp_path / "nowhere"))
-
-
-def test_file_in_place_of_a_folder(tmp_path):
-    (tmp_path / "x.parquet").write_bytes(b"")
-    with pytest.raises(DatasetError, match="is a file: give the folder"):
-        dataset_fingerprint(str(tmp_path / "x.parquet"))
-
-
-def test_folder_without_parquet(tmp_path):
-    (tmp_path / "x.csv").write_text("a")
-    for call in (dataset_fingerprint, _summary):
-        with pytest.raises(DatasetError, match="has no Parquet file"):
-            call(str(tmp_path))
-
-
-def test_unknown_file_system():
-    with pytest.raises(DatasetError, match="no path or URL"):
-        dataset_fingerprint("nothing://somewhere")
-
-
-def test_parquet_that_is_none(tmp_path):
-    (tmp_path / "x.parquet").write_bytes(b"no parquet at all")
-    with pytest.raises(DatasetError, match=r"x\.parquet in dataset .* cannot be read") as caught:
-        _summary(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_no_rows(tmp_path):
-    write(tmp_path / "x.parquet", [])
-    with pytest.raises(DatasetError, match="has no rows"):
-        _summary(tmp_path)
-
-
-def test_missing_columns_are_named_with_those_there_are(tmp_path):
-    write(tmp_path / "x.parquet", [(png(0), "a")], captions="caption")
-    with pytest.raises(DatasetError) as caught:
-        _summary(tmp_path)
-    assert "no caption column 'text'" in str(caught.value)
-    assert "image (struct of bytes, path), caption (string)" in str(caught.value)
-    with pytest.raises(DatasetError, match="no image column 'picture'"):
-        _summary(tmp_path, "picture", "caption")
-
-
-def test_columns_of_the_wrong_type(tmp_path):
-    write(tmp_path / "x.parquet", [(png(0), 5)], caption_type=pa.int64())
-    with pytest.raises(DatasetError, match=r"caption column 'text' .* must hold text.*int64"):
-        _summary(tmp_path)
-    with pytest.raises(DatasetError, match=r"image column 'text' .* must hold a struct"):
-        _summary(tmp_path, "text")
-
-
-def test_summary_counts_rows_and_row_groups(good):
-    _, dataset, _, _ = good
-    summary = _summary(dataset)
-    assert summary.num_rows == 30
-    assert [g.num_rows for g in summary.row_groups] == [4, 4, 4, 4, 1, 4, 4, 4, 1]
-    assert [g.first_row for g in summary.row_groups] == [0, 4, 8, 12, 16, 0, 4, 8, 12]
+    check_dataset(DatasetSpec(str(dataset)), eval_fraction=0.1, seed=3)
 
 
 def test_component_has_the_spec(good):
@@ -494,8 +498,15 @@ def test_component_has_the_spec(good):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"eval_fraction": 0.0}, {"eval_fraction": 1.0}, {"max_rejected_fraction": 1.5}]
+    "settings",
+    [
+        {"eval_fraction": 0.0},
+        {"eval_fraction": 1.0},
+        {"max_rejected_fraction": 1.5},
+        {"max_pixels": 0},
+        {"max_aspect_ratio": 0.5},
+    ],
 )
-def test_component_refuses_impossible_fractions(settings):
+def test_component_refuses_impossible_settings(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         CaptionExampleGen("x", "y", **settings)
