@@ -22,3 +22,9 @@ class EvaluationReport(artifact.Artifact):
     """Pictures before and after fine-tuning, the loss curve and a summary of one evaluation."""
 
     TYPE_NAME = "components.EvaluationReport"
+
+
+class DatasetReport(artifact.Artifact):
+    """A page, `dataset.html`, that shows a dataset's statistics, sample pictures and rejects."""
+
+    TYPE_NAME = "components.DatasetReport"

@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-_SUFFIXES = (".py", ".yaml")
+_SUFFIXES = (".py", ".yaml", ".html")
 _HEX_DIGITS = 16
 
 
@@ -19,8 +19,8 @@ def code_version(*names: str) -> str:
     """Hashes the source of packages and modules.
 
     Args:
-        *names: Dotted names; a package stands for all `.py` and `.yaml` files in its folder and
-            below, a module for its own file.
+        *names: Dotted names; a package stands for all `.py`, `.yaml` and `.html` files in its
+            folder and below, a module for its own file.
 
     Returns:
         16 hexadecimal digits of the SHA-256 over the files' relative names and bytes; the order

@@ -13,6 +13,7 @@ def package(tmp_path, monkeypatch):
     (folder / "inner" / "__init__.py").write_text("")
     (folder / "inner" / "work.py").write_text("x = 1\n")
     (folder / "settings.yaml").write_text("a: 1\n")
+    (folder / "page.html").write_text("<p>")
     (folder / "notes.md").write_text("a")
     monkeypatch.syspath_prepend(tmp_path)
     # Looking for a module imports its package, and the next test has another one of that name.
@@ -28,7 +29,7 @@ def test_form_and_stability(package):
     assert code_version("code_under_test") == version
 
 
-@pytest.mark.parametrize("name", ["inner/work.py", "settings.yaml", "__init__.py"])
+@pytest.mark.parametrize("name", ["inner/work.py", "settings.yaml", "page.html", "__init__.py"])
 def test_content_counts(package, name):
     before = code_version("code_under_test")
     (package / name).write_text("y: 2\n")

@@ -1,0 +1,5 @@
+"""Statistics and schema -> anomalies, which stop the run where the user wants that."""
+
+from components.caption_validator.component import CaptionValidator
+
+__all__ = ["CaptionValidator"]

@@ -1,0 +1,233 @@
+"""The work of DatasetReport."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import importlib.resources
+import itertools
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2
+from tfx import types
+from tfx.dsl.components.base import base_executor
+from tfx.dsl.io import fileio
+from tfx.types import artifact_utils
+from tfx.utils import io_utils
+
+from components.caption_validator.anomalies import read_anomalies
+from components.dataset_report import charts
+from components.dataset_report.samples import CutCaption, Sample, collect
+from components.dataset_report.statistics import (
+    CAPTION_LENGTH,
+    PICTURE_MEASURES,
+    TOKENS,
+    Statistics,
+)
+from components.tfrecords import read_shard
+from trainer.tokenizer import MAX_LENGTH
+
+REPORT_NAME = "dataset.html"
+
+_TEMPLATE_NAME = "template.html"
+_REJECTS_NAME = "rejects.jsonl"
+_REJECTED = "rejected_"
+_TOTAL = "rejected_total"
+
+_MAX_SAMPLES = 24
+_MAX_CUT_CAPTIONS = 10
+_MAX_REJECTS = 50
+
+_SCHEMA_TYPES = {0: "", 1: "bytes", 2: "int", 3: "float", 4: "struct"}
+
+# Shown as the pictures of control characters that Unicode has, or as what cannot be shown.
+_CONTROL = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reject:
+    """A row that was set aside."""
+
+    reason: str
+    detail: str
+    origin: str
+    row: str
+    caption: str | None
+
+
+class Executor(base_executor.BaseExecutor):
+    """Writes the page."""
+
+    def Do(  # noqa: N802
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """See `DatasetReport`."""
+        self._log_startup(input_dict, output_dict, exec_properties)
+        examples = artifact_utils.get_single_instance(input_dict["examples"])
+        rejects = artifact_utils.get_single_instance(input_dict["rejects"])
+        statistics = Statistics(artifact_utils.get_single_instance(input_dict["statistics"]))
+        anomalies = artifact_utils.get_single_instance(input_dict["anomalies"])
+        schema = io_utils.SchemaReader().read(
+            io_utils.get_only_uri_in_dir(artifact_utils.get_single_uri(input_dict["schema"]))
+        )
+        report = artifact_utils.get_single_instance(output_dict["report"])
+
+        samples, cut = _from_examples(examples, statistics)
+        reasons = rejected_reasons(rejects)
+        shown = first_of_each_reason(_read_rejects(rejects), _MAX_REJECTS, list(reasons))
+        page = render(
+            facts=_facts(examples),
+            dataset=examples.get_string_custom_property("dataset"),
+            rows=statistics.rows,
+            rejected_total=sum(reasons.values()),
+            reasons=reasons,
+            rejects=shown,
+            anomalies=read_anomalies(anomalies),
+            features=_features(schema, statistics),
+            caption_length=(CAPTION_LENGTH, statistics.panels(CAPTION_LENGTH)),
+            vocabularies=statistics.vocabularies(),
+            picture_measures=[
+                (measure, statistics.panels(measure)) for measure in PICTURE_MEASURES
+            ],
+            formats=statistics.formats(),
+            pictures=statistics.pictures(),
+            animated=examples.get_int_custom_property("images_animated"),
+            left_right=examples.get_int_custom_property("captions_left_right"),
+            truncated=examples.get_int_custom_property("captions_truncated"),
+            max_length=MAX_LENGTH,
+            samples=samples,
+            cut=cut,
+        )
+        fileio.makedirs(report.uri)
+        path = os.path.join(report.uri, REPORT_NAME)
+        with fileio.open(path, "wb") as f:
+            f.write(page.encode())
+        logger.info("What the dataset is like: %s", path)
+
+
+def render(**content: Any) -> str:
+    """Fills in the page; whatever comes from the data is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"clip": clip, "short": charts.short, "visible": visible}
+    environment.globals["share_bar"] = charts.share_bar
+    template = importlib.resources.files(__package__).joinpath(_TEMPLATE_NAME)
+    return environment.from_string(template.read_text("utf-8")).render(content)
+
+
+def visible(text: str) -> str:
+    """Replaces the characters that a page cannot hold or show."""
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text.translate(_CONTROL))
+
+
+def clip(text: str, length: int) -> str:
+    """Shortens text to `length` characters, and says by how much."""
+    more = len(text) - length
+    return text if more <= 0 else f"{text[:length]}… (+{more:,} characters)"
+
+
+def rejected_reasons(rejects: types.Artifact) -> dict[str, int]:
+    """The reasons for which rows were set aside and how many there were, the most first."""
+    names = rejects.mlmd_artifact.custom_properties
+    counts = {
+        name.removeprefix(_REJECTED): rejects.get_int_custom_property(name)
+        for name in names
+        if name.startswith(_REJECTED) and name != _TOTAL
+    }
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def first_of_each_reason(
+    rejects: Iterable[Reject], limit: int, reasons: Sequence[str]
+) -> list[Reject]:
+    """Takes up to `limit` rows, the first of every reason before the second of any.
+
+    Returns:
+        The rows, in the order of `reasons` and, within a reason, in their own.
+    """
+    by_reason: dict[str, list[Reject]] = {reason: [] for reason in reasons}
+    for reject in rejects:
+        rows = by_reason.setdefault(reject.reason, [])
+        if len(rows) < limit:
+            rows.append(reject)
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_reason.values()))
+    chosen = itertools.islice((reject for reject in in_turn if reject is not None), limit)
+    numbers = collections.Counter(reject.reason for reject in chosen)
+    return [row for reason, rows in by_reason.items() for row in rows[: numbers[reason]]]
+
+
+def _read_rejects(rejects: types.Artifact) -> Iterator[Reject]:
+    with fileio.open(os.path.join(rejects.uri, _REJECTS_NAME), "r") as f:
+        for line in f:
+            row = json.loads(line)
+            yield Reject(
+                row["reason"], row["detail"], row["origin"], str(row["row"]), row["caption"]
+            )
+
+
+def _from_examples(
+    examples: types.Artifact, statistics: Statistics
+) -> tuple[list[Sample], list[CutCaption]]:
+    samples: list[Sample] = []
+    cut: list[CutCaption] = []
+    splits = artifact_utils.decode_split_names(examples.split_names)
+    for number, split in enumerate(splits):
+        longest = statistics.maximum(split, TOKENS)
+        has_cut = longest is not None and longest > MAX_LENGTH
+        files = sorted(
+            map(
+                str,
+                fileio.glob(
+                    io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], split))
+                ),
+            )
+        )
+        found = collect(
+            split,
+            itertools.chain.from_iterable(map(read_shard, files)),
+            (_MAX_SAMPLES - len(samples)) // (len(splits) - number),
+            _MAX_CUT_CAPTIONS - len(cut) if has_cut else 0,
+        )
+        samples += found[0]
+        cut += found[1]
+    return samples, cut
+
+
+def _facts(examples: types.Artifact) -> dict[str, str]:
+    names = {
+        "Revision": "dataset_revision",
+        "Kind": "dataset_kind",
+        "Pictures from": "image_column",
+        "Captions from": "caption_column",
+        "Fingerprint": "dataset_fingerprint",
+    }
+    facts = {shown: examples.get_string_custom_property(name) for shown, name in names.items()}
+    return {shown: value for shown, value in facts.items() if value}
+
+
+def _features(schema: Any, statistics: Statistics) -> list[Mapping[str, Any]]:
+    return [
+        {
+            "name": feature.name,
+            "type": _SCHEMA_TYPES.get(feature.type, ""),
+            "required": feature.presence.min_fraction == 1.0,
+            "missing": statistics.missing(feature.name),
+        }
+        for feature in sorted(schema.feature, key=lambda feature: feature.name)
+    ]

@@ -1,0 +1,128 @@
+"""Pictures and cut captions out of the examples, which are read as a stream."""
+
+from __future__ import annotations
+
+import base64
+import bisect
+import dataclasses
+import io
+import re
+from collections.abc import Iterable
+
+import tensorflow as tf
+from PIL import Image
+
+from components.dataset_report.statistics import TOKENS
+from trainer.images import decode_image
+from trainer.tokenizer import MAX_LENGTH, token_count
+
+_THUMBNAIL_SIZE = 160
+_JPEG_QUALITY = 80
+# 77 tokens of real text end long before; this bounds the work on what is not.
+_SEARCHED = 4000
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One row's picture and caption.
+
+    Attributes:
+        split: Name of the split.
+        caption: The whole caption.
+        picture: The picture made small, as a data URI.
+        width: Of the thumbnail, in pixels.
+        height: Of the thumbnail, in pixels.
+        size: Width and height of the picture itself.
+    """
+
+    split: str
+    caption: str
+    picture: str
+    width: int
+    height: int
+    size: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class CutCaption:
+    """A caption that is longer than the text encoder reads."""
+
+    split: str
+    num_tokens: int
+    kept: str
+    cut: str
+
+
+def collect(
+    split: str, records: Iterable[bytes], num_samples: int, num_cut: int
+) -> tuple[list[Sample], list[CutCaption]]:
+    """Takes the first rows and the first rows with cut captions.
+
+    The records lie in the order of a hash of their content, so the first ones are as good a sample
+    as any, and the same ones in every run.
+
+    Args:
+        split: What the split is called.
+        records: Serialized examples; only as many are read as it takes.
+        num_samples: Rows to show.
+        num_cut: Cut captions to show; 0 if there are none to be looked for.
+    """
+    samples: list[Sample] = []
+    cut: list[CutCaption] = []
+    for record in records:
+        features = tf.train.Example.FromString(record).features.feature
+        if len(samples) < num_samples:
+            samples.append(_sample(split, features))
+        if len(cut) < num_cut and TOKENS in features:
+            num_tokens = features[TOKENS].int64_list.value[0]
+            if num_tokens > MAX_LENGTH:
+                kept, rest = split_caption(_caption(features))
+                cut.append(CutCaption(split, num_tokens, kept, rest))
+        if len(samples) >= num_samples and len(cut) >= num_cut:
+            break
+    return samples, cut
+
+
+def split_caption(caption: str) -> tuple[str, str]:
+    """Parts a caption where the text encoder stops reading.
+
+    A word that is read in part is parted where its own beginning has as many tokens as are read,
+    which is within a character or two: tokens need not end where characters do.
+    """
+    searched = caption[:_SEARCHED]
+    # Tokens never span white space, so the count grows from word to word, but not from letter to
+    # letter: "elephan" has more tokens than "elephant".
+    ends = [match.end() for match in re.finditer(r"\S+", searched)]
+    words = bisect.bisect_right(ends, MAX_LENGTH, key=lambda end: token_count(searched[:end]))
+    if words == len(ends):
+        return searched, caption[len(searched) :]
+    start = ends[words - 1] if words else 0
+    room = MAX_LENGTH - token_count(searched[:start]) + token_count("")
+    word = searched[start : ends[words]]
+    letters = bisect.bisect_right(
+        range(len(word) + 1), room, key=lambda length: token_count(word[:length])
+    )
+    end = len(searched[: start + max(letters - 1, 0)].rstrip())
+    return caption[:end], caption[end:]
+
+
+def _sample(split: str, features: tf.train.Features) -> Sample:
+    image = decode_image(features["image/encoded"].bytes_list.value[0])
+    size = image.size
+    image.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
+    jpeg = io.BytesIO()
+    image.save(jpeg, format="JPEG", quality=_JPEG_QUALITY)
+    data = base64.b64encode(jpeg.getvalue()).decode()
+    return Sample(
+        split,
+        _caption(features),
+        f"data:image/jpeg;base64,{data}",
+        image.width,
+        image.height,
+        size,
+    )
+
+
+def _caption(features: tf.train.Features) -> str:
+    caption: str = features["caption"].bytes_list.value[0].decode("utf-8", "replace")
+    return caption

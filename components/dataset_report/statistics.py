@@ -1,0 +1,239 @@
+"""TFDV's statistics of captioned pictures, as the page shows them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import tensorflow_data_validation as tfdv
+from markupsafe import Markup
+from tensorflow_metadata.proto.v0 import statistics_pb2
+from tfx import types
+from tfx.components.statistics_gen import stats_artifact_utils
+from tfx.types import artifact_utils
+
+from components.dataset_report.charts import Bin, Mark, histogram
+from trainer.tokenizer import MAX_LENGTH
+
+TOKENS = "caption/num_tokens"
+
+_WORDS = "caption/words"
+_FORMAT = "image/format"
+_IMAGE_ID = "image/id"
+_TOP_WORDS = 20
+# A mark further away would squeeze the chart into a corner.
+_MARK_REACH = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A number that every row has.
+
+    Attributes:
+        feature: The feature with the number.
+        title: What it is.
+        unit: What it is counted in; may be empty.
+        note: What to make of it.
+        mark: A limit to show.
+    """
+
+    feature: str
+    title: str
+    unit: str
+    note: str
+    mark: Mark | None = None
+
+
+CAPTION_LENGTH = Measure(
+    TOKENS,
+    "Caption length",
+    "tokens",
+    f"Start and end of text count. The text encoder reads {MAX_LENGTH} tokens; what is beyond is "
+    "cut off.",
+    Mark(MAX_LENGTH, f"limit {MAX_LENGTH}"),
+)
+PICTURE_MEASURES = (
+    Measure("image/width", "Width", "pixels", "As decoded and turned upright."),
+    Measure("image/height", "Height", "pixels", "As decoded and turned upright."),
+    Measure(
+        "image/aspect_ratio",
+        "Aspect ratio",
+        "",
+        "Width divided by height. Pictures are cropped to a square: the further from 1, the more "
+        "is lost.",
+    ),
+    Measure("image/brightness", "Brightness", "", "Mean luma: 0 is black, 1 is white."),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One measure in one split."""
+
+    split: str
+    chart: Markup
+    min: float
+    median: float
+    mean: float
+    max: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """How often a value occurs, and what part that is of all values."""
+
+    value: str
+    count: int
+    fraction: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The words of one split's captions."""
+
+    split: str
+    distinct: int
+    total: int
+    top: list[Count]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """How many rows share a picture in one split.
+
+    Attributes:
+        split: Name of the split.
+        rows: How many rows there are.
+        distinct: How many different pictures.
+        repeated: How many of these have several captions.
+        repeated_at_least: Whether there may be more of them: TFDV lists only the most frequent.
+        most: Captions of the picture that has the most.
+    """
+
+    split: str
+    rows: int
+    distinct: int
+    repeated: int
+    repeated_at_least: bool
+    most: int
+
+
+class Statistics:
+    """The statistics of every split."""
+
+    def __init__(self, statistics: types.Artifact) -> None:
+        """Reads an `ExampleStatistics` artifact."""
+        self._views: dict[str, tfdv.DatasetView] = {}
+        for split in artifact_utils.decode_split_names(statistics.split_names):
+            view = stats_artifact_utils.load_statistics(statistics, split).get_default_slice()
+            if view is not None:
+                self._views[split] = view
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """How many rows each split has."""
+        return {split: view.proto().num_examples for split, view in self._views.items()}
+
+    def maximum(self, split: str, feature: str) -> float | None:
+        """The largest value of a feature, or `None` where the split lacks the feature."""
+        view = self._feature(split, feature)
+        numbers = view.numeric_statistics() if view else None
+        return None if numbers is None else numbers.max
+
+    def panels(self, measure: Measure) -> list[Panel]:
+        """Draws a measure for every split that has it, all on the same axis."""
+        found = {}
+        for split in self._views:
+            view = self._feature(split, measure.feature)
+            numbers = view.numeric_statistics() if view else None
+            if numbers is not None:
+                found[split] = numbers
+        if not found:
+            return []
+        low = min(numbers.min for numbers in found.values())
+        high = max(numbers.max for numbers in found.values())
+        if measure.mark and high < measure.mark.value <= _MARK_REACH * high:
+            high = measure.mark.value
+        return [
+            Panel(
+                split,
+                histogram(_bins(numbers), low, high, f"{measure.title}, {split}", measure.mark),
+                numbers.min,
+                numbers.median,
+                numbers.mean,
+                numbers.max,
+            )
+            for split, numbers in found.items()
+        ]
+
+    def formats(self) -> dict[str, list[Count]]:
+        """The pictures' file formats in each split."""
+        found = {}
+        for split in self._views:
+            view = self._feature(split, _FORMAT)
+            strings = view.string_statistics() if view else None
+            if strings is not None:
+                found[split] = _counts(
+                    [(top.value, top.frequency) for top in strings.top_values],
+                    strings.common_stats.tot_num_values,
+                )
+        return found
+
+    def vocabularies(self) -> list[Vocabulary]:
+        """The most frequent words in each split, and how many there are."""
+        found = []
+        for split in self._views:
+            view = self._feature(split, _WORDS)
+            strings = view.string_statistics() if view else None
+            if strings is not None:
+                total = strings.common_stats.tot_num_values
+                ranks = strings.rank_histogram.buckets[:_TOP_WORDS]
+                top = _counts([(rank.label, rank.sample_count) for rank in ranks], total)
+                found.append(Vocabulary(split, strings.unique, total, top))
+        return found
+
+    def pictures(self) -> list[Pictures]:
+        """How many rows share a picture in each split."""
+        found = []
+        for split in self._views:
+            view = self._feature(split, _IMAGE_ID)
+            strings = view.string_statistics() if view else None
+            if strings is not None:
+                counts = [round(rank.sample_count) for rank in strings.rank_histogram.buckets]
+                found.append(
+                    Pictures(
+                        split,
+                        strings.common_stats.num_non_missing,
+                        strings.unique,
+                        sum(count > 1 for count in counts),
+                        len(counts) < strings.unique and counts[-1:] > [1],
+                        max(counts, default=0),
+                    )
+                )
+        return found
+
+    def missing(self, feature: str) -> dict[str, int | None]:
+        """How many rows of each split lack a feature; `None` where its statistics do."""
+        found: dict[str, int | None] = {}
+        for split in self._views:
+            view = self._feature(split, feature)
+            common = view.common_statistics() if view else None
+            found[split] = None if common is None else common.num_missing
+        return found
+
+    def _feature(self, split: str, feature: str) -> tfdv.FeatureView | None:
+        view = self._views.get(split)
+        return None if view is None else view.get_feature(tfdv.FeaturePath([feature]))
+
+
+def _bins(numbers: statistics_pb2.NumericStatistics) -> list[Bin]:
+    return [
+        Bin(bucket.low_value, bucket.high_value, bucket.sample_count)
+        for bins in numbers.histograms
+        if bins.type == bins.STANDARD
+        for bucket in bins.buckets
+    ]
+
+
+def _counts(pairs: Sequence[tuple[str, float]], total: int) -> list[Count]:
+    return [Count(value, round(count), count / total if total else 0.0) for value, count in pairs]

@@ -1,0 +1,445 @@
+"""The page about a small dataset, with TFDV's real statistics of hostile captions."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import io
+import json
+import re
+
+import pytest
+import tensorflow_data_validation as tfdv
+from captioned_examples import (
+    example,
+    examples_artifact,
+    schema_artifact,
+    statistics_artifact,
+)
+from markupsafe import Markup
+from PIL import Image
+from tfx.types import Channel, standard_artifacts
+
+from components import DatasetReport as ReportArtifact
+from components import RejectedRows
+from components.caption_validator import executor as caption_validator
+from components.dataset_report import DatasetReport, charts, executor, samples
+from components.dataset_report.statistics import CAPTION_LENGTH, PICTURE_MEASURES, Statistics
+from trainer.tokenizer import token_count
+
+LONG = " ".join(["elephant"] * 100)
+HOSTILE = [
+    "<script>alert('gotcha')</script> creature",
+    '" onerror="alert(1)" & \'more\' </title></style><img src=x>',
+    "a 🦄 creature with \u202ereversed\u202c text",
+    "مخلوق أحمر صغير",
+    "{{ 7 * 7 }} {% raise %} \x00\x07\x85 creature",
+    "w" * 300,
+]
+TRAIN = [
+    *(example(caption, colour=(10, 200, 30)) for caption in HOSTILE),
+    *(example(f"red creature number {i}", width=64 + 8 * (i % 3)) for i in range(20)),
+    example(LONG, width=400, height=100, colour=(255, 255, 255), file_format="PNG"),
+]
+EVAL = [example(f"blue creature {i}", colour=(0, 0, 255 - 60 * i)) for i in range(4)]
+REJECTS = [
+    *(
+        {
+            "reason": "duplicate",
+            "detail": "same picture and caption as b.parquet row 1",
+            "origin": "b.parquet",
+            "row": i,
+            "caption": "again",
+        }
+        for i in range(70)
+    ),
+    {
+        "reason": "image_undecodable",
+        "detail": "the picture cannot be decoded: <b>bad</b>",
+        "origin": "<i>c</i>\udcff.parquet",
+        "row": 3,
+        "caption": None,
+    },
+]
+
+
+class Page(html.parser.HTMLParser):
+    """The elements of a page, and its text."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.unbalanced: list[str] = []
+        self._open: list[str] = []
+        self.feed(source)
+        self.close()
+        self.unbalanced += self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if not self._open or self._open.pop() != tag:
+            self.unbalanced.append(tag)
+
+    def handle_data(self, data):
+        if self._open[-1:] != ["style"]:
+            self.text.append(data)
+
+    def sources(self, tag: str) -> list[str]:
+        return [str(attributes["src"]) for name, attributes in self.tags if name == tag]
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dataset")
+    examples = examples_artifact(folder / "examples", {"train": TRAIN, "eval": EVAL})
+    for name, text in (
+        ("dataset", 'hf://datasets/<b>"some"</b>/one@0123'),
+        ("dataset_revision", "0123"),
+        ("dataset_kind", "parquet"),
+        ("image_column", "image"),
+        ("caption_column", "text"),
+    ):
+        examples.set_string_custom_property(name, text)
+    examples.set_int_custom_property("captions_truncated", 1)
+    examples.set_int_custom_property("captions_left_right", 3)
+    examples.set_int_custom_property("images_animated", 2)
+    rejects = RejectedRows()
+    rejects.uri = str(folder / "rejects")
+    (folder / "rejects").mkdir()
+    (folder / "rejects" / "rejects.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in REJECTS)
+    )
+    rejects.set_int_custom_property("rejected_total", 71)
+    rejects.set_int_custom_property("rejected_image_undecodable", 1)
+    rejects.set_int_custom_property("rejected_duplicate", 70)
+    statistics = statistics_artifact(folder / "statistics", examples)
+    schema = schema_artifact(folder / "schema", statistics)
+    return {
+        "examples": examples,
+        "statistics": statistics,
+        "schema": schema,
+        "anomalies": validated(folder / "anomalies", statistics, schema),
+        "rejects": rejects,
+    }
+
+
+def validated(folder, statistics, schema):
+    anomalies = standard_artifacts.ExampleAnomalies()
+    anomalies.uri = str(folder)
+    caption_validator.Executor().Do(
+        {"statistics": [statistics], "schema": [schema]},
+        {"anomalies": [anomalies]},
+        {"exclude_splits": "[]", "fail_on_anomalies": 0, "code_version": "1"},
+    )
+    return anomalies
+
+
+def report(folder, artifacts) -> str:
+    output = ReportArtifact()
+    output.uri = str(folder)
+    executor.Executor().Do(
+        {name: [artifact] for name, artifact in artifacts.items()},
+        {"report": [output]},
+        {"code_version": "1"},
+    )
+    [path] = folder.iterdir()
+    assert path.name == "dataset.html"
+    return path.read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, artifacts):
+    return report(tmp_path_factory.mktemp("page") / "report", artifacts)
+
+
+@pytest.fixture(scope="module")
+def page(source):
+    return Page(source)
+
+
+@pytest.fixture(scope="module")
+def statistics(artifacts):
+    return Statistics(artifacts["statistics"])
+
+
+def test_the_page_is_one_file_that_runs_and_fetches_nothing(source, page):
+    assert page.unbalanced == []
+    assert not {"script", "iframe", "object", "link", "base"} & {tag for tag, _ in page.tags}
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+        assert not {"href", "srcset", "action"} & set(attributes)
+    assert all(src.startswith("data:image/jpeg;base64,") for src in page.sources("img"))
+    assert "url(" not in source
+    assert "@import" not in source
+    policy = next(a for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in str(policy["content"])
+    assert "prefers-color-scheme: dark" in source
+
+
+def test_captions_are_shown_as_they_are(page):
+    for caption in HOSTILE[:4]:
+        assert caption in page.words
+    assert "{{ 7 * 7 }} {% raise %} ␀␇\ufffd creature" in page.words
+    assert 'hf://datasets/<b>"some"</b>/one@0123' in page.words
+    assert "<i>c</i>\ufffd.parquet" in page.words
+    assert "the picture cannot be decoded: <b>bad</b>" in page.words
+
+
+def test_the_head_has_the_facts(page):
+    for fact in (
+        "Rows, train 27 87.1% of those kept",
+        "Rows, eval 4 12.9% of those kept",
+        "Rejected 71 69.61% of all rows",
+        "Captions cut 1 longer than 77 tokens",
+        "Anomalies 0 against the schema",
+        "Revision 0123 Kind parquet Pictures from image Captions from text",
+        "3 captions say left or right",
+        "2 are animated",
+        "None: every split fits the schema.",
+    ):
+        assert fact in page.words
+
+
+def test_sample_pictures_are_small_and_the_first_of_each_split(page):
+    pictures = []
+    for src in page.sources("img"):
+        with Image.open(io.BytesIO(base64.b64decode(src.partition(",")[2]))) as image:
+            assert image.format == "JPEG"
+            assert max(image.size) <= 160
+            pictures.append(image.convert("RGB").getpixel((5, 5)))
+    # Twelve would be eval's part, which has only four.
+    assert len(pictures) == 12 + 4
+    first_of_train = [(10, 200, 30)] * 6 + [(200, 100, 50)] * 6
+    expected_pictures = first_of_train + [(0, 0, 255 - 60 * i) for i in range(4)]
+    for found, expected in zip(pictures, expected_pictures, strict=True):
+        assert found == pytest.approx(expected, abs=4)
+
+
+def test_the_longest_captions_part_that_is_cut_is_marked(source):
+    [(kept, cut)] = re.findall(r'auto">([^<]*)<del>([^<]*)</del>', source)
+    # Of 77 tokens, two are the start and the end.
+    assert kept == " ".join(["elephant"] * 75)
+    assert cut == " elephant" * 25
+    assert "102 tokens" in source
+
+
+def test_rejects_show_every_reason(page):
+    assert "reason rows duplicate 70 image_undecodable 1 all 71" in page.words
+    assert "50 of 71 rows, the first ones of every reason" in page.words
+    assert page.words.count("same picture and caption as b.parquet row 1") == 49
+    assert "70 rows had the same picture and the same caption" in page.words
+
+
+def test_numbers_are_those_of_tfdv(statistics):
+    assert statistics.rows == {"train": 27, "eval": 4}
+    train, evaluation = statistics.panels(CAPTION_LENGTH)
+    counts = [token_count(f"red creature number {i}") for i in range(20)]
+    counts += [token_count(caption) for caption in [*HOSTILE, LONG]]
+    assert (train.min, train.max) == (min(counts), max(counts))
+    assert train.mean == pytest.approx(sum(counts) / 27)
+    assert (evaluation.split, evaluation.min, evaluation.median) == ("eval", 5, 5)
+    ratio = next(m for m in PICTURE_MEASURES if m.feature == "image/aspect_ratio")
+    assert statistics.panels(ratio)[0].max == 4.0
+    brightness = next(m for m in PICTURE_MEASURES if m.feature == "image/brightness")
+    assert statistics.panels(brightness)[0].max == pytest.approx(1.0)
+    assert {
+        split: {count.value: (count.count, round(count.fraction, 3)) for count in counts}
+        for split, counts in statistics.formats().items()
+    } == {"train": {"jpeg": (26, 0.963), "png": (1, 0.037)}, "eval": {"jpeg": (4, 1.0)}}
+
+
+def test_words_are_counted(statistics):
+    train, evaluation = statistics.vocabularies()
+    assert [(word.value, word.count) for word in train.top[:3]] == [
+        ("elephant", 100),
+        ("creature", 23),
+        ("red", 20),
+    ]
+    assert train.top[0].fraction == pytest.approx(100 / train.total)
+    assert (evaluation.distinct, evaluation.total) == (6, 12)
+
+
+def test_pictures_with_several_captions_are_counted(statistics):
+    train, evaluation = statistics.pictures()
+    # Three sizes of one colour, the hostile captions' and the white one.
+    assert (train.rows, train.distinct, train.repeated, train.most) == (27, 5, 4, 7)
+    assert not train.repeated_at_least
+    assert (evaluation.distinct, evaluation.repeated, evaluation.most) == (4, 0, 1)
+
+
+def test_the_same_input_gives_the_same_page(tmp_path, artifacts, source):
+    assert report(tmp_path / "again", artifacts) == source
+
+
+def test_anomalies_are_told(tmp_path, artifacts):
+    schema = tfdv.load_schema_text(f"{artifacts['schema'].uri}/schema.pbtxt")
+    tfdv.get_domain(schema, "image/format").value.remove("png")
+    stricter = standard_artifacts.Schema()
+    stricter.uri = str(tmp_path / "schema")
+    (tmp_path / "schema").mkdir()
+    tfdv.write_schema_text(schema, f"{stricter.uri}/schema.pbtxt")
+    anomalies = validated(tmp_path / "anomalies", artifacts["statistics"], stricter)
+    no_rejects = RejectedRows()
+    no_rejects.uri = str(tmp_path / "rejects")
+    (tmp_path / "rejects").mkdir()
+    (tmp_path / "rejects" / "rejects.jsonl").write_text("")
+    no_rejects.set_int_custom_property("rejected_total", 0)
+    changed = {"schema": stricter, "anomalies": anomalies, "rejects": no_rejects}
+    page = Page(report(tmp_path / "report", {**artifacts, **changed}))
+    assert page.unbalanced == []
+    assert "Anomalies 1 against the schema" in page.words
+    assert "train image/format Unexpected string values Examples contain" in page.words
+    assert "None: every row is used." in page.words
+    assert "Rejected 0 Captions" in page.words
+
+
+def test_what_the_statistics_lack_is_left_out(tmp_path, artifacts):
+    statistics = standard_artifacts.ExampleStatistics()
+    statistics.uri = str(tmp_path / "statistics")
+    statistics.split_names = artifacts["statistics"].split_names
+    for split in ("train", "eval"):
+        path = f"Split-{split}/FeatureStats.pb"
+        found = tfdv.load_stats_binary(f"{artifacts['statistics'].uri}/{path}")
+        [dataset] = found.datasets
+        kept = [f for f in dataset.features if f.path.step[0] in ("caption", "image/width")]
+        del dataset.features[:]
+        dataset.features.extend(kept)
+        (tmp_path / "statistics" / path).parent.mkdir(parents=True)
+        (tmp_path / "statistics" / path).write_bytes(found.SerializeToString())
+    page = Page(report(tmp_path / "report", {**artifacts, "statistics": statistics}))
+    assert page.unbalanced == []
+    assert len(page.sources("img")) == 16
+    assert "Width As decoded" in page.words
+    assert "image/brightness float yes all rows all rows" in page.words
+    assert "Mean luma" not in page.words
+
+
+@pytest.mark.parametrize(
+    ("caption", "kept"),
+    [
+        ("a " * 100, "a " * 74 + "a"),
+        ("elephant\n\t" * 80, "elephant\n\t" * 74 + "elephant"),
+        # A sign is a token: 40 in the first word, 35 of the second.
+        ("1" * 40 + " " + "2" * 60, "1" * 40 + " " + "2" * 35),
+        ("7" * 200, "7" * 75),
+    ],
+)
+def test_captions_are_parted_where_the_encoder_stops(caption, kept):
+    assert samples.split_caption(caption) == (kept, caption[len(kept) :])
+
+
+def test_nothing_of_an_endless_caption_is_lost():
+    for caption in ("x" * 50_000, " " * 5_000 + "a " * 100, "&amp;" * 3_000, "你好" * 900):
+        kept, cut = samples.split_caption(caption)
+        assert kept + cut == caption
+        assert token_count(kept) <= 77
+
+
+def test_reading_stops_when_enough_is_found():
+    def records():
+        yield from (example(f"creature {i}") for i in range(3))
+        yield example(LONG)
+        raise AssertionError("read on")
+
+    found, cut = samples.collect("train", records(), 2, 1)
+    assert [sample.caption for sample in found] == ["creature 0", "creature 1"]
+    assert [caption.num_tokens for caption in cut] == [102]
+    found, cut = samples.collect("train", records(), 3, 0)
+    assert (len(found), cut) == (3, [])
+
+
+def test_every_reason_gets_its_turn():
+    rows = [
+        executor.Reject(reason, "", "", str(i), None)
+        for i, reason in enumerate(["a"] * 9 + ["b"] * 2 + ["c"])
+    ]
+    chosen = executor.first_of_each_reason(rows, 6, ["a", "b"])
+    assert [(row.reason, row.row) for row in chosen] == [
+        ("a", "0"), ("a", "1"), ("a", "2"), ("b", "9"), ("b", "10"), ("c", "11"),
+    ]  # fmt: skip
+    assert len(executor.first_of_each_reason(rows, 100, ["a", "b"])) == 12
+    assert executor.first_of_each_reason([], 5, []) == []
+
+
+def test_long_text_says_how_much_is_left_out():
+    assert executor.clip("abc", 3) == "abc"
+    assert executor.clip("a" * 2003, 3) == "aaa… (+2,000 characters)"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 100, [0, 20, 40, 60, 80, 100]),
+        (0.31, 0.52, [0.35, 0.4, 0.45, 0.5]),
+        (3, 9, [4, 6, 8]),
+        (64, 12000, [5000, 10000]),
+    ],
+)
+def test_ticks_are_round(low, high, expected):
+    assert charts.ticks(low, high) == expected
+
+
+def bars(svg: Markup) -> list[tuple[float, float]]:
+    found = re.findall(r'class="bar" x="([\d.]+)" y="[\d.]+" width="[\d.]+" height="([\d.]+)"', svg)
+    return [(float(x), float(height)) for x, height in found]
+
+
+def test_a_histogram_has_bars_in_proportion():
+    bins = [charts.Bin(0, 5, 10), charts.Bin(5, 10, 0.02), charts.Bin(10, 15, 30)]
+    svg = charts.histogram(bins, 0, 15, "a <chart>", charts.Mark(12, "limit"))
+    (left, low), (right, high) = bars(svg)
+    assert left < right
+    assert high == pytest.approx(3 * low, rel=0.01)
+    assert 'aria-label="a &lt;chart&gt;"' in svg
+    assert "highest bar: 75%" in svg
+    assert '<line class="mark"' in svg
+    assert "about 30 (75.0%)" in svg
+
+
+@pytest.mark.parametrize("value", [0, 4, 11, 15, 77])
+def test_the_labels_over_a_histogram_do_not_meet(value):
+    svg = charts.histogram([charts.Bin(0, 15, 1)], 0, 15, "chart", charts.Mark(value, "limit 77"))
+    labels = re.findall(r'<text class="\w+" x="([\d.]+)" y="12"[^>]*>([^<]*)<', svg)
+    assert len(labels) == 2
+    (one, one_text), (other, other_text) = labels
+    assert abs(float(one) - float(other)) > 3 * (len(one_text) + len(other_text))
+
+
+def test_a_mark_beyond_the_axis_is_said_at_the_side():
+    svg = charts.histogram([charts.Bin(0, 5, 1)], 0, 5, "chart", charts.Mark(77, "limit 77"))
+    assert "limit 77 →" in svg
+    assert '<line class="mark"' not in svg
+
+
+@pytest.mark.parametrize("bins", [[], [charts.Bin(256, 256, 40)]])
+def test_a_histogram_of_one_value_or_none_is_drawn(bins):
+    svg = charts.histogram(bins, 256, 256, "chart")
+    assert len(bars(svg)) == len(bins)
+    assert "nan" not in svg
+    assert "256" in svg
+
+
+def test_the_component_makes_its_spec():
+    component = DatasetReport(
+        examples=Channel(type=standard_artifacts.Examples),
+        statistics=Channel(type=standard_artifacts.ExampleStatistics),
+        schema=Channel(type=standard_artifacts.Schema),
+        anomalies=Channel(type=standard_artifacts.ExampleAnomalies),
+        rejects=Channel(type=RejectedRows),
+    )
+    assert component.outputs["report"].type is ReportArtifact
+    assert len(component.exec_properties["code_version"]) == 16
