@@ -21,8 +21,9 @@ class LatentGenSpec(component_spec.ComponentSpec):
         "image_size": component_spec.ExecutionParameter(type=int),
         "base_weights": component_spec.ExecutionParameter(type=str),
         "encoders_hash": component_spec.ExecutionParameter(type=str),
-        # Vertex hands over no booleans.
-        "flip": component_spec.ExecutionParameter(type=int),
+        "flip": component_spec.ExecutionParameter(type=str),
+        "crop": component_spec.ExecutionParameter(type=str),
+        "crop_seed": component_spec.ExecutionParameter(type=int),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {"examples": component_spec.ChannelParameter(type=standard_artifacts.Examples)}
@@ -48,7 +49,9 @@ class LatentGen(base_beam_component.BaseBeamComponent):
         preset: str,
         image_size: int,
         base_weights: str = "default",
-        flip: bool = False,
+        flip: str = executor.FLIP_AUTO,
+        crop: str = executor.CROP_CENTRE,
+        crop_seed: int = 0,
     ) -> None:
         """Makes the component.
 
@@ -58,12 +61,22 @@ class LatentGen(base_beam_component.BaseBeamComponent):
             image_size: Side in pixels that pictures are scaled and cropped to.
             base_weights: Where the encoders' weights come from; see
                 `trainer.weights.load_base_weights`.
-            flip: Whether to encode every picture's mirror image, too.
+            flip: Whether to encode every picture's mirror image, too: `always`, `never`, or
+                `auto`, which does it unless a caption says left or right.
+            crop: Which part of a picture that is not square is kept: its `centre`, or a `random`
+                one, always the same for the same picture, caption and seed.
+            crop_seed: Decides which.
 
         Raises:
             ValueError: There is no such preset, its networks cannot take pictures of that size,
-                or it has no such weights.
+                it has no such weights, or `flip` or `crop` is none of those named.
         """
+        for name, value, allowed in (
+            ("flip", flip, executor.FLIPS),
+            ("crop", crop, executor.CROPS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
         networks = get_preset(preset)
         networks.check_image_size(image_size)
         # Imports Keras.
@@ -76,7 +89,9 @@ class LatentGen(base_beam_component.BaseBeamComponent):
                 base_weights=base_weights,
                 # Other weights at the same place must not find old latents in the cache.
                 encoders_hash=base_weights_hash(networks, base_weights, executor.ENCODERS),
-                flip=int(flip),
+                flip=flip,
+                crop=crop,
+                crop_seed=crop_seed if crop == executor.CROP_RANDOM else 0,
                 code_version=code_version(*_CODE),
                 examples=examples,
                 latents=channel_utils.as_channel([standard_artifacts.Examples()]),

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import logging
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from trainer.presets import Preset
 
 ENCODERS = ("text_encoder", "image_encoder")
+FLIPS = FLIP_AUTO, FLIP_ALWAYS, FLIP_NEVER = "auto", "always", "never"
+CROPS = CROP_CENTRE, CROP_RANDOM = "centre", "random"
 
 # The image encoder's activations are some hundred values a pixel.
 _BATCH_PIXELS = 1 << 20
@@ -85,7 +88,6 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
         preset = get_preset(exec_properties["preset"])
         image_size = exec_properties["image_size"]
-        flip = bool(exec_properties["flip"])
         encoders_hash = base_weights_hash(preset, exec_properties["base_weights"], ENCODERS)
         if encoders_hash != exec_properties["encoders_hash"]:
             raise RuntimeError(
@@ -95,6 +97,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             )
 
         examples = artifact_utils.get_single_instance(input_dict["examples"])
+        flip = _flips(exec_properties["flip"], examples)
         latents = artifact_utils.get_single_instance(output_dict["latents"])
         splits = artifact_utils.decode_split_names(examples.split_names)
         latents.split_names = examples.split_names
@@ -120,6 +123,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                         image_size,
                         exec_properties["base_weights"],
                         flip,
+                        exec_properties["crop"],
+                        exec_properties["crop_seed"],
                         temporary_folder,
                         shared.Shared(),
                     )
@@ -212,6 +217,26 @@ class Encoders:
         )
 
 
+def _flips(flip: str, examples: types.Artifact) -> bool:
+    """Whether mirror images are encoded too."""
+    if flip != FLIP_AUTO:
+        return flip == FLIP_ALWAYS
+    if not examples.has_custom_property("captions_left_right"):
+        raise RuntimeError(
+            "the examples do not say how many captions name left or right, so flip cannot be "
+            f"{FLIP_AUTO!r}: set it to {FLIP_ALWAYS!r} or {FLIP_NEVER!r}"
+        )
+    count = examples.get_int_custom_property("captions_left_right")
+    if count:
+        logger.warning(
+            "Flips are off: %d captions say left or right, which would be wrong of a mirror image "
+            "(set flip to %r to have them all the same).",
+            count,
+            FLIP_ALWAYS,
+        )
+    return count == 0
+
+
 def _shards(examples: types.Artifact, latents: types.Artifact, split: str) -> Iterator[_Shard]:
     folder = artifact_utils.get_split_uri([latents], split)
     tf.io.gfile.makedirs(folder)
@@ -231,6 +256,8 @@ class _EncodeShard(beam.DoFn):
         image_size: int,
         base_weights: str,
         flip: bool,
+        crop: str,
+        crop_seed: int,
         temporary_folder: str,
         shared_encoders: shared.Shared,
     ) -> None:
@@ -238,6 +265,8 @@ class _EncodeShard(beam.DoFn):
         self._image_size = image_size
         self._base_weights = base_weights
         self._flip = flip
+        self._crop = crop
+        self._crop_seed = crop_seed
         self._temporary_folder = temporary_folder
         self._shared_encoders = shared_encoders
 
@@ -287,13 +316,17 @@ class _EncodeShard(beam.DoFn):
                 ).SerializeToString(deterministic=True)
 
     def _image(self, encoded: bytes, example_id: str) -> np.ndarray:
-        from trainer.images import ImageError, decode_image, resize_cover, to_model_range
+        from trainer import images
 
         try:
-            image = decode_image(encoded)
-        except ImageError as error:
+            # CaptionExampleGen has judged the size.
+            image = images.decode_image(encoded, max_pixels=sys.maxsize)
+        except images.ImageError as error:
             raise RuntimeError(f"example {example_id} cannot be encoded: {error}") from error
-        return to_model_range(resize_cover(image, self._image_size))
+        position = images.CENTRE
+        if self._crop == CROP_RANDOM:
+            position = images.random_position(example_id, self._crop_seed)
+        return images.to_model_range(images.resize_cover(image, self._image_size, position))
 
 
 def _bytes_of(features: Any, name: str) -> bytes:

@@ -10,7 +10,7 @@ from tfx.types import artifact_utils, channel_utils, standard_artifacts
 
 from components.latent_gen import LatentGen, executor
 from components.tfrecords import read_shard, write_shard
-from trainer.images import decode_image, resize_cover, to_model_range
+from trainer.images import decode_image, random_position, resize_cover, to_model_range
 from trainer.latents import LatentsManifest, parse_latents
 from trainer.models import build_image_encoder, build_text_encoder
 from trainer.presets import get_preset
@@ -63,7 +63,9 @@ def _generate(folder, examples, beam_args=("--direct_num_workers=1",), **setting
         "image_size": 64,
         "base_weights": "random",
         "encoders_hash": base_weights_hash(PRESET, "random", executor.ENCODERS),
-        "flip": 0,
+        "flip": "never",
+        "crop": "centre",
+        "crop_seed": 0,
         **settings,
     }
     latents = standard_artifacts.Examples()
@@ -94,7 +96,7 @@ def examples(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def latents(examples, tmp_path_factory):
-    return _generate(tmp_path_factory.mktemp("latents"), examples, flip=1)
+    return _generate(tmp_path_factory.mktemp("latents"), examples, flip="always")
 
 
 @pytest.fixture(scope="module")
@@ -194,11 +196,44 @@ def test_without_flip_and_with_two_workers(latents, examples, tmp_path):
 
 
 def test_bytes_are_the_same_again(latents, examples, tmp_path):
-    again = _generate(tmp_path, examples, TWO_WORKERS, flip=1)
+    again = _generate(tmp_path, examples, TWO_WORKERS, flip="always")
     for split in ("train", "eval"):
         for path, other in zip(_files(latents, split), _files(again, split), strict=True):
             with open(path, "rb") as first, open(other, "rb") as second:
                 assert first.read() == second.read()
+
+
+@pytest.mark.parametrize("captions", [0, 2])
+def test_flips_are_off_where_captions_say_left_or_right(tmp_path, caplog, captions):
+    few = _examples_artifact(tmp_path / "e", {"train": [[_example(0)]]})
+    few.set_int_custom_property("captions_left_right", captions)
+    with caplog.at_level("WARNING"):
+        latents = _generate(tmp_path / "l", few, flip="auto")
+    assert LatentsManifest.read(latents.uri).flip is (captions == 0)
+    said = [r.getMessage() for r in caplog.records if "left or right" in r.getMessage()]
+    assert len(said) == (captions > 0)
+
+
+def test_automatic_flips_need_to_know_the_captions(examples, tmp_path):
+    with pytest.raises(RuntimeError, match="set it to 'always' or 'never'"):
+        _generate(tmp_path, examples, flip="auto")
+
+
+def test_random_crop_is_that_of_the_example_and_the_seed(tmp_path, encoders):
+    wide = np.random.default_rng(0).integers(0, 256, (64, 160, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(wide).save(buffer, "PNG")
+    example = _example(0, buffer.getvalue())
+    few = _examples_artifact(tmp_path / "e", {"train": [[example]]})
+    settings = {"crop": "random", "crop_seed": 5}
+    latents = _generate(tmp_path / "l", few, **settings)
+    [record] = _records(latents, "train")
+    left = 96 * random_position("id-00", 5)[0]
+    box = (left, 0, left + 64, 64)
+    cropped = Image.fromarray(wide).resize((64, 64), Image.Resampling.LANCZOS, box=box)
+    moments = encoders[1](np.asarray(cropped, np.float32)[None] / 127.5 - 1, training=False)
+    parsed = parse_latents(tf.constant([record]), PRESET, 64)
+    np.testing.assert_allclose(parsed["latent/mean"][0], moments[0, ..., :4], atol=2e-3)
 
 
 def test_broken_picture_names_its_example(tmp_path):
@@ -221,11 +256,22 @@ def _component(**settings):
 
 
 def test_component_has_the_spec():
-    properties = _component(flip=True).exec_properties
-    assert properties["flip"] == 1
+    properties = _component(crop_seed=3).exec_properties
+    assert (properties["flip"], properties["crop"], properties["crop_seed"]) == (
+        "auto",
+        "centre",
+        0,
+    )
+    assert _component(crop="random", crop_seed=3).exec_properties["crop_seed"] == 3
     assert properties["encoders_hash"] == base_weights_hash(PRESET, "random", executor.ENCODERS)
     assert len(properties["code_version"]) == 16
     assert _component().outputs["latents"].type is standard_artifacts.Examples
+
+
+@pytest.mark.parametrize("settings", [{"flip": "yes"}, {"crop": "left"}])
+def test_unknown_flip_or_crop(settings):
+    with pytest.raises(ValueError, match="it must be one of"):
+        _component(**settings)
 
 
 @pytest.mark.parametrize("image_size", [0, -64, 100])
