@@ -32,7 +32,9 @@ examples:
   python runner_local.py
       the sample dataset at preset tiny: a few minutes on two cores
   python runner_local.py --dataset ~/pictures --output runs/mine
-      your own pictures: a folder with Parquet files, columns `image` and `text`
+      your own pictures: docs/datasets.md has the layouts
+  python runner_local.py --dataset lambdalabs/naruto-blip-captions --output runs/naruto
+      a dataset of the Hugging Face hub
   python runner_local.py --steps 2000 --learning-rate 5e-4
       trains anew with other settings; the data steps come from the cache
   python runner_local.py --config mine.yaml
@@ -52,9 +54,26 @@ exit status: 0 done, 1 a step failed, 2 a setting is wrong (nothing was started)
 # For each group of flags: the settings that a flag sets, its name, its help.
 _FLAGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
     "data and model": (
-        (("dataset.path",), "--dataset", "folder with the dataset's Parquet files"),
+        (("dataset.path",), "--dataset", "folder, archive, gs:// URL or dataset of the hub"),
+        (("dataset.config",), "--dataset-config", "configuration (subset) of the dataset"),
+        (("dataset.split",), "--dataset-split", "the dataset's own split to read, or all"),
+        (("dataset.image_column",), "--image-column", "column with the pictures"),
+        (("dataset.caption_column",), "--caption-column", "column with the captions"),
+        (
+            ("dataset.max_rejected_fraction",),
+            "--max-rejected-fraction",
+            "fraction of unusable rows above which the run stops",
+        ),
+        (("dataset.schema",), "--schema", "schema.pbtxt to hold the data against"),
+        (
+            ("dataset.fail_on_anomalies",),
+            "--fail-on-anomalies",
+            "whether an anomaly in the data's statistics stops the run, true or false",
+        ),
         (("model.preset",), "--preset", f"what to fine-tune: {', '.join(PRESETS)}"),
         (("model.image_size",), "--image-size", "side of the pictures in pixels"),
+        (("model.flip",), "--flip", "mirror images, too: auto, always or never"),
+        (("model.crop",), "--crop", "part of a picture that is kept: centre or random"),
     ),
     "training": (
         (("training.steps",), "--steps", "optimizer steps"),
@@ -71,7 +90,10 @@ _FLAGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
 }
 
 # These may look like numbers.
-_TEXTS = ("dataset.path", "model.preset", "output")
+_TEXTS = (
+    "dataset.path", "dataset.config", "dataset.split", "dataset.image_column",
+    "dataset.caption_column", "dataset.schema", "model.preset", "output",
+)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -92,8 +114,10 @@ def _parser() -> argparse.ArgumentParser:
         group = parser.add_argument_group(title)
         for keys, flag, text in flags:
             default = defaults[keys[0]]
-            if default is None:
-                name = keys[0].rpartition(".")[2]
+            section, _, name = keys[0].rpartition(".")
+            if default is None and section == "dataset":
+                default = {"config": "the default one", "schema": "inferred"}.get(name, "found")
+            elif default is None:
                 default = ", ".join(
                     f"{_recommended(preset, name):g} at {preset.name}"
                     for preset in PRESETS.values()
@@ -119,8 +143,10 @@ def _recommended(preset: Any, name: str) -> float:
     return preset.image_size if name == "image_size" else getattr(preset.training, name)
 
 
-def _value(text: str) -> int | float | str:
-    """A flag's text as the number that it is, if it is one; the configuration judges it."""
+def _value(text: str) -> bool | int | float | str:
+    """A flag's text as the value that it is, if it is one; the configuration judges it."""
+    if text in ("true", "false"):
+        return text == "true"
     for number in (int, float):
         try:
             return number(text)
@@ -150,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv`; returns the exit status."""
     try:
         config, verbose = _parse(argv)
-        fingerprint = settings.check_dataset(config)
+        config, fingerprint = settings.resolve_dataset(config)
         settings.check_output_folder(config.output)
         with housekeeping.output_lock(config.output):
             return _run(config, fingerprint, verbose)
@@ -191,6 +217,7 @@ def _run(config: settings.RunConfig, fingerprint: str, verbose: bool) -> int:
                 serving_dir=serving_dir,
                 checkpoint_dir=str(output / "checkpoints"),
                 dataset_fingerprint=fingerprint,
+                beam_pipeline_args=local_runner.beam_pipeline_args(),
             )
             try:
                 outcome = local_runner.ReportingDagRunner(console.print).run(pipeline)
@@ -223,8 +250,7 @@ def _show_result(
 ) -> None:
     store = housekeeping.open_store(config.output, read_only=True)
     result = summary.read_result(store, execution_ids)
-    if result.report is not None:
-        summary.copy_report(result.report, config.output)
+    summary.copy_reports(result, config.output)
     console.print(summary.last_screen(config, result, serving_dir, console.log_path))
 
 

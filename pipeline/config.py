@@ -15,13 +15,15 @@ import tempfile
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import annotated_types
 import pydantic
 import yaml
+from google.protobuf import text_format
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from tensorflow_metadata.proto.v0 import schema_pb2
 
 from trainer.presets import Preset, get_preset, preset_names
 from trainer.training_config import ResolvedTrainingConfig, TrainingConfig
@@ -45,20 +47,32 @@ class DatasetConfig:
     """What to train on.
 
     Attributes:
-        path: Folder with the dataset's Parquet files.
-        image_column: Column with the pictures.
-        caption_column: Column with the captions.
+        path: Folder, archive or URL, or a dataset of the Hugging Face hub.
+        config: The dataset's configuration; `None` for its default one.
+        split: The dataset's own split to read, several joined by `+`, or `all`.
+        image_column: Column with the pictures; `None` to find it.
+        caption_column: Column with the captions; `None` to find it.
         eval_fraction: Fraction of the pictures held out for evaluation.
         seed: Decides which pictures are held out.
+        max_pixels: Larger pictures are set aside.
+        max_aspect_ratio: Pictures whose sides differ by a larger factor are set aside.
         max_rejected_fraction: Fraction of unusable rows above which the run stops.
+        schema: File with a schema to validate against; `None` to infer one.
+        fail_on_anomalies: Whether an anomaly in the statistics stops the run.
     """
 
     path: Text
-    image_column: Text
-    caption_column: Text
+    config: Text | None
+    split: Text
+    image_column: Text | None
+    caption_column: Text | None
     eval_fraction: Fraction
     seed: Seed
+    max_pixels: Annotated[int, Field(ge=1)]
+    max_aspect_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)]
     max_rejected_fraction: Annotated[float, Field(ge=0, le=1)]
+    schema: Text | None
+    fail_on_anomalies: bool
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -69,13 +83,15 @@ class ModelConfig:
         preset: Name of the preset.
         image_size: Side of the pictures in pixels.
         base_weights: `default`, `random`, or a folder with the weight files.
-        flip: Whether mirror images are trained on too.
+        flip: Whether mirror images are trained on too; `auto`: unless a caption says left or right.
+        crop: Which part of a picture that is not square is kept.
     """
 
     preset: Text
     image_size: Annotated[int, Field(ge=1)]
     base_weights: Text
-    flip: bool
+    flip: Literal["auto", "always", "never"]
+    crop: Literal["centre", "random"]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -180,8 +196,8 @@ def load_config(
         flags: Last word: dotted key, such as `training.steps`, to (name of the flag, value).
 
     Returns:
-        The tree with every open value filled in by the preset. Local folders are absolute: the
-        shipped dataset is looked for beside the code, other folders in the current one.
+        The tree with every open value filled in by the preset. Local folders are absolute; of the
+        dataset, which may be on a hub, `resolve_dataset` says where it is.
 
     Raises:
         ConfigError: In one line, what was given, what is allowed and where to change it.
@@ -227,15 +243,17 @@ def load_config(
         )
 
     dataset = sections["dataset"]
-    shipped = settings["dataset.path"].origin == default_origin
+    if settings["dataset.path"].origin == default_origin:
+        dataset = dataclasses.replace(dataset, path=str(REPO_ROOT / dataset.path))
+    if dataset.schema is not None:
+        dataset = dataclasses.replace(dataset, schema=_absolute(dataset.schema))
+        _check_schema(dataset.schema, settings["dataset.schema"])
     model = sections["model"]
     if model.base_weights not in ("default", "random"):
         model = dataclasses.replace(model, base_weights=_absolute(model.base_weights))
     _check_base_weights(model.base_weights, preset, settings["model.base_weights"])
     return RunConfig(
-        dataset=dataclasses.replace(
-            dataset, path=_absolute(dataset.path, REPO_ROOT if shipped else None)
-        ),
+        dataset=dataset,
         model=model,
         training=training,
         validation=sections["validation"],
@@ -265,30 +283,36 @@ def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
     os.replace(partial, target)
 
 
-def check_dataset(config: RunConfig) -> str:
-    """Looks at the dataset before anything starts.
+def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
+    """Finds the dataset and looks at it before anything starts.
 
     Returns:
-        Its fingerprint: a hash of the content.
+        The configuration with the place of the dataset written out, a dataset of the hub with its
+        commit; and the dataset's fingerprint, a hash that changes with its content.
 
     Raises:
         ConfigError: There is no such dataset, it lacks a column, or a split would be empty.
     """
     # pyarrow costs a second that errors in the settings need not wait for.
-    from components.caption_example_gen import source
+    from components.caption_example_gen import sources
 
     dataset = config.dataset
     try:
-        source.check_dataset(
-            dataset.path,
-            image_column=dataset.image_column,
-            caption_column=dataset.caption_column,
-            eval_fraction=dataset.eval_fraction,
-            seed=dataset.seed,
+        spec = sources.resolve_dataset(
+            sources.DatasetSpec(
+                dataset=dataset.path,
+                config=dataset.config or "",
+                split=dataset.split,
+                image_column=dataset.image_column or "",
+                caption_column=dataset.caption_column or "",
+            )
         )
-        return source.dataset_fingerprint(dataset.path)
-    except source.DatasetError as error:
+        sources.check_dataset(spec, eval_fraction=dataset.eval_fraction, seed=dataset.seed)
+        fingerprint = sources.dataset_fingerprint(spec)
+    except sources.DatasetError as error:
         raise ConfigError(str(error)) from None
+    resolved = dataclasses.replace(dataset, path=spec.dataset)
+    return dataclasses.replace(config, dataset=resolved), fingerprint
 
 
 def check_output_folder(output: str) -> None:
@@ -319,10 +343,21 @@ def _check_base_weights(source: str, preset: Preset, setting: _Setting) -> None:
         raise ConfigError(f"{given}: the folder lacks {', '.join(missing)}; {wanted}")
 
 
-def _absolute(path: str, base: Path | None = None) -> str:
+def _check_schema(path: str, setting: _Setting) -> None:
     if "://" in path:
-        return path
-    return os.path.abspath(os.path.join(base or os.getcwd(), os.path.expanduser(path)))
+        return
+    try:
+        text_format.Parse(Path(path).read_text(encoding="utf-8"), schema_pb2.Schema())
+    except (OSError, ValueError, text_format.ParseError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it holds no schema"
+        raise ConfigError(
+            f"{_given('dataset.schema', setting)} is impossible ({reason}): it must be a "
+            "schema.pbtxt, such as a run writes below artifacts/SchemaGen"
+        ) from None
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -432,7 +467,7 @@ _NOUNS: Mapping[Any, str] = {
     float: "a number",
     str: "text",
     bool: "true or false",
-    type(None): "null for the preset's own",
+    type(None): "null to leave it open",
 }
 
 

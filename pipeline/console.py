@@ -43,6 +43,9 @@ _QUIET_ENVIRONMENT = {
 def quiet_environment(verbose: bool) -> None:
     """Sets what TensorFlow and TFX read when they are imported; call before that."""
     os.environ["TF_USE_LEGACY_KERAS"] = "0"
+    # TensorFlow uses oneDNN unasked only on processors with instructions for neural networks; on
+    # others, too, it takes a third off a training step.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if not verbose:
         for name, value in _QUIET_ENVIRONMENT.items():
             os.environ.setdefault(name, value)

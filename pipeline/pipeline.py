@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import tensorflow_data_validation as tfdv
-from tfx.components import ExampleValidator, SchemaGen, StatisticsGen, Trainer
+from tfx.components import SchemaGen, StatisticsGen, Trainer
 from tfx.dsl.components.common.resolver import ResolverStrategy
 from tfx.orchestration import metadata
 from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import trainer_pb2
 
 from components.caption_example_gen import CaptionExampleGen
+from components.caption_validator import CaptionValidator
 from components.code_version import code_version
+from components.dataset_report import DatasetReport
 from components.evaluation_report import EvaluationReport
 from components.latent_gen import LatentGen
 from components.loss_scorer import LossScorer
+from components.pinned_schema_gen import PinnedSchemaGen
 from components.serving_pusher import ServingPusher
 from pipeline.baseline import LatestBlessedBeforeCandidate
 from pipeline.config import RunConfig
@@ -26,6 +30,8 @@ from trainer.weights import base_weights_hash
 PIPELINE_NAME = "sd-finetuning"
 
 _RUN_FN = "trainer.run_fn.run_fn"
+# With TFDV's ten, one long caption leaves all others in one bar.
+_HISTOGRAM_BUCKETS = 40
 
 
 def create_pipeline(
@@ -36,6 +42,7 @@ def create_pipeline(
     serving_dir: str,
     checkpoint_dir: str,
     dataset_fingerprint: str,
+    beam_pipeline_args: Sequence[str] = (),
     baseline_strategy: type[ResolverStrategy] = LatestBlessedBeforeCandidate,
 ) -> Pipeline:
     """Captioned pictures in, three SavedModels out.
@@ -48,34 +55,59 @@ def create_pipeline(
         checkpoint_dir: Folder where a restarted training finds its checkpoints; not below
             `pipeline_root`, whose folders change with every execution.
         dataset_fingerprint: Stands for the dataset's content in the cache key.
+        beam_pipeline_args: Flags of the Beam pipelines: the runner and its options.
         baseline_strategy: How the model to compare with is found.
     """
-    model = config.model
+    dataset, model = config.dataset, config.model
     example_gen = CaptionExampleGen(
-        dataset=config.dataset.path,
+        dataset=dataset.path,
         dataset_fingerprint=dataset_fingerprint,
-        eval_fraction=config.dataset.eval_fraction,
-        seed=config.dataset.seed,
-        image_column=config.dataset.image_column,
-        caption_column=config.dataset.caption_column,
-        max_rejected_fraction=config.dataset.max_rejected_fraction,
+        dataset_config=dataset.config or "",
+        dataset_split=dataset.split,
+        eval_fraction=dataset.eval_fraction,
+        seed=dataset.seed,
+        image_column=dataset.image_column or "",
+        caption_column=dataset.caption_column or "",
+        max_pixels=dataset.max_pixels,
+        max_aspect_ratio=dataset.max_aspect_ratio,
+        max_rejected_fraction=dataset.max_rejected_fraction,
     )
     examples = example_gen.outputs["examples"]
     statistics_gen = StatisticsGen(
         examples=examples,
         # Statistics of pictures as pictures and of captions as language, not as opaque bytes.
-        stats_options=tfdv.StatsOptions(enable_semantic_domain_stats=True),
+        stats_options=tfdv.StatsOptions(
+            enable_semantic_domain_stats=True, num_histogram_buckets=_HISTOGRAM_BUCKETS
+        ),
     )
     statistics = statistics_gen.outputs["statistics"]
-    schema_gen = SchemaGen(statistics=statistics, infer_feature_shape=True)
-    example_validator = ExampleValidator(statistics=statistics, schema=schema_gen.outputs["schema"])
+    schema_gen = (
+        SchemaGen(statistics=statistics, infer_feature_shape=True)
+        if dataset.schema is None
+        else PinnedSchemaGen(dataset.schema)
+    )
+    schema = schema_gen.outputs["schema"]
+    validator = CaptionValidator(
+        statistics=statistics, schema=schema, fail_on_anomalies=dataset.fail_on_anomalies
+    )
+    dataset_report = DatasetReport(
+        examples=examples,
+        statistics=statistics,
+        schema=schema,
+        anomalies=validator.outputs["anomalies"],
+        rejects=example_gen.outputs["rejects"],
+    )
     latent_gen = LatentGen(
         examples=examples,
         preset=model.preset,
         image_size=model.image_size,
         base_weights=model.base_weights,
         flip=model.flip,
+        crop=model.crop,
+        crop_seed=dataset.seed,
     )
+    if dataset.fail_on_anomalies:
+        latent_gen.add_upstream_node(validator)
     latents = latent_gen.outputs["latents"]
     # Not `module_file`, which would package and install the module at every run.
     trainer = Trainer(
@@ -131,7 +163,8 @@ def create_pipeline(
             example_gen,
             statistics_gen,
             schema_gen,
-            example_validator,
+            validator,
+            dataset_report,
             latent_gen,
             trainer,
             baseline,
@@ -141,6 +174,7 @@ def create_pipeline(
             pusher,
         ],
         enable_cache=True,
+        beam_pipeline_args=list(beam_pipeline_args),
         metadata_connection_config=(
             metadata.sqlite_metadata_connection_config(metadata_path) if metadata_path else None
         ),

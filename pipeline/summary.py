@@ -17,6 +17,7 @@ from pipeline.config import RunConfig
 
 REPORT_NAME = "report"
 _REPORT_TYPE = "components.EvaluationReport"
+_DATASET_REPORT_TYPE = "components.DatasetReport"
 _REJECTS_TYPE = "components.RejectedRows"
 
 
@@ -32,6 +33,7 @@ class RunResult:
         version: Version in the serving directory.
         model_run: Folder with the TensorBoard logs.
         report: Folder with the report's files.
+        dataset_report: Folder with the page about the dataset.
         rejected: Rows of the dataset that were set aside.
         rejects: Folder with the list of them.
     """
@@ -43,6 +45,7 @@ class RunResult:
     version: str | None
     model_run: str | None
     report: str | None
+    dataset_report: str | None
     rejected: int
     rejects: str | None
 
@@ -77,13 +80,14 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
         else None,
         model_run=uri("ModelRun"),
         report=uri(_REPORT_TYPE),
+        dataset_report=uri(_DATASET_REPORT_TYPE),
         rejected=rejects["rejected_total"].int_value if "rejected_total" in rejects else 0,
         rejects=uri(_REJECTS_TYPE),
     )
 
 
-def copy_report(source: str, output: str) -> Path:
-    """Copies the report's files to `<output>/report`, replacing what is there.
+def copy_reports(result: RunResult, output: str) -> Path:
+    """Copies the files of a run's reports to `<output>/report`, replacing what is there.
 
     Returns:
         The folder.
@@ -91,7 +95,10 @@ def copy_report(source: str, output: str) -> Path:
     target = Path(output) / REPORT_NAME
     partial = target.with_name(f".{REPORT_NAME}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
+    partial.mkdir()
+    for source in (result.report, result.dataset_report):
+        if source is not None:
+            shutil.copytree(source, partial, dirs_exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return target
@@ -115,7 +122,11 @@ def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path
             ("rows set aside", f"{result.rejected}, listed in {shown_path(result.rejects)}")
         )
     report = Path(config.output) / REPORT_NAME
-    for label, name in (("pictures", "before_after.png"), ("loss curve", "loss_curve.png")):
+    for label, name in (
+        ("dataset", "dataset.html"),
+        ("pictures", "before_after.png"),
+        ("loss curve", "loss_curve.png"),
+    ):
         if (report / name).is_file():
             rows.append((label, shown_path(report / name)))
     rows.append(("metadata", shown_path(Path(config.output) / "metadata.sqlite")))
@@ -146,7 +157,9 @@ def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path
 
 
 def shown_path(path: str | os.PathLike[str]) -> str:
-    """`path` relative to the current folder where it lies in it."""
+    """`path` relative to the current folder where it lies in it; a URL as it is."""
+    if "://" in str(path):
+        return str(path)
     absolute = os.path.abspath(path)
     relative = os.path.relpath(absolute)
     return absolute if relative.startswith("..") else relative

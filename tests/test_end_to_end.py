@@ -10,21 +10,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hub_server import HubServer
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from PIL import Image
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+HUB_ID = "lambdalabs/pokemon-blip-captions"
 STEPS = (
     "CaptionExampleGen",
     "StatisticsGen",
     "SchemaGen",
-    "ExampleValidator",
+    "CaptionValidator",
+    "DatasetReport",
     "LatentGen",
     "Trainer",
     "LatestBlessedModel",
@@ -51,26 +54,36 @@ evaluation:
 """
 
 
-class Pipeline:
-    """The command line with an output folder and a dataset of its own."""
+def write_dataset(folder: Path) -> None:
+    folder.mkdir()
+    [shard, *_] = sorted((REPO_ROOT / "data" / "creatures" / "data").glob("*.parquet"))
+    pq.write_table(pq.read_table(shard).slice(0, 60), folder / "train.parquet")
 
-    def __init__(self, folder: Path) -> None:
+
+class Pipeline:
+    """The command line with an output folder of its own."""
+
+    def __init__(
+        self, folder: Path, dataset: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.output = folder / "out"
-        dataset = folder / "dataset"
-        dataset.mkdir()
-        [shard, *_] = sorted((REPO_ROOT / "data" / "creatures" / "data").glob("*.parquet"))
-        pq.write_table(pq.read_table(shard).slice(0, 60), dataset / "pictures.parquet")
+        self.environment = {**os.environ, **(environment or {})}
         (folder / "settings.yaml").write_text(SETTINGS)
         self.command = [
             sys.executable,
             str(REPO_ROOT / "runner_local.py"),
-            *("--config", "settings.yaml", "--dataset", "dataset", "--output", "out"),
+            *("--config", "settings.yaml", "--dataset", dataset, "--output", "out"),
         ]
 
     def run(self, *flags: str) -> str:
         done = subprocess.run(
-            [*self.command, *flags], cwd=self.folder, capture_output=True, text=True, timeout=900
+            [*self.command, *flags],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stderr == ""
@@ -99,8 +112,14 @@ class Pipeline:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    return Pipeline(tmp_path_factory.mktemp("pipeline"))
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """Trains on a dataset of a hub, served on this machine under the name it once had."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    write_dataset(folder / "served")
+    with HubServer() as hub:
+        hub.add(HUB_ID, folder / "served")
+        environment = {**hub.env(folder / "hub"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        yield Pipeline(folder, HUB_ID, environment)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +142,17 @@ def test_first_run_leaves_pictures_models_and_lineage(
     assert summary["baseline"] == "base weights"
     assert f"{summary['loss_baseline']:.4f}" in first_screen
     assert f"{summary['loss']:.4f}" in first_screen
+
+    [examples, *_] = [
+        a.custom_properties
+        for a in pipeline.store().get_artifacts_by_type("Examples")
+        if "dataset" in a.custom_properties
+    ]
+    commit = examples["dataset_revision"].string_value
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    assert examples["dataset"].string_value == f"hf://datasets/{HUB_ID}@{commit}"
+    page = (report / "dataset.html").read_text()
+    assert commit in page
 
     serving = pipeline.output / "serving_model"
     release = json.loads((serving / "releases" / "1.json").read_text())
@@ -165,7 +195,9 @@ def test_a_training_setting_executes_from_the_trainer_on(
 def test_a_run_killed_ten_times_repeats_no_finished_step(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    pipeline = Pipeline(tmp_path_factory.mktemp("killed"))
+    folder = tmp_path_factory.mktemp("killed")
+    write_dataset(folder / "dataset")
+    pipeline = Pipeline(folder, "dataset")
     rng = random.Random(0)
     for _ in range(10):
         process = subprocess.Popen(

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import yaml
 
 import runner_local
 from pipeline import config as settings
-from pipeline.config import load_config
+from pipeline.config import DatasetConfig, load_config
 from trainer.presets import get_preset, preset_names
 
 REPO_ROOT = Path(__file__).resolve().parent.parent.parent
@@ -57,14 +56,18 @@ def test_every_value_is_set_after_resolution():
         for value in tree.values():
             yield from leaves(value) if isinstance(value, dict) else [value]
 
-    assert None not in list(leaves(dataclasses.asdict(load_config())))
+    config = load_config()
+    open_fields = {"config", "image_column", "caption_column", "schema"}
+    assert None not in list(leaves(dataclasses.asdict(config) | {"dataset": {}}))
+    unset = {name for name, value in vars(config.dataset).items() if value is None}
+    assert unset <= open_fields
 
 
 def test_file_is_merged_key_by_key_and_flags_have_the_last_word(write):
-    path = write("training: {steps: 7, batch_size: 3}\nmodel:\n  flip: true\nevaluation:\n")
+    path = write("training: {steps: 7, batch_size: 3}\nmodel:\n  flip: always\nevaluation:\n")
     config = load_config(path, {"training.steps": ("--steps", 9)})
     assert (config.training.steps, config.training.batch_size) == (9, 3)
-    assert config.model.flip is True
+    assert config.model.flip == "always"
     assert config.model.preset == "tiny"
     assert config.training.weight_decay == load_config().training.weight_decay
 
@@ -94,11 +97,15 @@ def test_saved_config_reads_back_to_an_equal_tree(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_relative_paths_start_at_the_current_folder(tmp_path, monkeypatch):
+def test_relative_paths_start_at_the_current_folder(write_dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = {"dataset.path": ("--dataset", "pictures"), "output": ("--output", "out")}
     config = load_config(flags=flags)
+    write_dataset(tmp_path / "pictures", 30)
+    half = dataclasses.replace(config.dataset, eval_fraction=0.5)
+    config, fingerprint = settings.resolve_dataset(dataclasses.replace(config, dataset=half))
     assert config.dataset.path == str(tmp_path / "pictures")
+    assert len(fingerprint) == 64
     assert config.output == str(tmp_path / "out")
     assert load_config().dataset.path == str(REPO_ROOT / "data" / "creatures")
 
@@ -118,7 +125,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         if re.match(r"  [a-z_]+:", line):
             assert lines[number - 1].startswith("  #"), f"{line} is not explained"
         match = re.match(r"  ([a-z_]+): null", line)
-        if match:
+        if match and match[1] not in [f.name for f in dataclasses.fields(DatasetConfig)]:
             comment = " ".join(lines[max(0, number - 4) : number])
             for preset in map(get_preset, preset_names()):
                 value = getattr(preset.training, match[1], preset.image_size)
@@ -158,7 +165,12 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ),
         ("model: {preset: sd-v1-4}", ["base_weights = 'default'", "ships no weights", "folder"]),
         ("model: {base_weights: /no/such}", ["'/no/such'", "no such folder", "'random'"]),
-        ("model: {flip: 1}", ["model.flip = 1", "true or false"]),
+        ("model: {flip: true}", ["model.flip = true", "auto, always, never"]),
+        ("model: {crop: left}", ["model.crop = 'left'", "centre, random"]),
+        ("dataset: {max_pixels: 0}", ["dataset.max_pixels = 0", "at least 1"]),
+        ("dataset: {max_aspect_ratio: 0.5}", ["max_aspect_ratio = 0.5", "at least 1"]),
+        ("dataset: {fail_on_anomalies: 1}", ["fail_on_anomalies = 1", "true or false"]),
+        ("dataset: {schema: /no/such}", ["'/no/such'", "No such file", "schema.pbtxt"]),
         ("validation: {prompts: []}", ["validation.prompts", "a list of texts"]),
         ("validation: {prompts: one}", ["validation.prompts = 'one'", "a list of texts"]),
         ("training:\n  steps: 3\n  steps: 4\n", ["line 3", "'steps' is given twice"]),
@@ -254,7 +266,6 @@ def test_help_and_errors_load_neither_tensorflow_nor_tfx(argv):
         "heavy = {'tensorflow', 'tfx', 'apache_beam', 'keras'} & set(sys.modules)\n"
         "print(f'status {status}, heavy {sorted(heavy)}')\n"
     )
-    since = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -262,8 +273,6 @@ def test_help_and_errors_load_neither_tensorflow_nor_tfx(argv):
         env=dict(os.environ, PYTHONPATH=str(REPO_ROOT)),
         check=True,
     )
-    # Ten times what it takes on an idle machine; loading TensorFlow takes longer yet.
-    assert time.monotonic() - since < 15
     status = 0 if argv == ["--help"] else 2
     assert done.stdout.splitlines()[-1] == f"status {status}, heavy []"
     if argv == ["--help"]:

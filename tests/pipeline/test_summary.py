@@ -45,14 +45,16 @@ def test_pushed_model(run, tmp_path, monkeypatch):
     report = add("components.EvaluationReport")
     for name in ("before_after.png", "loss_curve.png", "summary.json"):
         (report / name).write_text(name)
+    (add("components.DatasetReport") / "dataset.html").write_text("<p>")
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "old.png").touch()
 
     result = summary.read_result(store, [execution_id])
     assert (result.loss, result.loss_baseline, result.blessed) == (0.2, 0.25, True)
-    assert summary.copy_report(result.report, str(tmp_path)) == tmp_path / "report"
+    assert summary.copy_reports(result, str(tmp_path)) == tmp_path / "report"
     assert sorted(p.name for p in (tmp_path / "report").iterdir()) == [
         "before_after.png",
+        "dataset.html",
         "loss_curve.png",
         "summary.json",
     ]
@@ -62,6 +64,7 @@ def test_pushed_model(run, tmp_path, monkeypatch):
     assert "0.2500 base weights -> 0.2000 fine-tuned (-20.0 %)" in text
     assert "version 17 in serving_model" in text
     assert "report/before_after.png" in text
+    assert "report/dataset.html" in text
     assert "5, listed in artifacts/components.RejectedRows" in text
     assert "-m serving.generate 'a drawing of" in text
     assert "--logdir artifacts" in text
