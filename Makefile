@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock help
+.PHONY: run test setup lint lock bench-ingest help
 
 # Sets up everything and runs the pipeline; ARGS="--steps 800" passes flags on.
 run: setup
@@ -21,6 +21,13 @@ lock: setup
 	.venv/bin/uv pip compile setup.py --extra vertex --extra dev --python .venv/bin/python \
 		--generate-hashes --no-header --upgrade --output-file requirements.lock
 	sed -n '/^uv==/,/^    # via/p' requirements.lock | grep -v '# via' > .ci/uv.txt
+
+# Measures ingest beside a plain `datasets` loop; writes docs/ingest_speed.md.
+bench-ingest: setup
+	.venv/bin/uv venv --quiet --allow-existing --python .venv/bin/python .venv-datasets
+	.venv/bin/uv pip install --quiet --python .venv-datasets/bin/python \
+		--requirement benchmarks/ingest/requirements.txt
+	.venv/bin/python -m benchmarks.ingest --loop-python .venv-datasets/bin/python $(ARGS)
 
 help:
 	@sed -n '/^# /{h;d};/^[a-z]*:/{G;p}' Makefile
