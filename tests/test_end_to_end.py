@@ -116,6 +116,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """Trains on a dataset of a hub, served on this machine under the name it once had."""
     folder = tmp_path_factory.mktemp("pipeline")
     write_dataset(folder / "served")
+    (folder / "served" / "README.md").write_text("Creatures and what they look like.")
     with HubServer() as hub:
         hub.add(HUB_ID, folder / "served")
         environment = {**hub.env(folder / "hub"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}

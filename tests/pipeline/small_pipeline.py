@@ -84,7 +84,14 @@ def Publish(  # noqa: N802
 
 
 def create_pipeline(
-    config, *, pipeline_root, metadata_path, serving_dir, checkpoint_dir, dataset_fingerprint
+    config,
+    *,
+    pipeline_root,
+    metadata_path,
+    serving_dir,
+    checkpoint_dir,
+    dataset_fingerprint,
+    beam_pipeline_args,
 ):
     source = Source(fingerprint=dataset_fingerprint)
     train = Train(
@@ -108,6 +115,7 @@ def create_pipeline(
         components=[source, train, latest, judge, publish],
         metadata_connection_config=metadata.sqlite_metadata_connection_config(metadata_path),
         enable_cache=True,
+        beam_pipeline_args=beam_pipeline_args,
     )
 
 
