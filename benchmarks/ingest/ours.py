@@ -30,6 +30,7 @@ def main() -> None:
         beam_pipeline_args=[
             "--direct_running_mode=multi_threading",
             f"--direct_num_workers={arguments.workers}",
+            "--sdk_container_image=none",
         ]
     )
     examples, rejects = standard_artifacts.Examples(), RejectedRows()
