@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import tensorflow as tf
+from tfx import types
+from tfx.components.util import examples_utils
+from tfx.proto import example_gen_pb2
+from tfx.types import artifact_utils
 
 # Stored, in gzip's frame that TFX expects: pictures and float16 noise hardly get smaller (by 3 %),
 # and compressing took longer than decoding the pictures.
 _COMPRESSION_LEVEL = 0
+
+
+def describe_examples(
+    examples: types.Artifact, splits: Sequence[str], *, span: int = 0, version: int = 0
+) -> None:
+    """Sets what TFX's own ExampleGen sets, for the components that read gzip tf.Examples.
+
+    Args:
+        examples: An `Examples` artifact.
+        splits: Its splits.
+        span: Its span.
+        version: Its version.
+    """
+    examples.split_names = artifact_utils.encode_split_names(list(splits))
+    examples.span = span
+    examples.version = version
+    examples_utils.set_file_format(examples, "tfrecords_gzip")
+    tf_example = example_gen_pb2.FORMAT_TF_EXAMPLE  # type: ignore[attr-defined]
+    examples_utils.set_payload_format(examples, tf_example)
 
 
 def shard_name(prefix: str, index: int, count: int) -> str:

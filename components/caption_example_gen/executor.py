@@ -24,9 +24,7 @@ import apache_beam as beam
 import tensorflow as tf
 from apache_beam.options.pipeline_options import StandardOptions
 from tfx import types
-from tfx.components.util import examples_utils
 from tfx.dsl.components.base import base_beam_executor
-from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils
 
 from components.caption_example_gen.sources import (
@@ -40,7 +38,7 @@ from components.caption_example_gen.sources import (
     split_of,
 )
 from components.counts import WriteCounts, read_counts
-from components.tfrecords import shard_name, write_shard
+from components.tfrecords import describe_examples, shard_name, write_shard
 
 SPLITS = ("train", "eval")
 REJECTS_NAME = "rejects.jsonl"
@@ -143,14 +141,14 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             image_column=exec_properties["image_column"],
             caption_column=exec_properties["caption_column"],
         )
-        fingerprint = dataset_fingerprint(spec)
+        source = open_dataset(spec)
+        fingerprint = dataset_fingerprint(spec, source)
         if fingerprint != exec_properties["dataset_fingerprint"]:
             raise RuntimeError(
                 f"dataset {spec.dataset!r} is not the one that this run was prepared for: its "
                 f"fingerprint is {fingerprint}, expected "
                 f"{exec_properties['dataset_fingerprint']}; start the run again"
             )
-        source = open_dataset(spec)
         if source.left_out:
             logger.info(
                 "%d files of other splits are not read, such as %s.",
@@ -158,7 +156,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 source.left_out[0],
             )
 
-        _describe_examples(examples)
+        describe_examples(examples, SPLITS)
         eval_fraction = exec_properties["eval_fraction"]
         shares = {"train": 1.0 - eval_fraction, "eval": eval_fraction}
         settings = _Settings(
@@ -533,16 +531,6 @@ def _float_feature(value: float) -> tf.train.Feature:
 
 def _int_feature(value: int) -> tf.train.Feature:
     return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-
-
-def _describe_examples(examples: types.Artifact) -> None:
-    """Sets what TFX's own ExampleGen sets, for the components that read examples."""
-    examples.split_names = artifact_utils.encode_split_names(list(SPLITS))
-    examples.span = 0
-    examples.version = 0
-    examples_utils.set_file_format(examples, "tfrecords_gzip")
-    tf_example = example_gen_pb2.FORMAT_TF_EXAMPLE  # type: ignore[attr-defined]
-    examples_utils.set_payload_format(examples, tf_example)
 
 
 def _check_rejected(

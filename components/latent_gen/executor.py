@@ -21,14 +21,12 @@ import numpy as np
 import tensorflow as tf
 from apache_beam.utils import shared
 from tfx import types
-from tfx.components.util import examples_utils
 from tfx.dsl.components.base import base_beam_executor
-from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils
 from tfx.utils import io_utils
 
 from components.counts import WriteCounts, read_counts
-from components.tfrecords import read_shard, shard_name, write_shard
+from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
 
 if TYPE_CHECKING:
     from trainer.presets import Preset
@@ -100,12 +98,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         flip = _flips(exec_properties["flip"], examples)
         latents = artifact_utils.get_single_instance(output_dict["latents"])
         splits = artifact_utils.decode_split_names(examples.split_names)
-        latents.split_names = examples.split_names
-        latents.span = examples.span
-        latents.version = examples.version
-        examples_utils.set_file_format(latents, "tfrecords_gzip")
-        tf_example = example_gen_pb2.FORMAT_TF_EXAMPLE  # type: ignore[attr-defined]
-        examples_utils.set_payload_format(latents, tf_example)
+        describe_examples(latents, splits, span=examples.span, version=examples.version)
 
         temporary_folder = os.path.join(latents.uri, f".unfinished-{uuid.uuid4().hex}")
         counts_path = os.path.join(temporary_folder, _COUNTS_NAME)

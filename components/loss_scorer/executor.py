@@ -22,14 +22,12 @@ import numpy as np
 import tensorflow as tf
 from apache_beam.utils import shared
 from tfx import types
-from tfx.components.util import examples_utils
 from tfx.dsl.components.base import base_beam_executor
-from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
 from components.loss_scorer.draws import Draw, draw, stratum_name
-from components.tfrecords import read_shard, shard_name, write_shard
+from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
 
 if TYPE_CHECKING:
     from trainer.presets import Preset
@@ -162,13 +160,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         )
 
         scores = artifact_utils.get_single_instance(output_dict["scores"])
-        scores.split_names = artifact_utils.encode_split_names([SPLIT])
-        scores.span = latents.span
-        scores.version = latents.version
-        examples_utils.set_file_format(scores, "tfrecords_gzip")
-        examples_utils.set_payload_format(
-            scores, example_gen_pb2.PayloadFormat.Value("FORMAT_TF_EXAMPLE")
-        )
+        describe_examples(scores, [SPLIT], span=latents.span, version=latents.version)
         shards = list(_shards(latents, scores))
         temporary_folder = os.path.join(scores.uri, f".unfinished-{uuid.uuid4().hex}")
         tf.io.gfile.makedirs(temporary_folder)

@@ -149,11 +149,12 @@ def open_dataset(spec: DatasetSpec) -> Source:
     return ParquetSource.open(*chosen) if kind == _PARQUET else open_tars(*chosen)
 
 
-def dataset_fingerprint(spec: DatasetSpec) -> str:
+def dataset_fingerprint(spec: DatasetSpec, source: Source | None = None) -> str:
     """Hashes a dataset by content.
 
     Args:
         spec: Which one; the columns do not matter.
+        source: What `open_dataset` gave for it, which is then not looked for again.
 
     Returns:
         SHA-256 (hex) over the files that are read and the choice of config and split. Neither the
@@ -163,7 +164,7 @@ def dataset_fingerprint(spec: DatasetSpec) -> str:
     Raises:
         DatasetError: See `open_dataset`; or a file cannot be read.
     """
-    source = open_dataset(spec)
+    source = source or open_dataset(spec)
     # A record is not read, rather than set aside, when its picture belongs to another split.
     others = source.left_out if isinstance(source, ImageTableSource) else ()
     content = [source.files.fingerprint(source.paths), spec.config, spec.split, others]
