@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Pictures of more pixels are refused before they are unpacked: a small file can hold gigabytes."""
@@ -18,6 +21,9 @@ CENTRE = (0.5, 0.5)
 
 # Formats whose decoders read pixels and nothing else; Pillow also knows some that run programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+
+# The values of EXIF's orientation that swap width and height.
+_SIDEWAYS = (5, 6, 7, 8)
 
 # Pillow warns of large pictures by a limit of its own; ours is an error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -33,6 +39,25 @@ class ImageError(ValueError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFacts:
+    """What a picture is.
+
+    Attributes:
+        format: The encoding in lower case, such as "png".
+        width: In pixels, upright.
+        height: In pixels, upright.
+        animated: Whether there are more frames.
+        brightness: Mean luma from 0 (black) to 1 (ITU-R BT.601's weights).
+    """
+
+    format: str
+    width: int
+    height: int
+    animated: bool
+    brightness: float
 
 
 def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -52,43 +77,44 @@ def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         ImageError: The bytes are no picture that can be read to its end, or it is too large.
     """
-    Image.init()
-    try:
-        image = Image.open(
-            io.BytesIO(encoded), formats=[name for name in _FORMATS if name in Image.OPEN]
-        )
-        width, height = image.size
-        if width < 1 or height < 1:
-            raise ImageError("zero_size", f"the picture is {width} x {height} pixels")
-        if width * height > max_pixels:
-            raise ImageError(
-                "too_large",
-                f"the picture is {width} x {height} pixels, more than the {max_pixels:,} allowed",
-            )
+    with _errors():
+        image = _opened(encoded, max_pixels)
         image.load()
-        # MPO is JPEG with further pictures behind the first.
-        name = "jpeg" if image.format == "MPO" else str(image.format).lower()
-        animated = name != "jpeg" and getattr(image, "is_animated", False)
+        name, animated = _format_name(image), _is_animated(image)
         rgb = _to_rgb(_upright(image))
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError("too_large", " ".join(str(error).split())) from error
-    # Pillow's decoders raise nearly every built-in exception on damaged files.
-    except Exception as error:
-        detail = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
-            detail = "its format is none of " + ", ".join(_FORMATS)
-        raise ImageError("undecodable", f"the picture cannot be decoded: {detail}") from error
     rgb.format = name
     rgb.info = {"animated": animated}
     return rgb
 
 
-def mean_luma(image: Image.Image) -> float:
-    """The brightness of a picture, from 0 (black) to 1 (ITU-R BT.601's weights)."""
-    red, green, blue = np.asarray(image.resize((1, 1), Image.Resampling.BOX))[0, 0] / 255
-    return float(0.299 * red + 0.587 * green + 0.114 * blue)
+def inspect_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> ImageFacts:
+    """Says what `decode_image` would give, in half the time.
+
+    The file is read to its end here, too, so that a damaged one is found; but of a JPEG every
+    block of 8 x 8 pixels is unpacked to its mean alone.
+
+    Args:
+        encoded: The bytes of a picture file.
+        max_pixels: Larger pictures are an error.
+
+    Raises:
+        ImageError: As `decode_image`.
+    """
+    with _errors():
+        image = _opened(encoded, max_pixels)
+        width, height = image.size
+        if isinstance(image, JpegImageFile):
+            image.draft(None, (max(1, width // 8), max(1, height // 8)))
+        image.load()
+        if _orientation(image) in _SIDEWAYS:
+            width, height = height, width
+        return ImageFacts(
+            format=_format_name(image),
+            width=width,
+            height=height,
+            animated=_is_animated(image),
+            brightness=_mean_luma(_to_rgb(image)),
+        )
 
 
 def resize_cover(
@@ -125,6 +151,61 @@ def random_position(example_id: str, seed: int) -> tuple[float, float]:
 def to_model_range(pixels: np.ndarray) -> np.ndarray:
     """Maps uint8 [..., 3] to float32 in [-1, 1], as the autoencoder takes and gives it."""
     return pixels.astype(np.float32) / 127.5 - 1.0
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Turns whatever Pillow raises into an `ImageError`."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", " ".join(str(error).split())) from error
+    # Pillow's decoders raise nearly every built-in exception on damaged files.
+    except Exception as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            detail = "its format is none of " + ", ".join(_FORMATS)
+        raise ImageError("undecodable", f"the picture cannot be decoded: {detail}") from error
+
+
+def _opened(encoded: bytes, max_pixels: int) -> Image.Image:
+    Image.init()
+    image = Image.open(
+        io.BytesIO(encoded), formats=[name for name in _FORMATS if name in Image.OPEN]
+    )
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError("zero_size", f"the picture is {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise ImageError(
+            "too_large",
+            f"the picture is {width} x {height} pixels, more than the {max_pixels:,} allowed",
+        )
+    return image
+
+
+def _format_name(image: Image.Image) -> str:
+    # MPO is JPEG with further pictures behind the first.
+    return "jpeg" if image.format == "MPO" else str(image.format).lower()
+
+
+def _is_animated(image: Image.Image) -> bool:
+    return _format_name(image) != "jpeg" and getattr(image, "is_animated", False)
+
+
+def _mean_luma(rgb: Image.Image) -> float:
+    red, green, blue = rgb.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))  # type: ignore[misc]
+    return (0.299 * red + 0.587 * green + 0.114 * blue) / 255
+
+
+def _orientation(image: Image.Image) -> int | None:
+    # As for `_upright`: where it cannot be read, there is none.
+    with contextlib.suppress(Exception):
+        orientation: int | None = image.getexif().get(ExifTags.Base.Orientation)
+        return orientation
+    return None
 
 
 def _upright(image: Image.Image) -> Image.Image:

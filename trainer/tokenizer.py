@@ -91,6 +91,23 @@ def token_count(caption: str) -> int:
     return len(_encode(caption)) + 2
 
 
+def vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary as the files of transformers' `CLIPTokenizer` have it.
+
+    Returns:
+        Id of every token, and the pairs that are merged, in their order. Bytes are written as
+        characters that can be seen, and `</w>` is the end of a word.
+    """
+    unseen = 256 - len(_PRINTABLE)
+    characters = [*map(chr, _PRINTABLE), *(chr(256 + index) for index in range(unseen))]
+    tokens = [*characters, *(f"{character}</w>" for character in characters)]
+    pairs = []
+    for left, right in _merges():
+        pairs.append((tokens[left], tokens[right]))
+        tokens.append(tokens[left] + tokens[right])
+    return {token: index for index, token in enumerate(tokens)} | _MARKERS, pairs
+
+
 def _check_max_length(max_length: int) -> None:
     if max_length < 2:
         raise ValueError(
@@ -112,6 +129,8 @@ def _clean(caption: str) -> str:
 
 
 def _unescape(text: str) -> str:
+    if "&" not in text:
+        return text
     # html.unescape reads numbers with int(), which refuses more than 4300 digits. More than seven
     # significant ones are beyond Unicode anyway.
     text = re.sub("&#0+(?=[0-9])", "&#", text)

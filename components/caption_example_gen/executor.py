@@ -17,8 +17,8 @@ import os
 import pickle
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 import tensorflow as tf
@@ -39,6 +39,9 @@ from components.caption_example_gen.sources import (
 )
 from components.counts import WriteCounts, read_counts
 from components.tfrecords import describe_examples, shard_name, write_shard
+
+if TYPE_CHECKING:
+    from trainer.images import ImageFacts
 
 SPLITS = ("train", "eval")
 REJECTS_NAME = "rejects.jsonl"
@@ -110,9 +113,9 @@ class _Picture:
     """A picture that passed every check, and its share of an example."""
 
     id: str
+    encoded: bytes
+    facts: ImageFacts
     split: str
-    animated: bool
-    features: Mapping[str, tf.train.Feature]
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -356,36 +359,24 @@ class _CheckRows(beam.DoFn):
                 yield self._candidate(row, picture, caption)
 
     def _checked_picture(self, row: Row) -> _Picture | _Problem:
-        from trainer.images import ImageError, decode_image, mean_luma
+        from trainer.images import ImageError, inspect_image
 
         if row.image is None:
             return _Problem("image_missing", row.image_problem or "the row has no picture")
         try:
-            image = decode_image(row.image, self._settings.max_pixels)
+            facts = inspect_image(row.image, self._settings.max_pixels)
         except ImageError as error:
             return _Problem(f"image_{error.reason}", str(error))
-        ratio = image.width / image.height
+        ratio = facts.width / facts.height
         if max(ratio, 1 / ratio) > self._settings.max_aspect_ratio:
             return _Problem(
                 "image_extreme_aspect_ratio",
-                f"the picture is {image.width} x {image.height} pixels, more than "
+                f"the picture is {facts.width} x {facts.height} pixels, more than "
                 f"{self._settings.max_aspect_ratio:g} times as long as wide",
             )
         image_id = hashlib.sha256(row.image).hexdigest()
-        return _Picture(
-            id=image_id,
-            split=split_of(image_id, self._settings.eval_fraction, self._settings.seed),
-            animated=image.info.get("animated", False),
-            features={
-                "image/id": _bytes_feature(image_id.encode()),
-                "image/encoded": _bytes_feature(row.image),
-                "image/format": _bytes_feature(str(image.format).encode()),
-                "image/height": _int_feature(image.height),
-                "image/width": _int_feature(image.width),
-                "image/aspect_ratio": _float_feature(ratio),
-                "image/brightness": _float_feature(mean_luma(image)),
-            },
-        )
+        split = split_of(image_id, self._settings.eval_fraction, self._settings.seed)
+        return _Picture(id=image_id, encoded=row.image, facts=facts, split=split)
 
     def _candidate(self, row: Row, picture: _Picture, caption: str) -> tuple[str, _Candidate]:
         from trainer.tokenizer import MAX_LENGTH, token_count
@@ -398,16 +389,8 @@ class _CheckRows(beam.DoFn):
         noted = {
             _TRUNCATED: num_tokens > MAX_LENGTH,
             _LEFT_RIGHT: not _LEFT_RIGHT_WORDS.isdisjoint(words),
-            _ANIMATED: picture.animated,
+            _ANIMATED: picture.facts.animated,
         }
-        features = {
-            **picture.features,
-            "id": _bytes_feature(example_id.encode()),
-            "caption": _bytes_feature(caption.encode()),
-            "caption/num_tokens": _int_feature(num_tokens),
-            "caption/words": _bytes_feature(*(word.encode() for word in words)),
-        }
-        example = tf.train.Example(features=tf.train.Features(feature=features))
         return _shard_key(picture.split, index), _Candidate(
             id=example_id,
             file=row.file,
@@ -415,7 +398,7 @@ class _CheckRows(beam.DoFn):
             caption=caption,
             num_tokens=num_tokens,
             notes=tuple(name for name, holds in noted.items() if holds),
-            example=example.SerializeToString(deterministic=True),
+            example=_serialized(example_id, picture, caption, num_tokens, words),
         )
 
     def _spill(
@@ -521,16 +504,26 @@ def _checked_caption(caption: bytes | None, image_problem: str) -> str | _Proble
     return text
 
 
-def _bytes_feature(*values: bytes) -> tf.train.Feature:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-
-
-def _float_feature(value: float) -> tf.train.Feature:
-    return tf.train.Feature(float_list=tf.train.FloatList(value=[value]))
-
-
-def _int_feature(value: int) -> tf.train.Feature:
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+def _serialized(
+    example_id: str, picture: _Picture, caption: str, num_tokens: int, words: Sequence[str]
+) -> bytes:
+    facts = picture.facts
+    example = tf.train.Example()
+    # Filled in place: making the messages one by one and joining them takes twice as long.
+    features = example.features.feature
+    features["id"].bytes_list.value.append(example_id.encode())
+    features["image/id"].bytes_list.value.append(picture.id.encode())
+    features["image/encoded"].bytes_list.value.append(picture.encoded)
+    features["image/format"].bytes_list.value.append(facts.format.encode())
+    features["image/height"].int64_list.value.append(facts.height)
+    features["image/width"].int64_list.value.append(facts.width)
+    features["image/aspect_ratio"].float_list.value.append(facts.width / facts.height)
+    features["image/brightness"].float_list.value.append(facts.brightness)
+    features["caption"].bytes_list.value.append(caption.encode())
+    features["caption/num_tokens"].int64_list.value.append(num_tokens)
+    features["caption/words"].bytes_list.value.extend(word.encode() for word in words)
+    serialized: bytes = example.SerializeToString(deterministic=True)
+    return serialized
 
 
 def _check_rejected(
