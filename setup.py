@@ -29,6 +29,7 @@ setup(
         "ml-metadata>=1.16,<1.17",
         "annotated-types>=0.6",
         "fsspec>=2025",
+        "h5py>=3",
         # Newer ones need a protobuf that TFX 1.16 cannot have.
         "gcsfs>=2025,<2026",
         "numpy>=1.26,<2",

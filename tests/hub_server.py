@@ -1,8 +1,8 @@
-"""A hub on this machine: the part of the Hugging Face hub's HTTP API that reading a dataset needs.
+"""A hub on this machine: the part of the Hugging Face hub's HTTP API that reading needs.
 
-Written from what huggingface_hub 2.4 asks for. Folders are served as datasets, at branches and tags
-that can move; large files lie on a second server, as the hub's do, which must never be sent a
-token. Answers can be made to fail.
+Written from what huggingface_hub 2.4 asks for. Folders are served as datasets or as models, at
+branches and tags that can move; large files lie on a second server, as the hub's do, which must
+never be sent a token. Answers can be made to fail.
 
 The library reads its settings at import, so code under test runs in a child process with the
 environment of `HubServer.env`.
@@ -22,7 +22,10 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-_LFS_SUFFIXES = (".parquet", ".tar", ".gz", ".tgz", ".zip", ".jpg", ".jpeg", ".png", ".webp")
+_LFS_SUFFIXES = (
+    ".parquet", ".tar", ".gz", ".tgz", ".zip", ".jpg", ".jpeg", ".png", ".webp",
+    ".safetensors", ".h5", ".bin",
+)  # fmt: skip
 _LFS_BYTES = 10 << 20
 _CHUNK_BYTES = 1 << 18
 
@@ -90,7 +93,7 @@ class _Repo:
 
 
 class HubServer:
-    """Serves folders as datasets until the `with` block ends.
+    """Serves folders as datasets and models until the `with` block ends.
 
     Attributes:
         url: Address, for HF_ENDPOINT.
@@ -141,6 +144,7 @@ class HubServer:
         repo_id: str,
         folder: Path,
         *,
+        kind: str = "datasets",
         branch: str = "main",
         tag: str = "",
         private_to: Collection[str] | None = None,
@@ -149,8 +153,9 @@ class HubServer:
         """Puts a commit with a folder's files on a branch; they are not copied.
 
         Args:
-            repo_id: The dataset; made where there is none.
+            repo_id: The dataset or model; made where there is none.
             folder: Its files.
+            kind: `datasets` or `models`.
             branch: Where the commit goes; it moves if it is there.
             tag: A tag for the commit.
             private_to: Tokens that may see the dataset; `None` if anybody may.
@@ -166,7 +171,7 @@ class HubServer:
         }
         content = json.dumps([repo_id, {path: file.sha256 for path, file in files.items()}])
         commit = hashlib.sha1(content.encode()).hexdigest()
-        repo = self._repos.setdefault(repo_id, _Repo())
+        repo = self._repos.setdefault(f"{kind}/{repo_id}", _Repo())
         repo.commits[commit] = files
         repo.branches[branch] = commit
         if tag:
@@ -182,7 +187,7 @@ class HubServer:
 
     def disable(self, repo_id: str) -> None:
         """Takes a dataset down, as the hub's staff does."""
-        self._repos[repo_id].disabled = True
+        self._repos[f"datasets/{repo_id}"].disabled = True
 
     def fail(self, match: str, times: int | None = None, **what: Any) -> None:
         """Lets requests fail; see `Fault`."""
@@ -277,18 +282,19 @@ class _Handler(BaseHTTPRequestHandler):
         hub, url = self.server.hub, urlsplit(self.path)
         parts = url.path.strip("/").split("/")
         if self.server is not hub._servers[0]:
-            commit, repo_id, path = (unquote(part) for part in parts)
-            self._send_file(hub._repos[repo_id].commits[commit][path], commit)
+            commit, repo, path = (unquote(part) for part in parts)
+            self._send_file(hub._repos[repo].commits[commit][path], commit)
             return
-        if parts[:2] == ["api", "datasets"]:
+        if parts[0] == "api" and parts[1] in ("datasets", "models"):
             repo_id, verb, rest = self._split(parts[2:], ("revision", "tree", "refs"))
-            self._send_info(repo_id, verb, rest, parse_qs(url.query))
+            self._send_info(f"{parts[1]}/{repo_id}", verb, rest, parse_qs(url.query))
             return
-        if parts[0] == "datasets":
-            repo_id, verb, rest = self._split(parts[1:], ("resolve",))
-            if verb and len(rest) > 1:
-                self._resolve(repo_id, unquote(rest[0]), unquote("/".join(rest[1:])))
-                return
+        # Only a model's address does without its kind.
+        kind = "datasets" if parts[0] == "datasets" else "models"
+        repo_id, verb, rest = self._split(parts[kind == "datasets" :], ("resolve",))
+        if verb and len(rest) > 1:
+            self._resolve(f"{kind}/{repo_id}", unquote(rest[0]), unquote("/".join(rest[1:])))
+            return
         raise _Error(404, "", "Not Found")
 
     @staticmethod
@@ -333,7 +339,8 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "tree":
             self._send_tree(repo.commits[commit], unquote("/".join(rest[1:])), query)
             return
-        self._send_json({"id": repo_id, "sha": commit, "private": False, "tags": []})
+        name = repo_id.partition("/")[2]
+        self._send_json({"id": name, "sha": commit, "private": False, "tags": []})
 
     def _send_tree(self, files: dict[str, _File], folder: str, query: dict[str, list[str]]) -> None:
         recursive = query.get("recursive", [""])[0].lower() == "true"
@@ -363,7 +370,7 @@ class _Handler(BaseHTTPRequestHandler):
         token = self._token()
         if repo.gated_to is not None and token not in repo.gated_to:
             status = 401 if token is None else 403
-            raise _Error(status, "GatedRepo", f"Access to dataset {repo_id} is restricted.")
+            raise _Error(status, "GatedRepo", f"Access to {repo_id} is restricted.")
         commit = self._commit(repo, revision)
         file = repo.commits[commit].get(path)
         if file is None:

@@ -9,18 +9,15 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-NUM_TIMESTEPS = 1000
-LATENT_SCALE = 0.18215
-"""Factor that brings Stable Diffusion's latents to about unit variance."""
+from trainer.presets import BETA_END, BETA_START, NUM_TIMESTEPS
+from trainer.presets import LATENT_SCALE as LATENT_SCALE
 
-_BETA_START = 0.00085
-_BETA_END = 0.012
 _MAX_PERIOD = 10_000.0
 
 
 def alphas_cumprod() -> np.ndarray:
     """Cumulative products of alpha, float32 [1000] (Ho et al. 2020, equation 4)."""
-    betas = np.linspace(_BETA_START**0.5, _BETA_END**0.5, NUM_TIMESTEPS, dtype=np.float64) ** 2
+    betas = np.linspace(BETA_START**0.5, BETA_END**0.5, NUM_TIMESTEPS, dtype=np.float64) ** 2
     return np.cumprod(1.0 - betas).astype(np.float32)
 
 
@@ -37,6 +34,22 @@ def add_noise(latent: tf.Tensor, epsilon: tf.Tensor, timesteps: tf.Tensor) -> tf
     """
     alpha_bar = tf.gather(tf.constant(alphas_cumprod()), timesteps)[:, None, None, None]
     return tf.sqrt(alpha_bar) * latent + tf.sqrt(1.0 - alpha_bar) * epsilon
+
+
+def min_snr_weights(timesteps: tf.Tensor, gamma: float) -> tf.Tensor:
+    """Weights of the loss of epsilon (Hang et al. 2023, section 3.4): `min(SNR, gamma) / SNR`.
+
+    Args:
+        timesteps: int [B], from 0 to 999.
+        gamma: Signal-to-noise ratio above which timesteps count for less; the paper's is 5.
+
+    Returns:
+        float32 [B].
+    """
+    alpha_bar = alphas_cumprod().astype(np.float64)
+    ratio = alpha_bar / (1.0 - alpha_bar)
+    weights = np.minimum(ratio, gamma) / ratio
+    return tf.gather(tf.constant(weights, tf.float32), timesteps)
 
 
 def timestep_embedding(timesteps: tf.Tensor, width: int) -> tf.Tensor:

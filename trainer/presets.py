@@ -10,8 +10,26 @@ from typing import Literal
 NETWORKS = ("text_encoder", "image_encoder", "diffusion_model", "decoder")
 """The four networks of a Stable Diffusion."""
 
+Numerics = Literal["keras_cv", "diffusers"]
+"""How the layers compute where KerasCV's and diffusers' implementations differ.
+
+The published Keras files and the PyTorch ones hold the same numbers, but the layers around them are
+not the same: diffusers, as the original code, uses 1e-6 and not 1e-5 for the epsilon of the group
+normalizations in the autoencoder and in the spatial transformers, and the Gaussian error linear
+unit itself and not its tanh approximation. `docs/weights.md` says how much that matters.
+"""
+
 LATENT_CHANNELS = 4
 """Channels of a latent."""
+
+LATENT_SCALE = 0.18215
+"""Factor that brings Stable Diffusion's latents to about unit variance."""
+
+NUM_TIMESTEPS = 1000
+"""Timesteps of the noise schedule."""
+
+BETA_START, BETA_END = 0.00085, 0.012
+"""Beta at the first and at the last timestep of the noise schedule."""
 
 LATENT_DOWNSAMPLING = 8
 """Pixels of the image for one position of the latent, along each side."""
@@ -106,6 +124,9 @@ class Preset:
         training: Recommended settings.
         weight_files: For each network, the file of its base weights.
         ships_weights: Whether the base weights come with this package.
+        published_at: Where the base weights are published; `None` where they are not.
+        numerics: How the layers compute; `trainer.weights.preset_for` sets it to what the base
+            weights were made for.
     """
 
     name: str
@@ -118,6 +139,8 @@ class Preset:
     training: RecommendedTraining
     weight_files: Mapping[str, WeightFile]
     ships_weights: bool
+    published_at: str | None = None
+    numerics: Numerics = "keras_cv"
 
     def check_image_size(self, image_size: int) -> None:
         """Raises a `ValueError` where the networks cannot take `image_size` (pixels a side)."""
@@ -213,6 +236,7 @@ _SD_V1_4 = Preset(
         }
     ),
     ships_weights=False,
+    published_at="hf://fchollet/stable-diffusion",
 )
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({p.name: p for p in (_TINY, _SD_V1_4)})

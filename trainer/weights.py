@@ -1,62 +1,48 @@
-"""Base weights: found, verified, loaded; never silently random."""
+"""Base weights: loaded, and never silently random. `trainer.weight_sources` finds them."""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
+import safetensors
 import safetensors.numpy
 import tensorflow as tf
 
+from trainer.diffusers_format import load_tensors
 from trainer.presets import NETWORKS, Preset
+from trainer.transfer import sha256_of
+from trainer.weight_folders import HASHES_NAME, WeightsError
+from trainer.weight_sources import (
+    DEFAULT_SOURCE,
+    RANDOM_SOURCE,
+    base_weights_hash,
+    locate,
+    prepare,
+    preset_for,
+)
 
-DEFAULT_SOURCE = "default"
-RANDOM_SOURCE = "random"
-HASHES_NAME = "SHA256SUMS"
-
-_SHIPPED = Path(__file__).resolve().parent / "base_weights"
-_CHUNK = 1 << 20
+__all__ = [
+    "DEFAULT_SOURCE",
+    "RANDOM_SOURCE",
+    "WeightsError",
+    "base_weights_hash",
+    "load_base_weights",
+    "load_weights_file",
+    "prepare",
+    "preset_for",
+    "save_weights_file",
+    "write_hashes",
+]
 
 logger = logging.getLogger(__name__)
-
-
-class WeightsError(ValueError):
-    """Weights that are missing, corrupt or of another model; the message is one line."""
-
-
-def weights_folder(preset: Preset, source: str) -> str:
-    """The folder that `source` stands for.
-
-    Args:
-        preset: Whose weights.
-        source: `"default"` or a folder; not `"random"`.
-
-    Raises:
-        WeightsError: There is no default for this preset.
-    """
-    if source != DEFAULT_SOURCE:
-        return source
-    if not preset.ships_weights:
-        names = ", ".join(file.name for file in preset.weight_files.values())
-        raise WeightsError(
-            f"preset {preset.name!r} ships no base weights: set base_weights to a folder that "
-            f"holds {names}, or to {RANDOM_SOURCE!r} to start from noise"
-        )
-    return str(_SHIPPED / preset.name)
-
-
-def check_source(preset: Preset, source: str) -> None:
-    """Raises a `WeightsError` where a file that `source` should hold is missing."""
-    if source == RANDOM_SOURCE:
-        return
-    for network in NETWORKS:
-        _existing_file(preset, network, source)
 
 
 def load_base_weights(model: keras.Model, network: str, preset: Preset, source: str) -> None:
@@ -66,60 +52,60 @@ def load_base_weights(model: keras.Model, network: str, preset: Preset, source: 
         model: Built by `trainer.models`.
         network: One of `trainer.presets.NETWORKS`.
         preset: What the model was built from.
-        source: `"default"`, `"random"`, or a folder (any path that TensorFlow opens).
+        source: `"default"`, `"random"`, or a place; see `trainer.weight_sources.locate`.
 
     Raises:
-        WeightsError: A file is missing, its hash is wrong, or a tensor does not fit.
+        WeightsError: A file is missing, its hash is wrong, a tensor does not fit, or the weights
+            are for layers that compute otherwise than this model's (see `preset_for`).
     """
     if source == RANDOM_SOURCE:
         logger.warning("THE %s STARTS FROM RANDOM WEIGHTS, as asked.", network.upper())
         _randomize(model, network)
         return
-    path = _existing_file(preset, network, source)
-    expected = _expected_hash(preset, network, source)
-    actual = _sha256(path)
-    if actual != expected:
+    base = locate(preset, source)
+    if base.numerics != preset.numerics:
         raise WeightsError(
-            f"{path} is corrupt or another file: its SHA-256 is {actual}, expected {expected}; "
-            "fetch it again"
+            f"the {network} computes as {preset.numerics} does, but the weights in "
+            f"{base.folder.address} are for layers as {base.numerics} has them: build it from what "
+            "trainer.weights.preset_for gives"
         )
-    load_weights_file(model, path)
-
-
-def base_weights_hash(preset: Preset, source: str, networks: Sequence[str] = NETWORKS) -> str:
-    """SHA-256 (hex) that stands for the base weights of `networks`; `"random"` where they are."""
-    if source == RANDOM_SOURCE:
-        return RANDOM_SOURCE
-    hashes = [_expected_hash(preset, network, source) for network in networks]
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    names = base.files(preset, network)
+    with contextlib.ExitStack() as stack:
+        paths = [stack.enter_context(base.folder.local(name)) for name in names]
+        for name, path in zip(names, paths, strict=True):
+            base.verify(preset, network, name, path)
+        shown = [base.folder.shown(name) for name in names]
+        logger.info(
+            "Loading the %s (%s parameters) from %s.",
+            network,
+            f"{model.count_params():,}",
+            ", ".join(shown),
+        )
+        if base.numerics == "diffusers":
+            load_tensors(model, network, paths, shown)
+        else:
+            _load_file(model, paths[0], shown[0])
 
 
 def load_weights_file(model: keras.Model, path: str) -> None:
-    """Loads `.safetensors` as `save_weights_file` wrote it, or a Keras `.h5`, by topology.
+    """Loads `.safetensors` as `save_weights_file` wrote it, or an `.h5` of Keras 2, by topology.
+
+    Args:
+        model: Built by `trainer.models`.
+        path: Any path that TensorFlow opens.
 
     Raises:
-        WeightsError: The file does not hold exactly this model's tensors.
+        WeightsError: The file is missing or damaged, or does not hold exactly this model's tensors.
     """
     with tempfile.TemporaryDirectory() as folder:
-        local = os.path.join(folder, os.path.basename(path))
-        if os.path.exists(path):
-            local = path
-        else:
-            tf.io.gfile.copy(path, local)
-        if path.endswith(".h5"):
-            model.load_weights(local)
-            return
-        tensors = safetensors.numpy.load_file(local)
-    expected = {key: tuple(variable.shape) for key, variable in _keyed(model)}
-    found = {key: tensor.shape for key, tensor in tensors.items()}
-    if expected != found:
-        wrong = sorted(set(expected.items()) ^ set(found.items()))
-        raise WeightsError(
-            f"{path} holds another model than this one: {len(wrong)} tensors differ, the first is "
-            f"{wrong[0][0]} of shape {wrong[0][1]}"
-        )
-    for key, variable in _keyed(model):
-        variable.assign(tensors[key].astype(np.float32))
+        local = Path(path)
+        if not local.exists():
+            local = Path(folder, os.path.basename(path))
+            try:
+                tf.io.gfile.copy(path, str(local))
+            except tf.errors.OpError as error:
+                raise WeightsError(f"{path} cannot be read: {error.message}") from None
+        _load_file(model, local, path)
 
 
 def save_weights_file(model: keras.Model, path: str) -> None:
@@ -132,45 +118,101 @@ def save_weights_file(model: keras.Model, path: str) -> None:
 def write_hashes(folder: str) -> None:
     """Writes `SHA256SUMS` (as `sha256sum` does) over the weight files in `folder`."""
     lines = [
-        f"{_sha256(str(path))}  {path.name}\n"
-        for path in sorted(Path(folder).glob("*.safetensors"))
+        f"{sha256_of(path)}  {path.name}\n" for path in sorted(Path(folder).glob("*.safetensors"))
     ]
     Path(folder, HASHES_NAME).write_text("".join(lines))
 
 
-def _keyed(model: keras.Model) -> list[tuple[str, keras.Variable]]:
-    return [(f"{i:04d}.{v.name}", v) for i, v in enumerate(model.weights)]
+def _load_file(model: keras.Model, path: Path, shown: str) -> None:
+    try:
+        if path.suffix == ".h5":
+            with h5py.File(path, "r") as file:
+                _load_keras_2(model, file, shown)
+        else:
+            _load_safetensors(model, path, shown)
+    except (OSError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{shown} is damaged or no weights file: {reason}") from None
 
 
-def _existing_file(preset: Preset, network: str, source: str) -> str:
-    path = os.path.join(weights_folder(preset, source), preset.weight_files[network].name)
-    if not tf.io.gfile.exists(path):
+def _load_safetensors(model: keras.Model, path: Path, shown: str) -> None:
+    with safetensors.safe_open(path, framework="np") as tensors:
+        expected = {key: tuple(variable.shape) for key, variable in _keyed(model)}
+        found = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+        if expected != found:
+            wrong = sorted(set(expected.items()) ^ set(found.items()))
+            raise WeightsError(
+                f"{shown} holds another model than this one: {len(wrong)} tensors differ, the "
+                f"first is {wrong[0][0]} of shape {wrong[0][1]}"
+            )
+        for key, variable in _keyed(model):
+            variable.assign(tensors.get_tensor(key).astype(np.float32))
+
+
+def _load_keras_2(model: keras.Model, file: h5py.File, shown: str) -> None:
+    """Loads what `Model.save_weights` of Keras 2 wrote, by topology.
+
+    As Keras does: layers without weights do not count, and the others and their weights are
+    matched by their order alone. Keras' own loader says in several lines that a tensor does not
+    fit, and has set the ones before it.
+    """
+    root = file
+    if "layer_names" not in file.attrs and "model_weights" in file:
+        # What `Model.save` wrote.
+        root = file["model_weights"]
+    if not any(name.startswith("layer_names") for name in root.attrs):
         raise WeightsError(
-            f"the {network}'s base weights are missing: there is no {path}; set base_weights to a "
-            f"folder that holds it, or to {RANDOM_SOURCE!r} to start from noise"
+            f"{shown} is no weights file of Keras 2: it names no layers; save it there with "
+            "save_weights(..., save_format='h5')"
         )
-    return path
+    stored = [
+        (layer, weights)
+        for layer in _attribute(root.attrs, "layer_names")
+        if (weights := _attribute(root[layer].attrs, "weight_names"))
+    ]
+    layers = [layer for layer in model.layers if layer.weights]
+    if len(stored) != len(layers):
+        raise WeightsError(
+            f"{shown} holds another model than this {model.name}: {len(stored)} layers with "
+            f"weights, where this has {len(layers)}"
+        )
+    pairs = []
+    for (name, weights), layer in zip(stored, layers, strict=True):
+        if len(weights) != len(layer.weights):
+            raise WeightsError(
+                f"{shown} holds another model than this {model.name}: its layer {name} has "
+                f"{len(weights)} tensors, where {layer.name} has {len(layer.weights)}"
+            )
+        for weight, variable in zip(weights, layer.weights, strict=True):
+            values = root[name][weight]
+            if tuple(values.shape) != tuple(variable.shape):
+                raise WeightsError(
+                    f"{shown} holds another model than this {model.name}: {weight} has the shape "
+                    f"{list(values.shape)}, where {variable.path} has {list(variable.shape)}"
+                )
+            pairs.append((values, variable))
+    for values, variable in pairs:
+        variable.assign(np.asarray(values, np.float32))
 
 
-def _expected_hash(preset: Preset, network: str, source: str) -> str:
-    name, published = preset.weight_files[network].name, preset.weight_files[network].sha256
-    sums = os.path.join(weights_folder(preset, source), HASHES_NAME)
-    if tf.io.gfile.exists(sums):
-        with tf.io.gfile.GFile(sums, "r") as f:
-            listed = {line.split()[1]: line.split()[0] for line in f if line.strip()}
-        if name in listed:
-            return listed[name]
-    if published is None:
-        raise WeightsError(f"{sums} does not list {name}, so the file cannot be verified")
-    return published
+def _attribute(attributes: Mapping[str, np.ndarray], name: str) -> list[str]:
+    """A list of names, which Keras 2 cuts in pieces where it is too long for one attribute."""
+    if name in attributes:
+        pieces = [attributes[name]]
+    else:
+        pieces = []
+        while f"{name}{len(pieces)}" in attributes:
+            pieces.append(attributes[f"{name}{len(pieces)}"])
+    return [
+        value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        for piece in pieces
+        for value in piece
+    ]
 
 
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with tf.io.gfile.GFile(path, "rb") as f:
-        while chunk := f.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _keyed(model: keras.Model) -> Iterator[tuple[str, keras.Variable]]:
+    for index, variable in enumerate(model.weights):
+        yield f"{index:04d}.{variable.name}", variable
 
 
 def _randomize(model: keras.Model, network: str) -> None:

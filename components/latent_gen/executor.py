@@ -82,9 +82,9 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         # Import Keras.
         from trainer.latents import LatentsManifest
         from trainer.presets import get_preset
-        from trainer.weights import base_weights_hash
+        from trainer.weights import base_weights_hash, preset_for
 
-        preset = get_preset(exec_properties["preset"])
+        preset = preset_for(get_preset(exec_properties["preset"]), exec_properties["base_weights"])
         image_size = exec_properties["image_size"]
         encoders_hash = base_weights_hash(preset, exec_properties["base_weights"], ENCODERS)
         if encoders_hash != exec_properties["encoders_hash"]:
@@ -157,7 +157,7 @@ class Encoders:
         """Builds the networks and loads their weights.
 
         Args:
-            preset: Which networks.
+            preset: Which networks, for these weights (see `trainer.weights.preset_for`).
             image_size: Side of the pictures in pixels.
             base_weights: See `trainer.weights.load_base_weights`.
             flip: Whether to encode mirror images, too.

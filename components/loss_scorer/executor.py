@@ -127,9 +127,9 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         self._log_startup(input_dict, output_dict, exec_properties)
         # Imports Keras.
         from trainer.presets import get_preset
-        from trainer.weights import base_weights_hash
+        from trainer.weights import base_weights_hash, preset_for
 
-        preset = get_preset(exec_properties["preset"])
+        preset = preset_for(get_preset(exec_properties["preset"]), exec_properties["base_weights"])
         image_size = exec_properties["image_size"]
         base_weights = exec_properties["base_weights"]
         hash_now = base_weights_hash(preset, base_weights, SCORED)

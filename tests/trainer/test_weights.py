@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -55,8 +56,12 @@ def test_another_models_file_is_refused(small_preset: Preset, folder: Path) -> N
         load_base_weights(build_decoder(small_preset, 64), "decoder", small_preset, str(folder))
 
 
-def test_full_size_never_starts_from_random_weights_unasked() -> None:
-    with pytest.raises(WeightsError, match="ships no base weights"):
+def test_full_size_never_starts_from_random_weights_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"fchollet/stable-diffusion.*not in the hub's cache"):
         base_weights_hash(get_preset("sd-v1-4"), "default", ["decoder"])
 
 

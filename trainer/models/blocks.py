@@ -1,4 +1,8 @@
-"""What KerasCV's blocks need before they are used."""
+"""What KerasCV's blocks need before they are used.
+
+Every layer with weights is named after the module of diffusers' model that it is, such as
+`down_blocks.0.resnets.1`, so that `trainer.diffusers_format` need not know how a network is built.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,50 @@ from typing import TypeVar
 
 import keras
 import tensorflow as tf
+from keras_cv.src.models.stable_diffusion.diffusion_model import GEGLU
+
+from trainer.presets import Numerics
 
 LayerT = TypeVar("LayerT", bound=keras.layers.Layer)
 
 EPSILON = 1e-5
-"""KerasCV's epsilon in every normalization."""
+"""KerasCV's epsilon in every normalization, and diffusers' in most."""
+
+_EXACT_EPSILON = 1e-6
 
 
-def with_norm_groups(layer: LayerT, groups: int) -> LayerT:
-    """Sets the number of groups in every group normalization of a layer not yet built."""
+class ExactGEGLU(GEGLU):
+    """KerasCV's gated unit without its tanh approximation (Hendrycks and Gimpel 2016, section 2).
+
+    A class for layers that are there already: `exact_gelu` makes them of it.
+    """
+
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        """From [..., C] to [..., `output_dim`]."""
+        x, gate = keras.ops.split(self.dense(inputs), 2, axis=-1)
+        return x * keras.activations.gelu(gate, approximate=False)
+
+
+def autoencoder_epsilon(numerics: Numerics) -> float:
+    """Epsilon of the group normalizations in the autoencoder and in the spatial transformers."""
+    return _EXACT_EPSILON if numerics == "diffusers" else EPSILON
+
+
+def with_group_norms(layer: LayerT, groups: int, epsilon: float = EPSILON) -> LayerT:
+    """Sets groups and epsilon of every group normalization in a layer that is not yet built."""
     for part in layer._flatten_layers():
         if isinstance(part, keras.layers.GroupNormalization):
             part.groups = groups
+            part.epsilon = epsilon
+    return layer
+
+
+def exact_gelu(layer: LayerT) -> LayerT:
+    """Lets every gated unit in a layer compute without approximation."""
+    for part in layer._flatten_layers():
+        if type(part) is GEGLU:
+            # A new layer in its place would come last in the order of the weights.
+            part.__class__ = ExactGEGLU
     return layer
 
 

@@ -5,7 +5,7 @@ from keras_cv.src.models.stable_diffusion.attention_block import AttentionBlock
 from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
 from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
 
-from trainer.models.blocks import EPSILON, with_norm_groups
+from trainer.models.blocks import autoencoder_epsilon, with_group_norms
 from trainer.noise_schedule import LATENT_SCALE
 from trainer.presets import LATENT_CHANNELS, Preset
 
@@ -14,7 +14,7 @@ def build_decoder(preset: Preset, image_size: int) -> keras.Model:
     """The decoder half of the KL autoencoder.
 
     Args:
-        preset: Its `decoder` dimensions are used.
+        preset: Its `decoder` dimensions and `numerics` are used.
         image_size: Side of the square image in pixels.
 
     Returns:
@@ -22,21 +22,28 @@ def build_decoder(preset: Preset, image_size: int) -> keras.Model:
         in [-1, 1].
     """
     dimensions = preset.decoder
-    *lower, top = dimensions.widths
+    groups, epsilon = dimensions.norm_groups, autoencoder_epsilon(preset.numerics)
+
+    def residual(x: keras.KerasTensor, width: int, name: str) -> keras.KerasTensor:
+        return with_group_norms(ResnetBlock(width, name=f"decoder.{name}"), groups, epsilon)(x)
+
+    widths = tuple(reversed(dimensions.widths))
     latent = keras.Input(preset.latent_shape(image_size), name="latent")
     x = keras.layers.Rescaling(1.0 / LATENT_SCALE)(latent)
-    x = PaddedConv2D(LATENT_CHANNELS, 1)(x)
-    x = PaddedConv2D(top, 3, padding=1)(x)
-    x = with_norm_groups(ResnetBlock(top), dimensions.norm_groups)(x)
-    x = with_norm_groups(AttentionBlock(top), dimensions.norm_groups)(x)
-    for _ in range(dimensions.num_blocks + 1):
-        x = with_norm_groups(ResnetBlock(top), dimensions.norm_groups)(x)
-    for width, width_above in zip(reversed(lower), reversed(dimensions.widths), strict=False):
-        x = keras.layers.UpSampling2D(2)(x)
-        x = PaddedConv2D(width_above, 3, padding=1)(x)
-        for _ in range(dimensions.num_blocks):
-            x = with_norm_groups(ResnetBlock(width), dimensions.norm_groups)(x)
-    x = keras.layers.GroupNormalization(dimensions.norm_groups, epsilon=EPSILON)(x)
+    x = PaddedConv2D(LATENT_CHANNELS, 1, name="post_quant_conv")(x)
+    x = PaddedConv2D(widths[0], 3, padding=1, name="decoder.conv_in")(x)
+    x = residual(x, widths[0], "mid_block.resnets.0")
+    attention = AttentionBlock(widths[0], name="decoder.mid_block.attentions.0")
+    x = with_group_norms(attention, groups, epsilon)(x)
+    x = residual(x, widths[0], "mid_block.resnets.1")
+    for level, width in enumerate(widths):
+        for block in range(dimensions.num_blocks):
+            x = residual(x, width, f"up_blocks.{level}.resnets.{block}")
+        if level < len(widths) - 1:
+            x = keras.layers.UpSampling2D(2)(x)
+            name = f"decoder.up_blocks.{level}.upsamplers.0.conv"
+            x = PaddedConv2D(width, 3, padding=1, name=name)(x)
+    x = keras.layers.GroupNormalization(groups, epsilon=epsilon, name="decoder.conv_norm_out")(x)
     x = keras.layers.Activation("swish")(x)
-    image = PaddedConv2D(3, 3, padding=1)(x)
+    image = PaddedConv2D(3, 3, padding=1, name="decoder.conv_out")(x)
     return keras.Model(latent, image, name="decoder")

@@ -1,0 +1,1 @@
+"""Our networks beside PyTorch's, on the same weights and inputs."""

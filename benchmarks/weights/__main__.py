@@ -1,0 +1,101 @@
+"""Our networks beside PyTorch's: `python -m benchmarks.weights --checkpoint FOLDER`.
+
+`reference.py` makes the folder. Prints a table: for each network the relative error, that is the
+norm of the difference over the norm of PyTorch's output, in the exact form and in KerasCV's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from trainer.presets import NETWORKS, Numerics, Preset, get_preset, preset_names
+
+FORMS: tuple[Numerics, ...] = ("diffusers", "keras_cv")
+
+
+def relative_error(
+    checkpoint: Path, reference: Mapping[str, np.ndarray], preset: Preset, network: str
+) -> float:
+    """How far a network of ours is from PyTorch's.
+
+    Args:
+        checkpoint: Folder in diffusers' layout.
+        reference: What `reference.py` stored.
+        preset: Its `numerics` decides the form.
+        network: Which of the four.
+
+    Returns:
+        The norm of the difference over the norm of PyTorch's output.
+    """
+    # Import Keras.
+    from trainer.diffusers_format import load_tensors
+    from trainer.diffusers_layout import network_files
+    from trainer.models import (
+        build_decoder,
+        build_diffusion_model,
+        build_image_encoder,
+        build_text_encoder,
+    )
+    from trainer.noise_schedule import timestep_embedding
+    from trainer.weight_folders import open_folder
+
+    def given(name: str) -> np.ndarray:
+        values = reference[f"{network}/{name}"]
+        # PyTorch has the channels first.
+        return values.transpose(0, 2, 3, 1) if values.ndim == 4 else values
+
+    expected = given("output")
+    inputs: object
+    if network == "text_encoder":
+        model = build_text_encoder(preset)
+        tokens = given("tokens").astype(np.int32)
+        inputs = [tokens, np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)]
+    elif network == "image_encoder":
+        model, inputs = build_image_encoder(preset), given("image")
+    elif network == "decoder":
+        model, inputs = build_decoder(preset, expected.shape[1]), given("latent")
+    else:
+        latent = given("latent")
+        model = build_diffusion_model(preset, 8 * latent.shape[1])
+        width = preset.diffusion_model.timestep_width
+        embedding = timestep_embedding(given("timesteps").astype(np.int32), width)
+        inputs = [latent, embedding.numpy(), given("context")]
+    names = network_files(open_folder(str(checkpoint)), network)
+    load_tensors(model, network, [checkpoint / name for name in names], names)
+    output = np.asarray(model(inputs, training=False))
+    return float(np.linalg.norm(output - expected) / np.linalg.norm(expected))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.weights", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--preset", choices=preset_names(), default="sd-v1-4")
+    arguments = parser.parse_args(argv)
+    preset = get_preset(arguments.preset)
+    reference = np.load(arguments.checkpoint / "reference.npz")
+    print("| network | exact form | KerasCV's form |\n| --- | --- | --- |")
+    for network in NETWORKS:
+        errors = [
+            relative_error(
+                arguments.checkpoint, reference, dataclasses.replace(preset, numerics=form), network
+            )
+            for form in FORMS
+        ]
+        print(f"| {network} | " + " | ".join(f"{error:.1e}" for error in errors) + " |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ["TF_USE_LEGACY_KERAS"] = "0"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.exit(main())

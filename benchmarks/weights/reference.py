@@ -1,0 +1,141 @@
+"""The PyTorch side: a checkpoint with random weights in diffusers' layout, and what it computes.
+
+Runs in an environment of its own, with `requirements.txt` beside this file:
+
+    python benchmarks/weights/reference.py --size tiny --output tests/data/diffusers_tiny
+    python benchmarks/weights/reference.py --size sd-v1-4 --output runs/diffusers_sd
+
+writes `unet/`, `vae/`, `text_encoder/` as diffusers saves them, `scheduler/`, and `reference.npz`
+with inputs and outputs of each network. `python -m benchmarks.weights` compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+_UNET = {
+    # Two levels with and one without attention, a level that keeps its width, and a timestep
+    # embedding of its own width.
+    "tiny": {
+        "block_out_channels": (8, 12, 12),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "cross_attention_dim": 12,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+        "time_embedding_dim": 24,
+        "sample_size": 8,
+    },
+    "sd-v1-4": {"cross_attention_dim": 768, "sample_size": 64},
+}
+_VAE = {
+    "tiny": {"block_out_channels": (4, 8, 8, 12), "layers_per_block": 1, "norm_num_groups": 4},
+    "sd-v1-4": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
+}
+_TEXT = {
+    "tiny": {
+        "hidden_size": 12,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "vocab_size": 50,
+    },
+    "sd-v1-4": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "vocab_size": 49408,
+    },
+}
+_IMAGE_SIZE = {"tiny": 64, "sd-v1-4": 128}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--size", choices=sorted(_UNET), required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    size, output = arguments.size, arguments.output
+    torch.manual_seed(0)
+    pixels = _IMAGE_SIZE[size]
+    side = pixels // 8
+    arrays: dict[str, np.ndarray] = {}
+
+    def run(name: str, network: Callable[..., Any], **inputs: torch.Tensor) -> None:
+        with torch.no_grad():
+            arrays[f"{name}/output"] = network(**inputs).numpy()
+        arrays.update({f"{name}/{key}": value.numpy() for key, value in inputs.items()})
+
+    text = _text_encoder(size)
+    vocabulary = text.config.vocab_size
+    text.save_pretrained(output / "text_encoder")
+    tokens = torch.randint(0, vocabulary, (2, 77))
+    run("text_encoder", lambda tokens: text(tokens).last_hidden_state, tokens=tokens)
+
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        **_VAE[size],
+    ).eval()
+    _randomize(vae)
+    vae.save_pretrained(output / "vae")
+    run(
+        "image_encoder",
+        lambda image: vae.encode(image).latent_dist.parameters,
+        image=torch.rand(1, 3, pixels, pixels) * 2 - 1,
+    )
+    # diffusers leaves the division by the scaling factor to the pipeline.
+    run(
+        "decoder",
+        lambda latent: vae.decode(latent / vae.config.scaling_factor).sample,
+        latent=torch.randn(1, 4, side, side),
+    )
+
+    unet = UNet2DConditionModel(**_UNET[size]).eval()
+    _randomize(unet)
+    unet.save_pretrained(output / "unet")
+    run(
+        "diffusion_model",
+        lambda latent, timesteps, context: unet(latent, timesteps, context).sample,
+        latent=torch.randn(2, 4, side, side),
+        timesteps=torch.tensor([3, 977]),
+        context=torch.randn(2, 77, unet.config.cross_attention_dim),
+    )
+    PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        steps_offset=1,
+    ).save_pretrained(output / "scheduler")
+    np.savez_compressed(output / "reference.npz", **arrays)
+
+
+def _text_encoder(size: str) -> CLIPTextModel:
+    config = CLIPTextConfig(max_position_embeddings=77, hidden_act="quick_gelu", **_TEXT[size])
+    model = CLIPTextModel(config).eval()
+    _randomize(model)
+    return model
+
+
+def _randomize(model: torch.nn.Module) -> None:
+    """Draws what is constant at first, so that no two tensors are alike; keeps the rest."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.std() == 0 or parameter.ndim == 1:
+                parameter += 0.1 * torch.randn_like(parameter)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,484 @@
+"""Diffusers' layout: `tests/data/diffusers_tiny` is what that library wrote, and computed."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import fsspec
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import tensorflow as tf
+from diffusers_preset import CHECKPOINT, IMAGE_SIZE, PRESET
+from safetensors.numpy import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.weights.__main__ import relative_error
+from components.latent_gen.executor import Encoders
+from trainer import diffusers_export, diffusers_layout, presets
+from trainer.diffusers_format import tensor_names, to_diffusers
+from trainer.export import (
+    DecoderModule,
+    DiffusionModelModule,
+    ServingModules,
+    TextEncoderModule,
+    export_models,
+)
+from trainer.models import (
+    build_decoder,
+    build_diffusion_model,
+    build_image_encoder,
+    build_text_encoder,
+)
+from trainer.presets import NETWORKS, get_preset
+from trainer.tokenizer import tokenize, vocabulary_and_merges
+from trainer.weight_sources import locate
+from trainer.weights import (
+    WeightsError,
+    base_weights_hash,
+    load_base_weights,
+    prepare,
+    preset_for,
+    write_hashes,
+)
+
+EXACT = preset_for(PRESET, str(CHECKPOINT))
+FILES = {
+    "text_encoder": "text_encoder/model.safetensors",
+    "image_encoder": "vae/diffusion_pytorch_model.safetensors",
+    "diffusion_model": "unet/diffusion_pytorch_model.safetensors",
+    "decoder": "vae/diffusion_pytorch_model.safetensors",
+}
+
+
+def build(network, preset=EXACT):
+    if network == "text_encoder":
+        return build_text_encoder(preset)
+    if network == "image_encoder":
+        return build_image_encoder(preset)
+    return {"decoder": build_decoder, "diffusion_model": build_diffusion_model}[network](
+        preset, IMAGE_SIZE
+    )
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    folder = tmp_path / "copy"
+    shutil.copytree(CHECKPOINT, folder)
+    return folder
+
+
+def edit(path: Path, **fields) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def one_line(error) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_computes_what_pytorch_does(network) -> None:
+    reference = np.load(CHECKPOINT / "reference.npz")
+    assert relative_error(CHECKPOINT, reference, EXACT, network) < 1e-5
+    if network != "text_encoder":
+        # KerasCV's form is not the same: these inputs can tell them apart.
+        approximate = dataclasses.replace(EXACT, numerics="keras_cv")
+        assert 1e-5 < relative_error(CHECKPOINT, reference, approximate, network) < 1e-3
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_reading_and_writing_change_no_bit(network) -> None:
+    model = build(network)
+    load_base_weights(model, network, EXACT, str(CHECKPOINT))
+    stored = load_file(CHECKPOINT / FILES[network])
+    written = to_diffusers(model, [np.asarray(v) for v in model.weights])
+    assert written
+    for name, tensor in written.items():
+        # transformers 5 leaves the root of the names out.
+        theirs = stored[name if network != "text_encoder" else name.removeprefix("text_model.")]
+        assert tensor.dtype == theirs.dtype
+        np.testing.assert_array_equal(tensor, theirs)
+    other = {"image_encoder": "decoder", "decoder": "image_encoder"}.get(network)
+    theirs = set(tensor_names(build(other))) if other else set()
+    assert len(set(written) | theirs) == len(stored)
+
+
+def test_the_form_is_the_sources(copy) -> None:
+    assert EXACT.numerics == "diffusers"
+    assert preset_for(EXACT, "random").numerics == "keras_cv"
+    assert preset_for(get_preset("tiny"), "default").numerics == "keras_cv"
+    with pytest.raises(WeightsError, match=r"computes as keras_cv does.*preset_for") as error:
+        load_base_weights(build("decoder", PRESET), "decoder", PRESET, str(copy))
+    one_line(error)
+    (copy / "decoder.safetensors").touch()
+    with pytest.raises(WeightsError, match=r"decoder.safetensors and diffusers' layout") as error:
+        locate(PRESET, str(copy))
+    one_line(error)
+
+
+def in_shards(folder: Path, component: str, name: str, variant: str = "") -> None:
+    path = folder / component / name
+    tensors = load_file(path)
+    path.unlink()
+    stem = name.removesuffix(".safetensors")
+    names = sorted(tensors)
+    parts = [f"{stem}{variant}-{i:05d}-of-00002.safetensors" for i in (1, 2)]
+    weight_map = {}
+    for part, keys in zip(parts, (names[::2], names[1::2]), strict=True):
+        save_file({k: tensors[k] for k in keys}, folder / component / part)
+        weight_map |= dict.fromkeys(keys, part)
+    index = folder / component / f"{name}.index{variant}.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def with_old_names(folder: Path) -> None:
+    """As the autoencoder and the text encoder of Stable Diffusion v1.4 are on the hub."""
+    path = folder / FILES["decoder"]
+    old = {}
+    for key, tensor in load_file(path).items():
+        for now, then in (
+            ("to_q", "query"),
+            ("to_k", "key"),
+            ("to_v", "value"),
+            ("to_out.0", "proj_attn"),
+        ):
+            key = key.replace(f".{now}.", f".{then}.")
+        # From before they were made matrices.
+        is_matrix = ".attentions." in key and tensor.ndim == 2
+        old[key] = tensor[:, :, None, None] if is_matrix else tensor
+    save_file(old, path)
+    path = folder / FILES["text_encoder"]
+    text = {f"text_model.{key}": tensor for key, tensor in load_file(path).items()}
+    save_file(text | {"text_model.embeddings.position_ids": np.arange(77)[None]}, path)
+    for component in ("unet", "vae"):
+        config = folder / component / "config.json"
+        kept = ("block_out_channels", "down_block_types", "up_block_types", "layers_per_block")
+        kept += ("norm_num_groups", "cross_attention_dim", "attention_head_dim")
+        kept += ("time_embedding_dim",)
+        fields = json.loads(config.read_text())
+        config.write_text(json.dumps({k: v for k, v in fields.items() if k in kept}))
+
+
+def sharded(folder: Path) -> None:
+    in_shards(folder, "unet", "diffusion_pytorch_model.safetensors")
+    in_shards(folder, "text_encoder", "model.safetensors")
+
+
+@pytest.mark.parametrize("change", [with_old_names, sharded])
+def test_other_ways_to_write_the_same_are_read(change, copy) -> None:
+    change(copy)
+    prepare(PRESET, str(copy))
+    for network in NETWORKS:
+        models = [build(network), build(network)]
+        load_base_weights(models[0], network, EXACT, str(CHECKPOINT))
+        load_base_weights(models[1], network, EXACT, str(copy))
+        for a, b in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_read_where_there_is_no_full(kind, copy) -> None:
+    path = copy / FILES["text_encoder"]
+    tensors = load_file(path)
+    half = {key: tensor.astype(kind) for key, tensor in tensors.items()}
+    save_file(half, path.with_name("model.fp16.safetensors"))
+    base = locate(PRESET, str(copy))
+    assert base.files(PRESET, "text_encoder") == (FILES["text_encoder"],)
+    path.unlink()
+    model = build("text_encoder")
+    load_base_weights(model, "text_encoder", EXACT, str(copy))
+    for name, values in to_diffusers(model, model.get_weights()).items():
+        expected = half[name.removeprefix("text_model.")].astype(np.float32)
+        np.testing.assert_array_equal(values, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        (
+            # Stable Diffusion 2.x.
+            "unet",
+            {
+                "cross_attention_dim": 1024,
+                "use_linear_projection": True,
+                "attention_head_dim": [5, 10, 20],
+            },
+            [
+                "cross_attention_dim is 1024 (here 12)",
+                "use_linear_projection is true (here false)",
+                "attention_head_dim is [5, 10, 20] (here 2)",
+            ],
+        ),
+        ("unet", {"addition_embed_type": "text_time"}, ['addition_embed_type is "text_time"']),
+        ("unet", {"in_channels": 9}, ["in_channels is 9 (here 4)"]),
+        ("unet", {"time_embedding_dim": None}, ["time_embedding_dim is 32 (here 24)"]),
+        ("vae", {"block_out_channels": [4, 8, 8, 8]}, ["block_out_channels is [4, 8, 8, 8]"]),
+        ("vae", {"scaling_factor": 0.13025}, ["scaling_factor is 0.13025 (here 0.18215)"]),
+        ("text_encoder", {"hidden_act": "gelu"}, ['hidden_act is "gelu" (here "quick_gelu")']),
+        ("scheduler", {"prediction_type": "v_prediction"}, ['prediction_type is "v_prediction"']),
+    ],
+)
+def test_another_models_configuration_is_one_line_with_what_differs(
+    name, fields, said, copy
+) -> None:
+    path = copy / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
+    edit(path, **fields)
+    with pytest.raises(WeightsError, match="describes another model than preset 'tiny'") as error:
+        prepare(PRESET, str(copy))
+    for part in [str(path), *said]:
+        assert part in one_line(error)
+
+
+def drop_unet(folder: Path) -> None:
+    (folder / FILES["diffusion_model"]).unlink()
+
+
+def pickle_alone(folder: Path) -> None:
+    path = folder / FILES["diffusion_model"]
+    path.rename(path.with_suffix(".bin"))
+
+
+def drop_text_encoder(folder: Path) -> None:
+    shutil.rmtree(folder / "text_encoder")
+
+
+def drop_shard(folder: Path) -> None:
+    sharded(folder)
+    (folder / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+
+
+def break_config(folder: Path) -> None:
+    (folder / "vae" / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (drop_unet, "the diffusion_model's base weights are missing: there is no"),
+        (pickle_alone, "is a pickle.*safe_serialization=True"),
+        (drop_text_encoder, "is not whole: it lacks text_encoder/config.json"),
+        (drop_shard, "incomplete: there is no .*00002-of-00002"),
+        (break_config, "vae/config.json is damaged"),
+    ],
+)
+def test_what_is_missing_is_one_line(change, said, copy) -> None:
+    change(copy)
+    with pytest.raises(WeightsError, match=said) as error:
+        prepare(PRESET, str(copy))
+    one_line(error)
+
+
+def test_tensors_that_do_not_fit_are_one_line(copy) -> None:
+    path = copy / FILES["text_encoder"]
+    tensors = load_file(path)
+    key = "final_layer_norm.weight"
+    for changed, said in (
+        ({k: v for k, v in tensors.items() if k != key}, f"lacks text_model.{key}"),
+        (tensors | {"extra.weight": tensors[key]}, r"lacks: extra.weight"),
+        (tensors | {key: np.zeros(5, np.float32)}, rf"{key} has the shape \[5\]"),
+    ):
+        save_file(changed, path)
+        with pytest.raises(WeightsError, match=said) as error:
+            load_base_weights(build("text_encoder"), "text_encoder", EXACT, str(copy))
+        one_line(error)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="damaged") as error:
+        load_base_weights(build("text_encoder"), "text_encoder", EXACT, str(copy))
+    one_line(error)
+
+
+def test_the_hash_is_the_files_own_or_the_listed_one(copy) -> None:
+    before = base_weights_hash(PRESET, str(copy))
+    assert before == base_weights_hash(PRESET, str(CHECKPOINT))
+    path = copy / FILES["diffusion_model"]
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    assert base_weights_hash(PRESET, str(copy)) != before
+    encoders = ("text_encoder", "image_encoder")
+    assert base_weights_hash(PRESET, str(copy), encoders) == base_weights_hash(
+        PRESET, str(CHECKPOINT), encoders
+    )
+    write_hashes(str(copy / "text_encoder"))
+    (listed,) = (copy / "text_encoder" / "SHA256SUMS").read_text().splitlines()
+    (copy / "SHA256SUMS").write_text(f"{'0' * 64}  {FILES['text_encoder']}\n")
+    with pytest.raises(WeightsError, match="corrupt or another file"):
+        prepare(PRESET, str(copy))
+    (copy / "SHA256SUMS").write_text(f"{listed.split()[0]}  {FILES['text_encoder']}\n")
+    prepare(PRESET, str(copy))
+
+
+def test_a_bucket_is_read_like_a_folder() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{CHECKPOINT}/", "/bucket/weights/", recursive=True)
+    address = "memory://bucket/weights"
+    assert prepare(PRESET, address) == address
+    assert base_weights_hash(PRESET, address) == base_weights_hash(PRESET, str(CHECKPOINT))
+    model = build("text_encoder")
+    load_base_weights(model, "text_encoder", preset_for(PRESET, address), address)
+    local = build("text_encoder")
+    load_base_weights(local, "text_encoder", EXACT, str(CHECKPOINT))
+    np.testing.assert_array_equal(model.weights[0], local.weights[0])
+    memory.rm("/bucket/weights/unet/diffusion_pytorch_model.safetensors")
+    with pytest.raises(WeightsError, match=r"memory://bucket/weights/unet/.* *") as error:
+        prepare(PRESET, address)
+    one_line(error)
+
+
+def test_encoders_of_the_pipeline_compute_as_pytorch() -> None:
+    """LatentGen's encoders, given the preset that its executor makes of these weights."""
+    reference = np.load(CHECKPOINT / "reference.npz")
+    image = reference["image_encoder/image"].transpose(0, 2, 3, 1)
+    tokens = reference["text_encoder/tokens"].astype(np.int32)[:1]
+    encoded = Encoders(EXACT, IMAGE_SIZE, str(CHECKPOINT), flip=False)(tokens, image)
+    moments = reference["image_encoder/output"].transpose(0, 2, 3, 1)
+    ours = np.concatenate([encoded.mean, encoded.log_variance], axis=-1)
+    assert np.linalg.norm(ours - moments) < 1e-5 * np.linalg.norm(moments)
+    context = reference["text_encoder/output"][:1]
+    assert np.linalg.norm(encoded.context - context) < 1e-5 * np.linalg.norm(context)
+
+
+@pytest.fixture
+def trained(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A model as run_fn leaves it, every weight but the image encoder's changed by training."""
+    folder = tmp_path / "model" / "Format-Serving"
+    models = {network: build(network) for network in NETWORKS if network != "image_encoder"}
+    values = {}
+    for network, model in models.items():
+        load_base_weights(model, network, EXACT, str(CHECKPOINT))
+        for index, variable in enumerate(model.weights):
+            variable.assign(variable + 0.01 * (index + 1))
+        values |= to_diffusers(model, model.get_weights())
+    export_models(
+        str(folder),
+        ServingModules(
+            TextEncoderModule(models["text_encoder"], EXACT),
+            DiffusionModelModule(models["diffusion_model"], EXACT, IMAGE_SIZE),
+            DecoderModule(models["decoder"], EXACT, IMAGE_SIZE),
+        ),
+    )
+    hashes = {n: base_weights_hash(PRESET, str(CHECKPOINT), [n]) for n in NETWORKS}
+    manifest = {
+        "preset": "small",
+        "image_size": IMAGE_SIZE,
+        "numerics": "diffusers",
+        "base_weights": hashes,
+        "base_weights_source": str(CHECKPOINT),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder.parent, values
+
+
+def test_a_trained_model_is_written_bit_by_bit(trained, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(diffusers_export, "get_preset", lambda name: PRESET)
+    model, values = trained
+    output = tmp_path / "exported"
+    assert diffusers_export.main(["--model", str(model), "--output", str(output)]) == 0
+    written: dict[str, np.ndarray] = {}
+    for path in output.rglob("*.safetensors"):
+        with safetensors.safe_open(path, "np") as file:
+            assert file.metadata() == {"format": "pt"}
+        written |= load_file(path)
+    encoder = build("image_encoder")
+    load_base_weights(encoder, "image_encoder", EXACT, str(CHECKPOINT))
+    values |= to_diffusers(encoder, encoder.get_weights())
+    assert written.keys() == values.keys()
+    for name, tensor in written.items():
+        np.testing.assert_array_equal(tensor, values[name])
+
+    # It is read back as what it is, and the served graph computes as PyTorch's layers do.
+    again = preset_for(PRESET, str(output))
+    assert again.numerics == "diffusers"
+    reloaded = build("diffusion_model", again)
+    load_base_weights(reloaded, "diffusion_model", again, str(output))
+    served = tf.saved_model.load(str(model / "Format-Serving" / "diffusion_model"))
+    latent = tf.random.stateless_normal([1, 8, 8, 4], [1, 2])
+    context = tf.random.stateless_normal([1, 77, 12], [3, 4])
+    epsilon = served.predict_epsilon(latent, tf.constant([7]), context)["epsilon"]
+    ours = DiffusionModelModule(reloaded, again, IMAGE_SIZE).predict(
+        latent, tf.constant([7]), context
+    )
+    np.testing.assert_array_equal(epsilon, ours)
+
+    assert diffusers_export.main(["--model", str(model), "--output", str(output)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    other = tmp_path / "other"
+    shutil.copytree(CHECKPOINT, other)
+    path = other / FILES["image_encoder"]
+    save_file({k: v + 1 for k, v in load_file(path).items()}, path)
+    arguments = [
+        "--model",
+        str(model),
+        "--base-weights",
+        str(other),
+        "--output",
+        str(tmp_path / "x"),
+    ]
+    assert diffusers_export.main(arguments) == 2
+    assert "are not those that the model" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_base_weights_are_written_for_the_whole_pipeline(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(diffusers_export, "get_preset", lambda name: PRESET)
+    output = tmp_path / "exported"
+    arguments = ["--preset", "tiny", "--base-weights", str(CHECKPOINT), "--dtype", "float16"]
+    assert diffusers_export.main([*arguments, "--output", str(output)]) == 0
+    stored, written = (load_file(f / FILES["decoder"]) for f in (CHECKPOINT, output))
+    for name, tensor in stored.items():
+        assert written[name].dtype == np.float16
+        np.testing.assert_array_equal(written[name], tensor.astype(np.float16))
+    index = json.loads((output / "model_index.json").read_text())
+    for part, (library, _) in ((k, v) for k, v in index.items() if isinstance(v, list)):
+        assert (output / part).is_dir() == (library is not None)
+
+
+def test_a_preset_that_diffusers_cannot_have_is_one_line(tmp_path, capsys) -> None:
+    output = tmp_path / "exported"
+    assert diffusers_export.main(["--preset", "tiny", "--output", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "the autoencoder of preset 'tiny' is none that diffusers has" in error
+    assert not output.exists()
+
+
+def test_full_sizes_configurations_are_stable_diffusions() -> None:
+    """As they are on the hub, for what matters."""
+    preset = get_preset("sd-v1-4")
+    unet = diffusers_layout.unet_config(preset)
+    assert unet["block_out_channels"] == [320, 640, 1280, 1280]
+    assert unet["down_block_types"] == [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"]
+    assert unet["up_block_types"] == ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3]
+    assert (unet["layers_per_block"], unet["attention_head_dim"], unet["sample_size"]) == (2, 8, 64)
+    assert unet["time_embedding_dim"] is None
+    vae = diffusers_layout.vae_config(preset)
+    assert (vae["block_out_channels"], vae["layers_per_block"]) == ([128, 256, 512, 512], 2)
+    text = diffusers_layout.text_encoder_config(preset)
+    assert (text["hidden_size"], text["intermediate_size"]) == (768, 3072)
+    assert diffusers_layout.scheduler_config()["num_train_timesteps"] == presets.NUM_TIMESTEPS
+
+
+def test_the_tokenizers_files_give_our_ids() -> None:
+    """Byte-pair encoding by the files alone, as transformers does it."""
+    vocabulary, merges = vocabulary_and_merges()
+    assert len(vocabulary) == 49408
+    assert (vocabulary["<|endoftext|>"], vocabulary["a</w>"]) == (49407, 320)
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    assert len(ranks) == 49408 - 512 - 2
+    for word in ("photograph", "unbelievable", "stable", "zebra"):
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            best = min(
+                range(len(parts) - 1), key=lambda i: ranks.get((parts[i], parts[i + 1]), 1e9)
+            )
+            if (parts[best], parts[best + 1]) not in ranks:
+                break
+            parts[best : best + 2] = [parts[best] + parts[best + 1]]
+        ids = [vocabulary[part] for part in parts]
+        assert list(tokenize([word])[0][1 : 1 + len(ids)]) == ids
