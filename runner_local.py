@@ -71,14 +71,18 @@ _FLAGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
             "whether an anomaly in the data's statistics stops the run, true or false",
         ),
         (("model.preset",), "--preset", f"what to fine-tune: {', '.join(PRESETS)}"),
+        (("model.base_weights",), "--base-weights", "where to start: see docs/weights.md"),
         (("model.image_size",), "--image-size", "side of the pictures in pixels"),
         (("model.flip",), "--flip", "mirror images, too: auto, always or never"),
         (("model.crop",), "--crop", "part of a picture that is kept: centre or random"),
     ),
     "training": (
         (("training.steps",), "--steps", "optimizer steps"),
+        (("training.epochs",), "--epochs", "instead of steps: how often each picture is seen"),
         (("training.batch_size",), "--batch-size", "pictures a step"),
         (("training.learning_rate",), "--learning-rate", "peak learning rate"),
+        (("training.lora_rank",), "--lora-rank", "rank of adapters to train; 0: all weights"),
+        (("training.precision",), "--precision", "float32, bfloat16 or float16"),
         (
             ("training.seed", "validation.seed"),
             "--seed",
@@ -92,7 +96,7 @@ _FLAGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
 # These may look like numbers.
 _TEXTS = (
     "dataset.path", "dataset.config", "dataset.split", "dataset.image_column",
-    "dataset.caption_column", "dataset.schema", "model.preset", "output",
+    "dataset.caption_column", "dataset.schema", "model.preset", "model.base_weights", "output",
 )  # fmt: skip
 
 
@@ -199,6 +203,7 @@ def _run(config: settings.RunConfig, fingerprint: str, verbose: bool) -> int:
     consoles.quiet_environment(verbose)
     with consoles.open_console(log_path, verbose) as console:
         try:
+            config = settings.resolve_base_weights(config)
             housekeeping.repair(str(output), serving_dir)
             settings.save_config(config, output / "config.yaml")
             console.print(

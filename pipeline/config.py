@@ -82,7 +82,7 @@ class ModelConfig:
     Attributes:
         preset: Name of the preset.
         image_size: Side of the pictures in pixels.
-        base_weights: `default`, `random`, or a folder with the weight files.
+        base_weights: `default`, `random`, or a folder, bucket or model of the hub with the weights.
         flip: Whether mirror images are trained on too; `auto`: unless a caption says left or right.
         crop: Which part of a picture that is not square is kept.
     """
@@ -103,12 +103,14 @@ class ValidationConfig:
         num_steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale; 1 is none.
         seed: Decides the initial noise.
+        every_steps: Training steps after which they are drawn, too; 0: only before and after.
     """
 
     prompts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=64)]
     num_steps: Annotated[int, Field(ge=1, le=1000)]
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     seed: Seed
+    every_steps: Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -236,11 +238,7 @@ def load_config(
         given = _given("model.image_size", settings["model.image_size"])
         raise ConfigError(f"{given}: {error}") from None
     training = sections["training"].resolved(preset)
-    if training.warmup_steps > training.steps:
-        raise ConfigError(
-            f"{_given('training.warmup_steps', settings['training.warmup_steps'])} is impossible "
-            f"with training.steps = {training.steps}: it must be at most as many"
-        )
+    _check_training(training, settings)
 
     dataset = sections["dataset"]
     if settings["dataset.path"].origin == default_origin:
@@ -315,6 +313,26 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
     return dataclasses.replace(config, dataset=resolved), fingerprint
 
 
+def resolve_base_weights(config: RunConfig) -> RunConfig:
+    """Finds and verifies the base weights, and fetches those of the hub, before anything starts.
+
+    Returns:
+        The configuration with the place of the weights written out, a model of the hub with its
+        commit.
+
+    Raises:
+        ConfigError: A file is missing, damaged or of another model.
+    """
+    from trainer import weight_sources
+
+    model = config.model
+    try:
+        source = weight_sources.prepare(get_preset(model.preset), model.base_weights)
+    except weight_sources.WeightsError as error:
+        raise ConfigError(f"model.base_weights = {model.base_weights!r}: {error}") from None
+    return dataclasses.replace(config, model=dataclasses.replace(model, base_weights=source))
+
+
 def check_output_folder(output: str) -> None:
     """Creates `output` where it is missing; raises a `ConfigError` where it cannot be used."""
     try:
@@ -329,18 +347,59 @@ def check_output_folder(output: str) -> None:
 
 
 def _check_base_weights(source: str, preset: Preset, setting: _Setting) -> None:
-    if source == "random" or "://" in source or (source == "default" and preset.ships_weights):
+    if source in ("random", "default"):
         return
+    # huggingface_hub costs half a second that nobody else need wait for.
+    from trainer import diffusers_layout, hub, weight_folders
+
     files = [file.name for file in preset.weight_files.values()]
     given = f"{_given('model.base_weights', setting)} is impossible"
-    wanted = f"it must be a folder with {', '.join(files)}, or 'random' to start from nothing"
-    if source == "default":
-        raise ConfigError(f"{given} with preset {preset.name!r}, which ships no weights: {wanted}")
+    wanted = (
+        f"it must be a folder with {', '.join(files)}, or one in diffusers' layout, or 'random' to "
+        "start from nothing"
+    )
+    if source.startswith(hub.SCHEME):
+        try:
+            hub.parse_address(source)
+        except hub.HubError as error:
+            raise ConfigError(f"{given}: {error}") from None
+    if "://" in source:
+        return
     if not os.path.isdir(source):
         raise ConfigError(f"{given}: there is no such folder; {wanted}")
+    if diffusers_layout.is_diffusers(weight_folders.open_folder(source)):
+        return
     missing = [name for name in files if not os.path.isfile(os.path.join(source, name))]
     if missing:
         raise ConfigError(f"{given}: the folder lacks {', '.join(missing)}; {wanted}")
+
+
+def _check_training(training: ResolvedTrainingConfig, settings: Mapping[str, _Setting]) -> None:
+    """Raises a `ConfigError` where two settings of the training contradict each other."""
+
+    def given(name: str) -> str:
+        return f"{_given(f'training.{name}', settings[f'training.{name}'])} is impossible"
+
+    steps, warmup_steps = training.steps, training.warmup_steps
+    if steps is not None and training.epochs:
+        raise ConfigError(
+            f"{given('epochs')} with training.steps = {steps}: give one of them, epochs 0 or steps "
+            "null"
+        )
+    if steps is not None and warmup_steps is not None and warmup_steps > steps:
+        raise ConfigError(
+            f"{given('warmup_steps')} with training.steps = {steps}: it must be at most as many"
+        )
+    if training.batch_size % training.accumulation_steps:
+        raise ConfigError(
+            f"{given('accumulation_steps')} with training.batch_size = {training.batch_size}: it "
+            "must divide it, so that all parts are of one size"
+        )
+    if training.lora_alpha and not training.lora_rank:
+        raise ConfigError(
+            f"{given('lora_alpha')} with training.lora_rank = 0, where there are no adapters: set "
+            "lora_rank, or lora_alpha to 0"
+        )
 
 
 def _check_schema(path: str, setting: _Setting) -> None:

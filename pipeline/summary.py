@@ -151,7 +151,11 @@ def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path
                 f"{tensorboard} --logdir {_argument(Path(result.model_run).parent)}",
             )
         )
-    steps.append(("train longer", f"{python} runner_local.py --steps {2 * config.training.steps}"))
+    training = config.training
+    longer = (
+        f"--steps {2 * training.steps}" if training.steps else f"--epochs {2 * training.epochs:g}"
+    )
+    steps.append(("train longer", f"{python} runner_local.py {longer}"))
     steps.append(("all settings", f"{python} runner_local.py --help"))
     return "\n".join(["Result", *_aligned(rows), "", "Next", *_aligned(steps)])
 

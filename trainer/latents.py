@@ -98,6 +98,31 @@ def parse_latents(
         `latent/log_variance` float32 [B, h, w, 4]; with `flip` also `latent/mirror_mean` and
         `latent/mirror_log_variance`.
     """
+    shapes = _float_shapes(preset, image_size, flip)
+    spec = {name: tf.io.FixedLenFeature([], tf.string) for name in ("id", *shapes)}
+    spec["tokens"] = tf.io.FixedLenFeature([preset.text_encoder.max_length], tf.int64)
+    parsed = tf.io.parse_example(serialized, spec)
+    for name, shape in shapes.items():
+        flat = tf.io.decode_raw(parsed[name], tf.float16)
+        # Naming the batch dimension makes a record of another image size an error.
+        values = tf.reshape(flat, (tf.shape(serialized)[0], *shape))
+        parsed[name] = tf.cast(values, tf.float32)
+    return parsed
+
+
+def batch_spec(
+    preset: Preset, image_size: int, flip: bool, batch_size: int
+) -> dict[str, tf.TensorSpec]:
+    """Shapes and types of the numbers in a batch of `training_batches`."""
+    spec = {
+        name: tf.TensorSpec((batch_size, *shape), tf.float32)
+        for name, shape in _float_shapes(preset, image_size, flip).items()
+    }
+    spec["tokens"] = tf.TensorSpec((batch_size, preset.text_encoder.max_length), tf.int64)
+    return spec
+
+
+def _float_shapes(preset: Preset, image_size: int, flip: bool) -> dict[str, tuple[int, ...]]:
     text = preset.text_encoder
     latent = preset.latent_shape(image_size)
     shapes: dict[str, tuple[int, ...]] = {
@@ -107,15 +132,7 @@ def parse_latents(
     }
     if flip:
         shapes |= {"latent/mirror_mean": latent, "latent/mirror_log_variance": latent}
-    spec = {name: tf.io.FixedLenFeature([], tf.string) for name in ("id", *shapes)}
-    spec["tokens"] = tf.io.FixedLenFeature([text.max_length], tf.int64)
-    parsed = tf.io.parse_example(serialized, spec)
-    for name, shape in shapes.items():
-        flat = tf.io.decode_raw(parsed[name], tf.float16)
-        # Naming the batch dimension makes a record of another image size an error.
-        values = tf.reshape(flat, (tf.shape(serialized)[0], *shape))
-        parsed[name] = tf.cast(values, tf.float32)
-    return parsed
+    return shapes
 
 
 def sample_posterior(mean: tf.Tensor, log_variance: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:

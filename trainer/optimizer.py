@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from trainer.distribution import assign_here
+
 _BETA_1 = 0.9
 _BETA_2 = 0.999
 _EPSILON = 1e-8
@@ -22,7 +24,7 @@ class AveragedAdamW:
     def __init__(
         self, variables: Sequence[tf.Variable], *, weight_decay: float, ema_decay: float
     ) -> None:
-        """Creates the state.
+        """Creates the state; under `tf.distribute`, call it in the strategy's scope.
 
         Args:
             variables: What is trained, float32.
@@ -32,19 +34,21 @@ class AveragedAdamW:
         self._variables = list(variables)
         self._weight_decay = weight_decay
         self._ema_decay = ema_decay
-        self.first_moments = [tf.Variable(tf.zeros_like(v), trainable=False) for v in variables]
-        self.second_moments = [tf.Variable(tf.zeros_like(v), trainable=False) for v in variables]
-        self.averages = [tf.Variable(v, trainable=False) for v in variables]
+        self.first_moments = [tf.Variable(tf.zeros(v.shape), trainable=False) for v in variables]
+        self.second_moments = [tf.Variable(tf.zeros(v.shape), trainable=False) for v in variables]
+        self.averages = [tf.Variable(tf.convert_to_tensor(v), trainable=False) for v in variables]
 
     def apply(
         self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor, step: tf.Tensor
     ) -> None:
         """Updates variables, moments and averages.
 
+        Under `tf.distribute`, every replica calls this with the same gradients.
+
         Args:
             gradients: One for each variable, in their order.
             learning_rate: float32 [].
-            step: int [], the number of this step, from 1.
+            step: int [], the number of this update, from 1.
         """
         done = tf.cast(step, tf.float32)
         beta_1_power, beta_2_power = tf.pow(_BETA_1, done), tf.pow(_BETA_2, done)
@@ -60,7 +64,7 @@ class AveragedAdamW:
             strict=True,
         ):
             if self._weight_decay:
-                variable.assign(variable * kept, read_value=False)
+                assign_here(variable, variable * kept)
             tf.raw_ops.ResourceApplyAdam(
                 var=variable.handle,
                 m=first.handle,
@@ -73,4 +77,6 @@ class AveragedAdamW:
                 epsilon=_EPSILON,
                 grad=gradient,
             )
-            average.assign_sub(forgotten * (average - variable), read_value=False)
+            tf.raw_ops.AssignSubVariableOp(
+                resource=average.handle, value=forgotten * (average - variable)
+            )

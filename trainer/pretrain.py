@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import shapes
+from trainer.checkpoints import RunCheckpoints
 from trainer.fine_tuner import Batch, FineTuner, StepRecord
 from trainer.latents import sample_posterior
 from trainer.models import (
@@ -111,16 +112,14 @@ class AutoencoderTrainer:
 
     def train(self, images: np.ndarray, folder: str) -> None:
         """Trains on uint8 [N, H, W, 3] from the last checkpoint in `folder`."""
-        manager = tf.train.CheckpointManager(
-            tf.train.Checkpoint(
-                variables=[v.value for v in self.variables],
-                optimizer=[v.value for v in self.optimizer.variables],
-                step=self.step,
-            ),
+        checkpoints = RunCheckpoints(
             folder,
-            max_to_keep=2,
+            kept=2,
+            variables=[v.value for v in self.variables],
+            optimizer=[v.value for v in self.optimizer.variables],
+            step=self.step,
         )
-        manager.restore_or_initialize()
+        checkpoints.restore()
         config = self._config
         losses: list[float] = []
         for step in range(int(self.step) + 1, config.autoencoder_steps + 1):
@@ -132,7 +131,7 @@ class AutoencoderTrainer:
                 logger.info("autoencoder step %d: loss %.4f", step, np.mean(losses))
                 losses = []
             if step % _CHECKPOINT_EVERY == 0 or step == config.autoencoder_steps:
-                manager.save(checkpoint_number=step)
+                checkpoints.save(step)
 
 
 def standardize_latents(encoder: keras.Model, decoder: keras.Model, images: np.ndarray) -> None:

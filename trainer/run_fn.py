@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
+import platform
 import resource
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import keras
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
+from trainer.distribution import is_chief, training_strategy, wait_for_all
 from trainer.export import (
     DecoderModule,
     DiffusionModelModule,
@@ -27,17 +30,30 @@ from trainer.export import (
     export_models,
 )
 from trainer.fine_tuner import FineTuner, StepRecord, write_history
-from trainer.latents import LatentsManifest, training_batches
+from trainer.latents import LatentsManifest, batch_spec, training_batches
+from trainer.memory import (
+    InsufficientMemoryError,
+    MemoryEstimate,
+    activation_bytes,
+    check_fits,
+    device_memory,
+    estimate_memory,
+    gigabytes,
+    peak_gpu_bytes,
+    program_bytes,
+)
 from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
 from trainer.presets import NETWORKS, Preset, get_preset
 from trainer.progress import TrainingProgress
 from trainer.tokenizer import tokenize
 from trainer.training_config import ResolvedTrainingConfig
-from trainer.weights import base_weights_hash, load_base_weights
+from trainer.weights import base_weights_hash, load_base_weights, preset_for
 
 MODEL_MANIFEST_NAME = "manifest.json"
 
 _ENCODERS = ("text_encoder", "image_encoder")
+_LOGGED = ("loss", "learning_rate", "gradient_norm", "images_per_second", "loss_scale")
+_RECORDED_PACKAGES = ("tensorflow", "keras", "keras-cv", "tfx", "numpy", "safetensors")
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +65,12 @@ class TrainerSettings:
     Attributes:
         preset: Name of the preset.
         image_size: Side of the pictures in pixels.
-        base_weights: `"default"`, `"random"` or a folder.
+        base_weights: `"default"`, `"random"` or a place; see `trainer.weight_sources.locate`.
         base_weights_hash: Hash of all four networks' base weights; it makes TFX's cache see other
             weights at the same place.
         training: Fields of `ResolvedTrainingConfig`.
         validation: `prompts`, `seed`, `num_steps` and `guidance_scale` of the pictures that are
-            drawn before and after training.
+            drawn before and after training, and `every_steps` of it (0: not in between).
         checkpoint_dir: Folder for the checkpoints of all runs; a run finds its own by a hash.
         code_version: Hash of this package's code; it makes TFX's cache see code changes.
     """
@@ -72,6 +88,8 @@ class TrainerSettings:
 def run_fn(fn_args: FnArgs) -> None:
     """Fine-tunes the diffusion model on latents and exports the three SavedModels.
 
+    Of several workers, which `TF_CONFIG` names, all train and the chief alone writes.
+
     Args:
         fn_args: From TFX: `train_files` (the Latents artifact's train split), `custom_config`
             (fields of `TrainerSettings`), `serving_model_dir` and `model_run_dir` (outputs).
@@ -79,109 +97,186 @@ def run_fn(fn_args: FnArgs) -> None:
     Raises:
         ValueError: The latents were made by another preset, size or encoders than the settings
             name, there are fewer than a batch of them, or the base weights have changed.
-        TrainingDivergedError: The loss became infinite or not a number.
+        InsufficientMemoryError: It would not fit into the device's memory.
+        TrainingDivergedError: The loss or its gradients became infinite or not a number.
+        TrainingInterruptedError: SIGTERM came; what was done is saved.
     """
     since = time.monotonic()
     settings = TrainerSettings(**fn_args.custom_config)
     config = ResolvedTrainingConfig(**settings.training)
-    preset = get_preset(settings.preset)
+    # Workers can only be joined before anything else is done with TensorFlow.
+    strategy = training_strategy(config.devices)
+    preset = preset_for(get_preset(settings.preset), settings.base_weights)
     # `train_files` holds patterns `<uri>/Split-train/*`.
     latents_uri = os.path.dirname(os.path.dirname(fn_args.train_files[0]))
     latents = LatentsManifest.read(latents_uri)
     _check_inputs(latents, settings, preset, config)
+    examples = latents.counts["train"]
+    config = config.for_examples(examples, preset)
 
     keras.utils.set_random_seed(config.seed)
-    diffusion_model = build_diffusion_model(preset, settings.image_size)
-    load_base_weights(diffusion_model, "diffusion_model", preset, settings.base_weights)
-    text_encoder = build_text_encoder(preset)
-    load_base_weights(text_encoder, "text_encoder", preset, settings.base_weights)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        diffusion_model = build_diffusion_model(preset, settings.image_size)
+        load_base_weights(diffusion_model, "diffusion_model", preset, settings.base_weights)
+        text_encoder = build_text_encoder(preset)
+        load_base_weights(text_encoder, "text_encoder", preset, settings.base_weights)
     decoder = build_decoder(preset, settings.image_size)
     load_base_weights(decoder, "decoder", preset, settings.base_weights)
+    networks = (text_encoder, diffusion_model, decoder)
     modules = ServingModules(
         TextEncoderModule(text_encoder, preset),
         DiffusionModelModule(diffusion_model, preset, settings.image_size),
         DecoderModule(decoder, preset, settings.image_size),
     )
-    examples = latents.counts["train"]
+    empty_tokens = tf.constant(tokenize([""]))
+    memory_check = _MemoryCheck(networks, config)
+    if not config.lora_rank:
+        trained = networks[:2] if config.train_text_encoder else (diffusion_model,)
+        memory_check([v.value for model in trained for v in model.weights], activations=0)
+    tuner = FineTuner(
+        diffusion_model,
+        preset,
+        config,
+        empty_caption=(
+            empty_tokens if config.train_text_encoder else modules.text_encoder.encode(empty_tokens)
+        )[0],
+        text_encoder=text_encoder if config.train_text_encoder else None,
+        strategy=strategy,
+    )
+    gradients = tuner.trace(
+        batch_spec(preset, settings.image_size, latents.flip, config.batch_size)
+    )
+    estimate = memory_check(tuner.variables, activations=activation_bytes(gradients))
+    parameters = {model.name: model.count_params() for model in networks}
+    trainable = sum(v.shape.num_elements() for v in tuner.variables)
+    assert config.steps is not None
     logger.info(
-        "Training %s parameters: %d steps of %d pictures, %.1f epochs of %d.",
-        f"{diffusion_model.count_params():,}",
+        "Training %s of %s parameters: %d steps of %d pictures, %.1f epochs of %d.",
+        f"{trainable:,}",
+        f"{sum(parameters.values()):,}",
         config.steps,
         config.batch_size,
         config.steps * config.batch_size / examples,
         examples,
     )
+    logger.info("Memory needed, about: %s; %s.", estimate, memory_check.available)
 
-    folder = os.path.join(settings.checkpoint_dir, _run_hash(settings, latents))
-    validation = os.path.join(folder, "validation")
-    _draw_validation(modules, settings.validation, os.path.join(validation, "step_000000"))
-    tuner = FineTuner(
-        diffusion_model,
-        preset,
-        config,
-        empty_caption=modules.text_encoder.encode(tf.constant(tokenize([""])))[0],
+    folder = os.path.join(settings.checkpoint_dir, _run_hash(settings, latents, latents_uri))
+    writes = is_chief(strategy)
+    train_log = (
+        tf.summary.create_file_writer(os.path.join(folder, "train"))
+        if writes
+        else tf.summary.create_noop_writer()
     )
+
+    def draw(step: int) -> None:
+        if writes:
+            pictures = os.path.join(folder, "validation", f"step_{step:06d}")
+            _draw_validation(modules, settings.validation, pictures, step)
+
     files = tf.io.gfile.glob(list(fn_args.train_files))
-    train_log = tf.summary.create_file_writer(os.path.join(folder, "train"))
-    training_since = time.monotonic()
-    with TrainingProgress(config.steps) as progress, train_log.as_default():
+    with train_log.as_default():
+        # As they are exported, so that the same traces serve.
+        with tuner.averaged():
+            draw(0)
+        training_since = time.monotonic()
+        with TrainingProgress(config.steps) as progress:
 
-        def on_record(record: StepRecord) -> None:
-            progress.update(record)
-            for name in ("loss", "learning_rate", "gradient_norm", "images_per_second"):
-                tf.summary.scalar(name, getattr(record, name), step=record.step)
+            def on_record(record: StepRecord) -> None:
+                progress.update(record)
+                for name in _LOGGED:
+                    tf.summary.scalar(name, getattr(record, name), step=record.step)
 
-        history = tuner.train(
-            lambda first_step: training_batches(
-                files,
-                preset,
-                settings.image_size,
-                flip=latents.flip,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                first_step=first_step,
-                num_examples=examples,
-            ),
-            folder,
-            on_record,
-        )
-    training_seconds = time.monotonic() - training_since
+            history = tuner.train(
+                lambda first_step: training_batches(
+                    files,
+                    preset,
+                    settings.image_size,
+                    flip=latents.flip,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    first_step=first_step,
+                    num_examples=examples,
+                ),
+                folder,
+                on_record,
+                draw=draw,
+                draw_every_steps=settings.validation["every_steps"],
+            )
+        training_seconds = time.monotonic() - training_since
+        tuner.assign_averages()
+        draw(config.steps)
     train_log.close()
+    if writes:
+        export_models(fn_args.serving_model_dir, modules)
+        if tuner.adapters:
+            tuner.adapters.save(fn_args.serving_model_dir)
+        manifest = {
+            "preset": preset.name,
+            "image_size": settings.image_size,
+            **dataclasses.asdict(config),
+            "text_encoder_trained": config.train_text_encoder,
+            "numerics": preset.numerics,
+            "base_weights_source": settings.base_weights,
+            "base_weights": {
+                network: base_weights_hash(preset, settings.base_weights, [network])
+                for network in NETWORKS
+            },
+            "latents": {"uri": latents_uri, **dataclasses.asdict(latents)},
+            "defaults": {
+                name: settings.validation[name] for name in ("num_steps", "guidance_scale")
+            },
+            "parameters": parameters,
+            "trainable_parameters": trainable,
+            "replicas": strategy.num_replicas_in_sync if strategy else 1,
+            "final_loss": history[-1].loss,
+            "images_per_second": sorted(r.images_per_second for r in history)[len(history) // 2],
+            "training_seconds": round(training_seconds, 1),
+            "wall_time_seconds": round(time.monotonic() - since, 1),
+            "estimated_memory_bytes": estimate.total,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_gpu_memory_bytes": peak_gpu_bytes(),
+            "code_version": settings.code_version,
+            "git_commit": _git_commit(),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
+            },
+        }
+        path = os.path.join(fn_args.serving_model_dir, MODEL_MANIFEST_NAME)
+        with tf.io.gfile.GFile(path, "w") as f:
+            f.write(json.dumps(manifest, indent=2, sort_keys=True))
+        write_history(history, fn_args.model_run_dir)
+        for name in ("train", "validation"):
+            _copy_tree(os.path.join(folder, name), os.path.join(fn_args.model_run_dir, name))
+    # TFX looks for the model when this returns, in every worker.
+    wait_for_all(strategy)
 
-    tuner.assign_averages()
-    final = os.path.join(validation, f"step_{config.steps:06d}")
-    _draw_validation(modules, settings.validation, final)
-    export_models(fn_args.serving_model_dir, modules)
-    manifest = {
-        "preset": preset.name,
-        "image_size": settings.image_size,
-        **dataclasses.asdict(config),
-        "base_weights": {
-            network: base_weights_hash(preset, settings.base_weights, [network])
-            for network in NETWORKS
-        },
-        "latents": {"uri": latents_uri, **dataclasses.asdict(latents)},
-        "defaults": {name: settings.validation[name] for name in ("num_steps", "guidance_scale")},
-        "parameters": {
-            model.name: model.count_params() for model in (text_encoder, diffusion_model, decoder)
-        },
-        "final_loss": history[-1].loss,
-        "images_per_second": sorted(r.images_per_second for r in history)[len(history) // 2],
-        "training_seconds": round(training_seconds, 1),
-        "wall_time_seconds": round(time.monotonic() - since, 1),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "code_version": settings.code_version,
-        "git_commit": _git_commit(),
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("tensorflow", "keras", "keras-cv", "tfx")
-        },
-    }
-    with tf.io.gfile.GFile(os.path.join(fn_args.serving_model_dir, MODEL_MANIFEST_NAME), "w") as f:
-        f.write(json.dumps(manifest, indent=2, sort_keys=True))
-    write_history(history, fn_args.model_run_dir)
-    for name in ("train", "validation"):
-        _copy_tree(os.path.join(folder, name), os.path.join(fn_args.model_run_dir, name))
+
+class _MemoryCheck:
+    """Holds what training takes against what there is."""
+
+    def __init__(self, networks: Sequence[keras.Model], config: ResolvedTrainingConfig) -> None:
+        self._networks = networks
+        self._config = config
+        self._device, self._bytes = device_memory()
+        on_gpu = bool(tf.config.list_logical_devices("GPU"))
+        self._program = 0 if on_gpu else program_bytes(networks)
+
+    @property
+    def available(self) -> str:
+        return f"{self._device} has {gigabytes(self._bytes)}"
+
+    def __call__(self, trained: Sequence[tf.Variable], *, activations: int) -> MemoryEstimate:
+        estimate = estimate_memory(
+            self._networks, trained, self._config, activations=activations, program=self._program
+        )
+        problem = check_fits(estimate, self._bytes, self._device, self._config)
+        if problem and self._config.memory_check == "refuse":
+            raise InsufficientMemoryError(problem)
+        if problem and activations:
+            logger.warning("%s", problem)
+        return estimate
 
 
 def _check_inputs(
@@ -210,15 +305,21 @@ def _check_inputs(
         )
 
 
-def _run_hash(settings: TrainerSettings, latents: LatentsManifest) -> str:
+def _run_hash(settings: TrainerSettings, latents: LatentsManifest, latents_uri: str) -> str:
     """Names the run by all that decides its result, so that a restart finds its checkpoints."""
-    facts = {**dataclasses.asdict(settings), **dataclasses.asdict(latents)}
+    # Other pictures of the same number have the same manifest, but never the same address.
+    facts = {**dataclasses.asdict(settings), **dataclasses.asdict(latents), "uri": latents_uri}
     del facts["checkpoint_dir"]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _draw_validation(modules: ServingModules, validation: Mapping[str, Any], folder: str) -> None:
-    """Draws every validation prompt with the models as they are, into `<folder>/NN.png`."""
+def _draw_validation(
+    modules: ServingModules, validation: Mapping[str, Any], folder: str, step: int
+) -> None:
+    """Draws every validation prompt with the models as they are.
+
+    Into `<folder>/NN.png`, and as TensorBoard's images of `step`.
+    """
     tf.io.gfile.makedirs(folder)
     for index, prompt in enumerate(validation["prompts"]):
         contexts = modules.text_encoder.text([prompt], [""])
@@ -231,6 +332,8 @@ def _draw_validation(modules: ServingModules, validation: Mapping[str, Any], fol
         encoded = modules.decoder.png(**latent)["image"][0]
         with tf.io.gfile.GFile(os.path.join(folder, f"{index:02d}.png"), "wb") as f:
             f.write(encoded.numpy())
+        picture = tf.io.decode_png(encoded, channels=3)[None]
+        tf.summary.image(f"validation/{index:02d}", picture, step=step, description=prompt)
     with tf.io.gfile.GFile(os.path.join(os.path.dirname(folder), "prompts.json"), "w") as f:
         f.write(json.dumps(dict(validation), indent=2, sort_keys=True))
 

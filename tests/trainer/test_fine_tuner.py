@@ -1,80 +1,57 @@
 """The training step against NumPy, and runs that are stopped and resumed."""
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import small_runs
 import tensorflow as tf
+from small_runs import batch_of, batches_from, config, state, tuner
 
 from trainer.fine_tuner import (
-    Batch,
     FineTuner,
     TrainingDivergedError,
     learning_rate_at,
     read_history,
 )
-from trainer.models import build_diffusion_model
 from trainer.noise_schedule import alphas_cumprod, timestep_embedding
-from trainer.presets import Preset
-from trainer.training_config import ResolvedTrainingConfig, TrainingConfig
-from trainer.weights import load_base_weights
 
 
-def config(preset: Preset, **overrides) -> ResolvedTrainingConfig:
-    settings = {
-        "steps": 6,
-        "batch_size": 4,
-        "learning_rate": 1e-2,
-        "learning_rate_schedule": "constant",
-        "warmup_steps": 2,
-        "ema_decay": 0.9,
-        "checkpoint_every_steps": 2,
-        "log_every_steps": 1,
-        "seed": 3,
-    }
-    return TrainingConfig(**{**settings, **overrides}).resolved(preset)
+class Spy(keras.Model):
+    """Predicts what its inputs add up to, and remembers them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[np.ndarray]] = []
+
+    def call(self, inputs, training=False):
+        self.seen.append([np.array(x) for x in inputs])
+        return 0.5 * inputs[0] + tf.reduce_mean(inputs[2], axis=[1, 2])[:, None, None, None]
 
 
-def batch_of(step: int) -> Batch:
-    rng = np.random.default_rng(step)
-    return {
-        "latent/mean": tf.constant(rng.standard_normal((4, 8, 8, 4)), tf.float32),
-        "latent/log_variance": tf.constant(rng.standard_normal((4, 8, 8, 4)) - 4, tf.float32),
-        "context": tf.constant(rng.standard_normal((4, 77, 8)), tf.float32),
-    }
+def spied_on(**overrides) -> tuple[FineTuner, Spy]:
+    spy = Spy()
+    subject = FineTuner(
+        spy, small_runs.preset(), config(**overrides), empty_caption=tf.zeros((77, 8))
+    )
+    return subject, spy
 
 
-def batches_from(first_step: int) -> Iterator[Batch]:
-    while True:
-        yield batch_of(first_step)
-        first_step += 1
-
-
-def tuner(preset: Preset, **overrides) -> FineTuner:
-    model = build_diffusion_model(preset, 64)
-    load_base_weights(model, "diffusion_model", preset, "random")
-    return FineTuner(model, preset, config(preset, **overrides), empty_caption=tf.zeros((77, 8)))
-
-
-def weights(tuner: FineTuner) -> list[np.ndarray]:
-    return [np.array(v) for v in (*tuner.variables, *tuner.optimizer.averages)]
-
-
-def test_loss_is_the_mean_squared_error_of_epsilon_by_hand(small_preset: Preset) -> None:
-    subject = tuner(small_preset, caption_dropout=0.0)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"min_snr_gamma": 5.0},
+        {"noise_offset": 0.3},
+        {"min_snr_gamma": 0.5, "noise_offset": 0.1},
+    ],
+    ids=str,
+)
+def test_loss_is_the_mean_squared_error_of_epsilon_by_hand(options: dict[str, float]) -> None:
+    subject, spy = spied_on(caption_dropout=0.0, **options)
     batch, step = batch_of(0), tf.constant(5, tf.int64)
-    seen = {}
-
-    class Spy(keras.Model):
-        def call(self, inputs, training=False):
-            seen["inputs"] = [np.array(x) for x in inputs]
-            seen["prediction"] = subject_model(inputs, training=training)
-            return seen["prediction"]
-
-    subject_model, subject.diffusion_model = subject.diffusion_model, Spy()
     loss = float(subject.loss(batch, step))
 
     key = tf.random.experimental.stateless_fold_in(tf.constant([3, 0], tf.int64), step)
@@ -85,41 +62,77 @@ def test_loss_is_the_mean_squared_error_of_epsilon_by_hand(small_preset: Preset)
     )
     timesteps = tf.random.stateless_uniform([4], time_key, 0, 1000, tf.int32).numpy()
     epsilon = tf.random.stateless_normal((4, 8, 8, 4), noise_key).numpy()
-    alpha = alphas_cumprod()[timesteps][:, None, None, None]
-    noisy = np.sqrt(alpha) * latent + np.sqrt(1 - alpha) * epsilon
-    np.testing.assert_allclose(seen["inputs"][0], noisy, atol=1e-4)
-    np.testing.assert_allclose(seen["inputs"][1], timestep_embedding(timesteps, 8), atol=1e-5)
-    np.testing.assert_allclose(seen["inputs"][2], batch["context"])
-    assert loss == pytest.approx(np.mean((epsilon - seen["prediction"]) ** 2), rel=1e-5)
+    offset_key = tf.random.experimental.stateless_fold_in(noise_key, 1)
+    offset = tf.random.stateless_normal((4, 1, 1, 4), offset_key).numpy()
+    epsilon = epsilon + options.get("noise_offset", 0.0) * offset
+    alpha = alphas_cumprod()[timesteps].astype(np.float64)
+    factor = alpha[:, None, None, None]
+    noisy = np.sqrt(factor) * latent + np.sqrt(1 - factor) * epsilon
+    [inputs] = spy.seen
+    np.testing.assert_allclose(inputs[0], noisy, atol=1e-4)
+    np.testing.assert_allclose(inputs[1], timestep_embedding(timesteps, 8), atol=1e-5)
+    np.testing.assert_allclose(inputs[2], batch["context"])
+
+    predicted = 0.5 * noisy + batch["context"].numpy().mean((1, 2))[:, None, None, None]
+    ratio = alpha / (1 - alpha)
+    gamma = options.get("min_snr_gamma", np.inf)
+    weights = np.array([min(r, gamma) / r for r in ratio])
+    losses = np.mean((epsilon - predicted) ** 2, axis=(1, 2, 3))
+    assert loss == pytest.approx(np.mean(weights * losses), rel=1e-4)
 
 
-def test_captions_are_dropped_at_the_given_rate(small_preset: Preset) -> None:
-    subject = tuner(small_preset, caption_dropout=0.3)
-    dropped = []
+def test_parts_of_a_batch_add_up_to_its_loss() -> None:
+    subject, _ = spied_on(caption_dropout=0.5, noise_offset=0.1)
+    batch, step = batch_of(0), tf.constant(2, tf.int64)
+    parts = [
+        float(subject.loss({k: v[row : row + 1] for k, v in batch.items()}, step, row))
+        for row in range(4)
+    ]
+    assert sum(parts) == pytest.approx(float(subject.loss(batch, step)), rel=1e-6)
+    assert len(set(parts)) == 4
 
-    class Spy(keras.Model):
-        def call(self, inputs, training=False):
-            dropped.extend(np.all(np.asarray(inputs[2]) == 0.0, axis=(1, 2)))
-            return inputs[0]
 
-    subject.diffusion_model = Spy()
+def test_captions_are_dropped_at_the_given_rate() -> None:
+    subject, spy = spied_on(caption_dropout=0.3)
     for step in range(100):
         subject.loss(batch_of(0), tf.constant(step, tf.int64))
+    dropped = [np.all(context == 0.0, axis=(1, 2)) for _, _, context in spy.seen]
     assert np.mean(dropped) == pytest.approx(0.3, abs=0.07)
 
 
-def test_clipping_is_global(small_preset: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = tuner(small_preset, max_gradient_norm=0.05)
+def test_a_dropped_caption_becomes_the_tokens_of_the_empty_one() -> None:
+    seen = []
+
+    class TextSpy(keras.Model):
+        def call(self, inputs, training=False):
+            seen.append(np.array(inputs[0]))
+            np.testing.assert_array_equal(inputs[1], np.tile(np.arange(77), (4, 1)))
+            return tf.zeros((4, 77, 8))
+
+    subject, _ = spied_on(caption_dropout=0.4)
+    subject.text_encoder = TextSpy()
+    subject._empty_caption = tf.fill([77], 7)
+    for step in range(50):
+        subject.loss(batch_of(0), tf.constant(step, tf.int64))
+    dropped = np.all(np.array(seen) == 7, axis=2)
+    assert dropped.mean() == pytest.approx(0.4, abs=0.08)
+    kept = np.array(seen)[~dropped]
+    assert {tuple(t) for t in kept} == {tuple(t) for t in batch_of(0)["tokens"].numpy()}
+
+
+def test_clipping_is_global(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, _ = spied_on(max_gradient_norm=0.05)
     applied: list[np.ndarray] = []
     monkeypatch.setattr(
         subject.optimizer,
         "apply",
         lambda gradients, learning_rate, step: applied.extend(g.numpy() for g in gradients),
     )
-    _, norm = subject._train_step(batch_of(0))
-    assert float(norm) > 0.05
-    clipped = np.sqrt(sum(np.square(g).sum() for g in applied))
-    assert clipped == pytest.approx(0.05, rel=1e-4)
+    gradients = [tf.constant([3.0, 4.0]), tf.constant([[12.0]])]
+    _, norm, _ = subject._update(tf.constant(1.0), gradients, None)
+    assert float(norm) == pytest.approx(13.0)
+    np.testing.assert_allclose(applied[0], np.array([3.0, 4.0]) * 0.05 / 13, rtol=1e-5)
+    np.testing.assert_allclose(applied[1], [[12.0 * 0.05 / 13]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -130,56 +143,84 @@ def test_clipping_is_global(small_preset: Preset, monkeypatch: pytest.MonkeyPatc
         ("cosine", [0.5, 1.0, 1.0, 0.5 + 0.5 * np.cos(np.pi / 4), 0.5 - 0.5 * np.cos(np.pi / 4)]),
     ],
 )
-def test_learning_rate_by_hand(small_preset: Preset, schedule: str, expected: list[float]) -> None:
-    settings = config(small_preset, learning_rate=1.0, learning_rate_schedule=schedule)
+def test_learning_rate_by_hand(schedule: str, expected: list[float]) -> None:
+    settings = config(learning_rate=1.0, learning_rate_schedule=schedule)
     actual = [float(learning_rate_at(settings, tf.constant(step))) for step in (0, 1, 2, 3, 5)]
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_never_stopped(
-    small_preset: Preset, tmp_path: Path
-) -> None:
-    whole = tuner(small_preset)
+def facts(records) -> list[tuple]:
+    return [(r.step, r.loss, r.learning_rate, r.gradient_norm) for r in records]
+
+
+def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_never_stopped(tmp_path: Path) -> None:
+    # Records every four steps: the one of step 4 spans the checkpoint that is resumed from.
+    settings = {"log_every_steps": 4, "checkpoint_every_steps": 3}
+    whole = tuner(**settings)
     history = whole.train(batches_from, str(tmp_path / "whole"))
+    assert [r.step for r in history] == [4, 6]
 
     class Stopped(Exception):
         pass
 
-    def stop(record) -> None:
-        if record.step == 5:
-            raise Stopped
+    def stopping(first_step: int) -> Iterator:
+        for step, batch in enumerate(batches_from(first_step), first_step + 1):
+            if step == 6:
+                raise Stopped
+            yield batch
 
     with pytest.raises(Stopped):
-        tuner(small_preset).train(batches_from, str(tmp_path / "stopped"), stop)
-    resumed = tuner(small_preset)
+        tuner(**settings).train(stopping, str(tmp_path / "stopped"))
+    resumed = tuner(**settings)
     steps: list[int] = []
     resumed_history = resumed.train(
         batches_from, str(tmp_path / "stopped"), lambda record: steps.append(record.step)
     )
-    assert steps == [5, 6]
-    for a, b in zip(weights(whole), weights(resumed), strict=True):
+    assert steps == [4, 6]
+    for a, b in zip(state(whole), state(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
-
-    def facts(records) -> list[tuple]:
-        return [(r.step, r.loss, r.learning_rate, r.gradient_norm) for r in records]
-
     assert facts(resumed_history) == facts(history)
     assert facts(read_history(str(tmp_path / "stopped"))) == facts(history)
 
+    # The averages take the weights' place for as long as pictures are drawn, and no longer.
+    before = state(resumed)
+    averages = [np.array(v) for v in resumed.optimizer.averages]
+    with resumed.averaged():
+        for variable, average in zip(resumed.variables, averages, strict=True):
+            np.testing.assert_array_equal(variable, average)
+    for a, b in zip(before, state(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
 
-def test_a_loss_that_is_not_a_number_stops_the_run(small_preset: Preset, tmp_path: Path) -> None:
-    def broken(first_step: int) -> Iterator[Batch]:
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_as_many_checkpoints_are_kept_as_asked_for(tmp_path: Path, kept: int) -> None:
+    subject, _ = spied_on(checkpoint_every_steps=1, checkpoints_kept=kept)
+    subject.train_step = lambda batch, stop: (None, None, subject.step.assign_add(1))
+    subject.train(batches_from, str(tmp_path))
+    found = sorted(path.stem for path in tmp_path.glob("ckpt-*.index"))
+    assert found == [f"ckpt-{step}" for step in range(7 - kept, 7)]
+
+
+def test_pictures_are_drawn_every_so_many_steps(tmp_path: Path) -> None:
+    subject, _ = spied_on()
+    subject.train_step = lambda batch, stop: (None, None, subject.step.assign_add(1))
+    drawn: list[int] = []
+    subject.train(batches_from, str(tmp_path), draw=drawn.append, draw_every_steps=2)
+    assert drawn == [2, 4]
+
+
+def test_a_loss_that_is_not_a_number_names_step_examples_and_checkpoint(tmp_path: Path) -> None:
+    def broken(first_step: int) -> Iterator:
         for step, batch in enumerate(batches_from(first_step)):
             factor = np.nan if step == 3 else 1.0
             yield {**batch, "context": batch["context"] * factor}
 
-    with pytest.raises(TrainingDivergedError, match=r"step 4.*ckpt-2"):
-        tuner(small_preset).train(broken, str(tmp_path))
+    # The next record, where the loss is looked at, is that of step 6.
+    with pytest.raises(TrainingDivergedError, match=r"step 4; .* 3-0, 3-1, 3-2, 3-3; .*ckpt-2"):
+        tuner(log_every_steps=6, checkpoint_every_steps=2).train(broken, str(tmp_path))
+    assert not (tmp_path / "ckpt-4.index").exists()
 
 
-def test_settings_left_open_are_the_presets(small_preset: Preset) -> None:
-    resolved = TrainingConfig(steps=10).resolved(small_preset)
-    assert resolved.steps == 10
-    assert resolved.batch_size == small_preset.training.batch_size
-    assert resolved.warmup_steps == 5
-    assert not any(value is None for value in dataclasses.asdict(resolved).values())
+def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"training\.batch_size = 4 cannot be shared out.* of 3 "):
+        spied_on(accumulation_steps=3)

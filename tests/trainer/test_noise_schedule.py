@@ -3,10 +3,12 @@ import pytest
 import tensorflow as tf
 from keras_cv.src.models.stable_diffusion.constants import _ALPHAS_CUMPROD
 from keras_cv.src.models.stable_diffusion.noise_scheduler import NoiseScheduler
+from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusionBase
 
 from trainer.noise_schedule import (
     add_noise,
     alphas_cumprod,
+    min_snr_weights,
     sampling_timesteps,
     timestep_embedding,
 )
@@ -38,6 +40,25 @@ def test_timestep_embedding_by_hand(width: int) -> None:
     angles = timesteps[:, None] * np.exp(-np.log(10_000) * np.arange(half) / half)[None]
     expected = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
     np.testing.assert_allclose(timestep_embedding(timesteps, width), expected, atol=1e-4)
+
+
+def test_timestep_embeddings_of_a_batch_are_keras_cvs_one_by_one() -> None:
+    timesteps = np.array([0, 1, 2, 500, 998, 999])
+    base = StableDiffusionBase(64, 64)
+    expected = [base._get_timestep_embedding(int(t), batch_size=1)[0] for t in timesteps]
+    np.testing.assert_allclose(timestep_embedding(timesteps, 320), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [0.1, 5.0, 1e6])
+def test_min_snr_weights_by_hand(gamma: float) -> None:
+    alpha = np.array(_ALPHAS_CUMPROD, np.float64)
+    ratio = alpha / (1 - alpha)
+    expected = [min(r, gamma) / r for r in ratio]
+    actual = min_snr_weights(tf.range(1000), gamma)
+    assert actual.dtype == tf.float32
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+    # More noise than gamma allows signal: nothing is taken off.
+    np.testing.assert_array_equal(np.asarray(actual)[ratio < gamma * 0.99], 1.0)
 
 
 @pytest.mark.parametrize("num_steps", [*range(1, 101), 250, 1000])

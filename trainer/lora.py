@@ -1,0 +1,164 @@
+"""Low-rank adapters on the attention projections (LoRA, Hu et al. 2022)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+
+import keras
+import numpy as np
+import safetensors.numpy
+import tensorflow as tf
+
+LORA_NAME = "lora.safetensors"
+
+_UNET_PROJECTIONS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "out_proj": "to_out_0"}
+_TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def diffusion_model_projections(model: keras.Model) -> dict[str, keras.layers.Dense]:
+    """The U-Net's attention projections by the names that kohya's LoRA files give them."""
+    return {
+        f"lora_unet_{_underscored(block)}_transformer_blocks_0_{attention}_{theirs}": getattr(
+            getattr(block.transformer_block, attention), ours
+        )
+        for block in model.layers
+        if hasattr(block, "transformer_block")
+        for attention in ("attn1", "attn2")
+        for ours, theirs in _UNET_PROJECTIONS.items()
+    }
+
+
+def text_encoder_projections(model: keras.Model) -> dict[str, keras.layers.Dense]:
+    """The text encoder's attention projections by the names that kohya's LoRA files give them."""
+    return {
+        f"lora_te_{_underscored(block)}_self_attn_{name}": getattr(block.clip_attn, name)
+        for block in model.layers
+        if hasattr(block, "clip_attn")
+        for name in _TEXT_PROJECTIONS
+    }
+
+
+def _underscored(layer: keras.layers.Layer) -> str:
+    return str(layer.name).replace(".", "_")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Adapter:
+    """Adds `scale * (x @ down) @ up` to what its layer gives."""
+
+    layer: keras.layers.Dense
+    down: tf.Variable
+    up: tf.Variable
+    scale: float
+
+    def attach(self) -> None:
+        own_call: Callable[..., tf.Tensor] = type(self.layer).call
+
+        def call(x: tf.Tensor, *args: object, **kwargs: object) -> tf.Tensor:
+            # Not added to the kernel, in whose 16-bit rounding a small change would be lost.
+            low = tf.matmul(x, tf.cast(self.down, x.dtype))
+            change = tf.matmul(low, tf.cast(self.up, x.dtype))
+            return own_call(self.layer, x, *args, **kwargs) + self.scale * change
+
+        # Not a layer of its own in the network: that would change the order of its weights, which
+        # is how weight files and exported models know them.
+        object.__setattr__(self.layer, "call", call)
+
+    def detach(self) -> None:
+        object.__delattr__(self.layer, "call")
+
+    def merge(self) -> None:
+        change = tf.matmul(tf.convert_to_tensor(self.down), tf.convert_to_tensor(self.up))
+        self.layer.kernel.assign(self.layer.kernel + self.scale * change)
+
+
+class LowRankAdapters:
+    """One adapter for each projection; the projections' own weights stay as they are.
+
+    Attributes:
+        variables: What is trained, float32, for each projection `down` [width in, rank] and `up`
+            [rank, width out].
+    """
+
+    def __init__(
+        self,
+        projections: Mapping[str, keras.layers.Dense],
+        *,
+        rank: int,
+        alpha: float,
+        seed: int,
+    ) -> None:
+        """Attaches the adapters; under `tf.distribute`, call it in the strategy's scope.
+
+        At the start they change nothing: `up` is zero.
+
+        Args:
+            projections: By name.
+            rank: Of every adapter.
+            alpha: An adapter's change counts `alpha / rank`.
+            seed: Decides the initial `down`.
+        """
+        self._rank = rank
+        self._alpha = alpha
+        self._adapters: dict[str, _Adapter] = {}
+        for index, (name, layer) in enumerate(projections.items()):
+            width_in, width_out = layer.kernel.shape
+            rng = np.random.default_rng([seed, index])
+            # As the paper's own code starts them: uniform, of variance 1 / (3 * width).
+            limit = width_in**-0.5
+            down = rng.uniform(-limit, limit, (width_in, rank)).astype(np.float32)
+            self._adapters[name] = _Adapter(
+                layer,
+                tf.Variable(down, name=f"{name}_down"),
+                tf.Variable(tf.zeros((rank, width_out)), name=f"{name}_up"),
+                alpha / rank,
+            )
+        for adapter in self._adapters.values():
+            adapter.attach()
+
+    @property
+    def variables(self) -> list[tf.Variable]:  # noqa: D102
+        return [v for adapter in self._adapters.values() for v in (adapter.down, adapter.up)]
+
+    @contextlib.contextmanager
+    def merged(self) -> Iterator[None]:
+        """Within this, the networks hold the adapters in their own weights, as exported ones do."""
+        before = [tf.identity(adapter.layer.kernel) for adapter in self._adapters.values()]
+        self.merge()
+        try:
+            yield
+        finally:
+            for adapter, kernel in zip(self._adapters.values(), before, strict=True):
+                adapter.layer.kernel.assign(kernel)
+                adapter.attach()
+
+    def merge(self) -> None:
+        """Adds the adapters to the networks' own weights and takes them off."""
+        for adapter in self._adapters.values():
+            adapter.detach()
+            adapter.merge()
+
+    def save(self, folder: str) -> None:
+        """Writes `<folder>/lora.safetensors` with kohya's keys, which diffusers and others read.
+
+        For each projection `lora_down.weight` [rank, width in], `lora_up.weight` [width out, rank]
+        and `alpha` [], float32.
+        """
+        tensors = {}
+        for name, adapter in self._adapters.items():
+            tensors[f"{name}.lora_down.weight"] = _transposed(adapter.down)
+            tensors[f"{name}.lora_up.weight"] = _transposed(adapter.up)
+            tensors[f"{name}.alpha"] = np.asarray(self._alpha, np.float32)
+        with tempfile.TemporaryDirectory() as scratch:
+            local = os.path.join(scratch, LORA_NAME)
+            safetensors.numpy.save_file(tensors, local)
+            tf.io.gfile.makedirs(folder)
+            tf.io.gfile.copy(local, os.path.join(folder, LORA_NAME), overwrite=True)
+
+
+def _transposed(variable: tf.Variable) -> np.ndarray:
+    return np.ascontiguousarray(variable.numpy().T)

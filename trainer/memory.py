@@ -1,0 +1,220 @@
+"""How much memory training will need, said before it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from tensorflow.python.client import device_lib
+
+from trainer.training_config import ResolvedTrainingConfig
+
+_FLOAT32 = 4
+# Their output is their input's memory, or nothing worth counting.
+_ALIASES = frozenset(
+    {"Identity", "IdentityN", "Reshape", "Squeeze", "ExpandDims", "StopGradient"}
+    | {"PreventGradient", "ReadVariableOp"}
+)
+_FREE = frozenset({"Const", "Placeholder", "VarHandleOp", "Shape", "NoOp"})
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+class InsufficientMemoryError(ValueError):
+    """Training cannot fit into the device's memory; the message says what would help."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that training takes on one device.
+
+    Attributes:
+        weights: Of all networks in memory, float32.
+        gradients: Of what is trained; twice that where they are accumulated.
+        optimizer: AdamW's two moments.
+        averages: The moving average of what is trained.
+        activations: Kept for, or made in, the backward pass; see `activation_bytes`.
+        program: What the process holds besides; zero on a GPU.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    averages: int
+    activations: int
+    program: int
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return sum(dataclasses.astuple(self))
+
+    def __str__(self) -> str:
+        parts = ", ".join(
+            f"{field.name} {gigabytes(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)
+        )
+        return f"{gigabytes(self.total)} ({parts})"
+
+
+def estimate_memory(
+    models: Sequence[keras.Model],
+    trained: Sequence[tf.Variable],
+    config: ResolvedTrainingConfig,
+    *,
+    activations: int,
+    program: int,
+) -> MemoryEstimate:
+    """What training takes on one device.
+
+    Args:
+        models: All networks that are in memory.
+        trained: The variables that are trained; where adapters are, they are not the models' own.
+        config: Hyperparameters.
+        activations: From `activation_bytes`; zero before the step is traced.
+        program: From `program_bytes`, on a CPU.
+    """
+    own = {id(v.value) for model in models for v in model.weights}
+    parameters = sum(model.count_params() for model in models)
+    parameters += sum(v.shape.num_elements() for v in trained if id(v) not in own)
+    size = _FLOAT32 * sum(v.shape.num_elements() for v in trained)
+    return MemoryEstimate(
+        weights=_FLOAT32 * parameters,
+        gradients=size * (2 if config.accumulation_steps > 1 else 1),
+        optimizer=2 * size,
+        averages=size,
+        activations=activations,
+        program=program,
+    )
+
+
+def activation_bytes(gradients: Sequence[tf.Tensor]) -> int:
+    """Peak of what is in memory while a traced step computes its gradients, without them.
+
+    Walks the graph's operations in the order they were made, as if each ran at once after the one
+    before: outputs come into memory, inputs leave it after their last use. The executor keeps no
+    such order, fuses some operations and computes others in place; a library may need scratch
+    space. Measured on CPU against the process' real peak, in float32 at `sd-v1-4`'s U-Net, see
+    tests/trainer/test_memory.py.
+
+    Args:
+        gradients: All from one `tf.Graph` with a known batch size.
+    """
+    graph = gradients[0].graph
+
+    def root(tensor: tf.Tensor) -> tf.Tensor:
+        """The tensor whose memory this one is."""
+        while tensor.op.type in _ALIASES:
+            tensor = tensor.op.inputs[tensor.value_index if tensor.op.type == "IdentityN" else 0]
+        return tensor
+
+    needed = _ancestors(gradients)
+    kept_out = {root(g).ref() for g in gradients}
+    operations = [op for op in graph.get_operations() if op in needed]
+    last_use: dict[object, int] = {}
+    for position, op in enumerate(operations):
+        if op.type not in _ALIASES:
+            for tensor in op.inputs:
+                last_use[root(tensor).ref()] = position
+    live = peak = 0
+    leaving: dict[int, list[int]] = {}
+    for position, op in enumerate(operations):
+        if op.type not in _ALIASES and op.type not in _FREE:
+            for tensor in op.outputs:
+                if tensor.ref() in kept_out or tensor.ref() not in last_use:
+                    continue
+                size = _tensor_bytes(tensor)
+                live += size
+                leaving.setdefault(last_use[tensor.ref()], []).append(size)
+        peak = max(peak, live)
+        live -= sum(leaving.pop(position, ()))
+    return peak
+
+
+def _ancestors(tensors: Sequence[tf.Tensor]) -> Collection[tf.Operation]:
+    found: set[tf.Operation] = set()
+    waiting = [t.op for t in tensors]
+    while waiting:
+        op = waiting.pop()
+        if op not in found:
+            found.add(op)
+            waiting += [t.op for t in op.inputs]
+    return found
+
+
+def _tensor_bytes(tensor: tf.Tensor) -> int:
+    elements = tensor.shape.num_elements()
+    # Of unknown size are numbers that describe shapes.
+    return 0 if elements is None or tensor.dtype == tf.resource else elements * tensor.dtype.size
+
+
+def program_bytes(models: Sequence[keras.Model]) -> int:
+    """What this process holds now, in main memory, besides the models' weights."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    held = pages * resource.getpagesize()
+    return max(0, held - _FLOAT32 * sum(model.count_params() for model in models))
+
+
+def device_memory() -> tuple[str, int]:
+    """The device that training runs on, in words, and its memory in bytes.
+
+    Of several GPUs the one with the least; without a GPU, what this process may use of main memory.
+    """
+    gpus = [d.memory_limit for d in device_lib.list_local_devices() if d.device_type == "GPU"]
+    if gpus:
+        return "the GPU", min(gpus)
+    limits = [os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()]
+    for path in map(Path, _CGROUP_LIMITS):
+        if path.is_file() and (text := path.read_text().strip()).isdigit():
+            limits.append(int(text))
+    return "this machine", min(limits)
+
+
+def check_fits(
+    estimate: MemoryEstimate, available: int, device: str, config: ResolvedTrainingConfig
+) -> str | None:
+    """What is wrong and what would help, in one line, where training cannot fit; else `None`.
+
+    Args:
+        estimate: What it takes.
+        available: Bytes that there are.
+        device: Whose, in words.
+        config: Hyperparameters; only what they leave open is advised.
+    """
+    if estimate.total <= available:
+        return None
+    advice = []
+    if config.batch_size > config.accumulation_steps:
+        advice.append(
+            f"a smaller training.batch_size than {config.batch_size}, or a larger "
+            f"training.accumulation_steps than {config.accumulation_steps}"
+        )
+    if not config.gradient_checkpointing:
+        advice.append("training.gradient_checkpointing = true")
+    if not config.lora_rank:
+        advice.append("training.lora_rank = 4 (adapters instead of all weights)")
+    if config.precision == "float32":
+        advice.append("training.precision = bfloat16 (activations only)")
+    advice.append("a smaller model.image_size")
+    return (
+        f"training needs about {estimate}, and {device} has {gigabytes(available)}. What helps: "
+        f"{'; '.join(advice)}. training.memory_check = warn tries it all the same"
+    )
+
+
+def peak_gpu_bytes() -> int | None:
+    """The most that was in use on any GPU so far; `None` without one."""
+    peaks = [
+        tf.config.experimental.get_memory_info(f"GPU:{index}")["peak"]
+        for index in range(len(tf.config.list_logical_devices("GPU")))
+    ]
+    return max(peaks, default=None)
+
+
+def gigabytes(size: int) -> str:
+    """`size` bytes in words, such as `3.4 GB`."""
+    return f"{size / 1e9:.1f} GB"

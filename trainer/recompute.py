@@ -1,0 +1,41 @@
+"""Gradient checkpointing (Chen et al. 2016): memory for time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def call_recomputing(model: keras.Model, inputs: list[tf.Tensor]) -> tf.Tensor:
+    """What `model(inputs, training=True)` gives, with less kept for the backward pass.
+
+    Of every layer that is made of others (a residual block, a transformer block), only inputs and
+    output are kept; its inner values are computed again when its gradient is.
+
+    Args:
+        model: A functional model of layers that take a tensor or a list of them.
+        inputs: In the order of the model's inputs.
+    """
+
+    def kept_or_recomputed(layer: keras.layers.Layer) -> Callable[..., Any]:
+        # A kernel and a bias are one operation: to compute it again would save nothing.
+        if len(layer.weights) <= 2:
+            return layer
+
+        def call(x: tf.Tensor | list[tf.Tensor]) -> tf.Tensor:
+            single = not isinstance(x, (list, tuple))
+
+            @tf.recompute_grad
+            def block(*parts: tf.Tensor) -> tf.Tensor:
+                return layer(parts[0] if single else list(parts), training=True)
+
+            return block(x) if single else block(*x)
+
+        return call
+
+    outputs = model._run_through_graph(inputs, operation_fn=kept_or_recomputed)
+    [output] = keras.tree.flatten(outputs)
+    return output
