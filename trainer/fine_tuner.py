@@ -339,7 +339,8 @@ class FineTuner:
         self, loss: tf.Tensor, gradients: list[tf.Tensor], stop: tf.Tensor | None
     ) -> tuple[tf.Tensor, ...]:
         """One optimizer step; returns loss, gradient norm and whether any worker was stopped."""
-        stopped = tf.constant(0.0) if stop is None else stop
+        # Each replica's own tensor, as the sum over them asks for.
+        stopped = tf.constant(0.0) if stop is None else tf.identity(stop)
         if self._replicas > 1:
             context = tf.distribute.get_replica_context()
             *gradients, loss, stopped = context.all_reduce(
