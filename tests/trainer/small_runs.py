@@ -1,13 +1,20 @@
-"""Training runs of a network of a few thousand parameters; as a program, one run in a process."""
+"""Training runs of a network of a few thousand parameters, each in a process of its own if need be.
+
+As a program this is the zygote that those processes are forked from.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +132,24 @@ def state(subject: FineTuner) -> list[np.ndarray]:
     ]
 
 
-def main() -> None:
-    """Trains as the JSON in the first argument says, and writes `<folder>/end.npz`.
+def train(order: Mapping[str, Any]) -> None:
+    """Trains as the order says, and writes `<folder>/end.npz` where this process writes.
 
     Keys: `folder`, `overrides` of the configuration, `signal` and `at_step` to send oneself a
-    signal when a step's batch is asked for, `distributed`.
+    signal when a step's batch is asked for, `tf_config` or `virtual_cpus` for several devices.
     """
-    order = json.loads(sys.argv[1])
-    strategy = training_strategy("all") if order.get("distributed") else None
-    subject = tuner(strategy=strategy, **order["overrides"])
+    strategy = None
+    if "tf_config" in order:
+        os.environ["TF_CONFIG"] = json.dumps(order["tf_config"])
+        strategy = training_strategy("all")
+    elif "virtual_cpus" in order:
+        [cpu] = tf.config.list_physical_devices("CPU")
+        count = order["virtual_cpus"]
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * count
+        )
+        strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(count)])
+    subject = tuner(strategy=strategy, **order.get("overrides", {}))
 
     def batches(first_step: int) -> Iterator[Batch]:
         for step, batch in enumerate(batches_from(first_step), first_step + 1):
@@ -148,5 +164,117 @@ def main() -> None:
         np.savez(Path(order["folder"], "end.npz"), losses=np.array(losses), **arrays)
 
 
+def ends_alike(expected: Path, actual: Path, rtol: float = 1e-5) -> None:
+    """Asserts that two folders that `train` wrote hold the same, but for the order of sums."""
+    with np.load(expected / "end.npz") as a, np.load(actual / "end.npz") as b:
+        assert a.files == b.files
+        np.testing.assert_allclose(b["losses"], a["losses"], rtol=rtol)
+        names = [name for name in a.files if name != "losses"]
+        ours, theirs = (np.concatenate([x[n].ravel() for n in names]) for x in (b, a))
+    assert np.linalg.norm(ours - theirs) <= rtol * np.linalg.norm(theirs)
+    # AdamW divides by the gradient's own size, and so makes much of what is nearly zero.
+    np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=10 * rtol)
+
+
+def ends_identical(expected: Path, actual: Path) -> None:
+    """Asserts that two folders that `train` wrote hold the same, bit by bit."""
+    with np.load(expected / "end.npz") as a, np.load(actual / "end.npz") as b:
+        assert a.files == b.files
+        for name in a.files:
+            np.testing.assert_array_equal(b[name], a[name], name)
+
+
+class Zygote:
+    """Imports TensorFlow once and forks a process for every run, each with a runtime of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._logs: dict[int, Path] = {}
+        self._running: set[int] = set()
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # Not the workers of the processes that several devices are tested with.
+            start_new_session=True,
+        )
+        assert self._read() == "ready"
+
+    def start(self, **order: Any) -> int:
+        """Starts `train` in a process of its own and returns its id."""
+        log = self._folder / f"{len(self._logs)}.log"
+        pid = int(self._ask({**order, "log": str(log)}))
+        self._logs[pid] = log
+        self._running.add(pid)
+        return pid
+
+    def wait(self, pid: int, seconds: float = 120.0) -> tuple[int, str]:
+        """The exit status, or the negative number of the signal, and what was logged.
+
+        A process that is not done in time is killed.
+        """
+        status = int(self._ask({"wait": pid, "seconds": seconds}))
+        self._running.remove(pid)
+        return status, self._logs[pid].read_text()
+
+    def run(self, **order: Any) -> tuple[int, str]:
+        """`train` in a process of its own; see `wait`."""
+        return self.wait(self.start(**order))
+
+    def close(self) -> None:
+        """Ends every process."""
+        for pid in list(self._running):
+            self.wait(pid, 0.0)
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+    def _ask(self, request: Mapping[str, Any]) -> str:
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> str:
+        line = self._process.stdout.readline().strip()
+        assert line, "the zygote is gone"
+        return line
+
+
+def _serve() -> None:
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            print(_wait(request["wait"], request["seconds"]), flush=True)
+            continue
+        pid = os.fork()
+        if not pid:
+            log = os.open(request["log"], os.O_CREAT | os.O_WRONLY)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            logging.basicConfig(level=logging.INFO)
+            try:
+                train(request)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+                status = 1
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        print(pid, flush=True)
+
+
+def _wait(pid: int, seconds: float) -> int:
+    deadline = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
 if __name__ == "__main__":
-    main()
+    _serve()
