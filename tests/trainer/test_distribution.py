@@ -149,7 +149,9 @@ def test_a_cluster_of_one_is_one_device(monkeypatch: pytest.MonkeyPatch, caplog)
 @pytest.mark.parametrize("text", ["{cluster", "[]", '{"cluster": 3}', '{"cluster": {"worker": 1}}'])
 def test_a_tf_config_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(ValueError, match="TF_CONFIG is .* it must be JSON with a cluster") as error:
+    with pytest.raises(
+        ValueError, match=r"TF_CONFIG is .* it must be JSON with a cluster"
+    ) as error:
         training_strategy("all")
     assert text in str(error.value)
 
