@@ -20,6 +20,7 @@ from trainer.distribution import assign_here, is_chief, worker_count
 from trainer.interruption import StopRequest, TrainingInterruptedError
 from trainer.latents import sample_posterior
 from trainer.lora import LowRankAdapters, diffusion_model_projections, text_encoder_projections
+from trainer.matrix_products import convolutions_as_matrix_products
 from trainer.noise_schedule import (
     NUM_TIMESTEPS,
     add_noise,
@@ -281,7 +282,10 @@ class FineTuner:
         self, batch: Batch, first_row: tf.Tensor | int
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Of some rows: their part of the whole batch's loss, and its gradients."""
-        with computing_in(self.config.precision, self._models):
+        with (
+            computing_in(self.config.precision, self._models),
+            convolutions_as_matrix_products(self._models),
+        ):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(self.variables)
                 loss = self.loss(batch, self.step, first_row)

@@ -77,6 +77,6 @@ class AveragedAdamW:
                 epsilon=_EPSILON,
                 grad=gradient,
             )
-            tf.raw_ops.AssignSubVariableOp(
-                resource=average.handle, value=forgotten * (average - variable)
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=average.handle, alpha=forgotten, delta=average - variable
             )

@@ -1,0 +1,102 @@
+"""Convolutions as matrix products, which is what a CPU is fast at.
+
+oneDNN's convolutions, and Eigen's more so, are slow backwards where a map has few positions and
+many channels, as most of a U-Net's have: up to eight times as slow as the same arithmetic in a
+matrix product (`make bench-train` measures whole steps). The networks are built, exported and drawn
+with as they are; only while a training step is traced do their convolutions compute like this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class _MatrixProductConv2D(keras.layers.Conv2D):
+    """A class for layers that are there already: `convolutions_as_matrix_products` lends it."""
+
+    def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        return conv2d(inputs, tf.convert_to_tensor(kernel), stride=self.strides[0])
+
+
+@contextlib.contextmanager
+def convolutions_as_matrix_products(models: Sequence[keras.Model]) -> Iterator[None]:
+    """Within this, the models' convolutions are traced as matrix products.
+
+    Where there is a GPU this does nothing: its libraries have kernels for every size.
+    """
+    layers = [
+        layer
+        for model in models
+        for layer in model._flatten_layers()
+        if type(layer) is keras.layers.Conv2D and not tf.config.list_logical_devices("GPU")
+    ]
+    for layer in layers:
+        layer.__class__ = _MatrixProductConv2D
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__class__ = keras.layers.Conv2D
+
+
+def conv2d(images: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:
+    """What `tf.nn.conv2d` gives without padding.
+
+    Args:
+        images: [B, H, W, C], of known height and width.
+        kernel: [k, k, C, D], of the same dtype.
+        stride: Of both directions.
+
+    Returns:
+        [B, (H - k) // stride + 1, (W - k) // stride + 1, D].
+    """
+    height, width, channels = images.shape[1:]
+    size, _, _, filters = kernel.shape
+    rows, columns = ((side - size) // stride + 1 for side in (height, width))
+    # A patch is a position: there is nothing to gather or to add up.
+    pointwise = size == stride == 1
+    positions = _positions(height, width, size, stride)
+
+    def patches(images: tf.Tensor) -> tf.Tensor:
+        """[B * rows * columns, k * k * C]."""
+        if pointwise:
+            return tf.reshape(images, (-1, channels))
+        flat = tf.reshape(images, (-1, height * width, channels))
+        return tf.reshape(tf.gather(flat, positions, axis=1), (-1, size * size * channels))
+
+    def summed(patches: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
+        """Adds up what patches have at the same position: [B * H * W, C]."""
+        targets = tf.range(batch)[:, None] * (height * width) + positions
+        return tf.math.unsorted_segment_sum(
+            tf.reshape(patches, (-1, channels)), tf.reshape(targets, (-1,)), batch * height * width
+        )
+
+    @tf.custom_gradient
+    def convolve(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        matrix = tf.reshape(kernel, (-1, filters))
+        product = tf.matmul(patches(images), matrix)
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            upstream = tf.reshape(upstream, (-1, filters))
+            # The patches are made again: kept, they would take k * k times the images' memory.
+            of_kernel = tf.matmul(patches(images), upstream, transpose_a=True)
+            of_patches = tf.matmul(upstream, matrix, transpose_b=True)
+            of_images = of_patches if pointwise else summed(of_patches, tf.shape(images)[0])
+            return tf.reshape(of_images, tf.shape(images)), tf.reshape(of_kernel, kernel.shape)
+
+        return tf.reshape(product, (-1, rows, columns, filters)), gradient
+
+    result: tf.Tensor = convolve(images, kernel)
+    return result
+
+
+def _positions(height: int, width: int, size: int, stride: int) -> np.ndarray:
+    """Index in a flattened map of every position of every patch, int32."""
+    index = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    windows = np.lib.stride_tricks.sliding_window_view(index, (size, size))
+    return windows[::stride, ::stride].reshape(-1)
