@@ -445,18 +445,15 @@ class FineTuner:
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Within this, the averaged weights are the models' weights, as they will be exported."""
-        self._swap_averages()
+        before = [tf.identity(variable) for variable in self.variables]
+        for average, variable in zip(self.optimizer.averages, self.variables, strict=True):
+            variable.assign(average)
         try:
             with self.adapters.merged() if self.adapters else contextlib.nullcontext():
                 yield
         finally:
-            self._swap_averages()
-
-    def _swap_averages(self) -> None:
-        for average, variable in zip(self.optimizer.averages, self.variables, strict=True):
-            before = tf.identity(variable)
-            variable.assign(average)
-            average.assign(before)
+            for value, variable in zip(before, self.variables, strict=True):
+                variable.assign(value)
 
     def train(
         self,
@@ -543,9 +540,7 @@ class FineTuner:
     def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = {
             "variables": self.variables,
-            "first_moments": self.optimizer.first_moments,
-            "second_moments": self.optimizer.second_moments,
-            "averages": self.optimizer.averages,
+            **self.optimizer.state,
             "step": self.step,
             "window": self._window,
         }

@@ -11,6 +11,8 @@ from trainer.distribution import assign_here
 _BETA_1 = 0.9
 _BETA_2 = 0.999
 _EPSILON = 1e-8
+# Far from where float32 ends, and far enough below 1 to be reached seldom.
+_SMALLEST_SCALE = 1e-6
 
 
 class AveragedAdamW:
@@ -18,7 +20,8 @@ class AveragedAdamW:
 
     On TensorFlow's fused Adam kernel: Keras' optimizer spells every update out, some forty
     operations for each of the hundreds of variables, which takes longer to trace, and at small
-    widths to run, than the network itself.
+    widths to run, than the network itself. At full width it is memory that an update waits for, so
+    the average is kept divided by a factor of its own: then one pass over it is enough.
     """
 
     def __init__(
@@ -36,7 +39,23 @@ class AveragedAdamW:
         self._ema_decay = ema_decay
         self.first_moments = [tf.Variable(tf.zeros(v.shape), trainable=False) for v in variables]
         self.second_moments = [tf.Variable(tf.zeros(v.shape), trainable=False) for v in variables]
-        self.averages = [tf.Variable(tf.convert_to_tensor(v), trainable=False) for v in variables]
+        self._scaled = [tf.Variable(tf.convert_to_tensor(v), trainable=False) for v in variables]
+        self._scale = tf.Variable(1.0, trainable=False)
+
+    @property
+    def averages(self) -> list[tf.Tensor]:
+        """The averages, float32."""
+        scale = tf.convert_to_tensor(self._scale)
+        return [tf.convert_to_tensor(scaled) * scale for scaled in self._scaled]
+
+    @property
+    def state(self) -> dict[str, list[tf.Variable]]:
+        """All that the next update depends on, besides the variables themselves."""
+        return {
+            "first_moments": self.first_moments,
+            "second_moments": self.second_moments,
+            "averages": [*self._scaled, self._scale],
+        }
 
     def apply(
         self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor, step: tf.Tensor
@@ -54,12 +73,13 @@ class AveragedAdamW:
         beta_1_power, beta_2_power = tf.pow(_BETA_1, done), tf.pow(_BETA_2, done)
         kept = 1.0 - learning_rate * self._weight_decay
         # The usual warm-up: early averages would otherwise remember the initial weights.
-        forgotten = 1.0 - tf.minimum(self._ema_decay, (1.0 + done) / (10.0 + done))
-        for variable, first, second, average, gradient in zip(
+        decay = tf.minimum(self._ema_decay, (1.0 + done) / (10.0 + done))
+        share = self._next_scale(decay) if self._ema_decay else None
+        for variable, first, second, scaled, gradient in zip(
             self._variables,
             self.first_moments,
             self.second_moments,
-            self.averages,
+            self._scaled,
             gradients,
             strict=True,
         ):
@@ -77,6 +97,26 @@ class AveragedAdamW:
                 epsilon=_EPSILON,
                 grad=gradient,
             )
-            tf.raw_ops.ResourceApplyGradientDescent(
-                var=average.handle, alpha=forgotten, delta=average - variable
-            )
+            if share is None:
+                assign_here(scaled, tf.identity(variable))
+            else:
+                tf.raw_ops.ResourceApplyGradientDescent(
+                    var=scaled.handle, alpha=-share, delta=variable
+                )
+
+    def _next_scale(self, decay: tf.Tensor) -> tf.Tensor:
+        """Lets the scale decay; returns what a variable's value is multiplied by to be added.
+
+        With average = scale * scaled, `decay * average + (1 - decay) * value` is the new scale
+        `decay * scale` times `scaled + (1 - decay) / (decay * scale) * value`.
+        """
+        scale = decay * tf.identity(self._scale)
+
+        def rescaled() -> tf.Tensor:
+            for scaled in self._scaled:
+                assign_here(scaled, tf.identity(scaled) * scale)
+            return tf.ones(())
+
+        scale = tf.cond(scale < _SMALLEST_SCALE, rescaled, lambda: scale)
+        assign_here(self._scale, scale)
+        return (1.0 - decay) / scale

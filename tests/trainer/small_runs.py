@@ -124,9 +124,7 @@ def state(subject: FineTuner) -> list[np.ndarray]:
         np.array(tf.convert_to_tensor(v))
         for v in (
             *subject.variables,
-            *optimizer.first_moments,
-            *optimizer.second_moments,
-            *optimizer.averages,
+            *(v for variables in optimizer.state.values() for v in variables),
             *([subject.loss_scale.scale] if subject.loss_scale else []),
         )
     ]

@@ -5,22 +5,24 @@ import tensorflow as tf
 from trainer.optimizer import AveragedAdamW
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_updates_by_hand(weight_decay: float) -> None:
+@pytest.mark.parametrize(
+    ("weight_decay", "ema_decay"), [(0.0, 0.2), (0.1, 0.2), (0.1, 0.0), (0.0, 0.999)]
+)
+def test_updates_by_hand(weight_decay: float, ema_decay: float) -> None:
     rng = np.random.default_rng(0)
     value = rng.standard_normal((3, 2))
     variable = tf.Variable(value, dtype=tf.float32)
-    optimizer = AveragedAdamW([variable], weight_decay=weight_decay, ema_decay=0.2)
+    optimizer = AveragedAdamW([variable], weight_decay=weight_decay, ema_decay=ema_decay)
     first = second = np.zeros_like(value)
     average = value
-    for step in range(1, 6):
+    for step in range(1, 31):
         gradient = rng.standard_normal(value.shape)
         optimizer.apply([tf.constant(gradient, tf.float32)], tf.constant(0.01), tf.constant(step))
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * gradient**2
         corrected = first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
         value = value - 0.01 * (corrected + weight_decay * value)
-        decay = min(0.2, (1 + step) / (10 + step))
+        decay = min(ema_decay, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * value
         np.testing.assert_allclose(variable, value, atol=1e-5)
         np.testing.assert_allclose(optimizer.averages[0], average, atol=1e-5)
