@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from pipeline import config as settings
 from pipeline import console as consoles
 from pipeline import housekeeping, summary
+from trainer.interruption import TrainingInterruptedError
 from trainer.presets import PRESETS
 
 _EXIT_FAILED, _EXIT_SETTINGS, _EXIT_INTERRUPTED = 1, 2, 130
@@ -228,6 +229,9 @@ def _run(config: settings.RunConfig, fingerprint: str, verbose: bool) -> int:
                 outcome = local_runner.ReportingDagRunner(console.print).run(pipeline)
             except local_runner.ComponentError as error:
                 cause = error.__cause__
+                if isinstance(cause, TrainingInterruptedError):
+                    console.print(f"\nInterrupted: {cause}.")
+                    return _EXIT_INTERRUPTED
                 detail = "".join(traceback.format_exception(cause)) if cause else f"{error}\n"
                 console.print(
                     f"\n{error.component} failed after {local_runner.duration(error.seconds)}:\n\n"

@@ -218,3 +218,29 @@ def test_a_run_killed_ten_times_repeats_no_finished_step(
     states = {e.last_known_state for e in pipeline.store().get_executions()}
     assert mlmd.Execution.RUNNING not in states
     assert json.loads((pipeline.output / "serving_model" / "releases" / "1.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_run_told_to_stop_while_it_trains_goes_on_where_it_was(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("stopped")
+    write_dataset(folder / "dataset")
+    pipeline = Pipeline(folder, "dataset")
+    command = [*pipeline.command, "--steps", "400"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 600
+        while not list((pipeline.output / "checkpoints").glob("*/ckpt-4.index")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        screen, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    [saved] = re.findall(r"Interrupted: .* saved step (\d+) of 400", screen)
+    assert "Traceback" not in screen
+    assert f"Resuming at step {saved} of 400" in pipeline.run("--steps", "400")
+    assert set(pipeline.completed()) == set(STEPS)

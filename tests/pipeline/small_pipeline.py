@@ -19,6 +19,7 @@ from tfx.orchestration import pipeline as tfx_pipeline
 from tfx.types import channel, standard_artifacts
 
 from pipeline import baseline
+from trainer.interruption import StopRequest, TrainingInterruptedError
 
 logger = logging.getLogger("components.small")
 
@@ -46,9 +47,12 @@ def Train(  # noqa: N802
     os.write(2, b"native noise\n")
     logging.getLogger("somelibrary").warning("library noise")
     logger.warning("a warning of ours")
-    for step in range(steps):
-        Path(model.uri, f"{step:04}").write_text(text)
-        time.sleep(0.01)
+    with StopRequest() as stop:
+        for step in range(steps):
+            if stop.made:
+                raise TrainingInterruptedError(f"saved step {step}")
+            Path(model.uri, f"{step:04}").write_text(text)
+            time.sleep(0.01)
 
 
 @component

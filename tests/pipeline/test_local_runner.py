@@ -237,6 +237,23 @@ def test_interrupt_leaves_a_consistent_state_and_says_one_line(zygote, flags, tm
     assert not list((output / "artifacts" / "Train" / "model").iterdir())
 
 
+def test_a_training_that_is_told_to_stop_ends_in_its_own_words(zygote, flags, tmp_path):
+    output = tmp_path / "out"
+    run = zygote.start(*flags[:-1], "3000")
+    run.wait_for("] Train")
+    while not any((output / "artifacts" / "Train" / "model").glob("*/0003")):
+        time.sleep(0.01)
+    assert run.kill(signal.SIGTERM) == 130
+    assert run.out().rstrip().splitlines()[-1].startswith("Interrupted: saved step ")
+    assert "Traceback" not in run.out()
+    assert run.err() == ""
+    assert executions(output) == [("Source", "COMPLETE"), ("Train", "FAILED")]
+    status, run = zygote.run(*flags)
+    assert status == 0, run.err()
+    assert "Source cached" in run.out()
+    assert_whole(output, steps=5)
+
+
 def test_second_run_at_the_same_time_is_refused(zygote, flags):
     first = zygote.start(*flags[:-1], "3000")
     first.wait_for("] Train")
