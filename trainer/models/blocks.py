@@ -23,16 +23,26 @@ EPSILON = 1e-5
 _EXACT_EPSILON = 1e-6
 
 
-class ExactGEGLU(GEGLU):
-    """KerasCV's gated unit without its tanh approximation (Hendrycks and Gimpel 2016, section 2).
+class SplitGEGLU(GEGLU):
+    """KerasCV's gated unit, whose two halves are split: slices have a slower gradient.
 
-    A class for layers that are there already: `exact_gelu` makes them of it.
+    A class for layers that are there already: `with_split_gates` makes them of it.
     """
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """From [..., C] to [..., `output_dim`]."""
         x, gate = keras.ops.split(self.dense(inputs), 2, axis=-1)
-        return x * keras.activations.gelu(gate, approximate=False)
+        return x * self._gelu(gate)
+
+    def _gelu(self, x: keras.KerasTensor) -> keras.KerasTensor:
+        return 0.5 * x * (1 + keras.ops.tanh(0.7978845608 * x * (1 + 0.044715 * x**2)))
+
+
+class ExactGEGLU(SplitGEGLU):
+    """The same without the tanh approximation (Hendrycks and Gimpel 2016, section 2)."""
+
+    def _gelu(self, x: keras.KerasTensor) -> keras.KerasTensor:
+        return keras.activations.gelu(x, approximate=False)
 
 
 def autoencoder_epsilon(numerics: Numerics) -> float:
@@ -49,12 +59,12 @@ def with_group_norms(layer: LayerT, groups: int, epsilon: float = EPSILON) -> La
     return layer
 
 
-def exact_gelu(layer: LayerT) -> LayerT:
-    """Lets every gated unit in a layer compute without approximation."""
+def with_split_gates(layer: LayerT, numerics: Numerics) -> LayerT:
+    """Makes every gated unit in a layer one of ours."""
     for part in layer._flatten_layers():
         if type(part) is GEGLU:
             # A new layer in its place would come last in the order of the weights.
-            part.__class__ = ExactGEGLU
+            part.__class__ = ExactGEGLU if numerics == "diffusers" else SplitGEGLU
     return layer
 
 

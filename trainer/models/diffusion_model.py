@@ -11,9 +11,9 @@ from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
 from trainer.models.blocks import (
     EPSILON,
     autoencoder_epsilon,
-    exact_gelu,
     prebuilt,
     with_group_norms,
+    with_split_gates,
 )
 from trainer.presets import LATENT_CHANNELS, Preset
 
@@ -53,8 +53,7 @@ def build_diffusion_model(preset: Preset, image_size: int) -> keras.Model:
         heads = dimensions.num_heads
         block = SpatialTransformer(heads, width // heads, fully_connected=False, name=name)
         block = with_group_norms(block, groups, autoencoder_epsilon(preset.numerics))
-        if preset.numerics == "diffusers":
-            block = exact_gelu(block)
+        block = with_split_gates(block, preset.numerics)
         return prebuilt(block, [(2, 2, width), context.shape[1:]])([x, context])
 
     levels = list(zip(dimensions.widths, dimensions.cross_attention, strict=True))
