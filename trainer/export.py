@@ -15,10 +15,10 @@ import os
 import keras
 import tensorflow as tf
 
+from trainer.graph_tokenizer import GraphTokenizer
 from trainer.noise_schedule import timestep_embedding
 from trainer.presets import Preset
 from trainer.sampler import initial_noise, sample, to_pixels
-from trainer.tokenizer import GraphTokenizer
 
 
 class TextEncoderModule(tf.Module):

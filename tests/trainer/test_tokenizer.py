@@ -13,7 +13,8 @@ import pytest
 import tensorflow as tf
 
 from trainer import tokenizer
-from trainer.tokenizer import END_OF_TEXT, START_OF_TEXT, GraphTokenizer, token_count, tokenize
+from trainer.graph_tokenizer import GraphTokenizer
+from trainer.tokenizer import END_OF_TEXT, START_OF_TEXT, token_count, tokenize
 
 # ruff: noqa: RUF001
 # Letters that look like others belong here.
@@ -133,7 +134,7 @@ def _merges_file(path: Path) -> str:
     names = list(bytes_to_unicode().values())
     names += [f"{name}</w>" for name in names]
     lines = ["#version: 0.2"]
-    for left, right in tokenizer._merges():
+    for left, right in tokenizer.merges():
         lines.append(f"{names[left]} {names[right]}")
         names.append(names[left] + names[right])
     assert len(set(names)) == START_OF_TEXT
@@ -263,7 +264,7 @@ def test_a_single_caption_is_refused() -> None:
 
 
 def test_merge_numbers_and_time() -> None:
-    merges = tokenizer._merges()
+    merges = tokenizer.merges()
     assert list(merges.values()) == list(range(512, 49406))
     started = time.monotonic()
     GraphTokenizer()

@@ -1,0 +1,101 @@
+"""`RowChecker` in a process of its own: Beam's threads cannot judge rows side by side.
+
+Decoding leaves Python's lock for a third of the time a row takes. The process is this module, run
+by the interpreter: unlike those of `multiprocessing` it does not import the program that started
+it, which has TensorFlow, TFX and Beam in it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import BinaryIO, cast
+
+from components.caption_example_gen.rows import Batch, RowChecker, Settings
+from components.caption_example_gen.sources import DatasetError, Unit
+
+
+class CheckProcess:
+    """`RowChecker` with the same results, elsewhere; for one thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Starts the process, which opens the dataset while the caller goes on."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        self._to = cast(BinaryIO, self._process.stdin)
+        self._from = cast(BinaryIO, self._process.stdout)
+        self._send(settings)
+
+    def check(self, unit: Unit) -> Iterator[Batch]:
+        """See `RowChecker.check`; the iterator must be read to its end before the next call.
+
+        Raises:
+            DatasetError: See `RowChecker`.
+            RuntimeError: The process ended, as it does where memory is short.
+        """
+        self._send(unit)
+        while True:
+            try:
+                answer = pickle.load(self._from)
+            except EOFError:
+                raise self._ended() from None
+            if answer is None:
+                return
+            if isinstance(answer, DatasetError):
+                raise answer
+            yield answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _send(self, message: Settings | Unit) -> None:
+        try:
+            pickle.dump(message, self._to)
+            self._to.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def _ended(self) -> RuntimeError:
+        return RuntimeError(
+            "the process that judges the dataset's rows ended with status "
+            f"{self._process.wait()}: a signal's number, negative, or see its message above"
+        )
+
+
+def _main() -> None:
+    # The parent, which gets the same signal from a terminal, ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whatever a library prints must not come between the answers.
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)
+        settings = pickle.load(sys.stdin.buffer)
+        checker: RowChecker | None = None
+        while True:
+            try:
+                unit = pickle.load(sys.stdin.buffer)
+            except EOFError:
+                return
+            answer: DatasetError | None = None
+            try:
+                checker = checker or RowChecker(settings)
+                for batch in checker.check(unit):
+                    pickle.dump(batch, answers, pickle.HIGHEST_PROTOCOL)
+            # Any other error ends this process and is written where the parent's are.
+            except DatasetError as error:
+                answer = error
+            pickle.dump(answer, answers)
+            answers.flush()
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,250 @@
+"""Reads the rows of a unit and judges them.
+
+Neither Beam nor TensorFlow is imported, so that a process that does nothing else starts fast.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from components.caption_example_gen.example_bytes import example_bytes
+from components.caption_example_gen.sources import DatasetSpec, Row, Unit, open_dataset, split_of
+from trainer.images import ImageError, ImageFacts, inspect_image
+from trainer.tokenizer import MAX_LENGTH, token_count
+
+TRUNCATED, LEFT_RIGHT, ANIMATED = "captions_truncated", "captions_left_right", "images_animated"
+"""Notes of a candidate."""
+
+# A picture's mirror image would make these wrong.
+_LEFT_RIGHT_WORDS = frozenset({"left", "right", "leftmost", "rightmost", "leftward", "rightward"})
+_WORD = re.compile(r"\w+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What there is to know for judging rows.
+
+    Attributes:
+        spec: The dataset.
+        eval_fraction: Fraction of the pictures that are held out.
+        seed: Decides which.
+        max_pixels: Larger pictures are rejected.
+        max_aspect_ratio: So are pictures that are longer, compared with their width, or wider.
+        num_shards: By split.
+        batch_bytes: After about so many bytes of examples a batch ends.
+    """
+
+    spec: DatasetSpec
+    eval_fraction: float
+    seed: int
+    max_pixels: int
+    max_aspect_ratio: float
+    num_shards: Mapping[str, int]
+    batch_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A row that passed every check of its own; whether it is a duplicate is not known yet."""
+
+    id: str
+    file: str
+    row: int
+    caption: str
+    num_tokens: int
+    notes: tuple[str, ...]
+    example: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Reject:
+    """A line of the rejects' file."""
+
+    reason: str
+    detail: str
+    origin: str
+    row: int
+    caption: str | None
+
+    def line(self) -> bytes:
+        """As JSON, in UTF-8, with a line break."""
+        return (json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n").encode()
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What became of a few rows.
+
+    Attributes:
+        candidates: By shard (see `shard_key`): a pickled list of `Candidate`.
+        rejects: The others.
+    """
+
+    candidates: Mapping[str, bytes]
+    rejects: Sequence[Reject]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """Why a picture or a caption cannot be used."""
+
+    reason: str
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Picture:
+    """A picture that passed every check, and its share of an example."""
+
+    id: str
+    encoded: bytes
+    facts: ImageFacts
+    split: str
+
+
+def shard_key(split: str, index: int) -> str:
+    """Name of an output shard."""
+    return f"{split}/{index}"
+
+
+class RowChecker:
+    """Judges the rows of a dataset."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Opens the dataset.
+
+        Raises:
+            DatasetError: See `open_dataset`.
+        """
+        self._settings = settings
+        self._source = open_dataset(settings.spec)
+
+    def check(self, unit: Unit) -> Iterator[Batch]:
+        """Judges the rows of a unit, each one once, in order.
+
+        Raises:
+            DatasetError: A file cannot be read to its end.
+        """
+        candidates: dict[str, list[Candidate]] = collections.defaultdict(list)
+        rejects: list[Reject] = []
+        size = 0
+        for row in self._source.read(unit):
+            for outcome in self._check(row):
+                if isinstance(outcome, Reject):
+                    rejects.append(outcome)
+                    continue
+                shard, candidate = outcome
+                candidates[shard].append(candidate)
+                size += len(candidate.example)
+            if size > self._settings.batch_bytes:
+                yield _batch(candidates, rejects)
+                candidates.clear()
+                rejects, size = [], 0
+        yield _batch(candidates, rejects)
+
+    def _check(self, row: Row) -> Iterator[Reject | tuple[str, Candidate]]:
+        """What becomes of a row: something for each of its captions."""
+        picture = self._checked_picture(row)
+        for raw in row.captions or (None,):
+            caption = _checked_caption(raw, row.image_problem)
+            if isinstance(caption, _Problem):
+                yield _rejected(row, raw, caption)
+            elif isinstance(picture, _Problem):
+                yield _rejected(row, raw, picture)
+            else:
+                yield self._candidate(row, picture, caption)
+
+    def _checked_picture(self, row: Row) -> _Picture | _Problem:
+        if row.image is None:
+            return _Problem("image_missing", row.image_problem or "the row has no picture")
+        try:
+            facts = inspect_image(row.image, self._settings.max_pixels)
+        except ImageError as error:
+            return _Problem(f"image_{error.reason}", str(error))
+        ratio = facts.width / facts.height
+        if max(ratio, 1 / ratio) > self._settings.max_aspect_ratio:
+            return _Problem(
+                "image_extreme_aspect_ratio",
+                f"the picture is {facts.width} x {facts.height} pixels, more than "
+                f"{self._settings.max_aspect_ratio:g} times as long as wide",
+            )
+        image_id = hashlib.sha256(row.image).hexdigest()
+        split = split_of(image_id, self._settings.eval_fraction, self._settings.seed)
+        return _Picture(id=image_id, encoded=row.image, facts=facts, split=split)
+
+    def _candidate(self, row: Row, picture: _Picture, caption: str) -> tuple[str, Candidate]:
+        example_id = hashlib.sha256(f"{picture.id}{caption}".encode()).hexdigest()
+        # Shards are ranges of the id, which is as good as random: an order that is a shuffle.
+        index = int(example_id[:8], 16) * self._settings.num_shards[picture.split] >> 32
+        words = _WORD.findall(caption.lower())
+        num_tokens = token_count(caption)
+        noted = {
+            TRUNCATED: num_tokens > MAX_LENGTH,
+            LEFT_RIGHT: not _LEFT_RIGHT_WORDS.isdisjoint(words),
+            ANIMATED: picture.facts.animated,
+        }
+        return shard_key(picture.split, index), Candidate(
+            id=example_id,
+            file=row.file,
+            row=row.number,
+            caption=caption,
+            num_tokens=num_tokens,
+            notes=tuple(name for name, holds in noted.items() if holds),
+            example=_serialized(example_id, picture, caption, num_tokens, words),
+        )
+
+
+def _batch(candidates: Mapping[str, list[Candidate]], rejects: Sequence[Reject]) -> Batch:
+    return Batch(
+        {shard: pickle.dumps(rows, pickle.HIGHEST_PROTOCOL) for shard, rows in candidates.items()},
+        rejects,
+    )
+
+
+def _rejected(row: Row, caption: bytes | None, problem: _Problem) -> Reject:
+    return Reject(
+        reason=problem.reason,
+        detail=problem.detail,
+        origin=row.file,
+        row=row.number,
+        caption=None if caption is None else caption.decode("utf-8", "replace"),
+    )
+
+
+def _checked_caption(caption: bytes | None, image_problem: str) -> str | _Problem:
+    if caption is None:
+        return _Problem("caption_missing", image_problem or "the row has no caption")
+    try:
+        text = caption.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return _Problem("caption_not_utf8", f"the caption is no UTF-8 text: {error}")
+    if not text.strip():
+        return _Problem("caption_blank", "the caption is empty or white space")
+    return text
+
+
+def _serialized(
+    example_id: str, picture: _Picture, caption: str, num_tokens: int, words: Sequence[str]
+) -> bytes:
+    facts = picture.facts
+    return example_bytes(
+        {
+            "id": [example_id.encode()],
+            "image/id": [picture.id.encode()],
+            "image/encoded": [picture.encoded],
+            "image/format": [facts.format.encode()],
+            "image/height": facts.height,
+            "image/width": facts.width,
+            "image/aspect_ratio": facts.width / facts.height,
+            "image/brightness": facts.brightness,
+            "caption": [caption.encode()],
+            "caption/num_tokens": num_tokens,
+            "caption/words": [word.encode() for word in words],
+        }
+    )
