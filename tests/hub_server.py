@@ -13,7 +13,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import random
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Collection, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +32,19 @@ _LFS_SUFFIXES = (
 )  # fmt: skip
 _LFS_BYTES = 10 << 20
 _CHUNK_BYTES = 1 << 18
+_ROOT = Path(__file__).resolve().parents[1]
+
+TOKEN = "hf_SecretThatMustNotBeShown"
+NOW = {"Retry-After": "0"}
+"""Headers of an answer that may be asked for again at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """What code in a process of its own put into `out`, and what it logged."""
+
+    out: dict[str, Any]
+    log: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +236,39 @@ class HubServer:
             "no_proxy": "127.0.0.1,localhost",
         }
 
+    def run(self, home: Path, code: str, **env: str) -> Ran:
+        """Runs code in a process of its own, and looks for `TOKEN` in all that it wrote.
+
+        Args:
+            home: Folder for the hub's cache.
+            code: Python that fills the dict `out`; a value that is text must be one line.
+            **env: More environment variables.
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", f"import json\nout = {{}}\n{code}\nprint(json.dumps(out))"],
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(home),
+                "PYTHONPATH": str(_ROOT),
+                "HF_DEBUG": "1",
+                **self.env(home),
+                **env,
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        for written in home.rglob("*"):
+            if written.is_file() and not written.is_symlink() and written.stat().st_size < 1 << 20:
+                assert TOKEN.encode() not in written.read_bytes()
+        assert TOKEN not in done.stdout + done.stderr
+        out = json.loads(done.stdout.splitlines()[-1])
+        for message in out.values():
+            assert not isinstance(message, str) or "\n" not in message
+        return Ran(out, done.stderr)
+
     def fault(self, request: str) -> Fault | None:
         """Takes the first fault that matches `METHOD /path`."""
         with self._lock:
@@ -282,8 +332,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub, url = self.server.hub, urlsplit(self.path)
         parts = url.path.strip("/").split("/")
         if self.server is not hub._servers[0]:
-            commit, repo, path = (unquote(part) for part in parts)
-            self._send_file(hub._repos[repo].commits[commit][path], commit)
+            commit, _, path = (unquote(part) for part in parts)
+            files = next(r.commits[commit] for r in hub._repos.values() if commit in r.commits)
+            self._send_file(files[path], commit)
             return
         if parts[0] == "api" and parts[1] in ("datasets", "models"):
             repo_id, verb, rest = self._split(parts[2:], ("revision", "tree", "refs"))
@@ -381,7 +432,8 @@ class _Handler(BaseHTTPRequestHandler):
         etag = file.etag
         if self._fault is not None and self._fault.etag is not None:
             etag = self._fault.etag
-        where = "/".join(quote(part, safe="") for part in (commit, repo_id, path))
+        name = repo_id.partition("/")[2]
+        where = "/".join(quote(part, safe="") for part in (commit, name, path))
         headers = {
             "Location": f"{self.server.hub._cdn_url}/{where}",
             "X-Repo-Commit": commit,
@@ -484,3 +536,12 @@ def _entry(path: str, file: _File) -> dict[str, Any]:
 
 def _ref(name: str, kind: str, commit: str) -> dict[str, str]:
     return {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": commit}
+
+
+def write(folder: Path, **sizes: int) -> Path:
+    """Fills a folder with files of so many random bytes, the same each time."""
+    for path, size in sizes.items():
+        local = folder / path
+        local.parent.mkdir(parents=True, exist_ok=True)
+        local.write_bytes(random.Random(path).randbytes(size))
+    return folder

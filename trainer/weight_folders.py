@@ -163,7 +163,7 @@ class HubFolder(Folder):
     def __init__(self, address: str) -> None:
         try:
             parsed = hub.parse_address(address)
-            self._model = hub.HubModel(parsed.repo_id, parsed.revision)
+            self._model = hub.HubRepo.resolve(hub.MODEL, parsed.repo_id, parsed.revision)
         except hub.HubError as error:
             raise WeightsError(str(error)) from error
         super().__init__(str(parsed._replace(revision=self._model.commit)))
@@ -182,11 +182,7 @@ class HubFolder(Folder):
         yield path
 
     def sha256(self, name: str) -> str:
-        """See `Folder`; of a large file the hub itself says it, without a transfer."""
-        with self._errors_told():
-            listed = self._model.files()[f"{self._folder}{name}"].sha256
-        if listed is not None:
-            return listed
+        """See `Folder`; the file is fetched, and checked against the hub's own hash."""
         with self.local(name) as path:
             return sha256_of(path)
 

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import os
-import random
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hub_server import HubServer
+from hub_server import NOW, TOKEN, HubServer, Ran, write
 
 from components.caption_example_gen.sources.base import DatasetError
 from components.caption_example_gen.sources.hub import HubId, parse_hub_id
 
-_ROOT = Path(__file__).resolve().parents[2]
-_TOKEN = "hf_SecretThatMustNotBeShown"
 _ID = "some-org/pictures"
-_NOW = {"Retry-After": "0"}
 _PRELUDE = """
-import hashlib, json, logging, sys
+import hashlib, logging
 logging.basicConfig(level=logging.DEBUG)
 from components.caption_example_gen.sources.base import DatasetError
 from components.caption_example_gen.sources.hub import HubFiles, parse_hub_id
@@ -42,51 +34,11 @@ def error(call, *args):
 def sha256(files, path, opened="open"):
     with getattr(files, opened)(path) as f:
         return hashlib.sha256(f.read()).hexdigest()
-
-out = {}
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class _Ran:
-    out: dict[str, Any]
-    log: str
-
-
-def _run(hub: HubServer, home: Path, code: str, **env: str) -> _Ran:
-    """Runs code in a process of its own: the library reads its environment at import."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"{_PRELUDE}\n{code}\nprint(json.dumps(out))"],
-        env={
-            "PATH": os.environ["PATH"],
-            "HOME": str(home),
-            "PYTHONPATH": str(_ROOT),
-            "HF_DEBUG": "1",
-            **hub.env(home),
-            **env,
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    for written in home.rglob("*"):
-        if written.is_file() and not written.is_symlink() and written.stat().st_size < 1 << 20:
-            assert _TOKEN.encode() not in written.read_bytes()
-    assert _TOKEN not in done.stdout + done.stderr
-    out = json.loads(done.stdout.splitlines()[-1])
-    for message in out.values():
-        assert not isinstance(message, str) or "\n" not in message
-    return _Ran(out, done.stderr)
-
-
-def _write(folder: Path, **sizes: int) -> Path:
-    for path, size in sizes.items():
-        local = folder / path
-        local.parent.mkdir(parents=True, exist_ok=True)
-        local.write_bytes(random.Random(path).randbytes(size))
-    return folder
+def _run(hub: HubServer, home: Path, code: str, **env: str) -> Ran:
+    return hub.run(home, f"{_PRELUDE}\n{code}", **env)
 
 
 def _sha256(path: Path) -> str:
@@ -106,7 +58,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = _write(
+    folder = write(
         tmp_path / "dataset",
         **{
             ".gitattributes": 20,
@@ -158,7 +110,7 @@ def test_half_a_name_is_an_error(dataset: str, problem: str) -> None:
 
 
 def test_reads_files_whole_and_in_parts(hub: HubServer, home: Path, folder: Path) -> None:
-    commit = hub.add(_ID, folder, private_to=[_TOKEN], tag="v1")
+    commit = hub.add(_ID, folder, private_to=[TOKEN], tag="v1")
     ran = _run(
         hub,
         home,
@@ -182,7 +134,7 @@ out["fingerprint"] = files.fingerprint(["data/train.parquet"])
 out["by_tag"] = HubFiles.resolve("some-org/pictures", "v1").commit
 out["by_commit"] = HubFiles.resolve("some-org/pictures", files.commit).commit
 """,
-        HF_TOKEN=_TOKEN,
+        HF_TOKEN=TOKEN,
     )
     paths = {
         path.relative_to(folder).as_posix(): path
@@ -207,7 +159,7 @@ out["by_commit"] = HubFiles.resolve("some-org/pictures", files.commit).commit
     assert got[0].range is not None
     assert len(hub.asked(rf"GET /{commit}/{_ID}/data/a b")) == 1
     # The token goes to the hub, and never to where its large files lie.
-    assert all(request.token == _TOKEN for request in hub.asked("/api/|/resolve/"))
+    assert all(request.token == TOKEN for request in hub.asked("/api/|/resolve/"))
     assert hub.asked(rf" /{commit}/")
     assert all(request.token is None for request in hub.asked(rf" /{commit}/"))
 
@@ -221,7 +173,7 @@ def test_503_three_times_at_every_turn(hub: HubServer, home: Path, folder: Path)
         "get": f"GET /{commit}/.*train.parquet",
     }
     for match in turns.values():
-        hub.fail(match, 3, status=503, headers=_NOW)
+        hub.fail(match, 3, status=503, headers=NOW)
     ran = _run(
         hub,
         home,
@@ -239,7 +191,7 @@ out["sha256"] = sha256(files, "data/train.parquet")
 
 def test_503_for_ever_is_an_error(hub: HubServer, home: Path, folder: Path) -> None:
     hub.add(_ID, folder)
-    hub.fail("GET /api/datasets/some-org/pictures$", status=503, headers=_NOW)
+    hub.fail("GET /api/datasets/some-org/pictures$", status=503, headers=NOW)
     ran = _run(hub, home, 'out["error"] = error(HubFiles.resolve, "some-org/pictures")')
     assert f"dataset {_ID!r} cannot be fetched: the hub answered 503" in ran.out["error"]
 
@@ -249,7 +201,7 @@ def test_a_cut_connection_goes_on_where_it_was_cut(
 ) -> None:
     # The library writes pieces of 10 MiB; what is on the disk is not fetched again.
     piece = 10 << 20
-    _write(folder, **{"data/train.parquet": 2 * piece + 12345})
+    write(folder, **{"data/train.parquet": 2 * piece + 12345})
     commit = hub.add(_ID, folder)
     hub.fail(f"GET /{commit}/.*train.parquet", 2, cut_after=piece + 1000)
     ran = _run(
@@ -290,8 +242,8 @@ out["sha256"] = [sha256(files, path) for path in files.sizes() if "a b" in path]
 
 
 def test_errors_say_what_it_is_and_what_to_do(hub: HubServer, home: Path, folder: Path) -> None:
-    hub.add("org/private", folder, private_to=[_TOKEN])
-    hub.add("org/gated", folder, gated_to=[_TOKEN])
+    hub.add("org/private", folder, private_to=[TOKEN])
+    hub.add("org/gated", folder, gated_to=[TOKEN])
     hub.add("org/taken-down", folder)
     hub.disable("org/taken-down")
     hub.add("org/there", folder, tag="v1")
@@ -346,7 +298,7 @@ for dataset in ("org/none", "lambdalabs/pokemon-blip-captions", "org/private", "
     assert "characters that no token has" in broken.out["org/private"]
     assert "Secret" not in json.dumps(broken.out) + broken.log
 
-    owner = _run(hub, home, code, HF_TOKEN=_TOKEN).out
+    owner = _run(hub, home, code, HF_TOKEN=TOKEN).out
     assert owner["org/private"] is owner["org/gated"] is None
 
 
@@ -469,9 +421,9 @@ out["commit"], out["fingerprint"] = files.commit, files.fingerprint(())
 """
     first = hub.add(_ID, folder)
     before = _run(hub, home, code).out
-    second = hub.add(_ID, _write(tmp_path / "more", **{"data/train.parquet": 1000}))
+    second = hub.add(_ID, write(tmp_path / "more", **{"data/train.parquet": 1000}))
     # A hub that stumbles does not bring back the old commit.
-    hub.fail("GET /api/datasets/some-org/pictures$", 2, status=500, headers=_NOW)
+    hub.fail("GET /api/datasets/some-org/pictures$", 2, status=500, headers=NOW)
     after = _run(hub, home, code).out
     assert (before["commit"], after["commit"]) == (first, second)
     assert before["fingerprint"] != after["fingerprint"]
