@@ -86,6 +86,22 @@ def test_yaml_floats_as_people_write_them(write, text, value):
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("xla: on", "xla", "on"),
+        ("xla: off", "xla", "off"),
+        ("gradient_checkpointing: true", "gradient_checkpointing", True),
+        ("train_text_encoder: False", "train_text_encoder", False),
+    ],
+)
+def test_yaml_words_as_people_write_them(write, tmp_path, text, key, value):
+    config = load_config(write(f"training: {{{text}}}"))
+    assert getattr(config.training, key) is value or getattr(config.training, key) == value
+    settings.save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
 def test_empty_file_changes_nothing(write):
     assert load_config(write("# nothing here\n")) == load_config()
 
@@ -152,6 +168,32 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ("training: {learning_rate_schedule: step}", ["'step'", "constant, linear, cosine"]),
         ("training: {steps: 5, warmup_steps: 6}", ["warmup_steps = 6", "training.steps = 5"]),
         ("training: {weight_decay: null}", ["weight_decay = nothing", "at least 0"]),
+        ("training: {epochs: -1}", ["training.epochs = -1", "at least 0"]),
+        ("training: {epochs: .inf}", ["training.epochs = inf", "a number"]),
+        ("training: {steps: 5, epochs: 2}", ["epochs = 2", "training.steps = 5", "one of them"]),
+        ("training: {accumulation_steps: 0}", ["accumulation_steps = 0", "at least 1"]),
+        (
+            "training: {batch_size: 6, accumulation_steps: 4}",
+            ["accumulation_steps = 4", "training.batch_size = 6", "must divide it"],
+        ),
+        ("training: {min_snr_gamma: -1}", ["min_snr_gamma = -1", "at least 0"]),
+        ("training: {noise_offset: yes}", ["noise_offset = 'yes'", "a number of at least 0"]),
+        ("training: {caption_dropout: 1}", ["caption_dropout = 1", "at least 0 and below 1"]),
+        ("training: {ema_decay: 1}", ["ema_decay = 1", "at least 0 and below 1"]),
+        ("training: {max_gradient_norm: 0}", ["max_gradient_norm = 0", "above 0"]),
+        ("training: {lora_rank: -4}", ["lora_rank = -4", "a whole number of at least 0"]),
+        ("training: {lora_rank: 4.0}", ["lora_rank = 4.0", "a whole number of at least 0"]),
+        ("training: {lora_alpha: 8}", ["lora_alpha = 8", "lora_rank = 0", "set lora_rank"]),
+        ("training: {train_text_encoder: 1}", ["train_text_encoder = 1", "true or false"]),
+        ("training: {precision: fp16}", ["'fp16'", "float32, bfloat16, float16"]),
+        ("training: {xla: true}", ["training.xla = true", "auto, on, off"]),
+        ("training: {gradient_checkpointing: auto}", ["'auto'", "true or false"]),
+        ("training: {devices: 2}", ["training.devices = 2", "all, one"]),
+        ("training: {memory_check: ignore}", ["'ignore'", "refuse, warn"]),
+        ("training: {checkpoint_every_steps: 0}", ["checkpoint_every_steps = 0", "at least 1"]),
+        ("training: {checkpoints_kept: 0}", ["checkpoints_kept = 0", "at least 1"]),
+        ("training: {log_every_steps: 0}", ["log_every_steps = 0", "at least 1"]),
+        ("validation: {every_steps: -1}", ["every_steps = -1", "at least 0"]),
         ("dataset: {eval_fraction: 0}", ["eval_fraction = 0", "above 0 and below 1"]),
         ("dataset: {eval_fraction: 1}", ["eval_fraction = 1", "above 0 and below 1"]),
         ("dataset: {path: [1]}", ["dataset.path", "text"]),
@@ -195,6 +237,10 @@ def test_wrong_file_is_one_line_and_status_2(write, tmp_path, capsys, text, said
         (["--steps"], ["--steps", "expected one argument"]),
         (["--batch-size", "0"], ["training.batch_size = 0 (from --batch-size)"]),
         (["--learning-rate", "nan"], ["training.learning_rate = nan (from --learning-rate)"]),
+        (["--epochs", "-1"], ["training.epochs = -1 (from --epochs)", "at least 0"]),
+        (["--epochs", "2", "--steps", "5"], ["epochs = 2 (from --epochs)", "give one of them"]),
+        (["--lora-rank", "x"], ["training.lora_rank = 'x' (from --lora-rank)", "whole number"]),
+        (["--precision", "half"], ["'half' (from --precision)", "float32, bfloat16, float16"]),
         (["--seed", "-1"], ["seed = -1 (from --seed)", "at least 0"]),
         (["--preset", "huge"], ["model.preset = 'huge' (from --preset)", "tiny, sd-v1-4"]),
         (["--image-size", "100"], ["model.image_size = 100 (from --image-size)", "64"]),
@@ -276,7 +322,8 @@ def test_help_and_errors_load_neither_tensorflow_nor_tfx(argv):
     status = 0 if argv == ["--help"] else 2
     assert done.stdout.splitlines()[-1] == f"status {status}, heavy []"
     if argv == ["--help"]:
-        for flag in ("--dataset", "--preset", "--steps", "--batch-size", "--learning-rate"):
+        flags = "--dataset --preset --steps --epochs --batch-size --learning-rate --lora-rank"
+        for flag in (*flags.split(), "--precision", "--seed"):
             assert flag in done.stdout
         assert "examples:" in done.stdout
 
