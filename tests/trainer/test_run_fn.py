@@ -1,0 +1,310 @@
+"""What the TFX Trainer calls, on a small network and latents of noise."""
+
+import dataclasses
+import json
+import logging
+import platform
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import small_runs
+import tensorflow as tf
+from tfx.components.trainer.fn_args_utils import FnArgs
+
+from trainer import memory, presets, run_fn
+from trainer.fine_tuner import TrainingDivergedError, read_history
+from trainer.latents import LatentsManifest, make_latent_example
+from trainer.memory import InsufficientMemoryError
+from trainer.models import build_text_encoder
+from trainer.tokenizer import tokenize
+from trainer.training_config import TrainingConfig
+from trainer.weights import base_weights_hash, load_base_weights
+
+PRESET = dataclasses.replace(small_runs.preset(), name="small")
+EXAMPLES = 8
+TRAINING = {
+    "epochs": 1.5,
+    "batch_size": 4,
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
+    "checkpoint_every_steps": 1,
+    "log_every_steps": 1,
+    "min_snr_gamma": 5.0,
+    "seed": 3,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_is_a_preset() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presets, "PRESETS", {**presets.PRESETS, "small": PRESET})
+        yield
+
+
+def write_latents(folder: Path, broken: int | None = None, **facts: Any) -> Path:
+    """Latents of noise; the example number `broken` holds an infinite number."""
+    rng = np.random.default_rng(0)
+    split = folder / "Split-train"
+    split.mkdir(parents=True)
+    options = tf.io.TFRecordOptions(compression_type="GZIP")
+    with tf.io.TFRecordWriter(str(split / "latents-00000-of-00001.gz"), options) as writer:
+        for index in range(EXAMPLES):
+            mean = rng.standard_normal((8, 8, 4))
+            example = make_latent_example(
+                example_id=f"picture-{index}",
+                tokens=tokenize([f"picture {index}"])[0],
+                context=rng.standard_normal((77, 8)),
+                mean=mean * np.inf if index == broken else mean,
+                log_variance=rng.standard_normal((8, 8, 4)) - 4,
+            )
+            writer.write(example.SerializeToString())
+    manifest = {
+        "preset": "small",
+        "image_size": 64,
+        "encoders_hash": base_weights_hash(PRESET, "random", ("text_encoder", "image_encoder")),
+        "flip": False,
+        "counts": {"train": EXAMPLES, "eval": 2},
+    }
+    LatentsManifest(**{**manifest, **facts}).write(str(folder))
+    return folder
+
+
+def arguments(folder: Path, latents: Path, **training: Any) -> FnArgs:
+    settings = {
+        "preset": "small",
+        "image_size": 64,
+        "base_weights": "random",
+        "base_weights_hash": base_weights_hash(PRESET, "random"),
+        "training": dataclasses.asdict(TrainingConfig(**TRAINING, **training).resolved(PRESET)),
+        "validation": {
+            "prompts": ["a blue one", "a red one"],
+            "seed": 1,
+            "num_steps": 2,
+            "guidance_scale": 4.0,
+            "every_steps": 2,
+        },
+        "checkpoint_dir": str(folder / "checkpoints"),
+        "code_version": "abc",
+    }
+    return FnArgs(
+        train_files=[str(latents / "Split-train" / "*")],
+        custom_config=settings,
+        serving_model_dir=str(folder / "Format-Serving"),
+        model_run_dir=str(folder / "model_run"),
+    )
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    folder: Path
+    latents: Path
+    lines: list[str]
+    manifest: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    folder = tmp_path_factory.mktemp("run_fn")
+    latents = write_latents(folder / "latents")
+    handler, logger = _Lines(), logging.getLogger("trainer")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        run_fn.run_fn(
+            arguments(folder, latents, lora_rank=2, lora_alpha=4.0, train_text_encoder=True)
+        )
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    manifest = json.loads((folder / "Format-Serving" / "manifest.json").read_text())
+    return Ran(folder, latents, handler.lines, manifest)
+
+
+def test_parameters_and_memory_are_told_before_training(ran: Ran) -> None:
+    said = "\n".join(ran.lines)
+    total = sum(ran.manifest["parameters"].values())
+    trainable = ran.manifest["trainable_parameters"]
+    assert (
+        f"Training {trainable:,} of {total:,} parameters: 3 steps of 4 pictures, 1.5 epochs of 8."
+    ) in said
+    told = next(i for i, line in enumerate(ran.lines) if line.startswith("Memory needed, about: "))
+    assert re.fullmatch(
+        r"Memory needed, about: [\d.]+ GB \(weights [\d.]+ GB, gradients [\d.]+ GB, optimizer "
+        r"[\d.]+ GB, averages [\d.]+ GB, activations [\d.]+ GB, program [\d.]+ GB\); this machine "
+        r"has [\d.]+ GB\.",
+        ran.lines[told],
+    )
+    first_step = next(i for i, line in enumerate(ran.lines) if line.startswith("step 1 of 3"))
+    assert told < first_step
+
+
+def test_random_weights_are_told_in_capital_letters(ran: Ran) -> None:
+    for network in ("DIFFUSION_MODEL", "TEXT_ENCODER", "DECODER"):
+        assert f"THE {network} STARTS FROM RANDOM WEIGHTS, as asked." in ran.lines
+
+
+def test_the_manifest_says_what_made_the_model(ran: Ran) -> None:
+    manifest = ran.manifest
+    # Every hyperparameter, with the steps that the epochs came to.
+    wanted = TrainingConfig(**TRAINING, lora_rank=2, lora_alpha=4.0, train_text_encoder=True)
+    resolved = dataclasses.asdict(wanted.resolved(PRESET).for_examples(EXAMPLES, PRESET))
+    assert {name: manifest[name] for name in resolved} == resolved
+    assert (manifest["steps"], manifest["seed"], manifest["lora_alpha"]) == (3, 3, 4.0)
+    assert (manifest["preset"], manifest["image_size"]) == ("small", 64)
+    assert manifest["base_weights_source"] == "random"
+    assert manifest["base_weights"] == {
+        network: base_weights_hash(PRESET, "random", [network]) for network in presets.NETWORKS
+    }
+    assert manifest["latents"]["uri"] == str(ran.latents)
+    assert manifest["latents"]["counts"] == {"train": EXAMPLES, "eval": 2}
+    assert manifest["versions"]["tensorflow"] == tf.__version__
+    assert manifest["versions"]["python"] == platform.python_version()
+    assert manifest["code_version"] == "abc"
+    # Commits may have come since; in no checkout there is none.
+    git = ["git", "merge-base", "--is-ancestor", str(manifest["git_commit"]), "HEAD"]
+    here = Path(__file__).parent
+    known = subprocess.run(git, cwd=here, capture_output=True, check=False).returncode == 0
+    assert known or (manifest["git_commit"] is None and not (here / "../../.git").exists())
+    assert 0 < manifest["training_seconds"] < manifest["wall_time_seconds"] < 600
+    assert manifest["images_per_second"] > 0
+    assert 2e8 < manifest["peak_memory_bytes"] < 2e10
+    assert 2e8 < manifest["estimated_memory_bytes"] < 2e10
+    assert manifest["peak_gpu_memory_bytes"] is None
+    assert manifest["replicas"] == 1
+    history = read_history(str(ran.folder / "model_run"))
+    assert [record.step for record in history] == [1, 2, 3]
+    assert manifest["final_loss"] == history[-1].loss
+
+
+def test_pictures_are_in_tensorboard_every_so_many_steps(ran: Ran) -> None:
+    drawn = set()
+    scalars = set()
+    for path in (ran.folder / "model_run" / "train").iterdir():
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == "images":
+                    drawn.add((event.step, value.tag))
+                    picture = tf.io.decode_png(value.tensor.string_val[2])
+                    assert picture.shape == (64, 64, 3)
+                elif value.tag:
+                    scalars.add((event.step, value.tag))
+    assert drawn == {(step, f"validation/{i:02d}") for step in (0, 2, 3) for i in (0, 1)}
+    for name in ("loss", "learning_rate", "gradient_norm", "images_per_second"):
+        assert {(step, name) for step in (1, 2, 3)} <= scalars
+    folders = sorted(path.name for path in (ran.folder / "model_run/validation").glob("step_*"))
+    assert folders == ["step_000000", "step_000002", "step_000003"]
+
+
+def test_the_trained_text_encoder_is_exported_with_its_adapters_merged(ran: Ran) -> None:
+    base = build_text_encoder(PRESET)
+    load_base_weights(base, "text_encoder", PRESET, "random")
+    tensors = safetensors.numpy.load_file(ran.folder / "Format-Serving" / "lora.safetensors")
+    exported = tf.saved_model.load(str(ran.folder / "Format-Serving" / "text_encoder"))
+    tokens = tf.constant(tokenize(["picture 1"]), tf.int32)
+    given = exported.signatures["serving_default"](tokens=tokens)["context"].numpy()
+    inputs = [tokens, tf.range(77)[None]]
+    assert np.abs(base(inputs) - given).max() > 1e-3
+
+    layer = next(layer for layer in base.layers if hasattr(layer, "clip_attn"))
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        key = f"lora_te_text_model_encoder_layers_0_self_attn_{name}"
+        down, up = (tensors[f"{key}.lora_{x}.weight"] for x in ("down", "up"))
+        kernel = getattr(layer.clip_attn, name).kernel
+        kernel.assign(kernel + tensors[f"{key}.alpha"] / 2 * (up @ down).T)
+    np.testing.assert_allclose(base(inputs), given, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_done_is_exported_again_without_training(ran: Ran, tmp_path: Path) -> None:
+    """A Trainer that is killed while it exports finds its last step done."""
+    again = arguments(ran.folder, ran.latents, lora_rank=2, lora_alpha=4.0, train_text_encoder=True)
+    again.serving_model_dir = str(tmp_path / "Format-Serving")
+    again.model_run_dir = str(tmp_path / "model_run")
+    run_fn.run_fn(again)
+    manifest = json.loads((tmp_path / "Format-Serving" / "manifest.json").read_text())
+    assert manifest["final_loss"] == ran.manifest["final_loss"]
+    assert manifest["training_seconds"] < ran.manifest["training_seconds"]
+    files = [folder / "Format-Serving/lora.safetensors" for folder in (ran.folder, tmp_path)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_an_infinite_number_stops_the_run_and_nothing_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # There is far too little memory, too, which is said and not minded.
+    limit = tmp_path / "memory.max"
+    limit.write_text("1000000\n")
+    monkeypatch.setattr(memory, "_CGROUP_LIMITS", (str(limit),))
+    latents = write_latents(tmp_path / "latents", broken=5)
+    caplog.set_level(logging.WARNING, "trainer")
+    with pytest.raises(TrainingDivergedError) as error:
+        run_fn.run_fn(arguments(tmp_path, latents, memory_check="warn"))
+    said = re.fullmatch(
+        r"the loss or its gradients became infinite or not a number at step ([123]); the examples "
+        r"of that step were (.*); the last good checkpoint is (.*)\. Try a lower learning rate "
+        r"than 0\.01",
+        str(error.value),
+    )
+    assert said is not None
+    assert "picture-5" in said[2].split(", ")
+    assert len(said[2].split(", ")) == 4
+    if said[1] == "1":
+        assert said[3] == "none"
+    else:
+        assert said[3].endswith(f"ckpt-{int(said[1]) - 1}")
+    assert not (tmp_path / "Format-Serving").exists()
+    assert not (tmp_path / "model_run").exists()
+    assert "this machine has 0.0 GB. What helps: " in caplog.text
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_traced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "memory.max"
+    limit.write_text("1000000\n")
+    monkeypatch.setattr(memory, "_CGROUP_LIMITS", (str(tmp_path / "none"), str(limit)))
+    latents = write_latents(tmp_path / "latents")
+    with pytest.raises(InsufficientMemoryError, match=r"training needs about .* has 0\.0 GB"):
+        run_fn.run_fn(arguments(tmp_path, latents))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"preset": "tiny"}, "made for another model"),
+        ({"image_size": 128}, "made for another model"),
+        ({"encoders_hash": "other"}, "made for another model"),
+        ({"counts": {"train": 3, "eval": 1}}, "batch size is 4 but the train split has only 3"),
+    ],
+    ids=str,
+)
+def test_latents_of_another_model_are_refused(
+    tmp_path: Path, facts: dict[str, Any], said: str
+) -> None:
+    latents = write_latents(tmp_path / "latents", **facts)
+    with pytest.raises(ValueError, match=said):
+        run_fn.run_fn(arguments(tmp_path, latents))
+
+
+def test_weights_that_changed_since_are_refused(tmp_path: Path) -> None:
+    given = arguments(tmp_path, write_latents(tmp_path / "latents"))
+    given.custom_config["base_weights_hash"] = "other"
+    with pytest.raises(ValueError, match="have changed since the run was prepared"):
+        run_fn.run_fn(given)
