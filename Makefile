@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock bench-ingest help
+.PHONY: run test setup lint lock bench-ingest bench-weights help
 
 # Sets up everything and runs the pipeline; ARGS="--steps 800" passes flags on.
 run: setup
@@ -29,5 +29,13 @@ bench-ingest: setup
 		--requirement benchmarks/ingest/requirements.txt
 	.venv/bin/python -m benchmarks.ingest --loop-python .venv-datasets/bin/python $(ARGS)
 
+# Our networks beside PyTorch's at full size: the table of docs/weights.md; leaves 4 GB in runs/.
+bench-weights: setup
+	.venv/bin/uv venv --quiet --allow-existing --python 3.11 .venv-torch
+	.venv/bin/uv pip install --quiet --python .venv-torch/bin/python \
+		--requirement benchmarks/weights/requirements.txt
+	.venv-torch/bin/python benchmarks/weights/reference.py --size sd-v1-4 --output runs/diffusers_sd
+	.venv/bin/python -m benchmarks.weights --checkpoint runs/diffusers_sd
+
 help:
-	@sed -n '/^# /{h;d};/^[a-z]*:/{G;p}' Makefile
+	@sed -n '/^# /{h;d};/^[a-z-]*:/{G;p}' Makefile
