@@ -224,3 +224,75 @@ def test_a_loss_that_is_not_a_number_names_step_examples_and_checkpoint(tmp_path
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     with pytest.raises(ValueError, match=r"training\.batch_size = 4 cannot be shared out.* of 3 "):
         spied_on(accumulation_steps=3)
+
+
+def graph_gradients(subject: FineTuner) -> tuple[float, list[np.ndarray]]:
+    compute = tf.function(lambda batch: subject._loss_and_gradients(batch, 0), autograph=False)
+    loss, gradients = compute({k: v for k, v in batch_of(0).items() if k != "id"})
+    return float(loss), [g.numpy() for g in gradients]
+
+
+def test_accumulated_gradients_are_the_large_batchs() -> None:
+    loss, gradients = graph_gradients(tuner())
+    subject = tuner(accumulation_steps=4, warmup_steps=0, weight_decay=0.0)
+    batch = {k: v for k, v in batch_of(0).items() if k != "id"}
+    batch = {name: batch[name] for name in subject._features(batch)}
+    for part in range(4):
+        subject._part_function(subject._share_out(batch, part), tf.constant(part))
+    *sums, total = [v.numpy() for v in subject._accumulated]
+    assert total == pytest.approx(loss, rel=1e-5)
+    scale = max(np.abs(g).max() for g in gradients)
+    for expected, actual in zip(gradients, sums, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * scale)
+
+    before = [v.numpy() for v in subject.variables]
+    done, norm, _ = subject._update_function(None)
+    assert float(done) == pytest.approx(loss, rel=1e-5)
+    expected_norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in gradients))
+    assert float(norm) == pytest.approx(expected_norm, rel=1e-5)
+    # AdamW's first update goes against the gradient's sign, by the learning rate.
+    for old, new, gradient in zip(before, subject.variables, gradients, strict=True):
+        large = np.abs(gradient) > 1e-4 * expected_norm
+        moved = (new.numpy() - old)[large]
+        np.testing.assert_allclose(moved, -1e-2 * np.sign(gradient[large]), rtol=1e-2)
+    assert not any(np.any(v.numpy()) for v in subject._accumulated)
+
+
+def test_a_text_encoder_is_trained_along() -> None:
+    subject = tuner(train_text_encoder=True, caption_dropout=0.0, weight_decay=0.0, warmup_steps=0)
+    assert subject.text_encoder is not None
+    networks = (subject.diffusion_model, subject.text_encoder)
+    assert len(subject.variables) == sum(len(m.trainable_variables) for m in networks)
+    # The batch's own contexts are not looked at.
+    batch, step = batch_of(0), tf.constant(1, tf.int64)
+    positions = tf.tile(tf.range(77)[None], [4, 1])
+    context = subject.text_encoder([tf.cast(batch["tokens"], tf.int32), positions])
+    alone = tuner(caption_dropout=0.0)
+    expected = float(alone.loss({**batch, "context": context}, step))
+    del batch["context"]
+    assert float(subject.loss(batch, step)) == pytest.approx(expected, rel=1e-5)
+
+    before = [v.numpy() for v in subject.variables]
+    subject.train_step(batch_of(0))
+    seen = np.unique(batch["tokens"])
+    for old, new in zip(before, subject.variables, strict=True):
+        change = np.abs(new.numpy() - old)
+        if len(old) == 49408:
+            # Of the vocabulary, the words that were in a caption.
+            assert np.all(change[seen].max(axis=1) > 0)
+            assert np.all(np.delete(change, seen, axis=0) == 0)
+        else:
+            assert change.max() > 0, new.name
+
+
+def test_checkpoints_and_history_may_be_remote() -> None:
+    """`ram://` is opened through the same interface as `gs://`."""
+    history = None
+    for steps in (2, 4):
+        subject, _ = spied_on(steps=steps, checkpoint_every_steps=1)
+        subject.train_step = lambda batch, stop, s=subject: (None, None, s.step.assign_add(1))
+        history = subject.train(batches_from, "ram://run/checkpoints")
+        assert int(subject.step) == steps
+    assert [r.step for r in history] == [1, 2, 3, 4]
+    found = tf.io.gfile.glob("ram://run/checkpoints/ckpt-*.index")
+    assert sorted(name.rpartition("/")[2] for name in found) == ["ckpt-3.index", "ckpt-4.index"]
