@@ -68,6 +68,11 @@ def check_output(model, network, folder):
     assert np.linalg.norm(output - expected) < 1e-5 * np.linalg.norm(expected)
 
 
+def list_hash(folder: Path, name: str) -> None:
+    with (folder / "SHA256SUMS").open("w") as sums:
+        subprocess.run(["sha256sum", name], cwd=folder, stdout=sums, check=True)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_network_computes_what_it_did_in_keras_2(network) -> None:
     model = build(network, PRESET, 64)
@@ -80,8 +85,11 @@ def test_a_network_computes_what_it_did_in_keras_2(network) -> None:
 def test_a_full_size_network_computes_what_it_did_in_keras_2(network, tmp_path) -> None:
     command = [sys.executable, KERAS_2 / "make.py", "--size", "full", "--network", network]
     subprocess.run([*command, "--output", tmp_path], check=True, env={**os.environ})
+    name = FULL.weight_files[network].name
+    os.rename(tmp_path / f"{network}.h5", tmp_path / name)
+    list_hash(tmp_path, name)
     model = build(network, FULL, 128)
-    load_weights_file(model, str(tmp_path / f"{network}.h5"))
+    load_base_weights(model, network, FULL, str(tmp_path))
     check_output(model, network, tmp_path)
 
 
@@ -239,7 +247,6 @@ def test_base_weights_of_keras_2_are_verified_by_what_the_folder_lists(tmp_path)
     model = build_text_encoder(preset)
     with pytest.raises(WeightsError, match=f"corrupt or another file.*{'0' * 64}"):
         load_base_weights(model, "text_encoder", preset, str(tmp_path))
-    sums = subprocess.run(["sha256sum", "kcv_encoder.h5"], cwd=tmp_path, capture_output=True)
-    (tmp_path / "SHA256SUMS").write_bytes(sums.stdout)
+    list_hash(tmp_path, "kcv_encoder.h5")
     load_base_weights(model, "text_encoder", preset, str(tmp_path))
     check_output(model, "text_encoder", KERAS_2)
