@@ -85,8 +85,10 @@ def _page(lines: Sequence[str], rounds: int) -> str:
             "checked and",
             f"written as TFRecords; the best of {rounds} rounds, in each of which the ways ran one "
             "after the other on",
-            "the same two cores. The time is that of the work, without imports; memory is the "
-            "process's peak, with",
+            "the same two cores. The time is that of the work, without imports of the process that "
+            "is measured, but with",
+            "the start of the processes that two workers have at their side; memory is the sum of "
+            "all their peaks, with",
             "TensorFlow (and for CaptionExampleGen TFX and Beam) in it.",
             "",
             "The loop is a plain one: `datasets` streams the rows, `tf.io.TFRecordWriter` writes "

@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import resource
+import threading
 
 
-def print_result(pictures: int, seconds: float) -> None:
-    """Prints pictures, seconds and the process's peak memory (MB) as one line of JSON."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+class ChildrenMemory:
+    """Watches the peak memory of this process's children while it is entered.
+
+    `RUSAGE_CHILDREN` would not do: a child's peak there starts with its parent's.
+    """
+
+    def __enter__(self) -> ChildrenMemory:
+        self._peaks_kb: dict[str, int] = {}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def peak_mb(self) -> float:
+        """The sum of the children's peaks, what they share counted for each."""
+        return sum(self._peaks_kb.values()) / 1024
+
+    def _watch(self) -> None:
+        own = f"Pid:\t{os.getpid()}\n"
+        while not self._done.wait(0.1):
+            for path in glob.glob("/proc/[0-9]*/status"):
+                try:
+                    with open(path) as f:
+                        status = f.read()
+                except OSError:
+                    continue
+                if f"P{own}" in status and "VmHWM:" in status:
+                    peak = int(status.split("VmHWM:")[1].split()[0])
+                    self._peaks_kb[path] = max(peak, self._peaks_kb.get(path, 0))
+
+
+def print_result(pictures: int, seconds: float, children_mb: float = 0.0) -> None:
+    """Prints pictures, seconds and peak memory (MB), children's included, as a line of JSON."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 + children_mb
     print(json.dumps({"pictures": pictures, "seconds": seconds, "peak_mb": peak}))

@@ -12,7 +12,7 @@ os.environ["TF_USE_LEGACY_KERAS"] = "0"
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import standard_artifacts
 
-from benchmarks.ingest.measured import print_result
+from benchmarks.ingest.measured import ChildrenMemory, print_result
 from components import RejectedRows
 from components.caption_example_gen import executor, sources
 from components.caption_example_gen.component import CaptionExampleGen
@@ -39,13 +39,14 @@ def main() -> None:
             os.path.join(folder, "examples"),
             os.path.join(folder, "rejects"),
         )
-        since = time.monotonic()
-        executor.Executor(context).Do(
-            {}, {"examples": [examples], "rejects": [rejects]}, dict(component.exec_properties)
-        )
-        seconds = time.monotonic() - since
+        with ChildrenMemory() as children:
+            since = time.monotonic()
+            executor.Executor(context).Do(
+                {}, {"examples": [examples], "rejects": [rejects]}, dict(component.exec_properties)
+            )
+            seconds = time.monotonic() - since
     counts = [examples.get_int_custom_property(f"num_{split}") for split in executor.SPLITS]
-    print_result(sum(counts), seconds)
+    print_result(sum(counts), seconds, children.peak_mb)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tfx.types import artifact_utils, standard_artifacts
 
 from components import RejectedRows
 from components.caption_example_gen import CaptionExampleGen, executor
+from components.caption_example_gen.example_bytes import example_bytes
 from components.caption_example_gen.sources import (
     DatasetError,
     DatasetSpec,
@@ -222,6 +223,29 @@ def test_shards_hold_what_one_file_holds(good, tmp_path, monkeypatch):
     assert len(names) > 3
     for split in ("train", "eval"):
         assert read_split(sharded, split) == read_split(examples, split)
+
+
+def test_example_bytes_are_those_of_tensorflow():
+    features = {
+        "words": [b"a", b"", b"b" * 200],
+        "picture": [bytes(range(256)) * 100],
+        "none": [],
+        "zero": 0,
+        "large": 3_000_000_000,
+        "small": 0.0,
+        "third": 1 / 3,
+    }
+    example = tf.train.Example()
+    for name, value in features.items():
+        feature = example.features.feature[name]
+        if isinstance(value, int):
+            feature.int64_list.value.append(value)
+        elif isinstance(value, float):
+            feature.float_list.value.append(value)
+        else:
+            feature.bytes_list.SetInParent()
+            feature.bytes_list.value.extend(value)
+    assert example_bytes(features) == example.SerializeToString(deterministic=True)
 
 
 def test_split_is_stable_when_rows_are_added(good, tmp_path):
