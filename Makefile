@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock bench-ingest bench-weights help
+.PHONY: run test setup lint lock bench-ingest bench-train bench-weights help
 
 # Sets up everything and runs the pipeline; ARGS="--steps 800" passes flags on.
 run: setup
@@ -36,6 +36,13 @@ bench-weights: setup
 		--requirement benchmarks/weights/requirements.txt
 	.venv-torch/bin/python benchmarks/weights/reference.py --size sd-v1-4 --output runs/diffusers_sd
 	.venv/bin/python -m benchmarks.weights --checkpoint runs/diffusers_sd
+
+# Measures a full-size training step beside others'; writes docs/training_speed.md. Needs 22 GB.
+bench-train: setup
+	.venv/bin/uv venv --quiet --allow-existing --python 3.11 .venv-torch
+	.venv/bin/uv pip install --quiet --python .venv-torch/bin/python \
+		--requirement benchmarks/train/requirements.txt
+	.venv/bin/python -m benchmarks.train --torch-python .venv-torch/bin/python $(ARGS)
 
 help:
 	@sed -n '/^# /{h;d};/^[a-z-]*:/{G;p}' Makefile
