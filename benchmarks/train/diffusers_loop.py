@@ -27,7 +27,8 @@ def main() -> None:
     side, batch = arguments.image_size // 8, arguments.batch_size
     timer = Timer()
     # All else is Stable Diffusion v1.4's by default.
-    model = UNet2DConditionModel(cross_attention_dim=768, sample_size=side).train()
+    with timer.building():
+        model = UNet2DConditionModel(cross_attention_dim=768, sample_size=side).train()
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=LEARNING_RATE,
@@ -59,7 +60,6 @@ def main() -> None:
         with torch.no_grad():
             return loss().item()
 
-    timer.built()
     timer.measure(step, forward, arguments.steps)
 
 

@@ -32,7 +32,8 @@ def main() -> None:
     arguments = arguments_of(__doc__).parse_args()
     size, batch = arguments.image_size, arguments.batch_size
     timer = Timer()
-    model = DiffusionModel(size, size, _MAX_LENGTH, download_weights=False)
+    with timer.building():
+        model = DiffusionModel(size, size, _MAX_LENGTH, download_weights=False)
     text_encoder = TextEncoder(_MAX_LENGTH, download_weights=False)
     encoder = ImageEncoder(download_weights=False)
     # Its last layer cuts the moments to the mean.
@@ -76,8 +77,8 @@ def main() -> None:
     def forward(noisy: tf.Tensor, embedded: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
         return tf.reduce_mean(model([noisy, embedded, context], training=True))
 
-    step.get_concrete_function()
-    timer.built()
+    with timer.building():
+        step.get_concrete_function()
     inputs = noisy_batch()[0]
     timer.measure(lambda: float(step()), lambda: float(forward(*inputs)), arguments.steps)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-5, 1e-2, 1.0
 """The same for all loops."""
@@ -28,11 +29,14 @@ class Timer:
     def __init__(self) -> None:
         """Starts the clock."""
         self._since = time.perf_counter()
-        self._facts: dict[str, float] = {}
+        self._facts: dict[str, float] = {"build_seconds": 0.0}
 
-    def built(self) -> None:
-        """Notes the time when the step's graph, if any, is built."""
-        self._facts["build_seconds"] = time.perf_counter() - self._since
+    @contextlib.contextmanager
+    def building(self) -> Iterator[None]:
+        """Counts what is done within this as building the network or tracing its step."""
+        since = time.perf_counter()
+        yield
+        self._facts["build_seconds"] += time.perf_counter() - since
 
     def measure(
         self, step: Callable[[], object], forward: Callable[[], object], steps: int

@@ -37,7 +37,8 @@ def main() -> None:
         lora_rank=arguments.lora_rank,
         gradient_checkpointing=arguments.gradient_checkpointing,
     ).resolved(preset)
-    model = build_diffusion_model(preset, size)
+    with timer.building():
+        model = build_diffusion_model(preset, size)
     text = preset.text_encoder
     tuner = FineTuner(model, preset, config, empty_caption=tf.zeros((text.max_length, text.width)))
     spec = batch_spec(preset, size, flip=False, batch_size=batch_size)
@@ -47,8 +48,8 @@ def main() -> None:
         else tf.zeros(s.shape, s.dtype)
         for name, s in spec.items()
     }
-    tuner.trace(spec)
-    timer.built()
+    with timer.building():
+        tuner.trace(spec)
 
     @tf.function(autograph=False)
     def forward() -> tf.Tensor:
