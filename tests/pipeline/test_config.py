@@ -205,7 +205,6 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
             "model: {preset: sd-v1-4, image_size: 192, base_weights: random}",
             ["192", "'sd-v1-4'", "multiple of 128"],
         ),
-        ("model: {preset: sd-v1-4}", ["base_weights = 'default'", "ships no weights", "folder"]),
         ("model: {base_weights: /no/such}", ["'/no/such'", "no such folder", "'random'"]),
         ("model: {flip: true}", ["model.flip = true", "auto, always, never"]),
         ("model: {crop: left}", ["model.crop = 'left'", "centre, random"]),
@@ -226,6 +225,22 @@ def test_wrong_file_is_one_line_and_status_2(write, tmp_path, capsys, text, said
     status = runner_local.main(["--config", write(text), "--output", str(output)])
     expect_one_line(status, capsys, said)
     assert not output.exists()
+
+
+def test_full_size_takes_the_published_weights_and_never_noise_instead(tmp_path):
+    # The hub's library reads its settings at import.
+    done = subprocess.run(
+        [sys.executable, "runner_local.py", "--preset", "sd-v1-4", "--output", tmp_path / "out"],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "model.base_weights = 'default'" in done.stderr
+    assert "'fchollet/stable-diffusion' is not in the hub's cache" in done.stderr
 
 
 @pytest.mark.parametrize(
