@@ -124,7 +124,9 @@ def state(subject: FineTuner) -> list[np.ndarray]:
         np.array(tf.convert_to_tensor(v))
         for v in (
             *subject.variables,
-            *(v for variables in optimizer.state.values() for v in variables),
+            *optimizer.first_moments,
+            *optimizer.second_moments,
+            *optimizer.averages,
             *([subject.loss_scale.scale] if subject.loss_scale else []),
         )
     ]
@@ -166,11 +168,13 @@ def ends_alike(expected: Path, actual: Path, rtol: float = 1e-5) -> None:
     """Asserts that two folders that `train` wrote hold the same, but for the order of sums."""
     with np.load(expected / "end.npz") as a, np.load(actual / "end.npz") as b:
         assert a.files == b.files
-        np.testing.assert_allclose(b["losses"], a["losses"], rtol=rtol)
+        np.testing.assert_allclose(b["losses"][:, :3], a["losses"][:, :3], rtol=rtol)
+        # AdamW divides by the gradient's own size, and so makes much of what is nearly zero: of the
+        # weights below, and of the gradients' norms after them.
+        np.testing.assert_allclose(b["losses"][:, 3], a["losses"][:, 3], rtol=10 * rtol)
         names = [name for name in a.files if name != "losses"]
         ours, theirs = (np.concatenate([x[n].ravel() for n in names]) for x in (b, a))
     assert np.linalg.norm(ours - theirs) <= rtol * np.linalg.norm(theirs)
-    # AdamW divides by the gradient's own size, and so makes much of what is nearly zero.
     np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=10 * rtol)
 
 
