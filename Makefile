@@ -18,7 +18,7 @@ lint: setup
 
 # Resolves the ranges in setup.py into requirements.lock and the pin of uv itself.
 lock: setup
-	.venv/bin/uv pip compile setup.py --extra vertex --extra dev --python .venv/bin/python \
+	.venv/bin/uv pip compile setup.py --extra vertex --extra mysql --extra dev --python .venv/bin/python \
 		--generate-hashes --no-header --upgrade --output-file requirements.lock
 	sed -n '/^uv==/,/^    # via/p' requirements.lock | grep -v '# via' > .ci/uv.txt
 

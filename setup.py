@@ -39,8 +39,11 @@ setup(
         "huggingface-hub>=2.4,<3",
         "httpx2",
         "Jinja2>=3.1",
+        "jsonschema>=4,<5",
         "instant-clip-tokenizer>=0.1.1,<0.2",
         "matplotlib>=3.8,<4",
+        "nicegui>=3.18,<4",
+        "openlineage-python>=1.40,<2",
         "pydantic>=2.7,<3",
         "PyYAML>=6",
         "rich>=13",
@@ -55,8 +58,10 @@ setup(
     ],
     extras_require={
         "vertex": ["kfp>=2.5,<2.6"],
+        "mysql": ["PyMySQL>=1.1,<2"],
         "dev": [
             "mypy>=1.10",
+            "playwright>=1.50",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
