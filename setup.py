@@ -49,6 +49,7 @@ setup(
         "rich>=13",
         "safetensors>=0.5",
         "tensorboard>=2.16,<2.17",
+        "tensorflow-serving-api>=2.16,<2.17",
         # Newer ones print a FutureWarning at every import on Python 3.10.
         "google-api-core<2.26",
         "google-auth<2.42",
@@ -60,6 +61,9 @@ setup(
         "vertex": ["kfp>=2.5,<2.6"],
         "mysql": ["PyMySQL>=1.1,<2"],
         "dev": [
+            # What Docker Compose and Kubernetes accept, for the files in serving/deploy.
+            "compose-spec>=0.2,<0.3",
+            "kubernetes-validate>=1.30",
             "mypy>=1.10",
             "playwright>=1.50",
             "pytest>=8",
