@@ -66,6 +66,7 @@ setup(
             "kubernetes-validate>=1.30",
             "mypy>=1.10",
             "playwright>=1.50",
+            "psutil>=5",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",

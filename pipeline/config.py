@@ -312,8 +312,9 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
                 caption_column=dataset.caption_column or "",
             )
         )
-        sources.check_dataset(spec, eval_fraction=dataset.eval_fraction, seed=dataset.seed)
-        fingerprint = sources.dataset_fingerprint(spec)
+        source = sources.open_dataset(spec)
+        sources.check_dataset(spec, source, eval_fraction=dataset.eval_fraction, seed=dataset.seed)
+        fingerprint = sources.dataset_fingerprint(spec, source)
     except sources.DatasetError as error:
         raise ConfigError(str(error)) from None
     resolved = dataclasses.replace(dataset, path=spec.dataset)

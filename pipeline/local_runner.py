@@ -76,8 +76,8 @@ class ComponentError(RuntimeError):
 def beam_pipeline_args() -> list[str]:
     """Flags with which Beam works on every core of this machine.
 
-    In threads: pictures are decoded, hashed and compressed outside of Python's lock, and a process
-    of its own would first import TensorFlow for longer than most datasets take.
+    In threads: a process of its own would first import TensorFlow for longer than most datasets
+    take. CaptionExampleGen, whose work is mostly Python, starts lighter ones.
     """
     workers = len(os.sched_getaffinity(0))
     return [

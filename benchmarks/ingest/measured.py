@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 import resource
 import threading
 
@@ -32,17 +31,22 @@ class ChildrenMemory:
         return sum(self._peaks_kb.values()) / 1024
 
     def _watch(self) -> None:
-        own = f"Pid:\t{os.getpid()}\n"
-        while not self._done.wait(0.1):
-            for path in glob.glob("/proc/[0-9]*/status"):
-                try:
-                    with open(path) as f:
-                        status = f.read()
-                except OSError:
-                    continue
-                if f"P{own}" in status and "VmHWM:" in status:
-                    peak = int(status.split("VmHWM:")[1].split()[0])
-                    self._peaks_kb[path] = max(peak, self._peaks_kb.get(path, 0))
+        while not self._done.wait(0.3):
+            for path in glob.glob("/proc/self/task/*/children"):
+                for child in _read(path).split():
+                    status = _read(f"/proc/{child}/status")
+                    if "VmHWM:" in status:
+                        peak = int(status.split("VmHWM:")[1].split()[0])
+                        self._peaks_kb[child] = max(peak, self._peaks_kb.get(child, 0))
+
+
+def _read(path: str) -> str:
+    """A file of /proc; nothing where its process has ended."""
+    try:
+        with open(path) as f:
+            return f.read()
+    except OSError:
+        return ""
 
 
 def print_result(pictures: int, seconds: float, children_mb: float = 0.0) -> None:

@@ -22,8 +22,8 @@ from components.caption_example_gen.sources import DatasetError, Unit
 class CheckProcess:
     """`RowChecker` with the same results, elsewhere; for one thread."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Starts the process, which opens the dataset while the caller goes on."""
+    def __init__(self) -> None:
+        """Starts the process, which imports what it needs while the caller goes on."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
@@ -32,6 +32,13 @@ class CheckProcess:
         )
         self._to = cast(BinaryIO, self._process.stdin)
         self._from = cast(BinaryIO, self._process.stdout)
+
+    def open(self, settings: Settings) -> None:
+        """Has the process open the dataset; once, before the first `check`.
+
+        Raises:
+            RuntimeError: The process ended.
+        """
         self._send(settings)
 
     def check(self, unit: Unit) -> Iterator[Batch]:
@@ -70,6 +77,34 @@ class CheckProcess:
             "the process that judges the dataset's rows ended with status "
             f"{self._process.wait()}: a signal's number, negative, or see its message above"
         )
+
+
+class CheckProcesses:
+    """Processes that are started before the threads that will use them."""
+
+    def __init__(self, count: int) -> None:
+        """Starts `count` processes."""
+        self._all = [CheckProcess() for _ in range(count)]
+        self._idle = list(self._all)
+
+    def take(self, settings: Settings) -> CheckProcess:
+        """A process for the calling thread, with the dataset opened; a new one where all are taken.
+
+        Raises:
+            RuntimeError: The process ended.
+        """
+        try:
+            process = self._idle.pop()
+        except IndexError:
+            process = CheckProcess()
+            self._all.append(process)
+        process.open(settings)
+        return process
+
+    def close(self) -> None:
+        """Ends all of them."""
+        for process in self._all:
+            process.close()
 
 
 def _main() -> None:

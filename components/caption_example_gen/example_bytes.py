@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 # Numbers of the fields of Feature: which of the three lists it has.
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
 _LENGTH_DELIMITED = 2
+# From here on, a number takes more than one byte.
+_TWO_BYTES = 0x80
 
 
 def example_bytes(features: Mapping[str, Sequence[bytes] | float | int]) -> bytes:
@@ -32,7 +34,12 @@ def _feature(value: Sequence[bytes] | float | int) -> bytes:
         return _field(_INT64_LIST, _field(1, _varint(value)))
     if isinstance(value, float):
         return _field(_FLOAT_LIST, _field(1, struct.pack("<f", value)))
-    return _field(_BYTES_LIST, b"".join([_field(1, each) for each in value]))
+    return _field(_BYTES_LIST, b"".join(map(_entry, value)))
+
+
+def _entry(value: bytes) -> bytes:
+    # Most are words, and there are many of them.
+    return _SHORT_ENTRY[len(value)] + value if len(value) < _TWO_BYTES else _field(1, value)
 
 
 def _field(number: int, content: bytes) -> bytes:
@@ -40,11 +47,14 @@ def _field(number: int, content: bytes) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    if value < 0x80:
+    if value < _TWO_BYTES:
         return bytes((value,))
     groups = bytearray()
-    while value >= 0x80:
+    while value >= _TWO_BYTES:
         groups.append(value & 0x7F | 0x80)
         value >>= 7
     groups.append(value)
     return bytes(groups)
+
+
+_SHORT_ENTRY = tuple(_field(1, bytes(length))[:2] for length in range(_TWO_BYTES))

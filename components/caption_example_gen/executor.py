@@ -5,18 +5,20 @@ unit (a row group, a tar, a few files) into a spill file, a stretch for every sh
 reads a shard's stretches, sorts them and writes the shard. Memory depends on the size of a shard,
 not on that of the dataset.
 
-Where Beam's workers are threads of this process, each has a process at its side that judges the
-rows (see `check_process`).
+Where Beam's workers are threads of this process, each has a process at its side that does the first
+stage's work (see `check_process`).
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import logging
 import os
-import pickle
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -24,11 +26,12 @@ from typing import Any
 import apache_beam as beam
 import tensorflow as tf
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+from apache_beam.utils import shared
 from tfx import types
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
-from components.caption_example_gen.check_process import CheckProcess
+from components.caption_example_gen.check_process import CheckProcess, CheckProcesses
 from components.caption_example_gen.rows import (
     ANIMATED,
     LEFT_RIGHT,
@@ -37,10 +40,12 @@ from components.caption_example_gen.rows import (
     Reject,
     RowChecker,
     Settings,
+    Stretch,
     shard_key,
 )
 from components.caption_example_gen.sources import (
     DatasetSpec,
+    Source,
     Unit,
     dataset_fingerprint,
     empty_split_message,
@@ -59,6 +64,7 @@ _COUNTS_NAME, _LONG_CAPTIONS_NAME = "counts.json", "long_captions.json"
 _REJECTS, _COUNTS, _LONG_CAPTIONS = "rejects", "counts", "long_captions"
 _REJECTED = "rejected_"
 _LONG_CAPTIONS_SHOWN = 3
+_ROWS_LOOKED_AT = 64
 _SHOWN_CHARACTERS = 60
 
 logger = logging.getLogger(__name__)
@@ -70,15 +76,13 @@ class _Job:
 
     Attributes:
         settings: For judging rows.
-        processes: Whether a worker judges them in a process of its own.
+        processes: `CheckProcesses` that judge them; `None` where the worker itself does.
         split_uris: Folder of every split.
-        spill_folder: What is read again and then deleted.
     """
 
     settings: Settings
-    processes: bool
+    processes: shared.Shared | None
     split_uris: Mapping[str, str]
-    spill_folder: str
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -107,53 +111,34 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             image_column=exec_properties["image_column"],
             caption_column=exec_properties["caption_column"],
         )
-        source = open_dataset(spec)
-        fingerprint = dataset_fingerprint(spec, source)
-        if fingerprint != exec_properties["dataset_fingerprint"]:
-            raise RuntimeError(
-                f"dataset {spec.dataset!r} is not the one that this run was prepared for: its "
-                f"fingerprint is {fingerprint}, expected "
-                f"{exec_properties['dataset_fingerprint']}; start the run again"
-            )
-        if source.left_out:
-            logger.info(
-                "%d files of other splits are not read, such as %s.",
-                len(source.left_out),
-                source.left_out[0],
-            )
-
+        fingerprint = exec_properties["dataset_fingerprint"]
         describe_examples(examples, SPLITS)
-        eval_fraction = exec_properties["eval_fraction"]
-        shares = {"train": 1.0 - eval_fraction, "eval": eval_fraction}
+        spill_folder = os.path.join(examples.uri, f".spill-{uuid.uuid4().hex}")
+        split_uris = {split: artifact_utils.get_split_uri([examples], split) for split in SPLITS}
         pipeline = self._make_beam_pipeline()
-        settings = Settings(
-            spec=spec,
-            eval_fraction=eval_fraction,
-            seed=exec_properties["seed"],
-            max_pixels=exec_properties["max_pixels"],
-            max_aspect_ratio=exec_properties["max_aspect_ratio"],
-            num_shards={
-                split: 1 + int(source.image_bytes * shares[split] / _SHARD_BYTES)
-                for split in SPLITS
-            },
-            batch_bytes=_SPILL_BYTES,
-        )
-        job = _Job(
-            settings=settings,
-            processes=_is_threaded(pipeline),
-            split_uris={split: artifact_utils.get_split_uri([examples], split) for split in SPLITS},
-            spill_folder=os.path.join(examples.uri, f".spill-{uuid.uuid4().hex}"),
-        )
-        for path in (*job.split_uris.values(), job.spill_folder, rejects.uri):
-            tf.io.gfile.makedirs(path)
-        if _runs_here(pipeline):
-            source.files.fetch(source.paths)
-        with pipeline:
-            _build(pipeline, source.units(), job, rejects.uri)
-        counts = read_counts(os.path.join(job.spill_folder, _COUNTS_NAME))
-        with tf.io.gfile.GFile(os.path.join(job.spill_folder, _LONG_CAPTIONS_NAME), "r") as f:
+        with _check_processes(pipeline) as processes:
+            source = _open_unchanged(spec, fingerprint)
+            settings = Settings(
+                spec=spec,
+                eval_fraction=exec_properties["eval_fraction"],
+                seed=exec_properties["seed"],
+                max_pixels=exec_properties["max_pixels"],
+                max_aspect_ratio=exec_properties["max_aspect_ratio"],
+                num_shards=_num_shards(source, exec_properties["eval_fraction"]),
+                spill_folder=spill_folder,
+                spill_bytes=_SPILL_BYTES,
+            )
+            for path in (*split_uris.values(), spill_folder, rejects.uri):
+                tf.io.gfile.makedirs(path)
+            if _runs_here(pipeline):
+                source.files.fetch(source.paths)
+            with pipeline:
+                job = _Job(settings, processes, split_uris)
+                _build(pipeline, source.units(), job, rejects.uri)
+        counts = read_counts(os.path.join(spill_folder, _COUNTS_NAME))
+        with tf.io.gfile.GFile(os.path.join(spill_folder, _LONG_CAPTIONS_NAME), "r") as f:
             long_captions = json.loads(f.read())
-        tf.io.gfile.rmtree(job.spill_folder)
+        tf.io.gfile.rmtree(spill_folder)
 
         rejected = {
             name.removeprefix(_REJECTED): count
@@ -215,20 +200,52 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             )
 
 
+def _open_unchanged(spec: DatasetSpec, fingerprint: str) -> Source:
+    source = open_dataset(spec)
+    fingerprint_now = dataset_fingerprint(spec, source)
+    if fingerprint_now != fingerprint:
+        raise RuntimeError(
+            f"dataset {spec.dataset!r} is not the one that this run was prepared for: its "
+            f"fingerprint is {fingerprint_now}, expected {fingerprint}; start the run again"
+        )
+    if source.left_out:
+        logger.info(
+            "%d files of other splits are not read, such as %s.",
+            len(source.left_out),
+            source.left_out[0],
+        )
+    return source
+
+
+def _num_shards(source: Source, eval_fraction: float) -> dict[str, int]:
+    """For each split, so many that a shard is as large as a worker should hold."""
+    # A picture is in as many examples as it has captions.
+    units = itertools.islice(source.units(), 1)
+    rows = (row for unit in units for row in source.read(unit, peek=True))
+    captions = [len(row.captions) for row in itertools.islice(rows, _ROWS_LOOKED_AT)]
+    size = source.image_bytes * max(1.0, sum(captions) / max(1, len(captions)))
+    shares = {"train": 1.0 - eval_fraction, "eval": eval_fraction}
+    return {split: 1 + int(size * shares[split] / _SHARD_BYTES) for split in SPLITS}
+
+
 def _runs_here(pipeline: beam.Pipeline) -> bool:
     """Whether the workers see this machine's files."""
     runner = pipeline.options.view_as(StandardOptions).runner
     return runner is None or runner == "DirectRunner"
 
 
-def _is_threaded(pipeline: beam.Pipeline) -> bool:
-    """Whether there are several workers, and all of them in this process."""
+@contextlib.contextmanager
+def _check_processes(pipeline: beam.Pipeline) -> Iterator[shared.Shared | None]:
+    """Processes for the workers, where these are several threads of this process."""
     direct = pipeline.options.view_as(DirectOptions)
-    return (
-        _runs_here(pipeline)
-        and direct.direct_running_mode == "multi_threading"
-        and direct.direct_num_workers != 1
-    )
+    threaded = direct.direct_running_mode == "multi_threading" and direct.direct_num_workers != 1
+    if not (_runs_here(pipeline) and threaded):
+        yield None
+        return
+    handle = shared.Shared()
+    workers = direct.direct_num_workers or os.cpu_count() or 1
+    with contextlib.closing(handle.acquire(lambda: CheckProcesses(workers))):
+        yield handle
 
 
 def _shortened(caption: str) -> str:
@@ -275,7 +292,7 @@ def _build(
     (
         (checked[_COUNTS], written[_COUNTS])
         | "AllCounts" >> beam.Flatten()
-        | "WriteCounts" >> WriteCounts(os.path.join(job.spill_folder, _COUNTS_NAME))
+        | "WriteCounts" >> WriteCounts(os.path.join(job.settings.spill_folder, _COUNTS_NAME))
     )
     no_long_caption = pipeline | "NoLongCaption" >> beam.Create([None])
     (
@@ -283,7 +300,9 @@ def _build(
         | "AllLongCaptions" >> beam.Flatten()
         | "LongCaptionsTogether" >> beam.GroupBy(_same_key)
         | "WriteLongCaptions"
-        >> beam.Map(_write_long_captions, os.path.join(job.spill_folder, _LONG_CAPTIONS_NAME))
+        >> beam.Map(
+            _write_long_captions, os.path.join(job.settings.spill_folder, _LONG_CAPTIONS_NAME)
+        )
     )
 
 
@@ -298,36 +317,22 @@ class _CheckRows(beam.DoFn):
         self._job = job
 
     def setup(self) -> None:
-        settings = self._job.settings
-        self._checker = CheckProcess(settings) if self._job.processes else RowChecker(settings)
+        settings, processes = self._job.settings, self._job.processes
+        self._checker: RowChecker | CheckProcess = (
+            RowChecker(settings)
+            if processes is None
+            else processes.acquire(functools.partial(CheckProcesses, 0)).take(settings)
+        )
 
     def process(self, unit: Unit) -> Iterator[Any]:
         rejected: collections.Counter[str] = collections.Counter()
         for batch in self._checker.check(unit):
-            yield from self._spill(batch.candidates)
+            yield from batch.spilled.items()
             for reject in batch.rejects:
                 rejected[f"{_REJECTED}{reject.reason}"] += 1
                 yield _tagged(reject)
         for name, count in rejected.items():
             yield beam.pvalue.TaggedOutput(_COUNTS, (name, count))
-
-    def teardown(self) -> None:
-        if isinstance(self._checker, CheckProcess):
-            self._checker.close()
-
-    def _spill(self, candidates: Mapping[str, bytes]) -> Iterator[tuple[str, tuple[str, int, int]]]:
-        if not candidates:
-            return
-        # A new name for every attempt: of a bundle that is tried twice, only one is referred to.
-        path = os.path.join(self._job.spill_folder, uuid.uuid4().hex)
-        stretches = []
-        offset = 0
-        with tf.io.gfile.GFile(path, "wb") as f:
-            for shard, content in candidates.items():
-                f.write(content)
-                stretches.append((shard, (path, offset, len(content))))
-                offset += len(content)
-        yield from stretches
 
 
 class _WriteShard(beam.DoFn):
@@ -337,17 +342,14 @@ class _WriteShard(beam.DoFn):
         self._job = job
 
     def process(
-        self, element: tuple[str, Iterable[tuple[str, int, int] | None]]
+        self, element: tuple[str, Iterable[Stretch | None]]
     ) -> Iterator[beam.pvalue.TaggedOutput]:
         shard, stretches = element
         split, index = shard.split("/")
         rows: list[Candidate] = []
         for stretch in stretches:
             if stretch is not None:
-                path, offset, length = stretch
-                with tf.io.gfile.GFile(path, "rb") as f:
-                    f.seek(offset)
-                    rows.extend(pickle.loads(f.read(length)))
+                rows.extend(stretch.read())
         rows.sort(key=lambda row: (row.id, row.file, row.row))
         kept: list[Candidate] = []
         counts: collections.Counter[str] = collections.Counter()
@@ -370,7 +372,7 @@ class _WriteShard(beam.DoFn):
         write_shard(
             os.path.join(self._job.split_uris[split], name),
             (row.example for row in kept),
-            self._job.spill_folder,
+            self._job.settings.spill_folder,
         )
         for item in counts.items():
             yield beam.pvalue.TaggedOutput(_COUNTS, item)

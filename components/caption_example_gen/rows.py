@@ -9,9 +9,14 @@ import collections
 import dataclasses
 import hashlib
 import json
+import os
 import pickle
 import re
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, cast
+
+import fsspec
 
 from components.caption_example_gen.example_bytes import example_bytes
 from components.caption_example_gen.sources import DatasetSpec, Row, Unit, open_dataset, split_of
@@ -37,7 +42,8 @@ class Settings:
         max_pixels: Larger pictures are rejected.
         max_aspect_ratio: So are pictures that are longer, compared with their width, or wider.
         num_shards: By split.
-        batch_bytes: After about so many bytes of examples a batch ends.
+        spill_folder: Existing folder for what is read again and then deleted.
+        spill_bytes: After about so many bytes of examples a spill file ends.
     """
 
     spec: DatasetSpec
@@ -46,7 +52,8 @@ class Settings:
     max_pixels: int
     max_aspect_ratio: float
     num_shards: Mapping[str, int]
-    batch_bytes: int
+    spill_folder: str
+    spill_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +84,30 @@ class Reject:
         return (json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n").encode()
 
 
+class Stretch(NamedTuple):
+    """The part of a spill file that has the candidates of one shard: a pickled list of them."""
+
+    path: str
+    offset: int
+    length: int
+
+    def read(self) -> list[Candidate]:
+        """The candidates, in the order in which they were judged."""
+        with fsspec.open(self.path, "rb") as f:
+            f.seek(self.offset)
+            return cast(list[Candidate], pickle.loads(f.read(self.length)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """What became of a few rows.
 
     Attributes:
-        candidates: By shard (see `shard_key`): a pickled list of `Candidate`.
+        spilled: By shard (see `shard_key`), where its candidates are.
         rejects: The others.
     """
 
-    candidates: Mapping[str, bytes]
+    spilled: Mapping[str, Stretch]
     rejects: Sequence[Reject]
 
 
@@ -142,11 +163,26 @@ class RowChecker:
                 shard, candidate = outcome
                 candidates[shard].append(candidate)
                 size += len(candidate.example)
-            if size > self._settings.batch_bytes:
-                yield _batch(candidates, rejects)
+            if size > self._settings.spill_bytes:
+                yield Batch(self._spill(candidates), rejects)
                 candidates.clear()
                 rejects, size = [], 0
-        yield _batch(candidates, rejects)
+        yield Batch(self._spill(candidates), rejects)
+
+    def _spill(self, candidates: Mapping[str, list[Candidate]]) -> dict[str, Stretch]:
+        if not candidates:
+            return {}
+        # A new name for every attempt: of a bundle that is tried twice, only one is referred to.
+        path = os.path.join(self._settings.spill_folder, uuid.uuid4().hex)
+        spilled: dict[str, Stretch] = {}
+        offset = 0
+        with fsspec.open(path, "wb") as f:
+            for shard, rows in candidates.items():
+                content = pickle.dumps(rows, pickle.HIGHEST_PROTOCOL)
+                f.write(content)
+                spilled[shard] = Stretch(path, offset, len(content))
+                offset += len(content)
+        return spilled
 
     def _check(self, row: Row) -> Iterator[Reject | tuple[str, Candidate]]:
         """What becomes of a row: something for each of its captions."""
@@ -198,13 +234,6 @@ class RowChecker:
             notes=tuple(name for name, holds in noted.items() if holds),
             example=_serialized(example_id, picture, caption, num_tokens, words),
         )
-
-
-def _batch(candidates: Mapping[str, list[Candidate]], rejects: Sequence[Reject]) -> Batch:
-    return Batch(
-        {shard: pickle.dumps(rows, pickle.HIGHEST_PROTOCOL) for shard, rows in candidates.items()},
-        rejects,
-    )
 
 
 def _rejected(row: Row, caption: bytes | None, problem: _Problem) -> Reject:

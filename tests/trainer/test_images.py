@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.images import ImageError, decode_image, resize_cover, to_model_range
+from trainer.images import (
+    ImageError,
+    decode_image,
+    inspect_image,
+    resize_cover,
+    to_model_range,
+)
 
 
 def _encode(image, **options):
@@ -164,6 +170,71 @@ def test_pixel_limit_is_exact():
     assert decode_image(encoded, max_pixels=100).size == (10, 10)
     with pytest.raises(ImageError):
         decode_image(encoded, max_pixels=99)
+
+
+def _noisy(mode="RGB"):
+    """61 x 43 pixels, so that the last blocks of a JPEG are partly filled."""
+    channels = len(mode) if mode != "L" else 1
+    pixels = np.random.default_rng(3).integers(0, 256, (43, 61, channels), np.uint8)
+    return Image.fromarray(pixels.squeeze(), mode)
+
+
+def _turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        _encode(_noisy(), format="JPEG"),
+        _encode(_noisy(), format="JPEG", progressive=True),
+        _encode(_noisy(), format="JPEG", exif=_turned(3)),
+        _encode(_noisy(), format="JPEG", exif=_turned(6)),
+        _encode(_noisy("L"), format="JPEG"),
+        _encode(_noisy("CMYK"), format="JPEG"),
+        _encode(Image.new("RGB", (3, 2), (9, 200, 30)), format="JPEG"),
+        _encode(_noisy(), format="PNG", exif=_turned(8)),
+        _encode(_noisy("RGBA"), format="PNG"),
+        _encode(_noisy(), format="WEBP"),
+        _encode(_noisy(), format="TIFF"),
+        _encode(
+            _noisy("L").convert("P"),
+            format="GIF",
+            save_all=True,
+            append_images=[Image.new("P", (61, 43))],
+        ),
+    ],
+)
+def test_inspecting_tells_what_decoding_gives(encoded):
+    image, facts = decode_image(encoded), inspect_image(encoded)
+    assert (facts.format, facts.width, facts.height) == (image.format, *image.size)
+    assert facts.animated == image.info["animated"]
+    luma = np.asarray(image).reshape(-1, 3).mean(axis=0) @ [0.299, 0.587, 0.114] / 255
+    assert facts.brightness == pytest.approx(luma, abs=0.02)
+
+
+@pytest.mark.parametrize("options", [{"format": "JPEG"}, {"format": "JPEG", "progressive": True}])
+def test_inspecting_finds_the_damage_that_decoding_finds(options):
+    encoded = _encode(_noisy(), **options)
+    rng = np.random.default_rng(5)
+    damaged = [encoded[:end] for end in range(0, len(encoded), 97)]
+    for _ in range(200):
+        changed = bytearray(encoded)
+        changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
+        damaged.append(bytes(changed))
+    found = [_reason(decode_image, each) for each in damaged]
+    assert [_reason(inspect_image, each) for each in damaged] == found
+    assert 30 < sum(reason is not None for reason in found) < len(damaged)
+
+
+def _reason(read, encoded):
+    try:
+        read(encoded)
+    except ImageError as error:
+        return error.reason
+    return None
 
 
 def test_resize_cover_crops_the_middle_and_does_not_stretch():

@@ -171,18 +171,21 @@ def dataset_fingerprint(spec: DatasetSpec, source: Source | None = None) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def check_dataset(spec: DatasetSpec, *, eval_fraction: float, seed: int) -> None:
+def check_dataset(
+    spec: DatasetSpec, source: Source | None = None, *, eval_fraction: float, seed: int
+) -> None:
     """Finds out before a run whether a dataset has what it needs, without reading all of it.
 
     Args:
         spec: Which one.
+        source: What `open_dataset` gave for it, which is then not looked for again.
         eval_fraction: Fraction of the pictures that are held out.
         seed: Decides which.
 
     Raises:
         DatasetError: See `open_dataset`; or one of the splits would be empty.
     """
-    source = open_dataset(spec)
+    source = source or open_dataset(spec)
     seen: set[str] = set()
     num_rows = 0
     for unit in source.units():
