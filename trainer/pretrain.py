@@ -1,9 +1,9 @@
-"""Trains a preset's base weights from nothing: `python -m trainer.pretrain --preset tiny`.
+"""Trains a preset's base weights: `python -m trainer.pretrain --preset tiny`.
 
 First the KL autoencoder (Rombach et al. 2022, section 3.1), then text encoder and diffusion model
-together on its latents. The pictures are `trainer.shapes`': simple shapes and objects, none of
-the creatures that the default run fine-tunes on. Both stages are seeded and go on from their last
-checkpoint when the command is given again.
+together on its latents; from nothing, or from weights that there are. The pictures are
+`trainer.shapes`': simple shapes and objects, none of the creatures that the default run fine-tunes
+on. Both stages are seeded and go on from their last checkpoint when the command is given again.
 """
 
 from __future__ import annotations
@@ -56,12 +56,14 @@ class PretrainConfig:
     preset: str
     out: str
     work_dir: str
+    start: str
     pictures: int
     autoencoder_steps: int
     autoencoder_batch_size: int
     diffusion_steps: int
     diffusion_batch_size: int
     learning_rate: float
+    min_snr_gamma: float
     seed: int
 
 
@@ -231,11 +233,12 @@ def pretrain(config: PretrainConfig) -> dict[str, object]:
     )
 
     encoder, decoder = build_image_encoder(preset), build_decoder(preset, size)
-    load_base_weights(encoder, "image_encoder", preset, RANDOM_SOURCE)
-    load_base_weights(decoder, "decoder", preset, RANDOM_SOURCE)
-    autoencoder = AutoencoderTrainer(encoder, decoder, config)
-    autoencoder.train(images, os.path.join(config.work_dir, "autoencoder"))
-    standardize_latents(encoder, decoder, images[:4096])
+    load_base_weights(encoder, "image_encoder", preset, config.start)
+    load_base_weights(decoder, "decoder", preset, config.start)
+    if config.autoencoder_steps:
+        autoencoder = AutoencoderTrainer(encoder, decoder, config)
+        autoencoder.train(images, os.path.join(config.work_dir, "autoencoder"))
+        standardize_latents(encoder, decoder, images[:4096])
     os.makedirs(config.out, exist_ok=True)
     for model, network in ((encoder, "image_encoder"), (decoder, "decoder")):
         path = os.path.join(config.out, preset.weight_files[network].name)
@@ -245,8 +248,8 @@ def pretrain(config: PretrainConfig) -> dict[str, object]:
 
     moments, tokens = encode(encoder, images), tokenize(captions)
     text_encoder, diffusion_model = build_text_encoder(preset), build_diffusion_model(preset, size)
-    load_base_weights(text_encoder, "text_encoder", preset, RANDOM_SOURCE)
-    load_base_weights(diffusion_model, "diffusion_model", preset, RANDOM_SOURCE)
+    load_base_weights(text_encoder, "text_encoder", preset, config.start)
+    load_base_weights(diffusion_model, "diffusion_model", preset, config.start)
     tuner = FineTuner(
         diffusion_model,
         preset,
@@ -257,6 +260,7 @@ def pretrain(config: PretrainConfig) -> dict[str, object]:
             learning_rate_schedule="cosine",
             warmup_steps=min(200, config.diffusion_steps // 2),
             ema_decay=0.999,
+            min_snr_gamma=config.min_snr_gamma,
             seed=config.seed,
             checkpoint_every_steps=_CHECKPOINT_EVERY,
             log_every_steps=50,
@@ -301,7 +305,7 @@ def pretrain(config: PretrainConfig) -> dict[str, object]:
         ),
         "minutes_of_this_command": round((time.monotonic() - since) / 60, 1),
     }
-    for machine_path in ("out", "work_dir"):
+    for machine_path in ("out", "work_dir", "start"):
         del facts[machine_path]
     Path(config.out, "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     logger.info("done: %s", facts)
@@ -318,12 +322,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--preset", choices=preset_names(), default="tiny")
     parser.add_argument("--out", default="trainer/base_weights/tiny", help="the weights' folder")
     parser.add_argument("--work-dir", default="runs/pretrain", help="checkpoints; resumed from")
+    parser.add_argument(
+        "--start", default=RANDOM_SOURCE, help="a folder of weights to go on from, or random"
+    )
     parser.add_argument("--pictures", type=int, default=20_000, help="training pictures drawn")
-    parser.add_argument("--autoencoder-steps", type=int, default=4000)
+    parser.add_argument(
+        "--autoencoder-steps", type=int, default=4000, help="0: it stays as it starts"
+    )
     parser.add_argument("--autoencoder-batch-size", type=int, default=16)
     parser.add_argument("--diffusion-steps", type=int, default=6000)
     parser.add_argument("--diffusion-batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--min-snr-gamma", type=float, default=0.0, help="0: timesteps weigh alike")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+from safetensors.numpy import load_file
+
+from trainer import pretrain as pretraining
+from trainer.models import build_decoder
+from trainer.presets import NETWORKS, get_preset
+from trainer.weights import WeightsError, load_base_weights
+
+
+def _pretrain(folder, *flags):
+    arguments = ["--out", str(folder), "--work-dir", str(folder / "work"), *flags]
+    assert pretraining.main([*arguments, "--pictures", "32", "--seed", "3"]) == 0
+    return {name: load_file(folder / f"{name}.safetensors") for name in NETWORKS}
+
+
+def _equal(one, other):
+    return all((one[name] == other[name]).all() for name in one)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain")
+    batches = ("--autoencoder-batch-size", "2", "--diffusion-batch-size", "2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "_HELD_OUT", 8)
+        steps = ("--autoencoder-steps", "2", "--diffusion-steps", "2")
+        first = _pretrain(folder / "first", *batches, *steps)
+        steps = ("--autoencoder-steps", "0", "--diffusion-steps", "1")
+        start = ("--start", str(folder / "first"))
+        more = _pretrain(folder / "more", *batches, *steps, *start)
+    return folder / "first", first, more
+
+
+def test_what_it_writes_is_loaded_and_checked(weights):
+    folder, first, _ = weights
+    preset = get_preset("tiny")
+    decoder = build_decoder(preset, preset.image_size)
+    load_base_weights(decoder, "decoder", preset, str(folder))
+    assert sum(tensor.size for tensor in first["decoder"].values()) == decoder.count_params()
+    facts = json.loads((folder / "training.json").read_text())
+    assert facts["held_out_loss"] > 0
+    assert facts["reconstruction"]["psnr_db"] > 0
+    assert str(folder) not in json.dumps(facts)
+    with (folder / "decoder.safetensors").open("r+b") as f:
+        f.seek(-1, 2)
+        f.write(b"\xff")
+    with pytest.raises(WeightsError, match="SHA-256"):
+        load_base_weights(decoder, "decoder", preset, str(folder))
+
+
+def test_more_diffusion_steps_leave_the_autoencoder(weights):
+    _, first, more = weights
+    for name in ("image_encoder", "decoder"):
+        assert _equal(more[name], first[name])
+    for name in ("text_encoder", "diffusion_model"):
+        assert not _equal(more[name], first[name])
