@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.checkpoints import RunCheckpoints
-from trainer.distribution import assign_here, is_chief, worker_count
+from trainer.distribution import assign_here, is_chief, wait_for_all, worker_count
 from trainer.interruption import StopRequest, TrainingInterruptedError
 from trainer.latents import sample_posterior
 from trainer.lora import LowRankAdapters, diffusion_model_projections, text_encoder_projections
@@ -530,6 +530,8 @@ class FineTuner:
                     write_history(history, folder)
                     checkpoints.save(step)
                 if stopping and not last:
+                    # One that leaves while the chief still saves would end it with an error.
+                    wait_for_all(self._strategy)
                     raise TrainingInterruptedError(
                         f"training was told to stop (SIGTERM) and saved step {step} of "
                         f"{config.steps}: the same command goes on from there"
