@@ -1,0 +1,291 @@
+"""The commands of `python -m pipeline.lineage`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.lineage import comparing, text, tracing
+from pipeline.lineage.locations import Location, locate
+from pipeline.lineage.model import LineageError, RunStatus
+from pipeline.lineage.store import Store
+
+DEFAULT_STORE = os.path.join("runs", "default")
+DEFAULT_PORT = 8123
+
+_EXIT_NO_ANSWER = 1
+
+_DESCRIPTION = """\
+Answers questions about the runs that ML Metadata recorded: what made this model, what did this
+dataset touch, what differs between two runs, why was this step executed. Only reads."""
+
+_EPILOG = """\
+examples:
+  python -m pipeline.lineage runs
+  python -m pipeline.lineage trace release:1
+  python -m pipeline.lineage impact data/creatures
+  python -m pipeline.lineage diff 12 latest
+  python -m pipeline.lineage why Trainer --run latest
+  python -m pipeline.lineage compare --metric loss --setting learning_rate --plot losses.png
+  python -m pipeline.lineage export latest --format html --out run.html
+  python -m pipeline.lineage serve
+
+RUN is an id, a name, the beginning of a name or `latest`. ARTIFACT is `release:3`, `artifact:41`,
+a path or URL, or `latest`; a bare number is a release if there is one, else an artifact.
+
+exit status: 0 answered, 1 no answer (one line says why), 2 the command is wrong"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv`; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        location = locate(arguments.store)
+        if arguments.command == "serve":
+            return _serve(location, arguments)
+        with location.open() as store:
+            answer, shown = arguments.answer(store, arguments)
+            output = _json(answer) if arguments.json else shown()
+        _write(output)
+    except LineageError as error:
+        print(f"error: {text.clean(str(error))}", file=sys.stderr)
+        return _EXIT_NO_ANSWER
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; Python would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+_Answer = tuple[Any, Callable[[], str]]
+
+
+def _runs(store: Store, arguments: argparse.Namespace) -> _Answer:
+    runs = [
+        run
+        for run in store.runs()
+        if (arguments.status is None or run.status.value == arguments.status)
+        and (arguments.match is None or arguments.match.casefold() in run.name.casefold())
+        and (arguments.pipeline is None or run.pipeline == arguments.pipeline)
+    ]
+    if arguments.sort is not None:
+        runs = sorted_runs(runs, arguments.sort)
+    if arguments.limit is not None:
+        runs = runs[: arguments.limit]
+    return {"runs": runs}, lambda: text.runs_text(runs)
+
+
+def sorted_runs(runs: Sequence[Any], key: str) -> list[Any]:
+    """Runs by a column or metric, the least first; `-` before it turns that around.
+
+    Raises:
+        LineageError: There is no such column.
+    """
+    name = key.removeprefix("-")
+    columns: dict[str, Callable[[Any], Any]] = {
+        "id": lambda run: run.id,
+        "run": lambda run: run.name.casefold(),
+        "status": lambda run: run.status.value,
+        "started": lambda run: run.started,
+        "took": lambda run: run.seconds,
+        "blessed": lambda run: run.blessed,
+        "release": lambda run: (len(run.releases[-1]), run.releases[-1]) if run.releases else None,
+    }
+    metrics = sorted({metric for run in runs for metric in run.metrics})
+    if name not in columns and name not in metrics:
+        raise LineageError(
+            f"runs cannot be sorted by {name!r}; there are: {', '.join([*columns, *metrics])}"
+        )
+    value = columns.get(name, lambda run: run.metrics.get(name))
+    # Those that have no value come last either way.
+    known = sorted((r for r in runs if value(r) is not None), key=value, reverse=key[:1] == "-")
+    return known + [run for run in runs if value(run) is None]
+
+
+def _run(store: Store, arguments: argparse.Namespace) -> _Answer:
+    run = store.find_run(arguments.run)
+    steps = store.steps(run.id)
+    links = store.links(executions=[e.id for e in steps])
+    artifacts = {a.id: a for a in store.artifacts(link.artifact_id for link in links)}
+    answer = {
+        "run": run,
+        "steps": [
+            {
+                **text.jsonable(step),
+                "links": [link for link in links if link.execution_id == step.id],
+            }
+            for step in steps
+        ],
+        "artifacts": list(artifacts.values()),
+    }
+    return answer, lambda: text.run_text(run, steps, links, artifacts)
+
+
+def _artifact(store: Store, arguments: argparse.Namespace) -> _Answer:
+    artifact = tracing.find_artifact(store, arguments.artifact)
+    links = store.links(artifacts=[artifact.id])
+    executions = {e.id: e for e in store.executions(link.execution_id for link in links)}
+    answer = {"artifact": artifact, "links": links, "steps": list(executions.values())}
+    return answer, lambda: text.artifact_text(artifact, links, executions)
+
+
+def _trace(store: Store, arguments: argparse.Namespace) -> _Answer:
+    trace = tracing.trace(store, arguments.artifact)
+    return trace, lambda: text.trace_text(trace)
+
+
+def _impact(store: Store, arguments: argparse.Namespace) -> _Answer:
+    impact = tracing.impact(store, arguments.what)
+    return impact, lambda: text.impact_text(impact)
+
+
+def _diff(store: Store, arguments: argparse.Namespace) -> _Answer:
+    diff = comparing.diff(store, arguments.first, arguments.second)
+    return diff, lambda: text.diff_text(diff)
+
+
+def _why(store: Store, arguments: argparse.Namespace) -> _Answer:
+    why = comparing.why(store, arguments.step, arguments.run)
+    return why, lambda: text.why_text(why)
+
+
+def _compare(store: Store, arguments: argparse.Namespace) -> _Answer:
+    comparison = comparing.compare(store, arguments.runs, arguments.metric, arguments.setting)
+    if arguments.plot is not None:
+        from pipeline.lineage.plots import save_plot
+
+        save_plot(comparison, arguments.plot)
+    return comparison, lambda: text.comparison_text(comparison)
+
+
+def _export(store: Store, arguments: argparse.Namespace) -> _Answer:
+    from pipeline.lineage import exports
+
+    content = exports.export(store, arguments.what, arguments.format)
+    if arguments.out is None:
+        return {"format": arguments.format, "content": content}, lambda: content.rstrip("\n")
+    try:
+        with open(arguments.out, "w", encoding="utf-8") as file:
+            file.write(content)
+    except OSError as error:
+        raise LineageError(f"{arguments.out} cannot be written: {error.strerror}") from None
+    answer = {"format": arguments.format, "out": arguments.out, "bytes": len(content.encode())}
+    return answer, lambda: f"wrote {arguments.out}"
+
+
+def _serve(location: Location, arguments: argparse.Namespace) -> int:
+    from pipeline.lineage.web import app
+
+    with location.open():
+        pass
+    return app.serve(location, arguments.port, arguments.files, arguments.open)
+
+
+def _shared(store: str, in_json: bool | str) -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--store",
+        metavar="WHERE",
+        default=store,
+        help="a run's output folder, a SQLite file, mysql://USER@HOST/DATABASE?password_env=NAME "
+        f"or vertex://PROJECT/LOCATION (default: {DEFAULT_STORE})",
+    )
+    shared.add_argument("--json", action="store_true", default=in_json, help="answer in JSON")
+    return shared
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.lineage",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[_shared(DEFAULT_STORE, False)],
+    )
+    # What was said before the command stands where nothing is said after it.
+    later = _shared(argparse.SUPPRESS, argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(
+        name: str, help_text: str, answer: Callable[..., _Answer] | None = None
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help_text, description=help_text, parents=[later])
+        added.set_defaults(answer=answer)
+        return added
+
+    runs = command("runs", "all runs, with status and metrics, the latest first", _runs)
+    runs.add_argument("--status", choices=[s.value for s in RunStatus], help="only these")
+    runs.add_argument("--match", metavar="TEXT", help="only runs with this in their names")
+    runs.add_argument("--pipeline", metavar="NAME", help="only runs of this pipeline")
+    runs.add_argument("--sort", metavar="COLUMN", help="column or metric; -COLUMN: greatest first")
+    runs.add_argument("--limit", metavar="N", type=_positive, help="the first N")
+    command("run", "a run: its steps, their settings, what they took and left", _run).add_argument(
+        "run", metavar="RUN"
+    )
+    command("artifact", "an artifact: its properties and who used it", _artifact).add_argument(
+        "artifact", metavar="ARTIFACT"
+    )
+    command("trace", "everything that made a release or an artifact", _trace).add_argument(
+        "artifact", metavar="RELEASE|ARTIFACT"
+    )
+    command(
+        "impact", "every run, model and release that a dataset or an artifact touched", _impact
+    ).add_argument("what", metavar="DATASET|ARTIFACT")
+    diff = command("diff", "two runs side by side: settings, data, code, metrics", _diff)
+    diff.add_argument("first", metavar="RUN")
+    diff.add_argument("second", metavar="RUN")
+    why = command("why", "why a step was executed, or taken from the cache", _why)
+    why.add_argument("step", metavar="STEP", help="name, such as Trainer, or id")
+    why.add_argument("--run", metavar="RUN", help="in this run (default: the latest)")
+    compare = command("compare", "metrics over runs", _compare)
+    compare.add_argument("runs", metavar="RUN", nargs="*", help="default: all that have metrics")
+    compare.add_argument("--metric", metavar="NAME", action="append", default=[])
+    compare.add_argument(
+        "--setting", metavar="NAME", action="append", default=[], help="show it beside the metrics"
+    )
+    compare.add_argument("--plot", metavar="FILE", help="write a picture: .png, .svg or .pdf")
+    export = command("export", "a run or an artifact's trace for other programs", _export)
+    export.add_argument(
+        "what", metavar="RUN|ARTIFACT", nargs="?", default="latest", help="or `all` runs"
+    )
+    export.add_argument(
+        "--format",
+        choices=["openlineage", "dot", "html"],
+        default="openlineage",
+        help="OpenLineage events, a line each; Graphviz; a page in one file (default: %(default)s)",
+    )
+    export.add_argument("--out", metavar="FILE", help="write there (default: to the terminal)")
+    serve = command("serve", "pages in a browser, on this machine")
+    serve.add_argument("--port", metavar="N", type=int, default=DEFAULT_PORT)
+    serve.add_argument(
+        "--files",
+        metavar="FOLDER",
+        action="append",
+        default=[],
+        help="folder whose files may be shown, besides the store's own",
+    )
+    serve.add_argument("--open", action="store_true", help="open a browser window")
+    return parser
+
+
+def _positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError("it must be 1 or more")
+    return number
+
+
+def _json(answer: Any) -> str:
+    return json.dumps(text.jsonable(answer), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _write(output: str) -> None:
+    # A terminal or pipe that cannot show a character gets an escape.
+    data = (output + "\n").encode(sys.stdout.encoding or "utf-8", "backslashreplace")
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

@@ -1,0 +1,216 @@
+"""Reading ML Metadata's tables without ML Metadata's client.
+
+That client, on connecting, creates missing tables and migrates old ones, and it holds its locks for
+as long as a question takes. Here a SQLite file is opened read-only and copied to memory in one go:
+a running pipeline waits for that copy at the most (MLMD retries a busy database for about 19 s
+before it gives up), and a question sees one moment of the store. A MySQL store is read in one
+READ ONLY transaction, which InnoDB serves from a snapshot without locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import urllib.parse
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+from pipeline.lineage.model import LineageError
+
+SCHEMA_VERSION = 10
+
+_BUSY_SECONDS = 5.0
+_IDS_A_QUERY = 5000
+_SQLITE_HEADER = b"SQLite format 3\0"
+
+
+class Database(Protocol):
+    """Tables of ML Metadata as they are at one moment."""
+
+    name: str
+
+    def rows(self, query: str, *parameters: str | int) -> list[tuple[Any, ...]]:
+        """All rows of a SELECT with `?` for parameters."""
+
+
+class SqliteDatabase:
+    """Tables in a SQLite connection."""
+
+    def __init__(self, connection: sqlite3.Connection, name: str) -> None:
+        """Reads from `connection`; `name` is what error messages call it."""
+        self.name = name
+        self._connection = connection
+
+    def rows(self, query: str, *parameters: str | int) -> list[tuple[Any, ...]]:
+        """See `Database`.
+
+        Raises:
+            LineageError: The file is damaged.
+        """
+        try:
+            return self._connection.execute(query, parameters).fetchall()
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise LineageError(f"{self.name} is damaged: {_one_line(error)}") from None
+
+
+class MySqlDatabase:
+    """Tables in a MySQL connection."""
+
+    def __init__(self, connection: Any, name: str) -> None:
+        """Reads from `connection`, a PyMySQL connection; `name` is for error messages."""
+        self.name = name
+        self._connection = connection
+
+    def rows(self, query: str, *parameters: str | int) -> list[tuple[Any, ...]]:
+        """See `Database`.
+
+        Raises:
+            LineageError: The server refuses or is gone.
+        """
+        import pymysql
+
+        # Table names in ML Metadata's MySQL schema are written as in SQLite's.
+        text = query.replace("%", "%%").replace("?", "%s") if parameters else query
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.execute(text, parameters or None)
+                return list(cursor.fetchall())
+        except pymysql.Error as error:
+            raise LineageError(f"{self.name} cannot be read: {_one_line(error)}") from None
+
+
+def rows_by_ids(
+    database: Database, query: str, ids: Iterable[int], *parameters: str | int
+) -> Iterator[tuple[Any, ...]]:
+    """Rows of a SELECT with `{ids}` in the place of a list of numbers, for any number of them."""
+    remaining = sorted(set(ids))
+    for start in range(0, len(remaining), _IDS_A_QUERY):
+        some = ",".join(str(int(i)) for i in remaining[start : start + _IDS_A_QUERY])
+        yield from database.rows(query.replace("{ids}", some), *parameters)
+
+
+@contextlib.contextmanager
+def open_sqlite(path: str) -> Iterator[SqliteDatabase]:
+    """Copies a SQLite file to memory.
+
+    Raises:
+        LineageError: It is not there, not ML Metadata's, locked or damaged.
+    """
+    _check_file(path)
+    with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as memory:
+        _copy(path, memory)
+        memory.execute("PRAGMA query_only = ON")
+        database = SqliteDatabase(memory, path)
+        _check_schema(database)
+        yield database
+
+
+def _check_file(path: str) -> None:
+    if os.path.isdir(path):
+        raise LineageError(f"{path} is a folder: give the database's file")
+    try:
+        with open(path, "rb") as file:
+            header = file.read(len(_SQLITE_HEADER))
+    except FileNotFoundError:
+        raise LineageError(
+            f"there is no metadata database {path}: run the pipeline first, or name another one "
+            "with --store"
+        ) from None
+    except OSError as error:
+        raise LineageError(f"{path} cannot be read: {error.strerror}") from None
+    if not header:
+        raise LineageError(f"{path} is empty: no run has written to it yet")
+    if header != _SQLITE_HEADER:
+        raise LineageError(f"{path} is no SQLite database")
+
+
+def _copy(path: str, memory: sqlite3.Connection) -> None:
+    address = f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro"
+    try:
+        with contextlib.closing(
+            sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+        ) as source:
+            # A read of its own first: `backup` would wait for a busy file for ever.
+            source.execute("BEGIN")
+            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            source.backup(memory)
+            source.execute("COMMIT")
+    except sqlite3.Error as error:
+        message = _one_line(error)
+        if "locked" in message or "busy" in message:
+            raise LineageError(
+                f"{path} is locked: another process has been writing to it for more than "
+                f"{_BUSY_SECONDS:.0f} s; try again"
+            ) from None
+        if "readonly" in message or os.path.exists(f"{path}-journal"):
+            raise LineageError(
+                f"{path} was left in the middle of a write by a process that died: the next run "
+                "of the pipeline puts it right"
+            ) from None
+        raise LineageError(f"{path} is damaged: {message}") from None
+
+
+@contextlib.contextmanager
+def open_mysql(address: str) -> Iterator[MySqlDatabase]:
+    """Connects to `mysql://USER@HOST[:PORT]/DATABASE[?password_env=NAME]`.
+
+    Raises:
+        LineageError: The address is wrong, or there is no such store.
+    """
+    parts = urllib.parse.urlsplit(address)
+    name = f"mysql://{parts.hostname}{parts.path}"
+    if not parts.hostname or not parts.path.strip("/") or parts.password:
+        raise LineageError(
+            "a MySQL store is given as mysql://USER@HOST[:PORT]/DATABASE?password_env=NAME, with "
+            "the name of the environment variable that holds the password"
+        )
+    variable = dict(urllib.parse.parse_qsl(parts.query)).get("password_env")
+    if variable is not None and variable not in os.environ:
+        raise LineageError(f"the environment variable {variable} for {name} is not set")
+    try:
+        import pymysql
+    except ImportError:
+        raise LineageError(
+            "a MySQL store needs PyMySQL: install this project's extra `mysql`"
+        ) from None
+    try:
+        connection = pymysql.connect(
+            host=parts.hostname,
+            port=parts.port or 3306,
+            user=urllib.parse.unquote(parts.username or "") or None,
+            password=os.environ[variable] if variable else "",
+            database=urllib.parse.unquote(parts.path.strip("/")),
+            charset="utf8mb4",
+            connect_timeout=10,
+        )
+        with contextlib.closing(connection):
+            with connection.cursor() as cursor:
+                cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
+            database = MySqlDatabase(connection, name)
+            _check_schema(database)
+            yield database
+    except pymysql.Error as error:
+        raise LineageError(f"{name} cannot be opened: {_one_line(error)}") from None
+
+
+def _check_schema(database: Database) -> None:
+    try:
+        versions = database.rows("SELECT schema_version FROM MLMDEnv")
+    except LineageError as error:
+        if "no such table" in str(error) or "doesn't exist" in str(error):
+            raise LineageError(
+                f"{database.name} holds no ML Metadata (it has no table MLMDEnv)"
+            ) from None
+        raise
+    version = versions[0][0] if len(versions) == 1 else None
+    if version != SCHEMA_VERSION:
+        raise LineageError(
+            f"{database.name} has version {version} of ML Metadata's schema, and only version "
+            f"{SCHEMA_VERSION} (ml-metadata 1.16) can be read"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

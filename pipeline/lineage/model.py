@@ -1,0 +1,204 @@
+"""What a store holds, typed."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+Value = str | int | float | bool | None
+
+
+class LineageError(RuntimeError):
+    """A question that has no answer; the message is one line for the user."""
+
+
+class State(str, enum.Enum):
+    """What became of an execution, in ML Metadata's words."""
+
+    UNKNOWN = "unknown"
+    NEW = "new"
+    RUNNING = "running"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    CACHED = "cached"
+    CANCELED = "canceled"
+
+
+class ArtifactState(str, enum.Enum):
+    """What became of an artifact, in ML Metadata's words."""
+
+    UNKNOWN = "unknown"
+    PENDING = "pending"
+    LIVE = "live"
+    MARKED_FOR_DELETION = "marked for deletion"
+    DELETED = "deleted"
+    ABANDONED = "abandoned"
+    REFERENCE = "reference"
+
+
+class RunStatus(str, enum.Enum):
+    """What became of a run, from the states of its steps.
+
+    A run counts as INTERRUPTED where a step says that it runs although no process holds the
+    output folder.
+    """
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    CACHED = "all cached"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    INTERRUPTED = "interrupted"
+    UNKNOWN = "unknown"
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A thing that a step left or took.
+
+    Attributes:
+        id: Its id in the store.
+        type: Name of its type, such as `Model` or `components.RejectedRows`.
+        name: Its name; TFX gives none, Vertex does.
+        uri: Where its files are.
+        state: What became of it.
+        created: Milliseconds since 1970.
+        properties: Typed and custom properties.
+    """
+
+    id: int
+    type: str
+    name: str
+    uri: str
+    state: ArtifactState
+    created: int
+    properties: Mapping[str, Value]
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """One step of one run.
+
+    Attributes:
+        id: Its id in the store.
+        node: The step's name in the pipeline, such as `Trainer`.
+        type: Name of its type: for TFX, the class of the component.
+        state: What became of it.
+        started: Milliseconds since 1970.
+        ended: Milliseconds since 1970 of the last change of its state; None while it runs.
+        settings: Its execution properties; JSON objects are taken apart, with dots in the names.
+        error: What a failed step said.
+        run_id: Id of its run; None for a step outside of any run.
+    """
+
+    id: int
+    node: str
+    type: str
+    state: State
+    started: int
+    ended: int | None
+    settings: Mapping[str, Value]
+    error: str
+    run_id: int | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall-clock time, None while it runs."""
+        return None if self.ended is None else (self.ended - self.started) / 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """An artifact that a step took or left.
+
+    Attributes:
+        execution_id: The step.
+        artifact_id: The artifact.
+        output: Whether the step left it.
+        key: The name of the input or output, such as `examples`.
+        index: The place among the artifacts of the same name.
+        internal: Whether the step only looked it up, as resolvers do.
+    """
+
+    execution_id: int
+    artifact_id: int
+    output: bool
+    key: str
+    index: int
+    internal: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run of a pipeline.
+
+    Attributes:
+        id: Its id in the store.
+        name: Its name: for TFX's local runner the time at which it began.
+        pipeline: Name of the pipeline.
+        status: What became of it.
+        started: Milliseconds since 1970 at which its first step began.
+        ended: Milliseconds since 1970 at which its last step ended; None while it runs.
+        steps: How many steps ended in each state.
+        metrics: Numbers (not whole ones) that its artifacts carry, such as `loss`.
+        blessed: What the evaluation said; None where there was none.
+        releases: Versions that it pushed, or took from the cache.
+    """
+
+    id: int
+    name: str
+    pipeline: str
+    status: RunStatus
+    started: int
+    ended: int | None
+    steps: Mapping[str, int]
+    metrics: Mapping[str, float]
+    blessed: bool | None
+    releases: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall-clock time, None while it runs."""
+        return None if self.ended is None else (self.ended - self.started) / 1000
+
+
+def shown_time(milliseconds: int | None) -> str:
+    """A moment in this machine's time zone, such as `2026-03-01 14:05:09`."""
+    if not milliseconds:
+        return ""
+    try:
+        moment = datetime.datetime.fromtimestamp(milliseconds / 1000)
+    except (OverflowError, OSError, ValueError):
+        return str(milliseconds)
+    return moment.isoformat(sep=" ", timespec="seconds")
+
+
+def shown_seconds(seconds: float | None) -> str:
+    """A duration in words, such as `0.4 s`, `12 s`, `3 min 05 s` or `2 h 03 min`."""
+    if seconds is None:
+        return ""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def shown_value(value: Any) -> str:
+    """A property's value as people write it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
+
+
+def short_type(name: str) -> str:
+    """A type's name without its package."""
+    return name.rpartition(".")[2] or name

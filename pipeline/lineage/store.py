@@ -1,0 +1,529 @@
+"""Runs, steps and artifacts of a store."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipeline.lineage.database import Database, rows_by_ids
+from pipeline.lineage.graph import Graph
+from pipeline.lineage.model import (
+    Artifact,
+    ArtifactState,
+    Execution,
+    LineageError,
+    Link,
+    Run,
+    RunStatus,
+    State,
+    Value,
+)
+
+# ML Metadata's numbers: `Execution.State`, `Artifact.State`, `Event.Type`.
+_STATES = dict(enumerate(State))
+_ARTIFACT_STATES = dict(enumerate(ArtifactState))
+_DECLARED_OUTPUT, _DECLARED_INPUT, _INPUT, _OUTPUT, _INTERNAL_INPUT, _INTERNAL_OUTPUT = range(1, 7)
+_PENDING_OUTPUT = 7
+_OUTPUTS = (_DECLARED_OUTPUT, _OUTPUT, _INTERNAL_OUTPUT, _PENDING_OUTPUT)
+_INTERNAL = (_INTERNAL_INPUT, _INTERNAL_OUTPUT)
+_UNFINISHED = (State.NEW, State.RUNNING, State.UNKNOWN)
+
+_RUN_TYPE, _PIPELINE_TYPE, _NODE_TYPE, _CACHE_TYPE = (
+    "pipeline_run",
+    "pipeline",
+    "node",
+    "execution_cache",
+)
+_ERROR_PROPERTIES = ("failure_reason", "__execution_result__")
+_MAX_JSON_DEPTH = 6
+
+
+class Store:
+    """What one ML Metadata store holds at one moment; every question starts here."""
+
+    def __init__(self, database: Database, abandoned: bool = False) -> None:
+        """Reads from `database`.
+
+        Args:
+            database: The tables.
+            abandoned: Whether it is known that no process writes to the store, so that a step
+                that says it is running is not.
+        """
+        self._database = database
+        self._abandoned = abandoned
+
+    @property
+    def name(self) -> str:
+        """What error messages call the store."""
+        return self._database.name
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """Which step took and left which artifacts."""
+        events = self._database.rows(
+            "SELECT execution_id, artifact_id, type FROM Event ORDER BY id"
+        )
+        compared = self._database.rows(
+            "SELECT e.execution_id, e.artifact_id FROM EventPath p JOIN Event e ON e.id = "
+            "p.event_id WHERE p.step_key LIKE 'baseline%' AND e.type IN (2, 3)"
+        )
+        states = self._database.rows("SELECT id, last_known_state FROM Execution")
+        return Graph(
+            ((e, a, kind in _OUTPUTS, kind in _INTERNAL) for e, a, kind in events),
+            compared=set(compared),
+            reused={i for i, state in states if _STATES.get(state) is State.CACHED},
+            complete={i for i, state in states if _STATES.get(state) is State.COMPLETE},
+        )
+
+    def runs(self, ids: Iterable[int] | None = None) -> list[Run]:
+        """The runs, the latest first; all of them, or those with `ids`."""
+        wanted = None if ids is None else set(ids)
+        contexts = {
+            i: name for i, name in self._contexts(_RUN_TYPE) if wanted is None or i in wanted
+        }
+        steps = self._steps_of_runs(contexts)
+        metrics, blessed, releases = self._results(steps)
+        runs = [
+            self._run(
+                i,
+                name,
+                self.pipelines.get(i, ""),
+                steps.get(i, []),
+                metrics.get(i, {}),
+                blessed.get(i),
+                releases.get(i, []),
+            )
+            for i, name in contexts.items()
+        ]
+        return sorted(runs, key=lambda run: (run.started, run.id), reverse=True)
+
+    def find_run(self, text: str) -> Run:
+        """The run with this id or name, the beginning of a name, or `latest`.
+
+        Raises:
+            LineageError: There is none, or more than one.
+        """
+        return self.runs([self.find_run_id(text)])[0]
+
+    def find_run_id(self, text: str) -> int:
+        """See `find_run`."""
+        contexts = self._contexts(_RUN_TYPE)
+        if not contexts:
+            raise LineageError(f"{self.name} holds no run of a pipeline yet")
+        if text == "latest":
+            return self._latest(contexts)
+        matches = (
+            [i for i, name in contexts if name == text]
+            or [i for i, _ in contexts if str(i) == text]
+            or [i for i, name in contexts if text and name.startswith(text)]
+        )
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise LineageError(
+                f"{len(matches)} runs have names that begin with {text!r}: give more of it, or "
+                "the run's id"
+            )
+        raise LineageError(
+            f"there is no run {text!r} in {self.name}: `runs` lists the {len(contexts)} there are"
+        )
+
+    def run_ids(self) -> dict[int, str]:
+        """Ids and names of all runs."""
+        return dict(self._contexts(_RUN_TYPE))
+
+    def steps(self, run_id: int) -> list[Execution]:
+        """The steps of a run, in the order in which they began."""
+        return self.executions(self.step_ids(run_id))
+
+    def step_ids(self, run_id: int) -> list[int]:
+        """Ids of the steps of a run."""
+        return [e for e, run in self.run_of.items() if run == run_id]
+
+    def executions(self, ids: Iterable[int]) -> list[Execution]:
+        """Executions by id, in the order in which they began."""
+        wanted = set(ids)
+        properties, hidden = self._properties("Execution", wanted)
+        found = []
+        query = (
+            "SELECT e.id, t.name, e.last_known_state, e.create_time_since_epoch, "
+            "e.last_update_time_since_epoch FROM Execution e JOIN Type t ON t.id = e.type_id "
+            "WHERE e.id IN ({ids})"
+        )
+        for i, kind, number, created, updated in rows_by_ids(self._database, query, wanted):
+            state = _STATES.get(number, State.UNKNOWN)
+            error = next((hidden[i][p] for p in _ERROR_PROPERTIES if hidden[i].get(p)), "")
+            found.append(
+                Execution(
+                    id=i,
+                    node=self.node_of.get(i) or kind.rpartition(".")[2],
+                    type=kind,
+                    state=state,
+                    started=created or 0,
+                    ended=None if state in _UNFINISHED else updated or created or 0,
+                    settings=_flat(properties[i]),
+                    error=_error_text(str(error)) if state is not State.COMPLETE else "",
+                    run_id=self.run_of.get(i),
+                )
+            )
+        return sorted(found, key=lambda e: (e.started, e.id))
+
+    def artifacts(self, ids: Iterable[int]) -> list[Artifact]:
+        """Artifacts by id, in the order of their ids."""
+        wanted = set(ids)
+        properties, _ = self._properties("Artifact", wanted)
+        query = (
+            "SELECT a.id, t.name, a.name, a.uri, a.state, a.create_time_since_epoch "
+            "FROM Artifact a JOIN Type t ON t.id = a.type_id WHERE a.id IN ({ids})"
+        )
+        return [
+            Artifact(
+                id=i,
+                type=kind,
+                name=name or "",
+                uri=uri or "",
+                state=_ARTIFACT_STATES.get(state, ArtifactState.UNKNOWN),
+                created=created or 0,
+                properties=properties[i],
+            )
+            for i, kind, name, uri, state, created in sorted(
+                rows_by_ids(self._database, query, wanted)
+            )
+        ]
+
+    def artifact(self, artifact_id: int) -> Artifact:
+        """One artifact.
+
+        Raises:
+            LineageError: There is none with this id.
+        """
+        found = self.artifacts([artifact_id]) if abs(artifact_id) < 1 << 63 else []
+        if not found:
+            raise LineageError(f"there is no artifact {artifact_id} in {self.name}")
+        return found[0]
+
+    def execution(self, execution_id: int) -> Execution:
+        """One execution.
+
+        Raises:
+            LineageError: There is none with this id.
+        """
+        found = self.executions([execution_id]) if abs(execution_id) < 1 << 63 else []
+        if not found:
+            raise LineageError(f"there is no step {execution_id} in {self.name}")
+        return found[0]
+
+    def links(self, executions: Iterable[int] = (), artifacts: Iterable[int] = ()) -> list[Link]:
+        """What these steps took and left, or which steps took and left these artifacts."""
+        query = (
+            "SELECT e.id, e.execution_id, e.artifact_id, e.type, p.is_index_step, p.step_index, "
+            "p.step_key FROM Event e LEFT JOIN EventPath p ON p.event_id = e.id WHERE "
+        )
+        rows = [
+            *rows_by_ids(self._database, query + "e.execution_id IN ({ids})", executions),
+            *rows_by_ids(self._database, query + "e.artifact_id IN ({ids})", artifacts),
+        ]
+        links: dict[int, Link] = {}
+        for event, execution, artifact, kind, is_index, index, key in rows:
+            former = links.get(event)
+            links[event] = Link(
+                execution_id=execution,
+                artifact_id=artifact,
+                output=kind in _OUTPUTS,
+                key=former.key if is_index in (1, None) and former else key or "",
+                index=index or 0 if is_index else (former.index if former else 0),
+                internal=kind in _INTERNAL,
+            )
+        return [links[event] for event in sorted(links)]
+
+    def latest_step(self, node: str, run_id: int | None = None) -> Execution:
+        """The latest execution of a step, in a run or in any.
+
+        Raises:
+            LineageError: There is none.
+        """
+        of_node = self.executions_of_node(node)
+        if run_id is not None:
+            of_node = sorted({*of_node} & {*self.step_ids(run_id)})
+        if of_node:
+            return self.execution(max(of_node))
+        where = f"run {self.run_ids().get(run_id, run_id)}" if run_id is not None else self.name
+        names = sorted(
+            {e.node for e in self.steps(run_id)}
+            if run_id is not None
+            else set(self.node_of.values())
+        )
+        raise LineageError(
+            f"there is no step {node!r} in {where}"
+            + (f"; there are: {', '.join(names)}" if names else "")
+        )
+
+    def executions_of_node(self, node: str) -> list[int]:
+        """Ids of all executions of a step."""
+        return sorted(i for i, name in self.node_of.items() if name == node)
+
+    @functools.cached_property
+    def cache_keys(self) -> dict[int, str]:
+        """TFX's cache key of each execution that has one."""
+        return {e: name for e, _, name in self._associated(_CACHE_TYPE)}
+
+    def artifacts_with(self, name: str, text: str) -> list[int]:
+        """Ids of artifacts whose property `name` is `text`."""
+        rows = self._database.rows(
+            "SELECT artifact_id FROM ArtifactProperty WHERE name = ? AND string_value = ?",
+            name,
+            text,
+        )
+        return sorted({i for (i,) in rows})
+
+    def artifacts_with_uri(self, uri: str) -> list[int]:
+        """Ids of artifacts whose files are at `uri`."""
+        return [i for (i,) in self._database.rows("SELECT id FROM Artifact WHERE uri = ?", uri)]
+
+    def artifacts_of_type(self, name: str) -> list[int]:
+        """Ids of all artifacts of a type."""
+        rows = self._database.rows(
+            "SELECT a.id FROM Artifact a JOIN Type t ON t.id = a.type_id WHERE t.name = ?", name
+        )
+        return [i for (i,) in rows]
+
+    def artifacts_named(self, name: str) -> list[int]:
+        """Ids of artifacts with a name of their own, as Vertex gives them."""
+        return [i for (i,) in self._database.rows("SELECT id FROM Artifact WHERE name = ?", name)]
+
+    def property_texts(self, table: str, pattern: str) -> list[tuple[int, str, str]]:
+        """Id, name and text of the properties of a kind whose text is LIKE `pattern`.
+
+        Args:
+            table: `Artifact` or `Execution`.
+            pattern: SQL's; `!` escapes.
+        """
+        return self._database.rows(
+            f"SELECT {table.lower()}_id, name, string_value FROM {table}Property "
+            "WHERE string_value LIKE ? ESCAPE '!'",
+            pattern,
+        )
+
+    @functools.cached_property
+    def pipelines(self) -> dict[int, str]:
+        """Name of the pipeline of each run."""
+        return dict(
+            self._database.rows(
+                "SELECT p.context_id, c.name FROM ParentContext p JOIN Context c ON c.id = "
+                "p.parent_context_id JOIN Type t ON t.id = c.type_id WHERE t.name = ?",
+                _PIPELINE_TYPE,
+            )
+        )
+
+    @functools.cached_property
+    def run_of(self) -> dict[int, int]:
+        """Id of the run of each execution that belongs to one."""
+        return {e: run for e, run, _ in self._associated(_RUN_TYPE)}
+
+    @functools.cached_property
+    def node_of(self) -> dict[int, str]:
+        """The step's name of each execution that has one.
+
+        TFX names the context `<pipeline>.<node>`, and both may have dots.
+        """
+        prefixes = [f"{name}." for _, name in self._contexts(_PIPELINE_TYPE)]
+        shown: dict[str, str] = {}
+        nodes = {}
+        for execution, _, name in self._associated(_NODE_TYPE):
+            if name not in shown:
+                prefix = max((p for p in prefixes if name.startswith(p)), key=len, default="")
+                shown[name] = name[len(prefix) :] or name
+            nodes[execution] = shown[name]
+        return nodes
+
+    def counts(self) -> dict[str, int]:
+        """How much the store holds."""
+        return {
+            name: self._database.rows(f"SELECT count(*) FROM {table}")[0][0]
+            for name, table in (("executions", "Execution"), ("artifacts", "Artifact"))
+        }
+
+    def _contexts(self, type_name: str) -> list[tuple[int, str]]:
+        rows = self._database.rows(
+            "SELECT c.id, c.name FROM Context c JOIN Type t ON t.id = c.type_id WHERE t.name = ?",
+            type_name,
+        )
+        return [(i, name) for i, name in rows]
+
+    def _latest(self, contexts: list[tuple[int, str]]) -> int:
+        rows = rows_by_ids(
+            self._database,
+            "SELECT a.context_id, min(e.create_time_since_epoch) FROM Association a JOIN "
+            "Execution e ON e.id = a.execution_id WHERE a.context_id IN ({ids}) "
+            "GROUP BY a.context_id",
+            (i for i, _ in contexts),
+        )
+        return max(((started, i) for i, started in rows), default=(0, contexts[-1][0]))[1]
+
+    def _steps_of_runs(
+        self, runs: Mapping[int, str]
+    ) -> dict[int, list[tuple[int, State, int, int, str]]]:
+        query = (
+            "SELECT a.context_id, e.id, e.last_known_state, e.create_time_since_epoch, "
+            "e.last_update_time_since_epoch, t.name FROM Association a JOIN Execution e ON "
+            "e.id = a.execution_id JOIN Type t ON t.id = e.type_id WHERE a.context_id IN ({ids})"
+        )
+        rows = list(rows_by_ids(self._database, query, runs))
+        steps: dict[int, list[tuple[int, State, int, int, str]]] = collections.defaultdict(list)
+        for run, execution, number, created, updated, kind in rows:
+            state = _STATES.get(number, State.UNKNOWN)
+            node = self.node_of.get(execution) or kind
+            steps[run].append((execution, state, created or 0, updated or created or 0, node))
+        return steps
+
+    def _run(
+        self,
+        run_id: int,
+        name: str,
+        pipeline: str,
+        steps: list[tuple[int, State, int, int, str]],
+        metrics: Mapping[str, float],
+        blessed: bool | None,
+        releases: list[str],
+    ) -> Run:
+        # A step that was tried again counts as its last attempt.
+        last = {node: state for _, state, _, _, node in sorted(steps)}
+        status = _status(list(last.values()), self._abandoned)
+        counted = collections.Counter(state.value for state in last.values())
+        ended = max((step[3] for step in steps), default=0)
+        return Run(
+            id=run_id,
+            name=name,
+            pipeline=pipeline,
+            status=status,
+            started=min((step[2] for step in steps), default=0),
+            ended=None if status is RunStatus.RUNNING else ended,
+            steps=dict(counted),
+            metrics=metrics,
+            blessed=blessed,
+            releases=tuple(releases),
+        )
+
+    def _results(
+        self, steps: Mapping[int, list[tuple[int, State, int, int, str]]]
+    ) -> tuple[dict[int, dict[str, float]], dict[int, bool], dict[int, list[str]]]:
+        """Metrics, blessing and releases of each run, from what its steps left."""
+        run_of = {step[0]: run for run, of_run in steps.items() for step in of_run}
+        query = (
+            "SELECT e.execution_id, p.name, p.int_value, p.double_value, p.string_value "
+            "FROM Event e JOIN ArtifactProperty p ON p.artifact_id = e.artifact_id "
+            "WHERE e.type IN (1, 4) AND (p.double_value IS NOT NULL "
+            "OR p.name IN ('blessed', 'pushed_version')) AND e.execution_id IN ({ids})"
+        )
+        metrics: dict[int, dict[str, float]] = collections.defaultdict(dict)
+        blessed: dict[int, bool] = {}
+        releases: dict[int, list[str]] = collections.defaultdict(list)
+        for execution, name, whole, number, text in sorted(
+            rows_by_ids(self._database, query, run_of), key=lambda row: row[:2]
+        ):
+            run = run_of[execution]
+            if name == "pushed_version":
+                version = text if text is not None else str(whole)
+                if version not in releases[run]:
+                    releases[run].append(version)
+            elif name == "blessed":
+                blessed[run] = bool(whole if whole is not None else number)
+            elif math.isfinite(number):
+                metrics[run][name] = number
+        return metrics, blessed, releases
+
+    def _associated(self, type_name: str) -> list[tuple[int, int, str]]:
+        """Execution, context and the context's name, for all contexts of a type.
+
+        All at once: given a list of executions, too, SQLite looks for every one of them in every
+        context.
+        """
+        return self._database.rows(
+            "SELECT a.execution_id, c.id, c.name FROM Type t JOIN Context c ON c.type_id = t.id "
+            "JOIN Association a ON a.context_id = c.id WHERE t.name = ?",
+            type_name,
+        )
+
+    def _properties(
+        self, table: str, ids: set[int]
+    ) -> tuple[dict[int, dict[str, Value]], dict[int, dict[str, Value]]]:
+        """Properties by id, and apart from them those that TFX keeps for itself."""
+        query = (
+            f"SELECT {table.lower()}_id, name, int_value, double_value, string_value, bool_value, "
+            f"proto_value FROM {table}Property WHERE {table.lower()}_id IN ({{ids}}) "
+        )
+        shown: dict[int, dict[str, Value]] = collections.defaultdict(dict)
+        hidden: dict[int, dict[str, Value]] = collections.defaultdict(dict)
+        for i, name, whole, number, text, truth, message in sorted(
+            rows_by_ids(self._database, query, ids), key=lambda row: row[:2]
+        ):
+            value: Value = next((v for v in (whole, number, text) if v is not None), None)
+            if truth is not None:
+                value = bool(truth)
+            elif message is not None:
+                value = f"(a message of {len(message)} bytes)"
+            target = hidden if name.startswith("__") or name == _ERROR_PROPERTIES[0] else shown
+            target[i][name] = value
+        return shown, hidden
+
+
+def _status(states: list[State], abandoned: bool) -> RunStatus:
+    unfinished = any(s in (State.NEW, State.RUNNING) for s in states)
+    if State.FAILED in states:
+        return RunStatus.FAILED
+    if State.CANCELED in states:
+        return RunStatus.CANCELED
+    if unfinished:
+        return RunStatus.INTERRUPTED if abandoned else RunStatus.RUNNING
+    if not states or State.UNKNOWN in states:
+        return RunStatus.UNKNOWN
+    if State.CACHED in states and states.count(State.COMPLETE) <= 1:
+        return RunStatus.CACHED
+    return RunStatus.SUCCEEDED
+
+
+def _flat(settings: Mapping[str, Value]) -> dict[str, Value]:
+    """Settings with JSON objects taken apart, such as `custom_config.training.steps`."""
+    flat: dict[str, Value] = {}
+    for name, value in settings.items():
+        content = _json_object(value)
+        if content:
+            flat |= _taken_apart(name, content, _MAX_JSON_DEPTH)
+        else:
+            flat[name] = value
+    return flat
+
+
+def _json_object(value: Value) -> dict[str, Any] | None:
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return None
+    try:
+        content = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _taken_apart(prefix: str, content: Mapping[str, Any], depth: int) -> dict[str, Value]:
+    flat: dict[str, Value] = {}
+    for name, value in content.items():
+        if isinstance(value, dict) and value and depth:
+            flat |= _taken_apart(f"{prefix}.{name}", value, depth - 1)
+        elif isinstance(value, (dict, list)):
+            flat[f"{prefix}.{name}"] = json.dumps(value, ensure_ascii=False)
+        else:
+            flat[f"{prefix}.{name}"] = value
+    return flat
+
+
+def _error_text(text: str) -> str:
+    """The message in TFX's execution result, which is JSON around a traceback."""
+    content = _json_object(text)
+    if content is None:
+        return text
+    found = content.get("resultMessage") or content.get("result_message") or text
+    return str(found)

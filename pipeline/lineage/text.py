@@ -1,0 +1,416 @@
+"""Answers as text: tables for people, JSON for programs.
+
+What comes from a store is other people's text: control characters are shown, never sent to the
+terminal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pipeline.lineage.comparing import Comparison, Diff, Why
+from pipeline.lineage.model import (
+    Artifact,
+    Execution,
+    Link,
+    Run,
+    short_type,
+    shown_seconds,
+    shown_time,
+    shown_value,
+)
+from pipeline.lineage.tracing import COMPARED, Impact, Touched, Trace
+
+_MAX_CELL = 60
+_BAR = 24
+# Categories of characters that move the cursor, or hide or reorder what is around them.
+_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+
+
+def clean(text: str) -> str:
+    """`text` with its control characters shown as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c
+        if unicodedata.category(c) not in _HIDDEN
+        else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in text
+    )
+
+
+def cut(text: str, width: int = _MAX_CELL) -> str:
+    """`text`, cleaned, on one line of `width` characters at most."""
+    line = clean(text)
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns, aligned; a column of numbers to the right."""
+    cells = [[clean(cell) for cell in row] for row in rows]
+    columns = list(zip(*cells, strict=True)) if cells else [()] * len(headers)
+    widths = [
+        max(_width(h), *map(_width, column), 0) for h, column in zip(headers, columns, strict=True)
+    ]
+    numeric = [bool(any(c)) and all(_is_number(x) for x in c if x) for c in columns]
+
+    def line(row: Sequence[str]) -> str:
+        padded = []
+        for cell, width, right in zip(row, widths, numeric, strict=True):
+            space = " " * (width - _width(cell))
+            padded.append(space + cell if right else cell + space)
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(headers), line(["-" * w for w in widths]), *map(line, cells)])
+
+
+def jsonable(value: Any) -> Any:
+    """`value` for strict JSON: times in ISO 8601, durations beside them, no NaN."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            field.name: _json_field(field.name, getattr(value, field.name))
+            for field in dataclasses.fields(value)
+        }
+        if isinstance(value, (Run, Execution)):
+            fields["seconds"] = value.seconds
+        return fields
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [jsonable(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def runs_text(runs: Sequence[Run]) -> str:
+    """The list of runs."""
+    if not runs:
+        return "no runs"
+    metrics = sorted({name for run in runs for name in run.metrics})
+    rows = [
+        [
+            str(run.id),
+            cut(run.name, 40),
+            run.status.value,
+            shown_time(run.started),
+            shown_seconds(run.seconds),
+            counted(run.steps),
+            *(shown_value(run.metrics.get(name)) for name in metrics),
+            shown_value(run.blessed),
+            ", ".join(run.releases),
+        ]
+        for run in runs
+    ]
+    headers = ["id", "run", "status", "started", "took", "steps", *metrics, "blessed", "release"]
+    return table(headers, rows)
+
+
+def run_text(
+    run: Run, steps: Sequence[Execution], links: Sequence[Link], artifacts: Mapping[int, Artifact]
+) -> str:
+    """A run and its steps, with their settings, inputs and outputs."""
+    blocks = [
+        pairs(
+            [
+                ("run", f"{run.name} (id {run.id})"),
+                ("pipeline", run.pipeline),
+                ("status", run.status.value),
+                ("started", shown_time(run.started)),
+                ("took", shown_seconds(run.seconds)),
+                *((name, shown_value(value)) for name, value in run.metrics.items()),
+                ("blessed", shown_value(run.blessed)),
+                ("releases", ", ".join(run.releases)),
+            ]
+        ),
+        table(
+            ["id", "step", "state", "took"],
+            [[str(e.id), e.node, e.state.value, shown_seconds(e.seconds)] for e in steps],
+        ),
+    ]
+    for execution in steps:
+        mine = [link for link in links if link.execution_id == execution.id]
+        lines = [f"{clean(execution.node)} (step {execution.id}, {execution.state.value})"]
+        if execution.error:
+            lines += [f"  error  {clean(line)}" for line in execution.error.splitlines()]
+        for link in sorted(mine, key=lambda k: (k.output, k.key, k.index)):
+            lines.append(f"  {'->' if link.output else '<-'} {_linked(link, artifacts)}")
+        if execution.settings:
+            lines.append(pairs([(k, shown_value(v)) for k, v in execution.settings.items()], "  "))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def artifact_text(
+    artifact: Artifact, links: Sequence[Link], executions: Mapping[int, Execution]
+) -> str:
+    """An artifact, its properties, who made it and who took it."""
+    lines = [
+        pairs(
+            [
+                ("artifact", str(artifact.id)),
+                ("type", artifact.type),
+                ("name", artifact.name),
+                ("state", artifact.state.value),
+                ("uri", artifact.uri),
+                ("created", shown_time(artifact.created)),
+            ]
+        )
+    ]
+    if artifact.properties:
+        lines.append(pairs([(k, shown_value(v)) for k, v in artifact.properties.items()], "  "))
+    rows = [
+        [
+            "left by" if link.output else "taken by",
+            str(link.execution_id),
+            executions[link.execution_id].node,
+            executions[link.execution_id].state.value,
+            link.key,
+        ]
+        for link in links
+    ]
+    if rows:
+        lines.append(table(["", "id", "step", "state", "as"], rows))
+    return "\n\n".join(lines)
+
+
+def trace_text(trace: Trace) -> str:
+    """What made an artifact."""
+    subject = trace.subject
+    what = (
+        f"release {trace.release}, artifact {subject.id}"
+        if trace.release
+        else (f"artifact {subject.id}")
+    )
+    head = [("traced", f"{what} ({subject.type})"), ("uri", subject.uri)]
+    if trace.run:
+        head.append(("run", f"{trace.run.name} (id {trace.run.id})"))
+    blocks = [pairs(head)]
+    for section in dict.fromkeys(fact.section for fact in trace.facts):
+        rows = [
+            [
+                f"  {fact.name}",
+                cut(shown_value(fact.value), 78),
+                fact.step,
+                f"artifact {fact.artifact_id}" if fact.artifact_id else f"step {fact.execution_id}",
+            ]
+            for fact in trace.facts
+            if fact.section == section
+        ]
+        blocks.append("\n".join([section, *columns(rows)]))
+    steps = [
+        [
+            str(step.execution.id),
+            step.execution.node,
+            step.role,
+            step.execution.state.value,
+            _ids(link for link in step.links if not link.output),
+            _ids(link for link in step.links if link.output),
+        ]
+        for step in trace.steps
+    ]
+    blocks.append(table(["id", "step", "role", "state", "took", "left"], steps))
+    if any(step.role == COMPARED for step in trace.steps):
+        blocks.append("Steps of the role `baseline` made what the evaluation compared it with.")
+    return "\n\n".join(blocks)
+
+
+def impact_text(impact: Impact) -> str:
+    """What something touched."""
+    made = [r for r in impact.releases if r.made_of]
+    blocks = [
+        "\n".join(["found as", *(f"  {clean(line)}" for line in impact.matched)]),
+        f"{len(impact.runs)} runs, {len(impact.models)} models, {len(impact.releases)} releases "
+        f"({len(made)} made of it, {len(impact.releases) - len(made)} compared with what was)",
+    ]
+    for title, several in (("releases", impact.releases), ("models", impact.models)):
+        if several:
+            blocks.append(
+                f"{title}\n"
+                + table(
+                    ["artifact", "release", "how", "run", "status", "uri"], map(_touched, several)
+                )
+            )
+    if impact.runs:
+        blocks.append("runs\n" + runs_text(impact.runs))
+    counted_types = [[short_type(kind), str(n)] for kind, n in impact.artifacts.items()]
+    blocks.append("artifacts, itself included\n" + table(["type", "number"], counted_types))
+    return "\n\n".join(blocks)
+
+
+def diff_text(diff: Diff) -> str:
+    """Two runs side by side."""
+    blocks = [
+        pairs(
+            [
+                (name, f"{run.name} (id {run.id}), {run.status.value}, {shown_time(run.started)}")
+                for name, run in (("first", diff.first), ("second", diff.second))
+            ]
+        )
+    ]
+    for section in dict.fromkeys(d.section for d in diff.differences):
+        rows = [
+            [d.step, d.name, cut(shown_value(d.first)), cut(shown_value(d.second)), change(d)]
+            for d in diff.differences
+            if d.section == section
+        ]
+        blocks.append(f"{section}\n" + table(["step", "what", "first", "second", "change"], rows))
+    same = f"{diff.equal} settings, facts and metrics are the same"
+    blocks.append(same if diff.differences else f"Nothing differs: {same}")
+    return "\n\n".join(blocks)
+
+
+def why_text(why: Why) -> str:
+    """Why a step ran or did not."""
+    execution = why.execution
+    rows = [
+        ("step", f"{execution.node} (step {execution.id}, {execution.state.value})"),
+        ("run", f"{why.run.name} (id {why.run.id})" if why.run else ""),
+        ("cache", why.verdict),
+        ("why", why.explanation),
+    ]
+    if why.earlier is not None:
+        label = "taken from" if why.verdict == "hit" else "compared with"
+        run = f" of run {why.earlier_run.name}" if why.earlier_run else ""
+        rows.append((label, f"step {why.earlier.id}{run}"))
+    blocks = [pairs(rows)]
+    if why.causes:
+        blocks.append(
+            table(
+                ["step", "what", "name", "before", "now"],
+                [
+                    [
+                        "  " * cause.depth + cause.step,
+                        cause.kind,
+                        cause.name,
+                        cut(shown_value(cause.before)),
+                        cut(shown_value(cause.now)),
+                    ]
+                    for cause in why.causes
+                ],
+            )
+        )
+    return "\n\n".join(blocks)
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """Metrics over runs, the first of them as bars."""
+    if not comparison.rows:
+        return "no runs with metrics"
+    first = comparison.metrics[0] if comparison.metrics else None
+    values = [row.run.metrics.get(first) for row in comparison.rows] if first else []
+    known = [v for v in values if v is not None]
+    rows = []
+    for row in comparison.rows:
+        value = row.run.metrics.get(first) if first else None
+        rows.append(
+            [
+                str(row.run.id),
+                cut(row.run.name, 40),
+                row.run.status.value,
+                *(shown_value(row.settings.get(name)) for name in comparison.settings),
+                *(shown_value(row.run.metrics.get(name)) for name in comparison.metrics),
+                ", ".join(row.run.releases),
+                bar(value, known),
+            ]
+        )
+    return table(
+        ["id", "run", "status", *comparison.settings, *comparison.metrics, "release", first or ""],
+        rows,
+    )
+
+
+def change(difference: Any) -> str:
+    """A change of numbers in per cent."""
+    first, second = difference.first, difference.second
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (first, second))
+    if not numbers or not first or not math.isfinite(second / first):
+        return ""
+    return f"{100 * (second / first - 1):+.1f} %"
+
+
+def bar(value: float | None, values: Sequence[float]) -> str:
+    """`value` as a bar between 0, or the least of `values`, and the greatest of them."""
+    if value is None:
+        return ""
+    low, high = min(0.0, *values), max(0.0, *values)
+    return "#" * round(_BAR * (value - low) / (high - low)) if high > low else ""
+
+
+def counted(steps: Mapping[str, int]) -> str:
+    """Numbers of steps by state, such as `8 complete, 3 cached`."""
+    return ", ".join(f"{n} {state}" for state, n in sorted(steps.items(), key=lambda s: -s[1]))
+
+
+def pairs(rows: Iterable[tuple[str, str]], indent: str = "") -> str:
+    """Names and values, aligned; those without a value are left out."""
+    kept = [(clean(name), clean(value)) for name, value in rows if value != ""]
+    width = max((_width(name) for name, _ in kept), default=0)
+    return "\n".join(f"{indent}{name}{' ' * (width - _width(name))}  {v}" for name, v in kept)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows, aligned, without a head."""
+    return table([""] * len(rows[0]), rows).split("\n")[2:] if rows else []
+
+
+def _json_field(name: str, value: Any) -> Any:
+    if name in ("started", "ended", "created") and isinstance(value, int):
+        try:
+            moment = datetime.datetime.fromtimestamp(value / 1000, datetime.timezone.utc)
+        except (OverflowError, OSError, ValueError):
+            return value
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return jsonable(value)
+
+
+def _touched(touched: Touched) -> list[str]:
+    run = touched.run
+    return [
+        str(touched.artifact.id),
+        touched.version or "",
+        "made of it" if touched.made_of else "compared",
+        cut(run.name, 40) if run else "",
+        run.status.value if run else "",
+        cut(touched.artifact.uri),
+    ]
+
+
+def _linked(link: Link, artifacts: Mapping[int, Artifact]) -> str:
+    artifact = artifacts[link.artifact_id]
+    key = f"{link.key}[{link.index}]" if link.index else link.key
+    return clean(
+        f"{key}: artifact {artifact.id} {short_type(artifact.type)} {artifact.uri}".rstrip()
+    )
+
+
+def _ids(links: Iterable[Link], most: int = 4) -> str:
+    named = [f"{link.key} {link.artifact_id}" for link in links]
+    more = f" and {len(named) - most} more" if len(named) > most else ""
+    return ", ".join(named[:most]) + more
+
+
+def _width(text: str) -> int:
+    """Columns in a terminal: wide characters take two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,477 @@
+"""What made an artifact, and what it touched."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import string
+from collections.abc import Iterable, Iterator
+
+from pipeline.lineage.model import (
+    Artifact,
+    Execution,
+    LineageError,
+    Link,
+    Run,
+    Value,
+    shown_time,
+)
+from pipeline.lineage.store import Store
+
+MADE, DESCRIBES, COMPARED = "made it", "describes it", "baseline"
+
+_RELEASE, _ARTIFACT = "release:", "artifact:"
+_PUSHED_TYPE, _MODEL_TYPE, _BLESSING_TYPE = "PushedModel", "Model", "ModelBlessing"
+_STATISTICS_TYPES = ("ExampleStatistics", "Schema", "ExampleAnomalies", "DatasetReport")
+_DESCRIBING_TYPES = (*_STATISTICS_TYPES, "RejectedRows", "ModelEvaluation", "EvaluationReport")
+_MIN_HASH_DIGITS = 6
+
+# The sections of a trace, in their order.
+SECTIONS = (
+    "release",
+    "data",
+    "rejected rows",
+    "statistics",
+    "base weights",
+    "preparation",
+    "hyperparameters",
+    "evaluation",
+    "blessing",
+    "code",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """One thing to know about an artifact.
+
+    Attributes:
+        section: One of `SECTIONS`.
+        name: What it is, such as `dataset`.
+        value: What it was.
+        step: The step that says so.
+        execution_id: The execution of that step.
+        artifact_id: The artifact that says so; None where the step's settings do.
+    """
+
+    section: str
+    name: str
+    value: Value
+    step: str
+    execution_id: int | None
+    artifact_id: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedStep:
+    """A step that had a part in an artifact.
+
+    Attributes:
+        execution: The execution that did the work, not one that took it from the cache.
+        role: MADE, DESCRIBES or COMPARED.
+        links: What it took and left.
+    """
+
+    execution: Execution
+    role: str
+    links: tuple[Link, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """Everything that made an artifact.
+
+    Attributes:
+        subject: The artifact.
+        release: Its version, if it was pushed.
+        run: The run that made it; None where the store does not say.
+        facts: What is known, by section.
+        steps: The steps, first the earliest.
+        artifacts: All artifacts that the steps took and left, by id.
+    """
+
+    subject: Artifact
+    release: str | None
+    run: Run | None
+    facts: tuple[Fact, ...]
+    steps: tuple[TracedStep, ...]
+    artifacts: dict[int, Artifact]
+
+
+@dataclasses.dataclass(frozen=True)
+class Touched:
+    """A model or a release that something touched.
+
+    Attributes:
+        artifact: The model or pushed model.
+        version: The version of a release, None for a model.
+        run: The run that made it.
+        made_of: Whether it was made of it; otherwise it was only compared with what was.
+    """
+
+    artifact: Artifact
+    version: str | None
+    run: Run | None
+    made_of: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Impact:
+    """Everything that something touched.
+
+    Attributes:
+        matched: What it was found as, such as `dataset = data/creatures in CaptionExampleGen`.
+        runs: Runs that used it, or something made of it, themselves or from the cache.
+        models: Models.
+        releases: Pushed models.
+        artifacts: How many artifacts of each type, itself included.
+    """
+
+    matched: tuple[str, ...]
+    runs: tuple[Run, ...]
+    models: tuple[Touched, ...]
+    releases: tuple[Touched, ...]
+    artifacts: dict[str, int]
+
+
+def find_artifact(store: Store, text: str) -> Artifact:
+    """The artifact that people mean by `text`.
+
+    Args:
+        store: Where to look.
+        text: `release:3`, `artifact:41`, a version, an id, a path or URL, a name, or `latest` for
+            the latest release. A bare number is a release if there is one.
+
+    Raises:
+        LineageError: There is none, or more than one.
+    """
+    if text == "latest":
+        pushed = [a for a in _pushed(store) if a.properties.get("pushed_version")]
+        if not pushed:
+            raise LineageError(f"{store.name} holds no release yet")
+        return pushed[-1]
+    if text.startswith(_ARTIFACT):
+        number = text.removeprefix(_ARTIFACT)
+        if not _is_number(number):
+            raise LineageError(f"{text!r} names no artifact: give a number, such as artifact:41")
+        return store.artifact(int(number))
+    version = text.removeprefix(_RELEASE)
+    releases = store.artifacts(store.artifacts_with("pushed_version", version))
+    if len(releases) == 1:
+        return releases[0]
+    if releases:
+        which = ", ".join(
+            f"{_ARTIFACT}{r.id} in {r.properties.get('pushed_destination', r.uri)}"
+            for r in releases
+        )
+        raise LineageError(f"there are {len(releases)} releases {version}: choose one of {which}")
+    if text.startswith(_RELEASE):
+        known = sorted(
+            {str(v) for a in _pushed(store) if (v := a.properties.get("pushed_version"))},
+            key=lambda v: (len(v), v),
+        )
+        raise LineageError(
+            f"there is no release {version!r} in {store.name}; "
+            + (f"there are: {_some(known)}" if known else "nothing was pushed yet")
+        )
+    if _is_number(text):
+        return store.artifact(int(text))
+    found = [
+        i
+        for uri in dict.fromkeys((text, os.path.abspath(text)))
+        for i in store.artifacts_with_uri(uri)
+    ] or store.artifacts_named(text)
+    if not found:
+        raise LineageError(
+            f"there is no release, artifact, path or name {text!r} in {store.name}; releases and "
+            "artifacts can be given as release:3 and artifact:41"
+        )
+    return store.artifact(found[-1])
+
+
+def trace(store: Store, text: str) -> Trace:
+    """Everything that made an artifact; `text` as for `find_artifact`.
+
+    Raises:
+        LineageError: There is no such artifact.
+    """
+    return trace_artifact(store, find_artifact(store, text))
+
+
+def trace_artifact(store: Store, subject: Artifact) -> Trace:
+    """Everything that made `subject`."""
+    graph = store.graph
+    made = graph.upstream([subject.id], comparisons=False)
+    whole = graph.upstream([subject.id])
+    maker = graph.maker(subject.id)
+    run_id = None if maker is None else store.run_of.get(maker)
+    describing = _describing(store, made.artifacts, run_id) - whole.executions
+    roles = {
+        **dict.fromkeys(whole.executions, COMPARED),
+        **dict.fromkeys(made.executions, MADE),
+        **dict.fromkeys(describing, DESCRIBES),
+    }
+    links: dict[int, list[Link]] = collections.defaultdict(list)
+    for link in store.links(executions=roles):
+        links[link.execution_id].append(link)
+    steps = tuple(TracedStep(e, roles[e.id], tuple(links[e.id])) for e in store.executions(roles))
+    used = {link.artifact_id for several in links.values() for link in several} | {subject.id}
+    artifacts = {a.id: a for a in store.artifacts(used)}
+    version = subject.properties.get("pushed_version")
+    return Trace(
+        subject=subject,
+        release=str(version) if version is not None else None,
+        run=store.runs([run_id])[0] if run_id is not None else None,
+        facts=tuple(_sorted_facts(subject, steps, artifacts)),
+        steps=steps,
+        artifacts=artifacts,
+    )
+
+
+def impact(store: Store, text: str) -> Impact:
+    """Everything that a dataset, an artifact or weights touched.
+
+    Args:
+        store: Where to look.
+        text: As for `find_artifact`; or the value of any setting or property, such as a dataset's
+            path, its revision or fingerprint, or the hash of weights (or its beginning).
+
+    Raises:
+        LineageError: Nothing goes by that name.
+    """
+    starts, executions, matched = _starts(store, text)
+    graph = store.graph
+    made, touched = graph.downstream(starts, comparisons=False), graph.downstream(starts)
+    artifacts = store.artifacts(touched.artifacts)
+    involved = {
+        *executions,
+        *touched.executions,
+        *(e for a in touched.artifacts - starts for e in graph.leavers(a)),
+        *(e for a in starts for e in graph.leavers(a)),
+    }
+    run_ids = {store.run_of[e] for e in involved if e in store.run_of}
+    runs = {run.id: run for run in store.runs(run_ids)}
+    models = [a for a in artifacts if a.type in (_MODEL_TYPE, _PUSHED_TYPE)]
+    makers = {a.id: graph.maker(a.id) for a in models}
+
+    def touched_by(artifact: Artifact) -> Touched:
+        version = artifact.properties.get("pushed_version")
+        maker = makers[artifact.id]
+        return Touched(
+            artifact,
+            None if version is None else str(version),
+            runs.get(store.run_of.get(maker, -1)) if maker is not None else None,
+            artifact.id in made.artifacts,
+        )
+
+    return Impact(
+        matched=tuple(matched),
+        runs=tuple(sorted(runs.values(), key=lambda r: (r.started, r.id))),
+        models=tuple(touched_by(a) for a in models if a.type == _MODEL_TYPE),
+        releases=tuple(
+            touched_by(a)
+            for a in models
+            if a.type == _PUSHED_TYPE and a.properties.get("pushed_version") is not None
+        ),
+        artifacts=dict(collections.Counter(a.type for a in artifacts).most_common()),
+    )
+
+
+def _starts(store: Store, text: str) -> tuple[frozenset[int], set[int], list[str]]:
+    """Artifacts where an impact begins, executions that take part, and what was matched."""
+    by_value = None if text.startswith((_RELEASE, _ARTIFACT)) else _with_value(store, text)
+    if by_value is not None and by_value[2]:
+        return by_value
+    try:
+        artifact = find_artifact(store, text)
+    except LineageError:
+        if text.startswith((_RELEASE, _ARTIFACT)):
+            raise
+        raise LineageError(
+            f"no dataset, weights, release, artifact or path in {store.name} goes by {text!r}: "
+            "give a dataset's path, revision or fingerprint, a hash of weights, or artifact:41"
+        ) from None
+    return (
+        frozenset([artifact.id]),
+        set(),
+        [f"artifact {artifact.id} ({artifact.type}) {artifact.uri}".rstrip()],
+    )
+
+
+def _with_value(store: Store, text: str) -> tuple[frozenset[int], set[int], list[str]]:
+    if _is_number(text) and len(text) < _MIN_HASH_DIGITS:
+        return frozenset(), set(), []
+    wanted = {text, os.path.abspath(text)} if text else {text}
+
+    def meant(value: Value) -> bool:
+        return isinstance(value, str) and (value in wanted or _begins_hash(value, text))
+
+    candidates: dict[str, set[int]] = {"Execution": set(), "Artifact": set()}
+    for table, ids in candidates.items():
+        for word in wanted:
+            escaped = word.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+            for pattern in (f"{escaped}%", f'{{%"{escaped}%'):
+                ids |= {i for i, _, _ in store.property_texts(table, pattern)}
+    matched: collections.Counter[str] = collections.Counter()
+    starts, involved = set(), set()
+    for execution in store.executions(candidates["Execution"]):
+        for name, value in execution.settings.items():
+            if meant(value):
+                matched[f"{name} = {value} in {execution.node}"] += 1
+                involved.add(execution.id)
+                starts.update(store.graph.outputs(execution.id))
+    for artifact in store.artifacts(candidates["Artifact"]):
+        for name, value in artifact.properties.items():
+            # What was pushed where is no property of what it was made of.
+            if meant(value) and not name.startswith("pushed_"):
+                matched[f"{name} = {value} on {artifact.type} artifacts"] += 1
+                starts.add(artifact.id)
+    return frozenset(starts), involved, [f"{what} ({n})" for what, n in matched.items()]
+
+
+def _describing(store: Store, made: Iterable[int], run_id: int | None) -> set[int]:
+    """Steps of a run that only describe what was made: statistics, evaluation, reports."""
+    if run_id is None:
+        return set()
+    graph = store.graph
+    originals = {
+        maker
+        for step in store.steps(run_id)
+        for artifact in graph.outputs(step.id)
+        if (maker := graph.maker(artifact)) is not None
+    }
+    outputs = {a for e in originals for a in graph.outputs(e)}
+    types = {a.id: a for a in store.artifacts(outputs)}
+    known, found = set(made), set()
+    while True:
+        more = {
+            e
+            for e in originals - found
+            if any(a in known for a in graph.inputs(e))
+            and all(_describes(types[a]) for a in graph.outputs(e))
+        }
+        if not more:
+            return found
+        found |= more
+        known |= {a for e in more for a in graph.outputs(e)}
+
+
+def _describes(artifact: Artifact) -> bool:
+    kind = artifact.type.rpartition(".")[2]
+    return (
+        kind in (*_DESCRIBING_TYPES, _BLESSING_TYPE)
+        or "loss" in artifact.properties
+        or kind.endswith("Report")
+    )
+
+
+def _sorted_facts(
+    subject: Artifact, steps: Iterable[TracedStep], artifacts: dict[int, Artifact]
+) -> list[Fact]:
+    facts = [f for step in steps if step.role != COMPARED for f in _facts(step, artifacts)]
+    made = [f for f in facts if not (f.section == "release" and f.artifact_id != subject.id)]
+    compared = {
+        link.artifact_id
+        for step in steps
+        if step.role == MADE
+        for link in step.links
+        if not link.output and link.key.startswith("baseline")
+    }
+    made += [
+        Fact("evaluation", "baseline_model", f"artifact {i} ({artifacts[i].uri})", "", None, i)
+        for i in sorted(compared)
+    ]
+    return sorted(made, key=lambda f: SECTIONS.index(f.section))
+
+
+def _facts(step: TracedStep, artifacts: dict[int, Artifact]) -> Iterator[Fact]:
+    execution = step.execution
+    inputs = [artifacts[k.artifact_id] for k in step.links if not k.output]
+    outputs = [artifacts[k.artifact_id] for k in step.links if k.output]
+    types = {a.type for a in outputs}
+    if not inputs:
+        section = "data"
+    elif _MODEL_TYPE in types:
+        section = "hyperparameters"
+    elif _PUSHED_TYPE in types:
+        section = "release"
+    elif types & set(_STATISTICS_TYPES):
+        section = "statistics"
+    elif any(_describes(a) for a in outputs):
+        section = "evaluation"
+    else:
+        section = "preparation"
+    for name, value in execution.settings.items():
+        yield Fact(
+            _section_of(name, section),
+            name.removeprefix("custom_config.").removeprefix("training."),
+            value,
+            execution.node,
+            execution.id,
+            None,
+        )
+    for artifact in outputs:
+        kind = artifact.type.rpartition(".")[2]
+        if kind == "RejectedRows":
+            of_artifact = "rejected rows"
+        elif kind == _BLESSING_TYPE:
+            of_artifact = "blessing"
+        elif kind in _STATISTICS_TYPES or kind.endswith("DatasetReport"):
+            of_artifact = "statistics"
+        elif section == "hyperparameters":
+            of_artifact = "evaluation"
+        else:
+            of_artifact = section
+        for name, value in artifact.properties.items():
+            yield Fact(
+                _section_of(name, of_artifact),
+                name,
+                value,
+                execution.node,
+                execution.id,
+                artifact.id,
+            )
+        if of_artifact in ("rejected rows", "statistics") and artifact.uri:
+            yield Fact(of_artifact, kind, artifact.uri, execution.node, execution.id, artifact.id)
+        if kind == _PUSHED_TYPE:
+            yield Fact(
+                "release",
+                "pushed_at",
+                shown_time(execution.ended),
+                execution.node,
+                execution.id,
+                artifact.id,
+            )
+
+
+def _section_of(name: str, otherwise: str) -> str:
+    last = name.rpartition(".")[2]
+    if last.endswith(("code_version", "tfx_version", "run_fn", "module_file")):
+        return "code"
+    if "weights" in last or last in ("encoders_hash", "hub_revision"):
+        return "base weights"
+    if last.startswith("rejected_"):
+        return "rejected rows"
+    return otherwise
+
+
+def _pushed(store: Store) -> list[Artifact]:
+    return store.artifacts(store.artifacts_of_type(_PUSHED_TYPE))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 19
+
+
+def _begins_hash(value: str, text: str) -> bool:
+    return (
+        len(text) >= _MIN_HASH_DIGITS
+        and value.startswith(text)
+        and all(c in string.hexdigits for c in value)
+    )
+
+
+def _some(names: list[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[-most:]) + more
