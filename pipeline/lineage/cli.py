@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.lineage import comparing, text, tracing
 from pipeline.lineage.locations import Location, locate
 from pipeline.lineage.model import LineageError, RunStatus
+from pipeline.lineage.sorting import sorted_runs
 from pipeline.lineage.store import Store
 
 DEFAULT_STORE = os.path.join("runs", "default")
@@ -80,33 +81,6 @@ def _runs(store: Store, arguments: argparse.Namespace) -> _Answer:
     return {"runs": runs}, lambda: text.runs_text(runs)
 
 
-def sorted_runs(runs: Sequence[Any], key: str) -> list[Any]:
-    """Runs by a column or metric, the least first; `-` before it turns that around.
-
-    Raises:
-        LineageError: There is no such column.
-    """
-    name = key.removeprefix("-")
-    columns: dict[str, Callable[[Any], Any]] = {
-        "id": lambda run: run.id,
-        "run": lambda run: run.name.casefold(),
-        "status": lambda run: run.status.value,
-        "started": lambda run: run.started,
-        "took": lambda run: run.seconds,
-        "blessed": lambda run: run.blessed,
-        "release": lambda run: (len(run.releases[-1]), run.releases[-1]) if run.releases else None,
-    }
-    metrics = sorted({metric for run in runs for metric in run.metrics})
-    if name not in columns and name not in metrics:
-        raise LineageError(
-            f"runs cannot be sorted by {name!r}; there are: {', '.join([*columns, *metrics])}"
-        )
-    value = columns.get(name, lambda run: run.metrics.get(name))
-    # Those that have no value come last either way.
-    known = sorted((r for r in runs if value(r) is not None), key=value, reverse=key[:1] == "-")
-    return known + [run for run in runs if value(run) is None]
-
-
 def _run(store: Store, arguments: argparse.Namespace) -> _Answer:
     run = store.find_run(arguments.run)
     steps = store.steps(run.id)
@@ -166,7 +140,8 @@ def _compare(store: Store, arguments: argparse.Namespace) -> _Answer:
 def _export(store: Store, arguments: argparse.Namespace) -> _Answer:
     from pipeline.lineage import exports
 
-    content = exports.export(store, arguments.what, arguments.format)
+    roots = locate(arguments.store).roots + arguments.files
+    content = exports.export(store, arguments.what, arguments.format, roots)
     if arguments.out is None:
         return {"format": arguments.format, "content": content}, lambda: content.rstrip("\n")
     try:
@@ -183,7 +158,7 @@ def _serve(location: Location, arguments: argparse.Namespace) -> int:
 
     with location.open():
         pass
-    return app.serve(location, arguments.port, arguments.files, arguments.open)
+    return app.serve(location, arguments.port, location.roots + arguments.files, arguments.open)
 
 
 def _shared(store: str, in_json: bool | str) -> argparse.ArgumentParser:
@@ -261,14 +236,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", metavar="FILE", help="write there (default: to the terminal)")
     serve = command("serve", "pages in a browser, on this machine")
+    for showing in (export, serve):
+        showing.add_argument(
+            "--files",
+            metavar="FOLDER",
+            action="append",
+            default=[],
+            help="folder whose files may be shown, besides the store's own",
+        )
     serve.add_argument("--port", metavar="N", type=int, default=DEFAULT_PORT)
-    serve.add_argument(
-        "--files",
-        metavar="FOLDER",
-        action="append",
-        default=[],
-        help="folder whose files may be shown, besides the store's own",
-    )
     serve.add_argument("--open", action="store_true", help="open a browser window")
     return parser
 

@@ -24,7 +24,7 @@ class Location(Protocol):
     """A store that can be opened, again and again."""
 
     text: str
-    folder: str | None
+    roots: list[str]
 
     def open(self) -> contextlib.AbstractContextManager[Store]:
         """Reads the store as it is now.
@@ -42,20 +42,20 @@ class SqliteLocation:
 
     Attributes:
         text: The path, as it was given.
-        folder: The folder that it lies in: a local run's output folder.
+        roots: The folder that it lies in, a local run's output folder, whose files may be shown.
     """
 
     def __init__(self, path: str, text: str) -> None:
         """Names the file `path`, which need not exist."""
         self.text = text
-        self.folder: str | None = os.path.dirname(os.path.abspath(path))
+        self.roots = [os.path.dirname(os.path.abspath(path))]
         self._path = path
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Store]:
         """See `Location`."""
         with database.open_sqlite(self._path) as tables:
-            yield Store(tables, abandoned=_nobody_holds(Path(str(self.folder), _LOCK_NAME)))
+            yield Store(tables, abandoned=_nobody_holds(Path(self.roots[0], _LOCK_NAME)))
 
     def stamp(self) -> Hashable:
         """See `Location`."""
@@ -72,7 +72,7 @@ class MySqlLocation:
     def __init__(self, address: str) -> None:
         """Names the database; see `database.open_mysql`."""
         self.text = address
-        self.folder: str | None = None
+        self.roots: list[str] = []
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Store]:

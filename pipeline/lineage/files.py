@@ -1,0 +1,117 @@
+"""The files of artifacts, as far as they may be shown.
+
+Addresses come from the store, where anyone may have written anything: a file is shown only if,
+with all links followed, it lies in its artifact's folder and that in one of the pipeline's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.lineage.model import Artifact, LineageError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
+
+_MAX_FILES = 200
+_MAX_LOOKED_AT = 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file of an artifact.
+
+    Attributes:
+        name: Its path below the artifact's folder.
+        path: Where it is.
+        size: Its size in bytes.
+    """
+
+    name: str
+    path: Path
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """The files of an artifact.
+
+    Attributes:
+        files: The first of them, by name.
+        more: How many others there are.
+        refusal: Why there are none, if not because there are none.
+    """
+
+    files: tuple[File, ...]
+    more: int = 0
+    refusal: str = ""
+
+
+def list_files(artifact: Artifact, roots: Sequence[str]) -> Folder:
+    """The files of an artifact that lies in one of the folders `roots`."""
+    try:
+        base = _confined(artifact, roots)
+    except LineageError as error:
+        return Folder((), refusal=str(error))
+    found = list(_walk(base))
+    return Folder(tuple(found[:_MAX_FILES]), max(0, len(found) - _MAX_FILES))
+
+
+def find_file(artifact: Artifact, name: str, roots: Sequence[str]) -> File:
+    """One file of an artifact.
+
+    Raises:
+        LineageError: It is not there, or may not be shown.
+    """
+    base = _confined(artifact, roots)
+    try:
+        path = (base / name).resolve()
+        inside = path == base or (base.is_dir() and path.is_relative_to(base))
+        if inside and path.is_file():
+            return File(name, path, path.stat().st_size)
+    except (OSError, ValueError, RuntimeError):
+        pass
+    raise LineageError(f"artifact {artifact.id} has no file {name!r} that may be shown")
+
+
+def _confined(artifact: Artifact, roots: Sequence[str]) -> Path:
+    uri = artifact.uri.removeprefix("file://")
+    if not uri:
+        raise LineageError("it has no files")
+    if "://" in uri:
+        raise LineageError("its files are not on this machine")
+    try:
+        base = Path(os.path.abspath(uri)).resolve()
+        exists = base.exists()
+    except (OSError, ValueError, RuntimeError):
+        raise LineageError("its address is no path") from None
+    if not any(base.is_relative_to(Path(root).resolve()) for root in roots):
+        raise LineageError(
+            "its files lie outside of the pipeline's folders; `serve --files FOLDER` shows others"
+        )
+    if not exists:
+        raise LineageError("its files are gone")
+    return base
+
+
+def _walk(base: Path) -> Iterator[File]:
+    if base.is_file():
+        yield File(base.name, base, base.stat().st_size)
+        return
+    looked_at = 0
+    for parent, folders, names in os.walk(base):
+        folders.sort()
+        for name in sorted(names):
+            looked_at += 1
+            if looked_at > _MAX_LOOKED_AT:
+                return
+            path = Path(parent, name)
+            try:
+                real = path.resolve()
+                if real.is_relative_to(base) and real.is_file():
+                    relative = path.relative_to(base).as_posix()
+                    yield File(relative, real, real.stat().st_size)
+            except (OSError, RuntimeError):
+                continue

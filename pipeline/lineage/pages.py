@@ -1,0 +1,468 @@
+"""Answers as HTML: the content of pages, for the browser and for files.
+
+Templates escape everything that comes from a store; drawings are SVG of our own.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import html
+import itertools
+import mimetypes
+import operator
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from pipeline.lineage import comparing, drawing, files, text, tracing
+from pipeline.lineage.model import (
+    Artifact,
+    Run,
+    RunStatus,
+    short_type,
+    shown_seconds,
+    shown_time,
+    shown_value,
+)
+from pipeline.lineage.sorting import sorted_runs
+from pipeline.lineage.store import Store
+
+RUNS_A_PAGE = 100
+
+_TEMPLATES = Path(__file__).with_name("templates")
+_MAX_EMBEDDED = 4 << 20
+# Of a trace or run, the files of these are shown beside it.
+_SHOWN_TYPES = ("EvaluationReport", "DatasetReport")
+
+
+class Urls:
+    """Where links lead: to the pages in a browser."""
+
+    def runs(self) -> str:
+        """The list of runs."""
+        return "/"
+
+    def run(self, run_id: int) -> str:
+        """A run."""
+        return f"/run/{run_id}"
+
+    def step(self, execution_id: int) -> str:
+        """A step of a run."""
+        return f"/step/{execution_id}"
+
+    def artifact(self, artifact_id: int) -> str:
+        """An artifact."""
+        return f"/artifact/{artifact_id}"
+
+    def trace(self, artifact_id: int) -> str:
+        """What made an artifact."""
+        return f"/trace/{artifact_id}"
+
+    def release(self, version: str) -> str:
+        """What made a release."""
+        return f"/release/{urllib.parse.quote(version, safe='')}"
+
+    def diff(self, first: int | None = None, second: int | None = None) -> str:
+        """Two runs side by side; without runs, where a form asks for them."""
+        return "/diff" if first is None else f"/diff?first={first}&second={second}"
+
+    def impact(self, what: str = "") -> str:
+        """What something touched."""
+        return f"/impact?what={urllib.parse.quote(what)}" if what else "/impact"
+
+    def compare(self) -> str:
+        """Metrics over runs."""
+        return "/compare"
+
+    def file(self, artifact: Artifact, file: files.File) -> str:
+        """A file of an artifact."""
+        return f"/files/{artifact.id}/{urllib.parse.quote(file.name)}"
+
+
+class FileUrls(Urls):
+    """Places within one file; whatever is not in it leads to its top."""
+
+    def __init__(self) -> None:
+        """Knows of no places yet."""
+        self._places: set[str] = set()
+
+    def add(self, kind: str, number: int) -> str:
+        """Makes a place known; returns its name."""
+        self._places.add(f"{kind}-{number}")
+        return f"{kind}-{number}"
+
+    def _place(self, name: str) -> str:
+        return f"#{name}" if name in self._places else "#top"
+
+    def runs(self) -> str:
+        """See `Urls`."""
+        return "#top"
+
+    def run(self, run_id: int) -> str:
+        """See `Urls`."""
+        return self._place(f"run-{run_id}")
+
+    def step(self, execution_id: int) -> str:
+        """See `Urls`."""
+        return self._place(f"step-{execution_id}")
+
+    def artifact(self, artifact_id: int) -> str:
+        """See `Urls`."""
+        return self._place(f"artifact-{artifact_id}")
+
+    def trace(self, artifact_id: int) -> str:
+        """See `Urls`."""
+        return self._place(f"artifact-{artifact_id}")
+
+    def release(self, version: str) -> str:
+        """See `Urls`."""
+        return "#top"
+
+    def diff(self, first: int | None = None, second: int | None = None) -> str:
+        """See `Urls`."""
+        return "#top"
+
+    def impact(self, what: str = "") -> str:
+        """See `Urls`."""
+        return "#top"
+
+    def compare(self) -> str:
+        """See `Urls`."""
+        return "#top"
+
+    def file(self, artifact: Artifact, file: files.File) -> str:
+        """The picture itself; nothing for other files."""
+        kind = mimetypes.guess_type(file.name)[0]
+        if not file.name.lower().endswith(files.PICTURES) or file.size > _MAX_EMBEDDED:
+            return "#top"
+        return f"data:{kind};base64,{base64.b64encode(file.path.read_bytes()).decode()}"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunsView:
+    """How the list of runs is shown: what its address says.
+
+    Attributes:
+        match: Text that names contain.
+        status: Only runs of this status.
+        pipeline: Only runs of this pipeline.
+        sort: Column or metric; `-` before it for the greatest first.
+        page: Number of the page, from 1.
+    """
+
+    match: str = ""
+    status: str = ""
+    pipeline: str = ""
+    sort: str = "-started"
+    page: int = 1
+    total: int = 0
+    pipelines: tuple[str, ...] = ()
+
+    @property
+    def statuses(self) -> list[str]:
+        """All statuses there are."""
+        return [status.value for status in RunStatus]
+
+    @property
+    def pages(self) -> int:
+        """How many pages there are."""
+        return max(1, -(-self.total // RUNS_A_PAGE))
+
+    def sorted_by(self, key: str) -> str:
+        """The address of the list sorted by a column, the other way round if it is already."""
+        return self._address(f"-{key}" if self.sort == key else key, 1)
+
+    def on_page(self, page: int) -> str:
+        """The address of another page."""
+        return self._address(self.sort, page)
+
+    def _address(self, sort: str, page: int) -> str:
+        query = {
+            "match": self.match,
+            "status": self.status,
+            "pipeline": self.pipeline,
+            "sort": sort,
+            "page": str(page) if page > 1 else "",
+        }
+        return "/?" + urllib.parse.urlencode({k: v for k, v in query.items() if v})
+
+
+class Pages:
+    """The pages of one store."""
+
+    def __init__(self, store: Store, urls: Urls, roots: Sequence[str] = ()) -> None:
+        """Shows what is in `store`.
+
+        Args:
+            store: What to show.
+            urls: Where links lead.
+            roots: Folders whose files may be shown.
+        """
+        self._store, self._urls, self._roots = store, urls, roots
+
+    def runs(self, view: RunsView) -> str:
+        """The list of runs.
+
+        Raises:
+            LineageError: There is no such column to sort by.
+        """
+        everything = self._store.runs()
+        runs = [
+            run
+            for run in everything
+            if view.match.casefold() in run.name.casefold()
+            and view.status in ("", run.status.value)
+            and view.pipeline in ("", run.pipeline)
+        ]
+        metrics = _metrics(runs)
+        # A column that only other runs have sorts nothing here.
+        if view.sort.removeprefix("-") in set(_metrics(everything)) - set(metrics):
+            view = dataclasses.replace(view, sort="-started")
+        runs = sorted_runs(runs, view.sort)
+        view = dataclasses.replace(
+            view,
+            total=len(runs),
+            pipelines=tuple(sorted({run.pipeline for run in everything})),
+        )
+        view = dataclasses.replace(view, page=min(max(1, view.page), view.pages))
+        start = (view.page - 1) * RUNS_A_PAGE
+        return self._render("runs_page", runs[start : start + RUNS_A_PAGE], metrics, view=view)
+
+    def run(self, text_of_run: str) -> str:
+        """A run, as for `Store.find_run`.
+
+        Raises:
+            LineageError: There is none.
+        """
+        run = self._store.find_run(text_of_run)
+        steps = self._store.steps(run.id)
+        links = self._store.links(executions=[e.id for e in steps])
+        artifacts = {a.id: a for a in self._store.artifacts(k.artifact_id for k in links)}
+        svg = self._svg(drawing.draw(steps, links, artifacts), f"Graph of run {run.name}")
+        return self._render("run_page", run, steps, links, artifacts, svg)
+
+    def step(self, execution_id: int) -> str:
+        """A step.
+
+        Raises:
+            LineageError: There is none with this id.
+        """
+        step = self._store.execution(execution_id)
+        links = self._store.links(executions=[step.id])
+        artifacts = {a.id: a for a in self._store.artifacts(k.artifact_id for k in links)}
+        why = comparing.why_execution(self._store, step)
+        return self._render("step_page", step, why.run, links, artifacts, why)
+
+    def artifact(self, artifact_id: int) -> str:
+        """An artifact.
+
+        Raises:
+            LineageError: There is none with this id.
+        """
+        artifact = self._store.artifact(artifact_id)
+        links = self._store.links(artifacts=[artifact.id])
+        executions = {e.id: e for e in self._store.executions(k.execution_id for k in links)}
+        maker = executions.get(self._store.graph.maker(artifact.id) or -1)
+        runs = self._store.runs([maker.run_id]) if maker and maker.run_id is not None else []
+        return self._render(
+            "artifact_page",
+            artifact,
+            maker,
+            runs[0] if runs else None,
+            links,
+            executions,
+            self._folder(artifact),
+        )
+
+    def trace(self, what: str) -> str:
+        """What made a release or an artifact, as for `tracing.find_artifact`.
+
+        Raises:
+            LineageError: There is none.
+        """
+        trace = tracing.trace(self._store, what)
+        steps = [step.execution for step in trace.steps]
+        links = [link for step in trace.steps for link in step.links]
+        svg = self._svg(drawing.draw(steps, links, trace.artifacts), "Graph of what made it")
+        folders = []
+        for artifact in trace.artifacts.values():
+            if short_type(artifact.type) in _SHOWN_TYPES:
+                folder = self._folder(artifact)
+                if folder["files"] or folder["pictures"]:
+                    folders.append((short_type(artifact.type), folder))
+        return self._render("trace_page", trace, svg, folders)
+
+    def impact(self, what: str) -> str:
+        """What something touched, as for `tracing.impact`; without it, the question alone.
+
+        Raises:
+            LineageError: Nothing goes by that name.
+        """
+        impact = tracing.impact(self._store, what) if what else None
+        metrics = _metrics(impact.runs) if impact else []
+        return self._render("impact_page", impact, what, metrics)
+
+    def diff(self, first: str, second: str) -> str:
+        """Two runs side by side.
+
+        Raises:
+            LineageError: There is no such run.
+        """
+        return self._render("diff_page", comparing.diff(self._store, first, second))
+
+    def compare(self, settings: Sequence[str]) -> str:
+        """Metrics over runs.
+
+        Raises:
+            LineageError: There is no such setting.
+        """
+        comparison = comparing.compare(self._store, settings=settings)
+        charts = [
+            (name, Markup(chart(name, comparison, self._urls.run))) for name in comparison.metrics
+        ]
+        return self._render("compare_page", comparison, charts)
+
+    def error(self, message: str) -> str:
+        """A question that has no answer."""
+        return error_page(message, self._urls)
+
+    def _folder(self, artifact: Artifact) -> dict[str, Any]:
+        folder = files.list_files(artifact, self._roots)
+        shown = [
+            {"name": f.name, "size": f.size, "url": self._urls.file(artifact, f)}
+            for f in folder.files
+        ]
+        return {
+            "refusal": folder.refusal,
+            "more": folder.more,
+            "pictures": [f for f in shown if f["name"].lower().endswith(files.PICTURES)],
+            "files": [f for f in shown if not f["name"].lower().endswith(files.PICTURES)],
+        }
+
+    def _svg(self, drawn: drawing.Drawing, title: str) -> Markup:
+        def link(node: drawing.Node) -> str | None:
+            if node.target is None:
+                return None
+            return (self._urls.step if node.state else self._urls.artifact)(node.target)
+
+        return Markup(drawing.to_svg(drawn, title, link))
+
+    def _render(self, macro: str, *arguments: Any, view: RunsView | None = None) -> str:
+        return _rendered(macro, self._urls, *arguments, view=view)
+
+
+def error_page(message: str, urls: Urls) -> str:
+    """A question that has no answer."""
+    return _rendered("error_page", urls, message)
+
+
+def style() -> str:
+    """The style sheet of all pages."""
+    return (_TEMPLATES / "style.css").read_text()
+
+
+def whole_file(title: str, content: str) -> str:
+    """A page in one file: no script, nothing to load, dark where the system is."""
+    css = style()
+    begin, end = css.index("/* dark */"), css.index("/* end of dark */")
+    dark = css[begin:end].replace(".body--dark ", "").removeprefix("/* dark */")
+    css = f"{css[:begin]}@media (prefers-color-scheme: dark) {{{dark}}}{css[end:]}"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "img-src data:; style-src 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>{html.escape(text.clean(title))}'
+        f"</title>\n<style>\nhtml {{ color-scheme: light dark; }} body {{ margin: 0; }}\n{css}"
+        f'</style>\n</head>\n<body>\n<main id="top" class="lineage-page">\n{content}\n</main>\n'
+        "</body>\n</html>\n"
+    )
+
+
+def chart(
+    name: str, comparison: comparing.Comparison, url: Callable[[int], str] | None = None
+) -> str:
+    """A metric over runs as SVG; every point is a link to its run."""
+    known = [
+        (place, row.run, row.run.metrics[name])
+        for place, row in enumerate(comparison.rows)
+        if name in row.run.metrics
+    ]
+    if not known:
+        return ""
+    width, height, left, bottom = 900, 200, 80, 170
+    low, high = min(v for _, _, v in known), max(v for _, _, v in known)
+    span = high - low or 1.0
+    step = (width - left - 20) / max(1, len(comparison.rows) - 1)
+    points = [(left + i * step, 20 + (high - v) / span * (bottom - 20), r, v) for i, r, v in known]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in points)
+    parts = [
+        f'<svg class="chart" role="group" aria-label="{html.escape(text.clean(name))} over runs" '
+        f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}">',
+        f'<line class="axis" x1="{left}" y1="{bottom}" x2="{width - 20}" y2="{bottom}"/>',
+        f'<line class="axis" x1="{left}" y1="20" x2="{width - 20}" y2="20"/>',
+        f'<text x="{left - 8}" y="24" text-anchor="end">{shown_value(high)}</text>',
+        f'<text x="{left - 8}" y="{bottom + 4}" text-anchor="end">{shown_value(low)}</text>',
+        f'<text x="{left}" y="{height - 8}">earliest</text>',
+        f'<text x="{width - 20}" y="{height - 8}" text-anchor="end">latest</text>',
+        f'<polyline class="line" points="{line}"/>',
+    ]
+    for x, y, run, value in points:
+        released = f", release {', '.join(run.releases)}" if run.releases else ""
+        title = html.escape(text.clean(f"{run.name}: {shown_value(value)}{released}"))
+        css = "released" if run.releases else "dot"
+        dot = (
+            f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{title}</title></circle>'
+        )
+        # Hundreds of points in the order of the keyboard are in nobody's way but the keyboard's.
+        tab = ' tabindex="-1"' if len(points) > 50 else ""
+        target = html.escape(url(run.id)) if url else None
+        parts.append(
+            f'<a href="{target}" aria-label="{title}"{tab}>{dot}</a>' if target is not None else dot
+        )
+    return "\n".join([*parts, "</svg>"])
+
+
+def _metrics(runs: Iterable[Run]) -> list[str]:
+    return sorted({name for run in runs for name in run.metrics})
+
+
+def _rendered(macro: str, urls: Urls, *arguments: Any, view: RunsView | None = None) -> str:
+    module: Any = (
+        _environment().get_template("pages.html").make_module({"urls": urls, "view": view})
+    )
+    return str(getattr(module, macro)(*arguments))
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "clean": lambda value: text.clean(str(value)),
+        "clean_lines": lambda value: "\n".join(map(text.clean, str(value).splitlines())),
+        "shown": shown_value,
+        "short": short_type,
+        "time": shown_time,
+        "duration": shown_seconds,
+        "counted": text.counted,
+        "change": text.change,
+        "groupby_kept": _grouped,
+    }
+    return environment
+
+
+def _grouped(items: Iterable[Any], attribute: str) -> Iterator[tuple[Any, list[Any]]]:
+    """Groups of neighbours with the same attribute; Jinja's own `groupby` sorts them."""
+    for key, group in itertools.groupby(items, key=operator.attrgetter(attribute)):
+        yield key, list(group)
