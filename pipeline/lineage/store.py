@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import collections
 import functools
 import json
@@ -40,6 +41,8 @@ _RUN_TYPE, _PIPELINE_TYPE, _NODE_TYPE, _CACHE_TYPE = (
 )
 _ERROR_PROPERTIES = ("failure_reason", "__execution_result__")
 _MAX_JSON_DEPTH = 6
+# How ML Metadata's client writes a JSON value as text.
+_STRUCT = "mlmd-struct::"
 
 
 class Store:
@@ -431,7 +434,9 @@ class Store:
                 if version not in releases[run]:
                     releases[run].append(version)
             elif name == "blessed":
-                blessed[run] = bool(whole if whole is not None else number)
+                # TFDV's anomalies have a `blessed` of their own, with a value for every split.
+                if text is None:
+                    blessed[run] = bool(whole if whole is not None else number)
             elif math.isfinite(number):
                 metrics[run][name] = number
         return metrics, blessed, releases
@@ -462,6 +467,8 @@ class Store:
             rows_by_ids(self._database, query, ids), key=lambda row: row[:2]
         ):
             value: Value = next((v for v in (whole, number, text) if v is not None), None)
+            if text is not None and text.startswith(_STRUCT):
+                value = _decoded(text)
             if truth is not None:
                 value = bool(truth)
             elif message is not None:
@@ -518,6 +525,20 @@ def _taken_apart(prefix: str, content: Mapping[str, Any], depth: int) -> dict[st
         else:
             flat[f"{prefix}.{name}"] = value
     return flat
+
+
+def _decoded(text: str) -> str:
+    """The JSON in a value that ML Metadata's client wrote as a protocol buffer in base 64."""
+    from google.protobuf import json_format, message, struct_pb2
+
+    try:
+        content = struct_pb2.Struct.FromString(base64.b64decode(text[len(_STRUCT) :]))
+    except (ValueError, message.DecodeError):
+        return text
+    whole = json_format.MessageToDict(content)
+    # A list or a scalar stands in a structure with one such name.
+    value = whole.get("__value__", whole) if len(whole) == 1 else whole
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _error_text(text: str) -> str:

@@ -369,7 +369,15 @@ def _describes(artifact: Artifact) -> bool:
 def _sorted_facts(
     subject: Artifact, steps: Iterable[TracedStep], artifacts: dict[int, Artifact]
 ) -> list[Fact]:
-    facts = [f for step in steps if step.role != COMPARED for f in _facts(step, artifacts)]
+    facts = [
+        f
+        for step in steps
+        if step.role != COMPARED
+        for f in _facts(step, artifacts)
+        if f.value not in (None, "", "null") and not _is_noise(f.name)
+    ]
+    versions = [f for f in facts if f.name == "tfx_version"]
+    facts = [f for f in facts if f not in versions[1:]]
     made = [f for f in facts if not (f.section == "release" and f.artifact_id != subject.id)]
     compared = {
         link.artifact_id
@@ -454,6 +462,12 @@ def _section_of(name: str, otherwise: str) -> str:
     if last.startswith("rejected_"):
         return "rejected rows"
     return otherwise
+
+
+def _is_noise(name: str) -> bool:
+    """Whether TFX writes it for itself, the same for everything."""
+    last = name.rpartition(".")[2]
+    return last.startswith("_") or last in ("is_external", "TYPE_NAME", "stats_dashboard_link")
 
 
 def _pushed(store: Store) -> list[Artifact]:

@@ -36,7 +36,7 @@ _CLASSES = {
     "CaptionValidator": "components.caption_validator.component.CaptionValidator",
     "LatentGen": "components.latent_gen.component.LatentGen",
     "Trainer": "tfx.components.trainer.component.Trainer",
-    "latest_blessed_model": "tfx.dsl.components.common.resolver.Resolver",
+    "LatestBlessedModel": "tfx.dsl.components.common.resolver.Resolver",
     "LossScorer": "components.loss_scorer.component.LossScorer",
     "Evaluator": "tfx.components.evaluator.component.Evaluator",
     "ServingPusher": "components.serving_pusher.component.ServingPusher",
@@ -107,7 +107,7 @@ class StoreMaker:
             *([("execution_cache", cache_key)] if cache_key else []),
         ):
             self.contexts.setdefault((kind, name), []).append(place)
-        resolver = node == "latest_blessed_model"
+        resolver = node == "LatestBlessedModel"
         for artifacts, event in (
             (inputs or {}, mlmd.Event.INPUT),
             (outputs or {}, mlmd.Event.INTERNAL_OUTPUT if resolver else mlmd.Event.OUTPUT),
@@ -242,11 +242,11 @@ class StoreMaker:
             model = {"model": everything["model"]}
             self.execution(
                 name,
-                "latest_blessed_model",
+                "LatestBlessedModel",
                 COMPLETE,
                 {},
+                {},
                 {"candidate": everything["model"], "model": baseline},
-                {"model": baseline} if baseline else {},
                 at,
                 0.1,
             )

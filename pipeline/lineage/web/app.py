@@ -1,0 +1,240 @@
+"""The pages in a browser, by NiceGUI; all its assets come out of its package.
+
+It listens on this machine alone and only reads. Content is rendered by `pipeline.lineage.pages`;
+this module knows addresses, files and what makes a page live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import mimetypes
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import FileResponse, PlainTextResponse, Response
+from nicegui import app, run, ui
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from pipeline.lineage import files
+from pipeline.lineage.locations import Location
+from pipeline.lineage.model import LineageError
+from pipeline.lineage.pages import Pages, RunsView, Urls, error_page, style
+
+HOST = "127.0.0.1"
+
+_POLL_SECONDS = 2.0
+# Files are other people's, too: they run nothing and load nothing from elsewhere.
+_FILE_HEADERS = {
+    "Content-Security-Policy": (
+        "sandbox; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; "
+        "font-src data:; media-src 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+}
+_SHOWN_KINDS = ("text/html", "image/", "text/plain", "application/json", "application/pdf")
+_TEXT_SUFFIXES = (".jsonl", ".pbtxt", ".yaml", ".yml", ".log", ".csv", ".md", ".txt")
+_THEME_COOKIE = "lineage-theme"
+_NAVIGATION = (("Runs", "/"), ("Metrics", "/compare"), ("Impact", "/impact"))
+# After new content is in, the keyboard is where it was.
+_KEEP_FOCUS = """
+const before = document.activeElement?.getAttribute?.('href');
+setTimeout(() => {
+  if (before) document.querySelector(`.lineage-page a[href="${CSS.escape(before)}"]`)?.focus();
+}, 50);
+"""
+
+_Render = Callable[[Pages], str]
+
+
+def serve(location: Location, port: int, roots: Sequence[str], open_window: bool = False) -> int:
+    """Serves the pages of a store until the process is interrupted; returns the exit status.
+
+    Args:
+        location: The store, read anew for every page.
+        port: Where to listen on this machine.
+        roots: Folders whose files may be shown.
+        open_window: Whether to open a browser.
+    """
+    build(location, roots)
+    print(f"The lineage of {location.text} is at http://localhost:{port}/ (Ctrl-C ends this)")
+    sys.stdout.flush()
+    ui.run(
+        host=HOST,
+        port=port,
+        title="Lineage",
+        reload=False,
+        show=open_window,
+        show_welcome_message=False,
+        uvicorn_logging_level="warning",
+    )
+    return 0
+
+
+def build(location: Location, roots: Sequence[str]) -> None:
+    """Adds all pages to NiceGUI's app; see `serve`."""
+    # Another site's page must not reach this one under a name of its own.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", HOST])
+
+    @app.middleware("http")
+    async def harden(request: Request, call_next: Any) -> Response:
+        response: Response = await call_next(request)
+        response.headers["X-Frame-Options"] = "DENY"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    async def show(request: Request, title: str, render: _Render) -> None:
+        await _show(location, roots, request, title, render)
+
+    @ui.page("/")
+    async def runs(request: Request) -> None:
+        await show(request, "Runs", lambda pages: pages.runs(_runs_view(request)))
+
+    @ui.page("/run/{run_name:path}")
+    async def one_run(request: Request, run_name: str) -> None:
+        await show(request, f"Run {run_name}", lambda pages: pages.run(run_name))
+
+    @ui.page("/step/{execution_id}")
+    async def step(request: Request, execution_id: str) -> None:
+        await show(
+            request, f"Step {execution_id}", lambda pages: pages.step(_number(execution_id, "step"))
+        )
+
+    @ui.page("/artifact/{artifact_id}")
+    async def artifact(request: Request, artifact_id: str) -> None:
+        await show(
+            request,
+            f"Artifact {artifact_id}",
+            lambda pages: pages.artifact(_number(artifact_id, "artifact")),
+        )
+
+    @ui.page("/trace/{artifact_id}")
+    async def trace(request: Request, artifact_id: str) -> None:
+        await show(
+            request, f"Trace {artifact_id}", lambda pages: pages.trace(f"artifact:{artifact_id}")
+        )
+
+    @ui.page("/release/{version:path}")
+    async def release(request: Request, version: str) -> None:
+        name = "latest" if version == "latest" else f"release:{version}"
+        await show(request, f"Release {version}", lambda pages: pages.trace(name))
+
+    @ui.page("/diff")
+    async def diff(request: Request, first: str = "latest", second: str = "latest") -> None:
+        await show(request, "Differences", lambda pages: pages.diff(first, second))
+
+    @ui.page("/impact")
+    async def impact(request: Request, what: str = "") -> None:
+        await show(request, "Impact", lambda pages: pages.impact(what.strip()))
+
+    @ui.page("/compare")
+    async def compare(request: Request, setting: str = "") -> None:
+        await show(request, "Metrics", lambda pages: pages.compare(setting.split()))
+
+    @app.get("/files/{artifact_id}/{name:path}")
+    async def file(artifact_id: str, name: str) -> Response:
+        return await asyncio.to_thread(_file, location, roots, artifact_id, name)
+
+
+async def _show(
+    location: Location, roots: Sequence[str], request: Request, title: str, render: _Render
+) -> None:
+    def content() -> str:
+        try:
+            with location.open() as store:
+                return render(Pages(store, Urls(), roots))
+        except LineageError as error:
+            return error_page(str(error), Urls())
+
+    def stamp() -> Any:
+        try:
+            return location.stamp()
+        except LineageError:
+            return None
+
+    seen = await run.io_bound(stamp)
+    shown = await run.io_bound(content)
+    ui.page_title(f"{title} - lineage"[:120])
+    ui.add_css(style())
+    _frame(request)
+    body = ui.html(shown, sanitize=False, tag="main").classes("lineage-page").props("id=top")
+
+    async def refresh() -> None:
+        nonlocal seen, shown
+        now = await run.io_bound(stamp)
+        if now == seen:
+            return
+        seen = now
+        fresh = await run.io_bound(content)
+        if fresh != shown:
+            shown = fresh
+            ui.run_javascript(_KEEP_FOCUS)
+            body.set_content(fresh)
+
+    ui.timer(_POLL_SECONDS, refresh)
+
+
+def _frame(request: Request) -> None:
+    chosen = request.cookies.get(_THEME_COOKIE)
+    dark = ui.dark_mode({"dark": True, "light": False}.get(chosen or ""))
+    ui.query("body").classes("lineage-body")
+    ui.query(".nicegui-content").classes("p-0")
+    ui.html('<a class="skip" href="#top">To the content</a>', sanitize=False)
+    with ui.element("header").classes("lineage-header"):
+        here = ' aria-current="page"'
+        links = "".join(
+            f'<a href="{address}"{here if request.url.path == address else ""}>{name}</a>'
+            for name, address in _NAVIGATION
+        )
+        ui.html(links, sanitize=False, tag="nav").props('aria-label="Pages"')
+
+        def turn(value: bool) -> None:
+            dark.set_value(value)
+            word = "dark" if value else "light"
+            ui.run_javascript(
+                f"document.cookie = '{_THEME_COOKIE}={word}; path=/; SameSite=Strict; "
+                "max-age=31536000'"
+            )
+
+        with ui.row().classes("themes").props('role="group" aria-label="Colours"'):
+            ui.button("Light", on_click=lambda: turn(False)).props("flat dense no-caps")
+            ui.button("Dark", on_click=lambda: turn(True)).props("flat dense no-caps")
+
+
+def _runs_view(request: Request) -> RunsView:
+    query = request.query_params
+    page = query.get("page", "1")
+    return RunsView(
+        match=query.get("match", ""),
+        status=query.get("status", ""),
+        pipeline=query.get("pipeline", ""),
+        sort=query.get("sort") or "-started",
+        page=int(page) if page.isascii() and page.isdecimal() and len(page) < 9 else 1,
+    )
+
+
+def _number(text: str, kind: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise LineageError(f"there is no {kind} {text!r}: they have numbers")
+    return int(text)
+
+
+def _file(location: Location, roots: Sequence[str], artifact_id: str, name: str) -> Response:
+    try:
+        with location.open() as store:
+            artifact = store.artifact(_number(artifact_id, "artifact"))
+        file = files.find_file(artifact, name, roots)
+    except LineageError as error:
+        return PlainTextResponse(html.escape(str(error)), 404, headers=_FILE_HEADERS)
+    kind = mimetypes.guess_type(file.path.name)[0] or "application/octet-stream"
+    if file.path.suffix.lower() in _TEXT_SUFFIXES:
+        kind = "text/plain"
+    shown = kind.startswith(_SHOWN_KINDS)
+    return FileResponse(
+        file.path,
+        media_type=kind,
+        headers=_FILE_HEADERS,
+        filename=None if shown else file.path.name,
+    )
