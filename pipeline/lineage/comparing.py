@@ -13,8 +13,9 @@ from pipeline.lineage.model import (
     Run,
     State,
     Value,
+    short_type,
 )
-from pipeline.lineage.store import Store
+from pipeline.lineage.store import LOOKUPS, Store
 
 DIFF_SECTIONS = ("settings", "data", "code", "metrics", "steps")
 
@@ -292,7 +293,7 @@ def _judge(store: Store, execution: Execution) -> tuple[Execution | None, str, s
     """The execution to compare with, the verdict, and what to say where nothing changed."""
     graph = store.graph
     outputs = graph.outputs(execution.id)
-    if execution.type.rpartition(".")[2] in ("Resolver", "Importer"):
+    if short_type(execution.type) in LOOKUPS:
         return None, "not cached", "resolvers and importers look things up in every run"
     if execution.state is State.CACHED:
         makers = {m for a in outputs if (m := graph.maker(a)) is not None} - {execution.id}

@@ -311,7 +311,8 @@ def _spread(layer: Sequence[str], wanted: Mapping[str, float], centres: dict[str
     """Puts a layer as near as possible to where it wants to be, without overlaps."""
     groups: list[tuple[list[str], float, float]] = []
     for key in layer:
-        keys, width, offset = [key], _width(key), wanted[key] - _width(key) / 2
+        keys, width = [key], float(_width(key))
+        offset = wanted[key] - width / 2
         # Boxes that would overlap move together, around the mean of what they want.
         while groups and groups[-1][2] + groups[-1][1] + _GAP_X > offset:
             former, former_width, former_offset = groups.pop()

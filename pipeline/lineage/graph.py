@@ -50,7 +50,8 @@ class Graph:
         self._leavers: dict[int, list[int]] = collections.defaultdict(list)
         self._compared = compared
         self._reused = reused
-        resolvers, makers = set(), set()
+        resolvers: set[int] = set()
+        makers: set[int] = set()
         for execution, artifact, output, internal in events:
             if output:
                 self._outputs[execution].append(artifact)
@@ -96,7 +97,8 @@ class Graph:
             artifacts: Where to begin.
             comparisons: Whether what was only compared with counts.
         """
-        seen, executions = set(artifacts), set()
+        seen = set(artifacts)
+        executions: set[int] = set()
         waiting = list(seen)
         while waiting:
             maker = self.maker(waiting.pop())
@@ -113,7 +115,8 @@ class Graph:
 
     def downstream(self, artifacts: Iterable[int], comparisons: bool = True) -> Walk:
         """Everything that was made of these artifacts; see `upstream`."""
-        seen, executions = set(artifacts), set()
+        seen = set(artifacts)
+        executions: set[int] = set()
         waiting = list(seen)
         while waiting:
             artifact = waiting.pop()

@@ -334,7 +334,7 @@ class Pages:
 
     def _folder(self, artifact: Artifact) -> dict[str, Any]:
         folder = files.list_files(artifact, self._roots)
-        shown = [
+        shown: list[dict[str, Any]] = [
             {"name": f.name, "size": f.size, "url": self._urls.file(artifact, f)}
             for f in folder.files
         ]

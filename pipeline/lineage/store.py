@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import collections
+import dataclasses
 import functools
 import json
 import math
@@ -22,6 +23,7 @@ from pipeline.lineage.model import (
     RunStatus,
     State,
     Value,
+    short_type,
 )
 
 # ML Metadata's numbers: `Execution.State`, `Artifact.State`, `Event.Type`.
@@ -33,6 +35,9 @@ _OUTPUTS = (_DECLARED_OUTPUT, _OUTPUT, _INTERNAL_OUTPUT, _PENDING_OUTPUT)
 _INTERNAL = (_INTERNAL_INPUT, _INTERNAL_OUTPUT)
 _UNFINISHED = (State.NEW, State.RUNNING, State.UNKNOWN)
 
+# Steps that look things up in every run and make nothing.
+LOOKUPS = ("Resolver", "Importer")
+
 _RUN_TYPE, _PIPELINE_TYPE, _NODE_TYPE, _CACHE_TYPE = (
     "pipeline_run",
     "pipeline",
@@ -43,6 +48,18 @@ _ERROR_PROPERTIES = ("failure_reason", "__execution_result__")
 _MAX_JSON_DEPTH = 6
 # How ML Metadata's client writes a JSON value as text.
 _STRUCT = "mlmd-struct::"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """What the status of a run is made of."""
+
+    id: int
+    node: str
+    resolver: bool
+    state: State
+    started: int
+    ended: int
 
 
 class Store:
@@ -163,7 +180,7 @@ class Store:
             found.append(
                 Execution(
                     id=i,
-                    node=self.node_of.get(i) or kind.rpartition(".")[2],
+                    node=self.node_of.get(i) or short_type(kind),
                     type=kind,
                     state=state,
                     started=created or 0,
@@ -367,20 +384,25 @@ class Store:
         )
         return max(((started, i) for i, started in rows), default=(0, contexts[-1][0]))[1]
 
-    def _steps_of_runs(
-        self, runs: Mapping[int, str]
-    ) -> dict[int, list[tuple[int, State, int, int, str]]]:
+    def _steps_of_runs(self, runs: Mapping[int, str]) -> dict[int, list[_Step]]:
         query = (
             "SELECT a.context_id, e.id, e.last_known_state, e.create_time_since_epoch, "
             "e.last_update_time_since_epoch, t.name FROM Association a JOIN Execution e ON "
             "e.id = a.execution_id JOIN Type t ON t.id = e.type_id WHERE a.context_id IN ({ids})"
         )
         rows = list(rows_by_ids(self._database, query, runs))
-        steps: dict[int, list[tuple[int, State, int, int, str]]] = collections.defaultdict(list)
+        steps: dict[int, list[_Step]] = collections.defaultdict(list)
         for run, execution, number, created, updated, kind in rows:
-            state = _STATES.get(number, State.UNKNOWN)
-            node = self.node_of.get(execution) or kind
-            steps[run].append((execution, state, created or 0, updated or created or 0, node))
+            steps[run].append(
+                _Step(
+                    id=execution,
+                    node=self.node_of.get(execution) or kind,
+                    resolver=short_type(kind) in LOOKUPS,
+                    state=_STATES.get(number, State.UNKNOWN),
+                    started=created or 0,
+                    ended=updated or created or 0,
+                )
+            )
         return steps
 
     def _run(
@@ -388,22 +410,22 @@ class Store:
         run_id: int,
         name: str,
         pipeline: str,
-        steps: list[tuple[int, State, int, int, str]],
+        steps: list[_Step],
         metrics: Mapping[str, float],
         blessed: bool | None,
         releases: list[str],
     ) -> Run:
         # A step that was tried again counts as its last attempt.
-        last = {node: state for _, state, _, _, node in sorted(steps)}
+        last = {step.node: step for step in sorted(steps, key=lambda step: step.id)}
         status = _status(list(last.values()), self._abandoned)
-        counted = collections.Counter(state.value for state in last.values())
-        ended = max((step[3] for step in steps), default=0)
+        counted = collections.Counter(step.state.value for step in last.values())
+        ended = max((step.ended for step in steps), default=0)
         return Run(
             id=run_id,
             name=name,
             pipeline=pipeline,
             status=status,
-            started=min((step[2] for step in steps), default=0),
+            started=min((step.started for step in steps), default=0),
             ended=None if status is RunStatus.RUNNING else ended,
             steps=dict(counted),
             metrics=metrics,
@@ -412,10 +434,10 @@ class Store:
         )
 
     def _results(
-        self, steps: Mapping[int, list[tuple[int, State, int, int, str]]]
+        self, steps: Mapping[int, list[_Step]]
     ) -> tuple[dict[int, dict[str, float]], dict[int, bool], dict[int, list[str]]]:
         """Metrics, blessing and releases of each run, from what its steps left."""
-        run_of = {step[0]: run for run, of_run in steps.items() for step in of_run}
+        run_of = {step.id: run for run, of_run in steps.items() for step in of_run}
         query = (
             "SELECT e.execution_id, p.name, p.int_value, p.double_value, p.string_value "
             "FROM Event e JOIN ArtifactProperty p ON p.artifact_id = e.artifact_id "
@@ -478,7 +500,8 @@ class Store:
         return shown, hidden
 
 
-def _status(states: list[State], abandoned: bool) -> RunStatus:
+def _status(steps: list[_Step], abandoned: bool) -> RunStatus:
+    states = [step.state for step in steps]
     unfinished = any(s in (State.NEW, State.RUNNING) for s in states)
     if State.FAILED in states:
         return RunStatus.FAILED
@@ -488,7 +511,9 @@ def _status(states: list[State], abandoned: bool) -> RunStatus:
         return RunStatus.INTERRUPTED if abandoned else RunStatus.RUNNING
     if not states or State.UNKNOWN in states:
         return RunStatus.UNKNOWN
-    if State.CACHED in states and states.count(State.COMPLETE) <= 1:
+    if State.CACHED in states and all(
+        step.state is State.CACHED or step.resolver for step in steps
+    ):
         return RunStatus.CACHED
     return RunStatus.SUCCEEDED
 
@@ -536,9 +561,13 @@ def _decoded(text: str) -> str:
     except (ValueError, message.DecodeError):
         return text
     whole = json_format.MessageToDict(content)
-    # A list or a scalar stands in a structure with one such name.
-    value = whole.get("__value__", whole) if len(whole) == 1 else whole
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # What is no object stands in a structure with this name alone; TFX puts JSON there, too.
+    value = whole["__value__"] if list(whole) == ["__value__"] else whole
+    if isinstance(value, str):
+        value = _json_object(value) or value
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 def _error_text(text: str) -> str:

@@ -343,7 +343,8 @@ def _describing(store: Store, made: Iterable[int], run_id: int | None) -> set[in
     }
     outputs = {a for e in originals for a in graph.outputs(e)}
     types = {a.id: a for a in store.artifacts(outputs)}
-    known, found = set(made), set()
+    known = set(made)
+    found: set[int] = set()
     while True:
         more = {
             e

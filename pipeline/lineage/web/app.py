@@ -15,7 +15,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
-from nicegui import app, run, ui
+from nicegui import app, ui
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pipeline.lineage import files
@@ -154,8 +154,8 @@ async def _show(
         except LineageError:
             return None
 
-    seen = await run.io_bound(stamp)
-    shown = await run.io_bound(content)
+    seen = await asyncio.to_thread(stamp)
+    shown = await asyncio.to_thread(content)
     ui.page_title(f"{title} - lineage"[:120])
     ui.add_css(style())
     _frame(request)
@@ -163,11 +163,11 @@ async def _show(
 
     async def refresh() -> None:
         nonlocal seen, shown
-        now = await run.io_bound(stamp)
+        now = await asyncio.to_thread(stamp)
         if now == seen:
             return
         seen = now
-        fresh = await run.io_bound(content)
+        fresh = await asyncio.to_thread(content)
         if fresh != shown:
             shown = fresh
             ui.run_javascript(_KEEP_FOCUS)

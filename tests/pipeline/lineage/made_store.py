@@ -23,11 +23,12 @@ FIRST_DAY = 1_767_225_600_000
 MINUTE = 60_000
 
 State = mlmd.Execution.State
-COMPLETE, CACHED, FAILED, RUNNING = (
+COMPLETE, CACHED, FAILED, RUNNING, CANCELED = (
     mlmd.Execution.COMPLETE,
     mlmd.Execution.CACHED,
     mlmd.Execution.FAILED,
     mlmd.Execution.RUNNING,
+    mlmd.Execution.CANCELED,
 )
 _CLASSES = {
     "CaptionExampleGen": "components.caption_example_gen.component.CaptionExampleGen",
@@ -402,6 +403,22 @@ def make_thousand(path: str | Path, runs: int = 1000) -> StoreMaker:
             baseline = made["model"]
     maker.save(path)
     return maker
+
+
+def run_facts(runs: int) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Status and releases of each run of `make_thousand`."""
+    facts, version = {}, 0
+    for number in range(runs):
+        status, releases = "succeeded", ()
+        if number == runs - 1:
+            status = "running"
+        elif number % 17 == 16:
+            status = "failed"
+        elif number % 3 != 2:
+            version += 1
+            releases = (str(version),)
+        facts[f"run {number:04}"] = (status, releases)
+    return facts
 
 
 def _set(target, properties: Mapping[str, object]) -> None:

@@ -1,0 +1,321 @@
+"""The questions: what made it, what did it touch, what differs, why did it run."""
+
+from __future__ import annotations
+
+import pytest
+from made_store import (
+    COMPLETE,
+    FAILED,
+    FIRST_DAY,
+    MINUTE,
+    Settings,
+    StoreMaker,
+    run_facts,
+)
+
+from pipeline import lineage
+from pipeline.lineage import comparing, tracing
+
+
+@pytest.fixture
+def store(small):
+    with lineage.locate(str(small[0])).open() as opened:
+        yield opened
+
+
+@pytest.fixture
+def made(small):
+    return small[1]
+
+
+def test_trace_of_a_release(store, made):
+    trace = lineage.trace(store, "release:2")
+    assert trace.release == "2"
+    assert trace.subject.id == made["second"]["pushed_model"][0].id
+    assert trace.run.name == "second"
+    facts = {(f.section, f.step, f.name): f.value for f in trace.facts}
+    for (section, step, name), value in {
+        ("release", "ServingPusher", "pushed_version"): "2",
+        ("data", "CaptionExampleGen", "dataset"): "data/creatures",
+        ("data", "CaptionExampleGen", "dataset_fingerprint"): "f" * 16,
+        ("rejected rows", "CaptionExampleGen", "rejected_empty_caption"): 3,
+        ("statistics", "CaptionValidator", "num_anomalies"): 0,
+        ("base weights", "Trainer", "base_weights_hash"): "b" * 16,
+        ("base weights", "LatentGen", "encoders_hash"): "b" * 16,
+        ("hyperparameters", "Trainer", "learning_rate"): 1e-4,
+        ("code", "Trainer", "code_version"): "c" * 16,
+        ("evaluation", "LossScorer", "loss"): 0.16,
+        ("blessing", "Evaluator", "blessed"): 1,
+    }.items():
+        assert facts[section, step, name] == value
+    assert [s for s in tracing.SECTIONS if any(f.section == s for f in trace.facts)] == [
+        *dict.fromkeys(f.section for f in trace.facts)
+    ]
+    # Statistics and the rejected rows come from the first run, through the cache.
+    roles = {(step.execution.node, step.execution.run_id): step.role for step in trace.steps}
+    first, second = store.find_run_id("first"), store.find_run_id("second")
+    assert roles == {
+        ("CaptionExampleGen", first): "made it",
+        ("StatisticsGen", first): "describes it",
+        ("SchemaGen", first): "describes it",
+        ("CaptionValidator", first): "describes it",
+        ("LatentGen", first): "made it",
+        ("Trainer", first): "baseline",
+        ("Trainer", second): "made it",
+        ("LossScorer", second): "made it",
+        ("Evaluator", second): "made it",
+        ("ServingPusher", second): "made it",
+    }
+    assert all(step.execution.state is lineage.State.COMPLETE for step in trace.steps)
+    baseline = made["first"]["model"][0].id
+    assert facts["evaluation", "", "baseline_model"].startswith(f"artifact {baseline} ")
+    # The hyperparameters of the baseline are not those of the release.
+    assert 3e-4 not in [f.value for f in trace.facts if f.name == "learning_rate"]
+
+
+def test_trace_of_data_does_not_go_downstream(store, made):
+    trace = lineage.trace(store, f"artifact:{made['first']['examples'][0].id}")
+    assert {step.execution.node for step in trace.steps} == {
+        "CaptionExampleGen",
+        "StatisticsGen",
+        "SchemaGen",
+        "CaptionValidator",
+    }
+
+
+def test_what_an_artifact_can_be_called(store, made):
+    model = made["first"]["model"][0].id
+    uri = store.artifact(model).uri
+    for text in (f"artifact:{model}", str(model), uri):
+        assert tracing.find_artifact(store, text).id == model
+    # A bare number is a release first.
+    pushed = made["second"]["pushed_model"][0].id
+    assert [tracing.find_artifact(store, text).id for text in ("2", "release:2", "latest")] == (
+        [pushed] * 3
+    )
+    for text, message in {
+        "release:9": r"there is no release '9' in .*; there are: 1, 2",
+        "artifact:x": "names no artifact",
+        "artifact:99999": "there is no artifact 99999",
+        "9" * 30: "there is no release, artifact, path or name",
+        "nowhere": "there is no release, artifact, path or name 'nowhere'",
+        "": "there is no release",
+    }.items():
+        with pytest.raises(lineage.LineageError, match=message):
+            tracing.find_artifact(store, text)
+
+
+def test_two_releases_of_one_version(tmp_path):
+    maker = StoreMaker()
+    for place in ("a", "b"):
+        pushed = maker.artifact("PushedModel", pushed_version="1", pushed_destination=place)
+        maker.execution("run", "ServingPusher", outputs={"pushed_model": [pushed]})
+    maker.save(tmp_path / "db")
+    with (
+        lineage.locate(str(tmp_path / "db")).open() as store,
+        pytest.raises(
+            lineage.LineageError,
+            match="2 releases 1: choose one of artifact:1 in a, artifact:2 in b",
+        ),
+    ):
+        lineage.trace(store, "1")
+
+
+@pytest.mark.parametrize("text", ["data/bad", "bad" * 5 + "0", "badbadba", "artifact"])
+def test_impact_of_a_dataset(store, made, text):
+    if text == "artifact":
+        text = f"artifact:{made['other data']['examples'][0].id}"
+    impact = lineage.impact(store, text)
+    assert [run.name for run in impact.runs] == ["other data"]
+    assert [(m.artifact.id, m.made_of) for m in impact.models] == [
+        (made["other data"]["model"][0].id, True)
+    ]
+    assert impact.releases == ()
+    assert impact.artifacts["Examples"] == 3
+
+
+def test_impact_through_the_cache_and_through_comparison(store, made):
+    model = made["first"]["model"][0].id
+    impact = lineage.impact(store, f"artifact:{model}")
+    # `again` took the model from the cache; `second` was compared with it.
+    assert [run.name for run in impact.runs] == ["first", "second", "again"]
+    assert [(t.version, t.made_of, t.run.name) for t in impact.releases] == [
+        ("1", True, "first"),
+        ("2", False, "second"),
+    ]
+
+
+def test_impact_of_weights_reaches_every_run(store):
+    impact = lineage.impact(store, "b" * 16)
+    assert len(impact.runs) == 6
+    assert [t.version for t in impact.releases] == ["1", "2"]
+    assert any(line.startswith("custom_config.base_weights_hash") for line in impact.matched)
+
+
+@pytest.mark.parametrize("text", ["nothing", "", "bad", "%", "data/ba_", "99999"])
+def test_impact_of_nothing(store, text):
+    with pytest.raises(lineage.LineageError, match="goes by"):
+        lineage.impact(store, text)
+
+
+def test_circles_end(tmp_path):
+    maker = StoreMaker()
+    one, two = maker.artifact("Model"), maker.artifact("Model")
+    maker.execution("run", "A", inputs={"x": [one]}, outputs={"y": [two]})
+    maker.execution("run", "B", inputs={"x": [two]}, outputs={"y": [one]})
+    maker.save(tmp_path / "db")
+    with lineage.locate(str(tmp_path / "db")).open() as store:
+        assert len(lineage.trace(store, "artifact:1").steps) == 2
+        assert len(lineage.impact(store, "artifact:1").models) == 2
+
+
+def test_diff(store):
+    diff = lineage.diff(store, "first", "other data")
+    found = {(d.section, d.step, d.name): (d.first, d.second) for d in diff.differences}
+    assert found.pop(("data", "CaptionExampleGen", "dataset")) == ("data/creatures", "data/bad")
+    assert found.pop(("data", "CaptionExampleGen", "dataset_fingerprint"))[0] == "f" * 16
+    assert found.pop(("metrics", "LossScorer", "scores.loss")) == (0.17, 0.19)
+    assert found.pop(("metrics", "Evaluator", "blessing.blessed")) == (1, 0)
+    assert found.pop(("metrics", "ServingPusher", "pushed_model.pushed_version")) == ("1", None)
+    assert {section for section, _, _ in found} <= {"metrics", "data"}
+    assert diff.equal > 20
+    changed = lineage.diff(store, "first", "second").differences
+    assert [(d.step, d.name, d.first, d.second) for d in changed if d.section == "settings"] == [
+        ("Trainer", "custom_config.training.learning_rate", 3e-4, 1e-4)
+    ]
+    assert lineage.diff(store, "first", "first").differences == ()
+
+
+def test_diff_of_code(tmp_path):
+    maker = StoreMaker()
+    maker.run("one")
+    maker.run("two", Settings(code="d" * 16), FIRST_DAY + MINUTE)
+    maker.save(tmp_path / "db")
+    with lineage.locate(str(tmp_path / "db")).open() as store:
+        diff = lineage.diff(store, "one", "two")
+        why = lineage.why(store, "LatentGen")
+    code = [d for d in diff.differences if d.section == "code"]
+    assert {(d.first, d.second) for d in code} == {("c" * 16, "d" * 16)}
+    assert ("Trainer", "custom_config.code_version") in {(d.step, d.name) for d in code}
+    assert "code_version of CaptionExampleGen; code_version of LatentGen" in why.explanation
+
+
+def test_why_it_was_taken_from_the_cache(store):
+    why = lineage.why(store, "Trainer", "again")
+    assert why.verdict == "hit"
+    assert why.earlier_run.name == "first"
+    assert why.causes == ()
+
+
+def test_why_it_was_executed(store):
+    why = lineage.why(store, "Trainer", "second")
+    assert why.verdict == "miss"
+    assert why.explanation == "executed because this had changed: learning_rate of Trainer"
+    assert [(c.name, c.before, c.now) for c in why.causes] == [
+        ("custom_config.training.learning_rate", 3e-4, 1e-4)
+    ]
+
+
+def test_why_goes_up_to_what_changed(store, made):
+    why = lineage.why(store, "Evaluator", "other data")
+    assert why.explanation.startswith("executed because this had changed: dataset, ")
+    deepest = max(why.causes, key=lambda c: c.depth)
+    assert (deepest.step, deepest.kind) == ("CaptionExampleGen", "setting")
+    inputs = [(c.step, c.name, c.now) for c in why.causes if c.kind == "input"]
+    assert ("LatentGen", "examples", f"artifact {made['other data']['examples'][0].id}") in inputs
+
+
+def test_why_of_the_first_of_a_resolver_and_by_id(store):
+    first = lineage.why(store, "Trainer", "first")
+    assert first.explanation == ("executed because it had never been executed to its end before")
+    assert lineage.why(store, str(first.execution.id)).execution == first.execution
+    assert lineage.why(store, "LatestBlessedModel").verdict == "not cached"
+    with pytest.raises(
+        lineage.LineageError, match=r"no step 'Tuner' in run first; there are: Capt"
+    ):
+        lineage.why(store, "Tuner", "first")
+    with pytest.raises(lineage.LineageError, match="there is no step 99999"):
+        lineage.why(store, "99999")
+
+
+def _twice(path, state=COMPLETE, second_key="key", artifact_state=None):
+    maker = StoreMaker()
+    for run, current, key in (("one", state, "key"), ("two", COMPLETE, second_key)):
+        model = maker.artifact("Model")
+        if run == "one" and artifact_state is not None:
+            maker.artifacts[0][1].state = artifact_state
+        maker.execution(run, "Trainer", current, {"a": 1}, {}, {"model": [model]}, cache_key=key)
+    maker.save(path)
+    with lineage.locate(str(path)).open() as store:
+        return lineage.why(store, "Trainer", "two").explanation
+
+
+def test_why_although_nothing_changed(tmp_path):
+    deleted = 4
+    assert "artifact 1 is deleted" in _twice(tmp_path / "1", artifact_state=deleted)
+    assert "the cache was switched off" in _twice(tmp_path / "2")
+    assert "flags of Beam" in _twice(tmp_path / "3", second_key="other")
+    assert "had failed once, and failures are not cached" in _twice(tmp_path / "4", FAILED)
+
+
+def test_why_compares_with_its_own_pipeline(tmp_path):
+    maker = StoreMaker(pipeline="one")
+    maker.execution("first", "Trainer", COMPLETE, {"a": 1})
+    maker.save(tmp_path / "db")
+    other = StoreMaker(pipeline="two")
+    other.execution("second", "Trainer", COMPLETE, {"a": 2})
+    other.save(tmp_path / "db")
+    with lineage.locate(str(tmp_path / "db")).open() as store:
+        assert {run.pipeline for run in store.runs()} == {"one", "two"}
+        assert "never been executed" in lineage.why(store, "Trainer", "second").explanation
+
+
+def test_compare(store):
+    comparison = lineage.compare(store, metrics=["loss"], settings=["learning_rate"])
+    assert [
+        (row.run.name, row.run.metrics["loss"], row.settings["learning_rate"])
+        for row in comparison.rows
+    ] == [
+        ("first", 0.17, 3e-4),
+        ("second", 0.16, 1e-4),
+        ("again", 0.17, 3e-4),
+        ("other data", 0.19, 3e-4),
+    ]
+    assert comparison.metrics == ("loss",)
+    chosen = lineage.compare(store, ["second", "running"])
+    assert [row.run.name for row in chosen.rows] == ["second", "running"]
+    with pytest.raises(lineage.LineageError, match="no run has a metric 'los'; there are: loss,"):
+        lineage.compare(store, metrics=["los"])
+    with pytest.raises(lineage.LineageError, match=r"setting 'rate'.*Trainer\.custom_config\.trai"):
+        lineage.compare(store, settings=["rate"])
+
+
+def test_many_runs(many):
+    """Numbers that follow from how the store was made."""
+    with lineage.locate(str(many)).open() as store:
+        expected = run_facts(120)
+        runs = store.runs()
+        assert {run.name: (run.status.value, run.releases) for run in runs} == expected
+        impact = lineage.impact(store, "data/batch-1")
+        assert sum(1 for run in impact.runs if 50 <= int(run.name[-3:]) < 100) == 50
+        assert {t.version for t in impact.releases if t.made_of} == {
+            version
+            for name, (_, versions) in expected.items()
+            for version in versions
+            if 50 <= int(name[-3:]) < 100
+        }
+        compared = [t.run.name for t in impact.releases if not t.made_of]
+        assert compared == ["run 0100"]
+        assert all(t.made_of for t in impact.models)
+        assert comparing.why(store, "StatisticsGen", "run 0060").earlier_run.name == "run 0050"
+
+
+@pytest.mark.slow
+def test_a_thousand_runs(thousand):
+    with lineage.locate(str(thousand)).open() as store:
+        counts = store.counts()
+        assert counts["executions"] > 9000
+        assert counts["artifacts"] > 25000
+        assert {r.name: (r.status.value, r.releases) for r in store.runs()} == run_facts(1000)
+        assert len(lineage.impact(store, "b" * 16).runs) == 1000
+        assert len(lineage.trace(store, "latest").steps) == 10
