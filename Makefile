@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock bench-ingest bench-train bench-weights help
+.PHONY: run test setup lint lock lineage bench-ingest bench-train bench-weights help
 
 # Sets up everything and runs the pipeline; ARGS="--steps 800" passes flags on.
 run: setup
@@ -7,6 +7,10 @@ run: setup
 # Sets up everything, checks style and types, runs the fast tests; ARGS="-m slow" runs the others.
 test: setup lint
 	@.venv/bin/python -m pytest $(ARGS)
+
+# The lineage of all runs in a browser, on this machine; STORE=runs/mine for another output folder.
+lineage: setup
+	@.venv/bin/python -m pipeline.lineage --store "$(or $(STORE),runs/default)" serve $(ARGS)
 
 setup:
 	@.ci/setup

@@ -236,8 +236,10 @@ def _run(config: settings.RunConfig, fingerprint: str, verbose: bool) -> int:
                 console.print(
                     f"\n{error.component} failed after {local_runner.duration(error.seconds)}:\n\n"
                     f"{detail}\nWhat was done before it is kept: the same command goes on from "
-                    f"{error.component}. Full log: {summary.shown_path(log_path)}"
+                    f"{error.component}. Full log: {summary.shown_path(log_path)}\n"
                 )
+                for label, command in summary.lineage_commands(config.output, "latest"):
+                    console.print(f"  {label}: {command}")
                 return _EXIT_FAILED
             console.print(f"\n{local_runner.outcome_table(outcome)}\n")
             if outcome.nothing_executed:

@@ -12,7 +12,7 @@ setup(
     python_requires=">=3.10,<3.11",
     packages=find_packages(include=["pipeline*", "components*", "trainer*", "data*", "serving*"]),
     package_data={
-        "pipeline": ["*.yaml"],
+        "pipeline": ["*.yaml", "lineage/*.json", "lineage/templates/*"],
         "trainer": ["base_weights/*/*"],
         "components": ["*/*.html"],
     },

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
 from pipeline.config import RunConfig
+from pipeline.lineage.locations import DEFAULT_PORT, DEFAULT_STORE
 
 REPORT_NAME = "report"
 _REPORT_TYPE = "components.EvaluationReport"
@@ -36,6 +38,7 @@ class RunResult:
         dataset_report: Folder with the page about the dataset.
         rejected: Rows of the dataset that were set aside.
         rejects: Folder with the list of them.
+        run: Name of the run in ML Metadata.
     """
 
     loss: float | None
@@ -48,11 +51,14 @@ class RunResult:
     dataset_report: str | None
     rejected: int
     rejects: str | None
+    run: str | None
 
 
 def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int]) -> RunResult:
     """Reads a run's results from the outputs of its executions."""
-    events = store.get_events_by_execution_ids(list(execution_ids))
+    execution_ids = list(execution_ids)
+    events = store.get_events_by_execution_ids(execution_ids)
+    contexts = store.get_contexts_by_execution(execution_ids[0]) if execution_ids else []
     outputs = {e.artifact_id for e in events if e.type == mlmd.Event.OUTPUT}
     by_type: dict[str, mlmd.Artifact] = {}
     scores: dict[str, mlmd.Value] = {}
@@ -83,6 +89,7 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
         dataset_report=uri(_DATASET_REPORT_TYPE),
         rejected=rejects["rejected_total"].int_value if "rejected_total" in rejects else 0,
         rejects=uri(_REJECTS_TYPE),
+        run=next((c.name for c in contexts if c.type == "pipeline_run"), None),
     )
 
 
@@ -151,6 +158,8 @@ def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path
                 f"{tensorboard} --logdir {_argument(Path(result.model_run).parent)}",
             )
         )
+    if result.run is not None:
+        steps += lineage_commands(config.output, result.run, result.version)
     training = config.training
     longer = (
         f"--steps {2 * training.steps}" if training.steps else f"--epochs {2 * training.epochs:g}"
@@ -158,6 +167,27 @@ def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path
     steps.append(("train longer", f"{python} runner_local.py {longer}"))
     steps.append(("all settings", f"{python} runner_local.py --help"))
     return "\n".join(["Result", *_aligned(rows), "", "Next", *_aligned(steps)])
+
+
+def lineage_commands(output: str, run: str, version: str | None = None) -> list[tuple[str, str]]:
+    """What to type to see where a run's outputs come from: labels and commands."""
+    default = os.path.abspath(output) == os.path.abspath(DEFAULT_STORE)
+    command = f"{_python()} -m pipeline.lineage"
+    page = f"http://localhost:{DEFAULT_PORT}"
+    if version is None:
+        question, page = f"run {shlex.quote(run)}", f"{page}/run/{urllib.parse.quote(run)}"
+    else:
+        question, page = f"trace release:{version}", f"{page}/release/{version}"
+    return [
+        (
+            "trace it" if version is not None else "look at the run",
+            f"{command} {question}{'' if default else f' --store {_argument(output)}'}",
+        ),
+        (
+            "in a browser",
+            f"make lineage{'' if default else f' STORE={_argument(output)}'}, then {page}",
+        ),
+    ]
 
 
 def shown_path(path: str | os.PathLike[str]) -> str:

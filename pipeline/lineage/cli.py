@@ -10,13 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.lineage import comparing, text, tracing
-from pipeline.lineage.locations import Location, locate
+from pipeline.lineage.locations import DEFAULT_PORT, DEFAULT_STORE, Location, locate
 from pipeline.lineage.model import LineageError, RunStatus
 from pipeline.lineage.sorting import sorted_runs
 from pipeline.lineage.store import Store
-
-DEFAULT_STORE = os.path.join("runs", "default")
-DEFAULT_PORT = 8123
 
 _EXIT_NO_ANSWER = 1
 
@@ -109,7 +106,7 @@ def _artifact(store: Store, arguments: argparse.Namespace) -> _Answer:
 
 
 def _trace(store: Store, arguments: argparse.Namespace) -> _Answer:
-    trace = tracing.trace(store, arguments.artifact)
+    trace = tracing.trace(store, arguments.artifact, _roots(arguments))
     return trace, lambda: text.trace_text(trace)
 
 
@@ -140,8 +137,7 @@ def _compare(store: Store, arguments: argparse.Namespace) -> _Answer:
 def _export(store: Store, arguments: argparse.Namespace) -> _Answer:
     from pipeline.lineage import exports
 
-    roots = locate(arguments.store).roots + arguments.files
-    content = exports.export(store, arguments.what, arguments.format, roots)
+    content = exports.export(store, arguments.what, arguments.format, _roots(arguments))
     if arguments.out is None:
         return {"format": arguments.format, "content": content}, lambda: content.rstrip("\n")
     try:
@@ -153,12 +149,16 @@ def _export(store: Store, arguments: argparse.Namespace) -> _Answer:
     return answer, lambda: f"wrote {arguments.out}"
 
 
+def _roots(arguments: argparse.Namespace) -> list[str]:
+    return locate(arguments.store).roots + arguments.files
+
+
 def _serve(location: Location, arguments: argparse.Namespace) -> int:
     from pipeline.lineage.web import app
 
     with location.open():
         pass
-    return app.serve(location, arguments.port, location.roots + arguments.files, arguments.open)
+    return app.serve(location, arguments.port, _roots(arguments), arguments.open)
 
 
 def _shared(store: str, in_json: bool | str) -> argparse.ArgumentParser:
@@ -205,9 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     command("artifact", "an artifact: its properties and who used it", _artifact).add_argument(
         "artifact", metavar="ARTIFACT"
     )
-    command("trace", "everything that made a release or an artifact", _trace).add_argument(
-        "artifact", metavar="RELEASE|ARTIFACT"
-    )
+    trace = command("trace", "everything that made a release or an artifact", _trace)
+    trace.add_argument("artifact", metavar="RELEASE|ARTIFACT")
     command(
         "impact", "every run, model and release that a dataset or an artifact touched", _impact
     ).add_argument("what", metavar="DATASET|ARTIFACT")
@@ -236,13 +235,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", metavar="FILE", help="write there (default: to the terminal)")
     serve = command("serve", "pages in a browser, on this machine")
-    for showing in (export, serve):
+    for showing in (trace, export, serve):
         showing.add_argument(
             "--files",
             metavar="FOLDER",
             action="append",
             default=[],
-            help="folder whose files may be shown, besides the store's own",
+            help="folder whose files may be read, besides the store's own",
         )
     serve.add_argument("--port", metavar="N", type=int, default=DEFAULT_PORT)
     serve.add_argument("--open", action="store_true", help="open a browser window")

@@ -14,6 +14,10 @@ from pipeline.lineage import database
 from pipeline.lineage.model import LineageError
 from pipeline.lineage.store import Store
 
+# Where a run writes if it is told nothing else, and where the pages of its lineage are.
+DEFAULT_STORE = os.path.join("runs", "default")
+DEFAULT_PORT = 8081
+
 DATABASE_NAME = "metadata.sqlite"
 _LOCK_NAME = ".lock"
 # struct flock of 64-bit Linux: type, whence, start, length, process.

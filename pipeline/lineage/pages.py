@@ -286,7 +286,7 @@ class Pages:
         Raises:
             LineageError: There is none.
         """
-        trace = tracing.trace(self._store, what)
+        trace = tracing.trace(self._store, what, self._roots)
         steps = [step.execution for step in trace.steps]
         links = [link for step in trace.steps for link in step.links]
         svg = self._svg(drawing.draw(steps, links, trace.artifacts), "Graph of what made it")

@@ -524,7 +524,7 @@ def _flat(settings: Mapping[str, Value]) -> dict[str, Value]:
     for name, value in settings.items():
         content = _json_object(value)
         if content:
-            flat |= _taken_apart(name, content, _MAX_JSON_DEPTH)
+            flat |= taken_apart(name, content)
         else:
             flat[name] = value
     return flat
@@ -540,11 +540,14 @@ def _json_object(value: Value) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _taken_apart(prefix: str, content: Mapping[str, Any], depth: int) -> dict[str, Value]:
+def taken_apart(
+    prefix: str, content: Mapping[str, Any], depth: int = _MAX_JSON_DEPTH
+) -> dict[str, Value]:
+    """A JSON object as flat names and values, such as `training.steps`; lists stay JSON."""
     flat: dict[str, Value] = {}
     for name, value in content.items():
         if isinstance(value, dict) and value and depth:
-            flat |= _taken_apart(f"{prefix}.{name}", value, depth - 1)
+            flat |= taken_apart(f"{prefix}.{name}", value, depth - 1)
         elif isinstance(value, (dict, list)):
             flat[f"{prefix}.{name}"] = json.dumps(value, ensure_ascii=False)
         else:

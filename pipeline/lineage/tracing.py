@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import os
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+from pipeline.lineage import files
 from pipeline.lineage.model import (
     Artifact,
     Execution,
@@ -17,7 +19,7 @@ from pipeline.lineage.model import (
     Value,
     shown_time,
 )
-from pipeline.lineage.store import Store
+from pipeline.lineage.store import Store, taken_apart
 
 MADE, DESCRIBES, COMPARED = "made it", "describes it", "baseline"
 
@@ -25,6 +27,7 @@ _RELEASE, _ARTIFACT = "release:", "artifact:"
 _PUSHED_TYPE, _MODEL_TYPE, _BLESSING_TYPE = "PushedModel", "Model", "ModelBlessing"
 _STATISTICS_TYPES = ("ExampleStatistics", "Schema", "ExampleAnomalies", "DatasetReport")
 _DESCRIBING_TYPES = (*_STATISTICS_TYPES, "RejectedRows", "ModelEvaluation", "EvaluationReport")
+_MANIFEST = "Format-Serving/manifest.json"
 _MIN_HASH_DIGITS = 6
 
 # The sections of a trace, in their order.
@@ -190,17 +193,19 @@ def find_artifact(store: Store, text: str) -> Artifact:
     return store.artifact(found[-1])
 
 
-def trace(store: Store, text: str) -> Trace:
-    """Everything that made an artifact; `text` as for `find_artifact`.
+def trace(store: Store, text: str, roots: Sequence[str] = ()) -> Trace:
+    """Everything that made an artifact.
+
+    Args:
+        store: Where to look.
+        text: As for `find_artifact`.
+        roots: Folders in which a model's manifest may be read: it has the hashes of the base
+            weights, file by file, and the versions of what trained it.
 
     Raises:
         LineageError: There is no such artifact.
     """
-    return trace_artifact(store, find_artifact(store, text))
-
-
-def trace_artifact(store: Store, subject: Artifact) -> Trace:
-    """Everything that made `subject`."""
+    subject = find_artifact(store, text)
     graph = store.graph
     made = graph.upstream([subject.id], comparisons=False)
     whole = graph.upstream([subject.id])
@@ -223,7 +228,7 @@ def trace_artifact(store: Store, subject: Artifact) -> Trace:
         subject=subject,
         release=str(version) if version is not None else None,
         run=store.runs([run_id])[0] if run_id is not None else None,
-        facts=tuple(_sorted_facts(subject, steps, artifacts)),
+        facts=tuple(_sorted_facts(subject, steps, artifacts, roots)),
         steps=steps,
         artifacts=artifacts,
     )
@@ -368,7 +373,10 @@ def _describes(artifact: Artifact) -> bool:
 
 
 def _sorted_facts(
-    subject: Artifact, steps: Iterable[TracedStep], artifacts: dict[int, Artifact]
+    subject: Artifact,
+    steps: Sequence[TracedStep],
+    artifacts: dict[int, Artifact],
+    roots: Sequence[str],
 ) -> list[Fact]:
     facts = [
         f
@@ -391,7 +399,34 @@ def _sorted_facts(
         Fact("evaluation", "baseline_model", f"artifact {i} ({artifacts[i].uri})", "", None, i)
         for i in sorted(compared)
     ]
+    for step in steps:
+        if step.role == MADE:
+            made += _of_manifest(step, artifacts, roots)
     return sorted(made, key=lambda f: SECTIONS.index(f.section))
+
+
+def _of_manifest(
+    step: TracedStep, artifacts: dict[int, Artifact], roots: Sequence[str]
+) -> Iterator[Fact]:
+    for link in step.links:
+        artifact = artifacts[link.artifact_id]
+        if not link.output or artifact.type != _MODEL_TYPE:
+            continue
+        try:
+            manifest = json.loads(files.find_file(artifact, _MANIFEST, roots).path.read_bytes())
+        except (LineageError, OSError, ValueError, RecursionError):
+            continue
+        if not isinstance(manifest, dict):
+            continue
+        for name, value in taken_apart("manifest", manifest).items():
+            part = name.removeprefix("manifest.")
+            if part.startswith("base_weights"):
+                section = "base weights"
+            elif part == "git_commit" or part.startswith("versions."):
+                section = "code"
+            else:
+                continue
+            yield Fact(section, name, value, step.execution.node, step.execution.id, artifact.id)
 
 
 def _facts(step: TracedStep, artifacts: dict[int, Artifact]) -> Iterator[Fact]:

@@ -14,7 +14,9 @@ def run(tmp_path):
     """A store with one execution; returns (store, execution's id, function that adds an output)."""
     store = housekeeping.open_store(str(tmp_path))
     type_id = store.put_execution_type(mlmd.ExecutionType(name="Some"))
-    [execution_id] = store.put_executions([mlmd.Execution(type_id=type_id)])
+    context_type = store.put_context_type(mlmd.ContextType(name="pipeline_run"))
+    context = mlmd.Context(type_id=context_type, name="2026-01-01T00:00:00.5")
+    execution_id, _, _ = store.put_execution(mlmd.Execution(type_id=type_id), [], [context])
 
     def add(type_name, **properties):
         uri = tmp_path / "artifacts" / type_name
@@ -69,6 +71,8 @@ def test_pushed_model(run, tmp_path, monkeypatch):
     assert "-m serving.generate 'a drawing of" in text
     assert "--logdir artifacts" in text
     assert "logs/run.log" in text
+    assert "-m pipeline.lineage trace release:17 --store ." in text
+    assert "make lineage STORE=., then http://localhost:8081/release/17" in text
 
 
 def test_model_that_was_not_blessed_says_why(run, tmp_path):
@@ -82,3 +86,5 @@ def test_model_that_was_not_blessed_says_why(run, tmp_path):
     assert "no: the model was not blessed" in text
     assert "min_loss_improvement" in text
     assert "serving.generate" not in text
+    assert "-m pipeline.lineage run 2026-01-01T00:00:00.5" in text
+    assert "make lineage, then http://localhost:8081/run/2026-01-01T00%3A00%3A00.5" in text
