@@ -72,7 +72,9 @@ def _runs(store: Store, arguments: argparse.Namespace) -> _Answer:
         and (arguments.pipeline is None or run.pipeline == arguments.pipeline)
     ]
     if arguments.sort is not None:
-        runs = sorted_runs(runs, arguments.sort)
+        runs = sorted_runs(runs, f"{'-' if arguments.reverse else ''}{arguments.sort}")
+    elif arguments.reverse:
+        runs.reverse()
     if arguments.limit is not None:
         runs = runs[: arguments.limit]
     return {"runs": runs}, lambda: text.runs_text(runs)
@@ -197,7 +199,8 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--status", choices=[s.value for s in RunStatus], help="only these")
     runs.add_argument("--match", metavar="TEXT", help="only runs with this in their names")
     runs.add_argument("--pipeline", metavar="NAME", help="only runs of this pipeline")
-    runs.add_argument("--sort", metavar="COLUMN", help="column or metric; -COLUMN: greatest first")
+    runs.add_argument("--sort", metavar="COLUMN", help="column or metric, the least first")
+    runs.add_argument("--reverse", action="store_true", help="the other way round")
     runs.add_argument("--limit", metavar="N", type=_positive, help="the first N")
     command("run", "a run: its steps, their settings, what they took and left", _run).add_argument(
         "run", metavar="RUN"

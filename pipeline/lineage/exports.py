@@ -68,7 +68,8 @@ def _page(store: Store, what: str, roots: Sequence[str]) -> str:
         steps = store.step_ids(run.id)
         artifacts = sorted({link.artifact_id for link in store.links(executions=steps)})
     places = [urls.add("step", i) for i in steps] + [urls.add("artifact", i) for i in artifacts]
-    contents = [shown.trace(what) if _is_artifact(what) else shown.run(str(run.id))]
+    first = shown.trace(what) if _is_artifact(what) else shown.run(str(run.id))
+    contents = [first if _is_artifact(what) else f'<section id="run-{run.id}">{first}</section>']
     details = [*map(shown.step, steps), *map(shown.artifact, artifacts)]
     for place, content in zip(places, details, strict=True):
         contents.append(f'<section id="{place}">\n{content}\n</section>')

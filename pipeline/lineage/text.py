@@ -54,6 +54,7 @@ def cut(text: str, width: int = _MAX_CELL) -> str:
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Columns, aligned; a column of numbers to the right."""
     cells = [[clean(cell) for cell in row] for row in rows]
+    headers = [clean(header) for header in headers]
     columns = list(zip(*cells, strict=True)) if cells else [()] * len(headers)
     widths = [
         max(_width(h), *map(_width, column), 0) for h, column in zip(headers, columns, strict=True)

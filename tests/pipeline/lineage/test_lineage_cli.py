@@ -1,0 +1,172 @@
+"""The commands, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import HOSTILE
+
+from pipeline.lineage import cli
+
+REPO_ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def ask(small, capsysbinary):
+    """Runs a command on the small store; returns (status, output, errors)."""
+
+    def run(*arguments, store=small[0]):
+        status = cli.main(["--store", str(store), *arguments])
+        captured = capsysbinary.readouterr()
+        return status, captured.out.decode(), captured.err.decode()
+
+    return run
+
+
+COMMANDS = (
+    ("runs",),
+    ("run", "first"),
+    ("artifact", "artifact:1"),
+    ("trace", "release:1"),
+    ("impact", "data/bad"),
+    ("diff", "first", "second"),
+    ("why", "Trainer"),
+    ("compare", "--setting", "learning_rate"),
+    ("export", "first"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
+def test_every_command_answers_in_text_and_json(ask, command):
+    status, text, errors = ask(*command)
+    assert (status, errors) == (0, "")
+    assert len(text.splitlines()) >= 4
+    status, output, errors = ask(*command, "--json")
+    assert (status, errors) == (0, "")
+    assert json.loads(output, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
+def test_hostile_text_cannot_move_the_cursor(ask, hostile, command):
+    for text in HOSTILE:
+        arguments = [
+            {"first": text, "second": HOSTILE[0], "data/bad": text}.get(a, a) for a in command
+        ]
+        if command[0] in ("trace", "impact"):
+            arguments[1] = text if command[0] == "impact" else "artifact:1"
+        if command[0] == "why":
+            arguments[1:] = [text, f"--run={text}"]
+        if command[0] == "compare":
+            arguments[1:] = ["--setting", text]
+        for extra in ([], ["--json"]):
+            status, output, errors = ask(*arguments, *extra, store=hostile)
+            assert status == 0, errors
+            shown = output.replace("\n", "")
+            assert "\x1b" not in shown
+            if not extra and command[0] != "export":
+                assert shown.isprintable()
+            elif command[0] == "export" and not extra:
+                assert all(json.loads(line) for line in output.splitlines())
+
+
+def test_runs_filter_and_sort(ask):
+    def names(*arguments):
+        status, output, _ = ask("runs", "--json", *arguments)
+        assert status == 0
+        return [run["name"] for run in json.loads(output)["runs"]]
+
+    assert names("--status", "failed") == ["failed"]
+    assert names("--match", "DATA") == ["other data"]
+    assert names("--limit", "2") == ["running", "failed"]
+    assert names("--sort", "loss")[:4] == ["second", "again", "first", "other data"]
+    assert names("--sort", "loss", "--reverse")[:1] == ["other data"]
+    assert names("--sort", "took", "--reverse")[-1] == "running"
+    assert names("--reverse", "--limit", "1") == ["first"]
+    assert names("--pipeline", "none") == []
+    assert ask("runs", "--sort", "colour")[2].startswith("error: runs cannot be sorted by 'colour'")
+
+
+def test_json_has_times_and_durations(ask):
+    [run] = [r for r in json.loads(ask("runs", "--json")[1])["runs"] if r["name"] == "first"]
+    assert run["started"] == "2026-01-01T00:00:00.000Z"
+    assert run["ended"] == "2026-01-01T00:02:47.700Z"
+    assert run["seconds"] == 167.7
+    assert run["status"] == "succeeded"
+    trace = json.loads(ask("trace", "1", "--json")[1])
+    [fact] = [f for f in trace["facts"] if f["name"] == "learning_rate"]
+    assert (fact["section"], fact["value"]) == ("hyperparameters", 3e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "nope"), "there is no run 'nope'"),
+        (("trace", "release:77"), "there is no release '77'"),
+        (("impact", "nope"), "goes by 'nope'"),
+        (("why", "nope"), "there is no step 'nope'"),
+        (("diff", "first", "nope"), "there is no run 'nope'"),
+        (("export", "nope"), "there is no run 'nope'"),
+        (("export", "all", "--format", "dot"), "too large to read"),
+        (("compare", "--plot", "x.txt"), "end it in .png, .svg or .pdf"),
+        (("export", "--out", "/none/x"), "/none/x cannot be written: No such file"),
+    ],
+)
+def test_no_answer_is_one_line(ask, arguments, message):
+    status, output, errors = ask(*arguments)
+    assert status == 1
+    assert output == ""
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert message in errors
+
+
+def test_store_before_or_after_the_command(small, capsysbinary):
+    path = str(small[0])
+    assert cli.main(["runs", "--store", path]) == 0
+    after = capsysbinary.readouterr().out
+    assert cli.main(["--store", path, "runs"]) == 0
+    assert capsysbinary.readouterr().out == after
+
+
+def test_plot(ask, tmp_path):
+    from PIL import Image
+
+    picture = tmp_path / "losses.png"
+    assert ask("compare", "--metric", "loss", "--plot", str(picture))[0] == 0
+    with Image.open(picture) as image:
+        assert image.width > 1000
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 10
+
+
+def test_as_a_program(small, tmp_path):
+    """No TensorFlow, TFX or ML Metadata is imported; a reader that goes away is no error."""
+    script = (
+        "import sys\nfrom pipeline.lineage.cli import main\n"
+        "status = main(sys.argv[1:])\n"
+        "assert not {'tensorflow', 'tfx', 'ml_metadata', 'nicegui'} & set(sys.modules)\n"
+        "sys.exit(status)\n"
+    )
+    command = [sys.executable, "-c", script, "--store", str(small[0])]
+    done = subprocess.run([*command, "trace", "1"], cwd=REPO_ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    piped = subprocess.run(
+        f"{sys.executable} -m pipeline.lineage --store {small[0]} run first | head -1",
+        shell=True,
+        cwd=REPO_ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert piped.stderr == ""
+    assert piped.stdout.startswith("run            first (id ")
+    ascii_only = subprocess.run(
+        [sys.executable, "-m", "pipeline.lineage", "--store", str(tmp_path / "図"), "runs"],
+        cwd=REPO_ROOT,
+        capture_output=True,
+        env={"PYTHONIOENCODING": "ascii", "PATH": ""},
+    )
+    assert ascii_only.returncode == 1
+    assert b"there is no metadata database" in ascii_only.stderr
