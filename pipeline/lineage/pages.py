@@ -367,6 +367,11 @@ def style() -> str:
     return (_TEMPLATES / "style.css").read_text()
 
 
+def live_script() -> str:
+    """What keeps the place of whoever reads a page whose content changes."""
+    return (_TEMPLATES / "live.js").read_text()
+
+
 def whole_file(title: str, content: str) -> str:
     """A page in one file: no script, nothing to load, dark where the system is."""
     css = style()

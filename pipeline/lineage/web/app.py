@@ -21,7 +21,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from pipeline.lineage import files
 from pipeline.lineage.locations import Location
 from pipeline.lineage.model import LineageError
-from pipeline.lineage.pages import Pages, RunsView, Urls, error_page, style
+from pipeline.lineage.pages import Pages, RunsView, Urls, error_page, live_script, style
 
 HOST = "127.0.0.1"
 
@@ -38,14 +38,6 @@ _SHOWN_KINDS = ("text/html", "image/", "text/plain", "application/json", "applic
 _TEXT_SUFFIXES = (".jsonl", ".pbtxt", ".yaml", ".yml", ".log", ".csv", ".md", ".txt")
 _THEME_COOKIE = "lineage-theme"
 _NAVIGATION = (("Runs", "/"), ("Metrics", "/compare"), ("Impact", "/impact"))
-# After new content is in, the keyboard is where it was.
-_KEEP_FOCUS = """
-const before = document.activeElement?.getAttribute?.('href');
-setTimeout(() => {
-  if (before) document.querySelector(`.lineage-page a[href="${CSS.escape(before)}"]`)?.focus();
-}, 50);
-"""
-
 _Render = Callable[[Pages], str]
 
 
@@ -159,7 +151,7 @@ async def _show(
     ui.page_title(f"{title} - lineage"[:120])
     ui.add_css(style())
     _frame(request)
-    body = ui.html(shown, sanitize=False, tag="main").classes("lineage-page").props("id=top")
+    body = ui.html(shown, sanitize=False).classes("lineage-page").props("id=top")
 
     async def refresh() -> None:
         nonlocal seen, shown
@@ -170,7 +162,6 @@ async def _show(
         fresh = await asyncio.to_thread(content)
         if fresh != shown:
             shown = fresh
-            ui.run_javascript(_KEEP_FOCUS)
             body.set_content(fresh)
 
     ui.timer(_POLL_SECONDS, refresh)
@@ -179,6 +170,7 @@ async def _show(
 def _frame(request: Request) -> None:
     chosen = request.cookies.get(_THEME_COOKIE)
     dark = ui.dark_mode({"dark": True, "light": False}.get(chosen or ""))
+    ui.add_head_html(f'<script>document.documentElement.lang = "en";\n{live_script()}</script>')
     ui.query("body").classes("lineage-body")
     ui.query(".nicegui-content").classes("p-0")
     ui.html('<a class="skip" href="#top">To the content</a>', sanitize=False)
@@ -199,8 +191,8 @@ def _frame(request: Request) -> None:
             )
 
         with ui.row().classes("themes").props('role="group" aria-label="Colours"'):
-            ui.button("Light", on_click=lambda: turn(False)).props("flat dense no-caps")
-            ui.button("Dark", on_click=lambda: turn(True)).props("flat dense no-caps")
+            ui.button("Light", color=None, on_click=lambda: turn(False)).props("flat dense no-caps")
+            ui.button("Dark", color=None, on_click=lambda: turn(True)).props("flat dense no-caps")
 
 
 def _runs_view(request: Request) -> RunsView:

@@ -241,6 +241,8 @@ class StoreMaker:
                 120.0,
             )
             model = {"model": everything["model"]}
+            # The latest blessed model before the candidate is another one.
+            baseline = [made for made in baseline if made not in everything["model"]]
             self.execution(
                 name,
                 "LatestBlessedModel",
