@@ -156,10 +156,11 @@ def _roots(arguments: argparse.Namespace) -> list[str]:
 
 
 def _serve(location: Location, arguments: argparse.Namespace) -> int:
-    from pipeline.lineage.web import app
-
+    # What cannot be read says so before anything is served.
     with location.open():
         pass
+    from pipeline.lineage.web import app
+
     return app.serve(location, arguments.port, _roots(arguments), arguments.open)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import HOSTILE
-from made_store import COMPLETE, FIRST_DAY, MINUTE, StoreMaker
+from made_store import COMPLETE, FIRST_DAY, MINUTE, Settings, StoreMaker
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from PIL import Image
@@ -71,7 +71,8 @@ def folder(tmp_path_factory):
     (folder / "artifacts" / "way out").symlink_to(outside)
     maker = StoreMaker(folder=str(folder / "artifacts"))
     made = maker.run("first")
-    maker.run("second", at=FIRST_DAY + MINUTE, baseline=made["model"], loss=0.1)
+    other = Settings(learning_rate=1e-4)
+    maker.run("second", other, FIRST_DAY + MINUTE, baseline=made["model"], loss=0.1)
     for uri in (report, outside, folder / "artifacts" / "way out", "/", f"{report}/../../../.."):
         artifact = maker.artifact("components.EvaluationReport", str(uri))
         maker.execution("reports", "EvaluationReport", COMPLETE, outputs={"report": [artifact]})
@@ -101,7 +102,11 @@ def tab(request, chromium):
     local = re.compile(r"(https?|ws)://localhost:\d+/|data:|blob:|about:")
     tab.on("request", lambda r: local.match(r.url) or problems.append(r.url))
     tab.on("pageerror", lambda error: problems.append(str(error)))
-    tab.on("console", lambda m: m.type == "error" and problems.append(m.text))
+    blocked = "Blocked script execution"  # in a file: as it should be
+    tab.on(
+        "console",
+        lambda m: m.type == "error" and blocked not in m.text and problems.append(m.text),
+    )
     tab.on("dialog", lambda dialog: problems.append(dialog.message))
     yield tab
     context.close()
@@ -363,7 +368,7 @@ def test_live(chromium, tmp_path):
         tab.get_by_role("row", name=re.compile("new failed")).wait_for()
 
 
-def test_a_store_that_becomes_one(tmp_path):
+def test_a_store_that_is_not_there(tmp_path):
     """What cannot be read says so before anything is served."""
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.lineage", "--store", str(tmp_path / "none"), "serve"],
