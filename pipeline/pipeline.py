@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow_data_validation as tfdv
-from tfx.components import SchemaGen, StatisticsGen, Trainer
+from tfx.components import SchemaGen, StatisticsGen
 from tfx.dsl.components.common.resolver import ResolverStrategy
 from tfx.orchestration import metadata
+from tfx.orchestration.data_types import RuntimeParameter
 from tfx.orchestration.pipeline import Pipeline
-from tfx.proto import trainer_pb2
 
 from components.caption_example_gen import CaptionExampleGen
 from components.caption_validator import CaptionValidator
 from components.code_version import code_version
 from components.dataset_report import DatasetReport
+from components.diffusion_trainer import DiffusionTrainer
+from components.diffusion_trainer.custom_job import WorkerJob
 from components.evaluation_report import EvaluationReport
 from components.latent_gen import LatentGen
 from components.loss_scorer import LossScorer
@@ -29,7 +32,6 @@ from trainer.weights import base_weights_hash
 
 PIPELINE_NAME = "sd-finetuning"
 
-_RUN_FN = "trainer.run_fn.run_fn"
 # With TFDV's ten, one long caption leaves all others in one bar.
 _HISTOGRAM_BUCKETS = 40
 
@@ -44,6 +46,9 @@ def create_pipeline(
     dataset_fingerprint: str,
     beam_pipeline_args: Sequence[str] = (),
     baseline_strategy: type[ResolverStrategy] = LatestBlessedBeforeCandidate,
+    runtime_parameters: Mapping[str, RuntimeParameter] | None = None,
+    worker_job: WorkerJob | None = None,
+    enable_cache: bool = True,
 ) -> Pipeline:
     """Captioned pictures in, three SavedModels out.
 
@@ -57,11 +62,22 @@ def create_pipeline(
         dataset_fingerprint: Stands for the dataset's content in the cache key.
         beam_pipeline_args: Flags of the Beam pipelines: the runner and its options.
         baseline_strategy: How the model to compare with is found.
+        runtime_parameters: What is left open until a compiled pipeline is started, of `dataset`,
+            `dataset_fingerprint`, `steps`, `learning_rate` and `seed`.
+        worker_job: Train on several machines; `None`: where the Trainer runs.
+        enable_cache: Whether steps may be taken from former runs.
     """
     dataset, model = config.dataset, config.model
+    training = dataclasses.asdict(config.training)
+    per_run: dict[str, Any] = {
+        "dataset": dataset.path,
+        "dataset_fingerprint": dataset_fingerprint,
+        **{name: training.pop(name) for name in ("steps", "learning_rate", "seed")},
+        **(runtime_parameters or {}),
+    }
     example_gen = CaptionExampleGen(
-        dataset=dataset.path,
-        dataset_fingerprint=dataset_fingerprint,
+        dataset=per_run["dataset"],
+        dataset_fingerprint=per_run["dataset_fingerprint"],
         dataset_config=dataset.config or "",
         dataset_split=dataset.split,
         eval_fraction=dataset.eval_fraction,
@@ -109,26 +125,26 @@ def create_pipeline(
     if dataset.fail_on_anomalies:
         latent_gen.add_upstream_node(validator)
     latents = latent_gen.outputs["latents"]
-    # Not `module_file`, which would package and install the module at every run.
-    trainer = Trainer(
-        run_fn=_RUN_FN,
+    trainer = DiffusionTrainer(
         examples=latents,
-        train_args=trainer_pb2.TrainArgs(splits=["train"]),
-        eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
+        steps=per_run["steps"],
+        learning_rate=per_run["learning_rate"],
+        seed=per_run["seed"],
         custom_config={
             "preset": model.preset,
             "image_size": model.image_size,
             "base_weights": model.base_weights,
             "base_weights_hash": base_weights_hash(get_preset(model.preset), model.base_weights),
-            "training": dataclasses.asdict(config.training),
+            "training": training,
             "validation": {
                 **dataclasses.asdict(config.validation),
                 "prompts": list(config.validation.prompts),
             },
             "checkpoint_dir": checkpoint_dir,
-            "code_version": code_version("trainer"),
+            "code_version": code_version("trainer", "components.diffusion_trainer"),
         },
-    )
+        worker_job=worker_job,
+    ).with_id("Trainer")
     candidate = trainer.outputs["model"]
     baseline = baseline_node(candidate, baseline_strategy)
     baseline_model = baseline.outputs["model"]
@@ -173,7 +189,7 @@ def create_pipeline(
             report,
             pusher,
         ],
-        enable_cache=True,
+        enable_cache=enable_cache,
         beam_pipeline_args=list(beam_pipeline_args),
         metadata_connection_config=(
             metadata.sqlite_metadata_connection_config(metadata_path) if metadata_path else None

@@ -13,9 +13,12 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
 from hub_server import HubServer
+from loopback_storage import LoopbackStorage
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from PIL import Image
@@ -171,6 +174,101 @@ def test_a_picture_is_drawn_from_the_pushed_models(pipeline: Pipeline, first_scr
     with Image.open(picture) as drawn:
         assert drawn.size == (64, 64)
         assert len(drawn.getcolors(64 * 64) or ()) > 10
+
+
+def weights(serving_dir: Path) -> dict[str, np.ndarray]:
+    """Every variable of the three pushed models."""
+    found = {}
+    for network in ("text_encoder", "diffusion_model", "decoder"):
+        reader = tf.train.load_checkpoint(str(serving_dir / network / "1" / "variables/variables"))
+        found |= {
+            f"{network}/{name}": reader.get_tensor(name)
+            for name in reader.get_variable_to_shape_map()
+            if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+        }
+    return found
+
+
+def emulate(pipeline: Pipeline, *flags: str, folder: str = "emulated", **environment: str) -> str:
+    """Runs the compiled job, from a copy of the code and in an environment of its own."""
+    done = subprocess.run(
+        [
+            *(sys.executable, str(REPO_ROOT / "runner_vertex.py"), "--emulate", *flags),
+            *("--config", "settings.yaml", "--dataset", "served", "--emulate-in", folder),
+        ],
+        cwd=pipeline.folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.timeout(2400)
+def test_the_emulated_vertex_run_pushes_the_same_models(
+    pipeline: Pipeline, first_screen: str
+) -> None:
+    screen = emulate(pipeline, "--emulate-forked", "--steps", "4")
+    for step in STEPS:
+        if step != "LatestBlessedModel":
+            assert f"{step} executed" in screen
+    local = weights(pipeline.output / "serving_model")
+    emulated = weights(pipeline.folder / "emulated" / "serving_model")
+    assert local.keys() == emulated.keys()
+    for name, value in local.items():
+        np.testing.assert_array_equal(value, emulated[name], err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_the_emulated_vertex_run_finds_the_latest_blessed_model(
+    pipeline: Pipeline, first_screen: str
+) -> None:
+    emulate(pipeline, "--emulate-forked", "--steps", "4")
+    screen = emulate(pipeline, "--emulate-forked", "--steps", "3")
+    for step in STEPS[: STEPS.index("Trainer")]:
+        assert f"{step} cached" in screen
+    assert "Trainer executed" in screen
+    assert re.search(r"Held-out loss: 0\.\d+ model \d+ -> ", screen)
+    assert "Pushed: version 2 in emulated/serving_model" in screen
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_the_emulated_vertex_run_in_fresh_processes_and_on_two_workers(
+    pipeline: Pipeline, first_screen: str
+) -> None:
+    screen = emulate(pipeline, "--steps", "4", "--workers", "2", folder="workers")
+    assert "Trainer executed" in screen
+    log = (pipeline.folder / "workers" / "logs" / "custom-job-1-worker-0.log").read_text()
+    assert "Training with 2 workers" in log
+    local = weights(pipeline.output / "serving_model")
+    emulated = weights(pipeline.folder / "workers" / "serving_model")
+    for name, value in local.items():
+        np.testing.assert_allclose(value, emulated[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_the_emulated_vertex_run_in_a_bucket(
+    pipeline: Pipeline, first_screen: str, tmp_path: Path
+) -> None:
+    with LoopbackStorage(tmp_path) as storage:
+        root = ("--pipeline-root", "gs://bucket/sdft", "--emulate-forked", "--steps", "4")
+        screen = emulate(pipeline, *root, folder="bucket", **storage.environment)
+        assert "Pushed: version 1 in gs://bucket/sdft/serving_model" in screen
+        prefix = "sdft/serving_model/"
+        for name in storage.names():
+            if name.startswith(prefix) and not name.endswith("/"):
+                path = tmp_path / "pushed" / name.removeprefix(prefix)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(storage.read(name))
+    local, pushed = weights(pipeline.output / "serving_model"), weights(tmp_path / "pushed")
+    for name, value in local.items():
+        np.testing.assert_array_equal(value, pushed[name], err_msg=name)
 
 
 def test_an_unchanged_run_executes_nothing(pipeline: Pipeline, first_screen: str) -> None:

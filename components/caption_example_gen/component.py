@@ -87,7 +87,7 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
             dataset: What `sources.resolve_dataset` says: a folder or archive, or a dataset of the
                 hub at a commit.
             dataset_fingerprint: What `sources.dataset_fingerprint` says: the part of the cache key
-                that stands for the data.
+                that stands for the data. "" takes what is there.
             dataset_config: The dataset's configuration; "" for its default one.
             dataset_split: The dataset's own split to read, several joined by `+`, or `all`.
             eval_fraction: Fraction of the pictures held out, above 0 and below 1.

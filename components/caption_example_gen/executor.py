@@ -111,13 +111,12 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             image_column=exec_properties["image_column"],
             caption_column=exec_properties["caption_column"],
         )
-        fingerprint = exec_properties["dataset_fingerprint"]
         describe_examples(examples, SPLITS)
         spill_folder = os.path.join(examples.uri, f".spill-{uuid.uuid4().hex}")
         split_uris = {split: artifact_utils.get_split_uri([examples], split) for split in SPLITS}
         pipeline = self._make_beam_pipeline()
         with _check_processes(pipeline) as processes:
-            source = _open_unchanged(spec, fingerprint)
+            source, fingerprint = _open_unchanged(spec, exec_properties["dataset_fingerprint"])
             settings = Settings(
                 spec=spec,
                 eval_fraction=exec_properties["eval_fraction"],
@@ -200,13 +199,14 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             )
 
 
-def _open_unchanged(spec: DatasetSpec, fingerprint: str) -> Source:
+def _open_unchanged(spec: DatasetSpec, expected: str) -> tuple[Source, str]:
+    """A dataset and its fingerprint, which must be the expected one unless that is empty."""
     source = open_dataset(spec)
-    fingerprint_now = dataset_fingerprint(spec, source)
-    if fingerprint_now != fingerprint:
+    fingerprint = dataset_fingerprint(spec, source)
+    if expected not in ("", fingerprint):
         raise RuntimeError(
             f"dataset {spec.dataset!r} is not the one that this run was prepared for: its "
-            f"fingerprint is {fingerprint_now}, expected {fingerprint}; start the run again"
+            f"fingerprint is {fingerprint}, expected {expected}; start the run again"
         )
     if source.left_out:
         logger.info(
@@ -214,7 +214,7 @@ def _open_unchanged(spec: DatasetSpec, fingerprint: str) -> Source:
             len(source.left_out),
             source.left_out[0],
         )
-    return source
+    return source, fingerprint
 
 
 def _num_shards(source: Source, eval_fraction: float) -> dict[str, int]:

@@ -504,6 +504,14 @@ def test_dataset_changed_since_its_fingerprint_was_taken(good, tmp_path):
         generate(tmp_path, dataset, dataset_fingerprint="0" * 64)
 
 
+def test_without_a_fingerprint_what_is_there_is_taken(good, tmp_path):
+    _, dataset, _, _ = good
+    examples, *_ = generate(tmp_path, dataset, dataset_fingerprint="")
+    assert examples.get_string_custom_property("dataset_fingerprint") == dataset_fingerprint(
+        DatasetSpec(str(dataset))
+    )
+
+
 def test_check_dataset_passes(good):
     _, dataset, _, _ = good
     check_dataset(DatasetSpec(str(dataset)), eval_fraction=0.1, seed=3)

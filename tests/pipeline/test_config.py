@@ -15,6 +15,7 @@ import yaml
 import runner_local
 from pipeline import config as settings
 from pipeline.config import DatasetConfig, load_config
+from pipeline.vertex.settings import VertexConfig
 from trainer.presets import get_preset, preset_names
 
 REPO_ROOT = Path(__file__).resolve().parent.parent.parent
@@ -58,7 +59,7 @@ def test_every_value_is_set_after_resolution():
 
     config = load_config()
     open_fields = {"config", "image_column", "caption_column", "schema"}
-    assert None not in list(leaves(dataclasses.asdict(config) | {"dataset": {}}))
+    assert None not in list(leaves(dataclasses.asdict(config) | {"dataset": {}, "vertex": {}}))
     unset = {name for name, value in vars(config.dataset).items() if value is None}
     assert unset <= open_fields
 
@@ -137,11 +138,14 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
     for section, cls in settings._SECTIONS.items():
         assert list(tree[section]) == [field.name for field in dataclasses.fields(cls)]
     lines = text.splitlines()
+    no_preset_decides = {
+        f.name for cls in (DatasetConfig, VertexConfig) for f in dataclasses.fields(cls)
+    }
     for number, line in enumerate(lines):
         if re.match(r"  [a-z_]+:", line):
             assert lines[number - 1].startswith("  #"), f"{line} is not explained"
         match = re.match(r"  ([a-z_]+): null", line)
-        if match and match[1] not in [f.name for f in dataclasses.fields(DatasetConfig)]:
+        if match and match[1] not in no_preset_decides:
             comment = " ".join(lines[max(0, number - 4) : number])
             for preset in map(get_preset, preset_names()):
                 value = getattr(preset.training, match[1], preset.image_size)

@@ -1,0 +1,90 @@
+"""The DiffusionTrainer component."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfx import types
+from tfx.components import Trainer
+from tfx.dsl.components.base import base_component, executor_spec
+from tfx.orchestration.data_types import RuntimeParameter
+from tfx.proto import trainer_pb2
+from tfx.types import component_spec, standard_artifacts, standard_component_specs
+from tfx.utils import json_utils
+
+from components.diffusion_trainer import custom_job, executor
+
+RUN_FN = "trainer.run_fn.run_fn"
+
+
+class DiffusionTrainerSpec(standard_component_specs.TrainerSpec):
+    """Trainer's, with what one changes from run to run as parameters of their own."""
+
+    PARAMETERS = {
+        **standard_component_specs.TrainerSpec.PARAMETERS,
+        "steps": component_spec.ExecutionParameter(type=int),
+        "learning_rate": component_spec.ExecutionParameter(type=float),
+        "seed": component_spec.ExecutionParameter(type=int),
+    }
+
+
+class DiffusionTrainer(Trainer):
+    """TFX's Trainer, with steps, learning rate and seed beside `custom_config`, not inside.
+
+    A compiled pipeline can only be given other values for whole parameters, and ML Metadata can
+    only be asked for those.
+
+    Outputs:
+      model: `standard_artifacts.Model`, the three SavedModels below `Format-Serving`.
+      model_run: `standard_artifacts.ModelRun`, TensorBoard logs, validation pictures and history.
+    """
+
+    SPEC_CLASS = DiffusionTrainerSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(executor.Executor)
+
+    def __init__(
+        self,
+        examples: types.BaseChannel,
+        *,
+        steps: int | RuntimeParameter | None,
+        learning_rate: float | RuntimeParameter,
+        seed: int | RuntimeParameter,
+        custom_config: Mapping[str, Any],
+        worker_job: custom_job.WorkerJob | None = None,
+    ) -> None:
+        """Makes the component.
+
+        Args:
+            examples: What LatentGen made.
+            steps: Optimizer steps; `None` where `epochs` of `custom_config["training"]` says how
+                long.
+            learning_rate: AdamW's, after warm-up.
+            seed: Decides data order, timesteps and noise.
+            custom_config: Fields of `trainer.run_fn.TrainerSettings`; `training` without the three
+                above.
+            worker_job: Train on several machines, as a Vertex custom job; `None`: in this step.
+        """
+        config = dict(custom_config)
+        if worker_job is not None:
+            config[custom_job.CONFIG_KEY] = worker_job.to_json()
+        # Trainer's own would make the spec without the further parameters.
+        base_component.BaseComponent.__init__(
+            self,
+            DiffusionTrainerSpec(
+                examples=examples,
+                # Not `module_file`, which would package and install the module at every run.
+                run_fn=RUN_FN,
+                train_args=trainer_pb2.TrainArgs(splits=["train"]),
+                eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
+                custom_config=json_utils.dumps(config),
+                steps=executor.STEPS_BY_EPOCHS if steps is None else steps,
+                learning_rate=learning_rate,
+                seed=seed,
+                model=types.Channel(type=standard_artifacts.Model),
+                model_run=types.Channel(type=standard_artifacts.ModelRun),
+            ),
+            custom_executor_spec=(
+                executor_spec.ExecutorClassSpec(custom_job.Executor) if worker_job else None
+            ),
+        )

@@ -1,0 +1,142 @@
+"""Flags that set settings, shared by the runners; importing this imports no TensorFlow."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from pipeline import config as settings
+from trainer.presets import PRESETS
+
+# For each group of flags: the settings that a flag sets, its name, its help.
+Flags = Mapping[str, tuple[tuple[tuple[str, ...], str, str], ...]]
+
+RUN_FLAGS: Flags = {
+    "data and model": (
+        (("dataset.path",), "--dataset", "folder, archive, gs:// URL or dataset of the hub"),
+        (("dataset.config",), "--dataset-config", "configuration (subset) of the dataset"),
+        (("dataset.split",), "--dataset-split", "the dataset's own split to read, or all"),
+        (("dataset.image_column",), "--image-column", "column with the pictures"),
+        (("dataset.caption_column",), "--caption-column", "column with the captions"),
+        (
+            ("dataset.max_rejected_fraction",),
+            "--max-rejected-fraction",
+            "fraction of unusable rows above which the run stops",
+        ),
+        (("dataset.schema",), "--schema", "schema.pbtxt to hold the data against"),
+        (
+            ("dataset.fail_on_anomalies",),
+            "--fail-on-anomalies",
+            "whether an anomaly in the data's statistics stops the run, true or false",
+        ),
+        (("model.preset",), "--preset", f"what to fine-tune: {', '.join(PRESETS)}"),
+        (("model.base_weights",), "--base-weights", "where to start: see docs/weights.md"),
+        (("model.image_size",), "--image-size", "side of the pictures in pixels"),
+        (("model.flip",), "--flip", "mirror images, too: auto, always or never"),
+        (("model.crop",), "--crop", "part of a picture that is kept: centre or random"),
+    ),
+    "training": (
+        (("training.steps",), "--steps", "optimizer steps"),
+        (("training.epochs",), "--epochs", "instead of steps: how often each picture is seen"),
+        (("training.batch_size",), "--batch-size", "pictures a step"),
+        (("training.learning_rate",), "--learning-rate", "peak learning rate"),
+        (("training.lora_rank",), "--lora-rank", "rank of adapters to train; 0: all weights"),
+        (("training.precision",), "--precision", "float32, bfloat16 or float16"),
+        (
+            ("training.seed", "validation.seed"),
+            "--seed",
+            "seed of the training and of the pictures that are drawn; what is held out, and the "
+            "noise it is scored with, keep their own seeds, so that losses can be compared",
+        ),
+    ),
+}
+
+# These may look like numbers.
+_TEXTS = (
+    "dataset.path", "dataset.config", "dataset.split", "dataset.image_column",
+    "dataset.caption_column", "dataset.schema", "model.preset", "model.base_weights", "output",
+    "vertex.project", "vertex.region", "vertex.pipeline_root", "vertex.serving_dir",
+    "vertex.service_account", "vertex.network", "vertex.image", "vertex.accelerator",
+    "vertex.api_endpoint",
+)  # fmt: skip
+_OPEN = {"dataset": "found", "vertex": "none"}
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that raises a `ConfigError` where the other ends the program."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises."""
+        raise settings.ConfigError(f"{message} (see --help)")
+
+
+def add_flags(parser: Parser, flags: Flags) -> dict[str, Any]:
+    """Adds the groups of `flags`; returns argparse's group of each title, for further ones."""
+    defaults = settings.default_settings()
+    groups = {}
+    for title, rows in flags.items():
+        groups[title] = group = parser.add_argument_group(title)
+        for keys, flag, text in rows:
+            group.add_argument(
+                flag,
+                dest=flag,
+                metavar=flag.strip("-").rpartition("-")[2].upper(),
+                type=str if keys[0] in _TEXTS else _value,
+                help=f"{text} (default: {_shown_default(keys[0], defaults[keys[0]])})",
+            )
+    return groups
+
+
+def parse(
+    parser: Parser, flags: Flags, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, dict[str, tuple[str, Any]]]:
+    """Parses a command line.
+
+    Returns:
+        What the parser found, and for every setting that a flag gives (name of the flag, value).
+
+    Raises:
+        ConfigError: There is no such flag, or its value is missing.
+    """
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        names = [flag for action in parser._actions for flag in action.option_strings]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
+        hint = f"did you mean {close[0]}?" if close else "see --help for the flags there are"
+        raise settings.ConfigError(f"there is no flag {unknown[0]!r}: {hint}")
+    given: dict[str, tuple[str, Any]] = {}
+    for rows in flags.values():
+        for keys, flag, _ in rows:
+            value = getattr(arguments, flag)
+            if value is not None:
+                given |= dict.fromkeys(keys, (flag, value))
+    return arguments, given
+
+
+def _shown_default(key: str, default: Any) -> Any:
+    section, _, name = key.rpartition(".")
+    if default is not None:
+        return str(default).lower() if isinstance(default, bool) else default
+    if section in ("model", "training"):
+        return ", ".join(
+            f"{_recommended(preset, name):g} at {preset.name}" for preset in PRESETS.values()
+        )
+    return {"config": "the default one", "schema": "inferred"}.get(name, _OPEN[section])
+
+
+def _recommended(preset: Any, name: str) -> float:
+    return preset.image_size if name == "image_size" else getattr(preset.training, name)
+
+
+def _value(text: str) -> bool | int | float | str:
+    """A flag's text as the value that it is, if it is one; the configuration judges it."""
+    if text in ("true", "false"):
+        return text == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text

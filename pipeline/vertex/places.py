@@ -1,0 +1,88 @@
+"""Where things are: what a run writes, and what of this repository is in the image."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+from pipeline.config import REPO_ROOT, ConfigError, RunConfig
+
+CODE = ("components", "data", "pipeline", "serving", "trainer")
+"""Folders that the Dockerfile copies."""
+
+ENVIRONMENT = {
+    # TFX's imports would switch Keras to version 2 where this is unset.
+    "TF_USE_LEGACY_KERAS": "0",
+    # As in local runs, so that equal seeds give equal weights.
+    "TF_ENABLE_ONEDNN_OPTS": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+"""What the Dockerfile sets."""
+
+_IN_IMAGE = ("data", "trainer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where a run writes.
+
+    Attributes:
+        root: Folder for the steps' outputs and checkpoints.
+        serving_dir: Folder that models are pushed to.
+    """
+
+    root: str
+    serving_dir: str
+
+    @classmethod
+    def below(cls, root: str, serving_dir: str | None = None) -> Places:
+        """Everything below `root`, but for a serving directory of its own."""
+        root = root.rstrip("/")
+        return cls(root, (serving_dir or f"{root}/serving_model").rstrip("/"))
+
+
+def in_image(config: RunConfig, *, others: bool = False) -> RunConfig:
+    """The configuration with what lies in this repository named as it is found in the image.
+
+    Args:
+        config: All settings, with the dataset resolved.
+        others: Leave other paths of this machine as they are.
+
+    Raises:
+        ConfigError: A setting names another path of this machine, which Vertex cannot read.
+    """
+    dataset, model = config.dataset, config.model
+    dataset = dataclasses.replace(
+        dataset,
+        path=_in_image("dataset.path", dataset.path, others),
+        schema=dataset.schema and _in_image("dataset.schema", dataset.schema, others),
+    )
+    if model.base_weights not in ("default", "random"):
+        base_weights = _in_image("model.base_weights", model.base_weights, others)
+        model = dataclasses.replace(model, base_weights=base_weights)
+    return dataclasses.replace(config, dataset=dataset, model=model)
+
+
+def _in_image(key: str, path: str, others: bool) -> str:
+    if "://" in path:
+        return path
+    relative = os.path.relpath(path, REPO_ROOT)
+    if Path(relative).parts[0] in _IN_IMAGE:
+        return relative
+    if others:
+        return path
+    raise ConfigError(
+        f"{key} = {path!r} is on this machine, where Vertex cannot read it: copy it to a bucket "
+        f"(gcloud storage cp -r {path} gs://BUCKET/) and give its address there"
+    )
+
+
+def stage_code(folder: Path) -> None:
+    """Copies the code into `folder`, as the image holds it."""
+    for name in CODE:
+        shutil.copytree(
+            REPO_ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
+        )

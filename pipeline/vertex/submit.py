@@ -1,0 +1,248 @@
+"""Submits a compiled job to Vertex AI, and follows it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from google.api_core import exceptions, retry
+from google.cloud import aiplatform
+from google.cloud.aiplatform_v1.types import PipelineState, PipelineTaskDetail
+
+from pipeline.vertex.preflight import Cloud
+
+# How long a request that Vertex is too busy for is repeated; between two looks at a run.
+_RETRY_SECONDS, _POLL_SECONDS = 60.0, 15.0
+_LOST_CONTACTS = 10
+_TASK_STATES = {
+    PipelineTaskDetail.State.PENDING: "waits",
+    PipelineTaskDetail.State.RUNNING: "runs",
+    PipelineTaskDetail.State.SUCCEEDED: "done",
+    PipelineTaskDetail.State.SKIPPED: "cached",
+    PipelineTaskDetail.State.FAILED: "failed",
+    PipelineTaskDetail.State.CANCEL_PENDING: "is being cancelled",
+    PipelineTaskDetail.State.CANCELLING: "is being cancelled",
+    PipelineTaskDetail.State.CANCELLED: "cancelled",
+    PipelineTaskDetail.State.NOT_TRIGGERED: "not triggered",
+}
+_ENDED = (
+    PipelineState.PIPELINE_STATE_SUCCEEDED,
+    PipelineState.PIPELINE_STATE_FAILED,
+    PipelineState.PIPELINE_STATE_CANCELLED,
+)
+_TRANSIENT = (exceptions.TooManyRequests, exceptions.ServerError)
+
+
+class SubmissionError(RuntimeError):
+    """Vertex did not take a job or answer a question; the message is one line for the user."""
+
+
+class RunFailedError(RuntimeError):
+    """A run ended in another way than done; the message names the task and its error."""
+
+
+class Vertex:
+    """Vertex AI Pipelines in a project."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        """Connects to `cloud`."""
+        self._cloud = cloud
+        aiplatform.init(
+            project=cloud.project,
+            location=cloud.vertex.region,
+            credentials=cloud.credentials,
+            api_endpoint=cloud.vertex.api_endpoint,
+            api_transport="rest",
+        )
+
+    def submit(self, job: Mapping[str, Any]) -> str:
+        """Starts a run; returns its resource name.
+
+        Raises:
+            SubmissionError: Vertex refuses it.
+        """
+        with _pipeline_job(job) as pipeline_job:
+
+            def create() -> None:
+                # The id was chosen here: a second attempt cannot start a second run.
+                with contextlib.suppress(exceptions.AlreadyExists):
+                    pipeline_job.submit(
+                        service_account=self._cloud.vertex.service_account,
+                        network=self._cloud.vertex.network,
+                        create_request_timeout=_RETRY_SECONDS,
+                    )
+
+            self._ask("start the run", create)
+            return (
+                f"projects/{self._cloud.project}/locations/{self._cloud.vertex.region}/"
+                f"pipelineJobs/{pipeline_job.job_id}"
+            )
+
+    def schedule(self, job: Mapping[str, Any], cron: str) -> str:
+        """Makes a schedule that starts runs; returns its resource name.
+
+        Raises:
+            SubmissionError: Vertex refuses it.
+        """
+        with _pipeline_job(job) as pipeline_job:
+            made = self._ask(
+                "make the schedule",
+                lambda: pipeline_job.create_schedule(
+                    cron=cron,
+                    display_name=str(job["displayName"]),
+                    # A run that takes longer than the interval must not meet the next.
+                    max_concurrent_run_count=1,
+                    service_account=self._cloud.vertex.service_account,
+                    network=self._cloud.vertex.network,
+                ),
+            )
+            return str(made.resource_name)
+
+    def wait(self, run: str, report: Callable[[str], None]) -> None:
+        """Reports every change of a task's state until a run has ended.
+
+        Raises:
+            RunFailedError: It ended in another way than done.
+            SubmissionError: Vertex does not tell.
+        """
+        shown: dict[str, str] = {}
+        lost = 0
+        while True:
+            try:
+                job = aiplatform.PipelineJob.get(run)
+                details = list(job.gca_resource.job_detail.task_details)
+                lost = 0
+            except _TRANSIENT as error:
+                lost += 1
+                if lost == _LOST_CONTACTS:
+                    raise SubmissionError(
+                        f"Vertex did not answer {lost} times ({_said(error)}); the run goes on"
+                    ) from None
+                time.sleep(_POLL_SECONDS)
+                continue
+            except exceptions.GoogleAPICallError as error:
+                raise SubmissionError(
+                    f"Vertex does not say how the run is ({_said(error)}); it goes on"
+                ) from None
+            for detail in sorted(details, key=lambda d: str(d.start_time or "")):
+                state = _TASK_STATES.get(detail.state, "")
+                if state and shown.get(detail.task_name) != state:
+                    shown[detail.task_name] = state
+                    report(f"  {datetime.datetime.now():%H:%M:%S}  {detail.task_name} {state}")
+            state = job.gca_resource.state
+            if state in _ENDED:
+                break
+            time.sleep(_POLL_SECONDS)
+        if state != PipelineState.PIPELINE_STATE_SUCCEEDED:
+            raise RunFailedError(_ending(job, details))
+
+    def cancel(self, run: str) -> None:
+        """Asks Vertex to cancel a run, by its resource name or id."""
+        self._ask("cancel the run", lambda: aiplatform.PipelineJob.get(run).cancel())
+
+    def runs(self, limit: int = 20) -> list[tuple[str, str, str]]:
+        """Id, state and time of creation of the latest runs."""
+        found = self._ask(
+            "list the runs",
+            lambda: aiplatform.PipelineJob.list(order_by="create_time desc"),
+        )
+        return [
+            (
+                job.name,
+                _state(job.gca_resource.state),
+                f"{job.create_time:%Y-%m-%d %H:%M}",
+            )
+            for job in found[:limit]
+        ]
+
+    def console_link(self, resource: str) -> str:
+        """Where a run or a schedule is shown."""
+        region, kind, name = resource.split("/")[3:]
+        page = "runs" if kind == "pipelineJobs" else kind
+        return (
+            f"https://console.cloud.google.com/vertex-ai/locations/{region}/pipelines/{page}/{name}"
+            f"?project={self._cloud.project}"
+        )
+
+    def _ask(self, what: str, call: Callable[[], Any]) -> Any:
+        patient = retry.Retry(
+            predicate=retry.if_exception_type(*_TRANSIENT),
+            initial=1.0,
+            maximum=20.0,
+            timeout=_RETRY_SECONDS,
+        )
+        try:
+            return patient(call)()
+        except exceptions.RetryError as error:
+            cause = error.cause or error
+            raise SubmissionError(
+                f"Vertex could not {what} within {_RETRY_SECONDS:g} s ({_said(cause)}): try "
+                f"again later{_quota(cause)}"
+            ) from None
+        except (exceptions.Unauthorized, exceptions.Unauthenticated) as error:
+            raise SubmissionError(
+                f"Vertex does not accept the credentials ({_said(error)}): log in again with "
+                "`gcloud auth application-default login`"
+            ) from None
+        except exceptions.Forbidden as error:
+            account = self._cloud.vertex.service_account
+            acting = f", and roles/iam.serviceAccountUser on {account}" if account else ""
+            raise SubmissionError(
+                f"these credentials may not {what} ({_said(error)}): give them "
+                f"roles/aiplatform.user in project {self._cloud.project}{acting}, and see that the "
+                "Vertex AI API is enabled"
+            ) from None
+        except exceptions.NotFound as error:
+            raise SubmissionError(f"there is no such thing ({_said(error)})") from None
+        except exceptions.GoogleAPICallError as error:
+            raise SubmissionError(f"Vertex would not {what}: {_said(error)}") from None
+
+
+@contextlib.contextmanager
+def _pipeline_job(job: Mapping[str, Any]) -> Iterator[aiplatform.PipelineJob]:
+    name = job["pipelineSpec"]["pipelineInfo"]["name"]
+    now = datetime.datetime.now(datetime.timezone.utc)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as template:
+        json.dump(job, template)
+        template.flush()
+        yield aiplatform.PipelineJob(
+            display_name=job["displayName"],
+            template_path=template.name,
+            job_id=f"{name}-{now:%Y%m%d%H%M%S}-{secrets.token_hex(2)}",
+            labels=dict(job["labels"]),
+        )
+
+
+def _ending(job: aiplatform.PipelineJob, details: list[PipelineTaskDetail]) -> str:
+    failed = [d for d in details if d.state == PipelineTaskDetail.State.FAILED]
+    if not failed:
+        reason = job.gca_resource.error.message
+        return f"the run ended as {_state(job.gca_resource.state)}" + (reason and f": {reason}")
+    return "\n".join(
+        f"{detail.task_name} failed: {detail.error.message or 'it gave no reason'}"
+        for detail in failed
+    )
+
+
+def _state(state: PipelineState) -> str:
+    return PipelineState(state).name.removeprefix("PIPELINE_STATE_").lower()
+
+
+def _said(error: BaseException) -> str:
+    text = getattr(error, "message", None) or str(error)
+    # The transport puts the request in front.
+    text = re.sub(r"^[A-Z]+ https?://\S+: ", "", text)
+    return re.sub(r"\s+", " ", text).strip()[:300]
+
+
+def _quota(error: BaseException) -> str:
+    if isinstance(error, exceptions.TooManyRequests):
+        return ", or ask for more quota"
+    return ""

