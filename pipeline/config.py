@@ -229,8 +229,12 @@ def load_config(
             f"{_listed(preset_names(), preset_setting.value)}"
         )
     preset = get_preset(preset_setting.value)
-    if settings["model.image_size"].value is None:
-        settings["model.image_size"] = _Setting(preset.image_size, "the preset's")
+    for key, recommended in (
+        ("model.image_size", preset.image_size),
+        ("validation.guidance_scale", preset.guidance_scale),
+    ):
+        if settings[key].value is None:
+            settings[key] = _Setting(recommended, "the preset's")
 
     sections = {name: _build(name, cls, settings) for name, cls in _SECTIONS.items()}
     output = settings["output"]

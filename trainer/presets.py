@@ -122,6 +122,7 @@ class Preset:
         image_encoder: Dimensions.
         decoder: Dimensions.
         training: Recommended settings.
+        guidance_scale: Recommended for sampling.
         weight_files: For each network, the file of its base weights.
         ships_weights: Whether the base weights come with this package.
         published_at: Where the base weights are published; `None` where they are not.
@@ -137,6 +138,7 @@ class Preset:
     image_encoder: AutoencoderDimensions
     decoder: AutoencoderDimensions
     training: RecommendedTraining
+    guidance_scale: float
     weight_files: Mapping[str, WeightFile]
     ships_weights: bool
     published_at: str | None = None
@@ -182,6 +184,7 @@ _TINY = Preset(
         warmup_steps=20,
         ema_decay=0.99,
     ),
+    guidance_scale=4.0,
     weight_files=MappingProxyType(
         {network: WeightFile(f"{network}.safetensors", None) for network in NETWORKS}
     ),
@@ -214,6 +217,7 @@ _SD_V1_4 = Preset(
         warmup_steps=500,
         ema_decay=0.9999,
     ),
+    guidance_scale=7.5,
     # The files and hashes that KerasCV downloads.
     weight_files=MappingProxyType(
         {
