@@ -74,8 +74,8 @@ class MySqlDatabase:
         text = query.replace("%", "%%").replace("?", "%s") if parameters else query
         try:
             with self._connection.cursor() as cursor:
-                cursor.execute(text, parameters or None)
-                return list(cursor.fetchall())
+                cursor.execute(text, [_as_latin_1(p) for p in parameters] or None)
+                return [tuple(map(_as_utf_8, row)) for row in cursor.fetchall()]
         except pymysql.Error as error:
             raise LineageError(f"{self.name} cannot be read: {_one_line(error)}") from None
 
@@ -181,9 +181,11 @@ def open_mysql(address: str) -> Iterator[MySqlDatabase]:
             user=urllib.parse.unquote(parts.username or "") or None,
             password=os.environ[variable] if variable else "",
             database=urllib.parse.unquote(parts.path.strip("/")),
-            charset="utf8mb4",
+            charset="latin1",
             connect_timeout=10,
         )
+        # MySQL's latin1 has all 256 characters, Python's name for that is another one.
+        connection.encoding = "latin-1"
         with contextlib.closing(connection):
             with connection.cursor() as cursor:
                 cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -193,6 +195,15 @@ def open_mysql(address: str) -> Iterator[MySqlDatabase]:
             yield database
     except pymysql.Error as error:
         raise LineageError(f"{name} cannot be opened: {_one_line(error)}") from None
+
+
+def _as_latin_1(value: str | int) -> str | int:
+    """A parameter as ML Metadata's client sends it: UTF-8 that it calls latin1."""
+    return value.encode().decode("latin-1") if isinstance(value, str) else value
+
+
+def _as_utf_8(value: Any) -> Any:
+    return value.encode("latin-1").decode("utf-8", "replace") if isinstance(value, str) else value
 
 
 def _check_schema(database: Database) -> None:

@@ -320,7 +320,17 @@ class StoreMaker:
         config = mlmd.ConnectionConfig()
         config.sqlite.filename_uri = str(path)
         config.sqlite.connection_mode = mlmd.SqliteMetadataSourceConfig.READWRITE_OPENCREATE
-        store = metadata_store.MetadataStore(config)
+        executions = self.write(metadata_store.MetadataStore(config))
+        # The client writes the moment of the call; a run takes longer than that.
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.executemany(
+                "UPDATE Execution SET create_time_since_epoch = ?, last_update_time_since_epoch = ?"
+                " WHERE id = ?",
+                [(*times, i) for i, (_, _, times) in zip(executions, self.executions, strict=True)],
+            )
+
+    def write(self, store: metadata_store.MetadataStore) -> list[int]:
+        """Writes everything to a store; returns the ids of the executions."""
         kinds = {k: store.put_artifact_type(mlmd.ArtifactType(name=k)) for k, _ in self.artifacts}
         for kind, artifact in self.artifacts:
             artifact.type_id = kinds[kind]
@@ -363,14 +373,7 @@ class StoreMaker:
             event.path.steps.add().index = index
             events.append(event)
         store.put_events(events)
-        del store
-        # The client writes the moment of the call; a run takes longer than that.
-        with contextlib.closing(sqlite3.connect(path)) as database, database:
-            database.executemany(
-                "UPDATE Execution SET create_time_since_epoch = ?, last_update_time_since_epoch = ?"
-                " WHERE id = ?",
-                [(*times, i) for i, (_, _, times) in zip(executions, self.executions, strict=True)],
-            )
+        return list(executions)
 
 
 def make_thousand(path: str | Path, runs: int = 1000) -> StoreMaker:
