@@ -113,7 +113,7 @@ def _trace(store: Store, arguments: argparse.Namespace) -> _Answer:
 
 
 def _impact(store: Store, arguments: argparse.Namespace) -> _Answer:
-    impact = tracing.impact(store, arguments.what)
+    impact = tracing.impact(store, arguments.what, _roots(arguments))
     return impact, lambda: text.impact_text(impact)
 
 
@@ -211,9 +211,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     trace = command("trace", "everything that made a release or an artifact", _trace)
     trace.add_argument("artifact", metavar="RELEASE|ARTIFACT")
-    command(
+    impact = command(
         "impact", "every run, model and release that a dataset or an artifact touched", _impact
-    ).add_argument("what", metavar="DATASET|ARTIFACT")
+    )
+    impact.add_argument("what", metavar="DATASET|ARTIFACT")
     diff = command("diff", "two runs side by side: settings, data, code, metrics", _diff)
     diff.add_argument("first", metavar="RUN")
     diff.add_argument("second", metavar="RUN")
@@ -239,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", metavar="FILE", help="write there (default: to the terminal)")
     serve = command("serve", "pages in a browser, on this machine")
-    for showing in (trace, export, serve):
+    for showing in (trace, impact, export, serve):
         showing.add_argument(
             "--files",
             metavar="FOLDER",

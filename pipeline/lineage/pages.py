@@ -304,7 +304,7 @@ class Pages:
         Raises:
             LineageError: Nothing goes by that name.
         """
-        impact = tracing.impact(self._store, what) if what else None
+        impact = tracing.impact(self._store, what, self._roots) if what else None
         metrics = _metrics(impact.runs) if impact else []
         return self._render("impact_page", impact, what, metrics)
 

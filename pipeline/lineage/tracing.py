@@ -234,18 +234,20 @@ def trace(store: Store, text: str, roots: Sequence[str] = ()) -> Trace:
     )
 
 
-def impact(store: Store, text: str) -> Impact:
+def impact(store: Store, text: str, roots: Sequence[str] = ()) -> Impact:
     """Everything that a dataset, an artifact or weights touched.
 
     Args:
         store: Where to look.
         text: As for `find_artifact`; or the value of any setting or property, such as a dataset's
             path, its revision or fingerprint, or the hash of weights (or its beginning).
+        roots: Folders in which models' manifests may be read, which have the hashes of single
+            files of weights.
 
     Raises:
         LineageError: Nothing goes by that name.
     """
-    starts, executions, matched = _starts(store, text)
+    starts, executions, matched = _starts(store, text, roots)
     graph = store.graph
     made, touched = graph.downstream(starts, comparisons=False), graph.downstream(starts)
     artifacts = store.artifacts(touched.artifacts)
@@ -283,11 +285,17 @@ def impact(store: Store, text: str) -> Impact:
     )
 
 
-def _starts(store: Store, text: str) -> tuple[frozenset[int], set[int], list[str]]:
+def _starts(
+    store: Store, text: str, roots: Sequence[str]
+) -> tuple[frozenset[int], set[int], list[str]]:
     """Artifacts where an impact begins, executions that take part, and what was matched."""
-    by_value = None if text.startswith((_RELEASE, _ARTIFACT)) else _with_value(store, text)
-    if by_value is not None and by_value[2]:
-        return by_value
+    if not text.startswith((_RELEASE, _ARTIFACT)):
+        by_value = _with_value(store, text)
+        if by_value[2]:
+            return by_value
+        models, matched = _with_weights(store, text, roots)
+        if models:
+            return models, set(), matched
     try:
         artifact = find_artifact(store, text)
     except LineageError:
@@ -412,13 +420,7 @@ def _of_manifest(
         artifact = artifacts[link.artifact_id]
         if not link.output or artifact.type != _MODEL_TYPE:
             continue
-        try:
-            manifest = json.loads(files.find_file(artifact, _MANIFEST, roots).path.read_bytes())
-        except (LineageError, OSError, ValueError, RecursionError):
-            continue
-        if not isinstance(manifest, dict):
-            continue
-        for name, value in taken_apart("manifest", manifest).items():
+        for name, value in _manifest(artifact, roots).items():
             part = name.removeprefix("manifest.")
             if part.startswith("base_weights"):
                 section = "base weights"
@@ -427,6 +429,30 @@ def _of_manifest(
             else:
                 continue
             yield Fact(section, name, value, step.execution.node, step.execution.id, artifact.id)
+
+
+def _manifest(model: Artifact, roots: Sequence[str]) -> dict[str, Value]:
+    """What a model's files say about it; nothing where they are not here."""
+    try:
+        content = json.loads(files.find_file(model, _MANIFEST, roots).path.read_bytes())
+    except (LineageError, OSError, ValueError, RecursionError):
+        return {}
+    return taken_apart("manifest", content) if isinstance(content, dict) else {}
+
+
+def _with_weights(
+    store: Store, text: str, roots: Sequence[str]
+) -> tuple[frozenset[int], list[str]]:
+    """Models that began with weights of this hash."""
+    matched: collections.Counter[str] = collections.Counter()
+    found = set()
+    if roots and len(text) >= _MIN_HASH_DIGITS:
+        for model in store.artifacts(store.artifacts_of_type(_MODEL_TYPE)):
+            for name, value in _manifest(model, roots).items():
+                if "weights" in name and isinstance(value, str) and _begins_hash(value, text):
+                    matched[f"{name} = {value} of models"] += 1
+                    found.add(model.id)
+    return frozenset(found), [f"{what} ({n})" for what, n in matched.items()]
 
 
 def _facts(step: TracedStep, artifacts: dict[int, Artifact]) -> Iterator[Fact]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from made_store import (
     COMPLETE,
@@ -150,6 +153,32 @@ def test_impact_of_weights_reaches_every_run(store):
     assert len(impact.runs) == 6
     assert [t.version for t in impact.releases] == ["1", "2"]
     assert any(line.startswith("custom_config.base_weights_hash") for line in impact.matched)
+
+
+def test_manifests_know_the_weights_file_by_file(tmp_path):
+    maker = StoreMaker(folder=str(tmp_path))
+    made = maker.run("one")
+    maker.run("two", Settings(steps=7), FIRST_DAY + MINUTE, loss=0.1)
+    maker.save(tmp_path / "db")
+    uri = Path(maker.artifacts[made["model"][0].place][1].uri, "Format-Serving")
+    uri.mkdir(parents=True)
+    weights = {"decoder": "0123456789abcdef", "text_encoder": "fedcba9876543210"}
+    (uri / "manifest.json").write_text(
+        json.dumps({"base_weights": weights, "git_commit": "abc", "seed": 3})
+    )
+    with lineage.locate(str(tmp_path / "db")).open() as store:
+        trace = lineage.trace(store, "1", [str(tmp_path)])
+        facts = {(f.section, f.name): f.value for f in trace.facts}
+        assert facts["base weights", "manifest.base_weights.decoder"] == "0123456789abcdef"
+        assert facts["code", "manifest.git_commit"] == "abc"
+        assert ("hyperparameters", "manifest.seed") not in facts
+        impact = lineage.impact(store, "fedcba98", [str(tmp_path)])
+        assert [run.name for run in impact.runs] == ["one"]
+        assert [t.version for t in impact.releases] == ["1"]
+        # Not from folders that are nobody's business.
+        assert not any("manifest" in f.name for f in lineage.trace(store, "1", ["/none"]).facts)
+        with pytest.raises(lineage.LineageError, match="goes by"):
+            lineage.impact(store, "fedcba98")
 
 
 @pytest.mark.parametrize("text", ["nothing", "", "bad", "%", "data/ba_", "99999"])
