@@ -272,7 +272,7 @@ def _facts_of_run(store: Store, run_id: int) -> dict[tuple[str, str, str], Value
         artifact = artifacts[link.artifact_id]
         key = link.key if link.index == 0 else f"{link.key}[{link.index}]"
         for name, value in artifact.properties.items():
-            if name == "current_model_id":
+            if name in ("current_model", "current_model_id"):
                 continue
             section = "metrics" if _is_metric(artifact, name, value) else "data"
             if _is_code(name):

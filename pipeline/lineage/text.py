@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.lineage.comparing import Comparison, Diff, Why
+from pipeline.lineage.comparing import Comparison, Diff, Difference, Why
 from pipeline.lineage.model import (
     Artifact,
     Execution,
@@ -259,7 +259,7 @@ def diff_text(diff: Diff) -> str:
     ]
     for section in dict.fromkeys(d.section for d in diff.differences):
         rows = [
-            [d.step, d.name, cut(shown_value(d.first)), cut(shown_value(d.second)), change(d)]
+            [d.step, d.name, *_where_they_differ(d), change(d)]
             for d in diff.differences
             if d.section == section
         ]
@@ -329,7 +329,7 @@ def comparison_text(comparison: Comparison) -> str:
     )
 
 
-def change(difference: Any) -> str:
+def change(difference: Difference) -> str:
     """A change of numbers in per cent."""
     first, second = difference.first, difference.second
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (first, second))
@@ -371,6 +371,17 @@ def _json_field(name: str, value: Any) -> Any:
             return value
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return jsonable(value)
+
+
+def _where_they_differ(difference: Difference) -> tuple[str, str]:
+    """Both values; of long ones what is around the first character that differs."""
+    values = shown_value(difference.first), shown_value(difference.second)
+    pairs_of = enumerate(zip(*values, strict=False))
+    same = next((i for i, (a, b) in pairs_of if a != b), min(map(len, values)))
+    if max(map(len, values)) <= _MAX_CELL or same < _MAX_CELL // 2:
+        return cut(values[0]), cut(values[1])
+    first, second = (f"...{v[same - _MAX_CELL // 4 :]}" for v in values)
+    return cut(first), cut(second)
 
 
 def _touched(touched: Touched) -> list[str]:

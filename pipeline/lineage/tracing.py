@@ -316,15 +316,21 @@ def _with_value(store: Store, text: str) -> tuple[frozenset[int], set[int], list
     if _is_number(text) and len(text) < _MIN_HASH_DIGITS:
         return frozenset(), set(), []
     wanted = {text, os.path.abspath(text)} if text else {text}
+    # A path from elsewhere: `data/creatures` means `/home/me/project/data/creatures`.
+    tail = f"/{text}" if "/" in text.strip("/") else None
 
     def meant(value: Value) -> bool:
-        return isinstance(value, str) and (value in wanted or _begins_hash(value, text))
+        return isinstance(value, str) and (
+            value in wanted
+            or _begins_hash(value, text)
+            or (tail is not None and value.endswith(tail))
+        )
 
     candidates: dict[str, set[int]] = {"Execution": set(), "Artifact": set()}
     for table, ids in candidates.items():
         for word in wanted:
             escaped = word.replace("!", "!!").replace("%", "!%").replace("_", "!_")
-            for pattern in (f"{escaped}%", f'{{%"{escaped}%'):
+            for pattern in (f"{escaped}%", f'{{%"{escaped}%', f"%/{escaped}%"):
                 ids |= {i for i, _, _ in store.property_texts(table, pattern)}
     matched: collections.Counter[str] = collections.Counter()
     starts, involved = set(), set()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import HOSTILE
+from made_store import StoreMaker
 
 from pipeline.lineage import cli
 
@@ -130,6 +131,17 @@ def test_store_before_or_after_the_command(small, capsysbinary):
     after = capsysbinary.readouterr().out
     assert cli.main(["--store", path, "runs"]) == 0
     assert capsysbinary.readouterr().out == after
+
+
+def test_long_values_show_where_they_differ(tmp_path, capsysbinary):
+    maker = StoreMaker()
+    for run, end in (("one", "0.9}]"), ("two", "-0.1}]")):
+        maker.execution(run, "Evaluator", settings={"config": "x" * 200 + end + "y" * 200})
+    maker.save(tmp_path / "db")
+    assert cli.main(["--store", str(tmp_path / "db"), "diff", "one", "two"]) == 0
+    output = capsysbinary.readouterr().out.decode()
+    assert "...xxxxxxxxxxxxxxx0.9}]y" in output
+    assert "...xxxxxxxxxxxxxxx-0.1}]y" in output
 
 
 def test_plot(ask, tmp_path):

@@ -187,6 +187,19 @@ def test_impact_of_nothing(store, text):
         lineage.impact(store, text)
 
 
+def test_impact_of_a_path_from_elsewhere(tmp_path, monkeypatch):
+    maker = StoreMaker()
+    maker.run("one", Settings(dataset="/home/me/project/data/creatures"))
+    maker.run("two", Settings(dataset="/home/me/project/more-data/creatures"))
+    maker.run("three", Settings(dataset=str(tmp_path / "here")))
+    maker.save(tmp_path / "db")
+    monkeypatch.chdir(tmp_path)
+    with lineage.locate("db").open() as store:
+        for text in ("data/creatures", "project/data/creatures"):
+            assert [run.name for run in lineage.impact(store, text).runs] == ["one"]
+        assert [run.name for run in lineage.impact(store, "here").runs] == ["three"]
+
+
 def test_circles_end(tmp_path):
     maker = StoreMaker()
     one, two = maker.artifact("Model"), maker.artifact("Model")
