@@ -235,18 +235,17 @@ def compare(
 
 
 def _add_setting(store: Store, name: str, values: dict[int, dict[str, Value]]) -> None:
-    steps = {e: run for run in values for e in store.step_ids(run)}
-    known: set[str] = set()
+    steps = {e: run for e, run in store.run_of.items() if run in values}
+    last = name.rpartition(".")[2]
     found = False
-    for execution in store.executions(steps):
+    for execution in store.executions(store.executions_with_setting(last) & steps.keys()):
         for setting, value in execution.settings.items():
             path = f"{execution.node}.{setting}"
-            known.add(path)
             if path == name or path.endswith(f".{name}"):
                 values[steps[execution.id]][name] = value
                 found = True
     if not found:
-        last = name.rpartition(".")[2]
+        known = {f"{e.node}.{s}" for e in store.executions(steps) for s in e.settings}
         near = sorted(k for k in known if last in k) or sorted(known)
         raise LineageError(
             f"no step of these runs has a setting {name!r}; there are: {', '.join(near[:12])}"

@@ -215,6 +215,15 @@ class Store:
             )
         ]
 
+    @functools.cached_property
+    def artifact_types(self) -> dict[int, str]:
+        """Names of the types of all artifacts."""
+        return dict(
+            self._database.rows(
+                "SELECT a.id, t.name FROM Artifact a JOIN Type t ON t.id = a.type_id"
+            )
+        )
+
     def artifact(self, artifact_id: int) -> Artifact:
         """One artifact.
 
@@ -306,10 +315,7 @@ class Store:
 
     def artifacts_of_type(self, name: str) -> list[int]:
         """Ids of all artifacts of a type."""
-        rows = self._database.rows(
-            "SELECT a.id FROM Artifact a JOIN Type t ON t.id = a.type_id WHERE t.name = ?", name
-        )
-        return [i for (i,) in rows]
+        return [i for i, kind in self.artifact_types.items() if kind == name]
 
     def artifacts_named(self, name: str) -> list[int]:
         """Ids of artifacts with a name of their own, as Vertex gives them."""
@@ -327,6 +333,17 @@ class Store:
             "WHERE string_value LIKE ? ESCAPE '!'",
             pattern,
         )
+
+    def executions_with_setting(self, name: str) -> set[int]:
+        """Ids of executions that may have a setting whose name ends like this."""
+        escaped = escape_like(name)
+        rows = self._database.rows(
+            "SELECT execution_id FROM ExecutionProperty "
+            "WHERE name LIKE ? ESCAPE '!' OR string_value LIKE ? ESCAPE '!'",
+            f"%{escaped}",
+            f"{{%{escaped}%",
+        )
+        return {i for (i,) in rows}
 
     @functools.cached_property
     def pipelines(self) -> dict[int, str]:
@@ -498,6 +515,11 @@ class Store:
             target = hidden if name.startswith("__") or name == _ERROR_PROPERTIES[0] else shown
             target[i][name] = value
         return shown, hidden
+
+
+def escape_like(text: str) -> str:
+    """`text` for a pattern of LIKE with the escape `!`."""
+    return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
 
 
 def _status(steps: list[_Step], abandoned: bool) -> RunStatus:

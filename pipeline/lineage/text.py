@@ -332,8 +332,9 @@ def comparison_text(comparison: Comparison) -> str:
 def change(difference: Difference) -> str:
     """A change of numbers in per cent."""
     first, second = difference.first, difference.second
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (first, second))
-    if not numbers or not first or not math.isfinite(second / first):
+    if not isinstance(first, (int, float)) or not isinstance(second, (int, float)):
+        return ""
+    if isinstance(first, bool) or not first or not math.isfinite(second / first):
         return ""
     return f"{100 * (second / first - 1):+.1f} %"
 

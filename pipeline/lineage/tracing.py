@@ -19,7 +19,7 @@ from pipeline.lineage.model import (
     Value,
     shown_time,
 )
-from pipeline.lineage.store import Store, taken_apart
+from pipeline.lineage.store import Store, escape_like, taken_apart
 
 MADE, DESCRIBES, COMPARED = "made it", "describes it", "baseline"
 
@@ -250,7 +250,7 @@ def impact(store: Store, text: str, roots: Sequence[str] = ()) -> Impact:
     starts, executions, matched = _starts(store, text, roots)
     graph = store.graph
     made, touched = graph.downstream(starts, comparisons=False), graph.downstream(starts)
-    artifacts = store.artifacts(touched.artifacts)
+    types = {i: store.artifact_types[i] for i in touched.artifacts}
     involved = {
         *executions,
         *touched.executions,
@@ -259,7 +259,7 @@ def impact(store: Store, text: str, roots: Sequence[str] = ()) -> Impact:
     }
     run_ids = {store.run_of[e] for e in involved if e in store.run_of}
     runs = {run.id: run for run in store.runs(run_ids)}
-    models = [a for a in artifacts if a.type in (_MODEL_TYPE, _PUSHED_TYPE)]
+    models = store.artifacts(i for i, t in types.items() if t in (_MODEL_TYPE, _PUSHED_TYPE))
     makers = {a.id: graph.maker(a.id) for a in models}
 
     def touched_by(artifact: Artifact) -> Touched:
@@ -281,7 +281,7 @@ def impact(store: Store, text: str, roots: Sequence[str] = ()) -> Impact:
             for a in models
             if a.type == _PUSHED_TYPE and a.properties.get("pushed_version") is not None
         ),
-        artifacts=dict(collections.Counter(a.type for a in artifacts).most_common()),
+        artifacts=dict(collections.Counter(types.values()).most_common()),
     )
 
 
@@ -329,7 +329,7 @@ def _with_value(store: Store, text: str) -> tuple[frozenset[int], set[int], list
     candidates: dict[str, set[int]] = {"Execution": set(), "Artifact": set()}
     for table, ids in candidates.items():
         for word in wanted:
-            escaped = word.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+            escaped = escape_like(word)
             for pattern in (f"{escaped}%", f'{{%"{escaped}%', f"%/{escaped}%"):
                 ids |= {i for i, _, _ in store.property_texts(table, pattern)}
     matched: collections.Counter[str] = collections.Counter()
