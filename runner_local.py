@@ -40,7 +40,7 @@ examples:
 
 what is written, all below --output:
   serving_model/        the pushed models, by version
-  report/               pictures before and after, loss curve, summary.json
+  report/               pages about dataset and evaluation, pictures, loss curve, summary.json
   metadata.sqlite       ML Metadata: every step, its settings, inputs and outputs
   artifacts/            the outputs of every step
   checkpoints/          where a killed training goes on

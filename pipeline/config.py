@@ -34,6 +34,10 @@ DEFAULT_FILE = Path(__file__).resolve().parent / "default.yaml"
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
+# Pictures of this size are drawn in a fraction of a second on two cores.
+_SAMPLED_IMAGE_SIZE = 64
+_NUM_SAMPLES = 32
+
 Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -122,13 +126,22 @@ class EvaluationConfig:
         num_strata: Timesteps drawn for each held-out picture, one from each equal part of the
             noise schedule.
         seed: Decides timesteps and noise.
+        baseline: What a model is compared with.
         min_loss_improvement: How far the held-out loss must be below the baseline's for the
             model to be blessed.
+        max_loss_regression: How far above the baseline's the interval may say that it is.
+        max_stratum_regression: The same in any part of the noise schedule, as a fraction of the
+            baseline's loss there.
+        num_samples: Held-out captions that pictures are drawn for.
     """
 
     num_strata: Annotated[int, Field(ge=1, le=1000)]
     seed: Seed
+    baseline: Literal["latest_blessed", "base_weights"]
     min_loss_improvement: Annotated[float, Field(allow_inf_nan=False)]
+    max_loss_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    max_stratum_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    num_samples: Annotated[int, Field(ge=0, le=10_000)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -235,6 +248,9 @@ def load_config(
     ):
         if settings[key].value is None:
             settings[key] = _Setting(recommended, "the preset's")
+    if settings["evaluation.num_samples"].value is None:
+        small = settings["model.image_size"].value == _SAMPLED_IMAGE_SIZE
+        settings["evaluation.num_samples"] = _Setting(_NUM_SAMPLES if small else 0, "for the size")
 
     sections = {name: _build(name, cls, settings) for name, cls in _SECTIONS.items()}
     output = settings["output"]

@@ -1,74 +1,114 @@
-"""The decision whether a model is good enough: TFX's stock Evaluator on LossScorer's scores.
+"""The decision whether a model is good enough: TFX's Evaluator on LossScorer's scores.
 
 The scores are predictions already made, so the Evaluator loads no model. Candidate and baseline
-were scored on the same noise; the mean of the paired differences decides, against the base weights
-in a first run and against the latest blessed model later.
+were scored on the same noise; the mean of the paired differences and its interval decide, against
+the base weights in a first run and against the latest blessed model later.
 """
 
 from __future__ import annotations
 
+import json
 import math
 
 import tensorflow_model_analysis as tfma
-from google.protobuf import text_format
-from tfx.components import Evaluator
 from tfx.dsl.components.common.resolver import Resolver, ResolverStrategy
 from tfx.types import BaseChannel, Channel, standard_artifacts
 
+from components.evaluator.executor import CHANGE, CHANGE_UPPER, INCREASE_UPPER
+from components.loss_scorer.scorer import (
+    CAPTION_BUCKET,
+    COLOUR_AGREEMENT,
+    COLOUR_AGREEMENT_BASELINE,
+    FEATURES_BASELINE,
+    FEATURES_CANDIDATE,
+    FEATURES_HELD_OUT,
+    STRATUM,
+)
 from pipeline.baseline import BLESSING, CANDIDATE, MODEL, LatestBlessedBeforeCandidate
+from pipeline.config import EvaluationConfig
 
-# One model alone, although there is a baseline: beside a second one, TFMA looks for the threshold
-# of `Mean` under a model's name that `Mean` does not give its results, and never blesses.
-# Confidence intervals are off: their default method, the jackknife, changes the point values.
-_EVAL_CONFIG = """
-model_specs {
-  name: "candidate" prediction_key: "loss" label_key: "label" model_type: "materialized_prediction"
-}
-slicing_specs {}
-slicing_specs { feature_keys: "timestep_bucket" }
-metrics_specs {
-  metrics { class_name: "ExampleCount" }
-  metrics { class_name: "MeanPrediction" config: '"name": "loss"' }
-  metrics {
-    class_name: "Mean"
-    config: '"name": "loss_baseline", "feature_key_path": ["features", "loss_baseline"]'
-  }
-  metrics {
-    class_name: "Mean"
-    config: '"name": "loss_delta", "feature_key_path": ["features", "loss_delta"]'
-  }
-}
-options { include_default_metrics { value: false } }
-"""
+_METRICS_MODULE = "components.evaluator.metrics"
 
 
-def eval_config(min_loss_improvement: float = 0.0) -> tfma.EvalConfig:
+def eval_config(settings: EvaluationConfig) -> tfma.EvalConfig:
     """What the Evaluator computes, and when it blesses.
 
-    Metrics, over all rows and for each stratum of timesteps: the number of rows
-    (`example_count`), the mean losses of the candidate (`loss`) and of what it was compared with
-    (`loss_baseline`), and the mean of the paired differences (`loss_delta`).
+    Metrics, over all rows, for each stratum of timesteps and for each length of captions: the
+    number of rows (`example_count`); with their 95 % intervals the mean losses of the candidate
+    (`loss`) and of what it was compared with (`loss_baseline`), and the mean of the paired
+    differences (`loss_delta`); the upper end of the latter's interval (`loss_delta_upper`), also
+    as a fraction of the mean of `loss_baseline` (`loss_increase_upper`); and, where samples are
+    drawn, their measures.
 
-    Args:
-        min_loss_improvement: The candidate is blessed only if the mean of `loss_delta` over all
-            rows is below minus this number. A mean that is not a number never is.
-
-    Raises:
-        ValueError: `min_loss_improvement` is not a finite number.
+    The candidate is blessed where over all rows `loss_delta` is below minus
+    `min_loss_improvement` and `loss_delta_upper` at most `max_loss_regression`, and in no stratum
+    `loss_increase_upper` is above `max_stratum_regression`. What is not a number never is.
     """
-    if not math.isfinite(min_loss_improvement):
-        raise ValueError(
-            f"min_loss_improvement {min_loss_improvement} is impossible: it must be a finite number"
-        )
-    config = text_format.Parse(_EVAL_CONFIG, tfma.EvalConfig())
-    # TFMA's bound is inclusive, and an equal model is no better one.
-    bound = math.nextafter(-min_loss_improvement, -math.inf)
-    loss_delta = config.metrics_specs[0].metrics[-1]
-    # A threshold without slices would hold for every stratum, too.
-    threshold = loss_delta.per_slice_thresholds.add()
-    threshold.slicing_specs.add()
-    threshold.threshold.value_threshold.upper_bound.value = bound
-    return config
+    # TFMA's bounds are inclusive, and an equal model is no better one.
+    below = math.nextafter(-settings.min_loss_improvement, -math.inf)
+    metrics = [
+        tfma.MetricConfig(class_name="ExampleCount"),
+        _metric("MeanWithInterval", feature="loss"),
+        _metric("MeanWithInterval", feature="loss_baseline"),
+        _at_most(below, _metric("MeanWithInterval", feature=CHANGE)),
+        _at_most(
+            settings.max_loss_regression, _metric("UpperBound", feature=CHANGE, name=CHANGE_UPPER)
+        ),
+        _at_most(
+            settings.max_stratum_regression,
+            _metric("UpperBound", feature=CHANGE, relative_to="loss_baseline", name=INCREASE_UPPER),
+            STRATUM,
+        ),
+    ]
+    if settings.num_samples:
+        metrics += [
+            _metric("MeanWithInterval", feature=COLOUR_AGREEMENT),
+            _metric("MeanWithInterval", feature=COLOUR_AGREEMENT_BASELINE),
+            *(
+                _metric("FrechetDistance", feature=features, reference=FEATURES_HELD_OUT, name=name)
+                for features, name in (
+                    (FEATURES_CANDIDATE, "feature_distance"),
+                    (FEATURES_BASELINE, "feature_distance_baseline"),
+                )
+            ),
+        ]
+    return tfma.EvalConfig(
+        # One model alone, although there is a baseline: beside a second one, TFMA looks for the
+        # thresholds under a model's name that metrics of features do not give their results, and
+        # never blesses.
+        model_specs=[
+            tfma.ModelSpec(
+                name="candidate",
+                prediction_key="loss",
+                label_key="label",
+                model_type="materialized_prediction",
+            )
+        ],
+        slicing_specs=[tfma.SlicingSpec(), *map(_every, (STRATUM, CAPTION_BUCKET))],
+        metrics_specs=[tfma.MetricsSpec(metrics=metrics)],
+        # TFMA's own intervals stay off; `components.evaluator.metrics` says why.
+        options={"include_default_metrics": {"value": False}},
+    )
+
+
+def _metric(class_name: str, **config: str) -> tfma.MetricConfig:
+    return tfma.MetricConfig(
+        class_name=class_name, module=_METRICS_MODULE, config=json.dumps(config)
+    )
+
+
+def _at_most(bound: float, metric: tfma.MetricConfig, feature: str = "") -> tfma.MetricConfig:
+    """Puts a threshold on a metric: over all rows, or in every slice by `feature`."""
+    # A threshold without slices would hold for every slice, too.
+    metric.per_slice_thresholds.add(
+        slicing_specs=[_every(feature) if feature else tfma.SlicingSpec()],
+        threshold={"value_threshold": {"upper_bound": {"value": bound}}},
+    )
+    return metric
+
+
+def _every(feature: str) -> tfma.SlicingSpec:
+    return tfma.SlicingSpec(feature_keys=[feature])
 
 
 def baseline_node(
@@ -87,22 +127,3 @@ def baseline_node(
     if strategy is LatestBlessedBeforeCandidate:
         channels[CANDIDATE] = candidate
     return Resolver(strategy, None, **channels).with_id("LatestBlessedModel")
-
-
-def evaluator_node(
-    scores: BaseChannel,
-    model: BaseChannel,
-    baseline_model: BaseChannel,
-    config: tfma.EvalConfig,
-) -> Evaluator:
-    """The stock Evaluator on scores.
-
-    Args:
-        scores: LossScorer's output.
-        model: The candidate, which the blessing is about.
-        baseline_model: What LossScorer was given, too; may stay empty.
-        config: From `eval_config`.
-    """
-    return Evaluator(
-        examples=scores, model=model, baseline_model=baseline_model, eval_config=config
-    )

@@ -20,13 +20,14 @@ from components.dataset_report import DatasetReport
 from components.diffusion_trainer import DiffusionTrainer
 from components.diffusion_trainer.custom_job import WorkerJob
 from components.evaluation_report import EvaluationReport
+from components.evaluator import Evaluator
 from components.latent_gen import LatentGen
 from components.loss_scorer import LossScorer
 from components.pinned_schema_gen import PinnedSchemaGen
 from components.serving_pusher import ServingPusher
 from pipeline.baseline import LatestBlessedBeforeCandidate
 from pipeline.config import RunConfig
-from pipeline.evaluation import baseline_node, eval_config, evaluator_node
+from pipeline.evaluation import baseline_node, eval_config
 from trainer.presets import get_preset
 from trainer.weights import base_weights_hash
 
@@ -146,8 +147,12 @@ def create_pipeline(
         worker_job=worker_job,
     ).with_id("Trainer")
     candidate = trainer.outputs["model"]
-    baseline = baseline_node(candidate, baseline_strategy)
-    baseline_model = baseline.outputs["model"]
+    baseline = (
+        baseline_node(candidate, baseline_strategy)
+        if config.evaluation.baseline == "latest_blessed"
+        else None
+    )
+    baseline_model = baseline.outputs["model"] if baseline else None
     loss_scorer = LossScorer(
         latents=latents,
         model=candidate,
@@ -157,17 +162,28 @@ def create_pipeline(
         base_weights=model.base_weights,
         num_strata=config.evaluation.num_strata,
         seed=config.evaluation.seed,
+        num_samples=config.evaluation.num_samples,
+        sample_steps=config.validation.num_steps,
+        sample_guidance_scale=config.validation.guidance_scale,
     )
     scores = loss_scorer.outputs["scores"]
-    evaluator = evaluator_node(
-        scores, candidate, baseline_model, eval_config(config.evaluation.min_loss_improvement)
+    evaluator = Evaluator(
+        examples=scores,
+        model=candidate,
+        baseline_model=baseline_model,
+        eval_config=eval_config(config.evaluation),
     )
     blessing = evaluator.outputs["blessing"]
     report = EvaluationReport(
+        examples=examples,
+        latents=latents,
         model=candidate,
         model_run=trainer.outputs["model_run"],
+        baseline_model=baseline_model,
         scores=scores,
+        evaluation=evaluator.outputs["evaluation"],
         blessing=blessing,
+        base_weights=model.base_weights,
     )
     pusher = ServingPusher(
         model=candidate, model_blessing=blessing, scores=scores, push_destination=serving_dir
@@ -183,7 +199,7 @@ def create_pipeline(
             dataset_report,
             latent_gen,
             trainer,
-            baseline,
+            *([baseline] if baseline else []),
             loss_scorer,
             evaluator,
             report,

@@ -32,6 +32,7 @@ class RunResult:
         loss_baseline: Held-out loss of what it was compared with.
         baseline: What that was.
         blessed: Whether the evaluation found the model good enough to push.
+        reasons: Why it did not.
         version: Version in the serving directory.
         model_run: Folder with the TensorBoard logs.
         report: Folder with the report's files.
@@ -45,6 +46,7 @@ class RunResult:
     loss_baseline: float | None
     baseline: str | None
     blessed: bool | None
+    reasons: tuple[str, ...]
     version: str | None
     model_run: str | None
     report: str | None
@@ -61,11 +63,11 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
     contexts = store.get_contexts_by_execution(execution_ids[0]) if execution_ids else []
     outputs = {e.artifact_id for e in events if e.type == mlmd.Event.OUTPUT}
     by_type: dict[str, mlmd.Artifact] = {}
-    scores: dict[str, mlmd.Value] = {}
+    baseline: str | None = None
     for artifact in store.get_artifacts_by_id(sorted(outputs)):
         by_type[artifact.type] = artifact
-        if "loss_baseline" in artifact.custom_properties:
-            scores = dict(artifact.custom_properties)
+        if artifact.type == "Examples" and "baseline" in artifact.custom_properties:
+            baseline = artifact.custom_properties["baseline"].string_value
 
     def properties(type_name: str) -> dict[str, mlmd.Value]:
         return dict(by_type[type_name].custom_properties) if type_name in by_type else {}
@@ -73,14 +75,22 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
     def uri(type_name: str) -> str | None:
         return by_type[type_name].uri if type_name in by_type else None
 
+    evaluation = properties("ModelEvaluation")
     blessing = properties("ModelBlessing")
     pushed = properties("PushedModel")
     rejects = properties(_REJECTS_TYPE)
+
+    def number(name: str) -> float | None:
+        return evaluation[name].double_value if name in evaluation else None
+
     return RunResult(
-        loss=scores["loss"].double_value if "loss" in scores else None,
-        loss_baseline=scores["loss_baseline"].double_value if scores else None,
-        baseline=scores["baseline"].string_value if "baseline" in scores else None,
+        loss=number("loss"),
+        loss_baseline=number("loss_baseline"),
+        baseline=baseline,
         blessed=bool(blessing["blessed"].int_value) if "blessed" in blessing else None,
+        reasons=tuple(blessing["reasons"].string_value.splitlines())
+        if "reasons" in blessing
+        else (),
         version=pushed["pushed_version"].string_value or None
         if "pushed_version" in pushed
         else None,
@@ -123,7 +133,7 @@ def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path
                 f"{result.loss:.4f} fine-tuned ({change:+.1f} %)",
             )
         )
-    rows.append(("pushed", _pushed(config, result, serving_dir)))
+    rows.append(("pushed", _pushed(result, serving_dir)))
     if result.rejected and result.rejects:
         rows.append(
             ("rows set aside", f"{result.rejected}, listed in {shown_path(result.rejects)}")
@@ -131,6 +141,7 @@ def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path
     report = Path(config.output) / REPORT_NAME
     for label, name in (
         ("dataset", "dataset.html"),
+        ("evaluation", "evaluation.html"),
         ("pictures", "before_after.png"),
         ("loss curve", "loss_curve.png"),
     ):
@@ -199,15 +210,11 @@ def shown_path(path: str | os.PathLike[str]) -> str:
     return absolute if relative.startswith("..") else relative
 
 
-def _pushed(config: RunConfig, result: RunResult, serving_dir: str) -> str:
+def _pushed(result: RunResult, serving_dir: str) -> str:
     if result.version is not None:
         return f"version {result.version} in {shown_path(serving_dir)}"
     if result.blessed is False:
-        return (
-            "no: the model was not blessed, because its held-out loss is not lower than the "
-            f"baseline's by more than {config.evaluation.min_loss_improvement:g} "
-            "(evaluation.min_loss_improvement)"
-        )
+        return f"no: {'; '.join(result.reasons) or 'the model is not blessed'}"
     return "no"
 
 

@@ -54,6 +54,9 @@ evaluation:
   num_strata: 2
   # So few steps need make nothing better; what is pushed is the point here.
   min_loss_improvement: -10.0
+  max_loss_regression: 10.0
+  max_stratum_regression: 10.0
+  num_samples: 2
 """
 
 
@@ -140,6 +143,7 @@ def test_first_run_leaves_pictures_models_and_lineage(
     for name in ("before_after.png", "loss_curve.png"):
         with Image.open(report / name) as image:
             assert min(image.size) > 200
+    assert "Blessed</h1>" in (report / "evaluation.html").read_text()
     summary = json.loads((report / "summary.json").read_text())
     assert summary["loss"] > 0
     assert summary["loss_baseline"] > 0

@@ -86,6 +86,16 @@ def token_count(caption: str) -> int:
     return len(_encode(caption)) + 2
 
 
+def caption_of(tokens: Sequence[int]) -> str:
+    """A caption with these tokens: lower case, with spaces between words and signs.
+
+    Args:
+        tokens: A row of `tokenize`.
+    """
+    inner = itertools.takewhile(lambda token: token != END_OF_TEXT, map(int, tokens[1:]))
+    return _library().decode(list(inner)).strip()
+
+
 def vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """The vocabulary as the files of transformers' `CLIPTokenizer` have it.
 

@@ -13,6 +13,7 @@ from components.dataset_report import executor
 _CODE = (
     "components.caption_validator",
     "components.dataset_report",
+    "components.pages",
     "components.tfrecords",
     "trainer.images",
     "trainer.tokenizer",

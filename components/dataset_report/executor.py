@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import importlib.resources
 import itertools
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jinja2
 from tfx import types
 from tfx.dsl.components.base import base_executor
 from tfx.dsl.io import fileio
@@ -21,7 +18,6 @@ from tfx.types import artifact_utils
 from tfx.utils import io_utils
 
 from components.caption_validator.anomalies import read_anomalies
-from components.dataset_report import charts
 from components.dataset_report.samples import CutCaption, Sample, collect
 from components.dataset_report.statistics import (
     CAPTION_LENGTH,
@@ -29,6 +25,7 @@ from components.dataset_report.statistics import (
     TOKENS,
     Statistics,
 )
+from components.pages.page import render
 from components.tfrecords import read_shard
 from trainer.tokenizer import MAX_LENGTH
 
@@ -44,14 +41,6 @@ _MAX_CUT_CAPTIONS = 10
 _MAX_REJECTS = 50
 
 _SCHEMA_TYPES = {0: "", 1: "bytes", 2: "int", 3: "float", 4: "struct"}
-
-# Shown as the pictures of control characters that Unicode has, or as what cannot be shown.
-_CONTROL = {
-    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"},
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-}
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +80,8 @@ class Executor(base_executor.BaseExecutor):
         reasons = rejected_reasons(rejects)
         shown = first_of_each_reason(_read_rejects(rejects), _MAX_REJECTS, list(reasons))
         page = render(
+            __package__,
+            _TEMPLATE_NAME,
             facts=_facts(examples),
             dataset=examples.get_string_custom_property("dataset"),
             rows=statistics.rows,
@@ -118,28 +109,6 @@ class Executor(base_executor.BaseExecutor):
         with fileio.open(path, "wb") as f:
             f.write(page.encode())
         logger.info("What the dataset is like: %s", path)
-
-
-def render(**content: Any) -> str:
-    """Fills in the page; whatever comes from the data is escaped."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"clip": clip, "short": charts.short, "visible": visible}
-    environment.globals["share_bar"] = charts.share_bar
-    template = importlib.resources.files(__package__).joinpath(_TEMPLATE_NAME)
-    return environment.from_string(template.read_text("utf-8")).render(content)
-
-
-def visible(text: str) -> str:
-    """Replaces the characters that a page cannot hold or show."""
-    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text.translate(_CONTROL))
-
-
-def clip(text: str, length: int) -> str:
-    """Shortens text to `length` characters, and says by how much."""
-    more = len(text) - length
-    return text if more <= 0 else f"{text[:length]}… (+{more:,} characters)"
 
 
 def rejected_reasons(rejects: types.Artifact) -> dict[str, int]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import bisect
 import dataclasses
-import io
 import re
 from collections.abc import Iterable
 
@@ -13,6 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from components.dataset_report.statistics import TOKENS
+from components.pages.page import data_uri
 from trainer.images import decode_image
 from trainer.tokenizer import MAX_LENGTH, token_count
 
@@ -110,13 +109,10 @@ def _sample(split: str, features: tf.train.Features) -> Sample:
     image = decode_image(features["image/encoded"].bytes_list.value[0])
     size = image.size
     image.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
-    jpeg = io.BytesIO()
-    image.save(jpeg, format="JPEG", quality=_JPEG_QUALITY)
-    data = base64.b64encode(jpeg.getvalue()).decode()
     return Sample(
         split,
         _caption(features),
-        f"data:image/jpeg;base64,{data}",
+        data_uri(image, "JPEG", quality=_JPEG_QUALITY),
         image.width,
         image.height,
         size,

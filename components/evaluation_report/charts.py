@@ -1,16 +1,18 @@
-"""The report's two charts, as PNG."""
+"""The report's charts: two as inline SVG for the page, one as PNG."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
+from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from components.evaluator.results import Metric
+from components.pages import svg
 
 _BLUE = "#2563eb"
 _GREY = "#8a9099"
@@ -19,11 +21,82 @@ _DPI = 144
 # Smoothed over about a fifteenth of the curve.
 _SMOOTHED_PART = 15
 
+_WIDTH, _HEIGHT = 400, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 8, 12, 26
+_MAX_POINTS = 400
+_CAP = 2.5
+
+
+def intervals(
+    series: Mapping[str, Sequence[tuple[float, Metric]]],
+    high_x: float,
+    label: str,
+    *,
+    zero_line: bool = False,
+    as_percent: bool = False,
+) -> Markup:
+    """Draws values with their intervals over an axis that starts at zero.
+
+    Args:
+        series: Places and values, by the class that colours them. What is not finite is left out.
+        high_x: Where the axis ends.
+        label: Says what the chart shows, to those who do not see it.
+        zero_line: Whether the axis of values runs through zero and is marked there.
+        as_percent: Whether values are fractions to be written as percentages.
+    """
+    drawn = [m for points in series.values() for _, m in points if math.isfinite(m.value)]
+    ends = [end for m in drawn for end in (m.value, m.lower, m.upper) if math.isfinite(end)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    plot = _Plot(0.0, high_x, low, high, "{:.0%}" if as_percent else "{:g}")
+    parts = plot.axes()
+    if zero_line:
+        parts.append(svg.line("base", _LEFT, plot.y(0.0), _WIDTH - _RIGHT, plot.y(0.0)))
+    for number, (css, points) in enumerate(series.items()):
+        # Side by side, or one would hide the other.
+        aside = 5 * (number - (len(series) - 1) / 2)
+        for place, metric in points:
+            if math.isfinite(metric.value):
+                parts += _point(css, plot.x(place) + aside, metric, plot.y)
+    return svg.chart(_WIDTH, _HEIGHT, label, parts)
+
+
+def curve(
+    steps: Sequence[float],
+    values: Sequence[float],
+    lines: Mapping[str, float],
+    label: str,
+) -> Markup:
+    """Draws a training curve, raw and smoothed, and values as lines across.
+
+    Args:
+        steps: In their order; records whose value is not finite are left out.
+        values: As many.
+        lines: Values by the class that colours them; what is not finite is left out.
+        label: Says what the chart shows, to those who do not see it.
+    """
+    pairs = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
+    across = {css: value for css, value in lines.items() if math.isfinite(value)}
+    found = [*(value for _, value in pairs), *across.values()]
+    plot = _Plot(0.0, max([1.0, *steps]), 0.0, max([0.0, *found]), "{:g}")
+    parts = plot.axes()
+    if pairs:
+        kept = np.array(pairs)
+        smooth = smoothed(kept[:, 1])
+        every = max(1, math.ceil(len(kept) / _MAX_POINTS))
+        for css, line in (("raw", kept[:, 1]), ("smooth", smooth)):
+            points = zip(kept[::every, 0], line[::every], strict=True)
+            path = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in points)
+            parts.append(Markup('<polyline class="{}" points="{}"/>').format(css, path))
+    for css, value in across.items():
+        y = plot.y(value)
+        parts.append(svg.line(css, _LEFT, y, _WIDTH - _RIGHT, y))
+    return svg.chart(_WIDTH, _HEIGHT, label, parts)
+
 
 def loss_curve(
     history: Sequence[Mapping[str, float]], loss: float, loss_baseline: float, baseline: str
 ) -> bytes:
-    """Draws the training loss over the steps, and the held-out losses as lines across.
+    """Draws the training loss over the steps, and the held-out losses as lines across, as PNG.
 
     Args:
         history: Records with `step` and `loss`.
@@ -31,7 +104,13 @@ def loss_curve(
         loss_baseline: Held-out loss of the baseline; not drawn if NaN.
         baseline: What the baseline is called.
     """
-    figure, axes = _figure()
+    # Not pyplot, whose state is global.
+    figure = Figure(figsize=(8, 4.5), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
     steps = np.array([record["step"] for record in history])
     losses = np.array([record["loss"] for record in history], np.float64)
     axes.plot(steps, losses, color=_BLUE, alpha=0.25, linewidth=1)
@@ -48,33 +127,9 @@ def loss_curve(
     axes.set_title("Fine-tuning", loc="left", color=_INK, fontweight="bold")
     axes.set_xlim(left=0)
     axes.legend(frameon=False)
-    return _png(figure)
-
-
-def loss_by_timestep(buckets: Sequence[Mapping[str, Any]], baseline: str) -> bytes:
-    """Draws the held-out losses of the strata of timesteps.
-
-    Args:
-        buckets: `timesteps`, `loss` and `loss_baseline` of each stratum, in their order.
-        baseline: What the baseline is called.
-    """
-    figure, axes = _figure()
-    positions = np.arange(len(buckets))
-    width = 0.4
-    for offset, key, label, color in (
-        (-width / 2, "loss_baseline", baseline, _GREY),
-        (width / 2, "loss", "fine-tuned", _BLUE),
-    ):
-        heights = [bucket[key] for bucket in buckets]
-        axes.bar(positions + offset, heights, width, color=color, label=label)
-    every = max(1, math.ceil(len(buckets) / 12))
-    axes.set_xticks(positions[::every], [bucket["timesteps"] for bucket in buckets][::every])
-    axes.tick_params(axis="x", labelsize=8)
-    axes.set_xlabel("timestep (0: hardly any noise, 999: nothing but noise)")
-    axes.set_ylabel("held-out loss (mean squared error of the noise)")
-    axes.set_title("Held-out loss by timestep", loc="left", color=_INK, fontweight="bold")
-    axes.legend(frameon=False)
-    return _png(figure)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -86,18 +141,55 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return (sums[end] - sums[first]) / (end - first)
 
 
-def _figure() -> tuple[Figure, Axes]:
-    # Not pyplot, whose state is global.
-    figure = Figure(figsize=(8, 4.5), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
+class _Plot:
+    """Where values lie on a chart."""
+
+    def __init__(
+        self, low_x: float, high_x: float, low_y: float, high_y: float, y_format: str
+    ) -> None:
+        self._low_x, self._high_x = low_x, high_x
+        if high_y <= low_y:
+            high_y = low_y + 1.0
+        margin = 0.04 * (high_y - low_y)
+        self._low_y = low_y - margin if low_y < 0 else low_y
+        self._high_y = high_y + margin
+        self._y_format = y_format
+
+    def x(self, value: float) -> float:
+        share = (value - self._low_x) / (self._high_x - self._low_x)
+        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        share = (value - self._low_y) / (self._high_y - self._low_y)
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+    def axes(self) -> list[Markup]:
+        """Lines across at round values, and both axes' numbers."""
+        parts = []
+        for tick in svg.ticks(self._low_y, self._high_y):
+            y = self.y(tick)
+            parts.append(svg.line("grid", _LEFT, y, _WIDTH - _RIGHT, y))
+            words = self._y_format.format(tick)
+            parts.append(
+                Markup('<text class="axis" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
+                    _LEFT - 6, y + 4, words
+                )
+            )
+        base = _HEIGHT - _BOTTOM
+        parts.append(svg.line("base", _LEFT, base, _WIDTH - _RIGHT, base))
+        for tick in svg.ticks(self._low_x, self._high_x):
+            parts.append(svg.text("axis", self.x(tick), _HEIGHT - 8, svg.short(tick), _WIDTH))
+        return parts
 
 
-def _png(figure: Figure) -> bytes:
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()
+def _point(css: str, x: float, metric: Metric, y: Callable[[float], float]) -> list[Markup]:
+    parts = []
+    words = f"{metric.value:.4f}"
+    if math.isfinite(metric.lower) and math.isfinite(metric.upper):
+        words += f" ({metric.lower:.4f} to {metric.upper:.4f})"
+        low, high = y(metric.lower), y(metric.upper)
+        parts.append(svg.line(css, x, low, x, high))
+        parts += [svg.line(css, x - _CAP, end, x + _CAP, end) for end in (low, high)]
+    circle = Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3">{}</circle>')
+    title = Markup("<title>{}</title>").format(words)
+    return [*parts, circle.format(css, x, y(metric.value), title)]

@@ -10,31 +10,52 @@ from components import artifacts
 from components.code_version import code_version
 from components.evaluation_report import executor
 
-_CODE = ("components.evaluation_report", "components.tfrecords")
+_CODE = (
+    "components.evaluation_report",
+    "components.evaluator",
+    "components.loss_scorer",
+    "components.pages",
+    "components.tfrecords",
+    "trainer.images",
+)
 
 
 class EvaluationReportSpec(component_spec.ComponentSpec):
     """Inputs, outputs and settings of EvaluationReport."""
 
-    PARAMETERS = {"code_version": component_spec.ExecutionParameter(type=str)}
+    PARAMETERS = {
+        "base_weights": component_spec.ExecutionParameter(type=str),
+        "code_version": component_spec.ExecutionParameter(type=str),
+    }
     INPUTS = {
+        "examples": component_spec.ChannelParameter(type=standard_artifacts.Examples),
+        "latents": component_spec.ChannelParameter(type=standard_artifacts.Examples),
         "model": component_spec.ChannelParameter(type=standard_artifacts.Model),
         "model_run": component_spec.ChannelParameter(type=standard_artifacts.ModelRun),
+        "baseline_model": component_spec.ChannelParameter(
+            type=standard_artifacts.Model, optional=True
+        ),
         "scores": component_spec.ChannelParameter(type=standard_artifacts.Examples),
+        "evaluation": component_spec.ChannelParameter(type=standard_artifacts.ModelEvaluation),
         "blessing": component_spec.ChannelParameter(type=standard_artifacts.ModelBlessing),
     }
     OUTPUTS = {"report": component_spec.ChannelParameter(type=artifacts.EvaluationReport)}
 
 
 class EvaluationReport(base_component.BaseComponent):
-    """Draws what an evaluation found.
+    """Shows what an evaluation found, on one page.
+
+    The numbers are the Evaluator's; nothing is averaged here that TFMA has averaged.
 
     Outputs:
       report: `components.EvaluationReport` with
-        `before_after.png`: each validation prompt drawn by the base weights and by the candidate's
-        exported SavedModels, from the same noise;
+        `evaluation.html`: the verdict and its reasons; every validation prompt drawn by the base
+        weights, by the model that this one was compared with, and by this one, from the same
+        noise; losses by timestep and by captions' length with their intervals; the training
+        curve; the held-out examples with the highest and the lowest loss, and what the model
+        makes of them. One file, which needs no network and no script;
+        `before_after.png`: the prompts drawn by the base weights and by the candidate;
         `loss_curve.png`: the training loss and the two held-out losses;
-        `loss_by_timestep.png`: the held-out losses by timestep;
         `summary.json`: the numbers.
     """
 
@@ -43,25 +64,41 @@ class EvaluationReport(base_component.BaseComponent):
 
     def __init__(
         self,
+        examples: types.BaseChannel,
+        latents: types.BaseChannel,
         model: types.BaseChannel,
         model_run: types.BaseChannel,
         scores: types.BaseChannel,
+        evaluation: types.BaseChannel,
         blessing: types.BaseChannel,
+        baseline_model: types.BaseChannel | None = None,
+        *,
+        base_weights: str = "default",
     ) -> None:
         """Makes the component.
 
         Args:
+            examples: What the dataset became.
+            latents: What LatentGen made of them.
             model: The candidate.
             model_run: Its training's logs and pictures.
             scores: What LossScorer made of it.
+            evaluation: What the Evaluator found.
             blessing: What the Evaluator says of it.
+            baseline_model: What LossScorer was given, too; may stay empty.
+            base_weights: Where the base weights come from, which the preset's numerics depend on.
         """
         super().__init__(
             EvaluationReportSpec(
+                base_weights=base_weights,
                 code_version=code_version(*_CODE),
+                examples=examples,
+                latents=latents,
                 model=model,
                 model_run=model_run,
+                baseline_model=baseline_model,
                 scores=scores,
+                evaluation=evaluation,
                 blessing=blessing,
                 report=channel_utils.as_channel([artifacts.EvaluationReport()]),
             )

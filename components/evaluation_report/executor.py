@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import collections
+import dataclasses
 import io
 import json
 import logging
@@ -21,18 +21,27 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
-from components.evaluation_report import charts
+from components.evaluation_report import charts, examples
 from components.evaluation_report.pictures import Pair, before_after
-from components.tfrecords import read_shard
+from components.evaluator.results import ALL, Metric, Metrics, Slice, of_feature, read_metrics
+from components.loss_scorer.draws import draw
+from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
+from components.pages.page import data_uri, render
 
+PAGE_NAME = "evaluation.html"
 BEFORE_AFTER_NAME = "before_after.png"
 LOSS_CURVE_NAME = "loss_curve.png"
-LOSS_BY_TIMESTEP_NAME = "loss_by_timestep.png"
 SUMMARY_NAME = "summary.json"
 
+_TEMPLATE_NAME = "template.html"
 _SPLIT = "eval"
-_LOSSES = ("loss", "loss_baseline", "loss_delta")
 _BASE_PICTURES = "step_000000"
+_NUM_EXTREMES = 4
+_NOTHING = Metric(math.nan)
+_LAST_TIMESTEP = 1000.0
+# Pictures up to this size are kept as they are; of larger ones the page has copies this large.
+_KEPT_SIZE = 256
+_JPEG_QUALITY = 85
 _FROM_MANIFEST = (
     "preset",
     "image_size",
@@ -44,8 +53,41 @@ _FROM_MANIFEST = (
     "training_seconds",
     "wall_time_seconds",
 )
+_FACTS = {
+    "Preset": "preset",
+    "Picture size": "image_size",
+    "Steps": "steps",
+    "Batch size": "batch_size",
+    "Learning rate": "learning_rate",
+    "Decay of the average": "ema_decay",
+    "Seed": "seed",
+    "Training, seconds": "training_seconds",
+    "Code": "code_version",
+}
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prompt:
+    """A validation prompt and its pictures; `compared` where there is an earlier model."""
+
+    text: str
+    base: np.ndarray
+    compared: np.ndarray | None
+    candidate: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """One of the examples with the highest or lowest loss."""
+
+    scored: examples.Scored
+    caption: str
+    picture: str
+    noisy: str
+    restored: str
+    timestep: int
 
 
 class Executor(base_executor.BaseExecutor):
@@ -59,10 +101,13 @@ class Executor(base_executor.BaseExecutor):
     ) -> None:
         """See `EvaluationReport`."""
         self._log_startup(input_dict, output_dict, exec_properties)
-        model = artifact_utils.get_single_instance(input_dict["model"])
+        model, scores, blessing = (
+            artifact_utils.get_single_instance(input_dict[name])
+            for name in ("model", "scores", "blessing")
+        )
         run = artifact_utils.get_single_uri(input_dict["model_run"])
-        scores = artifact_utils.get_single_instance(input_dict["scores"])
-        blessing = artifact_utils.get_single_instance(input_dict["blessing"])
+        metrics = read_metrics(artifact_utils.get_single_uri(input_dict["evaluation"]))
+        total = metrics.get(ALL, {})
         report = artifact_utils.get_single_instance(output_dict["report"])
         fileio.makedirs(report.uri)
 
@@ -75,67 +120,86 @@ class Executor(base_executor.BaseExecutor):
         history = [
             json.loads(line) for line in _read(os.path.join(run, "history.jsonl")).splitlines()
         ]
-        buckets = losses_by_timestep(_score_files(scores))
-        loss, loss_baseline, loss_delta = (_mean(scores, name) for name in _LOSSES)
         baseline = scores.get_string_custom_property("baseline")
         blessed = model_utils.is_model_blessed(blessing)
-        change = 100 * loss_delta / loss_baseline if loss_baseline else math.nan
+        reasons = blessing.get_string_custom_property("reasons").splitlines()
+        loss, loss_baseline, delta = (
+            total.get(name, _NOTHING) for name in ("loss", "loss_baseline", "loss_delta")
+        )
+        change = 100 * delta.value / loss_baseline.value if loss_baseline.value else math.nan
         summary = {
-            "loss": loss,
-            "loss_baseline": loss_baseline,
-            "loss_delta": loss_delta,
+            **{name: metric.value for name, metric in total.items()},
+            "loss": loss.value,
+            "loss_baseline": loss_baseline.value,
+            "loss_delta": delta.value,
+            "loss_delta_lower": delta.lower,
+            "loss_delta_upper": delta.upper,
             "loss_change_percent": change,
             "baseline": baseline,
             "blessed": blessed,
+            "reasons": reasons,
             "num_examples": scores.get_int_custom_property("num_examples"),
-            "by_timestep": buckets,
+            "by_timestep": _by(metrics, STRATUM, "timesteps"),
+            "by_caption_length": _by(metrics, CAPTION_BUCKET, "tokens"),
             "model": model.uri,
             **{name: manifest.get(name) for name in _FROM_MANIFEST},
         }
         write(SUMMARY_NAME, json.dumps(_jsonable(summary), indent=2, allow_nan=False).encode())
-        write(LOSS_CURVE_NAME, charts.loss_curve(history, loss, loss_baseline, baseline))
-        write(LOSS_BY_TIMESTEP_NAME, charts.loss_by_timestep(buckets, baseline))
+        write(
+            LOSS_CURVE_NAME,
+            charts.loss_curve(history, loss.value, loss_baseline.value, baseline),
+        )
 
         validation = os.path.join(run, "validation")
         settings = json.loads(_read(os.path.join(validation, "prompts.json")))
+        prompts = list(_prompts(serving, _compared(input_dict), validation, settings))
         sheet = before_after(
-            list(_pairs(serving, validation, settings)),
+            [Pair(prompt.text, prompt.base, prompt.candidate) for prompt in prompts],
             "Before and after fine-tuning",
-            f"Held-out loss {loss_baseline:.4f} ({baseline}) to {loss:.4f} ({change:+.1f} %), "
-            f"{'blessed' if blessed else 'not blessed'}.  {manifest.get('steps')} steps of "
-            f"{manifest.get('batch_size')} pictures, preset {manifest.get('preset')}.  "
-            f"{settings['num_steps']} sampling steps, guidance {settings['guidance_scale']:g}, "
-            "same noise in both pictures of a pair.",
+            f"Held-out loss {loss_baseline.value:.4f} ({baseline}) to {loss.value:.4f} "
+            f"({change:+.1f} %), {'blessed' if blessed else 'not blessed'}.  "
+            f"{manifest.get('steps')} steps of {manifest.get('batch_size')} pictures, preset "
+            f"{manifest.get('preset')}.  {settings['num_steps']} sampling steps, guidance "
+            f"{settings['guidance_scale']:g}, same noise in both pictures of a pair.",
         )
         png = io.BytesIO()
         sheet.save(png, format="PNG")
         write(BEFORE_AFTER_NAME, png.getvalue())
-        logger.info("The report is in %s.", report.uri)
 
-
-def losses_by_timestep(files: Sequence[str]) -> list[dict[str, Any]]:
-    """Means of the scores' strata, in the order of their timesteps.
-
-    Returns:
-        For each stratum `timesteps` (such as `000-099`), `num_rows`, and the means `loss`,
-        `loss_baseline` and `loss_delta`.
-    """
-    sums: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for path in files:
-        for record in read_shard(path):
-            features = tf.train.Example.FromString(record).features.feature
-            bucket = sums[features["timestep_bucket"].bytes_list.value[0].decode()]
-            bucket["num_rows"] += 1
-            for name in _LOSSES:
-                bucket[name] += features[name].float_list.value[0]
-    return [
-        {
-            "timesteps": timesteps,
-            "num_rows": bucket["num_rows"],
-            **{name: bucket[name] / bucket["num_rows"] for name in _LOSSES},
-        }
-        for timesteps, bucket in sorted(sums.items())
-    ]
+        worst, best = _extremes(input_dict, serving, manifest, exec_properties["base_weights"])
+        page = render(
+            __package__,
+            _TEMPLATE_NAME,
+            blessed=blessed,
+            reasons=reasons,
+            baseline=baseline,
+            loss=loss,
+            loss_baseline=loss_baseline,
+            delta=delta,
+            change=change,
+            total=total,
+            num_examples=summary["num_examples"],
+            num_sampled=scores.get_int_custom_property("num_sampled"),
+            num_strata=scores.get_int_custom_property("num_strata"),
+            prompts=[_as_sources(prompt) for prompt in prompts],
+            settings=settings,
+            strata=of_feature(metrics, STRATUM),
+            lengths=of_feature(metrics, CAPTION_BUCKET),
+            charts=_charts(of_feature(metrics, STRATUM)),
+            curve=charts.curve(
+                [record["step"] for record in history],
+                [record["loss"] for record in history],
+                {"baseline": loss_baseline.value, "candidate": loss.value},
+                "Training loss over the steps",
+            ),
+            worst=worst,
+            best=best,
+            facts={name: manifest[key] for name, key in _FACTS.items() if key in manifest},
+            model=model.uri,
+            finite=math.isfinite,
+        )
+        write(PAGE_NAME, page.encode())
+        logger.info("What the model is like: %s", os.path.join(report.uri, PAGE_NAME))
 
 
 def draw_prompts(serving: str, settings: Mapping[str, Any]) -> Iterator[np.ndarray]:
@@ -167,22 +231,133 @@ def draw_prompts(serving: str, settings: Mapping[str, Any]) -> Iterator[np.ndarr
         yield images.numpy()[0]
 
 
-def _pairs(serving: str, validation: str, settings: Mapping[str, Any]) -> Iterator[Pair]:
-    drawn = draw_prompts(serving, settings)
-    for index, (prompt, after) in enumerate(zip(settings["prompts"], drawn, strict=True)):
+def _compared(input_dict: Mapping[str, list[types.Artifact]]) -> str | None:
+    models = input_dict.get("baseline_model", [])
+    return path_utils.serving_model_path(models[0].uri) if models else None
+
+
+def _prompts(
+    serving: str, compared: str | None, validation: str, settings: Mapping[str, Any]
+) -> Iterator[_Prompt]:
+    prompts = settings["prompts"]
+    # One model after the other, so that one of them is in memory.
+    earlier = list(draw_prompts(compared, settings)) if compared else [None] * len(prompts)
+    drawn = zip(prompts, earlier, draw_prompts(serving, settings), strict=True)
+    for index, (prompt, before, after) in enumerate(drawn):
         path = os.path.join(validation, _BASE_PICTURES, f"{index:02d}.png")
         with Image.open(io.BytesIO(_read(path))) as image:
-            yield Pair(prompt, np.asarray(image.convert("RGB")), after)
+            yield _Prompt(prompt, np.asarray(image.convert("RGB")), before, after)
 
 
-def _mean(scores: types.Artifact, name: str) -> float:
-    # LossScorer leaves out what is not a finite number.
-    return scores.get_float_custom_property(name) if scores.has_custom_property(name) else math.nan
+def _as_sources(prompt: _Prompt) -> dict[str, str]:
+    pictures = {"base": prompt.base, "compared": prompt.compared, "candidate": prompt.candidate}
+    return {
+        "text": prompt.text,
+        **{name: _source(picture) for name, picture in pictures.items() if picture is not None},
+    }
 
 
-def _score_files(scores: types.Artifact) -> list[str]:
-    pattern = io_utils.all_files_pattern(artifact_utils.get_split_uri([scores], _SPLIT))
-    return sorted(map(str, fileio.glob(pattern)))
+def _source(picture: np.ndarray | Image.Image) -> str:
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    if max(image.size) <= _KEPT_SIZE:
+        return data_uri(image, "PNG")
+    image.thumbnail((_KEPT_SIZE, _KEPT_SIZE), Image.Resampling.LANCZOS)
+    return data_uri(image, "JPEG", quality=_JPEG_QUALITY)
+
+
+def _charts(strata: Mapping[str, Metrics]) -> dict[str, Any]:
+    def middle(name: str) -> float:
+        first, _, last = name.partition("-")
+        return (int(first) + int(last) + 1) / 2
+
+    def of(name: str) -> list[tuple[float, Metric]]:
+        return [(middle(key), found[name]) for key, found in strata.items()]
+
+    def share(found: Metrics) -> Metric:
+        scale = found["loss_baseline"].value or math.nan
+        delta = found["loss_delta"]
+        return Metric(delta.value / scale, delta.lower / scale, delta.upper / scale)
+
+    changes = [(middle(key), share(found)) for key, found in strata.items()]
+    return {
+        "losses": charts.intervals(
+            {"baseline": of("loss_baseline"), "candidate": of("loss")},
+            _LAST_TIMESTEP,
+            "Held-out losses by timestep, with intervals",
+        ),
+        "changes": charts.intervals(
+            {"candidate": changes},
+            _LAST_TIMESTEP,
+            "Change in loss by timestep, with intervals",
+            zero_line=True,
+            as_percent=True,
+        ),
+    }
+
+
+def _extremes(
+    input_dict: Mapping[str, list[types.Artifact]],
+    serving: str,
+    manifest: Mapping[str, Any],
+    base_weights: str,
+) -> tuple[list[_Shown], list[_Shown]]:
+    # Imports Keras.
+    from trainer import images
+    from trainer.presets import get_preset
+    from trainer.weights import preset_for
+
+    scores = artifact_utils.get_single_instance(input_dict["scores"])
+    preset = preset_for(get_preset(manifest["preset"]), base_weights)
+    size = manifest["image_size"]
+    num_strata, seed = (scores.get_int_custom_property(name) for name in ("num_strata", "seed"))
+    found = examples.extremes(_files(scores), _NUM_EXTREMES)
+    scored = {one.example_id: one for one in (*found.worst, *found.best)}
+    ids = frozenset(scored)
+    rows, latents = (
+        examples.records_of(_files(artifact_utils.get_single_instance(input_dict[name])), ids)
+        for name in ("examples", "latents")
+    )
+    draws = [
+        draw(name, num_strata // 2, num_strata, seed, preset.latent_shape(size)) for name in scored
+    ]
+    restored = examples.reconstruct(
+        serving, preset, size, [latents[name] for name in scored], draws
+    )
+    shown = {}
+    for (name, one), made in zip(scored.items(), restored, strict=True):
+        features = tf.train.Example.FromString(rows[name]).features.feature
+        picture = images.decode_image(features["image/encoded"].bytes_list.value[0])
+        shown[name] = _Shown(
+            scored=one,
+            caption=features["caption"].bytes_list.value[0].decode("utf-8", "replace"),
+            picture=_source(picture),
+            noisy=_source(made.noisy),
+            restored=_source(made.restored),
+            timestep=made.timestep,
+        )
+    worst, best = ([shown[one.example_id] for one in some] for some in (found.worst, found.best))
+    return worst, best
+
+
+def _by(metrics: Mapping[Slice, Metrics], feature: str, name: str) -> list[dict[str, Any]]:
+    return [
+        {
+            name: value,
+            "num_rows": int(found["example_count"].value),
+            **{
+                key: found[key].value
+                for key in ("loss", "loss_baseline", "loss_delta", "loss_increase_upper")
+            },
+            "loss_delta_lower": found["loss_delta"].lower,
+            "loss_delta_upper": found["loss_delta"].upper,
+        }
+        for value, found in of_feature(dict(metrics), feature).items()
+    ]
+
+
+def _files(examples_artifact: types.Artifact) -> Sequence[str]:
+    folder = artifact_utils.get_split_uri([examples_artifact], _SPLIT)
+    return sorted(map(str, fileio.glob(io_utils.all_files_pattern(folder))))
 
 
 def _read(path: str) -> bytes:

@@ -10,7 +10,7 @@ from components.code_version import code_version
 from components.loss_scorer import executor
 from trainer.presets import get_preset
 
-_CODE = ("components.loss_scorer", "components.tfrecords", "trainer")
+_CODE = ("components.counts", "components.loss_scorer", "components.tfrecords", "trainer")
 _MAX_STRATA = 1000
 
 
@@ -24,6 +24,9 @@ class LossScorerSpec(component_spec.ComponentSpec):
         "base_weights_hash": component_spec.ExecutionParameter(type=str),
         "num_strata": component_spec.ExecutionParameter(type=int),
         "seed": component_spec.ExecutionParameter(type=int),
+        "num_samples": component_spec.ExecutionParameter(type=int),
+        "sample_steps": component_spec.ExecutionParameter(type=int),
+        "sample_guidance_scale": component_spec.ExecutionParameter(type=float),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
@@ -42,16 +45,23 @@ class LossScorer(base_beam_component.BaseBeamComponent):
     Every example is scored at one timestep of each stratum. Timestep and noise depend on the
     example's id and the seed alone, so equal models have equal losses, run after run.
 
-    The baseline is `baseline_model` if there is one of the same preset and image size, and
-    otherwise the base weights.
+    The baseline is `baseline_model` if there is one, and otherwise the base weights. One of another
+    preset or image size cannot be compared: its losses are NaN, and no such candidate is blessed.
+
+    For some of the captions both models draw a picture, from the same noise.
 
     Outputs:
       scores: `standard_artifacts.Examples`, split `eval`, a record for every example and stratum:
-        `id`, `timestep`, `timestep_bucket` (such as `000-099`), `loss`, `loss_baseline`,
-        `loss_delta` (loss - loss_baseline) and `label` (0). Custom properties: the means `loss`,
-        `loss_baseline` and `loss_delta` (each left out where it is not a finite number, which ML
-        Metadata cannot store), `num_examples`, `num_rows`, `num_not_finite` (rows with a loss
-        that is not a finite number) and `baseline` (`base weights` or `model <artifact id>`).
+        `id`, `timestep`, `timestep_bucket` (such as `000-099`), `caption_bucket` (such as `01-10
+        tokens`), `group` (0 to 1023, the same for the rows of one picture), `loss`,
+        `loss_baseline`, `loss_delta` (loss - loss_baseline) and `label` (0). Where pictures were
+        drawn for the example, each of its records has `features_candidate`, `features_baseline`
+        and `features_held_out`, 20 numbers each, and where its caption names a creature's colour
+        `colour_agreement` and `colour_agreement_baseline`, 1 or 0. Custom properties:
+        `num_examples`, `num_rows`, `num_candidate_not_finite` and `num_baseline_not_finite` (rows
+        with a loss that is not a finite number), `num_sampled`, `num_strata`, `seed`, `baseline`
+        (`base weights` or `model <artifact id>`) and, where it cannot be compared,
+        `baseline_problem`.
     """
 
     SPEC_CLASS = LossScorerSpec
@@ -68,6 +78,9 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         base_weights: str = "default",
         num_strata: int = 10,
         seed: int = 0,
+        num_samples: int = 0,
+        sample_steps: int = 25,
+        sample_guidance_scale: float = 7.5,
     ) -> None:
         """Makes the component.
 
@@ -80,7 +93,10 @@ class LossScorer(base_beam_component.BaseBeamComponent):
             base_weights: Where the base weights come from; see
                 `trainer.weights.load_base_weights`.
             num_strata: Equal parts of the timesteps; each example is scored once in each.
-            seed: Gives other timesteps and noise.
+            seed: Gives other timesteps and noise, and other captions to draw pictures for.
+            num_samples: Captions to draw pictures for.
+            sample_steps: Sampling steps of these pictures.
+            sample_guidance_scale: Their classifier-free guidance scale.
 
         Raises:
             ValueError: A setting is impossible, or the preset has no such weights.
@@ -103,6 +119,9 @@ class LossScorer(base_beam_component.BaseBeamComponent):
                 base_weights_hash=base_weights_hash(networks, base_weights, executor.SCORED),
                 num_strata=num_strata,
                 seed=seed,
+                num_samples=num_samples,
+                sample_steps=sample_steps,
+                sample_guidance_scale=sample_guidance_scale,
                 code_version=code_version(*_CODE),
                 latents=latents,
                 model=model,

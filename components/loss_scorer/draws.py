@@ -53,10 +53,24 @@ def draw(
         seed: Gives other draws for the same example.
         latent_shape: Height, width and channels.
     """
-    digest = hashlib.sha256(f"{seed}/{stratum}/{example_id}".encode()).digest()
-    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    rng = _generator(f"{seed}/{stratum}/{example_id}")
     return Draw(
         timestep=int(rng.integers(*stratum_bounds(stratum, num_strata))),
         posterior_noise=rng.standard_normal(latent_shape, dtype=np.float32),
         epsilon=rng.standard_normal(latent_shape, dtype=np.float32),
     )
+
+
+def initial_noise(example_id: str, seed: int, latent_shape: tuple[int, int, int]) -> np.ndarray:
+    """What an example's sample starts from: float32 [h, w, 4], standard normal."""
+    return _generator(f"{seed}/sample/{example_id}").standard_normal(latent_shape, np.float32)
+
+
+def rank(example_id: str, seed: int) -> bytes:
+    """A place in an order that is random, but depends on the id and the seed alone."""
+    return hashlib.sha256(f"{seed}/rank/{example_id}".encode()).digest()
+
+
+def _generator(key: str) -> np.random.Generator:
+    digest = hashlib.sha256(key.encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))

@@ -7,18 +7,17 @@ grow with the number of examples.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
-import json
 import logging
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import apache_beam as beam
-import numpy as np
 import tensorflow as tf
 from apache_beam.utils import shared
 from tfx import types
@@ -26,56 +25,27 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
-from components.loss_scorer.draws import Draw, draw, stratum_name
+from components.counts import WriteCounts, read_counts
+from components.loss_scorer.models import Manifest
+from components.loss_scorer.samples import SampleSettings, chosen
+from components.loss_scorer.scorer import Scorer, ScoringTask
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
 
-if TYPE_CHECKING:
-    from trainer.presets import Preset
-
 SPLIT = "eval"
-SCORED = ("diffusion_model",)
+SCORED = ("diffusion_model", "text_encoder", "image_encoder")
 BASE_WEIGHTS_LABEL = "base weights"
-LOSSES = ("loss", "loss_baseline", "loss_delta")
 
-_MANIFEST_NAME = "manifest.json"
+_COUNTS_NAME = "counts.json"
+_ROWS, _NOT_FINITE, _BASELINE_NOT_FINITE = COUNTS = (
+    "num_rows",
+    "num_candidate_not_finite",
+    "num_baseline_not_finite",
+)
 # Attention at full size holds some 0.5 GB for every 64 x 64 latent.
 _BATCH_POSITIONS = 1 << 13
 _MAX_BATCH_SIZE = 64
-_EXAMPLES_AT_A_TIME = 16
-
-_Predict = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoringTask:
-    """What every worker has to know.
-
-    Attributes:
-        preset: The models' dimensions.
-        image_size: Side of the pictures in pixels.
-        base_weights: Source of the base weights.
-        candidate: Folder of the candidate's SavedModel.
-        baseline: Folder of the baseline's SavedModel; None for the base weights.
-        num_strata: Parts that the timesteps are divided into.
-        seed: Gives other timesteps and noise.
-        batch_size: Rows that are scored at once.
-    """
-
-    preset: Preset
-    image_size: int
-    base_weights: str
-    candidate: str
-    baseline: str | None
-    num_strata: int
-    seed: int
-    batch_size: int
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of a latent."""
-        return self.preset.latent_shape(self.image_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,26 +57,18 @@ class _Shard:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Row:
-    """One example at one timestep."""
+class _Baseline:
+    """What the candidate is compared with.
 
-    example_id: bytes
-    stratum: int
-    draw: Draw
-    mean: np.ndarray
-    log_variance: np.ndarray
-    context: np.ndarray
+    Attributes:
+        folder: Of the SavedModels; `None` for the base weights, or where there is a problem.
+        label: What it is called.
+        problem: Why there can be no comparison; empty where there can.
+    """
 
-
-@dataclasses.dataclass(frozen=True)
-class Totals:
-    """Means over all rows, as they stand in the scores."""
-
-    loss: float
-    loss_baseline: float
-    loss_delta: float
-    num_rows: int
-    num_not_finite: int
+    folder: str | None
+    label: str
+    problem: str = ""
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -144,163 +106,74 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         _check_latents(latents.uri, preset.name, image_size)
         candidate = path_utils.serving_model_path(model.uri)
         _check_candidate(candidate, preset.name, image_size)
-        baseline, baseline_label = _baseline(
-            input_dict.get("baseline_model", []), preset.name, image_size
-        )
+        baseline = _baseline(input_dict.get("baseline_model", []), preset.name, image_size)
+        scores = artifact_utils.get_single_instance(output_dict["scores"])
+        describe_examples(scores, [SPLIT], span=latents.span, version=latents.version)
+        shards = list(_shards(latents, scores))
         height, width, _ = preset.latent_shape(image_size)
+        batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_POSITIONS // (height * width)))
+        seed, num_samples = exec_properties["seed"], exec_properties["num_samples"]
         task = ScoringTask(
             preset=preset,
             image_size=image_size,
             base_weights=base_weights,
-            candidate=os.path.join(candidate, "diffusion_model"),
-            baseline=None if baseline is None else os.path.join(baseline, "diffusion_model"),
+            candidate=candidate,
+            baseline=baseline.folder,
+            comparable=not baseline.problem,
             num_strata=exec_properties["num_strata"],
-            seed=exec_properties["seed"],
-            batch_size=max(1, min(_MAX_BATCH_SIZE, _BATCH_POSITIONS // (height * width))),
+            seed=seed,
+            batch_size=batch_size,
+            samples=SampleSettings(
+                num_steps=exec_properties["sample_steps"],
+                guidance_scale=exec_properties["sample_guidance_scale"],
+                # Guidance doubles it.
+                batch_size=max(1, batch_size // 2),
+            ),
+            sampled=chosen(_ids(shards), num_samples, seed) if num_samples else frozenset(),
         )
 
-        scores = artifact_utils.get_single_instance(output_dict["scores"])
-        describe_examples(scores, [SPLIT], span=latents.span, version=latents.version)
-        shards = list(_shards(latents, scores))
-        temporary_folder = os.path.join(scores.uri, f".unfinished-{uuid.uuid4().hex}")
+        counts = self._scored(shards, task, scores.uri)
+        for name in COUNTS:
+            scores.set_int_custom_property(name, counts[name])
+        num_examples = counts[_ROWS] // task.num_strata
+        scores.set_int_custom_property("num_examples", num_examples)
+        scores.set_int_custom_property("num_sampled", len(task.sampled))
+        scores.set_int_custom_property("num_strata", task.num_strata)
+        scores.set_int_custom_property("seed", seed)
+        scores.set_string_custom_property("baseline", baseline.label)
+        if baseline.problem:
+            scores.set_string_custom_property("baseline_problem", baseline.problem)
+        logger.info(
+            "Scored %s held-out examples at %d timesteps each%s.",
+            f"{num_examples:,}",
+            task.num_strata,
+            f", and drew pictures for {len(task.sampled):,} captions" if task.sampled else "",
+        )
+
+    def _scored(self, shards: list[_Shard], task: ScoringTask, folder: str) -> dict[str, int]:
+        if not shards:
+            return dict.fromkeys(COUNTS, 0)
+        temporary_folder = os.path.join(folder, f".unfinished-{uuid.uuid4().hex}")
+        counts_path = os.path.join(temporary_folder, _COUNTS_NAME)
         tf.io.gfile.makedirs(temporary_folder)
+        # Scorers switch it off; what runs next in this process shall find it as it was.
+        tensor_float_32 = tf.config.experimental.tensor_float_32_execution_enabled()
         with self._make_beam_pipeline() as pipeline:
             (
                 pipeline
                 | "Shards" >> beam.Create(shards)
                 | "Spread" >> beam.Reshuffle()
                 | "Score" >> beam.ParDo(_ScoreShard(task, temporary_folder, shared.Shared()))
+                | "WriteCounts" >> WriteCounts(counts_path)
             )
+        tf.config.experimental.enable_tensor_float_32_execution(tensor_float_32)
+        counts = read_counts(counts_path)
         tf.io.gfile.rmtree(temporary_folder)
-
-        totals = read_totals(shard.target for shard in shards)
-        num_examples = totals.num_rows // task.num_strata
-        for name in LOSSES:
-            # SQLite, and so ML Metadata, has no NaN and no infinity.
-            if math.isfinite(value := getattr(totals, name)):
-                scores.set_float_custom_property(name, value)
-        scores.set_int_custom_property("num_examples", num_examples)
-        scores.set_int_custom_property("num_rows", totals.num_rows)
-        scores.set_int_custom_property("num_not_finite", totals.num_not_finite)
-        scores.set_string_custom_property("baseline", baseline_label)
-        if totals.num_not_finite or not totals.num_rows:
-            logger.warning(
-                "%d of %d held-out losses are not finite numbers: the model cannot be blessed.",
-                totals.num_not_finite,
-                totals.num_rows,
-            )
-        logger.info(
-            "Held-out loss: %.4f %s, %.4f fine-tuned (%+.4f), %s examples at %d timesteps each.",
-            totals.loss_baseline,
-            baseline_label,
-            totals.loss,
-            totals.loss_delta,
-            f"{num_examples:,}",
-            task.num_strata,
-        )
-
-
-class Scorer:
-    """Candidate and baseline, loaded."""
-
-    def __init__(self, task: ScoringTask) -> None:
-        """Loads both models."""
-        # Import Keras.
-        from trainer.latents import sample_posterior
-        from trainer.noise_schedule import add_noise
-
-        models = (
-            _saved_model(task.candidate),
-            _base_model(task) if task.baseline is None else _saved_model(task.baseline),
-        )
-
-        @tf.function
-        def score(
-            mean: tf.Tensor,
-            log_variance: tf.Tensor,
-            posterior_noise: tf.Tensor,
-            epsilon: tf.Tensor,
-            timesteps: tf.Tensor,
-            context: tf.Tensor,
-        ) -> tuple[tf.Tensor, ...]:
-            latent = sample_posterior(mean, log_variance, posterior_noise)
-            noisy = add_noise(latent, epsilon, timesteps)
-            return tuple(
-                tf.reduce_mean(
-                    tf.square(epsilon - predict(noisy, timesteps, context)), axis=[1, 2, 3]
-                )
-                for predict in models
-            )
-
-        self._task = task
-        self._score = score
-
-    def records(self, serialized: Iterable[bytes]) -> Iterator[bytes]:
-        """Scores records of latents; yields `num_strata` records for each, in their order."""
-        rows = self._rows(iter(serialized))
-        while batch := list(itertools.islice(rows, self._task.batch_size)):
-            losses, baseline_losses = self._losses(batch)
-            for row, loss, loss_baseline in zip(batch, losses, baseline_losses, strict=True):
-                yield _score_record(
-                    row, self._task.num_strata, float(loss), float(loss_baseline)
-                ).SerializeToString(deterministic=True)
-
-    def _rows(self, serialized: Iterator[bytes]) -> Iterator[_Row]:
-        from trainer.latents import parse_latents
-
-        task = self._task
-        while some := list(itertools.islice(serialized, _EXAMPLES_AT_A_TIME)):
-            parsed = parse_latents(tf.constant(some), task.preset, task.image_size)
-            examples = {name: tensor.numpy() for name, tensor in parsed.items()}
-            for index, example_id in enumerate(examples["id"]):
-                for stratum in range(task.num_strata):
-                    yield _Row(
-                        example_id=example_id,
-                        stratum=stratum,
-                        draw=draw(
-                            example_id.decode(),
-                            stratum,
-                            task.num_strata,
-                            task.seed,
-                            task.latent_shape,
-                        ),
-                        mean=examples["latent/mean"][index],
-                        log_variance=examples["latent/log_variance"][index],
-                        context=examples["context"][index],
-                    )
-
-    def _losses(self, batch: list[_Row]) -> tuple[np.ndarray, np.ndarray]:
-        # The last batch is filled up: kernels may round differently at another batch size.
-        filled = batch + batch[-1:] * (self._task.batch_size - len(batch))
-        loss, loss_baseline = self._score(
-            np.stack([row.mean for row in filled]),
-            np.stack([row.log_variance for row in filled]),
-            np.stack([row.draw.posterior_noise for row in filled]),
-            np.stack([row.draw.epsilon for row in filled]),
-            np.array([row.draw.timestep for row in filled], np.int32),
-            np.stack([row.context for row in filled]),
-        )
-        return loss.numpy()[: len(batch)], loss_baseline.numpy()[: len(batch)]
-
-
-def read_totals(files: Iterable[str]) -> Totals:
-    """Adds up files of scores; the means are NaN where there are no rows or a loss is NaN."""
-    sums = dict.fromkeys(LOSSES, 0.0)
-    num_rows = num_not_finite = 0
-    for path in files:
-        for record in read_shard(path):
-            features = tf.train.Example.FromString(record).features.feature
-            losses = {name: features[name].float_list.value[0] for name in LOSSES}
-            num_rows += 1
-            num_not_finite += not all(math.isfinite(loss) for loss in losses.values())
-            for name, loss in losses.items():
-                sums[name] += loss
-    means = {name: total / num_rows if num_rows else math.nan for name, total in sums.items()}
-    return Totals(**means, num_rows=num_rows, num_not_finite=num_not_finite)
+        return counts
 
 
 class _ScoreShard(beam.DoFn):
-    """Writes the shard of scores; yields nothing."""
+    """Shard -> (what was counted, how many); writes the shard of scores."""
 
     def __init__(
         self, task: ScoringTask, temporary_folder: str, shared_scorer: shared.Shared
@@ -313,59 +186,25 @@ class _ScoreShard(beam.DoFn):
         # One copy a process, however many threads work in it.
         self._scorer = self._shared_scorer.acquire(lambda: Scorer(self._task))
 
-    def process(self, shard: _Shard) -> None:
-        records = self._scorer.records(read_shard(shard.source))
-        write_shard(shard.target, records, self._temporary_folder)
+    def process(self, shard: _Shard) -> Iterator[tuple[str, int]]:
+        counts = collections.Counter(dict.fromkeys(COUNTS, 0))
+
+        def records() -> Iterator[bytes]:
+            for row in self._scorer.rows(lambda: read_shard(shard.source)):
+                counts[_ROWS] += 1
+                counts[_NOT_FINITE] += not math.isfinite(row.loss)
+                counts[_BASELINE_NOT_FINITE] += not math.isfinite(row.loss_baseline)
+                yield row.record
+
+        write_shard(shard.target, records(), self._temporary_folder)
+        yield from counts.items()
 
 
-def _saved_model(folder: str) -> _Predict:
-    model = tf.saved_model.load(folder)
-    signature = model.signatures["predict_epsilon"]
-
-    def predict(latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
-        return signature(latent=latent, timesteps=timesteps, context=context)["epsilon"]
-
-    # The loaded object owns the variables that its signatures only borrow.
-    predict.model = model  # type: ignore[attr-defined]
-    return predict
-
-
-def _base_model(task: ScoringTask) -> _Predict:
-    from trainer.models import build_diffusion_model
-    from trainer.noise_schedule import timestep_embedding
-    from trainer.weights import load_base_weights
-
-    model = build_diffusion_model(task.preset, task.image_size)
-    load_base_weights(model, "diffusion_model", task.preset, task.base_weights)
-    width = task.preset.diffusion_model.timestep_width
-
-    def predict(latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
-        embedding = timestep_embedding(timesteps, width)
-        return tf.cast(model([latent, embedding, context], training=False), tf.float32)
-
-    return predict
-
-
-def _score_record(
-    row: _Row, num_strata: int, loss: float, loss_baseline: float
-) -> tf.train.Example:
-    def text(value: bytes) -> tf.train.Feature:
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-    def number(value: float) -> tf.train.Feature:
-        return tf.train.Feature(float_list=tf.train.FloatList(value=[value]))
-
-    timestep = tf.train.Feature(int64_list=tf.train.Int64List(value=[row.draw.timestep]))
-    features = {
-        "id": text(row.example_id),
-        "timestep": timestep,
-        "timestep_bucket": text(stratum_name(row.stratum, num_strata).encode()),
-        "loss": number(loss),
-        "loss_baseline": number(loss_baseline),
-        "loss_delta": number(loss - loss_baseline),
-        "label": number(0.0),
-    }
-    return tf.train.Example(features=tf.train.Features(feature=features))
+def _ids(shards: list[_Shard]) -> Iterator[str]:
+    for record in itertools.chain.from_iterable(read_shard(shard.source) for shard in shards):
+        yield (
+            tf.train.Example.FromString(record).features.feature["id"].bytes_list.value[0].decode()
+        )
 
 
 def _shards(latents: types.Artifact, scores: types.Artifact) -> Iterator[_Shard]:
@@ -389,43 +228,31 @@ def _check_latents(uri: str, preset: str, image_size: int) -> None:
 
 
 def _check_candidate(folder: str, preset: str, image_size: int) -> None:
-    if (found := _identity(folder)) != (preset, image_size):
+    if (found := Manifest.read(folder)) is None or not found.fits(preset, image_size):
         raise ValueError(
             f"the candidate in {folder} is {_described(found)}, this run needs preset {preset!r} "
             f"at {image_size} pixels: run the Trainer again"
         )
 
 
-def _baseline(models: list[types.Artifact], preset: str, image_size: int) -> tuple[str | None, str]:
-    """The baseline's serving folder, `None` for the base weights, and what it is called."""
+def _baseline(models: list[types.Artifact], preset: str, image_size: int) -> _Baseline:
     if not models:
-        return None, BASE_WEIGHTS_LABEL
+        return _Baseline(None, BASE_WEIGHTS_LABEL)
     model = artifact_utils.get_single_instance(models)
+    label = f"model {model.id}"
     folder = path_utils.serving_model_path(model.uri)
-    if (found := _identity(folder)) != (preset, image_size):
-        logger.warning(
-            "The latest blessed model (%d) is %s, and cannot be compared with one of preset %r at "
-            "%d pixels: the base weights are the baseline.",
-            model.id,
-            _described(found),
-            preset,
-            image_size,
-        )
-        return None, BASE_WEIGHTS_LABEL
-    return folder, f"model {model.id}"
+    if (found := Manifest.read(folder)) is not None and found.fits(preset, image_size):
+        return _Baseline(folder, label)
+    problem = (
+        f"the latest blessed model ({model.id}) is {_described(found)}, and cannot be compared "
+        f"with one of preset {preset!r} at {image_size} pixels (set evaluation.baseline to "
+        "base_weights, or another output folder)"
+    )
+    logger.warning("The candidate is scored alone: %s.", problem)
+    return _Baseline(None, label, problem)
 
 
-def _identity(folder: str) -> tuple[str, int] | None:
-    """Preset and image size of the models in a serving folder; `None` where it does not say."""
-    path = os.path.join(folder, _MANIFEST_NAME)
-    if not tf.io.gfile.exists(path):
-        return None
-    with tf.io.gfile.GFile(path, "r") as f:
-        manifest = json.loads(f.read())
-    return manifest["preset"], manifest["image_size"]
-
-
-def _described(identity: tuple[str, int] | None) -> str:
-    if identity is None:
+def _described(manifest: Manifest | None) -> str:
+    if manifest is None:
         return "a model without a manifest"
-    return "of preset {!r} at {} pixels".format(*identity)
+    return f"of preset {manifest.preset!r} at {manifest.image_size} pixels"

@@ -25,6 +25,7 @@ from components import RejectedRows
 from components.caption_validator import executor as caption_validator
 from components.dataset_report import DatasetReport, charts, executor, samples
 from components.dataset_report.statistics import CAPTION_LENGTH, PICTURE_MEASURES, Statistics
+from components.pages.page import clip
 from trainer.tokenizer import token_count
 
 LONG = " ".join(["elephant"] * 100)
@@ -376,8 +377,8 @@ def test_every_reason_gets_its_turn():
 
 
 def test_long_text_says_how_much_is_left_out():
-    assert executor.clip("abc", 3) == "abc"
-    assert executor.clip("a" * 2003, 3) == "aaa… (+2,000 characters)"
+    assert clip("abc", 3) == "abc"
+    assert clip("a" * 2003, 3) == "aaa… (+2,000 characters)"
 
 
 @pytest.mark.parametrize(

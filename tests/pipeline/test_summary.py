@@ -39,13 +39,14 @@ def run(tmp_path):
 def test_pushed_model(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store, execution_id, add = run
-    add("Examples", loss=0.2, loss_baseline=0.25, baseline="base weights")
-    add("ModelBlessing", blessed=1)
+    add("Examples", baseline="base weights")
+    add("ModelEvaluation", loss=0.2, loss_baseline=0.25)
+    add("ModelBlessing", blessed=1, reasons="")
     add("PushedModel", pushed=1, pushed_version="17")
     add("ModelRun")
     add("components.RejectedRows", rejected_total=5)
     report = add("components.EvaluationReport")
-    for name in ("before_after.png", "loss_curve.png", "summary.json"):
+    for name in ("before_after.png", "evaluation.html", "loss_curve.png", "summary.json"):
         (report / name).write_text(name)
     (add("components.DatasetReport") / "dataset.html").write_text("<p>")
     (tmp_path / "report").mkdir()
@@ -57,6 +58,7 @@ def test_pushed_model(run, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "report").iterdir()) == [
         "before_after.png",
         "dataset.html",
+        "evaluation.html",
         "loss_curve.png",
         "summary.json",
     ]
@@ -67,6 +69,7 @@ def test_pushed_model(run, tmp_path, monkeypatch):
     assert "version 17 in serving_model" in text
     assert "report/before_after.png" in text
     assert "report/dataset.html" in text
+    assert "report/evaluation.html" in text
     assert "5, listed in artifacts/components.RejectedRows" in text
     assert "-m serving.generate 'a drawing of" in text
     assert "--logdir artifacts" in text
@@ -77,14 +80,14 @@ def test_pushed_model(run, tmp_path, monkeypatch):
 
 def test_model_that_was_not_blessed_says_why(run, tmp_path):
     store, execution_id, add = run
-    add("Examples", loss=0.3, loss_baseline=0.25, baseline="base weights")
-    add("ModelBlessing", blessed=0)
+    add("Examples", baseline="base weights")
+    add("ModelEvaluation", loss=0.3, loss_baseline=0.25)
+    add("ModelBlessing", blessed=0, reasons="the held-out loss rises\nso does its interval")
     add("PushedModel", pushed=0)
     result = summary.read_result(store, [execution_id])
     text = summary.last_screen(load_config(), result, "serving_model", tmp_path / "run.log")
     assert "(+20.0 %)" in text
-    assert "no: the model was not blessed" in text
-    assert "min_loss_improvement" in text
+    assert "no: the held-out loss rises; so does its interval" in text
     assert "serving.generate" not in text
     assert "-m pipeline.lineage run 2026-01-01T00:00:00.5" in text
     assert "make lineage, then http://localhost:8081/run/2026-01-01T00%3A00%3A00.5" in text

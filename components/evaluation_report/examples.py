@@ -1,0 +1,136 @@
+"""The held-out examples with the highest and the lowest loss, and what the model makes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from components.loss_scorer.draws import Draw
+from components.loss_scorer.models import exported_decoder, exported_model
+from components.tfrecords import read_shard
+from trainer.presets import Preset
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """An example and its mean losses over the timesteps."""
+
+    example_id: str
+    loss: float
+    loss_baseline: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Extremes:
+    """The examples with the highest and with the lowest loss, the most extreme first."""
+
+    worst: list[Scored]
+    best: list[Scored]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """What a model makes of a picture that noise was added to.
+
+    Attributes:
+        timestep: How much noise, from 0 to 999.
+        noisy: The noisy latent, decoded: uint8 [H, W, 3].
+        restored: The latent without the noise that the model sees in it, decoded: uint8 [H, W, 3].
+    """
+
+    timestep: int
+    noisy: np.ndarray
+    restored: np.ndarray
+
+
+def extremes(files: Sequence[str], number: int) -> Extremes:
+    """Looks for the extremes among files of scores; those whose loss is not finite are left out."""
+    worst: list[tuple[float, str, Scored]] = []
+    best: list[tuple[float, str, Scored]] = []
+    for scored in _by_example(files):
+        if math.isfinite(scored.loss):
+            # Equal losses are told apart by id, so that the order of the files does not matter.
+            for heap, key in ((worst, scored.loss), (best, -scored.loss)):
+                item = (key, scored.example_id, scored)
+                (heapq.heappush if len(heap) < number else heapq.heappushpop)(heap, item)
+    return Extremes(*([item[2] for item in sorted(heap, reverse=True)] for heap in (worst, best)))
+
+
+def records_of(files: Iterable[str], example_ids: frozenset[str]) -> dict[str, bytes]:
+    """Finds records by their `id`; files are read only until all are found."""
+    found: dict[str, bytes] = {}
+    for record in itertools.chain.from_iterable(map(read_shard, files)):
+        if len(found) == len(example_ids):
+            break
+        features = tf.train.Example.FromString(record).features.feature
+        example_id = features["id"].bytes_list.value[0].decode()
+        if example_id in example_ids:
+            found[example_id] = record
+    return found
+
+
+def reconstruct(
+    serving: str,
+    preset: Preset,
+    image_size: int,
+    latents: Sequence[bytes],
+    draws: Sequence[Draw],
+) -> list[Reconstruction]:
+    """Adds noise to held-out pictures and lets an exported model take it away in one step.
+
+    The estimate of the clean latent is that of DDIM (Song et al. 2021, equation 9).
+
+    Args:
+        serving: Folder of the SavedModels.
+        preset: The preset of the latents.
+        image_size: Side of the pictures in pixels.
+        latents: Records of LatentGen.
+        draws: The noise and the timestep for each of them.
+    """
+    # Import Keras.
+    from trainer.latents import parse_latents, sample_posterior
+    from trainer.noise_schedule import add_noise, alphas_cumprod
+
+    if not latents:
+        return []
+    model, decode = exported_model(serving), exported_decoder(serving)
+    parsed = parse_latents(tf.constant(list(latents)), preset, image_size)
+    contexts = model.contexts(parsed["tokens"].numpy(), parsed["context"].numpy())
+    timesteps = np.array([drawn.timestep for drawn in draws], np.int32)
+    epsilon = np.stack([drawn.epsilon for drawn in draws])
+    noise = np.stack([drawn.posterior_noise for drawn in draws])
+    clean = sample_posterior(parsed["latent/mean"], parsed["latent/log_variance"], noise)
+    noisy = add_noise(clean, epsilon, timesteps)
+    alpha_bar = alphas_cumprod()[timesteps][:, None, None, None]
+    predicted = model.predict(noisy, timesteps, contexts)
+    restored = (noisy - np.sqrt(1 - alpha_bar) * predicted) / np.sqrt(alpha_bar)
+    pictures = [decode(tf.cast(latent, tf.float32)).numpy() for latent in (noisy, restored)]
+    return [Reconstruction(int(t), *pair) for t, *pair in zip(timesteps, *pictures, strict=True)]
+
+
+def _by_example(files: Sequence[str]) -> Iterator[Scored]:
+    # The rows of an example stand together in one file.
+    for path in files:
+        rows = (tf.train.Example.FromString(record).features.feature for record in read_shard(path))
+        for example_id, group in itertools.groupby(rows, lambda row: _bytes(row, "id")):
+            losses = np.array([[_float(row, name) for name in _LOSSES] for row in group])
+            yield Scored(example_id.decode(), *map(float, losses.mean(axis=0)))
+
+
+_LOSSES = ("loss", "loss_baseline")
+
+
+def _bytes(row: Mapping[str, tf.train.Feature], name: str) -> bytes:
+    value: bytes = row[name].bytes_list.value[0]
+    return value
+
+
+def _float(row: Mapping[str, tf.train.Feature], name: str) -> float:
+    value: float = row[name].float_list.value[0]
+    return value

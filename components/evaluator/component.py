@@ -1,0 +1,74 @@
+"""The Evaluator component."""
+
+from __future__ import annotations
+
+import tensorflow_model_analysis as tfma
+from tfx import types
+from tfx.dsl.components.base import base_beam_component, executor_spec
+from tfx.types import channel_utils, component_spec, standard_artifacts, standard_component_specs
+
+from components.code_version import code_version
+from components.evaluator import executor
+
+_STOCK = standard_component_specs.EvaluatorSpec
+
+
+class EvaluatorSpec(component_spec.ComponentSpec):
+    """Of TFX's Evaluator what is used here, and the code's version."""
+
+    PARAMETERS = {
+        "eval_config": component_spec.ExecutionParameter(type=tfma.EvalConfig),
+        # What TFX's executor reads; 'null' is the split `eval`.
+        "example_splits": component_spec.ExecutionParameter(type=str),
+        "code_version": component_spec.ExecutionParameter(type=str),
+    }
+    INPUTS = {name: _STOCK.INPUTS[name] for name in ("examples", "model", "baseline_model")}
+    OUTPUTS = _STOCK.OUTPUTS
+    TYPE_ANNOTATION = _STOCK.TYPE_ANNOTATION
+
+
+class Evaluator(base_beam_component.BaseBeamComponent):
+    """TFX's Evaluator on LossScorer's scores, which says why.
+
+    TFX's own executor computes, decides and writes what it always does. This one adds the reasons
+    and the metrics to its artifacts, and the code of our metrics to the cache key.
+
+    Outputs:
+      evaluation: `standard_artifacts.ModelEvaluation`, what TFMA writes; `tfma.load_eval_result`
+        reads it. Custom properties: every metric over all rows that is a finite number, and
+        `<metric>_lower` and `<metric>_upper`, the ends of its 95 % interval.
+      blessing: `standard_artifacts.ModelBlessing` with the same custom properties, those that TFX
+        sets, and `reasons`: why the model is not blessed, a line each; empty where it is.
+    """
+
+    SPEC_CLASS = EvaluatorSpec
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
+
+    def __init__(
+        self,
+        examples: types.BaseChannel,
+        model: types.BaseChannel,
+        baseline_model: types.BaseChannel | None = None,
+        *,
+        eval_config: tfma.EvalConfig,
+    ) -> None:
+        """Makes the component.
+
+        Args:
+            examples: LossScorer's scores.
+            model: The candidate, which the blessing is about.
+            baseline_model: What LossScorer was given, too; may stay empty.
+            eval_config: From `pipeline.evaluation.eval_config`.
+        """
+        super().__init__(
+            EvaluatorSpec(
+                eval_config=eval_config,
+                example_splits="null",
+                code_version=code_version("components.evaluator"),
+                examples=examples,
+                model=model,
+                baseline_model=baseline_model,
+                evaluation=channel_utils.as_channel([standard_artifacts.ModelEvaluation()]),
+                blessing=channel_utils.as_channel([standard_artifacts.ModelBlessing()]),
+            )
+        )

@@ -1,0 +1,241 @@
+"""TFMA metrics of our own: means with intervals that respect what belongs together.
+
+TFMA's own intervals do not fit. Its jackknife changes the point values, its bootstrap is random and
+so would be the blessing, both take the rows of one picture for independent, and neither can be
+asked for a threshold. These metrics are computed by TFMA beside its others, per slice and on any
+Beam runner. The interval is that of clusters (Cameron and Miller 2015, section II, with groups of
+pictures as the clusters): exact but for pictures that share a group, and in constant memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import tensorflow_model_analysis as tfma
+from tensorflow_model_analysis.api.types import ValueWithTDistribution
+from tensorflow_model_analysis.utils.math_util import calculate_confidence_interval
+
+GROUP = "group"
+
+# A row's group and its values, summed: [rows, sum of the first feature, ...].
+_Sums = dict[int, np.ndarray]
+_FEATURES = "features"
+
+
+class MeanWithInterval(tfma.metrics.Metric):
+    """Mean of a feature, with its standard error and degrees of freedom.
+
+    TFMA writes it with the ends of its 95 % interval. Rows without the feature do not count; the
+    mean of none is NaN.
+    """
+
+    def __init__(self, feature: str, name: str | None = None) -> None:
+        """Makes the metric.
+
+        Args:
+            feature: A number on each row.
+            name: What the metric is called; the feature's name, if it is not given.
+        """
+        super().__init__(_mean_with_interval, feature=feature, name=name or feature)
+
+
+class UpperBound(tfma.metrics.Metric):
+    """Upper end of the 95 % interval of a feature's mean, a plain number to put a threshold on.
+
+    It is NaN, and so fails every threshold, where there is no interval: for pictures of fewer than
+    two groups, and where a value is not finite.
+    """
+
+    def __init__(self, feature: str, name: str, relative_to: str | None = None) -> None:
+        """Makes the metric.
+
+        Args:
+            feature: A number on each row.
+            name: What the metric is called.
+            relative_to: Feature whose mean the upper end is divided by.
+        """
+        super().__init__(_upper_bound, feature=feature, name=name, relative_to=relative_to)
+
+
+class FrechetDistance(tfma.metrics.Metric):
+    """Squared Frechet distance of two features' distributions, each taken for a normal one.
+
+    The formula of the FID (Heusel et al. 2017, equation 6) on vectors that the rows carry. Rows
+    without the features do not count. It is biased upwards where rows are few, so that only
+    distances over equally many rows can be compared.
+    """
+
+    def __init__(self, feature: str, reference: str, name: str) -> None:
+        """Makes the metric.
+
+        Args:
+            feature: A vector on some of the rows.
+            reference: A vector of the same length on the same rows.
+            name: What the metric is called.
+        """
+        super().__init__(_frechet_distance, feature=feature, reference=reference, name=name)
+
+
+for _metric in (MeanWithInterval, UpperBound, FrechetDistance):
+    tfma.metrics.register_metric(_metric)
+
+
+def _mean_with_interval(feature: str, name: str) -> tfma.metrics.MetricComputations:
+    def value(sums: _Sums) -> ValueWithTDistribution:
+        return cluster_mean(sums)
+
+    return _computation(name, [GROUP, feature], _GroupSums([feature], name, value))
+
+
+def _upper_bound(
+    feature: str, name: str, relative_to: str | None
+) -> tfma.metrics.MetricComputations:
+    features = [feature] if relative_to is None else [feature, relative_to]
+
+    def value(sums: _Sums) -> float:
+        _, _, upper = calculate_confidence_interval(cluster_mean(sums))
+        if relative_to is None:
+            return float(upper)
+        rows, _, total = sum(sums.values(), np.zeros(3))
+        return float(upper / (total / rows)) if total else math.nan
+
+    return _computation(name, [GROUP, *features], _GroupSums(features, name, value))
+
+
+def cluster_mean(sums: _Sums) -> ValueWithTDistribution:
+    """Mean of all rows, its standard error, and the degrees of freedom of the t-distribution.
+
+    Args:
+        sums: Of each group the number of rows and the sum of their values.
+
+    Returns:
+        With NaN for what there is too little for: a mean needs a row, an error two groups.
+    """
+    if not sums:
+        return ValueWithTDistribution(math.nan, math.nan, 0, math.nan)
+    rows, totals = np.array([values[:2] for values in sums.values()]).T
+    mean = float(totals.sum() / rows.sum())
+    if len(sums) < 2:
+        return ValueWithTDistribution(mean, math.nan, 0, mean)
+    correction = len(sums) / (len(sums) - 1)
+    variance = correction * np.sum((totals - mean * rows) ** 2) / rows.sum() ** 2
+    return ValueWithTDistribution(mean, float(np.sqrt(variance)), len(sums) - 1, mean)
+
+
+def _computation(
+    name: str, features: Iterable[str], combiner: beam.CombineFn
+) -> tfma.metrics.MetricComputations:
+    preprocessor = tfma.metrics.StandardMetricInputsPreprocessor(
+        include_filter={_FEATURES: {feature: {} for feature in features}},
+        include_default_inputs=False,
+    )
+    key = tfma.metrics.MetricKey(name=name)
+    return [
+        tfma.metrics.MetricComputation(keys=[key], preprocessors=[preprocessor], combiner=combiner)
+    ]
+
+
+class _GroupSums(beam.CombineFn):
+    """Sums the features of the rows that have them, group by group."""
+
+    def __init__(self, features: list[str], name: str, value: Callable[[_Sums], Any]) -> None:
+        self._features = features
+        self._key = tfma.metrics.MetricKey(name=name)
+        self._value = value
+
+    def create_accumulator(self) -> _Sums:
+        return {}
+
+    def add_input(self, sums: _Sums, element: Any) -> _Sums:
+        row = element[_FEATURES]
+        values = [_vector(row, feature) for feature in self._features]
+        if all(value is not None for value in values):
+            [group] = row[GROUP]
+            _add(sums, int(group), np.concatenate([[1.0], *values]))
+        return sums
+
+    def merge_accumulators(self, accumulators: Iterable[_Sums]) -> _Sums:
+        merged: _Sums = {}
+        for sums in accumulators:
+            for group, values in sums.items():
+                _add(merged, group, values)
+        return merged
+
+    def extract_output(self, sums: _Sums) -> dict[tfma.metrics.MetricKey, Any]:
+        # In the groups' order, so that workers do not change the last digit.
+        return {self._key: self._value(dict(sorted(sums.items())))}
+
+
+def _frechet_distance(feature: str, reference: str, name: str) -> tfma.metrics.MetricComputations:
+    return _computation(name, [feature, reference], _Moments(feature, reference, name))
+
+
+class _Moments(beam.CombineFn):
+    """Number of rows, and sums of both features' values and products."""
+
+    def __init__(self, feature: str, reference: str, name: str) -> None:
+        self._features = (feature, reference)
+        self._key = tfma.metrics.MetricKey(name=name)
+
+    def create_accumulator(self) -> list[Any]:
+        return [0, *[0.0] * 4]
+
+    def add_input(self, moments: list[Any], element: Any) -> list[Any]:
+        vectors = [_vector(element[_FEATURES], feature) for feature in self._features]
+        if any(vector is None for vector in vectors):
+            return moments
+        products = [product for v in vectors for product in (v, np.outer(v, v))]
+        return [a + b for a, b in zip(moments, [1, *products], strict=True)]
+
+    def merge_accumulators(self, accumulators: Iterable[list[Any]]) -> list[Any]:
+        return [sum(parts) for parts in zip(*accumulators, strict=True)]
+
+    def extract_output(self, moments: list[Any]) -> dict[tfma.metrics.MetricKey, float]:
+        rows, *sums = moments
+        if rows < 2:
+            return {self._key: math.nan}
+        (mean, square), (other_mean, other_square) = (
+            (sums[0] / rows, sums[1] / rows),
+            (sums[2] / rows, sums[3] / rows),
+        )
+        distance = frechet_distance(
+            mean,
+            square - np.outer(mean, mean),
+            other_mean,
+            other_square - np.outer(other_mean, other_mean),
+        )
+        return {self._key: distance}
+
+
+def frechet_distance(
+    mean: np.ndarray, covariance: np.ndarray, other_mean: np.ndarray, other_covariance: np.ndarray
+) -> float:
+    """Squared Frechet distance of two normal distributions (Dowson and Landau 1982, equation 4)."""
+    if not all(map(np.all, map(np.isfinite, (mean, covariance, other_mean, other_covariance)))):
+        return math.nan
+    root = _root(covariance)
+    # The trace of the root of a product is that of the root of its symmetric form.
+    product = np.linalg.eigvalsh(root @ other_covariance @ root)
+    traces = np.trace(covariance) + np.trace(other_covariance)
+    distance = np.sum((mean - other_mean) ** 2) + traces
+    return float(distance - 2 * np.sum(np.sqrt(np.maximum(product, 0.0))))
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+
+def _add(sums: _Sums, group: int, values: np.ndarray) -> None:
+    sums[group] = sums[group] + values if group in sums else values
+
+
+def _vector(row: Any, feature: str) -> np.ndarray | None:
+    values = row.get(feature)
+    if values is None or not np.size(values):
+        return None
+    return np.asarray(values, np.float64).reshape(-1)

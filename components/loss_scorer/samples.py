@@ -1,0 +1,203 @@
+"""Pictures drawn for held-out captions, and what can be measured of them without a second model."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from components.loss_scorer import draws
+from components.loss_scorer.models import Encode, ScoredModel, exported_decoder
+from trainer.presets import Preset
+
+_GRID = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """How pictures are drawn.
+
+    Attributes:
+        num_steps: Sampling steps.
+        guidance_scale: Classifier-free guidance scale.
+        batch_size: Pictures that are drawn at once.
+    """
+
+    num_steps: int
+    guidance_scale: float
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """What one model's picture for a caption is like.
+
+    Attributes:
+        agrees: Whether the creature has the colour that the caption names; `None` where it names
+            none.
+        features: See `latent_features`.
+    """
+
+    agrees: bool | None
+    features: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledExample:
+    """A held-out example and the pictures drawn for it.
+
+    Attributes:
+        candidate: Of the candidate's picture.
+        baseline: Of the baseline's.
+        held_out: Features of the held-out picture itself.
+    """
+
+    candidate: Measures
+    baseline: Measures | None
+    held_out: np.ndarray
+
+
+def chosen(example_ids: Iterable[str], number: int, seed: int) -> frozenset[str]:
+    """Picks examples at random, but the same ones every time; memory grows with `number` alone."""
+    picked = heapq.nsmallest(number, example_ids, key=lambda name: (draws.rank(name, seed), name))
+    return frozenset(picked)
+
+
+def latent_features(mean: np.ndarray) -> np.ndarray:
+    """A picture in a few numbers, out of the image encoder's mean.
+
+    Args:
+        mean: float32 [h, w, 4].
+
+    Returns:
+        float32 [20]: the mean of each channel in each quarter, and each channel's standard
+        deviation.
+    """
+    quarters = [
+        part.mean(axis=(0, 1))
+        for half in np.array_split(mean, _GRID, axis=0)
+        for part in np.array_split(half, _GRID, axis=1)
+    ]
+    return np.concatenate([*quarters, mean.std(axis=(0, 1))]).astype(np.float32)
+
+
+class Sampler:
+    """Draws and measures pictures with both models, from the same noise."""
+
+    def __init__(
+        self,
+        models: Sequence[ScoredModel | None],
+        *,
+        frozen_encoder: Encode,
+        decoder_folder: str,
+        preset: Preset,
+        image_size: int,
+        base_weights: str,
+        settings: SampleSettings,
+        seed: int,
+    ) -> None:
+        """Loads the decoder and the image encoder, which are no model's own: nothing trains them.
+
+        Args:
+            models: Candidate and baseline; `None` for what cannot be compared.
+            frozen_encoder: The base weights' text encoder.
+            decoder_folder: Folder of an exported model.
+            preset: The models' dimensions.
+            image_size: Side of the pictures in pixels.
+            base_weights: Source of the image encoder.
+            settings: How pictures are drawn.
+            seed: Decides the noise that they start from.
+        """
+        # Import Keras.
+        from trainer.models import build_image_encoder
+        from trainer.sampler import sample
+        from trainer.tokenizer import tokenize
+        from trainer.weights import load_base_weights
+
+        self._models = models
+        self._settings = settings
+        self._seed = seed
+        self._latent_shape = preset.latent_shape(image_size)
+        self._decode = exported_decoder(decoder_folder)
+        image_encoder = build_image_encoder(preset)
+        load_base_weights(image_encoder, "image_encoder", preset, base_weights)
+        empty = tf.constant(tokenize([""], preset.text_encoder.max_length))
+        self._unconditional = [
+            model and (model.encode or frozen_encoder)(empty)[0] for model in models
+        ]
+
+        @tf.function
+        def encode(images: tf.Tensor) -> tf.Tensor:
+            pixels = tf.cast(images, tf.float32) / 127.5 - 1.0
+            return tf.split(image_encoder(pixels, training=False), 2, axis=-1)[0]
+
+        def draw(model: ScoredModel):  # type: ignore[no-untyped-def]
+            @tf.function
+            def run(noise: tf.Tensor, context: tf.Tensor, unconditional: tf.Tensor) -> tf.Tensor:
+                return sample(
+                    model.predict,
+                    noise=noise,
+                    context=context,
+                    unconditional_context=tf.broadcast_to(unconditional, tf.shape(context)),
+                    num_steps=tf.constant(settings.num_steps),
+                    guidance_scale=tf.constant(settings.guidance_scale, tf.float32),
+                )
+
+            return run
+
+        self._encode = encode
+        self._draw = [model and draw(model) for model in models]
+
+    def __call__(
+        self, examples: Iterable[dict[str, np.ndarray]]
+    ) -> Iterator[tuple[str, SampledExample]]:
+        """Samples for examples.
+
+        Args:
+            examples: Of each, what `trainer.latents.parse_latents` returns, without the batch.
+
+        Yields:
+            The example's id and the measures, in their order.
+        """
+        examples = iter(examples)
+        while batch := list(itertools.islice(examples, self._settings.batch_size)):
+            measures = [self._measures(index, batch) for index in range(len(self._models))]
+            for row, example in enumerate(batch):
+                candidate, baseline = (found and found[row] for found in measures)
+                assert candidate is not None
+                held_out = latent_features(example["latent/mean"])
+                yield example["id"].decode(), SampledExample(candidate, baseline, held_out)
+
+    def _measures(self, index: int, batch: list[dict[str, np.ndarray]]) -> list[Measures] | None:
+        # Imports numpy alone, but for the tokenizer's vocabulary.
+        from trainer.colour_agreement import body_colour, caption_colour
+        from trainer.tokenizer import caption_of
+
+        model, draw = self._models[index], self._draw[index]
+        if model is None or draw is None:
+            return None
+        # Filled up: kernels may round differently at another batch size.
+        filled = batch + batch[-1:] * (self._settings.batch_size - len(batch))
+        noise = [
+            draws.initial_noise(example["id"].decode(), self._seed, self._latent_shape)
+            for example in filled
+        ]
+        contexts = model.contexts(
+            np.stack([example["tokens"] for example in filled]),
+            np.stack([example["context"] for example in filled]),
+        )
+        latents = draw(np.stack(noise), contexts, self._unconditional[index])
+        images = self._decode(latents)
+        means = self._encode(images).numpy()
+        colours = [caption_colour(caption_of(example["tokens"])) for example in batch]
+        return [
+            Measures(
+                agrees=None if colour is None else body_colour(image) == colour,
+                features=latent_features(mean),
+            )
+            for colour, image, mean in zip(colours, images.numpy(), means, strict=False)
+        ]

@@ -1,0 +1,287 @@
+"""Candidate and baseline, loaded, and the rows that come of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from components.loss_scorer import models
+from components.loss_scorer.draws import Draw, draw, stratum_name
+from components.loss_scorer.samples import SampledExample, Sampler, SampleSettings
+from trainer.presets import Preset
+
+LOSSES = ("loss", "loss_baseline", "loss_delta")
+
+# Features of a row beside its losses.
+GROUP = "group"
+STRATUM = "timestep_bucket"
+CAPTION_BUCKET = "caption_bucket"
+COLOUR_AGREEMENT = "colour_agreement"
+COLOUR_AGREEMENT_BASELINE = "colour_agreement_baseline"
+FEATURES_CANDIDATE = "features_candidate"
+FEATURES_BASELINE = "features_baseline"
+FEATURES_HELD_OUT = "features_held_out"
+
+# With as few or fewer, hardly any pictures share one; with more, an interval is hardly narrower.
+_NUM_GROUPS = 1024
+_CAPTION_BOUNDS = (10, 20, 40, 77)
+_EXAMPLES_AT_A_TIME = 16
+
+_Example = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringTask:
+    """What every worker has to know.
+
+    Attributes:
+        preset: The models' dimensions.
+        image_size: Side of the pictures in pixels.
+        base_weights: Source of the base weights.
+        candidate: Folder of the candidate's SavedModels.
+        baseline: Folder of the baseline's SavedModels; None for the base weights.
+        comparable: Whether there is a baseline at all; its losses are NaN where there is none.
+        num_strata: Parts that the timesteps are divided into.
+        seed: Gives other timesteps and noise.
+        batch_size: Rows that are scored at once.
+        samples: How pictures are drawn.
+        sampled: Ids of the examples whose captions they are drawn for.
+    """
+
+    preset: Preset
+    image_size: int
+    base_weights: str
+    candidate: str
+    baseline: str | None
+    comparable: bool
+    num_strata: int
+    seed: int
+    batch_size: int
+    samples: SampleSettings
+    sampled: frozenset[str] = frozenset()
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a latent."""
+        return self.preset.latent_shape(self.image_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """One example at one timestep."""
+
+    example: _Example
+    contexts: tuple[np.ndarray, ...]
+    stratum: int
+    draw: Draw
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One example at one timestep, scored.
+
+    Attributes:
+        loss: Of the candidate.
+        loss_baseline: Of the baseline; NaN where there is none.
+        record: Both and what else is known of the row, a serialized tf.Example.
+    """
+
+    loss: float
+    loss_baseline: float
+    record: bytes
+
+
+class Scorer:
+    """Candidate and baseline, loaded."""
+
+    def __init__(self, task: ScoringTask) -> None:
+        """Loads both models."""
+        # Import Keras.
+        from trainer.latents import sample_posterior
+        from trainer.noise_schedule import add_noise
+
+        # TensorFloat-32, the default of GPUs that have it, keeps 10 bits of the mantissa.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        self._task = task
+        self._models = [models.exported_model(task.candidate)]
+        if task.comparable:
+            self._models.append(
+                models.base_model(task.preset, task.image_size, task.base_weights)
+                if task.baseline is None
+                else models.exported_model(task.baseline)
+            )
+
+        def of(model: models.ScoredModel) -> Callable[..., tf.Tensor]:
+            @tf.function
+            def loss(
+                mean: tf.Tensor,
+                log_variance: tf.Tensor,
+                posterior_noise: tf.Tensor,
+                epsilon: tf.Tensor,
+                timesteps: tf.Tensor,
+                context: tf.Tensor,
+            ) -> tf.Tensor:
+                latent = sample_posterior(mean, log_variance, posterior_noise)
+                noisy = add_noise(latent, epsilon, timesteps)
+                error = epsilon - model.predict(noisy, timesteps, context)
+                return tf.reduce_mean(tf.square(error), axis=[1, 2, 3])
+
+            return loss
+
+        self._losses_of = [of(model) for model in self._models]
+        self._sampler = self._made_sampler() if task.sampled else None
+
+    def rows(self, serialized: Callable[[], Iterable[bytes]]) -> Iterator[Scored]:
+        """Scores records of latents; yields `num_strata` rows for each, in their order.
+
+        Args:
+            serialized: Gives the records, as often as it is called.
+        """
+        samples: Mapping[str, SampledExample] = {}
+        if self._sampler is not None:
+            sampled = (
+                example
+                for example in self._examples(serialized())
+                if example["id"].decode() in self._task.sampled
+            )
+            samples = dict(self._sampler(sampled))
+        rows = self._rows(self._examples(serialized()))
+        while batch := list(itertools.islice(rows, self._task.batch_size)):
+            for row, losses in zip(batch, self._losses(batch), strict=True):
+                sample = samples.get(row.example["id"].decode())
+                features = self._features(row, losses, sample)
+                example = tf.train.Example(features=tf.train.Features(feature=features))
+                yield Scored(*losses, example.SerializeToString(deterministic=True))
+
+    def _made_sampler(self) -> Sampler:
+        task = self._task
+        return Sampler(
+            [*self._models, None][:2],
+            frozen_encoder=models.frozen_text_encoder(
+                [task.candidate, task.baseline], task.preset, task.base_weights
+            ),
+            decoder_folder=task.candidate,
+            preset=task.preset,
+            image_size=task.image_size,
+            base_weights=task.base_weights,
+            settings=task.samples,
+            seed=task.seed,
+        )
+
+    def _examples(self, serialized: Iterable[bytes]) -> Iterator[_Example]:
+        from trainer.latents import parse_latents
+
+        task = self._task
+        records = iter(serialized)
+        while some := list(itertools.islice(records, _EXAMPLES_AT_A_TIME)):
+            parsed = parse_latents(tf.constant(some), task.preset, task.image_size)
+            arrays = {name: tensor.numpy() for name, tensor in parsed.items()}
+            for index in range(len(some)):
+                yield {name: array[index] for name, array in arrays.items()}
+
+    def _rows(self, examples: Iterator[_Example]) -> Iterator[_Row]:
+        task = self._task
+        while some := list(itertools.islice(examples, _EXAMPLES_AT_A_TIME)):
+            # Filled up, as every batch.
+            filled = some + some[-1:] * (_EXAMPLES_AT_A_TIME - len(some))
+            tokens, stored = (np.stack([e[name] for e in filled]) for name in ("tokens", "context"))
+            contexts = [model.contexts(tokens, stored) for model in self._models]
+            for index, example in enumerate(some):
+                for stratum in range(task.num_strata):
+                    drawn = draw(
+                        example["id"].decode(),
+                        stratum,
+                        task.num_strata,
+                        task.seed,
+                        task.latent_shape,
+                    )
+                    yield _Row(example, tuple(c[index] for c in contexts), stratum, drawn)
+
+    def _losses(self, batch: list[_Row]) -> Iterator[tuple[float, float]]:
+        # The last batch is filled up: kernels may round differently at another batch size.
+        filled = batch + batch[-1:] * (self._task.batch_size - len(batch))
+        shared = (
+            np.stack([row.example["latent/mean"] for row in filled]),
+            np.stack([row.example["latent/log_variance"] for row in filled]),
+            np.stack([row.draw.posterior_noise for row in filled]),
+            np.stack([row.draw.epsilon for row in filled]),
+            np.array([row.draw.timestep for row in filled], np.int32),
+        )
+        losses = [
+            losses_of(*shared, np.stack([row.contexts[index] for row in filled])).numpy()
+            for index, losses_of in enumerate(self._losses_of)
+        ]
+        if not self._task.comparable:
+            losses.append(np.full(len(filled), math.nan, np.float32))
+        for _, loss, loss_baseline in zip(batch, *losses, strict=False):
+            yield float(loss), float(loss_baseline)
+
+    def _features(
+        self, row: _Row, losses: tuple[float, float], sample: SampledExample | None
+    ) -> dict[str, tf.train.Feature]:
+        loss, loss_baseline = losses
+        features = {
+            "id": _text(row.example["id"]),
+            "timestep": _integer(row.draw.timestep),
+            STRATUM: _text(stratum_name(row.stratum, self._task.num_strata).encode()),
+            CAPTION_BUCKET: _text(caption_bucket(row.example["tokens"]).encode()),
+            GROUP: _integer(group_of(row.example["latent/mean"])),
+            "loss": _numbers(loss),
+            "loss_baseline": _numbers(loss_baseline),
+            "loss_delta": _numbers(loss - loss_baseline),
+            "label": _numbers(0.0),
+        }
+        if sample is None:
+            return features
+        features[FEATURES_HELD_OUT] = _numbers(*sample.held_out)
+        for measures, agreement, name in (
+            (sample.candidate, COLOUR_AGREEMENT, FEATURES_CANDIDATE),
+            (sample.baseline, COLOUR_AGREEMENT_BASELINE, FEATURES_BASELINE),
+        ):
+            if measures is not None:
+                features[name] = _numbers(*measures.features)
+                if measures.agrees is not None:
+                    features[agreement] = _numbers(float(measures.agrees))
+        return features
+
+
+def group_of(mean: np.ndarray) -> int:
+    """The group of a picture, from 0 to 1023: the same for all of its captions.
+
+    Args:
+        mean: The latent's mean, float32 [h, w, 4], which equal pictures have in common.
+    """
+    digest = hashlib.sha256(mean.tobytes()).digest()
+    return int.from_bytes(digest[:8], "little") % _NUM_GROUPS
+
+
+def caption_bucket(tokens: np.ndarray) -> str:
+    """The range that a caption's number of tokens falls in, start and end included."""
+    from trainer.tokenizer import END_OF_TEXT
+
+    ends = np.flatnonzero(tokens == END_OF_TEXT)
+    count = int(ends[0]) + 1 if len(ends) else len(tokens)
+    first = 1
+    for last in _CAPTION_BOUNDS:
+        if count <= last:
+            return f"{first:02d}-{last:02d} tokens"
+        first = last + 1
+    return f"{first:02d} tokens or more"
+
+
+def _text(value: bytes) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+
+def _integer(value: int) -> tf.train.Feature:
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+
+def _numbers(*values: float) -> tf.train.Feature:
+    return tf.train.Feature(float_list=tf.train.FloatList(value=values))

@@ -1,0 +1,390 @@
+"""TFX's Evaluator with our metrics, run for real on small scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_model_analysis as tfma
+from scipy import stats
+from tfx.components.util import examples_utils
+from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
+from tfx.proto import example_gen_pb2
+from tfx.types import Channel, standard_artifacts
+from tfx.utils import proto_utils
+
+from components.evaluator import Evaluator, executor
+from components.evaluator.metrics import cluster_mean, frechet_distance
+from components.evaluator.results import ALL, of_feature, read_metrics
+from components.tfrecords import write_shard
+from pipeline.config import load_config
+from pipeline.evaluation import eval_config
+
+DEFAULTS = dataclasses.replace(load_config().evaluation, num_samples=0)
+STRATA = 4
+
+
+def record(loss, loss_baseline, stratum, group, samples=None) -> bytes:
+    def number(*values):
+        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+
+    def integer(value):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+    def text(value):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))
+
+    features = {
+        "id": text(f"id{group}"),
+        "timestep": integer(100 * stratum),
+        "timestep_bucket": text(f"{stratum}00-{stratum}99"),
+        "caption_bucket": text("01-10 tokens" if group % 3 else "11-20 tokens"),
+        "group": integer(group),
+        "loss": number(loss),
+        "loss_baseline": number(loss_baseline),
+        "loss_delta": number(loss - loss_baseline),
+        "label": number(0.0),
+        **{name: number(*values) for name, values in (samples or {}).items()},
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+@pytest.fixture
+def evaluate(tmp_path):
+    """Evaluates losses [examples, strata] of candidate and baseline; returns both artifacts."""
+
+    def evaluate(
+        losses, baseline, settings=DEFAULTS, *, samples=None, shards=1, beam=(), problem="", **given
+    ):
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        for name in ("scores/Split-eval", "blessing", "model"):
+            (folder / name).mkdir(parents=True)
+        losses, baseline = (np.asarray(x, np.float32).astype(float) for x in (losses, baseline))
+        records = [
+            record(losses[e, s], baseline[e, s], s, e, samples and samples.get(e))
+            for e in range(len(losses))
+            for s in range(STRATA)
+        ]
+        for shard in range(shards):
+            path = folder / "scores" / "Split-eval" / f"scores-{shard:05d}-of-{shards:05d}.gz"
+            write_shard(str(path), records[shard::shards], str(folder))
+        scores, model, blessing, evaluation = (
+            standard_artifacts.Examples(),
+            standard_artifacts.Model(),
+            standard_artifacts.ModelBlessing(),
+            standard_artifacts.ModelEvaluation(),
+        )
+        scores.uri, scores.split_names = str(folder / "scores"), '["eval"]'
+        examples_utils.set_file_format(scores, "tfrecords_gzip")
+        examples_utils.set_payload_format(
+            scores, example_gen_pb2.PayloadFormat.Value("FORMAT_TF_EXAMPLE")
+        )
+        scores.set_string_custom_property("baseline", "model 4")
+        scores.set_string_custom_property("baseline_problem", problem)
+        for name, values in (("candidate", losses), ("baseline", baseline)):
+            bad = int(np.sum(~np.isfinite(values)))
+            scores.set_int_custom_property(f"num_{name}_not_finite", bad)
+        scores.set_int_custom_property("num_rows", len(records))
+        model.uri, model.id = str(folder / "model"), 8
+        blessing.uri, evaluation.uri = str(folder / "blessing"), str(folder / "evaluation")
+        blessed = standard_artifacts.Model()
+        blessed.uri, blessed.id = str(folder / "model"), 4
+        context = BaseBeamExecutor.Context(beam_pipeline_args=list(beam), tmp_dir=str(folder))
+        executor.Executor(context).Do(
+            {"examples": [scores], "model": [model], "baseline_model": [blessed]},
+            {"blessing": [blessing], "evaluation": [evaluation]},
+            {
+                "eval_config": proto_utils.proto_to_json(eval_config(settings)),
+                "example_splits": "null",
+                "code_version": "1",
+            },
+        )
+        assert blessing.get_int_custom_property("current_model_id") == 8
+        assert blessing.get_int_custom_property("baseline_model_id") == 4
+        return blessing, evaluation
+
+    return evaluate
+
+
+def is_blessed(blessing) -> bool:
+    return blessing.get_int_custom_property("blessed") == 1
+
+
+def reasons(blessing) -> list[str]:
+    return blessing.get_string_custom_property("reasons").splitlines()
+
+
+def baseline_losses(examples=30) -> np.ndarray:
+    """Higher at low timesteps, as they are; and some examples are harder than others."""
+    rng = np.random.default_rng(0)
+    hard = rng.uniform(0.7, 1.3, size=(examples, 1))
+    noise = rng.uniform(0.9, 1.1, size=(examples, STRATA))
+    return np.array([0.8, 0.3, 0.1, 0.02]) * hard * noise
+
+
+def changed(baseline, factor, spread=0.02) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return baseline * (factor + rng.normal(0, spread, baseline.shape))
+
+
+def test_metrics_and_intervals_are_those_of_numpy(evaluate, caplog):
+    baseline = baseline_losses()
+    losses = changed(baseline, 0.9)
+    with caplog.at_level("INFO"):
+        blessing, evaluation = evaluate(losses, baseline)
+    assert is_blessed(blessing)
+    assert reasons(blessing) == []
+    assert "The model is blessed." in caplog.text
+    found = read_metrics(evaluation.uri)
+    lengths = np.arange(30) % 3 > 0
+    rows = {
+        ALL: (slice(None), slice(None)),
+        **{(("timestep_bucket", f"{s}00-{s}99"),): (slice(None), [s]) for s in range(STRATA)},
+        (("caption_bucket", "01-10 tokens"),): (lengths, slice(None)),
+        (("caption_bucket", "11-20 tokens"),): (~lengths, slice(None)),
+    }
+    assert found.keys() == rows.keys()
+    for key, (examples, strata) in rows.items():
+        for name, values in (
+            ("loss", losses),
+            ("loss_baseline", baseline),
+            ("loss_delta", losses - baseline),
+        ):
+            # The examples are what is independent.
+            means = values[examples][:, strata].mean(axis=1)
+            half = stats.t.ppf(0.975, len(means) - 1) * stats.sem(means)
+            metric = found[key][name]
+            assert metric.value == pytest.approx(means.mean(), abs=1e-7)
+            assert metric.lower == pytest.approx(means.mean() - half, abs=1e-7)
+            assert metric.upper == pytest.approx(means.mean() + half, abs=1e-7)
+        upper = found[key]["loss_delta"].upper
+        assert found[key]["loss_delta_upper"].value == pytest.approx(upper)
+        increase = upper / found[key]["loss_baseline"].value
+        assert found[key]["loss_increase_upper"].value == pytest.approx(increase)
+        assert found[key]["example_count"].value == baseline[examples][:, strata].size
+    assert list(of_feature(found, "caption_bucket")) == ["01-10 tokens", "11-20 tokens"]
+    for artifact in (blessing, evaluation):
+        for name in ("loss", "loss_baseline", "loss_delta", "loss_increase_upper"):
+            expected = found[ALL][name].value
+            assert artifact.get_float_custom_property(name) == pytest.approx(expected)
+        assert artifact.get_float_custom_property("loss_lower") == found[ALL]["loss"].lower
+
+
+def test_tfmas_own_tools_read_the_output(evaluate):
+    baseline = baseline_losses()
+    _, evaluation = evaluate(changed(baseline, 0.9), baseline)
+    result = tfma.load_eval_result(evaluation.uri)
+    [total] = [metrics for key, metrics in result.slicing_metrics if key == ()]
+    loss = read_metrics(evaluation.uri)[ALL]["loss"]
+    [value] = [v["loss"] for v in total[""][""].values()] if "" in total else [None]
+    assert value["boundedValue"]["lowerBound"] == pytest.approx(loss.lower)
+    assert result.get_metrics_for_all_slices()[()]["loss"]["boundedValue"]["value"] == loss.value
+    assert tfma.view.render_slicing_metrics(result, slicing_column="timestep_bucket") is not None
+
+
+def test_workers_change_nothing(evaluate):
+    baseline = baseline_losses()
+    losses = changed(baseline, 0.9)
+    _, one = evaluate(losses, baseline)
+    workers = ("--direct_running_mode=multi_threading", "--direct_num_workers=2")
+    _, two = evaluate(losses, baseline, shards=3, beam=workers)
+    expected, found = read_metrics(one.uri), read_metrics(two.uri)
+    assert found.keys() == expected.keys()
+    for key, metrics in expected.items():
+        for name, metric in metrics.items():
+            assert dataclasses.astuple(found[key][name]) == pytest.approx(
+                dataclasses.astuple(metric), rel=1e-12, nan_ok=True
+            )
+
+
+@pytest.mark.parametrize(
+    ("settings", "factor", "spread", "expected"),
+    [
+        ({}, 1.0, 0.0, ["falls by 0.000000 against model 4, and has to fall by more than 0"]),
+        ({"min_loss_improvement": 0.05}, 0.9, 0.02, ["and has to fall by more than 0.05"]),
+        ({}, 0.999, 0.1, ["the 95 % interval of the change in loss reaches +0.00"]),
+        (
+            {},
+            1.2,
+            0.02,
+            [
+                "the held-out loss rises by 0.06",
+                "reaches +0.0",
+                *(f"at timesteps {s}00-{s}99 may be 2" for s in range(STRATA)),
+            ],
+        ),
+    ],
+)
+def test_a_model_that_is_not_surely_better_is_not_blessed(
+    evaluate, caplog, settings, factor, spread, expected
+):
+    baseline = baseline_losses()
+    blessing, _ = evaluate(
+        changed(baseline, factor, spread), baseline, dataclasses.replace(DEFAULTS, **settings)
+    )
+    assert not is_blessed(blessing)
+    assert len(reasons(blessing)) == len(expected)
+    for reason, part in zip(sorted(reasons(blessing)), sorted(expected), strict=True):
+        assert f"Not blessed: {reason}." in caplog.text
+        assert any(part in reason for part in expected)
+    assert all(any(part in reason for reason in reasons(blessing)) for part in expected)
+
+
+def test_a_regression_may_be_allowed(evaluate):
+    baseline = baseline_losses()
+    settings = dataclasses.replace(
+        DEFAULTS,
+        min_loss_improvement=-0.02,
+        max_loss_regression=0.02,
+        max_stratum_regression=0.1,
+    )
+    blessing, _ = evaluate(changed(baseline, 1.03), baseline, settings)
+    assert is_blessed(blessing)
+
+
+def test_one_strata_that_gets_worse_is_enough(evaluate):
+    baseline = baseline_losses()
+    losses = changed(baseline, 0.8)
+    losses[:, 3] = baseline[:, 3] * 1.2
+    blessing, evaluation = evaluate(losses, baseline)
+    assert read_metrics(evaluation.uri)[ALL]["loss_delta_upper"].value < -0.02
+    assert not is_blessed(blessing)
+    [reason] = reasons(blessing)
+    assert reason.startswith("the loss at timesteps 300-399 may be 2")
+    assert "no more than 5.0% is allowed (evaluation.max_stratum_regression)" in reason
+    settings = dataclasses.replace(DEFAULTS, max_stratum_regression=0.3)
+    assert is_blessed(evaluate(losses, baseline, settings)[0])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_losses_that_are_no_numbers_are_not_blessed(evaluate, value):
+    baseline = baseline_losses()
+    losses = changed(baseline, 0.8)
+    losses[3, 1] = value
+    blessing, _ = evaluate(losses, baseline)
+    assert not is_blessed(blessing)
+    assert reasons(blessing) == ["1 of 120 held-out losses are not finite numbers"]
+    assert not blessing.has_custom_property("loss")
+    assert blessing.get_float_custom_property("loss_baseline") > 0
+
+
+def test_a_baseline_that_is_no_number_is_no_reason_to_bless(evaluate):
+    baseline = baseline_losses()
+    losses = changed(baseline, 0.8)
+    baseline[0, 0] = math.inf
+    blessing, _ = evaluate(losses, baseline)
+    assert not is_blessed(blessing)
+    assert reasons(blessing) == ["1 of 120 losses of the baseline are not finite"]
+
+
+def test_a_baseline_that_cannot_be_compared(evaluate):
+    losses = baseline_losses()
+    problem = "the latest blessed model (4) is of preset 'tiny' at 128 pixels"
+    blessing, evaluation = evaluate(losses, np.full_like(losses, math.nan), problem=problem)
+    assert not is_blessed(blessing)
+    assert reasons(blessing) == [problem]
+    assert evaluation.get_float_custom_property("loss") == pytest.approx(losses.mean())
+
+
+def test_an_empty_split(evaluate):
+    blessing, evaluation = evaluate(np.empty((0, STRATA)), np.empty((0, STRATA)))
+    assert not is_blessed(blessing)
+    assert reasons(blessing) == [
+        "the eval split is empty, so there is nothing to judge the model by"
+    ]
+    assert read_metrics(evaluation.uri) == {}
+    assert tfma.load_eval_result(evaluation.uri).slicing_metrics == []
+
+
+def test_one_picture_is_too_few(evaluate):
+    blessing, _ = evaluate([[0.1] * STRATA], [[0.2] * STRATA])
+    assert not is_blessed(blessing)
+    assert "the held-out pictures are too few for an interval" in reasons(blessing)[0]
+
+
+def test_samples_are_measured(evaluate):
+    rng = np.random.default_rng(2)
+    baseline = baseline_losses()
+    features = {
+        name: rng.normal(shift, scale, (20, 3)).astype(np.float32).astype(float)
+        for name, shift, scale in (
+            ("features_held_out", 0, 1),
+            ("features_candidate", 0.5, 1),
+            ("features_baseline", 2, 3),
+        )
+    }
+    samples = {e: {name: list(values[e]) for name, values in features.items()} for e in range(20)}
+    for example in range(10):
+        samples[example]["colour_agreement"] = [float(example < 8)]
+        samples[example]["colour_agreement_baseline"] = [float(example < 1)]
+    settings = dataclasses.replace(DEFAULTS, num_samples=20)
+    blessing, evaluation = evaluate(changed(baseline, 0.9), baseline, settings, samples=samples)
+    assert is_blessed(blessing)
+    found = read_metrics(evaluation.uri)[ALL]
+    assert found["colour_agreement"].value == pytest.approx(0.8)
+    assert found["colour_agreement_baseline"].value == pytest.approx(0.1)
+    half = stats.t.ppf(0.975, 9) * stats.sem([1.0] * 8 + [0.0] * 2)
+    assert found["colour_agreement"].upper == pytest.approx(0.8 + half)
+    assert evaluation.get_float_custom_property("colour_agreement") == pytest.approx(0.8)
+    for name in ("candidate", "baseline"):
+        values, reference = features[f"features_{name}"], features["features_held_out"]
+        expected = frechet_distance(
+            values.mean(0), np.cov(values.T, ddof=0), reference.mean(0), np.cov(reference.T, ddof=0)
+        )
+        metric = "feature_distance" if name == "candidate" else "feature_distance_baseline"
+        assert found[metric].value == pytest.approx(expected, rel=1e-6)
+
+
+def test_captions_that_name_no_colour_leave_no_number(evaluate):
+    baseline = baseline_losses()
+    settings = dataclasses.replace(DEFAULTS, num_samples=20)
+    blessing, _ = evaluate(changed(baseline, 0.9), baseline, settings)
+    assert is_blessed(blessing)
+    assert not blessing.has_custom_property("colour_agreement")
+
+
+def test_the_interval_holds_with_several_captions_of_a_picture():
+    """Of many drawn sets of pictures, the true mean is in 95 % of the intervals."""
+    rng = np.random.default_rng(3)
+    inside = 0
+    for _ in range(600):
+        pictures = rng.normal(0.3, 1.0, 25)
+        sums = {}
+        for picture, value in enumerate(pictures):
+            rows = value + rng.normal(0, 0.1, rng.integers(1, 6))
+            sums[picture] = np.array([len(rows), rows.sum()])
+        mean = cluster_mean(sums)
+        half = stats.t.ppf(0.975, mean.sample_degrees_of_freedom) * mean.sample_standard_deviation
+        inside += abs(mean.unsampled_value - 0.3) < half
+    assert 0.91 < inside / 600 < 0.98
+
+
+def test_the_distance_of_normal_distributions():
+    # In one dimension it is (m - n)^2 + (s - t)^2.
+    one = frechet_distance(np.array([1.0]), np.array([[4.0]]), np.array([3.0]), np.array([[9.0]]))
+    assert one == pytest.approx(4 + 1)
+    rng = np.random.default_rng(0)
+    square = np.cov(rng.normal(size=(5, 50)))
+    assert frechet_distance(np.ones(5), square, np.ones(5), square) == pytest.approx(0, abs=1e-9)
+    bad = frechet_distance(np.full(5, math.nan), square, np.ones(5), square)
+    assert math.isnan(bad)
+
+
+def test_the_component_makes_its_spec():
+    model = Channel(type=standard_artifacts.Model)
+    scores = Channel(type=standard_artifacts.Examples)
+    evaluator = Evaluator(
+        examples=scores, model=model, baseline_model=model, eval_config=eval_config(DEFAULTS)
+    )
+    assert evaluator.id == "Evaluator"
+    assert evaluator.inputs["examples"] is scores
+    assert evaluator.outputs["blessing"].type is standard_artifacts.ModelBlessing
+    config = tfma.EvalConfig()
+    proto_utils.json_to_proto(evaluator.exec_properties["eval_config"], config)
+    assert config == eval_config(DEFAULTS)
+    assert len(evaluator.exec_properties["code_version"]) == 16
+    alone = Evaluator(examples=scores, model=model, eval_config=eval_config(DEFAULTS))
+    assert "baseline_model" not in alone.inputs
