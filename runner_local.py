@@ -103,7 +103,7 @@ def _run(config: settings.RunConfig, fingerprint: str, verbose: bool) -> int:
     consoles.quiet_environment(verbose)
     with consoles.open_console(log_path, verbose) as console:
         try:
-            config = settings.resolve_base_weights(config)
+            config = settings.resolve_clip_model(settings.resolve_base_weights(config))
             housekeeping.repair(str(output), serving_dir)
             settings.save_config(config, output / "config.yaml")
             console.print(

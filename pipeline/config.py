@@ -133,6 +133,7 @@ class EvaluationConfig:
         max_stratum_regression: The same in any part of the noise schedule, as a fraction of the
             baseline's loss there.
         num_samples: Held-out captions that pictures are drawn for.
+        clip_model: Folder, bucket or model of the hub with a CLIP to score them; `None` for none.
     """
 
     num_strata: Annotated[int, Field(ge=1, le=1000)]
@@ -142,6 +143,7 @@ class EvaluationConfig:
     max_loss_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     max_stratum_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     num_samples: Annotated[int, Field(ge=0, le=10_000)]
+    clip_model: Text | None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -283,12 +285,21 @@ def load_config(
     if model.base_weights not in ("default", "random"):
         model = dataclasses.replace(model, base_weights=_absolute(model.base_weights))
     _check_base_weights(model.base_weights, preset, settings["model.base_weights"])
+    evaluation = sections["evaluation"]
+    if evaluation.clip_model is not None:
+        if not evaluation.num_samples:
+            raise ConfigError(
+                f"{_given('evaluation.clip_model', settings['evaluation.clip_model'])} is "
+                "impossible with evaluation.num_samples = 0: there are no pictures to score"
+            )
+        address = _absolute(evaluation.clip_model)
+        evaluation = dataclasses.replace(evaluation, clip_model=address)
     return RunConfig(
         dataset=dataset,
         model=model,
         training=training,
         validation=sections["validation"],
-        evaluation=sections["evaluation"],
+        evaluation=evaluation,
         vertex=sections["vertex"],
         output=_absolute(output.value),
     )
@@ -366,6 +377,30 @@ def resolve_base_weights(config: RunConfig) -> RunConfig:
     except weight_sources.WeightsError as error:
         raise ConfigError(f"model.base_weights = {model.base_weights!r}: {error}") from None
     return dataclasses.replace(config, model=dataclasses.replace(model, base_weights=source))
+
+
+def resolve_clip_model(config: RunConfig) -> RunConfig:
+    """Finds the CLIP that samples are scored with, before anything starts.
+
+    Returns:
+        The configuration with its place written out, a model of the hub with its commit.
+
+    Raises:
+        ConfigError: There is none, or it is another kind of model.
+    """
+    evaluation = config.evaluation
+    if evaluation.clip_model is None:
+        return config
+    # TensorFlow takes seconds that nobody else need wait for.
+    from trainer.clip import check_clip
+    from trainer.weight_folders import WeightsError
+
+    try:
+        address = check_clip(evaluation.clip_model)
+    except WeightsError as error:
+        raise ConfigError(f"evaluation.clip_model = {evaluation.clip_model!r}: {error}") from None
+    resolved = dataclasses.replace(evaluation, clip_model=address)
+    return dataclasses.replace(config, evaluation=resolved)
 
 
 def check_output_folder(output: str) -> None:

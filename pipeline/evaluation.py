@@ -17,6 +17,8 @@ from tfx.types import BaseChannel, Channel, standard_artifacts
 from components.evaluator.executor import CHANGE, CHANGE_UPPER, INCREASE_UPPER
 from components.loss_scorer.scorer import (
     CAPTION_BUCKET,
+    CLIP_SCORE,
+    CLIP_SCORE_BASELINE,
     COLOUR_AGREEMENT,
     COLOUR_AGREEMENT_BASELINE,
     FEATURES_BASELINE,
@@ -71,6 +73,11 @@ def eval_config(settings: EvaluationConfig) -> tfma.EvalConfig:
                     (FEATURES_BASELINE, "feature_distance_baseline"),
                 )
             ),
+        ]
+    if settings.num_samples and settings.clip_model is not None:
+        metrics += [
+            _metric("MeanWithInterval", feature=feature)
+            for feature in (CLIP_SCORE, CLIP_SCORE_BASELINE)
         ]
     return tfma.EvalConfig(
         # One model alone, although there is a baseline: beside a second one, TFMA looks for the

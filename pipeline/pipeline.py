@@ -165,6 +165,7 @@ def create_pipeline(
         num_samples=config.evaluation.num_samples,
         sample_steps=config.validation.num_steps,
         sample_guidance_scale=config.validation.guidance_scale,
+        clip_model=config.evaluation.clip_model or "",
     )
     scores = loss_scorer.outputs["scores"]
     evaluator = Evaluator(
@@ -185,9 +186,7 @@ def create_pipeline(
         blessing=blessing,
         base_weights=model.base_weights,
     )
-    pusher = ServingPusher(
-        model=candidate, model_blessing=blessing, scores=scores, push_destination=serving_dir
-    )
+    pusher = ServingPusher(model=candidate, model_blessing=blessing, push_destination=serving_dir)
     return Pipeline(
         pipeline_name=PIPELINE_NAME,
         pipeline_root=pipeline_root,

@@ -13,8 +13,6 @@ from tfx.components.evaluator import executor as tfx_executor
 from tfx.components.util import model_utils
 from tfx.types import artifact_utils
 
-# Registers the metrics that the configuration names.
-from components.evaluator import metrics as metrics
 from components.evaluator.results import ALL, Metrics, read_metrics, slice_of
 
 # Metrics that thresholds are put on.

@@ -15,8 +15,8 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-import tensorflow_model_analysis as tfma
 from tensorflow_model_analysis.api.types import ValueWithTDistribution
+from tensorflow_model_analysis.metrics import metric_types
 from tensorflow_model_analysis.utils.math_util import calculate_confidence_interval
 
 GROUP = "group"
@@ -26,7 +26,7 @@ _Sums = dict[int, np.ndarray]
 _FEATURES = "features"
 
 
-class MeanWithInterval(tfma.metrics.Metric):
+class MeanWithInterval(metric_types.Metric):
     """Mean of a feature, with its standard error and degrees of freedom.
 
     TFMA writes it with the ends of its 95 % interval. Rows without the feature do not count; the
@@ -43,7 +43,7 @@ class MeanWithInterval(tfma.metrics.Metric):
         super().__init__(_mean_with_interval, feature=feature, name=name or feature)
 
 
-class UpperBound(tfma.metrics.Metric):
+class UpperBound(metric_types.Metric):
     """Upper end of the 95 % interval of a feature's mean, a plain number to put a threshold on.
 
     It is NaN, and so fails every threshold, where there is no interval: for pictures of fewer than
@@ -61,7 +61,7 @@ class UpperBound(tfma.metrics.Metric):
         super().__init__(_upper_bound, feature=feature, name=name, relative_to=relative_to)
 
 
-class FrechetDistance(tfma.metrics.Metric):
+class FrechetDistance(metric_types.Metric):
     """Squared Frechet distance of two features' distributions, each taken for a normal one.
 
     The formula of the FID (Heusel et al. 2017, equation 6) on vectors that the rows carry. Rows
@@ -80,11 +80,7 @@ class FrechetDistance(tfma.metrics.Metric):
         super().__init__(_frechet_distance, feature=feature, reference=reference, name=name)
 
 
-for _metric in (MeanWithInterval, UpperBound, FrechetDistance):
-    tfma.metrics.register_metric(_metric)
-
-
-def _mean_with_interval(feature: str, name: str) -> tfma.metrics.MetricComputations:
+def _mean_with_interval(feature: str, name: str) -> metric_types.MetricComputations:
     def value(sums: _Sums) -> ValueWithTDistribution:
         return cluster_mean(sums)
 
@@ -93,7 +89,7 @@ def _mean_with_interval(feature: str, name: str) -> tfma.metrics.MetricComputati
 
 def _upper_bound(
     feature: str, name: str, relative_to: str | None
-) -> tfma.metrics.MetricComputations:
+) -> metric_types.MetricComputations:
     features = [feature] if relative_to is None else [feature, relative_to]
 
     def value(sums: _Sums) -> float:
@@ -122,20 +118,22 @@ def cluster_mean(sums: _Sums) -> ValueWithTDistribution:
     if len(sums) < 2:
         return ValueWithTDistribution(mean, math.nan, 0, mean)
     correction = len(sums) / (len(sums) - 1)
+    if not math.isfinite(mean):
+        return ValueWithTDistribution(mean, math.nan, len(sums) - 1, mean)
     variance = correction * np.sum((totals - mean * rows) ** 2) / rows.sum() ** 2
     return ValueWithTDistribution(mean, float(np.sqrt(variance)), len(sums) - 1, mean)
 
 
 def _computation(
     name: str, features: Iterable[str], combiner: beam.CombineFn
-) -> tfma.metrics.MetricComputations:
-    preprocessor = tfma.metrics.StandardMetricInputsPreprocessor(
+) -> metric_types.MetricComputations:
+    preprocessor = metric_types.StandardMetricInputsPreprocessor(
         include_filter={_FEATURES: {feature: {} for feature in features}},
         include_default_inputs=False,
     )
-    key = tfma.metrics.MetricKey(name=name)
+    key = metric_types.MetricKey(name=name)
     return [
-        tfma.metrics.MetricComputation(keys=[key], preprocessors=[preprocessor], combiner=combiner)
+        metric_types.MetricComputation(keys=[key], preprocessors=[preprocessor], combiner=combiner)
     ]
 
 
@@ -144,7 +142,7 @@ class _GroupSums(beam.CombineFn):
 
     def __init__(self, features: list[str], name: str, value: Callable[[_Sums], Any]) -> None:
         self._features = features
-        self._key = tfma.metrics.MetricKey(name=name)
+        self._key = metric_types.MetricKey(name=name)
         self._value = value
 
     def create_accumulator(self) -> _Sums:
@@ -165,12 +163,12 @@ class _GroupSums(beam.CombineFn):
                 _add(merged, group, values)
         return merged
 
-    def extract_output(self, sums: _Sums) -> dict[tfma.metrics.MetricKey, Any]:
+    def extract_output(self, sums: _Sums) -> dict[metric_types.MetricKey, Any]:
         # In the groups' order, so that workers do not change the last digit.
         return {self._key: self._value(dict(sorted(sums.items())))}
 
 
-def _frechet_distance(feature: str, reference: str, name: str) -> tfma.metrics.MetricComputations:
+def _frechet_distance(feature: str, reference: str, name: str) -> metric_types.MetricComputations:
     return _computation(name, [feature, reference], _Moments(feature, reference, name))
 
 
@@ -179,7 +177,7 @@ class _Moments(beam.CombineFn):
 
     def __init__(self, feature: str, reference: str, name: str) -> None:
         self._features = (feature, reference)
-        self._key = tfma.metrics.MetricKey(name=name)
+        self._key = metric_types.MetricKey(name=name)
 
     def create_accumulator(self) -> list[Any]:
         return [0, *[0.0] * 4]
@@ -194,7 +192,7 @@ class _Moments(beam.CombineFn):
     def merge_accumulators(self, accumulators: Iterable[list[Any]]) -> list[Any]:
         return [sum(parts) for parts in zip(*accumulators, strict=True)]
 
-    def extract_output(self, moments: list[Any]) -> dict[tfma.metrics.MetricKey, float]:
+    def extract_output(self, moments: list[Any]) -> dict[metric_types.MetricKey, float]:
         rows, *sums = moments
         if rows < 2:
             return {self._key: math.nan}

@@ -27,6 +27,8 @@ class LossScorerSpec(component_spec.ComponentSpec):
         "num_samples": component_spec.ExecutionParameter(type=int),
         "sample_steps": component_spec.ExecutionParameter(type=int),
         "sample_guidance_scale": component_spec.ExecutionParameter(type=float),
+        "clip_model": component_spec.ExecutionParameter(type=str),
+        "clip_model_hash": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
@@ -57,7 +59,8 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         `loss_baseline`, `loss_delta` (loss - loss_baseline) and `label` (0). Where pictures were
         drawn for the example, each of its records has `features_candidate`, `features_baseline`
         and `features_held_out`, 20 numbers each, and where its caption names a creature's colour
-        `colour_agreement` and `colour_agreement_baseline`, 1 or 0. Custom properties:
+        `colour_agreement` and `colour_agreement_baseline`, 1 or 0, and with a CLIP `clip_score` and
+        `clip_score_baseline`. Custom properties:
         `num_examples`, `num_rows`, `num_candidate_not_finite` and `num_baseline_not_finite` (rows
         with a loss that is not a finite number), `num_sampled`, `num_strata`, `seed`, `baseline`
         (`base weights` or `model <artifact id>`) and, where it cannot be compared,
@@ -81,6 +84,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         num_samples: int = 0,
         sample_steps: int = 25,
         sample_guidance_scale: float = 7.5,
+        clip_model: str = "",
     ) -> None:
         """Makes the component.
 
@@ -97,6 +101,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
             num_samples: Captions to draw pictures for.
             sample_steps: Sampling steps of these pictures.
             sample_guidance_scale: Their classifier-free guidance scale.
+            clip_model: Address of a CLIP to score them with (see `trainer.clip.Clip`); empty: none.
 
         Raises:
             ValueError: A setting is impossible, or the preset has no such weights.
@@ -108,6 +113,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
                 f"num_strata {num_strata} is impossible: it must be from 1 to {_MAX_STRATA}"
             )
         # Imports Keras.
+        from trainer.clip import clip_hash
         from trainer.weights import base_weights_hash
 
         super().__init__(
@@ -122,6 +128,8 @@ class LossScorer(base_beam_component.BaseBeamComponent):
                 num_samples=num_samples,
                 sample_steps=sample_steps,
                 sample_guidance_scale=sample_guidance_scale,
+                clip_model=clip_model,
+                clip_model_hash=clip_hash(clip_model) if clip_model else "",
                 code_version=code_version(*_CODE),
                 latents=latents,
                 model=model,

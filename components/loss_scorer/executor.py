@@ -128,6 +128,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 guidance_scale=exec_properties["sample_guidance_scale"],
                 # Guidance doubles it.
                 batch_size=max(1, batch_size // 2),
+                clip_model=exec_properties["clip_model"],
             ),
             sampled=chosen(_ids(shards), num_samples, seed) if num_samples else frozenset(),
         )

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from components.loss_scorer import draws
 from components.loss_scorer.models import Encode, ScoredModel, exported_decoder
-from trainer.presets import Preset
+from trainer.presets import LATENT_SCALE, Preset
 
 _GRID = 2
 
@@ -25,11 +25,13 @@ class SampleSettings:
         num_steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
         batch_size: Pictures that are drawn at once.
+        clip_model: Address of a CLIP; empty for none.
     """
 
     num_steps: int
     guidance_scale: float
     batch_size: int
+    clip_model: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +42,12 @@ class Measures:
         agrees: Whether the creature has the colour that the caption names; `None` where it names
             none.
         features: See `latent_features`.
+        clip_score: See `trainer.clip.clip_scores`; `None` without a CLIP.
     """
 
     agrees: bool | None
     features: np.ndarray
+    clip_score: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +78,10 @@ def latent_features(mean: np.ndarray) -> np.ndarray:
         mean: float32 [h, w, 4].
 
     Returns:
-        float32 [20]: the mean of each channel in each quarter, and each channel's standard
-        deviation.
+        float32 [20], scaled as the diffusion model sees latents: the mean of each channel in each
+        quarter, and each channel's standard deviation.
     """
+    mean = LATENT_SCALE * mean
     quarters = [
         part.mean(axis=(0, 1))
         for half in np.array_split(mean, _GRID, axis=0)
@@ -113,6 +118,7 @@ class Sampler:
             seed: Decides the noise that they start from.
         """
         # Import Keras.
+        from trainer.clip import Clip
         from trainer.models import build_image_encoder
         from trainer.sampler import sample
         from trainer.tokenizer import tokenize
@@ -123,6 +129,7 @@ class Sampler:
         self._seed = seed
         self._latent_shape = preset.latent_shape(image_size)
         self._decode = exported_decoder(decoder_folder)
+        self._clip = Clip(settings.clip_model) if settings.clip_model else None
         image_encoder = build_image_encoder(preset)
         load_base_weights(image_encoder, "image_encoder", preset, base_weights)
         empty = tf.constant(tokenize([""], preset.text_encoder.max_length))
@@ -173,7 +180,7 @@ class Sampler:
                 yield example["id"].decode(), SampledExample(candidate, baseline, held_out)
 
     def _measures(self, index: int, batch: list[dict[str, np.ndarray]]) -> list[Measures] | None:
-        # Imports numpy alone, but for the tokenizer's vocabulary.
+        from trainer.clip import clip_scores
         from trainer.colour_agreement import body_colour, caption_colour
         from trainer.tokenizer import caption_of
 
@@ -192,12 +199,19 @@ class Sampler:
         )
         latents = draw(np.stack(noise), contexts, self._unconditional[index])
         images = self._decode(latents)
-        means = self._encode(images).numpy()
+        means = self._encode(images).numpy()[: len(batch)]
+        pictures = images.numpy()[: len(batch)]
         colours = [caption_colour(caption_of(example["tokens"])) for example in batch]
+        scores: list[float | None] = [None] * len(batch)
+        if self._clip is not None:
+            tokens = np.stack([example["tokens"] for example in batch])
+            texts = self._clip.text_embeddings(tokens)
+            scores = list(map(float, clip_scores(self._clip.image_embeddings(pictures), texts)))
         return [
             Measures(
-                agrees=None if colour is None else body_colour(image) == colour,
+                agrees=None if colour is None else body_colour(picture) == colour,
                 features=latent_features(mean),
+                clip_score=score,
             )
-            for colour, image, mean in zip(colours, images.numpy(), means, strict=False)
+            for colour, picture, mean, score in zip(colours, pictures, means, scores, strict=True)
         ]

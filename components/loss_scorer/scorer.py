@@ -24,6 +24,8 @@ STRATUM = "timestep_bucket"
 CAPTION_BUCKET = "caption_bucket"
 COLOUR_AGREEMENT = "colour_agreement"
 COLOUR_AGREEMENT_BASELINE = "colour_agreement_baseline"
+CLIP_SCORE = "clip_score"
+CLIP_SCORE_BASELINE = "clip_score_baseline"
 FEATURES_CANDIDATE = "features_candidate"
 FEATURES_BASELINE = "features_baseline"
 FEATURES_HELD_OUT = "features_held_out"
@@ -240,14 +242,16 @@ class Scorer:
         if sample is None:
             return features
         features[FEATURES_HELD_OUT] = _numbers(*sample.held_out)
-        for measures, agreement, name in (
-            (sample.candidate, COLOUR_AGREEMENT, FEATURES_CANDIDATE),
-            (sample.baseline, COLOUR_AGREEMENT_BASELINE, FEATURES_BASELINE),
+        for measures, agreement, clip_score, name in (
+            (sample.candidate, COLOUR_AGREEMENT, CLIP_SCORE, FEATURES_CANDIDATE),
+            (sample.baseline, COLOUR_AGREEMENT_BASELINE, CLIP_SCORE_BASELINE, FEATURES_BASELINE),
         ):
             if measures is not None:
                 features[name] = _numbers(*measures.features)
                 if measures.agrees is not None:
                     features[agreement] = _numbers(float(measures.agrees))
+                if measures.clip_score is not None:
+                    features[clip_score] = _numbers(measures.clip_score)
         return features
 
 

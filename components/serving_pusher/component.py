@@ -26,7 +26,6 @@ class ServingPusherSpec(component_spec.ComponentSpec):
     INPUTS = {
         "model": component_spec.ChannelParameter(type=standard_artifacts.Model),
         "model_blessing": component_spec.ChannelParameter(type=standard_artifacts.ModelBlessing),
-        "scores": component_spec.ChannelParameter(type=standard_artifacts.Examples, optional=True),
     }
     OUTPUTS = {"pushed_model": component_spec.ChannelParameter(type=standard_artifacts.PushedModel)}
 
@@ -51,7 +50,6 @@ class ServingPusher(base_component.BaseComponent):
         model: types.BaseChannel,
         model_blessing: types.BaseChannel,
         push_destination: str,
-        scores: types.BaseChannel | None = None,
         *,
         keep_versions: int = 0,
         canary: bool = True,
@@ -61,10 +59,9 @@ class ServingPusher(base_component.BaseComponent):
 
         Args:
             model: What the Trainer made.
-            model_blessing: What the Evaluator says of it.
+            model_blessing: What the Evaluator says of it; its losses are written into the release.
             push_destination: The serving directory, local or remote. Pushes to a local one may
                 run at the same time; a remote one takes one at a time.
-            scores: What LossScorer made; its losses are written into the release.
             keep_versions: Newest versions to keep, 0 for all.
             canary: Whether to push only models that draw a picture in a fresh process.
             canary_timeout_seconds: After which a canary that says nothing is an error.
@@ -90,7 +87,6 @@ class ServingPusher(base_component.BaseComponent):
                 code_version=code_version(*_CODE),
                 model=model,
                 model_blessing=model_blessing,
-                scores=scores,
                 pushed_model=channel_utils.as_channel([standard_artifacts.PushedModel()]),
             )
         )

@@ -47,7 +47,6 @@ class Executor(base_executor.BaseExecutor):
         self._log_startup(input_dict, output_dict, exec_properties)
         model = artifact_utils.get_single_instance(input_dict["model"])
         blessing = artifact_utils.get_single_instance(input_dict["model_blessing"])
-        scores = input_dict.get("scores", [])
         pushed_model = artifact_utils.get_single_instance(output_dict["pushed_model"])
         if not model_utils.is_model_blessed(blessing):
             _mark_not_pushed(pushed_model, "the model is not blessed")
@@ -61,7 +60,7 @@ class Executor(base_executor.BaseExecutor):
             "preset": manifest["preset"],
             "image_size": manifest["image_size"],
             "defaults": manifest.get("defaults", {}),
-            "metrics": _metrics(scores[0]) if scores else {},
+            "metrics": _metrics(blessing),
             "model": {"uri": model.uri, "id": model.id},
             "blessing": {"uri": blessing.uri, "id": blessing.id},
             "manifest": manifest,
@@ -128,11 +127,11 @@ def run_canary(folder: str, image_size: int, timeout_seconds: int) -> None:
         raise ModelRefusedError(f"the canary refuses the model: {problem}")
 
 
-def _metrics(scores: types.Artifact) -> dict[str, float]:
+def _metrics(blessing: types.Artifact) -> dict[str, float]:
     return {
-        name: scores.get_float_custom_property(name)
+        name: blessing.get_float_custom_property(name)
         for name in _METRICS
-        if scores.has_custom_property(name)
+        if blessing.has_custom_property(name)
     }
 
 

@@ -1,26 +1,46 @@
-"""The report of a small training run, made of real files."""
+"""The report of a small training run, made of real files, with TFMA's real metrics."""
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from browser import PHONE, WIDE, browser, show
+from captioned_examples import examples_artifact
 from PIL import Image
+from tfx.components.evaluator.executor import Executor as TfxEvaluator
 from tfx.types import Channel, standard_artifacts
+from tfx.utils import proto_utils
 
 from components import EvaluationReport as ReportArtifact
-from components.evaluation_report import EvaluationReport, charts, executor
+from components.evaluation_report import EvaluationReport, charts, examples, executor
 from components.evaluation_report.pictures import Pair, before_after
+from components.evaluator.results import Metric
 from components.tfrecords import write_shard
+from pipeline.config import load_config
+from pipeline.evaluation import eval_config
+from trainer.latents import make_latent_example
+from trainer.presets import get_preset
+from trainer.tokenizer import tokenize
 
-PROMPTS = ["a red creature", "a creature with a very long name " * 6, "ein Wesen, grün & rund"]
+PROMPTS = ["a red creature", "a creature with a very long name " * 6, "ein <b>Wesen</b>, grün"]
 SETTINGS = {"prompts": PROMPTS, "seed": 5, "num_steps": 3, "guidance_scale": 2.0}
 SIZE = 16
+LATENT = (2, 2, 4)
+STRATA = 2
+NAMES = [f"id{index}" for index in range(12)]
+CAPTIONS = {name: f"picture {name} {'<script>x</script>' * (name == 'id0')}" for name in NAMES}
+WIDTH = get_preset("tiny").text_encoder.width
+BASELINE = np.outer(np.linspace(1, 2, 12), [0.8, 0.1])
+LOSSES = BASELINE * 0.76
 
 
 class TextEncoder(tf.Module):
@@ -33,7 +53,11 @@ class TextEncoder(tf.Module):
 
 
 class DiffusionModel(tf.Module):
-    """Hands on its inputs: the noise's seed, the steps, the guidance and the prompt's length."""
+    """Hands on the noise's seed, the steps and the guidance; predicts `a` of the latent."""
+
+    def __init__(self, shade: float, a: float = 0.5) -> None:
+        super().__init__()
+        self.shade, self.a = shade, a
 
     @tf.function(
         input_signature=[
@@ -45,27 +69,45 @@ class DiffusionModel(tf.Module):
         ]
     )
     def serve(self, context, unconditional_context, num_steps, guidance_scale, seed):
-        values = [seed[0], 20 + seed[1], num_steps]
-        first = tf.cast(tf.stack(values), tf.float32) + 0.0 * unconditional_context[0, 0]
-        return {"latent": tf.concat([first, [10.0 * guidance_scale]], 0)[None] + 0.0 * context[0]}
+        values = tf.cast(tf.stack([seed[0] + num_steps, 20 + seed[1]]), tf.float32)
+        latent = tf.concat([values, [10.0 * guidance_scale, self.shade]], 0)
+        latent += 0.0 * context[0, 0] + 0.0 * unconditional_context[0, 0]
+        return {"latent": tf.broadcast_to(latent, [1, *LATENT])}
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, *LATENT], tf.float32, name="latent"),
+            tf.TensorSpec([None], tf.int32, name="timesteps"),
+            tf.TensorSpec([None, 77, WIDTH], tf.float32, name="context"),
+        ]
+    )
+    def predict(self, latent, timesteps, context):
+        epsilon = self.a * latent + 0.0 * tf.reduce_mean(context)
+        return {"epsilon": epsilon + 0.0 * tf.cast(timesteps, tf.float32)[:, None, None, None]}
 
 
 class Decoder(tf.Module):
-    @tf.function(input_signature=[tf.TensorSpec([1, 4], tf.float32, name="latent")])
+    @tf.function(input_signature=[tf.TensorSpec([None, *LATENT], tf.float32, name="latent")])
     def serve(self, latent):
-        colour = tf.stack([latent[0, 0] + latent[0, 2], latent[0, 1], latent[0, 3]])
-        pixels = tf.broadcast_to(colour[None, None, None], [1, SIZE, SIZE, 3])
-        return {"generated_images": tf.cast(pixels, tf.uint8)}
+        colours = tf.clip_by_value(latent[:, :1, :1, :3], 0.0, 255.0)
+        pixels = tf.broadcast_to(colours, [tf.shape(latent)[0], SIZE, SIZE, 3])
+        shade = tf.cast(latent[:, :1, :1, 3:], tf.float32)
+        return {"generated_images": tf.cast(tf.clip_by_value(pixels + shade, 0, 255), tf.uint8)}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
+def export(folder: Path, shade: float) -> Path:
     serving = folder / "Format-Serving"
-    text_encoder, diffusion_model, decoder = TextEncoder(), DiffusionModel(), Decoder()
+    text_encoder, diffusion_model, decoder = TextEncoder(), DiffusionModel(shade), Decoder()
     for name, module, signatures in (
         ("text_encoder", text_encoder, {"text": text_encoder.text}),
-        ("diffusion_model", diffusion_model, {"serving_default": diffusion_model.serve}),
+        (
+            "diffusion_model",
+            diffusion_model,
+            {
+                "serving_default": diffusion_model.serve,
+                "predict_epsilon": diffusion_model.predict,
+            },
+        ),
         ("decoder", decoder, {"serving_default": decoder.serve}),
     ):
         tf.saved_model.save(module, str(serving / name), signatures=signatures)
@@ -76,9 +118,15 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def model_run(tmp_path) -> Path:
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {"model": export(folder / "8", 0.0), "baseline": export(folder / "4", 100.0)}
+
+
+@pytest.fixture(scope="module")
+def model_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
     pictures = folder / "validation" / "step_000000"
     pictures.mkdir(parents=True)
     for index in range(len(PROMPTS)):
@@ -89,104 +137,258 @@ def model_run(tmp_path) -> Path:
     return folder
 
 
-def score_record(bucket: str, loss: float, loss_baseline: float) -> bytes:
-    features = {
-        "timestep_bucket": tf.train.Feature(bytes_list=tf.train.BytesList(value=[bucket.encode()])),
-        **{
-            name: tf.train.Feature(float_list=tf.train.FloatList(value=[value]))
-            for name, value in (
-                ("loss", loss),
-                ("loss_baseline", loss_baseline),
-                ("loss_delta", loss - loss_baseline),
-            )
-        },
+def feature(value) -> tf.train.Feature:
+    if isinstance(value, bytes):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+    if isinstance(value, int):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+    return tf.train.Feature(float_list=tf.train.FloatList(value=[value]))
+
+
+def row(name: str, stratum: int, loss: float, loss_baseline: float) -> bytes:
+    values = {
+        "id": name.encode(),
+        "timestep_bucket": [b"000-499", b"500-999"][stratum],
+        "caption_bucket": b"01-10 tokens",
+        "group": NAMES.index(name),
+        "loss": float(loss),
+        "loss_baseline": float(loss_baseline),
+        "loss_delta": float(loss - loss_baseline),
+        "label": 0.0,
     }
+    features = {key: feature(value) for key, value in values.items()}
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
-@pytest.fixture
-def report(tmp_path, model, model_run):
-    def report(rows, blessed=1, **properties):
-        folder = tmp_path / "scores" / "Split-eval"
-        folder.mkdir(parents=True)
-        records = [score_record(*row) for row in rows]
-        write_shard(str(folder / "scores-00000-of-00001.gz"), records, str(tmp_path))
-        artifacts = {
-            "model": standard_artifacts.Model(),
-            "model_run": standard_artifacts.ModelRun(),
-            "scores": standard_artifacts.Examples(),
-            "blessing": standard_artifacts.ModelBlessing(),
+def picture(index: int) -> bytes:
+    encoded = io.BytesIO()
+    Image.new("RGB", (32, 16), (10 * index, 50, 200)).save(encoded, format="PNG")
+    return encoded.getvalue()
+
+
+def records() -> tuple[list[bytes], list[bytes]]:
+    """Examples and latents."""
+    rows, latents = [], []
+    for index, name in enumerate(NAMES):
+        values = {
+            "id": name.encode(),
+            "caption": CAPTIONS[name].encode(),
+            "image/encoded": picture(index),
         }
-        uris = {"model": model, "model_run": model_run, "scores": tmp_path / "scores"}
-        for name, artifact in artifacts.items():
-            artifact.uri = str(uris.get(name, tmp_path / name))
-        scores = artifacts["scores"]
-        scores.split_names = '["eval"]'
-        scores.set_string_custom_property("baseline", "base weights")
-        scores.set_int_custom_property("num_examples", 2)
-        for name, value in properties.items():
-            scores.set_float_custom_property(name, value)
-        artifacts["blessing"].set_int_custom_property("blessed", blessed)
-        output = ReportArtifact()
-        output.uri = str(tmp_path / "report")
-        executor.Executor().Do(
-            {name: [artifact] for name, artifact in artifacts.items()},
-            {"report": [output]},
-            {"code_version": "1"},
+        features = {key: feature(value) for key, value in values.items()}
+        rows.append(
+            tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
         )
-        return tmp_path / "report"
+        latents.append(
+            make_latent_example(
+                example_id=name,
+                tokens=tokenize([CAPTIONS[name]])[0],
+                context=np.zeros((77, WIDTH)),
+                mean=np.full(LATENT, 100.0 * index),
+                log_variance=np.full(LATENT, -30.0),
+            ).SerializeToString()
+        )
+    return rows, latents
 
-    return report
+
+def make_report(
+    folder, models, model_run, losses, *, blessed=1, reasons="", compared=False
+) -> Path:
+    """The report on losses [examples, strata]."""
+    scored = [
+        row(NAMES[e], s, losses[e][s], BASELINE[e][s])
+        for e in range(len(losses))
+        for s in range(STRATA)
+    ]
+    examples_records, latents = (some[: len(losses)] for some in records())
+    artifacts = {
+        "examples": examples_artifact(folder / "examples", {"eval": examples_records}),
+        "latents": examples_artifact(folder / "latents", {"eval": latents}),
+        "scores": examples_artifact(folder / "scores", {"eval": scored}),
+        "model": standard_artifacts.Model(),
+        "model_run": standard_artifacts.ModelRun(),
+        "evaluation": standard_artifacts.ModelEvaluation(),
+        "blessing": standard_artifacts.ModelBlessing(),
+    }
+    uris = {"model": models["model"], "model_run": model_run}
+    for name in ("model", "model_run", "evaluation", "blessing"):
+        artifacts[name].uri = str(uris.get(name, folder / name))
+    (folder / "blessing").mkdir()
+    scores = artifacts["scores"]
+    label = "model 4" if compared else "base weights"
+    scores.set_string_custom_property("baseline", label)
+    for name, value in (("num_examples", len(losses)), ("num_strata", STRATA), ("seed", 3)):
+        scores.set_int_custom_property(name, value)
+    config = proto_utils.proto_to_json(eval_config(load_config().evaluation))
+    TfxEvaluator().Do(
+        {"examples": [scores], "model": [artifacts["model"]]},
+        {"evaluation": [artifacts["evaluation"]], "blessing": [artifacts["blessing"]]},
+        {"eval_config": config, "example_splits": "null"},
+    )
+    artifacts["blessing"].set_int_custom_property("blessed", blessed)
+    artifacts["blessing"].set_string_custom_property("reasons", reasons)
+    inputs = {name: [artifact] for name, artifact in artifacts.items()}
+    if compared:
+        inputs["baseline_model"] = [standard_artifacts.Model()]
+        inputs["baseline_model"][0].uri = str(models["baseline"])
+    output = ReportArtifact()
+    output.uri = str(folder / "report")
+    executor.Executor().Do(
+        inputs, {"report": [output]}, {"base_weights": "default", "code_version": "1"}
+    )
+    return folder / "report"
 
 
-ROWS = [
-    ("500-999", 0.1, 0.3),
-    ("000-499", 0.6, 0.5),
-    ("500-999", 0.2, 0.3),
-    ("000-499", 0.4, 0.9),
-]
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, models, model_run) -> Path:
+    """Of a model that is better than an earlier one, and yet not blessed."""
+    folder = tmp_path_factory.mktemp("report")
+    reasons = "it <i>rises</i>\nso there"
+    return make_report(folder, models, model_run, LOSSES, blessed=0, reasons=reasons, compared=True)
+
+
+def pictures_of(page: str) -> list[tuple[int, int, int]]:
+    """The middle pixel of every picture, in their order."""
+    found = []
+    for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page):
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            found.append(image.convert("RGB").getpixel((8, 8)))
+    return found
+
+
+def words(page: str) -> str:
+    text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(text).split())
 
 
 def test_the_report_has_the_numbers_and_pictures(report):
-    folder = report(ROWS, loss=0.325, loss_baseline=0.5, loss_delta=-0.175)
-    files = {path.name for path in folder.iterdir()}
-    pictures = {"before_after.png", "loss_curve.png", "loss_by_timestep.png"}
-    assert files == {*pictures, "summary.json"}
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["loss"] == 0.325
-    assert summary["loss_change_percent"] == pytest.approx(-35)
-    assert (summary["baseline"], summary["blessed"]) == ("base weights", True)
+    files = {path.name for path in report.iterdir()}
+    assert files == {"before_after.png", "loss_curve.png", "evaluation.html", "summary.json"}
+    summary = json.loads((report / "summary.json").read_text())
+    assert summary["loss"] == pytest.approx(LOSSES.mean())
+    assert summary["loss_delta_lower"] < summary["loss_delta"] < summary["loss_delta_upper"]
+    assert summary["loss_change_percent"] == pytest.approx(-24)
+    assert (summary["baseline"], summary["blessed"]) == ("model 4", False)
     assert (summary["preset"], summary["steps"], summary["images_per_second"]) == ("tiny", 40, 12.5)
-    strata = [
-        {"timesteps": "000-499", "loss": 0.5, "loss_baseline": 0.7, "loss_delta": -0.2},
-        {"timesteps": "500-999", "loss": 0.15, "loss_baseline": 0.3, "loss_delta": -0.15},
-    ]
-    for found, expected in zip(summary["by_timestep"], strata, strict=True):
-        assert found.pop("num_rows") == 2
-        assert found.pop("timesteps") == expected.pop("timesteps")
-        assert found == pytest.approx(expected, abs=1e-6)
-    for name in pictures:
-        with Image.open(folder / name) as image:
+    assert [part["timesteps"] for part in summary["by_timestep"]] == ["000-499", "500-999"]
+    for part, column in zip(summary["by_timestep"], (0, 1), strict=True):
+        assert part["num_rows"] == 12
+        assert part["loss"] == pytest.approx(LOSSES[:, column].mean())
+        assert part["loss_delta"] == pytest.approx((LOSSES - BASELINE)[:, column].mean())
+    assert [part["tokens"] for part in summary["by_caption_length"]] == ["01-10 tokens"]
+    for name in ("before_after.png", "loss_curve.png"):
+        with Image.open(report / name) as image:
             assert min(image.size) > 400
             assert len(image.convert("RGB").getcolors(1 << 24)) > 50
 
 
-def test_the_fine_tuned_pictures_come_from_the_exported_models(report):
-    with Image.open(report(ROWS) / "before_after.png") as image:
+def test_the_page_says_what_was_found(report):
+    page = (report / "evaluation.html").read_text()
+    text = words(page)
+    for part in (
+        "Not blessed it <i>rises</i> so there",
+        f"Held-out loss {LOSSES.mean():.4f}",
+        "Change -24.0 %",
+        "Held-out examples 12 at 2 timesteps each",
+        "000-499 12 1.2000 0.9120 -0.2880",
+        "01-10 tokens 24",
+        "ein <b>Wesen</b>, grün",
+        "picture id0 <script>x</script>",
+    ):
+        assert part in text, part
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_pictures_are_those_of_the_models(report):
+    page = (report / "evaluation.html").read_text()
+    pictures = pictures_of(page)
+    trios = [pictures[index : index + 3] for index in range(0, 9, 3)]
+    for index, (base, compared, candidate) in enumerate(trios):
+        # The models' colour is seed + index + steps, 20, 10 * guidance, and the shade.
+        assert base == (200, 100, index)
+        assert candidate == (5 + index + 3, 20, 20)
+        assert compared == tuple(100 + value for value in candidate)
+    assert words(page).count("last blessed, model 4") == 3
+    with Image.open(report / "before_after.png") as image:
         colours = {colour: count for count, colour in image.convert("RGB").getcolors(1 << 24)}
     for index in range(len(PROMPTS)):
-        # The model's colour is seed + index + steps, 20, 10 * guidance.
-        assert colours[(5 + index + 3, 20, 20)] == 192 * 192
-        assert colours[(200, 100, index)] == 192 * 192
+        assert colours[(8 + index, 20, 20)] == colours[(200, 100, index)] == 192 * 192
 
 
-def test_losses_that_are_no_numbers_are_null(report):
-    rows = [("000-499", math.nan, 0.5), ("500-999", 0.1, 0.3)]
-    summary = json.loads((report(rows, blessed=0, loss_baseline=0.4) / "summary.json").read_text())
+def test_the_extremes_are_shown_with_what_the_model_makes_of_them(report):
+    page = (report / "evaluation.html").read_text()
+    pictures = pictures_of(page)[9:]
+    shown = [pictures[index : index + 3] for index in range(0, len(pictures), 3)]
+    # The loss rises with the example's number: the four worst, then the four best.
+    assert [original[0] // 10 for original, _, _ in shown] == [11, 10, 9, 8, 0, 1, 2, 3]
+    betas = np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2
+    timesteps = list(map(int, re.findall(r"with the noise of timestep (\d+)", page)))
+    assert all(500 <= timestep < 1000 for timestep in timesteps)
+    for timestep, (original, noisy, restored) in zip(timesteps, shown, strict=True):
+        index = original[0] // 10
+        drawn = executor.draw(NAMES[index], 1, STRATA, 3, LATENT)
+        assert drawn.timestep == timestep
+        alpha_bar = np.prod(1 - betas[: timestep + 1])
+        latent = math.sqrt(alpha_bar) * 18.215 * index + math.sqrt(1 - alpha_bar) * drawn.epsilon
+        clean = (1 - 0.5 * math.sqrt(1 - alpha_bar)) * latent / math.sqrt(alpha_bar)
+        for found, values in ((noisy, latent), (restored, clean)):
+            expected = np.clip(np.clip(values[0, 0, :3], 0, 255) + values[0, 0, 3], 0, 255)
+            assert found == pytest.approx(expected, abs=1.01)
+
+
+def test_losses_that_are_no_numbers_are_null(tmp_path, models, model_run):
+    losses = LOSSES.copy()
+    losses[2, 0] = math.nan
+    folder = make_report(tmp_path, models, model_run, losses, blessed=0, reasons="1 of 24 losses")
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["loss"] is summary["loss_delta"] is summary["loss_change_percent"] is None
-    assert summary["loss_baseline"] == 0.4
-    assert summary["blessed"] is False
-    assert [bucket["loss"] is None for bucket in summary["by_timestep"]] == [True, False]
+    assert summary["loss_baseline"] == pytest.approx(BASELINE.mean())
+    assert (summary["blessed"], summary["reasons"]) == (False, ["1 of 24 losses"])
+    assert [part["loss"] is None for part in summary["by_timestep"]] == [True, False]
+    page = (folder / "evaluation.html").read_text()
+    assert "Held-out loss not finite no interval" in words(page)
+    assert "last blessed" not in page
+    assert "nan" not in re.sub(r"base64,[^\"]+", "", page).lower()
+
+
+def test_an_empty_split_has_a_page_too(tmp_path, models, model_run):
+    reasons = "the eval split is empty"
+    folder = make_report(tmp_path, models, model_run, [], blessed=0, reasons=reasons)
+    assert json.loads((folder / "summary.json").read_text())["by_timestep"] == []
+    text = words((folder / "evaluation.html").read_text())
+    assert "Not blessed the eval split is empty" in text
+    assert "Held-out examples 0" in text
+
+
+def test_the_page_fits_every_window(report):
+    page = report / "evaluation.html"
+    with browser() as chromium:
+        backgrounds = set()
+        for width in (PHONE, WIDE):
+            for scheme in ("light", "dark"):
+                shown = show(chromium, page, width, scheme)
+                assert (shown.overflow, shown.broken) == (0, 0)
+                assert (shown.requests, shown.errors) == ([], [])
+                assert shown.smallest_picture > 80
+                backgrounds.add(shown.background)
+    assert len(backgrounds) == 2
+
+
+def test_extremes_are_the_same_whatever_the_files(tmp_path):
+    losses = dict(zip(NAMES, [3, 1, 2, 2, math.nan, 0.5], strict=False))
+    paths = []
+    for number, (name, loss) in enumerate(losses.items()):
+        paths.append(str(tmp_path / f"{number}.gz"))
+        write_shard(paths[-1], [row(name, s, loss, 1) for s in range(STRATA)], str(tmp_path))
+    for files in (paths, paths[::-1]):
+        found = examples.extremes(files, 3)
+        assert [(one.example_id, one.loss) for one in found.worst] == [
+            ("id0", 3.0),
+            ("id3", 2.0),
+            ("id2", 2.0),
+        ]
+        assert [one.example_id for one in found.best] == ["id5", "id1", "id3"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 15])
@@ -222,23 +424,44 @@ def test_smoothing_is_a_moving_average():
     np.testing.assert_allclose(charts.smoothed(np.array([3.0])), [3.0])
 
 
+def test_intervals_are_drawn_to_scale():
+    points = [(250.0, Metric(0.5, 0.25, 0.75)), (750.0, Metric(0.25)), (900.0, Metric(math.nan))]
+    chart = charts.intervals({"candidate": points}, 1000.0, "losses")
+    circles = re.findall(r'<circle class="candidate" cx="([\d.]+)" cy="([\d.]+)"', chart)
+    (left, middle), (right, low) = ((float(x), float(y)) for x, y in circles)
+    [(top, bottom)] = re.findall(
+        rf'<line class="candidate" x1="{left}" y1="([\d.]+)" x2="{left}" y2="([\d.]+)"', chart
+    )
+    assert float(top) - middle == pytest.approx(middle - float(bottom), abs=0.2)
+    assert low == pytest.approx(float(top), abs=0.2)
+    assert (left - 42) * 3 == pytest.approx(right - 42, abs=0.5)
+    assert "0.5000 (0.2500 to 0.7500)" in chart
+    assert "nan" not in chart
+
+
 def test_charts_can_do_without_numbers():
-    for png in (
-        charts.loss_curve([{"step": 1, "loss": math.nan}], math.nan, 0.5, "base weights"),
-        charts.loss_by_timestep([], "base weights"),
-        charts.loss_by_timestep(
-            [{"timesteps": "000-999", "loss": math.nan, "loss_baseline": 0.1}], "base weights"
-        ),
+    png = charts.loss_curve([{"step": 1, "loss": math.nan}], math.nan, 0.5, "base weights")
+    Image.open(io.BytesIO(png)).verify()
+    for chart in (
+        charts.intervals({"candidate": []}, 1000.0, "none", zero_line=True, as_percent=True),
+        charts.intervals({"candidate": [(5.0, Metric(math.nan))]}, 1000.0, "none"),
+        charts.curve([1, 2], [math.nan, math.nan], {"candidate": math.nan}, "none"),
+        charts.curve([], [], {}, "none"),
     ):
-        Image.open(io.BytesIO(png)).verify()
+        assert "nan" not in chart
 
 
 def test_the_component_makes_its_spec():
-    component = EvaluationReport(
-        model=Channel(type=standard_artifacts.Model),
-        model_run=Channel(type=standard_artifacts.ModelRun),
-        scores=Channel(type=standard_artifacts.Examples),
-        blessing=Channel(type=standard_artifacts.ModelBlessing),
-    )
+    types = {
+        "examples": standard_artifacts.Examples,
+        "latents": standard_artifacts.Examples,
+        "model": standard_artifacts.Model,
+        "model_run": standard_artifacts.ModelRun,
+        "scores": standard_artifacts.Examples,
+        "evaluation": standard_artifacts.ModelEvaluation,
+        "blessing": standard_artifacts.ModelBlessing,
+    }
+    component = EvaluationReport(**{name: Channel(type=kind) for name, kind in types.items()})
     assert component.outputs["report"].type is ReportArtifact
     assert len(component.exec_properties["code_version"]) == 16
+    assert "baseline_model" not in component.inputs

@@ -177,11 +177,12 @@ def test_tfmas_own_tools_read_the_output(evaluate):
     baseline = baseline_losses()
     _, evaluation = evaluate(changed(baseline, 0.9), baseline)
     result = tfma.load_eval_result(evaluation.uri)
-    [total] = [metrics for key, metrics in result.slicing_metrics if key == ()]
     loss = read_metrics(evaluation.uri)[ALL]["loss"]
-    [value] = [v["loss"] for v in total[""][""].values()] if "" in total else [None]
-    assert value["boundedValue"]["lowerBound"] == pytest.approx(loss.lower)
-    assert result.get_metrics_for_all_slices()[()]["loss"]["boundedValue"]["value"] == loss.value
+    assert result.get_metrics_for_all_slices()[()]["loss"]["boundedValue"] == {
+        "value": loss.value,
+        "lowerBound": loss.lower,
+        "upperBound": loss.upper,
+    }
     assert tfma.view.render_slicing_metrics(result, slicing_column="timestep_bucket") is not None
 
 
@@ -245,7 +246,7 @@ def test_a_regression_may_be_allowed(evaluate):
     assert is_blessed(blessing)
 
 
-def test_one_strata_that_gets_worse_is_enough(evaluate):
+def test_one_stratum_that_gets_worse_is_enough(evaluate):
     baseline = baseline_losses()
     losses = changed(baseline, 0.8)
     losses[:, 3] = baseline[:, 3] * 1.2

@@ -170,6 +170,8 @@ def score(tmp_path, latents):
                 "num_samples": num_samples,
                 "sample_steps": 3,
                 "sample_guidance_scale": 2.0,
+                "clip_model": "",
+                "clip_model_hash": "",
                 "code_version": "1",
             },
         )
@@ -342,8 +344,8 @@ def test_features_are_the_quarters_means_and_the_deviation():
     mean = np.zeros((4, 4, 4), np.float32)
     mean[:2, :2, 0], mean[:2, 2:, 1], mean[2:, :2, 2], mean[2:, 2:, 3] = 1, 2, 3, 4
     features = samples.latent_features(mean)
-    assert features[:16].tolist() == np.diag([1.0, 2.0, 3.0, 4.0]).ravel().tolist()
-    assert features[16:] == pytest.approx(np.arange(1, 5) * math.sqrt(3 / 16))
+    assert features[:16] == pytest.approx(0.18215 * np.diag([1.0, 2.0, 3.0, 4.0]).ravel())
+    assert features[16:] == pytest.approx(0.18215 * np.arange(1, 5) * math.sqrt(3 / 16))
 
 
 def test_the_number_of_threads_changes_nothing(score, exported, tmp_path):

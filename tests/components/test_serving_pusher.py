@@ -105,20 +105,19 @@ def push(tmp_path, model_folder):
     def push(blessed=1, model_id=None, folder=model_folder, canary=False, keep=0):
         nonlocal count
         count += 1
-        model, blessing, scores, pushed = (
+        model, blessing, pushed = (
             standard_artifacts.Model(),
             standard_artifacts.ModelBlessing(),
-            standard_artifacts.Examples(),
             standard_artifacts.PushedModel(),
         )
         model.uri, model.id = str(folder), model_id or count
         blessing.uri, blessing.id = str(tmp_path / "blessing"), 77
         blessing.set_int_custom_property("blessed", blessed)
-        scores.set_float_custom_property("loss", 0.25)
-        scores.set_float_custom_property("loss_baseline", 0.5)
+        blessing.set_float_custom_property("loss", 0.25)
+        blessing.set_float_custom_property("loss_baseline", 0.5)
         pushed.uri = str(tmp_path / f"pushed-{count}")
         executor.Executor().Do(
-            {"model": [model], "model_blessing": [blessing], "scores": [scores]},
+            {"model": [model], "model_blessing": [blessing]},
             {"pushed_model": [pushed]},
             {
                 "push_destination": str(root),

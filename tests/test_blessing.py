@@ -1,0 +1,255 @@
+"""Which models are blessed: the real base weights, creatures, and models made worse on purpose."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
+from tfx.types import Artifact, artifact_utils, standard_artifacts
+from tfx.utils import proto_utils
+
+from components.evaluator import executor as evaluator
+from components.evaluator.results import ALL, read_metrics
+from components.latent_gen import executor as latent_gen
+from components.loss_scorer import executor as loss_scorer
+from components.tfrecords import describe_examples, read_shard, write_shard
+from pipeline.config import load_config
+from pipeline.evaluation import eval_config
+from trainer import fine_tuner
+from trainer.export import DiffusionModelModule
+from trainer.fine_tuner import FineTuner
+from trainer.latents import training_batches
+from trainer.models import build_diffusion_model
+from trainer.presets import get_preset
+from trainer.training_config import TrainingConfig
+from trainer.weights import base_weights_hash, load_base_weights
+
+DATASET = Path(__file__).resolve().parent.parent / "data" / "creatures" / "data"
+PRESET = get_preset("tiny")
+SIZE = PRESET.image_size
+CONTEXT = {"preset": "tiny", "image_size": SIZE, "base_weights": "default", "code_version": "1"}
+
+
+def record(row) -> bytes:
+    image, caption = row["image"]["bytes"], row["text"].encode()
+    values = {
+        "id": hashlib.sha256(image + caption).hexdigest().encode(),
+        "image/encoded": image,
+        "caption": caption,
+    }
+    features = {
+        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        for name, value in values.items()
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory) -> Artifact:
+    """Of 360 creatures to train on and 60 that are held out, as the component makes them."""
+    folder = tmp_path_factory.mktemp("latents")
+    [first, *_] = sorted(DATASET.glob("*.parquet"))
+    rows = pq.read_table(first).slice(0, 420).to_pylist()
+    examples, made = standard_artifacts.Examples(), standard_artifacts.Examples()
+    examples.uri, made.uri = str(folder / "examples"), str(folder / "latents")
+    describe_examples(examples, ["train", "eval"])
+    for split, some in (("train", rows[60:]), ("eval", rows[:60])):
+        uri = artifact_utils.get_split_uri([examples], split)
+        os.makedirs(uri)
+        path = os.path.join(uri, "examples-00000-of-00001.gz")
+        write_shard(path, map(record, some), str(folder))
+    hashed = base_weights_hash(PRESET, "default", latent_gen.ENCODERS)
+    latent_gen.Executor(BaseBeamExecutor.Context(beam_pipeline_args=[])).Do(
+        {"examples": [examples]},
+        {"latents": [made]},
+        {**CONTEXT, "encoders_hash": hashed, "flip": "never", "crop": "centre", "crop_seed": 0},
+    )
+    return made
+
+
+def base() -> keras.Model:
+    model = build_diffusion_model(PRESET, SIZE)
+    load_base_weights(model, "diffusion_model", PRESET, "default")
+    return model
+
+
+def export(model: keras.Model, folder: Path) -> Artifact:
+    serving = folder / "Format-Serving"
+    module = DiffusionModelModule(model, PRESET, SIZE)
+    del module.serve  # Tracing the sampling loop takes long, and nothing here calls it.
+    signatures = {"predict_epsilon": module.predict_epsilon}
+    tf.saved_model.save(module, str(serving / "diffusion_model"), signatures=signatures)
+    (serving / "manifest.json").write_text(json.dumps({"preset": "tiny", "image_size": SIZE}))
+    artifact = standard_artifacts.Model()
+    artifact.uri = str(folder)
+    artifact.id = 8
+    return artifact
+
+
+class Judge:
+    """LossScorer and Evaluator, one after the other."""
+
+    def __init__(self, latents: Artifact, folder: Path) -> None:
+        self._latents = latents
+        self._folder = folder
+        self._runs = 0
+
+    def __call__(self, candidate: Artifact, baseline: Artifact | None = None, workers=1):
+        """Whether the candidate is blessed, the reasons if not, and the metrics over all rows."""
+        self._runs += 1
+        folder = self._folder / str(self._runs)
+        scores, evaluation, blessing = (
+            standard_artifacts.Examples(),
+            standard_artifacts.ModelEvaluation(),
+            standard_artifacts.ModelBlessing(),
+        )
+        for artifact, name in ((scores, "scores"), (evaluation, "found"), (blessing, "blessing")):
+            artifact.uri = str(folder / name)
+        settings = dataclasses.replace(load_config().evaluation, num_samples=0)
+        models = {"model": [candidate], "baseline_model": [baseline] if baseline else []}
+        arguments = [f"--direct_num_workers={workers}", "--direct_running_mode=multi_threading"]
+        context = BaseBeamExecutor.Context(beam_pipeline_args=arguments, tmp_dir=str(folder))
+        loss_scorer.Executor(context).Do(
+            {"latents": [self._latents], **models},
+            {"scores": [scores]},
+            {
+                **CONTEXT,
+                "base_weights_hash": base_weights_hash(PRESET, "default", loss_scorer.SCORED),
+                "num_strata": settings.num_strata,
+                "seed": settings.seed,
+                "num_samples": 0,
+                "sample_steps": 1,
+                "sample_guidance_scale": 1.0,
+                "clip_model": "",
+                "clip_model_hash": "",
+            },
+        )
+        os.makedirs(blessing.uri)
+        evaluator.Executor(context).Do(
+            {"examples": [scores], **models},
+            {"evaluation": [evaluation], "blessing": [blessing]},
+            {
+                "eval_config": proto_utils.proto_to_json(eval_config(settings)),
+                "example_splits": "null",
+            },
+        )
+        reasons = blessing.get_string_custom_property("reasons").splitlines()
+        blessed = blessing.get_int_custom_property("blessed") == 1
+        assert blessed == (not reasons)
+        return blessed, reasons, read_metrics(evaluation.uri)[ALL]
+
+
+@pytest.fixture(scope="module")
+def judge(latents, tmp_path_factory) -> Judge:
+    return Judge(latents, tmp_path_factory.mktemp("judged"))
+
+
+@pytest.fixture(scope="module")
+def same(tmp_path_factory) -> Artifact:
+    """The base weights as they are."""
+    return export(base(), tmp_path_factory.mktemp("same"))
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory) -> Artifact:
+    """The base weights with noise of 3 % on each."""
+    model = base()
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        values = variable.numpy()
+        variable.assign(values + 0.03 * values.std() * rng.standard_normal(values.shape))
+    return export(model, tmp_path_factory.mktemp("noisy"))
+
+
+def test_noise_on_the_weights_is_not_blessed(judge, noisy):
+    blessed, reasons, metrics = judge(noisy)
+    assert not blessed
+    assert metrics["loss_delta"].value > 0
+    assert "the held-out loss rises by" in reasons[0]
+
+
+def test_the_same_model_has_the_same_loss_and_is_not_blessed(judge, same):
+    blessed, reasons, first = judge(same)
+    _, _, again = judge(same, same, workers=2)
+    assert not blessed
+    assert reasons[0].startswith("the held-out loss ")
+    assert again["loss"].value == pytest.approx(first["loss"].value, abs=1e-9)
+    assert again["loss_delta"].value == 0.0
+    # Exported, the base weights compute the same but for the last digits.
+    assert first["loss_delta"].value == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_better_model_is_blessed(judge, same, noisy):
+    blessed, _, metrics = judge(same, noisy)
+    assert blessed
+    assert metrics["loss_delta"].upper < 0
+
+
+def trained(latents, folder: Path, steps: int, num_examples: int | None = None) -> Artifact:
+    """The base weights, fine-tuned as a run does."""
+    [path] = [
+        os.path.join(artifact_utils.get_split_uri([latents], "train"), name)
+        for name in os.listdir(artifact_utils.get_split_uri([latents], "train"))
+    ]
+    if num_examples is not None:
+        some = [row for _, row in zip(range(num_examples), read_shard(path), strict=False)]
+        path = str(folder / "some.gz")
+        write_shard(path, some, str(folder))
+    model = base()
+    config = TrainingConfig(steps=steps).resolved(PRESET)
+    empty = tf.zeros((77, PRESET.text_encoder.width))
+    tuner = FineTuner(model, PRESET, config, empty_caption=empty, text_encoder=None, strategy=None)
+
+    def batches(first_step):
+        return training_batches(
+            [path],
+            PRESET,
+            SIZE,
+            flip=False,
+            batch_size=config.batch_size,
+            seed=0,
+            first_step=first_step,
+            num_examples=num_examples or 360,
+        )
+
+    tuner.train(batches, str(folder / "checkpoints"))
+    tuner.assign_averages()
+    return export(model, folder)
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_model_is_blessed_and_bad_ones_are_not(judge, latents, tmp_path, monkeypatch):
+    for name in ("good", "overfitted", "wrong"):
+        (tmp_path / name).mkdir()
+    good = trained(latents, tmp_path / "good", 160)
+    blessed, reasons, metrics = judge(good)
+    assert blessed, reasons
+    assert metrics["loss_delta"].value < -0.1 * metrics["loss_baseline"].value
+
+    overfitted = trained(latents, tmp_path / "overfitted", 320, num_examples=8)
+    for baseline in (None, good):
+        blessed, reasons, _ = judge(overfitted, baseline)
+        assert not blessed
+        assert reasons
+
+    def linear(latent, epsilon, timesteps):
+        """The schedule of Ho et al. 2020, which is not Stable Diffusion's."""
+        alphas = tf.constant(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), tf.float32)
+        alpha_bar = tf.gather(alphas, timesteps)[:, None, None, None]
+        return tf.sqrt(alpha_bar) * latent + tf.sqrt(1.0 - alpha_bar) * epsilon
+
+    monkeypatch.setattr(fine_tuner, "add_noise", linear)
+    wrong = trained(latents, tmp_path / "wrong", 160)
+    for baseline in (None, good):
+        blessed, reasons, _ = judge(wrong, baseline)
+        assert not blessed
+        assert reasons
