@@ -86,11 +86,11 @@ def token_count(caption: str) -> int:
     return len(_encode(caption)) + 2
 
 
-def caption_of(tokens: Sequence[int]) -> str:
+def caption_of(tokens: np.ndarray) -> str:
     """A caption with these tokens: lower case, with spaces between words and signs.
 
     Args:
-        tokens: A row of `tokenize`.
+        tokens: A row of `tokenize`, int [77].
     """
     inner = itertools.takewhile(lambda token: token != END_OF_TEXT, map(int, tokens[1:]))
     return _library().decode(list(inner)).strip()

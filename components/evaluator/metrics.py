@@ -183,8 +183,9 @@ class _Moments(beam.CombineFn):
         return [0, *[0.0] * 4]
 
     def add_input(self, moments: list[Any], element: Any) -> list[Any]:
-        vectors = [_vector(element[_FEATURES], feature) for feature in self._features]
-        if any(vector is None for vector in vectors):
+        found = [_vector(element[_FEATURES], feature) for feature in self._features]
+        vectors = [vector for vector in found if vector is not None]
+        if len(vectors) < len(found):
             return moments
         products = [product for v in vectors for product in (v, np.outer(v, v))]
         return [a + b for a, b in zip(moments, [1, *products], strict=True)]

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from components.loss_scorer import draws
+from components.loss_scorer.latent_examples import LatentExample
 from components.loss_scorer.models import Encode, ScoredModel, exported_decoder
 from trainer.presets import LATENT_SCALE, Preset
 
@@ -90,6 +91,38 @@ def latent_features(mean: np.ndarray) -> np.ndarray:
     return np.concatenate([*quarters, mean.std(axis=(0, 1))]).astype(np.float32)
 
 
+class _Drawer:
+    """Draws latents with one model."""
+
+    def __init__(
+        self, model: ScoredModel, settings: SampleSettings, unconditional: tf.Tensor
+    ) -> None:
+        # Imports Keras.
+        from trainer.sampler import sample
+
+        @tf.function
+        def draw(noise: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
+            return sample(
+                model.predict,
+                noise=noise,
+                context=context,
+                unconditional_context=tf.broadcast_to(unconditional, tf.shape(context)),
+                num_steps=tf.constant(settings.num_steps),
+                guidance_scale=tf.constant(settings.guidance_scale, tf.float32),
+            )
+
+        self._model = model
+        self._draw = draw
+
+    def __call__(self, examples: Sequence[LatentExample], noise: np.ndarray) -> tf.Tensor:
+        """Latents float32 [B, h, w, 4] for the examples' captions."""
+        contexts = self._model.contexts(
+            np.stack([example.tokens for example in examples]),
+            np.stack([example.context for example in examples]),
+        )
+        return self._draw(noise, contexts)
+
+
 class Sampler:
     """Draws and measures pictures with both models, from the same noise."""
 
@@ -120,11 +153,9 @@ class Sampler:
         # Import Keras.
         from trainer.clip import Clip
         from trainer.models import build_image_encoder
-        from trainer.sampler import sample
         from trainer.tokenizer import tokenize
         from trainer.weights import load_base_weights
 
-        self._models = models
         self._settings = settings
         self._seed = seed
         self._latent_shape = preset.latent_shape(image_size)
@@ -133,79 +164,47 @@ class Sampler:
         image_encoder = build_image_encoder(preset)
         load_base_weights(image_encoder, "image_encoder", preset, base_weights)
         empty = tf.constant(tokenize([""], preset.text_encoder.max_length))
-        self._unconditional = [
-            model and (model.encode or frozen_encoder)(empty)[0] for model in models
-        ]
 
         @tf.function
         def encode(images: tf.Tensor) -> tf.Tensor:
             pixels = tf.cast(images, tf.float32) / 127.5 - 1.0
             return tf.split(image_encoder(pixels, training=False), 2, axis=-1)[0]
 
-        def draw(model: ScoredModel):  # type: ignore[no-untyped-def]
-            @tf.function
-            def run(noise: tf.Tensor, context: tf.Tensor, unconditional: tf.Tensor) -> tf.Tensor:
-                return sample(
-                    model.predict,
-                    noise=noise,
-                    context=context,
-                    unconditional_context=tf.broadcast_to(unconditional, tf.shape(context)),
-                    num_steps=tf.constant(settings.num_steps),
-                    guidance_scale=tf.constant(settings.guidance_scale, tf.float32),
-                )
-
-            return run
-
         self._encode = encode
-        self._draw = [model and draw(model) for model in models]
+        self._drawers = [
+            _Drawer(model, settings, (model.encode or frozen_encoder)(empty)[0]) if model else None
+            for model in models
+        ]
 
-    def __call__(
-        self, examples: Iterable[dict[str, np.ndarray]]
-    ) -> Iterator[tuple[str, SampledExample]]:
-        """Samples for examples.
-
-        Args:
-            examples: Of each, what `trainer.latents.parse_latents` returns, without the batch.
-
-        Yields:
-            The example's id and the measures, in their order.
-        """
+    def __call__(self, examples: Iterable[LatentExample]) -> Iterator[tuple[str, SampledExample]]:
+        """Samples for examples; yields each one's id and measures, in their order."""
         examples = iter(examples)
         while batch := list(itertools.islice(examples, self._settings.batch_size)):
-            measures = [self._measures(index, batch) for index in range(len(self._models))]
-            for row, example in enumerate(batch):
-                candidate, baseline = (found and found[row] for found in measures)
-                assert candidate is not None
-                held_out = latent_features(example["latent/mean"])
-                yield example["id"].decode(), SampledExample(candidate, baseline, held_out)
+            candidate, baseline = (
+                self._measures(drawer, batch) if drawer else [None] * len(batch)
+                for drawer in self._drawers
+            )
+            for example, mine, other in zip(batch, candidate, baseline, strict=True):
+                assert mine is not None
+                yield example.id, SampledExample(mine, other, latent_features(example.mean))
 
-    def _measures(self, index: int, batch: list[dict[str, np.ndarray]]) -> list[Measures] | None:
+    def _measures(self, drawer: _Drawer, batch: list[LatentExample]) -> list[Measures]:
         from trainer.clip import clip_scores
         from trainer.colour_agreement import body_colour, caption_colour
         from trainer.tokenizer import caption_of
 
-        model, draw = self._models[index], self._draw[index]
-        if model is None or draw is None:
-            return None
         # Filled up: kernels may round differently at another batch size.
         filled = batch + batch[-1:] * (self._settings.batch_size - len(batch))
         noise = [
-            draws.initial_noise(example["id"].decode(), self._seed, self._latent_shape)
-            for example in filled
+            draws.initial_noise(example.id, self._seed, self._latent_shape) for example in filled
         ]
-        contexts = model.contexts(
-            np.stack([example["tokens"] for example in filled]),
-            np.stack([example["context"] for example in filled]),
-        )
-        latents = draw(np.stack(noise), contexts, self._unconditional[index])
-        images = self._decode(latents)
+        images = self._decode(drawer(filled, np.stack(noise)))
         means = self._encode(images).numpy()[: len(batch)]
         pictures = images.numpy()[: len(batch)]
-        colours = [caption_colour(caption_of(example["tokens"])) for example in batch]
+        colours = [caption_colour(caption_of(example.tokens)) for example in batch]
         scores: list[float | None] = [None] * len(batch)
         if self._clip is not None:
-            tokens = np.stack([example["tokens"] for example in batch])
-            texts = self._clip.text_embeddings(tokens)
+            texts = self._clip.text_embeddings(np.stack([example.tokens for example in batch]))
             scores = list(map(float, clip_scores(self._clip.image_embeddings(pictures), texts)))
         return [
             Measures(

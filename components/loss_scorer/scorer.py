@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from components.loss_scorer import models
 from components.loss_scorer.draws import Draw, draw, stratum_name
+from components.loss_scorer.latent_examples import LatentExample, read_examples
 from components.loss_scorer.samples import SampledExample, Sampler, SampleSettings
 from trainer.presets import Preset
 
@@ -34,8 +35,6 @@ FEATURES_HELD_OUT = "features_held_out"
 _NUM_GROUPS = 1024
 _CAPTION_BOUNDS = (10, 20, 40, 77)
 _EXAMPLES_AT_A_TIME = 16
-
-_Example = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +77,7 @@ class ScoringTask:
 class _Row:
     """One example at one timestep."""
 
-    example: _Example
+    example: LatentExample
     contexts: tuple[np.ndarray, ...]
     stratum: int
     draw: Draw
@@ -150,13 +149,13 @@ class Scorer:
             sampled = (
                 example
                 for example in self._examples(serialized())
-                if example["id"].decode() in self._task.sampled
+                if example.id in self._task.sampled
             )
             samples = dict(self._sampler(sampled))
         rows = self._rows(self._examples(serialized()))
         while batch := list(itertools.islice(rows, self._task.batch_size)):
             for row, losses in zip(batch, self._losses(batch), strict=True):
-                sample = samples.get(row.example["id"].decode())
+                sample = samples.get(row.example.id)
                 features = self._features(row, losses, sample)
                 example = tf.train.Example(features=tf.train.Features(feature=features))
                 yield Scored(*losses, example.SerializeToString(deterministic=True))
@@ -176,28 +175,21 @@ class Scorer:
             seed=task.seed,
         )
 
-    def _examples(self, serialized: Iterable[bytes]) -> Iterator[_Example]:
-        from trainer.latents import parse_latents
+    def _examples(self, serialized: Iterable[bytes]) -> Iterator[LatentExample]:
+        return read_examples(serialized, self._task.preset, self._task.image_size)
 
-        task = self._task
-        records = iter(serialized)
-        while some := list(itertools.islice(records, _EXAMPLES_AT_A_TIME)):
-            parsed = parse_latents(tf.constant(some), task.preset, task.image_size)
-            arrays = {name: tensor.numpy() for name, tensor in parsed.items()}
-            for index in range(len(some)):
-                yield {name: array[index] for name, array in arrays.items()}
-
-    def _rows(self, examples: Iterator[_Example]) -> Iterator[_Row]:
+    def _rows(self, examples: Iterator[LatentExample]) -> Iterator[_Row]:
         task = self._task
         while some := list(itertools.islice(examples, _EXAMPLES_AT_A_TIME)):
             # Filled up, as every batch.
             filled = some + some[-1:] * (_EXAMPLES_AT_A_TIME - len(some))
-            tokens, stored = (np.stack([e[name] for e in filled]) for name in ("tokens", "context"))
+            tokens = np.stack([example.tokens for example in filled])
+            stored = np.stack([example.context for example in filled])
             contexts = [model.contexts(tokens, stored) for model in self._models]
             for index, example in enumerate(some):
                 for stratum in range(task.num_strata):
                     drawn = draw(
-                        example["id"].decode(),
+                        example.id,
                         stratum,
                         task.num_strata,
                         task.seed,
@@ -209,8 +201,8 @@ class Scorer:
         # The last batch is filled up: kernels may round differently at another batch size.
         filled = batch + batch[-1:] * (self._task.batch_size - len(batch))
         shared = (
-            np.stack([row.example["latent/mean"] for row in filled]),
-            np.stack([row.example["latent/log_variance"] for row in filled]),
+            np.stack([row.example.mean for row in filled]),
+            np.stack([row.example.log_variance for row in filled]),
             np.stack([row.draw.posterior_noise for row in filled]),
             np.stack([row.draw.epsilon for row in filled]),
             np.array([row.draw.timestep for row in filled], np.int32),
@@ -229,11 +221,11 @@ class Scorer:
     ) -> dict[str, tf.train.Feature]:
         loss, loss_baseline = losses
         features = {
-            "id": _text(row.example["id"]),
+            "id": _text(row.example.id.encode()),
             "timestep": _integer(row.draw.timestep),
             STRATUM: _text(stratum_name(row.stratum, self._task.num_strata).encode()),
-            CAPTION_BUCKET: _text(caption_bucket(row.example["tokens"]).encode()),
-            GROUP: _integer(group_of(row.example["latent/mean"])),
+            CAPTION_BUCKET: _text(caption_bucket(row.example.tokens).encode()),
+            GROUP: _integer(group_of(row.example.mean)),
             "loss": _numbers(loss),
             "loss_baseline": _numbers(loss_baseline),
             "loss_delta": _numbers(loss - loss_baseline),

@@ -1,0 +1,48 @@
+"""A held-out example as LatentGen wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.presets import Preset
+
+_AT_A_TIME = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentExample:
+    """One record.
+
+    Attributes:
+        id: The example's content hash.
+        tokens: int64 [77], of the caption.
+        context: float32 [77, D], of the base weights' text encoder.
+        mean: float32 [h, w, 4], the image encoder's.
+        log_variance: float32 [h, w, 4], the image encoder's.
+    """
+
+    id: str
+    tokens: np.ndarray
+    context: np.ndarray
+    mean: np.ndarray
+    log_variance: np.ndarray
+
+
+def read_examples(
+    serialized: Iterable[bytes], preset: Preset, image_size: int
+) -> Iterator[LatentExample]:
+    """Parses records, a few at a time."""
+    # Imports Keras.
+    from trainer.latents import parse_latents
+
+    records = iter(serialized)
+    while some := list(itertools.islice(records, _AT_A_TIME)):
+        parsed = parse_latents(tf.constant(some), preset, image_size)
+        names = ("id", "tokens", "context", "latent/mean", "latent/log_variance")
+        for example_id, *arrays in zip(*(parsed[name].numpy() for name in names), strict=True):
+            yield LatentExample(example_id.decode(), *arrays)
