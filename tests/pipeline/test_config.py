@@ -61,9 +61,36 @@ def test_every_value_is_set_after_resolution():
 
     config = load_config()
     open_fields = {"config", "image_column", "caption_column", "schema"}
-    assert None not in list(leaves(dataclasses.asdict(config) | {"dataset": {}, "vertex": {}}))
+    closed = dataclasses.asdict(config) | {"dataset": {}, "evaluation": {}, "vertex": {}}
+    assert None not in list(leaves(closed))
     unset = {name for name, value in vars(config.dataset).items() if value is None}
     assert unset <= open_fields
+    assert {k for k, v in vars(config.evaluation).items() if v is None} == {"clip_model"}
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "expected"), [(64, None, 32), (128, None, 0), (128, 5, 5)]
+)
+def test_pictures_are_drawn_where_they_are_small(size, given, expected):
+    flags = {"model.image_size": ("--image-size", size)}
+    if given is not None:
+        flags["evaluation.num_samples"] = ("--x", given)
+    assert load_config(flags=flags).evaluation.num_samples == expected
+
+
+def test_a_clip_needs_pictures_and_its_files(write, tmp_path):
+    clip = f"clip_model: {tmp_path}"
+    with pytest.raises(
+        settings.ConfigError, match=r"with evaluation\.num_samples = 0: there are no pictures"
+    ):
+        load_config(write(f"evaluation: {{{clip}, num_samples: 0}}"))
+    config = load_config(write(f"evaluation: {{{clip}}}"))
+    with pytest.raises(
+        settings.ConfigError, match=r"evaluation\.clip_model = .*config\.json is missing"
+    ):
+        settings.resolve_clip_model(config)
+    nothing = load_config()
+    assert settings.resolve_clip_model(nothing) is nothing
 
 
 def test_file_is_merged_key_by_key_and_flags_have_the_last_word(write):
