@@ -14,7 +14,7 @@ import yaml
 
 import runner_local
 from pipeline import config as settings
-from pipeline.config import DatasetConfig, load_config
+from pipeline.config import DatasetConfig, EvaluationConfig, load_config
 from pipeline.vertex.settings import VertexConfig
 from trainer.presets import get_preset, preset_names
 
@@ -168,7 +168,9 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         assert list(tree[section]) == [field.name for field in dataclasses.fields(cls)]
     lines = text.splitlines()
     no_preset_decides = {
-        f.name for cls in (DatasetConfig, VertexConfig) for f in dataclasses.fields(cls)
+        field.name
+        for cls in (DatasetConfig, EvaluationConfig, VertexConfig)
+        for field in dataclasses.fields(cls)
     }
     for number, line in enumerate(lines):
         if re.match(r"  [a-z_]+:", line):
