@@ -50,10 +50,19 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-    """A file of latents and the file of scores that it becomes."""
+    """A file of latents and the file of scores that it becomes.
 
-    source: str
+    Attributes:
+        source: `None` where the split has no files: the Evaluator wants one, though it be empty.
+        target: Its path.
+    """
+
+    source: str | None
     target: str
+
+    def records(self) -> Iterator[bytes]:
+        """The latents' records."""
+        return iter(()) if self.source is None else read_shard(self.source)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +161,6 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         )
 
     def _scored(self, shards: list[_Shard], task: ScoringTask, folder: str) -> dict[str, int]:
-        if not shards:
-            return dict.fromkeys(COUNTS, 0)
         temporary_folder = os.path.join(folder, f".unfinished-{uuid.uuid4().hex}")
         counts_path = os.path.join(temporary_folder, _COUNTS_NAME)
         tf.io.gfile.makedirs(temporary_folder)
@@ -191,7 +198,7 @@ class _ScoreShard(beam.DoFn):
         counts = collections.Counter(dict.fromkeys(COUNTS, 0))
 
         def records() -> Iterator[bytes]:
-            for row in self._scorer.rows(lambda: read_shard(shard.source)):
+            for row in self._scorer.rows(shard.records):
                 counts[_ROWS] += 1
                 counts[_NOT_FINITE] += not math.isfinite(row.loss)
                 counts[_BASELINE_NOT_FINITE] += not math.isfinite(row.loss_baseline)
@@ -202,7 +209,7 @@ class _ScoreShard(beam.DoFn):
 
 
 def _ids(shards: list[_Shard]) -> Iterator[str]:
-    for record in itertools.chain.from_iterable(read_shard(shard.source) for shard in shards):
+    for record in itertools.chain.from_iterable(shard.records() for shard in shards):
         yield (
             tf.train.Example.FromString(record).features.feature["id"].bytes_list.value[0].decode()
         )
@@ -212,7 +219,7 @@ def _shards(latents: types.Artifact, scores: types.Artifact) -> Iterator[_Shard]
     folder = artifact_utils.get_split_uri([scores], SPLIT)
     tf.io.gfile.makedirs(folder)
     pattern = io_utils.all_files_pattern(artifact_utils.get_split_uri([latents], SPLIT))
-    sources = sorted(tf.io.gfile.glob(pattern))
+    sources = sorted(tf.io.gfile.glob(pattern)) or [None]
     for index, source in enumerate(sources):
         yield _Shard(source, os.path.join(folder, shard_name("scores", index, len(sources))))
 

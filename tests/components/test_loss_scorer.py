@@ -356,14 +356,17 @@ def test_the_number_of_threads_changes_nothing(score, exported, tmp_path):
     assert again == rows
 
 
-def test_an_empty_split_gives_no_rows(score, exported, tmp_path):
+@pytest.mark.parametrize("files", [0, 1])
+def test_an_empty_split_gives_no_rows(score, exported, tmp_path, files):
     folder = tmp_path / "latents"
     (folder / "Split-eval").mkdir(parents=True)
-    write_shard(str(folder / "Split-eval" / "latents-00000-of-00001.gz"), [], str(folder))
+    for _ in range(files):
+        write_shard(str(folder / "Split-eval" / "latents-00000-of-00001.gz"), [], str(folder))
     LatentsManifest("tiny", IMAGE_SIZE, "hash", False, {"eval": 0}).write(str(folder))
     scores, rows = score(exported["candidate"], exported["baseline"], 3, folder=folder)
     assert rows == []
     assert scores.get_int_custom_property("num_rows") == 0
+    assert len(list((tmp_path / "scores" / "Split-eval").iterdir())) == 1
 
 
 def test_a_candidate_of_another_size_is_an_error(score, exported):
