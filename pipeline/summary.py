@@ -214,7 +214,9 @@ def _pushed(result: RunResult, serving_dir: str) -> str:
     if result.version is not None:
         return f"version {result.version} in {shown_path(serving_dir)}"
     if result.blessed is False:
-        return f"no: {'; '.join(result.reasons) or 'the model is not blessed'}"
+        first, *others = result.reasons or ("the model is not blessed",)
+        more = f", and {len(others)} more reasons on the evaluation's page" if others else ""
+        return f"no: {first}{more}"
     return "no"
 
 

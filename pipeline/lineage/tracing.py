@@ -381,7 +381,7 @@ def _describes(artifact: Artifact) -> bool:
     kind = artifact.type.rpartition(".")[2]
     return (
         kind in (*_DESCRIBING_TYPES, _BLESSING_TYPE)
-        or "loss" in artifact.properties
+        or "baseline" in artifact.properties
         or kind.endswith("Report")
     )
 

@@ -87,7 +87,7 @@ def test_model_that_was_not_blessed_says_why(run, tmp_path):
     result = summary.read_result(store, [execution_id])
     text = summary.last_screen(load_config(), result, "serving_model", tmp_path / "run.log")
     assert "(+20.0 %)" in text
-    assert "no: the held-out loss rises; so does its interval" in text
+    assert "no: the held-out loss rises, and 1 more reasons on the evaluation's page" in text
     assert "serving.generate" not in text
     assert "-m pipeline.lineage run 2026-01-01T00:00:00.5" in text
     assert "make lineage, then http://localhost:8081/run/2026-01-01T00%3A00%3A00.5" in text
