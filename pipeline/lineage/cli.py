@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -159,6 +160,15 @@ def _serve(location: Location, arguments: argparse.Namespace) -> int:
     # What cannot be read says so before anything is served.
     with location.open():
         pass
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", arguments.port))
+        except OSError as error:
+            raise LineageError(
+                f"port {arguments.port} cannot be used ({error.strerror}): choose another one with "
+                "--port, or ARGS='--port N' after make lineage"
+            ) from None
     from pipeline.lineage.web import app
 
     return app.serve(location, arguments.port, _roots(arguments), arguments.open)
@@ -248,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
             default=[],
             help="folder whose files may be read, besides the store's own",
         )
-    serve.add_argument("--port", metavar="N", type=int, default=DEFAULT_PORT)
+    serve.add_argument("--port", metavar="N", type=_port, default=DEFAULT_PORT)
     serve.add_argument("--open", action="store_true", help="open a browser window")
     return parser
 
@@ -257,6 +267,13 @@ def _positive(value: str) -> int:
     number = int(value)
     if number < 1:
         raise argparse.ArgumentTypeError("it must be 1 or more")
+    return number
+
+
+def _port(value: str) -> int:
+    number = int(value)
+    if not 0 < number < 1 << 16:
+        raise argparse.ArgumentTypeError("it must be between 1 and 65535")
     return number
 
 

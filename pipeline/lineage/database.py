@@ -10,6 +10,7 @@ READ ONLY transaction, which InnoDB serves from a snapshot without locks.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
 import urllib.parse
@@ -50,7 +51,7 @@ class SqliteDatabase:
         """
         try:
             return self._connection.execute(query, parameters).fetchall()
-        except (sqlite3.Error, UnicodeDecodeError) as error:
+        except sqlite3.Error as error:
             raise LineageError(f"{self.name} is damaged: {_one_line(error)}") from None
 
 
@@ -101,6 +102,8 @@ def open_sqlite(path: str) -> Iterator[SqliteDatabase]:
     with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as memory:
         _copy(path, memory)
         memory.execute("PRAGMA query_only = ON")
+        # One text that is no UTF-8 does not make the others unreadable.
+        memory.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         database = SqliteDatabase(memory, path)
         _check_schema(database)
         yield database

@@ -174,7 +174,13 @@ def _event(
     inputs: Sequence[_Json] = (),
     outputs: Sequence[_Json] = (),
 ) -> _Json:
-    moment = datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.timezone.utc)
+    """An event; see `events` for what it raises."""
+    try:
+        moment = datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.timezone.utc)
+    except (OverflowError, OSError, ValueError):
+        raise LineageError(
+            f"this cannot be said in OpenLineage: {milliseconds} ms since 1970 is no time"
+        ) from None
     return {
         "eventTime": moment.isoformat(timespec="milliseconds"),
         "eventType": kind,

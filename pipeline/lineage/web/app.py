@@ -7,6 +7,7 @@ this module knows addresses, files and what makes a page live.
 from __future__ import annotations
 
 import asyncio
+import functools
 import html
 import mimetypes
 import sys
@@ -26,6 +27,8 @@ from pipeline.lineage.pages import Pages, RunsView, Urls, error_page, live_scrip
 HOST = "127.0.0.1"
 
 _POLL_SECONDS = 2.0
+# Longer than a locked file is waited for.
+_ANSWER_SECONDS = 60.0
 # Files are other people's, too: they run nothing and load nothing from elsewhere.
 _FILE_HEADERS = {
     "Content-Security-Policy": (
@@ -80,21 +83,23 @@ def build(location: Location, roots: Sequence[str]) -> None:
     async def show(request: Request, title: str, render: _Render) -> None:
         await _show(location, roots, request, title, render)
 
-    @ui.page("/")
+    page = functools.partial(ui.page, response_timeout=_ANSWER_SECONDS)
+
+    @page("/")
     async def runs(request: Request) -> None:
         await show(request, "Runs", lambda pages: pages.runs(_runs_view(request)))
 
-    @ui.page("/run/{run_name:path}")
+    @page("/run/{run_name:path}")
     async def one_run(request: Request, run_name: str) -> None:
         await show(request, f"Run {run_name}", lambda pages: pages.run(run_name))
 
-    @ui.page("/step/{execution_id}")
+    @page("/step/{execution_id}")
     async def step(request: Request, execution_id: str) -> None:
         await show(
             request, f"Step {execution_id}", lambda pages: pages.step(_number(execution_id, "step"))
         )
 
-    @ui.page("/artifact/{artifact_id}")
+    @page("/artifact/{artifact_id}")
     async def artifact(request: Request, artifact_id: str) -> None:
         await show(
             request,
@@ -102,26 +107,26 @@ def build(location: Location, roots: Sequence[str]) -> None:
             lambda pages: pages.artifact(_number(artifact_id, "artifact")),
         )
 
-    @ui.page("/trace/{artifact_id}")
+    @page("/trace/{artifact_id}")
     async def trace(request: Request, artifact_id: str) -> None:
         await show(
             request, f"Trace {artifact_id}", lambda pages: pages.trace(f"artifact:{artifact_id}")
         )
 
-    @ui.page("/release/{version:path}")
+    @page("/release/{version:path}")
     async def release(request: Request, version: str) -> None:
         name = "latest" if version == "latest" else f"release:{version}"
         await show(request, f"Release {version}", lambda pages: pages.trace(name))
 
-    @ui.page("/diff")
+    @page("/diff")
     async def diff(request: Request, first: str = "latest", second: str = "latest") -> None:
         await show(request, "Differences", lambda pages: pages.diff(first, second))
 
-    @ui.page("/impact")
+    @page("/impact")
     async def impact(request: Request, what: str = "") -> None:
         await show(request, "Impact", lambda pages: pages.impact(what.strip()))
 
-    @ui.page("/compare")
+    @page("/compare")
     async def compare(request: Request, setting: str = "") -> None:
         await show(request, "Metrics", lambda pages: pages.compare(setting.split()))
 
@@ -133,12 +138,12 @@ def build(location: Location, roots: Sequence[str]) -> None:
 async def _show(
     location: Location, roots: Sequence[str], request: Request, title: str, render: _Render
 ) -> None:
-    def content() -> str:
+    def content() -> tuple[str, bool]:
         try:
             with location.open() as store:
-                return render(Pages(store, Urls(), roots))
+                return render(Pages(store, Urls(), roots)), True
         except LineageError as error:
-            return error_page(str(error), Urls())
+            return error_page(str(error), Urls()), False
 
     def stamp() -> Any:
         try:
@@ -147,19 +152,20 @@ async def _show(
             return None
 
     seen = await asyncio.to_thread(stamp)
-    shown = await asyncio.to_thread(content)
+    shown, answered = await asyncio.to_thread(content)
     ui.page_title(f"{title} - lineage"[:120])
     ui.add_css(style())
     _frame(request)
     body = ui.html(shown, sanitize=False).classes("lineage-page").props("id=top")
 
     async def refresh() -> None:
-        nonlocal seen, shown
+        nonlocal seen, shown, answered
         now = await asyncio.to_thread(stamp)
-        if now == seen:
+        # A file that was locked is free again without a change.
+        if now == seen and answered:
             return
         seen = now
-        fresh = await asyncio.to_thread(content)
+        fresh, answered = await asyncio.to_thread(content)
         if fresh != shown:
             shown = fresh
             body.set_content(fresh)

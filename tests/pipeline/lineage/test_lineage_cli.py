@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,18 @@ def test_no_answer_is_one_line(ask, arguments, message):
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
     assert message in errors
+
+
+def test_port_that_is_taken(ask):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, _, errors = ask("serve", "--port", str(port))
+    assert status == 1
+    assert errors.startswith(f"error: port {port} cannot be used")
+    with pytest.raises(SystemExit, match="2"):
+        ask("serve", "--port", "80000")
 
 
 def test_store_before_or_after_the_command(small, capsysbinary):

@@ -18,7 +18,7 @@ from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
 from pipeline import housekeeping, lineage
-from pipeline.lineage import database
+from pipeline.lineage import cli, database
 
 
 def open_store(path):
@@ -275,6 +275,34 @@ def test_files_that_are_no_store(small, tmp_path):
             store.runs()
         assert "\n" not in str(error.value)
     assert (tmp_path / "empty").stat().st_size == 0
+
+
+def test_values_that_nobody_expects(tmp_path):
+    path = tmp_path / "metadata.sqlite"
+    maker = StoreMaker()
+    maker.artifact("Model", note="x", number=1.5)
+    maker.execution("run", "Trainer", COMPLETE, {"note": "x"}, {}, {})
+    maker.execution("run", "no state", COMPLETE)
+    maker.save(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(
+            "UPDATE ArtifactProperty SET string_value = CAST(X'ff41' AS TEXT) WHERE name = 'note'"
+        )
+        connection.execute("UPDATE ArtifactProperty SET double_value = 9e999 WHERE name = 'number'")
+        connection.execute("UPDATE Execution SET last_known_state = NULL WHERE id = 2")
+        connection.execute(f"UPDATE Execution SET create_time_since_epoch = {1 << 62}")
+        connection.execute("UPDATE Artifact SET uri = NULL, state = 77")
+    with open_store(path) as store:
+        artifact = store.artifact(1)
+        assert artifact.properties["note"] == "\ufffdA"
+        assert (artifact.uri, artifact.state.value) == ("", "unknown")
+        [run] = store.runs()
+        assert run.status is lineage.RunStatus.UNKNOWN
+    for command in (["runs"], ["run", "run"], ["artifact", "artifact:1"], ["why", "Trainer"]):
+        for extra in ([], ["--json"]):
+            assert cli.main(["--store", str(path), *command, *extra]) == 0
+    assert cli.main(["--store", str(path), "export", "run"]) == 1
+    assert cli.main(["--store", str(path), "export", "run", "--format", "html"]) == 0
 
 
 def test_a_store_without_runs(tmp_path):

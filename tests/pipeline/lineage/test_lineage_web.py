@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -366,6 +367,22 @@ def test_live(chromium, tmp_path):
         step.last_known_state = mlmd.Execution.FAILED
         store.put_executions([step])
         tab.get_by_role("row", name=re.compile("new failed")).wait_for()
+
+
+def test_a_page_recovers_from_a_lock(chromium, tmp_path):
+    maker = StoreMaker()
+    maker.run("first")
+    path = tmp_path / "metadata.sqlite"
+    maker.save(path)
+    with served(tmp_path) as address:
+        tab = chromium.new_context().new_page()
+        tab.set_default_timeout(30000)
+        lock = sqlite3.connect(path, isolation_level=None)
+        lock.execute("BEGIN EXCLUSIVE")
+        go(tab, f"{address}/")
+        assert "is locked" in tab.get_by_role("alert").inner_text()
+        lock.execute("ROLLBACK")
+        tab.get_by_role("heading", name="Runs").wait_for()
 
 
 def test_a_store_that_is_not_there(tmp_path):
