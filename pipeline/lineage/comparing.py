@@ -13,6 +13,7 @@ from pipeline.lineage.model import (
     Run,
     State,
     Value,
+    headline_metrics,
     short_type,
 )
 from pipeline.lineage.store import LOOKUPS, Store
@@ -222,7 +223,7 @@ def compare(
             raise LineageError(
                 f"no run has a metric {name!r}; there are: {', '.join(known) or 'none'}"
             )
-    shown = tuple(metrics or known)
+    shown = tuple(metrics or headline_metrics(chosen))
     if not runs:
         chosen = [run for run in chosen if any(name in run.metrics for name in shown)]
     values: dict[int, dict[str, Value]] = {run.id: {} for run in chosen}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Value = str | int | float | bool | None
@@ -163,6 +163,18 @@ class Run:
     def seconds(self) -> float | None:
         """Wall-clock time, None while it runs."""
         return None if self.ended is None else (self.ended - self.started) / 1000
+
+
+def headline_metrics(runs: Iterable[Run]) -> list[str]:
+    """Names of the metrics of runs, without the ends of their intervals."""
+    names = {name for run in runs for name in run.metrics}
+    return sorted(
+        name
+        for name in names
+        if not any(
+            name.endswith(end) and name.removesuffix(end) in names for end in ("_lower", "_upper")
+        )
+    )
 
 
 def shown_time(milliseconds: int | None) -> str:

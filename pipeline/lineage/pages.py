@@ -23,8 +23,8 @@ from markupsafe import Markup
 from pipeline.lineage import comparing, drawing, files, text, tracing
 from pipeline.lineage.model import (
     Artifact,
-    Run,
     RunStatus,
+    headline_metrics,
     short_type,
     shown_seconds,
     shown_time,
@@ -220,9 +220,9 @@ class Pages:
             and view.status in ("", run.status.value)
             and view.pipeline in ("", run.pipeline)
         ]
-        metrics = _metrics(runs)
+        metrics = headline_metrics(runs)
         # A column that only other runs have sorts nothing here.
-        if view.sort.removeprefix("-") in set(_metrics(everything)) - set(metrics):
+        if view.sort.removeprefix("-") in set(headline_metrics(everything)) - set(metrics):
             view = dataclasses.replace(view, sort="-started")
         runs = sorted_runs(runs, view.sort)
         view = dataclasses.replace(
@@ -305,7 +305,7 @@ class Pages:
             LineageError: Nothing goes by that name.
         """
         impact = tracing.impact(self._store, what, self._roots) if what else None
-        metrics = _metrics(impact.runs) if impact else []
+        metrics = headline_metrics(impact.runs) if impact else []
         return self._render("impact_page", impact, what, metrics)
 
     def diff(self, first: str, second: str) -> str:
@@ -433,10 +433,6 @@ def chart(
             f'<a href="{target}" aria-label="{title}"{tab}>{dot}</a>' if target is not None else dot
         )
     return "\n".join([*parts, "</svg>"])
-
-
-def _metrics(runs: Iterable[Run]) -> list[str]:
-    return sorted({name for run in runs for name in run.metrics})
 
 
 def _rendered(macro: str, urls: Urls, *arguments: Any, view: RunsView | None = None) -> str:

@@ -347,14 +347,18 @@ class Store:
 
     @functools.cached_property
     def pipelines(self) -> dict[int, str]:
-        """Name of the pipeline of each run."""
-        return dict(
-            self._database.rows(
-                "SELECT p.context_id, c.name FROM ParentContext p JOIN Context c ON c.id = "
-                "p.parent_context_id JOIN Type t ON t.id = c.type_id WHERE t.name = ?",
-                _PIPELINE_TYPE,
-            )
+        """Name of the pipeline of each run: its parent, or else what its steps belong to."""
+        of_steps = {
+            self.run_of[e]: name
+            for e, _, name in self._associated(_PIPELINE_TYPE)
+            if e in self.run_of
+        }
+        parents = self._database.rows(
+            "SELECT p.context_id, c.name FROM ParentContext p JOIN Context c ON c.id = "
+            "p.parent_context_id JOIN Type t ON t.id = c.type_id WHERE t.name = ?",
+            _PIPELINE_TYPE,
         )
+        return of_steps | dict(parents)
 
     @functools.cached_property
     def run_of(self) -> dict[int, int]:

@@ -20,6 +20,7 @@ from pipeline.lineage.model import (
     Execution,
     Link,
     Run,
+    headline_metrics,
     short_type,
     shown_seconds,
     shown_time,
@@ -96,7 +97,7 @@ def runs_text(runs: Sequence[Run]) -> str:
     """The list of runs."""
     if not runs:
         return "no runs"
-    metrics = sorted({name for run in runs for name in run.metrics})
+    metrics = headline_metrics(runs)
     rows = [
         [
             str(run.id),

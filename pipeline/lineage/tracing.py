@@ -399,8 +399,13 @@ def _sorted_facts(
         for f in _facts(step, artifacts)
         if f.value not in (None, "", "null") and not _is_noise(f.name)
     ]
-    versions = [f for f in facts if f.name == "tfx_version"]
-    facts = [f for f in facts if f not in versions[1:]]
+    # What several artifacts say alike is told once.
+    once = {
+        (f.section, f.name, f.value): f
+        for f in reversed(facts)
+        if f.section == "evaluation" or f.name == "tfx_version"
+    }
+    facts = [f for f in facts if once.get((f.section, f.name, f.value), f) is f]
     made = [f for f in facts if not (f.section == "release" and f.artifact_id != subject.id)]
     compared = {
         link.artifact_id
@@ -500,8 +505,12 @@ def _facts(step: TracedStep, artifacts: dict[int, Artifact]) -> Iterator[Fact]:
         else:
             of_artifact = section
         for name, value in artifact.properties.items():
+            # An evaluation's numbers, wherever they are written down.
+            where = (
+                "evaluation" if of_artifact == "blessing" and type(value) is float else of_artifact
+            )
             yield Fact(
-                _section_of(name, of_artifact),
+                _section_of(name, where),
                 name,
                 value,
                 execution.node,

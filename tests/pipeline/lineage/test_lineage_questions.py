@@ -332,6 +332,22 @@ def test_compare(store):
         lineage.compare(store, settings=["rate"])
 
 
+def test_ends_of_intervals_are_no_headline(tmp_path):
+    maker = StoreMaker()
+    numbers = {"loss": 0.2, "loss_lower": 0.1, "loss_upper": 0.3, "only_upper": 0.4}
+    for kind in ("ModelEvaluation", "ModelBlessing"):
+        artifact = maker.artifact(kind, **numbers, blessed=1)
+        maker.execution("run", kind, outputs={"x": [artifact]})
+    maker.save(tmp_path / "db")
+    with lineage.locate(str(tmp_path / "db")).open() as store:
+        assert lineage.compare(store).metrics == ("loss", "only_upper")
+        assert lineage.compare(store, metrics=["loss_upper"]).rows[0].run.metrics == numbers
+        blessing = lineage.trace(store, "artifact:2")
+    assert [(f.section, f.name) for f in blessing.facts if f.name == "loss"] == [
+        ("evaluation", "loss")
+    ]
+
+
 def test_many_runs(many):
     """Numbers that follow from how the store was made."""
     with lineage.locate(str(many)).open() as store:

@@ -81,6 +81,12 @@ def test_a_step_that_was_tried_again_counts_once(tmp_path):
     assert run.steps == {"complete": 1}
 
 
+def test_pipeline_of_a_run_without_a_parent(small, tmp_path):
+    path = _without(tmp_path / "db", "DELETE FROM ParentContext", small[0])
+    with open_store(path) as store:
+        assert {run.pipeline for run in store.runs()} == {"sd-finetuning"}
+
+
 def test_find_run(small):
     path, _ = small
     with open_store(path) as store:
@@ -156,6 +162,7 @@ kind = store.put_artifact_type(mlmd.ArtifactType(name="New"))
 print("ready", flush=True)
 for number in range(50):
     store.put_artifacts([mlmd.Artifact(type_id=kind, uri=str(number))])
+    time.sleep(0.02)
 print("done", flush=True)
 """
 
