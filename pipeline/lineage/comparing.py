@@ -21,6 +21,8 @@ from pipeline.lineage.store import LOOKUPS, Store
 DIFF_SECTIONS = ("settings", "data", "code", "metrics", "steps")
 
 _MAX_CAUSES = 12
+# What names a run's own artifacts differs always.
+_OWN_IDS = ("current_model", "current_model_id", "baseline_model", "baseline_model_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +274,7 @@ def _facts_of_run(store: Store, run_id: int) -> dict[tuple[str, str, str], Value
         artifact = artifacts[link.artifact_id]
         key = link.key if link.index == 0 else f"{link.key}[{link.index}]"
         for name, value in artifact.properties.items():
-            if name in ("current_model", "current_model_id"):
+            if name in _OWN_IDS:
                 continue
             section = "metrics" if _is_metric(artifact, name, value) else "data"
             if _is_code(name):
