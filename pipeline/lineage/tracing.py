@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import json
 import os
+import re
 import string
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -29,6 +30,7 @@ _STATISTICS_TYPES = ("ExampleStatistics", "Schema", "ExampleAnomalies", "Dataset
 _DESCRIBING_TYPES = (*_STATISTICS_TYPES, "RejectedRows", "ModelEvaluation", "EvaluationReport")
 _MANIFEST = "Format-Serving/manifest.json"
 _MIN_HASH_DIGITS = 6
+_RELEASE_FILE = re.compile(r"(.*)/releases/([0-9]+)\.json")
 
 # The sections of a trace, in their order.
 SECTIONS = (
@@ -143,8 +145,9 @@ def find_artifact(store: Store, text: str) -> Artifact:
 
     Args:
         store: Where to look.
-        text: `release:3`, `artifact:41`, a version, an id, a path or URL, a name, or `latest` for
-            the latest release. A bare number is a release if there is one.
+        text: `release:3`, `artifact:41`, a version, an id, a path or URL, a release file such as
+            `serving_model/releases/3.json`, a name, or `latest` for the latest release. A bare
+            number is a release if there is one.
 
     Raises:
         LineageError: There is none, or more than one.
@@ -180,6 +183,12 @@ def find_artifact(store: Store, text: str) -> Artifact:
         )
     if _is_number(text):
         return store.artifact(int(text))
+    release = _RELEASE_FILE.fullmatch(os.path.abspath(text))
+    if release is not None:
+        folder, version = release.groups()
+        for pushed in store.artifacts(store.artifacts_with("pushed_version", version)):
+            if pushed.properties.get("pushed_destination") == folder:
+                return pushed
     found = [
         i
         for uri in dict.fromkeys((text, os.path.abspath(text)))

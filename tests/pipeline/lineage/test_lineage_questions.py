@@ -108,6 +108,21 @@ def test_what_an_artifact_can_be_called(store, made):
             tracing.find_artifact(store, text)
 
 
+def test_a_release_file_names_its_release(tmp_path, monkeypatch):
+    maker = StoreMaker()
+    for place in ("a", "b"):
+        destination = str(tmp_path / place)
+        pushed = maker.artifact("PushedModel", pushed_version="1", pushed_destination=destination)
+        maker.execution("run", "ServingPusher", outputs={"pushed_model": [pushed]})
+    maker.save(tmp_path / "db")
+    monkeypatch.chdir(tmp_path)
+    with lineage.locate("db").open() as store:
+        assert tracing.find_artifact(store, "b/releases/1.json").id == 2
+        assert tracing.find_artifact(store, str(tmp_path / "a/releases/1.json")).id == 1
+        with pytest.raises(lineage.LineageError, match="there is no release"):
+            tracing.find_artifact(store, "c/releases/1.json")
+
+
 def test_two_releases_of_one_version(tmp_path):
     maker = StoreMaker()
     for place in ("a", "b"):
