@@ -164,7 +164,8 @@ def find_artifact(store: Store, text: str) -> Artifact:
         return store.artifact(int(number))
     version = text.removeprefix(_RELEASE)
     releases = store.artifacts(store.artifacts_with("pushed_version", version))
-    if len(releases) == 1:
+    # A push that is repeated, because its code changed or it died, is the same release once more.
+    if len({r.properties.get("pushed_destination") for r in releases}) == 1:
         return releases[0]
     if releases:
         which = ", ".join(
@@ -183,12 +184,11 @@ def find_artifact(store: Store, text: str) -> Artifact:
         )
     if _is_number(text):
         return store.artifact(int(text))
-    release = _RELEASE_FILE.fullmatch(os.path.abspath(text))
-    if release is not None:
-        folder, version = release.groups()
-        for pushed in store.artifacts(store.artifacts_with("pushed_version", version)):
-            if pushed.properties.get("pushed_destination") == folder:
-                return pushed
+    if (file := _RELEASE_FILE.fullmatch(os.path.abspath(text))) is not None:
+        of_version = store.artifacts(store.artifacts_with("pushed_version", file[2]))
+        pushed = [a for a in of_version if a.properties.get("pushed_destination") == file[1]]
+        if pushed:
+            return pushed[0]
     found = [
         i
         for uri in dict.fromkeys((text, os.path.abspath(text)))

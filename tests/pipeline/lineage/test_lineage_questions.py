@@ -123,6 +123,17 @@ def test_a_release_file_names_its_release(tmp_path, monkeypatch):
             tracing.find_artifact(store, "c/releases/1.json")
 
 
+def test_a_push_that_was_repeated_is_one_release(tmp_path):
+    maker = StoreMaker()
+    for run in ("one", "two"):
+        pushed = maker.artifact("PushedModel", pushed_version="1", pushed_destination="a")
+        maker.execution(run, "ServingPusher", outputs={"pushed_model": [pushed]})
+    maker.save(tmp_path / "db")
+    with lineage.locate(str(tmp_path / "db")).open() as store:
+        assert lineage.trace(store, "release:1").run.name == "one"
+        assert [run.releases for run in store.runs()] == [("1",), ("1",)]
+
+
 def test_two_releases_of_one_version(tmp_path):
     maker = StoreMaker()
     for place in ("a", "b"):
