@@ -90,6 +90,7 @@ class ModelConfig:
         base_weights: `default`, `random`, or a folder, bucket or model of the hub with the weights.
         flip: Whether mirror images are trained on too; `auto`: unless a caption says left or right.
         crop: Which part of a picture that is not square is kept.
+        export_weights: What the exported models store their weights as.
     """
 
     preset: Text
@@ -97,6 +98,7 @@ class ModelConfig:
     base_weights: Text
     flip: Literal["auto", "always", "never"]
     crop: Literal["centre", "random"]
+    export_weights: Literal["float32", "float16"]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -147,6 +149,19 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ServingConfig:
+    """What is pushed.
+
+    Attributes:
+        canary: Whether a model must draw a picture in a fresh process to be pushed.
+        keep_versions: Newest releases that are kept, and the current one; 0 for all.
+    """
+
+    canary: bool
+    keep_versions: Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class RunConfig:
     """Everything that a run depends on, with no field left open; see `load_config`."""
 
@@ -155,6 +170,7 @@ class RunConfig:
     training: ResolvedTrainingConfig
     validation: ValidationConfig
     evaluation: EvaluationConfig
+    serving: ServingConfig
     vertex: VertexConfig
     output: Text
 
@@ -165,6 +181,7 @@ _SECTIONS: Mapping[str, type] = {
     "training": TrainingConfig,
     "validation": ValidationConfig,
     "evaluation": EvaluationConfig,
+    "serving": ServingConfig,
     "vertex": VertexConfig,
 }
 
@@ -300,6 +317,7 @@ def load_config(
         training=training,
         validation=sections["validation"],
         evaluation=evaluation,
+        serving=sections["serving"],
         vertex=sections["vertex"],
         output=_absolute(output.value),
     )

@@ -142,6 +142,7 @@ def create_pipeline(
                 "prompts": list(config.validation.prompts),
             },
             "checkpoint_dir": checkpoint_dir,
+            "export_weights": model.export_weights,
             "code_version": code_version("trainer", "components.diffusion_trainer"),
         },
         worker_job=worker_job,
@@ -186,7 +187,13 @@ def create_pipeline(
         blessing=blessing,
         base_weights=model.base_weights,
     )
-    pusher = ServingPusher(model=candidate, model_blessing=blessing, push_destination=serving_dir)
+    pusher = ServingPusher(
+        model=candidate,
+        model_blessing=blessing,
+        push_destination=serving_dir,
+        canary=config.serving.canary,
+        keep_versions=config.serving.keep_versions,
+    )
     return Pipeline(
         pipeline_name=PIPELINE_NAME,
         pipeline_root=pipeline_root,

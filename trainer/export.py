@@ -5,29 +5,38 @@ scale, seed and batch size are inputs. Each module's network is a `tf.function` 
 signatures call, so that it is traced, stored and loaded once and not once a signature. A module
 keeps the network's variables and not the Keras model, whose hundreds of layer objects would be
 saved and loaded, too.
+
+TensorFlow Serving's REST interface writes a text output as it is, unless its name ends in
+`_bytes`; PNG bytes are no text, which is why there is a `png_bytes` beside `png`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
 from trainer.graph_tokenizer import GraphTokenizer
 from trainer.noise_schedule import timestep_embedding
-from trainer.presets import Preset
+from trainer.presets import NUM_TIMESTEPS, Preset
 from trainer.sampler import initial_noise, sample, to_pixels
+
+WeightsDtype = Literal["float32", "float16"]
+"""What weights are stored as; the networks compute in float32 with both."""
 
 
 class TextEncoderModule(tf.Module):
     """Prompts or tokens in, contexts out."""
 
-    def __init__(self, model: keras.Model, preset: Preset) -> None:
+    def __init__(
+        self, model: keras.Model, preset: Preset, weights_dtype: WeightsDtype = "float32"
+    ) -> None:
         super().__init__()
-        self._variables = [v.value for v in model.weights]
-        self._call = lambda inputs: model(inputs, training=False)
+        self._variables, self._call = _network(model, weights_dtype)
         self.tokenizer = GraphTokenizer()
         tokens = tf.TensorSpec([None, preset.text_encoder.max_length], tf.int32, name="tokens")
         strings = tf.TensorSpec([None], tf.string)
@@ -55,10 +64,15 @@ class TextEncoderModule(tf.Module):
 class DiffusionModelModule(tf.Module):
     """The whole sampling loop, and a single noise prediction."""
 
-    def __init__(self, model: keras.Model, preset: Preset, image_size: int) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        preset: Preset,
+        image_size: int,
+        weights_dtype: WeightsDtype = "float32",
+    ) -> None:
         super().__init__()
-        self._variables = [v.value for v in model.weights]
-        self._call = lambda inputs: model(inputs, training=False)
+        self._variables, self._call = _network(model, weights_dtype)
         self._width = preset.diffusion_model.timestep_width
         self._latent_shape = preset.latent_shape(image_size)
         text = preset.text_encoder
@@ -69,16 +83,18 @@ class DiffusionModelModule(tf.Module):
             context,
         ]
         self.predict = tf.function(self._predict, input_signature=prediction, autograph=False)
-        self.serve = tf.function(
-            self._sample,
-            input_signature=[
-                context,
-                tf.TensorSpec(context.shape, tf.float32, name="unconditional_context"),
-                tf.TensorSpec([], tf.int32, name="num_steps"),
-                tf.TensorSpec([], tf.float32, name="guidance_scale"),
-                tf.TensorSpec([2], tf.int32, name="seed"),
-            ],
-            autograph=False,
+        guided = [
+            context,
+            tf.TensorSpec(context.shape, tf.float32, name="unconditional_context"),
+            tf.TensorSpec([], tf.int32, name="num_steps"),
+            tf.TensorSpec([], tf.float32, name="guidance_scale"),
+        ]
+        noise = tf.TensorSpec([None, *self._latent_shape], tf.float32, name="noise")
+        seed = tf.TensorSpec([2], tf.int32, name="seed")
+        self.sample = tf.function(self._sample, input_signature=[*guided, noise], autograph=False)
+        self.serve = tf.function(self._from_seed, input_signature=[*guided, seed], autograph=False)
+        self.from_noise = tf.function(
+            self._from_noise, input_signature=[*guided, noise], autograph=False
         )
         self.predict_epsilon = tf.function(
             self._predict_epsilon, input_signature=prediction, autograph=False
@@ -95,16 +111,50 @@ class DiffusionModelModule(tf.Module):
         unconditional_context: tf.Tensor,
         num_steps: tf.Tensor,
         guidance_scale: tf.Tensor,
-        seed: tf.Tensor,
-    ) -> dict[str, tf.Tensor]:
-        latent = sample(
+        noise: tf.Tensor,
+    ) -> tf.Tensor:
+        valid = [
+            tf.debugging.Assert(
+                (num_steps >= 1) & (num_steps <= NUM_TIMESTEPS),
+                [f"num_steps must be 1 to {NUM_TIMESTEPS}, and is", num_steps],
+            ),
+            tf.debugging.Assert(
+                tf.math.is_finite(guidance_scale),
+                ["guidance_scale must be finite, and is", guidance_scale],
+            ),
+        ]
+        with tf.control_dependencies(valid):
+            num_steps = tf.identity(num_steps)
+        return sample(
             self.predict,
-            noise=initial_noise(seed, tf.shape(context)[0], self._latent_shape),
+            noise=noise,
             context=context,
             unconditional_context=unconditional_context,
             num_steps=num_steps,
             guidance_scale=guidance_scale,
         )
+
+    def _from_seed(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        noise = initial_noise(seed, tf.shape(context)[0], self._latent_shape)
+        latent = self.sample(context, unconditional_context, num_steps, guidance_scale, noise)
+        return {"latent": latent}
+
+    def _from_noise(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        noise: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        latent = self.sample(context, unconditional_context, num_steps, guidance_scale, noise)
         return {"latent": latent}
 
     def _predict_epsilon(
@@ -116,15 +166,23 @@ class DiffusionModelModule(tf.Module):
 class DecoderModule(tf.Module):
     """Latents in, pictures out."""
 
-    def __init__(self, model: keras.Model, preset: Preset, image_size: int) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        preset: Preset,
+        image_size: int,
+        weights_dtype: WeightsDtype = "float32",
+    ) -> None:
         super().__init__()
-        self._variables = [v.value for v in model.weights]
-        self._call = lambda inputs: model(inputs, training=False)
+        self._variables, self._call = _network(model, weights_dtype)
         shape = [None, *preset.latent_shape(image_size)]
         latent = tf.TensorSpec(shape, tf.float32, name="latent")
         self.pixels = tf.function(self._pixels, input_signature=[latent], autograph=False)
         self.serve = tf.function(self._decode, input_signature=[latent], autograph=False)
         self.png = tf.function(self._decode_to_png, input_signature=[latent], autograph=False)
+        self.png_bytes = tf.function(
+            self._decode_to_png_bytes, input_signature=[latent], autograph=False
+        )
 
     def _pixels(self, latent: tf.Tensor) -> tf.Tensor:
         """Pictures, uint8 [B, H, W, 3], of latents float32 [B, h, w, 4]."""
@@ -136,6 +194,9 @@ class DecoderModule(tf.Module):
     def _decode_to_png(self, latent: tf.Tensor) -> dict[str, tf.Tensor]:
         encoded = tf.map_fn(tf.io.encode_png, self.pixels(latent), fn_output_signature=tf.string)
         return {"image": encoded}
+
+    def _decode_to_png_bytes(self, latent: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"image_bytes": self.png(latent)["image"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +226,70 @@ def export_models(folder: str, modules: ServingModules) -> None:
             diffusion_model,
             {
                 "serving_default": diffusion_model.serve,
+                "from_noise": diffusion_model.from_noise,
                 "predict_epsilon": diffusion_model.predict_epsilon,
             },
         ),
-        ("decoder", decoder, {"serving_default": decoder.serve, "png": decoder.png}),
+        (
+            "decoder",
+            decoder,
+            {
+                "serving_default": decoder.serve,
+                "png": decoder.png,
+                "png_bytes": decoder.png_bytes,
+            },
+        ),
     ):
         # Not ExportArchive, which stores every weight twice.
         tf.saved_model.save(module, os.path.join(folder, name), signatures=signatures)
+
+
+def serving_modules(
+    text_encoder: keras.Model,
+    diffusion_model: keras.Model,
+    decoder: keras.Model,
+    preset: Preset,
+    image_size: int,
+    weights_dtype: WeightsDtype = "float32",
+) -> ServingModules:
+    """The modules of three networks.
+
+    With float32 they share the networks' variables, and follow their training. With float16 they
+    own copies of what the weights are now, half as large, which every step turns into float32
+    again: a weight is rounded by up to 2^-11 of itself, or lost where it is below 3e-8.
+
+    Raises:
+        ValueError: A weight is too large for float16.
+    """
+    return ServingModules(
+        TextEncoderModule(text_encoder, preset, weights_dtype),
+        DiffusionModelModule(diffusion_model, preset, image_size, weights_dtype),
+        DecoderModule(decoder, preset, image_size, weights_dtype),
+    )
+
+
+def _network(
+    model: keras.Model, weights_dtype: WeightsDtype
+) -> tuple[list[tf.Variable], Callable[[Any], tf.Tensor]]:
+    """The variables to save, and the network as a function that reads them."""
+    if weights_dtype == "float32":
+        return [v.value for v in model.weights], lambda inputs: model(inputs, training=False)
+    halves = {id(v): _halved(v) for v in model.weights}
+
+    def call(inputs: Any) -> tf.Tensor:
+        trainable, others = (
+            [tf.cast(halves[id(v)], tf.float32) for v in group]
+            for group in (model.trainable_variables, model.non_trainable_variables)
+        )
+        return model.stateless_call(trainable, others, inputs, training=False)[0]
+
+    return list(halves.values()), call
+
+
+def _halved(variable: keras.Variable) -> tf.Variable:
+    half = tf.cast(variable.value, tf.float16)
+    if not bool(tf.reduce_all(tf.math.is_finite(half))):
+        raise ValueError(
+            f"a weight of {variable.path} is too large for float16, or no number: export float32"
+        )
+    return tf.Variable(half, trainable=False)

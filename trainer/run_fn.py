@@ -22,13 +22,7 @@ import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
 from trainer.distribution import is_chief, training_strategy, wait_for_all
-from trainer.export import (
-    DecoderModule,
-    DiffusionModelModule,
-    ServingModules,
-    TextEncoderModule,
-    export_models,
-)
+from trainer.export import ServingModules, WeightsDtype, export_models, serving_modules
 from trainer.fine_tuner import FineTuner, StepRecord, write_history
 from trainer.latents import LatentsManifest, batch_spec, training_batches
 from trainer.memory import (
@@ -72,6 +66,7 @@ class TrainerSettings:
         validation: `prompts`, `seed`, `num_steps` and `guidance_scale` of the pictures that are
             drawn before and after training, and `every_steps` of it (0: not in between).
         checkpoint_dir: Folder for the checkpoints of all runs; a run finds its own by a hash.
+        export_weights: What the exported models store their weights as.
         code_version: Hash of this package's code; it makes TFX's cache see code changes.
     """
 
@@ -82,6 +77,7 @@ class TrainerSettings:
     training: dict[str, Any]
     validation: dict[str, Any]
     checkpoint_dir: str
+    export_weights: WeightsDtype
     code_version: str
 
 
@@ -123,11 +119,7 @@ def run_fn(fn_args: FnArgs) -> None:
     decoder = build_decoder(preset, settings.image_size)
     load_base_weights(decoder, "decoder", preset, settings.base_weights)
     networks = (text_encoder, diffusion_model, decoder)
-    modules = ServingModules(
-        TextEncoderModule(text_encoder, preset),
-        DiffusionModelModule(diffusion_model, preset, settings.image_size),
-        DecoderModule(decoder, preset, settings.image_size),
-    )
+    modules = serving_modules(*networks, preset, settings.image_size)
     empty_tokens = tf.constant(tokenize([""]))
     memory_check = _MemoryCheck(networks, config)
     if not config.lora_rank:
@@ -208,12 +200,18 @@ def run_fn(fn_args: FnArgs) -> None:
         draw(config.steps)
     train_log.close()
     if writes:
-        export_models(fn_args.serving_model_dir, modules)
+        export_models(
+            fn_args.serving_model_dir,
+            modules
+            if settings.export_weights == "float32"
+            else serving_modules(*networks, preset, settings.image_size, settings.export_weights),
+        )
         if tuner.adapters:
             tuner.adapters.save(fn_args.serving_model_dir)
         manifest = {
             "preset": preset.name,
             "image_size": settings.image_size,
+            "export_weights": settings.export_weights,
             **dataclasses.asdict(config),
             "text_encoder_trained": config.train_text_encoder,
             "numerics": preset.numerics,
@@ -223,6 +221,7 @@ def run_fn(fn_args: FnArgs) -> None:
                 for network in NETWORKS
             },
             "latents": {"uri": latents_uri, **dataclasses.asdict(latents)},
+            "validation": dict(settings.validation),
             "defaults": {
                 name: settings.validation[name] for name in ("num_steps", "guidance_scale")
             },
@@ -309,7 +308,8 @@ def _run_hash(settings: TrainerSettings, latents: LatentsManifest, latents_uri: 
     """Names the run by all that decides its result, so that a restart finds its checkpoints."""
     # Other pictures of the same number have the same manifest, but never the same address.
     facts = {**dataclasses.asdict(settings), **dataclasses.asdict(latents), "uri": latents_uri}
-    del facts["checkpoint_dir"]
+    # Another format of the weights is another export of the same training.
+    del facts["checkpoint_dir"], facts["export_weights"]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,16 +12,11 @@ import pytest
 import tensorflow as tf
 from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusion
 
-from trainer.export import (
-    DecoderModule,
-    DiffusionModelModule,
-    ServingModules,
-    TextEncoderModule,
-    export_models,
-)
+from trainer.export import ServingModules, export_models, serving_modules
 from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
+from trainer.noise_schedule import timestep_embedding
 from trainer.presets import Preset
-from trainer.sampler import sample, to_pixels
+from trainer.sampler import initial_noise, to_pixels
 from trainer.tokenizer import tokenize
 from trainer.weights import load_base_weights
 
@@ -50,11 +46,7 @@ def networks(preset: Preset) -> dict[str, keras.Model]:
 
 @pytest.fixture(scope="module")
 def modules(preset: Preset, networks: dict[str, keras.Model]) -> ServingModules:
-    return ServingModules(
-        TextEncoderModule(networks["text_encoder"], preset),
-        DiffusionModelModule(networks["diffusion_model"], preset, 128),
-        DecoderModule(networks["decoder"], preset, 128),
-    )
+    return serving_modules(**networks, preset=preset, image_size=128)
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +60,15 @@ class _CapturedLatent(Exception):
     pass
 
 
+@pytest.fixture(scope="module")
+def loaded(exported: Path) -> dict[str, Any]:
+    names = ("text_encoder", "diffusion_model", "decoder")
+    return {name: tf.saved_model.load(str(exported / name)) for name in names}
+
+
 @pytest.mark.parametrize("num_steps", [1, 7, 25, 30])
 def test_sampling_is_keras_cvs(
-    preset: Preset, networks: dict[str, keras.Model], modules, num_steps: int
+    networks: dict[str, keras.Model], loaded: dict[str, Any], num_steps: int
 ) -> None:
     class Decoder:
         def predict_on_batch(self, latent):
@@ -81,7 +79,9 @@ def test_sampling_is_keras_cvs(
     theirs._diffusion_model = networks["diffusion_model"]
     theirs._decoder = Decoder()
     noise = np.random.default_rng(0).standard_normal((2, 16, 16, 4)).astype(np.float32)
-    contexts = modules.text_encoder.text(PROMPTS, ["", ""])
+    contexts = loaded["text_encoder"].signatures["text"](
+        prompt=tf.constant(PROMPTS), negative_prompt=tf.constant(["", ""])
+    )
     with pytest.raises(_CapturedLatent) as captured:
         theirs.generate_image(
             contexts["context"],
@@ -91,13 +91,12 @@ def test_sampling_is_keras_cvs(
             diffusion_noise=noise,
         )
     [expected] = captured.value.args
-    actual = sample(
-        modules.diffusion_model.predict,
+    actual = loaded["diffusion_model"].signatures["from_noise"](
         noise=tf.constant(noise),
         num_steps=tf.constant(num_steps),
         guidance_scale=tf.constant(5.0),
         **contexts,
-    )
+    )["latent"]
     error = np.abs(actual - expected).max() / np.abs(expected).max()
     assert error < 1e-3
 
@@ -129,8 +128,6 @@ def test_saved_models_compute_what_the_networks_do(
     epsilon = diffusion["predict_epsilon"](
         latent=tf.constant(noise), timesteps=tf.constant([3, 700]), context=context
     )["epsilon"]
-    from trainer.noise_schedule import timestep_embedding
-
     expected = networks["diffusion_model"](
         [tf.constant(noise), timestep_embedding(tf.constant([3, 700]), 320), context]
     )
@@ -150,14 +147,96 @@ def test_saved_models_compute_what_the_networks_do(
     assert not np.allclose(draw(0), draw(1))
     assert not np.allclose(draw(0), draw(0, scale=1.0))
     assert not np.allclose(draw(0), draw(0, steps=4))
+    from_noise = diffusion["from_noise"](
+        context=both["context"],
+        unconditional_context=both["unconditional_context"],
+        num_steps=tf.constant(3),
+        guidance_scale=tf.constant(3.0),
+        noise=initial_noise(tf.constant([0, 0]), 2, (16, 16, 4)),
+    )["latent"]
+    np.testing.assert_array_equal(from_noise, draw(0))
 
     latent = tf.constant(draw(0))
     images = decoder["serving_default"](latent=latent)["generated_images"]
     assert images.dtype == tf.uint8
     assert images.shape == (2, 128, 128, 3)
-    np.testing.assert_array_equal(images, to_pixels(networks["decoder"](latent)))
+    expected = to_pixels(networks["decoder"](latent))
+    # A graph may round otherwise than single operations do.
+    np.testing.assert_allclose(tf.cast(images, tf.int32), tf.cast(expected, tf.int32), atol=1)
     encoded = decoder["png"](latent=latent)["image"]
     np.testing.assert_array_equal(tf.io.decode_png(encoded[1]), images[1])
+    np.testing.assert_array_equal(decoder["png_bytes"](latent=latent)["image_bytes"], encoded)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "guidance_scale", "message"),
+    [
+        (0, 1.0, "num_steps must be 1 to 1000, and is.*0"),
+        (1001, 1.0, "num_steps must be 1 to 1000, and is.*1001"),
+        (2, float("nan"), "guidance_scale must be finite, and is.*nan"),
+    ],
+)
+def test_impossible_requests_are_refused(
+    exported: Path, num_steps: int, guidance_scale: float, message: str
+) -> None:
+    model = tf.saved_model.load(str(exported / "diffusion_model"))
+    context = tf.zeros([1, 77, 8])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s){message}"):
+        model.signatures["serving_default"](
+            context=context,
+            unconditional_context=context,
+            num_steps=tf.constant(num_steps),
+            guidance_scale=tf.constant(guidance_scale),
+            seed=tf.constant([0, 0]),
+        )
+
+
+def test_float16_is_half_as_large_and_computes_in_float32(
+    preset: Preset, networks: dict[str, keras.Model], exported: Path, tmp_path: Path
+) -> None:
+    def rounded(model: keras.Model) -> list[np.ndarray]:
+        return [w.astype(np.float16).astype(np.float32) for w in model.get_weights()]
+
+    export_models(
+        str(tmp_path),
+        serving_modules(**networks, preset=preset, image_size=128, weights_dtype="float16"),
+    )
+    for name, model in networks.items():
+        stored = tf.train.load_checkpoint(str(tmp_path / name / "variables" / "variables"))
+        types, shapes = stored.get_variable_to_dtype_map(), stored.get_variable_to_shape_map()
+        weights = {key for key in types if key.startswith("_variables/")}
+        assert {types[key] for key in weights} == {tf.float16}
+        assert sum(np.prod(shapes[key]) for key in weights) == model.count_params()
+        assert tf.float32 not in types.values()
+    before = networks["diffusion_model"].get_weights()
+    networks["diffusion_model"].set_weights(rounded(networks["diffusion_model"]))
+    inputs = {
+        "latent": tf.random.stateless_normal([1, 16, 16, 4], [0, 0]),
+        "timesteps": tf.constant([7]),
+        "context": tf.random.stateless_normal([1, 77, 8], [0, 1]),
+    }
+    expected, unrounded = (
+        tf.saved_model.load(str(folder / "diffusion_model")).signatures["predict_epsilon"](**inputs)
+        for folder in (tmp_path, exported)
+    )
+    embedding = timestep_embedding(inputs["timesteps"], 320)
+    actual = networks["diffusion_model"]([inputs["latent"], embedding, inputs["context"]])
+    networks["diffusion_model"].set_weights(before)
+    np.testing.assert_allclose(actual, expected["epsilon"], atol=1e-5)
+    assert not np.allclose(unrounded["epsilon"], expected["epsilon"], atol=1e-5)
+
+
+def test_weights_too_large_for_float16_are_refused(
+    preset: Preset, networks: dict[str, keras.Model]
+) -> None:
+    variable = networks["decoder"].weights[0]
+    before = variable.numpy()
+    variable.assign(np.full_like(before, 1e5))
+    try:
+        with pytest.raises(ValueError, match=r"too large for float16.*export float32"):
+            serving_modules(**networks, preset=preset, image_size=128, weights_dtype="float16")
+    finally:
+        variable.assign(before)
 
 
 def test_every_weight_is_stored_once(networks: dict[str, keras.Model], exported: Path) -> None:

@@ -90,6 +90,7 @@ def arguments(folder: Path, latents: Path, **training: Any) -> FnArgs:
             "every_steps": 2,
         },
         "checkpoint_dir": str(folder / "checkpoints"),
+        "export_weights": "float32",
         "code_version": "abc",
     }
     return FnArgs(

@@ -172,6 +172,21 @@ def test_graph_equals_python(graph: GraphTokenizer) -> None:
     assert _differing(actual, tokenize(ALL_CAPTIONS), ALL_CAPTIONS) == []
 
 
+@pytest.mark.slow
+def test_graph_equals_keras_cv_on_ten_thousand_captions(
+    graph: GraphTokenizer, tmp_path: Path
+) -> None:
+    from keras_cv.src.models.stable_diffusion.clip_tokenizer import SimpleTokenizer
+
+    reference = SimpleTokenizer(_merges_file(tmp_path))
+    captions = list(_random_captions(10_000))
+    expected = np.full((len(captions), 77), END_OF_TEXT, np.int32)
+    for row, caption in zip(expected, captions, strict=True):
+        ids = reference.encode(caption)[:76]
+        row[: len(ids)] = ids
+    assert _differing(graph(_strings(captions)).numpy(), expected, captions) == []
+
+
 def test_graph_equals_python_on_every_entity(graph: GraphTokenizer) -> None:
     numbers = [*range(0x180), *range(0xFDC8, 0xFDF8), 0xD7FF, 0xDFFF, 0xE000, 0x1FFFF, 0x20000]
     captions = [f"a&{name}b" for name in html5] + [f"a&#{number};b" for number in numbers]
