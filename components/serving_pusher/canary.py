@@ -8,7 +8,9 @@ The last line on stdout is `{"problem": null}`, or what is wrong instead of `nul
 from __future__ import annotations
 
 import json
+import os
 import sys
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -24,7 +26,7 @@ def problem(folder: str, image_size: int) -> str | None:
     models = {}
     for network in ("text_encoder", "diffusion_model", "decoder"):
         try:
-            models[network] = tf.saved_model.load(f"{folder}/{network}")
+            models[network] = tf.saved_model.load(os.path.join(folder, network))
         except Exception as error:
             return f"the {network} cannot be loaded: {_first_line(error)}"
     try:
@@ -57,6 +59,28 @@ def problem(folder: str, image_size: int) -> str | None:
         return f"the picture is of type {images.dtype.name}, expected uint8"
     if np.ptp(images.numpy()) == 0:
         return "all pixels of the picture are the same"
+    return _warmup_problem(folder, models)
+
+
+def _warmup_problem(folder: str, models: dict[str, Any]) -> str | None:
+    """Makes the requests that TensorFlow Serving would; one that fails keeps it from loading."""
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    for network, model in models.items():
+        path = os.path.join(folder, network, "assets.extra", "tf_serving_warmup_requests")
+        if not tf.io.gfile.exists(path):
+            continue
+        for record in tf.data.TFRecordDataset(path):
+            log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+            request = log.predict_log.request
+            name = request.model_spec.signature_name
+            inputs = {
+                key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()
+            }
+            try:
+                model.signatures[name](**inputs)
+            except Exception as error:
+                return f"the warm-up of {network}'s {name} fails: {_first_line(error)}"
     return None
 
 

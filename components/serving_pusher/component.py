@@ -9,7 +9,13 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 from components.code_version import code_version
 from components.serving_pusher import executor
 
-_CODE = ("components.serving_pusher", "serving.releases", "serving.storage")
+_CODE = (
+    "components.serving_pusher",
+    "serving.lock",
+    "serving.releases",
+    "serving.serving_directory",
+    "serving.storage",
+)
 
 
 class ServingPusherSpec(component_spec.ComponentSpec):
@@ -33,8 +39,8 @@ class ServingPusherSpec(component_spec.ComponentSpec):
 class ServingPusher(base_component.BaseComponent):
     """Pushes the three SavedModels of a blessed model under one version.
 
-    A version is there if and only if `<push_destination>/releases/<version>.json` is: that file
-    is written last. See `components.serving_pusher.serving_directory` for the layout.
+    A version is there if and only if `<push_destination>/releases/<version>.json` is; it is served
+    once `models.config` names it. See `serving.serving_directory` for the layout.
 
     Outputs:
       pushed_model: `standard_artifacts.PushedModel`, holding a copy of the release file as
@@ -60,8 +66,8 @@ class ServingPusher(base_component.BaseComponent):
         Args:
             model: What the Trainer made.
             model_blessing: What the Evaluator says of it; its losses are written into the release.
-            push_destination: The serving directory, local or remote. Pushes to a local one may
-                run at the same time; a remote one takes one at a time.
+            push_destination: The serving directory, local or remote. Several pushes to it at once
+                wait for each other.
             keep_versions: Newest versions to keep, 0 for all.
             canary: Whether to push only models that draw a picture in a fresh process.
             canary_timeout_seconds: After which a canary that says nothing is an error.

@@ -18,7 +18,9 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import path_utils
 
-from components.serving_pusher.serving_directory import ModelRefusedError, ServingDirectory
+from components.serving_pusher.warmup import warmup_requests
+from serving.releases import NETWORKS
+from serving.serving_directory import ModelRefusedError, ServingDirectory
 
 RELEASE_NAME = "release.json"
 
@@ -63,6 +65,7 @@ class Executor(base_executor.BaseExecutor):
             "metrics": _metrics(blessing),
             "model": {"uri": model.uri, "id": model.id},
             "blessing": {"uri": blessing.uri, "id": blessing.id},
+            "lineage": self._lineage(input_dict),
             "manifest": manifest,
         }
 
@@ -74,7 +77,8 @@ class Executor(base_executor.BaseExecutor):
 
         directory = ServingDirectory(exec_properties["push_destination"])
         try:
-            release = directory.publish(source, facts, check)
+            warmup = {n: warmup_requests(os.path.join(source, n), n) for n in NETWORKS}
+            release = directory.publish(source, facts, check, warmup)
         except ModelRefusedError as refusal:
             _mark_not_pushed(pushed_model, str(refusal))
             return
@@ -88,6 +92,16 @@ class Executor(base_executor.BaseExecutor):
         pushed_model.set_string_custom_property("pushed_destination", directory.root)
         pushed_model.set_string_custom_property("pushed_version", str(release["version"]))
         logger.info("Version %d is in %s.", release["version"], directory.root)
+
+    def _lineage(self, inputs: dict[str, list[types.Artifact]]) -> dict[str, Any]:
+        """Where in ML Metadata this push is: its run, its execution, and ids of its inputs."""
+        context = self._context
+        return {
+            "pipeline": context.pipeline_info.id if context and context.pipeline_info else None,
+            "pipeline_run": context.pipeline_run_id if context else None,
+            "execution_id": context._unique_id if context else None,
+            "artifact_ids": {key: [a.id for a in found] for key, found in sorted(inputs.items())},
+        }
 
 
 def run_canary(folder: str, image_size: int, timeout_seconds: int) -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format
+from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
-from tfx.dsl.io import fileio
 from tfx.types import standard_artifacts
 
-from components.serving_pusher import ServingPusher, executor, serving_directory
-from components.serving_pusher.serving_directory import CorruptCopyError, ServingDirectory
+from components.serving_pusher import ServingPusher, executor
+from serving import serving_directory, storage
 from serving.client import Generator
 from serving.releases import NETWORKS, list_versions
+from serving.serving_directory import WARMUP_FILE, CorruptCopyError, ServingDirectory
 
 IMAGE_SIZE = 16
 WIDTH = 4
@@ -146,7 +149,7 @@ def tree(root: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in root.rglob("*")
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and path.name not in (".lock", "last_version")
     }
 
 
@@ -169,6 +172,8 @@ def test_a_pushed_release_is_whole_and_draws_pictures(push, model_folder):
         for path in filter(Path.is_file, source.rglob("*")):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             expected[f"{network}/1/{path.relative_to(source)}"] = digest
+        warmup = (push.root / network / "1" / WARMUP_FILE).read_bytes()
+        expected[f"{network}/1/{WARMUP_FILE}"] = hashlib.sha256(warmup).hexdigest()
     # The stock Pusher loses the nested saved_model.pb.
     assert {f"{network}/1/saved_model.pb" for network in NETWORKS} <= expected.keys()
     assert release["files"] == expected
@@ -177,6 +182,10 @@ def test_a_pushed_release_is_whole_and_draws_pictures(push, model_folder):
     assert configured(push.root) == {network: [1] for network in NETWORKS}
     assert set(tree(push.root)) == {*expected, "models.config", "releases/1.json"}
 
+    assert release["lineage"]["artifact_ids"] == {
+        "model": [1],
+        "model_blessing": [77],
+    }
     generator = Generator(str(push.root))
     assert generator.release.version == 1
     assert generator.generate(["a creature"]).shape == (1, IMAGE_SIZE, IMAGE_SIZE, 3)
@@ -196,7 +205,7 @@ def test_versions_increase_and_are_never_overwritten(push):
     (push.root / "decoder" / "6").mkdir()  # of a push that a crash stopped
     assert push().get_string_custom_property("pushed_version") == "7"
     assert list_versions(str(push.root)) == [1, 7]
-    assert configured(push.root) == {network: [7] for network in NETWORKS}
+    assert configured(push.root) == {network: [1, 7] for network in NETWORKS}
     now = tree(push.root)
     del first["models.config"]
     assert all(now[path] == content for path, content in first.items())
@@ -217,63 +226,80 @@ class Killed(BaseException):
 
 
 class Steps:
-    """Passes calls on to fileio and ends the push at one of those that change something."""
+    """Passes calls on to `storage`, and ends the push at one of those that change something."""
 
-    def __init__(self, fatal: int, before: bool) -> None:
+    def __init__(self, fatal: int, before: bool, error: type[BaseException] = Killed) -> None:
         self.count = 0
-        self._fatal, self._before = fatal, before
+        self._fatal, self._before, self._error = fatal, before, error
 
     def __getattr__(self, name):
-        function = getattr(fileio, name)
-        if name not in ("copy", "rename", "rmtree", "remove", "makedirs", "open"):
+        function = getattr(storage, name)
+        if not name.startswith(("copy", "move", "remove", "make", "write")):
             return function
 
         def step(*args, **kwargs):
-            changes = name != "open" or (kwargs.get("mode") or args[1]) == "w"
-            self.count += changes
-            if changes and self.count == self._fatal and self._before:
-                raise Killed
+            self.count += 1
+            fails = self.count == self._fatal
+            if fails and self._before:
+                self._fail(name, args)
             result = function(*args, **kwargs)
-            if changes and self.count == self._fatal:
-                raise Killed
+            if fails:
+                self._fail(name, args)
             return result
 
         return step
 
+    def _fail(self, name, args):
+        if name in ("copy", "write_bytes", "write_atomically"):
+            # What was being written stays, as far as it came.
+            folder, file = os.path.split(args[name == "copy"])
+            partial = Path(folder) / f"{storage.PARTIAL_PREFIX}x" if "atomic" in name else None
+            target = partial or Path(folder) / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(b"half")
+        raise self._error(28, "No space left on device")
 
-def test_a_crash_at_any_step_leaves_the_old_release_and_the_next_push_cleans_up(push, monkeypatch):
+
+def assert_serves_whole_releases(root: Path) -> int:
+    """What a server is told to load are releases, with every byte that was pushed."""
+    [versions] = {tuple(versions) for versions in configured(root).values()}
+    for version in versions:
+        release = json.loads((root / "releases" / f"{version}.json").read_text())
+        assert release["version"] == version
+        for path, digest in release["files"].items():
+            assert hashlib.sha256((root / path).read_bytes()).hexdigest() == digest
+    return versions[-1]
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("error", [Killed, OSError])
+def test_a_crash_or_full_disk_at_any_step_leaves_a_whole_release_and_the_next_push_cleans_up(
+    push, monkeypatch, before, error
+):
     push()
     first = tree(push.root)
     fatal = 0
     while True:
         fatal += 1
-        steps = Steps(fatal, before=bool(fatal % 2))
         with monkeypatch.context() as context:
-            context.setattr(serving_directory, "fileio", steps)
+            steps = Steps(fatal, before, error)
+            context.setattr(serving_directory, "storage", steps)
             try:
                 pushed = push()
-            except Killed:
+            except (Killed, OSError):
                 pushed = None
         now = tree(push.root)
         assert all(now[path] == content for path, content in first.items() if "config" not in path)
+        served = assert_serves_whole_releases(push.root)
         if pushed is not None:
             break
         for version in list_versions(str(push.root)):
-            release = json.loads((push.root / "releases" / f"{version}.json").read_text())
-            assert all(
-                hashlib.sha256((push.root / path).read_bytes()).hexdigest() == digest
-                for path, digest in release["files"].items()
-            )
-        # What a server is told to serve is there as a whole, released or not.
-        [version] = {v for versions in configured(push.root).values() for v in versions}
-        for network in NETWORKS:
-            folder = push.root / network / str(version)
-            assert (folder / "variables" / "variables.index").exists()
-            assert (folder / "saved_model.pb").exists()
+            assert ServingDirectory(str(push.root)).damaged_files(version) == []
+    # Two makedirs, 9 copies, 3 warm-up requests, 3 moves and what is written around them.
     assert fatal > 20
     releases = list_versions(str(push.root))
     assert pushed.get_string_custom_property("pushed_version") == str(releases[-1])
-    assert configured(push.root) == {network: [releases[-1]] for network in NETWORKS}
+    assert served == releases[-1]
     kept = [
         path
         for version in releases
@@ -284,23 +310,46 @@ def test_a_crash_at_any_step_leaves_the_old_release_and_the_next_push_cleans_up(
     assert not list(push.root.glob(".staging-*"))
 
 
-def test_an_error_cleans_up_at_once(push, monkeypatch):
+def test_numbers_of_failed_pushes_are_not_used_again(push, monkeypatch):
     push()
-    before = tree(push.root)
 
-    def full_disk(self, path, contents, overwrite=False):
-        raise OSError(28, "No space left on device")
+    write = storage.write_atomically
+
+    def full(path, contents):
+        if path.endswith("/2.json"):
+            raise OSError(28, "No space left on device")
+        write(path, contents)
 
     with monkeypatch.context() as context:
-        context.setattr(ServingDirectory, "_write_atomically", full_disk)
+        context.setattr(storage, "write_atomically", full)
         with pytest.raises(OSError, match="No space left"):
             push()
-    assert tree(push.root) == before
+    assert not list(push.root.glob("*/2"))
+    assert push().get_string_custom_property("pushed_version") == "3"
+
+
+def test_a_release_that_a_crash_kept_from_being_served_is_served_by_the_next_push(
+    push, monkeypatch
+):
+    push(model_id=1)
+
+    def killed(self, version):
+        raise Killed
+
+    with monkeypatch.context() as context:
+        context.setattr(ServingDirectory, "_write_config", killed)
+        with pytest.raises(Killed):
+            push(model_id=2)
+    assert list_versions(str(push.root)) == [1, 2]
+    assert configured(push.root)["decoder"] == [1]
+    assert Generator(str(push.root)).release.version == 1
+    assert push(model_id=2).get_string_custom_property("pushed_version") == "2"
+    assert configured(push.root) == {network: [1, 2] for network in NETWORKS}
 
 
 def test_a_corrupt_copy_is_found(push, monkeypatch):
-    def corrupt(source, target, overwrite=False):
-        fileio.copy(source, target, overwrite)
+    def corrupt(source, target):
+        storage.copy(source, target)
         if source.endswith("decoder/saved_model.pb"):
             content = bytearray(Path(target).read_bytes())
             content[10] ^= 1
@@ -309,10 +358,18 @@ def test_a_corrupt_copy_is_found(push, monkeypatch):
     class Corrupting(Steps):
         copy = staticmethod(corrupt)
 
-    monkeypatch.setattr(serving_directory, "fileio", Corrupting(fatal=0, before=False))
+    monkeypatch.setattr(serving_directory, "storage", Corrupting(fatal=0, before=False))
     with pytest.raises(CorruptCopyError, match=r"decoder/saved_model\.pb is corrupt"):
         push()
     assert tree(push.root) == {}
+
+
+def test_the_canary_loads_every_model(tmp_path):
+    from components.serving_pusher import canary
+
+    folder = save_model(tmp_path) / "Format-Serving"
+    (folder / "decoder" / "saved_model.pb").write_bytes(b"no model")
+    assert canary.problem(str(folder), IMAGE_SIZE).startswith("the decoder cannot be loaded: ")
 
 
 @pytest.mark.parametrize(
@@ -331,12 +388,15 @@ def test_the_canary_finds_wrong_pictures(tmp_path, scale, gain, image_size, prob
 
 
 def test_a_refused_model_is_not_pushed(push, tmp_path):
-    folder = save_model(tmp_path / "model")
-    (folder / "Format-Serving" / "decoder" / "saved_model.pb").write_bytes(b"no model")
+    folder = save_model(tmp_path / "model", gain=0.0)
     pushed = push(folder=folder, canary=True)
     assert pushed.get_int_custom_property("pushed") == 0
     reason = pushed.get_string_custom_property("reason")
-    assert reason.startswith("the canary refuses the model: the decoder cannot be loaded")
+    assert reason == "the canary refuses the model: all pixels of the picture are the same"
+    assert tree(push.root) == {}
+    (folder / "Format-Serving" / "decoder" / "saved_model.pb").write_bytes(b"no model")
+    reason = push(folder=folder).get_string_custom_property("reason")
+    assert reason.startswith("the decoder is no SavedModel")
     assert tree(push.root) == {}
 
 
@@ -360,6 +420,33 @@ def test_only_the_newest_versions_are_kept(push):
     assert list_versions(str(push.root)) == [3, 4]
     for network in NETWORKS:
         assert sorted(path.name for path in (push.root / network).iterdir()) == ["3", "4"]
+
+
+def test_warm_up_requests_ask_for_a_picture_of_every_signature(push):
+    push()
+    for network, signature, shapes in (
+        ("text_encoder", "text", {"prompt": (1,), "negative_prompt": (1,)}),
+        ("decoder", "serving_default", {"latent": (1, 2, 2, 4)}),
+    ):
+        [record] = tf.data.TFRecordDataset(str(push.root / network / "1" / WARMUP_FILE))
+        log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+        request = log.predict_log.request
+        assert (request.model_spec.name, request.model_spec.signature_name) == (network, signature)
+        inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+        assert {name: value.shape for name, value in inputs.items()} == shapes
+
+
+def test_a_failing_warm_up_refuses_the_model(push, tmp_path, monkeypatch):
+    from components.serving_pusher import canary
+
+    push()
+    staged = tmp_path / "staged"
+    for network in NETWORKS:
+        shutil.copytree(push.root / network / "1", staged / network)
+    assert canary.problem(str(staged), IMAGE_SIZE) is None
+    shutil.copy(staged / "text_encoder" / WARMUP_FILE, staged / "decoder" / WARMUP_FILE)
+    problem = canary.problem(str(staged), IMAGE_SIZE)
+    assert problem.startswith("the warm-up of decoder's text fails: ")
 
 
 def test_two_pushes_at_once_are_two_releases(push, model_folder):

@@ -1,0 +1,61 @@
+"""The requests that TensorFlow Serving makes of a version before it serves it.
+
+The first request of a signature is slow, because TensorFlow optimizes its graph then. TensorFlow
+Serving replays `assets.extra/tf_serving_warmup_requests` while a version is loading, so that no
+user waits for that.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import tensorflow as tf
+from google.protobuf import message
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+from tfx.dsl.io import fileio
+
+from serving.serving_directory import ModelRefusedError
+
+_PROMPT = b"a drawing of a small round creature"
+# What zero would not do for.
+_VALUES = {"num_steps": 1, "guidance_scale": 7.5}
+_INITIALIZER = "__saved_model_init_op"
+
+
+def warmup_requests(saved_model: str, network: str) -> bytes:
+    """One request of one picture for every signature, as a TFRecord file of PredictionLogs.
+
+    Raises:
+        ModelRefusedError: It is no SavedModel.
+    """
+    try:
+        with fileio.open(os.path.join(saved_model, "saved_model.pb"), "rb") as f:
+            [graph] = saved_model_pb2.SavedModel.FromString(f.read()).meta_graphs
+    except (message.DecodeError, ValueError, tf.errors.NotFoundError, OSError) as error:
+        raise ModelRefusedError(f"the {network} is no SavedModel ({error})") from error
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "requests")
+        with tf.io.TFRecordWriter(path) as writer:
+            for name, signature in sorted(graph.signature_def.items()):
+                if name == _INITIALIZER:
+                    continue
+                request = predict_pb2.PredictRequest(
+                    model_spec=model_pb2.ModelSpec(name=network, signature_name=name)
+                )
+                for key, tensor in signature.inputs.items():
+                    request.inputs[key].CopyFrom(tf.make_tensor_proto(_value(key, tensor)))
+                log = prediction_log_pb2.PredictionLog(
+                    predict_log=prediction_log_pb2.PredictLog(request=request)
+                )
+                writer.write(log.SerializeToString(deterministic=True))
+        with open(path, "rb") as f:
+            return f.read()
+
+
+def _value(name: str, tensor: tf.compat.v1.TensorInfo) -> tf.Tensor:
+    dtype = tf.dtypes.as_dtype(tensor.dtype)
+    shape = [1 if dim.size < 0 else dim.size for dim in tensor.tensor_shape.dim]
+    value = _PROMPT if dtype == tf.string else tf.cast(_VALUES.get(name, 0), dtype)
+    return tf.fill(shape, value)

@@ -1,0 +1,155 @@
+"""One writer at a time in a serving directory."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from serving import storage
+
+LOCK_NAME = ".lock"
+CLAIMS = ".claims"
+SETTLE_SECONDS = 0.5
+HEARTBEAT_SECONDS = 15.0
+STALE_SECONDS = 120.0
+
+# By folder: a process need not ask the store about its own threads.
+_threads: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
+
+logger = logging.getLogger(__name__)
+
+
+class LockLostError(RuntimeError):
+    """Another writer took this one for dead, and may be at work."""
+
+
+class Held:
+    """The lock, while it is held."""
+
+    def __init__(self, claim: str = "") -> None:
+        self._claim = claim
+
+    def check(self) -> None:
+        """Makes sure of it, before something that cannot be undone.
+
+        Raises:
+            LockLostError: It was taken away.
+        """
+        if self._claim and not storage.is_file(self._claim):
+            raise LockLostError(
+                "another push took this one for dead, because it had stood still for "
+                f"{STALE_SECONDS:.0f} s; nothing was pushed, push again"
+            )
+
+
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[Held]:
+    """Waits until no other process writes to `folder`, and keeps others waiting.
+
+    On this machine it is a lock of the operating system, which ends with its holder. Object stores
+    have none; there, every writer puts a claim beside those of others, and the oldest is at work.
+    The claim is written again and again, and who waits removes one that no longer is. That needs a
+    store whose listings are up to date and whose clock orders writes, as those of Google Cloud
+    Storage are.
+    """
+    if not storage.is_remote(folder):
+        with _flocked(folder) as held:
+            yield held
+        return
+    with _threads[folder], _claimed(folder) as held:
+        yield held
+
+
+@contextlib.contextmanager
+def _flocked(folder: str) -> Iterator[Held]:
+    with open(os.path.join(folder, LOCK_NAME), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say_waiting(folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Held()
+
+
+@contextlib.contextmanager
+def _claimed(folder: str) -> Iterator[Held]:
+    claims = storage.join(folder, CLAIMS)
+    storage.make_folder(claims)
+    name = uuid.uuid4().hex
+    claim, beat = storage.join(claims, name), storage.join(claims, f"{name}.alive")
+    storage.write_bytes(beat, b"0")
+    storage.write_bytes(claim, b"")
+    stop = threading.Event()
+
+    def keep_alive() -> None:
+        count = 0
+        while not stop.wait(HEARTBEAT_SECONDS):
+            count += 1
+            # The next beat may succeed; waiters are patient for several.
+            with contextlib.suppress(OSError):
+                storage.write_bytes(beat, str(count).encode())
+
+    threading.Thread(target=keep_alive, daemon=True).start()
+    try:
+        # Until a claim that the store's clock cannot tell from this one is listed, too.
+        time.sleep(SETTLE_SECONDS)
+        _wait_for_turn(claims, name)
+        yield Held(claim)
+    finally:
+        stop.set()
+        for path in (claim, beat):
+            with contextlib.suppress(OSError):
+                storage.remove_file(path)
+
+
+def _wait_for_turn(claims: str, name: str) -> None:
+    seen: dict[str, tuple[bytes | None, float]] = {}
+    waiting = False
+    while (first := _oldest(claims)) != name:
+        if first is None:
+            raise LockLostError(
+                "another push took this one for dead while it waited; nothing was pushed, push "
+                "again"
+            )
+        if not waiting:
+            _say_waiting(os.path.dirname(claims))
+            waiting = True
+        beat, now = _read(storage.join(claims, f"{first}.alive")), time.monotonic()
+        # Whether it changes, by this machine's clock: clocks of two machines can differ.
+        if first not in seen or seen[first][0] != beat:
+            seen[first] = (beat, now)
+        elif now - seen[first][1] > STALE_SECONDS:
+            logger.warning("A push that stands still is taken for dead.")
+            for path in (f"{first}.alive", first):
+                with contextlib.suppress(OSError):
+                    storage.remove_file(storage.join(claims, path))
+        time.sleep(min(1.0, HEARTBEAT_SECONDS / 3))
+
+
+def _oldest(claims: str) -> str | None:
+    found = []
+    for name in storage.list_folder(claims):
+        if not name.endswith(".alive"):
+            # It may go away in between.
+            with contextlib.suppress(OSError):
+                written = storage.modification_time(storage.join(claims, name))
+                found.append((written, name))
+    return min(found)[1] if found else None
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        return storage.read_bytes(path)
+    except OSError:
+        return None
+
+
+def _say_waiting(folder: str) -> None:
+    logger.info("Waiting for another push to %s to end.", folder)

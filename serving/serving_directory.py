@@ -1,0 +1,360 @@
+"""The serving directory: how a version of three models becomes visible, whole or not at all.
+
+Layout:
+  `<root>/{text_encoder,diffusion_model,decoder}/<version>/`: SavedModels
+  `<root>/releases/<version>.json`: a version is a release if and only if it is there
+  `<root>/models.config`: TensorFlow Serving's configuration, naming the current release of each
+    model, and the one before it; written last
+  `<root>/releases/rollback.json`: what was rolled back from, if the latest change was a rollback
+  `<root>/releases/last_version`: the highest number that was ever used
+  `<root>/.staging-<uuid>/`: a version in the making
+  `<root>/.lock` or `<root>/.claims/`: who is writing; see `serving.lock`
+
+Three folders cannot be renamed at once, and object stores can rename none. That is why a server
+must be told by `models.config` what to load, and does not find it by itself: that is one file,
+which is replaced at once. Whoever talks to the servers asks all three models for one version. As
+a server changes them one after another, they would have none in common for a while if it were not
+for the release before, which therefore stays loaded until the next one comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from serving import storage
+from serving.errors import ServingError
+from serving.lock import Held, locked
+from serving.releases import (
+    CONFIG_NAME,
+    NETWORKS,
+    RELEASES,
+    ROLLBACK_NAME,
+    configured_versions,
+    current_version,
+    list_versions,
+    read_rollback,
+)
+
+LAST_VERSION_NAME = "last_version"
+WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
+
+_STAGING_PREFIX = ".staging-"
+_VERSION = re.compile(r"[0-9]+")
+_MODEL_CONFIG = """\
+  config {{
+    name: "{name}"
+    base_path: {base_path}
+    model_platform: "tensorflow"
+    model_version_policy {{ specific {{ {versions} }} }}
+  }}
+"""
+
+logger = logging.getLogger(__name__)
+
+
+class CorruptCopyError(RuntimeError):
+    """A copied file does not have its source's bytes."""
+
+
+class ModelRefusedError(RuntimeError):
+    """The check of a staged model says no; the message is the reason."""
+
+
+class ServingDirectory:
+    """One serving directory, as those see it who change it."""
+
+    def __init__(self, root: str) -> None:
+        """Opens `root`, which need not exist: a local path or one that `tf.io.gfile` knows."""
+        root = root.removeprefix("file://")
+        self._root = root.rstrip("/") if storage.is_remote(root) else os.path.abspath(root)
+
+    @property
+    def root(self) -> str:
+        """The directory, absolute."""
+        return self._root
+
+    def publish(
+        self,
+        source: str,
+        facts: Mapping[str, Any],
+        check: Callable[[str], None],
+        warmup: Mapping[str, bytes] | None = None,
+        version: int | None = None,
+    ) -> dict[str, Any]:
+        """Makes the three models in `source` the next version, and the one that is served.
+
+        A repetition of the newest release, such as after a crash before the metadata was written,
+        publishes nothing new. What earlier attempts left behind is removed first.
+
+        Args:
+            source: Folder with a SavedModel for each of `NETWORKS`.
+            facts: What else to write into the release; `model` tells repetitions apart.
+            check: Called with the staged copy of `source`; raises a `ModelRefusedError` where it
+                should not be published.
+            warmup: By network, TFRecords of the requests that TensorFlow Serving makes before it
+                serves a version.
+            version: The number to use, if it is above all that were used.
+
+        Returns:
+            The release: `facts`, `version`, and `files`, from each file's path below the root to
+            its SHA-256.
+
+        Raises:
+            CorruptCopyError: A file changed on its way.
+            ModelRefusedError: From `check`.
+            LockLostError: Another push has taken this one for dead.
+        """
+        storage.make_folder(self._root)
+        with locked(self._root) as lock:
+            # Before tidying up: a number that was visible once, finished or not, stays used.
+            following = max(self._used_versions(), default=0) + 1
+            self._remove_unfinished()
+            repeated = self._repetition(source, facts, warmup or {})
+            if repeated is not None:
+                self._serve_again(repeated["version"])
+                return repeated
+            try:
+                number = max(following, version or 0)
+                return self._publish(source, facts, check, warmup or {}, number, lock)
+            except Exception:
+                # The error that led here is the one to report.
+                with contextlib.suppress(OSError):
+                    self._remove_unfinished()
+                raise
+
+    def rollback(self, version: int | None = None) -> int:
+        """Serves an earlier release again, once its files are verified; returns its version.
+
+        It may also go forward, back to a later one. The releases themselves stay as they are.
+
+        Args:
+            version: Which; the one before the current one if None.
+
+        Raises:
+            ServingError: There is no such release, or its files are damaged.
+        """
+        with locked(self._root):
+            current: int | None = None
+            # Naming a version mends a directory that no longer knows its own.
+            with contextlib.suppress(ServingError) if version else contextlib.nullcontext():
+                current = current_version(self._root)
+            if version is None:
+                assert current is not None
+                earlier = [number for number in self.releases() if number < current]
+                if not earlier:
+                    raise ServingError(f"there is no release before {current} in {self._root}")
+                version = earlier[-1]
+            if damaged := self.damaged_files(version):
+                raise ServingError(
+                    f"release {version} is damaged: {damaged[0]} is missing or changed; choose "
+                    "another version"
+                )
+            now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            note = {"from": current, "to": version, "at": now}
+            storage.write_atomically(self._path(RELEASES, ROLLBACK_NAME), _json(note))
+            self._write_config(version)
+        return version
+
+    def prune(self, keep: int) -> list[int]:
+        """Removes all releases but the newest `keep` and those that servers load.
+
+        Returns:
+            The versions that were removed.
+
+        Raises:
+            ValueError: `keep` is less than 1.
+        """
+        if keep < 1:
+            raise ValueError(f"keep is {keep}; it must be 1 or more")
+        with locked(self._root):
+            loaded = configured_versions(self._root)
+            pruned = [version for version in self.releases()[:-keep] if version not in loaded]
+            for version in pruned:
+                # First it stops being a release; what then is left is removed even after a crash.
+                storage.remove_file(self._release_path(version))
+            self._remove_unfinished()
+        return pruned
+
+    def releases(self) -> list[int]:
+        """The versions that are releases, the newest last."""
+        return list_versions(self._root) if storage.is_folder(self._root) else []
+
+    def read_release(self, version: int) -> dict[str, Any]:
+        """What was written about a release.
+
+        Raises:
+            ServingError: There is no such release.
+        """
+        if version not in self.releases():
+            known = ", ".join(map(str, self.releases())) or "none"
+            raise ServingError(f"there is no release {version} in {self._root}; there are: {known}")
+        release: dict[str, Any] = json.loads(storage.read_bytes(self._release_path(version)))
+        return release
+
+    def damaged_files(self, version: int) -> list[str]:
+        """The files of a release that are missing or have not the bytes that were pushed."""
+        damaged = []
+        for name, digest in self.read_release(version)["files"].items():
+            path = storage.join(self._root, name)
+            if not storage.is_file(path) or storage.sha256(path) != digest:
+                damaged.append(path)
+        return damaged
+
+    def _publish(
+        self,
+        source: str,
+        facts: Mapping[str, Any],
+        check: Callable[[str], None],
+        warmup: Mapping[str, bytes],
+        version: int,
+        lock: Held,
+    ) -> dict[str, Any]:
+        staging = self._path(f"{_STAGING_PREFIX}{uuid.uuid4().hex}")
+        files = {}
+        for network in NETWORKS:
+            for name in storage.files_below(storage.join(source, network)):
+                digest = _copy_verified(
+                    storage.join(source, network, name), storage.join(staging, network, name)
+                )
+                files[f"{network}/{version}/{name}"] = digest
+            if network in warmup:
+                path = storage.join(staging, network, WARMUP_FILE)
+                storage.make_folder(storage.parent(path))
+                storage.write_bytes(path, warmup[network])
+                files[f"{network}/{version}/{WARMUP_FILE}"] = storage.sha256(path)
+        check(staging)
+        storage.make_folder(self._path(RELEASES))
+        lock.check()
+        last_version = self._path(RELEASES, LAST_VERSION_NAME)
+        storage.write_atomically(last_version, str(version).encode())
+        for network in NETWORKS:
+            storage.move_folder(
+                storage.join(staging, network), self._version_folder(network, version)
+            )
+        if storage.is_folder(staging):
+            storage.remove_folder(staging)
+        lock.check()
+        release = {**facts, "version": version, "files": dict(sorted(files.items()))}
+        storage.write_atomically(self._release_path(version), _json(release))
+        self._write_config(version)
+        return release
+
+    def _repetition(
+        self, source: str, facts: Mapping[str, Any], warmup: Mapping[str, bytes]
+    ) -> dict[str, Any] | None:
+        """The newest release if it is of the same model and its files are as they should be."""
+        releases = self.releases()
+        if not releases:
+            return None
+        release = self.read_release(releases[-1])
+        if release.get("model") != facts.get("model"):
+            return None
+        version = release["version"]
+        expected = {
+            f"{network}/{version}/{name}": storage.join(source, network, name)
+            for network in NETWORKS
+            for name in storage.files_below(storage.join(source, network))
+        }
+        extra = {f"{network}/{version}/{WARMUP_FILE}" for network in warmup}
+        if expected.keys() | extra != release["files"].keys() or self.damaged_files(version):
+            return None
+        same = all(storage.sha256(path) == release["files"][n] for n, path in expected.items())
+        return release if same else None
+
+    def _serve_again(self, version: int) -> None:
+        """After a crash that came before `models.config`; not after a rollback."""
+        configured, rollback = configured_versions(self._root), read_rollback(self._root)
+        current = configured[-1] if configured else None
+        if current == version:
+            logger.info("This model is release %d already.", version)
+        elif rollback is not None and rollback["to"] == current:
+            logger.warning(
+                "This model is release %d, from which this directory was rolled back to %d; it "
+                "stays at that: python -m serving.releases rollback --to %d serves it again.",
+                *(version, current, version),
+            )
+        else:
+            self._write_config(version)
+
+    def _used_versions(self) -> set[int]:
+        used = {*self.releases(), *(v for network in NETWORKS for v in self._folders(network))}
+        path = self._path(RELEASES, LAST_VERSION_NAME)
+        if storage.is_file(path):
+            used.add(int(storage.read_bytes(path)))
+        return used
+
+    def _folders(self, network: str) -> list[int]:
+        return [int(name) for name in self._list(network) if _VERSION.fullmatch(name)]
+
+    def _remove_unfinished(self) -> None:
+        releases = self.releases()
+        for network in NETWORKS:
+            for version in self._folders(network):
+                if version not in releases:
+                    storage.remove_folder(self._version_folder(network, version))
+        for name in self._list(""):
+            if name.startswith(_STAGING_PREFIX):
+                storage.remove_folder(self._path(name))
+        for folder in ("", RELEASES):
+            for name in self._list(folder):
+                if name.startswith(storage.PARTIAL_PREFIX):
+                    storage.remove_file(self._path(*filter(None, (folder, name))))
+
+    def _write_config(self, version: int) -> None:
+        """Makes a version the current one, and keeps the one before it loaded."""
+        try:
+            loaded = configured_versions(self._root)
+        except ServingError:
+            # It is about to be mended.
+            loaded = []
+        releases = self.releases()
+        before = [number for number in loaded if number < version and number in releases]
+        versions = " ".join(f"versions: {number}" for number in [*before[-1:], version])
+        models = "".join(
+            _MODEL_CONFIG.format(
+                name=network,
+                # As text format quotes it, too.
+                base_path=json.dumps(self._path(network), ensure_ascii=False),
+                versions=versions,
+            )
+            for network in NETWORKS
+        )
+        contents = f"model_config_list {{\n{models}}}\n"
+        storage.write_atomically(self._path(CONFIG_NAME), contents.encode())
+
+    def _path(self, *names: str) -> str:
+        return storage.join(self._root, *names)
+
+    def _version_folder(self, network: str, version: int) -> str:
+        return self._path(network, str(version))
+
+    def _release_path(self, version: int) -> str:
+        return self._path(RELEASES, f"{version}.json")
+
+    def _list(self, folder: str) -> Iterable[str]:
+        path = self._path(folder) if folder else self._root
+        return storage.list_folder(path) if storage.is_folder(path) else []
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False).encode()
+
+
+def _copy_verified(source: str, target: str) -> str:
+    """Copies a file and returns its SHA-256."""
+    storage.copy(source, target)
+    expected, actual = storage.sha256(source), storage.sha256(target)
+    if actual != expected:
+        raise CorruptCopyError(
+            f"the copy {target} of {source} is corrupt: its SHA-256 is {actual}, expected "
+            f"{expected}; nothing was pushed, push again"
+        )
+    return expected

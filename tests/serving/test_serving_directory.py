@@ -1,0 +1,364 @@
+"""Releases of small files: what readers see, who may write, what crashes leave."""
+
+import contextlib
+import hashlib
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from serving import lock, releases
+from serving.errors import ServingError
+from serving.releases import NETWORKS, find_release, list_versions
+from serving.serving_directory import ServingDirectory
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001")
+
+
+def write_source(folder: Path, content: str) -> str:
+    for network in NETWORKS:
+        for name in FILES:
+            path = folder / network / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{content} {network} {name}")
+    return str(folder)
+
+
+def push(root: str | Path, source: str, model: object) -> int:
+    directory = ServingDirectory(str(root))
+    return directory.publish(source, {"model": model}, lambda staged: None)["version"]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Releases 1, 2 and 3."""
+    for number in (1, 2, 3):
+        push(tmp_path / "s", write_source(tmp_path / f"m{number}", f"model {number}"), number)
+    return tmp_path / "s"
+
+
+def served(root: Path) -> int:
+    """What a server that polls `models.config` would load, each file held against its hash.
+
+    Returns:
+        The highest version.
+    """
+    config = (root / "models.config").read_text()
+    versions = sorted({int(number) for number in re.findall(r"versions: (\d+)", config)})
+    paths = re.findall(r'base_path: "(.*)"', config)
+    assert paths == [str(root / network) for network in NETWORKS]
+    assert 1 <= len(versions) <= 2
+    for version in versions:
+        release = json.loads((root / "releases" / f"{version}.json").read_text())
+        for path, digest in release["files"].items():
+            assert hashlib.sha256((root / path).read_bytes()).hexdigest() == digest
+        contents = {(root / network / str(version) / FILES[0]).read_text() for network in NETWORKS}
+        # All three are of the same push.
+        assert len({content.rpartition(" ")[0].rpartition(" ")[0] for content in contents}) == 1
+    return versions[-1]
+
+
+def poll(root: Path, stop: threading.Event, seen: list[int]) -> None:
+    while not stop.is_set():
+        with contextlib.suppress(FileNotFoundError) if not seen else contextlib.nullcontext():
+            version = served(root)
+            assert not seen or version >= seen[-1]
+            seen.append(version)
+
+
+def pushes_beside_a_reader(root: Path, count: int) -> None:
+    stop, seen, failures = threading.Event(), [], []
+
+    def read() -> None:
+        try:
+            poll(root, stop, seen)
+        except BaseException as error:
+            failures.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(1, count + 1):
+        source = write_source(root.parent / "source", f"model {number}")
+        assert push(root, source, number) == number
+        if number % 10 == 0:
+            # More than come while the reader computes hashes.
+            ServingDirectory(str(root)).prune(50)
+    stop.set()
+    reader.join()
+    assert failures == []
+    assert len(set(seen)) > count / 10
+
+
+def test_a_polling_reader_never_sees_half_a_release(tmp_path: Path) -> None:
+    pushes_beside_a_reader(tmp_path / "s", 60)
+
+
+@pytest.mark.slow
+def test_a_polling_reader_during_a_thousand_pushes(tmp_path: Path) -> None:
+    pushes_beside_a_reader(tmp_path / "s", 1000)
+
+
+_PUSH = """
+import sys
+from serving.serving_directory import ServingDirectory
+directory = ServingDirectory(sys.argv[1])
+print("ready", flush=True)
+for number in range(int(sys.argv[3]), 10**9):
+    directory.publish(sys.argv[2], {"model": number}, lambda staged: None)
+"""
+
+
+def test_pushers_that_are_killed_leave_a_whole_release(tmp_path: Path) -> None:
+    root, source = tmp_path / "s", write_source(tmp_path / "m", "model")
+    push(root, source, 0)
+    rng = random.Random(0)
+    last = 1
+    for kill in range(6):
+        # Two at once, of which one dies.
+        pushers = [
+            subprocess.Popen(
+                [sys.executable, "-c", _PUSH, root, source, str(1000 * (2 * kill + n + 1))],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+            )
+            for n in range(2)
+        ]
+        for pusher in pushers:
+            assert pusher.stdout.readline() == b"ready\n"
+        time.sleep(rng.uniform(0.05, 0.2))
+        pushers[0].kill()
+        pushers[0].wait()
+        time.sleep(0.05)
+        pushers[1].send_signal(signal.SIGKILL)
+        pushers[1].wait()
+        version = served(root)
+        assert version >= last
+        last = version
+    final = push(root, source, "last")
+    assert served(root) == final > 10
+    versions = list_versions(str(root))
+    for network in NETWORKS:
+        assert sorted(int(path.name) for path in (root / network).iterdir()) == versions
+    directory = ServingDirectory(str(root))
+    assert all(directory.damaged_files(version) == [] for version in versions)
+    assert not list(root.glob(".staging-*")) + list(root.rglob(".partial-*"))
+
+
+def test_rollback_and_forward(root: Path, tmp_path: Path) -> None:
+    directory = ServingDirectory(str(root))
+    assert directory.rollback() == 2
+    assert served(root) == 2
+    assert find_release(str(root)).version == 2
+    # The pipeline runs again, and its pusher with it: the bad release stays away.
+    assert push(root, str(tmp_path / "m3"), 3) == 3
+    assert served(root) == 2
+    assert directory.rollback(3) == 3
+    assert served(root) == 3
+    assert directory.rollback(1) == 1
+    with pytest.raises(ServingError, match="there is no release before 1"):
+        directory.rollback()
+    with pytest.raises(ServingError, match=r"there is no release 9 in .*; there are: 1, 2, 3"):
+        directory.rollback(9)
+    (root / "decoder" / "2" / "saved_model.pb").write_text("changed")
+    with pytest.raises(
+        ServingError, match=r"release 2 is damaged: .*saved_model\.pb is missing or"
+    ):
+        directory.rollback(2)
+    assert served(root) == 1
+    # A new model is served, whatever was before.
+    assert push(root, write_source(tmp_path / "m4", "model 4"), 4) == 4
+    assert served(root) == 4
+
+
+def test_pruning_spares_the_current_release(root: Path, tmp_path: Path) -> None:
+    directory = ServingDirectory(str(root))
+    directory.rollback(1)
+    assert directory.prune(1) == [2]
+    assert list_versions(str(root)) == [1, 3]
+    # The one before the current one is still loaded.
+    directory.rollback(3)
+    assert directory.prune(1) == []
+    assert served(root) == 3
+    for network in NETWORKS:
+        assert sorted(path.name for path in (root / network).iterdir()) == ["1", "3"]
+    with pytest.raises(ValueError, match="keep is 0"):
+        directory.prune(0)
+
+
+def test_numbers_never_come_back(root: Path, tmp_path: Path) -> None:
+    for path in [root / "releases" / "3.json", *(root / network / "3" for network in NETWORKS)]:
+        path.rename(tmp_path / path.parent.name) if path.is_file() else subprocess.run(
+            ["rm", "-r", path], check=True
+        )
+    assert push(root, str(tmp_path / "m3"), 3) == 4
+
+
+def test_a_damaged_configuration_is_told_and_mended(root: Path) -> None:
+    config = root / "models.config"
+    whole = config.read_text()
+    config.write_text(whole.replace("versions: 3", "versions: 9", 1))
+    with pytest.raises(ServingError, match=r"names the versions \[2, 9, 2, 3, 2, 3\]; .*--to"):
+        find_release(str(root))
+    config.write_text(whole.replace("versions: 3", "versions: 8"))
+    with pytest.raises(ServingError, match="the configured version 8 is no release"):
+        find_release(str(root))
+    assert releases.main(["rollback", "--serving-dir", str(root), "--to", "3"]) == 0
+    assert served(root) == 3
+
+
+def test_the_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = releases.main([arguments[0], "--serving-dir", str(root), *arguments[1:]])
+        return code, *capsys.readouterr()
+
+    code, out, _ = run("list")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()] == [["1"], ["2"], ["*", "3"]]
+    code, out, _ = run("show", "2")
+    assert json.loads(out)["version"] == 2
+    assert json.loads(run("show")[1])["version"] == 3
+    assert run("rollback") == (0, "release 2 is served now\n", "")
+    assert run("verify") == (0, "release 2 is as it was pushed\n", "")
+    (root / "decoder" / "2" / FILES[0]).unlink()
+    code, out, _ = run("verify", "2")
+    assert code == 1
+    assert out == (f"missing or changed: {root}/decoder/2/{FILES[0]}\nrelease 2 is damaged\n")
+    assert run("prune", "--keep", "1") == (0, "removed: 1\n", "")
+    code, _, err = run("show", "1")
+    assert (code, err) == (2, f"error: there is no release 1 in {root}; there are: 2, 3\n")
+    assert run("prune", "--keep", "0")[2] == "error: --keep is 0; it must be 1 or more\n"
+    assert releases.main(["list", "--serving-dir", "/nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no serving directory /nowhere; ")
+
+
+def test_commands_that_need_no_tensorflow(root: Path) -> None:
+    script = (
+        "import sys\n"
+        "from serving.releases import main\n"
+        f"assert main(['list', '--serving-dir', {str(root)!r}]) == 0\n"
+        f"assert main(['rollback', '--serving-dir', {str(root)!r}]) == 0\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+class Remote:
+    """A directory in TensorFlow's own memory, which knows no folders and no locks."""
+
+    def __init__(self, name: str) -> None:
+        import tensorflow as tf
+
+        self.root = f"ram://{name}"
+        self.gfile = tf.io.gfile
+
+    def read(self, path: str) -> str:
+        with self.gfile.GFile(f"{self.root}/{path}") as f:
+            return f.read()
+
+    def files(self) -> set[str]:
+        return {
+            f"{folder}/{name}".replace("//", "/").partition(f"{self.root[6:]}/")[2]
+            for folder, _, names in self.gfile.walk(self.root)
+            for name in names
+        }
+
+
+def test_remote_directories(tmp_path: Path) -> None:
+    remote = Remote("bucket_a/serving")
+    for number in (1, 2, 3):
+        source = write_source(tmp_path / f"m{number}", f"model {number}")
+        assert push(remote.root, source, number) == number
+    config = remote.read("models.config")
+    assert re.findall(r'base_path: "(.*)"', config) == [f"{remote.root}/{n}" for n in NETWORKS]
+    assert re.findall(r"versions: (\d+)", config) == ["2", "3"] * 3
+    assert remote.read(f"decoder/2/{FILES[1]}") == f"model 2 decoder {FILES[1]}"
+    directory = ServingDirectory(remote.root)
+    assert directory.damaged_files(3) == []
+    assert find_release(remote.root).version == 3
+    assert directory.rollback() == 2
+    assert find_release(remote.root).version == 2
+    assert directory.prune(1) == [1]
+    expected = {f"{n}/{v}/{name}" for n in NETWORKS for v in (2, 3) for name in FILES}
+    expected |= {f"releases/{name}" for name in ("2.json", "3.json", "rollback.json")}
+    assert remote.files() == {*expected, "releases/last_version", "models.config"}
+
+
+def test_two_remote_pushes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.0)
+    remote = Remote("bucket_b/serving")
+    source = write_source(tmp_path / "m", "model")
+    versions = []
+
+    def publish(number: int) -> None:
+        versions.append(push(remote.root, source, number))
+
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(versions) == [1, 2, 3, 4, 5]
+    directory = ServingDirectory(remote.root)
+    assert all(directory.damaged_files(version) == [] for version in versions)
+
+
+def test_a_push_that_was_taken_for_dead_publishes_nothing(tmp_path: Path) -> None:
+    remote = Remote("bucket_c/serving")
+    source = write_source(tmp_path / "m", "model")
+    with remote.gfile.GFile(f"{remote.root}/.staging-dead/decoder/half", "w") as f:
+        f.write("half")
+    assert push(remote.root, source, 1) == 1
+    assert not any("dead" in path for path in remote.files())
+
+    def taken_for_dead(staged: str) -> None:
+        for name in remote.gfile.listdir(f"{remote.root}/.claims"):
+            remote.gfile.remove(f"{remote.root}/.claims/{name}")
+
+    with pytest.raises(lock.LockLostError, match="nothing was pushed, push again"):
+        ServingDirectory(remote.root).publish(source, {"model": 2}, taken_for_dead)
+    assert find_release(remote.root).version == 1
+
+
+_CLAIM = """
+import sys, time
+from serving import lock
+lock.HEARTBEAT_SECONDS, lock.SETTLE_SECONDS, lock.STALE_SECONDS = 0.1, 0.1, 2.0
+print("ready", flush=True)
+for _ in range(int(sys.argv[2])):
+    with lock.locked(sys.argv[1]):
+        with open(sys.argv[3], "x"):
+            time.sleep(0.02)
+        __import__("os").remove(sys.argv[3])
+print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_claims_let_one_process_at_a_time_in_and_outlive_no_dead_one(tmp_path: Path) -> None:
+    """With files on this disk, which TensorFlow reaches by this scheme as if they were remote."""
+    folder, inside = f"file://{tmp_path}/s", tmp_path / "inside"
+    dead = tmp_path / "s" / ".claims"
+    dead.mkdir(parents=True)
+    for name in ("dead", "dead.alive"):
+        (dead / name).write_text("0")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _CLAIM, folder, "5", inside],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        out, err = process.communicate(timeout=200)
+        assert out == b"ready\ndone\n", err[-2000:]
+    assert list(dead.iterdir()) == []
