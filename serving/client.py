@@ -1,42 +1,126 @@
-"""Pictures from the three SavedModels of a serving directory.
+"""Pictures from the three SavedModels, in this process or on TensorFlow Serving.
 
-Needs TensorFlow and nothing of what the models were built or trained with.
+Needs nothing of what the models were built or trained with: TensorFlow for a folder,
+tensorflow-serving-api besides for gRPC, and only httpx2 and Pillow for REST.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
-import tensorflow as tf
 
-from serving.errors import ServingError
-from serving.releases import NETWORKS, find_release
+from serving.errors import ServingError, VersionGoneError
+from serving.releases import FALLBACK_GUIDANCE_SCALE, FALLBACK_STEPS, Release, find_release
 from serving.request import check_request
+
+REST_SCHEMES = ("http", "https")
+GRPC_SCHEMES = ("grpc", "grpcs")
+TIMEOUT_SECONDS = 300.0
+RETRIES = 8
+
+# Servers behind one address change versions at different moments, within a poll of ten seconds.
+_VERSION_WAITS_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+class Models(Protocol):
+    """The three models, wherever they run."""
+
+    def version(self) -> int:
+        """The version to use now, of all three."""
+
+    def call(
+        self,
+        network: str,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: tuple[str, ...],
+        version: int,
+    ) -> dict[str, np.ndarray]:
+        """Calls a signature of one of `NETWORKS`.
+
+        Texts are arrays of bytes, dtype object.
+
+        Raises:
+            VersionGoneError: It is not there, or no longer.
+            ServingError: Anything else.
+        """
+
+    def decode(self, latent: np.ndarray, version: int) -> np.ndarray:
+        """Pictures, uint8 [B, H, W, 3], of latents float32 [B, h, w, 4]."""
 
 
 class Generator:
-    """Draws pictures with one release of a serving directory, in this process.
+    """Draws pictures with one release of a serving directory, or with what a server has.
+
+    The same prompts, seed and numbers give the same picture in all three ways. Several threads
+    may use one object.
 
     Attributes:
-        release: The release that was loaded.
+        address: What was given.
+        release: The release that was loaded; None for a server, which does not tell.
+        num_steps: Sampling steps where a request names none.
+        guidance_scale: Guidance scale where a request names none.
     """
 
-    def __init__(self, serving_dir: str, version: int | None = None) -> None:
-        """Loads the three models.
+    def __init__(
+        self,
+        address: str,
+        version: int | None = None,
+        *,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        retries: int = RETRIES,
+    ) -> None:
+        """Loads the models of a folder, or gets ready to talk to a server.
 
         Args:
-            serving_dir: A local path, or one that `tf.io.gfile` knows.
-            version: The newest release if None.
+            address: A serving directory, local or one that `tf.io.gfile` knows; or TensorFlow
+                Serving's address, `http://HOST:8501` for REST or `grpc://HOST:8500` for gRPC
+                (`https` and `grpcs` for TLS).
+            version: Of a folder, the current release if None. Of a server, the newest version that
+                it has of all three models, asked for anew for each picture.
+            timeout_seconds: The longest that one call of a server may take, with its retries.
+            retries: How often a call is made again that the server could not answer then.
 
         Raises:
-            ServingError: The directory, the release or one of its models is missing or damaged.
+            ServingError: The directory, the release or one of its models is missing or damaged, or
+                a number is impossible.
         """
-        self.release = find_release(serving_dir, version)
-        folders = {network: self.release.model_folder(network) for network in NETWORKS}
-        # The loaded objects own the variables that their signatures only borrow.
-        self._models = {network: _load(folder) for network, folder in folders.items()}
+        if not 0 < timeout_seconds < math.inf:
+            raise ServingError(f"the timeout is {timeout_seconds} s; it must be more than 0")
+        if retries < 0:
+            raise ServingError(f"the number of retries is {retries}; it must be 0 or more")
+        self.address = address
+        self.release: Release | None = None
+        self.num_steps, self.guidance_scale = FALLBACK_STEPS, FALLBACK_GUIDANCE_SCALE
+        self._last_version: int | None = None
+        # Each of these is slow to import, or need not be installed.
+        scheme = scheme_of(address)
+        if scheme in REST_SCHEMES:
+            from serving.over_rest import RestModels
+
+            self._models: Models = RestModels(address, version, timeout_seconds, retries)
+        elif scheme in GRPC_SCHEMES:
+            from serving.over_grpc import GrpcModels
+
+            self._models = GrpcModels(address, version, timeout_seconds, retries)
+        else:
+            self.release = find_release(address, version)
+            self.num_steps = self.release.num_steps
+            self.guidance_scale = self.release.guidance_scale
+            from serving.in_process import LoadedModels
+
+            self._models = LoadedModels(self.release)
+
+    @property
+    def version(self) -> int:
+        """The version of the latest picture; before that, the one that would be used."""
+        if self._last_version is None:
+            self._last_version = self._models.version()
+        return self._last_version
 
     def generate(
         self,
@@ -46,6 +130,7 @@ class Generator:
         num_steps: int | None = None,
         guidance_scale: float | None = None,
         seed: int | Sequence[int] = 0,
+        on_picture: Callable[[int, np.ndarray], None] | None = None,
     ) -> np.ndarray:
         """Draws one picture per prompt.
 
@@ -59,13 +144,15 @@ class Generator:
             guidance_scale: How strictly to follow the prompt, 0 or more; 1 is no guidance. The
                 release's default if None.
             seed: 0 to 2**64 - 1, for all pictures or one per picture.
+            on_picture: Called with the place of each picture and the picture, once it is there.
 
         Returns:
             uint8 [B, H, W, 3].
 
         Raises:
             ServingError: A value is out of range, the numbers of prompts, negative prompts and
-                seeds disagree, or a model fails.
+                seeds disagree, a model fails, or a server does not answer, refuses or takes too
+                long.
         """
         if isinstance(prompts, str):
             raise ServingError("prompts is a single text; give a list of prompts")
@@ -76,60 +163,63 @@ class Generator:
         )
         seeds = _one_each(seed, len(prompts), "seeds")
         if num_steps is None:
-            num_steps = self.release.num_steps
+            num_steps = self.num_steps
         if guidance_scale is None:
-            guidance_scale = self.release.guidance_scale
+            guidance_scale = self.guidance_scale
         check_request(num_steps=num_steps, guidance_scale=guidance_scale, seeds=seeds)
-        return np.stack(
-            [
-                self._draw(prompt, negative_prompt, num_steps, guidance_scale, seed)
-                for prompt, negative_prompt, seed in zip(prompts, negatives, seeds, strict=True)
-            ]
-        )
+        pictures = []
+        for index, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True)):
+            picture = self._draw(prompt, negative, num_steps, guidance_scale, seeds[index])
+            pictures.append(picture)
+            if on_picture is not None:
+                on_picture(index, picture)
+        return np.stack(pictures)
 
     def _draw(
         self, prompt: str, negative_prompt: str, num_steps: int, guidance_scale: float, seed: int
     ) -> np.ndarray:
-        contexts = self._call(
-            "text_encoder",
-            "text",
-            prompt=tf.constant([_encode(prompt)]),
-            negative_prompt=tf.constant([_encode(negative_prompt)]),
-        )
-        latent = self._call(
-            "diffusion_model",
-            "serving_default",
-            context=contexts["context"],
-            unconditional_context=contexts["unconditional_context"],
-            num_steps=tf.constant(num_steps, tf.int32),
-            guidance_scale=tf.constant(guidance_scale, tf.float32),
-            seed=tf.constant(_seed_pair(seed)),
-        )["latent"]
-        images = self._call("decoder", "serving_default", latent=latent)["generated_images"]
-        return images.numpy()[0]
+        """Draws with one version of all three models, even if the server changes it meanwhile."""
+        for wait in _VERSION_WAITS_SECONDS:
+            time.sleep(wait)
+            version = self._models.version()
+            try:
+                contexts = self._models.call(
+                    "text_encoder",
+                    "text",
+                    {"prompt": _text(prompt), "negative_prompt": _text(negative_prompt)},
+                    ("context", "unconditional_context"),
+                    version,
+                )
+                latent = self._models.call(
+                    "diffusion_model",
+                    "serving_default",
+                    {
+                        **contexts,
+                        "num_steps": np.array(num_steps, np.int32),
+                        "guidance_scale": np.array(guidance_scale, np.float32),
+                        "seed": _seed_pair(seed),
+                    },
+                    ("latent",),
+                    version,
+                )["latent"]
+                picture = self._models.decode(latent, version)[0]
+            except VersionGoneError as error:
+                gone = error
+                continue
+            self._last_version = version
+            return picture
+        raise gone
 
-    def _call(self, network: str, signature: str, **inputs: tf.Tensor) -> Mapping[str, tf.Tensor]:
-        model = self._models[network]
-        if signature not in model.signatures:
-            raise ServingError(
-                f"the {network} of release {self.release.version} has no signature {signature}; "
-                f"it has: {', '.join(sorted(model.signatures)) or 'none'}"
-            )
-        try:
-            return model.signatures[signature](**inputs)
-        except (TypeError, tf.errors.OpError) as error:
-            raise ServingError(
-                f"the {network} of release {self.release.version} failed: {_first_line(error)}"
-            ) from error
+
+def scheme_of(address: str) -> str:
+    """What stands before `://`; nothing for a local path."""
+    scheme, separator, _ = address.partition("://")
+    return scheme.lower() if separator else ""
 
 
-def _load(folder: str) -> Any:
-    try:
-        return tf.saved_model.load(folder)
-    except (OSError, ValueError, TypeError, KeyError, tf.errors.OpError) as error:
-        raise ServingError(
-            f"the SavedModel in {folder} cannot be loaded: {_first_line(error)}"
-        ) from error
+def is_server(address: str) -> bool:
+    """Whether this is a server's address, and not a folder's."""
+    return scheme_of(address) in (*REST_SCHEMES, *GRPC_SCHEMES)
 
 
 def _one_each(values: Any, count: int, what: str) -> list[Any]:
@@ -142,15 +232,11 @@ def _one_each(values: Any, count: int, what: str) -> list[Any]:
     return list(values)
 
 
-def _encode(prompt: str) -> bytes:
+def _text(prompt: str) -> np.ndarray:
     # Bytes of a command line that are no UTF-8 arrive as surrogates; the tokenizer replaces them.
-    return prompt.encode("utf-8", errors="surrogatepass")
+    return np.array([prompt.encode("utf-8", errors="surrogatepass")], object)
 
 
 def _seed_pair(seed: int) -> np.ndarray:
     """The seed as TensorFlow's stateless operations take it: int32 [2], the low half first."""
     return np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32).view(np.int32)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

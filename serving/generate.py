@@ -1,7 +1,8 @@
 """Draws pictures: `python -m serving.generate "a drawing of a blue creature" --out x.png`.
 
-Needs TensorFlow and the folder that the pipeline pushed to, and nothing that the models were
-built with. Mistakes in what was asked for are reported before TensorFlow is imported.
+Needs TensorFlow and the folder that the pipeline pushed to, or the address of a TensorFlow Serving
+that serves it, and nothing that the models were built with. Mistakes in what was asked for are
+reported before TensorFlow is imported.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from serving import storage
+import numpy as np
+
+from serving import png, storage
+from serving.client import RETRIES, TIMEOUT_SECONDS, Generator, is_server
 from serving.errors import ServingError
-from serving.releases import NETWORKS, find_release
+from serving.releases import DEFAULT_SERVING_DIR, NETWORKS, find_release
 from serving.request import check_request
 
-DEFAULT_SERVING_DIR = os.path.join("runs", "default", "serving_model")
 MAX_COUNT = 100
 _BAD_REQUEST = 2
 
@@ -58,13 +61,33 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         help=f"pictures per prompt, with the seeds from --seed on, 1 to {MAX_COUNT} (default: 1)",
     )
-    parser.add_argument(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "--serving-dir",
         default=DEFAULT_SERVING_DIR,
         metavar="DIR",
         help="the folder that the pipeline pushes to, local or gs:// (default: %(default)s)",
     )
-    parser.add_argument("--version", type=int, help="the release to use (default: the newest)")
+    where.add_argument(
+        "--server",
+        metavar="ADDRESS",
+        help="a TensorFlow Serving instead: http://HOST:8501 (REST) or grpc://HOST:8500, https and "
+        "grpcs with TLS",
+    )
+    parser.add_argument("--version", type=int, help="the release to use (default: the current one)")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=TIMEOUT_SECONDS,
+        metavar="SECONDS",
+        help="the longest that one call of a server may take (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=RETRIES,
+        help="how often to ask a server again that is busy or not there (default: %(default)s)",
+    )
     return parser
 
 
@@ -101,45 +124,51 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ServingError(f"the folder of --out, {folder}, does not exist; make it first")
     if storage.is_folder(arguments.out):
         raise ServingError(f"--out is {arguments.out}, which is a folder; name a file")
+    if arguments.server is not None:
+        if not is_server(arguments.server):
+            raise ServingError(
+                f"--server is {arguments.server}; it must be http://HOST:PORT or grpc://HOST:PORT"
+            )
+        return
     release = find_release(arguments.serving_dir, arguments.version)
     for network in NETWORKS:
         release.model_folder(network)
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    import numpy as np
-    import tensorflow as tf
-
-    from serving.client import Generator
-
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    generator = Generator(arguments.serving_dir, arguments.version)
+    address = arguments.server or arguments.serving_dir
+    generator = Generator(
+        address,
+        arguments.version,
+        timeout_seconds=arguments.timeout,
+        retries=arguments.retries,
+    )
     seeds = [arguments.seed + index for index in range(arguments.count)]
-    rows = []
-    for prompt in arguments.prompts:
-        row = []
-        for seed in seeds:
-            picture = generator.generate(
-                [prompt],
-                arguments.negative_prompt,
-                num_steps=arguments.steps,
-                guidance_scale=arguments.guidance_scale,
-                seed=seed,
-            )[0]
-            row.append(picture)
-            if len(arguments.prompts) * len(seeds) > 1:
-                print(f"drew {prompt!r}, seed {seed}", flush=True)
-        rows.append(np.concatenate(row, axis=1))
-    grid = np.concatenate(rows, axis=0)
+    requests = [(prompt, seed) for prompt in arguments.prompts for seed in seeds]
+
+    def tell(index: int, _: np.ndarray) -> None:
+        if len(requests) > 1:
+            prompt, seed = requests[index]
+            print(f"drew {prompt!r}, seed {seed}", flush=True)
+
+    pictures = generator.generate(
+        [prompt for prompt, _ in requests],
+        arguments.negative_prompt,
+        num_steps=arguments.steps,
+        guidance_scale=arguments.guidance_scale,
+        seed=[seed for _, seed in requests],
+        on_picture=tell,
+    )
+    _, height, width, _ = pictures.shape
+    rows = pictures.reshape(len(arguments.prompts), len(seeds), height, width, 3)
+    grid = rows.transpose(0, 2, 1, 3, 4).reshape(len(rows) * height, len(seeds) * width, 3)
     try:
-        storage.write_bytes(arguments.out, tf.io.encode_png(grid).numpy())
+        storage.write_bytes(arguments.out, png.encode(grid))
     except OSError as error:
         raise ServingError(f"{arguments.out} cannot be written: {error}") from error
     height, width, _ = grid.shape
-    print(
-        f"{arguments.out}: {width} x {height} pixels, release {generator.release.version} of "
-        f"{arguments.serving_dir}"
-    )
+    print(f"{arguments.out}: {width} x {height} pixels, release {generator.version} of {address}")
 
 
 if __name__ == "__main__":

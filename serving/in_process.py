@@ -1,0 +1,76 @@
+"""The three models of a serving directory, loaded into this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from serving.errors import ServingError
+from serving.releases import NETWORKS, Release
+
+
+class LoadedModels:
+    """One release, in this process's memory."""
+
+    def __init__(self, release: Release) -> None:
+        """Loads the three models.
+
+        Raises:
+            ServingError: One is missing or damaged.
+        """
+        self._version = release.version
+        folders = {network: release.model_folder(network) for network in NETWORKS}
+        # The loaded objects own the variables that their signatures only borrow.
+        self._models = {network: _load(folder) for network, folder in folders.items()}
+
+    def version(self) -> int:
+        """The version that was loaded."""
+        return self._version
+
+    def call(
+        self,
+        network: str,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: tuple[str, ...],
+        version: int,
+    ) -> dict[str, np.ndarray]:
+        """Calls a signature; see `serving.client.Models`."""
+        model = self._models[network]
+        if signature not in model.signatures:
+            raise ServingError(
+                f"the {network} of release {version} has no signature {signature}; "
+                f"it has: {', '.join(sorted(model.signatures)) or 'none'}"
+            )
+        try:
+            tensors = {name: tf.constant(value) for name, value in inputs.items()}
+            found = model.signatures[signature](**tensors)
+        except (TypeError, tf.errors.OpError) as error:
+            raise ServingError(
+                f"the {network} of release {version} failed: {_first_line(error)}"
+            ) from error
+        return {name: found[name].numpy() for name in outputs}
+
+    def decode(self, latent: np.ndarray, version: int) -> np.ndarray:
+        """Pictures, uint8 [B, H, W, 3]."""
+        outputs = ("generated_images",)
+        [images] = self.call(
+            "decoder", "serving_default", {"latent": latent}, outputs, version
+        ).values()
+        return images
+
+
+def _load(folder: str) -> Any:
+    try:
+        return tf.saved_model.load(folder)
+    except (OSError, ValueError, TypeError, KeyError, tf.errors.OpError) as error:
+        raise ServingError(
+            f"the SavedModel in {folder} cannot be loaded: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

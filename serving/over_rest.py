@@ -1,0 +1,129 @@
+"""The three models on TensorFlow Serving, over its REST interface; needs no TensorFlow here.
+
+https://www.tensorflow.org/tfx/serving/api_rest describes the interface.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+import numpy as np
+
+from serving import png
+from serving.errors import BusyError, ServingError, VersionGoneError
+from serving.remote import RemoteModels
+
+_NOT_NOW = frozenset({429, 502, 503, 504})
+_LONGEST_REASON = 500
+
+
+class RestModels(RemoteModels):
+    """Talks to `http://HOST:8501` or an `https://` address, which may have a path."""
+
+    def __init__(
+        self, address: str, version: int | None, timeout_seconds: float, retries: int
+    ) -> None:
+        """See `RemoteModels`."""
+        super().__init__(address.rstrip("/"), version, timeout_seconds, retries)
+        # Proxies are for other machines than those that one names here; connections as needed.
+        self._http = httpx2.Client(limits=httpx2.Limits(max_connections=None))
+
+    def decode(self, latent: np.ndarray, version: int) -> np.ndarray:
+        """Pictures, uint8 [B, H, W, 3], which travel as PNG files."""
+        inputs, outputs = {"latent": latent}, ("image_bytes",)
+        [files] = self.call("decoder", "png_bytes", inputs, outputs, version).values()
+        return np.stack([png.decode(contents) for contents in files])
+
+    def _available(self, network: str, seconds: float) -> tuple[set[int], set[int]]:
+        status, content = self._ask("GET", f"/v1/models/{network}", None, seconds)
+        if status == 404:
+            raise self._no_model(network)
+        ready: set[int] = set()
+        loading: set[int] = set()
+        for entry in self._checked(network, status, content).get("model_version_status", []):
+            if entry["state"] == "AVAILABLE":
+                ready.add(int(entry["version"]))
+            elif entry["state"] in ("START", "LOADING"):
+                loading.add(int(entry["version"]))
+        return ready, loading
+
+    def _call(
+        self,
+        network: str,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: tuple[str, ...],
+        version: int,
+        seconds: float,
+    ) -> dict[str, np.ndarray]:
+        body = {
+            "signature_name": signature,
+            "inputs": {name: _to_json(value) for name, value in inputs.items()},
+        }
+        path = f"/v1/models/{network}/versions/{version}:predict"
+        status, content = self._ask("POST", path, body, seconds)
+        found: Any = self._checked(network, status, content).get("outputs")
+        # A single output comes without its name.
+        if len(outputs) == 1:
+            found = {outputs[0]: found}
+        try:
+            return {name: _from_json(name, found[name]) for name in outputs}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServingError(
+                f"{self._address} answers with other outputs than {', '.join(outputs)}; is this "
+                f"{network} one that the pipeline pushed?"
+            ) from error
+
+    def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float
+    ) -> tuple[int, Any]:
+        try:
+            content = None if body is None else json.dumps(body).encode()
+            answer = self._http.request(
+                method, self._address + path, content=content, timeout=seconds
+            )
+        except httpx2.ConnectTimeout as error:
+            raise self._unreachable("the connection takes too long") from error
+        except httpx2.TimeoutException as error:
+            raise self._too_slow() from error
+        except httpx2.TransportError as error:
+            raise self._unreachable(str(error) or type(error).__name__) from error
+        except (httpx2.InvalidURL, UnicodeError) as error:
+            raise ServingError(f"{self._address} is no address: {error}") from error
+        try:
+            return answer.status_code, answer.json()
+        except ValueError:
+            return answer.status_code, None
+
+    def _checked(self, network: str, status: int, content: Any) -> dict[str, Any]:
+        if status == 200 and isinstance(content, dict):
+            return content
+        known = isinstance(content, dict) and "error" in content
+        reason = str(content["error"])[:_LONGEST_REASON] if known else f"status {status}"
+        if status in _NOT_NOW:
+            raise BusyError(f"{self._address} cannot answer now: {reason}")
+        if not known:
+            raise ServingError(
+                f"what answers at {self._address} is not TensorFlow Serving's REST interface "
+                f"(status {status}); its port is 8501 unless it was told otherwise"
+            )
+        if status == 404:
+            raise VersionGoneError(f"{self._address} no longer has what it had: {reason}")
+        raise self._refused(network, reason)
+
+
+def _to_json(value: np.ndarray) -> Any:
+    if value.dtype == object:
+        return [{"b64": base64.b64encode(text).decode()} for text in value]
+    return value.tolist()
+
+
+def _from_json(name: str, value: Any) -> np.ndarray:
+    # Only texts with this ending are encoded.
+    if name.endswith("_bytes"):
+        return np.array([base64.b64decode(entry["b64"]) for entry in value], object)
+    return np.array(value, np.float32)

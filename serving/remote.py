@@ -1,0 +1,134 @@
+"""What REST and gRPC clients of TensorFlow Serving have in common: versions, retries, time."""
+
+from __future__ import annotations
+
+import abc
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import numpy as np
+
+from serving.errors import BusyError, ServingError, VersionGoneError
+from serving.releases import NETWORKS
+
+_FIRST_WAIT_SECONDS = 0.25
+_LONGEST_WAIT_SECONDS = 8.0
+
+logger = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+
+class RemoteModels(abc.ABC):
+    """The three models on a server. Several threads may use one object."""
+
+    def __init__(
+        self, address: str, version: int | None, timeout_seconds: float, retries: int
+    ) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            address: What to call the server in messages.
+            version: The version to ask for; the newest that all three models have if None.
+            timeout_seconds: The longest that one call may take, with its retries.
+            retries: How often a call is made again that the server could not answer then.
+        """
+        self._address = address
+        self._pinned = version
+        self._timeout_seconds = timeout_seconds
+        self._retries = retries
+
+    def version(self) -> int:
+        """The newest version that the server has of all three models.
+
+        Raises:
+            ServingError: There is none, or the server does not answer.
+        """
+        return self._retried(self._find_version)
+
+    def call(
+        self,
+        network: str,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: tuple[str, ...],
+        version: int,
+    ) -> dict[str, np.ndarray]:
+        """Calls a signature; see `serving.client.Models`."""
+        return self._retried(
+            lambda seconds: self._call(network, signature, inputs, outputs, version, seconds)
+        )
+
+    @abc.abstractmethod
+    def decode(self, latent: np.ndarray, version: int) -> np.ndarray:
+        """Pictures, uint8 [B, H, W, 3]."""
+
+    @abc.abstractmethod
+    def _available(self, network: str, seconds: float) -> tuple[set[int], set[int]]:
+        """The versions of a model that can be used, and those that are still loading."""
+
+    @abc.abstractmethod
+    def _call(
+        self,
+        network: str,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: tuple[str, ...],
+        version: int,
+        seconds: float,
+    ) -> dict[str, np.ndarray]:
+        """Makes a call once; raises BusyError where it may be made again."""
+
+    def _find_version(self, seconds: float) -> int:
+        found = {network: self._available(network, seconds) for network in NETWORKS}
+        common = set.intersection(*(ready for ready, _ in found.values()))
+        if self._pinned is not None:
+            common &= {self._pinned}
+        if common:
+            return max(common)
+        wanted = "version" if self._pinned is None else f"version {self._pinned}"
+        serves = "; ".join(
+            f"{network}: {', '.join(map(str, sorted(ready))) or 'none'}"
+            for network, (ready, _) in found.items()
+        )
+        problem = f"{self._address} has no {wanted} of all three models ({serves})"
+        if any(loading for _, loading in found.values()):
+            raise BusyError(f"{problem}; it is still loading some")
+        raise VersionGoneError(problem)
+
+    def _retried(self, call: Callable[[float], _Result]) -> _Result:
+        deadline = time.monotonic() + self._timeout_seconds
+        wait = _FIRST_WAIT_SECONDS
+        for attempt in range(self._retries + 1):
+            try:
+                return call(max(0.001, deadline - time.monotonic()))
+            except BusyError as error:
+                # At random, or all clients that were refused would come back at once.
+                pause = wait * random.uniform(0.5, 1.5)
+                if attempt == self._retries or time.monotonic() + pause > deadline:
+                    tries = f"{attempt + 1} {'try' if attempt == 0 else 'tries'}"
+                    raise ServingError(f"{error} (after {tries})") from error
+                logger.info("%s; trying again in %.1f s.", error, pause)
+            time.sleep(pause)
+            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+        raise AssertionError("unreachable")
+
+    def _too_slow(self) -> ServingError:
+        return ServingError(
+            f"{self._address} took longer than {self._timeout_seconds:g} s; ask for fewer steps or "
+            "allow more time"
+        )
+
+    def _unreachable(self, reason: str) -> BusyError:
+        return BusyError(f"there is no answer from {self._address}: {reason}")
+
+    def _no_model(self, network: str) -> ServingError:
+        return ServingError(
+            f"{self._address} has no model {network}; start it with "
+            "--model_config_file=SERVING_DIR/models.config"
+        )
+
+    def _refused(self, network: str, reason: str) -> ServingError:
+        return ServingError(f"{self._address} refuses the request to {network}: {reason}")

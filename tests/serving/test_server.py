@@ -1,0 +1,291 @@
+"""Pictures from a server that speaks TensorFlow Serving's protocol, and what can go wrong."""
+
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tf_serving import TfServing
+
+from serving import generate
+from serving.client import Generator
+from serving.errors import ServingError
+
+REQUESTS = [
+    {"prompts": [prompt], "negative_prompts": negative, "seed": seed, "num_steps": steps}
+    for prompt, negative, seed, steps in (
+        ("a blue dragon", "", 0, 2),
+        ("a red bird &amp; its nest", "", 2**64 - 1, 3),
+        ("角のある青い生き物 🐉", "horns", 3, 1),
+        ("", "a dragon", 2**31, 2),
+        ("a blue dragon", "", 1, 2),
+        ("a blue dragon", "wings", 1, 2),
+    )
+]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def server(released: Path) -> Iterator[TfServing]:
+    with TfServing(released / "models.config") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def expected(released: Path) -> list[np.ndarray]:
+    generator = Generator(str(released))
+    return [generator.generate(**request) for request in REQUESTS]
+
+
+@pytest.fixture(scope="module")
+def pictures(
+    expected: list[np.ndarray],
+    publish: Callable[..., int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[int, list[np.ndarray]]:
+    """What each request gives with each of the two models."""
+    root = tmp_path_factory.mktemp("other") / "serving_model"
+    publish(root, 2)
+    generator = Generator(str(root))
+    return {1: expected, 2: [generator.generate(**request) for request in REQUESTS]}
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_a_server_gives_the_pictures_that_the_folder_gives(
+    server: TfServing, expected: list[np.ndarray], protocol: str
+) -> None:
+    generator = Generator(getattr(server, protocol))
+    assert generator.version == 1
+    for request, pictures in zip(REQUESTS, expected, strict=True):
+        # A server does not tell a release's defaults.
+        actual = generator.generate(**request, guidance_scale=3.0)
+        assert actual.dtype == np.uint8
+        np.testing.assert_array_equal(actual, pictures)
+    assert len({pictures.tobytes() for pictures in expected}) == len(REQUESTS)
+
+
+def test_the_command_line_talks_to_a_server(
+    server: TfServing, released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = []
+    for place in (
+        ["--serving-dir", str(released)],
+        ["--server", server.rest],
+        ["--server", server.grpc],
+    ):
+        files.append(tmp_path / f"{len(files)}.png")
+        request = ["a dragon", "a bird", "--count", "2", "--steps", "2", "--guidance-scale", "4"]
+        code = generate.main([*request, *place, "--out", str(files[-1])])
+        printed = capsys.readouterr()
+        assert (code, printed.err) == (0, "")
+        assert printed.out.splitlines()[-1] == (
+            f"{files[-1]}: 128 x 128 pixels, release 1 of {place[1]}"
+        )
+    assert len({file.read_bytes() for file in files}) == 1
+
+
+def test_rest_needs_no_tensorflow(server: TfServing, tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from serving.generate import main\n"
+        "code = main(sys.argv[1:])\n"
+        "assert not {'tensorflow', 'keras', 'grpc'} & set(sys.modules)\n"
+        "sys.exit(code)\n"
+    )
+    out = tmp_path / "x.png"
+    arguments = ["a dragon", "--out", out, "--server", server.rest, "--steps", "2"]
+    subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, check=True, timeout=100)
+    from serving import png
+
+    picture = Generator(server.grpc).generate(["a dragon"], num_steps=2)[0]
+    np.testing.assert_array_equal(png.decode(out.read_bytes()), picture)
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_many_clients_get_their_own_pictures_while_a_new_version_is_pushed(
+    publish: Callable[..., int],
+    pictures: dict[int, list[np.ndarray]],
+    serving_root: Path,
+    protocol: str,
+) -> None:
+    with TfServing(serving_root / "models.config") as server:
+        results: list[tuple[int, np.ndarray]] = []
+        pushed = threading.Event()
+
+        def client(start: int) -> None:
+            generator = Generator(getattr(server, protocol))
+            done = 0
+            # Some before, some while, and some after the new version comes.
+            while done < 6 or not pushed.is_set():
+                number = (start + done) % len(REQUESTS)
+                picture = generator.generate(**REQUESTS[number], guidance_scale=3.0)
+                results.append((number, picture))
+                done += 1
+
+        with ThreadPoolExecutor(8) as pool:
+            clients = [pool.submit(client, start) for start in range(8)]
+            assert publish(serving_root, 2) == 2
+            assert server.serves(2)
+            pushed.set()
+            for done in clients:
+                done.result()
+        after = Generator(getattr(server, protocol))
+        last = [after.generate(**request, guidance_scale=3.0) for request in REQUESTS]
+    np.testing.assert_array_equal(last, pictures[2])
+    versions = {1: 0, 2: 0}
+    for number, picture in results:
+        is_old, is_new = ((p[number] == picture).all() for p in pictures.values())
+        assert is_old != is_new
+        versions[2 if is_new else 1] += 1
+    assert versions[1] > 0
+    assert len(results) >= 48
+
+
+@pytest.mark.slow
+def test_memory_is_bounded(released: Path) -> None:
+    def load(server: TfServing, count: int) -> int:
+        with ThreadPoolExecutor(8) as pool:
+            generator = Generator(server.grpc)
+            list(pool.map(lambda n: generator.generate(**REQUESTS[n % 6]), range(count)))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    with TfServing(released / "models.config") as server:
+        before = load(server, 100)
+        after = load(server, 2000)
+    assert after - before < 100 * 1024
+
+
+def test_a_full_server_refuses_clearly_and_is_asked_again(released: Path) -> None:
+    with TfServing(released / "models.config", most_calls=1) as server:
+        for address in (server.rest, server.grpc):
+            patient = Generator(address, retries=100)
+            with ThreadPoolExecutor(4) as pool:
+                drawn = [pool.submit(patient.generate, **REQUESTS[n]) for n in range(4)]
+                assert all(done.exception() is None for done in drawn)
+            hasty = Generator(address, retries=0)
+            refused = 0
+            with ThreadPoolExecutor(6) as pool:
+                for done in [pool.submit(hasty.generate, **REQUESTS[n]) for n in range(6)]:
+                    error = done.exception()
+                    if error is not None:
+                        refused += 1
+                        assert isinstance(error, ServingError)
+                        expected = f"{address} cannot answer now: Too many requests (after 1 try)"
+                        assert str(error) == expected
+            assert refused > 0
+        assert server.most_at_once == 1
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_what_a_server_does_not_have(server: TfServing, protocol: str) -> None:
+    address = getattr(server, protocol)
+    with pytest.raises(ServingError) as error:
+        Generator(address, version=7).generate(["a dragon"])
+    assert str(error.value) == (
+        f"{address} has no version 7 of all three models (text_encoder: 1; diffusion_model: 1; "
+        "decoder: 1)"
+    )
+    models = Generator(address)._models
+    inputs = {"latent": np.zeros([1, 3, 3, 4], np.float32)}
+    with pytest.raises(ServingError, match="refuses the request to decoder: "):
+        models.call("decoder", "serving_default", inputs, ("generated_images",), 1)
+    with pytest.raises(ServingError, match='"nonesuch" not found in signature def'):
+        models.call("decoder", "nonesuch", inputs, ("generated_images",), 1)
+    with pytest.raises(ServingError, match="has no model nonesuch; start it with"):
+        models._available("nonesuch", 5.0)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_nobody_answers(scheme: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    address = f"{scheme}://127.0.0.1:{free_port()}"
+    arguments = ["a dragon", "--out", str(tmp_path / "x.png"), "--server", address]
+    assert generate.main([*arguments, "--retries", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert address in error
+    assert "(after 2 tries)" in error
+    assert error.count("\n") == 1
+
+
+def test_an_address_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["a dragon", "--out", str(tmp_path / "x.png"), "--server"]
+    assert generate.main([*arguments, "localhost:8501"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --server is localhost:8501; it must be http://HOST:PORT or grpc://HOST:PORT\n"
+    )
+    assert generate.main([*arguments, "http://127.0.0.1:1", "--timeout", "0"]) == 2
+    assert "the timeout is 0.0 s; it must be more than 0" in capsys.readouterr().err
+
+
+class Answers(HTTPServer):
+    """Answers with what it was told, one after another, and the last one for ever."""
+
+    def __init__(self, *answers: tuple[int, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.answers = list(answers)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Answer(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        answers = self.server.answers
+        status, body = answers.pop(0) if len(answers) > 1 else answers[0]
+        if status == 0:
+            time.sleep(1.0)
+            return
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((200, b"<html>hello</html>"), "is not TensorFlow Serving's REST interface (status 200)"),
+        ((403, b"no"), "is not TensorFlow Serving's REST interface (status 403)"),
+        ((503, b"down"), "cannot answer now: status 503 (after 2 tries)"),
+        ((500, b'{"error": "broken"}'), "refuses the request to text_encoder: broken"),
+        ((404, b'{"error": "nothing"}'), "has no model text_encoder; start it with"),
+        ((0, b""), "took longer than 0.3 s; ask for fewer steps or allow more time"),
+    ],
+)
+def test_wrong_answers(answer: tuple[int, bytes], message: str) -> None:
+    seconds = 0.3 if answer[0] == 0 else 20
+    with Answers(answer) as server:
+        generator = Generator(server.url, retries=1, timeout_seconds=seconds)
+        with pytest.raises(ServingError) as error:
+            generator.generate(["a dragon"])
+    assert message in str(error.value)
+
+
+def test_a_busy_moment_passes() -> None:
+    ready = b'{"model_version_status": [{"version": "4", "state": "AVAILABLE"}]}'
+    loading = b'{"model_version_status": [{"version": "4", "state": "LOADING"}]}'
+    with Answers((503, b"starting"), (200, loading), (200, ready)) as server:
+        assert Generator(server.url).version == 4
