@@ -1,8 +1,9 @@
-"""A hub on this machine: the part of the Hugging Face hub's HTTP API that reading needs.
+"""A hub on this machine: as much of the Hugging Face hub's HTTP API as reading and commits need.
 
 Written from what huggingface_hub 2.4 asks for. Folders are served as datasets or as models, at
 branches and tags that can move; large files lie on a second server, as the hub's do, which must
-never be sent a token. Answers can be made to fail.
+never be sent a token. Whoever has a token that `know` was told can make models, commit to them
+and tag them; without Xet, which HF_HUB_DISABLE_XET turns off. Answers can be made to fail.
 
 The library reads its settings at import, so code under test runs in a child process with the
 environment of `HubServer.env`.
@@ -10,6 +11,7 @@ environment of `HubServer.env`.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -18,6 +20,7 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Collection, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -129,6 +132,8 @@ class HubServer:
         self._tokens: set[str] = set()
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
+        # What was uploaded, by the SHA-256 that it was said to have.
+        self._uploads = tempfile.TemporaryDirectory()
         # The hub proper, and where large files lie: for a client two different hosts.
         self._servers = [_Server(("127.0.0.1", 0), _Handler) for _ in range(2)]
         for server in self._servers:
@@ -155,6 +160,7 @@ class HubServer:
         for server in self._servers:
             server.shutdown()
             server.server_close()
+        self._uploads.cleanup()
 
     def add(
         self,
@@ -197,6 +203,45 @@ class HubServer:
         repo.gated_to = None if gated_to is None else frozenset(gated_to)
         self.know(*(private_to or ()), *(gated_to or ()))
         return commit
+
+    def create(self, repo_id: str) -> None:
+        """Makes an empty model, as the hub does: with a first commit."""
+        repo = self._repos.setdefault(f"models/{repo_id}", _Repo())
+        repo.branches["main"] = hashlib.sha1(repo_id.encode()).hexdigest()
+        repo.commits[repo.branches["main"]] = {}
+
+    def commit(self, repo: _Repo, lines: list[dict[str, Any]]) -> str:
+        """Applies a commit, as the library writes it, to `main`."""
+        files = dict(repo.commits[repo.branches["main"]])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "deletedFile":
+                del files[value["path"]]
+            elif line["key"] in ("file", "lfsFile"):
+                if line["key"] == "file":
+                    content = base64.b64decode(value["content"])
+                    local = self._upload(hashlib.sha256(content).hexdigest())
+                    local.write_bytes(content)
+                else:
+                    local = self._upload(value["oid"])
+                file = _file(local, value["path"])
+                assert line["key"] == "file" or file.sha256 == value["oid"]
+                files[value["path"]] = file
+        content = json.dumps([len(repo.commits), {p: f.sha256 for p, f in files.items()}])
+        commit = hashlib.sha1(content.encode()).hexdigest()
+        repo.commits[commit] = files
+        repo.branches["main"] = commit
+        return commit
+
+    def files(self, repo_id: str, revision: str = "main", kind: str = "models") -> dict[str, Path]:
+        """The files of a repository, and where they lie."""
+        repo = self._repos[f"{kind}/{repo_id}"]
+        commit = repo.commit(revision)
+        assert commit is not None
+        return {path: file.local for path, file in repo.commits[commit].items()}
+
+    def _upload(self, oid: str) -> Path:
+        return Path(self._uploads.name, oid)
 
     def know(self, *tokens: str) -> None:
         """Makes tokens valid, whatever they may read."""
@@ -313,6 +358,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self._answer()
+
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
@@ -328,9 +379,79 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {**error.headers, "Content-Type": "application/json"}
             self._send(error.status, headers, body)
 
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _write(self, parts: list[str], body: bytes) -> None:
+        hub = self.server.hub
+        if self.server is not hub._servers[0]:
+            assert self._token() is None, "the second server was sent a token"
+            hub._upload(parts[-1]).write_bytes(body)
+            self._send_json({})
+            return
+        if self._token() not in hub._tokens:
+            raise _Error(401, "", "Invalid username or password.")
+        asked = json.loads(body) if parts[-2] != "commit" else None
+        if parts == ["api", "repos", "create"]:
+            repo_id = f"{asked['organization']}/{asked['name']}"
+            answer = {"url": f"{hub.url}/{repo_id}"}
+            if f"models/{repo_id}" in hub._repos:
+                refusal = json.dumps({"error": "You already created this model repo", **answer})
+                self._send(409, {"Content-Type": "application/json"}, refusal.encode())
+                return
+            hub.create(repo_id)
+            self._send_json(answer)
+        elif parts == ["api", "validate-yaml"]:
+            assert asked["content"].startswith("---\n")
+            self._send_json({"errors": [], "warnings": []})
+        elif parts[-3:] == ["lfs", "objects", "batch"]:
+            objects = [
+                {
+                    "oid": entry["oid"],
+                    "size": entry["size"],
+                    "actions": {"upload": {"href": f"{hub._cdn_url}/upload/{entry['oid']}"}},
+                }
+                for entry in asked["objects"]
+            ]
+            self._send_json({"transfer": "basic", "objects": objects})
+        elif parts[-2] == "preupload":
+            modes = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if _is_lfs(file["path"], file["size"]) else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in asked["files"]
+            ]
+            self._send_json({"files": modes})
+        elif parts[-2] == "commit":
+            repo_id = "/".join(parts[2:-2])
+            repo = self._repo(f"models/{repo_id}")
+            commit = hub.commit(repo, [json.loads(line) for line in body.splitlines()])
+            url = f"{hub.url}/{repo_id}/commit/{commit}"
+            self._send_json({"commitUrl": url, "commitOid": commit})
+        elif parts[-2] == "tag":
+            repo = self._repo(f"models/{'/'.join(parts[2:-2])}")
+            if asked["tag"] in repo.tags:
+                raise _Error(409, "", "Reference already exists")
+            repo.tags[asked["tag"]] = self._commit(repo, unquote(parts[-1]))
+            self._send_json({})
+        else:
+            raise _Error(404, "", "Not Found")
+
     def _route(self) -> None:
         hub, url = self.server.hub, urlsplit(self.path)
         parts = url.path.strip("/").split("/")
+        if self.command in ("POST", "PUT"):
+            self._write(parts, self._body())
+            return
         if self.server is not hub._servers[0]:
             commit, _, path = (unquote(part) for part in parts)
             files = next(r.commits[commit] for r in hub._repos.values() if commit in r.commits)
@@ -506,14 +627,18 @@ class _Handler(BaseHTTPRequestHandler):
         return None if given is None else given.removeprefix("Bearer ")
 
 
-def _file(path: Path) -> _File:
+def _is_lfs(name: str, size: int) -> bool:
+    return name.lower().endswith(_LFS_SUFFIXES) or size > _LFS_BYTES
+
+
+def _file(path: Path, name: str | None = None) -> _File:
     size = path.stat().st_size
     sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
     with path.open("rb") as f:
         while chunk := f.read(_CHUNK_BYTES):
             sha256.update(chunk)
             git.update(chunk)
-    lfs = path.name.lower().endswith(_LFS_SUFFIXES) or size > _LFS_BYTES
+    lfs = _is_lfs(name or path.name, size)
     return _File(path, size, sha256.hexdigest(), git.hexdigest(), lfs)
 
 

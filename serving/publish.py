@@ -1,0 +1,330 @@
+"""Publishes a release: `python -m serving.publish hf://ORG/NAME`, or to a bucket or folder.
+
+What is published is the three SavedModels as they were pushed, `release.json` with their hashes
+and their lineage, and a model card with pictures that the release draws. On the hub that is one
+commit, tagged `release-<version>`; elsewhere a folder of that name. `serving.pull` brings it back.
+The hub's token comes from `HF_TOKEN` or `hf auth login`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from serving import png, storage
+from serving.client import Generator
+from serving.errors import ServingError
+from serving.releases import DEFAULT_SERVING_DIR, RELEASES, find_release
+from serving.serving_directory import ServingDirectory
+
+RELEASE_NAME = "release.json"
+CARD_NAME = "README.md"
+HUB = "hf://"
+
+_PICTURES = 4
+_METRICS = {
+    "loss": "Held-out loss",
+    "loss_baseline": "Held-out loss of the model that it was compared with",
+    "loss_delta": "Difference",
+}
+
+
+class Picture(NamedTuple):
+    """A picture of the model card."""
+
+    prompt: str
+    seed: int
+    contents: bytes
+
+    def name(self, index: int) -> str:
+        """Its path in what is published."""
+        return f"pictures/{index:02d}.png"
+
+
+def publish(
+    serving_dir: str,
+    target: str,
+    version: int | None = None,
+    *,
+    prompts: Sequence[str] | None = None,
+    license_: str | None = None,
+    private: bool = False,
+) -> str:
+    """Publishes a release of a serving directory.
+
+    Args:
+        serving_dir: The serving directory.
+        target: `hf://ORG/NAME`, a local folder, or an address that fsspec opens, as gs://.
+        version: Which release; the current one if None.
+        prompts: What to draw for the model card; the first validation prompts if None.
+        license_: The hub's name of the licence that the weights are under.
+        private: Whether a hub model that is made by this is private.
+
+    Returns:
+        The address that `serving.pull` takes.
+
+    Raises:
+        ServingError: The release is damaged, or the target refuses it or has it already.
+    """
+    release = find_release(serving_dir, version)
+    if damaged := ServingDirectory(serving_dir).damaged_files(release.version):
+        raise ServingError(
+            f"release {release.version} is damaged: {damaged[0]} is missing or changed; publish "
+            "another version"
+        )
+    if prompts is None:
+        validation = release.facts.get("manifest", {}).get("validation", {})
+        prompts = validation.get("prompts", [])[:_PICTURES]
+    pictures = list(_draw(Generator(serving_dir, release.version), prompts)) if prompts else []
+    card = model_card(release.facts, pictures, license_)
+    small = {
+        RELEASE_NAME: storage.read_bytes(
+            storage.join(serving_dir, RELEASES, f"{release.version}.json")
+        ),
+        CARD_NAME: card.encode(),
+        **{picture.name(index): picture.contents for index, picture in enumerate(pictures)},
+    }
+    # From the path in the serving directory to the one in what is published.
+    files = {path: path.replace(f"/{release.version}/", "/", 1) for path in release.facts["files"]}
+    name = f"release-{release.version}"
+    if target.startswith(HUB):
+        return _to_hub(serving_dir, target, name, files, small, private)
+    return _to_folder(serving_dir, target, name, files, small)
+
+
+def model_card(
+    facts: Mapping[str, Any], pictures: Sequence[Picture], license_: str | None = None
+) -> str:
+    """The hub's README of a release: front matter, pictures, metrics, lineage, how to use it."""
+    manifest, version = facts.get("manifest", {}), facts["version"]
+    front = ["library_name: tensorflow", "pipeline_tag: text-to-image"]
+    front += ["tags:", "- stable-diffusion", "- tensorflow", "- tfx"]
+    if license_ is not None:
+        front.append(f"license: {license_}")
+    lines = ["---", *front, "---", "", f"# Release {version}", ""]
+    lines += [
+        "Stable Diffusion, fine-tuned on TFX: three SavedModels (text encoder, diffusion model, "
+        "decoder) that TensorFlow Serving takes as they are. Prompts go in as text; number of "
+        "steps, guidance scale, seed and negative prompt are inputs.",
+        "",
+    ]
+    if pictures:
+        lines += [
+            f"![{_cell(picture.prompt)}]({picture.name(index)})"
+            for index, picture in enumerate(pictures)
+        ]
+        lines += ["", "| picture | prompt | seed |", "| --- | --- | --- |"]
+        lines += [
+            f"| {index} | {_cell(picture.prompt)} | {picture.seed} |"
+            for index, picture in enumerate(pictures)
+        ]
+        defaults = facts.get("defaults", {})
+        numbers = ", ".join(f"{name} {value}" for name, value in sorted(defaults.items()))
+        lines += ["", f"Drawn by this release{f' with {numbers}' if numbers else ''}.", ""]
+    metrics = {name: value for name, value in facts.get("metrics", {}).items() if name in _METRICS}
+    if metrics:
+        lines += ["## Metrics", "", "| metric | value |", "| --- | --- |"]
+        lines += [f"| {_METRICS[name]} | {value:.4f} |" for name, value in metrics.items()]
+        lines += [
+            "",
+            "Mean squared error of the predicted noise on pictures that were held out.",
+            "",
+        ]
+    lines += ["## Lineage", "", "| what | |", "| --- | --- |"]
+    lines += [f"| {what} | {_cell(value)} |" for what, value in _lineage(facts, manifest)]
+    lines += [
+        "",
+        "## Use",
+        "",
+        "```sh",
+        "python -m serving.pull hf://ORG/NAME --serving-dir serving_model   # this repository",
+        'python -m serving.generate "a drawing" --serving-dir serving_model --out drawing.png',
+        "```",
+        "",
+        f"`{RELEASE_NAME}` has the SHA-256 of every file; pulling verifies them.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _lineage(facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    lineage = facts.get("lineage", {})
+    found = {
+        "Preset": facts.get("preset"),
+        "Size of the pictures": facts.get("image_size"),
+        "Pushed at": facts.get("pushed_at"),
+        "Pipeline": lineage.get("pipeline"),
+        "Pipeline run": lineage.get("pipeline_run"),
+        "Execution of the pusher": lineage.get("execution_id"),
+        "Model artifact": facts.get("model", {}).get("id"),
+        "Blessing artifact": facts.get("blessing", {}).get("id"),
+        "Base weights": manifest.get("base_weights_source"),
+        "SHA-256 of the diffusion model's base weights": manifest.get("base_weights", {}).get(
+            "diffusion_model"
+        ),
+        "Training steps": manifest.get("steps"),
+        "Batch size": manifest.get("batch_size"),
+        "Learning rate": manifest.get("learning_rate"),
+        "Seed": manifest.get("seed"),
+        "Weights": manifest.get("export_weights"),
+        "Git commit": manifest.get("git_commit"),
+        "TensorFlow": manifest.get("versions", {}).get("tensorflow"),
+    }
+    yield from ((what, value) for what, value in found.items() if value is not None)
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
+
+
+def _draw(generator: Generator, prompts: Sequence[str]) -> Iterator[Picture]:
+    for seed, prompt in enumerate(prompts):
+        [pixels] = generator.generate([prompt], seed=seed)
+        yield Picture(prompt, seed, png.encode(pixels))
+
+
+def _to_hub(
+    serving_dir: str,
+    target: str,
+    name: str,
+    files: Mapping[str, str],
+    small: Mapping[str, bytes],
+    private: bool,
+) -> str:
+    """One commit that holds nothing else than the release, and a tag."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    from trainer import hub
+
+    if storage.is_remote(serving_dir):
+        raise ServingError(
+            f"{serving_dir} is not on this machine; the hub takes local files: pull it first"
+        )
+    try:
+        address = hub.parse_address(target)
+    except hub.HubError as error:
+        raise ServingError(str(error)) from error
+    if address.revision is not None or address.folder:
+        raise ServingError(f"{target} names a revision or a folder; give hf://ORG/NAME alone")
+    repo_id, api = address.repo_id, HfApi()
+    try:
+        with hub.HubRepo(hub.MODEL, repo_id, "main").errors_explained():
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            tags = [tag.name for tag in api.list_repo_refs(repo_id).tags]
+            if name in tags:
+                raise ServingError(
+                    f"{target} has a {name} already, and no release is overwritten: pull "
+                    f"{target}@{name}, or publish to another model"
+                )
+            additions = [
+                CommitOperationAdd(path, os.path.join(serving_dir, local))
+                for local, path in files.items()
+            ] + [CommitOperationAdd(path, contents) for path, contents in small.items()]
+            added = {operation.path_in_repo for operation in additions} | {".gitattributes"}
+            before = [path for path in api.list_repo_files(repo_id) if path not in added]
+            deletions = [CommitOperationDelete(path, is_folder=False) for path in before]
+            commit = api.create_commit(
+                repo_id, [*deletions, *additions], commit_message=f"Release {name[8:]}"
+            )
+            api.create_tag(repo_id, tag=name, revision=commit.oid)
+    except hub.HubError as error:
+        raise ServingError(str(error)) from error
+    return f"{target}@{name}"
+
+
+def _to_folder(
+    serving_dir: str,
+    target: str,
+    name: str,
+    files: Mapping[str, str],
+    small: Mapping[str, bytes],
+) -> str:
+    """`release.json` comes last: a folder without it is none that can be pulled."""
+    import fsspec
+
+    try:
+        target_files, root = fsspec.core.url_to_fs(target)
+        folder = f"{root.rstrip('/')}/{name}"
+        if target_files.exists(f"{folder}/{RELEASE_NAME}"):
+            raise ServingError(
+                f"{target} has a {name} already, and no release is overwritten: choose another "
+                "place"
+            )
+        contents = {path: storage.join(serving_dir, local) for local, path in files.items()}
+        for path in contents:
+            target_files.makedirs(os.path.dirname(f"{folder}/{path}"), exist_ok=True)
+            with target_files.open(f"{folder}/{path}", "wb") as f:
+                for chunk in storage.read_chunks(contents[path]):
+                    f.write(chunk)
+        for path in sorted(small, key=RELEASE_NAME.__eq__):
+            target_files.makedirs(os.path.dirname(f"{folder}/{path}"), exist_ok=True)
+            target_files.pipe_file(f"{folder}/{path}", small[path])
+    except ServingError:
+        raise
+    # The libraries below fsspec raise exceptions of their own.
+    except Exception as error:
+        detail = " ".join(str(error).split())[:300]
+        raise ServingError(
+            f"{target} cannot be written ({type(error).__name__}: {detail}): check the address and "
+            "your right to write there"
+        ) from error
+    return f"{target.rstrip('/')}/{name}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.publish",
+        description="Publishes a release to the Hugging Face hub, a bucket or a folder.",
+    )
+    parser.add_argument("target", help="hf://ORG/NAME, gs://BUCKET/FOLDER or a folder")
+    parser.add_argument(
+        "--serving-dir",
+        default=DEFAULT_SERVING_DIR,
+        metavar="DIR",
+        help="the folder that the pipeline pushes to (default: %(default)s)",
+    )
+    parser.add_argument("--version", type=int, help="the release (default: the current one)")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        dest="prompts",
+        metavar="PROMPT",
+        help="what to draw for the model card, may be repeated (default: the first "
+        f"{_PICTURES} validation prompts)",
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="draw none")
+    parser.add_argument(
+        "--license", metavar="NAME", help="the weights' licence, as the hub names it"
+    )
+    parser.add_argument(
+        "--private", action="store_true", help="make the model on the hub private, if it is new"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code, 2 for a mistake."""
+    arguments = _parser().parse_args(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        address = publish(
+            arguments.serving_dir,
+            arguments.target,
+            arguments.version,
+            prompts=[] if arguments.no_pictures else arguments.prompts,
+            license_=arguments.license,
+            private=arguments.private,
+        )
+    except (ServingError, OSError, json.JSONDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"published; to get it back: python -m serving.pull {address}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Brings a published release into a serving directory: `python -m serving.pull hf://ORG/NAME`.
+
+Every file is held against the SHA-256 that `release.json` has of it, and the release becomes
+visible as a push does: whole or not at all. It keeps its number where that is free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from serving.errors import ServingError
+from serving.publish import RELEASE_NAME
+from serving.releases import DEFAULT_SERVING_DIR, NETWORKS
+from serving.serving_directory import ServingDirectory
+from trainer.transfer import sha256_of
+from trainer.weight_folders import Folder, WeightsError, open_folder
+
+_FILE = re.compile(rf"(?:{'|'.join(NETWORKS)})/[0-9]+/(?!.*(?:^|/)\.\.?(?:/|$))[^\\]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def pull(source: str, serving_dir: str) -> dict[str, Any]:
+    """Gets a release.
+
+    Args:
+        source: `hf://ORG/NAME` or `hf://ORG/NAME@release-7`, or the address that
+            `serving.publish` gave for a bucket or folder.
+        serving_dir: The serving directory; it need not exist.
+
+    Returns:
+        The release as it is there now.
+
+    Raises:
+        ServingError: There is no release, or a file of it is missing, damaged or elsewhere than it
+            should be.
+    """
+    try:
+        folder = open_folder(source)
+        if not folder.exists(RELEASE_NAME):
+            raise ServingError(f"there is no release in {source}: it has no {RELEASE_NAME}")
+        published = folder.read_json(RELEASE_NAME)
+        hashes = _hashes(published, folder)
+        with tempfile.TemporaryDirectory() as staged:
+            for name, digest in hashes.items():
+                _fetch(folder, name, digest, os.path.join(staged, *name.split("/")))
+            facts = {**published, "pulled_from": folder.address}
+            del facts["files"]
+            directory = ServingDirectory(serving_dir)
+            return directory.publish(staged, facts, lambda _: None, version=published["version"])
+    except WeightsError as error:
+        raise ServingError(str(error)) from error
+
+
+def _hashes(release: dict[str, Any], folder: Folder) -> dict[str, str]:
+    """From each file's path, without the version, to its SHA-256."""
+    version, files = release.get("version"), release.get("files") or {}
+    known = type(version) is int and version > 0 and isinstance(files, dict) and files
+    if not known or not all(
+        _FILE.fullmatch(path) and _SHA256.fullmatch(str(digest)) for path, digest in files.items()
+    ):
+        raise ServingError(f"{folder.shown(RELEASE_NAME)} is damaged, or of something else")
+    return {re.sub("/[0-9]+/", "/", path, count=1): digest for path, digest in files.items()}
+
+
+def _fetch(folder: Folder, name: str, digest: str, target: str) -> None:
+    if not folder.exists(name):
+        raise ServingError(f"{folder.shown(name)} is missing; nothing was pulled")
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with folder.local(name) as path:
+        shutil.copyfile(path, target)
+    if sha256_of(target) != digest:
+        raise ServingError(
+            f"{folder.shown(name)} is damaged: its SHA-256 is not the one in {RELEASE_NAME}; "
+            "nothing was pulled"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.pull",
+        description="Brings a published release into a serving directory.",
+    )
+    parser.add_argument(
+        "source", help="hf://ORG/NAME[@release-VERSION], gs://BUCKET/FOLDER/release-VERSION, ..."
+    )
+    parser.add_argument(
+        "--serving-dir",
+        default=DEFAULT_SERVING_DIR,
+        metavar="DIR",
+        help="the serving directory, local or gs://; made where there is none "
+        "(default: %(default)s)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code, 2 for a mistake."""
+    arguments = _parser().parse_args(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        release = pull(arguments.source, arguments.serving_dir)
+    except (ServingError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"release {release['version']} is in {arguments.serving_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

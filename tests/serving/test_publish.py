@@ -1,0 +1,211 @@
+"""Releases go to a hub, a bucket and a folder, and come back with every byte, or not at all."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from hub_server import TOKEN, HubServer
+
+from serving import png, publish, pull
+from serving.client import Generator
+from serving.errors import ServingError
+from serving.releases import NETWORKS
+from serving.serving_directory import ServingDirectory
+
+MANIFEST = {
+    "steps": 160,
+    "learning_rate": 0.001,
+    "git_commit": "0123abc",
+    "validation": {"prompts": ["a blue | dragon", "a red\nbird"]},
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Releases 1 and 2, of small files."""
+    root = tmp_path / "serving_model"
+    for number in (1, 2):
+        source = tmp_path / f"m{number}"
+        for network in NETWORKS:
+            (source / network / "variables").mkdir(parents=True)
+            (source / network / "saved_model.pb").write_text(f"{network} {number}")
+            # Large files and small ones take different ways to the hub.
+            size = 11 << 20 if network == "decoder" else 100
+            (source / network / "variables" / "variables.data").write_bytes(bytes([number]) * size)
+        facts = {
+            "model": {"id": 10 + number},
+            "preset": "tiny",
+            "metrics": {"loss": 0.1602, "loss_baseline": 0.2037},
+            "lineage": {"pipeline_run": "2026-11-25T12:00:00"},
+            "manifest": MANIFEST,
+        }
+        ServingDirectory(str(root)).publish(str(source), facts, lambda _: None)
+    return root
+
+
+def assert_same_release(actual: Path, version: int, root: Path, original: int) -> None:
+    facts = json.loads((actual / "releases" / f"{version}.json").read_text())
+    expected = json.loads((root / "releases" / f"{original}.json").read_text())
+    files = {path.replace(f"/{version}/", f"/{original}/"): d for path, d in facts["files"].items()}
+    assert files == expected["files"]
+    assert {**facts, "files": 0, "version": 0, "pulled_from": 0} == {
+        **expected, "files": 0, "version": 0, "pulled_from": 0
+    }  # fmt: skip
+    assert ServingDirectory(str(actual)).damaged_files(version) == []
+
+
+def test_to_the_hub_and_back(root: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    arguments = ["hf://org/dragons", "--serving-dir", str(root), "--no-pictures"]
+
+    def run(module: str, *arguments: str, token: str = TOKEN) -> tuple[int, str]:
+        code = (
+            "import contextlib, io\n"
+            f"from serving.{module} import main\n"
+            "said = io.StringIO()\n"
+            "with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):\n"
+            f"    out['code'] = main({list(arguments)!r})\n"
+            "out['said'] = said.getvalue().splitlines()[-1]\n"
+        )
+        out = hub.run(home, code, HF_TOKEN=token, HF_HUB_DISABLE_XET="1").out
+        return out["code"], out["said"]
+
+    with HubServer() as hub:
+        code, said = run("publish", *arguments, token="hf_nobody")
+        assert code == 2
+        assert said.startswith("error: ")
+        assert "org/dragons" in said
+        hub.know(TOKEN)
+        code, said = run("publish", *arguments, "--version", "1", "--license", "apache-2.0")
+        told = "published; to get it back: python -m serving.pull hf://org/dragons@release-1"
+        assert (code, said) == (0, told)
+        assert run("publish", *arguments)[0] == 0
+        files = hub.files("org/dragons", "release-2")
+        expected = {f"{n}/{name}" for n in NETWORKS for name in ("saved_model.pb",)}
+        expected |= {f"{n}/variables/variables.data" for n in NETWORKS}
+        assert set(files) == {*expected, "README.md", "release.json"}
+        assert files["decoder/saved_model.pb"].read_text() == "decoder 2"
+        assert (
+            "license: apache-2.0\n"
+            in hub.files("org/dragons", "release-1")["README.md"].read_text()
+        )
+        code, said = run("publish", *arguments)
+        assert code == 2
+        assert said.startswith("error: hf://org/dragons has a release-2 already, and no release")
+
+        here = tmp_path / "here"
+        code, said = run("pull", "hf://org/dragons@release-1", "--serving-dir", str(here))
+        assert (code, said) == (0, f"release 1 is in {here}")
+        assert_same_release(here, 1, root, 1)
+        assert run("pull", "hf://org/dragons", "--serving-dir", str(here))[0] == 0
+        assert_same_release(here, 2, root, 2)
+
+        # Another cache, and a byte that changed on the way.
+        files["text_encoder/saved_model.pb"].write_text("text_encoder 7")
+        home = tmp_path / "other_home"
+        home.mkdir()
+        code, said = run("pull", "hf://org/dragons", "--serving-dir", str(tmp_path / "there"))
+        assert code == 2
+        assert "text_encoder/saved_model.pb" in said
+        assert not list((tmp_path / "there").glob("releases/*.json"))
+
+
+def test_to_a_bucket_and_back(root: Path, tmp_path: Path) -> None:
+    address = publish.publish(str(root), "memory://bucket/dragons", prompts=[])
+    assert address == "memory://bucket/dragons/release-2"
+    here = tmp_path / "here"
+    assert pull.pull(address, str(here))["version"] == 2
+    assert_same_release(here, 2, root, 2)
+    # Its own number is taken there.
+    assert (
+        pull.pull(publish.publish(str(root), "memory://bucket/dragons", 1, prompts=[]), str(here))[
+            "version"
+        ]
+        == 3
+    )
+    assert_same_release(here, 3, root, 1)
+    with pytest.raises(ServingError, match="has a release-2 already, and no release is"):
+        publish.publish(str(root), "memory://bucket/dragons", prompts=[])
+
+    memory = fsspec.filesystem("memory")
+    damaged = "/bucket/dragons/release-2/decoder/variables/variables.data"
+    memory.pipe_file(damaged, b"\0" * (11 << 20))
+    with pytest.raises(ServingError, match=r"variables.data is damaged: its SHA-256 is not the"):
+        pull.pull(address, str(tmp_path / "there"))
+    memory.rm(damaged)
+    with pytest.raises(ServingError, match=r"variables.data is missing; nothing was pulled"):
+        pull.pull(address, str(tmp_path / "there"))
+    assert not (tmp_path / "there").exists()
+    with pytest.raises(ServingError, match=r"there is no release in memory://bucket/dragons: it"):
+        pull.pull("memory://bucket/dragons", str(tmp_path / "there"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": "2"},
+        {"version": 0},
+        {"files": {}},
+        {"files": {"decoder/2/../../../etc/passwd": "0" * 64}},
+        {"files": {"/etc/passwd": "0" * 64}},
+        {"files": {"decoder/2/saved_model.pb": "short"}},
+        {"files": {"other/2/saved_model.pb": "0" * 64}},
+    ],
+)
+def test_releases_that_are_none_are_refused(root: Path, tmp_path: Path, change: dict) -> None:
+    address = publish.publish(str(root), str(tmp_path / "out"), prompts=[])
+    path = Path(address, "release.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ServingError, match=r"release\.json is damaged, or of something else"):
+        pull.pull(address, str(tmp_path / "there"))
+
+
+def test_a_damaged_release_is_not_published(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "decoder" / "2" / "saved_model.pb").write_text("changed")
+    arguments = [str(tmp_path / "out"), "--serving-dir", str(root), "--no-pictures"]
+    assert publish.main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: release 2 is damaged: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_model_card_shows_what_the_release_draws(released: Path, tmp_path: Path) -> None:
+    prompts = ["a blue | dragon", "a red bird"]
+    address = publish.publish(str(released), str(tmp_path), prompts=prompts)
+    card = Path(address, "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: tensorflow\npipeline_tag: text-to-image\n")
+    assert "| Held-out loss | 0.1602 |" in card
+    assert "| Model artifact | 1 |" in card
+    generator = Generator(str(released))
+    for seed, prompt in enumerate(prompts):
+        contents = Path(address, "pictures", f"{seed:02d}.png").read_bytes()
+        [expected] = generator.generate([prompt], seed=seed)
+        assert (png.decode(contents) == expected).all()
+    assert "| 0 | a blue \\| dragon | 0 |" in card
+    pulled = tmp_path / "here"
+    assert pull.pull(address, str(pulled))["version"] == 1
+    assert (Generator(str(pulled)).generate(["a red bird"], seed=1)[0] == expected).all()
+
+
+def test_prompts_of_the_card_are_the_validation_prompts(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def draw(generator: Callable, prompts: list[str]) -> list[publish.Picture]:
+        asked.extend(prompts)
+        return [publish.Picture(prompt, 0, b"png") for prompt in prompts]
+
+    monkeypatch.setattr(publish, "Generator", lambda *_: None)
+    monkeypatch.setattr(publish, "_draw", draw)
+    address = publish.publish(str(root), str(tmp_path / "out"))
+    assert asked == MANIFEST["validation"]["prompts"]
+    assert "![a red bird](pictures/01.png)" in Path(address, "README.md").read_text()
