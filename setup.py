@@ -15,6 +15,7 @@ setup(
         "pipeline": ["*.yaml", "lineage/*.json", "lineage/templates/*"],
         "trainer": ["base_weights/*/*"],
         "components": ["*/*.html"],
+        "serving": ["deploy/*.yaml", "deploy/kubernetes/*.yaml"],
     },
     py_modules=["runner_local", "runner_vertex"],
     install_requires=[

@@ -1,0 +1,108 @@
+"""What Docker Compose and Kubernetes accept, and what TensorFlow Serving needs of them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from compose_spec import PyCompose
+
+from serving.releases import NETWORKS
+
+DEPLOY = Path(__file__).resolve().parents[2] / "serving" / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+OLDEST_KUBERNETES = "1.30"
+SERVING_DIR = "/srv/serving_model"
+
+
+def compose(**environment: str) -> dict[str, Any]:
+    def value(match: re.Match[str]) -> str:
+        name, default = match[1], match[2]
+        if name not in environment and default.startswith(":-"):
+            return default.removeprefix(":-")
+        return environment[name]
+
+    text = (DEPLOY / "docker-compose.yaml").read_text()
+    text = re.sub(r"\$\{(\w+)((?::[-?][^}]*)?)\}", value, text)
+    # The parser knows no merge keys, which are YAML's own.
+    content = yaml.safe_load(text)
+    PyCompose.from_yaml(yaml.safe_dump(content)).validate()
+    return content
+
+
+def kubernetes() -> dict[str, dict[str, Any]]:
+    kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+    found = {}
+    for name in kustomization["resources"]:
+        for document in yaml.safe_load_all((KUBERNETES / name).read_text()):
+            found[document["kind"]] = document
+    files = {path.name for path in KUBERNETES.iterdir()}
+    assert files == {*kustomization["resources"], "kustomization.yaml"}
+    return found
+
+
+def test_compose_is_valid_and_serves_the_directory() -> None:
+    content = compose(SERVING_DIR=SERVING_DIR)
+    assert set(content["services"]) == {"cpu", "gpu"}
+    for service in content["services"].values():
+        assert f"--model_config_file={SERVING_DIR}/models.config" in service["command"]
+        assert service["volumes"] == [f"{SERVING_DIR}:{SERVING_DIR}:ro"]
+        # TensorFlow Serving asks nobody for a password.
+        assert all(str(port).startswith("127.0.0.1:") for port in service["ports"])
+    device = content["services"]["gpu"]["deploy"]["resources"]["reservations"]["devices"][0]
+    assert device["capabilities"] == ["gpu"]
+
+
+def test_compose_asks_for_the_directory() -> None:
+    with pytest.raises(KeyError, match="SERVING_DIR"):
+        compose()
+
+
+@pytest.mark.parametrize("version", [OLDEST_KUBERNETES, kubernetes_validate.latest_version()])
+def test_manifests_are_valid(version: str) -> None:
+    documents = kubernetes()
+    assert set(documents) == {
+        *("ServiceAccount", "Deployment", "Service", "PodDisruptionBudget"),
+        "HorizontalPodAutoscaler",
+    }
+    for document in documents.values():
+        kubernetes_validate.validate(document, version, strict=True)
+    del documents["Deployment"]["spec"]["selector"]
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(documents["Deployment"], version, strict=True)
+
+
+def test_manifests_fit_together() -> None:
+    documents = kubernetes()
+    deployment, service = documents["Deployment"], documents["Service"]
+    pod = deployment["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    labels = pod["metadata"]["labels"]
+    for selector in (
+        deployment["spec"]["selector"]["matchLabels"],
+        service["spec"]["selector"],
+        documents["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels.items()
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"grpc": 8500, "rest": 8501}
+    assert {port["targetPort"] for port in service["spec"]["ports"]} == set(ports)
+    assert {f"--port={ports['grpc']}", f"--rest_api_port={ports['rest']}"} < set(container["args"])
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        [action] = (value for value in container[name].values() if isinstance(value, dict))
+        assert action["port"] in ports
+        assert action.get("path", "/v1/models/diffusion_model/").split("/")[3] in NETWORKS
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "cloud.google.com/gke-accelerator" in pod["spec"]["nodeSelector"]
+    account = documents["ServiceAccount"]["metadata"]["name"]
+    assert pod["spec"]["serviceAccountName"] == account
+    target = documents["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    assert target["name"] == deployment["metadata"]["name"]
+    kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+    [generated] = kustomization["configMapGenerator"]
+    [variable] = (v["valueFrom"]["configMapKeyRef"] for v in container["env"] if "valueFrom" in v)
+    assert variable["name"] == generated["name"]
+    [literal] = generated["literals"]
+    assert literal.partition("=")[0] == variable["key"]
