@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock lineage bench-ingest bench-train bench-weights help
+.PHONY: run test setup lint lock lineage playground bench-ingest bench-serving bench-train bench-weights help
 
 # Sets up everything and runs the pipeline; ARGS="--steps 800" passes flags on.
 run: setup
@@ -20,6 +20,10 @@ lint: setup
 	@.venv/bin/ruff format --quiet --check .
 	@.venv/bin/mypy --no-error-summary
 
+# Opens a local web page that draws with the pushed models; ARGS="--serving-dir DIR" for another run.
+playground: setup
+	@.venv/bin/python -m serving.playground $(ARGS)
+
 # Resolves the ranges in setup.py into requirements.lock, the pin of uv and what the image installs.
 lock: setup
 	.venv/bin/uv pip compile setup.py --extra vertex --extra mysql --extra dev --python .venv/bin/python \
@@ -35,6 +39,10 @@ bench-ingest: setup
 	.venv/bin/uv pip install --quiet --python .venv-datasets/bin/python \
 		--requirement benchmarks/ingest/requirements.txt
 	.venv/bin/python -m benchmarks.ingest --loop-python .venv-datasets/bin/python $(ARGS)
+
+# Pictures from the SavedModels beside KerasCV's and the published notebook's; docs/serving_speed.md.
+bench-serving: setup
+	.venv/bin/python -m benchmarks.serving $(ARGS)
 
 # Our networks beside PyTorch's at full size: the table of docs/weights.md; leaves 4 GB in runs/.
 bench-weights: setup

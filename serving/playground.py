@@ -1,0 +1,392 @@
+"""A local web page on the pushed models: `make playground`, or `python -m serving.playground`.
+
+One picture is drawn at a time, in the order of asking; everything that the page needs comes from
+this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import logging
+import os
+import secrets
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+from nicegui import Client, ui
+
+from serving import png
+from serving.client import Generator, is_server
+from serving.errors import ServingError
+from serving.releases import DEFAULT_SERVING_DIR, current_version, find_release
+from serving.request import MAX_STEPS, check_request
+
+HOST = "127.0.0.1"
+PORT = 8080
+MAX_PICTURES = 16
+MAX_WAITING = 8
+MAX_GALLERY = 64
+TITLE = "Playground"
+
+_METRICS = {"loss": "Held-out loss", "loss_baseline": "Its baseline's"}
+# Numbers above it are not exact in a browser; the page draws them itself.
+_MAX_RANDOM_SEED = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What one picture is asked for with."""
+
+    prompt: str
+    negative_prompt: str
+    num_steps: int
+    guidance_scale: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A picture, and what it was drawn with."""
+
+    request: Request
+    version: int
+    contents: bytes
+
+    @property
+    def source(self) -> str:
+        """The picture as an address that a browser shows."""
+        return f"data:image/png;base64,{base64.b64encode(self.contents).decode()}"
+
+
+class Studio:
+    """The models, shared by all pages that are open."""
+
+    def __init__(self, address: str, version: int | None) -> None:
+        """Loads nothing yet.
+
+        Args:
+            address: A serving directory or a server; see `serving.client.Generator`.
+            version: The release; if None, the current one, also when another one becomes that.
+        """
+        self.address = address
+        self._version = version
+        self._generator: Generator | None = None
+        self._loading = asyncio.Lock()
+        self._drawing = asyncio.Lock()
+        self._waiting = 0
+
+    async def generator(self) -> Generator:
+        """The models, loaded where they are not, or no longer the current ones."""
+        async with self._loading:
+            if self._generator is None or await asyncio.to_thread(
+                self._is_outdated, self._generator
+            ):
+                self._generator = await asyncio.to_thread(Generator, self.address, self._version)
+            return self._generator
+
+    async def draw(self, request: Request) -> Drawn:
+        """Draws one picture, once those that were asked for before are done.
+
+        Raises:
+            ServingError: Too many are waiting, or it cannot be drawn.
+        """
+        async with self._turn():
+            generator = await self.generator()
+            pictures = await asyncio.to_thread(
+                generator.generate,
+                [request.prompt],
+                request.negative_prompt,
+                num_steps=request.num_steps,
+                guidance_scale=request.guidance_scale,
+                seed=request.seed,
+            )
+            contents = await asyncio.to_thread(png.encode, pictures[0])
+            return Drawn(request, generator.version, contents)
+
+    def _is_outdated(self, generator: Generator) -> bool:
+        if self._version is not None or generator.release is None:
+            return False
+        return generator.release.version != current_version(self.address)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if self._waiting >= MAX_WAITING:
+            raise ServingError(
+                f"{self._waiting} pictures are waiting already; try again when some are done"
+            )
+        self._waiting += 1
+        try:
+            async with self._drawing:
+                yield
+        finally:
+            self._waiting -= 1
+
+
+class Page:
+    """The page in one browser tab."""
+
+    def __init__(self, studio: Studio, lineage_url: str) -> None:
+        """Builds the page; `load` fills it."""
+        self._studio = studio
+        self._lineage_url = lineage_url.rstrip("/")
+        self._stopped = False
+        ui.page_title(TITLE)
+        ui.colors(primary="#3b5bdb")
+        with ui.row().classes("w-full no-wrap items-start gap-6 max-md:flex-wrap"):
+            with ui.column().classes("w-80 shrink-0 gap-3"):
+                self._controls()
+            with ui.column().classes("grow gap-3"):
+                self._progress = ui.linear_progress(0, show_value=False).props("instant-feedback")
+                self._status = ui.label("Loading the models ...").classes("text-gray-600")
+                self._status.mark("status").props("aria-live=polite")
+                self._gallery = ui.row().classes("gap-4").mark("gallery")
+
+    def _controls(self) -> None:
+        ui.label(TITLE).classes("text-2xl font-medium")
+        self._prompt = ui.textarea("Prompt").props("outlined autogrow").classes("w-full")
+        self._prompt.on("keydown.ctrl.enter", self._draw)
+        self._negative = ui.input("Negative prompt").props("outlined dense").classes("w-full")
+        with ui.row().classes("w-full no-wrap"):
+            self._steps = _number("Steps", 1, MAX_STEPS)
+            self._guidance = _number("Guidance scale", 0, None, step=0.5, precision=2)
+        with ui.row().classes("w-full no-wrap items-center"):
+            # As text: a browser's numbers are exact up to 2^53 only.
+            self._seed = ui.input("Seed", value="0").props("outlined dense").classes("grow")
+            ui.button(icon="casino", on_click=self._random_seed).props(
+                'flat round aria-label="Random seed"'
+            ).tooltip("Random seed")
+            self._count = _number("Pictures", 1, MAX_PICTURES, value=1)
+        with ui.row().classes("w-full no-wrap"):
+            self._button = ui.button("Draw", on_click=self._draw).classes("grow")
+            self._button.disable()
+            self._stop = ui.button("Stop", on_click=self._end).props("outline")
+            self._stop.disable()
+        self._facts = ui.card().classes("w-full gap-1").mark("release")
+
+    async def load(self) -> None:
+        """Loads the models, and shows what they are."""
+        try:
+            generator = await self._studio.generator()
+        except ServingError as error:
+            self._status.set_text(f"The models cannot be used: {error}")
+            return
+        self._steps.value = generator.num_steps
+        self._guidance.value = generator.guidance_scale
+        self._button.enable()
+        self._status.set_text("Ready.")
+        try:
+            # Of a server, this asks for it.
+            version = await asyncio.to_thread(lambda: generator.version)
+            self._show_release(generator, version)
+        except ServingError as error:
+            self._status.set_text(str(error))
+
+    def _show_release(self, generator: Generator, version: int) -> None:
+        self._facts.clear()
+        release = generator.release
+        facts = dict(release.facts) if release else {}
+        with self._facts:
+            ui.label(f"Release {version}").classes("text-lg font-medium")
+            for name, value in _shown_facts(self._studio.address, facts):
+                with ui.row().classes("w-full justify-between text-sm no-wrap"):
+                    ui.label(name).classes("text-gray-600")
+                    ui.label(value).classes("text-right break-all")
+            if release is not None and self._lineage_url:
+                address = f"{self._lineage_url}/release/{version}"
+                ui.link("Where it comes from", address, new_tab=True)
+
+    def _random_seed(self) -> None:
+        self._seed.value = str(secrets.randbelow(_MAX_RANDOM_SEED + 1))
+
+    def _end(self) -> None:
+        self._stopped = True
+        self._status.set_text("Stops after this picture ...")
+
+    def _requests(self) -> list[Request]:
+        try:
+            first = int(self._seed.value)
+        except ValueError:
+            raise ServingError(f"the seed is {self._seed.value!r}; it must be a number") from None
+        for name, field in (
+            *(("number of steps", self._steps), ("guidance scale", self._guidance)),
+            ("number of pictures", self._count),
+        ):
+            if field.value is None:
+                raise ServingError(f"the {name} is missing")
+        count = int(self._count.value)
+        if not 1 <= count <= MAX_PICTURES:
+            raise ServingError(f"the number of pictures is {count}; it must be 1 to {MAX_PICTURES}")
+        steps, scale = int(self._steps.value), float(self._guidance.value)
+        seeds = [first + index for index in range(count)]
+        check_request(num_steps=steps, guidance_scale=scale, seeds=seeds)
+        prompt, negative = self._prompt.value or "", self._negative.value or ""
+        if not prompt.strip():
+            raise ServingError("there is no prompt; say what to draw")
+        return [Request(prompt, negative, steps, scale, seed) for seed in seeds]
+
+    async def _draw(self) -> None:
+        if not self._button.enabled:
+            return
+        try:
+            requests = self._requests()
+        except ServingError as error:
+            ui.notify(str(error), type="negative")
+            return
+        self._stopped = False
+        self._button.disable()
+        self._stop.enable()
+        try:
+            for done, request in enumerate(requests):
+                if self._stopped:
+                    break
+                self._progress.value = done / len(requests)
+                self._status.set_text(f"Drawing picture {done + 1} of {len(requests)} ...")
+                drawn = await self._studio.draw(request)
+                self._show(drawn)
+                self._progress.value = (done + 1) / len(requests)
+                # Another release may have become the current one.
+                self._show_release(await self._studio.generator(), drawn.version)
+            self._status.set_text("Stopped." if self._stopped else "Done.")
+        except ServingError as error:
+            self._status.set_text(f"It did not work: {error}")
+            ui.notify(str(error), type="negative", multi_line=True)
+        finally:
+            self._button.enable()
+            self._stop.disable()
+
+    def _show(self, drawn: Drawn) -> None:
+        request = drawn.request
+        with self._gallery, ui.card().classes("w-64 gap-1") as card:
+            picture = ui.image(drawn.source).classes("w-full").style("image-rendering: auto")
+            picture.props["alt"] = request.prompt
+            ui.label(request.prompt).classes("text-sm")
+            if request.negative_prompt:
+                ui.label(f"without: {request.negative_prompt}").classes("text-xs text-gray-600")
+            ui.label(
+                f"seed {request.seed}, {request.num_steps} steps, guidance "
+                f"{request.guidance_scale:g}, release {drawn.version}"
+            ).classes("text-xs text-gray-600")
+            with ui.row().classes("gap-1"):
+                ui.button(
+                    icon="download",
+                    on_click=lambda: ui.download(drawn.contents, f"{request.seed}.png"),
+                ).props('flat dense size=sm aria-label="Download"').tooltip("Download")
+                ui.button(icon="replay", on_click=lambda: self._take_over(request)).props(
+                    'flat dense size=sm aria-label="Use these settings"'
+                ).tooltip("Use these settings")
+                ui.button(icon="close", on_click=card.delete).props(
+                    'flat dense size=sm aria-label="Remove"'
+                ).tooltip("Remove")
+        card.move(target_index=0)
+        cards = list(self._gallery)
+        if len(cards) > MAX_GALLERY:
+            cards[-1].delete()
+
+    def _take_over(self, request: Request) -> None:
+        self._prompt.value = request.prompt
+        self._negative.value = request.negative_prompt
+        self._steps.value = request.num_steps
+        self._guidance.value = request.guidance_scale
+        self._seed.value = str(request.seed)
+        self._count.value = 1
+
+
+def _number(label: str, low: float, high: float | None, **settings: Any) -> ui.number:
+    settings = {"precision": 0, **settings}
+    return ui.number(label, min=low, max=high, **settings).props("outlined dense").classes("w-full")
+
+
+def _shown_facts(address: str, facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield ("Server" if is_server(address) else "Directory"), address
+    if "preset" in facts:
+        yield "Preset", str(facts["preset"])
+    if "image_size" in facts:
+        yield "Pictures", f"{facts['image_size']} x {facts['image_size']}"
+    if "pushed_at" in facts:
+        yield "Pushed", str(facts["pushed_at"]).replace("T", " ").partition("+")[0]
+    for name, label in _METRICS.items():
+        if name in facts.get("metrics", {}):
+            yield label, f"{facts['metrics'][name]:.4f}"
+    manifest = facts.get("manifest", {})
+    if "steps" in manifest:
+        yield "Training steps", str(manifest["steps"])
+    if manifest.get("git_commit"):
+        yield "Code", str(manifest["git_commit"])[:10]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.playground",
+        description="A local web page that draws pictures with the pushed models.",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--serving-dir",
+        default=DEFAULT_SERVING_DIR,
+        metavar="DIR",
+        help="the folder that the pipeline pushes to, local or gs:// (default: %(default)s)",
+    )
+    where.add_argument(
+        "--server",
+        metavar="ADDRESS",
+        help="a TensorFlow Serving instead: http://HOST:8501 (REST) or grpc://HOST:8500",
+    )
+    parser.add_argument("--version", type=int, help="the release (default: the current one)")
+    parser.add_argument(
+        "--host",
+        default=HOST,
+        help="the address to listen at; whoever reaches it can draw (default: %(default)s, this "
+        "machine alone)",
+    )
+    parser.add_argument("--port", type=int, default=PORT, help="(default: %(default)s)")
+    parser.add_argument(
+        "--lineage-url",
+        default="http://127.0.0.1:8081",
+        metavar="URL",
+        help='where the lineage pages are, "" for no link (default: %(default)s)',
+    )
+    parser.add_argument("--no-browser", action="store_true", help="open no browser")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the page until it is interrupted; returns the exit code, 2 for a mistake."""
+    arguments = _parser().parse_args(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    try:
+        if arguments.server is None:
+            find_release(arguments.serving_dir, arguments.version)
+        elif not is_server(arguments.server):
+            raise ServingError(
+                f"--server is {arguments.server}; it must be http://HOST:PORT or grpc://HOST:PORT"
+            )
+    except (ServingError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    studio = Studio(arguments.server or arguments.serving_dir, arguments.version)
+
+    @ui.page("/")
+    async def index(client: Client) -> None:
+        page = Page(studio, arguments.lineage_url)
+        await client.connected()
+        await page.load()
+
+    ui.run(
+        host=arguments.host,
+        port=arguments.port,
+        title=TITLE,
+        reload=False,
+        show=not arguments.no_browser,
+        show_welcome_message=True,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The page, driven in a browser."""
+
+import base64
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from browser import browser
+from playwright.sync_api import Locator, Page, expect
+
+from serving import playground, png
+from serving.client import Generator
+
+ROOT = Path(__file__).resolve().parents[2]
+expect.set_options(timeout=60_000)
+
+
+@pytest.fixture(scope="module")
+def root(publish: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("playground") / "serving_model"
+    publish(root, 1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def url(root: Path) -> Iterator[str]:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "serving.playground", "--serving-dir", str(root)]
+    command += ["--port", str(port), "--no-browser", "--lineage-url", "http://127.0.0.1:1/lineage"]
+    # NiceGUI takes a process of pytest for a test of its own.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(url, timeout=60).close()
+            break
+        except urllib.error.URLError:
+            assert process.poll() is None
+            time.sleep(0.2)
+    yield url
+    process.terminate()
+    process.wait(30)
+
+
+@contextlib.contextmanager
+def open_page(url: str) -> Iterator[Page]:
+    """The page in a browser of its own, which asks no other host and in which no script fails."""
+    asked, failures = [], []
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(60_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: failures.append(str(error)))
+        page.goto(url)
+        yield page
+    own = urlsplit(url).netloc
+    assert [u for u in asked if urlsplit(u).netloc not in (own, "")] == []
+    assert failures == []
+
+
+def status(page: Page) -> Locator:
+    return page.locator("[aria-live=polite]")
+
+
+def pixels(picture: Locator) -> np.ndarray:
+    source = picture.locator("img").first.get_attribute("src")
+    assert source is not None
+    return png.decode(base64.b64decode(source.removeprefix("data:image/png;base64,")))
+
+
+def pictures(page: Page) -> Locator:
+    return page.locator(".q-img")
+
+
+def test_pictures_are_drawn_and_are_those_of_the_folder(
+    root: Path, url: str, publish: Callable[..., int]
+) -> None:
+    with open_page(url) as page:
+        expect(status(page)).to_have_text("Ready.", timeout=120_000)
+        # What the release recommends, and what it is.
+        expect(page.get_by_label("Steps", exact=True)).to_have_value("2")
+        expect(page.get_by_label("Guidance scale")).to_have_value("3")
+        for text in ("Release 1", "tiny", "64 x 64", "2026-11-25 12:00:00", "0.1602", "0.2037"):
+            expect(page.get_by_text(text, exact=True)).to_be_visible()
+        lineage = page.get_by_role("link", name="Where it comes from")
+        expect(lineage).to_have_attribute("href", "http://127.0.0.1:1/lineage/release/1")
+
+        page.get_by_label("Prompt", exact=True).fill("a blue dragon 🐉")
+        page.get_by_label("Negative prompt").fill("a bird")
+        page.get_by_label("Steps", exact=True).fill("3")
+        page.get_by_label("Guidance scale").fill("4.5")
+        page.get_by_label("Seed", exact=True).fill("9007199254740993")
+        page.get_by_label("Pictures").fill("2")
+        page.get_by_role("button", name="Draw").click()
+        expect(status(page)).to_have_text("Done.")
+        expect(pictures(page)).to_have_count(2)
+        generator = Generator(str(root), 1)
+        expected = generator.generate(
+            ["a blue dragon 🐉"] * 2,
+            "a bird",
+            num_steps=3,
+            guidance_scale=4.5,
+            seed=[2**53 + 1, 2**53 + 2],
+        )
+        # The newest is first.
+        for place, picture in enumerate(reversed(expected)):
+            np.testing.assert_array_equal(pixels(pictures(page).nth(place)), picture)
+        expect(
+            page.get_by_text("seed 9007199254740994, 3 steps, guidance 4.5, release 1")
+        ).to_be_visible()
+
+        # Settings of a picture, another release, a download, a removed picture.
+        page.get_by_label("Seed", exact=True).fill("7")
+        page.get_by_role("button", name="Use these settings").last.click()
+        expect(page.get_by_label("Seed", exact=True)).to_have_value("9007199254740993")
+        assert publish(root, 2) == 2
+        page.get_by_role("button", name="Draw").click()
+        expect(pictures(page)).to_have_count(3)
+        expect(page.get_by_text("Release 2", exact=True)).to_be_visible()
+        [newer] = Generator(str(root), 2).generate(
+            ["a blue dragon 🐉"], "a bird", num_steps=3, guidance_scale=4.5, seed=2**53 + 1
+        )
+        np.testing.assert_array_equal(pixels(pictures(page).first), newer)
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download").first.click()
+        np.testing.assert_array_equal(png.decode(Path(download.value.path()).read_bytes()), newer)
+        page.get_by_role("button", name="Remove").first.click()
+        expect(pictures(page)).to_have_count(2)
+
+
+def test_wrong_values_are_told_and_draw_nothing(url: str) -> None:
+    with open_page(url) as page:
+        expect(status(page)).to_have_text("Ready.", timeout=120_000)
+        draw = page.get_by_role("button", name="Draw")
+        draw.click()
+        expect(page.get_by_text("there is no prompt; say what to draw")).to_be_visible()
+        page.get_by_label("Prompt", exact=True).fill("a dragon")
+        page.get_by_label("Seed", exact=True).fill("x")
+        draw.click()
+        expect(page.get_by_text("the seed is 'x'; it must be a number")).to_be_visible()
+        page.get_by_label("Seed", exact=True).fill("-1")
+        draw.click()
+        expect(page.get_by_text("the seed is -1; it must be 0 to")).to_be_visible()
+        page.get_by_label("Seed", exact=True).fill("0")
+        page.get_by_label("Steps", exact=True).fill("")
+        draw.click()
+        expect(page.get_by_text("the number of steps is missing")).to_be_visible()
+        expect(pictures(page)).to_have_count(0)
+        page.get_by_role("button", name="Random seed").click()
+        expect(page.get_by_label("Seed", exact=True)).not_to_have_value("0")
+
+
+def test_drawing_can_be_stopped(url: str) -> None:
+    with open_page(url) as page:
+        expect(status(page)).to_have_text("Ready.", timeout=120_000)
+        page.get_by_label("Prompt", exact=True).fill("a dragon")
+        page.get_by_label("Steps", exact=True).fill("200")
+        page.get_by_label("Pictures").fill("16")
+        page.get_by_role("button", name="Draw").click()
+        expect(status(page)).to_have_text("Drawing picture 1 of 16 ...")
+        page.get_by_role("button", name="Stop").click()
+        expect(status(page)).to_have_text("Stopped.")
+        assert pictures(page).count() < 16
+
+
+def test_it_listens_on_this_machine_alone() -> None:
+    arguments = playground._parser().parse_args([])
+    assert arguments.host == "127.0.0.1"
+
+
+def test_mistakes_are_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert playground.main(["--serving-dir", "/nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no serving directory /nowhere; ")
+    assert playground.main(["--server", "localhost"]) == 2
+    assert "it must be http://HOST:PORT or grpc://HOST:PORT" in capsys.readouterr().err
