@@ -1,0 +1,56 @@
+"""Writes the models: weights for KerasCV, our export, and the published notebook's."""
+
+from __future__ import annotations
+
+import json
+
+import tensorflow as tf
+
+from benchmarks.serving.measured import arguments
+from benchmarks.serving.notebook import export_notebook_models
+from trainer.export import export_models, serving_modules
+from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
+from trainer.presets import get_preset
+from trainer.tokenizer import merges
+from trainer.weights import load_base_weights
+
+
+def main() -> None:
+    """The command line."""
+    preset_name, image_size, folder, _ = arguments()
+    preset = get_preset(preset_name)
+    networks = {
+        "text_encoder": build_text_encoder(preset),
+        "diffusion_model": build_diffusion_model(preset, image_size),
+        "decoder": build_decoder(preset, image_size),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, model in networks.items():
+        load_base_weights(model, name, preset, "default" if preset.ships_weights else "random")
+        model.save_weights(str(folder / f"{name}.weights.h5"))
+    modules = serving_modules(**networks, preset=preset, image_size=image_size)
+    export_models(str(folder / "ours"), modules)
+    export_notebook_models(folder / "notebook", networks, preset, image_size)
+    write_merges(str(folder / "merges.txt.gz"))
+    (folder / "done").touch()
+    print(json.dumps({"tensorflow": tf.__version__}))
+
+
+def write_merges(path: str) -> None:
+    """The vocabulary in the form that KerasCV's tokenizer reads."""
+    import gzip
+
+    from keras_cv.src.models.stable_diffusion.clip_tokenizer import bytes_to_unicode
+
+    names = list(bytes_to_unicode().values())
+    names += [f"{name}</w>" for name in names]
+    lines = ["#version: 0.2"]
+    for left, right in merges():
+        lines.append(f"{names[left]} {names[right]}")
+        names.append(names[left] + names[right])
+    with gzip.open(path, "wt", encoding="utf-8") as f:
+        f.write("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
