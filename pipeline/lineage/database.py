@@ -24,6 +24,8 @@ SCHEMA_VERSION = 10
 _BUSY_SECONDS = 5.0
 _IDS_A_QUERY = 5000
 _SQLITE_HEADER = b"SQLite format 3\0"
+# Place of the byte that is 2 in write-ahead mode: https://www.sqlite.org/fileformat.html
+_WRITE_VERSION = 18
 
 
 class Database(Protocol):
@@ -130,6 +132,8 @@ def _check_file(path: str) -> None:
 
 def _copy(path: str, memory: sqlite3.Connection) -> None:
     address = f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro"
+    if _is_at_rest(path):
+        address += "&immutable=1"
     try:
         with contextlib.closing(
             sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
@@ -152,6 +156,16 @@ def _copy(path: str, memory: sqlite3.Connection) -> None:
                 "of the pipeline puts it right"
             ) from None
         raise LineageError(f"{path} is damaged: {message}") from None
+
+
+def _is_at_rest(path: str) -> bool:
+    """Whether a file in write-ahead mode has no writer: even a reader would make files beside it.
+
+    ML Metadata uses no such mode; somebody else may have switched it on.
+    """
+    with open(path, "rb") as file:
+        write_ahead = file.read(_WRITE_VERSION + 1)[_WRITE_VERSION:] == b"\2"
+    return write_ahead and not os.path.exists(f"{path}-wal")
 
 
 @contextlib.contextmanager

@@ -151,6 +151,22 @@ def test_reading_changes_nothing(small):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+def test_write_ahead_mode(small, tmp_path):
+    path = tmp_path / "metadata.sqlite"
+    path.write_bytes(small[0].read_bytes())
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    with open_store(path) as store:
+        assert len(store.runs()) == 6
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    with contextlib.closing(sqlite3.connect(path)) as writer, writer:
+        writer.execute("UPDATE Artifact SET uri = 'new' WHERE id = 1")
+        writer.commit()
+        # What stands in the log alone is seen, too.
+        with open_store(path) as store:
+            assert store.artifact(1).uri == "new"
+
+
 _WRITER = """
 import sys, time
 from ml_metadata.metadata_store import metadata_store
