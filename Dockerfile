@@ -20,7 +20,7 @@ RUN python -m venv /opt/uv \
 FROM python:3.10-slim-bookworm
 COPY --from=beam /opt/apache/beam /opt/apache/beam
 COPY --from=packages /opt/venv /opt/venv
-ENV PATH=/opt/venv/bin:/usr/local/nvidia/bin:/usr/local/bin:/usr/bin:/bin \
+ENV PATH=/opt/venv/bin:/usr/local/nvidia/bin:${PATH} \
     PYTHONPATH=/app \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -312,7 +312,7 @@ def _places(config: settings.RunConfig) -> Places:
 def _compile(
     config: settings.RunConfig, fingerprint: str, places: Places, console: consoles.Console
 ) -> dict[str, Any]:
-    config = settings.resolve_clip_model(settings.resolve_base_weights(config))
+    config = settings.resolve_clip_model(settings.resolve_base_weights(config, fetch=False))
     console.print("Compiling the pipeline ...")
     from pipeline.vertex.compile import compile_job
 

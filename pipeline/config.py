@@ -377,8 +377,12 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
     return dataclasses.replace(config, dataset=resolved), fingerprint
 
 
-def resolve_base_weights(config: RunConfig) -> RunConfig:
+def resolve_base_weights(config: RunConfig, *, fetch: bool = True) -> RunConfig:
     """Finds and verifies the base weights, and fetches those of the hub, before anything starts.
+
+    Args:
+        config: All settings.
+        fetch: Whether those of the hub are needed on this machine.
 
     Returns:
         The configuration with the place of the weights written out, a model of the hub with its
@@ -391,7 +395,8 @@ def resolve_base_weights(config: RunConfig) -> RunConfig:
 
     model = config.model
     try:
-        source = weight_sources.prepare(get_preset(model.preset), model.base_weights)
+        preset = get_preset(model.preset)
+        source = weight_sources.prepare(preset, model.base_weights, fetch=fetch)
     except weight_sources.WeightsError as error:
         raise ConfigError(f"model.base_weights = {model.base_weights!r}: {error}") from None
     return dataclasses.replace(config, model=dataclasses.replace(model, base_weights=source))

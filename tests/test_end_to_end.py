@@ -180,11 +180,13 @@ def test_a_picture_is_drawn_from_the_pushed_models(pipeline: Pipeline, first_scr
         assert len(drawn.getcolors(64 * 64) or ()) > 10
 
 
-def weights(serving_dir: Path) -> dict[str, np.ndarray]:
-    """Every variable of the three pushed models."""
+def weights(serving_dir: Path, version: str = "1") -> dict[str, np.ndarray]:
+    """Every variable of the three models."""
     found = {}
     for network in ("text_encoder", "diffusion_model", "decoder"):
-        reader = tf.train.load_checkpoint(str(serving_dir / network / "1" / "variables/variables"))
+        reader = tf.train.load_checkpoint(
+            str(serving_dir / network / version / "variables/variables")
+        )
         found |= {
             f"{network}/{name}": reader.get_tensor(name)
             for name in reader.get_variable_to_shape_map()
@@ -273,6 +275,24 @@ def test_the_emulated_vertex_run_in_a_bucket(
     local, pushed = weights(pipeline.output / "serving_model"), weights(tmp_path / "pushed")
     for name, value in local.items():
         np.testing.assert_array_equal(value, pushed[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_training_outside_a_pipeline_makes_the_same_model(
+    pipeline: Pipeline, first_screen: str, tmp_path: Path
+) -> None:
+    [latents] = (pipeline.output / "artifacts" / "LatentGen" / "latents").iterdir()
+    command = [sys.executable, "-m", "pipeline.train", "--steps", "4"]
+    flags = ["--config", str(pipeline.folder / "settings.yaml"), "--latents", str(latents)]
+    subprocess.run(
+        [*command, *flags, "--output", str(tmp_path / "run")],
+        cwd=REPO_ROOT,
+        check=True,
+        timeout=900,
+    )
+    made = weights(tmp_path / "run" / "model" / "Format-Serving", version="")
+    for name, value in weights(pipeline.output / "serving_model").items():
+        np.testing.assert_array_equal(value, made[name], err_msg=name)
 
 
 def test_an_unchanged_run_executes_nothing(pipeline: Pipeline, first_screen: str) -> None:

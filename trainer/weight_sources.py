@@ -122,11 +122,17 @@ def preset_for(preset: Preset, source: str) -> Preset:
     return dataclasses.replace(preset, numerics=numerics)
 
 
-def prepare(preset: Preset, source: str) -> str:
+def prepare(preset: Preset, source: str, *, fetch: bool = True) -> str:
     """Finds and verifies all four networks' files before anything starts.
 
     Files of the hub are fetched into its cache. Those of a bucket are only looked for: they are
     verified when they are read.
+
+    Args:
+        preset: Whose weights.
+        source: See `locate`.
+        fetch: Whether files of the hub are needed on this machine; otherwise they, too, are only
+            looked for.
 
     Returns:
         `source`, a model of the hub with its commit, so that the same is found later.
@@ -140,7 +146,7 @@ def prepare(preset: Preset, source: str) -> str:
     in_place = isinstance(base.folder, LocalFolder)
     for network in NETWORKS:
         for name in base.files(preset, network):
-            if in_place or base.folder.address.startswith("hf://"):
+            if in_place or (fetch and base.folder.address.startswith("hf://")):
                 with base.folder.local(name) as path:
                     base.verify(preset, network, name, path)
     shipped = source == DEFAULT_SOURCE and in_place

@@ -118,6 +118,20 @@ out["no_tensorflow"] = "tensorflow" not in sys.modules
     assert hashes["b.h5"] in after["error"]
 
 
+def test_for_another_machine_nothing_is_fetched(
+    hub: HubServer, home: Path, folder: Path, hashes: dict[str, str]
+) -> None:
+    commit = hub.add(_ID, folder, kind="models")
+    code = f"""
+out["pinned"] = prepare(preset, "hf://{_ID}", fetch=False)
+out["hash"] = base_weights_hash(preset, out["pinned"])
+"""
+    ran = _run(hub, home, hashes, code)
+    assert ran.out["pinned"] == f"hf://{_ID}@{commit}"
+    assert ran.out["hash"] == hashlib.sha256("\n".join(hashes.values()).encode()).hexdigest()
+    assert not [name for name in hashes if hub.asked(f"GET /{commit}/{_ID}/{name}")]
+
+
 def test_what_may_pass_is_tried_again(
     hub: HubServer, home: Path, folder: Path, hashes: dict[str, str]
 ) -> None:

@@ -44,6 +44,7 @@ class LoopbackCloud:
         errors: What a failed task says, by its name.
         tags: Images of the registry, `NAME:TAG`.
         trusting: Whether credentials are accepted.
+        gives_tokens: Whether a key is accepted.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class LoopbackCloud:
         self.stories: list[tuple[Mapping[str, str], str]] = []
         self.errors: dict[str, str] = {}
         self.tags = {"my-project/ml/sdft:1", "my-project/ml/sdft:latest"}
-        self.trusting = True
+        self.trusting = self.gives_tokens = True
         self.public_key = ""
         self._server = ThreadingHTTPServer(
             ("127.0.0.1", 0), type("Handler", (_Handler,), {"cloud": self})
@@ -125,6 +126,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path == "/token" and not self.cloud.gives_tokens:
+            self._answer({"error": "invalid_grant", "error_description": "key was deleted"}, 400)
+            return
         if self.path == "/token":
             self._answer({"access_token": _TOKEN, "expires_in": 3600, "token_type": "Bearer"})
             return

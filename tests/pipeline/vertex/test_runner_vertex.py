@@ -437,6 +437,12 @@ def test_without_credentials_or_project(
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
     assert runner_vertex.main(submission(cloud)) == 2
     assert "there are no Google Cloud credentials" in one_line(capsys)
+    cloud.write_key(tmp_path / "key.json")
+    cloud.gives_tokens = False
+    assert runner_vertex.main(submission(cloud)) == 2
+    line = one_line(capsys)
+    assert "the Google Cloud credentials are not accepted" in line
+    assert "key was deleted" in line
     assert cloud.requests == []
 
 
