@@ -241,8 +241,8 @@ def _emulate(config: settings.RunConfig, arguments: argparse.Namespace) -> int:
     folder = Path(arguments.emulate_in).absolute()
     settings.check_output_folder(str(folder))
     config, fingerprint = settings.resolve_dataset(config)
-    config = in_image(config, others=True)
     root = config.vertex.pipeline_root or str(folder)
+    config = in_image(config, others="://" not in root)
     places = Places.below(root, config.vertex.serving_dir)
     with (
         housekeeping.output_lock(str(folder)),

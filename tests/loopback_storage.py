@@ -82,6 +82,11 @@ class LoopbackStorage:
             if not token:
                 return found
 
+    def write(self, name: str, content: bytes) -> None:
+        url = f"{self.storage.url}/upload/storage/v1/b/bucket/o"
+        asked = {"uploadType": "media", "name": name}
+        assert requests.post(url, params=asked, data=content, timeout=60).ok, name
+
     def read(self, name: str) -> bytes:
         url = f"{self.storage.url}/download/storage/v1/b/bucket/o/{quote(name, safe='')}"
         answer = requests.get(url, params={"alt": "media"}, timeout=60)

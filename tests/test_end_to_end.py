@@ -195,12 +195,18 @@ def weights(serving_dir: Path, version: str = "1") -> dict[str, np.ndarray]:
     return found
 
 
-def emulate(pipeline: Pipeline, *flags: str, folder: str = "emulated", **environment: str) -> str:
+def emulate(
+    pipeline: Pipeline,
+    *flags: str,
+    dataset: str = "served",
+    folder: str = "emulated",
+    **environment: str,
+) -> str:
     """Runs the compiled job, from a copy of the code and in an environment of its own."""
     done = subprocess.run(
         [
             *(sys.executable, str(REPO_ROOT / "runner_vertex.py"), "--emulate", *flags),
-            *("--config", "settings.yaml", "--dataset", "served", "--emulate-in", folder),
+            *("--config", "settings.yaml", "--dataset", dataset, "--emulate-in", folder),
         ],
         cwd=pipeline.folder,
         env={**os.environ, **environment},
@@ -263,8 +269,12 @@ def test_the_emulated_vertex_run_in_a_bucket(
     pipeline: Pipeline, first_screen: str, tmp_path: Path
 ) -> None:
     with LoopbackStorage(tmp_path) as storage:
-        root = ("--pipeline-root", "gs://bucket/sdft", "--emulate-forked", "--steps", "4")
-        screen = emulate(pipeline, *root, folder="bucket", **storage.environment)
+        pictures = pipeline.folder / "served" / "train.parquet"
+        storage.write("pictures/train.parquet", pictures.read_bytes())
+        flags = ("--pipeline-root", "gs://bucket/sdft", "--emulate-forked", "--steps", "4")
+        screen = emulate(
+            pipeline, *flags, dataset="gs://bucket/pictures", folder="bucket", **storage.environment
+        )
         assert "Pushed: version 1 in gs://bucket/sdft/serving_model" in screen
         prefix = "sdft/serving_model/"
         for name in storage.names():

@@ -53,7 +53,7 @@ def compile_job(
         A `PipelineJob`, as Vertex's API takes it, with a value for every runtime parameter.
 
     Raises:
-        ConfigError: A setting names what is not in the image or does not exist.
+        ConfigError: A setting names a step that there is none of, or what only this machine has.
         ValueError: What was compiled is not a valid specification; an error of ours.
     """
     vertex = config.vertex
@@ -216,12 +216,14 @@ def check_job(job: Mapping[str, Any]) -> None:
     """Holds a job against the schema of its specification, and its references against each other.
 
     Raises:
+        ConfigError: It holds a path of this machine or a secret.
         ValueError: In one line for each, what is wrong.
     """
     problems = list(_schema_problems(job)) or list(_reference_problems(job))
-    problems += _private_problems(job)
     if problems:
         raise ValueError("the compiled job is not valid:\n" + "\n".join(problems))
+    for problem in _private_problems(job):
+        raise ConfigError(f"nothing of this machine may go to Vertex, but {problem}")
 
 
 def _schema_problems(job: Mapping[str, Any]) -> Iterator[str]:
