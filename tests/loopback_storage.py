@@ -177,9 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
                 method, path, {"Content-Type": "application/json"}, content
             )
             parts.append(
-                b"--part\r\nContent-Type: application/http\r\nContent-ID: "
-                + part["Content-ID"].replace("<", "<response-").encode()
-                + f"\r\n\r\nHTTP/1.1 {status} {http.client.responses[status]}\r\n".encode()
+                b"--part\r\nContent-Type: application/http\r\n\r\n"
+                + f"HTTP/1.1 {status} {http.client.responses[status]}\r\n".encode()
                 + b"Content-Type: application/json\r\n"
                 + f"Content-Length: {len(answer)}\r\n\r\n".encode()
                 + answer
