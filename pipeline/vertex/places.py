@@ -63,7 +63,11 @@ def in_image(config: RunConfig, *, others: bool = False) -> RunConfig:
     if model.base_weights not in ("default", "random"):
         base_weights = _in_image("model.base_weights", model.base_weights, others)
         model = dataclasses.replace(model, base_weights=base_weights)
-    return dataclasses.replace(config, dataset=dataset, model=model)
+    evaluation = config.evaluation
+    if evaluation.clip_model is not None:
+        clip = _in_image("evaluation.clip_model", evaluation.clip_model, others)
+        evaluation = dataclasses.replace(evaluation, clip_model=clip)
+    return dataclasses.replace(config, dataset=dataset, model=model, evaluation=evaluation)
 
 
 def _in_image(key: str, path: str, others: bool) -> str:
