@@ -1,5 +1,5 @@
 # One image for every step of the pipeline on Vertex AI, for the workers of a training job of several
-# machines, and for Dataflow. About 6.5 GB, of which CUDA's libraries are 4.3 GB and TensorFlow 1.3 GB.
+# machines, and for Dataflow. About 6.3 GB, of which CUDA's libraries are 2.9 GB and TensorFlow 1.7 GB.
 
 # The program that starts Beam's workers on Dataflow; of the version in image.lock.
 FROM apache/beam_python3.10_sdk:2.65.0 AS beam
