@@ -83,8 +83,12 @@ def conv2d(images: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             upstream = tf.reshape(upstream, (-1, filters))
-            # The patches are made again: kept, they would take k * k times the images' memory.
-            of_kernel = tf.matmul(patches(images), upstream, transpose_a=True)
+            # The patches are made again: kept, they would take k * k times the images' memory. And
+            # not before they are needed: without the dependency, they would be the same operation
+            # as those of the forward pass, or run at once.
+            with tf.control_dependencies([upstream]):
+                images_again = tf.identity(images)
+            of_kernel = tf.matmul(patches(images_again), upstream, transpose_a=True)
             of_patches = tf.matmul(upstream, matrix, transpose_b=True)
             of_images = of_patches if pointwise else summed(of_patches, tf.shape(images)[0])
             return tf.reshape(of_images, tf.shape(images)), tf.reshape(of_kernel, kernel.shape)
