@@ -226,6 +226,7 @@ def trained(latents, folder: Path, steps: int, num_examples: int | None = None) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_fine_tuned_model_is_blessed_and_bad_ones_are_not(judge, latents, tmp_path, monkeypatch):
     for name in ("good", "overfitted", "wrong"):
         (tmp_path / name).mkdir()
