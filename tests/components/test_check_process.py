@@ -5,10 +5,17 @@ import psutil
 import pytest
 import test_caption_example_gen as example_gen
 
-from components.caption_example_gen import executor
+from components.caption_example_gen import check_process, executor
 from components.caption_example_gen.check_process import CheckProcess, CheckProcesses
 from components.caption_example_gen.rows import RowChecker, Settings
 from components.caption_example_gen.sources import DatasetError, DatasetSpec, open_dataset
+
+
+def _started():
+    """The processes of this kind that there are; other tests may have left others."""
+    return [
+        child for child in psutil.Process().children() if check_process.__name__ in child.cmdline()
+    ]
 
 
 @pytest.fixture
@@ -69,7 +76,7 @@ def test_an_unreadable_file_is_an_error_here_and_no_end_there(settings, process)
 
 def test_a_process_that_is_killed_is_an_error(settings, process):
     [unit, *_] = open_dataset(settings.spec).units()
-    [child] = psutil.Process().children()
+    [child] = _started()
     os.kill(child.pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="ended with status -9"):
         list(process.check(unit))
@@ -81,7 +88,7 @@ def test_more_threads_than_processes(settings):
     one, other = processes.take(settings), processes.take(settings)
     assert _outcome(one.check(unit)) == _outcome(other.check(unit))
     processes.close()
-    assert not psutil.Process().children()
+    assert not _started()
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -92,7 +99,7 @@ def test_none_is_left_after_a_run(tmp_path, monkeypatch, broken):
 
     def noted(self, settings):
         process = take(self, settings)
-        started.extend(psutil.Process().children())
+        started.extend(_started())
         if broken:
             process._process.kill()
         return process
@@ -104,7 +111,7 @@ def test_none_is_left_after_a_run(tmp_path, monkeypatch, broken):
     else:
         example_gen.generate(tmp_path, tmp_path / "set", example_gen.TWO_WORKERS)
     assert len(started) >= 2
-    assert not psutil.Process().children()
+    assert not _started()
 
 
 def test_pictures_with_several_captions_get_as_many_more_shards(tmp_path, monkeypatch):
