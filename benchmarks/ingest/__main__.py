@@ -8,9 +8,7 @@ best round and its ratio to the loop's best.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ingest.pictures import write_dataset
+from benchmarks.processes import ROOT, measured
 
-_ROOT = Path(__file__).resolve().parents[2]
 _LOOP = "loop, pictures decoded"
 
 
@@ -29,7 +27,7 @@ def main() -> None:
     parser.add_argument("--loop-python", required=True, help="Python that has `datasets`")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--out", default=str(_ROOT / "docs" / "ingest_speed.md"))
+    parser.add_argument("--out", default=str(ROOT / "docs" / "ingest_speed.md"))
     arguments = parser.parse_args()
     ways = {
         _LOOP: (arguments.loop_python, "datasets_loop", "--pictures", "decoded"),
@@ -63,14 +61,7 @@ def main() -> None:
 
 def _measure(way: Sequence[str], dataset: str, size: int) -> dict[str, Any]:
     python, module, *flags = way
-    process = subprocess.run(
-        [python, "-m", f"benchmarks.ingest.{module}", dataset, *flags],
-        cwd=_ROOT,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    result = measured(f"benchmarks.ingest.{module}", dataset, *flags, python=python)
     if result["pictures"] != size:
         raise RuntimeError(f"{module} wrote {result['pictures']} of {size} pictures")
     return result

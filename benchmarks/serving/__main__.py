@@ -9,24 +9,15 @@ way's best round. At full width it needs 12 GB of memory, and leaves 8 GB in run
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.processes import ROOT, TENSORFLOW_ENVIRONMENT, measured
+
 _OURS, _KERAS_CV, _NOTEBOOK = "ours", "keras_cv text_to_image", "notebook's export"
 _WAYS = {_OURS: "ours", _KERAS_CV: "keras_cv_loop", _NOTEBOOK: "notebook"}
 _SIZES = {"tiny": 64, "sd-v1-4": 128}
-_ENVIRONMENT = {
-    "TF_USE_LEGACY_KERAS": "0",
-    # On by default on some processors; here all ways have it on all.
-    "TF_ENABLE_ONEDNN_OPTS": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-}
 
 
 def main() -> None:
@@ -34,8 +25,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-serving", description=__doc__)
     parser.add_argument("--presets", nargs="+", choices=_SIZES, default=list(_SIZES))
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--models", default=str(_ROOT / "runs" / "bench_serving"))
-    parser.add_argument("--out", default=str(_ROOT / "docs" / "serving_speed.md"))
+    parser.add_argument("--models", default=str(ROOT / "runs" / "bench_serving"))
+    parser.add_argument("--out", default=str(ROOT / "docs" / "serving_speed.md"))
     arguments = parser.parse_args()
     tables = {}
     for preset in arguments.presets:
@@ -61,17 +52,8 @@ def _measure(preset: str, folder: Path, rounds: int) -> dict[str, dict[str, Any]
 
 
 def _run(module: str, preset: str, folder: Path, pictures: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", f"benchmarks.serving.{module}", preset, str(_SIZES[preset])]
-    process = subprocess.run(
-        [*command, str(folder), str(pictures)],
-        cwd=_ROOT,
-        env={**os.environ, **_ENVIRONMENT},
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
-    return result
+    flags = (preset, str(_SIZES[preset]), str(folder), str(pictures))
+    return measured(f"benchmarks.serving.{module}", *flags, environment=TENSORFLOW_ENVIRONMENT)
 
 
 def _page(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], rounds: int) -> str:

@@ -8,22 +8,14 @@ round. Needs 22 GB of memory, and the machine for itself.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.processes import ROOT, TENSORFLOW_ENVIRONMENT, measured
+
 _OURS = "ours"
-_ENVIRONMENT = {
-    "TF_USE_LEGACY_KERAS": "0",
-    # On by default on some processors; here all loops have it on all.
-    "TF_ENABLE_ONEDNN_OPTS": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-}
 
 
 def main() -> None:
@@ -31,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-train", description=__doc__)
     parser.add_argument("--torch-python", required=True, help="Python that has diffusers")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--out", default=str(_ROOT / "docs" / "training_speed.md"))
+    parser.add_argument("--out", default=str(ROOT / "docs" / "training_speed.md"))
     arguments = parser.parse_args()
     ours = (sys.executable, "ours")
     ways: dict[str, Sequence[str]] = {
@@ -62,16 +54,9 @@ def main() -> None:
 
 def _measure(way: Sequence[str]) -> dict[str, Any]:
     python, module, *flags = way
-    process = subprocess.run(
-        [python, "-m", f"benchmarks.train.{module}", *flags],
-        cwd=_ROOT,
-        env={**os.environ, **_ENVIRONMENT},
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
+    return measured(
+        f"benchmarks.train.{module}", *flags, python=python, environment=TENSORFLOW_ENVIRONMENT
     )
-    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
-    return result
 
 
 def _page(
