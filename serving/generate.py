@@ -16,10 +16,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from serving import png, storage
-from serving.client import RETRIES, TIMEOUT_SECONDS, Generator, is_server
+from serving import png, storage, which_models
+from serving.client import RETRIES, TIMEOUT_SECONDS, Generator
 from serving.errors import ServingError
-from serving.releases import DEFAULT_SERVING_DIR, NETWORKS, find_release
+from serving.releases import NETWORKS
 from serving.request import check_request
 
 MAX_COUNT = 100
@@ -61,20 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         help=f"pictures per prompt, with the seeds from --seed on, 1 to {MAX_COUNT} (default: 1)",
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--serving-dir",
-        default=DEFAULT_SERVING_DIR,
-        metavar="DIR",
-        help="the folder that the pipeline pushes to, local or gs:// (default: %(default)s)",
-    )
-    where.add_argument(
-        "--server",
-        metavar="ADDRESS",
-        help="a TensorFlow Serving instead: http://HOST:8501 (REST) or grpc://HOST:8500, https and "
-        "grpcs with TLS",
-    )
-    parser.add_argument("--version", type=int, help="the release to use (default: the current one)")
+    which_models.add_arguments(parser)
     parser.add_argument(
         "--timeout",
         type=float,
@@ -124,13 +111,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ServingError(f"the folder of --out, {folder}, does not exist; make it first")
     if storage.is_folder(arguments.out):
         raise ServingError(f"--out is {arguments.out}, which is a folder; name a file")
-    if arguments.server is not None:
-        if not is_server(arguments.server):
-            raise ServingError(
-                f"--server is {arguments.server}; it must be http://HOST:PORT or grpc://HOST:PORT"
-            )
+    release = which_models.check(arguments)
+    if release is None:
         return
-    release = find_release(arguments.serving_dir, arguments.version)
     for network in NETWORKS:
         release.model_folder(network)
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from nicegui import Client, ui
 
-from serving import png
+from serving import png, which_models
 from serving.client import Generator, is_server
 from serving.errors import ServingError
-from serving.releases import DEFAULT_SERVING_DIR, current_version, find_release
+from serving.releases import current_version
 from serving.request import MAX_STEPS, check_request
 
 HOST = "127.0.0.1"
@@ -324,19 +324,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m serving.playground",
         description="A local web page that draws pictures with the pushed models.",
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--serving-dir",
-        default=DEFAULT_SERVING_DIR,
-        metavar="DIR",
-        help="the folder that the pipeline pushes to, local or gs:// (default: %(default)s)",
-    )
-    where.add_argument(
-        "--server",
-        metavar="ADDRESS",
-        help="a TensorFlow Serving instead: http://HOST:8501 (REST) or grpc://HOST:8500",
-    )
-    parser.add_argument("--version", type=int, help="the release (default: the current one)")
+    which_models.add_arguments(parser)
     parser.add_argument(
         "--host",
         default=HOST,
@@ -360,12 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
-        if arguments.server is None:
-            find_release(arguments.serving_dir, arguments.version)
-        elif not is_server(arguments.server):
-            raise ServingError(
-                f"--server is {arguments.server}; it must be http://HOST:PORT or grpc://HOST:PORT"
-            )
+        which_models.check(arguments)
     except (ServingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

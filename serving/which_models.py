@@ -1,0 +1,42 @@
+"""The part of the command line that says which models to draw with."""
+
+from __future__ import annotations
+
+import argparse
+
+from serving.client import is_server
+from serving.errors import ServingError
+from serving.releases import DEFAULT_SERVING_DIR, Release, find_release
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--serving-dir` or else `--server`, and `--version`."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--serving-dir",
+        default=DEFAULT_SERVING_DIR,
+        metavar="DIR",
+        help="the folder that the pipeline pushes to, local or gs:// (default: %(default)s)",
+    )
+    where.add_argument(
+        "--server",
+        metavar="ADDRESS",
+        help="a TensorFlow Serving instead: http://HOST:8501 (REST) or grpc://HOST:8500, https and "
+        "grpcs with TLS",
+    )
+    parser.add_argument("--version", type=int, help="the release to use (default: the current one)")
+
+
+def check(arguments: argparse.Namespace) -> Release | None:
+    """The release that was asked for; `None` for a server, which is not asked.
+
+    Raises:
+        ServingError: There is no such release, or what is given is no server's address.
+    """
+    if arguments.server is None:
+        return find_release(arguments.serving_dir, arguments.version)
+    if not is_server(arguments.server):
+        raise ServingError(
+            f"--server is {arguments.server}; it must be http://HOST:PORT or grpc://HOST:PORT"
+        )
+    return None
