@@ -117,6 +117,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         pipeline = self._make_beam_pipeline()
         with _check_processes(pipeline) as processes:
             source, fingerprint = _open_unchanged(spec, exec_properties["dataset_fingerprint"])
+            if _runs_here(pipeline):
+                source.files.fetch(source.paths)
             settings = Settings(
                 spec=spec,
                 eval_fraction=exec_properties["eval_fraction"],
@@ -129,8 +131,6 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             )
             for path in (*split_uris.values(), spill_folder, rejects.uri):
                 tf.io.gfile.makedirs(path)
-            if _runs_here(pipeline):
-                source.files.fetch(source.paths)
             with pipeline:
                 job = _Job(settings, processes, split_uris)
                 _build(pipeline, source.units(), job, rejects.uri)
