@@ -7,6 +7,7 @@ storage does not know, so they are taken apart here.
 
 from __future__ import annotations
 
+import collections
 import datetime
 import http.client
 import re
@@ -55,6 +56,9 @@ class LoopbackStorage:
 
     def __enter__(self) -> LoopbackStorage:
         self.storage.start()
+        # Nobody else reads what the server logs, and once the pipe is full it answers no more.
+        log = self.storage._process.stderr
+        threading.Thread(target=collections.deque, args=(log, 0), daemon=True).start()
         made = requests.post(
             f"{self.storage.url}/storage/v1/b?project=p", json={"name": "bucket"}, timeout=10
         )
