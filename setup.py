@@ -36,7 +36,7 @@ setup(
         "numpy>=1.26,<2",
         "pyarrow>=10,<11",
         "regex",
-        "Pillow>=10",
+        "Pillow>=11.3",
         "huggingface-hub>=2.4,<3",
         "httpx2",
         "Jinja2>=3.1",

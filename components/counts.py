@@ -14,7 +14,7 @@ import tensorflow as tf
 
 
 class WriteCounts(beam.PTransform):
-    """Adds up pairs of a name and a number and writes the sums as one JSON file."""
+    """`write_counts` as the end of a Beam pipeline."""
 
     def __init__(self, path: str) -> None:
         """Writes to `path`, in a folder that exists."""
@@ -26,23 +26,24 @@ class WriteCounts(beam.PTransform):
         return (
             input_or_inputs
             | "Together" >> beam.GroupBy(_same_key)
-            | "Write" >> beam.Map(_write_sums, self._path)
+            | "Write" >> beam.Map(lambda element, path: write_counts(element[1], path), self._path)
         )
 
 
-def read_counts(path: str) -> dict[str, int]:
-    """Reads what `WriteCounts` wrote."""
-    with tf.io.gfile.GFile(path, "r") as f:
-        counts: dict[str, int] = json.loads(f.read())
-    return counts
-
-
-def _write_sums(element: tuple[int, Iterable[tuple[str, int]]], path: str) -> None:
+def write_counts(counts: Iterable[tuple[str, int]], path: str) -> None:
+    """Adds up pairs of a name and a number and writes the sums as one JSON file."""
     sums: collections.Counter[str] = collections.Counter()
-    for name, number in element[1]:
+    for name, number in counts:
         sums[name] += number
     with tf.io.gfile.GFile(path, "w") as f:
         f.write(json.dumps(sums))
+
+
+def read_counts(path: str) -> dict[str, int]:
+    """Reads what `write_counts` wrote."""
+    with tf.io.gfile.GFile(path, "r") as f:
+        counts: dict[str, int] = json.loads(f.read())
+    return counts
 
 
 def _same_key(_: object) -> int:

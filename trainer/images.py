@@ -11,7 +11,15 @@ from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Pictures of more pixels are refused before they are unpacked: a small file can hold gigabytes."""
@@ -20,7 +28,14 @@ CENTRE = (0.5, 0.5)
 """The middle, as a position of `resize_cover`."""
 
 # Formats whose decoders read pixels and nothing else; Pillow also knows some that run programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+_FORMATS = tuple(
+    file.format
+    for file in (
+        *(JpegImageFile, PngImageFile, WebPImageFile, GifImageFile, BmpImageFile, TiffImageFile),
+        *(AvifImageFile, Jpeg2KImageFile, PpmImageFile),
+    )
+    if file.format in Image.OPEN
+)
 
 # The values of EXIF's orientation that swap width and height.
 _SIDEWAYS = (5, 6, 7, 8)
@@ -171,10 +186,7 @@ def _errors() -> Iterator[None]:
 
 
 def _opened(encoded: bytes, max_pixels: int) -> Image.Image:
-    Image.init()
-    image = Image.open(
-        io.BytesIO(encoded), formats=[name for name in _FORMATS if name in Image.OPEN]
-    )
+    image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError("zero_size", f"the picture is {width} x {height} pixels")

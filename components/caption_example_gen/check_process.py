@@ -17,6 +17,7 @@ from typing import BinaryIO, cast
 
 from components.caption_example_gen.rows import Batch, RowChecker, Settings
 from components.caption_example_gen.sources import DatasetError, Unit
+from trainer.tokenizer import token_count
 
 
 class CheckProcess:
@@ -28,7 +29,12 @@ class CheckProcess:
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={
+                # Arrow's own choice returns memory to the system every few rows, and asks again.
+                "ARROW_DEFAULT_MEMORY_POOL": "system",
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
         )
         self._to = cast(BinaryIO, self._process.stdin)
         self._from = cast(BinaryIO, self._process.stdout)
@@ -113,6 +119,8 @@ def _main() -> None:
     # Whatever a library prints must not come between the answers.
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)
+        # Loads the vocabulary while the parent is not ready yet.
+        token_count("a")
         settings = pickle.load(sys.stdin.buffer)
         checker: RowChecker | None = None
         while True:

@@ -52,7 +52,7 @@ from components.caption_example_gen.sources import (
     open_dataset,
     revision_of,
 )
-from components.counts import WriteCounts, read_counts
+from components.counts import read_counts, write_counts
 from components.tfrecords import describe_examples, shard_name, write_shard
 
 SPLITS = ("train", "eval")
@@ -61,6 +61,8 @@ REJECTS_NAME = "rejects.jsonl"
 _SHARD_BYTES = 32 << 20
 _SPILL_BYTES = 32 << 20
 _COUNTS_NAME, _LONG_CAPTIONS_NAME = "counts.json", "long_captions.json"
+_FOUND = "found"
+# What there is of it.
 _REJECTS, _COUNTS, _LONG_CAPTIONS = "rejects", "counts", "long_captions"
 _REJECTED = "rejected_"
 _LONG_CAPTIONS_SHOWN = 3
@@ -258,60 +260,34 @@ def _build(
     job: _Job,
     rejects_uri: str,
 ) -> None:
+    paths = {
+        _REJECTS: os.path.join(rejects_uri, REJECTS_NAME),
+        _COUNTS: os.path.join(job.settings.spill_folder, _COUNTS_NAME),
+        _LONG_CAPTIONS: os.path.join(job.settings.spill_folder, _LONG_CAPTIONS_NAME),
+    }
+    # Every grouping and every source costs the runner a stage or two, so there are few of them.
     checked = (
         pipeline
-        | "Units" >> beam.Create(units)
-        | "Spread" >> beam.Reshuffle()
-        | "Check" >> beam.ParDo(_CheckRows(job)).with_outputs(_REJECTS, _COUNTS, main="spills")
-    )
-    # A shard that no row falls into is written, too: the names of the files count them.
-    shards = pipeline | "Shards" >> beam.Create(
-        [
-            (shard_key(split, index), None)
-            for split in SPLITS
-            for index in range(job.settings.num_shards[split])
-        ]
+        # Reshuffling spreads them over the workers.
+        | "Units" >> beam.Create([None, *units], reshuffle=True)
+        | "Check" >> beam.ParDo(_CheckRows(job)).with_outputs(_FOUND, main="spills")
     )
     written = (
-        (checked.spills, shards)
-        | "WithEmptyShards" >> beam.Flatten()
-        | "ByShard" >> beam.GroupByKey()
-        | "Write"
-        >> beam.ParDo(_WriteShard(job)).with_outputs(
-            _REJECTS, _COUNTS, _LONG_CAPTIONS, main="nothing"
-        )
-    )
-    # Likewise, the file of rejects is there if there are none.
-    no_reject = pipeline | "NoReject" >> beam.Create([None])
-    (
-        (checked[_REJECTS], written[_REJECTS], no_reject)
-        | "AllRejects" >> beam.Flatten()
-        | "RejectsTogether" >> beam.GroupBy(_same_key)
-        | "WriteRejects" >> beam.Map(_write_rejects, os.path.join(rejects_uri, REJECTS_NAME))
+        checked.spills | "ByShard" >> beam.GroupByKey() | "Write" >> beam.ParDo(_WriteShard(job))
     )
     (
-        (checked[_COUNTS], written[_COUNTS])
-        | "AllCounts" >> beam.Flatten()
-        | "WriteCounts" >> WriteCounts(os.path.join(job.settings.spill_folder, _COUNTS_NAME))
+        (checked[_FOUND], written)
+        | "AllFound" >> beam.Flatten()
+        | "ByKind" >> beam.GroupByKey()
+        | "WriteFound" >> beam.Map(_write_found, paths)
     )
-    no_long_caption = pipeline | "NoLongCaption" >> beam.Create([None])
-    (
-        (written[_LONG_CAPTIONS], no_long_caption)
-        | "AllLongCaptions" >> beam.Flatten()
-        | "LongCaptionsTogether" >> beam.GroupBy(_same_key)
-        | "WriteLongCaptions"
-        >> beam.Map(
-            _write_long_captions, os.path.join(job.settings.spill_folder, _LONG_CAPTIONS_NAME)
-        )
-    )
-
-
-def _same_key(_: Any) -> int:
-    return 0
 
 
 class _CheckRows(beam.DoFn):
-    """Unit -> (shard, where its candidates lie); rejected rows and their counts on the side."""
+    """Unit -> (shard, where its candidates lie); rejected rows and their counts on the side.
+
+    `None` -> every shard and every kind of what is found, with nothing in it.
+    """
 
     def __init__(self, job: _Job) -> None:
         self._job = job
@@ -324,26 +300,31 @@ class _CheckRows(beam.DoFn):
             else processes.acquire(functools.partial(CheckProcesses, 0)).take(settings)
         )
 
-    def process(self, unit: Unit) -> Iterator[Any]:
+    def process(self, unit: Unit | None) -> Iterator[Any]:
+        if unit is None:
+            # All files are written, also those that no row falls into.
+            for split, count in self._job.settings.num_shards.items():
+                yield from ((shard_key(split, index), None) for index in range(count))
+            for kind in (_REJECTS, _COUNTS, _LONG_CAPTIONS):
+                yield beam.pvalue.TaggedOutput(_FOUND, (kind, None))
+            return
         rejected: collections.Counter[str] = collections.Counter()
         for batch in self._checker.check(unit):
             yield from batch.spilled.items()
             for reject in batch.rejects:
                 rejected[f"{_REJECTED}{reject.reason}"] += 1
-                yield _tagged(reject)
-        for name, count in rejected.items():
-            yield beam.pvalue.TaggedOutput(_COUNTS, (name, count))
+                yield beam.pvalue.TaggedOutput(_FOUND, _found(reject))
+        for item in rejected.items():
+            yield beam.pvalue.TaggedOutput(_FOUND, (_COUNTS, item))
 
 
 class _WriteShard(beam.DoFn):
-    """(Shard, where its candidates lie) -> the shard's file; duplicates and counts on the side."""
+    """(Shard, where its candidates lie) -> duplicates, counts and long captions; writes a file."""
 
     def __init__(self, job: _Job) -> None:
         self._job = job
 
-    def process(
-        self, element: tuple[str, Iterable[Stretch | None]]
-    ) -> Iterator[beam.pvalue.TaggedOutput]:
+    def process(self, element: tuple[str, Iterable[Stretch | None]]) -> Iterator[tuple[str, Any]]:
         shard, stretches = element
         split, index = shard.split("/")
         rows: list[Candidate] = []
@@ -364,7 +345,7 @@ class _WriteShard(beam.DoFn):
                     row=row.row,
                     caption=row.caption,
                 )
-                yield _tagged(reject)
+                yield _found(reject)
             else:
                 kept.append(row)
                 counts.update([split, *row.notes])
@@ -375,29 +356,28 @@ class _WriteShard(beam.DoFn):
             self._job.settings.spill_folder,
         )
         for item in counts.items():
-            yield beam.pvalue.TaggedOutput(_COUNTS, item)
+            yield _COUNTS, item
         for row in [row for row in kept if TRUNCATED in row.notes][:_LONG_CAPTIONS_SHOWN]:
-            yield beam.pvalue.TaggedOutput(_LONG_CAPTIONS, (row.id, row.num_tokens, row.caption))
+            yield _LONG_CAPTIONS, (row.id, row.num_tokens, row.caption)
 
 
-def _tagged(reject: Reject) -> beam.pvalue.TaggedOutput:
+def _found(reject: Reject) -> tuple[str, tuple[str, int, bytes]]:
     """A reject as it is sorted and written: all of them come together in one place."""
-    return beam.pvalue.TaggedOutput(_REJECTS, (reject.origin, reject.row, reject.line()))
+    return _REJECTS, (reject.origin, reject.row, reject.line())
 
 
-def _write_rejects(element: tuple[int, Iterable[tuple[str, int, bytes] | None]], path: str) -> None:
-    rejects = sorted(reject for reject in element[1] if reject is not None)
-    with tf.io.gfile.GFile(path, "wb") as f:
-        # With nothing written, there would be no file.
-        f.write(b"".join(line for _, _, line in rejects))
-
-
-def _write_long_captions(
-    element: tuple[int, Iterable[tuple[str, int, str] | None]], path: str
-) -> None:
-    few = sorted(found for found in element[1] if found is not None)[:_LONG_CAPTIONS_SHOWN]
-    with tf.io.gfile.GFile(path, "w") as f:
-        f.write(json.dumps(few))
+def _write_found(element: tuple[str, Iterable[Any]], paths: Mapping[str, str]) -> None:
+    kind, found = element
+    items = (item for item in found if item is not None)
+    if kind == _COUNTS:
+        write_counts(items, paths[kind])
+    elif kind == _REJECTS:
+        with tf.io.gfile.GFile(paths[kind], "wb") as f:
+            # With nothing written, there would be no file.
+            f.write(b"".join(line for _, _, line in sorted(items)))
+    else:
+        with tf.io.gfile.GFile(paths[kind], "w") as f:
+            f.write(json.dumps(sorted(items)[:_LONG_CAPTIONS_SHOWN]))
 
 
 def _check_rejected(

@@ -175,13 +175,11 @@ class RowChecker:
         # A new name for every attempt: of a bundle that is tried twice, only one is referred to.
         path = os.path.join(self._settings.spill_folder, uuid.uuid4().hex)
         spilled: dict[str, Stretch] = {}
-        offset = 0
         with fsspec.open(path, "wb") as f:
             for shard, rows in candidates.items():
-                content = pickle.dumps(rows, pickle.HIGHEST_PROTOCOL)
-                f.write(content)
-                spilled[shard] = Stretch(path, offset, len(content))
-                offset += len(content)
+                offset = f.tell()
+                pickle.dump(rows, f, pickle.HIGHEST_PROTOCOL)
+                spilled[shard] = Stretch(path, offset, f.tell() - offset)
         return spilled
 
     def _check(self, row: Row) -> Iterator[Reject | tuple[str, Candidate]]:

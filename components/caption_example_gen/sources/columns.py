@@ -323,6 +323,9 @@ def _as_binary(column: pa.Array) -> pa.Array:
     """Text as its bytes, which may turn out not to be UTF-8; reading them as text would fail."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    # Unlike a cast, a view does not import pandas, which takes a fifth of a second.
+    if pa.types.is_string(column.type):
+        return column.view(pa.binary())
     if pa.types.is_large_string(column.type):
-        return column.cast(pa.large_binary())
+        return column.view(pa.large_binary())
     return column if _is_binary(column.type) else column.cast(pa.binary())
