@@ -7,6 +7,7 @@ asked for, so that many runs, and many kills, cost one import.
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -134,6 +135,8 @@ def _serve() -> None:
         if "argv" in request:
             pid = os.fork()
             if not pid:
+                # A shell has what it starts in the background ignore this.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 for fd, path in ((1, request["stdout"]), (2, request["stderr"])):
                     os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), fd)
                 status = runner_local.main(request["argv"])
