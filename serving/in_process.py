@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from serving import storage
 from serving.errors import ServingError
 from serving.releases import NETWORKS, Release
+
+# The weights of what fits into a processor's cache.
+_SMALL_BYTES = 64 << 20
 
 
 class LoadedModels:
@@ -23,6 +28,7 @@ class LoadedModels:
         """
         self._version = release.version
         folders = {network: release.model_folder(network) for network in NETWORKS}
+        _settle_threads(folders["diffusion_model"])
         # The loaded objects own the variables that their signatures only borrow.
         self._models = {network: _load(folder) for network, folder in folders.items()}
 
@@ -61,6 +67,22 @@ class LoadedModels:
             "decoder", "serving_default", {"latent": latent}, outputs, version
         ).values()
         return images
+
+
+def _settle_threads(folder: str) -> None:
+    """Gives each operation one thread where the model is small, unless that is settled already.
+
+    Dividing an operation of a few microseconds takes longer than doing it: with one thread each,
+    and as many operations at once as there are cores, a picture of `tiny` takes half the time.
+    """
+    pattern = storage.join(folder, "variables", "variables.data-*")
+    size = sum(tf.io.gfile.stat(path).length for path in tf.io.gfile.glob(pattern))
+    threading = tf.config.threading
+    if size > _SMALL_BYTES or threading.get_intra_op_parallelism_threads():
+        return
+    # TensorFlow is at work in this process already.
+    with contextlib.suppress(RuntimeError):
+        threading.set_intra_op_parallelism_threads(1)
 
 
 def _load(folder: str) -> Any:

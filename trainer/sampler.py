@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -20,11 +20,11 @@ def sample(
     unconditional_context: tf.Tensor,
     num_steps: tf.Tensor,
     guidance_scale: tf.Tensor,
+    guided_together: bool = True,
 ) -> tf.Tensor:
     """Deterministic DDIM sampling (Song et al. 2021, equation 12 with sigma 0), as KerasCV does it.
 
-    Classifier-free guidance (Ho and Salimans 2022, equation 6) needs two predictions a step; both
-    are made in one call on a doubled batch.
+    Classifier-free guidance (Ho and Salimans 2022, equation 6) needs two predictions a step.
 
     Args:
         predict_epsilon: The diffusion model.
@@ -33,6 +33,7 @@ def sample(
         unconditional_context: float32 [B, 77, D], of the empty or the negative prompt.
         num_steps: int32 [], at least 1.
         guidance_scale: float32 [].
+        guided_together: Whether both are made in one call on a doubled batch, or in two.
 
     Returns:
         float32 [B, h, w, 4].
@@ -40,14 +41,21 @@ def sample(
     timesteps = sampling_timesteps(num_steps)
     alphas = tf.gather(tf.constant(alphas_cumprod()), timesteps)
     alphas_before = tf.concat([[1.0], alphas[:-1]], axis=0)
+    batch = tf.shape(noise)[0]
     both_contexts = tf.concat([unconditional_context, context], axis=0)
-    doubled_batch = 2 * tf.shape(noise)[0]
+
+    def both_predictions(latent: tf.Tensor, timestep: tf.Tensor) -> Sequence[tf.Tensor]:
+        if guided_together:
+            doubled = tf.concat([latent, latent], axis=0)
+            repeated = tf.fill([2 * batch], timestep)
+            return tf.split(predict_epsilon(doubled, repeated, both_contexts), 2, axis=0)
+        repeated = tf.fill([batch], timestep)
+        return [
+            predict_epsilon(latent, repeated, each) for each in (unconditional_context, context)
+        ]
 
     def step(index: tf.Tensor, latent: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        doubled = tf.concat([latent, latent], axis=0)
-        timestep = tf.fill([doubled_batch], timesteps[index])
-        epsilon = predict_epsilon(doubled, timestep, both_contexts)
-        unconditional, conditional = tf.split(epsilon, 2, axis=0)
+        unconditional, conditional = both_predictions(latent, timesteps[index])
         epsilon = unconditional + guidance_scale * (conditional - unconditional)
         alpha, alpha_before = alphas[index], alphas_before[index]
         predicted = (latent - tf.sqrt(1.0 - alpha) * epsilon) / tf.sqrt(alpha)

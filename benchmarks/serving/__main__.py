@@ -68,7 +68,10 @@ def _page(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], rounds: int) ->
         "on a CPU. The notebook's export",
         "(keras-sd-serving's way: three SavedModels, tokens in, two calls of the diffusion model "
         "a step) is rebuilt here.",
-        "Times are from text to pixels; `benchmarks/serving/` has all three.",
+        "Ours is loaded and called as the client of a folder does it, which gives an operation of "
+        "a small model one thread;",
+        "the others have TensorFlow's own choice. Times are from text to pixels; "
+        "`benchmarks/serving/` has all three.",
     ]
     for preset, best in tables.items():
         ours = best[_OURS]["one_seconds"]

@@ -6,7 +6,7 @@ import json
 
 import tensorflow as tf
 
-from benchmarks.serving.measured import arguments
+from benchmarks.serving.measured import VERSION, arguments
 from benchmarks.serving.notebook import export_notebook_models
 from trainer.export import export_models, serving_modules
 from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
@@ -29,7 +29,11 @@ def main() -> None:
         load_base_weights(model, name, preset, "default" if preset.ships_weights else "random")
         model.save_weights(str(folder / f"{name}.weights.h5"))
     modules = serving_modules(**networks, preset=preset, image_size=image_size)
-    export_models(str(folder / "ours"), modules)
+    export_models(str(folder / "exported"), modules)
+    for name in networks:
+        # As in a serving directory.
+        (folder / "ours" / name).mkdir(parents=True, exist_ok=True)
+        (folder / "exported" / name).rename(folder / "ours" / name / VERSION)
     export_notebook_models(folder / "notebook", networks, preset, image_size)
     write_merges(str(folder / "merges.txt.gz"))
     (folder / "done").touch()

@@ -1,42 +1,52 @@
-"""Our three SavedModels, called as a client of the folder calls them."""
+"""Our three SavedModels, loaded and called as the client of a folder does it."""
 
 from __future__ import annotations
 
 import numpy as np
-import tensorflow as tf
 
 from benchmarks.serving.measured import (
     GUIDANCE_SCALE,
     NUM_STEPS,
     PROMPT,
+    VERSION,
     Draw,
     arguments,
     measure,
 )
+from serving.in_process import LoadedModels
+from serving.releases import Release
 
 
 def main() -> None:
     """The command line."""
     given = arguments()
+    version = int(VERSION)
 
     def load() -> Draw:
-        models = {
-            name: tf.saved_model.load(str(given.folder / "ours" / name))
-            for name in ("text_encoder", "diffusion_model", "decoder")
-        }
+        models = LoadedModels(
+            Release(str(given.folder / "ours"), version, {}, NUM_STEPS, GUIDANCE_SCALE)
+        )
 
         def draw(count: int) -> np.ndarray:
-            contexts = models["text_encoder"].signatures["text"](
-                prompt=tf.constant([PROMPT] * count), negative_prompt=tf.constant([""] * count)
+            contexts = models.call(
+                "text_encoder",
+                "text",
+                {
+                    "prompt": np.array([PROMPT.encode()] * count, object),
+                    "negative_prompt": np.array([b""] * count, object),
+                },
+                ("context", "unconditional_context"),
+                version,
             )
-            latent = models["diffusion_model"].signatures["serving_default"](
-                **contexts,
-                num_steps=tf.constant(NUM_STEPS),
-                guidance_scale=tf.constant(GUIDANCE_SCALE),
-                seed=tf.constant([0, 0]),
+            request = {
+                "num_steps": np.array(NUM_STEPS, np.int32),
+                "guidance_scale": np.array(GUIDANCE_SCALE, np.float32),
+                "seed": np.zeros(2, np.int32),
+            }
+            latents = models.call(
+                "diffusion_model", "serving_default", {**contexts, **request}, ("latent",), version
             )
-            decoded = models["decoder"].signatures["serving_default"](**latent)
-            return decoded["generated_images"].numpy()
+            return models.decode(latents["latent"], version)
 
         return draw
 

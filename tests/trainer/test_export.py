@@ -16,7 +16,7 @@ from trainer.export import ServingModules, export_models, serving_modules
 from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
 from trainer.noise_schedule import timestep_embedding
 from trainer.presets import Preset
-from trainer.sampler import initial_noise, to_pixels
+from trainer.sampler import initial_noise, sample, to_pixels
 from trainer.tokenizer import tokenize
 from trainer.weights import load_base_weights
 
@@ -99,6 +99,28 @@ def test_sampling_is_keras_cvs(
     )["latent"]
     error = np.abs(actual - expected).max() / np.abs(expected).max()
     assert error < 1e-3
+
+
+def test_two_predictions_apart_are_those_together(loaded: dict[str, Any]) -> None:
+    predict = loaded["diffusion_model"].signatures["predict_epsilon"]
+    noise = tf.constant(np.random.default_rng(0).standard_normal((2, 16, 16, 4)), tf.float32)
+    contexts = loaded["text_encoder"].signatures["text"](
+        prompt=tf.constant(PROMPTS), negative_prompt=tf.constant(["", "blurred"])
+    )
+    together, apart = (
+        sample(
+            lambda latent, timesteps, context: predict(
+                latent=latent, timesteps=timesteps, context=context
+            )["epsilon"],
+            noise=noise,
+            num_steps=tf.constant(3),
+            guidance_scale=tf.constant(5.0),
+            guided_together=guided_together,
+            **contexts,
+        )
+        for guided_together in (True, False)
+    )
+    np.testing.assert_allclose(apart, together, rtol=1e-4, atol=1e-4)
 
 
 def test_pixels_by_hand() -> None:

@@ -1,0 +1,91 @@
+"""The layers that are exported against those that are trained."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import small_runs
+import tensorflow as tf
+from keras_cv.src.models.stable_diffusion.diffusion_model import CrossAttention
+
+from trainer.inference_layers import inference_layers
+from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
+
+SIZE = 64
+
+
+def random_like(model: keras.Model) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [w + rng.normal(0, 0.1, w.shape).astype(w.dtype) for w in model.get_weights()]
+
+
+@pytest.mark.parametrize("network", ["text_encoder", "diffusion_model", "decoder"])
+def test_a_network_computes_the_same_with_them(network: str) -> None:
+    preset = small_runs.preset()
+    rng = np.random.default_rng(1)
+    text = preset.text_encoder
+    if network == "text_encoder":
+        model = build_text_encoder(preset)
+        tokens = rng.integers(0, 49408, (2, text.max_length), np.int32)
+        inputs = [tokens, np.tile(np.arange(text.max_length, dtype=np.int32), (2, 1))]
+    elif network == "decoder":
+        model = build_decoder(preset, SIZE)
+        inputs = rng.normal(size=(2, *preset.latent_shape(SIZE))).astype(np.float32)
+    else:
+        model = build_diffusion_model(preset, SIZE)
+        shapes = [tensor.shape[1:] for tensor in model.inputs]
+        inputs = [rng.normal(size=(2, *shape)).astype(np.float32) for shape in shapes]
+    model.set_weights(random_like(model))
+    before = [type(layer) for layer in model._flatten_layers()]
+    expected = model(inputs, training=False).numpy()
+    with inference_layers(model):
+        assert [type(layer) for layer in model._flatten_layers()] != before
+        found = tf.function(lambda: model(inputs, training=False))().numpy()
+    assert [type(layer) for layer in model._flatten_layers()] == before
+    assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+def test_group_normalization_by_hand() -> None:
+    rng = np.random.default_rng(2)
+    # Far from zero, where a variance from squares' means would have no digits left.
+    x = (1000 + rng.normal(size=(2, 3, 5, 6))).astype(np.float32)
+    layer = keras.layers.GroupNormalization(groups=3, epsilon=1e-3)
+    layer.build(x.shape)
+    gamma, beta = rng.normal(size=(2, 6)).astype(np.float32)
+    layer.set_weights([gamma, beta])
+    with inference_layers(keras.Sequential([layer])):
+        found = layer(x).numpy()
+    groups = x.astype(np.float64).reshape(2, 15, 3, 2)
+    centred = groups - groups.mean((1, 3), keepdims=True)
+    normal = centred / np.sqrt((centred**2).mean((1, 3), keepdims=True) + 1e-3)
+    np.testing.assert_allclose(found, normal.reshape(x.shape) * gamma + beta, atol=2e-3)
+
+
+def test_half_precision_is_normalized_in_float32() -> None:
+    layer = keras.layers.GroupNormalization(groups=1, dtype="float16")
+    x = np.linspace(0, 60000, 64, dtype=np.float16).reshape(1, 4, 4, 4)
+    layer.build(x.shape)
+    with inference_layers(keras.Sequential([layer])):
+        found = layer(x)
+    assert found.dtype == tf.float16
+    assert np.isfinite(found.numpy()).all()
+    np.testing.assert_allclose(found.numpy().std(), 1.0, atol=1e-2)
+
+
+def test_attention_by_hand() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(2, 4, 6)).astype(np.float32)
+    context = rng.normal(size=(2, 5, 3)).astype(np.float32)
+    layer = CrossAttention(num_heads=2, head_size=3)
+    layer(x, context)
+    query, key, value, out, bias = layer.get_weights()
+    with inference_layers(keras.Sequential([layer])):
+        found = layer(x, context).numpy()
+    heads = []
+    for head in range(2):
+        part = slice(3 * head, 3 * head + 3)
+        scores = (x @ query)[..., part] @ np.swapaxes((context @ key)[..., part], 1, 2) / 3**0.5
+        weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        heads.append(weights @ (context @ value)[..., part])
+    np.testing.assert_allclose(found, np.concatenate(heads, -1) @ out + bias, atol=1e-5)

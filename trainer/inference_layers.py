@@ -1,0 +1,82 @@
+"""Layers in the form in which they are drawn with: the same arithmetic in fewer, larger operations.
+
+Keras multiplies a sequence with a matrix example by example and normalizes groups by broadcasting
+five dimensions, and KerasCV's attention is made of layers. That costs a small network, whose
+operations take microseconds, a third of its time. The networks are built and trained as they are;
+only what is exported is traced like this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+from keras_cv.src.models.stable_diffusion.diffusion_model import CrossAttention
+
+
+class _OneProductDense(keras.layers.Dense):
+    """A class for layers that are there already: `inference_layers` lends it, and the others."""
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        if len(inputs.shape) == 2 or None in inputs.shape[1:]:
+            return super().call(inputs, training=training)
+        flat = super().call(tf.reshape(inputs, (-1, inputs.shape[-1])), training=training)
+        return tf.reshape(flat, (-1, *inputs.shape[1:-1], flat.shape[-1]))
+
+
+class _FlatGroupNormalization(keras.layers.GroupNormalization):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        channels, groups = inputs.shape[-1], self.groups
+        positions = math.prod(inputs.shape[1:-1])
+        # As in Keras: half precision has too few digits, or too small a range, for the sums.
+        x = tf.cast(tf.reshape(inputs, (-1, positions, channels)), tf.float32)
+
+        def mean_of_groups(x: tf.Tensor) -> tf.Tensor:
+            """From [B, positions, C] to [B, 1, C]."""
+            of_channels = tf.reshape(tf.reduce_mean(x, axis=1), (-1, groups, channels // groups))
+            mean = tf.reduce_mean(of_channels, axis=2, keepdims=True)
+            return tf.reshape(tf.tile(mean, (1, 1, channels // groups)), (-1, 1, channels))
+
+        centred = x - mean_of_groups(x)
+        variance = mean_of_groups(tf.square(centred))
+        scale = tf.math.rsqrt(variance + self.epsilon) * tf.cast(self.gamma, tf.float32)
+        normalized = centred * scale + tf.cast(self.beta, tf.float32)
+        return tf.reshape(tf.cast(normalized, inputs.dtype), (-1, *inputs.shape[1:]))
+
+
+class _PlainCrossAttention(CrossAttention):
+    def call(self, inputs: tf.Tensor, context: tf.Tensor | None = None) -> tf.Tensor:
+        def heads(x: tf.Tensor) -> tf.Tensor:
+            """From [B, T, C] to [B, heads, T, head size]."""
+            shape = (-1, x.shape[1], self.num_heads, self.head_size)
+            return tf.transpose(tf.reshape(x, shape), (0, 2, 1, 3))
+
+        context = inputs if context is None else context
+        query, key = heads(self.to_q(inputs) * self.scale), heads(self.to_k(context))
+        weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True))
+        attended = tf.transpose(tf.matmul(weights, heads(self.to_v(context))), (0, 2, 1, 3))
+        width = self.num_heads * self.head_size
+        return self.out_proj(tf.reshape(attended, (-1, inputs.shape[1], width)))
+
+
+_FORMS = {
+    keras.layers.Dense: _OneProductDense,
+    keras.layers.GroupNormalization: _FlatGroupNormalization,
+    CrossAttention: _PlainCrossAttention,
+}
+
+
+@contextlib.contextmanager
+def inference_layers(model: keras.Model) -> Iterator[None]:
+    """Within this, the model is traced with these forms of its layers, with the same variables."""
+    found = [(layer, type(layer)) for layer in model._flatten_layers() if type(layer) in _FORMS]
+    for layer, kind in found:
+        layer.__class__ = _FORMS[kind]
+    try:
+        yield
+    finally:
+        for layer, kind in found:
+            layer.__class__ = kind
