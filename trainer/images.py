@@ -31,8 +31,15 @@ CENTRE = (0.5, 0.5)
 _FORMATS = tuple(
     file.format
     for file in (
-        *(JpegImageFile, PngImageFile, WebPImageFile, GifImageFile, BmpImageFile, TiffImageFile),
-        *(AvifImageFile, Jpeg2KImageFile, PpmImageFile),
+        JpegImageFile,
+        PngImageFile,
+        WebPImageFile,
+        GifImageFile,
+        BmpImageFile,
+        TiffImageFile,
+        AvifImageFile,
+        Jpeg2KImageFile,
+        PpmImageFile,
     )
     if file.format in Image.OPEN
 )

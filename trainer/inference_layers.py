@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
 from keras_cv.src.models.stable_diffusion.diffusion_model import CrossAttention
+
+from trainer.lent_classes import lent_classes
 
 
 class _OneProductDense(keras.layers.Dense):
@@ -69,14 +70,6 @@ _FORMS = {
 }
 
 
-@contextlib.contextmanager
-def inference_layers(model: keras.Model) -> Iterator[None]:
+def inference_layers(model: keras.Model) -> contextlib.AbstractContextManager[None]:
     """Within this, the model is traced with these forms of its layers, with the same variables."""
-    found = [(layer, type(layer)) for layer in model._flatten_layers() if type(layer) in _FORMS]
-    for layer, kind in found:
-        layer.__class__ = _FORMS[kind]
-    try:
-        yield
-    finally:
-        for layer, kind in found:
-            layer.__class__ = kind
+    return lent_classes(model, _FORMS)

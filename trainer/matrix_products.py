@@ -15,6 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.lent_classes import lent_classes
+
 
 class _MatrixProductConv2D(keras.layers.Conv2D):
     """A class for layers that are there already: `convolutions_as_matrix_products` lends it."""
@@ -29,19 +31,13 @@ def convolutions_as_matrix_products(models: Sequence[keras.Model]) -> Iterator[N
 
     Where there is a GPU this does nothing: its libraries have kernels for every size.
     """
-    layers = [
-        layer
-        for model in models
-        for layer in model._flatten_layers()
-        if type(layer) is keras.layers.Conv2D and not tf.config.list_logical_devices("GPU")
-    ]
-    for layer in layers:
-        layer.__class__ = _MatrixProductConv2D
-    try:
+    if tf.config.list_logical_devices("GPU"):
         yield
-    finally:
-        for layer in layers:
-            layer.__class__ = keras.layers.Conv2D
+        return
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            stack.enter_context(lent_classes(model, {keras.layers.Conv2D: _MatrixProductConv2D}))
+        yield
 
 
 def conv2d(images: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:

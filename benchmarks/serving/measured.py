@@ -16,7 +16,7 @@ import numpy as np
 PROMPT = "a drawing of a round blue creature with horns"
 NUM_STEPS = 20
 GUIDANCE_SCALE = 7.5
-VERSION = "1"
+VERSION = 1
 
 Draw = Callable[[int], np.ndarray]
 """From a number of pictures to their pixels, uint8 [B, H, W, 3]."""

@@ -33,7 +33,7 @@ def main() -> None:
     for name in networks:
         # As in a serving directory.
         (folder / "ours" / name).mkdir(parents=True, exist_ok=True)
-        (folder / "exported" / name).rename(folder / "ours" / name / VERSION)
+        (folder / "exported" / name).rename(folder / "ours" / name / str(VERSION))
     export_notebook_models(folder / "notebook", networks, preset, image_size)
     write_merges(str(folder / "merges.txt.gz"))
     (folder / "done").touch()

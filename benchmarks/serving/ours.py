@@ -20,11 +20,10 @@ from serving.releases import Release
 def main() -> None:
     """The command line."""
     given = arguments()
-    version = int(VERSION)
 
     def load() -> Draw:
         models = LoadedModels(
-            Release(str(given.folder / "ours"), version, {}, NUM_STEPS, GUIDANCE_SCALE)
+            Release(str(given.folder / "ours"), VERSION, {}, NUM_STEPS, GUIDANCE_SCALE)
         )
 
         def draw(count: int) -> np.ndarray:
@@ -36,7 +35,7 @@ def main() -> None:
                     "negative_prompt": np.array([b""] * count, object),
                 },
                 ("context", "unconditional_context"),
-                version,
+                VERSION,
             )
             request = {
                 "num_steps": np.array(NUM_STEPS, np.int32),
@@ -44,9 +43,9 @@ def main() -> None:
                 "seed": np.zeros(2, np.int32),
             }
             latents = models.call(
-                "diffusion_model", "serving_default", {**contexts, **request}, ("latent",), version
+                "diffusion_model", "serving_default", {**contexts, **request}, ("latent",), VERSION
             )
-            return models.decode(latents["latent"], version)
+            return models.decode(latents["latent"], VERSION)
 
         return draw
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_sources import FILES, write_source
 
 from serving import lock, releases
 from serving.errors import ServingError
@@ -20,16 +21,6 @@ from serving.releases import NETWORKS, find_release, list_versions
 from serving.serving_directory import ServingDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001")
-
-
-def write_source(folder: Path, content: str) -> str:
-    for network in NETWORKS:
-        for name in FILES:
-            path = folder / network / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{content} {network} {name}")
-    return str(folder)
 
 
 def push(root: str | Path, source: str, model: object) -> int:

@@ -12,14 +12,12 @@ from pathlib import Path
 
 import pytest
 from loopback_storage import LoopbackStorage
-
-from serving.releases import NETWORKS
+from small_sources import write_source
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 ROOT = "gs://bucket/serving"
-FILES = ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001")
 
-# What it pushes is its own number; where there is a third argument, it stops in the middle of that.
+# Arguments: root, source, model; and the end of a path, at which the push kills itself.
 _PUSH = """
 import os, signal, sys
 from serving import lock, storage
@@ -27,11 +25,11 @@ from serving.serving_directory import ServingDirectory
 lock.SETTLE_SECONDS, lock.HEARTBEAT_SECONDS, lock.STALE_SECONDS = 0.2, 0.5, 4.0
 root, source, model, *last = sys.argv[1:]
 if last:
-    rename = storage.write_atomically
+    write_atomically = storage.write_atomically
     def write(path, contents):
         if path.endswith(last[0]):
             os.kill(os.getpid(), signal.SIGKILL)
-        rename(path, contents)
+        write_atomically(path, contents)
     storage.write_atomically = write
 release = ServingDirectory(root).publish(source, {"model": model}, lambda staged: None)
 print(release["version"])
@@ -42,15 +40,6 @@ print(release["version"])
 def storage(tmp_path: Path) -> Iterator[LoopbackStorage]:
     with LoopbackStorage(tmp_path) as found:
         yield found
-
-
-def write_source(folder: Path, model: str) -> Path:
-    for network in NETWORKS:
-        for name in FILES:
-            path = folder / network / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{model} {network} {name}")
-    return folder
 
 
 def start(storage: LoopbackStorage, *command: object) -> subprocess.Popen[str]:
