@@ -15,14 +15,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol
 
 import keras
 import tensorflow as tf
 
 from trainer.graph_tokenizer import GraphTokenizer
-from trainer.inference_layers import inference_layers
+from trainer.inference_layers import Device, has_form_for_cpu, inference_layers
 from trainer.noise_schedule import timestep_embedding
 from trainer.presets import NUM_TIMESTEPS, Preset
 from trainer.sampler import initial_noise, sample, to_pixels
@@ -84,13 +84,19 @@ class DiffusionModelModule(tf.Module):
             tf.TensorSpec([None], tf.int32, name="timesteps"),
             context,
         ]
-        self.predict = tf.function(
-            self._predict,
-            input_signature=prediction,
-            autograph=False,
-            # It is called in three places, and need not be optimized for each.
-            experimental_attributes={"_noinline": True},
-        )
+
+        def predict_on(device: Device) -> tf.types.experimental.PolymorphicFunction:
+            return tf.function(
+                functools.partial(self._predict_on, device),
+                input_signature=prediction,
+                autograph=False,
+                # It is called in several places, and need not be optimized for each.
+                experimental_attributes={"_noinline": True},
+            )
+
+        self.predict_on_gpu = predict_on("GPU")
+        self.predict_on_cpu = predict_on("CPU") if has_form_for_cpu(model) else self.predict_on_gpu
+        self.predict = tf.function(self._predict, input_signature=prediction, autograph=False)
         guided = [
             context,
             tf.TensorSpec(context.shape, tf.float32, name="unconditional_context"),
@@ -108,10 +114,19 @@ class DiffusionModelModule(tf.Module):
             self._predict_epsilon, input_signature=prediction, autograph=False
         )
 
+    def _predict_on(
+        self, device: Device, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
+    ) -> tf.Tensor:
+        embedding = timestep_embedding(timesteps, self._width)
+        return tf.cast(self._call([latent, embedding, context], device), tf.float32)
+
     def _predict(self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
         """Epsilon, float32 [B, h, w, 4], of noisy latents at `timesteps`, int32 [B]."""
-        embedding = timestep_embedding(timesteps, self._width)
-        return tf.cast(self._call([latent, embedding, context]), tf.float32)
+        epsilon = _by_device(
+            functools.partial(predict, latent, timesteps, context)
+            for predict in (self.predict_on_cpu, self.predict_on_gpu)
+        )
+        return tf.ensure_shape(epsilon, latent.shape)
 
     def _sample(
         self,
@@ -134,12 +149,10 @@ class DiffusionModelModule(tf.Module):
         with tf.control_dependencies(valid):
             num_steps = tf.identity(num_steps)
         # One call on a doubled batch fills a GPU better; two at once keep a CPU's cores busier.
-        # Which of them it is, is known where this is served.
-        on_gpu = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
-        branches = [
+        latent = _by_device(
             functools.partial(
                 sample,
-                self.predict,
+                predict,
                 noise=noise,
                 context=context,
                 unconditional_context=unconditional_context,
@@ -147,9 +160,11 @@ class DiffusionModelModule(tf.Module):
                 guidance_scale=guidance_scale,
                 guided_together=guided_together,
             )
-            for guided_together in (False, True)
-        ]
-        latent: tf.Tensor = tf.switch_case(on_gpu, branches)
+            for predict, guided_together in (
+                (self.predict_on_cpu, False),
+                (self.predict_on_gpu, True),
+            )
+        )
         return tf.ensure_shape(latent, noise.shape)
 
     def _from_seed(
@@ -286,25 +301,36 @@ def serving_modules(
     )
 
 
-def _network(
-    model: keras.Model, weights_dtype: WeightsDtype
-) -> tuple[list[tf.Variable], Callable[[Any], tf.Tensor]]:
+def _by_device(branches: Iterable[Callable[[], tf.Tensor]]) -> tf.Tensor:
+    """The result of the first branch on a CPU and of the second on a GPU.
+
+    Which of them it is, is known where this is served.
+    """
+    device = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
+    return tf.switch_case(device, list(branches))
+
+
+class _Network(Protocol):
+    def __call__(self, inputs: Any, device: Device | None = None) -> tf.Tensor: ...
+
+
+def _network(model: keras.Model, weights_dtype: WeightsDtype) -> tuple[list[tf.Variable], _Network]:
     """The variables to save, and the network as a function that reads them."""
     if weights_dtype == "float32":
 
-        def call_as_is(inputs: Any) -> tf.Tensor:
-            with inference_layers(model):
+        def call_as_is(inputs: Any, device: Device | None = None) -> tf.Tensor:
+            with inference_layers(model, device):
                 return model(inputs, training=False)
 
         return [v.value for v in model.weights], call_as_is
     halves = {id(v): _halved(v) for v in model.weights}
 
-    def call(inputs: Any) -> tf.Tensor:
+    def call(inputs: Any, device: Device | None = None) -> tf.Tensor:
         trainable, others = (
             [tf.cast(halves[id(v)], tf.float32) for v in group]
             for group in (model.trainable_variables, model.non_trainable_variables)
         )
-        with inference_layers(model):
+        with inference_layers(model, device):
             return model.stateless_call(trainable, others, inputs, training=False)[0]
 
     return list(halves.values()), call

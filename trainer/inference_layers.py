@@ -10,12 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import math
+from typing import Literal
 
 import keras
 import tensorflow as tf
 from keras_cv.src.models.stable_diffusion.diffusion_model import CrossAttention
 
 from trainer.lent_classes import lent_classes
+from trainer.matrix_products import conv2d_forward, output_sides
+
+Device = Literal["CPU", "GPU"]
+"""A kind of device that the exported networks may run on."""
+
+# Below, a convolution of few positions is too short to gain from being a matrix product.
+_MANY_CHANNELS = 256
 
 
 class _OneProductDense(keras.layers.Dense):
@@ -63,6 +71,16 @@ class _PlainCrossAttention(CrossAttention):
         return self.out_proj(tf.reshape(attended, (-1, inputs.shape[1], width)))
 
 
+class _MatrixProductConv2D(keras.layers.Conv2D):
+    def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        kernel = tf.convert_to_tensor(kernel)
+        rows, columns = output_sides(inputs, kernel, self.strides[0])
+        # Beyond, oneDNN is as fast, and the patches would take k * k times the map's memory.
+        if rows * columns > inputs.shape[-1]:
+            return super().convolution_op(inputs, kernel)
+        return conv2d_forward(inputs, kernel, self.strides[0])
+
+
 _FORMS = {
     keras.layers.Dense: _OneProductDense,
     keras.layers.GroupNormalization: _FlatGroupNormalization,
@@ -70,6 +88,26 @@ _FORMS = {
 }
 
 
-def inference_layers(model: keras.Model) -> contextlib.AbstractContextManager[None]:
-    """Within this, the model is traced with these forms of its layers, with the same variables."""
-    return lent_classes(model, _FORMS)
+def inference_layers(
+    model: keras.Model, device: Device | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """Within this, the model is traced with these forms of its layers, with the same variables.
+
+    Args:
+        model: Of unpadded convolutions, as KerasCV's are.
+        device: What it will run on, where that is known; on a CPU, convolutions of few positions
+            and many channels are matrix products.
+    """
+    forms = _FORMS | {keras.layers.Conv2D: _MatrixProductConv2D} if device == "CPU" else _FORMS
+    return lent_classes(model, forms)
+
+
+def has_form_for_cpu(model: keras.Model) -> bool:
+    """Whether it is worth its memory to trace the model once more, for a CPU.
+
+    That of the tiny preset gains nothing, and would take 1 s longer to load.
+    """
+    return any(
+        type(layer) is keras.layers.Conv2D and layer.kernel.shape[2] >= _MANY_CHANNELS
+        for layer in model._flatten_layers()
+    )

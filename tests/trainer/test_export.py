@@ -12,7 +12,12 @@ import pytest
 import tensorflow as tf
 from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusion
 
-from trainer.export import ServingModules, export_models, serving_modules
+from trainer.export import (
+    DiffusionModelModule,
+    ServingModules,
+    export_models,
+    serving_modules,
+)
 from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
 from trainer.noise_schedule import timestep_embedding
 from trainer.presets import Preset
@@ -121,6 +126,34 @@ def test_two_predictions_apart_are_those_together(loaded: dict[str, Any]) -> Non
         for guided_together in (True, False)
     )
     np.testing.assert_allclose(apart, together, rtol=1e-4, atol=1e-4)
+
+
+def test_a_wide_network_is_exported_in_two_forms_and_drawn_with_that_of_the_device(
+    preset: Preset, tmp_path: Path
+) -> None:
+    dimensions = dataclasses.replace(preset.diffusion_model, widths=(256,))
+    wide = dataclasses.replace(preset, diffusion_model=dimensions)
+    model = build_diffusion_model(wide, 64)
+    load_base_weights(model, "diffusion_model", wide, "random")
+    module = DiffusionModelModule(model, wide, 64)
+    tf.saved_model.save(
+        module, str(tmp_path), signatures={"predict_epsilon": module.predict_epsilon}
+    )
+    loaded = tf.saved_model.load(str(tmp_path))
+    given = (
+        tf.random.stateless_normal([2, 8, 8, 4], [0, 0]),
+        tf.constant([3, 700]),
+        tf.random.stateless_normal([2, 77, 8], [0, 1]),
+    )
+    on_cpu, on_gpu = loaded.predict_on_cpu(*given), loaded.predict_on_gpu(*given)
+    np.testing.assert_allclose(on_cpu, on_gpu, rtol=1e-4, atol=1e-5)
+    # They round differently, which shows which one was used.
+    assert not np.array_equal(on_cpu, on_gpu)
+    device = "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
+    names = ("latent", "timesteps", "context")
+    signature = loaded.signatures["predict_epsilon"]
+    used = signature(**dict(zip(names, given, strict=True)))["epsilon"]
+    np.testing.assert_array_equal(used, on_cpu if device == "cpu" else on_gpu)
 
 
 def test_pixels_by_hand() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -9,10 +11,22 @@ import small_runs
 import tensorflow as tf
 from keras_cv.src.models.stable_diffusion.diffusion_model import CrossAttention
 
-from trainer.inference_layers import inference_layers
+from trainer.inference_layers import has_form_for_cpu, inference_layers
 from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
+from trainer.presets import get_preset
 
 SIZE = 64
+WIDE = dataclasses.replace(
+    small_runs.preset(),
+    diffusion_model=dataclasses.replace(
+        small_runs.preset().diffusion_model, widths=(256, 256), cross_attention=(True, False)
+    ),
+)
+"""Its larger map has 8 x 8 positions, of 4 and then of 256 channels."""
+
+
+def layers_of(model: keras.Model) -> list[keras.layers.Layer]:
+    return list(model._flatten_layers())
 
 
 def random_like(model: keras.Model) -> list[np.ndarray]:
@@ -37,12 +51,12 @@ def test_a_network_computes_the_same_with_them(network: str) -> None:
         shapes = [tensor.shape[1:] for tensor in model.inputs]
         inputs = [rng.normal(size=(2, *shape)).astype(np.float32) for shape in shapes]
     model.set_weights(random_like(model))
-    before = [type(layer) for layer in model._flatten_layers()]
+    before = [type(layer) for layer in layers_of(model)]
     expected = model(inputs, training=False).numpy()
     with inference_layers(model):
-        assert [type(layer) for layer in model._flatten_layers()] != before
+        assert [type(layer) for layer in layers_of(model)] != before
         found = tf.function(lambda: model(inputs, training=False))().numpy()
-    assert [type(layer) for layer in model._flatten_layers()] == before
+    assert [type(layer) for layer in layers_of(model)] == before
     assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
 
 
@@ -89,3 +103,33 @@ def test_attention_by_hand() -> None:
         weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         heads.append(weights @ (context @ value)[..., part])
     np.testing.assert_allclose(found, np.concatenate(heads, -1) @ out + bias, atol=1e-5)
+
+
+def test_on_a_cpu_convolutions_of_few_positions_are_matrix_products() -> None:
+    model = build_diffusion_model(WIDE, SIZE)
+    model.set_weights(random_like(model))
+    rng = np.random.default_rng(4)
+    inputs = [
+        tf.constant(rng.normal(size=(2, *tensor.shape[1:])), tf.float32) for tensor in model.inputs
+    ]
+
+    def traced(device: str) -> tf.types.experimental.ConcreteFunction:
+        with inference_layers(model, device):
+            function = tf.function(lambda: model(inputs, training=False), autograph=False)
+            return function.get_concrete_function()
+
+    def channels(function: tf.types.experimental.ConcreteFunction) -> list[int]:
+        operations = function.graph.get_operations()
+        return [op.inputs[0].shape[-1] for op in operations if op.type == "Conv2D"]
+
+    on_cpu, on_gpu = traced("CPU"), traced("GPU")
+    assert channels(on_cpu) == [4]
+    assert len(channels(on_gpu)) == sum(type(x) is keras.layers.Conv2D for x in layers_of(model))
+    expected = model(inputs, training=False).numpy()
+    for function in (on_cpu, on_gpu):
+        assert np.linalg.norm(function() - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+def test_only_a_wide_network_has_a_form_for_cpus() -> None:
+    assert has_form_for_cpu(build_diffusion_model(WIDE, SIZE))
+    assert not has_form_for_cpu(build_diffusion_model(get_preset("tiny"), SIZE))
