@@ -26,6 +26,7 @@ from pydantic.dataclasses import dataclass
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from pipeline.vertex.settings import VertexConfig
+from trainer.errors import one_line
 from trainer.presets import Preset, get_preset, preset_names
 from trainer.training_config import ResolvedTrainingConfig, TrainingConfig
 
@@ -527,7 +528,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        problem = getattr(error, "problem", None) or one_line(error)
         raise ConfigError(f"{path}{place} is not valid YAML: {problem}") from None
     if tree is None:
         return {}

@@ -20,6 +20,7 @@ from serving.client import Generator
 from serving.errors import ServingError
 from serving.releases import DEFAULT_SERVING_DIR, RELEASES, find_release
 from serving.serving_directory import ServingDirectory
+from trainer.errors import one_line
 
 RELEASE_NAME = "release.json"
 CARD_NAME = "README.md"
@@ -267,7 +268,7 @@ def _to_folder(
         raise
     # The libraries below fsspec raise exceptions of their own.
     except Exception as error:
-        detail = " ".join(str(error).split())[:300]
+        detail = one_line(error)[:300]
         raise ServingError(
             f"{target} cannot be written ({type(error).__name__}: {detail}): check the address and "
             "your right to write there"

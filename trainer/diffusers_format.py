@@ -19,6 +19,7 @@ from keras_cv.src.models.stable_diffusion.diffusion_model import (
 from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
 from keras_cv.src.models.stable_diffusion.text_encoder import CLIPEmbedding, CLIPEncoderLayer
 
+from trainer.errors import one_line
 from trainer.weight_folders import WeightsError
 
 _TEXT_ROOT = "text_model."
@@ -131,7 +132,7 @@ def load_tensors(
                 opened = stack.enter_context(safetensors.safe_open(path, framework="np"))
             except (safetensors.SafetensorError, OSError) as error:
                 raise WeightsError(
-                    f"{file} is damaged: {_one_line(error)}; fetch it again"
+                    f"{file} is damaged: {one_line(error)}; fetch it again"
                 ) from None
             for key in opened.keys():  # noqa: SIM118 - a safetensors file is no mapping
                 where[_current_name(key, network)] = (opened, key, file)
@@ -160,10 +161,6 @@ def load_tensors(
                     f"{list(tensor.shape)}, which does not make {list(variable.shape)}"
                 )
             variable.assign(value.astype(np.float32))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _parts(layer: keras.layers.Layer) -> Sequence[str]:

@@ -47,6 +47,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers, tqdm, validate_repo_id
 
+from trainer.errors import one_line
 from trainer.transfer import ByteProgress, sha256_of
 
 SCHEME = "hf://"
@@ -234,7 +235,7 @@ class HubRepo:
                     # So the library says that a file is longer or shorter than the hub told it.
                     if type(error) is not OSError or error.errno is not None:
                         raise
-                    problem = _one_line(error)
+                    problem = one_line(error)
                     continue
             stat = local.stat()
             version = (path, stat.st_ino, stat.st_mtime_ns)
@@ -450,8 +451,8 @@ def _explanation(
             "use what is in the cache, or give a folder that holds the files"
         )
     if isinstance(cause, HFValidationError):
-        return f"{repo_id!r} is no name that the hub knows: {_one_line(cause)}"
-    return f"{part} cannot be brought into the hub's cache: {_one_line(cause)}"
+        return f"{repo_id!r} is no name that the hub knows: {one_line(cause)}"
+    return f"{part} cannot be brought into the hub's cache: {one_line(cause)}"
 
 
 def _explained_status(error: HfHubHTTPError, kind: RepoKind, repo_id: str, part: str) -> str:
@@ -508,11 +509,7 @@ def _revisions(kind: RepoKind, repo_id: str) -> str:
 def _shortly(error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
         return f"the hub answered {error.response.status_code}"
-    return f"{type(error).__name__}: {_one_line(error)}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _endpoint() -> str:

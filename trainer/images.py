@@ -21,6 +21,8 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from trainer.errors import one_line
+
 MAX_PIXELS = 64 * 1024 * 1024
 """Pictures of more pixels are refused before they are unpacked: a small file can hold gigabytes."""
 
@@ -183,10 +185,10 @@ def _errors() -> Iterator[None]:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError("too_large", " ".join(str(error).split())) from error
+        raise ImageError("too_large", one_line(error)) from error
     # Pillow's decoders raise nearly every built-in exception on damaged files.
     except Exception as error:
-        detail = " ".join(str(error).split()) or type(error).__name__
+        detail = one_line(error)
         if isinstance(error, Image.UnidentifiedImageError):
             detail = "its format is none of " + ", ".join(_FORMATS)
         raise ImageError("undecodable", f"the picture cannot be decoded: {detail}") from error

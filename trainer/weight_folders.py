@@ -19,6 +19,7 @@ from typing import Any
 import fsspec
 
 from trainer import hub
+from trainer.errors import one_line
 from trainer.transfer import chunks, sha256_of
 
 HASHES_NAME = "SHA256SUMS"
@@ -144,7 +145,7 @@ class RemoteFolder(Folder):
             yield
         # The libraries below fsspec raise exceptions of their own.
         except Exception as error:
-            detail = " ".join(str(error).split())[:300]
+            detail = one_line(error)[:300]
             raise WeightsError(
                 f"{self.shown(name)} cannot be read ({type(error).__name__}: {detail}): check the "
                 "address and your right to read it"

@@ -17,6 +17,7 @@ import safetensors.numpy
 import tensorflow as tf
 
 from trainer.diffusers_format import load_tensors
+from trainer.errors import one_line
 from trainer.presets import NETWORKS, Preset
 from trainer.transfer import sha256_of
 from trainer.weight_folders import HASHES_NAME, WeightsError
@@ -131,7 +132,7 @@ def _load_file(model: keras.Model, path: Path, shown: str) -> None:
         else:
             _load_safetensors(model, path, shown)
     except (OSError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise WeightsError(f"{shown} is damaged or no weights file: {reason}") from None
 
 

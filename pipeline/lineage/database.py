@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from pipeline.lineage.model import LineageError
+from trainer.errors import one_line
 
 SCHEMA_VERSION = 10
 
@@ -54,7 +55,7 @@ class SqliteDatabase:
         try:
             return self._connection.execute(query, parameters).fetchall()
         except sqlite3.Error as error:
-            raise LineageError(f"{self.name} is damaged: {_one_line(error)}") from None
+            raise LineageError(f"{self.name} is damaged: {one_line(error)}") from None
 
 
 class MySqlDatabase:
@@ -80,7 +81,7 @@ class MySqlDatabase:
                 cursor.execute(text, [_as_latin_1(p) for p in parameters] or None)
                 return [tuple(map(_as_utf_8, row)) for row in cursor.fetchall()]
         except pymysql.Error as error:
-            raise LineageError(f"{self.name} cannot be read: {_one_line(error)}") from None
+            raise LineageError(f"{self.name} cannot be read: {one_line(error)}") from None
 
 
 def rows_by_ids(
@@ -144,7 +145,7 @@ def _copy(path: str, memory: sqlite3.Connection) -> None:
             source.backup(memory)
             source.execute("COMMIT")
     except sqlite3.Error as error:
-        message = _one_line(error)
+        message = one_line(error)
         if "locked" in message or "busy" in message:
             raise LineageError(
                 f"{path} is locked: another process has been writing to it for more than "
@@ -211,7 +212,7 @@ def open_mysql(address: str) -> Iterator[MySqlDatabase]:
             _check_schema(database)
             yield database
     except pymysql.Error as error:
-        raise LineageError(f"{name} cannot be opened: {_one_line(error)}") from None
+        raise LineageError(f"{name} cannot be opened: {one_line(error)}") from None
 
 
 def _as_latin_1(value: str | int) -> str | int:
@@ -238,7 +239,3 @@ def _check_schema(database: Database) -> None:
             f"{database.name} has version {version} of ML Metadata's schema, and only version "
             f"{SCHEMA_VERSION} (ml-metadata 1.16) can be read"
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -22,6 +22,7 @@ from typing import Any
 from pipeline.lineage.database import SCHEMA_VERSION, SqliteDatabase
 from pipeline.lineage.model import LineageError
 from pipeline.lineage.store import Store
+from trainer.errors import one_line
 
 _FORM = "vertex://PROJECT/LOCATION[/STORE][?runs=50]"
 _DEFAULT_STORE = "default"
@@ -139,7 +140,7 @@ class VertexLocation:
                 "makes some, or GOOGLE_APPLICATION_CREDENTIALS names a file"
             ) from None
         except (exceptions.GoogleAPIError, auth.GoogleAuthError, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)[:300]
             raise LineageError(f"{name} cannot be read: {reason}") from None
 
     def _fetch(self) -> _Read:

@@ -170,11 +170,6 @@ class Source(abc.ABC):
         """
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks, or its class where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def is_picture(path: str) -> bool:
     """Whether a file is called like a picture."""
     return path.lower().endswith(PICTURE_SUFFIXES)

@@ -19,8 +19,8 @@ from components.caption_example_gen.sources.base import (
     Files,
     is_hidden,
     is_picture,
-    one_line,
 )
+from trainer.errors import one_line
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 """How archives are called, in lower case."""

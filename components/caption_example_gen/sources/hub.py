@@ -18,8 +18,8 @@ from components.caption_example_gen.sources.base import (
     DatasetError,
     Files,
     is_hidden,
-    one_line,
 )
+from trainer.errors import one_line
 from trainer.hub import SCHEME, HubError, HubRepo, RepoKind, patiently
 from trainer.transfer import ByteProgress
 

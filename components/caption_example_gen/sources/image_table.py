@@ -24,9 +24,9 @@ from components.caption_example_gen.sources.base import (
     Source,
     Unit,
     is_picture,
-    one_line,
 )
 from components.caption_example_gen.sources.files import read_whole
+from trainer.errors import one_line
 
 KERAS_TABLE = "data.csv"
 """Name of the table of the Keras example."""

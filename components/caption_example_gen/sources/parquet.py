@@ -17,9 +17,9 @@ from components.caption_example_gen.sources.base import (
     Source,
     Unit,
     is_picture,
-    one_line,
 )
 from components.caption_example_gen.sources.files import read_whole
+from trainer.errors import one_line
 
 PARQUET_SUFFIX = ".parquet"
 

@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 from fsspec.utils import glob_translate
 
-from components.caption_example_gen.sources.base import DatasetError, one_line
+from components.caption_example_gen.sources.base import DatasetError
+from trainer.errors import one_line
 
 ALL = "all"
 """The split that stands for all of them."""
