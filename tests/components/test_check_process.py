@@ -1,9 +1,10 @@
 import os
 import signal
 
+import ingested_rows
 import psutil
+import pyarrow as pa
 import pytest
-import test_caption_example_gen as example_gen
 
 from components.caption_example_gen import check_process, executor
 from components.caption_example_gen.check_process import CheckProcess, CheckProcesses
@@ -20,8 +21,8 @@ def _started():
 
 @pytest.fixture
 def settings(tmp_path):
-    rows = [(example_gen.png(i), f"caption {i}") for i in range(6)] + [(b"no picture", "x")]
-    example_gen.write(tmp_path / "set" / "a.parquet", rows)
+    rows = [(ingested_rows.png(i), f"caption {i}") for i in range(6)] + [(b"no picture", "x")]
+    ingested_rows.write(tmp_path / "set" / "a.parquet", rows)
     (tmp_path / "spill").mkdir()
     return Settings(
         spec=DatasetSpec(str(tmp_path / "set")),
@@ -93,7 +94,9 @@ def test_more_threads_than_processes(settings):
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_none_is_left_after_a_run(tmp_path, monkeypatch, broken):
-    example_gen.write(tmp_path / "set" / "a.parquet", [(example_gen.png(i), "x") for i in range(9)])
+    ingested_rows.write(
+        tmp_path / "set" / "a.parquet", [(ingested_rows.png(i), "x") for i in range(9)]
+    )
     started = []
     take = CheckProcesses.take
 
@@ -107,15 +110,15 @@ def test_none_is_left_after_a_run(tmp_path, monkeypatch, broken):
     monkeypatch.setattr(CheckProcesses, "take", noted)
     if broken:
         with pytest.raises(RuntimeError, match="ended with status"):
-            example_gen.generate(tmp_path, tmp_path / "set", example_gen.TWO_WORKERS)
+            ingested_rows.generate(tmp_path, tmp_path / "set", ingested_rows.TWO_WORKERS)
     else:
-        example_gen.generate(tmp_path, tmp_path / "set", example_gen.TWO_WORKERS)
+        ingested_rows.generate(tmp_path, tmp_path / "set", ingested_rows.TWO_WORKERS)
     assert len(started) >= 2
     assert not _started()
 
 
 def test_pictures_with_several_captions_get_as_many_more_shards(tmp_path, monkeypatch):
-    pictures = [example_gen.png(i) for i in range(20)]
+    pictures = [ingested_rows.png(i) for i in range(20)]
     captions = [[f"{i} {j}" for j in range(4)] for i in range(20)]
     monkeypatch.setattr(executor, "_SHARD_BYTES", 3000)
     shards = {}
@@ -123,12 +126,12 @@ def test_pictures_with_several_captions_get_as_many_more_shards(tmp_path, monkey
         ("one", [(picture, texts[:1]) for picture, texts in zip(pictures, captions, strict=True)]),
         ("four", list(zip(pictures, captions, strict=True))),
     ):
-        example_gen.write(
+        ingested_rows.write(
             tmp_path / name / "a.parquet",
             rows,
-            caption_type=example_gen.pa.list_(example_gen.pa.string()),
+            caption_type=pa.list_(pa.string()),
         )
-        examples, _ = example_gen.generate(tmp_path, tmp_path / name)
+        examples, _ = ingested_rows.generate(tmp_path, tmp_path / name)
         folder = os.path.join(examples.uri, "Split-train")
         shards[name] = [os.path.getsize(os.path.join(folder, f)) for f in os.listdir(folder)]
     assert len(shards["four"]) >= 3 * len(shards["one"])

@@ -7,22 +7,12 @@ from made_store import (
     COMPLETE,
     FAILED,
     FIRST_DAY,
+    HOSTILE,
     MINUTE,
     RUNNING,
     Settings,
     StoreMaker,
     make_thousand,
-)
-
-# Other people's text, at its worst; each stands in a name, a setting, a property and an address.
-HOSTILE = (
-    "<script>document.title='owned'</script>",
-    '"><img src=x onerror="document.title=\'owned\'">',
-    "</script><script>document.title='owned'</script>",
-    "{{ 7 * 7 }} ${7*7} javascript:alert(1)",
-    "\x1b[31mred\x1b[0m\r\nnew line\ttab",
-    "‮reversed 图片 🐉 e\u0301",
-    "it's; DROP TABLE Artifact; -- 100% _under\\score",
 )
 
 

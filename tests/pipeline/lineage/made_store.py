@@ -22,6 +22,17 @@ PIPELINE = "sd-finetuning"
 FIRST_DAY = 1_767_225_600_000
 MINUTE = 60_000
 
+# Other people's text, at its worst; each stands in a name, a setting, a property and an address.
+HOSTILE = (
+    "<script>document.title='owned'</script>",
+    '"><img src=x onerror="document.title=\'owned\'">',
+    "</script><script>document.title='owned'</script>",
+    "{{ 7 * 7 }} ${7*7} javascript:alert(1)",
+    "\x1b[31mred\x1b[0m\r\nnew line\ttab",
+    "‮reversed 图片 🐉 e\u0301",
+    "it's; DROP TABLE Artifact; -- 100% _under\\score",
+)
+
 State = mlmd.Execution.State
 COMPLETE, CACHED, FAILED, RUNNING, CANCELED = (
     mlmd.Execution.COMPLETE,

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import HOSTILE
-from made_store import StoreMaker
+from made_store import HOSTILE, StoreMaker
 
 from pipeline.lineage import cli
 

@@ -11,8 +11,7 @@ import urllib.parse
 from xml.etree import ElementTree
 
 import pytest
-from conftest import HOSTILE
-from made_store import COMPLETE, StoreMaker
+from made_store import COMPLETE, HOSTILE, StoreMaker
 from openlineage.client import event_v2, facet_v2
 from PIL import Image
 

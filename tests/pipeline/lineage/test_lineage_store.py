@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import HOSTILE
-from made_store import COMPLETE, FAILED, FIRST_DAY, StoreMaker
+from made_store import COMPLETE, FAILED, FIRST_DAY, HOSTILE, StoreMaker
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 

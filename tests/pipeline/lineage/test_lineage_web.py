@@ -16,8 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import HOSTILE
-from made_store import COMPLETE, FIRST_DAY, MINUTE, Settings, StoreMaker
+from made_store import COMPLETE, FIRST_DAY, HOSTILE, MINUTE, Settings, StoreMaker
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from PIL import Image
