@@ -107,9 +107,7 @@ class RemoteFolder(Folder):
         try:
             self._files, self._root = fsspec.core.url_to_fs(address)
         except (ImportError, ValueError) as error:
-            raise WeightsError(
-                f"{address!r} cannot be opened: {' '.join(str(error).split())}"
-            ) from None
+            raise WeightsError(f"{address!r} cannot be opened: {one_line(error)}") from None
 
     def exists(self, name: str) -> bool:
         """See `Folder`."""
