@@ -22,7 +22,7 @@ import keras
 import tensorflow as tf
 
 from trainer.graph_tokenizer import GraphTokenizer
-from trainer.inference_layers import Device, has_form_for_cpu, inference_layers
+from trainer.inference_layers import has_form_for_cpu, inference_layers
 from trainer.noise_schedule import timestep_embedding
 from trainer.presets import NUM_TIMESTEPS, Preset
 from trainer.sampler import initial_noise, sample, to_pixels
@@ -85,17 +85,18 @@ class DiffusionModelModule(tf.Module):
             context,
         ]
 
-        def predict_on(device: Device) -> tf.types.experimental.PolymorphicFunction:
+        def prediction_function(for_cpu: bool) -> tf.types.experimental.PolymorphicFunction:
             return tf.function(
-                functools.partial(self._predict_on, device),
+                functools.partial(self._predict_with, for_cpu),
                 input_signature=prediction,
                 autograph=False,
                 # It is called in several places, and need not be optimized for each.
                 experimental_attributes={"_noinline": True},
             )
 
-        self.predict_on_gpu = predict_on("GPU")
-        self.predict_on_cpu = predict_on("CPU") if has_form_for_cpu(model) else self.predict_on_gpu
+        self.predict_on_gpu = self.predict_on_cpu = prediction_function(for_cpu=False)
+        if has_form_for_cpu(model):
+            self.predict_on_cpu = prediction_function(for_cpu=True)
         self.predict = tf.function(self._predict, input_signature=prediction, autograph=False)
         guided = [
             context,
@@ -114,11 +115,11 @@ class DiffusionModelModule(tf.Module):
             self._predict_epsilon, input_signature=prediction, autograph=False
         )
 
-    def _predict_on(
-        self, device: Device, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
+    def _predict_with(
+        self, for_cpu: bool, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
     ) -> tf.Tensor:
         embedding = timestep_embedding(timesteps, self._width)
-        return tf.cast(self._call([latent, embedding, context], device), tf.float32)
+        return tf.cast(self._call([latent, embedding, context], for_cpu), tf.float32)
 
     def _predict(self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
         """Epsilon, float32 [B, h, w, 4], of noisy latents at `timesteps`, int32 [B]."""
@@ -311,26 +312,26 @@ def _by_device(branches: Iterable[Callable[[], tf.Tensor]]) -> tf.Tensor:
 
 
 class _Network(Protocol):
-    def __call__(self, inputs: Any, device: Device | None = None) -> tf.Tensor: ...
+    def __call__(self, inputs: Any, for_cpu: bool = False) -> tf.Tensor: ...
 
 
 def _network(model: keras.Model, weights_dtype: WeightsDtype) -> tuple[list[tf.Variable], _Network]:
     """The variables to save, and the network as a function that reads them."""
     if weights_dtype == "float32":
 
-        def call_as_is(inputs: Any, device: Device | None = None) -> tf.Tensor:
-            with inference_layers(model, device):
+        def call_as_is(inputs: Any, for_cpu: bool = False) -> tf.Tensor:
+            with inference_layers(model, for_cpu):
                 return model(inputs, training=False)
 
         return [v.value for v in model.weights], call_as_is
     halves = {id(v): _halved(v) for v in model.weights}
 
-    def call(inputs: Any, device: Device | None = None) -> tf.Tensor:
+    def call(inputs: Any, for_cpu: bool = False) -> tf.Tensor:
         trainable, others = (
             [tf.cast(halves[id(v)], tf.float32) for v in group]
             for group in (model.trainable_variables, model.non_trainable_variables)
         )
-        with inference_layers(model, device):
+        with inference_layers(model, for_cpu):
             return model.stateless_call(trainable, others, inputs, training=False)[0]
 
     return list(halves.values()), call

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Literal
 
 import keras
 import tensorflow as tf
@@ -18,9 +17,6 @@ from keras_cv.src.models.stable_diffusion.diffusion_model import CrossAttention
 
 from trainer.lent_classes import lent_classes
 from trainer.matrix_products import conv2d_forward, output_sides
-
-Device = Literal["CPU", "GPU"]
-"""A kind of device that the exported networks may run on."""
 
 # Below, a convolution of few positions is too short to gain from being a matrix product.
 _MANY_CHANNELS = 256
@@ -71,7 +67,7 @@ class _PlainCrossAttention(CrossAttention):
         return self.out_proj(tf.reshape(attended, (-1, inputs.shape[1], width)))
 
 
-class _MatrixProductConv2D(keras.layers.Conv2D):
+class _FewPositionsConv2D(keras.layers.Conv2D):
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         kernel = tf.convert_to_tensor(kernel)
         rows, columns = output_sides(inputs, kernel, self.strides[0])
@@ -89,16 +85,16 @@ _FORMS = {
 
 
 def inference_layers(
-    model: keras.Model, device: Device | None = None
+    model: keras.Model, for_cpu: bool = False
 ) -> contextlib.AbstractContextManager[None]:
     """Within this, the model is traced with these forms of its layers, with the same variables.
 
     Args:
         model: Of unpadded convolutions, as KerasCV's are.
-        device: What it will run on, where that is known; on a CPU, convolutions of few positions
-            and many channels are matrix products.
+        for_cpu: Whether it will only run on a CPU, where convolutions of few positions and many
+            channels are faster as matrix products.
     """
-    forms = _FORMS | {keras.layers.Conv2D: _MatrixProductConv2D} if device == "CPU" else _FORMS
+    forms = _FORMS | {keras.layers.Conv2D: _FewPositionsConv2D} if for_cpu else _FORMS
     return lent_classes(model, forms)
 
 

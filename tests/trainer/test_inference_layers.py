@@ -113,8 +113,8 @@ def test_on_a_cpu_convolutions_of_few_positions_are_matrix_products() -> None:
         tf.constant(rng.normal(size=(2, *tensor.shape[1:])), tf.float32) for tensor in model.inputs
     ]
 
-    def traced(device: str) -> tf.types.experimental.ConcreteFunction:
-        with inference_layers(model, device):
+    def traced(for_cpu: bool) -> tf.types.experimental.ConcreteFunction:
+        with inference_layers(model, for_cpu):
             function = tf.function(lambda: model(inputs, training=False), autograph=False)
             return function.get_concrete_function()
 
@@ -122,7 +122,7 @@ def test_on_a_cpu_convolutions_of_few_positions_are_matrix_products() -> None:
         operations = function.graph.get_operations()
         return [op.inputs[0].shape[-1] for op in operations if op.type == "Conv2D"]
 
-    on_cpu, on_gpu = traced("CPU"), traced("GPU")
+    on_cpu, on_gpu = traced(True), traced(False)
     assert channels(on_cpu) == [4]
     assert len(channels(on_gpu)) == sum(type(x) is keras.layers.Conv2D for x in layers_of(model))
     expected = model(inputs, training=False).numpy()
