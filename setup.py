@@ -13,7 +13,7 @@ setup(
     packages=find_packages(include=["pipeline*", "components*", "trainer*", "data*", "serving*"]),
     package_data={
         "pipeline": ["*.yaml", "lineage/*.json", "lineage/templates/*"],
-        "trainer": ["base_weights/*/*"],
+        "trainer": ["base_weights/*/*", "clip_vocabulary/*"],
         "components": ["*/*.html"],
         "serving": ["deploy/*.yaml", "deploy/kubernetes/*.yaml"],
     },
@@ -41,7 +41,7 @@ setup(
         "httpx2",
         "Jinja2>=3.1",
         "jsonschema-rs>=0.30,<1",
-        "instant-clip-tokenizer>=0.1.1,<0.2",
+        "tokenizers>=0.21,<1",
         "matplotlib>=3.8,<4",
         "nicegui>=3.18,<4",
         "pydantic>=2.7,<3",

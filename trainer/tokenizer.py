@@ -1,23 +1,23 @@
 """CLIP's byte-pair tokenizer; `trainer.graph_tokenizer` gives the same ids in a TensorFlow graph.
 
-The reference is `SimpleTokenizer` of KerasCV (OpenAI's CLIP without `ftfy`). The vocabulary comes
-out of the library `instant_clip_tokenizer`, which has it compiled in: nothing is downloaded.
-TensorFlow is not imported, so that a process that only counts tokens starts fast.
+The reference is `SimpleTokenizer` of KerasCV (OpenAI's CLIP without `ftfy`). Cleaning and splitting
+are Python's here as they are there; Hugging Face's `tokenizers` merges. The merges lie beside this
+file (`clip_vocabulary`): nothing is downloaded. TensorFlow is not imported, so that a process that
+only counts tokens starts fast.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import html
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import regex
-from instant_clip_tokenizer import Tokenizer
+from tokenizers.models import BPE
 
 START_OF_TEXT = 49406
 END_OF_TEXT = 49407
@@ -43,14 +43,13 @@ BYTES = (*_PRINTABLE, *(byte for byte in range(256) if byte not in _PRINTABLE))
 END_OF_WORD = 256
 _FIRST_MERGE = 512
 NO_MERGE = 1 << 16
-# Of the merges as little-endian uint16 pairs; equal to what OpenAI's bpe_simple_vocab_16e6.txt
-# gives.
-_MERGES_SHA256 = "88d5677a60bb2d33e2c2b0e57fcd83b2b64fe832ff26e0395aff9a749db6f546"
-
-
-class _Token(NamedTuple):
-    text: bytes
-    ends_word: bool
+_WORD_END = "</w>"
+_MERGES_FILE = Path(__file__).parent / "clip_vocabulary" / "merges.txt"
+# The vocabulary writes every byte as a character that can be seen.
+_SEEN = dict(
+    zip(BYTES, (*map(chr, _PRINTABLE), *(chr(256 + i) for i in range(256 - len(_PRINTABLE)))))
+)
+_BYTE_OF = {character: byte for byte, character in _SEEN.items()}
 
 
 def tokenize(captions: Sequence[str], max_length: int = MAX_LENGTH) -> np.ndarray:
@@ -93,7 +92,10 @@ def caption_of(tokens: np.ndarray) -> str:
         tokens: A row of `tokenize`, int [77].
     """
     inner = itertools.takewhile(lambda token: token != END_OF_TEXT, map(int, tokens[1:]))
-    return _library().decode(list(inner)).strip()
+    model = _model()
+    words = "".join(model.id_to_token(token) for token in inner).split(_WORD_END)
+    texts = (bytes(map(_BYTE_OF.__getitem__, word)).decode(errors="replace") for word in words)
+    return " ".join(texts).strip()
 
 
 def vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -103,14 +105,20 @@ def vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
         Id of every token, and the pairs that are merged, in their order. Bytes are written as
         characters that can be seen, and `</w>` is the end of a word.
     """
-    unseen = 256 - len(_PRINTABLE)
-    characters = [*map(chr, _PRINTABLE), *(chr(256 + index) for index in range(unseen))]
-    tokens = [*characters, *(f"{character}</w>" for character in characters)]
-    pairs = []
-    for left, right in merges():
-        pairs.append((tokens[left], tokens[right]))
-        tokens.append(tokens[left] + tokens[right])
+    tokens = [*_SEEN.values(), *(f"{character}{_WORD_END}" for character in _SEEN.values())]
+    _, *lines = _MERGES_FILE.read_text(encoding="utf-8").splitlines()
+    pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
+    tokens += [left + right for left, right in pairs]
     return {token: index for index, token in enumerate(tokens)} | MARKERS, pairs
+
+
+@functools.cache
+def merges() -> Mapping[tuple[int, int], int]:
+    """The vocabulary's merges: (left id, right id) -> merged id, in the order of their ids."""
+    ids, pairs = vocabulary_and_merges()
+    return {
+        (ids[left], ids[right]): _FIRST_MERGE + index for index, (left, right) in enumerate(pairs)
+    }
 
 
 def check_max_length(max_length: int) -> None:
@@ -149,85 +157,11 @@ def _unescape(text: str) -> str:
 def _encode_word(word: str) -> tuple[int, ...]:
     if word in MARKERS:
         return (MARKERS[word],)
-    library = _library()
-    ids: list[int] = library.encode(word)
-    if library.decode(ids) == f"{word} ":
-        return tuple(ids)
-    # The library lower-cases and splits its input again, by a newer Unicode than Python's and
-    # without folding the long s. Such words, and they are very few, go through the same merges
-    # here.
-    symbols = [BYTES.index(byte) for byte in word.encode("utf-8")]
-    symbols[-1] += END_OF_WORD
-    return tuple(_apply_merges(symbols, merges()))
+    seen = "".join(map(_SEEN.__getitem__, word.encode("utf-8")))
+    return tuple(token.id for token in _model().tokenize(seen))
 
 
 @functools.cache
-def _library() -> Tokenizer:
-    return Tokenizer()
-
-
-def _apply_merges(symbols: list[int], merges: Mapping[tuple[int, int], int]) -> list[int]:
-    """Merges the lowest-numbered pair, leftmost first, until no pair is left."""
-    symbols = list(symbols)
-    while len(symbols) > 1:
-        merged = [merges.get(pair, NO_MERGE) for pair in itertools.pairwise(symbols)]
-        lowest = min(merged)
-        if lowest == NO_MERGE:
-            break
-        position = merged.index(lowest)
-        symbols[position : position + 2] = [lowest]
-    return symbols
-
-
-@functools.cache
-def merges() -> Mapping[tuple[int, int], int]:
-    """The vocabulary's merges: (left id, right id) -> merged id, in the order of their ids.
-
-    The library tells what each id stands for but not which pair made it. A token's pair is what
-    its bytes come to when only the merges before it are applied.
-    """
-    ids = {_Token(bytes([byte]), False): index for index, byte in enumerate(BYTES)}
-    ids |= {_Token(token.text, True): index + END_OF_WORD for token, index in ids.items()}
-    found: dict[tuple[int, int], int] = {}
-    for merged in range(_FIRST_MERGE, START_OF_TEXT):
-        text, ends_word = token = _read_token(merged)
-        pairs = []
-        for cut in range(1, len(text)):
-            left = ids.get(_Token(text[:cut], False))
-            right = ids.get(_Token(text[cut:], ends_word))
-            if left is not None and right is not None:
-                pairs.append((left, right))
-        if len(pairs) != 1:
-            symbols = [ids[_Token(bytes([byte]), False)] for byte in text]
-            symbols[-1] += END_OF_WORD * ends_word
-            pairs = list(itertools.pairwise(_apply_merges(symbols, found)))
-        found[pairs[0]] = merged
-        ids[token] = merged
-    if hashlib.sha256(np.array(list(found), "<u2").tobytes()).hexdigest() != _MERGES_SHA256:
-        raise RuntimeError(
-            "The vocabulary inside instant_clip_tokenizer is not CLIP's; install the version that "
-            "the lock file names."
-        )
-    return found
-
-
-def _read_token(token: int) -> _Token:
-    """The bytes of a token, which may begin or end inside of a UTF-8 character.
-
-    The library decodes to text and writes U+FFFD for what is no character, so such a token is
-    decoded between bytes that complete its first or last character.
-    """
-    library = _library()
-    for before in (b"", b"\xc3", b"\xe1", b"\xe1\x80", b"\xf1", b"\xf1\x80", b"\xf1\x80\x80"):
-        for after in (b"", b"\x90", b"\x90\x80", b"\x90\x80\x80", b"\xa0\x80"):
-            text = library.decode([*map(BYTES.index, before), token, *map(BYTES.index, after)])
-            if _REPLACEMENT not in text:
-                encoded = text.encode("utf-8")
-                return _split_end_of_word(encoded[len(before) : len(encoded) - len(after)])
-    # Two tokens of the vocabulary are U+FFFD itself.
-    return _split_end_of_word(library.decode([token]).encode("utf-8"))
-
-
-def _split_end_of_word(text: bytes) -> _Token:
-    # The library writes the end of a word as a space, which no token contains.
-    return _Token(text.removesuffix(b" "), text.endswith(b" "))
+def _model() -> BPE:
+    vocabulary, pairs = vocabulary_and_merges()
+    return BPE(vocabulary, pairs, end_of_word_suffix=_WORD_END)

@@ -391,7 +391,7 @@ def test_tensorflow_alone_is_enough(pushed: Path, tmp_path: Path) -> None:
         "assert 'tensorflow' not in sys.modules\n"
         "code = main(sys.argv[1:])\n"
         "ours = {'trainer', 'components', 'pipeline'}\n"
-        "theirs = {'keras_cv', 'tfx', 'instant_clip_tokenizer'}\n"
+        "theirs = {'keras_cv', 'tfx', 'tokenizers'}\n"
         "assert not (ours | theirs) & set(sys.modules)\n"
         "sys.exit(code)\n"
     )
