@@ -46,8 +46,9 @@ NO_MERGE = 1 << 16
 _WORD_END = "</w>"
 _MERGES_FILE = Path(__file__).parent / "clip_vocabulary" / "merges.txt"
 # The vocabulary writes every byte as a character that can be seen.
+_UNSEEN = len(BYTES) - len(_PRINTABLE)
 _SEEN = dict(
-    zip(BYTES, (*map(chr, _PRINTABLE), *(chr(256 + i) for i in range(256 - len(_PRINTABLE)))))
+    zip(BYTES, map(chr, (*_PRINTABLE, *range(len(BYTES), len(BYTES) + _UNSEEN))), strict=True)
 )
 _BYTE_OF = {character: byte for byte, character in _SEEN.items()}
 
