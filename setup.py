@@ -1,7 +1,7 @@
 """Package metadata. The ranges below are what we support; the lock files pin what we test.
 
-There are two stacks: TFX 1.21 on Python 3.11 to 3.13, and TFX 1.16 on Python 3.10 for systems with a
-glibc older than 2.39 (docs/stacks.md). `make lock` resolves both.
+There are two stacks: TFX 1.21 on Python 3.11 to 3.13, and the old stack, TFX 1.16 on Python 3.10,
+for systems with a glibc older than 2.39 (docs/stacks.md). `make lock` resolves both.
 """
 
 from setuptools import find_packages, setup

@@ -1,7 +1,8 @@
 """Draws the sample dataset and stores it as the Hugging Face hub stores one.
 
 `python -m data.generate --out data/creatures --seed 0` reproduces the committed files byte for byte
-with the versions of Pillow, NumPy and pyarrow in `requirements.lock`.
+with the versions of Pillow, NumPy and pyarrow in `requirements-old-stack.lock`; a newer pyarrow
+names itself in the files.
 """
 
 from __future__ import annotations

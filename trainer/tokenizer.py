@@ -93,8 +93,7 @@ def caption_of(tokens: np.ndarray) -> str:
         tokens: A row of `tokenize`, int [77].
     """
     inner = itertools.takewhile(lambda token: token != END_OF_TEXT, map(int, tokens[1:]))
-    model = _model()
-    words = "".join(model.id_to_token(token) for token in inner).split(_WORD_END)
+    words = "".join(map(_tokens().__getitem__, inner)).split(_WORD_END)
     texts = (bytes(map(_BYTE_OF.__getitem__, word)).decode(errors="replace") for word in words)
     return " ".join(texts).strip()
 
@@ -160,6 +159,11 @@ def _encode_word(word: str) -> tuple[int, ...]:
         return (MARKERS[word],)
     seen = "".join(map(_SEEN.__getitem__, word.encode("utf-8")))
     return tuple(token.id for token in _model().tokenize(seen))
+
+
+@functools.cache
+def _tokens() -> list[str]:
+    return list(vocabulary_and_merges()[0])
 
 
 @functools.cache

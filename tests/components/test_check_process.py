@@ -15,8 +15,17 @@ from components.caption_example_gen.sources import DatasetError, DatasetSpec, op
 def _started():
     """The processes of this kind that there are; other tests may have left others."""
     return [
-        child for child in psutil.Process().children() if check_process.__name__ in child.cmdline()
+        child
+        for child in psutil.Process().children()
+        if check_process.__name__ in _command_line(child)
     ]
+
+
+def _command_line(process):
+    try:
+        return process.cmdline()
+    except psutil.ZombieProcess:  # one that has ended and was not asked for yet
+        return []
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import dataclasses
 import io
 import json
 import posixpath
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, BinaryIO, cast
 
@@ -379,12 +379,22 @@ def csv_header(f: BinaryIO, file: str, shown: str) -> list[str]:
 def _csv_header(lines: _Lines, file: str, shown: str) -> list[str]:
     try:
         for header in csv.reader(lines, strict=True):
+            _check_no_nul(header)
             if header:
                 return [name.strip() for name in header]
         reason = "it is empty"
     except csv.Error as error:
         reason = one_line(error)
     raise DatasetError(f"{file} in dataset {shown!r} has no line with the columns: {reason}")
+
+
+def _check_no_nul(fields: Sequence[str]) -> None:
+    """Raises a `csv.Error` as Python 3.10's reader does, that of the old stack; newer ones do not.
+
+    No caption and no file name has one; binary data or UTF-16 in the place of a table does.
+    """
+    if any("\0" in field for field in fields):
+        raise csv.Error("line contains NUL")
 
 
 def _csv_records(f: BinaryIO, file: str, shown: str, start: int, number: int) -> Iterator[Record]:
@@ -400,6 +410,7 @@ def _csv_records(f: BinaryIO, file: str, shown: str, start: int, number: int) ->
         offset = lines.offset
         try:
             fields = next(reader, None)
+            _check_no_nul(fields or [])
         except csv.Error as error:
             problem = f"the record is no CSV: {one_line(error)}"
             yield Record(offset, number, {}, problem, b"".join(lines.raw).rstrip(b"\r\n"))

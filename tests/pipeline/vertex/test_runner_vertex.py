@@ -81,7 +81,7 @@ def reviewed_job() -> str:
             '"tfx_version": "1-21-0"': '"tfx_version": "1-16-0"',
             '"sdkVersion": "tfx-1.21.0"': '"sdkVersion": "tfx-1.16.0"',
             # TFDV sliced by SQL then.
-            r'_topk_uniques\": false, ': r'_topk_uniques\": false, \"_slice_sqls\": null, ',
+            r"_topk_uniques\": false, ": r"_topk_uniques\": false, \"_slice_sqls\": null, ",
         }
     for current, here in changes.items():
         assert job.count(current) == 1
