@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from serving import storage
 from serving.errors import ServingError
+from serving.greetings import no_greetings
 from serving.releases import NETWORKS, Release
+
+with no_greetings():
+    import tensorflow as tf
 
 # The weights of what fits into a processor's cache.
 _SMALL_BYTES = 64 << 20

@@ -6,16 +6,19 @@ from collections.abc import Mapping
 
 import grpc
 import numpy as np
-import tensorflow as tf
-from tensorflow_serving.apis import (
-    get_model_status_pb2,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-)
 
 from serving.errors import BusyError, ServingError, VersionGoneError
+from serving.greetings import no_greetings
 from serving.remote import RemoteModels
+
+with no_greetings():
+    import tensorflow as tf
+    from tensorflow_serving.apis import (
+        get_model_status_pb2,
+        model_service_pb2_grpc,
+        predict_pb2,
+        prediction_service_pb2_grpc,
+    )
 
 _State = get_model_status_pb2.ModelVersionStatus.State
 _NOT_NOW = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE})

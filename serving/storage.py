@@ -14,6 +14,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from serving.greetings import no_greetings
+
 PARTIAL_PREFIX = ".partial-"
 """How the names of files begin that were not written to their end."""
 
@@ -198,7 +200,8 @@ def is_remote(path: str) -> bool:
 
 @contextlib.contextmanager
 def _gfile(path: str) -> Iterator[Any]:
-    import tensorflow as tf
+    with no_greetings():
+        import tensorflow as tf
 
     try:
         yield tf.io.gfile
