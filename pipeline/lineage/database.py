@@ -237,5 +237,5 @@ def _check_schema(database: Database) -> None:
     if version != SCHEMA_VERSION:
         raise LineageError(
             f"{database.name} has version {version} of ML Metadata's schema, and only version "
-            f"{SCHEMA_VERSION} (ml-metadata 1.16) can be read"
+            f"{SCHEMA_VERSION} (ml-metadata 1.16 to 1.21) can be read"
         )

@@ -1,4 +1,4 @@
-"""What gets through while TensorFlow is imported; in processes of their own, with their own fd 2."""
+"""What gets through while TensorFlow is imported; each in a process with an fd 2 of its own."""
 
 from __future__ import annotations
 
