@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock lineage playground bench-ingest bench-serving bench-train bench-weights help
+.PHONY: run test setup lint lock lineage playground bench-ingest bench-serving bench-stacks bench-train bench-weights help
 
 # Sets up everything and runs the pipeline; ARGS="--steps 800" passes flags on.
 run: setup
@@ -46,6 +46,12 @@ bench-ingest: setup
 # Pictures from the SavedModels beside KerasCV's and the published notebook's; docs/serving_speed.md.
 bench-serving: setup
 	.venv/bin/python -m benchmarks.serving $(ARGS)
+
+# Both stacks side by side, which needs a glibc for both; the table of docs/stacks.md. Needs 22 GB.
+bench-stacks: setup
+	.venv/bin/uv venv --quiet --allow-existing --python 3.10 .venv-old-stack
+	.venv/bin/uv pip sync --quiet --python .venv-old-stack/bin/python --require-hashes requirements-old-stack.lock
+	.venv/bin/python -m benchmarks.stacks --old-python .venv-old-stack/bin/python $(ARGS)
 
 # Our networks beside PyTorch's at full size: the table of docs/weights.md; leaves 4 GB in runs/.
 bench-weights: setup
