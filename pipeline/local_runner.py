@@ -23,6 +23,8 @@ from tfx.orchestration.local import local_dag_runner, runner_utils
 from tfx.orchestration.portable import launcher, partial_run_utils, runtime_parameter_utils
 from tfx.proto.orchestration import pipeline_pb2
 
+from pipeline.cache_key import stable_cache_keys
+
 _EXECUTION_RESULT = "__execution_result__"
 
 
@@ -168,7 +170,8 @@ class ReportingDagRunner(local_dag_runner.LocalDagRunner):
         self._report(f"{label} {name}")
         start = self._clock()
         try:
-            info = node_launcher.launch()
+            with stable_cache_keys():
+                info = node_launcher.launch()
         except Exception as error:
             raise ComponentError(name, self._clock() - start, str(error)) from error
         seconds = self._clock() - start

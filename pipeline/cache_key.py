@@ -1,0 +1,62 @@
+"""A cache key that both stacks agree on.
+
+TFX hashes the serialized input artifacts of a step. Protocol buffers promise no order of a map's
+entries between their versions, and keep none: where one property's name begins with another's, as
+`loss_baseline` does with `loss`, 3.20 and 6 put them in opposite order. So what one stack made would
+not be found by the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_metadata.proto import metadata_store_pb2
+from tfx import types
+from tfx.orchestration.portable import cache_utils
+
+
+@contextlib.contextmanager
+def stable_cache_keys() -> Iterator[None]:
+    """Within this, TFX's launcher looks up and stores executions under keys of ours."""
+    of_tfx = cache_utils.get_cache_context
+
+    def get_cache_context(
+        *, input_artifacts: Mapping[str, Sequence[types.Artifact]] | None = None, **others: Any
+    ) -> metadata_store_pb2.Context:
+        stable = {
+            key: [_Stable(artifact) for artifact in artifacts]
+            for key, artifacts in (input_artifacts or {}).items()
+        }
+        return of_tfx(input_artifacts=stable, **others)
+
+    cache_utils.get_cache_context = get_cache_context
+    try:
+        yield
+    finally:
+        cache_utils.get_cache_context = of_tfx
+
+
+class _Stable:
+    """Stands for an artifact, of which TFX asks one thing: to be serialized."""
+
+    def __init__(self, artifact: types.Artifact) -> None:
+        self._artifact = artifact.mlmd_artifact
+
+    @property
+    def mlmd_artifact(self) -> _Stable:
+        return self
+
+    def SerializeToString(self, deterministic: bool) -> bytes:  # noqa: N802
+        """The artifact's bytes, the entries of its maps sorted by their names."""
+        rest = metadata_store_pb2.Artifact()
+        rest.CopyFrom(self._artifact)
+        entries = []
+        for field in ("properties", "custom_properties"):
+            values = getattr(self._artifact, field)
+            for name in sorted(values):
+                value = values[name].SerializeToString(deterministic=deterministic)
+                entries.append(repr((field, name, value)))
+            rest.ClearField(field)
+        return rest.SerializeToString(deterministic=deterministic) + "".join(entries).encode()
