@@ -2,8 +2,8 @@
 
 TFX hashes the serialized input artifacts of a step. Protocol buffers promise no order of a map's
 entries between their versions, and keep none: where one property's name begins with another's, as
-`loss_baseline` does with `loss`, 3.20 and 6 put them in opposite order. So what one stack made would
-not be found by the other.
+`loss_baseline` does with `loss`, 3.20 and 6 put them in opposite order. So what one stack made
+would not be found by the other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tfx.orchestration.portable import cache_utils
 @contextlib.contextmanager
 def stable_cache_keys() -> Iterator[None]:
     """Within this, TFX's launcher looks up and stores executions under keys of ours."""
-    of_tfx = cache_utils.get_cache_context
+    tfx: Any = cache_utils
+    of_tfx = tfx.get_cache_context
 
     def get_cache_context(
         *, input_artifacts: Mapping[str, Sequence[types.Artifact]] | None = None, **others: Any
@@ -29,13 +30,14 @@ def stable_cache_keys() -> Iterator[None]:
             key: [_Stable(artifact) for artifact in artifacts]
             for key, artifacts in (input_artifacts or {}).items()
         }
-        return of_tfx(input_artifacts=stable, **others)
+        context: metadata_store_pb2.Context = of_tfx(input_artifacts=stable, **others)
+        return context
 
-    cache_utils.get_cache_context = get_cache_context
+    tfx.get_cache_context = get_cache_context
     try:
         yield
     finally:
-        cache_utils.get_cache_context = of_tfx
+        tfx.get_cache_context = of_tfx
 
 
 class _Stable:
