@@ -84,7 +84,7 @@ setup(
     packages=find_packages(include=["pipeline*", "components*", "trainer*", "data*", "serving*"]),
     package_data={
         "pipeline": ["*.yaml", "lineage/*.json", "lineage/templates/*"],
-        "trainer": ["base_weights/*/*", "clip_vocabulary/*"],
+        "trainer": ["base_weights/*/*", "base_weights/*/*/*", "clip_vocabulary/*"],
         "components": ["*/*.html"],
         "serving": ["deploy/*.yaml", "deploy/kubernetes/*.yaml"],
     },

@@ -6,13 +6,17 @@ Runs in an environment of its own, with `requirements.txt` beside this file:
     python benchmarks/weights/reference.py --size sd-v1-4 --output runs/diffusers_sd
 
 writes `unet/`, `vae/`, `text_encoder/` as diffusers saves them, `scheduler/`, and `reference.npz`
-with inputs and outputs of each network. `python -m benchmarks.weights` compares.
+with inputs and outputs of each network. `python -m benchmarks.weights` compares. With the weights
+of a folder instead of random ones, `reference.npz` alone is written:
+
+    python benchmarks/weights/reference.py --weights trainer/base_weights/tiny-128 \
+        --output tests/data/tiny_128
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +67,15 @@ _IMAGE_SIZE = {"tiny": 64, "sd-v1-4": 128}
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--size", choices=sorted(_UNET), required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--size", choices=sorted(_UNET), help="of networks with random weights")
+    what.add_argument("--weights", type=Path, help="a folder in diffusers' layout")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    size, output = arguments.size, arguments.output
+    output = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    pixels = _IMAGE_SIZE[size]
-    side = pixels // 8
+    networks = _loaded(arguments.weights) if arguments.weights else _made(arguments.size, output)
     arrays: dict[str, np.ndarray] = {}
 
     def run(name: str, network: Callable[..., Any], **inputs: torch.Tensor) -> None:
@@ -77,19 +83,12 @@ def main() -> None:
             arrays[f"{name}/output"] = network(**inputs).numpy()
         arrays.update({f"{name}/{key}": value.numpy() for key, value in inputs.items()})
 
-    text = _text_encoder(size)
-    vocabulary = text.config.vocab_size
-    text.save_pretrained(output / "text_encoder")
-    tokens = torch.randint(0, vocabulary, (2, 77))
+    text = next(networks).eval()
+    tokens = torch.randint(0, text.config.vocab_size, (2, 77))
     run("text_encoder", lambda tokens: text(tokens).last_hidden_state, tokens=tokens)
-
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        **_VAE[size],
-    ).eval()
-    _randomize(vae)
-    vae.save_pretrained(output / "vae")
+    vae = next(networks).eval()
+    pixels = _IMAGE_SIZE.get(arguments.size, vae.config.sample_size)
+    side = pixels // 8
     run(
         "image_encoder",
         lambda image: vae.encode(image).latent_dist.parameters,
@@ -101,10 +100,7 @@ def main() -> None:
         lambda latent: vae.decode(latent / vae.config.scaling_factor).sample,
         latent=torch.randn(1, 4, side, side),
     )
-
-    unet = UNet2DConditionModel(**_UNET[size]).eval()
-    _randomize(unet)
-    unet.save_pretrained(output / "unet")
+    unet = next(networks).eval()
     run(
         "diffusion_model",
         lambda latent, timesteps, context: unet(latent, timesteps, context).sample,
@@ -112,6 +108,38 @@ def main() -> None:
         timesteps=torch.tensor([3, 977]),
         context=torch.randn(2, 77, unet.config.cross_attention_dim),
     )
+    # What comes after the last network.
+    next(networks, None)
+    np.savez_compressed(output / "reference.npz", **arrays)
+
+
+def _loaded(folder: Path) -> Iterator[torch.nn.Module]:
+    """Text encoder, autoencoder and diffusion model."""
+    for kind, name in (
+        (CLIPTextModel, "text_encoder"),
+        (AutoencoderKL, "vae"),
+        (UNet2DConditionModel, "unet"),
+    ):
+        yield kind.from_pretrained(folder / name).float()
+
+
+def _made(size: str, output: Path) -> Iterator[torch.nn.Module]:
+    """The same with random weights, which are written, too."""
+    text = _text_encoder(size)
+    text.save_pretrained(output / "text_encoder")
+    yield text
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        **_VAE[size],
+    )
+    _randomize(vae)
+    vae.save_pretrained(output / "vae")
+    yield vae
+    unet = UNet2DConditionModel(**_UNET[size])
+    _randomize(unet)
+    unet.save_pretrained(output / "unet")
+    yield unet
     PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -119,7 +147,6 @@ def main() -> None:
         skip_prk_steps=True,
         steps_offset=1,
     ).save_pretrained(output / "scheduler")
-    np.savez_compressed(output / "reference.npz", **arrays)
 
 
 def _text_encoder(size: str) -> CLIPTextModel:

@@ -281,5 +281,5 @@ def test_impossible_image_size(image_size):
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="tiny, sd-v1-4"):
+    with pytest.raises(ValueError, match="tiny, tiny-128, sd-v1-4"):
         _component(preset="small")

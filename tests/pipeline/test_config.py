@@ -233,8 +233,8 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ("dataset: {eval_fraction: 0}", ["eval_fraction = 0", "above 0 and below 1"]),
         ("dataset: {eval_fraction: 1}", ["eval_fraction = 1", "above 0 and below 1"]),
         ("dataset: {path: [1]}", ["dataset.path", "text"]),
-        ("model: {preset: tny}", ["'tny'", "tiny, sd-v1-4", "did you mean 'tiny'"]),
-        ("model: {preset: 3}", ["model.preset = 3", "tiny, sd-v1-4"]),
+        ("model: {preset: tny}", ["'tny'", "tiny, tiny-128, sd-v1-4", "did you mean 'tiny'"]),
+        ("model: {preset: 3}", ["model.preset = 3", "tiny, tiny-128, sd-v1-4"]),
         ("model: {image_size: 96}", ["96", "'tiny'", "multiple of 64"]),
         ("model: {image_size: 0}", ["model.image_size = 0", "at least 1"]),
         (
@@ -293,7 +293,10 @@ def test_full_size_takes_the_published_weights_and_never_noise_instead(tmp_path)
         (["--lora-rank", "x"], ["training.lora_rank = 'x' (from --lora-rank)", "whole number"]),
         (["--precision", "half"], ["'half' (from --precision)", "float32, bfloat16, float16"]),
         (["--seed", "-1"], ["seed = -1 (from --seed)", "at least 0"]),
-        (["--preset", "huge"], ["model.preset = 'huge' (from --preset)", "tiny, sd-v1-4"]),
+        (
+            ["--preset", "huge"],
+            ["model.preset = 'huge' (from --preset)", "tiny, tiny-128, sd-v1-4"],
+        ),
         (["--image-size", "100"], ["model.image_size = 100 (from --image-size)", "64"]),
         (["--stepz", "3"], ["'--stepz'", "did you mean --steps?"]),
         (["surplus"], ["'surplus'", "--help"]),

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.weights.__main__ import relative_error
 from components.latent_gen.executor import Encoders
-from trainer import diffusers_export, diffusers_layout, presets
+from trainer import diffusers_export, diffusers_layout, presets, weight_sources
 from trainer.diffusers_format import tensor_names, to_diffusers
 from trainer.export import (
     DecoderModule,
@@ -90,6 +90,15 @@ def test_a_network_computes_what_pytorch_does(network) -> None:
         # KerasCV's form is not the same: these inputs can tell them apart.
         approximate = dataclasses.replace(EXACT, numerics="keras_cv")
         assert 1e-5 < relative_error(CHECKPOINT, reference, approximate, network) < 1e-3
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_shipped_weights_of_tiny_128_compute_what_pytorch_does(network) -> None:
+    preset = preset_for(get_preset("tiny-128"), "default")
+    assert preset.numerics == "diffusers"
+    folder = Path(weight_sources.__file__).parent / "base_weights" / "tiny-128"
+    reference = np.load(CHECKPOINT.parent / "tiny_128" / "reference.npz")
+    assert relative_error(folder, reference, preset, network) < 1e-5
 
 
 @pytest.mark.parametrize("network", NETWORKS)
