@@ -20,9 +20,11 @@ LOCKED = re.compile(r"^([a-z0-9][\w.-]*)==(\S+)(?: ; (.*?))? \\$", re.MULTILINE)
 # Answers what .ci/setup asks an interpreter, and makes a .venv that answers the same.
 PYTHON = """#!/bin/sh
 case "$*" in
+*abiflags*) echo {version}{abiflags} ;;
 *version_info*) echo {version} ;;
 *ensurepip*) exit {without_venv} ;;
 *base_prefix*) echo {version} ;;
+*realpath*) echo {path} ;;
 *Python.h*) exit {without_headers} ;;
 --version) echo Python {version}.9 ;;
 "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
@@ -44,6 +46,7 @@ class Machine:
             path = shutil.which(name)
             assert path is not None
             (self.programs / name).symlink_to(path)
+        self.has("uname", "echo x86_64")
         self.has("uv", "exit 0")
         self.has("g++", "")
 
@@ -57,9 +60,16 @@ class Machine:
     def has_glibc(self, version: str) -> None:
         self.has("getconf", f"echo glibc {version}")
 
-    def has_python(self, version: str, *, venv: bool = True, headers: bool = True) -> Path:
-        answers = {"without_venv": int(not venv), "without_headers": int(not headers)}
-        return self.has(f"python{version}", PYTHON.format(version=version, **answers))
+    def has_python(
+        self, version: str, *, venv: bool = True, headers: bool = True, abiflags: str = ""
+    ) -> Path:
+        answers = {
+            "without_venv": int(not venv),
+            "without_headers": int(not headers),
+            "abiflags": abiflags,
+        }
+        path = self.programs / f"python{version}"
+        return self.has(path.name, PYTHON.format(version=version, path=path, **answers))
 
     def set_up(self, **environment: str) -> subprocess.CompletedProcess[str]:
         home = {"PATH": str(self.programs), "HOME": str(self.checkout)}
@@ -125,6 +135,10 @@ def test_a_changed_lock_file_installs_anew(machine: Machine) -> None:
     machine.set_up()
     (machine.checkout / CURRENT_LOCK).write_text("one==1000\n")
     assert "TFX 1.21" in machine.set_up().stdout
+    # The Python that is named may be the one of the .venv that goes.
+    (machine.checkout / CURRENT_LOCK).write_text("one==1001\n")
+    assert "TFX 1.21" in machine.set_up(PYTHON=".venv/bin/python").stdout
+    assert machine.stack() == CURRENT_LOCK
 
 
 @pytest.mark.parametrize(
@@ -159,8 +173,62 @@ def test_what_is_missing_is_named(machine: Machine) -> None:
     done = machine.set_up()
     assert done.returncode == 1
     assert "needs Python 3.10 here" in done.stderr
-    (machine.programs / "getconf").unlink()
-    assert "here it is another C library" in machine.set_up().stderr
+
+
+@pytest.mark.parametrize(
+    ("ldd", "lock"),
+    [
+        ("ldd (Debian GLIBC 2.41-12) 2.41", CURRENT_LOCK),
+        ("ldd (Ubuntu GLIBC 2.39-0ubuntu8.4) 2.39", CURRENT_LOCK),
+        ("ldd (GNU libc) 2.34", OLD_LOCK),
+    ],
+)
+def test_ldd_knows_glibc_where_getconf_does_not(machine: Machine, ldd: str, lock: str) -> None:
+    machine.has("getconf", "echo no such variable >&2; exit 1")
+    machine.has("ldd", f"echo '{ldd}'; echo Copyright 2.40")
+    machine.has_python("3.10")
+    machine.has_python("3.13")
+    machine.set_up()
+    assert machine.stack() == lock
+
+
+def test_a_machine_without_packages_is_refused(machine: Machine) -> None:
+    machine.has_python("3.10")
+    for ldd in ("echo 'musl libc (x86_64)' >&2; echo 'Version 1.2.4' >&2; exit 1", "exit 127"):
+        machine.has("ldd", ldd)
+        done = machine.set_up()
+        assert done.returncode == 1
+        assert "TFX needs glibc" in done.stderr
+    machine.has_glibc("2.41")
+    machine.has("uname", "echo aarch64")
+    done = machine.set_up()
+    assert done.returncode == 1
+    assert "x86_64 alone; this machine is aarch64" in done.stderr
+    assert not (machine.checkout / ".venv").exists()
+
+
+def test_a_free_threaded_python_is_none_of_ours(machine: Machine) -> None:
+    machine.has_glibc("2.41")
+    machine.has_python("3.13", abiflags="t")
+    machine.has_python("3.12")
+    assert "TFX 1.21 on Python 3.12.9" in machine.set_up().stdout
+
+
+def test_a_python_of_uv_is_not_that_of_the_venv_that_goes(machine: Machine) -> None:
+    machine.has_glibc("2.41")
+    of_uv = machine.has_python("3.13").rename(machine.checkout / "python-of-uv")
+    # As uv does: the one of .venv is the first found, unless it is told otherwise.
+    machine.has(
+        "uv",
+        f"""case "$*" in
+        "python find --system --managed-python 3.13") echo {of_uv} ;;
+        "python find"*) echo .venv/bin/python ;;
+        esac""",
+    )
+    assert machine.set_up().returncode == 0
+    (machine.checkout / CURRENT_LOCK).write_text("one==1000\n")
+    assert machine.set_up().returncode == 0
+    assert machine.stack() == CURRENT_LOCK
 
 
 @pytest.mark.parametrize("missing", ["compiler", "headers"])
