@@ -14,7 +14,9 @@ from typing import Any
 
 from google.api_core import exceptions, retry
 from google.cloud import aiplatform
-from google.cloud.aiplatform_v1.types import PipelineState, PipelineTaskDetail
+from google.cloud.aiplatform_v1 import PipelineServiceClient
+from google.cloud.aiplatform_v1.types import PipelineJob, PipelineState, PipelineTaskDetail
+from google.protobuf import json_format
 
 from pipeline.vertex.preflight import Cloud
 
@@ -68,22 +70,35 @@ class Vertex:
         Raises:
             SubmissionError: Vertex refuses it.
         """
-        with _pipeline_job(job) as pipeline_job:
+        vertex = self._cloud.vertex
+        parent = f"projects/{self._cloud.project}/locations/{vertex.region}"
+        request = PipelineJob()
+        json_format.ParseDict(job, PipelineJob.pb(request))
+        request.service_account = vertex.service_account or ""
+        request.network = vertex.network or ""
+        # `aiplatform.PipelineJob` would first ask which project the bucket is in, which takes an
+        # API and a role more, and create one that is missing. `preflight` has looked at it.
+        client = PipelineServiceClient(
+            credentials=self._cloud.credentials,
+            transport="rest",
+            client_options={
+                "api_endpoint": vertex.api_endpoint or f"{vertex.region}-aiplatform.googleapis.com"
+            },
+        )
+        run = _run_id(job)
 
-            def create() -> None:
-                # The id was chosen here: a second attempt cannot start a second run.
-                with contextlib.suppress(exceptions.AlreadyExists):
-                    pipeline_job.submit(
-                        service_account=self._cloud.vertex.service_account,
-                        network=self._cloud.vertex.network,
-                        create_request_timeout=_RETRY_SECONDS,
-                    )
+        def create() -> None:
+            # The id was chosen here: a second attempt cannot start a second run.
+            with contextlib.suppress(exceptions.AlreadyExists):
+                client.create_pipeline_job(
+                    parent=parent,
+                    pipeline_job=request,
+                    pipeline_job_id=run,
+                    timeout=_RETRY_SECONDS,
+                )
 
-            self._ask("start the run", create)
-            return (
-                f"projects/{self._cloud.project}/locations/{self._cloud.vertex.region}/"
-                f"pipelineJobs/{pipeline_job.job_id}"
-            )
+        self._ask("start the run", create)
+        return f"{parent}/pipelineJobs/{run}"
 
     def schedule(self, job: Mapping[str, Any], cron: str) -> str:
         """Makes a schedule that starts runs; returns its resource name.
@@ -205,17 +220,21 @@ class Vertex:
             raise SubmissionError(f"Vertex would not {what}: {_said(error)}") from None
 
 
-@contextlib.contextmanager
-def _pipeline_job(job: Mapping[str, Any]) -> Iterator[aiplatform.PipelineJob]:
+def _run_id(job: Mapping[str, Any]) -> str:
     name = job["pipelineSpec"]["pipelineInfo"]["name"]
     now = datetime.datetime.now(datetime.timezone.utc)
+    return f"{name}-{now:%Y%m%d%H%M%S}-{secrets.token_hex(2)}"
+
+
+@contextlib.contextmanager
+def _pipeline_job(job: Mapping[str, Any]) -> Iterator[aiplatform.PipelineJob]:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as template:
         json.dump(job, template)
         template.flush()
         yield aiplatform.PipelineJob(
             display_name=job["displayName"],
             template_path=template.name,
-            job_id=f"{name}-{now:%Y%m%d%H%M%S}-{secrets.token_hex(2)}",
+            job_id=_run_id(job),
             labels=dict(job["labels"]),
         )
 

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -347,7 +348,7 @@ def test_a_run_is_submitted_and_followed_to_its_end(cloud: LoopbackCloud, capsys
     assert job["serviceAccount"] == "runs@my-project.example"
     assert job["network"] == network
     assert job["labels"]["team"] == "x"
-    assert job["labels"]["tfx_version"] == "1-16-0"
+    assert job["labels"]["tfx_version"] == version("tfx").replace(".", "-")
     assert job["runtimeConfig"]["parameterValues"]["steps"] == 7
     for container in containers(job).values():
         assert container["image"] == f"{cloud.image}@{DIGEST}"
