@@ -1,5 +1,5 @@
 # One image for every step of the pipeline on Vertex AI, for the workers of a training job of several
-# machines, and for Dataflow. About 7.6 GB, of which CUDA's libraries are 4.2 GB and TensorFlow 1.8 GB.
+# machines, and for Dataflow. About 7.8 GB, of which CUDA's libraries are 4.4 GB and TensorFlow 1.9 GB.
 
 # The program that starts Beam's workers on Dataflow; of the version in image.lock.
 FROM apache/beam_python3.13_sdk:2.77.0 AS beam
@@ -21,11 +21,9 @@ ENV PATH=/opt/venv/bin:/usr/local/nvidia/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     TF_USE_LEGACY_KERAS=0 \
     TF_ENABLE_ONEDNN_OPTS=1
-# Of the CUDA libraries of its own extra, TensorFlow 2.21 looks for curand, nvrtc and nvjitlink in no
-# folder of theirs, and XLA for its device library. The driver's are put into /usr/local/nvidia by Vertex.
-ENV CUDA=/opt/venv/lib/python3.13/site-packages/nvidia
-ENV LD_LIBRARY_PATH=${CUDA}/cublas/lib:${CUDA}/cuda_cupti/lib:${CUDA}/cuda_nvrtc/lib:${CUDA}/cuda_runtime/lib:${CUDA}/cudnn/lib:${CUDA}/cufft/lib:${CUDA}/curand/lib:${CUDA}/cusolver/lib:${CUDA}/cusparse/lib:${CUDA}/nccl/lib:${CUDA}/nvjitlink/lib:/usr/local/nvidia/lib64 \
-    XLA_FLAGS=--xla_gpu_cuda_data_dir=${CUDA}/cuda_nvcc
+# TensorFlow 2.21 finds the CUDA libraries of its own extra by itself, but for cuSOLVER, without which
+# it takes no GPU. The driver's are put into /usr/local/nvidia by Vertex.
+ENV LD_LIBRARY_PATH=/opt/venv/lib/python3.13/site-packages/nvidia/cusolver/lib:/usr/local/nvidia/lib64
 WORKDIR /app
 COPY components components
 COPY data data
