@@ -1,0 +1,68 @@
+"""Releases of a network of a few thousand parameters, exported and published for real."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "trainer")]
+
+IMAGE_SIZE = 64
+DEFAULTS = {"num_steps": 2, "guidance_scale": 3.0}
+
+
+def export(folders: dict[int, Path]) -> None:
+    """Writes the Trainer's `Format-Serving` of models that differ in all three networks."""
+    import small_runs
+
+    from trainer.export import export_models, serving_modules
+    from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
+    from trainer.weights import load_base_weights
+
+    preset = small_runs.preset()
+    networks = {
+        "text_encoder": build_text_encoder(preset),
+        "diffusion_model": build_diffusion_model(preset, IMAGE_SIZE),
+        "decoder": build_decoder(preset, IMAGE_SIZE),
+    }
+    for name, model in networks.items():
+        load_base_weights(model, name, preset, "random")
+    modules = serving_modules(**networks, preset=preset, image_size=IMAGE_SIZE)
+    for number, folder in folders.items():
+        for model in networks.values():
+            rng = np.random.default_rng(number)
+            # Large enough to show in the pictures.
+            model.set_weights(
+                [w + rng.normal(0, 0.05, w.shape).astype(w.dtype) for w in model.get_weights()]
+            )
+        export_models(str(folder), modules)
+        manifest = {"preset": "tiny", "image_size": IMAGE_SIZE, "defaults": DEFAULTS}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def publish(root: Path | str, number: int, folder: Path) -> int:
+    """Publishes what `export` wrote, as the pusher does; gives its version."""
+    from serving.serving_directory import ServingDirectory
+
+    facts = {
+        "model": {"id": number, "uri": f"model-{number}"},
+        "preset": "tiny",
+        "image_size": IMAGE_SIZE,
+        "defaults": DEFAULTS,
+        "metrics": {"loss": 0.1602, "loss_baseline": 0.2037},
+        "pushed_at": "2026-11-25T12:00:00+00:00",
+    }
+    directory = ServingDirectory(str(root))
+    return directory.publish(str(folder), facts, lambda staged: None, _warmup(folder))["version"]
+
+
+@functools.cache
+def _warmup(folder: Path) -> dict[str, bytes]:
+    from components.serving_pusher.warmup import warmup_requests
+    from serving.releases import NETWORKS
+
+    return {name: warmup_requests(str(folder / name), name) for name in NETWORKS}
