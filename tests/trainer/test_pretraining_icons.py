@@ -1,0 +1,51 @@
+"""Which icons the base weights of tiny-128 learn from; the training itself needs PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.pretraining import icons
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("red-apple", True),
+        ("smiling-face-with-horns", True),
+        ("medium", False),
+        ("thumbs-up-medium-dark-skin-tone", False),
+        ("man-detective-dark", False),
+        ("flag-france", False),
+        ("keycap-3", False),
+        ("six-oclock", False),
+        ("right-arrow", False),
+    ],
+)
+def test_signs_letters_and_skin_tones_are_left_out(name: str, kept: bool) -> None:
+    assert (icons._LEFT_OUT.search(name) is None) == kept
+
+
+def test_a_missing_package_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"npm pack @iconify-json/noto$"):
+        icons.read_icons(str(tmp_path))
+
+
+def test_an_icon_has_its_own_box_or_the_packages() -> None:
+    package = {"width": 128, "height": 64}
+    assert 'viewBox="0 0 128 64"' in icons._svg(package, {"body": "<g/>"})
+    own = {"body": "<g/>", "left": 2, "top": 3, "width": 20, "height": 10}
+    assert 'viewBox="2 3 20 10"' in icons._svg(package, own)
+
+
+def test_the_card_and_the_hashes_are_of_what_is_shipped() -> None:
+    folder = Path(icons.__file__).parents[1] / "base_weights" / "tiny-128"
+    listed = (folder / "SHA256SUMS").read_text().split()[1::2]
+    assert sorted(listed) == sorted(
+        path.relative_to(folder).as_posix() for path in folder.glob("*/*.safetensors")
+    )
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 25_000_000
+    scale = json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"]
+    assert scale == 0.18215
