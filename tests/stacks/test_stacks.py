@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import sqlite3
@@ -24,12 +25,15 @@ ARCHIVES = sorted((make.TESTS / "data" / "stacks").glob("*.tar.gz"))
 
 @pytest.fixture(scope="module", params=ARCHIVES, ids=lambda path: path.name.removesuffix(".tar.gz"))
 def left(request: pytest.FixtureRequest) -> Iterator[Path]:
-    shutil.rmtree(make.ROOT, ignore_errors=True)
-    make.ROOT.mkdir()
-    with tarfile.open(request.param) as archive:
-        archive.extractall(make.ROOT)
-    yield make.ROOT
-    shutil.rmtree(make.ROOT)
+    # The place is the same for every run of the tests on this machine.
+    with make.ROOT.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(make.ROOT, ignore_errors=True)
+        make.ROOT.mkdir()
+        with tarfile.open(request.param) as archive:
+            archive.extractall(make.ROOT)
+        yield make.ROOT
+        shutil.rmtree(make.ROOT)
 
 
 def run() -> tuple[int, str]:
