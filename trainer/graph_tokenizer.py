@@ -37,10 +37,9 @@ class GraphTokenizer(tf.Module):
 
     Gives `tokenize`'s ids for every valid UTF-8 string, with all named and numeric HTML entities,
     and by the Unicode data that the `regex` package had when the object was made. Bytes that are
-    no UTF-8 count as U+FFFD. Lower-casing is ICU's; like Python's it is the full mapping with the
-    final sigma, and it does not depend on the server's locale for English, Turkish and Azeri
-    letters. Letters that are newer than ICU's tables, but not than those of the Python that made
-    the object, are lower-cased as that Python does.
+    no UTF-8 count as U+FFFD. Lower-casing is ICU's, of Unicode 13; like Python's it is the full
+    mapping with the final sigma, and it does not depend on the server's locale for English, Turkish
+    and Azeri letters.
     """
 
     def __init__(self, max_length: int = MAX_LENGTH) -> None:
@@ -61,7 +60,6 @@ class GraphTokenizer(tf.Module):
         )
         self._irregular_numbers = _irregular_number_table()
         self._clean_rewrites = _clean_rewrites()
-        self._newer_letters = _newer_letters()
         self._split_rewrites = _split_rewrites()
         texts = tf.TensorSpec([None], tf.string, name="text")
         # A function of its own, so that using it twice traces and stores it once.
@@ -89,8 +87,6 @@ class GraphTokenizer(tf.Module):
         text = self._unescape(self._unescape(text))
         for pattern, rewrite in self._clean_rewrites:
             text = tf.strings.regex_replace(text, pattern, rewrite)
-        if self._newer_letters:
-            text = self._lower_newer_letters(text)
         # TensorFlow's lower() drops what follows a NUL, so it gets the text between them.
         pieces = tf.strings.split(tf.strings.regex_replace(text, r"\x00", b"\xff"), b"\xff")
         # ASCII first: ICU's mapping of the letter I would follow a Turkish server's locale.
@@ -98,17 +94,6 @@ class GraphTokenizer(tf.Module):
         row = pieces.value_rowids()
         is_first = row != tf.concat([tf.constant([-1], row.dtype), row[:-1]], axis=0)
         return _join(tf.strings.join([tf.where(is_first, "", "\0"), lower]), pieces)
-
-    def _lower_newer_letters(self, text: tf.Tensor) -> tf.Tensor:
-        def lowered() -> tf.Tensor:
-            result = text
-            for letter, lower in self._newer_letters.items():
-                result = tf.strings.regex_replace(result, letter, lower)
-            return result
-
-        some = f"(?s).*[{''.join(self._newer_letters)}].*"
-        has_some = tf.reduce_any(tf.strings.regex_full_match(text, some))
-        return tf.cond(has_some, lowered, lambda: text)
 
     def _split(self, text: tf.Tensor) -> tf.RaggedTensor:
         """The words of clean text: string [B] to string [B, (words)]."""
@@ -270,13 +255,6 @@ def _clean_rewrites() -> tuple[tuple[str, str], ...]:
         # Its lower case is two characters in Python and, but for Turkish locales, in ICU.
         ("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i\N{COMBINING DOT ABOVE}"),
     )
-
-
-def _newer_letters() -> dict[str, str]:
-    """Letters that Python lower-cases and TensorFlow's ICU, of an older Unicode, does not know."""
-    cased = [c for c in map(chr, range(sys.maxunicode + 1)) if c != c.lower()]
-    by_icu = tf.strings.lower(tf.constant(cased), encoding="utf-8").numpy()
-    return {c: c.lower() for c, icu in zip(cased, by_icu, strict=True) if c == icu.decode()}
 
 
 def _split_rewrites() -> tuple[tuple[str, str], ...]:

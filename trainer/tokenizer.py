@@ -35,6 +35,18 @@ _WORD = regex.compile(
 _SPACE = regex.compile(r"\s+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# Characters that got a case, or began to be passed over in looking for a final sigma, in Unicode
+# 14.0 to 15.1 (Python 3.11 to 3.13), and what is still unassigned between them.
+NEWER_CASE = re.compile(
+    "[\u0888-\u089f\u08c9-\u08d2\u0c3c\u0ece\u180f\u1ac1-\u1ace\u1dfa\u2c2f\u2c5f\ua7c0\ua7c1"
+    "\ua7d0-\ua7f4\ufbc2\U00010570-\U000105bc\U00010780-\U000107ba\U00010efd-\U00010eff"
+    "\U00010f82-\U00010f85\U00011070-\U00011074\U000110c2\U00011241\U00011f00-\U00011f42"
+    "\U00013439-\U00013455\U0001aff0-\U0001affe\U0001cf00-\U0001cf46\U0001df00-\U0001df2a"
+    "\U0001e030-\U0001e08f\U0001e2ae\U0001e4eb-\U0001e4ef]"
+)
+# The one that was passed over until Unicode 13.
+_FORMER_MARK = "\N{HANUNOO SIGN PAMUDPOD}"
+_NO_CASE, _MARK = "\ue000", "\N{SOFT HYPHEN}"
 
 # Ids 0..255 are the 256 bytes in this order, ids 256..511 the same bytes at the end of a word,
 # and id 512 + i is merge i: the order of `bytes_to_unicode` in the reference.
@@ -139,7 +151,24 @@ def _encode(caption: str) -> list[int]:
 def _clean(caption: str) -> str:
     text = _SURROGATE.sub(_REPLACEMENT, caption)
     text = _unescape(_unescape(text))
-    return _SPACE.sub(" ", text.strip()).strip().lower()
+    return _lower(_SPACE.sub(" ", text.strip()).strip())
+
+
+def _lower(text: str) -> str:
+    """`text.lower()` by Unicode 13, as Python 3.10's is, and that of TensorFlow 2.16 to 2.21.
+
+    A caption's ids must not depend on the Python that found them.
+    """
+    if text.isascii() or not (_FORMER_MARK in text or NEWER_CASE.search(text)):
+        return text.lower()
+    # Its lower case is two characters; all others keep their place.
+    text = text.replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i\N{COMBINING DOT ABOVE}")
+    stand_ins = NEWER_CASE.sub(_NO_CASE, text).replace(_FORMER_MARK, _MARK)
+    lowered = stand_ins.lower()
+    return "".join(
+        old if old != stand_in else new
+        for old, stand_in, new in zip(text, stand_ins, lowered, strict=True)
+    )
 
 
 def _unescape(text: str) -> str:
