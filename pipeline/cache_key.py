@@ -3,12 +3,14 @@
 TFX hashes the serialized input artifacts of a step. Protocol buffers promise no order of a map's
 entries between their versions, and keep none: where one property's name begins with another's, as
 `loss_baseline` does with `loss`, 3.20 and 6 put them in opposite order. So what one stack made
-would not be found by the other.
+would not be found by the other. Nor would what StatisticsGen made: it is given TFDV's options as
+JSON, in which TFDV 1.16 spells out an option that 1.21 no longer has, unset as it always is here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,13 +26,20 @@ def stable_cache_keys() -> Iterator[None]:
     of_tfx = tfx.get_cache_context
 
     def get_cache_context(
-        *, input_artifacts: Mapping[str, Sequence[types.Artifact]] | None = None, **others: Any
+        *,
+        input_artifacts: Mapping[str, Sequence[types.Artifact]] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        **others: Any,
     ) -> metadata_store_pb2.Context:
         stable = {
             key: [_Stable(artifact) for artifact in artifacts]
             for key, artifacts in (input_artifacts or {}).items()
         }
-        context: metadata_store_pb2.Context = of_tfx(input_artifacts=stable, **others)
+        context: metadata_store_pb2.Context = of_tfx(
+            input_artifacts=stable,
+            parameters={key: _set_options(value) for key, value in (parameters or {}).items()},
+            **others,
+        )
         return context
 
     tfx.get_cache_context = get_cache_context
@@ -38,6 +47,19 @@ def stable_cache_keys() -> Iterator[None]:
         yield
     finally:
         tfx.get_cache_context = of_tfx
+
+
+def _set_options(parameter: Any) -> Any:
+    """The parameter; of a JSON object, as options are given in, only what is set in it."""
+    if not isinstance(parameter, str) or not parameter.startswith("{"):
+        return parameter
+    try:
+        options = json.loads(parameter)
+    except json.JSONDecodeError:
+        return parameter
+    return json.dumps(
+        {key: value for key, value in options.items() if value is not None}, sort_keys=True
+    )
 
 
 class _Stable:

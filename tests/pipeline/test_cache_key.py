@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import pytest
 from ml_metadata.proto import metadata_store_pb2
 from tfx import types
 from tfx.orchestration.portable import cache_utils
@@ -62,13 +63,19 @@ def test_tfx_gets_its_own_function_back(monkeypatch) -> None:
         found = cache_utils.get_cache_context(
             metadata_handle="m",
             input_artifacts={"examples": [artifact(dataset="x")]},
-            parameters={},
+            parameters={"options": '{"_slice_sqls": null, "_num": 3}', "steps": 5},
         )
     assert found.id == 7
     assert cache_utils.get_cache_context is of_tfx
     [arguments] = asked
     assert arguments["metadata_handle"] == "m"
+    assert arguments["parameters"] == {"options": '{"_num": 3}', "steps": 5}
     [given] = arguments["input_artifacts"]["examples"]
     assert given.mlmd_artifact.SerializeToString(deterministic=True) == serialized(
         artifact(dataset="x")
     )
+
+
+@pytest.mark.parametrize("text", ["", "{not JSON", '["a", null]', "null", '{"a": 0, "b": ""}'])
+def test_what_is_not_an_unset_option_counts(text: str) -> None:
+    assert cache_key._set_options(text) == text

@@ -70,17 +70,31 @@ def test_a_database_of_a_newer_schema_is_refused_and_kept(left: Path) -> None:
     database.write_bytes(kept)
 
 
-def test_finished_steps_come_from_the_cache_and_lineage_shows_both_runs(left: Path) -> None:
+def lineage(left: Path, *question: str) -> str:
+    command = [sys.executable, "-m", "pipeline.lineage", "--store", str(left / "run"), *question]
+    return subprocess.run(
+        command, cwd=make.TESTS.parent, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_finished_steps_come_from_the_cache_and_lineage_shows_both_runs(
+    left: Path, request: pytest.FixtureRequest
+) -> None:
     status, said = run()
     assert status == 0, said
     for step in ("Source", "Train", "Judge", "Publish"):
         assert f"{step} cached: nothing that it depends on has changed" in said
-    command = [sys.executable, "-m", "pipeline.lineage", "--store", str(left / "run"), "runs"]
-    listed = subprocess.run(
-        command, cwd=make.TESTS.parent, capture_output=True, text=True, check=True
-    )
-    assert "all cached" in listed.stdout
-    assert "succeeded" in listed.stdout
+    listed = lineage(left, "runs")
+    assert "all cached" in listed
+    assert "succeeded" in listed
+    archive = Path(request.node.callspec.params["left"]).name
+    assert f"tfx-{shown(lineage(left, 'artifact', '3'))['tfx_version']}.tar.gz" == archive
+
+
+def shown(table: str) -> dict[str, str]:
+    """The properties in what lineage prints of an artifact."""
+    pairs = (line.split(maxsplit=1) for line in table.splitlines())
+    return dict(pair for pair in pairs if len(pair) == 2)
 
 
 def test_a_training_is_resumed(left: Path, tmp_path: Path) -> None:
