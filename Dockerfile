@@ -29,6 +29,7 @@ COPY components components
 COPY data data
 COPY pipeline pipeline
 COPY serving serving
+COPY storage storage
 COPY trainer trainer
 RUN useradd --create-home --uid 1000 runner
 USER 1000

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline import command_line, housekeeping, summary
 from pipeline import config as settings
 from pipeline import console as consoles
-from trainer.interruption import TrainingInterruptedError
+from trainer.training.interruption import TrainingInterruptedError
 
 _EXIT_FAILED, _EXIT_SETTINGS, _EXIT_INTERRUPTED = 1, 2, 130
 

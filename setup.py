@@ -81,10 +81,12 @@ setup(
     version="0.1.0",
     description="Fine-tune Stable Diffusion on captioned images with TFX, and keep doing it",
     python_requires=">=3.10,<3.14",
-    packages=find_packages(include=["pipeline*", "components*", "trainer*", "data*", "serving*"]),
+    packages=find_packages(
+        include=["pipeline*", "components*", "trainer*", "data*", "serving*", "storage*"]
+    ),
     package_data={
         "pipeline": ["*.yaml", "lineage/*.json", "lineage/templates/*"],
-        "trainer": ["base_weights/*/*", "base_weights/*/*/*", "clip_vocabulary/*"],
+        "trainer": ["base_weights/*/*", "base_weights/*/*/*", "text/clip_vocabulary/*"],
         "components": ["*/*.html"],
         "serving": ["deploy/*.yaml", "deploy/kubernetes/*.yaml"],
     },

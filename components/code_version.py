@@ -1,56 +1,135 @@
-"""A hash of source code, for the cache keys of components.
+"""What code a step runs, as a hash for the cache keys of components.
 
 Neither TFX's local cache nor Vertex's sees code, so every component takes the hash of its own
-code as an exec property.
+code as an exec property. Which modules that is, is read out of the source: what a module imports,
+at its top or inside of a function, and what that imports, as far as it is this project's.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-_SUFFIXES = (".py", ".yaml", ".html")
+_ROOT = Path(__file__).resolve().parents[1]
+# Beside a module these are its templates and tables.
+_DATA_SUFFIXES = (".yaml", ".html")
 _HEX_DIGITS = 16
+
+# Part of what a step runs, but not of what comes out of it.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "components.code_version",  # makes this hash
+        "storage.greetings",  # keeps the console quiet
+        "storage.hub",  # what it fetches is checked against its hash
+        "storage.transfer",  # reads and hashes whole files, and shows how far it is
+        "trainer.training.progress",  # shows how far it is
+    }
+)
 
 
 def code_version(*names: str) -> str:
-    """Hashes the source of packages and modules.
+    """Hashes the source of modules and of all of this project that they import.
 
     Args:
-        *names: Dotted names; a package stands for all `.py`, `.yaml` and `.html` files in its
-            folder and below, a module for its own file.
+        *names: Dotted names of modules; what runs in a step begins with its executor's.
 
     Returns:
-        16 hexadecimal digits of the SHA-256 over the files' relative names and bytes; the order
-        of `names` and the folder that the code lies in do not matter.
+        16 hexadecimal digits of the SHA-256 over the names and bytes of the modules, and of the
+        `.yaml` and `.html` files beside them; neither the order of `names` nor the folder that
+        the code lies in matters.
 
     Raises:
-        ModuleNotFoundError: There is no such package or module, or it has no source files.
+        ModuleNotFoundError: There is no such module in this project.
     """
     digest = hashlib.sha256()
-    for name in sorted(set(names)):
-        for relative, path in _sources(name):
-            content = path.read_bytes()
-            digest.update(f"{name}\0{relative}\0{len(content)}\0".encode())
-            digest.update(content)
+    for name, path in sorted(_files(imported_modules(*names)).items()):
+        content = path.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
     return digest.hexdigest()[:_HEX_DIGITS]
 
 
-def _sources(name: str) -> Iterator[tuple[str, Path]]:
-    spec = importlib.util.find_spec(name)
-    if spec is None or (spec.origin is None and not spec.submodule_search_locations):
-        raise ModuleNotFoundError(f"there is no source code of {name!r} to hash", name=name)
-    if not spec.submodule_search_locations:
-        yield "", Path(str(spec.origin))
-        return
-    files = {
-        path.relative_to(folder).as_posix(): path
-        for folder in spec.submodule_search_locations
-        for path in Path(folder).rglob("*")
-        if path.suffix in _SUFFIXES and path.is_file()
+def imported_modules(*names: str) -> set[str]:
+    """The modules of this project that decide what comes out of `names`, these among them.
+
+    Raises:
+        ModuleNotFoundError: There is no such module in this project.
+    """
+    found: set[str] = set()
+    left = list(names)
+    while left:
+        name = left.pop()
+        if name in found or name in _WITHOUT_EFFECT:
+            continue
+        path = _source(name)
+        if path is None:
+            raise ModuleNotFoundError(f"there is no source code of {name!r} to hash", name=name)
+        found.add(name)
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        left += _packages(package)
+        for wanted in _import_statements(path.read_bytes(), package):
+            if _source(wanted):
+                left += _packages(wanted)
+    return found
+
+
+def _files(modules: set[str]) -> dict[str, Path]:
+    """The files to hash, by a name that does not depend on where the project lies."""
+    sources = {name: path for name in modules if (path := _source(name))}
+    beside = {
+        path
+        for folder in {path.parent for path in sources.values()}
+        for path in folder.iterdir()
+        if path.suffix in _DATA_SUFFIXES
     }
-    if not files:
-        raise ModuleNotFoundError(f"package {name!r} has no source files to hash", name=name)
-    yield from sorted(files.items())
+    return sources | {path.relative_to(_ROOT).as_posix(): path for path in beside}
+
+
+@functools.cache
+def _import_statements(source: bytes, package: str) -> tuple[str, ...]:
+    """All that a module may mean to import: modules, and names in them that may be modules."""
+    wanted: list[str] = []
+    for node in _run_nodes(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            wanted += [alias.name for alias in node.names]
+        else:
+            module = "." * node.level + (node.module or "")
+            module = importlib.util.resolve_name(module, package)
+            wanted += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+    return tuple(wanted)
+
+
+def _packages(name: str) -> Iterator[str]:
+    """The module and the packages that it lies in, which are imported with it."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _run_nodes(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """All import statements but those for type checkers."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and _names(node.test) == "TYPE_CHECKING":
+            for other in node.orelse:
+                yield from _run_nodes(other)
+        else:
+            yield from _run_nodes(node)
+
+
+def _names(test: ast.expr) -> str:
+    return test.id if isinstance(test, ast.Name) else getattr(test, "attr", "")
+
+
+def _source(name: str) -> Path | None:
+    """The file of a module of this project."""
+    path = _ROOT.joinpath(*name.split("."))
+    for candidate in (path / "__init__.py", path.with_suffix(".py")):
+        if candidate.is_file():
+            return candidate
+    return None

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from trainer.colours import COLOURS, OUTLINE, Colour, shade
+from data.colours import COLOURS, OUTLINE, Colour, shade
 
 IMAGE_SIZE = 128
 """Height and width of a picture in pixels."""
@@ -49,7 +49,7 @@ class Creature:
 
     Attributes:
         shape: One of `SHAPES`.
-        colour: Of its body, one of `trainer.colours.COLOURS`.
+        colour: Of its body, one of `data.colours.COLOURS`.
         features: Pairs of a feature and its colour, one or two, from different places.
         expression: One of `EXPRESSIONS`.
         num_eyes: 1, 2 or 3.

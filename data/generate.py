@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from data.colours import COLOURS, with_article
 from data.drawing import EXPRESSIONS, FEATURES, IMAGE_SIZE, SHAPES, Creature, draw_creature
-from trainer.colours import COLOURS, with_article
 
 ROWS_PER_COMBINATION = 9
 """Creatures of each shape in each colour."""

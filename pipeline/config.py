@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from pipeline.vertex.settings import VertexConfig
-from trainer.errors import one_line
+from storage.errors import one_line
 from trainer.presets import Preset, get_preset, preset_names
 from trainer.training_config import ResolvedTrainingConfig, TrainingConfig
 
@@ -392,13 +392,14 @@ def resolve_base_weights(config: RunConfig, *, fetch: bool = True) -> RunConfig:
     Raises:
         ConfigError: A file is missing, damaged or of another model.
     """
-    from trainer import weight_sources
+    from storage.folders import FolderError
+    from trainer.weights.sources import prepare
 
     model = config.model
     try:
         preset = get_preset(model.preset)
-        source = weight_sources.prepare(preset, model.base_weights, fetch=fetch)
-    except weight_sources.WeightsError as error:
+        source = prepare(preset, model.base_weights, fetch=fetch)
+    except FolderError as error:
         raise ConfigError(f"model.base_weights = {model.base_weights!r}: {error}") from None
     return dataclasses.replace(config, model=dataclasses.replace(model, base_weights=source))
 
@@ -416,12 +417,12 @@ def resolve_clip_model(config: RunConfig) -> RunConfig:
     if evaluation.clip_model is None:
         return config
     # TensorFlow takes seconds that nobody else need wait for.
-    from trainer.clip import check_clip
-    from trainer.weight_folders import WeightsError
+    from components.loss_scorer.clip import check_clip
+    from storage.folders import FolderError
 
     try:
         address = check_clip(evaluation.clip_model)
-    except WeightsError as error:
+    except FolderError as error:
         raise ConfigError(f"evaluation.clip_model = {evaluation.clip_model!r}: {error}") from None
     resolved = dataclasses.replace(evaluation, clip_model=address)
     return dataclasses.replace(config, evaluation=resolved)
@@ -444,7 +445,9 @@ def _check_base_weights(source: str, preset: Preset, setting: _Setting) -> None:
     if source in ("random", "default"):
         return
     # huggingface_hub costs half a second that nobody else need wait for.
-    from trainer import diffusers_layout, hub, weight_folders
+    from storage import hub
+    from storage.folders import open_folder
+    from trainer.weights import diffusers_layout
 
     files = [file.name for file in preset.weight_files.values()]
     given = f"{_given('model.base_weights', setting)} is impossible"
@@ -461,7 +464,7 @@ def _check_base_weights(source: str, preset: Preset, setting: _Setting) -> None:
         return
     if not os.path.isdir(source):
         raise ConfigError(f"{given}: there is no such folder; {wanted}")
-    if diffusers_layout.is_diffusers(weight_folders.open_folder(source)):
+    if diffusers_layout.is_diffusers(open_folder(source)):
         return
     missing = [name for name in files if not os.path.isfile(os.path.join(source, name))]
     if missing:

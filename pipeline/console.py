@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-OUR_PACKAGES = ("trainer", "components", "pipeline", "serving", "data")
+OUR_PACKAGES = ("trainer", "components", "pipeline", "serving", "storage", "data")
 
 # At DEBUG these log a line or more for every picture, glyph or bundle, and Beam whole stacks.
 _CHATTY = ("apache_beam", "PIL", "matplotlib", "fsspec", "h5py", "filelock", "asyncio")

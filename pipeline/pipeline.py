@@ -29,7 +29,7 @@ from pipeline.baseline import LatestBlessedBeforeCandidate
 from pipeline.config import RunConfig
 from pipeline.evaluation import baseline_node, eval_config
 from trainer.presets import get_preset
-from trainer.weights import base_weights_hash
+from trainer.weights.sources import base_weights_hash
 
 PIPELINE_NAME = "sd-finetuning"
 
@@ -143,7 +143,7 @@ def create_pipeline(
             },
             "checkpoint_dir": checkpoint_dir,
             "export_weights": model.export_weights,
-            "code_version": code_version("trainer", "components.diffusion_trainer"),
+            "code_version": code_version("trainer.run_fn", "components.diffusion_trainer.executor"),
         },
         worker_job=worker_job,
     ).with_id("Trainer")

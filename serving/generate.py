@@ -16,11 +16,12 @@ from typing import NoReturn
 
 import numpy as np
 
-from serving import png, storage, which_models
+from serving import png, which_models
 from serving.client import RETRIES, TIMEOUT_SECONDS, Generator
 from serving.errors import ServingError
 from serving.releases import NETWORKS
 from serving.request import check_request
+from storage import filesystem
 
 MAX_COUNT = 100
 _BAD_REQUEST = 2
@@ -106,10 +107,10 @@ def _check(arguments: argparse.Namespace) -> None:
     )
     if not arguments.out.lower().endswith(".png"):
         raise ServingError(f"--out is {arguments.out}; its name must end in .png")
-    folder = storage.parent(arguments.out)
-    if not storage.is_folder(folder):
+    folder = filesystem.parent(arguments.out)
+    if not filesystem.is_folder(folder):
         raise ServingError(f"the folder of --out, {folder}, does not exist; make it first")
-    if storage.is_folder(arguments.out):
+    if filesystem.is_folder(arguments.out):
         raise ServingError(f"--out is {arguments.out}, which is a folder; name a file")
     release = which_models.check(arguments)
     if release is None:
@@ -147,7 +148,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     rows = pictures.reshape(len(arguments.prompts), len(seeds), height, width, 3)
     grid = rows.transpose(0, 2, 1, 3, 4).reshape(len(rows) * height, len(seeds) * width, 3)
     try:
-        storage.write_bytes(arguments.out, png.encode(grid))
+        filesystem.write_bytes(arguments.out, png.encode(grid))
     except OSError as error:
         raise ServingError(f"{arguments.out} cannot be written: {error}") from error
     height, width, _ = grid.shape

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from serving import storage
 from serving.errors import ServingError
-from serving.greetings import no_greetings
 from serving.releases import NETWORKS, Release
+from storage import filesystem
+from storage.greetings import no_greetings
 
 with no_greetings():
     import tensorflow as tf
@@ -78,7 +78,7 @@ def _settle_threads(folder: str) -> None:
     Dividing an operation of a few microseconds takes longer than doing it: with one thread each,
     and as many operations at once as there are cores, a picture of `tiny` takes half the time.
     """
-    pattern = storage.join(folder, "variables", "variables.data-*")
+    pattern = filesystem.join(folder, "variables", "variables.data-*")
     size = sum(tf.io.gfile.stat(path).length for path in tf.io.gfile.glob(pattern))
     threading = tf.config.threading
     if size > _SMALL_BYTES or threading.get_intra_op_parallelism_threads():

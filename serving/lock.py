@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from serving import storage
+from storage import filesystem
 
 LOCK_NAME = ".lock"
 CLAIMS = ".claims"
@@ -42,7 +42,7 @@ class Held:
         Raises:
             LockLostError: It was taken away.
         """
-        if self._claim and not storage.is_file(self._claim):
+        if self._claim and not filesystem.is_file(self._claim):
             raise LockLostError(
                 "another push took this one for dead, because it had stood still for "
                 f"{STALE_SECONDS:.0f} s; nothing was pushed, push again"
@@ -59,7 +59,7 @@ def locked(folder: str) -> Iterator[Held]:
     store whose listings are up to date and whose clock orders writes, as those of Google Cloud
     Storage are.
     """
-    if not storage.is_remote(folder):
+    if not filesystem.is_remote(folder):
         with _flocked(folder) as held:
             yield held
         return
@@ -80,12 +80,12 @@ def _flocked(folder: str) -> Iterator[Held]:
 
 @contextlib.contextmanager
 def _claimed(folder: str) -> Iterator[Held]:
-    claims = storage.join(folder, CLAIMS)
-    storage.make_folder(claims)
+    claims = filesystem.join(folder, CLAIMS)
+    filesystem.make_folder(claims)
     name = uuid.uuid4().hex
-    claim, beat = storage.join(claims, name), storage.join(claims, f"{name}.alive")
-    storage.write_bytes(beat, b"0")
-    storage.write_bytes(claim, b"")
+    claim, beat = filesystem.join(claims, name), filesystem.join(claims, f"{name}.alive")
+    filesystem.write_bytes(beat, b"0")
+    filesystem.write_bytes(claim, b"")
     stop = threading.Event()
 
     def keep_alive() -> None:
@@ -94,7 +94,7 @@ def _claimed(folder: str) -> Iterator[Held]:
             count += 1
             # The next beat may succeed; waiters are patient for several.
             with contextlib.suppress(OSError):
-                storage.write_bytes(beat, str(count).encode())
+                filesystem.write_bytes(beat, str(count).encode())
 
     threading.Thread(target=keep_alive, daemon=True).start()
     try:
@@ -106,7 +106,7 @@ def _claimed(folder: str) -> Iterator[Held]:
         stop.set()
         for path in (claim, beat):
             with contextlib.suppress(OSError):
-                storage.remove_file(path)
+                filesystem.remove_file(path)
 
 
 def _wait_for_turn(claims: str, name: str) -> None:
@@ -121,7 +121,7 @@ def _wait_for_turn(claims: str, name: str) -> None:
         if not waiting:
             _say_waiting(os.path.dirname(claims))
             waiting = True
-        beat, now = _read(storage.join(claims, f"{first}.alive")), time.monotonic()
+        beat, now = _read(filesystem.join(claims, f"{first}.alive")), time.monotonic()
         # Whether it changes, by this machine's clock: clocks of two machines can differ.
         if first not in seen or seen[first][0] != beat:
             seen[first] = (beat, now)
@@ -129,24 +129,24 @@ def _wait_for_turn(claims: str, name: str) -> None:
             logger.warning("A push that stands still is taken for dead.")
             for path in (f"{first}.alive", first):
                 with contextlib.suppress(OSError):
-                    storage.remove_file(storage.join(claims, path))
+                    filesystem.remove_file(filesystem.join(claims, path))
         time.sleep(min(1.0, HEARTBEAT_SECONDS / 3))
 
 
 def _oldest(claims: str) -> str | None:
     found = []
-    for name in storage.list_folder(claims):
+    for name in filesystem.list_folder(claims):
         if not name.endswith(".alive"):
             # It may go away in between.
             with contextlib.suppress(OSError):
-                written = storage.modification_time(storage.join(claims, name))
+                written = filesystem.modification_time(filesystem.join(claims, name))
                 found.append((written, name))
     return min(found)[1] if found else None
 
 
 def _read(path: str) -> bytes | None:
     try:
-        return storage.read_bytes(path)
+        return filesystem.read_bytes(path)
     except OSError:
         return None
 

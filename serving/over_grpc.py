@@ -8,8 +8,8 @@ import grpc
 import numpy as np
 
 from serving.errors import BusyError, ServingError, VersionGoneError
-from serving.greetings import no_greetings
 from serving.remote import RemoteModels
+from storage.greetings import no_greetings
 
 with no_greetings():
     import tensorflow as tf

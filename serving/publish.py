@@ -15,12 +15,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from serving import png, storage
+from serving import png
 from serving.client import Generator
 from serving.errors import ServingError
 from serving.releases import DEFAULT_SERVING_DIR, RELEASES, find_release
 from serving.serving_directory import ServingDirectory
-from trainer.errors import one_line
+from storage import filesystem
+from storage.errors import one_line
 
 RELEASE_NAME = "release.json"
 CARD_NAME = "README.md"
@@ -83,8 +84,8 @@ def publish(
     pictures = list(_draw(Generator(serving_dir, release.version), prompts)) if prompts else []
     card = model_card(release.facts, pictures, license_)
     small = {
-        RELEASE_NAME: storage.read_bytes(
-            storage.join(serving_dir, RELEASES, f"{release.version}.json")
+        RELEASE_NAME: filesystem.read_bytes(
+            filesystem.join(serving_dir, RELEASES, f"{release.version}.json")
         ),
         CARD_NAME: card.encode(),
         **{picture.name(index): picture.contents for index, picture in enumerate(pictures)},
@@ -199,9 +200,9 @@ def _to_hub(
     """One commit that holds nothing else than the release, and a tag."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    from trainer import hub
+    from storage import hub
 
-    if storage.is_remote(serving_dir):
+    if filesystem.is_remote(serving_dir):
         raise ServingError(
             f"{serving_dir} is not on this machine; the hub takes local files: pull it first"
         )
@@ -255,11 +256,11 @@ def _to_folder(
                 f"{target} has a {name} already, and no release is overwritten: choose another "
                 "place"
             )
-        contents = {path: storage.join(serving_dir, local) for local, path in files.items()}
+        contents = {path: filesystem.join(serving_dir, local) for local, path in files.items()}
         for path in contents:
             target_files.makedirs(os.path.dirname(f"{folder}/{path}"), exist_ok=True)
             with target_files.open(f"{folder}/{path}", "wb") as f:
-                for chunk in storage.read_chunks(contents[path]):
+                for chunk in filesystem.read_chunks(contents[path]):
                     f.write(chunk)
         for path in sorted(small, key=RELEASE_NAME.__eq__):
             target_files.makedirs(os.path.dirname(f"{folder}/{path}"), exist_ok=True)

@@ -19,8 +19,8 @@ from serving.errors import ServingError
 from serving.publish import RELEASE_NAME
 from serving.releases import DEFAULT_SERVING_DIR, NETWORKS
 from serving.serving_directory import ServingDirectory
-from trainer.transfer import sha256_of
-from trainer.weight_folders import Folder, WeightsError, open_folder
+from storage.folders import Folder, FolderError, open_folder
+from storage.transfer import sha256_of
 
 _FILE = re.compile(rf"(?:{'|'.join(NETWORKS)})/[0-9]+/(?!.*(?:^|/)\.\.?(?:/|$))[^\\]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -54,7 +54,7 @@ def pull(source: str, serving_dir: str) -> dict[str, Any]:
             del facts["files"]
             directory = ServingDirectory(serving_dir)
             return directory.publish(staged, facts, lambda _: None, version=published["version"])
-    except WeightsError as error:
+    except FolderError as error:
         raise ServingError(str(error)) from error
 
 

@@ -29,7 +29,6 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from serving import storage
 from serving.errors import ServingError
 from serving.lock import Held, locked
 from serving.releases import (
@@ -42,6 +41,7 @@ from serving.releases import (
     list_versions,
     read_rollback,
 )
+from storage import filesystem
 
 LAST_VERSION_NAME = "last_version"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
@@ -74,7 +74,7 @@ class ServingDirectory:
     def __init__(self, root: str) -> None:
         """Opens `root`, which need not exist: a local path or one that `tf.io.gfile` knows."""
         root = root.removeprefix("file://")
-        self._root = root.rstrip("/") if storage.is_remote(root) else os.path.abspath(root)
+        self._root = root.rstrip("/") if filesystem.is_remote(root) else os.path.abspath(root)
 
     @property
     def root(self) -> str:
@@ -112,7 +112,7 @@ class ServingDirectory:
             ModelRefusedError: From `check`.
             LockLostError: Another push has taken this one for dead.
         """
-        storage.make_folder(self._root)
+        filesystem.make_folder(self._root)
         with locked(self._root) as lock:
             # Before tidying up: a number that was visible once, finished or not, stays used.
             following = max(self._used_versions(), default=0) + 1
@@ -159,7 +159,7 @@ class ServingDirectory:
                 )
             now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             note = {"from": current, "to": version, "at": now}
-            storage.write_atomically(self._path(RELEASES, ROLLBACK_NAME), _json(note))
+            filesystem.write_atomically(self._path(RELEASES, ROLLBACK_NAME), _json(note))
             self._write_config(version)
         return version
 
@@ -179,13 +179,13 @@ class ServingDirectory:
             pruned = [version for version in self.releases()[:-keep] if version not in loaded]
             for version in pruned:
                 # First it stops being a release; what then is left is removed even after a crash.
-                storage.remove_file(self._release_path(version))
+                filesystem.remove_file(self._release_path(version))
             self._remove_unfinished()
         return pruned
 
     def releases(self) -> list[int]:
         """The versions that are releases, the newest last."""
-        return list_versions(self._root) if storage.is_folder(self._root) else []
+        return list_versions(self._root) if filesystem.is_folder(self._root) else []
 
     def read_release(self, version: int) -> dict[str, Any]:
         """What was written about a release.
@@ -196,15 +196,15 @@ class ServingDirectory:
         if version not in self.releases():
             known = ", ".join(map(str, self.releases())) or "none"
             raise ServingError(f"there is no release {version} in {self._root}; there are: {known}")
-        release: dict[str, Any] = json.loads(storage.read_bytes(self._release_path(version)))
+        release: dict[str, Any] = json.loads(filesystem.read_bytes(self._release_path(version)))
         return release
 
     def damaged_files(self, version: int) -> list[str]:
         """The files of a release that are missing or have not the bytes that were pushed."""
         damaged = []
         for name, digest in self.read_release(version)["files"].items():
-            path = storage.join(self._root, name)
-            if not storage.is_file(path) or storage.sha256(path) != digest:
+            path = filesystem.join(self._root, name)
+            if not filesystem.is_file(path) or filesystem.sha256(path) != digest:
                 damaged.append(path)
         return damaged
 
@@ -220,30 +220,30 @@ class ServingDirectory:
         staging = self._path(f"{_STAGING_PREFIX}{uuid.uuid4().hex}")
         files = {}
         for network in NETWORKS:
-            for name in storage.files_below(storage.join(source, network)):
+            for name in filesystem.files_below(filesystem.join(source, network)):
                 digest = _copy_verified(
-                    storage.join(source, network, name), storage.join(staging, network, name)
+                    filesystem.join(source, network, name), filesystem.join(staging, network, name)
                 )
                 files[f"{network}/{version}/{name}"] = digest
             if network in warmup:
-                path = storage.join(staging, network, WARMUP_FILE)
-                storage.make_folder(storage.parent(path))
-                storage.write_bytes(path, warmup[network])
-                files[f"{network}/{version}/{WARMUP_FILE}"] = storage.sha256(path)
+                path = filesystem.join(staging, network, WARMUP_FILE)
+                filesystem.make_folder(filesystem.parent(path))
+                filesystem.write_bytes(path, warmup[network])
+                files[f"{network}/{version}/{WARMUP_FILE}"] = filesystem.sha256(path)
         check(staging)
-        storage.make_folder(self._path(RELEASES))
+        filesystem.make_folder(self._path(RELEASES))
         lock.check()
         last_version = self._path(RELEASES, LAST_VERSION_NAME)
-        storage.write_atomically(last_version, str(version).encode())
+        filesystem.write_atomically(last_version, str(version).encode())
         for network in NETWORKS:
-            storage.move_folder(
-                storage.join(staging, network), self._version_folder(network, version)
+            filesystem.move_folder(
+                filesystem.join(staging, network), self._version_folder(network, version)
             )
-        if storage.is_folder(staging):
-            storage.remove_folder(staging)
+        if filesystem.is_folder(staging):
+            filesystem.remove_folder(staging)
         lock.check()
         release = {**facts, "version": version, "files": dict(sorted(files.items()))}
-        storage.write_atomically(self._release_path(version), _json(release))
+        filesystem.write_atomically(self._release_path(version), _json(release))
         self._write_config(version)
         return release
 
@@ -259,14 +259,14 @@ class ServingDirectory:
             return None
         version = release["version"]
         expected = {
-            f"{network}/{version}/{name}": storage.join(source, network, name)
+            f"{network}/{version}/{name}": filesystem.join(source, network, name)
             for network in NETWORKS
-            for name in storage.files_below(storage.join(source, network))
+            for name in filesystem.files_below(filesystem.join(source, network))
         }
         extra = {f"{network}/{version}/{WARMUP_FILE}" for network in warmup}
         if expected.keys() | extra != release["files"].keys() or self.damaged_files(version):
             return None
-        same = all(storage.sha256(path) == release["files"][n] for n, path in expected.items())
+        same = all(filesystem.sha256(path) == release["files"][n] for n, path in expected.items())
         return release if same else None
 
     def _serve_again(self, version: int) -> None:
@@ -287,8 +287,8 @@ class ServingDirectory:
     def _used_versions(self) -> set[int]:
         used = {*self.releases(), *(v for network in NETWORKS for v in self._folders(network))}
         path = self._path(RELEASES, LAST_VERSION_NAME)
-        if storage.is_file(path):
-            used.add(int(storage.read_bytes(path)))
+        if filesystem.is_file(path):
+            used.add(int(filesystem.read_bytes(path)))
         return used
 
     def _folders(self, network: str) -> list[int]:
@@ -299,14 +299,14 @@ class ServingDirectory:
         for network in NETWORKS:
             for version in self._folders(network):
                 if version not in releases:
-                    storage.remove_folder(self._version_folder(network, version))
+                    filesystem.remove_folder(self._version_folder(network, version))
         for name in self._list(""):
             if name.startswith(_STAGING_PREFIX):
-                storage.remove_folder(self._path(name))
+                filesystem.remove_folder(self._path(name))
         for folder in ("", RELEASES):
             for name in self._list(folder):
-                if name.startswith(storage.PARTIAL_PREFIX):
-                    storage.remove_file(self._path(*filter(None, (folder, name))))
+                if name.startswith(filesystem.PARTIAL_PREFIX):
+                    filesystem.remove_file(self._path(*filter(None, (folder, name))))
 
     def _write_config(self, version: int) -> None:
         """Makes a version the current one, and keeps the one before it loaded."""
@@ -328,10 +328,10 @@ class ServingDirectory:
             for network in NETWORKS
         )
         contents = f"model_config_list {{\n{models}}}\n"
-        storage.write_atomically(self._path(CONFIG_NAME), contents.encode())
+        filesystem.write_atomically(self._path(CONFIG_NAME), contents.encode())
 
     def _path(self, *names: str) -> str:
-        return storage.join(self._root, *names)
+        return filesystem.join(self._root, *names)
 
     def _version_folder(self, network: str, version: int) -> str:
         return self._path(network, str(version))
@@ -341,7 +341,7 @@ class ServingDirectory:
 
     def _list(self, folder: str) -> Iterable[str]:
         path = self._path(folder) if folder else self._root
-        return storage.list_folder(path) if storage.is_folder(path) else []
+        return filesystem.list_folder(path) if filesystem.is_folder(path) else []
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
@@ -350,8 +350,8 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 def _copy_verified(source: str, target: str) -> str:
     """Copies a file and returns its SHA-256."""
-    storage.copy(source, target)
-    expected, actual = storage.sha256(source), storage.sha256(target)
+    filesystem.copy(source, target)
+    expected, actual = filesystem.sha256(source), filesystem.sha256(target)
     if actual != expected:
         raise CorruptCopyError(
             f"the copy {target} of {source} is corrupt: its SHA-256 is {actual}, expected "

@@ -24,14 +24,15 @@ from components.loss_scorer import executor as loss_scorer
 from components.tfrecords import describe_examples, read_shard, write_shard
 from pipeline.config import load_config
 from pipeline.evaluation import eval_config
-from trainer import fine_tuner
-from trainer.export import DiffusionModelModule
-from trainer.fine_tuner import FineTuner
-from trainer.latents import training_batches
-from trainer.models import build_diffusion_model
+from trainer.data.latents import training_batches
+from trainer.export.saved_models import DiffusionModelModule
+from trainer.networks import build_diffusion_model
 from trainer.presets import get_preset
+from trainer.training import fine_tuner
+from trainer.training.fine_tuner import FineTuner
 from trainer.training_config import TrainingConfig
-from trainer.weights import base_weights_hash, load_base_weights
+from trainer.weights.load import load_base_weights
+from trainer.weights.sources import base_weights_hash
 
 DATASET = Path(__file__).resolve().parent.parent / "data" / "creatures" / "data"
 PRESET = get_preset("tiny")

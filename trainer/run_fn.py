@@ -21,11 +21,14 @@ import keras
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
-from trainer.distribution import is_chief, training_strategy, wait_for_all
-from trainer.export import ServingModules, WeightsDtype, export_models, serving_modules
-from trainer.fine_tuner import FineTuner, StepRecord, write_history
-from trainer.latents import LatentsManifest, batch_spec, training_batches
-from trainer.memory import (
+from trainer.data.latents import LatentsManifest, batch_spec, training_batches
+from trainer.export.saved_models import ServingModules, WeightsDtype, export_models, serving_modules
+from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
+from trainer.presets import NETWORKS, Preset, get_preset
+from trainer.text.tokenizer import tokenize
+from trainer.training.distribution import is_chief, training_strategy, wait_for_all
+from trainer.training.fine_tuner import FineTuner, StepRecord, write_history
+from trainer.training.memory import (
     InsufficientMemoryError,
     MemoryEstimate,
     activation_bytes,
@@ -36,12 +39,10 @@ from trainer.memory import (
     peak_gpu_bytes,
     program_bytes,
 )
-from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
-from trainer.presets import NETWORKS, Preset, get_preset
-from trainer.progress import TrainingProgress
-from trainer.tokenizer import tokenize
+from trainer.training.progress import TrainingProgress
 from trainer.training_config import ResolvedTrainingConfig
-from trainer.weights import base_weights_hash, load_base_weights, preset_for
+from trainer.weights.load import load_base_weights
+from trainer.weights.sources import base_weights_hash, preset_for
 
 MODEL_MANIFEST_NAME = "manifest.json"
 
@@ -59,7 +60,7 @@ class TrainerSettings:
     Attributes:
         preset: Name of the preset.
         image_size: Side of the pictures in pixels.
-        base_weights: `"default"`, `"random"` or a place; see `trainer.weight_sources.locate`.
+        base_weights: `"default"`, `"random"` or a place; see `trainer.weights.sources.locate`.
         base_weights_hash: Hash of all four networks' base weights; it makes TFX's cache see other
             weights at the same place.
         training: Fields of `ResolvedTrainingConfig`.

@@ -16,7 +16,7 @@ from benchmarks.serving.measured import (
     arguments,
     measure,
 )
-from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
+from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
 from trainer.presets import get_preset
 
 

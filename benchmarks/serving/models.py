@@ -8,11 +8,11 @@ import tensorflow as tf
 
 from benchmarks.serving.measured import VERSION, arguments
 from benchmarks.serving.notebook import export_notebook_models
-from trainer.export import export_models, serving_modules
-from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
+from trainer.export.saved_models import export_models, serving_modules
+from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
 from trainer.presets import get_preset
-from trainer.tokenizer import merges
-from trainer.weights import load_base_weights
+from trainer.text.tokenizer import merges
+from trainer.weights.load import load_base_weights
 
 
 def main() -> None:

@@ -21,9 +21,9 @@ from benchmarks.serving.measured import (
     arguments,
     measure,
 )
-from trainer.noise_schedule import alphas_cumprod, timestep_embedding
+from trainer.diffusion.noise_schedule import alphas_cumprod, timestep_embedding
 from trainer.presets import Preset
-from trainer.tokenizer import tokenize
+from trainer.text.tokenizer import tokenize
 
 
 def export_notebook_models(

@@ -22,7 +22,7 @@ from benchmarks.train.measured import (
     Timer,
     arguments_of,
 )
-from trainer.noise_schedule import alphas_cumprod
+from trainer.diffusion.noise_schedule import alphas_cumprod
 
 _MAX_LENGTH = 77
 

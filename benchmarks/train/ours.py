@@ -11,11 +11,11 @@ from benchmarks.train.measured import (
     Timer,
     arguments_of,
 )
-from trainer.fine_tuner import FineTuner
-from trainer.latents import batch_spec
-from trainer.matrix_products import convolutions_as_matrix_products
-from trainer.models import build_diffusion_model
+from trainer.data.latents import batch_spec
+from trainer.networks import build_diffusion_model
+from trainer.networks.matrix_products import convolutions_as_matrix_products
 from trainer.presets import get_preset
+from trainer.training.fine_tuner import FineTuner
 from trainer.training_config import TrainingConfig
 
 

@@ -35,16 +35,16 @@ def relative_error(
         The norm of the difference over the norm of PyTorch's output.
     """
     # Import Keras.
-    from trainer.diffusers_format import load_tensors
-    from trainer.diffusers_layout import network_files
-    from trainer.models import (
+    from storage.folders import open_folder
+    from trainer.diffusion.noise_schedule import timestep_embedding
+    from trainer.networks import (
         build_decoder,
         build_diffusion_model,
         build_image_encoder,
         build_text_encoder,
     )
-    from trainer.noise_schedule import timestep_embedding
-    from trainer.weight_folders import open_folder
+    from trainer.weights.diffusers_format import load_tensors
+    from trainer.weights.diffusers_layout import network_files
 
     def given(name: str) -> np.ndarray:
         values = reference[f"{network}/{name}"]

@@ -17,7 +17,7 @@ from typing import BinaryIO, cast
 
 from components.caption_example_gen.rows import Batch, RowChecker, Settings
 from components.caption_example_gen.sources import DatasetError, Unit
-from trainer.tokenizer import token_count
+from trainer.text.tokenizer import token_count
 
 
 class CheckProcess:

@@ -8,15 +8,7 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 from components.artifacts import RejectedRows
 from components.caption_example_gen import executor
 from components.code_version import code_version
-from trainer.images import MAX_PIXELS
-
-_CODE = (
-    "components.caption_example_gen",
-    "components.counts",
-    "components.tfrecords",
-    "trainer.images",
-    "trainer.tokenizer",
-)
+from trainer.data.images import MAX_PIXELS
 
 
 class CaptionExampleGenSpec(component_spec.ComponentSpec):
@@ -124,7 +116,7 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
                 max_pixels=max_pixels,
                 max_aspect_ratio=float(max_aspect_ratio),
                 max_rejected_fraction=float(max_rejected_fraction),
-                code_version=code_version(*_CODE),
+                code_version=code_version(executor.__name__),
                 examples=channel_utils.as_channel([standard_artifacts.Examples()]),
                 rejects=channel_utils.as_channel([RejectedRows()]),
             )

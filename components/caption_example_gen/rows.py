@@ -20,8 +20,8 @@ import fsspec
 
 from components.caption_example_gen.example_bytes import example_bytes
 from components.caption_example_gen.sources import DatasetSpec, Row, Unit, open_dataset, split_of
-from trainer.images import ImageError, ImageFacts, inspect_image
-from trainer.tokenizer import MAX_LENGTH, token_count
+from trainer.data.images import ImageError, ImageFacts, inspect_image
+from trainer.text.tokenizer import MAX_LENGTH, token_count
 
 TRUNCATED, LEFT_RIGHT, ANIMATED = "captions_truncated", "captions_left_right", "images_animated"
 """Notes of a candidate."""

@@ -13,8 +13,6 @@ from tfx.utils import json_utils
 from components.caption_validator import executor
 from components.code_version import code_version
 
-_CODE = ("components.caption_validator",)
-
 
 class CaptionValidatorSpec(standard_component_specs.ExampleValidatorSpec):
     """ExampleValidator's, with two parameters more."""
@@ -60,7 +58,7 @@ class CaptionValidator(ExampleValidator):
                 schema=schema,
                 exclude_splits=json_utils.dumps(list(exclude_splits)),
                 fail_on_anomalies=int(fail_on_anomalies),
-                code_version=code_version(*_CODE),
+                code_version=code_version(executor.__name__),
                 anomalies=types.Channel(type=standard_artifacts.ExampleAnomalies),
             ),
         )

@@ -10,15 +10,6 @@ from components import artifacts
 from components.code_version import code_version
 from components.dataset_report import executor
 
-_CODE = (
-    "components.caption_validator",
-    "components.dataset_report",
-    "components.pages",
-    "components.tfrecords",
-    "trainer.images",
-    "trainer.tokenizer",
-)
-
 
 class DatasetReportSpec(component_spec.ComponentSpec):
     """Inputs, outputs and settings of DatasetReport."""
@@ -65,7 +56,7 @@ class DatasetReport(base_component.BaseComponent):
         """
         super().__init__(
             DatasetReportSpec(
-                code_version=code_version(*_CODE),
+                code_version=code_version(executor.__name__),
                 examples=examples,
                 statistics=statistics,
                 schema=schema,

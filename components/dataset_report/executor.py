@@ -27,7 +27,7 @@ from components.dataset_report.statistics import (
 )
 from components.pages.page import render
 from components.tfrecords import read_shard
-from trainer.tokenizer import MAX_LENGTH
+from trainer.text.tokenizer import MAX_LENGTH
 
 REPORT_NAME = "dataset.html"
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from components.dataset_report.statistics import TOKENS
 from components.pages.page import data_uri
-from trainer.images import decode_image
-from trainer.tokenizer import MAX_LENGTH, token_count
+from trainer.data.images import decode_image
+from trainer.text.tokenizer import MAX_LENGTH, token_count
 
 _THUMBNAIL_SIZE = 160
 _JPEG_QUALITY = 80

@@ -13,7 +13,7 @@ from tfx.components.statistics_gen import stats_artifact_utils
 from tfx.types import artifact_utils
 
 from components.dataset_report.charts import Bin, Mark, histogram
-from trainer.tokenizer import MAX_LENGTH
+from trainer.text.tokenizer import MAX_LENGTH
 
 TOKENS = "caption/num_tokens"
 

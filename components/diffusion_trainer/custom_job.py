@@ -1,8 +1,8 @@
 """Training on several machines: the step starts a Vertex custom job and waits for its end.
 
 Every worker of the job runs `executor.Executor` through TFX's own entry point, with the same
-inputs, outputs and settings; Vertex gives each a `TF_CONFIG`, from which `trainer.distribution`
-makes a `MultiWorkerMirroredStrategy`.
+inputs, outputs and settings; Vertex gives each a `TF_CONFIG`, from which
+`trainer.training.distribution` makes a `MultiWorkerMirroredStrategy`.
 """
 
 from __future__ import annotations

@@ -10,15 +10,6 @@ from components import artifacts
 from components.code_version import code_version
 from components.evaluation_report import executor
 
-_CODE = (
-    "components.evaluation_report",
-    "components.evaluator",
-    "components.loss_scorer",
-    "components.pages",
-    "components.tfrecords",
-    "trainer.images",
-)
-
 
 class EvaluationReportSpec(component_spec.ComponentSpec):
     """Inputs, outputs and settings of EvaluationReport."""
@@ -91,7 +82,7 @@ class EvaluationReport(base_component.BaseComponent):
         super().__init__(
             EvaluationReportSpec(
                 base_weights=base_weights,
-                code_version=code_version(*_CODE),
+                code_version=code_version(executor.__name__),
                 examples=examples,
                 latents=latents,
                 model=model,

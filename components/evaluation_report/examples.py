@@ -94,8 +94,8 @@ def reconstruct(
         draws: The noise and the timestep for each of them.
     """
     # Import Keras.
-    from trainer.latents import parse_latents, sample_posterior
-    from trainer.noise_schedule import add_noise, alphas_cumprod
+    from trainer.data.latents import parse_latents, sample_posterior
+    from trainer.diffusion.noise_schedule import add_noise, alphas_cumprod
 
     if not latents:
         return []

@@ -302,9 +302,9 @@ def _extremes(
     base_weights: str,
 ) -> tuple[list[_Shown], list[_Shown]]:
     # Imports Keras.
-    from trainer import images
+    from trainer.data import images
     from trainer.presets import get_preset
-    from trainer.weights import preset_for
+    from trainer.weights.sources import preset_for
 
     scores = artifact_utils.get_single_instance(input_dict["scores"])
     preset = preset_for(get_preset(manifest["preset"]), base_weights)

@@ -64,7 +64,7 @@ class Evaluator(base_beam_component.BaseBeamComponent):
             EvaluatorSpec(
                 eval_config=eval_config,
                 example_splits="null",
-                code_version=code_version("components.evaluator"),
+                code_version=code_version(executor.__name__),
                 examples=examples,
                 model=model,
                 baseline_model=baseline_model,

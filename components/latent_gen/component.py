@@ -10,8 +10,6 @@ from components.code_version import code_version
 from components.latent_gen import executor
 from trainer.presets import get_preset
 
-_CODE = ("components.latent_gen", "components.counts", "components.tfrecords", "trainer")
-
 
 class LatentGenSpec(component_spec.ComponentSpec):
     """Inputs, outputs and settings of LatentGen."""
@@ -35,8 +33,8 @@ class LatentGen(base_beam_component.BaseBeamComponent):
 
     Outputs:
       latents: `standard_artifacts.Examples` with the splits, shards and order of the examples;
-        records as `trainer.latents.make_latent_example` makes them, and `manifest.json`
-        (`trainer.latents.LatentsManifest`). Custom properties: `preset`, `image_size`, `flip`,
+        records as `trainer.data.latents.make_latent_example` makes them, and `manifest.json`
+        (`trainer.data.latents.LatentsManifest`). Custom properties: `preset`, `image_size`, `flip`,
         `encoders_hash`, and `num_<split>` for every split.
     """
 
@@ -60,7 +58,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
             preset: Name of the preset whose encoders are used.
             image_size: Side in pixels that pictures are scaled and cropped to.
             base_weights: Where the encoders' weights come from; see
-                `trainer.weights.load_base_weights`.
+                `trainer.weights.load.load_base_weights`.
             flip: Whether to encode every picture's mirror image, too: `always`, `never`, or
                 `auto`, which does it unless a caption says left or right.
             crop: Which part of a picture that is not square is kept: its `centre`, or a `random`
@@ -80,7 +78,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
         networks = get_preset(preset)
         networks.check_image_size(image_size)
         # Imports Keras.
-        from trainer.weights import base_weights_hash
+        from trainer.weights.sources import base_weights_hash
 
         super().__init__(
             LatentGenSpec(
@@ -92,7 +90,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
                 flip=flip,
                 crop=crop,
                 crop_seed=crop_seed if crop == executor.CROP_RANDOM else 0,
-                code_version=code_version(*_CODE),
+                code_version=code_version(executor.__name__),
                 examples=examples,
                 latents=channel_utils.as_channel([standard_artifacts.Examples()]),
             )

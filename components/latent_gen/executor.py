@@ -80,9 +80,9 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         # Import Keras.
-        from trainer.latents import LatentsManifest
+        from trainer.data.latents import LatentsManifest
         from trainer.presets import get_preset
-        from trainer.weights import base_weights_hash, preset_for
+        from trainer.weights.sources import base_weights_hash, preset_for
 
         preset = preset_for(get_preset(exec_properties["preset"]), exec_properties["base_weights"])
         image_size = exec_properties["image_size"]
@@ -157,14 +157,14 @@ class Encoders:
         """Builds the networks and loads their weights.
 
         Args:
-            preset: Which networks, for these weights (see `trainer.weights.preset_for`).
+            preset: Which networks, for these weights (see `trainer.weights.load.preset_for`).
             image_size: Side of the pictures in pixels.
-            base_weights: See `trainer.weights.load_base_weights`.
+            base_weights: See `trainer.weights.load.load_base_weights`.
             flip: Whether to encode mirror images, too.
         """
         # Import Keras and KerasCV.
-        from trainer.models import build_image_encoder, build_text_encoder
-        from trainer.weights import load_base_weights
+        from trainer.networks import build_image_encoder, build_text_encoder
+        from trainer.weights.load import load_base_weights
 
         text_encoder = build_text_encoder(preset)
         load_base_weights(text_encoder, "text_encoder", preset, base_weights)
@@ -274,8 +274,8 @@ class _EncodeShard(beam.DoFn):
         yield shard.split, write_shard(shard.target, records, self._temporary_folder)
 
     def _encoded_records(self, serialized: Iterator[bytes]) -> Iterator[bytes]:
-        from trainer.latents import make_latent_example
-        from trainer.tokenizer import tokenize
+        from trainer.data.latents import make_latent_example
+        from trainer.text.tokenizer import tokenize
 
         batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_PIXELS // self._image_size**2))
         while batch := list(itertools.islice(serialized, batch_size)):
@@ -309,7 +309,7 @@ class _EncodeShard(beam.DoFn):
                 ).SerializeToString(deterministic=True)
 
     def _image(self, encoded: bytes, example_id: str) -> np.ndarray:
-        from trainer import images
+        from trainer.data import images
 
         try:
             # CaptionExampleGen has judged the size.

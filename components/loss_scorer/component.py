@@ -10,7 +10,6 @@ from components.code_version import code_version
 from components.loss_scorer import executor
 from trainer.presets import get_preset
 
-_CODE = ("components.counts", "components.loss_scorer", "components.tfrecords", "trainer")
 _MAX_STRATA = 1000
 
 
@@ -95,13 +94,14 @@ class LossScorer(base_beam_component.BaseBeamComponent):
             preset: Name of the preset.
             image_size: Side of the pictures in pixels.
             base_weights: Where the base weights come from; see
-                `trainer.weights.load_base_weights`.
+                `trainer.weights.load.load_base_weights`.
             num_strata: Equal parts of the timesteps; each example is scored once in each.
             seed: Gives other timesteps and noise, and other captions to draw pictures for.
             num_samples: Captions to draw pictures for.
             sample_steps: Sampling steps of these pictures.
             sample_guidance_scale: Their classifier-free guidance scale.
-            clip_model: Address of a CLIP to score them with (see `trainer.clip.Clip`); empty: none.
+            clip_model: Address of a CLIP to score them with (see
+                `components.loss_scorer.clip.Clip`); empty: none.
 
         Raises:
             ValueError: A setting is impossible, or the preset has no such weights.
@@ -113,8 +113,8 @@ class LossScorer(base_beam_component.BaseBeamComponent):
                 f"num_strata {num_strata} is impossible: it must be from 1 to {_MAX_STRATA}"
             )
         # Imports Keras.
-        from trainer.clip import clip_hash
-        from trainer.weights import base_weights_hash
+        from components.loss_scorer.clip import clip_hash
+        from trainer.weights.sources import base_weights_hash
 
         super().__init__(
             LossScorerSpec(
@@ -130,7 +130,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
                 sample_guidance_scale=sample_guidance_scale,
                 clip_model=clip_model,
                 clip_model_hash=clip_hash(clip_model) if clip_model else "",
-                code_version=code_version(*_CODE),
+                code_version=code_version(executor.__name__),
                 latents=latents,
                 model=model,
                 baseline_model=baseline_model,

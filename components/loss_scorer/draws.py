@@ -11,7 +11,7 @@ import hashlib
 
 import numpy as np
 
-from trainer.noise_schedule import NUM_TIMESTEPS
+from trainer.diffusion.noise_schedule import NUM_TIMESTEPS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         self._log_startup(input_dict, output_dict, exec_properties)
         # Imports Keras.
         from trainer.presets import get_preset
-        from trainer.weights import base_weights_hash, preset_for
+        from trainer.weights.sources import base_weights_hash, preset_for
 
         preset = preset_for(get_preset(exec_properties["preset"]), exec_properties["base_weights"])
         image_size = exec_properties["image_size"]
@@ -225,7 +225,7 @@ def _shards(latents: types.Artifact, scores: types.Artifact) -> Iterator[_Shard]
 
 
 def _check_latents(uri: str, preset: str, image_size: int) -> None:
-    from trainer.latents import LatentsManifest
+    from trainer.data.latents import LatentsManifest
 
     manifest = LatentsManifest.read(uri)
     if (manifest.preset, manifest.image_size) != (preset, image_size):

@@ -38,7 +38,7 @@ def read_examples(
 ) -> Iterator[LatentExample]:
     """Parses records, a few at a time."""
     # Imports Keras.
-    from trainer.latents import parse_latents
+    from trainer.data.latents import parse_latents
 
     records = iter(serialized)
     while some := list(itertools.islice(records, _AT_A_TIME)):

@@ -92,9 +92,9 @@ def exported_model(serving: str) -> ScoredModel:
 def base_model(preset: Preset, image_size: int, base_weights: str) -> ScoredModel:
     """Builds the base model."""
     # Import Keras.
-    from trainer.models import build_diffusion_model
-    from trainer.noise_schedule import timestep_embedding
-    from trainer.weights import load_base_weights
+    from trainer.diffusion.noise_schedule import timestep_embedding
+    from trainer.networks import build_diffusion_model
+    from trainer.weights.load import load_base_weights
 
     model = build_diffusion_model(preset, image_size)
     load_base_weights(model, "diffusion_model", preset, base_weights)
@@ -116,8 +116,8 @@ def frozen_text_encoder(
         if serving and manifest and not manifest.text_encoder_trained:
             return exported_text_encoder(serving)
     # Import Keras.
-    from trainer.models import build_text_encoder
-    from trainer.weights import load_base_weights
+    from trainer.networks import build_text_encoder
+    from trainer.weights.load import load_base_weights
 
     model = build_text_encoder(preset)
     load_base_weights(model, "text_encoder", preset, base_weights)

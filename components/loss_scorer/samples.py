@@ -43,7 +43,7 @@ class Measures:
         agrees: Whether the creature has the colour that the caption names; `None` where it names
             none.
         features: See `latent_features`.
-        clip_score: See `trainer.clip.clip_scores`; `None` without a CLIP.
+        clip_score: See `components.loss_scorer.clip.clip_scores`; `None` without a CLIP.
     """
 
     agrees: bool | None
@@ -98,7 +98,7 @@ class _Drawer:
         self, model: ScoredModel, settings: SampleSettings, unconditional: tf.Tensor
     ) -> None:
         # Imports Keras.
-        from trainer.sampler import sample
+        from trainer.diffusion.sampler import sample
 
         @tf.function
         def draw(noise: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
@@ -151,10 +151,10 @@ class Sampler:
             seed: Decides the noise that they start from.
         """
         # Import Keras.
-        from trainer.clip import Clip
-        from trainer.models import build_image_encoder
-        from trainer.tokenizer import tokenize
-        from trainer.weights import load_base_weights
+        from components.loss_scorer.clip import Clip
+        from trainer.networks import build_image_encoder
+        from trainer.text.tokenizer import tokenize
+        from trainer.weights.load import load_base_weights
 
         self._settings = settings
         self._seed = seed
@@ -189,9 +189,9 @@ class Sampler:
                 yield example.id, SampledExample(mine, other, latent_features(example.mean))
 
     def _measures(self, drawer: _Drawer, batch: list[LatentExample]) -> list[Measures]:
-        from trainer.clip import clip_scores
-        from trainer.colour_agreement import body_colour, caption_colour
-        from trainer.tokenizer import caption_of
+        from components.loss_scorer.clip import clip_scores
+        from components.loss_scorer.colour_agreement import body_colour, caption_colour
+        from trainer.text.tokenizer import caption_of
 
         # Filled up: kernels may round differently at another batch size.
         filled = batch + batch[-1:] * (self._settings.batch_size - len(batch))

@@ -104,8 +104,8 @@ class Scorer:
     def __init__(self, task: ScoringTask) -> None:
         """Loads both models."""
         # Import Keras.
-        from trainer.latents import sample_posterior
-        from trainer.noise_schedule import add_noise
+        from trainer.data.latents import sample_posterior
+        from trainer.diffusion.noise_schedule import add_noise
 
         # TensorFloat-32, the default of GPUs that have it, keeps 10 bits of the mantissa.
         tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -259,7 +259,7 @@ def group_of(mean: np.ndarray) -> int:
 
 def caption_bucket(tokens: np.ndarray) -> str:
     """The range that a caption's number of tokens falls in, start and end included."""
-    from trainer.tokenizer import END_OF_TEXT
+    from trainer.text.tokenizer import END_OF_TEXT
 
     ends = np.flatnonzero(tokens == END_OF_TEXT)
     count = int(ends[0]) + 1 if len(ends) else len(tokens)

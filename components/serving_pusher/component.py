@@ -9,14 +9,6 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 from components.code_version import code_version
 from components.serving_pusher import executor
 
-_CODE = (
-    "components.serving_pusher",
-    "serving.lock",
-    "serving.releases",
-    "serving.serving_directory",
-    "serving.storage",
-)
-
 
 class ServingPusherSpec(component_spec.ComponentSpec):
     """Inputs, outputs and settings of ServingPusher."""
@@ -90,7 +82,7 @@ class ServingPusher(base_component.BaseComponent):
                 keep_versions=keep_versions,
                 canary=int(canary),
                 canary_timeout_seconds=canary_timeout_seconds,
-                code_version=code_version(*_CODE),
+                code_version=code_version(executor.__name__),
                 model=model,
                 model_blessing=model_blessing,
                 pushed_model=channel_utils.as_channel([standard_artifacts.PushedModel()]),

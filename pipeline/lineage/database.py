@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from pipeline.lineage.model import LineageError
-from trainer.errors import one_line
+from storage.errors import one_line
 
 SCHEMA_VERSION = 10
 

@@ -22,7 +22,7 @@ from typing import Any
 from pipeline.lineage.database import SCHEMA_VERSION, SqliteDatabase
 from pipeline.lineage.model import LineageError
 from pipeline.lineage.store import Store
-from trainer.errors import one_line
+from storage.errors import one_line
 
 _FORM = "vertex://PROJECT/LOCATION[/STORE][?runs=50]"
 _DEFAULT_STORE = "default"

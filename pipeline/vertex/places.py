@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.config import REPO_ROOT, ConfigError, RunConfig
 
-CODE = ("components", "data", "pipeline", "serving", "trainer")
+CODE = ("components", "data", "pipeline", "serving", "storage", "trainer")
 """Folders that the Dockerfile copies."""
 
 ENVIRONMENT = {

@@ -20,7 +20,7 @@ from tfx.proto import example_gen_pb2
 from tfx.types import Artifact, artifact_utils, standard_artifacts
 
 from components.tfrecords import write_shard
-from trainer.tokenizer import token_count
+from trainer.text.tokenizer import token_count
 
 
 def picture(width: int, height: int, colour: tuple[int, int, int], file_format: str) -> bytes:

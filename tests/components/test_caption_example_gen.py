@@ -31,7 +31,7 @@ from components.caption_example_gen.sources import (
     dataset_fingerprint,
     split_of,
 )
-from trainer.tokenizer import token_count
+from trainer.text.tokenizer import token_count
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from components.caption_validator import executor as caption_validator
 from components.dataset_report import DatasetReport, charts, executor, samples
 from components.dataset_report.statistics import CAPTION_LENGTH, PICTURE_MEASURES, Statistics
 from components.pages.page import clip
-from trainer.tokenizer import token_count
+from trainer.text.tokenizer import token_count
 
 LONG = " ".join(["elephant"] * 100)
 HOSTILE = [

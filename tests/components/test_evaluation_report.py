@@ -27,9 +27,9 @@ from components.evaluator.results import Metric
 from components.tfrecords import write_shard
 from pipeline.config import load_config
 from pipeline.evaluation import eval_config
-from trainer.latents import make_latent_example
+from trainer.data.latents import make_latent_example
 from trainer.presets import get_preset
-from trainer.tokenizer import tokenize
+from trainer.text.tokenizer import tokenize
 
 PROMPTS = ["a red creature", "a creature with a very long name " * 6, "ein <b>Wesen</b>, grün"]
 SETTINGS = {"prompts": PROMPTS, "seed": 5, "num_steps": 3, "guidance_scale": 2.0}

@@ -10,12 +10,13 @@ from tfx.types import artifact_utils, channel_utils, standard_artifacts
 
 from components.latent_gen import LatentGen, executor
 from components.tfrecords import read_shard, write_shard
-from trainer.images import decode_image, random_position, resize_cover, to_model_range
-from trainer.latents import LatentsManifest, parse_latents
-from trainer.models import build_image_encoder, build_text_encoder
+from trainer.data.images import decode_image, random_position, resize_cover, to_model_range
+from trainer.data.latents import LatentsManifest, parse_latents
+from trainer.networks import build_image_encoder, build_text_encoder
 from trainer.presets import get_preset
-from trainer.tokenizer import tokenize
-from trainer.weights import base_weights_hash, load_base_weights
+from trainer.text.tokenizer import tokenize
+from trainer.weights.load import load_base_weights
+from trainer.weights.sources import base_weights_hash
 
 PRESET = get_preset("tiny")
 TWO_WORKERS = ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]

@@ -17,10 +17,10 @@ from components.loss_scorer import LossScorer, executor, samples, scorer
 from components.loss_scorer.draws import draw, rank, stratum_bounds, stratum_name
 from components.tfrecords import read_shard, write_shard
 from trainer import presets
-from trainer.latents import LatentsManifest, make_latent_example
+from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.presets import get_preset
-from trainer.tokenizer import tokenize
-from trainer.weights import base_weights_hash
+from trainer.text.tokenizer import tokenize
+from trainer.weights.sources import base_weights_hash
 
 PRESET = get_preset("tiny")
 IMAGE_SIZE = 64
@@ -247,9 +247,9 @@ def test_a_model_scored_against_itself_has_no_delta(score, exported):
 
 
 def test_the_base_weights_are_the_baseline_of_a_first_run(score, tmp_path, monkeypatch, examples):
-    from trainer.export import DiffusionModelModule
-    from trainer.models import build_diffusion_model
-    from trainer.weights import load_base_weights
+    from trainer.export.saved_models import DiffusionModelModule
+    from trainer.networks import build_diffusion_model
+    from trainer.weights.load import load_base_weights
 
     dimensions = dataclasses.replace(
         PRESET.diffusion_model,

@@ -17,10 +17,11 @@ from tensorflow_serving.config import model_server_config_pb2
 from tfx.types import standard_artifacts
 
 from components.serving_pusher import ServingPusher, executor
-from serving import serving_directory, storage
+from serving import serving_directory
 from serving.client import Generator
 from serving.releases import NETWORKS, list_versions
 from serving.serving_directory import WARMUP_FILE, CorruptCopyError, ServingDirectory
+from storage import filesystem
 
 IMAGE_SIZE = 16
 WIDTH = 4
@@ -233,7 +234,7 @@ class Steps:
         self._fatal, self._before, self._error = fatal, before, error
 
     def __getattr__(self, name):
-        function = getattr(storage, name)
+        function = getattr(filesystem, name)
         if not name.startswith(("copy", "move", "remove", "make", "write")):
             return function
 
@@ -253,7 +254,7 @@ class Steps:
         if name in ("copy", "write_bytes", "write_atomically"):
             # What was being written stays, as far as it came.
             folder, file = os.path.split(args[name == "copy"])
-            partial = Path(folder) / f"{storage.PARTIAL_PREFIX}x" if "atomic" in name else None
+            partial = Path(folder) / f"{filesystem.PARTIAL_PREFIX}x" if "atomic" in name else None
             target = partial or Path(folder) / file
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(b"half")
@@ -313,7 +314,7 @@ def test_a_crash_or_full_disk_at_any_step_leaves_a_whole_release_and_the_next_pu
 def test_numbers_of_failed_pushes_are_not_used_again(push, monkeypatch):
     push()
 
-    write = storage.write_atomically
+    write = filesystem.write_atomically
 
     def full(path, contents):
         if path.endswith("/2.json"):
@@ -321,7 +322,7 @@ def test_numbers_of_failed_pushes_are_not_used_again(push, monkeypatch):
         write(path, contents)
 
     with monkeypatch.context() as context:
-        context.setattr(storage, "write_atomically", full)
+        context.setattr(filesystem, "write_atomically", full)
         with pytest.raises(OSError, match="No space left"):
             push()
     assert not list(push.root.glob("*/2"))
@@ -349,7 +350,7 @@ def test_a_release_that_a_crash_kept_from_being_served_is_served_by_the_next_pus
 
 def test_a_corrupt_copy_is_found(push, monkeypatch):
     def corrupt(source, target):
-        storage.copy(source, target)
+        filesystem.copy(source, target)
         if source.endswith("decoder/saved_model.pb"):
             content = bytearray(Path(target).read_bytes())
             content[10] ^= 1

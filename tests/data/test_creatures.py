@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from trainer.colour_agreement import body_colour, caption_colour, colour_agreement
+from trainer.colours import COLOURS, shade
 
 import data
 from data.drawing import FEATURES, SHAPES, Creature, draw_creature
 from data.generate import describe, main, write_dataset
-from trainer.colour_agreement import body_colour, caption_colour, colour_agreement
-from trainer.colours import COLOURS, shade
 
 COMMITTED = Path(data.__file__).parent / "creatures"
 FILES = (

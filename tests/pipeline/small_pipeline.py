@@ -20,7 +20,7 @@ from tfx.orchestration import pipeline as tfx_pipeline
 from tfx.types import channel, standard_artifacts
 
 from pipeline import baseline
-from trainer.interruption import StopRequest, TrainingInterruptedError
+from trainer.training.interruption import StopRequest, TrainingInterruptedError
 
 logger = logging.getLogger("components.small")
 

@@ -19,9 +19,9 @@ def export(folders: dict[int, Path]) -> None:
     """Writes the Trainer's `Format-Serving` of models that differ in all three networks."""
     import small_runs
 
-    from trainer.export import export_models, serving_modules
-    from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
-    from trainer.weights import load_base_weights
+    from trainer.export.saved_models import export_models, serving_modules
+    from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
+    from trainer.weights.load import load_base_weights
 
     preset = small_runs.preset()
     networks = {

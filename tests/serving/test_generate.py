@@ -15,8 +15,8 @@ from serving import generate
 from serving.client import Generator
 from serving.errors import ServingError
 from serving.releases import find_release, list_versions
-from trainer.graph_tokenizer import GraphTokenizer
-from trainer.tokenizer import tokenize
+from trainer.text.graph_tokenizer import GraphTokenizer
+from trainer.text.tokenizer import tokenize
 
 SIZE = 8  # Of the latent; pictures are twice that.
 WIDTH = 4

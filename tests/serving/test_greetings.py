@@ -18,7 +18,7 @@ GREETINGS = (
 def said(body: str) -> tuple[int, str]:
     script = f"""
 import os, sys
-from serving.greetings import no_greetings
+from storage.greetings import no_greetings
 try:
     with no_greetings():
         os.write(2, {GREETINGS!r}.encode() + b"E0000 00:00:1 real trouble\\n")

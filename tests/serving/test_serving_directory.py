@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from small_sources import FILES, write_source
 
-from serving import lock, releases
+from serving import lock
 from serving.errors import ServingError
 from serving.releases import NETWORKS, find_release, list_versions
+from serving.releases import __main__ as releases_command
 from serving.serving_directory import ServingDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,13 +202,13 @@ def test_a_damaged_configuration_is_told_and_mended(root: Path) -> None:
     config.write_text(whole.replace("versions: 3", "versions: 8"))
     with pytest.raises(ServingError, match="the configured version 8 is no release"):
         find_release(str(root))
-    assert releases.main(["rollback", "--serving-dir", str(root), "--to", "3"]) == 0
+    assert releases_command.main(["rollback", "--serving-dir", str(root), "--to", "3"]) == 0
     assert served(root) == 3
 
 
 def test_the_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*arguments: str) -> tuple[int, str, str]:
-        code = releases.main([arguments[0], "--serving-dir", str(root), *arguments[1:]])
+        code = releases_command.main([arguments[0], "--serving-dir", str(root), *arguments[1:]])
         return code, *capsys.readouterr()
 
     code, out, _ = run("list")
@@ -226,14 +227,14 @@ def test_the_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     code, _, err = run("show", "1")
     assert (code, err) == (2, f"error: there is no release 1 in {root}; there are: 2, 3\n")
     assert run("prune", "--keep", "0")[2] == "error: --keep is 0; it must be 1 or more\n"
-    assert releases.main(["list", "--serving-dir", "/nowhere"]) == 2
+    assert releases_command.main(["list", "--serving-dir", "/nowhere"]) == 2
     assert capsys.readouterr().err.startswith("error: there is no serving directory /nowhere; ")
 
 
 def test_commands_that_need_no_tensorflow(root: Path) -> None:
     script = (
         "import sys\n"
-        "from serving.releases import main\n"
+        "from serving.releases.__main__ import main\n"
         f"assert main(['list', '--serving-dir', {str(root)!r}]) == 0\n"
         f"assert main(['rollback', '--serving-dir', {str(root)!r}]) == 0\n"
         "assert 'tensorflow' not in sys.modules\n"

@@ -20,17 +20,18 @@ ROOT = "gs://bucket/serving"
 # Arguments: root, source, model; and the end of a path, at which the push kills itself.
 _PUSH = """
 import os, signal, sys
-from serving import lock, storage
+from serving import lock
+from storage import filesystem
 from serving.serving_directory import ServingDirectory
 lock.SETTLE_SECONDS, lock.HEARTBEAT_SECONDS, lock.STALE_SECONDS = 0.2, 0.5, 4.0
 root, source, model, *last = sys.argv[1:]
 if last:
-    write_atomically = storage.write_atomically
+    write_atomically = filesystem.write_atomically
     def write(path, contents):
         if path.endswith(last[0]):
             os.kill(os.getpid(), signal.SIGKILL)
         write_atomically(path, contents)
-    storage.write_atomically = write
+    filesystem.write_atomically = write
 release = ServingDirectory(root).publish(source, {"model": model}, lambda staged: None)
 print(release["version"])
 """

@@ -48,7 +48,7 @@ def run() -> int:
 
 def latents() -> list[bytes]:
     """Three serialized records."""
-    from trainer.latents import make_latent_example
+    from trainer.data.latents import make_latent_example
 
     rng = np.random.default_rng(0)
     return [

@@ -122,7 +122,7 @@ def test_a_training_is_resumed(left: Path, tmp_path: Path) -> None:
 def test_latents_are_read(left: Path) -> None:
     import small_runs
 
-    from trainer.latents import parse_latents
+    from trainer.data.latents import parse_latents
 
     stored = tf.data.TFRecordDataset([str(left / "latents.gz")], compression_type="GZIP")
     parsed = [

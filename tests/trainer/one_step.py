@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 import numpy as np
 import tensorflow as tf
 
-from trainer.fine_tuner import FineTuner
-from trainer.latents import batch_spec
-from trainer.memory import activation_bytes, device_memory, estimate_memory, program_bytes
-from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
+from trainer.data.latents import batch_spec
+from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
 from trainer.presets import get_preset
+from trainer.training.fine_tuner import FineTuner
+from trainer.training.memory import activation_bytes, device_memory, estimate_memory, program_bytes
 from trainer.training_config import TrainingConfig
-from trainer.weights import load_base_weights
+from trainer.weights.load import load_base_weights
 
 
 def main() -> None:

@@ -21,14 +21,14 @@ from typing import Any
 # As tests/conftest.py, for the processes that this is run in.
 os.environ["TF_USE_LEGACY_KERAS"] = "0"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# As the runners set it: which arithmetic is used must not depend on the machine.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import numpy as np
 import tensorflow as tf
 
-from trainer.distribution import is_chief, training_strategy
-from trainer.fine_tuner import Batch, FineTuner
-from trainer.models import build_diffusion_model, build_text_encoder
+from trainer.networks import build_diffusion_model, build_text_encoder
 from trainer.presets import (
     AutoencoderDimensions,
     DiffusionModelDimensions,
@@ -36,9 +36,11 @@ from trainer.presets import (
     TextEncoderDimensions,
     get_preset,
 )
-from trainer.tokenizer import tokenize
+from trainer.text.tokenizer import tokenize
+from trainer.training.distribution import is_chief, training_strategy
+from trainer.training.fine_tuner import Batch, FineTuner
 from trainer.training_config import ResolvedTrainingConfig, TrainingConfig
-from trainer.weights import load_base_weights
+from trainer.weights.load import load_base_weights
 
 BATCH = 4
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from trainer.checkpoints import RunCheckpoints
+from trainer.training.checkpoints import RunCheckpoints
 
 
 def test_the_latest_is_restored_and_others_are_deleted(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.clip import Clip, check_clip, clip_hash, clip_scores
-from trainer.weight_folders import WeightsError
+from components.loss_scorer.clip import Clip, check_clip, clip_hash, clip_scores
+from trainer.weights.errors import WeightsError
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "clip_tiny"
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainer.colour_agreement import body_colour, caption_colour, colour_agreement
-from trainer.colours import COLOURS
+from components.loss_scorer.colour_agreement import body_colour, caption_colour, colour_agreement
+from data.colours import COLOURS
 
 
 def disc(colour: tuple[int, int, int]) -> np.ndarray:

@@ -19,32 +19,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.weights.__main__ import relative_error
 from components.latent_gen.executor import Encoders
-from trainer import diffusers_export, diffusers_layout, presets, weight_sources
-from trainer.diffusers_format import tensor_names, to_diffusers
-from trainer.export import (
+from trainer import presets
+from trainer.export.saved_models import (
     DecoderModule,
     DiffusionModelModule,
     ServingModules,
     TextEncoderModule,
     export_models,
 )
-from trainer.models import (
+from trainer.networks import (
     build_decoder,
     build_diffusion_model,
     build_image_encoder,
     build_text_encoder,
 )
 from trainer.presets import NETWORKS, get_preset
-from trainer.tokenizer import tokenize, vocabulary_and_merges
-from trainer.weight_sources import locate
-from trainer.weights import (
-    WeightsError,
-    base_weights_hash,
-    load_base_weights,
-    prepare,
-    preset_for,
-    write_hashes,
-)
+from trainer.text.tokenizer import tokenize, vocabulary_and_merges
+from trainer.weights import diffusers_export, diffusers_layout
+from trainer.weights import sources as weight_sources
+from trainer.weights.diffusers_format import tensor_names, to_diffusers
+from trainer.weights.errors import WeightsError
+from trainer.weights.load import load_base_weights, write_hashes
+from trainer.weights.sources import base_weights_hash, locate, prepare, preset_for
 
 EXACT = preset_for(PRESET, str(CHECKPOINT))
 FILES = {

@@ -13,8 +13,8 @@ import pytest
 import tensorflow as tf
 from small_runs import Zygote, ends_alike
 
-from trainer.checkpoints import RunCheckpoints
-from trainer.distribution import is_chief, training_strategy, wait_for_all, worker_count
+from trainer.training.checkpoints import RunCheckpoints
+from trainer.training.distribution import is_chief, training_strategy, wait_for_all, worker_count
 
 # Gradients of the first steps have a norm above this, and of the last below.
 CLIPPING = {"max_gradient_norm": 0.8}

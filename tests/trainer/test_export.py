@@ -12,18 +12,18 @@ import pytest
 import tensorflow as tf
 from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusion
 
-from trainer.export import (
+from trainer.diffusion.noise_schedule import timestep_embedding
+from trainer.diffusion.sampler import initial_noise, sample, to_pixels
+from trainer.export.saved_models import (
     DiffusionModelModule,
     ServingModules,
     export_models,
     serving_modules,
 )
-from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
-from trainer.noise_schedule import timestep_embedding
+from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
 from trainer.presets import Preset
-from trainer.sampler import initial_noise, sample, to_pixels
-from trainer.tokenizer import tokenize
-from trainer.weights import load_base_weights
+from trainer.text.tokenizer import tokenize
+from trainer.weights.load import load_base_weights
 
 PROMPTS = ["a drawing of a round blue creature", "a red one"]
 

@@ -10,13 +10,13 @@ import small_runs
 import tensorflow as tf
 from small_runs import batch_of, batches_from, config, state, tuner
 
-from trainer.fine_tuner import (
+from trainer.diffusion.noise_schedule import alphas_cumprod, timestep_embedding
+from trainer.training.fine_tuner import (
     FineTuner,
     TrainingDivergedError,
     learning_rate_at,
     read_history,
 )
-from trainer.noise_schedule import alphas_cumprod, timestep_embedding
 
 
 class Spy(keras.Model):

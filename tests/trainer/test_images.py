@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.images import (
+from trainer.data.images import (
     ImageError,
     decode_image,
     inspect_image,

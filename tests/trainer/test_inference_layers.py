@@ -11,8 +11,8 @@ import small_runs
 import tensorflow as tf
 from keras_cv.src.models.stable_diffusion.diffusion_model import CrossAttention
 
-from trainer.inference_layers import has_form_for_cpu, inference_layers
-from trainer.models import build_decoder, build_diffusion_model, build_text_encoder
+from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
+from trainer.networks.inference_layers import has_form_for_cpu, inference_layers
 from trainer.presets import get_preset
 
 SIZE = 64

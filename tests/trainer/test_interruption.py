@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_runs import Zygote, ends_identical
 
-from trainer.interruption import StopRequest
+from trainer.training.interruption import StopRequest
 
 FEATURES = [
     {"precision": "float16", "accumulation_steps": 2},

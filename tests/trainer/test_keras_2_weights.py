@@ -11,13 +11,13 @@ import h5py
 import numpy as np
 import pytest
 
-from trainer.models import (
+from trainer.diffusion.noise_schedule import LATENT_SCALE
+from trainer.networks import (
     build_decoder,
     build_diffusion_model,
     build_image_encoder,
     build_text_encoder,
 )
-from trainer.noise_schedule import LATENT_SCALE
 from trainer.presets import (
     NETWORKS,
     AutoencoderDimensions,
@@ -26,7 +26,8 @@ from trainer.presets import (
     WeightFile,
     get_preset,
 )
-from trainer.weights import WeightsError, load_base_weights, load_weights_file
+from trainer.weights.errors import WeightsError
+from trainer.weights.load import load_base_weights, load_weights_file
 
 KERAS_2 = Path(__file__).resolve().parent.parent / "data" / "keras_2"
 PRESET = dataclasses.replace(

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from trainer.latents import (
+from trainer.data.latents import (
     LatentsManifest,
     make_latent_example,
     parse_latents,

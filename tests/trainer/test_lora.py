@@ -11,16 +11,16 @@ import small_runs
 import tensorflow as tf
 from small_runs import batch_of, tuner
 
-from trainer.diffusers_format import tensor_names
-from trainer.fine_tuner import FineTuner
-from trainer.lora import (
+from trainer.networks import build_diffusion_model, build_text_encoder
+from trainer.training.fine_tuner import FineTuner
+from trainer.training.lora import (
     LORA_NAME,
     LowRankAdapters,
     diffusion_model_projections,
     text_encoder_projections,
 )
-from trainer.models import build_diffusion_model, build_text_encoder
-from trainer.weights import load_base_weights
+from trainer.weights.diffusers_format import tensor_names
+from trainer.weights.load import load_base_weights
 
 RANK, ALPHA = 3, 1.5
 

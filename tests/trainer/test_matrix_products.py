@@ -4,9 +4,9 @@ import pytest
 import small_runs
 import tensorflow as tf
 
-from trainer.matrix_products import conv2d, convolutions_as_matrix_products
-from trainer.models import build_diffusion_model
-from trainer.weights import load_base_weights
+from trainer.networks import build_diffusion_model
+from trainer.networks.matrix_products import conv2d, convolutions_as_matrix_products
+from trainer.weights.load import load_base_weights
 
 
 def by_hand(images: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:

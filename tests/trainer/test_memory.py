@@ -11,7 +11,7 @@ import pytest
 import small_runs
 import tensorflow as tf
 
-from trainer.memory import (
+from trainer.training.memory import (
     MemoryEstimate,
     activation_bytes,
     check_fits,

@@ -7,7 +7,7 @@ from keras_cv.src.models.stable_diffusion.diffusion_model import DiffusionModel
 from keras_cv.src.models.stable_diffusion.image_encoder import ImageEncoder
 from keras_cv.src.models.stable_diffusion.text_encoder import TextEncoder
 
-from trainer.models import (
+from trainer.networks import (
     build_decoder,
     build_diffusion_model,
     build_image_encoder,

@@ -5,7 +5,7 @@ from keras_cv.src.models.stable_diffusion.constants import _ALPHAS_CUMPROD
 from keras_cv.src.models.stable_diffusion.noise_scheduler import NoiseScheduler
 from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusionBase
 
-from trainer.noise_schedule import (
+from trainer.diffusion.noise_schedule import (
     add_noise,
     alphas_cumprod,
     min_snr_weights,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.optimizer import AveragedAdamW
+from trainer.training.optimizer import AveragedAdamW
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import small_runs
 import tensorflow as tf
 from small_runs import batch_of, state, tuner
 
-from trainer.fine_tuner import FineTuner
-from trainer.latents import batch_spec
-from trainer.precision import LossScale, computing_in
+from trainer.data.latents import batch_spec
+from trainer.training.fine_tuner import FineTuner
+from trainer.training.precision import LossScale, computing_in
 
 _PRODUCTS = {
     "BatchMatMulV2",

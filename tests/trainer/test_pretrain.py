@@ -3,10 +3,11 @@ import json
 import pytest
 from safetensors.numpy import load_file
 
-from trainer import pretrain as pretraining
-from trainer.models import build_decoder
+from trainer.networks import build_decoder
 from trainer.presets import NETWORKS, get_preset
-from trainer.weights import WeightsError, load_base_weights
+from trainer.pretraining import pretrain as pretraining
+from trainer.weights.errors import WeightsError
+from trainer.weights.load import load_base_weights
 
 
 def _pretrain(folder, *flags):

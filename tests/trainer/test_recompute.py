@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from small_runs import batch_of, tuner
 
-from trainer.memory import activation_bytes
+from trainer.training.memory import activation_bytes
 
 
 def computed(**overrides: Any) -> tuple[float, list[np.ndarray], int]:

@@ -17,14 +17,16 @@ import small_runs
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
-from trainer import memory, presets, run_fn
-from trainer.fine_tuner import TrainingDivergedError, read_history
-from trainer.latents import LatentsManifest, make_latent_example
-from trainer.memory import InsufficientMemoryError
-from trainer.models import build_text_encoder
-from trainer.tokenizer import tokenize
+from trainer import presets, run_fn
+from trainer.data.latents import LatentsManifest, make_latent_example
+from trainer.networks import build_text_encoder
+from trainer.text.tokenizer import tokenize
+from trainer.training import memory
+from trainer.training.fine_tuner import TrainingDivergedError, read_history
+from trainer.training.memory import InsufficientMemoryError
 from trainer.training_config import TrainingConfig
-from trainer.weights import base_weights_hash, load_base_weights
+from trainer.weights.load import load_base_weights
+from trainer.weights.sources import base_weights_hash
 
 PRESET = dataclasses.replace(small_runs.preset(), name="small")
 EXAMPLES = 8

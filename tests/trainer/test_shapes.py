@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from trainer import shapes
-from trainer.colours import COLOURS, DETAIL_COLOURS, shade
+from data.colours import COLOURS, DETAIL_COLOURS, shade
+from trainer.pretraining import shapes
 
 CREATURE_WORDS = re.compile(
     r"\b(creature|monster|animal|fish|bird|cat|dog|eye|face|mouth|arm|leg|wing|horn|tail|ear|belly"

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import tokenizer
-from trainer.graph_tokenizer import GraphTokenizer
-from trainer.tokenizer import END_OF_TEXT, START_OF_TEXT, token_count, tokenize
+from trainer.text import tokenizer
+from trainer.text.graph_tokenizer import GraphTokenizer
+from trainer.text.tokenizer import END_OF_TEXT, START_OF_TEXT, token_count, tokenize
 
 # ruff: noqa: RUF001
 # Letters that look like others belong here.

@@ -26,8 +26,8 @@ import dataclasses, hashlib, logging, sys
 from pathlib import Path
 logging.basicConfig(level=logging.DEBUG)
 from trainer.presets import NETWORKS, WeightFile, get_preset
-from trainer.weight_sources import base_weights_hash, locate, prepare
-from trainer.weight_folders import WeightsError
+from trainer.weights.sources import base_weights_hash, locate, prepare
+from trainer.weights.errors import WeightsError
 
 hashes = {hashes}
 preset = dataclasses.replace(

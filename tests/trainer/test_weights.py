@@ -4,15 +4,11 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from trainer.models import build_decoder, build_image_encoder
+from trainer.networks import build_decoder, build_image_encoder
 from trainer.presets import NETWORKS, Preset, get_preset
-from trainer.weights import (
-    WeightsError,
-    base_weights_hash,
-    load_base_weights,
-    save_weights_file,
-    write_hashes,
-)
+from trainer.weights.errors import WeightsError
+from trainer.weights.load import load_base_weights, save_weights_file, write_hashes
+from trainer.weights.sources import base_weights_hash
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainer import shapes
+from storage.folders import HASHES_NAME
+from storage.transfer import sha256_of
 from trainer.presets import get_preset
+from trainer.pretraining import shapes
 from trainer.pretraining.icons import SIZE, read_icons
 from trainer.pretraining.training import Budget, Pretraining, facts_of
-from trainer.transfer import sha256_of
-from trainer.weight_folders import HASHES_NAME
 
 _PRESET = "tiny-128"
 _SHAPES_SEED = 7

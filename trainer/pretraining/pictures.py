@@ -10,7 +10,7 @@ import dataclasses
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from trainer.colours import COLOURS, OUTLINE
+from data.colours import COLOURS, OUTLINE
 from trainer.pretraining.icons import SIZE
 
 _LUMINANCE = (0.299, 0.587, 0.114)

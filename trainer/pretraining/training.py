@@ -24,12 +24,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from trainer import diffusers_layout
-from trainer.colours import COLOURS, with_article
+from data.colours import COLOURS, with_article
 from trainer.presets import BETA_END, BETA_START, LATENT_SCALE, NUM_TIMESTEPS, Preset
 from trainer.pretraining.icons import Icons
 from trainer.pretraining.pictures import AUTOENCODER_STYLE, Scenery, Style, coloured_fraction
-from trainer.tokenizer import END_OF_TEXT, START_OF_TEXT, tokenize
+from trainer.text.tokenizer import END_OF_TEXT, START_OF_TEXT, tokenize
+from trainer.weights import diffusers_layout
 
 _KL_WEIGHT = 1e-6
 # From random weights, with noise in the latents from the start, it learns blurs.

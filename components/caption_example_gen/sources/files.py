@@ -20,7 +20,7 @@ from components.caption_example_gen.sources.base import (
     is_hidden,
     is_picture,
 )
-from trainer.errors import one_line
+from storage.errors import one_line
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 """How archives are called, in lower case."""

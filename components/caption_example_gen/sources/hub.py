@@ -19,9 +19,9 @@ from components.caption_example_gen.sources.base import (
     Files,
     is_hidden,
 )
-from trainer.errors import one_line
-from trainer.hub import SCHEME, HubError, HubRepo, RepoKind, patiently
-from trainer.transfer import ByteProgress
+from storage.errors import one_line
+from storage.hub import SCHEME, HubError, HubRepo, RepoKind, patiently
+from storage.transfer import ByteProgress
 
 DATASETS = f"{SCHEME}datasets/"
 

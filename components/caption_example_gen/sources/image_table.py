@@ -26,7 +26,7 @@ from components.caption_example_gen.sources.base import (
     is_picture,
 )
 from components.caption_example_gen.sources.files import read_whole
-from trainer.errors import one_line
+from storage.errors import one_line
 
 KERAS_TABLE = "data.csv"
 """Name of the table of the Keras example."""

@@ -19,7 +19,7 @@ from components.caption_example_gen.sources.base import (
     is_picture,
 )
 from components.caption_example_gen.sources.files import read_whole
-from trainer.errors import one_line
+from storage.errors import one_line
 
 PARQUET_SUFFIX = ".parquet"
 

@@ -16,7 +16,7 @@ import yaml
 from fsspec.utils import glob_translate
 
 from components.caption_example_gen.sources.base import DatasetError
-from trainer.errors import one_line
+from storage.errors import one_line
 
 ALL = "all"
 """The split that stands for all of them."""

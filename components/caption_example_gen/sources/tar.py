@@ -40,7 +40,7 @@ from components.caption_example_gen.sources.image_table import (
     read_records,
     shown_path,
 )
-from trainer.errors import one_line
+from storage.errors import one_line
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # Samples that are looked at to tell the two kinds and to find the caption.

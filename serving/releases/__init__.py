@@ -1,0 +1,175 @@
+"""The releases of a serving directory, as its readers see them; `__main__.py` is the command.
+
+A version of the three models is a release if and only if `releases/<version>.json` is there. The
+highest that `models.config` names is the current one; `rollback` makes another one that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from serving.errors import ServingError
+from serving.request import MAX_STEPS
+from storage import filesystem
+
+NETWORKS = ("text_encoder", "diffusion_model", "decoder")
+CONFIG_NAME = "models.config"
+RELEASES = "releases"
+ROLLBACK_NAME = "rollback.json"
+
+DEFAULT_SERVING_DIR = "runs/default/serving_model"
+FALLBACK_STEPS = 25
+FALLBACK_GUIDANCE_SCALE = 7.5
+_CONFIGURED = re.compile(rb"versions: *([0-9]+)")
+_RELEASE_FILE = re.compile(r"([0-9]+)\.json")
+
+
+@dataclass(frozen=True)
+class Release:
+    """One version of the three models.
+
+    Attributes:
+        serving_dir: The directory that it lies in.
+        version: The version, the same for the three models.
+        facts: What the pusher wrote about it.
+        num_steps: Sampling steps where a request names none.
+        guidance_scale: Guidance scale where a request names none.
+    """
+
+    serving_dir: str
+    version: int
+    facts: Mapping[str, Any]
+    num_steps: int
+    guidance_scale: float
+
+    def model_folder(self, network: str) -> str:
+        """The SavedModel of one of `NETWORKS`.
+
+        Raises:
+            ServingError: It is not there.
+        """
+        folder = filesystem.join(self.serving_dir, network, str(self.version))
+        if not filesystem.is_file(filesystem.join(folder, "saved_model.pb")):
+            raise ServingError(
+                f"release {self.version} is incomplete: there is no SavedModel in {folder}; push "
+                "again, or choose another version"
+            )
+        return folder
+
+
+def list_versions(serving_dir: str) -> list[int]:
+    """The versions that are releases, the newest last.
+
+    Raises:
+        ServingError: There is no such directory.
+    """
+    if not filesystem.is_folder(serving_dir):
+        raise ServingError(
+            f"there is no serving directory {serving_dir}; run the pipeline first, or name "
+            "another one"
+        )
+    folder = filesystem.join(serving_dir, RELEASES)
+    if not filesystem.is_folder(folder):
+        return []
+    matches = map(_RELEASE_FILE.fullmatch, filesystem.list_folder(folder))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def configured_versions(serving_dir: str) -> list[int]:
+    """What `models.config` has the servers load, the current one last; nothing where there is none.
+
+    Raises:
+        ServingError: It is damaged.
+    """
+    path = filesystem.join(serving_dir, CONFIG_NAME)
+    if not filesystem.is_file(path):
+        return []
+    named = [int(number) for number in _CONFIGURED.findall(filesystem.read_bytes(path))]
+    if not named or any(named.count(version) != len(NETWORKS) for version in named):
+        raise ServingError(
+            f"{path} is damaged: it names the versions {named}; "
+            "python -m serving.releases rollback --to VERSION writes it anew"
+        )
+    return sorted(set(named))
+
+
+def current_version(serving_dir: str) -> int:
+    """The current release: the highest that is configured, or the newest where none is.
+
+    Raises:
+        ServingError: There is no such directory or no release, or `models.config` is damaged.
+    """
+    versions = list_versions(serving_dir)
+    if not versions:
+        raise ServingError(
+            f"there is no release in {serving_dir}; a run of the pipeline whose model is blessed "
+            "pushes one"
+        )
+    current = (configured_versions(serving_dir) or versions)[-1]
+    if current not in versions:
+        raise ServingError(
+            f"the configured version {current} is no release of {serving_dir}; choose one of "
+            f"{', '.join(map(str, versions))} with python -m serving.releases rollback --to"
+        )
+    return current
+
+
+def read_rollback(serving_dir: str) -> dict[str, Any] | None:
+    """The latest rollback: `from`, `to` and `at`; None if there was none."""
+    path = filesystem.join(serving_dir, RELEASES, ROLLBACK_NAME)
+    if not filesystem.is_file(path):
+        return None
+    rollback: dict[str, Any] = json.loads(filesystem.read_bytes(path))
+    return rollback
+
+
+def find_release(serving_dir: str, version: int | None = None) -> Release:
+    """Reads a release, the current one where `version` is None.
+
+    Raises:
+        ServingError: There is no such directory, release or version, or its file is damaged.
+    """
+    current = current_version(serving_dir)
+    if version is None:
+        version = current
+    elif version not in (versions := list_versions(serving_dir)):
+        raise ServingError(
+            f"there is no release {version} in {serving_dir}; there are: "
+            + ", ".join(map(str, versions))
+        )
+    return _read_release(serving_dir, version)
+
+
+def _read_release(serving_dir: str, version: int) -> Release:
+    path = filesystem.join(serving_dir, RELEASES, f"{version}.json")
+    try:
+        facts = json.loads(filesystem.read_bytes(path))
+    except ValueError as error:
+        raise _damaged(path, f"it is not JSON ({error})") from error
+    except OSError as error:
+        raise _damaged(path, f"it cannot be read ({error})") from error
+    if not isinstance(facts, dict):
+        raise _damaged(path, "it holds no JSON object")
+    if str(facts.get("version", version)) != str(version):
+        raise _damaged(path, f"it speaks of version {facts['version']}")
+    defaults = facts.get("defaults", {})
+    if not isinstance(defaults, dict):
+        raise _damaged(path, "its `defaults` are no JSON object")
+    num_steps = defaults.get("num_steps", FALLBACK_STEPS)
+    if type(num_steps) is not int or not 1 <= num_steps <= MAX_STEPS:
+        raise _damaged(path, f"its default num_steps is {num_steps!r}, not 1 to {MAX_STEPS}")
+    guidance_scale = defaults.get("guidance_scale", FALLBACK_GUIDANCE_SCALE)
+    if type(guidance_scale) not in (int, float) or not 0 <= guidance_scale < math.inf:
+        raise _damaged(path, f"its default guidance_scale is {guidance_scale!r}, not 0 or more")
+    return Release(serving_dir, version, facts, num_steps, float(guidance_scale))
+
+
+def _damaged(path: str, what: str) -> ServingError:
+    return ServingError(
+        f"the release file {path} is damaged: {what}; push again, or choose another version"
+    )

@@ -1,0 +1,101 @@
+"""What `python -m serving.releases` does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from serving.errors import ServingError
+from serving.releases import (
+    DEFAULT_SERVING_DIR,
+    Release,
+    current_version,
+    find_release,
+    list_versions,
+)
+from serving.serving_directory import ServingDirectory
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.releases", description="The releases of a serving directory."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    directory = argparse.ArgumentParser(add_help=False)
+    directory.add_argument(
+        "--serving-dir",
+        default=DEFAULT_SERVING_DIR,
+        metavar="DIR",
+        help="the folder that the pipeline pushes to, local or gs:// (default: %(default)s)",
+    )
+
+    def add(name: str, what: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=what, description=what, parents=[directory])
+
+    add("list", "All releases, the current one marked.")
+    show = add("show", "What was written about a release, as JSON.")
+    show.add_argument("version", type=int, nargs="?", help="(default: the current one)")
+    verify = add("verify", "Whether the files of a release are those that were pushed.")
+    verify.add_argument("version", type=int, nargs="?", help="(default: the current one)")
+    rollback = add("rollback", "Serves an earlier release again, after verifying its files.")
+    rollback.add_argument(
+        "--to", type=int, metavar="VERSION", help="(default: the one before the current one)"
+    )
+    prune = add("prune", "Removes old releases; the current one stays.")
+    prune.add_argument(
+        "--keep", type=int, required=True, metavar="N", help="how many of the newest to keep"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code, 2 for a mistake, 1 for damaged files."""
+    arguments = _parser().parse_args(argv)
+    serving_dir = arguments.serving_dir
+    try:
+        # Says what is wrong with a directory that is none.
+        current = current_version(serving_dir) if arguments.command != "rollback" else 0
+        versions = list_versions(serving_dir)
+        directory = ServingDirectory(serving_dir)
+        if arguments.command == "list":
+            for version in versions:
+                print(_line(find_release(serving_dir, version), version == current))
+        elif arguments.command == "show":
+            release = directory.read_release(arguments.version or current)
+            print(json.dumps(release, indent=2, sort_keys=True))
+        elif arguments.command == "verify":
+            version = arguments.version or current
+            damaged = directory.damaged_files(version)
+            for path in damaged:
+                print(f"missing or changed: {path}")
+            print(f"release {version} is {'damaged' if damaged else 'as it was pushed'}")
+            return bool(damaged)
+        elif arguments.command == "rollback":
+            print(f"release {directory.rollback(arguments.to)} is served now")
+        elif arguments.keep < 1:
+            raise ServingError(f"--keep is {arguments.keep}; it must be 1 or more")
+        else:
+            removed = directory.prune(arguments.keep)
+            print(f"removed: {', '.join(map(str, removed)) or 'nothing'}")
+    except (ServingError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _line(release: Release, is_current: bool) -> str:
+    facts = release.facts
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in facts.get("metrics", {}).items())
+    columns = [
+        f"{release.version:>6}",
+        facts.get("pushed_at", ""),
+        facts.get("preset", ""),
+        metrics,
+    ]
+    return ("* " if is_current else "  ") + "  ".join(filter(None, columns))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Files of a serving directory, wherever it is.
+
+Local files are reached without TensorFlow, whose import takes long enough to keep a user waiting
+for an error message; every other file system is reached through it. All functions raise OSError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from storage.greetings import no_greetings
+
+PARTIAL_PREFIX = ".partial-"
+"""How the names of files begin that were not written to their end."""
+
+_CHUNK_BYTES = 1 << 20
+
+
+def join(folder: str, *names: str) -> str:
+    """The path of an entry of a folder; slashes for remote ones."""
+    if is_remote(folder):
+        return "/".join((folder.rstrip("/"), *names))
+    return os.path.join(folder, *names)
+
+
+def parent(path: str) -> str:
+    """The folder that a path lies in; the current one for a bare name."""
+    if is_remote(path):
+        return path.rpartition("/")[0]
+    return os.path.dirname(path) or os.curdir
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder (in object stores: anything below the path)."""
+    if is_remote(path):
+        with _gfile(path) as gfile:
+            return bool(gfile.isdir(path))
+    return os.path.isdir(path)
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a file."""
+    if is_remote(path):
+        with _gfile(path) as gfile:
+            return bool(gfile.exists(path) and not gfile.isdir(path))
+    return os.path.isfile(path)
+
+
+def list_folder(path: str) -> list[str]:
+    """The names of a folder's entries."""
+    if is_remote(path):
+        with _gfile(path) as gfile:
+            return [name.rstrip("/") for name in gfile.listdir(path)]
+    return os.listdir(path)
+
+
+def read_bytes(path: str) -> bytes:
+    """The contents of a file."""
+    if is_remote(path):
+        with _gfile(path) as gfile, gfile.GFile(path, "rb") as f:
+            return bytes(f.read())
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def write_bytes(path: str, contents: bytes) -> None:
+    """Writes or replaces a file."""
+    if is_remote(path):
+        if path.startswith("ram://"):
+            # TensorFlow's own memory would append.
+            with contextlib.suppress(OSError):
+                remove_file(path)
+        with _gfile(path) as gfile, gfile.GFile(path, "wb") as f:
+            f.write(contents)
+        return
+    with open(path, "wb") as f:
+        f.write(contents)
+
+
+def write_atomically(path: str, contents: bytes) -> None:
+    """Writes or replaces a file, of which no reader ever sees a part."""
+    if is_remote(path):
+        # Object stores show what was written when all of it is there.
+        write_bytes(path, contents)
+        return
+    partial = os.path.join(os.path.dirname(path), f"{PARTIAL_PREFIX}{uuid.uuid4().hex}")
+    write_bytes(partial, contents)
+    os.replace(partial, path)
+
+
+def make_folder(path: str) -> None:
+    """Makes a folder and those above it, where they are missing."""
+    if is_remote(path):
+        with _gfile(path) as gfile:
+            gfile.makedirs(path)
+        return
+    os.makedirs(path, exist_ok=True)
+
+
+def files_below(folder: str) -> list[str]:
+    """All files below a folder, as sorted paths relative to it, with slashes."""
+    if is_remote(folder):
+        with _gfile(folder) as gfile:
+            walked = [(parent, names) for parent, _, names in gfile.walk(folder)]
+    else:
+        walked = [(parent, names) for parent, _, names in os.walk(folder)]
+    start = len(folder.rstrip("/")) + 1
+    return sorted(
+        f"{parent}/{name}"[start:].lstrip("/").replace("//", "/")
+        for parent, names in walked
+        for name in names
+    )
+
+
+def copy(source: str, target: str) -> None:
+    """Copies a file, into a folder that is made where it is missing."""
+    make_folder(parent(target))
+    if is_remote(source) or is_remote(target):
+        with _gfile(target) as gfile:
+            gfile.copy(source, target, overwrite=True)
+        return
+    shutil.copyfile(source, target)
+
+
+def move_folder(source: str, target: str) -> None:
+    """Moves a folder to a place where there is none.
+
+    In object stores, which only know files, `saved_model.pb` comes last: TensorFlow Serving takes
+    a folder for a model as soon as it has one.
+    """
+    if not is_remote(source):
+        make_folder(parent(target))
+        os.rename(source, target)
+        return
+    names = files_below(source)
+    with _gfile(source) as gfile:
+        for name in sorted(names, key=lambda name: (name.endswith("saved_model.pb"), name)):
+            gfile.makedirs(parent(join(target, name)))
+            gfile.rename(join(source, name), join(target, name))
+        # An object store's folder is gone with its last file.
+        if gfile.isdir(source):
+            gfile.rmtree(source)
+
+
+def remove_file(path: str) -> None:
+    """Removes a file."""
+    if is_remote(path):
+        with _gfile(path) as gfile:
+            gfile.remove(path)
+        return
+    os.remove(path)
+
+
+def remove_folder(path: str) -> None:
+    """Removes a folder with all in it."""
+    if is_remote(path):
+        with _gfile(path) as gfile:
+            gfile.rmtree(path)
+        return
+    shutil.rmtree(path)
+
+
+def read_chunks(path: str) -> Iterator[bytes]:
+    """The contents of a file, a megabyte at a time."""
+    with contextlib.ExitStack() as stack:
+        if is_remote(path):
+            file = stack.enter_context(stack.enter_context(_gfile(path)).GFile(path, "rb"))
+        else:
+            file = stack.enter_context(open(path, "rb"))
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def sha256(path: str) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for chunk in read_chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def modification_time(path: str) -> int:
+    """When a file was last written, in nanoseconds of its own storage's clock."""
+    if is_remote(path):
+        with _gfile(path) as gfile:
+            return int(gfile.stat(path).mtime_nsec)
+    return os.stat(path).st_mtime_ns
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is TensorFlow's to reach."""
+    return "://" in path
+
+
+@contextlib.contextmanager
+def _gfile(path: str) -> Iterator[Any]:
+    with no_greetings():
+        import tensorflow as tf
+
+    try:
+        yield tf.io.gfile
+    except tf.errors.OpError as error:
+        raise OSError(f"{path}: {error.message}") from error

@@ -1,0 +1,214 @@
+"""Folders wherever they lie: on this machine, in a bucket, in a model of the Hugging Face hub.
+
+Nothing here imports TensorFlow, so that a wrong setting is told at once.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from storage import hub
+from storage.errors import one_line
+from storage.transfer import chunks, sha256_of
+
+HASHES_NAME = "SHA256SUMS"
+
+
+class FolderError(ValueError):
+    """A folder or a file in it that cannot be had, or is damaged; the message is one line."""
+
+
+class Folder(abc.ABC):
+    """A folder, wherever it is.
+
+    Attributes:
+        address: What a user would give to name it, to the commit.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    @abc.abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether there is a file `name`, which may be a path within the folder."""
+
+    @abc.abstractmethod
+    def local(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """The file on this machine, whole; a copy goes when the context ends."""
+
+    @abc.abstractmethod
+    def sha256(self, name: str) -> str:
+        """The file's SHA-256 (hex), as the place that it lies in knows or shows it."""
+
+    def shown(self, name: str) -> str:
+        """The file's full name, for messages."""
+        return f"{self.address.rstrip('/')}/{name}"
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A small JSON file; raises a `FolderError` where it is none."""
+        try:
+            with self.local(name) as path:
+                content = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise FolderError(
+                f"{self.shown(name)} is damaged, it is no JSON ({error}): fetch it again"
+            ) from None
+        if not isinstance(content, dict):
+            raise FolderError(f"{self.shown(name)} is damaged, it holds no object: fetch it again")
+        return content
+
+    def listed_hashes(self) -> dict[str, str]:
+        """What the folder's own `SHA256SUMS` says: file name to hash; empty without one."""
+        if not self.exists(HASHES_NAME):
+            return {}
+        with self.local(HASHES_NAME) as path:
+            lines = [line.split(maxsplit=1) for line in path.read_text().splitlines()]
+        # `sha256sum` marks a file read as binary with a star.
+        return {
+            words[1].strip().removeprefix("*").removeprefix("./"): words[0]
+            for words in lines
+            if len(words) == 2
+        }
+
+
+class LocalFolder(Folder):
+    """A folder on this machine."""
+
+    def exists(self, name: str) -> bool:
+        """See `Folder`."""
+        return os.path.isfile(os.path.join(self.address, name))
+
+    @contextlib.contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """See `Folder`."""
+        yield Path(self.address, name)
+
+    def sha256(self, name: str) -> str:
+        """See `Folder`; reads the file once for each version of it."""
+        return sha256_of(os.path.join(self.address, name))
+
+
+class RemoteFolder(Folder):
+    """A folder of a bucket, or of whatever else fsspec opens."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(address)
+        except (ImportError, ValueError) as error:
+            raise FolderError(f"{address!r} cannot be opened: {one_line(error)}") from None
+
+    def exists(self, name: str) -> bool:
+        """See `Folder`."""
+        with self._errors_told(name):
+            return bool(self._files.isfile(self._path(name)))
+
+    @contextlib.contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """See `Folder`."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, os.path.basename(name))
+            with self._errors_told(name), path.open("wb") as copy:
+                for chunk in self._chunks(name):
+                    copy.write(chunk)
+            yield path
+
+    def sha256(self, name: str) -> str:
+        """See `Folder`; reads the file once for each version of it."""
+        with self._errors_told(name):
+            return _remote_sha256(self, name, self._files.ukey(self._path(name)))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+    def _chunks(self, name: str) -> Iterator[bytes]:
+        size = self._files.size(self._path(name)) or 0
+        with self._files.open(self._path(name), "rb") as f:
+            yield from chunks(f, f"reading {self.shown(name)}", size)
+
+    @contextlib.contextmanager
+    def _errors_told(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        # The libraries below fsspec raise exceptions of their own.
+        except Exception as error:
+            detail = one_line(error)[:300]
+            raise FolderError(
+                f"{self.shown(name)} cannot be read ({type(error).__name__}: {detail}): check the "
+                "address and your right to read it"
+            ) from error
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemoteFolder) and other.address == self.address
+
+    def __hash__(self) -> int:
+        return hash(self.address)
+
+
+class HubFolder(Folder):
+    """A model of the hub, or a folder in it, at one commit."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            parsed = hub.parse_address(address)
+            self._model = hub.HubRepo.resolve(hub.MODEL, parsed.repo_id, parsed.revision)
+        except hub.HubError as error:
+            raise FolderError(str(error)) from error
+        super().__init__(str(parsed._replace(revision=self._model.commit)))
+        self._folder = f"{parsed.folder}/" if parsed.folder else ""
+
+    def exists(self, name: str) -> bool:
+        """See `Folder`."""
+        with self._errors_told():
+            return f"{self._folder}{name}" in self._model.files()
+
+    @contextlib.contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """See `Folder`; the hub's cache keeps the file."""
+        with self._errors_told():
+            path = self._model.fetch(f"{self._folder}{name}")
+        yield path
+
+    def sha256(self, name: str) -> str:
+        """See `Folder`; the file is fetched, and checked against the hub's own hash."""
+        with self.local(name) as path:
+            return sha256_of(path)
+
+    @contextlib.contextmanager
+    def _errors_told(self) -> Iterator[None]:
+        try:
+            yield
+        except hub.HubError as error:
+            raise FolderError(str(error)) from error
+
+
+def open_folder(address: str) -> Folder:
+    """The folder at an address: `hf://ORG/NAME[@REVISION][/FOLDER]`, `gs://...` or a path.
+
+    Raises:
+        FolderError: The address is none, or the hub does not know it.
+    """
+    if address.startswith(hub.SCHEME):
+        return HubFolder(address)
+    if "://" in address:
+        return RemoteFolder(address)
+    return LocalFolder(address)
+
+
+@functools.lru_cache(maxsize=256)
+def _remote_sha256(folder: RemoteFolder, name: str, version: str) -> str:
+    digest = hashlib.sha256()
+    for chunk in folder._chunks(name):
+        digest.update(chunk)
+    return digest.hexdigest()

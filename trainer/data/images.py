@@ -1,0 +1,252 @@
+"""Pictures as files and as arrays: decoding what the world has, resizing without stretching."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from storage.errors import one_line
+
+MAX_PIXELS = 64 * 1024 * 1024
+"""Pictures of more pixels are refused before they are unpacked: a small file can hold gigabytes."""
+
+CENTRE = (0.5, 0.5)
+"""The middle, as a position of `resize_cover`."""
+
+# Formats whose decoders read pixels and nothing else; Pillow also knows some that run programs.
+_FORMATS = tuple(
+    file.format
+    for file in (
+        JpegImageFile,
+        PngImageFile,
+        WebPImageFile,
+        GifImageFile,
+        BmpImageFile,
+        TiffImageFile,
+        AvifImageFile,
+        Jpeg2KImageFile,
+        PpmImageFile,
+    )
+    if file.format in Image.OPEN
+)
+
+# The values of EXIF's orientation that swap width and height.
+_SIDEWAYS = (5, 6, 7, 8)
+
+# Pillow warns of large pictures by a limit of its own; ours is an error.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used.
+
+    Attributes:
+        reason: One of `undecodable`, `too_large` and `zero_size`.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFacts:
+    """What a picture is.
+
+    Attributes:
+        format: The encoding in lower case, such as "png".
+        width: In pixels, upright.
+        height: In pixels, upright.
+        animated: Whether there are more frames.
+        brightness: Mean luma from 0 (black) to 1 (ITU-R BT.601's weights).
+    """
+
+    format: str
+    width: int
+    height: int
+    animated: bool
+    brightness: float
+
+
+def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes a picture, whole, to upright 8-bit RGB.
+
+    The EXIF orientation is applied, transparency laid over white, 16-bit grey scaled to 8 bits
+    (not clipped), and of an animation the first frame taken.
+
+    Args:
+        encoded: The bytes of a picture file.
+        max_pixels: Larger pictures are an error.
+
+    Returns:
+        A picture of mode RGB, whose `format` names the encoding in lower case, such as "png", and
+        whose `info["animated"]` says whether there are more frames.
+
+    Raises:
+        ImageError: The bytes are no picture that can be read to its end, or it is too large.
+    """
+    with _errors():
+        image = _opened(encoded, max_pixels)
+        image.load()
+        name, animated = _format_name(image), _is_animated(image)
+        rgb = _to_rgb(_upright(image))
+    rgb.format = name
+    rgb.info = {"animated": animated}
+    return rgb
+
+
+def inspect_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> ImageFacts:
+    """Says what `decode_image` would give, in half the time.
+
+    The file is read to its end here, too, so that a damaged one is found; but of a JPEG every
+    block of 8 x 8 pixels is unpacked to its mean alone.
+
+    Args:
+        encoded: The bytes of a picture file.
+        max_pixels: Larger pictures are an error.
+
+    Raises:
+        ImageError: As `decode_image`.
+    """
+    with _errors():
+        image = _opened(encoded, max_pixels)
+        width, height = image.size
+        if isinstance(image, JpegImageFile):
+            image.draft(None, (max(1, width // 8), max(1, height // 8)))
+        image.load()
+        if _orientation(image) in _SIDEWAYS:
+            width, height = height, width
+        return ImageFacts(
+            format=_format_name(image),
+            width=width,
+            height=height,
+            animated=_is_animated(image),
+            brightness=_mean_luma(_to_rgb(image)),
+        )
+
+
+def resize_cover(
+    image: Image.Image, size: int, position: tuple[float, float] = CENTRE
+) -> np.ndarray:
+    """Scales a picture to cover a square and cuts off what stands out; never stretches.
+
+    Args:
+        image: Any size, mode RGB.
+        size: Side of the square in pixels.
+        position: Which part is kept, from (0, 0), the left or upper end, to (1, 1).
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    side = min(image.size)
+    left, top = ((length - side) * at for length, at in zip(image.size, position, strict=True))
+    # Pillow widens the Lanczos kernel when it shrinks, so there is no aliasing.
+    square = image.resize(
+        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+    )
+    return np.asarray(square)
+
+
+def random_position(example_id: str, seed: int) -> tuple[float, float]:
+    """A position for `resize_cover` that depends on the example and the seed alone."""
+    digest = hashlib.sha256(f"{seed}:{example_id}".encode()).digest()
+    return (
+        int.from_bytes(digest[:8], "big") / 2**64,
+        int.from_bytes(digest[8:16], "big") / 2**64,
+    )
+
+
+def to_model_range(pixels: np.ndarray) -> np.ndarray:
+    """Maps uint8 [..., 3] to float32 in [-1, 1], as the autoencoder takes and gives it."""
+    return pixels.astype(np.float32) / 127.5 - 1.0
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Turns whatever Pillow raises into an `ImageError`."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", one_line(error)) from error
+    # Pillow's decoders raise nearly every built-in exception on damaged files.
+    except Exception as error:
+        detail = one_line(error)
+        if isinstance(error, Image.UnidentifiedImageError):
+            detail = "its format is none of " + ", ".join(_FORMATS)
+        raise ImageError("undecodable", f"the picture cannot be decoded: {detail}") from error
+
+
+def _opened(encoded: bytes, max_pixels: int) -> Image.Image:
+    image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError("zero_size", f"the picture is {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise ImageError(
+            "too_large",
+            f"the picture is {width} x {height} pixels, more than the {max_pixels:,} allowed",
+        )
+    return image
+
+
+def _format_name(image: Image.Image) -> str:
+    # MPO is JPEG with further pictures behind the first.
+    return "jpeg" if image.format == "MPO" else str(image.format).lower()
+
+
+def _is_animated(image: Image.Image) -> bool:
+    return _format_name(image) != "jpeg" and getattr(image, "is_animated", False)
+
+
+def _mean_luma(rgb: Image.Image) -> float:
+    red, green, blue = rgb.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))  # type: ignore[misc]
+    return (0.299 * red + 0.587 * green + 0.114 * blue) / 255
+
+
+def _orientation(image: Image.Image) -> int | None:
+    # As for `_upright`: where it cannot be read, there is none.
+    with contextlib.suppress(Exception):
+        orientation: int | None = image.getexif().get(ExifTags.Base.Orientation)
+        return orientation
+    return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # A damaged EXIF block says nothing about the orientation, and the pixels are still good.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError(
+            "undecodable", "the picture has floating-point pixels, whose range is not defined"
+        )
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16-bit grey at 255.
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        with_alpha = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, with_alpha)
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,0 +1,203 @@
+"""The record that LatentGen writes and that training and evaluation read."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.diffusion.noise_schedule import LATENT_SCALE
+from trainer.presets import Preset
+
+MANIFEST_NAME = "manifest.json"
+_SHUFFLE_BUFFER = 16_384
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentsManifest:
+    """What made a set of latents; `manifest.json` beside them.
+
+    Attributes:
+        preset: Name of the preset.
+        image_size: Side of the pictures in pixels.
+        encoders_hash: SHA-256 over the weights of the text and image encoder.
+        flip: Whether the mirror images' latents are there too.
+        counts: Records of each split.
+    """
+
+    preset: str
+    image_size: int
+    encoders_hash: str
+    flip: bool
+    counts: dict[str, int]
+
+    def write(self, uri: str) -> None:
+        """Writes `<uri>/manifest.json`."""
+        with tf.io.gfile.GFile(os.path.join(uri, MANIFEST_NAME), "w") as f:
+            f.write(json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True))
+
+    @classmethod
+    def read(cls, uri: str) -> LatentsManifest:
+        """Reads `<uri>/manifest.json`."""
+        with tf.io.gfile.GFile(os.path.join(uri, MANIFEST_NAME), "r") as f:
+            return cls(**json.loads(f.read()))
+
+
+def make_latent_example(
+    *,
+    example_id: str,
+    tokens: np.ndarray,
+    context: np.ndarray,
+    mean: np.ndarray,
+    log_variance: np.ndarray,
+    mirror_mean: np.ndarray | None = None,
+    mirror_log_variance: np.ndarray | None = None,
+) -> tf.train.Example:
+    """One record.
+
+    Args:
+        example_id: The example's content hash.
+        tokens: int [77].
+        context: The text encoder's output, [77, D]; stored as float16.
+        mean: The image encoder's mean, [h, w, 4]; stored as float16.
+        log_variance: The image encoder's log-variance, [h, w, 4]; stored as float16.
+        mirror_mean: The same for the mirror image, where flips are on.
+        mirror_log_variance: The same for the mirror image, where flips are on.
+    """
+
+    def half(values: np.ndarray) -> tf.train.Feature:
+        return tf.train.Feature(
+            bytes_list=tf.train.BytesList(value=[np.asarray(values, dtype="<f2").tobytes()])
+        )
+
+    features = {
+        "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example_id.encode()])),
+        "tokens": tf.train.Feature(int64_list=tf.train.Int64List(value=[int(t) for t in tokens])),
+        "context": half(context),
+        "latent/mean": half(mean),
+        "latent/log_variance": half(log_variance),
+    }
+    if mirror_mean is not None and mirror_log_variance is not None:
+        features["latent/mirror_mean"] = half(mirror_mean)
+        features["latent/mirror_log_variance"] = half(mirror_log_variance)
+    return tf.train.Example(features=tf.train.Features(feature=features))
+
+
+def parse_latents(
+    serialized: tf.Tensor, preset: Preset, image_size: int, flip: bool = False
+) -> dict[str, tf.Tensor]:
+    """Parses a batch of serialized records, string [B].
+
+    Returns:
+        `id` string [B], `tokens` int64 [B, 77], `context` float32 [B, 77, D], `latent/mean` and
+        `latent/log_variance` float32 [B, h, w, 4]; with `flip` also `latent/mirror_mean` and
+        `latent/mirror_log_variance`.
+    """
+    shapes = _float_shapes(preset, image_size, flip)
+    spec = {name: tf.io.FixedLenFeature([], tf.string) for name in ("id", *shapes)}
+    spec["tokens"] = tf.io.FixedLenFeature([preset.text_encoder.max_length], tf.int64)
+    parsed = tf.io.parse_example(serialized, spec)
+    for name, shape in shapes.items():
+        flat = tf.io.decode_raw(parsed[name], tf.float16)
+        # Naming the batch dimension makes a record of another image size an error.
+        values = tf.reshape(flat, (tf.shape(serialized)[0], *shape))
+        parsed[name] = tf.cast(values, tf.float32)
+    return parsed
+
+
+def batch_spec(
+    preset: Preset, image_size: int, flip: bool, batch_size: int
+) -> dict[str, tf.TensorSpec]:
+    """Shapes and types of the numbers in a batch of `training_batches`."""
+    spec = {
+        name: tf.TensorSpec((batch_size, *shape), tf.float32)
+        for name, shape in _float_shapes(preset, image_size, flip).items()
+    }
+    spec["tokens"] = tf.TensorSpec((batch_size, preset.text_encoder.max_length), tf.int64)
+    return spec
+
+
+def _float_shapes(preset: Preset, image_size: int, flip: bool) -> dict[str, tuple[int, ...]]:
+    text = preset.text_encoder
+    latent = preset.latent_shape(image_size)
+    shapes: dict[str, tuple[int, ...]] = {
+        "context": (text.max_length, text.width),
+        "latent/mean": latent,
+        "latent/log_variance": latent,
+    }
+    if flip:
+        shapes |= {"latent/mirror_mean": latent, "latent/mirror_log_variance": latent}
+    return shapes
+
+
+def sample_posterior(mean: tf.Tensor, log_variance: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+    """Draws scaled latents from the encoder's posterior (Kingma and Welling 2014, section 2.4).
+
+    Args:
+        mean: float32 [B, h, w, 4].
+        log_variance: float32 [B, h, w, 4].
+        noise: float32 [B, h, w, 4], standard normal.
+
+    Returns:
+        float32 [B, h, w, 4], multiplied by `LATENT_SCALE`.
+    """
+    # The reference clamps the log-variance before it exponentiates (Stable Diffusion's
+    # DiagonalGaussianDistribution); float16 storage could otherwise hold values that overflow.
+    deviation = tf.exp(0.5 * tf.clip_by_value(log_variance, -30.0, 20.0))
+    return LATENT_SCALE * (mean + deviation * noise)
+
+
+def training_batches(
+    files: Sequence[str],
+    preset: Preset,
+    image_size: int,
+    *,
+    flip: bool,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    num_examples: int,
+) -> Iterator[dict[str, tf.Tensor]]:
+    """Endless training batches whose order depends on `seed` alone.
+
+    Every epoch is a new shuffle of all examples; an epoch's rest that does not fill a batch is
+    carried into the next epoch, so that no example is left out. Starting at `first_step` gives
+    the same batches as starting at zero and skipping, which makes a resumed run exact.
+
+    Args:
+        files: TFRecord files (gzip) of the train split.
+        preset: The preset that made the latents.
+        image_size: Side of the pictures in pixels.
+        flip: Whether the records hold mirror images' latents.
+        batch_size: Examples a batch.
+        seed: Decides the order.
+        first_step: Batches to skip.
+        num_examples: Examples in `files`.
+
+    Yields:
+        What `parse_latents` returns.
+    """
+    first_epoch, skipped = divmod(first_step * batch_size, num_examples)
+
+    @tf.function(input_signature=[tf.TensorSpec([batch_size], tf.string)])
+    def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+        return parse_latents(serialized, preset, image_size, flip)
+
+    def records() -> Iterator[bytes]:
+        for epoch in itertools.count(first_epoch):
+            shuffled = tf.data.TFRecordDataset(sorted(files), compression_type="GZIP").shuffle(
+                min(num_examples, _SHUFFLE_BUFFER),
+                seed=int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]),
+                reshuffle_each_iteration=False,
+            )
+            wanted = shuffled.skip(skipped if epoch == first_epoch else 0)
+            yield from wanted.prefetch(2 * batch_size).as_numpy_iterator()
+
+    remaining = records()
+    while True:
+        yield parse(tf.constant(list(itertools.islice(remaining, batch_size))))

@@ -1,0 +1,346 @@
+"""The three SavedModels and their signatures.
+
+Nothing is baked in but the image size: prompts, negative prompts, number of steps, guidance
+scale, seed and batch size are inputs. Each module's network is a `tf.function` of its own that its
+signatures call, so that it is traced, stored and loaded once and not once a signature. A module
+keeps the network's variables and not the Keras model, whose hundreds of layer objects would be
+saved and loaded, too.
+
+TensorFlow Serving's REST interface writes a text output as it is, unless its name ends in
+`_bytes`; PNG bytes are no text, which is why there is a `png_bytes` beside `png`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol
+
+import keras
+import tensorflow as tf
+
+from trainer.diffusion.noise_schedule import timestep_embedding
+from trainer.diffusion.sampler import initial_noise, sample, to_pixels
+from trainer.networks.inference_layers import has_form_for_cpu, inference_layers
+from trainer.presets import NUM_TIMESTEPS, Preset
+from trainer.text.graph_tokenizer import GraphTokenizer
+
+WeightsDtype = Literal["float32", "float16"]
+"""What weights are stored as; the networks compute in float32 with both."""
+
+
+class TextEncoderModule(tf.Module):
+    """Prompts or tokens in, contexts out."""
+
+    def __init__(
+        self, model: keras.Model, preset: Preset, weights_dtype: WeightsDtype = "float32"
+    ) -> None:
+        super().__init__()
+        self._variables, self._call = _network(model, weights_dtype)
+        self.tokenizer = GraphTokenizer()
+        tokens = tf.TensorSpec([None, preset.text_encoder.max_length], tf.int32, name="tokens")
+        strings = tf.TensorSpec([None], tf.string)
+        self.encode = tf.function(self._encode, input_signature=[tokens], autograph=False)
+        self.serve = tf.function(self._from_tokens, input_signature=[tokens], autograph=False)
+        self.text = tf.function(
+            self._from_text, input_signature=[strings, strings], autograph=False
+        )
+
+    def _encode(self, tokens: tf.Tensor) -> tf.Tensor:
+        """From tokens int32 [B, 77] to the context float32 [B, 77, D]."""
+        positions = tf.broadcast_to(tf.range(tf.shape(tokens)[1])[None], tf.shape(tokens))
+        return tf.cast(self._call([tokens, positions]), tf.float32)
+
+    def _from_tokens(self, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"context": self.encode(tokens)}
+
+    def _from_text(self, prompt: tf.Tensor, negative_prompt: tf.Tensor) -> dict[str, tf.Tensor]:
+        tokens = self.tokenizer(tf.concat([prompt, negative_prompt], axis=0))
+        contexts = self.encode(tokens)
+        count = tf.shape(prompt)[0]
+        return {"context": contexts[:count], "unconditional_context": contexts[count:]}
+
+
+class DiffusionModelModule(tf.Module):
+    """The whole sampling loop, and a single noise prediction."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        preset: Preset,
+        image_size: int,
+        weights_dtype: WeightsDtype = "float32",
+    ) -> None:
+        super().__init__()
+        self._variables, self._call = _network(model, weights_dtype)
+        self._width = preset.diffusion_model.timestep_width
+        self._latent_shape = preset.latent_shape(image_size)
+        text = preset.text_encoder
+        context = tf.TensorSpec([None, text.max_length, text.width], tf.float32, name="context")
+        prediction = [
+            tf.TensorSpec([None, *self._latent_shape], tf.float32, name="latent"),
+            tf.TensorSpec([None], tf.int32, name="timesteps"),
+            context,
+        ]
+
+        def prediction_function(for_cpu: bool) -> tf.types.experimental.PolymorphicFunction:
+            return tf.function(
+                functools.partial(self._predict_with, for_cpu),
+                input_signature=prediction,
+                autograph=False,
+                # It is called in several places, and need not be optimized for each.
+                experimental_attributes={"_noinline": True},
+            )
+
+        self.predict_on_gpu = self.predict_on_cpu = prediction_function(for_cpu=False)
+        if has_form_for_cpu(model):
+            self.predict_on_cpu = prediction_function(for_cpu=True)
+        self.predict = tf.function(self._predict, input_signature=prediction, autograph=False)
+        guided = [
+            context,
+            tf.TensorSpec(context.shape, tf.float32, name="unconditional_context"),
+            tf.TensorSpec([], tf.int32, name="num_steps"),
+            tf.TensorSpec([], tf.float32, name="guidance_scale"),
+        ]
+        noise = tf.TensorSpec([None, *self._latent_shape], tf.float32, name="noise")
+        seed = tf.TensorSpec([2], tf.int32, name="seed")
+        self.sample = tf.function(self._sample, input_signature=[*guided, noise], autograph=False)
+        self.serve = tf.function(self._from_seed, input_signature=[*guided, seed], autograph=False)
+        self.from_noise = tf.function(
+            self._from_noise, input_signature=[*guided, noise], autograph=False
+        )
+        self.predict_epsilon = tf.function(
+            self._predict_epsilon, input_signature=prediction, autograph=False
+        )
+
+    def _predict_with(
+        self, for_cpu: bool, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
+    ) -> tf.Tensor:
+        embedding = timestep_embedding(timesteps, self._width)
+        return tf.cast(self._call([latent, embedding, context], for_cpu), tf.float32)
+
+    def _predict(self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
+        """Epsilon, float32 [B, h, w, 4], of noisy latents at `timesteps`, int32 [B]."""
+        epsilon = _by_device(
+            functools.partial(predict, latent, timesteps, context)
+            for predict in (self.predict_on_cpu, self.predict_on_gpu)
+        )
+        return tf.ensure_shape(epsilon, latent.shape)
+
+    def _sample(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        noise: tf.Tensor,
+    ) -> tf.Tensor:
+        valid = [
+            tf.debugging.Assert(
+                (num_steps >= 1) & (num_steps <= NUM_TIMESTEPS),
+                [f"num_steps must be 1 to {NUM_TIMESTEPS}, and is", num_steps],
+            ),
+            tf.debugging.Assert(
+                tf.math.is_finite(guidance_scale),
+                ["guidance_scale must be finite, and is", guidance_scale],
+            ),
+        ]
+        with tf.control_dependencies(valid):
+            num_steps = tf.identity(num_steps)
+        # One call on a doubled batch fills a GPU better; two at once keep a CPU's cores busier.
+        latent = _by_device(
+            functools.partial(
+                sample,
+                predict,
+                noise=noise,
+                context=context,
+                unconditional_context=unconditional_context,
+                num_steps=num_steps,
+                guidance_scale=guidance_scale,
+                guided_together=guided_together,
+            )
+            for predict, guided_together in (
+                (self.predict_on_cpu, False),
+                (self.predict_on_gpu, True),
+            )
+        )
+        return tf.ensure_shape(latent, noise.shape)
+
+    def _from_seed(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        noise = initial_noise(seed, tf.shape(context)[0], self._latent_shape)
+        latent = self.sample(context, unconditional_context, num_steps, guidance_scale, noise)
+        return {"latent": latent}
+
+    def _from_noise(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        noise: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        latent = self.sample(context, unconditional_context, num_steps, guidance_scale, noise)
+        return {"latent": latent}
+
+    def _predict_epsilon(
+        self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        return {"epsilon": self.predict(latent, timesteps, context)}
+
+
+class DecoderModule(tf.Module):
+    """Latents in, pictures out."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        preset: Preset,
+        image_size: int,
+        weights_dtype: WeightsDtype = "float32",
+    ) -> None:
+        super().__init__()
+        self._variables, self._call = _network(model, weights_dtype)
+        shape = [None, *preset.latent_shape(image_size)]
+        latent = tf.TensorSpec(shape, tf.float32, name="latent")
+        self.pixels = tf.function(self._pixels, input_signature=[latent], autograph=False)
+        self.serve = tf.function(self._decode, input_signature=[latent], autograph=False)
+        self.png = tf.function(self._decode_to_png, input_signature=[latent], autograph=False)
+        self.png_bytes = tf.function(
+            self._decode_to_png_bytes, input_signature=[latent], autograph=False
+        )
+
+    def _pixels(self, latent: tf.Tensor) -> tf.Tensor:
+        """Pictures, uint8 [B, H, W, 3], of latents float32 [B, h, w, 4]."""
+        return to_pixels(tf.cast(self._call(latent), tf.float32))
+
+    def _decode(self, latent: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"generated_images": self.pixels(latent)}
+
+    def _decode_to_png(self, latent: tf.Tensor) -> dict[str, tf.Tensor]:
+        encoded = tf.map_fn(tf.io.encode_png, self.pixels(latent), fn_output_signature=tf.string)
+        return {"image": encoded}
+
+    def _decode_to_png_bytes(self, latent: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"image_bytes": self.png(latent)["image"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class ServingModules:
+    """The three modules that are served together."""
+
+    text_encoder: TextEncoderModule
+    diffusion_model: DiffusionModelModule
+    decoder: DecoderModule
+
+
+def export_models(folder: str, modules: ServingModules) -> None:
+    """Writes `<folder>/{text_encoder,diffusion_model,decoder}/`."""
+    text_encoder, diffusion_model, decoder = (
+        modules.text_encoder,
+        modules.diffusion_model,
+        modules.decoder,
+    )
+    for name, module, signatures in (
+        (
+            "text_encoder",
+            text_encoder,
+            {"serving_default": text_encoder.serve, "text": text_encoder.text},
+        ),
+        (
+            "diffusion_model",
+            diffusion_model,
+            {
+                "serving_default": diffusion_model.serve,
+                "from_noise": diffusion_model.from_noise,
+                "predict_epsilon": diffusion_model.predict_epsilon,
+            },
+        ),
+        (
+            "decoder",
+            decoder,
+            {
+                "serving_default": decoder.serve,
+                "png": decoder.png,
+                "png_bytes": decoder.png_bytes,
+            },
+        ),
+    ):
+        # Not ExportArchive, which stores every weight twice.
+        tf.saved_model.save(module, os.path.join(folder, name), signatures=signatures)
+
+
+def serving_modules(
+    text_encoder: keras.Model,
+    diffusion_model: keras.Model,
+    decoder: keras.Model,
+    preset: Preset,
+    image_size: int,
+    weights_dtype: WeightsDtype = "float32",
+) -> ServingModules:
+    """The modules of three networks.
+
+    With float32 they share the networks' variables, and follow their training. With float16 they
+    own copies of what the weights are now, half as large, which every step turns into float32
+    again: a weight is rounded by up to 2^-11 of itself, or lost where it is below 3e-8.
+
+    Raises:
+        ValueError: A weight is too large for float16.
+    """
+    return ServingModules(
+        TextEncoderModule(text_encoder, preset, weights_dtype),
+        DiffusionModelModule(diffusion_model, preset, image_size, weights_dtype),
+        DecoderModule(decoder, preset, image_size, weights_dtype),
+    )
+
+
+def _by_device(branches: Iterable[Callable[[], tf.Tensor]]) -> tf.Tensor:
+    """The result of the first branch on a CPU and of the second on a GPU.
+
+    Which of them it is, is known where this is served.
+    """
+    device = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
+    return tf.switch_case(device, list(branches))
+
+
+class _Network(Protocol):
+    def __call__(self, inputs: Any, for_cpu: bool = False) -> tf.Tensor: ...
+
+
+def _network(model: keras.Model, weights_dtype: WeightsDtype) -> tuple[list[tf.Variable], _Network]:
+    """The variables to save, and the network as a function that reads them."""
+    if weights_dtype == "float32":
+
+        def call_as_is(inputs: Any, for_cpu: bool = False) -> tf.Tensor:
+            with inference_layers(model, for_cpu):
+                return model(inputs, training=False)
+
+        return [v.value for v in model.weights], call_as_is
+    halves = {id(v): _halved(v) for v in model.weights}
+
+    def call(inputs: Any, for_cpu: bool = False) -> tf.Tensor:
+        trainable, others = (
+            [tf.cast(halves[id(v)], tf.float32) for v in group]
+            for group in (model.trainable_variables, model.non_trainable_variables)
+        )
+        with inference_layers(model, for_cpu):
+            return model.stateless_call(trainable, others, inputs, training=False)[0]
+
+    return list(halves.values()), call
+
+
+def _halved(variable: keras.Variable) -> tf.Variable:
+    half = tf.cast(variable.value, tf.float16)
+    if not bool(tf.reduce_all(tf.math.is_finite(half))):
+        raise ValueError(
+            f"a weight of {variable.path} is too large for float16, or no number: export float32"
+        )
+    return tf.Variable(half, trainable=False)

@@ -1,0 +1,122 @@
+"""Convolutions as matrix products, which is what a CPU is fast at.
+
+oneDNN's convolutions, and Eigen's more so, are slow where a map has few positions and many
+channels, as most of a U-Net's have: up to six times as slow as the same arithmetic in a matrix
+product, and backwards up to eight times (`make bench-serving` and `make bench-train` measure the
+whole). The networks are built as they are; only while a training step, or what is exported for a
+CPU, is traced do their convolutions compute like this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.networks.lent_classes import lent_classes
+
+
+class _MatrixProductConv2D(keras.layers.Conv2D):
+    """A class for layers that are there already: `convolutions_as_matrix_products` lends it."""
+
+    def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        return conv2d(inputs, tf.convert_to_tensor(kernel), stride=self.strides[0])
+
+
+@contextlib.contextmanager
+def convolutions_as_matrix_products(models: Sequence[keras.Model]) -> Iterator[None]:
+    """Within this, the models' convolutions are traced as matrix products.
+
+    Where there is a GPU this does nothing: its libraries have kernels for every size.
+    """
+    if tf.config.list_logical_devices("GPU"):
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            stack.enter_context(lent_classes(model, {keras.layers.Conv2D: _MatrixProductConv2D}))
+        yield
+
+
+def conv2d(images: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:
+    """What `tf.nn.conv2d` gives without padding, with a gradient that needs little memory.
+
+    Args:
+        images: [B, H, W, C], of known height and width.
+        kernel: [k, k, C, D], of the same dtype.
+        stride: Of both directions.
+
+    Returns:
+        [B, (H - k) // stride + 1, (W - k) // stride + 1, D].
+    """
+    height, width, channels = images.shape[1:]
+    size, _, _, filters = kernel.shape
+    pointwise = _is_pointwise(size, stride)
+
+    def summed(patches: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
+        """Adds up what patches have at the same position: [B * H * W, C]."""
+        positions = _positions(height, width, size, stride)
+        targets = tf.range(batch)[:, None] * (height * width) + positions
+        return tf.math.unsorted_segment_sum(
+            tf.reshape(patches, (-1, channels)), tf.reshape(targets, (-1,)), batch * height * width
+        )
+
+    @tf.custom_gradient
+    def convolve(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            upstream = tf.reshape(upstream, (-1, filters))
+            # The patches are made again: kept, they would take k * k times the images' memory. And
+            # not before they are needed: without the dependency, they would be the same operation
+            # as those of the forward pass, or run at once.
+            with tf.control_dependencies([upstream]):
+                images_again = tf.identity(images)
+            patches = _patches(images_again, size, stride)
+            of_kernel = tf.matmul(patches, upstream, transpose_a=True)
+            matrix = tf.reshape(kernel, (-1, filters))
+            of_patches = tf.matmul(upstream, matrix, transpose_b=True)
+            of_images = of_patches if pointwise else summed(of_patches, tf.shape(images)[0])
+            return tf.reshape(of_images, tf.shape(images)), tf.reshape(of_kernel, kernel.shape)
+
+        return conv2d_forward(images, kernel, stride), gradient
+
+    result: tf.Tensor = convolve(images, kernel)
+    return result
+
+
+def conv2d_forward(images: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:
+    """`conv2d` without a gradient of its own, which would be saved with what is exported."""
+    size, _, _, filters = kernel.shape
+    matrix = tf.reshape(kernel, (-1, filters))
+    product = tf.matmul(_patches(images, size, stride), matrix)
+    return tf.reshape(product, (-1, *output_sides(images, kernel, stride), filters))
+
+
+def output_sides(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tuple[int, int]:
+    """Height and width of what `conv2d` gives."""
+    height, width = ((side - kernel.shape[0]) // stride + 1 for side in images.shape[1:3])
+    return height, width
+
+
+def _patches(images: tf.Tensor, size: int, stride: int) -> tf.Tensor:
+    """[B * rows * columns, size * size * C]."""
+    height, width, channels = images.shape[1:]
+    if _is_pointwise(size, stride):
+        return tf.reshape(images, (-1, channels))
+    flat = tf.reshape(images, (-1, height * width, channels))
+    gathered = tf.gather(flat, _positions(height, width, size, stride), axis=1)
+    return tf.reshape(gathered, (-1, size * size * channels))
+
+
+def _is_pointwise(size: int, stride: int) -> bool:
+    """Whether a patch is a position: there is nothing to gather or to add up."""
+    return size == stride == 1
+
+
+def _positions(height: int, width: int, size: int, stride: int) -> np.ndarray:
+    """Index in a flattened map of every position of every patch, int32."""
+    index = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    windows = np.lib.stride_tricks.sliding_window_view(index, (size, size))
+    return windows[::stride, ::stride].reshape(-1)

@@ -1,0 +1,348 @@
+"""Trains a preset's base weights: `python -m trainer.pretrain --preset tiny`.
+
+First the KL autoencoder (Rombach et al. 2022, section 3.1), then text encoder and diffusion model
+together on its latents; from nothing, or from weights that there are. The pictures are
+`trainer.pretraining.shapes`': simple shapes and objects, none of the creatures that the default run
+fine-tunes on. Both stages are seeded and go on from their last checkpoint when the command is given
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.data.latents import sample_posterior
+from trainer.diffusion.noise_schedule import (
+    LATENT_SCALE,
+    NUM_TIMESTEPS,
+    add_noise,
+    timestep_embedding,
+)
+from trainer.networks import (
+    build_decoder,
+    build_diffusion_model,
+    build_image_encoder,
+    build_text_encoder,
+)
+from trainer.presets import LATENT_CHANNELS, LATENT_DOWNSAMPLING, Preset, get_preset, preset_names
+from trainer.pretraining import shapes
+from trainer.text.tokenizer import tokenize
+from trainer.training.checkpoints import RunCheckpoints
+from trainer.training.fine_tuner import Batch, FineTuner, StepRecord
+from trainer.training_config import TrainingConfig
+from trainer.weights.load import load_base_weights, save_weights_file, write_hashes
+from trainer.weights.sources import RANDOM_SOURCE
+
+_KL_WEIGHT = 1e-6
+_COLOUR_WEIGHT = 1.0
+_HELD_OUT = 512
+_HELD_OUT_SEED_OFFSET = 1_000_003
+_CHECKPOINT_EVERY = 250
+_ENCODING_BATCH = 64
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """What the command line sets; see its help."""
+
+    preset: str
+    out: str
+    work_dir: str
+    start: str
+    pictures: int
+    autoencoder_steps: int
+    autoencoder_batch_size: int
+    diffusion_steps: int
+    diffusion_batch_size: int
+    learning_rate: float
+    min_snr_gamma: float
+    seed: int
+
+
+class AutoencoderTrainer:
+    """Trains image encoder and decoder: absolute and squared error, and a small KL term."""
+
+    def __init__(self, encoder: keras.Model, decoder: keras.Model, config: PretrainConfig) -> None:
+        self.encoder = encoder
+        self.decoder = decoder
+        self._config = config
+        self.variables = [*encoder.trainable_variables, *decoder.trainable_variables]
+        schedule = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0,
+            decay_steps=config.autoencoder_steps,
+            warmup_target=config.learning_rate,
+            warmup_steps=min(100, config.autoencoder_steps // 2),
+        )
+        self.optimizer = keras.optimizers.Adam(schedule, global_clipnorm=1.0)
+        self.optimizer.build(self.variables)
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._step_function = tf.function(self._train_step, autograph=False)
+
+    def _train_step(self, images: tf.Tensor) -> tf.Tensor:
+        target = tf.cast(images, tf.float32) / 127.5 - 1.0
+        with tf.GradientTape() as tape:
+            mean, log_variance = tf.split(self.encoder(target, training=True), 2, axis=-1)
+            noise = tf.random.stateless_normal(
+                tf.shape(mean), tf.stack([tf.constant(self._config.seed, tf.int64), self.step])
+            )
+            latent = sample_posterior(mean, log_variance, noise)
+            error = self.decoder(latent, training=True) - target
+            # Kullback-Leibler divergence from the standard normal (Kingma and Welling 2014,
+            # appendix B).
+            divergence = 0.5 * tf.reduce_mean(
+                tf.reduce_sum(
+                    tf.square(mean) + tf.exp(log_variance) - 1.0 - log_variance, axis=[1, 2, 3]
+                )
+            )
+            # Errors that cancel within a latent's cell are lines a little off; those that do not
+            # are a wrong colour, which is what a person sees first.
+            cells = tf.nn.avg_pool2d(error, LATENT_DOWNSAMPLING, LATENT_DOWNSAMPLING, "VALID")
+            loss = tf.reduce_mean(tf.abs(error)) + tf.reduce_mean(tf.square(error))
+            loss += _COLOUR_WEIGHT * tf.reduce_mean(tf.abs(cells)) + _KL_WEIGHT * divergence
+        gradients = tape.gradient(loss, [v.value for v in self.variables])
+        self.optimizer.apply(gradients, self.variables)
+        self.step.assign_add(1)
+        return loss
+
+    def train(self, images: np.ndarray, folder: str) -> None:
+        """Trains on uint8 [N, H, W, 3] from the last checkpoint in `folder`."""
+        checkpoints = RunCheckpoints(
+            folder,
+            kept=2,
+            variables=[v.value for v in self.variables],
+            optimizer=[v.value for v in self.optimizer.variables],
+            step=self.step,
+        )
+        checkpoints.restore()
+        config = self._config
+        losses: list[float] = []
+        for step in range(int(self.step) + 1, config.autoencoder_steps + 1):
+            rows = np.random.default_rng([config.seed, step]).integers(
+                len(images), size=config.autoencoder_batch_size
+            )
+            losses.append(float(self._step_function(tf.constant(images[rows]))))
+            if step % 50 == 0:
+                logger.info("autoencoder step %d: loss %.4f", step, np.mean(losses))
+                losses = []
+            if step % _CHECKPOINT_EVERY == 0 or step == config.autoencoder_steps:
+                checkpoints.save(step)
+
+
+def standardize_latents(encoder: keras.Model, decoder: keras.Model, images: np.ndarray) -> None:
+    """Rescales both halves so that scaled latents have mean 0 and variance 1 in each channel.
+
+    The last layer of the encoder and the first of the decoder are 1 x 1 convolutions, so this
+    changes nothing of what the autoencoder computes. It makes `LATENT_SCALE`, which was measured
+    for Stable Diffusion's own autoencoder, right for this one.
+    """
+    mean = encode(encoder, images)[..., :LATENT_CHANNELS]
+    centre = mean.mean(axis=(0, 1, 2))
+    factor = 1.0 / (LATENT_SCALE * mean.std(axis=(0, 1, 2)))
+
+    kernel, bias = (np.asarray(v) for v in encoder.layers[-1].weights)
+    scale = np.concatenate([factor, np.ones(LATENT_CHANNELS)])
+    shift = np.concatenate([-centre * factor, 2.0 * np.log(factor)])
+    encoder.layers[-1].set_weights([kernel * scale, bias * scale + shift])
+
+    first = next(layer for layer in decoder.layers if layer.weights)
+    kernel, bias = (np.asarray(v) for v in first.weights)
+    first.set_weights([kernel / factor[:, None], bias + centre @ kernel[0, 0]])
+
+
+def encode(encoder: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Moments, float32 [N, h, w, 8], of pictures, uint8 [N, H, W, 3]."""
+    encoder_function = tf.function(lambda x: encoder(x, training=False), autograph=False)
+    return np.concatenate(
+        [
+            encoder_function(tf.constant(images[i : i + _ENCODING_BATCH], tf.float32) / 127.5 - 1.0)
+            for i in range(0, len(images), _ENCODING_BATCH)
+        ]
+    )
+
+
+def reconstruction_error(
+    encoder: keras.Model, decoder: keras.Model, images: np.ndarray
+) -> dict[str, float]:
+    """Mean absolute error and peak signal-to-noise ratio (dB) over pixel values in [0, 255]."""
+    means = encode(encoder, images)[..., :LATENT_CHANNELS]
+    decode = tf.function(lambda latent: decoder(latent, training=False), autograph=False)
+    decoded = np.concatenate(
+        [
+            decode(tf.constant(LATENT_SCALE * means[i : i + _ENCODING_BATCH]))
+            for i in range(0, len(means), _ENCODING_BATCH)
+        ]
+    )
+    error = np.clip((decoded + 1.0) * 127.5, 0, 255) - images
+    return {
+        "mean_absolute_error": float(np.abs(error).mean()),
+        "psnr_db": float(10 * np.log10(255.0**2 / np.square(error).mean())),
+    }
+
+
+def held_out_loss(
+    tuner: FineTuner, preset: Preset, moments: np.ndarray, tokens: np.ndarray, seed: int
+) -> float:
+    """Noise-prediction loss over ten timesteps a picture, evenly spread, with fixed noise."""
+    assert tuner.text_encoder is not None
+    rng = np.random.default_rng(seed)
+    text_encoder = tuner.text_encoder
+
+    @functools.partial(tf.function, autograph=False)
+    def predict(noisy: tf.Tensor, timesteps: tf.Tensor, *text: tf.Tensor) -> tf.Tensor:
+        embedding = timestep_embedding(timesteps, preset.diffusion_model.timestep_width)
+        context = text_encoder(list(text), training=False)
+        return tuner.diffusion_model([noisy, embedding, context], training=False)
+
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    losses = []
+    for stratum in range(10):
+        low = stratum * NUM_TIMESTEPS // 10
+        for i in range(0, len(moments), _ENCODING_BATCH):
+            part = slice(i, i + _ENCODING_BATCH)
+            mean, log_variance = np.split(moments[part], 2, axis=-1)
+            noise = rng.standard_normal((2, *mean.shape)).astype(np.float32)
+            timesteps = rng.integers(low, low + NUM_TIMESTEPS // 10, len(mean)).astype(np.int32)
+            latent = sample_posterior(mean, log_variance, noise[0])
+            predicted = predict(
+                add_noise(latent, noise[1], timesteps),
+                tf.constant(timesteps),
+                tf.constant(tokens[part]),
+                tf.constant(positions[part]),
+            )
+            losses.append(np.square(noise[1] - predicted).mean(axis=(1, 2, 3)))
+    return float(np.concatenate(losses).mean())
+
+
+def pretrain(config: PretrainConfig) -> dict[str, object]:
+    """Trains, writes the weight files, and returns what was measured."""
+    since = time.monotonic()
+    preset = get_preset(config.preset)
+    size = preset.image_size
+    logger.info("drawing %d pictures", config.pictures + _HELD_OUT)
+    images, captions = shapes.generate(config.pictures, config.seed, size)
+    held_images, held_captions = shapes.generate(
+        _HELD_OUT, config.seed + _HELD_OUT_SEED_OFFSET, size
+    )
+
+    encoder, decoder = build_image_encoder(preset), build_decoder(preset, size)
+    load_base_weights(encoder, "image_encoder", preset, config.start)
+    load_base_weights(decoder, "decoder", preset, config.start)
+    if config.autoencoder_steps:
+        autoencoder = AutoencoderTrainer(encoder, decoder, config)
+        autoencoder.train(images, os.path.join(config.work_dir, "autoencoder"))
+        standardize_latents(encoder, decoder, images[:4096])
+    os.makedirs(config.out, exist_ok=True)
+    for model, network in ((encoder, "image_encoder"), (decoder, "decoder")):
+        path = os.path.join(config.out, preset.weight_files[network].name)
+        save_weights_file(model, path)
+    reconstruction = reconstruction_error(encoder, decoder, held_images)
+    logger.info("held-out reconstruction: %s", reconstruction)
+
+    moments, tokens = encode(encoder, images), tokenize(captions)
+    text_encoder, diffusion_model = build_text_encoder(preset), build_diffusion_model(preset, size)
+    load_base_weights(text_encoder, "text_encoder", preset, config.start)
+    load_base_weights(diffusion_model, "diffusion_model", preset, config.start)
+    tuner = FineTuner(
+        diffusion_model,
+        preset,
+        TrainingConfig(
+            steps=config.diffusion_steps,
+            batch_size=config.diffusion_batch_size,
+            learning_rate=config.learning_rate,
+            learning_rate_schedule="cosine",
+            warmup_steps=min(200, config.diffusion_steps // 2),
+            ema_decay=0.999,
+            min_snr_gamma=config.min_snr_gamma,
+            seed=config.seed,
+            checkpoint_every_steps=_CHECKPOINT_EVERY,
+            log_every_steps=50,
+        ).resolved(preset),
+        empty_caption=tf.constant(tokenize([""])[0]),
+        text_encoder=text_encoder,
+    )
+
+    def batches_from(first_step: int) -> Iterator[Batch]:
+        step = first_step
+        while True:
+            rows = np.random.default_rng([config.seed, step]).integers(
+                len(images), size=config.diffusion_batch_size
+            )
+            mean, log_variance = np.split(moments[rows], 2, axis=-1)
+            yield {
+                "tokens": tf.constant(tokens[rows]),
+                "latent/mean": tf.constant(mean),
+                "latent/log_variance": tf.constant(log_variance),
+            }
+            step += 1
+
+    def log(record: StepRecord) -> None:
+        logger.info(
+            "diffusion step %d: loss %.4f, gradient norm %.2f, %.0f images/s",
+            record.step,
+            record.loss,
+            record.gradient_norm,
+            record.images_per_second,
+        )
+
+    tuner.train(batches_from, os.path.join(config.work_dir, "diffusion"), log)
+    tuner.assign_averages()
+    for model, network in ((text_encoder, "text_encoder"), (diffusion_model, "diffusion_model")):
+        save_weights_file(model, os.path.join(config.out, preset.weight_files[network].name))
+    write_hashes(config.out)
+    facts: dict[str, object] = {
+        **dataclasses.asdict(config),
+        "reconstruction": reconstruction,
+        "held_out_loss": held_out_loss(
+            tuner, preset, encode(encoder, held_images), tokenize(held_captions), config.seed
+        ),
+        "minutes_of_this_command": round((time.monotonic() - since) / 60, 1),
+    }
+    for machine_path in ("out", "work_dir", "start"):
+        del facts[machine_path]
+    Path(config.out, "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    logger.info("done: %s", facts)
+    return facts
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.pretrain",
+        description=(__doc__ or "").split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--preset", choices=preset_names(), default="tiny")
+    parser.add_argument("--out", default="trainer/base_weights/tiny", help="the weights' folder")
+    parser.add_argument("--work-dir", default="runs/pretrain", help="checkpoints; resumed from")
+    parser.add_argument(
+        "--start", default=RANDOM_SOURCE, help="a folder of weights to go on from, or random"
+    )
+    parser.add_argument("--pictures", type=int, default=20_000, help="training pictures drawn")
+    parser.add_argument(
+        "--autoencoder-steps", type=int, default=4000, help="0: it stays as it starts"
+    )
+    parser.add_argument("--autoencoder-batch-size", type=int, default=16)
+    parser.add_argument("--diffusion-steps", type=int, default=6000)
+    parser.add_argument("--diffusion-batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--min-snr-gamma", type=float, default=0.0, help="0: timesteps weigh alike")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    pretrain(PretrainConfig(**vars(arguments)))
+    return 0

@@ -1,0 +1,291 @@
+"""`trainer.text.tokenizer` as a TensorFlow graph, with the same ids."""
+
+from __future__ import annotations
+
+import html
+import re
+import sys
+from html.entities import html5
+
+import numpy as np
+import regex
+import tensorflow as tf
+
+from trainer.text.tokenizer import (
+    BYTES,
+    CONTRACTIONS,
+    END_OF_TEXT,
+    END_OF_WORD,
+    LETTER,
+    MARKERS,
+    MAX_LENGTH,
+    NO_MERGE,
+    NUMBER,
+    OTHER,
+    START_OF_TEXT,
+    check_max_length,
+    merges,
+)
+
+# What the string tables give for a key that they lack; no valid UTF-8.
+_UNKNOWN = b"\xff"
+_BEYOND_UNICODE = sys.maxunicode + 1
+
+
+class GraphTokenizer(tf.Module):
+    """`tokenize` as core TensorFlow operations, to be saved inside of a SavedModel's signature.
+
+    Gives `tokenize`'s ids for every valid UTF-8 string, with all named and numeric HTML entities,
+    and by the Unicode data that the `regex` package had when the object was made. Bytes that are
+    no UTF-8 count as U+FFFD. Lower-casing is ICU's, of Unicode 13; like Python's it is the full
+    mapping with the final sigma, and it does not depend on the server's locale for English, Turkish
+    and Azeri letters.
+    """
+
+    def __init__(self, max_length: int = MAX_LENGTH) -> None:
+        """Reads the vocabulary: about a third of a second in a process's first instance.
+
+        Args:
+            max_length: tokens a row, start and end included.
+
+        Raises:
+            ValueError: `max_length` leaves no room for the start and end tokens.
+        """
+        super().__init__()
+        check_max_length(max_length)
+        self._max_length = max_length
+        self._merges = _merge_table()
+        self._entities = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(list(html5), list(html5.values())), _UNKNOWN
+        )
+        self._irregular_numbers = _irregular_number_table()
+        self._clean_rewrites = _clean_rewrites()
+        self._split_rewrites = _split_rewrites()
+        texts = tf.TensorSpec([None], tf.string, name="text")
+        # A function of its own, so that using it twice traces and stores it once.
+        self._unescape = tf.function(self._unescape_graph, input_signature=[texts], autograph=False)
+        self._tokenize = tf.function(self._tokenize_graph, input_signature=[texts], autograph=False)
+
+    def __call__(self, text: tf.Tensor) -> tf.Tensor:
+        """Token ids, int32 [B, max_length], of `text`, string [B]; B may be 0."""
+        return self._tokenize(text)
+
+    def _tokenize_graph(self, text: tf.Tensor) -> tf.Tensor:
+        room = self._max_length - 2
+        words = self._split(self._clean(text))
+        # A word gives at least one token, so that later ones cannot count.
+        words = words[:, :room]
+        ids, word_of_id = self._merge_words(words.values)
+        row_of_id = tf.gather(words.value_rowids(), word_of_id)
+        rows = tf.RaggedTensor.from_value_rowids(ids, row_of_id, nrows=words.nrows())
+        body = rows[:, :room].to_tensor(END_OF_TEXT, shape=[None, room])
+        ends = tf.fill([tf.shape(body)[0], 1], END_OF_TEXT)
+        return tf.concat([tf.fill(tf.shape(ends), START_OF_TEXT), body, ends], axis=1)
+
+    def _clean(self, text: tf.Tensor) -> tf.Tensor:
+        text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
+        text = self._unescape(self._unescape(text))
+        for pattern, rewrite in self._clean_rewrites:
+            text = tf.strings.regex_replace(text, pattern, rewrite)
+        # TensorFlow's lower() drops what follows a NUL, so it gets the text between them.
+        pieces = tf.strings.split(tf.strings.regex_replace(text, r"\x00", b"\xff"), b"\xff")
+        # ASCII first: ICU's mapping of the letter I would follow a Turkish server's locale.
+        lower = tf.strings.lower(tf.strings.lower(pieces.values), encoding="utf-8")
+        row = pieces.value_rowids()
+        is_first = row != tf.concat([tf.constant([-1], row.dtype), row[:-1]], axis=0)
+        return _join(tf.strings.join([tf.where(is_first, "", "\0"), lower]), pieces)
+
+    def _split(self, text: tf.Tensor) -> tf.RaggedTensor:
+        """The words of clean text: string [B] to string [B, (words)]."""
+        for pattern, rewrite in self._split_rewrites:
+            text = tf.strings.regex_replace(text, pattern, rewrite)
+        return tf.strings.split(text)
+
+    def _unescape_graph(self, text: tf.Tensor) -> tf.Tensor:
+        """`html.unescape` of text, string [B]."""
+        return tf.cond(
+            tf.reduce_any(tf.strings.regex_full_match(text, r"(?s).*&.*")),
+            lambda: self._unescape_entities(text),
+            lambda: text,
+        )
+
+    def _unescape_entities(self, text: tf.Tensor) -> tf.Tensor:
+        # 0xFF is in no UTF-8 text. Each piece but a row's first begins with an ampersand, and
+        # holds no other.
+        pieces = tf.strings.split(tf.strings.regex_replace(text, "&", b"\xff&"), b"\xff")
+        piece = pieces.values
+        entity = (
+            r"(?s)^&(#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\f <&#;]{1,32};?).*$"  # as html.unescape
+        )
+        is_entity = tf.strings.regex_full_match(piece, entity)
+        name = tf.where(
+            is_entity, tf.strings.regex_replace(piece, entity, r"\1", replace_global=False), ""
+        )
+        rest = tf.strings.substr(
+            piece, tf.where(is_entity, tf.strings.length(name) + 1, 0), tf.strings.length(piece)
+        )
+        is_number = tf.strings.regex_full_match(name, "#.*")
+        value = tf.where(is_number, self._number_entity(name), self._named_entity(name))
+        unescaped = tf.where(is_entity, tf.strings.join([value, rest]), piece)
+        return _join(unescaped, pieces)
+
+    def _named_entity(self, name: tf.Tensor) -> tf.Tensor:
+        """What `&name` stands for: the whole name, else its longest known beginning, else it."""
+        size = tf.strings.length(name)
+        value = self._entities.lookup(name)
+        known_beginnings = [known for known in html5 if not known.endswith(";")]
+        shortest = min(map(len, known_beginnings))
+        for length in range(max(map(len, known_beginnings)), shortest - 1, -1):
+            # A longer name's beginning can only be one of those that need no semicolon.
+            beginning = tf.strings.substr(name, 0, length)
+            start = self._entities.lookup(beginning)
+            found = (size > length) & (value == _UNKNOWN) & (start != _UNKNOWN)
+            end = tf.strings.substr(name, tf.minimum(length, size), size)
+            value = tf.where(found, tf.strings.join([start, end]), value)
+        return tf.where(value == _UNKNOWN, tf.strings.join(["&", name]), value)
+
+    def _number_entity(self, name: tf.Tensor) -> tf.Tensor:
+        """The character that `&#123;` or `&#x7b;` stands for."""
+        decimal = _match_or(name, r"#0*([0-9]{1,7});?", "")
+        hexadecimal = _match_or(name, r"#[xX]0*([0-9a-fA-F]{1,6});?", "")
+        digits = tf.strings.substr(
+            tf.strings.join(["000000", tf.strings.lower(hexadecimal)]), -6, 6
+        )
+        digit = tf.cast(tf.io.decode_raw(digits, tf.uint8, fixed_length=6), tf.int32)
+        digit = tf.where(digit > ord("9"), digit - ord("a") + 10, digit - ord("0"))
+        code = tf.reduce_sum(digit * tf.constant([16**power for power in range(5, -1, -1)]), -1)
+        code = tf.where(
+            decimal != "", tf.strings.to_number(tf.strings.join(["0", decimal]), tf.int32), code
+        )
+        code = tf.where((decimal == "") & (hexadecimal == ""), _BEYOND_UNICODE, code)
+        irregular = self._irregular_numbers.lookup(code)
+        regular = tf.strings.unicode_encode(code[:, None], "UTF-8", errors="replace")
+        return tf.where(irregular == _UNKNOWN, regular, irregular)
+
+    def _merge_words(self, words: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Ids, int32 [T], and for each the index of its word, int64 [T], of words, string [W]."""
+        # 0xFE and 0xFF are in no UTF-8 text and so stand for the markers.
+        for byte, marker in zip((b"\xfe", b"\xff"), MARKERS, strict=True):
+            words = tf.where(words == marker, byte, words)
+        byte_ids = np.argsort(BYTES)
+        byte_ids[[0xFE, 0xFF]] = np.array(list(MARKERS.values())) - END_OF_WORD
+        all_bytes = tf.io.decode_raw(tf.strings.reduce_join(words), tf.uint8)
+        ids = tf.gather(tf.constant(byte_ids, tf.int32), tf.cast(all_bytes, tf.int32))
+        sizes = tf.strings.length(words)
+        word_of_id = tf.repeat(tf.range(tf.size(words, tf.int64)), sizes)
+        is_last = word_of_id != _shift_left(word_of_id, -1)
+        ids += tf.where(is_last, END_OF_WORD, 0)
+
+        def merge(
+            ids: tf.Tensor, word_of_id: tf.Tensor, merged: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            lowest = tf.gather(tf.math.segment_min(merged, word_of_id), word_of_id)
+            chosen = _every_other((merged == lowest) & (merged < NO_MERGE))
+            ids = tf.where(chosen, merged, ids)
+            # The right half of a merged pair goes.
+            kept = ~tf.concat([tf.zeros([1], tf.bool), chosen[:-1]], axis=0)
+            ids, word_of_id = tf.boolean_mask(ids, kept), tf.boolean_mask(word_of_id, kept)
+            return ids, word_of_id, self._merged_pairs(ids, word_of_id)
+
+        ids, word_of_id, _ = tf.while_loop(
+            lambda ids, word_of_id, merged: tf.reduce_any(merged < NO_MERGE),
+            merge,
+            (ids, word_of_id, self._merged_pairs(ids, word_of_id)),
+            shape_invariants=(tf.TensorShape([None]),) * 3,
+        )
+        return ids, word_of_id
+
+    def _merged_pairs(self, ids: tf.Tensor, word_of_id: tf.Tensor) -> tf.Tensor:
+        """For each id, what it and its right neighbour in the word merge to, int32 [T]."""
+        same_word = word_of_id == _shift_left(word_of_id, -1)
+        merged = self._merges.lookup(_pair_key(ids, _shift_left(ids, 0)))
+        return tf.where(same_word, merged, NO_MERGE)
+
+
+def _pair_key(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    return tf.cast(left, tf.int64) * NO_MERGE + tf.cast(right, tf.int64)
+
+
+def _merge_table() -> tf.lookup.StaticHashTable:
+    ids = merges()
+    left, right = np.array(list(ids)).T
+    return tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(
+            _pair_key(left, right), tf.constant(list(ids.values()), tf.int32)
+        ),
+        NO_MERGE,
+    )
+
+
+def _irregular_number_table() -> tf.lookup.StaticHashTable:
+    """Numbers that `html.unescape` does not turn into the character of that number.
+
+    They are among the first 256, the noncharacters and, which `unicode_encode` replaces as well,
+    the surrogates.
+    """
+    numbers = [
+        *range(0x100),
+        *range(0xFDD0, 0xFDF0),
+        *(plane << 16 | low for plane in range(17) for low in (0xFFFE, 0xFFFF)),
+        _BEYOND_UNICODE,
+    ]
+    texts = [html.unescape(f"&#{number};") for number in numbers]
+    return tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(tf.constant(numbers, tf.int32), tf.constant(texts)),
+        _UNKNOWN,
+    )
+
+
+def _explicit(character_class: str) -> str:
+    """The ranges of a class of the `regex` package; RE2's own tables are of an older Unicode.
+
+    Ignoring case, as in `_WORD`. That makes U+0345 neither letter nor number nor other.
+    """
+    codes = np.arange(sys.maxunicode + 1, dtype="<u4")
+    every_character = codes.tobytes().decode("utf-32-le", errors="surrogatepass")
+    runs = regex.finditer(f"{character_class}+", every_character, regex.IGNORECASE)
+    return "".join(rf"\x{{{run.start():x}}}-\x{{{run.end() - 1:x}}}" for run in runs)
+
+
+def _clean_rewrites() -> tuple[tuple[str, str], ...]:
+    # str.strip takes four more characters for white space than regular expressions do.
+    stripped = _explicit(r"[\s\x1c-\x1f]")
+    return (
+        (f"^[{stripped}]+|[{stripped}]+$", ""),
+        # Its lower case is two characters in Python and, but for Turkish locales, in ICU.
+        ("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i\N{COMBINING DOT ABOVE}"),
+    )
+
+
+def _split_rewrites() -> tuple[tuple[str, str], ...]:
+    """Spaces for what `_WORD` does not match, and one after each of its matches."""
+    letters, numbers, others = map(_explicit, (LETTER, NUMBER, OTHER))
+    markers = "|".join(re.escape(marker) for marker in MARKERS)
+    return (
+        (f"[^{letters}{numbers}{others}]", " "),
+        (f"((?i:{markers}|{CONTRACTIONS})|[{letters}]+|[{numbers}]|[{others}]+)", r"\1 "),
+    )
+
+
+def _join(pieces: tf.Tensor, shape: tf.RaggedTensor) -> tf.Tensor:
+    """Joins the pieces of each row of `shape`: string [T] to string [B]."""
+    return tf.strings.unsorted_segment_join(pieces, shape.value_rowids(), shape.nrows())
+
+
+def _match_or(text: tf.Tensor, pattern: str, default: str) -> tf.Tensor:
+    """The pattern's group where it matches all of the text, else `default`."""
+    group = tf.strings.regex_replace(text, f"^{pattern}$", r"\1", replace_global=False)
+    return tf.where(tf.strings.regex_full_match(text, pattern), group, default)
+
+
+def _shift_left(values: tf.Tensor, last: int) -> tf.Tensor:
+    """Each element's right neighbour, and `last` for the last one; [0] stays [0]."""
+    return tf.concat([values, tf.fill([1], tf.cast(last, values.dtype))], axis=0)[1:]
+
+
+def _every_other(flags: tf.Tensor) -> tf.Tensor:
+    """The first, third, fifth, ... of each run of True: overlapping pairs cannot all merge."""
+    position = tf.range(tf.size(flags))
+    gaps = tf.concat([[-1], tf.boolean_mask(position, ~flags)], axis=0)
+    last_gap = tf.gather(gaps, tf.cumsum(tf.cast(~flags, tf.int32)))
+    return flags & ((position - last_gap) % 2 == 1)

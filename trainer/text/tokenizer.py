@@ -1,0 +1,201 @@
+"""CLIP's byte-pair tokenizer; `trainer.text.graph_tokenizer` gives the same ids in a graph.
+
+The reference is `SimpleTokenizer` of KerasCV (OpenAI's CLIP without `ftfy`). Cleaning and splitting
+are Python's here as they are there; Hugging Face's `tokenizers` merges. The merges lie beside this
+file (`clip_vocabulary`): nothing is downloaded. TensorFlow is not imported, so that a process that
+only counts tokens starts fast.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import regex
+from tokenizers.models import BPE
+
+START_OF_TEXT = 49406
+END_OF_TEXT = 49407
+MAX_LENGTH = 77
+
+MARKERS = {"<|startoftext|>": START_OF_TEXT, "<|endoftext|>": END_OF_TEXT}
+CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
+# The text is lower-cased before it is split, so case only matters for U+017F, the long s, which
+# no lower-casing touches but which folds to "s": the reference takes it for one, after "'".
+LETTER, NUMBER, OTHER = r"[\p{L}]", r"[\p{N}]", r"[^\s\p{L}\p{N}]"
+_WORD = regex.compile(
+    "|".join([*map(regex.escape, MARKERS), CONTRACTIONS, f"{LETTER}+", NUMBER, f"{OTHER}+"]),
+    regex.IGNORECASE,
+)
+_SPACE = regex.compile(r"\s+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# Characters that got a case, or began to be passed over in looking for a final sigma, in Unicode
+# 14.0 to 15.1 (Python 3.11 to 3.13), and what is still unassigned between them.
+NEWER_CASE = re.compile(
+    "[\u0888-\u089f\u08c9-\u08d2\u0c3c\u0ece\u180f\u1ac1-\u1ace\u1dfa\u2c2f\u2c5f\ua7c0\ua7c1"
+    "\ua7d0-\ua7f4\ufbc2\U00010570-\U000105bc\U00010780-\U000107ba\U00010efd-\U00010eff"
+    "\U00010f82-\U00010f85\U00011070-\U00011074\U000110c2\U00011241\U00011f00-\U00011f42"
+    "\U00013439-\U00013455\U0001aff0-\U0001affe\U0001cf00-\U0001cf46\U0001df00-\U0001df2a"
+    "\U0001e030-\U0001e08f\U0001e2ae\U0001e4eb-\U0001e4ef]"
+)
+# The one that was passed over until Unicode 13.
+_FORMER_MARK = "\N{HANUNOO SIGN PAMUDPOD}"
+_NO_CASE, _MARK = "\ue000", "\N{SOFT HYPHEN}"
+
+# Ids 0..255 are the 256 bytes in this order, ids 256..511 the same bytes at the end of a word,
+# and id 512 + i is merge i: the order of `bytes_to_unicode` in the reference.
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+BYTES = (*_PRINTABLE, *(byte for byte in range(256) if byte not in _PRINTABLE))
+END_OF_WORD = 256
+_FIRST_MERGE = 512
+NO_MERGE = 1 << 16
+_WORD_END = "</w>"
+_MERGES_FILE = Path(__file__).parent / "clip_vocabulary" / "merges.txt"
+# The vocabulary writes every byte as a character that can be seen.
+_UNSEEN = len(BYTES) - len(_PRINTABLE)
+_SEEN = dict(
+    zip(BYTES, map(chr, (*_PRINTABLE, *range(len(BYTES), len(BYTES) + _UNSEEN))), strict=True)
+)
+_BYTE_OF = {character: byte for byte, character in _SEEN.items()}
+
+
+def tokenize(captions: Sequence[str], max_length: int = MAX_LENGTH) -> np.ndarray:
+    """Token ids of captions, cleaned, split and merged as the reference does.
+
+    Args:
+        captions: any text. HTML entities are unescaped twice, white space is collapsed, case is
+            lost; a lone surrogate counts as U+FFFD.
+        max_length: tokens a row, start and end included.
+
+    Returns:
+        int32 [N, max_length]: 49406, the caption's tokens, and 49407 to the end of the row (the
+        end token and KerasCV's padding are the same id). A longer caption is cut, and its row
+        still ends in the end token.
+
+    Raises:
+        TypeError: `captions` is a single string.
+        ValueError: `max_length` leaves no room for the start and end tokens.
+    """
+    if isinstance(captions, str):
+        raise TypeError("captions is a single str; pass a list of captions.")
+    check_max_length(max_length)
+    rows = np.full((len(captions), max_length), END_OF_TEXT, np.int32)
+    for row, caption in zip(rows, captions, strict=True):
+        row[0] = START_OF_TEXT
+        ids = _encode(caption)[: max_length - 2]
+        row[1 : 1 + len(ids)] = ids
+    return rows
+
+
+def token_count(caption: str) -> int:
+    """The number of a caption's tokens before truncation, start and end included."""
+    return len(_encode(caption)) + 2
+
+
+def caption_of(tokens: np.ndarray) -> str:
+    """A caption with these tokens: lower case, with spaces between words and signs.
+
+    Args:
+        tokens: A row of `tokenize`, int [77].
+    """
+    inner = itertools.takewhile(lambda token: token != END_OF_TEXT, map(int, tokens[1:]))
+    words = "".join(map(_tokens().__getitem__, inner)).split(_WORD_END)
+    texts = (bytes(map(_BYTE_OF.__getitem__, word)).decode(errors="replace") for word in words)
+    return " ".join(texts).strip()
+
+
+def vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary as the files of transformers' `CLIPTokenizer` have it.
+
+    Returns:
+        Id of every token, and the pairs that are merged, in their order. Bytes are written as
+        characters that can be seen, and `</w>` is the end of a word.
+    """
+    tokens = [*_SEEN.values(), *(f"{character}{_WORD_END}" for character in _SEEN.values())]
+    _, *lines = _MERGES_FILE.read_text(encoding="utf-8").splitlines()
+    pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
+    tokens += [left + right for left, right in pairs]
+    return {token: index for index, token in enumerate(tokens)} | MARKERS, pairs
+
+
+@functools.cache
+def merges() -> Mapping[tuple[int, int], int]:
+    """The vocabulary's merges: (left id, right id) -> merged id, in the order of their ids."""
+    ids, pairs = vocabulary_and_merges()
+    return {
+        (ids[left], ids[right]): _FIRST_MERGE + index for index, (left, right) in enumerate(pairs)
+    }
+
+
+def check_max_length(max_length: int) -> None:
+    """Raises ValueError where there is no room for the start and end tokens."""
+    if max_length < 2:
+        raise ValueError(
+            f"max_length is {max_length}; it must be at least 2, for the start and end tokens."
+        )
+
+
+def _encode(caption: str) -> list[int]:
+    ids: list[int] = []
+    for word in _WORD.findall(_clean(caption)):
+        ids.extend(_encode_word(word))
+    return ids
+
+
+def _clean(caption: str) -> str:
+    text = _SURROGATE.sub(_REPLACEMENT, caption)
+    text = _unescape(_unescape(text))
+    return _lower(_SPACE.sub(" ", text.strip()).strip())
+
+
+def _lower(text: str) -> str:
+    """`text.lower()` by Unicode 13, as Python 3.10's is, and that of TensorFlow 2.16 to 2.21.
+
+    A caption's ids must not depend on the Python that found them.
+    """
+    if text.isascii() or not (_FORMER_MARK in text or NEWER_CASE.search(text)):
+        return text.lower()
+    # Its lower case is two characters; all others keep their place.
+    text = text.replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i\N{COMBINING DOT ABOVE}")
+    stand_ins = NEWER_CASE.sub(_NO_CASE, text).replace(_FORMER_MARK, _MARK)
+    lowered = stand_ins.lower()
+    return "".join(
+        old if old != stand_in else new
+        for old, stand_in, new in zip(text, stand_ins, lowered, strict=True)
+    )
+
+
+def _unescape(text: str) -> str:
+    if "&" not in text:
+        return text
+    # html.unescape reads numbers with int(), which refuses more than 4300 digits. More than seven
+    # significant ones are beyond Unicode anyway.
+    text = re.sub("&#0+(?=[0-9])", "&#", text)
+    text = re.sub("&#[0-9]{8,};?", _REPLACEMENT, text)
+    return html.unescape(text)
+
+
+# Captions repeat their words.
+@functools.lru_cache(maxsize=1 << 16)
+def _encode_word(word: str) -> tuple[int, ...]:
+    if word in MARKERS:
+        return (MARKERS[word],)
+    seen = "".join(map(_SEEN.__getitem__, word.encode("utf-8")))
+    return tuple(token.id for token in _model().tokenize(seen))
+
+
+@functools.cache
+def _tokens() -> list[str]:
+    return list(vocabulary_and_merges()[0])
+
+
+@functools.cache
+def _model() -> BPE:
+    vocabulary, pairs = vocabulary_and_merges()
+    return BPE(vocabulary, pairs, end_of_word_suffix=_WORD_END)

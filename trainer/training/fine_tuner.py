@@ -1,0 +1,610 @@
+"""One training step, the loop around it, and its checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.data.latents import sample_posterior
+from trainer.diffusion.noise_schedule import (
+    NUM_TIMESTEPS,
+    add_noise,
+    min_snr_weights,
+    timestep_embedding,
+)
+from trainer.networks.matrix_products import convolutions_as_matrix_products
+from trainer.networks.recompute import call_recomputing
+from trainer.presets import Preset
+from trainer.training.checkpoints import RunCheckpoints
+from trainer.training.distribution import assign_here, is_chief, wait_for_all, worker_count
+from trainer.training.interruption import StopRequest, TrainingInterruptedError
+from trainer.training.lora import (
+    LowRankAdapters,
+    diffusion_model_projections,
+    text_encoder_projections,
+)
+from trainer.training.optimizer import AveragedAdamW
+from trainer.training.precision import LossScale, computing_in
+from trainer.training_config import ResolvedTrainingConfig
+
+HISTORY_NAME = "history.jsonl"
+_IDS_SHOWN = 64
+
+Batch = dict[str, tf.Tensor]
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss, or its gradient, is no longer a finite number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRecord:
+    """What is logged: averages over the steps since the last record.
+
+    Attributes:
+        step: Optimizer steps done.
+        loss: Mean squared error of the predicted noise.
+        learning_rate: Of the last of those steps.
+        gradient_norm: Global norm before clipping.
+        images_per_second: Of those steps.
+        loss_scale: In float16, after the last of those steps; otherwise 1.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    images_per_second: float
+    loss_scale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draws:
+    """What is random in a step: for each example its timestep, noise and so on."""
+
+    timesteps: tf.Tensor
+    epsilon: tf.Tensor
+    posterior: tf.Tensor
+    dropped: tf.Tensor
+    mirrored: tf.Tensor
+
+    def rows(self, first: tf.Tensor | int, count: int) -> _Draws:
+        if isinstance(first, int) and first == 0 and count == self.timesteps.shape[0]:
+            return self
+        # Unlike indexing, this knows the shape of what it gives.
+        return _Draws(
+            *(
+                tf.slice(x, [first, *([0] * (len(x.shape) - 1))], [count, *x.shape[1:]])
+                for x in vars(self).values()
+            )
+        )
+
+
+def learning_rate_at(config: ResolvedTrainingConfig, step: tf.Tensor) -> tf.Tensor:
+    """Linear warm-up from zero, then constant, or linear or cosine decay to zero.
+
+    Args:
+        config: Hyperparameters.
+        step: int [], optimizer steps done before this one.
+
+    Returns:
+        float32 [].
+    """
+    assert config.steps is not None
+    assert config.warmup_steps is not None
+    step = tf.cast(step, tf.float32)
+    decay_steps = max(1, config.steps - config.warmup_steps)
+    progress = tf.clip_by_value((step - config.warmup_steps) / decay_steps, 0.0, 1.0)
+    factor = {
+        "constant": tf.ones_like(progress),
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + tf.cos(np.pi * progress)),
+    }[config.learning_rate_schedule]
+    warm_up = tf.minimum(1.0, (step + 1.0) / max(1, config.warmup_steps))
+    return config.learning_rate * warm_up * factor
+
+
+class FineTuner:
+    """Trains a diffusion model, and a text encoder with it if one is given.
+
+    Everything random in a step is drawn for the whole batch from the seed and the step's number.
+    So a resumed run takes the same steps as one that was never stopped, and a batch that is
+    computed in parts, or on several devices, gives the same as one that is computed at once.
+    """
+
+    def __init__(
+        self,
+        diffusion_model: keras.Model,
+        preset: Preset,
+        config: ResolvedTrainingConfig,
+        *,
+        empty_caption: tf.Tensor,
+        text_encoder: keras.Model | None = None,
+        strategy: tf.distribute.Strategy | None = None,
+    ) -> None:
+        """Creates the optimizer and the average of the weights.
+
+        Args:
+            diffusion_model: From `trainer.networks.build_diffusion_model`.
+            preset: What it was built from.
+            config: Hyperparameters; the number of steps must be known.
+            empty_caption: What a dropped caption becomes: float32 [77, D], the empty caption's
+                context; with a text encoder int32 [77], its tokens.
+            text_encoder: Trained along, from the batches' `tokens`; if absent, the batches'
+                `context` is used.
+            strategy: In whose scope the models were built; `None` for one device.
+
+        Raises:
+            ValueError: The batch does not divide into parts and devices.
+        """
+        self.diffusion_model = diffusion_model
+        self.text_encoder = text_encoder
+        self.config = config
+        self._preset = preset
+        self._empty_caption = empty_caption
+        self._strategy = strategy
+        self._replicas = strategy.num_replicas_in_sync if strategy else 1
+        self._rows = config.batch_size // (config.accumulation_steps * self._replicas)
+        if self._rows * config.accumulation_steps * self._replicas != config.batch_size:
+            raise ValueError(
+                f"training.batch_size = {config.batch_size} cannot be shared out: it must be a "
+                f"multiple of {config.accumulation_steps} (training.accumulation_steps) times "
+                f"{self._replicas} (devices)"
+            )
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            self.adapters = self._create_adapters() if config.lora_rank else None
+            self.variables: list[tf.Variable] = (
+                self.adapters.variables
+                if self.adapters
+                else [v.value for model in self._models for v in model.trainable_variables]
+            )
+            self.optimizer = AveragedAdamW(
+                self.variables, weight_decay=config.weight_decay, ema_decay=config.ema_decay
+            )
+            self.loss_scale = LossScale() if config.precision == "float16" else None
+            self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+            # The first step whose loss or gradients were not finite, and sums since the last
+            # record: kept on the device, which would have to wait if each step were read.
+            self._bad_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+            self._window = tf.Variable(tf.zeros(3), trainable=False)
+            self._accumulated = [
+                tf.Variable(tf.zeros(shape), trainable=False)
+                for shape in [*(v.shape for v in self.variables), ()]
+                if config.accumulation_steps > 1
+            ]
+        jit_compile = config.xla == "on" or (
+            config.xla == "auto" and bool(tf.config.list_logical_devices("GPU"))
+        )
+        # Collectives between devices stay outside of what XLA compiles.
+        outer_jit = jit_compile and self._replicas == 1
+        if jit_compile and not outer_jit:
+            self._loss_and_gradients = tf.function(  # type: ignore[method-assign]
+                self._loss_and_gradients, autograph=False, jit_compile=True
+            )
+        options: dict[str, Any] = {"autograph": False, "jit_compile": outer_jit or None}
+        self._step_function = tf.function(self._train_step, **options)
+        self._part_function = tf.function(self._accumulate, **options)
+        self._update_function = tf.function(self._update_from_accumulated, **options)
+        self._traced_gradients: list[tf.Tensor] = []
+
+    @property
+    def _models(self) -> list[keras.Model]:
+        return [self.diffusion_model, *([self.text_encoder] if self.text_encoder else [])]
+
+    def _create_adapters(self) -> LowRankAdapters:
+        projections = diffusion_model_projections(self.diffusion_model)
+        if self.text_encoder is not None:
+            projections |= text_encoder_projections(self.text_encoder)
+        return LowRankAdapters(
+            projections,
+            rank=self.config.lora_rank,
+            alpha=self.config.lora_alpha,
+            seed=self.config.seed,
+        )
+
+    def loss(self, batch: Batch, step: tf.Tensor, first_row: tf.Tensor | int = 0) -> tf.Tensor:
+        """Noise-prediction loss (Ho et al. 2020, equation 14), float32 [].
+
+        Args:
+            batch: From `trainer.data.latents.training_batches`, the whole batch or some rows of it.
+            step: int64 [], decides timesteps, noise and dropped captions.
+            first_row: Position in the whole batch of the rows that are given.
+
+        Returns:
+            The rows' part of the whole batch's loss: all parts sum up to it.
+        """
+        mean = batch["latent/mean"]
+        log_variance = batch["latent/log_variance"]
+        draws = self._draw(step, mean.shape[1:]).rows(first_row, mean.shape[0])
+        if "latent/mirror_mean" in batch:
+            mirrored = draws.mirrored
+            mean = tf.where(mirrored, batch["latent/mirror_mean"], mean)
+            log_variance = tf.where(mirrored, batch["latent/mirror_log_variance"], log_variance)
+        latent = sample_posterior(mean, log_variance, draws.posterior)
+        timesteps, epsilon = draws.timesteps, draws.epsilon
+        inputs = [
+            add_noise(latent, epsilon, timesteps),
+            timestep_embedding(timesteps, self._preset.diffusion_model.timestep_width),
+            self._context(batch, draws.dropped),
+        ]
+        predicted = tf.cast(self._call(self.diffusion_model, inputs), tf.float32)
+        losses = tf.reduce_mean(tf.square(epsilon - predicted), axis=[1, 2, 3])
+        if self.config.min_snr_gamma:
+            losses *= min_snr_weights(timesteps, self.config.min_snr_gamma)
+        return tf.reduce_sum(losses) / self.config.batch_size
+
+    def _draw(self, step: tf.Tensor, latent_shape: tf.TensorShape) -> _Draws:
+        config, size = self.config, self.config.batch_size
+        shape = [size, *latent_shape]
+        key = tf.random.experimental.stateless_fold_in(
+            tf.constant([config.seed, 0], tf.int64), step
+        )
+        time_key, noise_key, posterior_key, dropout_key, flip_key = tf.unstack(
+            tf.random.split(key, 5)
+        )
+        epsilon = tf.random.stateless_normal(shape, noise_key)
+        if config.noise_offset:
+            # A shift of whole channels, which plain noise hardly ever hides or asks for
+            # (Guttenberg 2023, "Diffusion with offset noise").
+            offset_key = tf.random.experimental.stateless_fold_in(noise_key, 1)
+            offset = tf.random.stateless_normal([size, 1, 1, shape[-1]], offset_key)
+            epsilon += config.noise_offset * offset
+        return _Draws(
+            timesteps=tf.random.stateless_uniform([size], time_key, 0, NUM_TIMESTEPS, tf.int32),
+            epsilon=epsilon,
+            posterior=tf.random.stateless_normal(shape, posterior_key),
+            dropped=tf.random.stateless_uniform([size, 1], dropout_key) < config.caption_dropout,
+            mirrored=tf.random.stateless_uniform([size, 1, 1, 1], flip_key) < 0.5,
+        )
+
+    def _context(self, batch: Batch, dropped: tf.Tensor) -> tf.Tensor:
+        if self.text_encoder is None:
+            return tf.where(dropped[..., None], self._empty_caption[None], batch["context"])
+        tokens = tf.cast(batch["tokens"], tf.int32)
+        tokens = tf.where(dropped, self._empty_caption[None], tokens)
+        positions = tf.broadcast_to(tf.range(tf.shape(tokens)[1])[None], tf.shape(tokens))
+        return self._call(self.text_encoder, [tokens, positions])
+
+    def _call(self, model: keras.Model, inputs: list[tf.Tensor]) -> tf.Tensor:
+        if self.config.gradient_checkpointing:
+            return call_recomputing(model, inputs)
+        return model(inputs, training=True)
+
+    def _loss_and_gradients(
+        self, batch: Batch, first_row: tf.Tensor | int
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Of some rows: their part of the whole batch's loss, and its gradients."""
+        with (
+            computing_in(self.config.precision, self._models),
+            convolutions_as_matrix_products(self._models),
+        ):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(self.variables)
+                loss = self.loss(batch, self.step, first_row)
+                target = loss if self.loss_scale is None else loss * self.loss_scale.scale
+            gradients = tape.gradient(target, self.variables)
+        # Embeddings have gradients for the rows that were looked up.
+        gradients = [tf.convert_to_tensor(g) for g in gradients]
+        self._traced_gradients = gradients
+        return loss, gradients
+
+    def _train_step(self, batch: Batch, stop: tf.Tensor | None = None) -> tuple[tf.Tensor, ...]:
+        return self._in_replicas(
+            lambda batch, stop: self._update(
+                *self._loss_and_gradients(batch, self._own_row(0)), stop
+            ),
+            batch,
+            stop,
+        )
+
+    def _accumulate(self, batch: Batch, first_row: tf.Tensor) -> None:
+        def add(batch: Batch, first_row: tf.Tensor) -> None:
+            loss, gradients = self._loss_and_gradients(batch, self._own_row(first_row))
+            for total, value in zip(self._accumulated, [*gradients, loss], strict=True):
+                tf.raw_ops.AssignAddVariableOp(resource=total.handle, value=value)
+
+        self._in_replicas(add, batch, first_row)
+
+    def _update_from_accumulated(self, stop: tf.Tensor | None = None) -> tuple[tf.Tensor, ...]:
+        def update(stop: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
+            *gradients, loss = [tf.identity(total) for total in self._accumulated]
+            done = self._update(loss, gradients, stop)
+            for total in self._accumulated:
+                assign_here(total, tf.zeros(total.shape))
+            return done
+
+        return self._in_replicas(update, stop)
+
+    def _own_row(self, first_row: tf.Tensor | int) -> tf.Tensor | int:
+        """Position in the whole batch of this replica's rows of the part at `first_row`."""
+        if self._replicas == 1:
+            return first_row
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return first_row + tf.cast(replica, tf.int32) * self._rows
+
+    def _in_replicas(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self._strategy is None:
+            return function(*arguments)
+        results = self._strategy.run(function, args=arguments)
+        # Every replica gives the same.
+        return tf.nest.map_structure(
+            lambda x: self._strategy.experimental_local_results(x)[0], results
+        )
+
+    def _update(
+        self, loss: tf.Tensor, gradients: list[tf.Tensor], stop: tf.Tensor | None
+    ) -> tuple[tf.Tensor, ...]:
+        """One optimizer step; returns loss, gradient norm and whether any worker was stopped."""
+        # Each replica's own tensor, as the sum over them asks for.
+        stopped = tf.constant(0.0) if stop is None else tf.identity(stop)
+        if self._replicas > 1:
+            context = tf.distribute.get_replica_context()
+            *gradients, loss, stopped = context.all_reduce(
+                tf.distribute.ReduceOp.SUM, [*gradients, loss, stopped]
+            )
+        if self.loss_scale is not None:
+            gradients = [g / self.loss_scale.scale for g in gradients]
+        limit, norm = self.config.max_gradient_norm, tf.linalg.global_norm(gradients)
+        # `tf.clip_by_global_norm` multiplies by 1, too: a pass over memory that is seldom needed.
+        gradients = tf.cond(
+            norm > limit, lambda: [g * (limit / norm) for g in gradients], lambda: gradients
+        )
+        done = tf.identity(self.step) + 1
+        learning_rate = learning_rate_at(self.config, done - 1)
+        finite = tf.math.is_finite(norm)
+        if self.loss_scale is None:
+            self.optimizer.apply(gradients, learning_rate, done)
+            hopeless = ~finite
+        else:
+            updates = done - self.loss_scale.skipped
+            tf.cond(
+                finite,
+                lambda: self.optimizer.apply(gradients, learning_rate, updates),
+                lambda: None,
+            )
+            hopeless = self.loss_scale.update(finite)
+        bad = hopeless | ~tf.math.is_finite(loss)
+        first_bad = tf.identity(self._bad_step)
+        assign_here(self._bad_step, tf.where(bad & (first_bad == 0), done, first_bad))
+        counted = tf.cast(finite, tf.float32)
+        sums = tf.stack([loss, tf.where(finite, norm, 0.0), counted])
+        assign_here(self._window, self._window + sums)
+        assign_here(self.step, done)
+        return loss, norm, stopped
+
+    def train_step(self, batch: Batch, stop: bool = False) -> tuple[tf.Tensor, ...]:
+        """One optimizer step.
+
+        Args:
+            batch: The whole batch, on every worker.
+            stop: Whether this worker was told to stop.
+
+        Returns:
+            The loss, the gradients' global norm, and above zero where any worker was told to stop;
+            float32 [] each. They are on the device: to read them is to wait for it.
+        """
+        batch = {name: batch[name] for name in self._features(batch)}
+        flag = tf.constant(float(stop)) if self._replicas > 1 else None
+        if self.config.accumulation_steps == 1:
+            return self._step_function(self._share_out(batch, 0), flag)
+        for part in range(self.config.accumulation_steps):
+            first_row = part * self._rows * self._replicas
+            self._part_function(self._share_out(batch, first_row), tf.constant(first_row))
+        return self._update_function(flag)
+
+    def _features(self, batch: Mapping[str, Any]) -> list[str]:
+        text = "context" if self.text_encoder is None else "tokens"
+        return [name for name in batch if name == text or name.startswith("latent/")]
+
+    def _share_out(self, batch: Batch, first_row: int) -> Any:
+        """For each replica its rows of the part that starts at `first_row`."""
+        if self._strategy is None:
+            if self.config.accumulation_steps == 1:
+                return batch
+            return {name: x[first_row : first_row + self._rows] for name, x in batch.items()}
+
+        def rows_of(context: tf.distribute.ValueContext) -> Batch:
+            first = first_row + context.replica_id_in_sync_group * self._rows
+            return {name: x[first : first + self._rows] for name, x in batch.items()}
+
+        return self._strategy.experimental_distribute_values_from_function(rows_of)
+
+    def trace(self, spec: Mapping[str, tf.TensorSpec]) -> list[tf.Tensor]:
+        """Traces the step, so that the first one starts at once.
+
+        Args:
+            spec: From `trainer.data.latents.batch_spec`, for the whole batch.
+
+        Returns:
+            The gradients in the graph that computes them, on one device.
+        """
+        spec = {
+            name: tf.TensorSpec((self._rows, *spec[name].shape[1:]), spec[name].dtype)
+            for name in self._features(spec)
+        }
+        if self._replicas > 1:
+            alone = tf.function(lambda batch: self._loss_and_gradients(batch, 0), autograph=False)
+            alone.get_concrete_function(spec)
+        elif self.config.accumulation_steps > 1:
+            self._part_function.get_concrete_function(spec, tf.TensorSpec((), tf.int32))
+        else:
+            self._step_function.get_concrete_function(spec, None)
+        return self._traced_gradients
+
+    def assign_averages(self) -> None:
+        """Makes the averaged weights the models' weights, for good."""
+        for average, variable in zip(self.optimizer.averages, self.variables, strict=True):
+            variable.assign(average)
+        if self.adapters:
+            self.adapters.merge()
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this, the averaged weights are the models' weights, as they will be exported."""
+        before = [tf.identity(variable) for variable in self.variables]
+        for average, variable in zip(self.optimizer.averages, self.variables, strict=True):
+            variable.assign(average)
+        try:
+            with self.adapters.merged() if self.adapters else contextlib.nullcontext():
+                yield
+        finally:
+            for value, variable in zip(before, self.variables, strict=True):
+                variable.assign(value)
+
+    def train(
+        self,
+        batches_from: Callable[[int], Iterator[Batch]],
+        folder: str,
+        on_record: Callable[[StepRecord], None] = lambda record: None,
+        *,
+        draw: Callable[[int], None] = lambda step: None,
+        draw_every_steps: int = 0,
+    ) -> list[StepRecord]:
+        """Trains up to the configured number of steps, from the last checkpoint in `folder`.
+
+        Args:
+            batches_from: Gives the endless batches that follow the given number of steps.
+            folder: Where checkpoints and `history.jsonl` are kept; a run that was stopped goes on
+                from here. Of several workers, the chief writes and all read.
+            on_record: Called with every record as it is made.
+            draw: Called with the number of steps done, while the models hold the averaged weights.
+            draw_every_steps: Steps between these calls; 0 makes none.
+
+        Returns:
+            All records, those from before a resume too.
+
+        Raises:
+            TrainingDivergedError: The loss or its gradients are infinite or not a number.
+            TrainingInterruptedError: SIGTERM came; what was done is saved.
+        """
+        config = self.config
+        assert config.steps is not None
+        checkpoints = RunCheckpoints(folder, kept=config.checkpoints_kept, **self._state())
+        checkpoints.restore()
+        first_step = int(tf.convert_to_tensor(self.step))
+        history = [r for r in read_history(folder) if r.step <= first_step]
+        if first_step:
+            logger.info("Resuming at step %d of %d.", first_step, config.steps)
+        if first_step >= config.steps:
+            return history
+
+        writes = is_chief(self._strategy)
+        several_workers = worker_count(self._strategy) > 1
+        batches = batches_from(first_step)
+        ids: dict[int, tf.Tensor | None] = {}
+        stopped = tf.constant(0.0)
+        timed, since = 0, time.monotonic()
+        with StopRequest() as stop:
+            for step in range(first_step + 1, config.steps + 1):
+                batch = next(batches)
+                ids[step] = batch.get("id")
+                stopped_before = stopped
+                _, _, stopped = self.train_step(batch, stop.made)
+                timed += 1
+                last = step == config.steps
+                # Workers must stop at the same step. They all know of the step before, whose
+                # result needs no waiting for.
+                stopping = float(stopped_before) > 0 if several_workers else stop.made
+                records = last or step % config.log_every_steps == 0
+                saves = last or stopping or step % config.checkpoint_every_steps == 0
+                draws = draw_every_steps > 0 and step % draw_every_steps == 0 and not last
+                if records or saves or draws:
+                    self._check_finite(ids, checkpoints.latest)
+                    ids.clear()
+                if records:
+                    seconds = time.monotonic() - since
+                    record = self._record(step, timed * config.batch_size / seconds)
+                    history.append(record)
+                    on_record(record)
+                    timed, since = 0, time.monotonic()
+                if saves and writes:
+                    # History first: a checkpoint must never know more steps than the history.
+                    write_history(history, folder)
+                    checkpoints.save(step)
+                if stopping and not last:
+                    # One that leaves while the chief still saves would end it with an error.
+                    wait_for_all(self._strategy)
+                    raise TrainingInterruptedError(
+                        f"training was told to stop (SIGTERM) and saved step {step} of "
+                        f"{config.steps}: the same command goes on from there"
+                    )
+                if draws:
+                    before = time.monotonic()
+                    with self.averaged():
+                        draw(step)
+                    since += time.monotonic() - before
+        return history
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
+            "variables": self.variables,
+            **self.optimizer.state,
+            "step": self.step,
+            "window": self._window,
+        }
+        if self.loss_scale is not None:
+            state["loss_scale"] = [
+                self.loss_scale.scale,
+                self.loss_scale.updates_at_scale,
+                self.loss_scale.skipped,
+            ]
+        return state
+
+    def _check_finite(self, ids: Mapping[int, tf.Tensor | None], checkpoint: str | None) -> None:
+        step = int(tf.convert_to_tensor(self._bad_step))
+        if not step:
+            return
+        batch = ids.get(step)
+        names = [] if batch is None else [name.decode() for name in batch.numpy()]
+        listed = ", ".join(names[:_IDS_SHOWN]) or "unknown"
+        more = f" and {len(names) - _IDS_SHOWN} more" if len(names) > _IDS_SHOWN else ""
+        raise TrainingDivergedError(
+            f"the loss or its gradients became infinite or not a number at step {step}; the "
+            f"examples of that step were {listed}{more}; the last good checkpoint is "
+            f"{checkpoint or 'none'}. Try a lower learning rate than {self.config.learning_rate}"
+            + (", or another precision than float16" if self.loss_scale is not None else "")
+        )
+
+    def _record(self, step: int, images_per_second: float) -> StepRecord:
+        loss, norm, updates = np.asarray(tf.convert_to_tensor(self._window))
+        self._window.assign(tf.zeros(3))
+        every = self.config.log_every_steps
+        scale = 1.0 if self.loss_scale is None else tf.convert_to_tensor(self.loss_scale.scale)
+        return StepRecord(
+            step=step,
+            loss=float(loss) / (step - (step - 1) // every * every),
+            learning_rate=float(learning_rate_at(self.config, step - 1)),
+            gradient_norm=float(norm) / max(1.0, float(updates)),
+            images_per_second=images_per_second,
+            loss_scale=float(scale),
+        )
+
+
+def read_history(folder: str) -> list[StepRecord]:
+    """The records in `<folder>/history.jsonl`; none where there is no such file."""
+    path = os.path.join(folder, HISTORY_NAME)
+    if not tf.io.gfile.exists(path):
+        return []
+    with tf.io.gfile.GFile(path, "r") as f:
+        return [StepRecord(**json.loads(line)) for line in f if line.strip()]
+
+
+def write_history(history: list[StepRecord], folder: str) -> None:
+    """Writes `<folder>/history.jsonl`, whole or not at all."""
+    tf.io.gfile.makedirs(folder)
+    path = os.path.join(folder, HISTORY_NAME)
+    with tf.io.gfile.GFile(path + ".partial", "w") as f:
+        f.write("".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in history))
+    tf.io.gfile.rename(path + ".partial", path, overwrite=True)

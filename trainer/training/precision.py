@@ -1,0 +1,77 @@
+"""Mixed precision: networks compute in 16 bits, all that is kept is float32.
+
+Micikevicius et al. 2018. The networks are built, exported and drawn with in float32; only while a
+training step is traced do their layers compute in another type.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import keras
+import tensorflow as tf
+
+from trainer.training.distribution import assign_here
+from trainer.training_config import Precision
+
+_INITIAL_SCALE = 2.0**15
+_GROWTH_STEPS = 2000
+
+
+@contextlib.contextmanager
+def computing_in(precision: Precision, models: Sequence[keras.Model]) -> Iterator[None]:
+    """Within this, the models' layers compute in `precision`; their variables stay float32."""
+    if precision == "float32":
+        yield
+        return
+    policy = keras.DTypePolicy(f"mixed_{precision}")
+    layers = [layer for model in models for layer in model._flatten_layers()]
+    before = [layer.dtype_policy for layer in layers]
+    default = keras.config.dtype_policy()
+    # KerasCV's attention creates a layer at every call, which follows the default.
+    keras.config.set_dtype_policy(policy)
+    try:
+        for layer in layers:
+            layer.dtype_policy = policy
+        yield
+    finally:
+        keras.config.set_dtype_policy(default)
+        for layer, own in zip(layers, before, strict=True):
+            layer.dtype_policy = own
+
+
+class LossScale:
+    """Dynamic loss scaling (Micikevicius et al. 2018, section 3.2).
+
+    float16 has no numbers below 6e-8, where many gradients are. The loss is multiplied by a scale,
+    which doubles after 2000 updates without overflow; an update that overflows is left out and
+    halves it.
+
+    Attributes:
+        scale: float32 [].
+        updates_at_scale: int64 [], updates since the scale last changed.
+        skipped: int64 [], steps that made no update.
+    """
+
+    def __init__(self) -> None:
+        """Creates the state; under `tf.distribute`, call it in the strategy's scope."""
+        self.scale = tf.Variable(_INITIAL_SCALE, trainable=False)
+        self.updates_at_scale = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def update(self, finite: tf.Tensor) -> tf.Tensor:
+        """Takes note of whether all gradients of a step were finite.
+
+        Returns:
+            bool [], whether they were not although nothing was left to be halved.
+        """
+        scale, updates = tf.identity(self.scale), tf.identity(self.updates_at_scale) + 1
+        grows = finite & (updates >= _GROWTH_STEPS)
+        # A larger one gains nothing: the smallest gradient is above 1 by then.
+        larger = tf.minimum(2.0 * scale, 2.0**24)
+        smaller = tf.maximum(0.5 * scale, 1.0)
+        assign_here(self.scale, tf.where(finite, tf.where(grows, larger, scale), smaller))
+        assign_here(self.updates_at_scale, tf.where(finite & ~grows, updates, 0))
+        assign_here(self.skipped, self.skipped + tf.cast(~finite, tf.int64))
+        return ~finite & (scale <= 1.0)

@@ -1,0 +1,297 @@
+"""Writes a model in diffusers' layout: `python -m trainer.diffusers_export --help`.
+
+What is written loads with `StableDiffusionPipeline.from_pretrained(FOLDER)`: the four networks, the
+tokenizer's vocabulary and the sampler's settings. `docs/weights.md` says what changes on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import keras
+import numpy as np
+import safetensors.numpy
+import tensorflow as tf
+
+from storage.folders import FolderError
+from trainer.networks import (
+    build_decoder,
+    build_diffusion_model,
+    build_image_encoder,
+    build_text_encoder,
+)
+from trainer.presets import NETWORKS, Preset, get_preset, preset_names
+from trainer.text.tokenizer import MAX_LENGTH, vocabulary_and_merges
+from trainer.weights import diffusers_layout
+from trainer.weights.diffusers_format import to_diffusers
+from trainer.weights.errors import WeightsError
+from trainer.weights.load import load_base_weights
+from trainer.weights.sources import DEFAULT_SOURCE, base_weights_hash, preset_for
+
+DTYPES: Mapping[str, type] = {"float32": np.float32, "float16": np.float16}
+"""What tensors can be written as."""
+
+_MANIFEST_NAME = "manifest.json"
+_SERVING_FOLDER = "Format-Serving"
+_VARIABLE = re.compile(r"_variables/(\d+)/\.ATTRIBUTES/VARIABLE_VALUE")
+_END, _START = "<|endoftext|>", "<|startoftext|>"
+
+logger = logging.getLogger(__name__)
+
+_Values = Callable[[str, keras.Model], Iterator[np.ndarray]]
+
+
+def export_trained(
+    model: str, output: str, *, base_weights: str | None = None, dtype: str = "float32"
+) -> None:
+    """Writes a model that the pipeline trained.
+
+    Args:
+        model: The Trainer's `model` artifact, or the folder in it with `manifest.json`.
+        output: Folder or address to write; it must not exist, or be empty.
+        base_weights: Where the base weights lie now, for the image encoder, which training leaves
+            as it is; `None` for where they lay.
+        dtype: One of `DTYPES`.
+
+    Raises:
+        WeightsError: There is no such model, the base weights are not those that it was trained
+            from, or its preset cannot be written in this layout.
+    """
+    folder, manifest = _read_manifest(model)
+    source = base_weights or manifest.get("base_weights_source")
+    if source is None:
+        raise WeightsError(
+            f"the manifest in {folder} does not say where its base weights lay: give --base-weights"
+        )
+    preset = preset_for(get_preset(manifest["preset"]), source)
+    numerics = manifest.get("numerics", "keras_cv")
+    found = base_weights_hash(preset, source, ["image_encoder"])
+    if found != manifest["base_weights"]["image_encoder"] or numerics != preset.numerics:
+        raise WeightsError(
+            f"the base weights in {source!r} are not those that the model in {folder} was trained "
+            "from: give their place with --base-weights"
+        )
+
+    def values(network: str, built: keras.Model) -> Iterator[np.ndarray]:
+        if network != "image_encoder":
+            return _trained_values(folder, network, built)
+        load_base_weights(built, network, preset, source)
+        return map(np.asarray, built.weights)
+
+    _write(preset, manifest["image_size"], values, output, dtype)
+
+
+def export_base_weights(
+    preset_name: str, output: str, *, source: str = DEFAULT_SOURCE, dtype: str = "float32"
+) -> None:
+    """Writes base weights, such as the published Keras files.
+
+    Args:
+        preset_name: Whose they are.
+        output: Folder or address to write; it must not exist, or be empty.
+        source: Where they lie; see `trainer.weights.sources.locate`.
+        dtype: One of `DTYPES`.
+
+    Raises:
+        WeightsError: They are missing or damaged, or the preset cannot be written in this layout.
+    """
+    preset = preset_for(get_preset(preset_name), source)
+
+    def values(network: str, built: keras.Model) -> Iterator[np.ndarray]:
+        load_base_weights(built, network, preset, source)
+        return map(np.asarray, built.weights)
+
+    _write(preset, preset.image_size, values, output, dtype)
+
+
+def _write(preset: Preset, image_size: int, values: _Values, output: str, dtype: str) -> None:
+    # What the layout cannot hold is told before anything is loaded.
+    configs = {
+        "unet": diffusers_layout.unet_config(preset)
+        | {"sample_size": preset.latent_shape(image_size)[0]},
+        "vae": diffusers_layout.vae_config(preset) | {"sample_size": image_size},
+        "text_encoder": diffusers_layout.text_encoder_config(preset)
+        | {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 1},
+    }
+    files, root = fsspec.core.url_to_fs(output)
+    if files.exists(root) and (not files.isdir(root) or files.ls(root)):
+        raise WeightsError(f"{output} is there already: give --output a folder that is not")
+    if preset.numerics == "keras_cv":
+        logger.info(
+            "These weights were trained in layers as KerasCV has them; diffusers computes a little "
+            "otherwise (docs/weights.md says how much)."
+        )
+    local = "://" not in output
+    parent = os.path.dirname(os.path.abspath(output)) if local else None
+    if parent:
+        os.makedirs(parent, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".diffusers-") as unfinished:
+        folder = Path(unfinished, "model")
+        for component, config in configs.items():
+            _write_json(folder / component / diffusers_layout.CONFIG_NAME, config)
+        _write_tensors(preset, image_size, values, folder, dtype)
+        _write_json(folder / diffusers_layout.SCHEDULER_CONFIG, diffusers_layout.scheduler_config())
+        _write_tokenizer(folder / "tokenizer")
+        _write_json(folder / diffusers_layout.INDEX_NAME, _MODEL_INDEX)
+        if local:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(output)
+            os.rename(folder, output)
+        else:
+            files.put(f"{folder}/", f"{root.rstrip('/')}/", recursive=True)
+    logger.info("Wrote %s.", output)
+
+
+def _write_tensors(
+    preset: Preset, image_size: int, values: _Values, folder: Path, dtype: str
+) -> None:
+    for component, networks in _NETWORKS_OF.items():
+        tensors: dict[str, np.ndarray] = {}
+        for network in networks:
+            logger.info("Writing the %s.", network)
+            model = _build(network, preset, image_size)
+            tensors |= to_diffusers(
+                model, (v.astype(DTYPES[dtype], copy=False) for v in values(network, model))
+            )
+        stem = diffusers_layout.STEMS[component]
+        # Both libraries refuse files that do not say that they are PyTorch's.
+        safetensors.numpy.save_file(
+            tensors, folder / component / f"{stem}.safetensors", metadata={"format": "pt"}
+        )
+
+
+def _build(network: str, preset: Preset, image_size: int) -> keras.Model:
+    if network == "text_encoder":
+        return build_text_encoder(preset)
+    if network == "image_encoder":
+        return build_image_encoder(preset)
+    build = build_decoder if network == "decoder" else build_diffusion_model
+    return build(preset, image_size)
+
+
+def _trained_values(folder: str, network: str, model: keras.Model) -> Iterator[np.ndarray]:
+    """The weights in an exported SavedModel, in the order of `model.weights`."""
+    path = f"{folder.rstrip('/')}/{network}/variables/variables"
+    try:
+        stored = tf.train.load_checkpoint(path)
+    except (tf.errors.OpError, ValueError) as error:
+        raise WeightsError(f"{path} is missing or damaged: {str(error).splitlines()[0]}") from None
+    shapes = stored.get_variable_to_shape_map()
+    keys = {int(match[1]): key for key in shapes if (match := _VARIABLE.fullmatch(key))}
+    ordered = [keys[index] for index in sorted(keys)]
+    if [tuple(shapes[key]) for key in ordered] != [tuple(v.shape) for v in model.weights]:
+        raise WeightsError(f"{path} holds another model than the {network} that it should")
+    return map(stored.get_tensor, ordered)
+
+
+def _read_manifest(model: str) -> tuple[str, dict[str, Any]]:
+    for folder in (model, f"{model.rstrip('/')}/{_SERVING_FOLDER}"):
+        path = f"{folder.rstrip('/')}/{_MANIFEST_NAME}"
+        if tf.io.gfile.exists(path):
+            with tf.io.gfile.GFile(path, "r") as f:
+                return folder, json.loads(f.read())
+    raise WeightsError(
+        f"there is no {_MANIFEST_NAME} in {model}: give --model the Trainer's model, such as "
+        "runs/default/artifacts/Trainer/model/7"
+    )
+
+
+def _write_tokenizer(folder: Path) -> None:
+    vocabulary, merges = vocabulary_and_merges()
+    _write_json(folder / "vocab.json", vocabulary)
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special = {
+        "bos_token": _START,
+        "eos_token": _END,
+        "pad_token": _END,
+        "unk_token": _END,
+    }
+    _write_json(folder / "special_tokens_map.json", special)
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            **special,
+            "add_prefix_space": False,
+            "do_lower_case": True,
+            "errors": "replace",
+            "model_max_length": MAX_LENGTH,
+            "tokenizer_class": "CLIPTokenizer",
+        },
+    )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+_NETWORKS_OF: Mapping[str, Sequence[str]] = {
+    component: [n for n in NETWORKS if diffusers_layout.COMPONENTS[n] == component]
+    for component in dict.fromkeys(diffusers_layout.COMPONENTS.values())
+}
+
+_MODEL_INDEX: Mapping[str, Any] = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.diffusers_export",
+        description="Writes a model in diffusers' layout of Stable Diffusion v1.x.",
+        allow_abbrev=False,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="a model that was trained: the Trainer's model artifact")
+    what.add_argument(
+        "--preset", choices=preset_names(), help="the base weights of this preset, not trained"
+    )
+    parser.add_argument(
+        "--base-weights",
+        help="where the base weights lie: a folder, gs:// or hf:// (default: with --model, where "
+        "they lay when it was trained; with --preset, where they are published)",
+    )
+    parser.add_argument("--output", required=True, help="folder or gs:// address to write")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        if arguments.model is not None:
+            export_trained(
+                arguments.model,
+                arguments.output,
+                base_weights=arguments.base_weights,
+                dtype=arguments.dtype,
+            )
+        else:
+            export_base_weights(
+                arguments.preset,
+                arguments.output,
+                source=arguments.base_weights or DEFAULT_SOURCE,
+                dtype=arguments.dtype,
+            )
+    except FolderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,209 @@
+"""The tensors of diffusers' Stable Diffusion v1.x: their names and shapes, reading them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import safetensors
+from keras_cv.src.models.stable_diffusion.attention_block import AttentionBlock
+from keras_cv.src.models.stable_diffusion.diffusion_model import (
+    ResBlock,
+    SpatialTransformer,
+    Upsample,
+)
+from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
+from keras_cv.src.models.stable_diffusion.text_encoder import CLIPEmbedding, CLIPEncoderLayer
+
+from storage.errors import one_line
+from trainer.weights.errors import WeightsError
+
+_TEXT_ROOT = "text_model."
+# Newer transformers leave the root out; older ones store a constant with the weights.
+_NOT_WEIGHTS = frozenset({f"{_TEXT_ROOT}embeddings.position_ids"})
+# The autoencoder's attention had these names until diffusers 0.17, and has on the hub.
+_OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+_NORM_AND_CONV = ("norm1", "conv1", "norm2", "conv2", "conv_shortcut")
+_TRANSFORMER = "transformer_blocks.0"
+# For each layer, its parts in the order of its weights.
+_PARTS: Mapping[type, Sequence[str]] = {
+    ResBlock: ("norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut"),
+    ResnetBlock: _NORM_AND_CONV,
+    AttentionBlock: ("group_norm", "to_q", "to_k", "to_v", "to_out.0"),
+    SpatialTransformer: (
+        "norm",
+        "proj_in",
+        f"{_TRANSFORMER}.norm1",
+        f"{_TRANSFORMER}.attn1.to_q",
+        f"{_TRANSFORMER}.attn1.to_k",
+        f"{_TRANSFORMER}.attn1.to_v",
+        f"{_TRANSFORMER}.attn1.to_out.0",
+        f"{_TRANSFORMER}.norm2",
+        f"{_TRANSFORMER}.attn2.to_q",
+        f"{_TRANSFORMER}.attn2.to_k",
+        f"{_TRANSFORMER}.attn2.to_v",
+        f"{_TRANSFORMER}.attn2.to_out.0",
+        f"{_TRANSFORMER}.norm3",
+        f"{_TRANSFORMER}.ff.net.0.proj",
+        f"{_TRANSFORMER}.ff.net.2",
+        "proj_out",
+    ),
+    Upsample: ("conv",),
+    CLIPEmbedding: ("token_embedding", "position_embedding"),
+    CLIPEncoderLayer: (
+        "layer_norm1",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.out_proj",
+        "layer_norm2",
+        "mlp.fc1",
+        "mlp.fc2",
+    ),
+}
+_KINDS = {
+    "kernel": "weight",
+    "gamma": "weight",
+    "embeddings": "weight",
+    "bias": "bias",
+    "beta": "bias",
+}
+
+
+def tensor_names(model: keras.Model) -> list[str]:
+    """The name in this layout of every weight of a model, in the order of `model.weights`.
+
+    Args:
+        model: Built by `trainer.networks`, whose layers bear the names of diffusers' modules.
+    """
+    names = {}
+    for layer in model.layers:
+        parts = iter(_parts(layer))
+        part = ""
+        for variable in layer.weights:
+            kind = _KINDS[variable.name]
+            # Every part's first weight is its kernel, scale or embedding.
+            if kind == "weight":
+                part = next(parts)
+            names[id(variable)] = ".".join(filter(None, (layer.name, part, kind)))
+    return [names[id(variable)] for variable in model.weights]
+
+
+def to_diffusers(model: keras.Model, values: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """A model's weights as PyTorch has them.
+
+    Args:
+        model: Built by `trainer.networks`.
+        values: One for each of `model.weights`, in their order; the model's own are not read.
+
+    Returns:
+        Tensors by name: kernels [out, in, h, w] or [out, in], everything else as it is.
+    """
+    linear = _linear(model)
+    return {
+        name: np.ascontiguousarray(_to_torch(value, variable.name, name in linear))
+        for name, variable, value in zip(tensor_names(model), model.weights, values, strict=True)
+    }
+
+
+def load_tensors(
+    model: keras.Model, network: str, paths: Sequence[Path], shown: Sequence[str]
+) -> None:
+    """Sets a model's weights to those in safetensors files.
+
+    Args:
+        model: Built by `trainer.networks`.
+        network: Which of `trainer.presets.NETWORKS` it is.
+        paths: The files that `network_files` named, on this machine.
+        shown: What to call them in messages.
+
+    Raises:
+        WeightsError: They do not hold exactly this network's tensors, or are damaged.
+    """
+    with contextlib.ExitStack() as stack:
+        where: dict[str, tuple[Any, str, str]] = {}
+        for path, file in zip(paths, shown, strict=True):
+            try:
+                opened = stack.enter_context(safetensors.safe_open(path, framework="np"))
+            except (safetensors.SafetensorError, OSError) as error:
+                raise WeightsError(
+                    f"{file} is damaged: {one_line(error)}; fetch it again"
+                ) from None
+            for key in opened.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                where[_current_name(key, network)] = (opened, key, file)
+        names = tensor_names(model)
+        of_the_other_half = _prefixes(network)
+        missing = [name for name in names if name not in where]
+        unknown = [
+            key
+            for name, (_, key, _) in where.items()
+            if name not in set(names) | _NOT_WEIGHTS and not name.startswith(of_the_other_half)
+        ]
+        for problem, keys in (("lacks", missing), ("holds what this model lacks:", unknown)):
+            if keys:
+                more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+                raise WeightsError(
+                    f"{', '.join(shown)} is of another model than this {network}: it {problem} "
+                    f"{keys[0]}{more}"
+                )
+        for name, variable in zip(names, model.weights, strict=True):
+            opened, key, file = where[name]
+            tensor = opened.get_tensor(key)
+            value = _from_torch(tensor, variable.name, len(variable.shape))
+            if value.shape != tuple(variable.shape):
+                raise WeightsError(
+                    f"{file} is of another model than this {network}: {key} has the shape "
+                    f"{list(tensor.shape)}, which does not make {list(variable.shape)}"
+                )
+            variable.assign(value.astype(np.float32))
+
+
+def _parts(layer: keras.layers.Layer) -> Sequence[str]:
+    return next((parts for kind, parts in _PARTS.items() if isinstance(layer, kind)), ("",))
+
+
+def _linear(model: keras.Model) -> set[str]:
+    """Names of the 1 x 1 convolutions that are matrices in PyTorch."""
+    blocks = tuple(f"{layer.name}." for layer in model.layers if isinstance(layer, AttentionBlock))
+    return {name for name in tensor_names(model) if blocks and name.startswith(blocks)}
+
+
+def _to_torch(value: np.ndarray, kind: str, linear: bool) -> np.ndarray:
+    if kind != "kernel":
+        return value
+    if value.ndim == 2:
+        return value.T
+    value = value.transpose(3, 2, 0, 1)
+    return value[:, :, 0, 0] if linear else value
+
+
+def _from_torch(tensor: np.ndarray, kind: str, rank: int) -> np.ndarray:
+    if kind != "kernel":
+        return tensor
+    if tensor.ndim == 2:
+        return tensor.T if rank == 2 else tensor.T[None, None]
+    return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
+
+
+def _current_name(key: str, network: str) -> str:
+    """The name that a tensor has now, whatever version wrote it."""
+    if network == "text_encoder":
+        return key if key.startswith(_TEXT_ROOT) else f"{_TEXT_ROOT}{key}"
+    for now, then in _OLD_ATTENTION.items():
+        if f".attentions.0.{then}." in key:
+            return key.replace(f".{then}.", f".{now}.")
+    return key
+
+
+def _prefixes(network: str) -> tuple[str, ...]:
+    """How the names begin of the tensors that lie in the same file and are another network's."""
+    if network == "image_encoder":
+        return ("decoder.", "post_quant_conv.")
+    if network == "decoder":
+        return ("encoder.", "quant_conv.")
+    return ()
