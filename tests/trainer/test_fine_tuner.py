@@ -10,6 +10,7 @@ import small_runs
 import tensorflow as tf
 from small_runs import batch_of, batches_from, config, state, tuner
 
+from trainer.data.latents import batch_spec
 from trainer.diffusion.noise_schedule import alphas_cumprod, timestep_embedding
 from trainer.training.fine_tuner import (
     FineTuner,
@@ -151,6 +152,16 @@ def test_learning_rate_by_hand(schedule: str, expected: list[float]) -> None:
 
 def facts(records) -> list[tuple]:
     return [(r.step, r.loss, r.learning_rate, r.gradient_norm) for r in records]
+
+
+@pytest.mark.parametrize("overrides", [{}, {"accumulation_steps": 2}], ids=str)
+def test_no_sum_of_gradients_depends_on_what_memory_is_free(overrides: dict[str, int]) -> None:
+    """AddN adds the inputs up in an order of its own as soon as there are three."""
+    subject = tuner(**overrides)
+    gradients = subject.trace(batch_spec(small_runs.preset(), 64, False, small_runs.BATCH))
+    sums = [o for o in gradients[0].graph.get_operations() if o.type == "AddN"]
+    assert sums
+    assert {len(o.inputs) for o in sums} == {2}
 
 
 def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_never_stopped(tmp_path: Path) -> None:

@@ -290,11 +290,13 @@ class FineTuner:
             computing_in(self.config.precision, self._models),
             convolutions_as_matrix_products(self._models),
         ):
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(self.variables)
-                loss = self.loss(batch, self.step, first_row)
-                target = loss if self.loss_scale is None else loss * self.loss_scale.scale
-            gradients = tape.gradient(target, self.variables)
+            loss = self.loss(batch, self.step, first_row)
+            target = loss if self.loss_scale is None else loss * self.loss_scale.scale
+            # A tape adds up what comes from several places by AddN, which begins with whatever
+            # memory is free to be written over: then rounding would depend on the other core.
+            gradients = tf.gradients(
+                target, self.variables, aggregation_method=tf.AggregationMethod.EXPERIMENTAL_TREE
+            )
         # Embeddings have gradients for the rows that were looked up.
         gradients = [tf.convert_to_tensor(g) for g in gradients]
         self._traced_gradients = gradients
