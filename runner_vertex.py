@@ -253,14 +253,14 @@ def _emulate(config: settings.RunConfig, arguments: argparse.Namespace) -> int:
         code, home = Path(temporary, "code"), Path(temporary, "home")
         stage_code(code)
         home.mkdir()
-        from pipeline.vertex import emulated_jobs, emulator
+        from pipeline.vertex.emulation import custom_jobs, emulator
 
         environment = emulator.container_environment(code, home)
         fresh = emulator.FreshProcesses(code)
         launch: emulator.Launcher = fresh
         if config.vertex.workers > 1:
-            jobs = emulated_jobs.EmulatedJobs(fresh, folder / "logs", environment)
-            address = stack.enter_context(emulated_jobs.serve(jobs))
+            jobs = custom_jobs.EmulatedJobs(fresh, folder / "logs", environment)
+            address = stack.enter_context(custom_jobs.serve(jobs))
             vertex = dataclasses.replace(
                 config.vertex, project=config.vertex.project or _PROJECT, api_endpoint=address
             )

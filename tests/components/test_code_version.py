@@ -142,6 +142,7 @@ for names in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_no_module_that_is_imported_is_missing() -> None:
     steps = [*([name] for name in EXECUTORS), list(TRAINER)]
     done = subprocess.run(

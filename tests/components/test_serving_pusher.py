@@ -284,7 +284,7 @@ def test_a_crash_or_full_disk_at_any_step_leaves_a_whole_release_and_the_next_pu
         fatal += 1
         with monkeypatch.context() as context:
             steps = Steps(fatal, before, error)
-            context.setattr(serving_directory, "storage", steps)
+            context.setattr(serving_directory, "filesystem", steps)
             try:
                 pushed = push()
             except (Killed, OSError):
@@ -359,7 +359,7 @@ def test_a_corrupt_copy_is_found(push, monkeypatch):
     class Corrupting(Steps):
         copy = staticmethod(corrupt)
 
-    monkeypatch.setattr(serving_directory, "storage", Corrupting(fatal=0, before=False))
+    monkeypatch.setattr(serving_directory, "filesystem", Corrupting(fatal=0, before=False))
     with pytest.raises(CorruptCopyError, match=r"decoder/saved_model\.pb is corrupt"):
         push()
     assert tree(push.root) == {}

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from trainer.colour_agreement import body_colour, caption_colour, colour_agreement
-from trainer.colours import COLOURS, shade
 
 import data
+from components.loss_scorer.colour_agreement import body_colour, caption_colour, colour_agreement
+from data.colours import COLOURS, shade
 from data.drawing import FEATURES, SHAPES, Creature, draw_creature
 from data.generate import describe, main, write_dataset
 

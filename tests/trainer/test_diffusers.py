@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.weights.__main__ import relative_error
 from components.latent_gen.executor import Encoders
+from storage.folders import FolderError
 from trainer import presets
 from trainer.export.saved_models import (
     DecoderModule,
@@ -92,7 +93,7 @@ def test_a_network_computes_what_pytorch_does(network) -> None:
 def test_the_shipped_weights_of_tiny_128_compute_what_pytorch_does(network) -> None:
     preset = preset_for(get_preset("tiny-128"), "default")
     assert preset.numerics == "diffusers"
-    folder = Path(weight_sources.__file__).parent / "base_weights" / "tiny-128"
+    folder = Path(weight_sources.__file__).parents[1] / "base_weights" / "tiny-128"
     reference = np.load(CHECKPOINT.parent / "tiny_128" / "reference.npz")
     assert relative_error(folder, reference, preset, network) < 1e-5
 
@@ -274,7 +275,7 @@ def break_config(folder: Path) -> None:
 )
 def test_what_is_missing_is_one_line(change, said, copy) -> None:
     change(copy)
-    with pytest.raises(WeightsError, match=said) as error:
+    with pytest.raises(FolderError, match=said) as error:
         prepare(PRESET, str(copy))
     one_line(error)
 

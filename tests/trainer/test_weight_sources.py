@@ -27,7 +27,7 @@ from pathlib import Path
 logging.basicConfig(level=logging.DEBUG)
 from trainer.presets import NETWORKS, WeightFile, get_preset
 from trainer.weights.sources import base_weights_hash, locate, prepare
-from trainer.weights.errors import WeightsError
+from storage.folders import FolderError
 
 hashes = {hashes}
 preset = dataclasses.replace(
@@ -41,7 +41,7 @@ preset = dataclasses.replace(
 def error(source):
     try:
         prepare(preset, source)
-    except WeightsError as error:
+    except FolderError as error:
         return str(error)
 
 def found(source):

@@ -4,6 +4,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 
+from storage.folders import FolderError
 from trainer.networks import build_decoder, build_image_encoder
 from trainer.presets import NETWORKS, Preset, get_preset
 from trainer.weights.errors import WeightsError
@@ -57,7 +58,7 @@ def test_full_size_never_starts_from_random_weights_unasked(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"fchollet/stable-diffusion.*not in the hub's cache"):
+    with pytest.raises(FolderError, match=r"fchollet/stable-diffusion.*not in the hub's cache"):
         base_weights_hash(get_preset("sd-v1-4"), "default", ["decoder"])
 
 

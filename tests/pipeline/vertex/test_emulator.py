@@ -15,15 +15,15 @@ import pytest
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
 from pipeline import housekeeping
-from pipeline.vertex import emulated_jobs
-from pipeline.vertex.emulator import (
+from pipeline.vertex.emulation import custom_jobs
+from pipeline.vertex.emulation.conditions import holds
+from pipeline.vertex.emulation.emulator import (
     Emulator,
     FreshProcesses,
     State,
     TaskError,
     container_environment,
     fork_server,
-    holds,
 )
 
 # Writes what it was given into its outputs, as metadata what its name says.
@@ -256,6 +256,14 @@ def test_conditions(condition: str, value: bool) -> None:
     assert holds(condition, {"m": [{"uri": "u", "metadata": {"n": 2.0}}]}) is value
 
 
+@pytest.mark.parametrize(
+    "condition", ["open('/etc/passwd')", "1.0 + 2.0 == 3.0", "others == 1", "1 < 2 < 3", "(1 <"]
+)
+def test_what_is_no_condition_is_not_run(condition: str) -> None:
+    with pytest.raises(ValueError, match="is not understood"):
+        holds(condition, {})
+
+
 def test_a_failing_task_ends_the_run_with_its_last_words(here: Here, job) -> None:
     with pytest.raises(TaskError, match="thirteen steps bring bad luck") as error:
         here.run(job, steps=13.0)
@@ -317,10 +325,10 @@ def test_a_custom_jobs_workers_know_of_each_other(here: Here, argument: str) -> 
             "workerPoolSpecs": [{**spec, "replicaCount": "1"}, {**spec, "replicaCount": "2"}]
         },
     }
-    jobs = emulated_jobs.EmulatedJobs(
+    jobs = custom_jobs.EmulatedJobs(
         FreshProcesses(here.code), here.folder / "logs", here.environment
     )
-    with emulated_jobs.serve(jobs) as address:
+    with custom_jobs.serve(jobs) as address:
         url = f"{address}/v1/projects/p/locations/l/customJobs"
         request = urllib.request.Request(url, json.dumps(body).encode(), method="POST")
         made = json.load(urllib.request.urlopen(request, timeout=30))

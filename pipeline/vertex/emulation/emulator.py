@@ -15,11 +15,9 @@ import enum
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import time
-import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +25,8 @@ from typing import IO, Any, Protocol
 
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
-from pipeline.vertex.emulated_metadata import Artifacts, EmulatedMetadata, new_name
+from pipeline.vertex.emulation.conditions import holds
+from pipeline.vertex.emulation.metadata import Artifacts, EmulatedMetadata, new_name
 from pipeline.vertex.places import ENVIRONMENT
 
 _PROJECT_NUMBER = "000000000000"
@@ -326,21 +325,6 @@ class Emulator:
         if "componentInputParameter" in value:
             return self._parameters[value["componentInputParameter"]]
         return value["runtimeValue"]["constant"]
-
-
-def holds(condition: str, inputs: Artifacts) -> bool:
-    """Evaluates a task's condition, in as much of CEL as TFX's compiler writes."""
-    python = re.sub(r"!(?!=)", " not ", condition).replace("&&", " and ").replace("||", " or ")
-    artifacts = {
-        key: types.SimpleNamespace(
-            artifacts=[
-                types.SimpleNamespace(uri=a["uri"], metadata=a.get("metadata", {})) for a in listed
-            ]
-        )
-        for key, listed in inputs.items()
-    }
-    names = {"__builtins__": {}, "inputs": types.SimpleNamespace(artifacts=artifacts)}
-    return bool(eval(python, names))
 
 
 def entry_modules(job: Mapping[str, Any]) -> list[str]:

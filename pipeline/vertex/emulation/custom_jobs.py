@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from pipeline.vertex.emulator import FreshProcesses
+from pipeline.vertex.emulation.emulator import FreshProcesses
 
 _LAST_BYTES = 2000
 

@@ -1,0 +1,1 @@
+"""Runs a compiled job on this machine as Vertex AI would."""
