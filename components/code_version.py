@@ -46,7 +46,7 @@ def code_version(*names: str) -> str:
         ModuleNotFoundError: There is no such module in this project.
     """
     digest = hashlib.sha256()
-    for name, path in sorted(_files(imported_modules(*names)).items()):
+    for name, path in sorted(_files(_sources(*names)).items()):
         content = path.read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
@@ -59,7 +59,12 @@ def imported_modules(*names: str) -> set[str]:
     Raises:
         ModuleNotFoundError: There is no such module in this project.
     """
-    found: set[str] = set()
+    return set(_sources(*names))
+
+
+def _sources(*names: str) -> dict[str, Path]:
+    """The file of each of `imported_modules`."""
+    found: dict[str, Path] = {}
     left = list(names)
     while left:
         name = left.pop()
@@ -68,7 +73,7 @@ def imported_modules(*names: str) -> set[str]:
         path = _source(name)
         if path is None:
             raise ModuleNotFoundError(f"there is no source code of {name!r} to hash", name=name)
-        found.add(name)
+        found[name] = path
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         left += _packages(package)
         for wanted in _import_statements(path.read_bytes(), package):
@@ -77,9 +82,8 @@ def imported_modules(*names: str) -> set[str]:
     return found
 
 
-def _files(modules: set[str]) -> dict[str, Path]:
+def _files(sources: dict[str, Path]) -> dict[str, Path]:
     """The files to hash, by a name that does not depend on where the project lies."""
-    sources = {name: path for name in modules if (path := _source(name))}
     beside = {
         path
         for folder in {path.parent for path in sources.values()}
@@ -115,14 +119,15 @@ def _run_nodes(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
-        elif isinstance(node, ast.If) and _names(node.test) == "TYPE_CHECKING":
+        elif isinstance(node, ast.If) and _name(node.test) == "TYPE_CHECKING":
             for other in node.orelse:
                 yield from _run_nodes(other)
         else:
             yield from _run_nodes(node)
 
 
-def _names(test: ast.expr) -> str:
+def _name(test: ast.expr) -> str:
+    """Of `TYPE_CHECKING`, and of `typing.TYPE_CHECKING`."""
     return test.id if isinstance(test, ast.Name) else getattr(test, "attr", "")
 
 

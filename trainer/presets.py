@@ -126,8 +126,8 @@ class Preset:
         weight_files: For each network, the file of its base weights.
         ships_weights: Whether the base weights come with this package.
         published_at: Where the base weights are published; `None` where they are not.
-        numerics: How the layers compute; `trainer.weights.load.preset_for` sets it to what the base
-            weights were made for.
+        numerics: How the layers compute; `trainer.weights.sources.preset_for` sets it to what
+            the base weights were made for.
     """
 
     name: str

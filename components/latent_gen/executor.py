@@ -157,7 +157,7 @@ class Encoders:
         """Builds the networks and loads their weights.
 
         Args:
-            preset: Which networks, for these weights (see `trainer.weights.load.preset_for`).
+            preset: Which networks, for these weights (see `trainer.weights.sources.preset_for`).
             image_size: Side of the pictures in pixels.
             base_weights: See `trainer.weights.load.load_base_weights`.
             flip: Whether to encode mirror images, too.

@@ -52,7 +52,7 @@ def load_base_weights(model: keras.Model, network: str, preset: Preset, source: 
         raise WeightsError(
             f"the {network} computes as {preset.numerics} does, but the weights in "
             f"{base.folder.address} are for layers as {base.numerics} has them: build it from what "
-            "trainer.weights.load.preset_for gives"
+            "trainer.weights.sources.preset_for gives"
         )
     names = base.files(preset, network)
     with contextlib.ExitStack() as stack:
