@@ -25,6 +25,7 @@ from serving.client import Generator, is_server
 from serving.errors import ServingError
 from serving.releases import current_version
 from serving.request import MAX_STEPS, check_request
+from trainer.export.manifest import ModelManifest
 
 HOST = "127.0.0.1"
 PORT = 8080
@@ -312,11 +313,12 @@ def _shown_facts(address: str, facts: dict[str, Any]) -> Iterator[tuple[str, str
     for name, label in _METRICS.items():
         if name in facts.get("metrics", {}):
             yield label, f"{facts['metrics'][name]:.4f}"
-    manifest = facts.get("manifest", {})
-    if "steps" in manifest:
-        yield "Training steps", str(manifest["steps"])
-    if manifest.get("git_commit"):
-        yield "Code", str(manifest["git_commit"])[:10]
+    if "manifest" in facts:
+        manifest = ModelManifest.from_json(facts["manifest"])
+        if "steps" in manifest.training:
+            yield "Training steps", str(manifest.training["steps"])
+        if manifest.git_commit:
+            yield "Code", manifest.git_commit[:10]
 
 
 def _parser() -> argparse.ArgumentParser:

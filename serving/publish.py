@@ -22,6 +22,7 @@ from serving.releases import DEFAULT_SERVING_DIR, RELEASES, find_release
 from serving.serving_directory import ServingDirectory
 from storage import filesystem
 from storage.errors import one_line
+from trainer.export.manifest import ModelManifest
 
 RELEASE_NAME = "release.json"
 CARD_NAME = "README.md"
@@ -79,8 +80,8 @@ def publish(
             "another version"
         )
     if prompts is None:
-        validation = release.facts.get("manifest", {}).get("validation", {})
-        prompts = validation.get("prompts", [])[:_PICTURES]
+        manifest = _manifest(release.facts)
+        prompts = manifest.validation.get("prompts", [])[:_PICTURES] if manifest else []
     pictures = list(_draw(Generator(serving_dir, release.version), prompts)) if prompts else []
     card = model_card(release.facts, pictures, license_)
     small = {
@@ -102,7 +103,7 @@ def model_card(
     facts: Mapping[str, Any], pictures: Sequence[Picture], license_: str | None = None
 ) -> str:
     """The hub's README of a release: front matter, pictures, metrics, lineage, how to use it."""
-    manifest, version = facts.get("manifest", {}), facts["version"]
+    version = facts["version"]
     front = ["library_name: tensorflow", "pipeline_tag: text-to-image"]
     front += ["tags:", "- stable-diffusion", "- tensorflow", "- tfx"]
     if license_ is not None:
@@ -137,7 +138,7 @@ def model_card(
             "",
         ]
     lines += ["## Lineage", "", "| what | |", "| --- | --- |"]
-    lines += [f"| {what} | {_cell(value)} |" for what, value in _lineage(facts, manifest)]
+    lines += [f"| {what} | {_cell(value)} |" for what, value in _lineage(facts)]
     lines += [
         "",
         "## Use",
@@ -153,8 +154,12 @@ def model_card(
     return "\n".join(lines)
 
 
-def _lineage(facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    lineage = facts.get("lineage", {})
+def _manifest(facts: Mapping[str, Any]) -> ModelManifest | None:
+    return ModelManifest.from_json(facts["manifest"]) if "manifest" in facts else None
+
+
+def _lineage(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    lineage, manifest = facts.get("lineage", {}), _manifest(facts)
     found = {
         "Preset": facts.get("preset"),
         "Size of the pictures": facts.get("image_size"),
@@ -164,18 +169,20 @@ def _lineage(facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[
         "Execution of the pusher": lineage.get("execution_id"),
         "Model artifact": facts.get("model", {}).get("id"),
         "Blessing artifact": facts.get("blessing", {}).get("id"),
-        "Base weights": manifest.get("base_weights_source"),
-        "SHA-256 of the diffusion model's base weights": manifest.get("base_weights", {}).get(
-            "diffusion_model"
-        ),
-        "Training steps": manifest.get("steps"),
-        "Batch size": manifest.get("batch_size"),
-        "Learning rate": manifest.get("learning_rate"),
-        "Seed": manifest.get("seed"),
-        "Weights": manifest.get("export_weights"),
-        "Git commit": manifest.get("git_commit"),
-        "TensorFlow": manifest.get("versions", {}).get("tensorflow"),
     }
+    if manifest:
+        training, hashes = manifest.training.get, manifest.base_weights.get
+        found |= {
+            "Base weights": manifest.base_weights_source,
+            "SHA-256 of the diffusion model's base weights": hashes("diffusion_model"),
+            "Training steps": training("steps"),
+            "Batch size": training("batch_size"),
+            "Learning rate": training("learning_rate"),
+            "Seed": training("seed"),
+            "Weights": manifest.export_weights,
+            "Git commit": manifest.git_commit,
+            "TensorFlow": manifest.versions.get("tensorflow"),
+        }
     yield from ((what, value) for what, value in found.items() if value is not None)
 
 

@@ -22,6 +22,7 @@ import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
+from trainer.export.manifest import ModelManifest
 from trainer.export.saved_models import ServingModules, WeightsDtype, export_models, serving_modules
 from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
 from trainer.presets import NETWORKS, Preset, get_preset
@@ -43,8 +44,6 @@ from trainer.training.progress import TrainingProgress
 from trainer.training_config import ResolvedTrainingConfig
 from trainer.weights.load import load_base_weights
 from trainer.weights.sources import base_weights_hash, preset_for
-
-MODEL_MANIFEST_NAME = "manifest.json"
 
 _ENCODERS = ("text_encoder", "image_encoder")
 _LOGGED = ("loss", "learning_rate", "gradient_norm", "images_per_second", "loss_scale")
@@ -209,43 +208,38 @@ def run_fn(fn_args: FnArgs) -> None:
         )
         if tuner.adapters:
             tuner.adapters.save(fn_args.serving_model_dir)
-        manifest = {
-            "preset": preset.name,
-            "image_size": settings.image_size,
-            "export_weights": settings.export_weights,
-            **dataclasses.asdict(config),
-            "text_encoder_trained": config.train_text_encoder,
-            "numerics": preset.numerics,
-            "base_weights_source": settings.base_weights,
-            "base_weights": {
+        ModelManifest(
+            preset=preset.name,
+            image_size=settings.image_size,
+            training=dataclasses.asdict(config),
+            export_weights=settings.export_weights,
+            text_encoder_trained=config.train_text_encoder,
+            numerics=preset.numerics,
+            base_weights_source=settings.base_weights,
+            base_weights={
                 network: base_weights_hash(preset, settings.base_weights, [network])
                 for network in NETWORKS
             },
-            "latents": {"uri": latents_uri, **dataclasses.asdict(latents)},
-            "validation": dict(settings.validation),
-            "defaults": {
-                name: settings.validation[name] for name in ("num_steps", "guidance_scale")
-            },
-            "parameters": parameters,
-            "trainable_parameters": trainable,
-            "replicas": strategy.num_replicas_in_sync if strategy else 1,
-            "final_loss": history[-1].loss,
-            "images_per_second": sorted(r.images_per_second for r in history)[len(history) // 2],
-            "training_seconds": round(training_seconds, 1),
-            "wall_time_seconds": round(time.monotonic() - since, 1),
-            "estimated_memory_bytes": estimate.total,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "peak_gpu_memory_bytes": peak_gpu_bytes(),
-            "code_version": settings.code_version,
-            "git_commit": _git_commit(),
-            "versions": {
+            latents={"uri": latents_uri, **dataclasses.asdict(latents)},
+            validation=dict(settings.validation),
+            defaults={name: settings.validation[name] for name in ("num_steps", "guidance_scale")},
+            parameters=parameters,
+            trainable_parameters=trainable,
+            replicas=strategy.num_replicas_in_sync if strategy else 1,
+            final_loss=history[-1].loss,
+            images_per_second=sorted(r.images_per_second for r in history)[len(history) // 2],
+            training_seconds=round(training_seconds, 1),
+            wall_time_seconds=round(time.monotonic() - since, 1),
+            estimated_memory_bytes=estimate.total,
+            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_gpu_memory_bytes=peak_gpu_bytes(),
+            code_version=settings.code_version,
+            git_commit=_git_commit(),
+            versions={
                 "python": platform.python_version(),
                 **{name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
             },
-        }
-        path = os.path.join(fn_args.serving_model_dir, MODEL_MANIFEST_NAME)
-        with tf.io.gfile.GFile(path, "w") as f:
-            f.write(json.dumps(manifest, indent=2, sort_keys=True))
+        ).write(fn_args.serving_model_dir)
         write_history(history, fn_args.model_run_dir)
         for name in ("train", "validation"):
             _copy_tree(os.path.join(folder, name), os.path.join(fn_args.model_run_dir, name))

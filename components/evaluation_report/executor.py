@@ -27,6 +27,7 @@ from components.evaluator.results import ALL, Metric, Metrics, Slice, of_feature
 from components.loss_scorer.draws import draw
 from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
 from components.pages.page import data_uri, render
+from trainer.export.manifest import ModelManifest
 
 PAGE_NAME = "evaluation.html"
 BEFORE_AFTER_NAME = "before_after.png"
@@ -42,28 +43,7 @@ _LAST_TIMESTEP = 1000.0
 # Pictures up to this size are kept as they are; of larger ones the page has copies this large.
 _KEPT_SIZE = 256
 _JPEG_QUALITY = 85
-_FROM_MANIFEST = (
-    "preset",
-    "image_size",
-    "steps",
-    "batch_size",
-    "learning_rate",
-    "seed",
-    "images_per_second",
-    "training_seconds",
-    "wall_time_seconds",
-)
-_FACTS = {
-    "Preset": "preset",
-    "Picture size": "image_size",
-    "Steps": "steps",
-    "Batch size": "batch_size",
-    "Learning rate": "learning_rate",
-    "Decay of the average": "ema_decay",
-    "Seed": "seed",
-    "Training, seconds": "training_seconds",
-    "Code": "code_version",
-}
+_SUMMARIZED_TRAINING = ("steps", "batch_size", "learning_rate", "seed")
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +96,7 @@ class Executor(base_executor.BaseExecutor):
                 f.write(contents)
 
         serving = path_utils.serving_model_path(model.uri)
-        manifest = json.loads(_read(os.path.join(serving, "manifest.json")))
+        manifest = ModelManifest.read(serving)
         history = [
             json.loads(line) for line in _read(os.path.join(run, "history.jsonl")).splitlines()
         ]
@@ -142,7 +122,12 @@ class Executor(base_executor.BaseExecutor):
             "by_timestep": _by(metrics, STRATUM, "timesteps"),
             "by_caption_length": _by(metrics, CAPTION_BUCKET, "tokens"),
             "model": model.uri,
-            **{name: manifest.get(name) for name in _FROM_MANIFEST},
+            "preset": manifest.preset,
+            "image_size": manifest.image_size,
+            **{name: manifest.training.get(name) for name in _SUMMARIZED_TRAINING},
+            "images_per_second": manifest.images_per_second,
+            "training_seconds": manifest.training_seconds,
+            "wall_time_seconds": manifest.wall_time_seconds,
         }
         write(SUMMARY_NAME, json.dumps(_jsonable(summary), indent=2, allow_nan=False).encode())
         write(
@@ -158,9 +143,9 @@ class Executor(base_executor.BaseExecutor):
             "Before and after fine-tuning",
             f"Held-out loss {loss_baseline.value:.4f} ({baseline}) to {loss.value:.4f} "
             f"({change:+.1f} %), {'blessed' if blessed else 'not blessed'}.  "
-            f"{manifest.get('steps')} steps of {manifest.get('batch_size')} pictures, preset "
-            f"{manifest.get('preset')}.  {settings['num_steps']} sampling steps, guidance "
-            f"{settings['guidance_scale']:g}, same noise in both pictures of a pair.",
+            f"{manifest.training.get('steps')} steps of {manifest.training.get('batch_size')} "
+            f"pictures, preset {manifest.preset}.  {settings['num_steps']} sampling steps, "
+            f"guidance {settings['guidance_scale']:g}, same noise in both pictures of a pair.",
         )
         png = io.BytesIO()
         sheet.save(png, format="PNG")
@@ -194,12 +179,28 @@ class Executor(base_executor.BaseExecutor):
             ),
             worst=worst,
             best=best,
-            facts={name: manifest[key] for name, key in _FACTS.items() if key in manifest},
+            facts=_facts(manifest),
             model=model.uri,
             finite=math.isfinite,
         )
         write(PAGE_NAME, page.encode())
         logger.info("What the model is like: %s", os.path.join(report.uri, PAGE_NAME))
+
+
+def _facts(manifest: ModelManifest) -> dict[str, Any]:
+    training = manifest.training.get
+    facts = {
+        "Preset": manifest.preset,
+        "Picture size": manifest.image_size,
+        "Steps": training("steps"),
+        "Batch size": training("batch_size"),
+        "Learning rate": training("learning_rate"),
+        "Decay of the average": training("ema_decay"),
+        "Seed": training("seed"),
+        "Training, seconds": manifest.training_seconds,
+        "Code": manifest.code_version,
+    }
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def draw_prompts(serving: str, settings: Mapping[str, Any]) -> Iterator[np.ndarray]:
@@ -298,7 +299,7 @@ def _charts(strata: Mapping[str, Metrics]) -> dict[str, Any]:
 def _extremes(
     input_dict: Mapping[str, list[types.Artifact]],
     serving: str,
-    manifest: Mapping[str, Any],
+    manifest: ModelManifest,
     base_weights: str,
 ) -> tuple[list[_Shown], list[_Shown]]:
     # Imports Keras.
@@ -307,8 +308,8 @@ def _extremes(
     from trainer.weights.sources import preset_for
 
     scores = artifact_utils.get_single_instance(input_dict["scores"])
-    preset = preset_for(get_preset(manifest["preset"]), base_weights)
-    size = manifest["image_size"]
+    preset = preset_for(get_preset(manifest.preset), base_weights)
+    size = manifest.image_size
     num_strata, seed = (scores.get_int_custom_property(name) for name in ("num_strata", "seed"))
     found = examples.extremes(_files(scores), _NUM_EXTREMES)
     scored = {one.example_id: one for one in (*found.worst, *found.best)}

@@ -26,10 +26,10 @@ from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
 from components.counts import WriteCounts, read_counts
-from components.loss_scorer.models import Manifest
 from components.loss_scorer.samples import SampleSettings, chosen
 from components.loss_scorer.scorer import Scorer, ScoringTask
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
+from trainer.export.manifest import ModelManifest
 
 SPLIT = "eval"
 SCORED = ("diffusion_model", "text_encoder", "image_encoder")
@@ -236,7 +236,7 @@ def _check_latents(uri: str, preset: str, image_size: int) -> None:
 
 
 def _check_candidate(folder: str, preset: str, image_size: int) -> None:
-    if (found := Manifest.read(folder)) is None or not found.fits(preset, image_size):
+    if (found := ModelManifest.find(folder)) is None or not found.fits(preset, image_size):
         raise ValueError(
             f"the candidate in {folder} is {_described(found)}, this run needs preset {preset!r} "
             f"at {image_size} pixels: run the Trainer again"
@@ -249,7 +249,7 @@ def _baseline(models: list[types.Artifact], preset: str, image_size: int) -> _Ba
     model = artifact_utils.get_single_instance(models)
     label = f"model {model.id}"
     folder = path_utils.serving_model_path(model.uri)
-    if (found := Manifest.read(folder)) is not None and found.fits(preset, image_size):
+    if (found := ModelManifest.find(folder)) is not None and found.fits(preset, image_size):
         return _Baseline(folder, label)
     problem = (
         f"the latest blessed model ({model.id}) is {_described(found)}, and cannot be compared "
@@ -260,7 +260,7 @@ def _baseline(models: list[types.Artifact], preset: str, image_size: int) -> _Ba
     return _Baseline(None, label, problem)
 
 
-def _described(manifest: Manifest | None) -> str:
+def _described(manifest: ModelManifest | None) -> str:
     if manifest is None:
         return "a model without a manifest"
     return f"of preset {manifest.preset!r} at {manifest.image_size} pixels"

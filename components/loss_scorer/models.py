@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -11,49 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from trainer.export.manifest import ModelManifest
+
 if TYPE_CHECKING:
     from trainer.presets import Preset
-
-MANIFEST_NAME = "manifest.json"
 
 Predict = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 """From noisy latent, timesteps int32 [B] and context to epsilon, all float32."""
 
 Encode = Callable[[tf.Tensor], tf.Tensor]
 """From tokens, int [B, 77], to the context float32 [B, 77, D]."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """What an exported model says of itself.
-
-    Attributes:
-        preset: Name of the preset.
-        image_size: Side of its pictures in pixels.
-        text_encoder_trained: Whether its text encoder is another than that of the base weights.
-    """
-
-    preset: str
-    image_size: int
-    text_encoder_trained: bool
-
-    def fits(self, preset: str, image_size: int) -> bool:
-        """Whether models of this preset and size can be compared with it."""
-        return (self.preset, self.image_size) == (preset, image_size)
-
-    @classmethod
-    def read(cls, serving: str) -> Manifest | None:
-        """Reads it from the folder of the SavedModels; `None` where there is none."""
-        path = os.path.join(serving, MANIFEST_NAME)
-        if not tf.io.gfile.exists(path):
-            return None
-        with tf.io.gfile.GFile(path, "r") as f:
-            manifest = json.loads(f.read())
-        return cls(
-            manifest["preset"],
-            manifest["image_size"],
-            bool(manifest.get("text_encoder_trained", False)),
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +45,12 @@ class ScoredModel:
 
 def exported_model(serving: str) -> ScoredModel:
     """Loads an exported model."""
-    manifest = Manifest.read(serving)
-    trained = manifest is not None and manifest.text_encoder_trained
     signature = _signature(serving, "diffusion_model", "predict_epsilon")
 
     def predict(latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
         return signature(latent=latent, timesteps=timesteps, context=context)["epsilon"]
 
+    trained = ModelManifest.read(serving).text_encoder_trained
     return ScoredModel(predict, exported_text_encoder(serving) if trained else None)
 
 
@@ -112,8 +77,7 @@ def frozen_text_encoder(
 ) -> Encode:
     """The base weights' text encoder, out of the first model that has it, or built."""
     for serving in exported:
-        manifest = Manifest.read(serving) if serving else None
-        if serving and manifest and not manifest.text_encoder_trained:
+        if serving and not ModelManifest.read(serving).text_encoder_trained:
             return exported_text_encoder(serving)
     # Import Keras.
     from trainer.networks import build_text_encoder

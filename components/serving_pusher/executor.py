@@ -21,10 +21,11 @@ from tfx.utils import path_utils
 from components.serving_pusher.warmup import warmup_requests
 from serving.releases import NETWORKS
 from serving.serving_directory import ModelRefusedError, ServingDirectory
+from storage import filesystem
+from trainer.export.manifest import MODEL_MANIFEST_NAME, ModelManifest
 
 RELEASE_NAME = "release.json"
 
-_MANIFEST_NAME = "manifest.json"
 _CANARY = Path(__file__).with_name("canary.py")
 _METRICS = ("loss", "loss_baseline", "loss_delta")
 
@@ -55,25 +56,24 @@ class Executor(base_executor.BaseExecutor):
             return
 
         source = path_utils.serving_model_path(model.uri)
-        with fileio.open(os.path.join(source, _MANIFEST_NAME), "r") as f:
-            manifest = json.loads(f.read())
+        # As it is: a release keeps what the model says of itself, whichever version wrote it.
+        content = json.loads(filesystem.read_bytes(os.path.join(source, MODEL_MANIFEST_NAME)))
+        manifest = ModelManifest.from_json(content)
         facts = {
             "pushed_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "preset": manifest["preset"],
-            "image_size": manifest["image_size"],
-            "defaults": manifest.get("defaults", {}),
+            "preset": manifest.preset,
+            "image_size": manifest.image_size,
+            "defaults": manifest.defaults,
             "metrics": _metrics(blessing),
             "model": {"uri": model.uri, "id": model.id},
             "blessing": {"uri": blessing.uri, "id": blessing.id},
             "lineage": self._lineage(input_dict),
-            "manifest": manifest,
+            "manifest": content,
         }
 
         def check(staged: str) -> None:
             if exec_properties["canary"]:
-                run_canary(
-                    staged, manifest["image_size"], exec_properties["canary_timeout_seconds"]
-                )
+                run_canary(staged, manifest.image_size, exec_properties["canary_timeout_seconds"])
 
         directory = ServingDirectory(exec_properties["push_destination"])
         try:

@@ -21,6 +21,7 @@ from pipeline.lineage.model import (
     shown_time,
 )
 from pipeline.lineage.store import Store, escape_like, taken_apart
+from trainer.export.manifest import MODEL_MANIFEST_NAME
 
 MADE, DESCRIBES, COMPARED = "made it", "describes it", "baseline"
 
@@ -28,7 +29,7 @@ _RELEASE, _ARTIFACT = "release:", "artifact:"
 _PUSHED_TYPE, _MODEL_TYPE, _BLESSING_TYPE = "PushedModel", "Model", "ModelBlessing"
 _STATISTICS_TYPES = ("ExampleStatistics", "Schema", "ExampleAnomalies", "DatasetReport")
 _DESCRIBING_TYPES = (*_STATISTICS_TYPES, "RejectedRows", "ModelEvaluation", "EvaluationReport")
-_MANIFEST = "Format-Serving/manifest.json"
+_MANIFEST = f"Format-Serving/{MODEL_MANIFEST_NAME}"
 _MIN_HASH_DIGITS = 6
 _RELEASE_FILE = re.compile(r"(.*)/releases/([0-9]+)\.json")
 

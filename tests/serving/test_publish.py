@@ -19,6 +19,8 @@ from serving.releases import NETWORKS
 from serving.serving_directory import ServingDirectory
 
 MANIFEST = {
+    "preset": "tiny",
+    "image_size": 64,
     "steps": 160,
     "learning_rate": 0.001,
     "git_commit": "0123abc",

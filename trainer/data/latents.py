@@ -14,7 +14,7 @@ import tensorflow as tf
 from trainer.diffusion.noise_schedule import LATENT_SCALE
 from trainer.presets import Preset
 
-MANIFEST_NAME = "manifest.json"
+LATENTS_MANIFEST_NAME = "manifest.json"
 _SHUFFLE_BUFFER = 16_384
 
 
@@ -38,13 +38,13 @@ class LatentsManifest:
 
     def write(self, uri: str) -> None:
         """Writes `<uri>/manifest.json`."""
-        with tf.io.gfile.GFile(os.path.join(uri, MANIFEST_NAME), "w") as f:
+        with tf.io.gfile.GFile(os.path.join(uri, LATENTS_MANIFEST_NAME), "w") as f:
             f.write(json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True))
 
     @classmethod
     def read(cls, uri: str) -> LatentsManifest:
         """Reads `<uri>/manifest.json`."""
-        with tf.io.gfile.GFile(os.path.join(uri, MANIFEST_NAME), "r") as f:
+        with tf.io.gfile.GFile(os.path.join(uri, LATENTS_MANIFEST_NAME), "r") as f:
             return cls(**json.loads(f.read()))
 
 

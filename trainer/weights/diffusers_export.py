@@ -25,6 +25,7 @@ import safetensors.numpy
 import tensorflow as tf
 
 from storage.folders import FolderError
+from trainer.export.manifest import MODEL_MANIFEST_NAME, ModelManifest
 from trainer.networks import (
     build_decoder,
     build_diffusion_model,
@@ -42,7 +43,6 @@ from trainer.weights.sources import DEFAULT_SOURCE, base_weights_hash, preset_fo
 DTYPES: Mapping[str, type] = {"float32": np.float32, "float16": np.float16}
 """What tensors can be written as."""
 
-_MANIFEST_NAME = "manifest.json"
 _SERVING_FOLDER = "Format-Serving"
 _VARIABLE = re.compile(r"_variables/(\d+)/\.ATTRIBUTES/VARIABLE_VALUE")
 _END, _START = "<|endoftext|>", "<|startoftext|>"
@@ -69,15 +69,14 @@ def export_trained(
             from, or its preset cannot be written in this layout.
     """
     folder, manifest = _read_manifest(model)
-    source = base_weights or manifest.get("base_weights_source")
+    source = base_weights or manifest.base_weights_source
     if source is None:
         raise WeightsError(
             f"the manifest in {folder} does not say where its base weights lay: give --base-weights"
         )
-    preset = preset_for(get_preset(manifest["preset"]), source)
-    numerics = manifest.get("numerics", "keras_cv")
+    preset = preset_for(get_preset(manifest.preset), source)
     found = base_weights_hash(preset, source, ["image_encoder"])
-    if found != manifest["base_weights"]["image_encoder"] or numerics != preset.numerics:
+    if found != manifest.base_weights["image_encoder"] or manifest.numerics != preset.numerics:
         raise WeightsError(
             f"the base weights in {source!r} are not those that the model in {folder} was trained "
             "from: give their place with --base-weights"
@@ -89,7 +88,7 @@ def export_trained(
         load_base_weights(built, network, preset, source)
         return map(np.asarray, built.weights)
 
-    _write(preset, manifest["image_size"], values, output, dtype)
+    _write(preset, manifest.image_size, values, output, dtype)
 
 
 def export_base_weights(
@@ -195,14 +194,12 @@ def _trained_values(folder: str, network: str, model: keras.Model) -> Iterator[n
     return map(stored.get_tensor, ordered)
 
 
-def _read_manifest(model: str) -> tuple[str, dict[str, Any]]:
+def _read_manifest(model: str) -> tuple[str, ModelManifest]:
     for folder in (model, f"{model.rstrip('/')}/{_SERVING_FOLDER}"):
-        path = f"{folder.rstrip('/')}/{_MANIFEST_NAME}"
-        if tf.io.gfile.exists(path):
-            with tf.io.gfile.GFile(path, "r") as f:
-                return folder, json.loads(f.read())
+        if manifest := ModelManifest.find(folder):
+            return folder, manifest
     raise WeightsError(
-        f"there is no {_MANIFEST_NAME} in {model}: give --model the Trainer's model, such as "
+        f"there is no {MODEL_MANIFEST_NAME} in {model}: give --model the Trainer's model, such as "
         "runs/default/artifacts/Trainer/model/7"
     )
 

@@ -1,0 +1,110 @@
+"""What an exported model says of itself; imports no TensorFlow, as serving asks, too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from storage import filesystem
+from trainer.presets import Numerics
+
+MODEL_MANIFEST_NAME = "manifest.json"
+"""The file beside the SavedModels that holds a `ModelManifest`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelManifest:
+    """What a model is and how it was made.
+
+    In the file the training's settings stand beside everything else. Former versions wrote fewer
+    fields: what a model of theirs does not say is `None`, empty, or what was always so then.
+
+    Attributes:
+        preset: Name of the preset.
+        image_size: Side of its pictures in pixels.
+        training: Fields of `ResolvedTrainingConfig`, and whatever else a later version writes.
+        export_weights: What the SavedModels store their weights as.
+        text_encoder_trained: Whether its text encoder is another than that of the base weights.
+        numerics: How its layers compute.
+        base_weights_source: Where the base weights lay.
+        base_weights: For each network, SHA-256 of the base weights (hex).
+        latents: `uri` of the latents and the fields of their `LatentsManifest`.
+        validation: Prompts of the validation, and how they were drawn.
+        defaults: `num_steps` and `guidance_scale` where a request names none.
+        parameters: Parameters of each network that is served.
+        trainable_parameters: How many of them, or of the adapters, were trained.
+        replicas: Devices that trained it together.
+        final_loss: Mean over the last steps.
+        images_per_second: Median while it was trained.
+        training_seconds: Without preparation and export.
+        wall_time_seconds: With them.
+        estimated_memory_bytes: What training was thought to take.
+        peak_memory_bytes: What the process took of the machine's memory.
+        peak_gpu_memory_bytes: What it took of the GPU's; `None` without one.
+        code_version: Hash of the code that trained it.
+        git_commit: Commit of that code; `None` outside of a git checkout.
+        versions: Python's, and those of the packages that matter.
+    """
+
+    preset: str
+    image_size: int
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    export_weights: str | None = None
+    text_encoder_trained: bool = False
+    numerics: Numerics = "keras_cv"
+    base_weights_source: str | None = None
+    base_weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    validation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    trainable_parameters: int | None = None
+    replicas: int | None = None
+    final_loss: float | None = None
+    images_per_second: float | None = None
+    training_seconds: float | None = None
+    wall_time_seconds: float | None = None
+    estimated_memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    peak_gpu_memory_bytes: int | None = None
+    code_version: str | None = None
+    git_commit: str | None = None
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ModelManifest:
+        """From what a manifest holds, as `json` reads it; raises a KeyError if it is none."""
+        own = {field.name for field in dataclasses.fields(cls)} - {"training"}
+        return cls(
+            preset=content["preset"],
+            image_size=content["image_size"],
+            training={name: value for name, value in content.items() if name not in own},
+            **{n: content[n] for n in own - {"preset", "image_size"} if n in content},
+        )
+
+    @classmethod
+    def read(cls, folder: str) -> ModelManifest:
+        """Reads the manifest in the folder of the SavedModels; raises an OSError without one."""
+        path = filesystem.join(folder, MODEL_MANIFEST_NAME)
+        return cls.from_json(json.loads(filesystem.read_bytes(path)))
+
+    @classmethod
+    def find(cls, folder: str) -> ModelManifest | None:
+        """Reads it as `read` does; `None` where there is none."""
+        there = filesystem.is_file(filesystem.join(folder, MODEL_MANIFEST_NAME))
+        return cls.read(folder) if there else None
+
+    def fits(self, preset: str, image_size: int) -> bool:
+        """Whether models of this preset and size can be compared with the model."""
+        return (self.preset, self.image_size) == (preset, image_size)
+
+    def write(self, folder: str) -> None:
+        """Writes it into the folder of the SavedModels."""
+        content = {**vars(self), **self.training}
+        del content["training"]
+        filesystem.write_bytes(
+            filesystem.join(folder, MODEL_MANIFEST_NAME),
+            json.dumps(content, indent=2, sort_keys=True).encode(),
+        )
