@@ -25,10 +25,10 @@ from components.tfrecords import describe_examples, read_shard, write_shard
 from pipeline.config import load_config
 from pipeline.evaluation import eval_config
 from trainer.data.latents import training_batches
+from trainer.diffusion.noise_schedule import NoiseSchedule
 from trainer.export.saved_models import DiffusionModelModule
 from trainer.networks import build_diffusion_model
 from trainer.presets import get_preset
-from trainer.training import fine_tuner
 from trainer.training.fine_tuner import FineTuner
 from trainer.training_config import TrainingConfig
 from trainer.weights.load import load_base_weights
@@ -87,7 +87,7 @@ def export(model: keras.Model, folder: Path) -> Artifact:
     serving = folder / "Format-Serving"
     module = DiffusionModelModule(model, PRESET, SIZE)
     del module.serve  # Tracing the sampling loop takes long, and nothing here calls it.
-    signatures = {"predict_epsilon": module.predict_epsilon}
+    signatures = {"predict_epsilon": module.serve_prediction}
     tf.saved_model.save(module, str(serving / "diffusion_model"), signatures=signatures)
     (serving / "manifest.json").write_text(json.dumps({"preset": "tiny", "image_size": SIZE}))
     artifact = standard_artifacts.Model()
@@ -242,13 +242,13 @@ def test_a_fine_tuned_model_is_blessed_and_bad_ones_are_not(judge, latents, tmp_
         assert not blessed
         assert reasons
 
-    def linear(latent, epsilon, timesteps):
+    def linear(self, latent, noise, timesteps):
         """The schedule of Ho et al. 2020, which is not Stable Diffusion's."""
         alphas = tf.constant(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), tf.float32)
         alpha_bar = tf.gather(alphas, timesteps)[:, None, None, None]
-        return tf.sqrt(alpha_bar) * latent + tf.sqrt(1.0 - alpha_bar) * epsilon
+        return tf.sqrt(alpha_bar) * latent + tf.sqrt(1.0 - alpha_bar) * noise
 
-    monkeypatch.setattr(fine_tuner, "add_noise", linear)
+    monkeypatch.setattr(NoiseSchedule, "add_noise", linear)
     wrong = trained(latents, tmp_path / "wrong", 160)
     for baseline in (None, good):
         blessed, reasons, _ = judge(wrong, baseline)

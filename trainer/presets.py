@@ -19,6 +19,12 @@ normalizations in the autoencoder and in the spatial transformers, and the Gauss
 unit itself and not its tanh approximation. `docs/weights.md` says how much that matters.
 """
 
+Prediction = Literal["epsilon"]
+"""What a diffusion model predicts, by diffusers' names: the noise.
+
+`trainer.diffusion.noise_schedule.NoiseSchedule` has the arithmetic, nothing else does.
+"""
+
 LATENT_CHANNELS = 4
 """Channels of a latent."""
 
@@ -128,6 +134,7 @@ class Preset:
         published_at: Where the base weights are published; `None` where they are not.
         numerics: How the layers compute; `trainer.weights.sources.preset_for` sets it to what
             the base weights were made for.
+        prediction: What the diffusion model predicts.
     """
 
     name: str
@@ -143,6 +150,12 @@ class Preset:
     ships_weights: bool
     published_at: str | None = None
     numerics: Numerics = "keras_cv"
+    prediction: Prediction = "epsilon"
+
+    @property
+    def prediction_signature(self) -> str:
+        """The signature by which an exported diffusion model predicts; it gives `prediction`."""
+        return f"predict_{self.prediction}"
 
     def check_image_size(self, image_size: int) -> None:
         """Raises a `ValueError` where the networks cannot take `image_size` (pixels a side)."""

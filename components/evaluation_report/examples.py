@@ -84,8 +84,6 @@ def reconstruct(
 ) -> list[Reconstruction]:
     """Adds noise to held-out pictures and lets an exported model take it away in one step.
 
-    The estimate of the clean latent is that of DDIM (Song et al. 2021, equation 9).
-
     Args:
         serving: Folder of the SavedModels.
         preset: The preset of the latents.
@@ -95,21 +93,21 @@ def reconstruct(
     """
     # Import Keras.
     from trainer.data.latents import parse_latents, sample_posterior
-    from trainer.diffusion.noise_schedule import add_noise, alphas_cumprod
+    from trainer.diffusion.noise_schedule import NoiseSchedule
 
     if not latents:
         return []
-    model, decode = exported_model(serving), exported_decoder(serving)
+    model, decode = exported_model(serving, preset), exported_decoder(serving)
     parsed = parse_latents(tf.constant(list(latents)), preset, image_size)
     contexts = model.contexts(parsed["tokens"].numpy(), parsed["context"].numpy())
     timesteps = np.array([drawn.timestep for drawn in draws], np.int32)
     epsilon = np.stack([drawn.epsilon for drawn in draws])
     noise = np.stack([drawn.posterior_noise for drawn in draws])
     clean = sample_posterior(parsed["latent/mean"], parsed["latent/log_variance"], noise)
-    noisy = add_noise(clean, epsilon, timesteps)
-    alpha_bar = alphas_cumprod()[timesteps][:, None, None, None]
+    schedule = NoiseSchedule(preset.prediction)
+    noisy = schedule.add_noise(clean, epsilon, timesteps)
     predicted = model.predict(noisy, timesteps, contexts)
-    restored = (noisy - np.sqrt(1 - alpha_bar) * predicted) / np.sqrt(alpha_bar)
+    restored = schedule.clean_latent(noisy, predicted, schedule.alpha_bar(timesteps))
     pictures = [decode(tf.cast(latent, tf.float32)).numpy() for latent in (noisy, restored)]
     return [Reconstruction(int(t), *pair) for t, *pair in zip(timesteps, *pictures, strict=True)]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trainer.presets import Preset
 
 Predict = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-"""From noisy latent, timesteps int32 [B] and context to epsilon, all float32."""
+"""From noisy latent, timesteps int32 [B] and context to the prediction, all float32."""
 
 Encode = Callable[[tf.Tensor], tf.Tensor]
 """From tokens, int [B, 77], to the context float32 [B, 77, D]."""
@@ -43,12 +43,12 @@ class ScoredModel:
         return contexts
 
 
-def exported_model(serving: str) -> ScoredModel:
-    """Loads an exported model."""
-    signature = _signature(serving, "diffusion_model", "predict_epsilon")
+def exported_model(serving: str, preset: Preset) -> ScoredModel:
+    """Loads an exported model of a preset."""
+    signature = _signature(serving, "diffusion_model", preset.prediction_signature)
 
     def predict(latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
-        return signature(latent=latent, timesteps=timesteps, context=context)["epsilon"]
+        return signature(latent=latent, timesteps=timesteps, context=context)[preset.prediction]
 
     trained = ModelManifest.read(serving).text_encoder_trained
     return ScoredModel(predict, exported_text_encoder(serving) if trained else None)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from components.loss_scorer import draws
 from components.loss_scorer.latent_examples import LatentExample
 from components.loss_scorer.models import Encode, ScoredModel, exported_decoder
-from trainer.presets import LATENT_SCALE, Preset
+from trainer.presets import LATENT_SCALE, Prediction, Preset
 
 _GRID = 2
 
@@ -95,15 +95,21 @@ class _Drawer:
     """Draws latents with one model."""
 
     def __init__(
-        self, model: ScoredModel, settings: SampleSettings, unconditional: tf.Tensor
+        self,
+        model: ScoredModel,
+        prediction: Prediction,
+        settings: SampleSettings,
+        unconditional: tf.Tensor,
     ) -> None:
         # Imports Keras.
+        from trainer.diffusion.noise_schedule import NoiseSchedule
         from trainer.diffusion.sampler import sample
 
         @tf.function
         def draw(noise: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
             return sample(
                 model.predict,
+                NoiseSchedule(prediction),
                 noise=noise,
                 context=context,
                 unconditional_context=tf.broadcast_to(unconditional, tf.shape(context)),
@@ -172,7 +178,9 @@ class Sampler:
 
         self._encode = encode
         self._drawers = [
-            _Drawer(model, settings, (model.encode or frozen_encoder)(empty)[0]) if model else None
+            _Drawer(model, preset.prediction, settings, (model.encode or frozen_encoder)(empty)[0])
+            if model
+            else None
             for model in models
         ]
 

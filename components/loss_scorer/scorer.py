@@ -105,18 +105,20 @@ class Scorer:
         """Loads both models."""
         # Import Keras.
         from trainer.data.latents import sample_posterior
-        from trainer.diffusion.noise_schedule import add_noise
+        from trainer.diffusion.noise_schedule import NoiseSchedule
 
         # TensorFloat-32, the default of GPUs that have it, keeps 10 bits of the mantissa.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         self._task = task
-        self._models = [models.exported_model(task.candidate)]
+        self._models = [models.exported_model(task.candidate, task.preset)]
         if task.comparable:
             self._models.append(
                 models.base_model(task.preset, task.image_size, task.base_weights)
                 if task.baseline is None
-                else models.exported_model(task.baseline)
+                else models.exported_model(task.baseline, task.preset)
             )
+
+        schedule = NoiseSchedule(task.preset.prediction)
 
         def of(model: models.ScoredModel) -> Callable[..., tf.Tensor]:
             @tf.function
@@ -124,13 +126,14 @@ class Scorer:
                 mean: tf.Tensor,
                 log_variance: tf.Tensor,
                 posterior_noise: tf.Tensor,
-                epsilon: tf.Tensor,
+                noise: tf.Tensor,
                 timesteps: tf.Tensor,
                 context: tf.Tensor,
             ) -> tf.Tensor:
                 latent = sample_posterior(mean, log_variance, posterior_noise)
-                noisy = add_noise(latent, epsilon, timesteps)
-                error = epsilon - model.predict(noisy, timesteps, context)
+                noisy = schedule.add_noise(latent, noise, timesteps)
+                target = schedule.target(latent, noise, timesteps)
+                error = target - model.predict(noisy, timesteps, context)
                 return tf.reduce_mean(tf.square(error), axis=[1, 2, 3])
 
             return loss

@@ -48,7 +48,7 @@ class FormulaModel(tf.Module):
     def __init__(self, a: float) -> None:
         super().__init__()
         self.a = tf.Variable(a)
-        self.predict_epsilon = tf.function(
+        self.serve_prediction = tf.function(
             self._predict,
             input_signature=[
                 tf.TensorSpec([None, *LATENT], tf.float32, name="latent"),
@@ -84,7 +84,7 @@ class RedDisc(tf.Module):
 
 def save(module: tf.Module, folder: Path, **manifest) -> Path:
     serving = folder / "Format-Serving"
-    signatures = {"predict_epsilon": module.predict_epsilon}
+    signatures = {"predict_epsilon": module.serve_prediction}
     tf.saved_model.save(module, str(serving / "diffusion_model"), signatures=signatures)
     for name, other in (("text_encoder", FormulaTextEncoder()), ("decoder", RedDisc())):
         tf.saved_model.save(other, str(serving / name), signatures={"serving_default": other.serve})

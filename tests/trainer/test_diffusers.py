@@ -406,7 +406,9 @@ def test_a_trained_model_is_written_bit_by_bit(trained, tmp_path, monkeypatch, c
     served = tf.saved_model.load(str(model / "Format-Serving" / "diffusion_model"))
     latent = tf.random.stateless_normal([1, 8, 8, 4], [1, 2])
     context = tf.random.stateless_normal([1, 77, 12], [3, 4])
-    epsilon = served.predict_epsilon(latent, tf.constant([7]), context)["epsilon"]
+    epsilon = served.signatures["predict_epsilon"](
+        latent=latent, timesteps=tf.constant([7]), context=context
+    )["epsilon"]
     ours = DiffusionModelModule(reloaded, again, IMAGE_SIZE).predict(
         latent, tf.constant([7]), context
     )
@@ -467,7 +469,7 @@ def test_full_sizes_configurations_are_stable_diffusions() -> None:
     assert (vae["block_out_channels"], vae["layers_per_block"]) == ([128, 256, 512, 512], 2)
     text = diffusers_layout.text_encoder_config(preset)
     assert (text["hidden_size"], text["intermediate_size"]) == (768, 3072)
-    assert diffusers_layout.scheduler_config()["num_train_timesteps"] == presets.NUM_TIMESTEPS
+    assert diffusers_layout.scheduler_config(preset)["num_train_timesteps"] == presets.NUM_TIMESTEPS
 
 
 def test_the_tokenizers_files_give_our_ids() -> None:

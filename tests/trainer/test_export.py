@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusion
 
-from trainer.diffusion.noise_schedule import timestep_embedding
+from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
 from trainer.diffusion.sampler import initial_noise, sample, to_pixels
 from trainer.export.saved_models import (
     DiffusionModelModule,
@@ -117,6 +117,7 @@ def test_two_predictions_apart_are_those_together(loaded: dict[str, Any]) -> Non
             lambda latent, timesteps, context: predict(
                 latent=latent, timesteps=timesteps, context=context
             )["epsilon"],
+            NoiseSchedule("epsilon"),
             noise=noise,
             num_steps=tf.constant(3),
             guidance_scale=tf.constant(5.0),
@@ -137,7 +138,7 @@ def test_a_wide_network_is_exported_in_two_forms_and_drawn_with_that_of_the_devi
     load_base_weights(model, "diffusion_model", wide, "random")
     module = DiffusionModelModule(model, wide, 64)
     tf.saved_model.save(
-        module, str(tmp_path), signatures={"predict_epsilon": module.predict_epsilon}
+        module, str(tmp_path), signatures={"predict_epsilon": module.serve_prediction}
     )
     loaded = tf.saved_model.load(str(tmp_path))
     given = (

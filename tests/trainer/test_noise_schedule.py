@@ -6,12 +6,13 @@ from keras_cv.src.models.stable_diffusion.noise_scheduler import NoiseScheduler
 from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusionBase
 
 from trainer.diffusion.noise_schedule import (
-    add_noise,
+    NoiseSchedule,
     alphas_cumprod,
-    min_snr_weights,
     sampling_timesteps,
     timestep_embedding,
 )
+
+SCHEDULE = NoiseSchedule("epsilon")
 
 
 def test_schedule_is_stable_diffusions_own_table() -> None:
@@ -26,11 +27,29 @@ def test_schedule_is_not_keras_cvs_default() -> None:
 
 def test_add_noise_by_hand() -> None:
     rng = np.random.default_rng(0)
-    latent, epsilon = rng.standard_normal((2, 3, 4, 4, 4)).astype(np.float32)
+    latent, noise = rng.standard_normal((2, 3, 4, 4, 4)).astype(np.float32)
     timesteps = np.array([0, 500, 999], np.int32)
     alpha = np.array(_ALPHAS_CUMPROD)[timesteps].reshape(3, 1, 1, 1)
-    expected = np.sqrt(alpha) * latent + np.sqrt(1 - alpha) * epsilon
-    np.testing.assert_allclose(add_noise(latent, epsilon, timesteps), expected, atol=1e-5)
+    expected = np.sqrt(alpha) * latent + np.sqrt(1 - alpha) * noise
+    np.testing.assert_allclose(SCHEDULE.add_noise(latent, noise, timesteps), expected, atol=1e-5)
+
+
+def test_the_target_as_prediction_gives_the_latent_back_and_leads_to_less_noise() -> None:
+    rng = np.random.default_rng(1)
+    latent, noise = rng.standard_normal((2, 2, 4, 4, 4)).astype(np.float32)
+    timesteps = np.array([300, 700], np.int32)
+    noisy = SCHEDULE.add_noise(latent, noise, timesteps)
+    target = SCHEDULE.target(latent, noise, timesteps)
+    alpha_bar = SCHEDULE.alpha_bar(timesteps)
+    np.testing.assert_allclose(SCHEDULE.clean_latent(noisy, target, alpha_bar), latent, atol=1e-5)
+    before = timesteps - 200
+    stepped = SCHEDULE.step(noisy, target, alpha_bar, SCHEDULE.alpha_bar(before))
+    np.testing.assert_allclose(stepped, SCHEDULE.add_noise(latent, noise, before), atol=1e-5)
+
+
+def test_what_has_no_arithmetic_cannot_be_predicted() -> None:
+    with pytest.raises(ValueError, match="no arithmetic for models that predict 'sample'"):
+        NoiseSchedule("sample")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("width", [64, 320])
@@ -54,7 +73,7 @@ def test_min_snr_weights_by_hand(gamma: float) -> None:
     alpha = np.array(_ALPHAS_CUMPROD, np.float64)
     ratio = alpha / (1 - alpha)
     expected = [min(r, gamma) / r for r in ratio]
-    actual = min_snr_weights(tf.range(1000), gamma)
+    actual = SCHEDULE.min_snr_weights(tf.range(1000), gamma)
     assert actual.dtype == tf.float32
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
     # More noise than gamma allows signal: nothing is taken off.

@@ -6,10 +6,12 @@ evenly spaced from 0.00085 to 0.012 over 1000 timesteps.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 
-from trainer.presets import BETA_END, BETA_START, NUM_TIMESTEPS
+from trainer.presets import BETA_END, BETA_START, NUM_TIMESTEPS, Prediction
 from trainer.presets import LATENT_SCALE as LATENT_SCALE
 
 _MAX_PERIOD = 10_000.0
@@ -21,35 +23,94 @@ def alphas_cumprod() -> np.ndarray:
     return np.cumprod(1.0 - betas).astype(np.float32)
 
 
-def add_noise(latent: tf.Tensor, epsilon: tf.Tensor, timesteps: tf.Tensor) -> tf.Tensor:
-    """Diffuses latents forward (Ho et al. 2020, equation 4).
+@dataclasses.dataclass(frozen=True)
+class NoiseSchedule:
+    """How noise is added and taken away by what a diffusion model predicts.
 
-    Args:
-        latent: float32 [B, h, w, 4], scaled by `LATENT_SCALE`.
-        epsilon: float32 [B, h, w, 4], standard normal.
-        timesteps: int [B], from 0 to 999.
+    Training, sampling, scoring and the reports ask here; nobody else knows what is predicted.
 
-    Returns:
-        float32 [B, h, w, 4].
+    Attributes:
+        prediction: What the model predicts, of a preset.
     """
-    alpha_bar = tf.gather(tf.constant(alphas_cumprod()), timesteps)[:, None, None, None]
-    return tf.sqrt(alpha_bar) * latent + tf.sqrt(1.0 - alpha_bar) * epsilon
 
+    prediction: Prediction
 
-def min_snr_weights(timesteps: tf.Tensor, gamma: float) -> tf.Tensor:
-    """Weights of the loss of epsilon (Hang et al. 2023, section 3.4): `min(SNR, gamma) / SNR`.
+    def __post_init__(self) -> None:
+        if self.prediction != "epsilon":
+            raise ValueError(f"there is no arithmetic for models that predict {self.prediction!r}")
 
-    Args:
-        timesteps: int [B], from 0 to 999.
-        gamma: Signal-to-noise ratio above which timesteps count for less; the paper's is 5.
+    def alpha_bar(self, timesteps: tf.Tensor) -> tf.Tensor:
+        """`alphas_cumprod` at timesteps, int [B], as it spreads over latents: [B, 1, 1, 1]."""
+        return tf.gather(tf.constant(alphas_cumprod()), timesteps)[:, None, None, None]
 
-    Returns:
-        float32 [B].
-    """
-    alpha_bar = alphas_cumprod().astype(np.float64)
-    ratio = alpha_bar / (1.0 - alpha_bar)
-    weights = np.minimum(ratio, gamma) / ratio
-    return tf.gather(tf.constant(weights, tf.float32), timesteps)
+    def add_noise(self, latent: tf.Tensor, noise: tf.Tensor, timesteps: tf.Tensor) -> tf.Tensor:
+        """Diffuses latents forward (Ho et al. 2020, equation 4).
+
+        Args:
+            latent: float32 [B, h, w, 4], scaled by `LATENT_SCALE`.
+            noise: float32 [B, h, w, 4], standard normal.
+            timesteps: int [B], from 0 to 999.
+
+        Returns:
+            float32 [B, h, w, 4].
+        """
+        alpha_bar = self.alpha_bar(timesteps)
+        return tf.sqrt(alpha_bar) * latent + tf.sqrt(1.0 - alpha_bar) * noise
+
+    def target(self, latent: tf.Tensor, noise: tf.Tensor, timesteps: tf.Tensor) -> tf.Tensor:
+        """What the model should predict of `add_noise` with the same arguments."""
+        return noise
+
+    def min_snr_weights(self, timesteps: tf.Tensor, gamma: float) -> tf.Tensor:
+        """Weights of the loss (Hang et al. 2023, section 3.4): of epsilon, `min(SNR, gamma) / SNR`.
+
+        Args:
+            timesteps: int [B], from 0 to 999.
+            gamma: Signal-to-noise ratio above which timesteps count for less; the paper's is 5.
+
+        Returns:
+            float32 [B].
+        """
+        alpha_bar = alphas_cumprod().astype(np.float64)
+        ratio = alpha_bar / (1.0 - alpha_bar)
+        weights = np.minimum(ratio, gamma) / ratio
+        return tf.gather(tf.constant(weights, tf.float32), timesteps)
+
+    def clean_latent(
+        self, noisy: tf.Tensor, predicted: tf.Tensor, alpha_bar: tf.Tensor
+    ) -> tf.Tensor:
+        """The latent that a prediction sees below the noise (Song et al. 2021, equation 9).
+
+        Args:
+            noisy: float32 [B, h, w, 4].
+            predicted: float32 [B, h, w, 4], by the model.
+            alpha_bar: float32 [] or [B, 1, 1, 1], of the noisy latent.
+
+        Returns:
+            float32 [B, h, w, 4].
+        """
+        return (noisy - tf.sqrt(1.0 - alpha_bar) * predicted) / tf.sqrt(alpha_bar)
+
+    def step(
+        self,
+        noisy: tf.Tensor,
+        predicted: tf.Tensor,
+        alpha_bar: tf.Tensor,
+        alpha_bar_before: tf.Tensor,
+    ) -> tf.Tensor:
+        """One step of DDIM (Song et al. 2021, equation 12 with sigma 0), to less noise.
+
+        Args:
+            noisy: float32 [B, h, w, 4].
+            predicted: float32 [B, h, w, 4], by the model.
+            alpha_bar: float32 [], of the noisy latent.
+            alpha_bar_before: float32 [], of the latent that is returned.
+
+        Returns:
+            float32 [B, h, w, 4].
+        """
+        clean = self.clean_latent(noisy, predicted, alpha_bar)
+        return tf.sqrt(alpha_bar_before) * clean + tf.sqrt(1.0 - alpha_bar_before) * predicted
 
 
 def timestep_embedding(timesteps: tf.Tensor, width: int) -> tf.Tensor:

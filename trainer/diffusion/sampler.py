@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from trainer.diffusion.noise_schedule import alphas_cumprod, sampling_timesteps
+from trainer.diffusion.noise_schedule import NoiseSchedule, alphas_cumprod, sampling_timesteps
 
-PredictEpsilon = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-"""From noisy latent, timesteps int32 [B] and context to epsilon."""
+Predict = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+"""A diffusion model: from noisy latent, timesteps int32 [B] and context to its prediction."""
 
 
 def sample(
-    predict_epsilon: PredictEpsilon,
+    predict: Predict,
+    schedule: NoiseSchedule,
     *,
     noise: tf.Tensor,
     context: tf.Tensor,
@@ -27,7 +28,8 @@ def sample(
     Classifier-free guidance (Ho and Salimans 2022, equation 6) needs two predictions a step.
 
     Args:
-        predict_epsilon: The diffusion model.
+        predict: The diffusion model.
+        schedule: What its predictions mean.
         noise: float32 [B, h, w, 4], standard normal.
         context: float32 [B, 77, D].
         unconditional_context: float32 [B, 77, D], of the empty or the negative prompt.
@@ -48,18 +50,14 @@ def sample(
         if guided_together:
             doubled = tf.concat([latent, latent], axis=0)
             repeated = tf.fill([2 * batch], timestep)
-            return tf.split(predict_epsilon(doubled, repeated, both_contexts), 2, axis=0)
+            return tf.split(predict(doubled, repeated, both_contexts), 2, axis=0)
         repeated = tf.fill([batch], timestep)
-        return [
-            predict_epsilon(latent, repeated, each) for each in (unconditional_context, context)
-        ]
+        return [predict(latent, repeated, each) for each in (unconditional_context, context)]
 
     def step(index: tf.Tensor, latent: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         unconditional, conditional = both_predictions(latent, timesteps[index])
-        epsilon = unconditional + guidance_scale * (conditional - unconditional)
-        alpha, alpha_before = alphas[index], alphas_before[index]
-        predicted = (latent - tf.sqrt(1.0 - alpha) * epsilon) / tf.sqrt(alpha)
-        latent = tf.sqrt(alpha_before) * predicted + tf.sqrt(1.0 - alpha_before) * epsilon
+        predicted = unconditional + guidance_scale * (conditional - unconditional)
+        latent = schedule.step(latent, predicted, alphas[index], alphas_before[index])
         return index - 1, tf.ensure_shape(latent, noise.shape)
 
     _, latent = tf.while_loop(lambda index, _: index >= 0, step, (num_steps - 1, noise))

@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 import keras
 import tensorflow as tf
 
-from trainer.diffusion.noise_schedule import timestep_embedding
+from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
 from trainer.diffusion.sampler import initial_noise, sample, to_pixels
 from trainer.networks.inference_layers import has_form_for_cpu, inference_layers
 from trainer.presets import NUM_TIMESTEPS, Preset
@@ -64,7 +64,7 @@ class TextEncoderModule(tf.Module):
 
 
 class DiffusionModelModule(tf.Module):
-    """The whole sampling loop, and a single noise prediction."""
+    """The whole sampling loop, and a single prediction."""
 
     def __init__(
         self,
@@ -75,6 +75,8 @@ class DiffusionModelModule(tf.Module):
     ) -> None:
         super().__init__()
         self._variables, self._call = _network(model, weights_dtype)
+        self._schedule = NoiseSchedule(preset.prediction)
+        self.prediction_signature = preset.prediction_signature
         self._width = preset.diffusion_model.timestep_width
         self._latent_shape = preset.latent_shape(image_size)
         text = preset.text_encoder
@@ -111,8 +113,8 @@ class DiffusionModelModule(tf.Module):
         self.from_noise = tf.function(
             self._from_noise, input_signature=[*guided, noise], autograph=False
         )
-        self.predict_epsilon = tf.function(
-            self._predict_epsilon, input_signature=prediction, autograph=False
+        self.serve_prediction = tf.function(
+            self._serve_prediction, input_signature=prediction, autograph=False
         )
 
     def _predict_with(
@@ -122,12 +124,12 @@ class DiffusionModelModule(tf.Module):
         return tf.cast(self._call([latent, embedding, context], for_cpu), tf.float32)
 
     def _predict(self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
-        """Epsilon, float32 [B, h, w, 4], of noisy latents at `timesteps`, int32 [B]."""
-        epsilon = _by_device(
+        """The prediction, float32 [B, h, w, 4], of noisy latents at `timesteps`, int32 [B]."""
+        predicted = _by_device(
             functools.partial(predict, latent, timesteps, context)
             for predict in (self.predict_on_cpu, self.predict_on_gpu)
         )
-        return tf.ensure_shape(epsilon, latent.shape)
+        return tf.ensure_shape(predicted, latent.shape)
 
     def _sample(
         self,
@@ -154,6 +156,7 @@ class DiffusionModelModule(tf.Module):
             functools.partial(
                 sample,
                 predict,
+                self._schedule,
                 noise=noise,
                 context=context,
                 unconditional_context=unconditional_context,
@@ -191,10 +194,10 @@ class DiffusionModelModule(tf.Module):
         latent = self.sample(context, unconditional_context, num_steps, guidance_scale, noise)
         return {"latent": latent}
 
-    def _predict_epsilon(
+    def _serve_prediction(
         self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        return {"epsilon": self.predict(latent, timesteps, context)}
+        return {self._schedule.prediction: self.predict(latent, timesteps, context)}
 
 
 class DecoderModule(tf.Module):
@@ -261,7 +264,7 @@ def export_models(folder: str, modules: ServingModules) -> None:
             {
                 "serving_default": diffusion_model.serve,
                 "from_noise": diffusion_model.from_noise,
-                "predict_epsilon": diffusion_model.predict_epsilon,
+                diffusion_model.prediction_signature: diffusion_model.serve_prediction,
             },
         ),
         (

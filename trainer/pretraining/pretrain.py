@@ -28,7 +28,7 @@ from trainer.data.latents import sample_posterior
 from trainer.diffusion.noise_schedule import (
     LATENT_SCALE,
     NUM_TIMESTEPS,
-    add_noise,
+    NoiseSchedule,
     timestep_embedding,
 )
 from trainer.networks import (
@@ -199,6 +199,7 @@ def held_out_loss(
 ) -> float:
     """Noise-prediction loss over ten timesteps a picture, evenly spread, with fixed noise."""
     assert tuner.text_encoder is not None
+    schedule = NoiseSchedule(preset.prediction)
     rng = np.random.default_rng(seed)
     text_encoder = tuner.text_encoder
 
@@ -219,12 +220,13 @@ def held_out_loss(
             timesteps = rng.integers(low, low + NUM_TIMESTEPS // 10, len(mean)).astype(np.int32)
             latent = sample_posterior(mean, log_variance, noise[0])
             predicted = predict(
-                add_noise(latent, noise[1], timesteps),
+                schedule.add_noise(latent, noise[1], timesteps),
                 tf.constant(timesteps),
                 tf.constant(tokens[part]),
                 tf.constant(positions[part]),
             )
-            losses.append(np.square(noise[1] - predicted).mean(axis=(1, 2, 3)))
+            target = schedule.target(latent, noise[1], timesteps)
+            losses.append(np.square(target - predicted).mean(axis=(1, 2, 3)))
     return float(np.concatenate(losses).mean())
 
 

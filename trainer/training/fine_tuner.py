@@ -16,12 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data.latents import sample_posterior
-from trainer.diffusion.noise_schedule import (
-    NUM_TIMESTEPS,
-    add_noise,
-    min_snr_weights,
-    timestep_embedding,
-)
+from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule, timestep_embedding
 from trainer.networks.matrix_products import convolutions_as_matrix_products
 from trainer.networks.recompute import call_recomputing
 from trainer.presets import Preset
@@ -75,7 +70,7 @@ class _Draws:
     """What is random in a step: for each example its timestep, noise and so on."""
 
     timesteps: tf.Tensor
-    epsilon: tf.Tensor
+    noise: tf.Tensor
     posterior: tf.Tensor
     dropped: tf.Tensor
     mirrored: tf.Tensor
@@ -152,6 +147,7 @@ class FineTuner:
         self.diffusion_model = diffusion_model
         self.text_encoder = text_encoder
         self.config = config
+        self._schedule = NoiseSchedule(preset.prediction)
         self._preset = preset
         self._empty_caption = empty_caption
         self._strategy = strategy
@@ -233,16 +229,17 @@ class FineTuner:
             mean = tf.where(mirrored, batch["latent/mirror_mean"], mean)
             log_variance = tf.where(mirrored, batch["latent/mirror_log_variance"], log_variance)
         latent = sample_posterior(mean, log_variance, draws.posterior)
-        timesteps, epsilon = draws.timesteps, draws.epsilon
+        timesteps, noise = draws.timesteps, draws.noise
         inputs = [
-            add_noise(latent, epsilon, timesteps),
+            self._schedule.add_noise(latent, noise, timesteps),
             timestep_embedding(timesteps, self._preset.diffusion_model.timestep_width),
             self._context(batch, draws.dropped),
         ]
         predicted = tf.cast(self._call(self.diffusion_model, inputs), tf.float32)
-        losses = tf.reduce_mean(tf.square(epsilon - predicted), axis=[1, 2, 3])
+        target = self._schedule.target(latent, noise, timesteps)
+        losses = tf.reduce_mean(tf.square(target - predicted), axis=[1, 2, 3])
         if self.config.min_snr_gamma:
-            losses *= min_snr_weights(timesteps, self.config.min_snr_gamma)
+            losses *= self._schedule.min_snr_weights(timesteps, self.config.min_snr_gamma)
         return tf.reduce_sum(losses) / self.config.batch_size
 
     def _draw(self, step: tf.Tensor, latent_shape: tf.TensorShape) -> _Draws:
@@ -254,16 +251,16 @@ class FineTuner:
         time_key, noise_key, posterior_key, dropout_key, flip_key = tf.unstack(
             tf.random.split(key, 5)
         )
-        epsilon = tf.random.stateless_normal(shape, noise_key)
+        noise = tf.random.stateless_normal(shape, noise_key)
         if config.noise_offset:
             # A shift of whole channels, which plain noise hardly ever hides or asks for
             # (Guttenberg 2023, "Diffusion with offset noise").
             offset_key = tf.random.experimental.stateless_fold_in(noise_key, 1)
             offset = tf.random.stateless_normal([size, 1, 1, shape[-1]], offset_key)
-            epsilon += config.noise_offset * offset
+            noise += config.noise_offset * offset
         return _Draws(
             timesteps=tf.random.stateless_uniform([size], time_key, 0, NUM_TIMESTEPS, tf.int32),
-            epsilon=epsilon,
+            noise=noise,
             posterior=tf.random.stateless_normal(shape, posterior_key),
             dropped=tf.random.stateless_uniform([size, 1], dropout_key) < config.caption_dropout,
             mirrored=tf.random.stateless_uniform([size, 1, 1, 1], flip_key) < 0.5,

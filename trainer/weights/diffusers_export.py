@@ -140,7 +140,9 @@ def _write(preset: Preset, image_size: int, values: _Values, output: str, dtype:
         for component, config in configs.items():
             _write_json(folder / component / diffusers_layout.CONFIG_NAME, config)
         _write_tensors(preset, image_size, values, folder, dtype)
-        _write_json(folder / diffusers_layout.SCHEDULER_CONFIG, diffusers_layout.scheduler_config())
+        _write_json(
+            folder / diffusers_layout.SCHEDULER_CONFIG, diffusers_layout.scheduler_config(preset)
+        )
         _write_tokenizer(folder / "tokenizer")
         _write_json(folder / diffusers_layout.INDEX_NAME, _MODEL_INDEX)
         if local:

@@ -45,15 +45,6 @@ STEMS: Mapping[str, str] = {
 _PICKLES = ("pytorch_model", "diffusion_pytorch_model")
 _HALF = "fp16"
 
-_SCHEDULE: Mapping[str, Any] = {
-    "beta_end": BETA_END,
-    "beta_schedule": "scaled_linear",
-    "beta_start": BETA_START,
-    "num_train_timesteps": NUM_TIMESTEPS,
-    "prediction_type": "epsilon",
-    "trained_betas": None,
-}
-
 # Fields whose value is the preset's. Of all others, what a configuration leaves out, as old ones do
 # with fields that came later, is what Stable Diffusion v1 has.
 _DIMENSIONS = frozenset(
@@ -160,7 +151,7 @@ def check_configs(folder: Folder, preset: Preset) -> None:
         _check(folder.shown(name), folder.read_json(name), expected, preset)
     if folder.exists(SCHEDULER_CONFIG):
         found = folder.read_json(SCHEDULER_CONFIG)
-        expected = {key: value for key, value in _SCHEDULE.items() if key in found}
+        expected = {key: value for key, value in _schedule(preset).items() if key in found}
         _check(folder.shown(SCHEDULER_CONFIG), found, expected, preset)
 
 
@@ -270,15 +261,26 @@ def text_encoder_config(preset: Preset) -> dict[str, Any]:
     }
 
 
-def scheduler_config() -> dict[str, Any]:
-    """`scheduler/scheduler_config.json`: Stable Diffusion v1's own sampler, on our schedule."""
+def scheduler_config(preset: Preset) -> dict[str, Any]:
+    """`scheduler/scheduler_config.json`: Stable Diffusion v1's own sampler, for a preset."""
     return {
         "_class_name": "PNDMScheduler",
-        **_SCHEDULE,
+        **_schedule(preset),
         "clip_sample": False,
         "set_alpha_to_one": False,
         "skip_prk_steps": True,
         "steps_offset": 1,
+    }
+
+
+def _schedule(preset: Preset) -> dict[str, Any]:
+    return {
+        "beta_end": BETA_END,
+        "beta_schedule": "scaled_linear",
+        "beta_start": BETA_START,
+        "num_train_timesteps": NUM_TIMESTEPS,
+        "prediction_type": preset.prediction,
+        "trained_betas": None,
     }
 
 
