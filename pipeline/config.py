@@ -393,12 +393,12 @@ def resolve_base_weights(config: RunConfig, *, fetch: bool = True) -> RunConfig:
         ConfigError: A file is missing, damaged or of another model.
     """
     from storage.folders import FolderError
-    from trainer.weights.sources import prepare
+    from trainer.weights.base_model import BaseModel
 
     model = config.model
     try:
-        preset = get_preset(model.preset)
-        source = prepare(preset, model.base_weights, fetch=fetch)
+        found = BaseModel.locate(get_preset(model.preset), model.image_size, model.base_weights)
+        source = found.prepare(fetch=fetch)
     except FolderError as error:
         raise ConfigError(f"model.base_weights = {model.base_weights!r}: {error}") from None
     return dataclasses.replace(config, model=dataclasses.replace(model, base_weights=source))

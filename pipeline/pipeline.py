@@ -29,7 +29,7 @@ from pipeline.baseline import LatestBlessedBeforeCandidate
 from pipeline.config import RunConfig
 from pipeline.evaluation import baseline_node, eval_config
 from trainer.presets import get_preset
-from trainer.weights.sources import base_weights_hash
+from trainer.weights.base_model import BaseModel
 
 PIPELINE_NAME = "sd-finetuning"
 
@@ -135,7 +135,9 @@ def create_pipeline(
             "preset": model.preset,
             "image_size": model.image_size,
             "base_weights": model.base_weights,
-            "base_weights_hash": base_weights_hash(get_preset(model.preset), model.base_weights),
+            "base_weights_hash": BaseModel.locate(
+                get_preset(model.preset), model.image_size, model.base_weights
+            ).hash(),
             "training": training,
             "validation": {
                 **dataclasses.asdict(config.validation),

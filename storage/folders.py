@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class Folder(abc.ABC):
 
     def __init__(self, address: str) -> None:
         self.address = address
+
+    def __reduce__(self) -> tuple[Callable[[str], Folder], tuple[str]]:
+        # Another process opens it anew, rather than taking over connections.
+        return open_folder, (self.address,)
 
     @abc.abstractmethod
     def exists(self, name: str) -> bool:

@@ -27,16 +27,15 @@ from pipeline.evaluation import eval_config
 from trainer.data.latents import training_batches
 from trainer.diffusion.noise_schedule import NoiseSchedule
 from trainer.export.saved_models import DiffusionModelModule
-from trainer.networks import build_diffusion_model
 from trainer.presets import get_preset
 from trainer.training.fine_tuner import FineTuner
 from trainer.training_config import TrainingConfig
-from trainer.weights.load import load_base_weights
-from trainer.weights.sources import base_weights_hash
+from trainer.weights.base_model import BaseModel
 
 DATASET = Path(__file__).resolve().parent.parent / "data" / "creatures" / "data"
 PRESET = get_preset("tiny")
 SIZE = PRESET.image_size
+BASE_MODEL = BaseModel.locate(PRESET, SIZE, "default")
 CONTEXT = {"preset": "tiny", "image_size": SIZE, "base_weights": "default", "code_version": "1"}
 
 
@@ -68,7 +67,7 @@ def latents(tmp_path_factory) -> Artifact:
         os.makedirs(uri)
         path = os.path.join(uri, "examples-00000-of-00001.gz")
         write_shard(path, map(record, some), str(folder))
-    hashed = base_weights_hash(PRESET, "default", latent_gen.ENCODERS)
+    hashed = BASE_MODEL.hash(latent_gen.ENCODERS)
     latent_gen.Executor(BaseBeamExecutor.Context(beam_pipeline_args=[])).Do(
         {"examples": [examples]},
         {"latents": [made]},
@@ -78,9 +77,7 @@ def latents(tmp_path_factory) -> Artifact:
 
 
 def base() -> keras.Model:
-    model = build_diffusion_model(PRESET, SIZE)
-    load_base_weights(model, "diffusion_model", PRESET, "default")
-    return model
+    return BASE_MODEL.build("diffusion_model")
 
 
 def export(model: keras.Model, folder: Path) -> Artifact:
@@ -124,7 +121,7 @@ class Judge:
             {"scores": [scores]},
             {
                 **CONTEXT,
-                "base_weights_hash": base_weights_hash(PRESET, "default", loss_scorer.SCORED),
+                "base_weights_hash": BASE_MODEL.hash(loss_scorer.SCORED),
                 "num_strata": settings.num_strata,
                 "seed": settings.seed,
                 "num_samples": 0,

@@ -132,7 +132,7 @@ class Preset:
         weight_files: For each network, the file of its base weights.
         ships_weights: Whether the base weights come with this package.
         published_at: Where the base weights are published; `None` where they are not.
-        numerics: How the layers compute; `trainer.weights.sources.preset_for` sets it to what
+        numerics: How the layers compute; `trainer.weights.base_model.BaseModel` sets it to what
             the base weights were made for.
         prediction: What the diffusion model predicts.
     """

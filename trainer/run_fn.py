@@ -24,8 +24,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
 from trainer.export.manifest import ModelManifest
 from trainer.export.saved_models import ServingModules, WeightsDtype, export_models, serving_modules
-from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
-from trainer.presets import NETWORKS, Preset, get_preset
+from trainer.presets import NETWORKS, get_preset
 from trainer.text.tokenizer import tokenize
 from trainer.training.distribution import is_chief, training_strategy, wait_for_all
 from trainer.training.fine_tuner import FineTuner, StepRecord, write_history
@@ -42,8 +41,7 @@ from trainer.training.memory import (
 )
 from trainer.training.progress import TrainingProgress
 from trainer.training_config import ResolvedTrainingConfig
-from trainer.weights.load import load_base_weights
-from trainer.weights.sources import base_weights_hash, preset_for
+from trainer.weights.base_model import BaseModel
 
 _ENCODERS = ("text_encoder", "image_encoder")
 _LOGGED = ("loss", "learning_rate", "gradient_norm", "images_per_second", "loss_scale")
@@ -59,7 +57,7 @@ class TrainerSettings:
     Attributes:
         preset: Name of the preset.
         image_size: Side of the pictures in pixels.
-        base_weights: `"default"`, `"random"` or a place; see `trainer.weights.sources.locate`.
+        base_weights: `"default"`, `"random"` or a place; see `BaseModel`.
         base_weights_hash: Hash of all four networks' base weights; it makes TFX's cache see other
             weights at the same place.
         training: Fields of `ResolvedTrainingConfig`.
@@ -102,22 +100,22 @@ def run_fn(fn_args: FnArgs) -> None:
     config = ResolvedTrainingConfig(**settings.training)
     # Workers can only be joined before anything else is done with TensorFlow.
     strategy = training_strategy(config.devices)
-    preset = preset_for(get_preset(settings.preset), settings.base_weights)
+    base_model = BaseModel.locate(
+        get_preset(settings.preset), settings.image_size, settings.base_weights
+    )
+    preset = base_model.preset
     # `train_files` holds patterns `<uri>/Split-train/*`.
     latents_uri = os.path.dirname(os.path.dirname(fn_args.train_files[0]))
     latents = LatentsManifest.read(latents_uri)
-    _check_inputs(latents, settings, preset, config)
+    _check_inputs(latents, settings, base_model, config)
     examples = latents.counts["train"]
     config = config.for_examples(examples, preset)
 
     keras.utils.set_random_seed(config.seed)
     with strategy.scope() if strategy else contextlib.nullcontext():
-        diffusion_model = build_diffusion_model(preset, settings.image_size)
-        load_base_weights(diffusion_model, "diffusion_model", preset, settings.base_weights)
-        text_encoder = build_text_encoder(preset)
-        load_base_weights(text_encoder, "text_encoder", preset, settings.base_weights)
-    decoder = build_decoder(preset, settings.image_size)
-    load_base_weights(decoder, "decoder", preset, settings.base_weights)
+        diffusion_model = base_model.build("diffusion_model")
+        text_encoder = base_model.build("text_encoder")
+    decoder = base_model.build("decoder")
     networks = (text_encoder, diffusion_model, decoder)
     modules = serving_modules(*networks, preset, settings.image_size)
     empty_tokens = tf.constant(tokenize([""]))
@@ -216,10 +214,7 @@ def run_fn(fn_args: FnArgs) -> None:
             text_encoder_trained=config.train_text_encoder,
             numerics=preset.numerics,
             base_weights_source=settings.base_weights,
-            base_weights={
-                network: base_weights_hash(preset, settings.base_weights, [network])
-                for network in NETWORKS
-            },
+            base_weights={network: base_model.hash([network]) for network in NETWORKS},
             latents={"uri": latents_uri, **dataclasses.asdict(latents)},
             validation=dict(settings.validation),
             defaults={name: settings.validation[name] for name in ("num_steps", "guidance_scale")},
@@ -276,15 +271,15 @@ class _MemoryCheck:
 def _check_inputs(
     latents: LatentsManifest,
     settings: TrainerSettings,
-    preset: Preset,
+    base_model: BaseModel,
     config: ResolvedTrainingConfig,
 ) -> None:
-    if base_weights_hash(preset, settings.base_weights) != settings.base_weights_hash:
+    if base_model.hash() != settings.base_weights_hash:
         raise ValueError(
             f"the base weights in {settings.base_weights!r} have changed since the run was "
             "prepared: start the run again"
         )
-    hash_now = base_weights_hash(preset, settings.base_weights, _ENCODERS)
+    hash_now = base_model.hash(_ENCODERS)
     made_by = (latents.preset, latents.image_size, latents.encoders_hash)
     wanted = (settings.preset, settings.image_size, hash_now)
     if made_by != wanted:

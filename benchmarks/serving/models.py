@@ -9,24 +9,22 @@ import tensorflow as tf
 from benchmarks.serving.measured import VERSION, arguments
 from benchmarks.serving.notebook import export_notebook_models
 from trainer.export.saved_models import export_models, serving_modules
-from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
 from trainer.presets import get_preset
 from trainer.text.tokenizer import merges
-from trainer.weights.load import load_base_weights
+from trainer.weights.base_model import BaseModel
 
 
 def main() -> None:
     """The command line."""
     preset_name, image_size, folder, _ = arguments()
     preset = get_preset(preset_name)
+    source = "default" if preset.ships_weights else "random"
+    base_model = BaseModel.locate(preset, image_size, source)
     networks = {
-        "text_encoder": build_text_encoder(preset),
-        "diffusion_model": build_diffusion_model(preset, image_size),
-        "decoder": build_decoder(preset, image_size),
+        name: base_model.build(name) for name in ("text_encoder", "diffusion_model", "decoder")
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, model in networks.items():
-        load_base_weights(model, name, preset, "default" if preset.ships_weights else "random")
         model.save_weights(str(folder / f"{name}.weights.h5"))
     modules = serving_modules(**networks, preset=preset, image_size=image_size)
     export_models(str(folder / "exported"), modules)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from components.loss_scorer.draws import Draw
 from components.loss_scorer.models import exported_decoder, exported_model
 from components.tfrecords import read_shard
-from trainer.presets import Preset
+from trainer.weights.base_model import BaseModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +77,7 @@ def records_of(files: Iterable[str], example_ids: frozenset[str]) -> dict[str, b
 
 def reconstruct(
     serving: str,
-    preset: Preset,
-    image_size: int,
+    base_model: BaseModel,
     latents: Sequence[bytes],
     draws: Sequence[Draw],
 ) -> list[Reconstruction]:
@@ -86,8 +85,7 @@ def reconstruct(
 
     Args:
         serving: Folder of the SavedModels.
-        preset: The preset of the latents.
-        image_size: Side of the pictures in pixels.
+        base_model: Whose latents they are.
         latents: Records of LatentGen.
         draws: The noise and the timestep for each of them.
     """
@@ -97,8 +95,9 @@ def reconstruct(
 
     if not latents:
         return []
+    preset = base_model.preset
     model, decode = exported_model(serving, preset), exported_decoder(serving)
-    parsed = parse_latents(tf.constant(list(latents)), preset, image_size)
+    parsed = parse_latents(tf.constant(list(latents)), preset, base_model.image_size)
     contexts = model.contexts(parsed["tokens"].numpy(), parsed["context"].numpy())
     timesteps = np.array([drawn.timestep for drawn in draws], np.int32)
     epsilon = np.stack([drawn.epsilon for drawn in draws])

@@ -305,11 +305,10 @@ def _extremes(
     # Imports Keras.
     from trainer.data import images
     from trainer.presets import get_preset
-    from trainer.weights.sources import preset_for
+    from trainer.weights.base_model import BaseModel
 
     scores = artifact_utils.get_single_instance(input_dict["scores"])
-    preset = preset_for(get_preset(manifest.preset), base_weights)
-    size = manifest.image_size
+    base_model = BaseModel.locate(get_preset(manifest.preset), manifest.image_size, base_weights)
     num_strata, seed = (scores.get_int_custom_property(name) for name in ("num_strata", "seed"))
     found = examples.extremes(_files(scores), _NUM_EXTREMES)
     scored = {one.example_id: one for one in (*found.worst, *found.best)}
@@ -319,11 +318,9 @@ def _extremes(
         for name in ("examples", "latents")
     )
     draws = [
-        draw(name, num_strata // 2, num_strata, seed, preset.latent_shape(size)) for name in scored
+        draw(name, num_strata // 2, num_strata, seed, base_model.latent_shape) for name in scored
     ]
-    restored = examples.reconstruct(
-        serving, preset, size, [latents[name] for name in scored], draws
-    )
+    restored = examples.reconstruct(serving, base_model, [latents[name] for name in scored], draws)
     shown = {}
     for (name, one), made in zip(scored.items(), restored, strict=True):
         features = tf.train.Example.FromString(rows[name]).features.feature

@@ -9,6 +9,7 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 from components.code_version import code_version
 from components.latent_gen import executor
 from trainer.presets import get_preset
+from trainer.weights.base_model import BaseModel
 
 
 class LatentGenSpec(component_spec.ComponentSpec):
@@ -58,7 +59,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
             preset: Name of the preset whose encoders are used.
             image_size: Side in pixels that pictures are scaled and cropped to.
             base_weights: Where the encoders' weights come from; see
-                `trainer.weights.load.load_base_weights`.
+                `trainer.weights.base_model.BaseModel`.
             flip: Whether to encode every picture's mirror image, too: `always`, `never`, or
                 `auto`, which does it unless a caption says left or right.
             crop: Which part of a picture that is not square is kept: its `centre`, or a `random`
@@ -77,8 +78,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
         networks = get_preset(preset)
         networks.check_image_size(image_size)
-        # Imports Keras.
-        from trainer.weights.sources import base_weights_hash
+        base_model = BaseModel.locate(networks, image_size, base_weights)
 
         super().__init__(
             LatentGenSpec(
@@ -86,7 +86,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
                 image_size=image_size,
                 base_weights=base_weights,
                 # Other weights at the same place must not find old latents in the cache.
-                encoders_hash=base_weights_hash(networks, base_weights, executor.ENCODERS),
+                encoders_hash=base_model.hash(executor.ENCODERS),
                 flip=flip,
                 crop=crop,
                 crop_seed=crop_seed if crop == executor.CROP_RANDOM else 0,

@@ -29,7 +29,7 @@ from components.counts import WriteCounts, read_counts
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
 
 if TYPE_CHECKING:
-    from trainer.presets import Preset
+    from trainer.weights.base_model import BaseModel
 
 ENCODERS = ("text_encoder", "image_encoder")
 FLIPS = FLIP_AUTO, FLIP_ALWAYS, FLIP_NEVER = "auto", "always", "never"
@@ -82,11 +82,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         # Import Keras.
         from trainer.data.latents import LatentsManifest
         from trainer.presets import get_preset
-        from trainer.weights.sources import base_weights_hash, preset_for
+        from trainer.weights.base_model import BaseModel
 
-        preset = preset_for(get_preset(exec_properties["preset"]), exec_properties["base_weights"])
-        image_size = exec_properties["image_size"]
-        encoders_hash = base_weights_hash(preset, exec_properties["base_weights"], ENCODERS)
+        preset, image_size = get_preset(exec_properties["preset"]), exec_properties["image_size"]
+        base_model = BaseModel.locate(preset, image_size, exec_properties["base_weights"])
+        encoders_hash = base_model.hash(ENCODERS)
         if encoders_hash != exec_properties["encoders_hash"]:
             raise RuntimeError(
                 f"the encoders' weights in {exec_properties['base_weights']!r} have changed since "
@@ -112,9 +112,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 | "Encode"
                 >> beam.ParDo(
                     _EncodeShard(
-                        preset,
-                        image_size,
-                        exec_properties["base_weights"],
+                        base_model,
                         flip,
                         exec_properties["crop"],
                         exec_properties["crop_seed"],
@@ -153,24 +151,17 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 class Encoders:
     """The two frozen encoders of a preset."""
 
-    def __init__(self, preset: Preset, image_size: int, base_weights: str, flip: bool) -> None:
+    def __init__(self, base_model: BaseModel, flip: bool) -> None:
         """Builds the networks and loads their weights.
 
         Args:
-            preset: Which networks, for these weights (see `trainer.weights.sources.preset_for`).
-            image_size: Side of the pictures in pixels.
-            base_weights: See `trainer.weights.load.load_base_weights`.
+            base_model: Whose encoders, and for which size of the pictures.
             flip: Whether to encode mirror images, too.
         """
-        # Import Keras and KerasCV.
-        from trainer.networks import build_image_encoder, build_text_encoder
-        from trainer.weights.load import load_base_weights
-
-        text_encoder = build_text_encoder(preset)
-        load_base_weights(text_encoder, "text_encoder", preset, base_weights)
-        image_encoder = build_image_encoder(preset)
-        load_base_weights(image_encoder, "image_encoder", preset, base_weights)
-        length = preset.text_encoder.max_length
+        text_encoder = base_model.build("text_encoder")
+        image_encoder = base_model.build("image_encoder")
+        image_size = base_model.image_size
+        length = base_model.preset.text_encoder.max_length
 
         def moments(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return tuple(tf.split(image_encoder(images, training=False), 2, axis=-1))
@@ -245,18 +236,14 @@ class _EncodeShard(beam.DoFn):
 
     def __init__(
         self,
-        preset: Preset,
-        image_size: int,
-        base_weights: str,
+        base_model: BaseModel,
         flip: bool,
         crop: str,
         crop_seed: int,
         temporary_folder: str,
         shared_encoders: shared.Shared,
     ) -> None:
-        self._preset = preset
-        self._image_size = image_size
-        self._base_weights = base_weights
+        self._base_model = base_model
         self._flip = flip
         self._crop = crop
         self._crop_seed = crop_seed
@@ -266,7 +253,7 @@ class _EncodeShard(beam.DoFn):
     def setup(self) -> None:
         # One copy a process, however many threads work in it.
         self._encoders = self._shared_encoders.acquire(
-            lambda: Encoders(self._preset, self._image_size, self._base_weights, self._flip)
+            lambda: Encoders(self._base_model, self._flip)
         )
 
     def process(self, shard: _Shard) -> Iterator[tuple[str, int]]:
@@ -277,13 +264,13 @@ class _EncodeShard(beam.DoFn):
         from trainer.data.latents import make_latent_example
         from trainer.text.tokenizer import tokenize
 
-        batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_PIXELS // self._image_size**2))
+        batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_PIXELS // self._base_model.image_size**2))
         while batch := list(itertools.islice(serialized, batch_size)):
             features = [tf.train.Example.FromString(record).features.feature for record in batch]
             ids = [_bytes_of(f, "id").decode() for f in features]
             tokens = tokenize(
                 [_bytes_of(f, "caption").decode() for f in features],
-                self._preset.text_encoder.max_length,
+                self._base_model.preset.text_encoder.max_length,
             )
             images = np.stack(
                 [
@@ -319,7 +306,8 @@ class _EncodeShard(beam.DoFn):
         position = images.CENTRE
         if self._crop == CROP_RANDOM:
             position = images.random_position(example_id, self._crop_seed)
-        return images.to_model_range(images.resize_cover(image, self._image_size, position))
+        size = self._base_model.image_size
+        return images.to_model_range(images.resize_cover(image, size, position))
 
 
 def _bytes_of(features: Any, name: str) -> bytes:

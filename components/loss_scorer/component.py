@@ -9,6 +9,7 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 from components.code_version import code_version
 from components.loss_scorer import executor
 from trainer.presets import get_preset
+from trainer.weights.base_model import BaseModel
 
 _MAX_STRATA = 1000
 
@@ -94,7 +95,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
             preset: Name of the preset.
             image_size: Side of the pictures in pixels.
             base_weights: Where the base weights come from; see
-                `trainer.weights.load.load_base_weights`.
+                `trainer.weights.base_model.BaseModel`.
             num_strata: Equal parts of the timesteps; each example is scored once in each.
             seed: Gives other timesteps and noise, and other captions to draw pictures for.
             num_samples: Captions to draw pictures for.
@@ -114,7 +115,8 @@ class LossScorer(base_beam_component.BaseBeamComponent):
             )
         # Imports Keras.
         from components.loss_scorer.clip import clip_hash
-        from trainer.weights.sources import base_weights_hash
+
+        base_model = BaseModel.locate(networks, image_size, base_weights)
 
         super().__init__(
             LossScorerSpec(
@@ -122,7 +124,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
                 image_size=image_size,
                 base_weights=base_weights,
                 # Other weights at the same place must not find old scores in the cache.
-                base_weights_hash=base_weights_hash(networks, base_weights, executor.SCORED),
+                base_weights_hash=base_model.hash(executor.SCORED),
                 num_strata=num_strata,
                 seed=seed,
                 num_samples=num_samples,

@@ -98,12 +98,12 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         self._log_startup(input_dict, output_dict, exec_properties)
         # Imports Keras.
         from trainer.presets import get_preset
-        from trainer.weights.sources import base_weights_hash, preset_for
+        from trainer.weights.base_model import BaseModel
 
-        preset = preset_for(get_preset(exec_properties["preset"]), exec_properties["base_weights"])
-        image_size = exec_properties["image_size"]
+        preset, image_size = get_preset(exec_properties["preset"]), exec_properties["image_size"]
         base_weights = exec_properties["base_weights"]
-        hash_now = base_weights_hash(preset, base_weights, SCORED)
+        base_model = BaseModel.locate(preset, image_size, base_weights)
+        hash_now = base_model.hash(SCORED)
         if hash_now != exec_properties["base_weights_hash"]:
             raise RuntimeError(
                 f"the base weights in {base_weights!r} have changed since the run was prepared "
@@ -119,13 +119,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         scores = artifact_utils.get_single_instance(output_dict["scores"])
         describe_examples(scores, [SPLIT], span=latents.span, version=latents.version)
         shards = list(_shards(latents, scores))
-        height, width, _ = preset.latent_shape(image_size)
+        height, width, _ = base_model.latent_shape
         batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_POSITIONS // (height * width)))
         seed, num_samples = exec_properties["seed"], exec_properties["num_samples"]
         task = ScoringTask(
-            preset=preset,
-            image_size=image_size,
-            base_weights=base_weights,
+            base_model=base_model,
             candidate=candidate,
             baseline=baseline.folder,
             comparable=not baseline.problem,

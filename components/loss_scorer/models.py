@@ -14,6 +14,7 @@ from trainer.export.manifest import ModelManifest
 
 if TYPE_CHECKING:
     from trainer.presets import Preset
+    from trainer.weights.base_model import BaseModel
 
 Predict = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 """From noisy latent, timesteps int32 [B] and context to the prediction, all float32."""
@@ -54,16 +55,13 @@ def exported_model(serving: str, preset: Preset) -> ScoredModel:
     return ScoredModel(predict, exported_text_encoder(serving) if trained else None)
 
 
-def base_model(preset: Preset, image_size: int, base_weights: str) -> ScoredModel:
+def loaded_base_model(base_model: BaseModel) -> ScoredModel:
     """Builds the base model."""
     # Import Keras.
     from trainer.diffusion.noise_schedule import timestep_embedding
-    from trainer.networks import build_diffusion_model
-    from trainer.weights.load import load_base_weights
 
-    model = build_diffusion_model(preset, image_size)
-    load_base_weights(model, "diffusion_model", preset, base_weights)
-    width = preset.diffusion_model.timestep_width
+    model = base_model.build("diffusion_model")
+    width = base_model.preset.diffusion_model.timestep_width
 
     def predict(latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
         embedding = timestep_embedding(timesteps, width)
@@ -72,19 +70,12 @@ def base_model(preset: Preset, image_size: int, base_weights: str) -> ScoredMode
     return ScoredModel(predict)
 
 
-def frozen_text_encoder(
-    exported: Sequence[str | None], preset: Preset, base_weights: str
-) -> Encode:
+def frozen_text_encoder(exported: Sequence[str | None], base_model: BaseModel) -> Encode:
     """The base weights' text encoder, out of the first model that has it, or built."""
     for serving in exported:
         if serving and not ModelManifest.read(serving).text_encoder_trained:
             return exported_text_encoder(serving)
-    # Import Keras.
-    from trainer.networks import build_text_encoder
-    from trainer.weights.load import load_base_weights
-
-    model = build_text_encoder(preset)
-    load_base_weights(model, "text_encoder", preset, base_weights)
+    model = base_model.build("text_encoder")
 
     def encode(tokens: tf.Tensor) -> tf.Tensor:
         positions = tf.broadcast_to(tf.range(tf.shape(tokens)[1]), tf.shape(tokens))

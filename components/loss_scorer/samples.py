@@ -13,7 +13,8 @@ import tensorflow as tf
 from components.loss_scorer import draws
 from components.loss_scorer.latent_examples import LatentExample
 from components.loss_scorer.models import Encode, ScoredModel, exported_decoder
-from trainer.presets import LATENT_SCALE, Prediction, Preset
+from trainer.presets import LATENT_SCALE, Prediction
+from trainer.weights.base_model import BaseModel
 
 _GRID = 2
 
@@ -138,9 +139,7 @@ class Sampler:
         *,
         frozen_encoder: Encode,
         decoder_folder: str,
-        preset: Preset,
-        image_size: int,
-        base_weights: str,
+        base_model: BaseModel,
         settings: SampleSettings,
         seed: int,
     ) -> None:
@@ -150,25 +149,20 @@ class Sampler:
             models: Candidate and baseline; `None` for what cannot be compared.
             frozen_encoder: The base weights' text encoder.
             decoder_folder: Folder of an exported model.
-            preset: The models' dimensions.
-            image_size: Side of the pictures in pixels.
-            base_weights: Source of the image encoder.
+            base_model: What they were trained from; its image encoder measures.
             settings: How pictures are drawn.
             seed: Decides the noise that they start from.
         """
         # Import Keras.
         from components.loss_scorer.clip import Clip
-        from trainer.networks import build_image_encoder
         from trainer.text.tokenizer import tokenize
-        from trainer.weights.load import load_base_weights
 
         self._settings = settings
         self._seed = seed
-        self._latent_shape = preset.latent_shape(image_size)
+        self._latent_shape = base_model.latent_shape
         self._decode = exported_decoder(decoder_folder)
         self._clip = Clip(settings.clip_model) if settings.clip_model else None
-        image_encoder = build_image_encoder(preset)
-        load_base_weights(image_encoder, "image_encoder", preset, base_weights)
+        image_encoder, preset = base_model.build("image_encoder"), base_model.preset
         empty = tf.constant(tokenize([""], preset.text_encoder.max_length))
 
         @tf.function

@@ -15,7 +15,7 @@ from components.loss_scorer import models
 from components.loss_scorer.draws import Draw, draw, stratum_name
 from components.loss_scorer.latent_examples import LatentExample, read_examples
 from components.loss_scorer.samples import SampledExample, Sampler, SampleSettings
-from trainer.presets import Preset
+from trainer.weights.base_model import BaseModel
 
 LOSSES = ("loss", "loss_baseline", "loss_delta")
 
@@ -42,9 +42,7 @@ class ScoringTask:
     """What every worker has to know.
 
     Attributes:
-        preset: The models' dimensions.
-        image_size: Side of the pictures in pixels.
-        base_weights: Source of the base weights.
+        base_model: What the models were trained from.
         candidate: Folder of the candidate's SavedModels.
         baseline: Folder of the baseline's SavedModels; None for the base weights.
         comparable: Whether there is a baseline at all; its losses are NaN where there is none.
@@ -55,9 +53,7 @@ class ScoringTask:
         sampled: Ids of the examples whose captions they are drawn for.
     """
 
-    preset: Preset
-    image_size: int
-    base_weights: str
+    base_model: BaseModel
     candidate: str
     baseline: str | None
     comparable: bool
@@ -66,11 +62,6 @@ class ScoringTask:
     batch_size: int
     samples: SampleSettings
     sampled: frozenset[str] = frozenset()
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of a latent."""
-        return self.preset.latent_shape(self.image_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +101,16 @@ class Scorer:
         # TensorFloat-32, the default of GPUs that have it, keeps 10 bits of the mantissa.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         self._task = task
-        self._models = [models.exported_model(task.candidate, task.preset)]
+        preset = task.base_model.preset
+        self._models = [models.exported_model(task.candidate, preset)]
         if task.comparable:
             self._models.append(
-                models.base_model(task.preset, task.image_size, task.base_weights)
+                models.loaded_base_model(task.base_model)
                 if task.baseline is None
-                else models.exported_model(task.baseline, task.preset)
+                else models.exported_model(task.baseline, preset)
             )
 
-        schedule = NoiseSchedule(task.preset.prediction)
+        schedule = NoiseSchedule(preset.prediction)
 
         def of(model: models.ScoredModel) -> Callable[..., tf.Tensor]:
             @tf.function
@@ -168,18 +160,17 @@ class Scorer:
         return Sampler(
             [*self._models, None][:2],
             frozen_encoder=models.frozen_text_encoder(
-                [task.candidate, task.baseline], task.preset, task.base_weights
+                [task.candidate, task.baseline], task.base_model
             ),
             decoder_folder=task.candidate,
-            preset=task.preset,
-            image_size=task.image_size,
-            base_weights=task.base_weights,
+            base_model=task.base_model,
             settings=task.samples,
             seed=task.seed,
         )
 
     def _examples(self, serialized: Iterable[bytes]) -> Iterator[LatentExample]:
-        return read_examples(serialized, self._task.preset, self._task.image_size)
+        base_model = self._task.base_model
+        return read_examples(serialized, base_model.preset, base_model.image_size)
 
     def _rows(self, examples: Iterator[LatentExample]) -> Iterator[_Row]:
         task = self._task
@@ -196,7 +187,7 @@ class Scorer:
                         stratum,
                         task.num_strata,
                         task.seed,
-                        task.latent_shape,
+                        task.base_model.latent_shape,
                     )
                     yield _Row(example, tuple(c[index] for c in contexts), stratum, drawn)
 

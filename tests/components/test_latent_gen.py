@@ -12,13 +12,12 @@ from components.latent_gen import LatentGen, executor
 from components.tfrecords import read_shard, write_shard
 from trainer.data.images import decode_image, random_position, resize_cover, to_model_range
 from trainer.data.latents import LatentsManifest, parse_latents
-from trainer.networks import build_image_encoder, build_text_encoder
 from trainer.presets import get_preset
 from trainer.text.tokenizer import tokenize
-from trainer.weights.load import load_base_weights
-from trainer.weights.sources import base_weights_hash
+from trainer.weights.base_model import BaseModel
 
 PRESET = get_preset("tiny")
+BASE_MODEL = BaseModel.locate(PRESET, 64, "random")
 TWO_WORKERS = ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]
 
 
@@ -63,7 +62,7 @@ def _generate(folder, examples, beam_args=("--direct_num_workers=1",), **setting
         "preset": "tiny",
         "image_size": 64,
         "base_weights": "random",
-        "encoders_hash": base_weights_hash(PRESET, "random", executor.ENCODERS),
+        "encoders_hash": BASE_MODEL.hash(executor.ENCODERS),
         "flip": "never",
         "crop": "centre",
         "crop_seed": 0,
@@ -102,10 +101,7 @@ def latents(examples, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoders():
-    text_encoder, image_encoder = build_text_encoder(PRESET), build_image_encoder(PRESET)
-    load_base_weights(text_encoder, "text_encoder", PRESET, "random")
-    load_base_weights(image_encoder, "image_encoder", PRESET, "random")
-    return text_encoder, image_encoder
+    return BASE_MODEL.build("text_encoder"), BASE_MODEL.build("image_encoder")
 
 
 def _by_hand(encoders, example, mirror=False):
@@ -167,7 +163,7 @@ def test_shards_and_order_are_those_of_the_examples(latents):
 
 
 def test_manifest_and_artifact_say_what_made_them(latents):
-    encoders_hash = base_weights_hash(PRESET, "random", ("text_encoder", "image_encoder"))
+    encoders_hash = BASE_MODEL.hash(("text_encoder", "image_encoder"))
     assert LatentsManifest.read(latents.uri) == LatentsManifest(
         preset="tiny",
         image_size=64,
@@ -264,7 +260,7 @@ def test_component_has_the_spec():
         0,
     )
     assert _component(crop="random", crop_seed=3).exec_properties["crop_seed"] == 3
-    assert properties["encoders_hash"] == base_weights_hash(PRESET, "random", executor.ENCODERS)
+    assert properties["encoders_hash"] == BASE_MODEL.hash(executor.ENCODERS)
     assert len(properties["code_version"]) == 16
     assert _component().outputs["latents"].type is standard_artifacts.Examples
 

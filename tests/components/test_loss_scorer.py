@@ -20,7 +20,7 @@ from trainer import presets
 from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.presets import get_preset
 from trainer.text.tokenizer import tokenize
-from trainer.weights.sources import base_weights_hash
+from trainer.weights.base_model import BaseModel
 
 PRESET = get_preset("tiny")
 IMAGE_SIZE = 64
@@ -164,7 +164,9 @@ def score(tmp_path, latents):
                 "preset": "tiny",
                 "image_size": IMAGE_SIZE,
                 "base_weights": "random",
-                "base_weights_hash": base_weights_hash(PRESET, "random", executor.SCORED),
+                "base_weights_hash": BaseModel.locate(PRESET, IMAGE_SIZE, "random").hash(
+                    executor.SCORED
+                ),
                 "num_strata": NUM_STRATA,
                 "seed": SEED,
                 "num_samples": num_samples,
@@ -248,8 +250,6 @@ def test_a_model_scored_against_itself_has_no_delta(score, exported):
 
 def test_the_base_weights_are_the_baseline_of_a_first_run(score, tmp_path, monkeypatch, examples):
     from trainer.export.saved_models import DiffusionModelModule
-    from trainer.networks import build_diffusion_model
-    from trainer.weights.load import load_base_weights
 
     dimensions = dataclasses.replace(
         PRESET.diffusion_model,
@@ -261,8 +261,7 @@ def test_the_base_weights_are_the_baseline_of_a_first_run(score, tmp_path, monke
     )
     preset = dataclasses.replace(PRESET, diffusion_model=dimensions)
     monkeypatch.setattr(presets, "get_preset", lambda name: preset)
-    model = build_diffusion_model(preset, IMAGE_SIZE)
-    load_base_weights(model, "diffusion_model", preset, "random")
+    model = BaseModel.locate(preset, IMAGE_SIZE, "random").build("diffusion_model")
     module = DiffusionModelModule(model, preset, IMAGE_SIZE)
     del module.serve  # Tracing the sampling loop takes long, and nothing here calls it.
     folder = save(module, tmp_path / "exported")
@@ -376,9 +375,7 @@ def test_a_candidate_of_another_size_is_an_error(score, exported):
 
 def losses(candidate: Path, baseline: Path, records: list[bytes], batch_size: int, preset=PRESET):
     task = scorer.ScoringTask(
-        preset=preset,
-        image_size=IMAGE_SIZE,
-        base_weights="random",
+        base_model=BaseModel.locate(preset, IMAGE_SIZE, "random"),
         candidate=str(candidate / "Format-Serving"),
         baseline=str(baseline / "Format-Serving"),
         comparable=True,

@@ -20,17 +20,11 @@ def export(folders: dict[int, Path]) -> None:
     import small_runs
 
     from trainer.export.saved_models import export_models, serving_modules
-    from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
-    from trainer.weights.load import load_base_weights
+    from trainer.weights.base_model import BaseModel
 
     preset = small_runs.preset()
-    networks = {
-        "text_encoder": build_text_encoder(preset),
-        "diffusion_model": build_diffusion_model(preset, IMAGE_SIZE),
-        "decoder": build_decoder(preset, IMAGE_SIZE),
-    }
-    for name, model in networks.items():
-        load_base_weights(model, name, preset, "random")
+    base_model = BaseModel.locate(preset, IMAGE_SIZE, "random")
+    networks = {n: base_model.build(n) for n in ("text_encoder", "diffusion_model", "decoder")}
     modules = serving_modules(**networks, preset=preset, image_size=IMAGE_SIZE)
     for number, folder in folders.items():
         for model in networks.values():

@@ -23,12 +23,11 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data.latents import batch_spec
-from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
 from trainer.presets import get_preset
 from trainer.training.fine_tuner import FineTuner
 from trainer.training.memory import activation_bytes, device_memory, estimate_memory, program_bytes
 from trainer.training_config import TrainingConfig
-from trainer.weights.load import load_base_weights
+from trainer.weights.base_model import BaseModel
 
 
 def main() -> None:
@@ -38,13 +37,8 @@ def main() -> None:
     config = config.resolved(preset)
     since = time.monotonic()
     # All that `run_fn` holds.
-    networks = {
-        "diffusion_model": build_diffusion_model(preset, image_size),
-        "text_encoder": build_text_encoder(preset),
-        "decoder": build_decoder(preset, image_size),
-    }
-    for name, model in networks.items():
-        load_base_weights(model, name, preset, "random")
+    base_model = BaseModel.locate(preset, image_size, "random")
+    networks = {n: base_model.build(n) for n in ("diffusion_model", "text_encoder", "decoder")}
     seconds = {"build": time.monotonic() - since}
     program = program_bytes(list(networks.values()))
     text_encoder = networks["text_encoder"] if config.train_text_encoder else None

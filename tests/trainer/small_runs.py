@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 import numpy as np
 import tensorflow as tf
 
-from trainer.networks import build_diffusion_model, build_text_encoder
 from trainer.presets import (
     AutoencoderDimensions,
     DiffusionModelDimensions,
@@ -40,7 +39,7 @@ from trainer.text.tokenizer import tokenize
 from trainer.training.distribution import is_chief, training_strategy
 from trainer.training.fine_tuner import Batch, FineTuner
 from trainer.training_config import ResolvedTrainingConfig, TrainingConfig
-from trainer.weights.load import load_base_weights
+from trainer.weights.base_model import BaseModel
 
 BATCH = 4
 
@@ -102,12 +101,11 @@ def batches_from(first_step: int) -> Iterator[Batch]:
 def tuner(*, strategy: tf.distribute.Strategy | None = None, **overrides: Any) -> FineTuner:
     """A fine-tuner of the small network."""
     with (strategy or tf.distribute.get_strategy()).scope():
-        model = build_diffusion_model(preset(), 64)
-        load_base_weights(model, "diffusion_model", preset(), "random")
+        base_model = BaseModel.locate(preset(), 64, "random")
+        model = base_model.build("diffusion_model")
         text_encoder = None
         if overrides.get("train_text_encoder"):
-            text_encoder = build_text_encoder(preset())
-            load_base_weights(text_encoder, "text_encoder", preset(), "random")
+            text_encoder = base_model.build("text_encoder")
     empty = tf.constant(tokenize([""])[0]) if text_encoder else tf.zeros((77, 8))
     return FineTuner(
         model,

@@ -28,22 +28,16 @@ from trainer.export.saved_models import (
     TextEncoderModule,
     export_models,
 )
-from trainer.networks import (
-    build_decoder,
-    build_diffusion_model,
-    build_image_encoder,
-    build_text_encoder,
-)
-from trainer.presets import NETWORKS, get_preset
+from trainer.networks import build_network
+from trainer.presets import NETWORKS, Preset, get_preset
 from trainer.text.tokenizer import tokenize, vocabulary_and_merges
 from trainer.weights import diffusers_export, diffusers_layout
-from trainer.weights import sources as weight_sources
+from trainer.weights.base_model import BaseModel
 from trainer.weights.diffusers_format import tensor_names, to_diffusers
 from trainer.weights.errors import WeightsError
-from trainer.weights.load import load_base_weights, write_hashes
-from trainer.weights.sources import base_weights_hash, locate, prepare, preset_for
+from trainer.weights.load import write_hashes
 
-EXACT = preset_for(PRESET, str(CHECKPOINT))
+EXACT = BaseModel.locate(PRESET, IMAGE_SIZE, str(CHECKPOINT)).preset
 FILES = {
     "text_encoder": "text_encoder/model.safetensors",
     "image_encoder": "vae/diffusion_pytorch_model.safetensors",
@@ -52,14 +46,8 @@ FILES = {
 }
 
 
-def build(network, preset=EXACT):
-    if network == "text_encoder":
-        return build_text_encoder(preset)
-    if network == "image_encoder":
-        return build_image_encoder(preset)
-    return {"decoder": build_decoder, "diffusion_model": build_diffusion_model}[network](
-        preset, IMAGE_SIZE
-    )
+def located(source: Path | str, preset: Preset = PRESET) -> BaseModel:
+    return BaseModel.locate(preset, IMAGE_SIZE, str(source))
 
 
 @pytest.fixture
@@ -91,17 +79,16 @@ def test_a_network_computes_what_pytorch_does(network) -> None:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_shipped_weights_of_tiny_128_compute_what_pytorch_does(network) -> None:
-    preset = preset_for(get_preset("tiny-128"), "default")
+    preset = located("default", get_preset("tiny-128")).preset
     assert preset.numerics == "diffusers"
-    folder = Path(weight_sources.__file__).parents[1] / "base_weights" / "tiny-128"
+    folder = Path(presets.__file__).parent / "base_weights" / "tiny-128"
     reference = np.load(CHECKPOINT.parent / "tiny_128" / "reference.npz")
     assert relative_error(folder, reference, preset, network) < 1e-5
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_reading_and_writing_change_no_bit(network) -> None:
-    model = build(network)
-    load_base_weights(model, network, EXACT, str(CHECKPOINT))
+    model = located(CHECKPOINT).build(network)
     stored = load_file(CHECKPOINT / FILES[network])
     written = to_diffusers(model, [np.asarray(v) for v in model.weights])
     assert written
@@ -111,20 +98,17 @@ def test_reading_and_writing_change_no_bit(network) -> None:
         assert tensor.dtype == theirs.dtype
         np.testing.assert_array_equal(tensor, theirs)
     other = {"image_encoder": "decoder", "decoder": "image_encoder"}.get(network)
-    theirs = set(tensor_names(build(other))) if other else set()
+    theirs = set(tensor_names(build_network(other, EXACT, IMAGE_SIZE))) if other else set()
     assert len(set(written) | theirs) == len(stored)
 
 
 def test_the_form_is_the_sources(copy) -> None:
     assert EXACT.numerics == "diffusers"
-    assert preset_for(EXACT, "random").numerics == "keras_cv"
-    assert preset_for(get_preset("tiny"), "default").numerics == "keras_cv"
-    with pytest.raises(WeightsError, match=r"computes as keras_cv does.*preset_for") as error:
-        load_base_weights(build("decoder", PRESET), "decoder", PRESET, str(copy))
-    one_line(error)
+    assert located("random", EXACT).preset.numerics == "keras_cv"
+    assert located("default", get_preset("tiny")).preset.numerics == "keras_cv"
     (copy / "decoder.safetensors").touch()
     with pytest.raises(WeightsError, match=r"decoder.safetensors and diffusers' layout") as error:
-        locate(PRESET, str(copy))
+        located(copy)
     one_line(error)
 
 
@@ -179,11 +163,9 @@ def sharded(folder: Path) -> None:
 @pytest.mark.parametrize("change", [with_old_names, sharded])
 def test_other_ways_to_write_the_same_are_read(change, copy) -> None:
     change(copy)
-    prepare(PRESET, str(copy))
+    located(copy).prepare()
     for network in NETWORKS:
-        models = [build(network), build(network)]
-        load_base_weights(models[0], network, EXACT, str(CHECKPOINT))
-        load_base_weights(models[1], network, EXACT, str(copy))
+        models = [located(source).build(network) for source in (CHECKPOINT, copy)]
         for a, b in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -194,11 +176,10 @@ def test_half_precision_is_read_where_there_is_no_full(kind, copy) -> None:
     tensors = load_file(path)
     half = {key: tensor.astype(kind) for key, tensor in tensors.items()}
     save_file(half, path.with_name("model.fp16.safetensors"))
-    base = locate(PRESET, str(copy))
-    assert base.files(PRESET, "text_encoder") == (FILES["text_encoder"],)
+    base_model = located(copy)
+    assert base_model.files("text_encoder") == (FILES["text_encoder"],)
     path.unlink()
-    model = build("text_encoder")
-    load_base_weights(model, "text_encoder", EXACT, str(copy))
+    model = base_model.build("text_encoder")
     for name, values in to_diffusers(model, model.get_weights()).items():
         expected = half[name.removeprefix("text_model.")].astype(np.float32)
         np.testing.assert_array_equal(values, expected)
@@ -236,7 +217,7 @@ def test_another_models_configuration_is_one_line_with_what_differs(
     path = copy / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
     edit(path, **fields)
     with pytest.raises(WeightsError, match="describes another model than preset 'tiny'") as error:
-        prepare(PRESET, str(copy))
+        located(copy).prepare()
     for part in [str(path), *said]:
         assert part in one_line(error)
 
@@ -276,7 +257,7 @@ def break_config(folder: Path) -> None:
 def test_what_is_missing_is_one_line(change, said, copy) -> None:
     change(copy)
     with pytest.raises(FolderError, match=said) as error:
-        prepare(PRESET, str(copy))
+        located(copy).prepare()
     one_line(error)
 
 
@@ -291,49 +272,44 @@ def test_tensors_that_do_not_fit_are_one_line(copy) -> None:
     ):
         save_file(changed, path)
         with pytest.raises(WeightsError, match=said) as error:
-            load_base_weights(build("text_encoder"), "text_encoder", EXACT, str(copy))
+            located(copy).build("text_encoder")
         one_line(error)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="damaged") as error:
-        load_base_weights(build("text_encoder"), "text_encoder", EXACT, str(copy))
+        located(copy).build("text_encoder")
     one_line(error)
 
 
 def test_the_hash_is_the_files_own_or_the_listed_one(copy) -> None:
-    before = base_weights_hash(PRESET, str(copy))
-    assert before == base_weights_hash(PRESET, str(CHECKPOINT))
+    before = located(copy).hash()
+    assert before == located(CHECKPOINT).hash()
     path = copy / FILES["diffusion_model"]
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)
-    assert base_weights_hash(PRESET, str(copy)) != before
+    assert located(copy).hash() != before
     encoders = ("text_encoder", "image_encoder")
-    assert base_weights_hash(PRESET, str(copy), encoders) == base_weights_hash(
-        PRESET, str(CHECKPOINT), encoders
-    )
+    assert located(copy).hash(encoders) == located(CHECKPOINT).hash(encoders)
     write_hashes(str(copy / "text_encoder"))
     (listed,) = (copy / "text_encoder" / "SHA256SUMS").read_text().splitlines()
     (copy / "SHA256SUMS").write_text(f"{'0' * 64}  {FILES['text_encoder']}\n")
     with pytest.raises(WeightsError, match="corrupt or another file"):
-        prepare(PRESET, str(copy))
+        located(copy).prepare()
     (copy / "SHA256SUMS").write_text(f"{listed.split()[0]}  {FILES['text_encoder']}\n")
-    prepare(PRESET, str(copy))
+    located(copy).prepare()
 
 
 def test_a_bucket_is_read_like_a_folder() -> None:
     memory = fsspec.filesystem("memory")
     memory.put(f"{CHECKPOINT}/", "/bucket/weights/", recursive=True)
     address = "memory://bucket/weights"
-    assert prepare(PRESET, address) == address
-    assert base_weights_hash(PRESET, address) == base_weights_hash(PRESET, str(CHECKPOINT))
-    model = build("text_encoder")
-    load_base_weights(model, "text_encoder", preset_for(PRESET, address), address)
-    local = build("text_encoder")
-    load_base_weights(local, "text_encoder", EXACT, str(CHECKPOINT))
+    assert located(address).prepare() == address
+    assert located(address).hash() == located(CHECKPOINT).hash()
+    model, local = (located(place).build("text_encoder") for place in (address, CHECKPOINT))
     np.testing.assert_array_equal(model.weights[0], local.weights[0])
     memory.rm("/bucket/weights/unet/diffusion_pytorch_model.safetensors")
     with pytest.raises(WeightsError, match=r"memory://bucket/weights/unet/.* *") as error:
-        prepare(PRESET, address)
+        located(address).prepare()
     one_line(error)
 
 
@@ -342,7 +318,7 @@ def test_encoders_of_the_pipeline_compute_as_pytorch() -> None:
     reference = np.load(CHECKPOINT / "reference.npz")
     image = reference["image_encoder/image"].transpose(0, 2, 3, 1)
     tokens = reference["text_encoder/tokens"].astype(np.int32)[:1]
-    encoded = Encoders(EXACT, IMAGE_SIZE, str(CHECKPOINT), flip=False)(tokens, image)
+    encoded = Encoders(located(CHECKPOINT), flip=False)(tokens, image)
     moments = reference["image_encoder/output"].transpose(0, 2, 3, 1)
     ours = np.concatenate([encoded.mean, encoded.log_variance], axis=-1)
     assert np.linalg.norm(ours - moments) < 1e-5 * np.linalg.norm(moments)
@@ -354,10 +330,9 @@ def test_encoders_of_the_pipeline_compute_as_pytorch() -> None:
 def trained(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
     """A model as run_fn leaves it, every weight but the image encoder's changed by training."""
     folder = tmp_path / "model" / "Format-Serving"
-    models = {network: build(network) for network in NETWORKS if network != "image_encoder"}
+    models = {n: located(CHECKPOINT).build(n) for n in NETWORKS if n != "image_encoder"}
     values = {}
-    for network, model in models.items():
-        load_base_weights(model, network, EXACT, str(CHECKPOINT))
+    for model in models.values():
         for index, variable in enumerate(model.weights):
             variable.assign(variable + 0.01 * (index + 1))
         values |= to_diffusers(model, model.get_weights())
@@ -369,7 +344,7 @@ def trained(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
             DecoderModule(models["decoder"], EXACT, IMAGE_SIZE),
         ),
     )
-    hashes = {n: base_weights_hash(PRESET, str(CHECKPOINT), [n]) for n in NETWORKS}
+    hashes = {n: located(CHECKPOINT).hash([n]) for n in NETWORKS}
     manifest = {
         "preset": "small",
         "image_size": IMAGE_SIZE,
@@ -391,25 +366,23 @@ def test_a_trained_model_is_written_bit_by_bit(trained, tmp_path, monkeypatch, c
         with safetensors.safe_open(path, "np") as file:
             assert file.metadata() == {"format": "pt"}
         written |= load_file(path)
-    encoder = build("image_encoder")
-    load_base_weights(encoder, "image_encoder", EXACT, str(CHECKPOINT))
+    encoder = located(CHECKPOINT).build("image_encoder")
     values |= to_diffusers(encoder, encoder.get_weights())
     assert written.keys() == values.keys()
     for name, tensor in written.items():
         np.testing.assert_array_equal(tensor, values[name])
 
     # It is read back as what it is, and the served graph computes as PyTorch's layers do.
-    again = preset_for(PRESET, str(output))
-    assert again.numerics == "diffusers"
-    reloaded = build("diffusion_model", again)
-    load_base_weights(reloaded, "diffusion_model", again, str(output))
+    again = located(output)
+    assert again.preset.numerics == "diffusers"
+    reloaded = again.build("diffusion_model")
     served = tf.saved_model.load(str(model / "Format-Serving" / "diffusion_model"))
     latent = tf.random.stateless_normal([1, 8, 8, 4], [1, 2])
     context = tf.random.stateless_normal([1, 77, 12], [3, 4])
     epsilon = served.signatures["predict_epsilon"](
         latent=latent, timesteps=tf.constant([7]), context=context
     )["epsilon"]
-    ours = DiffusionModelModule(reloaded, again, IMAGE_SIZE).predict(
+    ours = DiffusionModelModule(reloaded, again.preset, IMAGE_SIZE).predict(
         latent, tf.constant([7]), context
     )
     np.testing.assert_array_equal(epsilon, ours)

@@ -20,10 +20,9 @@ from trainer.export.saved_models import (
     export_models,
     serving_modules,
 )
-from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
 from trainer.presets import Preset
 from trainer.text.tokenizer import tokenize
-from trainer.weights.load import load_base_weights
+from trainer.weights.base_model import BaseModel
 
 PROMPTS = ["a drawing of a round blue creature", "a red one"]
 
@@ -39,14 +38,8 @@ def preset(small_preset: Preset) -> Preset:
 
 @pytest.fixture(scope="module")
 def networks(preset: Preset) -> dict[str, keras.Model]:
-    models = {
-        "text_encoder": build_text_encoder(preset),
-        "diffusion_model": build_diffusion_model(preset, 128),
-        "decoder": build_decoder(preset, 128),
-    }
-    for name, model in models.items():
-        load_base_weights(model, name, preset, "random")
-    return models
+    base_model = BaseModel.locate(preset, 128, "random")
+    return {n: base_model.build(n) for n in ("text_encoder", "diffusion_model", "decoder")}
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +127,7 @@ def test_a_wide_network_is_exported_in_two_forms_and_drawn_with_that_of_the_devi
 ) -> None:
     dimensions = dataclasses.replace(preset.diffusion_model, widths=(256,))
     wide = dataclasses.replace(preset, diffusion_model=dimensions)
-    model = build_diffusion_model(wide, 64)
-    load_base_weights(model, "diffusion_model", wide, "random")
+    model = BaseModel.locate(wide, 64, "random").build("diffusion_model")
     module = DiffusionModelModule(model, wide, 64)
     tf.saved_model.save(
         module, str(tmp_path), signatures={"predict_epsilon": module.serve_prediction}

@@ -26,8 +26,9 @@ from trainer.presets import (
     WeightFile,
     get_preset,
 )
+from trainer.weights.base_model import BaseModel
 from trainer.weights.errors import WeightsError
-from trainer.weights.load import load_base_weights, load_weights_file
+from trainer.weights.load import load_weights_file
 
 KERAS_2 = Path(__file__).resolve().parent.parent / "data" / "keras_2"
 PRESET = dataclasses.replace(
@@ -89,8 +90,7 @@ def test_a_full_size_network_computes_what_it_did_in_keras_2(network, tmp_path) 
     name = FULL.weight_files[network].name
     os.rename(tmp_path / f"{network}.h5", tmp_path / name)
     list_hash(tmp_path, name)
-    model = build(network, FULL, 128)
-    load_base_weights(model, network, FULL, str(tmp_path))
+    model = BaseModel.locate(FULL, 128, str(tmp_path)).build(network)
     check_output(model, network, tmp_path)
 
 
@@ -245,9 +245,8 @@ def test_base_weights_of_keras_2_are_verified_by_what_the_folder_lists(tmp_path)
         PRESET, weight_files={"text_encoder": WeightFile("kcv_encoder.h5", "0" * 64)}
     )
     shutil.copyfile(KERAS_2 / "text_encoder.h5", tmp_path / "kcv_encoder.h5")
-    model = build_text_encoder(preset)
+    base_model = BaseModel.locate(preset, 64, str(tmp_path))
     with pytest.raises(WeightsError, match=f"corrupt or another file.*{'0' * 64}"):
-        load_base_weights(model, "text_encoder", preset, str(tmp_path))
+        base_model.build("text_encoder")
     list_hash(tmp_path, "kcv_encoder.h5")
-    load_base_weights(model, "text_encoder", preset, str(tmp_path))
-    check_output(model, "text_encoder", KERAS_2)
+    check_output(base_model.build("text_encoder"), "text_encoder", KERAS_2)

@@ -19,16 +19,14 @@ from trainer.training.lora import (
     diffusion_model_projections,
     text_encoder_projections,
 )
+from trainer.weights.base_model import BaseModel
 from trainer.weights.diffusers_format import tensor_names
-from trainer.weights.load import load_base_weights
 
 RANK, ALPHA = 3, 1.5
 
 
 def small_model() -> keras.Model:
-    model = build_diffusion_model(small_runs.preset(), 64)
-    load_base_weights(model, "diffusion_model", small_runs.preset(), "random")
-    return model
+    return BaseModel.locate(small_runs.preset(), 64, "random").build("diffusion_model")
 
 
 def outputs(model: keras.Model) -> np.ndarray:

@@ -4,9 +4,8 @@ import pytest
 import small_runs
 import tensorflow as tf
 
-from trainer.networks import build_diffusion_model
 from trainer.networks.matrix_products import conv2d, convolutions_as_matrix_products
-from trainer.weights.load import load_base_weights
+from trainer.weights.base_model import BaseModel
 
 
 def by_hand(images: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
@@ -72,8 +71,7 @@ def test_half_precision_stays_half(dtype: tf.DType) -> None:
 
 def test_a_network_has_the_same_gradients_and_its_own_layers_again() -> None:
     preset = small_runs.preset()
-    model = build_diffusion_model(preset, 64)
-    load_base_weights(model, "diffusion_model", preset, "random")
+    model = BaseModel.locate(preset, 64, "random").build("diffusion_model")
     batch = small_runs.batch_of(0)
     inputs = [batch["latent/mean"], tf.ones((small_runs.BATCH, 8)), batch["context"]]
     variables = [v.value for v in model.trainable_variables]

@@ -3,11 +3,10 @@ import json
 import pytest
 from safetensors.numpy import load_file
 
-from trainer.networks import build_decoder
 from trainer.presets import NETWORKS, get_preset
 from trainer.pretraining import pretrain as pretraining
+from trainer.weights.base_model import BaseModel
 from trainer.weights.errors import WeightsError
-from trainer.weights.load import load_base_weights
 
 
 def _pretrain(folder, *flags):
@@ -37,8 +36,8 @@ def weights(tmp_path_factory):
 def test_what_it_writes_is_loaded_and_checked(weights):
     folder, first, _ = weights
     preset = get_preset("tiny")
-    decoder = build_decoder(preset, preset.image_size)
-    load_base_weights(decoder, "decoder", preset, str(folder))
+    base_model = BaseModel.locate(preset, preset.image_size, str(folder))
+    decoder = base_model.build("decoder")
     assert sum(tensor.size for tensor in first["decoder"].values()) == decoder.count_params()
     facts = json.loads((folder / "training.json").read_text())
     assert facts["held_out_loss"] > 0
@@ -48,7 +47,7 @@ def test_what_it_writes_is_loaded_and_checked(weights):
         f.seek(-1, 2)
         f.write(b"\xff")
     with pytest.raises(WeightsError, match="SHA-256"):
-        load_base_weights(decoder, "decoder", preset, str(folder))
+        base_model.build("decoder")
 
 
 def test_more_diffusion_steps_leave_the_autoencoder(weights):

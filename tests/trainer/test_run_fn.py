@@ -19,16 +19,15 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 
 from trainer import presets, run_fn
 from trainer.data.latents import LatentsManifest, make_latent_example
-from trainer.networks import build_text_encoder
 from trainer.text.tokenizer import tokenize
 from trainer.training import memory
 from trainer.training.fine_tuner import TrainingDivergedError, read_history
 from trainer.training.memory import InsufficientMemoryError
 from trainer.training_config import TrainingConfig
-from trainer.weights.load import load_base_weights
-from trainer.weights.sources import base_weights_hash
+from trainer.weights.base_model import BaseModel
 
 PRESET = dataclasses.replace(small_runs.preset(), name="small")
+BASE_MODEL = BaseModel.locate(PRESET, 64, "random")
 EXAMPLES = 8
 TRAINING = {
     "epochs": 1.5,
@@ -69,7 +68,7 @@ def write_latents(folder: Path, broken: int | None = None, **facts: Any) -> Path
     manifest = {
         "preset": "small",
         "image_size": 64,
-        "encoders_hash": base_weights_hash(PRESET, "random", ("text_encoder", "image_encoder")),
+        "encoders_hash": BASE_MODEL.hash(("text_encoder", "image_encoder")),
         "flip": False,
         "counts": {"train": EXAMPLES, "eval": 2},
     }
@@ -82,7 +81,7 @@ def arguments(folder: Path, latents: Path, **training: Any) -> FnArgs:
         "preset": "small",
         "image_size": 64,
         "base_weights": "random",
-        "base_weights_hash": base_weights_hash(PRESET, "random"),
+        "base_weights_hash": BASE_MODEL.hash(),
         "training": dataclasses.asdict(TrainingConfig(**TRAINING, **training).resolved(PRESET)),
         "validation": {
             "prompts": ["a blue one", "a red one"],
@@ -172,7 +171,7 @@ def test_the_manifest_says_what_made_the_model(ran: Ran) -> None:
     assert (manifest["preset"], manifest["image_size"]) == ("small", 64)
     assert manifest["base_weights_source"] == "random"
     assert manifest["base_weights"] == {
-        network: base_weights_hash(PRESET, "random", [network]) for network in presets.NETWORKS
+        network: BASE_MODEL.hash([network]) for network in presets.NETWORKS
     }
     assert manifest["latents"]["uri"] == str(ran.latents)
     assert manifest["latents"]["counts"] == {"train": EXAMPLES, "eval": 2}
@@ -215,8 +214,7 @@ def test_pictures_are_in_tensorboard_every_so_many_steps(ran: Ran) -> None:
 
 
 def test_the_trained_text_encoder_is_exported_with_its_adapters_merged(ran: Ran) -> None:
-    base = build_text_encoder(PRESET)
-    load_base_weights(base, "text_encoder", PRESET, "random")
+    base = BASE_MODEL.build("text_encoder")
     tensors = safetensors.numpy.load_file(ran.folder / "Format-Serving" / "lora.safetensors")
     exported = tf.saved_model.load(str(ran.folder / "Format-Serving" / "text_encoder"))
     tokens = tf.constant(tokenize(["picture 1"]), tf.int32)

@@ -26,7 +26,7 @@ import dataclasses, hashlib, logging, sys
 from pathlib import Path
 logging.basicConfig(level=logging.DEBUG)
 from trainer.presets import NETWORKS, WeightFile, get_preset
-from trainer.weights.sources import base_weights_hash, locate, prepare
+from trainer.weights.base_model import BaseModel
 from storage.folders import FolderError
 
 hashes = {hashes}
@@ -38,14 +38,17 @@ preset = dataclasses.replace(
     }},
 )
 
+def located(source):
+    return BaseModel.locate(preset, preset.image_size, source)
+
 def error(source):
     try:
-        prepare(preset, source)
+        located(source).prepare()
     except FolderError as error:
         return str(error)
 
 def found(source):
-    folder = locate(preset, source).folder
+    folder = located(source).folder
     every = {{}}
     for name in hashes:
         with folder.local(name) as path:
@@ -88,10 +91,10 @@ def test_all_is_fetched_once_and_stays_at_its_commit(
 ) -> None:
     first = hub.add(_ID, folder, kind="models", private_to=[TOKEN], tag="v1")
     code = """
-out["pinned"] = prepare(preset, "hf://some-org/weights")
+out["pinned"] = located("hf://some-org/weights").prepare()
 out["found"] = found(out["pinned"])
-out["tag"] = prepare(preset, "hf://some-org/weights@v1")
-out["hash"] = base_weights_hash(preset, out["pinned"])
+out["tag"] = located("hf://some-org/weights@v1").prepare()
+out["hash"] = located(out["pinned"]).hash()
 out["no_tensorflow"] = "tensorflow" not in sys.modules
 """
     ran = _run(hub, home, hashes, code, HF_TOKEN=TOKEN)
@@ -123,8 +126,8 @@ def test_for_another_machine_nothing_is_fetched(
 ) -> None:
     commit = hub.add(_ID, folder, kind="models")
     code = f"""
-out["pinned"] = prepare(preset, "hf://{_ID}", fetch=False)
-out["hash"] = base_weights_hash(preset, out["pinned"])
+out["pinned"] = located("hf://{_ID}").prepare(fetch=False)
+out["hash"] = located(out["pinned"]).hash()
 """
     ran = _run(hub, home, hashes, code)
     assert ran.out["pinned"] == f"hf://{_ID}@{commit}"
@@ -147,7 +150,7 @@ def test_what_may_pass_is_tried_again(
     hub.fail(f"GET /{commit}/.*c.h5", 1, status=429, headers={"Retry-After": "2"})
     hub.fail(big, 2, cut_after=_PIECE + 1000)
     start = time.monotonic()
-    ran = _run(hub, home, hashes, f'out["found"] = found(prepare(preset, "hf://{_ID}"))\n')
+    ran = _run(hub, home, hashes, f'out["found"] = found(located("hf://{_ID}").prepare())\n')
     assert ran.out["found"] == hashes
     assert time.monotonic() - start > 2
     for turn, match in turns.items():
@@ -221,7 +224,7 @@ def test_bytes_that_do_not_match_their_hash_never_stay(
     # Once is a mishap; so is a file that was damaged in the cache.
     hub.fail(f"GET /{commit}/.*b.h5", 1, body=b"x" + true[1:])
     damage = """
-local = locate(preset, "hf://some-org/weights").folder.local("b.h5").__enter__().resolve()
+local = located("hf://some-org/weights").folder.local("b.h5").__enter__().resolve()
 local.write_bytes(b"x" + local.read_bytes()[1:])
 """
     ran = _run(hub, home, hashes, code + damage)
@@ -237,9 +240,12 @@ def test_offline_has_what_is_in_the_cache(
     hub: HubServer, home: Path, folder: Path, hashes: dict[str, str]
 ) -> None:
     commit = hub.add(_ID, folder, kind="models")
-    whole = f'out["pinned"] = prepare(preset, "hf://{_ID}")\nout["found"] = found(out["pinned"])\n'
+    whole = f"""
+out["pinned"] = located("hf://{_ID}").prepare()
+out["found"] = found(out["pinned"])
+"""
     part = f"""
-with locate(preset, "hf://{_ID}").folder.local("b.h5") as path:
+with located("hf://{_ID}").folder.local("b.h5") as path:
     out["b"] = hashlib.sha256(path.read_bytes()).hexdigest()
 """
     failing = f'out["error"] = error("hf://{_ID}")\n'
@@ -266,7 +272,7 @@ for name in hashes:
 """
     _run(hub, home, hashes, other)
     hub.stop()
-    code = f'out["found"] = found(prepare(preset, "hf://{_ID}"))\n'
+    code = f'out["found"] = found(located("hf://{_ID}").prepare())\n'
     assert _run(hub, home, hashes, code, HF_HUB_OFFLINE="1").out["found"] == hashes
 
 
@@ -287,8 +293,8 @@ def test_both_layouts_are_told_by_their_files(
 if {layout != "keras_2"}:
     sys.path.insert(0, {str(Path(__file__).parent)!r})
     from diffusers_preset import PRESET as preset
-out["source"] = prepare(preset, "{address}")
-out["numerics"] = locate(preset, out["source"]).numerics
+out["source"] = located("{address}").prepare()
+out["numerics"] = located(out["source"]).preset.numerics
 """
     ran = _run(hub, home, hashes, code).out
     assert ran["source"] == address.replace(_ID, f"{_ID}@{commit}")

@@ -31,20 +31,15 @@ from trainer.diffusion.noise_schedule import (
     NoiseSchedule,
     timestep_embedding,
 )
-from trainer.networks import (
-    build_decoder,
-    build_diffusion_model,
-    build_image_encoder,
-    build_text_encoder,
-)
 from trainer.presets import LATENT_CHANNELS, LATENT_DOWNSAMPLING, Preset, get_preset, preset_names
 from trainer.pretraining import shapes
 from trainer.text.tokenizer import tokenize
 from trainer.training.checkpoints import RunCheckpoints
 from trainer.training.fine_tuner import Batch, FineTuner, StepRecord
 from trainer.training_config import TrainingConfig
-from trainer.weights.load import load_base_weights, save_weights_file, write_hashes
-from trainer.weights.sources import RANDOM_SOURCE
+from trainer.weights.base_model import RANDOM_SOURCE, BaseModel
+from trainer.weights.errors import WeightsError
+from trainer.weights.load import save_weights_file, write_hashes
 
 _KL_WEIGHT = 1e-6
 _COLOUR_WEIGHT = 1.0
@@ -235,15 +230,19 @@ def pretrain(config: PretrainConfig) -> dict[str, object]:
     since = time.monotonic()
     preset = get_preset(config.preset)
     size = preset.image_size
+    base_model = BaseModel.locate(preset, size, config.start)
+    if base_model.preset.numerics != "keras_cv":
+        raise WeightsError(
+            f"the weights in {config.start!r} are for layers as diffusers has them, and what is "
+            "written here is for layers as KerasCV has them: start from such weights"
+        )
     logger.info("drawing %d pictures", config.pictures + _HELD_OUT)
     images, captions = shapes.generate(config.pictures, config.seed, size)
     held_images, held_captions = shapes.generate(
         _HELD_OUT, config.seed + _HELD_OUT_SEED_OFFSET, size
     )
 
-    encoder, decoder = build_image_encoder(preset), build_decoder(preset, size)
-    load_base_weights(encoder, "image_encoder", preset, config.start)
-    load_base_weights(decoder, "decoder", preset, config.start)
+    encoder, decoder = base_model.build("image_encoder"), base_model.build("decoder")
     if config.autoencoder_steps:
         autoencoder = AutoencoderTrainer(encoder, decoder, config)
         autoencoder.train(images, os.path.join(config.work_dir, "autoencoder"))
@@ -256,9 +255,7 @@ def pretrain(config: PretrainConfig) -> dict[str, object]:
     logger.info("held-out reconstruction: %s", reconstruction)
 
     moments, tokens = encode(encoder, images), tokenize(captions)
-    text_encoder, diffusion_model = build_text_encoder(preset), build_diffusion_model(preset, size)
-    load_base_weights(text_encoder, "text_encoder", preset, config.start)
-    load_base_weights(diffusion_model, "diffusion_model", preset, config.start)
+    text_encoder, diffusion_model = map(base_model.build, ("text_encoder", "diffusion_model"))
     tuner = FineTuner(
         diffusion_model,
         preset,

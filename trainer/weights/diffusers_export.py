@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -26,19 +27,14 @@ import tensorflow as tf
 
 from storage.folders import FolderError
 from trainer.export.manifest import MODEL_MANIFEST_NAME, ModelManifest
-from trainer.networks import (
-    build_decoder,
-    build_diffusion_model,
-    build_image_encoder,
-    build_text_encoder,
-)
+from trainer.networks import build_network
 from trainer.presets import NETWORKS, Preset, get_preset, preset_names
 from trainer.text.tokenizer import MAX_LENGTH, vocabulary_and_merges
 from trainer.weights import diffusers_layout
+from trainer.weights.base_model import DEFAULT_SOURCE, BaseModel
 from trainer.weights.diffusers_format import to_diffusers
 from trainer.weights.errors import WeightsError
 from trainer.weights.load import load_base_weights
-from trainer.weights.sources import DEFAULT_SOURCE, base_weights_hash, preset_for
 
 DTYPES: Mapping[str, type] = {"float32": np.float32, "float16": np.float16}
 """What tensors can be written as."""
@@ -74,21 +70,20 @@ def export_trained(
         raise WeightsError(
             f"the manifest in {folder} does not say where its base weights lay: give --base-weights"
         )
-    preset = preset_for(get_preset(manifest.preset), source)
-    found = base_weights_hash(preset, source, ["image_encoder"])
-    if found != manifest.base_weights["image_encoder"] or manifest.numerics != preset.numerics:
+    base_model = BaseModel.locate(get_preset(manifest.preset), manifest.image_size, source)
+    found, numerics = base_model.hash(["image_encoder"]), base_model.preset.numerics
+    if found != manifest.base_weights["image_encoder"] or manifest.numerics != numerics:
         raise WeightsError(
             f"the base weights in {source!r} are not those that the model in {folder} was trained "
             "from: give their place with --base-weights"
         )
 
     def values(network: str, built: keras.Model) -> Iterator[np.ndarray]:
-        if network != "image_encoder":
-            return _trained_values(folder, network, built)
-        load_base_weights(built, network, preset, source)
-        return map(np.asarray, built.weights)
+        if network == "image_encoder":
+            return _base_values(base_model, network, built)
+        return _trained_values(folder, network, built)
 
-    _write(preset, manifest.image_size, values, output, dtype)
+    _write(base_model.preset, manifest.image_size, values, output, dtype)
 
 
 def export_base_weights(
@@ -99,19 +94,16 @@ def export_base_weights(
     Args:
         preset_name: Whose they are.
         output: Folder or address to write; it must not exist, or be empty.
-        source: Where they lie; see `trainer.weights.sources.locate`.
+        source: Where they lie; see `trainer.weights.base_model.BaseModel`.
         dtype: One of `DTYPES`.
 
     Raises:
         WeightsError: They are missing or damaged, or the preset cannot be written in this layout.
     """
-    preset = preset_for(get_preset(preset_name), source)
-
-    def values(network: str, built: keras.Model) -> Iterator[np.ndarray]:
-        load_base_weights(built, network, preset, source)
-        return map(np.asarray, built.weights)
-
-    _write(preset, preset.image_size, values, output, dtype)
+    preset = get_preset(preset_name)
+    base_model = BaseModel.locate(preset, preset.image_size, source)
+    values = functools.partial(_base_values, base_model)
+    _write(base_model.preset, base_model.image_size, values, output, dtype)
 
 
 def _write(preset: Preset, image_size: int, values: _Values, output: str, dtype: str) -> None:
@@ -161,7 +153,7 @@ def _write_tensors(
         tensors: dict[str, np.ndarray] = {}
         for network in networks:
             logger.info("Writing the %s.", network)
-            model = _build(network, preset, image_size)
+            model = build_network(network, preset, image_size)
             tensors |= to_diffusers(
                 model, (v.astype(DTYPES[dtype], copy=False) for v in values(network, model))
             )
@@ -172,13 +164,9 @@ def _write_tensors(
         )
 
 
-def _build(network: str, preset: Preset, image_size: int) -> keras.Model:
-    if network == "text_encoder":
-        return build_text_encoder(preset)
-    if network == "image_encoder":
-        return build_image_encoder(preset)
-    build = build_decoder if network == "decoder" else build_diffusion_model
-    return build(preset, image_size)
+def _base_values(base_model: BaseModel, network: str, model: keras.Model) -> Iterator[np.ndarray]:
+    load_base_weights(model, network, base_model)
+    return map(np.asarray, model.weights)
 
 
 def _trained_values(folder: str, network: str, model: keras.Model) -> Iterator[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Base weights: loaded, and never silently random. `trainer.weights.sources` finds them."""
+"""Base weights: loaded, and never silently random. `trainer.weights.base_model` finds them."""
 
 from __future__ import annotations
 
@@ -19,54 +19,43 @@ import tensorflow as tf
 from storage.errors import one_line
 from storage.folders import HASHES_NAME
 from storage.transfer import sha256_of
-from trainer.presets import NETWORKS, Preset
+from trainer.presets import NETWORKS
+from trainer.weights.base_model import BaseModel
 from trainer.weights.diffusers_format import load_tensors
 from trainer.weights.errors import WeightsError
-from trainer.weights.sources import (
-    RANDOM_SOURCE,
-    locate,
-)
 
 logger = logging.getLogger(__name__)
 
 
-def load_base_weights(model: keras.Model, network: str, preset: Preset, source: str) -> None:
+def load_base_weights(model: keras.Model, network: str, base_model: BaseModel) -> None:
     """Loads one network's base weights, after checking the file's hash and every shape.
 
     Args:
-        model: Built by `trainer.networks`.
+        model: Built by `trainer.networks` from the base model's preset.
         network: One of `trainer.presets.NETWORKS`.
-        preset: What the model was built from.
-        source: `"default"`, `"random"`, or a place; see `trainer.weights.sources.locate`.
+        base_model: Whose weights.
 
     Raises:
-        WeightsError: A file is missing, its hash is wrong, a tensor does not fit, or the weights
-            are for layers that compute otherwise than this model's (see `preset_for`).
+        WeightsError: A file is missing, its hash is wrong, or a tensor does not fit.
     """
-    if source == RANDOM_SOURCE:
+    folder = base_model.folder
+    if folder is None:
         logger.warning("THE %s STARTS FROM RANDOM WEIGHTS, as asked.", network.upper())
         _randomize(model, network)
         return
-    base = locate(preset, source)
-    if base.numerics != preset.numerics:
-        raise WeightsError(
-            f"the {network} computes as {preset.numerics} does, but the weights in "
-            f"{base.folder.address} are for layers as {base.numerics} has them: build it from what "
-            "trainer.weights.sources.preset_for gives"
-        )
-    names = base.files(preset, network)
+    names = base_model.files(network)
     with contextlib.ExitStack() as stack:
-        paths = [stack.enter_context(base.folder.local(name)) for name in names]
+        paths = [stack.enter_context(folder.local(name)) for name in names]
         for name, path in zip(names, paths, strict=True):
-            base.verify(preset, network, name, path)
-        shown = [base.folder.shown(name) for name in names]
+            base_model.verify(network, name, path)
+        shown = [folder.shown(name) for name in names]
         logger.info(
             "Loading the %s (%s parameters) from %s.",
             network,
             f"{model.count_params():,}",
             ", ".join(shown),
         )
-        if base.numerics == "diffusers":
+        if base_model.preset.numerics == "diffusers":
             load_tensors(model, network, paths, shown)
         else:
             _load_file(model, paths[0], shown[0])

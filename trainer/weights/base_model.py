@@ -1,0 +1,195 @@
+"""What a run starts from: a preset, a picture size, and base weights found and verified.
+
+Nothing here imports TensorFlow before a network is built, so that missing or damaged weights are
+told at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storage.folders import HASHES_NAME, Folder, LocalFolder, open_folder
+from storage.transfer import sha256_of
+from trainer.presets import NETWORKS, Preset
+from trainer.weights import diffusers_layout
+from trainer.weights.errors import WeightsError
+
+if TYPE_CHECKING:
+    import keras
+
+DEFAULT_SOURCE = "default"
+RANDOM_SOURCE = "random"
+
+_SHIPPED = Path(__file__).resolve().parents[1] / "base_weights"
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """The four networks as they are before training.
+
+    `locate` makes one; where the weights lie is asked once, and then known.
+
+    Attributes:
+        preset: Which networks; its numerics are those that the weights were made for.
+        image_size: Side of the pictures in pixels.
+        source: Where the weights were said to lie.
+        folder: Where they lie; `None` where they are random.
+    """
+
+    preset: Preset
+    image_size: int
+    source: str
+    folder: Folder | None
+
+    @classmethod
+    def locate(cls, preset: Preset, image_size: int, source: str) -> BaseModel:
+        """Finds base weights, and tells by the files which layout they have.
+
+        Args:
+            preset: Whose weights. Layers have diffusers' numerics where the weights have that
+                library's layout, otherwise KerasCV's.
+            image_size: Side of the pictures in pixels.
+            source: `"default"`, `"random"`, a folder, a `gs://` address or
+                `hf://ORG/NAME[@REVISION][/FOLDER]`.
+
+        Raises:
+            WeightsError: There is no default for this preset, the place has files of both layouts,
+                or diffusers' configurations there describe another model.
+        """
+        keras_cvs = dataclasses.replace(preset, numerics="keras_cv")
+        if source == RANDOM_SOURCE:
+            return cls(keras_cvs, image_size, source, None)
+        address = source
+        if source == DEFAULT_SOURCE:
+            if not preset.ships_weights and preset.published_at is None:
+                raise WeightsError(
+                    f"preset {preset.name!r} has no default base weights: set base_weights to a "
+                    "folder that holds "
+                    f"{', '.join(file.name for file in preset.weight_files.values())}"
+                )
+            address = preset.published_at or str(_SHIPPED / preset.name)
+        folder = open_folder(address)
+        keras_files = [f.name for f in preset.weight_files.values() if folder.exists(f.name)]
+        if not diffusers_layout.is_diffusers(folder):
+            return cls(keras_cvs, image_size, source, folder)
+        if keras_files:
+            raise WeightsError(
+                f"{folder.address} holds {keras_files[0]} and diffusers' layout as well: set "
+                "base_weights to a folder with one of them"
+            )
+        diffusers_layout.check_configs(folder, preset)
+        diffusers = dataclasses.replace(preset, numerics="diffusers")
+        return cls(diffusers, image_size, source, folder)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a latent."""
+        return self.preset.latent_shape(self.image_size)
+
+    def build(self, network: str) -> keras.Model:
+        """One of `NETWORKS`, with its weights.
+
+        Raises:
+            WeightsError: A file is missing, its hash is wrong, or a tensor does not fit.
+        """
+        # Import Keras.
+        from trainer.networks import build_network
+        from trainer.weights.load import load_base_weights
+
+        model = build_network(network, self.preset, self.image_size)
+        load_base_weights(model, network, self)
+        return model
+
+    def prepare(self, *, fetch: bool = True) -> str:
+        """Finds and verifies all four networks' files before anything starts.
+
+        Files of the hub are fetched into its cache. Those of a bucket are only looked for: they
+        are verified when they are read.
+
+        Args:
+            fetch: Whether files of the hub are needed on this machine; otherwise they, too, are
+                only looked for.
+
+        Returns:
+            `source`, a model of the hub with its commit, so that the same is found later.
+
+        Raises:
+            WeightsError: A file is missing, damaged or of another model.
+        """
+        if self.folder is None:
+            return self.source
+        in_place = isinstance(self.folder, LocalFolder)
+        for network in NETWORKS:
+            for name in self.files(network):
+                if in_place or (fetch and self.folder.address.startswith("hf://")):
+                    with self.folder.local(name) as path:
+                        self.verify(network, name, path)
+        shipped = self.source == DEFAULT_SOURCE and in_place
+        return self.source if shipped else self.folder.address
+
+    def hash(self, networks: Sequence[str] = NETWORKS) -> str:
+        """SHA-256 (hex) that stands for the weights of `networks`; `"random"` where they are.
+
+        Raises:
+            WeightsError: A file is missing, or nobody says what its hash should be.
+        """
+        if self.folder is None:
+            return RANDOM_SOURCE
+        hashes = []
+        for network in networks:
+            parts = [self._expected_hash(network, name) for name in self.files(network)]
+            hashes.append(parts[0] if len(parts) == 1 else _joined_hash(parts))
+        return _joined_hash(hashes)
+
+    def files(self, network: str) -> tuple[str, ...]:
+        """Names of the files that hold a network; raises a `WeightsError` where one is missing."""
+        assert self.folder is not None
+        if self.preset.numerics == "diffusers":
+            return diffusers_layout.network_files(self.folder, network)
+        name = self.preset.weight_files[network].name
+        if not self.folder.exists(name):
+            raise WeightsError(
+                f"the {network}'s base weights are missing: there is no {self.folder.shown(name)}; "
+                "set base_weights to a folder that holds it, or to "
+                f"{RANDOM_SOURCE!r} to start from noise"
+            )
+        return (name,)
+
+    def verify(self, network: str, name: str, path: Path) -> None:
+        """Raises a `WeightsError` where a file on this machine is not what it should be."""
+        assert self.folder is not None
+        expected, actual = self._expected_hash(network, name), sha256_of(path)
+        if actual != expected:
+            raise WeightsError(
+                f"{self.folder.shown(name)} is corrupt or another file: its SHA-256 is {actual}, "
+                f"expected {expected}; fetch it again, or, if it is meant to be another, list its "
+                f"hash in {HASHES_NAME} beside it"
+            )
+
+    def _expected_hash(self, network: str, name: str) -> str:
+        """SHA-256 (hex) that a file should have.
+
+        The folder's own `SHA256SUMS` has the first word, then what is published. A file in
+        diffusers' layout has no published hash: it is what it is now, so that a later change shows.
+        """
+        assert self.folder is not None
+        listed = self.folder.listed_hashes().get(name)
+        if listed is not None:
+            return listed
+        if self.preset.numerics == "diffusers":
+            return self.folder.sha256(name)
+        published = self.preset.weight_files[network].sha256
+        if published is None:
+            raise WeightsError(
+                f"{self.folder.shown(HASHES_NAME)} does not list {name}, so the file cannot be "
+                "verified"
+            )
+        return published
+
+
+def _joined_hash(hashes: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
