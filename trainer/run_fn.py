@@ -13,7 +13,7 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,16 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
 from trainer.export.manifest import ModelManifest
 from trainer.export.saved_models import ServingModules, WeightsDtype, export_models, serving_modules
+from trainer.export.validation import draw_validation
 from trainer.presets import NETWORKS, get_preset
 from trainer.text.tokenizer import tokenize
 from trainer.training.distribution import is_chief, training_strategy, wait_for_all
 from trainer.training.fine_tuner import FineTuner, StepRecord, write_history
 from trainer.training.memory import (
-    InsufficientMemoryError,
+    MemoryCheck,
     MemoryEstimate,
     activation_bytes,
-    check_fits,
-    device_memory,
-    estimate_memory,
-    gigabytes,
     peak_gpu_bytes,
-    program_bytes,
 )
 from trainer.training.progress import TrainingProgress
 from trainer.training_config import ResolvedTrainingConfig
@@ -97,35 +93,94 @@ def run_fn(fn_args: FnArgs) -> None:
     """
     since = time.monotonic()
     settings = TrainerSettings(**fn_args.custom_config)
+    run = _prepare(settings, fn_args.train_files)
+    trained = _train(run)
+    if is_chief(run.strategy):
+        _export(run, fn_args.serving_model_dir)
+        _record(run, trained, fn_args, since)
+    # TFX looks for the model when this returns, in every worker.
+    wait_for_all(run.strategy)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What is there before the first step.
+
+    Attributes:
+        settings: What was asked for.
+        config: Its hyperparameters, with the steps that its epochs come to.
+        strategy: How devices and workers share a batch; `None` for one device.
+        base_model: What training starts from.
+        latents: What made the latents.
+        latents_uri: Where they lie.
+        train_files: Patterns of the files of their train split.
+        networks: Text encoder, diffusion model and decoder, which training changes.
+        modules: What is served of them, with their variables.
+        tuner: Trains them.
+        memory: What that is thought to take.
+        folder: Of the checkpoints, logs and pictures.
+    """
+
+    settings: TrainerSettings
+    config: ResolvedTrainingConfig
+    strategy: tf.distribute.Strategy | None
+    base_model: BaseModel
+    latents: LatentsManifest
+    latents_uri: str
+    train_files: Sequence[str]
+    networks: tuple[keras.Model, keras.Model, keras.Model]
+    modules: ServingModules
+    tuner: FineTuner
+    memory: MemoryEstimate
+    folder: str
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Each network's parameters."""
+        return {model.name: model.count_params() for model in self.networks}
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Parameters, or those of the adapters, that are trained."""
+        return sum(v.shape.num_elements() for v in self.tuner.variables)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """What training came to: its log, and its seconds with the pictures drawn in between."""
+
+    history: list[StepRecord]
+    seconds: float
+
+
+def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
+    """Everything that can fail fails here: inputs, weights, memory."""
     config = ResolvedTrainingConfig(**settings.training)
     # Workers can only be joined before anything else is done with TensorFlow.
     strategy = training_strategy(config.devices)
     base_model = BaseModel.locate(
         get_preset(settings.preset), settings.image_size, settings.base_weights
     )
-    preset = base_model.preset
     # `train_files` holds patterns `<uri>/Split-train/*`.
-    latents_uri = os.path.dirname(os.path.dirname(fn_args.train_files[0]))
+    latents_uri = os.path.dirname(os.path.dirname(train_files[0]))
     latents = LatentsManifest.read(latents_uri)
     _check_inputs(latents, settings, base_model, config)
-    examples = latents.counts["train"]
-    config = config.for_examples(examples, preset)
+    config = config.for_examples(latents.counts["train"], base_model.preset)
 
     keras.utils.set_random_seed(config.seed)
     with strategy.scope() if strategy else contextlib.nullcontext():
         diffusion_model = base_model.build("diffusion_model")
         text_encoder = base_model.build("text_encoder")
-    decoder = base_model.build("decoder")
-    networks = (text_encoder, diffusion_model, decoder)
-    modules = serving_modules(*networks, preset, settings.image_size)
-    empty_tokens = tf.constant(tokenize([""]))
-    memory_check = _MemoryCheck(networks, config)
+    networks = text_encoder, diffusion_model, base_model.build("decoder")
+    modules = serving_modules(*networks, base_model.preset, base_model.image_size)
+    memory_check = MemoryCheck(networks, config)
     if not config.lora_rank:
         trained = networks[:2] if config.train_text_encoder else (diffusion_model,)
         memory_check([v.value for model in trained for v in model.weights], activations=0)
+    empty_tokens = tf.constant(tokenize([""]))
     tuner = FineTuner(
         diffusion_model,
-        preset,
+        base_model.preset,
         config,
         empty_caption=(
             empty_tokens if config.train_text_encoder else modules.text_encoder.encode(empty_tokens)
@@ -134,42 +189,74 @@ def run_fn(fn_args: FnArgs) -> None:
         strategy=strategy,
     )
     gradients = tuner.trace(
-        batch_spec(preset, settings.image_size, latents.flip, config.batch_size)
+        batch_spec(base_model.preset, base_model.image_size, latents.flip, config.batch_size)
     )
-    estimate = memory_check(tuner.variables, activations=activation_bytes(gradients))
-    parameters = {model.name: model.count_params() for model in networks}
-    trainable = sum(v.shape.num_elements() for v in tuner.variables)
+    memory = memory_check(tuner.variables, activations=activation_bytes(gradients))
+    run = _Run(
+        settings=settings,
+        config=config,
+        strategy=strategy,
+        base_model=base_model,
+        latents=latents,
+        latents_uri=latents_uri,
+        train_files=train_files,
+        networks=networks,
+        modules=modules,
+        tuner=tuner,
+        memory=memory,
+        folder=os.path.join(settings.checkpoint_dir, _run_hash(settings, latents, latents_uri)),
+    )
     assert config.steps is not None
     logger.info(
         "Training %s of %s parameters: %d steps of %d pictures, %.1f epochs of %d.",
-        f"{trainable:,}",
-        f"{sum(parameters.values()):,}",
+        f"{run.trainable_parameters:,}",
+        f"{sum(run.parameters.values()):,}",
         config.steps,
         config.batch_size,
-        config.steps * config.batch_size / examples,
-        examples,
+        config.steps * config.batch_size / latents.counts["train"],
+        latents.counts["train"],
     )
-    logger.info("Memory needed, about: %s; %s.", estimate, memory_check.available)
+    logger.info("Memory needed, about: %s; %s.", memory, memory_check.available)
+    return run
 
-    folder = os.path.join(settings.checkpoint_dir, _run_hash(settings, latents, latents_uri))
-    writes = is_chief(strategy)
+
+def _train(run: _Run) -> _Trained:
+    """Trains, and draws the validation prompts before, after, and now and then.
+
+    The networks are left with the averages of their weights.
+    """
+    config, tuner = run.config, run.tuner
+    assert config.steps is not None
+    writes = is_chief(run.strategy)
     train_log = (
-        tf.summary.create_file_writer(os.path.join(folder, "train"))
+        tf.summary.create_file_writer(os.path.join(run.folder, "train"))
         if writes
         else tf.summary.create_noop_writer()
     )
+    files = tf.io.gfile.glob(list(run.train_files))
+
+    def batches(first_step: int) -> Iterator[dict[str, tf.Tensor]]:
+        return training_batches(
+            files,
+            run.base_model.preset,
+            run.base_model.image_size,
+            flip=run.latents.flip,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            first_step=first_step,
+            num_examples=run.latents.counts["train"],
+        )
 
     def draw(step: int) -> None:
         if writes:
-            pictures = os.path.join(folder, "validation", f"step_{step:06d}")
-            _draw_validation(modules, settings.validation, pictures, step)
+            pictures = os.path.join(run.folder, "validation", f"step_{step:06d}")
+            draw_validation(run.modules, run.settings.validation, pictures, step)
 
-    files = tf.io.gfile.glob(list(fn_args.train_files))
     with train_log.as_default():
         # As they are exported, so that the same traces serve.
         with tuner.averaged():
             draw(0)
-        training_since = time.monotonic()
+        since = time.monotonic()
         with TrainingProgress(config.steps) as progress:
 
             def on_record(record: StepRecord) -> None:
@@ -178,94 +265,65 @@ def run_fn(fn_args: FnArgs) -> None:
                     tf.summary.scalar(name, getattr(record, name), step=record.step)
 
             history = tuner.train(
-                lambda first_step: training_batches(
-                    files,
-                    preset,
-                    settings.image_size,
-                    flip=latents.flip,
-                    batch_size=config.batch_size,
-                    seed=config.seed,
-                    first_step=first_step,
-                    num_examples=examples,
-                ),
-                folder,
+                batches,
+                run.folder,
                 on_record,
                 draw=draw,
-                draw_every_steps=settings.validation["every_steps"],
+                draw_every_steps=run.settings.validation["every_steps"],
             )
-        training_seconds = time.monotonic() - training_since
+        seconds = time.monotonic() - since
         tuner.assign_averages()
         draw(config.steps)
     train_log.close()
-    if writes:
-        export_models(
-            fn_args.serving_model_dir,
-            modules
-            if settings.export_weights == "float32"
-            else serving_modules(*networks, preset, settings.image_size, settings.export_weights),
-        )
-        if tuner.adapters:
-            tuner.adapters.save(fn_args.serving_model_dir)
-        ModelManifest(
-            preset=preset.name,
-            image_size=settings.image_size,
-            training=dataclasses.asdict(config),
-            export_weights=settings.export_weights,
-            text_encoder_trained=config.train_text_encoder,
-            numerics=preset.numerics,
-            base_weights_source=settings.base_weights,
-            base_weights={network: base_model.hash([network]) for network in NETWORKS},
-            latents={"uri": latents_uri, **dataclasses.asdict(latents)},
-            validation=dict(settings.validation),
-            defaults={name: settings.validation[name] for name in ("num_steps", "guidance_scale")},
-            parameters=parameters,
-            trainable_parameters=trainable,
-            replicas=strategy.num_replicas_in_sync if strategy else 1,
-            final_loss=history[-1].loss,
-            images_per_second=sorted(r.images_per_second for r in history)[len(history) // 2],
-            training_seconds=round(training_seconds, 1),
-            wall_time_seconds=round(time.monotonic() - since, 1),
-            estimated_memory_bytes=estimate.total,
-            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            peak_gpu_memory_bytes=peak_gpu_bytes(),
-            code_version=settings.code_version,
-            git_commit=_git_commit(),
-            versions={
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
-            },
-        ).write(fn_args.serving_model_dir)
-        write_history(history, fn_args.model_run_dir)
-        for name in ("train", "validation"):
-            _copy_tree(os.path.join(folder, name), os.path.join(fn_args.model_run_dir, name))
-    # TFX looks for the model when this returns, in every worker.
-    wait_for_all(strategy)
+    return _Trained(history, seconds)
 
 
-class _MemoryCheck:
-    """Holds what training takes against what there is."""
+def _export(run: _Run, folder: str) -> None:
+    """Writes the SavedModels, and the adapters if there are any."""
+    modules, dtype = run.modules, run.settings.export_weights
+    if dtype != "float32":
+        base_model = run.base_model
+        modules = serving_modules(*run.networks, base_model.preset, base_model.image_size, dtype)
+    export_models(folder, modules)
+    if run.tuner.adapters:
+        run.tuner.adapters.save(folder)
 
-    def __init__(self, networks: Sequence[keras.Model], config: ResolvedTrainingConfig) -> None:
-        self._networks = networks
-        self._config = config
-        self._device, self._bytes = device_memory()
-        on_gpu = bool(tf.config.list_logical_devices("GPU"))
-        self._program = 0 if on_gpu else program_bytes(networks)
 
-    @property
-    def available(self) -> str:
-        return f"{self._device} has {gigabytes(self._bytes)}"
-
-    def __call__(self, trained: Sequence[tf.Variable], *, activations: int) -> MemoryEstimate:
-        estimate = estimate_memory(
-            self._networks, trained, self._config, activations=activations, program=self._program
-        )
-        problem = check_fits(estimate, self._bytes, self._device, self._config)
-        if problem and self._config.memory_check == "refuse":
-            raise InsufficientMemoryError(problem)
-        if problem and activations:
-            logger.warning("%s", problem)
-        return estimate
+def _record(run: _Run, trained: _Trained, fn_args: FnArgs, since: float) -> None:
+    """Writes what made the model, the losses, and copies of logs and pictures."""
+    settings, history = run.settings, trained.history
+    ModelManifest(
+        preset=run.base_model.preset.name,
+        image_size=settings.image_size,
+        training=dataclasses.asdict(run.config),
+        export_weights=settings.export_weights,
+        text_encoder_trained=run.config.train_text_encoder,
+        numerics=run.base_model.preset.numerics,
+        base_weights_source=settings.base_weights,
+        base_weights={network: run.base_model.hash([network]) for network in NETWORKS},
+        latents={"uri": run.latents_uri, **dataclasses.asdict(run.latents)},
+        validation=dict(settings.validation),
+        defaults={name: settings.validation[name] for name in ("num_steps", "guidance_scale")},
+        parameters=run.parameters,
+        trainable_parameters=run.trainable_parameters,
+        replicas=run.strategy.num_replicas_in_sync if run.strategy else 1,
+        final_loss=history[-1].loss,
+        images_per_second=sorted(r.images_per_second for r in history)[len(history) // 2],
+        training_seconds=round(trained.seconds, 1),
+        wall_time_seconds=round(time.monotonic() - since, 1),
+        estimated_memory_bytes=run.memory.total,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_gpu_memory_bytes=peak_gpu_bytes(),
+        code_version=settings.code_version,
+        git_commit=_git_commit(),
+        versions={
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
+        },
+    ).write(fn_args.serving_model_dir)
+    write_history(history, fn_args.model_run_dir)
+    for name in ("train", "validation"):
+        _copy_tree(os.path.join(run.folder, name), os.path.join(fn_args.model_run_dir, name))
 
 
 def _check_inputs(
@@ -301,31 +359,6 @@ def _run_hash(settings: TrainerSettings, latents: LatentsManifest, latents_uri: 
     # Another format of the weights is another export of the same training.
     del facts["checkpoint_dir"], facts["export_weights"]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _draw_validation(
-    modules: ServingModules, validation: Mapping[str, Any], folder: str, step: int
-) -> None:
-    """Draws every validation prompt with the models as they are.
-
-    Into `<folder>/NN.png`, and as TensorBoard's images of `step`.
-    """
-    tf.io.gfile.makedirs(folder)
-    for index, prompt in enumerate(validation["prompts"]):
-        contexts = modules.text_encoder.text([prompt], [""])
-        latent = modules.diffusion_model.serve(
-            **contexts,
-            num_steps=tf.constant(validation["num_steps"], tf.int32),
-            guidance_scale=tf.constant(validation["guidance_scale"], tf.float32),
-            seed=tf.constant([validation["seed"] + index, 0], tf.int32),
-        )
-        encoded = modules.decoder.png(**latent)["image"][0]
-        with tf.io.gfile.GFile(os.path.join(folder, f"{index:02d}.png"), "wb") as f:
-            f.write(encoded.numpy())
-        picture = tf.io.decode_png(encoded, channels=3)[None]
-        tf.summary.image(f"validation/{index:02d}", picture, step=step, description=prompt)
-    with tf.io.gfile.GFile(os.path.join(os.path.dirname(folder), "prompts.json"), "w") as f:
-        f.write(json.dumps(dict(validation), indent=2, sort_keys=True))
 
 
 def _git_commit() -> str | None:

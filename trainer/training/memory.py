@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import resource
 from collections.abc import Collection, Sequence
@@ -22,6 +23,9 @@ _ALIASES = frozenset(
 )
 _FREE = frozenset({"Const", "Placeholder", "VarHandleOp", "Shape", "NoOp"})
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+logger = logging.getLogger(__name__)
 
 
 class InsufficientMemoryError(ValueError):
@@ -204,6 +208,48 @@ def check_fits(
         f"training needs about {estimate}, and {device} has {gigabytes(available)}. What helps: "
         f"{'; '.join(advice)}. training.memory_check = warn tries it all the same"
     )
+
+
+class MemoryCheck:
+    """Holds what training takes against what this device has."""
+
+    def __init__(self, networks: Sequence[keras.Model], config: ResolvedTrainingConfig) -> None:
+        """Asks the device.
+
+        Args:
+            networks: Everything that is held in memory.
+            config: Hyperparameters.
+        """
+        self._networks = networks
+        self._config = config
+        self._device, self._bytes = device_memory()
+        on_gpu = bool(tf.config.list_logical_devices("GPU"))
+        self._program = 0 if on_gpu else program_bytes(networks)
+
+    @property
+    def available(self) -> str:
+        """What the device has, in words."""
+        return f"{self._device} has {gigabytes(self._bytes)}"
+
+    def __call__(self, trained: Sequence[tf.Variable], *, activations: int) -> MemoryEstimate:
+        """Estimates, and says what is wrong with that.
+
+        Args:
+            trained: The variables that gradients are taken of.
+            activations: Bytes; 0 where they are not known yet.
+
+        Raises:
+            InsufficientMemoryError: It cannot fit, and such runs are to be refused.
+        """
+        estimate = estimate_memory(
+            self._networks, trained, self._config, activations=activations, program=self._program
+        )
+        problem = check_fits(estimate, self._bytes, self._device, self._config)
+        if problem and self._config.memory_check == "refuse":
+            raise InsufficientMemoryError(problem)
+        if problem and activations:
+            logger.warning("%s", problem)
+        return estimate
 
 
 def peak_gpu_bytes() -> int | None:
