@@ -40,7 +40,7 @@ class Models(Protocol):
         outputs: tuple[str, ...],
         version: int,
     ) -> dict[str, np.ndarray]:
-        """Calls a signature of one of `NETWORKS`.
+        """Calls a signature of one of `SERVED_NETWORKS`.
 
         Texts are arrays of bytes, dtype object.
 

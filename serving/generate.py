@@ -19,7 +19,7 @@ import numpy as np
 from serving import png, which_models
 from serving.client import RETRIES, TIMEOUT_SECONDS, Generator
 from serving.errors import ServingError
-from serving.releases import NETWORKS
+from serving.releases import SERVED_NETWORKS
 from serving.request import check_request
 from storage import filesystem
 
@@ -115,7 +115,7 @@ def _check(arguments: argparse.Namespace) -> None:
     release = which_models.check(arguments)
     if release is None:
         return
-    for network in NETWORKS:
+    for network in SERVED_NETWORKS:
         release.model_folder(network)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import ServingError
-from serving.releases import NETWORKS, Release
+from serving.releases import SERVED_NETWORKS, Release
 from storage import filesystem
 from storage.greetings import no_greetings
 
@@ -30,7 +30,7 @@ class LoadedModels:
             ServingError: One is missing or damaged.
         """
         self._version = release.version
-        folders = {network: release.model_folder(network) for network in NETWORKS}
+        folders = {network: release.model_folder(network) for network in SERVED_NETWORKS}
         _settle_threads(folders["diffusion_model"])
         # The loaded objects own the variables that their signatures only borrow.
         self._models = {network: _load(folder) for network, folder in folders.items()}

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from serving.errors import BusyError, ServingError, VersionGoneError
-from serving.releases import NETWORKS
+from serving.releases import SERVED_NETWORKS
 
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 8.0
@@ -82,7 +82,7 @@ class RemoteModels(abc.ABC):
         """Makes a call once; raises BusyError where it may be made again."""
 
     def _find_version(self, seconds: float) -> int:
-        found = {network: self._available(network, seconds) for network in NETWORKS}
+        found = {network: self._available(network, seconds) for network in SERVED_NETWORKS}
         common = set.intersection(*(ready for ready, _ in found.values()))
         if self._pinned is not None:
             common &= {self._pinned}

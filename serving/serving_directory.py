@@ -33,9 +33,9 @@ from serving.errors import ServingError
 from serving.lock import Held, locked
 from serving.releases import (
     CONFIG_NAME,
-    NETWORKS,
     RELEASES,
     ROLLBACK_NAME,
+    SERVED_NETWORKS,
     configured_versions,
     current_version,
     list_versions,
@@ -95,7 +95,7 @@ class ServingDirectory:
         publishes nothing new. What earlier attempts left behind is removed first.
 
         Args:
-            source: Folder with a SavedModel for each of `NETWORKS`.
+            source: Folder with a SavedModel for each of `SERVED_NETWORKS`.
             facts: What else to write into the release; `model` tells repetitions apart.
             check: Called with the staged copy of `source`; raises a `ModelRefusedError` where it
                 should not be published.
@@ -219,7 +219,7 @@ class ServingDirectory:
     ) -> dict[str, Any]:
         staging = self._path(f"{_STAGING_PREFIX}{uuid.uuid4().hex}")
         files = {}
-        for network in NETWORKS:
+        for network in SERVED_NETWORKS:
             for name in filesystem.files_below(filesystem.join(source, network)):
                 digest = _copy_verified(
                     filesystem.join(source, network, name), filesystem.join(staging, network, name)
@@ -235,7 +235,7 @@ class ServingDirectory:
         lock.check()
         last_version = self._path(RELEASES, LAST_VERSION_NAME)
         filesystem.write_atomically(last_version, str(version).encode())
-        for network in NETWORKS:
+        for network in SERVED_NETWORKS:
             filesystem.move_folder(
                 filesystem.join(staging, network), self._version_folder(network, version)
             )
@@ -260,7 +260,7 @@ class ServingDirectory:
         version = release["version"]
         expected = {
             f"{network}/{version}/{name}": filesystem.join(source, network, name)
-            for network in NETWORKS
+            for network in SERVED_NETWORKS
             for name in filesystem.files_below(filesystem.join(source, network))
         }
         extra = {f"{network}/{version}/{WARMUP_FILE}" for network in warmup}
@@ -285,7 +285,10 @@ class ServingDirectory:
             self._write_config(version)
 
     def _used_versions(self) -> set[int]:
-        used = {*self.releases(), *(v for network in NETWORKS for v in self._folders(network))}
+        used = {
+            *self.releases(),
+            *(v for name in SERVED_NETWORKS for v in self._folders(name)),
+        }
         path = self._path(RELEASES, LAST_VERSION_NAME)
         if filesystem.is_file(path):
             used.add(int(filesystem.read_bytes(path)))
@@ -296,7 +299,7 @@ class ServingDirectory:
 
     def _remove_unfinished(self) -> None:
         releases = self.releases()
-        for network in NETWORKS:
+        for network in SERVED_NETWORKS:
             for version in self._folders(network):
                 if version not in releases:
                     filesystem.remove_folder(self._version_folder(network, version))
@@ -325,7 +328,7 @@ class ServingDirectory:
                 base_path=json.dumps(self._path(network), ensure_ascii=False),
                 versions=versions,
             )
-            for network in NETWORKS
+            for network in SERVED_NETWORKS
         )
         contents = f"model_config_list {{\n{models}}}\n"
         filesystem.write_atomically(self._path(CONFIG_NAME), contents.encode())

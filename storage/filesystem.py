@@ -7,7 +7,6 @@ for an error message; every other file system is reached through it. All functio
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import uuid
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from storage.greetings import no_greetings
+from storage.hashing import sha256_hex
 
 PARTIAL_PREFIX = ".partial-"
 """How the names of files begin that were not written to their end."""
@@ -179,10 +179,7 @@ def read_chunks(path: str) -> Iterator[bytes]:
 
 def sha256(path: str) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    for chunk in read_chunks(path):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return sha256_hex(read_chunks(path))
 
 
 def modification_time(path: str) -> int:

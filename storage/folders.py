@@ -8,7 +8,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import tempfile
@@ -20,6 +19,7 @@ import fsspec
 
 from storage import hub
 from storage.errors import one_line
+from storage.hashing import sha256_hex
 from storage.transfer import chunks, sha256_of
 
 HASHES_NAME = "SHA256SUMS"
@@ -212,7 +212,4 @@ def open_folder(address: str) -> Folder:
 
 @functools.lru_cache(maxsize=256)
 def _remote_sha256(folder: RemoteFolder, name: str, version: str) -> str:
-    digest = hashlib.sha256()
-    for chunk in folder._chunks(name):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return sha256_hex(folder._chunks(name))

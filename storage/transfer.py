@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import os
 import sys
@@ -14,6 +13,8 @@ from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from storage.hashing import sha256_hex
 
 _PLAIN_LINES = 10
 # What takes less than about a second needs no progress.
@@ -101,8 +102,5 @@ def chunks(file: BinaryIO, what: str, total: int) -> Iterator[bytes]:
 
 @functools.lru_cache(maxsize=256)
 def _sha256(path: str, size: int, mtime_ns: int, inode: int) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as f:
-        for chunk in chunks(f, f"checking {os.path.basename(path)}", size):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return sha256_hex(chunks(f, f"checking {os.path.basename(path)}", size))

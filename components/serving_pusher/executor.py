@@ -19,7 +19,7 @@ from tfx.types import artifact_utils
 from tfx.utils import path_utils
 
 from components.serving_pusher.warmup import warmup_requests
-from serving.releases import NETWORKS
+from serving.releases import SERVED_NETWORKS
 from serving.serving_directory import ModelRefusedError, ServingDirectory
 from storage import filesystem
 from trainer.export.manifest import MODEL_MANIFEST_NAME, ModelManifest
@@ -77,7 +77,7 @@ class Executor(base_executor.BaseExecutor):
 
         directory = ServingDirectory(exec_properties["push_destination"])
         try:
-            warmup = {n: warmup_requests(os.path.join(source, n), n) for n in NETWORKS}
+            warmup = {n: warmup_requests(os.path.join(source, n), n) for n in SERVED_NETWORKS}
             release = directory.publish(source, facts, check, warmup)
         except ModelRefusedError as refusal:
             _mark_not_pushed(pushed_model, str(refusal))

@@ -17,7 +17,8 @@ from serving.errors import ServingError
 from serving.request import MAX_STEPS
 from storage import filesystem
 
-NETWORKS = ("text_encoder", "diffusion_model", "decoder")
+SERVED_NETWORKS = ("text_encoder", "diffusion_model", "decoder")
+"""The three of the four networks that draw pictures."""
 CONFIG_NAME = "models.config"
 RELEASES = "releases"
 ROLLBACK_NAME = "rollback.json"
@@ -48,7 +49,7 @@ class Release:
     guidance_scale: float
 
     def model_folder(self, network: str) -> str:
-        """The SavedModel of one of `NETWORKS`.
+        """The SavedModel of one of `SERVED_NETWORKS`.
 
         Raises:
             ServingError: It is not there.
@@ -90,7 +91,7 @@ def configured_versions(serving_dir: str) -> list[int]:
     if not filesystem.is_file(path):
         return []
     named = [int(number) for number in _CONFIGURED.findall(filesystem.read_bytes(path))]
-    if not named or any(named.count(version) != len(NETWORKS) for version in named):
+    if not named or any(named.count(version) != len(SERVED_NETWORKS) for version in named):
         raise ServingError(
             f"{path} is damaged: it names the versions {named}; "
             "python -m serving.releases rollback --to VERSION writes it anew"

@@ -19,7 +19,7 @@ from tfx.types import standard_artifacts
 from components.serving_pusher import ServingPusher, executor
 from serving import serving_directory
 from serving.client import Generator
-from serving.releases import NETWORKS, list_versions
+from serving.releases import SERVED_NETWORKS, list_versions
 from serving.serving_directory import WARMUP_FILE, CorruptCopyError, ServingDirectory
 from storage import filesystem
 
@@ -142,7 +142,7 @@ def configured(root: Path) -> dict[str, list[int]]:
         (root / "models.config").read_text(), model_server_config_pb2.ModelServerConfig()
     )
     models = config.model_config_list.config
-    assert [m.base_path for m in models] == [str(root / name) for name in NETWORKS]
+    assert [m.base_path for m in models] == [str(root / name) for name in SERVED_NETWORKS]
     return {m.name: list(m.model_version_policy.specific.versions) for m in models}
 
 
@@ -168,7 +168,7 @@ def test_a_pushed_release_is_whole_and_draws_pictures(push, model_folder):
     assert release["blessing"]["id"] == 77
     assert (release["preset"], release["image_size"]) == ("tiny", IMAGE_SIZE)
     expected = {}
-    for network in NETWORKS:
+    for network in SERVED_NETWORKS:
         source = model_folder / "Format-Serving" / network
         for path in filter(Path.is_file, source.rglob("*")):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -176,11 +176,11 @@ def test_a_pushed_release_is_whole_and_draws_pictures(push, model_folder):
         warmup = (push.root / network / "1" / WARMUP_FILE).read_bytes()
         expected[f"{network}/1/{WARMUP_FILE}"] = hashlib.sha256(warmup).hexdigest()
     # The stock Pusher loses the nested saved_model.pb.
-    assert {f"{network}/1/saved_model.pb" for network in NETWORKS} <= expected.keys()
+    assert {f"{network}/1/saved_model.pb" for network in SERVED_NETWORKS} <= expected.keys()
     assert release["files"] == expected
     for path, digest in expected.items():
         assert hashlib.sha256((push.root / path).read_bytes()).hexdigest() == digest
-    assert configured(push.root) == {network: [1] for network in NETWORKS}
+    assert configured(push.root) == {network: [1] for network in SERVED_NETWORKS}
     assert set(tree(push.root)) == {*expected, "models.config", "releases/1.json"}
 
     assert release["lineage"]["artifact_ids"] == {
@@ -206,7 +206,7 @@ def test_versions_increase_and_are_never_overwritten(push):
     (push.root / "decoder" / "6").mkdir()  # of a push that a crash stopped
     assert push().get_string_custom_property("pushed_version") == "7"
     assert list_versions(str(push.root)) == [1, 7]
-    assert configured(push.root) == {network: [1, 7] for network in NETWORKS}
+    assert configured(push.root) == {network: [1, 7] for network in SERVED_NETWORKS}
     now = tree(push.root)
     del first["models.config"]
     assert all(now[path] == content for path, content in first.items())
@@ -345,7 +345,7 @@ def test_a_release_that_a_crash_kept_from_being_served_is_served_by_the_next_pus
     assert configured(push.root)["decoder"] == [1]
     assert Generator(str(push.root)).release.version == 1
     assert push(model_id=2).get_string_custom_property("pushed_version") == "2"
-    assert configured(push.root) == {network: [1, 2] for network in NETWORKS}
+    assert configured(push.root) == {network: [1, 2] for network in SERVED_NETWORKS}
 
 
 def test_a_corrupt_copy_is_found(push, monkeypatch):
@@ -419,7 +419,7 @@ def test_only_the_newest_versions_are_kept(push):
     pushed = push(keep=2)
     assert pushed.get_string_custom_property("pushed_version") == "4"
     assert list_versions(str(push.root)) == [3, 4]
-    for network in NETWORKS:
+    for network in SERVED_NETWORKS:
         assert sorted(path.name for path in (push.root / network).iterdir()) == ["3", "4"]
 
 
@@ -442,7 +442,7 @@ def test_a_failing_warm_up_refuses_the_model(push, tmp_path, monkeypatch):
 
     push()
     staged = tmp_path / "staged"
-    for network in NETWORKS:
+    for network in SERVED_NETWORKS:
         shutil.copytree(push.root / network / "1", staged / network)
     assert canary.problem(str(staged), IMAGE_SIZE) is None
     shutil.copy(staged / "text_encoder" / WARMUP_FILE, staged / "decoder" / WARMUP_FILE)

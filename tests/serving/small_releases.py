@@ -57,6 +57,6 @@ def publish(root: Path | str, number: int, folder: Path) -> int:
 @functools.cache
 def _warmup(folder: Path) -> dict[str, bytes]:
     from components.serving_pusher.warmup import warmup_requests
-    from serving.releases import NETWORKS
+    from serving.releases import SERVED_NETWORKS
 
-    return {name: warmup_requests(str(folder / name), name) for name in NETWORKS}
+    return {name: warmup_requests(str(folder / name), name) for name in SERVED_NETWORKS}

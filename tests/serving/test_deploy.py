@@ -9,7 +9,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from serving.releases import NETWORKS
+from serving.releases import SERVED_NETWORKS
 
 DEPLOY = Path(__file__).resolve().parents[2] / "serving" / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -93,7 +93,7 @@ def test_manifests_fit_together() -> None:
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         [action] = (value for value in container[name].values() if isinstance(value, dict))
         assert action["port"] in ports
-        assert action.get("path", "/v1/models/diffusion_model/").split("/")[3] in NETWORKS
+        assert action.get("path", "/v1/models/diffusion_model/").split("/")[3] in SERVED_NETWORKS
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "cloud.google.com/gke-accelerator" in pod["spec"]["nodeSelector"]
     account = documents["ServiceAccount"]["metadata"]["name"]

@@ -15,7 +15,7 @@ from hub_server import TOKEN, HubServer
 from serving import png, publish, pull
 from serving.client import Generator
 from serving.errors import ServingError
-from serving.releases import NETWORKS
+from serving.releases import SERVED_NETWORKS
 from serving.serving_directory import ServingDirectory
 
 MANIFEST = {
@@ -34,7 +34,7 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "serving_model"
     for number in (1, 2):
         source = tmp_path / f"m{number}"
-        for network in NETWORKS:
+        for network in SERVED_NETWORKS:
             (source / network / "variables").mkdir(parents=True)
             (source / network / "saved_model.pb").write_text(f"{network} {number}")
             # Large files and small ones take different ways to the hub.
@@ -90,8 +90,8 @@ def test_to_the_hub_and_back(root: Path, tmp_path: Path) -> None:
         assert (code, said) == (0, told)
         assert run("publish", *arguments)[0] == 0
         files = hub.files("org/dragons", "release-2")
-        expected = {f"{n}/{name}" for n in NETWORKS for name in ("saved_model.pb",)}
-        expected |= {f"{n}/variables/variables.data" for n in NETWORKS}
+        expected = {f"{n}/{name}" for n in SERVED_NETWORKS for name in ("saved_model.pb",)}
+        expected |= {f"{n}/variables/variables.data" for n in SERVED_NETWORKS}
         assert set(files) == {*expected, "README.md", "release.json"}
         assert files["decoder/saved_model.pb"].read_text() == "decoder 2"
         assert (

@@ -17,7 +17,7 @@ from small_sources import FILES, write_source
 
 from serving import lock
 from serving.errors import ServingError
-from serving.releases import NETWORKS, find_release, list_versions
+from serving.releases import SERVED_NETWORKS, find_release, list_versions
 from serving.releases import __main__ as releases_command
 from serving.serving_directory import ServingDirectory
 
@@ -46,13 +46,15 @@ def served(root: Path) -> int:
     config = (root / "models.config").read_text()
     versions = sorted({int(number) for number in re.findall(r"versions: (\d+)", config)})
     paths = re.findall(r'base_path: "(.*)"', config)
-    assert paths == [str(root / network) for network in NETWORKS]
+    assert paths == [str(root / network) for network in SERVED_NETWORKS]
     assert 1 <= len(versions) <= 2
     for version in versions:
         release = json.loads((root / "releases" / f"{version}.json").read_text())
         for path, digest in release["files"].items():
             assert hashlib.sha256((root / path).read_bytes()).hexdigest() == digest
-        contents = {(root / network / str(version) / FILES[0]).read_text() for network in NETWORKS}
+        contents = {
+            (root / network / str(version) / FILES[0]).read_text() for network in SERVED_NETWORKS
+        }
         # All three are of the same push.
         assert len({content.rpartition(" ")[0].rpartition(" ")[0] for content in contents}) == 1
     return versions[-1]
@@ -137,7 +139,7 @@ def test_pushers_that_are_killed_leave_a_whole_release(tmp_path: Path) -> None:
     final = push(root, source, "last")
     assert served(root) == final > 10
     versions = list_versions(str(root))
-    for network in NETWORKS:
+    for network in SERVED_NETWORKS:
         assert sorted(int(path.name) for path in (root / network).iterdir()) == versions
     directory = ServingDirectory(str(root))
     assert all(directory.damaged_files(version) == [] for version in versions)
@@ -179,14 +181,17 @@ def test_pruning_spares_the_current_release(root: Path, tmp_path: Path) -> None:
     directory.rollback(3)
     assert directory.prune(1) == []
     assert served(root) == 3
-    for network in NETWORKS:
+    for network in SERVED_NETWORKS:
         assert sorted(path.name for path in (root / network).iterdir()) == ["1", "3"]
     with pytest.raises(ValueError, match="keep is 0"):
         directory.prune(0)
 
 
 def test_numbers_never_come_back(root: Path, tmp_path: Path) -> None:
-    for path in [root / "releases" / "3.json", *(root / network / "3" for network in NETWORKS)]:
+    for path in [
+        root / "releases" / "3.json",
+        *(root / network / "3" for network in SERVED_NETWORKS),
+    ]:
         path.rename(tmp_path / path.parent.name) if path.is_file() else subprocess.run(
             ["rm", "-r", path], check=True
         )
@@ -269,7 +274,9 @@ def test_remote_directories(tmp_path: Path) -> None:
         source = write_source(tmp_path / f"m{number}", f"model {number}")
         assert push(remote.root, source, number) == number
     config = remote.read("models.config")
-    assert re.findall(r'base_path: "(.*)"', config) == [f"{remote.root}/{n}" for n in NETWORKS]
+    assert re.findall(r'base_path: "(.*)"', config) == [
+        f"{remote.root}/{n}" for n in SERVED_NETWORKS
+    ]
     assert re.findall(r"versions: (\d+)", config) == ["2", "3"] * 3
     assert remote.read(f"decoder/2/{FILES[1]}") == f"model 2 decoder {FILES[1]}"
     directory = ServingDirectory(remote.root)
@@ -278,7 +285,7 @@ def test_remote_directories(tmp_path: Path) -> None:
     assert directory.rollback() == 2
     assert find_release(remote.root).version == 2
     assert directory.prune(1) == [1]
-    expected = {f"{n}/{v}/{name}" for n in NETWORKS for v in (2, 3) for name in FILES}
+    expected = {f"{n}/{v}/{name}" for n in SERVED_NETWORKS for v in (2, 3) for name in FILES}
     expected |= {f"releases/{name}" for name in ("2.json", "3.json", "rollback.json")}
     assert remote.files() == {*expected, "releases/last_version", "models.config"}
 
