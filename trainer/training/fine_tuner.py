@@ -66,7 +66,7 @@ class StepRecord:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Draws:
+class _RandomValues:
     """What is random in a step: for each example its timestep, noise and so on."""
 
     timesteps: tf.Tensor
@@ -75,11 +75,11 @@ class _Draws:
     dropped: tf.Tensor
     mirrored: tf.Tensor
 
-    def rows(self, first: tf.Tensor | int, count: int) -> _Draws:
+    def rows(self, first: tf.Tensor | int, count: int) -> _RandomValues:
         if isinstance(first, int) and first == 0 and count == self.timesteps.shape[0]:
             return self
         # Unlike indexing, this knows the shape of what it gives.
-        return _Draws(
+        return _RandomValues(
             *(
                 tf.slice(x, [first, *([0] * (len(x.shape) - 1))], [count, *x.shape[1:]])
                 for x in vars(self).values()
@@ -223,17 +223,17 @@ class FineTuner:
         """
         mean = batch["latent/mean"]
         log_variance = batch["latent/log_variance"]
-        draws = self._draw(step, mean.shape[1:]).rows(first_row, mean.shape[0])
+        random = self._random_values(step, mean.shape[1:]).rows(first_row, mean.shape[0])
         if "latent/mirror_mean" in batch:
-            mirrored = draws.mirrored
+            mirrored = random.mirrored
             mean = tf.where(mirrored, batch["latent/mirror_mean"], mean)
             log_variance = tf.where(mirrored, batch["latent/mirror_log_variance"], log_variance)
-        latent = sample_posterior(mean, log_variance, draws.posterior)
-        timesteps, noise = draws.timesteps, draws.noise
+        latent = sample_posterior(mean, log_variance, random.posterior)
+        timesteps, noise = random.timesteps, random.noise
         inputs = [
             self._schedule.add_noise(latent, noise, timesteps),
             timestep_embedding(timesteps, self._preset.diffusion_model.timestep_width),
-            self._context(batch, draws.dropped),
+            self._context(batch, random.dropped),
         ]
         predicted = tf.cast(self._call(self.diffusion_model, inputs), tf.float32)
         target = self._schedule.target(latent, noise, timesteps)
@@ -242,7 +242,7 @@ class FineTuner:
             losses *= self._schedule.min_snr_weights(timesteps, self.config.min_snr_gamma)
         return tf.reduce_sum(losses) / self.config.batch_size
 
-    def _draw(self, step: tf.Tensor, latent_shape: tf.TensorShape) -> _Draws:
+    def _random_values(self, step: tf.Tensor, latent_shape: tf.TensorShape) -> _RandomValues:
         config, size = self.config, self.config.batch_size
         shape = [size, *latent_shape]
         key = tf.random.experimental.stateless_fold_in(
@@ -258,7 +258,7 @@ class FineTuner:
             offset_key = tf.random.experimental.stateless_fold_in(noise_key, 1)
             offset = tf.random.stateless_normal([size, 1, 1, shape[-1]], offset_key)
             noise += config.noise_offset * offset
-        return _Draws(
+        return _RandomValues(
             timesteps=tf.random.stateless_uniform([size], time_key, 0, NUM_TIMESTEPS, tf.int32),
             noise=noise,
             posterior=tf.random.stateless_normal(shape, posterior_key),
