@@ -25,7 +25,7 @@ from serving.client import Generator, is_server
 from serving.errors import ServingError
 from serving.releases import current_version
 from serving.request import MAX_STEPS, check_request
-from trainer.export.manifest import ModelManifest
+from storage.model_manifest import ModelManifest
 
 HOST = "127.0.0.1"
 PORT = 8080

@@ -22,7 +22,7 @@ from serving.releases import DEFAULT_SERVING_DIR, RELEASES, find_release
 from serving.serving_directory import ServingDirectory
 from storage import filesystem
 from storage.errors import one_line
-from trainer.export.manifest import ModelManifest
+from storage.model_manifest import ModelManifest
 
 RELEASE_NAME = "release.json"
 CARD_NAME = "README.md"

@@ -21,8 +21,8 @@ import keras
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
+from storage.model_manifest import ModelManifest
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
-from trainer.export.manifest import ModelManifest
 from trainer.export.saved_models import ServingModules, WeightsDtype, export_models, serving_modules
 from trainer.export.validation import draw_validation
 from trainer.presets import NETWORKS, get_preset

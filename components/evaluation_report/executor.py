@@ -27,7 +27,7 @@ from components.evaluator.results import ALL, Metric, Metrics, Slice, of_feature
 from components.loss_scorer.draws import draw
 from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
 from components.pages.page import data_uri, render
-from trainer.export.manifest import ModelManifest
+from storage.model_manifest import ModelManifest
 
 PAGE_NAME = "evaluation.html"
 BEFORE_AFTER_NAME = "before_after.png"

@@ -29,7 +29,7 @@ from components.counts import WriteCounts, read_counts
 from components.loss_scorer.samples import SampleSettings, chosen
 from components.loss_scorer.scorer import Scorer, ScoringTask
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
-from trainer.export.manifest import ModelManifest
+from storage.model_manifest import ModelManifest
 
 SPLIT = "eval"
 SCORED = ("diffusion_model", "text_encoder", "image_encoder")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from trainer.export.manifest import ModelManifest
+from storage.model_manifest import ModelManifest
 
 if TYPE_CHECKING:
     from trainer.presets import Preset

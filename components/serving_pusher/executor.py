@@ -22,7 +22,7 @@ from components.serving_pusher.warmup import warmup_requests
 from serving.releases import SERVED_NETWORKS
 from serving.serving_directory import ModelRefusedError, ServingDirectory
 from storage import filesystem
-from trainer.export.manifest import MODEL_MANIFEST_NAME, ModelManifest
+from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
 
 RELEASE_NAME = "release.json"
 

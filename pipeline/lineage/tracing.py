@@ -21,7 +21,7 @@ from pipeline.lineage.model import (
     shown_time,
 )
 from pipeline.lineage.store import Store, escape_like, taken_apart
-from trainer.export.manifest import MODEL_MANIFEST_NAME
+from storage.model_manifest import MODEL_MANIFEST_NAME
 
 MADE, DESCRIBES, COMPARED = "made it", "describes it", "baseline"
 

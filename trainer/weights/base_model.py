@@ -6,8 +6,10 @@ told at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +27,8 @@ DEFAULT_SOURCE = "default"
 RANDOM_SOURCE = "random"
 
 _SHIPPED = Path(__file__).resolve().parents[1] / "base_weights"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +100,43 @@ class BaseModel:
         Raises:
             WeightsError: A file is missing, its hash is wrong, or a tensor does not fit.
         """
-        # Import Keras.
+        # Imports Keras.
         from trainer.networks import build_network
-        from trainer.weights.load import load_base_weights
 
         model = build_network(network, self.preset, self.image_size)
-        load_base_weights(model, network, self)
+        self.load(model, network)
         return model
+
+    def load(self, model: keras.Model, network: str) -> None:
+        """Loads one network's weights, after checking the files' hashes and every shape.
+
+        Args:
+            model: Built by `trainer.networks` from the preset.
+            network: One of `NETWORKS`.
+
+        Raises:
+            WeightsError: A file is missing, its hash is wrong, or a tensor does not fit.
+        """
+        # Imports Keras.
+        from trainer.weights.load import load_files, randomize
+
+        if self.folder is None:
+            logger.warning("THE %s STARTS FROM RANDOM WEIGHTS, as asked.", network.upper())
+            randomize(model, network)
+            return
+        names = self.files(network)
+        shown = [self.folder.shown(name) for name in names]
+        with contextlib.ExitStack() as stack:
+            paths = [stack.enter_context(self.folder.local(name)) for name in names]
+            for name, path in zip(names, paths, strict=True):
+                self.verify(network, name, path)
+            logger.info(
+                "Loading the %s (%s parameters) from %s.",
+                network,
+                f"{model.count_params():,}",
+                ", ".join(shown),
+            )
+            load_files(model, network, self.preset.numerics, paths, shown)
 
     def prepare(self, *, fetch: bool = True) -> str:
         """Finds and verifies all four networks' files before anything starts.

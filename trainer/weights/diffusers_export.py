@@ -26,7 +26,7 @@ import safetensors.numpy
 import tensorflow as tf
 
 from storage.folders import FolderError
-from trainer.export.manifest import MODEL_MANIFEST_NAME, ModelManifest
+from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
 from trainer.networks import build_network
 from trainer.presets import NETWORKS, Preset, get_preset, preset_names
 from trainer.text.tokenizer import MAX_LENGTH, vocabulary_and_merges
@@ -34,7 +34,6 @@ from trainer.weights import diffusers_layout
 from trainer.weights.base_model import DEFAULT_SOURCE, BaseModel
 from trainer.weights.diffusers_format import to_diffusers
 from trainer.weights.errors import WeightsError
-from trainer.weights.load import load_base_weights
 
 DTYPES: Mapping[str, type] = {"float32": np.float32, "float16": np.float16}
 """What tensors can be written as."""
@@ -165,7 +164,7 @@ def _write_tensors(
 
 
 def _base_values(base_model: BaseModel, network: str, model: keras.Model) -> Iterator[np.ndarray]:
-    load_base_weights(model, network, base_model)
+    base_model.load(model, network)
     return map(np.asarray, model.weights)
 
 

@@ -1,12 +1,10 @@
-"""Base weights: loaded, and never silently random. `trainer.weights.base_model` finds them."""
+"""Files of weights, read and written; `trainer.weights.base_model` finds and verifies them."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -19,46 +17,30 @@ import tensorflow as tf
 from storage.errors import one_line
 from storage.folders import HASHES_NAME
 from storage.transfer import sha256_of
-from trainer.presets import NETWORKS
-from trainer.weights.base_model import BaseModel
+from trainer.presets import NETWORKS, Numerics
 from trainer.weights.diffusers_format import load_tensors
 from trainer.weights.errors import WeightsError
 
-logger = logging.getLogger(__name__)
 
-
-def load_base_weights(model: keras.Model, network: str, base_model: BaseModel) -> None:
-    """Loads one network's base weights, after checking the file's hash and every shape.
+def load_files(
+    model: keras.Model, network: str, numerics: Numerics, paths: Sequence[Path], shown: list[str]
+) -> None:
+    """Loads files that are known to be the right ones.
 
     Args:
-        model: Built by `trainer.networks` from the base model's preset.
+        model: Built by `trainer.networks`.
         network: One of `trainer.presets.NETWORKS`.
-        base_model: Whose weights.
+        numerics: Whose layers the files are for, and so their format.
+        paths: Files on this machine; of KerasCV's format one.
+        shown: What messages call them.
 
     Raises:
-        WeightsError: A file is missing, its hash is wrong, or a tensor does not fit.
+        WeightsError: One is damaged, or a tensor does not fit.
     """
-    folder = base_model.folder
-    if folder is None:
-        logger.warning("THE %s STARTS FROM RANDOM WEIGHTS, as asked.", network.upper())
-        _randomize(model, network)
-        return
-    names = base_model.files(network)
-    with contextlib.ExitStack() as stack:
-        paths = [stack.enter_context(folder.local(name)) for name in names]
-        for name, path in zip(names, paths, strict=True):
-            base_model.verify(network, name, path)
-        shown = [folder.shown(name) for name in names]
-        logger.info(
-            "Loading the %s (%s parameters) from %s.",
-            network,
-            f"{model.count_params():,}",
-            ", ".join(shown),
-        )
-        if base_model.preset.numerics == "diffusers":
-            load_tensors(model, network, paths, shown)
-        else:
-            _load_file(model, paths[0], shown[0])
+    if numerics == "diffusers":
+        load_tensors(model, network, paths, shown)
+    else:
+        _load_file(model, paths[0], shown[0])
 
 
 def load_weights_file(model: keras.Model, path: str) -> None:
@@ -189,7 +171,7 @@ def _keyed(model: keras.Model) -> Iterator[tuple[str, keras.Variable]]:
         yield f"{index:04d}.{variable.name}", variable
 
 
-def _randomize(model: keras.Model, network: str) -> None:
+def randomize(model: keras.Model, network: str) -> None:
     """Draws initial weights that depend on the network's name and the shapes alone."""
     for index, variable in enumerate(model.weights):
         rng = np.random.default_rng([NETWORKS.index(network), index])

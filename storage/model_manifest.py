@@ -1,4 +1,7 @@
-"""What an exported model says of itself; imports no TensorFlow, as serving asks, too."""
+"""What an exported model says of itself, to whoever finds it: trainer, serving, lineage.
+
+Reading it needs no TensorFlow where it lies on this machine.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from storage import filesystem
-from trainer.presets import Numerics
 
 MODEL_MANIFEST_NAME = "manifest.json"
 """The file beside the SavedModels that holds a `ModelManifest`."""
@@ -24,13 +26,13 @@ class ModelManifest:
     Attributes:
         preset: Name of the preset.
         image_size: Side of its pictures in pixels.
-        training: Fields of `ResolvedTrainingConfig`, and whatever else a later version writes.
+        training: Fields of the training configuration, and whatever else a later version writes.
         export_weights: What the SavedModels store their weights as.
         text_encoder_trained: Whether its text encoder is another than that of the base weights.
-        numerics: How its layers compute.
+        numerics: How its layers compute; one of `trainer.presets.Numerics`.
         base_weights_source: Where the base weights lay.
         base_weights: For each network, SHA-256 of the base weights (hex).
-        latents: `uri` of the latents and the fields of their `LatentsManifest`.
+        latents: `uri` of the latents, and what their own manifest says.
         validation: Prompts of the validation, and how they were drawn.
         defaults: `num_steps` and `guidance_scale` where a request names none.
         parameters: Parameters of each network that is served.
@@ -53,7 +55,7 @@ class ModelManifest:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     export_weights: str | None = None
     text_encoder_trained: bool = False
-    numerics: Numerics = "keras_cv"
+    numerics: str = "keras_cv"
     base_weights_source: str | None = None
     base_weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
     latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)

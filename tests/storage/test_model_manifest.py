@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.export.manifest import ModelManifest
+from storage.model_manifest import ModelManifest
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +49,7 @@ def test_a_manifest_is_read_without_tensorflow(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"preset": "tiny", "image_size": 64}))
     script = (
         "import sys\n"
-        "from trainer.export.manifest import ModelManifest\n"
+        "from storage.model_manifest import ModelManifest\n"
         "assert ModelManifest.read(sys.argv[1]).preset == 'tiny'\n"
         "assert not {'tensorflow', 'keras', 'tfx', 'pydantic'} & set(sys.modules)\n"
     )
