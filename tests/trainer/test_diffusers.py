@@ -442,7 +442,9 @@ def test_full_sizes_configurations_are_stable_diffusions() -> None:
     assert (vae["block_out_channels"], vae["layers_per_block"]) == ([128, 256, 512, 512], 2)
     text = diffusers_layout.text_encoder_config(preset)
     assert (text["hidden_size"], text["intermediate_size"]) == (768, 3072)
-    assert diffusers_layout.scheduler_config(preset)["num_train_timesteps"] == presets.NUM_TIMESTEPS
+    scheduler = diffusers_layout.scheduler_config(preset)
+    assert scheduler["num_train_timesteps"] == presets.NUM_TIMESTEPS
+    assert scheduler["prediction_type"] == preset.prediction == "epsilon"
 
 
 def test_the_tokenizers_files_give_our_ids() -> None:
