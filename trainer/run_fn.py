@@ -13,16 +13,15 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
-from trainer.export.saved_models import ServingModules, WeightsDtype, export_models, serving_modules
+from trainer.export.saved_models import ServingModules, export_models, serving_modules
 from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
 from trainer.presets import NETWORKS, Preset, get_preset
 from trainer.text.tokenizer import tokenize
@@ -40,7 +39,7 @@ from trainer.training.memory import (
     program_bytes,
 )
 from trainer.training.progress import TrainingProgress
-from trainer.training_config import ResolvedTrainingConfig
+from trainer.training_config import ResolvedTrainingConfig, TrainerSettings, ValidationConfig
 from trainer.weights.load import load_base_weights
 from trainer.weights.sources import base_weights_hash, preset_for
 
@@ -53,43 +52,15 @@ _RECORDED_PACKAGES = ("tensorflow", "keras", "keras-cv", "tfx", "numpy", "safete
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainerSettings:
-    """The Trainer's `custom_config`.
-
-    Attributes:
-        preset: Name of the preset.
-        image_size: Side of the pictures in pixels.
-        base_weights: `"default"`, `"random"` or a place; see `trainer.weights.sources.locate`.
-        base_weights_hash: Hash of all four networks' base weights; it makes TFX's cache see other
-            weights at the same place.
-        training: Fields of `ResolvedTrainingConfig`.
-        validation: `prompts`, `seed`, `num_steps` and `guidance_scale` of the pictures that are
-            drawn before and after training, and `every_steps` of it (0: not in between).
-        checkpoint_dir: Folder for the checkpoints of all runs; a run finds its own by a hash.
-        export_weights: What the exported models store their weights as.
-        code_version: Hash of this package's code; it makes TFX's cache see code changes.
-    """
-
-    preset: str
-    image_size: int
-    base_weights: str
-    base_weights_hash: str
-    training: dict[str, Any]
-    validation: dict[str, Any]
-    checkpoint_dir: str
-    export_weights: WeightsDtype
-    code_version: str
-
-
 def run_fn(fn_args: FnArgs) -> None:
     """Fine-tunes the diffusion model on latents and exports the three SavedModels.
 
     Of several workers, which `TF_CONFIG` names, all train and the chief alone writes.
 
     Args:
-        fn_args: From TFX: `train_files` (the Latents artifact's train split), `custom_config`
-            (fields of `TrainerSettings`), `serving_model_dir` and `model_run_dir` (outputs).
+        fn_args: From TFX: `train_files` (the Latents artifact's train split), `custom_config` and
+            `hyperparameters` (see `TrainerSettings.from_json`), `serving_model_dir` and
+            `model_run_dir` (outputs).
 
     Raises:
         ValueError: The latents were made by another preset, size or encoders than the settings
@@ -99,8 +70,8 @@ def run_fn(fn_args: FnArgs) -> None:
         TrainingInterruptedError: SIGTERM came; what was done is saved.
     """
     since = time.monotonic()
-    settings = TrainerSettings(**fn_args.custom_config)
-    config = ResolvedTrainingConfig(**settings.training)
+    settings = TrainerSettings.from_json(fn_args.custom_config, fn_args.hyperparameters)
+    config = settings.training
     # Workers can only be joined before anything else is done with TensorFlow.
     strategy = training_strategy(config.devices)
     preset = preset_for(get_preset(settings.preset), settings.base_weights)
@@ -194,7 +165,7 @@ def run_fn(fn_args: FnArgs) -> None:
                 folder,
                 on_record,
                 draw=draw,
-                draw_every_steps=settings.validation["every_steps"],
+                draw_every_steps=settings.validation.every_steps,
             )
         training_seconds = time.monotonic() - training_since
         tuner.assign_averages()
@@ -222,9 +193,10 @@ def run_fn(fn_args: FnArgs) -> None:
                 for network in NETWORKS
             },
             "latents": {"uri": latents_uri, **dataclasses.asdict(latents)},
-            "validation": dict(settings.validation),
+            "validation": dataclasses.asdict(settings.validation),
             "defaults": {
-                name: settings.validation[name] for name in ("num_steps", "guidance_scale")
+                "num_steps": settings.validation.num_steps,
+                "guidance_scale": settings.validation.guidance_scale,
             },
             "parameters": parameters,
             "trainable_parameters": trainable,
@@ -315,20 +287,20 @@ def _run_hash(settings: TrainerSettings, latents: LatentsManifest, latents_uri: 
 
 
 def _draw_validation(
-    modules: ServingModules, validation: Mapping[str, Any], folder: str, step: int
+    modules: ServingModules, validation: ValidationConfig, folder: str, step: int
 ) -> None:
     """Draws every validation prompt with the models as they are.
 
     Into `<folder>/NN.png`, and as TensorBoard's images of `step`.
     """
     tf.io.gfile.makedirs(folder)
-    for index, prompt in enumerate(validation["prompts"]):
+    for index, prompt in enumerate(validation.prompts):
         contexts = modules.text_encoder.text([prompt], [""])
         latent = modules.diffusion_model.serve(
             **contexts,
-            num_steps=tf.constant(validation["num_steps"], tf.int32),
-            guidance_scale=tf.constant(validation["guidance_scale"], tf.float32),
-            seed=tf.constant([validation["seed"] + index, 0], tf.int32),
+            num_steps=tf.constant(validation.num_steps, tf.int32),
+            guidance_scale=tf.constant(validation.guidance_scale, tf.float32),
+            seed=tf.constant([validation.seed + index, 0], tf.int32),
         )
         encoded = modules.decoder.png(**latent)["image"][0]
         with tf.io.gfile.GFile(os.path.join(folder, f"{index:02d}.png"), "wb") as f:
@@ -336,7 +308,7 @@ def _draw_validation(
         picture = tf.io.decode_png(encoded, channels=3)[None]
         tf.summary.image(f"validation/{index:02d}", picture, step=step, description=prompt)
     with tf.io.gfile.GFile(os.path.join(os.path.dirname(folder), "prompts.json"), "w") as f:
-        f.write(json.dumps(dict(validation), indent=2, sort_keys=True))
+        f.write(json.dumps(dataclasses.asdict(validation), indent=2, sort_keys=True))
 
 
 def _git_commit() -> str | None:

@@ -24,7 +24,7 @@ from trainer.text.tokenizer import tokenize
 from trainer.training import memory
 from trainer.training.fine_tuner import TrainingDivergedError, read_history
 from trainer.training.memory import InsufficientMemoryError
-from trainer.training_config import TrainingConfig
+from trainer.training_config import TrainerSettings, TrainingConfig, ValidationConfig
 from trainer.weights.load import load_base_weights
 from trainer.weights.sources import base_weights_hash
 
@@ -78,26 +78,27 @@ def write_latents(folder: Path, broken: int | None = None, **facts: Any) -> Path
 
 
 def arguments(folder: Path, latents: Path, **training: Any) -> FnArgs:
-    settings = {
-        "preset": "small",
-        "image_size": 64,
-        "base_weights": "random",
-        "base_weights_hash": base_weights_hash(PRESET, "random"),
-        "training": dataclasses.asdict(TrainingConfig(**TRAINING, **training).resolved(PRESET)),
-        "validation": {
-            "prompts": ["a blue one", "a red one"],
-            "seed": 1,
-            "num_steps": 2,
-            "guidance_scale": 4.0,
-            "every_steps": 2,
-        },
-        "checkpoint_dir": str(folder / "checkpoints"),
-        "export_weights": "float32",
-        "code_version": "abc",
-    }
+    settings = TrainerSettings(
+        preset="small",
+        image_size=64,
+        base_weights="random",
+        base_weights_hash=base_weights_hash(PRESET, "random"),
+        training=TrainingConfig(**TRAINING, **training).resolved(PRESET),
+        validation=ValidationConfig(
+            prompts=("a blue one", "a red one"),
+            seed=1,
+            num_steps=2,
+            guidance_scale=4.0,
+            every_steps=2,
+        ),
+        checkpoint_dir=str(folder / "checkpoints"),
+        export_weights="float32",
+        code_version="abc",
+    )
     return FnArgs(
         train_files=[str(latents / "Split-train" / "*")],
-        custom_config=settings,
+        custom_config=settings.to_json(),
+        hyperparameters=settings.training.run_parameters,
         serving_model_dir=str(folder / "Format-Serving"),
         model_run_dir=str(folder / "model_run"),
     )
