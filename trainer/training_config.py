@@ -18,6 +18,8 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
+# Not strict: YAML and JSON have lists.
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]
 LearningRateSchedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Xla = Literal["auto", "on", "off"]
@@ -185,8 +187,7 @@ class ValidationConfig:
         every_steps: Training steps after which they are drawn, too; 0: only before and after.
     """
 
-    # Not strict: YAML and JSON have lists.
-    prompts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=64, strict=False)]
+    prompts: Annotated[Texts, Field(min_length=1, max_length=64)]
     num_steps: Annotated[int, Field(ge=1, le=1000)]
     guidance_scale: NonNegativeFloat
     seed: Seed
