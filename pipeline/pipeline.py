@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow_data_validation as tfdv
 from tfx.components import SchemaGen, StatisticsGen
@@ -65,7 +66,7 @@ def create_pipeline(
         enable_cache: Whether steps may be taken from former runs.
     """
     dataset, model = config.dataset, config.model
-    open_parameters = runtime_parameters or {}
+    open_parameters: Mapping[str, Any] = runtime_parameters or {}
     example_gen = CaptionExampleGen(
         dataset=open_parameters.get("dataset", dataset.path),
         dataset_fingerprint=open_parameters.get("dataset_fingerprint", dataset_fingerprint),

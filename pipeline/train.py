@@ -52,7 +52,7 @@ def _train(config: RunConfig, latents: str, output: str) -> None:
         FnArgs(
             train_files=[f"{latents}/Split-train/*"],
             custom_config=settings.to_json(),
-            hyperparameters=settings.training.run_parameters,
+            hyperparameters={**settings.training.run_parameters},
             serving_model_dir=f"{output}/model/Format-Serving",
             model_run_dir=f"{output}/model_run",
         )

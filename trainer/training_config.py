@@ -230,13 +230,14 @@ class TrainerSettings:
         return tree
 
     @classmethod
-    def from_json(cls, custom_config: Mapping[str, Any], run: RunParameters) -> TrainerSettings:
+    def from_json(cls, custom_config: Mapping[str, Any], run: Mapping[str, Any]) -> TrainerSettings:
         """The settings of a run.
 
         Args:
             custom_config: What `to_json` made.
-            run: Has not seen the configuration's checks where it was given to a compiled pipeline.
-                So its steps have precedence over epochs, and may shorten the warm-up.
+            run: `RunParameters`. Given to a compiled pipeline, they have not seen the
+                configuration's checks. So steps have precedence over epochs, and a warm-up longer
+                than they are is shortened to half of them.
 
         Raises:
             ValueError: A value is missing, unknown or out of its range.
