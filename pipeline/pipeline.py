@@ -142,6 +142,7 @@ def create_pipeline(
         num_samples=config.evaluation.num_samples,
         sample_steps=config.validation.num_steps,
         sample_guidance_scale=config.validation.guidance_scale,
+        measures=config.evaluation.measures or (),
         clip_model=config.evaluation.clip_model or "",
     )
     scores = loss_scorer.outputs["scores"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,11 +45,22 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
     if config.dataset.schema is not None:
         _check_schema(config.dataset.schema, given["dataset.schema"])
     _check_base_weights(config.model.base_weights, preset, given["model.base_weights"])
+    check_measures(config.evaluation.measures, str(given["evaluation.measures"]))
     if config.evaluation.clip_model is not None and not config.evaluation.num_samples:
         raise ConfigError(
             f"{given['evaluation.clip_model']} is impossible with evaluation.num_samples = 0: "
             "there are no pictures to score"
         )
+
+
+def check_measures(names: Sequence[str] | None, given: str) -> None:
+    """Raises a `ConfigError` where there is no measure of such a name, or it is taken anyway."""
+    from components.measures import MeasureSettings, applying
+
+    try:
+        applying(MeasureSettings(asked_for=tuple(names or ())))
+    except ValueError as error:
+        raise ConfigError(f"{given}: {error}") from None
 
 
 def _check_output(output: str, given: Given) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import tempfile
 
+from pipeline.config.checks import check_measures
 from pipeline.config.schema import ConfigError, RunConfig
 from trainer.presets import get_preset
 
@@ -15,15 +16,17 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
 
     Returns:
         The configuration with the place of the dataset written out, a dataset of the hub with its
-        commit; and the dataset's fingerprint, a hash that changes with its content.
+        commit, and the measures that it asks for; and the dataset's fingerprint, a hash that
+        changes with its content.
 
     Raises:
-        ConfigError: There is no such dataset, it lacks a column, or a split would be empty.
+        ConfigError: There is no such dataset, it lacks a column, a split would be empty, or it asks
+            for a measure that there is none of.
     """
     # pyarrow costs a second that errors in the settings need not wait for.
     from components.caption_example_gen import sources
 
-    dataset = config.dataset
+    dataset, evaluation = config.dataset, config.evaluation
     try:
         spec = sources.resolve_dataset(
             sources.DatasetSpec(
@@ -37,10 +40,17 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
         source = sources.open_dataset(spec)
         sources.check_dataset(spec, source, eval_fraction=dataset.eval_fraction, seed=dataset.seed)
         fingerprint = sources.dataset_fingerprint(spec, source)
+        if evaluation.measures is None:
+            evaluation = dataclasses.replace(evaluation, measures=sources.measures_of(source))
     except sources.DatasetError as error:
         raise ConfigError(str(error)) from None
-    resolved = dataclasses.replace(dataset, path=spec.dataset)
-    return dataclasses.replace(config, dataset=resolved), fingerprint
+    check_measures(
+        evaluation.measures,
+        f"`measures` in README.md of dataset {source.files.shown!r}, which evaluation.measures "
+        "overrides",
+    )
+    dataset = dataclasses.replace(dataset, path=spec.dataset)
+    return dataclasses.replace(config, dataset=dataset, evaluation=evaluation), fingerprint
 
 
 def resolve_base_weights(config: RunConfig, *, fetch: bool = True) -> RunConfig:
@@ -82,7 +92,7 @@ def resolve_clip_model(config: RunConfig) -> RunConfig:
     if evaluation.clip_model is None:
         return config
     # TensorFlow takes seconds that nobody else need wait for.
-    from components.loss_scorer.clip import check_clip
+    from components.measures.clip import check_clip
     from storage.folders import FolderError
 
     try:

@@ -14,6 +14,7 @@ from trainer.training_config import (
     ResolvedTrainingConfig,
     Seed,
     Text,
+    Texts,
     TrainingConfig,
     ValidationConfig,
     WeightsDtype,
@@ -97,6 +98,8 @@ class EvaluationConfig:
         max_stratum_regression: The same in any part of the noise schedule, as a fraction of the
             baseline's loss there.
         num_samples: Held-out captions that pictures are drawn for.
+        measures: Measures of these pictures that are taken beside those of every dataset; `None`
+            for what the dataset asks for, which `resolve_dataset` writes out.
         clip_model: Folder, bucket or model of the hub with a CLIP to score them; `None` for none.
     """
 
@@ -107,6 +110,7 @@ class EvaluationConfig:
     max_loss_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     max_stratum_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     num_samples: Annotated[int, Field(ge=0, le=10_000)]
+    measures: Texts | None
     clip_model: Text | None
 
 

@@ -74,7 +74,8 @@ def test_every_value_is_set_after_resolution():
     assert None not in list(leaves(closed))
     unset = {name for name, value in vars(config.dataset).items() if value is None}
     assert unset <= open_fields
-    assert {k for k, v in vars(config.evaluation).items() if v is None} == {"clip_model"}
+    unset = {name for name, value in vars(config.evaluation).items() if value is None}
+    assert unset == {"clip_model", "measures"}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,22 @@ def test_a_clip_needs_pictures_and_its_files(write, tmp_path):
         resolve_clip_model(config)
     nothing = load_config()
     assert resolve_clip_model(nothing) is nothing
+
+
+def test_a_dataset_asks_for_what_is_particular_to_it(write_dataset, write, tmp_path):
+    dataset = write_dataset(tmp_path / "pictures", 40)
+    creatures, _ = resolve_dataset(load_config())
+    assert creatures.evaluation.measures == ("colour_agreement",)
+    other = load_config(flags={"dataset.path": ("--dataset", str(dataset))})
+    assert resolve_dataset(other)[0].evaluation.measures == ()
+    (dataset / "README.md").write_text("---\nmeasures: [colours]\n---\n")
+    with pytest.raises(ConfigError, match=r"README\.md .* evaluation\.measures overrides"):
+        resolve_dataset(other)
+    path = write(f"dataset: {{path: {dataset}}}\nevaluation: {{measures: [colour_agreement]}}")
+    assert resolve_dataset(load_config(path))[0].evaluation.measures == ("colour_agreement",)
+    problem = r"evaluation\.measures = .*'size' is no measure"
+    with pytest.raises(ConfigError, match=problem):
+        load_config(write("evaluation: {measures: [size]}"))
 
 
 def test_file_is_merged_key_by_key_and_flags_have_the_last_word(write):
