@@ -19,20 +19,21 @@ def names(**settings) -> list[str]:
 
 
 def test_a_measure_that_is_particular_to_some_datasets_is_taken_where_one_asks_for_it():
-    assert BY_NAME["colour_agreement"].particular
-    assert names() == ["feature_distance"]
-    assert names(asked_for=("colour_agreement",)) == ["colour_agreement", "feature_distance"]
+    assert "feature_distance" in names()
+    assert "colour_agreement" not in names()
+    asked = names(asked_for=("colour_agreement",))
+    assert set(asked) - set(names()) == {"colour_agreement"}
     assert applying(EVERYTHING) == MEASURES
 
 
 @pytest.mark.parametrize("name", ["colours", "feature_distance"])
 def test_what_a_dataset_cannot_ask_for(name):
-    with pytest.raises(ValueError, match=f"'{name}' is no measure .* there is colour_agreement"):
+    with pytest.raises(ValueError, match=f"'{name}' is no measure .* there is .*colour_agreement"):
         names(asked_for=(name,))
 
 
 def test_clip_scores_are_taken_with_a_clip():
-    assert names(clip_model=str(CLIP)) == ["feature_distance", "clip_score"]
+    assert set(names(clip_model=str(CLIP))) - set(names()) == {"clip_score"}
     clip, pictures = Clip(str(CLIP)), drawn()
     images = clip.image_embeddings(pictures.pictures)
     expected = clip_scores(images, clip.text_embeddings(pictures.tokens))
