@@ -20,6 +20,7 @@ import keras
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
+from storage.filesystem import content_digest
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
 from trainer.export.saved_models import ServingModules, export_models, serving_modules
 from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
@@ -279,8 +280,9 @@ def _check_inputs(
 
 def _run_hash(settings: TrainerSettings, latents: LatentsManifest, latents_uri: str) -> str:
     """Names the run by all that decides its result, so that a restart finds its checkpoints."""
-    # Other pictures of the same number have the same manifest, but never the same address.
-    facts = {**dataclasses.asdict(settings), **dataclasses.asdict(latents), "uri": latents_uri}
+    # Not their address: LatentGen, run again, may have written the same latents elsewhere.
+    content = content_digest(latents_uri)
+    facts = {**dataclasses.asdict(settings), **dataclasses.asdict(latents), "content": content}
     # Another format of the weights is another export of the same training.
     del facts["checkpoint_dir"], facts["export_weights"]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

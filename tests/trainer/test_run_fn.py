@@ -65,7 +65,8 @@ def write_latents(folder: Path, broken: int | None = None, **facts: Any) -> Path
                 mean=mean * np.inf if index == broken else mean,
                 log_variance=rng.standard_normal((8, 8, 4)) - 4,
             )
-            writer.write(example.SerializeToString())
+            # As LatentGen does: else the same latents would be other bytes.
+            writer.write(example.SerializeToString(deterministic=True))
     manifest = {
         "preset": "small",
         "image_size": 64,
@@ -312,3 +313,19 @@ def test_weights_that_changed_since_are_refused(tmp_path: Path) -> None:
     given.custom_config["base_weights_hash"] = "other"
     with pytest.raises(ValueError, match="have changed since the run was prepared"):
         run_fn.run_fn(given)
+
+
+def test_checkpoints_are_found_by_what_the_latents_hold_and_by_the_code(tmp_path: Path) -> None:
+    first, again = (write_latents(tmp_path / name) for name in ("first", "again"))
+    other = write_latents(tmp_path / "other", broken=0)
+
+    def found(latents: Path, **changed: Any) -> str:
+        settings = run_fn.TrainerSettings(
+            **{**arguments(tmp_path, latents).custom_config, **changed}
+        )
+        return run_fn._run_hash(settings, LatentsManifest.read(str(latents)), str(latents))
+
+    assert found(again) == found(first)
+    assert found(other) != found(first)
+    assert found(first, code_version="abd") != found(first)
+    assert found(first, export_weights="float16", checkpoint_dir="elsewhere") == found(first)
