@@ -13,11 +13,20 @@ from pathlib import Path
 
 # Nothing here may import TensorFlow or TFX: help and errors in the settings come at once.
 from pipeline import command_line, housekeeping, summary
-from pipeline import config as settings
 from pipeline import console as consoles
+from pipeline.config import (
+    ConfigError,
+    RunConfig,
+    check_output_folder,
+    load_config,
+    resolve_base_weights,
+    resolve_clip_model,
+    resolve_dataset,
+    save_config,
+)
 from trainer.training.interruption import TrainingInterruptedError
 
-_EXIT_FAILED, _EXIT_SETTINGS, _EXIT_INTERRUPTED = 1, 2, 130
+_EXIT_FAILED, _EXIT_CONFIG, _EXIT_INTERRUPTED = 1, 2, 130
 
 _DESCRIPTION = """\
 Fine-tunes Stable Diffusion on captioned pictures, from the dataset to served models: reads and
@@ -71,41 +80,41 @@ def _parser() -> command_line.Parser:
     return parser
 
 
-def _parse(argv: Sequence[str] | None) -> tuple[settings.RunConfig, bool]:
+def _parse(argv: Sequence[str] | None) -> tuple[RunConfig, bool]:
     arguments, flags = command_line.parse(_parser(), _FLAGS, argv)
-    return settings.load_config(arguments.config, flags), arguments.verbose
+    return load_config(arguments.config, flags), arguments.verbose
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv`; returns the exit status."""
     try:
         config, verbose = _parse(argv)
-        config, fingerprint = settings.resolve_dataset(config)
-        settings.check_output_folder(config.output)
+        config, fingerprint = resolve_dataset(config)
+        check_output_folder(config.output)
         with housekeeping.output_lock(config.output):
             return _run(config, fingerprint, verbose)
     except (
-        settings.ConfigError,
+        ConfigError,
         housekeeping.OutputInUseError,
         housekeeping.DatabaseError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
-        return _EXIT_SETTINGS
+        return _EXIT_CONFIG
     except KeyboardInterrupt:
         print("Interrupted before anything was started.", file=sys.stderr)
         return _EXIT_INTERRUPTED
 
 
-def _run(config: settings.RunConfig, fingerprint: str, verbose: bool) -> int:
+def _run(config: RunConfig, fingerprint: str, verbose: bool) -> int:
     output = Path(config.output)
     serving_dir = str(output / "serving_model")
     log_path = output / "logs" / f"run-{datetime.datetime.now():%Y%m%d-%H%M%S}.log"
     consoles.quiet_environment(verbose)
     with consoles.open_console(log_path, verbose) as console:
         try:
-            config = settings.resolve_clip_model(settings.resolve_base_weights(config))
+            config = resolve_clip_model(resolve_base_weights(config))
             housekeeping.repair(str(output), serving_dir)
-            settings.save_config(config, output / "config.yaml")
+            save_config(config, output / "config.yaml")
             console.print(
                 f"Fine-tuning {config.model.preset} on {summary.shown_path(config.dataset.path)}; "
                 f"everything is written below {summary.shown_path(output)}."
@@ -153,7 +162,7 @@ def _run(config: settings.RunConfig, fingerprint: str, verbose: bool) -> int:
 
 
 def _show_result(
-    config: settings.RunConfig,
+    config: RunConfig,
     execution_ids: Sequence[int],
     serving_dir: str,
     console: consoles.Console,

@@ -16,11 +16,19 @@ from typing import Any
 
 # Nothing here may import TensorFlow or TFX: help and errors in the settings come at once.
 from pipeline import command_line, housekeeping, summary
-from pipeline import config as settings
 from pipeline import console as consoles
+from pipeline.config import (
+    ConfigError,
+    RunConfig,
+    check_output_folder,
+    load_config,
+    resolve_base_weights,
+    resolve_clip_model,
+    resolve_dataset,
+)
 from pipeline.vertex.places import Places, in_image, stage_code
 
-_EXIT_FAILED, _EXIT_SETTINGS, _EXIT_INTERRUPTED = 1, 2, 130
+_EXIT_FAILED, _EXIT_CONFIG, _EXIT_INTERRUPTED = 1, 2, 130
 _UNNAMED_IMAGE, _PROJECT = "emulated", "emulated-project"
 _LOGS = Path("runs", "vertex")
 
@@ -118,18 +126,18 @@ def _parser() -> command_line.Parser:
     return parser
 
 
-def _parse(argv: Sequence[str] | None) -> tuple[settings.RunConfig, argparse.Namespace]:
+def _parse(argv: Sequence[str] | None) -> tuple[RunConfig, argparse.Namespace]:
     arguments, flags = command_line.parse(_parser(), _FLAGS, argv)
     labels = {}
     for text in arguments.label:
         key, equals, value = text.partition("=")
         if not equals:
-            raise settings.ConfigError(f"--label {text!r} is impossible: it must be KEY=VALUE")
+            raise ConfigError(f"--label {text!r} is impossible: it must be KEY=VALUE")
         labels[key] = value
     if labels:
         flags["vertex.labels"] = ("--label", labels)
     if arguments.dry_run and arguments.output is None:
-        raise settings.ConfigError("--dry-run compiles into a file: name it with --output")
+        raise ConfigError("--dry-run compiles into a file: name it with --output")
     for first, second in (
         ("dry_run", "wait"),
         ("dry_run", "schedule"),
@@ -139,8 +147,8 @@ def _parse(argv: Sequence[str] | None) -> tuple[settings.RunConfig, argparse.Nam
     ):
         if getattr(arguments, first) and getattr(arguments, second):
             names = " and ".join(f"--{name.replace('_', '-')}" for name in (first, second))
-            raise settings.ConfigError(f"{names} contradict each other: give one of them")
-    return settings.load_config(arguments.config, flags), arguments
+            raise ConfigError(f"{names} contradict each other: give one of them")
+    return load_config(arguments.config, flags), arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,19 +161,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.cancel or arguments.runs:
             return _manage(config, arguments)
         return _submit(config, arguments)
-    except settings.ConfigError as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return _EXIT_SETTINGS
+        return _EXIT_CONFIG
     except KeyboardInterrupt:
         print("Interrupted before anything was started.", file=sys.stderr)
         return _EXIT_INTERRUPTED
 
 
-def _submit(config: settings.RunConfig, arguments: argparse.Namespace) -> int:
+def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
     from pipeline.vertex import preflight
 
-    preflight.check_settings(config.vertex)
-    config, fingerprint = settings.resolve_dataset(config)
+    preflight.check_config(config.vertex)
+    config, fingerprint = resolve_dataset(config)
     config = in_image(config)
     cloud = None
     if not arguments.dry_run:
@@ -214,7 +222,7 @@ def _start(
         return _EXIT_INTERRUPTED
 
 
-def _manage(config: settings.RunConfig, arguments: argparse.Namespace) -> int:
+def _manage(config: RunConfig, arguments: argparse.Namespace) -> int:
     """Lists runs, or cancels one."""
     from pipeline.vertex import preflight
 
@@ -237,10 +245,10 @@ def _manage(config: settings.RunConfig, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _emulate(config: settings.RunConfig, arguments: argparse.Namespace) -> int:
+def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
     folder = Path(arguments.emulate_in).absolute()
-    settings.check_output_folder(str(folder))
-    config, fingerprint = settings.resolve_dataset(config)
+    check_output_folder(str(folder))
+    config, fingerprint = resolve_dataset(config)
     root = config.vertex.pipeline_root or str(folder)
     config = in_image(config, others="://" not in root)
     places = Places.below(root, config.vertex.serving_dir)
@@ -304,15 +312,15 @@ def _result(result: summary.RunResult, serving_dir: str) -> str:
     return "\n".join(lines)
 
 
-def _places(config: settings.RunConfig) -> Places:
+def _places(config: RunConfig) -> Places:
     assert config.vertex.pipeline_root is not None
     return Places.below(config.vertex.pipeline_root, config.vertex.serving_dir)
 
 
 def _compile(
-    config: settings.RunConfig, fingerprint: str, places: Places, console: consoles.Console
+    config: RunConfig, fingerprint: str, places: Places, console: consoles.Console
 ) -> dict[str, Any]:
-    config = settings.resolve_clip_model(settings.resolve_base_weights(config, fetch=False))
+    config = resolve_clip_model(resolve_base_weights(config, fetch=False))
     console.print("Compiling the pipeline ...")
     from pipeline.vertex.compile import compile_job
 
@@ -335,7 +343,7 @@ def _write_job(job: dict[str, Any], path: str) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(job, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except OSError as error:
-        raise settings.ConfigError(
+        raise ConfigError(
             f"--output {path} cannot be written ({error.strerror}): name another file"
         ) from None
 

@@ -234,6 +234,8 @@ size_categories:
 - n<1K
 task_categories:
 - text-to-image
+measures:
+- colour_agreement
 dataset_info:
   features:
   - name: image

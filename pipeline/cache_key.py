@@ -1,22 +1,33 @@
-"""A cache key that both stacks agree on.
+"""A cache key of what a step's inputs hold, on which both stacks agree.
 
-TFX hashes the serialized input artifacts of a step. Protocol buffers promise no order of a map's
-entries between their versions, and keep none: where one property's name begins with another's, as
-`loss_baseline` does with `loss`, 3.20 and 6 put them in opposite order. So what one stack made
-would not be found by the other. Nor would what StatisticsGen made: it is given TFDV's options as
-JSON, in which TFDV 1.16 spells out an option that 1.21 no longer has, unset as it always is here.
+TFX hashes the serialized input artifacts of a step, their ids and addresses with them. A step that
+runs again leaves new artifacts, so all steps after it would run again, too, though what they are
+given is the same to the last bit. Here an artifact counts by its content: by the digest of its
+files, which it keeps as a property from the first time that it is asked for, and by those of its
+properties that do not say which artifact it is.
+
+Protocol buffers promise no order of a map's entries between their versions, and keep none: where
+one property's name begins with another's, as `loss_baseline` does with `loss`, 3.20 and 6 put them
+in opposite order. So what one stack made would not be found by the other. Nor would what
+StatisticsGen made: it is given TFDV's options as JSON, in which TFDV 1.16 spells out an option that
+1.21 no longer has, unset as it always is here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_metadata.proto import metadata_store_pb2
 from tfx import types
+from tfx.orchestration import metadata
 from tfx.orchestration.portable import cache_utils
+
+from pipeline.lineage.model import CONTENT_DIGEST, NOT_CONTENT
+from storage.filesystem import content_digest
 
 
 @contextlib.contextmanager
@@ -26,16 +37,19 @@ def stable_cache_keys() -> Iterator[None]:
     of_tfx = tfx.get_cache_context
 
     def get_cache_context(
+        metadata_handle: metadata.Metadata,
         *,
         input_artifacts: Mapping[str, Sequence[types.Artifact]] | None = None,
         parameters: Mapping[str, Any] | None = None,
         **others: Any,
     ) -> metadata_store_pb2.Context:
+        inputs = input_artifacts or {}
+        _keep_digests(itertools.chain.from_iterable(inputs.values()), metadata_handle)
         stable = {
-            key: [_Stable(artifact) for artifact in artifacts]
-            for key, artifacts in (input_artifacts or {}).items()
+            key: [_Stable(artifact) for artifact in artifacts] for key, artifacts in inputs.items()
         }
         context: metadata_store_pb2.Context = of_tfx(
+            metadata_handle=metadata_handle,
             input_artifacts=stable,
             parameters={key: _set_options(value) for key, value in (parameters or {}).items()},
             **others,
@@ -62,6 +76,20 @@ def _set_options(parameter: Any) -> Any:
     )
 
 
+def _keep_digests(artifacts: Iterable[types.Artifact], handle: metadata.Metadata) -> None:
+    """Gives artifacts the digest of their content where they have none, here and in the store."""
+    new = []
+    for artifact in artifacts:
+        if artifact.has_custom_property(CONTENT_DIGEST):
+            continue
+        # Files that were removed since have no content to go by.
+        with contextlib.suppress(FileNotFoundError):
+            artifact.set_string_custom_property(CONTENT_DIGEST, content_digest(artifact.uri))
+            new.append(artifact.mlmd_artifact)
+    if new:
+        handle.store.put_artifacts(new)
+
+
 class _Stable:
     """Stands for an artifact, of which TFX asks one thing: to be serialized."""
 
@@ -73,14 +101,16 @@ class _Stable:
         return self
 
     def SerializeToString(self, deterministic: bool) -> bytes:  # noqa: N802
-        """The artifact's bytes, the entries of its maps sorted by their names."""
-        rest = metadata_store_pb2.Artifact()
-        rest.CopyFrom(self._artifact)
-        entries = []
+        """What the artifact holds: its type and its properties, sorted by their names."""
+        has_digest = CONTENT_DIGEST in self._artifact.custom_properties
+        facts: list[tuple[Any, ...]] = [
+            (self._artifact.type_id, "" if has_digest else self._artifact.uri)
+        ]
         for field in ("properties", "custom_properties"):
             values = getattr(self._artifact, field)
-            for name in sorted(values):
-                value = values[name].SerializeToString(deterministic=deterministic)
-                entries.append(repr((field, name, value)))
-            rest.ClearField(field)
-        return rest.SerializeToString(deterministic=deterministic) + "".join(entries).encode()
+            facts += [
+                (field, name, values[name].SerializeToString(deterministic=deterministic))
+                for name in sorted(values)
+                if name not in NOT_CONTENT
+            ]
+        return repr(facts).encode()

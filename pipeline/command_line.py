@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from pipeline import config as settings
+from pipeline.config import ConfigError, default_values
 from trainer.presets import PRESETS
 
 # For each group of flags: the settings that a flag sets, its name, its help.
@@ -69,12 +69,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises."""
-        raise settings.ConfigError(f"{message} (see --help)")
+        raise ConfigError(f"{message} (see --help)")
 
 
 def add_flags(parser: Parser, flags: Flags) -> dict[str, Any]:
     """Adds the groups of `flags`; returns argparse's group of each title, for further ones."""
-    defaults = settings.default_settings()
+    defaults = default_values()
     groups = {}
     for title, rows in flags.items():
         groups[title] = group = parser.add_argument_group(title)
@@ -105,7 +105,7 @@ def parse(
         names = [flag for action in parser._actions for flag in action.option_strings]
         close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
         hint = f"did you mean {close[0]}?" if close else "see --help for the flags there are"
-        raise settings.ConfigError(f"there is no flag {unknown[0]!r}: {hint}")
+        raise ConfigError(f"there is no flag {unknown[0]!r}: {hint}")
     given: dict[str, tuple[str, Any]] = {}
     for rows in flags.values():
         for keys, flag, _ in rows:

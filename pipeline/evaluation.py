@@ -15,17 +15,8 @@ from tfx.dsl.components.common.resolver import Resolver, ResolverStrategy
 from tfx.types import BaseChannel, Channel, standard_artifacts
 
 from components.evaluator.executor import CHANGE, CHANGE_UPPER, INCREASE_UPPER
-from components.loss_scorer.scorer import (
-    CAPTION_BUCKET,
-    CLIP_SCORE,
-    CLIP_SCORE_BASELINE,
-    COLOUR_AGREEMENT,
-    COLOUR_AGREEMENT_BASELINE,
-    FEATURES_BASELINE,
-    FEATURES_CANDIDATE,
-    FEATURES_HELD_OUT,
-    STRATUM,
-)
+from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
+from components.measures import MeasureSettings, applying
 from pipeline.baseline import BLESSING, CANDIDATE, MODEL, LatestBlessedBeforeCandidate
 from pipeline.config import EvaluationConfig
 
@@ -39,8 +30,8 @@ def eval_config(settings: EvaluationConfig) -> tfma.EvalConfig:
     number of rows (`example_count`); with their 95 % intervals the mean losses of the candidate
     (`loss`) and of what it was compared with (`loss_baseline`), and the mean of the paired
     differences (`loss_delta`); the upper end of the latter's interval (`loss_delta_upper`), also
-    as a fraction of the mean of `loss_baseline` (`loss_increase_upper`); and, where samples are
-    drawn, their measures.
+    as a fraction of the mean of `loss_baseline` (`loss_increase_upper`); and, where pictures are
+    drawn, their measures (`components.measures`).
 
     The candidate is blessed where over all rows `loss_delta` is below minus
     `min_loss_improvement` and `loss_delta_upper` at most `max_loss_regression`, and in no stratum
@@ -63,21 +54,11 @@ def eval_config(settings: EvaluationConfig) -> tfma.EvalConfig:
         ),
     ]
     if settings.num_samples:
+        measures = applying(MeasureSettings(settings.measures or (), settings.clip_model or ""))
         metrics += [
-            _metric("MeanWithInterval", feature=COLOUR_AGREEMENT),
-            _metric("MeanWithInterval", feature=COLOUR_AGREEMENT_BASELINE),
-            *(
-                _metric("FrechetDistance", feature=features, reference=FEATURES_HELD_OUT, name=name)
-                for features, name in (
-                    (FEATURES_CANDIDATE, "feature_distance"),
-                    (FEATURES_BASELINE, "feature_distance_baseline"),
-                )
-            ),
-        ]
-    if settings.num_samples and settings.clip_model is not None:
-        metrics += [
-            _metric("MeanWithInterval", feature=feature)
-            for feature in (CLIP_SCORE, CLIP_SCORE_BASELINE)
+            _metric(metric.class_name, **metric.arguments)
+            for measure in measures
+            for metric in measure.metrics()
         ]
     return tfma.EvalConfig(
         # One model alone, although there is a baseline: beside a second one, TFMA looks for the

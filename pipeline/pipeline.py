@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ from tfx.orchestration.pipeline import Pipeline
 
 from components.caption_example_gen import CaptionExampleGen
 from components.caption_validator import CaptionValidator
-from components.code_version import code_version
 from components.dataset_report import DatasetReport
 from components.diffusion_trainer import DiffusionTrainer
 from components.diffusion_trainer.custom_job import WorkerJob
@@ -28,8 +26,7 @@ from components.serving_pusher import ServingPusher
 from pipeline.baseline import LatestBlessedBeforeCandidate
 from pipeline.config import RunConfig
 from pipeline.evaluation import baseline_node, eval_config
-from trainer.presets import get_preset
-from trainer.weights.base_model import BaseModel
+from pipeline.trainer_settings import trainer_settings
 
 PIPELINE_NAME = "sd-finetuning"
 
@@ -69,16 +66,10 @@ def create_pipeline(
         enable_cache: Whether steps may be taken from former runs.
     """
     dataset, model = config.dataset, config.model
-    training = dataclasses.asdict(config.training)
-    per_run: dict[str, Any] = {
-        "dataset": dataset.path,
-        "dataset_fingerprint": dataset_fingerprint,
-        **{name: training.pop(name) for name in ("steps", "learning_rate", "seed")},
-        **(runtime_parameters or {}),
-    }
+    open_parameters: Mapping[str, Any] = runtime_parameters or {}
     example_gen = CaptionExampleGen(
-        dataset=per_run["dataset"],
-        dataset_fingerprint=per_run["dataset_fingerprint"],
+        dataset=open_parameters.get("dataset", dataset.path),
+        dataset_fingerprint=open_parameters.get("dataset_fingerprint", dataset_fingerprint),
         dataset_config=dataset.config or "",
         dataset_split=dataset.split,
         eval_fraction=dataset.eval_fraction,
@@ -128,25 +119,8 @@ def create_pipeline(
     latents = latent_gen.outputs["latents"]
     trainer = DiffusionTrainer(
         examples=latents,
-        steps=per_run["steps"],
-        learning_rate=per_run["learning_rate"],
-        seed=per_run["seed"],
-        custom_config={
-            "preset": model.preset,
-            "image_size": model.image_size,
-            "base_weights": model.base_weights,
-            "base_weights_hash": BaseModel.locate(
-                get_preset(model.preset), model.image_size, model.base_weights
-            ).hash(),
-            "training": training,
-            "validation": {
-                **dataclasses.asdict(config.validation),
-                "prompts": list(config.validation.prompts),
-            },
-            "checkpoint_dir": checkpoint_dir,
-            "export_weights": model.export_weights,
-            "code_version": code_version("trainer.run_fn", "components.diffusion_trainer.executor"),
-        },
+        settings=trainer_settings(config, checkpoint_dir),
+        runtime_parameters=open_parameters,
         worker_job=worker_job,
     ).with_id("Trainer")
     candidate = trainer.outputs["model"]
@@ -168,6 +142,7 @@ def create_pipeline(
         num_samples=config.evaluation.num_samples,
         sample_steps=config.validation.num_steps,
         sample_guidance_scale=config.validation.guidance_scale,
+        measures=config.evaluation.measures or (),
         clip_model=config.evaluation.clip_model or "",
     )
     scores = loss_scorer.outputs["scores"]

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from pipeline import command_line, console
-from pipeline import config as settings
+from pipeline.config import ConfigError, RunConfig, load_config, resolve_base_weights
+from pipeline.trainer_settings import trainer_settings
 
 _FLAGS: command_line.Flags = {"training": command_line.RUN_FLAGS["training"]}
 
@@ -29,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         arguments, flags = command_line.parse(parser, _FLAGS, argv)
-        config = settings.resolve_base_weights(settings.load_config(arguments.config, flags))
-    except settings.ConfigError as error:
+        config = resolve_base_weights(load_config(arguments.config, flags))
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     console.quiet_environment(verbose=False)
@@ -38,32 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(config: settings.RunConfig, latents: str, output: str) -> None:
+def _train(config: RunConfig, latents: str, output: str) -> None:
     import logging
 
     from tfx.components.trainer.fn_args_utils import FnArgs
-    from tfx.utils import json_utils
 
-    from components.diffusion_trainer.executor import with_run_parameters
-    from pipeline.pipeline import create_pipeline
     from trainer.run_fn import run_fn
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    nodes = create_pipeline(
-        config,
-        pipeline_root=output,
-        metadata_path=None,
-        serving_dir=f"{output}/serving_model",
-        checkpoint_dir=f"{output}/checkpoints",
-        dataset_fingerprint="",
-    ).components
-    [trainer] = [node for node in nodes if node.id == "Trainer"]
+    settings = trainer_settings(config, f"{output}/checkpoints")
     run_fn(
         FnArgs(
             train_files=[f"{latents}/Split-train/*"],
-            custom_config=json_utils.loads(
-                with_run_parameters(trainer.exec_properties)["custom_config"]
-            ),
+            custom_config=settings.to_json(),
+            hyperparameters={**settings.training.run_parameters},
             serving_model_dir=f"{output}/model/Format-Serving",
             model_run_dir=f"{output}/model_run",
         )

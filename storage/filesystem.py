@@ -1,4 +1,4 @@
-"""Files of a serving directory, wherever it is.
+"""Files and folders, wherever they are.
 
 Local files are reached without TensorFlow, whose import takes long enough to keep a user waiting
 for an error message; every other file system is reached through it. All functions raise OSError.
@@ -7,10 +7,13 @@ for an error message; every other file system is reached through it. All functio
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from storage.greetings import no_greetings
@@ -20,6 +23,7 @@ PARTIAL_PREFIX = ".partial-"
 """How the names of files begin that were not written to their end."""
 
 _CHUNK_BYTES = 1 << 20
+_DIGEST_HEX_DIGITS = 16
 
 
 def join(folder: str, *names: str) -> str:
@@ -180,6 +184,33 @@ def read_chunks(path: str) -> Iterator[bytes]:
 def sha256(path: str) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     return sha256_hex(read_chunks(path))
+
+
+@functools.cache
+def content_digest(folder: str) -> str:
+    """Says what is in a folder, wherever that lies: the one rule for what counts as the same data.
+
+    Read once in a process, so only for what does not change any more, as artifacts do not.
+
+    Args:
+        folder: Local or remote.
+
+    Returns:
+        16 hexadecimal digits of the SHA-256 over all files' relative paths and SHA-256.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+    """
+    if not is_folder(folder):
+        raise FileNotFoundError(f"there is no folder {folder}")
+    names = files_below(folder)
+    digest = hashlib.sha256()
+    # Hashing lets go of Python's lock, and object stores answer many at once.
+    with ThreadPoolExecutor() as pool:
+        hashes = pool.map(sha256, (join(folder, name) for name in names))
+        for name, each in zip(names, hashes, strict=True):
+            digest.update(f"{name}\0{each}\0".encode())
+    return digest.hexdigest()[:_DIGEST_HEX_DIGITS]
 
 
 def modification_time(path: str) -> int:

@@ -127,6 +127,7 @@ class Judge:
                 "num_samples": 0,
                 "sample_steps": 1,
                 "sample_guidance_scale": 1.0,
+                "measures": "[]",
                 "clip_model": "",
                 "clip_model_hash": "",
             },

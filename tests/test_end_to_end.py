@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from loopback_storage import LoopbackStorage
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from PIL import Image
+
+from components import code_version
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 HUB_ID = "lambdalabs/pokemon-blip-captions"
@@ -200,12 +203,13 @@ def emulate(
     *flags: str,
     dataset: str = "served",
     folder: str = "emulated",
+    program: Sequence[str] = (str(REPO_ROOT / "runner_vertex.py"),),
     **environment: str,
 ) -> str:
     """Runs the compiled job, from a copy of the code and in an environment of its own."""
     done = subprocess.run(
         [
-            *(sys.executable, str(REPO_ROOT / "runner_vertex.py"), "--emulate", *flags),
+            *(sys.executable, *program, "--emulate", *flags),
             *("--config", "settings.yaml", "--dataset", dataset, "--emulate-in", folder),
         ],
         cwd=pipeline.folder,
@@ -248,19 +252,92 @@ def test_the_emulated_vertex_run_finds_the_latest_blessed_model(
     assert "Pushed: version 2 in emulated/serving_model" in screen
 
 
+# Every process of the run notes at its end what it was and what it had imported.
+_NOTE = """
+import atexit, json, os, sys
+def note():
+    with open(os.path.join(os.path.dirname(__file__), f"{os.getpid()}.json"), "w") as f:
+        json.dump([sys.argv, sorted(sys.modules)], f)
+atexit.register(note)
+"""
+_WATCHED = """
+import os, sys
+import runner_vertex
+from pipeline.vertex.emulation import emulator
+unwatched = emulator.container_environment
+def watched(code, home):
+    found = unwatched(code, home)
+    return {**found, "PYTHONPATH": os.pathsep.join([found["PYTHONPATH"], os.environ["NOTES"]])}
+emulator.container_environment = watched
+sys.exit(runner_vertex.main())
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """A run in fresh processes.
+
+    Attributes:
+        screen: What it said.
+        modules: What the processes of each executor had imported at their end.
+    """
+
+    screen: str
+    modules: Mapping[str, set[str]]
+
+
+@pytest.fixture(scope="module")
+def workers_run(pipeline: Pipeline, first_screen: str) -> Watched:
+    notes = pipeline.folder / "notes"
+    notes.mkdir()
+    (notes / "sitecustomize.py").write_text(_NOTE)
+    screen = emulate(
+        pipeline,
+        *("--steps", "4", "--workers", "2"),
+        folder="workers",
+        program=("-c", _WATCHED),
+        PYTHONPATH=str(REPO_ROOT),
+        NOTES=str(notes),
+    )
+    modules: dict[str, set[str]] = {}
+    for path in notes.glob("*.json"):
+        argv, names = json.loads(path.read_text())
+        if "--executor_class_path" in argv:
+            executor = argv[argv.index("--executor_class_path") + 1].rpartition(".")[0]
+            modules.setdefault(executor, set()).update(names)
+    return Watched(screen, modules)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_emulated_vertex_run_in_fresh_processes_and_on_two_workers(
-    pipeline: Pipeline, first_screen: str
+    pipeline: Pipeline, workers_run: Watched
 ) -> None:
-    screen = emulate(pipeline, "--steps", "4", "--workers", "2", folder="workers")
-    assert "Trainer executed" in screen
+    assert "Trainer executed" in workers_run.screen
     log = (pipeline.folder / "workers" / "logs" / "custom-job-1-worker-0.log").read_text()
     assert "Training with 2 workers" in log
     local = weights(pipeline.output / "serving_model")
     emulated = weights(pipeline.folder / "workers" / "serving_model")
     for name, value in local.items():
         np.testing.assert_allclose(value, emulated[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_what_a_step_imports_while_it_runs_is_in_the_hash_of_its_code(
+    workers_run: Watched,
+) -> None:
+    executors = {name for name in workers_run.modules if name.startswith("components.")}
+    assert executors == {
+        f"components.{path.parent.name}.executor"
+        for path in (REPO_ROOT / "components").glob("*/executor.py")
+    } | {"components.diffusion_trainer.custom_job"}
+    for executor in executors:
+        ours = {name for name in workers_run.modules[executor] if code_version._source(name)}
+        hashed = code_version.imported_modules(executor)
+        if "diffusion_trainer" in executor:
+            hashed |= code_version.imported_modules("trainer.run_fn")
+        assert ours - code_version._WITHOUT_EFFECT <= hashed, executor
 
 
 @pytest.mark.slow

@@ -15,15 +15,15 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
+from storage.filesystem import content_digest
 from storage.model_manifest import ModelManifest
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
-from trainer.export.saved_models import ServingModules, WeightsDtype, export_models, serving_modules
+from trainer.export.saved_models import ServingModules, export_models, serving_modules
 from trainer.export.validation import draw_validation
 from trainer.presets import NETWORKS, get_preset
 from trainer.text.tokenizer import tokenize
@@ -36,7 +36,7 @@ from trainer.training.memory import (
     peak_gpu_bytes,
 )
 from trainer.training.progress import TrainingProgress
-from trainer.training_config import ResolvedTrainingConfig
+from trainer.training_config import ResolvedTrainingConfig, TrainerSettings
 from trainer.weights.base_model import BaseModel
 
 _ENCODERS = ("text_encoder", "image_encoder")
@@ -46,43 +46,15 @@ _RECORDED_PACKAGES = ("tensorflow", "keras", "keras-cv", "tfx", "numpy", "safete
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainerSettings:
-    """The Trainer's `custom_config`.
-
-    Attributes:
-        preset: Name of the preset.
-        image_size: Side of the pictures in pixels.
-        base_weights: `"default"`, `"random"` or a place; see `BaseModel`.
-        base_weights_hash: Hash of all four networks' base weights; it makes TFX's cache see other
-            weights at the same place.
-        training: Fields of `ResolvedTrainingConfig`.
-        validation: `prompts`, `seed`, `num_steps` and `guidance_scale` of the pictures that are
-            drawn before and after training, and `every_steps` of it (0: not in between).
-        checkpoint_dir: Folder for the checkpoints of all runs; a run finds its own by a hash.
-        export_weights: What the exported models store their weights as.
-        code_version: Hash of this package's code; it makes TFX's cache see code changes.
-    """
-
-    preset: str
-    image_size: int
-    base_weights: str
-    base_weights_hash: str
-    training: dict[str, Any]
-    validation: dict[str, Any]
-    checkpoint_dir: str
-    export_weights: WeightsDtype
-    code_version: str
-
-
 def run_fn(fn_args: FnArgs) -> None:
     """Fine-tunes the diffusion model on latents and exports the three SavedModels.
 
     Of several workers, which `TF_CONFIG` names, all train and the chief alone writes.
 
     Args:
-        fn_args: From TFX: `train_files` (the Latents artifact's train split), `custom_config`
-            (fields of `TrainerSettings`), `serving_model_dir` and `model_run_dir` (outputs).
+        fn_args: From TFX: `train_files` (the Latents artifact's train split), `custom_config` and
+            `hyperparameters` (see `TrainerSettings.from_json`), `serving_model_dir` and
+            `model_run_dir` (outputs).
 
     Raises:
         ValueError: The latents were made by another preset, size or encoders than the settings
@@ -92,7 +64,7 @@ def run_fn(fn_args: FnArgs) -> None:
         TrainingInterruptedError: SIGTERM came; what was done is saved.
     """
     since = time.monotonic()
-    settings = TrainerSettings(**fn_args.custom_config)
+    settings = TrainerSettings.from_json(fn_args.custom_config, fn_args.hyperparameters)
     run = _prepare(settings, fn_args.train_files)
     trained = _train(run)
     if is_chief(run.strategy):
@@ -155,7 +127,7 @@ class _Trained:
 
 def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
     """Everything that can fail fails here: inputs, weights, memory."""
-    config = ResolvedTrainingConfig(**settings.training)
+    config = settings.training
     # Workers can only be joined before anything else is done with TensorFlow.
     strategy = training_strategy(config.devices)
     base_model = BaseModel.locate(
@@ -269,7 +241,7 @@ def _train(run: _Run) -> _Trained:
                 run.folder,
                 on_record,
                 draw=draw,
-                draw_every_steps=run.settings.validation["every_steps"],
+                draw_every_steps=run.settings.validation.every_steps,
             )
         seconds = time.monotonic() - since
         tuner.assign_averages()
@@ -302,8 +274,11 @@ def _record(run: _Run, trained: _Trained, fn_args: FnArgs, since: float) -> None
         base_weights_source=settings.base_weights,
         base_weights={network: run.base_model.hash([network]) for network in NETWORKS},
         latents={"uri": run.latents_uri, **dataclasses.asdict(run.latents)},
-        validation=dict(settings.validation),
-        defaults={name: settings.validation[name] for name in ("num_steps", "guidance_scale")},
+        validation=dataclasses.asdict(settings.validation),
+        defaults={
+            "num_steps": settings.validation.num_steps,
+            "guidance_scale": settings.validation.guidance_scale,
+        },
         parameters=run.parameters,
         trainable_parameters=run.trainable_parameters,
         replicas=run.strategy.num_replicas_in_sync if run.strategy else 1,
@@ -354,8 +329,9 @@ def _check_inputs(
 
 def _run_hash(settings: TrainerSettings, latents: LatentsManifest, latents_uri: str) -> str:
     """Names the run by all that decides its result, so that a restart finds its checkpoints."""
-    # Other pictures of the same number have the same manifest, but never the same address.
-    facts = {**dataclasses.asdict(settings), **dataclasses.asdict(latents), "uri": latents_uri}
+    # Not their address: LatentGen, run again, may have written the same latents elsewhere.
+    content = content_digest(latents_uri)
+    facts = {**dataclasses.asdict(settings), **dataclasses.asdict(latents), "content": content}
     # Another format of the weights is another export of the same training.
     del facts["checkpoint_dir"], facts["export_weights"]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,12 +1,13 @@
-"""Hyperparameters of one training run."""
+"""What one training run depends on: its hyperparameters, and all else that `run_fn` is told."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from trainer.presets import Preset
@@ -15,14 +16,33 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Text = Annotated[str, Field(min_length=1)]
+# Not strict: YAML and JSON have lists.
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]
 LearningRateSchedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Xla = Literal["auto", "on", "off"]
 Devices = Literal["all", "one"]
 MemoryCheck = Literal["refuse", "warn"]
+WeightsDtype = Literal["float32", "float16"]
+"""What weights are stored as; the networks compute in float32 with both."""
+
+STEPS_BY_EPOCHS = 0
+"""Value of the run parameter `steps` where `epochs` says how long."""
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class RunParameters(TypedDict):
+    """What whoever starts a compiled pipeline can change: properties of their own of the step."""
+
+    steps: int
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainingConfig:
     """Hyperparameters; `None` means "what the preset recommends".
 
@@ -82,7 +102,7 @@ class TrainingConfig:
     checkpoint_every_steps: PositiveInt = 100
     checkpoints_kept: PositiveInt = 2
     log_every_steps: PositiveInt = 10
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
 
     def resolved(self, preset: Preset) -> ResolvedTrainingConfig:
         """This configuration with every `None` replaced by the preset's recommendation.
@@ -102,38 +122,24 @@ class TrainingConfig:
         return ResolvedTrainingConfig(**values)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
-class ResolvedTrainingConfig:
-    """`TrainingConfig` with no field left open; see there for what each means.
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ResolvedTrainingConfig(TrainingConfig):
+    """`TrainingConfig` with no field left open.
 
     With `epochs`, `steps` is `None`, and `warmup_steps` may be, until `for_examples`.
     """
 
-    steps: PositiveInt | None
-    epochs: NonNegativeFloat
-    batch_size: PositiveInt
-    accumulation_steps: PositiveInt
-    learning_rate: PositiveFloat
-    learning_rate_schedule: LearningRateSchedule
-    warmup_steps: NonNegativeInt | None
-    weight_decay: NonNegativeFloat
-    max_gradient_norm: PositiveFloat
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    caption_dropout: Annotated[float, Field(ge=0, lt=1)]
-    min_snr_gamma: NonNegativeFloat
-    noise_offset: NonNegativeFloat
-    lora_rank: NonNegativeInt
-    lora_alpha: NonNegativeFloat
-    train_text_encoder: bool
-    precision: Precision
-    xla: Xla
-    gradient_checkpointing: bool
-    devices: Devices
-    memory_check: MemoryCheck
-    checkpoint_every_steps: PositiveInt
-    checkpoints_kept: PositiveInt
-    log_every_steps: PositiveInt
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    # Without `field()` they would keep the default of being open.
+    batch_size: PositiveInt = dataclasses.field()
+    learning_rate: PositiveFloat = dataclasses.field()
+    learning_rate_schedule: LearningRateSchedule = dataclasses.field()
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = dataclasses.field()
+
+    @property
+    def run_parameters(self) -> RunParameters:
+        """Those of these values that a compiled pipeline can be started with others of."""
+        steps = STEPS_BY_EPOCHS if self.steps is None else self.steps
+        return {"steps": steps, "learning_rate": self.learning_rate, "seed": self.seed}
 
     def for_examples(self, num_examples: int, preset: Preset) -> ResolvedTrainingConfig:
         """This configuration with the steps that `epochs` of `num_examples` make.
@@ -157,3 +163,95 @@ class ResolvedTrainingConfig:
                 f"{num_examples} pictures are {steps} steps; it must be at most as many"
             )
         return dataclasses.replace(self, steps=steps, warmup_steps=warmup_steps)
+
+    def for_steps(self, steps: int) -> ResolvedTrainingConfig:
+        """This configuration with so many steps, whatever `epochs` says.
+
+        A warm-up that is longer, or open, becomes half of them.
+        """
+        warmup_steps = self.warmup_steps
+        if warmup_steps is None or warmup_steps > steps:
+            warmup_steps = steps // 2
+        return dataclasses.replace(self, steps=steps, epochs=0.0, warmup_steps=warmup_steps)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ValidationConfig:
+    """The pictures drawn before and after fine-tuning.
+
+    Attributes:
+        prompts: What to draw, one picture each.
+        num_steps: Sampling steps.
+        guidance_scale: Classifier-free guidance scale; 1 is none.
+        seed: Decides the initial noise.
+        every_steps: Training steps after which they are drawn, too; 0: only before and after.
+    """
+
+    prompts: Annotated[Texts, Field(min_length=1, max_length=64)]
+    num_steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance_scale: NonNegativeFloat
+    seed: Seed
+    every_steps: NonNegativeInt
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrainerSettings:
+    """All that `run_fn` is told, the Trainer's `custom_config` and run parameters.
+
+    Attributes:
+        preset: Name of the preset.
+        image_size: Side of the pictures in pixels.
+        base_weights: `"default"`, `"random"` or a place; see `trainer.weights.base_model`.
+        base_weights_hash: Hash of all four networks' base weights; it makes TFX's cache see other
+            weights at the same place.
+        training: How to train.
+        validation: The pictures that are drawn before, in between and after.
+        checkpoint_dir: Folder for the checkpoints of all runs; a run finds its own by a hash.
+        export_weights: What the exported models store their weights as.
+        code_version: Hash of this package's code; it makes TFX's cache see code changes.
+    """
+
+    preset: str
+    image_size: int
+    base_weights: str
+    base_weights_hash: str
+    training: ResolvedTrainingConfig
+    validation: ValidationConfig
+    checkpoint_dir: str
+    export_weights: WeightsDtype
+    code_version: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The `custom_config`: all but `training.run_parameters`, which go beside it."""
+        apart = {"training": set(RunParameters.__required_keys__)}
+        tree: dict[str, Any] = TypeAdapter(TrainerSettings).dump_python(
+            self, mode="json", exclude=apart
+        )
+        return tree
+
+    @classmethod
+    def from_json(cls, custom_config: Mapping[str, Any], run: Mapping[str, Any]) -> TrainerSettings:
+        """The settings of a run.
+
+        Args:
+            custom_config: What `to_json` made.
+            run: `RunParameters`. Given to a compiled pipeline, they have not seen the
+                configuration's checks. So steps have precedence over epochs, and a warm-up longer
+                than they are is shortened to half of them.
+
+        Raises:
+            ValueError: A value is missing, unknown or out of its range.
+        """
+        steps = run["steps"]
+        training = ResolvedTrainingConfig(
+            **custom_config["training"],
+            steps=None,
+            learning_rate=run["learning_rate"],
+            seed=run["seed"],
+        )
+        if steps < 0 or (steps == STEPS_BY_EPOCHS and not training.epochs):
+            raise ValueError(f"steps is {steps}; it must be at least 1, or 0 with epochs")
+        if steps != STEPS_BY_EPOCHS:
+            training = training.for_steps(steps)
+        validation = ValidationConfig(**custom_config["validation"])
+        return cls(**{**custom_config, "training": training, "validation": validation})

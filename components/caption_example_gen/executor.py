@@ -20,7 +20,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -87,6 +87,31 @@ class _Job:
     split_uris: Mapping[str, str]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """What became of all rows.
+
+    Attributes:
+        examples: Number of examples in each split.
+        rejected: Number of rejected rows by reason.
+        notes: Number of examples with each of `TRUNCATED`, `LEFT_RIGHT` and `ANIMATED`.
+        long_captions: Some of those that will be cut, each with its tokens.
+    """
+
+    examples: Mapping[str, int]
+    rejected: Mapping[str, int]
+    notes: Mapping[str, int]
+    long_captions: Sequence[tuple[str, int]]
+
+    @property
+    def num_rejected(self) -> int:
+        return sum(self.rejected.values())
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_rejected + sum(self.examples.values())
+
+
 class Executor(base_beam_executor.BaseBeamExecutor):
     """Reads, checks, splits and writes captioned pictures with Beam."""
 
@@ -106,99 +131,30 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         self._log_startup(input_dict, output_dict, exec_properties)
         examples = artifact_utils.get_single_instance(output_dict["examples"])
         rejects = artifact_utils.get_single_instance(output_dict["rejects"])
-        spec = DatasetSpec(
-            dataset=exec_properties["dataset"],
-            config=exec_properties["dataset_config"],
-            split=exec_properties["dataset_split"],
-            image_column=exec_properties["image_column"],
-            caption_column=exec_properties["caption_column"],
-        )
+        spec = _spec(exec_properties)
         describe_examples(examples, SPLITS)
-        spill_folder = os.path.join(examples.uri, f".spill-{uuid.uuid4().hex}")
-        split_uris = {split: artifact_utils.get_split_uri([examples], split) for split in SPLITS}
         pipeline = self._make_beam_pipeline()
         with _check_processes(pipeline) as processes:
             source, fingerprint = _open_unchanged(spec, exec_properties["dataset_fingerprint"])
-            if _runs_here(pipeline):
-                source.files.fetch(source.paths)
-            settings = Settings(
-                spec=spec,
-                eval_fraction=exec_properties["eval_fraction"],
-                seed=exec_properties["seed"],
-                max_pixels=exec_properties["max_pixels"],
-                max_aspect_ratio=exec_properties["max_aspect_ratio"],
-                num_shards=_num_shards(source, exec_properties["eval_fraction"]),
-                spill_folder=spill_folder,
-                spill_bytes=_SPILL_BYTES,
-            )
-            for path in (*split_uris.values(), spill_folder, rejects.uri):
-                tf.io.gfile.makedirs(path)
-            with pipeline:
-                job = _Job(settings, processes, split_uris)
-                _build(pipeline, source.units(), job, rejects.uri)
-        counts = read_counts(os.path.join(spill_folder, _COUNTS_NAME))
-        with tf.io.gfile.GFile(os.path.join(spill_folder, _LONG_CAPTIONS_NAME), "r") as f:
-            long_captions = json.loads(f.read())
-        tf.io.gfile.rmtree(spill_folder)
+            settings = _settings(spec, source, exec_properties, examples.uri)
+            split_uris = {s: artifact_utils.get_split_uri([examples], s) for s in SPLITS}
+            _run(pipeline, source, _Job(settings, processes, split_uris), rejects.uri)
+        outcome = _take_outcome(settings.spill_folder)
+        _check_rejected(outcome, exec_properties["max_rejected_fraction"], spec.dataset, rejects)
+        _check_splits(outcome.examples, settings)
+        _describe_dataset(examples, spec, source, fingerprint)
+        _describe_counts(examples, rejects, outcome)
+        _tell(outcome, rejects)
 
-        rejected = {
-            name.removeprefix(_REJECTED): count
-            for name, count in counts.items()
-            if name.startswith(_REJECTED)
-        }
-        num_rejected = sum(rejected.values())
-        num_rows = num_rejected + sum(counts.get(split, 0) for split in SPLITS)
-        if num_rows == 0:
-            raise RuntimeError(f"dataset {spec.dataset!r} has no rows")
-        _check_rejected(
-            rejected, num_rows, exec_properties["max_rejected_fraction"], spec.dataset, rejects
-        )
-        num_examples = {split: counts.get(split, 0) for split in SPLITS}
-        _check_splits(num_examples, settings)
 
-        for name, text in (
-            ("dataset", spec.dataset),
-            ("dataset_fingerprint", fingerprint),
-            ("dataset_revision", revision_of(spec)),
-            ("dataset_kind", source.kind),
-            ("image_column", source.image_column),
-            ("caption_column", source.caption_column),
-        ):
-            examples.set_string_custom_property(name, text)
-        for split in SPLITS:
-            examples.set_int_custom_property(f"num_{split}", num_examples[split])
-        for note in (TRUNCATED, LEFT_RIGHT, ANIMATED):
-            examples.set_int_custom_property(note, counts.get(note, 0))
-        for artifact in (examples, rejects):
-            artifact.set_int_custom_property("rejected_total", num_rejected)
-        for reason, count in rejected.items():
-            rejects.set_int_custom_property(f"{_REJECTED}{reason}", count)
-
-        logger.info(
-            "%s examples to train on, %s held out.",
-            f"{num_examples['train']:,}",
-            f"{num_examples['eval']:,}",
-        )
-        if rejected:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(rejected.items()))
-            logger.warning(
-                "%d of %d rows were set aside (%s): see %s",
-                num_rejected,
-                num_rows,
-                reasons,
-                os.path.join(rejects.uri, REJECTS_NAME),
-            )
-        if counts.get(ANIMATED):
-            logger.warning("%d pictures are animated: the first frame is used.", counts[ANIMATED])
-        if long_captions:
-            logger.warning(
-                "%d captions are longer than the text encoder reads and will be cut, such as %s",
-                counts[TRUNCATED],
-                "; ".join(
-                    f"{_shortened(caption)!r} ({tokens} tokens)"
-                    for _, tokens, caption in long_captions
-                ),
-            )
+def _spec(exec_properties: Mapping[str, Any]) -> DatasetSpec:
+    return DatasetSpec(
+        dataset=exec_properties["dataset"],
+        config=exec_properties["dataset_config"],
+        split=exec_properties["dataset_split"],
+        image_column=exec_properties["image_column"],
+        caption_column=exec_properties["caption_column"],
+    )
 
 
 def _open_unchanged(spec: DatasetSpec, expected: str) -> tuple[Source, str]:
@@ -217,6 +173,21 @@ def _open_unchanged(spec: DatasetSpec, expected: str) -> tuple[Source, str]:
             source.left_out[0],
         )
     return source, fingerprint
+
+
+def _settings(
+    spec: DatasetSpec, source: Source, exec_properties: Mapping[str, Any], examples_uri: str
+) -> Settings:
+    return Settings(
+        spec=spec,
+        eval_fraction=exec_properties["eval_fraction"],
+        seed=exec_properties["seed"],
+        max_pixels=exec_properties["max_pixels"],
+        max_aspect_ratio=exec_properties["max_aspect_ratio"],
+        num_shards=_num_shards(source, exec_properties["eval_fraction"]),
+        spill_folder=os.path.join(examples_uri, f".spill-{uuid.uuid4().hex}"),
+        spill_bytes=_SPILL_BYTES,
+    )
 
 
 def _num_shards(source: Source, eval_fraction: float) -> dict[str, int]:
@@ -250,8 +221,14 @@ def _check_processes(pipeline: beam.Pipeline) -> Iterator[shared.Shared | None]:
         yield handle
 
 
-def _shortened(caption: str) -> str:
-    return caption if len(caption) <= _SHOWN_CHARACTERS else f"{caption[:_SHOWN_CHARACTERS]} ..."
+def _run(pipeline: beam.Pipeline, source: Source, job: _Job, rejects_uri: str) -> None:
+    """Writes the examples, the rejected rows, and what `_take_outcome` takes."""
+    if _runs_here(pipeline):
+        source.files.fetch(source.paths)
+    for path in (*job.split_uris.values(), job.settings.spill_folder, rejects_uri):
+        tf.io.gfile.makedirs(path)
+    with pipeline:
+        _build(pipeline, source.units(), job, rejects_uri)
 
 
 def _build(
@@ -380,14 +357,30 @@ def _write_found(element: tuple[str, Iterable[Any]], paths: Mapping[str, str]) -
             f.write(json.dumps(sorted(items)[:_LONG_CAPTIONS_SHOWN]))
 
 
+def _take_outcome(spill_folder: str) -> _Outcome:
+    """Reads what the workers found, and removes their files."""
+    counts = read_counts(os.path.join(spill_folder, _COUNTS_NAME))
+    with tf.io.gfile.GFile(os.path.join(spill_folder, _LONG_CAPTIONS_NAME), "r") as f:
+        long_captions = json.loads(f.read())
+    tf.io.gfile.rmtree(spill_folder)
+    return _Outcome(
+        examples={split: counts.get(split, 0) for split in SPLITS},
+        rejected={
+            name.removeprefix(_REJECTED): count
+            for name, count in counts.items()
+            if name.startswith(_REJECTED)
+        },
+        notes={note: counts.get(note, 0) for note in (TRUNCATED, LEFT_RIGHT, ANIMATED)},
+        long_captions=[(caption, num_tokens) for _, num_tokens, caption in long_captions],
+    )
+
+
 def _check_rejected(
-    rejected: Mapping[str, int],
-    num_rows: int,
-    max_fraction: float,
-    dataset: str,
-    rejects: types.Artifact,
+    outcome: _Outcome, max_fraction: float, dataset: str, rejects: types.Artifact
 ) -> None:
-    total = sum(rejected.values())
+    total, num_rows, rejected = outcome.num_rejected, outcome.num_rows, outcome.rejected
+    if num_rows == 0:
+        raise RuntimeError(f"dataset {dataset!r} has no rows")
     if total <= max_fraction * num_rows:
         return
     # The artifact's files are deleted when a component fails, so the error shows an example each.
@@ -425,3 +418,62 @@ def _check_splits(num_examples: Mapping[str, int], settings: Settings) -> None:
                     settings.seed,
                 )
             )
+
+
+def _describe_dataset(
+    examples: types.Artifact, spec: DatasetSpec, source: Source, fingerprint: str
+) -> None:
+    for name, text in (
+        ("dataset", spec.dataset),
+        ("dataset_fingerprint", fingerprint),
+        ("dataset_revision", revision_of(spec)),
+        ("dataset_kind", source.kind),
+        ("image_column", source.image_column),
+        ("caption_column", source.caption_column),
+    ):
+        examples.set_string_custom_property(name, text)
+
+
+def _describe_counts(examples: types.Artifact, rejects: types.Artifact, outcome: _Outcome) -> None:
+    for split, count in outcome.examples.items():
+        examples.set_int_custom_property(f"num_{split}", count)
+    for note, count in outcome.notes.items():
+        examples.set_int_custom_property(note, count)
+    for artifact in (examples, rejects):
+        artifact.set_int_custom_property("rejected_total", outcome.num_rejected)
+    for reason, count in outcome.rejected.items():
+        rejects.set_int_custom_property(f"{_REJECTED}{reason}", count)
+
+
+def _tell(outcome: _Outcome, rejects: types.Artifact) -> None:
+    logger.info(
+        "%s examples to train on, %s held out.",
+        f"{outcome.examples['train']:,}",
+        f"{outcome.examples['eval']:,}",
+    )
+    if outcome.rejected:
+        reasons = ", ".join(
+            f"{count} {reason}" for reason, count in sorted(outcome.rejected.items())
+        )
+        logger.warning(
+            "%d of %d rows were set aside (%s): see %s",
+            outcome.num_rejected,
+            outcome.num_rows,
+            reasons,
+            os.path.join(rejects.uri, REJECTS_NAME),
+        )
+    if animated := outcome.notes[ANIMATED]:
+        logger.warning("%d pictures are animated: the first frame is used.", animated)
+    if outcome.long_captions:
+        logger.warning(
+            "%d captions are longer than the text encoder reads and will be cut, such as %s",
+            outcome.notes[TRUNCATED],
+            "; ".join(
+                f"{_shortened(caption)!r} ({num_tokens} tokens)"
+                for caption, num_tokens in outcome.long_captions
+            ),
+        )
+
+
+def _shortened(caption: str) -> str:
+    return caption if len(caption) <= _SHOWN_CHARACTERS else f"{caption[:_SHOWN_CHARACTERS]} ..."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from tfx import types
 from tfx.components import Trainer
@@ -14,6 +13,7 @@ from tfx.types import component_spec, standard_artifacts, standard_component_spe
 from tfx.utils import json_utils
 
 from components.diffusion_trainer import custom_job, executor
+from trainer.training_config import TrainerSettings
 
 RUN_FN = "trainer.run_fn.run_fn"
 
@@ -47,27 +47,23 @@ class DiffusionTrainer(Trainer):
         self,
         examples: types.BaseChannel,
         *,
-        steps: int | RuntimeParameter | None,
-        learning_rate: float | RuntimeParameter,
-        seed: int | RuntimeParameter,
-        custom_config: Mapping[str, Any],
+        settings: TrainerSettings,
+        runtime_parameters: Mapping[str, RuntimeParameter] | None = None,
         worker_job: custom_job.WorkerJob | None = None,
     ) -> None:
         """Makes the component.
 
         Args:
             examples: What LatentGen made.
-            steps: Optimizer steps; `None` where `epochs` of `custom_config["training"]` says how
-                long.
-            learning_rate: AdamW's, after warm-up.
-            seed: Decides data order, timesteps and noise.
-            custom_config: Fields of `trainer.run_fn.TrainerSettings`; `training` without the three
-                above.
+            settings: All that `run_fn` is told.
+            runtime_parameters: What is left open until a compiled pipeline is started, of `steps`,
+                `learning_rate` and `seed`; others are not looked at.
             worker_job: Train on several machines, as a Vertex custom job; `None`: in this step.
         """
-        config = dict(custom_config)
+        config = settings.to_json()
         if worker_job is not None:
             config[custom_job.CONFIG_KEY] = worker_job.to_json()
+        given = runtime_parameters or {}
         # Trainer's own would make the spec without the further parameters.
         base_component.BaseComponent.__init__(
             self,
@@ -78,9 +74,10 @@ class DiffusionTrainer(Trainer):
                 train_args=trainer_pb2.TrainArgs(splits=["train"]),
                 eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
                 custom_config=json_utils.dumps(config),
-                steps=executor.STEPS_BY_EPOCHS if steps is None else steps,
-                learning_rate=learning_rate,
-                seed=seed,
+                **{
+                    name: given.get(name, value)
+                    for name, value in settings.training.run_parameters.items()
+                },
                 model=types.Channel(type=standard_artifacts.Model),
                 model_run=types.Channel(type=standard_artifacts.ModelRun),
             ),

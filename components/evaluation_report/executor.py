@@ -26,6 +26,7 @@ from components.evaluation_report.pictures import Pair, before_after
 from components.evaluator.results import ALL, Metric, Metrics, Slice, of_feature, read_metrics
 from components.loss_scorer.draws import draw
 from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
+from components.measures import MEASURES
 from components.pages.page import data_uri, render
 from storage.model_manifest import ModelManifest
 
@@ -46,6 +47,67 @@ _JPEG_QUALITY = 85
 _SUMMARIZED_TRAINING = ("steps", "batch_size", "learning_rate", "seed")
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Findings:
+    """What is known of a model when its report is written.
+
+    Attributes:
+        model: Its place.
+        serving: Folder of its SavedModels.
+        manifest: What it says of itself.
+        history: The records of its training.
+        validation: Folder with the pictures that its training drew.
+        settings: `prompts`, `seed`, `num_steps` and `guidance_scale` of these.
+        baseline: What it was compared with.
+        blessed: Whether it was found good enough.
+        reasons: Why it was not.
+        metrics: What TFMA found in every slice.
+        num_examples: Held-out examples.
+        num_sampled: Of these, those that pictures were drawn for.
+        num_strata: Timesteps that each was scored at.
+    """
+
+    model: str
+    serving: str
+    manifest: ModelManifest
+    history: list[dict[str, float]]
+    validation: str
+    settings: Mapping[str, Any]
+    baseline: str
+    blessed: bool
+    reasons: list[str]
+    metrics: dict[Slice, Metrics]
+    num_examples: int
+    num_sampled: int
+    num_strata: int
+
+    @property
+    def total(self) -> Metrics:
+        """The metrics over all rows."""
+        return self.metrics.get(ALL, {})
+
+    @property
+    def loss(self) -> Metric:
+        """Held-out loss of the model."""
+        return self.total.get("loss", _NOTHING)
+
+    @property
+    def loss_baseline(self) -> Metric:
+        """Held-out loss of what it was compared with."""
+        return self.total.get("loss_baseline", _NOTHING)
+
+    @property
+    def delta(self) -> Metric:
+        """Mean of the paired differences."""
+        return self.total.get("loss_delta", _NOTHING)
+
+    @property
+    def change(self) -> float:
+        """The same in percent of the baseline's loss."""
+        scale = self.loss_baseline.value
+        return 100 * self.delta.value / scale if scale else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,110 +143,126 @@ class Executor(base_executor.BaseExecutor):
     ) -> None:
         """See `EvaluationReport`."""
         self._log_startup(input_dict, output_dict, exec_properties)
-        model, scores, blessing = (
-            artifact_utils.get_single_instance(input_dict[name])
-            for name in ("model", "scores", "blessing")
-        )
-        run = artifact_utils.get_single_uri(input_dict["model_run"])
-        metrics = read_metrics(artifact_utils.get_single_uri(input_dict["evaluation"]))
-        total = metrics.get(ALL, {})
-        report = artifact_utils.get_single_instance(output_dict["report"])
-        fileio.makedirs(report.uri)
+        folder = artifact_utils.get_single_uri(output_dict["report"])
+        found = _findings(input_dict)
+        _write(folder, SUMMARY_NAME, _summary(found))
+        _write(folder, LOSS_CURVE_NAME, _loss_curve(found))
+        prompts = list(_prompts(found, _compared(input_dict)))
+        _write(folder, BEFORE_AFTER_NAME, _before_after(found, prompts))
+        worst, best = _extremes(input_dict, found, exec_properties["base_weights"])
+        _write(folder, PAGE_NAME, _page(found, prompts, worst, best))
+        logger.info("What the model is like: %s", os.path.join(folder, PAGE_NAME))
 
-        def write(name: str, contents: bytes) -> None:
-            with fileio.open(os.path.join(report.uri, name), "wb") as f:
-                f.write(contents)
 
-        serving = path_utils.serving_model_path(model.uri)
-        manifest = ModelManifest.read(serving)
-        history = [
-            json.loads(line) for line in _read(os.path.join(run, "history.jsonl")).splitlines()
-        ]
-        baseline = scores.get_string_custom_property("baseline")
-        blessed = model_utils.is_model_blessed(blessing)
-        reasons = blessing.get_string_custom_property("reasons").splitlines()
-        loss, loss_baseline, delta = (
-            total.get(name, _NOTHING) for name in ("loss", "loss_baseline", "loss_delta")
-        )
-        change = 100 * delta.value / loss_baseline.value if loss_baseline.value else math.nan
-        summary = {
-            **{name: metric.value for name, metric in total.items()},
-            "loss": loss.value,
-            "loss_baseline": loss_baseline.value,
-            "loss_delta": delta.value,
-            "loss_delta_lower": delta.lower,
-            "loss_delta_upper": delta.upper,
-            "loss_change_percent": change,
-            "baseline": baseline,
-            "blessed": blessed,
-            "reasons": reasons,
-            "num_examples": scores.get_int_custom_property("num_examples"),
-            "by_timestep": _by(metrics, STRATUM, "timesteps"),
-            "by_caption_length": _by(metrics, CAPTION_BUCKET, "tokens"),
-            "model": model.uri,
-            "preset": manifest.preset,
-            "image_size": manifest.image_size,
-            **{name: manifest.training.get(name) for name in _SUMMARIZED_TRAINING},
-            "images_per_second": manifest.images_per_second,
-            "training_seconds": manifest.training_seconds,
-            "wall_time_seconds": manifest.wall_time_seconds,
-        }
-        write(SUMMARY_NAME, json.dumps(_jsonable(summary), indent=2, allow_nan=False).encode())
-        write(
-            LOSS_CURVE_NAME,
-            charts.loss_curve(history, loss.value, loss_baseline.value, baseline),
-        )
+def _findings(input_dict: Mapping[str, list[types.Artifact]]) -> _Findings:
+    model, scores, blessing = (
+        artifact_utils.get_single_instance(input_dict[name])
+        for name in ("model", "scores", "blessing")
+    )
+    run = artifact_utils.get_single_uri(input_dict["model_run"])
+    serving = path_utils.serving_model_path(model.uri)
+    validation = os.path.join(run, "validation")
+    history = _read(os.path.join(run, "history.jsonl")).splitlines()
+    return _Findings(
+        model=model.uri,
+        serving=serving,
+        manifest=ModelManifest.read(serving),
+        history=[json.loads(line) for line in history],
+        validation=validation,
+        settings=json.loads(_read(os.path.join(validation, "prompts.json"))),
+        baseline=scores.get_string_custom_property("baseline"),
+        blessed=model_utils.is_model_blessed(blessing),
+        reasons=blessing.get_string_custom_property("reasons").splitlines(),
+        metrics=read_metrics(artifact_utils.get_single_uri(input_dict["evaluation"])),
+        num_examples=scores.get_int_custom_property("num_examples"),
+        num_sampled=scores.get_int_custom_property("num_sampled"),
+        num_strata=scores.get_int_custom_property("num_strata"),
+    )
 
-        validation = os.path.join(run, "validation")
-        settings = json.loads(_read(os.path.join(validation, "prompts.json")))
-        prompts = list(_prompts(serving, _compared(input_dict), validation, settings))
-        sheet = before_after(
-            [Pair(prompt.text, prompt.base, prompt.candidate) for prompt in prompts],
-            "Before and after fine-tuning",
-            f"Held-out loss {loss_baseline.value:.4f} ({baseline}) to {loss.value:.4f} "
-            f"({change:+.1f} %), {'blessed' if blessed else 'not blessed'}.  "
-            f"{manifest.training.get('steps')} steps of {manifest.training.get('batch_size')} "
-            f"pictures, preset {manifest.preset}.  {settings['num_steps']} sampling steps, "
-            f"guidance {settings['guidance_scale']:g}, same noise in both pictures of a pair.",
-        )
-        png = io.BytesIO()
-        sheet.save(png, format="PNG")
-        write(BEFORE_AFTER_NAME, png.getvalue())
 
-        worst, best = _extremes(input_dict, serving, manifest, exec_properties["base_weights"])
-        page = render(
-            __package__,
-            _TEMPLATE_NAME,
-            blessed=blessed,
-            reasons=reasons,
-            baseline=baseline,
-            loss=loss,
-            loss_baseline=loss_baseline,
-            delta=delta,
-            change=change,
-            total=total,
-            num_examples=summary["num_examples"],
-            num_sampled=scores.get_int_custom_property("num_sampled"),
-            num_strata=scores.get_int_custom_property("num_strata"),
-            prompts=[_as_sources(prompt) for prompt in prompts],
-            settings=settings,
-            strata=of_feature(metrics, STRATUM),
-            lengths=of_feature(metrics, CAPTION_BUCKET),
-            charts=_charts(of_feature(metrics, STRATUM)),
-            curve=charts.curve(
-                [record["step"] for record in history],
-                [record["loss"] for record in history],
-                {"baseline": loss_baseline.value, "candidate": loss.value},
-                "Training loss over the steps",
-            ),
-            worst=worst,
-            best=best,
-            facts=_facts(manifest),
-            model=model.uri,
-            finite=math.isfinite,
-        )
-        write(PAGE_NAME, page.encode())
-        logger.info("What the model is like: %s", os.path.join(report.uri, PAGE_NAME))
+def _summary(found: _Findings) -> bytes:
+    summary = {
+        **{name: metric.value for name, metric in found.total.items()},
+        "loss": found.loss.value,
+        "loss_baseline": found.loss_baseline.value,
+        "loss_delta": found.delta.value,
+        "loss_delta_lower": found.delta.lower,
+        "loss_delta_upper": found.delta.upper,
+        "loss_change_percent": found.change,
+        "baseline": found.baseline,
+        "blessed": found.blessed,
+        "reasons": found.reasons,
+        "num_examples": found.num_examples,
+        "by_timestep": _by(found.metrics, STRATUM, "timesteps"),
+        "by_caption_length": _by(found.metrics, CAPTION_BUCKET, "tokens"),
+        "model": found.model,
+        "preset": found.manifest.preset,
+        "image_size": found.manifest.image_size,
+        **{name: found.manifest.training.get(name) for name in _SUMMARIZED_TRAINING},
+        "images_per_second": found.manifest.images_per_second,
+        "training_seconds": found.manifest.training_seconds,
+        "wall_time_seconds": found.manifest.wall_time_seconds,
+    }
+    return json.dumps(_jsonable(summary), indent=2, allow_nan=False).encode()
+
+
+def _loss_curve(found: _Findings) -> bytes:
+    return charts.loss_curve(
+        found.history, found.loss.value, found.loss_baseline.value, found.baseline
+    )
+
+
+def _before_after(found: _Findings, prompts: Sequence[_Prompt]) -> bytes:
+    manifest, settings = found.manifest, found.settings
+    sheet = before_after(
+        [Pair(prompt.text, prompt.base, prompt.candidate) for prompt in prompts],
+        "Before and after fine-tuning",
+        f"Held-out loss {found.loss_baseline.value:.4f} ({found.baseline}) to "
+        f"{found.loss.value:.4f} ({found.change:+.1f} %), "
+        f"{'blessed' if found.blessed else 'not blessed'}.  "
+        f"{manifest.training.get('steps')} steps of {manifest.training.get('batch_size')} "
+        f"pictures, preset {manifest.preset}.  {settings['num_steps']} sampling steps, guidance "
+        f"{settings['guidance_scale']:g}, same noise in both pictures of a pair.",
+    )
+    png = io.BytesIO()
+    sheet.save(png, format="PNG")
+    return png.getvalue()
+
+
+def _page(
+    found: _Findings,
+    prompts: Sequence[_Prompt],
+    worst: Sequence[_Shown],
+    best: Sequence[_Shown],
+) -> bytes:
+    strata = of_feature(found.metrics, STRATUM)
+    page = render(
+        __package__,
+        _TEMPLATE_NAME,
+        found=found,
+        baseline=found.baseline,
+        total=found.total,
+        measures=[
+            measure
+            for measure in MEASURES
+            if math.isfinite(found.total.get(measure.name, _NOTHING).value)
+        ],
+        prompts=[_as_sources(prompt) for prompt in prompts],
+        strata=strata,
+        lengths=of_feature(found.metrics, CAPTION_BUCKET),
+        charts=_charts(strata),
+        curve=charts.curve(
+            [record["step"] for record in found.history],
+            [record["loss"] for record in found.history],
+            {"baseline": found.loss_baseline.value, "candidate": found.loss.value},
+            "Training loss over the steps",
+        ),
+        worst=worst,
+        best=best,
+        facts=_facts(found.manifest),
+        finite=math.isfinite,
+    )
+    return page.encode()
 
 
 def _facts(manifest: ModelManifest) -> dict[str, Any]:
@@ -237,15 +315,13 @@ def _compared(input_dict: Mapping[str, list[types.Artifact]]) -> str | None:
     return path_utils.serving_model_path(models[0].uri) if models else None
 
 
-def _prompts(
-    serving: str, compared: str | None, validation: str, settings: Mapping[str, Any]
-) -> Iterator[_Prompt]:
-    prompts = settings["prompts"]
+def _prompts(found: _Findings, compared: str | None) -> Iterator[_Prompt]:
+    prompts = found.settings["prompts"]
     # One model after the other, so that one of them is in memory.
-    earlier = list(draw_prompts(compared, settings)) if compared else [None] * len(prompts)
-    drawn = zip(prompts, earlier, draw_prompts(serving, settings), strict=True)
+    earlier = list(draw_prompts(compared, found.settings)) if compared else [None] * len(prompts)
+    drawn = zip(prompts, earlier, draw_prompts(found.serving, found.settings), strict=True)
     for index, (prompt, before, after) in enumerate(drawn):
-        path = os.path.join(validation, _BASE_PICTURES, f"{index:02d}.png")
+        path = os.path.join(found.validation, _BASE_PICTURES, f"{index:02d}.png")
         with Image.open(io.BytesIO(_read(path))) as image:
             yield _Prompt(prompt, np.asarray(image.convert("RGB")), before, after)
 
@@ -297,10 +373,7 @@ def _charts(strata: Mapping[str, Metrics]) -> dict[str, Any]:
 
 
 def _extremes(
-    input_dict: Mapping[str, list[types.Artifact]],
-    serving: str,
-    manifest: ModelManifest,
-    base_weights: str,
+    input_dict: Mapping[str, list[types.Artifact]], found: _Findings, base_weights: str
 ) -> tuple[list[_Shown], list[_Shown]]:
     # Imports Keras.
     from trainer.data import images
@@ -308,10 +381,12 @@ def _extremes(
     from trainer.weights.base_model import BaseModel
 
     scores = artifact_utils.get_single_instance(input_dict["scores"])
-    base_model = BaseModel.locate(get_preset(manifest.preset), manifest.image_size, base_weights)
-    num_strata, seed = (scores.get_int_custom_property(name) for name in ("num_strata", "seed"))
-    found = examples.extremes(_files(scores), _NUM_EXTREMES)
-    scored = {one.example_id: one for one in (*found.worst, *found.best)}
+    base_model = BaseModel.locate(
+        get_preset(found.manifest.preset), found.manifest.image_size, base_weights
+    )
+    num_strata, seed = found.num_strata, scores.get_int_custom_property("seed")
+    extremes = examples.extremes(_files(scores), _NUM_EXTREMES)
+    scored = {one.example_id: one for one in (*extremes.worst, *extremes.best)}
     ids = frozenset(scored)
     rows, latents = (
         examples.records_of(_files(artifact_utils.get_single_instance(input_dict[name])), ids)
@@ -320,7 +395,9 @@ def _extremes(
     draws = [
         draw(name, num_strata // 2, num_strata, seed, base_model.latent_shape) for name in scored
     ]
-    restored = examples.reconstruct(serving, base_model, [latents[name] for name in scored], draws)
+    restored = examples.reconstruct(
+        found.serving, base_model, [latents[name] for name in scored], draws
+    )
     shown = {}
     for (name, one), made in zip(scored.items(), restored, strict=True):
         features = tf.train.Example.FromString(rows[name]).features.feature
@@ -333,7 +410,9 @@ def _extremes(
             restored=_source(made.restored),
             timestep=made.timestep,
         )
-    worst, best = ([shown[one.example_id] for one in some] for some in (found.worst, found.best))
+    worst, best = (
+        [shown[one.example_id] for one in some] for some in (extremes.worst, extremes.best)
+    )
     return worst, best
 
 
@@ -362,6 +441,12 @@ def _read(path: str) -> bytes:
     with fileio.open(path, "rb") as f:
         contents: bytes = f.read()
     return contents
+
+
+def _write(folder: str, name: str, contents: bytes) -> None:
+    fileio.makedirs(folder)
+    with fileio.open(os.path.join(folder, name), "wb") as f:
+        f.write(contents)
 
 
 def _jsonable(value: Any) -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 from tfx import types
 from tfx.dsl.components.base import base_beam_component, executor_spec
 from tfx.types import channel_utils, component_spec, standard_artifacts
 
 from components.code_version import code_version
 from components.loss_scorer import executor
+from components.measures import MeasureSettings, applying
 from trainer.presets import get_preset
 from trainer.weights.base_model import BaseModel
 
@@ -27,6 +31,7 @@ class LossScorerSpec(component_spec.ComponentSpec):
         "num_samples": component_spec.ExecutionParameter(type=int),
         "sample_steps": component_spec.ExecutionParameter(type=int),
         "sample_guidance_scale": component_spec.ExecutionParameter(type=float),
+        "measures": component_spec.ExecutionParameter(type=str),
         "clip_model": component_spec.ExecutionParameter(type=str),
         "clip_model_hash": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
@@ -57,14 +62,11 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         `id`, `timestep`, `timestep_bucket` (such as `000-099`), `caption_bucket` (such as `01-10
         tokens`), `group` (0 to 1023, the same for the rows of one picture), `loss`,
         `loss_baseline`, `loss_delta` (loss - loss_baseline) and `label` (0). Where pictures were
-        drawn for the example, each of its records has `features_candidate`, `features_baseline`
-        and `features_held_out`, 20 numbers each, and where its caption names a creature's colour
-        `colour_agreement` and `colour_agreement_baseline`, 1 or 0, and with a CLIP `clip_score` and
-        `clip_score_baseline`. Custom properties:
-        `num_examples`, `num_rows`, `num_candidate_not_finite` and `num_baseline_not_finite` (rows
-        with a loss that is not a finite number), `num_sampled`, `num_strata`, `seed`, `baseline`
-        (`base weights` or `model <artifact id>`) and, where it cannot be compared,
-        `baseline_problem`.
+        drawn for the example, each of its records has what was measured of them, floats (see
+        `features` of the measures in `components.measures`). Custom properties: `num_examples`,
+        `num_rows`, `num_candidate_not_finite` and `num_baseline_not_finite` (rows with a loss that
+        is not a finite number), `num_sampled`, `num_strata`, `seed`, `baseline` (`base weights` or
+        `model <artifact id>`) and, where it cannot be compared, `baseline_problem`.
     """
 
     SPEC_CLASS = LossScorerSpec
@@ -84,6 +86,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         num_samples: int = 0,
         sample_steps: int = 25,
         sample_guidance_scale: float = 7.5,
+        measures: Sequence[str] = (),
         clip_model: str = "",
     ) -> None:
         """Makes the component.
@@ -101,11 +104,13 @@ class LossScorer(base_beam_component.BaseBeamComponent):
             num_samples: Captions to draw pictures for.
             sample_steps: Sampling steps of these pictures.
             sample_guidance_scale: Their classifier-free guidance scale.
-            clip_model: Address of a CLIP to score them with (see
-                `components.loss_scorer.clip.Clip`); empty: none.
+            measures: Names of measures of these pictures that the dataset asks for.
+            clip_model: Address of a CLIP to score them with (see `components.measures.clip.Clip`);
+                empty: none.
 
         Raises:
-            ValueError: A setting is impossible, or the preset has no such weights.
+            ValueError: A setting is impossible, there is no such measure, or the preset has no such
+                weights.
         """
         networks = get_preset(preset)
         networks.check_image_size(image_size)
@@ -113,8 +118,9 @@ class LossScorer(base_beam_component.BaseBeamComponent):
             raise ValueError(
                 f"num_strata {num_strata} is impossible: it must be from 1 to {_MAX_STRATA}"
             )
+        applying(MeasureSettings(tuple(measures), clip_model))
         # Imports Keras.
-        from components.loss_scorer.clip import clip_hash
+        from components.measures.clip import clip_hash
 
         base_model = BaseModel.locate(networks, image_size, base_weights)
 
@@ -130,6 +136,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
                 num_samples=num_samples,
                 sample_steps=sample_steps,
                 sample_guidance_scale=sample_guidance_scale,
+                measures=json.dumps(list(measures)),
                 clip_model=clip_model,
                 clip_model_hash=clip_hash(clip_model) if clip_model else "",
                 code_version=code_version(executor.__name__),

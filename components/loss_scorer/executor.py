@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import json
 import logging
 import math
 import os
@@ -28,6 +29,7 @@ from tfx.utils import io_utils, path_utils
 from components.counts import WriteCounts, read_counts
 from components.loss_scorer.samples import SampleSettings, chosen
 from components.loss_scorer.scorer import Scorer, ScoringTask
+from components.measures import MeasureSettings
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
 from storage.model_manifest import ModelManifest
 
@@ -135,7 +137,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 guidance_scale=exec_properties["sample_guidance_scale"],
                 # Guidance doubles it.
                 batch_size=max(1, batch_size // 2),
-                clip_model=exec_properties["clip_model"],
+                measures=MeasureSettings(
+                    asked_for=tuple(json.loads(exec_properties["measures"])),
+                    clip_model=exec_properties["clip_model"],
+                ),
             ),
             sampled=chosen(_ids(shards), num_samples, seed) if num_samples else frozenset(),
         )

@@ -1,4 +1,4 @@
-"""Pictures drawn for held-out captions, and what can be measured of them without a second model."""
+"""Pictures drawn for held-out captions, and what is measured of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import tensorflow as tf
 from components.loss_scorer import draws
 from components.loss_scorer.latent_examples import LatentExample
 from components.loss_scorer.models import Encode, ScoredModel, exported_decoder
-from trainer.presets import LATENT_SCALE, Prediction
+from components.measures import MeasureSettings, applying
+from components.measures.measure import Drawn
+from trainer.presets import Prediction
 from trainer.weights.base_model import BaseModel
-
-_GRID = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,69 +27,19 @@ class SampleSettings:
         num_steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
         batch_size: Pictures that are drawn at once.
-        clip_model: Address of a CLIP; empty for none.
+        measures: What is measured of them.
     """
 
     num_steps: int
     guidance_scale: float
     batch_size: int
-    clip_model: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Measures:
-    """What one model's picture for a caption is like.
-
-    Attributes:
-        agrees: Whether the creature has the colour that the caption names; `None` where it names
-            none.
-        features: See `latent_features`.
-        clip_score: See `components.loss_scorer.clip.clip_scores`; `None` without a CLIP.
-    """
-
-    agrees: bool | None
-    features: np.ndarray
-    clip_score: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class SampledExample:
-    """A held-out example and the pictures drawn for it.
-
-    Attributes:
-        candidate: Of the candidate's picture.
-        baseline: Of the baseline's.
-        held_out: Features of the held-out picture itself.
-    """
-
-    candidate: Measures
-    baseline: Measures | None
-    held_out: np.ndarray
+    measures: MeasureSettings
 
 
 def chosen(example_ids: Iterable[str], number: int, seed: int) -> frozenset[str]:
     """Picks examples at random, but the same ones every time; memory grows with `number` alone."""
     picked = heapq.nsmallest(number, example_ids, key=lambda name: (draws.rank(name, seed), name))
     return frozenset(picked)
-
-
-def latent_features(mean: np.ndarray) -> np.ndarray:
-    """A picture in a few numbers, out of the image encoder's mean.
-
-    Args:
-        mean: float32 [h, w, 4].
-
-    Returns:
-        float32 [20], scaled as the diffusion model sees latents: the mean of each channel in each
-        quarter, and each channel's standard deviation.
-    """
-    mean = LATENT_SCALE * mean
-    quarters = [
-        part.mean(axis=(0, 1))
-        for half in np.array_split(mean, _GRID, axis=0)
-        for part in np.array_split(half, _GRID, axis=1)
-    ]
-    return np.concatenate([*quarters, mean.std(axis=(0, 1))]).astype(np.float32)
 
 
 class _Drawer:
@@ -154,14 +104,15 @@ class Sampler:
             seed: Decides the noise that they start from.
         """
         # Import Keras.
-        from components.loss_scorer.clip import Clip
         from trainer.text.tokenizer import tokenize
 
         self._settings = settings
         self._seed = seed
         self._latent_shape = base_model.latent_shape
         self._decode = exported_decoder(decoder_folder)
-        self._clip = Clip(settings.clip_model) if settings.clip_model else None
+        self._measures = [
+            (measure, measure.load(settings.measures)) for measure in applying(settings.measures)
+        ]
         image_encoder, preset = base_model.build("image_encoder"), base_model.preset
         empty = tf.constant(tokenize([""], preset.text_encoder.max_length))
 
@@ -178,21 +129,29 @@ class Sampler:
             for model in models
         ]
 
-    def __call__(self, examples: Iterable[LatentExample]) -> Iterator[tuple[str, SampledExample]]:
-        """Samples for examples; yields each one's id and measures, in their order."""
+    def __call__(
+        self, examples: Iterable[LatentExample]
+    ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        """Samples for examples, in their order.
+
+        Yields:
+            An example's id, and what its rows have of each measure: float32 [N], by the names of
+            features.
+        """
         examples = iter(examples)
         while batch := list(itertools.islice(examples, self._settings.batch_size)):
-            candidate, baseline = (
-                self._measures(drawer, batch) if drawer else [None] * len(batch)
-                for drawer in self._drawers
-            )
-            for example, mine, other in zip(batch, candidate, baseline, strict=True):
-                assert mine is not None
-                yield example.id, SampledExample(mine, other, latent_features(example.mean))
+            drawn = [self._draw(drawer, batch) if drawer else None for drawer in self._drawers]
+            found: list[dict[str, np.ndarray]] = [{} for _ in batch]
+            for measure, values_of in self._measures:
+                mine, others = (values_of(some) if some else [None] * len(batch) for some in drawn)
+                for features, example, one, other in zip(found, batch, mine, others, strict=True):
+                    for name, value in measure.features(one, other, example.mean).items():
+                        if value is not None:
+                            features[name] = np.ravel(np.asarray(value, np.float32))
+            for example, features in zip(batch, found, strict=True):
+                yield example.id, features
 
-    def _measures(self, drawer: _Drawer, batch: list[LatentExample]) -> list[Measures]:
-        from components.loss_scorer.clip import clip_scores
-        from components.loss_scorer.colour_agreement import body_colour, caption_colour
+    def _draw(self, drawer: _Drawer, batch: list[LatentExample]) -> Drawn:
         from trainer.text.tokenizer import caption_of
 
         # Filled up: kernels may round differently at another batch size.
@@ -201,18 +160,9 @@ class Sampler:
             draws.initial_noise(example.id, self._seed, self._latent_shape) for example in filled
         ]
         images = self._decode(drawer(filled, np.stack(noise)))
-        means = self._encode(images).numpy()[: len(batch)]
-        pictures = images.numpy()[: len(batch)]
-        colours = [caption_colour(caption_of(example.tokens)) for example in batch]
-        scores: list[float | None] = [None] * len(batch)
-        if self._clip is not None:
-            texts = self._clip.text_embeddings(np.stack([example.tokens for example in batch]))
-            scores = list(map(float, clip_scores(self._clip.image_embeddings(pictures), texts)))
-        return [
-            Measures(
-                agrees=None if colour is None else body_colour(picture) == colour,
-                features=latent_features(mean),
-                clip_score=score,
-            )
-            for colour, picture, mean, score in zip(colours, pictures, means, scores, strict=True)
-        ]
+        return Drawn(
+            pictures=images.numpy()[: len(batch)],
+            means=self._encode(images).numpy()[: len(batch)],
+            tokens=np.stack([example.tokens for example in batch]),
+            captions=[caption_of(example.tokens) for example in batch],
+        )

@@ -14,7 +14,7 @@ import tensorflow as tf
 from components.loss_scorer import models
 from components.loss_scorer.draws import Draw, draw, stratum_name
 from components.loss_scorer.latent_examples import LatentExample, read_examples
-from components.loss_scorer.samples import SampledExample, Sampler, SampleSettings
+from components.loss_scorer.samples import Sampler, SampleSettings
 from trainer.weights.base_model import BaseModel
 
 LOSSES = ("loss", "loss_baseline", "loss_delta")
@@ -23,13 +23,6 @@ LOSSES = ("loss", "loss_baseline", "loss_delta")
 GROUP = "group"
 STRATUM = "timestep_bucket"
 CAPTION_BUCKET = "caption_bucket"
-COLOUR_AGREEMENT = "colour_agreement"
-COLOUR_AGREEMENT_BASELINE = "colour_agreement_baseline"
-CLIP_SCORE = "clip_score"
-CLIP_SCORE_BASELINE = "clip_score_baseline"
-FEATURES_CANDIDATE = "features_candidate"
-FEATURES_BASELINE = "features_baseline"
-FEATURES_HELD_OUT = "features_held_out"
 
 # With as few or fewer, hardly any pictures share one; with more, an interval is hardly narrower.
 _NUM_GROUPS = 1024
@@ -139,19 +132,18 @@ class Scorer:
         Args:
             serialized: Gives the records, as often as it is called.
         """
-        samples: Mapping[str, SampledExample] = {}
+        measured: Mapping[str, Mapping[str, np.ndarray]] = {}
         if self._sampler is not None:
             sampled = (
                 example
                 for example in self._examples(serialized())
                 if example.id in self._task.sampled
             )
-            samples = dict(self._sampler(sampled))
+            measured = dict(self._sampler(sampled))
         rows = self._rows(self._examples(serialized()))
         while batch := list(itertools.islice(rows, self._task.batch_size)):
             for row, losses in zip(batch, self._losses(batch), strict=True):
-                sample = samples.get(row.example.id)
-                features = self._features(row, losses, sample)
+                features = self._features(row, losses, measured.get(row.example.id, {}))
                 example = tf.train.Example(features=tf.train.Features(feature=features))
                 yield Scored(*losses, example.SerializeToString(deterministic=True))
 
@@ -211,10 +203,10 @@ class Scorer:
             yield float(loss), float(loss_baseline)
 
     def _features(
-        self, row: _Row, losses: tuple[float, float], sample: SampledExample | None
+        self, row: _Row, losses: tuple[float, float], measured: Mapping[str, np.ndarray]
     ) -> dict[str, tf.train.Feature]:
         loss, loss_baseline = losses
-        features = {
+        return {
             "id": _text(row.example.id.encode()),
             "timestep": _integer(row.draw.timestep),
             STRATUM: _text(stratum_name(row.stratum, self._task.num_strata).encode()),
@@ -224,21 +216,8 @@ class Scorer:
             "loss_baseline": _numbers(loss_baseline),
             "loss_delta": _numbers(loss - loss_baseline),
             "label": _numbers(0.0),
+            **{name: _numbers(*values) for name, values in measured.items()},
         }
-        if sample is None:
-            return features
-        features[FEATURES_HELD_OUT] = _numbers(*sample.held_out)
-        for measures, agreement, clip_score, name in (
-            (sample.candidate, COLOUR_AGREEMENT, CLIP_SCORE, FEATURES_CANDIDATE),
-            (sample.baseline, COLOUR_AGREEMENT_BASELINE, CLIP_SCORE_BASELINE, FEATURES_BASELINE),
-        ):
-            if measures is not None:
-                features[name] = _numbers(*measures.features)
-                if measures.agrees is not None:
-                    features[agreement] = _numbers(float(measures.agrees))
-                if measures.clip_score is not None:
-                    features[clip_score] = _numbers(measures.clip_score)
-        return features
 
 
 def group_of(mean: np.ndarray) -> int:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipeline.lineage.model import (
+    ARTIFACT_NAMES,
+    CONTENT_DIGEST,
+    NOT_CONTENT,
     Artifact,
     ArtifactState,
     Execution,
@@ -21,8 +25,6 @@ from pipeline.lineage.store import LOOKUPS, Store
 DIFF_SECTIONS = ("settings", "data", "code", "metrics", "steps")
 
 _MAX_CAUSES = 12
-# What names a run's own artifacts differs always.
-_OWN_IDS = ("current_model", "current_model_id", "baseline_model", "baseline_model_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +276,7 @@ def _facts_of_run(store: Store, run_id: int) -> dict[tuple[str, str, str], Value
         artifact = artifacts[link.artifact_id]
         key = link.key if link.index == 0 else f"{link.key}[{link.index}]"
         for name, value in artifact.properties.items():
-            if name in _OWN_IDS:
+            if name in ARTIFACT_NAMES:
                 continue
             section = "metrics" if _is_metric(artifact, name, value) else "data"
             if _is_code(name):
@@ -288,7 +290,8 @@ def _is_code(name: str) -> bool:
 
 
 def _is_metric(artifact: Artifact, name: str, value: Value) -> bool:
-    return isinstance(value, float) or artifact.type in ("ModelBlessing", "PushedModel")
+    judgement = artifact.type in ("ModelBlessing", "PushedModel") and name != CONTENT_DIGEST
+    return isinstance(value, float) or judgement
 
 
 def _judge(store: Store, execution: Execution) -> tuple[Execution | None, str, str]:
@@ -338,7 +341,7 @@ def _causes(
     before, now = _inputs(store, earlier.id), _inputs(store, execution.id)
     for key in sorted({*before, *now}):
         old, new = before.get(key, ()), now.get(key, ())
-        if old == new:
+        if _contents(store, old) == _contents(store, new):
             continue
         causes.append(
             Cause(depth, execution.node, "input", key, _artifact_list(old), _artifact_list(new))
@@ -404,6 +407,19 @@ def _inputs(store: Store, execution_id: int) -> dict[str, tuple[int, ...]]:
         if not link.output:
             inputs.setdefault(link.key, []).append((link.index, link.artifact_id))
     return {key: tuple(a for _, a in sorted(several)) for key, several in inputs.items()}
+
+
+def _contents(store: Store, ids: Sequence[int]) -> list[Any]:
+    """What artifacts hold, as the local cache compares it; ids of those it never looked at."""
+    contents = {
+        artifact.id: (
+            artifact.type,
+            {name: v for name, v in artifact.properties.items() if name not in NOT_CONTENT},
+        )
+        for artifact in store.artifacts(ids)
+        if CONTENT_DIGEST in artifact.properties
+    }
+    return [contents.get(i, i) for i in ids]
 
 
 def _artifact_list(ids: Sequence[int]) -> str | None:

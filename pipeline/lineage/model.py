@@ -10,6 +10,17 @@ from typing import Any
 
 Value = str | int | float | bool | None
 
+CONTENT_DIGEST = "content_digest"
+"""Property of an artifact: digest of its files, by which the local cache knows it."""
+
+ARTIFACT_NAMES = ("current_model", "current_model_id", "baseline_model", "baseline_model_id")
+"""Properties that name artifacts, which are others in every run."""
+
+NOT_CONTENT = frozenset(
+    {*ARTIFACT_NAMES, "name", "state", "pipeline_name", "producer_component", "tfx_version"}
+)
+"""Properties that say nothing of what an artifact holds; the last five are TFX's own."""
+
 
 class LineageError(RuntimeError):
     """A question that has no answer; the message is one line for the user."""

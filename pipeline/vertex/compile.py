@@ -20,12 +20,11 @@ from tfx.orchestration.data_types import RuntimeParameter
 from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner
 
 from components.diffusion_trainer.custom_job import WorkerJob
-from components.diffusion_trainer.executor import STEPS_BY_EPOCHS
 from pipeline import pipeline as pipelines
 from pipeline.config import REPO_ROOT, ConfigError, RunConfig
 from pipeline.vertex import machines
+from pipeline.vertex.config import VertexConfig
 from pipeline.vertex.places import Places
-from pipeline.vertex.settings import VertexConfig
 
 TRAINER = "Trainer"
 MODEL_STEPS = ("LatentGen", "LossScorer", "EvaluationReport", "ServingPusher")
@@ -152,13 +151,10 @@ def labels(config: RunConfig) -> dict[str, str]:
 
 
 def _parameter_values(config: RunConfig, dataset_fingerprint: str) -> dict[str, Any]:
-    training = config.training
     return {
         "dataset": config.dataset.path,
         "dataset_fingerprint": dataset_fingerprint,
-        "steps": STEPS_BY_EPOCHS if training.steps is None else training.steps,
-        "learning_rate": training.learning_rate,
-        "seed": training.seed,
+        **config.training.run_parameters,
     }
 
 

@@ -18,7 +18,7 @@ from google.auth.transport.requests import Request
 from google.cloud.storage import Client
 
 from pipeline.config import ConfigError
-from pipeline.vertex.settings import VertexConfig
+from pipeline.vertex.config import VertexConfig
 
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _TIMEOUT_SECONDS = 20.0
@@ -57,7 +57,7 @@ class Cloud:
         return self.vertex.project
 
 
-def check_settings(vertex: VertexConfig) -> None:
+def check_config(vertex: VertexConfig) -> None:
     """Raises a `ConfigError` where a setting without which nothing can be compiled is missing."""
     if vertex.pipeline_root is None:
         raise ConfigError(

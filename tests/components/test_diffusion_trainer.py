@@ -1,48 +1,68 @@
-"""What a step's parameters become before training starts."""
+"""What the component makes of the settings, and its executor of the component's properties."""
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
-import pytest
+from tfx import types
+from tfx.orchestration.data_types import RuntimeParameter
+from tfx.types import channel_utils, standard_artifacts
 
+from components.diffusion_trainer import DiffusionTrainer
 from components.diffusion_trainer.custom_job import WorkerJob
-from components.diffusion_trainer.executor import with_run_parameters
+from components.diffusion_trainer.executor import Executor
+from pipeline.config import load_config
+from pipeline.trainer_settings import trainer_settings
+from trainer.training_config import TrainerSettings
+
+SETTINGS = trainer_settings(load_config(), "checkpoints")
 
 
-def training(given: dict, **parameters) -> dict:
-    config = {"training": {"warmup_steps": 20, "epochs": 0.0, **given}, "preset": "tiny"}
-    properties = {"steps": 160, "learning_rate": 1e-3, "seed": 0, **parameters}
-    made = with_run_parameters({**properties, "custom_config": json.dumps(config)})
-    config = json.loads(made["custom_config"])
-    assert config["preset"] == "tiny"
-    return config["training"]
+def component(**runtime_parameters: RuntimeParameter) -> DiffusionTrainer:
+    examples = channel_utils.as_channel([standard_artifacts.Examples()])
+    return DiffusionTrainer(examples, settings=SETTINGS, runtime_parameters=runtime_parameters)
 
 
-def test_parameters_become_training_settings() -> None:
-    found = training({}, steps=40, learning_rate=2, seed=7)
-    assert found == {
-        "warmup_steps": 20, "epochs": 0.0, "steps": 40, "learning_rate": 2.0, "seed": 7,
-    }  # fmt: skip
-    assert isinstance(found["learning_rate"], float)
+def told(folder: Path, **given: int | float) -> TrainerSettings:
+    """What `run_fn` is told where a compiled pipeline is started with what is `given`."""
+
+    def artifact(kind: type[types.Artifact]) -> list[types.Artifact]:
+        made = kind()
+        made.uri = str(folder / kind.__name__)
+        return [made]
+
+    examples = artifact(standard_artifacts.Examples)
+    examples[0].split_names = '["train", "eval"]'
+    outputs = {
+        "model": artifact(standard_artifacts.Model),
+        "model_run": artifact(standard_artifacts.ModelRun),
+    }
+    properties = {**component().exec_properties, **given}
+    fn_args = Executor()._GetFnArgs({"examples": examples}, outputs, properties)
+    return TrainerSettings.from_json(fn_args.custom_config, fn_args.hyperparameters)
 
 
-@pytest.mark.parametrize(("given", "steps", "warmup"), [(20, 20, 20), (20, 19, 9), (None, 30, 15)])
-def test_a_warmup_longer_than_the_steps_is_half_of_them(given, steps, warmup) -> None:
-    assert training({"warmup_steps": given}, steps=steps)["warmup_steps"] == warmup
+def test_settings_arrive_as_they_were_given(tmp_path: Path) -> None:
+    assert told(tmp_path) == SETTINGS
 
 
-def test_steps_have_precedence_over_epochs() -> None:
-    found = training({"epochs": 2.0, "warmup_steps": None}, steps=0)
-    assert (found["steps"], found["epochs"], found["warmup_steps"]) == (None, 2.0, None)
-    found = training({"epochs": 2.0, "warmup_steps": None}, steps=10)
-    assert (found["steps"], found["epochs"], found["warmup_steps"]) == (10, 0.0, 5)
+def test_steps_learning_rate_and_seed_are_those_that_a_pipeline_is_started_with(
+    tmp_path: Path,
+) -> None:
+    training = told(tmp_path, steps=10, learning_rate=5e-5, seed=7).training
+    assert (training.steps, training.learning_rate, training.seed) == (10, 5e-5, 7)
+    assert training.warmup_steps == 5
+    assert training.batch_size == SETTINGS.training.batch_size
 
 
-@pytest.mark.parametrize("steps", [0, -1])
-def test_impossible_steps_are_refused(steps: int) -> None:
-    with pytest.raises(ValueError, match=f"steps is {steps}; it must be at least 1"):
-        training({}, steps=steps)
+def test_what_is_left_open_is_a_property_of_its_own_and_no_other() -> None:
+    rate = RuntimeParameter("learning_rate", float)
+    properties = component(learning_rate=rate, dataset=RuntimeParameter("dataset", str))
+    assert properties.exec_properties["learning_rate"] is rate
+    assert properties.exec_properties["steps"] == SETTINGS.training.steps
+    assert properties.exec_properties["seed"] == SETTINGS.training.seed
+    assert "dataset" not in properties.exec_properties
+    assert 'learning_rate"' not in properties.exec_properties["custom_config"]
 
 
 def test_a_custom_job_has_a_chief_and_workers_on_equal_machines() -> None:

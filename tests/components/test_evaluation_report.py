@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
 import json
@@ -15,6 +16,7 @@ import pytest
 import tensorflow as tf
 from browser import PHONE, WIDE, browser, show
 from captioned_examples import examples_artifact
+from measured_pictures import EVERYTHING, features_of
 from PIL import Image
 from tfx.components.evaluator.executor import Executor as TfxEvaluator
 from tfx.types import Channel, standard_artifacts
@@ -24,6 +26,7 @@ from components import EvaluationReport as ReportArtifact
 from components.evaluation_report import EvaluationReport, charts, examples, executor
 from components.evaluation_report.pictures import Pair, before_after
 from components.evaluator.results import Metric
+from components.measures import MEASURES
 from components.tfrecords import write_shard
 from pipeline.config import load_config
 from pipeline.evaluation import eval_config
@@ -145,7 +148,7 @@ def feature(value) -> tf.train.Feature:
     return tf.train.Feature(float_list=tf.train.FloatList(value=[value]))
 
 
-def row(name: str, stratum: int, loss: float, loss_baseline: float) -> bytes:
+def row(name: str, stratum: int, loss: float, loss_baseline: float, measured=None) -> bytes:
     values = {
         "id": name.encode(),
         "timestep_bucket": [b"000-499", b"500-999"][stratum],
@@ -157,6 +160,8 @@ def row(name: str, stratum: int, loss: float, loss_baseline: float) -> bytes:
         "label": 0.0,
     }
     features = {key: feature(value) for key, value in values.items()}
+    for key, numbers in (measured or {}).items():
+        features[key] = tf.train.Feature(float_list=tf.train.FloatList(value=numbers))
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
@@ -192,11 +197,11 @@ def records() -> tuple[list[bytes], list[bytes]]:
 
 
 def make_report(
-    folder, models, model_run, losses, *, blessed=1, reasons="", compared=False
+    folder, models, model_run, losses, *, blessed=1, reasons="", compared=False, measured=None
 ) -> Path:
     """The report on losses [examples, strata]."""
     scored = [
-        row(NAMES[e], s, losses[e][s], BASELINE[e][s])
+        row(NAMES[e], s, losses[e][s], BASELINE[e][s], measured)
         for e in range(len(losses))
         for s in range(STRATA)
     ]
@@ -217,9 +222,19 @@ def make_report(
     scores = artifacts["scores"]
     label = "model 4" if compared else "base weights"
     scores.set_string_custom_property("baseline", label)
-    for name, value in (("num_examples", len(losses)), ("num_strata", STRATA), ("seed", 3)):
+    for name, value in (
+        ("num_examples", len(losses)),
+        ("num_sampled", len(losses) if measured else 0),
+        ("num_strata", STRATA),
+        ("seed", 3),
+    ):
         scores.set_int_custom_property(name, value)
-    config = proto_utils.proto_to_json(eval_config(load_config().evaluation))
+    settings = dataclasses.replace(
+        load_config().evaluation,
+        measures=EVERYTHING.asked_for if measured else (),
+        clip_model=EVERYTHING.clip_model if measured else None,
+    )
+    config = proto_utils.proto_to_json(eval_config(settings))
     TfxEvaluator().Do(
         {"examples": [scores], "model": [artifacts["model"]]},
         {"evaluation": [artifacts["evaluation"]], "blessing": [artifacts["blessing"]]},
@@ -244,7 +259,9 @@ def report(tmp_path_factory, models, model_run) -> Path:
     """Of a model that is better than an earlier one, and yet not blessed."""
     folder = tmp_path_factory.mktemp("report")
     reasons = "it <i>rises</i>\nso there"
-    return make_report(folder, models, model_run, LOSSES, blessed=0, reasons=reasons, compared=True)
+    verdict = {"blessed": 0, "reasons": reasons, "compared": True}
+    measured = {n: values for m in MEASURES for n, values in features_of(m).items()}
+    return make_report(folder, models, model_run, LOSSES, **verdict, measured=measured)
 
 
 def pictures_of(page: str) -> list[tuple[int, int, int]]:
@@ -300,6 +317,19 @@ def test_the_page_says_what_was_found(report):
     assert "http" not in page.replace("http-equiv", "")
 
 
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
+def test_every_measure_is_in_the_summary_and_on_the_page(report, measure):
+    summary = json.loads((report / "summary.json").read_text())
+    text = words((report / "evaluation.html").read_text())
+    value, of_baseline = (
+        measure.format.format(summary[name]) for name in (measure.name, measure.baseline_name)
+    )
+    assert f"{measure.label} {value} model 4: {of_baseline}" in text
+    assert measure.note in text
+    labels = ", ".join(measure.label for measure in MEASURES)
+    assert f"{labels}: measured on pictures for 12 held-out captions." in text
+
+
 def test_the_pictures_are_those_of_the_models(report):
     page = (report / "evaluation.html").read_text()
     pictures = pictures_of(page)
@@ -349,6 +379,7 @@ def test_losses_that_are_no_numbers_are_null(tmp_path, models, model_run):
     page = (folder / "evaluation.html").read_text()
     assert "Held-out loss not finite no interval" in words(page)
     assert "last blessed" not in page
+    assert not any(measure.label in page for measure in MEASURES)
     assert "nan" not in re.sub(r"base64,[^\"]+", "", page).lower()
 
 

@@ -321,7 +321,7 @@ def test_samples_are_measured(evaluate):
     for example in range(10):
         samples[example]["colour_agreement"] = [float(example < 8)]
         samples[example]["colour_agreement_baseline"] = [float(example < 1)]
-    settings = dataclasses.replace(DEFAULTS, num_samples=20)
+    settings = dataclasses.replace(DEFAULTS, num_samples=20, measures=("colour_agreement",))
     blessing, evaluation = evaluate(changed(baseline, 0.9), baseline, settings, samples=samples)
     assert is_blessed(blessing)
     found = read_metrics(evaluation.uri)[ALL]
@@ -341,7 +341,7 @@ def test_samples_are_measured(evaluate):
 
 def test_captions_that_name_no_colour_leave_no_number(evaluate):
     baseline = baseline_losses()
-    settings = dataclasses.replace(DEFAULTS, num_samples=20)
+    settings = dataclasses.replace(DEFAULTS, num_samples=20, measures=("colour_agreement",))
     blessing, _ = evaluate(changed(baseline, 0.9), baseline, settings)
     assert is_blessed(blessing)
     assert not blessing.has_custom_property("colour_agreement")

@@ -15,6 +15,8 @@ from tfx.types import Channel, standard_artifacts
 
 from components.loss_scorer import LossScorer, executor, samples, scorer
 from components.loss_scorer.draws import draw, rank, stratum_bounds, stratum_name
+from components.measures import MeasureSettings
+from components.measures.feature_distance import latent_features
 from components.tfrecords import read_shard, write_shard
 from trainer import presets
 from trainer.data.latents import LatentsManifest, make_latent_example
@@ -35,7 +37,7 @@ CAPTIONS = [
     "a red creature " * 40,
     "one two three four five six seven eight nine ten eleven twelve",
 ]
-NO_SAMPLES = samples.SampleSettings(num_steps=1, guidance_scale=1.0, batch_size=1)
+NO_SAMPLES = samples.SampleSettings(1, 1.0, 1, MeasureSettings())
 
 
 COLOURS = ("colour_agreement", "colour_agreement_baseline")
@@ -142,7 +144,9 @@ def latents(tmp_path_factory, examples) -> Path:
 
 @pytest.fixture
 def score(tmp_path, latents):
-    def score(candidate: Path, baseline=None, num_samples=0, beam=(), folder=latents):
+    def score(
+        candidate: Path, baseline=None, num_samples=0, beam=(), folder=latents, measures=COLOURS[:1]
+    ):
         examples, model, scores = (
             standard_artifacts.Examples(),
             standard_artifacts.Model(),
@@ -172,6 +176,7 @@ def score(tmp_path, latents):
                 "num_samples": num_samples,
                 "sample_steps": 3,
                 "sample_guidance_scale": 2.0,
+                "measures": json.dumps(measures),
                 "clip_model": "",
                 "clip_model_hash": "",
                 "code_version": "1",
@@ -332,19 +337,17 @@ def test_pictures_are_drawn_for_some_captions_and_measured(score, exported, exam
         assert [row.get(name) for name in COLOURS] == [expected, expected]
         if row["id"] == left_out:
             continue
-        held_out = samples.latent_features(examples[index]["mean"].astype(np.float32))
+        held_out = latent_features(examples[index]["mean"].astype(np.float32))
         assert row["features_held_out"] == pytest.approx(held_out.tolist(), abs=1e-6)
         assert np.isfinite([row["features_candidate"], row["features_baseline"]]).all()
         # The models' latents differ, and so the sizes of the discs.
         assert row["features_candidate"] != row["features_baseline"]
 
 
-def test_features_are_the_quarters_means_and_the_deviation():
-    mean = np.zeros((4, 4, 4), np.float32)
-    mean[:2, :2, 0], mean[:2, 2:, 1], mean[2:, :2, 2], mean[2:, 2:, 3] = 1, 2, 3, 4
-    features = samples.latent_features(mean)
-    assert features[:16] == pytest.approx(0.18215 * np.diag([1.0, 2.0, 3.0, 4.0]).ravel())
-    assert features[16:] == pytest.approx(0.18215 * np.arange(1, 5) * math.sqrt(3 / 16))
+def test_a_dataset_that_does_not_ask_for_it_is_not_judged_by_creatures_colours(score, exported):
+    _, rows = score(exported["candidate"], exported["baseline"], num_samples=5, measures=())
+    assert all(name in row for row in rows for name in FEATURES)
+    assert not any(name in row for row in rows for name in COLOURS)
 
 
 def test_the_number_of_threads_changes_nothing(score, exported, tmp_path):
@@ -441,6 +444,7 @@ def test_the_component_makes_its_spec():
         base_weights="random",
     )
     assert component.exec_properties["num_strata"] == 10
+    assert component.exec_properties["measures"] == "[]"
     assert all(isinstance(v, (str, int, float)) for v in component.exec_properties.values())
     assert "baseline_model" not in component.inputs
 

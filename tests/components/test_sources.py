@@ -28,6 +28,7 @@ from components.caption_example_gen.sources import (
     check_dataset,
     dataset_fingerprint,
     image_table,
+    measures_of,
     open_dataset,
     parquet,
     resolve_dataset,
@@ -1061,6 +1062,18 @@ def test_fingerprint_is_of_content(parquet_folder, tmp_path):
     renamed = fingerprint()
     put(tmp_path / "copy", {"beside.png": b"x"})
     assert len({before, changed, renamed, fingerprint(), fingerprint(split="all")}) == 5
+
+
+def test_a_dataset_asks_for_measures_in_its_card(parquet_folder):
+    def asked(head):
+        put(parquet_folder, {"README.md": f"---\nlicense: mit\n{head}\n---\nPictures\n"})
+        return measures_of(open_dataset(DatasetSpec(str(parquet_folder))))
+
+    assert measures_of(open_dataset(DatasetSpec(str(parquet_folder)))) == ()
+    assert asked("") == ()
+    assert asked("measures: [colour_agreement, another]") == ("colour_agreement", "another")
+    with pytest.raises(DatasetError, match=r"`measures` in README\.md .* must be a list of names"):
+        asked("measures: colour_agreement")
 
 
 def test_fingerprint_sees_that_a_picture_left_its_split(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import data
-from components.loss_scorer.colour_agreement import body_colour, caption_colour, colour_agreement
+from components.measures.colour_agreement import body_colour, caption_colour, colours_agree
 from data.colours import COLOURS, shade
 from data.drawing import FEATURES, SHAPES, Creature, draw_creature
 from data.generate import describe, main, write_dataset
@@ -120,7 +120,7 @@ def test_every_shape_comes_in_every_colour_equally_often(captions):
 
 def test_captions_name_the_body_colour_of_the_picture(captions, pictures):
     at_training_size = [np.asarray(Image.fromarray(p).reduce(2)) for p in pictures]
-    assert colour_agreement(at_training_size, captions) >= 0.97
+    assert np.mean(colours_agree(at_training_size, captions)) >= 0.97
 
 
 def test_captions_name_the_other_colours_of_the_picture(captions, pictures):

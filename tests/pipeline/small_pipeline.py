@@ -29,7 +29,9 @@ UNLUCKY_BATCH_SIZE = 13
 
 @component
 def Source(  # noqa: N802
-    fingerprint: Parameter[str], dataset: OutputArtifact[standard_artifacts.Examples]
+    fingerprint: Parameter[str],
+    code_version: Parameter[str],
+    dataset: OutputArtifact[standard_artifacts.Examples],
 ):
     logger.info("reading %s...", fingerprint[:4])
     Path(dataset.uri, "dataset").write_text(fingerprint)
@@ -98,7 +100,10 @@ def create_pipeline(
     dataset_fingerprint,
     beam_pipeline_args,
 ):
-    source = Source(fingerprint=dataset_fingerprint)
+    # A setting that nothing here looks at stands for the code of the first step.
+    source = Source(
+        fingerprint=dataset_fingerprint, code_version=str(config.training.learning_rate)
+    )
     train = Train(
         dataset=source.outputs["dataset"],
         steps=config.training.steps,

@@ -1,16 +1,22 @@
-"""The cache's key: the same whatever order protocol buffers have for a map."""
+"""The cache's key: of what artifacts hold, in whatever order protocol buffers have a map."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from ml_metadata.proto import metadata_store_pb2
 from tfx import types
+from tfx.orchestration import metadata
 from tfx.orchestration.portable import cache_utils
+from tfx.proto.orchestration import pipeline_pb2
 from tfx.types import standard_artifacts
 
 from pipeline import cache_key
+from storage.filesystem import content_digest
 
 
 def artifact(**properties: str | int) -> types.Artifact:
@@ -29,26 +35,106 @@ def serialized(examples: types.Artifact) -> bytes:
     return cache_key._Stable(examples).mlmd_artifact.SerializeToString(deterministic=True)
 
 
+def key_of(handle: metadata.Metadata, artifacts: list[types.Artifact]) -> str:
+    """TFX's own key of a step with these inputs."""
+    with cache_key.stable_cache_keys():
+        context = cache_utils.get_cache_context(
+            metadata_handle=handle,
+            pipeline_node=pipeline_pb2.PipelineNode(),
+            pipeline_info=pipeline_pb2.PipelineInfo(id="pipeline"),
+            input_artifacts={"examples": artifacts},
+            parameters={"steps": 5},
+        )
+    return str(context.name)
+
+
+@pytest.fixture
+def handle() -> Iterator[metadata.Metadata]:
+    config = metadata_store_pb2.ConnectionConfig()
+    config.fake_database.SetInParent()
+    with metadata.Metadata(config) as handle:
+        yield handle
+
+
+@pytest.fixture
+def publish(
+    handle: metadata.Metadata, tmp_path: Path
+) -> Callable[[str, dict[str, str | int]], types.Artifact]:
+    """Leaves an artifact as a step does: with an id, a name and a folder of its own."""
+
+    def publish(text: str, properties: dict[str, str | int]) -> types.Artifact:
+        made = artifact(**properties)
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "data").write_text(text)
+        made.uri, made.name = str(folder), folder.name
+        made.state = types.artifact.ArtifactState.PUBLISHED
+        made.type_id = handle.store.put_artifact_type(made.artifact_type)
+        [made.id] = handle.store.put_artifacts([made.mlmd_artifact])
+        [stored] = handle.store.get_artifacts_by_id([made.id])
+        made.set_mlmd_artifact(stored)
+        return made
+
+    return publish
+
+
 def test_a_name_that_begins_with_another_comes_after_it() -> None:
     """The bytes themselves: computed on the one stack, they are what the other gives."""
     found = serialized(artifact(dataset_kind="parquet", dataset="creatures", loss=1))
     assert found.index(b"'dataset'") < found.index(b"'dataset_kind'") < found.index(b"'loss'")
     assert hashlib.sha256(found).hexdigest() == (
-        "3b1b513b69a58116493d84fb9a832b137842b89df87f4356197509ce46a2cc2c"
+        "8019031096c75b81327f2825d02277cf0f3d7f00694276e9708a4816f727163f"
     )
 
 
-def test_everything_that_tfx_looks_at_counts() -> None:
-    base = artifact(dataset="creatures")
-    others = [artifact(dataset="dragons"), artifact(dataset="creatures", more=1), artifact()]
-    others[0].uri = base.uri
-    moved = artifact(dataset="creatures")
-    moved.uri = "/out/examples/2"
-    spanned = artifact(dataset="creatures")
+def test_what_an_artifact_holds_counts_and_not_which_one_it_is(handle, publish) -> None:
+    facts = {"dataset": "creatures", "current_model_id": 1, "tfx_version": "1.16.0"}
+    first = publish("pictures", facts)
+    again = publish("pictures", {**facts, "current_model_id": 2, "tfx_version": "1.21.0"})
+    assert (first.id, first.uri, first.name) != (again.id, again.uri, again.name)
+    key = key_of(handle, [first])
+    assert key_of(handle, [again]) == key
+
+    spanned = publish("pictures", facts)
     spanned.span = 4
-    keys = [serialized(each) for each in [base, *others, moved, spanned]]
+    others = [
+        [publish("drawings", facts)],
+        [publish("pictures", {**facts, "dataset": "dragons"})],
+        [publish("pictures", {**facts, "more": 1})],
+        [publish("pictures", {})],
+        [spanned],
+        [first, again],
+        [],
+    ]
+    keys = [key, *(key_of(handle, artifacts) for artifacts in others)]
     assert len(set(keys)) == len(keys)
-    assert serialized(artifact(dataset="creatures")) == keys[0]
+
+
+def test_files_are_read_once_and_the_digest_is_kept(handle, publish) -> None:
+    made = publish("pictures", {})
+    key = key_of(handle, [made])
+    [stored] = handle.store.get_artifacts_by_id([made.id])
+    digest = content_digest(made.uri)
+    assert stored.custom_properties["content_digest"].string_value == digest
+    assert stored.uri == made.uri
+    assert stored.state == metadata_store_pb2.Artifact.LIVE
+
+    shutil.rmtree(made.uri)
+    content_digest.cache_clear()
+    later = artifact()
+    later.set_mlmd_artifact(stored)
+    assert key_of(handle, [later]) == key
+
+
+def test_removed_files_without_a_digest_are_told_apart_by_their_place(handle, publish) -> None:
+    """Former versions kept no digests."""
+    gone = [publish("pictures", {}) for _ in range(2)]
+    for made in gone:
+        shutil.rmtree(made.uri)
+    keys = [key_of(handle, [made]) for made in gone]
+    assert keys[0] != keys[1]
+    assert keys == [key_of(handle, [made]) for made in gone]
+    assert not any(made.has_custom_property("content_digest") for made in gone)
 
 
 def test_tfx_gets_its_own_function_back(monkeypatch) -> None:

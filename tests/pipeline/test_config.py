@@ -13,9 +13,18 @@ import pytest
 import yaml
 
 import runner_local
-from pipeline import config as settings
-from pipeline.config import DatasetConfig, EvaluationConfig, load_config
-from pipeline.vertex.settings import VertexConfig
+from pipeline.config import (
+    DEFAULT_FILE,
+    ConfigError,
+    DatasetConfig,
+    EvaluationConfig,
+    load_config,
+    resolve_clip_model,
+    resolve_dataset,
+    save_config,
+)
+from pipeline.config.schema import SECTIONS
+from pipeline.vertex.config import VertexConfig
 from trainer.presets import get_preset, preset_names
 
 REPO_ROOT = Path(__file__).resolve().parent.parent.parent
@@ -65,7 +74,8 @@ def test_every_value_is_set_after_resolution():
     assert None not in list(leaves(closed))
     unset = {name for name, value in vars(config.dataset).items() if value is None}
     assert unset <= open_fields
-    assert {k for k, v in vars(config.evaluation).items() if v is None} == {"clip_model"}
+    unset = {name for name, value in vars(config.evaluation).items() if value is None}
+    assert unset == {"clip_model", "measures"}
 
 
 @pytest.mark.parametrize(
@@ -81,16 +91,30 @@ def test_pictures_are_drawn_where_they_are_small(size, given, expected):
 def test_a_clip_needs_pictures_and_its_files(write, tmp_path):
     clip = f"clip_model: {tmp_path}"
     with pytest.raises(
-        settings.ConfigError, match=r"with evaluation\.num_samples = 0: there are no pictures"
+        ConfigError, match=r"with evaluation\.num_samples = 0: there are no pictures"
     ):
         load_config(write(f"evaluation: {{{clip}, num_samples: 0}}"))
     config = load_config(write(f"evaluation: {{{clip}}}"))
-    with pytest.raises(
-        settings.ConfigError, match=r"evaluation\.clip_model = .*config\.json is missing"
-    ):
-        settings.resolve_clip_model(config)
+    with pytest.raises(ConfigError, match=r"evaluation\.clip_model = .*config\.json is missing"):
+        resolve_clip_model(config)
     nothing = load_config()
-    assert settings.resolve_clip_model(nothing) is nothing
+    assert resolve_clip_model(nothing) is nothing
+
+
+def test_a_dataset_asks_for_what_is_particular_to_it(write_dataset, write, tmp_path):
+    dataset = write_dataset(tmp_path / "pictures", 40)
+    creatures, _ = resolve_dataset(load_config())
+    assert creatures.evaluation.measures == ("colour_agreement",)
+    other = load_config(flags={"dataset.path": ("--dataset", str(dataset))})
+    assert resolve_dataset(other)[0].evaluation.measures == ()
+    (dataset / "README.md").write_text("---\nmeasures: [colours]\n---\n")
+    with pytest.raises(ConfigError, match=r"README\.md .* evaluation\.measures overrides"):
+        resolve_dataset(other)
+    path = write(f"dataset: {{path: {dataset}}}\nevaluation: {{measures: [colour_agreement]}}")
+    assert resolve_dataset(load_config(path))[0].evaluation.measures == ("colour_agreement",)
+    problem = r"evaluation\.measures = .*'size' is no measure"
+    with pytest.raises(ConfigError, match=problem):
+        load_config(write("evaluation: {measures: [size]}"))
 
 
 def test_file_is_merged_key_by_key_and_flags_have_the_last_word(write):
@@ -128,7 +152,7 @@ def test_yaml_floats_as_people_write_them(write, text, value):
 def test_yaml_words_as_people_write_them(write, tmp_path, text, key, value):
     config = load_config(write(f"training: {{{text}}}"))
     assert getattr(config.training, key) is value or getattr(config.training, key) == value
-    settings.save_config(config, tmp_path / "config.yaml")
+    save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
 
 
@@ -138,7 +162,7 @@ def test_empty_file_changes_nothing(write):
 
 def test_saved_config_reads_back_to_an_equal_tree(tmp_path):
     config = load_config(flags={"training.learning_rate": ("--learning-rate", 1e-4)})
-    settings.save_config(config, tmp_path / "config.yaml")
+    save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
@@ -149,7 +173,7 @@ def test_relative_paths_start_at_the_current_folder(write_dataset, tmp_path, mon
     config = load_config(flags=flags)
     write_dataset(tmp_path / "pictures", 30)
     half = dataclasses.replace(config.dataset, eval_fraction=0.5)
-    config, fingerprint = settings.resolve_dataset(dataclasses.replace(config, dataset=half))
+    config, fingerprint = resolve_dataset(dataclasses.replace(config, dataset=half))
     assert config.dataset.path == str(tmp_path / "pictures")
     assert len(fingerprint) == 64
     assert config.output == str(tmp_path / "out")
@@ -162,9 +186,9 @@ def test_addresses_are_left_as_they_are():
 
 
 def test_default_file_explains_every_key_and_names_the_presets_values():
-    text = settings.DEFAULT_FILE.read_text()
+    text = DEFAULT_FILE.read_text()
     tree = yaml.safe_load(text)
-    for section, cls in settings._SECTIONS.items():
+    for section, cls in SECTIONS.items():
         assert list(tree[section]) == [field.name for field in dataclasses.fields(cls)]
     lines = text.splitlines()
     no_preset_decides = {

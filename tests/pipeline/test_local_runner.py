@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
-from pipeline import housekeeping
+from pipeline import housekeeping, lineage
 
 REPO_ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
@@ -174,6 +174,32 @@ def test_first_run_executes_second_finds_everything_cached(zygote, flags, tmp_pa
     assert status == 0
     assert "Source cached" in run.out()
     assert "Train done" in run.out()
+
+
+def test_a_step_that_runs_again_runs_its_consumers_only_if_its_output_differs(
+    zygote, flags, tmp_path, write_dataset
+):
+    pictures = write_dataset(tmp_path / "pictures", 20)
+    flags = (*flags, "--dataset", str(pictures))
+    assert zygote.run(*flags)[0] == 0
+    status, run = zygote.run(*flags, "--learning-rate", "0.01")
+    assert status == 0, run.err()
+    assert executions(tmp_path / "out")[4:] == [
+        ("Source", "COMPLETE"),
+        ("Train", "CACHED"),
+        ("Judge", "CACHED"),
+        ("Publish", "CACHED"),
+    ]
+
+    write_dataset(pictures, 21)
+    status, run = zygote.run(*flags, "--learning-rate", "0.01")
+    assert status == 0, run.err()
+    assert executions(tmp_path / "out")[8:] == [
+        (name, "COMPLETE") for name in ("Source", "Train", "Judge", "Publish")
+    ]
+    with lineage.locate(str(tmp_path / "out")).open() as store:
+        why = lineage.why(store, "Train")
+    assert why.explanation == "executed because this had changed: fingerprint of Source"
 
 
 def test_verbose_shows_everything(zygote, flags, tmp_path):

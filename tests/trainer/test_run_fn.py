@@ -23,7 +23,7 @@ from trainer.text.tokenizer import tokenize
 from trainer.training import memory
 from trainer.training.fine_tuner import TrainingDivergedError, read_history
 from trainer.training.memory import InsufficientMemoryError
-from trainer.training_config import TrainingConfig
+from trainer.training_config import TrainerSettings, TrainingConfig, ValidationConfig
 from trainer.weights.base_model import BaseModel
 
 PRESET = dataclasses.replace(small_runs.preset(), name="small")
@@ -64,7 +64,8 @@ def write_latents(folder: Path, broken: int | None = None, **facts: Any) -> Path
                 mean=mean * np.inf if index == broken else mean,
                 log_variance=rng.standard_normal((8, 8, 4)) - 4,
             )
-            writer.write(example.SerializeToString())
+            # As LatentGen does: else the same latents would be other bytes.
+            writer.write(example.SerializeToString(deterministic=True))
     manifest = {
         "preset": "small",
         "image_size": 64,
@@ -77,26 +78,27 @@ def write_latents(folder: Path, broken: int | None = None, **facts: Any) -> Path
 
 
 def arguments(folder: Path, latents: Path, **training: Any) -> FnArgs:
-    settings = {
-        "preset": "small",
-        "image_size": 64,
-        "base_weights": "random",
-        "base_weights_hash": BASE_MODEL.hash(),
-        "training": dataclasses.asdict(TrainingConfig(**TRAINING, **training).resolved(PRESET)),
-        "validation": {
-            "prompts": ["a blue one", "a red one"],
-            "seed": 1,
-            "num_steps": 2,
-            "guidance_scale": 4.0,
-            "every_steps": 2,
-        },
-        "checkpoint_dir": str(folder / "checkpoints"),
-        "export_weights": "float32",
-        "code_version": "abc",
-    }
+    settings = TrainerSettings(
+        preset="small",
+        image_size=64,
+        base_weights="random",
+        base_weights_hash=BASE_MODEL.hash(),
+        training=TrainingConfig(**TRAINING, **training).resolved(PRESET),
+        validation=ValidationConfig(
+            prompts=("a blue one", "a red one"),
+            seed=1,
+            num_steps=2,
+            guidance_scale=4.0,
+            every_steps=2,
+        ),
+        checkpoint_dir=str(folder / "checkpoints"),
+        export_weights="float32",
+        code_version="abc",
+    )
     return FnArgs(
         train_files=[str(latents / "Split-train" / "*")],
-        custom_config=settings,
+        custom_config=settings.to_json(),
+        hyperparameters=settings.training.run_parameters,
         serving_model_dir=str(folder / "Format-Serving"),
         model_run_dir=str(folder / "model_run"),
     )
@@ -309,3 +311,19 @@ def test_weights_that_changed_since_are_refused(tmp_path: Path) -> None:
     given.custom_config["base_weights_hash"] = "other"
     with pytest.raises(ValueError, match="have changed since the run was prepared"):
         run_fn.run_fn(given)
+
+
+def test_checkpoints_are_found_by_what_the_latents_hold_and_by_the_code(tmp_path: Path) -> None:
+    first, again = (write_latents(tmp_path / name) for name in ("first", "again"))
+    other = write_latents(tmp_path / "other", broken=0)
+
+    def found(latents: Path, **changed: Any) -> str:
+        settings = run_fn.TrainerSettings(
+            **{**arguments(tmp_path, latents).custom_config, **changed}
+        )
+        return run_fn._run_hash(settings, LatentsManifest.read(str(latents)), str(latents))
+
+    assert found(again) == found(first)
+    assert found(other) != found(first)
+    assert found(first, code_version="abd") != found(first)
+    assert found(first, export_weights="float16", checkpoint_dir="elsewhere") == found(first)

@@ -1,9 +1,45 @@
 import dataclasses
+import json
+from typing import Any
 
+import pydantic
 import pytest
 
 from trainer.presets import Preset, get_preset
-from trainer.training_config import TrainingConfig
+from trainer.training_config import (
+    ResolvedTrainingConfig,
+    RunParameters,
+    TrainerSettings,
+    TrainingConfig,
+    ValidationConfig,
+)
+
+
+def settings(**training: Any) -> TrainerSettings:
+    return TrainerSettings(
+        preset="tiny",
+        image_size=64,
+        base_weights="random",
+        base_weights_hash="b" * 16,
+        training=TrainingConfig(**training).resolved(get_preset("tiny")),
+        validation=ValidationConfig(
+            prompts=("a blue one", "a réd one"),
+            num_steps=2,
+            guidance_scale=4.0,
+            seed=1,
+            every_steps=0,
+        ),
+        checkpoint_dir="checkpoints",
+        export_weights="float32",
+        code_version="c" * 16,
+    )
+
+
+def started(given: dict[str, Any], **parameters: Any) -> ResolvedTrainingConfig:
+    """Settings with `given` for their training, started with other run parameters."""
+    made = settings(**given)
+    run: RunParameters = {**made.training.run_parameters, **parameters}
+    return TrainerSettings.from_json(made.to_json(), run).training
 
 
 def test_settings_left_open_are_the_presets(small_preset: Preset) -> None:
@@ -40,3 +76,77 @@ def test_warmup_longer_than_the_epochs_is_refused() -> None:
 def test_lora_alpha_is_the_rank_unless_given(rank: int, alpha: float, expected: float) -> None:
     config = TrainingConfig(lora_rank=rank, lora_alpha=alpha).resolved(get_preset("tiny"))
     assert config.lora_alpha == expected
+
+
+def test_nothing_is_open_in_a_resolved_configuration() -> None:
+    resolved = TrainingConfig().resolved(get_preset("tiny"))
+    values = dataclasses.asdict(resolved)
+    for name in ("batch_size", "learning_rate", "learning_rate_schedule", "ema_decay"):
+        with pytest.raises(pydantic.ValidationError, match=name):
+            ResolvedTrainingConfig(**{**values, name: None})
+        with pytest.raises(pydantic.ValidationError, match=name):
+            ResolvedTrainingConfig(**{k: v for k, v in values.items() if k != name})
+
+
+@pytest.mark.parametrize(
+    "training", [{"steps": 30}, {"epochs": 2.5}, {"epochs": 1.0, "warmup_steps": 3}], ids=str
+)
+def test_settings_are_the_same_after_json(training: dict[str, Any]) -> None:
+    made = settings(**training)
+    tree = json.loads(json.dumps(made.to_json()))
+    assert TrainerSettings.from_json(tree, made.training.run_parameters) == made
+    assert not {"steps", "learning_rate", "seed"} & set(tree["training"])
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("training", "batch_size"), 0),
+        (("training", "precision"), "half"),
+        (("training", "surplus"), 1),
+        (("validation", "prompts"), []),
+        (("validation", "every_steps"), -1),
+        (("export_weights",), "int8"),
+        (("surplus",), 1),
+    ],
+    ids=str,
+)
+def test_json_that_cannot_be_is_refused(path: tuple[str, ...], value: Any) -> None:
+    tree = settings().to_json()
+    section = tree if len(path) == 1 else tree[path[0]]
+    section[path[-1]] = value
+    with pytest.raises(ValueError, match=path[-1]):
+        TrainerSettings.from_json(tree, settings().training.run_parameters)
+
+
+def test_run_parameters_are_those_that_a_run_is_started_with() -> None:
+    found = started({}, steps=40, learning_rate=2, seed=7)
+    assert (found.steps, found.learning_rate, found.seed) == (40, 2.0, 7)
+    assert isinstance(found.learning_rate, float)
+
+
+@pytest.mark.parametrize(("given", "steps", "warmup"), [(20, 20, 20), (20, 19, 9)])
+def test_a_warmup_longer_than_the_steps_is_half_of_them(
+    given: int, steps: int, warmup: int
+) -> None:
+    assert started({"warmup_steps": given}, steps=steps).warmup_steps == warmup
+
+
+def test_steps_have_precedence_over_epochs() -> None:
+    found = started({"epochs": 2.0})
+    assert (found.steps, found.epochs, found.warmup_steps) == (None, 2.0, None)
+    found = started({"epochs": 2.0}, steps=10)
+    assert (found.steps, found.epochs, found.warmup_steps) == (10, 0.0, 5)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_impossible_steps_are_refused(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"steps is {steps}; it must be at least 1"):
+        started({}, steps=steps)
+
+
+@pytest.mark.parametrize("parameters", [{"learning_rate": 0.0}, {"seed": -1}, {"seed": 0.5}])
+def test_impossible_run_parameters_are_refused(parameters: dict[str, Any]) -> None:
+    [name] = parameters
+    with pytest.raises(ValueError, match=name):
+        started({}, **parameters)

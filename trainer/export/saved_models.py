@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
@@ -26,9 +26,7 @@ from trainer.diffusion.sampler import initial_noise, sample, to_pixels
 from trainer.networks.inference_layers import has_form_for_cpu, inference_layers
 from trainer.presets import NUM_TIMESTEPS, Preset
 from trainer.text.graph_tokenizer import GraphTokenizer
-
-WeightsDtype = Literal["float32", "float16"]
-"""What weights are stored as; the networks compute in float32 with both."""
+from trainer.training_config import WeightsDtype
 
 
 class TextEncoderModule(tf.Module):

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import tensorflow as tf
 
 from trainer.export.saved_models import ServingModules
+from trainer.training_config import ValidationConfig
 
 
 def draw_validation(
-    modules: ServingModules, validation: Mapping[str, Any], folder: str, step: int
+    modules: ServingModules, validation: ValidationConfig, folder: str, step: int
 ) -> None:
     """Draws every validation prompt with the models as they are.
 
     Into `<folder>/NN.png`, and as TensorBoard's images of `step`.
     """
     tf.io.gfile.makedirs(folder)
-    for index, prompt in enumerate(validation["prompts"]):
+    for index, prompt in enumerate(validation.prompts):
         contexts = modules.text_encoder.text([prompt], [""])
         latent = modules.diffusion_model.serve(
             **contexts,
-            num_steps=tf.constant(validation["num_steps"], tf.int32),
-            guidance_scale=tf.constant(validation["guidance_scale"], tf.float32),
-            seed=tf.constant([validation["seed"] + index, 0], tf.int32),
+            num_steps=tf.constant(validation.num_steps, tf.int32),
+            guidance_scale=tf.constant(validation.guidance_scale, tf.float32),
+            seed=tf.constant([validation.seed + index, 0], tf.int32),
         )
         encoded = modules.decoder.png(**latent)["image"][0]
         with tf.io.gfile.GFile(os.path.join(folder, f"{index:02d}.png"), "wb") as f:
@@ -34,4 +34,4 @@ def draw_validation(
         picture = tf.io.decode_png(encoded, channels=3)[None]
         tf.summary.image(f"validation/{index:02d}", picture, step=step, description=prompt)
     with tf.io.gfile.GFile(os.path.join(os.path.dirname(folder), "prompts.json"), "w") as f:
-        f.write(json.dumps(dict(validation), indent=2, sort_keys=True))
+        f.write(json.dumps(dataclasses.asdict(validation), indent=2, sort_keys=True))

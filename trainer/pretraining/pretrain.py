@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import keras
@@ -229,32 +230,57 @@ def pretrain(config: PretrainConfig) -> dict[str, object]:
     """Trains, writes the weight files, and returns what was measured."""
     since = time.monotonic()
     preset = get_preset(config.preset)
-    size = preset.image_size
-    base_model = BaseModel.locate(preset, size, config.start)
+    base_model = BaseModel.locate(preset, preset.image_size, config.start)
     if base_model.preset.numerics != "keras_cv":
         raise WeightsError(
             f"the weights in {config.start!r} are for layers as diffusers has them, and what is "
             "written here is for layers as KerasCV has them: start from such weights"
         )
     logger.info("drawing %d pictures", config.pictures + _HELD_OUT)
-    images, captions = shapes.generate(config.pictures, config.seed, size)
+    images, captions = shapes.generate(config.pictures, config.seed, preset.image_size)
     held_images, held_captions = shapes.generate(
-        _HELD_OUT, config.seed + _HELD_OUT_SEED_OFFSET, size
+        _HELD_OUT, config.seed + _HELD_OUT_SEED_OFFSET, preset.image_size
     )
 
+    encoder, decoder = _train_autoencoder(config, base_model, images)
+    _save(config, preset, image_encoder=encoder, decoder=decoder)
+    reconstruction = reconstruction_error(encoder, decoder, held_images)
+    logger.info("held-out reconstruction: %s", reconstruction)
+
+    batches_from = _shuffled(config, encode(encoder, images), tokenize(captions))
+    text_encoder, tuner = _diffusion_tuner(config, base_model)
+    tuner.train(batches_from, os.path.join(config.work_dir, "diffusion"), _log_record)
+    tuner.assign_averages()
+    _save(config, preset, text_encoder=text_encoder, diffusion_model=tuner.diffusion_model)
+    write_hashes(config.out)
+
+    measured = {
+        "reconstruction": reconstruction,
+        "held_out_loss": held_out_loss(
+            tuner, preset, encode(encoder, held_images), tokenize(held_captions), config.seed
+        ),
+        "minutes_of_this_command": round((time.monotonic() - since) / 60, 1),
+    }
+    return _record(config, measured)
+
+
+def _train_autoencoder(
+    config: PretrainConfig, base_model: BaseModel, images: np.ndarray
+) -> tuple[keras.Model, keras.Model]:
+    """Image encoder and decoder."""
     encoder, decoder = base_model.build("image_encoder"), base_model.build("decoder")
     if config.autoencoder_steps:
         autoencoder = AutoencoderTrainer(encoder, decoder, config)
         autoencoder.train(images, os.path.join(config.work_dir, "autoencoder"))
         standardize_latents(encoder, decoder, images[:4096])
-    os.makedirs(config.out, exist_ok=True)
-    for model, network in ((encoder, "image_encoder"), (decoder, "decoder")):
-        path = os.path.join(config.out, preset.weight_files[network].name)
-        save_weights_file(model, path)
-    reconstruction = reconstruction_error(encoder, decoder, held_images)
-    logger.info("held-out reconstruction: %s", reconstruction)
+    return encoder, decoder
 
-    moments, tokens = encode(encoder, images), tokenize(captions)
+
+def _diffusion_tuner(
+    config: PretrainConfig, base_model: BaseModel
+) -> tuple[keras.Model, FineTuner]:
+    """The text encoder, and what trains it together with the diffusion model."""
+    preset = base_model.preset
     text_encoder, diffusion_model = map(base_model.build, ("text_encoder", "diffusion_model"))
     tuner = FineTuner(
         diffusion_model,
@@ -274,12 +300,18 @@ def pretrain(config: PretrainConfig) -> dict[str, object]:
         empty_caption=tf.constant(tokenize([""])[0]),
         text_encoder=text_encoder,
     )
+    return text_encoder, tuner
+
+
+def _shuffled(
+    config: PretrainConfig, moments: np.ndarray, tokens: np.ndarray
+) -> Callable[[int], Iterator[Batch]]:
+    """The batches after so many steps: random ones, the same for the same step."""
 
     def batches_from(first_step: int) -> Iterator[Batch]:
-        step = first_step
-        while True:
+        for step in itertools.count(first_step):
             rows = np.random.default_rng([config.seed, step]).integers(
-                len(images), size=config.diffusion_batch_size
+                len(moments), size=config.diffusion_batch_size
             )
             mean, log_variance = np.split(moments[rows], 2, axis=-1)
             yield {
@@ -287,30 +319,29 @@ def pretrain(config: PretrainConfig) -> dict[str, object]:
                 "latent/mean": tf.constant(mean),
                 "latent/log_variance": tf.constant(log_variance),
             }
-            step += 1
 
-    def log(record: StepRecord) -> None:
-        logger.info(
-            "diffusion step %d: loss %.4f, gradient norm %.2f, %.0f images/s",
-            record.step,
-            record.loss,
-            record.gradient_norm,
-            record.images_per_second,
-        )
+    return batches_from
 
-    tuner.train(batches_from, os.path.join(config.work_dir, "diffusion"), log)
-    tuner.assign_averages()
-    for model, network in ((text_encoder, "text_encoder"), (diffusion_model, "diffusion_model")):
+
+def _log_record(record: StepRecord) -> None:
+    logger.info(
+        "diffusion step %d: loss %.4f, gradient norm %.2f, %.0f images/s",
+        record.step,
+        record.loss,
+        record.gradient_norm,
+        record.images_per_second,
+    )
+
+
+def _save(config: PretrainConfig, preset: Preset, **networks: keras.Model) -> None:
+    os.makedirs(config.out, exist_ok=True)
+    for network, model in networks.items():
         save_weights_file(model, os.path.join(config.out, preset.weight_files[network].name))
-    write_hashes(config.out)
-    facts: dict[str, object] = {
-        **dataclasses.asdict(config),
-        "reconstruction": reconstruction,
-        "held_out_loss": held_out_loss(
-            tuner, preset, encode(encoder, held_images), tokenize(held_captions), config.seed
-        ),
-        "minutes_of_this_command": round((time.monotonic() - since) / 60, 1),
-    }
+
+
+def _record(config: PretrainConfig, measured: Mapping[str, object]) -> dict[str, object]:
+    """Writes settings and measurements beside the weights, and returns them."""
+    facts = {**dataclasses.asdict(config), **measured}
     for machine_path in ("out", "work_dir", "start"):
         del facts[machine_path]
     Path(config.out, "training.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -25,6 +25,7 @@ from components.caption_example_gen.sources.base import (
     Unit,
     is_picture,
 )
+from components.caption_example_gen.sources.card import CARD_NAME, asked_measures
 from components.caption_example_gen.sources.files import TAR_SUFFIXES, FsspecFiles, read_whole
 from components.caption_example_gen.sources.image_table import (
     HUB_TABLES,
@@ -46,6 +47,7 @@ __all__ = [
     "check_dataset",
     "dataset_fingerprint",
     "empty_split_message",
+    "measures_of",
     "open_dataset",
     "resolve_dataset",
     "revision_of",
@@ -54,7 +56,6 @@ __all__ = [
 
 _HUB, _LOCAL = "hf://", "file://"
 _COMMIT = re.compile(f"{_HUB}datasets/(.+)@([0-9a-f]{{40}})")
-_CARD = "README.md"
 # What the files of a dataset can be, as the user is told.
 _PARQUET = f"Parquet files (*{PARQUET_SUFFIX})"
 _IMAGE_FOLDER = f"image folders ({' or '.join(HUB_TABLES)})"
@@ -171,6 +172,15 @@ def dataset_fingerprint(spec: DatasetSpec, source: Source | None = None) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def measures_of(source: Source) -> tuple[str, ...]:
+    """The measures of drawn pictures that a dataset asks for; see `components.measures`.
+
+    Raises:
+        DatasetError: Its card asks for something else than names, or cannot be read.
+    """
+    return asked_measures(_card(source.files), source.files.shown)
+
+
 def check_dataset(
     spec: DatasetSpec, source: Source | None = None, *, eval_fraction: float, seed: int
 ) -> None:
@@ -280,17 +290,20 @@ def _folders_above(path: str) -> Iterator[str]:
 def _select(
     files: Files, paths: Sequence[str], spec: DatasetSpec, *, by_folder_only: bool = False
 ) -> Selection:
-    card = None
-    if _CARD in files.sizes():
-        card = read_whole(files, _CARD).decode("utf-8", "replace")
     return select_files(
         paths,
-        card=card,
+        card=_card(files),
         config=spec.config,
         split=spec.split,
         shown=files.shown,
         by_folder_only=by_folder_only,
     )
+
+
+def _card(files: Files) -> str | None:
+    if CARD_NAME not in files.sizes():
+        return None
+    return read_whole(files, CARD_NAME).decode("utf-8", "replace")
 
 
 def _by_kind(paths: Iterable[str]) -> dict[str, list[str]]:

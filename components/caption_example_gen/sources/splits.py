@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import yaml
 from fsspec.utils import glob_translate
 
 from components.caption_example_gen.sources.base import DatasetError
+from components.caption_example_gen.sources.card import card_field
 from storage.errors import one_line
 
 ALL = "all"
@@ -33,7 +33,6 @@ _MARKS = {
     for split, words in _KEYWORDS.items()
 }
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
-_HEAD = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -114,17 +113,7 @@ def select_files(
 
 def _configs(card: str | None, shown: str) -> list[_Config]:
     """The configurations that a README's head names."""
-    head = _HEAD.match(card or "")
-    if head is None:
-        return []
-    try:
-        fields = yaml.safe_load(head.group(1))
-    except yaml.YAMLError as error:
-        raise DatasetError(
-            f"the head of README.md of dataset {shown!r} is no valid YAML: {one_line(error)}; mend "
-            "or remove it"
-        ) from error
-    entries = fields.get("configs") if isinstance(fields, dict) else None
+    entries = card_field(card, "configs", shown)
     if entries is None:
         return []
     if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):

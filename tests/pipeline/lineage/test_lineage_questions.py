@@ -326,6 +326,19 @@ def test_why_although_nothing_changed(tmp_path):
     assert "had failed once, and failures are not cached" in _twice(tmp_path / "4", FAILED)
 
 
+def test_an_input_of_the_same_content_is_no_reason(tmp_path):
+    maker = StoreMaker()
+    for run, data, steps in (("one", "a", 1), ("two", "b", 2)):
+        latents = maker.artifact("Examples", content_digest="same", tfx_version=run)
+        examples = maker.artifact("Examples", content_digest=data)
+        inputs = {"latents": [latents], "examples": [examples]}
+        maker.execution(run, "Trainer", COMPLETE, {"steps": steps}, inputs, cache_key=run)
+    maker.save(tmp_path / "db")
+    with lineage.locate(str(tmp_path / "db")).open() as store:
+        causes = lineage.why(store, "Trainer", "two").causes
+    assert [(c.kind, c.name) for c in causes] == [("setting", "steps"), ("input", "examples")]
+
+
 def test_why_compares_with_its_own_pipeline(tmp_path):
     maker = StoreMaker(pipeline="one")
     maker.execution("first", "Trainer", COMPLETE, {"a": 1})

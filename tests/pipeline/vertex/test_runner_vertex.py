@@ -158,7 +158,7 @@ def test_other_accelerators(flags, accelerator, cpu, memory) -> None:
 
 
 def test_single_steps_can_have_machines_of_their_own_and_no_cache() -> None:
-    settings = {
+    config = {
         "vertex": {
             "resources": {"StatisticsGen": {"cpu": 8, "memory_gb": 32}, "LatentGen": {"cpu": 32}},
             "trainer_cpu": 6,
@@ -166,7 +166,7 @@ def test_single_steps_can_have_machines_of_their_own_and_no_cache() -> None:
             "caching": False,
         }
     }
-    Path("mine.yaml").write_text(yaml.safe_dump(settings))
+    Path("mine.yaml").write_text(yaml.safe_dump(config))
     job = compiled("--config", "mine.yaml")
     found = containers(job)
     assert found["StatisticsGen"]["resources"] == {"cpuLimit": 8.0, "memoryLimit": 32.0}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from components.loss_scorer.colour_agreement import body_colour, caption_colour, colour_agreement
+from components.measures.colour_agreement import body_colour, caption_colour, colours_agree
 from data.colours import COLOURS
 
 
@@ -39,11 +39,9 @@ def test_caption_colour_is_the_bodys_and_no_other():
     assert caption_colour("a drawing of a blue house") is None
 
 
-def test_agreement_counts_only_captions_that_name_a_colour():
+def test_agreement_is_told_of_captions_that_name_a_colour_alone():
     images = [disc(COLOURS[name]) for name in ("red", "red", "green", "blue")]
     captions = ["a red creature", "a blue creature", "a tall green creature", "a house"]
-    assert colour_agreement(images, captions) == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="No caption names a body colour"):
-        colour_agreement(images[3:], captions[3:])
-    with pytest.raises(ValueError, match="Got 4 pictures for 1 captions"):
-        colour_agreement(images, captions[:1])
+    assert colours_agree(images, captions) == [1.0, 0.0, 1.0, None]
+    with pytest.raises(ValueError, match="shorter"):
+        colours_agree(images, captions[:1])

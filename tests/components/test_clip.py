@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.loss_scorer.clip import Clip, check_clip, clip_hash, clip_scores
+from components.measures.clip import Clip, check_clip, clip_hash, clip_scores
 from trainer.weights.errors import WeightsError
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "clip_tiny"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from components.measures.measure import MeanMeasure, MeasureSettings, Measuring
 from data.colours import COLOURS, shade
 
 _CAPTION_COLOUR = re.compile(rf"\b({'|'.join(COLOURS)}) creature\b")
@@ -20,6 +21,20 @@ _MIN_LIGHTNESS = 30.0
 _WHITE_LIGHTNESS = 93.0
 _CENTRE = (0.56, 0.5)
 _SPREAD = 0.24
+
+
+class ColourAgreement(MeanMeasure):
+    """Fraction of the pictures whose body has the colour that the caption names."""
+
+    name = "colour_agreement"
+    label = "Colours right"
+    format = "{:.0%}"
+    # Others' captions may say "blue creature", too, but of pictures that are no such drawings.
+    particular = True
+
+    def load(self, settings: MeasureSettings) -> Measuring:
+        """See `Measure`."""
+        return lambda drawn: colours_agree(drawn.pictures, drawn.captions)
 
 
 def caption_colour(caption: str) -> str | None:
@@ -84,29 +99,22 @@ def body_colour(image: np.ndarray) -> str:
     return max(totals, key=lambda name: totals[name])
 
 
-def colour_agreement(images: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str]) -> float:
-    """Returns the fraction of pictures whose body has the colour that the caption names.
+def colours_agree(
+    images: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str]
+) -> list[float | None]:
+    """Whether each picture's body has the colour that its caption names: 1 or 0.
 
     Args:
         images: Each uint8 [H, W, 3].
-        captions: As many; those that name no creature's colour are left out.
+        captions: As many.
 
-    Raises:
-        ValueError: If the numbers differ or no caption names a colour.
+    Returns:
+        With `None` where the caption names no creature's colour.
     """
-    if len(images) != len(captions):
-        raise ValueError(f"Got {len(images)} pictures for {len(captions)} captions; give as many.")
-    agreed = [
-        body_colour(image) == colour
-        for image, colour in zip(images, map(caption_colour, captions), strict=True)
-        if colour is not None
+    return [
+        None if colour is None else float(body_colour(picture) == colour)
+        for picture, colour in zip(images, map(caption_colour, captions), strict=True)
     ]
-    if not agreed:
-        raise ValueError(
-            "No caption names a body colour; captions must contain 'COLOUR creature' with COLOUR "
-            f"one of {', '.join(COLOURS)}."
-        )
-    return sum(agreed) / len(agreed)
 
 
 def _references() -> tuple[list[str], np.ndarray]:

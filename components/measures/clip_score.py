@@ -1,0 +1,30 @@
+"""How well does a picture fit its caption, in the eyes of CLIP?"""
+
+from __future__ import annotations
+
+from components.measures.measure import Drawn, MeanMeasure, MeasureSettings, Measuring
+
+
+class ClipScore(MeanMeasure):
+    """See `components.measures.clip.clip_scores`."""
+
+    name = "clip_score"
+    label = "CLIP score"
+    format = "{:.1f}"
+
+    def applies(self, settings: MeasureSettings) -> bool:
+        """Whether there is a CLIP."""
+        return bool(settings.clip_model)
+
+    def load(self, settings: MeasureSettings) -> Measuring:
+        """See `Measure`; raises a `WeightsError` where the CLIP cannot be had."""
+        # Imports TensorFlow.
+        from components.measures.clip import Clip, clip_scores
+
+        clip = Clip(settings.clip_model)
+
+        def scores(drawn: Drawn) -> list[float]:
+            images = clip.image_embeddings(drawn.pictures)
+            return [float(s) for s in clip_scores(images, clip.text_embeddings(drawn.tokens))]
+
+        return scores

@@ -1,0 +1,37 @@
+"""The one configuration tree.
+
+`pipeline/default.yaml` says what every key means and holds every default. A file of the user's
+and then the command line's flags are laid over it, key by key; what results is validated whole
+and frozen, with nothing left open. Importing this package imports no TensorFlow.
+"""
+
+from pipeline.config.layering import DEFAULT_FILE, default_values
+from pipeline.config.loading import REPO_ROOT, load_config, save_config
+from pipeline.config.resolving import (
+    check_output_folder,
+    resolve_base_weights,
+    resolve_clip_model,
+    resolve_dataset,
+)
+from pipeline.config.schema import (
+    ConfigError,
+    DatasetConfig,
+    EvaluationConfig,
+    RunConfig,
+)
+
+__all__ = [
+    "DEFAULT_FILE",
+    "REPO_ROOT",
+    "ConfigError",
+    "DatasetConfig",
+    "EvaluationConfig",
+    "RunConfig",
+    "check_output_folder",
+    "default_values",
+    "load_config",
+    "resolve_base_weights",
+    "resolve_clip_model",
+    "resolve_dataset",
+    "save_config",
+]

@@ -1,0 +1,135 @@
+"""What must hold between keys, and between a key and what it names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from google.protobuf import text_format
+from tensorflow_metadata.proto.v0 import schema_pb2
+
+from pipeline.config.layering import Given
+from pipeline.config.printing import listed
+from pipeline.config.schema import ConfigError, RunConfig
+from trainer.presets import Preset, get_preset, preset_names
+from trainer.training_config import ResolvedTrainingConfig
+
+
+def check_preset(given: Given) -> Preset:
+    """The preset that is named; raises a `ConfigError` where there is none of that name."""
+    if not isinstance(given.value, str) or given.value not in preset_names():
+        raise ConfigError(
+            f"{given} is not a preset: choose one of {listed(preset_names(), given.value)}"
+        )
+    return get_preset(given.value)
+
+
+def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Given]) -> None:
+    """Raises a `ConfigError` where keys, each possible, are not so together.
+
+    Args:
+        config: What was made of `given`, its local paths absolute.
+        preset: The one that `config` names.
+        given: What the keys were given, for the messages.
+    """
+    _check_output(config.output, given["output"])
+    try:
+        preset.check_image_size(config.model.image_size)
+    except ValueError as error:
+        raise ConfigError(f"{given['model.image_size']}: {error}") from None
+    _check_training(config.training, given)
+    for name, allowed in config.vertex.problems():
+        raise ConfigError(f"{given[f'vertex.{name}']} is impossible: {allowed}")
+    if config.dataset.schema is not None:
+        _check_schema(config.dataset.schema, given["dataset.schema"])
+    _check_base_weights(config.model.base_weights, preset, given["model.base_weights"])
+    check_measures(config.evaluation.measures, str(given["evaluation.measures"]))
+    if config.evaluation.clip_model is not None and not config.evaluation.num_samples:
+        raise ConfigError(
+            f"{given['evaluation.clip_model']} is impossible with evaluation.num_samples = 0: "
+            "there are no pictures to score"
+        )
+
+
+def check_measures(names: Sequence[str] | None, given: str) -> None:
+    """Raises a `ConfigError` where there is no measure of such a name, or it is taken anyway."""
+    from components.measures import MeasureSettings, applying
+
+    try:
+        applying(MeasureSettings(asked_for=tuple(names or ())))
+    except ValueError as error:
+        raise ConfigError(f"{given}: {error}") from None
+
+
+def _check_output(output: str, given: Given) -> None:
+    if "://" in output:
+        raise ConfigError(
+            f"{given} is impossible: a local run needs a folder on this machine, because its "
+            "metadata is an SQLite database"
+        )
+
+
+def _check_training(training: ResolvedTrainingConfig, given: Mapping[str, Given]) -> None:
+    def refuse(name: str, why: str) -> NoReturn:
+        raise ConfigError(f"{given[f'training.{name}']} is impossible with training.{why}")
+
+    steps, warmup_steps = training.steps, training.warmup_steps
+    if steps is not None and training.epochs:
+        refuse("epochs", f"steps = {steps}: give one of them, epochs 0 or steps null")
+    if steps is not None and warmup_steps is not None and warmup_steps > steps:
+        refuse("warmup_steps", f"steps = {steps}: it must be at most as many")
+    if training.batch_size % training.accumulation_steps:
+        refuse(
+            "accumulation_steps",
+            f"batch_size = {training.batch_size}: it must divide it, so that all parts are of one "
+            "size",
+        )
+    if training.lora_alpha and not training.lora_rank:
+        refuse(
+            "lora_alpha",
+            "lora_rank = 0, where there are no adapters: set lora_rank, or lora_alpha to 0",
+        )
+
+
+def _check_schema(path: str, given: Given) -> None:
+    if "://" in path:
+        return
+    try:
+        text_format.Parse(Path(path).read_text(encoding="utf-8"), schema_pb2.Schema())
+    except (OSError, ValueError, text_format.ParseError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it holds no schema"
+        raise ConfigError(
+            f"{given} is impossible ({reason}): it must be a schema.pbtxt, such as a run writes "
+            "below artifacts/SchemaGen"
+        ) from None
+
+
+def _check_base_weights(source: str, preset: Preset, given: Given) -> None:
+    if source in ("random", "default"):
+        return
+    # huggingface_hub costs half a second that nobody else need wait for.
+    from storage import hub
+    from storage.folders import open_folder
+    from trainer.weights import diffusers_layout
+
+    files = [file.name for file in preset.weight_files.values()]
+    wanted = (
+        f"it must be a folder with {', '.join(files)}, or one in diffusers' layout, or 'random' to "
+        "start from nothing"
+    )
+    if source.startswith(hub.SCHEME):
+        try:
+            hub.parse_address(source)
+        except hub.HubError as error:
+            raise ConfigError(f"{given} is impossible: {error}") from None
+    if "://" in source:
+        return
+    if not os.path.isdir(source):
+        raise ConfigError(f"{given} is impossible: there is no such folder; {wanted}")
+    if diffusers_layout.is_diffusers(open_folder(source)):
+        return
+    missing = [name for name in files if not os.path.isfile(os.path.join(source, name))]
+    if missing:
+        raise ConfigError(f"{given} is impossible: the folder lacks {', '.join(missing)}; {wanted}")

@@ -1,0 +1,155 @@
+"""Who gives a key its value: the defaults, a file of the user's over them, flags over both."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config.printing import shown
+from pipeline.config.schema import SECTIONS, ConfigError, keys
+from storage.errors import one_line
+
+DEFAULT_FILE = Path(__file__).resolve().parents[1] / "default.yaml"
+DEFAULT = "the default"
+"""Origin of what nobody has given."""
+
+FlagValues = Mapping[str, tuple[str, Any]]
+"""Dotted key, such as `training.steps`, to (name of the flag, value)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """A key's value and who gave it; as text, what a message calls them."""
+
+    key: str
+    value: Any
+    origin: str
+
+    def __str__(self) -> str:
+        return f"{self.key} = {shown(self.value)} ({self.origin})"
+
+
+def lay_over_defaults(
+    path: str | os.PathLike[str] | None = None, flags: FlagValues | None = None
+) -> dict[str, Given]:
+    """What every key is given in the end.
+
+    Args:
+        path: A YAML file of the user's; it may give any part of the keys.
+        flags: Have the last word.
+
+    Raises:
+        ConfigError: A file cannot be read, or holds a key that there is not.
+    """
+    given: dict[str, Given] = {}
+    _lay_over(given, _read_yaml(DEFAULT_FILE), DEFAULT)
+    if path is not None:
+        _lay_over(given, _read_yaml(Path(path)), f"in {path}")
+    for key, (flag, value) in (flags or {}).items():
+        given[key] = Given(key, value, f"from {flag}")
+    return given
+
+
+def default_values() -> dict[str, Any]:
+    """Every dotted key with its default, `None` where the preset decides."""
+    return {key: given.value for key, given in lay_over_defaults().items()}
+
+
+def _lay_over(given: dict[str, Given], tree: Mapping[str, Any], origin: str) -> None:
+    """Sets every key that `tree` gives; `None` for a whole section gives nothing."""
+    known = set(keys())
+    for name, value in tree.items():
+        if name in known:
+            given[name] = Given(name, value, origin)
+        elif name not in SECTIONS:
+            raise _unknown(name, (*SECTIONS, "output"), origin)
+        elif isinstance(value, Mapping):
+            for key, inner in value.items():
+                dotted = f"{name}.{key}"
+                if dotted not in known:
+                    raise _unknown(dotted, [k for k in known if k.startswith(f"{name}.")], origin)
+                given[dotted] = Given(dotted, inner, origin)
+        elif value is not None:
+            names = ", ".join(field.name for field in dataclasses.fields(SECTIONS[name]))
+            raise ConfigError(
+                f"{name} = {shown(value)} ({origin}) is impossible: it must be a section with "
+                f"keys of its own: {names}"
+            )
+
+
+def _unknown(key: str, allowed: Iterable[str], origin: str) -> ConfigError:
+    # A right name in the wrong section is the likeliest mistake after a misspelt one.
+    elsewhere = [k for k in keys() if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = elsewhere or difflib.get_close_matches(key, sorted(allowed), n=1, cutoff=0.5)
+    close = close or difflib.get_close_matches(key, sorted(keys()), n=1, cutoff=0.6)
+    names = ", ".join(sorted(allowed))
+    hint = f"did you mean {close[0]!r}?" if close else f"the keys are {names}"
+    return ConfigError(f"there is no setting {key!r} ({origin}): {hint}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"the configuration file {path} does not exist: give --config the path of a YAML file"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"the configuration file {path} cannot be read: {reason}") from None
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or one_line(error)
+        raise ConfigError(f"{path}{place} is not valid YAML: {problem}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{path} holds {shown(tree)}: it must hold keys and values, as pipeline/default.yaml"
+        )
+    return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: `1e-4` is a number, `on` a word, a key given twice an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key!r} is not a name", problem_mark=key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key!r} is given twice; keep one of them",
+                    problem_mark=key_node.start_mark,
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML follows, takes yes, no, on and off for booleans.
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|false|False)$"), list("tTfF"))
+# It also demands a point and a signed exponent in a float.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)

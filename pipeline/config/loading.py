@@ -1,0 +1,125 @@
+"""From the defaults, a file and flags to one valid tree, and from the tree to a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from pipeline.config.checks import check_across_keys, check_preset
+from pipeline.config.layering import DEFAULT, FlagValues, Given, lay_over_defaults
+from pipeline.config.printing import allowed
+from pipeline.config.schema import SECTIONS, ConfigError, RunConfig
+from trainer.presets import Preset
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+
+# Pictures of this size are drawn in a fraction of a second on two cores.
+_SAMPLED_IMAGE_SIZE = 64
+_NUM_SAMPLES = 32
+
+
+def load_config(
+    path: str | os.PathLike[str] | None = None, flags: FlagValues | None = None
+) -> RunConfig:
+    """Resolves and validates the configuration.
+
+    Args:
+        path: A YAML file of the user's; it may give any part of the keys.
+        flags: Last word: dotted key, such as `training.steps`, to (name of the flag, value).
+
+    Returns:
+        The tree with every open value filled in by the preset. Local folders are absolute; of the
+        dataset, which may be on a hub, `resolve_dataset` says where it is.
+
+    Raises:
+        ConfigError: In one line, what was given, what is allowed and where to change it.
+    """
+    given = lay_over_defaults(path, flags)
+    preset = check_preset(given["model.preset"])
+    given = _fill_in(given, preset)
+    config = _with_absolute_paths(_build(given, preset), given)
+    check_across_keys(config, preset, given)
+    return config
+
+
+def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
+    """Writes the resolved tree as YAML that `load_config` reads back to an equal tree."""
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.tmp")
+    partial.write_text(
+        "# The settings of the latest run, resolved. Use them again with --config.\n"
+        + yaml.safe_dump(
+            dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=100
+        ),
+        encoding="utf-8",
+    )
+    os.replace(partial, target)
+
+
+def _fill_in(given: Mapping[str, Given], preset: Preset) -> dict[str, Given]:
+    """What is left open outside of `training`, whose own classes know what to do about it."""
+    filled = dict(given)
+
+    def fill(key: str, value: Any, origin: str) -> None:
+        if filled[key].value is None:
+            filled[key] = Given(key, value, origin)
+
+    fill("model.image_size", preset.image_size, "the preset's")
+    fill("validation.guidance_scale", preset.guidance_scale, "the preset's")
+    small = filled["model.image_size"].value == _SAMPLED_IMAGE_SIZE
+    fill("evaluation.num_samples", _NUM_SAMPLES if small else 0, "for the size")
+    return filled
+
+
+def _build(given: Mapping[str, Given], preset: Preset) -> RunConfig:
+    """The tree, each key by itself being possible."""
+    sections = {name: _section(name, cls, given) for name, cls in SECTIONS.items()}
+    sections["training"] = sections["training"].resolved(preset)
+    output = given["output"]
+    if not isinstance(output.value, str) or not output.value:
+        raise ConfigError(f"{output} is impossible: it must be a folder's path")
+    return RunConfig(**sections, output=output.value)
+
+
+def _section(section: str, cls: type, given: Mapping[str, Given]) -> Any:
+    fields = {field.name: given[f"{section}.{field.name}"] for field in dataclasses.fields(cls)}
+    try:
+        return cls(**{name: field.value for name, field in fields.items()})
+    except pydantic.ValidationError as error:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        wrong = dict.fromkeys(str(e["loc"][0]) for e in error.errors())
+        raise ConfigError(
+            "; ".join(
+                f"{fields[name]} is impossible: it must be {allowed(hints[name])}" for name in wrong
+            )
+        ) from None
+
+
+def _with_absolute_paths(config: RunConfig, given: Mapping[str, Given]) -> RunConfig:
+    dataset, model, evaluation = config.dataset, config.model, config.evaluation
+    if given["dataset.path"].origin == DEFAULT:
+        dataset = dataclasses.replace(dataset, path=str(REPO_ROOT / dataset.path))
+    if dataset.schema is not None:
+        dataset = dataclasses.replace(dataset, schema=_absolute(dataset.schema))
+    if model.base_weights not in ("default", "random"):
+        model = dataclasses.replace(model, base_weights=_absolute(model.base_weights))
+    if evaluation.clip_model is not None:
+        evaluation = dataclasses.replace(evaluation, clip_model=_absolute(evaluation.clip_model))
+    return dataclasses.replace(
+        config,
+        dataset=dataset,
+        model=model,
+        evaluation=evaluation,
+        output=_absolute(config.output),
+    )
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))

@@ -1,0 +1,116 @@
+"""What lies outside of the configuration, looked at before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+
+from pipeline.config.checks import check_measures
+from pipeline.config.schema import ConfigError, RunConfig
+from trainer.presets import get_preset
+
+
+def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
+    """Finds the dataset and looks at it before anything starts.
+
+    Returns:
+        The configuration with the place of the dataset written out, a dataset of the hub with its
+        commit, and the measures that it asks for; and the dataset's fingerprint, a hash that
+        changes with its content.
+
+    Raises:
+        ConfigError: There is no such dataset, it lacks a column, a split would be empty, or it asks
+            for a measure that there is none of.
+    """
+    # pyarrow costs a second that errors in the settings need not wait for.
+    from components.caption_example_gen import sources
+
+    dataset, evaluation = config.dataset, config.evaluation
+    try:
+        spec = sources.resolve_dataset(
+            sources.DatasetSpec(
+                dataset=dataset.path,
+                config=dataset.config or "",
+                split=dataset.split,
+                image_column=dataset.image_column or "",
+                caption_column=dataset.caption_column or "",
+            )
+        )
+        source = sources.open_dataset(spec)
+        sources.check_dataset(spec, source, eval_fraction=dataset.eval_fraction, seed=dataset.seed)
+        fingerprint = sources.dataset_fingerprint(spec, source)
+        if evaluation.measures is None:
+            evaluation = dataclasses.replace(evaluation, measures=sources.measures_of(source))
+    except sources.DatasetError as error:
+        raise ConfigError(str(error)) from None
+    check_measures(
+        evaluation.measures,
+        f"`measures` in README.md of dataset {source.files.shown!r}, which evaluation.measures "
+        "overrides",
+    )
+    dataset = dataclasses.replace(dataset, path=spec.dataset)
+    return dataclasses.replace(config, dataset=dataset, evaluation=evaluation), fingerprint
+
+
+def resolve_base_weights(config: RunConfig, *, fetch: bool = True) -> RunConfig:
+    """Finds and verifies the base weights, and fetches those of the hub, before anything starts.
+
+    Args:
+        config: All settings.
+        fetch: Whether those of the hub are needed on this machine.
+
+    Returns:
+        The configuration with the place of the weights written out, a model of the hub with its
+        commit.
+
+    Raises:
+        ConfigError: A file is missing, damaged or of another model.
+    """
+    from storage.folders import FolderError
+    from trainer.weights.base_model import BaseModel
+
+    model = config.model
+    try:
+        found = BaseModel.locate(get_preset(model.preset), model.image_size, model.base_weights)
+        source = found.prepare(fetch=fetch)
+    except FolderError as error:
+        raise ConfigError(f"model.base_weights = {model.base_weights!r}: {error}") from None
+    return dataclasses.replace(config, model=dataclasses.replace(model, base_weights=source))
+
+
+def resolve_clip_model(config: RunConfig) -> RunConfig:
+    """Finds the CLIP that samples are scored with, before anything starts.
+
+    Returns:
+        The configuration with its place written out, a model of the hub with its commit.
+
+    Raises:
+        ConfigError: There is none, or it is another kind of model.
+    """
+    evaluation = config.evaluation
+    if evaluation.clip_model is None:
+        return config
+    # TensorFlow takes seconds that nobody else need wait for.
+    from components.measures.clip import check_clip
+    from storage.folders import FolderError
+
+    try:
+        address = check_clip(evaluation.clip_model)
+    except FolderError as error:
+        raise ConfigError(f"evaluation.clip_model = {evaluation.clip_model!r}: {error}") from None
+    resolved = dataclasses.replace(evaluation, clip_model=address)
+    return dataclasses.replace(config, evaluation=resolved)
+
+
+def check_output_folder(output: str) -> None:
+    """Creates `output` where it is missing; raises a `ConfigError` where it cannot be used."""
+    try:
+        os.makedirs(output, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"the output folder {output} cannot be written to ({error.strerror}): choose another "
+            "one with --output"
+        ) from None

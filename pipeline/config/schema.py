@@ -1,0 +1,161 @@
+"""The tree of settings: what keys there are, and what each may be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from pipeline.vertex.config import VertexConfig
+from trainer.training_config import (
+    ResolvedTrainingConfig,
+    Seed,
+    Text,
+    Texts,
+    TrainingConfig,
+    ValidationConfig,
+    WeightsDtype,
+)
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the message is one line for the user."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DatasetConfig:
+    """What to train on.
+
+    Attributes:
+        path: Folder, archive or URL, or a dataset of the Hugging Face hub.
+        config: The dataset's configuration; `None` for its default one.
+        split: The dataset's own split to read, several joined by `+`, or `all`.
+        image_column: Column with the pictures; `None` to find it.
+        caption_column: Column with the captions; `None` to find it.
+        eval_fraction: Fraction of the pictures held out for evaluation.
+        seed: Decides which pictures are held out.
+        max_pixels: Larger pictures are set aside.
+        max_aspect_ratio: Pictures whose sides differ by a larger factor are set aside.
+        max_rejected_fraction: Fraction of unusable rows above which the run stops.
+        schema: File with a schema to validate against; `None` to infer one.
+        fail_on_anomalies: Whether an anomaly in the statistics stops the run.
+    """
+
+    path: Text
+    config: Text | None
+    split: Text
+    image_column: Text | None
+    caption_column: Text | None
+    eval_fraction: Fraction
+    seed: Seed
+    max_pixels: Annotated[int, Field(ge=1)]
+    max_aspect_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    max_rejected_fraction: Annotated[float, Field(ge=0, le=1)]
+    schema: Text | None
+    fail_on_anomalies: bool
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ModelConfig:
+    """What to fine-tune.
+
+    Attributes:
+        preset: Name of the preset.
+        image_size: Side of the pictures in pixels.
+        base_weights: `default`, `random`, or a folder, bucket or model of the hub with the weights.
+        flip: Whether mirror images are trained on too; `auto`: unless a caption says left or right.
+        crop: Which part of a picture that is not square is kept.
+        export_weights: What the exported models store their weights as.
+    """
+
+    preset: Text
+    image_size: Annotated[int, Field(ge=1)]
+    base_weights: Text
+    flip: Literal["auto", "always", "never"]
+    crop: Literal["centre", "random"]
+    export_weights: WeightsDtype
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EvaluationConfig:
+    """How the fine-tuned model is judged.
+
+    Attributes:
+        num_strata: Timesteps drawn for each held-out picture, one from each equal part of the
+            noise schedule.
+        seed: Decides timesteps and noise.
+        baseline: What a model is compared with.
+        min_loss_improvement: How far the held-out loss must be below the baseline's for the
+            model to be blessed.
+        max_loss_regression: How far above the baseline's the interval may say that it is.
+        max_stratum_regression: The same in any part of the noise schedule, as a fraction of the
+            baseline's loss there.
+        num_samples: Held-out captions that pictures are drawn for.
+        measures: Measures of these pictures that are taken beside those of every dataset; `None`
+            for what the dataset asks for, which `resolve_dataset` writes out.
+        clip_model: Folder, bucket or model of the hub with a CLIP to score them; `None` for none.
+    """
+
+    num_strata: Annotated[int, Field(ge=1, le=1000)]
+    seed: Seed
+    baseline: Literal["latest_blessed", "base_weights"]
+    min_loss_improvement: Annotated[float, Field(allow_inf_nan=False)]
+    max_loss_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    max_stratum_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    num_samples: Annotated[int, Field(ge=0, le=10_000)]
+    measures: Texts | None
+    clip_model: Text | None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ServingConfig:
+    """What is pushed.
+
+    Attributes:
+        canary: Whether a model must draw a picture in a fresh process to be pushed.
+        keep_versions: Newest releases that are kept, and the current one; 0 for all.
+    """
+
+    canary: bool
+    keep_versions: Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class RunConfig:
+    """Everything that a run depends on, with no field left open; see `load_config`."""
+
+    dataset: DatasetConfig
+    model: ModelConfig
+    training: ResolvedTrainingConfig
+    validation: ValidationConfig
+    evaluation: EvaluationConfig
+    serving: ServingConfig
+    vertex: VertexConfig
+    output: Text
+
+
+SECTIONS: Mapping[str, type] = {
+    "dataset": DatasetConfig,
+    "model": ModelConfig,
+    "training": TrainingConfig,
+    "validation": ValidationConfig,
+    "evaluation": EvaluationConfig,
+    "serving": ServingConfig,
+    "vertex": VertexConfig,
+}
+"""The class of every section, as it is given; what is left open in it, a preset decides."""
+
+
+def keys() -> Iterator[str]:
+    """Every dotted key, such as `training.steps`."""
+    for section, cls in SECTIONS.items():
+        for field in dataclasses.fields(cls):
+            yield f"{section}.{field.name}"
+    yield "output"
