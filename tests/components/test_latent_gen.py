@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import os
 
@@ -10,16 +11,28 @@ from tfx.types import artifact_utils, channel_utils, standard_artifacts
 
 from components.latent_gen import LatentGen, executor
 from components.tfrecords import read_shard, write_shard
+from trainer import presets
 from trainer.data.images import decode_image, random_position, resize_cover, to_model_range
 from trainer.data.latents import LatentsManifest, parse_latents
 from trainer.networks import build_image_encoder, build_text_encoder
-from trainer.presets import get_preset
+from trainer.presets import AutoencoderDimensions, TextEncoderDimensions, get_preset
 from trainer.text.tokenizer import tokenize
 from trainer.weights.load import load_base_weights
 from trainer.weights.sources import base_weights_hash
 
-PRESET = get_preset("tiny")
+PRESET = dataclasses.replace(
+    get_preset("tiny"),
+    text_encoder=TextEncoderDimensions(width=8, num_layers=1, num_heads=2),
+    image_encoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=0, norm_groups=4),
+)
 TWO_WORKERS = ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_is_tiny():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presets, "PRESETS", {**presets.PRESETS, "tiny": PRESET})
+        yield
 
 
 def _example(index, encoded=None):

@@ -45,22 +45,29 @@ from trainer.weights.load import load_base_weights
 BATCH = 4
 
 
-def preset() -> Preset:
-    """A few thousand parameters, from the builders that full-size networks come from."""
+def preset(num_blocks: int = 0) -> Preset:
+    """A few thousand parameters, from the builders that full-size networks come from.
+
+    What takes time is tracing, by the number of layers. Without blocks on the way down there are
+    two residual blocks and an attention in the middle, and one of both on the way up.
+
+    Args:
+        num_blocks: Residual blocks a level of the U-Net, on the way down.
+    """
     return dataclasses.replace(
         get_preset("tiny"),
         text_encoder=TextEncoderDimensions(width=8, num_layers=1, num_heads=2),
         diffusion_model=DiffusionModelDimensions(
             widths=(8,),
             cross_attention=(True,),
-            num_blocks=1,
+            num_blocks=num_blocks,
             num_heads=2,
             timestep_width=8,
             embedding_width=16,
             norm_groups=4,
         ),
-        image_encoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=1, norm_groups=4),
-        decoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=1, norm_groups=4),
+        image_encoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=0, norm_groups=4),
+        decoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=0, norm_groups=4),
     )
 
 
@@ -99,19 +106,22 @@ def batches_from(first_step: int) -> Iterator[Batch]:
         first_step += 1
 
 
-def tuner(*, strategy: tf.distribute.Strategy | None = None, **overrides: Any) -> FineTuner:
-    """A fine-tuner of the small network."""
+def tuner(
+    *, strategy: tf.distribute.Strategy | None = None, num_blocks: int = 0, **overrides: Any
+) -> FineTuner:
+    """A fine-tuner of the small network; see `preset`."""
+    small = preset(num_blocks)
     with (strategy or tf.distribute.get_strategy()).scope():
-        model = build_diffusion_model(preset(), 64)
-        load_base_weights(model, "diffusion_model", preset(), "random")
+        model = build_diffusion_model(small, 64)
+        load_base_weights(model, "diffusion_model", small, "random")
         text_encoder = None
         if overrides.get("train_text_encoder"):
-            text_encoder = build_text_encoder(preset())
-            load_base_weights(text_encoder, "text_encoder", preset(), "random")
+            text_encoder = build_text_encoder(small)
+            load_base_weights(text_encoder, "text_encoder", small, "random")
     empty = tf.constant(tokenize([""])[0]) if text_encoder else tf.zeros((77, 8))
     return FineTuner(
         model,
-        preset(),
+        small,
         config(**overrides),
         empty_caption=empty,
         text_encoder=text_encoder,
@@ -137,8 +147,9 @@ def state(subject: FineTuner) -> list[np.ndarray]:
 def train(order: Mapping[str, Any]) -> None:
     """Trains as the order says, and writes `<folder>/end.npz` where this process writes.
 
-    Keys: `folder`, `overrides` of the configuration, `signal` and `at_step` to send oneself a
-    signal when a step's batch is asked for, `tf_config` or `virtual_cpus` for several devices.
+    Keys: `folder`, `overrides` of the configuration, `num_blocks` of the network, `signal` and
+    `at_step` to send oneself a signal when a step's batch is asked for, `tf_config` or
+    `virtual_cpus` for several devices.
     """
     strategy = None
     if "tf_config" in order:
@@ -151,7 +162,8 @@ def train(order: Mapping[str, Any]) -> None:
             cpu, [tf.config.LogicalDeviceConfiguration()] * count
         )
         strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(count)])
-    subject = tuner(strategy=strategy, **order.get("overrides", {}))
+    overrides = order.get("overrides", {})
+    subject = tuner(strategy=strategy, num_blocks=order.get("num_blocks", 0), **overrides)
 
     def batches(first_step: int) -> Iterator[Batch]:
         for step, batch in enumerate(batches_from(first_step), first_step + 1):

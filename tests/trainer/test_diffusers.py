@@ -20,19 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.weights.__main__ import relative_error
 from components.latent_gen.executor import Encoders
 from storage.folders import FolderError
-from trainer import presets
+from trainer import networks, presets
 from trainer.export.saved_models import (
     DecoderModule,
     DiffusionModelModule,
     ServingModules,
     TextEncoderModule,
     export_models,
-)
-from trainer.networks import (
-    build_decoder,
-    build_diffusion_model,
-    build_image_encoder,
-    build_text_encoder,
 )
 from trainer.presets import NETWORKS, get_preset
 from trainer.text.tokenizer import tokenize, vocabulary_and_merges
@@ -52,14 +46,33 @@ FILES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def built_once():
+    """Each network is built once for all tests; what they load into it, they load themselves."""
+
+    def once(build):
+        models = {}
+
+        def built(preset, *image_size):
+            key = (repr(preset), *image_size)
+            if key not in models:
+                models[key] = build(preset, *image_size)
+            # What a test finds is what it loads, not what another one loaded.
+            models[key].set_weights([np.zeros_like(w) for w in models[key].get_weights()])
+            return models[key]
+
+        return built
+
+    with pytest.MonkeyPatch.context() as patch:
+        for network in NETWORKS:
+            name = f"build_{network}"
+            patch.setattr(networks, name, once(getattr(networks, name)))
+        yield
+
+
 def build(network, preset=EXACT):
-    if network == "text_encoder":
-        return build_text_encoder(preset)
-    if network == "image_encoder":
-        return build_image_encoder(preset)
-    return {"decoder": build_decoder, "diffusion_model": build_diffusion_model}[network](
-        preset, IMAGE_SIZE
-    )
+    size = [IMAGE_SIZE] if network in ("decoder", "diffusion_model") else []
+    return getattr(networks, f"build_{network}")(preset, *size)
 
 
 @pytest.fixture
@@ -181,10 +194,12 @@ def test_other_ways_to_write_the_same_are_read(change, copy) -> None:
     change(copy)
     prepare(PRESET, str(copy))
     for network in NETWORKS:
-        models = [build(network), build(network)]
-        load_base_weights(models[0], network, EXACT, str(CHECKPOINT))
-        load_base_weights(models[1], network, EXACT, str(copy))
-        for a, b in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
+        weights = []
+        for folder in (CHECKPOINT, copy):
+            model = build(network)
+            load_base_weights(model, network, EXACT, str(folder))
+            weights.append(model.get_weights())
+        for a, b in zip(*weights, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -326,11 +341,12 @@ def test_a_bucket_is_read_like_a_folder() -> None:
     address = "memory://bucket/weights"
     assert prepare(PRESET, address) == address
     assert base_weights_hash(PRESET, address) == base_weights_hash(PRESET, str(CHECKPOINT))
-    model = build("text_encoder")
-    load_base_weights(model, "text_encoder", preset_for(PRESET, address), address)
-    local = build("text_encoder")
-    load_base_weights(local, "text_encoder", EXACT, str(CHECKPOINT))
-    np.testing.assert_array_equal(model.weights[0], local.weights[0])
+    embeddings = []
+    for preset, source in ((preset_for(PRESET, address), address), (EXACT, str(CHECKPOINT))):
+        model = build("text_encoder")
+        load_base_weights(model, "text_encoder", preset, source)
+        embeddings.append(model.weights[0].numpy())
+    np.testing.assert_array_equal(*embeddings)
     memory.rm("/bucket/weights/unet/diffusion_pytorch_model.safetensors")
     with pytest.raises(WeightsError, match=r"memory://bucket/weights/unet/.* *") as error:
         prepare(PRESET, address)

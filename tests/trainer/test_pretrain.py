@@ -1,17 +1,23 @@
+import dataclasses
 import json
 
 import pytest
+import small_runs
 from safetensors.numpy import load_file
 
+from trainer import presets
 from trainer.networks import build_decoder
-from trainer.presets import NETWORKS, get_preset
+from trainer.presets import NETWORKS
 from trainer.pretraining import pretrain as pretraining
 from trainer.weights.errors import WeightsError
 from trainer.weights.load import load_base_weights
 
+PRESET = dataclasses.replace(small_runs.preset(), name="small")
+
 
 def _pretrain(folder, *flags):
-    arguments = ["--out", str(folder), "--work-dir", str(folder / "work"), *flags]
+    arguments = ["--preset", "small", "--out", str(folder), "--work-dir", str(folder / "work")]
+    arguments += flags
     assert pretraining.main([*arguments, "--pictures", "32", "--seed", "3"]) == 0
     return {name: load_file(folder / f"{name}.safetensors") for name in NETWORKS}
 
@@ -26,6 +32,7 @@ def weights(tmp_path_factory):
     batches = ("--autoencoder-batch-size", "2", "--diffusion-batch-size", "2")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretraining, "_HELD_OUT", 8)
+        patch.setattr(presets, "PRESETS", {"small": PRESET})
         steps = ("--autoencoder-steps", "2", "--diffusion-steps", "2")
         first = _pretrain(folder / "first", *batches, *steps)
         steps = ("--autoencoder-steps", "0", "--diffusion-steps", "1")
@@ -36,9 +43,8 @@ def weights(tmp_path_factory):
 
 def test_what_it_writes_is_loaded_and_checked(weights):
     folder, first, _ = weights
-    preset = get_preset("tiny")
-    decoder = build_decoder(preset, preset.image_size)
-    load_base_weights(decoder, "decoder", preset, str(folder))
+    decoder = build_decoder(PRESET, PRESET.image_size)
+    load_base_weights(decoder, "decoder", PRESET, str(folder))
     assert sum(tensor.size for tensor in first["decoder"].values()) == decoder.count_params()
     facts = json.loads((folder / "training.json").read_text())
     assert facts["held_out_loss"] > 0
@@ -48,7 +54,7 @@ def test_what_it_writes_is_loaded_and_checked(weights):
         f.seek(-1, 2)
         f.write(b"\xff")
     with pytest.raises(WeightsError, match="SHA-256"):
-        load_base_weights(decoder, "decoder", preset, str(folder))
+        load_base_weights(decoder, "decoder", PRESET, str(folder))
 
 
 def test_more_diffusion_steps_leave_the_autoencoder(weights):
