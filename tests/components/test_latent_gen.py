@@ -25,7 +25,13 @@ PRESET = dataclasses.replace(
     text_encoder=TextEncoderDimensions(width=8, num_layers=1, num_heads=2),
     image_encoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=0, norm_groups=4),
 )
-TWO_WORKERS = ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]
+# Without an image, TFX would build a package of itself for the workers.
+ONE_WORKER = ["--direct_num_workers=1", "--sdk_container_image=none"]
+TWO_WORKERS = [
+    "--direct_num_workers=2",
+    "--direct_running_mode=multi_threading",
+    "--sdk_container_image=none",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,7 +77,7 @@ def _examples_artifact(folder, splits):
     return artifact
 
 
-def _generate(folder, examples, beam_args=("--direct_num_workers=1",), **settings):
+def _generate(folder, examples, beam_args=ONE_WORKER, **settings):
     properties = {
         "preset": "tiny",
         "image_size": 64,

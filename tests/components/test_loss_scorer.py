@@ -18,11 +18,23 @@ from components.loss_scorer.draws import draw, rank, stratum_bounds, stratum_nam
 from components.tfrecords import read_shard, write_shard
 from trainer import presets
 from trainer.data.latents import LatentsManifest, make_latent_example
-from trainer.presets import get_preset
+from trainer.presets import AutoencoderDimensions, DiffusionModelDimensions, get_preset
 from trainer.text.tokenizer import tokenize
 from trainer.weights.sources import base_weights_hash
 
-PRESET = get_preset("tiny")
+PRESET = dataclasses.replace(
+    get_preset("tiny"),
+    diffusion_model=DiffusionModelDimensions(
+        widths=(8,),
+        cross_attention=(True,),
+        num_blocks=0,
+        num_heads=2,
+        timestep_width=8,
+        embedding_width=16,
+        norm_groups=4,
+    ),
+    image_encoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=0, norm_groups=4),
+)
 IMAGE_SIZE = 64
 LATENT = PRESET.latent_shape(IMAGE_SIZE)
 CONTEXT = (77, PRESET.text_encoder.width)
@@ -40,6 +52,13 @@ NO_SAMPLES = samples.SampleSettings(num_steps=1, guidance_scale=1.0, batch_size=
 
 COLOURS = ("colour_agreement", "colour_agreement_baseline")
 FEATURES = ("features_candidate", "features_baseline", "features_held_out")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_is_tiny():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presets, "PRESETS", {**presets.PRESETS, "tiny": PRESET})
+        yield
 
 
 class FormulaModel(tf.Module):
@@ -251,27 +270,16 @@ def test_a_model_scored_against_itself_has_no_delta(score, exported):
     assert {row["loss_delta"] for row in rows} == {0.0}
 
 
-def test_the_base_weights_are_the_baseline_of_a_first_run(score, tmp_path, monkeypatch, examples):
+def test_the_base_weights_are_the_baseline_of_a_first_run(score, tmp_path, examples):
     from trainer.export.saved_models import DiffusionModelModule
     from trainer.networks import build_diffusion_model
     from trainer.weights.load import load_base_weights
 
-    dimensions = dataclasses.replace(
-        PRESET.diffusion_model,
-        widths=(8,),
-        cross_attention=(True,),
-        num_blocks=0,
-        num_heads=2,
-        norm_groups=4,
-        timestep_width=8,
-        embedding_width=16,
-    )
-    preset = dataclasses.replace(PRESET, diffusion_model=dimensions)
-    monkeypatch.setattr(presets, "get_preset", lambda name: preset)
-    model = build_diffusion_model(preset, IMAGE_SIZE)
-    load_base_weights(model, "diffusion_model", preset, "random")
-    module = DiffusionModelModule(model, preset, IMAGE_SIZE)
-    del module.serve  # Tracing the sampling loop takes long, and nothing here calls it.
+    model = build_diffusion_model(PRESET, IMAGE_SIZE)
+    load_base_weights(model, "diffusion_model", PRESET, "random")
+    module = DiffusionModelModule(model, PRESET, IMAGE_SIZE)
+    # Tracing the sampling loop takes long, and nothing here calls it.
+    del module.serve, module.from_noise, module.sample
     folder = save(module, tmp_path / "exported")
     scores, rows = score(folder)
     assert scores.get_string_custom_property("baseline") == "base weights"
@@ -279,7 +287,7 @@ def test_the_base_weights_are_the_baseline_of_a_first_run(score, tmp_path, monke
     assert max(abs(row["loss_delta"]) for row in rows) < 1e-6
     # Of a real network, whose kernels may round differently at another batch size.
     records = serialized(examples, range(5))
-    one, many = (losses(folder, folder, records, size, preset) for size in (1, 64))
+    one, many = (losses(folder, None, records, size) for size in (1, 64))
     assert np.mean(list(many.values())) == pytest.approx(np.mean(list(one.values())), abs=1e-6)
 
 
@@ -358,7 +366,12 @@ def test_features_are_the_quarters_means_and_the_deviation():
 def test_the_number_of_threads_changes_nothing(score, exported, tmp_path):
     _, rows = score(exported["candidate"], exported["baseline"], num_samples=3)
     (tmp_path / "scores").rename(tmp_path / "first")
-    workers = ("--direct_running_mode=multi_threading", "--direct_num_workers=2")
+    # Without an image, TFX would build a package of itself for the workers.
+    workers = (
+        "--direct_running_mode=multi_threading",
+        "--direct_num_workers=2",
+        "--sdk_container_image=none",
+    )
     _, again = score(exported["candidate"], exported["baseline"], num_samples=3, beam=workers)
     assert again == rows
 
@@ -381,14 +394,14 @@ def test_a_candidate_of_another_size_is_an_error(score, exported):
         score(exported["other_size"])
 
 
-def losses(candidate: Path, baseline: Path, records: list[bytes], batch_size: int, preset=PRESET):
+def losses(candidate: Path, baseline: Path | None, records: list[bytes], batch_size: int):
     task = scorer.ScoringTask(
-        preset=preset,
+        preset=PRESET,
         image_size=IMAGE_SIZE,
         base_weights="random",
         candidate=str(candidate / "Format-Serving"),
-        baseline=str(baseline / "Format-Serving"),
-        comparable=True,
+        baseline=str(baseline / "Format-Serving") if baseline else None,
+        comparable=baseline is not None,
         num_strata=NUM_STRATA,
         seed=SEED,
         batch_size=batch_size,

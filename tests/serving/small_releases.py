@@ -23,7 +23,7 @@ def export(folders: dict[int, Path]) -> None:
     from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
     from trainer.weights.load import load_base_weights
 
-    preset = small_runs.preset()
+    preset = small_runs.preset(num_blocks=1)
     networks = {
         "text_encoder": build_text_encoder(preset),
         "diffusion_model": build_diffusion_model(preset, IMAGE_SIZE),

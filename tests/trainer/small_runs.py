@@ -52,7 +52,7 @@ def preset(num_blocks: int = 0) -> Preset:
     two residual blocks and an attention in the middle, and one of both on the way up.
 
     Args:
-        num_blocks: Residual blocks a level of the U-Net, on the way down.
+        num_blocks: Residual blocks of the U-Net, on the way down.
     """
     return dataclasses.replace(
         get_preset("tiny"),

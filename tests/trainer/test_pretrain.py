@@ -3,16 +3,29 @@ import json
 
 import pytest
 import small_runs
+import tensorflow as tf
 from safetensors.numpy import load_file
 
 from trainer import presets
 from trainer.networks import build_decoder
 from trainer.presets import NETWORKS
 from trainer.pretraining import pretrain as pretraining
+from trainer.training.fine_tuner import FineTuner
 from trainer.weights.errors import WeightsError
 from trainer.weights.load import load_base_weights
 
 PRESET = dataclasses.replace(small_runs.preset(), name="small")
+
+
+class _InGraphs(FineTuner):
+    """Gradients of a fine-tuner's step need a graph."""
+
+    def train(self, *arguments):
+        tf.config.run_functions_eagerly(False)
+        try:
+            return super().train(*arguments)
+        finally:
+            tf.config.run_functions_eagerly(True)
 
 
 def _pretrain(folder, *flags):
@@ -33,11 +46,17 @@ def weights(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretraining, "_HELD_OUT", 8)
         patch.setattr(presets, "PRESETS", {"small": PRESET})
-        steps = ("--autoencoder-steps", "2", "--diffusion-steps", "2")
-        first = _pretrain(folder / "first", *batches, *steps)
-        steps = ("--autoencoder-steps", "0", "--diffusion-steps", "1")
-        start = ("--start", str(folder / "first"))
-        more = _pretrain(folder / "more", *batches, *steps, *start)
+        # A few steps of each kind: to trace them would take far longer than to take them.
+        patch.setattr(pretraining, "FineTuner", _InGraphs)
+        tf.config.run_functions_eagerly(True)
+        try:
+            steps = ("--autoencoder-steps", "2", "--diffusion-steps", "2")
+            first = _pretrain(folder / "first", *batches, *steps)
+            steps = ("--autoencoder-steps", "0", "--diffusion-steps", "1")
+            start = ("--start", str(folder / "first"))
+            more = _pretrain(folder / "more", *batches, *steps, *start)
+        finally:
+            tf.config.run_functions_eagerly(False)
     return folder / "first", first, more
 
 
