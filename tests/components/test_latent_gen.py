@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import os
 
@@ -10,15 +11,33 @@ from tfx.types import artifact_utils, channel_utils, standard_artifacts
 
 from components.latent_gen import LatentGen, executor
 from components.tfrecords import read_shard, write_shard
+from trainer import presets
 from trainer.data.images import decode_image, random_position, resize_cover, to_model_range
 from trainer.data.latents import LatentsManifest, parse_latents
-from trainer.presets import get_preset
+from trainer.presets import AutoencoderDimensions, TextEncoderDimensions, get_preset
 from trainer.text.tokenizer import tokenize
 from trainer.weights.base_model import BaseModel
 
-PRESET = get_preset("tiny")
+PRESET = dataclasses.replace(
+    get_preset("tiny"),
+    text_encoder=TextEncoderDimensions(width=8, num_layers=1, num_heads=2),
+    image_encoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=0, norm_groups=4),
+)
 BASE_MODEL = BaseModel.locate(PRESET, 64, "random")
-TWO_WORKERS = ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]
+# Without an image, TFX would build a package of itself for the workers.
+ONE_WORKER = ["--direct_num_workers=1", "--sdk_container_image=none"]
+TWO_WORKERS = [
+    "--direct_num_workers=2",
+    "--direct_running_mode=multi_threading",
+    "--sdk_container_image=none",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_is_tiny():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presets, "PRESETS", {**presets.PRESETS, "tiny": PRESET})
+        yield
 
 
 def _example(index, encoded=None):
@@ -57,7 +76,7 @@ def _examples_artifact(folder, splits):
     return artifact
 
 
-def _generate(folder, examples, beam_args=("--direct_num_workers=1",), **settings):
+def _generate(folder, examples, beam_args=ONE_WORKER, **settings):
     properties = {
         "preset": "tiny",
         "image_size": 64,

@@ -32,7 +32,7 @@ class TextEncoder(tf.Module):
         super().__init__()
         self.table = tf.Variable(tf.random.stateless_normal([77, WIDTH], [1, 1]))
         strings = tf.TensorSpec([None], tf.string)
-        self.text = tf.function(self._text, input_signature=[strings, strings])
+        self.text = tf.function(self._text, input_signature=[strings, strings], autograph=False)
 
     def _text(self, prompt, negative_prompt):
         def encode(strings):
@@ -56,6 +56,7 @@ class DiffusionModel(tf.Module):
                 tf.TensorSpec([], tf.float32, name="guidance_scale"),
                 tf.TensorSpec([2], tf.int32, name="seed"),
             ],
+            autograph=False,
         )
 
     def _serve(self, context, unconditional_context, num_steps, guidance_scale, seed):
@@ -70,7 +71,7 @@ class Decoder(tf.Module):
         super().__init__()
         self.gain = tf.Variable(gain)
         spec = tf.TensorSpec([None, 2, 2, 4], tf.float32, name="latent")
-        self.serve = tf.function(self._serve, input_signature=[spec])
+        self.serve = tf.function(self._serve, input_signature=[spec], autograph=False)
 
     def _serve(self, latent):
         pixels = 127.0 + self.gain * tf.repeat(tf.repeat(latent[..., :3], 8, 1), 8, 2)

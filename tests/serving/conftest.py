@@ -1,5 +1,6 @@
 """Two releases of a network of a few thousand parameters, exported and published for real."""
 
+import fcntl
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,12 +12,22 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tra
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The Trainer's `Format-Serving`, of two models that differ in all three networks."""
+def exported(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[int, Path]:
+    """The Trainer's `Format-Serving`, of two models that differ in all three networks.
+
+    Made once for all processes of the tests; not to be changed.
+    """
     import small_releases
 
-    folders = {number: tmp_path_factory.mktemp("model") for number in (1, 2)}
-    small_releases.export(folders)
+    root = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        root = root.parent
+    folders = {number: root / "exported" / str(number) for number in (1, 2)}
+    with (root / "exported.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (done := root / "exported" / "done").exists():
+            small_releases.export(folders)
+            done.touch()
     return folders
 
 

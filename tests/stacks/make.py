@@ -34,6 +34,7 @@ ROOT = Path("/tmp/sd-finetuning-tfx-stacks")
 RUN_FLAGS = ("--dataset", str(ROOT / "dataset"), "--output", str(ROOT / "run"), "--steps", "3")
 PROMPT, SEED = "a drawing of a round blue creature", 3
 STEPS_BEFORE = 4
+NUM_BLOCKS = 1
 
 
 def run() -> int:
@@ -87,7 +88,8 @@ def main() -> None:
             table.write(json.dumps(row) + "\n")
     assert run() == 0
     for name, steps in (("whole", 6), ("half", STEPS_BEFORE)):
-        small_runs.train({"folder": str(ROOT / name), "overrides": {"steps": steps}})
+        order = {"folder": str(ROOT / name), "overrides": {"steps": steps}}
+        small_runs.train({**order, "num_blocks": NUM_BLOCKS})
     (ROOT / "half" / "end.npz").unlink()
     for checkpoint in (ROOT / "whole").glob("*"):
         if checkpoint.name != "end.npz":

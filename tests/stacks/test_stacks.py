@@ -107,7 +107,7 @@ def test_a_training_is_resumed(left: Path, tmp_path: Path) -> None:
         gone_on_from.append(first_step)
         return small_runs.batches_from(first_step)
 
-    subject = small_runs.tuner()
+    subject = small_runs.tuner(num_blocks=make.NUM_BLOCKS)
     records = subject.train(batches, str(half))
     assert gone_on_from == [make.STEPS_BEFORE]
     with np.load(left / "whole" / "end.npz") as whole:

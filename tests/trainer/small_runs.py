@@ -44,22 +44,29 @@ from trainer.weights.base_model import BaseModel
 BATCH = 4
 
 
-def preset() -> Preset:
-    """A few thousand parameters, from the builders that full-size networks come from."""
+def preset(num_blocks: int = 0) -> Preset:
+    """A few thousand parameters, from the builders that full-size networks come from.
+
+    What takes time is tracing, by the number of layers. Without blocks on the way down there are
+    two residual blocks and an attention in the middle, and one of both on the way up.
+
+    Args:
+        num_blocks: Residual blocks of the U-Net, on the way down.
+    """
     return dataclasses.replace(
         get_preset("tiny"),
         text_encoder=TextEncoderDimensions(width=8, num_layers=1, num_heads=2),
         diffusion_model=DiffusionModelDimensions(
             widths=(8,),
             cross_attention=(True,),
-            num_blocks=1,
+            num_blocks=num_blocks,
             num_heads=2,
             timestep_width=8,
             embedding_width=16,
             norm_groups=4,
         ),
-        image_encoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=1, norm_groups=4),
-        decoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=1, norm_groups=4),
+        image_encoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=0, norm_groups=4),
+        decoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=0, norm_groups=4),
     )
 
 
@@ -98,10 +105,13 @@ def batches_from(first_step: int) -> Iterator[Batch]:
         first_step += 1
 
 
-def tuner(*, strategy: tf.distribute.Strategy | None = None, **overrides: Any) -> FineTuner:
-    """A fine-tuner of the small network."""
+def tuner(
+    *, strategy: tf.distribute.Strategy | None = None, num_blocks: int = 0, **overrides: Any
+) -> FineTuner:
+    """A fine-tuner of the small network; see `preset`."""
+    small = preset(num_blocks)
     with (strategy or tf.distribute.get_strategy()).scope():
-        base_model = BaseModel.locate(preset(), 64, "random")
+        base_model = BaseModel.locate(small, 64, "random")
         model = base_model.build("diffusion_model")
         text_encoder = None
         if overrides.get("train_text_encoder"):
@@ -109,7 +119,7 @@ def tuner(*, strategy: tf.distribute.Strategy | None = None, **overrides: Any) -
     empty = tf.constant(tokenize([""])[0]) if text_encoder else tf.zeros((77, 8))
     return FineTuner(
         model,
-        preset(),
+        small,
         config(**overrides),
         empty_caption=empty,
         text_encoder=text_encoder,
@@ -135,8 +145,9 @@ def state(subject: FineTuner) -> list[np.ndarray]:
 def train(order: Mapping[str, Any]) -> None:
     """Trains as the order says, and writes `<folder>/end.npz` where this process writes.
 
-    Keys: `folder`, `overrides` of the configuration, `signal` and `at_step` to send oneself a
-    signal when a step's batch is asked for, `tf_config` or `virtual_cpus` for several devices.
+    Keys: `folder`, `overrides` of the configuration, `num_blocks` of the network, `signal` and
+    `at_step` to send oneself a signal when a step's batch is asked for, `tf_config` or
+    `virtual_cpus` for several devices.
     """
     strategy = None
     if "tf_config" in order:
@@ -149,7 +160,8 @@ def train(order: Mapping[str, Any]) -> None:
             cpu, [tf.config.LogicalDeviceConfiguration()] * count
         )
         strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(count)])
-    subject = tuner(strategy=strategy, **order.get("overrides", {}))
+    overrides = order.get("overrides", {})
+    subject = tuner(strategy=strategy, num_blocks=order.get("num_blocks", 0), **overrides)
 
     def batches(first_step: int) -> Iterator[Batch]:
         for step, batch in enumerate(batches_from(first_step), first_step + 1):

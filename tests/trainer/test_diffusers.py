@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.weights.__main__ import relative_error
 from components.latent_gen.executor import Encoders
 from storage.folders import FolderError
-from trainer import presets
+from trainer import networks, presets
 from trainer.export.saved_models import (
     DecoderModule,
     DiffusionModelModule,
@@ -28,7 +28,6 @@ from trainer.export.saved_models import (
     TextEncoderModule,
     export_models,
 )
-from trainer.networks import build_network
 from trainer.presets import NETWORKS, Preset, get_preset
 from trainer.text.tokenizer import tokenize, vocabulary_and_merges
 from trainer.weights import diffusers_export, diffusers_layout
@@ -48,6 +47,25 @@ FILES = {
 
 def located(source: Path | str, preset: Preset = PRESET) -> BaseModel:
     return BaseModel.locate(preset, IMAGE_SIZE, str(source))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built_once():
+    """Each network is built once for all tests; what they load into it, they load themselves."""
+    models = {}
+    build_network = networks.build_network
+
+    def built(network, preset, image_size):
+        key = (network, repr(preset), image_size)
+        if key not in models:
+            models[key] = build_network(network, preset, image_size)
+        # What a test finds is what it loads, not what another one loaded.
+        models[key].set_weights([np.zeros_like(w) for w in models[key].get_weights()])
+        return models[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "build_network", built)
+        yield
 
 
 @pytest.fixture
@@ -98,7 +116,7 @@ def test_reading_and_writing_change_no_bit(network) -> None:
         assert tensor.dtype == theirs.dtype
         np.testing.assert_array_equal(tensor, theirs)
     other = {"image_encoder": "decoder", "decoder": "image_encoder"}.get(network)
-    theirs = set(tensor_names(build_network(other, EXACT, IMAGE_SIZE))) if other else set()
+    theirs = set(tensor_names(networks.build_network(other, EXACT, IMAGE_SIZE))) if other else set()
     assert len(set(written) | theirs) == len(stored)
 
 
@@ -165,8 +183,8 @@ def test_other_ways_to_write_the_same_are_read(change, copy) -> None:
     change(copy)
     located(copy).prepare()
     for network in NETWORKS:
-        models = [located(source).build(network) for source in (CHECKPOINT, copy)]
-        for a, b in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
+        weights = [located(source).build(network).get_weights() for source in (CHECKPOINT, copy)]
+        for a, b in zip(*weights, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -305,8 +323,10 @@ def test_a_bucket_is_read_like_a_folder() -> None:
     address = "memory://bucket/weights"
     assert located(address).prepare() == address
     assert located(address).hash() == located(CHECKPOINT).hash()
-    model, local = (located(place).build("text_encoder") for place in (address, CHECKPOINT))
-    np.testing.assert_array_equal(model.weights[0], local.weights[0])
+    embeddings = [
+        located(place).build("text_encoder").weights[0].numpy() for place in (address, CHECKPOINT)
+    ]
+    np.testing.assert_array_equal(*embeddings)
     memory.rm("/bucket/weights/unet/diffusion_pytorch_model.safetensors")
     with pytest.raises(WeightsError, match=r"memory://bucket/weights/unet/.* *") as error:
         located(address).prepare()

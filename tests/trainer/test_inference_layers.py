@@ -25,6 +25,11 @@ WIDE = dataclasses.replace(
 """Its larger map has 8 x 8 positions, of 4 and then of 256 channels."""
 
 
+@pytest.fixture(scope="module")
+def wide() -> keras.Model:
+    return build_diffusion_model(WIDE, SIZE)
+
+
 def layers_of(model: keras.Model) -> list[keras.layers.Layer]:
     return list(model._flatten_layers())
 
@@ -105,8 +110,8 @@ def test_attention_by_hand() -> None:
     np.testing.assert_allclose(found, np.concatenate(heads, -1) @ out + bias, atol=1e-5)
 
 
-def test_on_a_cpu_convolutions_of_few_positions_are_matrix_products() -> None:
-    model = build_diffusion_model(WIDE, SIZE)
+def test_on_a_cpu_convolutions_of_few_positions_are_matrix_products(wide: keras.Model) -> None:
+    model = wide
     model.set_weights(random_like(model))
     rng = np.random.default_rng(4)
     inputs = [
@@ -130,6 +135,10 @@ def test_on_a_cpu_convolutions_of_few_positions_are_matrix_products() -> None:
         assert np.linalg.norm(function() - expected) < 1e-5 * np.linalg.norm(expected)
 
 
-def test_only_a_wide_network_has_a_form_for_cpus() -> None:
-    assert has_form_for_cpu(build_diffusion_model(WIDE, SIZE))
-    assert not has_form_for_cpu(build_diffusion_model(get_preset("tiny"), SIZE))
+def test_only_a_wide_network_has_a_form_for_cpus(wide: keras.Model) -> None:
+    assert has_form_for_cpu(wide)
+    widths = get_preset("tiny").diffusion_model.widths
+    as_wide_as_tiny = dataclasses.replace(
+        WIDE, diffusion_model=dataclasses.replace(WIDE.diffusion_model, widths=widths)
+    )
+    assert not has_form_for_cpu(build_diffusion_model(as_wide_as_tiny, SIZE))

@@ -1,16 +1,35 @@
+import dataclasses
 import json
 
 import pytest
+import small_runs
+import tensorflow as tf
 from safetensors.numpy import load_file
 
-from trainer.presets import NETWORKS, get_preset
+from trainer import presets
+from trainer.presets import NETWORKS
 from trainer.pretraining import pretrain as pretraining
+from trainer.training.fine_tuner import FineTuner
 from trainer.weights.base_model import BaseModel
 from trainer.weights.errors import WeightsError
 
+PRESET = dataclasses.replace(small_runs.preset(), name="small")
+
+
+class _InGraphs(FineTuner):
+    """Gradients of a fine-tuner's step need a graph."""
+
+    def train(self, *arguments):
+        tf.config.run_functions_eagerly(False)
+        try:
+            return super().train(*arguments)
+        finally:
+            tf.config.run_functions_eagerly(True)
+
 
 def _pretrain(folder, *flags):
-    arguments = ["--out", str(folder), "--work-dir", str(folder / "work"), *flags]
+    arguments = ["--preset", "small", "--out", str(folder), "--work-dir", str(folder / "work")]
+    arguments += flags
     assert pretraining.main([*arguments, "--pictures", "32", "--seed", "3"]) == 0
     return {name: load_file(folder / f"{name}.safetensors") for name in NETWORKS}
 
@@ -25,18 +44,24 @@ def weights(tmp_path_factory):
     batches = ("--autoencoder-batch-size", "2", "--diffusion-batch-size", "2")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretraining, "_HELD_OUT", 8)
-        steps = ("--autoencoder-steps", "2", "--diffusion-steps", "2")
-        first = _pretrain(folder / "first", *batches, *steps)
-        steps = ("--autoencoder-steps", "0", "--diffusion-steps", "1")
-        start = ("--start", str(folder / "first"))
-        more = _pretrain(folder / "more", *batches, *steps, *start)
+        patch.setattr(presets, "PRESETS", {"small": PRESET})
+        # A few steps of each kind: to trace them would take far longer than to take them.
+        patch.setattr(pretraining, "FineTuner", _InGraphs)
+        tf.config.run_functions_eagerly(True)
+        try:
+            steps = ("--autoencoder-steps", "2", "--diffusion-steps", "2")
+            first = _pretrain(folder / "first", *batches, *steps)
+            steps = ("--autoencoder-steps", "0", "--diffusion-steps", "1")
+            start = ("--start", str(folder / "first"))
+            more = _pretrain(folder / "more", *batches, *steps, *start)
+        finally:
+            tf.config.run_functions_eagerly(False)
     return folder / "first", first, more
 
 
 def test_what_it_writes_is_loaded_and_checked(weights):
     folder, first, _ = weights
-    preset = get_preset("tiny")
-    base_model = BaseModel.locate(preset, preset.image_size, str(folder))
+    base_model = BaseModel.locate(PRESET, PRESET.image_size, str(folder))
     decoder = base_model.build("decoder")
     assert sum(tensor.size for tensor in first["decoder"].values()) == decoder.count_params()
     facts = json.loads((folder / "training.json").read_text())
