@@ -23,6 +23,9 @@ from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from PIL import Image
 
+import runner_vertex
+from serving import generate
+
 REPO_ROOT = Path(__file__).resolve().parent.parent
 HUB_ID = "lambdalabs/pokemon-blip-captions"
 STEPS = (
@@ -172,9 +175,8 @@ def test_first_run_leaves_pictures_models_and_lineage(
 
 def test_a_picture_is_drawn_from_the_pushed_models(pipeline: Pipeline, first_screen: str) -> None:
     picture = pipeline.folder / "x.png"
-    command = [sys.executable, "-m", "serving.generate", "a drawing of a round blue creature"]
     flags = ["--serving-dir", str(pipeline.output / "serving_model"), "--out", str(picture)]
-    subprocess.run([*command, *flags], cwd=REPO_ROOT, check=True, timeout=300)
+    assert generate.main(["a drawing of a round blue creature", *flags]) == 0
     with Image.open(picture) as drawn:
         assert drawn.size == (64, 64)
         assert len(drawn.getcolors(64 * 64) or ()) > 10
@@ -195,19 +197,15 @@ def weights(serving_dir: Path, version: str = "1") -> dict[str, np.ndarray]:
     return found
 
 
-def emulate(
-    pipeline: Pipeline,
-    *flags: str,
-    dataset: str = "served",
-    folder: str = "emulated",
-    **environment: str,
-) -> str:
+def emulation(*flags: str, dataset: str = "served", folder: str = "emulated") -> list[str]:
+    places = ("--config", "settings.yaml", "--dataset", dataset, "--emulate-in", folder)
+    return ["--emulate", *flags, *places]
+
+
+def emulate(pipeline: Pipeline, argv: list[str], **environment: str) -> str:
     """Runs the compiled job, from a copy of the code and in an environment of its own."""
     done = subprocess.run(
-        [
-            *(sys.executable, str(REPO_ROOT / "runner_vertex.py"), "--emulate", *flags),
-            *("--config", "settings.yaml", "--dataset", dataset, "--emulate-in", folder),
-        ],
+        [sys.executable, str(REPO_ROOT / "runner_vertex.py"), *argv],
         cwd=pipeline.folder,
         env={**os.environ, **environment},
         capture_output=True,
@@ -221,9 +219,15 @@ def emulate(
 
 @pytest.mark.timeout(2400)
 def test_the_emulated_vertex_run_pushes_the_same_models(
-    pipeline: Pipeline, first_screen: str
+    pipeline: Pipeline,
+    first_screen: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    screen = emulate(pipeline, "--emulate-forked", "--steps", "4")
+    monkeypatch.chdir(pipeline.folder)
+    status = runner_vertex.main(emulation("--emulate-forked", "--steps", "4"))
+    screen, errors = capfd.readouterr()
+    assert (status, errors) == (0, ""), screen
     for step in STEPS:
         if step != "LatestBlessedModel":
             assert f"{step} executed" in screen
@@ -239,8 +243,8 @@ def test_the_emulated_vertex_run_pushes_the_same_models(
 def test_the_emulated_vertex_run_finds_the_latest_blessed_model(
     pipeline: Pipeline, first_screen: str
 ) -> None:
-    emulate(pipeline, "--emulate-forked", "--steps", "4")
-    screen = emulate(pipeline, "--emulate-forked", "--steps", "3")
+    emulate(pipeline, emulation("--emulate-forked", "--steps", "4"))
+    screen = emulate(pipeline, emulation("--emulate-forked", "--steps", "3"))
     for step in STEPS[: STEPS.index("Trainer")]:
         assert f"{step} cached" in screen
     assert "Trainer executed" in screen
@@ -253,7 +257,7 @@ def test_the_emulated_vertex_run_finds_the_latest_blessed_model(
 def test_the_emulated_vertex_run_in_fresh_processes_and_on_two_workers(
     pipeline: Pipeline, first_screen: str
 ) -> None:
-    screen = emulate(pipeline, "--steps", "4", "--workers", "2", folder="workers")
+    screen = emulate(pipeline, emulation("--steps", "4", "--workers", "2", folder="workers"))
     assert "Trainer executed" in screen
     log = (pipeline.folder / "workers" / "logs" / "custom-job-1-worker-0.log").read_text()
     assert "Training with 2 workers" in log
@@ -272,9 +276,8 @@ def test_the_emulated_vertex_run_in_a_bucket(
         pictures = pipeline.folder / "served" / "train.parquet"
         storage.write("pictures/train.parquet", pictures.read_bytes())
         flags = ("--pipeline-root", "gs://bucket/sdft", "--emulate-forked", "--steps", "4")
-        screen = emulate(
-            pipeline, *flags, dataset="gs://bucket/pictures", folder="bucket", **storage.environment
-        )
+        argv = emulation(*flags, dataset="gs://bucket/pictures", folder="bucket")
+        screen = emulate(pipeline, argv, **storage.environment)
         assert "Pushed: version 1 in gs://bucket/sdft/serving_model" in screen
         prefix = "sdft/serving_model/"
         for name in storage.names():
@@ -314,6 +317,7 @@ def test_an_unchanged_run_executes_nothing(pipeline: Pipeline, first_screen: str
     ]
 
 
+@pytest.mark.slow
 def test_a_training_setting_executes_from_the_trainer_on(
     pipeline: Pipeline, first_screen: str
 ) -> None:
