@@ -1,7 +1,10 @@
 """Settings that every test process needs before TensorFlow or TFX is imported."""
 
+from __future__ import annotations
+
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # TFX's imports would switch Keras to version 2 where this is unset.
@@ -10,3 +13,24 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # As the runners set it: which arithmetic is used must not depend on the machine.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pytest
+from zygote import Zygote
+
+# Begun first, so that no process is left alone with one of them at the end.
+LONGEST = ("test_end_to_end.py", "test_blessing.py", "test_evaluator.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Runs the command line with `small_pipeline.py` in the place of the real pipeline."""
+    modules = {"pipeline.local_runner": None, "pipeline.pipeline": "small_pipeline"}
+    here = Path(__file__).resolve().parent
+    zygote = Zygote(tmp_path_factory.mktemp("zygote"), modules, here / "pipeline")
+    yield zygote
+    zygote.close()

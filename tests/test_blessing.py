@@ -53,20 +53,17 @@ def record(row) -> bytes:
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
-@pytest.fixture(scope="module")
-def latents(tmp_path_factory) -> Artifact:
-    """Of 360 creatures to train on and 60 that are held out, as the component makes them."""
-    folder = tmp_path_factory.mktemp("latents")
+def encoded(folder: Path, split: str, start: int, stop: int) -> Artifact:
+    """Latents of some creatures, as the component makes them."""
     [first, *_] = sorted(DATASET.glob("*.parquet"))
-    rows = pq.read_table(first).slice(0, 420).to_pylist()
+    rows = pq.read_table(first).slice(start, stop - start).to_pylist()
     examples, made = standard_artifacts.Examples(), standard_artifacts.Examples()
     examples.uri, made.uri = str(folder / "examples"), str(folder / "latents")
-    describe_examples(examples, ["train", "eval"])
-    for split, some in (("train", rows[60:]), ("eval", rows[:60])):
-        uri = artifact_utils.get_split_uri([examples], split)
-        os.makedirs(uri)
-        path = os.path.join(uri, "examples-00000-of-00001.gz")
-        write_shard(path, map(record, some), str(folder))
+    describe_examples(examples, [split])
+    uri = artifact_utils.get_split_uri([examples], split)
+    os.makedirs(uri)
+    path = os.path.join(uri, "examples-00000-of-00001.gz")
+    write_shard(path, map(record, rows), str(folder))
     hashed = BASE_MODEL.hash(latent_gen.ENCODERS)
     latent_gen.Executor(BaseBeamExecutor.Context(beam_pipeline_args=[])).Do(
         {"examples": [examples]},
@@ -76,14 +73,31 @@ def latents(tmp_path_factory) -> Artifact:
     return made
 
 
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory) -> Artifact:
+    """Of 60 creatures that nothing is trained on."""
+    return encoded(tmp_path_factory.mktemp("held_out"), "eval", 0, 60)
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory) -> Artifact:
+    """Of 360 creatures to train on."""
+    return encoded(tmp_path_factory.mktemp("latents"), "train", 60, 420)
+
+
 def base() -> keras.Model:
     return BASE_MODEL.build("diffusion_model")
 
 
-def export(model: keras.Model, folder: Path) -> Artifact:
-    serving = folder / "Format-Serving"
+def served(model: keras.Model) -> DiffusionModelModule:
     module = DiffusionModelModule(model, PRESET, SIZE)
-    del module.serve  # Tracing the sampling loop takes long, and nothing here calls it.
+    # Tracing the sampling loop takes long, and nothing here calls it.
+    del module.serve, module.from_noise, module.sample
+    return module
+
+
+def export(module: DiffusionModelModule, folder: Path) -> Artifact:
+    serving = folder / "Format-Serving"
     signatures = {"predict_epsilon": module.serve_prediction}
     tf.saved_model.save(module, str(serving / "diffusion_model"), signatures=signatures)
     (serving / "manifest.json").write_text(json.dumps({"preset": "tiny", "image_size": SIZE}))
@@ -96,8 +110,8 @@ def export(model: keras.Model, folder: Path) -> Artifact:
 class Judge:
     """LossScorer and Evaluator, one after the other."""
 
-    def __init__(self, latents: Artifact, folder: Path) -> None:
-        self._latents = latents
+    def __init__(self, held_out: Artifact, folder: Path) -> None:
+        self._held_out = held_out
         self._folder = folder
         self._runs = 0
 
@@ -114,10 +128,15 @@ class Judge:
             artifact.uri = str(folder / name)
         settings = dataclasses.replace(load_config().evaluation, num_samples=0)
         models = {"model": [candidate], "baseline_model": [baseline] if baseline else []}
-        arguments = [f"--direct_num_workers={workers}", "--direct_running_mode=multi_threading"]
+        arguments = [
+            f"--direct_num_workers={workers}",
+            "--direct_running_mode=multi_threading",
+            # As `beam_pipeline_args` of the local runner says: or TFX packs its code.
+            "--sdk_container_image=none",
+        ]
         context = BaseBeamExecutor.Context(beam_pipeline_args=arguments, tmp_dir=str(folder))
         loss_scorer.Executor(context).Do(
-            {"latents": [self._latents], **models},
+            {"latents": [self._held_out], **models},
             {"scores": [scores]},
             {
                 **CONTEXT,
@@ -148,25 +167,31 @@ class Judge:
 
 
 @pytest.fixture(scope="module")
-def judge(latents, tmp_path_factory) -> Judge:
-    return Judge(latents, tmp_path_factory.mktemp("judged"))
+def judge(held_out, tmp_path_factory) -> Judge:
+    return Judge(held_out, tmp_path_factory.mktemp("judged"))
 
 
 @pytest.fixture(scope="module")
-def same(tmp_path_factory) -> Artifact:
-    """The base weights as they are."""
-    return export(base(), tmp_path_factory.mktemp("same"))
-
-
-@pytest.fixture(scope="module")
-def noisy(tmp_path_factory) -> Artifact:
-    """The base weights with noise of 3 % on each."""
+def models(tmp_path_factory) -> dict[str, Artifact]:
+    """The base weights as they are, and with noise of 3 % on each."""
     model = base()
+    module = served(model)
+    made = {"same": export(module, tmp_path_factory.mktemp("same"))}
     rng = np.random.default_rng(0)
     for variable in model.weights:
         values = variable.numpy()
         variable.assign(values + 0.03 * values.std() * rng.standard_normal(values.shape))
-    return export(model, tmp_path_factory.mktemp("noisy"))
+    return {**made, "noisy": export(module, tmp_path_factory.mktemp("noisy"))}
+
+
+@pytest.fixture
+def same(models) -> Artifact:
+    return models["same"]
+
+
+@pytest.fixture
+def noisy(models) -> Artifact:
+    return models["noisy"]
 
 
 def test_noise_on_the_weights_is_not_blessed(judge, same, noisy):
@@ -221,7 +246,7 @@ def trained(latents, folder: Path, steps: int, num_examples: int | None = None) 
 
     tuner.train(batches, str(folder / "checkpoints"))
     tuner.assign_averages()
-    return export(model, folder)
+    return export(served(model), folder)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from ml_metadata.proto import metadata_store_pb2 as mlmd
 from PIL import Image
 
 from components import code_version
+from serving import generate
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 HUB_ID = "lambdalabs/pokemon-blip-captions"
@@ -175,9 +176,8 @@ def test_first_run_leaves_pictures_models_and_lineage(
 
 def test_a_picture_is_drawn_from_the_pushed_models(pipeline: Pipeline, first_screen: str) -> None:
     picture = pipeline.folder / "x.png"
-    command = [sys.executable, "-m", "serving.generate", "a drawing of a round blue creature"]
     flags = ["--serving-dir", str(pipeline.output / "serving_model"), "--out", str(picture)]
-    subprocess.run([*command, *flags], cwd=REPO_ROOT, check=True, timeout=300)
+    assert generate.main(["a drawing of a round blue creature", *flags]) == 0
     with Image.open(picture) as drawn:
         assert drawn.size == (64, 64)
         assert len(drawn.getcolors(64 * 64) or ()) > 10
@@ -198,20 +198,25 @@ def weights(serving_dir: Path, version: str = "1") -> dict[str, np.ndarray]:
     return found
 
 
-def emulate(
-    pipeline: Pipeline,
+def emulation(
     *flags: str,
+    settings: str = "settings.yaml",
     dataset: str = "served",
     folder: str = "emulated",
+) -> list[str]:
+    places = ("--config", settings, "--dataset", dataset, "--emulate-in", folder)
+    return ["--emulate", *flags, *places]
+
+
+def emulate(
+    pipeline: Pipeline,
+    argv: Sequence[str],
     program: Sequence[str] = (str(REPO_ROOT / "runner_vertex.py"),),
     **environment: str,
 ) -> str:
     """Runs the compiled job, from a copy of the code and in an environment of its own."""
     done = subprocess.run(
-        [
-            *(sys.executable, *program, "--emulate", *flags),
-            *("--config", "settings.yaml", "--dataset", dataset, "--emulate-in", folder),
-        ],
+        [sys.executable, *program, *argv],
         cwd=pipeline.folder,
         env={**os.environ, **environment},
         capture_output=True,
@@ -227,7 +232,11 @@ def emulate(
 def test_the_emulated_vertex_run_pushes_the_same_models(
     pipeline: Pipeline, first_screen: str
 ) -> None:
-    screen = emulate(pipeline, "--emulate-forked", "--steps", "4")
+    # Neither changes what is trained and pushed, and both take their time.
+    quick = SETTINGS.replace("num_samples: 2", "num_samples: 0") + "serving:\n  canary: false\n"
+    (pipeline.folder / "quick.yaml").write_text(quick)
+    argv = emulation("--emulate-forked", "--steps", "4", settings="quick.yaml")
+    screen = emulate(pipeline, argv)
     for step in STEPS:
         if step != "LatestBlessedModel":
             assert f"{step} executed" in screen
@@ -243,8 +252,8 @@ def test_the_emulated_vertex_run_pushes_the_same_models(
 def test_the_emulated_vertex_run_finds_the_latest_blessed_model(
     pipeline: Pipeline, first_screen: str
 ) -> None:
-    emulate(pipeline, "--emulate-forked", "--steps", "4")
-    screen = emulate(pipeline, "--emulate-forked", "--steps", "3")
+    emulate(pipeline, emulation("--emulate-forked", "--steps", "4"))
+    screen = emulate(pipeline, emulation("--emulate-forked", "--steps", "3"))
     for step in STEPS[: STEPS.index("Trainer")]:
         assert f"{step} cached" in screen
     assert "Trainer executed" in screen
@@ -293,8 +302,7 @@ def workers_run(pipeline: Pipeline, first_screen: str) -> Watched:
     (notes / "sitecustomize.py").write_text(_NOTE)
     screen = emulate(
         pipeline,
-        *("--steps", "4", "--workers", "2"),
-        folder="workers",
+        emulation("--steps", "4", "--workers", "2", folder="workers"),
         program=("-c", _WATCHED),
         PYTHONPATH=str(REPO_ROOT),
         NOTES=str(notes),
@@ -349,9 +357,8 @@ def test_the_emulated_vertex_run_in_a_bucket(
         pictures = pipeline.folder / "served" / "train.parquet"
         storage.write("pictures/train.parquet", pictures.read_bytes())
         flags = ("--pipeline-root", "gs://bucket/sdft", "--emulate-forked", "--steps", "4")
-        screen = emulate(
-            pipeline, *flags, dataset="gs://bucket/pictures", folder="bucket", **storage.environment
-        )
+        argv = emulation(*flags, dataset="gs://bucket/pictures", folder="bucket")
+        screen = emulate(pipeline, argv, **storage.environment)
         assert "Pushed: version 1 in gs://bucket/sdft/serving_model" in screen
         prefix = "sdft/serving_model/"
         for name in storage.names():
@@ -391,6 +398,7 @@ def test_an_unchanged_run_executes_nothing(pipeline: Pipeline, first_screen: str
     ]
 
 
+@pytest.mark.slow
 def test_a_training_setting_executes_from_the_trainer_on(
     pipeline: Pipeline, first_screen: str
 ) -> None:

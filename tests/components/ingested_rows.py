@@ -17,7 +17,12 @@ from components import RejectedRows
 from components.caption_example_gen import executor
 from components.caption_example_gen.sources import DatasetSpec, dataset_fingerprint
 
-TWO_WORKERS = ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]
+TWO_WORKERS = [
+    "--direct_num_workers=2",
+    "--direct_running_mode=multi_threading",
+    # As `beam_pipeline_args` of the local runner says: or TFX packs its code for remote workers.
+    "--sdk_container_image=none",
+]
 HUB_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 

@@ -1,14 +1,7 @@
-"""A pipeline of four quick components and a resolver, in the place of the real one.
+"""A pipeline of four quick components and a resolver, in the place of the real one."""
 
-As a program it is a zygote: it imports TFX once and forks a process for every run that it is
-asked for, so that many runs, and many kills, cost one import.
-"""
-
-import json
 import logging
 import os
-import signal
-import sys
 import time
 from pathlib import Path
 
@@ -127,34 +120,3 @@ def create_pipeline(
         enable_cache=True,
         beam_pipeline_args=beam_pipeline_args,
     )
-
-
-def _serve() -> None:
-    import pipeline.local_runner  # noqa: F401 - once, for every run
-    import runner_local
-
-    sys.modules["pipeline.pipeline"] = sys.modules["small_pipeline"]
-    print("ready", flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "argv" in request:
-            pid = os.fork()
-            if not pid:
-                # A shell has what it starts in the background ignore this.
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                for fd, path in ((1, request["stdout"]), (2, request["stderr"])):
-                    os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), fd)
-                status = runner_local.main(request["argv"])
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-            print(pid, flush=True)
-        else:
-            print(os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1]), flush=True)
-
-
-if __name__ == "__main__":
-    # The executors name this module by its import path.
-    from small_pipeline import _serve as serve
-
-    serve()

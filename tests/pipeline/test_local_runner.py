@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,88 +12,6 @@ import pytest
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
 from pipeline import housekeeping, lineage
-
-REPO_ROOT = Path(__file__).resolve().parent.parent.parent
-HERE = Path(__file__).resolve().parent
-
-
-@dataclasses.dataclass
-class Run:
-    """One run of `runner_local.main` in a process of its own."""
-
-    zygote: Zygote
-    pid: int
-    stdout: Path
-    stderr: Path
-
-    def wait(self) -> int:
-        return self.zygote.ask(wait=self.pid)
-
-    def kill(self, number: int = signal.SIGKILL) -> int:
-        os.kill(self.pid, number)
-        return self.wait()
-
-    def wait_for(self, text: str, seconds: float = 30) -> None:
-        deadline = time.monotonic() + seconds
-        while text not in self.out():
-            assert time.monotonic() < deadline, f"{text!r} not in {self.out()!r} {self.err()!r}"
-            time.sleep(0.01)
-
-    def out(self) -> str:
-        return self.stdout.read_text() if self.stdout.exists() else ""
-
-    def err(self) -> str:
-        return self.stderr.read_text() if self.stderr.exists() else ""
-
-
-class Zygote:
-    def __init__(self, folder: Path) -> None:
-        environment = dict(os.environ, TF_USE_LEGACY_KERAS="0", TF_CPP_MIN_LOG_LEVEL="3")
-        environment["PYTHONPATH"] = f"{REPO_ROOT}{os.pathsep}{HERE}"
-        self._folder = folder
-        self._runs = 0
-        with open(folder / "zygote.log", "w") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, str(HERE / "small_pipeline.py")],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=environment,
-                cwd=folder,
-            )
-        assert self._read() == "ready"
-
-    def _read(self) -> str:
-        line = self._process.stdout.readline().strip()
-        assert line, (self._folder / "zygote.log").read_text()[-2000:]
-        return line
-
-    def ask(self, **request: object) -> int:
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return int(self._read())
-
-    def start(self, *argv: str) -> Run:
-        self._runs += 1
-        stdout, stderr = (self._folder / f"{self._runs}.{name}" for name in ("out", "err"))
-        pid = self.ask(argv=list(argv), stdout=str(stdout), stderr=str(stderr))
-        return Run(self, pid, stdout, stderr)
-
-    def run(self, *argv: str) -> tuple[int, Run]:
-        run = self.start(*argv)
-        return run.wait(), run
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def zygote(tmp_path_factory):
-    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
-    yield zygote
-    zygote.close()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from zygote import Zygote
 
 sys.path[:0] = [str(Path(__file__).parent)]
 
@@ -36,32 +37,24 @@ def left(request: pytest.FixtureRequest) -> Iterator[Path]:
         shutil.rmtree(make.ROOT)
 
 
-def run() -> tuple[int, str]:
+def run(zygote: Zygote) -> tuple[int, str]:
     """The small pipeline's run, in a process of its own, again."""
-    code = "import make, sys; sys.exit(make.run())"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    return done.returncode, done.stdout
+    status, run = zygote.run(*make.RUN_FLAGS)
+    return status, run.out() + run.err()
 
 
 def test_there_is_one_of_each_stack() -> None:
     assert [path.name for path in ARCHIVES] == ["tfx-1.16.0.tar.gz", "tfx-1.21.0.tar.gz"]
 
 
-def test_a_database_of_a_newer_schema_is_refused_and_kept(left: Path) -> None:
+def test_a_database_of_a_newer_schema_is_refused_and_kept(left: Path, zygote: Zygote) -> None:
     database = left / "run" / "metadata.sqlite"
     kept = database.read_bytes()
     with sqlite3.connect(database) as connection:
         connection.execute("UPDATE MLMDEnv SET schema_version = 11")
     connection.close()
     before = hashlib.sha256(database.read_bytes()).hexdigest()
-    status, said = run()
+    status, said = run(zygote)
     assert status == 2
     [error] = [line for line in said.splitlines() if line.startswith("error")]
     assert "version 11" in error
@@ -78,9 +71,9 @@ def lineage(left: Path, *question: str) -> str:
 
 
 def test_finished_steps_come_from_the_cache_and_lineage_shows_both_runs(
-    left: Path, request: pytest.FixtureRequest
+    left: Path, zygote: Zygote, request: pytest.FixtureRequest
 ) -> None:
-    status, said = run()
+    status, said = run(zygote)
     assert status == 0, said
     for step in ("Source", "Train", "Judge", "Publish"):
         assert f"{step} cached: nothing that it depends on has changed" in said

@@ -1,0 +1,56 @@
+"""What the steps of the real pipeline depend on, and so what a changed setting runs again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tfx.dsl.components.base.base_node import BaseNode
+
+from pipeline.config import load_config
+from pipeline.pipeline import create_pipeline
+
+BEFORE_THE_TRAINER = {
+    "CaptionExampleGen", "StatisticsGen", "SchemaGen", "CaptionValidator", "DatasetReport",
+    "LatentGen",
+}  # fmt: skip
+AFTER_THE_TRAINER = {"LossScorer", "Evaluator", "EvaluationReport", "ServingPusher"}
+
+
+def nodes(folder: Path, **training: Any) -> dict[str, BaseNode]:
+    config = load_config()
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
+    made = create_pipeline(
+        config,
+        pipeline_root=str(folder / "artifacts"),
+        metadata_path=str(folder / "metadata.sqlite"),
+        serving_dir=str(folder / "serving_model"),
+        checkpoint_dir=str(folder / "checkpoints"),
+        dataset_fingerprint="1",
+    )
+    return {node.id: node for node in made.components}
+
+
+def producers(node: BaseNode) -> set[str]:
+    return {channel.producer_component_id for channel in node.inputs.values()}
+
+
+@pytest.mark.parametrize(
+    "setting", [{"steps": 6}, {"batch_size": 8}, {"learning_rate": 0.5}, {"seed": 7}]
+)
+def test_a_training_setting_is_the_trainers_alone(setting: dict[str, Any], tmp_path: Path) -> None:
+    before, after = nodes(tmp_path), nodes(tmp_path, **setting)
+    assert before.keys() == after.keys()
+    changed = {n for n in before if before[n].exec_properties != after[n].exec_properties}
+    assert changed == {"Trainer"}
+
+
+def test_what_comes_after_the_trainer_reads_what_it_made(tmp_path: Path) -> None:
+    made = nodes(tmp_path)
+    assert {*made} - {"LatestBlessedModel"} == {*BEFORE_THE_TRAINER, "Trainer", *AFTER_THE_TRAINER}
+    for step in BEFORE_THE_TRAINER:
+        assert producers(made[step]) <= BEFORE_THE_TRAINER
+    for step in AFTER_THE_TRAINER:
+        assert "Trainer" in producers(made[step])
