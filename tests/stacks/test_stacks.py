@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -12,13 +13,10 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import make
 import numpy as np
 import pytest
 import tensorflow as tf
-
-sys.path[:0] = [str(Path(__file__).parent)]
-
-import make  # noqa: E402
 
 ARCHIVES = sorted((make.TESTS / "data" / "stacks").glob("*.tar.gz"))
 
@@ -41,7 +39,7 @@ def run() -> tuple[int, str]:
     code = "import make, sys; sys.exit(make.run())"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
