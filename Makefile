@@ -19,6 +19,7 @@ lint: setup
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --quiet --check .
 	@.venv/bin/mypy --no-error-summary
+	@said=$$(.venv/bin/lint-imports --no-cache --no-logo) || { echo "$$said"; exit 1; }
 
 # Opens a local web page that draws with the pushed models; ARGS="--serving-dir DIR" for another run.
 playground: setup
