@@ -92,7 +92,8 @@ def _direct(room: str, below: Mapping[str, set[str]]) -> set[str]:
 
 
 def _reached(room: str, below: Mapping[str, set[str]]) -> set[str]:
-    found, left = set(), [room]
+    found: set[str] = set()
+    left = [room]
     while left:
         new = below[left.pop()] - found
         found |= new
