@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock lineage playground bench-ingest bench-serving bench-stacks bench-train bench-weights help
+.PHONY: run test setup lint lock lineage playground rooms bench-ingest bench-serving bench-stacks bench-train bench-weights help
 
 # Sets up everything and runs the pipeline; ARGS="--steps 800" passes flags on.
 run: setup
@@ -19,6 +19,12 @@ lint: setup
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --quiet --check .
 	@.venv/bin/mypy --no-error-summary
+	@said=$$(.venv/bin/lint-imports --no-cache --no-logo) || { echo "$$said"; exit 1; }
+	@.venv/bin/python -m docs.rooms --check
+
+# Draws the picture of docs/architecture.md anew from what the code imports.
+rooms: setup
+	@.venv/bin/python -m docs.rooms
 
 # Opens a local web page that draws with the pushed models; ARGS="--serving-dir DIR" for another run.
 playground: setup

@@ -35,7 +35,6 @@ _LFS_SUFFIXES = (
 )  # fmt: skip
 _LFS_BYTES = 10 << 20
 _CHUNK_BYTES = 1 << 18
-_ROOT = Path(__file__).resolve().parents[1]
 
 TOKEN = "hf_SecretThatMustNotBeShown"
 NOW = {"Retry-After": "0"}
@@ -294,7 +293,7 @@ class HubServer:
             env={
                 "PATH": os.environ["PATH"],
                 "HOME": str(home),
-                "PYTHONPATH": str(_ROOT),
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                 "HF_DEBUG": "1",
                 **self.env(home),
                 **env,

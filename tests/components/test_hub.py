@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hub_server import NOW, TOKEN, HubServer, Ran, write
 
 from components.caption_example_gen.sources.base import DatasetError

@@ -15,11 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hub_server import HubServer
+from PIL import Image
 
 from components.caption_example_gen import sources
 from components.caption_example_gen.sources import (

@@ -2,13 +2,10 @@
 
 import fcntl
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "trainer")]
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
-
-sys.path[:0] = [str(Path(__file__).parents[1] / "trainer")]
 
 IMAGE_SIZE = 64
 DEFAULTS = {"num_steps": 2, "guidance_scale": 3.0}

@@ -15,9 +15,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from browser import browser
 from playwright.sync_api import Locator, Page, expect
 

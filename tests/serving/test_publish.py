@@ -1,15 +1,11 @@
 """Releases go to a hub, a bucket and a folder, and come back with every byte, or not at all."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from hub_server import TOKEN, HubServer
 
 from serving import png, publish, pull

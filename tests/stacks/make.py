@@ -1,6 +1,6 @@
 """Writes what one stack leaves behind, for the other to go on with.
 
-    python tests/stacks/make.py
+    PYTHONPATH=.:tests/pipeline:tests/serving:tests/trainer python tests/stacks/make.py
 
 run on each stack, writes `tests/data/stacks/tfx-<version>.tar.gz`: a run of the small pipeline, a
 training's checkpoint and end, latents, a release and a picture of it. All paths in it are below
@@ -20,10 +20,6 @@ from pathlib import Path
 os.environ["TF_USE_LEGACY_KERAS"] = "0"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [
-    str(TESTS.parent),
-    *(str(TESTS / name) for name in ("pipeline", "serving", "trainer")),
-]
 
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402

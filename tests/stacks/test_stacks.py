@@ -12,14 +12,11 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import make
 import numpy as np
 import pytest
 import tensorflow as tf
 from zygote import Zygote
-
-sys.path[:0] = [str(Path(__file__).parent)]
-
-import make  # noqa: E402
 
 ARCHIVES = sorted((make.TESTS / "data" / "stacks").glob("*.tar.gz"))
 

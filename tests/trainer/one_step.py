@@ -12,12 +12,10 @@ import os
 import resource
 import sys
 import time
-from pathlib import Path
 
 # As tests/conftest.py.
 os.environ["TF_USE_LEGACY_KERAS"] = "0"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import numpy as np
 import tensorflow as tf

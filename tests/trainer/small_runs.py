@@ -23,7 +23,6 @@ os.environ["TF_USE_LEGACY_KERAS"] = "0"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # As the runners set it: which arithmetic is used must not depend on the machine.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import numpy as np
 import tensorflow as tf
@@ -207,6 +206,7 @@ class Zygote:
         self._running: set[int] = set()
         self._process = subprocess.Popen(
             [sys.executable, __file__],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

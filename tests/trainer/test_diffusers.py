@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import fsspec
@@ -14,8 +13,6 @@ import safetensors
 import tensorflow as tf
 from diffusers_preset import CHECKPOINT, IMAGE_SIZE, PRESET
 from safetensors.numpy import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.weights.__main__ import relative_error
 from components.latent_gen.executor import Encoders

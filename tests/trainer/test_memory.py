@@ -1,6 +1,7 @@
 """The estimate against sums by hand, and against what processes really take."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -155,9 +156,13 @@ def test_this_machine() -> None:
 
 
 def one_step(**order: Any) -> dict[str, Any]:
-    program = str(Path(__file__).with_name("one_step.py"))
+    program = Path(__file__).with_name("one_step.py")
     done = subprocess.run(
-        [sys.executable, program, json.dumps(order)], capture_output=True, text=True, timeout=900
+        [sys.executable, program, json.dumps(order)],
+        env={**os.environ, "PYTHONPATH": str(program.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     measured = json.loads(done.stdout.splitlines()[-1])

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hub_server import NOW, TOKEN, HubServer, Ran, write
 
 _DATA = Path(__file__).resolve().parents[1] / "data"
@@ -291,7 +287,6 @@ def test_both_layouts_are_told_by_their_files(
     address = f"hf://{_ID}" + ("/sd" if layout.endswith("/") else "")
     code = f"""
 if {layout != "keras_2"}:
-    sys.path.insert(0, {str(Path(__file__).parent)!r})
     from diffusers_preset import PRESET as preset
 out["source"] = located("{address}").prepare()
 out["numerics"] = located(out["source"]).preset.numerics

@@ -17,14 +17,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from browser import browser
 from made_store import COMPLETE, FIRST_DAY, HOSTILE, MINUTE, Settings, StoreMaker
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from browser import browser
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
 SECRET = "what nobody may read"
