@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import keras
 import numpy as np
 from keras_cv.src.models.stable_diffusion.clip_tokenizer import SimpleTokenizer
 from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusion
@@ -37,6 +38,11 @@ def main() -> None:
         for name, network in networks.items():
             network.load_weights(str(given.folder / f"{name}.weights.h5"))
             setattr(model, f"_{name}", network)
+        # KerasCV's takes positions, too.
+        tokens, positions = (keras.Input((77,), dtype="int32") for _ in range(2))
+        model._text_encoder = keras.Model(
+            [tokens, positions], networks["text_encoder"](tokens), name="with_positions"
+        )
         model._tokenizer = SimpleTokenizer(str(given.folder / "merges.txt.gz"))
         model._get_timestep_embedding = functools.partial(
             model._get_timestep_embedding, dim=preset.diffusion_model.timestep_width

@@ -40,9 +40,8 @@ def export_notebook_models(
 
     @tf.function(input_signature=[tf.TensorSpec([None, 77], tf.int32, name="tokens")])
     def encode(tokens):
-        positions = tf.broadcast_to(tf.range(77)[None], tf.shape(tokens))
-        context = text_encoder([tokens, positions], training=False)
-        unconditional = text_encoder([empty, tf.range(77)[None]], training=False)
+        context = text_encoder(tokens, training=False)
+        unconditional = text_encoder(empty, training=False)
         unconditional = tf.repeat(unconditional, tf.shape(tokens)[0], axis=0)
         return {"context": context, "unconditional_context": unconditional}
 

@@ -54,9 +54,7 @@ def relative_error(
     expected = given("output")
     inputs: object
     if network == "text_encoder":
-        model = build_text_encoder(preset)
-        tokens = given("tokens").astype(np.int32)
-        inputs = [tokens, np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)]
+        model, inputs = build_text_encoder(preset), given("tokens").astype(np.int32)
     elif network == "image_encoder":
         model, inputs = build_image_encoder(preset), given("image")
     elif network == "decoder":

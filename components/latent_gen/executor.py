@@ -173,8 +173,7 @@ class Encoders:
             ]
         )
         def encode(tokens: tf.Tensor, images: tf.Tensor) -> dict[str, tf.Tensor]:
-            positions = tf.broadcast_to(tf.range(length), tf.shape(tokens))
-            context = text_encoder([tokens, positions], training=False)
+            context = text_encoder(tokens, training=False)
             mean, log_variance = moments(images)
             encoded = {"context": context, "mean": mean, "log_variance": log_variance}
             if flip:

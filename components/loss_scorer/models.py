@@ -78,8 +78,7 @@ def frozen_text_encoder(exported: Sequence[str | None], base_model: BaseModel) -
     model = base_model.build("text_encoder")
 
     def encode(tokens: tf.Tensor) -> tf.Tensor:
-        positions = tf.broadcast_to(tf.range(tf.shape(tokens)[1]), tf.shape(tokens))
-        return tf.cast(model([tokens, positions], training=False), tf.float32)
+        return tf.cast(model(tokens, training=False), tf.float32)
 
     return encode
 

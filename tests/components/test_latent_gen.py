@@ -128,7 +128,7 @@ def _by_hand(encoders, example, mirror=False):
     text_encoder, image_encoder = encoders
     features = example.features.feature
     tokens = tokenize([features["caption"].bytes_list.value[0].decode()])
-    context = text_encoder([tokens, np.arange(77, dtype=np.int32)[None]])
+    context = text_encoder(tokens)
     pixels = resize_cover(decode_image(features["image/encoded"].bytes_list.value[0]), 64)
     if mirror:
         pixels = pixels[:, ::-1]

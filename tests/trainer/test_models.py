@@ -13,6 +13,7 @@ from trainer.networks import (
     build_image_encoder,
     build_text_encoder,
 )
+from trainer.networks.seam import layers_within
 from trainer.presets import Preset, get_preset
 
 
@@ -75,7 +76,7 @@ def test_norm_groups_reach_every_normalization(small_preset: Preset) -> None:
     model = build_diffusion_model(small_preset, 64)
     groups = [
         layer.groups
-        for layer in model._flatten_layers()
+        for layer in layers_within(model)
         if isinstance(layer, keras.layers.GroupNormalization)
     ]
     assert groups
@@ -88,7 +89,7 @@ def test_small_networks_fit_together(small_preset: Preset, image_size: int) -> N
     moments = build_image_encoder(small_preset)(image)
     assert moments.shape == (2, image_size // 8, image_size // 8, 8)
     tokens = tf.zeros((2, 77), tf.int32)
-    context = build_text_encoder(small_preset)([tokens, tokens])
+    context = build_text_encoder(small_preset)(tokens)
     assert context.shape == (2, 77, 8)
     epsilon = build_diffusion_model(small_preset, image_size)(
         [moments[..., :4], tf.zeros((2, 8)), context]

@@ -11,6 +11,7 @@ import tensorflow as tf
 from small_runs import batch_of, state, tuner
 
 from trainer.data.latents import batch_spec
+from trainer.networks.seam import layers_within
 from trainer.training.fine_tuner import FineTuner
 from trainer.training.precision import LossScale, computing_in
 
@@ -49,7 +50,7 @@ def test_outside_of_the_step_networks_are_float32(subject) -> None:
     subject, _ = subject
     model = subject.diffusion_model
     assert keras.config.dtype_policy().name == "float32"
-    for layer in model._flatten_layers():
+    for layer in layers_within(model):
         assert layer.compute_dtype == layer.variable_dtype == "float32"
     inputs = [tf.ones((1, *x.shape[1:])) for x in model.inputs]
     assert model(inputs).dtype == tf.float32

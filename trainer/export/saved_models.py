@@ -48,8 +48,7 @@ class TextEncoderModule(tf.Module):
 
     def _encode(self, tokens: tf.Tensor) -> tf.Tensor:
         """From tokens int32 [B, 77] to the context float32 [B, 77, D]."""
-        positions = tf.broadcast_to(tf.range(tf.shape(tokens)[1])[None], tf.shape(tokens))
-        return tf.cast(self._call([tokens, positions]), tf.float32)
+        return tf.cast(self._call(tokens), tf.float32)
 
     def _from_tokens(self, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"context": self.encode(tokens)}

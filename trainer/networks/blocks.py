@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import keras
 import tensorflow as tf
-from keras_cv.src.models.stable_diffusion.diffusion_model import GEGLU
 
+from trainer.networks.seam import GEGLU, compute_as, layers_within
 from trainer.presets import Numerics
 
 LayerT = TypeVar("LayerT", bound=keras.layers.Layer)
@@ -53,7 +53,7 @@ def autoencoder_epsilon(numerics: Numerics) -> float:
 
 def with_group_norms(layer: LayerT, groups: int, epsilon: float = EPSILON) -> LayerT:
     """Sets groups and epsilon of every group normalization in a layer that is not yet built."""
-    for part in layer._flatten_layers():
+    for part in layers_within(layer):
         if isinstance(part, keras.layers.GroupNormalization):
             part.groups = groups
             part.epsilon = epsilon
@@ -62,10 +62,10 @@ def with_group_norms(layer: LayerT, groups: int, epsilon: float = EPSILON) -> La
 
 def with_split_gates(layer: LayerT, numerics: Numerics) -> LayerT:
     """Makes every gated unit in a layer one of ours."""
-    for part in layer._flatten_layers():
+    for part in layers_within(layer):
         if type(part) is GEGLU:
             # A new layer in its place would come last in the order of the weights.
-            part.__class__ = ExactGEGLU if numerics == "diffusers" else SplitGEGLU
+            compute_as(part, ExactGEGLU if numerics == "diffusers" else SplitGEGLU)
     return layer
 
 
@@ -79,7 +79,7 @@ def prebuilt(layer: LayerT, input_shapes: Sequence[Sequence[int]]) -> LayerT:
         layer: Takes a list of tensors.
         input_shapes: Their shapes without the batch dimension.
     """
-    for part in layer._flatten_layers():
+    for part in layers_within(layer):
         if type(part).build is keras.layers.Layer.build:
             part.built = True
     layer([tf.zeros((1, *shape)) for shape in input_shapes])

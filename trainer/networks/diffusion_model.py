@@ -1,12 +1,6 @@
 from __future__ import annotations
 
 import keras
-from keras_cv.src.models.stable_diffusion.diffusion_model import (
-    ResBlock,
-    SpatialTransformer,
-    Upsample,
-)
-from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
 
 from trainer.networks.blocks import (
     EPSILON,
@@ -15,6 +9,7 @@ from trainer.networks.blocks import (
     with_group_norms,
     with_split_gates,
 )
+from trainer.networks.seam import PaddedConv2D, ResBlock, SpatialTransformer, Upsample
 from trainer.presets import LATENT_CHANNELS, Preset
 
 

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import keras
-from keras_cv.src.models.stable_diffusion.attention_block import AttentionBlock
-from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
-from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
 
 from trainer.networks.blocks import autoencoder_epsilon, with_group_norms
+from trainer.networks.seam import AttentionBlock, PaddedConv2D, ResnetBlock
 from trainer.presets import LATENT_CHANNELS, Preset
 
 

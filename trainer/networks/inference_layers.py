@@ -13,18 +13,15 @@ import math
 
 import keras
 import tensorflow as tf
-from keras_cv.src.models.stable_diffusion.diffusion_model import CrossAttention
 
-from trainer.networks.lent_classes import lent_classes
 from trainer.networks.matrix_products import conv2d_forward, output_sides
+from trainer.networks.seam import CrossAttention, computing_as, layers_within
 
 # Below, a convolution of few positions is too short to gain from being a matrix product.
 _MANY_CHANNELS = 256
 
 
 class _OneProductDense(keras.layers.Dense):
-    """A class for layers that are there already: `inference_layers` lends it, and the others."""
-
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         if len(inputs.shape) == 2 or None in inputs.shape[1:]:
             return super().call(inputs, training=training)
@@ -95,7 +92,7 @@ def inference_layers(
             channels are faster as matrix products.
     """
     forms = _FORMS | {keras.layers.Conv2D: _FewPositionsConv2D} if for_cpu else _FORMS
-    return lent_classes(model, forms)
+    return computing_as([model], forms)
 
 
 def has_form_for_cpu(model: keras.Model) -> bool:
@@ -105,5 +102,5 @@ def has_form_for_cpu(model: keras.Model) -> bool:
     """
     return any(
         type(layer) is keras.layers.Conv2D and layer.kernel.shape[2] >= _MANY_CHANNELS
-        for layer in model._flatten_layers()
+        for layer in layers_within(model)
     )

@@ -16,12 +16,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.networks.lent_classes import lent_classes
+from trainer.networks.seam import computing_as
 
 
 class _MatrixProductConv2D(keras.layers.Conv2D):
-    """A class for layers that are there already: `convolutions_as_matrix_products` lends it."""
-
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         return conv2d(inputs, tf.convert_to_tensor(kernel), stride=self.strides[0])
 
@@ -35,9 +33,7 @@ def convolutions_as_matrix_products(models: Sequence[keras.Model]) -> Iterator[N
     if tf.config.list_logical_devices("GPU"):
         yield
         return
-    with contextlib.ExitStack() as stack:
-        for model in models:
-            stack.enter_context(lent_classes(model, {keras.layers.Conv2D: _MatrixProductConv2D}))
+    with computing_as(models, {keras.layers.Conv2D: _MatrixProductConv2D}):
         yield
 
 

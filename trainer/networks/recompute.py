@@ -8,8 +8,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainer.networks.seam import mapped_call
 
-def call_recomputing(model: keras.Model, inputs: list[tf.Tensor]) -> tf.Tensor:
+
+def call_recomputing(model: keras.Model, inputs: tf.Tensor | list[tf.Tensor]) -> tf.Tensor:
     """What `model(inputs, training=True)` gives, with less kept for the backward pass.
 
     Of every layer that is made of others (a residual block, a transformer block), only inputs and
@@ -17,7 +19,7 @@ def call_recomputing(model: keras.Model, inputs: list[tf.Tensor]) -> tf.Tensor:
 
     Args:
         model: A functional model of layers that take a tensor or a list of them.
-        inputs: In the order of the model's inputs.
+        inputs: One tensor, or several in the order of the model's inputs.
     """
 
     def kept_or_recomputed(layer: keras.layers.Layer) -> Callable[..., Any]:
@@ -36,6 +38,4 @@ def call_recomputing(model: keras.Model, inputs: list[tf.Tensor]) -> tf.Tensor:
 
         return call
 
-    outputs = model._run_through_graph(inputs, operation_fn=kept_or_recomputed)
-    [output] = keras.tree.flatten(outputs)
-    return output
+    return mapped_call(model, inputs, kept_or_recomputed)

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
 import keras
-from keras_cv.src.models.stable_diffusion.text_encoder import (
-    CLIPEmbedding,
-    CLIPEncoderLayer,
-    quick_gelu,
-)
 
 from trainer.networks.blocks import EPSILON
+from trainer.networks.seam import CLIPEmbedding, CLIPEncoderLayer, quick_gelu
 from trainer.presets import Preset
 
 _ROOT = "text_model"
+
+
+class _Positions(keras.layers.Layer):
+    """Each token's place in its sequence, int32, of the tokens' shape."""
+
+    def call(self, tokens: keras.KerasTensor) -> keras.KerasTensor:
+        return keras.ops.broadcast_to(
+            keras.ops.arange(tokens.shape[1], dtype="int32"), keras.ops.shape(tokens)
+        )
+
+    def compute_output_spec(self, tokens: keras.KerasTensor) -> keras.KerasTensor:
+        return keras.KerasTensor(tokens.shape, dtype="int32")
 
 
 def build_text_encoder(preset: Preset) -> keras.Model:
@@ -20,18 +28,17 @@ def build_text_encoder(preset: Preset) -> keras.Model:
         preset: Its `text_encoder` dimensions are used.
 
     Returns:
-        A model from `[tokens, positions]`, int32 [B, 77] each, to the context, float32 [B, 77, D].
+        A model from tokens, int32 [B, 77], to the context, float32 [B, 77, D].
     """
     dimensions = preset.text_encoder
     tokens = keras.Input((dimensions.max_length,), dtype="int32", name="tokens")
-    positions = keras.Input((dimensions.max_length,), dtype="int32", name="positions")
     embedding = CLIPEmbedding(
         dimensions.vocabulary_size,
         dimensions.width,
         dimensions.max_length,
         name=f"{_ROOT}.embeddings",
     )
-    x = embedding([tokens, positions])
+    x = embedding([tokens, _Positions(name="positions")(tokens)])
     for layer in range(dimensions.num_layers):
         x = CLIPEncoderLayer(
             dimensions.width,
@@ -41,4 +48,4 @@ def build_text_encoder(preset: Preset) -> keras.Model:
         )(x)
     norm = keras.layers.LayerNormalization(epsilon=EPSILON, name=f"{_ROOT}.final_layer_norm")
     context = norm(x)
-    return keras.Model([tokens, positions], context, name="text_encoder")
+    return keras.Model(tokens, context, name="text_encoder")

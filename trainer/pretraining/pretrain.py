@@ -200,12 +200,11 @@ def held_out_loss(
     text_encoder = tuner.text_encoder
 
     @functools.partial(tf.function, autograph=False)
-    def predict(noisy: tf.Tensor, timesteps: tf.Tensor, *text: tf.Tensor) -> tf.Tensor:
+    def predict(noisy: tf.Tensor, timesteps: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
         embedding = timestep_embedding(timesteps, preset.diffusion_model.timestep_width)
-        context = text_encoder(list(text), training=False)
+        context = text_encoder(tokens, training=False)
         return tuner.diffusion_model([noisy, embedding, context], training=False)
 
-    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     losses = []
     for stratum in range(10):
         low = stratum * NUM_TIMESTEPS // 10
@@ -219,7 +218,6 @@ def held_out_loss(
                 schedule.add_noise(latent, noise[1], timesteps),
                 tf.constant(timesteps),
                 tf.constant(tokens[part]),
-                tf.constant(positions[part]),
             )
             target = schedule.target(latent, noise[1], timesteps)
             losses.append(np.square(target - predicted).mean(axis=(1, 2, 3)))

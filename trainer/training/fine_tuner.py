@@ -271,10 +271,9 @@ class FineTuner:
             return tf.where(dropped[..., None], self._empty_caption[None], batch["context"])
         tokens = tf.cast(batch["tokens"], tf.int32)
         tokens = tf.where(dropped, self._empty_caption[None], tokens)
-        positions = tf.broadcast_to(tf.range(tf.shape(tokens)[1])[None], tf.shape(tokens))
-        return self._call(self.text_encoder, [tokens, positions])
+        return self._call(self.text_encoder, tokens)
 
-    def _call(self, model: keras.Model, inputs: list[tf.Tensor]) -> tf.Tensor:
+    def _call(self, model: keras.Model, inputs: tf.Tensor | list[tf.Tensor]) -> tf.Tensor:
         if self.config.gradient_checkpointing:
             return call_recomputing(model, inputs)
         return model(inputs, training=True)

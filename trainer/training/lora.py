@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import keras
 import numpy as np
 import safetensors.numpy
 import tensorflow as tf
+
+from trainer.networks.seam import compute_as
 
 LORA_NAME = "lora.safetensors"
 
@@ -56,20 +58,19 @@ class _Adapter:
     scale: float
 
     def attach(self) -> None:
-        own_call: Callable[..., tf.Tensor] = type(self.layer).call
+        adapter = self
 
-        def call(x: tf.Tensor, *args: object, **kwargs: object) -> tf.Tensor:
-            # Not added to the kernel, in whose 16-bit rounding a small change would be lost.
-            low = tf.matmul(x, tf.cast(self.down, x.dtype))
-            change = tf.matmul(low, tf.cast(self.up, x.dtype))
-            return own_call(self.layer, x, *args, **kwargs) + self.scale * change
+        class AdaptedDense(keras.layers.Dense):
+            def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+                # Not added to the kernel, in whose 16-bit rounding a small change would be lost.
+                low = tf.matmul(inputs, tf.cast(adapter.down, inputs.dtype))
+                change = tf.matmul(low, tf.cast(adapter.up, inputs.dtype))
+                return super().call(inputs, training=training) + adapter.scale * change
 
-        # Not a layer of its own in the network: that would change the order of its weights, which
-        # is how weight files and exported models know them.
-        object.__setattr__(self.layer, "call", call)
+        compute_as(self.layer, AdaptedDense)
 
     def detach(self) -> None:
-        object.__delattr__(self.layer, "call")
+        compute_as(self.layer, keras.layers.Dense)
 
     def merge(self) -> None:
         change = tf.matmul(tf.convert_to_tensor(self.down), tf.convert_to_tensor(self.up))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import keras
 import tensorflow as tf
 
+from trainer.networks.seam import layers_within
 from trainer.training.distribution import assign_here
 from trainer.training_config import Precision
 
@@ -26,7 +27,7 @@ def computing_in(precision: Precision, models: Sequence[keras.Model]) -> Iterato
         yield
         return
     policy = keras.DTypePolicy(f"mixed_{precision}")
-    layers = [layer for model in models for layer in model._flatten_layers()]
+    layers = [layer for model in models for layer in layers_within(model)]
     before = [layer.dtype_policy for layer in layers]
     default = keras.config.dtype_policy()
     # KerasCV's attention creates a layer at every call, which follows the default.

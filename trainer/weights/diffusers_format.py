@@ -10,16 +10,17 @@ from typing import Any
 import keras
 import numpy as np
 import safetensors
-from keras_cv.src.models.stable_diffusion.attention_block import AttentionBlock
-from keras_cv.src.models.stable_diffusion.diffusion_model import (
+
+from storage.errors import one_line
+from trainer.networks.seam import (
+    AttentionBlock,
+    CLIPEmbedding,
+    CLIPEncoderLayer,
     ResBlock,
+    ResnetBlock,
     SpatialTransformer,
     Upsample,
 )
-from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
-from keras_cv.src.models.stable_diffusion.text_encoder import CLIPEmbedding, CLIPEncoderLayer
-
-from storage.errors import one_line
 from trainer.weights.errors import WeightsError
 
 _TEXT_ROOT = "text_model."

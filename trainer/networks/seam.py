@@ -1,0 +1,107 @@
+"""All that the networks need of KerasCV and Keras that neither promises to keep.
+
+KerasCV is the source of the layers and the judge of ours, but it stands still, its Stable Diffusion
+lies in modules that are not public, and its layers have to compute otherwise here: as matrix
+products on a CPU, with adapters, with diffusers' numerics. What that takes is in this module, and
+no other may use a private name of the two: tests/trainer/test_seam.py lists the names, looks
+through the code for others, and says which one a new version lacks.
+
+The one means to give layers another arithmetic is another class: a subclass that only computes
+differently, exchanged in place, so that a layer keeps its variables, and a network the order of its
+weights, by which weight files and exported models know them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras_cv.src.models.stable_diffusion.attention_block import AttentionBlock
+from keras_cv.src.models.stable_diffusion.diffusion_model import (
+    GEGLU,
+    CrossAttention,
+    ResBlock,
+    SpatialTransformer,
+    Upsample,
+)
+from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
+from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
+from keras_cv.src.models.stable_diffusion.text_encoder import (
+    CLIPEmbedding,
+    CLIPEncoderLayer,
+    quick_gelu,
+)
+
+__all__ = [
+    "GEGLU",
+    "AttentionBlock",
+    "CLIPEmbedding",
+    "CLIPEncoderLayer",
+    "CrossAttention",
+    "PaddedConv2D",
+    "ResBlock",
+    "ResnetBlock",
+    "SpatialTransformer",
+    "Upsample",
+    "compute_as",
+    "computing_as",
+    "layers_within",
+    "mapped_call",
+    "quick_gelu",
+]
+
+LayerClass = type[keras.layers.Layer]
+
+
+def layers_within(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """A layer or model, and all layers that it is made of, at any depth."""
+    return list(layer._flatten_layers())
+
+
+def mapped_call(
+    model: keras.Model,
+    inputs: tf.Tensor | list[tf.Tensor],
+    form: Callable[[keras.layers.Layer], Callable[..., Any]],
+) -> tf.Tensor:
+    """What a functional model computes of `inputs`, with `form(layer)` called for each layer."""
+    flat = keras.tree.flatten(inputs)
+    [output] = keras.tree.flatten(model._run_through_graph(flat, operation_fn=form))
+    return output
+
+
+def compute_as(layer: keras.layers.Layer, form: LayerClass) -> None:
+    """Gives a layer another arithmetic.
+
+    Args:
+        layer: Keeps its variables.
+        form: A subclass of its class that only computes differently, or its class without it.
+    """
+    layer.__class__ = form
+
+
+@contextlib.contextmanager
+def computing_as(
+    models: Sequence[keras.Model], forms: Mapping[LayerClass, LayerClass]
+) -> Iterator[None]:
+    """Within this, the models' layers have another arithmetic: while a network is traced.
+
+    Args:
+        models: Their layers of each class (not of its subclasses) compute as its value does.
+        forms: See `compute_as`.
+    """
+    found = [
+        (layer, type(layer))
+        for model in models
+        for layer in layers_within(model)
+        if type(layer) in forms
+    ]
+    for layer, own in found:
+        compute_as(layer, forms[own])
+    try:
+        yield
+    finally:
+        for layer, own in found:
+            compute_as(layer, own)
