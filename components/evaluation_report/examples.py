@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from components.loss_scorer.draws import Draw
+from components.loss_scorer.draws import NoiseDraw
 from components.loss_scorer.models import exported_decoder, exported_model
 from components.tfrecords import read_shard
 from trainer.weights.base_model import BaseModel
@@ -79,7 +79,7 @@ def reconstruct(
     serving: str,
     base_model: BaseModel,
     latents: Sequence[bytes],
-    draws: Sequence[Draw],
+    draws: Sequence[NoiseDraw],
 ) -> list[Reconstruction]:
     """Adds noise to held-out pictures and lets an exported model take it away in one step.
 

@@ -24,7 +24,7 @@ from tfx.utils import io_utils, path_utils
 from components.evaluation_report import charts, examples
 from components.evaluation_report.pictures import Pair, before_after
 from components.evaluator.results import ALL, Metric, Metrics, Slice, of_feature, read_metrics
-from components.loss_scorer.draws import draw
+from components.loss_scorer.draws import draw_noise
 from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
 from components.measures import MEASURES
 from components.pages.page import data_uri, render
@@ -393,7 +393,8 @@ def _extremes(
         for name in ("examples", "latents")
     )
     draws = [
-        draw(name, num_strata // 2, num_strata, seed, base_model.latent_shape) for name in scored
+        draw_noise(name, num_strata // 2, num_strata, seed, base_model.latent_shape)
+        for name in scored
     ]
     restored = examples.reconstruct(
         found.serving, base_model, [latents[name] for name in scored], draws

@@ -15,13 +15,13 @@ from trainer.diffusion.noise_schedule import NUM_TIMESTEPS
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class NoiseDraw:
     """The draws of one row.
 
     Attributes:
         timestep: From the row's stratum.
         posterior_noise: float32 [h, w, 4], standard normal; picks the latent from its posterior.
-        epsilon: float32 [h, w, 4], standard normal; what the model has to predict.
+        epsilon: float32 [h, w, 4], standard normal; the noise that is added.
     """
 
     timestep: int
@@ -41,9 +41,9 @@ def stratum_name(stratum: int, num_strata: int) -> str:
     return f"{first:03d}-{end - 1:03d}"
 
 
-def draw(
+def draw_noise(
     example_id: str, stratum: int, num_strata: int, seed: int, latent_shape: tuple[int, int, int]
-) -> Draw:
+) -> NoiseDraw:
     """Draws one row.
 
     Args:
@@ -54,7 +54,7 @@ def draw(
         latent_shape: Height, width and channels.
     """
     rng = _generator(f"{seed}/{stratum}/{example_id}")
-    return Draw(
+    return NoiseDraw(
         timestep=int(rng.integers(*stratum_bounds(stratum, num_strata))),
         posterior_noise=rng.standard_normal(latent_shape, dtype=np.float32),
         epsilon=rng.standard_normal(latent_shape, dtype=np.float32),

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from components.loss_scorer import models
-from components.loss_scorer.draws import Draw, draw, stratum_name
+from components.loss_scorer.draws import NoiseDraw, draw_noise, stratum_name
 from components.loss_scorer.latent_examples import LatentExample, read_examples
 from components.loss_scorer.samples import Sampler, SampleSettings
 from trainer.weights.base_model import BaseModel
@@ -64,7 +64,7 @@ class _Row:
     example: LatentExample
     contexts: tuple[np.ndarray, ...]
     stratum: int
-    draw: Draw
+    draw: NoiseDraw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Scorer:
             contexts = [model.contexts(tokens, stored) for model in self._models]
             for index, example in enumerate(some):
                 for stratum in range(task.num_strata):
-                    drawn = draw(
+                    drawn = draw_noise(
                         example.id,
                         stratum,
                         task.num_strata,

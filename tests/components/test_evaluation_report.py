@@ -357,7 +357,7 @@ def test_the_extremes_are_shown_with_what_the_model_makes_of_them(report):
     assert all(500 <= timestep < 1000 for timestep in timesteps)
     for timestep, (original, noisy, restored) in zip(timesteps, shown, strict=True):
         index = original[0] // 10
-        drawn = executor.draw(NAMES[index], 1, STRATA, 3, LATENT)
+        drawn = executor.draw_noise(NAMES[index], 1, STRATA, 3, LATENT)
         assert drawn.timestep == timestep
         alpha_bar = np.prod(1 - betas[: timestep + 1])
         latent = math.sqrt(alpha_bar) * 18.215 * index + math.sqrt(1 - alpha_bar) * drawn.epsilon

@@ -14,7 +14,7 @@ from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor as Execu
 from tfx.types import Channel, standard_artifacts
 
 from components.loss_scorer import LossScorer, executor, samples, scorer
-from components.loss_scorer.draws import draw, rank, stratum_bounds, stratum_name
+from components.loss_scorer.draws import draw_noise, rank, stratum_bounds, stratum_name
 from components.measures import MeasureSettings
 from components.measures.feature_distance import latent_features
 from components.tfrecords import read_shard, write_shard
@@ -237,7 +237,7 @@ def score(tmp_path, latents):
 
 def expected_loss(example, example_id: str, stratum: int, a: float) -> float:
     """The loss of `FormulaModel`, in float64 and without the code under test but its draws."""
-    drawn = draw(example_id, stratum, NUM_STRATA, SEED, LATENT)
+    drawn = draw_noise(example_id, stratum, NUM_STRATA, SEED, LATENT)
     betas = np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2
     alpha_bar = np.prod(1 - betas[: drawn.timestep + 1])
     mean, log_variance = (example[k].astype(np.float64) for k in ("mean", "log_variance"))
@@ -258,7 +258,7 @@ def test_losses_are_those_of_a_numpy_loop(score, exported, examples):
             expected_loss(examples[index], row["id"], stratum, a) for a in (0.5, -0.25)
         )
         assert stratum * 250 <= row["timestep"] < (stratum + 1) * 250
-        assert row["timestep"] == draw(row["id"], stratum, NUM_STRATA, SEED, LATENT).timestep
+        assert row["timestep"] == draw_noise(row["id"], stratum, NUM_STRATA, SEED, LATENT).timestep
         assert row["loss"] == pytest.approx(loss, rel=1e-5)
         assert row["loss_baseline"] == pytest.approx(loss_baseline, rel=1e-5)
         assert row["loss_delta"] == pytest.approx(row["loss"] - row["loss_baseline"], abs=1e-6)
@@ -430,19 +430,23 @@ def test_losses_depend_on_no_batch_and_no_order(exported, examples):
 
 
 def test_draws_depend_on_id_seed_and_stratum_alone():
-    first = draw("a", 0, 10, 0, LATENT)
-    again = draw("a", 0, 10, 0, LATENT)
+    first = draw_noise("a", 0, 10, 0, LATENT)
+    again = draw_noise("a", 0, 10, 0, LATENT)
     assert first.timestep == again.timestep
     np.testing.assert_array_equal(first.epsilon, again.epsilon)
-    others = [draw("b", 0, 10, 0, LATENT), draw("a", 1, 10, 0, LATENT), draw("a", 0, 10, 1, LATENT)]
+    others = [
+        draw_noise("b", 0, 10, 0, LATENT),
+        draw_noise("a", 1, 10, 0, LATENT),
+        draw_noise("a", 0, 10, 1, LATENT),
+    ]
     for other in others:
         assert abs(np.corrcoef(first.epsilon.ravel(), other.epsilon.ravel())[0, 1]) < 0.2
     assert first.epsilon.dtype == first.posterior_noise.dtype == np.float32
     assert abs(np.corrcoef(first.epsilon.ravel(), first.posterior_noise.ravel())[0, 1]) < 0.2
-    many = np.stack([draw(str(i), 9, 10, 0, LATENT).epsilon for i in range(200)])
+    many = np.stack([draw_noise(str(i), 9, 10, 0, LATENT).epsilon for i in range(200)])
     assert abs(many.mean()) < 0.02
     assert many.std() == pytest.approx(1, abs=0.02)
-    timesteps = {draw(str(i), 9, 10, 0, (1, 1, 1)).timestep for i in range(2000)}
+    timesteps = {draw_noise(str(i), 9, 10, 0, (1, 1, 1)).timestep for i in range(2000)}
     assert timesteps == set(range(900, 1000))
 
 

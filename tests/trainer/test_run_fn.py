@@ -317,8 +317,9 @@ def test_checkpoints_are_found_by_what_the_latents_hold_and_by_the_code(tmp_path
     other = write_latents(tmp_path / "other", broken=0)
 
     def found(latents: Path, **changed: Any) -> str:
-        settings = run_fn.TrainerSettings(
-            **{**arguments(tmp_path, latents).custom_config, **changed}
+        given = arguments(tmp_path, latents)
+        settings = TrainerSettings.from_json(
+            {**given.custom_config, **changed}, given.hyperparameters
         )
         return run_fn._run_hash(settings, LatentsManifest.read(str(latents)), str(latents))
 
