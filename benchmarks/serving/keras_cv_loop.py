@@ -39,10 +39,8 @@ def main() -> None:
             network.load_weights(str(given.folder / f"{name}.weights.h5"))
             setattr(model, f"_{name}", network)
         # KerasCV's takes positions, too.
-        tokens, positions = (keras.Input((77,), dtype="int32") for _ in range(2))
-        model._text_encoder = keras.Model(
-            [tokens, positions], networks["text_encoder"](tokens), name="with_positions"
-        )
+        inputs = {name: keras.Input((77,), dtype="int32") for name in ("tokens", "positions")}
+        model._text_encoder = keras.Model(inputs, networks["text_encoder"](inputs["tokens"]))
         model._tokenizer = SimpleTokenizer(str(given.folder / "merges.txt.gz"))
         model._get_timestep_embedding = functools.partial(
             model._get_timestep_embedding, dim=preset.diffusion_model.timestep_width
