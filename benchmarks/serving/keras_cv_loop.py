@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import keras
 import numpy as np
 from keras_cv.src.models.stable_diffusion.clip_tokenizer import SimpleTokenizer
 from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusion
@@ -38,9 +37,6 @@ def main() -> None:
         for name, network in networks.items():
             network.load_weights(str(given.folder / f"{name}.weights.h5"))
             setattr(model, f"_{name}", network)
-        # KerasCV's takes positions, too.
-        inputs = {name: keras.Input((77,), dtype="int32") for name in ("tokens", "positions")}
-        model._text_encoder = keras.Model(inputs, networks["text_encoder"](inputs["tokens"]))
         model._tokenizer = SimpleTokenizer(str(given.folder / "merges.txt.gz"))
         model._get_timestep_embedding = functools.partial(
             model._get_timestep_embedding, dim=preset.diffusion_model.timestep_width
