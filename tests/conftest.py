@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,16 @@ from zygote import Zygote
 
 # Begun first, so that no process is left alone with one of them at the end.
 LONGEST = ("test_end_to_end.py", "test_blessing.py", "test_evaluator.py")
+
+# Twice what the fast tests take. What runs away, as one evaluation in many has done, then fails
+# where it does and shows its stack; otherwise the kernel ends it, or another process, without one.
+MEMORY_BYTES = 16 << 30
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("markexpr") == "not slow":
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, hard))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
