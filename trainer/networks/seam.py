@@ -6,9 +6,10 @@ products on a CPU, with adapters, with diffusers' numerics. What that takes is i
 no other may use a private name of the two: tests/trainer/test_seam.py lists the names, looks
 through the code for others, and says which one a new version lacks.
 
-The one means to give layers another arithmetic is another class: a subclass that only computes
-differently, exchanged in place, so that a layer keeps its variables, and a network the order of its
-weights, by which weight files and exported models know them.
+The one means to give layers another arithmetic is to exchange in place what they compute by: their
+class, for a subclass that only computes differently, or their dtype policy. So a layer keeps its
+variables, and a network the order of its weights, by which weight files and exported models know
+them.
 """
 
 from __future__ import annotations
@@ -84,24 +85,32 @@ def compute_as(layer: keras.layers.Layer, form: LayerClass) -> None:
 
 @contextlib.contextmanager
 def computing_as(
-    models: Sequence[keras.Model], forms: Mapping[LayerClass, LayerClass]
+    models: Sequence[keras.Model],
+    forms: Mapping[LayerClass, LayerClass],
+    policy: keras.DTypePolicy | None = None,
 ) -> Iterator[None]:
     """Within this, the models' layers have another arithmetic: while a network is traced.
 
     Args:
         models: Their layers of each class (not of its subclasses) compute as its value does.
         forms: See `compute_as`.
+        policy: What all their layers compute under; by default each under its own.
     """
-    found = [
-        (layer, type(layer))
+    before = [
+        (layer, type(layer), layer.dtype_policy)
         for model in models
         for layer in layers_within(model)
-        if type(layer) in forms
     ]
-    for layer, own in found:
-        compute_as(layer, forms[own])
+    default = keras.config.dtype_policy()
+    # KerasCV's attention creates a layer at every call, which follows the default.
+    keras.config.set_dtype_policy(policy or default)
     try:
+        for layer, own_class, own_policy in before:
+            compute_as(layer, forms.get(own_class, own_class))
+            layer.dtype_policy = policy or own_policy
         yield
     finally:
-        for layer, own in found:
-            compute_as(layer, own)
+        keras.config.set_dtype_policy(default)
+        for layer, own_class, own_policy in before:
+            compute_as(layer, own_class)
+            layer.dtype_policy = own_policy

@@ -7,12 +7,12 @@ training step is traced do their layers compute in another type.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
-from trainer.networks.seam import layers_within
+from trainer.networks.seam import computing_as
 from trainer.training.distribution import assign_here
 from trainer.training_config import Precision
 
@@ -20,26 +20,13 @@ _INITIAL_SCALE = 2.0**15
 _GROWTH_STEPS = 2000
 
 
-@contextlib.contextmanager
-def computing_in(precision: Precision, models: Sequence[keras.Model]) -> Iterator[None]:
+def computing_in(
+    precision: Precision, models: Sequence[keras.Model]
+) -> contextlib.AbstractContextManager[None]:
     """Within this, the models' layers compute in `precision`; their variables stay float32."""
     if precision == "float32":
-        yield
-        return
-    policy = keras.DTypePolicy(f"mixed_{precision}")
-    layers = [layer for model in models for layer in layers_within(model)]
-    before = [layer.dtype_policy for layer in layers]
-    default = keras.config.dtype_policy()
-    # KerasCV's attention creates a layer at every call, which follows the default.
-    keras.config.set_dtype_policy(policy)
-    try:
-        for layer in layers:
-            layer.dtype_policy = policy
-        yield
-    finally:
-        keras.config.set_dtype_policy(default)
-        for layer, own in zip(layers, before, strict=True):
-            layer.dtype_policy = own
+        return contextlib.nullcontext()
+    return computing_as(models, {}, keras.DTypePolicy(f"mixed_{precision}"))
 
 
 class LossScale:
