@@ -313,8 +313,7 @@ def _shown_facts(address: str, facts: dict[str, Any]) -> Iterator[tuple[str, str
     for name, label in _METRICS.items():
         if name in facts.get("metrics", {}):
             yield label, f"{facts['metrics'][name]:.4f}"
-    if "manifest" in facts:
-        manifest = ModelManifest.from_json(facts["manifest"])
+    if manifest := ModelManifest.of_release(facts):
         if "steps" in manifest.training:
             yield "Training steps", str(manifest.training["steps"])
         if manifest.git_commit:

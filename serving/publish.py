@@ -80,7 +80,7 @@ def publish(
             "another version"
         )
     if prompts is None:
-        manifest = _manifest(release.facts)
+        manifest = ModelManifest.of_release(release.facts)
         prompts = manifest.validation.get("prompts", [])[:_PICTURES] if manifest else []
     pictures = list(_draw(Generator(serving_dir, release.version), prompts)) if prompts else []
     card = model_card(release.facts, pictures, license_)
@@ -154,12 +154,8 @@ def model_card(
     return "\n".join(lines)
 
 
-def _manifest(facts: Mapping[str, Any]) -> ModelManifest | None:
-    return ModelManifest.from_json(facts["manifest"]) if "manifest" in facts else None
-
-
 def _lineage(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    lineage, manifest = facts.get("lineage", {}), _manifest(facts)
+    lineage, manifest = facts.get("lineage", {}), ModelManifest.of_release(facts)
     found = {
         "Preset": facts.get("preset"),
         "Size of the pictures": facts.get("image_size"),

@@ -98,6 +98,11 @@ class ModelManifest:
         there = filesystem.is_file(filesystem.join(folder, MODEL_MANIFEST_NAME))
         return cls.read(folder) if there else None
 
+    @classmethod
+    def of_release(cls, facts: Mapping[str, Any]) -> ModelManifest | None:
+        """What the pusher copied into a release; `None` where it says nothing of its model."""
+        return cls.from_json(facts["manifest"]) if "manifest" in facts else None
+
     def fits(self, preset: str, image_size: int) -> bool:
         """Whether models of this preset and size can be compared with the model."""
         return (self.preset, self.image_size) == (preset, image_size)

@@ -30,8 +30,8 @@ from trainer.text.tokenizer import tokenize
 from trainer.training.distribution import is_chief, training_strategy, wait_for_all
 from trainer.training.fine_tuner import FineTuner, StepRecord, write_history
 from trainer.training.memory import (
-    MemoryCheck,
     MemoryEstimate,
+    MemoryGuard,
     activation_bytes,
     peak_gpu_bytes,
 )
@@ -145,10 +145,10 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
         text_encoder = base_model.build("text_encoder")
     networks = text_encoder, diffusion_model, base_model.build("decoder")
     modules = serving_modules(*networks, base_model.preset, base_model.image_size)
-    memory_check = MemoryCheck(networks, config)
+    memory_guard = MemoryGuard(networks, config)
     if not config.lora_rank:
         trained = networks[:2] if config.train_text_encoder else (diffusion_model,)
-        memory_check([v.value for model in trained for v in model.weights], activations=0)
+        memory_guard([v.value for model in trained for v in model.weights], activations=0)
     empty_tokens = tf.constant(tokenize([""]))
     tuner = FineTuner(
         diffusion_model,
@@ -163,7 +163,7 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
     gradients = tuner.trace(
         batch_spec(base_model.preset, base_model.image_size, latents.flip, config.batch_size)
     )
-    memory = memory_check(tuner.variables, activations=activation_bytes(gradients))
+    memory = memory_guard(tuner.variables, activations=activation_bytes(gradients))
     run = _Run(
         settings=settings,
         config=config,
@@ -188,7 +188,7 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
         config.steps * config.batch_size / latents.counts["train"],
         latents.counts["train"],
     )
-    logger.info("Memory needed, about: %s; %s.", memory, memory_check.available)
+    logger.info("Memory needed, about: %s; %s.", memory, memory_guard.available)
     return run
 
 

@@ -144,6 +144,7 @@ class Executor(base_executor.BaseExecutor):
         """See `EvaluationReport`."""
         self._log_startup(input_dict, output_dict, exec_properties)
         folder = artifact_utils.get_single_uri(output_dict["report"])
+        fileio.makedirs(folder)
         found = _findings(input_dict)
         _write(folder, SUMMARY_NAME, _summary(found))
         _write(folder, LOSS_CURVE_NAME, _loss_curve(found))
@@ -445,7 +446,6 @@ def _read(path: str) -> bytes:
 
 
 def _write(folder: str, name: str, contents: bytes) -> None:
-    fileio.makedirs(folder)
     with fileio.open(os.path.join(folder, name), "wb") as f:
         f.write(contents)
 

@@ -41,14 +41,15 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
         sources.check_dataset(spec, source, eval_fraction=dataset.eval_fraction, seed=dataset.seed)
         fingerprint = sources.dataset_fingerprint(spec, source)
         if evaluation.measures is None:
-            evaluation = dataclasses.replace(evaluation, measures=sources.measures_of(source))
+            asked_for = sources.measures_of(source)
+            check_measures(
+                asked_for,
+                f"`measures` in README.md of dataset {source.files.shown!r}, which "
+                "evaluation.measures overrides",
+            )
+            evaluation = dataclasses.replace(evaluation, measures=asked_for)
     except sources.DatasetError as error:
         raise ConfigError(str(error)) from None
-    check_measures(
-        evaluation.measures,
-        f"`measures` in README.md of dataset {source.files.shown!r}, which evaluation.measures "
-        "overrides",
-    )
     dataset = dataclasses.replace(dataset, path=spec.dataset)
     return dataclasses.replace(config, dataset=dataset, evaluation=evaluation), fingerprint
 

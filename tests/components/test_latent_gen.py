@@ -1,9 +1,9 @@
-import dataclasses
 import io
 import os
 
 import numpy as np
 import pytest
+import small_runs
 import tensorflow as tf
 from PIL import Image
 from tfx.dsl.components.base import base_beam_executor
@@ -14,15 +14,10 @@ from components.tfrecords import read_shard, write_shard
 from trainer import presets
 from trainer.data.images import decode_image, random_position, resize_cover, to_model_range
 from trainer.data.latents import LatentsManifest, parse_latents
-from trainer.presets import AutoencoderDimensions, TextEncoderDimensions, get_preset
 from trainer.text.tokenizer import tokenize
 from trainer.weights.base_model import BaseModel
 
-PRESET = dataclasses.replace(
-    get_preset("tiny"),
-    text_encoder=TextEncoderDimensions(width=8, num_layers=1, num_heads=2),
-    image_encoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=0, norm_groups=4),
-)
+PRESET = small_runs.preset()
 BASE_MODEL = BaseModel.locate(PRESET, 64, "random")
 # Without an image, TFX would build a package of itself for the workers.
 ONE_WORKER = ["--direct_num_workers=1", "--sdk_container_image=none"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_runs
 import tensorflow as tf
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor as Executor
 from tfx.types import Channel, standard_artifacts
@@ -20,23 +20,10 @@ from components.measures.feature_distance import latent_features
 from components.tfrecords import read_shard, write_shard
 from trainer import presets
 from trainer.data.latents import LatentsManifest, make_latent_example
-from trainer.presets import AutoencoderDimensions, DiffusionModelDimensions, get_preset
 from trainer.text.tokenizer import tokenize
 from trainer.weights.base_model import BaseModel
 
-PRESET = dataclasses.replace(
-    get_preset("tiny"),
-    diffusion_model=DiffusionModelDimensions(
-        widths=(8,),
-        cross_attention=(True,),
-        num_blocks=0,
-        num_heads=2,
-        timestep_width=8,
-        embedding_width=16,
-        norm_groups=4,
-    ),
-    image_encoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=0, norm_groups=4),
-)
+PRESET = small_runs.preset()
 IMAGE_SIZE = 64
 LATENT = PRESET.latent_shape(IMAGE_SIZE)
 CONTEXT = (77, PRESET.text_encoder.width)

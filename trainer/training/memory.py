@@ -210,7 +210,7 @@ def check_fits(
     )
 
 
-class MemoryCheck:
+class MemoryGuard:
     """Holds what training takes against what this device has."""
 
     def __init__(self, networks: Sequence[keras.Model], config: ResolvedTrainingConfig) -> None:
