@@ -3,8 +3,8 @@
 KerasCV is the source of the layers and the judge of ours, but it stands still, its Stable Diffusion
 lies in modules that are not public, and its layers have to compute otherwise here: as matrix
 products on a CPU, with adapters, with diffusers' numerics. What that takes is in this module, and
-no other may use a private name of the two: tests/trainer/test_seam.py lists the names, looks
-through the code for others, and says which one a new version lacks.
+no other may use a private name of the two: tests/trainer/test_seam.py lists the names and looks
+through the code for others. What a new version of KerasCV lacks is told by importing this.
 
 The one means to give layers another arithmetic is to exchange in place what they compute by: their
 class, for a subclass that only computes differently, or their dtype policy. So a layer keeps its
@@ -16,25 +16,33 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import keras
 import tensorflow as tf
-from keras_cv.src.models.stable_diffusion.attention_block import AttentionBlock
-from keras_cv.src.models.stable_diffusion.diffusion_model import (
-    GEGLU,
-    CrossAttention,
-    ResBlock,
-    SpatialTransformer,
-    Upsample,
-)
-from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
-from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
-from keras_cv.src.models.stable_diffusion.text_encoder import (
-    CLIPEmbedding,
-    CLIPEncoderLayer,
-    quick_gelu,
-)
+
+try:
+    from keras_cv.src.models.stable_diffusion.attention_block import AttentionBlock
+    from keras_cv.src.models.stable_diffusion.diffusion_model import (
+        GEGLU,
+        CrossAttention,
+        ResBlock,
+        SpatialTransformer,
+        Upsample,
+    )
+    from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
+    from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
+    from keras_cv.src.models.stable_diffusion.text_encoder import (
+        CLIPEmbedding,
+        CLIPEncoderLayer,
+        quick_gelu,
+    )
+except ImportError as error:
+    raise ImportError(
+        f"keras-cv {version('keras-cv')} lacks what the networks are made of ({error}): mend "
+        f"{__name__}, or install the version of the lock file"
+    ) from error
 
 __all__ = [
     "GEGLU",
