@@ -112,7 +112,8 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool) -> int:
     consoles.quiet_environment(verbose)
     with consoles.open_console(log_path, verbose) as console:
         try:
-            config = resolve_clip_model(resolve_base_weights(config))
+            config, base_model = resolve_base_weights(config)
+            config = resolve_clip_model(config)
             housekeeping.repair(str(output), serving_dir)
             save_config(config, output / "config.yaml")
             console.print(
@@ -131,6 +132,7 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool) -> int:
                 serving_dir=serving_dir,
                 checkpoint_dir=str(output / "checkpoints"),
                 dataset_fingerprint=fingerprint,
+                base_model=base_model,
                 beam_pipeline_args=local_runner.beam_pipeline_args(),
             )
             try:

@@ -320,7 +320,8 @@ def _places(config: RunConfig) -> Places:
 def _compile(
     config: RunConfig, fingerprint: str, places: Places, console: consoles.Console
 ) -> dict[str, Any]:
-    config = resolve_clip_model(resolve_base_weights(config, fetch=False))
+    config, base_model = resolve_base_weights(config, fetch=False)
+    config = resolve_clip_model(config)
     console.print("Compiling the pipeline ...")
     from pipeline.vertex.compile import compile_job
 
@@ -328,6 +329,7 @@ def _compile(
     return compile_job(
         config,
         dataset_fingerprint=fingerprint,
+        base_model=base_model,
         image=config.vertex.image or _UNNAMED_IMAGE,
         places=places,
     )

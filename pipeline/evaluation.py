@@ -23,7 +23,7 @@ from pipeline.config import EvaluationConfig
 _METRICS_MODULE = "components.evaluator.metrics"
 
 
-def eval_config(settings: EvaluationConfig) -> tfma.EvalConfig:
+def eval_config(evaluation: EvaluationConfig) -> tfma.EvalConfig:
     """What the Evaluator computes, and when it blesses.
 
     Metrics, over all rows, for each stratum of timesteps and for each length of captions: the
@@ -38,23 +38,23 @@ def eval_config(settings: EvaluationConfig) -> tfma.EvalConfig:
     `loss_increase_upper` is above `max_stratum_regression`. What is not a number never is.
     """
     # TFMA's bounds are inclusive, and an equal model is no better one.
-    below = math.nextafter(-settings.min_loss_improvement, -math.inf)
+    below = math.nextafter(-evaluation.min_loss_improvement, -math.inf)
     metrics = [
         tfma.MetricConfig(class_name="ExampleCount"),
         _metric("MeanWithInterval", feature="loss"),
         _metric("MeanWithInterval", feature="loss_baseline"),
         _at_most(below, _metric("MeanWithInterval", feature=CHANGE)),
         _at_most(
-            settings.max_loss_regression, _metric("UpperBound", feature=CHANGE, name=CHANGE_UPPER)
+            evaluation.max_loss_regression, _metric("UpperBound", feature=CHANGE, name=CHANGE_UPPER)
         ),
         _at_most(
-            settings.max_stratum_regression,
+            evaluation.max_stratum_regression,
             _metric("UpperBound", feature=CHANGE, relative_to="loss_baseline", name=INCREASE_UPPER),
             STRATUM,
         ),
     ]
-    if settings.num_samples:
-        measures = applying(MeasureSettings(settings.measures or (), settings.clip_model or ""))
+    if evaluation.num_samples:
+        measures = applying(MeasureSettings(evaluation.measures or (), evaluation.clip_model or ""))
         metrics += [
             _metric(metric.class_name, **metric.arguments)
             for measure in measures

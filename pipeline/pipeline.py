@@ -27,6 +27,7 @@ from pipeline.baseline import LatestBlessedBeforeCandidate
 from pipeline.config import RunConfig
 from pipeline.evaluation import baseline_node, eval_config
 from pipeline.trainer_settings import trainer_settings
+from trainer.weights.base_model import BaseModel
 
 PIPELINE_NAME = "sd-finetuning"
 
@@ -42,6 +43,7 @@ def create_pipeline(
     serving_dir: str,
     checkpoint_dir: str,
     dataset_fingerprint: str,
+    base_model: BaseModel,
     beam_pipeline_args: Sequence[str] = (),
     baseline_strategy: type[ResolverStrategy] = LatestBlessedBeforeCandidate,
     runtime_parameters: Mapping[str, RuntimeParameter] | None = None,
@@ -58,6 +60,7 @@ def create_pipeline(
         checkpoint_dir: Folder where a restarted training finds its checkpoints; not below
             `pipeline_root`, whose folders change with every execution.
         dataset_fingerprint: Stands for the dataset's content in the cache key.
+        base_model: Where training starts (see `pipeline.config.resolve_base_weights`).
         beam_pipeline_args: Flags of the Beam pipelines: the runner and its options.
         baseline_strategy: How the model to compare with is found.
         runtime_parameters: What is left open until a compiled pipeline is started, of `dataset`,
@@ -107,9 +110,7 @@ def create_pipeline(
     )
     latent_gen = LatentGen(
         examples=examples,
-        preset=model.preset,
-        image_size=model.image_size,
-        base_weights=model.base_weights,
+        base_model=base_model,
         flip=model.flip,
         crop=model.crop,
         crop_seed=dataset.seed,
@@ -119,7 +120,7 @@ def create_pipeline(
     latents = latent_gen.outputs["latents"]
     trainer = DiffusionTrainer(
         examples=latents,
-        settings=trainer_settings(config, checkpoint_dir),
+        settings=trainer_settings(config, base_model, checkpoint_dir),
         runtime_parameters=open_parameters,
         worker_job=worker_job,
     ).with_id("Trainer")
@@ -134,9 +135,7 @@ def create_pipeline(
         latents=latents,
         model=candidate,
         baseline_model=baseline_model,
-        preset=model.preset,
-        image_size=model.image_size,
-        base_weights=model.base_weights,
+        base_model=base_model,
         num_strata=config.evaluation.num_strata,
         seed=config.evaluation.seed,
         num_samples=config.evaluation.num_samples,
@@ -162,7 +161,7 @@ def create_pipeline(
         scores=scores,
         evaluation=evaluator.outputs["evaluation"],
         blessing=blessing,
-        base_weights=model.base_weights,
+        base_weights=base_model.base_weights,
     )
     pusher = ServingPusher(
         model=candidate,

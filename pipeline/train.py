@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pipeline import command_line, console
 from pipeline.config import ConfigError, RunConfig, load_config, resolve_base_weights
 from pipeline.trainer_settings import trainer_settings
+from trainer.weights.base_model import BaseModel
 
 _FLAGS: command_line.Flags = {"training": command_line.RUN_FLAGS["training"]}
 
@@ -30,16 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         arguments, flags = command_line.parse(parser, _FLAGS, argv)
-        config = resolve_base_weights(load_config(arguments.config, flags))
+        config, base_model = resolve_base_weights(load_config(arguments.config, flags))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     console.quiet_environment(verbose=False)
-    _train(config, arguments.latents.rstrip("/"), arguments.output.rstrip("/"))
+    _train(config, base_model, arguments.latents.rstrip("/"), arguments.output.rstrip("/"))
     return 0
 
 
-def _train(config: RunConfig, latents: str, output: str) -> None:
+def _train(config: RunConfig, base_model: BaseModel, latents: str, output: str) -> None:
     import logging
 
     from tfx.components.trainer.fn_args_utils import FnArgs
@@ -47,7 +48,7 @@ def _train(config: RunConfig, latents: str, output: str) -> None:
     from trainer.run_fn import run_fn
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    settings = trainer_settings(config, f"{output}/checkpoints")
+    settings = trainer_settings(config, base_model, f"{output}/checkpoints")
     run_fn(
         FnArgs(
             train_files=[f"{latents}/Split-train/*"],

@@ -10,6 +10,9 @@ from typing import Literal
 NETWORKS = ("text_encoder", "image_encoder", "diffusion_model", "decoder")
 """The four networks of a Stable Diffusion."""
 
+ENCODERS = ("text_encoder", "image_encoder")
+"""Those that latents and contexts come from."""
+
 Numerics = Literal["keras_cv", "diffusers"]
 """How the layers compute where KerasCV's and diffusers' implementations differ.
 

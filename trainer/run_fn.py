@@ -25,7 +25,7 @@ from storage.model_manifest import ModelManifest
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
 from trainer.export.saved_models import ServingModules, export_models, serving_modules
 from trainer.export.validation import draw_validation
-from trainer.presets import NETWORKS, get_preset
+from trainer.presets import ENCODERS, NETWORKS, get_preset
 from trainer.text.tokenizer import tokenize
 from trainer.training.distribution import is_chief, training_strategy, wait_for_all
 from trainer.training.fine_tuner import FineTuner, StepRecord, write_history
@@ -39,7 +39,6 @@ from trainer.training.progress import TrainingProgress
 from trainer.training_config import ResolvedTrainingConfig, TrainerSettings
 from trainer.weights.base_model import BaseModel
 
-_ENCODERS = ("text_encoder", "image_encoder")
 _LOGGED = ("loss", "learning_rate", "gradient_norm", "images_per_second", "loss_scale")
 _RECORDED_PACKAGES = ("tensorflow", "keras", "keras-cv", "tfx", "numpy", "safetensors")
 
@@ -58,7 +57,8 @@ def run_fn(fn_args: FnArgs) -> None:
 
     Raises:
         ValueError: The latents were made by another preset, size or encoders than the settings
-            name, there are fewer than a batch of them, or the base weights have changed.
+            name, or there are fewer than a batch of them.
+        WeightsError: The base weights have changed since the run was prepared.
         InsufficientMemoryError: It would not fit into the device's memory.
         TrainingDivergedError: The loss or its gradients became infinite or not a number.
         TrainingInterruptedError: SIGTERM came; what was done is saved.
@@ -307,12 +307,8 @@ def _check_inputs(
     base_model: BaseModel,
     config: ResolvedTrainingConfig,
 ) -> None:
-    if base_model.hash() != settings.base_weights_hash:
-        raise ValueError(
-            f"the base weights in {settings.base_weights!r} have changed since the run was "
-            "prepared: start the run again"
-        )
-    hash_now = base_model.hash(_ENCODERS)
+    base_model.check_unchanged(settings.base_weights_hash)
+    hash_now = base_model.hash(ENCODERS)
     made_by = (latents.preset, latents.image_size, latents.encoders_hash)
     wanted = (settings.preset, settings.image_size, hash_now)
     if made_by != wanted:

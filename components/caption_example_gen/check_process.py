@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
-from components.caption_example_gen.rows import Batch, RowChecker, Settings
+from components.caption_example_gen.rows import Batch, CheckSettings, RowChecker
 from components.caption_example_gen.sources import DatasetError, Unit
 from trainer.text.tokenizer import token_count
 
@@ -39,7 +39,7 @@ class CheckProcess:
         self._to = cast(BinaryIO, self._process.stdin)
         self._from = cast(BinaryIO, self._process.stdout)
 
-    def open(self, settings: Settings) -> None:
+    def open(self, settings: CheckSettings) -> None:
         """Has the process open the dataset; once, before the first `check`.
 
         Raises:
@@ -71,7 +71,7 @@ class CheckProcess:
         self._process.kill()
         self._process.communicate()
 
-    def _send(self, message: Settings | Unit) -> None:
+    def _send(self, message: CheckSettings | Unit) -> None:
         try:
             pickle.dump(message, self._to)
             self._to.flush()
@@ -93,7 +93,7 @@ class CheckProcesses:
         self._all = [CheckProcess() for _ in range(count)]
         self._idle = list(self._all)
 
-    def take(self, settings: Settings) -> CheckProcess:
+    def take(self, settings: CheckSettings) -> CheckProcess:
         """A process for the calling thread, with the dataset opened; a new one where all are taken.
 
         Raises:

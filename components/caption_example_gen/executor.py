@@ -37,9 +37,9 @@ from components.caption_example_gen.rows import (
     LEFT_RIGHT,
     TRUNCATED,
     Candidate,
+    CheckSettings,
     Reject,
     RowChecker,
-    Settings,
     Stretch,
     shard_key,
 )
@@ -82,7 +82,7 @@ class _Job:
         split_uris: Folder of every split.
     """
 
-    settings: Settings
+    settings: CheckSettings
     processes: shared.Shared | None
     split_uris: Mapping[str, str]
 
@@ -177,8 +177,8 @@ def _open_unchanged(spec: DatasetSpec, expected: str) -> tuple[Source, str]:
 
 def _settings(
     spec: DatasetSpec, source: Source, exec_properties: Mapping[str, Any], examples_uri: str
-) -> Settings:
-    return Settings(
+) -> CheckSettings:
+    return CheckSettings(
         spec=spec,
         eval_fraction=exec_properties["eval_fraction"],
         seed=exec_properties["seed"],
@@ -403,7 +403,7 @@ def _check_rejected(
     )
 
 
-def _check_splits(num_examples: Mapping[str, int], settings: Settings) -> None:
+def _check_splits(num_examples: Mapping[str, int], settings: CheckSettings) -> None:
     total = sum(num_examples.values())
     if total == 0:
         raise RuntimeError(f"no row of dataset {settings.spec.dataset!r} can be used")

@@ -32,7 +32,7 @@ _WORD = re.compile(r"\w+")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class CheckSettings:
     """What there is to know for judging rows.
 
     Attributes:
@@ -137,7 +137,7 @@ def shard_key(split: str, index: int) -> str:
 class RowChecker:
     """Judges the rows of a dataset."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: CheckSettings) -> None:
         """Opens the dataset.
 
         Raises:

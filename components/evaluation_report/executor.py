@@ -59,7 +59,7 @@ class _Findings:
         manifest: What it says of itself.
         history: The records of its training.
         validation: Folder with the pictures that its training drew.
-        settings: `prompts`, `seed`, `num_steps` and `guidance_scale` of these.
+        sampling: `prompts`, `seed`, `num_steps` and `guidance_scale` of these.
         baseline: What it was compared with.
         blessed: Whether it was found good enough.
         reasons: Why it was not.
@@ -74,7 +74,7 @@ class _Findings:
     manifest: ModelManifest
     history: list[dict[str, float]]
     validation: str
-    settings: Mapping[str, Any]
+    sampling: Mapping[str, Any]
     baseline: str
     blessed: bool
     reasons: list[str]
@@ -170,7 +170,7 @@ def _findings(input_dict: Mapping[str, list[types.Artifact]]) -> _Findings:
         manifest=ModelManifest.read(serving),
         history=[json.loads(line) for line in history],
         validation=validation,
-        settings=json.loads(_read(os.path.join(validation, "prompts.json"))),
+        sampling=json.loads(_read(os.path.join(validation, "prompts.json"))),
         baseline=scores.get_string_custom_property("baseline"),
         blessed=model_utils.is_model_blessed(blessing),
         reasons=blessing.get_string_custom_property("reasons").splitlines(),
@@ -214,7 +214,7 @@ def _loss_curve(found: _Findings) -> bytes:
 
 
 def _before_after(found: _Findings, prompts: Sequence[_Prompt]) -> bytes:
-    manifest, settings = found.manifest, found.settings
+    manifest, sampling = found.manifest, found.sampling
     sheet = before_after(
         [Pair(prompt.text, prompt.base, prompt.candidate) for prompt in prompts],
         "Before and after fine-tuning",
@@ -222,8 +222,8 @@ def _before_after(found: _Findings, prompts: Sequence[_Prompt]) -> bytes:
         f"{found.loss.value:.4f} ({found.change:+.1f} %), "
         f"{'blessed' if found.blessed else 'not blessed'}.  "
         f"{manifest.training.get('steps')} steps of {manifest.training.get('batch_size')} "
-        f"pictures, preset {manifest.preset}.  {settings['num_steps']} sampling steps, guidance "
-        f"{settings['guidance_scale']:g}, same noise in both pictures of a pair.",
+        f"pictures, preset {manifest.preset}.  {sampling['num_steps']} sampling steps, guidance "
+        f"{sampling['guidance_scale']:g}, same noise in both pictures of a pair.",
     )
     png = io.BytesIO()
     sheet.save(png, format="PNG")
@@ -282,12 +282,12 @@ def _facts(manifest: ModelManifest) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def draw_prompts(serving: str, settings: Mapping[str, Any]) -> Iterator[np.ndarray]:
+def draw_prompts(serving: str, sampling: Mapping[str, Any]) -> Iterator[np.ndarray]:
     """Draws every validation prompt with exported models, from the Trainer's own noise.
 
     Args:
         serving: Folder with the three SavedModels.
-        settings: `prompts`, `seed`, `num_steps` and `guidance_scale`.
+        sampling: `prompts`, `seed`, `num_steps` and `guidance_scale`.
 
     Yields:
         uint8 [H, W, 3], for prompt `i` from the seed `seed + i`, as `serving.generate` draws it.
@@ -296,16 +296,16 @@ def draw_prompts(serving: str, settings: Mapping[str, Any]) -> Iterator[np.ndarr
         tf.saved_model.load(os.path.join(serving, name))
         for name in ("text_encoder", "diffusion_model", "decoder")
     )
-    for index, prompt in enumerate(settings["prompts"]):
+    for index, prompt in enumerate(sampling["prompts"]):
         contexts = text_encoder.signatures["text"](
             prompt=tf.constant([prompt]), negative_prompt=tf.constant([""])
         )
         latent = diffusion_model.signatures["serving_default"](
             context=contexts["context"],
             unconditional_context=contexts["unconditional_context"],
-            num_steps=tf.constant(settings["num_steps"], tf.int32),
-            guidance_scale=tf.constant(settings["guidance_scale"], tf.float32),
-            seed=tf.constant([settings["seed"] + index, 0], tf.int32),
+            num_steps=tf.constant(sampling["num_steps"], tf.int32),
+            guidance_scale=tf.constant(sampling["guidance_scale"], tf.float32),
+            seed=tf.constant([sampling["seed"] + index, 0], tf.int32),
         )["latent"]
         images = decoder.signatures["serving_default"](latent=latent)["generated_images"]
         yield images.numpy()[0]
@@ -317,10 +317,10 @@ def _compared(input_dict: Mapping[str, list[types.Artifact]]) -> str | None:
 
 
 def _prompts(found: _Findings, compared: str | None) -> Iterator[_Prompt]:
-    prompts = found.settings["prompts"]
+    prompts = found.sampling["prompts"]
     # One model after the other, so that one of them is in memory.
-    earlier = list(draw_prompts(compared, found.settings)) if compared else [None] * len(prompts)
-    drawn = zip(prompts, earlier, draw_prompts(found.serving, found.settings), strict=True)
+    earlier = list(draw_prompts(compared, found.sampling)) if compared else [None] * len(prompts)
+    drawn = zip(prompts, earlier, draw_prompts(found.serving, found.sampling), strict=True)
     for index, (prompt, before, after) in enumerate(drawn):
         path = os.path.join(found.validation, _BASE_PICTURES, f"{index:02d}.png")
         with Image.open(io.BytesIO(_read(path))) as image:

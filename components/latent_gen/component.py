@@ -8,7 +8,7 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 
 from components.code_version import code_version
 from components.latent_gen import executor
-from trainer.presets import get_preset
+from trainer.presets import ENCODERS
 from trainer.weights.base_model import BaseModel
 
 
@@ -45,9 +45,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
     def __init__(
         self,
         examples: types.BaseChannel,
-        preset: str,
-        image_size: int,
-        base_weights: str = "default",
+        base_model: BaseModel,
         flip: str = executor.FLIP_AUTO,
         crop: str = executor.CROP_CENTRE,
         crop_seed: int = 0,
@@ -56,10 +54,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
 
         Args:
             examples: What CaptionExampleGen made.
-            preset: Name of the preset whose encoders are used.
-            image_size: Side in pixels that pictures are scaled and cropped to.
-            base_weights: Where the encoders' weights come from; see
-                `trainer.weights.base_model.BaseModel`.
+            base_model: Whose encoders are used; pictures are scaled and cropped to its size.
             flip: Whether to encode every picture's mirror image, too: `always`, `never`, or
                 `auto`, which does it unless a caption says left or right.
             crop: Which part of a picture that is not square is kept: its `centre`, or a `random`
@@ -67,8 +62,8 @@ class LatentGen(base_beam_component.BaseBeamComponent):
             crop_seed: Decides which.
 
         Raises:
-            ValueError: There is no such preset, its networks cannot take pictures of that size,
-                it has no such weights, or `flip` or `crop` is none of those named.
+            ValueError: `flip` or `crop` is none of those named.
+            WeightsError: A file of the weights is missing, or nobody says what its hash should be.
         """
         for name, value, allowed in (
             ("flip", flip, executor.FLIPS),
@@ -76,17 +71,13 @@ class LatentGen(base_beam_component.BaseBeamComponent):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-        networks = get_preset(preset)
-        networks.check_image_size(image_size)
-        base_model = BaseModel.locate(networks, image_size, base_weights)
-
         super().__init__(
             LatentGenSpec(
-                preset=preset,
-                image_size=image_size,
-                base_weights=base_weights,
+                preset=base_model.preset.name,
+                image_size=base_model.image_size,
+                base_weights=base_model.base_weights,
                 # Other weights at the same place must not find old latents in the cache.
-                encoders_hash=base_model.hash(executor.ENCODERS),
+                encoders_hash=base_model.hash(ENCODERS),
                 flip=flip,
                 crop=crop,
                 crop_seed=crop_seed if crop == executor.CROP_RANDOM else 0,

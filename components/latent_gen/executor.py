@@ -31,7 +31,6 @@ from components.tfrecords import describe_examples, read_shard, shard_name, writ
 if TYPE_CHECKING:
     from trainer.weights.base_model import BaseModel
 
-ENCODERS = ("text_encoder", "image_encoder")
 FLIPS = FLIP_AUTO, FLIP_ALWAYS, FLIP_NEVER = "auto", "always", "never"
 CROPS = CROP_CENTRE, CROP_RANDOM = "centre", "random"
 
@@ -75,24 +74,19 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         """See `LatentGen`.
 
         Raises:
-            RuntimeError: The weights are not those that the component was made with, or an
-                example holds a picture that cannot be decoded.
+            WeightsError: The weights are not those that the component was made with.
+            RuntimeError: An example holds a picture that cannot be decoded.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         # Import Keras.
         from trainer.data.latents import LatentsManifest
-        from trainer.presets import get_preset
+        from trainer.presets import ENCODERS, get_preset
         from trainer.weights.base_model import BaseModel
 
         preset, image_size = get_preset(exec_properties["preset"]), exec_properties["image_size"]
         base_model = BaseModel.locate(preset, image_size, exec_properties["base_weights"])
-        encoders_hash = base_model.hash(ENCODERS)
-        if encoders_hash != exec_properties["encoders_hash"]:
-            raise RuntimeError(
-                f"the encoders' weights in {exec_properties['base_weights']!r} have changed since "
-                f"the run was prepared (hash {encoders_hash}, expected "
-                f"{exec_properties['encoders_hash']}): start the run again"
-            )
+        encoders_hash = exec_properties["encoders_hash"]
+        base_model.check_unchanged(encoders_hash, ENCODERS)
 
         examples = artifact_utils.get_single_instance(input_dict["examples"])
         flip = _flips(exec_properties["flip"], examples)

@@ -12,7 +12,6 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 from components.code_version import code_version
 from components.loss_scorer import executor
 from components.measures import MeasureSettings, applying
-from trainer.presets import get_preset
 from trainer.weights.base_model import BaseModel
 
 _MAX_STRATA = 1000
@@ -78,9 +77,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         model: types.BaseChannel,
         baseline_model: types.BaseChannel | None = None,
         *,
-        preset: str,
-        image_size: int,
-        base_weights: str = "default",
+        base_model: BaseModel,
         num_strata: int = 10,
         seed: int = 0,
         num_samples: int = 0,
@@ -95,10 +92,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
             latents: What LatentGen made; the split `eval` is scored.
             model: The candidate.
             baseline_model: What it is compared with; may stay empty.
-            preset: Name of the preset.
-            image_size: Side of the pictures in pixels.
-            base_weights: Where the base weights come from; see
-                `trainer.weights.base_model.BaseModel`.
+            base_model: What the candidate was trained from.
             num_strata: Equal parts of the timesteps; each example is scored once in each.
             seed: Gives other timesteps and noise, and other captions to draw pictures for.
             num_samples: Captions to draw pictures for.
@@ -109,11 +103,9 @@ class LossScorer(base_beam_component.BaseBeamComponent):
                 empty: none.
 
         Raises:
-            ValueError: A setting is impossible, there is no such measure, or the preset has no such
-                weights.
+            ValueError: A setting is impossible, or there is no such measure.
+            WeightsError: A file of the weights is missing, or nobody says what its hash should be.
         """
-        networks = get_preset(preset)
-        networks.check_image_size(image_size)
         if not 1 <= num_strata <= _MAX_STRATA:
             raise ValueError(
                 f"num_strata {num_strata} is impossible: it must be from 1 to {_MAX_STRATA}"
@@ -122,13 +114,11 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         # Imports Keras.
         from components.measures.clip import clip_hash
 
-        base_model = BaseModel.locate(networks, image_size, base_weights)
-
         super().__init__(
             LossScorerSpec(
-                preset=preset,
-                image_size=image_size,
-                base_weights=base_weights,
+                preset=base_model.preset.name,
+                image_size=base_model.image_size,
+                base_weights=base_model.base_weights,
                 # Other weights at the same place must not find old scores in the cache.
                 base_weights_hash=base_model.hash(executor.SCORED),
                 num_strata=num_strata,

@@ -95,7 +95,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
         Raises:
             ValueError: Latents or candidate are of another preset or image size.
-            RuntimeError: The base weights are not those that the component was made with.
+            WeightsError: The base weights are not those that the component was made with.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         # Imports Keras.
@@ -103,15 +103,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         from trainer.weights.base_model import BaseModel
 
         preset, image_size = get_preset(exec_properties["preset"]), exec_properties["image_size"]
-        base_weights = exec_properties["base_weights"]
-        base_model = BaseModel.locate(preset, image_size, base_weights)
-        hash_now = base_model.hash(SCORED)
-        if hash_now != exec_properties["base_weights_hash"]:
-            raise RuntimeError(
-                f"the base weights in {base_weights!r} have changed since the run was prepared "
-                f"(hash {hash_now}, expected {exec_properties['base_weights_hash']}): start the "
-                "run again"
-            )
+        base_model = BaseModel.locate(preset, image_size, exec_properties["base_weights"])
+        base_model.check_unchanged(exec_properties["base_weights_hash"], SCORED)
         latents = artifact_utils.get_single_instance(input_dict["latents"])
         model = artifact_utils.get_single_instance(input_dict["model"])
         _check_latents(latents.uri, preset.name, image_size)

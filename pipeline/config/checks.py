@@ -106,8 +106,8 @@ def _check_schema(path: str, given: Given) -> None:
         ) from None
 
 
-def _check_base_weights(source: str, preset: Preset, given: Given) -> None:
-    if source in ("random", "default"):
+def _check_base_weights(base_weights: str, preset: Preset, given: Given) -> None:
+    if base_weights in ("random", "default"):
         return
     # huggingface_hub costs half a second that nobody else need wait for.
     from storage import hub
@@ -119,17 +119,17 @@ def _check_base_weights(source: str, preset: Preset, given: Given) -> None:
         f"it must be a folder with {', '.join(files)}, or one in diffusers' layout, or 'random' to "
         "start from nothing"
     )
-    if source.startswith(hub.SCHEME):
+    if base_weights.startswith(hub.SCHEME):
         try:
-            hub.parse_address(source)
+            hub.parse_address(base_weights)
         except hub.HubError as error:
             raise ConfigError(f"{given} is impossible: {error}") from None
-    if "://" in source:
+    if "://" in base_weights:
         return
-    if not os.path.isdir(source):
+    if not os.path.isdir(base_weights):
         raise ConfigError(f"{given} is impossible: there is no such folder; {wanted}")
-    if diffusers_layout.is_diffusers(open_folder(source)):
+    if diffusers_layout.is_diffusers(open_folder(base_weights)):
         return
-    missing = [name for name in files if not os.path.isfile(os.path.join(source, name))]
+    missing = [name for name in files if not os.path.isfile(os.path.join(base_weights, name))]
     if missing:
         raise ConfigError(f"{given} is impossible: the folder lacks {', '.join(missing)}; {wanted}")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
+from typing import TYPE_CHECKING
 
 from pipeline.config.checks import check_measures
 from pipeline.config.schema import ConfigError, RunConfig
 from trainer.presets import get_preset
+
+if TYPE_CHECKING:
+    from trainer.weights.base_model import BaseModel
 
 
 def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
@@ -54,7 +58,7 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
     return dataclasses.replace(config, dataset=dataset, evaluation=evaluation), fingerprint
 
 
-def resolve_base_weights(config: RunConfig, *, fetch: bool = True) -> RunConfig:
+def resolve_base_weights(config: RunConfig, *, fetch: bool = True) -> tuple[RunConfig, BaseModel]:
     """Finds and verifies the base weights, and fetches those of the hub, before anything starts.
 
     Args:
@@ -63,7 +67,7 @@ def resolve_base_weights(config: RunConfig, *, fetch: bool = True) -> RunConfig:
 
     Returns:
         The configuration with the place of the weights written out, a model of the hub with its
-        commit.
+        commit; and what was found there.
 
     Raises:
         ConfigError: A file is missing, damaged or of another model.
@@ -73,11 +77,14 @@ def resolve_base_weights(config: RunConfig, *, fetch: bool = True) -> RunConfig:
 
     model = config.model
     try:
-        found = BaseModel.locate(get_preset(model.preset), model.image_size, model.base_weights)
-        source = found.prepare(fetch=fetch)
+        base_model = BaseModel.locate(
+            get_preset(model.preset), model.image_size, model.base_weights
+        )
+        found = base_model.prepare(fetch=fetch)
     except FolderError as error:
         raise ConfigError(f"model.base_weights = {model.base_weights!r}: {error}") from None
-    return dataclasses.replace(config, model=dataclasses.replace(model, base_weights=source))
+    resolved = dataclasses.replace(config, model=dataclasses.replace(model, base_weights=found))
+    return resolved, dataclasses.replace(base_model, base_weights=found)
 
 
 def resolve_clip_model(config: RunConfig) -> RunConfig:

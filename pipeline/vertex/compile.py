@@ -25,6 +25,7 @@ from pipeline.config import REPO_ROOT, ConfigError, RunConfig
 from pipeline.vertex import machines
 from pipeline.vertex.config import VertexConfig
 from pipeline.vertex.places import Places
+from trainer.weights.base_model import BaseModel
 
 TRAINER = "Trainer"
 MODEL_STEPS = ("LatentGen", "LossScorer", "EvaluationReport", "ServingPusher")
@@ -37,7 +38,12 @@ _SHORTEST_SECRET = 8
 
 
 def compile_job(
-    config: RunConfig, *, dataset_fingerprint: str, image: str, places: Places
+    config: RunConfig,
+    *,
+    dataset_fingerprint: str,
+    base_model: BaseModel,
+    image: str,
+    places: Places,
 ) -> dict[str, Any]:
     """Compiles the pipeline that the local runner runs.
 
@@ -45,6 +51,7 @@ def compile_job(
         config: All settings, with the dataset and the base weights resolved.
         dataset_fingerprint: See `pipeline.config.resolve_dataset`; "": whatever is there when the
             run starts.
+        base_model: See `pipeline.config.resolve_base_weights`.
         image: Container image of all steps.
         places: Where the run writes.
 
@@ -64,6 +71,7 @@ def compile_job(
         serving_dir=places.serving_dir,
         checkpoint_dir=f"{places.root}/checkpoints",
         dataset_fingerprint=dataset_fingerprint,
+        base_model=base_model,
         baseline_strategy=LatestBlessedModelStrategy,
         runtime_parameters={
             name: RuntimeParameter(name, type(value)) for name, value in values.items()

@@ -8,7 +8,7 @@ import pytest
 
 from components.caption_example_gen import check_process, executor
 from components.caption_example_gen.check_process import CheckProcess, CheckProcesses
-from components.caption_example_gen.rows import RowChecker, Settings
+from components.caption_example_gen.rows import CheckSettings, RowChecker
 from components.caption_example_gen.sources import DatasetError, DatasetSpec, open_dataset
 
 
@@ -33,7 +33,7 @@ def settings(tmp_path):
     rows = [(ingested_rows.png(i), f"caption {i}") for i in range(6)] + [(b"no picture", "x")]
     ingested_rows.write(tmp_path / "set" / "a.parquet", rows)
     (tmp_path / "spill").mkdir()
-    return Settings(
+    return CheckSettings(
         spec=DatasetSpec(str(tmp_path / "set")),
         eval_fraction=0.3,
         seed=0,

@@ -11,11 +11,11 @@ from tfx.types import channel_utils, standard_artifacts
 from components.diffusion_trainer import DiffusionTrainer
 from components.diffusion_trainer.custom_job import WorkerJob
 from components.diffusion_trainer.executor import Executor
-from pipeline.config import load_config
+from pipeline.config import load_config, resolve_base_weights
 from pipeline.trainer_settings import trainer_settings
 from trainer.training_config import TrainerSettings
 
-SETTINGS = trainer_settings(load_config(), "checkpoints")
+SETTINGS = trainer_settings(*resolve_base_weights(load_config()), "checkpoints")
 
 
 def component(**runtime_parameters: RuntimeParameter) -> DiffusionTrainer:

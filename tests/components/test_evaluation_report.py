@@ -36,8 +36,8 @@ from trainer.text.tokenizer import tokenize
 
 PROMPTS = ["a red creature", "a creature with a very long name " * 6, "ein <b>Wesen</b>, grün"]
 SETTINGS = {"prompts": PROMPTS, "seed": 5, "num_steps": 3, "guidance_scale": 2.0}
-SIZE = 16
-LATENT = (2, 2, 4)
+SIZE = 64
+LATENT = (8, 8, 4)
 STRATA = 2
 NAMES = [f"id{index}" for index in range(12)]
 CAPTIONS = {name: f"picture {name} {'<script>x</script>' * (name == 'id0')}" for name in NAMES}

@@ -25,6 +25,7 @@ from trainer.weights.base_model import BaseModel
 
 PRESET = small_runs.preset()
 IMAGE_SIZE = 64
+BASE_MODEL = BaseModel.locate(PRESET, IMAGE_SIZE, "random")
 LATENT = PRESET.latent_shape(IMAGE_SIZE)
 CONTEXT = (77, PRESET.text_encoder.width)
 NUM_STRATA = 4
@@ -179,9 +180,7 @@ def score(tmp_path, latents):
                 "preset": "tiny",
                 "image_size": IMAGE_SIZE,
                 "base_weights": "random",
-                "base_weights_hash": BaseModel.locate(PRESET, IMAGE_SIZE, "random").hash(
-                    executor.SCORED
-                ),
+                "base_weights_hash": BASE_MODEL.hash(executor.SCORED),
                 "num_strata": NUM_STRATA,
                 "seed": SEED,
                 "num_samples": num_samples,
@@ -267,7 +266,7 @@ def test_a_model_scored_against_itself_has_no_delta(score, exported):
 def test_the_base_weights_are_the_baseline_of_a_first_run(score, tmp_path, examples):
     from trainer.export.saved_models import DiffusionModelModule
 
-    model = BaseModel.locate(PRESET, IMAGE_SIZE, "random").build("diffusion_model")
+    model = BASE_MODEL.build("diffusion_model")
     module = DiffusionModelModule(model, PRESET, IMAGE_SIZE)
     # Tracing the sampling loop takes long, and nothing here calls it.
     del module.serve, module.from_noise, module.sample
@@ -385,7 +384,7 @@ def test_a_candidate_of_another_size_is_an_error(score, exported):
 
 def losses(candidate: Path, baseline: Path | None, records: list[bytes], batch_size: int):
     task = scorer.ScoringTask(
-        base_model=BaseModel.locate(PRESET, IMAGE_SIZE, "random"),
+        base_model=BASE_MODEL,
         candidate=str(candidate / "Format-Serving"),
         baseline=str(baseline / "Format-Serving") if baseline else None,
         comparable=baseline is not None,
@@ -450,9 +449,7 @@ def test_the_component_makes_its_spec():
     component = LossScorer(
         latents=Channel(type=standard_artifacts.Examples),
         model=Channel(type=standard_artifacts.Model),
-        preset="tiny",
-        image_size=IMAGE_SIZE,
-        base_weights="random",
+        base_model=BASE_MODEL,
     )
     assert component.exec_properties["num_strata"] == 10
     assert component.exec_properties["measures"] == "[]"
@@ -466,8 +463,6 @@ def test_an_impossible_number_of_strata(num_strata):
         LossScorer(
             latents=Channel(type=standard_artifacts.Examples),
             model=Channel(type=standard_artifacts.Model),
-            preset="tiny",
-            image_size=IMAGE_SIZE,
-            base_weights="random",
+            base_model=BASE_MODEL,
             num_strata=num_strata,
         )

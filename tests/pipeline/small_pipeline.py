@@ -91,6 +91,7 @@ def create_pipeline(
     serving_dir,
     checkpoint_dir,
     dataset_fingerprint,
+    base_model,
     beam_pipeline_args,
 ):
     # A setting that nothing here looks at stands for the code of the first step.

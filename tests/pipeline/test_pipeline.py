@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tfx.dsl.components.base.base_node import BaseNode
 
-from pipeline.config import load_config
+from pipeline.config import load_config, resolve_base_weights
 from pipeline.pipeline import create_pipeline
 
 BEFORE_THE_TRAINER = {
@@ -20,7 +20,7 @@ AFTER_THE_TRAINER = {"LossScorer", "Evaluator", "EvaluationReport", "ServingPush
 
 
 def nodes(folder: Path, **training: Any) -> dict[str, BaseNode]:
-    config = load_config()
+    config, base_model = resolve_base_weights(load_config())
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
     made = create_pipeline(
         config,
@@ -29,6 +29,7 @@ def nodes(folder: Path, **training: Any) -> dict[str, BaseNode]:
         serving_dir=str(folder / "serving_model"),
         checkpoint_dir=str(folder / "checkpoints"),
         dataset_fingerprint="1",
+        base_model=base_model,
     )
     return {node.id: node for node in made.components}
 

@@ -15,6 +15,7 @@ from trainer.networks import (
 )
 from trainer.networks.seam import layers_within
 from trainer.presets import Preset, get_preset
+from trainer.weights.base_model import BaseModel
 
 
 def shapes(model: keras.Model) -> list[tuple[int, ...]]:
@@ -102,7 +103,7 @@ def test_small_networks_fit_together(small_preset: Preset, image_size: int) -> N
 def test_impossible_image_size_names_what_is_allowed(name: str, size: int) -> None:
     preset = get_preset(name)
     with pytest.raises(ValueError, match=f"multiple of {preset.image_size_multiple}"):
-        preset.check_image_size(size)
+        BaseModel.locate(preset, size, "random")
 
 
 def test_unknown_preset_lists_those_there_are() -> None:

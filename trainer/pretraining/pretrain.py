@@ -38,7 +38,7 @@ from trainer.text.tokenizer import tokenize
 from trainer.training.checkpoints import RunCheckpoints
 from trainer.training.fine_tuner import Batch, FineTuner, StepRecord
 from trainer.training_config import TrainingConfig
-from trainer.weights.base_model import RANDOM_SOURCE, BaseModel
+from trainer.weights.base_model import RANDOM_WEIGHTS, BaseModel
 from trainer.weights.errors import WeightsError
 from trainer.weights.load import save_weights_file, write_hashes
 
@@ -358,7 +358,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", default="trainer/base_weights/tiny", help="the weights' folder")
     parser.add_argument("--work-dir", default="runs/pretrain", help="checkpoints; resumed from")
     parser.add_argument(
-        "--start", default=RANDOM_SOURCE, help="a folder of weights to go on from, or random"
+        "--start", default=RANDOM_WEIGHTS, help="a folder of weights to go on from, or random"
     )
     parser.add_argument("--pictures", type=int, default=20_000, help="training pictures drawn")
     parser.add_argument(

@@ -23,8 +23,8 @@ from trainer.weights.errors import WeightsError
 if TYPE_CHECKING:
     import keras
 
-DEFAULT_SOURCE = "default"
-RANDOM_SOURCE = "random"
+DEFAULT_WEIGHTS = "default"
+RANDOM_WEIGHTS = "random"
 
 _SHIPPED = Path(__file__).resolve().parents[1] / "base_weights"
 
@@ -40,35 +40,37 @@ class BaseModel:
     Attributes:
         preset: Which networks; its numerics are those that the weights were made for.
         image_size: Side of the pictures in pixels.
-        source: Where the weights were said to lie.
+        base_weights: Where the weights were said to lie.
         folder: Where they lie; `None` where they are random.
     """
 
     preset: Preset
     image_size: int
-    source: str
+    base_weights: str
     folder: Folder | None
 
     @classmethod
-    def locate(cls, preset: Preset, image_size: int, source: str) -> BaseModel:
+    def locate(cls, preset: Preset, image_size: int, base_weights: str) -> BaseModel:
         """Finds base weights, and tells by the files which layout they have.
 
         Args:
             preset: Whose weights. Layers have diffusers' numerics where the weights have that
                 library's layout, otherwise KerasCV's.
             image_size: Side of the pictures in pixels.
-            source: `"default"`, `"random"`, a folder, a `gs://` address or
+            base_weights: `"default"`, `"random"`, a folder, a `gs://` address or
                 `hf://ORG/NAME[@REVISION][/FOLDER]`.
 
         Raises:
+            ValueError: The preset's networks cannot take pictures of that size.
             WeightsError: There is no default for this preset, the place has files of both layouts,
                 or diffusers' configurations there describe another model.
         """
+        preset.check_image_size(image_size)
         keras_cvs = dataclasses.replace(preset, numerics="keras_cv")
-        if source == RANDOM_SOURCE:
-            return cls(keras_cvs, image_size, source, None)
-        address = source
-        if source == DEFAULT_SOURCE:
+        if base_weights == RANDOM_WEIGHTS:
+            return cls(keras_cvs, image_size, base_weights, None)
+        address = base_weights
+        if base_weights == DEFAULT_WEIGHTS:
             if not preset.ships_weights and preset.published_at is None:
                 raise WeightsError(
                     f"preset {preset.name!r} has no default base weights: set base_weights to a "
@@ -79,7 +81,7 @@ class BaseModel:
         folder = open_folder(address)
         keras_files = [f.name for f in preset.weight_files.values() if folder.exists(f.name)]
         if not diffusers_layout.is_diffusers(folder):
-            return cls(keras_cvs, image_size, source, folder)
+            return cls(keras_cvs, image_size, base_weights, folder)
         if keras_files:
             raise WeightsError(
                 f"{folder.address} holds {keras_files[0]} and diffusers' layout as well: set "
@@ -87,7 +89,7 @@ class BaseModel:
             )
         diffusers_layout.check_configs(folder, preset)
         diffusers = dataclasses.replace(preset, numerics="diffusers")
-        return cls(diffusers, image_size, source, folder)
+        return cls(diffusers, image_size, base_weights, folder)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -149,21 +151,21 @@ class BaseModel:
                 only looked for.
 
         Returns:
-            `source`, a model of the hub with its commit, so that the same is found later.
+            `base_weights`, a model of the hub with its commit, so that the same is found later.
 
         Raises:
             WeightsError: A file is missing, damaged or of another model.
         """
         if self.folder is None:
-            return self.source
+            return self.base_weights
         in_place = isinstance(self.folder, LocalFolder)
         for network in NETWORKS:
             for name in self.files(network):
                 if in_place or (fetch and self.folder.address.startswith("hf://")):
                     with self.folder.local(name) as path:
                         self.verify(network, name, path)
-        shipped = self.source == DEFAULT_SOURCE and in_place
-        return self.source if shipped else self.folder.address
+        shipped = self.base_weights == DEFAULT_WEIGHTS and in_place
+        return self.base_weights if shipped else self.folder.address
 
     def hash(self, networks: Sequence[str] = NETWORKS) -> str:
         """SHA-256 (hex) that stands for the weights of `networks`; `"random"` where they are.
@@ -172,12 +174,29 @@ class BaseModel:
             WeightsError: A file is missing, or nobody says what its hash should be.
         """
         if self.folder is None:
-            return RANDOM_SOURCE
+            return RANDOM_WEIGHTS
         hashes = []
         for network in networks:
             parts = [self._expected_hash(network, name) for name in self.files(network)]
             hashes.append(parts[0] if len(parts) == 1 else _joined_hash(parts))
         return _joined_hash(hashes)
+
+    def check_unchanged(self, expected: str, networks: Sequence[str] = NETWORKS) -> None:
+        """Checks that the weights of `networks` are those that a run was prepared with.
+
+        Args:
+            expected: Their `hash` at that time.
+            networks: Whose weights.
+
+        Raises:
+            WeightsError: They are others by now, or as for `hash`.
+        """
+        actual = self.hash(networks)
+        if actual != expected:
+            raise WeightsError(
+                f"the base weights in {self.base_weights!r} have changed since the run was "
+                f"prepared (hash {actual}, expected {expected}): start the run again"
+            )
 
     def files(self, network: str) -> tuple[str, ...]:
         """Names of the files that hold a network; raises a `WeightsError` where one is missing."""
@@ -189,7 +208,7 @@ class BaseModel:
             raise WeightsError(
                 f"the {network}'s base weights are missing: there is no {self.folder.shown(name)}; "
                 "set base_weights to a folder that holds it, or to "
-                f"{RANDOM_SOURCE!r} to start from noise"
+                f"{RANDOM_WEIGHTS!r} to start from noise"
             )
         return (name,)
 

@@ -31,7 +31,7 @@ from trainer.networks import build_network
 from trainer.presets import NETWORKS, Preset, get_preset, preset_names
 from trainer.text.tokenizer import MAX_LENGTH, vocabulary_and_merges
 from trainer.weights import diffusers_layout
-from trainer.weights.base_model import DEFAULT_SOURCE, BaseModel
+from trainer.weights.base_model import DEFAULT_WEIGHTS, BaseModel
 from trainer.weights.diffusers_format import to_diffusers
 from trainer.weights.errors import WeightsError
 
@@ -64,17 +64,17 @@ def export_trained(
             from, or its preset cannot be written in this layout.
     """
     folder, manifest = _read_manifest(model)
-    source = base_weights or manifest.base_weights_source
-    if source is None:
+    base_weights = base_weights or manifest.base_weights_source
+    if base_weights is None:
         raise WeightsError(
             f"the manifest in {folder} does not say where its base weights lay: give --base-weights"
         )
-    base_model = BaseModel.locate(get_preset(manifest.preset), manifest.image_size, source)
+    base_model = BaseModel.locate(get_preset(manifest.preset), manifest.image_size, base_weights)
     found, numerics = base_model.hash(["image_encoder"]), base_model.preset.numerics
     if found != manifest.base_weights["image_encoder"] or manifest.numerics != numerics:
         raise WeightsError(
-            f"the base weights in {source!r} are not those that the model in {folder} was trained "
-            "from: give their place with --base-weights"
+            f"the base weights in {base_weights!r} are not those that the model in {folder} was "
+            "trained from: give their place with --base-weights"
         )
 
     def values(network: str, built: keras.Model) -> Iterator[np.ndarray]:
@@ -86,21 +86,21 @@ def export_trained(
 
 
 def export_base_weights(
-    preset_name: str, output: str, *, source: str = DEFAULT_SOURCE, dtype: str = "float32"
+    preset_name: str, output: str, *, base_weights: str = DEFAULT_WEIGHTS, dtype: str = "float32"
 ) -> None:
     """Writes base weights, such as the published Keras files.
 
     Args:
         preset_name: Whose they are.
         output: Folder or address to write; it must not exist, or be empty.
-        source: Where they lie; see `trainer.weights.base_model.BaseModel`.
+        base_weights: Where they lie; see `trainer.weights.base_model.BaseModel`.
         dtype: One of `DTYPES`.
 
     Raises:
         WeightsError: They are missing or damaged, or the preset cannot be written in this layout.
     """
     preset = get_preset(preset_name)
-    base_model = BaseModel.locate(preset, preset.image_size, source)
+    base_model = BaseModel.locate(preset, preset.image_size, base_weights)
     values = functools.partial(_base_values, base_model)
     _write(base_model.preset, base_model.image_size, values, output, dtype)
 
@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
             export_base_weights(
                 arguments.preset,
                 arguments.output,
-                source=arguments.base_weights or DEFAULT_SOURCE,
+                base_weights=arguments.base_weights or DEFAULT_WEIGHTS,
                 dtype=arguments.dtype,
             )
     except FolderError as error:
