@@ -27,7 +27,7 @@ from pipeline.evaluation import eval_config
 from trainer.data.latents import training_batches
 from trainer.diffusion.noise_schedule import NoiseSchedule
 from trainer.export.saved_models import DiffusionModelModule
-from trainer.presets import get_preset
+from trainer.presets import ENCODERS, get_preset
 from trainer.training.fine_tuner import FineTuner
 from trainer.training_config import TrainingConfig
 from trainer.weights.base_model import BaseModel
@@ -64,7 +64,7 @@ def encoded(folder: Path, split: str, start: int, stop: int) -> Artifact:
     os.makedirs(uri)
     path = os.path.join(uri, "examples-00000-of-00001.gz")
     write_shard(path, map(record, rows), str(folder))
-    hashed = BASE_MODEL.hash(latent_gen.ENCODERS)
+    hashed = BASE_MODEL.hash(ENCODERS)
     latent_gen.Executor(BaseBeamExecutor.Context(beam_pipeline_args=[])).Do(
         {"examples": [examples]},
         {"latents": [made]},
