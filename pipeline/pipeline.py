@@ -16,7 +16,7 @@ from components.caption_example_gen import CaptionExampleGen
 from components.caption_validator import CaptionValidator
 from components.dataset_report import DatasetReport
 from components.diffusion_trainer import DiffusionTrainer
-from components.diffusion_trainer.custom_job import WorkerJob
+from components.diffusion_trainer.worker_job import WorkerJob
 from components.evaluation_report import EvaluationReport
 from components.evaluator import Evaluator
 from components.latent_gen import LatentGen

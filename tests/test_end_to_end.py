@@ -1,4 +1,9 @@
-"""The whole pipeline as a user runs it: the real command, the real networks, a small dataset."""
+"""The whole pipeline as a user runs it: the real command, a small dataset.
+
+Most runs are of a copy of the project with a preset of a few thousand parameters, added to it as
+CONTRIBUTING.md says: what takes time in a short run is tracing networks, layer by layer. The tests
+at the end take the preset that is the default.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import small_runs
 import tensorflow as tf
 from hub_server import HubServer
 from loopback_storage import LoopbackStorage
@@ -25,9 +32,25 @@ from ml_metadata.proto import metadata_store_pb2 as mlmd
 from PIL import Image
 
 from components import code_version
+from pipeline.vertex.places import stage_code
 from serving import generate
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+SMALL = small_runs.preset()
+ADDED_PRESET = f"""
+import dataclasses
+
+_SMALL = dataclasses.replace(
+    _TINY,
+    name="small",
+    text_encoder={SMALL.text_encoder!r},
+    diffusion_model={SMALL.diffusion_model!r},
+    image_encoder={SMALL.image_encoder!r},
+    decoder={SMALL.decoder!r},
+    ships_weights=False,
+)
+PRESETS = MappingProxyType({{**PRESETS, "small": _SMALL}})
+"""
 HUB_ID = "lambdalabs/pokemon-blip-captions"
 STEPS = (
     "CaptionExampleGen",
@@ -64,6 +87,13 @@ evaluation:
 """
 
 
+SMALL_MODEL = """
+model:
+  preset: small
+  base_weights: random
+"""
+
+
 def write_dataset(folder: Path) -> None:
     folder.mkdir()
     [shard, *_] = sorted((REPO_ROOT / "data" / "creatures" / "data").glob("*.parquet"))
@@ -74,15 +104,23 @@ class Pipeline:
     """The command line with an output folder of its own."""
 
     def __init__(
-        self, folder: Path, dataset: str, environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        dataset: str,
+        *,
+        project: Path = REPO_ROOT,
+        settings: str = SETTINGS,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
+        self.project = project
+        self.settings = settings
         self.output = folder / "out"
         self.environment = {**os.environ, **(environment or {})}
-        (folder / "settings.yaml").write_text(SETTINGS)
+        (folder / "settings.yaml").write_text(settings)
         self.command = [
             sys.executable,
-            str(REPO_ROOT / "runner_local.py"),
+            str(project / "runner_local.py"),
             *("--config", "settings.yaml", "--dataset", dataset, "--output", "out"),
         ]
 
@@ -122,7 +160,19 @@ class Pipeline:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the code with one preset more."""
+    folder = tmp_path_factory.mktemp("project")
+    stage_code(folder)
+    for name in ("runner_local.py", "runner_vertex.py"):
+        shutil.copy(REPO_ROOT / name, folder)
+    with open(folder / "trainer" / "presets.py", "a") as presets:
+        presets.write(ADDED_PRESET)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """Trains on a dataset of a hub, served on this machine under the name it once had."""
     folder = tmp_path_factory.mktemp("pipeline")
     write_dataset(folder / "served")
@@ -130,7 +180,13 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     with HubServer() as hub:
         hub.add(HUB_ID, folder / "served")
         environment = {**hub.env(folder / "hub"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        yield Pipeline(folder, HUB_ID, environment)
+        yield Pipeline(
+            folder,
+            HUB_ID,
+            project=project,
+            settings=SETTINGS + SMALL_MODEL,
+            environment=environment,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -211,10 +267,11 @@ def emulation(
 def emulate(
     pipeline: Pipeline,
     argv: Sequence[str],
-    program: Sequence[str] = (str(REPO_ROOT / "runner_vertex.py"),),
+    program: Sequence[str] = (),
     **environment: str,
 ) -> str:
     """Runs the compiled job, from a copy of the code and in an environment of its own."""
+    program = program or (str(pipeline.project / "runner_vertex.py"),)
     done = subprocess.run(
         [sys.executable, *program, *argv],
         cwd=pipeline.folder,
@@ -233,7 +290,8 @@ def test_the_emulated_vertex_run_pushes_the_same_models(
     pipeline: Pipeline, first_screen: str
 ) -> None:
     # Neither changes what is trained and pushed, and both take their time.
-    quick = SETTINGS.replace("num_samples: 2", "num_samples: 0") + "serving:\n  canary: false\n"
+    quick = pipeline.settings.replace("num_samples: 2", "num_samples: 0")
+    quick += "serving:\n  canary: false\n"
     (pipeline.folder / "quick.yaml").write_text(quick)
     argv = emulation("--emulate-forked", "--steps", "4", settings="quick.yaml")
     screen = emulate(pipeline, argv)
@@ -304,7 +362,7 @@ def workers_run(pipeline: Pipeline, first_screen: str) -> Watched:
         pipeline,
         emulation("--steps", "4", "--workers", "2", folder="workers"),
         program=("-c", _WATCHED),
-        PYTHONPATH=str(REPO_ROOT),
+        PYTHONPATH=str(pipeline.project),
         NOTES=str(notes),
     )
     modules: dict[str, set[str]] = {}
@@ -380,7 +438,7 @@ def test_training_outside_a_pipeline_makes_the_same_model(
     flags = ["--config", str(pipeline.folder / "settings.yaml"), "--latents", str(latents)]
     subprocess.run(
         [*command, *flags, "--output", str(tmp_path / "run")],
-        cwd=REPO_ROOT,
+        cwd=pipeline.project,
         check=True,
         timeout=900,
     )

@@ -12,7 +12,8 @@ from tfx.proto import trainer_pb2
 from tfx.types import component_spec, standard_artifacts, standard_component_specs
 from tfx.utils import json_utils
 
-from components.diffusion_trainer import custom_job, executor
+from components.diffusion_trainer import executor
+from components.diffusion_trainer.worker_job import CONFIG_KEY, WorkerJob
 from trainer.training_config import TrainerSettings
 
 RUN_FN = "trainer.run_fn.run_fn"
@@ -49,7 +50,7 @@ class DiffusionTrainer(Trainer):
         *,
         settings: TrainerSettings,
         runtime_parameters: Mapping[str, RuntimeParameter] | None = None,
-        worker_job: custom_job.WorkerJob | None = None,
+        worker_job: WorkerJob | None = None,
     ) -> None:
         """Makes the component.
 
@@ -60,9 +61,13 @@ class DiffusionTrainer(Trainer):
                 `learning_rate` and `seed`; others are not looked at.
             worker_job: Train on several machines, as a Vertex custom job; `None`: in this step.
         """
-        config = settings.to_json()
+        config, executor_class = settings.to_json(), None
         if worker_job is not None:
-            config[custom_job.CONFIG_KEY] = worker_job.to_json()
+            # Imports Vertex's client: four seconds that nobody else need wait for.
+            from components.diffusion_trainer import custom_job
+
+            config[CONFIG_KEY] = worker_job.to_json()
+            executor_class = executor_spec.ExecutorClassSpec(custom_job.Executor)
         given = runtime_parameters or {}
         # Trainer's own would make the spec without the further parameters.
         base_component.BaseComponent.__init__(
@@ -81,7 +86,5 @@ class DiffusionTrainer(Trainer):
                 model=types.Channel(type=standard_artifacts.Model),
                 model_run=types.Channel(type=standard_artifacts.ModelRun),
             ),
-            custom_executor_spec=(
-                executor_spec.ExecutorClassSpec(custom_job.Executor) if worker_job else None
-            ),
+            custom_executor_spec=executor_class,
         )

@@ -19,7 +19,7 @@ from tfx.dsl.input_resolution.strategies.latest_blessed_model_strategy import (
 from tfx.orchestration.data_types import RuntimeParameter
 from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner
 
-from components.diffusion_trainer.custom_job import WorkerJob
+from components.diffusion_trainer.worker_job import WorkerJob
 from pipeline import pipeline as pipelines
 from pipeline.config import REPO_ROOT, ConfigError, RunConfig
 from pipeline.vertex import machines

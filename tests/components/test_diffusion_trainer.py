@@ -9,8 +9,8 @@ from tfx.orchestration.data_types import RuntimeParameter
 from tfx.types import channel_utils, standard_artifacts
 
 from components.diffusion_trainer import DiffusionTrainer
-from components.diffusion_trainer.custom_job import WorkerJob
 from components.diffusion_trainer.executor import Executor
+from components.diffusion_trainer.worker_job import WorkerJob
 from pipeline.config import load_config, resolve_base_weights
 from pipeline.trainer_settings import trainer_settings
 from trainer.training_config import TrainerSettings
