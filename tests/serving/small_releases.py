@@ -19,7 +19,7 @@ def export(folders: dict[int, Path]) -> None:
     from trainer.export.saved_models import export_models, serving_modules
     from trainer.weights.base_model import BaseModel
 
-    preset = small_runs.preset(num_blocks=1)
+    preset = small_runs.preset()
     base_model = BaseModel.locate(preset, IMAGE_SIZE, "random")
     networks = {n: base_model.build(n) for n in ("text_encoder", "diffusion_model", "decoder")}
     modules = serving_modules(**networks, preset=preset, image_size=IMAGE_SIZE)

@@ -73,12 +73,10 @@ class TfServing:
         most_at_once: How many were being computed at once at most.
     """
 
-    def __init__(
-        self, config: Path, *, poll_seconds: float = 0.02, most_calls: int | None = None
-    ) -> None:
+    def __init__(self, config: Path, *, poll_seconds: float = 0.02) -> None:
         self._config = config
         self._poll_seconds = poll_seconds
-        self._most_calls = most_calls
+        self._most_calls: int | None = None
         self._models: dict[str, dict[int, _Servable]] = {}
         self._lock = threading.Condition()
         self._stop = threading.Event()
@@ -163,6 +161,15 @@ class TfServing:
                 f'Serving signature name: "{name}" not found in signature def',
             )
         return servable.model.signatures[name]
+
+    @contextlib.contextmanager
+    def full_with(self, most_calls: int) -> Iterator[None]:
+        """Refuses what comes while so many calls are being computed."""
+        self._most_calls, self.most_at_once = most_calls, 0
+        try:
+            yield
+        finally:
+            self._most_calls = None
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:

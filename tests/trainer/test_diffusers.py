@@ -21,9 +21,7 @@ from trainer import networks, presets
 from trainer.export.saved_models import (
     DecoderModule,
     DiffusionModelModule,
-    ServingModules,
     TextEncoderModule,
-    export_models,
 )
 from trainer.presets import NETWORKS, Preset, get_preset
 from trainer.text.tokenizer import tokenize, vocabulary_and_merges
@@ -353,14 +351,18 @@ def trained(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
         for index, variable in enumerate(model.weights):
             variable.assign(variable + 0.01 * (index + 1))
         values |= to_diffusers(model, model.get_weights())
-    export_models(
-        str(folder),
-        ServingModules(
-            TextEncoderModule(models["text_encoder"], EXACT),
-            DiffusionModelModule(models["diffusion_model"], EXACT, IMAGE_SIZE),
-            DecoderModule(models["decoder"], EXACT, IMAGE_SIZE),
-        ),
-    )
+    text_encoder = TextEncoderModule(models["text_encoder"], EXACT)
+    diffusion_model = DiffusionModelModule(models["diffusion_model"], EXACT, IMAGE_SIZE)
+    decoder = DecoderModule(models["decoder"], EXACT, IMAGE_SIZE)
+    # Nothing here draws, and a sampling loop takes long to trace.
+    del diffusion_model.serve, diffusion_model.from_noise, diffusion_model.sample
+    del text_encoder.text, decoder.png, decoder.png_bytes
+    for name, module, signatures in (
+        ("text_encoder", text_encoder, {"serving_default": text_encoder.serve}),
+        ("diffusion_model", diffusion_model, {"predict_epsilon": diffusion_model.serve_prediction}),
+        ("decoder", decoder, {"serving_default": decoder.serve}),
+    ):
+        tf.saved_model.save(module, str(folder / name), signatures=signatures)
     hashes = {n: located(CHECKPOINT).hash([n]) for n in NETWORKS}
     manifest = {
         "preset": "small",

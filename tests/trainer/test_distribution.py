@@ -19,7 +19,7 @@ from trainer.training.distribution import is_chief, training_strategy, wait_for_
 # Gradients of the first steps have a norm above this, and of the last below.
 CLIPPING = {"max_gradient_norm": 0.8}
 # Of the network whose gradients these are.
-NUM_BLOCKS = 1
+NUM_BLOCKS = 0
 
 
 def free_ports(count: int) -> list[int]:
