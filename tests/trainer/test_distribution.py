@@ -18,8 +18,8 @@ from trainer.training.distribution import is_chief, training_strategy, wait_for_
 
 # Gradients of the first steps have a norm above this, and of the last below.
 CLIPPING = {"max_gradient_norm": 0.8}
-# Of the network whose gradients these are.
-NUM_BLOCKS = 0
+# The U-Net, which takes ten times as long to trace, is in the slow tests, with every feature.
+ORDER = {"overrides": CLIPPING, "plain": True}
 
 
 def free_ports(count: int) -> list[int]:
@@ -51,7 +51,7 @@ def run_workers(zygote: Zygote, folder: Path, *own: Mapping, **order) -> list[tu
 @pytest.fixture(scope="module")
 def one_process(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one_process")
-    status, log = zygote.run(folder=str(folder), overrides=CLIPPING, num_blocks=NUM_BLOCKS)
+    status, log = zygote.run(folder=str(folder), **ORDER)
     assert status == 0, log
     with np.load(folder / "end.npz") as end:
         norms = end["losses"][:, 3]
@@ -62,10 +62,8 @@ def one_process(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_two_devices_and_parts_of_a_batch_are_one_device_with_the_whole(
     zygote: Zygote, one_process: Path, tmp_path: Path
 ) -> None:
-    overrides = {**CLIPPING, "accumulation_steps": 2}
-    status, log = zygote.run(
-        folder=str(tmp_path), virtual_cpus=2, overrides=overrides, num_blocks=NUM_BLOCKS
-    )
+    order = {**ORDER, "overrides": {**CLIPPING, "accumulation_steps": 2}}
+    status, log = zygote.run(folder=str(tmp_path), virtual_cpus=2, **order)
     assert status == 0, log
     ends_alike(one_process, tmp_path)
 
@@ -74,14 +72,7 @@ def test_two_workers_of_which_one_is_stopped_end_as_one_process_with_the_whole_b
     zygote: Zygote, one_process: Path, tmp_path: Path
 ) -> None:
     # The second is told to stop in step 3; both know of it after step 4.
-    stopped = run_workers(
-        zygote,
-        tmp_path,
-        {},
-        {"signal": "SIGTERM", "at_step": 3},
-        overrides=CLIPPING,
-        num_blocks=NUM_BLOCKS,
-    )
+    stopped = run_workers(zygote, tmp_path, {}, {"signal": "SIGTERM", "at_step": 3}, **ORDER)
     for status, log in stopped:
         assert status == 1
         assert "TrainingInterruptedError: training was told to stop (SIGTERM) and saved step" in log
@@ -89,7 +80,7 @@ def test_two_workers_of_which_one_is_stopped_end_as_one_process_with_the_whole_b
     assert first == second == "4"
     assert not (tmp_path / "end.npz").exists()
 
-    resumed = run_workers(zygote, tmp_path, {}, {}, overrides=CLIPPING, num_blocks=NUM_BLOCKS)
+    resumed = run_workers(zygote, tmp_path, {}, {}, **ORDER)
     for status, log in resumed:
         assert status == 0, log
         assert "Resuming at step 4 of 6." in log
@@ -101,9 +92,7 @@ def test_the_chief_alone_writes(zygote: Zygote, one_process: Path, tmp_path: Pat
     # Each with a folder of its own, to see who writes.
     folders = [tmp_path / "chief", tmp_path / "worker"]
     pids = [
-        zygote.start(
-            folder=str(folder), tf_config=tf_config, overrides=CLIPPING, num_blocks=NUM_BLOCKS
-        )
+        zygote.start(folder=str(folder), tf_config=tf_config, **ORDER)
         for folder, tf_config in zip(folders, tf_configs(2), strict=True)
     ]
     for pid in pids:

@@ -166,7 +166,7 @@ def test_no_sum_of_gradients_depends_on_what_memory_is_free(overrides: dict[str,
 
 def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_never_stopped(tmp_path: Path) -> None:
     # Records every four steps: the one of step 4 spans the checkpoint that is resumed from.
-    settings = {"log_every_steps": 4, "checkpoint_every_steps": 3}
+    settings = {"plain": True, "log_every_steps": 4, "checkpoint_every_steps": 3}
     whole = tuner(**settings)
 
     def copied_in_step_6(first_step: int) -> Iterator:
@@ -225,7 +225,7 @@ def test_a_loss_that_is_not_a_number_names_step_examples_and_checkpoint(tmp_path
 
     # The next record, where the loss is looked at, is that of step 6.
     with pytest.raises(TrainingDivergedError, match=r"step 4; .* 3-0, 3-1, 3-2, 3-3; .*ckpt-2"):
-        tuner(log_every_steps=6, checkpoint_every_steps=2).train(broken, str(tmp_path))
+        tuner(plain=True, log_every_steps=6, checkpoint_every_steps=2).train(broken, str(tmp_path))
     assert not (tmp_path / "ckpt-4.index").exists()
 
 
@@ -241,8 +241,8 @@ def graph_gradients(subject: FineTuner) -> tuple[float, list[np.ndarray]]:
 
 
 def test_accumulated_gradients_are_the_large_batchs() -> None:
-    loss, gradients = graph_gradients(tuner())
-    subject = tuner(accumulation_steps=4, warmup_steps=0, weight_decay=0.0)
+    loss, gradients = graph_gradients(tuner(plain=True))
+    subject = tuner(plain=True, accumulation_steps=4, warmup_steps=0, weight_decay=0.0)
     batch = {k: v for k, v in batch_of(0).items() if k != "id"}
     batch = {name: batch[name] for name in subject._features(batch)}
     for part in range(4):

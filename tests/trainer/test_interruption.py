@@ -30,21 +30,21 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_like_one_that_never_was(
 ) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     # A record spans the checkpoints of steps 2 and 4.
-    overrides = {"log_every_steps": 5}
-    status, log = zygote.run(folder=str(whole), overrides=overrides)
+    order = {"overrides": {"log_every_steps": 5}, "plain": True}
+    status, log = zygote.run(folder=str(whole), **order)
     assert status == 0, log
 
-    killed(zygote, folder, 2, signal.SIGKILL, overrides=overrides)
+    killed(zygote, folder, 2, signal.SIGKILL, **order)
     assert not list(folder.glob("ckpt-*"))
-    log = killed(zygote, folder, 4, signal.SIGKILL, overrides=overrides)
+    log = killed(zygote, folder, 4, signal.SIGKILL, **order)
     assert "Resuming" not in log
-    log = killed(zygote, folder, 3, signal.SIGTERM, overrides=overrides)
+    log = killed(zygote, folder, 3, signal.SIGTERM, **order)
     assert "Resuming at step 2 of 6." in log
     assert (
         "TrainingInterruptedError: training was told to stop (SIGTERM) and saved step 3 of 6: the "
         "same command goes on from there"
     ) in log
-    status, log = zygote.run(folder=str(folder), overrides=overrides)
+    status, log = zygote.run(folder=str(folder), **order)
     assert status == 0
     assert "Resuming at step 3 of 6." in log
     ends_identical(whole, folder)
