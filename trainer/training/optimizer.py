@@ -71,6 +71,9 @@ class AveragedAdamW:
         """
         done = tf.cast(step, tf.float32)
         beta_1_power, beta_2_power = tf.pow(_BETA_1, done), tf.pow(_BETA_2, done)
+        # The paper adds epsilon to the root of the corrected second moment; the kernel adds what it
+        # is given to that of the moment itself, and corrects both.
+        epsilon = _EPSILON * tf.sqrt(1.0 - beta_2_power)
         kept = 1.0 - learning_rate * self._weight_decay
         # The usual warm-up: early averages would otherwise remember the initial weights.
         decay = tf.minimum(self._ema_decay, (1.0 + done) / (10.0 + done))
@@ -94,7 +97,7 @@ class AveragedAdamW:
                 lr=learning_rate,
                 beta1=_BETA_1,
                 beta2=_BETA_2,
-                epsilon=_EPSILON,
+                epsilon=epsilon,
                 grad=gradient,
             )
             if share is None:
