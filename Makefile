@@ -1,20 +1,23 @@
 .PHONY: run test setup lint lock lineage playground rooms bench-ingest bench-serving bench-stacks bench-train bench-weights help
 
-# Sets up everything and runs the pipeline; ARGS="--steps 800" passes flags on.
+# Sets up everything and runs the pipeline; RUN=runs/mine for another output folder than runs/default,
+# here and for the pages below; ARGS="--steps 800" passes flags on.
 run: setup
-	@.venv/bin/python runner_local.py $(ARGS)
+	@.venv/bin/python runner_local.py $(if $(RUN),--output "$(RUN)") $(ARGS)
 
 # Sets up everything, checks style and types, runs the fast tests; ARGS="-m slow" runs the others.
 test: setup lint
 	@.venv/bin/python -m pytest $(ARGS)
 
-# The lineage of all runs in a browser, on this machine; STORE=runs/mine for another output folder.
+# Opens the lineage of all runs in an output folder in a browser, on this machine.
 lineage: setup
-	@.venv/bin/python -m pipeline.lineage --store "$(or $(STORE),runs/default)" serve $(ARGS)
+	@.venv/bin/python -m pipeline.lineage --store "$(or $(RUN),$(STORE),runs/default)" serve $(ARGS)
 
+# Creates .venv, or brings it up to date with the lock file.
 setup:
 	@.ci/setup
 
+# Checks style, types and the rules of imports.
 lint: setup
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --quiet --check .
@@ -26,12 +29,12 @@ lint: setup
 rooms: setup
 	@.venv/bin/python -m docs.rooms
 
-# Opens a local web page that draws with the pushed models; ARGS="--serving-dir DIR" for another run.
+# Opens a local web page that draws with the pushed models.
 playground: setup
-	@.venv/bin/python -m serving.playground $(ARGS)
+	@.venv/bin/python -m serving.playground $(if $(RUN),--serving-dir "$(RUN)/serving_model") $(ARGS)
 
-# Resolves the ranges in setup.py into the lock files of both stacks and of the image, on either stack.
 RESOLVE = .venv/bin/uv pip compile setup.py --overrides .ci/overrides.txt --generate-hashes --no-header --quiet --upgrade
+# Resolves the ranges in setup.py into the lock files of both stacks and of the image, on either stack.
 lock: setup
 	$(RESOLVE) --extra vertex --extra mysql --extra dev --universal --python-version 3.11 \
 		--fork-strategy fewest --output-file requirements.lock
@@ -74,5 +77,6 @@ bench-train: setup
 		--requirement benchmarks/train/requirements.txt
 	.venv/bin/python -m benchmarks.train --torch-python .venv-torch/bin/python $(ARGS)
 
+# Says what there is to make.
 help:
-	@sed -n '/^# /{h;d};/^[a-z-]*:/{G;p}' Makefile
+	@awk '/^# /{text = text substr($$0, 2); next} /^[a-z-]+:/{sub(":.*", ""); printf "%-15s%s\n", $$0, text} {text = ""}' Makefile

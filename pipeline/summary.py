@@ -196,7 +196,7 @@ def lineage_commands(output: str, run: str, version: str | None = None) -> list[
         ),
         (
             "in a browser",
-            f"make lineage{'' if default else f' STORE={_argument(output)}'}, then {page}",
+            f"make lineage{'' if default else f' RUN={_argument(output)}'}, then {page}",
         ),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -289,3 +290,32 @@ def test_no_lock_file_names_a_registry() -> None:
     for lock in [*locks, ROOT / ".ci" / "uv.txt"]:
         assert "://" not in lock.read_text()
         assert "--index" not in lock.read_text()
+
+
+def test_help_says_something_of_every_target() -> None:
+    said = subprocess.run(
+        ["make", "--silent", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    texts = dict(line.split(maxsplit=1) for line in said.splitlines())
+    [targets] = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text())
+    assert set(texts) == set(targets.split())
+    assert len(set(texts.values())) == len(texts)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("run", "runner_local.py --output 'runs/my own'"),
+        ("lineage", "pipeline.lineage --store 'runs/my own' serve"),
+        ("playground", "serving.playground --serving-dir 'runs/my own/serving_model'"),
+    ],
+)
+def test_one_name_for_a_run_s_folder(target: str, expected: str) -> None:
+    said = subprocess.run(
+        ["make", "--dry-run", "--old-file=setup", target, "RUN=runs/my own"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert shlex.split(expected) == shlex.split(said)[-len(shlex.split(expected)) :]

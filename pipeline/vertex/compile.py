@@ -295,9 +295,11 @@ def _private_problems(job: Mapping[str, Any]) -> Iterator[str]:
         for name, value in os.environ.items()
         if _SECRET.search(name) and len(value) >= _SHORTEST_SECRET
     }
+    # Not the folder of the same name in a bucket, such as gs://bucket/root.
+    local = {p: re.compile(rf"((?<![\w./-])|(?<=file://)){re.escape(p)}/") for p in places}
     for where, text in _texts(job):
-        for place in places:
-            if f"{place}/" in text:
+        for place, pattern in local.items():
+            if pattern.search(text):
                 yield f"{where} names a path of this machine: {place}"
         for name, value in secrets.items():
             if value in text:

@@ -37,7 +37,7 @@ Region = Annotated[str, _text(r"^[a-z]+-[a-z]+[0-9]+$", "a region, as us-central
 Folder = Annotated[
     str,
     _text(
-        r"^gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[^/]+)*/?$",
+        r"^gs://[a-z0-9]([a-z0-9._-]{0,220}[a-z0-9])?(/[^/]+)*/?$",
         "a folder in a bucket, as gs://bucket/folder",
     ),
 ]

@@ -75,7 +75,7 @@ def test_pushed_model(run, tmp_path, monkeypatch):
     assert "--logdir artifacts" in text
     assert "logs/run.log" in text
     assert "-m pipeline.lineage trace release:17 --store ." in text
-    assert "make lineage STORE=., then http://localhost:8081/release/17" in text
+    assert "make lineage RUN=., then http://localhost:8081/release/17" in text
 
 
 def test_model_that_was_not_blessed_says_why(run, tmp_path):

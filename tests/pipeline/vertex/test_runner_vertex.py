@@ -230,6 +230,18 @@ def test_a_secret_or_a_path_of_this_machine_is_refused(monkeypatch) -> None:
         check_job(job)
 
 
+@pytest.mark.parametrize("local", ["/root/x", "--dir=/root/x", '"/root/x"', "file:///root/x"])
+def test_the_home_folder_is_refused_wherever_it_stands(local: str, monkeypatch) -> None:
+    from pipeline.vertex.compile import check_job
+
+    monkeypatch.setenv("HOME", "/root")
+    job = compiled("--pipeline-root", "gs://b/root/x", "--serving-dir", "gs://bucket/a/root/x")
+    check_job(job)
+    job["labels"]["note"] = local
+    with pytest.raises(ValueError, match="names a path of this machine: /root"):
+        check_job(job)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
