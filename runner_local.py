@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, verbose = _parse(argv)
         config, fingerprint = resolve_dataset(config)
         check_output_folder(config.output)
-        with housekeeping.output_lock(config.output):
+        with housekeeping.output_lock(config.output), housekeeping.own_temporary_folder():
             return _run(config, fingerprint, verbose)
     except (
         ConfigError,

@@ -255,7 +255,8 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
     with (
         housekeeping.output_lock(str(folder)),
         _console(folder, arguments.verbose) as console,
-        tempfile.TemporaryDirectory(prefix="sd-finetuning-") as temporary,
+        housekeeping.own_temporary_folder(),
+        tempfile.TemporaryDirectory() as temporary,
         contextlib.ExitStack() as stack,
     ):
         code, home = Path(temporary, "code"), Path(temporary, "home")

@@ -179,7 +179,12 @@ def pipeline(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     (folder / "served" / "README.md").write_text("Creatures and what they look like.")
     with HubServer() as hub:
         hub.add(HUB_ID, folder / "served")
-        environment = {**hub.env(folder / "hub"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        (folder / "temporary").mkdir()
+        environment = {
+            **hub.env(folder / "hub"),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TMPDIR": str(folder / "temporary"),
+        }
         yield Pipeline(
             folder,
             HUB_ID,
@@ -199,6 +204,7 @@ def test_first_run_leaves_pictures_models_and_lineage(
 ) -> None:
     assert set(pipeline.statuses(first_screen)) == set(STEPS)
     assert set(pipeline.completed()) == set(STEPS)
+    assert list((pipeline.folder / "temporary").iterdir()) == []
     report = pipeline.output / "report"
     for name in ("before_after.png", "loss_curve.png"):
         with Image.open(report / name) as image:

@@ -65,6 +65,7 @@ _FOUND = "found"
 # What there is of it.
 _REJECTS, _COUNTS, _LONG_CAPTIONS = "rejects", "counts", "long_captions"
 _REJECTED = "rejected_"
+_DUPLICATE = "duplicate"
 _LONG_CAPTIONS_SHOWN = 3
 _ROWS_LOOKED_AT = 64
 _SHOWN_CHARACTERS = 60
@@ -104,12 +105,17 @@ class _Outcome:
     long_captions: Sequence[tuple[str, int]]
 
     @property
-    def num_rejected(self) -> int:
-        return sum(self.rejected.values())
+    def unusable(self) -> Mapping[str, int]:
+        """Rows of which something is wrong, by reason: not those that repeat another."""
+        return {r: count for r, count in self.rejected.items() if r != _DUPLICATE}
+
+    @property
+    def num_unusable(self) -> int:
+        return sum(self.unusable.values())
 
     @property
     def num_rows(self) -> int:
-        return self.num_rejected + sum(self.examples.values())
+        return sum(self.rejected.values()) + sum(self.examples.values())
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -314,9 +320,9 @@ class _WriteShard(beam.DoFn):
         for row in rows:
             if kept and kept[-1].id == row.id:
                 first = kept[-1]
-                counts[f"{_REJECTED}duplicate"] += 1
+                counts[f"{_REJECTED}{_DUPLICATE}"] += 1
                 reject = Reject(
-                    reason="duplicate",
+                    reason=_DUPLICATE,
                     detail=f"same picture and caption as {first.file} row {first.row}",
                     origin=row.file,
                     row=row.row,
@@ -378,7 +384,7 @@ def _take_outcome(spill_folder: str) -> _Outcome:
 def _check_rejected(
     outcome: _Outcome, max_fraction: float, dataset: str, rejects: types.Artifact
 ) -> None:
-    total, num_rows, rejected = outcome.num_rejected, outcome.num_rows, outcome.rejected
+    total, num_rows, unusable = outcome.num_unusable, outcome.num_rows, outcome.unusable
     if num_rows == 0:
         raise RuntimeError(f"dataset {dataset!r} has no rows")
     if total <= max_fraction * num_rows:
@@ -391,10 +397,10 @@ def _check_rejected(
             first.setdefault(
                 reject["reason"], f"{reject['origin']} row {reject['row']}: {reject['detail']}"
             )
-    width = max(map(len, rejected))
+    width = max(map(len, unusable))
     table = "".join(
         f"\n  {reason:<{width}}  {count:>8,}  {first[reason]}"
-        for reason, count in sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
+        for reason, count in sorted(unusable.items(), key=lambda item: (-item[1], item[0]))
     )
     raise RuntimeError(
         f"{total:,} of {num_rows:,} rows of dataset {dataset!r} ({total / num_rows:.1%}) cannot be "
@@ -440,7 +446,7 @@ def _describe_counts(examples: types.Artifact, rejects: types.Artifact, outcome:
     for note, count in outcome.notes.items():
         examples.set_int_custom_property(note, count)
     for artifact in (examples, rejects):
-        artifact.set_int_custom_property("rejected_total", outcome.num_rejected)
+        artifact.set_int_custom_property("rejected_total", sum(outcome.rejected.values()))
     for reason, count in outcome.rejected.items():
         rejects.set_int_custom_property(f"{_REJECTED}{reason}", count)
 
@@ -451,13 +457,15 @@ def _tell(outcome: _Outcome, rejects: types.Artifact) -> None:
         f"{outcome.examples['train']:,}",
         f"{outcome.examples['eval']:,}",
     )
-    if outcome.rejected:
+    if repeated := outcome.rejected.get(_DUPLICATE):
+        logger.info("%d rows repeat the picture and caption of another and are left out.", repeated)
+    if outcome.unusable:
         reasons = ", ".join(
-            f"{count} {reason}" for reason, count in sorted(outcome.rejected.items())
+            f"{count} {reason}" for reason, count in sorted(outcome.unusable.items())
         )
         logger.warning(
             "%d of %d rows were set aside (%s): see %s",
-            outcome.num_rejected,
+            outcome.num_unusable,
             outcome.num_rows,
             reasons,
             os.path.join(rejects.uri, REJECTS_NAME),

@@ -164,7 +164,8 @@ class Encoders:
             input_signature=[
                 tf.TensorSpec([None, length], tf.int32),
                 tf.TensorSpec([None, image_size, image_size, 3], tf.float32),
-            ]
+            ],
+            autograph=False,
         )
         def encode(tokens: tf.Tensor, images: tf.Tensor) -> dict[str, tf.Tensor]:
             context = text_encoder(tokens, training=False)

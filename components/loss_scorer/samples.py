@@ -56,7 +56,7 @@ class _Drawer:
         from trainer.diffusion.noise_schedule import NoiseSchedule
         from trainer.diffusion.sampler import sample
 
-        @tf.function
+        @tf.function(autograph=False)
         def draw(noise: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
             return sample(
                 model.predict,
@@ -116,7 +116,7 @@ class Sampler:
         image_encoder, preset = base_model.build("image_encoder"), base_model.preset
         empty = tf.constant(tokenize([""], preset.text_encoder.max_length))
 
-        @tf.function
+        @tf.function(autograph=False)
         def encode(images: tf.Tensor) -> tf.Tensor:
             pixels = tf.cast(images, tf.float32) / 127.5 - 1.0
             return tf.split(image_encoder(pixels, training=False), 2, axis=-1)[0]

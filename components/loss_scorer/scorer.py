@@ -106,7 +106,7 @@ class Scorer:
         schedule = NoiseSchedule(preset.prediction)
 
         def of(model: models.ScoredModel) -> Callable[..., tf.Tensor]:
-            @tf.function
+            @tf.function(autograph=False)
             def loss(
                 mean: tf.Tensor,
                 log_variance: tf.Tensor,

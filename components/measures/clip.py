@@ -106,8 +106,8 @@ class Clip:
                 f"{folder.shown(WEIGHTS_NAME)} has no tensor {error}: it is no CLIP with two towers"
             ) from None
         self._image_size = config.image_size
-        self._embed_images = tf.function(self._images)
-        self._embed_tokens = tf.function(self._tokens)
+        self._embed_images = tf.function(self._images, autograph=False)
+        self._embed_tokens = tf.function(self._tokens, autograph=False)
 
     def image_embeddings(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """Embeds pictures, uint8 [H, W, 3] each and square: float32 [B, D]."""

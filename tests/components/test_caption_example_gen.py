@@ -391,6 +391,20 @@ def test_columns_can_be_named_and_pictures_can_be_plain_binary(tmp_path):
     assert {row["image/encoded"] for row in kept} == {image for image, _ in rows}
 
 
+def test_repeated_rows_stop_nothing(tmp_path, caplog):
+    rows = [(png(i), f"good {i}") for i in range(18)] + [(b"x", "bad")] + [(png(3), "good 3")] * 9
+    write(tmp_path / "set" / "all.parquet", rows)
+    caplog.set_level("INFO", "components")
+    examples, rejects = generate(tmp_path, tmp_path / "set", max_rejected_fraction=0.04)
+    assert sum(len(read_split(examples, split)) for split in ("train", "eval")) == 18
+    assert rejects.get_int_custom_property("rejected_duplicate") == 9
+    assert "9 rows repeat the picture and caption of another" in caplog.text
+    assert "1 of 28 rows were set aside (1 image_undecodable)" in caplog.text
+    # The others are counted as before.
+    with pytest.raises(RuntimeError, match="1 of 28 rows"):
+        generate(tmp_path, tmp_path / "set", max_rejected_fraction=0.03)
+
+
 def test_too_many_rejects_fail_with_a_table(tmp_path):
     rows = [(png(i), f"good {i}") for i in range(18)] + [(b"x", "bad"), (png(50), " ")]
     write(tmp_path / "set" / "all.parquet", rows)

@@ -246,7 +246,7 @@ def test_base_weights_of_keras_2_are_verified_by_what_the_folder_lists(tmp_path)
         PRESET, weight_files={"text_encoder": WeightFile("kcv_encoder.h5", "0" * 64)}
     )
     shutil.copyfile(KERAS_2 / "text_encoder.h5", tmp_path / "kcv_encoder.h5")
-    base_model = BaseModel.locate(preset, 64, str(tmp_path))
+    base_model = BaseModel.locate(preset, 128, str(tmp_path))
     with pytest.raises(WeightsError, match=f"corrupt or another file.*{'0' * 64}"):
         base_model.build("text_encoder")
     list_hash(tmp_path, "kcv_encoder.h5")

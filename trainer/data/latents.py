@@ -184,7 +184,7 @@ def training_batches(
     """
     first_epoch, skipped = divmod(first_step * batch_size, num_examples)
 
-    @tf.function(input_signature=[tf.TensorSpec([batch_size], tf.string)])
+    @tf.function(input_signature=[tf.TensorSpec([batch_size], tf.string)], autograph=False)
     def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         return parse_latents(serialized, preset, image_size, flip)
 
