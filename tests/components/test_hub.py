@@ -424,7 +424,12 @@ out["commit"], out["fingerprint"] = files.commit, files.fingerprint(())
     assert (before["commit"], after["commit"]) == (first, second)
     assert before["fingerprint"] != after["fingerprint"]
     hub.stop()
-    gone = _run(hub, home, 'out["error"] = error(HubFiles.resolve, "some-org/pictures")').out
+    impatient = """
+import storage.hub
+storage.hub._WAITS_S = (0.01,)
+out["error"] = error(HubFiles.resolve, "some-org/pictures")
+"""
+    gone = _run(hub, home, impatient).out
     assert f"the hub at {hub.url} cannot be reached (ConnectError" in gone["error"]
     assert "HF_HUB_OFFLINE=1" in gone["error"]
     assert _run(hub, home, code, HF_HUB_OFFLINE="1").out == after
