@@ -1,8 +1,65 @@
 """The command `python -m trainer.diffusers_export`."""
 
+from __future__ import annotations
+
+import argparse
+import logging
+import os
 import sys
 
-from trainer.weights.diffusers_export import main
+from storage.folders import FolderError
+from storage.greetings import no_greetings
+from trainer.presets import preset_names
+from trainer.weights.base_model import DEFAULT_WEIGHTS
+from trainer.weights.diffusers_layout import DTYPES
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.diffusers_export",
+        description="Writes a model in diffusers' layout of Stable Diffusion v1.x.",
+        allow_abbrev=False,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="a model that was trained: the Trainer's model artifact")
+    what.add_argument(
+        "--preset", choices=preset_names(), help="the base weights of this preset, not trained"
+    )
+    parser.add_argument(
+        "--base-weights",
+        help="where the base weights lie: a folder, gs:// or hf:// (default: with --model, where "
+        "they lay when it was trained; with --preset, where they are published)",
+    )
+    parser.add_argument("--output", required=True, help="folder or gs:// address to write")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    arguments = parser.parse_args(argv)
+    # TensorFlow takes seconds that help and wrong commands need not wait for.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with no_greetings():
+        from trainer.weights.diffusers_export import export_base_weights, export_trained
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        if arguments.model is not None:
+            export_trained(
+                arguments.model,
+                arguments.output,
+                base_weights=arguments.base_weights,
+                dtype=arguments.dtype,
+            )
+        else:
+            export_base_weights(
+                arguments.preset,
+                arguments.output,
+                base_weights=arguments.base_weights or DEFAULT_WEIGHTS,
+                dtype=arguments.dtype,
+            )
+    except FolderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
 
 if __name__ == "__main__":
     sys.exit(main())

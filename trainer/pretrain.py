@@ -1,8 +1,50 @@
 """The command `python -m trainer.pretrain`."""
 
+from __future__ import annotations
+
+import argparse
+import logging
+import os
 import sys
 
-from trainer.pretraining.pretrain import main
+from storage.greetings import no_greetings
+from trainer.presets import preset_names
+from trainer.weights.base_model import RANDOM_WEIGHTS
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.pretrain",
+        description="Trains a preset's base weights: its autoencoder, then the rest.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--preset", choices=preset_names(), default="tiny")
+    parser.add_argument("--out", default="trainer/base_weights/tiny", help="the weights' folder")
+    parser.add_argument("--work-dir", default="runs/pretrain", help="checkpoints; resumed from")
+    parser.add_argument(
+        "--start", default=RANDOM_WEIGHTS, help="a folder of weights to go on from, or random"
+    )
+    parser.add_argument("--pictures", type=int, default=20_000, help="training pictures drawn")
+    parser.add_argument(
+        "--autoencoder-steps", type=int, default=4000, help="0: it stays as it starts"
+    )
+    parser.add_argument("--autoencoder-batch-size", type=int, default=16)
+    parser.add_argument("--diffusion-steps", type=int, default=6000)
+    parser.add_argument("--diffusion-batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--min-snr-gamma", type=float, default=0.0, help="0: timesteps weigh alike")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    # TensorFlow takes seconds that help and wrong commands need not wait for.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with no_greetings():
+        from trainer.pretraining.pretrain import PretrainConfig, pretrain
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    pretrain(PretrainConfig(**vars(arguments)))
+    return 0
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -17,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from benchmarks.weights.__main__ import relative_error
 from components.latent_gen.executor import Encoders
 from storage.folders import FolderError
+from trainer import diffusers_export as command
 from trainer import networks, presets
 from trainer.export.saved_models import (
     DecoderModule,
@@ -379,7 +382,7 @@ def test_a_trained_model_is_written_bit_by_bit(trained, tmp_path, monkeypatch, c
     monkeypatch.setattr(diffusers_export, "get_preset", lambda name: PRESET)
     model, values = trained
     output = tmp_path / "exported"
-    assert diffusers_export.main(["--model", str(model), "--output", str(output)]) == 0
+    assert command.main(["--model", str(model), "--output", str(output)]) == 0
     written: dict[str, np.ndarray] = {}
     for path in output.rglob("*.safetensors"):
         with safetensors.safe_open(path, "np") as file:
@@ -406,7 +409,7 @@ def test_a_trained_model_is_written_bit_by_bit(trained, tmp_path, monkeypatch, c
     )
     np.testing.assert_array_equal(epsilon, ours)
 
-    assert diffusers_export.main(["--model", str(model), "--output", str(output)]) == 2
+    assert command.main(["--model", str(model), "--output", str(output)]) == 2
     assert "is there already" in capsys.readouterr().err
     other = tmp_path / "other"
     shutil.copytree(CHECKPOINT, other)
@@ -420,28 +423,50 @@ def test_a_trained_model_is_written_bit_by_bit(trained, tmp_path, monkeypatch, c
         "--output",
         str(tmp_path / "x"),
     ]
-    assert diffusers_export.main(arguments) == 2
+    assert command.main(arguments) == 2
     assert "are not those that the model" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
-def test_base_weights_are_written_for_the_whole_pipeline(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_base_weights_are_written_for_the_whole_pipeline(dtype, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(diffusers_export, "get_preset", lambda name: PRESET)
     output = tmp_path / "exported"
-    arguments = ["--preset", "tiny", "--base-weights", str(CHECKPOINT), "--dtype", "float16"]
-    assert diffusers_export.main([*arguments, "--output", str(output)]) == 0
-    stored, written = (load_file(f / FILES["decoder"]) for f in (CHECKPOINT, output))
-    for name, tensor in stored.items():
-        assert written[name].dtype == np.float16
-        np.testing.assert_array_equal(written[name], tensor.astype(np.float16))
+    arguments = ["--preset", "tiny", "--base-weights", str(CHECKPOINT), "--dtype", dtype]
+    assert command.main([*arguments, "--output", str(output)]) == 0
+    rounded = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[dtype]
+    stored = located(CHECKPOINT).build("decoder").get_weights()
+    for written, value in zip(located(output).build("decoder").get_weights(), stored, strict=True):
+        np.testing.assert_array_equal(written, value.astype(rounded).astype(np.float32))
+    size = (output / FILES["decoder"]).stat().st_size
+    assert size < 0.6 * (CHECKPOINT / FILES["decoder"]).stat().st_size
     index = json.loads((output / "model_index.json").read_text())
     for part, (library, _) in ((k, v) for k, v in index.items() if isinstance(v, list)):
         assert (output / part).is_dir() == (library is not None)
 
 
+def test_help_waits_for_no_tensorflow() -> None:
+    script = (
+        "import sys\n"
+        "from trainer import diffusers_export, pretrain\n"
+        "for command in (diffusers_export, pretrain):\n"
+        "    try:\n"
+        "        command.main(['--help'])\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code == 0\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    root = Path(presets.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert "--dtype {float32,float16,bfloat16}" in done.stdout
+    assert done.stderr == ""
+
+
 def test_a_preset_that_diffusers_cannot_have_is_one_line(tmp_path, capsys) -> None:
     output = tmp_path / "exported"
-    assert diffusers_export.main(["--preset", "tiny", "--output", str(output)]) == 2
+    assert command.main(["--preset", "tiny", "--output", str(output)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "the autoencoder of preset 'tiny' is none that diffusers has" in error

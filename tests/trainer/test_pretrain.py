@@ -6,7 +6,7 @@ import small_runs
 import tensorflow as tf
 from safetensors.numpy import load_file
 
-from trainer import presets
+from trainer import presets, pretrain
 from trainer.presets import NETWORKS
 from trainer.pretraining import pretrain as pretraining
 from trainer.training.fine_tuner import FineTuner
@@ -30,7 +30,7 @@ class _InGraphs(FineTuner):
 def _pretrain(folder, *flags):
     arguments = ["--preset", "small", "--out", str(folder), "--work-dir", str(folder / "work")]
     arguments += flags
-    assert pretraining.main([*arguments, "--pictures", "32", "--seed", "3"]) == 0
+    assert pretrain.main([*arguments, "--pictures", "32", "--seed", "3"]) == 0
     return {name: load_file(folder / f"{name}.safetensors") for name in NETWORKS}
 
 

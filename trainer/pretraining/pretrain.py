@@ -9,14 +9,12 @@ again.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import itertools
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -32,13 +30,13 @@ from trainer.diffusion.noise_schedule import (
     NoiseSchedule,
     timestep_embedding,
 )
-from trainer.presets import LATENT_CHANNELS, LATENT_DOWNSAMPLING, Preset, get_preset, preset_names
+from trainer.presets import LATENT_CHANNELS, LATENT_DOWNSAMPLING, Preset, get_preset
 from trainer.pretraining import shapes
 from trainer.text.tokenizer import tokenize
 from trainer.training.checkpoints import RunCheckpoints
 from trainer.training.fine_tuner import Batch, FineTuner, StepRecord
 from trainer.training_config import TrainingConfig
-from trainer.weights.base_model import RANDOM_WEIGHTS, BaseModel
+from trainer.weights.base_model import BaseModel
 from trainer.weights.errors import WeightsError
 from trainer.weights.load import save_weights_file, write_hashes
 
@@ -345,32 +343,3 @@ def _record(config: PretrainConfig, measured: Mapping[str, object]) -> dict[str,
     Path(config.out, "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     logger.info("done: %s", facts)
     return facts
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.pretrain",
-        description=(__doc__ or "").split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--preset", choices=preset_names(), default="tiny")
-    parser.add_argument("--out", default="trainer/base_weights/tiny", help="the weights' folder")
-    parser.add_argument("--work-dir", default="runs/pretrain", help="checkpoints; resumed from")
-    parser.add_argument(
-        "--start", default=RANDOM_WEIGHTS, help="a folder of weights to go on from, or random"
-    )
-    parser.add_argument("--pictures", type=int, default=20_000, help="training pictures drawn")
-    parser.add_argument(
-        "--autoencoder-steps", type=int, default=4000, help="0: it stays as it starts"
-    )
-    parser.add_argument("--autoencoder-batch-size", type=int, default=16)
-    parser.add_argument("--diffusion-steps", type=int, default=6000)
-    parser.add_argument("--diffusion-batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--min-snr-gamma", type=float, default=0.0, help="0: timesteps weigh alike")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    pretrain(PretrainConfig(**vars(arguments)))
-    return 0

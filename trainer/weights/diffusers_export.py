@@ -6,14 +6,12 @@ tokenizer's vocabulary and the sampler's settings. `docs/weights.md` says what c
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import json
 import logging
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,18 +23,14 @@ import numpy as np
 import safetensors.numpy
 import tensorflow as tf
 
-from storage.folders import FolderError
 from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
 from trainer.networks import build_network
-from trainer.presets import NETWORKS, Preset, get_preset, preset_names
+from trainer.presets import NETWORKS, Preset, get_preset
 from trainer.text.tokenizer import MAX_LENGTH, vocabulary_and_merges
 from trainer.weights import diffusers_layout
 from trainer.weights.base_model import DEFAULT_WEIGHTS, BaseModel
 from trainer.weights.diffusers_format import to_diffusers
 from trainer.weights.errors import WeightsError
-
-DTYPES: Mapping[str, type] = {"float32": np.float32, "float16": np.float16}
-"""What tensors can be written as."""
 
 _SERVING_FOLDER = "Format-Serving"
 _VARIABLE = re.compile(r"_variables/(\d+)/\.ATTRIBUTES/VARIABLE_VALUE")
@@ -57,7 +51,7 @@ def export_trained(
         output: Folder or address to write; it must not exist, or be empty.
         base_weights: Where the base weights lie now, for the image encoder, which training leaves
             as it is; `None` for where they lay.
-        dtype: One of `DTYPES`.
+        dtype: One of `diffusers_layout.DTYPES`.
 
     Raises:
         WeightsError: There is no such model, the base weights are not those that it was trained
@@ -94,7 +88,7 @@ def export_base_weights(
         preset_name: Whose they are.
         output: Folder or address to write; it must not exist, or be empty.
         base_weights: Where they lie; see `trainer.weights.base_model.BaseModel`.
-        dtype: One of `DTYPES`.
+        dtype: One of `diffusers_layout.DTYPES`.
 
     Raises:
         WeightsError: They are missing or damaged, or the preset cannot be written in this layout.
@@ -148,13 +142,15 @@ def _write(preset: Preset, image_size: int, values: _Values, output: str, dtype:
 def _write_tensors(
     preset: Preset, image_size: int, values: _Values, folder: Path, dtype: str
 ) -> None:
+    # NumPy has no bfloat16 of its own.
+    numpy_dtype = tf.as_dtype(dtype).as_numpy_dtype
     for component, networks in _NETWORKS_OF.items():
         tensors: dict[str, np.ndarray] = {}
         for network in networks:
             logger.info("Writing the %s.", network)
             model = build_network(network, preset, image_size)
             tensors |= to_diffusers(
-                model, (v.astype(DTYPES[dtype], copy=False) for v in values(network, model))
+                model, (v.astype(numpy_dtype, copy=False) for v in values(network, model))
             )
         stem = diffusers_layout.STEMS[component]
         # Both libraries refuse files that do not say that they are PyTorch's.
@@ -239,45 +235,3 @@ _MODEL_INDEX: Mapping[str, Any] = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.diffusers_export",
-        description="Writes a model in diffusers' layout of Stable Diffusion v1.x.",
-        allow_abbrev=False,
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help="a model that was trained: the Trainer's model artifact")
-    what.add_argument(
-        "--preset", choices=preset_names(), help="the base weights of this preset, not trained"
-    )
-    parser.add_argument(
-        "--base-weights",
-        help="where the base weights lie: a folder, gs:// or hf:// (default: with --model, where "
-        "they lay when it was trained; with --preset, where they are published)",
-    )
-    parser.add_argument("--output", required=True, help="folder or gs:// address to write")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        if arguments.model is not None:
-            export_trained(
-                arguments.model,
-                arguments.output,
-                base_weights=arguments.base_weights,
-                dtype=arguments.dtype,
-            )
-        else:
-            export_base_weights(
-                arguments.preset,
-                arguments.output,
-                base_weights=arguments.base_weights or DEFAULT_WEIGHTS,
-                dtype=arguments.dtype,
-            )
-    except FolderError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0

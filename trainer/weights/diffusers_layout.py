@@ -27,6 +27,9 @@ CONFIG_NAME = "config.json"
 INDEX_NAME = "model_index.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
+DTYPES = ("float32", "float16", "bfloat16")
+"""What tensors can be written as."""
+
 COMPONENTS: Mapping[str, str] = {
     "text_encoder": "text_encoder",
     "image_encoder": "vae",
