@@ -61,7 +61,7 @@ def run_fn(fn_args: FnArgs) -> None:
         WeightsError: The base weights have changed since the run was prepared.
         InsufficientMemoryError: It would not fit into the device's memory.
         TrainingDivergedError: The loss or its gradients became infinite or not a number.
-        TrainingInterruptedError: SIGTERM came; what was done is saved.
+        TrainingInterruptedError: It was told to stop; what was done is saved.
     """
     since = time.monotonic()
     settings = TrainerSettings.from_json(fn_args.custom_config, fn_args.hyperparameters)

@@ -18,6 +18,7 @@ from trainer.training.interruption import StopRequest, TrainingInterruptedError
 logger = logging.getLogger("components.small")
 
 UNLUCKY_BATCH_SIZE = 13
+SLOW_LEARNING_RATE = 0.25
 
 
 @component
@@ -27,6 +28,8 @@ def Source(  # noqa: N802
     dataset: OutputArtifact[standard_artifacts.Examples],
 ):
     logger.info("reading %s...", fingerprint[:4])
+    if code_version == str(SLOW_LEARNING_RATE):
+        time.sleep(60)
     Path(dataset.uri, "dataset").write_text(fingerprint)
 
 

@@ -485,7 +485,7 @@ class FineTuner:
 
         Raises:
             TrainingDivergedError: The loss or its gradients are infinite or not a number.
-            TrainingInterruptedError: SIGTERM came; what was done is saved.
+            TrainingInterruptedError: It was told to stop; what was done is saved.
         """
         config = self.config
         assert config.steps is not None
@@ -535,7 +535,7 @@ class FineTuner:
                     # One that leaves while the chief still saves would end it with an error.
                     wait_for_all(self._strategy)
                     raise TrainingInterruptedError(
-                        f"training was told to stop (SIGTERM) and saved step {step} of "
+                        f"training was told to stop ({stop.signal.name}) and saved step {step} of "
                         f"{config.steps}: the same command goes on from there"
                     )
                 if draws:

@@ -1,10 +1,11 @@
-"""Being told to stop: a preempted machine sends SIGTERM and waits a little."""
+"""Being told to stop: by Ctrl-C, or by SIGTERM, which a preempted machine sends before it ends."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 
 class TrainingInterruptedError(RuntimeError):
@@ -12,21 +13,27 @@ class TrainingInterruptedError(RuntimeError):
 
 
 class StopRequest:
-    """Notes SIGTERM instead of dying of it; use as a context manager.
+    """Notes SIGTERM and Ctrl-C instead of dying of them; use as a context manager.
 
-    Only a process's main thread may handle signals; elsewhere this notes nothing.
+    A second Ctrl-C is not waited with. Only a process's main thread may handle signals; elsewhere
+    this notes nothing.
 
     Attributes:
-        made: Whether SIGTERM came.
+        made: Whether one came.
+        signal: Which one; SIGTERM where another worker was told.
     """
 
     def __init__(self) -> None:
         self.made = False
-        self._handles = threading.current_thread() is threading.main_thread()
+        self.signal = signal.SIGTERM
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        if self._handles:
-            self._before = signal.signal(signal.SIGTERM, self._note)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                # What a shell starts in the background ignores Ctrl-C, and goes on doing so.
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -35,8 +42,10 @@ class StopRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._handles:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.made = True
+        if self.made and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.made, self.signal = True, signal.Signals(number)
