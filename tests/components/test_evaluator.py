@@ -16,6 +16,7 @@ from tfx.proto import example_gen_pb2
 from tfx.types import Channel, standard_artifacts
 from tfx.utils import proto_utils
 
+from components.code_version import imported_modules
 from components.evaluator import Evaluator, executor
 from components.evaluator.metrics import cluster_mean, frechet_distance
 from components.evaluator.results import ALL, of_feature, read_metrics
@@ -397,3 +398,11 @@ def test_the_component_makes_its_spec():
     assert len(evaluator.exec_properties["code_version"]) == 16
     alone = Evaluator(examples=scores, model=model, eval_config=eval_config(DEFAULTS))
     assert "baseline_model" not in alone.inputs
+
+
+def test_the_code_of_every_metric_is_in_the_cache_key():
+    settings = dataclasses.replace(DEFAULTS, num_samples=4, measures=("colour_agreement",))
+    specs = eval_config(settings).metrics_specs
+    modules = {metric.module for spec in specs for metric in spec.metrics} - {""}
+    assert modules
+    assert modules <= imported_modules(executor.__name__)
