@@ -9,7 +9,6 @@ import datetime
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -255,8 +254,7 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
     with (
         housekeeping.output_lock(str(folder)),
         _console(folder, arguments.verbose) as console,
-        housekeeping.own_temporary_folder(),
-        tempfile.TemporaryDirectory() as temporary,
+        housekeeping.own_temporary_folder() as temporary,
         contextlib.ExitStack() as stack,
     ):
         code, home = Path(temporary, "code"), Path(temporary, "home")

@@ -72,7 +72,7 @@ def output_lock(output: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def own_temporary_folder() -> Iterator[None]:
+def own_temporary_folder() -> Iterator[str]:
     """Within this, temporary files have a folder of their own, which goes at the end.
 
     TensorFlow leaves the code that it generates in it: twenty files a run, for ever.
@@ -81,7 +81,7 @@ def own_temporary_folder() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="sd-finetuning-", ignore_cleanup_errors=True) as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = folder
         try:
-            yield
+            yield folder
         finally:
             tempfile.tempdir = None
             if before is None:

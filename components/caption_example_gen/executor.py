@@ -105,6 +105,10 @@ class _Outcome:
     long_captions: Sequence[tuple[str, int]]
 
     @property
+    def num_rejected(self) -> int:
+        return sum(self.rejected.values())
+
+    @property
     def unusable(self) -> Mapping[str, int]:
         """Rows of which something is wrong, by reason: not those that repeat another."""
         return {r: count for r, count in self.rejected.items() if r != _DUPLICATE}
@@ -115,7 +119,7 @@ class _Outcome:
 
     @property
     def num_rows(self) -> int:
-        return sum(self.rejected.values()) + sum(self.examples.values())
+        return self.num_rejected + sum(self.examples.values())
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -446,7 +450,7 @@ def _describe_counts(examples: types.Artifact, rejects: types.Artifact, outcome:
     for note, count in outcome.notes.items():
         examples.set_int_custom_property(note, count)
     for artifact in (examples, rejects):
-        artifact.set_int_custom_property("rejected_total", sum(outcome.rejected.values()))
+        artifact.set_int_custom_property("rejected_total", outcome.num_rejected)
     for reason, count in outcome.rejected.items():
         rejects.set_int_custom_property(f"{_REJECTED}{reason}", count)
 

@@ -264,12 +264,8 @@ def test_a_model_scored_against_itself_has_no_delta(score, exported):
 
 
 def test_the_base_weights_are_the_baseline_of_a_first_run(score, tmp_path, examples):
-    from trainer.export.saved_models import DiffusionModelModule
-
     model = BASE_MODEL.build("diffusion_model")
-    module = DiffusionModelModule(model, PRESET, IMAGE_SIZE)
-    # Tracing the sampling loop takes long, and nothing here calls it.
-    del module.serve, module.from_noise, module.sample
+    module = small_runs.without_sampling(model, PRESET, IMAGE_SIZE)
     folder = save(module, tmp_path / "exported")
     scores, rows = score(folder)
     assert scores.get_string_custom_property("baseline") == "base weights"

@@ -97,7 +97,7 @@ def create_pipeline(
     base_model,
     beam_pipeline_args,
 ):
-    # A setting that nothing here looks at stands for the code of the first step.
+    # A setting that trains nothing here stands for the code of the first step.
     source = Source(
         fingerprint=dataset_fingerprint, code_version=str(config.training.learning_rate)
     )

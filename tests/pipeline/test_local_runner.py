@@ -187,6 +187,7 @@ def test_a_training_that_is_told_to_stop_ends_in_its_own_words(zygote, flags, tm
     assert "Traceback" not in run.out()
     assert run.err() == ""
     assert executions(output) == [("Source", "COMPLETE"), ("Train", "FAILED")]
+    assert not list((output / "artifacts" / "Train" / "model").iterdir())
     status, run = zygote.run(*flags)
     assert status == 0, run.err()
     assert "Source cached" in run.out()

@@ -28,6 +28,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.export.saved_models import DiffusionModelModule
 from trainer.networks.seam import PaddedConv2D
 from trainer.presets import (
     AutoencoderDimensions,
@@ -69,6 +70,13 @@ def preset(num_blocks: int = 0) -> Preset:
         image_encoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=0, norm_groups=4),
         decoder=AutoencoderDimensions(widths=(8, 8, 8, 16), num_blocks=0, norm_groups=4),
     )
+
+
+def without_sampling(model: keras.Model, like: Preset, image_size: int) -> DiffusionModelModule:
+    """What is exported of a diffusion model but its sampling loop, which takes long to trace."""
+    module = DiffusionModelModule(model, like, image_size)
+    del module.serve, module.from_noise, module.sample
+    return module
 
 
 def config(**overrides: Any) -> ResolvedTrainingConfig:

@@ -99,7 +99,9 @@ def test_small_networks_fit_together(small_preset: Preset, image_size: int) -> N
     assert build_decoder(small_preset, image_size)(epsilon).shape == image.shape
 
 
-@pytest.mark.parametrize(("name", "size"), [("tiny", 100), ("tiny", 0), ("sd-v1-4", 192)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("tiny", 100), ("tiny", 0), ("tiny", -64), ("sd-v1-4", 192)]
+)
 def test_impossible_image_size_names_what_is_allowed(name: str, size: int) -> None:
     preset = get_preset(name)
     with pytest.raises(ValueError, match=f"multiple of {preset.image_size_multiple}"):
