@@ -96,12 +96,14 @@ class ServingDirectory:
     ) -> dict[str, Any]:
         """Makes the three models in `source` the next version, and the one that is served.
 
-        A repetition of the newest release, such as after a crash before the metadata was written,
-        publishes nothing new. What earlier attempts left behind is removed first.
+        A repetition of the newest release, such as after a crash before the metadata was written
+        or where a training was exported again, publishes nothing new. What earlier attempts left
+        behind is removed first.
 
         Args:
             source: Folder with a SavedModel for each of `SERVED_NETWORKS`.
-            facts: What else to write into the release; `model` tells repetitions apart.
+            facts: What else to write into the release; `model`, and `manifest` where it names the
+                training, tell repetitions apart.
             check: Called with the staged copy of `source`; raises a `ModelRefusedError` where it
                 should not be published.
             warmup: By network, TFRecords of the requests that TensorFlow Serving makes before it
@@ -286,7 +288,8 @@ class ServingDirectory:
         if not releases:
             return None
         release = self.read_release(releases[-1])
-        if release.get("model") != facts.get("model"):
+        exported_again = _is_export_of_the_same(release, facts)
+        if release.get("model") != facts.get("model") and not exported_again:
             return None
         version = release["version"]
         expected = {
@@ -297,7 +300,10 @@ class ServingDirectory:
         extra = {f"{network}/{version}/{WARMUP_FILE}" for network in warmup}
         if expected.keys() | extra != release["files"].keys() or self.damaged_files(version):
             return None
-        same = all(filesystem.sha256(path) == release["files"][n] for n, path in expected.items())
+        # TensorFlow gives an export a number of its own.
+        same = exported_again or all(
+            filesystem.sha256(path) == release["files"][n] for n, path in expected.items()
+        )
         return release if same else None
 
     def _serve_again(self, version: int) -> None:
@@ -380,6 +386,15 @@ class ServingDirectory:
     def _list(self, folder: str) -> Iterable[str]:
         path = self._path(folder) if folder else self._root
         return filesystem.list_folder(path) if filesystem.is_folder(path) else []
+
+
+def _is_export_of_the_same(release: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Whether the manifests of two models say that they are of one training, and serve alike."""
+    first, second = (of.get("manifest") or {} for of in (release, facts))
+    names = ("training_id", "export_weights", "defaults")
+    return second.get("training_id") is not None and all(
+        first.get(name) == second.get(name) for name in names
+    )
 
 
 def _base_path(path: str) -> str:

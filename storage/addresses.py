@@ -105,7 +105,7 @@ def _addresses(text: str) -> Iterator[tuple[str, str]]:
 def _user_part(scheme: str, rest: str) -> str:
     """What stands before @ and is nobody else's business; "" where there is no such thing."""
     [authority] = _AUTHORITY.findall(rest)[:1]
-    user, at, host = authority.rpartition("@")
+    user, at, _ = authority.rpartition("@")
     if not at:
         # A password with a slash in it, which belongs there as %2F, ends the authority too soon.
         name, colon, port = authority.partition(":")

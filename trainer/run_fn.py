@@ -236,9 +236,7 @@ def _train(run: _Run) -> _Trained:
     def draw(step: int) -> None:
         if writes:
             with picture_log.as_default():
-                draw_validation(
-                    run.modules, run.settings.validation, _pictures_of(run, step), step
-                )
+                draw_validation(run.modules, run.settings.validation, _pictures_of(run, step), step)
 
     with train_log.as_default():
         # As they are exported, so that the same traces serve.

@@ -105,9 +105,7 @@ def relocate(connection: sqlite3.Connection, here: str) -> Relocation:
             rows = connection.execute(
                 f"SELECT rowid, {column} FROM {table} WHERE {column} LIKE '%/%'"
             ).fetchall()
-            changed = [
-                (now, row) for row, text in rows if (now := relocation.apply(text)) != text
-            ]
+            changed = [(now, row) for row, text in rows if (now := relocation.apply(text)) != text]
             connection.executemany(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", changed)
         connection.execute("COMMIT")
         stack.pop_all()

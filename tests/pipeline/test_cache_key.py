@@ -19,7 +19,6 @@ from pipeline import cache_key
 from pipeline.lineage.moved import Relocation
 from storage.filesystem import content_digest
 
-
 OUTPUT = "/runs/mine"
 
 
@@ -36,7 +35,9 @@ def artifact(**properties: str | int) -> types.Artifact:
 
 
 def serialized(examples: types.Artifact) -> bytes:
-    return cache_key._Stable(examples, Relocation([OUTPUT], "<output>")).mlmd_artifact.SerializeToString(deterministic=True)
+    return cache_key._Stable(
+        examples, Relocation([OUTPUT], "<output>")
+    ).mlmd_artifact.SerializeToString(deterministic=True)
 
 
 def key_of(handle: metadata.Metadata, artifacts: list[types.Artifact]) -> str:

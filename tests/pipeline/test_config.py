@@ -172,7 +172,10 @@ def test_the_saved_settings_of_a_folder_that_was_moved_are_those_of_where_it_is(
 ):
     before, after = tmp_path / "before", tmp_path / "after"
     write_dataset(before / "pictures", 20)
-    given = {"output": ("--output", str(before)), "dataset.path": ("--dataset", str(before / "pictures"))}
+    given = {
+        "output": ("--output", str(before)),
+        "dataset.path": ("--dataset", str(before / "pictures")),
+    }
     save_config(load_config(flags=given), before / "config.yaml")
     # A file that somebody else put there is taken at its word.
     (before / "mine.yaml").write_text((before / "config.yaml").read_text())
@@ -231,7 +234,13 @@ def test_no_message_about_a_file_shows_a_secret(write, tmp_path, capsys, text):
 
 
 @pytest.mark.parametrize(
-    "argv", [[SECRET_URL], [f"--datset={SECRET_URL}"], ["--steps", SECRET_URL], ["--verbose=" + SECRET_URL]]
+    "argv",
+    [
+        [SECRET_URL],
+        [f"--datset={SECRET_URL}"],
+        ["--steps", SECRET_URL],
+        ["--verbose=" + SECRET_URL],
+    ],
 )
 def test_no_message_about_a_flag_shows_a_secret(capsys, argv):
     assert runner_local.main(argv) == 2

@@ -137,7 +137,9 @@ def test_a_folder_that_is_moved_or_copied_is_gone_on_with_where_it_is(
     assert "Nothing to do: every step is up to date." in run.out()
     assert_whole(copied, 5)
     for place in ("first", "mo ved"):
-        assert not [name for name, text in contents(copied / "artifacts").items() if place.encode() in text]
+        assert not [
+            name for name, text in contents(copied / "artifacts").items() if place.encode() in text
+        ]
     with sqlite3.connect(copied / "metadata.sqlite") as connection:
         dump = "\n".join(connection.iterdump())
     assert str(first) not in dump

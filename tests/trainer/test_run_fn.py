@@ -244,7 +244,7 @@ def test_the_trained_text_encoder_is_exported_with_its_adapters_merged(ran: Ran)
 def test_other_prompts_are_drawn_by_the_finished_training_and_not_trained_for(
     ran: Ran, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor for anything else that changes no weights; nor is it by a Trainer killed in its export."""
+    """Nor for anything else that changes no weights, or where a Trainer is killed in its export."""
     again = arguments(
         ran.folder,
         ran.latents,
@@ -365,7 +365,13 @@ def test_a_training_is_named_by_what_decides_its_weights(tmp_path: Path) -> None
 
     assert found(again) == found()
     assert found(other) != found()
-    validation = {"prompts": ["x"], "seed": 2, "num_steps": 3, "guidance_scale": 1.0, "every_steps": 0}
+    validation = {
+        "prompts": ["x"],
+        "seed": 2,
+        "num_steps": 3,
+        "guidance_scale": 1.0,
+        "every_steps": 0,
+    }
     without_effect = {
         "export_weights": "float16",
         "checkpoint_dir": "elsewhere",

@@ -525,9 +525,7 @@ class FineTuner:
                     seconds = time.monotonic() - since
                     # A former run, stopped in between, may have recorded at other steps.
                     since_record = step - (history[-1].step if history else 0)
-                    record = self._record(
-                        step, since_record, timed * config.batch_size / seconds
-                    )
+                    record = self._record(step, since_record, timed * config.batch_size / seconds)
                     history.append(record)
                     on_record(record)
                     timed, since = 0, time.monotonic()
