@@ -159,7 +159,7 @@ def repair(
     """
     # Refuses what is no database of this kind before anything is written to it.
     open_store(output)
-    moved = _settle_in(output, serving_dir)
+    moved = settle_in(output, serving_dir)
     store = open_store(output)
     executions = store.get_executions()
     failed = _fail_unfinished(store, executions, reason)
@@ -205,9 +205,21 @@ def _fail_unfinished(
     return [e.type for e in unfinished]
 
 
-def _settle_in(output: str, serving_dir: str) -> Relocation:
-    """Changes what is recorded of another folder, where this one lay or was copied from."""
+def settle_in(output: str, serving_dir: str) -> Relocation:
+    """Changes what is recorded of another folder, where this one lay or was copied from.
+
+    Only the holder of its lock may call this.
+
+    Args:
+        output: The output folder, absolute.
+        serving_dir: Where releases are pushed to.
+
+    Raises:
+        DatabaseError: Its database cannot be written to.
+    """
     path = os.path.join(output, DATABASE_NAME)
+    if not os.path.isfile(path):
+        return Relocation((), output)
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             moved = relocate(connection, output)
@@ -216,7 +228,9 @@ def _settle_in(output: str, serving_dir: str) -> Relocation:
             f"{path} cannot be written to ({one_line(error)}): a run needs a folder that it can "
             "write to, choose another one with --output"
         ) from None
-    ServingDirectory(serving_dir).settle_in(moved.apply)
+    # What is in a bucket has no place on this machine.
+    if "://" not in serving_dir:
+        ServingDirectory(serving_dir).settle_in(moved.apply)
     return moved
 
 

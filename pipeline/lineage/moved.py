@@ -1,9 +1,10 @@
 """Output folders that lie elsewhere than when their metadata was recorded.
 
 ML Metadata has room for absolute addresses alone. But what a run left lies in its output folder by
-a rule, `artifacts/<step>/<output>/<id of the execution>`, beside the database. So the folder that
-was recorded is known from the records themselves, and whatever was below it is looked for below the
-folder that the database is in now: renamed, moved, copied, or mounted elsewhere.
+a rule, `artifacts/<step>/<output>/<id of the execution>`, beside the database; where Vertex is
+emulated, by Vertex's. So the folder that was recorded is known from the records themselves, and
+whatever was below it is looked for below the folder that the database is in now: renamed, moved,
+copied, or mounted elsewhere.
 
 The lineage does this in its copy in memory; a run in the database itself, before it reads anything.
 """
@@ -19,7 +20,14 @@ from collections.abc import Iterable
 
 ARTIFACTS_NAME = "artifacts"
 """The folder beside the database in which every step has one."""
+EMULATED_NAME = "000000000000"
+"""The same where Vertex is emulated, which puts the project's number there."""
 
+# What was imported lies where it always did, and has another execution's number.
+_LAYOUTS = {
+    ARTIFACTS_NAME: r"(?P<folder>/.*)/artifacts/[^/]+/[^/]+/(?P<execution>[0-9]+)",
+    EMULATED_NAME: rf"(?P<folder>/.*)/{EMULATED_NAME}/[^/]+/[^/]+_[0-9]+/[^/]+",
+}
 _OUTPUT_EVENTS = (1, 4)  # DECLARED_OUTPUT, OUTPUT
 _COLUMNS = (
     ("Artifact", "uri"),
@@ -68,20 +76,20 @@ def find_relocation(connection: sqlite3.Connection, here: str) -> Relocation:
     Returns:
         What moves nothing where all is as it was recorded, or the database is no output folder's.
     """
-    if not os.path.isdir(os.path.join(here, ARTIFACTS_NAME)):
-        return Relocation((), here)
-    inside = os.path.join(here, ARTIFACTS_NAME, "")
-    rows = connection.execute(
-        "SELECT a.uri, e.execution_id FROM Artifact a JOIN Event e ON e.artifact_id = a.id "
-        f"WHERE e.type IN {_OUTPUT_EVENTS} AND a.uri LIKE '/%' AND substr(a.uri, 1, ?) != ?",
-        (len(inside), inside),
-    )
     former = set()
-    for uri, execution in rows:
-        # What was imported lies where it always did, and has another execution's number.
-        found = re.fullmatch(rf"(/.*)/{ARTIFACTS_NAME}/[^/]+/[^/]+/{execution}", uri)
-        if found is not None:
-            former.add(found[1])
+    for name, layout in _LAYOUTS.items():
+        inside = os.path.join(here, name, "")
+        if not os.path.isdir(inside):
+            continue
+        rows = connection.execute(
+            "SELECT a.uri, e.execution_id FROM Artifact a JOIN Event e ON e.artifact_id = a.id "
+            f"WHERE e.type IN {_OUTPUT_EVENTS} AND a.uri LIKE '/%' AND substr(a.uri, 1, ?) != ?",
+            (len(inside), inside),
+        )
+        for uri, execution in rows:
+            found = re.fullmatch(layout, uri)
+            if found and found.groupdict().get("execution") in (None, str(execution)):
+                former.add(found["folder"])
     return Relocation(former, here)
 
 
