@@ -18,7 +18,7 @@ import numpy as np
 
 from serving import png, which_models
 from serving.client import RETRIES, TIMEOUT_SECONDS, Generator
-from serving.errors import ServingError
+from serving.errors import ServingError, check_place
 from serving.releases import SERVED_NETWORKS
 from serving.request import check_request
 from storage import filesystem
@@ -107,6 +107,7 @@ def _check(arguments: argparse.Namespace) -> None:
     )
     if not arguments.out.lower().endswith(".png"):
         raise ServingError(f"--out is {arguments.out}; its name must end in .png")
+    check_place(arguments.out)
     folder = filesystem.parent(arguments.out)
     if not filesystem.is_folder(folder):
         raise ServingError(f"the folder of --out, {folder}, does not exist; make it first")
