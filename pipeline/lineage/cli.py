@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -78,7 +78,7 @@ def _runs(store: Store, arguments: argparse.Namespace) -> _Answer:
         runs.reverse()
     if arguments.limit is not None:
         runs = runs[: arguments.limit]
-    return {"runs": runs}, lambda: text.runs_text(runs)
+    return {"runs": runs}, lambda: text.runs_text(runs, _terminal_width(arguments))
 
 
 def _run(store: Store, arguments: argparse.Namespace) -> _Answer:
@@ -115,7 +115,7 @@ def _trace(store: Store, arguments: argparse.Namespace) -> _Answer:
 
 def _impact(store: Store, arguments: argparse.Namespace) -> _Answer:
     impact = tracing.impact(store, arguments.what, _roots(arguments))
-    return impact, lambda: text.impact_text(impact)
+    return impact, lambda: text.impact_text(impact, _terminal_width(arguments))
 
 
 def _diff(store: Store, arguments: argparse.Namespace) -> _Answer:
@@ -134,7 +134,9 @@ def _compare(store: Store, arguments: argparse.Namespace) -> _Answer:
         from pipeline.lineage.plots import save_plot
 
         save_plot(comparison, arguments.plot)
-    return comparison, lambda: text.comparison_text(comparison)
+    return comparison, lambda: text.comparison_text(
+        comparison, _terminal_width(arguments), arguments.metric
+    )
 
 
 def _export(store: Store, arguments: argparse.Namespace) -> _Answer:
@@ -152,6 +154,10 @@ def _export(store: Store, arguments: argparse.Namespace) -> _Answer:
     return answer, lambda: f"wrote {arguments.out}"
 
 
+def _terminal_width(arguments: argparse.Namespace) -> int | None:
+    return None if arguments.all else shutil.get_terminal_size().columns
+
+
 def _roots(arguments: argparse.Namespace) -> list[str]:
     return locate(arguments.store).roots + arguments.files
 
@@ -160,18 +166,15 @@ def _serve(location: Location, arguments: argparse.Namespace) -> int:
     # What cannot be read says so before anything is served.
     with location.open():
         pass
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", arguments.port))
-        except OSError as error:
-            raise LineageError(
-                f"port {arguments.port} cannot be used ({error.strerror}): choose another one with "
-                "--port, or ARGS='--port N' after make lineage"
-            ) from None
+    from storage import local_pages
+
+    try:
+        listener = local_pages.listen(local_pages.HOST, arguments.port, "lineage")
+    except local_pages.AddressError as error:
+        raise LineageError(str(error)) from None
     from pipeline.lineage.web import app
 
-    return app.serve(location, arguments.port, _roots(arguments), arguments.open)
+    return app.serve(location, listener, _roots(arguments), arguments.open)
 
 
 def _shared(store: str, in_json: bool | str) -> argparse.ArgumentParser:
@@ -250,6 +253,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", metavar="FILE", help="write there (default: to the terminal)")
     serve = command("serve", "pages in a browser, on this machine")
+    for wide in (runs, impact, compare):
+        wide.add_argument(
+            "--all", action="store_true", help="every column, whatever the terminal's width"
+        )
     for showing in (trace, impact, export, serve):
         showing.add_argument(
             "--files",
@@ -271,10 +278,9 @@ def _positive(value: str) -> int:
 
 
 def _port(value: str) -> int:
-    number = int(value)
-    if not 0 < number < 1 << 16:
-        raise argparse.ArgumentTypeError("it must be between 1 and 65535")
-    return number
+    from storage.local_pages import port_number
+
+    return port_number(value)
 
 
 def _json(answer: Any) -> str:

@@ -25,6 +25,7 @@ from pipeline.lineage.store import LOOKUPS, Store
 DIFF_SECTIONS = ("settings", "data", "code", "metrics", "steps")
 
 _MAX_CAUSES = 12
+_TRIED = {State.FAILED: "failed", State.INTERRUPTED: "been interrupted"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,11 +312,14 @@ def _judge(store: Store, execution: Execution) -> tuple[Execution | None, str, s
     earlier = _earlier(store, execution)
     done = [e for e in earlier if e.state in (State.COMPLETE, State.CACHED)]
     if not done:
-        tried = [e for e in earlier if e.state is State.FAILED]
         first = "executed because it had never been executed to its end before"
+        tried = [
+            f"{words} {'once' if number == 1 else f'{number} times'}"
+            for state, words in _TRIED.items()
+            if (number := sum(e.state is state for e in earlier))
+        ]
         if tried:
-            times = "once" if len(tried) == 1 else f"{len(tried)} times"
-            first += f"; it had failed {times}, and failures are not cached"
+            first += f"; it had {' and '.join(tried)}, and only what ends well is cached"
         return None, "miss", first
     return done[-1], "miss", ""
 

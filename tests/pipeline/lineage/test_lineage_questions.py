@@ -323,7 +323,7 @@ def test_why_although_nothing_changed(tmp_path):
     assert "artifact 1 is deleted" in _twice(tmp_path / "1", artifact_state=deleted)
     assert "the cache was switched off" in _twice(tmp_path / "2")
     assert "flags of Beam" in _twice(tmp_path / "3", second_key="other")
-    assert "had failed once, and failures are not cached" in _twice(tmp_path / "4", FAILED)
+    assert "had failed once, and only what ends well is cached" in _twice(tmp_path / "4", FAILED)
 
 
 def test_an_input_of_the_same_content_is_no_reason(tmp_path):
