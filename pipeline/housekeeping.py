@@ -24,9 +24,10 @@ from ml_metadata import errors as mlmd_errors
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from pipeline.lineage.model import FAILURE_REASON, INTERRUPTED
+
 DATABASE_NAME = "metadata.sqlite"
 ARTIFACTS_NAME = "artifacts"
-FAILURE_PROPERTY = "failure_reason"
 
 _LOCK_NAME = ".lock"
 _SYSTEM = ".system"
@@ -174,7 +175,8 @@ def _fail_unfinished(
         store.put_artifacts(abandoned)
     for execution in unfinished:
         execution.last_known_state = mlmd.Execution.FAILED
-        execution.custom_properties[FAILURE_PROPERTY].string_value = f"{reason} (noted {now})"
+        execution.custom_properties[FAILURE_REASON].string_value = f"{reason} (noted {now})"
+        execution.custom_properties[INTERRUPTED].int_value = 1
     store.put_executions(unfinished)
     return [e.type for e in unfinished]
 
