@@ -33,6 +33,7 @@ class RunResult:
         baseline: What that was.
         blessed: Whether the evaluation found the model good enough to push.
         reasons: Why it did not.
+        refusal: Why the pusher pushed nothing.
         version: Version in the serving directory.
         model_run: Folder with the TensorBoard logs.
         report: Folder with the report's files.
@@ -47,6 +48,7 @@ class RunResult:
     baseline: str | None
     blessed: bool | None
     reasons: tuple[str, ...]
+    refusal: str | None
     version: str | None
     model_run: str | None
     report: str | None
@@ -91,6 +93,7 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
         reasons=tuple(blessing["reasons"].string_value.splitlines())
         if "reasons" in blessing
         else (),
+        refusal=pushed["reason"].string_value if "reason" in pushed else None,
         version=pushed["pushed_version"].string_value or None
         if "pushed_version" in pushed
         else None,
@@ -133,7 +136,7 @@ def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path
                 f"{result.loss:.4f} fine-tuned ({change:+.1f} %)",
             )
         )
-    rows.append(("pushed", _pushed(result, serving_dir)))
+    rows.append(("pushed", pushed_text(result, serving_dir)))
     if result.rejected and result.rejects:
         rows.append(
             ("rows set aside", f"{result.rejected}, listed in {shown_path(result.rejects)}")
@@ -210,14 +213,15 @@ def shown_path(path: str | os.PathLike[str]) -> str:
     return absolute if relative.startswith("..") else relative
 
 
-def _pushed(result: RunResult, serving_dir: str) -> str:
+def pushed_text(result: RunResult, serving_dir: str) -> str:
+    """The version that was pushed, or why there is none."""
     if result.version is not None:
         return f"version {result.version} in {shown_path(serving_dir)}"
     if result.blessed is False:
         first, *others = result.reasons or ("the model is not blessed",)
         more = f", and {len(others)} more reasons on the evaluation's page" if others else ""
         return f"no: {first}{more}"
-    return "no"
+    return f"no: {result.refusal}" if result.refusal else "no"
 
 
 def _aligned(rows: list[tuple[str, str]]) -> list[str]:

@@ -25,6 +25,7 @@ from typing import IO, Any, Protocol
 
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from pipeline.lineage.model import shown_seconds
 from pipeline.vertex.emulation.conditions import holds
 from pipeline.vertex.emulation.metadata import Artifacts, EmulatedMetadata, new_name
 from pipeline.vertex.places import ENVIRONMENT
@@ -48,6 +49,9 @@ class State(enum.Enum):
     CACHED = "cached"
     RESOLVED = "resolved"
     SKIPPED = "skipped"
+
+
+_TIMED = (State.EXECUTED, State.RESOLVED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +210,8 @@ class Emulator:
             since = time.monotonic()
             state, execution_id = self._run_task(name, tasks[name])
             seconds = time.monotonic() - since
-            self._report(f"{' ' * len(f'[{position}/{len(order)}]')} {name} {state.value}")
+            took = f" in {shown_seconds(seconds)}" if state in _TIMED else ""
+            self._report(f"{' ' * len(f'[{position}/{len(order)}]')} {name} {state.value}{took}")
             outcomes.append(TaskOutcome(name, state, seconds, execution_id))
         return tuple(outcomes)
 
@@ -292,10 +297,16 @@ class Emulator:
             for argument in (*container["command"], *container["args"])
         ]
         log = self._logs / f"{self.run_id}-{name}.log"
-        status = self._launch(argv, log, self._environment)
+        failed = (*facts, mlmd.Execution.FAILED, parameters, inputs, {})
+        try:
+            status = self._launch(argv, log, self._environment)
+        except KeyboardInterrupt:
+            self._metadata.record(*failed, failure="interrupted by the user", interrupted=True)
+            raise
         if status:
-            self._metadata.record(*facts, mlmd.Execution.FAILED, parameters, inputs, {})
-            raise TaskError(name, status, log)
+            error = TaskError(name, status, log)
+            self._metadata.record(*failed, failure=str(error))
+            raise error
         left = json.loads(_read(output_file))
         for output, listed in left.get("artifacts", {}).items():
             [artifact] = listed["artifacts"]
