@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import os
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from components.pages import RELEASE_PLACE
 from pipeline.config import RunConfig
 from pipeline.lineage.locations import DEFAULT_PORT, DEFAULT_STORE
 
@@ -119,9 +121,18 @@ def copy_reports(result: RunResult, output: str) -> Path:
     for source in (result.report, result.dataset_report):
         if source is not None:
             shutil.copytree(source, partial, dirs_exist_ok=True)
+    _fill_in_release(partial / "evaluation.html", result)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return target
+
+
+def _fill_in_release(page: Path, result: RunResult) -> None:
+    """Names the release on a model's page, which was written before it was pushed."""
+    release = result.version or (result.refusal and f"none: {result.refusal}")
+    if release and page.is_file():
+        text = page.read_text("utf-8")
+        page.write_text(text.replace(RELEASE_PLACE, html.escape(release)), "utf-8")
 
 
 def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path: Path) -> str:
