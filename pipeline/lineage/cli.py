@@ -124,7 +124,7 @@ def _diff(store: Store, arguments: argparse.Namespace) -> _Answer:
 
 
 def _why(store: Store, arguments: argparse.Namespace) -> _Answer:
-    why = comparing.why(store, arguments.step, arguments.run)
+    why = comparing.why(store, arguments.step, arguments.run, _roots(arguments))
     return why, lambda: text.why_text(why)
 
 
@@ -257,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
         wide.add_argument(
             "--all", action="store_true", help="every column, whatever the terminal's width"
         )
-    for showing in (trace, impact, export, serve):
+    for showing in (trace, impact, why, export, serve):
         showing.add_argument(
             "--files",
             metavar="FOLDER",

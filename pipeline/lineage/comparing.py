@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.lineage.model import (
@@ -20,11 +21,15 @@ from pipeline.lineage.model import (
     headline_metrics,
     short_type,
 )
+from pipeline.lineage.row_changes import row_changes
 from pipeline.lineage.store import LOOKUPS, Store
 
 DIFF_SECTIONS = ("settings", "data", "code", "metrics", "steps")
 
 _MAX_CAUSES = 12
+_MAX_ROWS = 5
+_FINGERPRINT = "dataset_fingerprint"
+_ROWS = "rows"
 _TRIED = {State.FAILED: "failed", State.INTERRUPTED: "been interrupted"}
 
 
@@ -71,8 +76,9 @@ class Cause:
     Attributes:
         depth: 0 for the step itself, 1 for the step that made a changed input, and so on.
         step: The step.
-        kind: `setting`, `input` or `state`.
-        name: The setting or the input.
+        kind: `setting` or `input`; of a dataset that is another one `rows`, what differs in all,
+            and `row`, one of the rows that do.
+        name: The setting or the input, or what became of the row.
         before: Its value at the earlier execution.
         now: Its value.
     """
@@ -153,29 +159,30 @@ def diff_runs(store: Store, first: int, second: int) -> Diff:
     return Diff(runs[first], runs[second], differences, len(names) - len(differences))
 
 
-def why(store: Store, step: str, run: str | None = None) -> Why:
+def why(store: Store, step: str, run: str | None = None, roots: Sequence[str] = ()) -> Why:
     """Why a step was executed, or taken from the cache.
 
     Args:
         store: Where to look.
         step: Its name, or the id of an execution.
         run: The run, as for `Store.find_run`; by default the latest that has the step.
+        roots: Folders whose files may be read, to tell which rows of a dataset changed.
 
     Raises:
         LineageError: There is no such step or run.
     """
     if run is None and step.isascii() and step.isdecimal():
-        return why_execution(store, store.execution(int(step)))
+        return why_execution(store, store.execution(int(step)), roots)
     run_id = None if run is None else store.find_run_id(run)
-    return why_execution(store, store.latest_step(step, run_id))
+    return why_execution(store, store.latest_step(step, run_id), roots)
 
 
-def why_execution(store: Store, execution: Execution) -> Why:
+def why_execution(store: Store, execution: Execution, roots: Sequence[str] = ()) -> Why:
     """See `why`."""
     earlier, verdict, explanation = _judge(store, execution)
     causes: list[Cause] = []
     if verdict == "miss" and earlier is not None:
-        causes = _causes(store, execution, earlier, 0, set())
+        causes = _causes(store, execution, earlier, 0, set(), roots)
         changed: dict[str, list[str]] = {}
         for cause in sorted(causes, key=lambda c: -c.depth):
             if cause.kind == "setting":
@@ -185,7 +192,8 @@ def why_execution(store: Store, execution: Execution) -> Why:
                 f"{', '.join(names[:4])}{' and more' if len(names) > 4 else ''} of {step}"
                 for step, names in changed.items()
             )
-            explanation = f"executed because this had changed: {named}"
+            rows = "; ".join(str(c.now) for c in causes if c.kind == _ROWS and c.before)
+            explanation = f"executed because this had changed: {named}{rows and f' ({rows})'}"
         elif causes:
             explanation = f"executed because {causes[-1].name} of {causes[-1].step} is a new one"
         else:
@@ -325,7 +333,12 @@ def _judge(store: Store, execution: Execution) -> tuple[Execution | None, str, s
 
 
 def _causes(
-    store: Store, execution: Execution, earlier: Execution, depth: int, seen: set[int]
+    store: Store,
+    execution: Execution,
+    earlier: Execution,
+    depth: int,
+    seen: set[int],
+    roots: Sequence[str],
 ) -> list[Cause]:
     if execution.id in seen or len(seen) >= _MAX_CAUSES:
         return []
@@ -342,6 +355,8 @@ def _causes(
         for name in sorted({*earlier.settings, *execution.settings})
         if earlier.settings.get(name) != execution.settings.get(name)
     ]
+    if any(cause.name == _FINGERPRINT for cause in causes):
+        causes += _row_causes(store, execution, earlier, depth, roots)
     before, now = _inputs(store, earlier.id), _inputs(store, execution.id)
     for key in sorted({*before, *now}):
         old, new = before.get(key, ()), now.get(key, ())
@@ -364,8 +379,31 @@ def _causes(
                 continue
             other = store.execution(former)
             if other.node == made.node:
-                causes += _causes(store, made, other, depth + 1, seen)
+                causes += _causes(store, made, other, depth + 1, seen, roots)
     return causes
+
+
+def _row_causes(
+    store: Store, execution: Execution, earlier: Execution, depth: int, roots: Sequence[str]
+) -> Iterator[Cause]:
+    """Which rows a dataset has another fingerprint for."""
+    former, latter = (
+        store.artifacts(store.graph.outputs(each.id)) for each in (earlier, execution)
+    )
+    try:
+        found = row_changes(former, latter, roots)
+    except (LineageError, OSError, ValueError) as error:
+        yield Cause(depth, execution.node, _ROWS, "rows", None, f"not known: {error}")
+        return
+    rows_before = f"{found.rows_before:,} rows"
+    yield Cause(depth, execution.node, _ROWS, "rows", rows_before, found.summary)
+    by_kind = itertools.groupby(found.changes, key=lambda change: change.kind)
+    for kind, several in by_kind:
+        changes = list(several)
+        for change in changes[:_MAX_ROWS]:
+            yield Cause(depth, execution.node, "row", kind, change.before, change.now)
+        if (more := len(changes) - _MAX_ROWS) > 0:
+            yield Cause(depth, execution.node, "row", kind, None, f"and {more:,} more")
 
 
 def _unexplained(store: Store, execution: Execution) -> str:

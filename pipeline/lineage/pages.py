@@ -256,7 +256,7 @@ class Pages:
         step = self._store.execution(execution_id)
         links = self._store.links(executions=[step.id])
         artifacts = {a.id: a for a in self._store.artifacts(k.artifact_id for k in links)}
-        why = comparing.why_execution(self._store, step)
+        why = comparing.why_execution(self._store, step, self._roots)
         return self._render("step_page", step, why.run, links, artifacts, why)
 
     def artifact(self, artifact_id: int) -> str:
