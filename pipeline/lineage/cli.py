@@ -104,8 +104,14 @@ def _artifact(store: Store, arguments: argparse.Namespace) -> _Answer:
     artifact = tracing.find_artifact(store, arguments.artifact)
     links = store.links(artifacts=[artifact.id])
     executions = {e.id: e for e in store.executions(link.execution_id for link in links)}
-    answer = {"artifact": artifact, "links": links, "steps": list(executions.values())}
-    return answer, lambda: text.artifact_text(artifact, links, executions)
+    standing = tracing.standing(store, artifact.id)
+    answer = {
+        "artifact": artifact,
+        "links": links,
+        "steps": list(executions.values()),
+        **{"run": standing.run, "datasets": standing.datasets, "releases": standing.releases},
+    }
+    return answer, lambda: text.artifact_text(artifact, links, executions, standing)
 
 
 def _trace(store: Store, arguments: argparse.Namespace) -> _Answer:

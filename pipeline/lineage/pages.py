@@ -269,12 +269,11 @@ class Pages:
         links = self._store.links(artifacts=[artifact.id])
         executions = {e.id: e for e in self._store.executions(k.execution_id for k in links)}
         maker = executions.get(self._store.graph.maker(artifact.id) or -1)
-        runs = self._store.runs([maker.run_id]) if maker and maker.run_id is not None else []
         return self._render(
             "artifact_page",
             artifact,
             maker,
-            runs[0] if runs else None,
+            tracing.standing(self._store, artifact.id),
             links,
             executions,
             self._folder(artifact),

@@ -28,7 +28,7 @@ from pipeline.lineage.model import (
     shown_time,
     shown_value,
 )
-from pipeline.lineage.tracing import COMPARED, Impact, Touched, Trace
+from pipeline.lineage.tracing import COMPARED, Impact, Standing, Touched, Trace
 
 _MAX_CELL = 60
 _MAX_NAME = 40
@@ -196,7 +196,10 @@ def run_text(
 
 
 def artifact_text(
-    artifact: Artifact, links: Sequence[Link], executions: Mapping[int, Execution]
+    artifact: Artifact,
+    links: Sequence[Link],
+    executions: Mapping[int, Execution],
+    standing: Standing,
 ) -> str:
     """An artifact, its properties, who made it and who took it."""
     lines = [
@@ -208,6 +211,9 @@ def artifact_text(
                 ("state", artifact.state.value),
                 ("uri", artifact.uri),
                 ("created", shown_time(artifact.created)),
+                ("run", f"{standing.run.name} (id {standing.run.id})" if standing.run else ""),
+                ("dataset", ", ".join(standing.datasets)),
+                ("releases", ", ".join(standing.releases)),
             ]
         )
     ]

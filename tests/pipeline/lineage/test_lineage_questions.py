@@ -17,7 +17,7 @@ from made_store import (
 )
 
 from pipeline import lineage
-from pipeline.lineage import comparing, tracing
+from pipeline.lineage import comparing, drawing, tracing
 from storage.row_index import IndexedRow
 
 
@@ -476,3 +476,21 @@ def test_why_says_which_rows_changed(tmp_path):
     )
     [rows] = [c for c in unknown.causes if c.kind == "rows"]
     assert rows.now.startswith("not known: its files lie outside of the pipeline's folders")
+
+
+def test_a_resolver_makes_no_arrow_to_the_model_of_its_run(store, made):
+    for run, baseline in (("first", None), ("second", made["first"]["model"][0].id)):
+        steps = store.steps(store.find_run_id(run))
+        [resolver] = [step.id for step in steps if step.node == "LatestBlessedModel"]
+        candidate = made[run]["model"][0].id
+        links = store.links(executions=[step.id for step in steps])
+        of_resolver = {
+            (k.key, k.artifact_id, k.output) for k in links if k.execution_id == resolver
+        }
+        found = {("model", baseline, True)} if baseline else set()
+        assert of_resolver == {("candidate", candidate, False), *found}
+        artifacts = {a.id: a for a in store.artifacts(k.artifact_id for k in links)}
+        edges = drawing.draw(steps, links, artifacts).edges
+        to, of = f"step-{resolver}", [end for start, end, _ in edges if start == f"step-{resolver}"]
+        assert (f"artifact-{candidate}", to, "candidate") in edges
+        assert of == ([f"artifact-{baseline}"] if baseline else [])
