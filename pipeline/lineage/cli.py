@@ -125,7 +125,7 @@ def _impact(store: Store, arguments: argparse.Namespace) -> _Answer:
 
 
 def _diff(store: Store, arguments: argparse.Namespace) -> _Answer:
-    diff = comparing.diff(store, arguments.first, arguments.second)
+    diff = comparing.diff(store, arguments.first, arguments.second, _roots(arguments))
     return diff, lambda: text.diff_text(diff)
 
 
@@ -263,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
         wide.add_argument(
             "--all", action="store_true", help="every column, whatever the terminal's width"
         )
-    for showing in (trace, impact, why, export, serve):
+    for showing in (trace, impact, diff, why, export, serve):
         showing.add_argument(
             "--files",
             metavar="FOLDER",

@@ -137,17 +137,23 @@ class Comparison:
     rows: tuple[ComparedRun, ...]
 
 
-def diff(store: Store, first: str, second: str) -> Diff:
+def diff(store: Store, first: str, second: str, roots: Sequence[str] = ()) -> Diff:
     """Two runs side by side, each as for `Store.find_run`.
+
+    Args:
+        store: Where to look.
+        first: A run.
+        second: Another one.
+        roots: Folders whose files may be read, to tell in which rows their datasets differ.
 
     Raises:
         LineageError: There is no such run.
     """
-    return diff_runs(store, store.find_run_id(first), store.find_run_id(second))
+    return diff_runs(store, store.find_run_id(first), store.find_run_id(second), roots)
 
 
-def diff_runs(store: Store, first: int, second: int) -> Diff:
-    """Two runs side by side, by id."""
+def diff_runs(store: Store, first: int, second: int, roots: Sequence[str] = ()) -> Diff:
+    """Two runs side by side, by id; see `diff`."""
     runs = {run.id: run for run in store.runs([first, second])}
     sides = [_facts_of_run(store, i) for i in (first, second)]
     names = sorted({*sides[0], *sides[1]}, key=lambda key: (DIFF_SECTIONS.index(key[0]), *key[1:]))
@@ -156,7 +162,17 @@ def diff_runs(store: Store, first: int, second: int) -> Diff:
         for name in names
         if sides[0].get(name) != sides[1].get(name)
     )
-    return Diff(runs[first], runs[second], differences, len(names) - len(differences))
+    rows = tuple(
+        _row_difference(store, first, second, difference.step, roots)
+        for difference in differences
+        # Both the setting and the property of what was made of it are called so.
+        if difference.name == _FINGERPRINT
+    )
+    equal = len(names) - len(differences)
+    differences = tuple(
+        sorted((*differences, *rows), key=lambda each: DIFF_SECTIONS.index(each.section))
+    )
+    return Diff(runs[first], runs[second], differences, equal)
 
 
 def why(store: Store, step: str, run: str | None = None, roots: Sequence[str] = ()) -> Why:
@@ -381,6 +397,21 @@ def _causes(
             if other.node == made.node:
                 causes += _causes(store, made, other, depth + 1, seen, roots)
     return causes
+
+
+def _row_difference(
+    store: Store, first: int, second: int, node: str, roots: Sequence[str]
+) -> Difference:
+    """In which rows the datasets of two runs differ."""
+    try:
+        before, now = (
+            store.artifacts(store.graph.outputs(store.latest_step(node, run).id))
+            for run in (first, second)
+        )
+        found = row_changes(before, now, roots)
+    except (LineageError, OSError, ValueError) as error:
+        return Difference("data", node, _ROWS, None, f"not known: {error}")
+    return Difference("data", node, _ROWS, f"{found.rows_before:,} rows", found.summary)
 
 
 def _row_causes(

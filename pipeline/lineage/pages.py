@@ -313,7 +313,7 @@ class Pages:
         Raises:
             LineageError: There is no such run.
         """
-        return self._render("diff_page", comparing.diff(self._store, first, second))
+        return self._render("diff_page", comparing.diff(self._store, first, second, self._roots))
 
     def compare(self, settings: Sequence[str]) -> str:
         """Metrics over runs.

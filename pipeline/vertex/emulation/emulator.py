@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 import os
@@ -297,15 +298,17 @@ class Emulator:
             for argument in (*container["command"], *container["args"])
         ]
         log = self._logs / f"{self.run_id}-{name}.log"
-        failed = (*facts, mlmd.Execution.FAILED, parameters, inputs, {})
+        record_failure = functools.partial(
+            self._metadata.record, *facts, mlmd.Execution.FAILED, parameters, inputs, {}
+        )
         try:
             status = self._launch(argv, log, self._environment)
         except KeyboardInterrupt:
-            self._metadata.record(*failed, failure="interrupted by the user", interrupted=True)
+            record_failure(failure="interrupted by the user", interrupted=True)
             raise
         if status:
             error = TaskError(name, status, log)
-            self._metadata.record(*failed, failure=str(error))
+            record_failure(failure=str(error))
             raise error
         left = json.loads(_read(output_file))
         for output, listed in left.get("artifacts", {}).items():

@@ -458,6 +458,7 @@ def test_why_says_which_rows_changed(tmp_path):
         why = lineage.why(store, "LatentGen", "two", location.roots)
         same = lineage.why(store, "CaptionExampleGen", "three", location.roots)
         unknown = lineage.why(store, "CaptionExampleGen", "two")
+        diff = lineage.diff(store, "one", "two", location.roots)
     summary = "7 rows added, 1 removed, 1 with another caption, 1 with another picture, 1 set aside"
     assert why.explanation == (
         f"executed because this had changed: dataset_fingerprint of CaptionExampleGen ({summary})"
@@ -474,6 +475,8 @@ def test_why_says_which_rows_changed(tmp_path):
     assert same.explanation.endswith(
         "(not a row of it: files were renamed, or what is not read differs)"
     )
+    [rows] = [d for d in diff.differences if d.name == "rows"]
+    assert (rows.section, rows.first, rows.second) == ("data", "7 rows", summary)
     [rows] = [c for c in unknown.causes if c.kind == "rows"]
     assert rows.now.startswith("not known: its files lie outside of the pipeline's folders")
 
