@@ -79,7 +79,7 @@ def _told(bounds: Mapping[str, float], metrics: Mapping[Slice, Metrics]) -> Iter
             default=(math.nan, ""),
         )
         yield Threshold(
-            "The same at the worst timesteps, of the loss there",
+            "The same at the worst timesteps, in per cent of the loss there",
             f"at most {bounds[INCREASE_UPPER]:+.1%}",
             "evaluation.max_stratum_regression",
             f"{worst[0]:+.1%} at {worst[1]}" if worst[1] else "not known",

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.lineage import files
 from pipeline.lineage.model import Artifact, LineageError
@@ -90,14 +91,11 @@ def row_changes(
         [row for row in row_index.read_rows(folder) if row.id not in others]
         for folder, others in zip(folders, reversed(ids), strict=True)
     )
-    set_aside = [_rejects(version.get(_REJECTS_TYPE), roots) for version in (old, new)]
+    was, is_now = (_rejects(version.get(_REJECTS_TYPE), roots) for version in (old, new))
     changes = (
         *_paired(gone, come),
-        *(RowChange(SET_ASIDE, None, line) for line in (set_aside[1] - set_aside[0]).elements()),
-        *(
-            RowChange(NOT_SET_ASIDE, line, None)
-            for line in (set_aside[0] - set_aside[1]).elements()
-        ),
+        *(RowChange(SET_ASIDE, None, told) for row, told in is_now.items() if row not in was),
+        *(RowChange(NOT_SET_ASIDE, told, None) for row, told in was.items() if row not in is_now),
     )
     return RowChanges(len(ids[0]), len(ids[1]), changes)
 
@@ -114,17 +112,18 @@ def _index(examples: Artifact, roots: Sequence[str]) -> str:
     return str(folder)
 
 
-def _rejects(artifact: Artifact | None, roots: Sequence[str]) -> collections.Counter[str]:
-    """The rows that were set aside, without their numbers, which change with every row before."""
+def _rejects(artifact: Artifact | None, roots: Sequence[str]) -> dict[tuple[Any, ...], str]:
+    """The rows that were set aside, in words, by what stays when a row before them goes."""
     if artifact is None:
-        return collections.Counter()
+        return {}
     path = Path(files.folder_of(artifact, roots), _REJECTS_NAME)
-    found: collections.Counter[str] = collections.Counter()
-    if path.is_file():
-        for line in path.read_bytes().splitlines():
-            row = json.loads(line)
-            found[f"{row['origin']}: {row['reason']}"] += 1
-    return found
+    rows = map(json.loads, path.read_bytes().splitlines() if path.is_file() else ())
+    return {
+        (row["origin"], row["reason"], row["caption"], row["detail"]): (
+            f"{row['origin']} row {row['row']}: {row['reason']}"
+        )
+        for row in rows
+    }
 
 
 def _paired(

@@ -359,8 +359,8 @@ def test_what_was_asked_for_is_said_of_a_blessed_model_too(tmp_path, models, mod
         "evaluation.min_loss_improvement",
         f"Upper end of its 95 % interval {round(total['loss_delta_upper'], 6):+g} at most 0 "
         "evaluation.max_loss_regression",
-        f"The same at the worst timesteps, of the loss there {parts[worst]:+.1%} at {worst} "
-        "at most +7.5% evaluation.max_stratum_regression",
+        "The same at the worst timesteps, in per cent of the loss there "
+        f"{parts[worst]:+.1%} at {worst} at most +7.5% evaluation.max_stratum_regression",
         "Release not pushed yet when this page was written",
     ):
         assert part in text, part

@@ -448,7 +448,8 @@ def test_why_says_which_rows_changed(tmp_path):
         ("other", "a dog"),
         *((f"n{i}", f"new {i}") for i in range(7)),
     ]
-    broken = {"origin": "p7.png", "row": 7, "reason": "image_damaged"}
+    told = {"caption": "x", "detail": "y"}
+    broken = {"origin": "p7.png", "row": 7, "reason": "image_damaged", **told}
     _ingested(maker, tmp_path, "one", before)
     _ingested(maker, tmp_path, "two", now, [broken])
     _ingested(maker, tmp_path, "three", now, [{**broken, "row": 8}])
@@ -470,7 +471,7 @@ def test_why_says_which_rows_changed(tmp_path):
         ("removed", "gone \u2028 \U0001f409", None),
         ("caption", "a cat", "a tomcat"),
         ("picture", "a dog", "another picture"),
-        ("set aside", None, "p7.png: image_damaged"),
+        ("set aside", None, "p7.png row 7: image_damaged"),
     ]
     assert same.explanation.endswith(
         "(not a row of it: files were renamed, or what is not read differs)"
