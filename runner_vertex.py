@@ -261,6 +261,8 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
         code, home = Path(temporary, "code"), Path(temporary, "home")
         stage_code(code)
         home.mkdir()
+        from pipeline.lineage import text
+        from pipeline.lineage.model import shown_seconds
         from pipeline.vertex.emulation import custom_jobs, emulator
 
         environment = emulator.container_environment(code, home)
@@ -293,7 +295,17 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
             return _EXIT_FAILED
         store = housekeeping.open_store(str(folder), read_only=True)
         result = summary.read_result(store, [o.execution_id for o in outcomes if o.execution_id])
-        console.print(f"\n{_result(result, places.serving_dir)}")
+        table = text.columns([[o.task, o.state.value, shown_seconds(o.seconds)] for o in outcomes])
+        total = shown_seconds(sum(o.seconds for o in outcomes))
+        logs = summary.shown_path(folder / "logs" / f"{run.run_id}-STEP.log")
+        console.print(
+            "\n".join(
+                [
+                    *("", *table, f"{total} in all", ""),
+                    *(_result(result, places.serving_dir), f"Log of each step: {logs}"),
+                ]
+            )
+        )
     return 0
 
 
@@ -304,11 +316,7 @@ def _result(result: summary.RunResult, serving_dir: str) -> str:
             f"Held-out loss: {result.loss_baseline:.4f} {result.baseline} -> {result.loss:.4f} "
             "fine-tuned"
         )
-    lines.append(
-        f"Pushed: version {result.version} in {summary.shown_path(serving_dir)}"
-        if result.version is not None
-        else "Pushed: no; the log of ServingPusher says why"
-    )
+    lines.append(f"Pushed: {summary.pushed_text(result, serving_dir)}")
     return "\n".join(lines)
 
 

@@ -29,13 +29,11 @@ from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
 from pipeline.lineage.locations import DATABASE_NAME
-from pipeline.lineage.model import CONTENT_DIGEST
+from pipeline.lineage.model import CONTENT_DIGEST, FAILURE_REASON, INTERRUPTED
 from pipeline.lineage.moved import ARTIFACTS_NAME, Relocation, relocate
 from serving.serving_directory import ServingDirectory
 from storage.errors import one_line
 from storage.filesystem import content_digest
-
-FAILURE_PROPERTY = "failure_reason"
 
 _LOCK_NAME = ".lock"
 _SYSTEM = ".system"
@@ -200,7 +198,8 @@ def _fail_unfinished(
         store.put_artifacts(abandoned)
     for execution in unfinished:
         execution.last_known_state = mlmd.Execution.FAILED
-        execution.custom_properties[FAILURE_PROPERTY].string_value = f"{reason} (noted {now})"
+        execution.custom_properties[FAILURE_REASON].string_value = f"{reason} (noted {now})"
+        execution.custom_properties[INTERRUPTED].int_value = 1
     store.put_executions(unfinished)
     return [e.type for e in unfinished]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -24,8 +25,13 @@ from tfx.orchestration.portable import launcher, partial_run_utils, runtime_para
 from tfx.proto.orchestration import pipeline_pb2
 
 from pipeline.cache_key import stable_cache_keys
+from pipeline.console import OUR_PACKAGES
+from pipeline.lineage.model import FAILURE_REASON, INTERRUPTED
+from trainer.training.interruption import TrainingInterruptedError
 
 _EXECUTION_RESULT = "__execution_result__"
+
+logger = logging.getLogger(__name__)
 
 
 class Status(enum.Enum):
@@ -173,6 +179,12 @@ class ReportingDagRunner(local_dag_runner.LocalDagRunner):
             with stable_cache_keys(os.path.dirname(connection.sqlite.filename_uri)):
                 info = node_launcher.launch()
         except Exception as error:
+            try:
+                with metadata.Metadata(connection) as handle:
+                    _keep_reason(handle, pipeline, name, error)
+            except Exception:
+                # What led here is to be reported, such as a disk without room for this, too.
+                logger.debug("Why %s failed could not be kept.", name, exc_info=True)
             raise ComponentError(name, self._clock() - start, str(error)) from error
         seconds = self._clock() - start
         if info is None or info.execution_id is None:
@@ -198,6 +210,36 @@ class ReportingDagRunner(local_dag_runner.LocalDagRunner):
         }[status]
         self._report(f"{' ' * len(label)} {name} {ending}")
         return ComponentOutcome(name, status, seconds, info.execution_id)
+
+
+def _keep_reason(
+    handle: metadata.Metadata, pipeline: pipeline_pb2.Pipeline, node: str, error: Exception
+) -> None:
+    """Writes on a node's execution why it failed, which TFX does not for what is raised."""
+    run = pipeline.runtime_spec.pipeline_run_id.field_value.string_value
+    of_run, of_node = (
+        handle.store.get_context_by_type_and_name(kind, name)
+        for kind, name in (
+            ("pipeline_run", run),
+            ("node", f"{pipeline.pipeline_info.id}.{node}"),
+        )
+    )
+    # Where its inputs could not be looked up, there is none.
+    if of_run is None or of_node is None:
+        return
+    here = {e.id for e in handle.store.get_executions_by_context(of_node.id)}
+    failed = [
+        execution
+        for execution in handle.store.get_executions_by_context(of_run.id)
+        if execution.id in here and execution.last_known_state == mlmd.Execution.FAILED
+    ]
+    for execution in failed[-1:]:
+        ours = type(error).__module__.partition(".")[0] in OUR_PACKAGES
+        text = str(error) if ours and str(error) else f"{type(error).__name__}: {error}"
+        execution.custom_properties[FAILURE_REASON].string_value = text
+        if isinstance(error, TrainingInterruptedError):
+            execution.custom_properties[INTERRUPTED].int_value = 1
+        handle.store.put_executions([execution])
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import os
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from components.pages import RELEASE_PLACE
 from pipeline.config import RunConfig
 from pipeline.lineage.locations import DEFAULT_PORT, DEFAULT_STORE
 
@@ -33,6 +35,7 @@ class RunResult:
         baseline: What that was.
         blessed: Whether the evaluation found the model good enough to push.
         reasons: Why it did not.
+        refusal: Why the pusher pushed nothing.
         version: Version in the serving directory.
         model_run: Folder with the TensorBoard logs.
         report: Folder with the report's files.
@@ -47,6 +50,7 @@ class RunResult:
     baseline: str | None
     blessed: bool | None
     reasons: tuple[str, ...]
+    refusal: str | None
     version: str | None
     model_run: str | None
     report: str | None
@@ -91,6 +95,7 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
         reasons=tuple(blessing["reasons"].string_value.splitlines())
         if "reasons" in blessing
         else (),
+        refusal=pushed["reason"].string_value if "reason" in pushed else None,
         version=pushed["pushed_version"].string_value or None
         if "pushed_version" in pushed
         else None,
@@ -116,9 +121,18 @@ def copy_reports(result: RunResult, output: str) -> Path:
     for source in (result.report, result.dataset_report):
         if source is not None:
             shutil.copytree(source, partial, dirs_exist_ok=True)
+    _fill_in_release(partial / "evaluation.html", result)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return target
+
+
+def _fill_in_release(page: Path, result: RunResult) -> None:
+    """Names the release on a model's page, which was written before it was pushed."""
+    release = result.version or (result.refusal and f"none: {result.refusal}")
+    if release and page.is_file():
+        text = page.read_text("utf-8")
+        page.write_text(text.replace(RELEASE_PLACE, html.escape(release)), "utf-8")
 
 
 def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path: Path) -> str:
@@ -133,7 +147,7 @@ def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path
                 f"{result.loss:.4f} fine-tuned ({change:+.1f} %)",
             )
         )
-    rows.append(("pushed", _pushed(result, serving_dir)))
+    rows.append(("pushed", pushed_text(result, serving_dir)))
     if result.rejected and result.rejects:
         rows.append(
             ("rows set aside", f"{result.rejected}, listed in {shown_path(result.rejects)}")
@@ -210,14 +224,15 @@ def shown_path(path: str | os.PathLike[str]) -> str:
     return absolute if relative.startswith("..") else relative
 
 
-def _pushed(result: RunResult, serving_dir: str) -> str:
+def pushed_text(result: RunResult, serving_dir: str) -> str:
+    """The version that was pushed, or why there is none."""
     if result.version is not None:
         return f"version {result.version} in {shown_path(serving_dir)}"
     if result.blessed is False:
         first, *others = result.reasons or ("the model is not blessed",)
         more = f", and {len(others)} more reasons on the evaluation's page" if others else ""
         return f"no: {first}{more}"
-    return "no"
+    return f"no: {result.refusal}" if result.refusal else "no"
 
 
 def _aligned(rows: list[tuple[str, str]]) -> list[str]:

@@ -25,9 +25,9 @@ from serving.client import Generator, is_server
 from serving.errors import ServingError, check_place
 from serving.releases import current_version
 from serving.request import MAX_STEPS, check_request
+from storage import local_pages
 from storage.model_manifest import ModelManifest
 
-HOST = "127.0.0.1"
 PORT = 8080
 MAX_PICTURES = 16
 MAX_WAITING = 8
@@ -131,8 +131,9 @@ class Studio:
 class Page:
     """The page in one browser tab."""
 
-    def __init__(self, studio: Studio, lineage_url: str) -> None:
+    def __init__(self, client: Client, studio: Studio, lineage_url: str) -> None:
         """Builds the page; `load` fills it."""
+        self._client = client
         self._studio = studio
         self._lineage_url = lineage_url.rstrip("/")
         self._stopped = False
@@ -174,7 +175,10 @@ class Page:
         try:
             generator = await self._studio.generator()
         except ServingError as error:
-            self._status.set_text(f"The models cannot be used: {error}")
+            if not self._client.is_deleted:
+                self._status.set_text(f"The models cannot be used: {error}")
+            return
+        if self._client.is_deleted:
             return
         self._steps.value = generator.num_steps
         self._guidance.value = generator.guidance_scale
@@ -183,9 +187,12 @@ class Page:
         try:
             # Of a server, this asks for it.
             version = await asyncio.to_thread(lambda: generator.version)
-            self._show_release(generator, version)
         except ServingError as error:
-            self._status.set_text(str(error))
+            if not self._client.is_deleted:
+                self._status.set_text(str(error))
+            return
+        if not self._client.is_deleted:
+            self._show_release(generator, version)
 
     def _show_release(self, generator: Generator, version: int) -> None:
         self._facts.clear()
@@ -248,17 +255,23 @@ class Page:
                 self._progress.value = done / len(requests)
                 self._status.set_text(f"Drawing picture {done + 1} of {len(requests)} ...")
                 drawn = await self._studio.draw(request)
+                # Another release may have become the current one.
+                generator = await self._studio.generator()
+                if self._client.is_deleted:
+                    return
                 self._show(drawn)
                 self._progress.value = (done + 1) / len(requests)
-                # Another release may have become the current one.
-                self._show_release(await self._studio.generator(), drawn.version)
+                self._show_release(generator, drawn.version)
             self._status.set_text("Stopped." if self._stopped else "Done.")
         except ServingError as error:
+            if self._client.is_deleted:
+                return
             self._status.set_text(f"It did not work: {error}")
             ui.notify(str(error), type="negative", multi_line=True)
         finally:
-            self._button.enable()
-            self._stop.disable()
+            if not self._client.is_deleted:
+                self._button.enable()
+                self._stop.disable()
 
     def _show(self, drawn: Drawn) -> None:
         request = drawn.request
@@ -328,11 +341,20 @@ def _parser() -> argparse.ArgumentParser:
     which_models.add_arguments(parser)
     parser.add_argument(
         "--host",
-        default=HOST,
+        default=local_pages.HOST,
         help="the address to listen at; whoever reaches it can draw (default: %(default)s, this "
         "machine alone)",
     )
-    parser.add_argument("--port", type=int, default=PORT, help="(default: %(default)s)")
+    parser.add_argument(
+        "--trusted-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name that a browser may call this machine by, such as a proxy's (repeatable)",
+    )
+    parser.add_argument(
+        "--port", type=local_pages.port_number, default=PORT, help="(default: %(default)s)"
+    )
     parser.add_argument(
         "--lineage-url",
         default="http://127.0.0.1:8081",
@@ -351,24 +373,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         which_models.check(arguments)
         check_place(arguments.lineage_url)
-    except (ServingError, OSError) as error:
+        listener = local_pages.listen(arguments.host, arguments.port, "playground")
+    except (ServingError, local_pages.AddressError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     studio = Studio(arguments.server or arguments.serving_dir, arguments.version)
 
     @ui.page("/")
     async def index(client: Client) -> None:
-        page = Page(studio, arguments.lineage_url)
+        page = Page(client, studio, arguments.lineage_url)
         await client.connected()
-        await page.load()
+        if not client.is_deleted:
+            await page.load()
 
-    ui.run(
-        host=arguments.host,
-        port=arguments.port,
-        title=TITLE,
-        reload=False,
-        show=not arguments.no_browser,
-        show_welcome_message=True,
+    print(f"{TITLE}: {local_pages.url(listener)} (Ctrl-C ends it)", flush=True)
+    local_pages.serve(
+        TITLE,
+        listener,
+        trusted_hosts=arguments.trusted_host,
+        open_window=not arguments.no_browser,
     )
     return 0
 

@@ -216,6 +216,17 @@ class ServingDirectory:
             self._remove_unfinished()
         return pruned
 
+    def kept(self, keep: int) -> dict[str, list[int]]:
+        """The releases that `prune` leaves, by the reason."""
+        releases, loaded = self.releases(), configured_versions(self._root)
+        newest = releases[-keep:]
+        reasons = {
+            f"of the newest {keep}": [v for v in newest if v not in loaded],
+            "the current one": loaded[-1:],
+            "which servers keep loaded beside it until the next push": loaded[:-1],
+        }
+        return {reason: versions for reason, versions in reasons.items() if versions}
+
     def releases(self) -> list[int]:
         """The versions that are releases, the newest last."""
         return list_versions(self._root) if filesystem.is_folder(self._root) else []

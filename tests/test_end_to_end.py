@@ -304,6 +304,8 @@ def test_the_emulated_vertex_run_pushes_the_same_models(
     for step in STEPS:
         if step != "LatestBlessedModel":
             assert f"{step} executed" in screen
+    assert re.search(r"^Trainer +executed +\d.* s$", screen, re.MULTILINE)
+    assert re.search(r"^Log of each step: emulated/logs/.*-STEP\.log$", screen, re.MULTILINE)
     local = weights(pipeline.output / "serving_model")
     emulated = weights(pipeline.folder / "emulated" / "serving_model")
     assert local.keys() == emulated.keys()

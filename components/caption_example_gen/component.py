@@ -47,7 +47,8 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         `caption/num_tokens` (uncut) and `caption/words` (lower case). Custom properties:
         `dataset`, `dataset_fingerprint`, `dataset_revision` (the hub's commit), `dataset_kind`,
         `image_column`, `caption_column`, `num_train`, `num_eval`, `captions_truncated`,
-        `captions_left_right`, `images_animated`, `rejected_total`.
+        `captions_left_right`, `images_animated`, `rejected_total`. Beside the splits lies `rows`,
+        with ids and captions alone (`storage.row_index`).
       rejects: `components.RejectedRows`, the rows that cannot be used and why.
 
     A picture with several captions gives an example for each of them.

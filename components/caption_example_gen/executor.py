@@ -54,6 +54,7 @@ from components.caption_example_gen.sources import (
 )
 from components.counts import read_counts, write_counts
 from components.tfrecords import describe_examples, shard_name, write_shard
+from storage import row_index
 
 SPLITS = ("train", "eval")
 REJECTS_NAME = "rejects.jsonl"
@@ -81,11 +82,13 @@ class _Job:
         settings: For judging rows.
         processes: `CheckProcesses` that judge them; `None` where the worker itself does.
         split_uris: Folder of every split.
+        rows_uri: Folder of the index of rows.
     """
 
     settings: CheckSettings
     processes: shared.Shared | None
     split_uris: Mapping[str, str]
+    rows_uri: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +151,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             source, fingerprint = _open_unchanged(spec, exec_properties["dataset_fingerprint"])
             settings = _settings(spec, source, exec_properties, examples.uri)
             split_uris = {s: artifact_utils.get_split_uri([examples], s) for s in SPLITS}
-            _run(pipeline, source, _Job(settings, processes, split_uris), rejects.uri)
+            rows_uri = os.path.join(examples.uri, row_index.FOLDER_NAME)
+            _run(pipeline, source, _Job(settings, processes, split_uris, rows_uri), rejects.uri)
         outcome = _take_outcome(settings.spill_folder)
         _check_rejected(outcome, exec_properties["max_rejected_fraction"], spec.dataset, rejects)
         _check_splits(outcome.examples, settings)
@@ -235,7 +239,7 @@ def _run(pipeline: beam.Pipeline, source: Source, job: _Job, rejects_uri: str) -
     """Writes the examples, the rejected rows, and what `_take_outcome` takes."""
     if _runs_here(pipeline):
         source.files.fetch(source.paths)
-    for path in (*job.split_uris.values(), job.settings.spill_folder, rejects_uri):
+    for path in (*job.split_uris.values(), job.rows_uri, job.settings.spill_folder, rejects_uri):
         tf.io.gfile.makedirs(path)
     with pipeline:
         _build(pipeline, source.units(), job, rejects_uri)
@@ -342,6 +346,10 @@ class _WriteShard(beam.DoFn):
             (row.example for row in kept),
             self._job.settings.spill_folder,
         )
+        index_name = f"{split}-{int(index):05d}.jsonl"
+        with tf.io.gfile.GFile(os.path.join(self._job.rows_uri, index_name), "wb") as f:
+            for row in kept:
+                f.write(row_index.IndexedRow(row.id, row.picture, row.caption).line())
         for item in counts.items():
             yield _COUNTS, item
         for row in [row for row in kept if TRUNCATED in row.notes][:_LONG_CAPTIONS_SHOWN]:

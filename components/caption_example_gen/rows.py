@@ -61,6 +61,7 @@ class Candidate:
     """A row that passed every check of its own; whether it is a duplicate is not known yet."""
 
     id: str
+    picture: str
     file: str
     row: int
     caption: str
@@ -225,6 +226,7 @@ class RowChecker:
         }
         return shard_key(picture.split, index), Candidate(
             id=example_id,
+            picture=picture.id,
             file=row.file,
             row=row.number,
             caption=caption,

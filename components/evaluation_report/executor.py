@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import io
 import json
 import logging
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from markupsafe import Markup
 from PIL import Image
 from tfx import types
 from tfx.components.util import model_utils
@@ -23,10 +25,12 @@ from tfx.utils import io_utils, path_utils
 
 from components.evaluation_report import charts, examples
 from components.evaluation_report.pictures import Pair, before_after
+from components.evaluation_report.thresholds import Threshold, thresholds
 from components.evaluator.results import ALL, Metric, Metrics, Slice, of_feature, read_metrics
 from components.loss_scorer.draws import draw_noise
 from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
 from components.measures import MEASURES
+from components.pages import RELEASE_PLACE
 from components.pages.page import data_uri, render
 from storage.model_manifest import ModelManifest
 
@@ -67,6 +71,8 @@ class _Findings:
         num_examples: Held-out examples.
         num_sampled: Of these, those that pictures were drawn for.
         num_strata: Timesteps that each was scored at.
+        asked: What it had to show to be blessed.
+        origin: Where it comes from: run, date and dataset, by what they are called.
     """
 
     model: str
@@ -82,6 +88,8 @@ class _Findings:
     num_examples: int
     num_sampled: int
     num_strata: int
+    asked: list[Threshold]
+    origin: Mapping[str, str]
 
     @property
     def total(self) -> Metrics:
@@ -145,7 +153,8 @@ class Executor(base_executor.BaseExecutor):
         self._log_startup(input_dict, output_dict, exec_properties)
         folder = artifact_utils.get_single_uri(output_dict["report"])
         fileio.makedirs(folder)
-        found = _findings(input_dict)
+        run = self._context.pipeline_run_id if self._context else None
+        found = _findings(input_dict, run)
         _write(folder, SUMMARY_NAME, _summary(found))
         _write(folder, LOSS_CURVE_NAME, _loss_curve(found))
         prompts = list(_prompts(found, _compared(input_dict)))
@@ -155,7 +164,9 @@ class Executor(base_executor.BaseExecutor):
         logger.info("What the model is like: %s", os.path.join(folder, PAGE_NAME))
 
 
-def _findings(input_dict: Mapping[str, list[types.Artifact]]) -> _Findings:
+def _findings(
+    input_dict: Mapping[str, list[types.Artifact]], pipeline_run: str | None
+) -> _Findings:
     model, scores, blessing = (
         artifact_utils.get_single_instance(input_dict[name])
         for name in ("model", "scores", "blessing")
@@ -164,6 +175,8 @@ def _findings(input_dict: Mapping[str, list[types.Artifact]]) -> _Findings:
     serving = path_utils.serving_model_path(model.uri)
     validation = os.path.join(run, "validation")
     history = _read(os.path.join(run, "history.jsonl")).splitlines()
+    evaluation = artifact_utils.get_single_uri(input_dict["evaluation"])
+    metrics = read_metrics(evaluation)
     return _Findings(
         model=model.uri,
         serving=serving,
@@ -174,11 +187,30 @@ def _findings(input_dict: Mapping[str, list[types.Artifact]]) -> _Findings:
         baseline=scores.get_string_custom_property("baseline"),
         blessed=model_utils.is_model_blessed(blessing),
         reasons=blessing.get_string_custom_property("reasons").splitlines(),
-        metrics=read_metrics(artifact_utils.get_single_uri(input_dict["evaluation"])),
+        metrics=metrics,
         num_examples=scores.get_int_custom_property("num_examples"),
         num_sampled=scores.get_int_custom_property("num_sampled"),
         num_strata=scores.get_int_custom_property("num_strata"),
+        asked=thresholds(evaluation, metrics),
+        origin=_origin(artifact_utils.get_single_instance(input_dict["examples"]), pipeline_run),
     )
+
+
+def _origin(dataset: types.Artifact, run: str | None) -> dict[str, str]:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    revision, train, held_out = (
+        dataset.get_string_custom_property("dataset_revision"),
+        dataset.get_int_custom_property("num_train"),
+        dataset.get_int_custom_property("num_eval"),
+    )
+    origin = {
+        "Run that judged it": run or "",
+        "Judged at": now.strftime("%Y-%m-%d %H:%M UTC"),
+        "Dataset": dataset.get_string_custom_property("dataset"),
+        "Its revision": revision,
+        "Its examples": f"{train:,} to train on, {held_out:,} held out" if train else "",
+    }
+    return {name: value for name, value in origin.items() if value}
 
 
 def _summary(found: _Findings) -> bytes:
@@ -260,7 +292,9 @@ def _page(
         ),
         worst=worst,
         best=best,
-        facts=_facts(found.manifest),
+        facts={**found.origin, **_facts(found.manifest)},
+        release_place=Markup(RELEASE_PLACE),
+        thresholds=found.asked,
         finite=math.isfinite,
     )
     return page.encode()

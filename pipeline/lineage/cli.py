@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -79,7 +79,7 @@ def _runs(store: Store, arguments: argparse.Namespace) -> _Answer:
         runs.reverse()
     if arguments.limit is not None:
         runs = runs[: arguments.limit]
-    return {"runs": runs}, lambda: text.runs_text(runs)
+    return {"runs": runs}, lambda: text.runs_text(runs, _terminal_width(arguments))
 
 
 def _run(store: Store, arguments: argparse.Namespace) -> _Answer:
@@ -105,8 +105,14 @@ def _artifact(store: Store, arguments: argparse.Namespace) -> _Answer:
     artifact = tracing.find_artifact(store, arguments.artifact)
     links = store.links(artifacts=[artifact.id])
     executions = {e.id: e for e in store.executions(link.execution_id for link in links)}
-    answer = {"artifact": artifact, "links": links, "steps": list(executions.values())}
-    return answer, lambda: text.artifact_text(artifact, links, executions)
+    standing = tracing.standing(store, artifact.id)
+    answer = {
+        "artifact": artifact,
+        "links": links,
+        "steps": list(executions.values()),
+        **{"run": standing.run, "datasets": standing.datasets, "releases": standing.releases},
+    }
+    return answer, lambda: text.artifact_text(artifact, links, executions, standing)
 
 
 def _trace(store: Store, arguments: argparse.Namespace) -> _Answer:
@@ -116,16 +122,16 @@ def _trace(store: Store, arguments: argparse.Namespace) -> _Answer:
 
 def _impact(store: Store, arguments: argparse.Namespace) -> _Answer:
     impact = tracing.impact(store, arguments.what, _roots(arguments))
-    return impact, lambda: text.impact_text(impact)
+    return impact, lambda: text.impact_text(impact, _terminal_width(arguments))
 
 
 def _diff(store: Store, arguments: argparse.Namespace) -> _Answer:
-    diff = comparing.diff(store, arguments.first, arguments.second)
+    diff = comparing.diff(store, arguments.first, arguments.second, _roots(arguments))
     return diff, lambda: text.diff_text(diff)
 
 
 def _why(store: Store, arguments: argparse.Namespace) -> _Answer:
-    why = comparing.why(store, arguments.step, arguments.run)
+    why = comparing.why(store, arguments.step, arguments.run, _roots(arguments))
     return why, lambda: text.why_text(why)
 
 
@@ -135,7 +141,9 @@ def _compare(store: Store, arguments: argparse.Namespace) -> _Answer:
         from pipeline.lineage.plots import save_plot
 
         save_plot(comparison, arguments.plot)
-    return comparison, lambda: text.comparison_text(comparison)
+    return comparison, lambda: text.comparison_text(
+        comparison, _terminal_width(arguments), arguments.metric
+    )
 
 
 def _export(store: Store, arguments: argparse.Namespace) -> _Answer:
@@ -153,6 +161,10 @@ def _export(store: Store, arguments: argparse.Namespace) -> _Answer:
     return answer, lambda: f"wrote {arguments.out}"
 
 
+def _terminal_width(arguments: argparse.Namespace) -> int | None:
+    return None if arguments.all else shutil.get_terminal_size().columns
+
+
 def _roots(arguments: argparse.Namespace) -> list[str]:
     return locate(arguments.store).roots + arguments.files
 
@@ -161,18 +173,15 @@ def _serve(location: Location, arguments: argparse.Namespace) -> int:
     # What cannot be read says so before anything is served.
     with location.open():
         pass
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", arguments.port))
-        except OSError as error:
-            raise LineageError(
-                f"port {arguments.port} cannot be used ({error.strerror}): choose another one with "
-                "--port, or ARGS='--port N' after make lineage"
-            ) from None
+    from storage import local_pages
+
+    try:
+        listener = local_pages.listen(local_pages.HOST, arguments.port, "lineage")
+    except local_pages.AddressError as error:
+        raise LineageError(str(error)) from None
     from pipeline.lineage.web import app
 
-    return app.serve(location, arguments.port, _roots(arguments), arguments.open)
+    return app.serve(location, listener, _roots(arguments), arguments.open)
 
 
 def _shared(store: str, in_json: bool | str) -> argparse.ArgumentParser:
@@ -251,7 +260,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", metavar="FILE", help="write there (default: to the terminal)")
     serve = command("serve", "pages in a browser, on this machine")
-    for showing in (trace, impact, export, serve):
+    for wide in (runs, impact, compare):
+        wide.add_argument(
+            "--all", action="store_true", help="every column, whatever the terminal's width"
+        )
+    for showing in (trace, impact, diff, why, export, serve):
         showing.add_argument(
             "--files",
             metavar="FOLDER",
@@ -272,10 +285,9 @@ def _positive(value: str) -> int:
 
 
 def _port(value: str) -> int:
-    number = int(value)
-    if not 0 < number < 1 << 16:
-        raise argparse.ArgumentTypeError("it must be between 1 and 65535")
-    return number
+    from storage.local_pages import port_number
+
+    return port_number(value)
 
 
 def _json(answer: Any) -> str:

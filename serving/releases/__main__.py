@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             removed = directory.prune(arguments.keep)
             print(f"removed: {', '.join(map(str, removed)) or 'nothing'}")
+            for reason, kept in directory.kept(arguments.keep).items():
+                print(f"kept: {', '.join(map(str, kept))}, {reason}")
     except (ServingError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -31,6 +31,7 @@ from components.caption_example_gen.sources import (
     dataset_fingerprint,
     split_of,
 )
+from storage import row_index
 from trainer.text.tokenizer import token_count
 
 
@@ -121,7 +122,16 @@ def test_artifact_is_described_as_tfx_expects(good):
         "rejected_total": 0,
     }
     assert rejects.get_int_custom_property("rejected_total") == 0
-    assert sorted(os.listdir(examples.uri)) == ["Split-eval", "Split-train"]
+    assert sorted(os.listdir(examples.uri)) == ["Split-eval", "Split-train", "rows"]
+
+
+def test_the_index_names_the_rows(good):
+    _, _, examples, _ = good
+    rows = [row for split in ("eval", "train") for row in read_split(examples, split)]
+    index = list(row_index.read_rows(os.path.join(examples.uri, row_index.FOLDER_NAME)))
+    assert [(r.id, r.picture, r.caption) for r in index] == [
+        tuple(row[name].decode() for name in ("id", "image/id", "caption")) for row in rows
+    ]
 
 
 @pytest.mark.parametrize("beam_args", [["--direct_num_workers=1"], TWO_WORKERS])

@@ -13,7 +13,7 @@ import pytest
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
 from pipeline import housekeeping
-from pipeline.lineage.model import CONTENT_DIGEST
+from pipeline.lineage.model import CONTENT_DIGEST, FAILURE_REASON, INTERRUPTED
 from storage import filesystem
 
 REPO_ROOT = Path(__file__).resolve().parent.parent.parent
@@ -99,8 +99,9 @@ def test_unfinished_execution_becomes_failed_and_its_files_go(output, state):
     for execution_id in (dead, unregistered):
         assert output.state(execution_id) == mlmd.Execution.FAILED
         [execution] = output.store.get_executions_by_id([execution_id])
-        reason = execution.custom_properties[housekeeping.FAILURE_PROPERTY].string_value
+        reason = execution.custom_properties[FAILURE_REASON].string_value
         assert reason.startswith("the run ended before this step did")
+        assert execution.custom_properties[INTERRUPTED].int_value == 1
     assert output.artifact(dead_uri).state == mlmd.Artifact.ABANDONED
     assert not dead_uri.exists()
     assert not unregistered_uri.exists()

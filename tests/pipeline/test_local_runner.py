@@ -34,6 +34,23 @@ def executions(output: Path) -> list[tuple[str, str]]:
     return found
 
 
+def ended(output: Path) -> list[tuple[str, ...]]:
+    """What the lineage says of every run: status, and name, state and error of what failed."""
+    with lineage.locate(str(output)).open() as store:
+        return [
+            (
+                run.status.value,
+                *(
+                    f
+                    for s in store.steps(run.id)
+                    if s.error
+                    for f in (s.node, s.state.value, s.error)
+                ),
+            )
+            for run in store.runs()
+        ]
+
+
 def assert_whole(output: Path, steps: int) -> None:
     """Everything that the metadata calls live is there whole, and nothing else is."""
     store = housekeeping.open_store(str(output), read_only=True)
@@ -206,6 +223,8 @@ def test_failing_component_is_named_and_its_error_shown_whole(zygote, flags, tmp
     assert "ValueError: thirteen pictures a step bring bad luck" in run.out()
     assert "Publish" not in run.out()
     assert executions(tmp_path / "out") == [("Source", "COMPLETE"), ("Train", "FAILED")]
+    why = "ValueError: thirteen pictures a step bring bad luck"
+    assert ended(tmp_path / "out") == [("failed", "Train", "failed", why)]
     status, run = zygote.run(*flags)
     assert status == 0
     assert "Source cached" in run.out()
@@ -219,6 +238,8 @@ def test_killed_step_is_failed_and_repeated_finished_steps_are_not(zygote, flags
         time.sleep(0.01)
     assert run.kill() == -signal.SIGKILL
     assert executions(output) == [("Source", "COMPLETE"), ("Train", "RUNNING")]
+    why = "the run ended before this step did"
+    assert ended(output) == [("interrupted", "Train", "interrupted", why)]
 
     status, run = zygote.run(*flags)
     assert status == 0, run.err()
@@ -232,6 +253,10 @@ def test_killed_step_is_failed_and_repeated_finished_steps_are_not(zygote, flags
         ("Publish", "COMPLETE"),
     ]
     assert_whole(output, steps=5)
+    [latest, (status, node, state, noted)] = ended(output)
+    assert latest == ("succeeded",)
+    assert (status, node, state) == ("interrupted", "Train", "interrupted")
+    assert noted.startswith(why)
 
 
 def test_interrupt_leaves_a_consistent_state_and_says_one_line(zygote, flags, tmp_path):
@@ -245,6 +270,9 @@ def test_interrupt_leaves_a_consistent_state_and_says_one_line(zygote, flags, tm
     assert "Traceback" not in run.out()
     assert run.err() == ""
     assert executions(output) == [("Source", "FAILED")]
+    [(status, _, state, why)] = ended(output)
+    assert (status, state) == ("interrupted", "interrupted")
+    assert why.startswith("interrupted by the user")
     assert not list((output / "artifacts" / "Source" / "dataset").iterdir())
 
 
@@ -260,6 +288,9 @@ def test_a_training_that_is_told_to_stop_ends_in_its_own_words(zygote, flags, tm
     assert "Traceback" not in run.out()
     assert run.err() == ""
     assert executions(output) == [("Source", "COMPLETE"), ("Train", "FAILED")]
+    [(status, _, state, why)] = ended(output)
+    assert (status, state) == ("interrupted", "interrupted")
+    assert why.startswith("saved step ")
     assert not list((output / "artifacts" / "Train" / "model").iterdir())
     status, run = zygote.run(*flags)
     assert status == 0, run.err()

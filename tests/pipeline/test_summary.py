@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from components.pages import RELEASE_PLACE
 from pipeline import housekeeping, summary
 from pipeline.config import load_config
 
@@ -48,6 +49,7 @@ def test_pushed_model(run, tmp_path, monkeypatch):
     report = add("components.EvaluationReport")
     for name in ("before_after.png", "evaluation.html", "loss_curve.png", "summary.json"):
         (report / name).write_text(name)
+    (report / "evaluation.html").write_text(f"<p>ü {RELEASE_PLACE}</p>")
     (add("components.DatasetReport") / "dataset.html").write_text("<p>")
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "old.png").touch()
@@ -62,6 +64,8 @@ def test_pushed_model(run, tmp_path, monkeypatch):
         "loss_curve.png",
         "summary.json",
     ]
+    # The page was written before there was a release.
+    assert (tmp_path / "report" / "evaluation.html").read_text() == "<p>ü 17</p>"
 
     config = load_config(flags={"output": ("--output", str(tmp_path))})
     text = summary.last_screen(config, result, "serving_model", tmp_path / "logs" / "run.log")
@@ -91,3 +95,16 @@ def test_model_that_was_not_blessed_says_why(run, tmp_path):
     assert "serving.generate" not in text
     assert "-m pipeline.lineage run 2026-01-01T00:00:00.5" in text
     assert "make lineage, then http://localhost:8081/run/2026-01-01T00%3A00%3A00.5" in text
+
+
+def test_model_that_the_canary_refused_says_why(run, tmp_path):
+    store, execution_id, add = run
+    add("ModelBlessing", blessed=1, reasons="")
+    add("PushedModel", pushed=0, reason="the canary refuses the model: it draws one colour")
+    report = add("components.EvaluationReport")
+    (report / "evaluation.html").write_text(RELEASE_PLACE)
+    result = summary.read_result(store, [execution_id])
+    why = "the canary refuses the model: it draws one colour"
+    assert summary.pushed_text(result, "serving_model") == f"no: {why}"
+    page = summary.copy_reports(result, str(tmp_path)) / "evaluation.html"
+    assert page.read_text() == f"none: {why}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from typing import IO, Any, Protocol
 
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from pipeline.lineage.model import shown_seconds
 from pipeline.lineage.moved import EMULATED_NAME
 from pipeline.vertex.emulation.conditions import holds
 from pipeline.vertex.emulation.metadata import Artifacts, EmulatedMetadata, new_name
@@ -48,6 +50,9 @@ class State(enum.Enum):
     CACHED = "cached"
     RESOLVED = "resolved"
     SKIPPED = "skipped"
+
+
+_TIMED = (State.EXECUTED, State.RESOLVED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +211,8 @@ class Emulator:
             since = time.monotonic()
             state, execution_id = self._run_task(name, tasks[name])
             seconds = time.monotonic() - since
-            self._report(f"{' ' * len(f'[{position}/{len(order)}]')} {name} {state.value}")
+            took = f" in {shown_seconds(seconds)}" if state in _TIMED else ""
+            self._report(f"{' ' * len(f'[{position}/{len(order)}]')} {name} {state.value}{took}")
             outcomes.append(TaskOutcome(name, state, seconds, execution_id))
         return tuple(outcomes)
 
@@ -292,10 +298,18 @@ class Emulator:
             for argument in (*container["command"], *container["args"])
         ]
         log = self._logs / f"{self.run_id}-{name}.log"
-        status = self._launch(argv, log, self._environment)
+        record_failure = functools.partial(
+            self._metadata.record, *facts, mlmd.Execution.FAILED, parameters, inputs, {}
+        )
+        try:
+            status = self._launch(argv, log, self._environment)
+        except KeyboardInterrupt:
+            record_failure(failure="interrupted by the user", interrupted=True)
+            raise
         if status:
-            self._metadata.record(*facts, mlmd.Execution.FAILED, parameters, inputs, {})
-            raise TaskError(name, status, log)
+            error = TaskError(name, status, log)
+            record_failure(failure=str(error))
+            raise error
         left = json.loads(_read(output_file))
         for output, listed in left.get("artifacts", {}).items():
             [artifact] = listed["artifacts"]
