@@ -24,11 +24,14 @@ from ml_metadata import errors as mlmd_errors
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from storage.errors import UserError
+
 DATABASE_NAME = "metadata.sqlite"
 ARTIFACTS_NAME = "artifacts"
 FAILURE_PROPERTY = "failure_reason"
 
 _LOCK_NAME = ".lock"
+_DIED = "the run ended before this step did"
 _SYSTEM = ".system"
 _UNFINISHED = (mlmd.Execution.NEW, mlmd.Execution.RUNNING, mlmd.Execution.UNKNOWN)
 _SUCCESSFUL = (mlmd.Execution.COMPLETE, mlmd.Execution.CACHED)
@@ -37,11 +40,11 @@ _OUTPUT_EVENTS = (mlmd.Event.OUTPUT, mlmd.Event.DECLARED_OUTPUT, mlmd.Event.PEND
 logger = logging.getLogger(__name__)
 
 
-class OutputInUseError(RuntimeError):
+class OutputInUseError(UserError):
     """Another run works in the output folder; the message is one line for the user."""
 
 
-class DatabaseError(RuntimeError):
+class DatabaseError(UserError):
     """The metadata database cannot be opened; the message is one line for the user."""
 
 
@@ -95,7 +98,7 @@ class RepairReport:
     """What `repair` found.
 
     Attributes:
-        failed: Type names of executions that a dead run left unfinished.
+        failed: Steps that a dead run left unfinished.
         withdrawn: Addresses of artifacts whose files are gone.
         removed: Paths of leftovers that were removed.
     """
@@ -129,26 +132,40 @@ def open_store(output: str, read_only: bool = False) -> metadata_store.MetadataS
         ) from None
 
 
+def contexts_of(
+    store: metadata_store.MetadataStore, execution_id: int, kind: str
+) -> list[mlmd.Context]:
+    """An execution's contexts of a type, such as `pipeline_run` or `node`."""
+    try:
+        return [c for c in store.get_contexts_by_execution(execution_id) if c.type == kind]
+    except mlmd_errors.NotFoundError:
+        return []
+
+
 def repair(
     output: str,
     serving_dir: str,
-    reason: str = "the run ended before this step did",
+    reason: str = "",
 ) -> RepairReport:
     """Makes the output folder consistent; only the holder of its lock may call this.
 
     Args:
         output: The run's output folder.
         serving_dir: Where releases are pushed to.
-        reason: What is written on executions that are found unfinished.
+        reason: What is written on executions that are found unfinished, by the run that they are
+            of; "" where it is dead, which is then told.
     """
     store = open_store(output)
     executions = store.get_executions()
-    failed = _fail_unfinished(store, executions, reason)
+    failed = _fail_unfinished(store, executions, reason or _DIED)
     withdrawn = _withdraw_missing(store, executions, serving_dir)
     removed = _remove_orphans(Path(output) / ARTIFACTS_NAME, executions)
     report = RepairReport(tuple(failed), tuple(withdrawn), tuple(removed))
-    for name in report.failed:
-        logger.info("A former run was ended during %s; that step starts again.", _short(name))
+    if report.failed and not reason:
+        logger.info(
+            "A former run was ended during %s: this one goes on from there.",
+            " and ".join(report.failed),
+        )
     for uri in report.withdrawn:
         logger.info("%s is gone; the step that makes it runs again.", uri)
     for path in report.removed:
@@ -176,7 +193,7 @@ def _fail_unfinished(
         execution.last_known_state = mlmd.Execution.FAILED
         execution.custom_properties[FAILURE_PROPERTY].string_value = f"{reason} (noted {now})"
     store.put_executions(unfinished)
-    return [e.type for e in unfinished]
+    return [_step(store, e) for e in unfinished]
 
 
 def _withdraw_missing(
@@ -241,5 +258,7 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(p for p in parent.iterdir() if p.is_dir() and not p.is_symlink())
 
 
-def _short(type_name: str) -> str:
-    return type_name.rpartition(".")[2]
+def _step(store: metadata_store.MetadataStore, execution: mlmd.Execution) -> str:
+    """The name that the pipeline has for it."""
+    nodes = contexts_of(store, execution.id, "node")
+    return (nodes[0].name if nodes else execution.type).rpartition(".")[2]

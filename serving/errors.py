@@ -1,7 +1,9 @@
 """What can be wrong with a serving directory, a server or a request, in one sentence."""
 
+from storage.errors import UserError
 
-class ServingError(Exception):
+
+class ServingError(UserError):
     """A mistake that the message alone lets a user correct."""
 
 

@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 
+class UserError(Exception):
+    """What a setting, the data or the disk causes, and whoever runs this can mend.
+
+    The message, which is all that the screen shows of it, says in one line what is wrong and the
+    way out; a table may follow.
+    """
+
+
+class FileError(UserError, OSError):
+    """A file or folder of a bucket that cannot be had; the message says which, and why."""
+
+
 def one_line(error: BaseException) -> str:
     """An error's message without line breaks, or its class where it has none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from storage.errors import FileError
 from storage.greetings import no_greetings
 from storage.hashing import sha256_hex
 
@@ -234,4 +235,4 @@ def _gfile(path: str) -> Iterator[Any]:
     try:
         yield tf.io.gfile
     except tf.errors.OpError as error:
-        raise OSError(f"{path}: {error.message}") from error
+        raise FileError(f"{path}: {error.message}") from error

@@ -18,14 +18,14 @@ from typing import Any
 import fsspec
 
 from storage import hub
-from storage.errors import one_line
+from storage.errors import UserError, one_line
 from storage.hashing import sha256_hex
 from storage.transfer import chunks, sha256_of
 
 HASHES_NAME = "SHA256SUMS"
 
 
-class FolderError(ValueError):
+class FolderError(UserError, ValueError):
     """A folder or a file in it that cannot be had, or is damaged; the message is one line."""
 
 

@@ -47,7 +47,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers, tqdm, validate_repo_id
 
-from storage.errors import one_line
+from storage.errors import UserError, one_line
 from storage.transfer import ByteProgress, sha256_of
 
 SCHEME = "hf://"
@@ -67,7 +67,7 @@ logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
-class HubError(ValueError):
+class HubError(UserError, ValueError):
     """The hub does not give what was asked for; the message is one line."""
 
 

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from pipeline.vertex.config import VertexConfig
+from storage.errors import UserError
 from trainer.training_config import (
     ResolvedTrainingConfig,
     Seed,
@@ -25,7 +26,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting that cannot be; the message is one line for the user."""
 
 

@@ -16,6 +16,7 @@ from serving.releases import (
     list_versions,
 )
 from serving.serving_directory import ServingDirectory
+from storage.errors import UserError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             removed = directory.prune(arguments.keep)
             print(f"removed: {', '.join(map(str, removed)) or 'nothing'}")
-    except (ServingError, OSError, RuntimeError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

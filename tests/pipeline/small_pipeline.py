@@ -49,7 +49,7 @@ def Train(  # noqa: N802
     with StopRequest() as stop:
         for step in range(steps):
             if stop.made:
-                raise TrainingInterruptedError(f"saved step {step}")
+                raise TrainingInterruptedError(f"saved step {step}", stop.signal)
             Path(model.uri, f"{step:04}").write_text(text)
             time.sleep(0.01)
 

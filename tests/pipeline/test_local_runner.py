@@ -75,14 +75,13 @@ def test_first_run_executes_second_finds_everything_cached(zygote, flags, tmp_pa
     status, run = zygote.run(*flags)
     assert status == 0, run.err()
     for name in ("Source", "Train", "Judge", "Publish"):
-        assert f"{name} cached" in run.out()
-    assert "Nothing to do: every step is up to date." in run.out()
-    assert executions(tmp_path / "out")[4:] == [
-        ("Source", "CACHED"),
-        ("Train", "CACHED"),
-        ("Judge", "CACHED"),
-        ("Publish", "CACHED"),
-    ]
+        assert [
+            line.split()[:2] for line in run.out().splitlines() if line.startswith(f"  {name} ")
+        ] == [[name, "cached"]]
+    assert "Nothing to do: every step is up to date; no run was started" in run.out()
+    assert "Loading TensorFlow" not in run.out()
+    assert "pushed" in run.out()
+    assert len(executions(tmp_path / "out")) == 4
 
     status, run = zygote.run(*flags[:-1], "6")
     assert status == 0
@@ -161,28 +160,43 @@ def test_killed_step_is_failed_and_repeated_finished_steps_are_not(zygote, flags
     assert_whole(output, steps=5)
 
 
-def test_interrupt_leaves_a_consistent_state_and_says_one_line(zygote, flags, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "said", "status"),
+    [
+        (signal.SIGINT, "Ctrl-C", 130),
+        (signal.SIGTERM, "SIGTERM", 143),
+        (signal.SIGHUP, "SIGHUP", 129),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_signal_leaves_a_consistent_state_and_says_one_line(
+    zygote, flags, tmp_path, number, said, status
+):
     output = tmp_path / "out"
     run = zygote.start(*flags, "--learning-rate", str(small_pipeline.SLOW_LEARNING_RATE))
     run.wait_for("reading")
-    assert run.kill(signal.SIGINT) == 130
+    assert run.kill(number) == status
     assert run.out().rstrip().splitlines()[-1] == (
-        "Interrupted: the same command goes on where this run was."
+        f"Interrupted by {said} during Source: what was done before is kept, and the same command "
+        "goes on from there."
     )
+    assert "A former run" not in run.out()
     assert "Traceback" not in run.out()
     assert run.err() == ""
     assert executions(output) == [("Source", "FAILED")]
     assert not list((output / "artifacts" / "Source" / "dataset").iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name
+)
 def test_a_training_that_is_told_to_stop_ends_in_its_own_words(zygote, flags, tmp_path, number):
     output = tmp_path / "out"
     run = zygote.start(*flags[:-1], "3000")
     run.wait_for("] Train")
     while not any((output / "artifacts" / "Train" / "model").glob("*/0003")):
         time.sleep(0.01)
-    assert run.kill(number) == 130
+    assert run.kill(number) == 128 + number
     assert run.out().rstrip().splitlines()[-1].startswith("Interrupted: saved step ")
     assert "Traceback" not in run.out()
     assert run.err() == ""
@@ -249,7 +263,7 @@ def test_baseline_is_the_blessed_model_before_the_candidate(zygote, flags, tmp_p
         status, run = zygote.run(*flags[:-1], steps)
         assert status == 0, run.err()
     # The third and fourth run went back to settings that were there before.
-    assert "Nothing to do: every step is up to date." in run.out()
+    assert "Nothing to do: every step is up to date.\n" in run.out()
     store = housekeeping.open_store(str(output), read_only=True)
     models = sorted(a.id for a in store.get_artifacts_by_type("Model"))
     baselines = [

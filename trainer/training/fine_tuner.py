@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from storage.errors import UserError
 from trainer.data.latents import sample_posterior
 from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule, timestep_embedding
 from trainer.networks.matrix_products import convolutions_as_matrix_products
@@ -40,7 +41,7 @@ Batch = dict[str, tf.Tensor]
 logger = logging.getLogger(__name__)
 
 
-class TrainingDivergedError(RuntimeError):
+class TrainingDivergedError(UserError):
     """The loss, or its gradient, is no longer a finite number."""
 
 
@@ -142,7 +143,7 @@ class FineTuner:
             strategy: In whose scope the models were built; `None` for one device.
 
         Raises:
-            ValueError: The batch does not divide into parts and devices.
+            UserError: The batch does not divide into parts and devices.
         """
         self.diffusion_model = diffusion_model
         self.text_encoder = text_encoder
@@ -154,7 +155,7 @@ class FineTuner:
         self._replicas = strategy.num_replicas_in_sync if strategy else 1
         self._rows = config.batch_size // (config.accumulation_steps * self._replicas)
         if self._rows * config.accumulation_steps * self._replicas != config.batch_size:
-            raise ValueError(
+            raise UserError(
                 f"training.batch_size = {config.batch_size} cannot be shared out: it must be a "
                 f"multiple of {config.accumulation_steps} (training.accumulation_steps) times "
                 f"{self._replicas} (devices)"
@@ -536,7 +537,8 @@ class FineTuner:
                     wait_for_all(self._strategy)
                     raise TrainingInterruptedError(
                         f"training was told to stop ({stop.signal.name}) and saved step {step} of "
-                        f"{config.steps}: the same command goes on from there"
+                        f"{config.steps}: the same command goes on from there",
+                        stop.signal,
                     )
                 if draws:
                     before = time.monotonic()
