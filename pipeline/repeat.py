@@ -73,7 +73,7 @@ def remember(store: metadata_store.MetadataStore, outcome: RunOutcome, key: str)
     """Keeps the key of a run that ended well."""
     [run] = contexts_of(store, outcome.components[0].execution_id, _RUN)
     run.custom_properties[_KEY].string_value = key
-    store.putcontexts_of([run])
+    store.put_contexts([run])
 
 
 def find_done(store: metadata_store.MetadataStore, key: str) -> RunOutcome | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipeline import command_line, console
+from pipeline import command_line, console, failures
 from pipeline.config import ConfigError, RunConfig, load_config, resolve_base_weights
 from pipeline.trainer_settings import trainer_settings
 from trainer.weights.base_model import BaseModel
@@ -32,11 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments, flags = command_line.parse(parser, _FLAGS, argv)
         config, base_model = resolve_base_weights(load_config(arguments.config, flags))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    console.quiet_environment(verbose=False)
-    _train(config, base_model, arguments.latents.rstrip("/"), arguments.output.rstrip("/"))
+        console.quiet_environment(verbose=False)
+        _train(config, base_model, arguments.latents.rstrip("/"), arguments.output.rstrip("/"))
+    except Exception as error:
+        explanation = failures.explanation(error)
+        if explanation is None:
+            raise
+        print(f"error: {explanation}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
     return 0
 
 

@@ -137,6 +137,41 @@ def test_failing_component_is_named_and_its_error_shown_whole(zygote, flags, tmp
     assert "Source cached" in run.out()
 
 
+@pytest.mark.parametrize(
+    ("rate", "line"),
+    [
+        (
+            small_pipeline.FULL_DISK_LEARNING_RATE,
+            "No space left on device: make room there, or choose another folder with --output",
+        ),
+        (
+            small_pipeline.WRONG_LEARNING_RATE,
+            "that rate is wrong: give another by --learning-rate",
+        ),
+    ],
+)
+def test_what_a_user_can_mend_is_told_in_a_line(zygote, flags, tmp_path, rate, line):
+    status, run = zygote.run(*flags, "--learning-rate", str(rate))
+    assert status == 1
+    [failed] = [text for text in run.out().splitlines() if "failed" in text]
+    assert failed.startswith("Source failed after ")
+    assert failed.endswith(f": {line}")
+    assert "Traceback" not in run.out() + run.err()
+    [log] = (tmp_path / "out" / "logs").iterdir()
+    assert "Traceback (most recent call last)" in log.read_text()
+    assert executions(tmp_path / "out") == [("Source", "FAILED")]
+
+
+def test_an_output_folder_that_cannot_be_used_is_told_in_a_line(zygote, flags, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "logs").write_text("no folder")
+    status, run = zygote.run(*flags)
+    assert status != 0
+    assert run.out() == ""
+    [line] = run.err().splitlines()
+    assert line.startswith(f"error: {tmp_path}/out/logs")
+
+
 def test_killed_step_is_failed_and_repeated_finished_steps_are_not(zygote, flags, tmp_path):
     output = tmp_path / "out"
     run = zygote.start(*flags[:-1], "3000")

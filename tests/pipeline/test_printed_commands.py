@@ -25,7 +25,7 @@ ENDS = {
     "in a browser": ("--port -1", "port"),
     "train longer": ("--nothing", "there is no flag '--nothing'"),
     "all settings": ("", "--max-rejected-fraction"),
-    "roll back": ("", "there is no release 3 in"),
+    "roll back": ("", "there is no serving directory"),
 }
 
 

@@ -17,6 +17,7 @@ import small_runs
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
+from storage.errors import UserError
 from trainer import presets, run_fn
 from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.text.tokenizer import tokenize
@@ -301,7 +302,7 @@ def test_latents_of_another_model_are_refused(
     tmp_path: Path, facts: dict[str, Any], said: str
 ) -> None:
     latents = write_latents(tmp_path / "latents", **facts)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UserError, match=said):
         run_fn.run_fn(arguments(tmp_path, latents))
 
 
