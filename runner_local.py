@@ -24,6 +24,7 @@ from pipeline.config import (
     resolve_dataset,
     save_config,
 )
+from pipeline.disk import check_disk
 from pipeline.outcome import ComponentError, RunOutcome, duration, outcome_table
 from storage.commands import shown_path
 from storage.errors import UserError
@@ -131,9 +132,11 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]
                 f"everything is written below {shown_path(output)}."
             )
             key = repeat.run_key(config, fingerprint, base_model)
-            outcome = repeat.find_done(housekeeping.open_store(str(output), read_only=True), key)
+            store = housekeeping.open_store(str(output), read_only=True)
+            outcome = repeat.find_done(store, key)
             looked_up = outcome is not None
             if outcome is None:
+                check_disk(config, unfinished=repeat.ended_badly(store))
                 outcome = _run_pipeline(config, fingerprint, base_model, serving_dir, console)
                 repeat.remember(housekeeping.open_store(str(output)), outcome, key)
             console.print(f"\n{outcome_table(outcome)}\n")

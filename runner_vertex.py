@@ -301,8 +301,8 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
             interruption.ignore_signals()
             number = interruption.signal_of(stop)
             console.print(
-                f"\nInterrupted by {interruption.in_words(number)}: what was done before is kept, and "
-                "the same command goes on from there."
+                f"\nInterrupted by {interruption.in_words(number)}: what was done before is "
+                "kept, and the same command goes on from there."
             )
             return interruption.exit_status(number)
         store = housekeeping.open_store(str(folder), read_only=True)

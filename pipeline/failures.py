@@ -55,15 +55,19 @@ def explanation(error: BaseException) -> str | None:
     """
     link: BaseException | None = error
     from_cause = True
+    first = None
     while link is not None:
         told = _of_machine(link)
-        if told is None and from_cause:
-            told = str(link) if isinstance(link, UserError) else explanation_in(str(link))
         if told is not None:
-            return told
+            # What failed first has the file; what came of it, such as the record of it, has not.
+            first = told
+        elif from_cause and first is None:
+            told = str(link) if isinstance(link, UserError) else explanation_in(str(link))
+            if told is not None:
+                return told
         from_cause = from_cause and link.__cause__ is not None
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    return None
+    return first
 
 
 def explanation_in(text: str) -> str | None:
@@ -101,7 +105,8 @@ def _of_machine(error: BaseException) -> str | None:
         return None
     for phrase, number in _PHRASES.items():
         if phrase in text:
-            return _of_disk(number, None, one_line(error))
+            said, found, _ = one_line(error).partition(phrase)
+            return _of_disk(number, None, said + found)
     return None
 
 

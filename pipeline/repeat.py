@@ -81,14 +81,24 @@ def find_done(store: metadata_store.MetadataStore, key: str) -> RunOutcome | Non
 
     Artifacts whose files are gone must have been withdrawn (see `pipeline.housekeeping.repair`).
     """
-    latest_first = metadata_store.ListOptions(
-        limit=1, order_by=metadata_store.OrderByField.ID, is_asc=False
-    )
-    for latest in store.get_executions(list_options=latest_first):
+    for latest in _latest(store):
         for run in contexts_of(store, latest.id, _RUN):
             if dict(run.custom_properties).get(_KEY, mlmd.Value()).string_value == key:
                 return _outcome(store, run)
     return None
+
+
+def ended_badly(store: metadata_store.MetadataStore) -> bool:
+    """Whether the latest run did not come to its end."""
+    return any(e.last_known_state not in _SUCCESSFUL for e in _latest(store))
+
+
+def _latest(store: metadata_store.MetadataStore) -> list[mlmd.Execution]:
+    """The latest execution, if there is any."""
+    options = metadata_store.ListOptions(
+        limit=1, order_by=metadata_store.OrderByField.ID, is_asc=False
+    )
+    return list(store.get_executions(list_options=options))
 
 
 def _outcome(store: metadata_store.MetadataStore, run: mlmd.Context) -> RunOutcome | None:

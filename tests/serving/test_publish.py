@@ -13,6 +13,7 @@ from serving.client import Generator
 from serving.errors import ServingError
 from serving.releases import SERVED_NETWORKS
 from serving.serving_directory import ServingDirectory
+from storage.commands import module_command
 
 MANIFEST = {
     "preset": "tiny",

@@ -69,7 +69,7 @@ class TaskOutcome:
 
 
 class TaskError(RuntimeError):
-    """A task failed; the message is what a user can mend, or ends with the last lines of its log."""
+    """A task failed; the message is what a user can mend, or its log's last lines."""
 
     def __init__(self, task: str, status: int, log: Path) -> None:
         text = log.read_text(errors="replace")
