@@ -26,7 +26,7 @@ from pipeline.config import (
 )
 from pipeline.disk import check_disk
 from pipeline.outcome import ComponentError, RunOutcome, duration, outcome_table
-from storage.commands import shown_path
+from storage.commands import script_command, shown_path
 from storage.errors import UserError
 from trainer.training.interruption import TrainingInterruptedError
 
@@ -78,7 +78,7 @@ def _parser() -> command_line.Parser:
     parser = command_line.Parser(
         prog="runner_local.py",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=_EPILOG.replace("python runner_local.py", script_command(summary.RUNNER)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -26,7 +26,7 @@ from pipeline.config import (
     resolve_dataset,
 )
 from pipeline.vertex.places import Places, in_image, stage_code
-from storage.commands import shown_path
+from storage.commands import script_command, shown_path
 from storage.errors import UserError
 
 _EXIT_FAILED, _EXIT_CONFIG = 1, 2
@@ -84,7 +84,7 @@ def _parser() -> command_line.Parser:
     parser = command_line.Parser(
         prog="runner_vertex.py",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=_EPILOG.replace("python runner_vertex.py", script_command("runner_vertex.py")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -43,6 +43,7 @@ _MEMORY_RAN_OUT = (
 
 _RAISED = re.compile(r"([A-Za-z_][\w.]*)(?:: (.*))?")
 _BEAMS_ADDITION = re.compile(r" \[while running '.*", re.DOTALL)
+_TENSORFLOWS_ADDITION = re.compile(r"\{\{.*?\}\} ?")
 _OS_ERROR = re.compile(r"\[Errno (\d+)\] [^:]*(?:: '(.*)')?")
 
 
@@ -106,7 +107,7 @@ def _of_machine(error: BaseException) -> str | None:
     for phrase, number in _PHRASES.items():
         if phrase in text:
             said, found, _ = one_line(error).partition(phrase)
-            return _of_disk(number, None, said + found)
+            return _of_disk(number, None, _TENSORFLOWS_ADDITION.sub("", said) + found)
     return None
 
 

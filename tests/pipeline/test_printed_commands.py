@@ -13,6 +13,7 @@ from ml_metadata.proto import metadata_store_pb2 as mlmd
 import runner_local
 from pipeline import command_line, housekeeping, summary
 from pipeline.config import load_config
+from pipeline.lineage import cli
 from serving.releases import rollback_command
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +87,26 @@ def test_a_printed_command_works_where_it_is_printed(
         )
         assert said in done.stdout + done.stderr, (command, done)
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("place", [REPO_ROOT, Path("/")], ids=str)
+def test_the_examples_of_a_help_are_commands_that_are_understood(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    parser = cli._parser()
+    examples = re.findall(r"-m pipeline.lineage (.*?)\)?$", str(parser.epilog), re.MULTILINE)
+    assert len(examples) == 8
+    for example in examples:
+        parser.parse_args(shlex.split(example))
+    local = runner_local._parser()
+    lines = re.findall(r"^  (\S+ \S*runner_local.py.*)$", str(local.epilog), re.MULTILINE)
+    assert len(lines) == 5
+    for line in lines:
+        python, script, *flags = shlex.split(line)
+        assert Path(python).is_file()
+        assert Path(script).is_file()
+        command_line.parse(local, runner_local._FLAGS, flags)
 
 
 def test_training_longer_takes_every_flag_of_the_run(
