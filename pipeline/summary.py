@@ -209,7 +209,7 @@ def lineage_commands(output: str, run: str, version: str | None = None) -> list[
     else:
         question, page = ["trace", f"release:{version}"], f"{page}/release/{version}"
     default = os.path.abspath(output) == str(CHECKOUT / DEFAULT_STORE)
-    store = [] if default else ["--store", Path(output)]
+    store = () if default else ("--store", Path(output))
     return [
         (
             "trace it" if version is not None else "look at the run",

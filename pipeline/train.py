@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipeline import command_line, console, failures
+from pipeline import command_line, console, failures, interruption
 from pipeline.config import ConfigError, RunConfig, load_config, resolve_base_weights
 from pipeline.trainer_settings import trainer_settings
+from trainer.training.interruption import TrainingInterruptedError
 from trainer.weights.base_model import BaseModel
 
 _FLAGS: command_line.Flags = {"training": command_line.RUN_FLAGS["training"]}
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, base_model = resolve_base_weights(load_config(arguments.config, flags))
         console.quiet_environment(verbose=False)
         _train(config, base_model, arguments.latents.rstrip("/"), arguments.output.rstrip("/"))
+    except TrainingInterruptedError as stop:
+        print(f"Interrupted: {stop}.", file=sys.stderr)
+        return interruption.exit_status(stop.signal)
     except Exception as error:
         explanation = failures.explanation(error)
         if explanation is None:

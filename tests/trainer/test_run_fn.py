@@ -260,7 +260,7 @@ def test_an_infinite_number_stops_the_run_and_nothing_is_exported(
         run_fn.run_fn(arguments(tmp_path, latents, memory_check="warn"))
     said = re.fullmatch(
         r"the loss or its gradients became infinite or not a number at step ([123]); the examples "
-        r"of that step were (.*); the last good checkpoint is (.*)\. Try a lower learning rate "
+        r"of that step were (.*); the last good checkpoint is (.*)\. Try a lower --learning-rate "
         r"than 0\.01",
         str(error.value),
     )

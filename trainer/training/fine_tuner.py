@@ -158,7 +158,7 @@ class FineTuner:
             raise UserError(
                 f"training.batch_size = {config.batch_size} cannot be shared out: it must be a "
                 f"multiple of {config.accumulation_steps} (training.accumulation_steps) times "
-                f"{self._replicas} (devices)"
+                f"{self._replicas} (devices): set --batch-size to such a multiple"
             )
         with strategy.scope() if strategy else contextlib.nullcontext():
             self.adapters = self._create_adapters() if config.lora_rank else None
@@ -573,8 +573,8 @@ class FineTuner:
         raise TrainingDivergedError(
             f"the loss or its gradients became infinite or not a number at step {step}; the "
             f"examples of that step were {listed}{more}; the last good checkpoint is "
-            f"{checkpoint or 'none'}. Try a lower learning rate than {self.config.learning_rate}"
-            + (", or another precision than float16" if self.loss_scale is not None else "")
+            f"{checkpoint or 'none'}. Try a lower --learning-rate than {self.config.learning_rate}"
+            + (", or another --precision than float16" if self.loss_scale is not None else "")
         )
 
     def _record(self, step: int, images_per_second: float) -> StepRecord:
