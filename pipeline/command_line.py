@@ -141,3 +141,16 @@ def _value(text: str) -> bool | int | float | str:
         except ValueError:
             continue
     return text
+
+
+def without(argv: Sequence[str], *flags: str) -> list[str]:
+    """A command line without some flags that have a value, and without that."""
+    kept = []
+    words = iter(argv)
+    for word in words:
+        flag, has_value, _ = word.partition("=")
+        if flag not in flags:
+            kept.append(word)
+        elif not has_value:
+            next(words, None)
+    return kept

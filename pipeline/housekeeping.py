@@ -34,8 +34,10 @@ from pipeline.lineage.moved import ARTIFACTS_NAME, Relocation, relocate
 from serving.serving_directory import ServingDirectory
 from storage.errors import one_line
 from storage.filesystem import content_digest
+from storage.user_errors import UserError
 
 _LOCK_NAME = ".lock"
+_DIED = "the run ended before this step did"
 _SYSTEM = ".system"
 _UNFINISHED = (mlmd.Execution.NEW, mlmd.Execution.RUNNING, mlmd.Execution.UNKNOWN)
 _SUCCESSFUL = (mlmd.Execution.COMPLETE, mlmd.Execution.CACHED)
@@ -44,11 +46,11 @@ _OUTPUT_EVENTS = (mlmd.Event.OUTPUT, mlmd.Event.DECLARED_OUTPUT, mlmd.Event.PEND
 logger = logging.getLogger(__name__)
 
 
-class OutputInUseError(RuntimeError):
+class OutputInUseError(UserError):
     """Another run works in the output folder; the message is one line for the user."""
 
 
-class DatabaseError(RuntimeError):
+class DatabaseError(UserError):
     """The metadata database cannot be opened; the message is one line for the user."""
 
 
@@ -102,7 +104,7 @@ class RepairReport:
     """What `repair` found.
 
     Attributes:
-        failed: Type names of executions that a dead run left unfinished.
+        failed: Steps that a dead run left unfinished.
         withdrawn: Addresses of artifacts whose files are gone, or others than they were.
         removed: Paths of leftovers that were removed.
         returned: Addresses of artifacts whose files had been gone and are there again.
@@ -140,17 +142,28 @@ def open_store(output: str, read_only: bool = False) -> metadata_store.MetadataS
         ) from None
 
 
+def contexts_of(
+    store: metadata_store.MetadataStore, execution_id: int, kind: str
+) -> list[mlmd.Context]:
+    """An execution's contexts of a type, such as `pipeline_run` or `node`."""
+    try:
+        return [c for c in store.get_contexts_by_execution(execution_id) if c.type == kind]
+    except mlmd_errors.NotFoundError:
+        return []
+
+
 def repair(
     output: str,
     serving_dir: str,
-    reason: str = "the run ended before this step did",
+    reason: str = "",
 ) -> RepairReport:
     """Makes the output folder consistent; only the holder of its lock may call this.
 
     Args:
         output: The run's output folder, absolute.
         serving_dir: Where releases are pushed to.
-        reason: What is written on executions that are found unfinished.
+        reason: What is written on executions that are found unfinished, by the run that they are
+            of; "" where it is dead, which is then told.
 
     Raises:
         DatabaseError: Its database is none, or cannot be written to.
@@ -160,7 +173,7 @@ def repair(
     moved = settle_in(output, serving_dir)
     store = open_store(output)
     executions = store.get_executions()
-    failed = _fail_unfinished(store, executions, reason)
+    failed = _fail_unfinished(store, executions, reason or _DIED)
     copied = any(not _is_same_folder(folder, output) for folder in moved.former)
     withdrawn, returned = _compare_with_files(store, serving_dir, every_digest=copied)
     removed = _remove_orphans(Path(output) / ARTIFACTS_NAME, executions)
@@ -169,8 +182,11 @@ def repair(
     )
     for folder in report.moved_from:
         logger.info("What was recorded in %s is gone on with here, in %s.", folder, output)
-    for name in report.failed:
-        logger.info("A former run was ended during %s; that step starts again.", _short(name))
+    if report.failed and not reason:
+        logger.info(
+            "A former run was ended during %s: this one goes on from there.",
+            " and ".join(report.failed),
+        )
     for uri in report.withdrawn:
         logger.info("%s is gone, or has changed; the step that makes it runs again.", uri)
     for uri in report.returned:
@@ -201,7 +217,7 @@ def _fail_unfinished(
         execution.custom_properties[FAILURE_REASON].string_value = f"{reason} (noted {now})"
         execution.custom_properties[INTERRUPTED].int_value = 1
     store.put_executions(unfinished)
-    return [e.type for e in unfinished]
+    return [_step(store, e) for e in unfinished]
 
 
 def settle_in(output: str, serving_dir: str) -> Relocation:
@@ -339,5 +355,7 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(p for p in parent.iterdir() if p.is_dir() and not p.is_symlink())
 
 
-def _short(type_name: str) -> str:
-    return type_name.rpartition(".")[2]
+def _step(store: metadata_store.MetadataStore, execution: mlmd.Execution) -> str:
+    """The name that the pipeline has for it."""
+    nodes = contexts_of(store, execution.id, "node")
+    return (nodes[0].name if nodes else execution.type).rpartition(".")[2]

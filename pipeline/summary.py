@@ -5,21 +5,29 @@ from __future__ import annotations
 import dataclasses
 import html
 import os
-import shlex
 import shutil
-import sys
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
 from components.pages import RELEASE_PLACE
+from pipeline import command_line
 from pipeline.config import RunConfig
 from pipeline.lineage.locations import DEFAULT_PORT, DEFAULT_STORE
+from storage.commands import (
+    CHECKOUT,
+    module_command,
+    place,
+    program_command,
+    script_command,
+    shown_path,
+)
 
 REPORT_NAME = "report"
+RUNNER = "runner_local.py"
 _REPORT_TYPE = "components.EvaluationReport"
 _DATASET_REPORT_TYPE = "components.DatasetReport"
 _REJECTS_TYPE = "components.RejectedRows"
@@ -135,8 +143,22 @@ def _fill_in_release(page: Path, result: RunResult) -> None:
         page.write_text(text.replace(RELEASE_PLACE, html.escape(release)), "utf-8")
 
 
-def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path: Path) -> str:
-    """The text of the last screen."""
+def last_screen(
+    config: RunConfig,
+    result: RunResult,
+    serving_dir: str,
+    log_path: Path,
+    argv: Sequence[str] = (),
+) -> str:
+    """The text of the last screen.
+
+    Args:
+        config: The run's settings.
+        result: What came out.
+        serving_dir: Where that was pushed to.
+        log_path: The run's log.
+        argv: The run's command line, which what is advised goes on with.
+    """
     rows: list[tuple[str, str]] = []
     if result.loss is not None and result.loss_baseline is not None:
         change = 100 * (result.loss / result.loss_baseline - 1) if result.loss_baseline else 0.0
@@ -165,63 +187,50 @@ def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path
     rows.append(("settings", shown_path(Path(config.output) / "config.yaml")))
     rows.append(("log", shown_path(log_path)))
 
-    python = _python()
     steps: list[tuple[str, str]] = []
     if result.version is not None:
-        command = f"{python} -m serving.generate {shlex.quote(config.validation.prompts[0])}"
-        steps.append(
-            (
-                "draw a picture",
-                f"{command} --serving-dir {_argument(serving_dir)} --out picture.png",
-            )
+        command = module_command(
+            "serving.generate",
+            config.validation.prompts[0],
+            "--serving-dir",
+            place(serving_dir),
+            "--out",
+            Path("picture.png"),
         )
+        steps.append(("draw a picture", command))
     if result.model_run is not None:
-        tensorboard = Path(python).with_name("tensorboard")
-        steps.append(
-            (
-                "watch the curves",
-                f"{tensorboard} --logdir {_argument(Path(result.model_run).parent)}",
-            )
-        )
+        logs = place(result.model_run.rstrip("/").rpartition("/")[0])
+        steps.append(("watch the curves", program_command("tensorboard", "--logdir", logs)))
     if result.run is not None:
         steps += lineage_commands(config.output, result.run, result.version)
     training = config.training
     longer = (
-        f"--steps {2 * training.steps}" if training.steps else f"--epochs {2 * training.epochs:g}"
+        ("--steps", f"{2 * training.steps}")
+        if training.steps
+        else ("--epochs", f"{2 * training.epochs:g}")
     )
-    steps.append(("train longer", f"{python} runner_local.py {longer}"))
-    steps.append(("all settings", f"{python} runner_local.py --help"))
+    others = command_line.without(argv, "--steps", "--epochs")
+    steps.append(("train longer", script_command(RUNNER, *others, *longer)))
+    steps.append(("all settings", script_command(RUNNER, "--help")))
     return "\n".join(["Result", *_aligned(rows), "", "Next", *_aligned(steps)])
 
 
 def lineage_commands(output: str, run: str, version: str | None = None) -> list[tuple[str, str]]:
     """What to type to see where a run's outputs come from: labels and commands."""
-    default = os.path.abspath(output) == os.path.abspath(DEFAULT_STORE)
-    command = f"{_python()} -m pipeline.lineage"
     page = f"http://localhost:{DEFAULT_PORT}"
     if version is None:
-        question, page = f"run {shlex.quote(run)}", f"{page}/run/{urllib.parse.quote(run)}"
+        question, page = ["run", run], f"{page}/run/{urllib.parse.quote(run)}"
     else:
-        question, page = f"trace release:{version}", f"{page}/release/{version}"
+        question, page = ["trace", f"release:{version}"], f"{page}/release/{version}"
+    default = os.path.abspath(output) == str(CHECKOUT / DEFAULT_STORE)
+    store = () if default else ("--store", Path(output))
     return [
         (
             "trace it" if version is not None else "look at the run",
-            f"{command} {question}{'' if default else f' --store {_argument(output)}'}",
+            module_command("pipeline.lineage", *question, *store),
         ),
-        (
-            "in a browser",
-            f"make lineage{'' if default else f' RUN={_argument(output)}'}, then {page}",
-        ),
+        ("in a browser", f"{module_command('pipeline.lineage', *store, 'serve')}, then {page}"),
     ]
-
-
-def shown_path(path: str | os.PathLike[str]) -> str:
-    """`path` relative to the current folder where it lies in it; a URL as it is."""
-    if "://" in str(path):
-        return str(path)
-    absolute = os.path.abspath(path)
-    relative = os.path.relpath(absolute)
-    return absolute if relative.startswith("..") else relative
 
 
 def pushed_text(result: RunResult, serving_dir: str) -> str:
@@ -238,12 +247,3 @@ def pushed_text(result: RunResult, serving_dir: str) -> str:
 def _aligned(rows: list[tuple[str, str]]) -> list[str]:
     width = max(len(label) for label, _ in rows)
     return [f"  {label:<{width}}  {text}" for label, text in rows]
-
-
-def _argument(path: str | os.PathLike[str]) -> str:
-    return shlex.quote(shown_path(path))
-
-
-def _python() -> str:
-    shown = os.path.relpath(sys.executable)
-    return "python" if shown.startswith("..") else shown

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from storage.addresses import SecretInAddressError, check_address
+from storage.user_errors import UserError
 
 
-class ServingError(Exception):
+class ServingError(UserError):
     """A mistake that the message alone lets a user correct."""
 
 

@@ -21,6 +21,7 @@ from serving.errors import ServingError, check_place
 from serving.releases import DEFAULT_SERVING_DIR, RELEASES, find_release
 from serving.serving_directory import ServingDirectory
 from storage import filesystem
+from storage.commands import module_command, place
 from storage.errors import one_line
 from storage.model_manifest import ModelManifest
 
@@ -329,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ServingError, OSError, json.JSONDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"published; to get it back: python -m serving.pull {address}")
+    print(f"published; to get it back: {module_command('serving.pull', place(address))}")
     return 0
 
 

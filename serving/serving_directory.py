@@ -40,8 +40,10 @@ from serving.releases import (
     current_version,
     list_versions,
     read_rollback,
+    rollback_command,
 )
 from storage import filesystem
+from storage.user_errors import UserError
 
 LAST_VERSION_NAME = "last_version"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
@@ -60,7 +62,7 @@ _MODEL_CONFIG = """\
 logger = logging.getLogger(__name__)
 
 
-class CorruptCopyError(RuntimeError):
+class CorruptCopyError(UserError):
     """A copied file does not have its source's bytes."""
 
 
@@ -326,8 +328,8 @@ class ServingDirectory:
         elif rollback is not None and rollback["to"] == current:
             logger.warning(
                 "This model is release %d, from which this directory was rolled back to %d; it "
-                "stays at that: python -m serving.releases rollback --to %d serves it again.",
-                *(version, current, version),
+                "stays at that; to serve it again: %s",
+                *(version, current, rollback_command(self._root, version)),
             )
         else:
             self._write_config(version)

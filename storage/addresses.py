@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from storage.user_errors import UserError
+
 _HIDDEN = "***"
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>\S*)")
 _AUTHORITY = re.compile(r"""[^/?#"'<>]*""")
@@ -55,7 +57,7 @@ _SIGNED_BY = (
 )
 
 
-class SecretInAddressError(ValueError):
+class SecretInAddressError(UserError):
     """An address holds a secret; the message is one line, without it."""
 
 

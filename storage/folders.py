@@ -21,11 +21,12 @@ from storage.errors import one_line
 from storage.file_systems import open_address
 from storage.hashing import sha256_hex
 from storage.transfer import chunks, sha256_of
+from storage.user_errors import UserError
 
 HASHES_NAME = "SHA256SUMS"
 
 
-class FolderError(ValueError):
+class FolderError(UserError, ValueError):
     """A folder or a file in it that cannot be had, or is damaged; the message is one line."""
 
 

@@ -22,6 +22,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 
 from storage.filesystem import content_digest
 from storage.model_manifest import ModelManifest
+from storage.user_errors import UserError
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
 from trainer.export.saved_models import ServingModules, export_models, serving_modules
 from trainer.export.validation import PROMPTS_NAME, draw_validation
@@ -61,7 +62,7 @@ def run_fn(fn_args: FnArgs) -> None:
             `model_run_dir` (outputs).
 
     Raises:
-        ValueError: The latents were made by another preset, size or encoders than the settings
+        UserError: The latents were made by another preset, size or encoders than the settings
             name, or there are fewer than a batch of them.
         WeightsError: The base weights have changed since the run was prepared.
         InsufficientMemoryError: It would not fit into the device's memory.
@@ -363,12 +364,12 @@ def _check_inputs(
     made_by = (latents.preset, latents.image_size, latents.encoders_hash)
     wanted = (settings.preset, settings.image_size, hash_now)
     if made_by != wanted:
-        raise ValueError(
+        raise UserError(
             "the latents were made for another model: preset, image size and hash of the "
             f"encoders' weights are {made_by}, this run needs {wanted}; run LatentGen again"
         )
     if config.batch_size > latents.counts["train"]:
-        raise ValueError(
+        raise UserError(
             f"the batch size is {config.batch_size} but the train split has only "
             f"{latents.counts['train']} pictures: set --batch-size to that or less"
         )

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from storage.user_errors import UserError
 from trainer.presets import Preset
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -160,7 +161,7 @@ class ResolvedTrainingConfig(TrainingConfig):
             preset: Recommends a warm-up, shortened to half of the steps, where none is given.
 
         Raises:
-            ValueError: The warm-up that was given is longer than that.
+            UserError: The warm-up that was given is longer than that.
         """
         if self.steps is not None:
             return self
@@ -169,7 +170,7 @@ class ResolvedTrainingConfig(TrainingConfig):
         if warmup_steps is None:
             warmup_steps = min(preset.training.warmup_steps, steps // 2)
         if warmup_steps > steps:
-            raise ValueError(
+            raise UserError(
                 f"training.warmup_steps = {warmup_steps} is impossible: {self.epochs:g} epochs of "
                 f"{num_examples} pictures are {steps} steps; it must be at most as many"
             )

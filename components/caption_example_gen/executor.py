@@ -55,6 +55,7 @@ from components.caption_example_gen.sources import (
 from components.counts import read_counts, write_counts
 from components.tfrecords import describe_examples, shard_name, write_shard
 from storage import row_index
+from storage.user_errors import UserError
 
 SPLITS = ("train", "eval")
 REJECTS_NAME = "rejects.jsonl"
@@ -138,7 +139,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
         Raises:
             DatasetError: The dataset is missing, unreadable or lacks the columns.
-            RuntimeError: It changed after its fingerprint was taken, too many rows are unusable,
+            UserError: It changed after its fingerprint was taken, too many rows are unusable,
                 or a split is empty.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
@@ -176,7 +177,7 @@ def _open_unchanged(spec: DatasetSpec, expected: str) -> tuple[Source, str]:
     source = open_dataset(spec)
     fingerprint = dataset_fingerprint(spec, source)
     if expected not in ("", fingerprint):
-        raise RuntimeError(
+        raise UserError(
             f"dataset {spec.dataset!r} is not the one that this run was prepared for: its "
             f"fingerprint is {fingerprint}, expected {expected}; start the run again"
         )
@@ -396,12 +397,24 @@ def _take_outcome(spill_folder: str) -> _Outcome:
 def _check_rejected(
     outcome: _Outcome, max_fraction: float, dataset: str, rejects: types.Artifact
 ) -> None:
-    total, num_rows, unusable = outcome.num_unusable, outcome.num_rows, outcome.unusable
+    total, num_rows = outcome.num_unusable, outcome.num_rows
     if num_rows == 0:
-        raise RuntimeError(f"dataset {dataset!r} has no rows")
-    if total <= max_fraction * num_rows:
-        return
-    # The artifact's files are deleted when a component fails, so the error shows an example each.
+        raise UserError(f"dataset {dataset!r} has no rows: add some, or name another by --dataset")
+    if total == num_rows:
+        raise UserError(
+            f"no row of dataset {dataset!r} can be used: mend them, or name another dataset by "
+            f"--dataset\n{_table(outcome.unusable, rejects)}"
+        )
+    if total > max_fraction * num_rows:
+        raise UserError(
+            f"{total:,} of {num_rows:,} rows of dataset {dataset!r} ({total / num_rows:.1%}) "
+            f"cannot be used, and no more than {100 * max_fraction:g} % may be: mend them, or "
+            f"allow more by --max-rejected-fraction\n{_table(outcome.unusable, rejects)}"
+        )
+
+
+def _table(unusable: Mapping[str, int], rejects: types.Artifact) -> str:
+    """How many rows each reason has, with an example: a failed step's files are deleted."""
     first: dict[str, str] = {}
     with tf.io.gfile.GFile(os.path.join(rejects.uri, REJECTS_NAME), "r") as f:
         for line in f:
@@ -410,24 +423,21 @@ def _check_rejected(
                 reject["reason"], f"{reject['origin']} row {reject['row']}: {reject['detail']}"
             )
     width = max(map(len, unusable))
-    table = "".join(
-        f"\n  {reason:<{width}}  {count:>8,}  {first[reason]}"
-        for reason, count in sorted(unusable.items(), key=lambda item: (-item[1], item[0]))
-    )
-    raise RuntimeError(
-        f"{total:,} of {num_rows:,} rows of dataset {dataset!r} ({total / num_rows:.1%}) cannot be "
-        f"used, more than max_rejected_fraction {max_fraction:g} allows: mend them, or raise it\n"
-        f"  {'reason':<{width}}  {'rows':>8}  the first of them{table}"
-    )
+    rows = [f"  {'reason':<{width}}  {'rows':>8}  the first of them"]
+    for reason, count in sorted(unusable.items(), key=lambda item: (-item[1], item[0])):
+        rows.append(f"  {_in_words(reason):<{width}}  {count:>8,}  {first[reason]}")
+    return "\n".join(rows)
+
+
+def _in_words(reason: str) -> str:
+    return reason.replace("_", " ")
 
 
 def _check_splits(num_examples: Mapping[str, int], settings: CheckSettings) -> None:
     total = sum(num_examples.values())
-    if total == 0:
-        raise RuntimeError(f"no row of dataset {settings.spec.dataset!r} can be used")
     for split, other in zip(SPLITS, reversed(SPLITS), strict=True):
         if num_examples[split] == 0:
-            raise RuntimeError(
+            raise UserError(
                 empty_split_message(
                     split,
                     f"all {total} usable rows of dataset {settings.spec.dataset!r} fall",
@@ -473,7 +483,7 @@ def _tell(outcome: _Outcome, rejects: types.Artifact) -> None:
         logger.info("%d rows repeat the picture and caption of another and are left out.", repeated)
     if outcome.unusable:
         reasons = ", ".join(
-            f"{count} {reason}" for reason, count in sorted(outcome.unusable.items())
+            f"{count} {_in_words(reason)}" for reason, count in sorted(outcome.unusable.items())
         )
         logger.warning(
             "%d of %d rows were set aside (%s): see %s",

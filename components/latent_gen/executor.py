@@ -27,6 +27,7 @@ from tfx.utils import io_utils
 
 from components.counts import WriteCounts, read_counts
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
+from storage.user_errors import UserError
 
 if TYPE_CHECKING:
     from trainer.weights.base_model import BaseModel
@@ -200,15 +201,15 @@ def _flips(flip: str, examples: types.Artifact) -> bool:
     if flip != FLIP_AUTO:
         return flip == FLIP_ALWAYS
     if not examples.has_custom_property("captions_left_right"):
-        raise RuntimeError(
-            "the examples do not say how many captions name left or right, so flip cannot be "
-            f"{FLIP_AUTO!r}: set it to {FLIP_ALWAYS!r} or {FLIP_NEVER!r}"
+        raise UserError(
+            "the examples do not say how many captions name left or right, so what is mirrored "
+            f"cannot be found out: give --flip {FLIP_ALWAYS} or --flip {FLIP_NEVER}"
         )
     count = examples.get_int_custom_property("captions_left_right")
     if count:
         logger.warning(
             "Flips are off: %d captions say left or right, which would be wrong of a mirror image "
-            "(set flip to %r to have them all the same).",
+            "(--flip %s has them all the same).",
             count,
             FLIP_ALWAYS,
         )
@@ -296,7 +297,11 @@ class _EncodeShard(beam.DoFn):
             # CaptionExampleGen has judged the size.
             image = images.decode_image(encoded, max_pixels=sys.maxsize)
         except images.ImageError as error:
-            raise RuntimeError(f"example {example_id} cannot be encoded: {error}") from error
+            raise UserError(
+                f"example {example_id} cannot be encoded: {error}. Its file has changed since "
+                "CaptionExampleGen wrote it: remove that step's folder below artifacts, and start "
+                "the run again"
+            ) from error
         position = images.CENTRE
         if self._crop == CROP_RANDOM:
             position = images.random_position(example_id, self._crop_seed)

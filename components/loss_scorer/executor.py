@@ -32,6 +32,7 @@ from components.loss_scorer.scorer import Scorer, ScoringTask
 from components.measures import MeasureSettings
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
 from storage.model_manifest import ModelManifest
+from storage.user_errors import UserError
 
 SPLIT = "eval"
 SCORED = ("diffusion_model", "text_encoder", "image_encoder")
@@ -225,7 +226,7 @@ def _check_latents(uri: str, preset: str, image_size: int) -> None:
 
     manifest = LatentsManifest.read(uri)
     if (manifest.preset, manifest.image_size) != (preset, image_size):
-        raise ValueError(
+        raise UserError(
             f"the latents in {uri} are of preset {manifest.preset!r} at {manifest.image_size} "
             f"pixels, this run needs {preset!r} at {image_size}: run LatentGen again"
         )
@@ -233,7 +234,7 @@ def _check_latents(uri: str, preset: str, image_size: int) -> None:
 
 def _check_candidate(folder: str, preset: str, image_size: int) -> None:
     if (found := ModelManifest.find(folder)) is None or not found.fits(preset, image_size):
-        raise ValueError(
+        raise UserError(
             f"the candidate in {folder} is {_described(found)}, this run needs preset {preset!r} "
             f"at {image_size} pixels: run the Trainer again"
         )

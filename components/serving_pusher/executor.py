@@ -23,6 +23,7 @@ from serving.releases import SERVED_NETWORKS
 from serving.serving_directory import ModelRefusedError, ServingDirectory
 from storage import filesystem
 from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
+from storage.user_errors import UserError
 
 RELEASE_NAME = "release.json"
 
@@ -45,7 +46,7 @@ class Executor(base_executor.BaseExecutor):
 
         Raises:
             CorruptCopyError: A file changed on its way.
-            RuntimeError: The canary came to no verdict.
+            UserError: The canary came to no verdict.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         model = artifact_utils.get_single_instance(input_dict["model"])
@@ -109,7 +110,7 @@ def run_canary(folder: str, image_size: int, timeout_seconds: int) -> None:
 
     Raises:
         ModelRefusedError: The models draw none, or a wrong one.
-        RuntimeError: The process ended without a verdict, or took too long.
+        UserError: The process ended without a verdict, or took too long.
     """
     # On the CPU: this process may hold all of the GPU's memory.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -124,18 +125,19 @@ def run_canary(folder: str, image_size: int, timeout_seconds: int) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise RuntimeError(
-            f"the canary drew no picture within {timeout_seconds} s; nothing was pushed: push "
-            "again, or raise canary_timeout_seconds"
+        raise UserError(
+            f"the canary drew no picture within {timeout_seconds} s; nothing was pushed: "
+            "start the run again, or set serving.canary to false"
         ) from None
     last_line = finished.stdout.strip().rpartition("\n")[2]
     try:
         problem = json.loads(last_line)["problem"]
     except (ValueError, KeyError, TypeError):
         said = finished.stderr.strip().rpartition("\n")[2] or "nothing"
-        raise RuntimeError(
+        raise UserError(
             f"the canary process ended with status {finished.returncode} and without a verdict "
-            f"(its last words: {said}); nothing was pushed: push again"
+            f"(its last words: {said}); nothing was pushed: start "
+            "the run again, or set serving.canary to false"
         ) from None
     if problem is not None:
         raise ModelRefusedError(f"the canary refuses the model: {problem}")

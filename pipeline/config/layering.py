@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from pipeline.config.printing import shown
-from pipeline.config.schema import SECTIONS, ConfigError, keys
+from pipeline.config.schema import OF_RUN, SECTIONS, ConfigError, keys
 from pipeline.lineage.locations import DATABASE_NAME
 from pipeline.lineage.moved import Relocation
 from storage.addresses import SecretInAddressError, check_address, redacted
@@ -92,7 +92,7 @@ def _lay_over(given: dict[str, Given], tree: Mapping[str, Any], origin: str) -> 
         if name in known:
             given[name] = Given(name, value, origin)
         elif name not in SECTIONS:
-            raise _unknown(name, (*SECTIONS, "output"), origin)
+            raise _unknown(name, (*SECTIONS, *OF_RUN), origin)
         elif isinstance(value, Mapping):
             for key, inner in value.items():
                 dotted = f"{name}.{key}"

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from pipeline.vertex.config import VertexConfig
+from storage.user_errors import UserError
 from trainer.training_config import (
     ResolvedTrainingConfig,
     Seed,
@@ -22,10 +23,11 @@ from trainer.training_config import (
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
+DiskCheck = Literal["refuse", "warn"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting that cannot be; the message is one line for the user."""
 
 
@@ -129,7 +131,12 @@ class ServingConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class RunConfig:
-    """Everything that a run depends on, with no field left open; see `load_config`."""
+    """Everything that a run depends on, with no field left open; see `load_config`.
+
+    Attributes:
+        output: Folder that everything of a run is written under.
+        disk_check: What happens to a run that will not fit on the disk.
+    """
 
     dataset: DatasetConfig
     model: ModelConfig
@@ -139,6 +146,7 @@ class RunConfig:
     serving: ServingConfig
     vertex: VertexConfig
     output: Text
+    disk_check: DiskCheck
 
 
 SECTIONS: Mapping[str, type] = {
@@ -153,9 +161,13 @@ SECTIONS: Mapping[str, type] = {
 """The class of every section, as it is given; what is left open in it, a preset decides."""
 
 
+OF_RUN = ("output", "disk_check")
+"""Keys outside of any section."""
+
+
 def keys() -> Iterator[str]:
     """Every dotted key, such as `training.steps`."""
     for section, cls in SECTIONS.items():
         for field in dataclasses.fields(cls):
             yield f"{section}.{field.name}"
-    yield "output"
+    yield from OF_RUN

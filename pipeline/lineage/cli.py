@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.lineage import comparing, text, tracing
@@ -16,6 +17,7 @@ from pipeline.lineage.model import LineageError, RunStatus
 from pipeline.lineage.sorting import sorted_runs
 from pipeline.lineage.store import Store
 from storage.addresses import redacted
+from storage.commands import module_command
 
 _EXIT_NO_ANSWER = 1
 
@@ -23,17 +25,18 @@ _DESCRIPTION = """\
 Answers questions about the runs that ML Metadata recorded: what made this model, what did this
 dataset touch, what differs between two runs, why was this step executed. Only reads."""
 
-_EPILOG = """\
-examples:
-  python -m pipeline.lineage runs
-  python -m pipeline.lineage trace release:1
-  python -m pipeline.lineage impact data/creatures
-  python -m pipeline.lineage diff 12 latest
-  python -m pipeline.lineage why Trainer --run latest
-  python -m pipeline.lineage compare --metric loss --setting learning_rate --plot losses.png
-  python -m pipeline.lineage export latest --format html --out run.html
-  python -m pipeline.lineage serve
+_EXAMPLES = (
+    ("runs",),
+    ("trace", "release:1"),
+    ("impact", "data/creatures"),
+    ("diff", "12", "latest"),
+    ("why", "Trainer", "--run", "latest"),
+    ("compare", "--metric", "loss", "--setting", "learning_rate", "--plot", Path("losses.png")),
+    ("export", "latest", "--format", "html", "--out", Path("run.html")),
+    ("serve",),
+)
 
+_EPILOG = """\
 RUN is an id, a name, the beginning of a name or `latest`. ARTIFACT is `release:3`, `artifact:41`,
 a path or URL, or `latest`; a bare number is a release if there is one, else an artifact.
 
@@ -201,7 +204,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.lineage",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog="\n".join(
+            [
+                "examples:",
+                *(f"  {module_command('pipeline.lineage', *words)}" for words in _EXAMPLES),
+                "",
+                _EPILOG,
+            ]
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[_shared(DEFAULT_STORE, False)],
     )

@@ -16,6 +16,7 @@ from typing import Any
 from serving.errors import ServingError, check_place
 from serving.request import MAX_STEPS
 from storage import filesystem
+from storage.commands import module_command, place
 
 SERVED_NETWORKS = ("text_encoder", "diffusion_model", "decoder")
 """The three of the four networks that draw pictures."""
@@ -94,8 +95,8 @@ def configured_versions(serving_dir: str) -> list[int]:
     named = [int(number) for number in _CONFIGURED.findall(filesystem.read_bytes(path))]
     if not named or any(named.count(version) != len(SERVED_NETWORKS) for version in named):
         raise ServingError(
-            f"{path} is damaged: it names the versions {named}; "
-            "python -m serving.releases rollback --to VERSION writes it anew"
+            f"{path} is damaged: it names the versions {named}; to write it anew: "
+            f"{rollback_command(serving_dir, max(list_versions(serving_dir), default=1))}"
         )
     return sorted(set(named))
 
@@ -115,10 +116,18 @@ def current_version(serving_dir: str) -> int:
     current = (configured_versions(serving_dir) or versions)[-1]
     if current not in versions:
         raise ServingError(
-            f"the configured version {current} is no release of {serving_dir}; choose one of "
-            f"{', '.join(map(str, versions))} with python -m serving.releases rollback --to"
+            f"the configured version {current} is no release of {serving_dir}; there are "
+            f"{', '.join(map(str, versions))}, to serve the newest: "
+            f"{rollback_command(serving_dir, versions[-1])}"
         )
     return current
+
+
+def rollback_command(serving_dir: str, version: int) -> str:
+    """What to type to serve a release again."""
+    return module_command(
+        "serving.releases", "rollback", "--to", str(version), "--serving-dir", place(serving_dir)
+    )
 
 
 def read_rollback(serving_dir: str) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from serving.releases import (
     list_versions,
 )
 from serving.serving_directory import ServingDirectory
+from storage.user_errors import UserError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"removed: {', '.join(map(str, removed)) or 'nothing'}")
             for reason, kept in directory.kept(arguments.keep).items():
                 print(f"kept: {', '.join(map(str, kept))}, {reason}")
-    except (ServingError, OSError, RuntimeError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from ingested_rows import (
@@ -31,7 +32,9 @@ from components.caption_example_gen.sources import (
     dataset_fingerprint,
     split_of,
 )
+from pipeline import failures
 from storage import row_index
+from storage.user_errors import UserError
 from trainer.text.tokenizer import token_count
 
 
@@ -409,9 +412,9 @@ def test_repeated_rows_stop_nothing(tmp_path, caplog):
     assert sum(len(read_split(examples, split)) for split in ("train", "eval")) == 18
     assert rejects.get_int_custom_property("rejected_duplicate") == 9
     assert "9 rows repeat the picture and caption of another" in caplog.text
-    assert "1 of 28 rows were set aside (1 image_undecodable)" in caplog.text
+    assert "1 of 28 rows were set aside (1 image undecodable)" in caplog.text
     # The others are counted as before.
-    with pytest.raises(RuntimeError, match="1 of 28 rows"):
+    with pytest.raises(UserError, match="1 of 28 rows"):
         generate(tmp_path, tmp_path / "set", max_rejected_fraction=0.03)
 
 
@@ -419,15 +422,16 @@ def test_too_many_rejects_fail_with_a_table(tmp_path):
     rows = [(png(i), f"good {i}") for i in range(18)] + [(b"x", "bad"), (png(50), " ")]
     write(tmp_path / "set" / "all.parquet", rows)
     generate(tmp_path, tmp_path / "set", max_rejected_fraction=0.1)
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(UserError) as caught:
         generate(tmp_path, tmp_path / "set", max_rejected_fraction=0.09)
     first, header, *table = str(caught.value).splitlines()
     assert "2 of 20 rows" in first
-    assert "max_rejected_fraction 0.09" in first
+    assert "no more than 9 % may be" in first
+    assert "--max-rejected-fraction" in first
     assert header.split() == ["reason", "rows", "the", "first", "of", "them"]
-    assert [line.split()[:2] for line in table] == [
-        ["caption_blank", "1"],
-        ["image_undecodable", "1"],
+    assert [line.split()[:3] for line in table] == [
+        ["caption", "blank", "1"],
+        ["image", "undecodable", "1"],
     ]
     assert "all.parquet row 19" in table[0]
 
@@ -435,7 +439,7 @@ def test_too_many_rejects_fail_with_a_table(tmp_path):
 def test_empty_split_is_an_error_that_says_what_to_change(tmp_path):
     image = next(png(i) for i in range(99) if split_of(sha256(png(i)), 0.3, 0) == "train")
     write(tmp_path / "set" / "all.parquet", [(image, "one"), (image, "two")])
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(UserError) as caught:
         generate(tmp_path, tmp_path / "set")
     for part in ("eval split would be empty", "all 2", "0.3", "larger eval_fraction", "seed 0"):
         assert part in str(caught.value)
@@ -445,7 +449,7 @@ def test_empty_split_is_an_error_that_says_what_to_change(tmp_path):
 
 def test_dataset_changed_since_its_fingerprint_was_taken(good, tmp_path):
     _, dataset, _, _ = good
-    with pytest.raises(RuntimeError, match="start the run again"):
+    with pytest.raises(UserError, match="start the run again"):
         generate(tmp_path, dataset, dataset_fingerprint="0" * 64)
 
 
@@ -487,3 +491,32 @@ def test_component_has_the_spec(good):
 def test_component_refuses_impossible_settings(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         CaptionExampleGen("x", "y", **settings)
+
+
+def test_what_a_worker_finds_wrong_comes_through_beam_in_a_line(tmp_path):
+    path = tmp_path / "set" / "all.parquet"
+    write(path, [(png(i), f"good {i}") for i in range(40)])
+    # The file opens, and its first rows can be read.
+    page = pq.read_metadata(path).row_group(5).column(0).data_page_offset
+    with open(path, "r+b") as f:
+        f.seek(page)
+        f.write(bytes(40))
+    with pytest.raises(RuntimeError, match="Traceback") as caught:
+        generate(tmp_path, tmp_path / "set", TWO_WORKERS)
+    told = failures.explanation(caught.value)
+    assert told is not None
+    assert told.startswith("all.parquet in dataset")
+    assert "\n" not in told
+    assert "while running" not in told
+
+
+def test_no_usable_row_is_told_with_the_reasons_and_an_example_each(tmp_path):
+    write(tmp_path / "set" / "all.parquet", [(b"x", "one"), (b"y", "two"), (png(1), " ")])
+    with pytest.raises(UserError, match=r"no row of dataset .* can be used") as caught:
+        generate(tmp_path, tmp_path / "set", max_rejected_fraction=1.0)
+    _, _, *table = str(caught.value).splitlines()
+    assert [line.split()[:3] for line in table] == [
+        ["image", "undecodable", "2"],
+        ["caption", "blank", "1"],
+    ]
+    assert "all.parquet row 0" in table[0]

@@ -11,6 +11,7 @@ from tfx.types import artifact_utils, channel_utils, standard_artifacts
 
 from components.latent_gen import LatentGen, executor
 from components.tfrecords import read_shard, write_shard
+from storage.user_errors import UserError
 from trainer import presets
 from trainer.data.images import decode_image, random_position, resize_cover, to_model_range
 from trainer.data.latents import LatentsManifest, parse_latents
@@ -228,7 +229,7 @@ def test_flips_are_off_where_captions_say_left_or_right(tmp_path, caplog, captio
 
 
 def test_automatic_flips_need_to_know_the_captions(examples, tmp_path):
-    with pytest.raises(RuntimeError, match="set it to 'always' or 'never'"):
+    with pytest.raises(UserError, match="--flip always or --flip never"):
         _generate(tmp_path, examples, flip="auto")
 
 
@@ -251,7 +252,7 @@ def test_random_crop_is_that_of_the_example_and_the_seed(tmp_path, encoders):
 
 def test_broken_picture_names_its_example(tmp_path):
     broken = _examples_artifact(tmp_path / "e", {"train": [[_example(0, b"no picture")]]})
-    with pytest.raises(RuntimeError, match="example id-00 cannot be encoded"):
+    with pytest.raises(UserError, match="example id-00 cannot be encoded"):
         _generate(tmp_path / "l", broken)
 
 

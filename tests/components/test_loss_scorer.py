@@ -18,6 +18,7 @@ from components.loss_scorer.draws import draw_noise, rank, stratum_bounds, strat
 from components.measures import MeasureSettings
 from components.measures.feature_distance import latent_features
 from components.tfrecords import read_shard, write_shard
+from storage.user_errors import UserError
 from trainer import presets
 from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.text.tokenizer import tokenize
@@ -374,7 +375,7 @@ def test_an_empty_split_gives_no_rows(score, exported, tmp_path, files):
 
 
 def test_a_candidate_of_another_size_is_an_error(score, exported):
-    with pytest.raises(ValueError, match="of preset 'tiny' at 128 pixels, this run needs"):
+    with pytest.raises(UserError, match="of preset 'tiny' at 128 pixels, this run needs"):
         score(exported["other_size"])
 
 

@@ -22,6 +22,7 @@ from serving.client import Generator
 from serving.releases import SERVED_NETWORKS, list_versions
 from serving.serving_directory import WARMUP_FILE, CorruptCopyError, ServingDirectory
 from storage import filesystem
+from storage.user_errors import UserError
 
 IMAGE_SIZE = 16
 WIDTH = 4
@@ -430,10 +431,10 @@ def test_a_canary_without_a_verdict_is_an_error(push, tmp_path, monkeypatch):
     silent = tmp_path / "silent.py"
     silent.write_text("import os; os.abort()")
     monkeypatch.setattr(executor, "_CANARY", silent)
-    with pytest.raises(RuntimeError, match="status -6 and without a verdict"):
+    with pytest.raises(UserError, match="status -6 and without a verdict"):
         push(canary=True)
     silent.write_text("import time; time.sleep(60)")
-    with pytest.raises(RuntimeError, match="no picture within 1 s"):
+    with pytest.raises(UserError, match="no picture within 1 s"):
         executor.run_canary(str(tmp_path), IMAGE_SIZE, timeout_seconds=1)
     assert tree(push.root) == {}
 

@@ -93,14 +93,13 @@ def test_first_run_executes_second_finds_everything_cached(zygote, flags, tmp_pa
     status, run = zygote.run(*flags)
     assert status == 0, run.err()
     for name in ("Source", "Train", "Judge", "Publish"):
-        assert f"{name} cached" in run.out()
-    assert "Nothing to do: every step is up to date." in run.out()
-    assert executions(tmp_path / "out")[4:] == [
-        ("Source", "CACHED"),
-        ("Train", "CACHED"),
-        ("Judge", "CACHED"),
-        ("Publish", "CACHED"),
-    ]
+        assert [
+            line.split()[:2] for line in run.out().splitlines() if line.startswith(f"  {name} ")
+        ] == [[name, "cached"]]
+    assert "Nothing to do: every step is up to date; no run was started" in run.out()
+    assert "Loading TensorFlow" not in run.out()
+    assert "pushed" in run.out()
+    assert len(executions(tmp_path / "out")) == 4
 
     status, run = zygote.run(*flags[:-1], "6")
     assert status == 0
@@ -230,6 +229,41 @@ def test_failing_component_is_named_and_its_error_shown_whole(zygote, flags, tmp
     assert "Source cached" in run.out()
 
 
+@pytest.mark.parametrize(
+    ("rate", "line"),
+    [
+        (
+            small_pipeline.FULL_DISK_LEARNING_RATE,
+            "No space left on device: make room there, or choose another folder with --output",
+        ),
+        (
+            small_pipeline.WRONG_LEARNING_RATE,
+            "that rate is wrong: give another by --learning-rate",
+        ),
+    ],
+)
+def test_what_a_user_can_mend_is_told_in_a_line(zygote, flags, tmp_path, rate, line):
+    status, run = zygote.run(*flags, "--learning-rate", str(rate))
+    assert status == 1
+    [failed] = [text for text in run.out().splitlines() if "failed" in text]
+    assert failed.startswith("Source failed after ")
+    assert failed.endswith(f": {line}")
+    assert "Traceback" not in run.out() + run.err()
+    [log] = (tmp_path / "out" / "logs").iterdir()
+    assert "Traceback (most recent call last)" in log.read_text()
+    assert executions(tmp_path / "out") == [("Source", "FAILED")]
+
+
+def test_an_output_folder_that_cannot_be_used_is_told_in_a_line(zygote, flags, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "logs").write_text("no folder")
+    status, run = zygote.run(*flags)
+    assert status != 0
+    assert run.out() == ""
+    [line] = run.err().splitlines()
+    assert line.startswith(f"error: {tmp_path}/out/logs")
+
+
 def test_killed_step_is_failed_and_repeated_finished_steps_are_not(zygote, flags, tmp_path):
     output = tmp_path / "out"
     run = zygote.start(*flags[:-1], "3000")
@@ -259,14 +293,27 @@ def test_killed_step_is_failed_and_repeated_finished_steps_are_not(zygote, flags
     assert noted.startswith(why)
 
 
-def test_interrupt_leaves_a_consistent_state_and_says_one_line(zygote, flags, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "said", "status"),
+    [
+        (signal.SIGINT, "Ctrl-C", 130),
+        (signal.SIGTERM, "SIGTERM", 143),
+        (signal.SIGHUP, "SIGHUP", 129),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_signal_leaves_a_consistent_state_and_says_one_line(
+    zygote, flags, tmp_path, number, said, status
+):
     output = tmp_path / "out"
     run = zygote.start(*flags, "--learning-rate", str(small_pipeline.SLOW_LEARNING_RATE))
     run.wait_for("reading")
-    assert run.kill(signal.SIGINT) == 130
+    assert run.kill(number) == status
     assert run.out().rstrip().splitlines()[-1] == (
-        "Interrupted: the same command goes on where this run was."
+        f"Interrupted by {said} during Source: what was done before is kept, and the same command "
+        "goes on from there."
     )
+    assert "A former run" not in run.out()
     assert "Traceback" not in run.out()
     assert run.err() == ""
     assert executions(output) == [("Source", "FAILED")]
@@ -276,14 +323,16 @@ def test_interrupt_leaves_a_consistent_state_and_says_one_line(zygote, flags, tm
     assert not list((output / "artifacts" / "Source" / "dataset").iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name
+)
 def test_a_training_that_is_told_to_stop_ends_in_its_own_words(zygote, flags, tmp_path, number):
     output = tmp_path / "out"
     run = zygote.start(*flags[:-1], "3000")
     run.wait_for("] Train")
     while not any((output / "artifacts" / "Train" / "model").glob("*/0003")):
         time.sleep(0.01)
-    assert run.kill(number) == 130
+    assert run.kill(number) == 128 + number
     assert run.out().rstrip().splitlines()[-1].startswith("Interrupted: saved step ")
     assert "Traceback" not in run.out()
     assert run.err() == ""
@@ -353,7 +402,7 @@ def test_baseline_is_the_blessed_model_before_the_candidate(zygote, flags, tmp_p
         status, run = zygote.run(*flags[:-1], steps)
         assert status == 0, run.err()
     # The third and fourth run went back to settings that were there before.
-    assert "Nothing to do: every step is up to date." in run.out()
+    assert "Nothing to do: every step is up to date.\n" in run.out()
     store = housekeeping.open_store(str(output), read_only=True)
     models = sorted(a.id for a in store.get_artifacts_by_type("Model"))
     baselines = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
@@ -78,8 +80,11 @@ def test_pushed_model(run, tmp_path, monkeypatch):
     assert "-m serving.generate 'a drawing of" in text
     assert "--logdir artifacts" in text
     assert "logs/run.log" in text
-    assert "-m pipeline.lineage trace release:17 --store ." in text
-    assert "make lineage RUN=., then http://localhost:8081/release/17" in text
+    store = shlex.quote(str(tmp_path))
+    assert f"-m pipeline.lineage trace release:17 --store {store})" in text
+    assert (
+        f"-m pipeline.lineage --store {store} serve), then http://localhost:8081/release/17" in text
+    )
 
 
 def test_model_that_was_not_blessed_says_why(run, tmp_path):
@@ -94,7 +99,10 @@ def test_model_that_was_not_blessed_says_why(run, tmp_path):
     assert "no: the held-out loss rises, and 1 more reasons on the evaluation's page" in text
     assert "serving.generate" not in text
     assert "-m pipeline.lineage run 2026-01-01T00:00:00.5" in text
-    assert "make lineage, then http://localhost:8081/run/2026-01-01T00%3A00%3A00.5" in text
+    assert (
+        "-m pipeline.lineage serve, then http://localhost:8081/run/2026-01-01T00%3A00%3A00.5"
+        in text
+    )
 
 
 def test_model_that_the_canary_refused_says_why(run, tmp_path):

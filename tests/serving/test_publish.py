@@ -13,6 +13,7 @@ from serving.client import Generator
 from serving.errors import ServingError
 from serving.releases import SERVED_NETWORKS
 from serving.serving_directory import ServingDirectory
+from storage.commands import module_command
 
 MANIFEST = {
     "preset": "tiny",
@@ -82,8 +83,8 @@ def test_to_the_hub_and_back(root: Path, tmp_path: Path) -> None:
         assert "org/dragons" in said
         hub.know(TOKEN)
         code, said = run("publish", *arguments, "--version", "1", "--license", "apache-2.0")
-        told = "published; to get it back: python -m serving.pull hf://org/dragons@release-1"
-        assert (code, said) == (0, told)
+        told = module_command("serving.pull", "hf://org/dragons@release-1")
+        assert (code, said) == (0, f"published; to get it back: {told}")
         assert run("publish", *arguments)[0] == 0
         files = hub.files("org/dragons", "release-2")
         expected = {f"{n}/{name}" for n in SERVED_NETWORKS for name in ("saved_model.pb",)}

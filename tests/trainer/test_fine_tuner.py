@@ -13,6 +13,7 @@ import small_runs
 import tensorflow as tf
 from small_runs import Batch, batch_of, batches_from, config, state, tuner
 
+from storage.user_errors import UserError
 from trainer.data.latents import batch_spec
 from trainer.diffusion.noise_schedule import alphas_cumprod, timestep_embedding
 from trainer.training.fine_tuner import (
@@ -259,7 +260,7 @@ def test_a_loss_that_is_not_a_number_names_step_examples_and_checkpoint(tmp_path
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"training\.batch_size = 4 cannot be shared out.* of 3 "):
+    with pytest.raises(UserError, match=r"training\.batch_size = 4 cannot be shared out.* of 3 "):
         spied_on(accumulation_steps=3)
 
 

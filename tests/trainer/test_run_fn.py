@@ -18,6 +18,7 @@ import small_runs
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
+from storage.user_errors import UserError
 from trainer import presets, run_fn
 from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.text.tokenizer import tokenize
@@ -291,7 +292,7 @@ def test_an_infinite_number_stops_the_run_and_nothing_is_exported(
         run_fn.run_fn(arguments(tmp_path, latents, memory_check="warn"))
     said = re.fullmatch(
         r"the loss or its gradients became infinite or not a number at step ([123]); the examples "
-        r"of that step were (.*); the last good checkpoint is (.*)\. Try a lower learning rate "
+        r"of that step were (.*); the last good checkpoint is (.*)\. Try a lower --learning-rate "
         r"than 0\.01",
         str(error.value),
     )
@@ -333,7 +334,7 @@ def test_latents_of_another_model_are_refused(
     tmp_path: Path, facts: dict[str, Any], said: str
 ) -> None:
     latents = write_latents(tmp_path / "latents", **facts)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UserError, match=said):
         run_fn.run_fn(arguments(tmp_path, latents))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pydantic
 import pytest
 
+from storage.user_errors import UserError
 from trainer.presets import Preset, get_preset
 from trainer.training_config import (
     ResolvedTrainingConfig,
@@ -66,7 +67,7 @@ def test_epochs_become_steps(epochs: float, examples: int, steps: int, warmup_st
 def test_warmup_longer_than_the_epochs_is_refused() -> None:
     preset = get_preset("tiny")
     resolved = TrainingConfig(epochs=1.0, batch_size=32, warmup_steps=11).resolved(preset)
-    with pytest.raises(ValueError, match=r"warmup_steps = 11 .* 1 epochs of 320 pictures are 10"):
+    with pytest.raises(UserError, match=r"warmup_steps = 11 .* 1 epochs of 320 pictures are 10"):
         resolved.for_examples(320, preset)
 
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import keras
 import tensorflow as tf
 
+from storage.user_errors import UserError
 from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
 from trainer.diffusion.sampler import initial_noise, sample, to_pixels
 from trainer.networks.inference_layers import has_form_for_cpu, inference_layers
@@ -293,7 +294,7 @@ def serving_modules(
     again: a weight is rounded by up to 2^-11 of itself, or lost where it is below 3e-8.
 
     Raises:
-        ValueError: A weight is too large for float16.
+        UserError: A weight is too large for float16.
     """
     return ServingModules(
         TextEncoderModule(text_encoder, preset, weights_dtype),
@@ -340,7 +341,8 @@ def _network(model: keras.Model, weights_dtype: WeightsDtype) -> tuple[list[tf.V
 def _halved(variable: keras.Variable) -> tf.Variable:
     half = tf.cast(variable.value, tf.float16)
     if not bool(tf.reduce_all(tf.math.is_finite(half))):
-        raise ValueError(
-            f"a weight of {variable.path} is too large for float16, or no number: export float32"
+        raise UserError(
+            f"a weight of {variable.path} is too large for float16, or no number: set "
+            "model.export_weights to float32"
         )
     return tf.Variable(half, trainable=False)

@@ -26,6 +26,7 @@ from typing import IO, Any, Protocol
 
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from pipeline.failures import explanation_in
 from pipeline.lineage.model import shown_seconds
 from pipeline.lineage.moved import EMULATED_NAME
 from pipeline.vertex.emulation.conditions import holds
@@ -73,12 +74,20 @@ class TaskOutcome:
 
 
 class TaskError(RuntimeError):
-    """A task failed; the message ends with the last lines of its log."""
+    """A task failed; the message is what a user can mend, or its log's last lines."""
 
     def __init__(self, task: str, status: int, log: Path) -> None:
-        lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+        text = log.read_text(errors="replace")
+        said = explanation_in(text)
         super().__init__(
-            "\n".join([f"{task} ended with status {status}; the end of {log}:", *lines])
+            "\n".join(
+                [
+                    f"{task} ended with status {status}; the end of {log}:",
+                    *text.splitlines()[-_LAST_LINES:],
+                ]
+            )
+            if said is None
+            else f"{task} failed: {said}\n\nIts log: {log}"
         )
         self.task = task
 
