@@ -26,7 +26,7 @@ from tfx import types
 from tfx.orchestration import metadata
 from tfx.orchestration.portable import cache_utils
 
-from pipeline.lineage.model import CONTENT_DIGEST, NOT_CONTENT
+from pipeline.lineage.model import CONTENT_DIGEST, NOT_CONTENT, NOTED_SETTINGS
 from storage.filesystem import content_digest
 
 
@@ -51,7 +51,11 @@ def stable_cache_keys() -> Iterator[None]:
         context: metadata_store_pb2.Context = of_tfx(
             metadata_handle=metadata_handle,
             input_artifacts=stable,
-            parameters={key: _set_options(value) for key, value in (parameters or {}).items()},
+            parameters={
+                key: _set_options(value)
+                for key, value in (parameters or {}).items()
+                if key not in NOTED_SETTINGS
+            },
             **others,
         )
         return context

@@ -10,6 +10,7 @@ from pipeline.lineage.model import (
     ARTIFACT_NAMES,
     CONTENT_DIGEST,
     NOT_CONTENT,
+    NOTED_SETTINGS,
     Artifact,
     ArtifactState,
     Execution,
@@ -335,7 +336,7 @@ def _causes(
             earlier.settings.get(name),
             execution.settings.get(name),
         )
-        for name in sorted({*earlier.settings, *execution.settings})
+        for name in sorted({*earlier.settings, *execution.settings} - NOTED_SETTINGS)
         if earlier.settings.get(name) != execution.settings.get(name)
     ]
     before, now = _inputs(store, earlier.id), _inputs(store, execution.id)
