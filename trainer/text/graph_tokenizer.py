@@ -11,6 +11,7 @@ import numpy as np
 import regex
 import tensorflow as tf
 
+from trainer.text.graph_plain import GraphPlain
 from trainer.text.tokenizer import (
     BYTES,
     CONTRACTIONS,
@@ -36,7 +37,7 @@ class GraphTokenizer(tf.Module):
     """`tokenize` as core TensorFlow operations, to be saved inside of a SavedModel's signature.
 
     Gives `tokenize`'s ids for every valid UTF-8 string, with all named and numeric HTML entities,
-    and by the Unicode data that the `regex` package had when the object was made. Bytes that are
+    and by the Unicode data that Python and the `regex` package had when the object was made. Bytes that are
     no UTF-8 count as U+FFFD. Lower-casing is ICU's, of Unicode 13; like Python's it is the full
     mapping with the final sigma, and it does not depend on the server's locale for English, Turkish
     and Azeri letters.
@@ -59,6 +60,7 @@ class GraphTokenizer(tf.Module):
             tf.lookup.KeyValueTensorInitializer(list(html5), list(html5.values())), _UNKNOWN
         )
         self._irregular_numbers = _irregular_number_table()
+        self._plain = GraphPlain()
         self._clean_rewrites = _clean_rewrites()
         self._split_rewrites = _split_rewrites()
         texts = tf.TensorSpec([None], tf.string, name="text")
@@ -84,7 +86,7 @@ class GraphTokenizer(tf.Module):
 
     def _clean(self, text: tf.Tensor) -> tf.Tensor:
         text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
-        text = self._unescape(self._unescape(text))
+        text = self._plain(self._unescape(self._unescape(text)))
         for pattern, rewrite in self._clean_rewrites:
             text = tf.strings.regex_replace(text, pattern, rewrite)
         # TensorFlow's lower() drops what follows a NUL, so it gets the text between them.
