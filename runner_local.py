@@ -19,6 +19,7 @@ from pipeline.config import (
     RunConfig,
     check_output_folder,
     load_config,
+    prompt_notes,
     resolve_base_weights,
     resolve_clip_model,
     resolve_dataset,
@@ -120,6 +121,8 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool) -> int:
                 f"Fine-tuning {config.model.preset} on {summary.shown_path(config.dataset.path)}; "
                 f"everything is written below {summary.shown_path(output)}."
             )
+            for note in prompt_notes(config):
+                console.print(f"note: {note}")
             console.print("Loading TensorFlow and TFX ...")
             from pipeline import local_runner
             from pipeline.pipeline import create_pipeline

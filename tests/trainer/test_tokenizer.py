@@ -271,8 +271,8 @@ def test_lone_surrogates_count_as_replacement_characters() -> None:
         ("cafe\u0301", "caf\u00e9"),
         ("caf&eacute;", "caf\u00e9"),
         ("cafe&#769;", "caf\u00e9"),
-        ("a \u201cbig\u201d dragon\u2019s cave", "a \"big\" dragon's cave"),
-        ("&ldquo;it&rsquo;s&rdquo;", "\"it's\""),
+        ("a \u201cbig\u201d dragon\u2019s cave", 'a "big" dragon\'s cave'),
+        ("&ldquo;it&rsquo;s&rdquo;", '"it\'s"'),
         ("a \ufb01sh o\ufb03ce", "a fish office"),
         ("\uff22\uff49\uff47\u3000\uff11\uff01", "Big 1!"),
         ("\uff76\uff9e", "\u30ac"),
@@ -322,6 +322,24 @@ def test_truncation_keeps_the_end_token(graph: GraphTokenizer) -> None:
         kept = min(words, 75)
         assert row.tolist() == [49406] + [320] * kept + [49407] * (76 - kept)
         assert (graph(_strings([caption])).numpy() == row).all()
+
+
+def test_the_words_that_are_cut_are_named(graph: GraphTokenizer) -> None:
+    captions = {
+        "a " * 75: "",
+        "a " * 75 + "B's cat": "b 's cat",
+        # The last word is of three tokens, of which one fits.
+        "a " * 74 + "supercalifragilistic": "supercalifragilistic",
+        "a " * 80 + "\u201cend\u201d": 'a a a a a " end "',
+        "": "",
+    }
+    assert [tokenizer.cut_words(caption) for caption in captions] == list(captions.values())
+    found = graph.cut_words(_strings([*captions, *ALL_CAPTIONS])).numpy()
+    expected = [*captions.values(), *map(tokenizer.cut_words, ALL_CAPTIONS)]
+    assert [words.decode() for words in found] == expected
+    for caption, words in zip(ALL_CAPTIONS, expected[len(captions) :], strict=True):
+        assert bool(words) == (token_count(caption) > 77)
+    assert graph.cut_words(_strings([])).shape == (0,)
 
 
 def test_a_number_too_long_for_int_is_replaced() -> None:

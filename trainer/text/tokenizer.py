@@ -87,6 +87,25 @@ def token_count(caption: str) -> int:
     return len(_encode(caption)) + 2
 
 
+def cut_words(caption: str, max_length: int = MAX_LENGTH) -> str:
+    """The words of a caption that `tokenize` cuts off, wholly or in part; "" where it cuts none.
+
+    Args:
+        caption: Any text.
+        max_length: As `tokenize` has it.
+
+    Returns:
+        The words as they are encoded, in lower case, with spaces between them.
+    """
+    words = _WORD.findall(_clean(caption))
+    room = max_length - 2
+    for index, word in enumerate(words):
+        room -= len(_encode_word(word))
+        if room < 0:
+            return " ".join(words[index:])
+    return ""
+
+
 def caption_of(tokens: np.ndarray) -> str:
     """A caption with these tokens: lower case, with spaces between words and signs.
 
