@@ -174,7 +174,7 @@ def _front_matter(facts: Mapping[str, Any], license_: str | None, name: str) -> 
 
     base_model, dataset = _base_model(facts), _hub_dataset(facts)
     results = list(_results(facts))
-    return ModelCardData(
+    data = ModelCardData(
         library_name="tensorflow",
         pipeline_tag="text-to-image",
         tags=["stable-diffusion", "tensorflow", "tfx"],
@@ -183,8 +183,10 @@ def _front_matter(facts: Mapping[str, Any], license_: str | None, name: str) -> 
         datasets=None if dataset is None else [dataset[0]],
         eval_results=results or None,
         model_name=name if results else None,
-        **({} if base_model is None else {"base_model_relation": "finetune"}),
-    ).to_yaml()
+    )
+    if base_model is not None:
+        data["base_model_relation"] = "finetune"
+    return data.to_yaml()
 
 
 def _base_model(facts: Mapping[str, Any]) -> str | None:
