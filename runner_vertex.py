@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.cancel or arguments.runs:
             return _manage(config, arguments)
         return _submit(config, arguments)
-    except ConfigError as error:
+    except (ConfigError, housekeeping.DatabaseError) as error:
         print(f"error: {error}", file=sys.stderr)
         return _EXIT_CONFIG
     except KeyboardInterrupt:
@@ -258,6 +258,7 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
         housekeeping.own_temporary_folder() as temporary,
         contextlib.ExitStack() as stack,
     ):
+        housekeeping.settle_in(str(folder), places.serving_dir)
         code, home = Path(temporary, "code"), Path(temporary, "home")
         stage_code(code)
         home.mkdir()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from pipeline.config import ConfigError, default_values
+from storage.addresses import redacted
 from trainer.presets import PRESETS
 
 # For each group of flags: the settings that a flag sets, its name, its help.
@@ -69,7 +70,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises."""
-        raise ConfigError(f"{message} (see --help)")
+        raise ConfigError(f"{redacted(message)} (see --help)")
 
 
 def add_flags(parser: Parser, flags: Flags) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def parse(
         names = [flag for action in parser._actions for flag in action.option_strings]
         close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
         hint = f"did you mean {close[0]}?" if close else "see --help for the flags there are"
-        raise ConfigError(f"there is no flag {unknown[0]!r}: {hint}")
+        raise ConfigError(f"there is no flag {redacted(unknown[0])!r}: {hint}")
     given: dict[str, tuple[str, Any]] = {}
     for rows in flags.values():
         for keys, flag, _ in rows:

@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+from storage.addresses import redacted
+
 OUR_PACKAGES = ("trainer", "components", "pipeline", "serving", "storage", "data")
 
 # At DEBUG these log a line or more for every picture, glyph or bundle, and Beam whole stacks.
@@ -60,7 +62,8 @@ class Console:
         self._log = logging.getLogger("pipeline.console.transcript")
 
     def print(self, text: str = "") -> None:
-        """Shows `text` to the user and logs it."""
+        """Shows `text` to the user and logs it, but for secrets in addresses."""
+        text = redacted(text)
         self._stream.write(f"{text}\n")
         self._stream.flush()
         for line in text.splitlines():
@@ -82,7 +85,14 @@ class _NotTranscript(logging.Filter):
         return record.name != "pipeline.console.transcript"
 
 
-class _PlainFormatter(logging.Formatter):
+class _DiscreetFormatter(logging.Formatter):
+    """Leaves out secrets in addresses; stores lead on to signed ones, of which libraries speak."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
+class _PlainFormatter(_DiscreetFormatter):
     """Our own progress as it is; warnings and errors labelled, others' with where they are from."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -197,7 +207,7 @@ def _configure_logging(terminal: TextIO, log_file: TextIO, verbose: bool) -> Cal
     level_before, handlers_before = root.level, list(root.handlers)
     to_file = logging.StreamHandler(log_file)
     to_file.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(name)s %(filename)s:%(lineno)d %(message)s")
+        _DiscreetFormatter("%(asctime)s %(levelname)s %(name)s %(filename)s:%(lineno)d %(message)s")
     )
     to_terminal = logging.StreamHandler(terminal)
     to_terminal.setFormatter(_PlainFormatter("%(message)s"))

@@ -156,7 +156,7 @@ class ReportingDagRunner(local_dag_runner.LocalDagRunner):
         node: pipeline_pb2.PipelineNode,
         pipeline: pipeline_pb2.Pipeline,
         deployment: object,
-        connection: object,
+        connection: Any,
     ) -> ComponentOutcome:
         name = node.node_info.id
         node_launcher = launcher.Launcher(
@@ -170,7 +170,7 @@ class ReportingDagRunner(local_dag_runner.LocalDagRunner):
         self._report(f"{label} {name}")
         start = self._clock()
         try:
-            with stable_cache_keys():
+            with stable_cache_keys(os.path.dirname(connection.sqlite.filename_uri)):
                 info = node_launcher.launch()
         except Exception as error:
             raise ComponentError(name, self._clock() - start, str(error)) from error

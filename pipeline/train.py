@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pipeline import command_line, console
 from pipeline.config import ConfigError, RunConfig, load_config, resolve_base_weights
 from pipeline.trainer_settings import trainer_settings
+from storage.addresses import SecretInAddressError, check_address
 from trainer.weights.base_model import BaseModel
 
 _FLAGS: command_line.Flags = {"training": command_line.RUN_FLAGS["training"]}
@@ -31,8 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         arguments, flags = command_line.parse(parser, _FLAGS, argv)
+        for address in (arguments.latents, arguments.output):
+            check_address(address)
         config, base_model = resolve_base_weights(load_config(arguments.config, flags))
-    except ConfigError as error:
+    except (ConfigError, SecretInAddressError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     console.quiet_environment(verbose=False)

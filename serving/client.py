@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from serving.errors import ServingError, VersionGoneError
+from serving.errors import ServingError, VersionGoneError, check_place
 from serving.releases import FALLBACK_GUIDANCE_SCALE, FALLBACK_STEPS, Release, find_release
 from serving.request import check_prompts, check_request, cut_note, may_be_cut
 from storage.plain_text import plain
@@ -90,9 +90,10 @@ class Generator:
             retries: How often a call is made again that the server could not answer then.
 
         Raises:
-            ServingError: The directory, the release or one of its models is missing or damaged, or
-                a number is impossible.
+            ServingError: The directory, the release or one of its models is missing or damaged,
+                the address has a secret in it, or a number is impossible.
         """
+        check_place(address)
         if not 0 < timeout_seconds < math.inf:
             raise ServingError(f"the timeout is {timeout_seconds} s; it must be more than 0")
         if retries < 0:

@@ -18,7 +18,7 @@ import numpy as np
 
 from serving import png, which_models
 from serving.client import RETRIES, TIMEOUT_SECONDS, Generator
-from serving.errors import ServingError
+from serving.errors import ServingError, check_place
 from serving.releases import SERVED_NETWORKS
 from serving.request import check_prompts, check_request, cut_note
 from storage import filesystem
@@ -108,9 +108,11 @@ def _check(arguments: argparse.Namespace) -> None:
     )
     if not arguments.out.lower().endswith(".png"):
         raise ServingError(f"--out is {arguments.out}; its name must end in .png")
-    address = arguments.server or arguments.serving_dir
+    places = (arguments.out, arguments.server or arguments.serving_dir)
+    for place in places:
+        check_place(place)
     # Even to look there takes seconds.
-    if is_far := any(map(filesystem.is_remote, (arguments.out, address))):
+    if is_far := any(map(filesystem.is_remote, places)):
         _say_loading(arguments)
     folder = filesystem.parent(arguments.out)
     if not filesystem.is_folder(folder):

@@ -22,7 +22,7 @@ from nicegui import Client, ui
 
 from serving import png, which_models
 from serving.client import Generator, is_server
-from serving.errors import ServingError
+from serving.errors import ServingError, check_place
 from serving.releases import current_version
 from serving.request import MAX_STEPS, check_prompts, check_request, cut_note
 from storage.model_manifest import ModelManifest
@@ -354,6 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         which_models.check(arguments)
+        check_place(arguments.lineage_url)
     except (ServingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from serving import png
 from serving.client import Generator
-from serving.errors import ServingError
+from serving.errors import ServingError, check_place
 from serving.releases import DEFAULT_SERVING_DIR, RELEASES, find_release
 from serving.serving_directory import ServingDirectory
 from storage import filesystem
@@ -77,8 +77,10 @@ def publish(
         The address that `serving.pull` takes.
 
     Raises:
-        ServingError: The release is damaged, or the target refuses it or has it already.
+        ServingError: The release is damaged, or the target refuses it, has it already, or has a
+            secret in its address.
     """
+    check_place(target)
     release = find_release(serving_dir, version)
     if damaged := ServingDirectory(serving_dir).damaged_files(release.version):
         raise ServingError(
@@ -330,10 +332,10 @@ def _to_folder(
     small: Mapping[str, bytes],
 ) -> str:
     """`release.json` comes last: a folder without it is none that can be pulled."""
-    import fsspec
+    from storage.file_systems import open_address
 
     try:
-        target_files, root = fsspec.core.url_to_fs(target)
+        target_files, root = open_address(target)
         folder = f"{root.rstrip('/')}/{name}"
         if target_files.exists(f"{folder}/{RELEASE_NAME}"):
             raise ServingError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from serving.client import is_server
-from serving.errors import ServingError
+from serving.errors import ServingError, check_place
 from serving.releases import DEFAULT_SERVING_DIR, Release, find_release
 
 
@@ -31,10 +31,12 @@ def check(arguments: argparse.Namespace) -> Release | None:
     """The release that was asked for; `None` for a server, which is not asked.
 
     Raises:
-        ServingError: There is no such release, or what is given is no server's address.
+        ServingError: There is no such release, or what is given is no server's address, or has a
+            secret in it.
     """
     if arguments.server is None:
         return find_release(arguments.serving_dir, arguments.version)
+    check_place(arguments.server)
     if not is_server(arguments.server):
         raise ServingError(
             f"--server is {arguments.server}; it must be http://HOST:PORT or grpc://HOST:PORT"

@@ -31,6 +31,17 @@ WeightsDtype = Literal["float32", "float16"]
 STEPS_BY_EPOCHS = 0
 """Value of the run parameter `steps` where `epochs` says how long."""
 
+WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
+    {
+        "epochs",  # `steps` says what they came to
+        "memory_check",
+        "checkpoint_every_steps",
+        "checkpoints_kept",
+        "log_every_steps",
+    }
+)
+"""Fields of a resolved `TrainingConfig` that change nothing about what is trained."""
+
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 

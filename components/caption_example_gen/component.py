@@ -8,6 +8,7 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 from components.artifacts import RejectedRows
 from components.caption_example_gen import executor
 from components.code_version import code_version
+from storage.addresses import check_address
 from trainer.data.images import MAX_PIXELS
 
 
@@ -91,8 +92,12 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
             max_rejected_fraction: With more rows rejected than this, the component fails.
 
         Raises:
-            ValueError: A fraction or limit is out of its range.
+            ValueError: A fraction or limit is out of its range, or the dataset's address has a
+                secret in it.
         """
+        # What is left open until a compiled pipeline is started is no text yet.
+        if isinstance(dataset, str):
+            check_address(dataset)
         if not 0.0 < eval_fraction < 1.0:
             raise ValueError(f"eval_fraction is {eval_fraction}; it must be above 0 and below 1")
         if not 0.0 <= max_rejected_fraction <= 1.0:

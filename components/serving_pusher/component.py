@@ -9,6 +9,7 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 
 from components.code_version import code_version
 from components.serving_pusher import executor
+from storage.addresses import check_address
 
 
 class ServingPusherSpec(component_spec.ComponentSpec):
@@ -71,8 +72,9 @@ class ServingPusher(base_component.BaseComponent):
                 another place push nothing again.
 
         Raises:
-            ValueError: A setting is impossible.
+            ValueError: A setting is impossible, or the address has a secret in it.
         """
+        check_address(push_destination)
         if not push_destination:
             raise ValueError("push_destination is empty: give the path of the serving directory")
         if keep_versions < 0:

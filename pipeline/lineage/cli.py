@@ -15,6 +15,7 @@ from pipeline.lineage.locations import DEFAULT_PORT, DEFAULT_STORE, Location, lo
 from pipeline.lineage.model import LineageError, RunStatus
 from pipeline.lineage.sorting import sorted_runs
 from pipeline.lineage.store import Store
+from storage.addresses import redacted
 
 _EXIT_NO_ANSWER = 1
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             output = _json(answer) if arguments.json else shown()
         _write(output)
     except LineageError as error:
-        print(f"error: {text.clean(str(error))}", file=sys.stderr)
+        print(f"error: {text.clean(redacted(str(error)))}", file=sys.stderr)
         return _EXIT_NO_ANSWER
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; Python would complain at its end.

@@ -25,6 +25,7 @@ from pipeline.lineage.model import (
     Value,
     short_type,
 )
+from storage.addresses import redacted
 
 # ML Metadata's numbers: `Execution.State`, `Artifact.State`, `Event.Type`.
 _STATES = dict(enumerate(State))
@@ -205,7 +206,7 @@ class Store:
                 id=i,
                 type=kind,
                 name=name or "",
-                uri=uri or "",
+                uri=redacted(uri or ""),
                 state=_ARTIFACT_STATES.get(state, ArtifactState.UNKNOWN),
                 created=created or 0,
                 properties=properties[i],
@@ -512,6 +513,9 @@ class Store:
             value: Value = next((v for v in (whole, number, text) if v is not None), None)
             if text is not None and text.startswith(_STRUCT):
                 value = _decoded(text)
+            if isinstance(value, str):
+                # Former versions, and other people's pipelines, recorded what they were given.
+                value = redacted(value)
             if truth is not None:
                 value = bool(truth)
             elif message is not None:

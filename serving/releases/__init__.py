@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serving.errors import ServingError
+from serving.errors import ServingError, check_place
 from serving.request import MAX_STEPS
 from storage import filesystem
 
@@ -67,8 +67,9 @@ def list_versions(serving_dir: str) -> list[int]:
     """The versions that are releases, the newest last.
 
     Raises:
-        ServingError: There is no such directory.
+        ServingError: There is no such directory, or its address has a secret in it.
     """
+    check_place(serving_dir)
     if not filesystem.is_folder(serving_dir):
         raise ServingError(
             f"there is no serving directory {serving_dir}; run the pipeline first, or name "

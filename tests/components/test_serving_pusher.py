@@ -225,6 +225,30 @@ def test_the_same_model_again_is_the_same_release(push):
     assert push(model_id=5).get_string_custom_property("pushed_version") == "2"
 
 
+def test_another_export_of_a_released_training_is_the_same_release(push, model_folder, tmp_path):
+    def export(**facts: object) -> Path:
+        """TensorFlow gives each export a number of its own."""
+        folder = tmp_path / f"export-{len(list(tmp_path.glob('export-*')))}"
+        serving = shutil.copytree(model_folder, folder) / "Format-Serving"
+        (serving / "decoder" / "fingerprint.pb").write_text(folder.name)
+        manifest = json.loads((serving / "manifest.json").read_text()) | facts
+        (serving / "manifest.json").write_text(json.dumps(manifest))
+        return folder
+
+    def version(**facts: object) -> str:
+        return str(push(folder=export(**facts)).get_string_custom_property("pushed_version"))
+
+    assert version(training_id="a") == "1"
+    assert version(training_id="a") == "1"
+    assert version(training_id="a", export_weights="float16") == "2"
+    assert version(training_id="b") == "3"
+    assert version(training_id="b", defaults={"num_steps": 9, "guidance_scale": 2.5}) == "4"
+    # Former versions' models do not say.
+    assert [version(), version()] == ["5", "6"]
+    (push.root / "decoder" / "6" / "saved_model.pb").write_bytes(b"damaged")
+    assert version() == "7"
+
+
 class Killed(BaseException):
     """Ends a push without any of its own handlers for errors."""
 

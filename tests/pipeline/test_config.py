@@ -168,6 +168,86 @@ def test_saved_config_reads_back_to_an_equal_tree(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_the_saved_settings_of_a_folder_that_was_moved_are_those_of_where_it_is(
+    write_dataset, tmp_path
+):
+    before, after = tmp_path / "before", tmp_path / "after"
+    write_dataset(before / "pictures", 20)
+    given = {
+        "output": ("--output", str(before)),
+        "dataset.path": ("--dataset", str(before / "pictures")),
+    }
+    save_config(load_config(flags=given), before / "config.yaml")
+    # A file that somebody else put there is taken at its word.
+    (before / "mine.yaml").write_text((before / "config.yaml").read_text())
+    assert load_config(before / "config.yaml").output == str(before)
+    (before / "metadata.sqlite").touch()
+    before.rename(after)
+    config = load_config(after / "config.yaml")
+    assert (config.output, config.dataset.path) == (str(after), str(after / "pictures"))
+    assert load_config(after / "mine.yaml").output == str(before)
+
+
+SECRET = "hunter2"
+SECRET_URL = f"http://me:{SECRET}@host/x"
+
+
+@pytest.mark.parametrize("key", ["dataset.path", "dataset.schema", "model.base_weights", "output"])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_secret_in_an_address_is_refused_and_never_said(tmp_path, capsys, key, in_file):
+    section, _, name = key.rpartition(".")
+    if in_file:
+        (tmp_path / "mine.yaml").write_text(
+            yaml.safe_dump({section: {name: SECRET_URL}} if section else {name: SECRET_URL})
+        )
+        argv = ["--config", str(tmp_path / "mine.yaml")]
+    else:
+        flags = {"path": "dataset", "schema": "schema", "base_weights": "base-weights"}
+        argv = [f"--{flags.get(name, name)}", SECRET_URL]
+    assert runner_local.main(argv) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: {key} (")
+    assert "http://***@host/x has a password" in said.err
+    assert ".netrc" in said.err
+    assert SECRET not in said.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"evaluation: {{clip_model: {SECRET_URL}}}",
+        f"vertex: {{api_endpoint: 'https://{SECRET}@host'}}",
+        f"validation: {{prompts: [a fox, 'like {SECRET_URL}']}}",
+        f"dataset: {SECRET_URL}",
+        SECRET_URL,
+        f"{SECRET_URL!r}: 3",
+        f"dataset: {{'{SECRET_URL}': 3}}",
+        f"model: {{image_size: {SECRET_URL}}}",
+        f"model: {{preset: {SECRET_URL}}}",
+    ],
+)
+def test_no_message_about_a_file_shows_a_secret(write, tmp_path, capsys, text):
+    assert runner_local.main(["--config", write(text)]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ")
+    assert SECRET not in said.err + said.out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [SECRET_URL],
+        [f"--datset={SECRET_URL}"],
+        ["--steps", SECRET_URL],
+        ["--verbose=" + SECRET_URL],
+    ],
+)
+def test_no_message_about_a_flag_shows_a_secret(capsys, argv):
+    assert runner_local.main(argv) == 2
+    assert SECRET not in capsys.readouterr().err
+
+
 def test_relative_paths_start_at_the_current_folder(write_dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = {"dataset.path": ("--dataset", "pictures"), "output": ("--output", "out")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
@@ -88,6 +89,78 @@ def test_first_run_executes_second_finds_everything_cached(zygote, flags, tmp_pa
     assert status == 0
     assert "Source cached" in run.out()
     assert "Train done" in run.out()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def uris(output: Path) -> list[str]:
+    """Where the lineage says that artifacts are, which it finds without writing anything."""
+    before = contents(output)
+    with lineage.locate(str(output)).open() as store:
+        found = [artifact.uri for artifact in store.artifacts(store.artifact_types)]
+        [pushed] = store.artifacts(store.artifacts_of_type("PushedModel"))
+        [release] = (output / "serving_model" / "releases").iterdir()
+        assert lineage.trace(store, str(release)).subject == pushed
+    assert pushed.properties["pushed_destination"] == str(output / "serving_model")
+    assert contents(output) == before
+    return found
+
+
+def test_a_folder_that_is_moved_or_copied_is_gone_on_with_where_it_is(
+    zygote, tmp_path, write_dataset
+):
+    """The dataset lies in it, too, and the settings come out of it."""
+    first, moved, copied = (tmp_path / name for name in ("first", "mo ved", "copied/é"))
+    pictures = write_dataset(first / "pictures", 20)
+    flags = ("--steps", "5", "--dataset")
+    assert zygote.run(*flags, str(pictures), "--output", str(first))[0] == 0
+    places = uris(first)
+
+    first.rename(moved)
+    assert uris(moved) == [str(moved / Path(place).relative_to(first)) for place in places]
+    status, run = zygote.run("--config", str(moved / "config.yaml"))
+    assert status == 0, run.err()
+    assert "Nothing to do: every step is up to date." in run.out()
+    assert not first.exists()
+    shutil.copytree(moved, copied)
+    uris(copied)
+    shutil.rmtree(moved / "artifacts")
+    shutil.rmtree(moved / "pictures")
+    status, run = zygote.run(*flags, str(copied / "pictures"), "--output", str(copied))
+    assert status == 0, run.err()
+    assert "Nothing to do: every step is up to date." in run.out()
+    assert_whole(copied, 5)
+    for place in ("first", "mo ved"):
+        assert not [
+            name for name, text in contents(copied / "artifacts").items() if place.encode() in text
+        ]
+    with sqlite3.connect(copied / "metadata.sqlite") as connection:
+        dump = "\n".join(connection.iterdump())
+    assert str(first) not in dump
+    assert str(moved) not in dump
+    versions = [path.name for path in (copied / "serving_model" / "releases").iterdir()]
+    assert len(versions) == 1
+
+
+def test_what_is_gone_for_a_moment_runs_again_and_is_taken_back(zygote, flags, tmp_path):
+    models = tmp_path / "out" / "artifacts" / "Train" / "model"
+    assert zygote.run(*flags)[0] == 0
+    models.rename(tmp_path / "away")
+    status, run = zygote.run(*flags)
+    assert status == 0, run.err()
+    assert "Train done" in run.out()
+    assert "Judge cached" in run.out()
+    shutil.rmtree(models)
+    (tmp_path / "away").rename(models)
+    status, run = zygote.run(*flags)
+    assert status == 0, run.err()
+    assert "Nothing to do: every step is up to date." in run.out()
 
 
 def test_a_step_that_runs_again_runs_its_consumers_only_if_its_output_differs(

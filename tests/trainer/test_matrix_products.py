@@ -4,6 +4,7 @@ import pytest
 import small_runs
 import tensorflow as tf
 
+from trainer.networks.inference_layers import inference_layers
 from trainer.networks.matrix_products import conv2d, convolutions_as_matrix_products
 from trainer.weights.base_model import BaseModel
 
@@ -53,6 +54,22 @@ def test_values_and_gradients_are_the_convolutions(batch, height, width, size, s
     np.testing.assert_allclose(ours[0], expected, atol=1e-12)
     for our, their in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(our, their, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"padding": "same"}, {"dilation_rate": 2}, {"groups": 2}, {"strides": (1, 2)}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_what_is_no_matrix_product_is_computed_as_it_was(settings: dict[str, object]) -> None:
+    # Few positions and many channels, or the form for drawing leaves them alone anyway.
+    images = tf.random.stateless_normal((1, 8, 8, 256), seed=(0, 1))
+    model = keras.Sequential([keras.Input((8, 8, 256)), keras.layers.Conv2D(2, 3, **settings)])
+    expected = model(images)
+    with convolutions_as_matrix_products([model]):
+        np.testing.assert_array_equal(model(images), expected)
+    with inference_layers(model, for_cpu=True):
+        np.testing.assert_array_equal(model(images), expected)
 
 
 @pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])

@@ -11,6 +11,9 @@ import tensorflow as tf
 from trainer.export.saved_models import ServingModules
 from trainer.training_config import ValidationConfig
 
+PROMPTS_NAME = "prompts.json"
+"""The file beside the folders of pictures that says how they were drawn."""
+
 
 def draw_validation(
     modules: ServingModules, validation: ValidationConfig, folder: str, step: int
@@ -33,5 +36,5 @@ def draw_validation(
             f.write(encoded.numpy())
         picture = tf.io.decode_png(encoded, channels=3)[None]
         tf.summary.image(f"validation/{index:02d}", picture, step=step, description=prompt)
-    with tf.io.gfile.GFile(os.path.join(os.path.dirname(folder), "prompts.json"), "w") as f:
+    with tf.io.gfile.GFile(os.path.join(os.path.dirname(folder), PROMPTS_NAME), "w") as f:
         f.write(json.dumps(dataclasses.asdict(validation), indent=2, sort_keys=True))

@@ -8,11 +8,12 @@ is built.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import keras
 import tensorflow as tf
 
+from trainer.networks import seam
 from trainer.networks.seam import GEGLU, compute_as, layers_within
 from trainer.presets import Numerics
 
@@ -69,18 +70,50 @@ def with_split_gates(layer: LayerT, numerics: Numerics) -> LayerT:
     return layer
 
 
-def prebuilt(layer: LayerT, input_shapes: Sequence[Sequence[int]]) -> LayerT:
-    """Creates a composite layer's variables by calling it once on zeros.
+class _SamePositions(keras.layers.Layer):
+    """A block that says the shape of what it gives.
 
-    Left alone, Keras traces a composite layer without a `build` of its own twice on symbolic
-    inputs, once to build it and once to call it, and so doubles the work at each level of nesting.
-
-    Args:
-        layer: Takes a list of tensors.
-        input_shapes: Their shapes without the batch dimension.
+    Keras would trace it to find out, and take twice as long to build a network.
     """
-    for part in layers_within(layer):
+
+    def compute_output_shape(self, input_shape: Sequence[Any]) -> tuple[int | None, ...]:
+        """From [B, h, w, C], or a list that begins with it, to [B, h, w, `output_dim`]."""
+        first = input_shape[0] if isinstance(input_shape[0], Sequence) else input_shape
+        return (*first[:-1], getattr(self, "output_dim", first[-1]))
+
+
+class ResBlock(_SamePositions, seam.ResBlock):
+    """The U-Net's residual block."""
+
+
+class SpatialTransformer(_SamePositions, seam.SpatialTransformer):
+    """The U-Net's attention."""
+
+
+class ResnetBlock(_SamePositions, seam.ResnetBlock):
+    """The autoencoder's residual block."""
+
+
+class AttentionBlock(_SamePositions, seam.AttentionBlock):
+    """The autoencoder's attention."""
+
+
+def apply_block(
+    block: keras.layers.Layer, inputs: keras.KerasTensor | list[keras.KerasTensor]
+) -> keras.KerasTensor:
+    """What a new block makes of symbolic inputs.
+
+    Its variables are created by calling it once on zeros. Left alone, Keras traces a composite
+    layer without a `build` of its own to build it, and so doubles the work at each level of
+    nesting.
+    """
+    for part in layers_within(block):
         if type(part).build is keras.layers.Layer.build:
             part.built = True
-    layer([tf.zeros((1, *shape)) for shape in input_shapes])
-    return layer
+    block(keras.tree.map_structure(_zeros_like, inputs))
+    return block(inputs)
+
+
+def _zeros_like(x: keras.KerasTensor) -> tf.Tensor:
+    """Of its rank and width, and otherwise small: variables depend on no more."""
+    return tf.zeros((1, *[2] * (len(x.shape) - 2), x.shape[-1]))

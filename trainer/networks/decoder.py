@@ -3,8 +3,14 @@ from __future__ import annotations
 import keras
 
 from trainer.diffusion.noise_schedule import LATENT_SCALE
-from trainer.networks.blocks import autoencoder_epsilon, with_group_norms
-from trainer.networks.seam import AttentionBlock, PaddedConv2D, ResnetBlock
+from trainer.networks.blocks import (
+    AttentionBlock,
+    ResnetBlock,
+    apply_block,
+    autoencoder_epsilon,
+    with_group_norms,
+)
+from trainer.networks.seam import PaddedConv2D
 from trainer.presets import LATENT_CHANNELS, Preset
 
 
@@ -23,7 +29,8 @@ def build_decoder(preset: Preset, image_size: int) -> keras.Model:
     groups, epsilon = dimensions.norm_groups, autoencoder_epsilon(preset.numerics)
 
     def residual(x: keras.KerasTensor, width: int, name: str) -> keras.KerasTensor:
-        return with_group_norms(ResnetBlock(width, name=f"decoder.{name}"), groups, epsilon)(x)
+        block = ResnetBlock(width, name=f"decoder.{name}")
+        return apply_block(with_group_norms(block, groups, epsilon), x)
 
     widths = tuple(reversed(dimensions.widths))
     latent = keras.Input(preset.latent_shape(image_size), name="latent")
@@ -32,7 +39,7 @@ def build_decoder(preset: Preset, image_size: int) -> keras.Model:
     x = PaddedConv2D(widths[0], 3, padding=1, name="decoder.conv_in")(x)
     x = residual(x, widths[0], "mid_block.resnets.0")
     attention = AttentionBlock(widths[0], name="decoder.mid_block.attentions.0")
-    x = with_group_norms(attention, groups, epsilon)(x)
+    x = apply_block(with_group_norms(attention, groups, epsilon), x)
     x = residual(x, widths[0], "mid_block.resnets.1")
     for level, width in enumerate(widths):
         for block in range(dimensions.num_blocks):

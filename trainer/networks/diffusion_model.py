@@ -4,12 +4,14 @@ import keras
 
 from trainer.networks.blocks import (
     EPSILON,
+    ResBlock,
+    SpatialTransformer,
+    apply_block,
     autoencoder_epsilon,
-    prebuilt,
     with_group_norms,
     with_split_gates,
 )
-from trainer.networks.seam import PaddedConv2D, ResBlock, SpatialTransformer, Upsample
+from trainer.networks.seam import PaddedConv2D, Upsample
 from trainer.presets import LATENT_CHANNELS, Preset
 
 
@@ -42,14 +44,14 @@ def build_diffusion_model(preset: Preset, image_size: int) -> keras.Model:
 
     def residual(x: keras.KerasTensor, width: int, name: str) -> keras.KerasTensor:
         block = with_group_norms(ResBlock(width, name=name), groups)
-        return prebuilt(block, [(2, 2, x.shape[-1]), embedding.shape[1:]])([x, embedding])
+        return apply_block(block, [x, embedding])
 
     def attend(x: keras.KerasTensor, width: int, name: str) -> keras.KerasTensor:
         heads = dimensions.num_heads
         block = SpatialTransformer(heads, width // heads, fully_connected=False, name=name)
         block = with_group_norms(block, groups, autoencoder_epsilon(preset.numerics))
         block = with_split_gates(block, preset.numerics)
-        return prebuilt(block, [(2, 2, width), context.shape[1:]])([x, context])
+        return apply_block(block, [x, context])
 
     levels = list(zip(dimensions.widths, dimensions.cross_attention, strict=True))
     x = PaddedConv2D(dimensions.widths[0], 3, padding=1, name="conv_in")(latent)

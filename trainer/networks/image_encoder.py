@@ -2,8 +2,14 @@ from __future__ import annotations
 
 import keras
 
-from trainer.networks.blocks import autoencoder_epsilon, with_group_norms
-from trainer.networks.seam import AttentionBlock, PaddedConv2D, ResnetBlock
+from trainer.networks.blocks import (
+    AttentionBlock,
+    ResnetBlock,
+    apply_block,
+    autoencoder_epsilon,
+    with_group_norms,
+)
+from trainer.networks.seam import PaddedConv2D
 from trainer.presets import LATENT_CHANNELS, Preset
 
 
@@ -24,7 +30,8 @@ def build_image_encoder(preset: Preset) -> keras.Model:
     groups, epsilon = dimensions.norm_groups, autoencoder_epsilon(preset.numerics)
 
     def residual(x: keras.KerasTensor, width: int, name: str) -> keras.KerasTensor:
-        return with_group_norms(ResnetBlock(width, name=f"encoder.{name}"), groups, epsilon)(x)
+        block = ResnetBlock(width, name=f"encoder.{name}")
+        return apply_block(with_group_norms(block, groups, epsilon), x)
 
     top = dimensions.widths[-1]
     image = keras.Input((None, None, 3), name="image")
@@ -37,7 +44,7 @@ def build_image_encoder(preset: Preset) -> keras.Model:
             x = PaddedConv2D(width, 3, padding=((0, 1), (0, 1)), strides=2, name=name)(x)
     x = residual(x, top, "mid_block.resnets.0")
     attention = AttentionBlock(top, name="encoder.mid_block.attentions.0")
-    x = with_group_norms(attention, groups, epsilon)(x)
+    x = apply_block(with_group_norms(attention, groups, epsilon), x)
     x = residual(x, top, "mid_block.resnets.1")
     x = keras.layers.GroupNormalization(groups, epsilon=epsilon, name="encoder.conv_norm_out")(x)
     x = keras.layers.Activation("swish")(x)

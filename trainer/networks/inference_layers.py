@@ -14,7 +14,7 @@ import math
 import keras
 import tensorflow as tf
 
-from trainer.networks.matrix_products import conv2d_forward, output_sides
+from trainer.networks.matrix_products import conv2d_forward, is_matrix_product, output_sides
 from trainer.networks.seam import CrossAttention, computing_as, layers_within
 
 # Below, a convolution of few positions is too short to gain from being a matrix product.
@@ -66,6 +66,8 @@ class _PlainCrossAttention(CrossAttention):
 
 class _FewPositionsConv2D(keras.layers.Conv2D):
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        if not is_matrix_product(self):
+            return super().convolution_op(inputs, kernel)
         kernel = tf.convert_to_tensor(kernel)
         rows, columns = output_sides(inputs, kernel, self.strides[0])
         # Beyond, oneDNN is as fast, and the patches would take k * k times the map's memory.
@@ -87,7 +89,7 @@ def inference_layers(
     """Within this, the model is traced with these forms of its layers, with the same variables.
 
     Args:
-        model: Of unpadded convolutions, as KerasCV's are.
+        model: Is left as it is.
         for_cpu: Whether it will only run on a CPU, where convolutions of few positions and many
             channels are faster as matrix products.
     """

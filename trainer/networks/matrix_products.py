@@ -21,6 +21,8 @@ from trainer.networks.seam import computing_as
 
 class _MatrixProductConv2D(keras.layers.Conv2D):
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        if not is_matrix_product(self):
+            return super().convolution_op(inputs, kernel)
         return conv2d(inputs, tf.convert_to_tensor(kernel), stride=self.strides[0])
 
 
@@ -35,6 +37,14 @@ def convolutions_as_matrix_products(models: Sequence[keras.Model]) -> Iterator[N
         return
     with computing_as(models, {keras.layers.Conv2D: _MatrixProductConv2D}):
         yield
+
+
+def is_matrix_product(layer: keras.layers.Conv2D) -> bool:
+    """Whether `conv2d` computes what a layer does; KerasCV's convolutions are all so."""
+    square = len({*layer.kernel_size}) == len({*layer.strides}) == 1
+    channels_last = layer.data_format == "channels_last"
+    alone = layer.groups == 1 and set(layer.dilation_rate) == {1}
+    return layer.padding == "valid" and square and alone and channels_last
 
 
 def conv2d(images: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:

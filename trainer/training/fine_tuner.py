@@ -523,7 +523,9 @@ class FineTuner:
                     ids.clear()
                 if records:
                     seconds = time.monotonic() - since
-                    record = self._record(step, timed * config.batch_size / seconds)
+                    # A former run, stopped in between, may have recorded at other steps.
+                    since_record = step - (history[-1].step if history else 0)
+                    record = self._record(step, since_record, timed * config.batch_size / seconds)
                     history.append(record)
                     on_record(record)
                     timed, since = 0, time.monotonic()
@@ -575,14 +577,14 @@ class FineTuner:
             + (", or another precision than float16" if self.loss_scale is not None else "")
         )
 
-    def _record(self, step: int, images_per_second: float) -> StepRecord:
+    def _record(self, step: int, steps: int, images_per_second: float) -> StepRecord:
+        """The means of the last `steps` steps."""
         loss, norm, updates = np.asarray(tf.convert_to_tensor(self._window))
         self._window.assign(tf.zeros(3))
-        every = self.config.log_every_steps
         scale = 1.0 if self.loss_scale is None else tf.convert_to_tensor(self.loss_scale.scale)
         return StepRecord(
             step=step,
-            loss=float(loss) / (step - (step - 1) // every * every),
+            loss=float(loss) / steps,
             learning_rate=float(learning_rate_at(self.config, step - 1)),
             gradient_norm=float(norm) / max(1.0, float(updates)),
             images_per_second=images_per_second,

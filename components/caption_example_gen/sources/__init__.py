@@ -37,6 +37,7 @@ from components.caption_example_gen.sources.image_table import (
 from components.caption_example_gen.sources.parquet import PARQUET_SUFFIX, ParquetSource
 from components.caption_example_gen.sources.splits import Selection, select_files
 from components.caption_example_gen.sources.tar import open_tars
+from storage.addresses import SecretInAddressError, check_address
 
 __all__ = [
     "DatasetError",
@@ -78,9 +79,14 @@ def resolve_dataset(spec: DatasetSpec) -> DatasetSpec:
         The same with an absolute path or URL, or `hf://datasets/ORG/NAME@COMMIT`.
 
     Raises:
-        DatasetError: It is nowhere, or the hub does not give it out.
+        DatasetError: It is nowhere, the address has a secret in it, or the hub does not give it
+            out.
     """
     dataset = spec.dataset
+    try:
+        check_address(dataset)
+    except SecretInAddressError as error:
+        raise DatasetError(str(error)) from None
     if _COMMIT.fullmatch(dataset):
         return spec
     if "://" in dataset and not dataset.startswith(_HUB):

@@ -25,11 +25,11 @@ from typing import IO, Any, Protocol
 
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from pipeline.lineage.moved import EMULATED_NAME
 from pipeline.vertex.emulation.conditions import holds
 from pipeline.vertex.emulation.metadata import Artifacts, EmulatedMetadata, new_name
 from pipeline.vertex.places import ENVIRONMENT
 
-_PROJECT_NUMBER = "000000000000"
 _LAST_LINES = 30
 # The machine's, and how the network and the storage are reached; no other variable of the user's is
 # there.
@@ -185,7 +185,7 @@ class Emulator:
         self._parameters = job["runtimeConfig"].get("parameterValues", {})
         name = self._spec["pipelineInfo"]["name"]
         self.run_id = f"{name}-{time.strftime('%Y%m%d%H%M%S')}-{uuid.uuid4().hex[:4]}"
-        self._root = f"{job['runtimeConfig']['gcsOutputDirectory']}/{_PROJECT_NUMBER}/{self.run_id}"
+        self._root = f"{job['runtimeConfig']['gcsOutputDirectory']}/{EMULATED_NAME}/{self.run_id}"
         self._metadata = EmulatedMetadata(metadata_path, name, self.run_id)
         self._logs, self._launch, self._environment = logs, launch, environment
         self._report = report
