@@ -19,6 +19,7 @@ from pipeline.config import (
     RunConfig,
     check_output_folder,
     load_config,
+    prompt_notes,
     resolve_base_weights,
     resolve_clip_model,
     resolve_dataset,
@@ -131,6 +132,8 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]
                 f"Fine-tuning {config.model.preset} on {shown_path(config.dataset.path)}; "
                 f"everything is written below {shown_path(output)}."
             )
+            for note in prompt_notes(config):
+                console.print(f"note: {note}")
             key = repeat.run_key(config, fingerprint, base_model)
             store = housekeeping.open_store(str(output), read_only=True)
             outcome = repeat.find_done(store, key)

@@ -21,6 +21,7 @@ from pipeline.config import (
     RunConfig,
     check_output_folder,
     load_config,
+    prompt_notes,
     resolve_base_weights,
     resolve_clip_model,
     resolve_dataset,
@@ -345,6 +346,8 @@ def _compile(
 ) -> dict[str, Any]:
     config, base_model = resolve_base_weights(config, fetch=False)
     config = resolve_clip_model(config)
+    for note in prompt_notes(config):
+        console.print(f"note: {note}")
     console.print("Compiling the pipeline ...")
     from pipeline.vertex.compile import compile_job
 

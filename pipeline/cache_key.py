@@ -28,7 +28,7 @@ from tfx import types
 from tfx.orchestration import metadata
 from tfx.orchestration.portable import cache_utils
 
-from pipeline.lineage.model import CONTENT_DIGEST, NOT_CONTENT
+from pipeline.lineage.model import CONTENT_DIGEST, NOT_CONTENT, NOTED_SETTINGS
 from pipeline.lineage.moved import Relocation
 from storage.filesystem import content_digest
 
@@ -65,6 +65,7 @@ def stable_cache_keys(output: str) -> Iterator[None]:
             parameters={
                 key: _set_options(places.apply(value) if isinstance(value, str) else value)
                 for key, value in (parameters or {}).items()
+                if key not in NOTED_SETTINGS
             },
             **others,
         )

@@ -169,6 +169,7 @@ def create_pipeline(
         push_destination=serving_dir,
         canary=config.serving.canary,
         keep_versions=config.serving.keep_versions,
+        training_dataset=open_parameters.get("dataset", dataset.path),
     )
     return Pipeline(
         pipeline_name=PIPELINE_NAME,

@@ -24,7 +24,7 @@ from serving import png, which_models
 from serving.client import Generator, is_server
 from serving.errors import ServingError, check_place
 from serving.releases import current_version
-from serving.request import MAX_STEPS, check_request
+from serving.request import MAX_STEPS, check_prompts, check_request, cut_note
 from storage import local_pages
 from storage.model_manifest import ModelManifest
 
@@ -57,6 +57,7 @@ class Drawn:
     request: Request
     version: int
     contents: bytes
+    notes: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -98,6 +99,7 @@ class Studio:
         """
         async with self._turn():
             generator = await self.generator()
+            notes: list[str] = []
             pictures = await asyncio.to_thread(
                 generator.generate,
                 [request.prompt],
@@ -105,9 +107,10 @@ class Studio:
                 num_steps=request.num_steps,
                 guidance_scale=request.guidance_scale,
                 seed=request.seed,
+                on_cut=lambda prompt, cut: notes.append(cut_note(prompt, cut)),
             )
             contents = await asyncio.to_thread(png.encode, pictures[0])
-            return Drawn(request, generator.version, contents)
+            return Drawn(request, generator.version, contents, tuple(notes))
 
     def _is_outdated(self, generator: Generator) -> bool:
         if self._version is not None or generator.release is None:
@@ -233,8 +236,7 @@ class Page:
         seeds = [first + index for index in range(count)]
         check_request(num_steps=steps, guidance_scale=scale, seeds=seeds)
         prompt, negative = self._prompt.value or "", self._negative.value or ""
-        if not prompt.strip():
-            raise ServingError("there is no prompt; say what to draw")
+        check_prompts([prompt])
         return [Request(prompt, negative, steps, scale, seed) for seed in seeds]
 
     async def _draw(self) -> None:
@@ -279,6 +281,8 @@ class Page:
             picture = ui.image(drawn.source).classes("w-full").style("image-rendering: auto")
             picture.props["alt"] = request.prompt
             ui.label(request.prompt).classes("text-sm")
+            for note in drawn.notes:
+                ui.label(note).classes("text-xs text-orange-800")
             if request.negative_prompt:
                 ui.label(f"without: {request.negative_prompt}").classes("text-xs text-gray-600")
             ui.label(

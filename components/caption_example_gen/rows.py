@@ -20,6 +20,7 @@ import fsspec
 
 from components.caption_example_gen.example_bytes import example_bytes
 from components.caption_example_gen.sources import DatasetSpec, Row, Unit, open_dataset, split_of
+from storage.plain_text import plain
 from trainer.data.images import ImageError, ImageFacts, inspect_image
 from trainer.text.tokenizer import MAX_LENGTH, token_count
 
@@ -253,6 +254,7 @@ def _checked_caption(caption: bytes | None, image_problem: str) -> str | _Proble
         text = caption.decode("utf-8")
     except UnicodeDecodeError as error:
         return _Problem("caption_not_utf8", f"the caption is no UTF-8 text: {error}")
+    text = plain(text)
     if not text.strip():
         return _Problem("caption_blank", "the caption is empty or white space")
     return text

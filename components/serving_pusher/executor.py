@@ -68,6 +68,7 @@ class Executor(base_executor.BaseExecutor):
             "metrics": _metrics(blessing),
             "model": {"uri": model.uri, "id": model.id},
             "blessing": {"uri": blessing.uri, "id": blessing.id},
+            "dataset": exec_properties["training_dataset"] or None,
             "lineage": self._lineage(input_dict),
             "manifest": content,
         }

@@ -11,6 +11,7 @@ from pipeline.lineage.model import (
     ARTIFACT_NAMES,
     CONTENT_DIGEST,
     NOT_CONTENT,
+    NOTED_SETTINGS,
     Artifact,
     ArtifactState,
     Execution,
@@ -368,7 +369,7 @@ def _causes(
             earlier.settings.get(name),
             execution.settings.get(name),
         )
-        for name in sorted({*earlier.settings, *execution.settings})
+        for name in sorted({*earlier.settings, *execution.settings} - NOTED_SETTINGS)
         if earlier.settings.get(name) != execution.settings.get(name)
     ]
     if any(cause.name == _FINGERPRINT for cause in causes):

@@ -27,6 +27,9 @@ NOT_CONTENT = frozenset(
 )
 """Properties that say nothing of what an artifact holds; the last five are TFX's own."""
 
+NOTED_SETTINGS = frozenset({"training_dataset"})
+"""Settings that a step only writes down: another value is no reason to execute it again."""
+
 
 class LineageError(RuntimeError):
     """A question that has no answer; the message is one line for the user."""

@@ -256,6 +256,9 @@ def mixed(tmp_path_factory):
         (png(505, (4, 44)), "a ribbon on end"),
         (png(506, (40, 4)), "to the Left, just wide enough"),  # 37: good
         (_animation(), "it moves"),  # 38: good, its first frame
+        (png(507), "cafe\u0301 &amp; \u201cfi\ufb01\u201d \uff01"),  # 39: good
+        (png(507), 'caf&eacute; & "fifi" !'),  # 40: the same caption
+        (png(508), "&nbsp;"),
     ]
     write(tmp_path / "set" / "all.parquet", rows, row_group_size=10)
     return generate(tmp_path, tmp_path / "set", TWO_WORKERS)
@@ -282,6 +285,8 @@ def test_rejects_say_why_and_where(mixed):
         33: "image_missing",
         35: "image_extreme_aspect_ratio",
         36: "image_extreme_aspect_ratio",
+        40: "duplicate",
+        41: "caption_blank",
     }
     by_row = {reject["row"]: reject for reject in found}
     assert by_row[27]["caption"] == "a bomb"
@@ -296,7 +301,7 @@ def test_rejects_are_counted_by_reason(mixed):
     reasons = [reject["reason"] for reject in read_rejects(rejects)]
     for reason in set(reasons):
         assert rejects.get_int_custom_property(f"rejected_{reason}") == reasons.count(reason)
-    assert rejects.get_int_custom_property("rejected_total") == 15
+    assert rejects.get_int_custom_property("rejected_total") == 17
 
 
 def test_what_is_not_rejected_is_kept(mixed):
@@ -310,6 +315,7 @@ def test_what_is_not_rejected_is_kept(mixed):
             "word " * 100,
             "to the Left, just wide enough",
             "it moves",
+            'caf\u00e9 & "fifi" !',
         ]
     )
     for name in ("captions_truncated", "captions_left_right", "images_animated"):

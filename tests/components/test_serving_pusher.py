@@ -130,6 +130,7 @@ def push(tmp_path, model_folder):
                 "keep_versions": keep,
                 "canary": int(canary),
                 "canary_timeout_seconds": 300,
+                "training_dataset": "hf://datasets/org/creatures@0123abc",
                 "code_version": "1",
             },
         )
@@ -168,6 +169,7 @@ def test_a_pushed_release_is_whole_and_draws_pictures(push, model_folder):
     assert release["defaults"] == {"num_steps": 3, "guidance_scale": 2.5}
     assert release["model"] == {"uri": str(model_folder), "id": 1}
     assert release["blessing"]["id"] == 77
+    assert release["dataset"] == "hf://datasets/org/creatures@0123abc"
     assert (release["preset"], release["image_size"]) == ("tiny", IMAGE_SIZE)
     expected = {}
     for network in SERVED_NETWORKS:

@@ -40,7 +40,9 @@ def serialized(examples: types.Artifact) -> bytes:
     ).mlmd_artifact.SerializeToString(deterministic=True)
 
 
-def key_of(handle: metadata.Metadata, artifacts: list[types.Artifact]) -> str:
+def key_of(
+    handle: metadata.Metadata, artifacts: list[types.Artifact], **parameters: int | str
+) -> str:
     """TFX's own key of a step with these inputs."""
     with cache_key.stable_cache_keys(OUTPUT):
         context = cache_utils.get_cache_context(
@@ -48,7 +50,7 @@ def key_of(handle: metadata.Metadata, artifacts: list[types.Artifact]) -> str:
             pipeline_node=pipeline_pb2.PipelineNode(),
             pipeline_info=pipeline_pb2.PipelineInfo(id="pipeline"),
             input_artifacts={"examples": artifacts},
-            parameters={"steps": 5},
+            parameters={"steps": 5, **parameters},
         )
     return str(context.name)
 
@@ -190,3 +192,9 @@ def test_tfx_gets_its_own_function_back(monkeypatch) -> None:
 @pytest.mark.parametrize("text", ["", "{not JSON", '["a", null]', "null", '{"a": 0, "b": ""}'])
 def test_what_is_not_an_unset_option_counts(text: str) -> None:
     assert cache_key._set_options(text) == text
+
+
+def test_what_a_step_only_writes_down_is_not_in_the_key(handle: metadata.Metadata) -> None:
+    keys = [key_of(handle, [], training_dataset=place) for place in ("/a/pictures", "/b/pictures")]
+    assert keys[0] == keys[1] == key_of(handle, [])
+    assert keys[0] != key_of(handle, [], dataset="/a/pictures")

@@ -19,6 +19,7 @@ from pipeline.config import (
     DatasetConfig,
     EvaluationConfig,
     load_config,
+    prompt_notes,
     resolve_clip_model,
     resolve_dataset,
     save_config,
@@ -353,6 +354,10 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ("dataset: {fail_on_anomalies: 1}", ["fail_on_anomalies = 1", "true or false"]),
         ("dataset: {schema: /no/such}", ["'/no/such'", "No such file", "schema.pbtxt"]),
         ("validation: {prompts: []}", ["validation.prompts", "a list of texts"]),
+        (
+            "validation: {prompts: [a dragon, '&nbsp;']}",
+            ["validation.prompts: prompt 2 of 2 is empty: say what to draw"],
+        ),
         ("validation: {prompts: one}", ["validation.prompts = 'one'", "a list of texts"]),
         ("training:\n  steps: 3\n  steps: 4\n", ["line 3", "'steps' is given twice"]),
         ("training: {steps: [1}", ["line 1", "not valid YAML"]),
@@ -494,3 +499,12 @@ def expect_one_line(status: int, capsys: pytest.CaptureFixture[str], said: list[
     assert captured.err.count("\n") == 1
     for text in said:
         assert text in captured.err
+
+
+def test_validation_prompts_that_will_be_cut_are_named(tmp_path):
+    long = "a dragon with " + "very " * 71 + "long horns"
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"validation": {"prompts": ["a dragon", long]}}))
+    [note] = prompt_notes(load_config(str(path)))
+    assert note.startswith(f"{long!r} is longer than the 77 tokens")
+    assert note.endswith("is 'horns'")

@@ -177,7 +177,7 @@ def test_wrong_values_are_told_and_draw_nothing(url: str) -> None:
 def test_drawing_can_be_stopped(url: str) -> None:
     with open_page(url) as page:
         expect(status(page)).to_have_text("Ready.", timeout=120_000)
-        page.get_by_label("Prompt", exact=True).fill("a dragon")
+        page.get_by_label("Prompt", exact=True).fill("very " * 75 + "Large")
         page.get_by_label("Steps", exact=True).fill("200")
         page.get_by_label("Pictures").fill("16")
         page.get_by_role("button", name="Draw").click()
@@ -185,6 +185,8 @@ def test_drawing_can_be_stopped(url: str) -> None:
         page.get_by_role("button", name="Stop").click()
         expect(status(page)).to_have_text("Stopped.")
         assert pictures(page).count() < 16
+        # The end of the prompt was without effect.
+        expect(page.get_by_text("cut off, and without effect, is 'large'").first).to_be_visible()
 
 
 def test_tabs_that_are_closed_at_any_moment_print_nothing(url: str, said: Path) -> None:

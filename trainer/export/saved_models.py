@@ -46,6 +46,7 @@ class TextEncoderModule(tf.Module):
         self.text = tf.function(
             self._from_text, input_signature=[strings, strings], autograph=False
         )
+        self.cut = tf.function(self._cut, input_signature=[strings], autograph=False)
 
     def _encode(self, tokens: tf.Tensor) -> tf.Tensor:
         """From tokens int32 [B, 77] to the context float32 [B, 77, D]."""
@@ -59,6 +60,9 @@ class TextEncoderModule(tf.Module):
         contexts = self.encode(tokens)
         count = tf.shape(prompt)[0]
         return {"context": contexts[:count], "unconditional_context": contexts[count:]}
+
+    def _cut(self, prompt: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"cut_bytes": self.tokenizer.cut_words(prompt)}
 
 
 class DiffusionModelModule(tf.Module):
@@ -254,7 +258,11 @@ def export_models(folder: str, modules: ServingModules) -> None:
         (
             "text_encoder",
             text_encoder,
-            {"serving_default": text_encoder.serve, "text": text_encoder.text},
+            {
+                "serving_default": text_encoder.serve,
+                "text": text_encoder.text,
+                "cut": text_encoder.cut,
+            },
         ),
         (
             "diffusion_model",

@@ -285,6 +285,19 @@ def test_why_it_was_executed(store):
     ]
 
 
+def test_what_a_step_only_writes_down_is_no_reason(tmp_path):
+    maker = StoreMaker()
+    for run, keep in (("one", 5), ("two", 3)):
+        settings = {"training_dataset": f"/{run}/pictures", "keep_versions": keep}
+        maker.execution(run, "ServingPusher", settings=settings)
+    maker.save(tmp_path / "db")
+    with lineage.locate(str(tmp_path / "db")).open() as store:
+        why = lineage.why(store, "ServingPusher", "two")
+    assert [(cause.name, cause.before, cause.now) for cause in why.causes] == [
+        ("keep_versions", 5, 3)
+    ]
+
+
 def test_why_goes_up_to_what_changed(store, made):
     why = lineage.why(store, "Evaluator", "other data")
     assert why.explanation.startswith("executed because this had changed: dataset, ")
