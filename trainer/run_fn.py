@@ -136,8 +136,9 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
     # `train_files` holds patterns `<uri>/Split-train/*`.
     latents_uri = os.path.dirname(os.path.dirname(train_files[0]))
     latents = LatentsManifest.read(latents_uri)
-    _check_inputs(latents, settings, base_model, config)
-    config = config.for_examples(latents.counts["train"], base_model.preset)
+    _check_inputs(latents, settings, base_model)
+    config = _config_for(config, latents, base_model, strategy)
+    settings = dataclasses.replace(settings, training=config)
 
     keras.utils.set_random_seed(config.seed)
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -305,7 +306,6 @@ def _check_inputs(
     latents: LatentsManifest,
     settings: TrainerSettings,
     base_model: BaseModel,
-    config: ResolvedTrainingConfig,
 ) -> None:
     base_model.check_unchanged(settings.base_weights_hash)
     hash_now = base_model.hash(ENCODERS)
@@ -316,11 +316,31 @@ def _check_inputs(
             "the latents were made for another model: preset, image size and hash of the "
             f"encoders' weights are {made_by}, this run needs {wanted}; run LatentGen again"
         )
-    if config.batch_size > latents.counts["train"]:
-        raise ValueError(
-            f"the batch size is {config.batch_size} but the train split has only "
-            f"{latents.counts['train']} pictures: set --batch-size to that or less"
+
+
+def _config_for(
+    config: ResolvedTrainingConfig,
+    latents: LatentsManifest,
+    base_model: BaseModel,
+    strategy: tf.distribute.Strategy | None,
+) -> ResolvedTrainingConfig:
+    """The hyperparameters for so many pictures, which nobody could know before."""
+    num_examples = latents.counts["train"]
+    devices = strategy.num_replicas_in_sync if strategy else 1
+    found = config.for_examples(num_examples, base_model.preset, devices)
+    if found.batch_size < config.batch_size:
+        logger.warning(
+            "Batches are of %d pictures, not of %d: the train split has no more than %d.",
+            found.batch_size,
+            config.batch_size,
+            num_examples,
         )
+    if found.batch_size > num_examples:
+        raise ValueError(
+            f"the batch size is {found.batch_size} but the train split has only {num_examples} "
+            "pictures: set --batch-size to that or less"
+        )
+    return found
 
 
 def _run_hash(settings: TrainerSettings, latents: LatentsManifest, latents_uri: str) -> str:

@@ -50,6 +50,8 @@ class TrainingConfig:
         steps: Optimizer steps.
         epochs: Instead of `steps`: times that every example is seen; 0 leaves it to `steps`.
         batch_size: Examples an optimizer step, over all devices.
+        reduce_batch_size: Whether a batch larger than the train split is reduced to it, rather
+            than an error; `None`: where `batch_size` is the preset's.
         accumulation_steps: Parts in which a batch is computed, one after another.
         learning_rate: AdamW's, at the end of the warm-up.
         learning_rate_schedule: How it goes on from there: `constant`, or `linear` or `cosine` down
@@ -81,6 +83,7 @@ class TrainingConfig:
     steps: PositiveInt | None = None
     epochs: NonNegativeFloat = 0.0
     batch_size: PositiveInt | None = None
+    reduce_batch_size: bool | None = None
     accumulation_steps: PositiveInt = 1
     learning_rate: PositiveFloat | None = None
     learning_rate_schedule: LearningRateSchedule | None = None
@@ -111,7 +114,7 @@ class TrainingConfig:
         `epochs`, steps and a recommended warm-up stay open until `for_examples`.
         """
         values = {
-            name: getattr(preset.training, name) if value is None else value
+            name: getattr(preset.training, name, None) if value is None else value
             for name, value in dataclasses.asdict(self).items()
         }
         if self.epochs:
@@ -119,6 +122,8 @@ class TrainingConfig:
         elif self.warmup_steps is None:
             values["warmup_steps"] = min(values["warmup_steps"], values["steps"] // 2)
         values["lora_alpha"] = self.lora_alpha or float(self.lora_rank)
+        if self.reduce_batch_size is None:
+            values["reduce_batch_size"] = self.batch_size is None
         return ResolvedTrainingConfig(**values)
 
 
@@ -131,6 +136,7 @@ class ResolvedTrainingConfig(TrainingConfig):
 
     # Without `field()` they would keep the default of being open.
     batch_size: PositiveInt = dataclasses.field()
+    reduce_batch_size: bool = dataclasses.field()
     learning_rate: PositiveFloat = dataclasses.field()
     learning_rate_schedule: LearningRateSchedule = dataclasses.field()
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = dataclasses.field()
@@ -141,19 +147,25 @@ class ResolvedTrainingConfig(TrainingConfig):
         steps = STEPS_BY_EPOCHS if self.steps is None else self.steps
         return {"steps": steps, "learning_rate": self.learning_rate, "seed": self.seed}
 
-    def for_examples(self, num_examples: int, preset: Preset) -> ResolvedTrainingConfig:
-        """This configuration with the steps that `epochs` of `num_examples` make.
+    def for_examples(
+        self, num_examples: int, preset: Preset, devices: int = 1
+    ) -> ResolvedTrainingConfig:
+        """This configuration with a batch that there are examples for, and the steps of `epochs`.
 
         Args:
             num_examples: Examples of the train split.
             preset: Recommends a warm-up, shortened to half of the steps, where none is given.
+            devices: How many share a batch. A reduced one is a multiple of them times
+                `accumulation_steps`.
 
         Raises:
-            ValueError: The warm-up that was given is longer than that.
+            ValueError: The batch is to be reduced and cannot be shared out then, or the warm-up
+                that was given is longer than the steps.
         """
+        batch_size = self._batch_size_for(num_examples, devices)
         if self.steps is not None:
-            return self
-        steps = math.ceil(self.epochs * num_examples / self.batch_size)
+            return dataclasses.replace(self, batch_size=batch_size)
+        steps = math.ceil(self.epochs * num_examples / batch_size)
         warmup_steps = self.warmup_steps
         if warmup_steps is None:
             warmup_steps = min(preset.training.warmup_steps, steps // 2)
@@ -162,7 +174,21 @@ class ResolvedTrainingConfig(TrainingConfig):
                 f"training.warmup_steps = {warmup_steps} is impossible: {self.epochs:g} epochs of "
                 f"{num_examples} pictures are {steps} steps; it must be at most as many"
             )
-        return dataclasses.replace(self, steps=steps, warmup_steps=warmup_steps)
+        return dataclasses.replace(
+            self, batch_size=batch_size, steps=steps, warmup_steps=warmup_steps
+        )
+
+    def _batch_size_for(self, num_examples: int, devices: int) -> int:
+        if self.batch_size <= num_examples or not self.reduce_batch_size:
+            return self.batch_size
+        parts = self.accumulation_steps * devices
+        if parts > num_examples:
+            raise ValueError(
+                f"the train split has only {num_examples} pictures, and a batch is shared out to "
+                f"{parts}, {self.accumulation_steps} (training.accumulation_steps) times {devices} "
+                "(devices): set training.accumulation_steps lower, or training.devices to one"
+            )
+        return num_examples - num_examples % parts
 
     def for_steps(self, steps: int) -> ResolvedTrainingConfig:
         """This configuration with so many steps, whatever `epochs` says.
