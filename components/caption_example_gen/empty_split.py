@@ -41,7 +41,10 @@ def fill_empty_split(
             os.path.join(split_uris[split], shard_name("examples", index, count))
             for index in range(count)
         ]
-        for split, count in ((other, settings.num_shards[other]), (empty, settings.num_shards[empty]))
+        for split, count in (
+            (other, settings.num_shards[other]),
+            (empty, settings.num_shards[empty]),
+        )
     )
     pictures = {_text(record, "image/id") for path in paths for record in read_shard(path)}
     if len(pictures) < 2:
@@ -64,9 +67,7 @@ def fill_empty_split(
             write_shard(path, kept, temporary_folder)
     for index, path in enumerate(empty_paths):
         of_shard = (
-            record
-            for name, record in sorted(moved)
-            if shard_index(name, len(empty_paths)) == index
+            record for name, record in sorted(moved) if shard_index(name, len(empty_paths)) == index
         )
         write_shard(path, of_shard, temporary_folder)
     tf.io.gfile.rmtree(temporary_folder)

@@ -24,7 +24,7 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
         changes with its content.
 
     Raises:
-        ConfigError: There is no such dataset, it lacks a column, a split would be empty, or it asks
+        ConfigError: There is no such dataset, it lacks a column or a second picture, or it asks
             for a measure that there is none of.
     """
     # pyarrow costs a second that errors in the settings need not wait for.
@@ -42,7 +42,7 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
             )
         )
         source = sources.open_dataset(spec)
-        sources.check_dataset(spec, source, eval_fraction=dataset.eval_fraction, seed=dataset.seed)
+        sources.check_dataset(spec, source)
         fingerprint = sources.dataset_fingerprint(spec, source)
         if evaluation.measures is None:
             asked_for = sources.measures_of(source)
