@@ -140,6 +140,7 @@ class Judge:
                 **CONTEXT,
                 "base_weights_hash": BASE_MODEL.hash(loss_scorer.SCORED),
                 "num_strata": settings.num_strata,
+                "min_draws": settings.min_draws,
                 "seed": settings.seed,
                 "num_samples": 0,
                 "sample_steps": 1,
