@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shlex
 import shutil
@@ -32,7 +33,9 @@ class RunResult:
         loss_baseline: Held-out loss of what it was compared with.
         baseline: What that was.
         blessed: Whether the evaluation found the model good enough to push.
-        reasons: Why it did not.
+        unsure: Whether it could not be told.
+        reasons: Why it did not, or could not.
+        model: Folder of the model.
         version: Version in the serving directory.
         model_run: Folder with the TensorBoard logs.
         report: Folder with the report's files.
@@ -46,7 +49,9 @@ class RunResult:
     loss_baseline: float | None
     baseline: str | None
     blessed: bool | None
+    unsure: bool
     reasons: tuple[str, ...]
+    model: str | None
     version: str | None
     model_run: str | None
     report: str | None
@@ -88,9 +93,11 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
         loss_baseline=number("loss_baseline"),
         baseline=baseline,
         blessed=bool(blessing["blessed"].int_value) if "blessed" in blessing else None,
+        unsure="verdict" in blessing and blessing["verdict"].string_value == "unsure",
         reasons=tuple(blessing["reasons"].string_value.splitlines())
         if "reasons" in blessing
         else (),
+        model=uri("Model"),
         version=pushed["pushed_version"].string_value or None
         if "pushed_version" in pushed
         else None,
@@ -153,12 +160,19 @@ def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path
 
     python = _python()
     steps: list[tuple[str, str]] = []
+    command = f"{python} -m serving.generate {shlex.quote(_first_prompt(config, result.model_run))}"
     if result.version is not None:
-        command = f"{python} -m serving.generate {shlex.quote(config.validation.prompts[0])}"
         steps.append(
             (
                 "draw a picture",
                 f"{command} --serving-dir {_argument(serving_dir)} --out picture.png",
+            )
+        )
+    elif result.model is not None:
+        steps.append(
+            (
+                "draw all the same",
+                f"{command} --model {_argument(result.model)} --out picture.png",
             )
         )
     if result.model_run is not None:
@@ -211,13 +225,24 @@ def shown_path(path: str | os.PathLike[str]) -> str:
 
 
 def _pushed(result: RunResult, serving_dir: str) -> str:
+    first, *others = result.reasons or ("the model is not blessed",)
+    unsure = f"unsure: {first}" if result.unsure else ""
     if result.version is not None:
-        return f"version {result.version} in {shown_path(serving_dir)}"
+        version = f"version {result.version} in {shown_path(serving_dir)}"
+        return f"{version}, {unsure}" if unsure else version
     if result.blessed is False:
-        first, *others = result.reasons or ("the model is not blessed",)
         more = f", and {len(others)} more reasons on the evaluation's page" if others else ""
-        return f"no: {first}{more}"
+        return f"no, {unsure} (evaluation.when_unsure)" if unsure else f"no: {first}{more}"
     return "no"
+
+
+def _first_prompt(config: RunConfig, model_run: str | None) -> str:
+    """What the run drew a picture of."""
+    drawn: list[str] = []
+    path = Path(model_run or "") / "validation" / "prompts.json"
+    if path.is_file():
+        drawn = json.loads(path.read_text(encoding="utf-8"))["prompts"]
+    return [*drawn, *(config.validation.prompts or ()), "a drawing of a creature"][0]
 
 
 def _aligned(rows: list[tuple[str, str]]) -> list[str]:

@@ -107,7 +107,7 @@ def runs_text(runs: Sequence[Run]) -> str:
             shown_seconds(run.seconds),
             counted(run.steps),
             *(shown_value(run.metrics.get(name)) for name in metrics),
-            shown_value(run.blessed),
+            run.shown_blessing,
             ", ".join(run.releases),
         ]
         for run in runs
@@ -129,7 +129,7 @@ def run_text(
                 ("started", shown_time(run.started)),
                 ("took", shown_seconds(run.seconds)),
                 *((name, shown_value(value)) for name, value in run.metrics.items()),
-                ("blessed", shown_value(run.blessed)),
+                ("blessed", run.shown_blessing),
                 ("releases", ", ".join(run.releases)),
             ]
         ),
