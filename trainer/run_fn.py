@@ -23,6 +23,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from storage.filesystem import content_digest
 from storage.model_manifest import ModelManifest
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
+from trainer.data.prompts import held_out_prompts
 from trainer.export.saved_models import ServingModules, export_models, serving_modules
 from trainer.export.validation import draw_validation
 from trainer.presets import ENCODERS, NETWORKS, get_preset
@@ -36,7 +37,7 @@ from trainer.training.memory import (
     peak_gpu_bytes,
 )
 from trainer.training.progress import TrainingProgress
-from trainer.training_config import ResolvedTrainingConfig, TrainerSettings
+from trainer.training_config import ResolvedTrainingConfig, TrainerSettings, ValidationConfig
 from trainer.weights.base_model import BaseModel
 
 _LOGGED = ("loss", "learning_rate", "gradient_norm", "images_per_second", "loss_scale")
@@ -79,7 +80,7 @@ class _Run:
     """What is there before the first step.
 
     Attributes:
-        settings: What was asked for.
+        settings: What was asked for, with what only the latents could tell.
         config: Its hyperparameters, with the steps that its epochs come to.
         strategy: How devices and workers share a batch; `None` for one device.
         base_model: What training starts from.
@@ -138,7 +139,9 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
     latents = LatentsManifest.read(latents_uri)
     _check_inputs(latents, settings, base_model)
     config = _config_for(config, latents, base_model, strategy)
-    settings = dataclasses.replace(settings, training=config)
+    settings = dataclasses.replace(
+        settings, training=config, validation=_with_prompts(settings.validation, latents_uri)
+    )
 
     keras.utils.set_random_seed(config.seed)
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -341,6 +344,14 @@ def _config_for(
             "pictures: set --batch-size to that or less"
         )
     return found
+
+
+def _with_prompts(validation: ValidationConfig, latents_uri: str) -> ValidationConfig:
+    """What is drawn: what was asked for, or captions that are held out."""
+    if validation.prompts is not None:
+        return validation
+    files = tf.io.gfile.glob(os.path.join(latents_uri, "Split-eval", "*"))
+    return dataclasses.replace(validation, prompts=held_out_prompts(files))
 
 
 def _run_hash(settings: TrainerSettings, latents: LatentsManifest, latents_uri: str) -> str:

@@ -20,6 +20,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
 # Not strict: YAML and JSON have lists.
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+Prompts = Annotated[Texts, Field(min_length=1, max_length=64)]
 LearningRateSchedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Xla = Literal["auto", "on", "off"]
@@ -51,7 +52,7 @@ class TrainingConfig:
         epochs: Instead of `steps`: times that every example is seen; 0 leaves it to `steps`.
         batch_size: Examples an optimizer step, over all devices.
         reduce_batch_size: Whether a batch larger than the train split is reduced to it, rather
-            than an error; `None`: where `batch_size` is the preset's.
+            than an error; `auto`: where `batch_size` is the preset's.
         accumulation_steps: Parts in which a batch is computed, one after another.
         learning_rate: AdamW's, at the end of the warm-up.
         learning_rate_schedule: How it goes on from there: `constant`, or `linear` or `cosine` down
@@ -83,7 +84,7 @@ class TrainingConfig:
     steps: PositiveInt | None = None
     epochs: NonNegativeFloat = 0.0
     batch_size: PositiveInt | None = None
-    reduce_batch_size: bool | None = None
+    reduce_batch_size: Literal["auto", "always", "never"] = "auto"
     accumulation_steps: PositiveInt = 1
     learning_rate: PositiveFloat | None = None
     learning_rate_schedule: LearningRateSchedule | None = None
@@ -114,7 +115,7 @@ class TrainingConfig:
         `epochs`, steps and a recommended warm-up stay open until `for_examples`.
         """
         values = {
-            name: getattr(preset.training, name, None) if value is None else value
+            name: getattr(preset.training, name) if value is None else value
             for name, value in dataclasses.asdict(self).items()
         }
         if self.epochs:
@@ -122,8 +123,8 @@ class TrainingConfig:
         elif self.warmup_steps is None:
             values["warmup_steps"] = min(values["warmup_steps"], values["steps"] // 2)
         values["lora_alpha"] = self.lora_alpha or float(self.lora_rank)
-        if self.reduce_batch_size is None:
-            values["reduce_batch_size"] = self.batch_size is None
+        if self.reduce_batch_size == "auto":
+            values["reduce_batch_size"] = "always" if self.batch_size is None else "never"
         return ResolvedTrainingConfig(**values)
 
 
@@ -136,7 +137,7 @@ class ResolvedTrainingConfig(TrainingConfig):
 
     # Without `field()` they would keep the default of being open.
     batch_size: PositiveInt = dataclasses.field()
-    reduce_batch_size: bool = dataclasses.field()
+    reduce_batch_size: Literal["always", "never"] = dataclasses.field()
     learning_rate: PositiveFloat = dataclasses.field()
     learning_rate_schedule: LearningRateSchedule = dataclasses.field()
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = dataclasses.field()
@@ -179,7 +180,7 @@ class ResolvedTrainingConfig(TrainingConfig):
         )
 
     def _batch_size_for(self, num_examples: int, devices: int) -> int:
-        if self.batch_size <= num_examples or not self.reduce_batch_size:
+        if self.batch_size <= num_examples or self.reduce_batch_size == "never":
             return self.batch_size
         parts = self.accumulation_steps * devices
         if parts > num_examples:
@@ -206,14 +207,15 @@ class ValidationConfig:
     """The pictures drawn before and after fine-tuning.
 
     Attributes:
-        prompts: What to draw, one picture each.
+        prompts: What to draw, one picture each; `None`: captions that are held out (see
+            `trainer.data.prompts`).
         num_steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale; 1 is none.
         seed: Decides the initial noise.
         every_steps: Training steps after which they are drawn, too; 0: only before and after.
     """
 
-    prompts: Annotated[Texts, Field(min_length=1, max_length=64)]
+    prompts: Prompts | None
     num_steps: Annotated[int, Field(ge=1, le=1000)]
     guidance_scale: NonNegativeFloat
     seed: Seed

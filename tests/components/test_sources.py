@@ -1069,7 +1069,7 @@ def test_a_dataset_asks_for_measures_in_its_card(parquet_folder):
     assert measures_of(open_dataset(DatasetSpec(str(parquet_folder)))) == ()
     assert asked("") == ()
     assert asked("measures: [colour_agreement, another]") == ("colour_agreement", "another")
-    with pytest.raises(DatasetError, match=r"`measures` in README\.md .* must be a list of names"):
+    with pytest.raises(DatasetError, match=r"`measures` in README\.md .* must be a list of texts"):
         asked("measures: colour_agreement")
 
 

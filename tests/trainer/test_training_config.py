@@ -95,7 +95,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("given", "reduced"),
-    [({"batch_size": 32}, 32), ({"batch_size": 32, "reduce_batch_size": True}, 11)],
+    [({"batch_size": 32}, 32), ({"batch_size": 32, "reduce_batch_size": "always"}, 11)],
 )
 def test_a_batch_that_was_given_is_reduced_where_that_was_said(
     given: dict[str, Any], reduced: int

@@ -25,7 +25,7 @@ from components.caption_example_gen.sources.base import (
     Unit,
     is_picture,
 )
-from components.caption_example_gen.sources.card import CARD_NAME, asked_measures
+from components.caption_example_gen.sources.card import CARD_NAME, asked_texts
 from components.caption_example_gen.sources.files import TAR_SUFFIXES, FsspecFiles, read_whole
 from components.caption_example_gen.sources.image_table import (
     HUB_TABLES,
@@ -39,6 +39,7 @@ from components.caption_example_gen.sources.splits import Selection, select_file
 from components.caption_example_gen.sources.tar import open_tars
 
 __all__ = [
+    "PROMPTS_FIELD",
     "DatasetError",
     "DatasetSpec",
     "Row",
@@ -50,10 +51,14 @@ __all__ = [
     "one_picture_message",
     "open_dataset",
     "place_of",
+    "prompts_of",
     "resolve_dataset",
     "revision_of",
     "split_of",
 ]
+
+PROMPTS_FIELD = "validation_prompts"
+"""Of a card's head, beside `measures`."""
 
 _HUB, _LOCAL = "hf://", "file://"
 _COMMIT = re.compile(f"{_HUB}datasets/(.+)@([0-9a-f]{{40}})")
@@ -179,7 +184,16 @@ def measures_of(source: Source) -> tuple[str, ...]:
     Raises:
         DatasetError: Its card asks for something else than names, or cannot be read.
     """
-    return asked_measures(_card(source.files), source.files.shown)
+    return asked_texts(_card(source.files), "measures", source.files.shown)
+
+
+def prompts_of(source: Source) -> tuple[str, ...]:
+    """What a dataset asks to be drawn before and after fine-tuning; empty for nothing.
+
+    Raises:
+        DatasetError: Its card asks for something else than texts, or cannot be read.
+    """
+    return asked_texts(_card(source.files), PROMPTS_FIELD, source.files.shown)
 
 
 def check_dataset(spec: DatasetSpec, source: Source | None = None) -> None:

@@ -17,7 +17,8 @@ from made_store import (
 )
 
 from pipeline import lineage
-from pipeline.lineage import comparing, text, tracing
+from pipeline.lineage import comparing, tracing
+from pipeline.lineage.text import runs_text
 
 
 @pytest.fixture
@@ -396,7 +397,7 @@ def test_a_run_that_is_unsure_is_marked(tmp_path, blessed, shown):
     with lineage.locate(str(tmp_path / "db")).open() as store:
         [run] = store.runs()
     assert (run.blessed, run.unsure, run.shown_blessing) == (bool(blessed), True, shown)
-    assert shown in text.runs_text([run])
+    assert shown in runs_text([run])
 
 
 def test_many_runs(many):
