@@ -51,6 +51,12 @@ RUN_FLAGS: Flags = {
             "seed of the training and of the pictures that are drawn; what is held out, and the "
             "noise it is scored with, keep their own seeds, so that losses can be compared",
         ),
+        (
+            ("validation.prompts",),
+            "--prompt",
+            "what to draw before and after, in place of captions that are held out; may be given "
+            "several times",
+        ),
     ),
 }
 
@@ -62,7 +68,9 @@ _TEXTS = (
     "vertex.service_account", "vertex.network", "vertex.image", "vertex.accelerator",
     "vertex.api_endpoint",
 )  # fmt: skip
-_OPEN = {"dataset": "found", "vertex": "none"}
+# Given several times, these make a list.
+_LISTS = ("validation.prompts",)
+_OPEN = {"dataset": "found", "vertex": "none", "validation": "found"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,7 +92,8 @@ def add_flags(parser: Parser, flags: Flags) -> dict[str, Any]:
                 flag,
                 dest=flag,
                 metavar=flag.strip("-").rpartition("-")[2].upper(),
-                type=str if keys[0] in _TEXTS else _value,
+                type=str if keys[0] in (*_TEXTS, *_LISTS) else _value,
+                action="append" if keys[0] in _LISTS else "store",
                 help=f"{text} (default: {_shown_default(keys[0], defaults[keys[0]])})",
             )
     return groups

@@ -137,6 +137,7 @@ def create_pipeline(
         baseline_model=baseline_model,
         base_model=base_model,
         num_strata=config.evaluation.num_strata,
+        min_draws=config.evaluation.min_draws,
         seed=config.evaluation.seed,
         num_samples=config.evaluation.num_samples,
         sample_steps=config.validation.num_steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import json
 import os
 import shutil
 import urllib.parse
@@ -42,7 +43,9 @@ class RunResult:
         loss_baseline: Held-out loss of what it was compared with.
         baseline: What that was.
         blessed: Whether the evaluation found the model good enough to push.
-        reasons: Why it did not.
+        unsure: Whether it could not be told.
+        reasons: Why it did not, or could not.
+        model: Folder of the model.
         refusal: Why the pusher pushed nothing.
         version: Version in the serving directory.
         model_run: Folder with the TensorBoard logs.
@@ -57,8 +60,10 @@ class RunResult:
     loss_baseline: float | None
     baseline: str | None
     blessed: bool | None
+    unsure: bool
     reasons: tuple[str, ...]
     refusal: str | None
+    model: str | None
     version: str | None
     model_run: str | None
     report: str | None
@@ -100,10 +105,12 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
         loss_baseline=number("loss_baseline"),
         baseline=baseline,
         blessed=bool(blessing["blessed"].int_value) if "blessed" in blessing else None,
+        unsure="verdict" in blessing and blessing["verdict"].string_value == "unsure",
         reasons=tuple(blessing["reasons"].string_value.splitlines())
         if "reasons" in blessing
         else (),
         refusal=pushed["reason"].string_value if "reason" in pushed else None,
+        model=uri("Model"),
         version=pushed["pushed_version"].string_value or None
         if "pushed_version" in pushed
         else None,
@@ -188,16 +195,19 @@ def last_screen(
     rows.append(("log", shown_path(log_path)))
 
     steps: list[tuple[str, str]] = []
+    draw = "serving.generate", _first_prompt(config, result.model_run)
+    to = "--out", Path("picture.png")
     if result.version is not None:
-        command = module_command(
-            "serving.generate",
-            config.validation.prompts[0],
-            "--serving-dir",
-            place(serving_dir),
-            "--out",
-            Path("picture.png"),
+        steps.append(
+            (
+                "draw a picture",
+                module_command(*draw, "--serving-dir", place(serving_dir), *to),
+            )
         )
-        steps.append(("draw a picture", command))
+    elif result.model is not None:
+        steps.append(
+            ("draw all the same", module_command(*draw, "--model", place(result.model), *to))
+        )
     if result.model_run is not None:
         logs = place(result.model_run.rstrip("/").rpartition("/")[0])
         steps.append(("watch the curves", program_command("tensorboard", "--logdir", logs)))
@@ -235,13 +245,24 @@ def lineage_commands(output: str, run: str, version: str | None = None) -> list[
 
 def pushed_text(result: RunResult, serving_dir: str) -> str:
     """The version that was pushed, or why there is none."""
+    first, *others = result.reasons or ("the model is not blessed",)
+    unsure = f"unsure: {first}" if result.unsure else ""
     if result.version is not None:
-        return f"version {result.version} in {shown_path(serving_dir)}"
+        version = f"version {result.version} in {shown_path(serving_dir)}"
+        return f"{version}, {unsure}" if unsure else version
     if result.blessed is False:
-        first, *others = result.reasons or ("the model is not blessed",)
         more = f", and {len(others)} more reasons on the evaluation's page" if others else ""
-        return f"no: {first}{more}"
+        return f"no, {unsure} (evaluation.when_unsure)" if unsure else f"no: {first}{more}"
     return f"no: {result.refusal}" if result.refusal else "no"
+
+
+def _first_prompt(config: RunConfig, model_run: str | None) -> str:
+    """What the run drew a picture of."""
+    drawn: list[str] = []
+    path = Path(model_run or "") / "validation" / "prompts.json"
+    if path.is_file():
+        drawn = json.loads(path.read_text(encoding="utf-8"))["prompts"]
+    return [*drawn, *(config.validation.prompts or ()), "a drawing of a creature"][0]
 
 
 def _aligned(rows: list[tuple[str, str]]) -> list[str]:

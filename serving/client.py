@@ -15,7 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from serving.errors import ServingError, VersionGoneError, check_place
-from serving.releases import FALLBACK_GUIDANCE_SCALE, FALLBACK_STEPS, Release, find_release
+from serving.releases import (
+    FALLBACK_GUIDANCE_SCALE,
+    FALLBACK_STEPS,
+    Release,
+    find_model,
+    find_release,
+    is_model,
+)
 from serving.request import check_prompts, check_request, cut_note, may_be_cut
 from storage.plain_text import plain
 
@@ -81,9 +88,10 @@ class Generator:
         """Loads the models of a folder, or gets ready to talk to a server.
 
         Args:
-            address: A serving directory, local or one that `tf.io.gfile` knows; or TensorFlow
-                Serving's address, `http://HOST:8501` for REST or `grpc://HOST:8500` for gRPC
-                (`https` and `grpcs` for TLS).
+            address: A serving directory, local or one that `tf.io.gfile` knows; the folder of one
+                model, as the Trainer leaves it; or TensorFlow Serving's address,
+                `http://HOST:8501` for REST or `grpc://HOST:8500` for gRPC (`https` and `grpcs` for
+                TLS).
             version: Of a folder, the current release if None. Of a server, the newest version that
                 it has of all three models, asked for anew for each picture.
             timeout_seconds: The longest that one call of a server may take, with its retries.
@@ -113,7 +121,9 @@ class Generator:
 
             self._models = GrpcModels(address, version, timeout_seconds, retries)
         else:
-            self.release = find_release(address, version)
+            self.release = (
+                find_model(address) if is_model(address) else find_release(address, version)
+            )
             self.num_steps = self.release.num_steps
             self.guidance_scale = self.release.guidance_scale
             from serving.in_process import LoadedModels

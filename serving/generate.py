@@ -138,7 +138,7 @@ def _say_loading(arguments: argparse.Namespace) -> None:
 
 def _generate(arguments: argparse.Namespace) -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    address = arguments.server or arguments.serving_dir
+    address = which_models.address(arguments)
     generator = Generator(
         address,
         arguments.version,
@@ -173,7 +173,8 @@ def _generate(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise ServingError(f"{arguments.out} cannot be written: {error}") from error
     height, width, _ = grid.shape
-    print(f"{arguments.out}: {width} x {height} pixels, release {generator.version} of {address}")
+    drawn_with = address if arguments.model else f"release {generator.version} of {address}"
+    print(f"{arguments.out}: {width} x {height} pixels, {drawn_with}")
 
 
 if __name__ == "__main__":

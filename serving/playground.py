@@ -23,7 +23,7 @@ from nicegui import Client, ui
 from serving import png, which_models
 from serving.client import Generator, is_server
 from serving.errors import ServingError, check_place
-from serving.releases import current_version
+from serving.releases import current_version, is_model
 from serving.request import MAX_STEPS, check_prompts, check_request, cut_note
 from storage import local_pages
 from storage.model_manifest import ModelManifest
@@ -113,7 +113,7 @@ class Studio:
             return Drawn(request, generator.version, contents, tuple(notes))
 
     def _is_outdated(self, generator: Generator) -> bool:
-        if self._version is not None or generator.release is None:
+        if self._version is not None or generator.release is None or is_model(self.address):
             return False
         return generator.release.version != current_version(self.address)
 
@@ -327,6 +327,8 @@ def _shown_facts(address: str, facts: dict[str, Any]) -> Iterator[tuple[str, str
         yield "Pictures", f"{facts['image_size']} x {facts['image_size']}"
     if "pushed_at" in facts:
         yield "Pushed", str(facts["pushed_at"]).replace("T", " ").partition("+")[0]
+    if facts.get("verdict") == "unsure":
+        yield "Unsure", "; ".join(facts.get("reasons", []))
     for name, label in _METRICS.items():
         if name in facts.get("metrics", {}):
             yield label, f"{facts['metrics'][name]:.4f}"
@@ -381,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ServingError, local_pages.AddressError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    studio = Studio(arguments.server or arguments.serving_dir, arguments.version)
+    studio = Studio(which_models.address(arguments), arguments.version)
 
     @ui.page("/")
     async def index(client: Client) -> None:

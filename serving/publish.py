@@ -131,6 +131,9 @@ def model_card(
         "steps, guidance scale, seed and negative prompt are inputs.",
         "",
     ]
+    if facts.get("verdict") == "unsure":
+        reasons = "; ".join(facts.get("reasons", []))
+        lines += [f"**Unsure:** {_cell(reasons)}.", ""]
     if pictures:
         lines += [
             f"![{_cell(picture.prompt)}]({picture.name(index)})"

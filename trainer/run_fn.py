@@ -24,6 +24,7 @@ from storage.filesystem import content_digest
 from storage.model_manifest import ModelManifest
 from storage.user_errors import UserError
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
+from trainer.data.prompts import held_out_prompts
 from trainer.export.saved_models import ServingModules, export_models, serving_modules
 from trainer.export.validation import PROMPTS_NAME, draw_validation
 from trainer.presets import ENCODERS, NETWORKS, get_preset
@@ -41,6 +42,7 @@ from trainer.training_config import (
     WITHOUT_EFFECT_ON_WEIGHTS,
     ResolvedTrainingConfig,
     TrainerSettings,
+    ValidationConfig,
 )
 from trainer.weights.base_model import BaseModel
 
@@ -85,7 +87,7 @@ class _Run:
     """What is there before the first step.
 
     Attributes:
-        settings: What was asked for.
+        settings: What was asked for, with what only the latents could tell.
         config: Its hyperparameters, with the steps that its epochs come to.
         strategy: How devices and workers share a batch; `None` for one device.
         base_model: What training starts from.
@@ -144,8 +146,11 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
     # `train_files` holds patterns `<uri>/Split-train/*`.
     latents_uri = os.path.dirname(os.path.dirname(train_files[0]))
     latents = LatentsManifest.read(latents_uri)
-    _check_inputs(latents, settings, base_model, config)
-    config = config.for_examples(latents.counts["train"], base_model.preset)
+    _check_inputs(latents, settings, base_model)
+    config = _config_for(config, latents, base_model, strategy)
+    settings = dataclasses.replace(
+        settings, training=config, validation=_with_prompts(settings.validation, latents_uri)
+    )
 
     keras.utils.set_random_seed(config.seed)
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -357,7 +362,6 @@ def _check_inputs(
     latents: LatentsManifest,
     settings: TrainerSettings,
     base_model: BaseModel,
-    config: ResolvedTrainingConfig,
 ) -> None:
     base_model.check_unchanged(settings.base_weights_hash)
     hash_now = base_model.hash(ENCODERS)
@@ -368,11 +372,39 @@ def _check_inputs(
             "the latents were made for another model: preset, image size and hash of the "
             f"encoders' weights are {made_by}, this run needs {wanted}; run LatentGen again"
         )
-    if config.batch_size > latents.counts["train"]:
-        raise UserError(
-            f"the batch size is {config.batch_size} but the train split has only "
-            f"{latents.counts['train']} pictures: set --batch-size to that or less"
+
+
+def _config_for(
+    config: ResolvedTrainingConfig,
+    latents: LatentsManifest,
+    base_model: BaseModel,
+    strategy: tf.distribute.Strategy | None,
+) -> ResolvedTrainingConfig:
+    """The hyperparameters for so many pictures, which nobody could know before."""
+    num_examples = latents.counts["train"]
+    devices = strategy.num_replicas_in_sync if strategy else 1
+    found = config.for_examples(num_examples, base_model.preset, devices)
+    if found.batch_size < config.batch_size:
+        logger.warning(
+            "Batches are of %d pictures, not of %d: the train split has no more than %d.",
+            found.batch_size,
+            config.batch_size,
+            num_examples,
         )
+    if found.batch_size > num_examples:
+        raise UserError(
+            f"the batch size is {found.batch_size} but the train split has only {num_examples} "
+            "pictures: set --batch-size to that or less"
+        )
+    return found
+
+
+def _with_prompts(validation: ValidationConfig, latents_uri: str) -> ValidationConfig:
+    """What is drawn: what was asked for, or captions that are held out."""
+    if validation.prompts is not None:
+        return validation
+    files = tf.io.gfile.glob(os.path.join(latents_uri, "Split-eval", "*"))
+    return dataclasses.replace(validation, prompts=held_out_prompts(files))
 
 
 def _training_id(

@@ -54,7 +54,8 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
     A picture with several captions gives an example for each of them.
 
     A picture's split depends on its bytes and the seed alone, so it does not move when rows are
-    added, and the same picture with another caption is in the same split. The files are the same
+    added, and the same picture with another caption is in the same split. Only a split that would
+    be empty gets a picture of the other one. The files are the same
     byte for byte, whatever the number of workers.
     """
 

@@ -32,6 +32,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
 from components.caption_example_gen.check_process import CheckProcess, CheckProcesses
+from components.caption_example_gen.empty_split import fill_empty_split
 from components.caption_example_gen.rows import (
     ANIMATED,
     LEFT_RIGHT,
@@ -48,7 +49,7 @@ from components.caption_example_gen.sources import (
     Source,
     Unit,
     dataset_fingerprint,
-    empty_split_message,
+    one_picture_message,
     open_dataset,
     revision_of,
 )
@@ -140,7 +141,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         Raises:
             DatasetError: The dataset is missing, unreadable or lacks the columns.
             UserError: It changed after its fingerprint was taken, too many rows are unusable,
-                or a split is empty.
+                or there are no two usable pictures.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         examples = artifact_utils.get_single_instance(output_dict["examples"])
@@ -156,7 +157,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             _run(pipeline, source, _Job(settings, processes, split_uris, rows_uri), rejects.uri)
         outcome = _take_outcome(settings.spill_folder)
         _check_rejected(outcome, exec_properties["max_rejected_fraction"], spec.dataset, rejects)
-        _check_splits(outcome.examples, settings)
+        outcome = _with_both_splits(outcome, settings, split_uris, examples.uri)
         _describe_dataset(examples, spec, source, fingerprint)
         _describe_counts(examples, rejects, outcome)
         _tell(outcome, rejects)
@@ -433,19 +434,33 @@ def _in_words(reason: str) -> str:
     return reason.replace("_", " ")
 
 
-def _check_splits(num_examples: Mapping[str, int], settings: CheckSettings) -> None:
-    total = sum(num_examples.values())
-    for split, other in zip(SPLITS, reversed(SPLITS), strict=True):
-        if num_examples[split] == 0:
+def _with_both_splits(
+    outcome: _Outcome,
+    settings: CheckSettings,
+    split_uris: Mapping[str, str],
+    examples_uri: str,
+) -> _Outcome:
+    """Sees to it that something is trained on and something held out."""
+    total = sum(outcome.examples.values())
+    if total == 0:
+        raise UserError(f"no row of dataset {settings.spec.dataset!r} can be used")
+    for empty, other in zip(SPLITS, reversed(SPLITS), strict=True):
+        if outcome.examples[empty]:
+            continue
+        moved = fill_empty_split(empty, other, split_uris, settings, examples_uri)
+        if not moved:
             raise UserError(
-                empty_split_message(
-                    split,
-                    f"all {total} usable rows of dataset {settings.spec.dataset!r} fall",
-                    other,
-                    settings.eval_fraction,
-                    settings.seed,
-                )
+                one_picture_message(f"all {total} usable rows of dataset {settings.spec.dataset!r}")
             )
+        logger.info(
+            "No picture's hash falls into %s (eval_fraction %g, seed %d): it gets the one whose "
+            "hash is nearest.",
+            empty,
+            settings.eval_fraction,
+            settings.seed,
+        )
+        return dataclasses.replace(outcome, examples={empty: moved, other: total - moved})
+    return outcome
 
 
 def _describe_dataset(

@@ -136,6 +136,11 @@ def shard_key(split: str, index: int) -> str:
     return f"{split}/{index}"
 
 
+def shard_index(example_id: str, num_shards: int) -> int:
+    """The output shard of an example: a range of the ids, whose order is as good as a shuffle."""
+    return int(example_id[:8], 16) * num_shards >> 32
+
+
 class RowChecker:
     """Judges the rows of a dataset."""
 
@@ -216,8 +221,7 @@ class RowChecker:
 
     def _candidate(self, row: Row, picture: _Picture, caption: str) -> tuple[str, Candidate]:
         example_id = hashlib.sha256(f"{picture.id}{caption}".encode()).hexdigest()
-        # Shards are ranges of the id, which is as good as random: an order that is a shuffle.
-        index = int(example_id[:8], 16) * self._settings.num_shards[picture.split] >> 32
+        index = shard_index(example_id, self._settings.num_shards[picture.split])
         words = _WORD.findall(caption.lower())
         num_tokens = token_count(caption)
         noted = {

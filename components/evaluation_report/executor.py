@@ -26,6 +26,7 @@ from tfx.utils import io_utils, path_utils
 from components.evaluation_report import charts, examples
 from components.evaluation_report.pictures import Pair, before_after
 from components.evaluation_report.thresholds import Threshold, thresholds
+from components.evaluator.executor import REASONS, UNSURE, VERDICT
 from components.evaluator.results import ALL, Metric, Metrics, Slice, of_feature, read_metrics
 from components.loss_scorer.draws import draw_noise
 from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
@@ -65,12 +66,14 @@ class _Findings:
         validation: Folder with the pictures that its training drew.
         sampling: `prompts`, `seed`, `num_steps` and `guidance_scale` of these.
         baseline: What it was compared with.
-        blessed: Whether it was found good enough.
-        reasons: Why it was not.
+        blessed: Whether it may be pushed.
+        verdict: `blessed`, `unsure` or `refused`.
+        reasons: Why it is not `blessed`.
         metrics: What TFMA found in every slice.
         num_examples: Held-out examples.
         num_sampled: Of these, those that pictures were drawn for.
-        num_strata: Timesteps that each was scored at.
+        num_pictures: Pictures that they are captions of.
+        num_strata: Parts of the noise schedule that each was scored in, once or several times.
         asked: What it had to show to be blessed.
         origin: Where it comes from: run, date and dataset, by what they are called.
     """
@@ -83,18 +86,33 @@ class _Findings:
     sampling: Mapping[str, Any]
     baseline: str
     blessed: bool
+    verdict: str
     reasons: list[str]
     metrics: dict[Slice, Metrics]
     num_examples: int
     num_sampled: int
+    num_pictures: int
     num_strata: int
     asked: list[Threshold]
     origin: Mapping[str, str]
 
     @property
+    def said(self) -> str:
+        """The verdict in words."""
+        if self.verdict == UNSURE:
+            return "Unsure, pushed all the same" if self.blessed else "Unsure, not blessed"
+        return "Blessed" if self.blessed else "Not blessed"
+
+    @property
     def total(self) -> Metrics:
         """The metrics over all rows."""
         return self.metrics.get(ALL, {})
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many each held-out example was scored at."""
+        rows = self.total.get("example_count", _NOTHING).value
+        return int(rows) // self.num_examples if self.num_examples else self.num_strata
 
     @property
     def loss(self) -> Metric:
@@ -186,10 +204,12 @@ def _findings(
         sampling=json.loads(_read(os.path.join(validation, "prompts.json"))),
         baseline=scores.get_string_custom_property("baseline"),
         blessed=model_utils.is_model_blessed(blessing),
-        reasons=blessing.get_string_custom_property("reasons").splitlines(),
+        verdict=blessing.get_string_custom_property(VERDICT),
+        reasons=blessing.get_string_custom_property(REASONS).splitlines(),
         metrics=metrics,
         num_examples=scores.get_int_custom_property("num_examples"),
         num_sampled=scores.get_int_custom_property("num_sampled"),
+        num_pictures=scores.get_int_custom_property("num_pictures"),
         num_strata=scores.get_int_custom_property("num_strata"),
         asked=thresholds(evaluation, metrics),
         origin=_origin(artifact_utils.get_single_instance(input_dict["examples"]), pipeline_run),
@@ -224,8 +244,10 @@ def _summary(found: _Findings) -> bytes:
         "loss_change_percent": found.change,
         "baseline": found.baseline,
         "blessed": found.blessed,
+        "verdict": found.verdict,
         "reasons": found.reasons,
         "num_examples": found.num_examples,
+        "num_pictures": found.num_pictures,
         "by_timestep": _by(found.metrics, STRATUM, "timesteps"),
         "by_caption_length": _by(found.metrics, CAPTION_BUCKET, "tokens"),
         "model": found.model,
@@ -252,7 +274,7 @@ def _before_after(found: _Findings, prompts: Sequence[_Prompt]) -> bytes:
         "Before and after fine-tuning",
         f"Held-out loss {found.loss_baseline.value:.4f} ({found.baseline}) to "
         f"{found.loss.value:.4f} ({found.change:+.1f} %), "
-        f"{'blessed' if found.blessed else 'not blessed'}.  "
+        f"{found.said.lower()}.  "
         f"{manifest.training.get('steps')} steps of {manifest.training.get('batch_size')} "
         f"pictures, preset {manifest.preset}.  {sampling['num_steps']} sampling steps, guidance "
         f"{sampling['guidance_scale']:g}, same noise in both pictures of a pair.",

@@ -40,6 +40,9 @@ _BATCH_PIXELS = 1 << 20
 _MAX_BATCH_SIZE = 16
 _COUNTS_NAME = "counts.json"
 
+# Whose captions may be drawn, and so stay as they were written.
+_HELD_OUT = "eval"
+
 logger = logging.getLogger(__name__)
 
 
@@ -252,10 +255,10 @@ class _EncodeShard(beam.DoFn):
         )
 
     def process(self, shard: _Shard) -> Iterator[tuple[str, int]]:
-        records = self._encoded_records(read_shard(shard.source))
+        records = self._encoded_records(read_shard(shard.source), shard.split == _HELD_OUT)
         yield shard.split, write_shard(shard.target, records, self._temporary_folder)
 
-    def _encoded_records(self, serialized: Iterator[bytes]) -> Iterator[bytes]:
+    def _encoded_records(self, serialized: Iterator[bytes], held_out: bool) -> Iterator[bytes]:
         from trainer.data.latents import make_latent_example
         from trainer.text.tokenizer import tokenize
 
@@ -263,10 +266,8 @@ class _EncodeShard(beam.DoFn):
         while batch := list(itertools.islice(serialized, batch_size)):
             features = [tf.train.Example.FromString(record).features.feature for record in batch]
             ids = [_bytes_of(f, "id").decode() for f in features]
-            tokens = tokenize(
-                [_bytes_of(f, "caption").decode() for f in features],
-                self._base_model.preset.text_encoder.max_length,
-            )
+            captions = [_bytes_of(f, "caption").decode() for f in features]
+            tokens = tokenize(captions, self._base_model.preset.text_encoder.max_length)
             images = np.stack(
                 [
                     self._image(_bytes_of(f, "image/encoded"), i)
@@ -288,6 +289,7 @@ class _EncodeShard(beam.DoFn):
                     log_variance=encoded.log_variance[row],
                     mirror_mean=_row(encoded.mirror_mean, row),
                     mirror_log_variance=_row(encoded.mirror_log_variance, row),
+                    caption=captions[row] if held_out else None,
                 ).SerializeToString(deterministic=True)
 
     def _image(self, encoded: bytes, example_id: str) -> np.ndarray:

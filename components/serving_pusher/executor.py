@@ -29,6 +29,8 @@ RELEASE_NAME = "release.json"
 
 _CANARY = Path(__file__).with_name("canary.py")
 _METRICS = ("loss", "loss_baseline", "loss_delta")
+# What the Evaluator says of the model, by the names of its blessing's properties.
+VERDICT, REASONS = "verdict", "reasons"
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ class Executor(base_executor.BaseExecutor):
             "image_size": manifest.image_size,
             "defaults": manifest.defaults,
             "metrics": _metrics(blessing),
+            "verdict": blessing.get_string_custom_property(VERDICT) or None,
+            "reasons": blessing.get_string_custom_property(REASONS).splitlines(),
             "model": {"uri": model.uri, "id": model.id},
             "blessing": {"uri": blessing.uri, "id": blessing.id},
             "dataset": exec_properties["training_dataset"] or None,
@@ -93,7 +97,11 @@ class Executor(base_executor.BaseExecutor):
         pushed_model.set_int_custom_property("pushed", 1)
         pushed_model.set_string_custom_property("pushed_destination", directory.root)
         pushed_model.set_string_custom_property("pushed_version", str(release["version"]))
-        logger.info("Version %d is in %s.", release["version"], directory.root)
+        marked = ""
+        if facts[VERDICT] == "unsure":
+            pushed_model.set_string_custom_property(VERDICT, facts[VERDICT])
+            marked = ", marked as unsure"
+        logger.info("Version %d is in %s%s.", release["version"], directory.root, marked)
 
     def _lineage(self, inputs: dict[str, list[types.Artifact]]) -> dict[str, Any]:
         """Where in ML Metadata this push is: its run, its execution, and ids of its inputs."""

@@ -165,7 +165,8 @@ class Run:
         ended: Milliseconds since 1970 at which its last step ended; None while it runs.
         steps: How many steps ended in each state.
         metrics: Numbers (not whole ones) that its artifacts carry, such as `loss`.
-        blessed: What the evaluation said; None where there was none.
+        blessed: Whether the evaluation lets it be pushed; None where there was none.
+        unsure: Whether it does so although nothing can be told, or forbids it for that.
         releases: Versions that it pushed, or took from the cache.
     """
 
@@ -179,6 +180,12 @@ class Run:
     metrics: Mapping[str, float]
     blessed: bool | None
     releases: tuple[str, ...]
+    unsure: bool = False
+
+    @property
+    def shown_blessing(self) -> str:
+        """What the evaluation said, as people write it."""
+        return ", ".join(filter(None, [shown_value(self.blessed), "unsure" if self.unsure else ""]))
 
     @property
     def seconds(self) -> float | None:

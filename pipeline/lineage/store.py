@@ -112,7 +112,7 @@ class Store:
             i: name for i, name in self._contexts(_RUN_TYPE) if wanted is None or i in wanted
         }
         steps = self._steps_of_runs(contexts)
-        metrics, blessed, releases = self._results(steps)
+        metrics, blessed, unsure, releases = self._results(steps)
         runs = [
             self._run(
                 i,
@@ -121,6 +121,7 @@ class Store:
                 steps.get(i, []),
                 metrics.get(i, {}),
                 blessed.get(i),
+                i in unsure,
                 releases.get(i, []),
             )
             for i, name in contexts.items()
@@ -483,6 +484,7 @@ class Store:
         steps: list[_Step],
         metrics: Mapping[str, float],
         blessed: bool | None,
+        unsure: bool,
         releases: list[str],
     ) -> Run:
         # A step that was tried again counts as its last attempt.
@@ -501,21 +503,23 @@ class Store:
             metrics=metrics,
             blessed=blessed,
             releases=tuple(releases),
+            unsure=unsure,
         )
 
     def _results(
         self, steps: Mapping[int, list[_Step]]
-    ) -> tuple[dict[int, dict[str, float]], dict[int, bool], dict[int, list[str]]]:
-        """Metrics, blessing and releases of each run, from what its steps left."""
+    ) -> tuple[dict[int, dict[str, float]], dict[int, bool], set[int], dict[int, list[str]]]:
+        """Metrics, blessing, unsure ones and releases of each run, from what its steps left."""
         run_of = {step.id: run for run, of_run in steps.items() for step in of_run}
         query = (
             "SELECT e.execution_id, p.name, p.int_value, p.double_value, p.string_value "
             "FROM Event e JOIN ArtifactProperty p ON p.artifact_id = e.artifact_id "
             "WHERE e.type IN (1, 4) AND (p.double_value IS NOT NULL "
-            "OR p.name IN ('blessed', 'pushed_version')) AND e.execution_id IN ({ids})"
+            "OR p.name IN ('blessed', 'verdict', 'pushed_version')) AND e.execution_id IN ({ids})"
         )
         metrics: dict[int, dict[str, float]] = collections.defaultdict(dict)
         blessed: dict[int, bool] = {}
+        unsure: set[int] = set()
         releases: dict[int, list[str]] = collections.defaultdict(list)
         for execution, name, whole, number, text in sorted(
             rows_by_ids(self._database, query, run_of), key=lambda row: row[:2]
@@ -525,13 +529,16 @@ class Store:
                 version = text if text is not None else str(whole)
                 if version not in releases[run]:
                     releases[run].append(version)
+            elif name == "verdict":
+                if text == "unsure":
+                    unsure.add(run)
             elif name == "blessed":
                 # TFDV's anomalies have a `blessed` of their own, with a value for every split.
                 if text is None:
                     blessed[run] = bool(whole if whole is not None else number)
             elif math.isfinite(number):
                 metrics[run][name] = number
-        return metrics, blessed, releases
+        return metrics, blessed, unsure, releases
 
     def _associated(self, type_name: str) -> list[tuple[int, int, str]]:
         """Execution, context and the context's name, for all contexts of a type.

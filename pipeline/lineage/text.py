@@ -168,7 +168,7 @@ def run_text(
                 ("started", shown_time(run.started)),
                 ("took", shown_seconds(run.seconds)),
                 *((name, shown_value(value)) for name, value in run.metrics.items()),
-                ("blessed", shown_value(run.blessed)),
+                ("blessed", run.shown_blessing),
                 ("releases", ", ".join(run.releases)),
                 *(
                     (step.state.value, f"{step.node}: {step.error.splitlines()[0]}")

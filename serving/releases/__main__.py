@@ -96,6 +96,7 @@ def _line(release: Release, is_current: bool) -> str:
         facts.get("pushed_at", ""),
         facts.get("preset", ""),
         metrics,
+        "unsure" if release.unsure else "",
     ]
     return ("* " if is_current else "  ") + "  ".join(filter(None, columns))
 

@@ -442,15 +442,44 @@ def test_too_many_rejects_fail_with_a_table(tmp_path):
     assert "all.parquet row 19" in table[0]
 
 
-def test_empty_split_is_an_error_that_says_what_to_change(tmp_path):
-    image = next(png(i) for i in range(99) if split_of(sha256(png(i)), 0.3, 0) == "train")
-    write(tmp_path / "set" / "all.parquet", [(image, "one"), (image, "two")])
-    with pytest.raises(UserError) as caught:
-        generate(tmp_path, tmp_path / "set")
-    for part in ("eval split would be empty", "all 2", "0.3", "larger eval_fraction", "seed 0"):
-        assert part in str(caught.value)
-    with pytest.raises(DatasetError, match="eval split would be empty: all 2 rows"):
-        check_dataset(DatasetSpec(str(tmp_path / "set")), eval_fraction=0.3, seed=0)
+@pytest.mark.parametrize(("fraction", "held_out"), [(1e-9, 1), (1 - 1e-9, 2)])
+def test_an_empty_split_gets_the_picture_nearest_to_it(tmp_path, fraction, held_out):
+    images = [png(i) for i in range(3)]
+    rows = [(image, f"{caption} {i}") for i, image in enumerate(images) for caption in "ab"]
+    write(tmp_path / "set" / "all.parquet", rows)
+    examples, _ = generate(tmp_path, tmp_path / "set", TWO_WORKERS, eval_fraction=fraction)
+
+    def place(image):
+        digest = hashlib.sha256(f"0:{sha256(image)}".encode()).digest()
+        return int.from_bytes(digest[:8], "big")
+
+    in_order = sorted(images, key=place)
+    expected = {"eval": in_order[:held_out], "train": in_order[held_out:]}
+    for split, wanted in expected.items():
+        found = read_split(examples, split)
+        assert {row["image/encoded"] for row in found} == set(wanted)
+        # All captions of a picture go with it, in the order of the ids.
+        assert len(found) == 2 * len(wanted)
+        assert [row["id"] for row in found] == sorted(row["id"] for row in found)
+        assert examples.get_int_custom_property(f"num_{split}") == len(found)
+    # Nothing unfinished is left.
+    assert sorted(os.listdir(examples.uri)) == [
+        "Split-eval",
+        "Split-train",
+        "rows",
+    ]
+
+
+def test_one_picture_is_an_error_that_says_what_to_change(tmp_path):
+    write(tmp_path / "set" / "all.parquet", [(png(0), "one"), (png(0), "two"), (b"x", "broken")])
+    said = "rows of dataset .* have one and the same picture: there must be two or more"
+    with pytest.raises(UserError, match=f"all 2 usable {said}"):
+        generate(tmp_path, tmp_path / "set", max_rejected_fraction=0.5)
+    # Whether a picture is broken is not known before the run.
+    check_dataset(DatasetSpec(str(tmp_path / "set")))
+    write(tmp_path / "one" / "all.parquet", [(png(0), "one"), (png(0), "two")])
+    with pytest.raises(DatasetError, match=f"all 2 {said}"):
+        check_dataset(DatasetSpec(str(tmp_path / "one")))
 
 
 def test_dataset_changed_since_its_fingerprint_was_taken(good, tmp_path):
@@ -469,7 +498,7 @@ def test_without_a_fingerprint_what_is_there_is_taken(good, tmp_path):
 
 def test_check_dataset_passes(good):
     _, dataset, _, _ = good
-    check_dataset(DatasetSpec(str(dataset)), eval_fraction=0.1, seed=3)
+    check_dataset(DatasetSpec(str(dataset)))
 
 
 def test_component_has_the_spec(good):

@@ -198,7 +198,16 @@ def records() -> tuple[list[bytes], list[bytes]]:
 
 
 def make_report(
-    folder, models, model_run, losses, *, blessed=1, reasons="", compared=False, measured=None
+    folder,
+    models,
+    model_run,
+    losses,
+    *,
+    blessed=1,
+    verdict="",
+    reasons="",
+    compared=False,
+    measured=None,
 ) -> Path:
     """The report on losses [examples, strata]."""
     scored = [
@@ -247,6 +256,7 @@ def make_report(
         {"eval_config": config, "example_splits": "null"},
     )
     artifacts["blessing"].set_int_custom_property("blessed", blessed)
+    artifacts["blessing"].set_string_custom_property("verdict", verdict)
     artifacts["blessing"].set_string_custom_property("reasons", reasons)
     inputs = {name: [artifact] for name, artifact in artifacts.items()}
     if compared:
@@ -417,17 +427,21 @@ def test_the_extremes_are_shown_with_what_the_model_makes_of_them(report):
             assert found == pytest.approx(expected, abs=1.01)
 
 
-def test_losses_that_are_no_numbers_are_null(tmp_path, models, model_run):
+def test_an_unsure_model_with_losses_that_are_no_numbers(tmp_path, models, model_run):
     losses = LOSSES.copy()
     losses[2, 0] = math.nan
-    folder = make_report(tmp_path, models, model_run, losses, blessed=0, reasons="1 of 24 losses")
+    folder = make_report(
+        tmp_path, models, model_run, losses, verdict="unsure", reasons="1 of 24 losses"
+    )
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["loss"] is summary["loss_delta"] is summary["loss_change_percent"] is None
     assert summary["loss_baseline"] == pytest.approx(BASELINE.mean())
-    assert (summary["blessed"], summary["reasons"]) == (False, ["1 of 24 losses"])
+    assert (summary["blessed"], summary["reasons"]) == (True, ["1 of 24 losses"])
+    assert summary["verdict"] == "unsure"
     assert [part["loss"] is None for part in summary["by_timestep"]] == [True, False]
     page = (folder / "evaluation.html").read_text()
     assert "Held-out loss not finite no interval" in words(page)
+    assert "Unsure, pushed all the same 1 of 24 losses" in words(page)
     assert "last blessed" not in page
     assert not any(measure.label in page for measure in MEASURES)
     assert "nan" not in re.sub(r"base64,[^\"]+", "", page).lower()

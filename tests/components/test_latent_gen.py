@@ -157,8 +157,10 @@ def test_values_are_those_of_the_encoders(latents, encoders):
 def test_record_has_the_contract_s_shapes_and_types(latents):
     [record, _] = _records(latents, "eval")
     features = tf.train.Example.FromString(record).features.feature
+    # Of what is held out the caption is kept as it was written.
     assert set(features) == {
         "id",
+        "caption",
         "tokens",
         "context",
         "latent/mean",
@@ -169,6 +171,8 @@ def test_record_has_the_contract_s_shapes_and_types(latents):
     assert len(features["tokens"].int64_list.value) == 77
     assert len(features["context"].bytes_list.value[0]) == 2 * 77 * PRESET.text_encoder.width
     assert len(features["latent/mean"].bytes_list.value[0]) == 2 * 8 * 8 * 4
+    trained_on = tf.train.Example.FromString(_records(latents, "train")[0]).features.feature
+    assert set(trained_on) == set(features) - {"caption"}
 
 
 def test_shards_and_order_are_those_of_the_examples(latents):

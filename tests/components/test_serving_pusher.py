@@ -19,7 +19,9 @@ from tfx.types import standard_artifacts
 from components.serving_pusher import ServingPusher, executor
 from serving import serving_directory
 from serving.client import Generator
-from serving.releases import SERVED_NETWORKS, list_versions
+from serving.publish import model_card
+from serving.releases import SERVED_NETWORKS, find_release, list_versions
+from serving.releases.__main__ import main as releases_command
 from serving.serving_directory import WARMUP_FILE, CorruptCopyError, ServingDirectory
 from storage import filesystem
 from storage.user_errors import UserError
@@ -108,7 +110,7 @@ def push(tmp_path, model_folder):
     root = tmp_path / "serving"
     count = 0
 
-    def push(blessed=1, model_id=None, folder=model_folder, canary=False, keep=0):
+    def push(blessed=1, model_id=None, folder=model_folder, canary=False, keep=0, unsure=""):
         nonlocal count
         count += 1
         model, blessing, pushed = (
@@ -119,6 +121,9 @@ def push(tmp_path, model_folder):
         model.uri, model.id = str(folder), model_id or count
         blessing.uri, blessing.id = str(tmp_path / "blessing"), 77
         blessing.set_int_custom_property("blessed", blessed)
+        if unsure:
+            blessing.set_string_custom_property("verdict", "unsure")
+            blessing.set_string_custom_property("reasons", unsure)
         blessing.set_float_custom_property("loss", 0.25)
         blessing.set_float_custom_property("loss_baseline", 0.5)
         pushed.uri = str(tmp_path / f"pushed-{count}")
@@ -194,6 +199,24 @@ def test_a_pushed_release_is_whole_and_draws_pictures(push, model_folder):
     generator = Generator(str(push.root))
     assert generator.release.version == 1
     assert generator.generate(["a creature"]).shape == (1, IMAGE_SIZE, IMAGE_SIZE, 3)
+
+
+def test_an_unsure_release_is_marked_wherever_it_is_shown(push, caplog, capsys):
+    caplog.set_level("INFO", "components")
+    push()
+    pushed = push(unsure="it cannot be told from | 4 pictures")
+    assert pushed.get_string_custom_property("verdict") == "unsure"
+    assert "Version 2 is in" in caplog.text
+    assert "marked as unsure." in caplog.text
+    release = find_release(str(push.root))
+    assert release.unsure
+    assert release.facts["reasons"] == ["it cannot be told from | 4 pictures"]
+    assert not find_release(str(push.root), 1).unsure
+    assert releases_command(["list", "--serving-dir", str(push.root)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "unsure" not in first
+    assert second.endswith("  unsure")
+    assert "**Unsure:** it cannot be told from \\| 4 pictures." in model_card(release.facts, [])
 
 
 def test_what_is_not_blessed_is_not_pushed(push):

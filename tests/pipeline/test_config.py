@@ -50,7 +50,8 @@ def test_defaults_are_resolved_by_the_preset():
     assert config.model.image_size == 64
     assert config.validation.guidance_scale == get_preset("tiny").guidance_scale
     assert config.dataset.path == str(REPO_ROOT / "data" / "creatures")
-    assert len(config.validation.prompts) == 10
+    # What the dataset asks for, or captions that are held out.
+    assert config.validation.prompts is None
     assert config.output == str(Path.cwd() / "runs" / "default")
 
 
@@ -72,6 +73,8 @@ def test_every_value_is_set_after_resolution():
     config = load_config()
     open_fields = {"config", "image_column", "caption_column", "schema"}
     closed = dataclasses.asdict(config) | {"dataset": {}, "evaluation": {}, "vertex": {}}
+    # The dataset says, or the Trainer finds captions that are held out.
+    assert closed["validation"].pop("prompts") is None
     assert None not in list(leaves(closed))
     unset = {name for name, value in vars(config.dataset).items() if value is None}
     assert unset <= open_fields
@@ -116,6 +119,26 @@ def test_a_dataset_asks_for_what_is_particular_to_it(write_dataset, write, tmp_p
     problem = r"evaluation\.measures = .*'size' is no measure"
     with pytest.raises(ConfigError, match=problem):
         load_config(write("evaluation: {measures: [size]}"))
+
+
+def test_a_dataset_says_what_is_drawn_unless_the_user_does(write_dataset, tmp_path):
+    creatures, _ = resolve_dataset(load_config())
+    assert len(creatures.validation.prompts) == 10
+    assert creatures.validation.prompts[0] == "a drawing of a round blue creature with horns"
+    dataset = write_dataset(tmp_path / "pictures", 40)
+    flags = {"dataset.path": ("--dataset", str(dataset))}
+    # Captions that are held out: the Trainer has them.
+    assert resolve_dataset(load_config(flags=flags))[0].validation.prompts is None
+    (dataset / "README.md").write_text("---\nvalidation_prompts: [a dragon, two]\n---\n")
+    assert resolve_dataset(load_config(flags=flags))[0].validation.prompts == ("a dragon", "two")
+    given = {**flags, "validation.prompts": ("--prompt", ["a bird"])}
+    assert resolve_dataset(load_config(flags=given))[0].validation.prompts == ("a bird",)
+    asked, _ = runner_local._parse(["--prompt", "1", "--prompt", "a bird"])
+    assert asked.validation.prompts == ("1", "a bird")
+    for wrong, said in (("a dragon", "must be a list of texts"), (["x"] * 65, "has 65 prompts")):
+        (dataset / "README.md").write_text(f"---\nvalidation_prompts: {wrong}\n---\n")
+        with pytest.raises(ConfigError, match=f"`validation_prompts` in README.md .*{said}"):
+            resolve_dataset(load_config(flags=flags))
 
 
 def test_file_is_merged_key_by_key_and_flags_have_the_last_word(write):
@@ -276,7 +299,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         field.name
         for cls in (DatasetConfig, EvaluationConfig, VertexConfig)
         for field in dataclasses.fields(cls)
-    }
+    } | {"prompts"}
     for number, line in enumerate(lines):
         if re.match(r"  [a-z_]+:", line):
             assert lines[number - 1].startswith("  #"), f"{line} is not explained"
@@ -445,12 +468,10 @@ def test_dataset_without_parquet_files(tmp_path, capsys):
     expect_one_line(runner_local.main(argv), capsys, ["arquet"])
 
 
-@pytest.mark.parametrize(("rows", "fraction"), [(1, "0.5"), (30, "0.001"), (3, "0.999")])
-def test_split_that_would_be_empty(write, write_dataset, tmp_path, capsys, rows, fraction):
-    folder = write_dataset(tmp_path / "pictures", rows)
-    config = write(f"dataset: {{path: {folder}, eval_fraction: {fraction}}}")
-    argv = ["--config", config, "--output", str(tmp_path / "out")]
-    expect_one_line(runner_local.main(argv), capsys, ["eval_fraction", fraction, str(rows)])
+def test_a_single_picture(write, write_dataset, tmp_path, capsys):
+    folder = write_dataset(tmp_path / "pictures", 1)
+    argv = ["--dataset", str(folder), "--output", str(tmp_path / "out")]
+    expect_one_line(runner_local.main(argv), capsys, ["all 1 rows", "there must be two or more"])
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 
 import pytest
@@ -93,11 +94,16 @@ def test_model_that_was_not_blessed_says_why(run, tmp_path):
     add("ModelEvaluation", loss=0.3, loss_baseline=0.25)
     add("ModelBlessing", blessed=0, reasons="the held-out loss rises\nso does its interval")
     add("PushedModel", pushed=0)
+    model = add("Model")
+    drawn = add("ModelRun") / "validation"
+    drawn.mkdir()
+    (drawn / "prompts.json").write_text(json.dumps({"prompts": ["a red dragon", "a green one"]}))
     result = summary.read_result(store, [execution_id])
     text = summary.last_screen(load_config(), result, "serving_model", tmp_path / "run.log")
     assert "(+20.0 %)" in text
     assert "no: the held-out loss rises, and 1 more reasons on the evaluation's page" in text
-    assert "serving.generate" not in text
+    command = f"-m serving.generate 'a red dragon' --model {model} --out picture.png"
+    assert command in text
     assert "-m pipeline.lineage run 2026-01-01T00:00:00.5" in text
     assert (
         "-m pipeline.lineage serve, then http://localhost:8081/run/2026-01-01T00%3A00%3A00.5"
@@ -116,3 +122,19 @@ def test_model_that_the_canary_refused_says_why(run, tmp_path):
     assert summary.pushed_text(result, "serving_model") == f"no: {why}"
     page = summary.copy_reports(result, str(tmp_path)) / "evaluation.html"
     assert page.read_text() == f"none: {why}"
+
+
+@pytest.mark.parametrize(
+    ("blessed", "expected"),
+    [
+        (1, "version 3 in serving_model, unsure: it cannot be told"),
+        (0, "no, unsure: it cannot be told (evaluation.when_unsure)"),
+    ],
+)
+def test_unsure_models_are_marked(run, tmp_path, blessed, expected):
+    store, execution_id, add = run
+    add("ModelBlessing", blessed=blessed, verdict="unsure", reasons="it cannot be told")
+    add("PushedModel", **({"pushed_version": "3"} if blessed else {"pushed": 0}))
+    result = summary.read_result(store, [execution_id])
+    text = summary.last_screen(load_config(), result, "serving_model", tmp_path / "run.log")
+    assert expected in text

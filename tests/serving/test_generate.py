@@ -254,6 +254,32 @@ def test_cli_writes_a_picture(cli: Callable, pushed: Path, tmp_path: Path) -> No
     assert_pictures_equal(read_png(out), expected)
 
 
+def test_cli_draws_with_a_model_that_was_not_pushed(
+    cli: Callable, pushed: Path, tmp_path: Path
+) -> None:
+    out, folder = tmp_path / "x.png", tmp_path / "7" / "Format-Serving"
+    for network in ("text_encoder", "diffusion_model", "decoder"):
+        shutil.copytree(pushed / network / "2", folder / network)
+    manifest = {"preset": "tiny", "image_size": 16, "defaults": {"num_steps": 3}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    # As ML Metadata names it, and the folder in it.
+    for model in (folder.parent, folder):
+        arguments = ["a dragon", "--out", str(out), "--model", str(model)]
+        code, printed, errors = cli(*arguments, "--guidance-scale", "2")
+        assert (code, errors, printed) == (0, "", f"{out}: 16 x 16 pixels, {model}\n")
+        expected = expected_picture("a dragon", num_steps=3, guidance_scale=2)
+        assert_pictures_equal(read_png(out), expected)
+    assert "which has no --version" in cli(*arguments, "--version", "2")[2]
+    (folder / "manifest.json").write_text("[]")
+    assert "manifest.json is damaged: it holds no JSON object; choose" in cli(*arguments)[2]
+    shutil.rmtree(folder / "decoder")
+    (folder / "manifest.json").write_text("{}")
+    assert f"there is no SavedModel in {folder / 'decoder'}" in cli(*arguments)[2]
+    code, _, errors = cli(*arguments[:3], "--model", str(pushed))
+    assert code == 2
+    assert f"there is no model in {pushed}: name a folder that the Trainer wrote" in errors
+
+
 def test_cli_draws_a_grid(cli: Callable, pushed: Path, newest: Generator, tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
     code, printed, _ = cli(

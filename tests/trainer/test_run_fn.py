@@ -338,6 +338,15 @@ def test_latents_of_another_model_are_refused(
         run_fn.run_fn(arguments(tmp_path, latents))
 
 
+def test_a_reduced_batch_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    latents = LatentsManifest("small", 64, "hash", flip=False, counts={"train": 3, "eval": 1})
+    recommended = PRESET.training.batch_size
+    assert recommended > 3
+    config = TrainingConfig(steps=1).resolved(PRESET)
+    assert run_fn._config_for(config, latents, BASE_MODEL, None).batch_size == 3
+    assert f"Batches are of 3 pictures, not of {recommended}" in caplog.text
+
+
 def test_weights_that_changed_since_are_refused(tmp_path: Path) -> None:
     given = arguments(tmp_path, write_latents(tmp_path / "latents"))
     given.custom_config["base_weights_hash"] = "other"

@@ -18,10 +18,11 @@ PROMPTS_NAME = "prompts.json"
 def draw_validation(
     modules: ServingModules, validation: ValidationConfig, folder: str, step: int
 ) -> None:
-    """Draws every validation prompt with the models as they are.
+    """Draws every validation prompt, which must be known, with the models as they are.
 
     Into `<folder>/NN.png`, and as TensorBoard's images of `step`.
     """
+    assert validation.prompts is not None
     tf.io.gfile.makedirs(folder)
     for index, prompt in enumerate(validation.prompts):
         contexts = modules.text_encoder.text([prompt], [""])

@@ -18,6 +18,7 @@ from made_store import (
 
 from pipeline import lineage
 from pipeline.lineage import comparing, drawing, tracing
+from pipeline.lineage.text import runs_text
 from storage.row_index import IndexedRow
 
 
@@ -399,6 +400,18 @@ def test_ends_of_intervals_are_no_headline(tmp_path):
     assert [(f.section, f.name) for f in blessing.facts if f.name == "loss"] == [
         ("evaluation", "loss")
     ]
+
+
+@pytest.mark.parametrize(("blessed", "shown"), [(1, "yes, unsure"), (0, "no, unsure")])
+def test_a_run_that_is_unsure_is_marked(tmp_path, blessed, shown):
+    maker = StoreMaker()
+    blessing = maker.artifact("ModelBlessing", blessed=blessed, verdict="unsure")
+    maker.execution("run", "Evaluator", outputs={"blessing": [blessing]})
+    maker.save(tmp_path / "db")
+    with lineage.locate(str(tmp_path / "db")).open() as store:
+        [run] = store.runs()
+    assert (run.blessed, run.unsure, run.shown_blessing) == (bool(blessed), True, shown)
+    assert shown in runs_text([run])
 
 
 def test_many_runs(many):
