@@ -304,9 +304,10 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt as stop:
             interruption.ignore_signals()
             number = interruption.signal_of(stop)
+            during = f" during {run.task}" if run.task else ""
             console.print(
-                f"\nInterrupted by {interruption.in_words(number)}: what was done before is "
-                "kept, and the same command goes on from there."
+                f"\nInterrupted by {interruption.in_words(number)}{during}: what was done before "
+                "is kept, and the same command goes on from there."
             )
             return interruption.exit_status(number)
         store = housekeeping.open_store(str(folder), read_only=True)

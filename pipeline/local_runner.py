@@ -187,8 +187,10 @@ def _keep_reason(
         if execution.id in here and execution.last_known_state == mlmd.Execution.FAILED
     ]
     for execution in failed[-1:]:
-        text = redacted(failures.explanation(error) or f"{type(error).__name__}: {error}")
-        execution.custom_properties[FAILURE_REASON].string_value = text
         if isinstance(error, TrainingInterruptedError):
             execution.custom_properties[INTERRUPTED].int_value = 1
+            text = str(error)
+        else:
+            text = failures.explanation(error) or f"{type(error).__name__}: {error}"
+        execution.custom_properties[FAILURE_REASON].string_value = redacted(text)
         handle.store.put_executions([execution])

@@ -319,7 +319,7 @@ def test_a_signal_leaves_a_consistent_state_and_says_one_line(
     assert executions(output) == [("Source", "FAILED")]
     [(status, _, state, why)] = ended(output)
     assert (status, state) == ("interrupted", "interrupted")
-    assert why.startswith("interrupted by the user")
+    assert why.startswith(f"interrupted by {said}")
     assert not list((output / "artifacts" / "Source" / "dataset").iterdir())
 
 

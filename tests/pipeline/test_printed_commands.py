@@ -53,7 +53,8 @@ def printed(output: Path, argv: list[str]) -> dict[str, str]:
     )
     serving_dir = str(output / "serving_model")
     result = summary.RunResult(
-        loss=None, loss_baseline=None, baseline=None, blessed=True, reasons=(), version="17",
+        loss=None, loss_baseline=None, baseline=None, blessed=True, unsure=False,
+        reasons=(), refusal=None, model=None, version="17",
         model_run=str(output / "artifacts" / "Trainer" / "model_run" / "7"), report=None,
         dataset_report=None, rejected=0, rejects=None, run=RUN,
     )  # fmt: skip
@@ -118,7 +119,8 @@ def test_training_longer_takes_every_flag_of_the_run(
     given = ["--config", str(settings), "--output", str(output), "--dataset", "a b", "--verbose"]
     config = load_config(settings, {"training.steps": ("--steps", 4)})
     result = summary.RunResult(
-        loss=None, loss_baseline=None, baseline=None, blessed=None, reasons=(), version=None,
+        loss=None, loss_baseline=None, baseline=None, blessed=None, unsure=False,
+        reasons=(), refusal=None, model=None, version=None,
         model_run=None, report=None, dataset_report=None, rejected=0, rejects=None, run=None,
     )  # fmt: skip
     for steps in (["--steps", "4"], ["--steps=4"], []):

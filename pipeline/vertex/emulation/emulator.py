@@ -26,6 +26,7 @@ from typing import IO, Any, Protocol
 
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from pipeline import interruption
 from pipeline.failures import explanation_in
 from pipeline.lineage.model import shown_seconds
 from pipeline.lineage.moved import EMULATED_NAME
@@ -174,7 +175,12 @@ def container_environment(code: Path, home: Path) -> dict[str, str]:
 
 
 class Emulator:
-    """Runs one job."""
+    """Runs one job.
+
+    Attributes:
+        run_id: Names the run.
+        task: What it is at; "" before it begins.
+    """
 
     def __init__(
         self,
@@ -204,6 +210,7 @@ class Emulator:
         self._logs, self._launch, self._environment = logs, launch, environment
         self._report = report
         self._outputs: dict[str, Artifacts] = {}
+        self.task = ""
         logs.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> tuple[TaskOutcome, ...]:
@@ -217,6 +224,7 @@ class Emulator:
         outcomes: list[TaskOutcome] = []
         for position, name in enumerate(order, start=1):
             self._report(f"[{position}/{len(order)}] {name}")
+            self.task = name
             since = time.monotonic()
             state, execution_id = self._run_task(name, tasks[name])
             seconds = time.monotonic() - since
@@ -312,8 +320,9 @@ class Emulator:
         )
         try:
             status = self._launch(argv, log, self._environment)
-        except KeyboardInterrupt:
-            record_failure(failure="interrupted by the user", interrupted=True)
+        except KeyboardInterrupt as stop:
+            said = interruption.in_words(interruption.signal_of(stop))
+            record_failure(failure=f"interrupted by {said}", interrupted=True)
             raise
         if status:
             error = TaskError(name, status, log)

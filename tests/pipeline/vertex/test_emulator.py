@@ -280,7 +280,7 @@ def test_a_failing_task_ends_the_run_with_its_last_words(here: Here, job) -> Non
     with lineage.locate(str(here.folder)).open() as store:
         now, before = store.runs()
         assert (now.status.value, before.status.value) == ("interrupted", "failed")
-        assert store.latest_step("Train", now.id).error == "interrupted by the user"
+        assert store.latest_step("Train", now.id).error == "interrupted by Ctrl-C"
         said = store.latest_step("Train", before.id).error.splitlines()
         assert said[0] == f"Train ended with status 1; the end of {log}:"
         assert said[-1] == "thirteen steps bring bad luck"
