@@ -132,6 +132,9 @@ def _say_loading(arguments: argparse.Namespace) -> None:
     if arguments.server is not None:
         print(f"Asking {arguments.server} ...", flush=True)
         return
+    if arguments.model is not None:
+        print(f"Loading {arguments.model} ...", flush=True)
+        return
     which = "the release" if arguments.version is None else f"release {arguments.version}"
     print(f"Loading {which} in {arguments.serving_dir} ...", flush=True)
 

@@ -27,10 +27,10 @@ Every combining mark of these versions is among them.
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _PLANES = range(0, sys.maxunicode, 0x10000)
-_NO_CHARACTER = re.compile(
-    f"[\ud800-\udfff\ufdd0-\ufdef{''.join(chr(plane | 0xFFFE) for plane in _PLANES)}"
-    f"{''.join(chr(plane | 0xFFFF) for plane in _PLANES)}]"
-)
+_PLANE_ENDS = (plane + end for plane in _PLANES for end in (0xFFFE, 0xFFFF))
+NONCHARACTERS = "".join(map(chr, (*range(0xFDD0, 0xFDF0), *_PLANE_ENDS)))
+"""What Unicode says is no character, in any version (section 23.7 of the standard)."""
+_NO_CHARACTER = re.compile(f"[\ud800-\udfff{NONCHARACTERS}]")
 _BETWEEN_NEWER = re.compile(f"({NEWER_CASE.pattern})")
 
 # What ftfy, by which CLIP's captions were cleaned, calls ligatures, quotes, characters of another

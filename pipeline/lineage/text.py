@@ -144,7 +144,7 @@ def runs_text(runs: Sequence[Run], width: int | None = None) -> str:
             shown_seconds(run.seconds),
             *(shown_value(run.metrics.get(name)) for name in metrics[:1]),
             ", ".join(run.releases),
-            shown_value(run.blessed),
+            run.shown_blessing,
             shown_time(run.started),
             *(shown_value(run.metrics.get(name)) for name in metrics[1:]),
             counted(run.steps),

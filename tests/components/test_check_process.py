@@ -25,7 +25,7 @@ def _started():
 def _command_line(process):
     try:
         return process.cmdline()
-    except psutil.ZombieProcess:  # one that has ended and was not asked for yet
+    except psutil.NoSuchProcess:  # one that has ended, whether asked for yet or not
         return []
 
 

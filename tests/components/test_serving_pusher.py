@@ -216,7 +216,9 @@ def test_an_unsure_release_is_marked_wherever_it_is_shown(push, caplog, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert "unsure" not in first
     assert second.endswith("  unsure")
-    assert "**Unsure:** it cannot be told from \\| 4 pictures." in model_card(release.facts, [])
+    assert "**Unsure:** it cannot be told from \\| 4 pictures." in model_card(
+        release.facts, [], name="x"
+    )
 
 
 def test_what_is_not_blessed_is_not_pushed(push):

@@ -266,7 +266,11 @@ def test_cli_draws_with_a_model_that_was_not_pushed(
     for model in (folder.parent, folder):
         arguments = ["a dragon", "--out", str(out), "--model", str(model)]
         code, printed, errors = cli(*arguments, "--guidance-scale", "2")
-        assert (code, errors, printed) == (0, "", f"{out}: 16 x 16 pixels, {model}\n")
+        assert (code, errors, printed) == (
+            0,
+            "",
+            f"Loading {model} ...\n{out}: 16 x 16 pixels, {model}\n",
+        )
         expected = expected_picture("a dragon", num_steps=3, guidance_scale=2)
         assert_pictures_equal(read_png(out), expected)
     assert "which has no --version" in cli(*arguments, "--version", "2")[2]

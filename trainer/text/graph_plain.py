@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from storage.plain_text import NEWER_CASE, STRAIGHT
+from storage.plain_text import NEWER_CASE, NONCHARACTERS, REPLACEMENT, STRAIGHT
 
 # No valid UTF-8, and no character.
 _UNCHANGED, _NONE = b"\xff", -1
@@ -174,7 +174,8 @@ def _int_table(entries: Mapping[int, int], default: int) -> tf.lookup.StaticHash
 @functools.cache
 def _unicode_tables() -> tuple[dict[str, str], dict[int, int], dict[tuple[int, int], int]]:
     """Straightened and taken apart; combining classes; pairs and what they compose to."""
-    decomposed: dict[str, str] = {}
+    # Some versions of TensorFlow let them through.
+    decomposed = dict.fromkeys(NONCHARACTERS, REPLACEMENT)
     classes: dict[int, int] = {}
     composed: dict[tuple[int, int], int] = {}
     for code in range(0x80, _END):
