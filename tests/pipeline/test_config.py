@@ -79,7 +79,7 @@ def test_every_value_is_set_after_resolution():
 
 
 @pytest.mark.parametrize(
-    ("size", "given", "expected"), [(64, None, 32), (128, None, 0), (128, 5, 5)]
+    ("size", "given", "expected"), [(64, None, 32), (128, None, 32), (192, None, 0), (192, 5, 5)]
 )
 def test_pictures_are_drawn_where_they_are_small(size, given, expected):
     flags = {"model.image_size": ("--image-size", size)}
@@ -257,8 +257,8 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ("dataset: {eval_fraction: 0}", ["eval_fraction = 0", "above 0 and below 1"]),
         ("dataset: {eval_fraction: 1}", ["eval_fraction = 1", "above 0 and below 1"]),
         ("dataset: {path: [1]}", ["dataset.path", "text"]),
-        ("model: {preset: tny}", ["'tny'", "tiny, tiny-128, sd-v1-4", "did you mean 'tiny'"]),
-        ("model: {preset: 3}", ["model.preset = 3", "tiny, tiny-128, sd-v1-4"]),
+        ("model: {preset: tny}", ["'tny'", "tiny, sd-v1-4", "did you mean 'tiny'"]),
+        ("model: {preset: 3}", ["model.preset = 3", "tiny, sd-v1-4"]),
         ("model: {image_size: 96}", ["96", "'tiny'", "multiple of 64"]),
         ("model: {image_size: 0}", ["model.image_size = 0", "at least 1"]),
         (
@@ -319,7 +319,7 @@ def test_full_size_takes_the_published_weights_and_never_noise_instead(tmp_path)
         (["--seed", "-1"], ["seed = -1 (from --seed)", "at least 0"]),
         (
             ["--preset", "huge"],
-            ["model.preset = 'huge' (from --preset)", "tiny, tiny-128, sd-v1-4"],
+            ["model.preset = 'huge' (from --preset)", "tiny, sd-v1-4"],
         ),
         (["--image-size", "100"], ["model.image_size = 100 (from --image-size)", "64"]),
         (["--stepz", "3"], ["'--stepz'", "did you mean --steps?"]),

@@ -95,11 +95,11 @@ def test_a_network_computes_what_pytorch_does(network) -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_shipped_weights_of_tiny_128_compute_what_pytorch_does(network) -> None:
-    preset = located("default", get_preset("tiny-128")).preset
+def test_the_shipped_weights_compute_what_pytorch_does(network) -> None:
+    preset = located("default", get_preset("tiny")).preset
     assert preset.numerics == "diffusers"
-    folder = Path(presets.__file__).parent / "base_weights" / "tiny-128"
-    reference = np.load(CHECKPOINT.parent / "tiny_128" / "reference.npz")
+    folder = Path(presets.__file__).parent / "base_weights" / "tiny"
+    reference = np.load(CHECKPOINT.parent / "tiny" / "reference.npz")
     assert relative_error(folder, reference, preset, network) < 1e-5
 
 
@@ -122,7 +122,7 @@ def test_reading_and_writing_change_no_bit(network) -> None:
 def test_the_form_is_the_sources(copy) -> None:
     assert EXACT.numerics == "diffusers"
     assert located("random", EXACT).preset.numerics == "keras_cv"
-    assert located("default", get_preset("tiny")).preset.numerics == "keras_cv"
+    assert located("default", get_preset("sd-v1-4")).preset.numerics == "keras_cv"
     (copy / "decoder.safetensors").touch()
     with pytest.raises(WeightsError, match=r"decoder.safetensors and diffusers' layout") as error:
         located(copy)
