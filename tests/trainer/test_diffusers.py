@@ -119,10 +119,15 @@ def test_reading_and_writing_change_no_bit(network) -> None:
     assert len(set(written) | theirs) == len(stored)
 
 
-def test_the_form_is_the_sources(copy) -> None:
+def test_the_form_is_the_sources(copy, tmp_path) -> None:
     assert EXACT.numerics == "diffusers"
     assert located("random", EXACT).preset.numerics == "keras_cv"
-    assert located("default", get_preset("sd-v1-4")).preset.numerics == "keras_cv"
+    assert located("default", get_preset("tiny")).preset.numerics == "diffusers"
+    in_keras = tmp_path / "keras"
+    in_keras.mkdir()
+    for network in NETWORKS:
+        (in_keras / f"{network}.safetensors").touch()
+    assert located(in_keras).preset.numerics == "keras_cv"
     (copy / "decoder.safetensors").touch()
     with pytest.raises(WeightsError, match=r"decoder.safetensors and diffusers' layout") as error:
         located(copy)
@@ -467,8 +472,11 @@ def test_help_waits_for_no_tensorflow() -> None:
     assert done.stderr == ""
 
 
-def test_a_preset_that_diffusers_cannot_have_is_one_line(tmp_path, capsys) -> None:
+def test_a_preset_that_diffusers_cannot_have_is_one_line(tmp_path, capsys, monkeypatch) -> None:
     output = tmp_path / "exported"
+    shallow = dataclasses.replace(PRESET.decoder, num_blocks=PRESET.image_encoder.num_blocks)
+    preset = dataclasses.replace(PRESET, decoder=shallow, numerics="keras_cv")
+    monkeypatch.setattr(diffusers_export, "get_preset", lambda name: preset)
     assert command.main(["--preset", "tiny", "--output", str(output)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
