@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Nothing here may import TensorFlow or TFX: help and errors in the settings come at once.
-from pipeline import command_line, housekeeping, summary
+from pipeline import command_line, failures, housekeeping, interruption, repeat, summary
 from pipeline import console as consoles
 from pipeline.config import (
-    ConfigError,
     RunConfig,
     check_output_folder,
     load_config,
+    prompt_notes,
     resolve_base_weights,
     resolve_clip_model,
     resolve_dataset,
     save_config,
 )
+from pipeline.disk import check_disk
+from pipeline.outcome import ComponentError, RunOutcome, duration, outcome_table
+from storage.commands import script_command, shown_path
+from storage.user_errors import UserError
 from trainer.training.interruption import TrainingInterruptedError
 
-_EXIT_FAILED, _EXIT_CONFIG, _EXIT_INTERRUPTED = 1, 2, 130
+if TYPE_CHECKING:
+    from trainer.weights.base_model import BaseModel
+
+_EXIT_FAILED, _EXIT_CONFIG = 1, 2
+
+logger = logging.getLogger("pipeline.runner_local")
 
 _DESCRIPTION = """\
 Fine-tunes Stable Diffusion on captioned pictures, from the dataset to served models: reads and
@@ -56,7 +66,8 @@ what is written, all below --output:
   config.yaml           the settings that the latest run used
   logs/                 everything that was said, a file a run
 
-exit status: 0 done, 1 a step failed, 2 a setting is wrong (nothing was started), 130 interrupted"""
+exit status: 0 done, 1 a step failed, 2 a setting is wrong (nothing was started); interrupted
+by Ctrl-C 130, by SIGTERM 143, by SIGHUP 129"""
 
 _FLAGS: command_line.Flags = {
     **command_line.RUN_FLAGS,
@@ -68,7 +79,7 @@ def _parser() -> command_line.Parser:
     parser = command_line.Parser(
         prog="runner_local.py",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=_EPILOG.replace("python runner_local.py", script_command(summary.RUNNER)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -87,25 +98,26 @@ def _parse(argv: Sequence[str] | None) -> tuple[RunConfig, bool]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv`; returns the exit status."""
-    try:
-        config, verbose = _parse(argv)
-        config, fingerprint = resolve_dataset(config)
-        check_output_folder(config.output)
-        with housekeeping.output_lock(config.output), housekeeping.own_temporary_folder():
-            return _run(config, fingerprint, verbose)
-    except (
-        ConfigError,
-        housekeeping.OutputInUseError,
-        housekeeping.DatabaseError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _EXIT_CONFIG
-    except KeyboardInterrupt:
-        print("Interrupted before anything was started.", file=sys.stderr)
-        return _EXIT_INTERRUPTED
+    argv = sys.argv[1:] if argv is None else argv
+    with interruption.signals_raise():
+        try:
+            config, verbose = _parse(argv)
+            config, fingerprint = resolve_dataset(config)
+            check_output_folder(config.output)
+            with housekeeping.output_lock(config.output), housekeeping.own_temporary_folder():
+                return _run(config, fingerprint, verbose, argv)
+        except KeyboardInterrupt as stop:
+            print("Interrupted before anything was started.", file=sys.stderr)
+            return interruption.exit_status(interruption.signal_of(stop))
+        except Exception as error:
+            explanation = failures.explanation(error)
+            if explanation is None:
+                raise
+            print(f"error: {explanation}", file=sys.stderr)
+            return _EXIT_CONFIG if isinstance(error, UserError) else _EXIT_FAILED
 
 
-def _run(config: RunConfig, fingerprint: str, verbose: bool) -> int:
+def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]) -> int:
     output = Path(config.output)
     serving_dir = str(output / "serving_model")
     log_path = output / "logs" / f"run-{datetime.datetime.now():%Y%m%d-%H%M%S}.log"
@@ -117,62 +129,102 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool) -> int:
             housekeeping.repair(str(output), serving_dir)
             save_config(config, output / "config.yaml")
             console.print(
-                f"Fine-tuning {config.model.preset} on {summary.shown_path(config.dataset.path)}; "
-                f"everything is written below {summary.shown_path(output)}."
+                f"Fine-tuning {config.model.preset} on {shown_path(config.dataset.path)}; "
+                f"everything is written below {shown_path(output)}."
             )
-            console.print("Loading TensorFlow and TFX ...")
-            from pipeline import local_runner
-            from pipeline.pipeline import create_pipeline
-
-            consoles.settle_logging()
-            pipeline = create_pipeline(
-                config,
-                pipeline_root=str(output / housekeeping.ARTIFACTS_NAME),
-                metadata_path=str(output / housekeeping.DATABASE_NAME),
-                serving_dir=serving_dir,
-                checkpoint_dir=str(output / "checkpoints"),
-                dataset_fingerprint=fingerprint,
-                base_model=base_model,
-                beam_pipeline_args=local_runner.beam_pipeline_args(),
-            )
-            try:
-                outcome = local_runner.ReportingDagRunner(console.print).run(pipeline)
-            except local_runner.ComponentError as error:
-                cause = error.__cause__
-                if isinstance(cause, TrainingInterruptedError):
-                    console.print(f"\nInterrupted: {cause}.")
-                    return _EXIT_INTERRUPTED
-                detail = "".join(traceback.format_exception(cause)) if cause else f"{error}\n"
-                console.print(
-                    f"\n{error.component} failed after {local_runner.duration(error.seconds)}:\n\n"
-                    f"{detail}\nWhat was done before it is kept: the same command goes on from "
-                    f"{error.component}. Full log: {summary.shown_path(log_path)}\n"
-                )
-                for label, command in summary.lineage_commands(config.output, "latest"):
-                    console.print(f"  {label}: {command}")
-                return _EXIT_FAILED
-            console.print(f"\n{local_runner.outcome_table(outcome)}\n")
+            for note in prompt_notes(config):
+                console.print(f"note: {note}")
+            key = repeat.run_key(config, fingerprint, base_model)
+            store = housekeeping.open_store(str(output), read_only=True)
+            outcome = repeat.find_done(store, key)
+            looked_up = outcome is not None
+            if outcome is None:
+                check_disk(config, unfinished=repeat.ended_badly(store))
+                outcome = _run_pipeline(config, fingerprint, base_model, serving_dir, console)
+                repeat.remember(housekeeping.open_store(str(output)), outcome, key)
+            console.print(f"\n{outcome_table(outcome)}\n")
             if outcome.nothing_executed:
-                console.print("Nothing to do: every step is up to date.\n")
-            _show_result(config, [c.execution_id for c in outcome.components], serving_dir, console)
+                recorded = "; no run was started, and none is recorded" if looked_up else ""
+                console.print(f"Nothing to do: every step is up to date{recorded}.\n")
+            _show_result(config, outcome, serving_dir, console, argv)
             return 0
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            housekeeping.repair(str(output), serving_dir, reason="interrupted by the user")
-            console.print("\nInterrupted: the same command goes on where this run was.")
-            return _EXIT_INTERRUPTED
+        except ComponentError as error:
+            cause = error.__cause__
+            if isinstance(cause, TrainingInterruptedError):
+                console.print(f"\nInterrupted: {cause}.")
+                return interruption.exit_status(cause.signal)
+            console.print(
+                f"\n{error.component} failed after {duration(error.seconds)}: "
+                f"{_told(cause or error)}\n"
+                "\nWhat was done before it is kept: the same command goes on from "
+                f"{error.component}. Full log: {shown_path(log_path)}\n"
+            )
+            for label, command in summary.lineage_commands(config.output, "latest"):
+                console.print(f"  {label}: {command}")
+            return _EXIT_FAILED
+        except Exception as error:
+            logger.debug("The run failed.", exc_info=error)
+            raise
+        except KeyboardInterrupt as stop:
+            interruption.ignore_signals()
+            number = interruption.signal_of(stop)
+            said = interruption.in_words(number)
+            ended = housekeeping.repair(str(output), serving_dir, f"interrupted by {said}").failed
+            console.print(
+                f"\nInterrupted by {said}{' during ' if ended else ''}{' and '.join(ended)}: what "
+                "was done before is kept, and the same command goes on from there."
+            )
+            return interruption.exit_status(number)
+
+
+def _run_pipeline(
+    config: RunConfig,
+    fingerprint: str,
+    base_model: BaseModel,
+    serving_dir: str,
+    console: consoles.Console,
+) -> RunOutcome:
+    console.print("Loading TensorFlow and TFX ...")
+    from pipeline import local_runner
+    from pipeline.pipeline import create_pipeline
+
+    consoles.settle_logging()
+    output = Path(config.output)
+    pipeline = create_pipeline(
+        config,
+        pipeline_root=str(output / housekeeping.ARTIFACTS_NAME),
+        metadata_path=str(output / housekeeping.DATABASE_NAME),
+        serving_dir=serving_dir,
+        checkpoint_dir=str(output / "checkpoints"),
+        dataset_fingerprint=fingerprint,
+        base_model=base_model,
+        beam_pipeline_args=local_runner.beam_pipeline_args(),
+    )
+    return local_runner.ReportingDagRunner(console.print).run(pipeline)
+
+
+def _told(error: BaseException) -> str:
+    """What the screen shows of a step's error; the log has all of it."""
+    logger.debug("The step failed.", exc_info=error)
+    explanation = failures.explanation(error)
+    if explanation is not None:
+        return explanation
+    if isinstance(error, ComponentError):
+        return str(error)
+    return "\n\n" + "".join(traceback.format_exception(error)).rstrip()
 
 
 def _show_result(
     config: RunConfig,
-    execution_ids: Sequence[int],
+    outcome: RunOutcome,
     serving_dir: str,
     console: consoles.Console,
+    argv: Sequence[str],
 ) -> None:
     store = housekeeping.open_store(config.output, read_only=True)
-    result = summary.read_result(store, execution_ids)
+    result = summary.read_result(store, [c.execution_id for c in outcome.components])
     summary.copy_reports(result, config.output)
-    console.print(summary.last_screen(config, result, serving_dir, console.log_path))
+    console.print(summary.last_screen(config, result, serving_dir, console.log_path, argv))
 
 
 if __name__ == "__main__":

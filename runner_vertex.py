@@ -14,20 +14,23 @@ from pathlib import Path
 from typing import Any
 
 # Nothing here may import TensorFlow or TFX: help and errors in the settings come at once.
-from pipeline import command_line, housekeeping, summary
+from pipeline import command_line, failures, housekeeping, interruption, summary
 from pipeline import console as consoles
 from pipeline.config import (
     ConfigError,
     RunConfig,
     check_output_folder,
     load_config,
+    prompt_notes,
     resolve_base_weights,
     resolve_clip_model,
     resolve_dataset,
 )
 from pipeline.vertex.places import Places, in_image, stage_code
+from storage.commands import script_command
+from storage.user_errors import UserError
 
-_EXIT_FAILED, _EXIT_CONFIG, _EXIT_INTERRUPTED = 1, 2, 130
+_EXIT_FAILED, _EXIT_CONFIG = 1, 2
 _UNNAMED_IMAGE, _PROJECT = "emulated", "emulated-project"
 _LOGS = Path("runs", "vertex")
 
@@ -52,7 +55,8 @@ examples:
 docs/vertex.md leads from an empty project to a pushed model.
 
 exit status: 0 done, 1 the run failed, 2 a setting is wrong or something that a run needs is missing
-(nothing was started), 130 interrupted (a submitted run goes on)"""
+(nothing was started); interrupted by Ctrl-C 130, by SIGTERM 143, by SIGHUP 129 (a submitted run
+goes on)"""
 
 _FLAGS: command_line.Flags = {
     **command_line.RUN_FLAGS,
@@ -81,7 +85,7 @@ def _parser() -> command_line.Parser:
     parser = command_line.Parser(
         prog="runner_vertex.py",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=_EPILOG.replace("python runner_vertex.py", script_command("runner_vertex.py")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -152,20 +156,24 @@ def _parse(argv: Sequence[str] | None) -> tuple[RunConfig, argparse.Namespace]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv`; returns the exit status."""
-    try:
-        config, arguments = _parse(argv)
-        consoles.quiet_environment(arguments.verbose)
-        if arguments.emulate:
-            return _emulate(config, arguments)
-        if arguments.cancel or arguments.runs:
-            return _manage(config, arguments)
-        return _submit(config, arguments)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _EXIT_CONFIG
-    except KeyboardInterrupt:
-        print("Interrupted before anything was started.", file=sys.stderr)
-        return _EXIT_INTERRUPTED
+    with interruption.signals_raise():
+        try:
+            config, arguments = _parse(argv)
+            consoles.quiet_environment(arguments.verbose)
+            if arguments.emulate:
+                return _emulate(config, arguments)
+            if arguments.cancel or arguments.runs:
+                return _manage(config, arguments)
+            return _submit(config, arguments)
+        except KeyboardInterrupt as stop:
+            print("Interrupted before anything was started.", file=sys.stderr)
+            return interruption.exit_status(interruption.signal_of(stop))
+        except Exception as error:
+            explanation = failures.explanation(error)
+            if explanation is None:
+                raise
+            print(f"error: {explanation}", file=sys.stderr)
+            return _EXIT_CONFIG if isinstance(error, UserError) else _EXIT_FAILED
 
 
 def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
@@ -216,9 +224,9 @@ def _start(
     except submit.RunFailedError as error:
         console.print(f"\n{error}")
         return _EXIT_FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         console.print("Interrupted: what was submitted goes on; --cancel ends a run.")
-        return _EXIT_INTERRUPTED
+        return interruption.exit_status(interruption.signal_of(stop))
 
 
 def _manage(config: RunConfig, arguments: argparse.Namespace) -> int:
@@ -257,9 +265,12 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
         housekeeping.own_temporary_folder() as temporary,
         contextlib.ExitStack() as stack,
     ):
+        housekeeping.settle_in(str(folder), places.serving_dir)
         code, home = Path(temporary, "code"), Path(temporary, "home")
         stage_code(code)
         home.mkdir()
+        from pipeline.lineage import text
+        from pipeline.lineage.model import shown_seconds
         from pipeline.vertex.emulation import custom_jobs, emulator
 
         environment = emulator.container_environment(code, home)
@@ -290,9 +301,27 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
         except emulator.TaskError as error:
             console.print(f"\n{error}")
             return _EXIT_FAILED
+        except KeyboardInterrupt as stop:
+            interruption.ignore_signals()
+            number = interruption.signal_of(stop)
+            console.print(
+                f"\nInterrupted by {interruption.in_words(number)}: what was done before is "
+                "kept, and the same command goes on from there."
+            )
+            return interruption.exit_status(number)
         store = housekeeping.open_store(str(folder), read_only=True)
         result = summary.read_result(store, [o.execution_id for o in outcomes if o.execution_id])
-        console.print(f"\n{_result(result, places.serving_dir)}")
+        table = text.columns([[o.task, o.state.value, shown_seconds(o.seconds)] for o in outcomes])
+        total = shown_seconds(sum(o.seconds for o in outcomes))
+        logs = summary.shown_path(folder / "logs" / f"{run.run_id}-STEP.log")
+        console.print(
+            "\n".join(
+                [
+                    *("", *table, f"{total} in all", ""),
+                    *(_result(result, places.serving_dir), f"Log of each step: {logs}"),
+                ]
+            )
+        )
     return 0
 
 
@@ -303,11 +332,7 @@ def _result(result: summary.RunResult, serving_dir: str) -> str:
             f"Held-out loss: {result.loss_baseline:.4f} {result.baseline} -> {result.loss:.4f} "
             "fine-tuned"
         )
-    lines.append(
-        f"Pushed: version {result.version} in {summary.shown_path(serving_dir)}"
-        if result.version is not None
-        else "Pushed: no; the log of ServingPusher says why"
-    )
+    lines.append(f"Pushed: {summary.pushed_text(result, serving_dir)}")
     return "\n".join(lines)
 
 
@@ -321,6 +346,8 @@ def _compile(
 ) -> dict[str, Any]:
     config, base_model = resolve_base_weights(config, fetch=False)
     config = resolve_clip_model(config)
+    for note in prompt_notes(config):
+        console.print(f"note: {note}")
     console.print("Compiling the pipeline ...")
     from pipeline.vertex.compile import compile_job
 

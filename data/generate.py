@@ -236,6 +236,17 @@ task_categories:
 - text-to-image
 measures:
 - colour_agreement
+validation_prompts:
+- a drawing of a round blue creature with horns
+- a drawing of a tall red creature with yellow wings
+- a drawing of a wide green creature with big orange ears
+- a drawing of a long yellow creature with a purple tail
+- a drawing of a square purple creature with green spots
+- a drawing of a spiky orange creature with blue stripes
+- a drawing of a fluffy pink creature with teal antennae
+- a drawing of a pear-shaped teal creature with a red belly
+- a drawing of a smiling round brown creature with a pink crest
+- a drawing of a grumpy tall grey creature with one big eye
 dataset_info:
   features:
   - name: image

@@ -6,6 +6,8 @@ import ml_metadata as mlmd
 from tfx import types
 from tfx.dsl.components.common import resolver
 
+from components.diffusion_trainer.executor import TRAINING_ID
+
 CANDIDATE = "candidate"
 MODEL = "model"
 BLESSING = "model_blessing"
@@ -16,7 +18,9 @@ class LatestBlessedBeforeCandidate(resolver.ResolverStrategy):
 
     TFX's own `LatestBlessedModelStrategy` looks at the moment of the run: once a candidate is
     blessed, a second run finds that candidate itself, and everything after the resolver is
-    executed again although nothing has changed. Here one candidate has one baseline for ever.
+    executed again although nothing has changed. Here one candidate has one baseline for ever. A
+    model that is another export of the candidate's training, as there is after other prompts were
+    drawn, is the candidate itself and no baseline.
 
     Inputs: `candidate` (the model that was just trained), `model` and `model_blessing` (channels
     of every such artifact).
@@ -32,7 +36,14 @@ class LatestBlessedBeforeCandidate(resolver.ResolverStrategy):
             for blessing in input_dict[BLESSING]
             if blessing.get_int_custom_property("blessed") == 1
         }
-        older = [m for m in input_dict[MODEL] if m.id < candidate.id and m.id in blessings]
+        training = candidate.get_string_custom_property(TRAINING_ID)
+        older = [
+            m
+            for m in input_dict[MODEL]
+            if m.id < candidate.id
+            and m.id in blessings
+            and not (training and m.get_string_custom_property(TRAINING_ID) == training)
+        ]
         baseline = sorted(older, key=lambda model: model.id)[-1:]
         return {
             CANDIDATE: [candidate],

@@ -11,6 +11,8 @@ one property's name begins with another's, as `loss_baseline` does with `loss`, 
 in opposite order. So what one stack made would not be found by the other. Nor would what
 StatisticsGen made: it is given TFDV's options as JSON, in which TFDV 1.16 spells out an option that
 1.21 no longer has, unset as it always is here.
+
+Places below the output folder count by what they are below it, so that the folder can be moved.
 """
 
 from __future__ import annotations
@@ -26,13 +28,21 @@ from tfx import types
 from tfx.orchestration import metadata
 from tfx.orchestration.portable import cache_utils
 
-from pipeline.lineage.model import CONTENT_DIGEST, NOT_CONTENT
+from pipeline.lineage.model import CONTENT_DIGEST, NOT_CONTENT, NOTED_SETTINGS
+from pipeline.lineage.moved import Relocation
 from storage.filesystem import content_digest
+
+_OUTPUT = "<output>"
 
 
 @contextlib.contextmanager
-def stable_cache_keys() -> Iterator[None]:
-    """Within this, TFX's launcher looks up and stores executions under keys of ours."""
+def stable_cache_keys(output: str) -> Iterator[None]:
+    """Within this, TFX's launcher looks up and stores executions under keys of ours.
+
+    Args:
+        output: The run's output folder, absolute.
+    """
+    places = Relocation([output], _OUTPUT)
     tfx: Any = cache_utils
     of_tfx = tfx.get_cache_context
 
@@ -46,12 +56,17 @@ def stable_cache_keys() -> Iterator[None]:
         inputs = input_artifacts or {}
         _keep_digests(itertools.chain.from_iterable(inputs.values()), metadata_handle)
         stable = {
-            key: [_Stable(artifact) for artifact in artifacts] for key, artifacts in inputs.items()
+            key: [_Stable(artifact, places) for artifact in artifacts]
+            for key, artifacts in inputs.items()
         }
         context: metadata_store_pb2.Context = of_tfx(
             metadata_handle=metadata_handle,
             input_artifacts=stable,
-            parameters={key: _set_options(value) for key, value in (parameters or {}).items()},
+            parameters={
+                key: _set_options(places.apply(value) if isinstance(value, str) else value)
+                for key, value in (parameters or {}).items()
+                if key not in NOTED_SETTINGS
+            },
             **others,
         )
         return context
@@ -93,8 +108,9 @@ def _keep_digests(artifacts: Iterable[types.Artifact], handle: metadata.Metadata
 class _Stable:
     """Stands for an artifact, of which TFX asks one thing: to be serialized."""
 
-    def __init__(self, artifact: types.Artifact) -> None:
+    def __init__(self, artifact: types.Artifact, places: Relocation) -> None:
         self._artifact = artifact.mlmd_artifact
+        self._places = places
 
     @property
     def mlmd_artifact(self) -> _Stable:
@@ -104,13 +120,18 @@ class _Stable:
         """What the artifact holds: its type and its properties, sorted by their names."""
         has_digest = CONTENT_DIGEST in self._artifact.custom_properties
         facts: list[tuple[Any, ...]] = [
-            (self._artifact.type_id, "" if has_digest else self._artifact.uri)
+            (self._artifact.type_id, "" if has_digest else self._places.apply(self._artifact.uri))
         ]
         for field in ("properties", "custom_properties"):
             values = getattr(self._artifact, field)
             facts += [
-                (field, name, values[name].SerializeToString(deterministic=deterministic))
+                (field, name, self._placed(values[name]).SerializeToString(deterministic=True))
                 for name in sorted(values)
                 if name not in NOT_CONTENT
             ]
         return repr(facts).encode()
+
+    def _placed(self, value: metadata_store_pb2.Value) -> metadata_store_pb2.Value:
+        if not value.HasField("string_value"):
+            return value
+        return metadata_store_pb2.Value(string_value=self._places.apply(value.string_value))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from pipeline.config import ConfigError, default_values
+from storage.addresses import redacted
 from trainer.presets import PRESETS
 
 # For each group of flags: the settings that a flag sets, its name, its help.
@@ -50,6 +51,12 @@ RUN_FLAGS: Flags = {
             "seed of the training and of the pictures that are drawn; what is held out, and the "
             "noise it is scored with, keep their own seeds, so that losses can be compared",
         ),
+        (
+            ("validation.prompts",),
+            "--prompt",
+            "what to draw before and after, in place of captions that are held out; may be given "
+            "several times",
+        ),
     ),
 }
 
@@ -61,7 +68,9 @@ _TEXTS = (
     "vertex.service_account", "vertex.network", "vertex.image", "vertex.accelerator",
     "vertex.api_endpoint",
 )  # fmt: skip
-_OPEN = {"dataset": "found", "vertex": "none"}
+# Given several times, these make a list.
+_LISTS = ("validation.prompts",)
+_OPEN = {"dataset": "found", "vertex": "none", "validation": "found"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,7 +78,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises."""
-        raise ConfigError(f"{message} (see --help)")
+        raise ConfigError(f"{redacted(message)} (see --help)")
 
 
 def add_flags(parser: Parser, flags: Flags) -> dict[str, Any]:
@@ -83,7 +92,8 @@ def add_flags(parser: Parser, flags: Flags) -> dict[str, Any]:
                 flag,
                 dest=flag,
                 metavar=flag.strip("-").rpartition("-")[2].upper(),
-                type=str if keys[0] in _TEXTS else _value,
+                type=str if keys[0] in (*_TEXTS, *_LISTS) else _value,
+                action="append" if keys[0] in _LISTS else "store",
                 help=f"{text} (default: {_shown_default(keys[0], defaults[keys[0]])})",
             )
     return groups
@@ -105,7 +115,7 @@ def parse(
         names = [flag for action in parser._actions for flag in action.option_strings]
         close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
         hint = f"did you mean {close[0]}?" if close else "see --help for the flags there are"
-        raise ConfigError(f"there is no flag {unknown[0]!r}: {hint}")
+        raise ConfigError(f"there is no flag {redacted(unknown[0])!r}: {hint}")
     given: dict[str, tuple[str, Any]] = {}
     for rows in flags.values():
         for keys, flag, _ in rows:
@@ -140,3 +150,16 @@ def _value(text: str) -> bool | int | float | str:
         except ValueError:
             continue
     return text
+
+
+def without(argv: Sequence[str], *flags: str) -> list[str]:
+    """A command line without some flags that have a value, and without that."""
+    kept = []
+    words = iter(argv)
+    for word in words:
+        flag, has_value, _ = word.partition("=")
+        if flag not in flags:
+            kept.append(word)
+        elif not has_value:
+            next(words, None)
+    return kept

@@ -22,7 +22,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO, cast
+
+from storage.addresses import redacted
 
 OUR_PACKAGES = ("trainer", "components", "pipeline", "serving", "storage", "data")
 
@@ -30,7 +32,10 @@ OUR_PACKAGES = ("trainer", "components", "pipeline", "serving", "storage", "data
 _CHATTY = ("apache_beam", "PIL", "matplotlib", "fsspec", "h5py", "filelock", "asyncio")
 
 # The runner reports a failing component itself, and in full.
-_REPORTED_BY_RUNNER = os.path.join("tfx", "orchestration")
+_REPORTED_BY_RUNNER = (
+    os.path.join("tfx", "orchestration"),
+    os.path.join("apache_beam", "runners"),
+)
 
 _QUIET_ENVIRONMENT = {
     # TensorFlow's import of itself complains at level E about the absence of CUDA libraries.
@@ -60,11 +65,47 @@ class Console:
         self._log = logging.getLogger("pipeline.console.transcript")
 
     def print(self, text: str = "") -> None:
-        """Shows `text` to the user and logs it."""
+        """Shows `text` to the user and logs it, but for secrets in addresses."""
+        text = redacted(text)
         self._stream.write(f"{text}\n")
         self._stream.flush()
         for line in text.splitlines():
             self._log.info(line)
+
+
+class _Unfailing(io.TextIOWrapper):
+    """A stream that ends no run: what a full disk or a closed terminal does not take is dropped."""
+
+    def __init__(
+        self,
+        binary: io.RawIOBase,
+        on_first_failure: Callable[[OSError], object] = lambda error: None,
+        encoding: str = "utf-8",
+        errors: str = "backslashreplace",
+    ) -> None:
+        """Writes to `binary`, at once.
+
+        Args:
+            binary: Unbuffered; a buffer would keep what cannot be written, and try it for ever.
+            on_first_failure: Is told why something was dropped, the first time.
+            encoding: Of the text.
+            errors: What becomes of characters that it lacks.
+        """
+        super().__init__(
+            cast(BinaryIO, binary), encoding=encoding, errors=errors, write_through=True
+        )
+        self._on_first_failure = on_first_failure
+        self._failed = False
+
+    def write(self, text: str) -> int:
+        """See `io.TextIOBase.write`."""
+        try:
+            return super().write(text)
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                self._on_first_failure(error)
+            return len(text)
 
 
 class _OursOrErrors(logging.Filter):
@@ -74,7 +115,9 @@ class _OursOrErrors(logging.Filter):
             return False
         if package in OUR_PACKAGES:
             return record.levelno >= logging.INFO
-        return record.levelno >= logging.ERROR and _REPORTED_BY_RUNNER not in record.pathname
+        return record.levelno >= logging.ERROR and not any(
+            place in record.pathname for place in _REPORTED_BY_RUNNER
+        )
 
 
 class _NotTranscript(logging.Filter):
@@ -82,7 +125,14 @@ class _NotTranscript(logging.Filter):
         return record.name != "pipeline.console.transcript"
 
 
-class _PlainFormatter(logging.Formatter):
+class _DiscreetFormatter(logging.Formatter):
+    """Leaves out secrets in addresses; stores lead on to signed ones, of which libraries speak."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
+class _PlainFormatter(_DiscreetFormatter):
     """Our own progress as it is; warnings and errors labelled, others' with where they are from."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -109,15 +159,21 @@ def open_console(log_path: Path, verbose: bool = False) -> Iterator[Console]:
         stderr.flush()
         terminal = _own_stream(1, stdout, stack)
         terminal_errors = _own_stream(2, stderr, stack)
-        log_file = stack.enter_context(open(log_path, "a", encoding="utf-8", buffering=1))
+        log_file = stack.enter_context(
+            _Unfailing(
+                io.FileIO(log_path, "a"),
+                lambda error: terminal.write(
+                    f"  warning: the log {log_path} cannot be written ({error.strerror}); what is "
+                    "said from here on is not kept\n"
+                ),
+            )
+        )
         saved_fds = [(fd, os.dup(fd)) for fd in (1, 2)]
         sink = _tee(log_path, saved_fds[1][1], stack) if verbose else os.dup(log_file.fileno())
         for fd, _ in saved_fds:
             os.dup2(sink, fd)
         os.close(sink)
-        native = stack.enter_context(
-            open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
-        )
+        native = stack.enter_context(_Unfailing(io.FileIO(2, "w", closefd=False)))
         # A crash in native code would otherwise end the run without a word to the user.
         had_faulthandler = faulthandler.is_enabled()
         with contextlib.suppress(io.UnsupportedOperation, ValueError):
@@ -167,7 +223,7 @@ def _own_stream(fd: int, stream: TextIO, stack: contextlib.ExitStack) -> TextIO:
     if not on_fd:
         return stream
     return stack.enter_context(
-        open(os.dup(fd), "w", encoding=stream.encoding, errors="replace", buffering=1)
+        _Unfailing(io.FileIO(os.dup(fd), "w"), encoding=stream.encoding, errors="replace")
     )
 
 
@@ -197,7 +253,7 @@ def _configure_logging(terminal: TextIO, log_file: TextIO, verbose: bool) -> Cal
     level_before, handlers_before = root.level, list(root.handlers)
     to_file = logging.StreamHandler(log_file)
     to_file.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(name)s %(filename)s:%(lineno)d %(message)s")
+        _DiscreetFormatter("%(asctime)s %(levelname)s %(name)s %(filename)s:%(lineno)d %(message)s")
     )
     to_terminal = logging.StreamHandler(terminal)
     to_terminal.setFormatter(_PlainFormatter("%(message)s"))

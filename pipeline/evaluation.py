@@ -8,13 +8,18 @@ the base weights in a first run and against the latest blessed model later.
 from __future__ import annotations
 
 import json
-import math
 
 import tensorflow_model_analysis as tfma
 from tfx.dsl.components.common.resolver import Resolver, ResolverStrategy
 from tfx.types import BaseChannel, Channel, standard_artifacts
 
-from components.evaluator.executor import CHANGE, CHANGE_UPPER, INCREASE_UPPER
+from components.evaluator.executor import (
+    CHANGE,
+    CHANGE_UPPER,
+    INCREASE_SHOWN,
+    INCREASE_UPPER,
+    SURELY_LOWER,
+)
 from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
 from components.measures import MeasureSettings, applying
 from pipeline.baseline import BLESSING, CANDIDATE, MODEL, LatestBlessedBeforeCandidate
@@ -33,24 +38,43 @@ def eval_config(evaluation: EvaluationConfig) -> tfma.EvalConfig:
     as a fraction of the mean of `loss_baseline` (`loss_increase_upper`); and, where pictures are
     drawn, their measures (`components.measures`).
 
-    The candidate is blessed where over all rows `loss_delta` is below minus
-    `min_loss_improvement` and `loss_delta_upper` at most `max_loss_regression`, and in no stratum
-    `loss_increase_upper` is above `max_stratum_regression`. What is not a number never is.
+    Two more are there for their thresholds: whether the loss is surely lower (`surely_lower`: 1
+    yes, 0 cannot be told, -1 surely not), over all rows at least 0 where `when_unsure` is `push`
+    and else 1; and the increase in a stratum that is shown (`loss_increase_shown`), in each at most
+    `max_stratum_regression`. What is not a number is never blessed.
     """
-    # TFMA's bounds are inclusive, and an equal model is no better one.
-    below = math.nextafter(-evaluation.min_loss_improvement, -math.inf)
+    baseline = "loss_baseline"
+    looks = evaluation.num_strata + 1
     metrics = [
         tfma.MetricConfig(class_name="ExampleCount"),
         _metric("MeanWithInterval", feature="loss"),
-        _metric("MeanWithInterval", feature="loss_baseline"),
-        _at_most(below, _metric("MeanWithInterval", feature=CHANGE)),
-        _at_most(
-            evaluation.max_loss_regression, _metric("UpperBound", feature=CHANGE, name=CHANGE_UPPER)
+        _metric("MeanWithInterval", feature=baseline),
+        _metric("MeanWithInterval", feature=CHANGE),
+        _metric("UpperBound", feature=CHANGE, name=CHANGE_UPPER),
+        _metric("UpperBound", feature=CHANGE, relative_to=baseline, name=INCREASE_UPPER),
+        _bounded(
+            _metric(
+                "SurelyLower",
+                feature=CHANGE,
+                relative_to=baseline,
+                name=SURELY_LOWER,
+                looks=looks,
+                min_improvement=evaluation.min_loss_improvement,
+                max_regression=evaluation.max_loss_regression,
+            ),
+            tfma.SlicingSpec(),
+            {"lower_bound": {"value": 0.0 if evaluation.when_unsure == "push" else 1.0}},
         ),
-        _at_most(
-            evaluation.max_stratum_regression,
-            _metric("UpperBound", feature=CHANGE, relative_to="loss_baseline", name=INCREASE_UPPER),
-            STRATUM,
+        _bounded(
+            _metric(
+                "ShownIncrease",
+                feature=CHANGE,
+                relative_to=baseline,
+                name=INCREASE_SHOWN,
+                looks=looks,
+            ),
+            _every(STRATUM),
+            {"upper_bound": {"value": evaluation.max_stratum_regression}},
         ),
     ]
     if evaluation.num_samples:
@@ -79,19 +103,17 @@ def eval_config(evaluation: EvaluationConfig) -> tfma.EvalConfig:
     )
 
 
-def _metric(class_name: str, **config: str) -> tfma.MetricConfig:
+def _metric(class_name: str, **config: str | float) -> tfma.MetricConfig:
     return tfma.MetricConfig(
         class_name=class_name, module=_METRICS_MODULE, config=json.dumps(config)
     )
 
 
-def _at_most(bound: float, metric: tfma.MetricConfig, feature: str = "") -> tfma.MetricConfig:
-    """Puts a threshold on a metric: over all rows, or in every slice by `feature`."""
-    # A threshold without slices would hold for every slice, too.
-    metric.per_slice_thresholds.add(
-        slicing_specs=[_every(feature) if feature else tfma.SlicingSpec()],
-        threshold={"value_threshold": {"upper_bound": {"value": bound}}},
-    )
+def _bounded(
+    metric: tfma.MetricConfig, slices: tfma.SlicingSpec, bound: dict[str, dict[str, float]]
+) -> tfma.MetricConfig:
+    """Puts a threshold on a metric in some slices; one without slices would hold for every one."""
+    metric.per_slice_thresholds.add(slicing_specs=[slices], threshold={"value_threshold": bound})
     return metric
 
 

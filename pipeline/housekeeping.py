@@ -1,10 +1,11 @@
-"""One run at a time in an output folder, and a clean start after one that was killed.
+"""One run at a time in an output folder, and a clean start where it is and as it is.
 
 TFX writes an execution's state, outputs and events to ML Metadata in one SQLite transaction, and
 an output counts only from then on. What a killed run leaves behind is therefore executions that
 say RUNNING for ever, and files that nothing points to. `repair` tells the truth about the former
 and removes the latter. It also withdraws outputs whose files are gone, so that the step that
-makes them is not taken for done. It needs no TFX.
+makes them is not taken for done, for as long as they are gone. A folder that has been moved goes on
+where it is now. It needs no TFX.
 """
 
 from __future__ import annotations
@@ -13,22 +14,30 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import json
 import logging
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_metadata import errors as mlmd_errors
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
-DATABASE_NAME = "metadata.sqlite"
-ARTIFACTS_NAME = "artifacts"
-FAILURE_PROPERTY = "failure_reason"
+from pipeline.lineage.locations import DATABASE_NAME
+from pipeline.lineage.model import CONTENT_DIGEST, FAILURE_REASON, INTERRUPTED
+from pipeline.lineage.moved import ARTIFACTS_NAME, Relocation, relocate
+from serving.serving_directory import ServingDirectory
+from storage.errors import one_line
+from storage.filesystem import content_digest
+from storage.user_errors import UserError
 
 _LOCK_NAME = ".lock"
+_DIED = "the run ended before this step did"
 _SYSTEM = ".system"
 _UNFINISHED = (mlmd.Execution.NEW, mlmd.Execution.RUNNING, mlmd.Execution.UNKNOWN)
 _SUCCESSFUL = (mlmd.Execution.COMPLETE, mlmd.Execution.CACHED)
@@ -37,11 +46,11 @@ _OUTPUT_EVENTS = (mlmd.Event.OUTPUT, mlmd.Event.DECLARED_OUTPUT, mlmd.Event.PEND
 logger = logging.getLogger(__name__)
 
 
-class OutputInUseError(RuntimeError):
+class OutputInUseError(UserError):
     """Another run works in the output folder; the message is one line for the user."""
 
 
-class DatabaseError(RuntimeError):
+class DatabaseError(UserError):
     """The metadata database cannot be opened; the message is one line for the user."""
 
 
@@ -95,14 +104,18 @@ class RepairReport:
     """What `repair` found.
 
     Attributes:
-        failed: Type names of executions that a dead run left unfinished.
-        withdrawn: Addresses of artifacts whose files are gone.
+        failed: Steps that a dead run left unfinished.
+        withdrawn: Addresses of artifacts whose files are gone, or others than they were.
         removed: Paths of leftovers that were removed.
+        returned: Addresses of artifacts whose files had been gone and are there again.
+        moved_from: Folders that this one was before.
     """
 
     failed: tuple[str, ...]
     withdrawn: tuple[str, ...]
     removed: tuple[str, ...]
+    returned: tuple[str, ...] = ()
+    moved_from: tuple[str, ...] = ()
 
 
 def open_store(output: str, read_only: bool = False) -> metadata_store.MetadataStore:
@@ -129,28 +142,55 @@ def open_store(output: str, read_only: bool = False) -> metadata_store.MetadataS
         ) from None
 
 
+def contexts_of(
+    store: metadata_store.MetadataStore, execution_id: int, kind: str
+) -> list[mlmd.Context]:
+    """An execution's contexts of a type, such as `pipeline_run` or `node`."""
+    try:
+        return [c for c in store.get_contexts_by_execution(execution_id) if c.type == kind]
+    except mlmd_errors.NotFoundError:
+        return []
+
+
 def repair(
     output: str,
     serving_dir: str,
-    reason: str = "the run ended before this step did",
+    reason: str = "",
 ) -> RepairReport:
     """Makes the output folder consistent; only the holder of its lock may call this.
 
     Args:
-        output: The run's output folder.
+        output: The run's output folder, absolute.
         serving_dir: Where releases are pushed to.
-        reason: What is written on executions that are found unfinished.
+        reason: What is written on executions that are found unfinished, by the run that they are
+            of; "" where it is dead, which is then told.
+
+    Raises:
+        DatabaseError: Its database is none, or cannot be written to.
     """
+    # Refuses what is no database of this kind before anything is written to it.
+    open_store(output)
+    moved = settle_in(output, serving_dir)
     store = open_store(output)
     executions = store.get_executions()
-    failed = _fail_unfinished(store, executions, reason)
-    withdrawn = _withdraw_missing(store, executions, serving_dir)
+    failed = _fail_unfinished(store, executions, reason or _DIED)
+    copied = any(not _is_same_folder(folder, output) for folder in moved.former)
+    withdrawn, returned = _compare_with_files(store, serving_dir, every_digest=copied)
     removed = _remove_orphans(Path(output) / ARTIFACTS_NAME, executions)
-    report = RepairReport(tuple(failed), tuple(withdrawn), tuple(removed))
-    for name in report.failed:
-        logger.info("A former run was ended during %s; that step starts again.", _short(name))
+    report = RepairReport(
+        tuple(failed), tuple(withdrawn), tuple(removed), tuple(returned), moved.former
+    )
+    for folder in report.moved_from:
+        logger.info("What was recorded in %s is gone on with here, in %s.", folder, output)
+    if report.failed and not reason:
+        logger.info(
+            "A former run was ended during %s: this one goes on from there.",
+            " and ".join(report.failed),
+        )
     for uri in report.withdrawn:
-        logger.info("%s is gone; the step that makes it runs again.", uri)
+        logger.info("%s is gone, or has changed; the step that makes it runs again.", uri)
+    for uri in report.returned:
+        logger.info("%s is there again.", uri)
     for path in report.removed:
         logger.debug("Removed %s, left behind by a run that did not finish.", path)
     return report
@@ -174,24 +214,87 @@ def _fail_unfinished(
         store.put_artifacts(abandoned)
     for execution in unfinished:
         execution.last_known_state = mlmd.Execution.FAILED
-        execution.custom_properties[FAILURE_PROPERTY].string_value = f"{reason} (noted {now})"
+        execution.custom_properties[FAILURE_REASON].string_value = f"{reason} (noted {now})"
+        execution.custom_properties[INTERRUPTED].int_value = 1
     store.put_executions(unfinished)
-    return [e.type for e in unfinished]
+    return [_step(store, e) for e in unfinished]
 
 
-def _withdraw_missing(
-    store: metadata_store.MetadataStore, executions: Iterable[mlmd.Execution], serving_dir: str
-) -> list[str]:
-    missing = []
+def settle_in(output: str, serving_dir: str) -> Relocation:
+    """Changes what is recorded of another folder, where this one lay or was copied from.
+
+    Only the holder of its lock may call this.
+
+    Args:
+        output: The output folder, absolute.
+        serving_dir: Where releases are pushed to.
+
+    Raises:
+        DatabaseError: Its database cannot be written to.
+    """
+    path = os.path.join(output, DATABASE_NAME)
+    if not os.path.isfile(path):
+        return Relocation((), output)
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            moved = relocate(connection, output)
+    except sqlite3.Error as error:
+        raise DatabaseError(
+            f"{path} cannot be written to ({one_line(error)}): a run needs a folder that it can "
+            "write to, choose another one with --output"
+        ) from None
+    # What is in a bucket has no place on this machine.
+    if "://" not in serving_dir:
+        ServingDirectory(serving_dir).settle_in(moved.apply)
+    return moved
+
+
+def _is_same_folder(first: str, second: str) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samefile(first, second)
+    return False
+
+
+def _compare_with_files(
+    store: metadata_store.MetadataStore, serving_dir: str, *, every_digest: bool
+) -> tuple[list[str], list[str]]:
+    """Withdraws what is not there, and takes back what is there again.
+
+    Args:
+        store: Where it is recorded.
+        serving_dir: Where releases are.
+        every_digest: Whether to hold everything that has a digest against it, as after a copy;
+            otherwise only what returns.
+    """
+    withdrawn, returned = [], []
     for artifact in store.get_artifacts():
-        if artifact.state != mlmd.Artifact.LIVE or "://" in artifact.uri:
+        if "://" in artifact.uri or artifact.state not in (
+            mlmd.Artifact.LIVE,
+            mlmd.Artifact.DELETED,
+        ):
             continue
-        if not os.path.exists(artifact.uri) or not _release_there(artifact, serving_dir):
+        live = artifact.state == mlmd.Artifact.LIVE
+        there = os.path.exists(artifact.uri) and _release_there(artifact, serving_dir)
+        if there and (every_digest or not live):
+            there = _is_as_recorded(artifact)
+        if live and not there:
             artifact.state = mlmd.Artifact.DELETED
-            missing.append(artifact)
-    if missing:
-        store.put_artifacts(missing)
-    return [a.uri for a in missing]
+            withdrawn.append(artifact)
+        elif there and not live:
+            artifact.state = mlmd.Artifact.LIVE
+            returned.append(artifact)
+    if withdrawn or returned:
+        store.put_artifacts([*withdrawn, *returned])
+    return [a.uri for a in withdrawn], [a.uri for a in returned]
+
+
+def _is_as_recorded(artifact: mlmd.Artifact) -> bool:
+    """Whether an artifact's files are those of which a digest was kept, if one was."""
+    recorded = dict(artifact.custom_properties).get(CONTENT_DIGEST, mlmd.Value()).string_value
+    try:
+        return not recorded or recorded == content_digest(artifact.uri)
+    except OSError:
+        return False
 
 
 def _release_there(artifact: mlmd.Artifact, serving_dir: str) -> bool:
@@ -204,9 +307,20 @@ def _release_there(artifact: mlmd.Artifact, serving_dir: str) -> bool:
     release = os.path.join(serving_dir, "releases", f"{version}.json")
     models = ("text_encoder", "diffusion_model", "decoder")
     folders = [os.path.join(serving_dir, model, version) for model in models]
-    return os.path.isfile(release) and all(
-        os.path.isfile(os.path.join(folder, "saved_model.pb")) for folder in folders
+    pushed = os.path.join(artifact.uri, "release.json")
+    return (
+        os.path.isfile(release)
+        and all(os.path.isfile(os.path.join(folder, "saved_model.pb")) for folder in folders)
+        and (not os.path.isfile(pushed) or _files_of(pushed) == _files_of(release))
     )
+
+
+def _files_of(release: str) -> Any:
+    """The hashes in a release file; the release may be another one of the same number."""
+    try:
+        return json.loads(Path(release).read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _remove_orphans(artifacts: Path, executions: Iterable[mlmd.Execution]) -> list[str]:
@@ -241,5 +355,7 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(p for p in parent.iterdir() if p.is_dir() and not p.is_symlink())
 
 
-def _short(type_name: str) -> str:
-    return type_name.rpartition(".")[2]
+def _step(store: metadata_store.MetadataStore, execution: mlmd.Execution) -> str:
+    """The name that the pipeline has for it."""
+    nodes = contexts_of(store, execution.id, "node")
+    return (nodes[0].name if nodes else execution.type).rpartition(".")[2]

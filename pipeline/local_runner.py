@@ -7,9 +7,8 @@ what became of each execution, tells the user and stops at the first failure.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-import enum
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -23,56 +22,16 @@ from tfx.orchestration.local import local_dag_runner, runner_utils
 from tfx.orchestration.portable import launcher, partial_run_utils, runtime_parameter_utils
 from tfx.proto.orchestration import pipeline_pb2
 
+from pipeline import failures
 from pipeline.cache_key import stable_cache_keys
+from pipeline.lineage.model import FAILURE_REASON, INTERRUPTED
+from pipeline.outcome import ComponentError, ComponentOutcome, RunOutcome, Status, duration
+from storage.addresses import redacted
+from trainer.training.interruption import TrainingInterruptedError
 
 _EXECUTION_RESULT = "__execution_result__"
 
-
-class Status(enum.Enum):
-    """What became of a component in a run."""
-
-    EXECUTED = "executed"
-    CACHED = "cached"
-    RESOLVED = "resolved"
-
-
-@dataclasses.dataclass(frozen=True)
-class ComponentOutcome:
-    """One component of one run.
-
-    Attributes:
-        component: Its id in the pipeline.
-        status: What became of it.
-        seconds: Wall-clock time.
-        execution_id: Id of the execution in ML Metadata.
-    """
-
-    component: str
-    status: Status
-    seconds: float
-    execution_id: int
-
-
-@dataclasses.dataclass(frozen=True)
-class RunOutcome:
-    """One whole run, component by component in the order they ran."""
-
-    run_id: str
-    components: tuple[ComponentOutcome, ...]
-
-    @property
-    def nothing_executed(self) -> bool:
-        """Whether every step was up to date; resolvers only look things up and do not count."""
-        return all(c.status is not Status.EXECUTED for c in self.components)
-
-
-class ComponentError(RuntimeError):
-    """A component failed; `__cause__` is its own error where it raised one."""
-
-    def __init__(self, component: str, seconds: float, detail: str) -> None:
-        super().__init__(detail)
-        self.component = component
-        self.seconds = seconds
+logger = logging.getLogger(__name__)
 
 
 def beam_pipeline_args() -> list[str]:
@@ -156,7 +115,7 @@ class ReportingDagRunner(local_dag_runner.LocalDagRunner):
         node: pipeline_pb2.PipelineNode,
         pipeline: pipeline_pb2.Pipeline,
         deployment: object,
-        connection: object,
+        connection: Any,
     ) -> ComponentOutcome:
         name = node.node_info.id
         node_launcher = launcher.Launcher(
@@ -170,9 +129,15 @@ class ReportingDagRunner(local_dag_runner.LocalDagRunner):
         self._report(f"{label} {name}")
         start = self._clock()
         try:
-            with stable_cache_keys():
+            with stable_cache_keys(os.path.dirname(connection.sqlite.filename_uri)):
                 info = node_launcher.launch()
         except Exception as error:
+            try:
+                with metadata.Metadata(connection) as handle:
+                    _keep_reason(handle, pipeline, name, error)
+            except Exception:
+                # What led here is to be reported, such as a disk without room for this, too.
+                logger.debug("Why %s failed could not be kept.", name, exc_info=True)
             raise ComponentError(name, self._clock() - start, str(error)) from error
         seconds = self._clock() - start
         if info is None or info.execution_id is None:
@@ -200,23 +165,30 @@ class ReportingDagRunner(local_dag_runner.LocalDagRunner):
         return ComponentOutcome(name, status, seconds, info.execution_id)
 
 
-def duration(seconds: float) -> str:
-    """`seconds` in words, such as `0.4 s`, `12 s` or `3 min 05 s`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def outcome_table(outcome: RunOutcome) -> str:
-    """A line for each component: name, what became of it, how long it took."""
-    width = max(len(c.component) for c in outcome.components)
-    rows = []
-    for component in outcome.components:
-        rows.append(
-            f"  {component.component:<{width}}  {component.status.value:<8}  "
-            f"{duration(component.seconds):>12}"
+def _keep_reason(
+    handle: metadata.Metadata, pipeline: pipeline_pb2.Pipeline, node: str, error: Exception
+) -> None:
+    """Writes on a node's execution why it failed, which TFX does not for what is raised."""
+    run = pipeline.runtime_spec.pipeline_run_id.field_value.string_value
+    of_run, of_node = (
+        handle.store.get_context_by_type_and_name(kind, name)
+        for kind, name in (
+            ("pipeline_run", run),
+            ("node", f"{pipeline.pipeline_info.id}.{node}"),
         )
-    total = duration(sum(c.seconds for c in outcome.components))
-    rows.append(f"  {'total':<{width}}  {'':<8}  {total:>12}")
-    return "\n".join(rows)
+    )
+    # Where its inputs could not be looked up, there is none.
+    if of_run is None or of_node is None:
+        return
+    here = {e.id for e in handle.store.get_executions_by_context(of_node.id)}
+    failed = [
+        execution
+        for execution in handle.store.get_executions_by_context(of_run.id)
+        if execution.id in here and execution.last_known_state == mlmd.Execution.FAILED
+    ]
+    for execution in failed[-1:]:
+        text = redacted(failures.explanation(error) or f"{type(error).__name__}: {error}")
+        execution.custom_properties[FAILURE_REASON].string_value = text
+        if isinstance(error, TrainingInterruptedError):
+            execution.custom_properties[INTERRUPTED].int_value = 1
+        handle.store.put_executions([execution])

@@ -138,6 +138,7 @@ def create_pipeline(
         baseline_model=baseline_model,
         base_model=base_model,
         num_strata=config.evaluation.num_strata,
+        min_draws=config.evaluation.min_draws,
         seed=config.evaluation.seed,
         num_samples=config.evaluation.num_samples,
         sample_steps=config.validation.num_steps,
@@ -170,6 +171,7 @@ def create_pipeline(
         push_destination=serving_dir,
         canary=config.serving.canary,
         keep_versions=config.serving.keep_versions,
+        training_dataset=open_parameters.get("dataset", dataset.path),
     )
     return Pipeline(
         pipeline_name=PIPELINE_NAME,

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+import json
 import os
-import shlex
 import shutil
-import sys
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from components.pages import RELEASE_PLACE
+from pipeline import command_line
 from pipeline.config import RunConfig
 from pipeline.lineage.locations import DEFAULT_PORT, DEFAULT_STORE
+from storage.commands import (
+    CHECKOUT,
+    module_command,
+    place,
+    program_command,
+    script_command,
+    shown_path,
+)
 
 REPORT_NAME = "report"
+RUNNER = "runner_local.py"
 _REPORT_TYPE = "components.EvaluationReport"
 _DATASET_REPORT_TYPE = "components.DatasetReport"
 _REJECTS_TYPE = "components.RejectedRows"
@@ -32,7 +43,10 @@ class RunResult:
         loss_baseline: Held-out loss of what it was compared with.
         baseline: What that was.
         blessed: Whether the evaluation found the model good enough to push.
-        reasons: Why it did not.
+        unsure: Whether it could not be told.
+        reasons: Why it did not, or could not.
+        model: Folder of the model.
+        refusal: Why the pusher pushed nothing.
         version: Version in the serving directory.
         model_run: Folder with the TensorBoard logs.
         report: Folder with the report's files.
@@ -46,7 +60,10 @@ class RunResult:
     loss_baseline: float | None
     baseline: str | None
     blessed: bool | None
+    unsure: bool
     reasons: tuple[str, ...]
+    refusal: str | None
+    model: str | None
     version: str | None
     model_run: str | None
     report: str | None
@@ -88,9 +105,12 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
         loss_baseline=number("loss_baseline"),
         baseline=baseline,
         blessed=bool(blessing["blessed"].int_value) if "blessed" in blessing else None,
+        unsure="verdict" in blessing and blessing["verdict"].string_value == "unsure",
         reasons=tuple(blessing["reasons"].string_value.splitlines())
         if "reasons" in blessing
         else (),
+        refusal=pushed["reason"].string_value if "reason" in pushed else None,
+        model=uri("Model"),
         version=pushed["pushed_version"].string_value or None
         if "pushed_version" in pushed
         else None,
@@ -116,13 +136,36 @@ def copy_reports(result: RunResult, output: str) -> Path:
     for source in (result.report, result.dataset_report):
         if source is not None:
             shutil.copytree(source, partial, dirs_exist_ok=True)
+    _fill_in_release(partial / "evaluation.html", result)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return target
 
 
-def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path: Path) -> str:
-    """The text of the last screen."""
+def _fill_in_release(page: Path, result: RunResult) -> None:
+    """Names the release on a model's page, which was written before it was pushed."""
+    release = result.version or (result.refusal and f"none: {result.refusal}")
+    if release and page.is_file():
+        text = page.read_text("utf-8")
+        page.write_text(text.replace(RELEASE_PLACE, html.escape(release)), "utf-8")
+
+
+def last_screen(
+    config: RunConfig,
+    result: RunResult,
+    serving_dir: str,
+    log_path: Path,
+    argv: Sequence[str] = (),
+) -> str:
+    """The text of the last screen.
+
+    Args:
+        config: The run's settings.
+        result: What came out.
+        serving_dir: Where that was pushed to.
+        log_path: The run's log.
+        argv: The run's command line, which what is advised goes on with.
+    """
     rows: list[tuple[str, str]] = []
     if result.loss is not None and result.loss_baseline is not None:
         change = 100 * (result.loss / result.loss_baseline - 1) if result.loss_baseline else 0.0
@@ -133,7 +176,7 @@ def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path
                 f"{result.loss:.4f} fine-tuned ({change:+.1f} %)",
             )
         )
-    rows.append(("pushed", _pushed(result, serving_dir)))
+    rows.append(("pushed", pushed_text(result, serving_dir)))
     if result.rejected and result.rejects:
         rows.append(
             ("rows set aside", f"{result.rejected}, listed in {shown_path(result.rejects)}")
@@ -151,84 +194,77 @@ def last_screen(config: RunConfig, result: RunResult, serving_dir: str, log_path
     rows.append(("settings", shown_path(Path(config.output) / "config.yaml")))
     rows.append(("log", shown_path(log_path)))
 
-    python = _python()
     steps: list[tuple[str, str]] = []
+    draw = "serving.generate", _first_prompt(config, result.model_run)
+    to = "--out", Path("picture.png")
     if result.version is not None:
-        command = f"{python} -m serving.generate {shlex.quote(config.validation.prompts[0])}"
         steps.append(
             (
                 "draw a picture",
-                f"{command} --serving-dir {_argument(serving_dir)} --out picture.png",
+                module_command(*draw, "--serving-dir", place(serving_dir), *to),
             )
+        )
+    elif result.model is not None:
+        steps.append(
+            ("draw all the same", module_command(*draw, "--model", place(result.model), *to))
         )
     if result.model_run is not None:
-        tensorboard = Path(python).with_name("tensorboard")
-        steps.append(
-            (
-                "watch the curves",
-                f"{tensorboard} --logdir {_argument(Path(result.model_run).parent)}",
-            )
-        )
+        logs = place(result.model_run.rstrip("/").rpartition("/")[0])
+        steps.append(("watch the curves", program_command("tensorboard", "--logdir", logs)))
     if result.run is not None:
         steps += lineage_commands(config.output, result.run, result.version)
     training = config.training
     longer = (
-        f"--steps {2 * training.steps}" if training.steps else f"--epochs {2 * training.epochs:g}"
+        ("--steps", f"{2 * training.steps}")
+        if training.steps
+        else ("--epochs", f"{2 * training.epochs:g}")
     )
-    steps.append(("train longer", f"{python} runner_local.py {longer}"))
-    steps.append(("all settings", f"{python} runner_local.py --help"))
+    others = command_line.without(argv, "--steps", "--epochs")
+    steps.append(("train longer", script_command(RUNNER, *others, *longer)))
+    steps.append(("all settings", script_command(RUNNER, "--help")))
     return "\n".join(["Result", *_aligned(rows), "", "Next", *_aligned(steps)])
 
 
 def lineage_commands(output: str, run: str, version: str | None = None) -> list[tuple[str, str]]:
     """What to type to see where a run's outputs come from: labels and commands."""
-    default = os.path.abspath(output) == os.path.abspath(DEFAULT_STORE)
-    command = f"{_python()} -m pipeline.lineage"
     page = f"http://localhost:{DEFAULT_PORT}"
     if version is None:
-        question, page = f"run {shlex.quote(run)}", f"{page}/run/{urllib.parse.quote(run)}"
+        question, page = ["run", run], f"{page}/run/{urllib.parse.quote(run)}"
     else:
-        question, page = f"trace release:{version}", f"{page}/release/{version}"
+        question, page = ["trace", f"release:{version}"], f"{page}/release/{version}"
+    default = os.path.abspath(output) == str(CHECKOUT / DEFAULT_STORE)
+    store = () if default else ("--store", Path(output))
     return [
         (
             "trace it" if version is not None else "look at the run",
-            f"{command} {question}{'' if default else f' --store {_argument(output)}'}",
+            module_command("pipeline.lineage", *question, *store),
         ),
-        (
-            "in a browser",
-            f"make lineage{'' if default else f' RUN={_argument(output)}'}, then {page}",
-        ),
+        ("in a browser", f"{module_command('pipeline.lineage', *store, 'serve')}, then {page}"),
     ]
 
 
-def shown_path(path: str | os.PathLike[str]) -> str:
-    """`path` relative to the current folder where it lies in it; a URL as it is."""
-    if "://" in str(path):
-        return str(path)
-    absolute = os.path.abspath(path)
-    relative = os.path.relpath(absolute)
-    return absolute if relative.startswith("..") else relative
-
-
-def _pushed(result: RunResult, serving_dir: str) -> str:
+def pushed_text(result: RunResult, serving_dir: str) -> str:
+    """The version that was pushed, or why there is none."""
+    first, *others = result.reasons or ("the model is not blessed",)
+    unsure = f"unsure: {first}" if result.unsure else ""
     if result.version is not None:
-        return f"version {result.version} in {shown_path(serving_dir)}"
+        version = f"version {result.version} in {shown_path(serving_dir)}"
+        return f"{version}, {unsure}" if unsure else version
     if result.blessed is False:
-        first, *others = result.reasons or ("the model is not blessed",)
         more = f", and {len(others)} more reasons on the evaluation's page" if others else ""
-        return f"no: {first}{more}"
-    return "no"
+        return f"no, {unsure} (evaluation.when_unsure)" if unsure else f"no: {first}{more}"
+    return f"no: {result.refusal}" if result.refusal else "no"
+
+
+def _first_prompt(config: RunConfig, model_run: str | None) -> str:
+    """What the run drew a picture of."""
+    drawn: list[str] = []
+    path = Path(model_run or "") / "validation" / "prompts.json"
+    if path.is_file():
+        drawn = json.loads(path.read_text(encoding="utf-8"))["prompts"]
+    return [*drawn, *(config.validation.prompts or ()), "a drawing of a creature"][0]
 
 
 def _aligned(rows: list[tuple[str, str]]) -> list[str]:
     width = max(len(label) for label, _ in rows)
     return [f"  {label:<{width}}  {text}" for label, text in rows]
-
-
-def _argument(path: str | os.PathLike[str]) -> str:
-    return shlex.quote(shown_path(path))
-
-
-def _python() -> str:
-    shown = os.path.relpath(sys.executable)
-    return "python" if shown.startswith("..") else shown

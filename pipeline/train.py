@@ -8,9 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipeline import command_line, console
+from pipeline import command_line, console, failures, interruption
 from pipeline.config import ConfigError, RunConfig, load_config, resolve_base_weights
 from pipeline.trainer_settings import trainer_settings
+from storage.addresses import check_address
+from trainer.training.interruption import TrainingInterruptedError
 from trainer.weights.base_model import BaseModel
 
 _FLAGS: command_line.Flags = {"training": command_line.RUN_FLAGS["training"]}
@@ -31,12 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         arguments, flags = command_line.parse(parser, _FLAGS, argv)
+        for address in (arguments.latents, arguments.output):
+            check_address(address)
         config, base_model = resolve_base_weights(load_config(arguments.config, flags))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    console.quiet_environment(verbose=False)
-    _train(config, base_model, arguments.latents.rstrip("/"), arguments.output.rstrip("/"))
+        console.quiet_environment(verbose=False)
+        _train(config, base_model, arguments.latents.rstrip("/"), arguments.output.rstrip("/"))
+    except TrainingInterruptedError as stop:
+        print(f"Interrupted: {stop}.", file=sys.stderr)
+        return interruption.exit_status(stop.signal)
+    except Exception as error:
+        explanation = failures.explanation(error)
+        if explanation is None:
+            raise
+        print(f"error: {explanation}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
     return 0
 
 

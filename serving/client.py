@@ -6,6 +6,7 @@ tensorflow-serving-api besides for gRPC, and only httpx2 and Pillow for REST.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from serving.errors import ServingError, VersionGoneError
-from serving.releases import FALLBACK_GUIDANCE_SCALE, FALLBACK_STEPS, Release, find_release
-from serving.request import check_request
+from serving.errors import ServingError, VersionGoneError, check_place
+from serving.releases import (
+    FALLBACK_GUIDANCE_SCALE,
+    FALLBACK_STEPS,
+    Release,
+    find_model,
+    find_release,
+    is_model,
+)
+from serving.request import check_prompts, check_request, cut_note, may_be_cut
+from storage.plain_text import plain
 
 REST_SCHEMES = ("http", "https")
 GRPC_SCHEMES = ("grpc", "grpcs")
@@ -24,6 +33,8 @@ RETRIES = 8
 
 # Servers behind one address change versions at different moments, within a poll of ten seconds.
 _VERSION_WAITS_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+logger = logging.getLogger(__name__)
 
 
 class Models(Protocol):
@@ -77,18 +88,20 @@ class Generator:
         """Loads the models of a folder, or gets ready to talk to a server.
 
         Args:
-            address: A serving directory, local or one that `tf.io.gfile` knows; or TensorFlow
-                Serving's address, `http://HOST:8501` for REST or `grpc://HOST:8500` for gRPC
-                (`https` and `grpcs` for TLS).
+            address: A serving directory, local or one that `tf.io.gfile` knows; the folder of one
+                model, as the Trainer leaves it; or TensorFlow Serving's address,
+                `http://HOST:8501` for REST or `grpc://HOST:8500` for gRPC (`https` and `grpcs` for
+                TLS).
             version: Of a folder, the current release if None. Of a server, the newest version that
                 it has of all three models, asked for anew for each picture.
             timeout_seconds: The longest that one call of a server may take, with its retries.
             retries: How often a call is made again that the server could not answer then.
 
         Raises:
-            ServingError: The directory, the release or one of its models is missing or damaged, or
-                a number is impossible.
+            ServingError: The directory, the release or one of its models is missing or damaged,
+                the address has a secret in it, or a number is impossible.
         """
+        check_place(address)
         if not 0 < timeout_seconds < math.inf:
             raise ServingError(f"the timeout is {timeout_seconds} s; it must be more than 0")
         if retries < 0:
@@ -108,7 +121,9 @@ class Generator:
 
             self._models = GrpcModels(address, version, timeout_seconds, retries)
         else:
-            self.release = find_release(address, version)
+            self.release = (
+                find_model(address) if is_model(address) else find_release(address, version)
+            )
             self.num_steps = self.release.num_steps
             self.guidance_scale = self.release.guidance_scale
             from serving.in_process import LoadedModels
@@ -131,6 +146,7 @@ class Generator:
         guidance_scale: float | None = None,
         seed: int | Sequence[int] = 0,
         on_picture: Callable[[int, np.ndarray], None] | None = None,
+        on_cut: Callable[[str, str | None], None] | None = None,
     ) -> np.ndarray:
         """Draws one picture per prompt.
 
@@ -138,26 +154,29 @@ class Generator:
         alone and not on its neighbours or its place among them.
 
         Args:
-            prompts: What to draw.
+            prompts: What to draw. None may be empty: a picture of nothing in particular is one with
+                a guidance scale of 0.
             negative_prompts: What to keep away from, for all pictures or one per picture.
             num_steps: Sampling steps, 1 to 1000; the release's default if None.
             guidance_scale: How strictly to follow the prompt, 0 or more; 1 is no guidance. The
                 release's default if None.
             seed: 0 to 2**64 - 1, for all pictures or one per picture.
             on_picture: Called with the place of each picture and the picture, once it is there.
+            on_cut: Called once with each prompt or negative prompt that is longer than the text
+                encoder reads, and the words of it that are cut off; these are None where it may be
+                too long, and the release is too old to say. If None, a warning is logged.
 
         Returns:
             uint8 [B, H, W, 3].
 
         Raises:
-            ServingError: A value is out of range, the numbers of prompts, negative prompts and
-                seeds disagree, a model fails, or a server does not answer, refuses or takes too
-                long.
+            ServingError: A prompt is empty, a value is out of range, the numbers of prompts,
+                negative prompts and seeds disagree, a model fails, or a server does not answer,
+                refuses or takes too long.
         """
         if isinstance(prompts, str):
             raise ServingError("prompts is a single text; give a list of prompts")
-        if not prompts:
-            raise ServingError("there is no prompt; give at least one")
+        check_prompts(prompts)
         negatives = _one_each(
             "" if negative_prompts is None else negative_prompts, len(prompts), "negative prompts"
         )
@@ -168,12 +187,31 @@ class Generator:
             guidance_scale = self.guidance_scale
         check_request(num_steps=num_steps, guidance_scale=guidance_scale, seeds=seeds)
         pictures = []
+        tell = on_cut or (lambda prompt, cut: logger.warning("%s.", cut_note(prompt, cut)))
+        unknown = dict.fromkeys(filter(may_be_cut, (*prompts, *negatives)))
         for index, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True)):
+            # Before the picture, which takes its time.
+            for text in (text for text in dict.fromkeys((prompt, negative)) if text in unknown):
+                del unknown[text]
+                cut = self._cut(text)
+                if cut != "":
+                    tell(text, cut)
             picture = self._draw(prompt, negative, num_steps, guidance_scale, seeds[index])
             pictures.append(picture)
             if on_picture is not None:
                 on_picture(index, picture)
         return np.stack(pictures)
+
+    def _cut(self, prompt: str) -> str | None:
+        """The words of a prompt that are cut off; None where the models cannot tell."""
+        version = self._models.version()
+        try:
+            inputs = {"prompt": _text(prompt)}
+            found = self._models.call("text_encoder", "cut", inputs, ("cut_bytes",), version)
+        # Releases of former versions have no such signature. Anything else will show again.
+        except ServingError:
+            return None
+        return bytes(found["cut_bytes"][0]).decode("utf-8", "replace")
 
     def _draw(
         self, prompt: str, negative_prompt: str, num_steps: int, guidance_scale: float, seed: int
@@ -233,8 +271,7 @@ def _one_each(values: Any, count: int, what: str) -> list[Any]:
 
 
 def _text(prompt: str) -> np.ndarray:
-    # Bytes of a command line that are no UTF-8 arrive as surrogates; the tokenizer replaces them.
-    return np.array([prompt.encode("utf-8", errors="surrogatepass")], object)
+    return np.array([plain(prompt).encode()], object)
 
 
 def _seed_pair(seed: int) -> np.ndarray:

@@ -1,7 +1,12 @@
 """What can be wrong with a serving directory, a server or a request, in one sentence."""
 
+from __future__ import annotations
 
-class ServingError(Exception):
+from storage.addresses import SecretInAddressError, check_address
+from storage.user_errors import UserError
+
+
+class ServingError(UserError):
     """A mistake that the message alone lets a user correct."""
 
 
@@ -11,3 +16,11 @@ class VersionGoneError(ServingError):
 
 class BusyError(ServingError):
     """The server cannot answer now, but may in a moment."""
+
+
+def check_place(address: str) -> None:
+    """Raises a `ServingError` where a serving directory's or server's address holds a secret."""
+    try:
+        check_address(address)
+    except SecretInAddressError as error:
+        raise ServingError(str(error)) from None

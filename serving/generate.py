@@ -18,9 +18,9 @@ import numpy as np
 
 from serving import png, which_models
 from serving.client import RETRIES, TIMEOUT_SECONDS, Generator
-from serving.errors import ServingError
+from serving.errors import ServingError, check_place
 from serving.releases import SERVED_NETWORKS
-from serving.request import check_request
+from serving.request import check_prompts, check_request, cut_note
 from storage import filesystem
 
 MAX_COUNT = 100
@@ -97,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Finds whatever can be found wrong without TensorFlow."""
+    """Finds whatever can be found wrong without TensorFlow, and says what takes its time."""
+    check_prompts(arguments.prompts)
     if not 1 <= arguments.count <= MAX_COUNT:
         raise ServingError(f"--count is {arguments.count}; it must be 1 to {MAX_COUNT}")
     check_request(
@@ -107,6 +108,12 @@ def _check(arguments: argparse.Namespace) -> None:
     )
     if not arguments.out.lower().endswith(".png"):
         raise ServingError(f"--out is {arguments.out}; its name must end in .png")
+    places = (arguments.out, arguments.server or arguments.serving_dir)
+    for place in places:
+        check_place(place)
+    # Even to look there takes seconds.
+    if is_far := any(map(filesystem.is_remote, places)):
+        _say_loading(arguments)
     folder = filesystem.parent(arguments.out)
     if not filesystem.is_folder(folder):
         raise ServingError(f"the folder of --out, {folder}, does not exist; make it first")
@@ -117,11 +124,21 @@ def _check(arguments: argparse.Namespace) -> None:
         return
     for network in SERVED_NETWORKS:
         release.model_folder(network)
+    if not is_far:
+        _say_loading(arguments)
+
+
+def _say_loading(arguments: argparse.Namespace) -> None:
+    if arguments.server is not None:
+        print(f"Asking {arguments.server} ...", flush=True)
+        return
+    which = "the release" if arguments.version is None else f"release {arguments.version}"
+    print(f"Loading {which} in {arguments.serving_dir} ...", flush=True)
 
 
 def _generate(arguments: argparse.Namespace) -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    address = arguments.server or arguments.serving_dir
+    address = which_models.address(arguments)
     generator = Generator(
         address,
         arguments.version,
@@ -136,6 +153,9 @@ def _generate(arguments: argparse.Namespace) -> None:
             prompt, seed = requests[index]
             print(f"drew {prompt!r}, seed {seed}", flush=True)
 
+    def tell_cut(prompt: str, cut: str | None) -> None:
+        print(f"note: {cut_note(prompt, cut)}", file=sys.stderr, flush=True)
+
     pictures = generator.generate(
         [prompt for prompt, _ in requests],
         arguments.negative_prompt,
@@ -143,6 +163,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         guidance_scale=arguments.guidance_scale,
         seed=[seed for _, seed in requests],
         on_picture=tell,
+        on_cut=tell_cut,
     )
     _, height, width, _ = pictures.shape
     rows = pictures.reshape(len(arguments.prompts), len(seeds), height, width, 3)
@@ -152,7 +173,8 @@ def _generate(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise ServingError(f"{arguments.out} cannot be written: {error}") from error
     height, width, _ = grid.shape
-    print(f"{arguments.out}: {width} x {height} pixels, release {generator.version} of {address}")
+    drawn_with = address if arguments.model else f"release {generator.version} of {address}"
+    print(f"{arguments.out}: {width} x {height} pixels, {drawn_with}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
+import netrc
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +32,8 @@ class RestModels(RemoteModels):
         """See `RemoteModels`."""
         super().__init__(address.rstrip("/"), version, timeout_seconds, retries)
         # Proxies are for other machines than those that one names here; connections as needed.
-        self._http = httpx2.Client(limits=httpx2.Limits(max_connections=None))
+        limits = httpx2.Limits(max_connections=None)
+        self._http = httpx2.Client(limits=limits, auth=_from_netrc())
 
     def decode(self, latent: np.ndarray, version: int) -> np.ndarray:
         """Pictures, uint8 [B, H, W, 3], which travel as PNG files."""
@@ -114,6 +117,20 @@ class RestModels(RemoteModels):
         if status == 404:
             raise VersionGoneError(f"{self._address} no longer has what it had: {reason}")
         raise self._refused(network, reason)
+
+
+def _from_netrc() -> httpx2.Auth | None:
+    """What `.netrc`, or the file that NETRC names, has of servers' users and passwords."""
+    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+    try:
+        return httpx2.NetRCAuth(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ServingError(f"{path} cannot be read: {error.strerror}") from None
+    except netrc.NetrcParseError as error:
+        # Its message shows words of the file.
+        raise ServingError(f"line {error.lineno} of {path} is none that netrc knows") from None
 
 
 def _to_json(value: np.ndarray) -> Any:

@@ -22,12 +22,12 @@ from nicegui import Client, ui
 
 from serving import png, which_models
 from serving.client import Generator, is_server
-from serving.errors import ServingError
-from serving.releases import current_version
-from serving.request import MAX_STEPS, check_request
+from serving.errors import ServingError, check_place
+from serving.releases import current_version, is_model
+from serving.request import MAX_STEPS, check_prompts, check_request, cut_note
+from storage import local_pages
 from storage.model_manifest import ModelManifest
 
-HOST = "127.0.0.1"
 PORT = 8080
 MAX_PICTURES = 16
 MAX_WAITING = 8
@@ -57,6 +57,7 @@ class Drawn:
     request: Request
     version: int
     contents: bytes
+    notes: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -98,6 +99,7 @@ class Studio:
         """
         async with self._turn():
             generator = await self.generator()
+            notes: list[str] = []
             pictures = await asyncio.to_thread(
                 generator.generate,
                 [request.prompt],
@@ -105,12 +107,13 @@ class Studio:
                 num_steps=request.num_steps,
                 guidance_scale=request.guidance_scale,
                 seed=request.seed,
+                on_cut=lambda prompt, cut: notes.append(cut_note(prompt, cut)),
             )
             contents = await asyncio.to_thread(png.encode, pictures[0])
-            return Drawn(request, generator.version, contents)
+            return Drawn(request, generator.version, contents, tuple(notes))
 
     def _is_outdated(self, generator: Generator) -> bool:
-        if self._version is not None or generator.release is None:
+        if self._version is not None or generator.release is None or is_model(self.address):
             return False
         return generator.release.version != current_version(self.address)
 
@@ -131,8 +134,9 @@ class Studio:
 class Page:
     """The page in one browser tab."""
 
-    def __init__(self, studio: Studio, lineage_url: str) -> None:
+    def __init__(self, client: Client, studio: Studio, lineage_url: str) -> None:
         """Builds the page; `load` fills it."""
+        self._client = client
         self._studio = studio
         self._lineage_url = lineage_url.rstrip("/")
         self._stopped = False
@@ -174,7 +178,10 @@ class Page:
         try:
             generator = await self._studio.generator()
         except ServingError as error:
-            self._status.set_text(f"The models cannot be used: {error}")
+            if not self._client.is_deleted:
+                self._status.set_text(f"The models cannot be used: {error}")
+            return
+        if self._client.is_deleted:
             return
         self._steps.value = generator.num_steps
         self._guidance.value = generator.guidance_scale
@@ -183,9 +190,12 @@ class Page:
         try:
             # Of a server, this asks for it.
             version = await asyncio.to_thread(lambda: generator.version)
-            self._show_release(generator, version)
         except ServingError as error:
-            self._status.set_text(str(error))
+            if not self._client.is_deleted:
+                self._status.set_text(str(error))
+            return
+        if not self._client.is_deleted:
+            self._show_release(generator, version)
 
     def _show_release(self, generator: Generator, version: int) -> None:
         self._facts.clear()
@@ -226,8 +236,7 @@ class Page:
         seeds = [first + index for index in range(count)]
         check_request(num_steps=steps, guidance_scale=scale, seeds=seeds)
         prompt, negative = self._prompt.value or "", self._negative.value or ""
-        if not prompt.strip():
-            raise ServingError("there is no prompt; say what to draw")
+        check_prompts([prompt])
         return [Request(prompt, negative, steps, scale, seed) for seed in seeds]
 
     async def _draw(self) -> None:
@@ -248,17 +257,23 @@ class Page:
                 self._progress.value = done / len(requests)
                 self._status.set_text(f"Drawing picture {done + 1} of {len(requests)} ...")
                 drawn = await self._studio.draw(request)
+                # Another release may have become the current one.
+                generator = await self._studio.generator()
+                if self._client.is_deleted:
+                    return
                 self._show(drawn)
                 self._progress.value = (done + 1) / len(requests)
-                # Another release may have become the current one.
-                self._show_release(await self._studio.generator(), drawn.version)
+                self._show_release(generator, drawn.version)
             self._status.set_text("Stopped." if self._stopped else "Done.")
         except ServingError as error:
+            if self._client.is_deleted:
+                return
             self._status.set_text(f"It did not work: {error}")
             ui.notify(str(error), type="negative", multi_line=True)
         finally:
-            self._button.enable()
-            self._stop.disable()
+            if not self._client.is_deleted:
+                self._button.enable()
+                self._stop.disable()
 
     def _show(self, drawn: Drawn) -> None:
         request = drawn.request
@@ -266,6 +281,8 @@ class Page:
             picture = ui.image(drawn.source).classes("w-full").style("image-rendering: auto")
             picture.props["alt"] = request.prompt
             ui.label(request.prompt).classes("text-sm")
+            for note in drawn.notes:
+                ui.label(note).classes("text-xs text-orange-800")
             if request.negative_prompt:
                 ui.label(f"without: {request.negative_prompt}").classes("text-xs text-gray-600")
             ui.label(
@@ -310,6 +327,8 @@ def _shown_facts(address: str, facts: dict[str, Any]) -> Iterator[tuple[str, str
         yield "Pictures", f"{facts['image_size']} x {facts['image_size']}"
     if "pushed_at" in facts:
         yield "Pushed", str(facts["pushed_at"]).replace("T", " ").partition("+")[0]
+    if facts.get("verdict") == "unsure":
+        yield "Unsure", "; ".join(facts.get("reasons", []))
     for name, label in _METRICS.items():
         if name in facts.get("metrics", {}):
             yield label, f"{facts['metrics'][name]:.4f}"
@@ -328,11 +347,20 @@ def _parser() -> argparse.ArgumentParser:
     which_models.add_arguments(parser)
     parser.add_argument(
         "--host",
-        default=HOST,
+        default=local_pages.HOST,
         help="the address to listen at; whoever reaches it can draw (default: %(default)s, this "
         "machine alone)",
     )
-    parser.add_argument("--port", type=int, default=PORT, help="(default: %(default)s)")
+    parser.add_argument(
+        "--trusted-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name that a browser may call this machine by, such as a proxy's (repeatable)",
+    )
+    parser.add_argument(
+        "--port", type=local_pages.port_number, default=PORT, help="(default: %(default)s)"
+    )
     parser.add_argument(
         "--lineage-url",
         default="http://127.0.0.1:8081",
@@ -350,24 +378,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         which_models.check(arguments)
-    except (ServingError, OSError) as error:
+        check_place(arguments.lineage_url)
+        listener = local_pages.listen(arguments.host, arguments.port, "playground")
+    except (ServingError, local_pages.AddressError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    studio = Studio(arguments.server or arguments.serving_dir, arguments.version)
+    studio = Studio(which_models.address(arguments), arguments.version)
 
     @ui.page("/")
     async def index(client: Client) -> None:
-        page = Page(studio, arguments.lineage_url)
+        page = Page(client, studio, arguments.lineage_url)
         await client.connected()
-        await page.load()
+        if not client.is_deleted:
+            await page.load()
 
-    ui.run(
-        host=arguments.host,
-        port=arguments.port,
-        title=TITLE,
-        reload=False,
-        show=not arguments.no_browser,
-        show_welcome_message=True,
+    print(f"{TITLE}: {local_pages.url(listener)} (Ctrl-C ends it)", flush=True)
+    local_pages.serve(
+        TITLE,
+        listener,
+        trusted_hosts=arguments.trusted_host,
+        open_window=not arguments.no_browser,
     )
     return 0
 

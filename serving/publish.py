@@ -13,22 +13,29 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from serving import png
 from serving.client import Generator
-from serving.errors import ServingError
+from serving.errors import ServingError, check_place
 from serving.releases import DEFAULT_SERVING_DIR, RELEASES, find_release
 from serving.serving_directory import ServingDirectory
 from storage import filesystem
+from storage.commands import module_command, place
 from storage.errors import one_line
 from storage.model_manifest import ModelManifest
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 RELEASE_NAME = "release.json"
 CARD_NAME = "README.md"
 HUB = "hf://"
+HUB_DATASETS = f"{HUB}datasets/"
 
 _PICTURES = 4
+# KerasCV's files there hold the numbers of this model, from which others of the family descend.
+_CONVERTED_FROM = {"fchollet/stable-diffusion": "CompVis/stable-diffusion-v1-4"}
 _METRICS = {
     "loss": "Held-out loss",
     "loss_baseline": "Held-out loss of the model that it was compared with",
@@ -71,8 +78,10 @@ def publish(
         The address that `serving.pull` takes.
 
     Raises:
-        ServingError: The release is damaged, or the target refuses it or has it already.
+        ServingError: The release is damaged, or the target refuses it, has it already, or has a
+            secret in its address.
     """
+    check_place(target)
     release = find_release(serving_dir, version)
     if damaged := ServingDirectory(serving_dir).damaged_files(release.version):
         raise ServingError(
@@ -83,7 +92,7 @@ def publish(
         manifest = ModelManifest.of_release(release.facts)
         prompts = manifest.validation.get("prompts", [])[:_PICTURES] if manifest else []
     pictures = list(_draw(Generator(serving_dir, release.version), prompts)) if prompts else []
-    card = model_card(release.facts, pictures, license_)
+    card = model_card(release.facts, pictures, license_, name=target.rstrip("/").rpartition("/")[2])
     small = {
         RELEASE_NAME: filesystem.read_bytes(
             filesystem.join(serving_dir, RELEASES, f"{release.version}.json")
@@ -100,21 +109,31 @@ def publish(
 
 
 def model_card(
-    facts: Mapping[str, Any], pictures: Sequence[Picture], license_: str | None = None
+    facts: Mapping[str, Any],
+    pictures: Sequence[Picture],
+    license_: str | None = None,
+    *,
+    name: str,
 ) -> str:
-    """The hub's README of a release: front matter, pictures, metrics, lineage, how to use it."""
+    """The hub's README of a release: front matter, pictures, metrics, lineage, how to use it.
+
+    Args:
+        facts: Of the release.
+        pictures: What it has drawn.
+        license_: The hub's name of the licence that the weights are under.
+        name: What the model is called where it is published.
+    """
     version = facts["version"]
-    front = ["library_name: tensorflow", "pipeline_tag: text-to-image"]
-    front += ["tags:", "- stable-diffusion", "- tensorflow", "- tfx"]
-    if license_ is not None:
-        front.append(f"license: {license_}")
-    lines = ["---", *front, "---", "", f"# Release {version}", ""]
+    lines = ["---", _front_matter(facts, license_, name), "---", "", f"# Release {version}", ""]
     lines += [
         "Stable Diffusion, fine-tuned on TFX: three SavedModels (text encoder, diffusion model, "
         "decoder) that TensorFlow Serving takes as they are. Prompts go in as text; number of "
         "steps, guidance scale, seed and negative prompt are inputs.",
         "",
     ]
+    if facts.get("verdict") == "unsure":
+        reasons = "; ".join(facts.get("reasons", []))
+        lines += [f"**Unsure:** {_cell(reasons)}.", ""]
     if pictures:
         lines += [
             f"![{_cell(picture.prompt)}]({picture.name(index)})"
@@ -154,12 +173,80 @@ def model_card(
     return "\n".join(lines)
 
 
+def _front_matter(facts: Mapping[str, Any], license_: str | None, name: str) -> str:
+    """What the hub links the model to its base and its data by, and shows its loss by; YAML."""
+    # Slow to import.
+    from huggingface_hub import ModelCardData
+
+    base_model, dataset = _base_model(facts), _hub_dataset(facts)
+    results = list(_results(facts))
+    data = ModelCardData(
+        library_name="tensorflow",
+        pipeline_tag="text-to-image",
+        tags=["stable-diffusion", "tensorflow", "tfx"],
+        license=license_,
+        base_model=base_model,
+        datasets=None if dataset is None else [dataset[0]],
+        eval_results=results or None,
+        model_name=name if results else None,
+    )
+    if base_model is not None:
+        data["base_model_relation"] = "finetune"
+    return data.to_yaml()
+
+
+def _base_model(facts: Mapping[str, Any]) -> str | None:
+    """The hub's model that the release was fine-tuned from; `None` where it was none of the hub."""
+    from storage import hub
+
+    manifest = ModelManifest.of_release(facts)
+    source = manifest.base_weights_source if manifest else None
+    if source is None or not source.startswith(HUB):
+        return None
+    repo_id = hub.parse_address(source).repo_id
+    return _CONVERTED_FROM.get(repo_id, repo_id)
+
+
+def _hub_dataset(facts: Mapping[str, Any]) -> tuple[str, str | None] | None:
+    """Id and commit of the dataset that the release was trained on; `None` for any other one."""
+    address: str = facts.get("dataset") or ""
+    if not address.startswith(HUB_DATASETS):
+        return None
+    repo_id, _, commit = address.removeprefix(HUB_DATASETS).partition("@")
+    return repo_id, commit or None
+
+
+def _results(facts: Mapping[str, Any]) -> Iterator[EvalResult]:
+    """The held-out loss, and on what it was measured."""
+    from huggingface_hub import EvalResult
+
+    address, loss = facts.get("dataset"), facts.get("metrics", {}).get("loss")
+    if address is None or loss is None:
+        return
+    manifest = ModelManifest.of_release(facts)
+    held_out = manifest.latents.get("counts", {}).get("eval") if manifest else None
+    repo_id, commit = _hub_dataset(facts) or ("", None)
+    yield EvalResult(
+        task_type="text-to-image",
+        # Of a dataset that is not on the hub, nothing but its name is anybody else's business.
+        dataset_type=repo_id or "private",
+        dataset_name=(repo_id or address).rstrip("/").rpartition("/")[2],
+        dataset_split="held out",
+        dataset_revision=commit,
+        dataset_args=None if held_out is None else {"pictures": held_out},
+        metric_type="mse",
+        metric_value=round(loss, 6),
+        metric_name="Held-out loss (mean squared error of the predicted noise)",
+    )
+
+
 def _lineage(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     lineage, manifest = facts.get("lineage", {}), ModelManifest.of_release(facts)
     found = {
         "Preset": facts.get("preset"),
         "Size of the pictures": facts.get("image_size"),
         "Pushed at": facts.get("pushed_at"),
+        "Dataset": facts.get("dataset"),
         "Pipeline": lineage.get("pipeline"),
         "Pipeline run": lineage.get("pipeline_run"),
         "Execution of the pusher": lineage.get("execution_id"),
@@ -249,10 +336,10 @@ def _to_folder(
     small: Mapping[str, bytes],
 ) -> str:
     """`release.json` comes last: a folder without it is none that can be pulled."""
-    import fsspec
+    from storage.file_systems import open_address
 
     try:
-        target_files, root = fsspec.core.url_to_fs(target)
+        target_files, root = open_address(target)
         folder = f"{root.rstrip('/')}/{name}"
         if target_files.exists(f"{folder}/{RELEASE_NAME}"):
             raise ServingError(
@@ -327,7 +414,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ServingError, OSError, json.JSONDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"published; to get it back: python -m serving.pull {address}")
+    print(f"published; to get it back: {module_command('serving.pull', place(address))}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The numbers that a picture can be asked for with."""
+"""What a picture can be asked for with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import math
 from collections.abc import Sequence
 
 from serving.errors import ServingError
+from storage.plain_text import is_blank, plain
+
+MAX_TOKENS = 77
+"""The tokens that the text encoder reads of a prompt, two of which are its start and its end."""
 
 MAX_STEPS = 1000
 """Stable Diffusion's number of timesteps: more sampling steps would repeat some."""
@@ -29,3 +33,44 @@ def check_request(
     for seed in seeds:
         if not 0 <= seed <= MAX_SEED:
             raise ServingError(f"the seed is {seed}; it must be 0 to {MAX_SEED}")
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Checks that each prompt says something.
+
+    Raises:
+        ServingError: There is none, or one has nothing in it that can be seen.
+    """
+    if not prompts:
+        raise ServingError("there is no prompt; give at least one")
+    for number, prompt in enumerate(prompts, start=1):
+        if is_blank(prompt):
+            one = len(prompts) == 1
+            raise ServingError(
+                f"{'there is no prompt' if one else f'prompt {number} of {len(prompts)} is empty'}"
+                "; say what to draw (any prompt with a guidance scale of 0 draws nothing in "
+                "particular)"
+            )
+
+
+def may_be_cut(prompt: str) -> bool:
+    """Whether a prompt could have more than `MAX_TOKENS`: a token is a byte or more."""
+    return len(plain(prompt).lower().encode()) > MAX_TOKENS - 2
+
+
+def cut_note(prompt: str, cut: str | None) -> str:
+    """What to tell a user whose prompt is cut.
+
+    Args:
+        prompt: As it was given.
+        cut: The words of it that are not read; `None` where nobody can tell.
+    """
+    if cut is None:
+        return (
+            f"{prompt!r} may be longer than the {MAX_TOKENS} tokens that the text encoder reads, "
+            "and its end without effect: this release is too old to say which words are cut"
+        )
+    return (
+        f"{prompt!r} is longer than the {MAX_TOKENS} tokens that the text encoder reads; cut off, "
+        f"and without effect, is {cut!r}"
+    )

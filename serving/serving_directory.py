@@ -29,7 +29,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from serving.errors import ServingError
+from serving.errors import ServingError, check_place
 from serving.lock import Held, locked
 from serving.releases import (
     CONFIG_NAME,
@@ -40,8 +40,10 @@ from serving.releases import (
     current_version,
     list_versions,
     read_rollback,
+    rollback_command,
 )
 from storage import filesystem
+from storage.user_errors import UserError
 
 LAST_VERSION_NAME = "last_version"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
@@ -60,7 +62,7 @@ _MODEL_CONFIG = """\
 logger = logging.getLogger(__name__)
 
 
-class CorruptCopyError(RuntimeError):
+class CorruptCopyError(UserError):
     """A copied file does not have its source's bytes."""
 
 
@@ -72,7 +74,12 @@ class ServingDirectory:
     """One serving directory, as those see it who change it."""
 
     def __init__(self, root: str) -> None:
-        """Opens `root`, which need not exist: a local path or one that `tf.io.gfile` knows."""
+        """Opens `root`, which need not exist: a local path or one that `tf.io.gfile` knows.
+
+        Raises:
+            ServingError: The address has a secret in it.
+        """
+        check_place(root)
         root = root.removeprefix("file://")
         self._root = root.rstrip("/") if filesystem.is_remote(root) else os.path.abspath(root)
 
@@ -91,12 +98,14 @@ class ServingDirectory:
     ) -> dict[str, Any]:
         """Makes the three models in `source` the next version, and the one that is served.
 
-        A repetition of the newest release, such as after a crash before the metadata was written,
-        publishes nothing new. What earlier attempts left behind is removed first.
+        A repetition of the newest release, such as after a crash before the metadata was written
+        or where a training was exported again, publishes nothing new. What earlier attempts left
+        behind is removed first.
 
         Args:
             source: Folder with a SavedModel for each of `SERVED_NETWORKS`.
-            facts: What else to write into the release; `model` tells repetitions apart.
+            facts: What else to write into the release; `model`, and `manifest` where it names the
+                training, tell repetitions apart.
             check: Called with the staged copy of `source`; raises a `ModelRefusedError` where it
                 should not be published.
             warmup: By network, TFRecords of the requests that TensorFlow Serving makes before it
@@ -163,6 +172,32 @@ class ServingDirectory:
             self._write_config(version)
         return version
 
+    def settle_in(self, apply: Callable[[str], str]) -> None:
+        """Makes addresses true in a directory that has been moved; writes what has to change.
+
+        Args:
+            apply: From an address, or text with addresses in it, to what is true now.
+        """
+        if not filesystem.is_folder(self._path(RELEASES)):
+            return
+        moved = {}
+        for path in map(self._release_path, self.releases()):
+            text = filesystem.read_bytes(path).decode(errors="surrogateescape")
+            if (now := apply(text)) != text:
+                moved[path] = now.encode(errors="surrogateescape")
+        # A damaged configuration is told when somebody needs it.
+        configured: list[int] = []
+        with contextlib.suppress(ServingError):
+            configured = configured_versions(self._root)
+        elsewhere = configured and not self._is_configured_here()
+        if not moved and not elsewhere:
+            return
+        with locked(self._root):
+            for path, contents in moved.items():
+                filesystem.write_atomically(path, contents)
+            if elsewhere:
+                self._write_config(configured[-1])
+
     def prune(self, keep: int) -> list[int]:
         """Removes all releases but the newest `keep` and those that servers load.
 
@@ -182,6 +217,17 @@ class ServingDirectory:
                 filesystem.remove_file(self._release_path(version))
             self._remove_unfinished()
         return pruned
+
+    def kept(self, keep: int) -> dict[str, list[int]]:
+        """The releases that `prune` leaves, by the reason."""
+        releases, loaded = self.releases(), configured_versions(self._root)
+        newest = releases[-keep:]
+        reasons = {
+            f"of the newest {keep}": [v for v in newest if v not in loaded],
+            "the current one": loaded[-1:],
+            "which servers keep loaded beside it until the next push": loaded[:-1],
+        }
+        return {reason: versions for reason, versions in reasons.items() if versions}
 
     def releases(self) -> list[int]:
         """The versions that are releases, the newest last."""
@@ -255,7 +301,8 @@ class ServingDirectory:
         if not releases:
             return None
         release = self.read_release(releases[-1])
-        if release.get("model") != facts.get("model"):
+        exported_again = _is_export_of_the_same(release, facts)
+        if release.get("model") != facts.get("model") and not exported_again:
             return None
         version = release["version"]
         expected = {
@@ -266,7 +313,10 @@ class ServingDirectory:
         extra = {f"{network}/{version}/{WARMUP_FILE}" for network in warmup}
         if expected.keys() | extra != release["files"].keys() or self.damaged_files(version):
             return None
-        same = all(filesystem.sha256(path) == release["files"][n] for n, path in expected.items())
+        # TensorFlow gives an export a number of its own.
+        same = exported_again or all(
+            filesystem.sha256(path) == release["files"][n] for n, path in expected.items()
+        )
         return release if same else None
 
     def _serve_again(self, version: int) -> None:
@@ -278,8 +328,8 @@ class ServingDirectory:
         elif rollback is not None and rollback["to"] == current:
             logger.warning(
                 "This model is release %d, from which this directory was rolled back to %d; it "
-                "stays at that: python -m serving.releases rollback --to %d serves it again.",
-                *(version, current, version),
+                "stays at that; to serve it again: %s",
+                *(version, current, rollback_command(self._root, version)),
             )
         else:
             self._write_config(version)
@@ -324,14 +374,18 @@ class ServingDirectory:
         models = "".join(
             _MODEL_CONFIG.format(
                 name=network,
-                # As text format quotes it, too.
-                base_path=json.dumps(self._path(network), ensure_ascii=False),
+                base_path=_base_path(self._path(network)),
                 versions=versions,
             )
             for network in SERVED_NETWORKS
         )
         contents = f"model_config_list {{\n{models}}}\n"
         filesystem.write_atomically(self._path(CONFIG_NAME), contents.encode())
+
+    def _is_configured_here(self) -> bool:
+        """Whether `models.config` has servers load the folders of this directory."""
+        contents = filesystem.read_bytes(self._path(CONFIG_NAME)).decode()
+        return all(_base_path(self._path(network)) in contents for network in SERVED_NETWORKS)
 
     def _path(self, *names: str) -> str:
         return filesystem.join(self._root, *names)
@@ -345,6 +399,20 @@ class ServingDirectory:
     def _list(self, folder: str) -> Iterable[str]:
         path = self._path(folder) if folder else self._root
         return filesystem.list_folder(path) if filesystem.is_folder(path) else []
+
+
+def _is_export_of_the_same(release: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Whether the manifests of two models say that they are of one training, and serve alike."""
+    first, second = (of.get("manifest") or {} for of in (release, facts))
+    names = ("training_id", "export_weights", "defaults")
+    return second.get("training_id") is not None and all(
+        first.get(name) == second.get(name) for name in names
+    )
+
+
+def _base_path(path: str) -> str:
+    """A path as text format quotes it, which is as JSON does."""
+    return json.dumps(path, ensure_ascii=False)
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import argparse
 
 from serving.client import is_server
-from serving.errors import ServingError
-from serving.releases import DEFAULT_SERVING_DIR, Release, find_release
+from serving.errors import ServingError, check_place
+from serving.releases import DEFAULT_SERVING_DIR, Release, find_model, find_release
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--serving-dir` or else `--server`, and `--version`."""
+    """Adds `--serving-dir` or else `--model` or `--server`, and `--version`."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--serving-dir",
         default=DEFAULT_SERVING_DIR,
         metavar="DIR",
         help="the folder that the pipeline pushes to, local or gs:// (default: %(default)s)",
+    )
+    where.add_argument(
+        "--model",
+        metavar="FOLDER",
+        help="a model that is no release instead, as the Trainer leaves it: "
+        "<output>/artifacts/Trainer/model/<number>",
     )
     where.add_argument(
         "--server",
@@ -28,15 +34,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> Release | None:
-    """The release that was asked for; `None` for a server, which is not asked.
+    """The release or model that was asked for; `None` for a server, which is not asked.
 
     Raises:
-        ServingError: There is no such release, or what is given is no server's address.
+        ServingError: There is no such thing, or what is given is no server's address, or has a
+            secret in it.
     """
+    if arguments.model is not None:
+        if arguments.version is not None:
+            raise ServingError("--model names one model, which has no --version: leave that out")
+        return find_model(arguments.model)
     if arguments.server is None:
         return find_release(arguments.serving_dir, arguments.version)
+    check_place(arguments.server)
     if not is_server(arguments.server):
         raise ServingError(
             f"--server is {arguments.server}; it must be http://HOST:PORT or grpc://HOST:PORT"
         )
     return None
+
+
+def address(arguments: argparse.Namespace) -> str:
+    """Where they are."""
+    where: str = arguments.server or arguments.model or arguments.serving_dir
+    return where

@@ -18,6 +18,7 @@ from typing import Any
 
 from storage.greetings import no_greetings
 from storage.hashing import sha256_hex
+from storage.user_errors import FileError
 
 PARTIAL_PREFIX = ".partial-"
 """How the names of files begin that were not written to their end."""
@@ -234,4 +235,4 @@ def _gfile(path: str) -> Iterator[Any]:
     try:
         yield tf.io.gfile
     except tf.errors.OpError as error:
-        raise OSError(f"{path}: {error.message}") from error
+        raise FileError(f"{path}: {error.message}") from error

@@ -15,17 +15,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from storage import hub
+from storage.addresses import SecretInAddressError, check_address
 from storage.errors import one_line
+from storage.file_systems import open_address
 from storage.hashing import sha256_hex
 from storage.transfer import chunks, sha256_of
+from storage.user_errors import UserError
 
 HASHES_NAME = "SHA256SUMS"
 
 
-class FolderError(ValueError):
+class FolderError(UserError, ValueError):
     """A folder or a file in it that cannot be had, or is damaged; the message is one line."""
 
 
@@ -109,7 +110,7 @@ class RemoteFolder(Folder):
     def __init__(self, address: str) -> None:
         super().__init__(address)
         try:
-            self._files, self._root = fsspec.core.url_to_fs(address)
+            self._files, self._root = open_address(address)
         except (ImportError, ValueError) as error:
             raise FolderError(f"{address!r} cannot be opened: {one_line(error)}") from None
 
@@ -201,8 +202,12 @@ def open_folder(address: str) -> Folder:
     """The folder at an address: `hf://ORG/NAME[@REVISION][/FOLDER]`, `gs://...` or a path.
 
     Raises:
-        FolderError: The address is none, or the hub does not know it.
+        FolderError: The address is none, has a secret in it, or the hub does not know it.
     """
+    try:
+        check_address(address)
+    except SecretInAddressError as error:
+        raise FolderError(str(error)) from None
     if address.startswith(hub.SCHEME):
         return HubFolder(address)
     if "://" in address:

@@ -49,6 +49,7 @@ from huggingface_hub.utils import parse_ratelimit_headers, tqdm, validate_repo_i
 
 from storage.errors import one_line
 from storage.transfer import ByteProgress, sha256_of
+from storage.user_errors import UserError
 
 SCHEME = "hf://"
 
@@ -67,7 +68,7 @@ logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
-class HubError(ValueError):
+class HubError(UserError, ValueError):
     """The hub does not give what was asked for; the message is one line."""
 
 

@@ -26,6 +26,7 @@ class ModelManifest:
     Attributes:
         preset: Name of the preset.
         image_size: Side of its pictures in pixels.
+        training_id: Names what decides the weights; the same for every export of one training.
         training: Fields of the training configuration, and whatever else a later version writes.
         export_weights: What the SavedModels store their weights as.
         text_encoder_trained: Whether its text encoder is another than that of the base weights.
@@ -52,6 +53,7 @@ class ModelManifest:
 
     preset: str
     image_size: int
+    training_id: str | None = None
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     export_weights: str | None = None
     text_encoder_trained: bool = False

@@ -23,6 +23,8 @@ class Shown:
         errors: What the console complained about.
         broken: Pictures that were not shown.
         background: The page's colour.
+        cut: Words in charts that reach beyond them.
+        nameless: Pictures that say nothing to those who do not see them.
         smallest_picture: Width in pixels, of those that can be seen; 0 if there is none.
     """
 
@@ -30,6 +32,8 @@ class Shown:
     requests: list[str]
     errors: list[str]
     broken: int
+    cut: list[str]
+    nameless: int
     background: str
     smallest_picture: float
 
@@ -68,6 +72,11 @@ def show(chromium, page: Path, width: int, scheme: str, screenshot: Path | None 
             return {
                 overflow: document.documentElement.scrollWidth - window.innerWidth,
                 broken: pictures.filter(p => !p.complete || !p.naturalWidth).length,
+                nameless: pictures.filter(p => !p.alt.trim()).length,
+                cut: [...document.querySelectorAll("svg text")].filter(t => {
+                    const box = t.getBBox(), view = t.ownerSVGElement.viewBox.baseVal;
+                    return box.x < view.x || box.x + box.width > view.x + view.width;
+                }).map(t => t.textContent),
                 background: getComputedStyle(document.body).backgroundColor,
                 smallest_picture: Math.min(
                     ...pictures.map(p => p.getBoundingClientRect().width), 1e6) % 1e6,

@@ -140,6 +140,7 @@ class Judge:
                 **CONTEXT,
                 "base_weights_hash": BASE_MODEL.hash(loss_scorer.SCORED),
                 "num_strata": settings.num_strata,
+                "min_draws": settings.min_draws,
                 "seed": settings.seed,
                 "num_samples": 0,
                 "sample_steps": 1,
@@ -160,7 +161,9 @@ class Judge:
         )
         reasons = blessing.get_string_custom_property("reasons").splitlines()
         blessed = blessing.get_int_custom_property("blessed") == 1
-        assert blessed == (not reasons)
+        verdict = blessing.get_string_custom_property("verdict")
+        assert (verdict == "blessed") == (not reasons)
+        assert blessed == (verdict != "refused")
         return blessed, reasons, read_metrics(evaluation.uri)[ALL]
 
 
@@ -204,7 +207,7 @@ def test_the_same_model_has_the_same_loss_and_is_not_blessed(judge, same):
     _, _, again = judge(same, same, workers=2)
     assert not blessed
     [reason] = reasons
-    assert reason.startswith("the held-out loss falls by 0.000000 against model 8")
+    assert reason.startswith("the held-out loss is that of model 8, 0.2")
     assert again["loss"].value == pytest.approx(first["loss"].value, abs=1e-9)
     assert first["loss_delta"].value == again["loss_delta"].value == 0.0
 
@@ -254,7 +257,8 @@ def test_a_fine_tuned_model_is_blessed_and_bad_ones_are_not(judge, latents, tmp_
         (tmp_path / name).mkdir()
     good = trained(latents, tmp_path / "good", 160)
     blessed, reasons, metrics = judge(good)
-    assert blessed, reasons
+    assert blessed
+    assert not reasons
     assert metrics["loss_delta"].value < -0.1 * metrics["loss_baseline"].value
 
     overfitted = trained(latents, tmp_path / "overfitted", 320, num_examples=8)

@@ -304,6 +304,8 @@ def test_the_emulated_vertex_run_pushes_the_same_models(
     for step in STEPS:
         if step != "LatestBlessedModel":
             assert f"{step} executed" in screen
+    assert re.search(r"^Trainer +executed +\d.* s$", screen, re.MULTILINE)
+    assert re.search(r"^Log of each step: emulated/logs/.*-STEP\.log$", screen, re.MULTILINE)
     local = weights(pipeline.output / "serving_model")
     emulated = weights(pipeline.folder / "emulated" / "serving_model")
     assert local.keys() == emulated.keys()
@@ -457,6 +459,7 @@ def test_an_unchanged_run_executes_nothing(pipeline: Pipeline, first_screen: str
     before = pipeline.completed()
     screen = pipeline.run("--steps", "4")
     assert "Nothing to do" in screen
+    assert "Loading TensorFlow" not in screen
     assert [s for s in pipeline.completed() if s != "LatestBlessedModel"] == [
         s for s in before if s != "LatestBlessedModel"
     ]
@@ -520,7 +523,7 @@ def test_a_run_told_to_stop_while_it_trains_goes_on_where_it_was(
         screen, _ = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 143
     [saved] = re.findall(r"Interrupted: .* saved step (\d+) of 400", screen)
     assert "Traceback" not in screen
     assert f"Resuming at step {saved} of 400" in pipeline.run("--steps", "400")

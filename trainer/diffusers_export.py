@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 
+from storage.addresses import SecretInAddressError, check_address
 from storage.folders import FolderError
 from storage.greetings import no_greetings
 from trainer.presets import preset_names
@@ -34,6 +35,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="folder or gs:// address to write")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     arguments = parser.parse_args(argv)
+    try:
+        for address in filter(None, (arguments.model, arguments.base_weights, arguments.output)):
+            check_address(address)
+    except SecretInAddressError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     # TensorFlow takes seconds that help and wrong commands need not wait for.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with no_greetings():

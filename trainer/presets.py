@@ -135,6 +135,7 @@ class Preset:
         weight_files: For each network, the file of its base weights.
         ships_weights: Whether the base weights come with this package.
         published_at: Where the base weights are published; `None` where they are not.
+        parameters: Of each network, how many; before one is built, what a run will need follows.
         numerics: How the layers compute; `trainer.weights.base_model.BaseModel` sets it to what
             the base weights were made for.
         prediction: What the diffusion model predicts.
@@ -151,6 +152,7 @@ class Preset:
     guidance_scale: float
     weight_files: Mapping[str, WeightFile]
     ships_weights: bool
+    parameters: Mapping[str, int]
     published_at: str | None = None
     numerics: Numerics = "keras_cv"
     prediction: Prediction = "epsilon"
@@ -205,6 +207,14 @@ _TINY = Preset(
         {network: WeightFile(f"{network}.safetensors", None) for network in NETWORKS}
     ),
     ships_weights=True,
+    parameters=MappingProxyType(
+        {
+            "text_encoder": 3_267_136,
+            "image_encoder": 648_448,
+            "diffusion_model": 7_328_068,
+            "decoder": 1_070_359,
+        }
+    ),
 )
 
 _SD_V1_4 = Preset(
@@ -256,6 +266,14 @@ _SD_V1_4 = Preset(
         }
     ),
     ships_weights=False,
+    parameters=MappingProxyType(
+        {
+            "text_encoder": 123_060_480,
+            "image_encoder": 34_163_664,
+            "diffusion_model": 859_520_964,
+            "decoder": 49_490_199,
+        }
+    ),
     published_at="hf://fchollet/stable-diffusion",
 )
 

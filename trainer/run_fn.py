@@ -22,9 +22,11 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 
 from storage.filesystem import content_digest
 from storage.model_manifest import ModelManifest
+from storage.user_errors import UserError
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
+from trainer.data.prompts import held_out_prompts
 from trainer.export.saved_models import ServingModules, export_models, serving_modules
-from trainer.export.validation import draw_validation
+from trainer.export.validation import PROMPTS_NAME, draw_validation
 from trainer.presets import ENCODERS, NETWORKS, get_preset
 from trainer.text.tokenizer import tokenize
 from trainer.training.distribution import is_chief, training_strategy, wait_for_all
@@ -36,9 +38,15 @@ from trainer.training.memory import (
     peak_gpu_bytes,
 )
 from trainer.training.progress import TrainingProgress
-from trainer.training_config import ResolvedTrainingConfig, TrainerSettings
+from trainer.training_config import (
+    WITHOUT_EFFECT_ON_WEIGHTS,
+    ResolvedTrainingConfig,
+    TrainerSettings,
+    ValidationConfig,
+)
 from trainer.weights.base_model import BaseModel
 
+_PICTURES = "validation"
 _LOGGED = ("loss", "learning_rate", "gradient_norm", "images_per_second", "loss_scale")
 _RECORDED_PACKAGES = ("tensorflow", "keras", "keras-cv", "tfx", "numpy", "safetensors")
 
@@ -56,7 +64,7 @@ def run_fn(fn_args: FnArgs) -> None:
             `model_run_dir` (outputs).
 
     Raises:
-        ValueError: The latents were made by another preset, size or encoders than the settings
+        UserError: The latents were made by another preset, size or encoders than the settings
             name, or there are fewer than a batch of them.
         WeightsError: The base weights have changed since the run was prepared.
         InsufficientMemoryError: It would not fit into the device's memory.
@@ -79,7 +87,7 @@ class _Run:
     """What is there before the first step.
 
     Attributes:
-        settings: What was asked for.
+        settings: What was asked for, with what only the latents could tell.
         config: Its hyperparameters, with the steps that its epochs come to.
         strategy: How devices and workers share a batch; `None` for one device.
         base_model: What training starts from.
@@ -90,6 +98,7 @@ class _Run:
         modules: What is served of them, with their variables.
         tuner: Trains them.
         memory: What that is thought to take.
+        training_id: Names the training by all that decides its weights.
         folder: Of the checkpoints, logs and pictures.
     """
 
@@ -104,6 +113,7 @@ class _Run:
     modules: ServingModules
     tuner: FineTuner
     memory: MemoryEstimate
+    training_id: str
     folder: str
 
     @property
@@ -136,8 +146,11 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
     # `train_files` holds patterns `<uri>/Split-train/*`.
     latents_uri = os.path.dirname(os.path.dirname(train_files[0]))
     latents = LatentsManifest.read(latents_uri)
-    _check_inputs(latents, settings, base_model, config)
-    config = config.for_examples(latents.counts["train"], base_model.preset)
+    _check_inputs(latents, settings, base_model)
+    config = _config_for(config, latents, base_model, strategy)
+    settings = dataclasses.replace(
+        settings, training=config, validation=_with_prompts(settings.validation, latents_uri)
+    )
 
     keras.utils.set_random_seed(config.seed)
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -164,6 +177,7 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
         batch_spec(base_model.preset, base_model.image_size, latents.flip, config.batch_size)
     )
     memory = memory_guard(tuner.variables, activations=activation_bytes(gradients))
+    training_id = _training_id(settings, config, base_model, latents, latents_uri)
     run = _Run(
         settings=settings,
         config=config,
@@ -176,7 +190,8 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
         modules=modules,
         tuner=tuner,
         memory=memory,
-        folder=os.path.join(settings.checkpoint_dir, _run_hash(settings, latents, latents_uri)),
+        training_id=training_id,
+        folder=os.path.join(settings.checkpoint_dir, training_id),
     )
     assert config.steps is not None
     logger.info(
@@ -195,16 +210,21 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
 def _train(run: _Run) -> _Trained:
     """Trains, and draws the validation prompts before, after, and now and then.
 
-    The networks are left with the averages of their weights.
+    Of a training that was done before, only the pictures before and after are drawn. The networks
+    are left with the averages of their weights.
     """
     config, tuner = run.config, run.tuner
     assert config.steps is not None
     writes = is_chief(run.strategy)
-    train_log = (
-        tf.summary.create_file_writer(os.path.join(run.folder, "train"))
-        if writes
-        else tf.summary.create_noop_writer()
-    )
+    if writes:
+        _remove_other_pictures(run)
+
+    def writer(name: str) -> tf.summary.SummaryWriter:
+        if writes:
+            return tf.summary.create_file_writer(os.path.join(run.folder, name))
+        return tf.summary.create_noop_writer()
+
+    train_log, picture_log = writer("train"), writer(_PICTURES)
     files = tf.io.gfile.glob(list(run.train_files))
 
     def batches(first_step: int) -> Iterator[dict[str, tf.Tensor]]:
@@ -221,8 +241,8 @@ def _train(run: _Run) -> _Trained:
 
     def draw(step: int) -> None:
         if writes:
-            pictures = os.path.join(run.folder, "validation", f"step_{step:06d}")
-            draw_validation(run.modules, run.settings.validation, pictures, step)
+            with picture_log.as_default():
+                draw_validation(run.modules, run.settings.validation, _pictures_of(run, step), step)
 
     with train_log.as_default():
         # As they are exported, so that the same traces serve.
@@ -247,7 +267,43 @@ def _train(run: _Run) -> _Trained:
         tuner.assign_averages()
         draw(config.steps)
     train_log.close()
+    picture_log.close()
+    if writes:
+        _tell_missing_pictures(run)
     return _Trained(history, seconds)
+
+
+def _pictures_of(run: _Run, step: int) -> str:
+    return os.path.join(run.folder, _PICTURES, f"step_{step:06d}")
+
+
+def _remove_other_pictures(run: _Run) -> None:
+    """Removes what this training drew of other prompts, or in another way."""
+    folder = os.path.join(run.folder, _PICTURES)
+    if not tf.io.gfile.isdir(folder):
+        return
+    drawn, wanted = None, dataclasses.asdict(run.settings.validation)
+    path = os.path.join(folder, PROMPTS_NAME)
+    if tf.io.gfile.exists(path):
+        with tf.io.gfile.GFile(path) as f:
+            drawn = json.loads(f.read())
+        # How often changes no picture.
+        wanted["every_steps"] = drawn["every_steps"]
+    if drawn != json.loads(json.dumps(wanted)):
+        tf.io.gfile.rmtree(folder)
+
+
+def _tell_missing_pictures(run: _Run) -> None:
+    every, steps = run.settings.validation.every_steps, run.config.steps
+    assert steps is not None
+    between = range(every, steps, every) if every else range(0)
+    missing = [step for step in between if not tf.io.gfile.isdir(_pictures_of(run, step))]
+    if missing:
+        logger.warning(
+            "There are no pictures of step %s: they are drawn while it is trained, and this model "
+            "had got beyond that before they were asked for.",
+            ", ".join(map(str, missing)),
+        )
 
 
 def _export(run: _Run, folder: str) -> None:
@@ -267,6 +323,7 @@ def _record(run: _Run, trained: _Trained, fn_args: FnArgs, since: float) -> None
     ModelManifest(
         preset=run.base_model.preset.name,
         image_size=settings.image_size,
+        training_id=run.training_id,
         training=dataclasses.asdict(run.config),
         export_weights=settings.export_weights,
         text_encoder_trained=run.config.train_text_encoder,
@@ -297,7 +354,7 @@ def _record(run: _Run, trained: _Trained, fn_args: FnArgs, since: float) -> None
         },
     ).write(fn_args.serving_model_dir)
     write_history(history, fn_args.model_run_dir)
-    for name in ("train", "validation"):
+    for name in ("train", _PICTURES):
         _copy_tree(os.path.join(run.folder, name), os.path.join(fn_args.model_run_dir, name))
 
 
@@ -305,31 +362,77 @@ def _check_inputs(
     latents: LatentsManifest,
     settings: TrainerSettings,
     base_model: BaseModel,
-    config: ResolvedTrainingConfig,
 ) -> None:
     base_model.check_unchanged(settings.base_weights_hash)
     hash_now = base_model.hash(ENCODERS)
     made_by = (latents.preset, latents.image_size, latents.encoders_hash)
     wanted = (settings.preset, settings.image_size, hash_now)
     if made_by != wanted:
-        raise ValueError(
+        raise UserError(
             "the latents were made for another model: preset, image size and hash of the "
             f"encoders' weights are {made_by}, this run needs {wanted}; run LatentGen again"
         )
-    if config.batch_size > latents.counts["train"]:
-        raise ValueError(
-            f"the batch size is {config.batch_size} but the train split has only "
-            f"{latents.counts['train']} pictures: set --batch-size to that or less"
+
+
+def _config_for(
+    config: ResolvedTrainingConfig,
+    latents: LatentsManifest,
+    base_model: BaseModel,
+    strategy: tf.distribute.Strategy | None,
+) -> ResolvedTrainingConfig:
+    """The hyperparameters for so many pictures, which nobody could know before."""
+    num_examples = latents.counts["train"]
+    devices = strategy.num_replicas_in_sync if strategy else 1
+    found = config.for_examples(num_examples, base_model.preset, devices)
+    if found.batch_size < config.batch_size:
+        logger.warning(
+            "Batches are of %d pictures, not of %d: the train split has no more than %d.",
+            found.batch_size,
+            config.batch_size,
+            num_examples,
         )
+    if found.batch_size > num_examples:
+        raise UserError(
+            f"the batch size is {found.batch_size} but the train split has only {num_examples} "
+            "pictures: set --batch-size to that or less"
+        )
+    return found
 
 
-def _run_hash(settings: TrainerSettings, latents: LatentsManifest, latents_uri: str) -> str:
-    """Names the run by all that decides its result, so that a restart finds its checkpoints."""
-    # Not their address: LatentGen, run again, may have written the same latents elsewhere.
-    content = content_digest(latents_uri)
-    facts = {**dataclasses.asdict(settings), **dataclasses.asdict(latents), "content": content}
-    # Another format of the weights is another export of the same training.
-    del facts["checkpoint_dir"], facts["export_weights"]
+def _with_prompts(validation: ValidationConfig, latents_uri: str) -> ValidationConfig:
+    """What is drawn: what was asked for, or captions that are held out."""
+    if validation.prompts is not None:
+        return validation
+    files = tf.io.gfile.glob(os.path.join(latents_uri, "Split-eval", "*"))
+    return dataclasses.replace(validation, prompts=held_out_prompts(files))
+
+
+def _training_id(
+    settings: TrainerSettings,
+    config: ResolvedTrainingConfig,
+    base_model: BaseModel,
+    latents: LatentsManifest,
+    latents_uri: str,
+) -> str:
+    """Names a training by what decides its weights, and that alone: by it, checkpoints are found.
+
+    Not where things lie, which may have been moved. Nor what is drawn, logged, or exported in
+    another format, which a finished training does again without a step.
+    """
+    facts = {
+        "preset": settings.preset,
+        "image_size": settings.image_size,
+        "numerics": base_model.preset.numerics,
+        "base_weights_hash": settings.base_weights_hash,
+        "code_version": settings.code_version,
+        "latents": dataclasses.asdict(latents),
+        "content": content_digest(latents_uri),
+        "training": {
+            name: value
+            for name, value in dataclasses.asdict(config).items()
+            if name not in WITHOUT_EFFECT_ON_WEIGHTS
+        },
+    }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

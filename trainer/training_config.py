@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from storage.user_errors import UserError
 from trainer.presets import Preset
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -20,6 +21,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
 # Not strict: YAML and JSON have lists.
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+Prompts = Annotated[Texts, Field(min_length=1, max_length=64)]
 LearningRateSchedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Xla = Literal["auto", "on", "off"]
@@ -30,6 +32,18 @@ WeightsDtype = Literal["float32", "float16"]
 
 STEPS_BY_EPOCHS = 0
 """Value of the run parameter `steps` where `epochs` says how long."""
+
+WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
+    {
+        "epochs",  # `steps` says what they came to
+        "reduce_batch_size",  # `batch_size` says to what
+        "memory_check",
+        "checkpoint_every_steps",
+        "checkpoints_kept",
+        "log_every_steps",
+    }
+)
+"""Fields of a resolved `TrainingConfig` that change nothing about what is trained."""
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -50,6 +64,8 @@ class TrainingConfig:
         steps: Optimizer steps.
         epochs: Instead of `steps`: times that every example is seen; 0 leaves it to `steps`.
         batch_size: Examples an optimizer step, over all devices.
+        reduce_batch_size: Whether a batch larger than the train split is reduced to it, rather
+            than an error; `auto`: where `batch_size` is the preset's.
         accumulation_steps: Parts in which a batch is computed, one after another.
         learning_rate: AdamW's, at the end of the warm-up.
         learning_rate_schedule: How it goes on from there: `constant`, or `linear` or `cosine` down
@@ -81,6 +97,7 @@ class TrainingConfig:
     steps: PositiveInt | None = None
     epochs: NonNegativeFloat = 0.0
     batch_size: PositiveInt | None = None
+    reduce_batch_size: Literal["auto", "always", "never"] = "auto"
     accumulation_steps: PositiveInt = 1
     learning_rate: PositiveFloat | None = None
     learning_rate_schedule: LearningRateSchedule | None = None
@@ -119,6 +136,8 @@ class TrainingConfig:
         elif self.warmup_steps is None:
             values["warmup_steps"] = min(values["warmup_steps"], values["steps"] // 2)
         values["lora_alpha"] = self.lora_alpha or float(self.lora_rank)
+        if self.reduce_batch_size == "auto":
+            values["reduce_batch_size"] = "always" if self.batch_size is None else "never"
         return ResolvedTrainingConfig(**values)
 
 
@@ -131,6 +150,7 @@ class ResolvedTrainingConfig(TrainingConfig):
 
     # Without `field()` they would keep the default of being open.
     batch_size: PositiveInt = dataclasses.field()
+    reduce_batch_size: Literal["always", "never"] = dataclasses.field()
     learning_rate: PositiveFloat = dataclasses.field()
     learning_rate_schedule: LearningRateSchedule = dataclasses.field()
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = dataclasses.field()
@@ -141,28 +161,48 @@ class ResolvedTrainingConfig(TrainingConfig):
         steps = STEPS_BY_EPOCHS if self.steps is None else self.steps
         return {"steps": steps, "learning_rate": self.learning_rate, "seed": self.seed}
 
-    def for_examples(self, num_examples: int, preset: Preset) -> ResolvedTrainingConfig:
-        """This configuration with the steps that `epochs` of `num_examples` make.
+    def for_examples(
+        self, num_examples: int, preset: Preset, devices: int = 1
+    ) -> ResolvedTrainingConfig:
+        """This configuration with a batch that there are examples for, and the steps of `epochs`.
 
         Args:
             num_examples: Examples of the train split.
             preset: Recommends a warm-up, shortened to half of the steps, where none is given.
+            devices: How many share a batch. A reduced one is a multiple of them times
+                `accumulation_steps`.
 
         Raises:
-            ValueError: The warm-up that was given is longer than that.
+            UserError: The batch is to be reduced and cannot be shared out then, or the warm-up
+                that was given is longer than the steps.
         """
+        batch_size = self._batch_size_for(num_examples, devices)
         if self.steps is not None:
-            return self
-        steps = math.ceil(self.epochs * num_examples / self.batch_size)
+            return dataclasses.replace(self, batch_size=batch_size)
+        steps = math.ceil(self.epochs * num_examples / batch_size)
         warmup_steps = self.warmup_steps
         if warmup_steps is None:
             warmup_steps = min(preset.training.warmup_steps, steps // 2)
         if warmup_steps > steps:
-            raise ValueError(
+            raise UserError(
                 f"training.warmup_steps = {warmup_steps} is impossible: {self.epochs:g} epochs of "
                 f"{num_examples} pictures are {steps} steps; it must be at most as many"
             )
-        return dataclasses.replace(self, steps=steps, warmup_steps=warmup_steps)
+        return dataclasses.replace(
+            self, batch_size=batch_size, steps=steps, warmup_steps=warmup_steps
+        )
+
+    def _batch_size_for(self, num_examples: int, devices: int) -> int:
+        if self.batch_size <= num_examples or self.reduce_batch_size == "never":
+            return self.batch_size
+        parts = self.accumulation_steps * devices
+        if parts > num_examples:
+            raise UserError(
+                f"the train split has only {num_examples} pictures, and a batch is shared out to "
+                f"{parts}, {self.accumulation_steps} (training.accumulation_steps) times {devices} "
+                "(devices): set training.accumulation_steps lower, or training.devices to one"
+            )
+        return num_examples - num_examples % parts
 
     def for_steps(self, steps: int) -> ResolvedTrainingConfig:
         """This configuration with so many steps, whatever `epochs` says.
@@ -180,14 +220,15 @@ class ValidationConfig:
     """The pictures drawn before and after fine-tuning.
 
     Attributes:
-        prompts: What to draw, one picture each.
+        prompts: What to draw, one picture each; `None`: captions that are held out (see
+            `trainer.data.prompts`).
         num_steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale; 1 is none.
         seed: Decides the initial noise.
         every_steps: Training steps after which they are drawn, too; 0: only before and after.
     """
 
-    prompts: Annotated[Texts, Field(min_length=1, max_length=64)]
+    prompts: Prompts | None
     num_steps: Annotated[int, Field(ge=1, le=1000)]
     guidance_scale: NonNegativeFloat
     seed: Seed

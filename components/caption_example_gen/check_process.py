@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 from components.caption_example_gen.rows import Batch, CheckSettings, RowChecker
-from components.caption_example_gen.sources import DatasetError, Unit
+from components.caption_example_gen.sources import Unit
+from storage.user_errors import UserError
 from trainer.text.tokenizer import token_count
 
 
@@ -43,7 +44,8 @@ class CheckProcess:
         """Has the process open the dataset; once, before the first `check`.
 
         Raises:
-            RuntimeError: The process ended.
+            UserError: The process was ended, as it is where memory is short.
+            RuntimeError: It ended by a fault of its own.
         """
         self._send(settings)
 
@@ -51,8 +53,9 @@ class CheckProcess:
         """See `RowChecker.check`; the iterator must be read to its end before the next call.
 
         Raises:
-            DatasetError: See `RowChecker`.
-            RuntimeError: The process ended, as it does where memory is short.
+            UserError: See `RowChecker`; or the process was ended, as it is where memory is short.
+            OSError: See `RowChecker`.
+            RuntimeError: The process ended by a fault of its own.
         """
         self._send(unit)
         while True:
@@ -62,7 +65,7 @@ class CheckProcess:
                 raise self._ended() from None
             if answer is None:
                 return
-            if isinstance(answer, DatasetError):
+            if isinstance(answer, Exception):
                 raise answer
             yield answer
 
@@ -78,10 +81,16 @@ class CheckProcess:
         except BrokenPipeError:
             raise self._ended() from None
 
-    def _ended(self) -> RuntimeError:
+    def _ended(self) -> Exception:
+        status = self._process.wait()
+        if status < 0:
+            return UserError(
+                f"the process that judges the dataset's rows was ended by signal {-status}, as "
+                "it is where memory is short: start the run again where more is free"
+            )
         return RuntimeError(
-            "the process that judges the dataset's rows ended with status "
-            f"{self._process.wait()}: a signal's number, negative, or see its message above"
+            f"the process that judges the dataset's rows ended with status {status}: see its "
+            "message above"
         )
 
 
@@ -97,7 +106,8 @@ class CheckProcesses:
         """A process for the calling thread, with the dataset opened; a new one where all are taken.
 
         Raises:
-            RuntimeError: The process ended.
+            UserError: The process was ended, as it is where memory is short.
+            RuntimeError: It ended by a fault of its own.
         """
         try:
             process = self._idle.pop()
@@ -115,7 +125,8 @@ class CheckProcesses:
 
 def _main() -> None:
     # The parent, which gets the same signal from a terminal, ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     # Whatever a library prints must not come between the answers.
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)
@@ -128,13 +139,13 @@ def _main() -> None:
                 unit = pickle.load(sys.stdin.buffer)
             except EOFError:
                 return
-            answer: DatasetError | None = None
+            answer: UserError | OSError | None = None
             try:
                 checker = checker or RowChecker(settings)
                 for batch in checker.check(unit):
                     pickle.dump(batch, answers, pickle.HIGHEST_PROTOCOL)
             # Any other error ends this process and is written where the parent's are.
-            except DatasetError as error:
+            except (UserError, OSError) as error:
                 answer = error
             pickle.dump(answer, answers)
             answers.flush()

@@ -8,6 +8,7 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 from components.artifacts import RejectedRows
 from components.caption_example_gen import executor
 from components.code_version import code_version
+from storage.addresses import check_address
 from trainer.data.images import MAX_PIXELS
 
 
@@ -46,13 +47,15 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         `caption/num_tokens` (uncut) and `caption/words` (lower case). Custom properties:
         `dataset`, `dataset_fingerprint`, `dataset_revision` (the hub's commit), `dataset_kind`,
         `image_column`, `caption_column`, `num_train`, `num_eval`, `captions_truncated`,
-        `captions_left_right`, `images_animated`, `rejected_total`.
+        `captions_left_right`, `images_animated`, `rejected_total`. Beside the splits lies `rows`,
+        with ids and captions alone (`storage.row_index`).
       rejects: `components.RejectedRows`, the rows that cannot be used and why.
 
     A picture with several captions gives an example for each of them.
 
     A picture's split depends on its bytes and the seed alone, so it does not move when rows are
-    added, and the same picture with another caption is in the same split. The files are the same
+    added, and the same picture with another caption is in the same split. Only a split that would
+    be empty gets a picture of the other one. The files are the same
     byte for byte, whatever the number of workers.
     """
 
@@ -91,8 +94,12 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
             max_rejected_fraction: With more rows rejected than this, the component fails.
 
         Raises:
-            ValueError: A fraction or limit is out of its range.
+            ValueError: A fraction or limit is out of its range, or the dataset's address has a
+                secret in it.
         """
+        # What is left open until a compiled pipeline is started is no text yet.
+        if isinstance(dataset, str):
+            check_address(dataset)
         if not 0.0 < eval_fraction < 1.0:
             raise ValueError(f"eval_fraction is {eval_fraction}; it must be above 0 and below 1")
         if not 0.0 <= max_rejected_fraction <= 1.0:

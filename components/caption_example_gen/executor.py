@@ -32,6 +32,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
 from components.caption_example_gen.check_process import CheckProcess, CheckProcesses
+from components.caption_example_gen.empty_split import fill_empty_split
 from components.caption_example_gen.rows import (
     ANIMATED,
     LEFT_RIGHT,
@@ -48,12 +49,14 @@ from components.caption_example_gen.sources import (
     Source,
     Unit,
     dataset_fingerprint,
-    empty_split_message,
+    one_picture_message,
     open_dataset,
     revision_of,
 )
 from components.counts import read_counts, write_counts
 from components.tfrecords import describe_examples, shard_name, write_shard
+from storage import row_index
+from storage.user_errors import UserError
 
 SPLITS = ("train", "eval")
 REJECTS_NAME = "rejects.jsonl"
@@ -81,11 +84,13 @@ class _Job:
         settings: For judging rows.
         processes: `CheckProcesses` that judge them; `None` where the worker itself does.
         split_uris: Folder of every split.
+        rows_uri: Folder of the index of rows.
     """
 
     settings: CheckSettings
     processes: shared.Shared | None
     split_uris: Mapping[str, str]
+    rows_uri: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +140,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
         Raises:
             DatasetError: The dataset is missing, unreadable or lacks the columns.
-            RuntimeError: It changed after its fingerprint was taken, too many rows are unusable,
-                or a split is empty.
+            UserError: It changed after its fingerprint was taken, too many rows are unusable,
+                or there are no two usable pictures.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         examples = artifact_utils.get_single_instance(output_dict["examples"])
@@ -148,10 +153,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             source, fingerprint = _open_unchanged(spec, exec_properties["dataset_fingerprint"])
             settings = _settings(spec, source, exec_properties, examples.uri)
             split_uris = {s: artifact_utils.get_split_uri([examples], s) for s in SPLITS}
-            _run(pipeline, source, _Job(settings, processes, split_uris), rejects.uri)
+            rows_uri = os.path.join(examples.uri, row_index.FOLDER_NAME)
+            _run(pipeline, source, _Job(settings, processes, split_uris, rows_uri), rejects.uri)
         outcome = _take_outcome(settings.spill_folder)
         _check_rejected(outcome, exec_properties["max_rejected_fraction"], spec.dataset, rejects)
-        _check_splits(outcome.examples, settings)
+        outcome = _with_both_splits(outcome, settings, split_uris, examples.uri)
         _describe_dataset(examples, spec, source, fingerprint)
         _describe_counts(examples, rejects, outcome)
         _tell(outcome, rejects)
@@ -172,7 +178,7 @@ def _open_unchanged(spec: DatasetSpec, expected: str) -> tuple[Source, str]:
     source = open_dataset(spec)
     fingerprint = dataset_fingerprint(spec, source)
     if expected not in ("", fingerprint):
-        raise RuntimeError(
+        raise UserError(
             f"dataset {spec.dataset!r} is not the one that this run was prepared for: its "
             f"fingerprint is {fingerprint}, expected {expected}; start the run again"
         )
@@ -235,7 +241,7 @@ def _run(pipeline: beam.Pipeline, source: Source, job: _Job, rejects_uri: str) -
     """Writes the examples, the rejected rows, and what `_take_outcome` takes."""
     if _runs_here(pipeline):
         source.files.fetch(source.paths)
-    for path in (*job.split_uris.values(), job.settings.spill_folder, rejects_uri):
+    for path in (*job.split_uris.values(), job.rows_uri, job.settings.spill_folder, rejects_uri):
         tf.io.gfile.makedirs(path)
     with pipeline:
         _build(pipeline, source.units(), job, rejects_uri)
@@ -342,6 +348,10 @@ class _WriteShard(beam.DoFn):
             (row.example for row in kept),
             self._job.settings.spill_folder,
         )
+        index_name = f"{split}-{int(index):05d}.jsonl"
+        with tf.io.gfile.GFile(os.path.join(self._job.rows_uri, index_name), "wb") as f:
+            for row in kept:
+                f.write(row_index.IndexedRow(row.id, row.picture, row.caption).line())
         for item in counts.items():
             yield _COUNTS, item
         for row in [row for row in kept if TRUNCATED in row.notes][:_LONG_CAPTIONS_SHOWN]:
@@ -388,12 +398,24 @@ def _take_outcome(spill_folder: str) -> _Outcome:
 def _check_rejected(
     outcome: _Outcome, max_fraction: float, dataset: str, rejects: types.Artifact
 ) -> None:
-    total, num_rows, unusable = outcome.num_unusable, outcome.num_rows, outcome.unusable
+    total, num_rows = outcome.num_unusable, outcome.num_rows
     if num_rows == 0:
-        raise RuntimeError(f"dataset {dataset!r} has no rows")
-    if total <= max_fraction * num_rows:
-        return
-    # The artifact's files are deleted when a component fails, so the error shows an example each.
+        raise UserError(f"dataset {dataset!r} has no rows: add some, or name another by --dataset")
+    if total == num_rows:
+        raise UserError(
+            f"no row of dataset {dataset!r} can be used: mend them, or name another dataset by "
+            f"--dataset\n{_table(outcome.unusable, rejects)}"
+        )
+    if total > max_fraction * num_rows:
+        raise UserError(
+            f"{total:,} of {num_rows:,} rows of dataset {dataset!r} ({total / num_rows:.1%}) "
+            f"cannot be used, and no more than {100 * max_fraction:g} % may be: mend them, or "
+            f"allow more by --max-rejected-fraction\n{_table(outcome.unusable, rejects)}"
+        )
+
+
+def _table(unusable: Mapping[str, int], rejects: types.Artifact) -> str:
+    """How many rows each reason has, with an example: a failed step's files are deleted."""
     first: dict[str, str] = {}
     with tf.io.gfile.GFile(os.path.join(rejects.uri, REJECTS_NAME), "r") as f:
         for line in f:
@@ -402,32 +424,43 @@ def _check_rejected(
                 reject["reason"], f"{reject['origin']} row {reject['row']}: {reject['detail']}"
             )
     width = max(map(len, unusable))
-    table = "".join(
-        f"\n  {reason:<{width}}  {count:>8,}  {first[reason]}"
-        for reason, count in sorted(unusable.items(), key=lambda item: (-item[1], item[0]))
-    )
-    raise RuntimeError(
-        f"{total:,} of {num_rows:,} rows of dataset {dataset!r} ({total / num_rows:.1%}) cannot be "
-        f"used, more than max_rejected_fraction {max_fraction:g} allows: mend them, or raise it\n"
-        f"  {'reason':<{width}}  {'rows':>8}  the first of them{table}"
-    )
+    rows = [f"  {'reason':<{width}}  {'rows':>8}  the first of them"]
+    for reason, count in sorted(unusable.items(), key=lambda item: (-item[1], item[0])):
+        rows.append(f"  {_in_words(reason):<{width}}  {count:>8,}  {first[reason]}")
+    return "\n".join(rows)
 
 
-def _check_splits(num_examples: Mapping[str, int], settings: CheckSettings) -> None:
-    total = sum(num_examples.values())
+def _in_words(reason: str) -> str:
+    return reason.replace("_", " ")
+
+
+def _with_both_splits(
+    outcome: _Outcome,
+    settings: CheckSettings,
+    split_uris: Mapping[str, str],
+    examples_uri: str,
+) -> _Outcome:
+    """Sees to it that something is trained on and something held out."""
+    total = sum(outcome.examples.values())
     if total == 0:
-        raise RuntimeError(f"no row of dataset {settings.spec.dataset!r} can be used")
-    for split, other in zip(SPLITS, reversed(SPLITS), strict=True):
-        if num_examples[split] == 0:
-            raise RuntimeError(
-                empty_split_message(
-                    split,
-                    f"all {total} usable rows of dataset {settings.spec.dataset!r} fall",
-                    other,
-                    settings.eval_fraction,
-                    settings.seed,
-                )
+        raise UserError(f"no row of dataset {settings.spec.dataset!r} can be used")
+    for empty, other in zip(SPLITS, reversed(SPLITS), strict=True):
+        if outcome.examples[empty]:
+            continue
+        moved = fill_empty_split(empty, other, split_uris, settings, examples_uri)
+        if not moved:
+            raise UserError(
+                one_picture_message(f"all {total} usable rows of dataset {settings.spec.dataset!r}")
             )
+        logger.info(
+            "No picture's hash falls into %s (eval_fraction %g, seed %d): it gets the one whose "
+            "hash is nearest.",
+            empty,
+            settings.eval_fraction,
+            settings.seed,
+        )
+        return dataclasses.replace(outcome, examples={empty: moved, other: total - moved})
+    return outcome
 
 
 def _describe_dataset(
@@ -465,7 +498,7 @@ def _tell(outcome: _Outcome, rejects: types.Artifact) -> None:
         logger.info("%d rows repeat the picture and caption of another and are left out.", repeated)
     if outcome.unusable:
         reasons = ", ".join(
-            f"{count} {reason}" for reason, count in sorted(outcome.unusable.items())
+            f"{count} {_in_words(reason)}" for reason, count in sorted(outcome.unusable.items())
         )
         logger.warning(
             "%d of %d rows were set aside (%s): see %s",

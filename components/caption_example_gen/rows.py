@@ -20,6 +20,7 @@ import fsspec
 
 from components.caption_example_gen.example_bytes import example_bytes
 from components.caption_example_gen.sources import DatasetSpec, Row, Unit, open_dataset, split_of
+from storage.plain_text import plain
 from trainer.data.images import ImageError, ImageFacts, inspect_image
 from trainer.text.tokenizer import MAX_LENGTH, token_count
 
@@ -61,6 +62,7 @@ class Candidate:
     """A row that passed every check of its own; whether it is a duplicate is not known yet."""
 
     id: str
+    picture: str
     file: str
     row: int
     caption: str
@@ -132,6 +134,11 @@ class _Picture:
 def shard_key(split: str, index: int) -> str:
     """Name of an output shard."""
     return f"{split}/{index}"
+
+
+def shard_index(example_id: str, num_shards: int) -> int:
+    """The output shard of an example: a range of the ids, whose order is as good as a shuffle."""
+    return int(example_id[:8], 16) * num_shards >> 32
 
 
 class RowChecker:
@@ -214,8 +221,7 @@ class RowChecker:
 
     def _candidate(self, row: Row, picture: _Picture, caption: str) -> tuple[str, Candidate]:
         example_id = hashlib.sha256(f"{picture.id}{caption}".encode()).hexdigest()
-        # Shards are ranges of the id, which is as good as random: an order that is a shuffle.
-        index = int(example_id[:8], 16) * self._settings.num_shards[picture.split] >> 32
+        index = shard_index(example_id, self._settings.num_shards[picture.split])
         words = _WORD.findall(caption.lower())
         num_tokens = token_count(caption)
         noted = {
@@ -225,6 +231,7 @@ class RowChecker:
         }
         return shard_key(picture.split, index), Candidate(
             id=example_id,
+            picture=picture.id,
             file=row.file,
             row=row.number,
             caption=caption,
@@ -251,6 +258,7 @@ def _checked_caption(caption: bytes | None, image_problem: str) -> str | _Proble
         text = caption.decode("utf-8")
     except UnicodeDecodeError as error:
         return _Problem("caption_not_utf8", f"the caption is no UTF-8 text: {error}")
+    text = plain(text)
     if not text.strip():
         return _Problem("caption_blank", "the caption is empty or white space")
     return text

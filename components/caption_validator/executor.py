@@ -12,6 +12,7 @@ from tfx.proto.orchestration import execution_result_pb2
 from tfx.types import artifact_utils, standard_component_specs
 
 from components.caption_validator.anomalies import Anomaly, read_anomalies
+from storage.user_errors import UserError
 
 NUM_ANOMALIES = "num_anomalies"
 
@@ -32,7 +33,7 @@ class Executor(executor.Executor):
         """See `CaptionValidator`.
 
         Raises:
-            RuntimeError: There are anomalies, and `fail_on_anomalies` is 1.
+            UserError: There are anomalies, and `fail_on_anomalies` is 1.
         """
         output = super().Do(input_dict, output_dict, exec_properties)
         key = standard_component_specs.ANOMALIES_KEY
@@ -45,9 +46,9 @@ class Executor(executor.Executor):
             return output
         count = f"{len(anomalies)} {'anomaly' if len(anomalies) == 1 else 'anomalies'}"
         if exec_properties["fail_on_anomalies"]:
-            raise RuntimeError(
-                f"the dataset has {count}, and fail_on_anomalies is set: mend the dataset or the "
-                f"schema, or switch fail_on_anomalies off\n{_table(anomalies)}"
+            raise UserError(
+                f"the dataset has {count}, at which this run is to stop: mend the dataset or the "
+                f"schema, or go on all the same with --fail-on-anomalies false\n{_table(anomalies)}"
             )
         more = len(anomalies) - _LOGGED_ROWS
         logger.warning(

@@ -7,12 +7,30 @@ from typing import Any
 from tfx import types
 from tfx.components.trainer import executor
 from tfx.components.trainer.fn_args_utils import FnArgs
+from tfx.types import artifact_utils
+from tfx.utils import path_utils
 
+from storage.model_manifest import ModelManifest
 from trainer.training_config import RunParameters
+
+TRAINING_ID = "training_id"
+"""Property of a model: `training_id` of its manifest, the same for all exports of a training."""
 
 
 class Executor(executor.GenericExecutor):
     """Trains in this process; see `DiffusionTrainer` and `trainer.run_fn.run_fn`."""
+
+    def Do(  # noqa: N802
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Trains, and notes of the model which training it is of."""
+        super().Do(input_dict, output_dict, exec_properties)
+        model = artifact_utils.get_single_instance(output_dict["model"])
+        manifest = ModelManifest.read(path_utils.serving_model_dir(model.uri))
+        model.set_string_custom_property(TRAINING_ID, str(manifest.training_id))
 
     def _GetFnArgs(  # noqa: N802
         self,

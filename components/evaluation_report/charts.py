@@ -22,7 +22,8 @@ _DPI = 144
 _SMOOTHED_PART = 15
 
 _WIDTH, _HEIGHT = 400, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 18, 12, 26
+_LEAST_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 18, 12, 26
+_LABEL_GAP = 6
 _MAX_POINTS = 400
 _CAP = 2.5
 
@@ -50,7 +51,7 @@ def intervals(
     plot = _Plot(0.0, high_x, low, high, "{:.0%}" if as_percent else "{:g}")
     parts = plot.axes()
     if zero_line:
-        parts.append(svg.line("base", _LEFT, plot.y(0.0), _WIDTH - _RIGHT, plot.y(0.0)))
+        parts.append(svg.line("base", plot.left, plot.y(0.0), _WIDTH - _RIGHT, plot.y(0.0)))
     for number, (css, points) in enumerate(series.items()):
         # Side by side, or one would hide the other.
         aside = 5 * (number - (len(series) - 1) / 2)
@@ -89,7 +90,7 @@ def curve(
             parts.append(Markup('<polyline class="{}" points="{}"/>').format(css, path))
     for css, value in across.items():
         y = plot.y(value)
-        parts.append(svg.line(css, _LEFT, y, _WIDTH - _RIGHT, y))
+        parts.append(svg.line(css, plot.left, y, _WIDTH - _RIGHT, y))
     return svg.chart(_WIDTH, _HEIGHT, label, parts)
 
 
@@ -153,11 +154,15 @@ class _Plot:
         margin = 0.04 * (high_y - low_y)
         self._low_y = low_y - margin if low_y < 0 else low_y
         self._high_y = high_y + margin
-        self._y_format = y_format
+        self._labels = {
+            tick: y_format.format(tick) for tick in svg.ticks(self._low_y, self._high_y)
+        }
+        widest = max(map(svg.text_width, self._labels.values()), default=0.0)
+        self.left = max(_LEAST_LEFT, widest + _LABEL_GAP)
 
     def x(self, value: float) -> float:
         share = (value - self._low_x) / (self._high_x - self._low_x)
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+        return self.left + share * (_WIDTH - self.left - _RIGHT)
 
     def y(self, value: float) -> float:
         share = (value - self._low_y) / (self._high_y - self._low_y)
@@ -166,17 +171,16 @@ class _Plot:
     def axes(self) -> list[Markup]:
         """Lines across at round values, and both axes' numbers."""
         parts = []
-        for tick in svg.ticks(self._low_y, self._high_y):
+        for tick, words in self._labels.items():
             y = self.y(tick)
-            parts.append(svg.line("grid", _LEFT, y, _WIDTH - _RIGHT, y))
-            words = self._y_format.format(tick)
+            parts.append(svg.line("grid", self.left, y, _WIDTH - _RIGHT, y))
             parts.append(
                 Markup('<text class="axis" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
-                    _LEFT - 6, y + 4, words
+                    self.left - _LABEL_GAP, y + 4, words
                 )
             )
         base = _HEIGHT - _BOTTOM
-        parts.append(svg.line("base", _LEFT, base, _WIDTH - _RIGHT, base))
+        parts.append(svg.line("base", self.left, base, _WIDTH - _RIGHT, base))
         for tick in svg.ticks(self._low_x, self._high_x):
             parts.append(svg.text("axis", self.x(tick), _HEIGHT - 8, svg.short(tick), _WIDTH))
         return parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import io
 import json
 import logging
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from markupsafe import Markup
 from PIL import Image
 from tfx import types
 from tfx.components.util import model_utils
@@ -23,10 +25,13 @@ from tfx.utils import io_utils, path_utils
 
 from components.evaluation_report import charts, examples
 from components.evaluation_report.pictures import Pair, before_after
+from components.evaluation_report.thresholds import Threshold, thresholds
+from components.evaluator.executor import REASONS, UNSURE, VERDICT
 from components.evaluator.results import ALL, Metric, Metrics, Slice, of_feature, read_metrics
 from components.loss_scorer.draws import draw_noise
 from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
 from components.measures import MEASURES
+from components.pages import RELEASE_PLACE
 from components.pages.page import data_uri, render
 from storage.model_manifest import ModelManifest
 
@@ -61,12 +66,16 @@ class _Findings:
         validation: Folder with the pictures that its training drew.
         sampling: `prompts`, `seed`, `num_steps` and `guidance_scale` of these.
         baseline: What it was compared with.
-        blessed: Whether it was found good enough.
-        reasons: Why it was not.
+        blessed: Whether it may be pushed.
+        verdict: `blessed`, `unsure` or `refused`.
+        reasons: Why it is not `blessed`.
         metrics: What TFMA found in every slice.
         num_examples: Held-out examples.
         num_sampled: Of these, those that pictures were drawn for.
-        num_strata: Timesteps that each was scored at.
+        num_pictures: Pictures that they are captions of.
+        num_strata: Parts of the noise schedule that each was scored in, once or several times.
+        asked: What it had to show to be blessed.
+        origin: Where it comes from: run, date and dataset, by what they are called.
     """
 
     model: str
@@ -77,16 +86,33 @@ class _Findings:
     sampling: Mapping[str, Any]
     baseline: str
     blessed: bool
+    verdict: str
     reasons: list[str]
     metrics: dict[Slice, Metrics]
     num_examples: int
     num_sampled: int
+    num_pictures: int
     num_strata: int
+    asked: list[Threshold]
+    origin: Mapping[str, str]
+
+    @property
+    def said(self) -> str:
+        """The verdict in words."""
+        if self.verdict == UNSURE:
+            return "Unsure, pushed all the same" if self.blessed else "Unsure, not blessed"
+        return "Blessed" if self.blessed else "Not blessed"
 
     @property
     def total(self) -> Metrics:
         """The metrics over all rows."""
         return self.metrics.get(ALL, {})
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many each held-out example was scored at."""
+        rows = self.total.get("example_count", _NOTHING).value
+        return int(rows) // self.num_examples if self.num_examples else self.num_strata
 
     @property
     def loss(self) -> Metric:
@@ -145,7 +171,8 @@ class Executor(base_executor.BaseExecutor):
         self._log_startup(input_dict, output_dict, exec_properties)
         folder = artifact_utils.get_single_uri(output_dict["report"])
         fileio.makedirs(folder)
-        found = _findings(input_dict)
+        run = self._context.pipeline_run_id if self._context else None
+        found = _findings(input_dict, run)
         _write(folder, SUMMARY_NAME, _summary(found))
         _write(folder, LOSS_CURVE_NAME, _loss_curve(found))
         prompts = list(_prompts(found, _compared(input_dict)))
@@ -155,7 +182,9 @@ class Executor(base_executor.BaseExecutor):
         logger.info("What the model is like: %s", os.path.join(folder, PAGE_NAME))
 
 
-def _findings(input_dict: Mapping[str, list[types.Artifact]]) -> _Findings:
+def _findings(
+    input_dict: Mapping[str, list[types.Artifact]], pipeline_run: str | None
+) -> _Findings:
     model, scores, blessing = (
         artifact_utils.get_single_instance(input_dict[name])
         for name in ("model", "scores", "blessing")
@@ -164,6 +193,8 @@ def _findings(input_dict: Mapping[str, list[types.Artifact]]) -> _Findings:
     serving = path_utils.serving_model_path(model.uri)
     validation = os.path.join(run, "validation")
     history = _read(os.path.join(run, "history.jsonl")).splitlines()
+    evaluation = artifact_utils.get_single_uri(input_dict["evaluation"])
+    metrics = read_metrics(evaluation)
     return _Findings(
         model=model.uri,
         serving=serving,
@@ -173,12 +204,33 @@ def _findings(input_dict: Mapping[str, list[types.Artifact]]) -> _Findings:
         sampling=json.loads(_read(os.path.join(validation, "prompts.json"))),
         baseline=scores.get_string_custom_property("baseline"),
         blessed=model_utils.is_model_blessed(blessing),
-        reasons=blessing.get_string_custom_property("reasons").splitlines(),
-        metrics=read_metrics(artifact_utils.get_single_uri(input_dict["evaluation"])),
+        verdict=blessing.get_string_custom_property(VERDICT),
+        reasons=blessing.get_string_custom_property(REASONS).splitlines(),
+        metrics=metrics,
         num_examples=scores.get_int_custom_property("num_examples"),
         num_sampled=scores.get_int_custom_property("num_sampled"),
+        num_pictures=scores.get_int_custom_property("num_pictures"),
         num_strata=scores.get_int_custom_property("num_strata"),
+        asked=thresholds(evaluation, metrics),
+        origin=_origin(artifact_utils.get_single_instance(input_dict["examples"]), pipeline_run),
     )
+
+
+def _origin(dataset: types.Artifact, run: str | None) -> dict[str, str]:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    revision, train, held_out = (
+        dataset.get_string_custom_property("dataset_revision"),
+        dataset.get_int_custom_property("num_train"),
+        dataset.get_int_custom_property("num_eval"),
+    )
+    origin = {
+        "Run that judged it": run or "",
+        "Judged at": now.strftime("%Y-%m-%d %H:%M UTC"),
+        "Dataset": dataset.get_string_custom_property("dataset"),
+        "Its revision": revision,
+        "Its examples": f"{train:,} to train on, {held_out:,} held out" if train else "",
+    }
+    return {name: value for name, value in origin.items() if value}
 
 
 def _summary(found: _Findings) -> bytes:
@@ -192,8 +244,10 @@ def _summary(found: _Findings) -> bytes:
         "loss_change_percent": found.change,
         "baseline": found.baseline,
         "blessed": found.blessed,
+        "verdict": found.verdict,
         "reasons": found.reasons,
         "num_examples": found.num_examples,
+        "num_pictures": found.num_pictures,
         "by_timestep": _by(found.metrics, STRATUM, "timesteps"),
         "by_caption_length": _by(found.metrics, CAPTION_BUCKET, "tokens"),
         "model": found.model,
@@ -220,7 +274,7 @@ def _before_after(found: _Findings, prompts: Sequence[_Prompt]) -> bytes:
         "Before and after fine-tuning",
         f"Held-out loss {found.loss_baseline.value:.4f} ({found.baseline}) to "
         f"{found.loss.value:.4f} ({found.change:+.1f} %), "
-        f"{'blessed' if found.blessed else 'not blessed'}.  "
+        f"{found.said.lower()}.  "
         f"{manifest.training.get('steps')} steps of {manifest.training.get('batch_size')} "
         f"pictures, preset {manifest.preset}.  {sampling['num_steps']} sampling steps, guidance "
         f"{sampling['guidance_scale']:g}, same noise in both pictures of a pair.",
@@ -260,7 +314,9 @@ def _page(
         ),
         worst=worst,
         best=best,
-        facts=_facts(found.manifest),
+        facts={**found.origin, **_facts(found.manifest)},
+        release_place=Markup(RELEASE_PLACE),
+        thresholds=found.asked,
         finite=math.isfinite,
     )
     return page.encode()

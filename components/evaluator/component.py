@@ -38,7 +38,9 @@ class Evaluator(base_beam_component.BaseBeamComponent):
         reads it. Custom properties: every metric over all rows that is a finite number, and
         `<metric>_lower` and `<metric>_upper`, the ends of its 95 % interval.
       blessing: `standard_artifacts.ModelBlessing` with the same custom properties, those that TFX
-        sets, and `reasons`: why the model is not blessed, a line each; empty where it is.
+        sets, and `verdict`: `blessed`; `refused`; or `unsure`, where neither can be told and the
+        thresholds say what becomes of it. `reasons`: why it is not `blessed`, a line each, the
+        worst first. `num_pictures`: how many were held out.
     """
 
     SPEC_CLASS = EvaluatorSpec

@@ -1,10 +1,11 @@
-"""The work of Evaluator: TFX's own, and then the reasons for its verdict."""
+"""The work of Evaluator: TFX's own, and then the verdict in words."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_model_analysis as tfma
@@ -12,24 +13,28 @@ from tfx import types
 from tfx.components.evaluator import executor as tfx_executor
 from tfx.components.util import model_utils
 from tfx.types import artifact_utils
+from tfx.utils import proto_utils
 
 # TFMA imports it by a name in its configuration; named here, its code is in the cache key.
 from components.evaluator import metrics as _metrics  # noqa: F401
-from components.evaluator.results import ALL, Metrics, read_metrics, slice_of
+from components.evaluator.results import ALL, Metrics, Slice, read_metrics, slice_of
 
-# Metrics that thresholds are put on.
 CHANGE = "loss_delta"
 CHANGE_UPPER = "loss_delta_upper"
 INCREASE_UPPER = "loss_increase_upper"
+# Those that thresholds are put on.
+SURELY_LOWER = "surely_lower"
+INCREASE_SHOWN = "loss_increase_shown"
 
-REASONS = "reasons"
+VERDICT, REASONS, NUM_PICTURES = "verdict", "reasons", "num_pictures"
+BLESSED, UNSURE, REFUSED = "blessed", "unsure", "refused"
 
 logger = logging.getLogger(__name__)
 
 
 # A subclass of TFX's, or Vertex would not write a blessing that its resolver understands.
 class Executor(tfx_executor.Executor):
-    """Evaluates with TFX's own executor, and says why a model is not blessed."""
+    """Evaluates with TFX's own executor, and says what the verdict is and why."""
 
     def Do(  # noqa: N802
         self,
@@ -42,27 +47,39 @@ class Executor(tfx_executor.Executor):
         scores = artifact_utils.get_single_instance(input_dict["examples"])
         evaluation = artifact_utils.get_single_instance(output_dict["evaluation"])
         blessing = artifact_utils.get_single_instance(output_dict["blessing"])
-        found = read_metrics(evaluation.uri).get(ALL, {})
+        found = read_metrics(evaluation.uri)
+        config = tfma.EvalConfig()
+        proto_utils.json_to_proto(exec_properties["eval_config"], config)
+        reasons = list(
+            why_not(tfma.load_validation_result(evaluation.uri), scores, found, _asked_for(config))
+        )
+        unsure = not reasons and found[ALL][SURELY_LOWER].value == 0
+        if unsure:
+            reasons = [_cannot_be_told(found[ALL], scores)]
+        verdict = UNSURE if unsure else REFUSED if reasons else BLESSED
         for artifact in (evaluation, blessing):
-            _set_metrics(artifact, found)
-        if model_utils.is_model_blessed(blessing):
-            blessing.set_string_custom_property(REASONS, "")
-            logger.info("The model is blessed.")
-            return
-        reasons = list(why_not(tfma.load_validation_result(evaluation.uri), scores))
+            _set_metrics(artifact, found.get(ALL, {}))
+        blessing.set_string_custom_property(VERDICT, verdict)
         blessing.set_string_custom_property(REASONS, "\n".join(reasons))
-        for reason in reasons:
-            logger.warning("Not blessed: %s.", reason)
+        blessing.set_int_custom_property(NUM_PICTURES, scores.get_int_custom_property(NUM_PICTURES))
+        _tell(verdict, reasons, pushed=model_utils.is_model_blessed(blessing))
 
 
-def why_not(result: tfma.proto.ValidationResult, scores: types.Artifact) -> Iterator[str]:
-    """Why a model is not blessed, in words for people.
+def why_not(
+    result: tfma.proto.ValidationResult,
+    scores: types.Artifact,
+    found: Mapping[Slice, Metrics],
+    asked_for: Mapping[str, float],
+) -> Iterator[str]:
+    """What is shown against a model, in words for people, the worst first.
 
     What makes all comparisons void is said instead of the thresholds that fail because of it.
 
     Args:
-        result: What TFMA found, with a failure.
+        result: What TFMA found.
         scores: LossScorer's output.
+        found: All metrics.
+        asked_for: What `SurelyLower` was made with.
     """
     problem = scores.get_string_custom_property("baseline_problem")
     num_rows = scores.get_int_custom_property("num_rows")
@@ -79,42 +96,107 @@ def why_not(result: tfma.proto.ValidationResult, scores: types.Artifact) -> Iter
         yield f"{num_baseline_not_finite:,} of {num_rows:,} losses of the baseline are not finite"
     if num_not_finite or problem or num_baseline_not_finite:
         return
-    baseline = scores.get_string_custom_property("baseline")
-    for validation in result.metric_validations_per_slice:
-        for failure in validation.failures:
-            yield _failed(failure, slice_of(validation.slice_key), baseline)
-
-
-def _failed(failure: Any, key: tuple[tuple[str, str], ...], baseline: str) -> str:
-    name = failure.metric_key.name
-    value = failure.metric_value.double_value.value
-    # The bound is the float next to what was set.
-    bound = round(failure.metric_threshold.value_threshold.upper_bound.value, 12)
-    where = f" at timesteps {key[0][1]}" if key else ""
-    if failure.message.strip() or math.isnan(value):
-        return f"{name}{where} cannot be told: the held-out pictures are too few for an interval"
-    if name == CHANGE:
-        return (
-            f"the held-out loss {'rises' if value > 0 else 'falls'} by {abs(value):.6f} against "
-            f"{baseline}{where}, and has to fall by more than {-bound:g} "
-            "(evaluation.min_loss_improvement)"
-        )
-    if name == CHANGE_UPPER:
-        return (
-            f"the 95 % interval of the change in loss{where} reaches {value:+.6f}, and may reach "
-            f"{bound:+g} (evaluation.max_loss_regression)"
-        )
-    if name == INCREASE_UPPER:
-        return (
-            f"the loss{where} may be {value:.1%} above that of {baseline} (upper end of the 95 % "
-            f"interval), and no more than {bound:.1%} is allowed "
+    if found[ALL][SURELY_LOWER].value < 0:
+        yield _not_lower(found[ALL], scores, asked_for)
+    failures = [
+        (failure.metric_value.double_value.value, slice_of(validation.slice_key), failure)
+        for validation in result.metric_validations_per_slice
+        for failure in validation.failures
+        if failure.metric_key.name == INCREASE_SHOWN
+    ]
+    for _, key, failure in sorted(failures, key=lambda item: (-item[0], item[1])):
+        bound = failure.metric_threshold.value_threshold.upper_bound.value
+        yield (
+            f"at timesteps {key[0][1]} the loss is higher than that of {_baseline(scores)}, by "
+            f"{_percent(found[key])}, and no more than {bound:.1%} is allowed "
             "(evaluation.max_stratum_regression)"
         )
-    return f"{name}{where} is {value:g}, and may be {bound:g}"
+
+
+def _not_lower(metrics: Metrics, scores: types.Artifact, asked_for: Mapping[str, float]) -> str:
+    change, least = metrics[CHANGE], asked_for["min_improvement"]
+    if round(_share(metrics, change.value), 5) == 0:
+        return (
+            f"the held-out loss is that of {_baseline(scores)}, {metrics['loss'].value:.4f}: the "
+            "model is no better"
+        )
+    said = (
+        f"the held-out loss {_moved(metrics)} against {_baseline(scores)}, on {_pictures(scores)}"
+    )
+    if change.value > 0:
+        return said
+    return (
+        f"{said}, that is by {-change.value:.6f}, and has to fall by more than {least:g} "
+        "(evaluation.min_loss_improvement)"
+    )
+
+
+def _cannot_be_told(metrics: Metrics, scores: types.Artifact) -> str:
+    return (
+        f"whether the model is better cannot be told from {_pictures(scores)}: the loss "
+        f"{_moved(metrics)} against {_baseline(scores)}"
+    )
+
+
+def _moved(metrics: Metrics) -> str:
+    """How a loss moved, such as `falls by 24.6 % (95 % interval -60.2 % to +11.0 %)`."""
+    share = _share(metrics, metrics[CHANGE].value)
+    return f"{'rises' if share > 0 else 'falls'} by {_percent(metrics)}"
+
+
+def _percent(metrics: Metrics) -> str:
+    change = metrics[CHANGE]
+    lower, upper = (_share(metrics, end) for end in (change.lower, change.upper))
+    interval = (
+        f"95 % interval {lower:+.1%} to {upper:+.1%}"
+        if math.isfinite(lower) and math.isfinite(upper)
+        else "one picture has no interval"
+    )
+    return f"{abs(_share(metrics, change.value)):.1%} ({interval})"
+
+
+def _share(metrics: Metrics, change: float) -> float:
+    return change / metrics["loss_baseline"].value
+
+
+def _baseline(scores: types.Artifact) -> str:
+    label: str = scores.get_string_custom_property("baseline")
+    return label
+
+
+def _pictures(scores: types.Artifact) -> str:
+    count = scores.get_int_custom_property(NUM_PICTURES)
+    return f"{count:,} held-out picture{'' if count == 1 else 's'}"
+
+
+def _asked_for(config: tfma.EvalConfig) -> Mapping[str, float]:
+    """What the metric `SURELY_LOWER` was made with."""
+    for metric in (metric for spec in config.metrics_specs for metric in spec.metrics):
+        arguments: dict[str, Any] = json.loads(metric.config or "{}")
+        if arguments.get("name") == SURELY_LOWER:
+            return arguments
+    raise ValueError(f"the configuration has no metric {SURELY_LOWER}; an error of ours")
+
+
+def _tell(verdict: str, reasons: Sequence[str], *, pushed: bool) -> None:
+    if verdict == BLESSED:
+        logger.info("The model is blessed.")
+        return
+    first, *others = reasons
+    if verdict == UNSURE:
+        setting = "(evaluation.when_unsure)"
+        then = f"It is blessed all the same {setting}" if pushed else f"Not blessed {setting}"
+        logger.warning("Unsure: %s. %s.", first, then)
+        return
+    more = f"; {len(others)} more on the evaluation's page" if others else ""
+    logger.warning("Not blessed: %s%s.", first, more)
 
 
 def _set_metrics(artifact: types.Artifact, found: Metrics) -> None:
     for name, metric in found.items():
+        # For TFMA's thresholds, and no measures of the model.
+        if name in (SURELY_LOWER, INCREASE_SHOWN):
+            continue
         values = {name: metric.value, f"{name}_lower": metric.lower, f"{name}_upper": metric.upper}
         for key, value in values.items():
             # SQLite, and so ML Metadata, has no NaN and no infinity.

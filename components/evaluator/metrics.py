@@ -9,17 +9,26 @@ pictures as the clusters): exact but for pictures that share a group, and in con
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
+from scipy import stats
 from tensorflow_model_analysis.api.types import ValueWithTDistribution
 from tensorflow_model_analysis.metrics import metric_types
 from tensorflow_model_analysis.utils.math_util import calculate_confidence_interval
 
 GROUP = "group"
+
+# All looks of a verdict together find a regression in one of twenty models that have none.
+_FALSE_ALARMS = 0.05
+# With two groups, one degree of freedom: an interval that hardly anything ever leaves.
+_FEW_GROUPS = 2
+# Equal models differ by as much between machines, as a fraction of their loss.
+_SAME = 1e-5
 
 # A row's group and its values, summed: [rows, sum of the first feature, ...].
 _Sums = dict[int, np.ndarray]
@@ -61,6 +70,64 @@ class UpperBound(metric_types.Metric):
         super().__init__(_upper_bound, feature=feature, name=name, relative_to=relative_to)
 
 
+class SurelyLower(metric_types.Metric):
+    """Whether a feature's mean is low enough, as far as that can be told: see `surely_lower`.
+
+    A plain number to put a threshold on: 1 for yes, -1 for surely not, 0 where it cannot be told.
+    NaN, which fails every threshold, where a value is not finite.
+    """
+
+    def __init__(
+        self,
+        feature: str,
+        relative_to: str,
+        name: str,
+        looks: int,
+        min_improvement: float,
+        max_regression: float,
+    ) -> None:
+        """Makes the metric.
+
+        Args:
+            feature: The change, a number on each row.
+            relative_to: Feature with what changed.
+            name: What the metric is called.
+            looks: Looks for a regression that the verdict is made of, this one included.
+            min_improvement: How far below zero the mean has to be.
+            max_regression: How far above zero its 95 % interval may reach.
+        """
+        super().__init__(
+            _surely_lower,
+            feature=feature,
+            relative_to=relative_to,
+            name=name,
+            looks=looks,
+            min_improvement=min_improvement,
+            max_regression=max_regression,
+        )
+
+
+class ShownIncrease(metric_types.Metric):
+    """How much higher a feature's mean may be, where it is shown to be higher at all.
+
+    A plain number to put a threshold on: see `shown_increase`. NaN, which fails every threshold,
+    where a value is not finite.
+    """
+
+    def __init__(self, feature: str, relative_to: str, name: str, looks: int) -> None:
+        """Makes the metric.
+
+        Args:
+            feature: The change, a number on each row.
+            relative_to: Feature with what changed.
+            name: What the metric is called.
+            looks: Looks for a regression that the verdict is made of, this one included.
+        """
+        super().__init__(
+            _shown_increase, feature=feature, relative_to=relative_to, name=name, looks=looks
+        )
+
+
 class FrechetDistance(metric_types.Metric):
     """Squared Frechet distance of two features' distributions, each taken for a normal one.
 
@@ -100,6 +167,116 @@ def _upper_bound(
         return float(upper / (total / rows)) if total else math.nan
 
     return _computation(name, [GROUP, *features], _GroupSums(features, name, value))
+
+
+def _surely_lower(
+    feature: str,
+    relative_to: str,
+    name: str,
+    looks: int,
+    min_improvement: float,
+    max_regression: float,
+) -> metric_types.MetricComputations:
+    def value(sums: _Sums) -> float:
+        return surely_lower(
+            cluster_mean(sums), _mean_of_second(sums), looks, min_improvement, max_regression
+        )
+
+    features = [feature, relative_to]
+    return _computation(name, [GROUP, *features], _GroupSums(features, name, value))
+
+
+def _shown_increase(
+    feature: str, relative_to: str, name: str, looks: int
+) -> metric_types.MetricComputations:
+    def value(sums: _Sums) -> float:
+        return shown_increase(cluster_mean(sums), _mean_of_second(sums), looks)
+
+    features = [feature, relative_to]
+    return _computation(name, [GROUP, *features], _GroupSums(features, name, value))
+
+
+def _mean_of_second(sums: _Sums) -> float:
+    rows, _, total = sum(sums.values(), np.zeros(3))
+    return float(total / rows) if rows else math.nan
+
+
+def surely_lower(
+    change: ValueWithTDistribution,
+    scale: float,
+    looks: int,
+    min_improvement: float,
+    max_regression: float,
+) -> float:
+    """Whether a loss has fallen as it has to.
+
+    Args:
+        change: The mean of the paired differences.
+        scale: The loss that it is a change of.
+        looks: Looks for a regression that the verdict is made of (see `shown_lower_end`).
+        min_improvement: The mean change has to be below minus this.
+        max_regression: The 95 % interval may reach this far above zero.
+
+    Returns:
+        1 where it is, and the upper end of its 95 % interval is at most `max_regression`. -1 where
+        the opposite is shown: the lower end is at or above minus `min_improvement`, or above
+        `max_regression`; or the loss is the same, which is no improvement. Otherwise 0. Of one or
+        two groups, whose intervals hold nearly everything, the opposite is shown by a loss that
+        has doubled. NaN where a number is not finite.
+    """
+    value, bar = change.unsampled_value, -min_improvement
+    if not (math.isfinite(value) and math.isfinite(scale)):
+        return math.nan
+    if bar <= 0 and abs(value) <= _SAME * scale:
+        return -1.0
+    lower = shown_lower_end(change, looks)
+    if change.sample_degrees_of_freedom < _FEW_GROUPS and value >= scale:
+        lower = value
+    if lower >= bar or lower > max_regression:
+        return -1.0
+    _, _, upper = calculate_confidence_interval(change)
+    return 1.0 if value < bar and upper <= max_regression else 0.0
+
+
+def shown_increase(change: ValueWithTDistribution, scale: float, looks: int) -> float:
+    """How much higher a loss may be, where it is shown to be higher.
+
+    Args:
+        change: The mean of the paired differences.
+        scale: The loss that it is a change of.
+        looks: Looks for a regression that the verdict is made of (see `shown_lower_end`).
+
+    Returns:
+        The upper end of the 95 % interval as a fraction of `scale` where the lower end is above
+        zero; otherwise 0. NaN where a number is not finite.
+    """
+    value = change.unsampled_value
+    if not (math.isfinite(value) and math.isfinite(scale) and scale):
+        return math.nan
+    if value <= _SAME * scale or shown_lower_end(change, looks) <= 0:
+        return 0.0
+    _, _, upper = calculate_confidence_interval(change)
+    return float(upper / scale)
+
+
+def shown_lower_end(mean: ValueWithTDistribution, looks: int) -> float:
+    """What a mean is surely not below, although one looks at several.
+
+    The lower end of a one-sided interval whose level is divided by the looks (Bonferroni; Dunn
+    1961): of models that are no worse, one of twenty at most is found to be so by any of them.
+
+    Returns:
+        Minus infinity where there is one group alone, and so no interval.
+    """
+    if mean.sample_degrees_of_freedom < 1:
+        return -math.inf
+    quantile = _quantile(looks, mean.sample_degrees_of_freedom)
+    return float(mean.unsampled_value - quantile * mean.sample_standard_deviation)
+
+
+@functools.cache
+def _quantile(looks: int, degrees_of_freedom: int) -> float:
+    return float(stats.t.ppf(1 - _FALSE_ALARMS / looks, degrees_of_freedom))
 
 
 def cluster_mean(sums: _Sums) -> ValueWithTDistribution:

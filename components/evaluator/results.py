@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import tensorflow_model_analysis as tfma
 
+from components.measures import MEASURES
+
 # Name and value of the one feature that a slice is made of; empty for all rows.
 Slice = tuple[tuple[str, str], ...]
 ALL: Slice = ()
@@ -30,9 +32,21 @@ class Metric:
 
 Metrics = dict[str, Metric]
 
+# What each metric may be at all; a t-distribution knows nothing of it.
+_POSSIBLE = {
+    **dict.fromkeys(("loss", "loss_baseline"), (0.0, math.inf)),
+    **{
+        name: measure.possible
+        for measure in MEASURES
+        for name in (measure.name, measure.baseline_name)
+    },
+}
+
 
 def read_metrics(folder: str) -> dict[Slice, Metrics]:
     """The metrics of every slice, in the order of the slices.
+
+    Intervals end where what cannot be begins: the loss below zero, a fraction above one.
 
     Args:
         folder: Of a `ModelEvaluation`.
@@ -70,4 +84,16 @@ def _slices(folder: str) -> Iterator[tuple[Slice, Metrics]]:
                     upper=interval.upper_bound.double_value.value,
                 )
             metrics[pair.key.name] = metric
+        possible = dict(_POSSIBLE)
+        if "loss_baseline" in metrics:
+            possible["loss_delta"] = (-metrics["loss_baseline"].value, math.inf)
+        for name in possible.keys() & metrics.keys():
+            metrics[name] = _cut(metrics[name], *possible[name])
         yield slice_of(found.slice_key), metrics
+
+
+def _cut(metric: Metric, least: float, most: float) -> Metric:
+    def inside(end: float) -> float:
+        return min(max(end, least), most) if math.isfinite(end) and not math.isnan(least) else end
+
+    return dataclasses.replace(metric, lower=inside(metric.lower), upper=inside(metric.upper))

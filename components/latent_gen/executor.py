@@ -27,6 +27,7 @@ from tfx.utils import io_utils
 
 from components.counts import WriteCounts, read_counts
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
+from storage.user_errors import UserError
 
 if TYPE_CHECKING:
     from trainer.weights.base_model import BaseModel
@@ -38,6 +39,9 @@ CROPS = CROP_CENTRE, CROP_RANDOM = "centre", "random"
 _BATCH_PIXELS = 1 << 20
 _MAX_BATCH_SIZE = 16
 _COUNTS_NAME = "counts.json"
+
+# Whose captions may be drawn, and so stay as they were written.
+_HELD_OUT = "eval"
 
 logger = logging.getLogger(__name__)
 
@@ -200,15 +204,15 @@ def _flips(flip: str, examples: types.Artifact) -> bool:
     if flip != FLIP_AUTO:
         return flip == FLIP_ALWAYS
     if not examples.has_custom_property("captions_left_right"):
-        raise RuntimeError(
-            "the examples do not say how many captions name left or right, so flip cannot be "
-            f"{FLIP_AUTO!r}: set it to {FLIP_ALWAYS!r} or {FLIP_NEVER!r}"
+        raise UserError(
+            "the examples do not say how many captions name left or right, so what is mirrored "
+            f"cannot be found out: give --flip {FLIP_ALWAYS} or --flip {FLIP_NEVER}"
         )
     count = examples.get_int_custom_property("captions_left_right")
     if count:
         logger.warning(
             "Flips are off: %d captions say left or right, which would be wrong of a mirror image "
-            "(set flip to %r to have them all the same).",
+            "(--flip %s has them all the same).",
             count,
             FLIP_ALWAYS,
         )
@@ -251,10 +255,10 @@ class _EncodeShard(beam.DoFn):
         )
 
     def process(self, shard: _Shard) -> Iterator[tuple[str, int]]:
-        records = self._encoded_records(read_shard(shard.source))
+        records = self._encoded_records(read_shard(shard.source), shard.split == _HELD_OUT)
         yield shard.split, write_shard(shard.target, records, self._temporary_folder)
 
-    def _encoded_records(self, serialized: Iterator[bytes]) -> Iterator[bytes]:
+    def _encoded_records(self, serialized: Iterator[bytes], held_out: bool) -> Iterator[bytes]:
         from trainer.data.latents import make_latent_example
         from trainer.text.tokenizer import tokenize
 
@@ -262,10 +266,8 @@ class _EncodeShard(beam.DoFn):
         while batch := list(itertools.islice(serialized, batch_size)):
             features = [tf.train.Example.FromString(record).features.feature for record in batch]
             ids = [_bytes_of(f, "id").decode() for f in features]
-            tokens = tokenize(
-                [_bytes_of(f, "caption").decode() for f in features],
-                self._base_model.preset.text_encoder.max_length,
-            )
+            captions = [_bytes_of(f, "caption").decode() for f in features]
+            tokens = tokenize(captions, self._base_model.preset.text_encoder.max_length)
             images = np.stack(
                 [
                     self._image(_bytes_of(f, "image/encoded"), i)
@@ -287,6 +289,7 @@ class _EncodeShard(beam.DoFn):
                     log_variance=encoded.log_variance[row],
                     mirror_mean=_row(encoded.mirror_mean, row),
                     mirror_log_variance=_row(encoded.mirror_log_variance, row),
+                    caption=captions[row] if held_out else None,
                 ).SerializeToString(deterministic=True)
 
     def _image(self, encoded: bytes, example_id: str) -> np.ndarray:
@@ -296,7 +299,11 @@ class _EncodeShard(beam.DoFn):
             # CaptionExampleGen has judged the size.
             image = images.decode_image(encoded, max_pixels=sys.maxsize)
         except images.ImageError as error:
-            raise RuntimeError(f"example {example_id} cannot be encoded: {error}") from error
+            raise UserError(
+                f"example {example_id} cannot be encoded: {error}. Its file has changed since "
+                "CaptionExampleGen wrote it: remove that step's folder below artifacts, and start "
+                "the run again"
+            ) from error
         position = images.CENTRE
         if self._crop == CROP_RANDOM:
             position = images.random_position(example_id, self._crop_seed)

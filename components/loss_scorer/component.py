@@ -26,6 +26,7 @@ class LossScorerSpec(component_spec.ComponentSpec):
         "base_weights": component_spec.ExecutionParameter(type=str),
         "base_weights_hash": component_spec.ExecutionParameter(type=str),
         "num_strata": component_spec.ExecutionParameter(type=int),
+        "min_draws": component_spec.ExecutionParameter(type=int),
         "seed": component_spec.ExecutionParameter(type=int),
         "num_samples": component_spec.ExecutionParameter(type=int),
         "sample_steps": component_spec.ExecutionParameter(type=int),
@@ -48,8 +49,9 @@ class LossScorerSpec(component_spec.ComponentSpec):
 class LossScorer(base_beam_component.BaseBeamComponent):
     """Scores a candidate and a baseline on held-out examples, on the same noise.
 
-    Every example is scored at one timestep of each stratum. Timestep and noise depend on the
-    example's id and the seed alone, so equal models have equal losses, run after run.
+    Every example is scored at one timestep of each stratum, or at several where there are few
+    examples. Timesteps and noise depend on the example's id and the seed alone, so equal models
+    have equal losses, run after run.
 
     The baseline is `baseline_model` if there is one, and otherwise the base weights. One of another
     preset or image size cannot be compared: its losses are NaN, and no such candidate is blessed.
@@ -57,15 +59,16 @@ class LossScorer(base_beam_component.BaseBeamComponent):
     For some of the captions both models draw a picture, from the same noise.
 
     Outputs:
-      scores: `standard_artifacts.Examples`, split `eval`, a record for every example and stratum:
+      scores: `standard_artifacts.Examples`, split `eval`, a record for every example and draw:
         `id`, `timestep`, `timestep_bucket` (such as `000-099`), `caption_bucket` (such as `01-10
         tokens`), `group` (0 to 1023, the same for the rows of one picture), `loss`,
         `loss_baseline`, `loss_delta` (loss - loss_baseline) and `label` (0). Where pictures were
         drawn for the example, each of its records has what was measured of them, floats (see
         `features` of the measures in `components.measures`). Custom properties: `num_examples`,
-        `num_rows`, `num_candidate_not_finite` and `num_baseline_not_finite` (rows with a loss that
-        is not a finite number), `num_sampled`, `num_strata`, `seed`, `baseline` (`base weights` or
-        `model <artifact id>`) and, where it cannot be compared, `baseline_problem`.
+        `num_pictures`, `num_draws` (rows of an example in a stratum), `num_rows`,
+        `num_candidate_not_finite` and `num_baseline_not_finite` (rows with a loss that is not a
+        finite number), `num_sampled`, `num_strata`, `seed`, `baseline` (`base weights` or `model
+        <artifact id>`) and, where it cannot be compared, `baseline_problem`.
     """
 
     SPEC_CLASS = LossScorerSpec
@@ -79,6 +82,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         *,
         base_model: BaseModel,
         num_strata: int = 10,
+        min_draws: int = 50,
         seed: int = 0,
         num_samples: int = 0,
         sample_steps: int = 25,
@@ -93,7 +97,8 @@ class LossScorer(base_beam_component.BaseBeamComponent):
             model: The candidate.
             baseline_model: What it is compared with; may stay empty.
             base_model: What the candidate was trained from.
-            num_strata: Equal parts of the timesteps; each example is scored once in each.
+            num_strata: Equal parts of the timesteps; each example is scored in each.
+            min_draws: Times that is done in each, at least, over all examples together.
             seed: Gives other timesteps and noise, and other captions to draw pictures for.
             num_samples: Captions to draw pictures for.
             sample_steps: Sampling steps of these pictures.
@@ -122,6 +127,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
                 # Other weights at the same place must not find old scores in the cache.
                 base_weights_hash=base_model.hash(executor.SCORED),
                 num_strata=num_strata,
+                min_draws=min_draws,
                 seed=seed,
                 num_samples=num_samples,
                 sample_steps=sample_steps,

@@ -41,8 +41,18 @@ def stratum_name(stratum: int, num_strata: int) -> str:
     return f"{first:03d}-{end - 1:03d}"
 
 
+def num_draws(num_examples: int, min_draws: int) -> int:
+    """Draws of each example in a stratum, so that all together have `min_draws` at least."""
+    return max(1, -(-min_draws // num_examples)) if num_examples else 1
+
+
 def draw_noise(
-    example_id: str, stratum: int, num_strata: int, seed: int, latent_shape: tuple[int, int, int]
+    example_id: str,
+    stratum: int,
+    num_strata: int,
+    seed: int,
+    latent_shape: tuple[int, int, int],
+    draw: int = 0,
 ) -> NoiseDraw:
     """Draws one row.
 
@@ -52,8 +62,11 @@ def draw_noise(
         num_strata: Parts that the timesteps are divided into.
         seed: Gives other draws for the same example.
         latent_shape: Height, width and channels.
+        draw: Which of the example's draws in this stratum. However many there are, each is always
+            the same.
     """
-    rng = _generator(f"{seed}/{stratum}/{example_id}")
+    # The first has the name that it had when there was one alone, and so every loss of before.
+    rng = _generator(f"{seed}/{stratum}/{example_id}" + (f"/{draw}" if draw else ""))
     return NoiseDraw(
         timestep=int(rng.integers(*stratum_bounds(stratum, num_strata))),
         posterior_noise=rng.standard_normal(latent_shape, dtype=np.float32),

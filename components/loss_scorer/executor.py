@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import itertools
 import json
 import logging
@@ -27,11 +28,13 @@ from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
 from components.counts import WriteCounts, read_counts
+from components.loss_scorer.draws import num_draws
 from components.loss_scorer.samples import SampleSettings, chosen
 from components.loss_scorer.scorer import Scorer, ScoringTask
 from components.measures import MeasureSettings
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
 from storage.model_manifest import ModelManifest
+from storage.user_errors import UserError
 
 SPLIT = "eval"
 SCORED = ("diffusion_model", "text_encoder", "image_encoder")
@@ -82,6 +85,14 @@ class _Baseline:
     problem: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class _HeldOut:
+    """What there is to score: ids of the examples, and of how many pictures they are."""
+
+    ids: list[str]
+    num_pictures: int
+
+
 class Executor(base_beam_executor.BaseBeamExecutor):
     """Scores examples with Beam."""
 
@@ -117,6 +128,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         height, width, _ = base_model.latent_shape
         batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_POSITIONS // (height * width)))
         seed, num_samples = exec_properties["seed"], exec_properties["num_samples"]
+        held_out = _held_out(shards)
         task = ScoringTask(
             base_model=base_model,
             candidate=candidate,
@@ -135,16 +147,19 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                     clip_model=exec_properties["clip_model"],
                 ),
             ),
-            sampled=chosen(_ids(shards), num_samples, seed) if num_samples else frozenset(),
+            num_draws=num_draws(len(held_out.ids), exec_properties["min_draws"]),
+            sampled=chosen(held_out.ids, num_samples, seed) if num_samples else frozenset(),
         )
 
         counts = self._scored(shards, task, scores.uri)
         for name in COUNTS:
             scores.set_int_custom_property(name, counts[name])
-        num_examples = counts[_ROWS] // task.num_strata
+        num_examples = len(held_out.ids)
         scores.set_int_custom_property("num_examples", num_examples)
+        scores.set_int_custom_property("num_pictures", held_out.num_pictures)
         scores.set_int_custom_property("num_sampled", len(task.sampled))
         scores.set_int_custom_property("num_strata", task.num_strata)
+        scores.set_int_custom_property("num_draws", task.num_draws)
         scores.set_int_custom_property("seed", seed)
         scores.set_string_custom_property("baseline", baseline.label)
         if baseline.problem:
@@ -152,7 +167,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         logger.info(
             "Scored %s held-out examples at %d timesteps each%s.",
             f"{num_examples:,}",
-            task.num_strata,
+            task.num_strata * task.num_draws,
             f", and drew pictures for {len(task.sampled):,} captions" if task.sampled else "",
         )
 
@@ -204,11 +219,16 @@ class _ScoreShard(beam.DoFn):
         yield from counts.items()
 
 
-def _ids(shards: list[_Shard]) -> Iterator[str]:
+def _held_out(shards: list[_Shard]) -> _HeldOut:
+    ids: list[str] = []
+    pictures: set[bytes] = set()
     for record in itertools.chain.from_iterable(shard.records() for shard in shards):
-        yield (
-            tf.train.Example.FromString(record).features.feature["id"].bytes_list.value[0].decode()
-        )
+        features = tf.train.Example.FromString(record).features.feature
+        ids.append(features["id"].bytes_list.value[0].decode())
+        # As `group_of` tells them apart, without its modulus.
+        mean = features["latent/mean"].bytes_list.value[0]
+        pictures.add(hashlib.sha256(mean).digest())
+    return _HeldOut(ids, len(pictures))
 
 
 def _shards(latents: types.Artifact, scores: types.Artifact) -> Iterator[_Shard]:
@@ -225,7 +245,7 @@ def _check_latents(uri: str, preset: str, image_size: int) -> None:
 
     manifest = LatentsManifest.read(uri)
     if (manifest.preset, manifest.image_size) != (preset, image_size):
-        raise ValueError(
+        raise UserError(
             f"the latents in {uri} are of preset {manifest.preset!r} at {manifest.image_size} "
             f"pixels, this run needs {preset!r} at {image_size}: run LatentGen again"
         )
@@ -233,7 +253,7 @@ def _check_latents(uri: str, preset: str, image_size: int) -> None:
 
 def _check_candidate(folder: str, preset: str, image_size: int) -> None:
     if (found := ModelManifest.find(folder)) is None or not found.fits(preset, image_size):
-        raise ValueError(
+        raise UserError(
             f"the candidate in {folder} is {_described(found)}, this run needs preset {preset!r} "
             f"at {image_size} pixels: run the Trainer again"
         )

@@ -43,6 +43,7 @@ class ScoringTask:
         seed: Gives other timesteps and noise.
         batch_size: Rows that are scored at once.
         samples: How pictures are drawn.
+        num_draws: Rows of an example in each stratum.
         sampled: Ids of the examples whose captions they are drawn for.
     """
 
@@ -54,6 +55,7 @@ class ScoringTask:
     seed: int
     batch_size: int
     samples: SampleSettings
+    num_draws: int = 1
     sampled: frozenset[str] = frozenset()
 
 
@@ -127,7 +129,7 @@ class Scorer:
         self._sampler = self._made_sampler() if task.sampled else None
 
     def rows(self, serialized: Callable[[], Iterable[bytes]]) -> Iterator[Scored]:
-        """Scores records of latents; yields `num_strata` rows for each, in their order.
+        """Scores records of latents; yields all rows of each, in their order.
 
         Args:
             serialized: Gives the records, as often as it is called.
@@ -173,13 +175,16 @@ class Scorer:
             stored = np.stack([example.context for example in filled])
             contexts = [model.contexts(tokens, stored) for model in self._models]
             for index, example in enumerate(some):
-                for stratum in range(task.num_strata):
+                for stratum, draw in itertools.product(
+                    range(task.num_strata), range(task.num_draws)
+                ):
                     drawn = draw_noise(
                         example.id,
                         stratum,
                         task.num_strata,
                         task.seed,
                         task.base_model.latent_shape,
+                        draw,
                     )
                     yield _Row(example, tuple(c[index] for c in contexts), stratum, drawn)
 

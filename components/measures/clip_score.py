@@ -11,6 +11,7 @@ class ClipScore(MeanMeasure):
     name = "clip_score"
     label = "CLIP score"
     format = "{:.1f}"
+    possible = (0.0, 100.0)
 
     def applies(self, settings: MeasureSettings) -> bool:
         """Whether there is a CLIP."""

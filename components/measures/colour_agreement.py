@@ -29,6 +29,7 @@ class ColourAgreement(MeanMeasure):
     name = "colour_agreement"
     label = "Colours right"
     format = "{:.0%}"
+    possible = (0.0, 1.0)
     # Others' captions may say "blue creature", too, but of pictures that are no such drawings.
     particular = True
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -70,6 +71,7 @@ class Measure(abc.ABC):
         name: Of the metric.
         label: What people call it.
         format: How its number is written for them.
+        possible: The least and the most that it can be.
         note: What they have to know to read it, sentences; may be empty.
         particular: Whether it makes sense for some datasets alone, which ask for it by name.
     """
@@ -77,6 +79,7 @@ class Measure(abc.ABC):
     name: str
     label: str
     format: str
+    possible: tuple[float, float] = (-math.inf, math.inf)
     note: str = ""
     particular: bool = False
 

@@ -7,7 +7,8 @@ import math
 from markupsafe import Markup
 
 _TICKS = 5
-_CHARACTER = 5.6
+# As wide as the widest of usual fonts has digits at 11 pixels.
+_CHARACTER = 7.0
 
 
 def chart(width: float, height: float, label: str, parts: list[Markup]) -> Markup:
@@ -32,12 +33,24 @@ def line(css: str, x: float, y: float, other_x: float, other_y: float) -> Markup
 
 
 def text(css: str, x: float, y: float, words: str, width: float) -> Markup:
-    """Text with its middle at `x`, moved so that it stays between 0 and `width`."""
-    half = len(words) * _CHARACTER / 2
-    middle = min(max(x, half), width - half)
-    return Markup('<text class="{}" x="{:.1f}" y="{:.0f}" text-anchor="middle">{}</text>').format(
-        css, middle, y, words
+    """Text with its middle at `x`, or from one of the ends, 0 and `width`, where it would pass it.
+
+    How wide it is is known to the browser alone, so that what is near an end begins there.
+    """
+    half = text_width(words) / 2
+    anchor, place = "middle", x
+    if x < half:
+        anchor, place = "start", 0.0
+    elif x > width - half:
+        anchor, place = "end", width
+    return Markup('<text class="{}" x="{:.1f}" y="{:.0f}" text-anchor="{}">{}</text>').format(
+        css, place, y, anchor, words
     )
+
+
+def text_width(words: str) -> float:
+    """How wide a text is at most."""
+    return len(words) * _CHARACTER
 
 
 def share_bar(fraction: float) -> Markup:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
+from tfx.orchestration.data_types import RuntimeParameter
 from tfx.types import channel_utils, component_spec, standard_artifacts
 
 from components.code_version import code_version
 from components.serving_pusher import executor
+from storage.addresses import check_address
 
 
 class ServingPusherSpec(component_spec.ComponentSpec):
@@ -19,6 +21,7 @@ class ServingPusherSpec(component_spec.ComponentSpec):
         # Vertex hands over no booleans.
         "canary": component_spec.ExecutionParameter(type=int),
         "canary_timeout_seconds": component_spec.ExecutionParameter(type=int),
+        "training_dataset": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
@@ -52,6 +55,7 @@ class ServingPusher(base_component.BaseComponent):
         keep_versions: int = 0,
         canary: bool = True,
         canary_timeout_seconds: int = 900,
+        training_dataset: str | RuntimeParameter = "",
     ) -> None:
         """Makes the component.
 
@@ -63,10 +67,14 @@ class ServingPusher(base_component.BaseComponent):
             keep_versions: Newest versions to keep, 0 for all.
             canary: Whether to push only models that draw a picture in a fresh process.
             canary_timeout_seconds: After which a canary that says nothing is an error.
+            training_dataset: Where the dataset lies, of the hub with its commit, for the release to
+                say; "" if it need not. Nothing else depends on it, so that the same pictures in
+                another place push nothing again.
 
         Raises:
-            ValueError: A setting is impossible.
+            ValueError: A setting is impossible, or the address has a secret in it.
         """
+        check_address(push_destination)
         if not push_destination:
             raise ValueError("push_destination is empty: give the path of the serving directory")
         if keep_versions < 0:
@@ -82,6 +90,7 @@ class ServingPusher(base_component.BaseComponent):
                 keep_versions=keep_versions,
                 canary=int(canary),
                 canary_timeout_seconds=canary_timeout_seconds,
+                training_dataset=training_dataset,
                 code_version=code_version(executor.__name__),
                 model=model,
                 model_blessing=model_blessing,

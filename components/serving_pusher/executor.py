@@ -23,11 +23,14 @@ from serving.releases import SERVED_NETWORKS
 from serving.serving_directory import ModelRefusedError, ServingDirectory
 from storage import filesystem
 from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
+from storage.user_errors import UserError
 
 RELEASE_NAME = "release.json"
 
 _CANARY = Path(__file__).with_name("canary.py")
 _METRICS = ("loss", "loss_baseline", "loss_delta")
+# What the Evaluator says of the model, by the names of its blessing's properties.
+VERDICT, REASONS = "verdict", "reasons"
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class Executor(base_executor.BaseExecutor):
 
         Raises:
             CorruptCopyError: A file changed on its way.
-            RuntimeError: The canary came to no verdict.
+            UserError: The canary came to no verdict.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         model = artifact_utils.get_single_instance(input_dict["model"])
@@ -65,8 +68,11 @@ class Executor(base_executor.BaseExecutor):
             "image_size": manifest.image_size,
             "defaults": manifest.defaults,
             "metrics": _metrics(blessing),
+            "verdict": blessing.get_string_custom_property(VERDICT) or None,
+            "reasons": blessing.get_string_custom_property(REASONS).splitlines(),
             "model": {"uri": model.uri, "id": model.id},
             "blessing": {"uri": blessing.uri, "id": blessing.id},
+            "dataset": exec_properties["training_dataset"] or None,
             "lineage": self._lineage(input_dict),
             "manifest": content,
         }
@@ -91,7 +97,11 @@ class Executor(base_executor.BaseExecutor):
         pushed_model.set_int_custom_property("pushed", 1)
         pushed_model.set_string_custom_property("pushed_destination", directory.root)
         pushed_model.set_string_custom_property("pushed_version", str(release["version"]))
-        logger.info("Version %d is in %s.", release["version"], directory.root)
+        marked = ""
+        if facts[VERDICT] == "unsure":
+            pushed_model.set_string_custom_property(VERDICT, facts[VERDICT])
+            marked = ", marked as unsure"
+        logger.info("Version %d is in %s%s.", release["version"], directory.root, marked)
 
     def _lineage(self, inputs: dict[str, list[types.Artifact]]) -> dict[str, Any]:
         """Where in ML Metadata this push is: its run, its execution, and ids of its inputs."""
@@ -109,7 +119,7 @@ def run_canary(folder: str, image_size: int, timeout_seconds: int) -> None:
 
     Raises:
         ModelRefusedError: The models draw none, or a wrong one.
-        RuntimeError: The process ended without a verdict, or took too long.
+        UserError: The process ended without a verdict, or took too long.
     """
     # On the CPU: this process may hold all of the GPU's memory.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -124,18 +134,19 @@ def run_canary(folder: str, image_size: int, timeout_seconds: int) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise RuntimeError(
-            f"the canary drew no picture within {timeout_seconds} s; nothing was pushed: push "
-            "again, or raise canary_timeout_seconds"
+        raise UserError(
+            f"the canary drew no picture within {timeout_seconds} s; nothing was pushed: "
+            "start the run again, or set serving.canary to false"
         ) from None
     last_line = finished.stdout.strip().rpartition("\n")[2]
     try:
         problem = json.loads(last_line)["problem"]
     except (ValueError, KeyError, TypeError):
         said = finished.stderr.strip().rpartition("\n")[2] or "nothing"
-        raise RuntimeError(
+        raise UserError(
             f"the canary process ended with status {finished.returncode} and without a verdict "
-            f"(its last words: {said}); nothing was pushed: push again"
+            f"(its last words: {said}); nothing was pushed: start "
+            "the run again, or set serving.canary to false"
         ) from None
     if problem is not None:
         raise ModelRefusedError(f"the canary refuses the model: {problem}")

@@ -5,6 +5,7 @@ and then the command line's flags are laid over it, key by key; what results is 
 and frozen, with nothing left open. Importing this package imports no TensorFlow.
 """
 
+from pipeline.config.checks import prompt_notes
 from pipeline.config.layering import DEFAULT_FILE, default_values
 from pipeline.config.loading import REPO_ROOT, load_config, save_config
 from pipeline.config.resolving import (
@@ -30,6 +31,7 @@ __all__ = [
     "check_output_folder",
     "default_values",
     "load_config",
+    "prompt_notes",
     "resolve_base_weights",
     "resolve_clip_model",
     "resolve_dataset",

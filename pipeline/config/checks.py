@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +13,8 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from pipeline.config.layering import Given
 from pipeline.config.printing import listed
 from pipeline.config.schema import ConfigError, RunConfig
+from serving.request import cut_note, may_be_cut
+from storage.plain_text import is_blank
 from trainer.presets import Preset, get_preset, preset_names
 from trainer.training_config import ResolvedTrainingConfig
 
@@ -46,11 +48,22 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
         _check_schema(config.dataset.schema, given["dataset.schema"])
     _check_base_weights(config.model.base_weights, preset, given["model.base_weights"])
     check_measures(config.evaluation.measures, str(given["evaluation.measures"]))
+    _check_prompts(config.validation.prompts or ())
     if config.evaluation.clip_model is not None and not config.evaluation.num_samples:
         raise ConfigError(
             f"{given['evaluation.clip_model']} is impossible with evaluation.num_samples = 0: "
             "there are no pictures to score"
         )
+
+
+def prompt_notes(config: RunConfig) -> Iterator[str]:
+    """For each validation prompt that is longer than the text encoder reads, what it loses."""
+    # A third of a second, which no other prompt needs.
+    for prompt in filter(may_be_cut, config.validation.prompts or ()):
+        from trainer.text.tokenizer import cut_words
+
+        if cut := cut_words(prompt):
+            yield cut_note(prompt, cut)
 
 
 def check_measures(names: Sequence[str] | None, given: str) -> None:
@@ -133,3 +146,12 @@ def _check_base_weights(base_weights: str, preset: Preset, given: Given) -> None
     missing = [name for name in files if not os.path.isfile(os.path.join(base_weights, name))]
     if missing:
         raise ConfigError(f"{given} is impossible: the folder lacks {', '.join(missing)}; {wanted}")
+
+
+def _check_prompts(prompts: Sequence[str]) -> None:
+    for number, prompt in enumerate(prompts, start=1):
+        if is_blank(prompt):
+            raise ConfigError(
+                f"validation.prompts: prompt {number} of {len(prompts)} is empty: say what to "
+                "draw, or leave it out"
+            )

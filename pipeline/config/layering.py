@@ -13,10 +13,15 @@ from typing import Any
 import yaml
 
 from pipeline.config.printing import shown
-from pipeline.config.schema import SECTIONS, ConfigError, keys
+from pipeline.config.schema import OF_RUN, SECTIONS, ConfigError, keys
+from pipeline.lineage.locations import DATABASE_NAME
+from pipeline.lineage.moved import Relocation
+from storage.addresses import SecretInAddressError, check_address, redacted
 from storage.errors import one_line
 
 DEFAULT_FILE = Path(__file__).resolve().parents[1] / "default.yaml"
+SAVED_NAME = "config.yaml"
+"""The file in an output folder that holds the settings of the latest run."""
 DEFAULT = "the default"
 """Origin of what nobody has given."""
 
@@ -46,15 +51,33 @@ def lay_over_defaults(
         flags: Have the last word.
 
     Raises:
-        ConfigError: A file cannot be read, or holds a key that there is not.
+        ConfigError: A file cannot be read, or holds a key that there is not; or an address has a
+            secret in it.
     """
     given: dict[str, Given] = {}
     _lay_over(given, _read_yaml(DEFAULT_FILE), DEFAULT)
     if path is not None:
-        _lay_over(given, _read_yaml(Path(path)), f"in {path}")
+        _lay_over(given, _read_settings(Path(path)), f"in {path}")
     for key, (flag, value) in (flags or {}).items():
         given[key] = Given(key, value, f"from {flag}")
+    for one in given.values():
+        _refuse_secrets(one.value, one)
     return given
+
+
+def _refuse_secrets(value: Any, given: Given) -> None:
+    """Looks at every text in a value; prompts and labels may name addresses, too."""
+    if isinstance(value, str):
+        try:
+            check_address(value)
+        except SecretInAddressError as error:
+            raise ConfigError(f"{given.key} ({given.origin}): {error}") from None
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            _refuse_secrets(inner, given)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _refuse_secrets(inner, given)
 
 
 def default_values() -> dict[str, Any]:
@@ -69,7 +92,7 @@ def _lay_over(given: dict[str, Given], tree: Mapping[str, Any], origin: str) -> 
         if name in known:
             given[name] = Given(name, value, origin)
         elif name not in SECTIONS:
-            raise _unknown(name, (*SECTIONS, "output"), origin)
+            raise _unknown(name, (*SECTIONS, *OF_RUN), origin)
         elif isinstance(value, Mapping):
             for key, inner in value.items():
                 dotted = f"{name}.{key}"
@@ -91,7 +114,24 @@ def _unknown(key: str, allowed: Iterable[str], origin: str) -> ConfigError:
     close = close or difflib.get_close_matches(key, sorted(keys()), n=1, cutoff=0.6)
     names = ", ".join(sorted(allowed))
     hint = f"did you mean {close[0]!r}?" if close else f"the keys are {names}"
-    return ConfigError(f"there is no setting {key!r} ({origin}): {hint}")
+    return ConfigError(f"there is no setting {redacted(repr(key))} ({origin}): {hint}")
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """A file of the user's; of a run's own, places below its folder are where that is now."""
+    tree = _read_yaml(path)
+    here, former = os.path.dirname(os.path.abspath(path)), tree.get("output")
+    is_runs = path.name == SAVED_NAME and os.path.isfile(os.path.join(here, DATABASE_NAME))
+    if not is_runs or not isinstance(former, str) or not os.path.isabs(former):
+        return tree
+    moved = Relocation([former], here)
+    return {name: _moved(value, moved) for name, value in tree.items()}
+
+
+def _moved(value: Any, moved: Relocation) -> Any:
+    if isinstance(value, dict):
+        return {name: _moved(inner, moved) for name, inner in value.items()}
+    return moved.apply(value) if isinstance(value, str) else value
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -109,7 +149,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or one_line(error)
+        problem = redacted(getattr(error, "problem", None) or one_line(error))
         raise ConfigError(f"{path}{place} is not valid YAML: {problem}") from None
     if tree is None:
         return {}

@@ -15,7 +15,7 @@ import yaml
 from pipeline.config.checks import check_across_keys, check_preset
 from pipeline.config.layering import DEFAULT, FlagValues, Given, lay_over_defaults
 from pipeline.config.printing import allowed
-from pipeline.config.schema import SECTIONS, ConfigError, RunConfig
+from pipeline.config.schema import SECTIONS, ConfigError, DiskCheck, RunConfig
 from trainer.presets import Preset
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +85,10 @@ def _build(given: Mapping[str, Given], preset: Preset) -> RunConfig:
     output = given["output"]
     if not isinstance(output.value, str) or not output.value:
         raise ConfigError(f"{output} is impossible: it must be a folder's path")
-    return RunConfig(**sections, output=output.value)
+    disk_check = given["disk_check"]
+    if disk_check.value not in typing.get_args(DiskCheck):
+        raise ConfigError(f"{disk_check} is impossible: it must be {allowed(DiskCheck)}")
+    return RunConfig(**sections, output=output.value, disk_check=disk_check.value)
 
 
 def _section(section: str, cls: type, given: Mapping[str, Given]) -> Any:

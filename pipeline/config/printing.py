@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import annotated_types
 
+from storage.addresses import redacted
+
 _NOUNS: Mapping[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -24,7 +26,7 @@ def shown(value: Any) -> str:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
-    text = " ".join(repr(value).split())
+    text = redacted(" ".join(repr(value).split()))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

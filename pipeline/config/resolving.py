@@ -7,9 +7,13 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
+import pydantic
+
 from pipeline.config.checks import check_measures
+from pipeline.config.printing import allowed
 from pipeline.config.schema import ConfigError, RunConfig
 from trainer.presets import get_preset
+from trainer.training_config import Prompts
 
 if TYPE_CHECKING:
     from trainer.weights.base_model import BaseModel
@@ -20,17 +24,17 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
 
     Returns:
         The configuration with the place of the dataset written out, a dataset of the hub with its
-        commit, and the measures that it asks for; and the dataset's fingerprint, a hash that
-        changes with its content.
+        commit, and the measures and prompts that it asks for; and the dataset's fingerprint, a hash
+        that changes with its content.
 
     Raises:
-        ConfigError: There is no such dataset, it lacks a column, a split would be empty, or it asks
-            for a measure that there is none of.
+        ConfigError: There is no such dataset, it lacks a column or a second picture, or it asks
+            for a measure that there is none of or for too many prompts.
     """
     # pyarrow costs a second that errors in the settings need not wait for.
     from components.caption_example_gen import sources
 
-    dataset, evaluation = config.dataset, config.evaluation
+    dataset, evaluation, validation = config.dataset, config.evaluation, config.validation
     try:
         spec = sources.resolve_dataset(
             sources.DatasetSpec(
@@ -42,7 +46,7 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
             )
         )
         source = sources.open_dataset(spec)
-        sources.check_dataset(spec, source, eval_fraction=dataset.eval_fraction, seed=dataset.seed)
+        sources.check_dataset(spec, source)
         fingerprint = sources.dataset_fingerprint(spec, source)
         if evaluation.measures is None:
             asked_for = sources.measures_of(source)
@@ -52,10 +56,20 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
                 "evaluation.measures overrides",
             )
             evaluation = dataclasses.replace(evaluation, measures=asked_for)
+        if validation.prompts is None and (prompts := sources.prompts_of(source)):
+            validation = dataclasses.replace(validation, prompts=prompts)
+    except pydantic.ValidationError:
+        raise ConfigError(
+            f"`{sources.PROMPTS_FIELD}` in README.md of dataset {dataset.path!r} has "
+            f"{len(prompts)} prompts: it must be {allowed(Prompts)}; --prompt overrides it"
+        ) from None
     except sources.DatasetError as error:
         raise ConfigError(str(error)) from None
     dataset = dataclasses.replace(dataset, path=spec.dataset)
-    return dataclasses.replace(config, dataset=dataset, evaluation=evaluation), fingerprint
+    resolved = dataclasses.replace(
+        config, dataset=dataset, evaluation=evaluation, validation=validation
+    )
+    return resolved, fingerprint
 
 
 def resolve_base_weights(config: RunConfig, *, fetch: bool = True) -> tuple[RunConfig, BaseModel]:

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from pipeline.vertex.config import VertexConfig
+from storage.user_errors import UserError
 from trainer.training_config import (
     ResolvedTrainingConfig,
     Seed,
@@ -22,10 +23,11 @@ from trainer.training_config import (
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
+DiskCheck = Literal["refuse", "warn"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting that cannot be; the message is one line for the user."""
 
 
@@ -88,15 +90,18 @@ class EvaluationConfig:
     """How the fine-tuned model is judged.
 
     Attributes:
-        num_strata: Timesteps drawn for each held-out picture, one from each equal part of the
-            noise schedule.
+        num_strata: Equal parts of the noise schedule, from each of which timesteps are drawn for
+            every held-out picture.
+        min_draws: Timesteps drawn from each part, at least, over all held-out pictures together.
         seed: Decides timesteps and noise.
         baseline: What a model is compared with.
         min_loss_improvement: How far the held-out loss must be below the baseline's for the
             model to be blessed.
         max_loss_regression: How far above the baseline's the interval may say that it is.
-        max_stratum_regression: The same in any part of the noise schedule, as a fraction of the
-            baseline's loss there.
+        max_stratum_regression: The same in any part of the noise schedule where a regression is
+            shown, as a fraction of the baseline's loss there.
+        when_unsure: What becomes of a model of which can be told neither that it is better nor that
+            it is not.
         num_samples: Held-out captions that pictures are drawn for.
         measures: Measures of these pictures that are taken beside those of every dataset; `None`
             for what the dataset asks for, which `resolve_dataset` writes out.
@@ -104,11 +109,13 @@ class EvaluationConfig:
     """
 
     num_strata: Annotated[int, Field(ge=1, le=1000)]
+    min_draws: Annotated[int, Field(ge=1, le=10_000)]
     seed: Seed
     baseline: Literal["latest_blessed", "base_weights"]
     min_loss_improvement: Annotated[float, Field(allow_inf_nan=False)]
     max_loss_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     max_stratum_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    when_unsure: Literal["push", "refuse"]
     num_samples: Annotated[int, Field(ge=0, le=10_000)]
     measures: Texts | None
     clip_model: Text | None
@@ -129,7 +136,12 @@ class ServingConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class RunConfig:
-    """Everything that a run depends on, with no field left open; see `load_config`."""
+    """Everything that a run depends on, with no field left open; see `load_config`.
+
+    Attributes:
+        output: Folder that everything of a run is written under.
+        disk_check: What happens to a run that will not fit on the disk.
+    """
 
     dataset: DatasetConfig
     model: ModelConfig
@@ -139,6 +151,7 @@ class RunConfig:
     serving: ServingConfig
     vertex: VertexConfig
     output: Text
+    disk_check: DiskCheck
 
 
 SECTIONS: Mapping[str, type] = {
@@ -153,9 +166,13 @@ SECTIONS: Mapping[str, type] = {
 """The class of every section, as it is given; what is left open in it, a preset decides."""
 
 
+OF_RUN = ("output", "disk_check")
+"""Keys outside of any section."""
+
+
 def keys() -> Iterator[str]:
     """Every dotted key, such as `training.steps`."""
     for section, cls in SECTIONS.items():
         for field in dataclasses.fields(cls):
             yield f"{section}.{field.name}"
-    yield "output"
+    yield from OF_RUN

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.lineage import comparing, text, tracing
@@ -15,6 +16,8 @@ from pipeline.lineage.locations import DEFAULT_PORT, DEFAULT_STORE, Location, lo
 from pipeline.lineage.model import LineageError, RunStatus
 from pipeline.lineage.sorting import sorted_runs
 from pipeline.lineage.store import Store
+from storage.addresses import redacted
+from storage.commands import module_command
 
 _EXIT_NO_ANSWER = 1
 
@@ -22,17 +25,18 @@ _DESCRIPTION = """\
 Answers questions about the runs that ML Metadata recorded: what made this model, what did this
 dataset touch, what differs between two runs, why was this step executed. Only reads."""
 
-_EPILOG = """\
-examples:
-  python -m pipeline.lineage runs
-  python -m pipeline.lineage trace release:1
-  python -m pipeline.lineage impact data/creatures
-  python -m pipeline.lineage diff 12 latest
-  python -m pipeline.lineage why Trainer --run latest
-  python -m pipeline.lineage compare --metric loss --setting learning_rate --plot losses.png
-  python -m pipeline.lineage export latest --format html --out run.html
-  python -m pipeline.lineage serve
+_EXAMPLES = (
+    ("runs",),
+    ("trace", "release:1"),
+    ("impact", "data/creatures"),
+    ("diff", "12", "latest"),
+    ("why", "Trainer", "--run", "latest"),
+    ("compare", "--metric", "loss", "--setting", "learning_rate", "--plot", Path("losses.png")),
+    ("export", "latest", "--format", "html", "--out", Path("run.html")),
+    ("serve",),
+)
 
+_EPILOG = """\
 RUN is an id, a name, the beginning of a name or `latest`. ARTIFACT is `release:3`, `artifact:41`,
 a path or URL, or `latest`; a bare number is a release if there is one, else an artifact.
 
@@ -51,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             output = _json(answer) if arguments.json else shown()
         _write(output)
     except LineageError as error:
-        print(f"error: {text.clean(str(error))}", file=sys.stderr)
+        print(f"error: {text.clean(redacted(str(error)))}", file=sys.stderr)
         return _EXIT_NO_ANSWER
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; Python would complain at its end.
@@ -78,7 +82,7 @@ def _runs(store: Store, arguments: argparse.Namespace) -> _Answer:
         runs.reverse()
     if arguments.limit is not None:
         runs = runs[: arguments.limit]
-    return {"runs": runs}, lambda: text.runs_text(runs)
+    return {"runs": runs}, lambda: text.runs_text(runs, _terminal_width(arguments))
 
 
 def _run(store: Store, arguments: argparse.Namespace) -> _Answer:
@@ -104,8 +108,14 @@ def _artifact(store: Store, arguments: argparse.Namespace) -> _Answer:
     artifact = tracing.find_artifact(store, arguments.artifact)
     links = store.links(artifacts=[artifact.id])
     executions = {e.id: e for e in store.executions(link.execution_id for link in links)}
-    answer = {"artifact": artifact, "links": links, "steps": list(executions.values())}
-    return answer, lambda: text.artifact_text(artifact, links, executions)
+    standing = tracing.standing(store, artifact.id)
+    answer = {
+        "artifact": artifact,
+        "links": links,
+        "steps": list(executions.values()),
+        **{"run": standing.run, "datasets": standing.datasets, "releases": standing.releases},
+    }
+    return answer, lambda: text.artifact_text(artifact, links, executions, standing)
 
 
 def _trace(store: Store, arguments: argparse.Namespace) -> _Answer:
@@ -115,16 +125,16 @@ def _trace(store: Store, arguments: argparse.Namespace) -> _Answer:
 
 def _impact(store: Store, arguments: argparse.Namespace) -> _Answer:
     impact = tracing.impact(store, arguments.what, _roots(arguments))
-    return impact, lambda: text.impact_text(impact)
+    return impact, lambda: text.impact_text(impact, _terminal_width(arguments))
 
 
 def _diff(store: Store, arguments: argparse.Namespace) -> _Answer:
-    diff = comparing.diff(store, arguments.first, arguments.second)
+    diff = comparing.diff(store, arguments.first, arguments.second, _roots(arguments))
     return diff, lambda: text.diff_text(diff)
 
 
 def _why(store: Store, arguments: argparse.Namespace) -> _Answer:
-    why = comparing.why(store, arguments.step, arguments.run)
+    why = comparing.why(store, arguments.step, arguments.run, _roots(arguments))
     return why, lambda: text.why_text(why)
 
 
@@ -134,7 +144,9 @@ def _compare(store: Store, arguments: argparse.Namespace) -> _Answer:
         from pipeline.lineage.plots import save_plot
 
         save_plot(comparison, arguments.plot)
-    return comparison, lambda: text.comparison_text(comparison)
+    return comparison, lambda: text.comparison_text(
+        comparison, _terminal_width(arguments), arguments.metric
+    )
 
 
 def _export(store: Store, arguments: argparse.Namespace) -> _Answer:
@@ -152,6 +164,10 @@ def _export(store: Store, arguments: argparse.Namespace) -> _Answer:
     return answer, lambda: f"wrote {arguments.out}"
 
 
+def _terminal_width(arguments: argparse.Namespace) -> int | None:
+    return None if arguments.all else shutil.get_terminal_size().columns
+
+
 def _roots(arguments: argparse.Namespace) -> list[str]:
     return locate(arguments.store).roots + arguments.files
 
@@ -160,18 +176,15 @@ def _serve(location: Location, arguments: argparse.Namespace) -> int:
     # What cannot be read says so before anything is served.
     with location.open():
         pass
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", arguments.port))
-        except OSError as error:
-            raise LineageError(
-                f"port {arguments.port} cannot be used ({error.strerror}): choose another one with "
-                "--port, or ARGS='--port N' after make lineage"
-            ) from None
+    from storage import local_pages
+
+    try:
+        listener = local_pages.listen(local_pages.HOST, arguments.port, "lineage")
+    except local_pages.AddressError as error:
+        raise LineageError(str(error)) from None
     from pipeline.lineage.web import app
 
-    return app.serve(location, arguments.port, _roots(arguments), arguments.open)
+    return app.serve(location, listener, _roots(arguments), arguments.open)
 
 
 def _shared(store: str, in_json: bool | str) -> argparse.ArgumentParser:
@@ -191,7 +204,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.lineage",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog="\n".join(
+            [
+                "examples:",
+                *(f"  {module_command('pipeline.lineage', *words)}" for words in _EXAMPLES),
+                "",
+                _EPILOG,
+            ]
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[_shared(DEFAULT_STORE, False)],
     )
@@ -250,7 +270,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", metavar="FILE", help="write there (default: to the terminal)")
     serve = command("serve", "pages in a browser, on this machine")
-    for showing in (trace, impact, export, serve):
+    for wide in (runs, impact, compare):
+        wide.add_argument(
+            "--all", action="store_true", help="every column, whatever the terminal's width"
+        )
+    for showing in (trace, impact, diff, why, export, serve):
         showing.add_argument(
             "--files",
             metavar="FOLDER",
@@ -271,10 +295,9 @@ def _positive(value: str) -> int:
 
 
 def _port(value: str) -> int:
-    number = int(value)
-    if not 0 < number < 1 << 16:
-        raise argparse.ArgumentTypeError("it must be between 1 and 65535")
-    return number
+    from storage.local_pages import port_number
+
+    return port_number(value)
 
 
 def _json(answer: Any) -> str:

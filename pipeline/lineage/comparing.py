@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.lineage.model import (
     ARTIFACT_NAMES,
     CONTENT_DIGEST,
     NOT_CONTENT,
+    NOTED_SETTINGS,
     Artifact,
     ArtifactState,
     Execution,
@@ -20,11 +22,16 @@ from pipeline.lineage.model import (
     headline_metrics,
     short_type,
 )
+from pipeline.lineage.row_changes import row_changes
 from pipeline.lineage.store import LOOKUPS, Store
 
 DIFF_SECTIONS = ("settings", "data", "code", "metrics", "steps")
 
 _MAX_CAUSES = 12
+_MAX_ROWS = 5
+_FINGERPRINT = "dataset_fingerprint"
+_ROWS = "rows"
+_TRIED = {State.FAILED: "failed", State.INTERRUPTED: "been interrupted"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +77,9 @@ class Cause:
     Attributes:
         depth: 0 for the step itself, 1 for the step that made a changed input, and so on.
         step: The step.
-        kind: `setting`, `input` or `state`.
-        name: The setting or the input.
+        kind: `setting` or `input`; of a dataset that is another one `rows`, what differs in all,
+            and `row`, one of the rows that do.
+        name: The setting or the input, or what became of the row.
         before: Its value at the earlier execution.
         now: Its value.
     """
@@ -130,17 +138,23 @@ class Comparison:
     rows: tuple[ComparedRun, ...]
 
 
-def diff(store: Store, first: str, second: str) -> Diff:
+def diff(store: Store, first: str, second: str, roots: Sequence[str] = ()) -> Diff:
     """Two runs side by side, each as for `Store.find_run`.
+
+    Args:
+        store: Where to look.
+        first: A run.
+        second: Another one.
+        roots: Folders whose files may be read, to tell in which rows their datasets differ.
 
     Raises:
         LineageError: There is no such run.
     """
-    return diff_runs(store, store.find_run_id(first), store.find_run_id(second))
+    return diff_runs(store, store.find_run_id(first), store.find_run_id(second), roots)
 
 
-def diff_runs(store: Store, first: int, second: int) -> Diff:
-    """Two runs side by side, by id."""
+def diff_runs(store: Store, first: int, second: int, roots: Sequence[str] = ()) -> Diff:
+    """Two runs side by side, by id; see `diff`."""
     runs = {run.id: run for run in store.runs([first, second])}
     sides = [_facts_of_run(store, i) for i in (first, second)]
     names = sorted({*sides[0], *sides[1]}, key=lambda key: (DIFF_SECTIONS.index(key[0]), *key[1:]))
@@ -149,32 +163,43 @@ def diff_runs(store: Store, first: int, second: int) -> Diff:
         for name in names
         if sides[0].get(name) != sides[1].get(name)
     )
-    return Diff(runs[first], runs[second], differences, len(names) - len(differences))
+    rows = tuple(
+        _row_difference(store, first, second, difference.step, roots)
+        for difference in differences
+        # Both the setting and the property of what was made of it are called so.
+        if difference.name == _FINGERPRINT
+    )
+    equal = len(names) - len(differences)
+    differences = tuple(
+        sorted((*differences, *rows), key=lambda each: DIFF_SECTIONS.index(each.section))
+    )
+    return Diff(runs[first], runs[second], differences, equal)
 
 
-def why(store: Store, step: str, run: str | None = None) -> Why:
+def why(store: Store, step: str, run: str | None = None, roots: Sequence[str] = ()) -> Why:
     """Why a step was executed, or taken from the cache.
 
     Args:
         store: Where to look.
         step: Its name, or the id of an execution.
         run: The run, as for `Store.find_run`; by default the latest that has the step.
+        roots: Folders whose files may be read, to tell which rows of a dataset changed.
 
     Raises:
         LineageError: There is no such step or run.
     """
     if run is None and step.isascii() and step.isdecimal():
-        return why_execution(store, store.execution(int(step)))
+        return why_execution(store, store.execution(int(step)), roots)
     run_id = None if run is None else store.find_run_id(run)
-    return why_execution(store, store.latest_step(step, run_id))
+    return why_execution(store, store.latest_step(step, run_id), roots)
 
 
-def why_execution(store: Store, execution: Execution) -> Why:
+def why_execution(store: Store, execution: Execution, roots: Sequence[str] = ()) -> Why:
     """See `why`."""
     earlier, verdict, explanation = _judge(store, execution)
     causes: list[Cause] = []
     if verdict == "miss" and earlier is not None:
-        causes = _causes(store, execution, earlier, 0, set())
+        causes = _causes(store, execution, earlier, 0, set(), roots)
         changed: dict[str, list[str]] = {}
         for cause in sorted(causes, key=lambda c: -c.depth):
             if cause.kind == "setting":
@@ -184,7 +209,8 @@ def why_execution(store: Store, execution: Execution) -> Why:
                 f"{', '.join(names[:4])}{' and more' if len(names) > 4 else ''} of {step}"
                 for step, names in changed.items()
             )
-            explanation = f"executed because this had changed: {named}"
+            rows = "; ".join(str(c.now) for c in causes if c.kind == _ROWS and c.before)
+            explanation = f"executed because this had changed: {named}{rows and f' ({rows})'}"
         elif causes:
             explanation = f"executed because {causes[-1].name} of {causes[-1].step} is a new one"
         else:
@@ -311,17 +337,25 @@ def _judge(store: Store, execution: Execution) -> tuple[Execution | None, str, s
     earlier = _earlier(store, execution)
     done = [e for e in earlier if e.state in (State.COMPLETE, State.CACHED)]
     if not done:
-        tried = [e for e in earlier if e.state is State.FAILED]
         first = "executed because it had never been executed to its end before"
+        tried = [
+            f"{words} {'once' if number == 1 else f'{number} times'}"
+            for state, words in _TRIED.items()
+            if (number := sum(e.state is state for e in earlier))
+        ]
         if tried:
-            times = "once" if len(tried) == 1 else f"{len(tried)} times"
-            first += f"; it had failed {times}, and failures are not cached"
+            first += f"; it had {' and '.join(tried)}, and only what ends well is cached"
         return None, "miss", first
     return done[-1], "miss", ""
 
 
 def _causes(
-    store: Store, execution: Execution, earlier: Execution, depth: int, seen: set[int]
+    store: Store,
+    execution: Execution,
+    earlier: Execution,
+    depth: int,
+    seen: set[int],
+    roots: Sequence[str],
 ) -> list[Cause]:
     if execution.id in seen or len(seen) >= _MAX_CAUSES:
         return []
@@ -335,9 +369,11 @@ def _causes(
             earlier.settings.get(name),
             execution.settings.get(name),
         )
-        for name in sorted({*earlier.settings, *execution.settings})
+        for name in sorted({*earlier.settings, *execution.settings} - NOTED_SETTINGS)
         if earlier.settings.get(name) != execution.settings.get(name)
     ]
+    if any(cause.name == _FINGERPRINT for cause in causes):
+        causes += _row_causes(store, execution, earlier, depth, roots)
     before, now = _inputs(store, earlier.id), _inputs(store, execution.id)
     for key in sorted({*before, *now}):
         old, new = before.get(key, ()), now.get(key, ())
@@ -360,8 +396,46 @@ def _causes(
                 continue
             other = store.execution(former)
             if other.node == made.node:
-                causes += _causes(store, made, other, depth + 1, seen)
+                causes += _causes(store, made, other, depth + 1, seen, roots)
     return causes
+
+
+def _row_difference(
+    store: Store, first: int, second: int, node: str, roots: Sequence[str]
+) -> Difference:
+    """In which rows the datasets of two runs differ."""
+    try:
+        before, now = (
+            store.artifacts(store.graph.outputs(store.latest_step(node, run).id))
+            for run in (first, second)
+        )
+        found = row_changes(before, now, roots)
+    except (LineageError, OSError, ValueError) as error:
+        return Difference("data", node, _ROWS, None, f"not known: {error}")
+    return Difference("data", node, _ROWS, f"{found.rows_before:,} rows", found.summary)
+
+
+def _row_causes(
+    store: Store, execution: Execution, earlier: Execution, depth: int, roots: Sequence[str]
+) -> Iterator[Cause]:
+    """Which rows a dataset has another fingerprint for."""
+    former, latter = (
+        store.artifacts(store.graph.outputs(each.id)) for each in (earlier, execution)
+    )
+    try:
+        found = row_changes(former, latter, roots)
+    except (LineageError, OSError, ValueError) as error:
+        yield Cause(depth, execution.node, _ROWS, "rows", None, f"not known: {error}")
+        return
+    rows_before = f"{found.rows_before:,} rows"
+    yield Cause(depth, execution.node, _ROWS, "rows", rows_before, found.summary)
+    by_kind = itertools.groupby(found.changes, key=lambda change: change.kind)
+    for kind, several in by_kind:
+        changes = list(several)
+        for change in changes[:_MAX_ROWS]:
+            yield Cause(depth, execution.node, "row", kind, change.before, change.now)
+        if (more := len(changes) - _MAX_ROWS) > 0:
+            yield Cause(depth, execution.node, "row", kind, None, f"and {more:,} more")
 
 
 def _unexplained(store: Store, execution: Execution) -> str:

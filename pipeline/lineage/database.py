@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from pipeline.lineage.model import LineageError
+from pipeline.lineage.moved import relocate
 from storage.errors import one_line
 
 SCHEMA_VERSION = 10
@@ -52,8 +53,14 @@ class SqliteDatabase:
         Raises:
             LineageError: The file is damaged.
         """
-        try:
+        with self.errors_told():
             return self._connection.execute(query, parameters).fetchall()
+
+    @contextlib.contextmanager
+    def errors_told(self) -> Iterator[None]:
+        """Within this, an error of SQLite's is one for the user."""
+        try:
+            yield
         except sqlite3.Error as error:
             raise LineageError(f"{self.name} is damaged: {one_line(error)}") from None
 
@@ -96,19 +103,23 @@ def rows_by_ids(
 
 @contextlib.contextmanager
 def open_sqlite(path: str) -> Iterator[SqliteDatabase]:
-    """Copies a SQLite file to memory.
+    """Copies a SQLite file to memory; addresses in it are those of the folder it lies in now.
 
     Raises:
         LineageError: It is not there, not ML Metadata's, locked or damaged.
     """
     _check_file(path)
-    with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as memory:
+    with contextlib.closing(
+        sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+    ) as memory:
         _copy(path, memory)
-        memory.execute("PRAGMA query_only = ON")
         # One text that is no UTF-8 does not make the others unreadable.
         memory.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         database = SqliteDatabase(memory, path)
         _check_schema(database)
+        with database.errors_told():
+            relocate(memory, os.path.dirname(os.path.abspath(path)))
+        memory.execute("PRAGMA query_only = ON")
         yield database
 
 

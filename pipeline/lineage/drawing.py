@@ -36,6 +36,7 @@ _DOT_COLOURS = {
     State.FAILED: "#f7d4d4",
     State.RUNNING: "#fbeec2",
     State.CANCELED: "#e4e4e4",
+    State.INTERRUPTED: "#f7d4d4",
 }
 
 
@@ -75,17 +76,18 @@ def draw(
 ) -> Drawing:
     """The graph of some steps and what they took and left.
 
-    Resolvers look at all there is: of what they only looked at, nothing is drawn. Of many
-    artifacts under one name, the first few are.
+    Resolvers look at all there is: of what they only looked at, what these steps left is drawn. Of
+    many artifacts under one name, the first few are.
     """
     steps = {e.id: e for e in executions}
     nodes = {f"step-{e.id}": _step_node(e) for e in executions}
     links = [link for link in links if link.execution_id in steps]
     resolvers = {k.execution_id for k in links if k.output and k.internal}
     resolvers |= {e.id for e in executions if short_type(e.type) == "Resolver"}
+    left = {k.artifact_id for k in links if k.output and k.execution_id not in resolvers}
     by_key: dict[tuple[int, bool, str], list[Link]] = collections.defaultdict(list)
     for link in sorted(links, key=lambda k: (k.execution_id, k.output, k.key, k.index)):
-        if link.execution_id not in resolvers or link.output:
+        if link.execution_id not in resolvers or link.output or link.artifact_id in left:
             by_key[link.execution_id, link.output, link.key].append(link)
     edges: dict[tuple[str, str], str] = {}
     for (execution_id, output, key), several in by_key.items():

@@ -52,7 +52,7 @@ class Folder:
 def list_files(artifact: Artifact, roots: Sequence[str]) -> Folder:
     """The files of an artifact that lies in one of the folders `roots`."""
     try:
-        base = _confined(artifact, roots)
+        base = folder_of(artifact, roots)
     except LineageError as error:
         return Folder((), refusal=str(error))
     found = list(_walk(base))
@@ -65,7 +65,7 @@ def find_file(artifact: Artifact, name: str, roots: Sequence[str]) -> File:
     Raises:
         LineageError: It is not there, or may not be shown.
     """
-    base = _confined(artifact, roots)
+    base = folder_of(artifact, roots)
     try:
         path = (base / name).resolve()
         inside = path == base or (base.is_dir() and path.is_relative_to(base))
@@ -76,7 +76,12 @@ def find_file(artifact: Artifact, name: str, roots: Sequence[str]) -> File:
     raise LineageError(f"artifact {artifact.id} has no file {name!r} that may be shown")
 
 
-def _confined(artifact: Artifact, roots: Sequence[str]) -> Path:
+def folder_of(artifact: Artifact, roots: Sequence[str]) -> Path:
+    """The folder of an artifact that lies in one of the folders `roots`, or its only file.
+
+    Raises:
+        LineageError: It is not there, or not in these folders.
+    """
     uri = artifact.uri.removeprefix("file://")
     if not uri:
         raise LineageError("it has no files")

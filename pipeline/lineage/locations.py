@@ -13,6 +13,7 @@ from typing import Protocol
 from pipeline.lineage import database
 from pipeline.lineage.model import LineageError
 from pipeline.lineage.store import Store
+from storage.addresses import SecretInAddressError, check_address
 
 # Where a run writes if it is told nothing else, and where the pages of its lineage are.
 DEFAULT_STORE = os.path.join("runs", "default")
@@ -102,8 +103,12 @@ def locate(text: str) -> Location:
             `vertex://PROJECT/LOCATION[/STORE]`.
 
     Raises:
-        LineageError: It is none of these.
+        LineageError: It is none of these, or has a secret in it.
     """
+    try:
+        check_address(text)
+    except SecretInAddressError as error:
+        raise LineageError(str(error)) from None
     scheme, separator, _ = text.partition("://")
     if not separator:
         if not text:

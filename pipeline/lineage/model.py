@@ -16,10 +16,19 @@ CONTENT_DIGEST = "content_digest"
 ARTIFACT_NAMES = ("current_model", "current_model_id", "baseline_model", "baseline_model_id")
 """Properties that name artifacts, which are others in every run."""
 
+FAILURE_REASON = "failure_reason"
+"""Property of an execution that did not end well: why, in the words of what it raised."""
+
+INTERRUPTED = "interrupted"
+"""Property of an execution that was ended from outside: 1. To ML Metadata it has failed."""
+
 NOT_CONTENT = frozenset(
     {*ARTIFACT_NAMES, "name", "state", "pipeline_name", "producer_component", "tfx_version"}
 )
 """Properties that say nothing of what an artifact holds; the last five are TFX's own."""
+
+NOTED_SETTINGS = frozenset({"training_dataset"})
+"""Settings that a step only writes down: another value is no reason to execute it again."""
 
 
 class LineageError(RuntimeError):
@@ -27,7 +36,11 @@ class LineageError(RuntimeError):
 
 
 class State(str, enum.Enum):
-    """What became of an execution, in ML Metadata's words."""
+    """What became of an execution, in ML Metadata's words and one of ours: INTERRUPTED.
+
+    That is one that failed because somebody or something ended the run, or that says it runs
+    although no process holds the output folder.
+    """
 
     UNKNOWN = "unknown"
     NEW = "new"
@@ -36,6 +49,7 @@ class State(str, enum.Enum):
     FAILED = "failed"
     CACHED = "cached"
     CANCELED = "canceled"
+    INTERRUPTED = "interrupted"
 
 
 class ArtifactState(str, enum.Enum):
@@ -51,11 +65,7 @@ class ArtifactState(str, enum.Enum):
 
 
 class RunStatus(str, enum.Enum):
-    """What became of a run, from the states of its steps.
-
-    A run counts as INTERRUPTED where a step says that it runs although no process holds the
-    output folder.
-    """
+    """What became of a run, from the states of its steps."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -101,7 +111,7 @@ class Execution:
         started: Milliseconds since 1970.
         ended: Milliseconds since 1970 of the last change of its state; None while it runs.
         settings: Its execution properties; JSON objects are taken apart, with dots in the names.
-        error: What a failed step said.
+        error: What a failed step said, or why it was interrupted.
         run_id: Id of its run; None for a step outside of any run.
     """
 
@@ -155,7 +165,8 @@ class Run:
         ended: Milliseconds since 1970 at which its last step ended; None while it runs.
         steps: How many steps ended in each state.
         metrics: Numbers (not whole ones) that its artifacts carry, such as `loss`.
-        blessed: What the evaluation said; None where there was none.
+        blessed: Whether the evaluation lets it be pushed; None where there was none.
+        unsure: Whether it does so although nothing can be told, or forbids it for that.
         releases: Versions that it pushed, or took from the cache.
     """
 
@@ -169,6 +180,12 @@ class Run:
     metrics: Mapping[str, float]
     blessed: bool | None
     releases: tuple[str, ...]
+    unsure: bool = False
+
+    @property
+    def shown_blessing(self) -> str:
+        """What the evaluation said, as people write it."""
+        return ", ".join(filter(None, [shown_value(self.blessed), "unsure" if self.unsure else ""]))
 
     @property
     def seconds(self) -> float | None:

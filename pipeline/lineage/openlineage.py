@@ -40,6 +40,7 @@ _ENDS = {
     State.CACHED: "COMPLETE",
     State.FAILED: "FAIL",
     State.CANCELED: "ABORT",
+    State.INTERRUPTED: "ABORT",
 }
 _RUN_ENDS = {
     RunStatus.SUCCEEDED: "COMPLETE",

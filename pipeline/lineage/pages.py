@@ -256,7 +256,7 @@ class Pages:
         step = self._store.execution(execution_id)
         links = self._store.links(executions=[step.id])
         artifacts = {a.id: a for a in self._store.artifacts(k.artifact_id for k in links)}
-        why = comparing.why_execution(self._store, step)
+        why = comparing.why_execution(self._store, step, self._roots)
         return self._render("step_page", step, why.run, links, artifacts, why)
 
     def artifact(self, artifact_id: int) -> str:
@@ -269,12 +269,11 @@ class Pages:
         links = self._store.links(artifacts=[artifact.id])
         executions = {e.id: e for e in self._store.executions(k.execution_id for k in links)}
         maker = executions.get(self._store.graph.maker(artifact.id) or -1)
-        runs = self._store.runs([maker.run_id]) if maker and maker.run_id is not None else []
         return self._render(
             "artifact_page",
             artifact,
             maker,
-            runs[0] if runs else None,
+            tracing.standing(self._store, artifact.id),
             links,
             executions,
             self._folder(artifact),
@@ -314,7 +313,7 @@ class Pages:
         Raises:
             LineageError: There is no such run.
         """
-        return self._render("diff_page", comparing.diff(self._store, first, second))
+        return self._render("diff_page", comparing.diff(self._store, first, second, self._roots))
 
     def compare(self, settings: Sequence[str]) -> str:
         """Metrics over runs.

@@ -14,6 +14,8 @@ from typing import Any
 from pipeline.lineage.database import Database, rows_by_ids
 from pipeline.lineage.graph import Graph
 from pipeline.lineage.model import (
+    FAILURE_REASON,
+    INTERRUPTED,
     Artifact,
     ArtifactState,
     Execution,
@@ -25,15 +27,17 @@ from pipeline.lineage.model import (
     Value,
     short_type,
 )
+from storage.addresses import redacted
 
 # ML Metadata's numbers: `Execution.State`, `Artifact.State`, `Event.Type`.
-_STATES = dict(enumerate(State))
+_STATES = dict(enumerate(state for state in State if state is not State.INTERRUPTED))
 _ARTIFACT_STATES = dict(enumerate(ArtifactState))
 _DECLARED_OUTPUT, _DECLARED_INPUT, _INPUT, _OUTPUT, _INTERNAL_INPUT, _INTERNAL_OUTPUT = range(1, 7)
 _PENDING_OUTPUT = 7
 _OUTPUTS = (_DECLARED_OUTPUT, _OUTPUT, _INTERNAL_OUTPUT, _PENDING_OUTPUT)
 _INTERNAL = (_INTERNAL_INPUT, _INTERNAL_OUTPUT)
 _UNFINISHED = (State.NEW, State.RUNNING, State.UNKNOWN)
+_GOING_ON = (State.NEW, State.RUNNING)
 
 # Steps that look things up in every run and make nothing.
 LOOKUPS = ("Resolver", "Importer")
@@ -44,7 +48,9 @@ _RUN_TYPE, _PIPELINE_TYPE, _NODE_TYPE, _CACHE_TYPE = (
     "node",
     "execution_cache",
 )
-_ERROR_PROPERTIES = ("failure_reason", "__execution_result__")
+_ERROR_PROPERTIES = (FAILURE_REASON, "__execution_result__")
+_OURS = (FAILURE_REASON, INTERRUPTED)
+_ABANDONED = "the run ended before this step did"
 _MAX_JSON_DEPTH = 6
 # How ML Metadata's client writes a JSON value as text.
 _STRUCT = "mlmd-struct::"
@@ -106,7 +112,7 @@ class Store:
             i: name for i, name in self._contexts(_RUN_TYPE) if wanted is None or i in wanted
         }
         steps = self._steps_of_runs(contexts)
-        metrics, blessed, releases = self._results(steps)
+        metrics, blessed, unsure, releases = self._results(steps)
         runs = [
             self._run(
                 i,
@@ -115,6 +121,7 @@ class Store:
                 steps.get(i, []),
                 metrics.get(i, {}),
                 blessed.get(i),
+                i in unsure,
                 releases.get(i, []),
             )
             for i, name in contexts.items()
@@ -175,8 +182,11 @@ class Store:
             "WHERE e.id IN ({ids})"
         )
         for i, kind, number, created, updated in rows_by_ids(self._database, query, wanted):
-            state = _STATES.get(number, State.UNKNOWN)
+            recorded = _STATES.get(number, State.UNKNOWN)
+            state = self._state(i, recorded)
             error = next((hidden[i][p] for p in _ERROR_PROPERTIES if hidden[i].get(p)), "")
+            if state is not recorded and not error:
+                error = _ABANDONED
             found.append(
                 Execution(
                     id=i,
@@ -184,7 +194,7 @@ class Store:
                     type=kind,
                     state=state,
                     started=created or 0,
-                    ended=None if state in _UNFINISHED else updated or created or 0,
+                    ended=None if recorded in _UNFINISHED else updated or created or 0,
                     settings=_flat(properties[i]),
                     error=_error_text(str(error)) if state is not State.COMPLETE else "",
                     run_id=self.run_of.get(i),
@@ -205,7 +215,7 @@ class Store:
                 id=i,
                 type=kind,
                 name=name or "",
-                uri=uri or "",
+                uri=redacted(uri or ""),
                 state=_ARTIFACT_STATES.get(state, ArtifactState.UNKNOWN),
                 created=created or 0,
                 properties=properties[i],
@@ -247,7 +257,11 @@ class Store:
         return found[0]
 
     def links(self, executions: Iterable[int] = (), artifacts: Iterable[int] = ()) -> list[Link]:
-        """What these steps took and left, or which steps took and left these artifacts."""
+        """What these steps took and left, or which steps took and left these artifacts.
+
+        TFX writes that a resolver left everything it looked at; what its own run had made before
+        counts as taken.
+        """
         query = (
             "SELECT e.id, e.execution_id, e.artifact_id, e.type, p.is_index_step, p.step_index, "
             "p.step_key FROM Event e LEFT JOIN EventPath p ON p.event_id = e.id WHERE "
@@ -256,13 +270,18 @@ class Store:
             *rows_by_ids(self._database, query + "e.execution_id IN ({ids})", executions),
             *rows_by_ids(self._database, query + "e.artifact_id IN ({ids})", artifacts),
         ]
+        handed_on = self._handed_on(
+            (execution, artifact)
+            for _, execution, artifact, kind, *_ in rows
+            if kind == _INTERNAL_OUTPUT
+        )
         links: dict[int, Link] = {}
         for event, execution, artifact, kind, is_index, index, key in rows:
             former = links.get(event)
             links[event] = Link(
                 execution_id=execution,
                 artifact_id=artifact,
-                output=kind in _OUTPUTS,
+                output=kind in _OUTPUTS and (execution, artifact) not in handed_on,
                 key=former.key if is_index in (1, None) and former else key or "",
                 index=index or 0 if is_index else (former.index if former else 0),
                 internal=kind in _INTERNAL,
@@ -388,6 +407,37 @@ class Store:
             for name, table in (("executions", "Execution"), ("artifacts", "Artifact"))
         }
 
+    def _handed_on(self, pairs: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Of resolvers and artifacts, the pairs whose artifact the resolver's own run had made."""
+        resolved = set(pairs)
+        query = (
+            "SELECT execution_id, artifact_id FROM Event WHERE type IN (1, 4) AND artifact_id IN "
+        )
+        makers = collections.defaultdict(list)
+        for execution, artifact in rows_by_ids(
+            self._database, query + "({ids})", {artifact for _, artifact in resolved}
+        ):
+            makers[artifact].append(execution)
+        return {
+            (resolver, artifact)
+            for resolver, artifact in resolved
+            for maker in makers[artifact]
+            if maker < resolver and self.run_of.get(maker) == self.run_of.get(resolver)
+        }
+
+    @functools.cached_property
+    def _interrupted(self) -> set[int]:
+        """Ids of executions that were ended from outside."""
+        query = "SELECT execution_id FROM ExecutionProperty WHERE name = ? AND int_value = 1"
+        return {i for (i,) in self._database.rows(query, INTERRUPTED)}
+
+    def _state(self, execution_id: int, recorded: State) -> State:
+        """The state of an execution that ML Metadata says is in the state `recorded`."""
+        abandoned = self._abandoned and recorded in _GOING_ON
+        if abandoned or (recorded is State.FAILED and execution_id in self._interrupted):
+            return State.INTERRUPTED
+        return recorded
+
     def _contexts(self, type_name: str) -> list[tuple[int, str]]:
         rows = self._database.rows(
             "SELECT c.id, c.name FROM Context c JOIN Type t ON t.id = c.type_id WHERE t.name = ?",
@@ -419,7 +469,7 @@ class Store:
                     id=execution,
                     node=self.node_of.get(execution) or kind,
                     resolver=short_type(kind) in LOOKUPS,
-                    state=_STATES.get(number, State.UNKNOWN),
+                    state=self._state(execution, _STATES.get(number, State.UNKNOWN)),
                     started=created or 0,
                     ended=updated or created or 0,
                 )
@@ -434,11 +484,12 @@ class Store:
         steps: list[_Step],
         metrics: Mapping[str, float],
         blessed: bool | None,
+        unsure: bool,
         releases: list[str],
     ) -> Run:
         # A step that was tried again counts as its last attempt.
         last = {step.node: step for step in sorted(steps, key=lambda step: step.id)}
-        status = _status(list(last.values()), self._abandoned)
+        status = _status(list(last.values()))
         counted = collections.Counter(step.state.value for step in last.values())
         ended = max((step.ended for step in steps), default=0)
         return Run(
@@ -452,21 +503,23 @@ class Store:
             metrics=metrics,
             blessed=blessed,
             releases=tuple(releases),
+            unsure=unsure,
         )
 
     def _results(
         self, steps: Mapping[int, list[_Step]]
-    ) -> tuple[dict[int, dict[str, float]], dict[int, bool], dict[int, list[str]]]:
-        """Metrics, blessing and releases of each run, from what its steps left."""
+    ) -> tuple[dict[int, dict[str, float]], dict[int, bool], set[int], dict[int, list[str]]]:
+        """Metrics, blessing, unsure ones and releases of each run, from what its steps left."""
         run_of = {step.id: run for run, of_run in steps.items() for step in of_run}
         query = (
             "SELECT e.execution_id, p.name, p.int_value, p.double_value, p.string_value "
             "FROM Event e JOIN ArtifactProperty p ON p.artifact_id = e.artifact_id "
             "WHERE e.type IN (1, 4) AND (p.double_value IS NOT NULL "
-            "OR p.name IN ('blessed', 'pushed_version')) AND e.execution_id IN ({ids})"
+            "OR p.name IN ('blessed', 'verdict', 'pushed_version')) AND e.execution_id IN ({ids})"
         )
         metrics: dict[int, dict[str, float]] = collections.defaultdict(dict)
         blessed: dict[int, bool] = {}
+        unsure: set[int] = set()
         releases: dict[int, list[str]] = collections.defaultdict(list)
         for execution, name, whole, number, text in sorted(
             rows_by_ids(self._database, query, run_of), key=lambda row: row[:2]
@@ -476,13 +529,16 @@ class Store:
                 version = text if text is not None else str(whole)
                 if version not in releases[run]:
                     releases[run].append(version)
+            elif name == "verdict":
+                if text == "unsure":
+                    unsure.add(run)
             elif name == "blessed":
                 # TFDV's anomalies have a `blessed` of their own, with a value for every split.
                 if text is None:
                     blessed[run] = bool(whole if whole is not None else number)
             elif math.isfinite(number):
                 metrics[run][name] = number
-        return metrics, blessed, releases
+        return metrics, blessed, unsure, releases
 
     def _associated(self, type_name: str) -> list[tuple[int, int, str]]:
         """Execution, context and the context's name, for all contexts of a type.
@@ -512,11 +568,14 @@ class Store:
             value: Value = next((v for v in (whole, number, text) if v is not None), None)
             if text is not None and text.startswith(_STRUCT):
                 value = _decoded(text)
+            if isinstance(value, str):
+                # Former versions, and other people's pipelines, recorded what they were given.
+                value = redacted(value)
             if truth is not None:
                 value = bool(truth)
             elif message is not None:
                 value = f"(a message of {len(message)} bytes)"
-            target = hidden if name.startswith("__") or name == _ERROR_PROPERTIES[0] else shown
+            target = hidden if name.startswith("__") or name in _OURS else shown
             target[i][name] = value
         return shown, hidden
 
@@ -526,15 +585,16 @@ def escape_like(text: str) -> str:
     return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
 
 
-def _status(steps: list[_Step], abandoned: bool) -> RunStatus:
+def _status(steps: list[_Step]) -> RunStatus:
     states = [step.state for step in steps]
-    unfinished = any(s in (State.NEW, State.RUNNING) for s in states)
     if State.FAILED in states:
         return RunStatus.FAILED
     if State.CANCELED in states:
         return RunStatus.CANCELED
-    if unfinished:
-        return RunStatus.INTERRUPTED if abandoned else RunStatus.RUNNING
+    if State.INTERRUPTED in states:
+        return RunStatus.INTERRUPTED
+    if any(state in _GOING_ON for state in states):
+        return RunStatus.RUNNING
     if not states or State.UNKNOWN in states:
         return RunStatus.UNKNOWN
     if State.CACHED in states and all(

@@ -10,8 +10,9 @@ import dataclasses
 import datetime
 import enum
 import math
+import textwrap
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.lineage.comparing import Comparison, Diff, Difference, Why
@@ -20,15 +21,17 @@ from pipeline.lineage.model import (
     Execution,
     Link,
     Run,
+    State,
     headline_metrics,
     short_type,
     shown_seconds,
     shown_time,
     shown_value,
 )
-from pipeline.lineage.tracing import COMPARED, Impact, Touched, Trace
+from pipeline.lineage.tracing import COMPARED, Impact, Standing, Touched, Trace
 
 _MAX_CELL = 60
+_MAX_NAME = 40
 _BAR = 24
 # Categories of characters that move the cursor, or hide or reorder what is around them.
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
@@ -47,9 +50,13 @@ def clean(text: str) -> str:
 
 
 def cut(text: str, width: int = _MAX_CELL) -> str:
-    """`text`, cleaned, on one line of `width` characters at most."""
+    """`text`, cleaned, on one line of `width` columns at most."""
     line = clean(text)
-    return line if len(line) <= width else line[: width - 3] + "..."
+    if _width(line) <= width:
+        return line
+    while _width(line) > width - 3:
+        line = line[: max(width - 3, 0)] if len(line) > width - 3 else line[:-1]
+    return line + "..."
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -93,27 +100,59 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def runs_text(runs: Sequence[Run]) -> str:
-    """The list of runs."""
+def fitted_table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    width: int | None,
+    kept: Collection[str] = (),
+) -> str:
+    """A table of the columns that fit, the first ones first, and the names of the others below it.
+
+    Args:
+        headers: Names of the columns, those that matter first.
+        rows: Their cells.
+        width: Of the terminal; None for all columns.
+        kept: Columns that are shown in any case, besides the first two.
+    """
+    rows = list(rows)
+    if width is None:
+        return table(headers, rows)
+    shown, used = [], 0
+    for place, header in enumerate(headers):
+        wide = max(_width(clean(text)) for text in (header, *(row[place] for row in rows)))
+        if place < 2 or header in kept or used + 2 + wide <= width:
+            shown.append(place)
+            used += wide + (2 if used else 0)
+    fitted = table([headers[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    left_out = [clean(header) for i, header in enumerate(headers) if i not in shown]
+    if not left_out:
+        return fitted
+    note = f"not shown, for want of width: {', '.join(left_out)} (--all shows every column)"
+    return f"{fitted}\n\n{textwrap.fill(note, width)}"
+
+
+def runs_text(runs: Sequence[Run], width: int | None = None) -> str:
+    """The list of runs; see `fitted_table`."""
     if not runs:
         return "no runs"
-    metrics = headline_metrics(runs)
+    metrics = _loss_first(headline_metrics(runs))
     rows = [
         [
             str(run.id),
-            cut(run.name, 40),
+            cut(run.name, _name_width(width)),
             run.status.value,
-            shown_time(run.started),
             shown_seconds(run.seconds),
-            counted(run.steps),
-            *(shown_value(run.metrics.get(name)) for name in metrics),
-            shown_value(run.blessed),
+            *(shown_value(run.metrics.get(name)) for name in metrics[:1]),
             ", ".join(run.releases),
+            shown_value(run.blessed),
+            shown_time(run.started),
+            *(shown_value(run.metrics.get(name)) for name in metrics[1:]),
+            counted(run.steps),
         ]
         for run in runs
     ]
-    headers = ["id", "run", "status", "started", "took", "steps", *metrics, "blessed", "release"]
-    return table(headers, rows)
+    headers = ["id", "run", "status", "took", *metrics[:1], "release", "blessed", "started"]
+    return fitted_table([*headers, *metrics[1:], "steps"], rows, width)
 
 
 def run_text(
@@ -129,8 +168,13 @@ def run_text(
                 ("started", shown_time(run.started)),
                 ("took", shown_seconds(run.seconds)),
                 *((name, shown_value(value)) for name, value in run.metrics.items()),
-                ("blessed", shown_value(run.blessed)),
+                ("blessed", run.shown_blessing),
                 ("releases", ", ".join(run.releases)),
+                *(
+                    (step.state.value, f"{step.node}: {step.error.splitlines()[0]}")
+                    for step in steps
+                    if step.error.strip()
+                ),
             ]
         ),
         table(
@@ -152,7 +196,10 @@ def run_text(
 
 
 def artifact_text(
-    artifact: Artifact, links: Sequence[Link], executions: Mapping[int, Execution]
+    artifact: Artifact,
+    links: Sequence[Link],
+    executions: Mapping[int, Execution],
+    standing: Standing,
 ) -> str:
     """An artifact, its properties, who made it and who took it."""
     lines = [
@@ -164,6 +211,9 @@ def artifact_text(
                 ("state", artifact.state.value),
                 ("uri", artifact.uri),
                 ("created", shown_time(artifact.created)),
+                ("run", f"{standing.run.name} (id {standing.run.id})" if standing.run else ""),
+                ("dataset", ", ".join(standing.datasets)),
+                ("releases", ", ".join(standing.releases)),
             ]
         )
     ]
@@ -225,8 +275,8 @@ def trace_text(trace: Trace) -> str:
     return "\n\n".join(blocks)
 
 
-def impact_text(impact: Impact) -> str:
-    """What something touched."""
+def impact_text(impact: Impact, width: int | None = None) -> str:
+    """What something touched; see `fitted_table`."""
     made = [r for r in impact.releases if r.made_of]
     blocks = [
         "\n".join(["found as", *(f"  {clean(line)}" for line in impact.matched)]),
@@ -237,12 +287,14 @@ def impact_text(impact: Impact) -> str:
         if several:
             blocks.append(
                 f"{title}\n"
-                + table(
-                    ["artifact", "release", "how", "run", "status", "uri"], map(_touched, several)
+                + fitted_table(
+                    ["artifact", "release", "how", "run", "status", "uri"],
+                    (_touched(touched, width) for touched in several),
+                    width,
                 )
             )
     if impact.runs:
-        blocks.append("runs\n" + runs_text(impact.runs))
+        blocks.append("runs\n" + runs_text(impact.runs, width))
     counted_types = [[short_type(kind), str(n)] for kind, n in impact.artifacts.items()]
     blocks.append("artifacts, itself included\n" + table(["type", "number"], counted_types))
     return "\n\n".join(blocks)
@@ -284,6 +336,10 @@ def why_text(why: Why) -> str:
         run = f" of run {why.earlier_run.name}" if why.earlier_run else ""
         rows.append((label, f"step {why.earlier.id}{run}"))
     blocks = [pairs(rows)]
+    if execution.error.strip():
+        ended = "interrupted" if execution.state is State.INTERRUPTED else "failed"
+        lines = [f"  {clean(line)}" for line in execution.error.splitlines()]
+        blocks.append("\n".join([ended, *lines]))
     if why.causes:
         blocks.append(
             table(
@@ -303,11 +359,14 @@ def why_text(why: Why) -> str:
     return "\n\n".join(blocks)
 
 
-def comparison_text(comparison: Comparison) -> str:
-    """Metrics over runs, the first of them as bars."""
+def comparison_text(
+    comparison: Comparison, width: int | None = None, kept: Sequence[str] = ()
+) -> str:
+    """Metrics over runs, the first of them as bars; see `fitted_table`."""
     if not comparison.rows:
         return "no runs with metrics"
-    first = comparison.metrics[0] if comparison.metrics else None
+    metrics = list(comparison.metrics) if kept else _loss_first(comparison.metrics)
+    first = metrics[0] if metrics else None
     values = [row.run.metrics.get(first) for row in comparison.rows] if first else []
     known = [v for v in values if v is not None]
     rows = []
@@ -316,18 +375,16 @@ def comparison_text(comparison: Comparison) -> str:
         rows.append(
             [
                 str(row.run.id),
-                cut(row.run.name, 40),
+                cut(row.run.name, _name_width(width)),
                 row.run.status.value,
                 *(shown_value(row.settings.get(name)) for name in comparison.settings),
-                *(shown_value(row.run.metrics.get(name)) for name in comparison.metrics),
+                *(shown_value(row.run.metrics.get(name)) for name in metrics),
                 ", ".join(row.run.releases),
                 bar(value, known),
             ]
         )
-    return table(
-        ["id", "run", "status", *comparison.settings, *comparison.metrics, "release", first or ""],
-        rows,
-    )
+    headers = ["id", "run", "status", *comparison.settings, *metrics, "release", "bar"]
+    return fitted_table(headers, rows, width, (*comparison.settings, *kept))
 
 
 def change(difference: Difference) -> str:
@@ -386,13 +443,22 @@ def _where_they_differ(difference: Difference) -> tuple[str, str]:
     return cut(first), cut(second)
 
 
-def _touched(touched: Touched) -> list[str]:
+def _loss_first(metrics: Sequence[str]) -> list[str]:
+    return sorted(metrics, key=lambda name: (name != "loss", name != "loss_baseline"))
+
+
+def _name_width(width: int | None) -> int:
+    """How much of a run's name is shown; at 80 columns, the whole moment that local runs have."""
+    return _MAX_NAME if width is None else max(12, min(_MAX_NAME, width - 54))
+
+
+def _touched(touched: Touched, width: int | None) -> list[str]:
     run = touched.run
     return [
         str(touched.artifact.id),
         touched.version or "",
         "made of it" if touched.made_of else "compared",
-        cut(run.name, 40) if run else "",
+        cut(run.name, _name_width(width)) if run else "",
         run.status.value if run else "",
         cut(touched.artifact.uri),
     ]

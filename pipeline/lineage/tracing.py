@@ -203,6 +203,39 @@ def find_artifact(store: Store, text: str) -> Artifact:
     return store.artifact(found[-1])
 
 
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """Where an artifact stands between data and releases.
+
+    Attributes:
+        run: The run that made it.
+        datasets: What it was made of.
+        releases: Versions of what was pushed of it, of a model.
+    """
+
+    run: Run | None
+    datasets: tuple[str, ...]
+    releases: tuple[str, ...]
+
+
+def standing(store: Store, artifact_id: int) -> Standing:
+    """Where an artifact comes from and what became of it, in short."""
+    graph = store.graph
+    maker = graph.maker(artifact_id)
+    run_id = None if maker is None else store.run_of.get(maker)
+    made_by = graph.upstream([artifact_id], comparisons=False).executions
+    datasets = [e.settings.get("dataset") for e in store.executions(made_by)]
+    is_model = store.artifact_types.get(artifact_id) in (_MODEL_TYPE, _PUSHED_TYPE)
+    touched = graph.downstream([artifact_id], comparisons=False).artifacts if is_model else ()
+    pushed = store.artifacts(i for i in touched if store.artifact_types[i] == _PUSHED_TYPE)
+    versions = [a.properties.get("pushed_version") for a in pushed]
+    return Standing(
+        run=store.runs([run_id])[0] if run_id is not None else None,
+        datasets=tuple(dict.fromkeys(str(name) for name in datasets if name)),
+        releases=tuple(dict.fromkeys(str(version) for version in versions if version is not None)),
+    )
+
+
 def trace(store: Store, text: str, roots: Sequence[str] = ()) -> Trace:
     """Everything that made an artifact.
 

@@ -13,14 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serving.errors import ServingError
+from serving.errors import ServingError, check_place
 from serving.request import MAX_STEPS
 from storage import filesystem
+from storage.commands import module_command, place
+from storage.model_manifest import MODEL_MANIFEST_NAME
 
 SERVED_NETWORKS = ("text_encoder", "diffusion_model", "decoder")
 """The three of the four networks that draw pictures."""
 CONFIG_NAME = "models.config"
 RELEASES = "releases"
+EXPORT_NAME = "Format-Serving"
+"""Folder of a model's artifact that TFX puts the SavedModels into."""
 ROLLBACK_NAME = "rollback.json"
 
 DEFAULT_SERVING_DIR = "runs/default/serving_model"
@@ -48,6 +52,11 @@ class Release:
     num_steps: int
     guidance_scale: float
 
+    @property
+    def unsure(self) -> bool:
+        """Whether it was pushed although nobody can tell that it is better."""
+        return self.facts.get("verdict") == "unsure"
+
     def model_folder(self, network: str) -> str:
         """The SavedModel of one of `SERVED_NETWORKS`.
 
@@ -63,12 +72,25 @@ class Release:
         return folder
 
 
+@dataclass(frozen=True)
+class UnreleasedModel(Release):
+    """The three models as the Trainer leaves them: `serving_dir` is their folder, the version 0."""
+
+    def model_folder(self, network: str) -> str:
+        """See `Release`."""
+        folder = filesystem.join(self.serving_dir, network)
+        if not filesystem.is_file(filesystem.join(folder, "saved_model.pb")):
+            raise ServingError(f"the model is incomplete: there is no SavedModel in {folder}")
+        return folder
+
+
 def list_versions(serving_dir: str) -> list[int]:
     """The versions that are releases, the newest last.
 
     Raises:
-        ServingError: There is no such directory.
+        ServingError: There is no such directory, or its address has a secret in it.
     """
+    check_place(serving_dir)
     if not filesystem.is_folder(serving_dir):
         raise ServingError(
             f"there is no serving directory {serving_dir}; run the pipeline first, or name "
@@ -93,8 +115,8 @@ def configured_versions(serving_dir: str) -> list[int]:
     named = [int(number) for number in _CONFIGURED.findall(filesystem.read_bytes(path))]
     if not named or any(named.count(version) != len(SERVED_NETWORKS) for version in named):
         raise ServingError(
-            f"{path} is damaged: it names the versions {named}; "
-            "python -m serving.releases rollback --to VERSION writes it anew"
+            f"{path} is damaged: it names the versions {named}; to write it anew: "
+            f"{rollback_command(serving_dir, max(list_versions(serving_dir), default=1))}"
         )
     return sorted(set(named))
 
@@ -109,15 +131,23 @@ def current_version(serving_dir: str) -> int:
     if not versions:
         raise ServingError(
             f"there is no release in {serving_dir}; a run of the pipeline whose model is blessed "
-            "pushes one"
+            "pushes one, and --model draws with one that is not"
         )
     current = (configured_versions(serving_dir) or versions)[-1]
     if current not in versions:
         raise ServingError(
-            f"the configured version {current} is no release of {serving_dir}; choose one of "
-            f"{', '.join(map(str, versions))} with python -m serving.releases rollback --to"
+            f"the configured version {current} is no release of {serving_dir}; there are "
+            f"{', '.join(map(str, versions))}, to serve the newest: "
+            f"{rollback_command(serving_dir, versions[-1])}"
         )
     return current
+
+
+def rollback_command(serving_dir: str, version: int) -> str:
+    """What to type to serve a release again."""
+    return module_command(
+        "serving.releases", "rollback", "--to", str(version), "--serving-dir", place(serving_dir)
+    )
 
 
 def read_rollback(serving_dir: str) -> dict[str, Any] | None:
@@ -146,8 +176,52 @@ def find_release(serving_dir: str, version: int | None = None) -> Release:
     return _read_release(serving_dir, version)
 
 
+def is_model(folder: str) -> bool:
+    """Whether a folder is that of one model, as the Trainer leaves it, and no serving directory."""
+    return _manifest(folder) is not None
+
+
+def find_model(folder: str) -> Release:
+    """A model that is no release.
+
+    Args:
+        folder: Of the Trainer's artifact, or the one in it that has the three SavedModels.
+
+    Raises:
+        ServingError: There is none, or its manifest is damaged.
+    """
+    path = _manifest(folder)
+    if path is None:
+        raise ServingError(
+            f"there is no model in {folder}: name a folder that the Trainer wrote, such as "
+            "runs/default/artifacts/Trainer/model/7"
+        )
+    content = _read_facts(path)
+    facts: dict[str, Any] = {
+        name: content[name] for name in ("preset", "image_size", "defaults") if name in content
+    }
+    return UnreleasedModel(
+        filesystem.parent(path), 0, {**facts, "manifest": content}, *_defaults(path, facts)
+    )
+
+
+def _manifest(folder: str) -> str | None:
+    for candidate in (folder, filesystem.join(folder, EXPORT_NAME)):
+        path = filesystem.join(candidate, MODEL_MANIFEST_NAME)
+        if filesystem.is_file(path):
+            return path
+    return None
+
+
 def _read_release(serving_dir: str, version: int) -> Release:
     path = filesystem.join(serving_dir, RELEASES, f"{version}.json")
+    facts = _read_facts(path)
+    if str(facts.get("version", version)) != str(version):
+        raise _damaged(path, f"it speaks of version {facts['version']}")
+    return Release(serving_dir, version, facts, *_defaults(path, facts))
+
+
+def _read_facts(path: str) -> dict[str, Any]:
     try:
         facts = json.loads(filesystem.read_bytes(path))
     except ValueError as error:
@@ -156,8 +230,11 @@ def _read_release(serving_dir: str, version: int) -> Release:
         raise _damaged(path, f"it cannot be read ({error})") from error
     if not isinstance(facts, dict):
         raise _damaged(path, "it holds no JSON object")
-    if str(facts.get("version", version)) != str(version):
-        raise _damaged(path, f"it speaks of version {facts['version']}")
+    return facts
+
+
+def _defaults(path: str, facts: Mapping[str, Any]) -> tuple[int, float]:
+    """Sampling steps and guidance scale where a request names none."""
     defaults = facts.get("defaults", {})
     if not isinstance(defaults, dict):
         raise _damaged(path, "its `defaults` are no JSON object")
@@ -167,10 +244,12 @@ def _read_release(serving_dir: str, version: int) -> Release:
     guidance_scale = defaults.get("guidance_scale", FALLBACK_GUIDANCE_SCALE)
     if type(guidance_scale) not in (int, float) or not 0 <= guidance_scale < math.inf:
         raise _damaged(path, f"its default guidance_scale is {guidance_scale!r}, not 0 or more")
-    return Release(serving_dir, version, facts, num_steps, float(guidance_scale))
+    return num_steps, float(guidance_scale)
 
 
 def _damaged(path: str, what: str) -> ServingError:
+    if path.endswith(MODEL_MANIFEST_NAME):
+        return ServingError(f"the model's file {path} is damaged: {what}; choose another model")
     return ServingError(
         f"the release file {path} is damaged: {what}; push again, or choose another version"
     )

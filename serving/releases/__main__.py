@@ -16,6 +16,7 @@ from serving.releases import (
     list_versions,
 )
 from serving.serving_directory import ServingDirectory
+from storage.user_errors import UserError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             removed = directory.prune(arguments.keep)
             print(f"removed: {', '.join(map(str, removed)) or 'nothing'}")
-    except (ServingError, OSError, RuntimeError) as error:
+            for reason, kept in directory.kept(arguments.keep).items():
+                print(f"kept: {', '.join(map(str, kept))}, {reason}")
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -93,6 +96,7 @@ def _line(release: Release, is_current: bool) -> str:
         facts.get("pushed_at", ""),
         facts.get("preset", ""),
         metrics,
+        "unsure" if release.unsure else "",
     ]
     return ("* " if is_current else "  ") + "  ".join(filter(None, columns))
 

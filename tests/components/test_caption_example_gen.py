@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from ingested_rows import (
@@ -31,6 +32,9 @@ from components.caption_example_gen.sources import (
     dataset_fingerprint,
     split_of,
 )
+from pipeline import failures
+from storage import row_index
+from storage.user_errors import UserError
 from trainer.text.tokenizer import token_count
 
 
@@ -121,7 +125,16 @@ def test_artifact_is_described_as_tfx_expects(good):
         "rejected_total": 0,
     }
     assert rejects.get_int_custom_property("rejected_total") == 0
-    assert sorted(os.listdir(examples.uri)) == ["Split-eval", "Split-train"]
+    assert sorted(os.listdir(examples.uri)) == ["Split-eval", "Split-train", "rows"]
+
+
+def test_the_index_names_the_rows(good):
+    _, _, examples, _ = good
+    rows = [row for split in ("eval", "train") for row in read_split(examples, split)]
+    index = list(row_index.read_rows(os.path.join(examples.uri, row_index.FOLDER_NAME)))
+    assert [(r.id, r.picture, r.caption) for r in index] == [
+        tuple(row[name].decode() for name in ("id", "image/id", "caption")) for row in rows
+    ]
 
 
 @pytest.mark.parametrize("beam_args", [["--direct_num_workers=1"], TWO_WORKERS])
@@ -243,6 +256,9 @@ def mixed(tmp_path_factory):
         (png(505, (4, 44)), "a ribbon on end"),
         (png(506, (40, 4)), "to the Left, just wide enough"),  # 37: good
         (_animation(), "it moves"),  # 38: good, its first frame
+        (png(507), "cafe\u0301 &amp; \u201cfi\ufb01\u201d \uff01"),  # 39: good
+        (png(507), 'caf&eacute; & "fifi" !'),  # 40: the same caption
+        (png(508), "&nbsp;"),
     ]
     write(tmp_path / "set" / "all.parquet", rows, row_group_size=10)
     return generate(tmp_path, tmp_path / "set", TWO_WORKERS)
@@ -269,6 +285,8 @@ def test_rejects_say_why_and_where(mixed):
         33: "image_missing",
         35: "image_extreme_aspect_ratio",
         36: "image_extreme_aspect_ratio",
+        40: "duplicate",
+        41: "caption_blank",
     }
     by_row = {reject["row"]: reject for reject in found}
     assert by_row[27]["caption"] == "a bomb"
@@ -283,7 +301,7 @@ def test_rejects_are_counted_by_reason(mixed):
     reasons = [reject["reason"] for reject in read_rejects(rejects)]
     for reason in set(reasons):
         assert rejects.get_int_custom_property(f"rejected_{reason}") == reasons.count(reason)
-    assert rejects.get_int_custom_property("rejected_total") == 15
+    assert rejects.get_int_custom_property("rejected_total") == 17
 
 
 def test_what_is_not_rejected_is_kept(mixed):
@@ -297,6 +315,7 @@ def test_what_is_not_rejected_is_kept(mixed):
             "word " * 100,
             "to the Left, just wide enough",
             "it moves",
+            'caf\u00e9 & "fifi" !',
         ]
     )
     for name in ("captions_truncated", "captions_left_right", "images_animated"):
@@ -399,9 +418,9 @@ def test_repeated_rows_stop_nothing(tmp_path, caplog):
     assert sum(len(read_split(examples, split)) for split in ("train", "eval")) == 18
     assert rejects.get_int_custom_property("rejected_duplicate") == 9
     assert "9 rows repeat the picture and caption of another" in caplog.text
-    assert "1 of 28 rows were set aside (1 image_undecodable)" in caplog.text
+    assert "1 of 28 rows were set aside (1 image undecodable)" in caplog.text
     # The others are counted as before.
-    with pytest.raises(RuntimeError, match="1 of 28 rows"):
+    with pytest.raises(UserError, match="1 of 28 rows"):
         generate(tmp_path, tmp_path / "set", max_rejected_fraction=0.03)
 
 
@@ -409,33 +428,63 @@ def test_too_many_rejects_fail_with_a_table(tmp_path):
     rows = [(png(i), f"good {i}") for i in range(18)] + [(b"x", "bad"), (png(50), " ")]
     write(tmp_path / "set" / "all.parquet", rows)
     generate(tmp_path, tmp_path / "set", max_rejected_fraction=0.1)
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(UserError) as caught:
         generate(tmp_path, tmp_path / "set", max_rejected_fraction=0.09)
     first, header, *table = str(caught.value).splitlines()
     assert "2 of 20 rows" in first
-    assert "max_rejected_fraction 0.09" in first
+    assert "no more than 9 % may be" in first
+    assert "--max-rejected-fraction" in first
     assert header.split() == ["reason", "rows", "the", "first", "of", "them"]
-    assert [line.split()[:2] for line in table] == [
-        ["caption_blank", "1"],
-        ["image_undecodable", "1"],
+    assert [line.split()[:3] for line in table] == [
+        ["caption", "blank", "1"],
+        ["image", "undecodable", "1"],
     ]
     assert "all.parquet row 19" in table[0]
 
 
-def test_empty_split_is_an_error_that_says_what_to_change(tmp_path):
-    image = next(png(i) for i in range(99) if split_of(sha256(png(i)), 0.3, 0) == "train")
-    write(tmp_path / "set" / "all.parquet", [(image, "one"), (image, "two")])
-    with pytest.raises(RuntimeError) as caught:
-        generate(tmp_path, tmp_path / "set")
-    for part in ("eval split would be empty", "all 2", "0.3", "larger eval_fraction", "seed 0"):
-        assert part in str(caught.value)
-    with pytest.raises(DatasetError, match="eval split would be empty: all 2 rows"):
-        check_dataset(DatasetSpec(str(tmp_path / "set")), eval_fraction=0.3, seed=0)
+@pytest.mark.parametrize(("fraction", "held_out"), [(1e-9, 1), (1 - 1e-9, 2)])
+def test_an_empty_split_gets_the_picture_nearest_to_it(tmp_path, fraction, held_out):
+    images = [png(i) for i in range(3)]
+    rows = [(image, f"{caption} {i}") for i, image in enumerate(images) for caption in "ab"]
+    write(tmp_path / "set" / "all.parquet", rows)
+    examples, _ = generate(tmp_path, tmp_path / "set", TWO_WORKERS, eval_fraction=fraction)
+
+    def place(image):
+        digest = hashlib.sha256(f"0:{sha256(image)}".encode()).digest()
+        return int.from_bytes(digest[:8], "big")
+
+    in_order = sorted(images, key=place)
+    expected = {"eval": in_order[:held_out], "train": in_order[held_out:]}
+    for split, wanted in expected.items():
+        found = read_split(examples, split)
+        assert {row["image/encoded"] for row in found} == set(wanted)
+        # All captions of a picture go with it, in the order of the ids.
+        assert len(found) == 2 * len(wanted)
+        assert [row["id"] for row in found] == sorted(row["id"] for row in found)
+        assert examples.get_int_custom_property(f"num_{split}") == len(found)
+    # Nothing unfinished is left.
+    assert sorted(os.listdir(examples.uri)) == [
+        "Split-eval",
+        "Split-train",
+        "rows",
+    ]
+
+
+def test_one_picture_is_an_error_that_says_what_to_change(tmp_path):
+    write(tmp_path / "set" / "all.parquet", [(png(0), "one"), (png(0), "two"), (b"x", "broken")])
+    said = "rows of dataset .* have one and the same picture: there must be two or more"
+    with pytest.raises(UserError, match=f"all 2 usable {said}"):
+        generate(tmp_path, tmp_path / "set", max_rejected_fraction=0.5)
+    # Whether a picture is broken is not known before the run.
+    check_dataset(DatasetSpec(str(tmp_path / "set")))
+    write(tmp_path / "one" / "all.parquet", [(png(0), "one"), (png(0), "two")])
+    with pytest.raises(DatasetError, match=f"all 2 {said}"):
+        check_dataset(DatasetSpec(str(tmp_path / "one")))
 
 
 def test_dataset_changed_since_its_fingerprint_was_taken(good, tmp_path):
     _, dataset, _, _ = good
-    with pytest.raises(RuntimeError, match="start the run again"):
+    with pytest.raises(UserError, match="start the run again"):
         generate(tmp_path, dataset, dataset_fingerprint="0" * 64)
 
 
@@ -449,7 +498,7 @@ def test_without_a_fingerprint_what_is_there_is_taken(good, tmp_path):
 
 def test_check_dataset_passes(good):
     _, dataset, _, _ = good
-    check_dataset(DatasetSpec(str(dataset)), eval_fraction=0.1, seed=3)
+    check_dataset(DatasetSpec(str(dataset)))
 
 
 def test_component_has_the_spec(good):
@@ -477,3 +526,32 @@ def test_component_has_the_spec(good):
 def test_component_refuses_impossible_settings(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         CaptionExampleGen("x", "y", **settings)
+
+
+def test_what_a_worker_finds_wrong_comes_through_beam_in_a_line(tmp_path):
+    path = tmp_path / "set" / "all.parquet"
+    write(path, [(png(i), f"good {i}") for i in range(40)])
+    # The file opens, and its first rows can be read.
+    page = pq.read_metadata(path).row_group(5).column(0).data_page_offset
+    with open(path, "r+b") as f:
+        f.seek(page)
+        f.write(bytes(40))
+    with pytest.raises(RuntimeError, match="Traceback") as caught:
+        generate(tmp_path, tmp_path / "set", TWO_WORKERS)
+    told = failures.explanation(caught.value)
+    assert told is not None
+    assert told.startswith("all.parquet in dataset")
+    assert "\n" not in told
+    assert "while running" not in told
+
+
+def test_no_usable_row_is_told_with_the_reasons_and_an_example_each(tmp_path):
+    write(tmp_path / "set" / "all.parquet", [(b"x", "one"), (b"y", "two"), (png(1), " ")])
+    with pytest.raises(UserError, match=r"no row of dataset .* can be used") as caught:
+        generate(tmp_path, tmp_path / "set", max_rejected_fraction=1.0)
+    _, _, *table = str(caught.value).splitlines()
+    assert [line.split()[:3] for line in table] == [
+        ["image", "undecodable", "2"],
+        ["caption", "blank", "1"],
+    ]
+    assert "all.parquet row 0" in table[0]

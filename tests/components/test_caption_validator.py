@@ -16,6 +16,7 @@ from tfx.types import Channel, standard_artifacts
 
 from components.caption_validator import CaptionValidator, executor
 from components.caption_validator.anomalies import WHOLE_DATASET, read_anomalies
+from storage.user_errors import UserError
 
 CAPTIONS = [f"creature number {i} with a hat" for i in range(12)]
 
@@ -102,7 +103,7 @@ def test_anomalies_are_logged_and_counted(expected, stricter, validate, caplog):
 
 
 def test_anomalies_stop_the_run_if_asked_to(expected, stricter, validate):
-    with pytest.raises(RuntimeError, match="has 2 anomalies, and fail_on_anomalies") as error:
+    with pytest.raises(UserError, match=r"has 2 anomalies.*--fail-on-anomalies false") as error:
         validate(expected[0], stricter(only_png), fail_on_anomalies=1)
     rows = [line.split()[:2] for line in str(error.value).splitlines()[2:]]
     assert rows == [["train", "image/format"], ["eval", "image/format"]]

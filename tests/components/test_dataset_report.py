@@ -434,10 +434,18 @@ def test_a_histogram_has_bars_in_proportion():
 @pytest.mark.parametrize("value", [0, 4, 11, 15, 77])
 def test_the_labels_over_a_histogram_do_not_meet(value):
     svg = charts.histogram([charts.Bin(0, 15, 1)], 0, 15, "chart", charts.Mark(value, "limit 77"))
-    labels = re.findall(r'<text class="\w+" x="([\d.]+)" y="12"[^>]*>([^<]*)<', svg)
+    pattern = r'<text class="\w+" x="([\d.]+)" y="12" text-anchor="(\w+)">([^<]*)<'
+    labels = re.findall(pattern, svg)
     assert len(labels) == 2
-    (one, one_text), (other, other_text) = labels
-    assert abs(float(one) - float(other)) > 3 * (len(one_text) + len(other_text))
+    spans = []
+    for place, anchor, words in labels:
+        width = 7 * len(words)
+        left = float(place) - {"start": 0, "middle": width / 2, "end": width}[anchor]
+        assert left >= 0
+        assert left + width <= 360
+        spans.append((left, left + width))
+    (_, first_end), (second_start, _) = sorted(spans)
+    assert first_end < second_start
 
 
 def test_a_mark_beyond_the_axis_is_said_at_the_side():

@@ -27,6 +27,7 @@ from components.evaluation_report import EvaluationReport, charts, examples, exe
 from components.evaluation_report.pictures import Pair, before_after
 from components.evaluator.results import Metric
 from components.measures import MEASURES
+from components.pages import RELEASE_PLACE
 from components.tfrecords import write_shard
 from pipeline.config import load_config
 from pipeline.evaluation import eval_config
@@ -197,7 +198,16 @@ def records() -> tuple[list[bytes], list[bytes]]:
 
 
 def make_report(
-    folder, models, model_run, losses, *, blessed=1, reasons="", compared=False, measured=None
+    folder,
+    models,
+    model_run,
+    losses,
+    *,
+    blessed=1,
+    verdict="",
+    reasons="",
+    compared=False,
+    measured=None,
 ) -> Path:
     """The report on losses [examples, strata]."""
     scored = [
@@ -219,6 +229,11 @@ def make_report(
     for name in ("model", "model_run", "evaluation", "blessing"):
         artifacts[name].uri = str(uris.get(name, folder / name))
     (folder / "blessing").mkdir()
+    dataset = artifacts["examples"]
+    for name, text in (("dataset", "me/creatures"), ("dataset_revision", "c0ffee")):
+        dataset.set_string_custom_property(name, text)
+    for name, number in (("num_train", 1200), ("num_eval", len(losses))):
+        dataset.set_int_custom_property(name, number)
     scores = artifacts["scores"]
     label = "model 4" if compared else "base weights"
     scores.set_string_custom_property("baseline", label)
@@ -241,6 +256,7 @@ def make_report(
         {"eval_config": config, "example_splits": "null"},
     )
     artifacts["blessing"].set_int_custom_property("blessed", blessed)
+    artifacts["blessing"].set_string_custom_property("verdict", verdict)
     artifacts["blessing"].set_string_custom_property("reasons", reasons)
     inputs = {name: [artifact] for name, artifact in artifacts.items()}
     if compared:
@@ -248,7 +264,8 @@ def make_report(
         inputs["baseline_model"][0].uri = str(models["baseline"])
     output = ReportArtifact()
     output.uri = str(folder / "report")
-    executor.Executor().Do(
+    context = executor.Executor.Context(pipeline_run_id="2026-11-29T16:00:00")
+    executor.Executor(context).Do(
         inputs, {"report": [output]}, {"base_weights": "default", "code_version": "1"}
     )
     return folder / "report"
@@ -313,8 +330,51 @@ def test_the_page_says_what_was_found(report):
         "picture id0 <script>x</script>",
     ):
         assert part in text, part
+    for part in (
+        "Run that judged it 2026-11-29T16:00:00 Judged at 20",
+        "Dataset me/creatures Its revision c0ffee Its examples 1,200 to train on, 12 held out",
+        "Release none: it is not blessed",
+    ):
+        assert part in text, part
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_every_picture_says_what_it_is(report):
+    page = (report / "evaluation.html").read_text()
+    named = [html.unescape(alt) for alt in re.findall(r'<img [^>]*alt="([^"]*)"', page)]
+    assert len(named) == len(re.findall("<img ", page)) == 9 + 24
+    assert named[6:9] == [
+        "ein <b>Wesen</b>, grün (drawn by the base weights)",
+        "ein <b>Wesen</b>, grün (drawn by the last blessed model, model 4)",
+        "ein <b>Wesen</b>, grün (drawn by this model)",
+    ]
+    timestep = re.search(r"with the noise of timestep (\d+)", page)[1]
+    assert named[9:12] == [
+        "picture id11  (held-out picture)",
+        f"picture id11  (the same with the noise of timestep {timestep})",
+        "picture id11  (restored from it by this model in one step)",
+    ]
+
+
+def test_what_was_asked_for_is_said_of_a_blessed_model_too(tmp_path, models, model_run):
+    folder = make_report(tmp_path, models, model_run, LOSSES)
+    page = (folder / "evaluation.html").read_text()
+    text = words(page)
+    total = json.loads((folder / "summary.json").read_text())
+    parts = {part["timesteps"]: part["loss_increase_upper"] for part in total["by_timestep"]}
+    worst = max(parts, key=parts.get)
+    for part in (
+        f"Change in held-out loss {total['loss_delta']:+.6g} below 0 "
+        "evaluation.min_loss_improvement",
+        f"Upper end of its 95 % interval {round(total['loss_delta_upper'], 6):+g} at most 0 "
+        "evaluation.max_loss_regression",
+        "The same at the worst timesteps, in per cent of the loss there "
+        f"{parts[worst]:+.1%} at {worst} at most +7.5% evaluation.max_stratum_regression",
+        "Release not pushed yet when this page was written",
+    ):
+        assert part in text, part
+    assert page.count(RELEASE_PLACE) == 1
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
@@ -353,7 +413,7 @@ def test_the_extremes_are_shown_with_what_the_model_makes_of_them(report):
     # The loss rises with the example's number: the four worst, then the four best.
     assert [original[0] // 10 for original, _, _ in shown] == [11, 10, 9, 8, 0, 1, 2, 3]
     betas = np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2
-    timesteps = list(map(int, re.findall(r"with the noise of timestep (\d+)", page)))
+    timesteps = list(map(int, re.findall(r"<figcaption>with the noise of timestep (\d+)", page)))
     assert all(500 <= timestep < 1000 for timestep in timesteps)
     for timestep, (original, noisy, restored) in zip(timesteps, shown, strict=True):
         index = original[0] // 10
@@ -367,17 +427,21 @@ def test_the_extremes_are_shown_with_what_the_model_makes_of_them(report):
             assert found == pytest.approx(expected, abs=1.01)
 
 
-def test_losses_that_are_no_numbers_are_null(tmp_path, models, model_run):
+def test_an_unsure_model_with_losses_that_are_no_numbers(tmp_path, models, model_run):
     losses = LOSSES.copy()
     losses[2, 0] = math.nan
-    folder = make_report(tmp_path, models, model_run, losses, blessed=0, reasons="1 of 24 losses")
+    folder = make_report(
+        tmp_path, models, model_run, losses, verdict="unsure", reasons="1 of 24 losses"
+    )
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["loss"] is summary["loss_delta"] is summary["loss_change_percent"] is None
     assert summary["loss_baseline"] == pytest.approx(BASELINE.mean())
-    assert (summary["blessed"], summary["reasons"]) == (False, ["1 of 24 losses"])
+    assert (summary["blessed"], summary["reasons"]) == (True, ["1 of 24 losses"])
+    assert summary["verdict"] == "unsure"
     assert [part["loss"] is None for part in summary["by_timestep"]] == [True, False]
     page = (folder / "evaluation.html").read_text()
     assert "Held-out loss not finite no interval" in words(page)
+    assert "Unsure, pushed all the same 1 of 24 losses" in words(page)
     assert "last blessed" not in page
     assert not any(measure.label in page for measure in MEASURES)
     assert "nan" not in re.sub(r"base64,[^\"]+", "", page).lower()
@@ -400,6 +464,7 @@ def test_the_page_fits_every_window(report):
             for scheme in ("light", "dark"):
                 shown = show(chromium, page, width, scheme)
                 assert (shown.overflow, shown.broken) == (0, 0)
+                assert (shown.cut, shown.nameless) == ([], 0)
                 assert (shown.requests, shown.errors) == ([], [])
                 assert shown.smallest_picture > 80
                 backgrounds.add(shown.background)

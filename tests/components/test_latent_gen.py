@@ -11,6 +11,7 @@ from tfx.types import artifact_utils, channel_utils, standard_artifacts
 
 from components.latent_gen import LatentGen, executor
 from components.tfrecords import read_shard, write_shard
+from storage.user_errors import UserError
 from trainer import presets
 from trainer.data.images import decode_image, random_position, resize_cover, to_model_range
 from trainer.data.latents import LatentsManifest, parse_latents
@@ -156,8 +157,10 @@ def test_values_are_those_of_the_encoders(latents, encoders):
 def test_record_has_the_contract_s_shapes_and_types(latents):
     [record, _] = _records(latents, "eval")
     features = tf.train.Example.FromString(record).features.feature
+    # Of what is held out the caption is kept as it was written.
     assert set(features) == {
         "id",
+        "caption",
         "tokens",
         "context",
         "latent/mean",
@@ -168,6 +171,8 @@ def test_record_has_the_contract_s_shapes_and_types(latents):
     assert len(features["tokens"].int64_list.value) == 77
     assert len(features["context"].bytes_list.value[0]) == 2 * 77 * PRESET.text_encoder.width
     assert len(features["latent/mean"].bytes_list.value[0]) == 2 * 8 * 8 * 4
+    trained_on = tf.train.Example.FromString(_records(latents, "train")[0]).features.feature
+    assert set(trained_on) == set(features) - {"caption"}
 
 
 def test_shards_and_order_are_those_of_the_examples(latents):
@@ -228,7 +233,7 @@ def test_flips_are_off_where_captions_say_left_or_right(tmp_path, caplog, captio
 
 
 def test_automatic_flips_need_to_know_the_captions(examples, tmp_path):
-    with pytest.raises(RuntimeError, match="set it to 'always' or 'never'"):
+    with pytest.raises(UserError, match="--flip always or --flip never"):
         _generate(tmp_path, examples, flip="auto")
 
 
@@ -251,7 +256,7 @@ def test_random_crop_is_that_of_the_example_and_the_seed(tmp_path, encoders):
 
 def test_broken_picture_names_its_example(tmp_path):
     broken = _examples_artifact(tmp_path / "e", {"train": [[_example(0, b"no picture")]]})
-    with pytest.raises(RuntimeError, match="example id-00 cannot be encoded"):
+    with pytest.raises(UserError, match="example id-00 cannot be encoded"):
         _generate(tmp_path / "l", broken)
 
 

@@ -14,10 +14,11 @@ from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor as Execu
 from tfx.types import Channel, standard_artifacts
 
 from components.loss_scorer import LossScorer, executor, samples, scorer
-from components.loss_scorer.draws import draw_noise, rank, stratum_bounds, stratum_name
+from components.loss_scorer.draws import draw_noise, num_draws, rank, stratum_bounds, stratum_name
 from components.measures import MeasureSettings
 from components.measures.feature_distance import latent_features
 from components.tfrecords import read_shard, write_shard
+from storage.user_errors import UserError
 from trainer import presets
 from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.text.tokenizer import tokenize
@@ -157,7 +158,13 @@ def latents(tmp_path_factory, examples) -> Path:
 @pytest.fixture
 def score(tmp_path, latents):
     def score(
-        candidate: Path, baseline=None, num_samples=0, beam=(), folder=latents, measures=COLOURS[:1]
+        candidate: Path,
+        baseline=None,
+        num_samples=0,
+        beam=(),
+        folder=latents,
+        measures=COLOURS[:1],
+        min_draws=1,
     ):
         examples, model, scores = (
             standard_artifacts.Examples(),
@@ -182,6 +189,7 @@ def score(tmp_path, latents):
                 "base_weights": "random",
                 "base_weights_hash": BASE_MODEL.hash(executor.SCORED),
                 "num_strata": NUM_STRATA,
+                "min_draws": min_draws,
                 "seed": SEED,
                 "num_samples": num_samples,
                 "sample_steps": 3,
@@ -256,6 +264,28 @@ def test_losses_are_those_of_a_numpy_loop(score, exported, examples):
     assert scores.get_string_custom_property("baseline") == "model 4"
     assert not scores.has_custom_property("baseline_problem")
     assert scores.split_names == '["eval"]'
+
+
+def test_few_examples_are_scored_at_several_noises_each(score, exported, examples):
+    _, once = score(exported["candidate"])
+    scores, rows = score(exported["candidate"], min_draws=12)
+    assert scores.get_int_custom_property("num_draws") == 3
+    assert scores.get_int_custom_property("num_examples") == 5
+    assert scores.get_int_custom_property("num_pictures") == 5
+    assert scores.get_int_custom_property("num_rows") == len(rows) == 5 * NUM_STRATA * 3
+    # What was drawn before is still there, in front of the others.
+    assert rows[::3] == once
+    for start in range(0, len(rows), 3):
+        several = rows[start : start + 3]
+        assert len({(row["id"], row["timestep_bucket"]) for row in several}) == 1
+        assert len({row["loss"] for row in several}) == 3
+
+
+@pytest.mark.parametrize(
+    ("examples", "draws"), [(0, 1), (1, 50), (4, 13), (6, 9), (49, 2), (50, 1), (4000, 1)]
+)
+def test_the_budget_is_examples_times_draws(examples, draws):
+    assert num_draws(examples, 50) == draws
 
 
 def test_a_model_scored_against_itself_has_no_delta(score, exported):
@@ -374,7 +404,7 @@ def test_an_empty_split_gives_no_rows(score, exported, tmp_path, files):
 
 
 def test_a_candidate_of_another_size_is_an_error(score, exported):
-    with pytest.raises(ValueError, match="of preset 'tiny' at 128 pixels, this run needs"):
+    with pytest.raises(UserError, match="of preset 'tiny' at 128 pixels, this run needs"):
         score(exported["other_size"])
 
 

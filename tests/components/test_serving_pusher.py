@@ -19,9 +19,12 @@ from tfx.types import standard_artifacts
 from components.serving_pusher import ServingPusher, executor
 from serving import serving_directory
 from serving.client import Generator
-from serving.releases import SERVED_NETWORKS, list_versions
+from serving.publish import model_card
+from serving.releases import SERVED_NETWORKS, find_release, list_versions
+from serving.releases.__main__ import main as releases_command
 from serving.serving_directory import WARMUP_FILE, CorruptCopyError, ServingDirectory
 from storage import filesystem
+from storage.user_errors import UserError
 
 IMAGE_SIZE = 16
 WIDTH = 4
@@ -107,7 +110,7 @@ def push(tmp_path, model_folder):
     root = tmp_path / "serving"
     count = 0
 
-    def push(blessed=1, model_id=None, folder=model_folder, canary=False, keep=0):
+    def push(blessed=1, model_id=None, folder=model_folder, canary=False, keep=0, unsure=""):
         nonlocal count
         count += 1
         model, blessing, pushed = (
@@ -118,6 +121,9 @@ def push(tmp_path, model_folder):
         model.uri, model.id = str(folder), model_id or count
         blessing.uri, blessing.id = str(tmp_path / "blessing"), 77
         blessing.set_int_custom_property("blessed", blessed)
+        if unsure:
+            blessing.set_string_custom_property("verdict", "unsure")
+            blessing.set_string_custom_property("reasons", unsure)
         blessing.set_float_custom_property("loss", 0.25)
         blessing.set_float_custom_property("loss_baseline", 0.5)
         pushed.uri = str(tmp_path / f"pushed-{count}")
@@ -129,6 +135,7 @@ def push(tmp_path, model_folder):
                 "keep_versions": keep,
                 "canary": int(canary),
                 "canary_timeout_seconds": 300,
+                "training_dataset": "hf://datasets/org/creatures@0123abc",
                 "code_version": "1",
             },
         )
@@ -167,6 +174,7 @@ def test_a_pushed_release_is_whole_and_draws_pictures(push, model_folder):
     assert release["defaults"] == {"num_steps": 3, "guidance_scale": 2.5}
     assert release["model"] == {"uri": str(model_folder), "id": 1}
     assert release["blessing"]["id"] == 77
+    assert release["dataset"] == "hf://datasets/org/creatures@0123abc"
     assert (release["preset"], release["image_size"]) == ("tiny", IMAGE_SIZE)
     expected = {}
     for network in SERVED_NETWORKS:
@@ -191,6 +199,24 @@ def test_a_pushed_release_is_whole_and_draws_pictures(push, model_folder):
     generator = Generator(str(push.root))
     assert generator.release.version == 1
     assert generator.generate(["a creature"]).shape == (1, IMAGE_SIZE, IMAGE_SIZE, 3)
+
+
+def test_an_unsure_release_is_marked_wherever_it_is_shown(push, caplog, capsys):
+    caplog.set_level("INFO", "components")
+    push()
+    pushed = push(unsure="it cannot be told from | 4 pictures")
+    assert pushed.get_string_custom_property("verdict") == "unsure"
+    assert "Version 2 is in" in caplog.text
+    assert "marked as unsure." in caplog.text
+    release = find_release(str(push.root))
+    assert release.unsure
+    assert release.facts["reasons"] == ["it cannot be told from | 4 pictures"]
+    assert not find_release(str(push.root), 1).unsure
+    assert releases_command(["list", "--serving-dir", str(push.root)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "unsure" not in first
+    assert second.endswith("  unsure")
+    assert "**Unsure:** it cannot be told from \\| 4 pictures." in model_card(release.facts, [])
 
 
 def test_what_is_not_blessed_is_not_pushed(push):
@@ -221,6 +247,30 @@ def test_the_same_model_again_is_the_same_release(push):
     assert tree(push.root) == before
     (push.root / "decoder" / "1" / "saved_model.pb").write_bytes(b"damaged")
     assert push(model_id=5).get_string_custom_property("pushed_version") == "2"
+
+
+def test_another_export_of_a_released_training_is_the_same_release(push, model_folder, tmp_path):
+    def export(**facts: object) -> Path:
+        """TensorFlow gives each export a number of its own."""
+        folder = tmp_path / f"export-{len(list(tmp_path.glob('export-*')))}"
+        serving = shutil.copytree(model_folder, folder) / "Format-Serving"
+        (serving / "decoder" / "fingerprint.pb").write_text(folder.name)
+        manifest = json.loads((serving / "manifest.json").read_text()) | facts
+        (serving / "manifest.json").write_text(json.dumps(manifest))
+        return folder
+
+    def version(**facts: object) -> str:
+        return str(push(folder=export(**facts)).get_string_custom_property("pushed_version"))
+
+    assert version(training_id="a") == "1"
+    assert version(training_id="a") == "1"
+    assert version(training_id="a", export_weights="float16") == "2"
+    assert version(training_id="b") == "3"
+    assert version(training_id="b", defaults={"num_steps": 9, "guidance_scale": 2.5}) == "4"
+    # Former versions' models do not say.
+    assert [version(), version()] == ["5", "6"]
+    (push.root / "decoder" / "6" / "saved_model.pb").write_bytes(b"damaged")
+    assert version() == "7"
 
 
 class Killed(BaseException):
@@ -406,10 +456,10 @@ def test_a_canary_without_a_verdict_is_an_error(push, tmp_path, monkeypatch):
     silent = tmp_path / "silent.py"
     silent.write_text("import os; os.abort()")
     monkeypatch.setattr(executor, "_CANARY", silent)
-    with pytest.raises(RuntimeError, match="status -6 and without a verdict"):
+    with pytest.raises(UserError, match="status -6 and without a verdict"):
         push(canary=True)
     silent.write_text("import time; time.sleep(60)")
-    with pytest.raises(RuntimeError, match="no picture within 1 s"):
+    with pytest.raises(UserError, match="no picture within 1 s"):
         executor.run_canary(str(tmp_path), IMAGE_SIZE, timeout_seconds=1)
     assert tree(push.root) == {}
 

@@ -13,12 +13,15 @@ from tfx.orchestration import pipeline as tfx_pipeline
 from tfx.types import channel, standard_artifacts
 
 from pipeline import baseline
+from storage.user_errors import UserError
 from trainer.training.interruption import StopRequest, TrainingInterruptedError
 
 logger = logging.getLogger("components.small")
 
 UNLUCKY_BATCH_SIZE = 13
 SLOW_LEARNING_RATE = 0.25
+FULL_DISK_LEARNING_RATE = 0.125
+WRONG_LEARNING_RATE = 0.0625
 
 
 @component
@@ -30,6 +33,10 @@ def Source(  # noqa: N802
     logger.info("reading %s...", fingerprint[:4])
     if code_version == str(SLOW_LEARNING_RATE):
         time.sleep(60)
+    if code_version == str(FULL_DISK_LEARNING_RATE):
+        Path("/dev/full").write_text("x")
+    if code_version == str(WRONG_LEARNING_RATE):
+        raise UserError("that rate is wrong: give another by --learning-rate")
     Path(dataset.uri, "dataset").write_text(fingerprint)
 
 
@@ -49,7 +56,7 @@ def Train(  # noqa: N802
     with StopRequest() as stop:
         for step in range(steps):
             if stop.made:
-                raise TrainingInterruptedError(f"saved step {step}")
+                raise TrainingInterruptedError(f"saved step {step}", stop.signal)
             Path(model.uri, f"{step:04}").write_text(text)
             time.sleep(0.01)
 

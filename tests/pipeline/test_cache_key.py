@@ -16,7 +16,10 @@ from tfx.proto.orchestration import pipeline_pb2
 from tfx.types import standard_artifacts
 
 from pipeline import cache_key
+from pipeline.lineage.moved import Relocation
 from storage.filesystem import content_digest
+
+OUTPUT = "/runs/mine"
 
 
 def artifact(**properties: str | int) -> types.Artifact:
@@ -32,18 +35,22 @@ def artifact(**properties: str | int) -> types.Artifact:
 
 
 def serialized(examples: types.Artifact) -> bytes:
-    return cache_key._Stable(examples).mlmd_artifact.SerializeToString(deterministic=True)
+    return cache_key._Stable(
+        examples, Relocation([OUTPUT], "<output>")
+    ).mlmd_artifact.SerializeToString(deterministic=True)
 
 
-def key_of(handle: metadata.Metadata, artifacts: list[types.Artifact]) -> str:
+def key_of(
+    handle: metadata.Metadata, artifacts: list[types.Artifact], **parameters: int | str
+) -> str:
     """TFX's own key of a step with these inputs."""
-    with cache_key.stable_cache_keys():
+    with cache_key.stable_cache_keys(OUTPUT):
         context = cache_utils.get_cache_context(
             metadata_handle=handle,
             pipeline_node=pipeline_pb2.PipelineNode(),
             pipeline_info=pipeline_pb2.PipelineInfo(id="pipeline"),
             input_artifacts={"examples": artifacts},
-            parameters={"steps": 5},
+            parameters={"steps": 5, **parameters},
         )
     return str(context.name)
 
@@ -137,6 +144,26 @@ def test_removed_files_without_a_digest_are_told_apart_by_their_place(handle, pu
     assert not any(made.has_custom_property("content_digest") for made in gone)
 
 
+def test_the_place_of_the_output_folder_is_in_no_key(handle, publish) -> None:
+    def key(output: str, dataset: str, options: str) -> str:
+        made = artifact(dataset=dataset, content_digest="0")
+        made.type_id = 1
+        with cache_key.stable_cache_keys(output):
+            context = cache_utils.get_cache_context(
+                metadata_handle=handle,
+                pipeline_node=pipeline_pb2.PipelineNode(),
+                pipeline_info=pipeline_pb2.PipelineInfo(id="pipeline"),
+                input_artifacts={"examples": [made]},
+                parameters={"options": options, "push_destination": f"{output}/serving_model"},
+            )
+        return str(context.name)
+
+    one = key("/a", "/a/pictures", '{"dir": "/a/checkpoints"}')
+    assert one == key("/b/é", "/b/é/pictures", '{"dir": "/b/\\u00e9/checkpoints"}')
+    assert one != key("/b", "/a/pictures", '{"dir": "/b/checkpoints"}')
+    assert one != key("/b", "/b/pictures", '{"dir": "/b-2/checkpoints"}')
+
+
 def test_tfx_gets_its_own_function_back(monkeypatch) -> None:
     asked = []
 
@@ -145,7 +172,7 @@ def test_tfx_gets_its_own_function_back(monkeypatch) -> None:
         return metadata_store_pb2.Context(id=7)
 
     monkeypatch.setattr(cache_utils, "get_cache_context", of_tfx)
-    with cache_key.stable_cache_keys():
+    with cache_key.stable_cache_keys(OUTPUT):
         found = cache_utils.get_cache_context(
             metadata_handle="m",
             input_artifacts={"examples": [artifact(dataset="x")]},
@@ -165,3 +192,9 @@ def test_tfx_gets_its_own_function_back(monkeypatch) -> None:
 @pytest.mark.parametrize("text", ["", "{not JSON", '["a", null]', "null", '{"a": 0, "b": ""}'])
 def test_what_is_not_an_unset_option_counts(text: str) -> None:
     assert cache_key._set_options(text) == text
+
+
+def test_what_a_step_only_writes_down_is_not_in_the_key(handle: metadata.Metadata) -> None:
+    keys = [key_of(handle, [], training_dataset=place) for place in ("/a/pictures", "/b/pictures")]
+    assert keys[0] == keys[1] == key_of(handle, [])
+    assert keys[0] != key_of(handle, [], dataset="/a/pictures")

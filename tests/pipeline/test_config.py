@@ -19,6 +19,7 @@ from pipeline.config import (
     DatasetConfig,
     EvaluationConfig,
     load_config,
+    prompt_notes,
     resolve_clip_model,
     resolve_dataset,
     save_config,
@@ -49,7 +50,8 @@ def test_defaults_are_resolved_by_the_preset():
     assert config.model.image_size == 64
     assert config.validation.guidance_scale == get_preset("tiny").guidance_scale
     assert config.dataset.path == str(REPO_ROOT / "data" / "creatures")
-    assert len(config.validation.prompts) == 10
+    # What the dataset asks for, or captions that are held out.
+    assert config.validation.prompts is None
     assert config.output == str(Path.cwd() / "runs" / "default")
 
 
@@ -71,6 +73,8 @@ def test_every_value_is_set_after_resolution():
     config = load_config()
     open_fields = {"config", "image_column", "caption_column", "schema"}
     closed = dataclasses.asdict(config) | {"dataset": {}, "evaluation": {}, "vertex": {}}
+    # The dataset says, or the Trainer finds captions that are held out.
+    assert closed["validation"].pop("prompts") is None
     assert None not in list(leaves(closed))
     unset = {name for name, value in vars(config.dataset).items() if value is None}
     assert unset <= open_fields
@@ -115,6 +119,26 @@ def test_a_dataset_asks_for_what_is_particular_to_it(write_dataset, write, tmp_p
     problem = r"evaluation\.measures = .*'size' is no measure"
     with pytest.raises(ConfigError, match=problem):
         load_config(write("evaluation: {measures: [size]}"))
+
+
+def test_a_dataset_says_what_is_drawn_unless_the_user_does(write_dataset, tmp_path):
+    creatures, _ = resolve_dataset(load_config())
+    assert len(creatures.validation.prompts) == 10
+    assert creatures.validation.prompts[0] == "a drawing of a round blue creature with horns"
+    dataset = write_dataset(tmp_path / "pictures", 40)
+    flags = {"dataset.path": ("--dataset", str(dataset))}
+    # Captions that are held out: the Trainer has them.
+    assert resolve_dataset(load_config(flags=flags))[0].validation.prompts is None
+    (dataset / "README.md").write_text("---\nvalidation_prompts: [a dragon, two]\n---\n")
+    assert resolve_dataset(load_config(flags=flags))[0].validation.prompts == ("a dragon", "two")
+    given = {**flags, "validation.prompts": ("--prompt", ["a bird"])}
+    assert resolve_dataset(load_config(flags=given))[0].validation.prompts == ("a bird",)
+    asked, _ = runner_local._parse(["--prompt", "1", "--prompt", "a bird"])
+    assert asked.validation.prompts == ("1", "a bird")
+    for wrong, said in (("a dragon", "must be a list of texts"), (["x"] * 65, "has 65 prompts")):
+        (dataset / "README.md").write_text(f"---\nvalidation_prompts: {wrong}\n---\n")
+        with pytest.raises(ConfigError, match=f"`validation_prompts` in README.md .*{said}"):
+            resolve_dataset(load_config(flags=flags))
 
 
 def test_file_is_merged_key_by_key_and_flags_have_the_last_word(write):
@@ -167,6 +191,86 @@ def test_saved_config_reads_back_to_an_equal_tree(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_the_saved_settings_of_a_folder_that_was_moved_are_those_of_where_it_is(
+    write_dataset, tmp_path
+):
+    before, after = tmp_path / "before", tmp_path / "after"
+    write_dataset(before / "pictures", 20)
+    given = {
+        "output": ("--output", str(before)),
+        "dataset.path": ("--dataset", str(before / "pictures")),
+    }
+    save_config(load_config(flags=given), before / "config.yaml")
+    # A file that somebody else put there is taken at its word.
+    (before / "mine.yaml").write_text((before / "config.yaml").read_text())
+    assert load_config(before / "config.yaml").output == str(before)
+    (before / "metadata.sqlite").touch()
+    before.rename(after)
+    config = load_config(after / "config.yaml")
+    assert (config.output, config.dataset.path) == (str(after), str(after / "pictures"))
+    assert load_config(after / "mine.yaml").output == str(before)
+
+
+SECRET = "hunter2"
+SECRET_URL = f"http://me:{SECRET}@host/x"
+
+
+@pytest.mark.parametrize("key", ["dataset.path", "dataset.schema", "model.base_weights", "output"])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_secret_in_an_address_is_refused_and_never_said(tmp_path, capsys, key, in_file):
+    section, _, name = key.rpartition(".")
+    if in_file:
+        (tmp_path / "mine.yaml").write_text(
+            yaml.safe_dump({section: {name: SECRET_URL}} if section else {name: SECRET_URL})
+        )
+        argv = ["--config", str(tmp_path / "mine.yaml")]
+    else:
+        flags = {"path": "dataset", "schema": "schema", "base_weights": "base-weights"}
+        argv = [f"--{flags.get(name, name)}", SECRET_URL]
+    assert runner_local.main(argv) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: {key} (")
+    assert "http://***@host/x has a password" in said.err
+    assert ".netrc" in said.err
+    assert SECRET not in said.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"evaluation: {{clip_model: {SECRET_URL}}}",
+        f"vertex: {{api_endpoint: 'https://{SECRET}@host'}}",
+        f"validation: {{prompts: [a fox, 'like {SECRET_URL}']}}",
+        f"dataset: {SECRET_URL}",
+        SECRET_URL,
+        f"{SECRET_URL!r}: 3",
+        f"dataset: {{'{SECRET_URL}': 3}}",
+        f"model: {{image_size: {SECRET_URL}}}",
+        f"model: {{preset: {SECRET_URL}}}",
+    ],
+)
+def test_no_message_about_a_file_shows_a_secret(write, tmp_path, capsys, text):
+    assert runner_local.main(["--config", write(text)]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ")
+    assert SECRET not in said.err + said.out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [SECRET_URL],
+        [f"--datset={SECRET_URL}"],
+        ["--steps", SECRET_URL],
+        ["--verbose=" + SECRET_URL],
+    ],
+)
+def test_no_message_about_a_flag_shows_a_secret(capsys, argv):
+    assert runner_local.main(argv) == 2
+    assert SECRET not in capsys.readouterr().err
+
+
 def test_relative_paths_start_at_the_current_folder(write_dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = {"dataset.path": ("--dataset", "pictures"), "output": ("--output", "out")}
@@ -195,7 +299,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         field.name
         for cls in (DatasetConfig, EvaluationConfig, VertexConfig)
         for field in dataclasses.fields(cls)
-    }
+    } | {"prompts"}
     for number, line in enumerate(lines):
         if re.match(r"  [a-z_]+:", line):
             assert lines[number - 1].startswith("  #"), f"{line} is not explained"
@@ -273,6 +377,10 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ("dataset: {fail_on_anomalies: 1}", ["fail_on_anomalies = 1", "true or false"]),
         ("dataset: {schema: /no/such}", ["'/no/such'", "No such file", "schema.pbtxt"]),
         ("validation: {prompts: []}", ["validation.prompts", "a list of texts"]),
+        (
+            "validation: {prompts: [a dragon, '&nbsp;']}",
+            ["validation.prompts: prompt 2 of 2 is empty: say what to draw"],
+        ),
         ("validation: {prompts: one}", ["validation.prompts = 'one'", "a list of texts"]),
         ("training:\n  steps: 3\n  steps: 4\n", ["line 3", "'steps' is given twice"]),
         ("training: {steps: [1}", ["line 1", "not valid YAML"]),
@@ -360,12 +468,10 @@ def test_dataset_without_parquet_files(tmp_path, capsys):
     expect_one_line(runner_local.main(argv), capsys, ["arquet"])
 
 
-@pytest.mark.parametrize(("rows", "fraction"), [(1, "0.5"), (30, "0.001"), (3, "0.999")])
-def test_split_that_would_be_empty(write, write_dataset, tmp_path, capsys, rows, fraction):
-    folder = write_dataset(tmp_path / "pictures", rows)
-    config = write(f"dataset: {{path: {folder}, eval_fraction: {fraction}}}")
-    argv = ["--config", config, "--output", str(tmp_path / "out")]
-    expect_one_line(runner_local.main(argv), capsys, ["eval_fraction", fraction, str(rows)])
+def test_a_single_picture(write, write_dataset, tmp_path, capsys):
+    folder = write_dataset(tmp_path / "pictures", 1)
+    argv = ["--dataset", str(folder), "--output", str(tmp_path / "out")]
+    expect_one_line(runner_local.main(argv), capsys, ["all 1 rows", "there must be two or more"])
     assert not (tmp_path / "out").exists()
 
 
@@ -414,3 +520,12 @@ def expect_one_line(status: int, capsys: pytest.CaptureFixture[str], said: list[
     assert captured.err.count("\n") == 1
     for text in said:
         assert text in captured.err
+
+
+def test_validation_prompts_that_will_be_cut_are_named(tmp_path):
+    long = "a dragon with " + "very " * 71 + "long horns"
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"validation": {"prompts": ["a dragon", long]}}))
+    [note] = prompt_notes(load_config(str(path)))
+    assert note.startswith(f"{long!r} is longer than the 77 tokens")
+    assert note.endswith("is 'horns'")

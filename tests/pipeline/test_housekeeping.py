@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +13,8 @@ import pytest
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
 from pipeline import housekeeping
+from pipeline.lineage.model import CONTENT_DIGEST, FAILURE_REASON, INTERRUPTED
+from storage import filesystem
 
 REPO_ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -63,6 +68,12 @@ class Output:
     def repair(self) -> housekeeping.RepairReport:
         return housekeeping.repair(str(self.folder), str(self.folder / "serving_model"))
 
+    def at(self, folder: Path) -> Output:
+        """The same folder after it was moved or copied to another place."""
+        there = copy.copy(self)
+        there.folder, there.store = folder, housekeeping.open_store(str(folder))
+        return there
+
     def state(self, execution_id: int) -> int:
         return self.store.get_executions_by_id([execution_id])[0].last_known_state
 
@@ -88,8 +99,9 @@ def test_unfinished_execution_becomes_failed_and_its_files_go(output, state):
     for execution_id in (dead, unregistered):
         assert output.state(execution_id) == mlmd.Execution.FAILED
         [execution] = output.store.get_executions_by_id([execution_id])
-        reason = execution.custom_properties[housekeeping.FAILURE_PROPERTY].string_value
+        reason = execution.custom_properties[FAILURE_REASON].string_value
         assert reason.startswith("the run ended before this step did")
+        assert execution.custom_properties[INTERRUPTED].int_value == 1
     assert output.artifact(dead_uri).state == mlmd.Artifact.ABANDONED
     assert not dead_uri.exists()
     assert not unregistered_uri.exists()
@@ -145,6 +157,120 @@ def test_model_that_was_not_blessed_needs_no_release(output):
     _, uri = output.add(mlmd.Execution.COMPLETE, mlmd.Artifact.LIVE, "PushedModel")
     output.repair()
     assert output.artifact(uri).state == mlmd.Artifact.LIVE
+
+
+def test_what_was_gone_for_a_moment_is_taken_back_if_it_is_the_same(output):
+    same, changed = (output.add(mlmd.Execution.COMPLETE, mlmd.Artifact.LIVE)[1] for _ in range(2))
+    for uri in (same, changed):
+        artifact = output.artifact(uri)
+        digest = filesystem.content_digest(str(uri))
+        artifact.custom_properties[CONTENT_DIGEST].string_value = digest
+        output.store.put_artifacts([artifact])
+        uri.rename(uri.with_name("elsewhere"))
+        assert output.repair().withdrawn == (str(uri),)
+        uri.with_name("elsewhere").rename(uri)
+        # Another process would read the files anew.
+        filesystem.content_digest.cache_clear()
+        if uri == changed:
+            (uri / "file").write_text("another")
+        assert output.repair().returned == ((str(uri),) if uri == same else ())
+    assert output.artifact(same).state == mlmd.Artifact.LIVE
+    assert output.artifact(changed).state == mlmd.Artifact.DELETED
+
+
+def test_a_release_of_the_same_number_is_no_release_that_returns(output):
+    _, uri = output.add(
+        mlmd.Execution.COMPLETE, mlmd.Artifact.LIVE, "PushedModel", pushed_version="7"
+    )
+    serving = output.folder / "serving_model"
+    for name in ("text_encoder", "diffusion_model", "decoder"):
+        (serving / name / "7").mkdir(parents=True)
+        (serving / name / "7" / "saved_model.pb").touch()
+    (serving / "releases").mkdir()
+    release = serving / "releases" / "7.json"
+    (uri / "release.json").write_text(json.dumps({"files": {"a": "1"}}))
+    assert output.repair().withdrawn == (str(uri),)
+    release.write_text(json.dumps({"files": {"a": "2"}}))
+    assert output.repair().returned == ()
+    release.write_text(json.dumps({"files": {"a": "1"}, "model": "elsewhere"}))
+    assert output.repair().returned == (str(uri),)
+
+
+@pytest.mark.parametrize("name", ["moved", "möved"])
+@pytest.mark.parametrize("former", ["first", "first (ä)", "moved-not", "mov"])
+def test_a_moved_folder_is_gone_on_with_where_it_is(tmp_path, former, name):
+    first = tmp_path / former
+    first.mkdir()
+    output = Output(first)
+    execution_id, uri = output.add(
+        mlmd.Execution.COMPLETE,
+        mlmd.Artifact.LIVE,
+        outside="/somewhere/else",
+        beside=f"{first}-2/x",
+        config=json.dumps({"dir": f"{first}/checkpoints", "n": 1}),
+        place=str(first),
+    )
+    [execution] = output.store.get_executions_by_id([execution_id])
+    execution.custom_properties["checkpoint_dir"].string_value = f"{first}/checkpoints"
+    output.store.put_executions([execution])
+    output.repair()
+
+    there = tmp_path / name
+    first.rename(there)
+    output = output.at(there)
+    report = output.repair()
+    assert report == housekeeping.RepairReport((), (), (), (), (str(first),))
+    artifact = output.artifact(there / uri.relative_to(first))
+    assert artifact.state == mlmd.Artifact.LIVE
+    properties = {k: v.string_value for k, v in artifact.custom_properties.items()}
+    assert json.loads(properties.pop("config")) == {"dir": f"{there}/checkpoints", "n": 1}
+    assert properties == {
+        "outside": "/somewhere/else",
+        "beside": f"{first}-2/x",
+        "place": str(there),
+    }
+    [execution] = output.store.get_executions_by_id([execution_id])
+    recorded = execution.custom_properties["checkpoint_dir"].string_value
+    assert recorded == f"{there}/checkpoints"
+    assert output.repair() == housekeeping.RepairReport((), (), ())
+
+
+def test_a_copy_of_which_a_part_is_missing_or_damaged_has_the_rest(tmp_path):
+    first = tmp_path / "first"
+    first.mkdir()
+    output = Output(first)
+    whole, damaged, missing = (
+        output.add(mlmd.Execution.COMPLETE, mlmd.Artifact.LIVE)[1] for _ in range(3)
+    )
+    for uri in (whole, damaged, missing):
+        artifact = output.artifact(uri)
+        digest = filesystem.content_digest(str(uri))
+        artifact.custom_properties[CONTENT_DIGEST].string_value = digest
+        output.store.put_artifacts([artifact])
+    output.repair()
+    here = shutil.copytree(first, tmp_path / "copies" / "first")
+    (here / damaged.relative_to(first) / "file").write_text("another")
+    shutil.rmtree(here / missing.relative_to(first))
+    copied = output.at(here)
+    gone = [str(here / uri.relative_to(first)) for uri in (damaged, missing)]
+    assert list(copied.repair().withdrawn) == gone
+    assert copied.artifact(here / whole.relative_to(first)).state == mlmd.Artifact.LIVE
+    # The original does not notice.
+    assert output.repair() == housekeeping.RepairReport((), (), ())
+
+
+def test_what_two_places_recorded_is_in_one(tmp_path):
+    (tmp_path / "here").mkdir()
+    output = Output(tmp_path / "here")
+    _, old = output.add(mlmd.Execution.COMPLETE, mlmd.Artifact.DELETED)
+    _, new = output.add(mlmd.Execution.COMPLETE, mlmd.Artifact.LIVE)
+    artifact = output.artifact(old)
+    artifact.uri = str(old).replace("/here/", "/before/")
+    output.store.put_artifacts([artifact])
+    report = output.repair()
+    assert report.returned == (str(old),)
+    assert report.moved_from == (str(tmp_path / "before"),)
+    assert output.artifact(new).state == mlmd.Artifact.LIVE
 
 
 def test_folders_of_a_lost_database_do_not_mix_with_new_ones(tmp_path):

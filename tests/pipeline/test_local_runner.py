@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
@@ -31,6 +32,23 @@ def executions(output: Path) -> list[tuple[str, str]]:
             state = mlmd.Execution.State.Name(execution.last_known_state)
             found.append((node.rpartition(".")[2], state))
     return found
+
+
+def ended(output: Path) -> list[tuple[str, ...]]:
+    """What the lineage says of every run: status, and name, state and error of what failed."""
+    with lineage.locate(str(output)).open() as store:
+        return [
+            (
+                run.status.value,
+                *(
+                    f
+                    for s in store.steps(run.id)
+                    if s.error
+                    for f in (s.node, s.state.value, s.error)
+                ),
+            )
+            for run in store.runs()
+        ]
 
 
 def assert_whole(output: Path, steps: int) -> None:
@@ -75,19 +93,90 @@ def test_first_run_executes_second_finds_everything_cached(zygote, flags, tmp_pa
     status, run = zygote.run(*flags)
     assert status == 0, run.err()
     for name in ("Source", "Train", "Judge", "Publish"):
-        assert f"{name} cached" in run.out()
-    assert "Nothing to do: every step is up to date." in run.out()
-    assert executions(tmp_path / "out")[4:] == [
-        ("Source", "CACHED"),
-        ("Train", "CACHED"),
-        ("Judge", "CACHED"),
-        ("Publish", "CACHED"),
-    ]
+        assert [
+            line.split()[:2] for line in run.out().splitlines() if line.startswith(f"  {name} ")
+        ] == [[name, "cached"]]
+    assert "Nothing to do: every step is up to date; no run was started" in run.out()
+    assert "Loading TensorFlow" not in run.out()
+    assert "pushed" in run.out()
+    assert len(executions(tmp_path / "out")) == 4
 
     status, run = zygote.run(*flags[:-1], "6")
     assert status == 0
     assert "Source cached" in run.out()
     assert "Train done" in run.out()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def uris(output: Path) -> list[str]:
+    """Where the lineage says that artifacts are, which it finds without writing anything."""
+    before = contents(output)
+    with lineage.locate(str(output)).open() as store:
+        found = [artifact.uri for artifact in store.artifacts(store.artifact_types)]
+        [pushed] = store.artifacts(store.artifacts_of_type("PushedModel"))
+        [release] = (output / "serving_model" / "releases").iterdir()
+        assert lineage.trace(store, str(release)).subject == pushed
+    assert pushed.properties["pushed_destination"] == str(output / "serving_model")
+    assert contents(output) == before
+    return found
+
+
+def test_a_folder_that_is_moved_or_copied_is_gone_on_with_where_it_is(
+    zygote, tmp_path, write_dataset
+):
+    """The dataset lies in it, too, and the settings come out of it."""
+    first, moved, copied = (tmp_path / name for name in ("first", "mo ved", "copied/é"))
+    pictures = write_dataset(first / "pictures", 20)
+    flags = ("--steps", "5", "--dataset")
+    assert zygote.run(*flags, str(pictures), "--output", str(first))[0] == 0
+    places = uris(first)
+
+    first.rename(moved)
+    assert uris(moved) == [str(moved / Path(place).relative_to(first)) for place in places]
+    status, run = zygote.run("--config", str(moved / "config.yaml"))
+    assert status == 0, run.err()
+    assert "Nothing to do: every step is up to date." in run.out()
+    assert not first.exists()
+    shutil.copytree(moved, copied)
+    uris(copied)
+    shutil.rmtree(moved / "artifacts")
+    shutil.rmtree(moved / "pictures")
+    status, run = zygote.run(*flags, str(copied / "pictures"), "--output", str(copied))
+    assert status == 0, run.err()
+    assert "Nothing to do: every step is up to date." in run.out()
+    assert_whole(copied, 5)
+    for place in ("first", "mo ved"):
+        assert not [
+            name for name, text in contents(copied / "artifacts").items() if place.encode() in text
+        ]
+    with sqlite3.connect(copied / "metadata.sqlite") as connection:
+        dump = "\n".join(connection.iterdump())
+    assert str(first) not in dump
+    assert str(moved) not in dump
+    versions = [path.name for path in (copied / "serving_model" / "releases").iterdir()]
+    assert len(versions) == 1
+
+
+def test_what_is_gone_for_a_moment_runs_again_and_is_taken_back(zygote, flags, tmp_path):
+    models = tmp_path / "out" / "artifacts" / "Train" / "model"
+    assert zygote.run(*flags)[0] == 0
+    models.rename(tmp_path / "away")
+    status, run = zygote.run(*flags)
+    assert status == 0, run.err()
+    assert "Train done" in run.out()
+    assert "Judge cached" in run.out()
+    shutil.rmtree(models)
+    (tmp_path / "away").rename(models)
+    status, run = zygote.run(*flags)
+    assert status == 0, run.err()
+    assert "Nothing to do: every step is up to date." in run.out()
 
 
 def test_a_step_that_runs_again_runs_its_consumers_only_if_its_output_differs(
@@ -133,9 +222,46 @@ def test_failing_component_is_named_and_its_error_shown_whole(zygote, flags, tmp
     assert "ValueError: thirteen pictures a step bring bad luck" in run.out()
     assert "Publish" not in run.out()
     assert executions(tmp_path / "out") == [("Source", "COMPLETE"), ("Train", "FAILED")]
+    why = "ValueError: thirteen pictures a step bring bad luck"
+    assert ended(tmp_path / "out") == [("failed", "Train", "failed", why)]
     status, run = zygote.run(*flags)
     assert status == 0
     assert "Source cached" in run.out()
+
+
+@pytest.mark.parametrize(
+    ("rate", "line"),
+    [
+        (
+            small_pipeline.FULL_DISK_LEARNING_RATE,
+            "No space left on device: make room there, or choose another folder with --output",
+        ),
+        (
+            small_pipeline.WRONG_LEARNING_RATE,
+            "that rate is wrong: give another by --learning-rate",
+        ),
+    ],
+)
+def test_what_a_user_can_mend_is_told_in_a_line(zygote, flags, tmp_path, rate, line):
+    status, run = zygote.run(*flags, "--learning-rate", str(rate))
+    assert status == 1
+    [failed] = [text for text in run.out().splitlines() if "failed" in text]
+    assert failed.startswith("Source failed after ")
+    assert failed.endswith(f": {line}")
+    assert "Traceback" not in run.out() + run.err()
+    [log] = (tmp_path / "out" / "logs").iterdir()
+    assert "Traceback (most recent call last)" in log.read_text()
+    assert executions(tmp_path / "out") == [("Source", "FAILED")]
+
+
+def test_an_output_folder_that_cannot_be_used_is_told_in_a_line(zygote, flags, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "logs").write_text("no folder")
+    status, run = zygote.run(*flags)
+    assert status != 0
+    assert run.out() == ""
+    [line] = run.err().splitlines()
+    assert line.startswith(f"error: {tmp_path}/out/logs")
 
 
 def test_killed_step_is_failed_and_repeated_finished_steps_are_not(zygote, flags, tmp_path):
@@ -146,6 +272,8 @@ def test_killed_step_is_failed_and_repeated_finished_steps_are_not(zygote, flags
         time.sleep(0.01)
     assert run.kill() == -signal.SIGKILL
     assert executions(output) == [("Source", "COMPLETE"), ("Train", "RUNNING")]
+    why = "the run ended before this step did"
+    assert ended(output) == [("interrupted", "Train", "interrupted", why)]
 
     status, run = zygote.run(*flags)
     assert status == 0, run.err()
@@ -159,34 +287,59 @@ def test_killed_step_is_failed_and_repeated_finished_steps_are_not(zygote, flags
         ("Publish", "COMPLETE"),
     ]
     assert_whole(output, steps=5)
+    [latest, (status, node, state, noted)] = ended(output)
+    assert latest == ("succeeded",)
+    assert (status, node, state) == ("interrupted", "Train", "interrupted")
+    assert noted.startswith(why)
 
 
-def test_interrupt_leaves_a_consistent_state_and_says_one_line(zygote, flags, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "said", "status"),
+    [
+        (signal.SIGINT, "Ctrl-C", 130),
+        (signal.SIGTERM, "SIGTERM", 143),
+        (signal.SIGHUP, "SIGHUP", 129),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_signal_leaves_a_consistent_state_and_says_one_line(
+    zygote, flags, tmp_path, number, said, status
+):
     output = tmp_path / "out"
     run = zygote.start(*flags, "--learning-rate", str(small_pipeline.SLOW_LEARNING_RATE))
     run.wait_for("reading")
-    assert run.kill(signal.SIGINT) == 130
+    assert run.kill(number) == status
     assert run.out().rstrip().splitlines()[-1] == (
-        "Interrupted: the same command goes on where this run was."
+        f"Interrupted by {said} during Source: what was done before is kept, and the same command "
+        "goes on from there."
     )
+    assert "A former run" not in run.out()
     assert "Traceback" not in run.out()
     assert run.err() == ""
     assert executions(output) == [("Source", "FAILED")]
+    [(status, _, state, why)] = ended(output)
+    assert (status, state) == ("interrupted", "interrupted")
+    assert why.startswith("interrupted by the user")
     assert not list((output / "artifacts" / "Source" / "dataset").iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name
+)
 def test_a_training_that_is_told_to_stop_ends_in_its_own_words(zygote, flags, tmp_path, number):
     output = tmp_path / "out"
     run = zygote.start(*flags[:-1], "3000")
     run.wait_for("] Train")
     while not any((output / "artifacts" / "Train" / "model").glob("*/0003")):
         time.sleep(0.01)
-    assert run.kill(number) == 130
+    assert run.kill(number) == 128 + number
     assert run.out().rstrip().splitlines()[-1].startswith("Interrupted: saved step ")
     assert "Traceback" not in run.out()
     assert run.err() == ""
     assert executions(output) == [("Source", "COMPLETE"), ("Train", "FAILED")]
+    [(status, _, state, why)] = ended(output)
+    assert (status, state) == ("interrupted", "interrupted")
+    assert why.startswith("saved step ")
     assert not list((output / "artifacts" / "Train" / "model").iterdir())
     status, run = zygote.run(*flags)
     assert status == 0, run.err()
@@ -249,7 +402,7 @@ def test_baseline_is_the_blessed_model_before_the_candidate(zygote, flags, tmp_p
         status, run = zygote.run(*flags[:-1], steps)
         assert status == 0, run.err()
     # The third and fourth run went back to settings that were there before.
-    assert "Nothing to do: every step is up to date." in run.out()
+    assert "Nothing to do: every step is up to date.\n" in run.out()
     store = housekeeping.open_store(str(output), read_only=True)
     models = sorted(a.id for a in store.get_artifacts_by_type("Model"))
     baselines = [

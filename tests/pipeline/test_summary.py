@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
 import pytest
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from components.pages import RELEASE_PLACE
 from pipeline import housekeeping, summary
 from pipeline.config import load_config
 
@@ -48,6 +52,7 @@ def test_pushed_model(run, tmp_path, monkeypatch):
     report = add("components.EvaluationReport")
     for name in ("before_after.png", "evaluation.html", "loss_curve.png", "summary.json"):
         (report / name).write_text(name)
+    (report / "evaluation.html").write_text(f"<p>ü {RELEASE_PLACE}</p>")
     (add("components.DatasetReport") / "dataset.html").write_text("<p>")
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "old.png").touch()
@@ -62,6 +67,8 @@ def test_pushed_model(run, tmp_path, monkeypatch):
         "loss_curve.png",
         "summary.json",
     ]
+    # The page was written before there was a release.
+    assert (tmp_path / "report" / "evaluation.html").read_text() == "<p>ü 17</p>"
 
     config = load_config(flags={"output": ("--output", str(tmp_path))})
     text = summary.last_screen(config, result, "serving_model", tmp_path / "logs" / "run.log")
@@ -74,8 +81,11 @@ def test_pushed_model(run, tmp_path, monkeypatch):
     assert "-m serving.generate 'a drawing of" in text
     assert "--logdir artifacts" in text
     assert "logs/run.log" in text
-    assert "-m pipeline.lineage trace release:17 --store ." in text
-    assert "make lineage RUN=., then http://localhost:8081/release/17" in text
+    store = shlex.quote(str(tmp_path))
+    assert f"-m pipeline.lineage trace release:17 --store {store})" in text
+    assert (
+        f"-m pipeline.lineage --store {store} serve), then http://localhost:8081/release/17" in text
+    )
 
 
 def test_model_that_was_not_blessed_says_why(run, tmp_path):
@@ -84,10 +94,47 @@ def test_model_that_was_not_blessed_says_why(run, tmp_path):
     add("ModelEvaluation", loss=0.3, loss_baseline=0.25)
     add("ModelBlessing", blessed=0, reasons="the held-out loss rises\nso does its interval")
     add("PushedModel", pushed=0)
+    model = add("Model")
+    drawn = add("ModelRun") / "validation"
+    drawn.mkdir()
+    (drawn / "prompts.json").write_text(json.dumps({"prompts": ["a red dragon", "a green one"]}))
     result = summary.read_result(store, [execution_id])
     text = summary.last_screen(load_config(), result, "serving_model", tmp_path / "run.log")
     assert "(+20.0 %)" in text
     assert "no: the held-out loss rises, and 1 more reasons on the evaluation's page" in text
-    assert "serving.generate" not in text
+    command = f"-m serving.generate 'a red dragon' --model {model} --out picture.png"
+    assert command in text
     assert "-m pipeline.lineage run 2026-01-01T00:00:00.5" in text
-    assert "make lineage, then http://localhost:8081/run/2026-01-01T00%3A00%3A00.5" in text
+    assert (
+        "-m pipeline.lineage serve, then http://localhost:8081/run/2026-01-01T00%3A00%3A00.5"
+        in text
+    )
+
+
+def test_model_that_the_canary_refused_says_why(run, tmp_path):
+    store, execution_id, add = run
+    add("ModelBlessing", blessed=1, reasons="")
+    add("PushedModel", pushed=0, reason="the canary refuses the model: it draws one colour")
+    report = add("components.EvaluationReport")
+    (report / "evaluation.html").write_text(RELEASE_PLACE)
+    result = summary.read_result(store, [execution_id])
+    why = "the canary refuses the model: it draws one colour"
+    assert summary.pushed_text(result, "serving_model") == f"no: {why}"
+    page = summary.copy_reports(result, str(tmp_path)) / "evaluation.html"
+    assert page.read_text() == f"none: {why}"
+
+
+@pytest.mark.parametrize(
+    ("blessed", "expected"),
+    [
+        (1, "version 3 in serving_model, unsure: it cannot be told"),
+        (0, "no, unsure: it cannot be told (evaluation.when_unsure)"),
+    ],
+)
+def test_unsure_models_are_marked(run, tmp_path, blessed, expected):
+    store, execution_id, add = run
+    add("ModelBlessing", blessed=blessed, verdict="unsure", reasons="it cannot be told")
+    add("PushedModel", **({"pushed_version": "3"} if blessed else {"pushed": 0}))
+    result = summary.read_result(store, [execution_id])
+    text = summary.last_screen(load_config(), result, "serving_model", tmp_path / "run.log")
+    assert expected in text

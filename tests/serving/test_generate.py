@@ -207,6 +207,8 @@ def test_newest_release_and_its_defaults(pushed: Path, newest: Generator) -> Non
     ("request_", "message"),
     [
         ({"prompts": []}, "there is no prompt"),
+        ({"prompts": [" "]}, "there is no prompt; say what to draw .any prompt with a guidance"),
+        ({"prompts": ["a", "&nbsp;"]}, "prompt 2 of 2 is empty; say what to draw"),
         ({"prompts": "a dragon"}, "prompts is a single text"),
         ({"prompts": ["a"], "num_steps": 0}, "number of steps is 0; it must be 1 to 1000"),
         ({"prompts": ["a"], "num_steps": 1001}, "number of steps is 1001"),
@@ -241,12 +243,41 @@ def test_cli_writes_a_picture(cli: Callable, pushed: Path, tmp_path: Path) -> No
     arguments = ["a dragon", "--out", str(out), "--serving-dir", str(pushed)]
     code, printed, errors = cli(*arguments, "--version", "2", "--seed", "4", "--steps", "9")
     assert (code, errors) == (0, "")
-    assert printed == f"{out}: 16 x 16 pixels, release 2 of {pushed}\n"
+    assert printed.splitlines() == [
+        f"Loading release 2 in {pushed} ...",
+        f"{out}: 16 x 16 pixels, release 2 of {pushed}",
+    ]
     assert_pictures_equal(read_png(out), expected_picture("a dragon", num_steps=9, seed=(4, 0)))
 
     assert cli(*arguments, "--guidance-scale", "0", "--negative-prompt", "a bird")[0] == 0
     expected = expected_picture("a dragon", "a bird", num_steps=3, guidance_scale=0, scale=1.5)
     assert_pictures_equal(read_png(out), expected)
+
+
+def test_cli_draws_with_a_model_that_was_not_pushed(
+    cli: Callable, pushed: Path, tmp_path: Path
+) -> None:
+    out, folder = tmp_path / "x.png", tmp_path / "7" / "Format-Serving"
+    for network in ("text_encoder", "diffusion_model", "decoder"):
+        shutil.copytree(pushed / network / "2", folder / network)
+    manifest = {"preset": "tiny", "image_size": 16, "defaults": {"num_steps": 3}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    # As ML Metadata names it, and the folder in it.
+    for model in (folder.parent, folder):
+        arguments = ["a dragon", "--out", str(out), "--model", str(model)]
+        code, printed, errors = cli(*arguments, "--guidance-scale", "2")
+        assert (code, errors, printed) == (0, "", f"{out}: 16 x 16 pixels, {model}\n")
+        expected = expected_picture("a dragon", num_steps=3, guidance_scale=2)
+        assert_pictures_equal(read_png(out), expected)
+    assert "which has no --version" in cli(*arguments, "--version", "2")[2]
+    (folder / "manifest.json").write_text("[]")
+    assert "manifest.json is damaged: it holds no JSON object; choose" in cli(*arguments)[2]
+    shutil.rmtree(folder / "decoder")
+    (folder / "manifest.json").write_text("{}")
+    assert f"there is no SavedModel in {folder / 'decoder'}" in cli(*arguments)[2]
+    code, _, errors = cli(*arguments[:3], "--model", str(pushed))
+    assert code == 2
+    assert f"there is no model in {pushed}: name a folder that the Trainer wrote" in errors
 
 
 def test_cli_draws_a_grid(cli: Callable, pushed: Path, newest: Generator, tmp_path: Path) -> None:
@@ -256,7 +287,7 @@ def test_cli_draws_a_grid(cli: Callable, pushed: Path, newest: Generator, tmp_pa
         *["--count", "3", "--seed", "8"],
     )
     assert code == 0
-    assert printed.splitlines()[:2] == ["drew 'a dragon', seed 8", "drew 'a dragon', seed 9"]
+    assert printed.splitlines()[1:3] == ["drew 'a dragon', seed 8", "drew 'a dragon', seed 9"]
     grid = read_png(out)
     assert grid.shape == (2 * 16, 3 * 16, 3)
     for row, prompt in enumerate(["a dragon", "a bird"]):
@@ -270,6 +301,7 @@ def test_cli_draws_a_grid(cli: Callable, pushed: Path, newest: Generator, tmp_pa
     [
         ([], "the following arguments are required: PROMPT, --out; see --help"),
         (["a", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["a", ""], "prompt 2 of 2 is empty; say what to draw"),
         (["a", "--steps", "0"], "the number of steps is 0; it must be 1 to 1000"),
         (["a", "--steps", "-3"], "the number of steps is -3; it must be 1 to 1000"),
         (["a", "--guidance-scale", "-2"], "the guidance scale is -2.0; it must be 0 or more"),
@@ -387,8 +419,15 @@ def test_tensorflow_alone_is_enough(pushed: Path, tmp_path: Path) -> None:
     """In a fresh process: a quiet console, none of our training code, no KerasCV."""
     script = (
         "import sys\n"
+        "from serving import generate\n"
         "from serving.generate import main\n"
         "assert 'tensorflow' not in sys.modules\n"
+        "print_ = print\n"
+        "def first(*arguments, **settings):\n"
+        "    assert 'tensorflow' not in sys.modules, 'nothing is said before what takes seconds'\n"
+        "    generate.print = print_\n"
+        "    print_(*arguments, **settings)\n"
+        "generate.print = first\n"
         "code = main(sys.argv[1:])\n"
         "ours = {'trainer', 'components', 'pipeline'}\n"
         "theirs = {'keras_cv', 'tfx', 'tokenizers'}\n"
@@ -405,7 +444,10 @@ def test_tensorflow_alone_is_enough(pushed: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert process.stderr == ""
-    assert process.stdout == f"{out}: 16 x 16 pixels, release 10 of {pushed}\n"
+    assert process.stdout.splitlines() == [
+        f"Loading the release in {pushed} ...",
+        f"{out}: 16 x 16 pixels, release 10 of {pushed}",
+    ]
     assert process.returncode == 0
     expected = expected_picture("a dragon", num_steps=3, guidance_scale=2, scale=1.5)
     assert_pictures_equal(read_png(out), expected)

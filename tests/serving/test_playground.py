@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import local_page
 import numpy as np
 import pytest
 from browser import browser
@@ -33,7 +35,13 @@ def root(publish: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def url(root: Path) -> Iterator[str]:
+def said(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the page's process writes to the terminal."""
+    return tmp_path_factory.mktemp("terminal") / "said"
+
+
+@pytest.fixture(scope="module")
+def url(root: Path, said: Path) -> Iterator[str]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -41,7 +49,10 @@ def url(root: Path) -> Iterator[str]:
     command += ["--port", str(port), "--no-browser", "--lineage-url", "http://127.0.0.1:1/lineage"]
     # NiceGUI takes a process of pytest for a test of its own.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    with said.open("wb") as terminal:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=terminal, stderr=subprocess.STDOUT
+        )
     url = f"http://127.0.0.1:{port}"
     for _ in range(600):
         try:
@@ -51,8 +62,8 @@ def url(root: Path) -> Iterator[str]:
             assert process.poll() is None
             time.sleep(0.2)
     yield url
-    process.terminate()
-    process.wait(30)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
 
 
 @contextlib.contextmanager
@@ -166,7 +177,7 @@ def test_wrong_values_are_told_and_draw_nothing(url: str) -> None:
 def test_drawing_can_be_stopped(url: str) -> None:
     with open_page(url) as page:
         expect(status(page)).to_have_text("Ready.", timeout=120_000)
-        page.get_by_label("Prompt", exact=True).fill("a dragon")
+        page.get_by_label("Prompt", exact=True).fill("very " * 75 + "Large")
         page.get_by_label("Steps", exact=True).fill("200")
         page.get_by_label("Pictures").fill("16")
         page.get_by_role("button", name="Draw").click()
@@ -174,11 +185,44 @@ def test_drawing_can_be_stopped(url: str) -> None:
         page.get_by_role("button", name="Stop").click()
         expect(status(page)).to_have_text("Stopped.")
         assert pictures(page).count() < 16
+        # The end of the prompt was without effect.
+        expect(page.get_by_text("cut off, and without effect, is 'large'").first).to_be_visible()
 
 
-def test_it_listens_on_this_machine_alone() -> None:
+def test_tabs_that_are_closed_at_any_moment_print_nothing(url: str, said: Path) -> None:
+    with browser() as chromium:
+        page = chromium.new_page()
+        # Before its models are there, and while pictures are drawn.
+        page.goto(url, wait_until="commit")
+        page.close()
+        page = chromium.new_page()
+        page.goto(url)
+        expect(status(page)).to_have_text("Ready.", timeout=120_000)
+        page.get_by_label("Prompt", exact=True).fill("a dragon")
+        page.get_by_label("Steps", exact=True).fill("1000")
+        page.get_by_label("Pictures").fill("16")
+        page.get_by_role("button", name="Draw").click()
+        expect(status(page)).to_have_text("Drawing picture 1 of 16 ...")
+        page.close()
+        # NiceGUI waits three seconds for a tab to come back.
+        time.sleep(5)
+    own = f"Playground: http://localhost:{urlsplit(url).port}/ (Ctrl-C ends it)\n"
+    assert said.read_text() == own
+
+
+def test_it_listens_on_this_machine_alone(url: str) -> None:
     arguments = playground._parser().parse_args([])
     assert arguments.host == "127.0.0.1"
+    local_page.check_nobody_else_gets_in(url)
+    with browser() as chromium:
+        local_page.check_frame(chromium.new_page(), url)
+
+
+def test_an_unknown_address_and_a_port_that_is_taken(url: str, root: Path) -> None:
+    local_page.check_unknown_address(url, "Playground")
+    command = ["-m", "serving.playground", "--serving-dir", str(root), "--no-browser"]
+    local_page.check_port_is_taken(url, command, "playground", str(ROOT))
+    assert '<html lang="en-US">' in local_page.fetch(url, "/")[2]
 
 
 def test_mistakes_are_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:

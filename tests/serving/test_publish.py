@@ -3,16 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 from hub_server import TOKEN, HubServer
+from huggingface_hub import ModelCard, ModelCardData
 
 from serving import png, publish, pull
 from serving.client import Generator
 from serving.errors import ServingError
 from serving.releases import SERVED_NETWORKS
 from serving.serving_directory import ServingDirectory
+from storage.commands import module_command
 
 MANIFEST = {
     "preset": "tiny",
@@ -82,8 +85,8 @@ def test_to_the_hub_and_back(root: Path, tmp_path: Path) -> None:
         assert "org/dragons" in said
         hub.know(TOKEN)
         code, said = run("publish", *arguments, "--version", "1", "--license", "apache-2.0")
-        told = "published; to get it back: python -m serving.pull hf://org/dragons@release-1"
-        assert (code, said) == (0, told)
+        told = module_command("serving.pull", "hf://org/dragons@release-1")
+        assert (code, said) == (0, f"published; to get it back: {told}")
         assert run("publish", *arguments)[0] == 0
         files = hub.files("org/dragons", "release-2")
         expected = {f"{n}/{name}" for n in SERVED_NETWORKS for name in ("saved_model.pb",)}
@@ -179,7 +182,9 @@ def test_the_model_card_shows_what_the_release_draws(released: Path, tmp_path: P
     prompts = ["a blue | dragon", "a red bird"]
     address = publish.publish(str(released), str(tmp_path), prompts=prompts)
     card = Path(address, "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: tensorflow\npipeline_tag: text-to-image\n")
+    data = ModelCard(card).data
+    assert (data.library_name, data.pipeline_tag) == ("tensorflow", "text-to-image")
+    assert data.tags == ["stable-diffusion", "tensorflow", "tfx"]
     assert "| Held-out loss | 0.1602 |" in card
     assert "| Model artifact | 1 |" in card
     generator = Generator(str(released))
@@ -191,6 +196,68 @@ def test_the_model_card_shows_what_the_release_draws(released: Path, tmp_path: P
     pulled = tmp_path / "here"
     assert pull.pull(address, str(pulled))["version"] == 1
     assert (Generator(str(pulled)).generate(["a red bird"], seed=1)[0] == expected).all()
+
+
+def front_matter(**facts: Any) -> ModelCardData:
+    """What the hub reads of the card of a release with these facts."""
+    content = publish.model_card({"version": 3, **facts}, [], name="dragons")
+    return ModelCard(content).data
+
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.mark.parametrize(
+    ("source", "base_model"),
+    [
+        ("hf://fchollet/stable-diffusion", "CompVis/stable-diffusion-v1-4"),
+        (f"hf://fchollet/stable-diffusion@{COMMIT}", "CompVis/stable-diffusion-v1-4"),
+        (f"hf://org/my-diffusion@{COMMIT}", "org/my-diffusion"),
+        ("hf://org/my-diffusion@refs%2Fpr%2F1/fp16/weights", "org/my-diffusion"),
+        ("default", None),
+        ("random", None),
+        ("gs://bucket/weights", None),
+        ("/home/me/weights", None),
+        (None, None),
+    ],
+)
+def test_the_model_card_names_the_base_model(source: str | None, base_model: str | None) -> None:
+    data = front_matter(manifest={**MANIFEST, "base_weights_source": source})
+    assert data.base_model == base_model
+    relation = None if base_model is None else "finetune"
+    assert data.to_dict().get("base_model_relation") == relation
+    assert front_matter().base_model is None
+
+
+def test_the_model_card_names_the_dataset_and_the_loss_on_it() -> None:
+    facts = {
+        "dataset": f"hf://datasets/lambdalabs/naruto-blip-captions@{COMMIT}",
+        "metrics": {"loss": 0.16021234, "loss_baseline": 0.2037, "loss_delta": -0.04},
+        "manifest": {**MANIFEST, "latents": {"counts": {"train": 1100, "eval": 121}}},
+    }
+    data = front_matter(**facts)
+    assert data.datasets == ["lambdalabs/naruto-blip-captions"]
+    assert data.model_name == "dragons"
+    [result] = data.eval_results
+    assert (result.task_type, result.metric_type, result.metric_value) == (
+        *("text-to-image", "mse", 0.160212),
+    )
+    assert (result.dataset_type, result.dataset_name, result.dataset_revision) == (
+        *("lambdalabs/naruto-blip-captions", "naruto-blip-captions", COMMIT),
+    )
+    assert (result.dataset_split, result.dataset_args) == ("held out", {"pictures": 121})
+    assert result.metric_name.startswith("Held-out loss")
+
+
+def test_the_model_card_links_no_dataset_that_is_not_on_the_hub() -> None:
+    data = front_matter(dataset="/home/me/secret/creatures/", metrics={"loss": 0.25})
+    assert data.datasets is None
+    [result] = data.eval_results
+    assert (result.dataset_type, result.dataset_name) == ("private", "creatures")
+    assert (result.metric_value, result.dataset_revision, result.dataset_args) == (0.25, None, None)
+    # Of releases that were pushed before, nobody knows.
+    assert front_matter(metrics={"loss": 0.25}).eval_results is None
+    assert front_matter(dataset="hf://datasets/org/a", metrics={}).datasets == ["org/a"]
 
 
 def test_prompts_of_the_card_are_the_validation_prompts(

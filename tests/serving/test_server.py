@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tf_serving import TfServing
 from serving import generate
 from serving.client import Generator
 from serving.errors import ServingError
+from serving.request import cut_note
 
 REQUESTS = [
     {"prompts": [prompt], "negative_prompts": negative, "seed": seed, "num_steps": steps}
@@ -25,7 +27,7 @@ REQUESTS = [
         ("a blue dragon", "", 0, 2),
         ("a red bird &amp; its nest", "", 2**64 - 1, 3),
         ("角のある青い生き物 🐉", "horns", 3, 1),
-        ("", "a dragon", 2**31, 2),
+        ("a cave", "a dragon", 2**31, 2),
         ("a blue dragon", "", 1, 2),
         ("a blue dragon", "wings", 1, 2),
     )
@@ -40,9 +42,13 @@ def server(released: Path) -> Iterator[TfServing]:
 
 
 @pytest.fixture(scope="module")
-def expected(released: Path) -> list[np.ndarray]:
-    generator = Generator(str(released))
-    return [generator.generate(**request) for request in REQUESTS]
+def in_process(released: Path) -> Generator:
+    return Generator(str(released))
+
+
+@pytest.fixture(scope="module")
+def expected(in_process: Generator) -> list[np.ndarray]:
+    return [in_process.generate(**request) for request in REQUESTS]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +96,62 @@ def test_the_command_line_talks_to_a_server(
             f"{files[-1]}: 128 x 128 pixels, release 1 of {place[1]}"
         )
     assert len({file.read_bytes() for file in files}) == 1
+
+
+LONG = "a dragon with " + "very " * 71 + "long horns and SHARP claws"
+CUT = "horns and sharp claws"
+
+
+@pytest.mark.parametrize("place", ["folder", "rest", "grpc"])
+def test_what_is_cut_off_a_prompt_is_named_wherever_it_is_drawn(
+    server: TfServing,
+    in_process: Generator,
+    place: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: list[tuple[str, str | None]] = []
+    generator = in_process if place == "folder" else Generator(getattr(server, place))
+
+    def tell(prompt: str, cut: str | None) -> None:
+        told.append((prompt, cut))
+
+    # The second one is exactly as long as may be.
+    fits = "a dragon with " + "very " * 71 + "horns"
+    prompts = [LONG, fits, LONG]
+    generator.generate(prompts, ["", "no " * 80, ""], num_steps=1, on_cut=tell)
+    assert told == [(LONG, CUT), ("no " * 80, "no no no no no")]
+    generator.generate([LONG], num_steps=1)
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message == (
+        f"{LONG!r} is longer than the 77 tokens that the text encoder reads; cut off, and without "
+        f"effect, is {CUT!r}."
+    )
+    if place == "rest":
+        out = str(tmp_path / "x.png")
+        assert generate.main([LONG, "--steps", "1", "--server", server.rest, "--out", out]) == 0
+        printed = capsys.readouterr()
+        assert printed.err == f"note: {message.removesuffix('.')}\n"
+        assert printed.out.splitlines()[0] == f"Asking {server.rest} ..."
+
+
+def test_a_release_that_is_too_old_to_tell_says_so(
+    in_process: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = in_process._models.call
+
+    def without_cut(network: str, signature: str, *others: Any) -> dict[str, np.ndarray]:
+        return call(network, "no_cut" if signature == "cut" else signature, *others)
+
+    monkeypatch.setattr(in_process._models, "call", without_cut)
+    told: list[str] = []
+    in_process.generate(
+        [LONG], num_steps=1, on_cut=lambda prompt, cut: told.append(cut_note(prompt, cut))
+    )
+    [note] = told
+    assert note.startswith(f"{LONG!r} may be longer than the 77 tokens that the text encoder reads")
+    assert note.endswith("this release is too old to say which words are cut")
 
 
 def test_rest_needs_no_tensorflow(server: TfServing, tmp_path: Path) -> None:

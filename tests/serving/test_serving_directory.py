@@ -228,7 +228,14 @@ def test_the_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     code, out, _ = run("verify", "2")
     assert code == 1
     assert out == (f"missing or changed: {root}/decoder/2/{FILES[0]}\nrelease 2 is damaged\n")
-    assert run("prune", "--keep", "1") == (0, "removed: 1\n", "")
+    removed = "removed: 1\nkept: 3, of the newest 1\nkept: 2, the current one\n"
+    assert run("prune", "--keep", "1") == (0, removed, "")
+    assert run("rollback", "--to", "3") == (0, "release 3 is served now\n", "")
+    nothing = (
+        "removed: nothing\nkept: 3, the current one\n"
+        "kept: 2, which servers keep loaded beside it until the next push\n"
+    )
+    assert run("prune", "--keep", "1") == (0, nothing, "")
     code, _, err = run("show", "1")
     assert (code, err) == (2, f"error: there is no release 1 in {root}; there are: 2, 3\n")
     assert run("prune", "--keep", "0")[2] == "error: --keep is 0; it must be 1 or more\n"

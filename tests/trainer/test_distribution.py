@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 from small_runs import Zygote, ends_alike
 
+from storage.user_errors import UserError
 from trainer.training.checkpoints import RunCheckpoints
 from trainer.training.distribution import is_chief, training_strategy, wait_for_all, worker_count
 
@@ -149,9 +150,7 @@ def test_a_cluster_of_one_is_one_device(monkeypatch: pytest.MonkeyPatch, caplog)
 @pytest.mark.parametrize("text", ["{cluster", "[]", '{"cluster": 3}', '{"cluster": {"worker": 1}}'])
 def test_a_tf_config_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(
-        ValueError, match=r"TF_CONFIG is .* it must be JSON with a cluster"
-    ) as error:
+    with pytest.raises(UserError, match=r"TF_CONFIG is .* it must be JSON with a cluster") as error:
         training_strategy("all")
     assert text in str(error.value)
 

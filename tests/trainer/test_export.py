@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusion
 
+from storage.user_errors import UserError
 from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
 from trainer.diffusion.sampler import initial_noise, sample, to_pixels
 from trainer.export.saved_models import (
@@ -280,7 +281,7 @@ def test_weights_too_large_for_float16_are_refused(
     before = variable.numpy()
     variable.assign(np.full_like(before, 1e5))
     try:
-        with pytest.raises(ValueError, match=r"too large for float16.*export float32"):
+        with pytest.raises(UserError, match=r"too large for float16.*export_weights to float32"):
             serving_modules(**networks, preset=preset, image_size=128, weights_dtype="float16")
     finally:
         variable.assign(before)

@@ -1,5 +1,7 @@
 """The training step against NumPy, and runs that are stopped and resumed."""
 
+import contextlib
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +11,14 @@ import numpy as np
 import pytest
 import small_runs
 import tensorflow as tf
-from small_runs import batch_of, batches_from, config, state, tuner
+from small_runs import Batch, batch_of, batches_from, config, state, tuner
 
+from storage.user_errors import UserError
 from trainer.data.latents import batch_spec
 from trainer.diffusion.noise_schedule import alphas_cumprod, timestep_embedding
 from trainer.training.fine_tuner import (
     FineTuner,
+    StepRecord,
     TrainingDivergedError,
     learning_rate_at,
     read_history,
@@ -200,6 +204,32 @@ def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_never_stopped(tmp_path
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_record_after_a_resume_is_of_the_steps_since_the_last_whatever_the_interval(
+    tmp_path: Path,
+) -> None:
+    def run(stop_at: int, **settings: int) -> list[StepRecord]:
+        """Steps whose loss is their number."""
+        subject, _ = spied_on(checkpoint_every_steps=1, **settings)
+
+        def step(batch: Batch, stop: bool) -> tuple[None, None, tf.Tensor]:
+            done = subject.step.assign_add(1)
+            subject._window.assign_add([float(done), 1.0, 1.0])
+            return None, None, done
+
+        def batches(first_step: int) -> Iterator[Batch]:
+            yield from itertools.islice(batches_from(first_step), stop_at - first_step)
+            raise KeyboardInterrupt
+
+        subject.train_step = step
+        with contextlib.suppress(KeyboardInterrupt):
+            return subject.train(batches, str(tmp_path))
+        return []
+
+    assert run(5, log_every_steps=3) == []
+    records = run(7, log_every_steps=2)
+    assert [(record.step, record.loss) for record in records] == [(3, 2.0), (6, 5.0)]
+
+
 @pytest.mark.parametrize("kept", [1, 3])
 def test_as_many_checkpoints_are_kept_as_asked_for(tmp_path: Path, kept: int) -> None:
     subject, _ = spied_on(checkpoint_every_steps=1, checkpoints_kept=kept)
@@ -230,7 +260,7 @@ def test_a_loss_that_is_not_a_number_names_step_examples_and_checkpoint(tmp_path
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"training\.batch_size = 4 cannot be shared out.* of 3 "):
+    with pytest.raises(UserError, match=r"training\.batch_size = 4 cannot be shared out.* of 3 "):
         spied_on(accumulation_steps=3)
 
 

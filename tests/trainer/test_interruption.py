@@ -82,7 +82,9 @@ def test_every_feature_resumes_bit_for_bit(
     ends_identical(whole, folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda n: n.name
+)
 def test_a_stop_is_noted_and_what_was_before_is_put_back(number: signal.Signals) -> None:
     heard = []
     before = signal.signal(number, lambda number, frame: heard.append(number))

@@ -52,6 +52,7 @@ def shapes(model: keras.Model) -> list[tuple[int, ...]]:
 def test_full_size_networks_are_keras_cvs(build, build_keras_cv, parameters) -> None:
     ours = build(get_preset("sd-v1-4"))
     count, ours_shapes = ours.count_params(), shapes(ours)
+    assert parameters == get_preset("sd-v1-4").parameters[ours.name]
     del ours
     theirs = build_keras_cv()
     assert count == parameters == theirs.count_params()

@@ -5,6 +5,7 @@ import json
 import logging
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,19 @@ import small_runs
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
+from storage.user_errors import UserError
 from trainer import presets, run_fn
 from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.text.tokenizer import tokenize
 from trainer.training import memory
 from trainer.training.fine_tuner import TrainingDivergedError, read_history
 from trainer.training.memory import InsufficientMemoryError
-from trainer.training_config import TrainerSettings, TrainingConfig, ValidationConfig
+from trainer.training_config import (
+    WITHOUT_EFFECT_ON_WEIGHTS,
+    TrainerSettings,
+    TrainingConfig,
+    ValidationConfig,
+)
 from trainer.weights.base_model import BaseModel
 
 PRESET = dataclasses.replace(small_runs.preset(), name="small")
@@ -199,7 +206,9 @@ def test_the_manifest_says_what_made_the_model(ran: Ran) -> None:
 def test_pictures_are_in_tensorboard_every_so_many_steps(ran: Ran) -> None:
     drawn = set()
     scalars = set()
-    for path in (ran.folder / "model_run" / "train").iterdir():
+    logs = [*ran.folder.glob("model_run/*/events.*")]
+    assert {path.parent.name for path in logs} == {"train", "validation"}
+    for path in logs:
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             for value in event.summary.value:
                 if value.metadata.plugin_data.plugin_name == "images":
@@ -233,17 +242,41 @@ def test_the_trained_text_encoder_is_exported_with_its_adapters_merged(ran: Ran)
 
 
 @pytest.mark.slow
-def test_a_run_that_was_done_is_exported_again_without_training(ran: Ran, tmp_path: Path) -> None:
-    """A Trainer that is killed while it exports finds its last step done."""
-    again = arguments(ran.folder, ran.latents, lora_rank=2, lora_alpha=4.0, train_text_encoder=True)
+def test_other_prompts_are_drawn_by_the_finished_training_and_not_trained_for(
+    ran: Ran, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor for anything else that changes no weights, or where a Trainer is killed in its export."""
+    again = arguments(
+        ran.folder,
+        ran.latents,
+        lora_rank=2,
+        lora_alpha=4.0,
+        train_text_encoder=True,
+        memory_check="warn",
+        checkpoints_kept=1,
+    )
+    again.custom_config["training"] |= {"log_every_steps": 2, "checkpoint_every_steps": 7}
+    again.custom_config["validation"] |= {"prompts": ["a green one"], "every_steps": 1}
+    again.custom_config["checkpoint_dir"] = str(tmp_path / "checkpoints")
+    (tmp_path / "model_run").mkdir()
+    shutil.copytree(ran.folder / "checkpoints", tmp_path / "checkpoints")
     again.serving_model_dir = str(tmp_path / "Format-Serving")
     again.model_run_dir = str(tmp_path / "model_run")
+    caplog.set_level(logging.INFO, "trainer")
     run_fn.run_fn(again)
+    assert "Resuming at step 3 of 3." in caplog.text
+    assert "There are no pictures of step 1, 2: " in caplog.text
     manifest = json.loads((tmp_path / "Format-Serving" / "manifest.json").read_text())
     assert manifest["final_loss"] == ran.manifest["final_loss"]
+    assert manifest["training_id"] == ran.manifest["training_id"]
+    assert manifest["validation"]["prompts"] == ["a green one"]
     assert manifest["training_seconds"] < ran.manifest["training_seconds"]
     files = [folder / "Format-Serving/lora.safetensors" for folder in (ran.folder, tmp_path)]
     assert files[0].read_bytes() == files[1].read_bytes()
+    drawn = tmp_path / "model_run" / "validation"
+    pictures = sorted(str(path.relative_to(drawn)) for path in drawn.rglob("*.png"))
+    assert pictures == ["step_000000/00.png", "step_000003/00.png"]
+    assert len(list(drawn.glob("events.*"))) == 1
 
 
 def test_an_infinite_number_stops_the_run_and_nothing_is_exported(
@@ -259,7 +292,7 @@ def test_an_infinite_number_stops_the_run_and_nothing_is_exported(
         run_fn.run_fn(arguments(tmp_path, latents, memory_check="warn"))
     said = re.fullmatch(
         r"the loss or its gradients became infinite or not a number at step ([123]); the examples "
-        r"of that step were (.*); the last good checkpoint is (.*)\. Try a lower learning rate "
+        r"of that step were (.*); the last good checkpoint is (.*)\. Try a lower --learning-rate "
         r"than 0\.01",
         str(error.value),
     )
@@ -301,8 +334,17 @@ def test_latents_of_another_model_are_refused(
     tmp_path: Path, facts: dict[str, Any], said: str
 ) -> None:
     latents = write_latents(tmp_path / "latents", **facts)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UserError, match=said):
         run_fn.run_fn(arguments(tmp_path, latents))
+
+
+def test_a_reduced_batch_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    latents = LatentsManifest("small", 64, "hash", flip=False, counts={"train": 3, "eval": 1})
+    recommended = PRESET.training.batch_size
+    assert recommended > 3
+    config = TrainingConfig(steps=1).resolved(PRESET)
+    assert run_fn._config_for(config, latents, BASE_MODEL, None).batch_size == 3
+    assert f"Batches are of 3 pictures, not of {recommended}" in caplog.text
 
 
 def test_weights_that_changed_since_are_refused(tmp_path: Path) -> None:
@@ -312,18 +354,75 @@ def test_weights_that_changed_since_are_refused(tmp_path: Path) -> None:
         run_fn.run_fn(given)
 
 
-def test_checkpoints_are_found_by_what_the_latents_hold_and_by_the_code(tmp_path: Path) -> None:
+def test_a_training_is_named_by_what_decides_its_weights(tmp_path: Path) -> None:
     first, again = (write_latents(tmp_path / name) for name in ("first", "again"))
     other = write_latents(tmp_path / "other", broken=0)
 
-    def found(latents: Path, **changed: Any) -> str:
+    def found(latents: Path = first, **changed: Any) -> str:
         given = arguments(tmp_path, latents)
-        settings = TrainerSettings.from_json(
-            {**given.custom_config, **changed}, given.hyperparameters
+        run, training, rest = given.hyperparameters, given.custom_config["training"], {}
+        for name, value in changed.items():
+            target = run if name in run else training if name in training else rest
+            target[name] = value
+        settings = TrainerSettings.from_json({**given.custom_config, **rest}, run)
+        return run_fn._training_id(
+            settings,
+            settings.training.for_examples(EXAMPLES, PRESET),
+            BASE_MODEL,
+            LatentsManifest.read(str(latents)),
+            str(latents),
         )
-        return run_fn._run_hash(settings, LatentsManifest.read(str(latents)), str(latents))
 
-    assert found(again) == found(first)
-    assert found(other) != found(first)
-    assert found(first, code_version="abd") != found(first)
-    assert found(first, export_weights="float16", checkpoint_dir="elsewhere") == found(first)
+    assert found(again) == found()
+    assert found(other) != found()
+    validation = {
+        "prompts": ["x"],
+        "seed": 2,
+        "num_steps": 3,
+        "guidance_scale": 1.0,
+        "every_steps": 0,
+    }
+    without_effect = {
+        "export_weights": "float16",
+        "checkpoint_dir": "elsewhere",
+        "base_weights": "/moved/elsewhere",
+        "validation": validation,
+        "memory_check": "warn",
+        "checkpoint_every_steps": 7,
+        "checkpoints_kept": 9,
+        "log_every_steps": 3,
+        # What 1.5 epochs of 8 examples are.
+        "steps": 3,
+    }
+    assert found(**without_effect) == found()
+    with_effect = {
+        "code_version": "abd",
+        "base_weights_hash": "other",
+        "image_size": 128,
+        "steps": 4,
+        "learning_rate": 0.5,
+        "seed": 4,
+        "batch_size": 2,
+        "accumulation_steps": 2,
+        "learning_rate_schedule": "linear",
+        "warmup_steps": 1,
+        "weight_decay": 0.5,
+        "max_gradient_norm": 0.5,
+        "ema_decay": 0.5,
+        "caption_dropout": 0.5,
+        "min_snr_gamma": 0.5,
+        "noise_offset": 0.5,
+        "lora_rank": 1,
+        "lora_alpha": 0.5,
+        "train_text_encoder": True,
+        "precision": "bfloat16",
+        "xla": "on",
+        "gradient_checkpointing": True,
+        "devices": "one",
+    }
+    ids = {name: found(**{name: value}) for name, value in with_effect.items()}
+    assert len({found(), *ids.values()}) == 1 + len(ids)
+    # Whoever adds a setting has to say which kind it is.
+    assert {f.name for f in dataclasses.fields(TrainingConfig)} == WITHOUT_EFFECT_ON_WEIGHTS | (
+        set(with_effect) - {"code_version", "base_weights_hash", "image_size"}
+    )

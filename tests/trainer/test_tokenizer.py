@@ -5,6 +5,7 @@ import hashlib
 import html
 import random
 import sys
+import unicodedata
 from collections.abc import Iterator
 from html.entities import html5
 from pathlib import Path
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from storage.plain_text import NEWER_CASE, plain
 from trainer.text import tokenizer
+from trainer.text.graph_plain import GraphPlain
 from trainer.text.graph_tokenizer import GraphTokenizer
 from trainer.text.tokenizer import END_OF_TEXT, START_OF_TEXT, token_count, tokenize
 
@@ -144,11 +147,16 @@ def _merges_file(path: Path) -> str:
     return str(file)
 
 
+def _as_ftfy_left_it(caption: str) -> str:
+    """What KerasCV's tokenizer, which unescapes entities twice, takes for the plain caption."""
+    return html.escape(html.escape(plain(caption)))
+
+
 def _lowered_alike_by_every_python(captions: list[str]) -> list[str]:
     """Captions on which KerasCV, which lower-cases as its Python does, is a reference."""
     if sys.version_info < (3, 11):
         return captions
-    alike = [text for text in captions if not tokenizer.NEWER_CASE.search(html.unescape(text))]
+    alike = [text for text in captions if not NEWER_CASE.search(html.unescape(text))]
     assert len(alike) > 0.8 * len(captions)
     return alike
 
@@ -171,7 +179,7 @@ def test_python_equals_keras_cv(tmp_path: Path) -> None:
     captions = _lowered_alike_by_every_python(captions)
     expected = np.full((len(captions), 77), END_OF_TEXT, np.int32)
     for row, caption in zip(expected, captions, strict=True):
-        ids = reference.encode(caption)
+        ids = reference.encode(_as_ftfy_left_it(caption))
         assert token_count(caption) == len(ids), ascii(caption)
         row[: len(ids)] = ids[:77]
     expected[:, 76] = END_OF_TEXT
@@ -193,7 +201,7 @@ def test_graph_equals_keras_cv_on_ten_thousand_captions(
     captions = _lowered_alike_by_every_python(list(_random_captions(10_000)))
     expected = np.full((len(captions), 77), END_OF_TEXT, np.int32)
     for row, caption in zip(expected, captions, strict=True):
-        ids = reference.encode(caption)[:76]
+        ids = reference.encode(_as_ftfy_left_it(caption))[:76]
         row[: len(ids)] = ids
     assert _differing(graph(_strings(captions)).numpy(), expected, captions) == []
 
@@ -257,6 +265,55 @@ def test_lone_surrogates_count_as_replacement_characters() -> None:
     assert (tokenize(["a \ud83d b"]) == tokenize(["a \ufffd b"])).all()
 
 
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("cafe\u0301", "caf\u00e9"),
+        ("caf&eacute;", "caf\u00e9"),
+        ("cafe&#769;", "caf\u00e9"),
+        ("a \u201cbig\u201d dragon\u2019s cave", 'a "big" dragon\'s cave'),
+        ("&ldquo;it&rsquo;s&rdquo;", '"it\'s"'),
+        ("a \ufb01sh o\ufb03ce", "a fish office"),
+        ("\uff22\uff49\uff47\u3000\uff11\uff01", "Big 1!"),
+        ("\uff76\uff9e", "\u30ac"),
+        ("vie\u0323\u0302t \u1ec7 e\u0302\u0323", "vi\u1ec7t \u1ec7 \u1ec7"),
+        ("\u1112\u1161\u11ab", "\ud55c"),
+        ("\ufeffa dog", "a dog"),
+        ("\u212bngstr\u00f6m", "\u00c5ngstr\u00f6m"),
+    ],
+)
+def test_texts_that_look_the_same_have_the_same_tokens(
+    graph: GraphTokenizer, text: str, same: str
+) -> None:
+    assert plain(text) == same
+    assert (tokenize([text]) == tokenize([same])).all()
+    assert (graph(_strings([text])).numpy() == tokenize([same])).all()
+
+
+def test_the_graph_composes_as_unicode_says() -> None:
+    rng = random.Random(5)
+    characters = [chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000]
+    canonical = [c for c in characters if unicodedata.normalize("NFD", c) != c]
+    marks = [c for c in characters if unicodedata.combining(c)]
+    pools = [
+        *(canonical, marks, [part for c in canonical for part in unicodedata.normalize("NFD", c)]),
+        *("aeo ", [chr(code) for code in range(0x1100, 0x1200)], "\u0898\u1ac5\u0dcf\u0dca"),
+    ]
+    texts = ["".join(characters[i : i + 16]) for i in range(0, len(characters), 16)]
+    texts += [unicodedata.normalize("NFD", character) + "x" for character in canonical]
+    texts += [
+        "".join(rng.choice(rng.choice(pools)) for _ in range(rng.randint(0, 9)))
+        for _ in range(20_000)
+    ]
+    found = GraphPlain()(_strings(texts)).numpy()
+    differing = [
+        (ascii(text), ascii(here.decode()))
+        for text, here in zip(texts, found, strict=True)
+        if here.decode() != plain(text)
+    ]
+    assert differing == []
+
+
 def test_truncation_keeps_the_end_token(graph: GraphTokenizer) -> None:
     for words, count in ((74, 76), (75, 77), (76, 78), (500, 502)):
         caption = "a " * words
@@ -265,6 +322,24 @@ def test_truncation_keeps_the_end_token(graph: GraphTokenizer) -> None:
         kept = min(words, 75)
         assert row.tolist() == [49406] + [320] * kept + [49407] * (76 - kept)
         assert (graph(_strings([caption])).numpy() == row).all()
+
+
+def test_the_words_that_are_cut_are_named(graph: GraphTokenizer) -> None:
+    captions = {
+        "a " * 75: "",
+        "a " * 75 + "B's cat": "b 's cat",
+        # The last word is of three tokens, of which one fits.
+        "a " * 74 + "supercalifragilistic": "supercalifragilistic",
+        "a " * 80 + "\u201cend\u201d": 'a a a a a " end "',
+        "": "",
+    }
+    assert [tokenizer.cut_words(caption) for caption in captions] == list(captions.values())
+    found = graph.cut_words(_strings([*captions, *ALL_CAPTIONS])).numpy()
+    expected = [*captions.values(), *map(tokenizer.cut_words, ALL_CAPTIONS)]
+    assert [words.decode() for words in found] == expected
+    for caption, words in zip(ALL_CAPTIONS, expected[len(captions) :], strict=True):
+        assert bool(words) == (token_count(caption) > 77)
+    assert graph.cut_words(_strings([])).shape == (0,)
 
 
 def test_a_number_too_long_for_int_is_replaced() -> None:
@@ -322,9 +397,9 @@ def test_newer_letters_keep_their_case_on_every_python(graph: GraphTokenizer) ->
 
 
 def test_every_character_beside_a_sigma_is_lowered_as_in_the_graph(graph: GraphTokenizer) -> None:
-    # Not white space, which the graph collapses only where it splits.
+    # Not what becomes white space, which the graph collapses only where it splits.
     codes = [code for code in range(0x30000) if not 0xD800 <= code < 0xE000]
-    characters = [character for character in map(chr, codes) if not character.isspace()]
+    characters = [c for c in map(chr, codes) if not (c.isspace() or plain(c)[:1].isspace())]
     for context in ("\u0391\u03a3{}\u0391", "\u0391{}\u03a3", "x {}\u03a3"):
         texts = [context.format(character) for character in characters]
         lowered = graph._clean(_strings(texts)).numpy()
@@ -345,9 +420,9 @@ def test_ids_are_the_same_on_every_python() -> None:
         hashlib.sha256(tokenize(captions).astype("<i4").tobytes()).hexdigest()
         for captions in (ALL_CAPTIONS, by_sixteen, sigmas)
     ]
-    # As the old stack's Python 3.10 gave them with its own lower().
+    # As the old stack's Python 3.10 gave them with its own lower() and Unicode data.
     assert digests == [
-        "ac6ddadde5e9d6746aa24cf3f161c2bfdccae358d7dfe74d1cd563b9f5889e54",
-        "67ce53707c915462258c517e32291481aa6beaf8d9162f6c24ee159780f37170",
-        "5e4e4c20fa4109fdcb79fa604865c97cbbf754c66d4b375d894145335820d8d9",
+        "a82b7c2267eeec3e22ebff0ae8edf2c1f26f1cf0a4098aa01d4f6f56cc02853c",
+        "f992aa52d60970a66f4884ef7688f42ae1c599afae58adf45bd1ceea7b66b5a1",
+        "9deef810e01916fc6eac69c1a64a182c63314254b13c8eb05dadd4df3661d302",
     ]

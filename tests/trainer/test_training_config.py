@@ -1,10 +1,12 @@
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pydantic
 import pytest
 
+from storage.user_errors import UserError
 from trainer.presets import Preset, get_preset
 from trainer.training_config import (
     ResolvedTrainingConfig,
@@ -66,8 +68,41 @@ def test_epochs_become_steps(epochs: float, examples: int, steps: int, warmup_st
 def test_warmup_longer_than_the_epochs_is_refused() -> None:
     preset = get_preset("tiny")
     resolved = TrainingConfig(epochs=1.0, batch_size=32, warmup_steps=11).resolved(preset)
-    with pytest.raises(ValueError, match=r"warmup_steps = 11 .* 1 epochs of 320 pictures are 10"):
+    with pytest.raises(UserError, match=r"warmup_steps = 11 .* 1 epochs of 320 pictures are 10"):
         resolved.for_examples(320, preset)
+
+
+@pytest.mark.parametrize(
+    ("examples", "accumulation_steps", "devices", "batch_size"),
+    [(33, 1, 1, 32), (32, 1, 1, 32), (11, 1, 1, 11), (11, 4, 1, 8), (31, 2, 3, 30), (1, 1, 1, 1)],
+)
+def test_a_presets_batch_is_no_larger_than_the_train_split(
+    examples: int, accumulation_steps: int, devices: int, batch_size: int
+) -> None:
+    preset = get_preset("tiny")
+    for length in ({"steps": 10}, {"epochs": 3.0}):
+        config = TrainingConfig(**length, accumulation_steps=accumulation_steps).resolved(preset)
+        found = config.for_examples(examples, preset, devices)
+        assert found.batch_size == batch_size
+        assert found.steps == length.get("steps", math.ceil(3 * examples / batch_size))
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
+    preset = get_preset("tiny")
+    config = TrainingConfig(accumulation_steps=2).resolved(preset)
+    with pytest.raises(ValueError, match="only 3 pictures, and a batch is shared out to 4, 2"):
+        config.for_examples(3, preset, devices=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "reduced"),
+    [({"batch_size": 32}, 32), ({"batch_size": 32, "reduce_batch_size": "always"}, 11)],
+)
+def test_a_batch_that_was_given_is_reduced_where_that_was_said(
+    given: dict[str, Any], reduced: int
+) -> None:
+    preset = get_preset("tiny")
+    assert TrainingConfig(**given).resolved(preset).for_examples(11, preset).batch_size == reduced
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def make_latent_example(
     log_variance: np.ndarray,
     mirror_mean: np.ndarray | None = None,
     mirror_log_variance: np.ndarray | None = None,
+    caption: str | None = None,
 ) -> tf.train.Example:
     """One record.
 
@@ -68,6 +69,7 @@ def make_latent_example(
         log_variance: The image encoder's log-variance, [h, w, 4]; stored as float16.
         mirror_mean: The same for the mirror image, where flips are on.
         mirror_log_variance: The same for the mirror image, where flips are on.
+        caption: As it was written, of an example that is held out: one of the prompts, perhaps.
     """
 
     def half(values: np.ndarray) -> tf.train.Feature:
@@ -85,6 +87,10 @@ def make_latent_example(
     if mirror_mean is not None and mirror_log_variance is not None:
         features["latent/mirror_mean"] = half(mirror_mean)
         features["latent/mirror_log_variance"] = half(mirror_log_variance)
+    if caption is not None:
+        features["caption"] = tf.train.Feature(
+            bytes_list=tf.train.BytesList(value=[caption.encode()])
+        )
     return tf.train.Example(features=tf.train.Features(feature=features))
 
 

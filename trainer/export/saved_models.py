@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import keras
 import tensorflow as tf
 
+from storage.user_errors import UserError
 from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
 from trainer.diffusion.sampler import initial_noise, sample, to_pixels
 from trainer.networks.inference_layers import has_form_for_cpu, inference_layers
@@ -45,6 +46,7 @@ class TextEncoderModule(tf.Module):
         self.text = tf.function(
             self._from_text, input_signature=[strings, strings], autograph=False
         )
+        self.cut = tf.function(self._cut, input_signature=[strings], autograph=False)
 
     def _encode(self, tokens: tf.Tensor) -> tf.Tensor:
         """From tokens int32 [B, 77] to the context float32 [B, 77, D]."""
@@ -58,6 +60,9 @@ class TextEncoderModule(tf.Module):
         contexts = self.encode(tokens)
         count = tf.shape(prompt)[0]
         return {"context": contexts[:count], "unconditional_context": contexts[count:]}
+
+    def _cut(self, prompt: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"cut_bytes": self.tokenizer.cut_words(prompt)}
 
 
 class DiffusionModelModule(tf.Module):
@@ -253,7 +258,11 @@ def export_models(folder: str, modules: ServingModules) -> None:
         (
             "text_encoder",
             text_encoder,
-            {"serving_default": text_encoder.serve, "text": text_encoder.text},
+            {
+                "serving_default": text_encoder.serve,
+                "text": text_encoder.text,
+                "cut": text_encoder.cut,
+            },
         ),
         (
             "diffusion_model",
@@ -293,7 +302,7 @@ def serving_modules(
     again: a weight is rounded by up to 2^-11 of itself, or lost where it is below 3e-8.
 
     Raises:
-        ValueError: A weight is too large for float16.
+        UserError: A weight is too large for float16.
     """
     return ServingModules(
         TextEncoderModule(text_encoder, preset, weights_dtype),
@@ -340,7 +349,8 @@ def _network(model: keras.Model, weights_dtype: WeightsDtype) -> tuple[list[tf.V
 def _halved(variable: keras.Variable) -> tf.Variable:
     half = tf.cast(variable.value, tf.float16)
     if not bool(tf.reduce_all(tf.math.is_finite(half))):
-        raise ValueError(
-            f"a weight of {variable.path} is too large for float16, or no number: export float32"
+        raise UserError(
+            f"a weight of {variable.path} is too large for float16, or no number: set "
+            "model.export_weights to float32"
         )
     return tf.Variable(half, trainable=False)

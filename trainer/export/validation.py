@@ -11,14 +11,18 @@ import tensorflow as tf
 from trainer.export.saved_models import ServingModules
 from trainer.training_config import ValidationConfig
 
+PROMPTS_NAME = "prompts.json"
+"""The file beside the folders of pictures that says how they were drawn."""
+
 
 def draw_validation(
     modules: ServingModules, validation: ValidationConfig, folder: str, step: int
 ) -> None:
-    """Draws every validation prompt with the models as they are.
+    """Draws every validation prompt, which must be known, with the models as they are.
 
     Into `<folder>/NN.png`, and as TensorBoard's images of `step`.
     """
+    assert validation.prompts is not None
     tf.io.gfile.makedirs(folder)
     for index, prompt in enumerate(validation.prompts):
         contexts = modules.text_encoder.text([prompt], [""])
@@ -33,5 +37,5 @@ def draw_validation(
             f.write(encoded.numpy())
         picture = tf.io.decode_png(encoded, channels=3)[None]
         tf.summary.image(f"validation/{index:02d}", picture, step=step, description=prompt)
-    with tf.io.gfile.GFile(os.path.join(os.path.dirname(folder), "prompts.json"), "w") as f:
+    with tf.io.gfile.GFile(os.path.join(os.path.dirname(folder), PROMPTS_NAME), "w") as f:
         f.write(json.dumps(dataclasses.asdict(validation), indent=2, sort_keys=True))

@@ -11,6 +11,7 @@ import numpy as np
 import regex
 import tensorflow as tf
 
+from trainer.text.graph_plain import GraphPlain
 from trainer.text.tokenizer import (
     BYTES,
     CONTRACTIONS,
@@ -36,10 +37,10 @@ class GraphTokenizer(tf.Module):
     """`tokenize` as core TensorFlow operations, to be saved inside of a SavedModel's signature.
 
     Gives `tokenize`'s ids for every valid UTF-8 string, with all named and numeric HTML entities,
-    and by the Unicode data that the `regex` package had when the object was made. Bytes that are
-    no UTF-8 count as U+FFFD. Lower-casing is ICU's, of Unicode 13; like Python's it is the full
-    mapping with the final sigma, and it does not depend on the server's locale for English, Turkish
-    and Azeri letters.
+    and by the Unicode data that Python and the `regex` package had when the object was made. Bytes
+    that are no UTF-8 count as U+FFFD. Lower-casing is ICU's, of Unicode 13; like Python's it is the
+    full mapping with the final sigma, and it does not depend on the server's locale for English,
+    Turkish and Azeri letters.
     """
 
     def __init__(self, max_length: int = MAX_LENGTH) -> None:
@@ -59,6 +60,7 @@ class GraphTokenizer(tf.Module):
             tf.lookup.KeyValueTensorInitializer(list(html5), list(html5.values())), _UNKNOWN
         )
         self._irregular_numbers = _irregular_number_table()
+        self._plain = GraphPlain()
         self._clean_rewrites = _clean_rewrites()
         self._split_rewrites = _split_rewrites()
         texts = tf.TensorSpec([None], tf.string, name="text")
@@ -68,23 +70,43 @@ class GraphTokenizer(tf.Module):
 
     def __call__(self, text: tf.Tensor) -> tf.Tensor:
         """Token ids, int32 [B, max_length], of `text`, string [B]; B may be 0."""
-        return self._tokenize(text)
+        return self._tokenize(text)[0]
 
-    def _tokenize_graph(self, text: tf.Tensor) -> tf.Tensor:
+    def cut_words(self, text: tf.Tensor) -> tf.Tensor:
+        """The words that do not fit, wholly or in part, string [B], of `text`, string [B].
+
+        As `trainer.text.tokenizer.cut_words` gives them.
+        """
+        return self._tokenize(text)[1]
+
+    def _tokenize_graph(self, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         room = self._max_length - 2
-        words = self._split(self._clean(text))
+        all_words = self._split(self._clean(text))
         # A word gives at least one token, so that later ones cannot count.
-        words = words[:, :room]
+        words = all_words[:, :room]
         ids, word_of_id = self._merge_words(words.values)
         row_of_id = tf.gather(words.value_rowids(), word_of_id)
         rows = tf.RaggedTensor.from_value_rowids(ids, row_of_id, nrows=words.nrows())
         body = rows[:, :room].to_tensor(END_OF_TEXT, shape=[None, room])
         ends = tf.fill([tf.shape(body)[0], 1], END_OF_TEXT)
-        return tf.concat([tf.fill(tf.shape(ends), START_OF_TEXT), body, ends], axis=1)
+        tokens = tf.concat([tf.fill(tf.shape(ends), START_OF_TEXT), body, ends], axis=1)
+        is_whole = tf.math.segment_max(_place_in_row(row_of_id), word_of_id) < room
+        num_whole = tf.math.unsorted_segment_sum(
+            tf.cast(is_whole, tf.int64), words.value_rowids(), words.nrows()
+        )
+        row_of_word = all_words.value_rowids()
+        is_cut = _place_in_row(row_of_word) >= tf.gather(num_whole, row_of_word)
+        cut = tf.strings.unsorted_segment_join(
+            tf.boolean_mask(all_words.values, is_cut),
+            tf.boolean_mask(row_of_word, is_cut),
+            all_words.nrows(),
+            separator=" ",
+        )
+        return tokens, cut
 
     def _clean(self, text: tf.Tensor) -> tf.Tensor:
         text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
-        text = self._unescape(self._unescape(text))
+        text = self._plain(self._unescape(self._unescape(text)))
         for pattern, rewrite in self._clean_rewrites:
             text = tf.strings.regex_replace(text, pattern, rewrite)
         # TensorFlow's lower() drops what follows a NUL, so it gets the text between them.
@@ -270,6 +292,13 @@ def _split_rewrites() -> tuple[tuple[str, str], ...]:
 def _join(pieces: tf.Tensor, shape: tf.RaggedTensor) -> tf.Tensor:
     """Joins the pieces of each row of `shape`: string [T] to string [B]."""
     return tf.strings.unsorted_segment_join(pieces, shape.value_rowids(), shape.nrows())
+
+
+def _place_in_row(row: tf.Tensor) -> tf.Tensor:
+    """The place of each element among those of its row, from 0: int64 [T] of int64 [T], sorted."""
+    place = tf.range(tf.size(row, tf.int64))
+    first = tf.math.segment_min(place, row)
+    return place - tf.gather(first, row)
 
 
 def _match_or(text: tf.Tensor, pattern: str, default: str) -> tf.Tensor:

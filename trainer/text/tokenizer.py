@@ -1,7 +1,8 @@
 """CLIP's byte-pair tokenizer; `trainer.text.graph_tokenizer` gives the same ids in a graph.
 
-The reference is `SimpleTokenizer` of KerasCV (OpenAI's CLIP without `ftfy`). Cleaning and splitting
-are Python's here as they are there; Hugging Face's `tokenizers` merges. The merges lie beside this
+The reference is `SimpleTokenizer` of KerasCV (OpenAI's CLIP without `ftfy`), after the text was put
+into its plain form (`storage.plain_text`), as CLIP's was by `ftfy`. Cleaning and splitting are
+Python's here as they are there; Hugging Face's `tokenizers` merges. The merges lie beside this
 file (`clip_vocabulary`): nothing is downloaded. TensorFlow is not imported, so that a process that
 only counts tokens starts fast.
 """
@@ -9,15 +10,15 @@ only counts tokens starts fast.
 from __future__ import annotations
 
 import functools
-import html
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import regex
 from tokenizers.models import BPE
+
+from storage.plain_text import NEWER_CASE, plain
 
 START_OF_TEXT = 49406
 END_OF_TEXT = 49407
@@ -33,17 +34,6 @@ _WORD = regex.compile(
     regex.IGNORECASE,
 )
 _SPACE = regex.compile(r"\s+")
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# Characters that got a case, or began to be passed over in looking for a final sigma, in Unicode
-# 14.0 to 15.1 (Python 3.11 to 3.13), and what is still unassigned between them.
-NEWER_CASE = re.compile(
-    "[\u0888-\u089f\u08c9-\u08d2\u0c3c\u0ece\u180f\u1ac1-\u1ace\u1dfa\u2c2f\u2c5f\ua7c0\ua7c1"
-    "\ua7d0-\ua7f4\ufbc2\U00010570-\U000105bc\U00010780-\U000107ba\U00010efd-\U00010eff"
-    "\U00010f82-\U00010f85\U00011070-\U00011074\U000110c2\U00011241\U00011f00-\U00011f42"
-    "\U00013439-\U00013455\U0001aff0-\U0001affe\U0001cf00-\U0001cf46\U0001df00-\U0001df2a"
-    "\U0001e030-\U0001e08f\U0001e2ae\U0001e4eb-\U0001e4ef]"
-)
 # The one that was passed over until Unicode 13.
 _FORMER_MARK = "\N{HANUNOO SIGN PAMUDPOD}"
 _NO_CASE, _MARK = "\ue000", "\N{SOFT HYPHEN}"
@@ -69,8 +59,7 @@ def tokenize(captions: Sequence[str], max_length: int = MAX_LENGTH) -> np.ndarra
     """Token ids of captions, cleaned, split and merged as the reference does.
 
     Args:
-        captions: any text. HTML entities are unescaped twice, white space is collapsed, case is
-            lost; a lone surrogate counts as U+FFFD.
+        captions: any text. It is put into its plain form, white space is collapsed, case is lost.
         max_length: tokens a row, start and end included.
 
     Returns:
@@ -96,6 +85,25 @@ def tokenize(captions: Sequence[str], max_length: int = MAX_LENGTH) -> np.ndarra
 def token_count(caption: str) -> int:
     """The number of a caption's tokens before truncation, start and end included."""
     return len(_encode(caption)) + 2
+
+
+def cut_words(caption: str, max_length: int = MAX_LENGTH) -> str:
+    """The words of a caption that `tokenize` cuts off, wholly or in part; "" where it cuts none.
+
+    Args:
+        caption: Any text.
+        max_length: As `tokenize` has it.
+
+    Returns:
+        The words as they are encoded, in lower case, with spaces between them.
+    """
+    words = _WORD.findall(_clean(caption))
+    room = max_length - 2
+    for index, word in enumerate(words):
+        room -= len(_encode_word(word))
+        if room < 0:
+            return " ".join(words[index:])
+    return ""
 
 
 def caption_of(tokens: np.ndarray) -> str:
@@ -149,9 +157,7 @@ def _encode(caption: str) -> list[int]:
 
 
 def _clean(caption: str) -> str:
-    text = _SURROGATE.sub(_REPLACEMENT, caption)
-    text = _unescape(_unescape(text))
-    return _lower(_SPACE.sub(" ", text.strip()).strip())
+    return _lower(_SPACE.sub(" ", plain(caption).strip()).strip())
 
 
 def _lower(text: str) -> str:
@@ -169,16 +175,6 @@ def _lower(text: str) -> str:
         old if old != stand_in else new
         for old, stand_in, new in zip(text, stand_ins, lowered, strict=True)
     )
-
-
-def _unescape(text: str) -> str:
-    if "&" not in text:
-        return text
-    # html.unescape reads numbers with int(), which refuses more than 4300 digits. More than seven
-    # significant ones are beyond Unicode anyway.
-    text = re.sub("&#0+(?=[0-9])", "&#", text)
-    text = re.sub("&#[0-9]{8,};?", _REPLACEMENT, text)
-    return html.unescape(text)
 
 
 # Captions repeat their words.

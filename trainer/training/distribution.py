@@ -8,6 +8,7 @@ import os
 
 import tensorflow as tf
 
+from storage.user_errors import UserError
 from trainer.training_config import Devices
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def training_strategy(devices: Devices) -> tf.distribute.Strategy | None:
         where there are several GPUs, otherwise `None`: one device.
 
     Raises:
-        ValueError: `TF_CONFIG` is not what TensorFlow reads.
+        UserError: `TF_CONFIG` is not what TensorFlow reads.
     """
     if devices == "one":
         return None
@@ -36,7 +37,7 @@ def training_strategy(devices: Devices) -> tf.distribute.Strategy | None:
         cluster = json.loads(text).get("cluster", {})
         workers = sum(len(cluster.get(kind, ())) for kind in ("chief", "worker"))
     except (ValueError, AttributeError, TypeError):
-        raise ValueError(
+        raise UserError(
             f"the environment's TF_CONFIG is {text[:200]!r}: it must be JSON with a cluster and a "
             "task, as TensorFlow documents it, or unset"
         ) from None

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from storage.user_errors import UserError
 from trainer.data.latents import sample_posterior
 from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule, timestep_embedding
 from trainer.networks.matrix_products import convolutions_as_matrix_products
@@ -40,7 +41,7 @@ Batch = dict[str, tf.Tensor]
 logger = logging.getLogger(__name__)
 
 
-class TrainingDivergedError(RuntimeError):
+class TrainingDivergedError(UserError):
     """The loss, or its gradient, is no longer a finite number."""
 
 
@@ -142,7 +143,7 @@ class FineTuner:
             strategy: In whose scope the models were built; `None` for one device.
 
         Raises:
-            ValueError: The batch does not divide into parts and devices.
+            UserError: The batch does not divide into parts and devices.
         """
         self.diffusion_model = diffusion_model
         self.text_encoder = text_encoder
@@ -154,10 +155,10 @@ class FineTuner:
         self._replicas = strategy.num_replicas_in_sync if strategy else 1
         self._rows = config.batch_size // (config.accumulation_steps * self._replicas)
         if self._rows * config.accumulation_steps * self._replicas != config.batch_size:
-            raise ValueError(
+            raise UserError(
                 f"training.batch_size = {config.batch_size} cannot be shared out: it must be a "
                 f"multiple of {config.accumulation_steps} (training.accumulation_steps) times "
-                f"{self._replicas} (devices)"
+                f"{self._replicas} (devices): set --batch-size to such a multiple"
             )
         with strategy.scope() if strategy else contextlib.nullcontext():
             self.adapters = self._create_adapters() if config.lora_rank else None
@@ -523,7 +524,9 @@ class FineTuner:
                     ids.clear()
                 if records:
                     seconds = time.monotonic() - since
-                    record = self._record(step, timed * config.batch_size / seconds)
+                    # A former run, stopped in between, may have recorded at other steps.
+                    since_record = step - (history[-1].step if history else 0)
+                    record = self._record(step, since_record, timed * config.batch_size / seconds)
                     history.append(record)
                     on_record(record)
                     timed, since = 0, time.monotonic()
@@ -536,7 +539,8 @@ class FineTuner:
                     wait_for_all(self._strategy)
                     raise TrainingInterruptedError(
                         f"training was told to stop ({stop.signal.name}) and saved step {step} of "
-                        f"{config.steps}: the same command goes on from there"
+                        f"{config.steps}: the same command goes on from there",
+                        stop.signal,
                     )
                 if draws:
                     before = time.monotonic()
@@ -571,18 +575,18 @@ class FineTuner:
         raise TrainingDivergedError(
             f"the loss or its gradients became infinite or not a number at step {step}; the "
             f"examples of that step were {listed}{more}; the last good checkpoint is "
-            f"{checkpoint or 'none'}. Try a lower learning rate than {self.config.learning_rate}"
-            + (", or another precision than float16" if self.loss_scale is not None else "")
+            f"{checkpoint or 'none'}. Try a lower --learning-rate than {self.config.learning_rate}"
+            + (", or another --precision than float16" if self.loss_scale is not None else "")
         )
 
-    def _record(self, step: int, images_per_second: float) -> StepRecord:
+    def _record(self, step: int, steps: int, images_per_second: float) -> StepRecord:
+        """The means of the last `steps` steps."""
         loss, norm, updates = np.asarray(tf.convert_to_tensor(self._window))
         self._window.assign(tf.zeros(3))
-        every = self.config.log_every_steps
         scale = 1.0 if self.loss_scale is None else tf.convert_to_tensor(self.loss_scale.scale)
         return StepRecord(
             step=step,
-            loss=float(loss) / (step - (step - 1) // every * every),
+            loss=float(loss) / steps,
             learning_rate=float(learning_rate_at(self.config, step - 1)),
             gradient_norm=float(norm) / max(1.0, float(updates)),
             images_per_second=images_per_second,

@@ -1,4 +1,4 @@
-"""Being told to stop: by Ctrl-C, or by SIGTERM, which a preempted machine sends before it ends."""
+"""Being told to stop: by Ctrl-C, a terminal that closes, or SIGTERM, as before a preemption."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ from typing import Any
 
 
 class TrainingInterruptedError(RuntimeError):
-    """The run was told to stop; it saved what it had."""
+    """The run was told to stop; it saved what it had.
+
+    Attributes:
+        signal: By which signal.
+    """
+
+    def __init__(self, message: str, number: signal.Signals = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.signal = number
 
 
 class StopRequest:
-    """Notes SIGTERM and Ctrl-C instead of dying of them; use as a context manager.
+    """Notes SIGTERM, SIGHUP and Ctrl-C instead of dying of them; use as a context manager.
 
     A second Ctrl-C is not waited with. Only a process's main thread may handle signals; elsewhere
     this notes nothing.
@@ -30,8 +38,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                # What a shell starts in the background ignores Ctrl-C, and goes on doing so.
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                # What a shell starts in the background ignores Ctrl-C, and goes on doing so; with
+                # nohup it is SIGHUP.
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note)
         return self

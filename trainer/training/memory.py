@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.client import device_lib
 
+from storage.user_errors import UserError
 from trainer.training_config import ResolvedTrainingConfig
 
 _FLOAT32 = 4
@@ -28,7 +29,7 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 logger = logging.getLogger(__name__)
 
 
-class InsufficientMemoryError(ValueError):
+class InsufficientMemoryError(UserError):
     """Training cannot fit into the device's memory; the message says what would help."""
 
 

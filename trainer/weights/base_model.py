@@ -73,8 +73,8 @@ class BaseModel:
         if base_weights == DEFAULT_WEIGHTS:
             if not preset.ships_weights and preset.published_at is None:
                 raise WeightsError(
-                    f"preset {preset.name!r} has no default base weights: set base_weights to a "
-                    "folder that holds "
+                    f"preset {preset.name!r} has no default base weights: name, by "
+                    "--base-weights, a folder that holds "
                     f"{', '.join(file.name for file in preset.weight_files.values())}"
                 )
             address = preset.published_at or str(_SHIPPED / preset.name)
@@ -84,8 +84,8 @@ class BaseModel:
             return cls(keras_cvs, image_size, base_weights, folder)
         if keras_files:
             raise WeightsError(
-                f"{folder.address} holds {keras_files[0]} and diffusers' layout as well: set "
-                "base_weights to a folder with one of them"
+                f"{folder.address} holds {keras_files[0]} and diffusers' layout as well: name, "
+                "by --base-weights, a folder with one of them"
             )
         diffusers_layout.check_configs(folder, preset)
         diffusers = dataclasses.replace(preset, numerics="diffusers")
@@ -207,7 +207,7 @@ class BaseModel:
         if not self.folder.exists(name):
             raise WeightsError(
                 f"the {network}'s base weights are missing: there is no {self.folder.shown(name)}; "
-                "set base_weights to a folder that holds it, or to "
+                "name, by --base-weights, a folder that holds it, or "
                 f"{RANDOM_WEIGHTS!r} to start from noise"
             )
         return (name,)

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import keras
 import numpy as np
 import safetensors.numpy
 import tensorflow as tf
 
+from storage.errors import one_line
+from storage.file_systems import open_address
 from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
 from trainer.networks import build_network
 from trainer.presets import NETWORKS, Preset, get_preset
@@ -108,7 +109,10 @@ def _write(preset: Preset, image_size: int, values: _Values, output: str, dtype:
         "text_encoder": diffusers_layout.text_encoder_config(preset)
         | {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 1},
     }
-    files, root = fsspec.core.url_to_fs(output)
+    try:
+        files, root = open_address(output)
+    except (ImportError, ValueError) as error:
+        raise WeightsError(f"--output cannot be opened: {one_line(error)}") from None
     if files.exists(root) and (not files.isdir(root) or files.ls(root)):
         raise WeightsError(f"{output} is there already: give --output a folder that is not")
     if preset.numerics == "keras_cv":

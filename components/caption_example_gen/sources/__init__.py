@@ -25,7 +25,7 @@ from components.caption_example_gen.sources.base import (
     Unit,
     is_picture,
 )
-from components.caption_example_gen.sources.card import CARD_NAME, asked_measures
+from components.caption_example_gen.sources.card import CARD_NAME, asked_texts
 from components.caption_example_gen.sources.files import TAR_SUFFIXES, FsspecFiles, read_whole
 from components.caption_example_gen.sources.image_table import (
     HUB_TABLES,
@@ -37,8 +37,10 @@ from components.caption_example_gen.sources.image_table import (
 from components.caption_example_gen.sources.parquet import PARQUET_SUFFIX, ParquetSource
 from components.caption_example_gen.sources.splits import Selection, select_files
 from components.caption_example_gen.sources.tar import open_tars
+from storage.addresses import SecretInAddressError, check_address
 
 __all__ = [
+    "PROMPTS_FIELD",
     "DatasetError",
     "DatasetSpec",
     "Row",
@@ -46,13 +48,18 @@ __all__ = [
     "Unit",
     "check_dataset",
     "dataset_fingerprint",
-    "empty_split_message",
     "measures_of",
+    "one_picture_message",
     "open_dataset",
+    "place_of",
+    "prompts_of",
     "resolve_dataset",
     "revision_of",
     "split_of",
 ]
+
+PROMPTS_FIELD = "validation_prompts"
+"""Of a card's head, beside `measures`."""
 
 _HUB, _LOCAL = "hf://", "file://"
 _COMMIT = re.compile(f"{_HUB}datasets/(.+)@([0-9a-f]{{40}})")
@@ -78,9 +85,14 @@ def resolve_dataset(spec: DatasetSpec) -> DatasetSpec:
         The same with an absolute path or URL, or `hf://datasets/ORG/NAME@COMMIT`.
 
     Raises:
-        DatasetError: It is nowhere, or the hub does not give it out.
+        DatasetError: It is nowhere, the address has a secret in it, or the hub does not give it
+            out.
     """
     dataset = spec.dataset
+    try:
+        check_address(dataset)
+    except SecretInAddressError as error:
+        raise DatasetError(str(error)) from None
     if _COMMIT.fullmatch(dataset):
         return spec
     if "://" in dataset and not dataset.startswith(_HUB):
@@ -178,22 +190,27 @@ def measures_of(source: Source) -> tuple[str, ...]:
     Raises:
         DatasetError: Its card asks for something else than names, or cannot be read.
     """
-    return asked_measures(_card(source.files), source.files.shown)
+    return asked_texts(_card(source.files), "measures", source.files.shown)
 
 
-def check_dataset(
-    spec: DatasetSpec, source: Source | None = None, *, eval_fraction: float, seed: int
-) -> None:
+def prompts_of(source: Source) -> tuple[str, ...]:
+    """What a dataset asks to be drawn before and after fine-tuning; empty for nothing.
+
+    Raises:
+        DatasetError: Its card asks for something else than texts, or cannot be read.
+    """
+    return asked_texts(_card(source.files), PROMPTS_FIELD, source.files.shown)
+
+
+def check_dataset(spec: DatasetSpec, source: Source | None = None) -> None:
     """Finds out before a run whether a dataset has what it needs, without reading all of it.
 
     Args:
         spec: Which one.
         source: What `open_dataset` gave for it, which is then not looked for again.
-        eval_fraction: Fraction of the pictures that are held out.
-        seed: Decides which.
 
     Raises:
-        DatasetError: See `open_dataset`; or one of the splits would be empty.
+        DatasetError: See `open_dataset`; or it has no two different pictures.
     """
     source = source or open_dataset(spec)
     seen: set[str] = set()
@@ -203,8 +220,7 @@ def check_dataset(
             num_rows += 1
             # The component sets rows without a picture aside.
             if row.image:
-                image_id = hashlib.sha256(row.image).hexdigest()
-                seen.add(split_of(image_id, eval_fraction, seed))
+                seen.add(hashlib.sha256(row.image).hexdigest())
             if len(seen) == 2:
                 return
     if not seen:
@@ -212,20 +228,13 @@ def check_dataset(
             f"none of the {num_rows} rows of dataset {spec.dataset!r} has a picture"
             + (f" in column {source.image_column!r}" if source.image_column else "")
         )
-    [only] = seen
-    raise DatasetError(
-        empty_split_message(
-            "eval" if only == "train" else "train",
-            f"all {num_rows} rows of dataset {spec.dataset!r} fall",
-            only,
-            eval_fraction,
-            seed,
-        )
-    )
+    raise DatasetError(one_picture_message(f"all {num_rows} rows of dataset {spec.dataset!r}"))
 
 
 def split_of(image_id: str, eval_fraction: float, seed: int) -> str:
     """The split of a picture; depends on its bytes and the seed alone.
+
+    Where no picture falls into one of them, that one gets another's: `empty_split` says which.
 
     Args:
         image_id: SHA-256 (hex) of the picture's bytes.
@@ -235,18 +244,20 @@ def split_of(image_id: str, eval_fraction: float, seed: int) -> str:
     Returns:
         `train` or `eval`.
     """
+    return "eval" if place_of(image_id, seed) < eval_fraction else "train"
+
+
+def place_of(image_id: str, seed: int) -> float:
+    """A picture's place between 0 and 1, as good as random; those in front are held out."""
     digest = hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
-    return "eval" if int.from_bytes(digest[:8], "big") / 2**64 < eval_fraction else "train"
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def empty_split_message(
-    empty: str, all_rows_fall: str, only: str, eval_fraction: float, seed: int
-) -> str:
-    """One line for the user whose split is empty."""
-    change = "a smaller" if empty == "train" else "a larger"
+def one_picture_message(all_rows: str) -> str:
+    """One line for the user who has a single picture."""
     return (
-        f"the {empty} split would be empty: {all_rows_fall} into {only} with eval_fraction "
-        f"{eval_fraction:g} and seed {seed}; set {change} eval_fraction, another seed, or add rows"
+        f"{all_rows} have one and the same picture: there must be two or more, one to train on and "
+        "one to hold out; add rows with others"
     )
 
 

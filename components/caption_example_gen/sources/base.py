@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import BinaryIO
 
+from storage.user_errors import UserError
+
 PICTURE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff",
     ".webp",
@@ -18,7 +20,7 @@ PICTURE_SUFFIXES = (
 """How the files of pictures are called, in lower case."""
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """A dataset that cannot be used; the message is one line."""
 
 

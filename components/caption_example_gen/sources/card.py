@@ -42,18 +42,18 @@ def card_field(card: str | None, name: str, shown: str) -> Any:
     return fields.get(name) if isinstance(fields, dict) else None
 
 
-def asked_measures(card: str | None, shown: str) -> tuple[str, ...]:
-    """The measures that a card's `measures` asks for, a list of names.
+def asked_texts(card: str | None, name: str, shown: str) -> tuple[str, ...]:
+    """What a card's field asks for, a list of texts; empty where it asks for nothing.
 
     Raises:
         DatasetError: It is another thing, or the head is no YAML.
     """
-    names = card_field(card, "measures", shown)
-    if names is None:
+    texts = card_field(card, name, shown)
+    if texts is None:
         return ()
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        return tuple(names)
+    if isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts):
+        return tuple(texts)
     raise DatasetError(
-        f"`measures` in README.md of dataset {shown!r} must be a list of names, not "
-        f"{str(names)[:80]!r}"
+        f"`{name}` in README.md of dataset {shown!r} must be a list of texts, not "
+        f"{str(texts)[:80]!r}"
     )

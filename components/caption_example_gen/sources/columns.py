@@ -16,6 +16,7 @@ from components.caption_example_gen.sources.base import (
     is_hidden,
     is_picture,
 )
+from storage.addresses import redacted
 
 Role = Literal["image", "caption"]
 
@@ -240,7 +241,8 @@ def picture_path(
             like a picture (the fingerprint does not cover such files), or there is no such file.
     """
     if "://" in name:
-        raise ValueError(f"{name!r} is a URL: the pictures must lie in the dataset's folder")
+        shown = redacted(name)
+        raise ValueError(f"{shown!r} is a URL: the pictures must lie in the dataset's folder")
     given = _normal(name)
     path = posixpath.normpath(posixpath.join(folder, given))
     if prefix is not None and path not in existing:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, cast
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from components.caption_example_gen.sources.base import (
@@ -20,7 +19,9 @@ from components.caption_example_gen.sources.base import (
     is_hidden,
     is_picture,
 )
+from storage.addresses import SecretInAddressError
 from storage.errors import one_line
+from storage.file_systems import open_address
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 """How archives are called, in lower case."""
@@ -184,7 +185,9 @@ def _open_file_system(dataset: str) -> tuple[Any, str]:
     if "://" not in dataset:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(dataset))
     try:
-        fs, root = fsspec.core.url_to_fs(dataset)
+        return open_address(dataset)
+    except SecretInAddressError as error:
+        raise DatasetError(str(error)) from None
     except ImportError as error:
         raise DatasetError(
             f"dataset {dataset!r} needs another package to be opened: {one_line(error)}"
@@ -193,7 +196,6 @@ def _open_file_system(dataset: str) -> tuple[Any, str]:
         raise DatasetError(
             f"dataset {dataset!r} is no path or URL that can be opened: {one_line(error)}; {_GIVE}"
         ) from error
-    return fs, root
 
 
 def read_whole(files: Files, path: str, *, peek: bool = False) -> bytes:

@@ -16,6 +16,7 @@ from fsspec.utils import glob_translate
 
 from components.caption_example_gen.sources.base import DatasetError
 from components.caption_example_gen.sources.card import card_field
+from storage.addresses import redacted
 from storage.errors import one_line
 
 ALL = "all"
@@ -200,9 +201,10 @@ def _matching(paths: Sequence[str], folder: str, patterns: Iterable[str], shown:
     suffixes = {posixpath.splitext(path)[1] for path in paths}
     for pattern in patterns:
         if "://" in pattern:
+            url = redacted(pattern)
             raise DatasetError(
-                f"README.md of dataset {shown!r} names files by the URL {pattern!r}, outside of "
-                "the dataset: download them into a folder and give that folder"
+                f"README.md of dataset {shown!r} names files by the URL {url!r}, outside of the "
+                "dataset: download them into a folder and give that folder"
             )
         full = _normal(posixpath.join(folder, pattern))
         if not _MAGIC.search(full):

@@ -14,8 +14,8 @@ import json
 import posixpath
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Generator, Iterator
-from itertools import islice
 from typing import IO, Any, cast
 
 from components.caption_example_gen.sources import columns
@@ -47,7 +47,10 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _LOOK_AT = 16
 _TEXT, _JSON = "txt", "json"
 _PICTURES = frozenset(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES)
+_CAPTIONS = frozenset({_TEXT, _JSON})
 _REST_BYTES = 1 << 16
+# The most that files may hold which wait for others of their sample.
+_WAITING_BYTES = 512 << 20
 
 
 def open_tars(
@@ -64,21 +67,19 @@ def open_tars(
     Raises:
         DatasetError: The first one cannot be read, is of neither kind, or lacks a column.
     """
-    samples: list[_Sample] = []
-    with contextlib.closing(_samples(files, tars[0], {_TEXT, _JSON}, peek=True)) as found:
-        for sample in islice(found, _LOOK_AT):
-            if is_keras_table(f"{sample.key}.csv") and "csv" in sample.fields:
-                return KerasArchiveSource.open(files, tars, left_out, spec)
-            samples.append(sample)
-    captioned = any(sample.fields.keys() & {_TEXT, _JSON} for sample in samples)
-    # Only an archive without captions up to here is worth a look at all of its names.
-    if not captioned and _has_keras_table(files, tars[0]):
+    samples = _first_samples(files, tars[0], peek=True)
+    if samples is not None and not any(map(_is_usable, samples)):
+        samples = _first_samples(files, tars[0], peek=False)
+    if samples is None:
         return KerasArchiveSource.open(files, tars, left_out, spec)
     return WebDatasetSource.open(files, tars, left_out, spec, samples)
 
 
 class WebDatasetSource(Source):
-    """Tar shards with the files of a sample next to each other. A unit is a shard.
+    """Tar shards of samples, each of several files with one name. A unit is a shard.
+
+    Its files may come in any order, as `tar` takes them from a folder; what lies side by side, as
+    in WebDataset's own shards, is in memory for one sample at a time.
 
     `image_column` is the pictures' suffix, or "" for that of any picture; `caption_column` is
     `txt`, or a key of the samples' JSON.
@@ -145,9 +146,9 @@ class WebDatasetSource(Source):
     def read(self, unit: Unit, *, peek: bool = False) -> Iterator[Row]:
         """See `Source.read`."""
         caption = _TEXT if self.caption_column == _TEXT else _JSON
-        pictures = {self.image_column} if self.image_column else _PICTURES
-        samples = _samples(self.files, unit.file, {caption, *pictures}, peek=peek)
-        with contextlib.closing(samples):
+        pictures = frozenset({self.image_column}) if self.image_column else _PICTURES
+        gatherer = _Gatherer(self.files, unit.file, pictures, caption, peek=peek)
+        with contextlib.closing(gatherer.samples()) as samples:
             for number, sample in enumerate(samples):
                 image, problem = self._image(sample, pictures)
                 try:
@@ -156,9 +157,7 @@ class WebDatasetSource(Source):
                     image, problem, captions = None, str(error), (sample.fields[_JSON],)
                 yield Row(unit.file, number, image, problem, captions)
 
-    def _image(
-        self, sample: _Sample, pictures: set[str] | frozenset[str]
-    ) -> tuple[bytes | None, str]:
+    def _image(self, sample: _Sample, pictures: frozenset[str]) -> tuple[bytes | None, str]:
         suffixes = [suffix for suffix in sample.fields if suffix in pictures]
         key = shown_path(sample.key)
         if not suffixes:
@@ -281,7 +280,7 @@ class KerasArchiveSource(Source):
 
 @dataclasses.dataclass
 class _Sample:
-    """Files next to each other that have a name in common.
+    """Files that have a name in common.
 
     Attributes:
         key: Their path up to the first dot of the last part.
@@ -293,27 +292,153 @@ class _Sample:
     fields: dict[str, bytes | None] = dataclasses.field(default_factory=dict)
     links: set[str] = dataclasses.field(default_factory=set)
 
+    def has(self, pictures: frozenset[str], captions: frozenset[str]) -> bool:
+        """Whether it has one of each."""
+        return not (pictures.isdisjoint(self.fields) or captions.isdisjoint(self.fields))
 
-def _samples(
-    files: Files, tar: str, wanted: set[str], *, peek: bool = False
-) -> Generator[_Sample, None, None]:
-    sample: _Sample | None = None
+
+def _first_samples(files: Files, tar: str, *, peek: bool) -> list[_Sample] | None:
+    """The samples up to the first few that have picture and caption; `None` in Keras's archive.
+
+    Of their content there is only some JSON, which has the names of columns.
+
+    Args:
+        files: Where the dataset lies.
+        tar: The archive.
+        peek: Whether to give up where the first few names have nothing of the kind.
+    """
+    samples: dict[str, _Sample] = {}
+    usable: set[str] = set()
+    num_json, last = 0, ""
     with contextlib.closing(_members(files, tar, peek=peek)) as members:
         for member in members:
-            folder, name = posixpath.split(member.path)
-            stem, _, suffix = name.partition(".")
-            key, suffix = posixpath.join(folder, stem), suffix.lower()
-            # The same suffix again: the next sample happens to have the same name.
-            if sample is not None and (sample.key != key or suffix in sample.fields):
-                yield sample
-                sample = None
-            sample = sample or _Sample(key)
-            content = member.content() if suffix in wanted and not member.is_link else None
-            sample.fields[suffix] = content
-            if member.is_link:
-                sample.links.add(suffix)
-    if sample is not None:
-        yield sample
+            if member.is_table:
+                return None
+            is_enough = len(usable if usable or not peek else samples) == _LOOK_AT
+            if member.key != last and is_enough:
+                break
+            last = member.key
+            sample = samples.setdefault(member.key, _Sample(member.key))
+            content = None
+            if member.suffix == _JSON and num_json < _LOOK_AT and not member.is_link:
+                content, num_json = member.content(), num_json + 1
+            sample.fields[member.suffix] = content
+            if _is_usable(sample):
+                usable.add(sample.key)
+    return list(samples.values())
+
+
+def _is_usable(sample: _Sample) -> bool:
+    """Whether it has a picture, and a caption or what could be one."""
+    if not sample.has(_PICTURES, _CAPTIONS):
+        return False
+    return _TEXT in sample.fields or any(map(columns.is_text, _json_values(sample).values()))
+
+
+class _Gatherer:
+    """Puts the samples of an archive together, in whatever order their files come.
+
+    A sample is complete once another name follows and it has picture and caption. The first time
+    that one of these is missing, all names in the archive are counted, and a sample is complete
+    with the last of its files.
+    """
+
+    def __init__(
+        self, files: Files, tar: str, pictures: frozenset[str], caption: str, *, peek: bool
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            files: Where the dataset lies.
+            tar: The archive.
+            pictures: Suffixes of pictures. Their content is wanted, and that of captions.
+            caption: Suffix of captions.
+            peek: Whether the caller will stop after a few samples. What has no picture or caption
+                waits for one, then, and nothing is counted.
+        """
+        self._files, self._tar, self._peek = files, tar, peek
+        self._pictures, self._captions = pictures, frozenset({caption})
+        self._waiting: dict[str, list[_Sample]] = {}
+        self._waiting_bytes = 0
+        self._seen: Counter[str] = Counter()
+        # Of each key, how many files there are; `None` if not counted.
+        self._there: Counter[str] | None = None
+
+    def samples(self) -> Generator[_Sample, None, None]:
+        """The samples, in the order in which they are complete.
+
+        Raises:
+            DatasetError: The archive cannot be read, or too much would have to wait.
+        """
+        last = ""
+        with contextlib.closing(_members(self._files, self._tar, peek=self._peek)) as members:
+            for member in members:
+                if member.key != last and last in self._waiting:
+                    yield from self._left(last)
+                last = member.key
+                self._take(member)
+        for key in list(self._waiting):
+            yield from self._release(key)
+
+    def _take(self, member: _Member) -> None:
+        key, suffix = member.key, member.suffix
+        is_wanted = suffix in self._pictures | self._captions
+        is_late = self._seen[key] > 0 and key not in self._waiting
+        self._seen[key] += 1
+        # Its sample did without it.
+        if is_late and not is_wanted:
+            return
+        samples = self._waiting.setdefault(key, [])
+        sample = next((sample for sample in samples if suffix not in sample.fields), None)
+        # The same suffix again: another sample happens to have the same name.
+        if sample is None:
+            sample = _Sample(key)
+            samples.append(sample)
+        content = member.content() if is_wanted and not member.is_link else None
+        sample.fields[suffix] = content
+        self._waiting_bytes += len(content or b"")
+        if member.is_link:
+            sample.links.add(suffix)
+
+    def _left(self, key: str) -> Iterator[_Sample]:
+        """What is complete, now that another name follows."""
+        if self._there is None and not self._peek and not self._is_complete(key):
+            self._there = self._count()
+        if self._is_complete(key):
+            yield from self._release(key)
+        if self._waiting_bytes <= _WAITING_BYTES:
+            return
+        if self._there is None:
+            self._there = self._count()
+            for waiting in filter(self._is_complete, list(self._waiting)):
+                yield from self._release(waiting)
+        if self._waiting_bytes > _WAITING_BYTES:
+            raise self._too_far_apart()
+
+    def _is_complete(self, key: str) -> bool:
+        if self._there is not None:
+            return self._seen[key] == self._there[key]
+        return all(sample.has(self._pictures, self._captions) for sample in self._waiting[key])
+
+    def _release(self, key: str) -> Iterator[_Sample]:
+        samples = self._waiting.pop(key)
+        contents = (content for sample in samples for content in sample.fields.values())
+        self._waiting_bytes -= sum(len(content or b"") for content in contents)
+        yield from samples
+
+    def _count(self) -> Counter[str]:
+        with contextlib.closing(_members(self._files, self._tar)) as members:
+            return Counter(member.key for member in members)
+
+    def _too_far_apart(self) -> DatasetError:
+        key, [sample, *_] = next(iter(self._waiting.items()))
+        return DatasetError(
+            f"{self._tar} in dataset {self._files.shown!r} has the files of a sample too far from "
+            f"each other: {len(self._waiting):,} samples, such as {shown_path(key)!r} of which "
+            f"only {', '.join(map(shown_path, sample.fields))} has come, wait for the rest of "
+            f"theirs, and more than {_WAITING_BYTES >> 20} MB would have to stay in memory; pack "
+            "it in the order of names: tar --sort=name -cf NAME.tar FOLDER (GNU tar)"
+        )
 
 
 def _json_values(sample: _Sample) -> dict[str, Any]:
@@ -322,11 +447,6 @@ def _json_values(sample: _Sample) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def _has_keras_table(files: Files, tar: str) -> bool:
-    with contextlib.closing(_members(files, tar)) as members:
-        return any(member.is_table for member in members)
 
 
 def _table_records(files: Files, tar: str, path: str, content: bytes) -> Iterator[Record]:
@@ -340,6 +460,17 @@ class _Member:
     path: str
     info: tarfile.TarInfo
     archive: _Archive
+
+    @property
+    def key(self) -> str:
+        """The path up to the first dot of its last part."""
+        folder, name = posixpath.split(self.path)
+        return posixpath.join(folder, name.partition(".")[0])
+
+    @property
+    def suffix(self) -> str:
+        """What follows that dot, in lower case."""
+        return posixpath.basename(self.path).partition(".")[2].lower()
 
     @property
     def is_link(self) -> bool:

@@ -1,7 +1,7 @@
 """The pages in a browser, by NiceGUI; all its assets come out of its package.
 
-It listens on this machine alone and only reads. Content is rendered by `pipeline.lineage.pages`;
-this module knows addresses, files and what makes a page live.
+They only read. Who gets in is the business of `storage.local_pages`. Content is rendered by
+`pipeline.lineage.pages`; this module knows addresses, files and what makes a page live.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ import asyncio
 import functools
 import html
 import mimetypes
-import sys
+import socket
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from nicegui import app, ui
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pipeline.lineage import files
 from pipeline.lineage.locations import Location
 from pipeline.lineage.model import LineageError
 from pipeline.lineage.pages import Pages, RunsView, Urls, error_page, live_script, style
-
-HOST = "127.0.0.1"
+from storage import local_pages
 
 _POLL_SECONDS = 2.0
 # Longer than a locked file is waited for.
@@ -44,41 +43,26 @@ _NAVIGATION = (("Runs", "/"), ("Metrics", "/compare"), ("Impact", "/impact"))
 _Render = Callable[[Pages], str]
 
 
-def serve(location: Location, port: int, roots: Sequence[str], open_window: bool = False) -> int:
+def serve(
+    location: Location, listener: socket.socket, roots: Sequence[str], open_window: bool = False
+) -> int:
     """Serves the pages of a store until the process is interrupted; returns the exit status.
 
     Args:
         location: The store, read anew for every page.
-        port: Where to listen on this machine.
+        listener: From `storage.local_pages.listen`.
         roots: Folders whose files may be shown.
         open_window: Whether to open a browser.
     """
     build(location, roots)
-    print(f"The lineage of {location.text} is at http://localhost:{port}/ (Ctrl-C ends this)")
-    sys.stdout.flush()
-    ui.run(
-        host=HOST,
-        port=port,
-        title="Lineage",
-        reload=False,
-        show=open_window,
-        show_welcome_message=False,
-        uvicorn_logging_level="warning",
-    )
+    shown = f"The lineage of {location.text} is at {local_pages.url(listener)} (Ctrl-C ends this)"
+    print(shown, flush=True)
+    local_pages.serve("Lineage", listener, open_window=open_window)
     return 0
 
 
 def build(location: Location, roots: Sequence[str]) -> None:
     """Adds all pages to NiceGUI's app; see `serve`."""
-    # Another site's page must not reach this one under a name of its own.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", HOST])
-
-    @app.middleware("http")
-    async def harden(request: Request, call_next: Any) -> Response:
-        response: Response = await call_next(request)
-        response.headers["X-Frame-Options"] = "DENY"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
 
     async def show(request: Request, title: str, render: _Render) -> None:
         await _show(location, roots, request, title, render)
@@ -138,12 +122,14 @@ def build(location: Location, roots: Sequence[str]) -> None:
 async def _show(
     location: Location, roots: Sequence[str], request: Request, title: str, render: _Render
 ) -> None:
-    def content() -> tuple[str, bool]:
+    def content() -> tuple[str, int]:
+        status = HTTPStatus.SERVICE_UNAVAILABLE
         try:
             with location.open() as store:
-                return render(Pages(store, Urls(), roots)), True
+                status = HTTPStatus.NOT_FOUND
+                return render(Pages(store, Urls(), roots)), HTTPStatus.OK
         except LineageError as error:
-            return error_page(str(error), Urls()), False
+            return error_page(str(error), Urls()), status
 
     def stamp() -> Any:
         try:
@@ -152,21 +138,23 @@ async def _show(
             return None
 
     seen = await asyncio.to_thread(stamp)
-    shown, answered = await asyncio.to_thread(content)
+    shown, status = await asyncio.to_thread(content)
+    client = ui.context.client
+    client.status_code = status
     ui.page_title(f"{title} - lineage"[:120])
     ui.add_css(style())
     _frame(request)
     body = ui.html(shown, sanitize=False).classes("lineage-page").props("id=top")
 
     async def refresh() -> None:
-        nonlocal seen, shown, answered
+        nonlocal seen, shown, status
         now = await asyncio.to_thread(stamp)
         # A file that was locked is free again without a change.
-        if now == seen and answered:
+        if now == seen and status == HTTPStatus.OK:
             return
         seen = now
-        fresh, answered = await asyncio.to_thread(content)
-        if fresh != shown:
+        fresh, status = await asyncio.to_thread(content)
+        if fresh != shown and not client.is_deleted:
             shown = fresh
             body.set_content(fresh)
 
@@ -176,7 +164,7 @@ async def _show(
 def _frame(request: Request) -> None:
     chosen = request.cookies.get(_THEME_COOKIE)
     dark = ui.dark_mode({"dark": True, "light": False}.get(chosen or ""))
-    ui.add_head_html(f'<script>document.documentElement.lang = "en";\n{live_script()}</script>')
+    ui.add_head_html(f"<script>\n{live_script()}</script>")
     ui.query("body").classes("lineage-body")
     ui.query(".nicegui-content").classes("p-0")
     ui.html('<a class="skip" href="#top">To the content</a>', sanitize=False)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 import os
@@ -25,11 +26,13 @@ from typing import IO, Any, Protocol
 
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from pipeline.failures import explanation_in
+from pipeline.lineage.model import shown_seconds
+from pipeline.lineage.moved import EMULATED_NAME
 from pipeline.vertex.emulation.conditions import holds
 from pipeline.vertex.emulation.metadata import Artifacts, EmulatedMetadata, new_name
 from pipeline.vertex.places import ENVIRONMENT
 
-_PROJECT_NUMBER = "000000000000"
 _LAST_LINES = 30
 # The machine's, and how the network and the storage are reached; no other variable of the user's is
 # there.
@@ -50,6 +53,9 @@ class State(enum.Enum):
     SKIPPED = "skipped"
 
 
+_TIMED = (State.EXECUTED, State.RESOLVED)
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskOutcome:
     """One task of one run.
@@ -68,12 +74,20 @@ class TaskOutcome:
 
 
 class TaskError(RuntimeError):
-    """A task failed; the message ends with the last lines of its log."""
+    """A task failed; the message is what a user can mend, or its log's last lines."""
 
     def __init__(self, task: str, status: int, log: Path) -> None:
-        lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+        text = log.read_text(errors="replace")
+        said = explanation_in(text)
         super().__init__(
-            "\n".join([f"{task} ended with status {status}; the end of {log}:", *lines])
+            "\n".join(
+                [
+                    f"{task} ended with status {status}; the end of {log}:",
+                    *text.splitlines()[-_LAST_LINES:],
+                ]
+            )
+            if said is None
+            else f"{task} failed: {said}\n\nIts log: {log}"
         )
         self.task = task
 
@@ -185,7 +199,7 @@ class Emulator:
         self._parameters = job["runtimeConfig"].get("parameterValues", {})
         name = self._spec["pipelineInfo"]["name"]
         self.run_id = f"{name}-{time.strftime('%Y%m%d%H%M%S')}-{uuid.uuid4().hex[:4]}"
-        self._root = f"{job['runtimeConfig']['gcsOutputDirectory']}/{_PROJECT_NUMBER}/{self.run_id}"
+        self._root = f"{job['runtimeConfig']['gcsOutputDirectory']}/{EMULATED_NAME}/{self.run_id}"
         self._metadata = EmulatedMetadata(metadata_path, name, self.run_id)
         self._logs, self._launch, self._environment = logs, launch, environment
         self._report = report
@@ -206,7 +220,8 @@ class Emulator:
             since = time.monotonic()
             state, execution_id = self._run_task(name, tasks[name])
             seconds = time.monotonic() - since
-            self._report(f"{' ' * len(f'[{position}/{len(order)}]')} {name} {state.value}")
+            took = f" in {shown_seconds(seconds)}" if state in _TIMED else ""
+            self._report(f"{' ' * len(f'[{position}/{len(order)}]')} {name} {state.value}{took}")
             outcomes.append(TaskOutcome(name, state, seconds, execution_id))
         return tuple(outcomes)
 
@@ -292,10 +307,18 @@ class Emulator:
             for argument in (*container["command"], *container["args"])
         ]
         log = self._logs / f"{self.run_id}-{name}.log"
-        status = self._launch(argv, log, self._environment)
+        record_failure = functools.partial(
+            self._metadata.record, *facts, mlmd.Execution.FAILED, parameters, inputs, {}
+        )
+        try:
+            status = self._launch(argv, log, self._environment)
+        except KeyboardInterrupt:
+            record_failure(failure="interrupted by the user", interrupted=True)
+            raise
         if status:
-            self._metadata.record(*facts, mlmd.Execution.FAILED, parameters, inputs, {})
-            raise TaskError(name, status, log)
+            error = TaskError(name, status, log)
+            record_failure(failure=str(error))
+            raise error
         left = json.loads(_read(output_file))
         for output, listed in left.get("artifacts", {}).items():
             [artifact] = listed["artifacts"]

@@ -14,6 +14,8 @@ from google.protobuf import json_format, struct_pb2
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from pipeline.lineage.model import FAILURE_REASON, INTERRUPTED
+
 RuntimeArtifact = dict[str, Any]
 """Vertex's: `name`, `uri`, `type` and `metadata`."""
 
@@ -51,8 +53,10 @@ class EmulatedMetadata:
         inputs: Artifacts,
         outputs: Artifacts,
         cache_key: str = "",
+        failure: str = "",
+        interrupted: bool = False,
     ) -> int:
-        """Writes an execution with its inputs and outputs; returns its id."""
+        """Writes an execution with its inputs and outputs, or why it failed; returns its id."""
         execution_type = mlmd.ExecutionType(name=executor)
         execution = mlmd.Execution(
             type_id=self.store.put_execution_type(execution_type, can_add_fields=True),
@@ -63,6 +67,10 @@ class EmulatedMetadata:
             _set(execution.custom_properties[name], value)
         if cache_key:
             execution.custom_properties[_CACHE_KEY].string_value = cache_key
+        if failure:
+            execution.custom_properties[FAILURE_REASON].string_value = failure
+        if interrupted:
+            execution.custom_properties[INTERRUPTED].int_value = 1
         pairs = []
         for kind, artifacts in ((mlmd.Event.INPUT, inputs), (mlmd.Event.OUTPUT, outputs)):
             seen: set[str] = set()

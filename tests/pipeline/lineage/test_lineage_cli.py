@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -89,6 +90,50 @@ def test_runs_filter_and_sort(ask):
     assert names("--reverse", "--limit", "1") == ["first"]
     assert names("--pipeline", "none") == []
     assert ask("runs", "--sort", "colour")[2].startswith("error: runs cannot be sorted by 'colour'")
+
+
+@pytest.mark.parametrize("columns", [72, 80, 100, 279])
+@pytest.mark.parametrize("command", [("runs",), ("compare",), ("impact", "data/bad")], ids=str)
+def test_tables_of_runs_fit_the_terminal(ask, monkeypatch, command, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    status, shown, _ = ask(*command)
+    assert status == 0
+    assert max(map(len, shown.splitlines())) <= columns
+    whole = ask(*command, "--all")[1]
+    assert "not shown" not in whole
+    if columns == 80:
+        left_out = re.search("not shown, for want of width: (.*) \\(--all", shown, re.DOTALL)
+        names = " ".join(left_out[1].split()).split(", ")
+        assert all(name in whole and name not in shown[: left_out.start()] for name in names)
+
+
+def test_runs_begin_with_what_matters(ask, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    head = ask("runs")[1].splitlines()[0].split()
+    assert head == ["id", "run", "status", "took", "loss", "release", "blessed", "loss_baseline"]
+    head = ask("runs", "--all")[1].splitlines()[0].split()
+    assert head[7:] == ["started", "loss_baseline", "loss_delta", "steps"]
+    monkeypatch.setenv("COLUMNS", "40")
+    assert max(map(len, ask("runs")[1].splitlines())) <= 40
+    # What is asked for is shown.
+    assert "loss_delta" in ask("compare", "--metric", "loss_delta")[1].splitlines()[0]
+
+
+def test_a_failed_run_says_why(ask):
+    why = "LossScorer: ResourceExhaustedError: out of memory"
+    assert f"\nfailed    {why}\n" in ask("run", "failed")[1]
+    assert (
+        "\nfailed\n  ResourceExhaustedError: out of memory"
+        in ask("why", "LossScorer", "--run", "failed")[1]
+    )
+
+
+def test_a_model_says_where_it_stands(ask, small):
+    shown = ask("artifact", f"artifact:{small[1]['second']['model'][0].id}")[1]
+    for line in ("run       second (id", "dataset   data/creatures", "releases  2"):
+        assert line in shown
+    answer = json.loads(ask("artifact", "artifact:1", "--json")[1])
+    assert (answer["run"]["name"], answer["datasets"]) == ("first", ["data/creatures"])
 
 
 def test_json_has_times_and_durations(ask):

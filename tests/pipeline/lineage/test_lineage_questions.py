@@ -17,7 +17,9 @@ from made_store import (
 )
 
 from pipeline import lineage
-from pipeline.lineage import comparing, tracing
+from pipeline.lineage import comparing, drawing, tracing
+from pipeline.lineage.text import runs_text
+from storage.row_index import IndexedRow
 
 
 @pytest.fixture
@@ -284,6 +286,19 @@ def test_why_it_was_executed(store):
     ]
 
 
+def test_what_a_step_only_writes_down_is_no_reason(tmp_path):
+    maker = StoreMaker()
+    for run, keep in (("one", 5), ("two", 3)):
+        settings = {"training_dataset": f"/{run}/pictures", "keep_versions": keep}
+        maker.execution(run, "ServingPusher", settings=settings)
+    maker.save(tmp_path / "db")
+    with lineage.locate(str(tmp_path / "db")).open() as store:
+        why = lineage.why(store, "ServingPusher", "two")
+    assert [(cause.name, cause.before, cause.now) for cause in why.causes] == [
+        ("keep_versions", 5, 3)
+    ]
+
+
 def test_why_goes_up_to_what_changed(store, made):
     why = lineage.why(store, "Evaluator", "other data")
     assert why.explanation.startswith("executed because this had changed: dataset, ")
@@ -323,7 +338,7 @@ def test_why_although_nothing_changed(tmp_path):
     assert "artifact 1 is deleted" in _twice(tmp_path / "1", artifact_state=deleted)
     assert "the cache was switched off" in _twice(tmp_path / "2")
     assert "flags of Beam" in _twice(tmp_path / "3", second_key="other")
-    assert "had failed once, and failures are not cached" in _twice(tmp_path / "4", FAILED)
+    assert "had failed once, and only what ends well is cached" in _twice(tmp_path / "4", FAILED)
 
 
 def test_an_input_of_the_same_content_is_no_reason(tmp_path):
@@ -387,6 +402,18 @@ def test_ends_of_intervals_are_no_headline(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("blessed", "shown"), [(1, "yes, unsure"), (0, "no, unsure")])
+def test_a_run_that_is_unsure_is_marked(tmp_path, blessed, shown):
+    maker = StoreMaker()
+    blessing = maker.artifact("ModelBlessing", blessed=blessed, verdict="unsure")
+    maker.execution("run", "Evaluator", outputs={"blessing": [blessing]})
+    maker.save(tmp_path / "db")
+    with lineage.locate(str(tmp_path / "db")).open() as store:
+        [run] = store.runs()
+    assert (run.blessed, run.unsure, run.shown_blessing) == (bool(blessed), True, shown)
+    assert shown in runs_text([run])
+
+
 def test_many_runs(many):
     """Numbers that follow from how the store was made."""
     with lineage.locate(str(many)).open() as store:
@@ -416,3 +443,84 @@ def test_a_thousand_runs(thousand):
         assert {r.name: (r.status.value, r.releases) for r in store.runs()} == run_facts(1000)
         assert len(lineage.impact(store, "b" * 16).runs) == 1000
         assert len(lineage.trace(store, "latest").steps) == 10
+
+
+def _ingested(maker, folder, run, rows, rejects=()):
+    """An execution of CaptionExampleGen with the files that it leaves of (picture, caption)."""
+    examples, rejected = folder / run / "examples", folder / run / "rejects"
+    (examples / "rows").mkdir(parents=True)
+    rejected.mkdir()
+    lines = [IndexedRow(f"{p} {c}", p, c).line() for p, c in rows]
+    # As shards have them.
+    (examples / "rows" / "eval-00000.jsonl").write_bytes(b"".join(lines[:1]))
+    (examples / "rows" / "train-00000.jsonl").write_bytes(b"".join(lines[1:]))
+    (rejected / "rejects.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rejects))
+    outputs = {
+        "examples": [maker.artifact("Examples", str(examples))],
+        "rejects": [maker.artifact("components.RejectedRows", str(rejected))],
+    }
+    settings = {"dataset_fingerprint": run}
+    maker.execution(run, "CaptionExampleGen", COMPLETE, settings, {}, outputs, cache_key=run)
+    maker.execution(run, "LatentGen", COMPLETE, {}, {"examples": outputs["examples"]})
+
+
+def test_why_says_which_rows_changed(tmp_path):
+    maker = StoreMaker()
+    kept = [(f"p{i}", f"caption {i}") for i in range(4)]
+    before = [*kept, ("p5", "a cat"), ("p6", "a dog"), ("p7", "gone \u2028 \U0001f409")]
+    now = [
+        *kept,
+        ("p5", "a tomcat"),
+        ("other", "a dog"),
+        *((f"n{i}", f"new {i}") for i in range(7)),
+    ]
+    told = {"caption": "x", "detail": "y"}
+    broken = {"origin": "p7.png", "row": 7, "reason": "image_damaged", **told}
+    _ingested(maker, tmp_path, "one", before)
+    _ingested(maker, tmp_path, "two", now, [broken])
+    _ingested(maker, tmp_path, "three", now, [{**broken, "row": 8}])
+    maker.save(tmp_path / "metadata.sqlite")
+    location = lineage.locate(str(tmp_path))
+    with location.open() as store:
+        why = lineage.why(store, "LatentGen", "two", location.roots)
+        same = lineage.why(store, "CaptionExampleGen", "three", location.roots)
+        unknown = lineage.why(store, "CaptionExampleGen", "two")
+        diff = lineage.diff(store, "one", "two", location.roots)
+    summary = "7 rows added, 1 removed, 1 with another caption, 1 with another picture, 1 set aside"
+    assert why.explanation == (
+        f"executed because this had changed: dataset_fingerprint of CaptionExampleGen ({summary})"
+    )
+    assert [(c.name, c.before, c.now) for c in why.causes if c.kind in ("rows", "row")] == [
+        ("rows", "7 rows", summary),
+        *(("added", None, f"new {i}") for i in range(5)),
+        ("added", None, "and 2 more"),
+        ("removed", "gone \u2028 \U0001f409", None),
+        ("caption", "a cat", "a tomcat"),
+        ("picture", "a dog", "another picture"),
+        ("set aside", None, "p7.png row 7: image_damaged"),
+    ]
+    assert same.explanation.endswith(
+        "(not a row of it: files were renamed, or what is not read differs)"
+    )
+    [rows] = [d for d in diff.differences if d.name == "rows"]
+    assert (rows.section, rows.first, rows.second) == ("data", "7 rows", summary)
+    [rows] = [c for c in unknown.causes if c.kind == "rows"]
+    assert rows.now.startswith("not known: its files lie outside of the pipeline's folders")
+
+
+def test_a_resolver_makes_no_arrow_to_the_model_of_its_run(store, made):
+    for run, baseline in (("first", None), ("second", made["first"]["model"][0].id)):
+        steps = store.steps(store.find_run_id(run))
+        [resolver] = [step.id for step in steps if step.node == "LatestBlessedModel"]
+        candidate = made[run]["model"][0].id
+        links = store.links(executions=[step.id for step in steps])
+        of_resolver = {
+            (k.key, k.artifact_id, k.output) for k in links if k.execution_id == resolver
+        }
+        found = {("model", baseline, True)} if baseline else set()
+        assert of_resolver == {("candidate", candidate, False), *found}
+        artifacts = {a.id: a for a in store.artifacts(k.artifact_id for k in links)}
+        edges = drawing.draw(steps, links, artifacts).edges
+        to, of = f"step-{resolver}", [end for start, end, _ in edges if start == f"step-{resolver}"]
+        assert (f"artifact-{candidate}", to, "candidate") in edges
+        assert of == ([f"artifact-{baseline}"] if baseline else [])

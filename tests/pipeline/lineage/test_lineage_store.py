@@ -374,11 +374,51 @@ def test_interrupted_where_nobody_holds_the_output_folder(small, tmp_path):
     assert run.ended is not None
 
 
-@pytest.mark.parametrize("address", ["", "ftp://host/db", "mysql://host", "mysql://u:secret@h/db"])
+@pytest.mark.parametrize(
+    "question",
+    [
+        ("run", "latest"),
+        ("artifact", "artifact:1"),
+        ("trace", "artifact:1"),
+        ("impact", "http://me:hunter2@host/x"),
+        ("impact", "creatures"),
+        *(("export", "latest", "--format", name) for name in ("openlineage", "dot", "html")),
+    ],
+)
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_secret_that_a_former_version_recorded_is_not_shown(tmp_path, capfd, question, flags):
+    maker = StoreMaker()
+    url = "http://me:hunter2@host/x"
+    examples = maker.artifact(
+        "Examples", "https://host/x?sig=hunter2", dataset=url, name="creatures"
+    )
+    settings = {"dataset": url, "options": f'{{"a": {{"b": "{url}"}}, "name": "creatures"}}'}
+    maker.execution("run", "CaptionExampleGen", COMPLETE, settings, {}, {"examples": [examples]})
+    maker.execution("run", "Trainer", FAILED, {"failure_reason": f"{url} is gone"})
+    maker.save(tmp_path / "db")
+    status = cli.main(["--store", str(tmp_path / "db"), *flags, *question])
+    said = "".join(capfd.readouterr())
+    assert "hunter2" not in said
+    if question != ("impact", url):
+        assert status == 0
+        assert "http://***@host/x" in said or "dot" in question or "impact" in question
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "ftp://host/db",
+        "mysql://host",
+        "mysql://u:hunter2@h/db",
+        "mysql://u@h/db?password=hunter2",
+        "vertex://p/l?endpoint=http://u:hunter2@h",
+    ],
+)
 def test_addresses_that_are_none(address):
     with pytest.raises(lineage.LineageError) as error, lineage.locate(address).open():
         pass
-    assert "secret" not in str(error.value)
+    assert "hunter2" not in str(error.value)
 
 
 def test_mysql_password_comes_from_a_variable(monkeypatch):

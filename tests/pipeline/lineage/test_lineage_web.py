@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+import local_page
 import psutil
 import pytest
 from browser import browser
@@ -103,7 +104,13 @@ def tab(request, chromium):
     blocked = "Blocked script execution"  # in a file: as it should be
     tab.on(
         "console",
-        lambda m: m.type == "error" and blocked not in m.text and problems.append(m.text),
+        # A page that is not there says so with its status, which the console repeats.
+        lambda m: (
+            m.type == "error"
+            and blocked not in m.text
+            and m.location["url"] != tab.url
+            and problems.append(m.text)
+        ),
     )
     tab.on("dialog", lambda dialog: problems.append(dialog.message))
     yield tab
@@ -112,8 +119,9 @@ def tab(request, chromium):
 
 
 def go(tab, url):
-    tab.goto(url)
+    status = tab.goto(url).status
     tab.wait_for_selector(".lineage-page h1")
+    return status
 
 
 # The least contrast of all texts, by WCAG 2's formula.
@@ -164,10 +172,10 @@ def test_every_page_by_its_address(tab, address):
         "/artifact/x": "No answer",
         "/release/9": "No answer",
     }.items():
-        go(tab, address + path)
+        assert go(tab, address + path) == (404 if heading == "No answer" else 200), path
         assert tab.locator("h1").inner_text() == heading, path
         assert tab.evaluate(_CONTRAST) >= 4.5, path
-        assert tab.locator("html").get_attribute("lang") == "en"
+        assert tab.locator("html").get_attribute("lang") == "en-US"
 
 
 def test_filter_and_sort_with_the_keyboard(tab, address):
@@ -288,8 +296,7 @@ def test_files_cannot_leave_the_pipelines_folders(address, folder):
 
 
 def test_other_sites_do_not_get_in(address):
-    assert fetch(address, Host="evil.example")[0] == 400
-    assert fetch(address)[1]["x-frame-options"] == "DENY"
+    local_page.check_nobody_else_gets_in(address)
     port = urllib.parse.urlsplit(address).port
     # Not by the machine's name, which need not lead anywhere.
     others = {
@@ -302,6 +309,16 @@ def test_other_sites_do_not_get_in(address):
         with socket.socket() as client:
             client.settimeout(2)
             assert client.connect_ex((other, port)) != 0
+
+
+def test_an_unknown_address_and_a_port_that_is_taken(address, folder):
+    local_page.check_unknown_address(address, "Lineage")
+    command = ["-m", "pipeline.lineage", "--store", str(folder[0]), "serve"]
+    local_page.check_port_is_taken(address, command, "lineage", str(REPO_ROOT))
+
+
+def test_no_frame_shows_the_pages(chromium, address):
+    local_page.check_frame(chromium.new_page(), address)
 
 
 def test_hostile_text(chromium, hostile):
@@ -381,6 +398,7 @@ def test_a_page_recovers_from_a_lock(chromium, tmp_path):
         lock.execute("BEGIN EXCLUSIVE")
         go(tab, f"{address}/")
         assert "is locked" in tab.get_by_role("alert").inner_text()
+        assert fetch(address)[0] == 503
         lock.execute("ROLLBACK")
         tab.get_by_role("heading", name="Runs").wait_for()
 

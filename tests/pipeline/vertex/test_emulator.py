@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import urllib.error
 import urllib.request
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
-from pipeline import housekeeping
+from pipeline import housekeeping, lineage
 from pipeline.vertex.emulation import custom_jobs
 from pipeline.vertex.emulation.conditions import holds
 from pipeline.vertex.emulation.emulator import (
@@ -269,7 +270,23 @@ def test_a_failing_task_ends_the_run_with_its_last_words(here: Here, job) -> Non
         here.run(job, steps=13.0)
     assert error.value.task == "Train"
     assert "Train ended with status 1" in str(error.value)
+    [log] = (here.folder / "logs").glob("*-Train.log")
+
+    def interrupted(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        here.run(job, interrupted)
+    with lineage.locate(str(here.folder)).open() as store:
+        now, before = store.runs()
+        assert (now.status.value, before.status.value) == ("interrupted", "failed")
+        assert store.latest_step("Train", now.id).error == "interrupted by the user"
+        said = store.latest_step("Train", before.id).error.splitlines()
+        assert said[0] == f"Train ended with status 1; the end of {log}:"
+        assert said[-1] == "thirteen steps bring bad luck"
+    here.said.clear()
     assert here.run(job)["Train"] == State.EXECUTED
+    assert re.fullmatch(r"      Train executed in \d+\.\d s", here.said[1])
 
 
 def test_forked_containers_are_no_different(here: Here, job) -> None:

@@ -1,0 +1,80 @@
+"""What becomes of a split that no picture's hash falls into: it gets one picture of the other.
+
+With a dozen pictures that is likely. The shards are written by then, and those that hold the
+picture are written anew, so that it is as if its hash had fallen on the other side.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from components.caption_example_gen.rows import CheckSettings, shard_index
+from components.caption_example_gen.sources import place_of
+from components.tfrecords import read_shard, shard_name, write_shard
+
+
+def fill_empty_split(
+    empty: str,
+    other: str,
+    split_uris: Mapping[str, str],
+    settings: CheckSettings,
+    examples_uri: str,
+) -> int:
+    """Moves the picture whose hash is nearest to the empty split into it, with all its captions.
+
+    Args:
+        empty: The one of `train` and `eval` that is empty.
+        other: The other one.
+        split_uris: Folder of each, with all shards.
+        settings: What they were written with.
+        examples_uri: The artifact's folder, for unfinished files.
+
+    Returns:
+        How many examples were moved; 0 where all are of one picture, which stay where they are.
+    """
+    paths, empty_paths = (
+        [
+            os.path.join(split_uris[split], shard_name("examples", index, count))
+            for index in range(count)
+        ]
+        for split, count in (
+            (other, settings.num_shards[other]),
+            (empty, settings.num_shards[empty]),
+        )
+    )
+    pictures = {_text(record, "image/id") for path in paths for record in read_shard(path)}
+    if len(pictures) < 2:
+        return 0
+    nearest = (min if empty == "eval" else max)(
+        pictures, key=lambda picture: (place_of(picture, settings.seed), picture)
+    )
+    temporary_folder = os.path.join(examples_uri, f".moving-{uuid.uuid4().hex}")
+    tf.io.gfile.makedirs(temporary_folder)
+    moved: list[tuple[str, bytes]] = []
+    for path in paths:
+        kept: list[bytes] = []
+        before = len(moved)
+        for record in read_shard(path):
+            if _text(record, "image/id") == nearest:
+                moved.append((_text(record, "id"), record))
+            else:
+                kept.append(record)
+        if len(moved) > before:
+            write_shard(path, kept, temporary_folder)
+    for index, path in enumerate(empty_paths):
+        of_shard = (
+            record for name, record in sorted(moved) if shard_index(name, len(empty_paths)) == index
+        )
+        write_shard(path, of_shard, temporary_folder)
+    tf.io.gfile.rmtree(temporary_folder)
+    return len(moved)
+
+
+def _text(record: bytes, name: str) -> str:
+    feature = tf.train.Example.FromString(record).features.feature[name]
+    value: bytes = feature.bytes_list.value[0]
+    return value.decode()

@@ -1,0 +1,109 @@
+"""What a model is asked for before it is blessed, as the Evaluator was told, and what it shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tensorflow_model_analysis.writers import eval_config_writer
+
+from components.evaluator.executor import (
+    CHANGE,
+    CHANGE_UPPER,
+    INCREASE_SHOWN,
+    SURELY_LOWER,
+)
+from components.evaluator.results import ALL, Metrics, Slice
+from components.loss_scorer.scorer import STRATUM
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """One thing that a model is asked for.
+
+    Attributes:
+        what: The number that counts.
+        asked: What it may be.
+        setting: Where that is set.
+        shown: What it is for this model.
+    """
+
+    what: str
+    asked: str
+    setting: str
+    shown: str
+
+
+def thresholds(evaluation: str, metrics: Mapping[Slice, Metrics]) -> list[Threshold]:
+    """What the model was asked for.
+
+    Args:
+        evaluation: Folder of a `ModelEvaluation`, where TFMA keeps its configuration.
+        metrics: What TFMA found in every slice.
+    """
+    config, *_ = eval_config_writer.load_eval_run(evaluation)
+    if config is None:
+        return []
+    metrics_of = {
+        _arguments(metric).get("name"): metric
+        for spec in config.metrics_specs
+        for metric in spec.metrics
+    }
+    if not {SURELY_LOWER, INCREASE_SHOWN} <= metrics_of.keys():
+        return []
+    [bound] = metrics_of[INCREASE_SHOWN].per_slice_thresholds
+    return list(
+        _told(
+            _arguments(metrics_of[SURELY_LOWER]),
+            bound.threshold.value_threshold.upper_bound.value,
+            metrics,
+        )
+    )
+
+
+def _told(
+    asked: Mapping[str, float], most: float, metrics: Mapping[Slice, Metrics]
+) -> Iterator[Threshold]:
+    total = metrics.get(ALL, {})
+    yield Threshold(
+        "Change in held-out loss",
+        f"below {_signed(-asked['min_improvement'])}",
+        "evaluation.min_loss_improvement",
+        _signed(total[CHANGE].value if CHANGE in total else math.nan),
+    )
+    yield Threshold(
+        "Upper end of its 95 % interval",
+        f"at most {_signed(asked['max_regression'])}, or it is unsure",
+        "evaluation.max_loss_regression",
+        _signed(total[CHANGE_UPPER].value if CHANGE_UPPER in total else math.nan),
+    )
+    worst = max(
+        (
+            (found[INCREASE_SHOWN].value, key[0][1])
+            for key, found in metrics.items()
+            if key and key[0][0] == STRATUM and math.isfinite(found[INCREASE_SHOWN].value)
+        ),
+        key=lambda item: item[0],
+        default=(math.nan, ""),
+    )
+    yield Threshold(
+        "The same at the worst timesteps, in per cent of the loss there, where it is shown to rise",
+        f"at most {most:+.1%}",
+        "evaluation.max_stratum_regression",
+        f"{worst[0]:+.1%} at {worst[1]}" if worst[0] > 0 else "shown nowhere",
+    )
+
+
+def _arguments(metric: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = json.loads(metric.config or "{}")
+    return arguments
+
+
+def _signed(value: float) -> str:
+    if not math.isfinite(value):
+        return "not known"
+    rounded = round(value, 6)
+    return f"{rounded:+g}" if rounded else "0"

@@ -1,0 +1,155 @@
+"""Whether what a run will leave fits on the disk, asked before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import shutil
+from pathlib import Path
+
+from pipeline.config import ConfigError, RunConfig
+from serving.releases import SERVED_NETWORKS
+from trainer.presets import Preset, get_preset
+
+_FLOAT32 = 4
+# A checkpoint has the weights, their average and AdamW's two moments.
+_COPIES = 4
+# Graphs, vocabulary and warm-up requests of an exported model.
+_GRAPH_BYTES = 3 << 20
+# As artifact and, pushed, in the serving directory.
+_EXPORTS = 2
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiskEstimate:
+    """Bytes that a run leaves, or needs for a moment.
+
+    Attributes:
+        examples: The dataset's pictures; of one that is not on this machine, none.
+        latents: What the encoders make of them, as far as rows are counted without reading them.
+        checkpoints: Those that are kept, and one while it replaces another.
+        models: The exported model, and its copy in the serving directory.
+    """
+
+    examples: int
+    latents: int
+    checkpoints: int
+    models: int
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return sum(dataclasses.astuple(self))
+
+    def __str__(self) -> str:
+        parts = ", ".join(
+            f"{field.name} {in_words(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)
+        )
+        return f"{in_words(self.total)} ({parts})"
+
+
+def estimate_disk(config: RunConfig, image_bytes: int, num_rows: int) -> DiskEstimate:
+    """What a run needs.
+
+    Args:
+        config: All settings, resolved.
+        image_bytes: Size of the dataset's pictures.
+        num_rows: How many there are.
+    """
+    preset, training = get_preset(config.model.preset), config.training
+    trained = 0 if training.lora_rank else preset.parameters["diffusion_model"]
+    if training.train_text_encoder and not training.lora_rank:
+        trained += preset.parameters["text_encoder"]
+    written = math.inf
+    if training.steps is not None:
+        written = math.ceil(training.steps / training.checkpoint_every_steps)
+    checkpoints = min(training.checkpoints_kept + 1, written)
+    served = sum(preset.parameters[network] for network in SERVED_NETWORKS)
+    size = _FLOAT32 if config.model.export_weights == "float32" else _FLOAT32 // 2
+    return DiskEstimate(
+        examples=image_bytes,
+        latents=num_rows * _latent_bytes(config, preset),
+        checkpoints=int(checkpoints * _COPIES * _FLOAT32 * trained),
+        models=_EXPORTS * (size * served + _GRAPH_BYTES),
+    )
+
+
+def check_disk(config: RunConfig, unfinished: bool) -> None:
+    """Holds what a run needs against what is free.
+
+    Args:
+        config: All settings, resolved.
+        unfinished: Whether the latest run in the output folder did not end: what it left is then
+            taken for a part of what is needed.
+
+    Raises:
+        ConfigError: It cannot fit, and such runs are to be refused.
+    """
+    estimate = estimate_disk(config, *_dataset_size(config))
+    there = _left_in(config.output) if unfinished else 0
+    free = shutil.disk_usage(config.output).free
+    if estimate.total <= free + there:
+        return
+    advice = ["--output on another disk"]
+    if estimate.checkpoints and config.training.checkpoints_kept > 1:
+        advice.append(
+            f"a smaller training.checkpoints_kept than {config.training.checkpoints_kept}"
+        )
+    if not config.training.lora_rank:
+        advice.append("--lora-rank 4 (adapters instead of all weights)")
+    if config.model.export_weights == "float32":
+        advice.append("model.export_weights = float16")
+    problem = (
+        f"the run needs about {estimate} on the disk, and there is {in_words(free)} free at "
+        f"{config.output}. What helps: {'; '.join(advice)}. disk_check = warn tries it all the same"
+    )
+    if config.disk_check == "refuse":
+        raise ConfigError(problem)
+    logger.warning("%s", problem)
+
+
+def in_words(size: int) -> str:
+    """`size` bytes, such as `3.4 GB` or `12 MB`."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _latent_bytes(config: RunConfig, preset: Preset) -> int:
+    """Of a picture: mean and log-variance of its latent, of its mirror image's too, and context."""
+    latent = 2 * math.prod(preset.latent_shape(config.model.image_size))
+    mirrored = 1 if config.model.flip == "never" else 2
+    context = preset.text_encoder.max_length * preset.text_encoder.width
+    return _FLOAT32 * (mirrored * latent + context)
+
+
+def _dataset_size(config: RunConfig) -> tuple[int, int]:
+    """Bytes and rows; of a dataset elsewhere, which would be listed once more, neither."""
+    # pyarrow costs a second that errors in the settings need not wait for.
+    from components.caption_example_gen import sources
+
+    dataset = config.dataset
+    if "://" in dataset.path:
+        return 0, 0
+    source = sources.open_dataset(
+        sources.DatasetSpec(
+            dataset=dataset.path,
+            config=dataset.config or "",
+            split=dataset.split,
+            image_column=dataset.image_column or "",
+            caption_column=dataset.caption_column or "",
+        )
+    )
+    return source.image_bytes, sum(unit.num_rows or 0 for unit in source.units())
+
+
+def _left_in(output: str) -> int:
+    return sum(
+        Path(folder, file).lstat().st_size
+        for part in ("artifacts", "checkpoints")
+        for folder, _, files in os.walk(Path(output, part))
+        for file in files
+    )

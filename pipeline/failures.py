@@ -1,0 +1,135 @@
+"""Whose a failure is to mend: the user's, told in a line, or ours, told whole.
+
+Beam's workers, and processes of their own, hand on no exception but its text, with the traceback.
+So a text is looked through, too, for the last exception in it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import importlib
+import os
+import re
+
+from pipeline.console import OUR_PACKAGES
+from storage.errors import one_line
+from storage.user_errors import UserError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# Of the disk, whichever file they are about; other numbers count where a file is named.
+_OF_DISK = (*_NO_ROOM, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE)
+_WAYS_OUT = {
+    **dict.fromkeys(_NO_ROOM, "make room there, or choose another folder with --output"),
+    **dict.fromkeys(
+        (errno.EROFS, errno.EACCES, errno.EPERM),
+        "make it accessible, or choose another folder with --output",
+    ),
+    errno.EFBIG: "raise the limit (ulimit -f), or choose another folder with --output",
+    errno.EMFILE: "raise the limit (ulimit -n)",
+    errno.ENOENT: "put it back, or start afresh with another --output",
+}
+# As libraries in C++ put it, and SQLite.
+_PHRASES = {
+    "database or disk is full": errno.ENOSPC,
+    "disk I/O error": errno.EIO,
+    "readonly database": errno.EROFS,
+    **{os.strerror(number): number for number in (*_OF_DISK, errno.EACCES)},
+}
+_NO_MEMORY = re.compile("OOM when allocating|failed to allocate memory|Cannot allocate memory")
+_MEMORY_RAN_OUT = (
+    "memory ran out: a smaller --batch-size, a smaller --image-size, or a larger "
+    "training.accumulation_steps in a --config take less"
+)
+
+_RAISED = re.compile(r"([A-Za-z_][\w.]*)(?:: (.*))?")
+_BEAMS_ADDITION = re.compile(r" \[while running '.*", re.DOTALL)
+_TENSORFLOWS_ADDITION = re.compile(r"\{\{.*?\}\} ?")
+_OS_ERROR = re.compile(r"\[Errno (\d+)\] [^:]*(?:: '(.*)')?")
+
+
+def explanation(error: BaseException) -> str | None:
+    """What a user can mend, in one line (a table may follow); `None` where the fault is ours.
+
+    Args:
+        error: What was raised. What it was raised from counts, too; and where something failed
+            while an error was handled, what the disk did.
+    """
+    link: BaseException | None = error
+    from_cause = True
+    first = None
+    while link is not None:
+        told = _of_machine(link)
+        if told is not None:
+            # What failed first has the file; what came of it, such as the record of it, has not.
+            first = told
+        elif from_cause and first is None:
+            told = str(link) if isinstance(link, UserError) else explanation_in(str(link))
+            if told is not None:
+                return told
+        from_cause = from_cause and link.__cause__ is not None
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return first
+
+
+def explanation_in(text: str) -> str | None:
+    """The `explanation` of the last exception in a text, which may be a log or a traceback."""
+    lines = text.rstrip().splitlines()
+    for index in range(len(lines) - 1, -1, -1):
+        found = _RAISED.fullmatch(lines[index])
+        kind = found and _exception_class(found[1])
+        if not found or kind is None:
+            continue
+        message = "\n".join([found[2] or "", *lines[index + 1 :]])
+        message = _BEAMS_ADDITION.sub("", message).rstrip()
+        if issubclass(kind, UserError):
+            return message
+        if issubclass(kind, OSError) and (parts := _OS_ERROR.match(message)):
+            number = int(parts[1])
+            return _of_machine(OSError(number, os.strerror(number), parts[2]))
+        return _of_machine(kind() if kind is MemoryError else RuntimeError(message))
+    return None
+
+
+def _of_machine(error: BaseException) -> str | None:
+    """What the disk, or the memory, has to do with it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno == errno.ENOMEM:
+            return _MEMORY_RAN_OUT
+        if error.errno in _OF_DISK or error.filename is not None:
+            return _of_disk(error.errno, error.filename)
+        return None
+    text = str(error)
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        return _MEMORY_RAN_OUT
+    # A text with a traceback is told by the exception at its end.
+    if "Traceback" in text:
+        return None
+    for phrase, number in _PHRASES.items():
+        if phrase in text:
+            said, found, _ = one_line(error).partition(phrase)
+            return _of_disk(number, None, _TENSORFLOWS_ADDITION.sub("", said) + found)
+    return None
+
+
+def _of_disk(number: int, path: object, text: str | None = None) -> str:
+    what = text or os.strerror(number)
+    if isinstance(path, bytes):
+        path = os.fsdecode(path)
+    where = f"{path}: " if path is not None else ""
+    way_out = _WAYS_OUT.get(number)
+    return f"{where}{what}{f': {way_out}' if way_out else ''}"
+
+
+def _exception_class(name: str) -> type[BaseException] | None:
+    """The class that a traceback calls so; of a library's that is not at hand, any other one."""
+    module, _, qualified = name.rpartition(".")
+    found = getattr(builtins, name, None)
+    if module.partition(".")[0] in OUR_PACKAGES:
+        try:
+            found = getattr(importlib.import_module(module), qualified, None)
+        except ImportError:
+            return None
+    if isinstance(found, type) and issubclass(found, BaseException):
+        return found
+    return Exception if name.endswith(("Error", "Exception")) else None

@@ -1,0 +1,68 @@
+"""Being told to stop, by Ctrl-C, `kill` or a terminal that closes: the same end for all of them.
+
+While it trains, the Trainer hears these signals itself and saves first (see
+`trainer.training.interruption`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# By convention, a shell's status of what a signal ended.
+_STATUS = 128
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal told this process to end; like Ctrl-C's, it is no `Exception`.
+
+    Attributes:
+        signal: Which one.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__(self.signal.name)
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Within this, Ctrl-C, SIGTERM and SIGHUP raise `Stopped` in the main thread."""
+    before = {}
+    for number in _SIGNALS:
+        # What is ignored stays so: Ctrl-C in a shell's background, SIGHUP under nohup.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals() -> None:
+    """Lets what must be finished be finished."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def signal_of(error: KeyboardInterrupt) -> signal.Signals:
+    """The signal that raised it."""
+    return error.signal if isinstance(error, Stopped) else signal.SIGINT
+
+
+def exit_status(number: signal.Signals) -> int:
+    """130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    return _STATUS + number
+
+
+def in_words(number: signal.Signals) -> str:
+    """What happened, for a user."""
+    return "Ctrl-C" if number == signal.SIGINT else number.name
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)

@@ -1,0 +1,129 @@
+"""Whether a run would find everything done: ML Metadata tells at once, where TFX takes long.
+
+A run that ends well leaves a key of all that it came from with its context in ML Metadata. If the
+latest run has the key of the one that is to start, and all of its outputs are still there, nothing
+is left to do. In any doubt the pipeline runs, and finds in the cache what is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ml_metadata.metadata_store import metadata_store
+from ml_metadata.proto import metadata_store_pb2 as mlmd
+
+from pipeline.config import RunConfig
+from pipeline.console import OUR_PACKAGES
+from pipeline.housekeeping import contexts_of
+from pipeline.outcome import ComponentOutcome, RunOutcome, Status
+from storage.commands import CHECKOUT
+from storage.filesystem import read_bytes
+from storage.hashing import sha256_hex
+
+if TYPE_CHECKING:
+    from trainer.weights.base_model import BaseModel
+
+_KEY = "run_key"
+_RUN, _NODE = "pipeline_run", "node"
+_RESOLVER = "resolver.Resolver"
+_CODE_SUFFIXES = (".py", ".yaml", ".html")
+_SUCCESSFUL = (mlmd.Execution.COMPLETE, mlmd.Execution.CACHED)
+
+
+def run_key(config: RunConfig, dataset_fingerprint: str, base_model: BaseModel) -> str:
+    """Hashes all that a run comes from: settings, dataset, base weights, schema, code, versions.
+
+    Where the output folder lies is not in it. All code counts, also that which no step runs: it is
+    read faster than what is imported would be found out.
+
+    Args:
+        config: All settings, resolved.
+        dataset_fingerprint: Of the dataset as it is now.
+        base_model: The base weights as they are now.
+
+    Returns:
+        SHA-256 (hex).
+    """
+    schema = config.dataset.schema
+    facts = {
+        "config": {**dataclasses.asdict(config), "output": ""},
+        "dataset": dataset_fingerprint,
+        "base_weights": [base_model.preset.numerics, base_model.hash()],
+        "schema": None if schema is None else sha256_hex([read_bytes(schema)]),
+        "code": [
+            [path.relative_to(CHECKOUT).as_posix(), sha256_hex([path.read_bytes()])]
+            for path in _code()
+        ],
+        "versions": [
+            platform.python_version(),
+            *(importlib.metadata.version(name) for name in ("tfx", "tensorflow", "keras")),
+        ],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def remember(store: metadata_store.MetadataStore, outcome: RunOutcome, key: str) -> None:
+    """Keeps the key of a run that ended well."""
+    [run] = contexts_of(store, outcome.components[0].execution_id, _RUN)
+    run.custom_properties[_KEY].string_value = key
+    store.put_contexts([run])
+
+
+def find_done(store: metadata_store.MetadataStore, key: str) -> RunOutcome | None:
+    """The latest run, as it would come out of the cache, if it has this key and is whole.
+
+    Artifacts whose files are gone must have been withdrawn (see `pipeline.housekeeping.repair`).
+    """
+    for latest in _latest(store):
+        for run in contexts_of(store, latest.id, _RUN):
+            if dict(run.custom_properties).get(_KEY, mlmd.Value()).string_value == key:
+                return _outcome(store, run)
+    return None
+
+
+def ended_badly(store: metadata_store.MetadataStore) -> bool:
+    """Whether the latest run did not come to its end."""
+    return any(e.last_known_state not in _SUCCESSFUL for e in _latest(store))
+
+
+def _latest(store: metadata_store.MetadataStore) -> list[mlmd.Execution]:
+    """The latest execution, if there is any."""
+    options = metadata_store.ListOptions(
+        limit=1, order_by=metadata_store.OrderByField.ID, is_asc=False
+    )
+    return list(store.get_executions(list_options=options))
+
+
+def _outcome(store: metadata_store.MetadataStore, run: mlmd.Context) -> RunOutcome | None:
+    executions = sorted(store.get_executions_by_context(run.id), key=lambda e: e.id)
+    events = store.get_events_by_execution_ids([e.id for e in executions])
+    outputs = {e.artifact_id for e in events if e.type == mlmd.Event.OUTPUT}
+    if any(e.last_known_state not in _SUCCESSFUL for e in executions) or any(
+        a.state != mlmd.Artifact.LIVE for a in store.get_artifacts_by_id(sorted(outputs))
+    ):
+        return None
+    return RunOutcome(
+        run.name,
+        tuple(
+            ComponentOutcome(
+                component=contexts_of(store, e.id, _NODE)[0].name.rpartition(".")[2],
+                status=Status.RESOLVED if e.type.endswith(_RESOLVER) else Status.CACHED,
+                seconds=0.0,
+                execution_id=e.id,
+            )
+            for e in executions
+        ),
+    )
+
+
+def _code() -> Iterator[Path]:
+    for package in sorted(OUR_PACKAGES):
+        paths: Iterable[Path] = (CHECKOUT / package).rglob("*")
+        yield from sorted(path for path in paths if path.suffix in _CODE_SUFFIXES)

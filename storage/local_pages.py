@@ -1,0 +1,186 @@
+"""The shell of our pages in a browser: NiceGUI, on this machine, for nobody else.
+
+Who gets in is decided here, once for all pages. A page of another site can neither reach ours under
+a name of its own (DNS rebinding), nor talk to its socket, nor show it in a frame; and ours load
+nothing from elsewhere and tell nobody where a link was followed from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import html
+import ipaddress
+import os
+import socket
+import threading
+import webbrowser
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HOST = "127.0.0.1"
+"""Where nobody but this machine is listened to."""
+
+_OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_HEADERS = {
+    # NiceGUI's pages are made of inline scripts and of templates that Vue compiles in the browser.
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+        "style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; "
+        "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+_NOT_FOUND = """\
+<!DOCTYPE html>
+<html lang="en-US">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Not found - {title}</title>
+<style>
+body {{
+  margin: 15vh auto 0; padding: 0 1rem; max-width: 40rem; font: 16px/1.5 system-ui, sans-serif;
+}}
+p {{ overflow-wrap: anywhere; }}
+</style>
+</head>
+<body>
+<main>
+<h1>There is no such page</h1>
+<p>Nothing is at <code>{path}</code>.</p>
+<p><a href="/">{title}</a></p>
+</main>
+</body>
+</html>
+"""
+
+
+class AddressError(RuntimeError):
+    """An address cannot be listened at; the message is one line for the user."""
+
+
+def port_number(text: str) -> int:
+    """A port as it is given on a command line; for `argparse`."""
+    number = int(text)
+    if not 0 < number < 1 << 16:
+        raise argparse.ArgumentTypeError("it must be between 1 and 65535")
+    return number
+
+
+def listen(host: str, port: int, target: str) -> socket.socket:
+    """Takes an address; what comes in waits for `serve`.
+
+    Args:
+        host: The machine's name or address, `0.0.0.0` for all that it has.
+        port: The port.
+        target: What `make` calls the page.
+
+    Raises:
+        AddressError: It is taken, or none of this machine's.
+    """
+    try:
+        [(family, _, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise AddressError(
+            f"{host} is no address of this machine ({error.strerror}): choose another --host"
+        ) from None
+    try:
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise AddressError(
+            f"port {port} cannot be used ({reason}): choose another one with --port, or "
+            f"ARGS='--port N' after make {target}"
+        ) from None
+
+
+def url(listener: socket.socket) -> str:
+    """The address for a browser on this machine."""
+    return f"http://localhost:{listener.getsockname()[1]}/"
+
+
+def serve(
+    title: str,
+    listener: socket.socket,
+    *,
+    trusted_hosts: Sequence[str] = (),
+    open_window: bool = False,
+) -> None:
+    """Serves NiceGUI's pages until the process is interrupted.
+
+    Args:
+        title: What the pages are called.
+        listener: From `listen`. Where other machines reach it, they may call this one by its
+            addresses and by its name.
+        trusted_hosts: Other names by which they may.
+        open_window: Whether to open a browser.
+    """
+    import uvicorn
+    from fastapi import FastAPI
+    from nicegui import app, core, ui
+
+    def not_found(request: Request, error: Exception) -> Response:
+        names = {"title": html.escape(title), "path": html.escape(request.url.path)}
+        return HTMLResponse(_NOT_FOUND.format(**names), 404)
+
+    app.add_exception_handler(404, not_found)
+    # The page's own origin, where NiceGUI says every one.
+    core.sio.eio.cors_allowed_origins = None
+    core.sio.eio.cors_credentials = False
+    shell = FastAPI(openapi_url=None)
+    if _is_loopback(listener):
+        shell.add_middleware(TrustedHostMiddleware, allowed_hosts=[*_OWN_NAMES, *trusted_hosts])
+    else:
+        names = [*_OWN_NAMES, socket.gethostname().lower(), *trusted_hosts]
+        shell.add_middleware(_TrustedHostsOrAddresses, allowed_hosts=names)
+    shell.add_middleware(_WithHeaders)
+    ui.run_with(shell, title=title, language="en-US", show_welcome_message=False)
+    if open_window:
+        threading.Thread(target=webbrowser.open, args=[url(listener)], daemon=True).start()
+    config = uvicorn.Config(shell, log_level="warning", ws="wsproto")
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+class _TrustedHostsOrAddresses(TrustedHostMiddleware):
+    """Lets any address pass, too: only a name can be made to lead here by somebody else."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            host = Headers(scope=scope).get("host", "")
+            bare = host[1:].partition("]")[0] if host[:1] == "[" else host.partition(":")[0]
+            with contextlib.suppress(ValueError):
+                ipaddress.ip_address(bare)
+                return await self.app(scope, receive, send)
+        return await super().__call__(scope, receive, send)
+
+
+class _WithHeaders:
+    """Sets the headers that keep others out, where a response does not set them itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"].endswith("http.response.start"):
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback

@@ -1,0 +1,42 @@
+"""Which rows a dataset's examples were made of, beside the examples: a line of JSON for each.
+
+Written when a dataset is ingested, read when somebody asks in which rows two versions of it differ.
+It holds content alone, so that the same rows from other files make the same index.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+from storage import filesystem
+
+FOLDER_NAME = "rows"
+"""Of the index, in the folder of the examples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexedRow:
+    """A picture and one of its captions.
+
+    Attributes:
+        id: SHA-256 (hex) of both.
+        picture: SHA-256 (hex) of the picture's file.
+        caption: The caption.
+    """
+
+    id: str
+    picture: str
+    caption: str
+
+    def line(self) -> bytes:
+        """As JSON, in UTF-8, with a line break."""
+        return (json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n").encode()
+
+
+def read_rows(folder: str) -> Iterator[IndexedRow]:
+    """Reads the index in a folder, file by file; raises an OSError where there is none."""
+    for name in filesystem.files_below(folder):
+        for line in filesystem.read_bytes(filesystem.join(folder, name)).splitlines():
+            yield IndexedRow(**json.loads(line))
