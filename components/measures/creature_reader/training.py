@@ -7,12 +7,14 @@ what a small model draws is.
 from __future__ import annotations
 
 import argparse
+import collections
 import io
 import itertools
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -35,6 +37,7 @@ from data.generate import Row, make_rows
 _BATCH_SIZE = 64
 _LEARNING_RATE = 2e-3
 _WARMUP_STEPS = 100
+_STEPS_AHEAD = 8
 _SAMPLE_SEED = 0
 
 
@@ -83,14 +86,18 @@ def batch_of(seed: int, step: int, left_out: frozenset[Creature]) -> tuple[np.nd
     return pictures, targets([looks_of(creature) for creature in creatures])
 
 
-class _Batches:
-    """`batch_of` for a pool of processes."""
-
-    def __init__(self, seed: int, left_out: frozenset[Creature]) -> None:
-        self._seed, self._left_out = seed, left_out
-
-    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        return batch_of(self._seed, step, self._left_out)
+def _batches(
+    seed: int, steps: int, left_out: frozenset[Creature]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`batch_of` for every step, made in another process, a few steps ahead."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        made: collections.deque[Any] = collections.deque()
+        for step in range(steps):
+            made.append(pool.apply_async(batch_of, (seed, step, left_out)))
+            if len(made) > _STEPS_AHEAD:
+                yield made.popleft().get()
+        while made:
+            yield made.popleft().get()
 
 
 def train(steps: int, seed: int, out: Path) -> None:
@@ -123,13 +130,12 @@ def train(steps: int, seed: int, out: Path) -> None:
         return loss
 
     left_out = frozenset(row.creature for row in make_rows(_SAMPLE_SEED))
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        losses = []
-        for number, batch in enumerate(pool.imap(_Batches(seed, left_out), range(steps)), 1):
-            losses.append(float(step(*batch)))
-            if number % 100 == 0:
-                sys.stdout.write(f"step {number} of {steps}: loss {np.mean(losses[-100:]):.4f}\n")
-                sys.stdout.flush()
+    losses = []
+    for number, batch in enumerate(_batches(seed, steps, left_out), 1):
+        losses.append(float(step(*batch)))
+        if number % 100 == 0:
+            sys.stdout.write(f"step {number} of {steps}: loss {np.mean(losses[-100:]):.4f}\n")
+            sys.stdout.flush()
     arrays = {str(i): array.astype(np.float16) for i, array in enumerate(model.get_weights())}
     save_file(arrays, out)
 
@@ -155,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m components.measures.creature_reader.training", description=__doc__
     )
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file to write (%(default)s)")
-    parser.add_argument("--steps", type=int, default=2500, help="of 64 drawings (%(default)s)")
+    parser.add_argument("--steps", type=int, default=3000, help="of 64 drawings (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="which drawings (%(default)s)")
     options = parser.parse_args(arguments)
     train(options.steps, options.seed, options.out)
