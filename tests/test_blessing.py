@@ -34,9 +34,10 @@ from trainer.training_config import TrainingConfig
 from trainer.weights.base_model import BaseModel
 
 DATASET = Path(__file__).resolve().parent.parent / "data" / "creatures" / "data"
-PRESET = get_preset("tiny")
-SIZE = PRESET.image_size
-BASE_MODEL = BaseModel.locate(PRESET, SIZE, "default")
+# Half the preset's: the same network, at a quarter of the work.
+SIZE = 64
+BASE_MODEL = BaseModel.locate(get_preset("tiny"), SIZE, "default")
+PRESET = BASE_MODEL.preset
 CONTEXT = {"preset": "tiny", "image_size": SIZE, "base_weights": "default", "code_version": "1"}
 
 

@@ -16,6 +16,7 @@ class _CreatureAgreement(MeanMeasure):
     """Mean of what is right of each picture; captions of anything but creatures do not count."""
 
     format = "{:.0%}"
+    possible = (0.0, 1.0)
     # The reader has seen nothing but such drawings.
     particular = True
 

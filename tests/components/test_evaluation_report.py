@@ -362,15 +362,13 @@ def test_what_was_asked_for_is_said_of_a_blessed_model_too(tmp_path, models, mod
     page = (folder / "evaluation.html").read_text()
     text = words(page)
     total = json.loads((folder / "summary.json").read_text())
-    parts = {part["timesteps"]: part["loss_increase_upper"] for part in total["by_timestep"]}
-    worst = max(parts, key=parts.get)
     for part in (
         f"Change in held-out loss {total['loss_delta']:+.6g} below 0 "
         "evaluation.min_loss_improvement",
-        f"Upper end of its 95 % interval {round(total['loss_delta_upper'], 6):+g} at most 0 "
-        "evaluation.max_loss_regression",
-        "The same at the worst timesteps, in per cent of the loss there "
-        f"{parts[worst]:+.1%} at {worst} at most +7.5% evaluation.max_stratum_regression",
+        f"Upper end of its 95 % interval {round(total['loss_delta_upper'], 6):+g} at most 0, "
+        "or it is unsure evaluation.max_loss_regression",
+        "in per cent of the loss there, where it is shown to rise shown nowhere at most +7.5% "
+        "evaluation.max_stratum_regression",
         "Release not pushed yet when this page was written",
     ):
         assert part in text, part

@@ -47,7 +47,7 @@ def test_defaults_are_resolved_by_the_preset():
     assert config.training.steps == recommended.steps
     assert config.training.batch_size == recommended.batch_size
     assert config.training.learning_rate == recommended.learning_rate
-    assert config.model.image_size == 64
+    assert config.model.image_size == 128
     assert config.validation.guidance_scale == get_preset("tiny").guidance_scale
     assert config.dataset.path == str(REPO_ROOT / "data" / "creatures")
     # What the dataset asks for, or captions that are held out.
@@ -108,7 +108,8 @@ def test_a_clip_needs_pictures_and_its_files(write, tmp_path):
 def test_a_dataset_asks_for_what_is_particular_to_it(write_dataset, write, tmp_path):
     dataset = write_dataset(tmp_path / "pictures", 40)
     creatures, _ = resolve_dataset(load_config())
-    assert creatures.evaluation.measures == ("colour_agreement",)
+    every = ("colour_agreement", "shape_agreement", "eyes_agreement", "feature_agreement")
+    assert creatures.evaluation.measures == every
     other = load_config(flags={"dataset.path": ("--dataset", str(dataset))})
     assert resolve_dataset(other)[0].evaluation.measures == ()
     (dataset / "README.md").write_text("---\nmeasures: [colours]\n---\n")

@@ -90,7 +90,7 @@ def test_a_presets_batch_is_no_larger_than_the_train_split(
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     preset = get_preset("tiny")
     config = TrainingConfig(accumulation_steps=2).resolved(preset)
-    with pytest.raises(ValueError, match="only 3 pictures, and a batch is shared out to 4, 2"):
+    with pytest.raises(UserError, match="only 3 pictures, and a batch is shared out to 4, 2"):
         config.for_examples(3, preset, devices=2)
 
 
