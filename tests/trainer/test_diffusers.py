@@ -502,6 +502,17 @@ def test_full_sizes_configurations_are_stable_diffusions() -> None:
     assert scheduler["prediction_type"] == preset.prediction == "epsilon"
 
 
+def test_the_shipped_preset_is_one_that_diffusers_has() -> None:
+    preset = get_preset("tiny")
+    folder = Path(presets.__file__).parent / "base_weights" / "tiny"
+    for part, config in (
+        ("unet", diffusers_layout.unet_config(preset)),
+        ("vae", diffusers_layout.vae_config(preset)),
+        ("text_encoder", diffusers_layout.text_encoder_config(preset)),
+    ):
+        assert json.loads((folder / part / "config.json").read_text()) == config, part
+
+
 def test_the_tokenizers_files_give_our_ids() -> None:
     """Byte-pair encoding by the files alone, as transformers does it."""
     vocabulary, merges = vocabulary_and_merges()
