@@ -108,7 +108,8 @@ def test_machines_caching_retries_and_parameters() -> None:
             assert resources == {"cpuLimit": 12.0, "memoryLimit": 85.0}
         else:
             assert accelerator is None
-            models = ("LatentGen", "LossScorer", "EvaluationReport", "ServingPusher")
+            reports = ("DatasetReport", "EvaluationReport")
+            models = (*reports, "LatentGen", "LossScorer", "ServingPusher")
             expected = (16.0, 64.0) if name in models else (4.0, 16.0)
             assert (resources["cpuLimit"], resources["memoryLimit"]) == expected
         assert container["image"] == IMAGE
