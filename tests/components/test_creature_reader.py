@@ -20,9 +20,9 @@ from components.measures.creature_reader.reader import (
     targets,
 )
 from components.measures.measure import Drawn, MeasureSettings
+from data import generate
 from data.colours import COLOURS
 from data.drawing import SHAPES
-from data.generate import make_rows
 
 MEASURES = (ShapeAgreement(), EyesAgreement(), FeatureAgreement())
 
@@ -69,8 +69,8 @@ def test_what_a_caption_says(caption: str, expected: Looks | None) -> None:
 
 
 def test_captions_of_the_sample_dataset_say_what_was_drawn() -> None:
-    for row in make_rows(seed=3)[:50]:
-        assert described(row.caption) == training.looks_of(row.creature)
+    for creature, caption in generate._invent(np.random.default_rng(3)):
+        assert described(caption) == training.looks_of(creature)
 
 
 def test_the_output_of_the_network_is_in_one_order() -> None:
