@@ -87,7 +87,7 @@ setup(
     package_data={
         "pipeline": ["*.yaml", "lineage/*.json", "lineage/templates/*"],
         "trainer": ["base_weights/*/*", "base_weights/*/*/*", "text/clip_vocabulary/*"],
-        "components": ["*/*.html"],
+        "components": ["*/*.html", "measures/*/*.safetensors", "measures/*/README.md"],
         "serving": ["deploy/*.yaml", "deploy/kubernetes/*.yaml"],
     },
     py_modules=["runner_local", "runner_vertex"],

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
-# Beside a module these are its templates and tables.
-_DATA_SUFFIXES = (".yaml", ".html")
+# Beside a module these are its templates, tables and weights.
+_DATA_SUFFIXES = (".yaml", ".html", ".safetensors")
 _HEX_DIGITS = 16
 
 # Part of what a step runs, but not of what comes out of it.
@@ -40,8 +40,8 @@ def code_version(*names: str) -> str:
 
     Returns:
         16 hexadecimal digits of the SHA-256 over the names and bytes of the modules, and of the
-        `.yaml` and `.html` files beside them; neither the order of `names` nor the folder that
-        the code lies in matters.
+        `.yaml`, `.html` and `.safetensors` files beside them; neither the order of `names` nor the
+        folder that the code lies in matters.
 
     Raises:
         ModuleNotFoundError: There is no such module in this project.

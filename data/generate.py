@@ -236,6 +236,9 @@ task_categories:
 - text-to-image
 measures:
 - colour_agreement
+- shape_agreement
+- eyes_agreement
+- feature_agreement
 validation_prompts:
 - a drawing of a round blue creature with horns
 - a drawing of a tall red creature with yellow wings

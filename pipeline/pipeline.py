@@ -107,6 +107,7 @@ def create_pipeline(
         schema=schema,
         anomalies=validator.outputs["anomalies"],
         rejects=example_gen.outputs["rejects"],
+        base_model=base_model,
     )
     latent_gen = LatentGen(
         examples=examples,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _KEY = "run_key"
 _RUN, _NODE = "pipeline_run", "node"
 _RESOLVER = "resolver.Resolver"
-_CODE_SUFFIXES = (".py", ".yaml", ".html")
+_CODE_SUFFIXES = (".py", ".yaml", ".html", ".safetensors")
 _SUCCESSFUL = (mlmd.Execution.COMPLETE, mlmd.Execution.CACHED)
 
 

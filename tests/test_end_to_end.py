@@ -43,6 +43,7 @@ import dataclasses
 _SMALL = dataclasses.replace(
     _TINY,
     name="small",
+    image_size={SMALL.image_size},
     text_encoder={SMALL.text_encoder!r},
     diffusion_model={SMALL.diffusion_model!r},
     image_encoder={SMALL.image_encoder!r},

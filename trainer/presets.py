@@ -180,45 +180,6 @@ class Preset:
 
 _TINY = Preset(
     name="tiny",
-    image_size=64,
-    image_size_multiple=64,
-    text_encoder=TextEncoderDimensions(width=40, num_layers=2, num_heads=4),
-    diffusion_model=DiffusionModelDimensions(
-        widths=(64, 96),
-        cross_attention=(False, True),
-        num_blocks=1,
-        num_heads=4,
-        timestep_width=64,
-        embedding_width=192,
-        norm_groups=16,
-    ),
-    image_encoder=AutoencoderDimensions(widths=(16, 32, 64, 64), num_blocks=1, norm_groups=8),
-    decoder=AutoencoderDimensions(widths=(16, 32, 64, 96), num_blocks=1, norm_groups=8),
-    training=RecommendedTraining(
-        steps=160,
-        batch_size=32,
-        learning_rate=1e-3,
-        learning_rate_schedule="cosine",
-        warmup_steps=20,
-        ema_decay=0.99,
-    ),
-    guidance_scale=4.0,
-    weight_files=MappingProxyType(
-        {network: WeightFile(f"{network}.safetensors", None) for network in NETWORKS}
-    ),
-    ships_weights=True,
-    parameters=MappingProxyType(
-        {
-            "text_encoder": 2_018_920,
-            "image_encoder": 369_824,
-            "diffusion_model": 2_396_836,
-            "decoder": 806_455,
-        }
-    ),
-)
-
-_TINY_128 = Preset(
-    name="tiny-128",
     image_size=128,
     image_size_multiple=64,
     text_encoder=TextEncoderDimensions(width=64, num_layers=2, num_heads=4),
@@ -316,7 +277,7 @@ _SD_V1_4 = Preset(
     published_at="hf://fchollet/stable-diffusion",
 )
 
-PRESETS: Mapping[str, Preset] = MappingProxyType({p.name: p for p in (_TINY, _TINY_128, _SD_V1_4)})
+PRESETS: Mapping[str, Preset] = MappingProxyType({p.name: p for p in (_TINY, _SD_V1_4)})
 
 
 def preset_names() -> tuple[str, ...]:

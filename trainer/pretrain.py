@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--preset", choices=preset_names(), default="tiny")
-    parser.add_argument("--out", default="trainer/base_weights/tiny", help="the weights' folder")
+    parser.add_argument("--out", required=True, help="the weights' folder")
     parser.add_argument("--work-dir", default="runs/pretrain", help="checkpoints; resumed from")
     parser.add_argument(
         "--start", default=RANDOM_WEIGHTS, help="a folder of weights to go on from, or random"

@@ -17,7 +17,7 @@ from benchmarks.processes import ROOT, TENSORFLOW_ENVIRONMENT, measured
 
 _OURS, _KERAS_CV, _NOTEBOOK = "ours", "keras_cv text_to_image", "notebook's export"
 _WAYS = {_OURS: "ours", _KERAS_CV: "keras_cv_loop", _NOTEBOOK: "notebook"}
-_SIZES = {"tiny": 64, "sd-v1-4": 128}
+_SIZES = {"tiny": 128, "sd-v1-4": 128}
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def _picture(python: str, folder: str) -> float:
     models = Path(folder, f"models-{Path(python).parts[-3]}")
 
     def call(module: str, pictures: int) -> Mapping[str, float]:
-        flags = ("tiny", "64", str(models), str(pictures))
+        flags = ("tiny", "128", str(models), str(pictures))
         environment = TENSORFLOW_ENVIRONMENT
         return measured(
             f"benchmarks.serving.{module}", *flags, python=python, environment=environment

@@ -9,8 +9,8 @@ writes `unet/`, `vae/`, `text_encoder/` as diffusers saves them, `scheduler/`, a
 with inputs and outputs of each network. `python -m benchmarks.weights` compares. With the weights
 of a folder instead of random ones, `reference.npz` alone is written:
 
-    python benchmarks/weights/reference.py --weights trainer/base_weights/tiny-128 \
-        --output tests/data/tiny_128
+    python benchmarks/weights/reference.py --weights trainer/base_weights/tiny \
+        --output tests/data/tiny
 """
 
 from __future__ import annotations

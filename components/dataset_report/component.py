@@ -9,12 +9,20 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 from components import artifacts
 from components.code_version import code_version
 from components.dataset_report import executor
+from components.dataset_report.reconstructions import AUTOENCODER
+from trainer.weights.base_model import BaseModel
 
 
 class DatasetReportSpec(component_spec.ComponentSpec):
     """Inputs, outputs and settings of DatasetReport."""
 
-    PARAMETERS = {"code_version": component_spec.ExecutionParameter(type=str)}
+    PARAMETERS = {
+        "preset": component_spec.ExecutionParameter(type=str),
+        "image_size": component_spec.ExecutionParameter(type=int),
+        "base_weights": component_spec.ExecutionParameter(type=str),
+        "autoencoder_hash": component_spec.ExecutionParameter(type=str),
+        "code_version": component_spec.ExecutionParameter(type=str),
+    }
     INPUTS = {
         "examples": component_spec.ChannelParameter(type=standard_artifacts.Examples),
         "statistics": component_spec.ChannelParameter(type=standard_artifacts.ExampleStatistics),
@@ -30,8 +38,8 @@ class DatasetReport(base_component.BaseComponent):
 
     Outputs:
       report: `components.DatasetReport` with `dataset.html`: what TFDV found of captions and
-        pictures, sample pictures, the captions that are cut, anomalies and rejected rows. One
-        file, which needs no network and no script.
+        pictures, sample pictures, what the autoencoder makes of held-out ones, the captions that
+        are cut, anomalies and rejected rows. One file, which needs no network and no script.
     """
 
     SPEC_CLASS = DatasetReportSpec
@@ -44,6 +52,7 @@ class DatasetReport(base_component.BaseComponent):
         schema: types.BaseChannel,
         anomalies: types.BaseChannel,
         rejects: types.BaseChannel,
+        base_model: BaseModel,
     ) -> None:
         """Makes the component.
 
@@ -53,9 +62,17 @@ class DatasetReport(base_component.BaseComponent):
             schema: What the statistics were validated against.
             anomalies: What came of it.
             rejects: The rows that CaptionExampleGen set aside.
+            base_model: Whose autoencoder the pictures go through, in its size.
+
+        Raises:
+            WeightsError: A file of the weights is missing, or nobody says what its hash should be.
         """
         super().__init__(
             DatasetReportSpec(
+                preset=base_model.preset.name,
+                image_size=base_model.image_size,
+                base_weights=base_model.base_weights,
+                autoencoder_hash=base_model.hash(AUTOENCODER),
                 code_version=code_version(executor.__name__),
                 examples=examples,
                 statistics=statistics,

@@ -18,6 +18,12 @@ from tfx.types import artifact_utils
 from tfx.utils import io_utils
 
 from components.caption_validator.anomalies import read_anomalies
+from components.dataset_report.reconstructions import (
+    AUTOENCODER,
+    Reconstruction,
+    num_pictures,
+    reconstruct,
+)
 from components.dataset_report.samples import CutCaption, Sample, collect
 from components.dataset_report.statistics import (
     CAPTION_LENGTH,
@@ -27,13 +33,16 @@ from components.dataset_report.statistics import (
 )
 from components.pages.page import render
 from components.tfrecords import read_shard
+from trainer.presets import get_preset
 from trainer.text.tokenizer import MAX_LENGTH
+from trainer.weights.base_model import BaseModel
 
 REPORT_NAME = "dataset.html"
 
 _TEMPLATE_NAME = "template.html"
 _REJECTS_NAME = "rejects.jsonl"
 _REJECTED = "rejected_"
+_HELD_OUT = "eval"
 _TOTAL = "rejected_total"
 
 _MAX_SAMPLES = 24
@@ -65,7 +74,11 @@ class Executor(base_executor.BaseExecutor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """See `DatasetReport`."""
+        """See `DatasetReport`.
+
+        Raises:
+            WeightsError: The base weights are not those that the component was made with.
+        """
         self._log_startup(input_dict, output_dict, exec_properties)
         examples = artifact_utils.get_single_instance(input_dict["examples"])
         rejects = artifact_utils.get_single_instance(input_dict["rejects"])
@@ -75,6 +88,12 @@ class Executor(base_executor.BaseExecutor):
             io_utils.get_only_uri_in_dir(artifact_utils.get_single_uri(input_dict["schema"]))
         )
         report = artifact_utils.get_single_instance(output_dict["report"])
+        base_model = BaseModel.locate(
+            get_preset(exec_properties["preset"]),
+            exec_properties["image_size"],
+            exec_properties["base_weights"],
+        )
+        base_model.check_unchanged(exec_properties["autoencoder_hash"], AUTOENCODER)
 
         samples, cut = _from_examples(examples, statistics)
         reasons = rejected_reasons(rejects)
@@ -102,6 +121,8 @@ class Executor(base_executor.BaseExecutor):
             truncated=examples.get_int_custom_property("captions_truncated"),
             max_length=MAX_LENGTH,
             samples=samples,
+            reconstructions=list(_reconstructions(base_model, examples)),
+            image_size=base_model.image_size,
             cut=cut,
         )
         fileio.makedirs(report.uri)
@@ -159,23 +180,28 @@ def _from_examples(
     for number, split in enumerate(splits):
         longest = statistics.maximum(split, TOKENS)
         has_cut = longest is not None and longest > MAX_LENGTH
-        files = sorted(
-            map(
-                str,
-                fileio.glob(
-                    io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], split))
-                ),
-            )
-        )
         found = collect(
             split,
-            itertools.chain.from_iterable(map(read_shard, files)),
+            _records(examples, split),
             (_MAX_SAMPLES - len(samples)) // (len(splits) - number),
             _MAX_CUT_CAPTIONS - len(cut) if has_cut else 0,
         )
         samples += found[0]
         cut += found[1]
     return samples, cut
+
+
+def _reconstructions(base_model: BaseModel, examples: types.Artifact) -> Iterator[Reconstruction]:
+    held_out = _HELD_OUT in artifact_utils.decode_split_names(examples.split_names)
+    if not held_out or base_model.folder is None:
+        return iter(())
+    number = num_pictures(base_model.image_size)
+    return reconstruct(base_model, itertools.islice(_records(examples, _HELD_OUT), number))
+
+
+def _records(examples: types.Artifact, split: str) -> Iterator[bytes]:
+    pattern = io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], split))
+    return itertools.chain.from_iterable(map(read_shard, sorted(map(str, fileio.glob(pattern)))))
 
 
 def _facts(examples: types.Artifact) -> dict[str, str]:

@@ -6,6 +6,11 @@ page of EvaluationReport and in its summary, and so in lineage. Importing it imp
 
 from components.measures.clip_score import ClipScore
 from components.measures.colour_agreement import ColourAgreement
+from components.measures.creature_agreement import (
+    EyesAgreement,
+    FeatureAgreement,
+    ShapeAgreement,
+)
 from components.measures.feature_distance import FeatureDistance
 from components.measures.measure import Measure, MeasureSettings
 
@@ -13,6 +18,9 @@ __all__ = ["MEASURES", "Measure", "MeasureSettings", "applying"]
 
 MEASURES: tuple[Measure, ...] = (
     ColourAgreement(),
+    ShapeAgreement(),
+    EyesAgreement(),
+    FeatureAgreement(),
     FeatureDistance(),
     ClipScore(),
 )

@@ -28,7 +28,7 @@ from pipeline.vertex.places import Places
 from trainer.weights.base_model import BaseModel
 
 TRAINER = "Trainer"
-MODEL_STEPS = ("LatentGen", "LossScorer", "EvaluationReport", "ServingPusher")
+MODEL_STEPS = ("DatasetReport", "LatentGen", "LossScorer", "EvaluationReport", "ServingPusher")
 """Steps, beside the Trainer, in which the model computes."""
 
 _ResourceSpec = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.ResourceSpec

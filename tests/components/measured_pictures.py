@@ -25,7 +25,7 @@ def drawn() -> Drawn:
         pictures=rng.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8),
         means=rng.normal(size=(2, 4, 4, 4)).astype(np.float32),
         tokens=tokens,
-        captions=["a drawing of a red creature"] * 2,
+        captions=["a drawing of a round red creature with horns"] * 2,
     )
 
 

@@ -38,6 +38,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
     write("work/rooms.py", "x = 1\n")
     write("work/unused.py", "x = 1\n")
     write("work/page.html", "<p>")
+    write("work/weights.safetensors", "0")
     write("work/notes.md", "a")
     write("other/__init__.py", "")
     write("other/deep/__init__.py", "")
@@ -64,6 +65,7 @@ def test_imports_are_followed_also_into_functions_but_not_those_for_type_checker
         ("work/__init__.py", True),
         ("work/rooms.py", True),
         ("work/page.html", True),
+        ("work/weights.safetensors", True),
         ("other/deep/late.py", True),
         ("other/deep/table.yaml", True),
         ("work/unused.py", False),

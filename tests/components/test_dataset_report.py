@@ -8,7 +8,9 @@ import io
 import json
 import re
 
+import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_data_validation as tfdv
 from captioned_examples import (
     example,
@@ -24,9 +26,17 @@ from components import DatasetReport as ReportArtifact
 from components import RejectedRows
 from components.caption_validator import executor as caption_validator
 from components.dataset_report import DatasetReport, charts, executor, samples
+from components.dataset_report.reconstructions import (
+    AUTOENCODER,
+    num_pictures,
+    psnr,
+    reconstruct,
+)
 from components.dataset_report.statistics import CAPTION_LENGTH, PICTURE_MEASURES, Statistics
 from components.pages.page import clip
+from trainer.presets import get_preset
 from trainer.text.tokenizer import token_count
+from trainer.weights.base_model import BaseModel
 
 LONG = " ".join(["elephant"] * 100)
 HOSTILE = [
@@ -62,6 +72,16 @@ REJECTS = [
         "caption": None,
     },
 ]
+
+RANDOM = {
+    "preset": "tiny",
+    "image_size": 64,
+    "base_weights": "random",
+    "autoencoder_hash": "random",
+}
+
+
+SHIPPED = BaseModel.locate(get_preset("tiny"), 64, "default")
 
 
 class Page(html.parser.HTMLParser):
@@ -149,13 +169,13 @@ def validated(folder, statistics, schema):
     return anomalies
 
 
-def report(folder, artifacts) -> str:
+def report(folder, artifacts, base_model=RANDOM) -> str:
     output = ReportArtifact()
     output.uri = str(folder)
     executor.Executor().Do(
         {name: [artifact] for name, artifact in artifacts.items()},
         {"report": [output]},
-        {"code_version": "1"},
+        {**base_model, "code_version": "1"},
     )
     [path] = folder.iterdir()
     assert path.name == "dataset.html"
@@ -442,6 +462,51 @@ def test_a_histogram_of_one_value_or_none_is_drawn(bins):
     assert "256" in svg
 
 
+def test_held_out_pictures_are_shown_as_the_autoencoder_gives_them_back(tmp_path, artifacts):
+    properties = {
+        "preset": "tiny",
+        "image_size": 64,
+        "base_weights": SHIPPED.base_weights,
+        "autoencoder_hash": SHIPPED.hash(AUTOENCODER),
+    }
+    page = Page(report(tmp_path / "report", artifacts, properties))
+    row = page.sources("img")[-2 * len(EVAL) :]
+    originals, restored = (
+        [np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))) for uri in some]
+        for some in (row[::2], row[1::2])
+    )
+    for original, other in zip(originals, restored, strict=True):
+        assert original.shape == other.shape == (64, 64, 3)
+        error = np.mean((original.astype(float) - other) ** 2)
+        assert error > 0
+        assert f"{10 * np.log10(65025 / error):.1f} dB" in page.words
+
+
+def test_the_encoder_and_the_decoder_are_the_base_weights(tmp_path):
+    picture = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
+    encoded = io.BytesIO()
+    picture.save(encoded, format="PNG")
+    record = tf.train.Example.FromString(example("a ring"))
+    record.features.feature["image/encoded"].bytes_list.value[0] = encoded.getvalue()
+    [found] = reconstruct(SHIPPED, [record.SerializeToString()])
+    moments = SHIPPED.build("image_encoder")(np.asarray(picture)[None] / 127.5 - 1.0)
+    decoded = SHIPPED.build("decoder")(0.18215 * moments[..., :4])[0]
+    expected = np.clip(np.round(decoded * 127.5 + 127.5), 0, 255).astype(np.uint8)
+    restored = np.asarray(Image.open(io.BytesIO(base64.b64decode(found.restored.split(",")[1]))))
+    assert np.abs(restored.astype(int) - expected).max() <= 1
+    assert found.psnr == pytest.approx(psnr(np.asarray(picture), expected), abs=0.1)
+
+
+def test_fewer_large_pictures_are_shown_than_small_ones():
+    assert [num_pictures(size) for size in (64, 128, 256, 512, 1024, 2048)] == [6, 6, 6, 4, 1, 1]
+
+
+def test_equal_pictures_have_no_noise():
+    black, grey = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 51, np.uint8)
+    assert psnr(black, black) == float("inf")
+    assert psnr(black, grey) == pytest.approx(20 * np.log10(5))
+
+
 def test_the_component_makes_its_spec():
     component = DatasetReport(
         examples=Channel(type=standard_artifacts.Examples),
@@ -449,6 +514,9 @@ def test_the_component_makes_its_spec():
         schema=Channel(type=standard_artifacts.Schema),
         anomalies=Channel(type=standard_artifacts.ExampleAnomalies),
         rejects=Channel(type=RejectedRows),
+        base_model=SHIPPED,
     )
+    assert component.exec_properties["autoencoder_hash"] == SHIPPED.hash(AUTOENCODER)
+    assert component.exec_properties["autoencoder_hash"] != SHIPPED.hash()
     assert component.outputs["report"].type is ReportArtifact
     assert len(component.exec_properties["code_version"]) == 16

@@ -47,7 +47,7 @@ def test_defaults_are_resolved_by_the_preset():
     assert config.training.steps == recommended.steps
     assert config.training.batch_size == recommended.batch_size
     assert config.training.learning_rate == recommended.learning_rate
-    assert config.model.image_size == 64
+    assert config.model.image_size == 128
     assert config.validation.guidance_scale == get_preset("tiny").guidance_scale
     assert config.dataset.path == str(REPO_ROOT / "data" / "creatures")
     # What the dataset asks for, or captions that are held out.
@@ -83,7 +83,7 @@ def test_every_value_is_set_after_resolution():
 
 
 @pytest.mark.parametrize(
-    ("size", "given", "expected"), [(64, None, 32), (128, None, 0), (128, 5, 5)]
+    ("size", "given", "expected"), [(64, None, 32), (128, None, 32), (192, None, 0), (192, 5, 5)]
 )
 def test_pictures_are_drawn_where_they_are_small(size, given, expected):
     flags = {"model.image_size": ("--image-size", size)}
@@ -108,7 +108,8 @@ def test_a_clip_needs_pictures_and_its_files(write, tmp_path):
 def test_a_dataset_asks_for_what_is_particular_to_it(write_dataset, write, tmp_path):
     dataset = write_dataset(tmp_path / "pictures", 40)
     creatures, _ = resolve_dataset(load_config())
-    assert creatures.evaluation.measures == ("colour_agreement",)
+    every = ("colour_agreement", "shape_agreement", "eyes_agreement", "feature_agreement")
+    assert creatures.evaluation.measures == every
     other = load_config(flags={"dataset.path": ("--dataset", str(dataset))})
     assert resolve_dataset(other)[0].evaluation.measures == ()
     (dataset / "README.md").write_text("---\nmeasures: [colours]\n---\n")
@@ -361,8 +362,8 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ("dataset: {eval_fraction: 0}", ["eval_fraction = 0", "above 0 and below 1"]),
         ("dataset: {eval_fraction: 1}", ["eval_fraction = 1", "above 0 and below 1"]),
         ("dataset: {path: [1]}", ["dataset.path", "text"]),
-        ("model: {preset: tny}", ["'tny'", "tiny, tiny-128, sd-v1-4", "did you mean 'tiny'"]),
-        ("model: {preset: 3}", ["model.preset = 3", "tiny, tiny-128, sd-v1-4"]),
+        ("model: {preset: tny}", ["'tny'", "tiny, sd-v1-4", "did you mean 'tiny'"]),
+        ("model: {preset: 3}", ["model.preset = 3", "tiny, sd-v1-4"]),
         ("model: {image_size: 96}", ["96", "'tiny'", "multiple of 64"]),
         ("model: {image_size: 0}", ["model.image_size = 0", "at least 1"]),
         (
@@ -427,7 +428,7 @@ def test_full_size_takes_the_published_weights_and_never_noise_instead(tmp_path)
         (["--seed", "-1"], ["seed = -1 (from --seed)", "at least 0"]),
         (
             ["--preset", "huge"],
-            ["model.preset = 'huge' (from --preset)", "tiny, tiny-128, sd-v1-4"],
+            ["model.preset = 'huge' (from --preset)", "tiny, sd-v1-4"],
         ),
         (["--image-size", "100"], ["model.image_size = 100 (from --image-size)", "64"]),
         (["--stepz", "3"], ["'--stepz'", "did you mean --steps?"]),

@@ -25,14 +25,11 @@ def test_the_presets_parameters_are_those_of_their_shipped_weights() -> None:
         with safe_open(path, "np") as tensors:
             return sum(math.prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
 
-    tiny, larger = get_preset("tiny").parameters, get_preset("tiny-128").parameters
-    shipped = base_model._SHIPPED
-    assert tiny == {n: count(shipped / "tiny" / f"{n}.safetensors") for n in tiny}
-    folder = shipped / "tiny-128"
-    assert count(folder / "text_encoder" / "model.safetensors") == larger["text_encoder"]
+    parameters, folder = get_preset("tiny").parameters, base_model._SHIPPED / "tiny"
+    assert count(folder / "text_encoder" / "model.safetensors") == parameters["text_encoder"]
     unet, vae = (folder / n / "diffusion_pytorch_model.safetensors" for n in ("unet", "vae"))
-    assert count(unet) == larger["diffusion_model"]
-    assert count(vae) == larger["image_encoder"] + larger["decoder"]
+    assert count(unet) == parameters["diffusion_model"]
+    assert count(vae) == parameters["image_encoder"] + parameters["decoder"]
 
 
 def test_an_estimate_worked_out_by_hand(tmp_path: Path) -> None:
@@ -40,17 +37,18 @@ def test_an_estimate_worked_out_by_hand(tmp_path: Path) -> None:
     estimate = disk.estimate_disk(settings, image_bytes=1000, num_rows=10)
     assert estimate.examples == 1000
     # Mean and log-variance, of the picture and its mirror image, and the context, in float32.
-    assert estimate.latents == 10 * 4 * (2 * 2 * 8 * 8 * 4 + 77 * 40)
+    assert estimate.latents == 10 * 4 * (2 * 2 * 16 * 16 * 4 + 77 * 64)
     # Two are kept, and a third is there while it replaces one; each holds four copies.
-    assert estimate.checkpoints == 3 * 4 * 4 * 2_396_836
-    assert estimate.models == 2 * (4 * (2_018_920 + 2_396_836 + 806_455) + (3 << 20))
+    assert estimate.checkpoints == 3 * 4 * 4 * 7_328_068
+    assert estimate.models == 2 * (4 * (3_267_136 + 7_328_068 + 1_070_359) + (3 << 20))
     assert estimate.total == sum(
         (estimate.examples, estimate.latents, estimate.checkpoints, estimate.models)
     )
-    assert str(estimate).endswith("(examples 0 MB, latents 0 MB, checkpoints 115 MB, models 48 MB)")
+    parts = "(examples 0 MB, latents 0 MB, checkpoints 352 MB, models 100 MB)"
+    assert str(estimate).endswith(parts)
 
     few = config(tmp_path, training__steps=4)
-    assert disk.estimate_disk(few, 0, 0).checkpoints == 4 * 4 * 2_396_836
+    assert disk.estimate_disk(few, 0, 0).checkpoints == 4 * 4 * 7_328_068
     adapters = config(tmp_path, training__lora_rank=4, model__export_weights="float16")
     assert disk.estimate_disk(adapters, 0, 0).checkpoints == 0
     assert disk.estimate_disk(adapters, 0, 0).models < 0.6 * estimate.models

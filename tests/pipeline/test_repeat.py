@@ -113,5 +113,7 @@ def test_a_key_changes_with_all_that_a_run_comes_from_but_not_with_its_place(
     schema.write_text("")
     code.write_text("x = 2\n")
     others.add(key(config()))
-    assert len(others) == 6
+    (tmp_path / "trainer" / "some.safetensors").write_bytes(b"weights")
+    others.add(key(config()))
+    assert len(others) == 7
     assert first not in others

@@ -57,6 +57,7 @@ def preset(num_blocks: int = 0) -> Preset:
     """
     return dataclasses.replace(
         get_preset("tiny"),
+        image_size=64,
         text_encoder=TextEncoderDimensions(width=8, num_layers=1, num_heads=2),
         diffusion_model=DiffusionModelDimensions(
             widths=(8,),

@@ -95,11 +95,11 @@ def test_a_network_computes_what_pytorch_does(network) -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_shipped_weights_of_tiny_128_compute_what_pytorch_does(network) -> None:
-    preset = located("default", get_preset("tiny-128")).preset
+def test_the_shipped_weights_compute_what_pytorch_does(network) -> None:
+    preset = located("default", get_preset("tiny")).preset
     assert preset.numerics == "diffusers"
-    folder = Path(presets.__file__).parent / "base_weights" / "tiny-128"
-    reference = np.load(CHECKPOINT.parent / "tiny_128" / "reference.npz")
+    folder = Path(presets.__file__).parent / "base_weights" / "tiny"
+    reference = np.load(CHECKPOINT.parent / "tiny" / "reference.npz")
     assert relative_error(folder, reference, preset, network) < 1e-5
 
 
@@ -119,10 +119,15 @@ def test_reading_and_writing_change_no_bit(network) -> None:
     assert len(set(written) | theirs) == len(stored)
 
 
-def test_the_form_is_the_sources(copy) -> None:
+def test_the_form_is_the_sources(copy, tmp_path) -> None:
     assert EXACT.numerics == "diffusers"
     assert located("random", EXACT).preset.numerics == "keras_cv"
-    assert located("default", get_preset("tiny")).preset.numerics == "keras_cv"
+    assert located("default", get_preset("tiny")).preset.numerics == "diffusers"
+    in_keras = tmp_path / "keras"
+    in_keras.mkdir()
+    for network in NETWORKS:
+        (in_keras / f"{network}.safetensors").touch()
+    assert located(in_keras).preset.numerics == "keras_cv"
     (copy / "decoder.safetensors").touch()
     with pytest.raises(WeightsError, match=r"decoder.safetensors and diffusers' layout") as error:
         located(copy)
@@ -467,8 +472,11 @@ def test_help_waits_for_no_tensorflow() -> None:
     assert done.stderr == ""
 
 
-def test_a_preset_that_diffusers_cannot_have_is_one_line(tmp_path, capsys) -> None:
+def test_a_preset_that_diffusers_cannot_have_is_one_line(tmp_path, capsys, monkeypatch) -> None:
     output = tmp_path / "exported"
+    shallow = dataclasses.replace(PRESET.decoder, num_blocks=PRESET.image_encoder.num_blocks)
+    preset = dataclasses.replace(PRESET, decoder=shallow, numerics="keras_cv")
+    monkeypatch.setattr(diffusers_export, "get_preset", lambda name: preset)
     assert command.main(["--preset", "tiny", "--output", str(output)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -492,6 +500,17 @@ def test_full_sizes_configurations_are_stable_diffusions() -> None:
     scheduler = diffusers_layout.scheduler_config(preset)
     assert scheduler["num_train_timesteps"] == presets.NUM_TIMESTEPS
     assert scheduler["prediction_type"] == preset.prediction == "epsilon"
+
+
+def test_the_shipped_preset_is_one_that_diffusers_has() -> None:
+    preset = get_preset("tiny")
+    folder = Path(presets.__file__).parent / "base_weights" / "tiny"
+    for part, config in (
+        ("unet", diffusers_layout.unet_config(preset)),
+        ("vae", diffusers_layout.vae_config(preset)),
+        ("text_encoder", diffusers_layout.text_encoder_config(preset)),
+    ):
+        assert json.loads((folder / part / "config.json").read_text()) == config, part
 
 
 def test_the_tokenizers_files_give_our_ids() -> None:

@@ -136,8 +136,11 @@ def test_on_a_cpu_convolutions_of_few_positions_are_matrix_products(wide: keras.
 
 def test_only_a_wide_network_has_a_form_for_cpus(wide: keras.Model) -> None:
     assert has_form_for_cpu(wide)
-    widths = get_preset("tiny").diffusion_model.widths
+    tiny = get_preset("tiny").diffusion_model
     as_wide_as_tiny = dataclasses.replace(
-        WIDE, diffusion_model=dataclasses.replace(WIDE.diffusion_model, widths=widths)
+        WIDE,
+        diffusion_model=dataclasses.replace(
+            WIDE.diffusion_model, widths=tiny.widths, cross_attention=tiny.cross_attention
+        ),
     )
     assert not has_form_for_cpu(build_diffusion_model(as_wide_as_tiny, SIZE))

@@ -48,5 +48,5 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         code = code.replace(long, short)
     exec(compile(code, "docs/training.md", "exec"), {})
     model = tf.saved_model.load("runs/notebook/model/decoder")
-    image = model.png(tf.zeros((1, 8, 8, 4)))["image"][0]
-    assert tf.io.decode_png(image).shape == (64, 64, 3)
+    image = model.png(tf.zeros((1, 16, 16, 4)))["image"][0]
+    assert tf.io.decode_png(image).shape == (128, 128, 3)

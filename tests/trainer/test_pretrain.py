@@ -81,3 +81,9 @@ def test_more_diffusion_steps_leave_the_autoencoder(weights):
         assert _equal(more[name], first[name])
     for name in ("text_encoder", "diffusion_model"):
         assert not _equal(more[name], first[name])
+
+
+def test_where_the_weights_go_has_to_be_said(capsys):
+    with pytest.raises(SystemExit):
+        pretrain.main(["--preset", "tiny"])
+    assert "required: --out" in capsys.readouterr().err

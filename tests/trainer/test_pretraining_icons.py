@@ -1,4 +1,4 @@
-"""Which icons the base weights of tiny-128 learn from; the training itself needs PyTorch."""
+"""Which icons the base weights of tiny learn from; the training itself needs PyTorch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_an_icon_has_its_own_box_or_the_packages() -> None:
 
 
 def test_the_card_and_the_hashes_are_of_what_is_shipped() -> None:
-    folder = Path(icons.__file__).parents[1] / "base_weights" / "tiny-128"
+    folder = Path(icons.__file__).parents[1] / "base_weights" / "tiny"
     listed = (folder / "SHA256SUMS").read_text().split()[1::2]
     assert sorted(listed) == sorted(
         path.relative_to(folder).as_posix() for path in folder.glob("*/*.safetensors")

@@ -1,4 +1,4 @@
-"""Trains the base weights of `tiny-128`: `python -m trainer.pretraining --help`.
+"""Trains the base weights of `tiny`: `python -m trainer.pretraining --help`.
 
 Needs the environment of `trainer/pretraining/requirements.txt`, a GPU to be done in minutes, and
 the archives that `npm pack` fetches: @iconify-json/noto, noto-v1, fluent-emoji-flat and fxemoji.
@@ -23,7 +23,7 @@ from trainer.pretraining import shapes
 from trainer.pretraining.icons import SIZE, read_icons
 from trainer.pretraining.training import Budget, Pretraining, facts_of
 
-_PRESET = "tiny-128"
+_PRESET = "tiny"
 _SHAPES_SEED = 7
 
 

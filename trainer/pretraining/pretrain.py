@@ -1,4 +1,4 @@
-"""Trains a preset's base weights: `python -m trainer.pretrain --preset tiny`.
+"""Trains a preset's base weights: `python -m trainer.pretrain --out FOLDER`.
 
 First the KL autoencoder (Rombach et al. 2022, section 3.1), then text encoder and diffusion model
 together on its latents; from nothing, or from weights that there are. The pictures are

@@ -1,4 +1,4 @@
-"""Captioned drawings of shapes and everyday objects: what the tiny base weights are trained on.
+"""Captioned drawings of shapes and everyday objects: a part of what tiny learns from.
 
 The pictures share their colours and their flat, outlined style with the sample dataset, but none of
 its content: fine-tuning on creatures is a change of domain. Every picture is a function of

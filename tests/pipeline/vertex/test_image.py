@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from components.measures.creature_reader import reader
 from pipeline.vertex.places import CODE, ENVIRONMENT, stage_code
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
@@ -39,8 +40,9 @@ def test_the_image_holds_the_code_that_is_emulated(tmp_path: Path) -> None:
     ignored = (REPO_ROOT / ".dockerignore").read_text().split()
     assert {f"!{name}" for name in CODE} <= set(ignored)
     stage_code(tmp_path)
-    assert (tmp_path / "trainer" / "base_weights" / "tiny" / "decoder.safetensors").is_file()
+    assert (tmp_path / "trainer" / "base_weights" / "tiny" / "unet" / "config.json").is_file()
     assert (tmp_path / "data" / "creatures" / "README.md").is_file()
+    assert (tmp_path / reader.WEIGHTS.relative_to(REPO_ROOT)).is_file()
     assert (tmp_path / "pipeline" / "default.yaml").is_file()
     assert not list(tmp_path.rglob("__pycache__"))
 

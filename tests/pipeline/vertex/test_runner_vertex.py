@@ -108,7 +108,8 @@ def test_machines_caching_retries_and_parameters() -> None:
             assert resources == {"cpuLimit": 12.0, "memoryLimit": 85.0}
         else:
             assert accelerator is None
-            models = ("LatentGen", "LossScorer", "EvaluationReport", "ServingPusher")
+            reports = ("DatasetReport", "EvaluationReport")
+            models = (*reports, "LatentGen", "LossScorer", "ServingPusher")
             expected = (16.0, 64.0) if name in models else (4.0, 16.0)
             assert (resources["cpuLimit"], resources["memoryLimit"]) == expected
         assert container["image"] == IMAGE
@@ -122,7 +123,7 @@ def test_machines_caching_retries_and_parameters() -> None:
     assert set(parameters) == {"dataset", "dataset_fingerprint", "steps", "learning_rate", "seed"}
     for name, definition in parameters.items():
         assert definition["defaultValue"] == values[name]
-    assert values["steps"] == 160
+    assert values["steps"] == 250
     assert values["dataset"] == "data/creatures"
     trainer = tasks(job)["Trainer"]["inputs"]["parameters"]
     for name in ("steps", "learning_rate", "seed"):
