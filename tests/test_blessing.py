@@ -8,7 +8,6 @@ import json
 import os
 from pathlib import Path
 
-import keras
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -34,13 +33,21 @@ from trainer.training_config import TrainingConfig
 from trainer.weights.base_model import BaseModel
 
 DATASET = Path(__file__).resolve().parent.parent / "data" / "creatures" / "data"
-# Half the preset's: the same network, at a quarter of the work.
-SIZE = 64
-BASE_MODEL = BaseModel.locate(get_preset("tiny"), SIZE, "default")
+BASE_MODEL = BaseModel.locate(get_preset("tiny"), get_preset("tiny").image_size, "default")
 PRESET = BASE_MODEL.preset
-CONTEXT = {"preset": "tiny", "image_size": SIZE, "base_weights": "default", "code_version": "1"}
+SMALLER = dataclasses.replace(BASE_MODEL, image_size=BASE_MODEL.image_size // 2)
+"""The same network at a quarter of the work."""
 # Fewer rows, for models that differ at all timesteps alike.
 QUICK = {"num_strata": 5}
+
+
+def context(base_model: BaseModel) -> dict[str, str | int]:
+    return {
+        "preset": PRESET.name,
+        "image_size": base_model.image_size,
+        "base_weights": "default",
+        "code_version": "1",
+    }
 
 
 def record(row) -> bytes:
@@ -57,7 +64,7 @@ def record(row) -> bytes:
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
-def encoded(folder: Path, split: str, start: int, stop: int) -> Artifact:
+def encoded(base_model: BaseModel, folder: Path, split: str, start: int, stop: int) -> Artifact:
     """Latents of some creatures, as the component makes them."""
     [first, *_] = sorted(DATASET.glob("*.parquet"))
     rows = pq.read_table(first).slice(start, stop - start).to_pylist()
@@ -68,40 +75,23 @@ def encoded(folder: Path, split: str, start: int, stop: int) -> Artifact:
     os.makedirs(uri)
     path = os.path.join(uri, "examples-00000-of-00001.gz")
     write_shard(path, map(record, rows), str(folder))
-    hashed = BASE_MODEL.hash(ENCODERS)
+    hashed = base_model.hash(ENCODERS)
+    settings = {"encoders_hash": hashed, "flip": "never", "crop": "centre", "crop_seed": 0}
     latent_gen.Executor(BaseBeamExecutor.Context(beam_pipeline_args=[])).Do(
         {"examples": [examples]},
         {"latents": [made]},
-        {**CONTEXT, "encoders_hash": hashed, "flip": "never", "crop": "centre", "crop_seed": 0},
+        {**context(base_model), **settings},
     )
     return made
 
 
-@pytest.fixture(scope="module")
-def held_out(tmp_path_factory) -> Artifact:
-    """Of 60 creatures that nothing is trained on."""
-    return encoded(tmp_path_factory.mktemp("held_out"), "eval", 0, 60)
-
-
-@pytest.fixture(scope="module")
-def latents(tmp_path_factory) -> Artifact:
-    """Of 360 creatures to train on."""
-    return encoded(tmp_path_factory.mktemp("latents"), "train", 60, 420)
-
-
-def base() -> keras.Model:
-    return BASE_MODEL.build("diffusion_model")
-
-
-def served(model: keras.Model) -> DiffusionModelModule:
-    return small_runs.without_sampling(model, PRESET, SIZE)
-
-
-def export(module: DiffusionModelModule, folder: Path) -> Artifact:
+def export(module: DiffusionModelModule, image_size: int, folder: Path) -> Artifact:
     serving = folder / "Format-Serving"
     signatures = {"predict_epsilon": module.serve_prediction}
     tf.saved_model.save(module, str(serving / "diffusion_model"), signatures=signatures)
-    (serving / "manifest.json").write_text(json.dumps({"preset": "tiny", "image_size": SIZE}))
+    (serving / "manifest.json").write_text(
+        json.dumps({"preset": PRESET.name, "image_size": image_size})
+    )
     artifact = standard_artifacts.Model()
     artifact.uri = str(folder)
     artifact.id = 8
@@ -109,10 +99,11 @@ def export(module: DiffusionModelModule, folder: Path) -> Artifact:
 
 
 class Judge:
-    """LossScorer and Evaluator, one after the other."""
+    """LossScorer and Evaluator, one after the other, on 60 creatures that nothing is trained on."""
 
-    def __init__(self, held_out: Artifact, folder: Path) -> None:
-        self._held_out = held_out
+    def __init__(self, base_model: BaseModel, folder: Path) -> None:
+        self._base_model = base_model
+        self._held_out = encoded(base_model, folder / "held_out", "eval", 0, 60)
         self._folder = folder
         self._runs = 0
 
@@ -141,13 +132,13 @@ class Judge:
             # As `beam_pipeline_args` of the local runner says: or TFX packs its code.
             "--sdk_container_image=none",
         ]
-        context = BaseBeamExecutor.Context(beam_pipeline_args=arguments, tmp_dir=str(folder))
-        loss_scorer.Executor(context).Do(
+        beam = BaseBeamExecutor.Context(beam_pipeline_args=arguments, tmp_dir=str(folder))
+        loss_scorer.Executor(beam).Do(
             {"latents": [self._held_out], **models},
             {"scores": [scores]},
             {
-                **CONTEXT,
-                "base_weights_hash": BASE_MODEL.hash(loss_scorer.SCORED),
+                **context(self._base_model),
+                "base_weights_hash": self._base_model.hash(loss_scorer.SCORED),
                 "num_strata": settings.num_strata,
                 "min_draws": settings.min_draws,
                 "seed": settings.seed,
@@ -160,7 +151,7 @@ class Judge:
             },
         )
         os.makedirs(blessing.uri)
-        evaluator.Executor(context).Do(
+        evaluator.Executor(beam).Do(
             {"examples": [scores], **models},
             {"evaluation": [evaluation], "blessing": [blessing]},
             {
@@ -177,21 +168,21 @@ class Judge:
 
 
 @pytest.fixture(scope="module")
-def judge(held_out, tmp_path_factory) -> Judge:
-    return Judge(held_out, tmp_path_factory.mktemp("judged"))
+def judge(tmp_path_factory) -> Judge:
+    return Judge(SMALLER, tmp_path_factory.mktemp("judged"))
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Artifact]:
     """The base weights as they are, and with noise of 10 % on each."""
-    model = base()
-    module = served(model)
-    made = {"same": export(module, tmp_path_factory.mktemp("same"))}
+    model, size = SMALLER.build("diffusion_model"), SMALLER.image_size
+    module = small_runs.without_sampling(model, PRESET, size)
+    made = {"same": export(module, size, tmp_path_factory.mktemp("same"))}
     rng = np.random.default_rng(0)
     for variable in model.weights:
         values = variable.numpy()
         variable.assign(values + 0.1 * values.std() * rng.standard_normal(values.shape))
-    return {**made, "noisy": export(module, tmp_path_factory.mktemp("noisy"))}
+    return {**made, "noisy": export(module, size, tmp_path_factory.mktemp("noisy"))}
 
 
 @pytest.fixture
@@ -235,7 +226,7 @@ def trained(latents, folder: Path, steps: int, num_examples: int | None = None) 
         some = [row for _, row in zip(range(num_examples), read_shard(path), strict=False)]
         path = str(folder / "some.gz")
         write_shard(path, some, str(folder))
-    model = base()
+    model = BASE_MODEL.build("diffusion_model")
     config = TrainingConfig(steps=steps).resolved(PRESET)
     empty = tf.zeros((77, PRESET.text_encoder.width))
     tuner = FineTuner(model, PRESET, config, empty_caption=empty, text_encoder=None, strategy=None)
@@ -244,7 +235,7 @@ def trained(latents, folder: Path, steps: int, num_examples: int | None = None) 
         return training_batches(
             [path],
             PRESET,
-            SIZE,
+            BASE_MODEL.image_size,
             flip=False,
             batch_size=config.batch_size,
             seed=0,
@@ -254,15 +245,18 @@ def trained(latents, folder: Path, steps: int, num_examples: int | None = None) 
 
     tuner.train(batches, str(folder / "checkpoints"))
     tuner.assign_averages()
-    return export(served(model), folder)
+    module = small_runs.without_sampling(model, PRESET, BASE_MODEL.image_size)
+    return export(module, BASE_MODEL.image_size, folder)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_fine_tuned_model_is_blessed_and_bad_ones_are_not(judge, latents, tmp_path, monkeypatch):
-    for name in ("good", "overfitted", "wrong"):
+def test_a_fine_tuned_model_is_blessed_and_bad_ones_are_not(tmp_path, monkeypatch):
+    for name in ("judged", "latents", "good", "overfitted", "wrong"):
         (tmp_path / name).mkdir()
-    good = trained(latents, tmp_path / "good", 160)
+    judge = Judge(BASE_MODEL, tmp_path / "judged")
+    latents = encoded(BASE_MODEL, tmp_path / "latents", "train", 60, 420)
+    good = trained(latents, tmp_path / "good", PRESET.training.steps)
     blessed, reasons, metrics = judge(good)
     assert blessed
     assert not reasons
@@ -281,7 +275,7 @@ def test_a_fine_tuned_model_is_blessed_and_bad_ones_are_not(judge, latents, tmp_
         return tf.sqrt(alpha_bar) * latent + tf.sqrt(1.0 - alpha_bar) * noise
 
     monkeypatch.setattr(NoiseSchedule, "add_noise", linear)
-    wrong = trained(latents, tmp_path / "wrong", 160)
+    wrong = trained(latents, tmp_path / "wrong", PRESET.training.steps)
     for baseline in (None, good):
         blessed, reasons, _ = judge(wrong, baseline)
         assert not blessed
