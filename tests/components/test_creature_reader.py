@@ -23,6 +23,7 @@ from components.measures.measure import Drawn, MeasureSettings
 from data import generate
 from data.colours import COLOURS
 from data.drawing import SHAPES
+from trainer.text.tokenizer import caption_of, tokenize
 
 MEASURES = (ShapeAgreement(), EyesAgreement(), FeatureAgreement())
 
@@ -69,8 +70,11 @@ def test_what_a_caption_says(caption: str, expected: Looks | None) -> None:
 
 
 def test_captions_of_the_sample_dataset_say_what_was_drawn() -> None:
-    for creature, caption in generate._invent(np.random.default_rng(3)):
-        assert described(caption) == training.looks_of(creature)
+    creatures, captions = zip(*generate._invent(np.random.default_rng(3)), strict=True)
+    expected = [training.looks_of(creature) for creature in creatures]
+    assert [described(caption) for caption in captions] == expected
+    # A model is given tokens, and captions are told from them.
+    assert [described(caption_of(tokens)) for tokens in tokenize(captions[:90])] == expected[:90]
 
 
 def test_the_output_of_the_network_is_in_one_order() -> None:

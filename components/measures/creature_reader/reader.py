@@ -54,6 +54,8 @@ def described(caption: str) -> Looks | None:
 
     Two eyes go without saying.
     """
+    # As it is told from its tokens, of which the hyphen is one.
+    caption = caption.replace(" - ", "-")
     if (creature := _CREATURE.search(caption)) is None:
         return None
     shape, colour = creature.groups()
