@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 
 COMMON = [
     "annotated-types>=0.6",
+    "fastapi",
     "fsspec>=2025",
     "h5py>=3",
     "httpx2",
@@ -23,7 +24,11 @@ COMMON = [
     "regex",
     "rich>=13",
     "safetensors>=0.5",
+    "scipy>=1.12",
+    "starlette",
     "tokenizers>=0.21,<1",
+    "uvicorn",
+    "wsproto",
 ]
 
 CURRENT_STACK = [
