@@ -28,13 +28,10 @@ from pipeline.config import (
 from pipeline.disk import check_disk
 from pipeline.outcome import ComponentError, RunOutcome, duration, outcome_table
 from storage.commands import script_command, shown_path
-from storage.user_errors import UserError
 from trainer.training.interruption import TrainingInterruptedError
 
 if TYPE_CHECKING:
     from trainer.weights.base_model import BaseModel
-
-_EXIT_FAILED, _EXIT_CONFIG = 1, 2
 
 logger = logging.getLogger("pipeline.runner_local")
 
@@ -98,23 +95,15 @@ def _parse(argv: Sequence[str] | None) -> tuple[RunConfig, bool]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv`; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    with interruption.signals_raise():
-        try:
-            config, verbose = _parse(argv)
-            config, fingerprint = resolve_dataset(config)
-            check_output_folder(config.output)
-            with housekeeping.output_lock(config.output), housekeeping.own_temporary_folder():
-                return _run(config, fingerprint, verbose, argv)
-        except KeyboardInterrupt as stop:
-            print("Interrupted before anything was started.", file=sys.stderr)
-            return interruption.exit_status(interruption.signal_of(stop))
-        except Exception as error:
-            explanation = failures.explanation(error)
-            if explanation is None:
-                raise
-            print(f"error: {explanation}", file=sys.stderr)
-            return _EXIT_CONFIG if isinstance(error, UserError) else _EXIT_FAILED
+    return failures.exit_status(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    config, verbose = _parse(argv)
+    config, fingerprint = resolve_dataset(config)
+    check_output_folder(config.output)
+    with housekeeping.output_lock(config.output), housekeeping.own_temporary_folder():
+        return _run(config, fingerprint, verbose, argv)
 
 
 def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]) -> int:
@@ -161,7 +150,7 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]
             )
             for label, command in summary.lineage_commands(config.output, "latest"):
                 console.print(f"  {label}: {command}")
-            return _EXIT_FAILED
+            return failures.EXIT_FAILED
         except Exception as error:
             logger.debug("The run failed.", exc_info=error)
             raise

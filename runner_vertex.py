@@ -28,9 +28,7 @@ from pipeline.config import (
 )
 from pipeline.vertex.places import Places, in_image, stage_code
 from storage.commands import script_command
-from storage.user_errors import UserError
 
-_EXIT_FAILED, _EXIT_CONFIG = 1, 2
 _UNNAMED_IMAGE, _PROJECT = "emulated", "emulated-project"
 _LOGS = Path("runs", "vertex")
 
@@ -156,24 +154,17 @@ def _parse(argv: Sequence[str] | None) -> tuple[RunConfig, argparse.Namespace]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv`; returns the exit status."""
-    with interruption.signals_raise():
-        try:
-            config, arguments = _parse(argv)
-            consoles.quiet_environment(arguments.verbose)
-            if arguments.emulate:
-                return _emulate(config, arguments)
-            if arguments.cancel or arguments.runs:
-                return _manage(config, arguments)
-            return _submit(config, arguments)
-        except KeyboardInterrupt as stop:
-            print("Interrupted before anything was started.", file=sys.stderr)
-            return interruption.exit_status(interruption.signal_of(stop))
-        except Exception as error:
-            explanation = failures.explanation(error)
-            if explanation is None:
-                raise
-            print(f"error: {explanation}", file=sys.stderr)
-            return _EXIT_CONFIG if isinstance(error, UserError) else _EXIT_FAILED
+    return failures.exit_status(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    config, arguments = _parse(argv)
+    consoles.quiet_environment(arguments.verbose)
+    if arguments.emulate:
+        return _emulate(config, arguments)
+    if arguments.cancel or arguments.runs:
+        return _manage(config, arguments)
+    return _submit(config, arguments)
 
 
 def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
@@ -220,10 +211,10 @@ def _start(
         return 0
     except submit.SubmissionError as error:
         console.print(f"error: {error}")
-        return _EXIT_FAILED
+        return failures.EXIT_FAILED
     except submit.RunFailedError as error:
         console.print(f"\n{error}")
-        return _EXIT_FAILED
+        return failures.EXIT_FAILED
     except KeyboardInterrupt as stop:
         console.print("Interrupted: what was submitted goes on; --cancel ends a run.")
         return interruption.exit_status(interruption.signal_of(stop))
@@ -248,7 +239,7 @@ def _manage(config: RunConfig, arguments: argparse.Namespace) -> int:
                 console.print(f"{created}  {state:<10}  {name}")
         except submit.SubmissionError as error:
             console.print(f"error: {error}")
-            return _EXIT_FAILED
+            return failures.EXIT_FAILED
     return 0
 
 
@@ -300,7 +291,7 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
             outcomes = run.run()
         except emulator.TaskError as error:
             console.print(f"\n{error}")
-            return _EXIT_FAILED
+            return failures.EXIT_FAILED
         except KeyboardInterrupt as stop:
             interruption.ignore_signals()
             number = interruption.signal_of(stop)

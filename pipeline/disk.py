@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.config import ConfigError, RunConfig
+from pipeline.config.resolving import dataset_spec
 from serving.releases import SERVED_NETWORKS
 from trainer.presets import Preset, get_preset
 
@@ -134,15 +135,7 @@ def _dataset_size(config: RunConfig) -> tuple[int, int]:
     dataset = config.dataset
     if "://" in dataset.path:
         return 0, 0
-    source = sources.open_dataset(
-        sources.DatasetSpec(
-            dataset=dataset.path,
-            config=dataset.config or "",
-            split=dataset.split,
-            image_column=dataset.image_column or "",
-            caption_column=dataset.caption_column or "",
-        )
-    )
+    source = sources.open_dataset(dataset_spec(dataset))
     return source.image_bytes, sum(unit.num_rows or 0 for unit in source.units())
 
 

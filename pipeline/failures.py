@@ -11,7 +11,10 @@ import errno
 import importlib
 import os
 import re
+import sys
+from collections.abc import Callable
 
+from pipeline import interruption
 from pipeline.console import OUR_PACKAGES
 from storage.errors import one_line
 from storage.user_errors import UserError
@@ -46,6 +49,36 @@ _RAISED = re.compile(r"([A-Za-z_][\w.]*)(?:: (.*))?")
 _BEAMS_ADDITION = re.compile(r" \[while running '.*", re.DOTALL)
 _TENSORFLOWS_ADDITION = re.compile(r"\{\{.*?\}\} ?")
 _OS_ERROR = re.compile(r"\[Errno (\d+)\] [^:]*(?:: '(.*)')?")
+
+
+EXIT_FAILED, EXIT_CONFIG = 1, 2
+"""A step failed; a setting is wrong, and nothing was started."""
+
+
+def exit_status(program: Callable[[], int]) -> int:
+    """Runs a runner's command line, up to a line for whatever ends it before its own reports do.
+
+    Args:
+        program: Gives the exit status where it comes to its end.
+
+    Returns:
+        That, or the one for a signal, for a user's mistake, or for what the machine did.
+
+    Raises:
+        Exception: A fault of ours, which is shown whole.
+    """
+    with interruption.signals_raise():
+        try:
+            return program()
+        except KeyboardInterrupt as stop:
+            print("Interrupted before anything was started.", file=sys.stderr)
+            return interruption.exit_status(interruption.signal_of(stop))
+        except Exception as error:
+            told = explanation(error)
+            if told is None:
+                raise
+            print(f"error: {told}", file=sys.stderr)
+            return EXIT_CONFIG if isinstance(error, UserError) else EXIT_FAILED
 
 
 def explanation(error: BaseException) -> str | None:

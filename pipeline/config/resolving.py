@@ -11,12 +11,26 @@ import pydantic
 
 from pipeline.config.checks import check_measures
 from pipeline.config.printing import allowed
-from pipeline.config.schema import ConfigError, RunConfig
+from pipeline.config.schema import ConfigError, DatasetConfig, RunConfig
 from trainer.presets import get_preset
 from trainer.training_config import Prompts
 
 if TYPE_CHECKING:
+    from components.caption_example_gen.sources import DatasetSpec
     from trainer.weights.base_model import BaseModel
+
+
+def dataset_spec(dataset: DatasetConfig) -> DatasetSpec:
+    """A dataset's settings as those who read it want them."""
+    from components.caption_example_gen.sources import DatasetSpec
+
+    return DatasetSpec(
+        dataset=dataset.path,
+        config=dataset.config or "",
+        split=dataset.split,
+        image_column=dataset.image_column or "",
+        caption_column=dataset.caption_column or "",
+    )
 
 
 def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
@@ -36,15 +50,7 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
 
     dataset, evaluation, validation = config.dataset, config.evaluation, config.validation
     try:
-        spec = sources.resolve_dataset(
-            sources.DatasetSpec(
-                dataset=dataset.path,
-                config=dataset.config or "",
-                split=dataset.split,
-                image_column=dataset.image_column or "",
-                caption_column=dataset.caption_column or "",
-            )
-        )
+        spec = sources.resolve_dataset(dataset_spec(dataset))
         source = sources.open_dataset(spec)
         sources.check_dataset(spec, source)
         fingerprint = sources.dataset_fingerprint(spec, source)
