@@ -125,7 +125,11 @@ class _Stable:
         for field in ("properties", "custom_properties"):
             values = getattr(self._artifact, field)
             facts += [
-                (field, name, self._placed(values[name]).SerializeToString(deterministic=True))
+                (
+                    field,
+                    name,
+                    self._placed(values[name]).SerializeToString(deterministic=deterministic),
+                )
                 for name in sorted(values)
                 if name not in NOT_CONTENT
             ]

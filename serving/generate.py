@@ -108,7 +108,7 @@ def _check(arguments: argparse.Namespace) -> None:
     )
     if not arguments.out.lower().endswith(".png"):
         raise ServingError(f"--out is {arguments.out}; its name must end in .png")
-    places = (arguments.out, arguments.server or arguments.serving_dir)
+    places = (arguments.out, which_models.address(arguments))
     for place in places:
         check_place(place)
     # Even to look there takes seconds.

@@ -49,12 +49,10 @@ class RowChanges:
 
     Attributes:
         rows_before: Rows of the earlier one.
-        rows_now: Rows of this one.
         changes: The rows that differ, by kind.
     """
 
     rows_before: int
-    rows_now: int
     changes: tuple[RowChange, ...]
 
     @property
@@ -97,7 +95,7 @@ def row_changes(
         *(RowChange(SET_ASIDE, None, told) for row, told in is_now.items() if row not in was),
         *(RowChange(NOT_SET_ASIDE, told, None) for row, told in was.items() if row not in is_now),
     )
-    return RowChanges(len(ids[0]), len(ids[1]), changes)
+    return RowChanges(len(ids[0]), changes)
 
 
 def _by_type(artifacts: Iterable[Artifact]) -> Iterator[tuple[str, Artifact]]:
