@@ -222,14 +222,26 @@ class Pretraining:
 
         parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
         steps = self._train("diffusion", parameters, loss, budget, (0.9, 0.999), 1e-2)
-        # A word that was in no caption says nothing, instead of something random.
-        seen = torch.unique(data.tokens)
-        for module in self.text_encoder.modules():
-            if isinstance(module, torch.nn.Embedding) and module.num_embeddings > len(empty):
-                unseen = torch.ones(module.num_embeddings, dtype=torch.bool, device=self.device)
-                unseen[seen] = False
-                module.weight.data[unseen] = 0.0
+        self.name_unseen_words(data.tokens)
         return steps
+
+    @torch.no_grad()
+    def name_unseen_words(self, tokens: torch.Tensor) -> None:
+        """Gives words that no caption had vectors of their own, distributed as the others' are.
+
+        They mean nothing yet, but fine-tuning can tell them apart, although it leaves the text
+        encoder as it is: with one vector for all, `spiky` and `fluffy` are the same word for ever.
+
+        Args:
+            tokens: int64 [N, 77], all that captions had.
+        """
+        vectors = self.text_encoder.get_input_embeddings().weight
+        unseen = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
+        unseen[tokens.unique()] = False
+        seen = vectors[~unseen]
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(len(vectors), vectors.shape[1], generator=generator).to(vectors.device)
+        vectors[unseen] = (seen.mean(0) + seen.std(0) * drawn)[unseen]
 
     @torch.no_grad()
     def loss_of(self, data: Captioned) -> float:

@@ -233,7 +233,7 @@ _MODEL_INDEX: Mapping[str, Any] = {
     "feature_extractor": [None, None],
     "requires_safety_checker": False,
     "safety_checker": [None, None],
-    "scheduler": ["diffusers", "PNDMScheduler"],
+    "scheduler": ["diffusers", diffusers_layout.SCHEDULER],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],

@@ -26,6 +26,8 @@ from trainer.weights.errors import WeightsError
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model_index.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+SCHEDULER = "DDIMScheduler"
+"""The sampler that draws the same pictures from the same noise as the SavedModels do."""
 
 DTYPES = ("float32", "float16", "bfloat16")
 """What tensors can be written as."""
@@ -265,14 +267,14 @@ def text_encoder_config(preset: Preset) -> dict[str, Any]:
 
 
 def scheduler_config(preset: Preset) -> dict[str, Any]:
-    """`scheduler/scheduler_config.json`: Stable Diffusion v1's own sampler, for a preset."""
+    """`scheduler/scheduler_config.json`: what `trainer.diffusion.sampler` does, for a preset."""
     return {
-        "_class_name": "PNDMScheduler",
+        "_class_name": SCHEDULER,
         **_schedule(preset),
         "clip_sample": False,
-        "set_alpha_to_one": False,
-        "skip_prk_steps": True,
+        "set_alpha_to_one": True,
         "steps_offset": 1,
+        "timestep_spacing": "leading",
     }
 
 
