@@ -27,11 +27,11 @@ from components.caption_example_gen.sources import (
     image_table,
     measures_of,
     open_dataset,
-    parquet,
     resolve_dataset,
     split_of,
-    tar,
+    tars,
 )
+from components.caption_example_gen.sources.forms import parquet
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -174,8 +174,10 @@ def test_unknown_file_system():
     assert "is no path or URL that can be opened" in error_of("nothing://somewhere")
 
 
-def test_file_that_is_no_tar(parquet_folder):
-    assert "is a file and no tar: give the folder" in error_of(parquet_folder / "b.parquet")
+def test_file_that_is_a_dataset_or_none(parquet_folder):
+    assert len(rows_of(parquet_folder / "b.parquet")) == 4
+    put(parquet_folder, {"b.xlsx": "x"})
+    assert "is a file and none of .tar, " in error_of(parquet_folder / "b.xlsx")
 
 
 def test_missing_remote_folder():
@@ -186,9 +188,9 @@ def test_missing_remote_folder():
 
 
 def test_folder_of_nothing_known(tmp_path):
-    put(tmp_path, {"1.png": b"", "2.png": b"", "x/notes": "", ".hidden/a.parquet": b""})
+    put(tmp_path, {"1.mp4": b"", "2.mp4": b"", "x/notes": "", ".hidden/a.parquet": b""})
     message = error_of(tmp_path)
-    assert "it has 2 .png, 1 notes" in message
+    assert "it has 2 .mp4, 1 notes" in message
     for known in ("*.parquet", "metadata.jsonl or metadata.csv", "data.csv", "*.tar.gz"):
         assert known in message
     (tmp_path / "empty").mkdir()
@@ -850,11 +852,10 @@ def test_webdataset_samples_that_lack_something(tmp_path):
 
 def test_webdataset_without_pictures_or_captions(tmp_path):
     put_tar(tmp_path / "a", [("1.mp4", b"x"), ("1.txt", "film")])
-    assert "has no image column: the files of the first samples in a.tar are *.mp4" in error_of(
-        tmp_path
-    )
+    assert error_of(tmp_path).endswith("it has 1 .mp4, 1 .txt")
     put_tar(tmp_path / "a", [("1.jpg", png(1)), ("1.cls", "1")])
-    assert "has no caption column: the files of the first samples" in error_of(tmp_path)
+    assert "has pictures and no captions: it has 1 picture" in error_of(tmp_path)
+    assert pairs_of(tmp_path, caption_column="cls") == [(png(1), ["1"])]
     put_tar(tmp_path / "a", [("1.jpg", png(1)), ("1.json", '{"a": "x", "b": "y"}')])
     assert "could be the caption column: a, b; name one" in error_of(tmp_path)
     put_tar(tmp_path / "a", [])
@@ -907,7 +908,7 @@ def test_webdataset_of_a_folder_that_tar_packed(tmp_path):
 def test_webdataset_whose_files_lie_too_far_apart_to_be_waited_for(tmp_path, monkeypatch):
     pictures = {f"set/{i:02}.png": png(i, (40, 40)) for i in range(40)}
     captions = {f"set/{i:02}.txt": f"n {i}" for i in range(40)}
-    monkeypatch.setattr(tar, "_WAITING_BYTES", sum(map(len, pictures.values())) // 2)
+    monkeypatch.setattr(tars, "_WAITING_BYTES", sum(map(len, pictures.values())) // 2)
     path = put_tar(tmp_path / "a", [*pictures.items(), *captions.items()])
     source = open_dataset(DatasetSpec(str(path)))
     [unit] = source.units()
@@ -930,7 +931,7 @@ def test_webdataset_whose_pictures_lack_captions_makes_nobody_wait(tmp_path, mon
     members = [("000.png", png(0)), ("000.txt", "first")]
     members += [(f"{i:03}.png", png(i)) for i in range(1, 30)]
     members += [("030.png", png(30)), ("030.txt", "last")]
-    monkeypatch.setattr(tar, "_WAITING_BYTES", 5 * len(png(0)))
+    monkeypatch.setattr(tars, "_WAITING_BYTES", 5 * len(png(0)))
     source = open_dataset(DatasetSpec(str(put_tar(tmp_path / "a", members))))
     [unit] = source.units()
     for peek in (True, False):

@@ -24,7 +24,9 @@ from storage.errors import one_line
 from storage.file_systems import open_address
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-"""How archives are called, in lower case."""
+"""How tar files are called, in lower case."""
+ZIP_SUFFIX = ".zip"
+"""How zip files are called, in lower case."""
 
 _CHUNK_BYTES = 1 << 20
 _HASH_THREADS = 4
@@ -33,11 +35,13 @@ _HASH_BATCH = 64
 # What object stores call the checksum of a file's content in their listings, best first: an etag
 # may change when only the metadata does.
 _CHECKSUMS = ("md5Hash", "crc32c", "content_md5", "ETag", "etag")
-_GIVE = "give a folder or a tar file, local or gs://"
+_GIVE = "give a folder, a tar or a zip file, local or gs://"
+# Files that are a dataset by themselves.
+_WHOLE = (*TAR_SUFFIXES, ZIP_SUFFIX, ".parquet", ".arrow")
 
 
 class FsspecFiles(Files):
-    """The files under a folder, or one tar file."""
+    """The files under a folder, or one file that is a dataset by itself."""
 
     def __init__(self, dataset: str) -> None:
         """Finds the file system; nothing is read before `sizes`.
@@ -129,8 +133,11 @@ class FsspecFiles(Files):
         given = f"dataset {self.shown!r}"
         if self._fs.isfile(self._root):
             self._root, name = posixpath.split(self._root)
-            if not name.lower().endswith(TAR_SUFFIXES):
-                raise DatasetError(f"{given} is a file and no tar: give the folder that it lies in")
+            if not name.lower().endswith(_WHOLE):
+                raise DatasetError(
+                    f"{given} is a file and none of {', '.join(_WHOLE)}: give the folder that it "
+                    "lies in"
+                )
             found = self._fs.info(posixpath.join(self._root, name))
             self._note_checksum(name, found)
             yield name, int(found["size"])

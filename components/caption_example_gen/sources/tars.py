@@ -15,7 +15,7 @@ import posixpath
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import IO, Any, cast
 
 from components.caption_example_gen.sources import columns
@@ -29,25 +29,28 @@ from components.caption_example_gen.sources.base import (
     Unit,
     is_hidden,
     is_picture,
-)
-from components.caption_example_gen.sources.image_table import (
-    KERAS_TABLE,
-    UNNAMED,
-    Record,
-    Table,
-    find_table,
-    is_keras_table,
-    read_records,
+    repeats_of,
     shown_path,
 )
+from components.caption_example_gen.sources.forms.keras_folder import IMAGE_COLUMN as KERAS_IMAGE
+from components.caption_example_gen.sources.forms.keras_folder import TABLE as KERAS_TABLE
+from components.caption_example_gen.sources.image_table import UNNAMED, Table, find_table
+from components.caption_example_gen.sources.picture_files import captions_in
+from components.caption_example_gen.sources.table_files import Record, read_records
 from storage.errors import one_line
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # Samples that are looked at to tell the two kinds and to find the caption.
 _LOOK_AT = 16
-_TEXT, _JSON = "txt", "json"
+_TEXT, _JSON, _CLASS = "txt", "json", "cls"
 _PICTURES = frozenset(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES)
-_CAPTIONS = frozenset({_TEXT, _JSON})
+# Suffixes of captions, best first; `x.txt` comes after them.
+_TEXTS = (_TEXT, "caption", "prompt", "text")
+# What comes before `.txt` or `.png` in compound suffixes, best first.
+_IMAGE_NAMES, _CAPTION_NAMES = (
+    ("image", "img", "picture", "jpg", "png"),
+    ("caption", "text", "prompt"),
+)
 _REST_BYTES = 1 << 16
 # The most that files may hold which wait for others of their sample.
 _WAITING_BYTES = 512 << 20
@@ -55,7 +58,7 @@ _WAITING_BYTES = 512 << 20
 
 def open_tars(
     files: Files, tars: tuple[str, ...], left_out: tuple[str, ...], spec: DatasetSpec
-) -> Source:
+) -> Source | None:
     """Tells what the archives of a dataset are by the first one.
 
     Args:
@@ -64,14 +67,24 @@ def open_tars(
         left_out: Those of other splits.
         spec: What the user asked for.
 
+    Returns:
+        `None` where it is neither shards of samples nor the Keras example's: a packed folder.
+
     Raises:
-        DatasetError: The first one cannot be read, is of neither kind, or lacks a column.
+        DatasetError: The first one cannot be read, is empty, or lacks a column.
     """
     samples = _first_samples(files, tars[0], peek=True)
     if samples is not None and not any(map(_is_usable, samples)):
         samples = _first_samples(files, tars[0], peek=False)
     if samples is None:
         return KerasArchiveSource.open(files, tars, left_out, spec)
+    if not samples:
+        raise DatasetError(f"{tars[0]} in dataset {files.shown!r} has no files in it")
+    folders = {part for sample in samples for part in posixpath.dirname(sample.key).split("/")}
+    asked = spec.caption_column.lower().removeprefix(".")
+    is_usable = any(_is_usable(sample) or asked in sample.fields for sample in samples)
+    if not is_usable or any(repeats_of(folder) for folder in folders):
+        return None
     return WebDatasetSource.open(files, tars, left_out, spec, samples)
 
 
@@ -82,10 +95,32 @@ class WebDatasetSource(Source):
     in WebDataset's own shards, is in memory for one sample at a time.
 
     `image_column` is the pictures' suffix, or "" for that of any picture; `caption_column` is
-    `txt`, or a key of the samples' JSON.
+    the suffix of captions, such as `txt`, or a key of the samples' JSON.
     """
 
     kind = "webdataset"
+
+    def __init__(
+        self,
+        files: Files,
+        shards: tuple[str, ...],
+        left_out: tuple[str, ...],
+        image: str,
+        caption: str,
+        *,
+        is_key: bool,
+        lines: str,
+    ) -> None:
+        """Use `open`."""
+        super().__init__(files, shards, left_out, image, caption)
+        self._suffix = _JSON if is_key else caption
+        self._lines = lines
+        if not image:
+            self._pictures = _PICTURES
+        elif image.rpartition(".")[2] in _PICTURES:
+            self._pictures = frozenset({image})
+        else:
+            self._pictures = frozenset(f"{image}.{suffix}" for suffix in _PICTURES)
 
     @classmethod
     def open(
@@ -106,11 +141,9 @@ class WebDatasetSource(Source):
             samples: The first ones.
 
         Raises:
-            DatasetError: There is none, or none has a picture or caption.
+            DatasetError: None has the picture or caption asked for, or they cannot be told.
         """
         shown = files.shown
-        if not samples:
-            raise DatasetError(f"{shards[0]} in dataset {shown!r} has no files in it")
         suffixes = sorted({suffix for sample in samples for suffix in sample.fields})
         keys: dict[str, bool] = {}
         for sample in samples:
@@ -120,45 +153,52 @@ class WebDatasetSource(Source):
         if keys:
             there += f", the keys of the JSON {', '.join(keys)}"
         image = spec.image_column.lower().removeprefix(".")
-        if image and image not in suffixes:
+        names = [suffix.rpartition(".")[0] for suffix in suffixes if _is_image(suffix)]
+        if image and image not in (*suffixes, *names):
             raise columns.missing("image", spec.image_column, shown=shown, there=there)
         if not image and not _PICTURES.intersection(suffixes):
-            raise DatasetError(f"dataset {shown!r} has no image column: {there}")
+            image = _chosen("image", dict.fromkeys(names), _IMAGE_NAMES, shown, there)
         caption = spec.caption_column
-        if caption.removeprefix(".") == _TEXT and _TEXT in suffixes:
-            caption = _TEXT
-        elif caption and caption not in keys:
+        suffix = caption.lower().removeprefix(".")
+        if suffix in suffixes and suffix != _JSON and suffix not in _PICTURES:
+            return cls(
+                files, shards, left_out, image, suffix, is_key=False, lines=spec.caption_lines
+            )
+        if caption and caption.partition(".")[0] not in keys:
             raise columns.missing("caption", caption, shown=shown, there=there)
         if not caption:
+            compound = [s for s in suffixes if s.endswith(f".{_TEXT}")]
+            texts = [name for name in _TEXTS if name in suffixes][:1]
+            if not texts and compound:
+                best = tuple(f"{name}.{_TEXT}" for name in _CAPTION_NAMES)
+                texts = [_chosen("caption", dict.fromkeys(compound), best, shown, there)]
             candidates = [key for key, fits in keys.items() if fits]
-            caption = columns.choose(
-                "caption",
-                [_TEXT] if _TEXT in suffixes else candidates,
-                shown=shown,
-                there=there,
-            )
-        return cls(files, shards, left_out, image, caption)
+            if not texts and not candidates and _CLASS in suffixes:
+                texts = [_CLASS]
+            if texts:
+                return cls(
+                    files, shards, left_out, image, texts[0], is_key=False, lines=spec.caption_lines
+                )
+            caption = columns.choose("caption", candidates, shown=shown, there=there)
+        return cls(files, shards, left_out, image, caption, is_key=True, lines=spec.caption_lines)
 
     def units(self) -> Iterator[Unit]:
         """See `Source.units`; reads nothing."""
         return (Unit(path, 0, 0, None) for path in self.paths)
 
-    def read(self, unit: Unit, *, peek: bool = False) -> Iterator[Row]:
-        """See `Source.read`."""
-        caption = _TEXT if self.caption_column == _TEXT else _JSON
-        pictures = frozenset({self.image_column}) if self.image_column else _PICTURES
-        gatherer = _Gatherer(self.files, unit.file, pictures, caption, peek=peek)
+    def _read(self, unit: Unit, *, peek: bool) -> Iterator[Row]:
+        gatherer = _Gatherer(self.files, unit.file, self._pictures, self._suffix, peek=peek)
         with contextlib.closing(gatherer.samples()) as samples:
             for number, sample in enumerate(samples):
-                image, problem = self._image(sample, pictures)
+                image, problem = self._image(sample)
                 try:
                     captions = self._captions(sample)
                 except ValueError as error:
                     image, problem, captions = None, str(error), (sample.fields[_JSON],)
-                yield Row(unit.file, number, image, problem, captions)
+                yield Row(unit.file, number, image, problem, captions, sample.key)
 
-    def _image(self, sample: _Sample, pictures: frozenset[str]) -> tuple[bytes | None, str]:
-        suffixes = [suffix for suffix in sample.fields if suffix in pictures]
+    def _image(self, sample: _Sample) -> tuple[bytes | None, str]:
+        suffixes = [suffix for suffix in sample.fields if suffix in self._pictures]
         key = shown_path(sample.key)
         if not suffixes:
             there = ", ".join(shown_path(suffix) for suffix in sample.fields)
@@ -173,9 +213,9 @@ class WebDatasetSource(Source):
         return sample.fields[suffixes[0]] or None, ""
 
     def _captions(self, sample: _Sample) -> tuple[bytes | None, ...]:
-        if self.caption_column == _TEXT:
-            text = sample.fields.get(_TEXT)
-            return (None if text is None else text.rstrip(b"\r\n"),)
+        if self._suffix != _JSON:
+            text = sample.fields.get(self._suffix)
+            return (None,) if text is None else captions_in(text, self._lines)
         content = sample.fields.get(_JSON)
         if content is None:
             return (None,)
@@ -185,7 +225,7 @@ class WebDatasetSource(Source):
             raise ValueError(f"the sample's JSON cannot be read: {one_line(error)}") from error
         if not isinstance(values, dict):
             raise ValueError("the sample's JSON is no object")
-        return columns.captions_of(values.get(self.caption_column))
+        return columns.captions_of(columns.value_at(values, self.caption_column))
 
 
 class KerasArchiveSource(Source):
@@ -220,20 +260,24 @@ class KerasArchiveSource(Source):
                 (member.path, member.content()) for member in members if member.is_table
             )
         records = _table_records(files, tars[0], path, content)
-        table = find_table([(f"{tars[0]}/{path}", records)], spec, shown=files.shown, keras=True)
+        table = find_table(
+            [(f"{tars[0]}/{path}", records)], spec, shown=files.shown, usual=KERAS_IMAGE
+        )
         return cls(files, tars, left_out, table)
 
     def units(self) -> Iterator[Unit]:
         """See `Source.units`; reads nothing."""
         return (Unit(path, 0, 0, None) for path in self.paths)
 
-    def read(self, unit: Unit, *, peek: bool = False) -> Iterator[Row]:
-        """See `Source.read`; goes through the archive twice, as the table may come last."""
+    def _read(self, unit: Unit, *, peek: bool) -> Iterator[Row]:
+        """Goes through the archive twice, as the table may come last."""
         del peek  # Looking through it in parts would take longer than fetching it.
         named: dict[str, list[Record]] = {}
         for record, path, problem in self._records(unit.file):
             if path:
                 named.setdefault(path, []).append(record)
+            elif not problem:
+                yield self._embedded(record, unit.file)
             else:
                 yield self._table.row(record, unit.file, None, problem)
         with contextlib.closing(_members(self.files, unit.file)) as members:
@@ -250,7 +294,14 @@ class KerasArchiveSource(Source):
                     else (member.content() or None, "")
                 )
                 for record in named[member.path]:
-                    yield self._table.row(record, unit.file, image, problem)
+                    yield self._table.row(record, unit.file, image, problem, member.path)
+
+    def _embedded(self, record: Record, file: str) -> Row:
+        try:
+            image = columns.decoded(self._table.value(record)) or None
+            return self._table.row(record, file, image, "")
+        except ValueError as error:
+            return self._table.row(record, file, None, str(error))
 
     def _records(self, tar: str) -> Iterator[tuple[Record, str, str]]:
         """All records of an archive's table; of each its picture's path or a problem."""
@@ -270,10 +321,11 @@ class KerasArchiveSource(Source):
         [(path, content)] = tables.items()
         folder = posixpath.dirname(path)
         records = list(_table_records(self.files, tar, path, content))
-        prefix = self._table.prefix(records, folder, pictures)
+        names = columns.Pictures(pictures)
+        prefix = self._table.prefix(records, path, names)
         for record in records:
             try:
-                yield record, self._table.picture(record, folder, pictures, prefix), ""
+                yield record, self._table.picture(record, folder, names, prefix), ""
             except ValueError as error:
                 yield record, "", str(error)
 
@@ -309,7 +361,7 @@ def _first_samples(files: Files, tar: str, *, peek: bool) -> list[_Sample] | Non
     """
     samples: dict[str, _Sample] = {}
     usable: set[str] = set()
-    num_json, last = 0, ""
+    num_looked_at, last = 0, ""
     with contextlib.closing(_members(files, tar, peek=peek)) as members:
         for member in members:
             if member.is_table:
@@ -320,8 +372,9 @@ def _first_samples(files: Files, tar: str, *, peek: bool) -> list[_Sample] | Non
             last = member.key
             sample = samples.setdefault(member.key, _Sample(member.key))
             content = None
-            if member.suffix == _JSON and num_json < _LOOK_AT and not member.is_link:
-                content, num_json = member.content(), num_json + 1
+            is_looked_at = member.suffix in (_JSON, _CLASS) and num_looked_at < 2 * _LOOK_AT
+            if is_looked_at and not member.is_link:
+                content, num_looked_at = member.content(), num_looked_at + 1
             sample.fields[member.suffix] = content
             if _is_usable(sample):
                 usable.add(sample.key)
@@ -330,9 +383,32 @@ def _first_samples(files: Files, tar: str, *, peek: bool) -> list[_Sample] | Non
 
 def _is_usable(sample: _Sample) -> bool:
     """Whether it has a picture, and a caption or what could be one."""
-    if not sample.has(_PICTURES, _CAPTIONS):
+    if not any(map(_is_image, sample.fields)):
         return False
-    return _TEXT in sample.fields or any(map(columns.is_text, _json_values(sample).values()))
+    return (
+        any(suffix in _TEXTS or suffix.endswith(f".{_TEXT}") for suffix in sample.fields)
+        or any(map(columns.is_text, _json_values(sample).values()))
+        or _names_class(sample)
+    )
+
+
+def _names_class(sample: _Sample) -> bool:
+    """Whether its class is a word; the usual number is no caption unless a user says so."""
+    name = (sample.fields.get(_CLASS) or b"").strip()
+    return bool(name) and not name.isdigit()
+
+
+def _is_image(suffix: str) -> bool:
+    return suffix.rpartition(".")[2] in _PICTURES
+
+
+def _chosen(
+    role: columns.Role, names: Iterable[str], best: tuple[str, ...], shown: str, there: str
+) -> str:
+    """The only one of some names, or of several the best."""
+    found = list(names)
+    usual = [name for name in best if name in found]
+    return columns.choose(role, usual[:1] or found, shown=shown, there=there)
 
 
 class _Gatherer:
@@ -478,7 +554,7 @@ class _Member:
 
     @property
     def is_table(self) -> bool:
-        return is_keras_table(self.path) and not self.is_link
+        return posixpath.basename(self.path) == KERAS_TABLE and not self.is_link
 
     def content(self) -> bytes:
         return self.archive.content(self.info)
