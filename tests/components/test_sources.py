@@ -29,9 +29,8 @@ from components.caption_example_gen.sources import (
     open_dataset,
     resolve_dataset,
     split_of,
-    tars,
 )
-from components.caption_example_gen.sources.forms import parquet
+from components.caption_example_gen.sources.forms import parquet, webdataset
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -908,7 +907,7 @@ def test_webdataset_of_a_folder_that_tar_packed(tmp_path):
 def test_webdataset_whose_files_lie_too_far_apart_to_be_waited_for(tmp_path, monkeypatch):
     pictures = {f"set/{i:02}.png": png(i, (40, 40)) for i in range(40)}
     captions = {f"set/{i:02}.txt": f"n {i}" for i in range(40)}
-    monkeypatch.setattr(tars, "_WAITING_BYTES", sum(map(len, pictures.values())) // 2)
+    monkeypatch.setattr(webdataset, "_WAITING_BYTES", sum(map(len, pictures.values())) // 2)
     path = put_tar(tmp_path / "a", [*pictures.items(), *captions.items()])
     source = open_dataset(DatasetSpec(str(path)))
     [unit] = source.units()
@@ -931,7 +930,7 @@ def test_webdataset_whose_pictures_lack_captions_makes_nobody_wait(tmp_path, mon
     members = [("000.png", png(0)), ("000.txt", "first")]
     members += [(f"{i:03}.png", png(i)) for i in range(1, 30)]
     members += [("030.png", png(30)), ("030.txt", "last")]
-    monkeypatch.setattr(tars, "_WAITING_BYTES", 5 * len(png(0)))
+    monkeypatch.setattr(webdataset, "_WAITING_BYTES", 5 * len(png(0)))
     source = open_dataset(DatasetSpec(str(put_tar(tmp_path / "a", members))))
     [unit] = source.units()
     for peek in (True, False):
