@@ -167,8 +167,12 @@ def _told(look: Look) -> tuple[Form, Found, str]:
     [(form, found)] = kept.items()
     if form.is_last and look.problems and not spec.captions_given:
         raise look.problems[0]
-    others = [f"{other.kind} ({seen[other].why})" for other in seen if other not in kept]
-    rest = f", and not for {', '.join(others)}, which is a part of that" if others else ""
+    others = [
+        f"{other.kind} ({what.why})"
+        for other, what in seen.items()
+        if other not in kept and not other.is_last
+    ]
+    rest = f"; not for {', '.join(others)}, whose files are a part of that" if others else ""
     return form, found, f"taken for {form.kind}: {found.why}{rest}"
 
 
