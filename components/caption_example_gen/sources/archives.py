@@ -66,7 +66,7 @@ class ArchiveFiles(Files):
             for archive in self._archives:
                 with self._checked(archive):
                     for name, entry in self._list(archive):
-                        path = posixpath.normpath(posixpath.join(archive, name))
+                        path = posixpath.normpath(posixpath.join(archive, name.lstrip("/")))
                         # What leads out of the archive, or lies in a hidden folder of it.
                         if path.startswith(f"{archive}/") and not is_hidden(path):
                             entries[path] = entry

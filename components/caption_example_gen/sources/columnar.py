@@ -128,8 +128,7 @@ class ColumnarSource(Source):
         try:
             if columns.is_encoded(name):
                 return columns.decoded(name) or None, "", ""
-            # Paths inside of a struct are relative to the dataset, as the hub writes them.
-            path = columns.picture_path(name, "", self._pictures, self._prefix(file, name))
+            path = columns.picture_path(name, *self._base(file, name))
             return read_whole(self.files, path, peek=peek) or None, "", path
         except FileNotFoundError:
             return None, f"no file {name!r}", ""
@@ -141,6 +140,14 @@ class ColumnarSource(Source):
     @cached_property
     def _pictures(self) -> columns.Pictures:
         return columns.Pictures(self.files.sizes())
+
+    def _base(self, file: str, name: str) -> tuple[str, columns.Pictures, columns.Prefix | None]:
+        """What a name is relative to: the dataset, as the hub writes them, or the file's folder."""
+        folder = posixpath.dirname(file)
+        beside = posixpath.normpath(posixpath.join(folder, name))
+        if self._pictures.find(posixpath.normpath(name)) or not self._pictures.find(beside):
+            return "", self._pictures, self._prefix(file, name)
+        return folder, self._pictures, None
 
     def _prefix(self, file: str, name: str) -> columns.Prefix | None:
         """What a file's names are relative to; looked for with the first one that is not there."""

@@ -7,6 +7,7 @@ import json
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 from components.caption_example_gen.sources import columns
 from components.caption_example_gen.sources.base import (
@@ -278,28 +279,27 @@ class ImageTableSource(Source):
     def __init__(
         self,
         tables: TableFiles,
-        chosen: tuple[str, ...],
-        pictures: tuple[str, ...],
-        left_out: tuple[str, ...],
+        chosen: _Chosen,
         table: Table,
         kind: str,
     ) -> None:
         """Use `open`."""
         super().__init__(
             tables.files,
-            tuple(sorted((*chosen, *pictures))),
-            left_out,
+            tuple(sorted((*chosen.tables, *chosen.pictures))),
+            chosen.left_out,
             table.image_column,
             table.caption_column,
         )
         self.kind = kind
         self._tables = tables
-        self._chosen = tuple(sorted(chosen))
+        self._chosen = tuple(sorted(chosen.tables))
+        self._expected = chosen.expected
         self._table = table
         self._pictures = columns.Pictures(tables.files.sizes())
         self._prefixes: dict[str, columns.Prefix | None] = {}
-        self._other_splits = frozenset(left_out)
-        self._other_tables = tuple(path for path in left_out if not is_picture(path))
+        self._other_splits = frozenset(chosen.left_out)
+        self._other_tables = tuple(path for path in chosen.left_out if not is_picture(path))
 
     @classmethod
     def open(
@@ -327,19 +327,19 @@ class ImageTableSource(Source):
             DatasetError: A table cannot be read, or a column cannot be found.
         """
         select = _select_by_name if by_name else _select_by_folder
-        chosen, pictures, left_out = select(look, tables)
+        chosen = select(look, tables)
         reader = TableFiles(look.files, interpret)
         table = find_table(
-            ((path, reader.records(path)) for path in chosen),
+            ((path, reader.records(path)) for path in chosen.tables),
             look.spec,
             shown=look.files.shown,
             usual=usual,
         )
-        return cls(reader, chosen, pictures, left_out, table, kind)
+        return cls(reader, chosen, table, kind)
 
     def units(self) -> Iterator[Unit]:
         """See `Source.units`; reads every table."""
-        unnamed = dict.fromkeys(path for path in self.paths if is_picture(path))
+        unnamed = dict.fromkeys(self._expected)
         units = 0
         for path in self._chosen:
             self._check_header(path)
@@ -417,7 +417,20 @@ class ImageTableSource(Source):
                 raise columns.missing(role, column, shown=self.files.shown, there=there)
 
 
-_Chosen = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+class _Chosen(NamedTuple):
+    """What a split has.
+
+    Attributes:
+        tables: Its tables.
+        pictures: The pictures that they may name.
+        left_out: Files of other splits.
+        expected: The pictures that they should name.
+    """
+
+    tables: tuple[str, ...]
+    pictures: tuple[str, ...]
+    left_out: tuple[str, ...]
+    expected: tuple[str, ...]
 
 
 def _select_by_folder(look: Look, tables: Sequence[str]) -> _Chosen:
@@ -437,19 +450,22 @@ def _select_by_folder(look: Look, tables: Sequence[str]) -> _Chosen:
     ) or tuple(tables)
     read = {*chosen_tables, *chosen_pictures}
     left_out = tuple(path for path in selection.left_out if path not in read)
-    return chosen_tables, chosen_pictures, left_out
+    return _Chosen(chosen_tables, chosen_pictures, left_out, tuple(sorted(chosen_pictures)))
 
 
 def _select_by_name(look: Look, tables: Sequence[str]) -> _Chosen:
     """The same for tables that are called after their split; where none is, by the folders."""
     selection = look.select(tables)
-    if not selection.left_out and look.pictures:
-        try:
-            return _select_by_folder(look, tables)
-        # The folders have other splits than the one asked for: the tables have the last word.
-        except DatasetError:
-            return tuple(tables), look.pictures, ()
-    return selection.files, look.pictures, selection.left_out
+    if not look.pictures:
+        return _Chosen(selection.files, (), selection.left_out, ())
+    try:
+        by_folder = _select_by_folder(look, tables)
+    # The folders have other splits than the one asked for: the tables have the last word.
+    except DatasetError:
+        return _Chosen(selection.files, look.pictures, selection.left_out, look.pictures)
+    if not selection.left_out:
+        return by_folder
+    return _Chosen(selection.files, look.pictures, selection.left_out, by_folder.expected)
 
 
 def _folders_above(path: str) -> Iterator[str]:
