@@ -21,6 +21,11 @@ from components.caption_example_gen.sources.files import read_whole
 from components.caption_example_gen.sources.splits import Selection, select_files
 from components.caption_example_gen.sources.table_files import DOCUMENT_SUFFIX, parse_document
 
+TEXT_SUFFIXES = (".txt", ".caption", ".prompt")
+"""How files with a caption are called, in lower case."""
+CAPTION_SUFFIXES = (*TEXT_SUFFIXES, DOCUMENT_SUFFIX)
+"""The same, with those that have it under some key."""
+
 # Annotations of COCO's kind that have no captions, and may have gigabytes of polygons.
 _NO_CAPTIONS = ("instances_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 _STATS = "_stats.json"
@@ -70,6 +75,16 @@ class Look:
         counts = Counter(posixpath.splitext(path)[1] for path in self.pictures)
         return tuple(suffix for suffix, _ in counts.most_common())
 
+    @cached_property
+    def picture_folders(self) -> Counter[str]:
+        """The folders that pictures lie in, with the number of these."""
+        return Counter(posixpath.dirname(path) for path in self.pictures)
+
+    @cached_property
+    def beside_pictures(self) -> frozenset[str]:
+        """Files that are called like captions, and like a picture that they lie beside."""
+        return frozenset(filter(self.picture_beside, self.ending(*CAPTION_SUFFIXES)))
+
     def ending(self, *suffixes: str) -> tuple[str, ...]:
         """Files that are called like that, in any case, and are no pictures; sorted."""
         last = {posixpath.splitext(suffix)[1] or suffix for suffix in suffixes}
@@ -103,7 +118,7 @@ class Look:
             if name.startswith(_NO_CAPTIONS) or name.endswith(_STATS) or name in _OF_LIBRARIES:
                 continue
             if path not in self._documents:
-                if self.picture_beside(path):
+                if path in self.beside_pictures:
                     continue
                 try:
                     content = read_whole(self.files, path)

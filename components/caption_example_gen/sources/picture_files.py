@@ -22,14 +22,10 @@ from components.caption_example_gen.sources.base import (
     shown_path,
 )
 from components.caption_example_gen.sources.files import read_whole
-from components.caption_example_gen.sources.form import Look
+from components.caption_example_gen.sources.form import Look, card_of
 from components.caption_example_gen.sources.splits import Selection
+from components.caption_example_gen.sources.table_files import DOCUMENT_SUFFIX
 from storage.errors import one_line
-
-TEXT_SUFFIXES = (".txt", ".caption", ".prompt")
-"""How files with a caption are called, in lower case."""
-JSON_SUFFIX = ".json"
-"""How files are called that have it under some key, in lower case."""
 
 _UNIT_ROWS = 256
 _LOOK_AT = 16
@@ -84,7 +80,7 @@ def find_captions(look: Look, beside: Sequence[str], spec: DatasetSpec) -> Capti
     for path in beside:
         suffix = posixpath.splitext(path)[1]
         by_name.setdefault(suffix.lower().removeprefix("."), set()).add(suffix)
-    json_suffixes = by_name.pop(JSON_SUFFIX.removeprefix("."), set())
+    json_suffixes = by_name.pop(DOCUMENT_SUFFIX.removeprefix("."), set())
     asked = spec.caption_column.lower().removeprefix(".")
     if asked in by_name:
         return CaptionFiles(tuple(sorted(by_name[asked])))
@@ -114,7 +110,7 @@ def _check_one_each(look: Look, by_name: Mapping[str, set[str]], beside: Sequenc
 def _json_key(look: Look, beside: Sequence[str], spec: DatasetSpec) -> str:
     texts: dict[str, bool] = {}
     shown = ""
-    documents = (path for path in beside if path.lower().endswith(JSON_SUFFIX))
+    documents = (path for path in beside if path.lower().endswith(DOCUMENT_SUFFIX))
     for path in islice(documents, _LOOK_AT):
         shown = shown or shown_path(path)
         try:
@@ -193,17 +189,17 @@ class PictureFilesSource(Source):
         selection = _select(look, [*pictures, *texts], ignore_repeats=repeats)
         chosen = frozenset(selection.files)
         self._pictures = [path for path in pictures if path in chosen]
-        folders = {posixpath.dirname(path) for path in self._pictures}
-        beside = [path for path in texts if path in chosen and posixpath.dirname(path) in folders]
+        folders = {path.rpartition("/")[0] for path in self._pictures}
+        beside = [path for path in texts if path in chosen and path.rpartition("/")[0] in folders]
         # Captions whose picture is missing.
         self._alone = [
             path
             for path in beside
-            if not look.picture_beside(path)
+            if path not in look.beside_pictures
             and posixpath.splitext(posixpath.basename(path))[0].lower() not in _NO_CAPTIONS
         ]
         alone = frozenset(self._alone)
-        read = [p for p in beside if p in alone or look.picture_beside(p)]
+        read = [path for path in beside if path in alone or path in look.beside_pictures]
         names = {suffix.lower().removeprefix(".") for suffix in captions.suffixes}
         super().__init__(
             look.files,
@@ -273,17 +269,10 @@ class PictureFilesSource(Source):
             return (None,), f"{shown_path(path)} cannot be read as JSON: {one_line(error)}"
 
 
-def beside_pictures(look: Look) -> list[str]:
-    """Files beside pictures that may have their captions."""
-    candidates = look.ending(*TEXT_SUFFIXES, JSON_SUFFIX)
-    return [path for path in candidates if look.picture_beside(path)]
-
-
 def repeats_folders(look: Look) -> Counter[str]:
     """The folders called `10_name` that pictures lie in or below, with the number of these."""
-    counts = Counter(posixpath.dirname(path) for path in look.pictures)
     found: Counter[str] = Counter()
-    for folder, count in counts.items():
+    for folder, count in look.picture_folders.items():
         for part in folder.split("/"):
             if repeats_of(part) is not None:
                 found[part] += count
@@ -301,13 +290,25 @@ def _repeats_above(picture: str) -> tuple[int, str] | None:
 
 def _select(look: Look, paths: Sequence[str], *, ignore_repeats: bool) -> Selection:
     """The files of the split; that a folder is called `5_test subject` says nothing of splits."""
-    if not ignore_repeats or look.spec.config:
+    # The patterns of a card are of files.
+    if card_of(look.files) is not None:
         return look.select(paths, by_folder_only=True)
-    plain: dict[str, list[str]] = {}
+    by_folder: dict[str, list[str]] = {}
     for path in paths:
-        parts = ["_" if repeats_of(part) else part for part in posixpath.dirname(path).split("/")]
-        plain.setdefault(posixpath.join(*parts, "_"), []).append(path)
-    selection = look.select(list(plain), by_folder_only=True)
+        by_folder.setdefault(path.rpartition("/")[0], []).append(path)
+    # A file for each folder, for all of it.
+    plain: dict[str, list[str]] = {}
+    for folder, inside in by_folder.items():
+        parts = folder.split("/")
+        if ignore_repeats and not look.spec.config:
+            parts = ["_" if repeats_of(part) else part for part in parts]
+        plain.setdefault(posixpath.join(*parts, "_"), []).extend(inside)
+    try:
+        selection = look.select(list(plain), by_folder_only=True)
+    except DatasetError:
+        # The error says how many files there are of other splits.
+        look.select(paths, by_folder_only=True)
+        raise
     return Selection(
         tuple(sorted(path for each in selection.files for path in plain[each])),
         tuple(sorted(path for each in selection.left_out for path in plain[each])),

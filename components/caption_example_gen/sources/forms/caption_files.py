@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from components.caption_example_gen.sources.form import Form, Found, Look, counted
+from components.caption_example_gen.sources.form import (
+    CAPTION_SUFFIXES,
+    Form,
+    Found,
+    Look,
+    counted,
+)
 from components.caption_example_gen.sources.picture_files import (
-    JSON_SUFFIX,
-    TEXT_SUFFIXES,
     PictureFilesSource,
-    beside_pictures,
     find_captions,
 )
 
@@ -16,11 +19,11 @@ class CaptionFiles(Form):
     """`1.jpg` with `1.txt`, `1.caption`, `1.prompt` or `1.json`; or with `1.jpg.txt` and so on."""
 
     kind = "caption-files"
-    shown = f"caption files beside pictures (*{', *'.join((*TEXT_SUFFIXES, JSON_SUFFIX))})"
+    shown = f"caption files beside pictures (*{', *'.join(CAPTION_SUFFIXES)})"
 
     def recognise(self, look: Look) -> Found | None:
         """See `Form.recognise`; reads nothing."""
-        found = tuple(beside_pictures(look))
+        found = tuple(sorted(look.beside_pictures))
         if not found:
             return None
         return Found(found, f"{counted(len(found), 'file')} beside pictures (such as {found[0]})")

@@ -34,13 +34,12 @@ class Img2Dataset(Form):
     def recognise(self, look: Look) -> Found | None:
         """See `Form.recognise`; reads nothing."""
         sizes = look.files.sizes()
-        folders = {posixpath.dirname(path) for path in look.pictures}
         found = []
         for path in look.ending(PARQUET_SUFFIX):
             stem = posixpath.splitext(path)[0]
             beside = (f"{stem}{_STATS}", *(stem + suffix for suffix in TAR_SUFFIXES))
             is_named = _NAME.fullmatch(posixpath.basename(path))
-            if is_named and (stem in folders or any(each in sizes for each in beside)):
+            if is_named and (stem in look.picture_folders or any(each in sizes for each in beside)):
                 found.append(path)
         return Found(tuple(found), counted(len(found), "shard")) if found else None
 

@@ -10,7 +10,6 @@ from components.caption_example_gen.sources.form import Form, Found, Look, count
 from components.caption_example_gen.sources.picture_files import (
     CaptionFiles,
     PictureFilesSource,
-    beside_pictures,
     find_captions,
     repeats_folders,
 )
@@ -35,6 +34,6 @@ class Repeats(Form):
 
     def open(self, look: Look, found: Found) -> PictureFilesSource:
         """See `Form.open`."""
-        beside = beside_pictures(look)
+        beside = sorted(look.beside_pictures)
         captions = find_captions(look, beside, look.spec) if beside else CaptionFiles()
         return PictureFilesSource(look, self.kind, captions, repeats=True)
