@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import BinaryIO
 
+from storage.errors import one_line
 from storage.user_errors import UserError
 
 PICTURE_SUFFIXES = (
@@ -25,8 +26,8 @@ FROM_FOLDER, FROM_FILE_NAME = "folder", "file_name"
 LINES_JOINED, LINES_EACH = "joined", "each"
 """What the lines of a caption's file are."""
 
-# What file managers leave behind, in lower case; the rest of it is hidden by a dot.
-_LEFT_BEHIND = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+# A dot in front, or what file managers leave behind without one.
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:__macosx|thumbs\.db|desktop\.ini)(?:/|$))", re.IGNORECASE)
 # The number at the end of a name that tells files apart: "a red car (2)", "a_red_car_003".
 _COUNTER = re.compile(r"[\s_-]*\(\d+\)$|[\s_-]+\d+$")
 _REPEATS = re.compile(r"([1-9]\d{0,2})_(.+)")
@@ -137,6 +138,25 @@ class Files(abc.ABC):
     def peek(self, path: str) -> BinaryIO:
         """Opens a file to look at parts of it; like `open`, but may leave the rest where it is."""
         return self.open(path)
+
+    def read(self, path: str, *, peek: bool = False) -> bytes:
+        """Reads a file whole.
+
+        Args:
+            path: Its path.
+            peek: Whether it need not be fetched first.
+
+        Raises:
+            DatasetError: It cannot be read, or is not what it should be.
+            FileNotFoundError: There is no such file.
+        """
+        with self.peek(path) if peek else self.open(path) as f:
+            try:
+                return f.read()
+            except OSError as error:
+                raise DatasetError(
+                    f"{path} in dataset {self.shown!r} cannot be read: {one_line(error)}"
+                ) from error
 
     # Most have nothing to do here.
     def fetch(self, paths: Iterable[str]) -> None:  # noqa: B027
@@ -264,7 +284,7 @@ def is_picture(path: str) -> bool:
 
 def is_hidden(path: str) -> bool:
     """Whether a relative path leads out of the dataset, or through what is no part of it."""
-    return any(part.startswith(".") or part.lower() in _LEFT_BEHIND for part in path.split("/"))
+    return _HIDDEN.search(path) is not None
 
 
 def shown_path(path: str) -> str:

@@ -20,7 +20,6 @@ from components.caption_example_gen.sources.base import (
     Unit,
     is_picture,
 )
-from components.caption_example_gen.sources.files import read_whole
 from components.caption_example_gen.sources.urls import url_error
 from storage.errors import one_line
 
@@ -129,7 +128,7 @@ class ColumnarSource(Source):
             if columns.is_encoded(name):
                 return columns.decoded(name) or None, "", ""
             path = columns.picture_path(name, *self._base(file, name))
-            return read_whole(self.files, path, peek=peek) or None, "", path
+            return self.files.read(path, peek=peek) or None, "", path
         except FileNotFoundError:
             return None, f"no file {name!r}", ""
         except DatasetError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import itertools
 import posixpath
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from components.caption_example_gen.sources.base import (
+    PICTURE_SUFFIXES,
     DatasetError,
     DatasetSpec,
     Files,
@@ -17,7 +19,6 @@ from components.caption_example_gen.sources.base import (
     is_picture,
 )
 from components.caption_example_gen.sources.card import CARD_NAME
-from components.caption_example_gen.sources.files import read_whole
 from components.caption_example_gen.sources.splits import Selection, select_files
 from components.caption_example_gen.sources.table_files import DOCUMENT_SUFFIX, parse_document
 
@@ -67,7 +68,8 @@ class Look:
     @cached_property
     def pictures(self) -> tuple[str, ...]:
         """Files that are called like pictures."""
-        return tuple(filter(is_picture, self.paths))
+        found = [self._by_suffix[s] for s in PICTURE_SUFFIXES if s in self._by_suffix]
+        return tuple(sorted(itertools.chain.from_iterable(found)))
 
     @cached_property
     def picture_suffixes(self) -> tuple[str, ...]:
@@ -78,7 +80,7 @@ class Look:
     @cached_property
     def picture_folders(self) -> Counter[str]:
         """The folders that pictures lie in, with the number of these."""
-        return Counter(posixpath.dirname(path) for path in self.pictures)
+        return Counter(path.rpartition("/")[0] for path in self.pictures)
 
     @cached_property
     def beside_pictures(self) -> frozenset[str]:
@@ -87,7 +89,7 @@ class Look:
 
     def ending(self, *suffixes: str) -> tuple[str, ...]:
         """Files that are called like that, in any case, and are no pictures; sorted."""
-        last = {posixpath.splitext(suffix)[1] or suffix for suffix in suffixes}
+        last = {suffix[suffix.rfind(".") :] for suffix in suffixes}
         found = [path for suffix in last for path in self._by_suffix.get(suffix, ())]
         return tuple(sorted(path for path in found if path.lower().endswith(suffixes)))
 
@@ -95,8 +97,7 @@ class Look:
     def _by_suffix(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for path in self.paths:
-            if not is_picture(path):
-                found.setdefault(posixpath.splitext(path)[1].lower(), []).append(path)
+            found.setdefault(path[path.rfind(".") :].lower(), []).append(path)
         return found
 
     def picture_beside(self, path: str) -> str:
@@ -121,7 +122,7 @@ class Look:
                 if path in self.beside_pictures:
                     continue
                 try:
-                    content = read_whole(self.files, path)
+                    content = self.files.read(path)
                     self._documents[path] = parse_document(content, path, self.files.shown)
                 except DatasetError as error:
                     self.problems.append(error)
@@ -180,7 +181,7 @@ def card_of(files: Files) -> str | None:
     """The text of a dataset's card, if there is one."""
     if CARD_NAME not in files.sizes():
         return None
-    return read_whole(files, CARD_NAME).decode("utf-8", "replace")
+    return files.read(CARD_NAME).decode("utf-8", "replace")
 
 
 def counted(number: int, what: str) -> str:

@@ -19,7 +19,6 @@ from components.caption_example_gen.sources.base import (
     is_picture,
     shown_path,
 )
-from components.caption_example_gen.sources.files import read_whole
 from components.caption_example_gen.sources.form import Look
 from components.caption_example_gen.sources.table_files import Interpret, Record, TableFiles
 from components.caption_example_gen.sources.urls import url_error
@@ -373,7 +372,7 @@ class ImageTableSource(Source):
             image = None
             try:
                 if path:
-                    image = read_whole(self.files, path, peek=peek) or None
+                    image = self.files.read(path, peek=peek) or None
                 elif not problem:
                     image = columns.decoded(self._table.value(record)) or None
             except FileNotFoundError:

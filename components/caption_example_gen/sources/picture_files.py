@@ -21,7 +21,6 @@ from components.caption_example_gen.sources.base import (
     repeats_of,
     shown_path,
 )
-from components.caption_example_gen.sources.files import read_whole
 from components.caption_example_gen.sources.form import Look, card_of
 from components.caption_example_gen.sources.splits import Selection
 from components.caption_example_gen.sources.table_files import DOCUMENT_SUFFIX
@@ -114,7 +113,7 @@ def _json_key(look: Look, beside: Sequence[str], spec: DatasetSpec) -> str:
     for path in islice(documents, _LOOK_AT):
         shown = shown or shown_path(path)
         try:
-            values = _json_values(read_whole(look.files, path, peek=True))
+            values = _json_values(look.files.read(path, peek=True))
         except ValueError:
             continue
         for key, value in values.items():
@@ -248,7 +247,7 @@ class PictureFilesSource(Source):
         elif self._captions.suffixes:
             names = ", ".join(f"*{suffix}" for suffix in self._captions.suffixes)
             problem = f"no caption file ({names}) of the picture's name lies beside it"
-        image = read_whole(self.files, picture, peek=peek) or None
+        image = self.files.read(picture, peek=peek) or None
         repeats: int | None = None
         if self._repeats:
             found = _repeats_above(picture)
@@ -259,7 +258,7 @@ class PictureFilesSource(Source):
 
     def _captions_of(self, path: str, peek: bool) -> tuple[tuple[bytes | None, ...], str]:
         """A caption file's captions, and what is wrong with it."""
-        content = read_whole(self.files, path, peek=peek)
+        content = self.files.read(path, peek=peek)
         if not self._captions.key:
             return captions_in(content, self._lines), ""
         try:
