@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO
 
 from storage.errors import one_line
@@ -157,6 +158,18 @@ class Files(abc.ABC):
                 raise DatasetError(
                     f"{path} in dataset {self.shown!r} cannot be read: {one_line(error)}"
                 ) from error
+
+    def ahead(self, paths: Iterable[str], *, peek: bool = False) -> Iterator[Callable[[], bytes]]:
+        """Reads files one after the other, or some of them at the same time where that is faster.
+
+        Args:
+            paths: Their paths; asked for as they are needed.
+            peek: Whether they need not be fetched first.
+
+        Yields:
+            For each, in order, what gives its content or raises what `read` does.
+        """
+        return (functools.partial(self.read, path, peek=peek) for path in paths)
 
     # Most have nothing to do here.
     def fetch(self, paths: Iterable[str]) -> None:  # noqa: B027

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import io
 import os
 import posixpath
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
@@ -30,6 +31,8 @@ ZIP_SUFFIX = ".zip"
 
 _CHUNK_BYTES = 1 << 20
 _HASH_THREADS = 4
+# Files of an object store that are on their way at the same time; each is a picture, or less.
+_READ_AHEAD = 16
 # Files that a thread hashes in one go: handing over a small one takes as long as hashing it.
 _HASH_BATCH = 64
 # What object stores call the checksum of a file's content in their listings, best first: an etag
@@ -112,6 +115,24 @@ class FsspecFiles(Files):
             ) from error
         # It has grown, or the system gives it out in parts.
         return content if len(content) == size else super().read(path, peek=peek)
+
+    def ahead(self, paths: Iterable[str], *, peek: bool = False) -> Iterator[Callable[[], bytes]]:
+        """See `Files.ahead`; object stores, which take long to answer, are asked for several."""
+        if self._local:
+            yield from super().ahead(paths, peek=peek)
+            return
+        pending: collections.deque[Future[bytes]] = collections.deque()
+        with ThreadPoolExecutor(_READ_AHEAD) as pool:
+            try:
+                for path in paths:
+                    pending.append(pool.submit(self.read, path, peek=peek))
+                    if len(pending) == _READ_AHEAD:
+                        yield pending.popleft().result
+                while pending:
+                    yield pending.popleft().result
+            # Whoever has seen enough does not wait for the rest.
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def fingerprint(self, paths: Iterable[str]) -> str:
         """See `Files.fingerprint`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -367,12 +368,15 @@ class ImageTableSource(Source):
         if is_picture(unit.file):
             yield Row(shown_path(unit.file), 0, None, UNNAMED, (None,), unit.file)
             return
-        records = self._records(unit.file, unit.start, unit.first_row)
-        for record, path, problem in islice(records, unit.num_rows):
+        found = self._records(unit.file, unit.start, unit.first_row)
+        # Some of them twice: those whose pictures are read, and those that come now.
+        records, ahead = itertools.tee(islice(found, unit.num_rows))
+        contents = self.files.ahead((path for _, path, _ in ahead if path), peek=peek)
+        for record, path, problem in records:
             image = None
             try:
                 if path:
-                    image = self.files.read(path, peek=peek) or None
+                    image = next(contents)() or None
                 elif not problem:
                     image = columns.decoded(self._table.value(record)) or None
             except FileNotFoundError:

@@ -191,14 +191,14 @@ class PictureFilesSource(Source):
         folders = {path.rpartition("/")[0] for path in self._pictures}
         beside = [path for path in texts if path in chosen and path.rpartition("/")[0] in folders]
         # Captions whose picture is missing.
-        self._alone = [
+        alone = [
             path
             for path in beside
             if path not in look.beside_pictures
             and posixpath.splitext(posixpath.basename(path))[0].lower() not in _NO_CAPTIONS
         ]
-        alone = frozenset(self._alone)
-        read = [path for path in beside if path in alone or path in look.beside_pictures]
+        self._rows = [*self._pictures, *alone]
+        read = [*alone, *(path for path in beside if path in look.beside_pictures)]
         names = {suffix.lower().removeprefix(".") for suffix in captions.suffixes}
         super().__init__(
             look.files,
@@ -221,44 +221,45 @@ class PictureFilesSource(Source):
 
     def units(self) -> Iterator[Unit]:
         """See `Source.units`; reads nothing."""
-        total = len(self._pictures) + len(self._alone)
+        total = len(self._rows)
         if total == 0:
             raise DatasetError(f"dataset {self.files.shown!r} has no pictures in this split")
         for start in range(0, total, _UNIT_ROWS):
             yield Unit("", start, 0, min(_UNIT_ROWS, total - start))
 
     def _read(self, unit: Unit, *, peek: bool) -> Iterator[Row]:
-        count = len(self._pictures)
-        for index in range(unit.start, unit.start + (unit.num_rows or 0)):
-            if index < count:
-                yield self._row(self._pictures[index], peek)
-            else:
-                path = self._alone[index - count]
-                captions, _ = self._captions_of(path, peek)
+        chosen = self._rows[unit.start : unit.start + (unit.num_rows or 0)]
+        sizes = self.files.sizes()
+        # Of each row its picture and the file of its caption; of one without a picture the latter.
+        beside = [self._captions.of(path, sizes) if is_picture(path) else "" for path in chosen]
+        wanted = (p for pair in zip(chosen, beside, strict=True) for p in pair if p)
+        contents = self.files.ahead(wanted, peek=peek)
+        for path, caption in zip(chosen, beside, strict=True):
+            content = next(contents)()
+            if not is_picture(path):
                 problem = f"no picture of the name of {shown_path(path)!r} lies beside it"
+                captions, _ = self._captions_in(content, path)
                 yield Row(shown_path(path), 0, None, problem, captions)
+            else:
+                yield self._row(path, content, caption, next(contents)() if caption else b"")
 
-    def _row(self, picture: str, peek: bool) -> Row:
+    def _row(self, picture: str, image: bytes, beside: str, content: bytes) -> Row:
         captions: tuple[bytes | None, ...] = (None,)
         problem = ""
-        beside = self._captions.of(picture, self.files.sizes())
         if beside:
-            captions, problem = self._captions_of(beside, peek)
+            captions, problem = self._captions_in(content, beside)
         elif self._captions.suffixes:
             names = ", ".join(f"*{suffix}" for suffix in self._captions.suffixes)
             problem = f"no caption file ({names}) of the picture's name lies beside it"
-        image = self.files.read(picture, peek=peek) or None
         repeats: int | None = None
         if self._repeats:
-            found = _repeats_above(picture)
-            repeats, name = found or (1, "")
+            repeats, name = _repeats_above(picture) or (1, "")
             if name and not self._is_given and not any(c and c.strip() for c in captions):
                 captions, problem = (name.encode("utf-8", "surrogateescape"),), ""
-        return Row(shown_path(picture), 0, image, problem, captions, picture, repeats)
+        return Row(shown_path(picture), 0, image or None, problem, captions, picture, repeats)
 
-    def _captions_of(self, path: str, peek: bool) -> tuple[tuple[bytes | None, ...], str]:
-        """A caption file's captions, and what is wrong with it."""
-        content = self.files.read(path, peek=peek)
+    def _captions_in(self, content: bytes, path: str) -> tuple[tuple[bytes | None, ...], str]:
+        """The captions in a file, and what is wrong with it."""
         if not self._captions.key:
             return captions_in(content, self._lines), ""
         try:
