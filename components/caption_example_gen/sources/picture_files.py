@@ -18,6 +18,7 @@ from components.caption_example_gen.sources.base import (
     Row,
     Source,
     Unit,
+    is_picture,
     repeats_of,
     shown_path,
 )
