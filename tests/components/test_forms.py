@@ -279,6 +279,21 @@ FORMS = {
         {"caption_column": "caption.en"},
         "table",
     ),
+    "json of names without suffix": (
+        {**PICTURES, "x.json": json.dumps(dict(zip(NAMES, TEXTS, strict=True)))},
+        {},
+        "table",
+    ),
+    "caption folders": (
+        {**moved("images/a", PICTURES), **moved("text/a", files_with(".txt"))},
+        {},
+        "caption-folders",
+    ),
+    "folder of captions": (
+        {**PICTURES, **moved("captions", files_with(".caption"))},
+        {},
+        "caption-folders",
+    ),
     "caption given": (PICTURES, {"caption": "sks"}, "pictures"),
     "file names": (PICTURES, {"captions_from": "file_name"}, "pictures"),
 }
@@ -387,6 +402,25 @@ def test_two_captions_for_one_picture(tmp_path):
     (tmp_path / "1.txt").unlink()
     # One each is no question.
     assert pairs_of(tmp_path) == [(png(1), ["words"]), (png(2), ["more tags"])]
+
+
+def test_a_folder_of_captions_that_lacks_some(tmp_path):
+    put(
+        tmp_path, {"img/1.png": png(1), "img/2.png": png(2), "text/1.txt": "one", "text/3.txt": "3"}
+    )
+    put(tmp_path, {"notes.txt": "elsewhere"})
+    first, second, alone = rows_of(tmp_path)
+    assert (first.captions, second.captions) == ((b"one",), (None,))
+    assert (alone.file, alone.image, alone.captions) == ("text/3.txt", None, (b"3",))
+
+
+@pytest.mark.parametrize("folder", ["images", "labels"])
+def test_labels_of_object_detectors_are_no_captions(tmp_path, folder):
+    put(tmp_path, {"images/1.png": png(1), f"{folder}/1.txt": "0 0.5 0.25 1e-1 .2\n14 1 1 1 1\n"})
+    message = error_of(tmp_path)
+    assert "has pictures and no captions" in message
+    assert ("hold numbers alone" in message) == (folder == "images")
+    assert pairs_of(tmp_path, form="pictures", caption="x") == [(png(1), ["x"])]
 
 
 def test_json_beside_pictures(tmp_path):
@@ -564,6 +598,21 @@ def test_json_that_has_nothing_to_do_with_pictures(tmp_path):
     assert kind_of(tmp_path) == "caption-files"
 
 
+def test_ids_are_no_captions(tmp_path):
+    talk = [{"from": "human", "value": "what is it?"}, {"from": "gpt", "value": "a dog"}]
+    record = {"id": "a1", "image": "1.png", "conversations": talk}
+    put(tmp_path, {"1.png": png(1), "x.json": json.dumps([record])})
+    assert "could be the caption column: conversations.from, conversations.value" in error_of(
+        tmp_path
+    )
+    assert rows_of(tmp_path, caption_column="conversations.value")[0].captions == (
+        b"what is it?",
+        b"a dog",
+    )
+    put(tmp_path, {"x.json": json.dumps([{"id": "a1", "image": "1.png", "said": "one"}])})
+    assert pairs_of(tmp_path) == [(png(1), ["one"])]
+
+
 def test_coco_of_two_splits(tmp_path):
     def document(names):
         images = [{"id": n, "file_name": f"{n}.png"} for n in names]
@@ -616,6 +665,13 @@ def test_addresses_are_an_error_with_the_command(tmp_path, suffix):
         f"img2dataset --url_list 'part 0{suffix}' --input_format {suffix[1:]} --url_col URL "
         "--caption_col TEXT" in message
     )
+
+
+def test_addresses_without_a_header_or_a_usual_name(tmp_path):
+    put(tmp_path, {"x.tsv": "a dog\thttps://h/1.jpg\na cat\thttps://h/2.jpg\n"})
+    assert "has the addresses of pictures in column 'column_2'" in error_of(tmp_path)
+    put(tmp_path, {"x.tsv": "said\tphoto\na dog\thttps://h/1.jpg\n"})
+    assert "--url_col photo" in error_of(tmp_path)
 
 
 # Columns.

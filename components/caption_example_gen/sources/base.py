@@ -18,8 +18,8 @@ from storage.errors import one_line
 from storage.user_errors import UserError
 
 PICTURE_SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm",
-    ".tif", ".tiff", ".webp",
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm",
+    ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 """How the files of pictures are called, in lower case."""
 FROM_FOLDER, FROM_FILE_NAME = "folder", "file_name"

@@ -20,7 +20,7 @@ from components.caption_example_gen.sources.base import (
     Unit,
     is_picture,
 )
-from components.caption_example_gen.sources.urls import url_error
+from components.caption_example_gen.sources.urls import called_like_urls, url_error
 from storage.errors import one_line
 
 # What img2dataset says of a row, beside the picture.
@@ -56,7 +56,8 @@ class ColumnarSource(Source):
             image, caption = columns.find_columns(schema, spec, file=tables[0], shown=files.shown)
         except DatasetError as error:
             texts = [field.name for field in schema if pa.types.is_string(field.type)]
-            raise url_error(files.shown, tables[0], texts, texts) or error from None
+            urls = called_like_urls(texts)
+            raise url_error(files.shown, tables[0], urls, texts) or error from None
         pictures = (path for path in files.sizes() if is_picture(path))
         super().__init__(files, tuple(sorted((*tables, *pictures))), left_out, image, caption)
         self._tables = tables

@@ -28,6 +28,10 @@ UNNAMED = "no record of a table names this picture"
 """What is wrong with a picture that has no record."""
 
 _UNIT_ROWS = 256
+# Columns of text that are no captions, in lower case, where there is any other.
+_NO_CAPTIONS = frozenset(
+    {"id", "image_id", "img_id", "key", "uid", "uuid", "hash", "md5", "sha256", "phash", "split"}
+)
 # Records that are looked at to find the columns.
 _LOOK_AT = 256
 HUB_IMAGE = "file_name"
@@ -178,6 +182,12 @@ def picture_column(records: Iterable[Record]) -> str:
     return next(iter(_picture_columns(_seen(records)[0])), "")
 
 
+def first_names(records: Iterable[Record]) -> list[str]:
+    """The names in the hub's column of the first records, which may lack the suffix."""
+    names = (record.values.get(HUB_IMAGE) for record in islice(records, _LOOK_AT))
+    return [name for name in names if isinstance(name, str)]
+
+
 def url_column(records: Iterable[Record]) -> bool:
     """Whether a table has a column of addresses on the web and none of pictures."""
     seen = _seen(records)[0]
@@ -246,11 +256,12 @@ def _caption_column(
         for name, column in seen.items()
         if column.texts and not (_names_file(name, image) or column.has_pictures or column.has_urls)
     ]
-    candidates = [name for name in texts if not seen[name].has_numbers] or texts
+    wordy = [name for name in texts if not seen[name].has_numbers]
+    candidates = [name for name in wordy if name.lower() not in _NO_CAPTIONS]
     inner = [name for name in nested if name.partition(".")[0] != image]
     if not (candidates or inner) and spec.captions_given:
         return ""
-    return columns.choose("caption", candidates or inner, shown=shown, there=there)
+    return columns.choose("caption", candidates or inner or texts, shown=shown, there=there)
 
 
 def _image_column(

@@ -6,6 +6,7 @@ import codecs
 import dataclasses
 import json
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -28,6 +29,7 @@ from components.caption_example_gen.sources.table_files import DOCUMENT_SUFFIX
 from storage.errors import one_line
 
 _UNIT_ROWS = 256
+_NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?")
 _LOOK_AT = 16
 _UTF16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Names of text files that lie in folders of pictures and are no captions.
@@ -50,19 +52,34 @@ class CaptionFiles:
     Attributes:
         suffixes: Theirs, as they are written.
         key: The key under which JSON has a caption; "" where files are captions.
+        texts: The folder that they lie in, in the same order as the pictures lie in `pictures`;
+            both are empty, with a slash at their end otherwise, where they lie beside these.
+        pictures: The folder of the pictures.
     """
 
     suffixes: tuple[str, ...] = ()
     key: str = ""
+    texts: str = ""
+    pictures: str = ""
 
     def of(self, picture: str, sizes: Mapping[str, int]) -> str:
         """The file with a picture's caption; "" where there is none."""
-        stem = posixpath.splitext(picture)[0]
+        if not picture.startswith(self.pictures):
+            return ""
+        name = self.texts + picture[len(self.pictures) :]
+        stem = posixpath.splitext(name)[0]
         for suffix in self.suffixes:
-            for path in (stem + suffix, picture + suffix):
+            for path in (stem + suffix, name + suffix):
                 if path in sizes:
                     return path
         return ""
+
+    def has_picture(self, path: str, look: Look) -> bool:
+        """Whether a caption's file has a picture."""
+        if not self.texts:
+            return path in look.beside_pictures
+        inside = path.startswith(self.texts)
+        return inside and bool(look.picture_beside(self.pictures + path[len(self.texts) :]))
 
 
 def find_captions(look: Look, beside: Sequence[str], spec: DatasetSpec) -> CaptionFiles:
@@ -190,16 +207,25 @@ class PictureFilesSource(Source):
         chosen = frozenset(selection.files)
         self._pictures = [path for path in pictures if path in chosen]
         folders = {path.rpartition("/")[0] for path in self._pictures}
-        beside = [path for path in texts if path in chosen and path.rpartition("/")[0] in folders]
+        beside = [
+            path
+            for path in texts
+            if path in chosen
+            and (
+                path.startswith(captions.texts)
+                if captions.texts
+                else path.rpartition("/")[0] in folders
+            )
+        ]
         # Captions whose picture is missing.
         alone = [
             path
             for path in beside
-            if path not in look.beside_pictures
+            if not captions.has_picture(path, look)
             and posixpath.splitext(posixpath.basename(path))[0].lower() not in _NO_CAPTIONS
         ]
         self._rows = [*self._pictures, *alone]
-        read = [*alone, *(path for path in beside if path in look.beside_pictures)]
+        read = [*alone, *(path for path in beside if captions.has_picture(path, look))]
         names = {suffix.lower().removeprefix(".") for suffix in captions.suffixes}
         super().__init__(
             look.files,
@@ -268,6 +294,16 @@ class PictureFilesSource(Source):
             return columns.captions_of(value), ""
         except (ValueError, RecursionError) as error:
             return (None,), f"{shown_path(path)} cannot be read as JSON: {one_line(error)}"
+
+
+def are_numbers(look: Look, texts: Sequence[str]) -> bool:
+    """Whether the first of some text files hold numbers alone, as object detectors' labels do."""
+    words = [
+        word
+        for path in texts[:_LOOK_AT]
+        for word in utf8(look.files.read(path, peek=True)).decode("utf-8", "replace").split()
+    ]
+    return bool(words) and all(_NUMBER.fullmatch(word) for word in words)
 
 
 def repeats_folders(look: Look) -> Counter[str]:

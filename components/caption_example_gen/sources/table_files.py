@@ -11,7 +11,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, cast
 
 from components.caption_example_gen.sources.base import DatasetError, Files, is_picture
@@ -158,13 +158,19 @@ def records_in(document: Any) -> list[dict[str, Any]] | None:
         lists = [value for value in document.values() if _are_records(value)]
         if len(lists) == 1:
             return cast(list[dict[str, Any]], lists[0])
-        if document and all(map(is_picture, document)):
+        if document and all(isinstance(value, str | dict | list) for value in document.values()):
+            if not (all(map(is_picture, document)) or _are_texts(document.values())):
+                return None
             return [
                 {"file_name": name, **(value if isinstance(value, dict) else {"text": value})}
                 for name, value in document.items()
             ]
         return None
     return document if _are_records(document) else None
+
+
+def _are_texts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _are_records(value: object) -> bool:
@@ -243,7 +249,7 @@ def _csv_header(lines: _Lines, file: str, shown: str) -> _Header:
             fields = next(csv.reader([line], strict=True, **_dialect(delimiter)))
             _check_no_nul(fields)
             names = [name.strip() for name in fields]
-            if len(names) > 1 and any(map(is_picture, names)):
+            if len(names) > 1 and any(is_picture(name) or "://" in name for name in names):
                 # No names of columns, but the first record.
                 names = [f"column_{index + 1}" for index in range(len(names))]
                 return _Header(names, delimiter, 0)

@@ -15,23 +15,29 @@ _INPUT_FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".json": 
                   ".jsonl": "jsonl"}  # fmt: skip
 
 
+def called_like_urls(columns: Sequence[str]) -> list[str]:
+    """The columns that are called like addresses, the first one perhaps."""
+    found = _called(_URL_COLUMNS, columns)
+    return [] if found is None else [found]
+
+
 def url_error(
-    shown: str, file: str, columns: Sequence[str], texts: Sequence[str]
+    shown: str, file: str, urls: Sequence[str], texts: Sequence[str]
 ) -> DatasetError | None:
     """The error for a table whose pictures are addresses.
 
     Args:
         shown: Name of the dataset.
         file: The table.
-        columns: Its columns that may hold addresses; one called like that is looked for.
+        urls: Its columns with addresses.
         texts: Those that may hold captions.
 
     Returns:
-        `None` where no column is called like addresses.
+        `None` where there are no addresses.
     """
-    url = _called(_URL_COLUMNS, columns)
-    if url is None:
+    if not urls:
         return None
+    url = _called(_URL_COLUMNS, urls) or urls[0]
     caption = _called(_CAPTION_COLUMNS, [text for text in texts if text != url])
     input_format = _INPUT_FORMATS.get(posixpath.splitext(file)[1].lower(), "csv")
     words = [

@@ -7,6 +7,7 @@ that settle others come first.
 from components.caption_example_gen.sources.form import Form
 from components.caption_example_gen.sources.forms.arrow import Arrow
 from components.caption_example_gen.sources.forms.caption_files import CaptionFiles
+from components.caption_example_gen.sources.forms.caption_folders import CaptionFolders
 from components.caption_example_gen.sources.forms.coco import Coco
 from components.caption_example_gen.sources.forms.image_folder import ImageFolder
 from components.caption_example_gen.sources.forms.img2dataset import Img2Dataset
@@ -32,5 +33,6 @@ FORMS: tuple[Form, ...] = (
     Repeats(),
     CaptionFiles(),
     UrlTable(),
+    CaptionFolders(),
     Pictures(),
 )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from components.caption_example_gen.sources.base import shown_path
 from components.caption_example_gen.sources.form import (
     CAPTION_SUFFIXES,
     Form,
     Found,
     Look,
     counted,
+    no_captions,
 )
 from components.caption_example_gen.sources.picture_files import (
     PictureFilesSource,
+    are_numbers,
     find_captions,
 )
 
@@ -31,4 +34,10 @@ class CaptionFiles(Form):
     def open(self, look: Look, found: Found) -> PictureFilesSource:
         """See `Form.open`."""
         captions = find_captions(look, found.files, look.spec)
+        if not captions.key and are_numbers(look, found.files):
+            raise no_captions(
+                look,
+                f"the files beside them, such as {shown_path(found.files[0])}, hold numbers alone, "
+                "as the labels of object detectors do; --dataset-form pictures leaves them out",
+            )
         return PictureFilesSource(look, self.kind, captions)

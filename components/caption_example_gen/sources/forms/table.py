@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
+from itertools import islice
 
 from components.caption_example_gen.sources.base import DatasetError
 from components.caption_example_gen.sources.form import Form, Found, Look, counted
 from components.caption_example_gen.sources.forms.image_folder import TABLES as HUB_TABLES
 from components.caption_example_gen.sources.forms.keras_folder import TABLE as KERAS_TABLE
-from components.caption_example_gen.sources.image_table import ImageTableSource, picture_column
+from components.caption_example_gen.sources.image_table import (
+    ImageTableSource,
+    first_names,
+    picture_column,
+)
 from components.caption_example_gen.sources.table_files import (
     CSV_SUFFIXES,
     LINES_SUFFIXES,
@@ -22,6 +27,7 @@ from components.caption_example_gen.sources.table_files import (
 _TEXT_TABLES = ("captions.txt", "labels.txt", "metadata.txt", "data.txt", "results.txt")
 # There are not as many tables in a dataset: files beside pictures that are missing, perhaps.
 _MOST = 256
+_LOOK_AT = 256
 
 
 class Table(Form):
@@ -32,7 +38,7 @@ class Table(Form):
 
     def recognise(self, look: Look) -> Found | None:
         """See `Form.recognise`; reads the first records of every table."""
-        found = tuple(sorted(p for p, records in tables_of(look) if picture_column(records)))
+        found = tuple(sorted(p for p, records in tables_of(look) if _names_pictures(look, records)))
         if not found:
             return None
         names = ", ".join(posixpath.basename(path) for path in found[:3])
@@ -41,6 +47,16 @@ class Table(Form):
     def open(self, look: Look, found: Found) -> ImageTableSource:
         """See `Form.open`."""
         return ImageTableSource.open(look, found.files, self.kind, by_name=True)
+
+
+def _names_pictures(look: Look, records: Iterator[Record]) -> bool:
+    first = list(islice(records, _LOOK_AT))
+    if picture_column(first):
+        return True
+    # A mapping of names without suffix.
+    names = {posixpath.basename(name) for name in first_names(first)}
+    stems = (posixpath.splitext(posixpath.basename(picture))[0] for picture in look.pictures)
+    return bool(names) and any(stem in names for stem in stems)
 
 
 def tables_of(look: Look) -> Iterator[tuple[str, Iterator[Record]]]:
