@@ -21,6 +21,14 @@ RUN_FLAGS: Flags = {
         (("dataset.split",), "--dataset-split", "the dataset's own split to read, or all"),
         (("dataset.image_column",), "--image-column", "column with the pictures"),
         (("dataset.caption_column",), "--caption-column", "column with the captions"),
+        (("dataset.form",), "--dataset-form", "what the dataset's files are taken for"),
+        (("dataset.caption",), "--caption", "caption of pictures that have none"),
+        (
+            ("dataset.captions_from",),
+            "--captions-from",
+            "names that are the captions of pictures that have none: folder or file_name",
+        ),
+        (("dataset.caption_lines",), "--caption-lines", "lines of a caption file: joined or each"),
         (
             ("dataset.max_rejected_fraction",),
             "--max-rejected-fraction",
@@ -63,7 +71,8 @@ RUN_FLAGS: Flags = {
 # These may look like numbers.
 _TEXTS = (
     "dataset.path", "dataset.config", "dataset.split", "dataset.image_column",
-    "dataset.caption_column", "dataset.schema", "model.preset", "model.base_weights", "output",
+    "dataset.caption_column", "dataset.form", "dataset.caption", "dataset.captions_from",
+    "dataset.caption_lines", "dataset.schema", "model.preset", "model.base_weights", "output",
     "vertex.project", "vertex.region", "vertex.pipeline_root", "vertex.serving_dir",
     "vertex.service_account", "vertex.network", "vertex.image", "vertex.accelerator",
     "vertex.api_endpoint",
@@ -133,7 +142,13 @@ def _shown_default(key: str, default: Any) -> Any:
         return ", ".join(
             f"{_recommended(preset, name):g} at {preset.name}" for preset in PRESETS.values()
         )
-    return {"config": "the default one", "schema": "inferred"}.get(name, _OPEN[section])
+    open_defaults = {
+        "config": "the default one",
+        "schema": "inferred",
+        "caption": "none",
+        "captions_from": "none",
+    }
+    return open_defaults.get(name, _OPEN[section])
 
 
 def _recommended(preset: Any, name: str) -> float:

@@ -82,6 +82,10 @@ def create_pipeline(
         max_pixels=dataset.max_pixels,
         max_aspect_ratio=dataset.max_aspect_ratio,
         max_rejected_fraction=dataset.max_rejected_fraction,
+        dataset_form=dataset.form or "",
+        caption=dataset.caption or "",
+        captions_from=dataset.captions_from or "",
+        caption_lines=dataset.caption_lines,
     )
     examples = example_gen.outputs["examples"]
     statistics_gen = StatisticsGen(

@@ -200,8 +200,8 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
         f"{sum(run.parameters.values()):,}",
         config.steps,
         config.batch_size,
-        config.steps * config.batch_size / latents.counts["train"],
-        latents.counts["train"],
+        config.steps * config.batch_size / latents.epoch_size,
+        latents.epoch_size,
     )
     logger.info("Memory needed, about: %s; %s.", memory, memory_guard.available)
     return run
@@ -237,6 +237,7 @@ def _train(run: _Run) -> _Trained:
             seed=config.seed,
             first_step=first_step,
             num_examples=run.latents.counts["train"],
+            num_views=run.latents.views,
         )
 
     def draw(step: int) -> None:
@@ -381,7 +382,7 @@ def _config_for(
     strategy: tf.distribute.Strategy | None,
 ) -> ResolvedTrainingConfig:
     """The hyperparameters for so many pictures, which nobody could know before."""
-    num_examples = latents.counts["train"]
+    num_examples = latents.epoch_size
     devices = strategy.num_replicas_in_sync if strategy else 1
     found = config.for_examples(num_examples, base_model.preset, devices)
     if found.batch_size < config.batch_size:

@@ -7,6 +7,12 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 
 from components.artifacts import RejectedRows
 from components.caption_example_gen import executor
+from components.caption_example_gen.sources.base import (
+    FROM_FILE_NAME,
+    FROM_FOLDER,
+    LINES_EACH,
+    LINES_JOINED,
+)
 from components.code_version import code_version
 from storage.addresses import check_address
 from trainer.data.images import MAX_PIXELS
@@ -27,6 +33,10 @@ class CaptionExampleGenSpec(component_spec.ComponentSpec):
         "max_pixels": component_spec.ExecutionParameter(type=int),
         "max_aspect_ratio": component_spec.ExecutionParameter(type=float),
         "max_rejected_fraction": component_spec.ExecutionParameter(type=float),
+        "dataset_form": component_spec.ExecutionParameter(type=str),
+        "caption": component_spec.ExecutionParameter(type=str),
+        "captions_from": component_spec.ExecutionParameter(type=str),
+        "caption_lines": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS: dict[str, component_spec.ChannelParameter] = {}
@@ -44,8 +54,10 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         with `id` (hash of picture and caption), `image/id` (hash of the picture), `image/encoded`
         (the source's own bytes), `image/format`, `image/height`, `image/width`,
         `image/aspect_ratio` (width / height), `image/brightness` (mean luma, 0 to 1), `caption`,
+        `repeats` (how often an epoch sees it; of datasets that say so),
         `caption/num_tokens` (uncut) and `caption/words` (lower case). Custom properties:
         `dataset`, `dataset_fingerprint`, `dataset_revision` (the hub's commit), `dataset_kind`,
+        `dataset_taken_for` (what its files were taken for, and why),
         `image_column`, `caption_column`, `num_train`, `num_eval`, `captions_truncated`,
         `captions_left_right`, `images_animated`, `rejected_total`. Beside the splits lies `rows`,
         with ids and captions alone (`storage.row_index`).
@@ -75,6 +87,10 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         max_pixels: int = MAX_PIXELS,
         max_aspect_ratio: float = 10.0,
         max_rejected_fraction: float = 0.05,
+        dataset_form: str = "",
+        caption: str = "",
+        captions_from: str = "",
+        caption_lines: str = LINES_JOINED,
     ) -> None:
         """Makes the component.
 
@@ -92,6 +108,13 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
             max_pixels: Larger pictures are rejected before they are unpacked.
             max_aspect_ratio: Pictures whose sides differ by a larger factor are rejected.
             max_rejected_fraction: With more rows rejected than this, the component fails.
+            dataset_form: What the dataset's files are taken for, the kind of a form in
+                `sources.forms`; "" to tell from them.
+            caption: The caption of pictures that have none; "" for nothing of the kind.
+            captions_from: `folder` or `file_name`, whose names become the captions of pictures
+                that have none; "" for neither.
+            caption_lines: What the lines of a caption's file are: `joined`, one caption, or a
+                caption `each`.
 
         Raises:
             ValueError: A fraction or limit is out of its range, or the dataset's address has a
@@ -106,6 +129,12 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
             raise ValueError(
                 f"max_rejected_fraction is {max_rejected_fraction}; it must be from 0 to 1"
             )
+        for name, value, allowed in (
+            ("captions_from", captions_from, ("", FROM_FOLDER, FROM_FILE_NAME)),
+            ("caption_lines", caption_lines, (LINES_JOINED, LINES_EACH)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
         if max_pixels < 1:
             raise ValueError(f"max_pixels is {max_pixels}; it must be at least 1")
         if max_aspect_ratio < 1.0:
@@ -123,6 +152,10 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
                 max_pixels=max_pixels,
                 max_aspect_ratio=float(max_aspect_ratio),
                 max_rejected_fraction=float(max_rejected_fraction),
+                dataset_form=dataset_form,
+                caption=caption,
+                captions_from=captions_from,
+                caption_lines=caption_lines,
                 code_version=code_version(executor.__name__),
                 examples=channel_utils.as_channel([standard_artifacts.Examples()]),
                 rejects=channel_utils.as_channel([RejectedRows()]),

@@ -170,6 +170,10 @@ def _spec(exec_properties: Mapping[str, Any]) -> DatasetSpec:
         split=exec_properties["dataset_split"],
         image_column=exec_properties["image_column"],
         caption_column=exec_properties["caption_column"],
+        form=exec_properties["dataset_form"],
+        caption=exec_properties["caption"],
+        captions_from=exec_properties["captions_from"],
+        caption_lines=exec_properties["caption_lines"],
     )
 
 
@@ -182,6 +186,7 @@ def _open_unchanged(spec: DatasetSpec, expected: str) -> tuple[Source, str]:
             f"dataset {spec.dataset!r} is not the one that this run was prepared for: its "
             f"fingerprint is {fingerprint}, expected {expected}; start the run again"
         )
+    logger.info("Dataset %s is %s.", spec.dataset, source.taken_for)
     if source.left_out:
         logger.info(
             "%d files of other splits are not read, such as %s.",
@@ -471,6 +476,7 @@ def _describe_dataset(
         ("dataset_fingerprint", fingerprint),
         ("dataset_revision", revision_of(spec)),
         ("dataset_kind", source.kind),
+        ("dataset_taken_for", source.taken_for),
         ("image_column", source.image_column),
         ("caption_column", source.caption_column),
     ):

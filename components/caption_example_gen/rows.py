@@ -237,7 +237,7 @@ class RowChecker:
             caption=caption,
             num_tokens=num_tokens,
             notes=tuple(name for name, holds in noted.items() if holds),
-            example=_serialized(example_id, picture, caption, num_tokens, words),
+            example=_serialized(example_id, picture, caption, num_tokens, words, row.repeats),
         )
 
 
@@ -265,11 +265,18 @@ def _checked_caption(caption: bytes | None, image_problem: str) -> str | _Proble
 
 
 def _serialized(
-    example_id: str, picture: _Picture, caption: str, num_tokens: int, words: Sequence[str]
+    example_id: str,
+    picture: _Picture,
+    caption: str,
+    num_tokens: int,
+    words: Sequence[str],
+    repeats: int | None,
 ) -> bytes:
     facts = picture.facts
     return example_bytes(
         {
+            # Of datasets that do not say so, no example has it.
+            **({} if repeats is None else {"repeats": repeats}),
             "id": [example_id.encode()],
             "image/id": [picture.id.encode()],
             "image/encoded": [picture.encoded],

@@ -208,6 +208,7 @@ def _facts(examples: types.Artifact) -> dict[str, str]:
     names = {
         "Revision": "dataset_revision",
         "Kind": "dataset_kind",
+        "Taken for": "dataset_taken_for",
         "Pictures from": "image_column",
         "Captions from": "caption_column",
         "Fingerprint": "dataset_fingerprint",

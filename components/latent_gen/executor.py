@@ -39,9 +39,12 @@ CROPS = CROP_CENTRE, CROP_RANDOM = "centre", "random"
 _BATCH_PIXELS = 1 << 20
 _MAX_BATCH_SIZE = 16
 _COUNTS_NAME = "counts.json"
+# Beside the splits, what an epoch sees of examples that are trained on.
+_VIEWS = "views"
 
 # Whose captions may be drawn, and so stay as they were written.
 _HELD_OUT = "eval"
+_TRAINED_ON = "train"
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +124,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 | "WriteCounts" >> WriteCounts(counts_path)
             )
         counts = read_counts(counts_path)
+        views = counts.get(_VIEWS)
         tf.io.gfile.rmtree(temporary_folder)
 
         manifest = LatentsManifest(
@@ -129,6 +133,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             encoders_hash=encoders_hash,
             flip=flip,
             counts={split: counts[split] for split in splits},
+            # Where none repeats, as in most datasets, there is nothing to say.
+            views=None if views == counts.get(_TRAINED_ON) else views,
         )
         manifest.write(latents.uri)
         latents.set_string_custom_property("preset", preset.name)
@@ -137,6 +143,13 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         latents.set_string_custom_property("encoders_hash", encoders_hash)
         for split, count in manifest.counts.items():
             latents.set_int_custom_property(f"num_{split}", count)
+        if manifest.views is not None:
+            latents.set_int_custom_property(_VIEWS, manifest.views)
+            logger.info(
+                "An epoch sees %s of %s pictures, which repeat as their folders say.",
+                f"{manifest.views:,}",
+                f"{counts[_TRAINED_ON]:,}",
+            )
         logger.info(
             "Encoded %s pictures and captions at %d x %d pixels%s.",
             f"{sum(manifest.counts.values()):,}",
@@ -255,10 +268,16 @@ class _EncodeShard(beam.DoFn):
         )
 
     def process(self, shard: _Shard) -> Iterator[tuple[str, int]]:
-        records = self._encoded_records(read_shard(shard.source), shard.split == _HELD_OUT)
+        views: list[int] = []
+        records = self._encoded_records(read_shard(shard.source), shard.split == _HELD_OUT, views)
         yield shard.split, write_shard(shard.target, records, self._temporary_folder)
+        if shard.split == _TRAINED_ON:
+            yield _VIEWS, sum(views)
 
-    def _encoded_records(self, serialized: Iterator[bytes], held_out: bool) -> Iterator[bytes]:
+    def _encoded_records(
+        self, serialized: Iterator[bytes], held_out: bool, views: list[int]
+    ) -> Iterator[bytes]:
+        """The latents of examples; notes in `views` how often an epoch sees each."""
         from trainer.data.latents import make_latent_example
         from trainer.text.tokenizer import tokenize
 
@@ -281,6 +300,9 @@ class _EncodeShard(beam.DoFn):
                 np.pad(images, ((0, fill), (0, 0), (0, 0), (0, 0)), mode="edge"),
             )
             for row, example_id in enumerate(ids):
+                # What is held out is scored once.
+                repeats = None if held_out else _repeats_of(features[row])
+                views.append(repeats or 1)
                 yield make_latent_example(
                     example_id=example_id,
                     tokens=tokens[row],
@@ -290,6 +312,7 @@ class _EncodeShard(beam.DoFn):
                     mirror_mean=_row(encoded.mirror_mean, row),
                     mirror_log_variance=_row(encoded.mirror_log_variance, row),
                     caption=captions[row] if held_out else None,
+                    repeats=repeats,
                 ).SerializeToString(deterministic=True)
 
     def _image(self, encoded: bytes, example_id: str) -> np.ndarray:
@@ -314,6 +337,11 @@ class _EncodeShard(beam.DoFn):
 def _bytes_of(features: Any, name: str) -> bytes:
     value: bytes = features[name].bytes_list.value[0]
     return value
+
+
+def _repeats_of(features: Any) -> int | None:
+    values = features["repeats"].int64_list.value if "repeats" in features else ()
+    return int(values[0]) if values else None
 
 
 def _row(values: np.ndarray | None, row: int) -> np.ndarray | None:

@@ -30,6 +30,10 @@ def dataset_spec(dataset: DatasetConfig) -> DatasetSpec:
         split=dataset.split,
         image_column=dataset.image_column or "",
         caption_column=dataset.caption_column or "",
+        form=dataset.form or "",
+        caption=dataset.caption or "",
+        captions_from=dataset.captions_from or "",
+        caption_lines=dataset.caption_lines,
     )
 
 

@@ -48,6 +48,10 @@ class DatasetConfig:
         max_rejected_fraction: Fraction of unusable rows above which the run stops.
         schema: File with a schema to validate against; `None` to infer one.
         fail_on_anomalies: Whether an anomaly in the statistics stops the run.
+        form: What the dataset's files are taken for; `None` to tell from them.
+        caption: The caption of pictures that have none; `None` for nothing of the kind.
+        captions_from: Whose names become the captions of pictures that have none.
+        caption_lines: Whether the lines of a caption's file are one caption or one each.
     """
 
     path: Text
@@ -62,6 +66,10 @@ class DatasetConfig:
     max_rejected_fraction: Annotated[float, Field(ge=0, le=1)]
     schema: Text | None
     fail_on_anomalies: bool
+    form: Text | None
+    caption: Text | None
+    captions_from: Literal["folder", "file_name"] | None
+    caption_lines: Literal["joined", "each"]
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -67,9 +67,20 @@ def generate(tmp_path, dataset, beam_args=(), **settings):
         "max_pixels": 64 << 20,
         "max_aspect_ratio": 10.0,
         "max_rejected_fraction": 1.0,
+        "dataset_form": "",
+        "caption": "",
+        "captions_from": "",
+        "caption_lines": "joined",
         **settings,
     }
-    spec = DatasetSpec(str(dataset), caption_column=properties["caption_column"])
+    spec = DatasetSpec(
+        str(dataset),
+        split=properties["dataset_split"],
+        caption_column=properties["caption_column"],
+        form=properties["dataset_form"],
+        caption=properties["caption"],
+        captions_from=properties["captions_from"],
+    )
     properties.setdefault("dataset_fingerprint", dataset_fingerprint(spec))
     target = tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}"
     examples, rejects = standard_artifacts.Examples(), RejectedRows()

@@ -383,6 +383,46 @@ def test_other_kinds_of_datasets_go_the_same_way(good, tmp_path):
         assert read_split(folder, split) == read_split(examples, split)
 
 
+def test_captions_beside_pictures_and_repeats_of_folders(tmp_path, caplog):
+    folders = {"10_sks dog": range(6), "3_cat": range(6, 12)}
+    for folder, numbers in folders.items():
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        for i in numbers:
+            (tmp_path / "set" / folder / f"{i} 100%.png").write_bytes(png(i))
+    (tmp_path / "set" / "3_cat" / "7 100%.txt").write_text("a cat, grün\n", encoding="utf-8")
+    (tmp_path / "set" / "3_cat" / "gone.txt").write_text("no picture")
+    with caplog.at_level("INFO"):
+        examples, rejects = generate(tmp_path, tmp_path / "set", TWO_WORKERS)
+    rows = [row for split in ("train", "eval") for row in read_split(examples, split)]
+    assert {(row["caption"].decode(), row["repeats"]) for row in rows} == {
+        ("sks dog", 10),
+        ("cat", 3),
+        ("a cat, grün", 3),
+    }
+    assert {row["image/id"].decode() for row in rows} == {sha256(png(i)) for i in range(12)}
+    [reject] = read_rejects(rejects)
+    assert (reject["reason"], reject["origin"]) == ("image_missing", "3_cat/gone.txt")
+    taken_for = examples.get_string_custom_property("dataset_taken_for")
+    assert taken_for.startswith("taken for repeats: 2 folders with repeats: '10_sks dog'")
+    assert f"Dataset {tmp_path / 'set'} is {taken_for}." in caplog.text
+    assert examples.get_string_custom_property("dataset_kind") == "repeats"
+
+
+def test_captions_that_are_given(tmp_path):
+    for i in range(8):
+        path = tmp_path / "set" / ("cat" if i % 2 else "red_dog") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(i))
+    for settings, captions in (
+        ({"caption": "a photo of sks"}, {"a photo of sks"}),
+        ({"captions_from": "folder"}, {"cat", "red dog"}),
+    ):
+        examples, _ = generate(tmp_path, tmp_path / "set", **settings)
+        rows = [row for split in ("train", "eval") for row in read_split(examples, split)]
+        assert {row["caption"].decode() for row in rows} == captions
+        assert not any("repeats" in row for row in rows)
+
+
 def test_captions_that_are_not_utf8(tmp_path):
     rows = [(png(i), f"grün {i}".encode()) for i in range(10)] + [(png(77), b"\xff\xfe")]
     write(tmp_path / "set" / "all.parquet", rows, caption_type=pa.binary())

@@ -38,7 +38,7 @@ def small_is_tiny():
         yield
 
 
-def _example(index, encoded=None):
+def _example(index, encoded=None, repeats=None):
     pixels = np.random.default_rng(index).integers(0, 256, (80, 70 + index, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -47,14 +47,13 @@ def _example(index, encoded=None):
         "image/encoded": encoded or buffer.getvalue(),
         "caption": f"a creature with {index} horns".encode(),
     }
-    return tf.train.Example(
-        features=tf.train.Features(
-            feature={
-                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-                for name, value in values.items()
-            }
-        )
-    )
+    features = {
+        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        for name, value in values.items()
+    }
+    if repeats is not None:
+        features["repeats"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[repeats]))
+    return tf.train.Example(features=tf.train.Features(feature=features))
 
 
 def _examples_artifact(folder, splits):
@@ -219,6 +218,20 @@ def test_bytes_are_the_same_again(latents, examples, tmp_path):
         for path, other in zip(_files(latents, split), _files(again, split), strict=True):
             with open(path, "rb") as first, open(other, "rb") as second:
                 assert first.read() == second.read()
+
+
+def test_repeats_go_along_with_what_is_trained_on(tmp_path):
+    shards = [[_example(0, repeats=10)], [_example(1, repeats=2)]]
+    few = _examples_artifact(tmp_path / "e", {"train": shards, "eval": [[_example(2, repeats=7)]]})
+    latents = _generate(tmp_path / "l", few)
+    manifest = LatentsManifest.read(latents.uri)
+    assert (manifest.counts, manifest.views) == ({"train": 2, "eval": 1}, 12)
+    assert latents.get_int_custom_property("views") == 12
+    records = [*_records(latents, "train"), *_records(latents, "eval")]
+    said = [tf.train.Example.FromString(record).features.feature for record in records]
+    assert [list(each["repeats"].int64_list.value) for each in said[:2]] == [[10], [2]]
+    # What is held out is scored once.
+    assert "repeats" not in said[2]
 
 
 @pytest.mark.parametrize("captions", [0, 2])

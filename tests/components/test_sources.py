@@ -1,13 +1,10 @@
-import csv
 import gzip
 import hashlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import fsspec
@@ -16,7 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hub_server import HubServer
-from PIL import Image
+from made_datasets import (
+    HUB_TYPE,
+    csv_text,
+    embedded,
+    error_of,
+    jsonl,
+    kind_of,
+    pairs_of,
+    png,
+    put,
+    put_parquet,
+    put_tar,
+    rows_of,
+)
 
 from components.caption_example_gen import sources
 from components.caption_example_gen.sources import (
@@ -27,87 +37,12 @@ from components.caption_example_gen.sources import (
     image_table,
     measures_of,
     open_dataset,
-    parquet,
     resolve_dataset,
     split_of,
-    tar,
 )
+from components.caption_example_gen.sources.forms import parquet, webdataset
 
 ROOT = Path(__file__).resolve().parents[2]
-HUB_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def png(seed, size=(8, 8)):
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def put(folder, files):
-    """Writes files, text or bytes, by their relative paths."""
-    for path, content in files.items():
-        full = os.path.join(folder, path)
-        os.makedirs(os.path.dirname(full), exist_ok=True)
-        with open(full, "wb") as f:
-            f.write(content.encode() if isinstance(content, str) else content)
-    return folder
-
-
-def put_tar(path, members, suffix=".tar"):
-    """Writes an archive of (name, content) pairs; content that is `None` makes a link."""
-    path = path.with_name(path.name + suffix)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w" if suffix == ".tar" else "w:gz") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            if content is None:
-                info.type, info.linkname = tarfile.LNKTYPE, "elsewhere"
-                archive.addfile(info)
-                continue
-            content = content.encode() if isinstance(content, str) else content
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def put_parquet(path, columns, features=None, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table(columns)
-    if features is not None:
-        info = json.dumps({"info": {"features": features}})
-        table = table.replace_schema_metadata({"huggingface": info})
-    pq.write_table(table, path, **options)
-
-
-def embedded(images):
-    return pa.array([{"bytes": image, "path": None} for image in images], HUB_TYPE)
-
-
-def rows_of(dataset, peek=False, **settings):
-    source = open_dataset(DatasetSpec(str(dataset), **settings))
-    return [row for unit in source.units() for row in source.read(unit, peek=peek)]
-
-
-def pairs_of(dataset, **settings):
-    """(picture, captions) of every row; a row without picture or caption is an error."""
-    rows = rows_of(dataset, **settings)
-    assert all(row.image and not row.image_problem for row in rows), rows
-    return [(row.image, [caption.decode() for caption in row.captions]) for row in rows]
-
-
-def error_of(dataset, read=False, **settings):
-    with pytest.raises(DatasetError) as caught:
-        rows_of(dataset, **settings) if read else open_dataset(
-            DatasetSpec(str(dataset), **settings)
-        )
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def kind_of(dataset, **settings):
-    return open_dataset(DatasetSpec(str(dataset), **settings)).kind
 
 
 @pytest.fixture
@@ -174,8 +109,10 @@ def test_unknown_file_system():
     assert "is no path or URL that can be opened" in error_of("nothing://somewhere")
 
 
-def test_file_that_is_no_tar(parquet_folder):
-    assert "is a file and no tar: give the folder" in error_of(parquet_folder / "b.parquet")
+def test_file_that_is_a_dataset_or_none(parquet_folder):
+    assert len(rows_of(parquet_folder / "b.parquet")) == 4
+    put(parquet_folder, {"b.xlsx": "x"})
+    assert "is a file and none of .tar, " in error_of(parquet_folder / "b.xlsx")
 
 
 def test_missing_remote_folder():
@@ -186,9 +123,9 @@ def test_missing_remote_folder():
 
 
 def test_folder_of_nothing_known(tmp_path):
-    put(tmp_path, {"1.png": b"", "2.png": b"", "x/notes": "", ".hidden/a.parquet": b""})
+    put(tmp_path, {"1.mp4": b"", "2.mp4": b"", "x/notes": "", ".hidden/a.parquet": b""})
     message = error_of(tmp_path)
-    assert "it has 2 .png, 1 notes" in message
+    assert "it has 2 .mp4, 1 notes" in message
     for known in ("*.parquet", "metadata.jsonl or metadata.csv", "data.csv", "*.tar.gz"):
         assert known in message
     (tmp_path / "empty").mkdir()
@@ -443,16 +380,6 @@ def test_splits_of_parquet(tmp_path):
 
 
 # Image folders.
-
-
-def jsonl(records):
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-
-def csv_text(records, newline="\r\n"):
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator=newline).writerows(records)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("unit_rows", [256, 2])
@@ -850,11 +777,10 @@ def test_webdataset_samples_that_lack_something(tmp_path):
 
 def test_webdataset_without_pictures_or_captions(tmp_path):
     put_tar(tmp_path / "a", [("1.mp4", b"x"), ("1.txt", "film")])
-    assert "has no image column: the files of the first samples in a.tar are *.mp4" in error_of(
-        tmp_path
-    )
+    assert error_of(tmp_path).endswith("it has 1 .mp4, 1 .txt")
     put_tar(tmp_path / "a", [("1.jpg", png(1)), ("1.cls", "1")])
-    assert "has no caption column: the files of the first samples" in error_of(tmp_path)
+    assert "has pictures and no captions: it has 1 picture" in error_of(tmp_path)
+    assert pairs_of(tmp_path, caption_column="cls") == [(png(1), ["1"])]
     put_tar(tmp_path / "a", [("1.jpg", png(1)), ("1.json", '{"a": "x", "b": "y"}')])
     assert "could be the caption column: a, b; name one" in error_of(tmp_path)
     put_tar(tmp_path / "a", [])
@@ -907,7 +833,7 @@ def test_webdataset_of_a_folder_that_tar_packed(tmp_path):
 def test_webdataset_whose_files_lie_too_far_apart_to_be_waited_for(tmp_path, monkeypatch):
     pictures = {f"set/{i:02}.png": png(i, (40, 40)) for i in range(40)}
     captions = {f"set/{i:02}.txt": f"n {i}" for i in range(40)}
-    monkeypatch.setattr(tar, "_WAITING_BYTES", sum(map(len, pictures.values())) // 2)
+    monkeypatch.setattr(webdataset, "_WAITING_BYTES", sum(map(len, pictures.values())) // 2)
     path = put_tar(tmp_path / "a", [*pictures.items(), *captions.items()])
     source = open_dataset(DatasetSpec(str(path)))
     [unit] = source.units()
@@ -930,7 +856,7 @@ def test_webdataset_whose_pictures_lack_captions_makes_nobody_wait(tmp_path, mon
     members = [("000.png", png(0)), ("000.txt", "first")]
     members += [(f"{i:03}.png", png(i)) for i in range(1, 30)]
     members += [("030.png", png(30)), ("030.txt", "last")]
-    monkeypatch.setattr(tar, "_WAITING_BYTES", 5 * len(png(0)))
+    monkeypatch.setattr(webdataset, "_WAITING_BYTES", 5 * len(png(0)))
     source = open_dataset(DatasetSpec(str(put_tar(tmp_path / "a", members))))
     [unit] = source.units()
     for peek in (True, False):

@@ -1,10 +1,12 @@
 import io
+import sys
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.data import images
 from trainer.data.images import (
     ImageError,
     decode_image,
@@ -272,3 +274,23 @@ def test_to_model_range():
     scaled = to_model_range(np.array([0, 51, 255], np.uint8))
     assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled, [-1.0, -0.6, 1.0], atol=1e-6)
+
+
+def test_heic_without_its_package_says_what_to_install(monkeypatch):
+    head = b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00mif1heicmiaf"
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    images._reads_heif.cache_clear()
+    with pytest.raises(ImageError, match="it is HEIC, which needs another package: pip install"):
+        inspect_image(head + bytes(64))
+    images._reads_heif.cache_clear()
+
+
+def test_heic():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    pixels = np.full((40, 64, 3), (200, 30, 60), np.uint8)
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(buffer, quality=90)
+    facts = inspect_image(buffer.getvalue())
+    assert (facts.format, facts.width, facts.height) == ("heif", 64, 40)
+    decoded = np.asarray(decode_image(buffer.getvalue())).astype(int)
+    assert np.abs(decoded - pixels).max() < 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import warnings
@@ -45,6 +46,11 @@ _FORMATS = tuple(
     )
     if file.format in Image.OPEN
 )
+# What Pillow reads with a plug-in of another package, which not everybody has.
+_HEIF = "HEIF"
+# Brands of ISO's container (ISO/IEC 23008-12) that HEIC files begin with.
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_BRAND = slice(4, 12)
 
 # The values of EXIF's orientation that swap width and height.
 _SIDEWAYS = (5, 6, 7, 8)
@@ -101,7 +107,7 @@ def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         ImageError: The bytes are no picture that can be read to its end, or it is too large.
     """
-    with _errors():
+    with _errors(encoded):
         image = _opened(encoded, max_pixels)
         image.load()
         name, animated = _format_name(image), _is_animated(image)
@@ -124,7 +130,7 @@ def inspect_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     Raises:
         ImageError: As `decode_image`.
     """
-    with _errors():
+    with _errors(encoded):
         image = _opened(encoded, max_pixels)
         width, height = image.size
         if isinstance(image, JpegImageFile):
@@ -177,8 +183,26 @@ def to_model_range(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.float32) / 127.5 - 1.0
 
 
+@functools.cache
+def _reads_heif() -> bool:
+    """Whether there is a plug-in for HEIC, which is loaded with the first such picture."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    # A phone's burst has thumbnails and depth maps beside the picture; none of them is read.
+    register_heif_opener(thumbnails=False)
+    return True
+
+
+def _is_heif(encoded: bytes) -> bool:
+    """Whether a file says that it is HEIC; AVIF, of the same container, is Pillow's own."""
+    kind = encoded[_BRAND]
+    return kind[:4] == b"ftyp" and kind[4:] in _HEIF_BRANDS and b"avif" not in encoded[:64]
+
+
 @contextlib.contextmanager
-def _errors() -> Iterator[None]:
+def _errors(encoded: bytes) -> Iterator[None]:
     """Turns whatever Pillow raises into an `ImageError`."""
     try:
         yield
@@ -191,11 +215,14 @@ def _errors() -> Iterator[None]:
         detail = one_line(error)
         if isinstance(error, Image.UnidentifiedImageError):
             detail = "its format is none of " + ", ".join(_FORMATS)
+            if _is_heif(encoded) and not _reads_heif():
+                detail = "it is HEIC, which needs another package: pip install pillow-heif"
         raise ImageError("undecodable", f"the picture cannot be decoded: {detail}") from error
 
 
 def _opened(encoded: bytes, max_pixels: int) -> Image.Image:
-    image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+    formats = (_HEIF,) if _is_heif(encoded) and _reads_heif() else _FORMATS
+    image = Image.open(io.BytesIO(encoded), formats=formats)
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError("zero_size", f"the picture is {width} x {height} pixels")

@@ -16,6 +16,7 @@ from trainer.presets import Preset
 
 LATENTS_MANIFEST_NAME = "manifest.json"
 _SHUFFLE_BUFFER = 16_384
+_REPEATS = "repeats"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,8 @@ class LatentsManifest:
         encoders_hash: SHA-256 over the weights of the text and image encoder.
         flip: Whether the mirror images' latents are there too.
         counts: Records of each split.
+        views: How many an epoch sees of those that are trained on, each as often as it says; `None`
+            where none says so, and an epoch sees each once.
     """
 
     preset: str
@@ -35,6 +38,12 @@ class LatentsManifest:
     encoders_hash: str
     flip: bool
     counts: dict[str, int]
+    views: int | None = None
+
+    @property
+    def epoch_size(self) -> int:
+        """Records that an epoch sees, those that repeat counted as often as they do."""
+        return self.counts["train"] if self.views is None else self.views
 
     def write(self, uri: str) -> None:
         """Writes `<uri>/manifest.json`."""
@@ -58,6 +67,7 @@ def make_latent_example(
     mirror_mean: np.ndarray | None = None,
     mirror_log_variance: np.ndarray | None = None,
     caption: str | None = None,
+    repeats: int | None = None,
 ) -> tf.train.Example:
     """One record.
 
@@ -70,6 +80,8 @@ def make_latent_example(
         mirror_mean: The same for the mirror image, where flips are on.
         mirror_log_variance: The same for the mirror image, where flips are on.
         caption: As it was written, of an example that is held out: one of the prompts, perhaps.
+        repeats: How often an epoch sees it, of an example that is trained on; `None`: once, as all
+            of its dataset.
     """
 
     def half(values: np.ndarray) -> tf.train.Feature:
@@ -91,6 +103,8 @@ def make_latent_example(
         features["caption"] = tf.train.Feature(
             bytes_list=tf.train.BytesList(value=[caption.encode()])
         )
+    if repeats is not None:
+        features[_REPEATS] = tf.train.Feature(int64_list=tf.train.Int64List(value=[repeats]))
     return tf.train.Example(features=tf.train.Features(feature=features))
 
 
@@ -168,12 +182,14 @@ def training_batches(
     seed: int,
     first_step: int,
     num_examples: int,
+    num_views: int | None = None,
 ) -> Iterator[dict[str, tf.Tensor]]:
     """Endless training batches whose order depends on `seed` alone.
 
-    Every epoch is a new shuffle of all examples; an epoch's rest that does not fill a batch is
-    carried into the next epoch, so that no example is left out. Starting at `first_step` gives
-    the same batches as starting at zero and skipping, which makes a resumed run exact.
+    Every epoch is a new shuffle of all examples, each as often as it says; an epoch's rest
+    that does not fill a batch is carried into the next epoch, so that no example is left out.
+    Starting at `first_step` gives the same batches as starting at zero and skipping, which makes a
+    resumed run exact.
 
     Args:
         files: TFRecord files (gzip) of the train split.
@@ -184,11 +200,16 @@ def training_batches(
         seed: Decides the order.
         first_step: Batches to skip.
         num_examples: Examples in `files`.
+        num_views: How many of them an epoch sees, each as often as it says (see
+            `LatentsManifest.views`); `None` for each once.
 
     Yields:
         What `parse_latents` returns.
     """
-    first_epoch, skipped = divmod(first_step * batch_size, num_examples)
+    epoch_size = num_examples if num_views is None else num_views
+    first_epoch, skipped = divmod(first_step * batch_size, epoch_size)
+    # The views of a record share its memory, so the buffer may hold as many more of them.
+    buffer = min(epoch_size, _SHUFFLE_BUFFER * epoch_size // num_examples)
 
     @tf.function(input_signature=[tf.TensorSpec([batch_size], tf.string)], autograph=False)
     def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -196,8 +217,11 @@ def training_batches(
 
     def records() -> Iterator[bytes]:
         for epoch in itertools.count(first_epoch):
-            shuffled = tf.data.TFRecordDataset(sorted(files), compression_type="GZIP").shuffle(
-                min(num_examples, _SHUFFLE_BUFFER),
+            seen = tf.data.TFRecordDataset(sorted(files), compression_type="GZIP")
+            if num_views is not None:
+                seen = seen.flat_map(_views)
+            shuffled = seen.shuffle(
+                buffer,
                 seed=int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]),
                 reshuffle_each_iteration=False,
             )
@@ -207,3 +231,10 @@ def training_batches(
     remaining = records()
     while True:
         yield parse(tf.constant(list(itertools.islice(remaining, batch_size))))
+
+
+def _views(serialized: tf.Tensor) -> tf.data.Dataset:
+    """A record as often as an epoch sees it."""
+    spec = {_REPEATS: tf.io.FixedLenFeature([], tf.int64, default_value=1)}
+    repeats = tf.io.parse_single_example(serialized, spec)[_REPEATS]
+    return tf.data.Dataset.from_tensors(serialized).repeat(repeats)

@@ -1,8 +1,7 @@
 """Captioned pictures from wherever they are.
 
-A dataset is a folder of Parquet files, an image folder, the Keras example's folder or archive, or
-WebDataset shards; it lies on this machine, in an object store or on the Hugging Face hub. What it
-is is told from its files.
+A dataset is kept in one of the forms in `forms`; it lies on this machine, in an object store or on
+the Hugging Face hub. What it is is told from its files.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from components.caption_example_gen.sources.archives import ArchiveFiles, zips_of
 from components.caption_example_gen.sources.base import (
     DatasetError,
     DatasetSpec,
@@ -23,20 +23,12 @@ from components.caption_example_gen.sources.base import (
     Row,
     Source,
     Unit,
-    is_picture,
 )
-from components.caption_example_gen.sources.card import CARD_NAME, asked_texts
-from components.caption_example_gen.sources.files import TAR_SUFFIXES, FsspecFiles, read_whole
-from components.caption_example_gen.sources.image_table import (
-    HUB_TABLES,
-    KERAS_TABLE,
-    ImageTableSource,
-    is_keras_table,
-    is_table,
-)
-from components.caption_example_gen.sources.parquet import PARQUET_SUFFIX, ParquetSource
-from components.caption_example_gen.sources.splits import Selection, select_files
-from components.caption_example_gen.sources.tar import open_tars
+from components.caption_example_gen.sources.card import asked_texts
+from components.caption_example_gen.sources.files import FsspecFiles
+from components.caption_example_gen.sources.form import Form, Found, Look, card_of
+from components.caption_example_gen.sources.forms import FORMS
+from components.caption_example_gen.sources.image_table import ImageTableSource
 from storage.addresses import SecretInAddressError, check_address
 
 __all__ = [
@@ -63,12 +55,6 @@ PROMPTS_FIELD = "validation_prompts"
 
 _HUB, _LOCAL = "hf://", "file://"
 _COMMIT = re.compile(f"{_HUB}datasets/(.+)@([0-9a-f]{{40}})")
-# What the files of a dataset can be, as the user is told.
-_PARQUET = f"Parquet files (*{PARQUET_SUFFIX})"
-_IMAGE_FOLDER = f"image folders ({' or '.join(HUB_TABLES)})"
-_KERAS = f"the Keras example's folder ({KERAS_TABLE})"
-_TARS = f"tar files ({', '.join('*' + suffix for suffix in TAR_SUFFIXES)})"
-_KINDS = (_PARQUET, _IMAGE_FOLDER, _KERAS, _TARS)
 
 
 def resolve_dataset(spec: DatasetSpec) -> DatasetSpec:
@@ -138,28 +124,86 @@ def open_dataset(spec: DatasetSpec) -> Source:
         DatasetError: It is nowhere, cannot be read, is of no known kind or of several, has no such
             config or split, or lacks a column.
     """
-    files = _files(resolve_dataset(spec).dataset)
-    by_kind = _by_kind(files.sizes())
-    if not by_kind:
-        raise DatasetError(
-            f"dataset {files.shown!r} has none of what is understood, which is "
-            f"{', '.join(_KINDS)}: it has {_shown_suffixes(files.sizes())}"
-        )
-    if len(by_kind) > 1:
+    return _opened(_files(resolve_dataset(spec).dataset), spec)
+
+
+def _opened(files: Files, spec: DatasetSpec) -> Source:
+    zips = zips_of(files.sizes())
+    look = Look(ArchiveFiles(files, zips) if zips else files, spec)
+    form, found, told = _told(look)
+    opened = form.open(look, found)
+    if isinstance(opened, Files):
+        return _opened(opened, spec)
+    opened.give_captions(spec)
+    opened.taken_for = told
+    return opened
+
+
+def _told(look: Look) -> tuple[Form, Found, str]:
+    """What a dataset is: its form, the files that tell it, and that in a line for people."""
+    seen = _seen(look)
+    spec, shown = look.spec, look.files.shown
+    if spec.form:
+        return _as_asked(look, seen)
+    kept = _unsettled(seen)
+    if len(kept) > 1 and (spec.config or card_of(look.files)):
         # A card or the config may point at one of them.
-        every = sorted(path for paths in by_kind.values() for path in paths)
-        by_kind = _by_kind(_select(files, every, spec).files)
-    if len(by_kind) != 1:
+        kept = _unsettled(_seen(Look(look.files, spec, look.select(look.paths).files))) or kept
+    if len(kept) > 1:
+        readings = ", or ".join(f"{form.shown}: {found.why}" for form, found in kept.items())
+        flags = " or ".join(f"--dataset-form {form.kind}" for form in kept)
         raise DatasetError(
-            f"dataset {files.shown!r} has several kinds of datasets in it, {', '.join(by_kind)}: "
-            "give a sub-folder with one of them, or a config"
+            f"dataset {shown!r} has several kinds of datasets in it, {readings}; say which it is "
+            f"with {flags}, or give a sub-folder with one of them, or a config"
         )
-    [(kind, paths)] = by_kind.items()
-    if kind in (_IMAGE_FOLDER, _KERAS):
-        return _open_tables(files, paths, spec)
-    selection = _select(files, paths, spec)
-    chosen = (files, tuple(sorted(selection.files)), tuple(sorted(selection.left_out)), spec)
-    return ParquetSource.open(*chosen) if kind == _PARQUET else open_tars(*chosen)
+    if not kept:
+        if look.problems:
+            raise look.problems[0]
+        kinds = ", ".join(form.shown for form in FORMS)
+        raise DatasetError(
+            f"dataset {shown!r} has none of what is understood, which is {kinds}: it has "
+            f"{_shown_suffixes(look.files.sizes())}"
+        )
+    [(form, found)] = kept.items()
+    if form.is_last and look.problems and not spec.captions_given:
+        raise look.problems[0]
+    others = [
+        f"{other.kind} ({what.why})"
+        for other, what in seen.items()
+        if other not in kept and not other.is_last
+    ]
+    rest = f"; not for {', '.join(others)}, whose files are a part of that" if others else ""
+    return form, found, f"taken for {form.kind}: {found.why}{rest}"
+
+
+def _seen(look: Look) -> dict[Form, Found]:
+    """Every form that is recognised, in the order of the registry."""
+    found = ((form, form.recognise(look)) for form in FORMS)
+    return {form: what for form, what in found if what is not None}
+
+
+def _unsettled(seen: Mapping[Form, Found]) -> dict[Form, Found]:
+    """Without forms whose files are a part of another one's."""
+    kept: dict[Form, Found] = {}
+    for form, found in seen.items():
+        is_settled = any(form.kind in other.settles for other in kept)
+        if not is_settled and not (form.is_last and kept):
+            kept[form] = found
+    return kept
+
+
+def _as_asked(look: Look, seen: Mapping[Form, Found]) -> tuple[Form, Found, str]:
+    for form, found in seen.items():
+        if form.kind == look.spec.form:
+            return form, found, f"taken for {form.kind}, as --dataset-form says: {found.why}"
+    known = ", ".join(form.kind for form in FORMS)
+    if look.spec.form not in {form.kind for form in FORMS}:
+        raise DatasetError(f"there is no form {look.spec.form!r}: --dataset-form is one of {known}")
+    there = ", ".join(f"{form.kind} ({found.why})" for form, found in seen.items()) or "no form"
+    raise DatasetError(
+        f"dataset {look.files.shown!r} has nothing of the form {look.spec.form!r}: {there} is seen "
+        "in it; name that with --dataset-form, or leave the flag out"
+    )
 
 
 def dataset_fingerprint(spec: DatasetSpec, source: Source | None = None) -> str:
@@ -190,7 +234,7 @@ def measures_of(source: Source) -> tuple[str, ...]:
     Raises:
         DatasetError: Its card asks for something else than names, or cannot be read.
     """
-    return asked_texts(_card(source.files), "measures", source.files.shown)
+    return asked_texts(card_of(source.files), "measures", source.files.shown)
 
 
 def prompts_of(source: Source) -> tuple[str, ...]:
@@ -199,7 +243,7 @@ def prompts_of(source: Source) -> tuple[str, ...]:
     Raises:
         DatasetError: Its card asks for something else than texts, or cannot be read.
     """
-    return asked_texts(_card(source.files), PROMPTS_FIELD, source.files.shown)
+    return asked_texts(card_of(source.files), PROMPTS_FIELD, source.files.shown)
 
 
 def check_dataset(spec: DatasetSpec, source: Source | None = None) -> None:
@@ -268,67 +312,6 @@ def _files(resolved: str) -> Files:
     from components.caption_example_gen.sources.hub import HubFiles
 
     return HubFiles(on_hub.group(1), on_hub.group(2))
-
-
-def _open_tables(files: Files, tables: Sequence[str], spec: DatasetSpec) -> ImageTableSource:
-    pictures = [path for path in files.sizes() if is_picture(path)]
-    selection = _select(files, [*tables, *pictures], spec, by_folder_only=True)
-    chosen = frozenset(selection.files)
-    # A card may name the tables alone.
-    chosen_pictures = [path for path in pictures if path in chosen] or pictures
-    # A table belongs to every split that has a picture in its folder or below.
-    folders = {
-        above
-        for folder in {posixpath.dirname(picture) for picture in chosen_pictures}
-        for above in (folder, *_folders_above(folder))
-    }
-    chosen_tables = [
-        path for path in tables if path in chosen or posixpath.dirname(path) in folders
-    ] or tables
-    read = {*chosen_tables, *chosen_pictures}
-    left_out = tuple(path for path in selection.left_out if path not in read)
-    return ImageTableSource.open(
-        files, tuple(chosen_tables), tuple(chosen_pictures), left_out, spec
-    )
-
-
-def _folders_above(path: str) -> Iterator[str]:
-    while path:
-        path = posixpath.dirname(path)
-        yield path
-
-
-def _select(
-    files: Files, paths: Sequence[str], spec: DatasetSpec, *, by_folder_only: bool = False
-) -> Selection:
-    return select_files(
-        paths,
-        card=_card(files),
-        config=spec.config,
-        split=spec.split,
-        shown=files.shown,
-        by_folder_only=by_folder_only,
-    )
-
-
-def _card(files: Files) -> str | None:
-    if CARD_NAME not in files.sizes():
-        return None
-    return read_whole(files, CARD_NAME).decode("utf-8", "replace")
-
-
-def _by_kind(paths: Iterable[str]) -> dict[str, list[str]]:
-    """The files that tell what a dataset is, by what it would be."""
-    found: dict[str, list[str]] = {}
-    for path in paths:
-        name = path.lower()
-        if name.endswith(PARQUET_SUFFIX):
-            found.setdefault(_PARQUET, []).append(path)
-        elif is_table(path):
-            found.setdefault(_KERAS if is_keras_table(path) else _IMAGE_FOLDER, []).append(path)
-        elif name.endswith(TAR_SUFFIXES):
-            found.setdefault(_TARS, []).append(path)
-    return found
 
 
 def _shown_suffixes(paths: Iterable[str]) -> str:

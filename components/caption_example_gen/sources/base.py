@@ -8,16 +8,30 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO
 
+from storage.errors import one_line
 from storage.user_errors import UserError
 
 PICTURE_SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff",
-    ".webp",
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm",
+    ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 """How the files of pictures are called, in lower case."""
+FROM_FOLDER, FROM_FILE_NAME = "folder", "file_name"
+"""Names that may stand in for captions."""
+LINES_JOINED, LINES_EACH = "joined", "each"
+"""What the lines of a caption's file are."""
+
+# A dot in front, or what file managers leave behind without one.
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:__macosx|thumbs\.db|desktop\.ini)(?:/|$))", re.IGNORECASE)
+# The number at the end of a name that tells files apart: "a red car (2)", "a_red_car_003".
+_COUNTER = re.compile(r"[\s_-]*\(\d+\)$|[\s_-]+\d+$")
+_REPEATS = re.compile(r"([1-9]\d{0,2})_(.+)")
 
 
 class DatasetError(UserError, ValueError):
@@ -34,6 +48,12 @@ class DatasetSpec:
         split: The dataset's own split to read, several joined by `+`, or `all`.
         image_column: Column with the pictures; "" to find it.
         caption_column: Column with the captions; "" to find it.
+        form: What the dataset's files are taken for, the `kind` of a form; "" to tell from them.
+        caption: The caption of pictures that have none; "" for nothing of the kind.
+        captions_from: `FROM_FOLDER` or `FROM_FILE_NAME`, whose names become the captions of
+            pictures that have none; "" for neither.
+        caption_lines: `LINES_JOINED`, or `LINES_EACH` where every line of a caption's file is a
+            caption.
     """
 
     dataset: str
@@ -41,6 +61,15 @@ class DatasetSpec:
     split: str = "train"
     image_column: str = ""
     caption_column: str = ""
+    form: str = ""
+    caption: str = ""
+    captions_from: str = ""
+    caption_lines: str = LINES_JOINED
+
+    @property
+    def captions_given(self) -> bool:
+        """Whether pictures without a caption get one."""
+        return bool(self.caption or self.captions_from)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +99,8 @@ class Row:
         image: The picture file's bytes; `None` where there are none.
         image_problem: Why there are none, for people; "" where the row just has no picture.
         captions: One or more. Each as UTF-8 (or what the row has in its place), or `None`.
+        path: The picture's own path, where it has one.
+        repeats: How often an epoch sees the picture; `None` where the dataset does not say.
     """
 
     file: str
@@ -77,6 +108,8 @@ class Row:
     image: bytes | None
     image_problem: str
     captions: tuple[bytes | None, ...]
+    path: str = ""
+    repeats: int | None = None
 
 
 class Files(abc.ABC):
@@ -107,6 +140,37 @@ class Files(abc.ABC):
         """Opens a file to look at parts of it; like `open`, but may leave the rest where it is."""
         return self.open(path)
 
+    def read(self, path: str, *, peek: bool = False) -> bytes:
+        """Reads a file whole.
+
+        Args:
+            path: Its path.
+            peek: Whether it need not be fetched first.
+
+        Raises:
+            DatasetError: It cannot be read, or is not what it should be.
+            FileNotFoundError: There is no such file.
+        """
+        with self.peek(path) if peek else self.open(path) as f:
+            try:
+                return f.read()
+            except OSError as error:
+                raise DatasetError(
+                    f"{path} in dataset {self.shown!r} cannot be read: {one_line(error)}"
+                ) from error
+
+    def ahead(self, paths: Iterable[str], *, peek: bool = False) -> Iterator[Callable[[], bytes]]:
+        """Reads files one after the other, or some of them at the same time where that is faster.
+
+        Args:
+            paths: Their paths; asked for as they are needed.
+            peek: Whether they need not be fetched first.
+
+        Yields:
+            For each, in order, what gives its content or raises what `read` does.
+        """
+        return (functools.partial(self.read, path, peek=peek) for path in paths)
+
     # Most have nothing to do here.
     def fetch(self, paths: Iterable[str]) -> None:  # noqa: B027
         """Brings files to this machine in one go, where `open` would bring them one by one."""
@@ -126,9 +190,11 @@ class Source(abc.ABC):
         caption_column: Column that holds the captions.
         paths: The files that are read, sorted.
         left_out: Files of the dataset that belong to other splits, sorted.
+        taken_for: What the dataset was taken for and why, one line for people.
     """
 
     kind: str
+    taken_for: str = ""
 
     def __init__(
         self,
@@ -143,6 +209,7 @@ class Source(abc.ABC):
         self.left_out = left_out
         self.image_column = image_column
         self.caption_column = caption_column
+        self._stand_in: _StandIn | None = None
 
     @property
     def image_bytes(self) -> int:
@@ -158,7 +225,6 @@ class Source(abc.ABC):
             DatasetError: A file cannot be read or lacks a column.
         """
 
-    @abc.abstractmethod
     def read(self, unit: Unit, *, peek: bool = False) -> Iterator[Row]:
         """Reads the rows of one part, few at a time.
 
@@ -170,6 +236,58 @@ class Source(abc.ABC):
         Raises:
             DatasetError: A file cannot be read to its end.
         """
+        rows = self._read(unit, peek=peek)
+        return rows if self._stand_in is None else map(self._stand_in.complete, rows)
+
+    @abc.abstractmethod
+    def _read(self, unit: Unit, *, peek: bool) -> Iterator[Row]:
+        """As `read`, with the captions that the dataset itself has."""
+
+    def give_captions(self, spec: DatasetSpec) -> None:
+        """Gives pictures that have no caption the one that a user asked for."""
+        if spec.captions_given:
+            self._stand_in = _StandIn(spec.caption, spec.captions_from)
+
+
+@dataclasses.dataclass(frozen=True)
+class _StandIn:
+    """Captions for pictures that have none."""
+
+    caption: str
+    captions_from: str
+
+    def complete(self, row: Row) -> Row:
+        """The row with a caption, if it has a picture and no caption."""
+        if row.image is None or any(caption and caption.strip() for caption in row.captions):
+            return row
+        caption = self.caption or name_as_caption(row.path, self.captions_from)
+        return dataclasses.replace(row, captions=(caption.encode(),)) if caption else row
+
+
+def name_as_caption(path: str, part: str) -> str:
+    """What the name of a picture's folder or file says; "" where it says nothing.
+
+    Args:
+        path: The picture's path.
+        part: `FROM_FOLDER` or `FROM_FILE_NAME`.
+    """
+    if part == FROM_FILE_NAME:
+        words = _COUNTER.sub("", posixpath.splitext(posixpath.basename(path))[0])
+    else:
+        words = posixpath.basename(posixpath.dirname(path))
+        if (repeats := repeats_of(words)) is not None:
+            words = repeats[1]
+    text = " ".join(words.replace("_", " ").split())
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def repeats_of(folder: str) -> tuple[int, str] | None:
+    """How often an epoch sees the pictures of a folder called `10_name`, and the name.
+
+    Neither years nor numbers with leading zeros are meant like that.
+    """
+    found = _REPEATS.fullmatch(folder)
+    return None if found is None else (int(found[1]), found[2].strip())
 
 
 def is_picture(path: str) -> bool:
@@ -178,5 +296,10 @@ def is_picture(path: str) -> bool:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a relative path leads out of the dataset, or through something hidden."""
-    return any(part.startswith(".") for part in path.split("/"))
+    """Whether a relative path leads out of the dataset, or through what is no part of it."""
+    return _HIDDEN.search(path) is not None
+
+
+def shown_path(path: str) -> str:
+    """A path that can be written as UTF-8."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import dataclasses
 import json
 import posixpath
-from collections.abc import Container, Iterable, Mapping, Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import pyarrow as pa
 
 from components.caption_example_gen.sources.base import (
+    PICTURE_SUFFIXES,
     DatasetError,
     DatasetSpec,
     is_hidden,
@@ -20,11 +27,23 @@ from storage.addresses import redacted
 
 Role = Literal["image", "caption"]
 
-_PREFERRED: Mapping[Role, tuple[str, ...]] = {"image": ("image",), "caption": ("text", "caption")}
+_PREFERRED: Mapping[Role, tuple[str, ...]] = {
+    "image": ("image",),
+    "caption": ("text", "caption", "captions", "prompt", "description", "sentences"),
+}
 _ALLOWED: Mapping[Role, str] = {
-    "image": "a struct with binary `bytes`, or plain binary",
+    "image": "a struct with binary `bytes`, plain binary, or paths or base64 as text",
     "caption": "text, or lists of text",
 }
+PATH_COLUMNS = (
+    "file_name", "image_path", "image_file", "image_name", "image", "img_path", "img_name", "img",
+    "filename", "file_path", "filepath", "path", "file", "picture", "photo",
+)  # fmt: skip
+"""What columns with the names of pictures are called, in lower case, best first."""
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0A")
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
+_DATA_URI = "data:image/"
+_BASE64_LEAST = 64
 # Where the hub's `datasets` library keeps its features in the schema of a Parquet file.
 _FEATURES_KEY = b"huggingface"
 
@@ -48,9 +67,10 @@ def choose(role: Role, candidates: Sequence[str], *, shown: str, there: str) -> 
         raise DatasetError(f"dataset {shown!r} has no {role} column: {there}")
     if len(candidates) == 1:
         return candidates[0]
-    for name in _PREFERRED[role]:
-        if name in candidates:
-            return name
+    for preferred in _PREFERRED[role]:
+        for name in candidates:
+            if name.lower() == preferred:
+                return name
     raise DatasetError(
         f"dataset {shown!r} has several columns that could be the {role} column: "
         f"{', '.join(candidates)}; name one of them with --{role}-column"
@@ -86,18 +106,22 @@ def find_columns(schema: pa.Schema, spec: DatasetSpec, *, file: str, shown: str)
     image = spec.image_column or choose(
         "image",
         [name for name, feature in features.items() if _is_image_feature(feature)]
-        or [field.name for field in schema if _is_image_type(field.type)],
+        or [field.name for field in schema if _is_picture_type(field.type)]
+        or _best_path_column([field.name for field in schema if _is_text_type(field.type)]),
         shown=shown,
         there=there,
     )
-    caption = spec.caption_column or choose(
-        "caption",
-        [name for name, feature in features.items() if _is_text_feature(feature)]
-        # Binary may hold text, but only the user can say so: it is what pictures look like.
-        or [f.name for f in schema if _is_caption_type(f.type) and not _is_binary(f.type)],
-        shown=shown,
-        there=there,
-    )
+    caption = spec.caption_column
+    if not caption:
+        candidates = (
+            [name for name, feature in features.items() if _is_text_feature(feature)]
+            # Binary may hold text, but only the user can say so: it is what pictures look like.
+            or [f.name for f in schema if _is_caption_type(f.type) and not _is_binary(f.type)]
+            or [name for f in schema for name in _nested_texts(f) if f.name != image]
+        )
+        candidates = [name for name in candidates if name != image]
+        if candidates or not spec.captions_given:
+            caption = choose("caption", candidates, shown=shown, there=there)
     check_columns(schema, image, caption, file=file, shown=shown)
     return image, caption
 
@@ -114,35 +138,103 @@ def check_columns(schema: pa.Schema, image: str, caption: str, *, file: str, sho
         ("caption", caption, _is_caption_type),
     )
     for role, name, fits in wanted:
-        position = schema.get_field_index(name)
-        if position < 0:
+        # Captions that are given stand in no column.
+        if not name:
+            continue
+        kind = _type_at(schema, name)
+        if kind is None:
             raise missing(role, name, shown=shown, there=there)
-        if not fits(schema.field(position).type):
+        if not fits(kind):
             raise DatasetError(
                 f"the {role} column {name!r} of dataset {shown!r} must hold {_ALLOWED[role]}: "
                 f"{there}"
             )
 
 
+def top_column(schema: pa.Schema, name: str) -> str:
+    """The column of a schema that a name such as `sentences.raw` is in."""
+    return name if schema.get_field_index(name) >= 0 else name.partition(".")[0]
+
+
 def image_values(column: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """A Parquet picture column's bytes and paths, both binary."""
+    """A picture column's bytes, and paths or what else stands for the pictures, both binary."""
     nothing = pa.nulls(len(column), pa.binary())
     if not pa.types.is_struct(column.type):
-        return column, nothing
+        return (column, nothing) if _is_binary(column.type) else (nothing, _as_binary(column))
     # Unlike `field`, `flatten` makes the children of a missing struct missing.
     children = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
     path = children.get("path")
     return children["bytes"], _as_binary(path) if path is not None else nothing
 
 
-def caption_values(column: pa.Array) -> Iterable[tuple[bytes | None, ...]]:
-    """A Parquet caption column's captions, one or more for a row."""
+def caption_values(column: pa.Array, inner: str = "") -> Iterable[tuple[bytes | None, ...]]:
+    """A caption column's captions, one or more for a row.
+
+    Args:
+        column: Text, lists of text, or what `inner` is in.
+        inner: The rest of a name such as `sentences.raw`.
+    """
+    if inner:
+        return (_nested_captions(value, inner) for value in column)
     if not _is_list(column.type):
         return ((caption,) for caption in _as_binary(column).to_pylist())
     return (
         (None,) if row.values is None else tuple(_as_binary(row.values).to_pylist()) or (None,)
         for row in column
     )
+
+
+def _nested_captions(value: pa.Scalar, inner: str) -> tuple[bytes | None, ...]:
+    try:
+        return captions_of(value_at({"": _as_mappings(value.as_py())}, f".{inner}"))
+    # Bytes that are no text, which the row has in the place of its caption.
+    except UnicodeDecodeError as error:
+        return (error.object,)
+
+
+def _as_mappings(value: Any) -> Any:
+    """A value of Arrow's map type, which is a list of pairs, as a mapping."""
+    if isinstance(value, list) and value and all(isinstance(each, tuple) for each in value):
+        return dict(value)
+    return value
+
+
+def value_at(values: Mapping[str, Any], name: str) -> Any:
+    """What a record has under a name such as `text`, `caption.en` or `sentences.raw`.
+
+    Args:
+        values: The record.
+        name: A key, or keys joined by dots, of which each is looked for in the mapping, or in every
+            mapping of the list, that the one before it leads to.
+
+    Returns:
+        `None` where there is nothing.
+    """
+    if name in values:
+        return values[name]
+    first, dot, rest = name.partition(".")
+    value = values.get(first)
+    if not dot:
+        return None
+    if isinstance(value, Mapping):
+        return value_at(value, rest)
+    if isinstance(value, list):
+        found = [value_at(each, rest) for each in value if isinstance(each, Mapping)]
+        return [inner for each in found for inner in (each if isinstance(each, list) else [each])]
+    return None
+
+
+def nested_names(name: str, value: object) -> Iterable[str]:
+    """The names of texts inside of a record's value, one level down: `caption.en`."""
+    inner = value if isinstance(value, list) else [value]
+    keys = dict.fromkeys(
+        key
+        for each in inner
+        if isinstance(each, Mapping)
+        for key, found in each.items()
+        if is_text(found)
+    )
+    return (f"{name}.{key}" for key in keys)
 
 
 def captions_of(value: object) -> tuple[bytes | None, ...]:
@@ -174,6 +266,47 @@ def text_bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
+def looks_like_picture(value: object) -> bool:
+    """Whether a value of a table is a picture's name, or the picture itself in base64."""
+    if isinstance(value, Mapping):
+        return any(looks_like_picture(value.get(key)) for key in ("path", "bytes", *PATH_COLUMNS))
+    if not isinstance(value, str) or "\n" in value.strip() or is_url(value):
+        return False
+    return is_picture(value.strip()) or is_encoded(value)
+
+
+def is_url(value: object) -> bool:
+    """Whether a value of a table is a picture's address on the web."""
+    return isinstance(value, str) and value.lstrip().lower().startswith(("http://", "https://"))
+
+
+def is_encoded(text: str) -> bool:
+    """Whether a text is a picture in base64, with a data URI's head or without."""
+    if text.startswith(_DATA_URI):
+        return True
+    return (
+        len(text) >= _BASE64_LEAST
+        and text.startswith(_BASE64_STARTS)
+        and _BASE64.fullmatch(text) is not None
+    )
+
+
+def decoded(text: str) -> bytes:
+    """The picture in a text of which `is_encoded` is true.
+
+    Raises:
+        ValueError: It is no base64.
+    """
+    if text.startswith(_DATA_URI):
+        head, _, text = text.partition(",")
+        if not head.endswith(";base64"):
+            raise ValueError("the data URI is not in base64")
+    try:
+        return base64.b64decode("".join(text.split()) + "=" * (-len("".join(text.split())) % 4))
+    except binascii.Error as error:
+        raise ValueError(f"the picture is no base64: {error}") from error
+
+
 def is_text(value: object) -> bool:
     """Whether a value of a JSON document can be a caption."""
     if isinstance(value, list):
@@ -194,43 +327,95 @@ class Prefix:
     base: str
 
 
-def find_prefix(names: Iterable[str], folder: str, existing: Container[str]) -> Prefix | None:
-    """Finds what the names of a table have in front, if there is no doubt about it.
+class Pictures:
+    """The pictures that a table may name."""
+
+    def __init__(self, paths: Collection[str]) -> None:
+        """Takes the paths of the files that there are."""
+        self._paths = paths
+        self._composed: dict[str, str] | None = None
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._paths
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def find(self, path: str) -> str:
+        """The file that is meant by a path; "" where there is none.
+
+        It may lack the suffix, be written as in a URL, or with other accents than the file system
+        has, which are composed with their letters here and not there.
+        """
+        candidates = [path]
+        if "%" in path:
+            candidates.append(unquote(path, errors="surrogateescape"))
+        for candidate in candidates:
+            if candidate in self._paths:
+                return candidate
+        if not is_picture(path):
+            for suffix in (*PICTURE_SUFFIXES, *map(str.upper, PICTURE_SUFFIXES)):
+                if path + suffix in self._paths:
+                    return path + suffix
+        if path.isascii():
+            return ""
+        if self._composed is None:
+            self._composed = {_composed(p): p for p in self._paths if not p.isascii()}
+        return self._composed.get(_composed(path), "")
+
+
+def _composed(path: str) -> str:
+    return unicodedata.normalize("NFC", path)
+
+
+def find_prefix(names: Iterable[str], table: str, pictures: Pictures) -> Prefix | None:
+    """Finds out what the names of a table are relative to, if there is no doubt about it.
 
     Args:
         names: Some of them.
-        folder: The folder that the table is in.
-        existing: Paths of the files that there are.
+        table: Path of the table.
+        pictures: The files that there are.
 
     Returns:
-        The only prefix without which any of them is the name of a file; or `None` where one is
-        the name of a file as it stands, or none is, or there are several such prefixes.
+        What to put in the place of what the names have in front, for most of them to be names of
+        files; or `None` where one is the name of a file as it stands, or none can be, or several
+        such prefixes fit as many. Of these, the one whose folder the table is called after wins,
+        as `captions_train2017.json` is after `train2017`.
     """
-    prefixes: set[Prefix] = set()
+    folder = posixpath.dirname(table)
+    wanted: dict[str, list[tuple[str, ...]]] = {}
     for name in names:
         given = _normal(name)
-        if posixpath.normpath(posixpath.join(folder, given)) in existing:
+        if pictures.find(posixpath.normpath(posixpath.join(folder, given))):
             return None
-        parts = given.strip("/").split("/")
-        by_path: dict[str, Prefix] = {}
-        for start in range(len(parts)):
-            for base in (folder, ""):
-                path = posixpath.join(base, *parts[start:])
-                if path in existing:
-                    by_path.setdefault(path, Prefix(tuple(parts[:start]), base))
-        prefixes.update(by_path.values())
-    return prefixes.pop() if len(prefixes) == 1 else None
+        parts = tuple(given.strip("/").split("/"))
+        wanted.setdefault(_composed(parts[-1]), []).append(parts)
+    fits: Counter[Prefix] = Counter()
+    for path in pictures:
+        *above, last = path.split("/")
+        last = last if last.isascii() else _composed(last)
+        stem = posixpath.splitext(last)[0]
+        for parts in {p for n in {last, stem} for p in wanted.get(_composed(n), ())}:
+            common = 1
+            while common < min(len(parts), len(above) + 1) and parts[-common - 1] == above[-common]:
+                common += 1
+            lead = parts[: len(parts) - common]
+            fits[Prefix(lead, "/".join(above[: len(above) + 1 - common]))] += 1
+    most = max(fits.values(), default=0)
+    best = [prefix for prefix, count in fits.items() if count == most]
+    if len(best) > 1:
+        called = posixpath.basename(table)
+        best = [p for p in best if p.base and posixpath.basename(p.base) in called]
+    return best[0] if len(best) == 1 else None
 
 
-def picture_path(
-    name: str, folder: str, existing: Container[str], prefix: Prefix | None = None
-) -> str:
+def picture_path(name: str, folder: str, pictures: Pictures, prefix: Prefix | None = None) -> str:
     """Finds the file that a row names as its picture.
 
     Args:
         name: As the row has it.
         folder: The folder that it is relative to.
-        existing: Paths of the files that there are.
+        pictures: The files that there are.
         prefix: What to leave out where there is no such file.
 
     Returns:
@@ -245,17 +430,19 @@ def picture_path(
         raise ValueError(f"{shown!r} is a URL: the pictures must lie in the dataset's folder")
     given = _normal(name)
     path = posixpath.normpath(posixpath.join(folder, given))
-    if prefix is not None and path not in existing:
+    found = pictures.find(path)
+    if prefix is not None and not found:
         parts = given.strip("/").split("/")
         if tuple(parts[: len(prefix.lead)]) == prefix.lead:
             path = posixpath.normpath(posixpath.join(prefix.base, *parts[len(prefix.lead) :]))
+            found = pictures.find(path)
     if path.startswith("/") or is_hidden(path):
         raise ValueError(f"the path {name!r} leads out of the dataset's folder or is hidden")
-    if not is_picture(path):
+    if not is_picture(found or path):
         raise ValueError(f"{name!r} is not called like a picture")
-    if path not in existing:
+    if not found:
         raise ValueError(f"no file {name!r}")
-    return path
+    return found
 
 
 def _normal(name: str) -> str:
@@ -308,7 +495,46 @@ def _is_list(kind: pa.DataType) -> bool:
     )
 
 
+def _type_at(schema: pa.Schema, name: str) -> pa.DataType | None:
+    """The type of a column, or of what is in it under a name such as `sentences.raw`."""
+    top = top_column(schema, name)
+    position = schema.get_field_index(top)
+    if position < 0:
+        return None
+    kind = schema.field(position).type
+    for part in filter(None, name[len(top) :].split(".")):
+        while _is_list(kind):
+            kind = kind.value_type
+        if pa.types.is_map(kind):
+            kind = kind.item_type
+        elif pa.types.is_struct(kind) and kind.get_field_index(part) >= 0:
+            kind = kind[kind.get_field_index(part)].type
+        else:
+            return None
+    return kind
+
+
+def _nested_texts(field: pa.Field) -> list[str]:
+    kind = field.type.value_type if _is_list(field.type) else field.type
+    if not pa.types.is_struct(kind):
+        return []
+    return [f"{field.name}.{inner.name}" for inner in kind if _is_text_type(inner.type)]
+
+
+def _best_path_column(names: Sequence[str]) -> list[str]:
+    lower = {name.lower(): name for name in reversed(names)}
+    return [lower[name] for name in PATH_COLUMNS if name in lower][:1]
+
+
+def _is_text_type(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
 def _is_image_type(kind: pa.DataType) -> bool:
+    return _is_picture_type(kind) or _is_text_type(kind)
+
+
+def _is_picture_type(kind: pa.DataType) -> bool:
     if not pa.types.is_struct(kind):
         return _is_binary(kind)
     position = kind.get_field_index("bytes")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import io
 import os
 import posixpath
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
@@ -24,20 +25,26 @@ from storage.errors import one_line
 from storage.file_systems import open_address
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-"""How archives are called, in lower case."""
+"""How tar files are called, in lower case."""
+ZIP_SUFFIX = ".zip"
+"""How zip files are called, in lower case."""
 
 _CHUNK_BYTES = 1 << 20
 _HASH_THREADS = 4
+# Files of an object store that are on their way at the same time; each is a picture, or less.
+_READ_AHEAD = 16
 # Files that a thread hashes in one go: handing over a small one takes as long as hashing it.
 _HASH_BATCH = 64
 # What object stores call the checksum of a file's content in their listings, best first: an etag
 # may change when only the metadata does.
 _CHECKSUMS = ("md5Hash", "crc32c", "content_md5", "ETag", "etag")
-_GIVE = "give a folder or a tar file, local or gs://"
+_GIVE = "give a folder, a tar or a zip file, local or gs://"
+# Files that are a dataset by themselves.
+_WHOLE = (*TAR_SUFFIXES, ZIP_SUFFIX, ".parquet", ".arrow")
 
 
 class FsspecFiles(Files):
-    """The files under a folder, or one tar file."""
+    """The files under a folder, or one file that is a dataset by itself."""
 
     def __init__(self, dataset: str) -> None:
         """Finds the file system; nothing is read before `sizes`.
@@ -88,6 +95,45 @@ class FsspecFiles(Files):
                 f"{path} in dataset {self.shown!r} cannot be read: {one_line(error)}"
             ) from error
 
+    def read(self, path: str, *, peek: bool = False) -> bytes:
+        """See `Files.read`."""
+        size = self.sizes().get(path)
+        if not self._local or size is None or size > _CHUNK_BYTES:
+            return super().read(path, peek=peek)
+        # A file object would ask the system four times more, and of small files there are many.
+        try:
+            descriptor = os.open(posixpath.join(self._root, path), os.O_RDONLY)
+            try:
+                content = os.read(descriptor, size + 1)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise DatasetError(
+                f"{path} in dataset {self.shown!r} cannot be read: {one_line(error)}"
+            ) from error
+        # It has grown, or the system gives it out in parts.
+        return content if len(content) == size else super().read(path, peek=peek)
+
+    def ahead(self, paths: Iterable[str], *, peek: bool = False) -> Iterator[Callable[[], bytes]]:
+        """See `Files.ahead`; object stores, which take long to answer, are asked for several."""
+        if self._local:
+            yield from super().ahead(paths, peek=peek)
+            return
+        pending: collections.deque[Future[bytes]] = collections.deque()
+        with ThreadPoolExecutor(_READ_AHEAD) as pool:
+            try:
+                for path in paths:
+                    pending.append(pool.submit(self.read, path, peek=peek))
+                    if len(pending) == _READ_AHEAD:
+                        yield pending.popleft().result
+                while pending:
+                    yield pending.popleft().result
+            # Whoever has seen enough does not wait for the rest.
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
     def fingerprint(self, paths: Iterable[str]) -> str:
         """See `Files.fingerprint`.
 
@@ -113,6 +159,9 @@ class FsspecFiles(Files):
         name = path.encode("utf-8", "surrogateescape")
         if path in self._checksums:
             return name + f"\0{self.sizes()[path]}\0{self._checksums[path]}\n".encode()
+        if self.sizes().get(path, _CHUNK_BYTES) < _CHUNK_BYTES:
+            whole = self.read(path)
+            return name + f"\0{len(whole)}\0sha256:{hashlib.sha256(whole).hexdigest()}\n".encode()
         size, content = 0, hashlib.sha256()
         try:
             with self.open(path) as f:
@@ -129,8 +178,11 @@ class FsspecFiles(Files):
         given = f"dataset {self.shown!r}"
         if self._fs.isfile(self._root):
             self._root, name = posixpath.split(self._root)
-            if not name.lower().endswith(TAR_SUFFIXES):
-                raise DatasetError(f"{given} is a file and no tar: give the folder that it lies in")
+            if not name.lower().endswith(_WHOLE):
+                raise DatasetError(
+                    f"{given} is a file and none of {', '.join(_WHOLE)}: give the folder that it "
+                    "lies in"
+                )
             found = self._fs.info(posixpath.join(self._root, name))
             self._note_checksum(name, found)
             yield name, int(found["size"])
@@ -196,27 +248,3 @@ def _open_file_system(dataset: str) -> tuple[Any, str]:
         raise DatasetError(
             f"dataset {dataset!r} is no path or URL that can be opened: {one_line(error)}; {_GIVE}"
         ) from error
-
-
-def read_whole(files: Files, path: str, *, peek: bool = False) -> bytes:
-    """Reads one file.
-
-    Args:
-        files: Where it lies.
-        path: Its path.
-        peek: Whether it need not be fetched first.
-
-    Returns:
-        Its content.
-
-    Raises:
-        DatasetError: It cannot be read.
-        FileNotFoundError: There is no such file.
-    """
-    with files.peek(path) if peek else files.open(path) as f:
-        try:
-            return f.read()
-        except OSError as error:
-            raise DatasetError(
-                f"{path} in dataset {files.shown!r} cannot be read: {one_line(error)}"
-            ) from error

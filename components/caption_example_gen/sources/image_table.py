@@ -1,65 +1,41 @@
-"""Picture files with a table beside them that names them and has their captions.
-
-Two conventions: the hub's image folder (`metadata.jsonl` or `metadata.csv` with `file_name`), and
-the folder of the Keras example (`data.csv` with `image_path` and `caption`).
-"""
+"""Picture files with tables that name them and have their captions: what such forms share."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
+import itertools
 import json
 import posixpath
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, BinaryIO, cast
+from typing import NamedTuple
 
 from components.caption_example_gen.sources import columns
 from components.caption_example_gen.sources.base import (
     DatasetError,
     DatasetSpec,
-    Files,
     Row,
     Source,
     Unit,
     is_picture,
+    shown_path,
 )
-from components.caption_example_gen.sources.files import read_whole
-from storage.errors import one_line
+from components.caption_example_gen.sources.form import Look
+from components.caption_example_gen.sources.table_files import Interpret, Record, TableFiles
+from components.caption_example_gen.sources.urls import url_error
 
-KERAS_TABLE = "data.csv"
-"""Name of the table of the Keras example."""
-HUB_TABLES = ("metadata.jsonl", "metadata.csv")
-"""Names of the tables of the hub's image folders."""
 UNNAMED = "no record of a table names this picture"
 """What is wrong with a picture that has no record."""
 
 _UNIT_ROWS = 256
+# Columns of text that are no captions, in lower case, where there is any other.
+_NO_CAPTIONS = frozenset(
+    {"id", "image_id", "img_id", "key", "uid", "uuid", "hash", "md5", "sha256", "phash", "split"}
+)
 # Records that are looked at to find the columns.
 _LOOK_AT = 256
-_BUFFER_BYTES = 1 << 20
-_BOM = b"\xef\xbb\xbf"
-_KERAS_IMAGE, _HUB_IMAGE = "image_path", "file_name"
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One record of a table.
-
-    Attributes:
-        offset: The byte of the file that it starts at.
-        number: Its number in the file, from 0.
-        values: By column.
-        problem: Why the record cannot be read, for people; "" where it can.
-        raw: The bytes of a record that cannot be read.
-    """
-
-    offset: int
-    number: int
-    values: Mapping[str, Any]
-    problem: str = ""
-    raw: bytes = b""
+HUB_IMAGE = "file_name"
+"""What the hub calls the column with the names of pictures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,35 +50,42 @@ class Table:
     image_column: str
     caption_column: str
 
-    def name(self, record: Record) -> str:
-        """The picture's name as a record has it; "" where it has none."""
-        name = record.values.get(self.image_column)
-        return name if isinstance(name, str) else ""
+    def value(self, record: Record) -> str:
+        """What a record has for a picture: a name, or base64; "" where it has neither."""
+        value = columns.value_at(record.values, self.image_column)
+        if isinstance(value, Mapping):
+            inner = (value.get(key) for key in ("bytes", "path", *columns.PATH_COLUMNS))
+            value = next((each for each in inner if each and isinstance(each, str)), "")
+        return value if isinstance(value, str) else ""
 
     def picture(
         self,
         record: Record,
         folder: str,
-        existing: Container[str],
+        pictures: columns.Pictures,
         prefix: columns.Prefix | None,
     ) -> str:
-        """The path of a record's picture; see `columns.picture_path`.
+        """The path of a record's picture; see `columns.picture_path`. "": it is in the record.
 
         Raises:
             ValueError: The record names none, or one that must not or cannot be read.
         """
         if record.problem:
             raise ValueError(record.problem)
-        name = self.name(record)
-        if not name.strip():
+        value = self.value(record)
+        if not value.strip():
             raise ValueError(f"the record names no picture in {self.image_column!r}")
-        return columns.picture_path(name, folder, existing, prefix)
+        if columns.is_encoded(value):
+            return ""
+        return columns.picture_path(value.strip(), folder, pictures, prefix)
 
     def prefix(
-        self, records: Iterable[Record], folder: str, existing: Container[str]
+        self, records: Iterable[Record], table: str, pictures: columns.Pictures
     ) -> columns.Prefix | None:
-        """What the names of the Keras example's table have in front; see `columns.find_prefix`."""
-        return columns.find_prefix(map(self.name, islice(records, _LOOK_AT)), folder, existing)
+        """What a table's names of pictures are relative to; see `columns.find_prefix`."""
+        values = map(self.value, islice(records, _LOOK_AT))
+        names = (value.strip() for value in values if not columns.is_encoded(value))
+        return columns.find_prefix(filter(None, names), table, pictures)
 
     def captions(self, record: Record) -> tuple[bytes | None, ...]:
         """A record's captions; of one that cannot be read all that it has.
@@ -112,21 +95,118 @@ class Table:
         """
         if record.problem:
             return (record.raw,)
-        return columns.captions_of(record.values.get(self.caption_column))
+        if not self.caption_column:
+            return (None,)
+        return columns.captions_of(columns.value_at(record.values, self.caption_column))
 
-    def row(self, record: Record, file: str, image: bytes | None, problem: str) -> Row:
+    def row(
+        self, record: Record, file: str, image: bytes | None, problem: str, path: str = ""
+    ) -> Row:
         """A record as a row."""
         try:
             captions = self.captions(record)
         except ValueError as error:
             # Shown as the caption, so that the reader of the rejects sees what was there.
-            value = record.values.get(self.caption_column)
+            value = columns.value_at(record.values, self.caption_column)
             return Row(file, record.number, None, str(error), (json.dumps(value).encode(),))
-        return Row(file, record.number, image, problem, captions)
+        return Row(file, record.number, image, problem, captions, path)
+
+
+@dataclasses.dataclass
+class _Column:
+    """What the first values of a column look like.
+
+    Attributes:
+        values: How many there are.
+        texts: How many could be captions.
+        pictures: How many could name pictures, or hold them.
+        urls: How many are addresses on the web.
+        numbers: How many are numbers, as text.
+        nested: Names of texts inside of them.
+    """
+
+    values: int = 0
+    texts: int = 0
+    pictures: int = 0
+    urls: int = 0
+    numbers: int = 0
+    nested: dict[str, None] = dataclasses.field(default_factory=dict)
+
+    def add(self, name: str, value: object) -> None:
+        if value is None or value == "":
+            return
+        self.values += 1
+        self.texts += columns.is_text(value)
+        self.pictures += columns.looks_like_picture(value)
+        self.urls += columns.is_url(value)
+        self.numbers += isinstance(value, str) and _is_number(value)
+        self.nested.update(dict.fromkeys(columns.nested_names(name, value)))
+
+    @property
+    def has_pictures(self) -> bool:
+        return 2 * self.pictures > self.values
+
+    @property
+    def has_urls(self) -> bool:
+        return 2 * self.urls > self.values
+
+    @property
+    def has_numbers(self) -> bool:
+        return self.values > 0 and self.numbers == self.values
+
+
+def _is_number(text: str) -> bool:
+    return text.strip().lstrip("+-").replace(".", "", 1).isdigit()
+
+
+def _seen(records: Iterable[Record]) -> tuple[dict[str, _Column], str]:
+    """The columns of the first records, and what is wrong with the first that cannot be read."""
+    seen: dict[str, _Column] = {}
+    problem = ""
+    for record in islice(records, _LOOK_AT):
+        problem = problem or record.problem
+        for name, value in record.values.items():
+            seen.setdefault(name, _Column()).add(name, value)
+    return seen, problem
+
+
+def picture_column(records: Iterable[Record]) -> str:
+    """The column of a table that names pictures or holds them; of several the usual one.
+
+    Args:
+        records: The first ones are read.
+
+    Returns:
+        "" where there is none.
+    """
+    return next(iter(_picture_columns(_seen(records)[0])), "")
+
+
+def first_names(records: Iterable[Record]) -> list[str]:
+    """The names in the hub's column of the first records, which may lack the suffix."""
+    names = (record.values.get(HUB_IMAGE) for record in islice(records, _LOOK_AT))
+    return [name for name in names if isinstance(name, str)]
+
+
+def url_column(records: Iterable[Record]) -> bool:
+    """Whether a table has a column of addresses on the web and none of pictures."""
+    seen = _seen(records)[0]
+    return not _picture_columns(seen) and any(column.has_urls for column in seen.values())
+
+
+def _picture_columns(seen: Mapping[str, _Column]) -> list[str]:
+    """The columns with pictures, the usual ones first."""
+    order = {name: rank for rank, name in enumerate(columns.PATH_COLUMNS)}
+    found = [name for name, column in seen.items() if column.has_pictures]
+    return sorted(found, key=lambda name: order.get(name.lower(), len(order)))
 
 
 def find_table(
-    tables: Iterable[tuple[str, Iterable[Record]]], spec: DatasetSpec, *, shown: str, keras: bool
+    tables: Iterable[tuple[str, Iterable[Record]]],
+    spec: DatasetSpec,
+    *,
+    shown: str,
+    usual: str = HUB_IMAGE,
 ) -> Table:
     """Finds the columns by the first records of the first table that has any.
 
@@ -134,7 +214,7 @@ def find_table(
         tables: Names and records.
         spec: Names the columns, or leaves them to be found.
         shown: Name of the dataset.
-        keras: Whether they are of the Keras example.
+        usual: What the column with the names of pictures is called by convention.
 
     Raises:
         DatasetError: There is no record, or a column cannot be found.
@@ -142,54 +222,66 @@ def find_table(
     names, problem = [], ""
     for name, records in tables:
         names.append(name)
-        text: dict[str, bool] = {}
-        for record in islice(records, _LOOK_AT):
-            if record.problem and not problem:
-                problem = f"; the first one of {name}: {record.problem}"
-            for column, value in record.values.items():
-                text[column] = text.get(column, False) or columns.is_text(value)
-        if text:
-            there = f"the columns of {name} are {', '.join(text)}"
-            image = _image_column(text, spec.image_column, keras=keras, shown=shown, there=there)
-            if spec.caption_column and spec.caption_column not in text:
-                raise columns.missing("caption", spec.caption_column, shown=shown, there=there)
-            caption = spec.caption_column or columns.choose(
-                "caption",
-                [
-                    column
-                    for column, fits in text.items()
-                    if fits and not _names_file(column, image)
-                ],
-                shown=shown,
-                there=there,
-            )
-            return Table(image, caption)
+        seen, found = _seen(records)
+        problem = problem or (found and f"; the first one of {name}: {found}")
+        if seen:
+            there = f"the columns of {name} are {', '.join(seen)}"
+            nested = [inner for column in seen.values() for inner in column.nested]
+            image = _image_column(seen, nested, spec.image_column, usual)
+            if not image:
+                error = url_error(shown, name, [n for n in seen if seen[n].has_urls], list(seen))
+                raise error or columns.missing(
+                    "image", spec.image_column or usual, shown=shown, there=there
+                )
+            return Table(image, _caption_column(seen, nested, spec, image, shown, there))
     raise DatasetError(
         f"dataset {shown!r} has no record that can be read in {', '.join(names)}{problem}"
     )
 
 
+def _caption_column(
+    seen: Mapping[str, _Column],
+    nested: Sequence[str],
+    spec: DatasetSpec,
+    image: str,
+    shown: str,
+    there: str,
+) -> str:
+    if spec.caption_column:
+        if spec.caption_column not in (*seen, *nested):
+            raise columns.missing("caption", spec.caption_column, shown=shown, there=there)
+        return spec.caption_column
+    texts = [
+        name
+        for name, column in seen.items()
+        if column.texts and not (_names_file(name, image) or column.has_pictures or column.has_urls)
+    ]
+    wordy = [name for name in texts if not seen[name].has_numbers]
+    candidates = [name for name in wordy if name.lower() not in _NO_CAPTIONS]
+    inner = [name for name in nested if name.partition(".")[0] != image]
+    if not (candidates or inner) and spec.captions_given:
+        return ""
+    return columns.choose("caption", candidates or inner or texts, shown=shown, there=there)
+
+
 def _image_column(
-    text: Mapping[str, bool], named: str, *, keras: bool, shown: str, there: str
+    seen: Mapping[str, _Column], nested: Sequence[str], named: str, usual: str
 ) -> str:
     if named:
         # The hub shows the column `file_name` as `image`, and `x_file_name` as `x`.
-        aliases = (named, _HUB_IMAGE if named == "image" else f"{named}_{_HUB_IMAGE}")
-        for name in aliases:
-            if name in text:
-                return name
-        raise columns.missing("image", named, shown=shown, there=there)
-    usual = _KERAS_IMAGE if keras else _HUB_IMAGE
-    if usual in text:
-        return usual
-    candidates = [name for name in text if not keras and _names_file(name, usual)]
-    if not candidates:
-        raise columns.missing("image", usual, shown=shown, there=there)
-    return columns.choose("image", candidates, shown=shown, there=there)
+        aliases = (named, HUB_IMAGE if named == "image" else f"{named}_{HUB_IMAGE}")
+        return next((name for name in aliases if name in seen or name in nested), "")
+    by_convention = [name for name in seen if _names_file(name, usual)]
+    if usual in seen or len(by_convention) == 1:
+        return usual if usual in seen else by_convention[0]
+    by_value = _picture_columns(seen)
+    # Names without the suffix do not look like pictures.
+    by_name = [name for name in columns.PATH_COLUMNS if name in seen and seen[name].texts]
+    return next(iter((*by_value, *(n for n in by_name if not seen[n].has_urls))), "")
 
 
 def _names_file(column: str, image: str) -> bool:
-    return column == image or column.endswith(f"_{_HUB_IMAGE}")
+    return column == image or column.endswith(f"_{HUB_IMAGE}")
 
 
 class ImageTableSource(Source):
@@ -197,70 +289,70 @@ class ImageTableSource(Source):
 
     def __init__(
         self,
-        files: Files,
-        tables: tuple[str, ...],
-        pictures: tuple[str, ...],
-        left_out: tuple[str, ...],
+        tables: TableFiles,
+        chosen: _Chosen,
         table: Table,
         kind: str,
-        prefixes: Mapping[str, columns.Prefix | None],
     ) -> None:
         """Use `open`."""
         super().__init__(
-            files,
-            tuple(sorted((*tables, *pictures))),
-            left_out,
+            tables.files,
+            tuple(sorted((*chosen.tables, *chosen.pictures))),
+            chosen.left_out,
             table.image_column,
             table.caption_column,
         )
         self.kind = kind
+        self._tables = tables
+        self._chosen = tuple(sorted(chosen.tables))
+        self._expected = chosen.expected
         self._table = table
-        self._prefixes = prefixes
-        self._other_splits = frozenset(left_out)
+        self._pictures = columns.Pictures(tables.files.sizes())
+        self._prefixes: dict[str, columns.Prefix | None] = {}
+        self._other_splits = frozenset(chosen.left_out)
+        self._other_tables = tuple(path for path in chosen.left_out if not is_picture(path))
 
     @classmethod
     def open(
         cls,
-        files: Files,
+        look: Look,
         tables: tuple[str, ...],
-        pictures: tuple[str, ...],
-        left_out: tuple[str, ...],
-        spec: DatasetSpec,
+        kind: str,
+        *,
+        usual: str = HUB_IMAGE,
+        interpret: Interpret | None = None,
+        by_name: bool = False,
     ) -> ImageTableSource:
         """Finds the columns.
 
         Args:
-            files: Where the dataset lies.
-            tables: Its tables to read, one at least, all of one convention.
-            pictures: Its pictures to read.
-            left_out: Files of other splits; records that name one of them are not read.
-            spec: What the user asked for.
+            look: The dataset.
+            tables: Its tables, one at least, all of one convention.
+            kind: What the source is called.
+            usual: What the column with the names of pictures is called by convention.
+            interpret: See `TableFiles`.
+            by_name: Whether the names of the tables say which split they are of, as in
+                `train.jsonl`; else the folders do.
 
         Raises:
             DatasetError: A table cannot be read, or a column cannot be found.
         """
-        keras = is_keras_table(tables[0])
+        select = _select_by_name if by_name else _select_by_folder
+        chosen = select(look, tables)
+        reader = TableFiles(look.files, interpret)
         table = find_table(
-            ((path, _read_table(files, path)) for path in tables),
-            spec,
-            shown=files.shown,
-            keras=keras,
+            ((path, reader.records(path)) for path in chosen.tables),
+            look.spec,
+            shown=look.files.shown,
+            usual=usual,
         )
-        prefixes = {
-            path: table.prefix(_read_table(files, path), posixpath.dirname(path), files.sizes())
-            for path in tables
-            if keras
-        }
-        kind = "keras-folder" if keras else "image-folder"
-        return cls(files, tables, pictures, left_out, table, kind, prefixes)
+        return cls(reader, chosen, table, kind)
 
     def units(self) -> Iterator[Unit]:
         """See `Source.units`; reads every table."""
-        unnamed = dict.fromkeys(path for path in self.paths if is_picture(path))
+        unnamed = dict.fromkeys(self._expected)
         units = 0
-        for path in self.paths:
-            if is_picture(path):
-                continue
+        for path in self._chosen:
             self._check_header(path)
             start = first_row = num_rows = 0
             for record, picture, _ in self._records(path, 0, 0):
@@ -274,207 +366,123 @@ class ImageTableSource(Source):
             if num_rows:
                 yield Unit(path, start, first_row, num_rows)
                 units += 1
+        # What a table of another split names is none of this one's.
+        for path in self._other_tables:
+            for _, picture, _ in self._records(path, 0, 0):
+                unnamed.pop(picture, None)
         for path in unnamed:
             yield Unit(path, 0, 0, 1)
         if not units and not unnamed:
             raise DatasetError(f"dataset {self.files.shown!r} has no rows: its tables are empty")
 
-    def read(self, unit: Unit, *, peek: bool = False) -> Iterator[Row]:
-        """See `Source.read`."""
+    def _read(self, unit: Unit, *, peek: bool) -> Iterator[Row]:
         if is_picture(unit.file):
-            yield Row(shown_path(unit.file), 0, None, UNNAMED, (None,))
+            yield Row(shown_path(unit.file), 0, None, UNNAMED, (None,), unit.file)
             return
-        records = self._records(unit.file, unit.start, unit.first_row)
-        for record, path, problem in islice(records, unit.num_rows):
+        found = self._records(unit.file, unit.start, unit.first_row)
+        # Some of them twice: those whose pictures are read, and those that come now.
+        records, ahead = itertools.tee(islice(found, unit.num_rows))
+        contents = self.files.ahead((path for _, path, _ in ahead if path), peek=peek)
+        for record, path, problem in records:
             image = None
-            if path:
-                try:
-                    image = read_whole(self.files, path, peek=peek) or None
-                except FileNotFoundError:
-                    problem = f"no file {path!r}"
-            yield self._table.row(record, unit.file, image, problem)
+            try:
+                if path:
+                    image = next(contents)() or None
+                elif not problem:
+                    image = columns.decoded(self._table.value(record)) or None
+            except FileNotFoundError:
+                problem = f"no file {path!r}"
+            except DatasetError:
+                raise
+            except ValueError as error:
+                problem = str(error)
+            yield self._table.row(record, unit.file, image, problem, path)
 
     def _records(self, file: str, start: int, number: int) -> Iterator[tuple[Record, str, str]]:
         """Records of the split from some byte on; of each its picture's path or a problem."""
         folder = posixpath.dirname(file)
-        existing = self.files.sizes()
-        for record in _read_table(self.files, file, start, number):
+        for record in self._tables.records(file, start, number):
             try:
-                path = self._table.picture(record, folder, existing, self._prefixes.get(file))
+                path = self._table.picture(record, folder, self._pictures, self._prefix(file))
                 problem = ""
             except ValueError as error:
                 path, problem = "", str(error)
             if path not in self._other_splits:
                 yield record, path, problem
 
+    def _prefix(self, file: str) -> columns.Prefix | None:
+        if file not in self._prefixes:
+            self._prefixes[file] = self._table.prefix(
+                self._tables.records(file), file, self._pictures
+            )
+        return self._prefixes[file]
+
     def _check_header(self, file: str) -> None:
-        if not file.endswith(".csv"):
+        header = self._tables.header(file)
+        if header is None:
             return
-        with _buffered(self.files.open(file)) as f:
-            header = csv_header(f, file, self.files.shown)
         there = f"the columns of {file} are {', '.join(header)}"
         wanted: tuple[tuple[columns.Role, str], ...] = (
             ("image", self.image_column),
             ("caption", self.caption_column),
         )
         for role, column in wanted:
-            if column not in header:
+            if column and column not in header:
                 raise columns.missing(role, column, shown=self.files.shown, there=there)
 
 
-def is_table(path: str) -> bool:
-    """Whether a file is called like a table of either convention."""
-    return posixpath.basename(path) in (*HUB_TABLES, KERAS_TABLE)
+class _Chosen(NamedTuple):
+    """What a split has.
 
-
-def is_keras_table(path: str) -> bool:
-    """Whether a file is called like the Keras example's table."""
-    return posixpath.basename(path) == KERAS_TABLE
-
-
-def shown_path(path: str) -> str:
-    """A path that can be written as UTF-8."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def read_records(
-    f: BinaryIO, file: str, shown: str, start: int = 0, number: int = 0
-) -> Iterator[Record]:
-    """Reads a table, one record at a time.
-
-    Args:
-        f: The table, at its start.
-        file: Its name; `.csv` or `.jsonl`.
-        shown: Name of the dataset.
-        start: The byte to start at: the start of a record, or 0.
-        number: That record's number.
-
-    Yields:
-        Its records; text in them is decoded with `surrogateescape`.
-
-    Raises:
-        DatasetError: The table cannot be read, or has no header.
+    Attributes:
+        tables: Its tables.
+        pictures: The pictures that they may name.
+        left_out: Files of other splits.
+        expected: The pictures that they should name.
     """
+
+    tables: tuple[str, ...]
+    pictures: tuple[str, ...]
+    left_out: tuple[str, ...]
+    expected: tuple[str, ...]
+
+
+def _select_by_folder(look: Look, tables: Sequence[str]) -> _Chosen:
+    """The tables and pictures of the split, and what is left out, by the names of folders alone."""
+    selection = look.select([*tables, *look.pictures], by_folder_only=True)
+    chosen = frozenset(selection.files)
+    # A card may name the tables alone.
+    chosen_pictures = tuple(p for p in look.pictures if p in chosen) or look.pictures
+    # A table belongs to every split that has a picture in its folder or below.
+    folders = {
+        above
+        for folder in {posixpath.dirname(picture) for picture in chosen_pictures}
+        for above in (folder, *_folders_above(folder))
+    }
+    chosen_tables = tuple(
+        path for path in tables if path in chosen or posixpath.dirname(path) in folders
+    ) or tuple(tables)
+    read = {*chosen_tables, *chosen_pictures}
+    left_out = tuple(path for path in selection.left_out if path not in read)
+    return _Chosen(chosen_tables, chosen_pictures, left_out, tuple(sorted(chosen_pictures)))
+
+
+def _select_by_name(look: Look, tables: Sequence[str]) -> _Chosen:
+    """The same for tables that are called after their split; where none is, by the folders."""
+    selection = look.select(tables)
+    if not look.pictures:
+        return _Chosen(selection.files, (), selection.left_out, ())
     try:
-        if file.endswith(".csv"):
-            yield from _csv_records(f, file, shown, start, number)
-        else:
-            f.seek(start)
-            yield from _json_records(_Lines(f, start), number)
-    except OSError as error:
-        raise DatasetError(
-            f"{file} in dataset {shown!r} cannot be read: {one_line(error)}"
-        ) from error
+        by_folder = _select_by_folder(look, tables)
+    # The folders have other splits than the one asked for: the tables have the last word.
+    except DatasetError:
+        return _Chosen(selection.files, look.pictures, selection.left_out, look.pictures)
+    if not selection.left_out:
+        return by_folder
+    return _Chosen(selection.files, look.pictures, selection.left_out, by_folder.expected)
 
 
-def csv_header(f: BinaryIO, file: str, shown: str) -> list[str]:
-    """Reads the names of a CSV file's columns, and leaves it behind them.
-
-    Raises:
-        DatasetError: It has none.
-    """
-    return _csv_header(_Lines(f, 0), file, shown)
-
-
-def _csv_header(lines: _Lines, file: str, shown: str) -> list[str]:
-    try:
-        for header in csv.reader(lines, strict=True):
-            _check_no_nul(header)
-            if header:
-                return [name.strip() for name in header]
-        reason = "it is empty"
-    except csv.Error as error:
-        reason = one_line(error)
-    raise DatasetError(f"{file} in dataset {shown!r} has no line with the columns: {reason}")
-
-
-def _check_no_nul(fields: Sequence[str]) -> None:
-    """Raises a `csv.Error` as Python 3.10's reader does, that of the old stack; newer ones do not.
-
-    No caption and no file name has one; binary data or UTF-16 in the place of a table does.
-    """
-    if any("\0" in field for field in fields):
-        raise csv.Error("line contains NUL")
-
-
-def _csv_records(f: BinaryIO, file: str, shown: str, start: int, number: int) -> Iterator[Record]:
-    lines = _Lines(f, 0)
-    header = _csv_header(lines, file, shown)
-    if start:
-        f.seek(start)
-        lines = _Lines(f, start)
-    # Without `strict`, a quote out of place would silently join records.
-    reader = csv.reader(lines, strict=True)
-    while True:
-        lines.raw.clear()
-        offset = lines.offset
-        try:
-            fields = next(reader, None)
-            _check_no_nul(fields or [])
-        except csv.Error as error:
-            problem = f"the record is no CSV: {one_line(error)}"
-            yield Record(offset, number, {}, problem, b"".join(lines.raw).rstrip(b"\r\n"))
-            number += 1
-            continue
-        if fields is None:
-            return
-        if not fields:
-            continue
-        if any(fields[len(header) :]):
-            problem = (
-                f"the record has {len(fields)} fields, the columns are {len(header)}: a field "
-                "with a comma needs quotes"
-            )
-            yield Record(offset, number, {}, problem, b"".join(lines.raw).rstrip(b"\r\n"))
-        else:
-            yield Record(offset, number, dict(zip(header, fields, strict=False)))
-        number += 1
-
-
-def _json_records(lines: _Lines, number: int) -> Iterator[Record]:
-    while True:
-        lines.raw.clear()
-        offset = lines.offset
-        line = next(lines, None)
-        if line is None:
-            return
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-            problem = "" if isinstance(values, dict) else "the record is no JSON object"
-        except (ValueError, RecursionError) as error:
-            values, problem = None, f"the record is no JSON: {one_line(error)}"
-        if problem:
-            yield Record(offset, number, {}, problem, b"".join(lines.raw).rstrip(b"\r\n"))
-        else:
-            yield Record(offset, number, values)
-        number += 1
-
-
-class _Lines(Iterator[str]):
-    """Decoded lines of a file; knows where it is, and the bytes since `raw` was cleared."""
-
-    def __init__(self, f: BinaryIO, offset: int) -> None:
-        self._f = f
-        self.offset = offset
-        self.raw: list[bytes] = []
-
-    def __next__(self) -> str:
-        line = self._f.readline()
-        if not line:
-            raise StopIteration
-        text = line.removeprefix(_BOM) if self.offset == 0 else line
-        self.offset += len(line)
-        self.raw.append(line)
-        return text.decode("utf-8", "surrogateescape")
-
-
-def _read_table(files: Files, path: str, start: int = 0, number: int = 0) -> Iterator[Record]:
-    with _buffered(files.open(path)) as f:
-        yield from read_records(f, path, files.shown, start, number)
-
-
-def _buffered(f: BinaryIO) -> BinaryIO:
-    # The files of object stores read a block of megabytes for every line.
-    return f if isinstance(f, io.BufferedReader) else io.BufferedReader(cast(Any, f), _BUFFER_BYTES)
+def _folders_above(path: str) -> Iterator[str]:
+    while path:
+        path = posixpath.dirname(path)
+        yield path

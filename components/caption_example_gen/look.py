@@ -1,0 +1,148 @@
+"""Says what the pipeline would make of a dataset, and changes nothing.
+
+python -m components.caption_example_gen.look PATH [flags of the runner that concern datasets]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TextIO
+
+from components.caption_example_gen.sources import (
+    DatasetSpec,
+    Row,
+    Source,
+    open_dataset,
+    resolve_dataset,
+)
+from components.caption_example_gen.sources.base import (
+    FROM_FILE_NAME,
+    FROM_FOLDER,
+    LINES_EACH,
+    LINES_JOINED,
+    shown_path,
+)
+from storage.errors import one_line
+from storage.user_errors import UserError
+from trainer.data.images import ImageError, inspect_image
+
+_ROWS = 10
+_CAPTION_CHARACTERS = 60
+_FAILED = 2
+
+
+def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The command line; `None` for the program's own.
+        out: Where the answer goes; `None` for the standard output.
+
+    Returns:
+        0; or 2 where the dataset cannot be read, which is said in a line on the standard error.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        spec = resolve_dataset(
+            DatasetSpec(
+                dataset=arguments.dataset,
+                config=arguments.dataset_config,
+                split=arguments.dataset_split,
+                image_column=arguments.image_column,
+                caption_column=arguments.caption_column,
+                form=arguments.dataset_form,
+                caption=arguments.caption,
+                captions_from=arguments.captions_from,
+                caption_lines=arguments.caption_lines,
+            )
+        )
+        for line in _lines(open_dataset(spec), spec, arguments.rows):
+            print(line, file=out)
+    except (UserError, OSError) as error:
+        print(one_line(error), file=sys.stderr)
+        return _FAILED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m components.caption_example_gen.look",
+        description="Says what the pipeline would make of a dataset, and changes nothing.",
+    )
+    parser.add_argument("dataset", help="folder, archive, gs:// URL or dataset of the hub")
+    parser.add_argument("--rows", type=int, default=_ROWS, help="rows to show (default: 10)")
+    parser.add_argument("--dataset-config", default="", help="configuration (subset)")
+    parser.add_argument("--dataset-split", default="train", help="split to read, or all")
+    parser.add_argument("--image-column", default="", help="column with the pictures")
+    parser.add_argument("--caption-column", default="", help="column with the captions")
+    parser.add_argument("--dataset-form", default="", help="what the files are taken for")
+    parser.add_argument("--caption", default="", help="caption of pictures that have none")
+    parser.add_argument(
+        "--captions-from",
+        default="",
+        choices=(FROM_FOLDER, FROM_FILE_NAME),
+        help="names that are the captions of pictures that have none",
+    )
+    parser.add_argument(
+        "--caption-lines",
+        default=LINES_JOINED,
+        choices=(LINES_JOINED, LINES_EACH),
+        help="lines of a caption file",
+    )
+    return parser
+
+
+def _lines(source: Source, spec: DatasetSpec, num_rows: int) -> Iterator[str]:
+    yield spec.dataset
+    yield f"  {source.taken_for}"
+    columns = [
+        f"{name} from {column!r}"
+        for name, column in (
+            ("pictures", source.image_column),
+            ("captions", source.caption_column),
+        )
+        if column
+    ]
+    if columns:
+        yield f"  {', '.join(columns)}"
+    size = source.image_bytes / 2**20
+    yield f"  {len(source.paths):,} files are read, with {size:,.1f} MiB of pictures"
+    if source.left_out:
+        number, first = len(source.left_out), source.left_out[0]
+        yield f"  {number:,} of other splits are not, such as {first}"
+    rows = (row for unit in source.units() for row in source.read(unit, peek=True))
+    shown = list(itertools.islice(rows, num_rows))
+    yield f"The first {len(shown)} rows:" if shown else "There are no rows."
+    for row in shown:
+        yield f"  {_picture(row)}  {_captions(row)}"
+
+
+def _picture(row: Row) -> str:
+    name = shown_path(row.path) or f"{row.file} row {row.number}"
+    repeats = "" if row.repeats is None else f" x{row.repeats}"
+    if row.image is None:
+        return f"{name}: SET ASIDE, {row.image_problem or 'the row has no picture'};"
+    try:
+        facts = inspect_image(row.image)
+    except ImageError as error:
+        return f"{name}: SET ASIDE, {error};"
+    return f"{name}{repeats} ({facts.format}, {facts.width} x {facts.height})"
+
+
+def _captions(row: Row) -> str:
+    texts = [
+        "no caption" if caption is None else repr(_shortened(caption.decode("utf-8", "replace")))
+        for caption in row.captions
+    ]
+    return " | ".join(texts)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _CAPTION_CHARACTERS else f"{text[:_CAPTION_CHARACTERS]} ..."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

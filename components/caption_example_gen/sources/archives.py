@@ -1,0 +1,207 @@
+"""The files in zip and tar archives, as if these were folders."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import lzma
+import posixpath
+import sys
+import tarfile
+import tempfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any, BinaryIO, NamedTuple, cast
+
+from components.caption_example_gen.sources.base import DatasetError, Files, is_hidden
+from components.caption_example_gen.sources.files import ZIP_SUFFIX
+from storage.errors import one_line
+
+# Larger files in an archive are unpacked to the disk to be read.
+_IN_MEMORY_BYTES = 64 << 20
+_COPY_BYTES = 1 << 20
+_GZIP_MAGIC = b"\x1f\x8b"
+# Of a zip's entry: its name is UTF-8, not the code page of MS-DOS that Python takes it for.
+_NAME_IS_UTF8 = 0x800
+
+
+class _Entry(NamedTuple):
+    """Where a file of an archive is: in a tar, from which byte on."""
+
+    archive: str
+    where: zipfile.ZipInfo | int
+    size: int
+
+
+class ArchiveFiles(Files):
+    """The files of a dataset in which some archives stand for folders of the same name.
+
+    Their files may be read in any order; a compressed tar is unpacked into a temporary file for
+    that, by every process that reads it.
+    """
+
+    def __init__(self, files: Files, archives: Iterable[str]) -> None:
+        """Reads nothing yet.
+
+        Args:
+            files: The dataset.
+            archives: Those of its files that are opened.
+        """
+        super().__init__(files.shown)
+        self._files = files
+        self._archives = tuple(archives)
+        self._entries: dict[str, _Entry] | None = None
+        self._sizes: dict[str, int] = {}
+        self._opened: dict[str, zipfile.ZipFile | IO[bytes]] = {}
+        # Threads that hash a dataset share the positions of its files.
+        self._lock = threading.Lock()
+
+    def sizes(self) -> Mapping[str, int]:
+        """See `Files.sizes`."""
+        if self._entries is None:
+            entries: dict[str, _Entry] = {}
+            for archive in self._archives:
+                with self._checked(archive):
+                    for name, entry in self._list(archive):
+                        path = posixpath.normpath(posixpath.join(archive, name.lstrip("/")))
+                        # What leads out of the archive, or lies in a hidden folder of it.
+                        if path.startswith(f"{archive}/") and not is_hidden(path):
+                            entries[path] = entry
+            sizes = {path: entry.size for path, entry in entries.items()}
+            opened = frozenset(self._archives)
+            sizes |= {p: size for p, size in self._files.sizes().items() if p not in opened}
+            self._sizes = dict(sorted(sizes.items()))
+            self._entries = entries
+        return self._sizes
+
+    def open(self, path: str) -> BinaryIO:
+        """See `Files.open`."""
+        self.sizes()
+        entry = (self._entries or {}).get(path)
+        if entry is None:
+            return self._files.open(path)
+        with self._checked(entry.archive, path), self._lock:
+            return self._unpacked(entry)
+
+    def peek(self, path: str) -> BinaryIO:
+        """See `Files.peek`."""
+        self.sizes()
+        return self.open(path) if path in (self._entries or {}) else self._files.peek(path)
+
+    def fetch(self, paths: Iterable[str]) -> None:
+        """See `Files.fetch`."""
+        self._files.fetch(self._outer(paths))
+
+    def fingerprint(self, paths: Iterable[str]) -> str:
+        """See `Files.fingerprint`; an archive counts as a whole."""
+        return self._files.fingerprint(self._outer(paths))
+
+    def _outer(self, paths: Iterable[str]) -> list[str]:
+        self.sizes()
+        entries = self._entries or {}
+        return sorted({entries[path].archive if path in entries else path for path in paths})
+
+    def _list(self, archive: str) -> Iterator[tuple[str, _Entry]]:
+        opened = self._open(archive)
+        if isinstance(opened, zipfile.ZipFile):
+            for info in opened.infolist():
+                if not info.is_dir():
+                    yield _zip_name(info), _Entry(archive, info, info.file_size)
+            return
+        # Its list of members is no part of its documented interface.
+        tar: Any = tarfile.open(  # noqa: SIM115
+            fileobj=opened, mode="r:", encoding="utf-8", errors="surrogateescape"
+        )
+        while (member := tar.next()) is not None:
+            if member.isreg() and not member.issparse():
+                yield member.name, _Entry(archive, member.offset_data, member.size)
+            # It keeps all members otherwise.
+            tar.members.clear()
+
+    def _open(self, archive: str) -> zipfile.ZipFile | IO[bytes]:
+        if archive not in self._opened:
+            # Kept open for as long as the dataset is, which is that of its process.
+            f = self._files.open(archive)
+            is_zip = archive.lower().endswith(ZIP_SUFFIX)
+            self._opened[archive] = zipfile.ZipFile(f) if is_zip else _plain_tar(f)
+        return self._opened[archive]
+
+    def _unpacked(self, entry: _Entry) -> BinaryIO:
+        archive = self._open(entry.archive)
+        if isinstance(entry.where, int):
+            f = cast(IO[bytes], archive)
+            f.seek(entry.where)
+            return _copied(f, entry.size)
+        with cast(zipfile.ZipFile, archive).open(entry.where) as packed:
+            return _copied(packed, entry.size)
+
+    @contextlib.contextmanager
+    def _checked(self, archive: str, path: str = "") -> Iterator[None]:
+        try:
+            yield
+        except (
+            zipfile.BadZipFile,
+            tarfile.TarError,
+            zlib.error,
+            lzma.LZMAError,
+            EOFError,
+            OSError,
+            # Of an encrypted zip, and of a method of compression that Python does not have.
+            RuntimeError,
+        ) as error:
+            if isinstance(error, DatasetError):
+                raise
+            raise DatasetError(
+                f"{path or archive} in dataset {self.shown!r} cannot be read: {one_line(error)}"
+            ) from error
+
+
+def zips_of(paths: Iterable[str]) -> tuple[str, ...]:
+    """The zip files among a dataset's files."""
+    return tuple(path for path in paths if path.lower().endswith(ZIP_SUFFIX))
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """An entry's name; many programs write UTF-8 and do not say so."""
+    name = info.filename
+    if not info.flag_bits & _NAME_IS_UTF8:
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
+
+
+def _plain_tar(f: BinaryIO) -> IO[bytes]:
+    magic = f.read(len(_GZIP_MAGIC))
+    f.seek(0)
+    if magic != _GZIP_MAGIC:
+        return f
+    with f, gzip.GzipFile(fileobj=f) as packed:
+        return _on_disk(cast(IO[bytes], packed))
+
+
+def _copied(f: IO[bytes], size: int) -> BinaryIO:
+    """The next `size` bytes as a file of their own."""
+    if size > _IN_MEMORY_BYTES:
+        return _on_disk(f, size)
+    content = f.read(size)
+    if len(content) < size:
+        raise EOFError("it is cut off")
+    return io.BytesIO(content)
+
+
+def _on_disk(f: IO[bytes], size: int | None = None) -> BinaryIO:
+    """A copy that goes with the last who has it open."""
+    copy = tempfile.TemporaryFile()  # noqa: SIM115
+    try:
+        left = sys.maxsize if size is None else size
+        while chunk := f.read(min(left, _COPY_BYTES)):
+            copy.write(chunk)
+            left -= len(chunk)
+    except BaseException:
+        copy.close()
+        raise
+    copy.seek(0)
+    return cast(BinaryIO, copy)

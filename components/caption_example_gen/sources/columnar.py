@@ -1,0 +1,175 @@
+"""What Parquet and Arrow files have in common: rows in batches, pictures in them or beside them."""
+
+from __future__ import annotations
+
+import abc
+import posixpath
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import islice
+
+import pyarrow as pa
+
+from components.caption_example_gen.sources import columns
+from components.caption_example_gen.sources.base import (
+    DatasetError,
+    DatasetSpec,
+    Files,
+    Row,
+    Source,
+    Unit,
+    is_picture,
+)
+from components.caption_example_gen.sources.urls import called_like_urls, url_error
+from storage.errors import one_line
+
+# What img2dataset says of a row, beside the picture.
+_STATUS, _MESSAGE, _SUCCESS = "status", "error_message", "success"
+# Rows whose names of pictures tell what all of them are relative to.
+_LOOK_AT = 256
+
+
+class ColumnarSource(Source):
+    """Files of columns at any depth, and pictures that their rows name."""
+
+    def __init__(
+        self,
+        files: Files,
+        tables: tuple[str, ...],
+        left_out: tuple[str, ...],
+        spec: DatasetSpec,
+        schema: pa.Schema,
+    ) -> None:
+        """Finds the columns.
+
+        Args:
+            files: Where the dataset lies.
+            tables: Its files of columns, one at least.
+            left_out: Those of other splits.
+            spec: What the user asked for.
+            schema: Of the first file.
+
+        Raises:
+            DatasetError: A column cannot be found.
+        """
+        try:
+            image, caption = columns.find_columns(schema, spec, file=tables[0], shown=files.shown)
+        except DatasetError as error:
+            texts = [field.name for field in schema if pa.types.is_string(field.type)]
+            urls = called_like_urls(texts)
+            raise url_error(files.shown, tables[0], urls, texts) or error from None
+        pictures = (path for path in files.sizes() if is_picture(path))
+        super().__init__(files, tuple(sorted((*tables, *pictures))), left_out, image, caption)
+        self._tables = tables
+        self._prefixes: dict[str, columns.Prefix | None] = {}
+        self._schemas: dict[str, pa.Schema] = {}
+
+    @abc.abstractmethod
+    def _batches(self, unit: Unit, names: list[str], *, peek: bool) -> Iterator[pa.RecordBatch]:
+        """The rows of a unit, some columns of them, few rows at a time."""
+
+    @abc.abstractmethod
+    def _schema(self, file: str, *, peek: bool) -> pa.Schema:
+        """The columns of a file."""
+
+    def _check(self, schema: pa.Schema, file: str) -> None:
+        columns.check_columns(
+            schema, self.image_column, self.caption_column, file=file, shown=self.files.shown
+        )
+
+    def _read(self, unit: Unit, *, peek: bool) -> Iterator[Row]:
+        schema = self._schemas.get(unit.file) or self._schema(unit.file, peek=peek)
+        self._schemas[unit.file] = schema
+        image, caption = self.image_column, self.caption_column
+        top = columns.top_column(schema, caption) if caption else ""
+        said = [name for name in (_STATUS, _MESSAGE) if schema.get_field_index(name) >= 0]
+        # A column may be asked for twice.
+        names = list(dict.fromkeys(filter(None, [image, top, *said])))
+        number = unit.first_row
+        for batch in self._batches(unit, names, peek=peek):
+            images, paths = columns.image_values(batch.column(names.index(image)))
+            captions = (
+                columns.caption_values(batch.column(names.index(top)), caption[len(top) + 1 :])
+                if top
+                else ((None,) for _ in range(batch.num_rows))
+            )
+            status = [batch.column(names.index(name)).to_pylist() for name in said]
+            for row, (content, name, texts) in enumerate(zip(images, paths, captions, strict=True)):
+                yield self._row(
+                    unit.file,
+                    number,
+                    content.as_py() or None,
+                    (name.as_py() or b"").decode("utf-8", "surrogateescape"),
+                    texts,
+                    tuple(values[row] for values in status),
+                    peek,
+                )
+                number += 1
+
+    def _row(
+        self,
+        file: str,
+        number: int,
+        content: bytes | None,
+        name: str,
+        texts: tuple[bytes | None, ...],
+        status: tuple[object, ...],
+        peek: bool,
+    ) -> Row:
+        path, problem = name, ""
+        if content is None and status and status[0] not in (None, _SUCCESS):
+            problem = f"img2dataset says: {': '.join(str(each) for each in status if each)}"
+        elif content is None and name:
+            content, problem, path = self._named(file, name, peek)
+        return Row(file, number, content, problem, texts, path)
+
+    def _named(self, file: str, name: str, peek: bool) -> tuple[bytes | None, str, str]:
+        """The picture that a text stands for, or what is wrong with it, and its path."""
+        try:
+            if columns.is_encoded(name):
+                return columns.decoded(name) or None, "", ""
+            path = columns.picture_path(name, *self._base(file, name))
+            return self.files.read(path, peek=peek) or None, "", path
+        except FileNotFoundError:
+            return None, f"no file {name!r}", ""
+        except DatasetError:
+            raise
+        except ValueError as error:
+            return None, str(error), ""
+
+    @cached_property
+    def _pictures(self) -> columns.Pictures:
+        return columns.Pictures(self.files.sizes())
+
+    def _base(self, file: str, name: str) -> tuple[str, columns.Pictures, columns.Prefix | None]:
+        """What a name is relative to: the dataset, as the hub writes them, or the file's folder."""
+        folder = posixpath.dirname(file)
+        beside = posixpath.normpath(posixpath.join(folder, name))
+        if self._pictures.find(posixpath.normpath(name)) or not self._pictures.find(beside):
+            return "", self._pictures, self._prefix(file, name)
+        return folder, self._pictures, None
+
+    def _prefix(self, file: str, name: str) -> columns.Prefix | None:
+        """What a file's names are relative to; looked for with the first one that is not there."""
+        if self._pictures.find(posixpath.normpath(name)):
+            return None
+        if file not in self._prefixes:
+            unit = next((unit for unit in self.units() if unit.file == file), None)
+            batches = self._batches(unit, [self.image_column], peek=True) if unit else iter(())
+            values = (
+                value for batch in batches for value in columns.image_values(batch.column(0))[1]
+            )
+            names = (value.as_py() for value in islice(values, _LOOK_AT))
+            texts = [each.decode("utf-8", "surrogateescape") for each in names if each]
+            self._prefixes[file] = columns.find_prefix(texts, file, self._pictures)
+        return self._prefixes[file]
+
+
+def unreadable(
+    files: Files, file: str, error: Exception, rows_read: int | None = None
+) -> DatasetError:
+    """The error for a file that is damaged."""
+    how_far = "" if rows_read is None else f" on after {rows_read} rows"
+    return DatasetError(
+        f"{file} in dataset {files.shown!r} cannot be read{how_far}: {one_line(error)}"
+    )

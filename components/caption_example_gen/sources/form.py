@@ -1,0 +1,199 @@
+"""What every form of dataset has: how it is recognised among files, and how it is opened."""
+
+from __future__ import annotations
+
+import abc
+import itertools
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from components.caption_example_gen.sources.base import (
+    PICTURE_SUFFIXES,
+    DatasetError,
+    DatasetSpec,
+    Files,
+    Source,
+    is_picture,
+)
+from components.caption_example_gen.sources.card import CARD_NAME
+from components.caption_example_gen.sources.splits import Selection, select_files
+from components.caption_example_gen.sources.table_files import DOCUMENT_SUFFIX, parse_document
+
+TEXT_SUFFIXES = (".txt", ".caption", ".prompt")
+"""How files with a caption are called, in lower case."""
+CAPTION_SUFFIXES = (*TEXT_SUFFIXES, DOCUMENT_SUFFIX)
+"""The same, with those that have it under some key."""
+
+# Annotations of COCO's kind that have no captions, and may have gigabytes of polygons.
+_NO_CAPTIONS = ("instances_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
+_STATS = "_stats.json"
+_OF_LIBRARIES = frozenset(
+    {"state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "config.json"}
+)
+
+
+class Found(NamedTuple):
+    """What a form sees in a dataset.
+
+    Attributes:
+        files: Those that tell it, one at least.
+        why: What they are, for people: "3 Parquet files".
+    """
+
+    files: tuple[str, ...]
+    why: str
+
+
+class Look:
+    """The files of a dataset, gone through once for all forms."""
+
+    def __init__(self, files: Files, spec: DatasetSpec, paths: Sequence[str] | None = None) -> None:
+        """Lists the files.
+
+        Args:
+            files: Where they lie.
+            spec: What the user asked for.
+            paths: Those to look at; `None` for all.
+        """
+        self.files = files
+        self.spec = spec
+        self.paths = tuple(files.sizes() if paths is None else paths)
+        self.problems: list[DatasetError] = []
+        """Why files that may be of some form could not be read."""
+        self._documents: dict[str, Any] = {}
+
+    @cached_property
+    def pictures(self) -> tuple[str, ...]:
+        """Files that are called like pictures."""
+        found = [self._by_suffix[s] for s in PICTURE_SUFFIXES if s in self._by_suffix]
+        return tuple(sorted(itertools.chain.from_iterable(found)))
+
+    @cached_property
+    def picture_suffixes(self) -> tuple[str, ...]:
+        """The suffixes of pictures as they are written, the most frequent first."""
+        counts = Counter(posixpath.splitext(path)[1] for path in self.pictures)
+        return tuple(suffix for suffix, _ in counts.most_common())
+
+    @cached_property
+    def picture_folders(self) -> Counter[str]:
+        """The folders that pictures lie in, with the number of these."""
+        return Counter(path.rpartition("/")[0] for path in self.pictures)
+
+    @cached_property
+    def beside_pictures(self) -> frozenset[str]:
+        """Files that are called like captions, and like a picture that they lie beside."""
+        return frozenset(filter(self.picture_beside, self.ending(*CAPTION_SUFFIXES)))
+
+    def ending(self, *suffixes: str) -> tuple[str, ...]:
+        """Files that are called like that, in any case, and are no pictures; sorted."""
+        last = {suffix[suffix.rfind(".") :] for suffix in suffixes}
+        found = [path for suffix in last for path in self._by_suffix.get(suffix, ())]
+        return tuple(sorted(path for path in found if path.lower().endswith(suffixes)))
+
+    @cached_property
+    def _by_suffix(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in self.paths:
+            found.setdefault(path[path.rfind(".") :].lower(), []).append(path)
+        return found
+
+    def picture_beside(self, path: str) -> str:
+        """The picture whose name a file has up to the suffix, or in front of it; "" for none."""
+        stem = posixpath.splitext(path)[0]
+        sizes = self.files.sizes()
+        if is_picture(stem) and stem in sizes:
+            return stem
+        found = (stem + suffix for suffix in self.picture_suffixes)
+        return next((picture for picture in found if picture in sizes), "")
+
+    def documents(self) -> Iterator[tuple[str, Any]]:
+        """JSON documents that may have records, with their content, each parsed once.
+
+        Not those beside pictures, which say something of these alone, nor those of libraries.
+        """
+        for path in self.ending(DOCUMENT_SUFFIX):
+            name = posixpath.basename(path).lower()
+            if name.startswith(_NO_CAPTIONS) or name.endswith(_STATS) or name in _OF_LIBRARIES:
+                continue
+            if path not in self._documents:
+                if path in self.beside_pictures:
+                    continue
+                try:
+                    content = self.files.read(path)
+                    self._documents[path] = parse_document(content, path, self.files.shown)
+                except DatasetError as error:
+                    self.problems.append(error)
+                    self._documents[path] = None
+            yield path, self._documents[path]
+
+    def select(self, paths: Sequence[str], *, by_folder_only: bool = False) -> Selection:
+        """The files of the config and split that are asked for; see `splits.select_files`."""
+        return select_files(
+            paths,
+            card=card_of(self.files),
+            config=self.spec.config,
+            split=self.spec.split,
+            shown=self.files.shown,
+            by_folder_only=by_folder_only,
+        )
+
+
+class Form(abc.ABC):
+    """One way to keep captioned pictures.
+
+    Attributes:
+        kind: Its name, as `--dataset-form` takes it.
+        shown: What it is, for people: "Parquet files (*.parquet)".
+        settles: Kinds of other forms whose files are a part of this one, where both are seen.
+        is_last: Whether it is meant only where no other form is seen.
+    """
+
+    kind: str
+    shown: str
+    settles: frozenset[str] = frozenset()
+    is_last: bool = False
+
+    @abc.abstractmethod
+    def recognise(self, look: Look) -> Found | None:
+        """Looks for its files; reads few, if any.
+
+        Raises:
+            DatasetError: A file cannot be read.
+        """
+
+    @abc.abstractmethod
+    def open(self, look: Look, found: Found) -> Source | Files:
+        """Opens the config and split that the user asked for.
+
+        Returns:
+            What reads it; or files to look into again, where it was an archive of other forms.
+
+        Raises:
+            DatasetError: A file cannot be read, there is no such config or split, or a column
+                cannot be found.
+        """
+
+
+def card_of(files: Files) -> str | None:
+    """The text of a dataset's card, if there is one."""
+    if CARD_NAME not in files.sizes():
+        return None
+    return files.read(CARD_NAME).decode("utf-8", "replace")
+
+
+def counted(number: int, what: str) -> str:
+    """A number with its noun: "1 tar file", "2 tar files"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def no_captions(look: Look, what: str) -> DatasetError:
+    """The error for pictures without captions, which offers what may stand in for them."""
+    return DatasetError(
+        f"dataset {look.files.shown!r} has pictures and no captions: {what}; give one for all of "
+        'them (--caption "a photo of sks dog"), take the names of their folders (--captions-from '
+        "folder) or of the files (--captions-from file_name), or put a caption file of the same "
+        "name beside each (1.jpg, 1.txt)"
+    )

@@ -1,0 +1,67 @@
+"""Captions in a folder of their own, in the same order as the pictures in theirs."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+
+from components.caption_example_gen.sources.form import TEXT_SUFFIXES, Form, Found, Look, counted
+from components.caption_example_gen.sources.picture_files import (
+    CaptionFiles,
+    PictureFilesSource,
+    are_numbers,
+)
+
+# Captions that are looked at to find the two folders.
+_LOOK_AT = 64
+
+
+class CaptionFolders(Form):
+    """`images/a/1.jpg` with `captions/a/1.txt`."""
+
+    kind = "caption-folders"
+    shown = "a folder of captions like that of the pictures (images/1.jpg, captions/1.txt)"
+    is_last = True
+
+    def recognise(self, look: Look) -> Found | None:
+        """See `Form.recognise`; reads the first captions, which must not be numbers."""
+        texts = look.ending(*TEXT_SUFFIXES)
+        if not texts or not look.pictures or look.beside_pictures.intersection(texts):
+            return None
+        captions = _folders(look, texts)
+        if captions is None:
+            return None
+        found = tuple(path for path in texts if captions.has_picture(path, look))
+        if not found or are_numbers(look, found):
+            return None
+        where = f"{captions.texts} for pictures in {captions.pictures or 'the folder above'}"
+        return Found(found, f"{counted(len(found), 'caption file')} in {where}")
+
+    def open(self, look: Look, found: Found) -> PictureFilesSource:
+        """See `Form.open`."""
+        captions = _folders(look, found.files)
+        return PictureFilesSource(look, self.kind, captions or CaptionFiles())
+
+
+def _folders(look: Look, texts: tuple[str, ...]) -> CaptionFiles | None:
+    """The two folders, as most of the first captions have them."""
+    by_stem: dict[str, list[str]] = {}
+    for path in texts[:_LOOK_AT]:
+        by_stem.setdefault(posixpath.splitext(posixpath.basename(path))[0], []).append(path)
+    fits: Counter[tuple[str, str]] = Counter()
+    for picture in look.pictures:
+        stem = posixpath.splitext(posixpath.basename(picture))[0]
+        for text in by_stem.get(stem, ()):
+            one, other = picture.split("/")[:-1], text.split("/")[:-1]
+            while one and other and one[-1] == other[-1]:
+                one.pop()
+                other.pop()
+            if other:
+                fits[
+                    "".join(f"{part}/" for part in one), "".join(f"{part}/" for part in other)
+                ] += 1
+    if not fits:
+        return None
+    (pictures, folder), _ = fits.most_common(1)[0]
+    suffixes = {posixpath.splitext(path)[1] for path in texts if path.startswith(folder)}
+    return CaptionFiles(tuple(sorted(suffixes)), texts=folder, pictures=pictures)

@@ -1,0 +1,25 @@
+"""Pictures without captions, for which the user gives one, or takes names for them."""
+
+from __future__ import annotations
+
+from components.caption_example_gen.sources.form import Form, Found, Look, counted, no_captions
+from components.caption_example_gen.sources.picture_files import CaptionFiles, PictureFilesSource
+
+
+class Pictures(Form):
+    """Pictures, and nothing that any other form knows."""
+
+    kind = "pictures"
+    shown = "pictures alone (with --caption or --captions-from)"
+    is_last = True
+
+    def recognise(self, look: Look) -> Found | None:
+        """See `Form.recognise`; reads nothing."""
+        count = len(look.pictures)
+        return Found(look.pictures, counted(count, "picture")) if count else None
+
+    def open(self, look: Look, found: Found) -> PictureFilesSource:
+        """See `Form.open`; without captions that are given, the error offers what there is."""
+        if not look.spec.captions_given:
+            raise no_captions(look, f"it has {found.why}")
+        return PictureFilesSource(look, self.kind, CaptionFiles())

@@ -1,0 +1,85 @@
+"""Tables of any name that name pictures, or have them in base64: JSON lines, lists, CSV, TSV."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from itertools import islice
+
+from components.caption_example_gen.sources.base import DatasetError
+from components.caption_example_gen.sources.form import Form, Found, Look, counted
+from components.caption_example_gen.sources.forms.image_folder import TABLES as HUB_TABLES
+from components.caption_example_gen.sources.forms.keras_folder import TABLE as KERAS_TABLE
+from components.caption_example_gen.sources.image_table import (
+    ImageTableSource,
+    first_names,
+    picture_column,
+)
+from components.caption_example_gen.sources.table_files import (
+    CSV_SUFFIXES,
+    LINES_SUFFIXES,
+    Record,
+    TableFiles,
+    records_in,
+)
+
+# Of text files, those that Flickr8k and its like keep their captions in.
+_TEXT_TABLES = ("captions.txt", "labels.txt", "metadata.txt", "data.txt", "results.txt")
+# There are not as many tables in a dataset: files beside pictures that are missing, perhaps.
+_MOST = 256
+_LOOK_AT = 256
+
+
+class Table(Form):
+    """Tables with a column whose values are names of pictures, or pictures in base64."""
+
+    kind = "table"
+    shown = "tables that name pictures (*.jsonl, *.json, *.csv, *.tsv)"
+
+    def recognise(self, look: Look) -> Found | None:
+        """See `Form.recognise`; reads the first records of every table."""
+        found = tuple(sorted(p for p, records in tables_of(look) if _names_pictures(look, records)))
+        if not found:
+            return None
+        names = ", ".join(posixpath.basename(path) for path in found[:3])
+        return Found(found, f"{counted(len(found), 'table')} that name pictures ({names})")
+
+    def open(self, look: Look, found: Found) -> ImageTableSource:
+        """See `Form.open`."""
+        return ImageTableSource.open(look, found.files, self.kind, by_name=True)
+
+
+def _names_pictures(look: Look, records: Iterator[Record]) -> bool:
+    first = list(islice(records, _LOOK_AT))
+    if picture_column(first):
+        return True
+    # A mapping of names without suffix.
+    names = {posixpath.basename(name) for name in first_names(first)}
+    stems = (posixpath.splitext(posixpath.basename(picture))[0] for picture in look.pictures)
+    return bool(names) and any(stem in names for stem in stems)
+
+
+def tables_of(look: Look) -> Iterator[tuple[str, Iterator[Record]]]:
+    """Every file that may be a table and is not called after a convention, with its records."""
+    reader = TableFiles(look.files)
+    lines = [
+        *look.ending(*CSV_SUFFIXES, *LINES_SUFFIXES),
+        *(p for p in look.ending(*_TEXT_TABLES) if posixpath.basename(p).lower() in _TEXT_TABLES),
+    ]
+    by_convention = frozenset({*HUB_TABLES, KERAS_TABLE})
+    for path in [p for p in lines if posixpath.basename(p) not in by_convention][:_MOST]:
+        yield path, _readable(look, reader.records(path))
+    for path, document in look.documents():
+        if document is None:
+            # Lines of JSON under another name, or nothing that can be read.
+            yield path, _readable(look, reader.records(path))
+        elif (records := records_in(document)) is not None:
+            yield path, (Record(i, i, values) for i, values in enumerate(records))
+
+
+def _readable(look: Look, records: Iterator[Record]) -> Iterator[Record]:
+    """The records up to one at which the file turns out to be no table."""
+    try:
+        yield from records
+    except DatasetError as error:
+        look.problems.append(error)

@@ -1,0 +1,358 @@
+"""Tables of records in files: CSV and the like, JSON lines, and JSON documents.
+
+Lines are read as streams, and can be read from the middle on. A document, and a table in UTF-16, is
+held whole.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, cast
+
+from components.caption_example_gen.sources.base import DatasetError, Files, is_picture
+from storage.errors import one_line
+
+CSV_SUFFIXES = (".csv", ".tsv", ".psv")
+"""How tables of fields are called, in lower case."""
+LINES_SUFFIXES = (".jsonl", ".ndjson")
+"""How files of JSON lines are called, in lower case."""
+DOCUMENT_SUFFIX = ".json"
+"""How JSON documents are called, in lower case; some hold lines."""
+
+Interpret = Callable[[Any], "list[dict[str, Any]] | None"]
+"""What finds the records in a JSON document, where it has those of a form."""
+
+_BUFFER_BYTES = 1 << 20
+_BOM = codecs.BOM_UTF8
+_UTF16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_DELIMITERS = ",;\t|"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One record of a table.
+
+    Attributes:
+        offset: Where it starts: a byte of the file, or of a document its place in the list.
+        number: Its number in the file, from 0.
+        values: By column.
+        problem: Why the record cannot be read, for people; "" where it can.
+        raw: The bytes of a record that cannot be read.
+    """
+
+    offset: int
+    number: int
+    values: Mapping[str, Any]
+    problem: str = ""
+    raw: bytes = b""
+
+
+class TableFiles:
+    """The tables of a dataset, read one record at a time."""
+
+    def __init__(self, files: Files, interpret: Interpret | None = None) -> None:
+        """Reads nothing yet.
+
+        Args:
+            files: Where they lie.
+            interpret: Finds the records in a JSON document; `None` for a list of them.
+        """
+        self.files = files
+        self._interpret = interpret or records_in
+        # The last document: units of one file come one after the other.
+        self._document: tuple[str, list[dict[str, Any]] | None] = ("", None)
+
+    def records(self, path: str, start: int = 0, number: int = 0) -> Iterator[Record]:
+        """The records of a table.
+
+        Args:
+            path: The table.
+            start: The `offset` of the first one wanted, or 0.
+            number: Its number.
+
+        Yields:
+            Records; text in them is decoded with `surrogateescape`.
+
+        Raises:
+            DatasetError: The table cannot be read, has no header, or holds no records.
+        """
+        if path.lower().endswith(DOCUMENT_SUFFIX):
+            document = self._read_document(path)
+            if document is not None:
+                for index in range(start, len(document)):
+                    yield Record(index, number + index - start, document[index])
+                return
+        with _buffered(self.files.open(path)) as f:
+            yield from read_records(f, path, self.files.shown, start, number)
+
+    def header(self, path: str) -> list[str] | None:
+        """The columns that a table names before its records; `None` where it names none there."""
+        if not is_csv(path):
+            return None
+        with _buffered(self.files.open(path)) as f:
+            return csv_header(f, path, self.files.shown)
+
+    def _read_document(self, path: str) -> list[dict[str, Any]] | None:
+        """The records of a document; `None` where it holds lines."""
+        if self._document[0] != path:
+            with self.files.open(path) as f:
+                content = f.read()
+            document = parse_document(content, path, self.files.shown)
+            found = None if document is None else self._interpret(document)
+            if document is not None and found is None:
+                raise DatasetError(
+                    f"{path} in dataset {self.files.shown!r} is JSON without records that name "
+                    "pictures"
+                )
+            self._document = (path, found)
+        return self._document[1]
+
+
+def is_csv(path: str) -> bool:
+    """Whether a file is called like a table of fields; Flickr8k's `captions.txt` is one."""
+    return path.lower().endswith((*CSV_SUFFIXES, ".txt"))
+
+
+def parse_document(content: bytes, path: str, shown: str) -> Any:
+    """Parses a JSON document.
+
+    Returns:
+        What it holds; `None` where it is not one document, but a line of JSON for each record.
+
+    Raises:
+        DatasetError: It is no JSON, or in another encoding than UTF-8 or UTF-16.
+    """
+    where = f"{path} in dataset {shown!r}"
+    try:
+        return json.loads(_decoded(content))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DatasetError(
+            f"{where} is neither UTF-8 nor UTF-16: byte {error.start} (line {line}) is "
+            f"{content[error.start : error.start + 1]!r}; save it as UTF-8"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        first = content.removeprefix(_BOM).lstrip().split(b"\n", 1)[0]
+        try:
+            if isinstance(json.loads(first), dict):
+                return None
+        except (ValueError, RecursionError):
+            pass
+        raise DatasetError(f"{where} is no JSON: {one_line(error)}") from error
+
+
+def _decoded(content: bytes) -> str:
+    if content.startswith(_UTF16_BOMS):
+        return content.decode("utf-16")
+    return content.removeprefix(_BOM).decode("utf-8")
+
+
+def records_in(document: Any) -> list[dict[str, Any]] | None:
+    """The records of a list, of a mapping's only list of them, or of names and their captions."""
+    if isinstance(document, dict):
+        lists = [value for value in document.values() if _are_records(value)]
+        if len(lists) == 1:
+            return cast(list[dict[str, Any]], lists[0])
+        if document and all(isinstance(value, str | dict | list) for value in document.values()):
+            if not (all(map(is_picture, document)) or _are_texts(document.values())):
+                return None
+            return [
+                {"file_name": name, **(value if isinstance(value, dict) else {"text": value})}
+                for name, value in document.items()
+            ]
+        return None
+    return document if _are_records(document) else None
+
+
+def _are_texts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _are_records(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(x, dict) for x in value)
+
+
+def read_records(
+    f: BinaryIO, file: str, shown: str, start: int = 0, number: int = 0
+) -> Iterator[Record]:
+    """Reads a table of lines, one record at a time.
+
+    Args:
+        f: The table, at its start.
+        file: Its name, which tells fields from JSON.
+        shown: Name of the dataset.
+        start: The byte to start at: the start of a record, or 0.
+        number: That record's number.
+
+    Yields:
+        Its records; text in them is decoded with `surrogateescape`.
+
+    Raises:
+        DatasetError: The table cannot be read, or has no header.
+    """
+    try:
+        f = _as_utf8(f, file, shown)
+        if is_csv(file):
+            yield from _csv_records(f, file, shown, start, number)
+        else:
+            f.seek(start)
+            yield from _json_records(_Lines(f, start), number)
+    except OSError as error:
+        raise DatasetError(
+            f"{file} in dataset {shown!r} cannot be read: {one_line(error)}"
+        ) from error
+
+
+def csv_header(f: BinaryIO, file: str, shown: str) -> list[str]:
+    """Reads the names of a CSV file's columns, and leaves it behind them.
+
+    Raises:
+        DatasetError: It has none.
+    """
+    return _csv_header(_Lines(_as_utf8(f, file, shown), 0), file, shown).names
+
+
+def _as_utf8(f: BinaryIO, file: str, shown: str) -> BinaryIO:
+    """The same file, or one in UTF-16 as UTF-8."""
+    magic = f.read(2)
+    f.seek(0)
+    if magic not in _UTF16_BOMS:
+        return f
+    try:
+        return io.BytesIO(f.read().decode("utf-16").encode())
+    except UnicodeError as error:
+        raise DatasetError(
+            f"{file} in dataset {shown!r} is no whole UTF-16: {one_line(error)}; save it as UTF-8"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Header:
+    """The columns of a CSV file, what parts its fields, and where its records start."""
+
+    names: list[str]
+    delimiter: str
+    end: int
+
+
+def _csv_header(lines: _Lines, file: str, shown: str) -> _Header:
+    try:
+        for line in lines:
+            if not line.strip():
+                continue
+            delimiter = _delimiter(line, file)
+            fields = next(csv.reader([line], strict=True, **_dialect(delimiter)))
+            _check_no_nul(fields)
+            names = [name.strip() for name in fields]
+            if len(names) > 1 and any(is_picture(name) or "://" in name for name in names):
+                # No names of columns, but the first record.
+                names = [f"column_{index + 1}" for index in range(len(names))]
+                return _Header(names, delimiter, 0)
+            return _Header(names, delimiter, lines.offset)
+        reason = "it is empty"
+    except csv.Error as error:
+        reason = one_line(error)
+    raise DatasetError(f"{file} in dataset {shown!r} has no line with the columns: {reason}")
+
+
+def _delimiter(header: str, file: str) -> str:
+    if file.lower().endswith(".tsv"):
+        return "\t"
+    # Names of columns hold none of these; of as many fields, those by commas win.
+    return max(_DELIMITERS, key=header.count)
+
+
+def _dialect(delimiter: str) -> Mapping[str, Any]:
+    return {"delimiter": delimiter, "skipinitialspace": delimiter in ";|"}
+
+
+def _check_no_nul(fields: Sequence[str]) -> None:
+    """Raises a `csv.Error` as Python 3.10's reader does, that of the old stack; newer ones do not.
+
+    No caption and no file name has one; binary data or UTF-16 in the place of a table does.
+    """
+    if any("\0" in field for field in fields):
+        raise csv.Error("line contains NUL")
+
+
+def _csv_records(f: BinaryIO, file: str, shown: str, start: int, number: int) -> Iterator[Record]:
+    found = _csv_header(_Lines(f, 0), file, shown)
+    header = found.names
+    begin = start or found.end
+    f.seek(begin)
+    lines = _Lines(f, begin)
+    # Without `strict`, a quote out of place would silently join records.
+    reader = csv.reader(lines, strict=True, **_dialect(found.delimiter))
+    while True:
+        lines.raw.clear()
+        offset = lines.offset
+        try:
+            fields = next(reader, None)
+            _check_no_nul(fields or [])
+        except csv.Error as error:
+            problem = f"the record is no CSV: {one_line(error)}"
+            yield Record(offset, number, {}, problem, b"".join(lines.raw).rstrip(b"\r\n"))
+            number += 1
+            continue
+        if fields is None:
+            return
+        if not fields:
+            continue
+        if any(fields[len(header) :]):
+            problem = (
+                f"the record has {len(fields)} fields, the columns are {len(header)}: a field "
+                "with a comma needs quotes"
+            )
+            yield Record(offset, number, {}, problem, b"".join(lines.raw).rstrip(b"\r\n"))
+        else:
+            yield Record(offset, number, dict(zip(header, fields, strict=False)))
+        number += 1
+
+
+def _json_records(lines: _Lines, number: int) -> Iterator[Record]:
+    while True:
+        lines.raw.clear()
+        offset = lines.offset
+        line = next(lines, None)
+        if line is None:
+            return
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            problem = "" if isinstance(values, dict) else "the record is no JSON object"
+        except (ValueError, RecursionError) as error:
+            values, problem = None, f"the record is no JSON: {one_line(error)}"
+        if problem:
+            yield Record(offset, number, {}, problem, b"".join(lines.raw).rstrip(b"\r\n"))
+        else:
+            yield Record(offset, number, values)
+        number += 1
+
+
+class _Lines(Iterator[str]):
+    """Decoded lines of a file; knows where it is, and the bytes since `raw` was cleared."""
+
+    def __init__(self, f: BinaryIO, offset: int) -> None:
+        self._f = f
+        self.offset = offset
+        self.raw: list[bytes] = []
+
+    def __next__(self) -> str:
+        line = self._f.readline()
+        if not line:
+            raise StopIteration
+        text = line.removeprefix(_BOM) if self.offset == 0 else line
+        self.offset += len(line)
+        self.raw.append(line)
+        return text.decode("utf-8", "surrogateescape")
+
+
+def _buffered(f: BinaryIO) -> BinaryIO:
+    # The files of object stores read a block of megabytes for every line.
+    return f if isinstance(f, io.BufferedReader) else io.BufferedReader(cast(Any, f), _BUFFER_BYTES)

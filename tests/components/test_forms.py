@@ -1,0 +1,920 @@
+"""The forms in which people keep captioned pictures, whole and broken, wherever they lie."""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hub_server import HubServer
+from made_datasets import (
+    csv_text,
+    embedded,
+    error_of,
+    jsonl,
+    kind_of,
+    pairs_of,
+    png,
+    put,
+    put_parquet,
+    put_tar,
+    rows_of,
+)
+
+from components.caption_example_gen import look
+from components.caption_example_gen.sources import (
+    DatasetSpec,
+    check_dataset,
+    dataset_fingerprint,
+    forms,
+    open_dataset,
+    picture_files,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNT = 4
+TEXTS = [f"picture {i}" for i in range(COUNT)]
+NAMES = ["plain", "a space", "100%", "grün 日本"]
+PICTURES = {f"{name}.png": png(i) for i, name in enumerate(NAMES)}
+
+
+def files_with(suffix, texts=TEXTS):
+    return {f"{name}{suffix}": text for name, text in zip(NAMES, texts, strict=True)}
+
+
+def table_bytes(columns):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+def arrow_bytes(columns, opened=pa.ipc.new_stream, rows=3):
+    buffer = io.BytesIO()
+    table = pa.table(columns)
+    with opened(buffer, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+    return buffer.getvalue()
+
+
+def columns_of(texts=TEXTS):
+    return {"image": embedded([png(i) for i in range(COUNT)]), "text": texts}
+
+
+def records(name, caption, folder="", texts=TEXTS):
+    return [
+        {name: f"{folder}{picture}", caption: text}
+        for picture, text in zip(PICTURES, texts, strict=True)
+    ]
+
+
+def moved(folder, files):
+    return {f"{folder}/{path}": content for path, content in files.items()}
+
+
+def coco(texts=TEXTS):
+    images = [{"id": 10 + i, "file_name": name} for i, name in enumerate(PICTURES)]
+    said = [{"id": i, "image_id": 10 + i, "caption": text} for i, text in enumerate(texts)]
+    return json.dumps({"images": images, "annotations": said})
+
+
+def encoded(i):
+    return base64.b64encode(png(i)).decode()
+
+
+FETCHED = [
+    {"caption": text, "key": f"{i:05}", "status": "success", "error_message": None}
+    for i, text in enumerate(TEXTS)
+]
+FAILED = {"caption": "gone", "key": "00004", "status": "failed_to_download", "error_message": "404"}
+SAMPLES = {f"{i:05}.jpg": png(i) for i in range(COUNT)} | {
+    f"{i:05}.txt": text for i, text in enumerate(TEXTS)
+}
+
+# What is in the files, what is asked for, and what it is taken for.
+FORMS = {
+    "txt": ({**PICTURES, **files_with(".txt")}, {}, "caption-files"),
+    "caption": ({**PICTURES, **files_with(".caption")}, {}, "caption-files"),
+    "upper case": ({**PICTURES, **files_with(".TXT")}, {}, "caption-files"),
+    "whole name": ({**PICTURES, **files_with(".png.txt")}, {}, "caption-files"),
+    "json beside": (
+        {**PICTURES, **files_with(".json", [json.dumps({"prompt": t, "n": 1}) for t in TEXTS])},
+        {},
+        "caption-files",
+    ),
+    "repeats": ({**moved("10_a dog", {**PICTURES, **files_with(".txt")})}, {}, "repeats"),
+    "arrow": ({"state.json": "{}", "data-0.arrow": arrow_bytes(columns_of())}, {}, "arrow"),
+    "arrow file": ({"data.arrow": arrow_bytes(columns_of(), pa.ipc.new_file)}, {}, "arrow"),
+    "arrow with a dictionary": (
+        {"data.arrow": arrow_bytes(columns_of(pa.array(TEXTS).dictionary_encode()))},
+        {},
+        "arrow",
+    ),
+    "parquet": ({"data/train.parquet": table_bytes(columns_of())}, {}, "parquet"),
+    "parquet with paths": (
+        {
+            **moved("img", PICTURES),
+            "train.parquet": table_bytes({"image": [f"img/{p}" for p in PICTURES], "text": TEXTS}),
+        },
+        {},
+        "parquet",
+    ),
+    "parquet with names": (
+        {**moved("img", PICTURES), "t.parquet": table_bytes({"path": [*PICTURES], "text": TEXTS})},
+        {},
+        "parquet",
+    ),
+    "parquet with base64": (
+        {"t.parquet": table_bytes({"image": [encoded(i) for i in range(COUNT)], "text": TEXTS})},
+        {},
+        "parquet",
+    ),
+    "img2dataset files": (
+        {
+            **moved("00000", SAMPLES),
+            "00000.parquet": table_bytes({k: [r[k] for r in FETCHED] for k in FAILED}),
+            "00000_stats.json": "{}",
+        },
+        {},
+        "img2dataset",
+    ),
+    "metadata.jsonl": ({**PICTURES, "metadata.jsonl": jsonl(records("file_name", "text"))}, {}, ""),
+    "train.jsonl": (
+        {**moved("img", PICTURES), "train.jsonl": jsonl(records("image", "caption", "img/"))},
+        {},
+        "table",
+    ),
+    "json list": (
+        {**PICTURES, "x.json": json.dumps(records("path", "caption"), indent=1)},
+        {},
+        "table",
+    ),
+    "json lines called json": ({**PICTURES, "x.json": jsonl(records("img", "text"))}, {}, "table"),
+    "json of names": (
+        {**PICTURES, "x.json": json.dumps(dict(zip(PICTURES, TEXTS, strict=True)))},
+        {},
+        "table",
+    ),
+    "relative to the root": (
+        {**moved("img", PICTURES), "notes/x.json": json.dumps(records("img", "text", "img/"))},
+        {},
+        "table",
+    ),
+    "another machine's paths": (
+        {
+            **moved("img", PICTURES),
+            "x.csv": csv_text(
+                [("image", "text")]
+                + [(f"C:\\me\\img\\{p}", t) for p, t in zip(PICTURES, TEXTS, strict=True)]
+            ),
+        },
+        {},
+        "table",
+    ),
+    "as in a URL": (
+        {
+            **{name: PICTURES[name] for name in ("plain.png", "a space.png")},
+            "x.csv": "image,text\nplain.png,picture 0\na%20space.png,picture 1\n",
+        },
+        {},
+        "table",
+    ),
+    "base64": (
+        {"x.jsonl": jsonl({"image": encoded(i), "text": t} for i, t in enumerate(TEXTS))},
+        {},
+        "table",
+    ),
+    "data URI": (
+        {
+            "x.json": json.dumps(
+                [
+                    {"image": f"data:image/png;base64,{encoded(i)}", "text": t}
+                    for i, t in enumerate(TEXTS)
+                ]
+            )
+        },
+        {},
+        "table",
+    ),
+    "semicolons": (
+        {
+            **PICTURES,
+            "x.csv": "image;text\n"
+            + "".join(f"{p};{t}\n" for p, t in zip(PICTURES, TEXTS, strict=True)),
+        },
+        {},
+        "table",
+    ),
+    "tabs": (
+        {
+            **PICTURES,
+            "x.tsv": "image\ttext\n"
+            + "".join(f"{p}\t{t}\n" for p, t in zip(PICTURES, TEXTS, strict=True)),
+        },
+        {},
+        "table",
+    ),
+    "no header": (
+        {**PICTURES, "x.csv": csv_text(list(zip(PICTURES, TEXTS, strict=True)))},
+        {},
+        "table",
+    ),
+    "UTF-16": (
+        {
+            **PICTURES,
+            "metadata.csv": csv_text(
+                [("file_name", "text"), *zip(PICTURES, TEXTS, strict=True)]
+            ).encode("utf-16"),
+        },
+        {},
+        "image-folder",
+    ),
+    "bar and numbers, as Flickr30k": (
+        {
+            **moved("flickr30k_images", PICTURES),
+            "results.csv": "image_name| comment_number| comment\n"
+            + "".join(f"{p}| 0| {t}\n" for p, t in zip(PICTURES, TEXTS, strict=True)),
+        },
+        {},
+        "table",
+    ),
+    "captions.txt, as Flickr8k": (
+        {
+            **moved("Images", PICTURES),
+            "captions.txt": csv_text([("image", "caption"), *zip(PICTURES, TEXTS, strict=True)]),
+        },
+        {},
+        "table",
+    ),
+    "coco": (
+        {**moved("train2017", PICTURES), "annotations/captions_train2017.json": coco()},
+        {},
+        "coco",
+    ),
+    "sd-scripts": (
+        {
+            **moved("img", PICTURES),
+            "meta_cap.json": json.dumps(
+                {f"/home/me/img/{n}": {"caption": t} for n, t in zip(NAMES, TEXTS, strict=True)}
+            ),
+        },
+        {},
+        "sd-scripts",
+    ),
+    "languages": (
+        {
+            **PICTURES,
+            "x.jsonl": jsonl(
+                {"image": p, "caption": {"de": "Bild", "en": t}}
+                for p, t in zip(PICTURES, TEXTS, strict=True)
+            ),
+        },
+        {"caption_column": "caption.en"},
+        "table",
+    ),
+    "json of names without suffix": (
+        {**PICTURES, "x.json": json.dumps(dict(zip(NAMES, TEXTS, strict=True)))},
+        {},
+        "table",
+    ),
+    "caption folders": (
+        {**moved("images/a", PICTURES), **moved("text/a", files_with(".txt"))},
+        {},
+        "caption-folders",
+    ),
+    "folder of captions": (
+        {**PICTURES, **moved("captions", files_with(".caption"))},
+        {},
+        "caption-folders",
+    ),
+    "caption given": (PICTURES, {"caption": "sks"}, "pictures"),
+    "file names": (PICTURES, {"captions_from": "file_name"}, "pictures"),
+}
+EXPECTED = {"caption given": ["sks"] * COUNT, "file names": NAMES}
+
+
+@pytest.fixture
+def memory():
+    fs = fsspec.filesystem("memory")
+    yield fs
+    fs.rm("/", recursive=True)
+
+
+def put_zip(path, files):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("place", ["folder", "sub-folder", "zip", "tar.gz", "remote"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_read_wherever_it_lies(form, place, tmp_path, memory):
+    files, settings, kind = FORMS[form]
+    dataset = tmp_path / "set"
+    if place == "folder":
+        put(dataset, files)
+    elif place == "sub-folder":
+        put(dataset, moved("deep/er", files))
+    elif place == "zip":
+        junk = {"__MACOSX/set/._plain.png": "x", "set/.DS_Store": "x", "set/Thumbs.db": "x"}
+        dataset = put_zip(tmp_path / "set.zip", {**moved("set", files), **junk})
+    elif place == "tar.gz":
+        # What has samples is read as such, and img2dataset's tables would be broken ones.
+        files = {p: c for p, c in files.items() if not p.startswith(("00000.", "00000_"))}
+        dataset = put_tar(tmp_path / "set", list(moved("set", files).items()), ".tar.gz")
+    else:
+        for path, content in files.items():
+            memory.pipe_file(
+                f"/set/{path}", content.encode() if isinstance(content, str) else content
+            )
+        dataset = "memory://set"
+    found = dict(pairs_of(dataset, **settings))
+    texts = EXPECTED.get(form, TEXTS)
+    wanted = {png(i): [text] for i, text in enumerate(texts)}
+    assert found == (wanted if form != "as in a URL" else {png(i): [TEXTS[i]] for i in range(2)})
+    spec = DatasetSpec(str(dataset), **settings)
+    source = open_dataset(spec)
+    check_dataset(spec, source)
+    assert len(dataset_fingerprint(spec, source)) == 64
+    if kind and place != "tar.gz":
+        assert source.kind == kind
+        assert source.taken_for.startswith(f"taken for {kind}")
+    # Of files that a tar has side by side, samples are made while it is read.
+    assert source.kind in {form.kind for form in forms.FORMS} | {"webdataset"}
+
+
+def test_forms_have_names_of_their_own():
+    kinds = [form.kind for form in forms.FORMS]
+    assert len(set(kinds)) == len(kinds)
+    assert set().union(*(form.settles for form in forms.FORMS)) <= set(kinds)
+
+
+# Caption files.
+
+
+def test_lines_of_a_caption_file(tmp_path):
+    put(tmp_path, {"1.png": png(1), "1.txt": "\ufeffone\r\n\r\n two \n", "2.png": png(2)})
+    put(tmp_path, {"2.txt": "zwei".encode("utf-16")})
+    assert pairs_of(tmp_path) == [(png(1), ["one\r\n\r\n two "]), (png(2), ["zwei"])]
+    assert pairs_of(tmp_path, caption_lines="each")[0] == (png(1), ["one", "two"])
+
+
+def test_caption_files_that_are_broken(tmp_path):
+    put(tmp_path, {"1.png": png(1), "1.txt": "one", "2.png": png(2), "3.txt": "three"})
+    put(tmp_path, {"4.png": png(4), "4.txt": b"gr\xfcn", "5.png": png(5), "5.txt": "  \n"})
+    put(tmp_path, {"README.txt": "about", "texts/notes.txt": "far from pictures"})
+    put(tmp_path, {"1-masklabel.png": png(9)})
+    rows = {row.file: row for row in rows_of(tmp_path)}
+    assert sorted(rows) == ["1.png", "2.png", "3.txt", "4.png", "5.png"]
+    assert rows["2.png"].captions == (None,)
+    assert "no caption file (*.txt) of the picture's name" in rows["2.png"].image_problem
+    assert (rows["3.txt"].image, rows["3.txt"].captions) == (None, (b"three",))
+    assert "no picture of the name of '3.txt'" in rows["3.txt"].image_problem
+    assert rows["4.png"].captions == (b"gr\xfcn",)
+    assert rows["5.png"].captions == (b"  ",)
+    given = {row.file: row.captions for row in rows_of(tmp_path, caption="sks")}
+    assert [given[name] for name in ("1.png", "2.png", "5.png")] == [
+        (b"one",),
+        (b"sks",),
+        (b"sks",),
+    ]
+    # Without a picture there is nothing to give a caption to.
+    assert given["3.txt"] == (b"three",)
+
+
+def test_two_captions_for_one_picture(tmp_path):
+    put(tmp_path, {"1.png": png(1), "1.txt": "tags", "1.caption": "words", "2.png": png(2)})
+    put(tmp_path, {"2.txt": "more tags"})
+    message = error_of(tmp_path)
+    assert "two captions for one picture, 1.caption and *.txt" in message
+    assert "--caption-column caption or --caption-column txt" in message
+    assert pairs_of(tmp_path, caption_column="txt")[0] == (png(1), ["tags"])
+    assert rows_of(tmp_path, caption_column="caption")[0].captions == (b"words",)
+    (tmp_path / "1.txt").unlink()
+    # One each is no question.
+    assert pairs_of(tmp_path) == [(png(1), ["words"]), (png(2), ["more tags"])]
+
+
+def test_a_folder_of_captions_that_lacks_some(tmp_path):
+    put(
+        tmp_path, {"img/1.png": png(1), "img/2.png": png(2), "text/1.txt": "one", "text/3.txt": "3"}
+    )
+    put(tmp_path, {"notes.txt": "elsewhere"})
+    first, second, alone = rows_of(tmp_path)
+    assert (first.captions, second.captions) == ((b"one",), (None,))
+    assert (alone.file, alone.image, alone.captions) == ("text/3.txt", None, (b"3",))
+
+
+@pytest.mark.parametrize("folder", ["images", "labels"])
+def test_labels_of_object_detectors_are_no_captions(tmp_path, folder):
+    put(tmp_path, {"images/1.png": png(1), f"{folder}/1.txt": "0 0.5 0.25 1e-1 .2\n14 1 1 1 1\n"})
+    message = error_of(tmp_path)
+    assert "has pictures and no captions" in message
+    assert ("hold numbers alone" in message) == (folder == "images")
+    assert pairs_of(tmp_path, form="pictures", caption="x") == [(png(1), ["x"])]
+
+
+def test_json_beside_pictures(tmp_path):
+    put(tmp_path, {"1.png": png(1), "1.json": '{"prompt": "one", "sampler": "x"}'})
+    put(tmp_path, {"2.png": png(2), "2.json": "{"})
+    assert "prompt" in open_dataset(DatasetSpec(str(tmp_path))).caption_column
+    one, two = rows_of(tmp_path, caption_column="sampler")
+    assert one.captions == (b"x",)
+    assert (two.captions, "cannot be read as JSON" in two.image_problem) == ((None,), True)
+    assert "has no caption column 'said': the keys of 1.json are prompt, sampler" in error_of(
+        tmp_path, caption_column="said"
+    )
+
+
+def test_units_of_picture_files_are_read_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(picture_files, "_UNIT_ROWS", 2)
+    put(tmp_path, {**PICTURES, **files_with(".txt"), "x.txt": "alone"})
+    source = open_dataset(DatasetSpec(str(tmp_path)))
+    units = list(source.units())
+    assert [(unit.start, unit.num_rows) for unit in units] == [(0, 2), (2, 2), (4, 1)]
+    rows = rows_of(tmp_path)
+    assert [row for unit in reversed(units) for row in list(source.read(unit))[::-1]] == rows[::-1]
+    assert source.image_bytes == sum(map(len, PICTURES.values()))
+
+
+def test_splits_of_caption_files(tmp_path):
+    for name, i in (("train", 1), ("test", 2)):
+        put(tmp_path, {f"{name}/1.png": png(i), f"{name}/1.txt": name})
+    assert pairs_of(tmp_path) == [(png(1), ["train"])]
+    assert pairs_of(tmp_path, split="test") == [(png(2), ["test"])]
+    assert open_dataset(DatasetSpec(str(tmp_path))).left_out == ("test/1.png", "test/1.txt")
+
+
+def test_links_that_lead_nowhere_are_rows_of_their_own_trouble(tmp_path):
+    put(tmp_path, {"1.png": png(1), "1.txt": "one"})
+    (tmp_path / "2.png").symlink_to(tmp_path / "gone.png")
+    put(tmp_path, {"2.txt": "two"})
+    first, second = rows_of(tmp_path)
+    assert (first.image, second.image, second.file) == (png(1), None, "2.txt")
+
+
+# Repeats, and captions that are given.
+
+
+def test_repeats_are_of_the_nearest_folder(tmp_path):
+    put(tmp_path, {"img/10_sks_dog/1.png": png(1), "img/10_sks_dog/deep/2.png": png(2)})
+    put(tmp_path, {"img/3_cat/3.png": png(3), "img/3_cat/3.txt": "own", "img/0_x/4.png": png(4)})
+    put(tmp_path, {"img/2024_trip/5.png": png(5), "img/01_y/6.png": png(6), "7.png": png(7)})
+    rows = {row.path: row for row in rows_of(tmp_path)}
+    assert {path.rpartition("/")[2]: row.repeats for path, row in rows.items()} == {
+        "1.png": 10, "2.png": 10, "3.png": 3, "4.png": 1, "5.png": 1, "6.png": 1, "7.png": 1,
+    }  # fmt: skip
+    assert rows["img/10_sks_dog/1.png"].captions == (b"sks dog",)
+    assert rows["img/3_cat/3.png"].captions == (b"own",)
+    assert rows["7.png"].captions == (None,)
+    given = {row.path: row.captions for row in rows_of(tmp_path, caption="given")}
+    assert given["img/10_sks_dog/1.png"] == (b"given",)
+    assert given["img/3_cat/3.png"] == (b"own",)
+    assert rows_of(tmp_path, form="pictures", caption="x")[0].repeats is None
+
+
+def test_names_of_folders_with_repeats_are_no_splits(tmp_path):
+    put(tmp_path, {"5_test pilot/1.png": png(1), "2_train driver/2.png": png(2)})
+    assert len(rows_of(tmp_path)) == 2
+    put(tmp_path, {"test/5_pilot/3.png": png(3), "train/5_pilot/4.png": png(4)})
+    assert [row.path for row in rows_of(tmp_path, split="test")] == ["test/5_pilot/3.png"]
+
+
+def test_tables_win_over_names_of_folders(tmp_path):
+    put(tmp_path, {"1_cat/1.png": png(1), "metadata.csv": "file_name,text\n1_cat/1.png,one\n"})
+    assert kind_of(tmp_path) == "image-folder"
+    assert rows_of(tmp_path)[0].repeats is None
+
+
+def test_pictures_without_captions_are_an_error_that_offers_what_there_is(tmp_path):
+    put(tmp_path, {"golden_retriever/a red ball (2).png": png(1), "cat/b_03.png": png(2)})
+    put(tmp_path, {"3.png": png(3)})
+    message = error_of(tmp_path)
+    for said in (
+        '--caption "a photo',
+        "--captions-from folder",
+        "--captions-from file_name",
+        "1.txt",
+    ):
+        assert said in message
+    folders = [row.captions for row in rows_of(tmp_path, captions_from="folder")]
+    assert folders == [(None,), (b"cat",), (b"golden retriever",)]
+    names = [row.captions for row in rows_of(tmp_path, captions_from="file_name")]
+    assert names == [(b"3",), (b"b",), (b"a red ball",)]
+
+
+def test_captions_are_given_to_any_form(tmp_path):
+    put_parquet(tmp_path / "a" / "a.parquet", {"image": embedded([png(1)])})
+    assert "has no caption column" in error_of(tmp_path / "a")
+    assert pairs_of(tmp_path / "a", caption="sks") == [(png(1), ["sks"])]
+    put(tmp_path / "b", {"cat/1.png": png(1), "dog/2.png": png(2)})
+    put(tmp_path / "b", {"x.csv": "image,text\ncat/1.png,\ndog/2.png,a dog\n"})
+    assert pairs_of(tmp_path / "b", captions_from="folder") == [
+        (png(1), ["cat"]),
+        (png(2), ["a dog"]),
+    ]
+    put_tar(tmp_path / "c" / "c", [("cat/1.png", png(1)), ("cat/1.txt", ""), ("cat/2.png", png(2))])
+    assert pairs_of(tmp_path / "c", captions_from="folder") == [
+        (png(1), ["cat"]),
+        (png(2), ["cat"]),
+    ]
+
+
+# Tables.
+
+
+def test_tables_that_are_broken(tmp_path):
+    put(tmp_path, {"img/1.png": png(1), "img/2.png": png(2), "img/3.png": png(3)})
+    lines = [
+        {"image": "img/1.png", "text": "one"},
+        {"image": "img/gone.png", "text": "missing"},
+        {"image": "img/2.png"},
+        {"image": "../../out.png", "text": "outside"},
+        {"image": "data:image/png;hex,00", "text": "no base64"},
+        {"text": "no picture"},
+    ]
+    put(tmp_path, {"x.jsonl": jsonl(lines)})
+    rows = rows_of(tmp_path)
+    assert [row.image for row in rows[:3]] == [png(1), None, png(2)]
+    assert [row.image for row in rows[3:]] == [None] * 4
+    assert rows[1].image_problem == "no file 'img/gone.png'"
+    assert rows[2].captions == (None,)
+    assert "leads out" in rows[3].image_problem
+    assert rows[4].image_problem == "the data URI is not in base64"
+    assert rows[5].image_problem == "the record names no picture in 'image'"
+    assert (rows[6].file, rows[6].image_problem) == (
+        "img/3.png",
+        "no record of a table names this picture",
+    )
+
+
+def test_tables_called_after_their_split(tmp_path):
+    put(tmp_path, {f"img/{i}.png": png(i) for i in range(3)})
+    put(tmp_path, {"train.jsonl": jsonl([{"image": "img/0.png", "text": "zero"}])})
+    put(tmp_path, {"test.jsonl": jsonl([{"image": "img/1.png", "text": "one"}])})
+    named, unnamed = rows_of(tmp_path)
+    assert (named.image, unnamed.file) == (png(0), "img/2.png")
+    assert rows_of(tmp_path, split="test")[0].image == png(1)
+
+
+def test_names_are_not_guessed_between_two_folders(tmp_path):
+    put(tmp_path, {"a/1.png": png(1), "b/1.png": png(2)})
+    put(tmp_path, {"x.csv": "image,text\n1.png,one\n"})
+    assert rows_of(tmp_path)[0].image_problem == "no file '1.png'"
+    # Unless the table is called after one of them.
+    (tmp_path / "x.csv").rename(tmp_path / "of_b.csv")
+    assert rows_of(tmp_path)[0].image == png(2)
+
+
+def test_accents_are_composed_in_tables_and_not_in_file_names(tmp_path):
+    put(tmp_path, {"u\u0308ber.png": png(1), "x.csv": "image,text\n\u00fcber.png,one\n"})
+    assert pairs_of(tmp_path) == [(png(1), ["one"])]
+
+
+def test_documents_in_other_encodings_name_line_and_byte(tmp_path):
+    put(tmp_path, {"1.png": png(1), "x.json": b'[\n {"image": "1.png", "text": "gr\xfcn"}\n]'})
+    message = error_of(tmp_path)
+    assert "x.json in dataset" in message
+    assert "is neither UTF-8 nor UTF-16: byte 33 (line 2) is b'\\xfc'" in message
+    put(tmp_path, {"x.json": '[{"image": "1.png", "text": '})
+    assert "x.json in dataset" in error_of(tmp_path)
+
+
+def test_json_that_has_nothing_to_do_with_pictures(tmp_path):
+    put(
+        tmp_path,
+        {**PICTURES, **files_with(".txt"), "sampler.json": '[{"steps": 20}]', "x.csv": "a,b\n"},
+    )
+    put(tmp_path, {"broken.json": "{"})
+    assert kind_of(tmp_path) == "caption-files"
+
+
+def test_ids_are_no_captions(tmp_path):
+    talk = [{"from": "human", "value": "what is it?"}, {"from": "gpt", "value": "a dog"}]
+    record = {"id": "a1", "image": "1.png", "conversations": talk}
+    put(tmp_path, {"1.png": png(1), "x.json": json.dumps([record])})
+    assert "could be the caption column: conversations.from, conversations.value" in error_of(
+        tmp_path
+    )
+    assert rows_of(tmp_path, caption_column="conversations.value")[0].captions == (
+        b"what is it?",
+        b"a dog",
+    )
+    put(tmp_path, {"x.json": json.dumps([{"id": "a1", "image": "1.png", "said": "one"}])})
+    assert pairs_of(tmp_path) == [(png(1), ["one"])]
+
+
+def test_coco_of_two_splits(tmp_path):
+    def document(names):
+        images = [{"id": n, "file_name": f"{n}.png"} for n in names]
+        said = [{"image_id": n, "caption": f"{n} {k}"} for n in names for k in "ab"]
+        return json.dumps({"images": images, "annotations": said})
+
+    put(tmp_path, {f"train2017/{i}.png": png(i) for i in range(3)})
+    put(
+        tmp_path,
+        {"val2017/7.png": png(7), "annotations/captions_train2017.json": document([0, 1, 9])},
+    )
+    put(tmp_path, {"annotations/captions_val2017.json": document([7])})
+    put(tmp_path, {"annotations/instances_train2017.json": "{not read"})
+    one, two, missing, unnamed = rows_of(tmp_path)
+    assert [row.image for row in (one, two)] == [png(0), png(1)]
+    assert one.captions == (b"0 a", b"0 b")
+    assert missing.image_problem == "no file '9.png'"
+    assert unnamed.file == "train2017/2.png"
+    assert pairs_of(tmp_path, split="validation") == [(png(7), ["7 a", "7 b"])]
+
+
+def test_coco_captions_without_image(tmp_path):
+    content = {"images": [{"id": 1, "file_name": "1.png"}], "annotations": []}
+    content["annotations"] = [{"image_id": 1, "caption": "one"}, {"image_id": 2, "caption": "two"}]
+    put(tmp_path, {"1.png": png(1), "captions.json": json.dumps(content)})
+    one, two = rows_of(tmp_path)
+    assert (one.image, one.captions) == (png(1), (b"one",))
+    assert (two.image, two.captions) == (None, (b"two",))
+
+
+def test_sd_scripts_metadata_that_is_broken(tmp_path):
+    meta = {"1": {"caption": "one", "tags": "a, b"}, "gone": {"caption": "x"}, "2": {"tags": "c"}}
+    put(tmp_path, {"1.png": png(1), "2.png": png(2), "meta.json": json.dumps(meta)})
+    rows = rows_of(tmp_path)
+    assert [row.captions for row in rows] == [(b"one",), (b"x",), (None,)]
+    assert rows[1].image is None
+    assert rows_of(tmp_path, caption_column="tags")[2].captions == (b"c",)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_addresses_are_an_error_with_the_command(tmp_path, suffix):
+    urls, texts = [f"https://h/{i}.jpg" for i in range(3)], TEXTS[:3]
+    if suffix == ".parquet":
+        put_parquet(tmp_path / "part 0.parquet", {"URL": urls, "TEXT": texts})
+    else:
+        put(tmp_path, {"part 0.csv": csv_text([("URL", "TEXT"), *zip(urls, texts, strict=True)])})
+    message = error_of(tmp_path)
+    assert "has the addresses of pictures in column 'URL'" in message
+    assert (
+        f"img2dataset --url_list 'part 0{suffix}' --input_format {suffix[1:]} --url_col URL "
+        "--caption_col TEXT" in message
+    )
+
+
+def test_addresses_without_a_header_or_a_usual_name(tmp_path):
+    put(tmp_path, {"x.tsv": "a dog\thttps://h/1.jpg\na cat\thttps://h/2.jpg\n"})
+    assert "has the addresses of pictures in column 'column_2'" in error_of(tmp_path)
+    put(tmp_path, {"x.tsv": "said\tphoto\na dog\thttps://h/1.jpg\n"})
+    assert "--url_col photo" in error_of(tmp_path)
+
+
+# Columns.
+
+
+def test_nested_captions_of_parquet(tmp_path):
+    sentences = [[{"raw": "one"}, {"raw": "uno"}], []]
+    languages = [{"de": "eins", "en": "one"}, {"de": "zwei", "en": None}]
+    pairs = pa.array([list(each.items()) for each in languages], pa.map_(pa.string(), pa.string()))
+    put_parquet(
+        tmp_path / "a.parquet",
+        {"image": embedded([png(1), png(2)]), "s": sentences, "l": languages, "m": pairs},
+    )
+
+    def captions(column):
+        return [row.captions for row in rows_of(tmp_path, caption_column=column)]
+
+    assert captions("s.raw") == [(b"one", b"uno"), (None,)]
+    assert captions("l.en") == captions("m.en") == [(b"one",), (None,)]
+    assert "could be the caption column: l.de, l.en, s.raw" in error_of(tmp_path).replace(
+        "s.raw, l.de, l.en", "l.de, l.en, s.raw"
+    )
+    assert "has no caption column 'l.fr'" in error_of(tmp_path, caption_column="l.fr")
+
+
+def test_parquet_that_names_pictures_which_are_missing(tmp_path):
+    put(tmp_path, {"img/1.png": png(1)})
+    put_parquet(tmp_path / "a.parquet", {"path": ["1.png", "2.png", None], "text": ["a", "b", "c"]})
+    rows = rows_of(tmp_path)
+    assert [row.image for row in rows] == [png(1), None, None]
+    assert rows[1].image_problem == "no file '2.png'"
+
+
+def test_arrow_files_in_parts(tmp_path):
+    put(tmp_path, {"train/a.arrow": arrow_bytes(columns_of(), rows=3)})
+    put(
+        tmp_path,
+        {"test/a.arrow": arrow_bytes(columns_of(["x"] * COUNT)), "dataset_dict.json": "{}"},
+    )
+    source = open_dataset(DatasetSpec(str(tmp_path)))
+    units = list(source.units())
+    assert [(unit.first_row, unit.num_rows) for unit in units] == [(0, 3), (3, 1)]
+    assert [row.captions for row in source.read(units[1])] == [(b"picture 3",)]
+    assert source.left_out == ("test/a.arrow",)
+    content = arrow_bytes(columns_of())
+    put(tmp_path, {"train/a.arrow": content[: len(content) // 2]})
+    assert "train/a.arrow in dataset" in error_of(tmp_path, read=True)
+    put(tmp_path, {"train/a.arrow": b"no arrow at all"})
+    assert "train/a.arrow in dataset" in error_of(tmp_path)
+
+
+# Archives.
+
+
+def test_pictures_in_a_zip_and_their_table_beside(tmp_path):
+    put_zip(tmp_path / "images.zip", PICTURES)
+    put(tmp_path, {"metadata.jsonl": jsonl(records("file_name", "text"))})
+    assert pairs_of(tmp_path) == [(png(i), [text]) for i, text in enumerate(TEXTS)]
+
+
+def test_zip_names_in_utf8_that_do_not_say_so(tmp_path):
+    path = put_zip(tmp_path / "a.zip", {"grün.png": png(1), "x.csv": "image,text\ngrün.png,one\n"})
+    raw = path.read_bytes()
+    # The flag of each entry, in its own head and in the directory.
+    for head, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = raw.find(head)
+        while start >= 0:
+            flags = int.from_bytes(raw[start + at : start + at + 2], "little") & ~0x800
+            raw = raw[: start + at] + flags.to_bytes(2, "little") + raw[start + at + 2 :]
+            start = raw.find(head, start + 4)
+    path.write_bytes(raw)
+    assert pairs_of(path) == [(png(1), ["one"])]
+
+
+def test_zips_that_are_broken(tmp_path):
+    path = put_zip(tmp_path / "a.zip", {**PICTURES, **files_with(".txt")})
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert "a.zip in dataset" in error_of(path)
+    place = content.find(b"plain.png") + 20
+    path.write_bytes(content[:place] + b"\0\0\0\0" + content[place + 4 :])
+    assert "a.zip/plain.png in dataset" in error_of(path, read=True)
+    put_zip(path, {"../out.png": png(1), "/etc/x.png": png(2), "in.png": png(3)})
+    assert [row.path for row in rows_of(path, caption="x")] == ["a.zip/etc/x.png", "a.zip/in.png"]
+
+
+def test_a_tar_of_folders_with_repeats_keeps_them(tmp_path):
+    members = [("5_dog/1.png", png(1)), ("5_dog/1.txt", "one"), ("2_cat/2.png", png(2))]
+    path = put_tar(tmp_path / "set", members)
+    assert [(row.repeats, row.captions) for row in rows_of(path)] == [
+        (2, (b"cat",)),
+        (5, (b"one",)),
+    ]
+
+
+def test_webdataset_with_compound_names(tmp_path):
+    members = [
+        (f"./{i:04}.{suffix}", content)
+        for i, text in enumerate(TEXTS)
+        for suffix, content in (("image.png", png(i)), ("caption.txt", text), ("mask.png", png(9)))
+    ]
+    put_tar(tmp_path / "s", members)
+    expected = [(png(i), [text]) for i, text in enumerate(TEXTS)]
+    assert pairs_of(tmp_path) == pairs_of(tmp_path, image_column="image.png") == expected
+    assert pairs_of(tmp_path, image_column=".mask.png")[0] == (png(9), ["picture 0"])
+    assert "no image column 'depth.png'" in error_of(tmp_path, image_column="depth.png")
+
+
+@pytest.mark.parametrize("suffix", ["prompt", "caption", "cls", "text"])
+def test_webdataset_with_other_captions(tmp_path, suffix):
+    put_tar(tmp_path / "s", [("1.png", png(1)), (f"1.{suffix}", "a dog\n"), ("2.png", png(2))])
+    first, second = rows_of(tmp_path)
+    assert (first.captions, second.captions) == ((b"a dog",), (None,))
+
+
+# img2dataset.
+
+
+def fetched(tmp_path, rows):
+    put_parquet(tmp_path / "00000.parquet", {key: [row[key] for row in rows] for key in FAILED})
+    put(tmp_path, {"00000_stats.json": "{}"})
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_img2dataset_says_what_was_not_fetched(tmp_path, packed):
+    fetched(tmp_path, [*FETCHED, FAILED])
+    if packed:
+        put_tar(tmp_path / "00000", list(SAMPLES.items()))
+    else:
+        put(tmp_path, moved("00000", SAMPLES))
+    *rows, failed = rows_of(tmp_path)
+    assert {row.image: row.captions for row in rows} == {
+        png(i): (text.encode(),) for i, text in enumerate(TEXTS)
+    }
+    assert (failed.file, failed.number, failed.captions) == ("00000.parquet", 4, (b"gone",))
+    assert failed.image_problem == "img2dataset says: failed_to_download: 404"
+    assert kind_of(tmp_path) == "img2dataset"
+
+
+def test_img2dataset_with_the_pictures_in_parquet(tmp_path):
+    columns = {key: [*(row[key] for row in FETCHED), FAILED[key]] for key in FAILED}
+    columns["jpg"] = pa.array([*(png(i) for i in range(COUNT)), None])
+    put_parquet(tmp_path / "00000.parquet", columns)
+    put(tmp_path, {"00000_stats.json": "{}"})
+    *rows, failed = rows_of(tmp_path)
+    assert [row.image for row in rows] == [png(i) for i in range(COUNT)]
+    assert failed.image_problem == "img2dataset says: failed_to_download: 404"
+
+
+# Two readings.
+
+
+def test_two_readings_are_an_error_with_the_flag(tmp_path):
+    put(tmp_path, {**PICTURES, **files_with(".txt")})
+    put(tmp_path, {"metadata.csv": csv_text([("file_name", "text"), ("plain.png", "by table")])})
+    message = error_of(tmp_path)
+    assert "image folders (metadata.jsonl or metadata.csv): 1 metadata.csv" in message
+    assert "caption files beside pictures" in message
+    assert "--dataset-form image-folder or --dataset-form caption-files" in message
+    assert pairs_of(tmp_path, form="caption-files")[-1] == (png(0), ["picture 0"])
+    assert rows_of(tmp_path, form="image-folder")[0].captions == (b"by table",)
+    assert "has nothing of the form 'coco': image-folder (1 metadata.csv)" in error_of(
+        tmp_path, form="coco"
+    )
+    assert "there is no form 'x': --dataset-form is one of img2dataset, " in error_of(
+        tmp_path, form="x"
+    )
+
+
+# look.
+
+
+def test_look_says_what_would_be_read_and_changes_nothing(tmp_path, capsys):
+    put(tmp_path / "set", {"10_dog/1.png": png(1), "10_dog/2.png": b"no picture"})
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    assert look.main([str(tmp_path / "set")]) == 0
+    said = capsys.readouterr().out
+    assert "taken for repeats: 1 folder with repeats: '10_dog' (2 pictures)" in said
+    assert "10_dog/1.png x10 (png, 8 x 8)  'dog'" in said
+    assert "10_dog/2.png: SET ASIDE, the picture cannot be decoded" in said
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+    put(tmp_path / "pictures", PICTURES)
+    assert (
+        look.main([str(tmp_path / "pictures"), "--captions-from", "file_name", "--rows", "1"]) == 0
+    )
+    assert capsys.readouterr().out.endswith("The first 1 rows:\n  100%.png (png, 8 x 8)  '100%'\n")
+    assert look.main([str(tmp_path / "pictures")]) == 2
+    assert "--captions-from folder" in capsys.readouterr().err
+
+
+# Elsewhere.
+
+
+def test_a_bucket_is_listed_once_and_not_asked_for_every_file(memory, monkeypatch):
+    for i in range(50):
+        memory.pipe_file(f"/set/{i}.png", png(i))
+        memory.pipe_file(f"/set/{i}.txt", f"picture {i}".encode())
+    asked = []
+
+    def counted(name):
+        known = getattr(memory, name)
+
+        def ask(*args, **options):
+            asked.append(name)
+            return known(*args, **options)
+
+        return ask
+
+    for name in ("find", "info"):
+        monkeypatch.setattr(memory, name, counted(name))
+    source = open_dataset(DatasetSpec("memory://set"))
+    assert (source.kind, len(list(source.units()))) == ("caption-files", 1)
+    assert asked.count("find") == 1
+    # The dataset's own folder, and no file in it.
+    assert asked.count("info") <= 4
+
+
+HUB_CODE = """
+import hashlib, json, sys
+from components.caption_example_gen.sources import DatasetSpec, open_dataset
+source = open_dataset(DatasetSpec(sys.argv[1]))
+source.files.fetch(source.paths)
+rows = [row for unit in source.units() for row in source.read(unit)]
+pairs = [(hashlib.sha256(row.image).hexdigest(), row.captions[0].decode()) for row in rows]
+print(json.dumps([[source.kind, *pair] for pair in pairs]))
+"""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_caption_files_of_the_hub(tmp_path, packed):
+    files = {**PICTURES, **files_with(".txt")}
+    if packed:
+        put_zip(tmp_path / "set" / "all.zip", files)
+    else:
+        put(tmp_path / "set", files)
+    with HubServer() as hub:
+        hub.add("org/set", tmp_path / "set")
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **hub.env(tmp_path / "home")}
+        result = subprocess.run(
+            [sys.executable, "-c", HUB_CODE, "org/set"],
+            capture_output=True, text=True, cwd=tmp_path, env=env,
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert sorted(json.loads(result.stdout)) == sorted(
+        ["caption-files", hashlib.sha256(png(i)).hexdigest(), text] for i, text in enumerate(TEXTS)
+    )
