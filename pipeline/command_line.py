@@ -26,6 +26,11 @@ RUN_FLAGS: Flags = {
             "--max-rejected-fraction",
             "fraction of unusable rows above which the run stops",
         ),
+        (
+            ("dataset.near_duplicates",),
+            "--near-duplicates",
+            "pictures that are nearly the same: keep_together, keep_one or ignore",
+        ),
         (("dataset.schema",), "--schema", "schema.pbtxt to hold the data against"),
         (
             ("dataset.fail_on_anomalies",),

@@ -82,6 +82,7 @@ def create_pipeline(
         max_pixels=dataset.max_pixels,
         max_aspect_ratio=dataset.max_aspect_ratio,
         max_rejected_fraction=dataset.max_rejected_fraction,
+        near_duplicates=dataset.near_duplicates,
     )
     examples = example_gen.outputs["examples"]
     statistics_gen = StatisticsGen(

@@ -7,6 +7,7 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 
 from components.artifacts import RejectedRows
 from components.caption_example_gen import executor
+from components.caption_example_gen.rows import KEEP_TOGETHER, NEAR_DUPLICATES
 from components.code_version import code_version
 from storage.addresses import check_address
 from trainer.data.images import MAX_PIXELS
@@ -27,6 +28,7 @@ class CaptionExampleGenSpec(component_spec.ComponentSpec):
         "max_pixels": component_spec.ExecutionParameter(type=int),
         "max_aspect_ratio": component_spec.ExecutionParameter(type=float),
         "max_rejected_fraction": component_spec.ExecutionParameter(type=float),
+        "near_duplicates": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS: dict[str, component_spec.ChannelParameter] = {}
@@ -47,15 +49,18 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         `caption/num_tokens` (uncut) and `caption/words` (lower case). Custom properties:
         `dataset`, `dataset_fingerprint`, `dataset_revision` (the hub's commit), `dataset_kind`,
         `image_column`, `caption_column`, `num_train`, `num_eval`, `captions_truncated`,
-        `captions_left_right`, `images_animated`, `rejected_total`. Beside the splits lies `rows`,
-        with ids and captions alone (`storage.row_index`).
+        `captions_left_right`, `images_animated`, `rejected_total`; and, unless they were ignored,
+        `near_duplicate_groups` and `near_duplicate_pictures`. Beside the splits lie `rows`,
+        with ids and captions alone (`storage.row_index`), and `near_duplicates.json`
+        (`groups.read_groups`).
       rejects: `components.RejectedRows`, the rows that cannot be used and why.
 
     A picture with several captions gives an example for each of them.
 
     A picture's split depends on its bytes and the seed alone, so it does not move when rows are
-    added, and the same picture with another caption is in the same split. Only a split that would
-    be empty gets a picture of the other one. The files are the same
+    added, and the same picture with another caption is in the same split. Near duplicates go where
+    the one with the smallest hash goes, so a new one may move its group, and no other picture. Only
+    a split that would be empty gets a picture of the other one. The files are the same
     byte for byte, whatever the number of workers.
     """
 
@@ -75,6 +80,7 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         max_pixels: int = MAX_PIXELS,
         max_aspect_ratio: float = 10.0,
         max_rejected_fraction: float = 0.05,
+        near_duplicates: str = KEEP_TOGETHER,
     ) -> None:
         """Makes the component.
 
@@ -92,10 +98,12 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
             max_pixels: Larger pictures are rejected before they are unpacked.
             max_aspect_ratio: Pictures whose sides differ by a larger factor are rejected.
             max_rejected_fraction: With more rows rejected than this, the component fails.
+            near_duplicates: What becomes of pictures that are nearly the same: `keep_together` in
+                one split, `keep_one` of them, or `ignore` that they are.
 
         Raises:
-            ValueError: A fraction or limit is out of its range, or the dataset's address has a
-                secret in it.
+            ValueError: A fraction or limit is out of its range, `near_duplicates` is none of those
+                named, or the dataset's address has a secret in it.
         """
         # What is left open until a compiled pipeline is started is no text yet.
         if isinstance(dataset, str):
@@ -110,6 +118,11 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
             raise ValueError(f"max_pixels is {max_pixels}; it must be at least 1")
         if max_aspect_ratio < 1.0:
             raise ValueError(f"max_aspect_ratio is {max_aspect_ratio}; it must be at least 1")
+        if near_duplicates not in NEAR_DUPLICATES:
+            raise ValueError(
+                f"near_duplicates is {near_duplicates!r}; it must be one of "
+                f"{', '.join(NEAR_DUPLICATES)}"
+            )
         super().__init__(
             CaptionExampleGenSpec(
                 dataset=dataset,
@@ -123,6 +136,7 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
                 max_pixels=max_pixels,
                 max_aspect_ratio=float(max_aspect_ratio),
                 max_rejected_fraction=float(max_rejected_fraction),
+                near_duplicates=near_duplicates,
                 code_version=code_version(executor.__name__),
                 examples=channel_utils.as_channel([standard_artifacts.Examples()]),
                 rejects=channel_utils.as_channel([RejectedRows()]),

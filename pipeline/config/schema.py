@@ -46,6 +46,7 @@ class DatasetConfig:
         max_pixels: Larger pictures are set aside.
         max_aspect_ratio: Pictures whose sides differ by a larger factor are set aside.
         max_rejected_fraction: Fraction of unusable rows above which the run stops.
+        near_duplicates: What becomes of pictures that are nearly the same.
         schema: File with a schema to validate against; `None` to infer one.
         fail_on_anomalies: Whether an anomaly in the statistics stops the run.
     """
@@ -60,6 +61,7 @@ class DatasetConfig:
     max_pixels: Annotated[int, Field(ge=1)]
     max_aspect_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)]
     max_rejected_fraction: Annotated[float, Field(ge=0, le=1)]
+    near_duplicates: Literal["keep_together", "keep_one", "ignore"]
     schema: Text | None
     fail_on_anomalies: bool
 
