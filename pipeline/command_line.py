@@ -27,6 +27,11 @@ RUN_FLAGS: Flags = {
             "fraction of unusable rows above which the run stops",
         ),
         (
+            ("dataset.caption_template",),
+            "--caption-template",
+            'what captions are put into, such as "{caption}, in the style of sks"',
+        ),
+        (
             ("dataset.near_duplicates",),
             "--near-duplicates",
             "pictures that are nearly the same: keep_together, keep_one or ignore",
@@ -68,7 +73,8 @@ RUN_FLAGS: Flags = {
 # These may look like numbers.
 _TEXTS = (
     "dataset.path", "dataset.config", "dataset.split", "dataset.image_column",
-    "dataset.caption_column", "dataset.schema", "model.preset", "model.base_weights", "output",
+    "dataset.caption_column", "dataset.caption_template", "dataset.schema", "model.preset",
+    "model.base_weights", "output",
     "vertex.project", "vertex.region", "vertex.pipeline_root", "vertex.serving_dir",
     "vertex.service_account", "vertex.network", "vertex.image", "vertex.accelerator",
     "vertex.api_endpoint",

@@ -13,6 +13,7 @@ from tfx.orchestration.data_types import RuntimeParameter
 from tfx.orchestration.pipeline import Pipeline
 
 from components.caption_example_gen import CaptionExampleGen
+from components.caption_example_gen.captions import TagShuffle
 from components.caption_validator import CaptionValidator
 from components.dataset_report import DatasetReport
 from components.diffusion_trainer import DiffusionTrainer
@@ -83,6 +84,7 @@ def create_pipeline(
         max_aspect_ratio=dataset.max_aspect_ratio,
         max_rejected_fraction=dataset.max_rejected_fraction,
         near_duplicates=dataset.near_duplicates,
+        caption_template=dataset.caption_template or "",
     )
     examples = example_gen.outputs["examples"]
     statistics_gen = StatisticsGen(
@@ -116,6 +118,9 @@ def create_pipeline(
         flip=model.flip,
         crop=model.crop,
         crop_seed=dataset.seed,
+        tags=TagShuffle(
+            dataset.tag_shuffle, dataset.tag_keep, dataset.tag_dropout, seed=dataset.seed
+        ),
     )
     if dataset.fail_on_anomalies:
         latent_gen.add_upstream_node(validator)

@@ -7,6 +7,7 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 
 from components.artifacts import RejectedRows
 from components.caption_example_gen import executor
+from components.caption_example_gen.captions import CaptionTemplate
 from components.caption_example_gen.rows import KEEP_TOGETHER, NEAR_DUPLICATES
 from components.code_version import code_version
 from storage.addresses import check_address
@@ -29,6 +30,7 @@ class CaptionExampleGenSpec(component_spec.ComponentSpec):
         "max_aspect_ratio": component_spec.ExecutionParameter(type=float),
         "max_rejected_fraction": component_spec.ExecutionParameter(type=float),
         "near_duplicates": component_spec.ExecutionParameter(type=str),
+        "caption_template": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS: dict[str, component_spec.ChannelParameter] = {}
@@ -50,9 +52,9 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         `dataset`, `dataset_fingerprint`, `dataset_revision` (the hub's commit), `dataset_kind`,
         `image_column`, `caption_column`, `num_train`, `num_eval`, `captions_truncated`,
         `captions_left_right`, `images_animated`, `rejected_total`; and, unless they were ignored,
-        `near_duplicate_groups` and `near_duplicate_pictures`. Beside the splits lie `rows`,
-        with ids and captions alone (`storage.row_index`), and `near_duplicates.json`
-        (`groups.read_groups`).
+        `near_duplicate_groups` and `near_duplicate_pictures`; and `caption_template`, where there
+        is one. Beside the splits lie `rows`, with ids and captions alone (`storage.row_index`), and
+        `near_duplicates.json` (`groups.read_groups`).
       rejects: `components.RejectedRows`, the rows that cannot be used and why.
 
     A picture with several captions gives an example for each of them.
@@ -81,6 +83,7 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         max_aspect_ratio: float = 10.0,
         max_rejected_fraction: float = 0.05,
         near_duplicates: str = KEEP_TOGETHER,
+        caption_template: str = "",
     ) -> None:
         """Makes the component.
 
@@ -100,10 +103,13 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
             max_rejected_fraction: With more rows rejected than this, the component fails.
             near_duplicates: What becomes of pictures that are nearly the same: `keep_together` in
                 one split, `keep_one` of them, or `ignore` that they are.
+            caption_template: Text with `{caption}` in it that every caption is put into, those that
+                are held out, too; "" for none.
 
         Raises:
             ValueError: A fraction or limit is out of its range, `near_duplicates` is none of those
-                named, or the dataset's address has a secret in it.
+                named, `caption_template` is no template, or the dataset's address has a secret in
+                it.
         """
         # What is left open until a compiled pipeline is started is no text yet.
         if isinstance(dataset, str):
@@ -123,6 +129,10 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
                 f"near_duplicates is {near_duplicates!r}; it must be one of "
                 f"{', '.join(NEAR_DUPLICATES)}"
             )
+        try:
+            CaptionTemplate.parse(caption_template)
+        except ValueError as error:
+            raise ValueError(f"caption_template is {caption_template!r}: {error}") from None
         super().__init__(
             CaptionExampleGenSpec(
                 dataset=dataset,
@@ -137,6 +147,7 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
                 max_aspect_ratio=float(max_aspect_ratio),
                 max_rejected_fraction=float(max_rejected_fraction),
                 near_duplicates=near_duplicates,
+                caption_template=caption_template,
                 code_version=code_version(executor.__name__),
                 examples=channel_utils.as_channel([standard_artifacts.Examples()]),
                 rejects=channel_utils.as_channel([RejectedRows()]),

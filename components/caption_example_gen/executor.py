@@ -179,6 +179,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         outcome = _with_both_splits(outcome, settings, split_uris, examples.uri)
         _describe_dataset(examples, spec, source, fingerprint)
         _describe_counts(examples, rejects, outcome)
+        if settings.caption_template:
+            examples.set_string_custom_property("caption_template", settings.caption_template)
         if outcome.groups is not None:
             write_groups(outcome.groups, os.path.join(examples.uri, GROUPS_NAME))
         _tell(outcome, rejects)
@@ -225,6 +227,7 @@ def _settings(
         spill_folder=os.path.join(examples_uri, f".spill-{uuid.uuid4().hex}"),
         spill_bytes=_SPILL_BYTES,
         near_duplicates=exec_properties["near_duplicates"],
+        caption_template=exec_properties["caption_template"],
     )
 
 

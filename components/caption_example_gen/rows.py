@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, cast
 
 import fsspec
 
+from components.caption_example_gen.captions import CaptionTemplate
 from components.caption_example_gen.example_bytes import example_bytes
 from components.caption_example_gen.sources import DatasetSpec, Row, Unit, open_dataset, split_of
 from storage.plain_text import plain
@@ -52,6 +53,7 @@ class CheckSettings:
         spill_folder: Existing folder for what is read again and then deleted.
         spill_bytes: After about so many bytes of examples a spill file ends.
         near_duplicates: One of `NEAR_DUPLICATES`; unless they are ignored, sketches are made.
+        caption_template: What captions are put into; see `CaptionTemplate.parse`.
     """
 
     spec: DatasetSpec
@@ -63,6 +65,7 @@ class CheckSettings:
     spill_folder: str
     spill_bytes: int
     near_duplicates: str = IGNORE
+    caption_template: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +208,7 @@ class RowChecker:
         """
         self._settings = settings
         self._source = open_dataset(settings.spec)
+        self._template = CaptionTemplate.parse(settings.caption_template)
 
     def check(self, unit: Unit) -> Iterator[Batch]:
         """Judges the rows of a unit, each one once, in order.
@@ -257,7 +261,7 @@ class RowChecker:
             elif isinstance(picture, _Problem):
                 yield _rejected(row, raw, picture)
             else:
-                yield self._candidate(row, picture, caption)
+                yield self._candidate(row, picture, self._template.fill(caption))
 
     def _checked_picture(self, row: Row) -> _Picture | _Problem:
         if row.image is None:

@@ -246,6 +246,7 @@ def _facts(examples: types.Artifact) -> dict[str, str]:
         "Kind": "dataset_kind",
         "Pictures from": "image_column",
         "Captions from": "caption_column",
+        "Captions put into": "caption_template",
         "Fingerprint": "dataset_fingerprint",
     }
     facts = {shown: examples.get_string_custom_property(name) for shown, name in names.items()}

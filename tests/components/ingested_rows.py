@@ -68,6 +68,7 @@ def generate(tmp_path, dataset, beam_args=(), **settings):
         "max_aspect_ratio": 10.0,
         "max_rejected_fraction": 1.0,
         "near_duplicates": "keep_together",
+        "caption_template": "",
         **settings,
     }
     spec = DatasetSpec(str(dataset), caption_column=properties["caption_column"])
