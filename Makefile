@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock lineage playground rooms bench-ingest bench-serving bench-stacks bench-train bench-weights help
+.PHONY: run test setup lint lock lineage playground rooms bench-ingest bench-near-duplicates bench-serving bench-stacks bench-train bench-weights help
 
 # Sets up everything and runs the pipeline; RUN=runs/mine for another output folder than runs/default,
 # here and for the pages below; ARGS="--steps 800" passes flags on.
@@ -51,6 +51,10 @@ bench-ingest: setup
 	.venv/bin/uv pip install --quiet --python .venv-datasets/bin/python \
 		--requirement benchmarks/ingest/requirements.txt
 	.venv/bin/python -m benchmarks.ingest --loop-python .venv-datasets/bin/python $(ARGS)
+
+# What is taken for a near duplicate: the table of docs/datasets.md.
+bench-near-duplicates: setup
+	.venv/bin/python -m benchmarks.near_duplicates $(ARGS)
 
 # Pictures from the SavedModels beside KerasCV's and the published notebook's; docs/serving_speed.md.
 bench-serving: setup

@@ -34,6 +34,16 @@ RUN_FLAGS: Flags = {
             "--max-rejected-fraction",
             "fraction of unusable rows above which the run stops",
         ),
+        (
+            ("dataset.caption_template",),
+            "--caption-template",
+            'what captions are put into, such as "{caption}, in the style of sks"',
+        ),
+        (
+            ("dataset.near_duplicates",),
+            "--near-duplicates",
+            "pictures that are nearly the same: keep_together, keep_one or ignore",
+        ),
         (("dataset.schema",), "--schema", "schema.pbtxt to hold the data against"),
         (
             ("dataset.fail_on_anomalies",),
@@ -72,7 +82,8 @@ RUN_FLAGS: Flags = {
 _TEXTS = (
     "dataset.path", "dataset.config", "dataset.split", "dataset.image_column",
     "dataset.caption_column", "dataset.form", "dataset.caption", "dataset.captions_from",
-    "dataset.caption_lines", "dataset.schema", "model.preset", "model.base_weights", "output",
+    "dataset.caption_lines", "dataset.caption_template", "dataset.schema", "model.preset",
+    "model.base_weights", "output",
     "vertex.project", "vertex.region", "vertex.pipeline_root", "vertex.serving_dir",
     "vertex.service_account", "vertex.network", "vertex.image", "vertex.accelerator",
     "vertex.api_endpoint",

@@ -124,6 +124,7 @@ def _latent_bytes(config: RunConfig, preset: Preset) -> int:
     latent = 2 * math.prod(preset.latent_shape(config.model.image_size))
     mirrored = 1 if config.model.flip == "never" else 2
     context = preset.text_encoder.max_length * preset.text_encoder.width
+    context *= max(1, config.dataset.tag_shuffle)
     return _FLOAT32 * (mirrored * latent + context)
 
 

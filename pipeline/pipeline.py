@@ -13,6 +13,7 @@ from tfx.orchestration.data_types import RuntimeParameter
 from tfx.orchestration.pipeline import Pipeline
 
 from components.caption_example_gen import CaptionExampleGen
+from components.caption_example_gen.captions import TagShuffle
 from components.caption_validator import CaptionValidator
 from components.dataset_report import DatasetReport
 from components.diffusion_trainer import DiffusionTrainer
@@ -86,6 +87,8 @@ def create_pipeline(
         caption=dataset.caption or "",
         captions_from=dataset.captions_from or "",
         caption_lines=dataset.caption_lines,
+        near_duplicates=dataset.near_duplicates,
+        caption_template=dataset.caption_template or "",
     )
     examples = example_gen.outputs["examples"]
     statistics_gen = StatisticsGen(
@@ -119,6 +122,9 @@ def create_pipeline(
         flip=model.flip,
         crop=model.crop,
         crop_seed=dataset.seed,
+        tags=TagShuffle(
+            dataset.tag_shuffle, dataset.tag_keep, dataset.tag_dropout, seed=dataset.seed
+        ),
     )
     if dataset.fail_on_anomalies:
         latent_gen.add_upstream_node(validator)

@@ -174,7 +174,13 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
         strategy=strategy,
     )
     gradients = tuner.trace(
-        batch_spec(base_model.preset, base_model.image_size, latents.flip, config.batch_size)
+        batch_spec(
+            base_model.preset,
+            base_model.image_size,
+            latents.flip,
+            config.batch_size,
+            latents.caption_variants,
+        )
     )
     memory = memory_guard(tuner.variables, activations=activation_bytes(gradients))
     training_id = _training_id(settings, config, base_model, latents, latents_uri)
@@ -238,6 +244,7 @@ def _train(run: _Run) -> _Trained:
             first_step=first_step,
             num_examples=run.latents.counts["train"],
             num_views=run.latents.views,
+            caption_variants=run.latents.caption_variants,
         )
 
     def draw(step: int) -> None:

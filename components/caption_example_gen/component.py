@@ -7,6 +7,8 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 
 from components.artifacts import RejectedRows
 from components.caption_example_gen import executor
+from components.caption_example_gen.captions import CaptionTemplate
+from components.caption_example_gen.rows import KEEP_TOGETHER, NEAR_DUPLICATES
 from components.caption_example_gen.sources.base import (
     FROM_FILE_NAME,
     FROM_FOLDER,
@@ -37,6 +39,8 @@ class CaptionExampleGenSpec(component_spec.ComponentSpec):
         "caption": component_spec.ExecutionParameter(type=str),
         "captions_from": component_spec.ExecutionParameter(type=str),
         "caption_lines": component_spec.ExecutionParameter(type=str),
+        "near_duplicates": component_spec.ExecutionParameter(type=str),
+        "caption_template": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS: dict[str, component_spec.ChannelParameter] = {}
@@ -59,15 +63,18 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         `dataset`, `dataset_fingerprint`, `dataset_revision` (the hub's commit), `dataset_kind`,
         `dataset_taken_for` (what its files were taken for, and why),
         `image_column`, `caption_column`, `num_train`, `num_eval`, `captions_truncated`,
-        `captions_left_right`, `images_animated`, `rejected_total`. Beside the splits lies `rows`,
-        with ids and captions alone (`storage.row_index`).
+        `captions_left_right`, `images_animated`, `rejected_total`; and, unless they were ignored,
+        `near_duplicate_groups` and `near_duplicate_pictures`; and `caption_template`, where there
+        is one. Beside the splits lie `rows`, with ids and captions alone (`storage.row_index`), and
+        `near_duplicates.json` (`groups.read_groups`).
       rejects: `components.RejectedRows`, the rows that cannot be used and why.
 
     A picture with several captions gives an example for each of them.
 
     A picture's split depends on its bytes and the seed alone, so it does not move when rows are
-    added, and the same picture with another caption is in the same split. Only a split that would
-    be empty gets a picture of the other one. The files are the same
+    added, and the same picture with another caption is in the same split. Near duplicates go where
+    the one with the smallest hash goes, so a new one may move its group, and no other picture. Only
+    a split that would be empty gets a picture of the other one. The files are the same
     byte for byte, whatever the number of workers.
     """
 
@@ -91,6 +98,8 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         caption: str = "",
         captions_from: str = "",
         caption_lines: str = LINES_JOINED,
+        near_duplicates: str = KEEP_TOGETHER,
+        caption_template: str = "",
     ) -> None:
         """Makes the component.
 
@@ -115,10 +124,15 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
                 that have none; "" for neither.
             caption_lines: What the lines of a caption's file are: `joined`, one caption, or a
                 caption `each`.
+            near_duplicates: What becomes of pictures that are nearly the same: `keep_together` in
+                one split, `keep_one` of them, or `ignore` that they are.
+            caption_template: Text with `{caption}` in it that every caption is put into, those that
+                are held out, too; "" for none.
 
         Raises:
-            ValueError: A fraction or limit is out of its range, or the dataset's address has a
-                secret in it.
+            ValueError: A fraction or limit is out of its range, `near_duplicates` is none of those
+                named, `caption_template` is no template, or the dataset's address has a secret in
+                it.
         """
         # What is left open until a compiled pipeline is started is no text yet.
         if isinstance(dataset, str):
@@ -139,6 +153,15 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
             raise ValueError(f"max_pixels is {max_pixels}; it must be at least 1")
         if max_aspect_ratio < 1.0:
             raise ValueError(f"max_aspect_ratio is {max_aspect_ratio}; it must be at least 1")
+        if near_duplicates not in NEAR_DUPLICATES:
+            raise ValueError(
+                f"near_duplicates is {near_duplicates!r}; it must be one of "
+                f"{', '.join(NEAR_DUPLICATES)}"
+            )
+        try:
+            CaptionTemplate.parse(caption_template)
+        except ValueError as error:
+            raise ValueError(f"caption_template is {caption_template!r}: {error}") from None
         super().__init__(
             CaptionExampleGenSpec(
                 dataset=dataset,
@@ -156,6 +179,8 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
                 caption=caption,
                 captions_from=captions_from,
                 caption_lines=caption_lines,
+                near_duplicates=near_duplicates,
+                caption_template=caption_template,
                 code_version=code_version(executor.__name__),
                 examples=channel_utils.as_channel([standard_artifacts.Examples()]),
                 rejects=channel_utils.as_channel([RejectedRows()]),

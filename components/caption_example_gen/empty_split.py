@@ -6,6 +6,7 @@ picture are written anew, so that it is as if its hash had fallen on the other s
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from components.caption_example_gen.rows import CheckSettings, shard_index
 from components.caption_example_gen.sources import place_of
 from components.tfrecords import read_shard, shard_name, write_shard
 
+logger = logging.getLogger(__name__)
+
 
 def fill_empty_split(
     empty: str,
@@ -23,8 +26,12 @@ def fill_empty_split(
     split_uris: Mapping[str, str],
     settings: CheckSettings,
     examples_uri: str,
-) -> int:
+    first_of: Mapping[str, str],
+) -> tuple[int, frozenset[str]]:
     """Moves the picture whose hash is nearest to the empty split into it, with all its captions.
+
+    Its near duplicates go with it, and it is the hash of the first of them that counts; unless
+    nothing would be left, because all pictures are near duplicates.
 
     Args:
         empty: The one of `train` and `eval` that is empty.
@@ -32,9 +39,11 @@ def fill_empty_split(
         split_uris: Folder of each, with all shards.
         settings: What they were written with.
         examples_uri: The artifact's folder, for unfinished files.
+        first_of: The first picture of the group of every picture that has near duplicates.
 
     Returns:
-        How many examples were moved; 0 where all are of one picture, which stay where they are.
+        How many examples were moved, and which pictures; none where all are of one picture, which
+        stay where they are.
     """
     paths, empty_paths = (
         [
@@ -48,10 +57,19 @@ def fill_empty_split(
     )
     pictures = {_text(record, "image/id") for path in paths for record in read_shard(path)}
     if len(pictures) < 2:
-        return 0
+        return 0, frozenset()
+    firsts = {picture: first_of.get(picture, picture) for picture in pictures}
+    if len(set(firsts.values())) < 2:
+        logger.warning(
+            "All %d pictures are near duplicates of one another: what is held out was trained on "
+            "in another form.",
+            len(pictures),
+        )
+        firsts = {picture: picture for picture in pictures}
     nearest = (min if empty == "eval" else max)(
-        pictures, key=lambda picture: (place_of(picture, settings.seed), picture)
+        firsts.values(), key=lambda picture: (place_of(picture, settings.seed), picture)
     )
+    going = frozenset(picture for picture, first in firsts.items() if first == nearest)
     temporary_folder = os.path.join(examples_uri, f".moving-{uuid.uuid4().hex}")
     tf.io.gfile.makedirs(temporary_folder)
     moved: list[tuple[str, bytes]] = []
@@ -59,7 +77,7 @@ def fill_empty_split(
         kept: list[bytes] = []
         before = len(moved)
         for record in read_shard(path):
-            if _text(record, "image/id") == nearest:
+            if _text(record, "image/id") in going:
                 moved.append((_text(record, "id"), record))
             else:
                 kept.append(record)
@@ -71,7 +89,7 @@ def fill_empty_split(
         )
         write_shard(path, of_shard, temporary_folder)
     tf.io.gfile.rmtree(temporary_folder)
-    return len(moved)
+    return len(moved), going
 
 
 def _text(record: bytes, name: str) -> str:

@@ -3,7 +3,9 @@
 Beam passes around only where things are, never pictures: the first stage writes the examples of a
 unit (a row group, a tar, a few files) into a spill file, a stretch for every shard; the second
 reads a shard's stretches, sorts them and writes the shard. Memory depends on the size of a shard,
-not on that of the dataset.
+not on that of the dataset. In between, unless near duplicates are ignored, one worker looks at the
+sketches of all pictures (see `groups`), and the few spills with a picture that must go elsewhere
+are written anew.
 
 Where Beam's workers are threads of this process, each has a process at its side that does the first
 stage's work (see `check_process`).
@@ -33,8 +35,18 @@ from tfx.types import artifact_utils
 
 from components.caption_example_gen.check_process import CheckProcess, CheckProcesses
 from components.caption_example_gen.empty_split import fill_empty_split
+from components.caption_example_gen.groups import (
+    GROUPS_NAME,
+    GroupedPicture,
+    Verdicts,
+    judge_groups,
+    read_groups,
+    thumbnail,
+    write_groups,
+)
 from components.caption_example_gen.rows import (
     ANIMATED,
+    IGNORE,
     LEFT_RIGHT,
     TRUNCATED,
     Candidate,
@@ -42,7 +54,9 @@ from components.caption_example_gen.rows import (
     Reject,
     RowChecker,
     Stretch,
+    shard_index,
     shard_key,
+    spill,
 )
 from components.caption_example_gen.sources import (
     DatasetSpec,
@@ -64,11 +78,13 @@ REJECTS_NAME = "rejects.jsonl"
 _SHARD_BYTES = 32 << 20
 _SPILL_BYTES = 32 << 20
 _COUNTS_NAME, _LONG_CAPTIONS_NAME = "counts.json", "long_captions.json"
-_FOUND = "found"
-# What there is of it.
-_REJECTS, _COUNTS, _LONG_CAPTIONS = "rejects", "counts", "long_captions"
+_THUMBNAILS_NAME = "thumbnails.json"
+_FOUND, _SKETCHED = "found", "sketched"
+# What there is of what is found.
+_REJECTS, _COUNTS, _LONG_CAPTIONS, _THUMBNAILS = "rejects", "counts", "long_captions", "thumbnails"
 _REJECTED = "rejected_"
 _DUPLICATE = "duplicate"
+_NEAR_DUPLICATE = "near_duplicate"
 _LONG_CAPTIONS_SHOWN = 3
 _ROWS_LOOKED_AT = 64
 _SHOWN_CHARACTERS = 60
@@ -102,12 +118,14 @@ class _Outcome:
         rejected: Number of rejected rows by reason.
         notes: Number of examples with each of `TRUNCATED`, `LEFT_RIGHT` and `ANIMATED`.
         long_captions: Some of those that will be cut, each with its tokens.
+        groups: Of near duplicates; `None` where nobody looked for them.
     """
 
     examples: Mapping[str, int]
     rejected: Mapping[str, int]
     notes: Mapping[str, int]
     long_captions: Sequence[tuple[str, int]]
+    groups: Sequence[Sequence[GroupedPicture]] | None
 
     @property
     def num_rejected(self) -> int:
@@ -116,7 +134,8 @@ class _Outcome:
     @property
     def unusable(self) -> Mapping[str, int]:
         """Rows of which something is wrong, by reason: not those that repeat another."""
-        return {r: count for r, count in self.rejected.items() if r != _DUPLICATE}
+        repeats = (_DUPLICATE, _NEAR_DUPLICATE)
+        return {r: count for r, count in self.rejected.items() if r not in repeats}
 
     @property
     def num_unusable(self) -> int:
@@ -160,6 +179,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         outcome = _with_both_splits(outcome, settings, split_uris, examples.uri)
         _describe_dataset(examples, spec, source, fingerprint)
         _describe_counts(examples, rejects, outcome)
+        if settings.caption_template:
+            examples.set_string_custom_property("caption_template", settings.caption_template)
+        if outcome.groups is not None:
+            write_groups(outcome.groups, os.path.join(examples.uri, GROUPS_NAME))
         _tell(outcome, rejects)
 
 
@@ -208,6 +231,8 @@ def _settings(
         num_shards=_num_shards(source, exec_properties["eval_fraction"]),
         spill_folder=os.path.join(examples_uri, f".spill-{uuid.uuid4().hex}"),
         spill_bytes=_SPILL_BYTES,
+        near_duplicates=exec_properties["near_duplicates"],
+        caption_template=exec_properties["caption_template"],
     )
 
 
@@ -262,19 +287,36 @@ def _build(
         _REJECTS: os.path.join(rejects_uri, REJECTS_NAME),
         _COUNTS: os.path.join(job.settings.spill_folder, _COUNTS_NAME),
         _LONG_CAPTIONS: os.path.join(job.settings.spill_folder, _LONG_CAPTIONS_NAME),
+        _THUMBNAILS: os.path.join(job.settings.spill_folder, _THUMBNAILS_NAME),
     }
     # Every grouping and every source costs the runner a stage or two, so there are few of them.
     checked = (
         pipeline
         # Reshuffling spreads them over the workers.
         | "Units" >> beam.Create([None, *units], reshuffle=True)
-        | "Check" >> beam.ParDo(_CheckRows(job)).with_outputs(_FOUND, main="spills")
+        | "Check" >> beam.ParDo(_CheckRows(job)).with_outputs(_FOUND, _SKETCHED, main="spills")
     )
+    spills, found = checked.spills, [checked[_FOUND]]
+    side_inputs: list[Any] = []
+    if job.settings.near_duplicates != IGNORE:
+        verdicts = (
+            checked[_SKETCHED]
+            | "Together" >> beam.GroupByKey()
+            | "Group" >> beam.Map(_judge_groups, job.settings)
+        )
+        side_inputs.append(beam.pvalue.AsSingleton(verdicts))
+        settled = spills | "Settle" >> beam.ParDo(
+            _SettleGroups(job.settings), *side_inputs
+        ).with_outputs(_FOUND, main="spills")
+        spills = settled.spills
+        found.append(settled[_FOUND])
     written = (
-        checked.spills | "ByShard" >> beam.GroupByKey() | "Write" >> beam.ParDo(_WriteShard(job))
+        spills
+        | "ByShard" >> beam.GroupByKey()
+        | "Write" >> beam.ParDo(_WriteShard(job), *side_inputs)
     )
     (
-        (checked[_FOUND], written)
+        (*found, written)
         | "AllFound" >> beam.Flatten()
         | "ByKind" >> beam.GroupByKey()
         | "WriteFound" >> beam.Map(_write_found, paths)
@@ -303,12 +345,15 @@ class _CheckRows(beam.DoFn):
             # All files are written, also those that no row falls into.
             for split, count in self._job.settings.num_shards.items():
                 yield from ((shard_key(split, index), None) for index in range(count))
-            for kind in (_REJECTS, _COUNTS, _LONG_CAPTIONS):
+            for kind in (_REJECTS, _COUNTS, _LONG_CAPTIONS, _THUMBNAILS):
                 yield beam.pvalue.TaggedOutput(_FOUND, (kind, None))
+            yield beam.pvalue.TaggedOutput(_SKETCHED, (0, None))
             return
         rejected: collections.Counter[str] = collections.Counter()
         for batch in self._checker.check(unit):
             yield from batch.spilled.items()
+            if batch.sketches is not None:
+                yield beam.pvalue.TaggedOutput(_SKETCHED, (0, batch.sketches))
             for reject in batch.rejects:
                 rejected[f"{_REJECTED}{reject.reason}"] += 1
                 yield beam.pvalue.TaggedOutput(_FOUND, _found(reject))
@@ -316,13 +361,69 @@ class _CheckRows(beam.DoFn):
             yield beam.pvalue.TaggedOutput(_FOUND, (_COUNTS, item))
 
 
+def _judge_groups(
+    element: tuple[int, Iterable[Stretch | None]], settings: CheckSettings
+) -> Verdicts:
+    """Where all sketches lie -> what becomes of pictures that have near duplicates.
+
+    The groups are also written, for `_take_outcome`.
+    """
+    groups, verdicts = judge_groups((s for s in element[1] if s is not None), settings)
+    write_groups(groups, os.path.join(settings.spill_folder, GROUPS_NAME))
+    return verdicts
+
+
+class _SettleGroups(beam.DoFn):
+    """(Shard, where candidates of it lie) -> the same for the shards in which they are to be.
+
+    Rejected rows, their counts and thumbnails on the side.
+    """
+
+    def __init__(self, settings: CheckSettings) -> None:
+        self._settings = settings
+
+    def process(self, element: tuple[str, Stretch | None], verdicts: Verdicts) -> Iterator[Any]:
+        shard, stretch = element
+        if stretch is None or stretch.path not in verdicts.paths:
+            yield element
+            return
+        settled: dict[str, list[Candidate]] = collections.defaultdict(list)
+        shown: dict[str, str] = {}
+        for row in stretch.read():
+            picture = row.picture
+            if picture in verdicts.dropped:
+                reject = Reject(
+                    reason=_NEAR_DUPLICATE,
+                    detail=verdicts.dropped[picture],
+                    origin=row.file,
+                    row=row.row,
+                    caption=row.caption,
+                )
+                yield beam.pvalue.TaggedOutput(_FOUND, _found(reject))
+                count = (f"{_REJECTED}{_NEAR_DUPLICATE}", 1)
+                yield beam.pvalue.TaggedOutput(_FOUND, (_COUNTS, count))
+                if picture in verdicts.shown and picture not in shown:
+                    shown[picture] = thumbnail(row.example)
+            elif picture in verdicts.elsewhere:
+                split = verdicts.elsewhere[picture]
+                index = shard_index(row.id, self._settings.num_shards[split])
+                settled[shard_key(split, index)].append(row)
+            else:
+                settled[shard].append(row)
+        yield from spill(settled, self._settings.spill_folder).items()
+        for item in shown.items():
+            yield beam.pvalue.TaggedOutput(_FOUND, (_THUMBNAILS, item))
+
+
 class _WriteShard(beam.DoFn):
-    """(Shard, where its candidates lie) -> duplicates, counts and long captions; writes a file."""
+    """(Shard, where its candidates lie) -> what is found; writes a file."""
 
     def __init__(self, job: _Job) -> None:
         self._job = job
 
-    def process(self, element: tuple[str, Iterable[Stretch | None]]) -> Iterator[tuple[str, Any]]:
+    def process(
+        self, element: tuple[str, Iterable[Stretch | None]], verdicts: Verdicts | None = None
+    ) -> Iterator[tuple[str, Any]]:
         shard, stretches = element
         split, index = shard.split("/")
         rows: list[Candidate] = []
@@ -361,6 +462,9 @@ class _WriteShard(beam.DoFn):
             yield _COUNTS, item
         for row in [row for row in kept if TRUNCATED in row.notes][:_LONG_CAPTIONS_SHOWN]:
             yield _LONG_CAPTIONS, (row.id, row.num_tokens, row.caption)
+        wanted = verdicts.shown if verdicts else frozenset()
+        for picture, row in {row.picture: row for row in kept if row.picture in wanted}.items():
+            yield _THUMBNAILS, (picture, thumbnail(row.example))
 
 
 def _found(reject: Reject) -> tuple[str, tuple[str, int, bytes]]:
@@ -377,6 +481,9 @@ def _write_found(element: tuple[str, Iterable[Any]], paths: Mapping[str, str]) -
         with tf.io.gfile.GFile(paths[kind], "wb") as f:
             # With nothing written, there would be no file.
             f.write(b"".join(line for _, _, line in sorted(items)))
+    elif kind == _THUMBNAILS:
+        with tf.io.gfile.GFile(paths[kind], "w") as f:
+            f.write(json.dumps(dict(items)))
     else:
         with tf.io.gfile.GFile(paths[kind], "w") as f:
             f.write(json.dumps(sorted(items)[:_LONG_CAPTIONS_SHOWN]))
@@ -387,6 +494,7 @@ def _take_outcome(spill_folder: str) -> _Outcome:
     counts = read_counts(os.path.join(spill_folder, _COUNTS_NAME))
     with tf.io.gfile.GFile(os.path.join(spill_folder, _LONG_CAPTIONS_NAME), "r") as f:
         long_captions = json.loads(f.read())
+    groups = _take_groups(spill_folder)
     tf.io.gfile.rmtree(spill_folder)
     return _Outcome(
         examples={split: counts.get(split, 0) for split in SPLITS},
@@ -397,7 +505,21 @@ def _take_outcome(spill_folder: str) -> _Outcome:
         },
         notes={note: counts.get(note, 0) for note in (TRUNCATED, LEFT_RIGHT, ANIMATED)},
         long_captions=[(caption, num_tokens) for _, num_tokens, caption in long_captions],
+        groups=groups,
     )
+
+
+def _take_groups(spill_folder: str) -> list[list[GroupedPicture]] | None:
+    """Groups of near duplicates, with the thumbnails that there are; `None` without a look."""
+    path = os.path.join(spill_folder, GROUPS_NAME)
+    if not tf.io.gfile.exists(path):
+        return None
+    with tf.io.gfile.GFile(os.path.join(spill_folder, _THUMBNAILS_NAME), "r") as f:
+        thumbnails = json.loads(f.read())
+    return [
+        [dataclasses.replace(p, thumbnail=thumbnails.get(p.picture, "")) for p in members]
+        for members in read_groups(path)
+    ]
 
 
 def _check_rejected(
@@ -452,7 +574,9 @@ def _with_both_splits(
     for empty, other in zip(SPLITS, reversed(SPLITS), strict=True):
         if outcome.examples[empty]:
             continue
-        moved = fill_empty_split(empty, other, split_uris, settings, examples_uri)
+        groups = outcome.groups or ()
+        first_of = {p.picture: members[0].picture for members in groups for p in members}
+        moved, going = fill_empty_split(empty, other, split_uris, settings, examples_uri, first_of)
         if not moved:
             raise UserError(
                 one_picture_message(f"all {total} usable rows of dataset {settings.spec.dataset!r}")
@@ -464,7 +588,15 @@ def _with_both_splits(
             settings.eval_fraction,
             settings.seed,
         )
-        return dataclasses.replace(outcome, examples={empty: moved, other: total - moved})
+        groups = [
+            [dataclasses.replace(p, split=empty) if p.picture in going else p for p in members]
+            for members in groups
+        ]
+        return dataclasses.replace(
+            outcome,
+            examples={empty: moved, other: total - moved},
+            groups=None if outcome.groups is None else groups,
+        )
     return outcome
 
 
@@ -492,6 +624,10 @@ def _describe_counts(examples: types.Artifact, rejects: types.Artifact, outcome:
         artifact.set_int_custom_property("rejected_total", outcome.num_rejected)
     for reason, count in outcome.rejected.items():
         rejects.set_int_custom_property(f"{_REJECTED}{reason}", count)
+    if outcome.groups is not None:
+        examples.set_int_custom_property("near_duplicate_groups", len(outcome.groups))
+        pictures = sum(map(len, outcome.groups))
+        examples.set_int_custom_property("near_duplicate_pictures", pictures)
 
 
 def _tell(outcome: _Outcome, rejects: types.Artifact) -> None:
@@ -502,6 +638,17 @@ def _tell(outcome: _Outcome, rejects: types.Artifact) -> None:
     )
     if repeated := outcome.rejected.get(_DUPLICATE):
         logger.info("%d rows repeat the picture and caption of another and are left out.", repeated)
+    if outcome.groups:
+        dropped = outcome.rejected.get(_NEAR_DUPLICATE)
+        logger.info(
+            "%d pictures are near duplicates, in %d groups (other sizes, cuts or mirror images of "
+            "one): %s.",
+            sum(map(len, outcome.groups)),
+            len(outcome.groups),
+            f"one of each is kept, and {dropped} rows are left out"
+            if dropped
+            else "each group is trained on or held out as one",
+        )
     if outcome.unusable:
         reasons = ", ".join(
             f"{count} {_in_words(reason)}" for reason, count in sorted(outcome.unusable.items())

@@ -14,10 +14,11 @@ import pickle
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import fsspec
 
+from components.caption_example_gen.captions import CaptionTemplate
 from components.caption_example_gen.example_bytes import example_bytes
 from components.caption_example_gen.sources import DatasetSpec, Row, Unit, open_dataset, split_of
 from storage.plain_text import plain
@@ -27,9 +28,15 @@ from trainer.text.tokenizer import MAX_LENGTH, token_count
 TRUNCATED, LEFT_RIGHT, ANIMATED = "captions_truncated", "captions_left_right", "images_animated"
 """Notes of a candidate."""
 
+NEAR_DUPLICATES = KEEP_TOGETHER, KEEP_ONE, IGNORE = "keep_together", "keep_one", "ignore"
+"""What becomes of pictures that are nearly the same: all are in one split; only one of them is
+kept; or nobody looks."""
+
 # A picture's mirror image would make these wrong.
 _LEFT_RIGHT_WORDS = frozenset({"left", "right", "leftmost", "rightmost", "leftward", "rightward"})
 _WORD = re.compile(r"\w+")
+# Beside the shards, whose names have a stroke in them.
+_SKETCHES = "sketches"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +52,8 @@ class CheckSettings:
         num_shards: By split.
         spill_folder: Existing folder for what is read again and then deleted.
         spill_bytes: After about so many bytes of examples a spill file ends.
+        near_duplicates: One of `NEAR_DUPLICATES`; unless they are ignored, sketches are made.
+        caption_template: What captions are put into; see `CaptionTemplate.parse`.
     """
 
     spec: DatasetSpec
@@ -55,6 +64,8 @@ class CheckSettings:
     num_shards: Mapping[str, int]
     spill_folder: str
     spill_bytes: int
+    near_duplicates: str = IGNORE
+    caption_template: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +97,29 @@ class Reject:
         return (json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n").encode()
 
 
+@dataclasses.dataclass(frozen=True)
+class Sketched:
+    """What tells whether a picture is nearly the same as another.
+
+    Attributes:
+        picture: SHA-256 (hex) of its file.
+        file: The file of the first row that has it.
+        row: The number of that row.
+        width: In pixels.
+        height: In pixels.
+        sketch: See `ImageFacts`.
+    """
+
+    picture: str
+    file: str
+    row: int
+    width: int
+    height: int
+    sketch: bytes
+
+
 class Stretch(NamedTuple):
-    """The part of a spill file that has the candidates of one shard: a pickled list of them."""
+    """A part of a spill file: a pickled list, of the candidates of one shard or of sketches."""
 
     path: str
     offset: int
@@ -95,9 +127,16 @@ class Stretch(NamedTuple):
 
     def read(self) -> list[Candidate]:
         """The candidates, in the order in which they were judged."""
+        return cast(list[Candidate], self._read())
+
+    def read_sketches(self) -> list[Sketched]:
+        """The sketches of pictures in this file, each once."""
+        return cast(list[Sketched], self._read())
+
+    def _read(self) -> object:
         with fsspec.open(self.path, "rb") as f:
             f.seek(self.offset)
-            return cast(list[Candidate], pickle.loads(f.read(self.length)))
+            return pickle.loads(f.read(self.length))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +146,12 @@ class Batch:
     Attributes:
         spilled: By shard (see `shard_key`), where its candidates are.
         rejects: The others.
+        sketches: Where the sketches of the candidates' pictures are; `None` where there are none.
     """
 
     spilled: Mapping[str, Stretch]
     rejects: Sequence[Reject]
+    sketches: Stretch | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +182,21 @@ def shard_index(example_id: str, num_shards: int) -> int:
     return int(example_id[:8], 16) * num_shards >> 32
 
 
+def spill(parts: Mapping[str, list[Any]], folder: str) -> dict[str, Stretch]:
+    """Writes lists into one new file of a folder; says where each of them is."""
+    if not parts:
+        return {}
+    # A new name for every attempt: of a bundle that is tried twice, only one is referred to.
+    path = os.path.join(folder, uuid.uuid4().hex)
+    spilled: dict[str, Stretch] = {}
+    with fsspec.open(path, "wb") as f:
+        for name, items in parts.items():
+            offset = f.tell()
+            pickle.dump(items, f, pickle.HIGHEST_PROTOCOL)
+            spilled[name] = Stretch(path, offset, f.tell() - offset)
+    return spilled
+
+
 class RowChecker:
     """Judges the rows of a dataset."""
 
@@ -152,6 +208,7 @@ class RowChecker:
         """
         self._settings = settings
         self._source = open_dataset(settings.spec)
+        self._template = CaptionTemplate.parse(settings.caption_template)
 
     def check(self, unit: Unit) -> Iterator[Batch]:
         """Judges the rows of a unit, each one once, in order.
@@ -160,6 +217,7 @@ class RowChecker:
             DatasetError: A file cannot be read to its end.
         """
         candidates: dict[str, list[Candidate]] = collections.defaultdict(list)
+        sketches: dict[str, Sketched] = {}
         rejects: list[Reject] = []
         size = 0
         for row in self._source.read(unit):
@@ -167,29 +225,33 @@ class RowChecker:
                 if isinstance(outcome, Reject):
                     rejects.append(outcome)
                     continue
-                shard, candidate = outcome
+                shard, candidate, sketched = outcome
                 candidates[shard].append(candidate)
                 size += len(candidate.example)
+                if sketched.sketch:
+                    sketches.setdefault(sketched.picture, sketched)
             if size > self._settings.spill_bytes:
-                yield Batch(self._spill(candidates), rejects)
+                yield self._batch(candidates, sketches, rejects)
                 candidates.clear()
+                sketches.clear()
                 rejects, size = [], 0
-        yield Batch(self._spill(candidates), rejects)
+        yield self._batch(candidates, sketches, rejects)
 
-    def _spill(self, candidates: Mapping[str, list[Candidate]]) -> dict[str, Stretch]:
-        if not candidates:
-            return {}
-        # A new name for every attempt: of a bundle that is tried twice, only one is referred to.
-        path = os.path.join(self._settings.spill_folder, uuid.uuid4().hex)
-        spilled: dict[str, Stretch] = {}
-        with fsspec.open(path, "wb") as f:
-            for shard, rows in candidates.items():
-                offset = f.tell()
-                pickle.dump(rows, f, pickle.HIGHEST_PROTOCOL)
-                spilled[shard] = Stretch(path, offset, f.tell() - offset)
-        return spilled
+    def _batch(
+        self,
+        candidates: Mapping[str, list[Candidate]],
+        sketches: Mapping[str, Sketched],
+        rejects: Sequence[Reject],
+    ) -> Batch:
+        """Spills candidates and sketches."""
+        parts: dict[str, list[Any]] = dict(candidates)
+        if sketches:
+            parts[_SKETCHES] = list(sketches.values())
+        spilled = spill(parts, self._settings.spill_folder)
+        of_sketches = spilled.pop(_SKETCHES, None)
+        return Batch(spilled, rejects, of_sketches)
 
-    def _check(self, row: Row) -> Iterator[Reject | tuple[str, Candidate]]:
+    def _check(self, row: Row) -> Iterator[Reject | tuple[str, Candidate, Sketched]]:
         """What becomes of a row: something for each of its captions."""
         picture = self._checked_picture(row)
         for raw in row.captions or (None,):
@@ -199,13 +261,17 @@ class RowChecker:
             elif isinstance(picture, _Problem):
                 yield _rejected(row, raw, picture)
             else:
-                yield self._candidate(row, picture, caption)
+                yield self._candidate(row, picture, self._template.fill(caption))
 
     def _checked_picture(self, row: Row) -> _Picture | _Problem:
         if row.image is None:
             return _Problem("image_missing", row.image_problem or "the row has no picture")
         try:
-            facts = inspect_image(row.image, self._settings.max_pixels)
+            facts = inspect_image(
+                row.image,
+                self._settings.max_pixels,
+                with_sketch=self._settings.near_duplicates != IGNORE,
+            )
         except ImageError as error:
             return _Problem(f"image_{error.reason}", str(error))
         ratio = facts.width / facts.height
@@ -219,7 +285,9 @@ class RowChecker:
         split = split_of(image_id, self._settings.eval_fraction, self._settings.seed)
         return _Picture(id=image_id, encoded=row.image, facts=facts, split=split)
 
-    def _candidate(self, row: Row, picture: _Picture, caption: str) -> tuple[str, Candidate]:
+    def _candidate(
+        self, row: Row, picture: _Picture, caption: str
+    ) -> tuple[str, Candidate, Sketched]:
         example_id = hashlib.sha256(f"{picture.id}{caption}".encode()).hexdigest()
         index = shard_index(example_id, self._settings.num_shards[picture.split])
         words = _WORD.findall(caption.lower())
@@ -229,7 +297,11 @@ class RowChecker:
             LEFT_RIGHT: not _LEFT_RIGHT_WORDS.isdisjoint(words),
             ANIMATED: picture.facts.animated,
         }
-        return shard_key(picture.split, index), Candidate(
+        facts = picture.facts
+        sketched = Sketched(
+            picture.id, row.file, row.number, facts.width, facts.height, facts.sketch
+        )
+        candidate = Candidate(
             id=example_id,
             picture=picture.id,
             file=row.file,
@@ -239,6 +311,7 @@ class RowChecker:
             notes=tuple(name for name, holds in noted.items() if holds),
             example=_serialized(example_id, picture, caption, num_tokens, words, row.repeats),
         )
+        return shard_key(picture.split, index), candidate, sketched
 
 
 def _rejected(row: Row, caption: bytes | None, problem: _Problem) -> Reject:

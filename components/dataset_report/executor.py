@@ -17,6 +17,7 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils
 
+from components.caption_example_gen.groups import GROUPS_NAME, GroupedPicture, read_groups
 from components.caption_validator.anomalies import read_anomalies
 from components.dataset_report.reconstructions import (
     AUTOENCODER,
@@ -116,6 +117,7 @@ class Executor(base_executor.BaseExecutor):
             ],
             formats=statistics.formats(),
             pictures=statistics.pictures(),
+            near_duplicates=_near_duplicates(examples),
             animated=examples.get_int_custom_property("images_animated"),
             left_right=examples.get_int_custom_property("captions_left_right"),
             truncated=examples.get_int_custom_property("captions_truncated"),
@@ -130,6 +132,40 @@ class Executor(base_executor.BaseExecutor):
         with fileio.open(path, "wb") as f:
             f.write(page.encode())
         logger.info("What the dataset is like: %s", path)
+
+
+@dataclasses.dataclass(frozen=True)
+class NearDuplicates:
+    """Groups of pictures that are nearly the same.
+
+    Attributes:
+        groups: How many there are.
+        pictures: How many pictures are in them.
+        shown: The first groups, with those of their pictures that have a thumbnail.
+        hidden: For each of these, how many pictures it has beside them.
+    """
+
+    groups: int
+    pictures: int
+    shown: Sequence[Sequence[GroupedPicture]]
+    hidden: Sequence[int]
+
+
+def _near_duplicates(examples: types.Artifact) -> NearDuplicates | None:
+    """What CaptionExampleGen found; `None` where it did not look."""
+    path = os.path.join(examples.uri, GROUPS_NAME)
+    if not fileio.exists(path):
+        return None
+    groups, pictures = 0, 0
+    shown: list[list[GroupedPicture]] = []
+    hidden: list[int] = []
+    for members in read_groups(path):
+        groups += 1
+        pictures += len(members)
+        if seen := [picture for picture in members if picture.thumbnail]:
+            shown.append(seen)
+            hidden.append(len(members) - len(seen))
+    return NearDuplicates(groups, pictures, shown, hidden)
 
 
 def rejected_reasons(rejects: types.Artifact) -> dict[str, int]:
@@ -211,6 +247,7 @@ def _facts(examples: types.Artifact) -> dict[str, str]:
         "Taken for": "dataset_taken_for",
         "Pictures from": "image_column",
         "Captions from": "caption_column",
+        "Captions put into": "caption_template",
         "Fingerprint": "dataset_fingerprint",
     }
     facts = {shown: examples.get_string_custom_property(name) for shown, name in names.items()}

@@ -6,6 +6,7 @@ from tfx import types
 from tfx.dsl.components.base import base_beam_component, executor_spec
 from tfx.types import channel_utils, component_spec, standard_artifacts
 
+from components.caption_example_gen.captions import TagShuffle
 from components.code_version import code_version
 from components.latent_gen import executor
 from trainer.presets import ENCODERS
@@ -23,6 +24,10 @@ class LatentGenSpec(component_spec.ComponentSpec):
         "flip": component_spec.ExecutionParameter(type=str),
         "crop": component_spec.ExecutionParameter(type=str),
         "crop_seed": component_spec.ExecutionParameter(type=int),
+        "tag_variants": component_spec.ExecutionParameter(type=int),
+        "tag_keep": component_spec.ExecutionParameter(type=int),
+        "tag_dropout": component_spec.ExecutionParameter(type=float),
+        "tag_seed": component_spec.ExecutionParameter(type=int),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {"examples": component_spec.ChannelParameter(type=standard_artifacts.Examples)}
@@ -49,6 +54,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
         flip: str = executor.FLIP_AUTO,
         crop: str = executor.CROP_CENTRE,
         crop_seed: int = 0,
+        tags: TagShuffle | None = None,
     ) -> None:
         """Makes the component.
 
@@ -60,6 +66,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
             crop: Which part of a picture that is not square is kept: its `centre`, or a `random`
                 one, always the same for the same picture, caption and seed.
             crop_seed: Decides which.
+            tags: How captions of the train split are varied; `None`: they are used as they are.
 
         Raises:
             ValueError: `flip` or `crop` is none of those named.
@@ -71,6 +78,9 @@ class LatentGen(base_beam_component.BaseBeamComponent):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        # Without variants, what they would be like is no part of the cache key.
+        if tags is None or not tags.variants:
+            tags = TagShuffle()
         super().__init__(
             LatentGenSpec(
                 preset=base_model.preset.name,
@@ -81,6 +91,10 @@ class LatentGen(base_beam_component.BaseBeamComponent):
                 flip=flip,
                 crop=crop,
                 crop_seed=crop_seed if crop == executor.CROP_RANDOM else 0,
+                tag_variants=tags.variants,
+                tag_keep=tags.keep,
+                tag_dropout=float(tags.dropout),
+                tag_seed=tags.seed,
                 code_version=code_version(executor.__name__),
                 examples=examples,
                 latents=channel_utils.as_channel([standard_artifacts.Examples()]),

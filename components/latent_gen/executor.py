@@ -25,6 +25,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 from tfx.utils import io_utils
 
+from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
 from components.counts import WriteCounts, read_counts
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
 from storage.user_errors import UserError
@@ -42,7 +43,7 @@ _COUNTS_NAME = "counts.json"
 # Beside the splits, what an epoch sees of examples that are trained on.
 _VIEWS = "views"
 
-# Whose captions may be drawn, and so stay as they were written.
+# Whose captions are scored and may be drawn, and so stay as they were written.
 _HELD_OUT = "eval"
 _TRAINED_ON = "train"
 
@@ -97,6 +98,17 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
         examples = artifact_utils.get_single_instance(input_dict["examples"])
         flip = _flips(exec_properties["flip"], examples)
+        tags = TagShuffle(
+            exec_properties["tag_variants"],
+            exec_properties["tag_keep"],
+            exec_properties["tag_dropout"],
+            exec_properties["tag_seed"],
+        )
+        template = CaptionTemplate.parse(
+            examples.get_string_custom_property("caption_template")
+            if examples.has_custom_property("caption_template")
+            else ""
+        )
         latents = artifact_utils.get_single_instance(output_dict["latents"])
         splits = artifact_utils.decode_split_names(examples.split_names)
         describe_examples(latents, splits, span=examples.span, version=examples.version)
@@ -117,6 +129,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                         flip,
                         exec_properties["crop"],
                         exec_properties["crop_seed"],
+                        tags,
+                        template,
                         temporary_folder,
                         shared.Shared(),
                     )
@@ -135,6 +149,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             counts={split: counts[split] for split in splits},
             # Where none repeats, as in most datasets, there is nothing to say.
             views=None if views == counts.get(_TRAINED_ON) else views,
+            caption_variants=max(1, tags.variants),
         )
         manifest.write(latents.uri)
         latents.set_string_custom_property("preset", preset.name)
@@ -199,7 +214,7 @@ class Encoders:
         """Encodes a batch.
 
         Args:
-            tokens: int32 [B, 77].
+            tokens: int32 [B, 77], or [B * V, 77] of several captions of each picture.
             images: float32 [B, H, W, 3] in [-1, 1].
         """
         encoded = {name: tensor.numpy() for name, tensor in self._encode(tokens, images).items()}
@@ -251,6 +266,8 @@ class _EncodeShard(beam.DoFn):
         flip: bool,
         crop: str,
         crop_seed: int,
+        tags: TagShuffle,
+        template: CaptionTemplate,
         temporary_folder: str,
         shared_encoders: shared.Shared,
     ) -> None:
@@ -258,6 +275,8 @@ class _EncodeShard(beam.DoFn):
         self._flip = flip
         self._crop = crop
         self._crop_seed = crop_seed
+        self._tags = tags
+        self._template = template
         self._temporary_folder = temporary_folder
         self._shared_encoders = shared_encoders
 
@@ -286,7 +305,17 @@ class _EncodeShard(beam.DoFn):
             features = [tf.train.Example.FromString(record).features.feature for record in batch]
             ids = [_bytes_of(f, "id").decode() for f in features]
             captions = [_bytes_of(f, "caption").decode() for f in features]
-            tokens = tokenize(captions, self._base_model.preset.text_encoder.max_length)
+            varied = [
+                [caption]
+                if held_out or not self._tags.variants
+                else self._tags.of(caption, i, self._template)
+                for caption, i in zip(captions, ids, strict=True)
+            ]
+            variants = len(varied[0])
+            tokens = tokenize(
+                [caption for several in varied for caption in several],
+                self._base_model.preset.text_encoder.max_length,
+            )
             images = np.stack(
                 [
                     self._image(_bytes_of(f, "image/encoded"), i)
@@ -296,17 +325,18 @@ class _EncodeShard(beam.DoFn):
             # The last batch is filled up: kernels may round differently at another batch size.
             fill = batch_size - len(batch)
             encoded = self._encoders(
-                np.pad(tokens, ((0, fill), (0, 0)), mode="edge"),
+                np.pad(tokens, ((0, fill * variants), (0, 0)), mode="edge"),
                 np.pad(images, ((0, fill), (0, 0), (0, 0), (0, 0)), mode="edge"),
             )
             for row, example_id in enumerate(ids):
                 # What is held out is scored once.
                 repeats = None if held_out else _repeats_of(features[row])
                 views.append(repeats or 1)
+                own = slice(row * variants, (row + 1) * variants)
                 yield make_latent_example(
                     example_id=example_id,
-                    tokens=tokens[row],
-                    context=encoded.context[row],
+                    tokens=tokens[own],
+                    context=encoded.context[own],
                     mean=encoded.mean[row],
                     log_variance=encoded.log_variance[row],
                     mirror_mean=_row(encoded.mirror_mean, row),

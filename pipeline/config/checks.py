@@ -12,7 +12,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 
 from pipeline.config.layering import Given
 from pipeline.config.printing import listed
-from pipeline.config.schema import ConfigError, RunConfig
+from pipeline.config.schema import ConfigError, DatasetConfig, RunConfig
 from serving.request import cut_note, may_be_cut
 from storage.plain_text import is_blank
 from trainer.presets import Preset, get_preset, preset_names
@@ -44,6 +44,7 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
     _check_training(config.training, given)
     for name, allowed in config.vertex.problems():
         raise ConfigError(f"{given[f'vertex.{name}']} is impossible: {allowed}")
+    _check_captions(config.dataset, given)
     if config.dataset.schema is not None:
         _check_schema(config.dataset.schema, given["dataset.schema"])
     _check_base_weights(config.model.base_weights, preset, given["model.base_weights"])
@@ -53,6 +54,24 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
         raise ConfigError(
             f"{given['evaluation.clip_model']} is impossible with evaluation.num_samples = 0: "
             "there are no pictures to score"
+        )
+
+
+def _check_captions(dataset: DatasetConfig, given: Mapping[str, Given]) -> None:
+    if dataset.caption_template is not None:
+        # The tokenizer is not needed without one.
+        from components.caption_example_gen.captions import CaptionTemplate
+
+        try:
+            CaptionTemplate.parse(dataset.caption_template)
+        except ValueError as error:
+            raise ConfigError(
+                f"{given['dataset.caption_template']} is no template: {error}"
+            ) from None
+    if dataset.tag_dropout and not dataset.tag_shuffle:
+        raise ConfigError(
+            f"{given['dataset.tag_dropout']} is impossible with dataset.tag_shuffle = 0: say how "
+            "many variants of a caption there are to be, such as 8"
         )
 
 

@@ -46,6 +46,11 @@ class DatasetConfig:
         max_pixels: Larger pictures are set aside.
         max_aspect_ratio: Pictures whose sides differ by a larger factor are set aside.
         max_rejected_fraction: Fraction of unusable rows above which the run stops.
+        near_duplicates: What becomes of pictures that are nearly the same.
+        caption_template: Text with `{caption}` in it that captions are put into; `None` for none.
+        tag_shuffle: Variants of every caption with its tags in another order; 0 for none.
+        tag_keep: Tags in front that stay where they are.
+        tag_dropout: Probability of the other tags to be left out of a variant.
         schema: File with a schema to validate against; `None` to infer one.
         fail_on_anomalies: Whether an anomaly in the statistics stops the run.
         form: What the dataset's files are taken for; `None` to tell from them.
@@ -64,6 +69,11 @@ class DatasetConfig:
     max_pixels: Annotated[int, Field(ge=1)]
     max_aspect_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)]
     max_rejected_fraction: Annotated[float, Field(ge=0, le=1)]
+    near_duplicates: Literal["keep_together", "keep_one", "ignore"]
+    caption_template: Text | None
+    tag_shuffle: Annotated[int, Field(ge=0, le=64)]
+    tag_keep: Annotated[int, Field(ge=0)]
+    tag_dropout: Annotated[float, Field(ge=0, lt=1)]
     schema: Text | None
     fail_on_anomalies: bool
     form: Text | None

@@ -71,6 +71,8 @@ def generate(tmp_path, dataset, beam_args=(), **settings):
         "caption": "",
         "captions_from": "",
         "caption_lines": "joined",
+        "near_duplicates": "keep_together",
+        "caption_template": "",
         **settings,
     }
     spec = DatasetSpec(

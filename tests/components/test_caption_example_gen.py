@@ -125,7 +125,12 @@ def test_artifact_is_described_as_tfx_expects(good):
         "rejected_total": 0,
     }
     assert rejects.get_int_custom_property("rejected_total") == 0
-    assert sorted(os.listdir(examples.uri)) == ["Split-eval", "Split-train", "rows"]
+    assert sorted(os.listdir(examples.uri)) == [
+        "Split-eval",
+        "Split-train",
+        "near_duplicates.json",
+        "rows",
+    ]
 
 
 def test_the_index_names_the_rows(good):
@@ -506,6 +511,7 @@ def test_an_empty_split_gets_the_picture_nearest_to_it(tmp_path, fraction, held_
     assert sorted(os.listdir(examples.uri)) == [
         "Split-eval",
         "Split-train",
+        "near_duplicates.json",
         "rows",
     ]
 
@@ -561,6 +567,7 @@ def test_component_has_the_spec(good):
         {"max_rejected_fraction": 1.5},
         {"max_pixels": 0},
         {"max_aspect_ratio": 0.5},
+        {"near_duplicates": "drop"},
     ],
 )
 def test_component_refuses_impossible_settings(settings):

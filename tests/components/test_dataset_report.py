@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html.parser
 import io
 import json
+import os
 import re
 
 import numpy as np
@@ -24,6 +26,7 @@ from tfx.types import Channel, standard_artifacts
 
 from components import DatasetReport as ReportArtifact
 from components import RejectedRows
+from components.caption_example_gen.groups import GROUPS_NAME, GroupedPicture, write_groups
 from components.caption_validator import executor as caption_validator
 from components.dataset_report import DatasetReport, charts, executor, samples
 from components.dataset_report.reconstructions import (
@@ -520,3 +523,44 @@ def test_the_component_makes_its_spec():
     assert component.exec_properties["autoencoder_hash"] != SHIPPED.hash()
     assert component.outputs["report"].type is ReportArtifact
     assert len(component.exec_properties["code_version"]) == 16
+
+
+def _members(*splits):
+    return [
+        GroupedPicture(f"{i}", f"<{i}>.jpg", i, 10 + i, 20, split, "aGk=")
+        for i, split in enumerate(splits)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        (None, "Not looked for (dataset.near_duplicates is ignore)."),
+        ([], "None: no two pictures are the same in another size, quality or cut."),
+    ],
+)
+def test_no_near_duplicates_are_told(tmp_path, artifacts, groups, said):
+    path = os.path.join(artifacts["examples"].uri, GROUPS_NAME)
+    if groups is not None:
+        write_groups(groups, path)
+    try:
+        assert said in Page(report(tmp_path / "report", artifacts)).words
+    finally:
+        if groups is not None:
+            os.remove(path)
+
+
+def test_near_duplicates_are_counted_and_shown_side_by_side(tmp_path, artifacts):
+    hidden = dataclasses.replace(_members("eval")[0], thumbnail="")
+    path = os.path.join(artifacts["examples"].uri, GROUPS_NAME)
+    write_groups([_members("eval", "eval"), [*_members("train", ""), hidden], [hidden] * 2], path)
+    try:
+        page = Page(report(tmp_path / "report", artifacts))
+    finally:
+        os.remove(path)
+    assert "7 pictures are nearly the same as another, in 3 groups" in page.words
+    assert "The first 2 groups are shown." in page.words
+    assert page.sources("img").count("data:image/jpeg;base64,aGk=") == 4
+    assert "20, <0>.jpg row 0" in page.words
+    assert "20, <1>.jpg row 1 and 1 more" in page.words
+    assert not page.unbalanced

@@ -9,6 +9,7 @@ from PIL import Image
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils, channel_utils, standard_artifacts
 
+from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
 from components.latent_gen import LatentGen, executor
 from components.tfrecords import read_shard, write_shard
 from storage.user_errors import UserError
@@ -82,6 +83,10 @@ def _generate(folder, examples, beam_args=ONE_WORKER, **settings):
         "flip": "never",
         "crop": "centre",
         "crop_seed": 0,
+        "tag_variants": 0,
+        "tag_keep": 1,
+        "tag_dropout": 0.0,
+        "tag_seed": 0,
         **settings,
     }
     latents = standard_artifacts.Examples()
@@ -300,3 +305,48 @@ def test_component_has_the_spec():
 def test_unknown_flip_or_crop(settings):
     with pytest.raises(ValueError, match="it must be one of"):
         _component(**settings)
+
+
+def _tagged_examples(folder):
+    rows = []
+    for index in range(5):
+        example = _example(index)
+        caption = f"pet {index}, red, big, old, in oil"
+        example.features.feature["caption"].bytes_list.value[0] = caption.encode()
+        rows.append(example)
+    examples = _examples_artifact(folder, {"train": [rows[:4]], "eval": [rows[4:]]})
+    examples.set_string_custom_property("caption_template", "{caption}, in oil")
+    return examples
+
+
+def test_several_variants_of_a_caption_are_encoded_to_train_on(tmp_path, encoders):
+    examples = _tagged_examples(tmp_path / "examples")
+    settings = {"tag_variants": 3, "tag_keep": 1, "tag_dropout": 0.2, "tag_seed": 7}
+    latents = _generate(tmp_path / "latents", examples, **settings)
+    assert LatentsManifest.read(latents.uri).caption_variants == 3
+    parsed = parse_latents(tf.constant(_records(latents, "train")), PRESET, 64, caption_variants=3)
+    assert parsed["tokens"].shape == (4, 3, 77)
+    template = CaptionTemplate.parse("{caption}, in oil")
+    for row in range(4):
+        wanted = TagShuffle(3, 1, 0.2, 7).of(
+            f"pet {row}, red, big, old, in oil", f"id-{row:02d}", template
+        )
+        tokens = tokenize(wanted)
+        np.testing.assert_array_equal(parsed["tokens"][row], tokens)
+        context = np.asarray(encoders[0](tokens))
+        np.testing.assert_allclose(parsed["context"][row], context, rtol=2e-3, atol=2e-3)
+    # What is held out stays as it was written, and the latents are the same in any case.
+    held_out = parse_latents(tf.constant(_records(latents, "eval")), PRESET, 64)
+    np.testing.assert_array_equal(held_out["tokens"], tokenize(["pet 4, red, big, old, in oil"]))
+    plain = _generate(tmp_path / "plain", examples)
+    assert _records(plain, "eval") == _records(latents, "eval")
+    means = parse_latents(tf.constant(_records(plain, "train")), PRESET, 64)["latent/mean"]
+    np.testing.assert_array_equal(parsed["latent/mean"], means)
+
+
+def test_tags_count_in_the_cache_key_only_where_they_are_shuffled():
+    without = _component(tags=TagShuffle(0, 3, 0.5, 9)).exec_properties
+    assert without == _component().exec_properties
+    properties = _component(tags=TagShuffle(4, 3, 0.5, 9)).exec_properties
+    names = ("tag_variants", "tag_keep", "tag_dropout", "tag_seed")
+    assert tuple(properties[name] for name in names) == (4, 3, 0.5, 9)

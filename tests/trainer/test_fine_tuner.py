@@ -338,3 +338,36 @@ def test_checkpoints_and_history_may_be_remote() -> None:
     assert [r.step for r in history] == [1, 2, 3, 4]
     found = tf.io.gfile.glob("ram://run/checkpoints/ckpt-*.index")
     assert sorted(name.rpartition("/")[2] for name in found) == ["ckpt-3.index", "ckpt-4.index"]
+
+
+def with_variants(batch: Batch, variants: int) -> Batch:
+    """Every caption with variants that differ by their number."""
+    context = tf.stack([batch["context"] + float(v) for v in range(variants)], 1)
+    tokens = tf.stack([batch["tokens"] + v for v in range(variants)], 1)
+    return {**batch, "context": context, "tokens": tokens}
+
+
+def test_each_example_draws_a_variant_of_its_caption_by_seed_and_step() -> None:
+    batch = {**batch_of(0), "context": tf.zeros((4, 77, 8))}
+    drawn: dict[int, list[tuple[float, ...]]] = {}
+    for seed in (3, 4, 3):
+        subject, spy = spied_on(caption_dropout=0.0, seed=seed)
+        for step in range(30):
+            subject.loss(with_variants(batch, 3), tf.constant(step, tf.int64))
+        chosen = [tuple(context[:, 0, 0].tolist()) for _, _, context in spy.seen]
+        assert drawn.setdefault(seed, chosen) == chosen
+    assert drawn[3] != drawn[4]
+    counts = np.bincount(np.array(drawn[3], int).ravel(), minlength=3)
+    assert counts.min() > 25
+
+
+def test_variants_change_nothing_else_that_is_random() -> None:
+    subject, _ = spied_on()
+    batch, step = batch_of(0), tf.constant(5, tf.int64)
+    same = {**batch, **{n: tf.stack([batch[n]] * 3, 1) for n in ("context", "tokens")}}
+    assert float(subject.loss(same, step)) == float(subject.loss(batch, step))
+    # A part of the batch draws what it does in the whole.
+    several = with_variants(batch, 3)
+    parts = [{name: value[i : i + 2] for name, value in several.items()} for i in (0, 2)]
+    losses = [float(subject.loss(part, step, 2 * i)) for i, part in enumerate(parts)]
+    assert sum(losses) == pytest.approx(float(subject.loss(several, step)), rel=1e-6)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from trainer.data import images
 from trainer.data.images import (
+    SKETCH_SIDE,
     ImageError,
     decode_image,
     inspect_image,
@@ -215,6 +216,19 @@ def test_inspecting_tells_what_decoding_gives(encoded):
     assert facts.animated == image.info["animated"]
     luma = np.asarray(image).reshape(-1, 3).mean(axis=0) @ [0.299, 0.587, 0.114] / 255
     assert facts.brightness == pytest.approx(luma, abs=0.02)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(160, 96), (20, 12)])
+def test_a_sketch_is_the_upright_picture_in_small(size, orientation):
+    image = Image.linear_gradient("L").resize(size)
+    image.paste(255, (0, 0, size[0] // 2, size[1] // 4))
+    encoded = _encode(image, format="JPEG", quality=95, exif=_turned(orientation))
+    facts = inspect_image(encoded, with_sketch=True)
+    sketch = np.frombuffer(facts.sketch, np.uint8).reshape(SKETCH_SIDE, SKETCH_SIDE, 3)
+    small = decode_image(encoded).resize((SKETCH_SIDE, SKETCH_SIDE), Image.BOX).convert("YCbCr")
+    assert np.abs(sketch.astype(int) - np.asarray(small)).mean() < 8
+    assert inspect_image(encoded).sketch == b""
 
 
 @pytest.mark.parametrize("options", [{"format": "JPEG"}, {"format": "JPEG", "progressive": True}])

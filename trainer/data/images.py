@@ -27,6 +27,9 @@ from storage.errors import one_line
 MAX_PIXELS = 64 * 1024 * 1024
 """Pictures of more pixels are refused before they are unpacked: a small file can hold gigabytes."""
 
+SKETCH_SIDE = 32
+"""Side of a picture's sketch in pixels."""
+
 CENTRE = (0.5, 0.5)
 """The middle, as a position of `resize_cover`."""
 
@@ -54,6 +57,16 @@ _BRAND = slice(4, 12)
 
 # The values of EXIF's orientation that swap width and height.
 _SIDEWAYS = (5, 6, 7, 8)
+# What turns a picture upright, by EXIF's orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Pillow warns of large pictures by a limit of its own; ours is an error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -81,6 +94,8 @@ class ImageFacts:
         height: In pixels, upright.
         animated: Whether there are more frames.
         brightness: Mean luma from 0 (black) to 1 (ITU-R BT.601's weights).
+        sketch: The whole picture in small, upright, not in its proportions: Y, Cb, Cr, as bytes
+            [SKETCH_SIDE, SKETCH_SIDE, 3]; empty where it was not asked for.
     """
 
     format: str
@@ -88,6 +103,7 @@ class ImageFacts:
     height: int
     animated: bool
     brightness: float
+    sketch: bytes = b""
 
 
 def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -117,7 +133,9 @@ def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return rgb
 
 
-def inspect_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> ImageFacts:
+def inspect_image(
+    encoded: bytes, max_pixels: int = MAX_PIXELS, *, with_sketch: bool = False
+) -> ImageFacts:
     """Says what `decode_image` would give, in half the time.
 
     The file is read to its end here, too, so that a damaged one is found; but of a JPEG every
@@ -126,6 +144,7 @@ def inspect_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     Args:
         encoded: The bytes of a picture file.
         max_pixels: Larger pictures are an error.
+        with_sketch: Whether to make one.
 
     Raises:
         ImageError: As `decode_image`.
@@ -134,16 +153,19 @@ def inspect_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> ImageFacts:
         image = _opened(encoded, max_pixels)
         width, height = image.size
         if isinstance(image, JpegImageFile):
-            image.draft(None, (max(1, width // 8), max(1, height // 8)))
+            least = SKETCH_SIDE if with_sketch else 1
+            image.draft(None, (max(least, width // 8), max(least, height // 8)))
         image.load()
         if _orientation(image) in _SIDEWAYS:
             width, height = height, width
+        rgb = _to_rgb(image)
         return ImageFacts(
             format=_format_name(image),
             width=width,
             height=height,
             animated=_is_animated(image),
-            brightness=_mean_luma(_to_rgb(image)),
+            brightness=_mean_luma(rgb),
+            sketch=_sketch(rgb, _orientation(image)) if with_sketch else b"",
         )
 
 
@@ -246,6 +268,18 @@ def _is_animated(image: Image.Image) -> bool:
 def _mean_luma(rgb: Image.Image) -> float:
     red, green, blue = rgb.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))  # type: ignore[misc]
     return (0.299 * red + 0.587 * green + 0.114 * blue) / 255
+
+
+def _sketch(rgb: Image.Image, orientation: int | None) -> bytes:
+    size = (SKETCH_SIDE, SKETCH_SIDE)
+    if rgb.size != size:
+        # Of fewer pixels, means would be squares with sharp edges.
+        large = min(rgb.size) >= SKETCH_SIDE
+        filtering = Image.Resampling.BOX if large else Image.Resampling.BICUBIC
+        rgb = rgb.resize(size, filtering)
+    if orientation in _TURNS:
+        rgb = rgb.transpose(_TURNS[orientation])
+    return rgb.convert("YCbCr").tobytes()
 
 
 def _orientation(image: Image.Image) -> int | None:

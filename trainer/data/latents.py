@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 
@@ -31,6 +32,7 @@ class LatentsManifest:
         counts: Records of each split.
         views: How many an epoch sees of those that are trained on, each as often as it says; `None`
             where none says so, and an epoch sees each once.
+        caption_variants: Contexts, and tokens, that a record of the train split has to choose from.
     """
 
     preset: str
@@ -44,6 +46,8 @@ class LatentsManifest:
     def epoch_size(self) -> int:
         """Records that an epoch sees, those that repeat counted as often as they do."""
         return self.counts["train"] if self.views is None else self.views
+
+    caption_variants: int = 1
 
     def write(self, uri: str) -> None:
         """Writes `<uri>/manifest.json`."""
@@ -73,8 +77,8 @@ def make_latent_example(
 
     Args:
         example_id: The example's content hash.
-        tokens: int [77].
-        context: The text encoder's output, [77, D]; stored as float16.
+        tokens: int [77], or [V, 77] of several variants of the caption.
+        context: The text encoder's output, [77, D], or [V, 77, D]; stored as float16.
         mean: The image encoder's mean, [h, w, 4]; stored as float16.
         log_variance: The image encoder's log-variance, [h, w, 4]; stored as float16.
         mirror_mean: The same for the mirror image, where flips are on.
@@ -91,7 +95,9 @@ def make_latent_example(
 
     features = {
         "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example_id.encode()])),
-        "tokens": tf.train.Feature(int64_list=tf.train.Int64List(value=[int(t) for t in tokens])),
+        "tokens": tf.train.Feature(
+            int64_list=tf.train.Int64List(value=[int(t) for t in np.ravel(tokens)])
+        ),
         "context": half(context),
         "latent/mean": half(mean),
         "latent/log_variance": half(log_variance),
@@ -109,19 +115,34 @@ def make_latent_example(
 
 
 def parse_latents(
-    serialized: tf.Tensor, preset: Preset, image_size: int, flip: bool = False
+    serialized: tf.Tensor,
+    preset: Preset,
+    image_size: int,
+    flip: bool = False,
+    caption_variants: int = 1,
 ) -> dict[str, tf.Tensor]:
     """Parses a batch of serialized records, string [B].
+
+    Args:
+        serialized: The records.
+        preset: The preset that made them.
+        image_size: Side of the pictures in pixels.
+        flip: Whether to parse the mirror images' latents.
+        caption_variants: How many the records have.
 
     Returns:
         `id` string [B], `tokens` int64 [B, 77], `context` float32 [B, 77, D], `latent/mean` and
         `latent/log_variance` float32 [B, h, w, 4]; with `flip` also `latent/mirror_mean` and
-        `latent/mirror_log_variance`.
+        `latent/mirror_log_variance`. Of several variants of the caption, `tokens` is [B, V, 77]
+        and `context` [B, V, 77, D].
     """
-    shapes = _float_shapes(preset, image_size, flip)
+    shapes = _float_shapes(preset, image_size, flip, caption_variants)
+    tokens_shape = _tokens_shape(preset, caption_variants)
     spec = {name: tf.io.FixedLenFeature([], tf.string) for name in ("id", *shapes)}
-    spec["tokens"] = tf.io.FixedLenFeature([preset.text_encoder.max_length], tf.int64)
+    spec["tokens"] = tf.io.FixedLenFeature([math.prod(tokens_shape)], tf.int64)
     parsed = tf.io.parse_example(serialized, spec)
+    if caption_variants > 1:
+        parsed["tokens"] = tf.reshape(parsed["tokens"], (-1, *tokens_shape))
     for name, shape in shapes.items():
         flat = tf.io.decode_raw(parsed[name], tf.float16)
         # Naming the batch dimension makes a record of another image size an error.
@@ -131,22 +152,28 @@ def parse_latents(
 
 
 def batch_spec(
-    preset: Preset, image_size: int, flip: bool, batch_size: int
+    preset: Preset, image_size: int, flip: bool, batch_size: int, caption_variants: int = 1
 ) -> dict[str, tf.TensorSpec]:
     """Shapes and types of the numbers in a batch of `training_batches`."""
     spec = {
         name: tf.TensorSpec((batch_size, *shape), tf.float32)
-        for name, shape in _float_shapes(preset, image_size, flip).items()
+        for name, shape in _float_shapes(preset, image_size, flip, caption_variants).items()
     }
-    spec["tokens"] = tf.TensorSpec((batch_size, preset.text_encoder.max_length), tf.int64)
+    spec["tokens"] = tf.TensorSpec((batch_size, *_tokens_shape(preset, caption_variants)), tf.int64)
     return spec
 
 
-def _float_shapes(preset: Preset, image_size: int, flip: bool) -> dict[str, tuple[int, ...]]:
-    text = preset.text_encoder
+def _tokens_shape(preset: Preset, caption_variants: int) -> tuple[int, ...]:
+    length = preset.text_encoder.max_length
+    return (length,) if caption_variants == 1 else (caption_variants, length)
+
+
+def _float_shapes(
+    preset: Preset, image_size: int, flip: bool, caption_variants: int
+) -> dict[str, tuple[int, ...]]:
     latent = preset.latent_shape(image_size)
     shapes: dict[str, tuple[int, ...]] = {
-        "context": (text.max_length, text.width),
+        "context": (*_tokens_shape(preset, caption_variants), preset.text_encoder.width),
         "latent/mean": latent,
         "latent/log_variance": latent,
     }
@@ -183,6 +210,7 @@ def training_batches(
     first_step: int,
     num_examples: int,
     num_views: int | None = None,
+    caption_variants: int = 1,
 ) -> Iterator[dict[str, tf.Tensor]]:
     """Endless training batches whose order depends on `seed` alone.
 
@@ -202,6 +230,7 @@ def training_batches(
         num_examples: Examples in `files`.
         num_views: How many of them an epoch sees, each as often as it says (see
             `LatentsManifest.views`); `None` for each once.
+        caption_variants: How many each record has.
 
     Yields:
         What `parse_latents` returns.
@@ -213,7 +242,7 @@ def training_batches(
 
     @tf.function(input_signature=[tf.TensorSpec([batch_size], tf.string)], autograph=False)
     def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-        return parse_latents(serialized, preset, image_size, flip)
+        return parse_latents(serialized, preset, image_size, flip, caption_variants)
 
     def records() -> Iterator[bytes]:
         for epoch in itertools.count(first_epoch):

@@ -75,6 +75,7 @@ class _RandomValues:
     posterior: tf.Tensor
     dropped: tf.Tensor
     mirrored: tf.Tensor
+    variant: tf.Tensor
 
     def rows(self, first: tf.Tensor | int, count: int) -> _RandomValues:
         if isinstance(first, int) and first == 0 and count == self.timesteps.shape[0]:
@@ -110,6 +111,20 @@ def learning_rate_at(config: ResolvedTrainingConfig, step: tf.Tensor) -> tf.Tens
     }[config.learning_rate_schedule]
     warm_up = tf.minimum(1.0, (step + 1.0) / max(1, config.warmup_steps))
     return config.learning_rate * warm_up * factor
+
+
+def _of_variant(batch: Batch, variant: tf.Tensor) -> Batch:
+    """A batch with one of its captions' variants each, where there are several.
+
+    Args:
+        batch: With `tokens` and `context` of one caption, or [B, V, 77] and [B, V, 77, D].
+        variant: int32 [B].
+    """
+    if len(batch["context"].shape) == 3:
+        return batch
+    names = [name for name in ("tokens", "context") if name in batch]
+    chosen = {name: tf.gather(batch[name], variant, batch_dims=1) for name in names}
+    return {**batch, **chosen}
 
 
 class FineTuner:
@@ -224,7 +239,9 @@ class FineTuner:
         """
         mean = batch["latent/mean"]
         log_variance = batch["latent/log_variance"]
-        random = self._random_values(step, mean.shape[1:]).rows(first_row, mean.shape[0])
+        variants = batch["context"].shape[1] if len(batch["context"].shape) == 4 else 1
+        random = self._random_values(step, mean.shape[1:], variants)
+        random = random.rows(first_row, mean.shape[0])
         if "latent/mirror_mean" in batch:
             mirrored = random.mirrored
             mean = tf.where(mirrored, batch["latent/mirror_mean"], mean)
@@ -234,7 +251,7 @@ class FineTuner:
         inputs = [
             self._schedule.add_noise(latent, noise, timesteps),
             timestep_embedding(timesteps, self._preset.diffusion_model.timestep_width),
-            self._context(batch, random.dropped),
+            self._context(_of_variant(batch, random.variant), random.dropped),
         ]
         predicted = tf.cast(self._call(self.diffusion_model, inputs), tf.float32)
         target = self._schedule.target(latent, noise, timesteps)
@@ -243,7 +260,9 @@ class FineTuner:
             losses *= self._schedule.min_snr_weights(timesteps, self.config.min_snr_gamma)
         return tf.reduce_sum(losses) / self.config.batch_size
 
-    def _random_values(self, step: tf.Tensor, latent_shape: tf.TensorShape) -> _RandomValues:
+    def _random_values(
+        self, step: tf.Tensor, latent_shape: tf.TensorShape, variants: int
+    ) -> _RandomValues:
         config, size = self.config, self.config.batch_size
         shape = [size, *latent_shape]
         key = tf.random.experimental.stateless_fold_in(
@@ -259,7 +278,12 @@ class FineTuner:
             offset_key = tf.random.experimental.stateless_fold_in(noise_key, 1)
             offset = tf.random.stateless_normal([size, 1, 1, shape[-1]], offset_key)
             noise += config.noise_offset * offset
+        variant = tf.zeros([size], tf.int32)
+        if variants > 1:
+            variant_key = tf.random.experimental.stateless_fold_in(dropout_key, 1)
+            variant = tf.random.stateless_uniform([size], variant_key, 0, variants, tf.int32)
         return _RandomValues(
+            variant=variant,
             timesteps=tf.random.stateless_uniform([size], time_key, 0, NUM_TIMESTEPS, tf.int32),
             noise=noise,
             posterior=tf.random.stateless_normal(shape, posterior_key),

@@ -1,0 +1,76 @@
+"""What is taken for a near duplicate, and what it costs: the table of docs/datasets.md.
+
+`make bench-near-duplicates`. Each set has no near duplicates of its own; how many of its pictures
+are thrown together must be none. Then every variant of a part of its pictures is added, and how
+many are found is counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.near_duplicates.pictures import SETS, VARIANTS, encoded
+from components.caption_example_gen.near_duplicates import group
+from trainer.data.images import SKETCH_SIDE, inspect_image
+
+_VARIED = 60
+
+
+def main() -> None:
+    """The command line; see its help."""
+    parser = argparse.ArgumentParser(prog="make bench-near-duplicates", description=__doc__)
+    parser.add_argument("--varied", type=int, default=_VARIED, help="pictures that are varied")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[10_000], help="how many to time")
+    arguments = parser.parse_args()
+    shown = {name: make() for name, make in SETS.items()}
+    print("|", *(f"| {name}" for name in shown), "|")
+    print("| ---", *("| ---:" for _ in shown), "|")
+    print("| pictures", *(f"| {len(pictures):,}" for pictures in shown.values()), "|")
+    thrown = [_grouped(encoded(p) for p in pictures) for pictures in shown.values()]
+    print("| thrown together", *(f"| {sum(map(len, groups))}" for groups in thrown), "|")
+    for name, variant in VARIANTS.items():
+        rates = []
+        for pictures in shown.values():
+            chosen = pictures[:: max(1, len(pictures) // arguments.varied)][: arguments.varied]
+            rates.append(_found(chosen, [variant(picture) for picture in chosen]))
+        print(f"| {name}", *(f"| {100 * rate:.0f} %" for rate in rates), "|", flush=True)
+    for size in arguments.sizes:
+        sketches, aspects = _random_sketches(size)
+        since = time.monotonic()
+        group(sketches, aspects)
+        print(f"{size:,} sketches are grouped in {time.monotonic() - since:.2f} s")
+
+
+def _found(pictures: Sequence[Image.Image], variants: Sequence[bytes]) -> float:
+    """The fraction of pictures that are in a group with their variant, and no other picture."""
+    count = len(pictures)
+    groups = _grouped([*(encoded(picture) for picture in pictures), *variants])
+    return sum(list(found) == [found[0], found[0] + count] for found in groups) / count
+
+
+def _grouped(files: Iterable[bytes]) -> list[np.ndarray]:
+    facts = [inspect_image(file, with_sketch=True) for file in files]
+    sketches = np.stack([np.frombuffer(f.sketch, np.uint8) for f in facts])
+    return group(
+        sketches.reshape(-1, SKETCH_SIDE, SKETCH_SIDE, 3),
+        np.array([f.width / f.height for f in facts]),
+    )
+
+
+def _random_sketches(count: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    size = (SKETCH_SIDE, SKETCH_SIDE)
+    sketches = [
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize(size, Image.BICUBIC)
+        for _ in range(count)
+    ]
+    return np.stack([np.asarray(s.convert("YCbCr")) for s in sketches]), np.ones(count)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,559 @@
+"""Which pictures are the same one in another size, quality or cut: groups of near duplicates.
+
+Of every picture there is a sketch of 32 x 32 pixels. A few of its lowest frequencies (those that a
+perceptual hash is made of, as numbers and not as bits) find candidates in a k-d tree. Candidates
+are laid over one another as well as they can be by shifting and scaling, and compared: first all
+of them coarsely, then those that are left by what remains of the difference and by the colours of
+even areas. A hash alone would take sprites that differ by their colour for the same; and a crop or
+a border changes it about as much as another picture does.
+
+Nothing here is random, and a pair's answer does not depend on the other pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import fft, ndimage, sparse
+
+from trainer.data.images import SKETCH_SIDE
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How much may be left between two pictures that are laid over one another.
+
+    Measured by `python -m benchmarks.near_duplicates`; docs/datasets.md has the numbers.
+
+    Attributes:
+        difference: Root of the mean squared difference at half the sketch's size, as a fraction of
+            the picture's own deviation from its mean.
+        inner: The same for the middle alone: a frame that both have must not speak for the rest.
+        colour: Largest difference, in levels of 255 of Y, Cb or Cr, of areas that are even in both.
+    """
+
+    difference: float
+    inner: float
+    colour: float
+
+
+PAIR = Limits(difference=0.2, inner=0.3, colour=2.5)
+"""Of two pictures that are near duplicates."""
+
+CHAIN = Limits(difference=0.4, inner=0.6, colour=5.0)
+"""Of a group's first picture and any other: twice as much, since a third may lie between them."""
+
+_SIDE = SKETCH_SIDE
+_COARSE = 8
+# A margin is cut off where its lines are even within so many levels, and this much is left.
+_EVEN = 5.0
+_LEAST_LEFT = 14
+# Below this deviation, in levels, is what JPEG leaves of an even picture.
+_LEAST_DEVIATION = 3.0
+# Of candidates: their distance in the tree, the number of them, the coarse difference, and what
+# shifting and scaling may do.
+_RADIUS = 0.55
+_NEIGHBOURS = 8
+_ROWS = 512
+_RIM_FRACTION = 0.05
+_COARSE_DIFFERENCE = 0.65
+_ASPECTS = 0.15
+_LEAST_OVERLAP = 0.5
+_SCALES = (0.78, 1.28)
+_MOST_SHIFT = 0.25
+# Gradients, in levels a pixel, beyond which an area is not even.
+_EDGE = 6.0
+# Mean colours count for little as candidates: a crop changes them, too.
+_MEAN_SCALE = 60.0
+# What is not the middle of a picture, in pixels of half the sketch's size.
+_RIM = 3
+# Sides in pixels, coarse to fine, of what pictures are laid over one another by.
+_STEPS = (8, 8, 16, 16, 32)
+_CHUNK = 1024
+
+
+def group(sketches: np.ndarray, aspects: np.ndarray) -> list[np.ndarray]:
+    """Finds groups of near duplicates.
+
+    Pictures are in one group that are near duplicates, or are connected by pictures that are; but
+    none that does not resemble the first of its group (`CHAIN`). Such a one begins a group of its
+    own, so that small steps do not lead through a whole dataset.
+
+    Args:
+        sketches: uint8 [N, 32, 32, 3] as `trainer.data.images.inspect_image` makes them, in the
+            order that decides who is first of a group. May be a file that is mapped into memory.
+        aspects: float [N], width by height of the pictures.
+
+    Returns:
+        int arrays of two or more positions each, in ascending order; so are the groups by their
+        first.
+    """
+    if len(sketches) < 2:
+        return []
+    copies = _copies(sketches, aspects)
+    views = _Views.of(sketches, aspects, np.array([positions[0] for positions in copies], int))
+    pairs = views.near(views.candidates(), PAIR)
+    edges = sparse.coo_matrix((np.ones(len(pairs), bool), pairs.T), (len(copies), len(copies)))
+    _, labels = sparse.csgraph.connected_components(edges, directed=False)
+    found = []
+    for members in _connected(labels):
+        for star in _stars(members, views):
+            positions = np.sort(np.concatenate([copies[member] for member in star]))
+            if len(positions) > 1:
+                found.append(positions)
+    return sorted(found, key=lambda positions: int(positions[0]))
+
+
+def _copies(sketches: np.ndarray, aspects: np.ndarray) -> list[list[int]]:
+    """Positions that have the same sketch, of every different sketch."""
+    seen: dict[bytes, list[int]] = {}
+    for position, (sketch, aspect) in enumerate(zip(sketches, aspects, strict=True)):
+        digest = hashlib.blake2b(b"%d" % round(10 * aspect), digest_size=16)
+        digest.update(sketch.tobytes())
+        seen.setdefault(digest.digest(), []).append(position)
+    return list(seen.values())
+
+
+def _connected(labels: np.ndarray) -> Iterator[np.ndarray]:
+    """The members of every component, in ascending order."""
+    order = np.argsort(labels, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+
+
+def _stars(members: np.ndarray, views: _Views) -> Iterator[np.ndarray]:
+    """Splits what is connected so that every member of a part resembles its first."""
+    while len(members) > 2:
+        near = views.near(views.combinations(members[0], members[1:]), CHAIN)
+        inside = np.isin(members, near)
+        inside[0] = True
+        yield members[inside]
+        members = members[~inside]
+    if len(members):
+        yield members
+
+
+@dataclasses.dataclass(frozen=True)
+class _Views:
+    """Pictures whole, without their frame, and without what frames that, where these differ.
+
+    Attributes:
+        sketches: Of the pictures; see `group`.
+        position: int [V], of each view's picture in them.
+        owner: int [V], the number of its picture.
+        box: int [V, 2, 2], first and last, exclusive, of its rows and columns.
+        aspect: float32 [V], logarithm of width by height.
+        coarse: float16 [V, 3, 8, 8], Y, Cb, Cr in small, without the rim: it may be half a border.
+    """
+
+    sketches: np.ndarray
+    position: np.ndarray
+    owner: np.ndarray
+    box: np.ndarray
+    aspect: np.ndarray
+    coarse: np.ndarray
+
+    @classmethod
+    def of(cls, sketches: np.ndarray, aspects: np.ndarray, positions: np.ndarray) -> _Views:
+        parts = []
+        for start in range(0, len(positions), _CHUNK):
+            some = positions[start : start + _CHUNK]
+            pixels = _channels(sketches[some])
+            aspect = np.log(aspects[some]).astype(np.float32)
+            for which, box in _boxes(pixels):
+                height, width = (box[:, axis, 1] - box[:, axis, 0] for axis in (0, 1))
+                parts.append(
+                    (
+                        some[which],
+                        which + start,
+                        box,
+                        aspect[which] + np.log(width / height).astype(np.float32),
+                        _cut_out(pixels[which], _inside(box), _COARSE).astype(np.float16),
+                    )
+                )
+        return cls(sketches, *(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    def candidates(self) -> np.ndarray:
+        """Pairs of views, int [C, 3]; the last number says whether the second one is mirrored."""
+        descriptors, odd = _descriptors(self.coarse.astype(np.float32))
+        # In the order of their brightness, whose difference is part of the distance.
+        order = np.argsort(descriptors[:, -1], kind="stable")
+        descriptors = descriptors[order]
+        brightness = descriptors[:, -1]
+        size = np.square(descriptors).sum(1, keepdims=True) / 2
+        one = np.ones_like(size)
+        # Their product is minus half the squared distance, less what the odd waves have to say.
+        left = np.concatenate([descriptors[:, ~odd], one, -size], 1)
+        right = np.concatenate([descriptors[:, ~odd], -size, one], 1)
+        waves = descriptors[:, odd]
+        found = [np.zeros((0, 3), np.int64)]
+        for start in range(0, len(order), _ROWS):
+            rows = slice(start, start + _ROWS)
+            end = np.searchsorted(brightness, brightness[rows][-1] + _RADIUS, "right")
+            columns = slice(start, int(end))
+            turned = waves[rows] @ waves[columns].T
+            # A mirror image has the same even waves, and the odd ones with another sign.
+            score = left[rows] @ right[columns].T + np.abs(turned)
+            row, column = _best(score, -_RADIUS * _RADIUS / 2)
+            pairs = np.stack([order[rows][row], order[columns][column], turned[row, column] < 0], 1)
+            found.append(pairs[self.owner[pairs[:, 0]] != self.owner[pairs[:, 1]]])
+        every = np.concatenate(found)
+        every[:, :2].sort(axis=1)
+        return np.unique(every, axis=0)
+
+    def combinations(self, first: int, others: np.ndarray) -> np.ndarray:
+        """As `candidates`, every view of one picture with every view of each of the others."""
+        mine = np.flatnonzero(self.owner == first)
+        theirs = np.flatnonzero(np.isin(self.owner, others))
+        combined = np.meshgrid(mine, theirs, (0, 1), indexing="ij")
+        return np.stack([numbers.ravel() for numbers in combined], 1)
+
+    def near(self, candidates: np.ndarray, limits: Limits) -> np.ndarray:
+        """The pictures of candidates that are near duplicates, int [P, 2], each pair once."""
+        found = [np.zeros((0, 2), np.int64)]
+        for start in range(0, len(candidates), _CHUNK):
+            some = candidates[start : start + _CHUNK]
+            some = some[self._coarsely(some, limits)]
+            if len(some):
+                found.append(self.owner[some[self._finely(some, limits)][:, :2]])
+        return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+
+    def _coarsely(self, candidates: np.ndarray, limits: Limits) -> np.ndarray:
+        """Says, bool [C], whether a closer look is worth it."""
+        one, other = (self.coarse[views].astype(np.float32) for views in candidates[:, :2].T)
+        fits = _unexplained(one, _mirrored(other, candidates)) < _COARSE_DIFFERENCE * (
+            limits.difference / PAIR.difference
+        )
+        widest = _ASPECTS + np.log(_SCALES[1] / _SCALES[0])
+        result: np.ndarray = fits & (np.abs(self._stretched(candidates)) < widest)
+        return result
+
+    def _finely(self, candidates: np.ndarray, limits: Limits) -> np.ndarray:
+        """Says, bool [C], whether they are near duplicates."""
+        one, other = (
+            _cut_out(_channels(self.sketches[self.position[views]]), self.box[views], _SIDE)
+            for views in candidates[:, :2].T
+        )
+        other = _mirrored(other, candidates)
+        place = _registered(one[:, 0], other[:, 0])
+        stretched = np.log(place[:, 2] / place[:, 0])
+        fits = np.abs(self._stretched(candidates) - stretched) < _ASPECTS
+        fits[fits] = _alike(one[fits], other[fits], place[fits], limits)
+        return fits
+
+    def _stretched(self, candidates: np.ndarray) -> np.ndarray:
+        """By how much the logarithms of the aspects differ."""
+        result: np.ndarray = self.aspect[candidates[:, 0]] - self.aspect[candidates[:, 1]]
+        return result
+
+
+def _mirrored(pixels: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Pixels [C, ...] of the candidates' second views, those mirrored that are to be."""
+    flip = candidates[:, 2] == 1
+    pixels[flip] = pixels[flip][..., ::-1]
+    return pixels
+
+
+def _channels(sketches: np.ndarray) -> np.ndarray:
+    """uint8 [N, 32, 32, 3] to float32 [N, 3, 32, 32]."""
+    return np.ascontiguousarray(np.moveaxis(sketches, -1, 1), np.float32)
+
+
+def _boxes(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every picture whole, and those parts of pictures that have something even around them.
+
+    Args:
+        pixels: float32 [N, 3, 32, 32].
+
+    Yields:
+        Which pictures, int [M]; and the part of each, int [M, 2, 2]: first and last, exclusive, of
+        rows and columns.
+    """
+    which = np.arange(len(pixels))
+    box = np.tile(np.array([[0, _SIDE], [0, _SIDE]]), (len(pixels), 1, 1))
+    yield which, box
+    inner = box
+    for _ in range(2):
+        found = _without_margin(pixels[which], inner)
+        cut = (found != inner).any((1, 2))
+        which, inner, found = which[cut], inner[cut], found[cut]
+        if not len(which):
+            return
+        yield which, found
+        # Where something was cut off, the next line may be half of it and half of what is inside.
+        inner = found + np.where(found != inner, np.array([1, -1]), 0)
+
+
+def _without_margin(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """What is left without lines at the edges of a box that have the colour of its first corner.
+
+    Args:
+        pixels: float32 [N, 3, 32, 32].
+        box: int [N, 2, 2].
+
+    Returns:
+        int [N, 2, 2]; a box of which hardly anything would be left stays as it is.
+    """
+    corner = pixels[np.arange(len(pixels)), :, box[:, 0, 0], box[:, 1, 0]]
+    other = np.abs(pixels - corner[:, :, None, None]).max(1) > _EVEN
+    index = np.arange(_SIDE)
+    inside = [(index >= box[:, axis, :1]) & (index < box[:, axis, 1:]) for axis in (0, 1)]
+    other &= inside[0][:, :, None] & inside[1][:, None, :]
+    lines = [other.any(2), other.any(1)]
+    found = np.stack(
+        [np.stack([line.argmax(1), _SIDE - line[:, ::-1].argmax(1)], 1) for line in lines], 1
+    )
+    enough = other.any((1, 2)) & (found[:, :, 1] - found[:, :, 0] >= _LEAST_LEFT).all(1)
+    return np.where(enough[:, None, None], found, box)
+
+
+def _inside(box: np.ndarray) -> np.ndarray:
+    """Parts without their rims: [N, 2, 2]."""
+    rim = (box[:, :, 1:] - box[:, :, :1]) * _RIM_FRACTION
+    result: np.ndarray = box + rim * np.array([1, -1])
+    return result
+
+
+def _cut_out(pixels: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
+    """Parts of pictures in a size of their own: float32 [N, 3, side, side]."""
+    if (box == (0, _SIDE)).all():
+        return _shrunk(pixels, side)
+    down, across = (_spread(box[:, axis], side) for axis in (0, 1))
+    result: np.ndarray = down[:, None] @ pixels @ across.swapaxes(1, 2)[:, None]
+    return result
+
+
+def _spread(ends: np.ndarray, side: int) -> np.ndarray:
+    """What every pixel of an axis is the mean of: float32 [N, side, 32] for ends [N, 2]."""
+    edges = ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * np.linspace(0, 1, side + 1)
+    index = np.arange(_SIDE)
+    overlap = np.minimum(edges[:, 1:, None], index + 1) - np.maximum(edges[:, :-1, None], index)
+    weights = np.maximum(overlap, 0)
+    result: np.ndarray = (weights / weights.sum(2, keepdims=True)).astype(np.float32)
+    return result
+
+
+def _best(score: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of scores above the least, of each row no more than the highest few."""
+    row, column = np.divmod(np.flatnonzero(score > least), score.shape[1])
+    if len(row) > _NEIGHBOURS * len(score):
+        many = np.flatnonzero(np.bincount(row, minlength=len(score)) > _NEIGHBOURS)
+        few = ~np.isin(row, many)
+        highest = np.argpartition(score[many], -_NEIGHBOURS, axis=1)[:, -_NEIGHBOURS:]
+        row = np.concatenate([row[few], np.repeat(many, _NEIGHBOURS)])
+        column = np.concatenate([column[few], highest.ravel()])
+    return row, column
+
+
+def _descriptors(coarse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Low frequencies, relative to their size; and mean colours, brightness last.
+
+    Args:
+        coarse: float32 [V, 3, 8, 8].
+
+    Returns:
+        float32 [V, D]; and bool [D], which of them a mirror image has with another sign.
+    """
+    waves = fft.dctn(coarse, axes=(2, 3), norm="ortho") / np.float32(_COARSE)
+    chosen = [
+        (channel, down, across)
+        for channel, most in ((0, 3), (1, 1), (2, 1))
+        for down in range(most + 1)
+        for across in range(most + 1)
+        if 0 < down + across <= most
+    ]
+    columns = np.stack([waves[:, c, down, across] for c, down, across in chosen], 1)
+    size = np.maximum(np.linalg.norm(columns, axis=1, keepdims=True), _LEAST_DEVIATION)
+    descriptors = np.concatenate([columns / size, waves[:, ::-1, 0, 0] / _MEAN_SCALE], 1)
+    odd = [across % 2 == 1 for _, _, across in chosen] + [False] * 3
+    return descriptors, np.array(odd)
+
+
+def _shrunk(values: np.ndarray, side: int) -> np.ndarray:
+    """Means of squares of pixels: [..., side, side], of what is a power of 2 times as large."""
+    while values.shape[-1] > side:
+        rows = values[..., ::2, :] + values[..., 1::2, :]
+        values = (rows[..., ::2] + rows[..., 1::2]) * np.float32(0.25)
+    return values
+
+
+def _slopes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Changes from pixel to pixel, down and across: [..., H, W] each."""
+    down, across = np.empty_like(values), np.empty_like(values)
+    down[..., 1:-1, :] = (values[..., 2:, :] - values[..., :-2, :]) / 2
+    down[..., 0, :] = values[..., 1, :] - values[..., 0, :]
+    down[..., -1, :] = values[..., -1, :] - values[..., -2, :]
+    across[..., 1:-1] = (values[..., 2:] - values[..., :-2]) / 2
+    across[..., 0] = values[..., 1] - values[..., 0]
+    across[..., -1] = values[..., -1] - values[..., -2]
+    return down, across
+
+
+def _centred(side: int) -> np.ndarray:
+    """Positions of pixels from -1 to 1."""
+    return (np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1
+
+
+def _moves(
+    one: np.ndarray, other: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What small shifts and scalings along both axes do, as least squares wants it.
+
+    Args:
+        one: float32 [C, ..., H, H], the middle of a picture.
+        other: The same.
+        side: Of the whole picture, in pixels.
+
+    Returns:
+        The normal matrix [C, 4, 4] and right side [C, 4] of `one - other`, in the order scale and
+        shift down, scale and shift across, in halves of a side; and the sum of squares [C].
+    """
+    rim = (side - one.shape[-1]) // 2
+    down, across = _slopes((one + other) * np.float32(side / 4))
+    at = _centred(side)[rim : side - rim]
+    columns = (down * at[:, None], down, across * at, across)
+    matrix = np.stack([c.reshape(len(one), -1) for c in columns], 1)
+    difference = (one - other).reshape(len(one), -1)
+    normal = matrix @ matrix.swapaxes(1, 2)
+    # Where there are no slopes, nothing moves.
+    normal += (
+        np.eye(4, dtype=np.float32) * (1e-3 * np.trace(normal, axis1=1, axis2=2) + 1)[:, None, None]
+    )
+    right = (matrix @ difference[..., None])[..., 0]
+    return normal, right, np.einsum("ij,ij->i", difference, difference)
+
+
+def _unexplained(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """What a small shift and scaling leaves of the difference, by the picture's own deviation.
+
+    Args:
+        one: float32 [C, 3, 8, 8].
+        other: The same.
+
+    Returns:
+        float32 [C].
+    """
+    normal, right, total = _moves(one, other, _COARSE)
+    explained = np.einsum("ij,ij->i", right, np.linalg.solve(normal, right[..., None])[..., 0])
+    left = np.sqrt(np.maximum(total - explained, 0) / (_COARSE * _COARSE))
+    deviation = np.sqrt((one - one.mean((2, 3), keepdims=True)).var((2, 3)).sum(1))
+    result: np.ndarray = left / np.maximum(deviation, _LEAST_DEVIATION)
+    return result
+
+
+def _registered(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Where one picture lies in another (Baker and Matthews 2004, Gauss-Newton, coarse to fine).
+
+    Args:
+        one: Luma, float32 [C, 32, 32].
+        other: The same.
+
+    Returns:
+        float32 [C, 4]: scale and shift down, scale and shift across, in halves of a side.
+    """
+    place = np.tile(np.array([1, 0, 1, 0], np.float32), (len(one), 1))
+    for side in _STEPS:
+        seen, moved = _shrunk(one, side), _shrunk(other, side)[:, None]
+        # The outermost pixels may be half a border.
+        rim = 0 if side == _COARSE else 1
+        inner = slice(rim, side - rim)
+        moved = _sampled(moved, *_positions(place, side))[:, 0, inner, inner]
+        normal, right, _ = _moves(seen[:, inner, inner], moved, side)
+        place += np.linalg.solve(normal, right[..., None])[..., 0]
+        place[:, ::2] = place[:, ::2].clip(*_SCALES)
+        place[:, 1::2] = place[:, 1::2].clip(-_MOST_SHIFT, _MOST_SHIFT)
+    return place
+
+
+def _alike(one: np.ndarray, other: np.ndarray, place: np.ndarray, limits: Limits) -> np.ndarray:
+    """Whether pictures that are laid over one another are within the limits.
+
+    Args:
+        one: float32 [C, 3, 32, 32].
+        other: The same.
+        place: See `_registered`.
+        limits: How much may be left.
+
+    Returns:
+        bool [C].
+    """
+    moved = _moved(other, place)
+    # The outermost pixels of either one may be half a border.
+    inside = [(at >= 0.99) & (at <= _SIDE - 1.99) for at in _positions(place)]
+    both = inside[0][:, :, None] & inside[1][:, None, :]
+    both[:, [0, -1]] = both[:, :, [0, -1]] = False
+    left = one - moved
+    whole = _shrunk(both.astype(np.float32), _SIDE // 2) == 1
+    middle = whole.copy()
+    middle[:, :_RIM] = middle[:, -_RIM:] = middle[:, :, :_RIM] = middle[:, :, -_RIM:] = False
+    half, half_left = _shrunk(one, _SIDE // 2), _shrunk(left, _SIDE // 2)
+    fits = both.mean((1, 2)) > _LEAST_OVERLAP
+    fits &= _relative(half, half_left, whole) < limits.difference
+    fits &= _relative(half, half_left, middle) < limits.inner
+    fits[fits] = _colour_difference(one[fits], moved[fits], both[fits]) < limits.colour
+    result: np.ndarray = fits
+    return result
+
+
+def _relative(values: np.ndarray, left: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Root of the mean square of what is left, by the values' deviation: float32 [C]."""
+    weight = where.astype(np.float32) / np.maximum(where.sum((1, 2), keepdims=True), 1)
+    weight = weight[:, None]
+    mean = (values * weight).sum((2, 3), keepdims=True)
+    deviation = np.sqrt((np.square(values - mean) * weight).sum((1, 2, 3)))
+    result: np.ndarray = np.sqrt((np.square(left) * weight).sum((1, 2, 3)))
+    return result / np.maximum(deviation, _LEAST_DEVIATION)
+
+
+def _colour_difference(one: np.ndarray, moved: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """The largest difference, in levels, of a channel over an area that is even in both pictures.
+
+    Args:
+        one: float32 [C, 3, 32, 32].
+        moved: The other picture, laid over it.
+        where: bool [C, 32, 32], where both are.
+
+    Returns:
+        float32 [C].
+    """
+    steepest = np.zeros(where.shape, np.float32)
+    for picture in (one, moved):
+        down, across = _slopes(picture)
+        np.maximum(steepest, np.sqrt((down * down + across * across).max(1)), out=steepest)
+    steepest = ndimage.maximum_filter(steepest, (1, 5, 5))
+    weight = where / (1 + np.square(steepest / _EDGE))
+    left = (one - moved) * weight[:, None]
+    weights = _shrunk(weight, _COARSE)
+    areas = np.abs(_shrunk(left, _COARSE)) / np.maximum(weights, 1e-3)[:, None]
+    # Too few even pixels say nothing of their area.
+    areas = np.where((weights > 0.3)[:, None], areas, 0).max((1, 2, 3))
+    all_of_it = np.abs(left.sum((2, 3))) / np.maximum(weight.sum((1, 2)), 1e-3)[:, None]
+    result: np.ndarray = np.maximum(areas, all_of_it.max(1))
+    return result
+
+
+def _positions(place: np.ndarray, side: int = _SIDE) -> tuple[np.ndarray, np.ndarray]:
+    """Where the pixels of one picture lie in the other, in pixels: rows and columns, [C, side]."""
+    at = _centred(side)
+    return tuple(  # type: ignore[return-value]
+        (place[:, axis : axis + 1] * at + place[:, axis + 1 : axis + 2] + 1) * (side / 2) - 0.5
+        for axis in (0, 2)
+    )
+
+
+def _moved(pixels: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """A picture as the other one sees it: [C, 3, 32, 32]."""
+    return _sampled(pixels, *_positions(place))
+
+
+def _sampled(pixels: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Values between pixels, bilinear: [N, channels, side, side] at [N, side] and [N, side]."""
+    side = pixels.shape[-1]
+    index = np.arange(side, dtype=np.float32)
+    down, across = (
+        np.maximum(0, 1 - np.abs(at.clip(0, side - 1)[..., None] - index)) for at in (rows, columns)
+    )
+    result: np.ndarray = down[:, None] @ pixels @ across.swapaxes(1, 2)[:, None]
+    return result
