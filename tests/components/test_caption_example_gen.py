@@ -434,6 +434,8 @@ def test_captions_that_are_not_utf8(tmp_path):
     _, rejects = generate(tmp_path, tmp_path / "set", caption_column="text")
     [reject] = read_rejects(rejects)
     assert (reject["reason"], reject["row"]) == ("caption_not_utf8", 10)
+    assert "can't decode byte 0xff in position 0" in reject["detail"]
+    assert "(line 1); save its file as UTF-8" in reject["detail"]
 
 
 def test_size_is_that_of_the_upright_picture(tmp_path):

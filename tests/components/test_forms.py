@@ -480,6 +480,9 @@ def test_repeats_are_of_the_nearest_folder(tmp_path):
     assert given["img/10_sks_dog/1.png"] == (b"given",)
     assert given["img/3_cat/3.png"] == (b"own",)
     assert rows_of(tmp_path, form="pictures", caption="x")[0].repeats is None
+    (tmp_path / "5_alone").mkdir()
+    put(tmp_path / "5_alone", {"8.png": png(8)})
+    assert "give the folder that it lies in" in error_of(tmp_path / "5_alone")
 
 
 def test_names_of_folders_with_repeats_are_no_splits(tmp_path):
@@ -564,6 +567,14 @@ def test_tables_called_after_their_split(tmp_path):
     named, unnamed = rows_of(tmp_path)
     assert (named.image, unnamed.file) == (png(0), "img/2.png")
     assert rows_of(tmp_path, split="test")[0].image == png(1)
+
+
+def test_documents_with_a_list_for_each_split(tmp_path):
+    lists = {"train": [{"image": "1.png", "text": "a"}], "val": [{"image": "2.png", "text": "b"}]}
+    put(tmp_path, {"1.png": png(1), "2.png": png(2), "x.json": json.dumps(lists)})
+    assert rows_of(tmp_path)[0].captions == (b"a",)
+    assert rows_of(tmp_path, split="validation")[0].captions == (b"b",)
+    assert pairs_of(tmp_path, split="all") == [(png(1), ["a"]), (png(2), ["b"])]
 
 
 def test_names_are_not_guessed_between_two_folders(tmp_path):

@@ -347,6 +347,15 @@ def test_a_reduced_batch_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert f"Batches are of 3 pictures, not of {recommended}" in caplog.text
 
 
+def test_epochs_and_batches_count_what_repeats() -> None:
+    counts = {"train": 3, "eval": 1}
+    latents = LatentsManifest("small", 64, "hash", flip=False, counts=counts, views=30)
+    config = TrainingConfig(epochs=4.0, batch_size=10).resolved(PRESET)
+    found = run_fn._config_for(config, latents, BASE_MODEL, None)
+    # Four epochs of 30 are 12 batches of 10.
+    assert (found.batch_size, found.steps) == (10, 12)
+
+
 def test_weights_that_changed_since_are_refused(tmp_path: Path) -> None:
     given = arguments(tmp_path, write_latents(tmp_path / "latents"))
     given.custom_config["base_weights_hash"] = "other"

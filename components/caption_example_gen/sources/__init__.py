@@ -132,6 +132,7 @@ def _opened(files: Files, spec: DatasetSpec) -> Source:
     look = Look(ArchiveFiles(files, zips) if zips else files, spec)
     form, found, told = _told(look)
     opened = form.open(look, found)
+    look.forget_documents()
     if isinstance(opened, Files):
         return _opened(opened, spec)
     opened.give_captions(spec)

@@ -129,6 +129,10 @@ class Look:
                     self._documents[path] = None
             yield path, self._documents[path]
 
+    def forget_documents(self) -> None:
+        """Lets go of what may be as large as all of the dataset's captions."""
+        self._documents.clear()
+
     def select(self, paths: Sequence[str], *, by_folder_only: bool = False) -> Selection:
         """The files of the config and split that are asked for; see `splits.select_files`."""
         return select_files(

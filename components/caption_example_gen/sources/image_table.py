@@ -322,6 +322,7 @@ class ImageTableSource(Source):
         usual: str = HUB_IMAGE,
         interpret: Interpret | None = None,
         by_name: bool = False,
+        inside: bool = False,
     ) -> ImageTableSource:
         """Finds the columns.
 
@@ -333,12 +334,15 @@ class ImageTableSource(Source):
             interpret: See `TableFiles`.
             by_name: Whether the names of the tables say which split they are of, as in
                 `train.jsonl`; else the folders do.
+            inside: Whether the tables themselves have the splits, and `interpret` chooses.
 
         Raises:
             DatasetError: A table cannot be read, or a column cannot be found.
         """
         select = _select_by_name if by_name else _select_by_folder
-        chosen = select(look, tables)
+        # Which picture is of another split is not known inside of a table, so none is missed.
+        within = _Chosen(tuple(tables), look.pictures, (), ())
+        chosen = within if inside else select(look, tables)
         reader = TableFiles(look.files, interpret)
         table = find_table(
             ((path, reader.records(path)) for path in chosen.tables),

@@ -62,6 +62,11 @@ class _Config:
     default: bool
 
 
+def says_split(name: str) -> bool:
+    """Whether a name is that of a split, or has one in it."""
+    return any(mark.search(name) for mark in _MARKS.values())
+
+
 def select_files(
     paths: Sequence[str],
     *,

@@ -169,6 +169,13 @@ def records_in(document: Any) -> list[dict[str, Any]] | None:
     return document if _are_records(document) else None
 
 
+def lists_in(document: Any) -> dict[str, list[dict[str, Any]]]:
+    """The lists of records of a mapping, by name."""
+    if not isinstance(document, dict):
+        return {}
+    return {str(name): value for name, value in document.items() if _are_records(value)}
+
+
 def _are_texts(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) for value in values)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
+
+from components.caption_example_gen.sources.base import repeats_of
 from components.caption_example_gen.sources.form import Form, Found, Look, counted, no_captions
 from components.caption_example_gen.sources.picture_files import CaptionFiles, PictureFilesSource
 
@@ -21,5 +24,9 @@ class Pictures(Form):
     def open(self, look: Look, found: Found) -> PictureFilesSource:
         """See `Form.open`; without captions that are given, the error offers what there is."""
         if not look.spec.captions_given:
-            raise no_captions(look, f"it has {found.why}")
+            own_name = posixpath.basename(look.files.shown.rstrip("/"))
+            # It would not be the same dataset under another name, and so is not looked at.
+            hint = " (its own name is not looked at: give the folder that it lies in)"
+            is_named = repeats_of(own_name) is not None
+            raise no_captions(look, f"it has {found.why}{hint if is_named else ''}")
         return PictureFilesSource(look, self.kind, CaptionFiles())

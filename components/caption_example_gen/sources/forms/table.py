@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
+from typing import Any
 
 from components.caption_example_gen.sources.base import DatasetError
 from components.caption_example_gen.sources.form import Form, Found, Look, counted
@@ -15,11 +17,14 @@ from components.caption_example_gen.sources.image_table import (
     first_names,
     picture_column,
 )
+from components.caption_example_gen.sources.splits import says_split
 from components.caption_example_gen.sources.table_files import (
     CSV_SUFFIXES,
+    DOCUMENT_SUFFIX,
     LINES_SUFFIXES,
     Record,
     TableFiles,
+    lists_in,
     records_in,
 )
 
@@ -46,7 +51,27 @@ class Table(Form):
 
     def open(self, look: Look, found: Found) -> ImageTableSource:
         """See `Form.open`."""
-        return ImageTableSource.open(look, found.files, self.kind, by_name=True)
+        documents = dict(look.documents())
+        inside = any(_has_splits(documents.get(path)) for path in found.files)
+        interpret = partial(_records, look)
+        return ImageTableSource.open(
+            look, found.files, self.kind, interpret=interpret, by_name=True, inside=inside
+        )
+
+
+def _has_splits(document: Any) -> bool:
+    """Whether a document has a list of records for each of several splits."""
+    lists = lists_in(document)
+    return len(lists) > 1 and all(map(says_split, lists))
+
+
+def _records(look: Look, document: Any) -> list[dict[str, Any]] | None:
+    """The records of a document; of one with a list for each split those of the one asked for."""
+    if not _has_splits(document):
+        return records_in(document)
+    lists = lists_in(document)
+    chosen = look.select([f"{name}{DOCUMENT_SUFFIX}" for name in lists]).files
+    return [record for name in chosen for record in lists[name.removesuffix(DOCUMENT_SUFFIX)]]
 
 
 def _names_pictures(look: Look, records: Iterator[Record]) -> bool:
@@ -73,7 +98,7 @@ def tables_of(look: Look) -> Iterator[tuple[str, Iterator[Record]]]:
         if document is None:
             # Lines of JSON under another name, or nothing that can be read.
             yield path, _readable(look, reader.records(path))
-        elif (records := records_in(document)) is not None:
+        elif records := _records(look, document):
             yield path, (Record(i, i, values) for i, values in enumerate(records))
 
 
