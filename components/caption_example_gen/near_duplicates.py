@@ -98,8 +98,11 @@ def group(sketches: np.ndarray, aspects: np.ndarray) -> list[np.ndarray]:
     pairs = views.near(views.candidates(), PAIR)
     edges = sparse.coo_matrix((np.ones(len(pairs), bool), pairs.T), (len(copies), len(copies)))
     _, labels = sparse.csgraph.connected_components(edges, directed=False)
+    several = np.array([len(positions) > 1 for positions in copies])
+    # Most pictures are alone, and cost nothing from here on.
+    alone = (np.bincount(labels)[labels] == 1) & ~several
     found = []
-    for members in _connected(labels):
+    for members in _connected(labels, np.flatnonzero(~alone)):
         for star in _stars(members, views):
             positions = np.sort(np.concatenate([copies[member] for member in star]))
             if len(positions) > 1:
@@ -110,17 +113,18 @@ def group(sketches: np.ndarray, aspects: np.ndarray) -> list[np.ndarray]:
 def _copies(sketches: np.ndarray, aspects: np.ndarray) -> list[list[int]]:
     """Positions that have the same sketch, of every different sketch."""
     seen: dict[bytes, list[int]] = {}
-    for position, (sketch, aspect) in enumerate(zip(sketches, aspects, strict=True)):
-        digest = hashlib.blake2b(b"%d" % round(10 * aspect), digest_size=16)
-        digest.update(sketch.tobytes())
-        seen.setdefault(digest.digest(), []).append(position)
+    tenths = np.round(10 * aspects).astype(np.int32).tolist()
+    for position, tenth in enumerate(tenths):
+        digest = hashlib.blake2b(sketches[position].tobytes(), digest_size=16).digest()
+        seen.setdefault(b"%d %b" % (tenth, digest), []).append(position)
     return list(seen.values())
 
 
-def _connected(labels: np.ndarray) -> Iterator[np.ndarray]:
-    """The members of every component, in ascending order."""
-    order = np.argsort(labels, kind="stable")
-    yield from np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+def _connected(labels: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    """Those of the chosen members that are in one component, in ascending order."""
+    if len(chosen):
+        members = chosen[np.argsort(labels[chosen], kind="stable")]
+        yield from np.split(members, np.flatnonzero(np.diff(labels[members])) + 1)
 
 
 def _stars(members: np.ndarray, views: _Views) -> Iterator[np.ndarray]:
@@ -276,6 +280,9 @@ def _boxes(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     yield which, box
     inner = box
     for _ in range(2):
+        # Most pictures have nothing even around them, and a look at their edges tells.
+        framed = _have_margin(pixels[which], inner)
+        which, inner = which[framed], inner[framed]
         found = _without_margin(pixels[which], inner)
         cut = (found != inner).any((1, 2))
         which, inner, found = which[cut], inner[cut], found[cut]
@@ -284,6 +291,24 @@ def _boxes(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield which, found
         # Where something was cut off, the next line may be half of it and half of what is inside.
         inner = found + np.where(found != inner, np.array([1, -1]), 0)
+
+
+def _have_margin(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Whether any line at the edge of a box has the colour of its first corner: bool [N]."""
+    each = np.arange(len(pixels))
+    top, left, bottom, right = box[:, 0, 0], box[:, 1, 0], box[:, 0, 1] - 1, box[:, 1, 1] - 1
+    corner = pixels[each, :, top, left][:, :, None]
+    index = np.arange(_SIDE)
+    result = np.zeros(len(pixels), bool)
+    for lines, axis in (
+        (pixels[each, :, top], 1),
+        (pixels[each, :, bottom], 1),
+        (pixels[each, :, :, left], 0),
+        (pixels[each, :, :, right], 0),
+    ):
+        outside = (index < box[:, axis, :1]) | (index >= box[:, axis, 1:])
+        result |= ((np.abs(lines - corner).max(1) <= _EVEN) | outside).all(1)
+    return result
 
 
 def _without_margin(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:

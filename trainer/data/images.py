@@ -156,7 +156,8 @@ def inspect_image(
             least = SKETCH_SIDE if with_sketch else 1
             image.draft(None, (max(least, width // 8), max(least, height // 8)))
         image.load()
-        if _orientation(image) in _SIDEWAYS:
+        orientation = _orientation(image)
+        if orientation in _SIDEWAYS:
             width, height = height, width
         rgb = _to_rgb(image)
         return ImageFacts(
@@ -165,7 +166,7 @@ def inspect_image(
             height=height,
             animated=_is_animated(image),
             brightness=_mean_luma(rgb),
-            sketch=_sketch(rgb, _orientation(image)) if with_sketch else b"",
+            sketch=_sketch(rgb, orientation) if with_sketch else b"",
         )
 
 
