@@ -71,9 +71,8 @@ def test_every_value_is_set_after_resolution():
             yield from leaves(value) if isinstance(value, dict) else [value]
 
     config = load_config()
-    open_fields = {"config", "image_column", "caption_column", "schema"}
-    open_fields |= {"form", "caption", "captions_from"}
     open_fields = {"config", "image_column", "caption_column", "caption_template", "schema"}
+    open_fields |= {"form", "caption", "captions_from"}
     closed = dataclasses.asdict(config) | {"dataset": {}, "evaluation": {}, "vertex": {}}
     # The dataset says, or the Trainer finds captions that are held out.
     assert closed["validation"].pop("prompts") is None
