@@ -113,18 +113,23 @@ def learning_rate_at(config: ResolvedTrainingConfig, step: tf.Tensor) -> tf.Tens
     return config.learning_rate * warm_up * factor
 
 
-def _of_variant(batch: Batch, variant: tf.Tensor) -> Batch:
-    """A batch with one of its captions' variants each, where there are several.
+def _num_variants(batch: Batch) -> int:
+    """How many variants of its caption every example has to choose from.
 
-    Args:
-        batch: With `tokens` and `context` of one caption, or [B, V, 77] and [B, V, 77, D].
-        variant: int32 [B].
+    Tokens are [B, 77] and contexts [B, 77, D] where there is one, else [B, V, 77] and
+    [B, V, 77, D].
     """
-    if len(batch["context"].shape) == 3:
-        return batch
-    names = [name for name in ("tokens", "context") if name in batch]
-    chosen = {name: tf.gather(batch[name], variant, batch_dims=1) for name in names}
-    return {**batch, **chosen}
+    shape = batch["tokens"].shape if "tokens" in batch else batch["context"].shape[:-1]
+    return shape[1] if len(shape) == 3 else 1
+
+
+def _of_variant(batch: Batch, variant: tf.Tensor) -> Batch:
+    """A batch with one of its captions' variants each, int32 [B]."""
+    several = {name: batch[name] for name in ("tokens", "context") if name in batch}
+    one: Batch = {
+        name: tf.gather(values, variant, batch_dims=1) for name, values in several.items()
+    }
+    return {**batch, **one}
 
 
 class FineTuner:
@@ -239,9 +244,11 @@ class FineTuner:
         """
         mean = batch["latent/mean"]
         log_variance = batch["latent/log_variance"]
-        variants = batch["context"].shape[1] if len(batch["context"].shape) == 4 else 1
+        variants = _num_variants(batch)
         random = self._random_values(step, mean.shape[1:], variants)
         random = random.rows(first_row, mean.shape[0])
+        if variants > 1:
+            batch = _of_variant(batch, random.variant)
         if "latent/mirror_mean" in batch:
             mirrored = random.mirrored
             mean = tf.where(mirrored, batch["latent/mirror_mean"], mean)
@@ -251,7 +258,7 @@ class FineTuner:
         inputs = [
             self._schedule.add_noise(latent, noise, timesteps),
             timestep_embedding(timesteps, self._preset.diffusion_model.timestep_width),
-            self._context(_of_variant(batch, random.variant), random.dropped),
+            self._context(batch, random.dropped),
         ]
         predicted = tf.cast(self._call(self.diffusion_model, inputs), tf.float32)
         target = self._schedule.target(latent, noise, timesteps)
