@@ -141,10 +141,11 @@ def _opened(file: Path, configs: Path) -> dict[str, Any]:
 
 
 def _compare(file: Path, folder: Path) -> None:
+    full: dict[str, Any] = {"torch_dtype": torch.float32}
     single = StableDiffusionPipeline.from_single_file(
-        str(file), config=str(folder), local_files_only=True, safety_checker=None
+        str(file), config=str(folder), local_files_only=True, safety_checker=None, **full
     )
-    whole = StableDiffusionPipeline.from_pretrained(str(folder), safety_checker=None)
+    whole = StableDiffusionPipeline.from_pretrained(str(folder), safety_checker=None, **full)
     for name in ("text_encoder", "vae", "unet"):
         theirs = getattr(whole, name).state_dict()
         ours = getattr(single, name).state_dict()
