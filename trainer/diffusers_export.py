@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.diffusers_export",
-        description="Writes a model in diffusers' layout of Stable Diffusion v1.x.",
+        description="Writes a model in diffusers' layout of Stable Diffusion v1.x, or as one file.",
         allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group(required=True)
@@ -29,10 +29,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--base-weights",
-        help="where the base weights lie: a folder, gs:// or hf:// (default: with --model, where "
-        "they lay when it was trained; with --preset, where they are published)",
+        help="where the base weights lie: a folder, a single file, gs:// or hf:// (default: with "
+        "--model, where they lay when it was trained; with --preset, where they are published)",
     )
-    parser.add_argument("--output", required=True, help="folder or gs:// address to write")
+    parser.add_argument(
+        "--output",
+        required=True,
+        help="folder or gs:// address to write; one that ends with .safetensors is a single file "
+        "in the original layout, as A1111 and ComfyUI open it",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     arguments = parser.parse_args(argv)
     try:

@@ -45,6 +45,7 @@ from trainer.training_config import (
     ValidationConfig,
 )
 from trainer.weights.base_model import BaseModel
+from trainer.weights.model_spec import DIFFUSERS, adapter_keys, model_spec, public_name
 
 _PICTURES = "validation"
 _LOGGED = ("loss", "learning_rate", "gradient_norm", "images_per_second", "loss_scale")
@@ -322,7 +323,34 @@ def _export(run: _Run, folder: str) -> None:
         modules = serving_modules(*run.networks, base_model.preset, base_model.image_size, dtype)
     export_models(folder, modules)
     if run.tuner.adapters:
-        run.tuner.adapters.save(folder)
+        run.tuner.adapters.save(folder, _adapter_header(run))
+
+
+def _adapter_header(run: _Run) -> dict[str, str]:
+    """What `lora.safetensors` says of itself."""
+    made_by = {
+        "training_id": run.training_id,
+        "code_version": run.settings.code_version,
+        "git_commit": _git_commit(),
+    }
+    return {
+        **model_spec(
+            run.base_model.preset,
+            run.settings.image_size,
+            title=f"{run.settings.preset} {run.training_id}",
+            description=f"Adapters; base weights: {public_name(run.settings.base_weights)}.",
+            implementation=DIFFUSERS,
+            adapter="lora",
+        ),
+        **adapter_keys(
+            dataclasses.asdict(run.config),
+            image_size=run.settings.image_size,
+            num_images=run.latents.counts["train"],
+            base_weights=run.settings.base_weights,
+            training_id=run.training_id,
+        ),
+        **{key: value for key, value in made_by.items() if value},
+    }
 
 
 def _record(run: _Run, trained: _Trained, fn_args: FnArgs, since: float) -> None:

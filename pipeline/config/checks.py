@@ -144,22 +144,30 @@ def _check_base_weights(base_weights: str, preset: Preset, given: Given) -> None
     # huggingface_hub costs half a second that nobody else need wait for.
     from storage import hub
     from storage.folders import open_folder
-    from trainer.weights import diffusers_layout
+    from trainer.weights import diffusers_layout, original_layout
+    from trainer.weights.errors import WeightsError
 
     files = [file.name for file in preset.weight_files.values()]
     wanted = (
-        f"it must be a folder with {', '.join(files)}, or one in diffusers' layout, or 'random' to "
-        "start from nothing"
+        f"it must be a folder with {', '.join(files)}, or one in diffusers' layout, or a single "
+        ".safetensors in the original one, or 'random' to start from nothing"
     )
     if base_weights.startswith(hub.SCHEME):
         try:
             hub.parse_address(base_weights)
         except hub.HubError as error:
             raise ConfigError(f"{given} is impossible: {error}") from None
+    try:
+        single = original_layout.split_address(base_weights)
+    except WeightsError as error:
+        raise ConfigError(f"{given} is impossible: {error}") from None
     if "://" in base_weights:
         return
+    if single is not None and os.path.isfile(base_weights):
+        return
     if not os.path.isdir(base_weights):
-        raise ConfigError(f"{given} is impossible: there is no such folder; {wanted}")
+        what = "folder" if single is None else "file"
+        raise ConfigError(f"{given} is impossible: there is no such {what}; {wanted}")
     if diffusers_layout.is_diffusers(open_folder(base_weights)):
         return
     missing = [name for name in files if not os.path.isfile(os.path.join(base_weights, name))]

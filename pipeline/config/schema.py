@@ -89,7 +89,8 @@ class ModelConfig:
     Attributes:
         preset: Name of the preset.
         image_size: Side of the pictures in pixels.
-        base_weights: `default`, `random`, or a folder, bucket or model of the hub with the weights.
+        base_weights: `default`, `random`, or a folder, bucket or model of the hub with the weights,
+            or a single file in one.
         flip: Whether mirror images are trained on too; `auto`: unless a caption says left or right.
         crop: Which part of a picture that is not square is kept.
         export_weights: What the exported models store their weights as.

@@ -372,6 +372,11 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
             ["192", "'sd-v1-4'", "multiple of 128"],
         ),
         ("model: {base_weights: /no/such}", ["'/no/such'", "no such folder", "'random'"]),
+        ("model: {base_weights: /no/such.safetensors}", ["no such file", ".safetensors in the"]),
+        (
+            "model: {base_weights: gs://b/x.ckpt}",
+            ["gs://b/x.ckpt is a pickle", "weights_only=True"],
+        ),
         ("model: {flip: true}", ["model.flip = true", "auto, always, never"]),
         ("model: {crop: left}", ["model.crop = 'left'", "centre, random"]),
         ("dataset: {max_pixels: 0}", ["dataset.max_pixels = 0", "at least 1"]),

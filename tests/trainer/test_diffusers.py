@@ -1,6 +1,7 @@
 """Diffusers' layout: `tests/data/diffusers_tiny` is what that library wrote, and computed."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
@@ -451,6 +452,49 @@ def test_base_weights_are_written_for_the_whole_pipeline(dtype, tmp_path, monkey
     index = json.loads((output / "model_index.json").read_text())
     for part, (library, _) in ((k, v) for k, v in index.items() if isinstance(v, list)):
         assert (output / part).is_dir() == (library is not None)
+
+
+def test_a_single_file_is_written_and_says_what_it_is(
+    trained, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(diffusers_export, "get_preset", lambda name: PRESET)
+    model, values = trained
+    output = tmp_path / "exported.safetensors"
+    arguments = ["--model", str(model), "--output", str(output)]
+    assert command.main(arguments) == 0
+    again = located(output)
+    for network in NETWORKS:
+        built = again.build(network)
+        stored = to_diffusers(built, built.get_weights())
+        if network == "image_encoder":
+            encoder = located(CHECKPOINT).build(network)
+            values |= to_diffusers(encoder, encoder.get_weights())
+        for name, tensor in stored.items():
+            np.testing.assert_array_equal(tensor, values[name])
+    content = output.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    with safetensors.safe_open(output, "np") as file:
+        said = file.metadata()
+        attention = "first_stage_model.decoder.mid.attn_1.q.weight"
+        assert file.get_slice(attention).get_shape() == [12, 12, 1, 1]
+    assert said["modelspec.hash_sha256"] == f"0x{hashlib.sha256(content[header:]).hexdigest()}"
+    expected = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1-tiny",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.resolution": "64x64",
+        # The place on this machine is nobody's business.
+        "base_weights": "diffusers_tiny",
+    }
+    assert {key: said[key] for key in expected} == expected
+    assert str(tmp_path) not in str(said)
+
+    capsys.readouterr()
+    assert command.main(arguments) == 2
+    assert "is there already: give --output a file that is not" in capsys.readouterr().err
+    assert command.main([*arguments[:2], "--output", "memory://out/a.safetensors"]) == 0
+    assert fsspec.filesystem("memory").cat("/out/a.safetensors") == content
 
 
 def test_help_waits_for_no_tensorflow() -> None:

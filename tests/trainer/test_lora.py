@@ -145,11 +145,13 @@ def test_adapters_alone_are_trained(trained) -> None:
 def test_the_file_is_kohyas(trained, tmp_path: Path) -> None:
     subject, _ = trained
     for folder in (str(tmp_path / "model"), "ram://lora"):
-        subject.adapters.save(folder)
+        subject.adapters.save(folder, {"ss_network_dim": "2"})
     with tf.io.gfile.GFile(f"ram://lora/{LORA_NAME}", "rb") as f:
         tensors = safetensors.numpy.load(f.read())
     again = safetensors.numpy.load_file(tmp_path / "model" / LORA_NAME)
     assert tensors.keys() == again.keys()
+    with safetensors.safe_open(tmp_path / "model" / LORA_NAME, "np") as file:
+        assert file.metadata()["ss_network_dim"] == "2"
     projections = diffusion_model_projections(subject.diffusion_model)
     projections |= text_encoder_projections(subject.text_encoder)
     suffixes = ("lora_down.weight", "lora_up.weight", "alpha")

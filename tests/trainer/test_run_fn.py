@@ -224,6 +224,28 @@ def test_pictures_are_in_tensorboard_every_so_many_steps(ran: Ran) -> None:
     assert folders == ["step_000000", "step_000002", "step_000003"]
 
 
+def test_the_adapters_file_says_what_it_is(ran: Ran) -> None:
+    with safetensors.safe_open(ran.folder / "Format-Serving" / "lora.safetensors", "np") as file:
+        said = file.metadata()
+    training_id = ran.manifest["training_id"]
+    expected = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"stable-diffusion-v1-{ran.manifest['preset']}/lora",
+        "modelspec.resolution": f"{ran.manifest['image_size']}x{ran.manifest['image_size']}",
+        "modelspec.prediction_type": "epsilon",
+        "modelspec.title": f"{ran.manifest['preset']} {training_id}",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "2",
+        "ss_network_alpha": "4.0",
+        "ss_num_train_images": "8",
+        "ss_steps": "3",
+        "ss_sd_model_name": "random",
+        "ss_v2": "False",
+        "training_id": training_id,
+    }
+    assert {key: said[key] for key in expected} == expected
+
+
 def test_the_trained_text_encoder_is_exported_with_its_adapters_merged(ran: Ran) -> None:
     base = BASE_MODEL.build("text_encoder")
     tensors = safetensors.numpy.load_file(ran.folder / "Format-Serving" / "lora.safetensors")

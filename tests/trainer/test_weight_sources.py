@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hub_server import NOW, TOKEN, HubServer, Ran, write
+from safetensors.numpy import save_file
 
 _DATA = Path(__file__).resolve().parents[1] / "data"
 _ID = "some-org/weights"
@@ -270,6 +272,40 @@ for name in hashes:
     hub.stop()
     code = f'out["found"] = found(located("hf://{_ID}").prepare())\n'
     assert _run(hub, home, hashes, code, HF_HUB_OFFLINE="1").out["found"] == hashes
+
+
+def test_a_single_file_is_of_its_commit(hub: HubServer, home: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    (model / "sd").mkdir(parents=True)
+    conv_in = {"model.diffusion_model.input_blocks.0.0.weight": np.zeros((8, 4, 3, 3), np.float32)}
+    save_file(conv_in, model / "sd" / "v1.safetensors")
+    # What the file lacks is of the preset's default.
+    default = tmp_path / "base_weights" / "tiny"
+    shutil.copytree(_DATA / "diffusers_tiny", default)
+    commit = hub.add(_ID, model, kind="models")
+    code = f"""
+from trainer.weights import base_model
+base_model._SHIPPED = Path({str(default.parent)!r})
+from diffusers_preset import PRESET as preset
+out["source"] = located("hf://{_ID}/sd/v1.safetensors").prepare()
+found = located(out["source"])
+out["networks"] = found.checkpoint.networks
+out["hashes"] = [found.hash([network]) for network in NETWORKS]
+out["default"] = [located({str(default)!r}).hash([network]) for network in NETWORKS]
+out["missing"] = error("hf://{_ID}/sd/v2.safetensors")
+out["no_tensorflow"] = "tensorflow" not in sys.modules
+"""
+    ran = _run(hub, home, dict.fromkeys(_SIZES, ""), code).out
+    assert ran["source"] == f"hf://{_ID}@{commit}/sd/v1.safetensors"
+    assert ran["networks"] == ["diffusion_model"]
+    assert [a == b for a, b in zip(ran["hashes"], ran["default"], strict=True)] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert f"there is no hf://{_ID}@{commit}/sd/v2.safetensors" in ran["missing"]
+    assert ran["no_tensorflow"]
 
 
 @pytest.mark.parametrize("layout", ["keras_2", "diffusers_tiny/", "diffusers_tiny"])

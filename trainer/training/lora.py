@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 
 import keras
 import numpy as np
-import safetensors.numpy
 import tensorflow as tf
 
 from trainer.networks.seam import compute_as
+from trainer.weights.model_spec import save_file
 
 LORA_NAME = "lora.safetensors"
 
@@ -143,11 +143,15 @@ class LowRankAdapters:
             adapter.detach()
             adapter.merge()
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: str, header: Mapping[str, str]) -> None:
         """Writes `<folder>/lora.safetensors` with kohya's keys, which diffusers and others read.
 
         For each projection `lora_down.weight` [rank, width in], `lora_up.weight` [width out, rank]
         and `alpha` [], float32.
+
+        Args:
+            folder: Any that TensorFlow opens.
+            header: What the file says of itself, beside ModelSpec's hash.
         """
         tensors = {}
         for name, adapter in self._adapters.items():
@@ -156,7 +160,7 @@ class LowRankAdapters:
             tensors[f"{name}.alpha"] = np.asarray(self._alpha, np.float32)
         with tempfile.TemporaryDirectory() as scratch:
             local = os.path.join(scratch, LORA_NAME)
-            safetensors.numpy.save_file(tensors, local)
+            save_file(tensors, local, header)
             tf.io.gfile.makedirs(folder)
             tf.io.gfile.copy(local, os.path.join(folder, LORA_NAME), overwrite=True)
 

@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING
 from storage.folders import HASHES_NAME, Folder, LocalFolder, open_folder
 from storage.transfer import sha256_of
 from trainer.presets import NETWORKS, Preset
-from trainer.weights import diffusers_layout
+from trainer.weights import diffusers_layout, original_layout
 from trainer.weights.errors import WeightsError
+from trainer.weights.original_layout import Checkpoint
 
 if TYPE_CHECKING:
     import keras
+
+    from trainer.weights.load import Layout
 
 DEFAULT_WEIGHTS = "default"
 RANDOM_WEIGHTS = "random"
@@ -42,28 +45,34 @@ class BaseModel:
         image_size: Side of the pictures in pixels.
         base_weights: Where the weights were said to lie.
         folder: Where they lie; `None` where they are random.
+        checkpoint: The single file there that holds them; `None` where files have a network each.
+        others: Where the networks come from that the single file lacks; `None` where it has all.
     """
 
     preset: Preset
     image_size: int
     base_weights: str
     folder: Folder | None
+    checkpoint: Checkpoint | None = None
+    others: BaseModel | None = None
 
     @classmethod
     def locate(cls, preset: Preset, image_size: int, base_weights: str) -> BaseModel:
         """Finds base weights, and tells by the files which layout they have.
 
         Args:
-            preset: Whose weights. Layers have diffusers' numerics where the weights have that
-                library's layout, otherwise KerasCV's.
+            preset: Whose weights. Layers have KerasCV's numerics where the weights are random or
+                Keras files, otherwise diffusers'.
             image_size: Side of the pictures in pixels.
             base_weights: `"default"`, `"random"`, a folder, a `gs://` address or
-                `hf://ORG/NAME[@REVISION][/FOLDER]`.
+                `hf://ORG/NAME[@REVISION][/FOLDER]`; with `/FILE.safetensors` after any of these, a
+                single file in the original layout. What that lacks is taken from the default.
 
         Raises:
             ValueError: The preset's networks cannot take pictures of that size.
             WeightsError: There is no default for this preset, the place has files of both layouts,
-                or diffusers' configurations there describe another model.
+                diffusers' configurations there describe another model, or the single file is
+                missing, damaged, pickled or another model's.
         """
         preset.check_image_size(image_size)
         keras_cvs = dataclasses.replace(preset, numerics="keras_cv")
@@ -78,6 +87,8 @@ class BaseModel:
                     f"{', '.join(file.name for file in preset.weight_files.values())}"
                 )
             address = preset.published_at or str(_SHIPPED / preset.name)
+        if (single := original_layout.split_address(address)) is not None:
+            return cls._of_checkpoint(preset, image_size, base_weights, *single)
         folder = open_folder(address)
         keras_files = [f.name for f in preset.weight_files.values() if folder.exists(f.name)]
         if not diffusers_layout.is_diffusers(folder):
@@ -90,6 +101,17 @@ class BaseModel:
         diffusers_layout.check_configs(folder, preset)
         diffusers = dataclasses.replace(preset, numerics="diffusers")
         return cls(diffusers, image_size, base_weights, folder)
+
+    @classmethod
+    def _of_checkpoint(
+        cls, preset: Preset, image_size: int, base_weights: str, place: str, name: str
+    ) -> BaseModel:
+        folder = open_folder(place)
+        checkpoint = original_layout.read_checkpoint(folder, name, preset)
+        lacks = set(NETWORKS) - set(checkpoint.networks)
+        others = cls.locate(preset, image_size, DEFAULT_WEIGHTS) if lacks else None
+        diffusers = dataclasses.replace(preset, numerics="diffusers")
+        return cls(diffusers, image_size, base_weights, folder, checkpoint, others)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -122,6 +144,10 @@ class BaseModel:
         # Imports Keras.
         from trainer.weights.load import load_files, randomize
 
+        holder = self._holder(network)
+        if holder is not self:
+            holder.load(model, network)
+            return
         if self.folder is None:
             logger.warning("THE %s STARTS FROM RANDOM WEIGHTS, as asked.", network.upper())
             randomize(model, network)
@@ -138,7 +164,8 @@ class BaseModel:
                 f"{model.count_params():,}",
                 ", ".join(shown),
             )
-            load_files(model, network, self.preset.numerics, paths, shown)
+            layout: Layout = "original" if self.checkpoint else self.preset.numerics
+            load_files(model, network, layout, paths, shown)
 
     def prepare(self, *, fetch: bool = True) -> str:
         """Finds and verifies all four networks' files before anything starts.
@@ -158,14 +185,40 @@ class BaseModel:
         """
         if self.folder is None:
             return self.base_weights
-        in_place = isinstance(self.folder, LocalFolder)
         for network in NETWORKS:
-            for name in self.files(network):
-                if in_place or (fetch and self.folder.address.startswith("hf://")):
-                    with self.folder.local(name) as path:
-                        self.verify(network, name, path)
-        shipped = self.base_weights == DEFAULT_WEIGHTS and in_place
+            self._holder(network)._prepare_network(network, fetch)
+        if self.checkpoint is not None:
+            self._tell_what_is_not_used(self.checkpoint)
+            return self.folder.shown(self.checkpoint.name)
+        shipped = self.base_weights == DEFAULT_WEIGHTS and isinstance(self.folder, LocalFolder)
         return self.base_weights if shipped else self.folder.address
+
+    def _prepare_network(self, network: str, fetch: bool) -> None:
+        assert self.folder is not None
+        in_place = isinstance(self.folder, LocalFolder)
+        for name in self.files(network):
+            if in_place or (fetch and self.folder.address.startswith("hf://")):
+                with self.folder.local(name) as path:
+                    self.verify(network, name, path)
+
+    def _tell_what_is_not_used(self, checkpoint: Checkpoint) -> None:
+        assert self.folder is not None
+        shown = self.folder.shown(checkpoint.name)
+        if checkpoint.ignored:
+            logger.info(
+                "%s has tensors that are no part of its networks and are not read: %s.",
+                shown,
+                checkpoint.ignored_shown(),
+            )
+        if self.others is not None:
+            assert self.others.folder is not None
+            lacks = [n.replace("_", " ") for n in NETWORKS if n not in checkpoint.networks]
+            logger.info(
+                "%s has no %s: taken from the default base weights, %s.",
+                shown,
+                ", no ".join(lacks),
+                self.others.folder.address,
+            )
 
     def hash(self, networks: Sequence[str] = NETWORKS) -> str:
         """SHA-256 (hex) that stands for the weights of `networks`; `"random"` where they are.
@@ -177,7 +230,8 @@ class BaseModel:
             return RANDOM_WEIGHTS
         hashes = []
         for network in networks:
-            parts = [self._expected_hash(network, name) for name in self.files(network)]
+            holder = self._holder(network)
+            parts = [holder._expected_hash(network, name) for name in holder.files(network)]
             hashes.append(parts[0] if len(parts) == 1 else _joined_hash(parts))
         return _joined_hash(hashes)
 
@@ -201,6 +255,8 @@ class BaseModel:
     def files(self, network: str) -> tuple[str, ...]:
         """Names of the files that hold a network; raises a `WeightsError` where one is missing."""
         assert self.folder is not None
+        if self.checkpoint is not None:
+            return (self.checkpoint.name,)
         if self.preset.numerics == "diffusers":
             return diffusers_layout.network_files(self.folder, network)
         name = self.preset.weight_files[network].name
@@ -223,11 +279,17 @@ class BaseModel:
                 f"hash in {HASHES_NAME} beside it"
             )
 
+    def _holder(self, network: str) -> BaseModel:
+        """Whose files a network lies in: its own, or those of `others`."""
+        if self.others is not None and self.checkpoint is not None:
+            return self if network in self.checkpoint.networks else self.others
+        return self
+
     def _expected_hash(self, network: str, name: str) -> str:
         """SHA-256 (hex) that a file should have.
 
-        The folder's own `SHA256SUMS` has the first word, then what is published. A file in
-        diffusers' layout has no published hash: it is what it is now, so that a later change shows.
+        The folder's own `SHA256SUMS` has the first word, then what is published. Files in other
+        layouts have no published hash: it is what it is now, so that a later change shows.
         """
         assert self.folder is not None
         listed = self.folder.listed_hashes().get(name)

@@ -1,7 +1,9 @@
-"""Writes a model in diffusers' layout: `python -m trainer.diffusers_export --help`.
+"""Writes a model as others open it: `python -m trainer.diffusers_export --help`.
 
-What is written loads with `StableDiffusionPipeline.from_pretrained(FOLDER)`: the four networks, the
-tokenizer's vocabulary and the sampler's settings. `docs/weights.md` says what changes on the way.
+A folder is written in diffusers' layout, and loads with `StableDiffusionPipeline.from_pretrained`:
+the four networks, the tokenizer's vocabulary and the sampler's settings. A `.safetensors` is
+written in the original layout, the four networks in one file. `docs/weights.md` says what changes
+on the way.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
 from trainer.networks import build_network
 from trainer.presets import NETWORKS, Preset, get_preset
 from trainer.text.tokenizer import MAX_LENGTH, vocabulary_and_merges
-from trainer.weights import diffusers_layout
+from trainer.weights import diffusers_layout, model_spec, original_layout
 from trainer.weights.base_model import DEFAULT_WEIGHTS, BaseModel
-from trainer.weights.diffusers_format import to_diffusers
+from trainer.weights.diffusers_format import to_diffusers, to_original
 from trainer.weights.errors import WeightsError
 
 _SERVING_FOLDER = "Format-Serving"
@@ -49,7 +51,8 @@ def export_trained(
 
     Args:
         model: The Trainer's `model` artifact, or the folder in it with `manifest.json`.
-        output: Folder or address to write; it must not exist, or be empty.
+        output: Folder, or `.safetensors`, or address of one to write; it must not exist, or be an
+            empty folder.
         base_weights: Where the base weights lie now, for the image encoder, which training leaves
             as it is; `None` for where they lay.
         dtype: One of `diffusers_layout.DTYPES`.
@@ -77,7 +80,20 @@ def export_trained(
             return _base_values(base_model, network, built)
         return _trained_values(folder, network, built)
 
-    _write(base_model.preset, manifest.image_size, values, output, dtype)
+    trained_on = model_spec.public_name(manifest.base_weights_source or base_weights)
+    made_by = {
+        "training_id": manifest.training_id,
+        "base_weights": trained_on,
+        "code_version": manifest.code_version,
+        "git_commit": manifest.git_commit,
+    }
+    header = model_spec.model_spec(
+        base_model.preset,
+        manifest.image_size,
+        title=f"{manifest.preset} {manifest.training_id or ''}".strip(),
+        description=f"Stable Diffusion, fine-tuned; base weights: {trained_on}.",
+    ) | {key: value for key, value in made_by.items() if value}
+    _write(base_model.preset, manifest.image_size, values, output, dtype, header)
 
 
 def export_base_weights(
@@ -87,7 +103,7 @@ def export_base_weights(
 
     Args:
         preset_name: Whose they are.
-        output: Folder or address to write; it must not exist, or be empty.
+        output: As for `export_trained`.
         base_weights: Where they lie; see `trainer.weights.base_model.BaseModel`.
         dtype: One of `diffusers_layout.DTYPES`.
 
@@ -97,10 +113,23 @@ def export_base_weights(
     preset = get_preset(preset_name)
     base_model = BaseModel.locate(preset, preset.image_size, base_weights)
     values = functools.partial(_base_values, base_model)
-    _write(base_model.preset, base_model.image_size, values, output, dtype)
+    header = model_spec.model_spec(
+        base_model.preset,
+        base_model.image_size,
+        title=preset_name,
+        description=f"Base weights of preset {preset_name}, not fine-tuned.",
+    )
+    _write(base_model.preset, base_model.image_size, values, output, dtype, header)
 
 
-def _write(preset: Preset, image_size: int, values: _Values, output: str, dtype: str) -> None:
+def _write(
+    preset: Preset,
+    image_size: int,
+    values: _Values,
+    output: str,
+    dtype: str,
+    header: Mapping[str, str],
+) -> None:
     # What the layout cannot hold is told before anything is loaded.
     configs = {
         "unet": diffusers_layout.unet_config(preset)
@@ -113,8 +142,10 @@ def _write(preset: Preset, image_size: int, values: _Values, output: str, dtype:
         files, root = open_address(output)
     except (ImportError, ValueError) as error:
         raise WeightsError(f"--output cannot be opened: {one_line(error)}") from None
-    if files.exists(root) and (not files.isdir(root) or files.ls(root)):
-        raise WeightsError(f"{output} is there already: give --output a folder that is not")
+    single = output.endswith(original_layout.SUFFIX)
+    if files.exists(root) and (single or not files.isdir(root) or files.ls(root)):
+        what = "file" if single else "folder"
+        raise WeightsError(f"{output} is there already: give --output a {what} that is not")
     if preset.numerics == "keras_cv":
         logger.info(
             "These weights were trained in layers as KerasCV has them; diffusers computes a little "
@@ -125,6 +156,15 @@ def _write(preset: Preset, image_size: int, values: _Values, output: str, dtype:
     if parent:
         os.makedirs(parent, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix=".diffusers-") as unfinished:
+        if single:
+            file = Path(unfinished, f"model{original_layout.SUFFIX}")
+            model_spec.save_file(_original_tensors(preset, image_size, values, dtype), file, header)
+            if local:
+                os.rename(file, output)
+            else:
+                files.put_file(str(file), root)
+            logger.info("Wrote %s.", output)
+            return
         folder = Path(unfinished, "model")
         for component, config in configs.items():
             _write_json(folder / component / diffusers_layout.CONFIG_NAME, config)
@@ -143,19 +183,32 @@ def _write(preset: Preset, image_size: int, values: _Values, output: str, dtype:
     logger.info("Wrote %s.", output)
 
 
+def _original_tensors(
+    preset: Preset, image_size: int, values: _Values, dtype: str
+) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for network in NETWORKS:
+        logger.info("Writing the %s.", network)
+        model = build_network(network, preset, image_size)
+        tensors |= to_original(model, network, _cast(values(network, model), dtype))
+    return tensors
+
+
+def _cast(values: Iterator[np.ndarray], dtype: str) -> Iterator[np.ndarray]:
+    # NumPy has no bfloat16 of its own.
+    numpy_dtype = tf.as_dtype(dtype).as_numpy_dtype
+    return (value.astype(numpy_dtype, copy=False) for value in values)
+
+
 def _write_tensors(
     preset: Preset, image_size: int, values: _Values, folder: Path, dtype: str
 ) -> None:
-    # NumPy has no bfloat16 of its own.
-    numpy_dtype = tf.as_dtype(dtype).as_numpy_dtype
     for component, networks in _NETWORKS_OF.items():
         tensors: dict[str, np.ndarray] = {}
         for network in networks:
             logger.info("Writing the %s.", network)
             model = build_network(network, preset, image_size)
-            tensors |= to_diffusers(
-                model, (v.astype(numpy_dtype, copy=False) for v in values(network, model))
-            )
+            tensors |= to_diffusers(model, _cast(values(network, model), dtype))
         stem = diffusers_layout.STEMS[component]
         # Both libraries refuse files that do not say that they are PyTorch's.
         safetensors.numpy.save_file(

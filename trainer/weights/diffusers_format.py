@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from trainer.networks.seam import (
     Upsample,
 )
 from trainer.weights.errors import WeightsError
+from trainer.weights.original_names import current_names, original_names
 
 _TEXT_ROOT = "text_model."
 # Newer transformers leave the root out; older ones store a constant with the weights.
@@ -112,8 +113,35 @@ def to_diffusers(model: keras.Model, values: Iterable[np.ndarray]) -> dict[str, 
     }
 
 
+def to_original(
+    model: keras.Model, network: str, values: Iterable[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """A model's weights as the original layout has them.
+
+    Args:
+        model: Built by `trainer.networks`.
+        network: Which of `trainer.presets.NETWORKS` it is.
+        values: One for each of `model.weights`, in their order; the model's own are not read.
+
+    Returns:
+        Tensors by name, as `to_diffusers` gives them, but for the autoencoder's attention, whose
+        matrices are 1 x 1 convolutions there: [out, in, 1, 1].
+    """
+    tensors, linear = to_diffusers(model, values), _linear(model)
+    keys = original_names(network, list(tensors))
+    return {
+        key: value[:, :, None, None] if name in linear and value.ndim == 2 else value
+        for key, (name, value) in zip(keys, tensors.items(), strict=True)
+    }
+
+
 def load_tensors(
-    model: keras.Model, network: str, paths: Sequence[Path], shown: Sequence[str]
+    model: keras.Model,
+    network: str,
+    paths: Sequence[Path],
+    shown: Sequence[str],
+    *,
+    original: bool = False,
 ) -> None:
     """Sets a model's weights to those in safetensors files.
 
@@ -122,12 +150,13 @@ def load_tensors(
         network: Which of `trainer.presets.NETWORKS` it is.
         paths: The files that `network_files` named, on this machine.
         shown: What to call them in messages.
+        original: Whether they have the names of the original layout.
 
     Raises:
         WeightsError: They do not hold exactly this network's tensors, or are damaged.
     """
     with contextlib.ExitStack() as stack:
-        where: dict[str, tuple[Any, str, str]] = {}
+        stored: dict[str, tuple[Any, str]] = {}
         for path, file in zip(paths, shown, strict=True):
             try:
                 opened = stack.enter_context(safetensors.safe_open(path, framework="np"))
@@ -136,15 +165,15 @@ def load_tensors(
                     f"{file} is damaged: {one_line(error)}; fetch it again"
                 ) from None
             for key in opened.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                where[_current_name(key, network)] = (opened, key, file)
+                stored[key] = opened, file
         names = tensor_names(model)
-        of_the_other_half = _prefixes(network)
+        if original:
+            current = current_names(network, names, stored)
+        else:
+            current = _current_names(network, stored)
+        where = {name: key for key, name in current.items()}
         missing = [name for name in names if name not in where]
-        unknown = [
-            key
-            for name, (_, key, _) in where.items()
-            if name not in set(names) | _NOT_WEIGHTS and not name.startswith(of_the_other_half)
-        ]
+        unknown = [key for name, key in where.items() if name not in set(names)]
         for problem, keys in (("lacks", missing), ("holds what this model lacks:", unknown)):
             if keys:
                 more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
@@ -153,7 +182,8 @@ def load_tensors(
                     f"{keys[0]}{more}"
                 )
         for name, variable in zip(names, model.weights, strict=True):
-            opened, key, file = where[name]
+            key = where[name]
+            opened, file = stored[key]
             tensor = opened.get_tensor(key)
             value = _from_torch(tensor, variable.name, len(variable.shape))
             if value.shape != tuple(variable.shape):
@@ -189,6 +219,17 @@ def _from_torch(tensor: np.ndarray, kind: str, rank: int) -> np.ndarray:
     if tensor.ndim == 2:
         return tensor.T if rank == 2 else tensor.T[None, None]
     return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
+
+
+def _current_names(network: str, keys: Collection[str]) -> dict[str, str]:
+    """The names that a network's tensors have now, whatever version wrote them, by the file's."""
+    of_the_other_half = _prefixes(network)
+    current = {key: _current_name(key, network) for key in keys}
+    return {
+        key: name
+        for key, name in current.items()
+        if name not in _NOT_WEIGHTS and not name.startswith(of_the_other_half)
+    }
 
 
 def _current_name(key: str, network: str) -> str:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import h5py
 import keras
@@ -17,30 +18,33 @@ import tensorflow as tf
 from storage.errors import one_line
 from storage.folders import HASHES_NAME
 from storage.transfer import sha256_of
-from trainer.presets import NETWORKS, Numerics
+from trainer.presets import NETWORKS
 from trainer.weights.diffusers_format import load_tensors
 from trainer.weights.errors import WeightsError
 
+Layout = Literal["keras_cv", "diffusers", "original"]
+"""Whose files weights lie in, and so how they are called there."""
+
 
 def load_files(
-    model: keras.Model, network: str, numerics: Numerics, paths: Sequence[Path], shown: list[str]
+    model: keras.Model, network: str, layout: Layout, paths: Sequence[Path], shown: list[str]
 ) -> None:
     """Loads files that are known to be the right ones.
 
     Args:
         model: Built by `trainer.networks`.
         network: One of `trainer.presets.NETWORKS`.
-        numerics: Whose layers the files are for, and so their format.
-        paths: Files on this machine; of KerasCV's format one.
+        layout: The files'.
+        paths: Files on this machine; of KerasCV's layout one.
         shown: What messages call them.
 
     Raises:
         WeightsError: One is damaged, or a tensor does not fit.
     """
-    if numerics == "diffusers":
-        load_tensors(model, network, paths, shown)
-    else:
+    if layout == "keras_cv":
         _load_file(model, paths[0], shown[0])
+    else:
+        load_tensors(model, network, paths, shown, original=layout == "original")
 
 
 def load_weights_file(model: keras.Model, path: str) -> None:

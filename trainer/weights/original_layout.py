@@ -1,0 +1,176 @@
+"""Single files in the original layout of Stable Diffusion v1.x: where they lie, what they hold.
+
+That is told by a file's header alone. `trainer.weights.original_names` has the tensors' names,
+`trainer.weights.diffusers_format` reads and writes them. Nothing here imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from storage import hub
+from storage.errors import one_line
+from storage.folders import Folder
+from trainer.presets import LATENT_CHANNELS, NETWORKS, Preset
+from trainer.weights.errors import WeightsError
+from trainer.weights.original_names import AVERAGED, TEXT_ENCODER, UNET, network_of
+
+SUFFIX = ".safetensors"
+"""How the name of a single file ends."""
+
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+_DTYPES = frozenset({"F16", "BF16", "F32", "F64"})
+# The format's own limit, which keeps whoever reads a damaged length from reading all of the file.
+_LARGEST_HEADER = 100_000_000
+_UNIT = 8
+
+# What other files are, by how a tensor's name in them begins.
+_OTHERS: Mapping[str, str] = {
+    "cond_stage_model.model.": "of Stable Diffusion 2.x",
+    "conditioner.embedders.": "of Stable Diffusion XL",
+    f"{UNET}label_emb.": "of Stable Diffusion XL, or of another model with labels",
+    f"{UNET}joint_blocks.": "of Stable Diffusion 3",
+    f"{UNET}double_blocks.": "of Flux",
+    "v_pred": "of a model that predicts v and not the noise",
+    "lora_": "of adapters (LoRA), without a model",
+    "down_blocks.": "of one network in diffusers' layout (give the folder with all of them)",
+    "0000.": "of one of this project's own networks (give the folder with all of them)",
+}
+_INPUTS = {8: ", as models have that edit a picture", 9: ", as models for inpainting have"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A single file in the original layout.
+
+    Attributes:
+        name: File name in its folder.
+        networks: Those of `trainer.presets.NETWORKS` that it holds.
+        ignored: Names of the tensors that are no network's.
+    """
+
+    name: str
+    networks: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    def ignored_shown(self) -> str:
+        """The names of what is ignored, in a line: those that begin alike counted."""
+        groups: dict[str, list[str]] = {}
+        for name in self.ignored:
+            groups.setdefault(name.partition(".")[0], []).append(name)
+        return ", ".join(
+            names[0] if len(names) == 1 else f"{group}.* ({len(names)})"
+            for group, names in groups.items()
+        )
+
+
+def split_address(address: str) -> tuple[str, str] | None:
+    """Folder and name of a single file; `None` where an address is that of a folder.
+
+    Raises:
+        WeightsError: It is that of a pickled file.
+    """
+    folder, name = posixpath.split(address)
+    if address.startswith(hub.SCHEME) and address.count("/") < 4:
+        # A whole model of the hub, whatever its name ends with.
+        return None
+    if name.endswith(_PICKLES):
+        raise WeightsError(_is_pickle(address))
+    return (folder or ".", name) if name.endswith(SUFFIX) else None
+
+
+def read_checkpoint(folder: Folder, name: str, preset: Preset) -> Checkpoint:
+    """What a single file holds, by its header.
+
+    Args:
+        folder: Where it lies.
+        name: Its name there.
+        preset: What its networks should be like; whether each tensor fits is seen when it is read.
+
+    Raises:
+        WeightsError: There is none, it is damaged or a pickle, holds no diffusion model, or is of
+            another model.
+    """
+    shown = folder.shown(name)
+    if not folder.exists(name):
+        raise WeightsError(f"the base weights are missing: there is no {shown}")
+    header = _header(folder, name)
+    for beginning, what in _OTHERS.items():
+        if any(key.startswith(beginning) for key in header):
+            raise WeightsError(f"{shown} is {what}: only Stable Diffusion v1.x is read")
+    spelled = UNET if any(key.startswith(UNET) for key in header) else AVERAGED
+    owners = {
+        key: "diffusion_model" if key.startswith(spelled) else network_of(key) for key in header
+    }
+    networks = tuple(n for n in NETWORKS if n in owners.values())
+    if "diffusion_model" not in networks:
+        first = f"the first here is {min(header)}" if header else "here are none"
+        raise WeightsError(
+            f"{shown} holds no diffusion model: in the original layout the names of its tensors "
+            f"begin with {UNET}, {first}"
+        )
+    _check_shapes(shown, {key: entry["shape"] for key, entry in header.items()}, preset)
+    for key, entry in header.items():
+        if owners[key] and entry["dtype"] not in _DTYPES:
+            raise WeightsError(
+                f"{shown} holds {key} as {entry['dtype']}: take a file in float16, bfloat16 or "
+                "float32"
+            )
+    return Checkpoint(name, networks, tuple(sorted(k for k, n in owners.items() if n is None)))
+
+
+def _header(folder: Folder, name: str) -> dict[str, Any]:
+    """The header of a safetensors file, less its metadata: `dtype` and `shape` of each tensor."""
+    shown = folder.shown(name)
+    start = folder.read_start(name, _UNIT)
+    size = int.from_bytes(start, "little")
+    if len(start) < _UNIT or size > _LARGEST_HEADER:
+        # No header is as long as a pickle's beginning would say.
+        if start.startswith((b"PK", b"\x80")):
+            raise WeightsError(_is_pickle(shown))
+        raise WeightsError(f"{shown} is damaged or no safetensors file: fetch it again")
+    try:
+        header: dict[str, Any] = json.loads(folder.read_start(name, _UNIT + size)[_UNIT:])
+        tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
+        if not all({"dtype", "shape"} <= entry.keys() for entry in tensors.values()):
+            raise ValueError("it describes no tensors")
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(
+            f"{shown} is damaged, its header cannot be read ({one_line(error)}): fetch it again"
+        ) from None
+    return tensors
+
+
+def _check_shapes(shown: str, shapes: Mapping[str, Sequence[int]], preset: Preset) -> None:
+    """Compares what tells the sizes of models apart."""
+    text, unet = preset.text_encoder, preset.diffusion_model
+    differences = []
+    for key, shape in shapes.items():
+        expected = None
+        if key == f"{UNET}input_blocks.0.0.weight":
+            expected = [unet.widths[0], LATENT_CHANNELS, 3, 3]
+        elif key.startswith(UNET) and key.endswith(".attn2.to_k.weight") and len(shape) == 2:
+            expected = [shape[0], text.width]
+        elif key.startswith(TEXT_ENCODER) and key.endswith("embeddings.token_embedding.weight"):
+            expected = [text.vocabulary_size, text.width]
+        if expected is not None and list(shape) != expected:
+            what = _INPUTS.get(shape[1], "") if len(shape) == 4 else ""
+            differences.append(f"{key} has the shape {list(shape)}{what} (here {expected})")
+    if differences:
+        more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
+        raise WeightsError(
+            f"{shown} is of another model than preset {preset.name!r}: {differences[0]}{more}; "
+            "only Stable Diffusion v1.x in the preset's size is read"
+        )
+
+
+def _is_pickle(shown: str) -> str:
+    return (
+        f"{shown} is a pickle, which can run any code when it is opened, and is not read: take the "
+        "model's .safetensors, or make one as docs/weights.md says (torch.load with "
+        "weights_only=True, which runs no code, then safetensors.torch.save_file)"
+    )
