@@ -14,6 +14,12 @@ MAX_TOKENS = 77
 MAX_STEPS = 1000
 """Stable Diffusion's number of timesteps: more sampling steps would repeat some."""
 
+SAMPLERS = ("ddim", "dpmpp_2m", "euler_a")
+"""How a picture can be drawn."""
+
+DEFAULT_SAMPLER = "ddim"
+"""What releases of former versions draw with, which take no other."""
+
 MAX_SEED = 2**64 - 1
 """The most that fits the two 32-bit integers of a TensorFlow seed."""
 
