@@ -25,13 +25,19 @@ MAX_SEED = 2**64 - 1
 
 
 def check_request(
-    *, num_steps: int | None, guidance_scale: float | None, seeds: Sequence[int]
+    *,
+    num_steps: int | None,
+    guidance_scale: float | None,
+    seeds: Sequence[int],
+    sampler: str | None = None,
 ) -> None:
-    """Checks the numbers of a request; None is always right.
+    """Checks the numbers of a request, and its sampler; None is always right.
 
     Raises:
-        ServingError: One is out of range.
+        ServingError: One is out of range, or there is no such sampler.
     """
+    if sampler is not None and sampler not in SAMPLERS:
+        raise ServingError(f"the sampler is {sampler!r}; it must be one of {', '.join(SAMPLERS)}")
     if num_steps is not None and not 1 <= num_steps <= MAX_STEPS:
         raise ServingError(f"the number of steps is {num_steps}; it must be 1 to {MAX_STEPS}")
     if guidance_scale is not None and not 0 <= guidance_scale < math.inf:
