@@ -14,7 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from serving.errors import ServingError, VersionGoneError, check_place
+from serving.errors import (
+    MissingSignatureError,
+    ServingError,
+    VersionGoneError,
+    check_place,
+)
 from serving.releases import (
     FALLBACK_GUIDANCE_SCALE,
     FALLBACK_STEPS,
@@ -23,7 +28,13 @@ from serving.releases import (
     find_release,
     is_model,
 )
-from serving.request import check_prompts, check_request, cut_note, may_be_cut
+from serving.request import (
+    DEFAULT_SAMPLER,
+    check_prompts,
+    check_request,
+    cut_note,
+    may_be_cut,
+)
 from storage.plain_text import plain
 
 REST_SCHEMES = ("http", "https")
@@ -57,6 +68,7 @@ class Models(Protocol):
 
         Raises:
             VersionGoneError: It is not there, or no longer.
+            MissingSignatureError: It has no such signature.
             ServingError: Anything else.
         """
 
@@ -75,6 +87,7 @@ class Generator:
         release: The release that was loaded; None for a server, which does not tell.
         num_steps: Sampling steps where a request names none.
         guidance_scale: Guidance scale where a request names none.
+        sampler: Sampler where a request names none.
     """
 
     def __init__(
@@ -109,6 +122,7 @@ class Generator:
         self.address = address
         self.release: Release | None = None
         self.num_steps, self.guidance_scale = FALLBACK_STEPS, FALLBACK_GUIDANCE_SCALE
+        self.sampler = DEFAULT_SAMPLER
         self._last_version: int | None = None
         # Each of these is slow to import, or need not be installed.
         scheme = scheme_of(address)
@@ -126,6 +140,7 @@ class Generator:
             )
             self.num_steps = self.release.num_steps
             self.guidance_scale = self.release.guidance_scale
+            self.sampler = self.release.sampler
             from serving.in_process import LoadedModels
 
             self._models = LoadedModels(self.release)
@@ -144,6 +159,7 @@ class Generator:
         *,
         num_steps: int | None = None,
         guidance_scale: float | None = None,
+        sampler: str | None = None,
         seed: int | Sequence[int] = 0,
         on_picture: Callable[[int, np.ndarray], None] | None = None,
         on_cut: Callable[[str, str | None], None] | None = None,
@@ -160,6 +176,7 @@ class Generator:
             num_steps: Sampling steps, 1 to 1000; the release's default if None.
             guidance_scale: How strictly to follow the prompt, 0 or more; 1 is no guidance. The
                 release's default if None.
+            sampler: One of `serving.request.SAMPLERS`; the release's default if None.
             seed: 0 to 2**64 - 1, for all pictures or one per picture.
             on_picture: Called with the place of each picture and the picture, once it is there.
             on_cut: Called once with each prompt or negative prompt that is longer than the text
@@ -171,8 +188,8 @@ class Generator:
 
         Raises:
             ServingError: A prompt is empty, a value is out of range, the numbers of prompts,
-                negative prompts and seeds disagree, a model fails, or a server does not answer,
-                refuses or takes too long.
+                negative prompts and seeds disagree, the release is too old for the sampler, a model
+                fails, or a server does not answer, refuses or takes too long.
         """
         if isinstance(prompts, str):
             raise ServingError("prompts is a single text; give a list of prompts")
@@ -185,7 +202,11 @@ class Generator:
             num_steps = self.num_steps
         if guidance_scale is None:
             guidance_scale = self.guidance_scale
-        check_request(num_steps=num_steps, guidance_scale=guidance_scale, seeds=seeds)
+        if sampler is None:
+            sampler = self.sampler
+        check_request(
+            num_steps=num_steps, guidance_scale=guidance_scale, seeds=seeds, sampler=sampler
+        )
         pictures = []
         tell = on_cut or (lambda prompt, cut: logger.warning("%s.", cut_note(prompt, cut)))
         unknown = dict.fromkeys(filter(may_be_cut, (*prompts, *negatives)))
@@ -196,7 +217,7 @@ class Generator:
                 cut = self._cut(text)
                 if cut != "":
                     tell(text, cut)
-            picture = self._draw(prompt, negative, num_steps, guidance_scale, seeds[index])
+            picture = self._draw(prompt, negative, num_steps, guidance_scale, sampler, seeds[index])
             pictures.append(picture)
             if on_picture is not None:
                 on_picture(index, picture)
@@ -214,7 +235,13 @@ class Generator:
         return bytes(found["cut_bytes"][0]).decode("utf-8", "replace")
 
     def _draw(
-        self, prompt: str, negative_prompt: str, num_steps: int, guidance_scale: float, seed: int
+        self,
+        prompt: str,
+        negative_prompt: str,
+        num_steps: int,
+        guidance_scale: float,
+        sampler: str,
+        seed: int,
     ) -> np.ndarray:
         """Draws with one version of all three models, even if the server changes it meanwhile."""
         for wait in _VERSION_WAITS_SECONDS:
@@ -228,18 +255,13 @@ class Generator:
                     ("context", "unconditional_context"),
                     version,
                 )
-                latent = self._models.call(
-                    "diffusion_model",
-                    "serving_default",
-                    {
-                        **contexts,
-                        "num_steps": np.array(num_steps, np.int32),
-                        "guidance_scale": np.array(guidance_scale, np.float32),
-                        "seed": _seed_pair(seed),
-                    },
-                    ("latent",),
-                    version,
-                )["latent"]
+                request = {
+                    **contexts,
+                    "num_steps": np.array(num_steps, np.int32),
+                    "guidance_scale": np.array(guidance_scale, np.float32),
+                    "seed": _seed_pair(seed),
+                }
+                latent = self._sample(request, sampler, version)
                 picture = self._models.decode(latent, version)[0]
             except VersionGoneError as error:
                 gone = error
@@ -247,6 +269,23 @@ class Generator:
             self._last_version = version
             return picture
         raise gone
+
+    def _sample(self, request: Mapping[str, np.ndarray], sampler: str, version: int) -> np.ndarray:
+        outputs = ("latent",)
+        # Which every release has, also those that know no other sampler.
+        signature, inputs = "serving_default", dict(request)
+        if sampler != DEFAULT_SAMPLER:
+            signature, inputs["sampler"] = "sample", np.array(sampler.encode(), object)
+        try:
+            found = self._models.call("diffusion_model", signature, inputs, outputs, version)
+        except MissingSignatureError:
+            if sampler == DEFAULT_SAMPLER:
+                raise
+            raise ServingError(
+                f"release {version} of {self.address} is too old for the sampler {sampler}, and "
+                f"draws with {DEFAULT_SAMPLER} alone: ask for that, or for a newer release"
+            ) from None
+        return found["latent"]
 
 
 def scheme_of(address: str) -> str:

@@ -14,6 +14,10 @@ class VersionGoneError(ServingError):
     """The server does not serve this version, or no longer."""
 
 
+class MissingSignatureError(ServingError):
+    """The models are of a version that cannot do this yet."""
+
+
 class BusyError(ServingError):
     """The server cannot answer now, but may in a moment."""
 

@@ -20,7 +20,7 @@ from serving import png, which_models
 from serving.client import RETRIES, TIMEOUT_SECONDS, Generator
 from serving.errors import ServingError, check_place
 from serving.releases import SERVED_NETWORKS
-from serving.request import check_prompts, check_request, cut_note
+from serving.request import SAMPLERS, check_prompts, check_request, cut_note
 from storage import filesystem
 
 MAX_COUNT = 100
@@ -38,8 +38,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m serving.generate",
         description="Draws pictures with the models that the pipeline has pushed.",
         epilog="With several prompts or --count, OUT is one grid: a row per prompt, a column per "
-        "seed. The same prompt, seed, steps and guidance scale give the same picture, alone or in "
-        "a grid.",
+        "seed. The same prompt, seed, steps, guidance scale and sampler give the same picture, "
+        "alone or in a grid.",
     )
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw")
     parser.add_argument("--out", required=True, help="the PNG file to write")
@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         help="how strictly to follow the prompt, 0 or more; 1 is no guidance (default: the "
         "release's, else 7.5)",
+    )
+    parser.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help=f"how to take the noise away: {', '.join(SAMPLERS)} (default: the release's, else "
+        "ddim)",
     )
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default: 0)")
     parser.add_argument(
@@ -105,6 +111,7 @@ def _check(arguments: argparse.Namespace) -> None:
         num_steps=arguments.steps,
         guidance_scale=arguments.guidance_scale,
         seeds=[arguments.seed, arguments.seed + arguments.count - 1],
+        sampler=arguments.sampler,
     )
     if not arguments.out.lower().endswith(".png"):
         raise ServingError(f"--out is {arguments.out}; its name must end in .png")
@@ -164,6 +171,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         arguments.negative_prompt,
         num_steps=arguments.steps,
         guidance_scale=arguments.guidance_scale,
+        sampler=arguments.sampler,
         seed=[seed for _, seed in requests],
         on_picture=tell,
         on_cut=tell_cut,

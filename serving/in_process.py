@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.errors import ServingError
+from serving.errors import MissingSignatureError, ServingError
 from serving.releases import SERVED_NETWORKS, Release
 from storage import filesystem
 from storage.greetings import no_greetings
@@ -50,7 +50,7 @@ class LoadedModels:
         """Calls a signature; see `serving.client.Models`."""
         model = self._models[network]
         if signature not in model.signatures:
-            raise ServingError(
+            raise MissingSignatureError(
                 f"the {network} of release {version} has no signature {signature}; "
                 f"it has: {', '.join(sorted(model.signatures)) or 'none'}"
             )

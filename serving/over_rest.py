@@ -135,8 +135,14 @@ def _from_netrc() -> httpx2.Auth | None:
 
 def _to_json(value: np.ndarray) -> Any:
     if value.dtype == object:
-        return [{"b64": base64.b64encode(text).decode()} for text in value]
+        return _encoded(value.tolist())
     return value.tolist()
+
+
+def _encoded(texts: Any) -> Any:
+    if isinstance(texts, list):
+        return [_encoded(text) for text in texts]
+    return {"b64": base64.b64encode(texts).decode()}
 
 
 def _from_json(name: str, value: Any) -> np.ndarray:

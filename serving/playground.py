@@ -24,7 +24,14 @@ from serving import png, which_models
 from serving.client import Generator, is_server
 from serving.errors import ServingError, check_place
 from serving.releases import current_version, is_model
-from serving.request import MAX_STEPS, check_prompts, check_request, cut_note
+from serving.request import (
+    DEFAULT_SAMPLER,
+    MAX_STEPS,
+    SAMPLERS,
+    check_prompts,
+    check_request,
+    cut_note,
+)
 from storage import local_pages
 from storage.model_manifest import ModelManifest
 
@@ -47,6 +54,7 @@ class Request:
     negative_prompt: str
     num_steps: int
     guidance_scale: float
+    sampler: str
     seed: int
 
 
@@ -106,6 +114,7 @@ class Studio:
                 request.negative_prompt,
                 num_steps=request.num_steps,
                 guidance_scale=request.guidance_scale,
+                sampler=request.sampler,
                 seed=request.seed,
                 on_cut=lambda prompt, cut: notes.append(cut_note(prompt, cut)),
             )
@@ -159,6 +168,8 @@ class Page:
         with ui.row().classes("w-full no-wrap"):
             self._steps = _number("Steps", 1, MAX_STEPS)
             self._guidance = _number("Guidance scale", 0, None, step=0.5, precision=2)
+        self._sampler = ui.select(list(SAMPLERS), label="Sampler", value=DEFAULT_SAMPLER)
+        self._sampler.props("outlined dense").classes("w-full")
         with ui.row().classes("w-full no-wrap items-center"):
             # As text: a browser's numbers are exact up to 2^53 only.
             self._seed = ui.input("Seed", value="0").props("outlined dense").classes("grow")
@@ -185,6 +196,7 @@ class Page:
             return
         self._steps.value = generator.num_steps
         self._guidance.value = generator.guidance_scale
+        self._sampler.value = generator.sampler
         self._button.enable()
         self._status.set_text("Ready.")
         try:
@@ -237,7 +249,8 @@ class Page:
         check_request(num_steps=steps, guidance_scale=scale, seeds=seeds)
         prompt, negative = self._prompt.value or "", self._negative.value or ""
         check_prompts([prompt])
-        return [Request(prompt, negative, steps, scale, seed) for seed in seeds]
+        sampler = self._sampler.value
+        return [Request(prompt, negative, steps, scale, sampler, seed) for seed in seeds]
 
     async def _draw(self) -> None:
         if not self._button.enabled:
@@ -286,7 +299,7 @@ class Page:
             if request.negative_prompt:
                 ui.label(f"without: {request.negative_prompt}").classes("text-xs text-gray-600")
             ui.label(
-                f"seed {request.seed}, {request.num_steps} steps, guidance "
+                f"seed {request.seed}, {request.num_steps} steps of {request.sampler}, guidance "
                 f"{request.guidance_scale:g}, release {drawn.version}"
             ).classes("text-xs text-gray-600")
             with ui.row().classes("gap-1"):
@@ -310,6 +323,7 @@ class Page:
         self._negative.value = request.negative_prompt
         self._steps.value = request.num_steps
         self._guidance.value = request.guidance_scale
+        self._sampler.value = request.sampler
         self._seed.value = str(request.seed)
         self._count.value = 1
 

@@ -19,6 +19,7 @@ from serving import png
 from serving.client import Generator
 from serving.errors import ServingError, check_place
 from serving.releases import DEFAULT_SERVING_DIR, RELEASES, find_release
+from serving.request import SAMPLERS
 from serving.serving_directory import ServingDirectory
 from storage import filesystem
 from storage.commands import module_command, place
@@ -125,10 +126,12 @@ def model_card(
     """
     version = facts["version"]
     lines = ["---", _front_matter(facts, license_, name), "---", "", f"# Release {version}", ""]
+    # Models of former versions say nothing of one, and have no choice.
+    sampler = f"sampler ({', '.join(SAMPLERS)}), " if "sampler" in facts.get("defaults", {}) else ""
     lines += [
         "Stable Diffusion, fine-tuned on TFX: three SavedModels (text encoder, diffusion model, "
         "decoder) that TensorFlow Serving takes as they are. Prompts go in as text; number of "
-        "steps, guidance scale, seed and negative prompt are inputs.",
+        f"steps, guidance scale, {sampler}seed and negative prompt are inputs.",
         "",
     ]
     if facts.get("verdict") == "unsure":

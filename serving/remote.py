@@ -5,17 +5,25 @@ from __future__ import annotations
 import abc
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import numpy as np
 
-from serving.errors import BusyError, ServingError, VersionGoneError
+from serving.errors import (
+    BusyError,
+    MissingSignatureError,
+    ServingError,
+    VersionGoneError,
+)
 from serving.releases import SERVED_NETWORKS
 
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 8.0
+# TensorFlow Serving's words, over REST and over gRPC; no code of either is for this alone.
+_NO_SIGNATURE = re.compile(r'Serving signature (name: |key )"[^"]*" not found')
 
 logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -131,4 +139,5 @@ class RemoteModels(abc.ABC):
         )
 
     def _refused(self, network: str, reason: str) -> ServingError:
-        return ServingError(f"{self._address} refuses the request to {network}: {reason}")
+        kind = MissingSignatureError if _NO_SIGNATURE.match(reason) else ServingError
+        return kind(f"{self._address} refuses the request to {network}: {reason}")

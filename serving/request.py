@@ -14,18 +14,30 @@ MAX_TOKENS = 77
 MAX_STEPS = 1000
 """Stable Diffusion's number of timesteps: more sampling steps would repeat some."""
 
+SAMPLERS = ("ddim", "dpmpp_2m", "euler_a")
+"""How a picture can be drawn."""
+
+DEFAULT_SAMPLER = "ddim"
+"""What releases of former versions draw with, which take no other."""
+
 MAX_SEED = 2**64 - 1
 """The most that fits the two 32-bit integers of a TensorFlow seed."""
 
 
 def check_request(
-    *, num_steps: int | None, guidance_scale: float | None, seeds: Sequence[int]
+    *,
+    num_steps: int | None,
+    guidance_scale: float | None,
+    seeds: Sequence[int],
+    sampler: str | None = None,
 ) -> None:
-    """Checks the numbers of a request; None is always right.
+    """Checks the numbers of a request, and its sampler; None is always right.
 
     Raises:
-        ServingError: One is out of range.
+        ServingError: One is out of range, or there is no such sampler.
     """
+    if sampler is not None and sampler not in SAMPLERS:
+        raise ServingError(f"the sampler is {sampler!r}; it must be one of {', '.join(SAMPLERS)}")
     if num_steps is not None and not 1 <= num_steps <= MAX_STEPS:
         raise ServingError(f"the number of steps is {num_steps}; it must be 1 to {MAX_STEPS}")
     if guidance_scale is not None and not 0 <= guidance_scale < math.inf:

@@ -35,7 +35,7 @@ class ModelManifest:
         base_weights: For each network, SHA-256 of the base weights (hex).
         latents: `uri` of the latents, and what their own manifest says.
         validation: Prompts of the validation, and how they were drawn.
-        defaults: `num_steps` and `guidance_scale` where a request names none.
+        defaults: `num_steps`, `guidance_scale` and `sampler` where a request names none.
         parameters: Parameters of each network that is served.
         trainable_parameters: How many of them, or of the adapters, were trained.
         replicas: Devices that trained it together.

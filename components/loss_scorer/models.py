@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trainer.weights.base_model import BaseModel
 
 Predict = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-"""From noisy latent, timesteps int32 [B] and context to the prediction, all float32."""
+"""From noisy latent, whole timesteps, int32 or float32 [B], and context to the prediction."""
 
 Encode = Callable[[tf.Tensor], tf.Tensor]
 """From tokens, int [B, 77], to the context float32 [B, 77, D]."""
@@ -49,7 +49,8 @@ def exported_model(serving: str, preset: Preset) -> ScoredModel:
     signature = _signature(serving, "diffusion_model", preset.prediction_signature)
 
     def predict(latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
-        return signature(latent=latent, timesteps=timesteps, context=context)[preset.prediction]
+        whole = tf.cast(timesteps, tf.int32)
+        return signature(latent=latent, timesteps=whole, context=context)[preset.prediction]
 
     trained = ModelManifest.read(serving).text_encoder_trained
     return ScoredModel(predict, exported_text_encoder(serving) if trained else None)

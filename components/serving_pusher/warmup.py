@@ -16,11 +16,12 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 from tfx.dsl.io import fileio
 
+from serving.request import DEFAULT_SAMPLER
 from serving.serving_directory import ModelRefusedError
 
 _PROMPT = b"a drawing of a small round creature"
 # What zero would not do for.
-_VALUES = {"num_steps": 1, "guidance_scale": 7.5}
+_VALUES = {"num_steps": 1, "guidance_scale": 7.5, "sampler": DEFAULT_SAMPLER}
 _INITIALIZER = "__saved_model_init_op"
 
 
@@ -57,5 +58,5 @@ def warmup_requests(saved_model: str, network: str) -> bytes:
 def _value(name: str, tensor: tf.compat.v1.TensorInfo) -> tf.Tensor:
     dtype = tf.dtypes.as_dtype(tensor.dtype)
     shape = [1 if dim.size < 0 else dim.size for dim in tensor.tensor_shape.dim]
-    value = _PROMPT if dtype == tf.string else tf.cast(_VALUES.get(name, 0), dtype)
-    return tf.fill(shape, value)
+    value = _VALUES.get(name, _PROMPT if dtype == tf.string else 0)
+    return tf.fill(shape, tf.cast(value, dtype))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.errors import ServingError, check_place
-from serving.request import MAX_STEPS
+from serving.request import DEFAULT_SAMPLER, MAX_STEPS, SAMPLERS
 from storage import filesystem
 from storage.commands import module_command, place
 from storage.model_manifest import MODEL_MANIFEST_NAME
@@ -44,6 +44,7 @@ class Release:
         facts: What the pusher wrote about it.
         num_steps: Sampling steps where a request names none.
         guidance_scale: Guidance scale where a request names none.
+        sampler: Sampler where a request names none.
     """
 
     serving_dir: str
@@ -51,6 +52,7 @@ class Release:
     facts: Mapping[str, Any]
     num_steps: int
     guidance_scale: float
+    sampler: str = DEFAULT_SAMPLER
 
     @property
     def unsure(self) -> bool:
@@ -233,8 +235,8 @@ def _read_facts(path: str) -> dict[str, Any]:
     return facts
 
 
-def _defaults(path: str, facts: Mapping[str, Any]) -> tuple[int, float]:
-    """Sampling steps and guidance scale where a request names none."""
+def _defaults(path: str, facts: Mapping[str, Any]) -> tuple[int, float, str]:
+    """Sampling steps, guidance scale and sampler where a request names none."""
     defaults = facts.get("defaults", {})
     if not isinstance(defaults, dict):
         raise _damaged(path, "its `defaults` are no JSON object")
@@ -244,7 +246,12 @@ def _defaults(path: str, facts: Mapping[str, Any]) -> tuple[int, float]:
     guidance_scale = defaults.get("guidance_scale", FALLBACK_GUIDANCE_SCALE)
     if type(guidance_scale) not in (int, float) or not 0 <= guidance_scale < math.inf:
         raise _damaged(path, f"its default guidance_scale is {guidance_scale!r}, not 0 or more")
-    return num_steps, float(guidance_scale)
+    sampler = defaults.get("sampler", DEFAULT_SAMPLER)
+    if sampler not in SAMPLERS:
+        raise _damaged(
+            path, f"its default sampler is {sampler!r}, not one of {', '.join(SAMPLERS)}"
+        )
+    return num_steps, float(guidance_scale), sampler
 
 
 def _damaged(path: str, what: str) -> ServingError:

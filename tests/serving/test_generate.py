@@ -348,6 +348,29 @@ def test_cli_uses_the_default_run(
     assert "there is no serving directory runs/default/serving_model" in errors
 
 
+def test_samplers_that_a_release_of_a_former_version_does_not_have(
+    cli: Callable, serving_dir: Path, tmp_path: Path
+) -> None:
+    arguments = ["a", "--out", str(tmp_path / "x.png"), "--serving-dir", str(serving_dir)]
+    too_old = (
+        "is too old for the sampler {}, and draws with ddim alone: ask for that, or for a newer "
+        "release\n"
+    )
+    code, _, errors = cli(*arguments, "--sampler", "dpmpp_2m")
+    assert code == 2
+    assert errors == f"error: release 10 of {serving_dir} {too_old.format('dpmpp_2m')}"
+    write_release(serving_dir, 10, defaults={"num_steps": 3, "sampler": "euler_a"})
+    assert Generator(str(serving_dir)).sampler == "euler_a"
+    code, _, errors = cli(*arguments)
+    assert code == 2
+    assert errors == f"error: release 10 of {serving_dir} {too_old.format('euler_a')}"
+    assert cli(*arguments, "--sampler", "ddim")[0] == 0
+    # Before TensorFlow is asked.
+    code, output, errors = cli(*arguments, "--sampler", "plms")
+    assert (code, output) == (2, "")
+    assert errors == "error: the sampler is 'plms'; it must be one of ddim, dpmpp_2m, euler_a\n"
+
+
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
@@ -359,6 +382,7 @@ def test_cli_uses_the_default_run(
         (b'{"defaults": {"num_steps": 0}}', "is damaged: its default num_steps is 0, not 1 to"),
         (b'{"defaults": {"num_steps": true}}', "its default num_steps is True"),
         (b'{"defaults": {"guidance_scale": "7"}}', "its default guidance_scale is '7', not 0 or"),
+        (b'{"defaults": {"sampler": 3}}', "its default sampler is 3, not one of ddim, dpmpp_2m, "),
     ],
 )
 def test_damaged_release_files(

@@ -113,6 +113,8 @@ def test_pictures_are_drawn_and_are_those_of_the_folder(
         page.get_by_label("Negative prompt").fill("a bird")
         page.get_by_label("Steps", exact=True).fill("3")
         page.get_by_label("Guidance scale").fill("4.5")
+        page.get_by_label("Sampler").click()
+        page.get_by_role("option", name="euler_a").click()
         page.get_by_label("Seed", exact=True).fill("9007199254740993")
         page.get_by_label("Pictures").fill("2")
         page.get_by_role("button", name="Draw").click()
@@ -124,13 +126,14 @@ def test_pictures_are_drawn_and_are_those_of_the_folder(
             "a bird",
             num_steps=3,
             guidance_scale=4.5,
+            sampler="euler_a",
             seed=[2**53 + 1, 2**53 + 2],
         )
         # The newest is first.
         for place, picture in enumerate(reversed(expected)):
             np.testing.assert_array_equal(pixels(pictures(page).nth(place)), picture)
         expect(
-            page.get_by_text("seed 9007199254740994, 3 steps, guidance 4.5, release 1")
+            page.get_by_text("seed 9007199254740994, 3 steps of euler_a, guidance 4.5, release 1")
         ).to_be_visible()
 
         # Settings of a picture, another release, a download, a removed picture.
@@ -142,7 +145,12 @@ def test_pictures_are_drawn_and_are_those_of_the_folder(
         expect(pictures(page)).to_have_count(3)
         expect(page.get_by_text("Release 2", exact=True)).to_be_visible()
         [newer] = Generator(str(root), 2).generate(
-            ["a blue dragon 🐉"], "a bird", num_steps=3, guidance_scale=4.5, seed=2**53 + 1
+            ["a blue dragon 🐉"],
+            "a bird",
+            num_steps=3,
+            guidance_scale=4.5,
+            sampler="euler_a",
+            seed=2**53 + 1,
         )
         np.testing.assert_array_equal(pixels(pictures(page).first), newer)
         with page.expect_download() as download:

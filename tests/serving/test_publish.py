@@ -198,6 +198,18 @@ def test_the_model_card_shows_what_the_release_draws(released: Path, tmp_path: P
     assert (Generator(str(pulled)).generate(["a red bird"], seed=1)[0] == expected).all()
 
 
+def test_the_model_card_names_samplers_where_the_release_has_a_choice() -> None:
+    defaults = {"num_steps": 25, "guidance_scale": 4.0}
+    before, now = (
+        publish.model_card({"version": 3, "defaults": chosen}, [drawn], name="dragons")
+        for drawn in [publish.Picture("a dragon", 0, b"")]
+        for chosen in (defaults, {**defaults, "sampler": "ddim"})
+    )
+    assert "steps, guidance scale, seed and negative prompt are inputs." in before
+    assert "guidance scale, sampler (ddim, dpmpp_2m, euler_a), seed and negative prompt" in now
+    assert "with guidance_scale 4.0, num_steps 25, sampler ddim." in now
+
+
 def front_matter(**facts: Any) -> ModelCardData:
     """What the hub reads of the card of a release with these facts."""
     content = publish.model_card({"version": 3, **facts}, [], name="dragons")

@@ -18,18 +18,26 @@ from tf_serving import TfServing
 
 from serving import generate
 from serving.client import Generator
-from serving.errors import ServingError
+from serving.errors import MissingSignatureError, ServingError
 from serving.request import cut_note
 
 REQUESTS = [
-    {"prompts": [prompt], "negative_prompts": negative, "seed": seed, "num_steps": steps}
-    for prompt, negative, seed, steps in (
-        ("a blue dragon", "", 0, 2),
-        ("a red bird &amp; its nest", "", 2**64 - 1, 3),
-        ("角のある青い生き物 🐉", "horns", 3, 1),
-        ("a cave", "a dragon", 2**31, 2),
-        ("a blue dragon", "", 1, 2),
-        ("a blue dragon", "wings", 1, 2),
+    {
+        "prompts": [prompt],
+        "negative_prompts": negative,
+        "seed": seed,
+        "num_steps": steps,
+        "sampler": sampler,
+    }
+    for prompt, negative, seed, steps, sampler in (
+        ("a blue dragon", "", 0, 2, None),
+        ("a red bird &amp; its nest", "", 2**64 - 1, 3, "euler_a"),
+        ("角のある青い生き物 🐉", "horns", 3, 1, "ddim"),
+        ("a cave", "a dragon", 2**31, 2, "dpmpp_2m"),
+        ("a blue dragon", "", 1, 2, None),
+        ("a blue dragon", "", 1, 2, "euler_a"),
+        ("a blue dragon", "", 1, 2, "dpmpp_2m"),
+        ("a blue dragon", "wings", 1, 2, None),
     )
 ]
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,13 +97,31 @@ def test_the_command_line_talks_to_a_server(
     ):
         files.append(tmp_path / f"{len(files)}.png")
         request = ["a dragon", "a bird", "--count", "2", "--steps", "2", "--guidance-scale", "4"]
-        code = generate.main([*request, *place, "--out", str(files[-1])])
+        arguments = [*request, "--sampler", "euler_a", *place, "--out", str(files[-1])]
+        code = generate.main(arguments)
         printed = capsys.readouterr()
         assert (code, printed.err) == (0, "")
         assert printed.out.splitlines()[-1] == (
             f"{files[-1]}: 128 x 128 pixels, release 1 of {place[1]}"
         )
     assert len({file.read_bytes() for file in files}) == 1
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_a_server_of_a_former_version_draws_with_what_it_knows(
+    server: TfServing, expected: list[np.ndarray], protocol: str
+) -> None:
+    address = getattr(server, protocol)
+    generator = Generator(address)
+    with server.of_former_version("cut", "sample", "sample_from_noise"):
+        pictures = generator.generate(**REQUESTS[0], guidance_scale=3.0)
+        np.testing.assert_array_equal(pictures, expected[0])
+        with pytest.raises(ServingError) as error:
+            generator.generate(**REQUESTS[3])
+    assert str(error.value) == (
+        f"release 1 of {address} is too old for the sampler dpmpp_2m, and draws with ddim alone: "
+        "ask for that, or for a newer release"
+    )
 
 
 LONG = "a dragon with " + "very " * 71 + "long horns and SHARP claws"
@@ -265,7 +291,7 @@ def test_what_a_server_does_not_have(server: TfServing, protocol: str) -> None:
     inputs = {"latent": np.zeros([1, 3, 3, 4], np.float32)}
     with pytest.raises(ServingError, match="refuses the request to decoder: "):
         models.call("decoder", "serving_default", inputs, ("generated_images",), 1)
-    with pytest.raises(ServingError, match='"nonesuch" not found in signature def'):
+    with pytest.raises(MissingSignatureError, match='"nonesuch" not found'):
         models.call("decoder", "nonesuch", inputs, ("generated_images",), 1)
     with pytest.raises(ServingError, match="has no model nonesuch; start it with"):
         models._available("nonesuch", 5.0)

@@ -77,6 +77,7 @@ class TfServing:
         self._config = config
         self._poll_seconds = poll_seconds
         self._most_calls: int | None = None
+        self._unknown: frozenset[str] = frozenset()
         self._models: dict[str, dict[int, _Servable]] = {}
         self._lock = threading.Condition()
         self._stop = threading.Event()
@@ -135,13 +136,23 @@ class TfServing:
     def signature(self, model: str, version: int | None, name: str) -> Any:
         """For the types of a signature's inputs."""
         with self._used(model, version) as servable:
-            return self._signature(servable, name)
+            return self._signature(
+                servable,
+                name,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                'Serving signature name: "{}" not found in signature def',
+            )
 
     def predict(
         self, model: str, version: int | None, signature: str, inputs: dict[str, tf.Tensor]
     ) -> tuple[int, dict[str, tf.Tensor]]:
         with self._used(model, version) as servable, self._counted():
-            function = self._signature(servable, signature)
+            function = self._signature(
+                servable,
+                signature,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                'Serving signature key "{}" not found.',
+            )
             try:
                 outputs = function(**inputs)
             except tf.errors.InvalidArgumentError as error:
@@ -152,15 +163,22 @@ class TfServing:
         self.calls += 1
         return number, outputs
 
-    @staticmethod
-    def _signature(servable: _Servable, name: str) -> Any:
+    def _signature(
+        self, servable: _Servable, name: str, code: grpc.StatusCode, message: str
+    ) -> Any:
         name = name or "serving_default"
-        if name not in servable.model.signatures:
-            raise Refusal(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f'Serving signature name: "{name}" not found in signature def',
-            )
+        if name not in servable.model.signatures or name in self._unknown:
+            raise Refusal(code, message.format(name))
         return servable.model.signatures[name]
+
+    @contextlib.contextmanager
+    def of_former_version(self, *unknown: str) -> Iterator[None]:
+        """Serves models as they were before they had these signatures."""
+        self._unknown = frozenset(unknown)
+        try:
+            yield
+        finally:
+            self._unknown = frozenset()
 
     @contextlib.contextmanager
     def full_with(self, most_calls: int) -> Iterator[None]:

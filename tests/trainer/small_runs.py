@@ -77,6 +77,7 @@ def without_sampling(model: keras.Model, like: Preset, image_size: int) -> Diffu
     """What is exported of a diffusion model but its sampling loop, which takes long to trace."""
     module = DiffusionModelModule(model, like, image_size)
     del module.serve, module.from_noise, module.sample
+    del module.sampled, module.sampled_from_noise
     return module
 
 

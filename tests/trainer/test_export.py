@@ -14,7 +14,8 @@ from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusio
 
 from storage.user_errors import UserError
 from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
-from trainer.diffusion.sampler import initial_noise, sample, to_pixels
+from trainer.diffusion.sampler import initial_noise, sample, step_noise, to_pixels
+from trainer.diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS
 from trainer.export.saved_models import (
     DiffusionModelModule,
     ServingModules,
@@ -109,7 +110,7 @@ def test_two_predictions_apart_are_those_together(loaded: dict[str, Any]) -> Non
     together, apart = (
         sample(
             lambda latent, timesteps, context: predict(
-                latent=latent, timesteps=timesteps, context=context
+                latent=latent, timesteps=tf.cast(timesteps, tf.int32), context=context
             )["epsilon"],
             NoiseSchedule("epsilon"),
             noise=noise,
@@ -134,19 +135,20 @@ def test_a_wide_network_is_exported_in_two_forms_and_drawn_with_that_of_the_devi
         module, str(tmp_path), signatures={"predict_epsilon": module.serve_prediction}
     )
     loaded = tf.saved_model.load(str(tmp_path))
-    given = (
-        tf.random.stateless_normal([2, 8, 8, 4], [0, 0]),
-        tf.constant([3, 700]),
-        tf.random.stateless_normal([2, 77, 8], [0, 1]),
+    latent, context = (
+        tf.random.stateless_normal(shape, [0, index])
+        for index, shape in enumerate(([2, 8, 8, 4], [2, 77, 8]))
     )
-    on_cpu, on_gpu = loaded.predict_on_cpu(*given), loaded.predict_on_gpu(*given)
+    on_cpu, on_gpu = (
+        predict(latent, tf.constant([3.0, 700.0]), context)
+        for predict in (loaded.predict_on_cpu, loaded.predict_on_gpu)
+    )
     np.testing.assert_allclose(on_cpu, on_gpu, rtol=1e-4, atol=1e-5)
     # They round differently, which shows which one was used.
     assert not np.array_equal(on_cpu, on_gpu)
     device = "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
-    names = ("latent", "timesteps", "context")
     signature = loaded.signatures["predict_epsilon"]
-    used = signature(**dict(zip(names, given, strict=True)))["epsilon"]
+    used = signature(latent=latent, timesteps=tf.constant([3, 700]), context=context)["epsilon"]
     np.testing.assert_array_equal(used, on_cpu if device == "cpu" else on_gpu)
 
 
@@ -216,27 +218,81 @@ def test_saved_models_compute_what_the_networks_do(
     np.testing.assert_array_equal(decoder["png_bytes"](latent=latent)["image_bytes"], encoded)
 
 
+def test_every_sampler_draws_with_one_trace_of_the_network(
+    networks: dict[str, keras.Model], loaded: dict[str, Any]
+) -> None:
+    model = loaded["diffusion_model"]
+    rng = np.random.default_rng(2)
+    context, unconditional = rng.standard_normal((2, 2, 77, 8)).astype(np.float32)
+    seed = tf.constant([5, -6])
+
+    def draw(signature: str, pictures: int = 2, **inputs: Any) -> np.ndarray:
+        latent = model.signatures[signature](
+            context=tf.constant(context[:pictures]),
+            unconditional_context=tf.constant(unconditional[:pictures]),
+            num_steps=tf.constant(4),
+            guidance_scale=tf.constant(3.0),
+            **inputs,
+        )["latent"]
+        return latent.numpy()
+
+    def predict(latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
+        embedding = timestep_embedding(timesteps, 320)
+        return networks["diffusion_model"]([latent, embedding, context])
+
+    noise = initial_noise(seed, tf.constant(2), (16, 16, 4))
+    for sampler in SAMPLERS:
+        drawn = draw("sample", seed=seed, sampler=tf.constant(sampler))
+        expected = sample(
+            predict,
+            NoiseSchedule("epsilon"),
+            noise=noise,
+            context=tf.constant(context),
+            unconditional_context=tf.constant(unconditional),
+            num_steps=tf.constant(4),
+            guidance_scale=tf.constant(3.0),
+            sampler=sampler,
+            fresh_noise=lambda index: step_noise(seed, index, tf.constant([2, 16, 16, 4])),
+        )
+        # Every step doubles what single operations round differently.
+        np.testing.assert_allclose(drawn, expected, atol=1e-3 * np.abs(expected).max())
+        given = draw("sample_from_noise", noise=noise, seed=seed, sampler=tf.constant(sampler))
+        np.testing.assert_array_equal(given, drawn)
+        alone = draw("sample", 1, seed=seed, sampler=tf.constant(sampler))
+        np.testing.assert_allclose(alone, drawn[:1], atol=1e-3 * np.abs(drawn).max())
+        if sampler == DEFAULT_SAMPLER:
+            np.testing.assert_array_equal(draw("serving_default", seed=seed), drawn)
+    other = draw("sample", seed=seed, sampler=tf.constant("euler_a"))
+    fresh = draw("sample_from_noise", noise=noise, seed=seed + 1, sampler=tf.constant("euler_a"))
+    assert not np.allclose(other, fresh)
+
+
 @pytest.mark.parametrize(
-    ("num_steps", "guidance_scale", "message"),
+    ("num_steps", "guidance_scale", "sampler", "message"),
     [
-        (0, 1.0, "num_steps must be 1 to 1000, and is.*0"),
-        (1001, 1.0, "num_steps must be 1 to 1000, and is.*1001"),
-        (2, float("nan"), "guidance_scale must be finite, and is.*nan"),
+        (0, 1.0, "ddim", "num_steps must be 1 to 1000, and is.*0"),
+        (1001, 1.0, "ddim", "num_steps must be 1 to 1000, and is.*1001"),
+        (2, float("nan"), "ddim", "guidance_scale must be finite, and is.*nan"),
+        (2, 1.0, "DDIM", "sampler must be one of ddim, dpmpp_2m, euler_a, and is.*DDIM"),
     ],
 )
 def test_impossible_requests_are_refused(
-    exported: Path, num_steps: int, guidance_scale: float, message: str
+    loaded: dict[str, Any], num_steps: int, guidance_scale: float, sampler: str, message: str
 ) -> None:
-    model = tf.saved_model.load(str(exported / "diffusion_model"))
     context = tf.zeros([1, 77, 8])
+    request = {
+        "context": context,
+        "unconditional_context": context,
+        "num_steps": tf.constant(num_steps),
+        "guidance_scale": tf.constant(guidance_scale),
+        "seed": tf.constant([0, 0]),
+    }
+    signatures = loaded["diffusion_model"].signatures
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s){message}"):
-        model.signatures["serving_default"](
-            context=context,
-            unconditional_context=context,
-            num_steps=tf.constant(num_steps),
-            guidance_scale=tf.constant(guidance_scale),
-            seed=tf.constant([0, 0]),
-        )
+        signatures["sample"](**request, sampler=tf.constant(sampler))
+    if sampler == "ddim":
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s){message}"):
+            signatures["serving_default"](**request)
 
 
 def test_float16_is_half_as_large_and_computes_in_float32(

@@ -179,6 +179,8 @@ def test_the_manifest_says_what_made_the_model(ran: Ran) -> None:
     assert (manifest["steps"], manifest["seed"], manifest["lora_alpha"]) == (3, 3, 4.0)
     assert (manifest["preset"], manifest["image_size"]) == ("small", 64)
     assert manifest["base_weights_source"] == "random"
+    drawing = {name: manifest["validation"][name] for name in ("num_steps", "guidance_scale")}
+    assert manifest["defaults"] == {**drawing, "sampler": "ddim"}
     assert manifest["base_weights"] == {
         network: BASE_MODEL.hash([network]) for network in presets.NETWORKS
     }

@@ -91,33 +91,18 @@ class NoiseSchedule:
         """
         return (noisy - tf.sqrt(1.0 - alpha_bar) * predicted) / tf.sqrt(alpha_bar)
 
-    def step(
-        self,
-        noisy: tf.Tensor,
-        predicted: tf.Tensor,
-        alpha_bar: tf.Tensor,
-        alpha_bar_before: tf.Tensor,
+    def predicted_noise(
+        self, noisy: tf.Tensor, predicted: tf.Tensor, alpha_bar: tf.Tensor
     ) -> tf.Tensor:
-        """One step of DDIM (Song et al. 2021, equation 12 with sigma 0), to less noise.
-
-        Args:
-            noisy: float32 [B, h, w, 4].
-            predicted: float32 [B, h, w, 4], by the model.
-            alpha_bar: float32 [], of the noisy latent.
-            alpha_bar_before: float32 [], of the latent that is returned.
-
-        Returns:
-            float32 [B, h, w, 4].
-        """
-        clean = self.clean_latent(noisy, predicted, alpha_bar)
-        return tf.sqrt(alpha_bar_before) * clean + tf.sqrt(1.0 - alpha_bar_before) * predicted
+        """The noise that a prediction sees over the latent; takes what `clean_latent` takes."""
+        return predicted
 
 
 def timestep_embedding(timesteps: tf.Tensor, width: int) -> tf.Tensor:
     """Sinusoidal embedding: cosines, then sines (Vaswani et al. 2017, section 3.5).
 
     Args:
-        timesteps: int [B].
+        timesteps: int or float [B].
         width: Even width of the embedding.
 
     Returns:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from trainer.diffusion.noise_schedule import NoiseSchedule, alphas_cumprod, sampling_timesteps
+from trainer.diffusion.noise_schedule import NoiseSchedule
+from trainer.diffusion.samplers import DEFAULT_SAMPLER, NEED_FRESH_NOISE, sampling_plan
 
 Predict = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-"""A diffusion model: from noisy latent, timesteps int32 [B] and context to its prediction."""
+"""A diffusion model: from noisy latent, timesteps float32 [B] and context to its prediction."""
 
 
 def sample(
@@ -21,9 +22,11 @@ def sample(
     unconditional_context: tf.Tensor,
     num_steps: tf.Tensor,
     guidance_scale: tf.Tensor,
+    sampler: str | tf.Tensor = DEFAULT_SAMPLER,
+    fresh_noise: Callable[[tf.Tensor], tf.Tensor] | None = None,
     guided_together: bool = True,
 ) -> tf.Tensor:
-    """Deterministic DDIM sampling (Song et al. 2021, equation 12 with sigma 0), as KerasCV does it.
+    """Takes the noise away, step by step.
 
     Classifier-free guidance (Ho and Salimans 2022, equation 6) needs two predictions a step.
 
@@ -35,14 +38,20 @@ def sample(
         unconditional_context: float32 [B, 77, D], of the empty or the negative prompt.
         num_steps: int32 [], at least 1.
         guidance_scale: float32 [].
+        sampler: One of `samplers.SAMPLERS`, or a string [] that is one.
+        fresh_noise: Standard normal noise, float32 [B, h, w, 4], for the step of a number, int32
+            []; may only be left out for a name of a sampler that needs none.
         guided_together: Whether both are made in one call on a doubled batch, or in two.
 
     Returns:
         float32 [B, h, w, 4].
+
+    Raises:
+        ValueError: The sampler needs fresh noise, or may do so.
     """
-    timesteps = sampling_timesteps(num_steps)
-    alphas = tf.gather(tf.constant(alphas_cumprod()), timesteps)
-    alphas_before = tf.concat([[1.0], alphas[:-1]], axis=0)
+    if fresh_noise is None and (not isinstance(sampler, str) or sampler in NEED_FRESH_NOISE):
+        raise ValueError(f"the sampler {sampler} needs fresh noise")
+    plan = sampling_plan(sampler, num_steps)
     batch = tf.shape(noise)[0]
     both_contexts = tf.concat([unconditional_context, context], axis=0)
 
@@ -54,13 +63,28 @@ def sample(
         repeated = tf.fill([batch], timestep)
         return [predict(latent, repeated, each) for each in (unconditional_context, context)]
 
-    def step(index: tf.Tensor, latent: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        unconditional, conditional = both_predictions(latent, timesteps[index])
+    def step(
+        index: tf.Tensor, latent: tf.Tensor, clean_before: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        unconditional, conditional = both_predictions(latent, plan.timesteps[index])
         predicted = unconditional + guidance_scale * (conditional - unconditional)
-        latent = schedule.step(latent, predicted, alphas[index], alphas_before[index])
-        return index - 1, tf.ensure_shape(latent, noise.shape)
+        alpha_bar = plan.alpha_bar[index]
+        clean = schedule.clean_latent(latent, predicted, alpha_bar)
+        after = (
+            plan.of_latent[index] * latent
+            + plan.of_clean[index] * clean
+            + plan.of_clean_before[index] * clean_before
+            + plan.of_noise[index] * schedule.predicted_noise(latent, predicted, alpha_bar)
+        )
+        if fresh_noise is not None:
+            after += plan.of_fresh_noise[index] * fresh_noise(index)
+        return index + 1, tf.ensure_shape(after, noise.shape), tf.ensure_shape(clean, noise.shape)
 
-    _, latent = tf.while_loop(lambda index, _: index >= 0, step, (num_steps - 1, noise))
+    _, latent, _ = tf.while_loop(
+        lambda index, *_: index < num_steps,
+        step,
+        (tf.constant(0), plan.initial_scale * noise, tf.zeros_like(noise)),
+    )
     return latent
 
 
@@ -71,6 +95,14 @@ def initial_noise(
     height, width, channels = latent_shape
     noise = tf.random.stateless_normal(tf.stack([batch_size, height, width, channels]), seed)
     return tf.ensure_shape(noise, (None, *latent_shape))
+
+
+def step_noise(seed: tf.Tensor, index: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """Standard normal float32 of a shape, int32 [4], for the step of a number, int32 [].
+
+    Depends on `seed`, int32 [2], and the number alone, and is independent of `initial_noise`.
+    """
+    return tf.random.stateless_normal(shape, tf.random.experimental.stateless_fold_in(seed, index))
 
 
 def to_pixels(image: tf.Tensor) -> tf.Tensor:

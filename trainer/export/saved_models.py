@@ -1,7 +1,9 @@
 """The three SavedModels and their signatures.
 
 Nothing is baked in but the image size: prompts, negative prompts, number of steps, guidance
-scale, seed and batch size are inputs. Each module's network is a `tf.function` of its own that its
+scale, sampler, seed and batch size are inputs. A signature has no optional inputs on TensorFlow
+Serving, so those that take the sampler stand beside those of former versions, which clients of
+former versions ask for. Each module's network is a `tf.function` of its own that its
 signatures call, so that it is traced, stored and loaded once and not once a signature. A module
 keeps the network's variables and not the Keras model, whose hundreds of layer objects would be
 saved and loaded, too.
@@ -23,7 +25,8 @@ import tensorflow as tf
 
 from storage.user_errors import UserError
 from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
-from trainer.diffusion.sampler import initial_noise, sample, to_pixels
+from trainer.diffusion.sampler import initial_noise, sample, step_noise, to_pixels
+from trainer.diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS, is_sampler
 from trainer.networks.inference_layers import has_form_for_cpu, inference_layers
 from trainer.presets import NUM_TIMESTEPS, Preset
 from trainer.text.graph_tokenizer import GraphTokenizer
@@ -83,16 +86,16 @@ class DiffusionModelModule(tf.Module):
         self._latent_shape = preset.latent_shape(image_size)
         text = preset.text_encoder
         context = tf.TensorSpec([None, text.max_length, text.width], tf.float32, name="context")
-        prediction = [
-            tf.TensorSpec([None, *self._latent_shape], tf.float32, name="latent"),
-            tf.TensorSpec([None], tf.int32, name="timesteps"),
-            context,
-        ]
+        latent = tf.TensorSpec([None, *self._latent_shape], tf.float32, name="latent")
+        prediction, at_any_time = (
+            [latent, tf.TensorSpec([None], dtype, name="timesteps"), context]
+            for dtype in (tf.int32, tf.float32)
+        )
 
         def prediction_function(for_cpu: bool) -> tf.types.experimental.PolymorphicFunction:
             return tf.function(
                 functools.partial(self._predict_with, for_cpu),
-                input_signature=prediction,
+                input_signature=at_any_time,
                 autograph=False,
                 # It is called in several places, and need not be optimized for each.
                 experimental_attributes={"_noinline": True},
@@ -110,10 +113,21 @@ class DiffusionModelModule(tf.Module):
         ]
         noise = tf.TensorSpec([None, *self._latent_shape], tf.float32, name="noise")
         seed = tf.TensorSpec([2], tf.int32, name="seed")
-        self.sample = tf.function(self._sample, input_signature=[*guided, noise], autograph=False)
+        sampler = tf.TensorSpec([], tf.string, name="sampler")
+        self.sample = tf.function(
+            self._sample, input_signature=[*guided, noise, seed, sampler], autograph=False
+        )
         self.serve = tf.function(self._from_seed, input_signature=[*guided, seed], autograph=False)
         self.from_noise = tf.function(
             self._from_noise, input_signature=[*guided, noise], autograph=False
+        )
+        self.sampled = tf.function(
+            self._sampled, input_signature=[*guided, seed, sampler], autograph=False
+        )
+        self.sampled_from_noise = tf.function(
+            self._sampled_from_noise,
+            input_signature=[*guided, noise, seed, sampler],
+            autograph=False,
         )
         self.serve_prediction = tf.function(
             self._serve_prediction, input_signature=prediction, autograph=False
@@ -127,6 +141,7 @@ class DiffusionModelModule(tf.Module):
 
     def _predict(self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
         """The prediction, float32 [B, h, w, 4], of noisy latents at `timesteps`, int32 [B]."""
+        timesteps = tf.cast(timesteps, tf.float32)
         predicted = _by_device(
             functools.partial(predict, latent, timesteps, context)
             for predict in (self.predict_on_cpu, self.predict_on_gpu)
@@ -140,7 +155,10 @@ class DiffusionModelModule(tf.Module):
         num_steps: tf.Tensor,
         guidance_scale: tf.Tensor,
         noise: tf.Tensor,
+        seed: tf.Tensor,
+        sampler: tf.Tensor,
     ) -> tf.Tensor:
+        """Latents, float32 [B, h, w, 4]; `seed` is of the noise that comes in between."""
         valid = [
             tf.debugging.Assert(
                 (num_steps >= 1) & (num_steps <= NUM_TIMESTEPS),
@@ -149,6 +167,10 @@ class DiffusionModelModule(tf.Module):
             tf.debugging.Assert(
                 tf.math.is_finite(guidance_scale),
                 ["guidance_scale must be finite, and is", guidance_scale],
+            ),
+            tf.debugging.Assert(
+                is_sampler(sampler),
+                [f"sampler must be one of {', '.join(SAMPLERS)}, and is", sampler],
             ),
         ]
         with tf.control_dependencies(valid):
@@ -164,6 +186,8 @@ class DiffusionModelModule(tf.Module):
                 unconditional_context=unconditional_context,
                 num_steps=num_steps,
                 guidance_scale=guidance_scale,
+                sampler=sampler,
+                fresh_noise=lambda index: step_noise(seed, index, tf.shape(noise)),
                 guided_together=guided_together,
             )
             for predict, guided_together in (
@@ -181,9 +205,8 @@ class DiffusionModelModule(tf.Module):
         guidance_scale: tf.Tensor,
         seed: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
-        noise = initial_noise(seed, tf.shape(context)[0], self._latent_shape)
-        latent = self.sample(context, unconditional_context, num_steps, guidance_scale, noise)
-        return {"latent": latent}
+        guided = (context, unconditional_context, num_steps, guidance_scale)
+        return self._sampled(*guided, seed, tf.constant(DEFAULT_SAMPLER))
 
     def _from_noise(
         self,
@@ -193,8 +216,36 @@ class DiffusionModelModule(tf.Module):
         guidance_scale: tf.Tensor,
         noise: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
-        latent = self.sample(context, unconditional_context, num_steps, guidance_scale, noise)
-        return {"latent": latent}
+        guided = (context, unconditional_context, num_steps, guidance_scale)
+        # The sampler has no use for a seed.
+        seed, sampler = tf.constant([0, 0]), tf.constant(DEFAULT_SAMPLER)
+        return self._sampled_from_noise(*guided, noise, seed, sampler)
+
+    def _sampled(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        seed: tf.Tensor,
+        sampler: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        guided = (context, unconditional_context, num_steps, guidance_scale)
+        noise = initial_noise(seed, tf.shape(context)[0], self._latent_shape)
+        return {"latent": self.sample(*guided, noise, seed, sampler)}
+
+    def _sampled_from_noise(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        noise: tf.Tensor,
+        seed: tf.Tensor,
+        sampler: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        guided = (context, unconditional_context, num_steps, guidance_scale)
+        return {"latent": self.sample(*guided, noise, seed, sampler)}
 
     def _serve_prediction(
         self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
@@ -270,6 +321,8 @@ def export_models(folder: str, modules: ServingModules) -> None:
             {
                 "serving_default": diffusion_model.serve,
                 "from_noise": diffusion_model.from_noise,
+                "sample": diffusion_model.sampled,
+                "sample_from_noise": diffusion_model.sampled_from_noise,
                 diffusion_model.prediction_signature: diffusion_model.serve_prediction,
             },
         ),

@@ -1,0 +1,182 @@
+"""The samplers against the values of diffusers' schedulers, and their pieces by hand.
+
+`benchmarks/serving/schedulers.py` made `tests/data/schedulers/reference.npz`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from serving import request
+from trainer.diffusion.noise_schedule import NoiseSchedule, alphas_cumprod
+from trainer.diffusion.sampler import initial_noise, sample, step_noise
+from trainer.diffusion.samplers import (
+    DEFAULT_SAMPLER,
+    SAMPLERS,
+    ancestral_sigmas,
+    interpolated,
+    is_sampler,
+    karras_sigmas,
+    sampling_plan,
+    sigmas_of,
+    timesteps_of,
+)
+
+REFERENCE = Path(__file__).resolve().parents[1] / "data" / "schedulers" / "reference.npz"
+NO_CONTEXT = tf.zeros([2, 1, 1])
+
+
+class VelocitySchedule(NoiseSchedule):
+    """Of models that predict the velocity (Salimans and Ho 2022)."""
+
+    def clean_latent(self, noisy, predicted, alpha_bar):
+        return tf.sqrt(alpha_bar) * noisy - tf.sqrt(1.0 - alpha_bar) * predicted
+
+    def predicted_noise(self, noisy, predicted, alpha_bar):
+        return tf.sqrt(1.0 - alpha_bar) * noisy + tf.sqrt(alpha_bar) * predicted
+
+
+SCHEDULES = {"epsilon": NoiseSchedule("epsilon"), "v_prediction": VelocitySchedule("epsilon")}
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, np.ndarray]:
+    return dict(np.load(REFERENCE))
+
+
+def formula(latent: tf.Tensor, timesteps: tf.Tensor) -> tf.Tensor:
+    return 0.7 * latent + 0.3 * tf.sin(2.0 * latent + timesteps[:, None, None, None] / 200.0)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 10, 25])
+@pytest.mark.parametrize("prediction", SCHEDULES)
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_a"])
+def test_samplers_are_diffusers(
+    reference: dict[str, np.ndarray], sampler: str, prediction: str, num_steps: int
+) -> None:
+    asked: list[tuple[float, np.ndarray]] = []
+
+    def predict(latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
+        asked.append((float(timesteps[0]), latent.numpy()))
+        return formula(latent, timesteps)
+
+    def in_their_order(index: tf.Tensor) -> tf.Tensor:
+        return tf.constant(reference["fresh_noise"])[index]
+
+    result = sample(
+        predict,
+        SCHEDULES[prediction],
+        noise=tf.constant(reference["noise"]),
+        context=NO_CONTEXT,
+        unconditional_context=NO_CONTEXT,
+        num_steps=tf.constant(num_steps),
+        guidance_scale=tf.constant(1.0),
+        sampler=tf.constant(sampler),
+        fresh_noise=in_their_order,
+        guided_together=False,
+    )
+    expected = {
+        key: reference[f"{sampler}/{prediction}/{num_steps}/{key}"]
+        for key in ("timesteps", "given", "result")
+    }
+    # Each step asks twice, with and without the context.
+    timesteps, given = zip(*asked[::2], strict=True)
+    np.testing.assert_allclose(timesteps, expected["timesteps"], rtol=1e-6)
+    np.testing.assert_allclose(given, expected["given"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(result, expected["result"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_a"])
+def test_timesteps_are_diffusers_for_every_number_of_steps(
+    reference: dict[str, np.ndarray], sampler: str
+) -> None:
+    ours = [sampling_plan(sampler, tf.constant(number)).timesteps for number in range(1, 101)]
+    np.testing.assert_allclose(np.concatenate(ours), reference[f"{sampler}/timesteps"], rtol=1e-6)
+
+
+def test_a_single_trace_serves_every_sampler() -> None:
+    traces = 0
+
+    @tf.function(autograph=False)
+    def plan(sampler: tf.Tensor, num_steps: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        nonlocal traces
+        traces += 1
+        return sampling_plan(sampler, num_steps)
+
+    for name in SAMPLERS:
+        for number in (1, 2, 3, 40):
+            steps = tf.constant(number)
+            for in_graph, alone in zip(
+                plan(tf.constant(name), steps), sampling_plan(name, steps), strict=True
+            ):
+                np.testing.assert_array_equal(in_graph, alone)
+                assert in_graph.shape in ((), (number,))
+    assert traces == 1
+
+
+def test_plan_of_ddim_by_hand() -> None:
+    alphas = alphas_cumprod()[[999, 500, 0]]
+    plan = sampling_plan("ddim", tf.constant(3))
+    np.testing.assert_array_equal(plan.timesteps, [999.0, 500.0, 0.0])
+    np.testing.assert_array_equal(plan.alpha_bar, alphas)
+    np.testing.assert_allclose(plan.of_clean, np.sqrt([*alphas[1:], 1.0]), rtol=1e-6)
+    np.testing.assert_allclose(plan.of_noise, np.sqrt([*(1 - alphas[1:]), 0.0]), rtol=1e-6)
+    assert not np.any([plan.of_latent, plan.of_clean_before, plan.of_fresh_noise])
+
+
+def test_sigmas_by_hand() -> None:
+    np.testing.assert_allclose(sigmas_of(np.array([0.5, 0.1, 0.2], np.float32)), [1.0, 3.0, 2.0])
+    # 7th powers of 3, 2 and 1.
+    np.testing.assert_allclose(karras_sigmas(1.0, 3.0**7, tf.constant(3)), [2187.0, 128.0, 1.0])
+    np.testing.assert_allclose(karras_sigmas(1.0, 128.0, tf.constant(1)), [128.0])
+    table = np.array([0.5, 1.0, 4.0])
+    np.testing.assert_allclose(
+        timesteps_of(tf.constant([9.0, 4.0, 2.0, 1.0, 0.5, 0.1], tf.float64), table),
+        [2.0, 2.0, 1.5, 1.0, 0.0, 0.0],
+    )
+    np.testing.assert_allclose(
+        interpolated(table, tf.constant([2.0, 1.5, 0.25, 0.0], tf.float64)), [4.0, 2.5, 0.625, 0.5]
+    )
+    down, up = ancestral_sigmas(
+        tf.constant([5.0, 2.0], tf.float64), tf.constant([4.0, 0.0], tf.float64)
+    )
+    np.testing.assert_allclose(down, [3.2, 0.0])
+    np.testing.assert_allclose(up, [2.4, 0.0])
+
+
+def test_fresh_noise_is_of_the_seed_and_the_step_whatever_the_batch() -> None:
+    seed = tf.constant([7, -3])
+    alone, four = (
+        [step_noise(seed, tf.constant(i), tf.constant([batch, 4, 4, 4])) for i in range(3)]
+        for batch in (1, 4)
+    )
+    for one, many in zip(alone, four, strict=True):
+        np.testing.assert_array_equal(one[0], many[0])
+    first = initial_noise(seed, tf.constant(1), (4, 4, 4))
+    other = step_noise(tf.constant([8, -3]), tf.constant(0), tf.constant([1, 4, 4, 4]))
+    assert len({np.asarray(noise).tobytes() for noise in (*alone, first, other)}) == 5
+    assert abs(np.std(np.stack(four)) - 1.0) < 0.1
+
+
+def test_names_are_those_that_clients_offer() -> None:
+    assert tuple(SAMPLERS) == request.SAMPLERS
+    assert request.DEFAULT_SAMPLER == DEFAULT_SAMPLER
+    assert all(is_sampler(tf.constant(name)) for name in SAMPLERS)
+    assert not any(is_sampler(tf.constant(name)) for name in ("DDIM", "ddi", ""))
+
+
+@pytest.mark.parametrize("sampler", ["euler_a", tf.constant("ddim")])
+def test_a_sampler_that_may_need_fresh_noise_is_given_some(sampler: str | tf.Tensor) -> None:
+    with pytest.raises(ValueError, match="needs fresh noise"):
+        sample(
+            lambda latent, timesteps, context: latent,
+            SCHEDULES["epsilon"],
+            noise=tf.zeros([2, 2, 2, 4]),
+            context=NO_CONTEXT,
+            unconditional_context=NO_CONTEXT,
+            num_steps=tf.constant(1),
+            guidance_scale=tf.constant(1.0),
+            sampler=sampler,
+        )

@@ -1,0 +1,223 @@
+"""What each sampler does in each step, worked out before the first one.
+
+A step of every sampler here is a sum of the same five terms, so that one loop over one trace of the
+network serves all; see `SamplingPlan`. The factors are those of diffusers' schedulers, which the
+tests have the values of. Everything is computed in float64 and rounded once.
+
+Karras et al. 2022 measure noise by sigma, the ratio of noise to signal; a latent as the network
+sees it has both, with the variance 1: `alpha * clean + alpha * sigma * noise`, where `alpha` is
+`1 / sqrt(sigma**2 + 1)`, and `alpha**2` the `alpha_bar` of `noise_schedule`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.diffusion.noise_schedule import alphas_cumprod, sampling_timesteps
+
+_KARRAS_RHO = 7.0
+
+
+class SamplingPlan(NamedTuple):
+    """The steps of a sampler, the one with the most noise first; float32 [n] but for the scale.
+
+    The next latent is `of_latent * latent + of_clean * clean + of_clean_before * clean_before +
+    of_noise * predicted_noise + of_fresh_noise * fresh_noise`, where `clean` and `predicted_noise`
+    are what the network sees in the latent, `clean_before` what it saw in the step before, and
+    `fresh_noise` is standard normal.
+
+    Attributes:
+        initial_scale: float32 []; the first latent is standard normal noise times this.
+        timesteps: What the network is told; need not be whole.
+        alpha_bar: Of the latent that the step begins with.
+        of_latent: A factor, as the others are.
+        of_clean: See above.
+        of_clean_before: 0 in the first step.
+        of_noise: See above.
+        of_fresh_noise: 0 throughout for deterministic samplers, and in the last step for all.
+    """
+
+    initial_scale: tf.Tensor
+    timesteps: tf.Tensor
+    alpha_bar: tf.Tensor
+    of_latent: tf.Tensor
+    of_clean: tf.Tensor
+    of_clean_before: tf.Tensor
+    of_noise: tf.Tensor
+    of_fresh_noise: tf.Tensor
+
+
+def ddim_plan(num_steps: tf.Tensor) -> SamplingPlan:
+    """DDIM (Song et al. 2021, equation 12 with sigma 0) at KerasCV's timesteps.
+
+    Args:
+        num_steps: int32 [], at least 1.
+    """
+    timesteps = sampling_timesteps(num_steps)
+    alphas = tf.gather(tf.constant(alphas_cumprod()), timesteps)
+    alphas_after = tf.concat([[1.0], alphas[:-1]], axis=0)
+    zeros = tf.zeros_like(alphas)
+    return SamplingPlan(
+        initial_scale=tf.constant(1.0),
+        timesteps=tf.cast(timesteps, tf.float32)[::-1],
+        alpha_bar=alphas[::-1],
+        of_latent=zeros,
+        of_clean=tf.sqrt(alphas_after)[::-1],
+        of_clean_before=zeros,
+        of_noise=tf.sqrt(1.0 - alphas_after)[::-1],
+        of_fresh_noise=zeros,
+    )
+
+
+def dpmpp_2m_plan(num_steps: tf.Tensor) -> SamplingPlan:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) at the sigmas of Karras et al. 2022.
+
+    As diffusers' `DPMSolverMultistepScheduler` with `use_karras_sigmas`: the midpoint rule, the
+    first and the last step of first order, and timesteps that are rounded.
+
+    Args:
+        num_steps: int32 [], at least 1.
+    """
+    table = sigmas_of(alphas_cumprod())
+    sigmas = karras_sigmas(table[0], table[-1], num_steps)
+    after = tf.concat([sigmas[1:], tf.zeros([1], tf.float64)], axis=0)
+    alphas, alphas_after = _alphas(sigmas), _alphas(after)
+    # Of an exponential integrator whose step in -log(sigma) is infinite in the end.
+    of_first_order = alphas_after * (1.0 - after / sigmas)
+    steps = tf.math.log(sigmas[:-1] / sigmas[1:])
+    middle = 0.5 * of_first_order[1:-1] * steps[1:] / steps[:-1]
+    zero = tf.zeros([1], tf.float64)
+    of_change = tf.concat([zero, middle, zero], axis=0)[:num_steps]
+    return _rounded(
+        initial_scale=tf.ones([], tf.float64),
+        timesteps=tf.round(timesteps_of(sigmas, table)),
+        alpha_bar=alphas**2,
+        of_latent=(after * alphas_after) / (sigmas * alphas),
+        of_clean=of_first_order + of_change,
+        of_clean_before=-of_change,
+        of_noise=tf.zeros_like(sigmas),
+        of_fresh_noise=tf.zeros_like(sigmas),
+    )
+
+
+def euler_a_plan(num_steps: tf.Tensor) -> SamplingPlan:
+    """Euler's ancestral sampling (Karras et al. 2022, in the form of Crowson's k-diffusion).
+
+    As diffusers' `EulerAncestralDiscreteScheduler`, at evenly spaced timesteps, which need not be
+    whole.
+
+    Args:
+        num_steps: int32 [], at least 1; a single step begins at the least noise, not the most.
+    """
+    table = sigmas_of(alphas_cumprod())
+    last = tf.cast(tf.maximum(num_steps - 1, 1), tf.float64)
+    timesteps = (tf.cast(tf.range(num_steps), tf.float64) * ((len(table) - 1) / last))[::-1]
+    sigmas = interpolated(table, timesteps)
+    after = tf.concat([sigmas[1:], tf.zeros([1], tf.float64)], axis=0)
+    alphas, alphas_after = _alphas(sigmas), _alphas(after)
+    down, up = ancestral_sigmas(sigmas, after)
+    return _rounded(
+        initial_scale=sigmas[0] * alphas[0],
+        timesteps=timesteps,
+        alpha_bar=alphas**2,
+        of_latent=tf.zeros_like(sigmas),
+        of_clean=alphas_after,
+        of_clean_before=tf.zeros_like(sigmas),
+        of_noise=alphas_after * down,
+        of_fresh_noise=alphas_after * up,
+    )
+
+
+SAMPLERS: Mapping[str, Callable[[tf.Tensor], SamplingPlan]] = MappingProxyType(
+    {"ddim": ddim_plan, "dpmpp_2m": dpmpp_2m_plan, "euler_a": euler_a_plan}
+)
+DEFAULT_SAMPLER = "ddim"
+NEED_FRESH_NOISE = frozenset({"euler_a"})
+
+
+def is_sampler(name: tf.Tensor) -> tf.Tensor:
+    """Whether a text, string [], names one of `SAMPLERS`: bool []."""
+    return tf.reduce_any(tf.equal(name, tf.constant(list(SAMPLERS))))
+
+
+def sampling_plan(sampler: str | tf.Tensor, num_steps: tf.Tensor) -> SamplingPlan:
+    """The plan of one of `SAMPLERS`.
+
+    Args:
+        sampler: Its name; where it is a string [], one trace serves all.
+        num_steps: int32 [], at least 1.
+    """
+    if isinstance(sampler, str):
+        return SAMPLERS[sampler](num_steps)
+    named = tf.equal(sampler, tf.constant(list(SAMPLERS)))
+    plan: SamplingPlan = tf.switch_case(
+        tf.argmax(tf.cast(named, tf.int32), output_type=tf.int32),
+        [functools.partial(plan_of, num_steps) for plan_of in SAMPLERS.values()],
+    )
+    return plan
+
+
+def sigmas_of(alpha_bar: np.ndarray) -> np.ndarray:
+    """Ratios of noise to signal, float64 [T], of cumulative products of alpha, float32 [T]."""
+    exact = alpha_bar.astype(np.float64)
+    return np.sqrt((1.0 - exact) / exact)
+
+
+def karras_sigmas(lowest: float, highest: float, num_steps: tf.Tensor) -> tf.Tensor:
+    """From the highest to the lowest, evenly spaced in their 7th roots: float64 [num_steps].
+
+    Karras et al. 2022, equation 5; the highest alone where there is one step.
+    """
+    last = tf.cast(tf.maximum(num_steps - 1, 1), tf.float64)
+    ramp = tf.cast(tf.range(num_steps), tf.float64) / last
+    low, high = lowest ** (1 / _KARRAS_RHO), highest ** (1 / _KARRAS_RHO)
+    return (high + ramp * (low - high)) ** _KARRAS_RHO
+
+
+def timesteps_of(sigmas: tf.Tensor, table: np.ndarray) -> tf.Tensor:
+    """Where sigmas lie among those of the timesteps, in their logarithms: float64 [n].
+
+    Args:
+        sigmas: float64 [n].
+        table: Sigmas of the timesteps, float64 [T], ascending; what lies beyond is at its end.
+    """
+    logs, wanted = tf.constant(np.log(table)), tf.math.log(sigmas)
+    below = tf.clip_by_value(tf.searchsorted(logs, wanted, side="right") - 1, 0, len(table) - 2)
+    low, high = tf.gather(logs, below), tf.gather(logs, below + 1)
+    fraction = tf.clip_by_value((wanted - low) / (high - low), 0.0, 1.0)
+    return tf.cast(below, tf.float64) + fraction
+
+
+def interpolated(table: np.ndarray, timesteps: tf.Tensor) -> tf.Tensor:
+    """Values of a table, float64 [T], between its entries, at float64 [n] from 0 to T - 1."""
+    below = tf.clip_by_value(tf.cast(tf.floor(timesteps), tf.int32), 0, len(table) - 2)
+    fraction = timesteps - tf.cast(below, tf.float64)
+    values = tf.constant(table)
+    low, high = tf.gather(values, below), tf.gather(values, below + 1)
+    return low + fraction * (high - low)
+
+
+def ancestral_sigmas(sigmas: tf.Tensor, after: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """To which sigmas an ancestral step goes down, and how much fresh noise brings it `after`.
+
+    Ho et al. 2020's posterior with both in sigmas: the squares of the two add up to `after`'s.
+
+    Args:
+        sigmas: float64 [n], before the step.
+        after: float64 [n], less than `sigmas`.
+    """
+    return after**2 / sigmas, after * tf.sqrt(1.0 - (after / sigmas) ** 2)
+
+
+def _alphas(sigmas: tf.Tensor) -> tf.Tensor:
+    return 1.0 / tf.sqrt(sigmas**2 + 1.0)
+
+
+def _rounded(**fields: tf.Tensor) -> SamplingPlan:
+    return SamplingPlan(**{name: tf.cast(value, tf.float32) for name, value in fields.items()})
