@@ -123,8 +123,8 @@ def _of_variant(batch: Batch, variant: tf.Tensor) -> Batch:
     if len(batch["context"].shape) == 3:
         return batch
     names = [name for name in ("tokens", "context") if name in batch]
-    chosen = {name: tf.gather(batch[name], variant, batch_dims=1) for name in names}
-    return {**batch, **chosen}
+    chosen: Batch = {name: tf.gather(batch[name], variant, batch_dims=1) for name in names}
+    return batch | chosen
 
 
 class FineTuner:
