@@ -28,6 +28,7 @@ from trainer.data.prompts import held_out_prompts
 from trainer.diffusion.samplers import DEFAULT_SAMPLER
 from trainer.export.saved_models import ServingModules, export_models, serving_modules
 from trainer.export.validation import PROMPTS_NAME, draw_validation
+from trainer.model_spec import DIFFUSERS, adapter_keys, model_spec, public_name
 from trainer.presets import ENCODERS, NETWORKS, get_preset
 from trainer.text.tokenizer import tokenize
 from trainer.training.distribution import is_chief, training_strategy, wait_for_all
@@ -46,7 +47,6 @@ from trainer.training_config import (
     ValidationConfig,
 )
 from trainer.weights.base_model import BaseModel
-from trainer.weights.model_spec import DIFFUSERS, adapter_keys, model_spec, public_name
 
 _PICTURES = "validation"
 _LOGGED = ("loss", "learning_rate", "gradient_norm", "images_per_second", "loss_scale")

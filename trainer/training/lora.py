@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.model_spec import save_file
 from trainer.networks.seam import compute_as
-from trainer.weights.model_spec import save_file
 
 LORA_NAME = "lora.safetensors"
 

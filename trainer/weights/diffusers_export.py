@@ -27,10 +27,11 @@ import tensorflow as tf
 from storage.errors import one_line
 from storage.file_systems import open_address
 from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
+from trainer import model_spec
 from trainer.networks import build_network
 from trainer.presets import NETWORKS, Preset, get_preset
 from trainer.text.tokenizer import MAX_LENGTH, vocabulary_and_merges
-from trainer.weights import diffusers_layout, model_spec, original_layout
+from trainer.weights import diffusers_layout, original_layout
 from trainer.weights.base_model import DEFAULT_WEIGHTS, BaseModel
 from trainer.weights.diffusers_format import to_diffusers, to_original
 from trainer.weights.errors import WeightsError
