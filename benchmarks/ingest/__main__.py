@@ -86,7 +86,7 @@ def _page(lines: Sequence[str], rounds: int) -> str:
             "them, uncompressed, in one",
             "thread. It decodes each picture or does not look at it at all, and that is its whole "
             "check; CaptionExampleGen",
-            "decodes, judges, hashes, counts tokens, splits, finds duplicates and sorts.",
+            "decodes, judges, hashes, counts tokens, splits, finds exact duplicates and sorts.",
             "",
             "| pictures | way | pictures/s | times the loop | peak memory, MB |",
             "| --- | --- | ---: | ---: | ---: |",

@@ -16,6 +16,7 @@ from benchmarks.ingest.measured import ChildrenMemory, print_result
 from components import RejectedRows
 from components.caption_example_gen import executor, sources
 from components.caption_example_gen.component import CaptionExampleGen
+from components.caption_example_gen.rows import IGNORE
 
 
 def main() -> None:
@@ -25,7 +26,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     spec = sources.resolve_dataset(sources.DatasetSpec(arguments.dataset))
-    component = CaptionExampleGen(spec.dataset, sources.dataset_fingerprint(spec))
+    component = CaptionExampleGen(
+        spec.dataset,
+        sources.dataset_fingerprint(spec),
+        # The pictures are a few hundred, each many times, and would all be in groups.
+        near_duplicates=IGNORE,
+    )
     context = base_beam_executor.BaseBeamExecutor.Context(
         beam_pipeline_args=[
             "--direct_running_mode=multi_threading",
