@@ -26,8 +26,12 @@ from trainer.weights.errors import WeightsError
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model_index.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
-SCHEDULER = "DDIMScheduler"
-"""The sampler that draws the same pictures from the same noise as the SavedModels do."""
+SCHEDULER = "EulerDiscreteScheduler"
+"""The sampler that draws the same pictures from the same noise as the SavedModels do.
+
+Euler's steps in the noise's deviation are DDIM's (Song et al. 2021, equation 14), and diffusers' own
+DDIM has no form that visits KerasCV's timesteps.
+"""
 
 DTYPES = ("float32", "float16", "bfloat16")
 """What tensors can be written as."""
@@ -267,14 +271,16 @@ def text_encoder_config(preset: Preset) -> dict[str, Any]:
 
 
 def scheduler_config(preset: Preset) -> dict[str, Any]:
-    """`scheduler/scheduler_config.json`: what `trainer.diffusion.sampler` does, for a preset."""
+    """`scheduler/scheduler_config.json`: what `trainer.diffusion.sampler` does, for a preset.
+
+    It visits the same timesteps but for their rounding.
+    """
     return {
         "_class_name": SCHEDULER,
         **_schedule(preset),
-        "clip_sample": False,
-        "set_alpha_to_one": True,
-        "steps_offset": 1,
-        "timestep_spacing": "leading",
+        "interpolation_type": "linear",
+        "timestep_spacing": "linspace",
+        "use_karras_sigmas": False,
     }
 
 
