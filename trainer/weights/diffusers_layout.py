@@ -29,8 +29,8 @@ SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 SCHEDULER = "EulerDiscreteScheduler"
 """The sampler that draws the same pictures from the same noise as the SavedModels do.
 
-Euler's steps in the noise's deviation are DDIM's (Song et al. 2021, equation 14), and diffusers' own
-DDIM has no form that visits KerasCV's timesteps.
+Euler's steps in the noise's deviation are DDIM's (Song et al. 2021, equation 14), and diffusers'
+own DDIM has no form that visits KerasCV's timesteps.
 """
 
 DTYPES = ("float32", "float16", "bfloat16")
