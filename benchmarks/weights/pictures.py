@@ -1,6 +1,6 @@
 """Pictures that diffusers draws, with the noise they start from.
 
-Runs in the environment of `requirements.txt` beside this file, with peft for adapters:
+Runs in the environment of `requirements.txt` beside this file:
 
     python benchmarks/weights/pictures.py --model my-model --lora lora.safetensors \
         --prompt "a red apple" --prompt "a ghost" --output pictures.npz
