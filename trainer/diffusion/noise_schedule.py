@@ -114,11 +114,18 @@ def timestep_embedding(timesteps: tf.Tensor, width: int) -> tf.Tensor:
     return tf.concat([tf.cos(angles), tf.sin(angles)], axis=-1)
 
 
+def even_timesteps(num_steps: tf.Tensor) -> tf.Tensor:
+    """From 0 to the last timestep in even steps, which need not be whole: float64 [num_steps].
+
+    0 alone where there is one step.
+    """
+    last = tf.cast(tf.maximum(num_steps - 1, 1), tf.float64)
+    return tf.cast(tf.range(num_steps), tf.float64) * ((NUM_TIMESTEPS - 1) / last)
+
+
 def sampling_timesteps(num_steps: tf.Tensor) -> tf.Tensor:
     """The timesteps that sampling visits, in ascending order: int32 [num_steps].
 
     KerasCV's rule: `round(i * 999 / (num_steps - 1))`, and 0 alone where there is one step.
     """
-    last = tf.cast(tf.maximum(num_steps - 1, 1), tf.float64)
-    positions = tf.cast(tf.range(num_steps), tf.float64) * ((NUM_TIMESTEPS - 1) / last)
-    return tf.cast(tf.round(positions), tf.int32)
+    return tf.cast(tf.round(even_timesteps(num_steps)), tf.int32)

@@ -19,7 +19,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from trainer.diffusion.noise_schedule import alphas_cumprod, sampling_timesteps
+from trainer.diffusion.noise_schedule import (
+    alphas_cumprod,
+    even_timesteps,
+    sampling_timesteps,
+)
 
 _KARRAS_RHO = 7.0
 
@@ -116,8 +120,7 @@ def euler_a_plan(num_steps: tf.Tensor) -> SamplingPlan:
         num_steps: int32 [], at least 1; a single step begins at the least noise, not the most.
     """
     table = sigmas_of(alphas_cumprod())
-    last = tf.cast(tf.maximum(num_steps - 1, 1), tf.float64)
-    timesteps = (tf.cast(tf.range(num_steps), tf.float64) * ((len(table) - 1) / last))[::-1]
+    timesteps = even_timesteps(num_steps)[::-1]
     sigmas = interpolated(table, timesteps)
     after = tf.concat([sigmas[1:], tf.zeros([1], tf.float64)], axis=0)
     alphas, alphas_after = _alphas(sigmas), _alphas(after)

@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -20,6 +21,7 @@ from components.caption_example_gen.sources.base import (
     Unit,
     is_picture,
 )
+from components.caption_example_gen.sources.form import Found, Look
 from components.caption_example_gen.sources.urls import called_like_urls, url_error
 from storage.errors import one_line
 
@@ -64,13 +66,26 @@ class ColumnarSource(Source):
         self._prefixes: dict[str, columns.Prefix | None] = {}
         self._schemas: dict[str, pa.Schema] = {}
 
+    @classmethod
+    def open(cls, look: Look, found: Found) -> ColumnarSource:
+        """Opens the config and split that the user asked for; see `Form.open`."""
+        chosen = look.select(found.files)
+        with look.files.peek(chosen.files[0]) as f:
+            schema = cls._schema_of(look.files, chosen.files[0], f)
+        return cls(look.files, chosen.files, chosen.left_out, look.spec, schema)
+
     @abc.abstractmethod
     def _batches(self, unit: Unit, names: list[str], *, peek: bool) -> Iterator[pa.RecordBatch]:
         """The rows of a unit, some columns of them, few rows at a time."""
 
+    @staticmethod
     @abc.abstractmethod
+    def _schema_of(files: Files, file: str, f: BinaryIO) -> pa.Schema:
+        """The columns of an open file."""
+
     def _schema(self, file: str, *, peek: bool) -> pa.Schema:
-        """The columns of a file."""
+        with self.files.peek(file) if peek else self.files.open(file) as f:
+            return self._schema_of(self.files, file, f)
 
     def _check(self, schema: pa.Schema, file: str) -> None:
         columns.check_columns(

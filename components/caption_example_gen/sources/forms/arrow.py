@@ -36,12 +36,9 @@ class Arrow(Form):
         by = f", saved by save_to_disk ({counted(saved, _STATE_NAME)})" if saved else ""
         return Found(found, counted(len(found), "Arrow file") + by)
 
-    def open(self, look: Look, found: Found) -> ArrowSource:
+    def open(self, look: Look, found: Found) -> ColumnarSource:
         """See `Form.open`."""
-        chosen = look.select(found.files)
-        with look.files.peek(chosen.files[0]) as f:
-            schema = _Batches(look.files, chosen.files[0], f).schema
-        return ArrowSource(look.files, chosen.files, chosen.left_out, look.spec, schema)
+        return ArrowSource.open(look, found)
 
 
 class ArrowSource(ColumnarSource):
@@ -67,9 +64,9 @@ class ArrowSource(ColumnarSource):
                 f"dataset {self.files.shown!r} has no rows: its Arrow files are empty"
             )
 
-    def _schema(self, file: str, *, peek: bool) -> pa.Schema:
-        with self.files.peek(file) if peek else self.files.open(file) as f:
-            return _Batches(self.files, file, f).schema
+    @staticmethod
+    def _schema_of(files: Files, file: str, f: BinaryIO) -> pa.Schema:
+        return _Batches(files, file, f).schema
 
     def _batches(self, unit: Unit, names: list[str], *, peek: bool) -> Iterator[pa.RecordBatch]:
         with self.files.peek(unit.file) if peek else self.files.open(unit.file) as f:

@@ -32,12 +32,9 @@ class Parquet(Form):
         found = look.ending(PARQUET_SUFFIX)
         return Found(found, counted(len(found), "Parquet file")) if found else None
 
-    def open(self, look: Look, found: Found) -> ParquetSource:
+    def open(self, look: Look, found: Found) -> ColumnarSource:
         """See `Form.open`."""
-        chosen = look.select(found.files)
-        with look.files.peek(chosen.files[0]) as f:
-            schema = _parquet(look.files, chosen.files[0], f).schema_arrow
-        return ParquetSource(look.files, chosen.files, chosen.left_out, look.spec, schema)
+        return ParquetSource.open(look, found)
 
 
 class ParquetSource(ColumnarSource):
@@ -64,9 +61,9 @@ class ParquetSource(ColumnarSource):
                 f"dataset {self.files.shown!r} has no rows: its Parquet files are empty"
             )
 
-    def _schema(self, file: str, *, peek: bool) -> pa.Schema:
-        with self.files.peek(file) if peek else self.files.open(file) as f:
-            return _parquet(self.files, file, f).schema_arrow
+    @staticmethod
+    def _schema_of(files: Files, file: str, f: BinaryIO) -> pa.Schema:
+        return _parquet(files, file, f).schema_arrow
 
     def _batches(self, unit: Unit, names: list[str], *, peek: bool) -> Iterator[pa.RecordBatch]:
         number = unit.first_row
