@@ -217,14 +217,17 @@ def test_many_clients_get_their_own_pictures_while_a_new_version_is_pushed(
                 results.append((address, number, picture))
                 done += 1
                 if done >= 6:
-                    # The server is a thread here, which has yet to load the new version.
-                    time.sleep(0.1)
+                    # The server is a thread here, which has yet to load the new version: on a slow
+                    # machine, clients without a pause would leave it no time to.
+                    time.sleep(0.5)
 
         with ThreadPoolExecutor(16) as pool:
             clients = [pool.submit(client, start) for start in range(16)]
-            assert publish(serving_root, 2) == 2
-            assert server.serves(2)
-            pushed.set()
+            try:
+                assert publish(serving_root, 2) == 2
+                assert server.serves(2)
+            finally:
+                pushed.set()
             for done in clients:
                 done.result()
         for address in (server.rest, server.grpc):

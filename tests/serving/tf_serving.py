@@ -111,7 +111,7 @@ class TfServing:
         self._http.server_close()
         self._grpc.stop(None).wait()
 
-    def serves(self, version: int, timeout: float = 60.0) -> bool:
+    def serves(self, version: int, timeout: float = 400.0) -> bool:
         """Waits until a version is the newest one of all models."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
