@@ -57,9 +57,15 @@ def main(argv: list[str] | None = None) -> int:
         warmup_steps=100 if goes_on else 500,
         ema_decay=0.999 if goes_on else 0.9995,
     )
-    autoencoder_steps = training.train_autoencoder(autoencoder, standardize=not goes_on)
-    data = training.captioned_latents([caption for _, caption in drawn], arguments.variants)
-    diffusion_steps = training.train_diffusion(data, diffusion)
+    standardize = arguments.standardize or not goes_on
+    autoencoder_steps = training.train_autoencoder(autoencoder, standardize=standardize)
+    data = training.captioned_latents(
+        [caption for _, caption in drawn], arguments.variants, arguments.variants_with_parts
+    )
+    if arguments.compile:
+        training.unet.compile()
+    out = str(arguments.out)
+    diffusion_steps = training.train_diffusion(data, diffusion, lambda: training.save(out))
     training.save(arguments.out)
     facts = facts_of(
         {key: value for key, value in vars(arguments).items() if key not in ("out", "icons")},
@@ -91,6 +97,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--start", help="folder of weights to go on from, instead of random ones")
     parser.add_argument("--shapes", type=int, default=30_000, help="pictures of shapes drawn")
     parser.add_argument("--variants", type=int, default=24, help="scenes of every named icon")
+    parser.add_argument(
+        "--variants-with-parts", type=int, default=24, help="scenes of every thing with parts on it"
+    )
+    parser.add_argument(
+        "--standardize", action="store_true", help="bring latents to variance 1 again, with --start"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the diffusion model first; takes minutes"
+    )
     parser.add_argument("--autoencoder-seconds", type=float, default=150)
     parser.add_argument("--autoencoder-batch-size", type=int, default=64)
     parser.add_argument("--autoencoder-learning-rate", type=float, default=1e-3)

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,8 @@ PACKAGES: Mapping[str, bool] = MappingProxyType(
 )
 """The packages, less `@iconify-json/`, and whether their names are words."""
 
+# Of iconify's categories, those without faces and bodies.
+_THINGS = ("Activities", "Food & Drink", "Objects", "Symbols", "Travel & Places")
 # The drawing in its picture has a margin, which outlines take.
 _INNER = 116
 _MIN_COVERAGE = 0.03
@@ -42,11 +45,13 @@ class Icons:
         names: What each shows, such as `"red apple"`.
         pictures: uint8 [N, 128, 128, 4], sRGB and coverage.
         named: bool [N], whether the name is made of words.
+        things: bool [N], whether it is surely a thing: nothing alive, no face.
     """
 
     names: list[str]
     pictures: np.ndarray
     named: np.ndarray
+    things: np.ndarray
 
 
 def read_icons(folder: str) -> Icons:
@@ -63,20 +68,28 @@ def read_icons(folder: str) -> Icons:
                 f"{folder} has no archive of {package}: npm pack @iconify-json/{package}"
             )
         with tarfile.open(archives[-1]) as archive:
-            member = archive.extractfile("package/icons.json")
-            assert member is not None
-            content = json.load(member)
+            content = json.load(_member(archive, "package/icons.json"))
+            categories = json.load(_member(archive, "package/metadata.json")).get("categories", {})
+        things = {name for category in _THINGS for name in categories.get(category, ())}
         for name, icon in sorted(content["icons"].items()):
             if not _LEFT_OUT.search(name) and not icon.get("hidden"):
-                jobs.append((name.replace("-", " "), _svg(content, icon), named))
+                svg = _svg(content, icon)
+                jobs.append((name.replace("-", " "), svg, named, name in things))
     with multiprocessing.Pool() as pool:
-        drawn = pool.starmap(_rasterize, [(svg,) for _, svg, _ in jobs], chunksize=32)
+        drawn = pool.starmap(_rasterize, [(svg,) for _, svg, _, _ in jobs], chunksize=32)
     kept = [(job, picture) for job, picture in zip(jobs, drawn, strict=True) if picture is not None]
     return Icons(
-        [name for (name, _, _), _ in kept],
+        [name for (name, *_), _ in kept],
         np.stack([picture for _, picture in kept]),
-        np.array([named for (_, _, named), _ in kept]),
+        np.array([named for (_, _, named, _), _ in kept]),
+        np.array([is_thing for (*_, is_thing), _ in kept]),
     )
+
+
+def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
+    member = archive.extractfile(name)
+    assert member is not None
+    return member
 
 
 def _svg(package: Mapping, icon: Mapping) -> str:

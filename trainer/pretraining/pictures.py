@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from data.colours import COLOURS, OUTLINE
 from trainer.pretraining.icons import SIZE
+from trainer.pretraining.parts import Parts, PartsPainter
 
 _LUMINANCE = (0.299, 0.587, 0.114)
 
@@ -24,6 +25,7 @@ class Style:
         scales: Smallest and largest size, of the picture's.
         outlined: Fraction with a dark line around them.
         wild_grounds: Fraction on a ground of any colour; the others' are white or pale.
+        shift: How far they are moved from the middle, of the room that there is.
         details: Whether spots, stripes, eyes and mouths are put on them, as is done for the
             autoencoder, which has to draw such small things.
     """
@@ -31,10 +33,12 @@ class Style:
     scales: tuple[float, float] = (0.72, 1.1)
     outlined: float = 0.5
     wild_grounds: float = 0.0
+    shift: float = 0.7
     details: bool = False
 
 
 AUTOENCODER_STYLE = Style((0.45, 1.35), 0.6, 0.2, details=True)
+WITH_PARTS_STYLE = Style((0.52, 0.85), 0.8, shift=0.3)
 
 
 class Scenery:
@@ -42,6 +46,7 @@ class Scenery:
 
     def __init__(self, device: str) -> None:
         self.device = device
+        self._parts = PartsPainter(device)
         self.palette = torch.tensor(list(COLOURS.values()), device=device) / 255
         self._line = torch.tensor(OUTLINE, device=device) / 255
         side = torch.arange(SIZE, device=device) + 0.5
@@ -55,6 +60,7 @@ class Scenery:
         colour: torch.Tensor,
         coloured: torch.Tensor,
         mirrored: torch.Tensor,
+        parts: Parts | None = None,
     ) -> torch.Tensor:
         """Pictures of icons.
 
@@ -64,6 +70,7 @@ class Scenery:
             colour: float32 [N, 3], which the colours of an icon are replaced with ...
             coloured: bool [N], ... where this says so.
             mirrored: bool [N].
+            parts: What is put on them.
         """
         count = len(icons)
         rgb, coverage = icons[:, :3] / 255, icons[:, 3:] / 255
@@ -71,7 +78,7 @@ class Scenery:
         low, high = style.scales
         scale = low + (high - low) * self._rand(count)
         slack = torch.clamp(1 - 0.86 * scale, min=0.04)
-        shift = (2 * self._rand(count, 2) - 1) * slack[:, None] * 0.7
+        shift = (2 * self._rand(count, 2) - 1) * slack[:, None] * style.shift
         mirror = torch.where(mirrored, -1.0, 1.0)
         transform = torch.zeros(count, 2, 3, device=self.device)
         transform[:, 0, 0], transform[:, 1, 1] = mirror / scale, 1 / scale
@@ -89,8 +96,13 @@ class Scenery:
         )
         line = wide * _each(self._rand(count) < style.outlined)
         ground = self._grounds(count, style.wild_grounds)[:, :, None, None]
+        if parts is not None:
+            ground = self._parts.behind(ground, coverage, parts)
         behind = ground * (1 - line) + self._line[:, None, None] * line
         pictures = (paint + behind * (1 - coverage)).clamp(0, 1)
+        if parts is not None:
+            pictures = self._parts.on(pictures, coverage, parts)
+            pictures = self._parts.with_faces(pictures, coverage, parts)
         return (
             self.with_eyes(self._spotted(pictures, coverage), 0.55) if style.details else pictures
         )

@@ -27,7 +27,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from data.colours import COLOURS, with_article
 from trainer.presets import BETA_END, BETA_START, LATENT_SCALE, NUM_TIMESTEPS, Preset
 from trainer.pretraining.icons import Icons
-from trainer.pretraining.pictures import AUTOENCODER_STYLE, Scenery, Style, coloured_fraction
+from trainer.pretraining.parts import Parts, drawn_parts
+from trainer.pretraining.pictures import (
+    AUTOENCODER_STYLE,
+    WITH_PARTS_STYLE,
+    Scenery,
+    Style,
+    coloured_fraction,
+)
 from trainer.text.tokenizer import END_OF_TEXT, START_OF_TEXT, tokenize
 from trainer.weights import diffusers_layout
 
@@ -37,10 +44,13 @@ _NOISE_FROM_STEP = 600
 _MIN_SNR_GAMMA = 5.0
 _CAPTION_DROPOUT = 0.1
 # Of a batch, the icons; the rest are shapes.
-_ICONS_OF_AUTOENCODER, _ICONS_OF_DIFFUSION = 0.6, 0.72
+_ICONS_OF_AUTOENCODER, _ICONS_OF_DIFFUSION = 0.6, 0.76
+# Smaller ones have no room for a face.
+_LEAST_COVERAGE_FOR_PARTS = 0.25
 _OPENINGS = ("a drawing of {}", "a drawing of {}", "a picture of {}", "a cartoon of {}", "{}", "{}")
 _COLOUR_WORDS = re.compile(r"\b(" + "|".join([*COLOURS, "gray"]) + r")\b ?")
 _ENCODING_BATCH = 512
+_CHECKPOINT_SECONDS = 600
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +102,12 @@ class Pretraining:
             device: Such as `"cuda"`.
         """
         self.device = device
+        # A CPU without instructions for it takes eight times as long as in float32.
+        self._computes_in_half = device == "cuda" or torch.cpu._is_avx512_bf16_supported()
         self.scenery = Scenery(device)
         self.names, self._named = icons.names, icons.named
+        large = (icons.pictures[..., 3] > 127).mean((1, 2)) > _LEAST_COVERAGE_FOR_PARTS
+        self._takes_parts = icons.named & icons.things & large
         self._icons = torch.tensor(icons.pictures).permute(0, 3, 1, 2).contiguous().to(device)
         self._shapes = torch.tensor(shapes).permute(0, 3, 1, 2).contiguous().to(device)
         text = diffusers_layout.text_encoder_config(preset)
@@ -180,35 +194,55 @@ class Pretraining:
         steps = self._train("autoencoder", parameters, loss, budget, (0.9, 0.99), 1e-4)
         network.eval()
         if standardize:
-            self._standardize_latents()
+            self.standardize_latents()
         return steps
 
-    def captioned_latents(self, shape_captions: Sequence[str], variants: int) -> Captioned:
-        """Latents of scenes of every named icon, `variants` of each, and of all shapes."""
+    def captioned_latents(
+        self, shape_captions: Sequence[str], variants: int, variants_with_parts: int
+    ) -> Captioned:
+        """Latents of scenes of icons and of all shapes.
+
+        Args:
+            shape_captions: Those of the shapes.
+            variants: How many scenes of every named icon.
+            variants_with_parts: How many more of every named thing, with parts put on it.
+        """
         rng = np.random.default_rng(0)
-        named = np.flatnonzero(self._named)
         fractions = torch.cat([coloured_fraction(part) for part in self._icons.split(512)])
         has_colour = fractions.cpu().numpy() > 0.25
         sided = np.array([bool(re.search("left|right", name)) for name in self.names])
         latents, captions = [], []
-        for _ in range(variants):
-            for rows in np.array_split(named, max(1, len(named) // _ENCODING_BATCH)):
+        every = (self._named, Style(), variants)
+        things = (self._takes_parts, WITH_PARTS_STYLE, variants_with_parts)
+        for which, style, number in (every, things):
+            chosen = np.tile(np.flatnonzero(which), number)
+            for rows in np.array_split(chosen, math.ceil(len(chosen) / _ENCODING_BATCH) or 1):
                 coloured = has_colour[rows] & (rng.random(len(rows)) < 0.55)
                 colours = rng.integers(len(COLOURS), size=len(rows))
                 mirrored = ~sided[rows] & (rng.random(len(rows)) < 0.5)
-                scenes = self._scenes(rows, Style(), colours, coloured, mirrored)
+                parts = drawn_parts(np.full(len(rows), style is WITH_PARTS_STYLE), rng)
+                scenes = self._scenes(rows, style, colours, coloured, mirrored, parts)
                 latents.append(self._encode(scenes))
-                for row, colour, is_coloured in zip(rows, colours, coloured, strict=True):
+                for index, row in enumerate(rows):
                     opening = _OPENINGS[rng.integers(len(_OPENINGS))]
-                    words = list(COLOURS)[colour] if is_coloured else ""
-                    captions.append(opening.format(_named_thing(self.names[row], words)))
+                    words = list(COLOURS)[colours[index]] if coloured[index] else ""
+                    thing = f"{_named_thing(self.names[row], words)} {parts.words(index)}"
+                    captions.append(opening.format(thing.strip()))
         icons = len(captions)
         latents += [self._encode(part / 255) for part in self._shapes.split(_ENCODING_BATCH)]
         tokens = torch.tensor(tokenize([*captions, *shape_captions]).astype(np.int64))
         return Captioned(torch.cat(latents), tokens.to(self.device), icons)
 
-    def train_diffusion(self, data: Captioned, budget: Budget) -> int:
-        """Trains text encoder and diffusion model together; returns the number of steps."""
+    def train_diffusion(
+        self, data: Captioned, budget: Budget, checkpoint: Callable[[], None]
+    ) -> int:
+        """Trains text encoder and diffusion model together; returns the number of steps.
+
+        Args:
+            data: What they learn.
+            budget: How.
+            checkpoint: Called now and then, while the networks have averaged weights.
+        """
         empty = torch.tensor(tokenize([""])[0].astype(np.int64), device=self.device)
 
         def loss(step: int) -> torch.Tensor:
@@ -221,7 +255,7 @@ class Pretraining:
             return (weights * self._errors(data.latents[rows], tokens, timesteps)).mean()
 
         parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
-        steps = self._train("diffusion", parameters, loss, budget, (0.9, 0.999), 1e-2)
+        steps = self._train("diffusion", parameters, loss, budget, (0.9, 0.999), 1e-2, checkpoint)
         self.name_unseen_words(data.tokens)
         return steps
 
@@ -281,6 +315,7 @@ class Pretraining:
         colours: np.ndarray,
         coloured: np.ndarray,
         mirrored: np.ndarray,
+        parts: Parts | None = None,
     ) -> torch.Tensor:
         def here(values: np.ndarray) -> torch.Tensor:
             return torch.tensor(values, device=self.device)
@@ -291,6 +326,7 @@ class Pretraining:
             colour=self.scenery.palette[here(colours)],
             coloured=here(coloured),
             mirrored=here(mirrored),
+            parts=parts,
         )
 
     def _autoencoder_batch(self, size: int) -> torch.Tensor:
@@ -313,7 +349,7 @@ class Pretraining:
         return (2 * pictures - 1).contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def _standardize_latents(self) -> None:
+    def standardize_latents(self) -> None:
         """Brings scaled latents to mean 0 and variance 1 in each channel.
 
         Both ends of the latent are 1 x 1 convolutions, so this changes nothing of what the
@@ -370,6 +406,7 @@ class Pretraining:
         budget: Budget,
         betas: tuple[float, float],
         weight_decay: float,
+        checkpoint: Callable[[], None] = lambda: None,
     ) -> int:
         """AdamW, then the average in the place of the weights; returns the number of steps."""
         optimizer = torch.optim.AdamW(
@@ -377,7 +414,8 @@ class Pretraining:
         )
         average = [parameter.detach().clone() for parameter in parameters]
         since, step, progress, report = time.monotonic(), 0, 0.0, 20
-        while progress < 1:
+        saved = since
+        while progress < 1 and budget.seconds:
             rate = budget.learning_rate * min(1.0, (step + 1) / budget.warmup_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * progress))
@@ -396,14 +434,31 @@ class Pretraining:
                 report *= 2
                 rate_seen = step * budget.batch_size / (time.monotonic() - since)
                 logger.info("%s step %d: loss %.4f, %.0f/s", name, step, float(value), rate_seen)
+            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                with self._exchanged(parameters, average):
+                    checkpoint()
+                saved = time.monotonic()
         with torch.no_grad():
             for parameter, mean in zip(parameters, average, strict=True):
                 parameter.copy_(mean)
         return step
 
     @contextlib.contextmanager
+    def _exchanged(
+        self, parameters: list[torch.nn.Parameter], others: list[torch.Tensor]
+    ) -> Iterator[None]:
+        own = [parameter.detach().clone() for parameter in parameters]
+        try:
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, others)
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, own)
+
+    @contextlib.contextmanager
     def _half(self) -> Iterator[None]:
-        with torch.autocast(self.device, torch.bfloat16):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self._computes_in_half):
             yield
 
 
