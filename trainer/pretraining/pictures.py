@@ -12,7 +12,8 @@ import torch.nn.functional as F  # noqa: N812
 
 from data.colours import COLOURS, OUTLINE
 from trainer.pretraining.icons import SIZE
-from trainer.pretraining.parts import Parts, PartsPainter
+from trainer.pretraining.parts import Parts
+from trainer.pretraining.parts_painter import PartsPainter
 
 _LUMINANCE = (0.299, 0.587, 0.114)
 
