@@ -26,6 +26,7 @@ from storage.commands import (
     script_command,
     shown_path,
 )
+from storage.verdict import UNSURE, VERDICT
 
 REPORT_NAME = "report"
 RUNNER = "runner_local.py"
@@ -105,7 +106,7 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
         loss_baseline=number("loss_baseline"),
         baseline=baseline,
         blessed=bool(blessing["blessed"].int_value) if "blessed" in blessing else None,
-        unsure="verdict" in blessing and blessing["verdict"].string_value == "unsure",
+        unsure=VERDICT in blessing and blessing[VERDICT].string_value == UNSURE,
         reasons=tuple(blessing["reasons"].string_value.splitlines())
         if "reasons" in blessing
         else (),

@@ -34,6 +34,7 @@ from serving.request import (
 )
 from storage import local_pages
 from storage.model_manifest import ModelManifest
+from storage.verdict import UNSURE, VERDICT
 
 PORT = 8080
 MAX_PICTURES = 16
@@ -341,7 +342,7 @@ def _shown_facts(address: str, facts: dict[str, Any]) -> Iterator[tuple[str, str
         yield "Pictures", f"{facts['image_size']} x {facts['image_size']}"
     if "pushed_at" in facts:
         yield "Pushed", str(facts["pushed_at"]).replace("T", " ").partition("+")[0]
-    if facts.get("verdict") == "unsure":
+    if facts.get(VERDICT) == UNSURE:
         yield "Unsure", "; ".join(facts.get("reasons", []))
     for name, label in _METRICS.items():
         if name in facts.get("metrics", {}):

@@ -25,6 +25,7 @@ from storage import filesystem
 from storage.commands import module_command, place
 from storage.errors import one_line
 from storage.model_manifest import ModelManifest
+from storage.verdict import UNSURE, VERDICT
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -134,7 +135,7 @@ def model_card(
         f"steps, guidance scale, {sampler}seed and negative prompt are inputs.",
         "",
     ]
-    if facts.get("verdict") == "unsure":
+    if facts.get(VERDICT) == UNSURE:
         reasons = "; ".join(facts.get("reasons", []))
         lines += [f"**Unsure:** {_cell(reasons)}.", ""]
     if pictures:

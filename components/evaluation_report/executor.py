@@ -26,7 +26,7 @@ from tfx.utils import io_utils, path_utils
 from components.evaluation_report import charts, examples
 from components.evaluation_report.pictures import Pair, before_after
 from components.evaluation_report.thresholds import Threshold, thresholds
-from components.evaluator.executor import REASONS, UNSURE, VERDICT
+from components.evaluator.executor import REASONS
 from components.evaluator.results import ALL, Metric, Metrics, Slice, of_feature, read_metrics
 from components.loss_scorer.draws import draw_noise
 from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
@@ -34,6 +34,7 @@ from components.measures import MEASURES
 from components.pages import RELEASE_PLACE
 from components.pages.page import data_uri, render
 from storage.model_manifest import ModelManifest
+from storage.verdict import UNSURE, VERDICT
 
 PAGE_NAME = "evaluation.html"
 BEFORE_AFTER_NAME = "before_after.png"

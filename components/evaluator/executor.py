@@ -18,6 +18,7 @@ from tfx.utils import proto_utils
 # TFMA imports it by a name in its configuration; named here, its code is in the cache key.
 from components.evaluator import metrics as _metrics  # noqa: F401
 from components.evaluator.results import ALL, Metrics, Slice, read_metrics, slice_of
+from storage.verdict import BLESSED, REFUSED, UNSURE, VERDICT
 
 CHANGE = "loss_delta"
 CHANGE_UPPER = "loss_delta_upper"
@@ -26,8 +27,7 @@ INCREASE_UPPER = "loss_increase_upper"
 SURELY_LOWER = "surely_lower"
 INCREASE_SHOWN = "loss_increase_shown"
 
-VERDICT, REASONS, NUM_PICTURES = "verdict", "reasons", "num_pictures"
-BLESSED, UNSURE, REFUSED = "blessed", "unsure", "refused"
+REASONS, NUM_PICTURES = "reasons", "num_pictures"
 
 logger = logging.getLogger(__name__)
 

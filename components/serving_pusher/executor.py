@@ -24,13 +24,14 @@ from serving.serving_directory import ModelRefusedError, ServingDirectory
 from storage import filesystem
 from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
 from storage.user_errors import UserError
+from storage.verdict import UNSURE, VERDICT
 
 RELEASE_NAME = "release.json"
 
 _CANARY = Path(__file__).with_name("canary.py")
 _METRICS = ("loss", "loss_baseline", "loss_delta")
 # What the Evaluator says of the model, by the names of its blessing's properties.
-VERDICT, REASONS = "verdict", "reasons"
+REASONS = "reasons"
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Executor(base_executor.BaseExecutor):
             "image_size": manifest.image_size,
             "defaults": manifest.defaults,
             "metrics": _metrics(blessing),
-            "verdict": blessing.get_string_custom_property(VERDICT) or None,
+            VERDICT: blessing.get_string_custom_property(VERDICT) or None,
             "reasons": blessing.get_string_custom_property(REASONS).splitlines(),
             "model": {"uri": model.uri, "id": model.id},
             "blessing": {"uri": blessing.uri, "id": blessing.id},
@@ -98,7 +99,7 @@ class Executor(base_executor.BaseExecutor):
         pushed_model.set_string_custom_property("pushed_destination", directory.root)
         pushed_model.set_string_custom_property("pushed_version", str(release["version"]))
         marked = ""
-        if facts[VERDICT] == "unsure":
+        if facts[VERDICT] == UNSURE:
             pushed_model.set_string_custom_property(VERDICT, facts[VERDICT])
             marked = ", marked as unsure"
         logger.info("Version %d is in %s%s.", release["version"], directory.root, marked)

@@ -28,6 +28,7 @@ from pipeline.lineage.model import (
     short_type,
 )
 from storage.addresses import redacted
+from storage.verdict import UNSURE, VERDICT
 
 # ML Metadata's numbers: `Execution.State`, `Artifact.State`, `Event.Type`.
 _STATES = dict(enumerate(state for state in State if state is not State.INTERRUPTED))
@@ -529,8 +530,8 @@ class Store:
                 version = text if text is not None else str(whole)
                 if version not in releases[run]:
                     releases[run].append(version)
-            elif name == "verdict":
-                if text == "unsure":
+            elif name == VERDICT:
+                if text == UNSURE:
                     unsure.add(run)
             elif name == "blessed":
                 # TFDV's anomalies have a `blessed` of their own, with a value for every split.

@@ -18,6 +18,7 @@ from serving.request import DEFAULT_SAMPLER, MAX_STEPS, SAMPLERS
 from storage import filesystem
 from storage.commands import module_command, place
 from storage.model_manifest import MODEL_MANIFEST_NAME
+from storage.verdict import UNSURE, VERDICT
 
 SERVED_NETWORKS = ("text_encoder", "diffusion_model", "decoder")
 """The three of the four networks that draw pictures."""
@@ -57,7 +58,7 @@ class Release:
     @property
     def unsure(self) -> bool:
         """Whether it was pushed although nobody can tell that it is better."""
-        return self.facts.get("verdict") == "unsure"
+        return self.facts.get(VERDICT) == UNSURE
 
     def model_folder(self, network: str) -> str:
         """The SavedModel of one of `SERVED_NETWORKS`.
