@@ -591,12 +591,86 @@ def test_accents_are_composed_in_tables_and_not_in_file_names(tmp_path):
     assert pairs_of(tmp_path) == [(png(1), ["one"])]
 
 
-def test_documents_in_other_encodings_name_line_and_byte(tmp_path):
-    put(tmp_path, {"1.png": png(1), "x.json": b'[\n {"image": "1.png", "text": "gr\xfcn"}\n]'})
-    message = error_of(tmp_path)
-    assert "x.json in dataset" in message
-    assert "is neither UTF-8 nor UTF-16: byte 33 (line 2) is b'\\xfc'" in message
-    put(tmp_path, {"x.json": '[{"image": "1.png", "text": '})
+TABLES = {
+    "metadata.csv": "file_name,text\n1.png,one\n2.png,grün\n",
+    "data.csv": "image_path,caption\n1.png,one\n2.png,grün\n",
+    "captions.txt": "image,caption\n1.png,one\n2.png,grün\n",
+    "x.tsv": "image\ttext\n1.png\tone\n2.png\tgrün\n",
+    "x.jsonl": '{"image": "1.png", "text": "one"}\n\n{"image": "2.png", "text": "grün"}\n',
+    "x.json": '[{"image": "1.png", "text": "one"},\n\n {"image": "2.png", "text": "grün"}]',
+    "meta_cap.json": '{"1": {"caption": "one"},\n\n "2": {"caption": "grün"}}',
+    "captions_all.json": '{"images": [{"id": 1, "file_name": "1.png"}, {"id": 2, "file_name": '
+    '"2.png"}],\n\n"annotations": [{"image_id": 1, "caption": "one"}, {"image_id": 2, "caption": '
+    '"grün"}]}',
+}
+
+
+@pytest.mark.parametrize("given", [{}, {"caption": "sks"}], ids=["alone", "with --caption"])
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_in_other_encodings_are_an_error_with_line_and_byte(tmp_path, name, given):
+    content = TABLES[name].encode("cp1252")
+    put(tmp_path, {"1.png": png(1), "2.png": png(2), name: content})
+    # Only what comes before the byte is needed to see what the table is.
+    message = error_of(tmp_path, **given)
+    place = content.index(b"\xfc")
+    assert f"{name} in dataset" in message
+    assert f"is neither UTF-8 nor UTF-16: byte {place} (line 3) is b'\\xfc'" in message
+    assert f"iconv -f CP1252 -t UTF-8 {name} > NEW" in message
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_in_unicode(tmp_path, name, encoding):
+    put(tmp_path, {"1.png": png(1), "2.png": png(2), name: TABLES[name].encode(encoding)})
+    assert pairs_of(tmp_path) == [(png(1), ["one"]), (png(2), ["grün"])]
+
+
+def test_the_bad_byte_of_a_long_table_is_counted_from_its_start(tmp_path):
+    lines = [f"{i}.png,text {i}".encode() for i in range(1000)]
+    lines[900] += b" \xe9"
+    content = b"\xef\xbb\xbfimage,text\r\n" + b"\r\n".join(lines)
+    put(tmp_path, {"1.png": png(1), "x.csv": content})
+    # The first records are in order, so that it turns up when all are gone through.
+    message = error_of(tmp_path, read=True)
+    assert f"byte {content.index(bytes([0xE9]))} (line 902) is b'\\xe9'" in message
+
+
+def test_half_of_utf_16_is_an_error(tmp_path):
+    content = "image,text\n1.png,one\n".encode("utf-16")[:-1]
+    put(tmp_path, {"1.png": png(1), "x.csv": content})
+    assert "x.csv in dataset" in error_of(tmp_path)
+    assert "is no whole UTF-16" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("lines", ["joined", "each"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("2.txt", b"\xef\xbb\xbftwo\nand gr\xfcn\n"),
+        ("2.json", b'{"prompt":\n "gr\xfcn"}'),
+    ],
+)
+def test_one_caption_file_in_another_encoding_is_a_reject(tmp_path, name, content, packed, lines):
+    first = "one" if name.endswith("txt") else '{"prompt": "one"}'
+    files = {"1.png": png(1), name.replace("2", "1"): first, "2.png": png(2), name: content}
+    if packed:
+        put_tar(tmp_path / "a", list(files.items()))
+    else:
+        put(tmp_path, files)
+    shown = f"a.tar/{name}" if packed else name
+    one, two = rows_of(tmp_path, caption_lines=lines)
+    assert (one.captions, one.image_problem) == ((b"one",), "")
+    assert two.image == png(2)
+    assert b"gr\xfcn" in two.captions[-1]
+    assert two.image_problem.startswith(
+        f"{shown} is neither UTF-8 nor UTF-16: byte {content.index(bytes([0xFC]))} (line 2) is "
+    )
+    assert f"iconv -f CP1252 -t UTF-8 {name} > NEW" in two.image_problem
+
+
+def test_json_that_is_broken(tmp_path):
+    put(tmp_path, {"1.png": png(1), "x.json": '[{"image": "1.png", "text": '})
     assert "x.json in dataset" in error_of(tmp_path)
 
 

@@ -97,7 +97,8 @@ class Row:
         file: The file it is from, relative to the dataset.
         number: The row's number in the file, from 0.
         image: The picture file's bytes; `None` where there are none.
-        image_problem: Why there are none, for people; "" where the row just has no picture.
+        image_problem: Why there are none, or what is wrong with the caption's file, for people; ""
+            where the row just has no picture or caption.
         captions: One or more. Each as UTF-8 (or what the row has in its place), or `None`.
         path: The picture's own path, where it has one.
         repeats: How often an epoch sees the picture; `None` where the dataset does not say.

@@ -20,7 +20,11 @@ from components.caption_example_gen.sources.base import (
 )
 from components.caption_example_gen.sources.card import CARD_NAME
 from components.caption_example_gen.sources.splits import Selection, select_files
-from components.caption_example_gen.sources.table_files import DOCUMENT_SUFFIX, parse_document
+from components.caption_example_gen.sources.table_files import (
+    DOCUMENT_SUFFIX,
+    GLANCE,
+    parse_document,
+)
 
 TEXT_SUFFIXES = (".txt", ".caption", ".prompt")
 """How files with a caption are called, in lower case."""
@@ -112,7 +116,8 @@ class Look:
     def documents(self) -> Iterator[tuple[str, Any]]:
         """JSON documents that may have records, with their content, each parsed once.
 
-        Not those beside pictures, which say something of these alone, nor those of libraries.
+        Not those beside pictures, which say something of these alone, nor those of libraries. What
+        they are encoded in is not held against them yet: who reads one as a table says so.
         """
         for path in self.ending(DOCUMENT_SUFFIX):
             name = posixpath.basename(path).lower()
@@ -123,7 +128,7 @@ class Look:
                     continue
                 try:
                     content = self.files.read(path)
-                    self._documents[path] = parse_document(content, path, self.files.shown)
+                    self._documents[path] = parse_document(content, path, self.files.shown, GLANCE)
                 except DatasetError as error:
                     self.problems.append(error)
                     self._documents[path] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import json
 import posixpath
@@ -23,6 +22,7 @@ from components.caption_example_gen.sources.base import (
     repeats_of,
     shown_path,
 )
+from components.caption_example_gen.sources.encodings import complaint_about, utf8
 from components.caption_example_gen.sources.form import Look, card_of
 from components.caption_example_gen.sources.splits import Selection
 from components.caption_example_gen.sources.table_files import DOCUMENT_SUFFIX
@@ -31,7 +31,6 @@ from storage.errors import one_line
 _UNIT_ROWS = 256
 _NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?")
 _LOOK_AT = 16
-_UTF16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Names of text files that lie in folders of pictures and are no captions.
 _NO_CAPTIONS = frozenset(
     {
@@ -153,16 +152,6 @@ def _json_values(content: bytes) -> Mapping[str, object]:
     if not isinstance(values, dict):
         raise ValueError("it is no object")
     return values
-
-
-def utf8(content: bytes) -> bytes:
-    """A text file's content as UTF-8 without a byte order mark, or as it is where it is neither."""
-    if content.startswith(_UTF16_BOMS):
-        try:
-            return content.decode("utf-16").encode()
-        except UnicodeError:
-            return content
-    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def captions_in(content: bytes, lines: str) -> tuple[bytes | None, ...]:
@@ -287,11 +276,13 @@ class PictureFilesSource(Source):
 
     def _captions_in(self, content: bytes, path: str) -> tuple[tuple[bytes | None, ...], str]:
         """The captions in a file, and what is wrong with it."""
+        complaint = complaint_about(content, path)
+        problem = f"{shown_path(path)} {complaint}" if complaint else ""
         if not self._captions.key:
-            return captions_in(content, self._lines), ""
+            return captions_in(content, self._lines), problem
         try:
             value = columns.value_at(_json_values(content), self._captions.key)
-            return columns.captions_of(value), ""
+            return columns.captions_of(value), problem
         except (ValueError, RecursionError) as error:
             return (None,), f"{shown_path(path)} cannot be read as JSON: {one_line(error)}"
 

@@ -86,7 +86,7 @@ def _names_pictures(look: Look, records: Iterator[Record]) -> bool:
 
 def tables_of(look: Look) -> Iterator[tuple[str, Iterator[Record]]]:
     """Every file that may be a table and is not called after a convention, with its records."""
-    reader = TableFiles(look.files)
+    reader = TableFiles(look.files, is_glance=True)
     lines = [
         *look.ending(*CSV_SUFFIXES, *LINES_SUFFIXES),
         *(p for p in look.ending(*_TEXT_TABLES) if posixpath.basename(p).lower() in _TEXT_TABLES),
