@@ -638,7 +638,7 @@ def test_keras_prefix_is_not_guessed(tmp_path):
     assert rows_of(tmp_path)[0].image_problem == "no file 'a/b/1.png'"
 
 
-@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz"])
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".txz"])
 @pytest.mark.parametrize("table_first", [True, False])
 def test_keras_archive(tmp_path, suffix, table_first):
     pictures = [(f"ds/{name}.png", png(n)) for n, name in enumerate("abcd")]
@@ -685,7 +685,7 @@ def test_keras_archives_with_and_without_a_table(tmp_path):
 # WebDataset.
 
 
-@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
 def test_webdataset(tmp_path, suffix):
     for shard in range(2):
         members = []
@@ -780,7 +780,7 @@ def test_webdataset_without_pictures_or_captions(tmp_path):
     assert "has no files in it" in error_of(tmp_path)
 
 
-@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
 @pytest.mark.parametrize("order", ["pictures first", "captions first", 1, 2, 3])
 def test_webdataset_in_any_order_has_the_same_samples(tmp_path, suffix, order):
     members = []
@@ -871,7 +871,7 @@ def shard(tmp_path, suffix):
     return put_tar(tmp_path / "a", members, suffix)
 
 
-@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.xz"])
 def test_tar_that_is_cut_off(tmp_path, suffix):
     path = shard(tmp_path, suffix)
     content = path.read_bytes()

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from components.caption_example_gen.sources.archives import ArchiveFiles, zips_of
+from components.caption_example_gen.sources.archives import ArchiveFiles, archives_of
 from components.caption_example_gen.sources.base import (
     DatasetError,
     DatasetSpec,
@@ -25,7 +25,11 @@ from components.caption_example_gen.sources.base import (
     Unit,
 )
 from components.caption_example_gen.sources.card import asked_texts
-from components.caption_example_gen.sources.files import FsspecFiles
+from components.caption_example_gen.sources.files import (
+    UNREAD_SUFFIXES,
+    WHOLE_SUFFIXES,
+    FsspecFiles,
+)
 from components.caption_example_gen.sources.form import Form, Found, Look, card_of
 from components.caption_example_gen.sources.forms import FORMS
 from components.caption_example_gen.sources.image_table import ImageTableSource
@@ -54,6 +58,8 @@ PROMPTS_FIELD = "validation_prompts"
 """Of a card's head, beside `measures`."""
 
 _HUB, _LOCAL = "hf://", "file://"
+# So many zip files may lie in one another; some are made to have no end.
+_NESTED = 3
 _COMMIT = re.compile(f"{_HUB}datasets/(.+)@([0-9a-f]{{40}})")
 
 
@@ -128,16 +134,31 @@ def open_dataset(spec: DatasetSpec) -> Source:
 
 
 def _opened(files: Files, spec: DatasetSpec) -> Source:
-    zips = zips_of(files.sizes())
-    look = Look(ArchiveFiles(files, zips) if zips else files, spec)
+    for _ in range(_NESTED):
+        archives = archives_of(files.sizes())
+        if not archives:
+            break
+        files = ArchiveFiles(files, archives)
+    look = Look(files, spec)
+    _check_unpacked(look)
     form, found, told = _told(look)
     opened = form.open(look, found)
     look.forget_documents()
     if isinstance(opened, Files):
         return _opened(opened, spec)
     opened.give_captions(spec)
-    opened.taken_for = told
+    opened.taken_for = told + opened.remark
     return opened
+
+
+def _check_unpacked(look: Look) -> None:
+    """Sees to it that the pictures are not in archives that nothing here unpacks."""
+    packed = look.ending(*UNREAD_SUFFIXES)
+    if packed and not (look.pictures or look.ending(*WHOLE_SUFFIXES)):
+        raise DatasetError(
+            f"dataset {look.files.shown!r} has no pictures but perhaps in archives that are not "
+            f"unpacked here, such as {packed[0]}: unpack them where they lie"
+        )
 
 
 def _told(look: Look) -> tuple[Form, Found, str]:

@@ -31,6 +31,10 @@ LINES_JOINED, LINES_EACH = "joined", "each"
 _HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:__macosx|thumbs\.db|desktop\.ini)(?:/|$))", re.IGNORECASE)
 # The number at the end of a name that tells files apart: "a red car (2)", "a_red_car_003".
 _COUNTER = re.compile(r"[\s_-]*\(\d+\)$|[\s_-]+\d+$")
+# What Midjourney puts there instead, behind its parameters: "a_red_car_--ar_32_<UUID>_0".
+_UUID = re.compile(
+    r"(?:[\s_]+--[a-z].*)?[\s_-]*[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:_\d+)?$"
+)
 _REPEATS = re.compile(r"([1-9]\d{0,2})_(.+)")
 
 
@@ -192,10 +196,12 @@ class Source(abc.ABC):
         paths: The files that are read, sorted.
         left_out: Files of the dataset that belong to other splits, sorted.
         taken_for: What the dataset was taken for and why, one line for people.
+        remark: What else they should know of how it is read; goes to the end of that line.
     """
 
     kind: str
     taken_for: str = ""
+    remark: str = ""
 
     def __init__(
         self,
@@ -273,7 +279,8 @@ def name_as_caption(path: str, part: str) -> str:
         part: `FROM_FOLDER` or `FROM_FILE_NAME`.
     """
     if part == FROM_FILE_NAME:
-        words = _COUNTER.sub("", posixpath.splitext(posixpath.basename(path))[0])
+        words = posixpath.splitext(posixpath.basename(path))[0]
+        words = _UUID.sub("", words) if _UUID.search(words) else _COUNTER.sub("", words)
     else:
         words = posixpath.basename(posixpath.dirname(path))
         if (repeats := repeats_of(words)) is not None:

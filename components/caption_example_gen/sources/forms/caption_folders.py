@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import posixpath
 from collections import Counter
 
@@ -10,6 +11,7 @@ from components.caption_example_gen.sources.picture_files import (
     CaptionFiles,
     PictureFilesSource,
     are_numbers,
+    text_suffixes,
 )
 
 # Captions that are looked at to find the two folders.
@@ -39,8 +41,10 @@ class CaptionFolders(Form):
 
     def open(self, look: Look, found: Found) -> PictureFilesSource:
         """See `Form.open`."""
-        captions = _folders(look, found.files)
-        return PictureFilesSource(look, self.kind, captions or CaptionFiles())
+        captions = _folders(look, found.files) or CaptionFiles()
+        suffixes = text_suffixes(look, found.files, look.spec)
+        captions = dataclasses.replace(captions, suffixes=suffixes)
+        return PictureFilesSource(look, self.kind, captions)
 
 
 def _folders(look: Look, texts: tuple[str, ...]) -> CaptionFiles | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -13,9 +13,10 @@ from components.caption_example_gen.sources.form import Form, Found, Look, count
 from components.caption_example_gen.sources.forms.image_folder import TABLES as HUB_TABLES
 from components.caption_example_gen.sources.forms.keras_folder import TABLE as KERAS_TABLE
 from components.caption_example_gen.sources.image_table import (
+    HUB_IMAGE,
     ImageTableSource,
-    first_names,
     picture_column,
+    stem_column,
 )
 from components.caption_example_gen.sources.splits import says_split
 from components.caption_example_gen.sources.table_files import (
@@ -52,11 +53,33 @@ class Table(Form):
     def open(self, look: Look, found: Found) -> ImageTableSource:
         """See `Form.open`."""
         documents = dict(look.documents())
-        inside = any(_has_splits(documents.get(path)) for path in found.files)
+        files = _asked_for(look, found.files)
+        inside = any(_has_splits(documents.get(path)) for path in files)
         interpret = partial(_records, look)
+        first = next((list(islice(r, _LOOK_AT)) for p, r in tables_of(look) if p == files[0]), [])
+        by_stem = "" if picture_column(first) else _stem_column(look, first)
         return ImageTableSource.open(
-            look, found.files, self.kind, interpret=interpret, by_name=True, inside=inside
+            look,
+            files,
+            self.kind,
+            usual=by_stem or HUB_IMAGE,
+            interpret=interpret,
+            by_name=True,
+            inside=inside,
         )
+
+
+def _asked_for(look: Look, files: tuple[str, ...]) -> tuple[str, ...]:
+    """Of several tables those that have the columns that the user named; all, if none has."""
+    asked = [name for name in (look.spec.image_column, look.spec.caption_column) if name]
+    if len(files) == 1 or not asked:
+        return files
+    found = []
+    for path, records in tables_of(look):
+        there = {name for record in islice(records, _LOOK_AT) for name in record.values}
+        if path in files and all(n in there or n.partition(".")[0] in there for n in asked):
+            found.append(path)
+    return tuple(sorted(found)) or files
 
 
 def _has_splits(document: Any) -> bool:
@@ -76,12 +99,11 @@ def _records(look: Look, document: Any) -> list[dict[str, Any]] | None:
 
 def _names_pictures(look: Look, records: Iterator[Record]) -> bool:
     first = list(islice(records, _LOOK_AT))
-    if picture_column(first):
-        return True
-    # A mapping of names without suffix.
-    names = {posixpath.basename(name) for name in first_names(first)}
-    stems = (posixpath.splitext(posixpath.basename(picture))[0] for picture in look.pictures)
-    return bool(names) and any(stem in names for stem in stems)
+    return bool(picture_column(first) or _stem_column(look, first))
+
+
+def _stem_column(look: Look, first: Sequence[Record]) -> str:
+    return stem_column(first, look.pictures, look.spec.image_column)
 
 
 def tables_of(look: Look) -> Iterator[tuple[str, Iterator[Record]]]:

@@ -121,7 +121,10 @@ class WebDatasetSource(Source):
             raise columns.missing("caption", caption, shown=shown, there=there)
         if not caption:
             compound = [s for s in suffixes if s.endswith(f".{_TEXT}")]
-            texts = [name for name in _TEXTS if name in suffixes][:1]
+            texts = [name for name in _TEXTS if name in suffixes]
+            if any(len(sample.fields.keys() & set(texts)) > 1 for sample in samples):
+                raise columns.several("caption", texts, shown=shown)
+            texts = texts[:1]
             if not texts and compound:
                 best = tuple(f"{name}.{_TEXT}" for name in _CAPTION_NAMES)
                 texts = [_chosen("caption", dict.fromkeys(compound), best, shown, there)]
