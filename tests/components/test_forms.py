@@ -459,7 +459,8 @@ def test_caption_files_that_are_broken(tmp_path):
     put(tmp_path, {"1.png": png(1), "1.txt": "one", "2.png": png(2), "3.txt": "three"})
     put(tmp_path, {"4.png": png(4), "4.txt": b"gr\xfcn", "5.png": png(5), "5.txt": "  \n"})
     put(tmp_path, {"README.txt": "about", "texts/notes.txt": "far from pictures"})
-    put(tmp_path, {"1-masklabel.png": png(9)})
+    put(tmp_path, {"1-masklabel.png": png(9), "multiply.txt": "2", "train.txt": "1.png\n2.png\n"})
+    put(tmp_path, {"@eaDir/1.png/SYNOPHOTO_THUMB.png": png(9), "#recycle/6.png": png(6)})
     rows = {row.file: row for row in rows_of(tmp_path)}
     assert sorted(rows) == ["1.png", "2.png", "3.txt", "4.png", "5.png"]
     assert rows["2.png"].captions == (None,)
@@ -499,6 +500,17 @@ def test_a_folder_of_captions_that_lacks_some(tmp_path):
     first, second, alone = rows_of(tmp_path)
     assert (first.captions, second.captions) == ((b"one",), (None,))
     assert (alone.file, alone.image, alone.captions) == ("text/3.txt", None, (b"3",))
+
+
+def test_folders_of_captions_in_several_folders(tmp_path):
+    for i, folder in enumerate(("train/a", "train/b", "test/a")):
+        put(tmp_path, {f"{folder}/images/x/1.png": png(i), f"{folder}/text/x/1.txt": folder})
+    assert pairs_of(tmp_path) == [(png(0), ["train/a"]), (png(1), ["train/b"])]
+    assert pairs_of(tmp_path, split="test") == [(png(2), ["test/a"])]
+    put(tmp_path, {"train/b/images/2.png": png(7), "train/b/text/3.txt": "alone"})
+    rows = {row.file: (row.image, row.captions) for row in rows_of(tmp_path)}
+    assert rows["train/b/images/2.png"] == (png(7), (None,))
+    assert rows["train/b/text/3.txt"] == (None, (b"alone",))
 
 
 @pytest.mark.parametrize("folder", ["images", "labels"])
@@ -915,6 +927,47 @@ def test_pictures_in_other_columns_are_not_missed(tmp_path):
     put(tmp_path, {"x.jsonl": jsonl({"to": r.pop("image"), **r} for r in records)})
     assert "several columns that could be the image column: to, by" in error_of(tmp_path)
     assert pairs_of(tmp_path, image_column="by") == [(png(1), ["1"]), (png(2), ["2"])]
+
+
+def test_pictures_in_lists_of_one(tmp_path):
+    talk = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "a dog"}]
+    put(tmp_path, {"i/1.png": png(1), "i/2.png": png(2)})
+    images = [
+        ["i/1.png"],
+        [{"path": "i/2.png", "bytes": None}],
+        ["i/1.png", "i/2.png"],
+        [],
+        ["i/1.png"],
+    ]
+    put(tmp_path, {"x.json": json.dumps([{"messages": talk, "images": each} for each in images])})
+    one, two, several, none, _ = rows_of(tmp_path)
+    assert [row.image for row in (one, two)] == [png(1), png(2)]
+    assert one.captions == (b"a dog",)
+    assert several.image_problem == "the record names several pictures in 'images'"
+    assert none.image_problem == "the record names no picture in 'images'"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.csv", "sep=;\r\nimage;text\r\n1.png;a dog, red\r\n"),
+        ("x.csv", '"sep=\t"\n1.png\ta dog, red\n'),
+        # More commas than tabs, and no names of columns.
+        ("captions.txt", "1.png\ta dog, red\n"),
+        ("x.csv", "1.png|a dog, red\n"),
+        ("x.csv", ',image,text\n0,1.png,"a dog, red"\n'),
+    ],
+)
+def test_what_parts_the_fields(tmp_path, name, content):
+    put(tmp_path, {"1.png": png(1), name: content})
+    assert pairs_of(tmp_path) == [(png(1), ["a dog, red"])]
+
+
+def test_a_table_of_which_no_record_can_be_read_is_named(tmp_path):
+    put(tmp_path, {"1.png": png(1), "x.tsv": 'image\ttext\n1.png\t"a" dog\n'})
+    message = error_of(tmp_path)
+    assert "x.tsv in dataset" in message
+    assert "has no record that can be read: the record is no CSV: " in message
 
 
 def test_tables_that_are_not_alike(tmp_path):

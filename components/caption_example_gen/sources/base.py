@@ -27,8 +27,11 @@ FROM_FOLDER, FROM_FILE_NAME = "folder", "file_name"
 LINES_JOINED, LINES_EACH = "joined", "each"
 """What the lines of a caption's file are."""
 
-# A dot in front, or what file managers leave behind without one.
-_HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:__macosx|thumbs\.db|desktop\.ini)(?:/|$))", re.IGNORECASE)
+# A dot in front, or what file managers and network drives leave behind without one.
+_HIDDEN = re.compile(
+    r"(?:^|/)(?:\.|(?:__macosx|thumbs\.db|desktop\.ini|@eadir|#recycle|\$recycle\.bin)(?:/|$))",
+    re.IGNORECASE,
+)
 # The number at the end of a name that tells files apart: "a red car (2)", "a_red_car_003".
 _COUNTER = re.compile(r"[\s_-]*\(\d+\)$|[\s_-]+\d+$")
 # What Midjourney puts there instead, behind its parameters: "a_red_car_--ar_32_<UUID>_0".

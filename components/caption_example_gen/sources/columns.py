@@ -37,7 +37,7 @@ _ALLOWED: Mapping[Role, str] = {
 }
 PATH_COLUMNS = (
     "file_name", "image_path", "image_file", "image_name", "image", "img_path", "img_name", "img",
-    "filename", "file_path", "filepath", "path", "file", "picture", "photo",
+    "filename", "file_path", "filepath", "path", "file", "picture", "photo", "images",
 )  # fmt: skip
 """What columns with the names of pictures are called, in lower case, best first."""
 ID_COLUMNS = ("id", "image_id", "img_id", "key", "uid", "uuid")
@@ -298,6 +298,8 @@ def text_bytes(text: str) -> bytes:
 
 def looks_like_picture(value: object) -> bool:
     """Whether a value of a table is a picture's name, or the picture itself in base64."""
+    if isinstance(value, list):
+        return len(value) == 1 and looks_like_picture(value[0])
     if isinstance(value, Mapping):
         return any(looks_like_picture(value.get(key)) for key in ("path", "bytes", *PATH_COLUMNS))
     if not isinstance(value, str) or "\n" in value.strip() or is_url(value):

@@ -65,6 +65,9 @@ class Table:
     def value(self, record: Record) -> str:
         """What a record has for a picture: a name, or base64; "" where it has neither."""
         value = columns.value_at(record.values, self.image_column)
+        # As conversations have them, which may be about several.
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
         if isinstance(value, Mapping):
             inner = (value.get(key) for key in ("bytes", "path", *columns.PATH_COLUMNS))
             value = next((each for each in inner if each and isinstance(each, str)), "")
@@ -86,7 +89,9 @@ class Table:
             raise ValueError(record.problem)
         value = self.value(record)
         if not value.strip():
-            raise ValueError(f"the record names no picture in {self.image_column!r}")
+            there = columns.value_at(record.values, self.image_column)
+            number = "several pictures" if isinstance(there, list) and there else "no picture"
+            raise ValueError(f"the record names {number} in {self.image_column!r}")
         if columns.is_encoded(value):
             return ""
         return columns.picture_path(value.strip(), folder, pictures, prefix)

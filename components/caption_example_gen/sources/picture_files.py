@@ -34,10 +34,11 @@ _LOOK_AT = 16
 # Names of text files that lie in folders of pictures and are no captions.
 _NO_CAPTIONS = frozenset(
     {
-        "captions", "changelog", "classes", "config", "copying", "copyright", "credits", "dataset",
-        "info", "labels", "licence", "license", "log", "metadata", "note", "notes", "prompts",
-        "readme", "requirements", "sample_prompts", "source", "sources", "tags", "trigger",
-        "triggers", "urls",
+        "captions", "changelog", "classes", "cond_dropout", "config", "copying", "copyright",
+        "credits", "dataset", "files", "flip_p", "info", "labels", "licence", "license", "list",
+        "log", "metadata", "multiply", "note", "notes", "prompts", "readme", "requirements",
+        "sample_prompts", "source", "sources", "tags", "test", "train", "trigger", "triggers",
+        "urls", "val",
     }
 )  # fmt: skip
 # What OneTrainer keeps beside a picture, to be called like it.
@@ -58,18 +59,21 @@ class CaptionFiles:
         texts: The folder that they lie in, in the same order as the pictures lie in `pictures`;
             both are empty, with a slash at their end otherwise, where they lie beside these.
         pictures: The folder of the pictures.
+        is_anywhere: Whether there may be several such pairs of folders, as `a/images/` and
+            `a/captions/`, `b/images/` and `b/captions/`.
     """
 
     suffixes: tuple[str, ...] = ()
     key: str = ""
     texts: str = ""
     pictures: str = ""
+    is_anywhere: bool = False
 
     def of(self, picture: str, sizes: Mapping[str, int]) -> str:
         """The file with a picture's caption; "" where there is none."""
-        if not picture.startswith(self.pictures):
+        name = self._moved(picture, self.pictures, self.texts)
+        if not name:
             return ""
-        name = self.texts + picture[len(self.pictures) :]
         stem = posixpath.splitext(name)[0]
         for suffix in self.suffixes:
             for path in (stem + suffix, name + suffix):
@@ -81,8 +85,19 @@ class CaptionFiles:
         """Whether a caption's file has a picture."""
         if not self.texts:
             return path in look.beside_pictures
-        inside = path.startswith(self.texts)
-        return inside and bool(look.picture_beside(self.pictures + path[len(self.texts) :]))
+        name = self._moved(path, self.texts, self.pictures)
+        return bool(name and look.picture_beside(name))
+
+    def is_inside(self, path: str) -> bool:
+        """Whether a file lies in a folder of captions."""
+        return bool(self._moved(path, self.texts, self.pictures))
+
+    def _moved(self, path: str, start: str, to: str) -> str:
+        """A path in one of the two folders as it would be in the other; "" where it is in none."""
+        at = f"/{path}".rfind(f"/{start}") if self.is_anywhere else 0
+        if at < 0 or not path.startswith(start, at):
+            return ""
+        return path[:at] + to + path[at + len(start) :]
 
 
 def find_captions(look: Look, beside: Sequence[str], spec: DatasetSpec) -> CaptionFiles:
@@ -264,11 +279,7 @@ class PictureFilesSource(Source):
             path
             for path in texts
             if path in chosen
-            and (
-                path.startswith(captions.texts)
-                if captions.texts
-                else path.rpartition("/")[0] in folders
-            )
+            and (captions.is_inside(path) if captions.texts else path.rpartition("/")[0] in folders)
         ]
         # Captions whose picture is missing.
         alone = [

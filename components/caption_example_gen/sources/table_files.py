@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, cast
 
@@ -32,6 +33,7 @@ Interpret = Callable[[Any], "list[dict[str, Any]] | None"]
 
 _BUFFER_BYTES = 1 << 20
 _DELIMITERS = ",;\t|"
+_EXCEL = re.compile(r'"?sep=.?"?', re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,9 +261,12 @@ class _Header:
 
 
 def _csv_header(table: _Table, lines: _Lines) -> _Header:
+    before = 0
     try:
         for line in lines:
-            if not line.strip():
+            start, before = before, lines.offset
+            # Excel's own first line may say what parts the fields.
+            if not line.strip() or _EXCEL.fullmatch(line.strip()):
                 continue
             delimiter = _delimiter(line, table.file)
             fields = next(csv.reader([line], strict=True, **_dialect(delimiter)))
@@ -270,7 +275,7 @@ def _csv_header(table: _Table, lines: _Lines) -> _Header:
             if len(names) > 1 and any(is_picture(name) or "://" in name for name in names):
                 # No names of columns, but the first record.
                 names = [f"column_{index + 1}" for index in range(len(names))]
-                return _Header(names, delimiter, 0)
+                return _Header(names, delimiter, start)
             return _Header(names, delimiter, lines.offset)
         reason = "it is empty"
     except csv.Error as error:
@@ -281,8 +286,10 @@ def _csv_header(table: _Table, lines: _Lines) -> _Header:
 def _delimiter(header: str, file: str) -> str:
     if file.lower().endswith(".tsv"):
         return "\t"
-    # Names of columns hold none of these; of as many fields, those by commas win.
-    return max(_DELIMITERS, key=header.count)
+    # Without names of columns, captions may hold any of these, and the name of a picture none.
+    named = [each for each in _DELIMITERS if any(is_picture(n.strip()) for n in header.split(each))]
+    # Of as many fields, those by commas win.
+    return max(named or _DELIMITERS, key=header.count)
 
 
 def _dialect(delimiter: str) -> Mapping[str, Any]:

@@ -44,7 +44,9 @@ class Table(Form):
 
     def recognise(self, look: Look) -> Found | None:
         """See `Form.recognise`; reads the first records of every table."""
-        found = tuple(sorted(p for p, records in tables_of(look) if _names_pictures(look, records)))
+        found = tuple(
+            sorted(p for p, records in tables_of(look) if _names_pictures(look, p, records))
+        )
         if not found:
             return None
         names = ", ".join(posixpath.basename(path) for path in found[:3])
@@ -97,8 +99,13 @@ def _records(look: Look, document: Any) -> list[dict[str, Any]] | None:
     return [record for name in chosen for record in lists[name.removesuffix(DOCUMENT_SUFFIX)]]
 
 
-def _names_pictures(look: Look, records: Iterator[Record]) -> bool:
+def _names_pictures(look: Look, path: str, records: Iterator[Record]) -> bool:
     first = list(islice(records, _LOOK_AT))
+    if first and all(record.problem for record in first):
+        where = f"{path} in dataset {look.files.shown!r}"
+        look.problems.append(
+            DatasetError(f"{where} has no record that can be read: {first[0].problem}")
+        )
     return bool(picture_column(first) or _stem_column(look, first))
 
 
