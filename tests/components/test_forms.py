@@ -1118,12 +1118,29 @@ def test_tables_in_gzip(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.7z", "a.rar", "a.tar.zst"])
 def test_archives_that_are_not_unpacked_here(tmp_path, name):
-    put(tmp_path, {name: "7z", "metadata.csv": "file_name,text\n1.png,one\n"})
+    put(tmp_path, {name: "7z"})
     assert f"such as {name}: unpack them where they lie" in error_of(tmp_path)
     assert "unpack it, and give the folder" in error_of(tmp_path / name)
+    put(tmp_path, {"metadata.csv": "file_name,text\n1.png,one\n"})
+    message = error_of(tmp_path)
+    assert "has no pictures, only names of them, such as '1.png' in metadata.csv" in message
+    assert f"unpack {name}, which is not done here" in message
     # Of no concern where the pictures are there.
     put(tmp_path, {"1.png": png(1)})
     assert pairs_of(tmp_path) == [(png(1), ["one"])]
+
+
+def test_tables_without_the_pictures_that_they_name(tmp_path):
+    put(tmp_path, {"annotations/captions_train2017.json": coco()})
+    assert "give the folder that the pictures lie in as well" in error_of(tmp_path)
+
+
+def test_scores_beside_captions_are_no_table(tmp_path):
+    scores = csv_text([("id", "score", "model"), *((name, "5.1", "vit") for name in NAMES)])
+    put(tmp_path, {**PICTURES, **files_with(".txt"), "scores.csv": scores})
+    assert kind_of(tmp_path) == "caption-files"
+    put(tmp_path / "b", {**PICTURES, "scores.csv": csv_text([("id", "score"), ("plain", "5")])})
+    assert kind_of(tmp_path / "b", caption="sks") == "pictures"
 
 
 def test_zips_that_have_no_end(tmp_path):

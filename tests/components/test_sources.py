@@ -1107,7 +1107,7 @@ def test_check_says_that_there_is_one_picture(tmp_path):
 
 
 def test_check_says_that_there_are_no_pictures(tmp_path):
-    put(tmp_path, {"metadata.csv": "file_name,text\n1.png,a\n2.png,b\n"})
+    put(tmp_path, {"1.png": b"", "metadata.csv": "file_name,text\n1.png,a\n2.png,b\n"})
     with pytest.raises(DatasetError, match=r"none of the 2 rows .* has a picture in column"):
         check_dataset(DatasetSpec(str(tmp_path)))
 

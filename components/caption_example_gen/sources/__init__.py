@@ -25,11 +25,7 @@ from components.caption_example_gen.sources.base import (
     Unit,
 )
 from components.caption_example_gen.sources.card import asked_texts
-from components.caption_example_gen.sources.files import (
-    UNREAD_SUFFIXES,
-    WHOLE_SUFFIXES,
-    FsspecFiles,
-)
+from components.caption_example_gen.sources.files import FsspecFiles
 from components.caption_example_gen.sources.form import Form, Found, Look, card_of
 from components.caption_example_gen.sources.forms import FORMS
 from components.caption_example_gen.sources.image_table import ImageTableSource
@@ -140,7 +136,6 @@ def _opened(files: Files, spec: DatasetSpec) -> Source:
             break
         files = ArchiveFiles(files, archives)
     look = Look(files, spec)
-    _check_unpacked(look)
     form, found, told = _told(look)
     opened = form.open(look, found)
     look.forget_documents()
@@ -149,16 +144,6 @@ def _opened(files: Files, spec: DatasetSpec) -> Source:
     opened.give_captions(spec)
     opened.taken_for = told + opened.remark
     return opened
-
-
-def _check_unpacked(look: Look) -> None:
-    """Sees to it that the pictures are not in archives that nothing here unpacks."""
-    packed = look.ending(*UNREAD_SUFFIXES)
-    if packed and not (look.pictures or look.ending(*WHOLE_SUFFIXES)):
-        raise DatasetError(
-            f"dataset {look.files.shown!r} has no pictures but perhaps in archives that are not "
-            f"unpacked here, such as {packed[0]}: unpack them where they lie"
-        )
 
 
 def _told(look: Look) -> tuple[Form, Found, str]:
@@ -181,6 +166,11 @@ def _told(look: Look) -> tuple[Form, Found, str]:
     if not kept:
         if look.problems:
             raise look.problems[0]
+        if packed := look.unread_archives:
+            raise DatasetError(
+                f"dataset {shown!r} has nothing but archives that are not unpacked here, such as "
+                f"{packed[0]}: unpack them where they lie"
+            )
         kinds = ", ".join(form.shown for form in FORMS)
         raise DatasetError(
             f"dataset {shown!r} has none of what is understood, which is {kinds}: it has "

@@ -19,6 +19,7 @@ from components.caption_example_gen.sources.base import (
     is_picture,
 )
 from components.caption_example_gen.sources.card import CARD_NAME
+from components.caption_example_gen.sources.files import UNREAD_SUFFIXES
 from components.caption_example_gen.sources.splits import Selection, select_files
 from components.caption_example_gen.sources.table_files import (
     DOCUMENT_SUFFIX,
@@ -116,6 +117,11 @@ class Look:
             if path and not any(name + s in exact for name in (stem, picture) for s in _CASES):
                 found[picture] = path
         return exact.union(found.values()), found
+
+    @property
+    def unread_archives(self) -> tuple[str, ...]:
+        """Archives that nothing here unpacks."""
+        return self.ending(*UNREAD_SUFFIXES)
 
     def ending(self, *suffixes: str) -> tuple[str, ...]:
         """Files that are called like that, in any case, and are no pictures; sorted."""

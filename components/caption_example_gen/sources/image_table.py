@@ -243,6 +243,16 @@ def stem_column(records: Sequence[Record], pictures: Iterable[str], asked: str) 
     return next((names[stem] for stem in stems if stem in names), "")
 
 
+def has_captions(records: Iterable[Record], image: str) -> bool:
+    """Whether a table has anything that could be a caption, beside the column with the pictures."""
+    return any(
+        (column.texts and not column.has_numbers and name.lower() not in columns.NO_CAPTIONS)
+        or column.nested
+        for name, column in _seen(records)[0].items()
+        if name != image
+    )
+
+
 def url_column(records: Iterable[Record]) -> bool:
     """Whether a table has a column of addresses on the web and none of pictures."""
     seen = _seen(records)[0]
@@ -427,6 +437,8 @@ class ImageTableSource(Source):
                 usual=usual,
             )
 
+        if not look.pictures:
+            _check_embedded(look, found(tables), ((path, reader.records(path)) for path in tables))
         if inside:
             return cls(reader, within, found(tables), kind, by_name=by_name)
         if not _says_split(look, tables):
@@ -555,6 +567,27 @@ class ImageTableSource(Source):
                     "have it"
                 )
             raise columns.missing(role, column, shown=self.files.shown, there=there)
+
+
+def _check_embedded(
+    look: Look, table: Table, tables: Iterable[tuple[str, Iterable[Record]]]
+) -> None:
+    """Sees to it that tables have the pictures in them, where there are none beside."""
+    for path, records in tables:
+        values = [value for r in islice(records, _LOOK_AT) if (value := table.value(r).strip())]
+        if any(map(columns.is_encoded, values)):
+            return
+        if values:
+            packed = look.unread_archives
+            advice = (
+                f"unpack {packed[0]}, which is not done here"
+                if packed
+                else "give the folder that the pictures lie in as well"
+            )
+            raise DatasetError(
+                f"dataset {look.files.shown!r} has no pictures, only names of them, such as "
+                f"{values[0]!r} in {path}: {advice}"
+            )
 
 
 def _says_split(look: Look, tables: Sequence[str]) -> bool:

@@ -71,7 +71,7 @@ class CaptionFiles:
 
     def of(self, picture: str, sizes: Mapping[str, int]) -> str:
         """The file with a picture's caption; "" where there is none."""
-        name = self._moved(picture, self.pictures, self.texts)
+        name = self._moved(picture, self.pictures, self.texts) if self.texts else picture
         if not name:
             return ""
         stem = posixpath.splitext(name)[0]

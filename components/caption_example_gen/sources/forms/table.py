@@ -9,12 +9,14 @@ from itertools import islice
 from typing import Any
 
 from components.caption_example_gen.sources.base import DatasetError
+from components.caption_example_gen.sources.columns import ID_COLUMNS
 from components.caption_example_gen.sources.form import Form, Found, Look, counted
 from components.caption_example_gen.sources.forms.image_folder import TABLES as HUB_TABLES
 from components.caption_example_gen.sources.forms.keras_folder import TABLE as KERAS_TABLE
 from components.caption_example_gen.sources.image_table import (
     HUB_IMAGE,
     ImageTableSource,
+    has_captions,
     picture_column,
     stem_column,
 )
@@ -110,7 +112,11 @@ def _names_pictures(look: Look, path: str, records: Iterator[Record]) -> bool:
 
 
 def _stem_column(look: Look, first: Sequence[Record]) -> str:
-    return stem_column(first, look.pictures, look.spec.image_column)
+    column = stem_column(first, look.pictures, look.spec.image_column)
+    # Ids are in scores and notes of pictures, too, whose captions are elsewhere.
+    if column.lower() in ID_COLUMNS and not look.spec.image_column:
+        return "" if look.beside_pictures or not has_captions(first, column) else column
+    return column
 
 
 def tables_of(look: Look) -> Iterator[tuple[str, Iterator[Record]]]:
