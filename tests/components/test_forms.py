@@ -340,6 +340,17 @@ FORMS = {
         {},
         "table",
     ),
+    "token.txt, as Flickr8k at first": (
+        {
+            **moved("Flicker8k_Dataset", PICTURES),
+            "Flickr8k.token.txt": "".join(
+                f"{p}#0\t{t}\n" for p, t in zip(PICTURES, TEXTS, strict=True)
+            ),
+            "Flickr_8k.trainImages.txt": "\n".join(PICTURES),
+        },
+        {},
+        "table",
+    ),
     "coco": (
         {**moved("train2017", PICTURES), "annotations/captions_train2017.json": coco()},
         {},
@@ -968,6 +979,7 @@ def test_a_table_of_which_no_record_can_be_read_is_named(tmp_path):
     message = error_of(tmp_path)
     assert "x.tsv in dataset" in message
     assert "has no record that can be read: the record is no CSV: " in message
+    assert message.endswith("; without that, there is nothing but 1 picture")
 
 
 def test_tables_that_are_not_alike(tmp_path):
@@ -1141,6 +1153,25 @@ def test_scores_beside_captions_are_no_table(tmp_path):
     assert kind_of(tmp_path) == "caption-files"
     put(tmp_path / "b", {**PICTURES, "scores.csv": csv_text([("id", "score"), ("plain", "5")])})
     assert kind_of(tmp_path / "b", caption="sks") == "pictures"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.parquet": ""},
+        {"a.zip": ""},
+        {"00000.tar": ""},
+        {"1.png": "", "1.txt": "one"},
+        {"1.png": "", "metadata.csv": "file_name,text\n1.png,one\n"},
+    ],
+    ids=" ".join,
+)
+def test_what_git_leaves_without_lfs_is_an_error(tmp_path, files):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    put(tmp_path, {path: content or pointer for path, content in files.items()})
+    message = error_of(tmp_path)
+    assert f"{next(iter(files))} in dataset" in message
+    assert "is a pointer of Git LFS and not the file: install git-lfs and run git lfs" in message
 
 
 def test_zips_that_have_no_end(tmp_path):

@@ -26,6 +26,8 @@ FROM_FOLDER, FROM_FILE_NAME = "folder", "file_name"
 """Names that may stand in for captions."""
 LINES_JOINED, LINES_EACH = "joined", "each"
 """What the lines of a caption's file are."""
+CAPTION_NUMBER = re.compile(r"#\d+$")
+"""What Flickr8k has behind a picture's name, for each of its captions."""
 
 # A dot in front, or what file managers and network drives leave behind without one.
 _HIDDEN = re.compile(
@@ -304,6 +306,11 @@ def repeats_of(folder: str) -> tuple[int, str] | None:
 def is_picture(path: str) -> bool:
     """Whether a file is called like a picture."""
     return path.lower().endswith(PICTURE_SUFFIXES)
+
+
+def names_picture(text: str) -> bool:
+    """Whether a text is a picture's name, perhaps with the number of its caption: `1.jpg#0`."""
+    return is_picture(CAPTION_NUMBER.sub("", text))
 
 
 def is_hidden(path: str) -> bool:

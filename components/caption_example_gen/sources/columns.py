@@ -17,11 +17,13 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from components.caption_example_gen.sources.base import (
+    CAPTION_NUMBER,
     PICTURE_SUFFIXES,
     DatasetError,
     DatasetSpec,
     is_hidden,
     is_picture,
+    names_picture,
 )
 from storage.addresses import redacted
 
@@ -304,7 +306,7 @@ def looks_like_picture(value: object) -> bool:
         return any(looks_like_picture(value.get(key)) for key in ("path", "bytes", *PATH_COLUMNS))
     if not isinstance(value, str) or "\n" in value.strip() or is_url(value):
         return False
-    return is_picture(value.strip()) or is_encoded(value)
+    return names_picture(value.strip()) or is_encoded(value)
 
 
 def is_url(value: object) -> bool:
@@ -383,6 +385,8 @@ class Pictures:
         candidates = [path]
         if "%" in path:
             candidates.append(unquote(path, errors="surrogateescape"))
+        if "#" in path:
+            candidates.append(CAPTION_NUMBER.sub("", path))
         for candidate in candidates:
             if candidate in self._paths:
                 return candidate
@@ -418,7 +422,7 @@ def find_prefix(names: Iterable[str], table: str, pictures: Pictures) -> Prefix 
     folder = posixpath.dirname(table)
     wanted: dict[str, list[tuple[str, ...]]] = {}
     for name in names:
-        given = _normal(name)
+        given = CAPTION_NUMBER.sub("", _normal(name))
         if pictures.find(posixpath.normpath(posixpath.join(folder, given))):
             return None
         parts = tuple(given.strip("/").split("/"))

@@ -15,7 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, cast
 
 from components.caption_example_gen.sources import encodings
-from components.caption_example_gen.sources.base import DatasetError, Files, is_picture
+from components.caption_example_gen.sources.base import (
+    DatasetError,
+    Files,
+    is_picture,
+    names_picture,
+)
 from storage.errors import one_line
 
 CSV_SUFFIXES = (".csv", ".tsv", ".psv")
@@ -272,7 +277,7 @@ def _csv_header(table: _Table, lines: _Lines) -> _Header:
             fields = next(csv.reader([line], strict=True, **_dialect(delimiter)))
             _check_no_nul(fields)
             names = [name.strip() for name in fields]
-            if len(names) > 1 and any(is_picture(name) or "://" in name for name in names):
+            if len(names) > 1 and any(names_picture(name) or "://" in name for name in names):
                 # No names of columns, but the first record.
                 names = [f"column_{index + 1}" for index in range(len(names))]
                 return _Header(names, delimiter, start)
@@ -287,7 +292,9 @@ def _delimiter(header: str, file: str) -> str:
     if file.lower().endswith(".tsv"):
         return "\t"
     # Without names of columns, captions may hold any of these, and the name of a picture none.
-    named = [each for each in _DELIMITERS if any(is_picture(n.strip()) for n in header.split(each))]
+    named = [
+        each for each in _DELIMITERS if any(names_picture(n.strip()) for n in header.split(each))
+    ]
     # Of as many fields, those by commas win.
     return max(named or _DELIMITERS, key=header.count)
 

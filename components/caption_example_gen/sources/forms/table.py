@@ -31,8 +31,9 @@ from components.caption_example_gen.sources.table_files import (
     records_in,
 )
 
-# Of text files, those that Flickr8k and its like keep their captions in.
+# Of text files, those that Flickr8k and its like keep their captions in, now and at first.
 _TEXT_TABLES = ("captions.txt", "labels.txt", "metadata.txt", "data.txt", "results.txt")
+_TOKENS = ".token.txt"
 # There are not as many tables in a dataset: files beside pictures that are missing, perhaps.
 _MOST = 256
 _LOOK_AT = 256
@@ -125,6 +126,7 @@ def tables_of(look: Look) -> Iterator[tuple[str, Iterator[Record]]]:
     lines = [
         *look.ending(*CSV_SUFFIXES, *LINES_SUFFIXES),
         *(p for p in look.ending(*_TEXT_TABLES) if posixpath.basename(p).lower() in _TEXT_TABLES),
+        *look.ending(_TOKENS),
     ]
     by_convention = frozenset({*HUB_TABLES, KERAS_TABLE})
     for path in [p for p in lines if posixpath.basename(p) not in by_convention][:_MOST]:
