@@ -584,6 +584,11 @@ def test_masks_are_not_trained_on(tmp_path):
     assert pairs_of(tmp_path) == [(png(1), ["one"]), (png(9), ["a mask"])]
 
 
+def test_masks_are_no_pictures_of_a_folder_of_captions(tmp_path):
+    put(tmp_path, {"pictures/1.png": png(1), "masks/1.png": png(9), "text/1.txt": "one"})
+    assert pairs_of(tmp_path) == [(png(1), ["one"])]
+
+
 def test_what_a1111_writes_behind_a_prompt_is_no_caption(tmp_path):
     settings = "\nNegative prompt: blurry,\nbad\nSteps: 20, Sampler: Euler a, CFG scale: 7\n"
     put(tmp_path, {"1.png": png(1), "1.txt": f"a fox,\nred{settings}"})
@@ -1145,6 +1150,8 @@ def test_archives_that_are_not_unpacked_here(tmp_path, name):
 def test_tables_without_the_pictures_that_they_name(tmp_path):
     put(tmp_path, {"annotations/captions_train2017.json": coco()})
     assert "give the folder that the pictures lie in as well" in error_of(tmp_path)
+    put(tmp_path / "b", {"metadata.csv": "file_name,text\nhttps://h/1.png,one\n"})
+    assert "img2dataset --url_list metadata.csv" in error_of(tmp_path / "b")
 
 
 def test_scores_beside_captions_are_no_table(tmp_path):

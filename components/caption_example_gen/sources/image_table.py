@@ -584,7 +584,9 @@ def _check_embedded(
                 if packed
                 else "give the folder that the pictures lie in as well"
             )
-            raise DatasetError(
+            urls = [table.image_column] if columns.is_url(values[0]) else []
+            error = url_error(look.files.shown, path, urls, [table.caption_column])
+            raise error or DatasetError(
                 f"dataset {look.files.shown!r} has no pictures, only names of them, such as "
                 f"{values[0]!r} in {path}: {advice}"
             )

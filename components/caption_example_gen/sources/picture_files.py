@@ -376,9 +376,14 @@ class PictureFilesSource(Source):
             return (None,), f"{shown_path(path)} cannot be read as JSON: {one_line(error)}"
 
 
+def is_mask(picture: str) -> bool:
+    """Whether a picture lies in a folder of masks and the like."""
+    return picture.rpartition("/")[0].rpartition("/")[2].lower() in _MASKS
+
+
 def _masks(look: Look, texts: Sequence[str]) -> frozenset[str]:
     """The folders of masks and the like, which have no captions."""
-    called = {f for f in look.picture_folders if f.rpartition("/")[2].lower() in _MASKS}
+    called = {folder for folder in look.picture_folders if is_mask(f"{folder}/")}
     return frozenset(called.difference(path.rpartition("/")[0] for path in texts if called))
 
 

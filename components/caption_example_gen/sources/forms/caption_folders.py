@@ -12,6 +12,7 @@ from components.caption_example_gen.sources.picture_files import (
     CaptionFiles,
     PictureFilesSource,
     are_numbers,
+    is_mask,
     text_suffixes,
 )
 
@@ -57,6 +58,8 @@ def _folders(look: Look, texts: tuple[str, ...]) -> CaptionFiles | None:
         by_stem.setdefault(posixpath.splitext(posixpath.basename(path))[0], []).append(path)
     fits: Counter[_Pair] = Counter()
     for picture in look.pictures:
+        if is_mask(picture):
+            continue
         stem = posixpath.splitext(posixpath.basename(picture))[0]
         for text in by_stem.get(stem, ()):
             pair = _pair(picture.split("/")[:-1], text.split("/")[:-1])
