@@ -133,11 +133,19 @@ def _picture(row: Row) -> str:
 
 
 def _captions(row: Row) -> str:
-    texts = [
-        "no caption" if caption is None else repr(_shortened(caption.decode("utf-8", "replace")))
-        for caption in row.captions
-    ]
-    return " | ".join(texts)
+    return " | ".join(_caption(caption, row) for caption in row.captions)
+
+
+def _caption(caption: bytes | None, row: Row) -> str:
+    # What is wrong with a picture has been said.
+    problem = f" ({row.image_problem})" if row.image is not None and row.image_problem else ""
+    if caption is None:
+        return f"no caption{problem}"
+    try:
+        return repr(_shortened(caption.decode("utf-8")))
+    except UnicodeDecodeError:
+        shown = repr(_shortened(caption.decode("utf-8", "replace")))
+        return f"{shown}: SET ASIDE, {row.image_problem or 'it is no UTF-8 text'};"
 
 
 def _shortened(text: str) -> str:

@@ -330,9 +330,8 @@ def _checked_caption(caption: bytes | None, image_problem: str) -> str | _Proble
     try:
         text = caption.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = caption.count(b"\n", 0, error.start) + 1
-        detail = f"the caption is no UTF-8 text: {error} (line {line}); save its file as UTF-8"
-        return _Problem("caption_not_utf8", detail)
+        detail = f"the caption is no UTF-8 text: {error}; encode it as UTF-8"
+        return _Problem("caption_not_utf8", image_problem or detail)
     text = plain(text)
     if not text.strip():
         return _Problem("caption_blank", "the caption is empty or white space")

@@ -38,7 +38,8 @@ def put_tar(path, members, suffix=".tar"):
     """Writes an archive of (name, content) pairs; content that is `None` makes a link."""
     path = path.with_name(path.name + suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w" if suffix == ".tar" else "w:gz") as archive:
+    packing = next((each for each in ("bz2", "xz", "gz") if suffix.endswith(each)), "")
+    with tarfile.open(path, f"w:{packing}") as archive:
         for name, content in members:
             info = tarfile.TarInfo(name)
             if content is None:

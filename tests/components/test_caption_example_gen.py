@@ -435,7 +435,20 @@ def test_captions_that_are_not_utf8(tmp_path):
     [reject] = read_rejects(rejects)
     assert (reject["reason"], reject["row"]) == ("caption_not_utf8", 10)
     assert "can't decode byte 0xff in position 0" in reject["detail"]
-    assert "(line 1); save its file as UTF-8" in reject["detail"]
+    assert "encode it as UTF-8" in reject["detail"]
+
+
+def test_caption_files_in_another_encoding_are_named(tmp_path):
+    for i in range(30):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / f"{i}.png").write_bytes(png(i))
+        (tmp_path / "set" / f"{i}.txt").write_bytes(
+            f"grün {i}".encode("cp1252" if i == 7 else "utf-8")
+        )
+    _, rejects = generate(tmp_path, tmp_path / "set")
+    [reject] = read_rejects(rejects)
+    assert (reject["reason"], reject["origin"]) == ("caption_not_utf8", "7.png")
+    assert reject["detail"].startswith("7.txt is neither UTF-8 nor UTF-16: byte 2 (line 1)")
 
 
 def test_size_is_that_of_the_upright_picture(tmp_path):

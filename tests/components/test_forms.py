@@ -1,12 +1,12 @@
 """The forms in which people keep captioned pictures, whole and broken, wherever they lie."""
 
 import base64
+import gzip
 import hashlib
 import io
 import json
 import os
-import subprocess
-import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -35,9 +35,11 @@ from components.caption_example_gen.sources import (
     check_dataset,
     dataset_fingerprint,
     forms,
+    image_table,
     open_dataset,
     picture_files,
 )
+from components.caption_example_gen.sources.base import is_picture
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 4
@@ -98,8 +100,93 @@ SAMPLES = {f"{i:05}.jpg": png(i) for i in range(COUNT)} | {
     f"{i:05}.txt": text for i, text in enumerate(TEXTS)
 }
 
-# What is in the files, what is asked for, and what it is taken for.
+
+def tar_bytes(files, mode="w"):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, content in files.items():
+            content = content.encode() if isinstance(content, str) else content
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def zip_bytes(files):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+KERAS = csv_text([("image_path", "caption"), *zip(PICTURES, TEXTS, strict=True)])
+
+# What is in the files, what is asked for, and what it is taken for; "" where that depends on the
+# place.
 FORMS = {
+    "keras-folder": ({**PICTURES, "data.csv": KERAS}, {}, "keras-folder"),
+    "keras-archive": ({"set.tar": tar_bytes({**PICTURES, "data.csv": KERAS})}, {}, ""),
+    "webdataset": ({"00000.tar": tar_bytes(SAMPLES)}, {}, ""),
+    "webdataset in xz": ({"00000.tar.xz": tar_bytes(SAMPLES, "w:xz")}, {}, ""),
+    "img2dataset tars": (
+        {
+            "00000.tar": tar_bytes(SAMPLES),
+            "00000.parquet": table_bytes({k: [r[k] for r in FETCHED] for k in FAILED}),
+            "00000_stats.json": "{}",
+        },
+        {},
+        "img2dataset",
+    ),
+    "img2dataset Parquet": (
+        {
+            "00000.parquet": table_bytes(
+                {
+                    **{k: [r[k] for r in FETCHED] for k in FAILED},
+                    "jpg": [png(i) for i in range(COUNT)],
+                }
+            ),
+            "00000_stats.json": "{}",
+        },
+        {},
+        "",
+    ),
+    "folder in a zip": ({"all.zip": zip_bytes({**PICTURES, **files_with(".txt")})}, {}, ""),
+    "table in gzip": (
+        {**PICTURES, "train.jsonl.gz": gzip.compress(jsonl(records("image", "text")).encode())},
+        {},
+        "table",
+    ),
+    "metadata.csv in gzip": (
+        {
+            **PICTURES,
+            "metadata.csv.gz": gzip.compress(
+                csv_text([("file_name", "text"), *zip(PICTURES, TEXTS, strict=True)]).encode()
+            ),
+        },
+        {},
+        "image-folder",
+    ),
+    "conversations": (
+        {
+            **moved("images", PICTURES),
+            "llava.json": json.dumps(
+                [
+                    {
+                        "id": str(i),
+                        "image": name,
+                        "conversations": [
+                            {"from": "human", "value": "<image>\nWhat is it?"},
+                            {"from": "gpt", "value": TEXTS[i]},
+                        ],
+                    }
+                    for i, name in enumerate(PICTURES)
+                ]
+            ),
+        },
+        {},
+        "table",
+    ),
     "txt": ({**PICTURES, **files_with(".txt")}, {}, "caption-files"),
     "caption": ({**PICTURES, **files_with(".caption")}, {}, "caption-files"),
     "upper case": ({**PICTURES, **files_with(".TXT")}, {}, "caption-files"),
@@ -253,6 +340,17 @@ FORMS = {
         {},
         "table",
     ),
+    "token.txt, as Flickr8k at first": (
+        {
+            **moved("Flicker8k_Dataset", PICTURES),
+            "Flickr8k.token.txt": "".join(
+                f"{p}#0\t{t}\n" for p, t in zip(PICTURES, TEXTS, strict=True)
+            ),
+            "Flickr_8k.trainImages.txt": "\n".join(PICTURES),
+        },
+        {},
+        "table",
+    ),
     "coco": (
         {**moved("train2017", PICTURES), "annotations/captions_train2017.json": coco()},
         {},
@@ -309,9 +407,7 @@ def memory():
 
 def put_zip(path, files):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
+    path.write_bytes(zip_bytes(files))
     return path
 
 
@@ -329,7 +425,8 @@ def test_every_form_is_read_wherever_it_lies(form, place, tmp_path, memory):
         dataset = put_zip(tmp_path / "set.zip", {**moved("set", files), **junk})
     elif place == "tar.gz":
         # What has samples is read as such, and img2dataset's tables would be broken ones.
-        files = {p: c for p, c in files.items() if not p.startswith(("00000.", "00000_"))}
+        if "img2dataset" in form and any(map(is_picture, files)):
+            files = {p: c for p, c in files.items() if not p.startswith(("00000.", "00000_"))}
         dataset = put_tar(tmp_path / "set", list(moved("set", files).items()), ".tar.gz")
     else:
         for path, content in files.items():
@@ -349,7 +446,8 @@ def test_every_form_is_read_wherever_it_lies(form, place, tmp_path, memory):
         assert source.kind == kind
         assert source.taken_for.startswith(f"taken for {kind}")
     # Of files that a tar has side by side, samples are made while it is read.
-    assert source.kind in {form.kind for form in forms.FORMS} | {"webdataset"}
+    of_tars = {"webdataset", "keras-archive"}
+    assert source.kind in {form.kind for form in forms.FORMS} | of_tars
 
 
 def test_forms_have_names_of_their_own():
@@ -372,7 +470,8 @@ def test_caption_files_that_are_broken(tmp_path):
     put(tmp_path, {"1.png": png(1), "1.txt": "one", "2.png": png(2), "3.txt": "three"})
     put(tmp_path, {"4.png": png(4), "4.txt": b"gr\xfcn", "5.png": png(5), "5.txt": "  \n"})
     put(tmp_path, {"README.txt": "about", "texts/notes.txt": "far from pictures"})
-    put(tmp_path, {"1-masklabel.png": png(9)})
+    put(tmp_path, {"1-masklabel.png": png(9), "multiply.txt": "2", "train.txt": "1.png\n2.png\n"})
+    put(tmp_path, {"@eaDir/1.png/SYNOPHOTO_THUMB.png": png(9), "#recycle/6.png": png(6)})
     rows = {row.file: row for row in rows_of(tmp_path)}
     assert sorted(rows) == ["1.png", "2.png", "3.txt", "4.png", "5.png"]
     assert rows["2.png"].captions == (None,)
@@ -414,6 +513,17 @@ def test_a_folder_of_captions_that_lacks_some(tmp_path):
     assert (alone.file, alone.image, alone.captions) == ("text/3.txt", None, (b"3",))
 
 
+def test_folders_of_captions_in_several_folders(tmp_path):
+    for i, folder in enumerate(("train/a", "train/b", "test/a")):
+        put(tmp_path, {f"{folder}/images/x/1.png": png(i), f"{folder}/text/x/1.txt": folder})
+    assert pairs_of(tmp_path) == [(png(0), ["train/a"]), (png(1), ["train/b"])]
+    assert pairs_of(tmp_path, split="test") == [(png(2), ["test/a"])]
+    put(tmp_path, {"train/b/images/2.png": png(7), "train/b/text/3.txt": "alone"})
+    rows = {row.file: (row.image, row.captions) for row in rows_of(tmp_path)}
+    assert rows["train/b/images/2.png"] == (png(7), (None,))
+    assert rows["train/b/text/3.txt"] == (None, (b"alone",))
+
+
 @pytest.mark.parametrize("folder", ["images", "labels"])
 def test_labels_of_object_detectors_are_no_captions(tmp_path, folder):
     put(tmp_path, {"images/1.png": png(1), f"{folder}/1.txt": "0 0.5 0.25 1e-1 .2\n14 1 1 1 1\n"})
@@ -433,6 +543,66 @@ def test_json_beside_pictures(tmp_path):
     assert "has no caption column 'said': the keys of 1.json are prompt, sampler" in error_of(
         tmp_path, caption_column="said"
     )
+
+
+def test_json_of_google_photos_has_descriptions_or_nothing(tmp_path):
+    said = {"title": "1.png", "description": "", "imageViews": "7", "url": "https://p/1", "id": "a"}
+    put(tmp_path, {"1.png": png(1), "1.png.json": json.dumps(said)})
+    message = error_of(tmp_path)
+    assert "has pictures and no captions: the JSON beside them has none" in message
+    assert "the keys of 1.png.json are title, description" in message
+    assert pairs_of(tmp_path, caption="sks") == [(png(1), ["sks"])]
+    put(tmp_path, {"2.png": png(2), "2.png.json": json.dumps({**said, "description": "a dog"})})
+    assert [row.captions for row in rows_of(tmp_path)] == [(b"",), (b"a dog",)]
+
+
+def test_names_that_differ_in_the_case_of_letters(tmp_path):
+    files = {"A.JPG": png(1), "a.txt": "one", "b.png": png(2), "B.PNG.Txt": "two", "c.png": png(3)}
+    put(tmp_path, {**files, "c.txt": "three", "C.txt": "alone", "d/A.png": png(4), "a/x.txt": "x"})
+    rows = {row.path or row.file: row for row in rows_of(tmp_path)}
+    assert {path: row.captions for path, row in rows.items()} == {
+        "A.JPG": (b"one",),
+        "b.png": (b"two",),
+        "c.png": (b"three",),
+        "C.txt": (b"alone",),
+        "d/A.png": (None,),
+    }
+    assert rows["C.txt"].image is None
+    assert "a.txt" in open_dataset(DatasetSpec(str(tmp_path))).paths
+
+
+def test_masks_are_not_trained_on(tmp_path):
+    put(tmp_path, {"img/1.png": png(1), "img/1.txt": "one", "masks/1.png": png(9)})
+    put(tmp_path, {"img/_controls/1.png": png(8)})
+    assert pairs_of(tmp_path) == [(png(1), ["one"])]
+    said = open_dataset(DatasetSpec(str(tmp_path))).taken_for
+    assert said.endswith(
+        "; without the pictures of img/_controls, masks, where there are no captions"
+    )
+    # Those of carnival have captions.
+    put(tmp_path, {"masks/1.txt": "a mask"})
+    assert pairs_of(tmp_path) == [(png(1), ["one"]), (png(9), ["a mask"])]
+
+
+def test_masks_are_no_pictures_of_a_folder_of_captions(tmp_path):
+    put(tmp_path, {"pictures/1.png": png(1), "masks/1.png": png(9), "text/1.txt": "one"})
+    assert pairs_of(tmp_path) == [(png(1), ["one"])]
+
+
+def test_what_a1111_writes_behind_a_prompt_is_no_caption(tmp_path):
+    settings = "\nNegative prompt: blurry,\nbad\nSteps: 20, Sampler: Euler a, CFG scale: 7\n"
+    put(tmp_path, {"1.png": png(1), "1.txt": f"a fox,\nred{settings}"})
+    put(tmp_path, {"2.png": png(2), "2.txt": "a dog\nSteps: 20, Sampler: DDIM"})
+    put(tmp_path, {"3.png": png(3), "3.txt": "a stair\nSteps: many"})
+    captions = [text for _, [text] in pairs_of(tmp_path)]
+    assert captions == ["a fox,\nred", "a dog", "a stair\nSteps: many"]
+
+
+def test_notes_of_simpletuner_are_no_table(tmp_path):
+    notes = {f"/data/{name}": {"original_size": [8, 8], "crop": "x"} for name in PICTURES}
+    put(tmp_path, {**PICTURES, **files_with(".txt")})
+    put(tmp_path, {"aspect_ratio_bucket_metadata_a.json": json.dumps(notes)})
+    assert len(pairs_of(tmp_path)) == COUNT
 
 
 def test_units_of_picture_files_are_read_alone(tmp_path, monkeypatch):
@@ -500,9 +670,10 @@ def test_tables_win_over_names_of_folders(tmp_path):
 
 def test_pictures_without_captions_are_an_error_that_offers_what_there_is(tmp_path):
     put(tmp_path, {"golden_retriever/a red ball (2).png": png(1), "cat/b_03.png": png(2)})
-    put(tmp_path, {"3.png": png(3)})
+    put(tmp_path, {"3.png": png(3), "all.xlsx": b"PK", "a/b.xml": "<a/>", "README.md": "a"})
     message = error_of(tmp_path)
     for said in (
+        "has 3 pictures, and 1 .xml, 1 .xlsx without captions that are understood (save spread",
         '--caption "a photo',
         "--captions-from folder",
         "--captions-from file_name",
@@ -513,6 +684,8 @@ def test_pictures_without_captions_are_an_error_that_offers_what_there_is(tmp_pa
     assert folders == [(None,), (b"cat",), (b"golden retriever",)]
     names = [row.captions for row in rows_of(tmp_path, captions_from="file_name")]
     assert names == [(b"3",), (b"b",), (b"a red ball",)]
+    put(tmp_path / "m", {"a_red_car_--ar_32_0f8fad5b-d9cb-469f-a165-70867728950e_1.png": png(1)})
+    assert pairs_of(tmp_path / "m", captions_from="file_name") == [(png(1), ["a red car"])]
 
 
 def test_captions_are_given_to_any_form(tmp_path):
@@ -591,12 +764,86 @@ def test_accents_are_composed_in_tables_and_not_in_file_names(tmp_path):
     assert pairs_of(tmp_path) == [(png(1), ["one"])]
 
 
-def test_documents_in_other_encodings_name_line_and_byte(tmp_path):
-    put(tmp_path, {"1.png": png(1), "x.json": b'[\n {"image": "1.png", "text": "gr\xfcn"}\n]'})
-    message = error_of(tmp_path)
-    assert "x.json in dataset" in message
-    assert "is neither UTF-8 nor UTF-16: byte 33 (line 2) is b'\\xfc'" in message
-    put(tmp_path, {"x.json": '[{"image": "1.png", "text": '})
+TABLES = {
+    "metadata.csv": "file_name,text\n1.png,one\n2.png,grün\n",
+    "data.csv": "image_path,caption\n1.png,one\n2.png,grün\n",
+    "captions.txt": "image,caption\n1.png,one\n2.png,grün\n",
+    "x.tsv": "image\ttext\n1.png\tone\n2.png\tgrün\n",
+    "x.jsonl": '{"image": "1.png", "text": "one"}\n\n{"image": "2.png", "text": "grün"}\n',
+    "x.json": '[{"image": "1.png", "text": "one"},\n\n {"image": "2.png", "text": "grün"}]',
+    "meta_cap.json": '{"1": {"caption": "one"},\n\n "2": {"caption": "grün"}}',
+    "captions_all.json": '{"images": [{"id": 1, "file_name": "1.png"}, {"id": 2, "file_name": '
+    '"2.png"}],\n\n"annotations": [{"image_id": 1, "caption": "one"}, {"image_id": 2, "caption": '
+    '"grün"}]}',
+}
+
+
+@pytest.mark.parametrize("given", [{}, {"caption": "sks"}], ids=["alone", "with --caption"])
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_in_other_encodings_are_an_error_with_line_and_byte(tmp_path, name, given):
+    content = TABLES[name].encode("cp1252")
+    put(tmp_path, {"1.png": png(1), "2.png": png(2), name: content})
+    # Only what comes before the byte is needed to see what the table is.
+    message = error_of(tmp_path, **given)
+    place = content.index(b"\xfc")
+    assert f"{name} in dataset" in message
+    assert f"is neither UTF-8 nor UTF-16: byte {place} (line 3) is b'\\xfc'" in message
+    assert f"iconv -f CP1252 -t UTF-8 {name} > NEW" in message
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_in_unicode(tmp_path, name, encoding):
+    put(tmp_path, {"1.png": png(1), "2.png": png(2), name: TABLES[name].encode(encoding)})
+    assert pairs_of(tmp_path) == [(png(1), ["one"]), (png(2), ["grün"])]
+
+
+def test_the_bad_byte_of_a_long_table_is_counted_from_its_start(tmp_path):
+    lines = [f"{i}.png,text {i}".encode() for i in range(1000)]
+    lines[900] += b" \xe9"
+    content = b"\xef\xbb\xbfimage,text\r\n" + b"\r\n".join(lines)
+    put(tmp_path, {"1.png": png(1), "x.csv": content})
+    # The first records are in order, so that it turns up when all are gone through.
+    message = error_of(tmp_path, read=True)
+    assert f"byte {content.index(bytes([0xE9]))} (line 902) is b'\\xe9'" in message
+
+
+def test_half_of_utf_16_is_an_error(tmp_path):
+    content = "image,text\n1.png,one\n".encode("utf-16")[:-1]
+    put(tmp_path, {"1.png": png(1), "x.csv": content})
+    assert "x.csv in dataset" in error_of(tmp_path)
+    assert "is no whole UTF-16" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("lines", ["joined", "each"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("2.txt", b"\xef\xbb\xbftwo\nand gr\xfcn\n"),
+        ("2.json", b'{"prompt":\n "gr\xfcn"}'),
+    ],
+)
+def test_one_caption_file_in_another_encoding_is_a_reject(tmp_path, name, content, packed, lines):
+    first = "one" if name.endswith("txt") else '{"prompt": "one"}'
+    files = {"1.png": png(1), name.replace("2", "1"): first, "2.png": png(2), name: content}
+    if packed:
+        put_tar(tmp_path / "a", list(files.items()))
+    else:
+        put(tmp_path, files)
+    shown = f"a.tar/{name}" if packed else name
+    one, two = rows_of(tmp_path, caption_lines=lines)
+    assert (one.captions, one.image_problem) == ((b"one",), "")
+    assert two.image == png(2)
+    assert b"gr\xfcn" in two.captions[-1]
+    assert two.image_problem.startswith(
+        f"{shown} is neither UTF-8 nor UTF-16: byte {content.index(bytes([0xFC]))} (line 2) is "
+    )
+    assert f"iconv -f CP1252 -t UTF-8 {name} > NEW" in two.image_problem
+
+
+def test_json_that_is_broken(tmp_path):
+    put(tmp_path, {"1.png": png(1), "x.json": '[{"image": "1.png", "text": '})
     assert "x.json in dataset" in error_of(tmp_path)
 
 
@@ -613,15 +860,141 @@ def test_ids_are_no_captions(tmp_path):
     talk = [{"from": "human", "value": "what is it?"}, {"from": "gpt", "value": "a dog"}]
     record = {"id": "a1", "image": "1.png", "conversations": talk}
     put(tmp_path, {"1.png": png(1), "x.json": json.dumps([record])})
-    assert "could be the caption column: conversations.from, conversations.value" in error_of(
-        tmp_path
-    )
-    assert rows_of(tmp_path, caption_column="conversations.value")[0].captions == (
-        b"what is it?",
-        b"a dog",
-    )
+    for column in ("", "conversations", "conversations.value"):
+        assert pairs_of(tmp_path, caption_column=column) == [(png(1), ["a dog"])]
     put(tmp_path, {"x.json": json.dumps([{"id": "a1", "image": "1.png", "said": "one"}])})
     assert pairs_of(tmp_path) == [(png(1), ["one"])]
+
+
+def test_conversations_of_parquet(tmp_path):
+    talk = [[{"from": "human", "value": "what is it?"}, {"from": "gpt", "value": "a dog"}]]
+    put_parquet(tmp_path / "a.parquet", {"image": embedded([png(1)]), "conversations": talk})
+    assert pairs_of(tmp_path) == [(png(1), ["a dog"])]
+
+
+SPLITS = {f"img/{i}.png": png(i) for i in range(4)}
+SPLIT_RECORDS = [
+    {"image": "img/0.png", "text": "zero", "split": "train"},
+    {"image": "img/1.png", "text": "one", "split": "val"},
+    {"image": "img/2.png", "text": "two", "split": "Test"},
+    {"image": "img/3.png", "text": "three", "split": "restval"},
+    {"image": "img/0.png", "text": "again", "split": ""},
+]
+SPLIT_TABLES = {
+    "x.jsonl": jsonl(SPLIT_RECORDS),
+    "x.json": json.dumps(SPLIT_RECORDS),
+    "train.csv": csv_text([["image", "text", "Split"], *(r.values() for r in SPLIT_RECORDS)]),
+    "metadata.jsonl": jsonl({"file_name": r.pop("image"), **r} for r in map(dict, SPLIT_RECORDS)),
+    "meta.json": json.dumps(
+        {
+            r["image"] + " " * i: {"caption": r["text"], "split": r["split"]}
+            for i, r in enumerate(SPLIT_RECORDS)
+        }
+    ),
+    "captions.json": json.dumps(
+        {
+            "images": [
+                {"id": i, "file_name": r["image"], "split": r["split"]}
+                for i, r in enumerate(SPLIT_RECORDS)
+            ],
+            "annotations": [
+                {"image_id": i, "caption": r["text"]} for i, r in enumerate(SPLIT_RECORDS)
+            ],
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPLIT_TABLES)
+def test_records_that_say_which_split_they_are_of(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(image_table, "_UNIT_ROWS", 1)
+    put(tmp_path, {**SPLITS, name: SPLIT_TABLES[name]})
+
+    def texts(split):
+        return [text for _, [text] in pairs_of(tmp_path, split=split)]
+
+    # The pictures of other splits are none that no record names.
+    assert texts("train") == ["zero", "again"]
+    assert texts("validation") == texts("val") == ["one"]
+    assert texts("test+train") == ["zero", "two", "again"]
+    assert texts("restval") == ["three"]
+    assert texts("all") == ["zero", "one", "two", "three", "again"]
+    message = error_of(tmp_path, read=True, split="dev2")
+    assert "'restval' (1), 'test' (1), 'train' (2), 'validation' (1)" in message
+    assert "--dataset-split" in message
+    said = open_dataset(DatasetSpec(str(tmp_path))).taken_for.lower()
+    assert said.endswith("; of its records those whose 'split' is train are read")
+
+
+def test_a_split_column_that_is_none(tmp_path):
+    put(tmp_path, {**SPLITS, "x.csv": "image,text,split\nimg/0.png,zero,5\nimg/1.png,one,leg\n"})
+    assert [row.captions for row in rows_of(tmp_path)[:2]] == [(b"zero",), (b"one",)]
+    # Tables that are called after their split are of it as a whole.
+    put(tmp_path / "b", {**SPLITS, "train.jsonl": jsonl(SPLIT_RECORDS[:2])})
+    put(tmp_path / "b", {"test.jsonl": jsonl(SPLIT_RECORDS[2:])})
+    assert [row.captions for row in rows_of(tmp_path / "b")] == [(b"zero",), (b"one",)]
+
+
+def test_pictures_in_other_columns_are_not_missed(tmp_path):
+    put(tmp_path, {f"{folder}/{i}.png": png(i) for folder in ("to", "by") for i in (1, 2)})
+    records = [{"image": f"to/{i}.png", "text": str(i), "by": f"by/{i}.png"} for i in (1, 2)]
+    put(tmp_path, {"x.jsonl": jsonl(records)})
+    assert pairs_of(tmp_path) == [(png(1), ["1"]), (png(2), ["2"])]
+    put(tmp_path, {"x.jsonl": jsonl({"to": r.pop("image"), **r} for r in records)})
+    assert "several columns that could be the image column: to, by" in error_of(tmp_path)
+    assert pairs_of(tmp_path, image_column="by") == [(png(1), ["1"]), (png(2), ["2"])]
+
+
+def test_pictures_in_lists_of_one(tmp_path):
+    talk = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "a dog"}]
+    put(tmp_path, {"i/1.png": png(1), "i/2.png": png(2)})
+    images = [
+        ["i/1.png"],
+        [{"path": "i/2.png", "bytes": None}],
+        ["i/1.png", "i/2.png"],
+        [],
+        ["i/1.png"],
+    ]
+    put(tmp_path, {"x.json": json.dumps([{"messages": talk, "images": each} for each in images])})
+    one, two, several, none, _ = rows_of(tmp_path)
+    assert [row.image for row in (one, two)] == [png(1), png(2)]
+    assert one.captions == (b"a dog",)
+    assert several.image_problem == "the record names several pictures in 'images'"
+    assert none.image_problem == "the record names no picture in 'images'"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.csv", "sep=;\r\nimage;text\r\n1.png;a dog, red\r\n"),
+        ("x.csv", '"sep=\t"\n1.png\ta dog, red\n'),
+        # More commas than tabs, and no names of columns.
+        ("captions.txt", "1.png\ta dog, red\n"),
+        ("x.csv", "1.png|a dog, red\n"),
+        ("x.csv", ',image,text\n0,1.png,"a dog, red"\n'),
+    ],
+)
+def test_what_parts_the_fields(tmp_path, name, content):
+    put(tmp_path, {"1.png": png(1), name: content})
+    assert pairs_of(tmp_path) == [(png(1), ["a dog, red"])]
+
+
+def test_a_table_of_which_no_record_can_be_read_is_named(tmp_path):
+    put(tmp_path, {"1.png": png(1), "x.tsv": 'image\ttext\n1.png\t"a" dog\n'})
+    message = error_of(tmp_path)
+    assert "x.tsv in dataset" in message
+    assert "has no record that can be read: the record is no CSV: " in message
+    assert message.endswith("; without that, there is nothing but 1 picture")
+
+
+def test_tables_that_are_not_alike(tmp_path):
+    put(tmp_path, {"1.png": png(1), "a.csv": "image,caption\n1.png,one\n"})
+    put(tmp_path, {"b.csv": "image,label\n1.png,dog\n"})
+    message = error_of(tmp_path, read=True)
+    assert "b.csv has no column 'caption', the columns of b.csv are image, label" in message
+    assert "--caption-column caption reads those alone that have it" in message
+    assert pairs_of(tmp_path, caption_column="caption") == [(png(1), ["one"])]
+    assert pairs_of(tmp_path, caption_column="label") == [(png(1), ["dog"])]
 
 
 def test_coco_of_two_splits(tmp_path):
@@ -741,6 +1114,79 @@ def test_pictures_in_a_zip_and_their_table_beside(tmp_path):
     put_zip(tmp_path / "images.zip", PICTURES)
     put(tmp_path, {"metadata.jsonl": jsonl(records("file_name", "text"))})
     assert pairs_of(tmp_path) == [(png(i), [text]) for i, text in enumerate(TEXTS)]
+
+
+def test_tables_in_gzip(tmp_path):
+    put(tmp_path, {**PICTURES, "x.csv.gz": gzip.compress(b"image,text\nplain.png,one\n")})
+    first, *unnamed = rows_of(tmp_path)
+    assert (first.image, first.captions, len(unnamed)) == (png(0), (b"one",), COUNT - 1)
+    spec = DatasetSpec(str(tmp_path))
+    before = dataset_fingerprint(spec)
+    put(tmp_path, {"x.csv.gz": gzip.compress(b"image,text\nplain.png,two\n")})
+    assert dataset_fingerprint(spec) != before
+    # The same table, which is not read twice.
+    put(tmp_path, {"x.csv": "image,text\nplain.png,plain\n"})
+    assert rows_of(tmp_path)[0].captions == (b"plain",)
+    assert len(rows_of(tmp_path)) == COUNT
+    os.remove(tmp_path / "x.csv")
+    put(tmp_path, {"x.csv.gz": gzip.compress(b"image,text\nplain.png,one\n" * 9)[:-9]})
+    assert "x.csv.gz in dataset" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.7z", "a.rar", "a.tar.zst"])
+def test_archives_that_are_not_unpacked_here(tmp_path, name):
+    put(tmp_path, {name: "7z"})
+    assert f"such as {name}: unpack them where they lie" in error_of(tmp_path)
+    assert "unpack it, and give the folder" in error_of(tmp_path / name)
+    put(tmp_path, {"metadata.csv": "file_name,text\n1.png,one\n"})
+    message = error_of(tmp_path)
+    assert "has no pictures, only names of them, such as '1.png' in metadata.csv" in message
+    assert f"unpack {name}, which is not done here" in message
+    # Of no concern where the pictures are there.
+    put(tmp_path, {"1.png": png(1)})
+    assert pairs_of(tmp_path) == [(png(1), ["one"])]
+
+
+def test_tables_without_the_pictures_that_they_name(tmp_path):
+    put(tmp_path, {"annotations/captions_train2017.json": coco()})
+    assert "give the folder that the pictures lie in as well" in error_of(tmp_path)
+    put(tmp_path / "b", {"metadata.csv": "file_name,text\nhttps://h/1.png,one\n"})
+    assert "img2dataset --url_list metadata.csv" in error_of(tmp_path / "b")
+
+
+def test_scores_beside_captions_are_no_table(tmp_path):
+    scores = csv_text([("id", "score", "model"), *((name, "5.1", "vit") for name in NAMES)])
+    put(tmp_path, {**PICTURES, **files_with(".txt"), "scores.csv": scores})
+    assert kind_of(tmp_path) == "caption-files"
+    put(tmp_path / "b", {**PICTURES, "scores.csv": csv_text([("id", "score"), ("plain", "5")])})
+    assert kind_of(tmp_path / "b", caption="sks") == "pictures"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.parquet": ""},
+        {"a.zip": ""},
+        {"00000.tar": ""},
+        {"1.png": "", "1.txt": "one"},
+        {"1.png": "", "metadata.csv": "file_name,text\n1.png,one\n"},
+    ],
+    ids=" ".join,
+)
+def test_what_git_leaves_without_lfs_is_an_error(tmp_path, files):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    put(tmp_path, {path: content or pointer for path, content in files.items()})
+    message = error_of(tmp_path)
+    assert f"{next(iter(files))} in dataset" in message
+    assert "is a pointer of Git LFS and not the file: install git-lfs and run git lfs" in message
+
+
+def test_zips_that_have_no_end(tmp_path):
+    content = zip_bytes(PICTURES)
+    for _ in range(5):
+        content = zip_bytes({"inner.zip": content})
+    put(tmp_path, {"a.zip": content})
+    assert "it has 1 .zip" in error_of(tmp_path)
 
 
 def test_zip_names_in_utf8_that_do_not_say_so(tmp_path):
@@ -901,31 +1347,48 @@ def test_a_bucket_is_listed_once_and_not_asked_for_every_file(memory, monkeypatc
 
 
 HUB_CODE = """
-import hashlib, json, sys
-from components.caption_example_gen.sources import DatasetSpec, open_dataset
-source = open_dataset(DatasetSpec(sys.argv[1]))
-source.files.fetch(source.paths)
-rows = [row for unit in source.units() for row in source.read(unit)]
-pairs = [(hashlib.sha256(row.image).hexdigest(), row.captions[0].decode()) for row in rows]
-print(json.dumps([[source.kind, *pair] for pair in pairs]))
+import hashlib
+from components.caption_example_gen.sources import (
+    DatasetSpec, check_dataset, dataset_fingerprint, open_dataset,
+)
+
+def pairs(source, peek):
+    rows = [row for unit in source.units() for row in source.read(unit, peek=peek)]
+    assert all(row.image and not row.image_problem for row in rows), rows
+    return sorted([sha256(row.image), *map(bytes.decode, row.captions)] for row in rows)
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+for form, number, settings in json.loads(ASKED):
+    spec = DatasetSpec(f"org/set{number}", **settings)
+    source = open_dataset(spec)
+    check_dataset(spec, source)
+    peeked = pairs(source, True)
+    source.files.fetch(source.paths)
+    assert pairs(source, False) == peeked
+    out[form] = [source.kind, len(dataset_fingerprint(spec, source)), peeked]
 """
+# One for each way to get at files, of which each costs requests.
+ON_THE_HUB = [
+    "txt", "json beside", "repeats", "caption folders", "caption given", "metadata.jsonl",
+    "keras-folder", "train.jsonl", "table in gzip", "coco", "sd-scripts", "parquet",
+    "parquet with paths", "arrow", "img2dataset files", "img2dataset tars", "webdataset",
+    "keras-archive", "folder in a zip",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_caption_files_of_the_hub(tmp_path, packed):
-    files = {**PICTURES, **files_with(".txt")}
-    if packed:
-        put_zip(tmp_path / "set" / "all.zip", files)
-    else:
-        put(tmp_path / "set", files)
+def test_every_form_on_the_hub(tmp_path):
+    asked = []
     with HubServer() as hub:
-        hub.add("org/set", tmp_path / "set")
-        env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **hub.env(tmp_path / "home")}
-        result = subprocess.run(
-            [sys.executable, "-c", HUB_CODE, "org/set"],
-            capture_output=True, text=True, cwd=tmp_path, env=env,
-        )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert sorted(json.loads(result.stdout)) == sorted(
-        ["caption-files", hashlib.sha256(png(i)).hexdigest(), text] for i, text in enumerate(TEXTS)
-    )
+        for number, form in enumerate(ON_THE_HUB):
+            files, settings, _ = FORMS[form]
+            hub.add(f"org/set{number}", Path(put(tmp_path / f"set{number}", files)))
+            asked.append([form, number, settings])
+        ran = hub.run(tmp_path / "home", f"ASKED = {json.dumps(asked)!r}\n{HUB_CODE}")
+    assert list(ran.out) == ON_THE_HUB
+    for form, (kind, length, pairs) in ran.out.items():
+        texts = EXPECTED.get(form, TEXTS)
+        wanted = sorted([hashlib.sha256(png(i)).hexdigest(), texts[i]] for i in range(COUNT))
+        assert (pairs, length) == (wanted, 64), form
+        assert kind == (FORMS[form][2] or kind)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from components.caption_example_gen.sources.archives import ArchiveFiles, zips_of
+from components.caption_example_gen.sources.archives import ArchiveFiles, archives_of
 from components.caption_example_gen.sources.base import (
     DatasetError,
     DatasetSpec,
@@ -54,6 +54,10 @@ PROMPTS_FIELD = "validation_prompts"
 """Of a card's head, beside `measures`."""
 
 _HUB, _LOCAL = "hf://", "file://"
+# What a clone has in the place of large files, where Git LFS is not installed.
+_POINTER, _POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024
+# So many zip files may lie in one another; some are made to have no end.
+_NESTED = 3
 _COMMIT = re.compile(f"{_HUB}datasets/(.+)@([0-9a-f]{{40}})")
 
 
@@ -128,16 +132,32 @@ def open_dataset(spec: DatasetSpec) -> Source:
 
 
 def _opened(files: Files, spec: DatasetSpec) -> Source:
-    zips = zips_of(files.sizes())
-    look = Look(ArchiveFiles(files, zips) if zips else files, spec)
+    for _ in range(_NESTED):
+        archives = archives_of(files.sizes())
+        if not archives:
+            break
+        _check_fetched(files, archives)
+        files = ArchiveFiles(files, archives)
+    look = Look(files, spec)
     form, found, told = _told(look)
+    _check_fetched(files, (*found.files[:1], *look.pictures[:1]))
     opened = form.open(look, found)
     look.forget_documents()
     if isinstance(opened, Files):
         return _opened(opened, spec)
     opened.give_captions(spec)
-    opened.taken_for = told
+    opened.taken_for = told + opened.remark
     return opened
+
+
+def _check_fetched(files: Files, paths: Iterable[str]) -> None:
+    """Sees to it that files are what they are called, and not what Git leaves for large ones."""
+    for path in paths:
+        if files.sizes()[path] < _POINTER_BYTES and files.read(path).startswith(_POINTER):
+            raise DatasetError(
+                f"{path} in dataset {files.shown!r} is a pointer of Git LFS and not the file: "
+                "install git-lfs and run git lfs pull where the dataset was cloned"
+            )
 
 
 def _told(look: Look) -> tuple[Form, Found, str]:
@@ -160,6 +180,11 @@ def _told(look: Look) -> tuple[Form, Found, str]:
     if not kept:
         if look.problems:
             raise look.problems[0]
+        if packed := look.unread_archives:
+            raise DatasetError(
+                f"dataset {shown!r} has nothing but archives that are not unpacked here, such as "
+                f"{packed[0]}: unpack them where they lie"
+            )
         kinds = ", ".join(form.shown for form in FORMS)
         raise DatasetError(
             f"dataset {shown!r} has none of what is understood, which is {kinds}: it has "
@@ -167,7 +192,9 @@ def _told(look: Look) -> tuple[Form, Found, str]:
         )
     [(form, found)] = kept.items()
     if form.is_last and look.problems and not spec.captions_given:
-        raise look.problems[0]
+        raise DatasetError(
+            f"{look.problems[0]}; without that, there is nothing but {found.why}"
+        ) from look.problems[0]
     others = [
         f"{other.kind} ({what.why})"
         for other, what in seen.items()

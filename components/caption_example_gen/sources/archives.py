@@ -1,29 +1,38 @@
-"""The files in zip and tar archives, as if these were folders."""
+"""The files in zip and tar archives, as if these were folders, and tables in gzip."""
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import lzma
 import posixpath
+import shutil
 import sys
 import tarfile
 import tempfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
+from components.caption_example_gen.sources import compression
 from components.caption_example_gen.sources.base import DatasetError, Files, is_hidden
 from components.caption_example_gen.sources.files import ZIP_SUFFIX
+from components.caption_example_gen.sources.table_files import (
+    CSV_SUFFIXES,
+    DOCUMENT_SUFFIX,
+    LINES_SUFFIXES,
+)
 from storage.errors import one_line
 
 # Larger files in an archive are unpacked to the disk to be read.
 _IN_MEMORY_BYTES = 64 << 20
 _COPY_BYTES = 1 << 20
-_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_SUFFIX = ".gz"
+_TABLES = tuple(
+    suffix + _GZIP_SUFFIX for suffix in (*CSV_SUFFIXES, *LINES_SUFFIXES, DOCUMENT_SUFFIX)
+)
 # Of a zip's entry: its name is UTF-8, not the code page of MS-DOS that Python takes it for.
 _NAME_IS_UTF8 = 0x800
 
@@ -40,7 +49,7 @@ class ArchiveFiles(Files):
     """The files of a dataset in which some archives stand for folders of the same name.
 
     Their files may be read in any order; a compressed tar is unpacked into a temporary file for
-    that, by every process that reads it.
+    that, by every process that reads it. So is a table in gzip, which stands for one without.
     """
 
     def __init__(self, files: Files, archives: Iterable[str]) -> None:
@@ -56,6 +65,8 @@ class ArchiveFiles(Files):
         self._entries: dict[str, _Entry] | None = None
         self._sizes: dict[str, int] = {}
         self._opened: dict[str, zipfile.ZipFile | IO[bytes]] = {}
+        # By the name without its last suffix: a copy that is opened by its own name.
+        self._tables: dict[str, IO[bytes]] = {}
         # Threads that hash a dataset share the positions of its files.
         self._lock = threading.Lock()
 
@@ -64,6 +75,9 @@ class ArchiveFiles(Files):
         if self._entries is None:
             entries: dict[str, _Entry] = {}
             for archive in self._archives:
+                if archive.lower().endswith(_TABLES):
+                    entries[archive[: -len(_GZIP_SUFFIX)]] = self._table(archive)
+                    continue
                 with self._checked(archive):
                     for name, entry in self._list(archive):
                         path = posixpath.normpath(posixpath.join(archive, name.lstrip("/")))
@@ -84,6 +98,8 @@ class ArchiveFiles(Files):
         if entry is None:
             return self._files.open(path)
         with self._checked(entry.archive, path), self._lock:
+            if path in self._tables:
+                return open(self._tables[path].name, "rb")
             return self._unpacked(entry)
 
     def peek(self, path: str) -> BinaryIO:
@@ -120,6 +136,15 @@ class ArchiveFiles(Files):
                 yield member.name, _Entry(archive, member.offset_data, member.size)
             # It keeps all members otherwise.
             tar.members.clear()
+
+    def _table(self, archive: str) -> _Entry:
+        with self._checked(archive), self._files.open(archive) as f:
+            # It goes with this object.
+            copy = tempfile.NamedTemporaryFile()  # noqa: SIM115
+            shutil.copyfileobj(compression.unpacked(f) or f, copy, _COPY_BYTES)
+            copy.flush()
+        self._tables[archive[: -len(_GZIP_SUFFIX)]] = cast(IO[bytes], copy)
+        return _Entry(archive, 0, copy.tell())
 
     def _open(self, archive: str) -> zipfile.ZipFile | IO[bytes]:
         if archive not in self._opened:
@@ -159,9 +184,14 @@ class ArchiveFiles(Files):
             ) from error
 
 
-def zips_of(paths: Iterable[str]) -> tuple[str, ...]:
-    """The zip files among a dataset's files."""
-    return tuple(path for path in paths if path.lower().endswith(ZIP_SUFFIX))
+def archives_of(paths: Collection[str]) -> tuple[str, ...]:
+    """The zip files among a dataset's files, and tables in gzip that do not lie beside it, too."""
+    return tuple(
+        path
+        for path in paths
+        if (lower := path.lower()).endswith(ZIP_SUFFIX)
+        or (lower.endswith(_TABLES) and path[: -len(_GZIP_SUFFIX)] not in paths)
+    )
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
@@ -174,12 +204,11 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 
 
 def _plain_tar(f: BinaryIO) -> IO[bytes]:
-    magic = f.read(len(_GZIP_MAGIC))
-    f.seek(0)
-    if magic != _GZIP_MAGIC:
+    stream = compression.unpacked(f)
+    if stream is None:
         return f
-    with f, gzip.GzipFile(fileobj=f) as packed:
-        return _on_disk(cast(IO[bytes], packed))
+    with f, stream as packed:
+        return _on_disk(packed)
 
 
 def _copied(f: IO[bytes], size: int) -> BinaryIO:

@@ -26,11 +26,20 @@ FROM_FOLDER, FROM_FILE_NAME = "folder", "file_name"
 """Names that may stand in for captions."""
 LINES_JOINED, LINES_EACH = "joined", "each"
 """What the lines of a caption's file are."""
+CAPTION_NUMBER = re.compile(r"#\d+$")
+"""What Flickr8k has behind a picture's name, for each of its captions."""
 
-# A dot in front, or what file managers leave behind without one.
-_HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:__macosx|thumbs\.db|desktop\.ini)(?:/|$))", re.IGNORECASE)
+# A dot in front, or what file managers and network drives leave behind without one.
+_HIDDEN = re.compile(
+    r"(?:^|/)(?:\.|(?:__macosx|thumbs\.db|desktop\.ini|@eadir|#recycle|\$recycle\.bin)(?:/|$))",
+    re.IGNORECASE,
+)
 # The number at the end of a name that tells files apart: "a red car (2)", "a_red_car_003".
 _COUNTER = re.compile(r"[\s_-]*\(\d+\)$|[\s_-]+\d+$")
+# What Midjourney puts there instead, behind its parameters: "a_red_car_--ar_32_<UUID>_0".
+_UUID = re.compile(
+    r"(?:[\s_]+--[a-z].*)?[\s_-]*[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:_\d+)?$"
+)
 _REPEATS = re.compile(r"([1-9]\d{0,2})_(.+)")
 
 
@@ -97,7 +106,8 @@ class Row:
         file: The file it is from, relative to the dataset.
         number: The row's number in the file, from 0.
         image: The picture file's bytes; `None` where there are none.
-        image_problem: Why there are none, for people; "" where the row just has no picture.
+        image_problem: Why there are none, or what is wrong with the caption's file, for people; ""
+            where the row just has no picture or caption.
         captions: One or more. Each as UTF-8 (or what the row has in its place), or `None`.
         path: The picture's own path, where it has one.
         repeats: How often an epoch sees the picture; `None` where the dataset does not say.
@@ -191,10 +201,12 @@ class Source(abc.ABC):
         paths: The files that are read, sorted.
         left_out: Files of the dataset that belong to other splits, sorted.
         taken_for: What the dataset was taken for and why, one line for people.
+        remark: What else they should know of how it is read; goes to the end of that line.
     """
 
     kind: str
     taken_for: str = ""
+    remark: str = ""
 
     def __init__(
         self,
@@ -272,7 +284,8 @@ def name_as_caption(path: str, part: str) -> str:
         part: `FROM_FOLDER` or `FROM_FILE_NAME`.
     """
     if part == FROM_FILE_NAME:
-        words = _COUNTER.sub("", posixpath.splitext(posixpath.basename(path))[0])
+        words = posixpath.splitext(posixpath.basename(path))[0]
+        words = _UUID.sub("", words) if _UUID.search(words) else _COUNTER.sub("", words)
     else:
         words = posixpath.basename(posixpath.dirname(path))
         if (repeats := repeats_of(words)) is not None:
@@ -293,6 +306,11 @@ def repeats_of(folder: str) -> tuple[int, str] | None:
 def is_picture(path: str) -> bool:
     """Whether a file is called like a picture."""
     return path.lower().endswith(PICTURE_SUFFIXES)
+
+
+def names_picture(text: str) -> bool:
+    """Whether a text is a picture's name, perhaps with the number of its caption: `1.jpg#0`."""
+    return is_picture(CAPTION_NUMBER.sub("", text))
 
 
 def is_hidden(path: str) -> bool:

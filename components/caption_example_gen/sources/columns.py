@@ -17,11 +17,13 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from components.caption_example_gen.sources.base import (
+    CAPTION_NUMBER,
     PICTURE_SUFFIXES,
     DatasetError,
     DatasetSpec,
     is_hidden,
     is_picture,
+    names_picture,
 )
 from storage.addresses import redacted
 
@@ -37,9 +39,17 @@ _ALLOWED: Mapping[Role, str] = {
 }
 PATH_COLUMNS = (
     "file_name", "image_path", "image_file", "image_name", "image", "img_path", "img_name", "img",
-    "filename", "file_path", "filepath", "path", "file", "picture", "photo",
+    "filename", "file_path", "filepath", "path", "file", "picture", "photo", "images",
 )  # fmt: skip
 """What columns with the names of pictures are called, in lower case, best first."""
+ID_COLUMNS = ("id", "image_id", "img_id", "key", "uid", "uuid")
+"""What columns are called that may name pictures without their suffix, in lower case."""
+NO_CAPTIONS = frozenset({*ID_COLUMNS, "hash", "md5", "sha256", "phash", "split"})
+"""Columns of text that are no captions, in lower case, where there is any other."""
+# Who answers in a conversation about a picture, and under which keys that is said.
+_ANSWERERS = frozenset({"gpt", "assistant", "model", "bot"})
+_TALKS = (("from", "value"), ("role", "content"))
+_SAID = frozenset(said for _, said in _TALKS)
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0A")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 _DATA_URI = "data:image/"
@@ -71,7 +81,12 @@ def choose(role: Role, candidates: Sequence[str], *, shown: str, there: str) -> 
         for name in candidates:
             if name.lower() == preferred:
                 return name
-    raise DatasetError(
+    raise several(role, candidates, shown=shown)
+
+
+def several(role: Role, candidates: Sequence[str], *, shown: str) -> DatasetError:
+    """The error for columns of which only the user can say which is meant."""
+    return DatasetError(
         f"dataset {shown!r} has several columns that could be the {role} column: "
         f"{', '.join(candidates)}; name one of them with --{role}-column"
     )
@@ -205,7 +220,7 @@ def value_at(values: Mapping[str, Any], name: str) -> Any:
     Args:
         values: The record.
         name: A key, or keys joined by dots, of which each is looked for in the mapping, or in every
-            mapping of the list, that the one before it leads to.
+            mapping of the list, that the one before it leads to; of a conversation, in the answers.
 
     Returns:
         `None` where there is nothing.
@@ -219,6 +234,9 @@ def value_at(values: Mapping[str, Any], name: str) -> Any:
     if isinstance(value, Mapping):
         return value_at(value, rest)
     if isinstance(value, list):
+        answers = answers_in(value)
+        if answers is not None and rest in _SAID:
+            return answers
         found = [value_at(each, rest) for each in value if isinstance(each, Mapping)]
         return [inner for each in found for inner in (each if isinstance(each, list) else [each])]
     return None
@@ -226,13 +244,14 @@ def value_at(values: Mapping[str, Any], name: str) -> Any:
 
 def nested_names(name: str, value: object) -> Iterable[str]:
     """The names of texts inside of a record's value, one level down: `caption.en`."""
+    is_talk = answers_in(value) is not None
     inner = value if isinstance(value, list) else [value]
     keys = dict.fromkeys(
         key
         for each in inner
         if isinstance(each, Mapping)
         for key, found in each.items()
-        if is_text(found)
+        if is_text(found) and (not is_talk or key in _SAID)
     )
     return (f"{name}.{key}" for key in keys)
 
@@ -241,7 +260,7 @@ def captions_of(value: object) -> tuple[bytes | None, ...]:
     """The captions in a value of a JSON document.
 
     Args:
-        value: Text, a list of text, or nothing.
+        value: Text, a list of text, a conversation, whose answers are meant, or nothing.
 
     Returns:
         One or more, each in the bytes that the document has it in.
@@ -250,11 +269,24 @@ def captions_of(value: object) -> tuple[bytes | None, ...]:
         ValueError: It is something else.
     """
     captions: list[bytes | None] = []
-    for each in value if isinstance(value, list) else [value]:
+    found: list[Any] = value if isinstance(value, list) else [value]
+    for each in answers_in(value) or found:
         if each is not None and not isinstance(each, str):
             raise ValueError(f"the caption is no text: {json.dumps(value)[:80]}")
         captions.append(None if each is None else text_bytes(each))
     return tuple(captions) or (None,)
+
+
+def answers_in(value: object) -> list[str] | None:
+    """The answers in a conversation about a picture, as LLaVA has them; `None` where it is none."""
+    if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
+        return None
+    for who, said in _TALKS:
+        if all(
+            isinstance(each.get(who), str) and isinstance(each.get(said), str) for each in value
+        ):
+            return [each[said] for each in value if each[who].lower() in _ANSWERERS]
+    return None
 
 
 def text_bytes(text: str) -> bytes:
@@ -268,11 +300,13 @@ def text_bytes(text: str) -> bytes:
 
 def looks_like_picture(value: object) -> bool:
     """Whether a value of a table is a picture's name, or the picture itself in base64."""
+    if isinstance(value, list):
+        return len(value) == 1 and looks_like_picture(value[0])
     if isinstance(value, Mapping):
         return any(looks_like_picture(value.get(key)) for key in ("path", "bytes", *PATH_COLUMNS))
     if not isinstance(value, str) or "\n" in value.strip() or is_url(value):
         return False
-    return is_picture(value.strip()) or is_encoded(value)
+    return names_picture(value.strip()) or is_encoded(value)
 
 
 def is_url(value: object) -> bool:
@@ -308,9 +342,10 @@ def decoded(text: str) -> bytes:
 
 
 def is_text(value: object) -> bool:
-    """Whether a value of a JSON document can be a caption."""
+    """Whether a value of a JSON document can be a caption, or several."""
     if isinstance(value, list):
-        return bool(value) and all(isinstance(each, str) for each in value)
+        is_list = bool(value) and all(isinstance(each, str) for each in value)
+        return is_list or bool(answers_in(value))
     return isinstance(value, str)
 
 
@@ -350,6 +385,8 @@ class Pictures:
         candidates = [path]
         if "%" in path:
             candidates.append(unquote(path, errors="surrogateescape"))
+        if "#" in path:
+            candidates.append(CAPTION_NUMBER.sub("", path))
         for candidate in candidates:
             if candidate in self._paths:
                 return candidate
@@ -385,7 +422,7 @@ def find_prefix(names: Iterable[str], table: str, pictures: Pictures) -> Prefix 
     folder = posixpath.dirname(table)
     wanted: dict[str, list[tuple[str, ...]]] = {}
     for name in names:
-        given = _normal(name)
+        given = CAPTION_NUMBER.sub("", _normal(name))
         if pictures.find(posixpath.normpath(posixpath.join(folder, given))):
             return None
         parts = tuple(given.strip("/").split("/"))
@@ -438,7 +475,7 @@ def picture_path(name: str, folder: str, pictures: Pictures, prefix: Prefix | No
             found = pictures.find(path)
     if path.startswith("/") or is_hidden(path):
         raise ValueError(f"the path {name!r} leads out of the dataset's folder or is hidden")
-    if not is_picture(found or path):
+    if not is_picture(found or path) and posixpath.splitext(path)[1]:
         raise ValueError(f"{name!r} is not called like a picture")
     if not found:
         raise ValueError(f"no file {name!r}")
@@ -518,6 +555,10 @@ def _nested_texts(field: pa.Field) -> list[str]:
     kind = field.type.value_type if _is_list(field.type) else field.type
     if not pa.types.is_struct(kind):
         return []
+    names = {inner.name for inner in kind}
+    for who, said in _TALKS if _is_list(field.type) else ():
+        if {who, said} <= names:
+            return [f"{field.name}.{said}"]
     return [f"{field.name}.{inner.name}" for inner in kind if _is_text_type(inner.type)]
 
 

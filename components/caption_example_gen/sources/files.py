@@ -24,10 +24,16 @@ from storage.addresses import SecretInAddressError
 from storage.errors import one_line
 from storage.file_systems import open_address
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+TAR_SUFFIXES = (
+    ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz",
+)  # fmt: skip
 """How tar files are called, in lower case."""
 ZIP_SUFFIX = ".zip"
 """How zip files are called, in lower case."""
+WHOLE_SUFFIXES = (*TAR_SUFFIXES, ZIP_SUFFIX, ".parquet", ".arrow")
+"""How files are called that are a dataset by themselves, in lower case."""
+UNREAD_SUFFIXES = (".7z", ".rar", ".zst", ".tzst", ".lz4")
+"""How archives are called that nothing here unpacks, in lower case."""
 
 _CHUNK_BYTES = 1 << 20
 _HASH_THREADS = 4
@@ -39,8 +45,6 @@ _HASH_BATCH = 64
 # may change when only the metadata does.
 _CHECKSUMS = ("md5Hash", "crc32c", "content_md5", "ETag", "etag")
 _GIVE = "give a folder, a tar or a zip file, local or gs://"
-# Files that are a dataset by themselves.
-_WHOLE = (*TAR_SUFFIXES, ZIP_SUFFIX, ".parquet", ".arrow")
 
 
 class FsspecFiles(Files):
@@ -178,10 +182,15 @@ class FsspecFiles(Files):
         given = f"dataset {self.shown!r}"
         if self._fs.isfile(self._root):
             self._root, name = posixpath.split(self._root)
-            if not name.lower().endswith(_WHOLE):
+            if name.lower().endswith(UNREAD_SUFFIXES):
                 raise DatasetError(
-                    f"{given} is a file and none of {', '.join(_WHOLE)}: give the folder that it "
-                    "lies in"
+                    f"{given} is an archive that is not unpacked here: unpack it, and give the "
+                    "folder"
+                )
+            if not name.lower().endswith(WHOLE_SUFFIXES):
+                raise DatasetError(
+                    f"{given} is a file and none of {', '.join(WHOLE_SUFFIXES)}: give the folder "
+                    "that it lies in"
                 )
             found = self._fs.info(posixpath.join(self._root, name))
             self._note_checksum(name, found)

@@ -6,7 +6,7 @@ import abc
 import itertools
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,16 +19,26 @@ from components.caption_example_gen.sources.base import (
     is_picture,
 )
 from components.caption_example_gen.sources.card import CARD_NAME
+from components.caption_example_gen.sources.files import UNREAD_SUFFIXES
 from components.caption_example_gen.sources.splits import Selection, select_files
-from components.caption_example_gen.sources.table_files import DOCUMENT_SUFFIX, parse_document
+from components.caption_example_gen.sources.table_files import (
+    DOCUMENT_SUFFIX,
+    GLANCE,
+    parse_document,
+)
 
 TEXT_SUFFIXES = (".txt", ".caption", ".prompt")
 """How files with a caption are called, in lower case."""
 CAPTION_SUFFIXES = (*TEXT_SUFFIXES, DOCUMENT_SUFFIX)
 """The same, with those that have it under some key."""
+_CASES = tuple(case(suffix) for suffix in CAPTION_SUFFIXES for case in (str.lower, str.upper))
 
-# Annotations of COCO's kind that have no captions, and may have gigabytes of polygons.
-_NO_CAPTIONS = ("instances_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
+# Annotations of COCO's kind that have no captions, and may have gigabytes of polygons; and the
+# notes that SimpleTuner takes of pictures.
+_NO_CAPTIONS = (
+    "instances_", "person_keypoints_", "stuff_", "panoptic_", "image_info_",
+    "aspect_ratio_bucket_",
+)  # fmt: skip
 _STATS = "_stats.json"
 _OF_LIBRARIES = frozenset(
     {"state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "config.json"}
@@ -82,10 +92,36 @@ class Look:
         """The folders that pictures lie in, with the number of these."""
         return Counter(path.rpartition("/")[0] for path in self.pictures)
 
-    @cached_property
+    @property
     def beside_pictures(self) -> frozenset[str]:
         """Files that are called like captions, and like a picture that they lie beside."""
-        return frozenset(filter(self.picture_beside, self.ending(*CAPTION_SUFFIXES)))
+        return self._beside[0]
+
+    @property
+    def other_case(self) -> Mapping[str, str]:
+        """Pictures whose caption is called like them but for the case of letters, with its file."""
+        return self._beside[1]
+
+    @cached_property
+    def _beside(self) -> tuple[frozenset[str], dict[str, str]]:
+        texts = self.ending(*CAPTION_SUFFIXES)
+        exact = frozenset(filter(self.picture_beside, texts))
+        if len(exact) == len(texts) or not self.pictures:
+            return exact, {}
+        # Of Windows and macOS, where the case of letters does not matter.
+        left = {posixpath.splitext(path)[0].lower(): path for path in texts if path not in exact}
+        found: dict[str, str] = {}
+        for picture in self.pictures:
+            stem = posixpath.splitext(picture)[0]
+            path = left.get(stem.lower()) or left.get(picture.lower())
+            if path and not any(name + s in exact for name in (stem, picture) for s in _CASES):
+                found[picture] = path
+        return exact.union(found.values()), found
+
+    @property
+    def unread_archives(self) -> tuple[str, ...]:
+        """Archives that nothing here unpacks."""
+        return self.ending(*UNREAD_SUFFIXES)
 
     def ending(self, *suffixes: str) -> tuple[str, ...]:
         """Files that are called like that, in any case, and are no pictures; sorted."""
@@ -112,7 +148,8 @@ class Look:
     def documents(self) -> Iterator[tuple[str, Any]]:
         """JSON documents that may have records, with their content, each parsed once.
 
-        Not those beside pictures, which say something of these alone, nor those of libraries.
+        Not those beside pictures, which say something of these alone, nor those of libraries. What
+        they are encoded in is not held against them yet: who reads one as a table says so.
         """
         for path in self.ending(DOCUMENT_SUFFIX):
             name = posixpath.basename(path).lower()
@@ -123,7 +160,7 @@ class Look:
                     continue
                 try:
                     content = self.files.read(path)
-                    self._documents[path] = parse_document(content, path, self.files.shown)
+                    self._documents[path] = parse_document(content, path, self.files.shown, GLANCE)
                 except DatasetError as error:
                     self.problems.append(error)
                     self._documents[path] = None

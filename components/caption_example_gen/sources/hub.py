@@ -19,6 +19,7 @@ from components.caption_example_gen.sources.base import (
     Files,
     is_hidden,
 )
+from components.caption_example_gen.sources.files import UNREAD_SUFFIXES, WHOLE_SUFFIXES
 from storage.errors import one_line
 from storage.hub import SCHEME, HubError, HubRepo, RepoKind, patiently
 from storage.transfer import ByteProgress
@@ -36,7 +37,6 @@ _DATASET = RepoKind(
         ),
     },
 )
-_ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip", ".parquet")
 _DOWNLOADS_AT_ONCE = 8
 _CHUNK_BYTES = 1 << 20
 # Smaller files cost less to fetch whole than to look at.
@@ -78,7 +78,7 @@ def parse_hub_id(dataset: str) -> HubId | None:
             f"{dataset!r} names no dataset of the hub: give hf://datasets/ORG/NAME, or "
             "hf://datasets/ORG/NAME@REVISION; a folder in it is chosen with --dataset-config"
         ) from error
-    if not explicit and repo_id.lower().endswith(_ARCHIVE_SUFFIXES):
+    if not explicit and repo_id.lower().endswith((*WHOLE_SUFFIXES, *UNREAD_SUFFIXES)):
         return None
     if at and not revision:
         raise DatasetError(

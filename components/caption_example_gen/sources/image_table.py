@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -20,7 +22,16 @@ from components.caption_example_gen.sources.base import (
     is_picture,
     shown_path,
 )
-from components.caption_example_gen.sources.form import Look
+from components.caption_example_gen.sources.form import Look, card_of
+from components.caption_example_gen.sources.splits import (
+    ALL,
+    TRAIN,
+    is_split,
+    names_configs,
+    says_split,
+    split_called,
+    wanted_splits,
+)
 from components.caption_example_gen.sources.table_files import Interpret, Record, TableFiles
 from components.caption_example_gen.sources.urls import url_error
 
@@ -28,10 +39,7 @@ UNNAMED = "no record of a table names this picture"
 """What is wrong with a picture that has no record."""
 
 _UNIT_ROWS = 256
-# Columns of text that are no captions, in lower case, where there is any other.
-_NO_CAPTIONS = frozenset(
-    {"id", "image_id", "img_id", "key", "uid", "uuid", "hash", "md5", "sha256", "phash", "split"}
-)
+_SPLIT = "split"
 # Records that are looked at to find the columns.
 _LOOK_AT = 256
 HUB_IMAGE = "file_name"
@@ -45,14 +53,21 @@ class Table:
     Attributes:
         image_column: Names the pictures.
         caption_column: Holds the captions.
+        other_pictures: More columns that name pictures, which are not read: masks, say.
+        split_column: Says which split a record is of; "" where none does.
     """
 
     image_column: str
     caption_column: str
+    other_pictures: tuple[str, ...] = ()
+    split_column: str = ""
 
     def value(self, record: Record) -> str:
         """What a record has for a picture: a name, or base64; "" where it has neither."""
         value = columns.value_at(record.values, self.image_column)
+        # As conversations have them, which may be about several.
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
         if isinstance(value, Mapping):
             inner = (value.get(key) for key in ("bytes", "path", *columns.PATH_COLUMNS))
             value = next((each for each in inner if each and isinstance(each, str)), "")
@@ -74,10 +89,30 @@ class Table:
             raise ValueError(record.problem)
         value = self.value(record)
         if not value.strip():
-            raise ValueError(f"the record names no picture in {self.image_column!r}")
+            there = columns.value_at(record.values, self.image_column)
+            number = "several pictures" if isinstance(there, list) and there else "no picture"
+            raise ValueError(f"the record names {number} in {self.image_column!r}")
         if columns.is_encoded(value):
             return ""
         return columns.picture_path(value.strip(), folder, pictures, prefix)
+
+    def others(
+        self,
+        record: Record,
+        folder: str,
+        pictures: columns.Pictures,
+        prefix: columns.Prefix | None,
+    ) -> Iterator[str]:
+        """The paths of the pictures that a record has in other columns."""
+        for column in self.other_pictures:
+            other = dataclasses.replace(self, image_column=column)
+            with contextlib.suppress(ValueError):
+                yield other.picture(record, folder, pictures, prefix)
+
+    def split(self, record: Record) -> str:
+        """The split that a record says it is of, `train` where it says nothing."""
+        value = record.values.get(self.split_column)
+        return split_called(value) if isinstance(value, str) and value.strip() else TRAIN
 
     def prefix(
         self, records: Iterable[Record], table: str, pictures: columns.Pictures
@@ -122,6 +157,7 @@ class _Column:
         pictures: How many could name pictures, or hold them.
         urls: How many are addresses on the web.
         numbers: How many are numbers, as text.
+        splits: How many are words for splits.
         nested: Names of texts inside of them.
     """
 
@@ -130,6 +166,7 @@ class _Column:
     pictures: int = 0
     urls: int = 0
     numbers: int = 0
+    splits: int = 0
     nested: dict[str, None] = dataclasses.field(default_factory=dict)
 
     def add(self, name: str, value: object) -> None:
@@ -140,6 +177,7 @@ class _Column:
         self.pictures += columns.looks_like_picture(value)
         self.urls += columns.is_url(value)
         self.numbers += isinstance(value, str) and _is_number(value)
+        self.splits += isinstance(value, str) and is_split(value)
         self.nested.update(dict.fromkeys(columns.nested_names(name, value)))
 
     @property
@@ -182,10 +220,37 @@ def picture_column(records: Iterable[Record]) -> str:
     return next(iter(_picture_columns(_seen(records)[0])), "")
 
 
-def first_names(records: Iterable[Record]) -> list[str]:
-    """The names in the hub's column of the first records, which may lack the suffix."""
-    names = (record.values.get(HUB_IMAGE) for record in islice(records, _LOOK_AT))
-    return [name for name in names if isinstance(name, str)]
+def stem_column(records: Sequence[Record], pictures: Iterable[str], asked: str) -> str:
+    """The column of a table that names pictures without their suffix; "" where there is none.
+
+    Args:
+        records: The first ones.
+        pictures: The pictures that there are.
+        asked: The column that the user named, if any.
+    """
+    usual = (asked.lower(),) if asked else (*columns.PATH_COLUMNS, *columns.ID_COLUMNS)
+    order = {name: rank for rank, name in enumerate(usual)}
+    names: dict[str, str] = {}
+    there = {name: None for record in records for name in record.values if name.lower() in order}
+    for column in sorted(there, key=lambda name: order[name.lower()]):
+        for record in records:
+            value = record.values.get(column)
+            if isinstance(value, str):
+                names.setdefault(posixpath.basename(value.strip()), column)
+    if not names:
+        return ""
+    stems = (posixpath.splitext(posixpath.basename(picture))[0] for picture in pictures)
+    return next((names[stem] for stem in stems if stem in names), "")
+
+
+def has_captions(records: Iterable[Record], image: str) -> bool:
+    """Whether a table has anything that could be a caption, beside the column with the pictures."""
+    return any(
+        (column.texts and not column.has_numbers and name.lower() not in columns.NO_CAPTIONS)
+        or column.nested
+        for name, column in _seen(records)[0].items()
+        if name != image
+    )
 
 
 def url_column(records: Iterable[Record]) -> bool:
@@ -227,13 +292,16 @@ def find_table(
         if seen:
             there = f"the columns of {name} are {', '.join(seen)}"
             nested = [inner for column in seen.values() for inner in column.nested]
-            image = _image_column(seen, nested, spec.image_column, usual)
+            image = _image_column(seen, nested, spec.image_column, usual, shown, there)
             if not image:
                 error = url_error(shown, name, [n for n in seen if seen[n].has_urls], list(seen))
                 raise error or columns.missing(
                     "image", spec.image_column or usual, shown=shown, there=there
                 )
-            return Table(image, _caption_column(seen, nested, spec, image, shown, there))
+            caption = _caption_column(seen, nested, spec, image, shown, there)
+            others = tuple(name for name in _picture_columns(seen) if name not in (image, caption))
+            split = next((n for n in seen if n.lower() == _SPLIT and seen[n].splits), "")
+            return Table(image, caption, others, "" if split == caption else split)
     raise DatasetError(
         f"dataset {shown!r} has no record that can be read in {', '.join(names)}{problem}"
     )
@@ -257,7 +325,7 @@ def _caption_column(
         if column.texts and not (_names_file(name, image) or column.has_pictures or column.has_urls)
     ]
     wordy = [name for name in texts if not seen[name].has_numbers]
-    candidates = [name for name in wordy if name.lower() not in _NO_CAPTIONS]
+    candidates = [name for name in wordy if name.lower() not in columns.NO_CAPTIONS]
     inner = [name for name in nested if name.partition(".")[0] != image]
     if not (candidates or inner) and spec.captions_given:
         return ""
@@ -265,7 +333,12 @@ def _caption_column(
 
 
 def _image_column(
-    seen: Mapping[str, _Column], nested: Sequence[str], named: str, usual: str
+    seen: Mapping[str, _Column],
+    nested: Sequence[str],
+    named: str,
+    usual: str,
+    shown: str,
+    there: str,
 ) -> str:
     if named:
         # The hub shows the column `file_name` as `image`, and `x_file_name` as `x`.
@@ -275,6 +348,9 @@ def _image_column(
     if usual in seen or len(by_convention) == 1:
         return usual if usual in seen else by_convention[0]
     by_value = _picture_columns(seen)
+    if by_value and by_value[0].lower() not in columns.PATH_COLUMNS:
+        # The input and the output of some edit, say.
+        return columns.choose("image", by_value, shown=shown, there=there)
     # Names without the suffix do not look like pictures.
     by_name = [name for name in columns.PATH_COLUMNS if name in seen and seen[name].texts]
     return next(iter((*by_value, *(n for n in by_name if not seen[n].has_urls))), "")
@@ -293,6 +369,9 @@ class ImageTableSource(Source):
         chosen: _Chosen,
         table: Table,
         kind: str,
+        *,
+        by_name: bool,
+        splits: frozenset[str] | None = None,
     ) -> None:
         """Use `open`."""
         super().__init__(
@@ -311,6 +390,12 @@ class ImageTableSource(Source):
         self._prefixes: dict[str, columns.Prefix | None] = {}
         self._other_splits = frozenset(chosen.left_out)
         self._other_tables = tuple(path for path in chosen.left_out if not is_picture(path))
+        self._by_name = by_name
+        # Those that are read, of a table whose records say which they are of.
+        self._splits = splits
+        if splits is not None:
+            asked = "+".join(sorted(splits))
+            self.remark = f"; of its records those whose {table.split_column!r} is {asked} are read"
 
     @classmethod
     def open(
@@ -342,25 +427,47 @@ class ImageTableSource(Source):
         select = _select_by_name if by_name else _select_by_folder
         # Which picture is of another split is not known inside of a table, so none is missed.
         within = _Chosen(tuple(tables), look.pictures, (), ())
-        chosen = within if inside else select(look, tables)
         reader = TableFiles(look.files, interpret)
-        table = find_table(
-            ((path, reader.records(path)) for path in chosen.tables),
-            look.spec,
-            shown=look.files.shown,
-            usual=usual,
-        )
-        return cls(reader, chosen, table, kind)
+
+        def found(paths: Sequence[str]) -> Table:
+            return find_table(
+                ((path, reader.records(path)) for path in paths),
+                look.spec,
+                shown=look.files.shown,
+                usual=usual,
+            )
+
+        if not look.pictures:
+            _check_embedded(look, found(tables), ((path, reader.records(path)) for path in tables))
+        if inside:
+            return cls(reader, within, found(tables), kind, by_name=by_name)
+        if not _says_split(look, tables):
+            table = found(tables)
+            if table.split_column:
+                chosen = within._replace(expected=look.pictures)
+                splits = wanted_splits(look.spec.split)
+                return cls(reader, chosen, table, kind, by_name=by_name, splits=splits)
+        chosen = select(look, tables)
+        return cls(reader, chosen, found(chosen.tables), kind, by_name=by_name)
 
     def units(self) -> Iterator[Unit]:
         """See `Source.units`; reads every table."""
         unnamed = dict.fromkeys(self._expected)
         units = 0
+        others: Counter[str] = Counter()
         for path in self._chosen:
             self._check_header(path)
+            folder = posixpath.dirname(path)
             start = first_row = num_rows = 0
-            for record, picture, _ in self._records(path, 0, 0):
+            for record, picture, _ in self._all_records(path, 0, 0):
                 unnamed.pop(picture, None)
+                if self._table.other_pictures:
+                    prefix = self._prefix(path)
+                    for other in self._table.others(record, folder, self._pictures, prefix):
+                        unnamed.pop(other, None)
+                if not self._is_wanted(record):
+                    others[self._table.split(record)] += 1
+                    continue
                 if num_rows == 0:
                     start, first_row = record.offset, record.number
                 num_rows += 1
@@ -370,6 +477,13 @@ class ImageTableSource(Source):
             if num_rows:
                 yield Unit(path, start, first_row, num_rows)
                 units += 1
+        if others and not units:
+            there = ", ".join(f"{name!r} ({count:,})" for name, count in sorted(others.items()))
+            raise DatasetError(
+                f"dataset {self.files.shown!r} has no record of the split that is asked for: "
+                f"{self._table.split_column!r} is {there}; name one, several joined by +, or "
+                f"{ALL!r}, with --dataset-split"
+            )
         # What a table of another split names is none of this one's.
         for path in self._other_tables:
             for _, picture, _ in self._records(path, 0, 0):
@@ -402,8 +516,21 @@ class ImageTableSource(Source):
                 problem = str(error)
             yield self._table.row(record, unit.file, image, problem, path)
 
+    def _is_wanted(self, record: Record) -> bool:
+        """Whether a record is of the split by what it says itself; one that is broken says none."""
+        return (
+            self._splits is None
+            or bool(record.problem)
+            or self._table.split(record) in self._splits
+        )
+
     def _records(self, file: str, start: int, number: int) -> Iterator[tuple[Record, str, str]]:
         """Records of the split from some byte on; of each its picture's path or a problem."""
+        found = self._all_records(file, start, number)
+        return found if self._splits is None else (r for r in found if self._is_wanted(r[0]))
+
+    def _all_records(self, file: str, start: int, number: int) -> Iterator[tuple[Record, str, str]]:
+        """The same, whatever split they say they are of."""
         folder = posixpath.dirname(file)
         for record in self._tables.records(file, start, number):
             try:
@@ -431,8 +558,45 @@ class ImageTableSource(Source):
             ("caption", self.caption_column),
         )
         for role, column in wanted:
-            if column and column not in header:
-                raise columns.missing(role, column, shown=self.files.shown, there=there)
+            if not column or column in header:
+                continue
+            if self._by_name and len(self._chosen) > 1:
+                raise DatasetError(
+                    f"the tables of dataset {self.files.shown!r} are not alike: {file} has no "
+                    f"column {column!r}, {there}; --{role}-column {column} reads those alone that "
+                    "have it"
+                )
+            raise columns.missing(role, column, shown=self.files.shown, there=there)
+
+
+def _check_embedded(
+    look: Look, table: Table, tables: Iterable[tuple[str, Iterable[Record]]]
+) -> None:
+    """Sees to it that tables have the pictures in them, where there are none beside."""
+    for path, records in tables:
+        values = [value for r in islice(records, _LOOK_AT) if (value := table.value(r).strip())]
+        if any(map(columns.is_encoded, values)):
+            return
+        if values:
+            packed = look.unread_archives
+            advice = (
+                f"unpack {packed[0]}, which is not done here"
+                if packed
+                else "give the folder that the pictures lie in as well"
+            )
+            urls = [table.image_column] if columns.is_url(values[0]) else []
+            error = url_error(look.files.shown, path, urls, [table.caption_column])
+            raise error or DatasetError(
+                f"dataset {look.files.shown!r} has no pictures, only names of them, such as "
+                f"{values[0]!r} in {path}: {advice}"
+            )
+
+
+def _says_split(look: Look, tables: Sequence[str]) -> bool:
+    """Whether the tables of a dataset are of splits as a whole, so that their records say none."""
+    if look.spec.config or names_configs(card_of(look.files), look.files.shown):
+        return True
+    return len(tables) > 1 and any(map(says_split, tables))
 
 
 class _Chosen(NamedTuple):

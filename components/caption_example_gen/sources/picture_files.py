@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import json
 import posixpath
@@ -23,7 +22,8 @@ from components.caption_example_gen.sources.base import (
     repeats_of,
     shown_path,
 )
-from components.caption_example_gen.sources.form import Look, card_of
+from components.caption_example_gen.sources.encodings import complaint_about, utf8
+from components.caption_example_gen.sources.form import Look, card_of, no_captions
 from components.caption_example_gen.sources.splits import Selection
 from components.caption_example_gen.sources.table_files import DOCUMENT_SUFFIX
 from storage.errors import one_line
@@ -31,18 +31,22 @@ from storage.errors import one_line
 _UNIT_ROWS = 256
 _NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?")
 _LOOK_AT = 16
-_UTF16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Names of text files that lie in folders of pictures and are no captions.
 _NO_CAPTIONS = frozenset(
     {
-        "captions", "changelog", "classes", "config", "copying", "copyright", "credits", "dataset",
-        "info", "labels", "licence", "license", "log", "metadata", "note", "notes", "prompts",
-        "readme", "requirements", "sample_prompts", "source", "sources", "tags", "trigger",
-        "triggers", "urls",
+        "captions", "changelog", "classes", "cond_dropout", "config", "copying", "copyright",
+        "credits", "dataset", "files", "flip_p", "info", "labels", "licence", "license", "list",
+        "log", "metadata", "multiply", "note", "notes", "prompts", "readme", "requirements",
+        "sample_prompts", "source", "sources", "tags", "test", "train", "trigger", "triggers",
+        "urls", "val",
     }
 )  # fmt: skip
 # What OneTrainer keeps beside a picture, to be called like it.
 _NO_PICTURES = ("-masklabel.png", "-condlabel.png")
+# Folders of what belongs to pictures and is none to train on; the last is ai-toolkit's.
+_MASKS = frozenset({"mask", "masks", "_controls"})
+# What A1111 writes behind a prompt.
+_SETTINGS = re.compile(rb"\s*(?:\nNegative prompt: [^\0]*?)?\nSteps: \d+, Sampler: [^\0]*\Z")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,18 +59,21 @@ class CaptionFiles:
         texts: The folder that they lie in, in the same order as the pictures lie in `pictures`;
             both are empty, with a slash at their end otherwise, where they lie beside these.
         pictures: The folder of the pictures.
+        is_anywhere: Whether there may be several such pairs of folders, as `a/images/` and
+            `a/captions/`, `b/images/` and `b/captions/`.
     """
 
     suffixes: tuple[str, ...] = ()
     key: str = ""
     texts: str = ""
     pictures: str = ""
+    is_anywhere: bool = False
 
     def of(self, picture: str, sizes: Mapping[str, int]) -> str:
         """The file with a picture's caption; "" where there is none."""
-        if not picture.startswith(self.pictures):
+        name = self._moved(picture, self.pictures, self.texts) if self.texts else picture
+        if not name:
             return ""
-        name = self.texts + picture[len(self.pictures) :]
         stem = posixpath.splitext(name)[0]
         for suffix in self.suffixes:
             for path in (stem + suffix, name + suffix):
@@ -78,8 +85,19 @@ class CaptionFiles:
         """Whether a caption's file has a picture."""
         if not self.texts:
             return path in look.beside_pictures
-        inside = path.startswith(self.texts)
-        return inside and bool(look.picture_beside(self.pictures + path[len(self.texts) :]))
+        name = self._moved(path, self.texts, self.pictures)
+        return bool(name and look.picture_beside(name))
+
+    def is_inside(self, path: str) -> bool:
+        """Whether a file lies in a folder of captions."""
+        return bool(self._moved(path, self.texts, self.pictures))
+
+    def _moved(self, path: str, start: str, to: str) -> str:
+        """A path in one of the two folders as it would be in the other; "" where it is in none."""
+        at = f"/{path}".rfind(f"/{start}") if self.is_anywhere else 0
+        if at < 0 or not path.startswith(start, at):
+            return ""
+        return path[:at] + to + path[at + len(start) :]
 
 
 def find_captions(look: Look, beside: Sequence[str], spec: DatasetSpec) -> CaptionFiles:
@@ -93,27 +111,68 @@ def find_captions(look: Look, beside: Sequence[str], spec: DatasetSpec) -> Capti
     Raises:
         DatasetError: There are several for one picture, or a key cannot be told.
     """
-    by_name: dict[str, set[str]] = {}
-    for path in beside:
-        suffix = posixpath.splitext(path)[1]
-        by_name.setdefault(suffix.lower().removeprefix("."), set()).add(suffix)
+    by_name = _suffixes_of(beside)
     json_suffixes = by_name.pop(DOCUMENT_SUFFIX.removeprefix("."), set())
-    asked = spec.caption_column.lower().removeprefix(".")
-    if asked in by_name:
-        return CaptionFiles(tuple(sorted(by_name[asked])))
-    if by_name and not spec.caption_column:
-        if len(by_name) > 1:
-            _check_one_each(look, by_name, beside)
-        return CaptionFiles(tuple(sorted(set().union(*by_name.values()))))
+    found = _text_suffixes(look, by_name, beside, spec)
+    if found:
+        return CaptionFiles(found)
     there = f"the files beside its pictures are {', '.join('*.' + name for name in by_name)}"
     if not json_suffixes:
         raise columns.missing("caption", spec.caption_column, shown=look.files.shown, there=there)
-    return CaptionFiles(tuple(sorted(json_suffixes)), _json_key(look, beside, spec))
+    try:
+        key = _json_key(look, beside, spec)
+    except DatasetError:
+        # It is said what stands in for them.
+        if spec.captions_given and not spec.caption_column:
+            return CaptionFiles()
+        raise
+    return CaptionFiles(tuple(sorted(json_suffixes)), key)
 
 
-def _check_one_each(look: Look, by_name: Mapping[str, set[str]], beside: Sequence[str]) -> None:
+def text_suffixes(look: Look, texts: Sequence[str], spec: DatasetSpec) -> tuple[str, ...]:
+    """The suffixes of files that are captions as a whole, which lie in a folder of their own.
+
+    Args:
+        look: The dataset.
+        texts: The files.
+        spec: Names the suffix, or leaves it to be found.
+
+    Raises:
+        DatasetError: There are several for one picture, or none of the suffix that is named.
+    """
+    by_name = _suffixes_of(texts)
+    found = _text_suffixes(look, by_name, texts, spec)
+    if not found:
+        there = f"the files in its folder of captions are {', '.join('*.' + n for n in by_name)}"
+        raise columns.missing("caption", spec.caption_column, shown=look.files.shown, there=there)
+    return found
+
+
+def _suffixes_of(paths: Sequence[str]) -> dict[str, set[str]]:
+    """The suffixes of files as they are written, by how they are called."""
+    by_name: dict[str, set[str]] = {}
+    for path in paths:
+        suffix = posixpath.splitext(path)[1]
+        by_name.setdefault(suffix.lower().removeprefix("."), set()).add(suffix)
+    return by_name
+
+
+def _text_suffixes(
+    look: Look, by_name: Mapping[str, set[str]], texts: Sequence[str], spec: DatasetSpec
+) -> tuple[str, ...]:
+    asked = spec.caption_column.lower().removeprefix(".")
+    if asked in by_name:
+        return tuple(sorted(by_name[asked]))
+    if spec.caption_column:
+        return ()
+    if len(by_name) > 1:
+        _check_one_each(look, by_name, texts)
+    return tuple(sorted(set().union(*by_name.values())))
+
+
+def _check_one_each(look: Look, by_name: Mapping[str, set[str]], texts: Sequence[str]) -> None:
     sizes = look.files.sizes()
-    for path in beside:
+    for path in texts:
         stem, own = posixpath.splitext(path)
         for name, suffixes in by_name.items():
             if own.lower() != f".{name}" and any(stem + suffix in sizes for suffix in suffixes):
@@ -135,7 +194,7 @@ def _json_key(look: Look, beside: Sequence[str], spec: DatasetSpec) -> str:
         except ValueError:
             continue
         for key, value in values.items():
-            texts[key] = texts.get(key, False) or columns.is_text(value)
+            texts[key] = texts.get(key, False) or _says_something(key, value)
             texts |= dict.fromkeys(columns.nested_names(key, value), True)
     there = f"the keys of {shown} are {', '.join(texts) or 'none'}"
     if spec.caption_column:
@@ -145,7 +204,19 @@ def _json_key(look: Look, beside: Sequence[str], spec: DatasetSpec) -> str:
             )
         return spec.caption_column
     candidates = [key for key, fits in texts.items() if fits and "." not in key]
+    if not candidates:
+        raise no_captions(look, f"the JSON beside them has none, {there}")
     return columns.choose("caption", candidates, shown=look.files.shown, there=there)
+
+
+def _says_something(key: str, value: object) -> bool:
+    """Whether a value of JSON beside a picture can be its caption."""
+    if not columns.is_text(value) or key.lower() in columns.NO_CAPTIONS:
+        return False
+    if not isinstance(value, str):
+        return True
+    is_name = columns.is_url(value) or columns.looks_like_picture(value)
+    return not (is_name or value.strip().isdigit() or not value.strip())
 
 
 def _json_values(content: bytes) -> Mapping[str, object]:
@@ -155,19 +226,11 @@ def _json_values(content: bytes) -> Mapping[str, object]:
     return values
 
 
-def utf8(content: bytes) -> bytes:
-    """A text file's content as UTF-8 without a byte order mark, or as it is where it is neither."""
-    if content.startswith(_UTF16_BOMS):
-        try:
-            return content.decode("utf-16").encode()
-        except UnicodeError:
-            return content
-    return content.removeprefix(codecs.BOM_UTF8)
-
-
 def captions_in(content: bytes, lines: str) -> tuple[bytes | None, ...]:
     """The captions in a text file: one, or one for every line that is not empty."""
     text = utf8(content)
+    if b"\nSteps: " in text:
+        text = _SETTINGS.sub(b"", text)
     if lines != LINES_EACH:
         return (text.rstrip(b"\r\n"),)
     each = tuple(line.strip() for line in text.splitlines())
@@ -203,6 +266,11 @@ class PictureFilesSource(Source):
         suffixes = tuple({suffix.lower() for suffix in captions.suffixes})
         texts = look.ending(*suffixes) if suffixes else ()
         pictures = [p for p in look.pictures if not p.lower().endswith(_NO_PICTURES)]
+        masks = _masks(look, texts) if suffixes else frozenset()
+        if masks:
+            pictures = [path for path in pictures if path.rpartition("/")[0] not in masks]
+            shown = ", ".join(map(shown_path, sorted(masks)[:3]))
+            self.remark = f"; without the pictures of {shown}, where there are no captions"
         selection = _select(look, [*pictures, *texts], ignore_repeats=repeats)
         chosen = frozenset(selection.files)
         self._pictures = [path for path in pictures if path in chosen]
@@ -211,11 +279,7 @@ class PictureFilesSource(Source):
             path
             for path in texts
             if path in chosen
-            and (
-                path.startswith(captions.texts)
-                if captions.texts
-                else path.rpartition("/")[0] in folders
-            )
+            and (captions.is_inside(path) if captions.texts else path.rpartition("/")[0] in folders)
         ]
         # Captions whose picture is missing.
         alone = [
@@ -236,6 +300,12 @@ class PictureFilesSource(Source):
         )
         self.kind = kind
         self._captions = captions
+        # Where the captions lie beside pictures, and those that differ in the case of letters.
+        self._other_case = {
+            picture: path
+            for picture, path in (() if captions.texts else look.other_case.items())
+            if path.endswith(captions.suffixes)
+        }
         self._repeats = repeats
         self._lines = look.spec.caption_lines
         self._is_given = look.spec.captions_given
@@ -258,7 +328,7 @@ class PictureFilesSource(Source):
         chosen = self._rows[unit.start : unit.start + (unit.num_rows or 0)]
         sizes = self.files.sizes()
         # Of each row its picture and the file of its caption; of one without a picture the latter.
-        beside = [self._captions.of(path, sizes) if is_picture(path) else "" for path in chosen]
+        beside = [self._caption_of(path, sizes) if is_picture(path) else "" for path in chosen]
         wanted = (p for pair in zip(chosen, beside, strict=True) for p in pair if p)
         contents = self.files.ahead(wanted, peek=peek)
         for path, caption in zip(chosen, beside, strict=True):
@@ -270,10 +340,18 @@ class PictureFilesSource(Source):
             else:
                 yield self._row(path, content, caption, next(contents)() if caption else b"")
 
+    def _caption_of(self, picture: str, sizes: Mapping[str, int]) -> str:
+        """The file with a picture's caption; "" where there is none."""
+        return self._captions.of(picture, sizes) or self._other_case.get(picture, "")
+
     def _row(self, picture: str, image: bytes, beside: str, content: bytes) -> Row:
         captions: tuple[bytes | None, ...] = (None,)
         problem = ""
-        if beside:
+        second = picture + beside[beside.rfind(".") :] if beside else ""
+        if second != beside and second in self.files.sizes() and not self._captions.texts:
+            both = f"{shown_path(beside)} and {shown_path(second)}"
+            problem = f"there are two captions for one picture, {both}: keep one of them"
+        elif beside:
             captions, problem = self._captions_in(content, beside)
         elif self._captions.suffixes:
             names = ", ".join(f"*{suffix}" for suffix in self._captions.suffixes)
@@ -287,13 +365,26 @@ class PictureFilesSource(Source):
 
     def _captions_in(self, content: bytes, path: str) -> tuple[tuple[bytes | None, ...], str]:
         """The captions in a file, and what is wrong with it."""
+        complaint = complaint_about(content, path)
+        problem = f"{shown_path(path)} {complaint}" if complaint else ""
         if not self._captions.key:
-            return captions_in(content, self._lines), ""
+            return captions_in(content, self._lines), problem
         try:
             value = columns.value_at(_json_values(content), self._captions.key)
-            return columns.captions_of(value), ""
+            return columns.captions_of(value), problem
         except (ValueError, RecursionError) as error:
             return (None,), f"{shown_path(path)} cannot be read as JSON: {one_line(error)}"
+
+
+def is_mask(picture: str) -> bool:
+    """Whether a picture lies in a folder of masks and the like."""
+    return picture.rpartition("/")[0].rpartition("/")[2].lower() in _MASKS
+
+
+def _masks(look: Look, texts: Sequence[str]) -> frozenset[str]:
+    """The folders of masks and the like, which have no captions."""
+    called = {folder for folder in look.picture_folders if is_mask(f"{folder}/")}
+    return frozenset(called.difference(path.rpartition("/")[0] for path in texts if called))
 
 
 def are_numbers(look: Look, texts: Sequence[str]) -> bool:

@@ -21,6 +21,8 @@ from storage.errors import one_line
 
 ALL = "all"
 """The split that stands for all of them."""
+TRAIN = "train"
+"""What everything is of that is not said to be of another split."""
 
 _DEFAULT_CONFIG = "default"
 _KEYWORDS = {
@@ -65,6 +67,23 @@ class _Config:
 def says_split(name: str) -> bool:
     """Whether a name is that of a split, or has one in it."""
     return any(mark.search(name) for mark in _MARKS.values())
+
+
+def split_called(word: str) -> str:
+    """The split that a value such as `val` or `Training` stands for; another stands for itself."""
+    lower = word.strip().lower()
+    return next((split for split, words in _KEYWORDS.items() if lower in words), lower)
+
+
+def is_split(word: str) -> bool:
+    """Whether a value is the word for a split."""
+    return split_called(word) in _KEYWORDS
+
+
+def wanted_splits(split: str) -> frozenset[str] | None:
+    """What `--dataset-split` asks for, as `split_called` has it; `None` for all."""
+    parts = frozenset(map(split_called, split.split("+")))
+    return None if parts == {ALL} else parts
 
 
 def select_files(
@@ -164,6 +183,11 @@ def _malformed(shown: str, wanted: str, found: object) -> DatasetError:
     return DatasetError(
         f"`configs` in README.md of dataset {shown!r} must be {wanted}, not {str(found)[:80]!r}"
     )
+
+
+def names_configs(card: str | None, shown: str) -> bool:
+    """Whether a dataset's card says which files are of which configuration and split."""
+    return bool(_configs(card, shown))
 
 
 def _choose(configs: Sequence[_Config], wanted: str, shown: str) -> _Config:

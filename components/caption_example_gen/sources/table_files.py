@@ -6,15 +6,21 @@ held whole.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, cast
 
-from components.caption_example_gen.sources.base import DatasetError, Files, is_picture
+from components.caption_example_gen.sources import encodings
+from components.caption_example_gen.sources.base import (
+    DatasetError,
+    Files,
+    is_picture,
+    names_picture,
+)
 from storage.errors import one_line
 
 CSV_SUFFIXES = (".csv", ".tsv", ".psv")
@@ -24,13 +30,15 @@ LINES_SUFFIXES = (".jsonl", ".ndjson")
 DOCUMENT_SUFFIX = ".json"
 """How JSON documents are called, in lower case; some hold lines."""
 
+GLANCE = "surrogateescape"
+"""What is done with bytes of another encoding where only the form of a table is wanted."""
+
 Interpret = Callable[[Any], "list[dict[str, Any]] | None"]
 """What finds the records in a JSON document, where it has those of a form."""
 
 _BUFFER_BYTES = 1 << 20
-_BOM = codecs.BOM_UTF8
-_UTF16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _DELIMITERS = ",;\t|"
+_EXCEL = re.compile(r'"?sep=.?"?', re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +63,19 @@ class Record:
 class TableFiles:
     """The tables of a dataset, read one record at a time."""
 
-    def __init__(self, files: Files, interpret: Interpret | None = None) -> None:
+    def __init__(
+        self, files: Files, interpret: Interpret | None = None, *, is_glance: bool = False
+    ) -> None:
         """Reads nothing yet.
 
         Args:
             files: Where they lie.
             interpret: Finds the records in a JSON document; `None` for a list of them.
+            is_glance: Whether it is only to be seen what a table is, whatever it is encoded in.
         """
         self.files = files
         self._interpret = interpret or records_in
+        self._errors = GLANCE if is_glance else "strict"
         # The last document: units of one file come one after the other.
         self._document: tuple[str, list[dict[str, Any]] | None] = ("", None)
 
@@ -76,10 +88,11 @@ class TableFiles:
             number: Its number.
 
         Yields:
-            Records; text in them is decoded with `surrogateescape`.
+            Records.
 
         Raises:
-            DatasetError: The table cannot be read, has no header, or holds no records.
+            DatasetError: The table cannot be read, is neither UTF-8 nor UTF-16, has no header, or
+                holds no records.
         """
         if path.lower().endswith(DOCUMENT_SUFFIX):
             document = self._read_document(path)
@@ -88,7 +101,7 @@ class TableFiles:
                     yield Record(index, number + index - start, document[index])
                 return
         with _buffered(self.files.open(path)) as f:
-            yield from read_records(f, path, self.files.shown, start, number)
+            yield from read_records(f, path, self.files.shown, start, number, errors=self._errors)
 
     def header(self, path: str) -> list[str] | None:
         """The columns that a table names before its records; `None` where it names none there."""
@@ -102,7 +115,7 @@ class TableFiles:
         if self._document[0] != path:
             with self.files.open(path) as f:
                 content = f.read()
-            document = parse_document(content, path, self.files.shown)
+            document = parse_document(content, path, self.files.shown, self._errors)
             found = None if document is None else self._interpret(document)
             if document is not None and found is None:
                 raise DatasetError(
@@ -118,8 +131,14 @@ def is_csv(path: str) -> bool:
     return path.lower().endswith((*CSV_SUFFIXES, ".txt"))
 
 
-def parse_document(content: bytes, path: str, shown: str) -> Any:
+def parse_document(content: bytes, path: str, shown: str, errors: str = "strict") -> Any:
     """Parses a JSON document.
+
+    Args:
+        content: The file's bytes.
+        path: Its path.
+        shown: Name of the dataset.
+        errors: `GLANCE` where its encoding does not matter.
 
     Returns:
         What it holds; `None` where it is not one document, but a line of JSON for each record.
@@ -129,27 +148,19 @@ def parse_document(content: bytes, path: str, shown: str) -> Any:
     """
     where = f"{path} in dataset {shown!r}"
     try:
-        return json.loads(_decoded(content))
+        text = encodings.decoded(content, errors)
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DatasetError(
-            f"{where} is neither UTF-8 nor UTF-16: byte {error.start} (line {line}) is "
-            f"{content[error.start : error.start + 1]!r}; save it as UTF-8"
-        ) from error
+        raise DatasetError(f"{where} {encodings.complaint_about(content, path)}") from error
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        first = content.removeprefix(_BOM).lstrip().split(b"\n", 1)[0]
+        first = text.lstrip().split("\n", 1)[0]
         try:
             if isinstance(json.loads(first), dict):
                 return None
         except (ValueError, RecursionError):
             pass
         raise DatasetError(f"{where} is no JSON: {one_line(error)}") from error
-
-
-def _decoded(content: bytes) -> str:
-    if content.startswith(_UTF16_BOMS):
-        return content.decode("utf-16")
-    return content.removeprefix(_BOM).decode("utf-8")
 
 
 def records_in(document: Any) -> list[dict[str, Any]] | None:
@@ -185,7 +196,13 @@ def _are_records(value: object) -> bool:
 
 
 def read_records(
-    f: BinaryIO, file: str, shown: str, start: int = 0, number: int = 0
+    f: BinaryIO,
+    file: str,
+    shown: str,
+    start: int = 0,
+    number: int = 0,
+    *,
+    errors: str = "strict",
 ) -> Iterator[Record]:
     """Reads a table of lines, one record at a time.
 
@@ -195,20 +212,20 @@ def read_records(
         shown: Name of the dataset.
         start: The byte to start at: the start of a record, or 0.
         number: That record's number.
+        errors: `GLANCE` where its encoding does not matter.
 
     Yields:
-        Its records; text in them is decoded with `surrogateescape`.
+        Its records.
 
     Raises:
-        DatasetError: The table cannot be read, or has no header.
+        DatasetError: The table cannot be read, is neither UTF-8 nor UTF-16, or has no header.
     """
     try:
-        f = _as_utf8(f, file, shown)
+        table = _Table(_as_utf8(f, file, shown), file, shown, errors)
         if is_csv(file):
-            yield from _csv_records(f, file, shown, start, number)
+            yield from _csv_records(table, start, number)
         else:
-            f.seek(start)
-            yield from _json_records(_Lines(f, start), number)
+            yield from _json_records(table.lines(start), number)
     except OSError as error:
         raise DatasetError(
             f"{file} in dataset {shown!r} cannot be read: {one_line(error)}"
@@ -221,17 +238,18 @@ def csv_header(f: BinaryIO, file: str, shown: str) -> list[str]:
     Raises:
         DatasetError: It has none.
     """
-    return _csv_header(_Lines(_as_utf8(f, file, shown), 0), file, shown).names
+    table = _Table(_as_utf8(f, file, shown), file, shown, "strict")
+    return _csv_header(table, table.lines(0)).names
 
 
 def _as_utf8(f: BinaryIO, file: str, shown: str) -> BinaryIO:
     """The same file, or one in UTF-16 as UTF-8."""
-    magic = f.read(2)
+    encoding = encodings.utf16_of(f.read(2))
     f.seek(0)
-    if magic not in _UTF16_BOMS:
+    if not encoding:
         return f
     try:
-        return io.BytesIO(f.read().decode("utf-16").encode())
+        return io.BytesIO(f.read().decode(encoding).encode())
     except UnicodeError as error:
         raise DatasetError(
             f"{file} in dataset {shown!r} is no whole UTF-16: {one_line(error)}; save it as UTF-8"
@@ -247,31 +265,38 @@ class _Header:
     end: int
 
 
-def _csv_header(lines: _Lines, file: str, shown: str) -> _Header:
+def _csv_header(table: _Table, lines: _Lines) -> _Header:
+    before = 0
     try:
         for line in lines:
-            if not line.strip():
+            start, before = before, lines.offset
+            # Excel's own first line may say what parts the fields.
+            if not line.strip() or _EXCEL.fullmatch(line.strip()):
                 continue
-            delimiter = _delimiter(line, file)
+            delimiter = _delimiter(line, table.file)
             fields = next(csv.reader([line], strict=True, **_dialect(delimiter)))
             _check_no_nul(fields)
             names = [name.strip() for name in fields]
-            if len(names) > 1 and any(is_picture(name) or "://" in name for name in names):
+            if len(names) > 1 and any(names_picture(name) or "://" in name for name in names):
                 # No names of columns, but the first record.
                 names = [f"column_{index + 1}" for index in range(len(names))]
-                return _Header(names, delimiter, 0)
+                return _Header(names, delimiter, start)
             return _Header(names, delimiter, lines.offset)
         reason = "it is empty"
     except csv.Error as error:
         reason = one_line(error)
-    raise DatasetError(f"{file} in dataset {shown!r} has no line with the columns: {reason}")
+    raise DatasetError(f"{table.where} has no line with the columns: {reason}")
 
 
 def _delimiter(header: str, file: str) -> str:
     if file.lower().endswith(".tsv"):
         return "\t"
-    # Names of columns hold none of these; of as many fields, those by commas win.
-    return max(_DELIMITERS, key=header.count)
+    # Without names of columns, captions may hold any of these, and the name of a picture none.
+    named = [
+        each for each in _DELIMITERS if any(names_picture(n.strip()) for n in header.split(each))
+    ]
+    # Of as many fields, those by commas win.
+    return max(named or _DELIMITERS, key=header.count)
 
 
 def _dialect(delimiter: str) -> Mapping[str, Any]:
@@ -287,12 +312,10 @@ def _check_no_nul(fields: Sequence[str]) -> None:
         raise csv.Error("line contains NUL")
 
 
-def _csv_records(f: BinaryIO, file: str, shown: str, start: int, number: int) -> Iterator[Record]:
-    found = _csv_header(_Lines(f, 0), file, shown)
+def _csv_records(table: _Table, start: int, number: int) -> Iterator[Record]:
+    found = _csv_header(table, table.lines(0))
     header = found.names
-    begin = start or found.end
-    f.seek(begin)
-    lines = _Lines(f, begin)
+    lines = table.lines(start or found.end)
     # Without `strict`, a quote out of place would silently join records.
     reader = csv.reader(lines, strict=True, **_dialect(found.delimiter))
     while True:
@@ -342,11 +365,40 @@ def _json_records(lines: _Lines, number: int) -> Iterator[Record]:
         number += 1
 
 
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """An open table, which is no UTF-16, and what is done with bytes that are no UTF-8."""
+
+    f: BinaryIO
+    file: str
+    shown: str
+    errors: str
+
+    @property
+    def where(self) -> str:
+        return f"{self.file} in dataset {self.shown!r}"
+
+    def lines(self, offset: int) -> _Lines:
+        """Its lines from a byte on."""
+        self.f.seek(offset)
+        return _Lines(self, offset)
+
+    def not_utf8(self, byte: int, value: bytes) -> DatasetError:
+        """The error for a byte that is no UTF-8; reads all that is before it."""
+        self.f.seek(0)
+        line, left = 1, byte
+        while left and (chunk := self.f.read(min(left, _BUFFER_BYTES))):
+            line += chunk.count(b"\n")
+            left -= len(chunk)
+        return DatasetError(f"{self.where} {encodings.complaint(self.file, byte, line, value)}")
+
+
 class _Lines(Iterator[str]):
     """Decoded lines of a file; knows where it is, and the bytes since `raw` was cleared."""
 
-    def __init__(self, f: BinaryIO, offset: int) -> None:
-        self._f = f
+    def __init__(self, table: _Table, offset: int) -> None:
+        self._table = table
+        self._f = table.f
         self.offset = offset
         self.raw: list[bytes] = []
 
@@ -354,10 +406,14 @@ class _Lines(Iterator[str]):
         line = self._f.readline()
         if not line:
             raise StopIteration
-        text = line.removeprefix(_BOM) if self.offset == 0 else line
+        text = line.removeprefix(encodings.UTF8_BOM) if self.offset == 0 else line
         self.offset += len(line)
         self.raw.append(line)
-        return text.decode("utf-8", "surrogateescape")
+        try:
+            return text.decode("utf-8", self._table.errors)
+        except UnicodeDecodeError as error:
+            byte = self.offset - len(text) + error.start
+            raise self._table.not_utf8(byte, text[error.start : error.start + 1]) from error
 
 
 def _buffered(f: BinaryIO) -> BinaryIO:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gzip
+import lzma
 import posixpath
 import tarfile
 import zlib
 from collections.abc import Generator, Iterator
 from typing import IO, Any, cast
 
+from components.caption_example_gen.sources import compression
 from components.caption_example_gen.sources.base import DatasetError, Files, is_hidden, shown_path
 from storage.errors import one_line
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _REST_BYTES = 1 << 16
 
 
@@ -75,10 +75,8 @@ class _Archive:
         self._count = 0
         self._last = ""
         with self._checked():
-            magic = f.read(len(_GZIP_MAGIC))
-            f.seek(0)
-            # Unlike tarfile, gzip notices a missing end and a wrong checksum.
-            self._stream = cast(IO[bytes], gzip.GzipFile(fileobj=f)) if magic == _GZIP_MAGIC else f
+            # Unlike tarfile, these streams notice a missing end and a wrong checksum.
+            self._stream = compression.unpacked(f) or f
             # Its list of members is no part of its documented interface.
             self._tar: Any = tarfile.open(  # noqa: SIM115
                 fileobj=self._stream,
@@ -110,7 +108,7 @@ class _Archive:
             return b"" if f is None else f.read()
 
     def _check_rest(self) -> None:
-        """Reads what follows the end, which also makes gzip compare its checksum."""
+        """Reads what follows the end, which also makes gzip and its like compare checksums."""
         rest = cast(IO[bytes], self._tar.fileobj)
         while chunk := rest.read(_REST_BYTES):
             if chunk.strip(b"\0"):
@@ -120,7 +118,7 @@ class _Archive:
     def _checked(self) -> Iterator[None]:
         try:
             yield
-        except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
             how_far = (
                 f" on after {self._count} files, the last {shown_path(self._last)!r}"
                 if self._count

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import posixpath
 from collections import Counter
+from typing import NamedTuple
 
 from components.caption_example_gen.sources.form import TEXT_SUFFIXES, Form, Found, Look, counted
 from components.caption_example_gen.sources.picture_files import (
     CaptionFiles,
     PictureFilesSource,
     are_numbers,
+    is_mask,
+    text_suffixes,
 )
 
 # Captions that are looked at to find the two folders.
@@ -34,13 +38,17 @@ class CaptionFolders(Form):
         found = tuple(path for path in texts if captions.has_picture(path, look))
         if not found or are_numbers(look, found):
             return None
-        where = f"{captions.texts} for pictures in {captions.pictures or 'the folder above'}"
+        anywhere = ", in whatever folder" if captions.is_anywhere else ""
+        folder = captions.pictures or "the folder above"
+        where = f"{captions.texts} for pictures in {folder}{anywhere}"
         return Found(found, f"{counted(len(found), 'caption file')} in {where}")
 
     def open(self, look: Look, found: Found) -> PictureFilesSource:
         """See `Form.open`."""
-        captions = _folders(look, found.files)
-        return PictureFilesSource(look, self.kind, captions or CaptionFiles())
+        captions = _folders(look, found.files) or CaptionFiles()
+        suffixes = text_suffixes(look, found.files, look.spec)
+        captions = dataclasses.replace(captions, suffixes=suffixes)
+        return PictureFilesSource(look, self.kind, captions)
 
 
 def _folders(look: Look, texts: tuple[str, ...]) -> CaptionFiles | None:
@@ -48,20 +56,47 @@ def _folders(look: Look, texts: tuple[str, ...]) -> CaptionFiles | None:
     by_stem: dict[str, list[str]] = {}
     for path in texts[:_LOOK_AT]:
         by_stem.setdefault(posixpath.splitext(posixpath.basename(path))[0], []).append(path)
-    fits: Counter[tuple[str, str]] = Counter()
+    fits: Counter[_Pair] = Counter()
     for picture in look.pictures:
+        if is_mask(picture):
+            continue
         stem = posixpath.splitext(posixpath.basename(picture))[0]
         for text in by_stem.get(stem, ()):
-            one, other = picture.split("/")[:-1], text.split("/")[:-1]
-            while one and other and one[-1] == other[-1]:
-                one.pop()
-                other.pop()
-            if other:
-                fits[
-                    "".join(f"{part}/" for part in one), "".join(f"{part}/" for part in other)
-                ] += 1
+            pair = _pair(picture.split("/")[:-1], text.split("/")[:-1])
+            if pair is not None:
+                fits[pair] += 1
     if not fits:
         return None
-    (pictures, folder), _ = fits.most_common(1)[0]
-    suffixes = {posixpath.splitext(path)[1] for path in texts if path.startswith(folder)}
-    return CaptionFiles(tuple(sorted(suffixes)), texts=folder, pictures=pictures)
+    best, _ = fits.most_common(1)[0]
+    suffixes = {posixpath.splitext(path)[1] for path in texts if f"/{best.texts}" in f"/{path}"}
+    return CaptionFiles(
+        tuple(sorted(suffixes)),
+        texts=best.texts,
+        pictures=best.pictures,
+        is_anywhere=best.is_anywhere,
+    )
+
+
+class _Pair(NamedTuple):
+    """A folder of captions and one of pictures; see `CaptionFiles`."""
+
+    texts: str
+    pictures: str
+    is_anywhere: bool
+
+
+def _pair(pictures: list[str], texts: list[str]) -> _Pair | None:
+    """Two folders without what they have in common, at the end and, if something is left, ahead."""
+    while pictures and texts and pictures[-1] == texts[-1]:
+        pictures, texts = pictures[:-1], texts[:-1]
+    if not texts:
+        return None
+    common = len(posixpath.commonprefix([pictures, texts]))
+    is_anywhere = 0 < common < min(len(pictures), len(texts))
+    if is_anywhere:
+        pictures, texts = pictures[common:], texts[common:]
+    return _Pair(_joined(texts), _joined(pictures), is_anywhere)
+
+
+def _joined(folders: list[str]) -> str:
+    return "".join(f"{folder}/" for folder in folders)

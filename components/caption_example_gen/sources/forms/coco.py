@@ -9,6 +9,8 @@ from components.caption_example_gen.sources.form import Form, Found, Look, count
 from components.caption_example_gen.sources.image_table import HUB_IMAGE, ImageTableSource
 
 _CAPTION = "caption"
+# What else of an image may be asked for.
+_KEPT = ("split",)
 
 
 class Coco(Form):
@@ -54,6 +56,7 @@ def _records(document: Any) -> list[dict[str, Any]] | None:
     for image in document["images"]:
         if isinstance(image, dict):
             found = captions.pop(image.get("id"), [])
-            records.append({HUB_IMAGE: image.get(HUB_IMAGE), _CAPTION: found})
+            record = {HUB_IMAGE: image.get(HUB_IMAGE), _CAPTION: found}
+            records.append(record | {key: image[key] for key in _KEPT if key in image})
     records += [{HUB_IMAGE: None, _CAPTION: left} for left in captions.values()]
     return records

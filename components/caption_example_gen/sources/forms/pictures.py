@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 
-from components.caption_example_gen.sources.base import repeats_of
+from components.caption_example_gen.sources.base import is_picture, repeats_of
+from components.caption_example_gen.sources.card import CARD_NAME
 from components.caption_example_gen.sources.form import Form, Found, Look, counted, no_captions
 from components.caption_example_gen.sources.picture_files import CaptionFiles, PictureFilesSource
+
+_SPREADSHEETS = frozenset({".xlsx", ".xls", ".ods"})
+# Suffixes of other files that the error names.
+_SHOWN = 4
 
 
 class Pictures(Form):
@@ -28,5 +34,19 @@ class Pictures(Form):
             # It would not be the same dataset under another name, and so is not looked at.
             hint = " (its own name is not looked at: give the folder that it lies in)"
             is_named = repeats_of(own_name) is not None
-            raise no_captions(look, f"it has {found.why}{hint if is_named else ''}")
+            raise no_captions(look, f"it has {found.why}{_rest(look)}{hint if is_named else ''}")
         return PictureFilesSource(look, self.kind, CaptionFiles())
+
+
+def _rest(look: Look) -> str:
+    """What else there is, in which a user may think that the captions are."""
+    suffixes = Counter(
+        posixpath.splitext(path)[1].lower() or posixpath.basename(path)
+        for path in look.paths
+        if not is_picture(path) and path != CARD_NAME
+    )
+    if not suffixes:
+        return ""
+    shown = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(_SHOWN))
+    advice = " (save spreadsheets as CSV)" if not _SPREADSHEETS.isdisjoint(suffixes) else ""
+    return f", and {shown} without captions that are understood{advice}"

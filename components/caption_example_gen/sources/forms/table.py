@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from components.caption_example_gen.sources.base import DatasetError
+from components.caption_example_gen.sources.columns import ID_COLUMNS
 from components.caption_example_gen.sources.form import Form, Found, Look, counted
 from components.caption_example_gen.sources.forms.image_folder import TABLES as HUB_TABLES
 from components.caption_example_gen.sources.forms.keras_folder import TABLE as KERAS_TABLE
 from components.caption_example_gen.sources.image_table import (
+    HUB_IMAGE,
     ImageTableSource,
-    first_names,
+    has_captions,
     picture_column,
+    stem_column,
 )
 from components.caption_example_gen.sources.splits import says_split
 from components.caption_example_gen.sources.table_files import (
@@ -28,8 +31,9 @@ from components.caption_example_gen.sources.table_files import (
     records_in,
 )
 
-# Of text files, those that Flickr8k and its like keep their captions in.
+# Of text files, those that Flickr8k and its like keep their captions in, now and at first.
 _TEXT_TABLES = ("captions.txt", "labels.txt", "metadata.txt", "data.txt", "results.txt")
+_TOKENS = ".token.txt"
 # There are not as many tables in a dataset: files beside pictures that are missing, perhaps.
 _MOST = 256
 _LOOK_AT = 256
@@ -43,7 +47,9 @@ class Table(Form):
 
     def recognise(self, look: Look) -> Found | None:
         """See `Form.recognise`; reads the first records of every table."""
-        found = tuple(sorted(p for p, records in tables_of(look) if _names_pictures(look, records)))
+        found = tuple(
+            sorted(p for p, records in tables_of(look) if _names_pictures(look, p, records))
+        )
         if not found:
             return None
         names = ", ".join(posixpath.basename(path) for path in found[:3])
@@ -52,11 +58,33 @@ class Table(Form):
     def open(self, look: Look, found: Found) -> ImageTableSource:
         """See `Form.open`."""
         documents = dict(look.documents())
-        inside = any(_has_splits(documents.get(path)) for path in found.files)
+        files = _asked_for(look, found.files)
+        inside = any(_has_splits(documents.get(path)) for path in files)
         interpret = partial(_records, look)
+        first = next((list(islice(r, _LOOK_AT)) for p, r in tables_of(look) if p == files[0]), [])
+        by_stem = "" if picture_column(first) else _stem_column(look, first)
         return ImageTableSource.open(
-            look, found.files, self.kind, interpret=interpret, by_name=True, inside=inside
+            look,
+            files,
+            self.kind,
+            usual=by_stem or HUB_IMAGE,
+            interpret=interpret,
+            by_name=True,
+            inside=inside,
         )
+
+
+def _asked_for(look: Look, files: tuple[str, ...]) -> tuple[str, ...]:
+    """Of several tables those that have the columns that the user named; all, if none has."""
+    asked = [name for name in (look.spec.image_column, look.spec.caption_column) if name]
+    if len(files) == 1 or not asked:
+        return files
+    found = []
+    for path, records in tables_of(look):
+        there = {name for record in islice(records, _LOOK_AT) for name in record.values}
+        if path in files and all(n in there or n.partition(".")[0] in there for n in asked):
+            found.append(path)
+    return tuple(sorted(found)) or files
 
 
 def _has_splits(document: Any) -> bool:
@@ -74,22 +102,31 @@ def _records(look: Look, document: Any) -> list[dict[str, Any]] | None:
     return [record for name in chosen for record in lists[name.removesuffix(DOCUMENT_SUFFIX)]]
 
 
-def _names_pictures(look: Look, records: Iterator[Record]) -> bool:
+def _names_pictures(look: Look, path: str, records: Iterator[Record]) -> bool:
     first = list(islice(records, _LOOK_AT))
-    if picture_column(first):
-        return True
-    # A mapping of names without suffix.
-    names = {posixpath.basename(name) for name in first_names(first)}
-    stems = (posixpath.splitext(posixpath.basename(picture))[0] for picture in look.pictures)
-    return bool(names) and any(stem in names for stem in stems)
+    if first and all(record.problem for record in first):
+        where = f"{path} in dataset {look.files.shown!r}"
+        look.problems.append(
+            DatasetError(f"{where} has no record that can be read: {first[0].problem}")
+        )
+    return bool(picture_column(first) or _stem_column(look, first))
+
+
+def _stem_column(look: Look, first: Sequence[Record]) -> str:
+    column = stem_column(first, look.pictures, look.spec.image_column)
+    # Ids are in scores and notes of pictures, too, whose captions are elsewhere.
+    if column.lower() in ID_COLUMNS and not look.spec.image_column:
+        return "" if look.beside_pictures or not has_captions(first, column) else column
+    return column
 
 
 def tables_of(look: Look) -> Iterator[tuple[str, Iterator[Record]]]:
     """Every file that may be a table and is not called after a convention, with its records."""
-    reader = TableFiles(look.files)
+    reader = TableFiles(look.files, is_glance=True)
     lines = [
         *look.ending(*CSV_SUFFIXES, *LINES_SUFFIXES),
         *(p for p in look.ending(*_TEXT_TABLES) if posixpath.basename(p).lower() in _TEXT_TABLES),
+        *look.ending(_TOKENS),
     ]
     by_convention = frozenset({*HUB_TABLES, KERAS_TABLE})
     for path in [p for p in lines if posixpath.basename(p) not in by_convention][:_MOST]:

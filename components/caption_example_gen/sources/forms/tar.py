@@ -24,7 +24,7 @@ from components.caption_example_gen.sources.forms.webdataset import (
 
 
 class Tar(Form):
-    """Files that end in `.tar`, `.tar.gz` or `.tgz`."""
+    """Files that end in `.tar`, or in that with a compression, such as `.tar.gz` or `.tgz`."""
 
     kind = "tar"
     shown = f"tar files ({', '.join('*' + suffix for suffix in TAR_SUFFIXES)})"

@@ -21,6 +21,7 @@ from components.caption_example_gen.sources.base import (
     Unit,
     shown_path,
 )
+from components.caption_example_gen.sources.encodings import complaint_about
 from components.caption_example_gen.sources.picture_files import captions_in
 from components.caption_example_gen.sources.tars import Member, members_of
 from storage.errors import one_line
@@ -120,7 +121,10 @@ class WebDatasetSource(Source):
             raise columns.missing("caption", caption, shown=shown, there=there)
         if not caption:
             compound = [s for s in suffixes if s.endswith(f".{_TEXT}")]
-            texts = [name for name in _TEXTS if name in suffixes][:1]
+            texts = [name for name in _TEXTS if name in suffixes]
+            if any(len(sample.fields.keys() & set(texts)) > 1 for sample in samples):
+                raise columns.several("caption", texts, shown=shown)
+            texts = texts[:1]
             if not texts and compound:
                 best = tuple(f"{name}.{_TEXT}" for name in _CAPTION_NAMES)
                 texts = [_chosen("caption", dict.fromkeys(compound), best, shown, there)]
@@ -147,6 +151,8 @@ class WebDatasetSource(Source):
                     captions = self._captions(sample)
                 except ValueError as error:
                     image, problem, captions = None, str(error), (sample.fields[_JSON],)
+                else:
+                    problem = problem or self._complaint(unit.file, sample)
                 yield Row(unit.file, number, image, problem, captions, sample.key)
 
     def _image(self, sample: Sample) -> tuple[bytes | None, str]:
@@ -163,6 +169,12 @@ class WebDatasetSource(Source):
         if suffixes[0] in sample.links:
             return None, f"the picture of sample {key!r} is a link to another file"
         return sample.fields[suffixes[0]] or None, ""
+
+    def _complaint(self, shard: str, sample: Sample) -> str:
+        """What is wrong with the encoding of the caption's file; "" where nothing is."""
+        path = f"{shard}/{sample.key}.{self._suffix}"
+        complaint = complaint_about(sample.fields.get(self._suffix) or b"", path)
+        return f"{shown_path(path)} {complaint}" if complaint else ""
 
     def _captions(self, sample: Sample) -> tuple[bytes | None, ...]:
         if self._suffix != _JSON:
