@@ -26,6 +26,7 @@ COMMON = [
     "safetensors>=0.5",
     "scipy>=1.12",
     "starlette",
+    "threadpoolctl>=3",
     "tokenizers>=0.21,<1",
     "uvicorn",
     "wsproto",
