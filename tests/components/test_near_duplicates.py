@@ -299,7 +299,7 @@ def test_a_picture_that_two_workers_have_is_one(tmp_path):
     pictures = sprites(2)
     variant = VARIANTS["half the size"](pictures[0])
     files = [encoded(pictures[0]), variant, encoded(pictures[1])]
-    settings = dataclasses.replace(SETTINGS, spill_folder=str(tmp_path), seed=5)
+    settings = dataclasses.replace(SETTINGS, spill_folder=str(tmp_path), eval_fraction=0.0)
 
     def stretch(*rows):
         found = []
@@ -308,16 +308,17 @@ def test_a_picture_that_two_workers_have_is_one(tmp_path):
             found.append(Sketched(sha256(file), name, row, facts.width, facts.height, facts.sketch))
         return spill({"sketches": Sketches.of(found)}, str(tmp_path))["sketches"]
 
-    one = stretch((files[0], "b", 0), (files[2], "b", 1))
-    other = stretch((files[1], "a", 7), (files[0], "a", 3))
-    for order in ((one, other), (other, one)):
+    one = stretch((files[1], "b", 0), (files[2], "b", 1))
+    other = stretch((files[0], "a", 7), (files[1], "a", 3))
+    third = stretch((files[2], "c", 0))
+    for order in ((one, other, third), (third, other, one)):
         [members], verdicts = judge_groups(order, settings)
         assert {(p.picture, p.file, p.row) for p in members} == {
-            (sha256(files[0]), "a", 3),
-            (sha256(files[1]), "a", 7),
+            (sha256(files[0]), "a", 7),
+            (sha256(files[1]), "a", 3),
         }
         [(dropped, reason)] = verdicts.dropped.items()
         assert dropped == sha256(files[1])
-        assert "a row 3, which has 64 x 64 pixels" in reason
-        assert verdicts.paths == {other.path}
+        assert "a row 7, which has 64 x 64 pixels" in reason
+        assert verdicts.paths == {one.path, other.path}
     assert judge_groups([], settings)[0] == []
