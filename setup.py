@@ -26,6 +26,7 @@ COMMON = [
     "safetensors>=0.5",
     "scipy>=1.12",
     "starlette",
+    "threadpoolctl>=3",
     "tokenizers>=0.21,<1",
     "uvicorn",
     "wsproto",
@@ -105,7 +106,7 @@ setup(
         # What TensorFlow needs on a GPU; only the image installs it.
         "cuda": on_python(["tensorflow[and-cuda]>=2.21,<2.22"], OLD_STACK_CUDA),
         "mysql": ["PyMySQL>=1.1,<2"],
-        # Pictures in HEIC, as phones take them.
+        # Pictures in HEIC, as phones take them. It brings libraries under the LGPL and the GPL.
         "heic": ["pillow-heif>=1"],
         "dev": [
             # What Cloud Build and GitHub Actions accept.

@@ -108,6 +108,7 @@ def create_pipeline(
     validator = CaptionValidator(
         statistics=statistics, schema=schema, fail_on_anomalies=dataset.fail_on_anomalies
     )
+    tags = TagShuffle(dataset.tag_shuffle, dataset.tag_keep, dataset.tag_dropout, seed=dataset.seed)
     dataset_report = DatasetReport(
         examples=examples,
         statistics=statistics,
@@ -115,6 +116,7 @@ def create_pipeline(
         anomalies=validator.outputs["anomalies"],
         rejects=example_gen.outputs["rejects"],
         base_model=base_model,
+        tags=tags,
     )
     latent_gen = LatentGen(
         examples=examples,
@@ -122,9 +124,7 @@ def create_pipeline(
         flip=model.flip,
         crop=model.crop,
         crop_seed=dataset.seed,
-        tags=TagShuffle(
-            dataset.tag_shuffle, dataset.tag_keep, dataset.tag_dropout, seed=dataset.seed
-        ),
+        tags=tags,
     )
     if dataset.fail_on_anomalies:
         latent_gen.add_upstream_node(validator)

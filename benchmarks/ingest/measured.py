@@ -49,7 +49,7 @@ def _read(path: str) -> str:
         return ""
 
 
-def print_result(pictures: int, seconds: float, children_mb: float = 0.0) -> None:
+def print_result(pictures: int, seconds: float, children_mb: float = 0.0, **more: float) -> None:
     """Prints pictures, seconds and peak memory (MB), children's included, as a line of JSON."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 + children_mb
-    print(json.dumps({"pictures": pictures, "seconds": seconds, "peak_mb": peak}))
+    print(json.dumps({"pictures": pictures, "seconds": seconds, "peak_mb": peak, **more}))

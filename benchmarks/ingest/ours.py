@@ -16,21 +16,22 @@ from benchmarks.ingest.measured import ChildrenMemory, print_result
 from components import RejectedRows
 from components.caption_example_gen import executor, sources
 from components.caption_example_gen.component import CaptionExampleGen
-from components.caption_example_gen.rows import IGNORE
+from components.caption_example_gen.rows import IGNORE, NEAR_DUPLICATES
 
 
 def main() -> None:
-    """The command line: dataset folder, --workers."""
+    """The command line: dataset folder, --workers, --near-duplicates."""
     parser = argparse.ArgumentParser()
     parser.add_argument("dataset")
     parser.add_argument("--workers", type=int, default=1)
+    # Those of `make bench-ingest` are a few hundred, each many times, and would all be in groups.
+    parser.add_argument("--near-duplicates", choices=NEAR_DUPLICATES, default=IGNORE)
     arguments = parser.parse_args()
     spec = sources.resolve_dataset(sources.DatasetSpec(arguments.dataset))
     component = CaptionExampleGen(
         spec.dataset,
         sources.dataset_fingerprint(spec),
-        # The pictures are a few hundred, each many times, and would all be in groups.
-        near_duplicates=IGNORE,
+        near_duplicates=arguments.near_duplicates,
     )
     context = base_beam_executor.BaseBeamExecutor.Context(
         beam_pipeline_args=[
@@ -46,13 +47,14 @@ def main() -> None:
             os.path.join(folder, "rejects"),
         )
         with ChildrenMemory() as children:
-            since = time.monotonic()
+            since, processor_since = time.monotonic(), time.process_time()
             executor.Executor(context).Do(
                 {}, {"examples": [examples], "rejects": [rejects]}, dict(component.exec_properties)
             )
             seconds = time.monotonic() - since
+            processor_seconds = time.process_time() - processor_since
     counts = [examples.get_int_custom_property(f"num_{split}") for split in executor.SPLITS]
-    print_result(sum(counts), seconds, children.peak_mb)
+    print_result(sum(counts), seconds, children.peak_mb, processor_seconds=processor_seconds)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ _FEATURES = {"image": {"_type": "Image"}, "text": {"dtype": "string", "_type": "
 _WORDS = ("house", "tree", "dog", "boat", "small", "old", "red", "green", "blue", "near", "under")
 
 
-def write_dataset(folder: str, count: int, seed: int = 0) -> int:
-    """Writes `count` pictures, no two alike, as Parquet files; returns their bytes.
+def write_dataset(folder: str, count: int, seed: int = 0, *, distinct: int = _DISTINCT) -> int:
+    """Writes `count` pictures, no two files alike, as Parquet files; returns their bytes.
 
-    A few hundred pictures are drawn; each copy carries its number in a JPEG comment, so that every
+    Of them, `distinct` are drawn; each copy carries its number in a JPEG comment, so that every
     one has to be read, hashed and decoded for itself.
     """
-    pictures = [_jpeg(np.random.default_rng([seed, i])) for i in range(_DISTINCT)]
+    pictures = [_jpeg(np.random.default_rng([seed, i])) for i in range(min(distinct, count))]
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema(
         [("image", image), ("text", pa.string())],
@@ -41,7 +41,7 @@ def write_dataset(folder: str, count: int, seed: int = 0) -> int:
             numbers = range(file * _FILE_ROWS, min(count, (file + 1) * _FILE_ROWS))
             for start in range(numbers.start, numbers.stop, _ROW_GROUP_ROWS):
                 group = range(start, min(start + _ROW_GROUP_ROWS, numbers.stop))
-                images = [_numbered(pictures[i % _DISTINCT], i) for i in group]
+                images = [_numbered(pictures[i % len(pictures)], i) for i in group]
                 total += sum(map(len, images))
                 writer.write_table(
                     pa.table(

@@ -2,20 +2,26 @@
 
 `make bench-near-duplicates`. Each set has no near duplicates of its own; how many of its pictures
 are thrown together must be none. Then every variant of a part of its pictures is added, and how
-many are found is counted.
+many are found is counted. `--ingest 10000` measures nothing of that, but what share of the ingest
+of so many generated pictures it is to look for near duplicates.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.ingest.pictures import write_dataset
 from benchmarks.near_duplicates.pictures import SETS, VARIANTS, encoded
+from benchmarks.processes import measured
 from components.caption_example_gen.near_duplicates import group
+from components.caption_example_gen.rows import IGNORE, KEEP_TOGETHER
 from trainer.data.images import SKETCH_SIDE, inspect_image
 
 _VARIED = 60
@@ -26,7 +32,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-near-duplicates", description=__doc__)
     parser.add_argument("--varied", type=int, default=_VARIED, help="pictures that are varied")
     parser.add_argument("--sizes", type=int, nargs="*", default=[10_000], help="how many to time")
+    parser.add_argument("--ingest", type=int, default=0, help="measure the share of these many")
+    parser.add_argument("--rounds", type=int, default=3, help="of --ingest, with and without")
     arguments = parser.parse_args()
+    if arguments.ingest:
+        _share(arguments.ingest, arguments.rounds)
+        return
     shown = {name: make() for name, make in SETS.items()}
     print("|", *(f"| {name}" for name in shown), "|")
     print("| ---", *("| ---:" for _ in shown), "|")
@@ -44,6 +55,22 @@ def main() -> None:
         since = time.monotonic()
         group(sketches, aspects)
         print(f"{size:,} sketches are grouped in {time.monotonic() - since:.2f} s")
+
+
+def _share(count: int, rounds: int) -> None:
+    """Prints the processor time of ingest by one worker, with a look and without, in turns."""
+    taken: dict[str, list[float]] = {IGNORE: [], KEEP_TOGETHER: []}
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = os.path.join(folder, "pictures")
+        write_dataset(dataset, count, distinct=count)
+        for _ in range(rounds):
+            for way, seconds in taken.items():
+                result = measured("benchmarks.ingest.ours", dataset, "--near-duplicates", way)
+                seconds.append(result["processor_seconds"])
+    least = {way: min(seconds) for way, seconds in taken.items()}
+    for way, seconds in taken.items():
+        print(f"{way}: {', '.join(f'{each:.2f}' for each in seconds)} s of processor time")
+    print(f"{least[KEEP_TOGETHER] / least[IGNORE] - 1:.1%} more, by the least of each")
 
 
 def _found(pictures: Sequence[Image.Image], variants: Sequence[bytes]) -> float:

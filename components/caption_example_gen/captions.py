@@ -6,11 +6,18 @@ import dataclasses
 import hashlib
 import string
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from storage.plain_text import plain
 from trainer.text.tokenizer import MAX_LENGTH, token_count
+
+if TYPE_CHECKING:
+    from tfx.types import Artifact
+
+TEMPLATE_PROPERTY = "caption_template"
+"""Where the examples have the template that their captions were put into."""
 
 _FIELD = "caption"
 
@@ -72,6 +79,12 @@ class CaptionTemplate:
                 f"{MAX_LENGTH}: no caption would fit in; shorten it"
             )
         return found
+
+    @classmethod
+    def of(cls, examples: Artifact) -> CaptionTemplate:
+        """The template that the captions of examples were put into."""
+        there = examples.has_custom_property(TEMPLATE_PROPERTY)
+        return cls.parse(examples.get_string_custom_property(TEMPLATE_PROPERTY) if there else "")
 
     def fill(self, caption: str) -> str:
         """A caption in its plain form, with what comes before and after."""

@@ -33,6 +33,7 @@ from tfx import types
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
+from components.caption_example_gen.captions import TEMPLATE_PROPERTY
 from components.caption_example_gen.check_process import CheckProcess, CheckProcesses
 from components.caption_example_gen.empty_split import fill_empty_split
 from components.caption_example_gen.groups import (
@@ -180,7 +181,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         _describe_dataset(examples, spec, source, fingerprint)
         _describe_counts(examples, rejects, outcome)
         if settings.caption_template:
-            examples.set_string_custom_property("caption_template", settings.caption_template)
+            examples.set_string_custom_property(TEMPLATE_PROPERTY, settings.caption_template)
         if outcome.groups is not None:
             write_groups(outcome.groups, os.path.join(examples.uri, GROUPS_NAME))
         _tell(outcome, rejects)

@@ -32,7 +32,10 @@ _SHOWN_PICTURES = 8
 _THUMBNAIL_SIZE = 128
 _JPEG_QUALITY = 80
 
+_HASH = "S64"
 _COPIED = 4096
+# Files of sketches.
+_COME, _ORDERED = "sketches", "sorted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,44 +91,113 @@ def judge_groups(
         All groups, in the order of their first pictures, and the verdicts. A group's first picture
         is the one with the smallest hash, and decides its split.
     """
-    found: dict[str, Sketched] = {}
-    paths: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        with open(os.path.join(folder, "sketches"), "wb") as f:
-            for stretch in stretches:
-                for sketched in stretch.read_sketches():
-                    before = found.get(sketched.picture)
-                    if before is None:
-                        f.write(sketched.sketch)
-                    light = dataclasses.replace(sketched, sketch=b"")
-                    # The same whichever worker comes first, and in place: the file has its order.
-                    first = min((s for s in (before, light) if s), key=lambda s: (s.file, s.row))
-                    found[sketched.picture] = first
-                    paths.setdefault(sketched.picture, []).append(stretch.path)
-        order = np.argsort(np.array(list(found), dtype="U64"))
-        pictures = [list(found.values())[i] for i in order]
-        aspects = np.array([s.width / s.height for s in pictures])
-        groups = [
-            [pictures[i] for i in positions]
-            for positions in group(_sorted_sketches(folder, order), aspects)
-        ]
+        pictures = _Pictures.gathered(stretches, folder)
+        sizes = pictures.sizes[pictures.first]
+        found = group(pictures.sketches(folder), sizes[:, 0] / sizes[:, 1])
+    groups = [[pictures.at(i) for i in positions] for positions in found]
+    paths = {pictures.at(i).picture: pictures.paths_of(i) for i in itertools.chain(*found)}
     return _verdicts(groups, paths, settings)
 
 
-def _sorted_sketches(folder: str, order: np.ndarray) -> np.ndarray:
-    """Sketches in the order of their pictures' hashes, uint8 [N, 32, 32, 3], mapped from a file."""
-    shape = (len(order), SKETCH_SIDE, SKETCH_SIDE, 3)
-    if not len(order):
-        return np.zeros(shape, np.uint8)
-    come = np.memmap(os.path.join(folder, "sketches"), np.uint8, "r", shape=shape)
-    ordered = np.memmap(os.path.join(folder, "sorted"), np.uint8, "w+", shape=shape)
-    for start in range(0, len(order), _COPIED):
-        ordered[start : start + _COPIED] = come[order[start : start + _COPIED]]
-    return ordered
+@dataclasses.dataclass(frozen=True)
+class _Pictures:
+    """All pictures, in the order of their hashes; each may have come from several spill files.
+
+    Attributes:
+        hashes: bytes of 64 characters [R], one for each picture of each stretch, as they came.
+        files: One for each of these.
+        rows: int [R].
+        sizes: int [R, 2], width and height.
+        stretches: int [R], the number of the stretch.
+        paths: The spill file of every stretch.
+        order: int [R], the order of the hashes; of the same hash, in which they came.
+        starts: int [N + 1], where in this order each picture starts, and the last one ends.
+        first: int [N], of every picture the one that stands for it.
+    """
+
+    hashes: np.ndarray
+    files: Sequence[str]
+    rows: np.ndarray
+    sizes: np.ndarray
+    stretches: np.ndarray
+    paths: Sequence[str]
+    order: np.ndarray
+    starts: np.ndarray
+    first: np.ndarray
+
+    @classmethod
+    def gathered(cls, stretches: Iterable[Stretch], folder: str) -> _Pictures:
+        """Reads stretches; leaves their sketches in a file."""
+        hashes = [np.zeros(0, _HASH)]
+        files: list[str] = []
+        rows, sizes, numbers = [np.zeros(0, int)], [np.zeros((0, 2), int)], [np.zeros(0, int)]
+        paths: list[str] = []
+        with open(os.path.join(folder, _COME), "wb") as f:
+            for stretch in stretches:
+                read = stretch.read_sketches()
+                f.write(read.sketches)
+                hashes.append(np.frombuffer(read.pictures, _HASH))
+                files += read.files
+                rows.append(read.rows)
+                sizes.append(read.sizes)
+                numbers.append(np.full(len(read.files), len(paths)))
+                paths.append(stretch.path)
+        every, every_row = np.concatenate(hashes), np.concatenate(rows)
+        order = np.argsort(every, kind="stable")
+        ordered = every[order]
+        is_new = np.ones(len(ordered), bool)
+        is_new[1:] = ordered[1:] != ordered[:-1]
+        starts = np.append(np.flatnonzero(is_new), len(ordered))
+        first = order[starts[:-1]]
+        for position in np.flatnonzero(np.diff(starts) > 1):
+            same = order[starts[position] : starts[position + 1]]
+            # The same whichever worker comes first.
+            first[position] = min(same, key=lambda i: (files[i], every_row[i]))
+        return cls(
+            every,
+            files,
+            every_row,
+            np.concatenate(sizes),
+            np.concatenate(numbers),
+            paths,
+            order,
+            starts,
+            first,
+        )
+
+    def sketches(self, folder: str) -> np.ndarray:
+        """Sketches of the pictures, uint8 [N, 32, 32, 3], mapped from a file."""
+        shape = (SKETCH_SIDE, SKETCH_SIDE, 3)
+        if not len(self.first):
+            return np.zeros((0, *shape), np.uint8)
+        come = np.memmap(
+            os.path.join(folder, _COME), np.uint8, "r", shape=(len(self.order), *shape)
+        )
+        path = os.path.join(folder, _ORDERED)
+        ordered = np.memmap(path, np.uint8, "w+", shape=(len(self.first), *shape))
+        for start in range(0, len(self.first), _COPIED):
+            some = slice(start, start + _COPIED)
+            ordered[some] = come[self.first[some]]
+        return ordered
+
+    def at(self, position: int) -> Sketched:
+        """A picture without its sketch."""
+        i = self.first[position]
+        width, height = self.sizes[i].tolist()
+        picture = self.hashes[i].decode()
+        return Sketched(picture, self.files[i], int(self.rows[i]), width, height)
+
+    def paths_of(self, position: int) -> set[str]:
+        """The spill files that a picture is in."""
+        same = self.order[self.starts[position] : self.starts[position + 1]]
+        return {self.paths[number] for number in self.stretches[same]}
 
 
 def _verdicts(
-    groups: Sequence[Sequence[Sketched]], paths: Mapping[str, list[str]], settings: CheckSettings
+    groups: Sequence[Sequence[Sketched]],
+    paths: Mapping[str, Iterable[str]],
+    settings: CheckSettings,
 ) -> tuple[list[list[GroupedPicture]], Verdicts]:
     judged: list[list[GroupedPicture]] = []
     elsewhere: dict[str, str] = {}

@@ -1,11 +1,11 @@
 """Which pictures are the same one in another size, quality or cut: groups of near duplicates.
 
 Of every picture there is a sketch of 32 x 32 pixels. A few of its lowest frequencies (those that a
-perceptual hash is made of, as numbers and not as bits) find candidates in a k-d tree. Candidates
-are laid over one another as well as they can be by shifting and scaling, and compared: first all
-of them coarsely, then those that are left by what remains of the difference and by the colours of
-even areas. A hash alone would take sprites that differ by their colour for the same; and a crop or
-a border changes it about as much as another picture does.
+perceptual hash is made of, as numbers and not as bits) find candidates, in blocks of pictures that
+lie together. Candidates are laid over one another as well as they can be by shifting and scaling,
+and compared: first all of them coarsely, then those that are left by what remains of the difference
+and by the colours of even areas. A hash alone would take sprites that differ by their colour for
+the same; and a crop or a border changes it about as much as another picture does.
 
 Nothing here is random, and a pair's answer does not depend on the other pictures.
 """
@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import fft, ndimage, sparse
+from threadpoolctl import threadpool_limits
 
 from trainer.data.images import SKETCH_SIDE
 
@@ -53,13 +54,17 @@ _EVEN = 5.0
 _LEAST_LEFT = 14
 # Below this deviation, in levels, is what JPEG leaves of an even picture.
 _LEAST_DEVIATION = 3.0
-# Of candidates: their distance in the tree, the number of them, the coarse difference, and what
+# Of candidates: their distance, the number of them, views of a picture, how many are compared with
+# as many at once, the coarse differences before and after they are laid over one another, and what
 # shifting and scaling may do.
 _RADIUS = 0.55
+_LEAST_SCORE = -_RADIUS * _RADIUS / 2
 _NEIGHBOURS = 8
-_ROWS = 512
+_MOST_VIEWS = 3
+_BLOCK = 512
 _RIM_FRACTION = 0.05
 _COARSE_DIFFERENCE = 0.65
+_PLACED_DIFFERENCE = 0.5
 _ASPECTS = 0.15
 _LEAST_OVERLAP = 0.5
 _SCALES = (0.78, 1.28)
@@ -72,7 +77,10 @@ _MEAN_SCALE = 60.0
 _RIM = 3
 # Sides in pixels, coarse to fine, of what pictures are laid over one another by.
 _STEPS = (8, 8, 16, 16, 32)
+_COARSE_STEPS = (8, 8, 8)
 _CHUNK = 1024
+# Random numbers, of which the sum of a sketch is made.
+_WORDS = np.random.default_rng(0).integers(1, 2**64, _SIDE * _SIDE * 3 // 8, np.uint64)
 
 
 def group(sketches: np.ndarray, aspects: np.ndarray) -> list[np.ndarray]:
@@ -93,6 +101,12 @@ def group(sketches: np.ndarray, aspects: np.ndarray) -> list[np.ndarray]:
     """
     if len(sketches) < 2:
         return []
+    # Matrices here are small: several threads would take longer to meet than to multiply.
+    with threadpool_limits(1, "blas"):
+        return _groups(sketches, aspects)
+
+
+def _groups(sketches: np.ndarray, aspects: np.ndarray) -> list[np.ndarray]:
     copies = _copies(sketches, aspects)
     views = _Views.of(sketches, aspects, np.array([positions[0] for positions in copies], int))
     pairs = views.near(views.candidates(), PAIR)
@@ -112,11 +126,22 @@ def group(sketches: np.ndarray, aspects: np.ndarray) -> list[np.ndarray]:
 
 def _copies(sketches: np.ndarray, aspects: np.ndarray) -> list[list[int]]:
     """Positions that have the same sketch, of every different sketch."""
-    seen: dict[bytes, list[int]] = {}
-    tenths = np.round(10 * aspects).astype(np.int32).tolist()
-    for position, tenth in enumerate(tenths):
-        digest = hashlib.blake2b(sketches[position].tobytes(), digest_size=16).digest()
-        seen.setdefault(b"%d %b" % (tenth, digest), []).append(position)
+    tenths = np.round(10 * aspects).astype(np.int32)
+    sums = np.concatenate(
+        [
+            (
+                sketches[start : start + _CHUNK].reshape(-1, 8 * len(_WORDS)).view(np.uint64)
+                * _WORDS
+            ).sum(1)
+            for start in range(0, len(sketches), _CHUNK)
+        ]
+    )
+    # Only sketches of the same sum can be the same, and most have one of their own.
+    _, which, counts = np.unique(sums, return_inverse=True, return_counts=True)
+    seen: dict[tuple[int, int, bytes], list[int]] = {}
+    for position, is_alone in enumerate((counts[which] == 1).tolist()):
+        same = b"" if is_alone else hashlib.blake2b(sketches[position], digest_size=16).digest()
+        seen.setdefault((int(which[position]), int(tenths[position]), same), []).append(position)
     return list(seen.values())
 
 
@@ -166,7 +191,7 @@ class _Views:
             some = positions[start : start + _CHUNK]
             pixels = _channels(sketches[some])
             aspect = np.log(aspects[some]).astype(np.float32)
-            for which, box in _boxes(pixels):
+            for which, box, inside in _boxes(pixels):
                 height, width = (box[:, axis, 1] - box[:, axis, 0] for axis in (0, 1))
                 parts.append(
                     (
@@ -174,7 +199,7 @@ class _Views:
                         which + start,
                         box,
                         aspect[which] + np.log(width / height).astype(np.float32),
-                        _cut_out(pixels[which], _inside(box), _COARSE).astype(np.float16),
+                        _cut_out(inside, _inside(box), _COARSE).astype(np.float16),
                     )
                 )
         return cls(sketches, *(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
@@ -182,28 +207,8 @@ class _Views:
     def candidates(self) -> np.ndarray:
         """Pairs of views, int [C, 3]; the last number says whether the second one is mirrored."""
         descriptors, odd = _descriptors(self.coarse.astype(np.float32))
-        # In the order of their brightness, whose difference is part of the distance.
-        order = np.argsort(descriptors[:, -1], kind="stable")
-        descriptors = descriptors[order]
-        brightness = descriptors[:, -1]
-        size = np.square(descriptors).sum(1, keepdims=True) / 2
-        one = np.ones_like(size)
-        # Their product is minus half the squared distance, less what the odd waves have to say.
-        left = np.concatenate([descriptors[:, ~odd], one, -size], 1)
-        right = np.concatenate([descriptors[:, ~odd], -size, one], 1)
-        waves = descriptors[:, odd]
-        found = [np.zeros((0, 3), np.int64)]
-        for start in range(0, len(order), _ROWS):
-            rows = slice(start, start + _ROWS)
-            end = np.searchsorted(brightness, brightness[rows][-1] + _RADIUS, "right")
-            columns = slice(start, int(end))
-            turned = waves[rows] @ waves[columns].T
-            # A mirror image has the same even waves, and the odd ones with another sign.
-            score = left[rows] @ right[columns].T + np.abs(turned)
-            row, column = _best(score, -_RADIUS * _RADIUS / 2)
-            pairs = np.stack([order[rows][row], order[columns][column], turned[row, column] < 0], 1)
-            found.append(pairs[self.owner[pairs[:, 0]] != self.owner[pairs[:, 1]]])
-        every = np.concatenate(found)
+        tiles = _Tiles.of(descriptors, odd, self.owner)
+        every = np.concatenate([np.zeros((0, 3), np.int64), *tiles.pairs()])
         every[:, :2].sort(axis=1)
         return np.unique(every, axis=0)
 
@@ -219,20 +224,37 @@ class _Views:
         found = [np.zeros((0, 2), np.int64)]
         for start in range(0, len(candidates), _CHUNK):
             some = candidates[start : start + _CHUNK]
-            some = some[self._coarsely(some, limits)]
-            if len(some):
-                found.append(self.owner[some[self._finely(some, limits)][:, :2]])
+            # Most are ruled out cheaply.
+            for fits in (self._coarsely, self._placed, self._finely):
+                some = some[fits(some, limits)] if len(some) else some
+            found.append(self.owner[some[:, :2]])
         return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
 
     def _coarsely(self, candidates: np.ndarray, limits: Limits) -> np.ndarray:
         """Says, bool [C], whether a closer look is worth it."""
-        one, other = (self.coarse[views].astype(np.float32) for views in candidates[:, :2].T)
-        fits = _unexplained(one, _mirrored(other, candidates)) < _COARSE_DIFFERENCE * (
+        fits = _unexplained(*self._small(candidates)) < _COARSE_DIFFERENCE * (
             limits.difference / PAIR.difference
         )
         widest = _ASPECTS + np.log(_SCALES[1] / _SCALES[0])
         result: np.ndarray = fits & (np.abs(self._stretched(candidates)) < widest)
         return result
+
+    def _placed(self, candidates: np.ndarray, limits: Limits) -> np.ndarray:
+        """Says the same, bool [C], of what is laid over one another, in small."""
+        one, other = self._small(candidates)
+        place = _registered(one[:, 0], other[:, 0], _COARSE_STEPS)
+        at = _positions(place, _COARSE)
+        inside = [(axis >= -0.25) & (axis <= _COARSE - 0.75) for axis in at]
+        left = one - _sampled(other, *at)
+        result: np.ndarray = _relative(
+            one, left, inside[0][:, :, None] & inside[1][:, None, :]
+        ) < _PLACED_DIFFERENCE * (limits.difference / PAIR.difference)
+        return result
+
+    def _small(self, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both views of each, in small: float32 [C, 3, 8, 8]."""
+        one, other = (self.coarse[views].astype(np.float32) for views in candidates[:, :2].T)
+        return one, _mirrored(other, candidates)
 
     def _finely(self, candidates: np.ndarray, limits: Limits) -> np.ndarray:
         """Says, bool [C], whether they are near duplicates."""
@@ -253,6 +275,110 @@ class _Views:
         return result
 
 
+@dataclasses.dataclass(frozen=True)
+class _Tiles:
+    """Looks for descriptors that are near one another, in blocks of such as lie together.
+
+    Attributes:
+        order: int [V], the views, block by block.
+        owner: int [V], their pictures.
+        waves: float32 [V, O], what a mirror image has with another sign.
+        left: float32 [V, E + 2]. Its product with `right` is minus half the squared distance, less
+            what the waves have to say.
+        right: float32 [V, E + 2].
+        ends: int [B + 1], where blocks start and end.
+        apart: bool [B, B], which of them have nothing near one another.
+    """
+
+    order: np.ndarray
+    owner: np.ndarray
+    waves: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    ends: np.ndarray
+    apart: np.ndarray
+
+    @classmethod
+    def of(cls, descriptors: np.ndarray, odd: np.ndarray, owner: np.ndarray) -> _Tiles:
+        """Puts those into blocks that lie together; see `_descriptors`."""
+        # Of the waves how strong they are: two are as far apart or farther, mirrored or not.
+        strength = np.linalg.norm(descriptors[:, odd], axis=1, keepdims=True)
+        places = np.concatenate([descriptors[:, ~odd], strength], 1)
+        blocks = list(_blocks(places, np.arange(len(places))))
+        low, high = (np.stack([f(places[block], 0) for block in blocks]) for f in (np.min, np.max))
+        gaps = np.maximum(low[:, None] - high, low - high[:, None]).clip(0)
+        order = np.concatenate(blocks)
+        descriptors = descriptors[order]
+        size = np.square(descriptors).sum(1, keepdims=True) / 2
+        one = np.ones_like(size)
+        return cls(
+            order,
+            owner[order],
+            descriptors[:, odd],
+            np.concatenate([descriptors[:, ~odd], one, -size], 1),
+            np.concatenate([descriptors[:, ~odd], -size, one], 1),
+            np.cumsum([0, *map(len, blocks)]),
+            np.square(gaps).sum(2) > _RADIUS * _RADIUS,
+        )
+
+    def pairs(self) -> Iterator[np.ndarray]:
+        """Pairs as `_Views.candidates`: of each view the nearest few of those in its order."""
+        for block, apart in enumerate(self.apart):
+            others = block + np.flatnonzero(~apart[block:])
+            tiles = [self._tile(block, other) for other in others]
+            row, column, score, mirrored = map(np.concatenate, zip(*tiles, strict=True))
+            ranked = np.lexsort((column, -score, row))
+            row = row[ranked]
+            nearest = np.arange(len(row)) - np.searchsorted(row, row) < _NEIGHBOURS
+            row, ranked = row[nearest], ranked[nearest]
+            yield np.stack([self.order[row], self.order[column[ranked]], mirrored[ranked]], 1)
+
+    def _tile(self, block: int, other: int) -> tuple[np.ndarray, ...]:
+        """What is near in two blocks: rows, columns, scores, and whether mirrored."""
+        rows = slice(*self.ends[block : block + 2])
+        columns = slice(*self.ends[other : other + 2])
+        turned = self.waves[rows] @ self.waves[columns].T
+        # A mirror image has the same even waves, and the odd ones with another sign.
+        score = np.abs(turned)
+        score += self.left[rows] @ self.right[columns].T
+        if block == other:
+            score[np.tril_indices(len(score))] = -np.inf
+        row, column = _best(score)
+        found = (
+            row + rows.start,
+            column + columns.start,
+            score[row, column],
+            turned[row, column] < 0,
+        )
+        two = self.owner[found[0]] != self.owner[found[1]]
+        return tuple(each[two] for each in found)
+
+
+def _best(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of what is near: all, or where that is much the highest few of each row."""
+    hits = np.flatnonzero(score > _LEAST_SCORE)
+    # Some may be views of the same picture.
+    most = _NEIGHBOURS + _MOST_VIEWS - 1
+    if len(hits) > most * len(score):
+        highest = np.argpartition(score, -most, axis=1)[:, -most:]
+        hits = (np.arange(len(score))[:, None] * score.shape[1] + highest).ravel()
+        hits = hits[score.ravel()[hits] > _LEAST_SCORE]
+    row, column = np.divmod(hits, score.shape[1])
+    return row, column
+
+
+def _blocks(places: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    """Parts of the chosen that lie together: halves of halves, where they are spread most."""
+    if len(chosen) <= _BLOCK:
+        yield chosen
+        return
+    inside = places[chosen]
+    axis = int(inside.var(0).argmax())
+    sorted_ = chosen[np.argsort(inside[:, axis], kind="stable")]
+    for half in (sorted_[: len(chosen) // 2], sorted_[len(chosen) // 2 :]):
+        yield from _blocks(places, half)
+
+
 def _mirrored(pixels: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Pixels [C, ...] of the candidates' second views, those mirrored that are to be."""
     flip = candidates[:, 2] == 1
@@ -265,30 +391,29 @@ def _channels(sketches: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(sketches, -1, 1), np.float32)
 
 
-def _boxes(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _boxes(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Every picture whole, and those parts of pictures that have something even around them.
 
     Args:
         pixels: float32 [N, 3, 32, 32].
 
     Yields:
-        Which pictures, int [M]; and the part of each, int [M, 2, 2]: first and last, exclusive, of
-        rows and columns.
+        Which pictures, int [M]; the part of each, int [M, 2, 2]: first and last, exclusive, of rows
+        and columns; and their pixels, whole.
     """
     which = np.arange(len(pixels))
-    box = np.tile(np.array([[0, _SIDE], [0, _SIDE]]), (len(pixels), 1, 1))
-    yield which, box
-    inner = box
+    inner = np.tile(np.array([[0, _SIDE], [0, _SIDE]]), (len(pixels), 1, 1))
+    yield which, inner, pixels
     for _ in range(2):
         # Most pictures have nothing even around them, and a look at their edges tells.
-        framed = _have_margin(pixels[which], inner)
-        which, inner = which[framed], inner[framed]
-        found = _without_margin(pixels[which], inner)
+        framed = _have_margin(pixels, inner)
+        which, inner, pixels = which[framed], inner[framed], pixels[framed]
+        found = _without_margin(pixels, inner)
         cut = (found != inner).any((1, 2))
-        which, inner, found = which[cut], inner[cut], found[cut]
+        which, inner, pixels, found = which[cut], inner[cut], pixels[cut], found[cut]
         if not len(which):
             return
-        yield which, found
+        yield which, found, pixels
         # Where something was cut off, the next line may be half of it and half of what is inside.
         inner = found + np.where(found != inner, np.array([1, -1]), 0)
 
@@ -345,6 +470,11 @@ def _cut_out(pixels: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
     """Parts of pictures in a size of their own: float32 [N, 3, side, side]."""
     if (box == (0, _SIDE)).all():
         return _shrunk(pixels, side)
+    if (box == box[:1]).all():
+        # One large product is faster than many small ones.
+        down, across = (_spread(box[:1, axis], side)[0] for axis in (0, 1))
+        narrow = pixels.reshape(-1, _SIDE) @ across.T
+        return down @ narrow.reshape(*pixels.shape[:-1], side)
     down, across = (_spread(box[:, axis], side) for axis in (0, 1))
     result: np.ndarray = down[:, None] @ pixels @ across.swapaxes(1, 2)[:, None]
     return result
@@ -358,18 +488,6 @@ def _spread(ends: np.ndarray, side: int) -> np.ndarray:
     weights = np.maximum(overlap, 0)
     result: np.ndarray = (weights / weights.sum(2, keepdims=True)).astype(np.float32)
     return result
-
-
-def _best(score: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of scores above the least, of each row no more than the highest few."""
-    row, column = np.divmod(np.flatnonzero(score > least), score.shape[1])
-    if len(row) > _NEIGHBOURS * len(score):
-        many = np.flatnonzero(np.bincount(row, minlength=len(score)) > _NEIGHBOURS)
-        few = ~np.isin(row, many)
-        highest = np.argpartition(score[many], -_NEIGHBOURS, axis=1)[:, -_NEIGHBOURS:]
-        row = np.concatenate([row[few], np.repeat(many, _NEIGHBOURS)])
-        column = np.concatenate([column[few], highest.ravel()])
-    return row, column
 
 
 def _descriptors(coarse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -468,18 +586,19 @@ def _unexplained(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return result
 
 
-def _registered(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _registered(one: np.ndarray, other: np.ndarray, steps: Sequence[int] = _STEPS) -> np.ndarray:
     """Where one picture lies in another (Baker and Matthews 2004, Gauss-Newton, coarse to fine).
 
     Args:
-        one: Luma, float32 [C, 32, 32].
+        one: Luma, float32 [C, H, H].
         other: The same.
+        steps: Sides in pixels of what they are laid over one another by.
 
     Returns:
         float32 [C, 4]: scale and shift down, scale and shift across, in halves of a side.
     """
     place = np.tile(np.array([1, 0, 1, 0], np.float32), (len(one), 1))
-    for side in _STEPS:
+    for side in steps:
         seen, moved = _shrunk(one, side), _shrunk(other, side)[:, None]
         # The outermost pixels may be half a border.
         rim = 0 if side == _COARSE else 1

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import channel_utils, component_spec, standard_artifacts
 
 from components import artifacts
+from components.caption_example_gen.captions import TagShuffle
 from components.code_version import code_version
 from components.dataset_report import executor
 from components.dataset_report.reconstructions import AUTOENCODER
@@ -21,6 +25,8 @@ class DatasetReportSpec(component_spec.ComponentSpec):
         "image_size": component_spec.ExecutionParameter(type=int),
         "base_weights": component_spec.ExecutionParameter(type=str),
         "autoencoder_hash": component_spec.ExecutionParameter(type=str),
+        # A `TagShuffle` as JSON; without it, captions are trained on as they are.
+        "tags": component_spec.ExecutionParameter(type=str, optional=True),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
@@ -53,6 +59,7 @@ class DatasetReport(base_component.BaseComponent):
         anomalies: types.BaseChannel,
         rejects: types.BaseChannel,
         base_model: BaseModel,
+        tags: TagShuffle | None = None,
     ) -> None:
         """Makes the component.
 
@@ -63,6 +70,7 @@ class DatasetReport(base_component.BaseComponent):
             anomalies: What came of it.
             rejects: The rows that CaptionExampleGen set aside.
             base_model: Whose autoencoder the pictures go through, in its size.
+            tags: How captions are varied for training, as LatentGen has it; `None`: not at all.
 
         Raises:
             WeightsError: A file of the weights is missing, or nobody says what its hash should be.
@@ -73,6 +81,8 @@ class DatasetReport(base_component.BaseComponent):
                 image_size=base_model.image_size,
                 base_weights=base_model.base_weights,
                 autoencoder_hash=base_model.hash(AUTOENCODER),
+                # Without variants, what they would be like is no part of the cache key.
+                tags=json.dumps(dataclasses.asdict(tags)) if tags and tags.variants else None,
                 code_version=code_version(executor.__name__),
                 examples=examples,
                 statistics=statistics,

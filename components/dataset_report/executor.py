@@ -17,6 +17,7 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils
 
+from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
 from components.caption_example_gen.groups import GROUPS_NAME, GroupedPicture, read_groups
 from components.caption_validator.anomalies import read_anomalies
 from components.dataset_report.reconstructions import (
@@ -43,12 +44,14 @@ REPORT_NAME = "dataset.html"
 _TEMPLATE_NAME = "template.html"
 _REJECTS_NAME = "rejects.jsonl"
 _REJECTED = "rejected_"
-_HELD_OUT = "eval"
+_HELD_OUT, _TRAINED_ON = "eval", "train"
 _TOTAL = "rejected_total"
 
 _MAX_SAMPLES = 24
 _MAX_CUT_CAPTIONS = 10
 _MAX_REJECTS = 50
+_MAX_VARIED = 5
+_MAX_VARIANTS = 4
 
 _SCHEMA_TYPES = {0: "", 1: "bytes", 2: "int", 3: "float", 4: "struct"}
 
@@ -96,6 +99,7 @@ class Executor(base_executor.BaseExecutor):
         )
         base_model.check_unchanged(exec_properties["autoencoder_hash"], AUTOENCODER)
 
+        tags = TagShuffle(**json.loads(exec_properties.get("tags") or "{}"))
         samples, cut = _from_examples(examples, statistics)
         reasons = rejected_reasons(rejects)
         shown = first_of_each_reason(_read_rejects(rejects), _MAX_REJECTS, list(reasons))
@@ -126,6 +130,8 @@ class Executor(base_executor.BaseExecutor):
             reconstructions=list(_reconstructions(base_model, examples)),
             image_size=base_model.image_size,
             cut=cut,
+            tags=tags,
+            varied=_varied(samples, tags, CaptionTemplate.of(examples)),
         )
         fileio.makedirs(report.uri)
         path = os.path.join(report.uri, REPORT_NAME)
@@ -225,6 +231,16 @@ def _from_examples(
         samples += found[0]
         cut += found[1]
     return samples, cut
+
+
+def _varied(
+    samples: Iterable[Sample], tags: TagShuffle, template: CaptionTemplate
+) -> list[list[str]]:
+    """The first variants of the first captions that have several."""
+    trained_on = (sample for sample in samples if sample.split == _TRAINED_ON)
+    every = (list(dict.fromkeys(tags.of(s.caption, s.id, template))) for s in trained_on)
+    several = (variants[:_MAX_VARIANTS] for variants in every if len(variants) > 1)
+    return list(itertools.islice(several, _MAX_VARIED))
 
 
 def _reconstructions(base_model: BaseModel, examples: types.Artifact) -> Iterator[Reconstruction]:

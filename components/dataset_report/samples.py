@@ -32,6 +32,7 @@ class Sample:
         width: Of the thumbnail, in pixels.
         height: Of the thumbnail, in pixels.
         size: Width and height of the picture itself.
+        id: The example's content hash.
     """
 
     split: str
@@ -40,6 +41,7 @@ class Sample:
     width: int
     height: int
     size: tuple[int, int]
+    id: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,7 @@ def _sample(split: str, features: tf.train.Features) -> Sample:
         image.width,
         image.height,
         size,
+        features["id"].bytes_list.value[0].decode(),
     )
 
 

@@ -104,11 +104,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             exec_properties["tag_dropout"],
             exec_properties["tag_seed"],
         )
-        template = CaptionTemplate.parse(
-            examples.get_string_custom_property("caption_template")
-            if examples.has_custom_property("caption_template")
-            else ""
-        )
+        template = CaptionTemplate.of(examples)
         latents = artifact_utils.get_single_instance(output_dict["latents"])
         splits = artifact_utils.decode_split_names(examples.split_names)
         describe_examples(latents, splits, span=examples.span, version=examples.version)

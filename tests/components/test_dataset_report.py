@@ -26,6 +26,7 @@ from tfx.types import Channel, standard_artifacts
 
 from components import DatasetReport as ReportArtifact
 from components import RejectedRows
+from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
 from components.caption_example_gen.groups import GROUPS_NAME, GroupedPicture, write_groups
 from components.caption_validator import executor as caption_validator
 from components.dataset_report import DatasetReport, charts, executor, samples
@@ -54,6 +55,10 @@ TRAIN = [
     *(example(caption, colour=(10, 200, 30)) for caption in HOSTILE),
     *(example(f"red creature number {i}", width=64 + 8 * (i % 3)) for i in range(20)),
     example(LONG, width=400, height=100, colour=(255, 255, 255), file_format="PNG"),
+]
+TAGGED = [
+    "sks, dog, red, outdoors, grass, in the style of sks",
+    "sks, <i>cat</i>, blue, indoors, sofa, in the style of sks",
 ]
 EVAL = [example(f"blue creature {i}", colour=(0, 0, 255 - 60 * i)) for i in range(4)]
 REJECTS = [
@@ -172,13 +177,13 @@ def validated(folder, statistics, schema):
     return anomalies
 
 
-def report(folder, artifacts, base_model=RANDOM) -> str:
+def report(folder, artifacts, base_model=RANDOM, **properties) -> str:
     output = ReportArtifact()
     output.uri = str(folder)
     executor.Executor().Do(
         {name: [artifact] for name, artifact in artifacts.items()},
         {"report": [output]},
-        {**base_model, "code_version": "1"},
+        {**base_model, **properties, "code_version": "1"},
     )
     [path] = folder.iterdir()
     assert path.name == "dataset.html"
@@ -564,3 +569,59 @@ def test_near_duplicates_are_counted_and_shown_side_by_side(tmp_path, artifacts)
     assert "20, <0>.jpg row 0" in page.words
     assert "20, <1>.jpg row 1 and 1 more" in page.words
     assert not page.unbalanced
+
+
+def test_captions_are_shown_as_trained_on(tmp_path, artifacts, page):
+    assert "as trained on" not in page.words
+    tags = TagShuffle(variants=6, keep=1, dropout=0.25, seed=3)
+    captions = {"train": ["a creature in the style of sks", *TAGGED], "eval": ["sks, held, out"]}
+    examples = examples_artifact(
+        tmp_path / "examples", {split: map(example, texts) for split, texts in captions.items()}
+    )
+    examples.set_string_custom_property("dataset", "tags")
+    examples.set_string_custom_property("caption_template", "{caption}, in the style of sks")
+    varied = Page(
+        report(
+            tmp_path / "report",
+            {**artifacts, "examples": examples},
+            tags=json.dumps(dataclasses.asdict(tags)),
+        )
+    )
+    assert "of 6 variants of each, training draws one at every step." in varied.words
+    assert "The first tag stays in its place." in varied.words
+    assert "Every other tag is left out of a variant with probability 0.25." in varied.words
+    template = CaptionTemplate.of(examples)
+    shown = varied.words[varied.words.index("Held-out captions are") :]
+    for record in map(example, TAGGED):
+        features = tf.train.Example.FromString(record).features.feature
+        caption, example_id = (
+            features[name].bytes_list.value[0].decode() for name in ("caption", "id")
+        )
+        # What LatentGen encodes, and not the caption itself.
+        expected = list(dict.fromkeys(tags.of(caption, example_id, template)))
+        assert " ".join(expected[:4]) in shown
+        assert all(variant.endswith(", in the style of sks") for variant in expected)
+    assert "held, out" not in shown
+    assert not varied.unbalanced
+
+
+def test_the_spec_says_nothing_of_tags_that_are_not_shuffled():
+    def properties(tags):
+        return DatasetReport(
+            examples=Channel(type=standard_artifacts.Examples),
+            statistics=Channel(type=standard_artifacts.ExampleStatistics),
+            schema=Channel(type=standard_artifacts.Schema),
+            anomalies=Channel(type=standard_artifacts.ExampleAnomalies),
+            rejects=Channel(type=RejectedRows),
+            base_model=SHIPPED,
+            tags=tags,
+        ).exec_properties
+
+    assert properties(None)["tags"] is None
+    assert properties(TagShuffle(keep=3)) == properties(None)
+    assert json.loads(properties(TagShuffle(4, 2, 0.5, 1))["tags"]) == {
+        "variants": 4,
+        "keep": 2,
+        "dropout": 0.5,
+        "seed": 1,
+    }

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import logging
 import os
@@ -9,9 +10,28 @@ from PIL import Image
 
 from benchmarks.near_duplicates.pictures import SETS, VARIANTS, encoded, near_white, soft, sprites
 from components.caption_example_gen import executor, near_duplicates
-from components.caption_example_gen.groups import GROUPS_NAME, read_groups
-from components.caption_example_gen.sources import split_of
+from components.caption_example_gen.groups import GROUPS_NAME, judge_groups, read_groups
+from components.caption_example_gen.rows import (
+    KEEP_ONE,
+    CheckSettings,
+    Sketched,
+    Sketches,
+    spill,
+)
+from components.caption_example_gen.sources import DatasetSpec, split_of
 from trainer.data.images import SKETCH_SIDE, inspect_image
+
+SETTINGS = CheckSettings(
+    spec=DatasetSpec("unused"),
+    eval_fraction=0.5,
+    seed=0,
+    max_pixels=1 << 20,
+    max_aspect_ratio=10,
+    num_shards={"train": 1, "eval": 1},
+    spill_folder="unused",
+    spill_bytes=1 << 20,
+    near_duplicates=KEEP_ONE,
+)
 
 
 def grouped(files):
@@ -233,3 +253,72 @@ def test_versions_of_one_picture_alone_are_parted_with_a_warning(tmp_path, parts
     examples, _ = generate(tmp_path, tmp_path / "set", eval_fraction=0.01)
     assert sorted(splits(examples).values()) == ["eval", "train", "train", "train"]
     assert "All 4 pictures are near duplicates of one another" in caplog.text
+
+
+def test_blocks_of_pictures_find_what_a_look_at_all_pairs_finds(monkeypatch):
+    rng = np.random.default_rng(0)
+    descriptors = rng.normal(0, 0.25, (300, 9)).astype(np.float32)
+    odd = np.arange(9) % 3 == 1
+    # Near ones as they are, and as mirror images.
+    for i in range(0, 60, 2):
+        turned = np.where(odd, -1, 1) if i % 4 else 1
+        descriptors[i + 1] = descriptors[i] * turned + rng.normal(0, 0.02, 9)
+    # Two views of one picture are no pair.
+    owner = np.arange(300)
+    owner[1] = 0
+    signs = np.where(odd, -1, 1)
+    expected = set()
+    for i in range(300):
+        plain = np.linalg.norm(descriptors - descriptors[i], axis=1)
+        mirrored = np.linalg.norm(descriptors * signs - descriptors[i], axis=1)
+        for j in np.flatnonzero(np.minimum(plain, mirrored) < 0.55):
+            if i < j and owner[i] != owner[j]:
+                expected.add((i, int(j), bool(mirrored[j] < plain[j])))
+    assert len(expected) > 30
+    monkeypatch.setattr(near_duplicates, "_NEIGHBOURS", 300)
+    monkeypatch.setattr(near_duplicates, "_BLOCK", 16)
+    tiles = near_duplicates._Tiles.of(descriptors, odd, owner)
+    assert len(tiles.apart) > 16
+    found = [tuple(map(int, pair)) for pairs in tiles.pairs() for pair in pairs]
+    assert len(found) == len(expected)
+    assert {(*sorted(pair[:2]), bool(pair[2])) for pair in found} == expected
+
+
+def test_of_many_alike_the_nearest_are_looked_at():
+    places = np.concatenate([np.zeros(1), 0.001 * 2.0 ** np.arange(8), np.full(200, 0.4)])
+    descriptors = np.stack([places, np.zeros(len(places))], 1).astype(np.float32)
+    odd = np.array([False, True])
+    tiles = near_duplicates._Tiles.of(descriptors, odd, np.arange(len(places)))
+    pairs = np.concatenate(list(tiles.pairs()))
+    assert sorted(pairs[pairs[:, 0] == 0, 1]) == list(range(1, 9))
+    assert np.bincount(pairs[:, 0]).max() == 8
+
+
+def test_a_picture_that_two_workers_have_is_one(tmp_path):
+    """Whichever comes first, the first row of it is told, and all files that it is in are known."""
+    pictures = sprites(2)
+    variant = VARIANTS["half the size"](pictures[0])
+    files = [encoded(pictures[0]), variant, encoded(pictures[1])]
+    settings = dataclasses.replace(SETTINGS, spill_folder=str(tmp_path), eval_fraction=0.0)
+
+    def stretch(*rows):
+        found = []
+        for file, name, row in rows:
+            facts = inspect_image(file, with_sketch=True)
+            found.append(Sketched(sha256(file), name, row, facts.width, facts.height, facts.sketch))
+        return spill({"sketches": Sketches.of(found)}, str(tmp_path))["sketches"]
+
+    one = stretch((files[1], "b", 0), (files[2], "b", 1))
+    other = stretch((files[0], "a", 7), (files[1], "a", 3))
+    third = stretch((files[2], "c", 0))
+    for order in ((one, other, third), (third, other, one)):
+        [members], verdicts = judge_groups(order, settings)
+        assert {(p.picture, p.file, p.row) for p in members} == {
+            (sha256(files[0]), "a", 7),
+            (sha256(files[1]), "a", 3),
+        }
+        [(dropped, reason)] = verdicts.dropped.items()
+        assert dropped == sha256(files[1])
+        assert "a row 7, which has 64 x 64 pixels" in reason
+        assert verdicts.paths == {one.path, other.path}
+    assert judge_groups([], settings)[0] == []

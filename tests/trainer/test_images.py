@@ -3,6 +3,7 @@ import sys
 import zlib
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -300,7 +301,6 @@ def test_heic_without_its_package_says_what_to_install(monkeypatch):
 
 
 def test_heic():
-    pillow_heif = pytest.importorskip("pillow_heif")
     buffer = io.BytesIO()
     pixels = np.full((40, 64, 3), (200, 30, 60), np.uint8)
     pillow_heif.from_pillow(Image.fromarray(pixels)).save(buffer, quality=90)
