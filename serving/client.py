@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,11 +30,13 @@ from serving.releases import (
 )
 from serving.request import (
     DEFAULT_SAMPLER,
+    check_multiples,
     check_prompts,
     check_request,
     cut_note,
     may_be_cut,
 )
+from storage.machine import gigabytes
 from storage.plain_text import plain
 
 REST_SCHEMES = ("http", "https")
@@ -75,6 +77,19 @@ class Models(Protocol):
     def decode(self, latent: np.ndarray, version: int) -> np.ndarray:
         """Pictures, uint8 [B, H, W, 3], of latents float32 [B, h, w, 4]."""
 
+    def free_memory_bytes(self) -> int:
+        """What a picture may take of the memory that they run in, besides what they take."""
+
+
+class _Options(NamedTuple):
+    """What all pictures of a request have in common."""
+
+    num_steps: int
+    guidance_scale: float
+    sampler: str
+    height: int | None
+    width: int | None
+
 
 class Generator:
     """Draws pictures with one release of a serving directory, or with what a server has.
@@ -97,6 +112,7 @@ class Generator:
         *,
         timeout_seconds: float = TIMEOUT_SECONDS,
         retries: int = RETRIES,
+        memory_limit_bytes: int | None = None,
     ) -> None:
         """Loads the models of a folder, or gets ready to talk to a server.
 
@@ -109,6 +125,9 @@ class Generator:
                 it has of all three models, asked for anew for each picture.
             timeout_seconds: The longest that one call of a server may take, with its retries.
             retries: How often a call is made again that the server could not answer then.
+            memory_limit_bytes: What a picture may take besides the models: a height and width that
+                need more are refused. If None, what is free now, or
+                `serving.remote.SERVERS_MEMORY_BYTES` of a server, which does not tell.
 
         Raises:
             ServingError: The directory, the release or one of its models is missing or damaged,
@@ -119,6 +138,10 @@ class Generator:
             raise ServingError(f"the timeout is {timeout_seconds} s; it must be more than 0")
         if retries < 0:
             raise ServingError(f"the number of retries is {retries}; it must be 0 or more")
+        if memory_limit_bytes is not None and memory_limit_bytes <= 0:
+            limit = gigabytes(memory_limit_bytes)
+            raise ServingError(f"the memory limit is {limit}; it must be more than 0")
+        self._memory_limit_bytes = memory_limit_bytes
         self.address = address
         self.release: Release | None = None
         self.num_steps, self.guidance_scale = FALLBACK_STEPS, FALLBACK_GUIDANCE_SCALE
@@ -161,6 +184,8 @@ class Generator:
         guidance_scale: float | None = None,
         sampler: str | None = None,
         seed: int | Sequence[int] = 0,
+        height: int | None = None,
+        width: int | None = None,
         on_picture: Callable[[int, np.ndarray], None] | None = None,
         on_cut: Callable[[str, str | None], None] | None = None,
     ) -> np.ndarray:
@@ -178,6 +203,8 @@ class Generator:
                 release's default if None.
             sampler: One of `serving.request.SAMPLERS`; the release's default if None.
             seed: 0 to 2**64 - 1, for all pictures or one per picture.
+            height: In pixels, a multiple of what the release says; what it was trained at if None.
+            width: The same.
             on_picture: Called with the place of each picture and the picture, once it is there.
             on_cut: Called once with each prompt or negative prompt that is longer than the text
                 encoder reads, and the words of it that are cut off; these are None where it may be
@@ -188,8 +215,9 @@ class Generator:
 
         Raises:
             ServingError: A prompt is empty, a value is out of range, the numbers of prompts,
-                negative prompts and seeds disagree, the release is too old for the sampler, a model
-                fails, or a server does not answer, refuses or takes too long.
+                negative prompts and seeds disagree, the release is too old for the sampler or the
+                size, the size needs more memory than there is, a model fails, or a server does not
+                answer, refuses or takes too long.
         """
         if isinstance(prompts, str):
             raise ServingError("prompts is a single text; give a list of prompts")
@@ -205,8 +233,14 @@ class Generator:
         if sampler is None:
             sampler = self.sampler
         check_request(
-            num_steps=num_steps, guidance_scale=guidance_scale, seeds=seeds, sampler=sampler
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            seeds=seeds,
+            sampler=sampler,
+            height=height,
+            width=width,
         )
+        options = _Options(num_steps, guidance_scale, sampler, height, width)
         pictures = []
         tell = on_cut or (lambda prompt, cut: logger.warning("%s.", cut_note(prompt, cut)))
         unknown = dict.fromkeys(filter(may_be_cut, (*prompts, *negatives)))
@@ -217,7 +251,7 @@ class Generator:
                 cut = self._cut(text)
                 if cut != "":
                     tell(text, cut)
-            picture = self._draw(prompt, negative, num_steps, guidance_scale, sampler, seeds[index])
+            picture = self._draw(prompt, negative, options, seeds[index])
             pictures.append(picture)
             if on_picture is not None:
                 on_picture(index, picture)
@@ -234,20 +268,13 @@ class Generator:
             return None
         return bytes(found["cut_bytes"][0]).decode("utf-8", "replace")
 
-    def _draw(
-        self,
-        prompt: str,
-        negative_prompt: str,
-        num_steps: int,
-        guidance_scale: float,
-        sampler: str,
-        seed: int,
-    ) -> np.ndarray:
+    def _draw(self, prompt: str, negative_prompt: str, options: _Options, seed: int) -> np.ndarray:
         """Draws with one version of all three models, even if the server changes it meanwhile."""
         for wait in _VERSION_WAITS_SECONDS:
             time.sleep(wait)
             version = self._models.version()
             try:
+                size = self._size(options, version)
                 contexts = self._models.call(
                     "text_encoder",
                     "text",
@@ -257,11 +284,11 @@ class Generator:
                 )
                 request = {
                     **contexts,
-                    "num_steps": np.array(num_steps, np.int32),
-                    "guidance_scale": np.array(guidance_scale, np.float32),
+                    "num_steps": np.array(options.num_steps, np.int32),
+                    "guidance_scale": np.array(options.guidance_scale, np.float32),
                     "seed": _seed_pair(seed),
                 }
-                latent = self._sample(request, sampler, version)
+                latent = self._sample(request, options.sampler, size, version)
                 picture = self._models.decode(latent, version)[0]
             except VersionGoneError as error:
                 gone = error
@@ -270,12 +297,51 @@ class Generator:
             return picture
         raise gone
 
-    def _sample(self, request: Mapping[str, np.ndarray], sampler: str, version: int) -> np.ndarray:
+    def _size(self, options: _Options, version: int) -> dict[str, np.ndarray]:
+        """What the signature for any size takes of it; nothing for that of the training.
+
+        Raises:
+            ServingError: The models cannot draw it, or have not the memory.
+        """
+        own = self.release.image_size if self.release else None
+        if {options.height or own, options.width or own} == {own}:
+            return {}
+        asked = {
+            name: np.array(side or 0, np.int32)
+            for name, side in (("height", options.height), ("width", options.width))
+        }
+        outputs = ("height", "width", "multiple", "peak_memory")
+        try:
+            found = self._models.call("diffusion_model", "size", asked, outputs, version)
+        except MissingSignatureError:
+            raise ServingError(
+                f"release {version} of {self.address} is too old for a height and width, and draws "
+                "what it was trained at: leave them out, or ask for a newer release"
+            ) from None
+        height, width, multiple, peak = (found[name][0] for name in outputs)
+        check_multiples(options.height, options.width, int(multiple))
+        allowed = self._memory_limit_bytes or self._models.free_memory_bytes()
+        if peak > allowed:
+            raise ServingError(
+                f"a picture of {width:.0f} x {height:.0f} pixels needs up to {gigabytes(peak)} of "
+                f"memory besides the models, and {gigabytes(allowed)} are there for it: ask for a "
+                "smaller one, or, if there is more, say so by --memory-limit"
+            )
+        return asked
+
+    def _sample(
+        self,
+        request: Mapping[str, np.ndarray],
+        sampler: str,
+        size: Mapping[str, np.ndarray],
+        version: int,
+    ) -> np.ndarray:
         outputs = ("latent",)
-        # Which every release has, also those that know no other sampler.
-        signature, inputs = "serving_default", dict(request)
-        if sampler != DEFAULT_SAMPLER:
-            signature, inputs["sampler"] = "sample", np.array(sampler.encode(), object)
+        # Which every release has, also those that know no other sampler or size.
+        signature, inputs = "serving_default", {**request, **size}
+        if size or sampler != DEFAULT_SAMPLER:
+            signature = "sample_at_size" if size else "sample"
+            inputs["sampler"] = np.array(sampler.encode(), object)
         try:
             found = self._models.call("diffusion_model", signature, inputs, outputs, version)
         except MissingSignatureError:

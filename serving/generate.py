@@ -20,7 +20,7 @@ from serving import png, which_models
 from serving.client import RETRIES, TIMEOUT_SECONDS, Generator
 from serving.errors import ServingError, check_place
 from serving.releases import SERVED_NETWORKS
-from serving.request import SAMPLERS, check_prompts, check_request, cut_note
+from serving.request import SAMPLERS, check_multiples, check_prompts, check_request, cut_note
 from storage import filesystem
 
 MAX_COUNT = 100
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Draws pictures with the models that the pipeline has pushed.",
         epilog="With several prompts or --count, OUT is one grid: a row per prompt, a column per "
         "seed. The same prompt, seed, steps, guidance scale and sampler give the same picture, "
-        "alone or in a grid.",
+        "alone or in a grid. Another height or width is another picture.",
     )
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw")
     parser.add_argument("--out", required=True, help="the PNG file to write")
@@ -61,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
         help=f"how to take the noise away: {', '.join(SAMPLERS)} (default: the release's, else "
         "ddim)",
     )
+    for side in ("height", "width"):
+        parser.add_argument(
+            f"--{side}",
+            type=int,
+            metavar="PIXELS",
+            help="(default: what the release was trained at)",
+        )
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default: 0)")
     parser.add_argument(
         "--count",
@@ -112,6 +119,8 @@ def _check(arguments: argparse.Namespace) -> None:
         guidance_scale=arguments.guidance_scale,
         seeds=[arguments.seed, arguments.seed + arguments.count - 1],
         sampler=arguments.sampler,
+        height=arguments.height,
+        width=arguments.width,
     )
     if not arguments.out.lower().endswith(".png"):
         raise ServingError(f"--out is {arguments.out}; its name must end in .png")
@@ -129,6 +138,8 @@ def _check(arguments: argparse.Namespace) -> None:
     release = which_models.check(arguments)
     if release is None:
         return
+    if release.size_multiple is not None:
+        check_multiples(arguments.height, arguments.width, release.size_multiple)
     for network in SERVED_NETWORKS:
         release.model_folder(network)
     if not is_far:
@@ -154,6 +165,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         arguments.version,
         timeout_seconds=arguments.timeout,
         retries=arguments.retries,
+        memory_limit_bytes=which_models.memory_limit_bytes(arguments),
     )
     seeds = [arguments.seed + index for index in range(arguments.count)]
     requests = [(prompt, seed) for prompt in arguments.prompts for seed in seeds]
@@ -172,6 +184,8 @@ def _generate(arguments: argparse.Namespace) -> None:
         num_steps=arguments.steps,
         guidance_scale=arguments.guidance_scale,
         sampler=arguments.sampler,
+        height=arguments.height,
+        width=arguments.width,
         seed=[seed for _, seed in requests],
         on_picture=tell,
         on_cut=tell_cut,

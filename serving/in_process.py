@@ -12,9 +12,11 @@ from serving.errors import MissingSignatureError, ServingError
 from serving.releases import SERVED_NETWORKS, Release
 from storage import filesystem
 from storage.greetings import no_greetings
+from storage.machine import free_memory_bytes
 
 with no_greetings():
     import tensorflow as tf
+    from tensorflow.python.client import device_lib
 
 # The weights of what fits into a processor's cache.
 _SMALL_BYTES = 64 << 20
@@ -70,6 +72,14 @@ class LoadedModels:
             "decoder", "serving_default", {"latent": latent}, outputs, version
         ).values()
         return images
+
+    def free_memory_bytes(self) -> int:
+        """What is free on the GPU, of several on the first; without one, of this machine."""
+        gpus = [d.memory_limit for d in device_lib.list_local_devices() if d.device_type == "GPU"]
+        if not gpus:
+            return free_memory_bytes()
+        held: int = tf.config.experimental.get_memory_info("GPU:0")["current"]
+        return max(0, int(gpus[0]) - held)
 
 
 def _settle_threads(folder: str) -> None:

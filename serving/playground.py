@@ -26,6 +26,7 @@ from serving.errors import ServingError, check_place
 from serving.releases import current_version, is_model
 from serving.request import (
     DEFAULT_SAMPLER,
+    MAX_SIDE,
     MAX_STEPS,
     SAMPLERS,
     check_prompts,
@@ -49,7 +50,7 @@ _MAX_RANDOM_SEED = 2**32 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What one picture is asked for with."""
+    """What one picture is asked for with; `None` is as high or wide as those of the training."""
 
     prompt: str
     negative_prompt: str
@@ -57,6 +58,8 @@ class Request:
     guidance_scale: float
     sampler: str
     seed: int
+    height: int | None = None
+    width: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Drawn:
     request: Request
     version: int
     contents: bytes
+    height: int
+    width: int
     notes: tuple[str, ...] = ()
 
     @property
@@ -77,15 +82,19 @@ class Drawn:
 class Studio:
     """The models, shared by all pages that are open."""
 
-    def __init__(self, address: str, version: int | None) -> None:
+    def __init__(
+        self, address: str, version: int | None, memory_limit_bytes: int | None = None
+    ) -> None:
         """Loads nothing yet.
 
         Args:
             address: A serving directory or a server; see `serving.client.Generator`.
             version: The release; if None, the current one, also when another one becomes that.
+            memory_limit_bytes: See `serving.client.Generator`.
         """
         self.address = address
         self._version = version
+        self._memory_limit_bytes = memory_limit_bytes
         self._generator: Generator | None = None
         self._loading = asyncio.Lock()
         self._drawing = asyncio.Lock()
@@ -97,7 +106,12 @@ class Studio:
             if self._generator is None or await asyncio.to_thread(
                 self._is_outdated, self._generator
             ):
-                self._generator = await asyncio.to_thread(Generator, self.address, self._version)
+                self._generator = await asyncio.to_thread(
+                    Generator,
+                    self.address,
+                    self._version,
+                    memory_limit_bytes=self._memory_limit_bytes,
+                )
             return self._generator
 
     async def draw(self, request: Request) -> Drawn:
@@ -117,10 +131,14 @@ class Studio:
                 guidance_scale=request.guidance_scale,
                 sampler=request.sampler,
                 seed=request.seed,
+                height=request.height,
+                width=request.width,
                 on_cut=lambda prompt, cut: notes.append(cut_note(prompt, cut)),
             )
-            contents = await asyncio.to_thread(png.encode, pictures[0])
-            return Drawn(request, generator.version, contents, tuple(notes))
+            [picture] = pictures
+            contents = await asyncio.to_thread(png.encode, picture)
+            height, width, _ = picture.shape
+            return Drawn(request, generator.version, contents, height, width, tuple(notes))
 
     def _is_outdated(self, generator: Generator) -> bool:
         if self._version is not None or generator.release is None or is_model(self.address):
@@ -169,6 +187,11 @@ class Page:
         with ui.row().classes("w-full no-wrap"):
             self._steps = _number("Steps", 1, MAX_STEPS)
             self._guidance = _number("Guidance scale", 0, None, step=0.5, precision=2)
+        with ui.row().classes("w-full no-wrap"):
+            self._height = _number("Height", 1, MAX_SIDE)
+            self._width = _number("Width", 1, MAX_SIDE)
+            for side in (self._height, self._width):
+                side.tooltip("Pixels; nothing is what the release was trained at")
         self._sampler = ui.select(list(SAMPLERS), label="Sampler", value=DEFAULT_SAMPLER)
         self._sampler.props("outlined dense").classes("w-full")
         with ui.row().classes("w-full no-wrap items-center"):
@@ -198,6 +221,8 @@ class Page:
         self._steps.value = generator.num_steps
         self._guidance.value = generator.guidance_scale
         self._sampler.value = generator.sampler
+        if generator.release is not None:
+            self._height.value = self._width.value = generator.release.image_size
         self._button.enable()
         self._status.set_text("Ready.")
         try:
@@ -247,11 +272,19 @@ class Page:
             raise ServingError(f"the number of pictures is {count}; it must be 1 to {MAX_PICTURES}")
         steps, scale = int(self._steps.value), float(self._guidance.value)
         seeds = [first + index for index in range(count)]
-        check_request(num_steps=steps, guidance_scale=scale, seeds=seeds)
+        height, width = (
+            None if field.value is None else int(field.value)
+            for field in (self._height, self._width)
+        )
+        check_request(
+            num_steps=steps, guidance_scale=scale, seeds=seeds, height=height, width=width
+        )
         prompt, negative = self._prompt.value or "", self._negative.value or ""
         check_prompts([prompt])
         sampler = self._sampler.value
-        return [Request(prompt, negative, steps, scale, sampler, seed) for seed in seeds]
+        return [
+            Request(prompt, negative, steps, scale, sampler, seed, height, width) for seed in seeds
+        ]
 
     async def _draw(self) -> None:
         if not self._button.enabled:
@@ -301,7 +334,8 @@ class Page:
                 ui.label(f"without: {request.negative_prompt}").classes("text-xs text-gray-600")
             ui.label(
                 f"seed {request.seed}, {request.num_steps} steps of {request.sampler}, guidance "
-                f"{request.guidance_scale:g}, release {drawn.version}"
+                f"{request.guidance_scale:g}, {drawn.width} x {drawn.height} pixels, release "
+                f"{drawn.version}"
             ).classes("text-xs text-gray-600")
             with ui.row().classes("gap-1"):
                 ui.button(
@@ -326,6 +360,7 @@ class Page:
         self._guidance.value = request.guidance_scale
         self._sampler.value = request.sampler
         self._seed.value = str(request.seed)
+        self._height.value, self._width.value = request.height, request.width
         self._count.value = 1
 
 
@@ -398,7 +433,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ServingError, local_pages.AddressError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    studio = Studio(which_models.address(arguments), arguments.version)
+    studio = Studio(
+        which_models.address(arguments),
+        arguments.version,
+        which_models.memory_limit_bytes(arguments),
+    )
 
     @ui.page("/")
     async def index(client: Client) -> None:

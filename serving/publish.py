@@ -129,10 +129,13 @@ def model_card(
     lines = ["---", _front_matter(facts, license_, name), "---", "", f"# Release {version}", ""]
     # Models of former versions say nothing of one, and have no choice.
     sampler = f"sampler ({', '.join(SAMPLERS)}), " if "sampler" in facts.get("defaults", {}) else ""
+    manifest = ModelManifest.of_release(facts)
+    multiple = manifest.size_multiple if manifest else None
+    size = f"height and width (multiples of {multiple}), " if multiple else ""
     lines += [
         "Stable Diffusion, fine-tuned on TFX: three SavedModels (text encoder, diffusion model, "
         "decoder) that TensorFlow Serving takes as they are. Prompts go in as text; number of "
-        f"steps, guidance scale, {sampler}seed and negative prompt are inputs.",
+        f"steps, guidance scale, {sampler}{size}seed and negative prompt are inputs.",
         "",
     ]
     if facts.get(VERDICT) == UNSURE:

@@ -20,6 +20,12 @@ from serving.errors import (
 )
 from serving.releases import SERVED_NETWORKS
 
+SERVERS_MEMORY_BYTES = 8 * 10**9
+"""What a picture may take of a server's memory, where nobody says.
+
+The deployment files ask for 16 GiB, half of which two releases of `sd-v1-4` take.
+"""
+
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 8.0
 # TensorFlow Serving's words, over REST and over gRPC; no code of either is for this alone.
@@ -68,6 +74,10 @@ class RemoteModels(abc.ABC):
         return self._retried(
             lambda seconds: self._call(network, signature, inputs, outputs, version, seconds)
         )
+
+    def free_memory_bytes(self) -> int:
+        """What is assumed; see `SERVERS_MEMORY_BYTES`."""
+        return SERVERS_MEMORY_BYTES
 
     @abc.abstractmethod
     def decode(self, latent: np.ndarray, version: int) -> np.ndarray:

@@ -20,6 +20,9 @@ SAMPLERS = ("ddim", "dpmpp_2m", "euler_a")
 DEFAULT_SAMPLER = "ddim"
 """What releases of former versions draw with, which take no other."""
 
+MAX_SIDE = 16_384
+"""The most pixels of a height or width; memory ends before."""
+
 MAX_SEED = 2**64 - 1
 """The most that fits the two 32-bit integers of a TensorFlow seed."""
 
@@ -30,12 +33,17 @@ def check_request(
     guidance_scale: float | None,
     seeds: Sequence[int],
     sampler: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
 ) -> None:
     """Checks the numbers of a request, and its sampler; None is always right.
 
     Raises:
         ServingError: One is out of range, or there is no such sampler.
     """
+    for name, side in (("height", height), ("width", width)):
+        if side is not None and not 1 <= side <= MAX_SIDE:
+            raise ServingError(f"the {name} is {side}; it must be 1 to {MAX_SIDE} pixels")
     if sampler is not None and sampler not in SAMPLERS:
         raise ServingError(f"the sampler is {sampler!r}; it must be one of {', '.join(SAMPLERS)}")
     if num_steps is not None and not 1 <= num_steps <= MAX_STEPS:
@@ -45,6 +53,20 @@ def check_request(
     for seed in seeds:
         if not 0 <= seed <= MAX_SEED:
             raise ServingError(f"the seed is {seed}; it must be 0 to {MAX_SEED}")
+
+
+def check_multiples(height: int | None, width: int | None, multiple: int) -> None:
+    """Checks a size, in pixels, against what the networks can draw; None is always right.
+
+    Raises:
+        ServingError: A side is none of the multiples.
+    """
+    for name, side in (("height", height), ("width", width)):
+        if side is not None and side % multiple:
+            nearest = max(1, round(side / multiple)) * multiple
+            raise ServingError(
+                f"the {name} is {side}; it must be a multiple of {multiple}, for example {nearest}"
+            )
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from serving.client import is_server
 from serving.errors import ServingError, check_place
 from serving.releases import DEFAULT_SERVING_DIR, Release, find_model, find_release
+from serving.remote import SERVERS_MEMORY_BYTES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--serving-dir` or else `--model` or `--server`, and `--version`."""
+    """Adds `--serving-dir` or else `--model` or `--server`, `--version` and `--memory-limit`."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--serving-dir",
@@ -31,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "grpcs with TLS",
     )
     parser.add_argument("--version", type=int, help="the release to use (default: the current one)")
+    parser.add_argument(
+        "--memory-limit",
+        type=float,
+        metavar="GB",
+        help="what a picture may take besides the models: a height and width that need more are "
+        f"refused (default: what is free; of a server {SERVERS_MEMORY_BYTES / 1e9:g})",
+    )
 
 
 def check(arguments: argparse.Namespace) -> Release | None:
@@ -38,8 +47,9 @@ def check(arguments: argparse.Namespace) -> Release | None:
 
     Raises:
         ServingError: There is no such thing, or what is given is no server's address, or has a
-            secret in it.
+            secret in it, or no memory is allowed.
     """
+    memory_limit_bytes(arguments)
     if arguments.model is not None:
         if arguments.version is not None:
             raise ServingError("--model names one model, which has no --version: leave that out")
@@ -52,6 +62,20 @@ def check(arguments: argparse.Namespace) -> Release | None:
             f"--server is {arguments.server}; it must be http://HOST:PORT or grpc://HOST:PORT"
         )
     return None
+
+
+def memory_limit_bytes(arguments: argparse.Namespace) -> int | None:
+    """What was allowed; `None` where nothing was said.
+
+    Raises:
+        ServingError: It is no amount of memory.
+    """
+    limit = arguments.memory_limit
+    if limit is None:
+        return None
+    if not 0 < limit < math.inf:
+        raise ServingError(f"--memory-limit is {limit:g}; it must be gigabytes, more than 0")
+    return math.ceil(limit * 1e9)
 
 
 def address(arguments: argparse.Namespace) -> str:

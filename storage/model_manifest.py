@@ -26,6 +26,8 @@ class ModelManifest:
     Attributes:
         preset: Name of the preset.
         image_size: Side of its pictures in pixels.
+        size_multiple: What the heights and widths are multiples of that it can be asked for; `None`
+            where that is its `image_size` alone.
         training_id: Names what decides the weights; the same for every export of one training.
         training: Fields of the training configuration, and whatever else a later version writes.
         export_weights: What the SavedModels store their weights as.
@@ -53,6 +55,7 @@ class ModelManifest:
 
     preset: str
     image_size: int
+    size_multiple: int | None = None
     training_id: str | None = None
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     export_weights: str | None = None

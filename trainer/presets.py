@@ -162,6 +162,14 @@ class Preset:
         """The signature by which an exported diffusion model predicts; it gives `prediction`."""
         return f"predict_{self.prediction}"
 
+    @property
+    def size_multiple(self) -> int:
+        """Heights and widths that a model can draw are multiples of this: each level halves them.
+
+        Pictures to train on are of `image_size_multiple`.
+        """
+        return LATENT_DOWNSAMPLING * 2 ** (len(self.diffusion_model.widths) - 1)
+
     def check_image_size(self, image_size: int) -> None:
         """Raises a `ValueError` where the networks cannot take `image_size` (pixels a side)."""
         if image_size < self.image_size_multiple or image_size % self.image_size_multiple:

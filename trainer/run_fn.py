@@ -360,6 +360,7 @@ def _record(run: _Run, trained: _Trained, fn_args: FnArgs, since: float) -> None
     ModelManifest(
         preset=run.base_model.preset.name,
         image_size=settings.image_size,
+        size_multiple=run.base_model.preset.size_multiple,
         training_id=run.training_id,
         training=dataclasses.asdict(run.config),
         export_weights=settings.export_weights,

@@ -84,7 +84,12 @@ class Executor(base_executor.BaseExecutor):
 
         directory = ServingDirectory(exec_properties["push_destination"])
         try:
-            warmup = {n: warmup_requests(os.path.join(source, n), n) for n in SERVED_NETWORKS}
+            warmup = {
+                network: warmup_requests(
+                    os.path.join(source, network), network, manifest.image_size
+                )
+                for network in SERVED_NETWORKS
+            }
             release = directory.publish(source, facts, check, warmup)
         except ModelRefusedError as refusal:
             _mark_not_pushed(pushed_model, str(refusal))

@@ -22,11 +22,17 @@ from serving.serving_directory import ModelRefusedError
 _PROMPT = b"a drawing of a small round creature"
 # What zero would not do for.
 _VALUES = {"num_steps": 1, "guidance_scale": 7.5, "sampler": DEFAULT_SAMPLER}
+_LATENT_DOWNSAMPLING = 8
 _INITIALIZER = "__saved_model_init_op"
 
 
-def warmup_requests(saved_model: str, network: str) -> bytes:
+def warmup_requests(saved_model: str, network: str, image_size: int) -> bytes:
     """One request of one picture for every signature, as a TFRecord file of PredictionLogs.
+
+    Args:
+        saved_model: Its folder.
+        network: What servers call it.
+        image_size: Side of the picture in pixels, where a signature takes any.
 
     Raises:
         ModelRefusedError: It is no SavedModel.
@@ -46,7 +52,9 @@ def warmup_requests(saved_model: str, network: str) -> bytes:
                     model_spec=model_pb2.ModelSpec(name=network, signature_name=name)
                 )
                 for key, tensor in signature.inputs.items():
-                    request.inputs[key].CopyFrom(tf.make_tensor_proto(_value(key, tensor)))
+                    request.inputs[key].CopyFrom(
+                        tf.make_tensor_proto(_value(key, tensor, image_size))
+                    )
                 log = prediction_log_pb2.PredictionLog(
                     predict_log=prediction_log_pb2.PredictLog(request=request)
                 )
@@ -55,8 +63,14 @@ def warmup_requests(saved_model: str, network: str) -> bytes:
             return f.read()
 
 
-def _value(name: str, tensor: tf.compat.v1.TensorInfo) -> tf.Tensor:
+def _value(name: str, tensor: tf.compat.v1.TensorInfo, image_size: int) -> tf.Tensor:
     dtype = tf.dtypes.as_dtype(tensor.dtype)
-    shape = [1 if dim.size < 0 else dim.size for dim in tensor.tensor_shape.dim]
+    side = image_size // _LATENT_DOWNSAMPLING
+    # Latents and noise; of texts and contexts the number alone is open.
+    open_dims = (1, side, side)
+    shape = [
+        open_dims[place] if dim.size < 0 else dim.size
+        for place, dim in enumerate(tensor.tensor_shape.dim)
+    ]
     value = _VALUES.get(name, _PROMPT if dtype == tf.string else 0)
     return tf.fill(shape, tf.cast(value, dtype))

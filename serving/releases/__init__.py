@@ -46,6 +46,8 @@ class Release:
         num_steps: Sampling steps where a request names none.
         guidance_scale: Guidance scale where a request names none.
         sampler: Sampler where a request names none.
+        image_size: Side of the pictures that it was trained on; `None` where it does not say.
+        size_multiple: What heights and widths must be multiples of; `None` where it does not say.
     """
 
     serving_dir: str
@@ -54,6 +56,8 @@ class Release:
     num_steps: int
     guidance_scale: float
     sampler: str = DEFAULT_SAMPLER
+    image_size: int | None = None
+    size_multiple: int | None = None
 
     @property
     def unsure(self) -> bool:
@@ -203,8 +207,9 @@ def find_model(folder: str) -> Release:
     facts: dict[str, Any] = {
         name: content[name] for name in ("preset", "image_size", "defaults") if name in content
     }
+    facts["manifest"] = content
     return UnreleasedModel(
-        filesystem.parent(path), 0, {**facts, "manifest": content}, *_defaults(path, facts)
+        filesystem.parent(path), 0, facts, *_defaults(path, facts), *_sizes(path, facts)
     )
 
 
@@ -221,7 +226,7 @@ def _read_release(serving_dir: str, version: int) -> Release:
     facts = _read_facts(path)
     if str(facts.get("version", version)) != str(version):
         raise _damaged(path, f"it speaks of version {facts['version']}")
-    return Release(serving_dir, version, facts, *_defaults(path, facts))
+    return Release(serving_dir, version, facts, *_defaults(path, facts), *_sizes(path, facts))
 
 
 def _read_facts(path: str) -> dict[str, Any]:
@@ -253,6 +258,19 @@ def _defaults(path: str, facts: Mapping[str, Any]) -> tuple[int, float, str]:
             path, f"its default sampler is {sampler!r}, not one of {', '.join(SAMPLERS)}"
         )
     return num_steps, float(guidance_scale), sampler
+
+
+def _sizes(path: str, facts: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Side of the pictures that it was trained on, and what others must be multiples of."""
+    manifest = facts.get("manifest") or {}
+    found = {
+        "image_size": facts.get("image_size"),
+        "size_multiple": manifest.get("size_multiple") if isinstance(manifest, dict) else None,
+    }
+    for name, value in found.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise _damaged(path, f"its {name} is {value!r}, not 1 or more")
+    return found["image_size"], found["size_multiple"]
 
 
 def _damaged(path: str, what: str) -> ServingError:

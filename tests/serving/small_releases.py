@@ -31,7 +31,12 @@ def export(folders: dict[int, Path]) -> None:
                 [w + rng.normal(0, 0.05, w.shape).astype(w.dtype) for w in model.get_weights()]
             )
         export_models(str(folder), modules)
-        manifest = {"preset": "tiny", "image_size": IMAGE_SIZE, "defaults": DEFAULTS}
+        manifest = {
+            "preset": "tiny",
+            "image_size": IMAGE_SIZE,
+            "size_multiple": preset.size_multiple,
+            "defaults": DEFAULTS,
+        }
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -46,6 +51,7 @@ def publish(root: Path | str, number: int, folder: Path) -> int:
         "defaults": DEFAULTS,
         "metrics": {"loss": 0.1602, "loss_baseline": 0.2037},
         "pushed_at": "2026-11-25T12:00:00+00:00",
+        "manifest": json.loads((folder / "manifest.json").read_bytes()),
     }
     directory = ServingDirectory(str(root))
     return directory.publish(str(folder), facts, lambda staged: None, _warmup(folder))["version"]
@@ -56,4 +62,4 @@ def _warmup(folder: Path) -> dict[str, bytes]:
     from components.serving_pusher.warmup import warmup_requests
     from serving.releases import SERVED_NETWORKS
 
-    return {name: warmup_requests(str(folder / name), name) for name in SERVED_NETWORKS}
+    return {name: warmup_requests(str(folder / name), name, IMAGE_SIZE) for name in SERVED_NETWORKS}

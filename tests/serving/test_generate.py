@@ -214,6 +214,8 @@ def test_newest_release_and_its_defaults(pushed: Path, newest: Generator) -> Non
         ({"prompts": ["a"], "num_steps": 1001}, "number of steps is 1001"),
         ({"prompts": ["a"], "guidance_scale": -1.0}, "guidance scale is -1.0"),
         ({"prompts": ["a"], "guidance_scale": float("nan")}, "guidance scale is nan"),
+        ({"prompts": ["a"], "height": 0}, "the height is 0; it must be 1 to 16384 pixels"),
+        ({"prompts": ["a"], "width": 16385}, "the width is 16385; it must be 1 to 16384 pixels"),
         ({"prompts": ["a"], "seed": -1}, "seed is -1"),
         ({"prompts": ["a"], "seed": [2**64]}, "seed is 18446744073709551616"),
         ({"prompts": ["a", "b"], "seed": [1]}, "there are 1 seeds for 2 prompts"),
@@ -311,6 +313,12 @@ def test_cli_draws_a_grid(cli: Callable, pushed: Path, newest: Generator, tmp_pa
         (["a", "--guidance-scale", "-2"], "the guidance scale is -2.0; it must be 0 or more"),
         (["a", "--guidance-scale", "inf"], "the guidance scale is inf; it must be 0 or more"),
         (["a", "--seed", "-1"], "the seed is -1; it must be 0 to 18446744073709551615"),
+        (["a", "--height", "-8"], "the height is -8; it must be 1 to 16384 pixels"),
+        (["a", "--memory-limit", "0"], "--memory-limit is 0; it must be gigabytes, more than 0"),
+        (
+            ["a", "--memory-limit", "nan"],
+            "--memory-limit is nan; it must be gigabytes, more than 0",
+        ),
         (["a", "--count", "0"], "--count is 0; it must be 1 to 100"),
         (["a", "--out", "x.jpg"], "--out is x.jpg; its name must end in .png"),
         (["a", "--out", "nowhere/x.png"], "the folder of --out, nowhere, does not exist"),
@@ -371,9 +379,32 @@ def test_samplers_that_a_release_of_a_former_version_does_not_have(
     assert errors == "error: the sampler is 'plms'; it must be one of ddim, dpmpp_2m, euler_a\n"
 
 
+def test_sizes_of_a_release(cli: Callable, serving_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.png"
+    arguments = ["a dragon", "--out", str(out), "--serving-dir", str(serving_dir)]
+    code, _, errors = cli(*arguments, "--height", "32")
+    assert code == 2
+    assert errors == (
+        f"error: release 10 of {serving_dir} is too old for a height and width, and draws what it "
+        "was trained at: leave them out, or ask for a newer release\n"
+    )
+    write_release(serving_dir, 10, image_size=16, manifest={"size_multiple": 8})
+    # What it draws anyway.
+    assert cli(*arguments, "--height", "16", "--width", "16")[0] == 0
+    assert read_png(out).shape == (16, 16, 3)
+    # Before TensorFlow is asked.
+    code, output, errors = cli(*arguments, "--width", "36")
+    assert (code, output) == (2, "")
+    assert errors == "error: the width is 36; it must be a multiple of 8, for example 32\n"
+    with pytest.raises(ServingError, match=r"the memory limit is -0.0 GB; it must be more than 0"):
+        Generator(str(serving_dir), memory_limit_bytes=-1)
+
+
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
+        (b'{"image_size": "16"}', "is damaged: its image_size is '16', not 1 or more"),
+        (b'{"manifest": {"size_multiple": 0}}', "its size_multiple is 0, not 1 or more"),
         (b"{", "is damaged: it is not JSON"),
         (b"\xff\xfe\x00", "is damaged: it is not JSON"),
         (b"[]", "is damaged: it holds no JSON object"),

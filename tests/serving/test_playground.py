@@ -104,6 +104,8 @@ def test_pictures_are_drawn_and_are_those_of_the_folder(
         # What the release recommends, and what it is.
         expect(page.get_by_label("Steps", exact=True)).to_have_value("2")
         expect(page.get_by_label("Guidance scale")).to_have_value("3")
+        expect(page.get_by_label("Height")).to_have_value("64")
+        expect(page.get_by_label("Width")).to_have_value("64")
         for text in ("Release 1", "tiny", "64 x 64", "2026-11-25 12:00:00", "0.1602", "0.2037"):
             expect(page.get_by_text(text, exact=True)).to_be_visible()
         lineage = page.get_by_role("link", name="Where it comes from")
@@ -117,6 +119,8 @@ def test_pictures_are_drawn_and_are_those_of_the_folder(
         page.get_by_role("option", name="euler_a").click()
         page.get_by_label("Seed", exact=True).fill("9007199254740993")
         page.get_by_label("Pictures").fill("2")
+        page.get_by_label("Height").fill("40")
+        page.get_by_label("Width").fill("")
         page.get_by_role("button", name="Draw").click()
         expect(status(page)).to_have_text("Done.")
         expect(pictures(page)).to_have_count(2)
@@ -128,18 +132,23 @@ def test_pictures_are_drawn_and_are_those_of_the_folder(
             guidance_scale=4.5,
             sampler="euler_a",
             seed=[2**53 + 1, 2**53 + 2],
+            height=40,
         )
+        assert expected.shape == (2, 40, 64, 3)
         # The newest is first.
         for place, picture in enumerate(reversed(expected)):
             np.testing.assert_array_equal(pixels(pictures(page).nth(place)), picture)
         expect(
-            page.get_by_text("seed 9007199254740994, 3 steps of euler_a, guidance 4.5, release 1")
+            page.get_by_text(
+                "seed 9007199254740994, 3 steps of euler_a, guidance 4.5, 64 x 40 pixels, release 1"
+            )
         ).to_be_visible()
 
         # Settings of a picture, another release, a download, a removed picture.
         page.get_by_label("Seed", exact=True).fill("7")
         page.get_by_role("button", name="Use these settings").last.click()
         expect(page.get_by_label("Seed", exact=True)).to_have_value("9007199254740993")
+        expect(page.get_by_label("Width")).to_have_value("")
         assert publish(root, 2) == 2
         page.get_by_role("button", name="Draw").click()
         expect(pictures(page)).to_have_count(3)
@@ -151,6 +160,7 @@ def test_pictures_are_drawn_and_are_those_of_the_folder(
             guidance_scale=4.5,
             sampler="euler_a",
             seed=2**53 + 1,
+            height=40,
         )
         np.testing.assert_array_equal(pixels(pictures(page).first), newer)
         with page.expect_download() as download:
@@ -174,6 +184,10 @@ def test_wrong_values_are_told_and_draw_nothing(url: str) -> None:
         draw.click()
         expect(page.get_by_text("the seed is -1; it must be 0 to")).to_be_visible()
         page.get_by_label("Seed", exact=True).fill("0")
+        page.get_by_label("Width").fill("44")
+        draw.click()
+        wrong = "It did not work: the width is 44; it must be a multiple of 8, for example 48"
+        expect(status(page)).to_have_text(wrong)
         page.get_by_label("Steps", exact=True).fill("")
         draw.click()
         expect(page.get_by_text("the number of steps is missing")).to_be_visible()

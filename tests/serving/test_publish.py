@@ -210,6 +210,16 @@ def test_the_model_card_names_samplers_where_the_release_has_a_choice() -> None:
     assert "with guidance_scale 4.0, num_steps 25, sampler ddim." in now
 
 
+def test_the_model_card_names_sizes_where_the_release_has_a_choice() -> None:
+    manifest = {"preset": "tiny", "image_size": 128}
+    before, now = (
+        publish.model_card({"version": 3, "manifest": said}, [], name="dragons")
+        for said in (manifest, {**manifest, "size_multiple": 32})
+    )
+    assert "steps, guidance scale, seed and negative prompt are inputs." in before
+    assert "scale, height and width (multiples of 32), seed and negative prompt are inputs" in now
+
+
 def front_matter(**facts: Any) -> ModelCardData:
     """What the hub reads of the card of a release with these facts."""
     content = publish.model_card({"version": 3, **facts}, [], name="dragons")

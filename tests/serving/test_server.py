@@ -1,5 +1,6 @@
 """Pictures from a server that speaks TensorFlow Serving's protocol, and what can go wrong."""
 
+import re
 import resource
 import socket
 import subprocess
@@ -14,12 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 from tf_serving import TfServing
 
 from serving import generate
 from serving.client import Generator
 from serving.errors import MissingSignatureError, ServingError
 from serving.request import cut_note
+from trainer.diffusion.sampler import initial_noise
 
 REQUESTS = [
     {
@@ -97,12 +101,13 @@ def test_the_command_line_talks_to_a_server(
     ):
         files.append(tmp_path / f"{len(files)}.png")
         request = ["a dragon", "a bird", "--count", "2", "--steps", "2", "--guidance-scale", "4"]
-        arguments = [*request, "--sampler", "euler_a", *place, "--out", str(files[-1])]
+        request += ["--sampler", "euler_a", "--width", "96"]
+        arguments = [*request, *place, "--out", str(files[-1])]
         code = generate.main(arguments)
         printed = capsys.readouterr()
         assert (code, printed.err) == (0, "")
         assert printed.out.splitlines()[-1] == (
-            f"{files[-1]}: 128 x 128 pixels, release 1 of {place[1]}"
+            f"{files[-1]}: 192 x 128 pixels, release 1 of {place[1]}"
         )
     assert len({file.read_bytes() for file in files}) == 1
 
@@ -122,6 +127,124 @@ def test_a_server_of_a_former_version_draws_with_what_it_knows(
         f"release 1 of {address} is too old for the sampler dpmpp_2m, and draws with ddim alone: "
         "ask for that, or for a newer release"
     )
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
+def test_any_size_is_the_same_picture_wherever_it_is_drawn(
+    server: TfServing, in_process: Generator, sampler: str
+) -> None:
+    request = {"prompts": ["a blue dragon"], "num_steps": 2, "guidance_scale": 3.0, "seed": 2**40}
+    request["sampler"] = sampler
+    own = in_process.generate(**request)
+    [picture] = in_process.generate(**request, height=40, width=96)
+    assert picture.shape == (40, 96, 3)
+    models = in_process._models
+    contexts = models.call(
+        "text_encoder",
+        "text",
+        {
+            name: np.array([text], object)
+            for name, text in (("prompt", b"a blue dragon"), ("negative_prompt", b""))
+        },
+        ("context", "unconditional_context"),
+        1,
+    )
+    noise = initial_noise(tf.constant([0, 2**8]), tf.constant(1), (5, 12, 4)).numpy()
+    drawn = models.call(
+        "diffusion_model",
+        "sample_from_noise",
+        {
+            **contexts,
+            "num_steps": np.array(2, np.int32),
+            "guidance_scale": np.array(3.0, np.float32),
+            "noise": noise,
+            "seed": np.array([0, 2**8], np.int32),
+            "sampler": np.array(sampler.encode(), object),
+        },
+        ("latent",),
+        1,
+    )
+    np.testing.assert_array_equal(models.decode(drawn["latent"], 1)[0], picture)
+    for address in (server.rest, server.grpc):
+        generator = Generator(address)
+        np.testing.assert_array_equal(
+            generator.generate(**request, height=40, width=96)[0], picture
+        )
+        # The side that is not named is the release's, which a server does not tell otherwise.
+        assert generator.generate(**request, width=96).shape == (1, 64, 96, 3)
+        np.testing.assert_array_equal(generator.generate(**request, height=64), own)
+
+
+@pytest.mark.parametrize("place", ["folder", "rest", "grpc"])
+def test_sizes_that_cannot_be_drawn_are_refused_before_anything_is_computed(
+    server: TfServing,
+    released: Path,
+    in_process: Generator,
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address = str(released) if place == "folder" else getattr(server, place)
+    generator = in_process if place == "folder" else Generator(address)
+    called, call = [], generator._models.call
+
+    def recorded(network: str, signature: str, *others: Any) -> dict[str, np.ndarray]:
+        called.append(signature)
+        return call(network, signature, *others)
+
+    monkeypatch.setattr(generator._models, "call", recorded)
+    with pytest.raises(ServingError) as error:
+        generator.generate(["a dragon"], height=44)
+    assert str(error.value) == "the height is 44; it must be a multiple of 8, for example 48"
+    # For 2560 positions, scores and weights of 2 heads, twice, are 0.2 GB alone.
+    monkeypatch.setattr(generator, "_memory_limit_bytes", 10**8)
+    with pytest.raises(ServingError) as error:
+        generator.generate(["a dragon"], height=512, width=320)
+    said = re.fullmatch(
+        r"a picture of 320 x 512 pixels needs up to 0\.([0-9]) GB of memory besides the models, "
+        r"and 0\.1 GB are there for it: ask for a smaller one, or, if there is more, say so by "
+        r"--memory-limit",
+        str(error.value),
+    )
+    assert said is not None
+    assert int(said[1]) >= 2
+    monkeypatch.setattr(generator, "_memory_limit_bytes", None)
+    monkeypatch.setattr("serving.in_process.free_memory_bytes", lambda: 3 * 10**9)
+    with pytest.raises(ServingError, match=f"and {'3' if place == 'folder' else '8'}.0 GB are"):
+        generator.generate(["a dragon"], height=4096, width=4096)
+    assert set(called) == {"size"}
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_a_server_of_a_former_version_draws_its_own_size(
+    server: TfServing, in_process: Generator, protocol: str
+) -> None:
+    address = getattr(server, protocol)
+    generator = Generator(address)
+    request = {"prompts": ["a cave"], "num_steps": 1, "guidance_scale": 3.0, "sampler": "euler_a"}
+    with server.of_former_version("size", "sample_at_size"):
+        # What a folder's file says need not be asked of its models.
+        own = in_process.generate(**request, height=64, width=64)
+        np.testing.assert_array_equal(generator.generate(**request), own)
+        with pytest.raises(ServingError) as error:
+            generator.generate(**request, height=64)
+    assert str(error.value) == (
+        f"release 1 of {address} is too old for a height and width, and draws what it was trained "
+        "at: leave them out, or ask for a newer release"
+    )
+
+
+def test_servers_are_warmed_up_with_a_picture_of_the_training(released: Path) -> None:
+    folder = released / "diffusion_model" / "1" / "assets.extra"
+    shapes = {}
+    for record in tf.data.TFRecordDataset(str(folder / "tf_serving_warmup_requests")):
+        log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+        request = log.predict_log.request
+        for name, value in request.inputs.items():
+            shapes[request.model_spec.signature_name, name] = tf.make_ndarray(value).shape
+    assert shapes["sample_from_noise", "noise"] == (1, 8, 8, 4)
+    assert shapes["predict_epsilon", "latent"] == (1, 8, 8, 4)
+    assert shapes["sample_at_size", "context"] == (1, 77, 8)
+    assert shapes["sample_at_size", "height"] == shapes["size", "width"] == ()
 
 
 LONG = "a dragon with " + "very " * 71 + "long horns and SHARP claws"
@@ -291,7 +414,7 @@ def test_what_a_server_does_not_have(server: TfServing, protocol: str) -> None:
         "decoder: 1)"
     )
     models = Generator(address)._models
-    inputs = {"latent": np.zeros([1, 3, 3, 4], np.float32)}
+    inputs = {"latent": np.zeros([1, 3, 3, 5], np.float32)}
     with pytest.raises(ServingError, match="refuses the request to decoder: "):
         models.call("decoder", "serving_default", inputs, ("generated_images",), 1)
     with pytest.raises(MissingSignatureError, match='"nonesuch" not found'):

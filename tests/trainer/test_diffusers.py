@@ -363,7 +363,7 @@ def trained(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
         values |= to_diffusers(model, model.get_weights())
     text_encoder = TextEncoderModule(models["text_encoder"], EXACT)
     diffusion_model = small_runs.without_sampling(models["diffusion_model"], EXACT, IMAGE_SIZE)
-    decoder = DecoderModule(models["decoder"], EXACT, IMAGE_SIZE)
+    decoder = DecoderModule(models["decoder"])
     # Nothing here draws.
     del text_encoder.text, decoder.png, decoder.png_bytes
     for name, module, signatures in (

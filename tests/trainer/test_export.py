@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import small_runs
 import tensorflow as tf
 from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusion
 
@@ -16,12 +17,14 @@ from storage.user_errors import UserError
 from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
 from trainer.diffusion.sampler import initial_noise, sample, step_noise, to_pixels
 from trainer.diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS
+from trainer.export.drawing_memory import DrawingMemory
 from trainer.export.saved_models import (
     DiffusionModelModule,
     ServingModules,
     export_models,
     serving_modules,
 )
+from trainer.networks import build_network
 from trainer.presets import Preset
 from trainer.text.tokenizer import tokenize
 from trainer.weights.base_model import BaseModel
@@ -265,6 +268,88 @@ def test_every_sampler_draws_with_one_trace_of_the_network(
     other = draw("sample", seed=seed, sampler=tf.constant("euler_a"))
     fresh = draw("sample_from_noise", noise=noise, seed=seed + 1, sampler=tf.constant("euler_a"))
     assert not np.allclose(other, fresh)
+
+
+def test_another_size_is_drawn_as_by_networks_built_for_it(
+    preset: Preset, networks: dict[str, keras.Model], loaded: dict[str, Any]
+) -> None:
+    signatures = loaded["diffusion_model"].signatures
+    context, unconditional = np.random.default_rng(3).standard_normal((2, 2, 77, 8)).astype("f")
+    request = {
+        "context": tf.constant(context),
+        "unconditional_context": tf.constant(unconditional),
+        "num_steps": tf.constant(3),
+        "guidance_scale": tf.constant(3.0),
+        "seed": tf.constant([5, -6]),
+        "sampler": tf.constant("euler_a"),
+    }
+
+    def draw(height: int, width: int) -> tf.Tensor:
+        size = {"height": tf.constant(height), "width": tf.constant(width)}
+        return signatures["sample_at_size"](**request, **size)["latent"]
+
+    # 0 is the size of the training, with the former signature's values.
+    own = signatures["sample"](**request)["latent"]
+    for height, width in ((128, 128), (0, 0), (128, 0)):
+        np.testing.assert_array_equal(draw(height, width), own)
+
+    oblong, size = small_runs.OblongPreset.like(preset), (64, 192)
+    built = {
+        network: build_network(network, oblong, size) for network in ("diffusion_model", "decoder")
+    }
+    for network, model in built.items():
+        model.set_weights(networks[network].get_weights())
+    noise = initial_noise(request["seed"], tf.constant(2), (8, 24, 4))
+    expected = sample(
+        lambda latent, timesteps, context: built["diffusion_model"](
+            [latent, timestep_embedding(timesteps, 320), context]
+        ),
+        NoiseSchedule("epsilon"),
+        noise=noise,
+        fresh_noise=lambda index: step_noise(request["seed"], index, tf.constant([2, 8, 24, 4])),
+        **{key: value for key, value in request.items() if key not in ("seed", "sampler")},
+        sampler="euler_a",
+    )
+    drawn = draw(*size)
+    assert drawn.shape == (2, 8, 24, 4)
+    np.testing.assert_allclose(drawn, expected, atol=1e-3 * np.abs(expected).max())
+    given = signatures["sample_from_noise"](**request, noise=noise)["latent"]
+    np.testing.assert_array_equal(given, drawn)
+    images = loaded["decoder"].signatures["serving_default"](latent=drawn)["generated_images"]
+    assert images.shape == (2, 64, 192, 3)
+    expected = to_pixels(built["decoder"](drawn))
+    np.testing.assert_allclose(tf.cast(images, tf.int32), tf.cast(expected, tf.int32), atol=1)
+
+
+def test_sizes_are_told_and_others_refused(preset: Preset, loaded: dict[str, Any]) -> None:
+    signatures = loaded["diffusion_model"].signatures
+
+    def told(height: int, width: int) -> dict[str, Any]:
+        found = signatures["size"](height=tf.constant(height), width=tf.constant(width))
+        return {name: value.numpy().tolist() for name, value in found.items()}
+
+    peak = [pytest.approx(max(DrawingMemory.of(preset).of_networks(16 * 40)), rel=1e-6)]
+    # One level: every pixel of a latent is possible.
+    expected = {"height": [128], "width": [320], "multiple": [8], "peak_memory": peak}
+    assert told(0, 320) == expected
+    assert told(128, 320) == expected
+
+    context = tf.zeros([1, 77, 8])
+    request = {
+        "context": context,
+        "unconditional_context": context,
+        "num_steps": tf.constant(1),
+        "guidance_scale": tf.constant(1.0),
+        "seed": tf.constant([0, 0]),
+        "sampler": tf.constant("ddim"),
+    }
+    for height, width, name in ((12, 64, "height"), (64, -8, "width")):
+        size = {"height": tf.constant(height), "width": tf.constant(width)}
+        message = f"(?s){name} must be a multiple of 8, 0 for 128, and is.*{min(height, width)}"
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            signatures["sample_at_size"](**request, **size)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="noise must be multiples of 1; its"):
+        signatures["sample_from_noise"](**request, noise=tf.zeros([1, 0, 8, 4]))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import small_runs
 import tensorflow as tf
 
 from trainer.networks import build_decoder, build_diffusion_model, build_text_encoder
-from trainer.networks.inference_layers import has_form_for_cpu, inference_layers
-from trainer.networks.seam import CrossAttention, layers_within
+from trainer.networks.inference_layers import attention, has_form_for_cpu, inference_layers
+from trainer.networks.seam import CrossAttention, layers_within, mapped_call
 from trainer.presets import get_preset
 
 SIZE = 64
@@ -28,6 +28,13 @@ WIDE = dataclasses.replace(
 @pytest.fixture(scope="module")
 def wide() -> keras.Model:
     return build_diffusion_model(WIDE, SIZE)
+
+
+def test_maps_are_made_larger_by_repeating() -> None:
+    x = np.random.default_rng(5).normal(size=(2, 3, 5, 4)).astype(np.float32)
+    layer = keras.layers.UpSampling2D(2)
+    with inference_layers(keras.Sequential([layer])):
+        np.testing.assert_array_equal(layer(x), x.repeat(2, axis=1).repeat(2, axis=2))
 
 
 def layers_of(model: keras.Model) -> list[keras.layers.Layer]:
@@ -98,29 +105,29 @@ def test_attention_by_hand() -> None:
     layer = CrossAttention(num_heads=2, head_size=3)
     layer(x, context)
     query, key, value, out, bias = layer.get_weights()
-    with inference_layers(keras.Sequential([layer])):
-        found = layer(x, context).numpy()
+    found = attention(layer, x.reshape(8, 6), context.reshape(10, 3), tf.constant(2))
     heads = []
     for head in range(2):
         part = slice(3 * head, 3 * head + 3)
         scores = (x @ query)[..., part] @ np.swapaxes((context @ key)[..., part], 1, 2) / 3**0.5
         weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         heads.append(weights @ (context @ value)[..., part])
-    np.testing.assert_allclose(found, np.concatenate(heads, -1) @ out + bias, atol=1e-5)
+    expected = np.concatenate(heads, -1) @ out + bias
+    np.testing.assert_allclose(tf.reshape(found, x.shape), expected, atol=1e-5)
 
 
 def test_on_a_cpu_convolutions_of_few_positions_are_matrix_products(wide: keras.Model) -> None:
     model = wide
     model.set_weights(random_like(model))
     rng = np.random.default_rng(4)
-    inputs = [
-        tf.constant(rng.normal(size=(2, *tensor.shape[1:])), tf.float32) for tensor in model.inputs
-    ]
+    # Heights and widths are open, as where it is exported.
+    _, *others = ([None, *tensor.shape[1:]] for tensor in model.inputs)
+    specs = [tf.TensorSpec(shape) for shape in ([None, None, None, 4], *others)]
 
     def traced(for_cpu: bool) -> tf.types.experimental.ConcreteFunction:
         with inference_layers(model, for_cpu):
-            function = tf.function(lambda: model(inputs, training=False), autograph=False)
-            return function.get_concrete_function()
+            function = tf.function(lambda *x: model([*x], training=False), autograph=False)
+            return function.get_concrete_function(*specs)
 
     def channels(function: tf.types.experimental.ConcreteFunction) -> list[int]:
         operations = function.graph.get_operations()
@@ -129,9 +136,15 @@ def test_on_a_cpu_convolutions_of_few_positions_are_matrix_products(wide: keras.
     on_cpu, on_gpu = traced(True), traced(False)
     assert channels(on_cpu) == [4]
     assert len(channels(on_gpu)) == sum(type(x) is keras.layers.Conv2D for x in layers_of(model))
-    expected = model(inputs, training=False).numpy()
-    for function in (on_cpu, on_gpu):
-        assert np.linalg.norm(function() - expected) < 1e-5 * np.linalg.norm(expected)
+    # Another size has other positions, and the same form of each layer.
+    for side in ((8, 8), (24, 4)):
+        shapes = ([2, *side, 4], *([2, *shape[1:]] for shape in others))
+        inputs = [tf.constant(rng.normal(size=shape), tf.float32) for shape in shapes]
+        expected = mapped_call(model, inputs, lambda layer: layer).numpy()
+        for function in (on_cpu, on_gpu):
+            found = function(*inputs)
+            assert found.shape == (2, *side, 4)
+            assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
 
 
 def test_only_a_wide_network_has_a_form_for_cpus(wide: keras.Model) -> None:

@@ -18,11 +18,11 @@ import small_runs
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
+from storage import machine
 from storage.user_errors import UserError
 from trainer import presets, run_fn
 from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.text.tokenizer import tokenize
-from trainer.training import memory
 from trainer.training.fine_tuner import TrainingDivergedError, read_history
 from trainer.training.memory import InsufficientMemoryError
 from trainer.training_config import (
@@ -181,6 +181,7 @@ def test_the_manifest_says_what_made_the_model(ran: Ran) -> None:
     assert manifest["base_weights_source"] == "random"
     drawing = {name: manifest["validation"][name] for name in ("num_steps", "guidance_scale")}
     assert manifest["defaults"] == {**drawing, "sampler": "ddim"}
+    assert manifest["size_multiple"] == 8
     assert manifest["base_weights"] == {
         network: BASE_MODEL.hash([network]) for network in presets.NETWORKS
     }
@@ -309,7 +310,7 @@ def test_an_infinite_number_stops_the_run_and_nothing_is_exported(
     # There is far too little memory, too, which is said and not minded.
     limit = tmp_path / "memory.max"
     limit.write_text("1000000\n")
-    monkeypatch.setattr(memory, "_CGROUP_LIMITS", (str(limit),))
+    monkeypatch.setattr(machine, "_CGROUP_LIMITS", (str(limit),))
     latents = write_latents(tmp_path / "latents", broken=5)
     caplog.set_level(logging.WARNING, "trainer")
     with pytest.raises(TrainingDivergedError) as error:
@@ -337,7 +338,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_traced(
 ) -> None:
     limit = tmp_path / "memory.max"
     limit.write_text("1000000\n")
-    monkeypatch.setattr(memory, "_CGROUP_LIMITS", (str(tmp_path / "none"), str(limit)))
+    monkeypatch.setattr(machine, "_CGROUP_LIMITS", (str(tmp_path / "none"), str(limit)))
     latents = write_latents(tmp_path / "latents")
     with pytest.raises(InsufficientMemoryError, match=r"training needs about .* has 0\.0 GB"):
         run_fn.run_fn(arguments(tmp_path, latents))

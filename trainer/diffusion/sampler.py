@@ -89,12 +89,18 @@ def sample(
 
 
 def initial_noise(
-    seed: tf.Tensor, batch_size: tf.Tensor, latent_shape: tuple[int, int, int]
+    seed: tf.Tensor,
+    batch_size: tf.Tensor,
+    latent_shape: tuple[int | tf.Tensor, int | tf.Tensor, int],
 ) -> tf.Tensor:
-    """Standard normal float32 [B, h, w, 4] that depends on `seed`, int32 [2], alone."""
-    height, width, channels = latent_shape
-    noise = tf.random.stateless_normal(tf.stack([batch_size, height, width, channels]), seed)
-    return tf.ensure_shape(noise, (None, *latent_shape))
+    """Standard normal float32 [B, h, w, 4] that depends on `seed`, int32 [2], and its shape alone.
+
+    Args:
+        seed: int32 [2].
+        batch_size: int32 [].
+        latent_shape: Height, width and channels; the first two may be int32 [].
+    """
+    return tf.random.stateless_normal(tf.stack([batch_size, *latent_shape]), seed)
 
 
 def step_noise(seed: tf.Tensor, index: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:

@@ -1,12 +1,12 @@
 """The three SavedModels and their signatures.
 
-Nothing is baked in but the image size: prompts, negative prompts, number of steps, guidance
-scale, sampler, seed and batch size are inputs. A signature has no optional inputs on TensorFlow
-Serving, so those that take the sampler stand beside those of former versions, which clients of
-former versions ask for. Each module's network is a `tf.function` of its own that its
-signatures call, so that it is traced, stored and loaded once and not once a signature. A module
-keeps the network's variables and not the Keras model, whose hundreds of layer objects would be
-saved and loaded, too.
+Nothing is baked in: prompts, negative prompts, number of steps, guidance scale, sampler, seed,
+height, width and batch size are inputs. A signature has no optional inputs on TensorFlow Serving,
+so those that take the sampler and the size stand beside those of former versions, which clients of
+former versions ask for, and which draw the size of the training. Each module's network is a
+`tf.function` of its own that its signatures call, so that it is traced, stored and loaded once and
+not once a signature. A module keeps the network's variables and not the Keras model, whose hundreds
+of layer objects would be saved and loaded, too.
 
 TensorFlow Serving's REST interface writes a text output as it is, unless its name ends in
 `_bytes`; PNG bytes are no text, which is why there is a `png_bytes` beside `png`.
@@ -27,10 +27,13 @@ from storage.user_errors import UserError
 from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
 from trainer.diffusion.sampler import initial_noise, sample, step_noise, to_pixels
 from trainer.diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS, is_sampler
+from trainer.export.drawing_memory import DrawingMemory
 from trainer.networks.inference_layers import has_form_for_cpu, inference_layers
-from trainer.presets import NUM_TIMESTEPS, Preset
+from trainer.presets import LATENT_CHANNELS, LATENT_DOWNSAMPLING, NUM_TIMESTEPS, Preset
 from trainer.text.graph_tokenizer import GraphTokenizer
 from trainer.training_config import WeightsDtype
+
+_LATENTS = (None, None, None, LATENT_CHANNELS)
 
 
 class TextEncoderModule(tf.Module):
@@ -69,7 +72,7 @@ class TextEncoderModule(tf.Module):
 
 
 class DiffusionModelModule(tf.Module):
-    """The whole sampling loop, and a single prediction."""
+    """The whole sampling loop, a single prediction, and what sizes there are."""
 
     def __init__(
         self,
@@ -83,10 +86,12 @@ class DiffusionModelModule(tf.Module):
         self._schedule = NoiseSchedule(preset.prediction)
         self.prediction_signature = preset.prediction_signature
         self._width = preset.diffusion_model.timestep_width
+        self._image_size, self._size_multiple = image_size, preset.size_multiple
         self._latent_shape = preset.latent_shape(image_size)
+        self._memory = DrawingMemory.of(preset)
         text = preset.text_encoder
         context = tf.TensorSpec([None, text.max_length, text.width], tf.float32, name="context")
-        latent = tf.TensorSpec([None, *self._latent_shape], tf.float32, name="latent")
+        latent = tf.TensorSpec(_LATENTS, tf.float32, name="latent")
         prediction, at_any_time = (
             [latent, tf.TensorSpec([None], dtype, name="timesteps"), context]
             for dtype in (tf.int32, tf.float32)
@@ -111,9 +116,10 @@ class DiffusionModelModule(tf.Module):
             tf.TensorSpec([], tf.int32, name="num_steps"),
             tf.TensorSpec([], tf.float32, name="guidance_scale"),
         ]
-        noise = tf.TensorSpec([None, *self._latent_shape], tf.float32, name="noise")
+        noise = tf.TensorSpec(_LATENTS, tf.float32, name="noise")
         seed = tf.TensorSpec([2], tf.int32, name="seed")
         sampler = tf.TensorSpec([], tf.string, name="sampler")
+        size = [tf.TensorSpec([], tf.int32, name=name) for name in ("height", "width")]
         self.sample = tf.function(
             self._sample, input_signature=[*guided, noise, seed, sampler], autograph=False
         )
@@ -129,6 +135,12 @@ class DiffusionModelModule(tf.Module):
             input_signature=[*guided, noise, seed, sampler],
             autograph=False,
         )
+        self.sampled_at_size = tf.function(
+            self._sampled_at_size,
+            input_signature=[*guided, seed, sampler, *size],
+            autograph=False,
+        )
+        self.size = tf.function(self._size, input_signature=size, autograph=False)
         self.serve_prediction = tf.function(
             self._serve_prediction, input_signature=prediction, autograph=False
         )
@@ -159,7 +171,12 @@ class DiffusionModelModule(tf.Module):
         sampler: tf.Tensor,
     ) -> tf.Tensor:
         """Latents, float32 [B, h, w, 4]; `seed` is of the noise that comes in between."""
+        shape, multiple = tf.shape(noise), self._size_multiple // LATENT_DOWNSAMPLING
         valid = [
+            tf.debugging.Assert(
+                tf.reduce_all((shape[1:3] > 0) & (shape[1:3] % multiple == 0)),
+                [f"height and width of noise must be multiples of {multiple}; its shape is", shape],
+            ),
             tf.debugging.Assert(
                 (num_steps >= 1) & (num_steps <= NUM_TIMESTEPS),
                 [f"num_steps must be 1 to {NUM_TIMESTEPS}, and is", num_steps],
@@ -187,7 +204,7 @@ class DiffusionModelModule(tf.Module):
                 num_steps=num_steps,
                 guidance_scale=guidance_scale,
                 sampler=sampler,
-                fresh_noise=lambda index: step_noise(seed, index, tf.shape(noise)),
+                fresh_noise=lambda index: step_noise(seed, index, shape),
                 guided_together=guided_together,
             )
             for predict, guided_together in (
@@ -247,6 +264,52 @@ class DiffusionModelModule(tf.Module):
         guided = (context, unconditional_context, num_steps, guidance_scale)
         return {"latent": self.sample(*guided, noise, seed, sampler)}
 
+    def _sampled_at_size(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        seed: tf.Tensor,
+        sampler: tf.Tensor,
+        height: tf.Tensor,
+        width: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        guided = (context, unconditional_context, num_steps, guidance_scale)
+        sides = [
+            self._side_of_latent(name, side)
+            for name, side in (("height", height), ("width", width))
+        ]
+        noise = initial_noise(seed, tf.shape(context)[0], (*sides, LATENT_CHANNELS))
+        return {"latent": self.sample(*guided, noise, seed, sampler)}
+
+    def _side_of_latent(self, name: str, pixels: tf.Tensor) -> tf.Tensor:
+        """int32 [], of a height or width in pixels, int32 []; 0 is what it was trained at."""
+        multiple = self._size_multiple
+        valid = tf.debugging.Assert(
+            (pixels >= 0) & (pixels % multiple == 0),
+            [f"{name} must be a multiple of {multiple}, 0 for {self._image_size}, and is", pixels],
+        )
+        with tf.control_dependencies([valid]):
+            return self._side(pixels) // LATENT_DOWNSAMPLING
+
+    def _side(self, pixels: tf.Tensor) -> tf.Tensor:
+        return tf.where(pixels == 0, self._image_size, pixels)
+
+    def _size(self, height: tf.Tensor, width: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What a picture of a height and width, int32 [], would be, each [1]."""
+        height, width = self._side(height), self._side(width)
+        rows, columns = (
+            tf.cast(side, tf.float64) / LATENT_DOWNSAMPLING for side in (height, width)
+        )
+        peak = tf.maximum(*self._memory.of_networks(rows * columns))
+        return {
+            "height": height[None],
+            "width": width[None],
+            "multiple": tf.constant([self._size_multiple]),
+            "peak_memory": tf.cast(peak, tf.float32)[None],
+        }
+
     def _serve_prediction(
         self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
     ) -> dict[str, tf.Tensor]:
@@ -256,17 +319,10 @@ class DiffusionModelModule(tf.Module):
 class DecoderModule(tf.Module):
     """Latents in, pictures out."""
 
-    def __init__(
-        self,
-        model: keras.Model,
-        preset: Preset,
-        image_size: int,
-        weights_dtype: WeightsDtype = "float32",
-    ) -> None:
+    def __init__(self, model: keras.Model, weights_dtype: WeightsDtype = "float32") -> None:
         super().__init__()
         self._variables, self._call = _network(model, weights_dtype)
-        shape = [None, *preset.latent_shape(image_size)]
-        latent = tf.TensorSpec(shape, tf.float32, name="latent")
+        latent = tf.TensorSpec(_LATENTS, tf.float32, name="latent")
         self.pixels = tf.function(self._pixels, input_signature=[latent], autograph=False)
         self.serve = tf.function(self._decode, input_signature=[latent], autograph=False)
         self.png = tf.function(self._decode_to_png, input_signature=[latent], autograph=False)
@@ -323,6 +379,8 @@ def export_models(folder: str, modules: ServingModules) -> None:
                 "from_noise": diffusion_model.from_noise,
                 "sample": diffusion_model.sampled,
                 "sample_from_noise": diffusion_model.sampled_from_noise,
+                "sample_at_size": diffusion_model.sampled_at_size,
+                "size": diffusion_model.size,
                 diffusion_model.prediction_signature: diffusion_model.serve_prediction,
             },
         ),
@@ -360,7 +418,7 @@ def serving_modules(
     return ServingModules(
         TextEncoderModule(text_encoder, preset, weights_dtype),
         DiffusionModelModule(diffusion_model, preset, image_size, weights_dtype),
-        DecoderModule(decoder, preset, image_size, weights_dtype),
+        DecoderModule(decoder, weights_dtype),
     )
 
 

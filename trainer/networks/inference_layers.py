@@ -4,18 +4,23 @@ Keras multiplies a sequence with a matrix example by example and normalizes grou
 five dimensions, and KerasCV's attention is made of layers. That costs a small network, whose
 operations take microseconds, a third of its time. The networks are built and trained as they are;
 only what is exported is traced like this.
+
+Maps may have any height and width here, which are not known when they are traced. What needs them
+asks once for a block: a sequence is [B * T, C] from the beginning of its transformer to the end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
 
-from trainer.networks.matrix_products import conv2d_forward, is_matrix_product, output_sides
-from trainer.networks.seam import CrossAttention, computing_as, layers_within
+from trainer.networks.blocks import SpatialTransformer
+from trainer.networks.matrix_products import conv2d_forward, is_matrix_product
+from trainer.networks.seam import CrossAttention, compute_as, computing_as, layers_within
 
 # Below, a convolution of few positions is too short to gain from being a matrix product.
 _MANY_CHANNELS = 512
@@ -32,69 +37,115 @@ class _OneProductDense(keras.layers.Dense):
 class _FlatGroupNormalization(keras.layers.GroupNormalization):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         channels, groups = inputs.shape[-1], self.groups
-        positions = math.prod(inputs.shape[1:-1])
+        positions = range(1, len(inputs.shape) - 1)
         # As in Keras: half precision has too few digits, or too small a range, for the sums.
-        x = tf.cast(tf.reshape(inputs, (-1, positions, channels)), tf.float32)
+        x = tf.cast(inputs, tf.float32)
 
         def mean_of_groups(x: tf.Tensor) -> tf.Tensor:
-            """From [B, positions, C] to [B, 1, C]."""
-            of_channels = tf.reshape(tf.reduce_mean(x, axis=1), (-1, groups, channels // groups))
+            """From [B, h, w, C] to [B, 1, 1, C]."""
+            of_channels = tf.reduce_mean(x, axis=list(positions))
+            of_channels = tf.reshape(of_channels, (-1, groups, channels // groups))
             mean = tf.reduce_mean(of_channels, axis=2, keepdims=True)
-            return tf.reshape(tf.tile(mean, (1, 1, channels // groups)), (-1, 1, channels))
+            spread = tf.tile(mean, (1, 1, channels // groups))
+            return tf.reshape(spread, (-1, *(1 for _ in positions), channels))
 
         centred = x - mean_of_groups(x)
         variance = mean_of_groups(tf.square(centred))
         scale = tf.math.rsqrt(variance + self.epsilon) * tf.cast(self.gamma, tf.float32)
         normalized = centred * scale + tf.cast(self.beta, tf.float32)
-        return tf.reshape(tf.cast(normalized, inputs.dtype), (-1, *inputs.shape[1:]))
+        return tf.cast(normalized, inputs.dtype)
 
 
-class _PlainCrossAttention(CrossAttention):
-    def call(self, inputs: tf.Tensor, context: tf.Tensor | None = None) -> tf.Tensor:
-        def heads(x: tf.Tensor) -> tf.Tensor:
-            """From [B, T, C] to [B, heads, T, head size]."""
-            shape = (-1, x.shape[1], self.num_heads, self.head_size)
-            return tf.transpose(tf.reshape(x, shape), (0, 2, 1, 3))
+class _FlatSpatialTransformer(SpatialTransformer):
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        maps, context = inputs
+        shape, block = tf.shape(maps), self.transformer_block
+        x = tf.reshape(self.proj1(self.norm(maps)), (-1, maps.shape[-1]))
+        context = tf.reshape(context, (-1, context.shape[-1]))
+        normal = block.norm1(x)
+        x = attention(block.attn1, normal, normal, shape[0]) + x
+        x = attention(block.attn2, block.norm2(x), context, shape[0]) + x
+        x = block.dense(block.geglu(block.norm3(x))) + x
+        return self.proj2(tf.ensure_shape(tf.reshape(x, shape), maps.shape)) + maps
 
-        context = inputs if context is None else context
-        query, key = heads(self.to_q(inputs) * self.scale), heads(self.to_k(context))
-        weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True))
-        attended = tf.transpose(tf.matmul(weights, heads(self.to_v(context))), (0, 2, 1, 3))
-        width = self.num_heads * self.head_size
-        return self.out_proj(tf.reshape(attended, (-1, inputs.shape[1], width)))
+
+class _OneOperationUpSampling2D(keras.layers.UpSampling2D):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        if self.interpolation != "nearest" or self.data_format != "channels_last":
+            return super().call(inputs)
+        size = tf.shape(inputs)[1:3] * tf.constant(self.size)
+        return tf.raw_ops.ResizeNearestNeighbor(images=inputs, size=size)
 
 
 class _FewPositionsConv2D(keras.layers.Conv2D):
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        if not is_matrix_product(self):
-            return super().convolution_op(inputs, kernel)
-        kernel = tf.convert_to_tensor(kernel)
-        rows, columns = output_sides(inputs, kernel, self.strides[0])
-        # Beyond, oneDNN is as fast, and the patches would take k * k times the map's memory.
-        if rows * columns > inputs.shape[-1]:
-            return super().convolution_op(inputs, kernel)
-        return conv2d_forward(inputs, kernel, self.strides[0])
+        return conv2d_forward(inputs, tf.convert_to_tensor(kernel), self.strides[0])
 
 
 _FORMS = {
     keras.layers.Dense: _OneProductDense,
     keras.layers.GroupNormalization: _FlatGroupNormalization,
-    CrossAttention: _PlainCrossAttention,
+    keras.layers.UpSampling2D: _OneOperationUpSampling2D,
+    SpatialTransformer: _FlatSpatialTransformer,
 }
 
 
-def inference_layers(
-    model: keras.Model, for_cpu: bool = False
-) -> contextlib.AbstractContextManager[None]:
+def attention(
+    layer: CrossAttention, inputs: tf.Tensor, context: tf.Tensor, batch_size: tf.Tensor
+) -> tf.Tensor:
+    """What a layer of attention gives.
+
+    Args:
+        layer: Its weights are used.
+        inputs: [B * T, C], an example's positions after another's.
+        context: [B * S, D], what they attend to.
+        batch_size: B, int32 [].
+
+    Returns:
+        [B * T, C].
+    """
+
+    def heads(x: tf.Tensor) -> tf.Tensor:
+        """From [B * T, C] to [B, heads, T, head size]."""
+        shape = (batch_size, -1, layer.num_heads, layer.head_size)
+        return tf.transpose(tf.reshape(x, shape), (0, 2, 1, 3))
+
+    query, key = heads(layer.to_q(inputs) * layer.scale), heads(layer.to_k(context))
+    weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True))
+    attended = tf.transpose(tf.matmul(weights, heads(layer.to_v(context))), (0, 2, 1, 3))
+    return layer.out_proj(tf.reshape(attended, (-1, layer.num_heads * layer.head_size)))
+
+
+@contextlib.contextmanager
+def inference_layers(model: keras.Model, for_cpu: bool = False) -> Iterator[None]:
     """Within this, the model is traced with these forms of its layers, with the same variables.
 
     Args:
         model: Is left as it is.
         for_cpu: Whether it will only run on a CPU, where convolutions of few positions and many
-            channels are faster as matrix products.
+            channels are faster as matrix products. How many positions there are is known of the
+            size that the model was built for, and decides for all sizes.
     """
-    forms = _FORMS | {keras.layers.Conv2D: _FewPositionsConv2D} if for_cpu else _FORMS
-    return computing_as([model], forms)
+    few = _of_few_positions(model) if for_cpu else []
+    with computing_as([model], _FORMS):
+        for layer in few:
+            compute_as(layer, _FewPositionsConv2D)
+        yield
+
+
+def _of_few_positions(model: keras.Model) -> list[keras.layers.Conv2D]:
+    """Convolutions with at most as many positions as channels.
+
+    With more, oneDNN is as fast, and the patches would take k * k times the map's memory.
+    """
+    return [
+        part
+        for layer in model.layers
+        for part in layers_within(layer)
+        if type(part) is keras.layers.Conv2D
+        and is_matrix_product(part)
+        and math.prod(layer.output.shape[1:3]) <= part.kernel.shape[2]
+    ]
 
 
 def has_form_for_cpu(model: keras.Model) -> bool:

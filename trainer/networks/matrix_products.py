@@ -93,22 +93,26 @@ def conv2d(images: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:
 
 
 def conv2d_forward(images: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:
-    """`conv2d` without a gradient of its own, which would be saved with what is exported."""
+    """`conv2d` without a gradient of its own, which would be saved with what is exported.
+
+    Height and width need not be known when this is traced.
+    """
     size, _, _, filters = kernel.shape
     matrix = tf.reshape(kernel, (-1, filters))
     product = tf.matmul(_patches(images, size, stride), matrix)
-    return tf.reshape(product, (-1, *output_sides(images, kernel, stride), filters))
+    rows, columns = ((side - size) // stride + 1 for side in _sides(images))
+    return tf.reshape(product, (-1, rows, columns, filters))
 
 
-def output_sides(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tuple[int, int]:
-    """Height and width of what `conv2d` gives."""
-    height, width = ((side - kernel.shape[0]) // stride + 1 for side in images.shape[1:3])
-    return height, width
+def _sides(images: tf.Tensor) -> Sequence[int] | Sequence[tf.Tensor]:
+    """Height and width: int32 [] where they are not known yet."""
+    known: Sequence[int] = images.shape[1:3]
+    return tf.unstack(tf.shape(images)[1:3]) if None in known else known
 
 
 def _patches(images: tf.Tensor, size: int, stride: int) -> tf.Tensor:
     """[B * rows * columns, size * size * C]."""
-    height, width, channels = images.shape[1:]
+    (height, width), channels = _sides(images), images.shape[-1]
     if _is_pointwise(size, stride):
         return tf.reshape(images, (-1, channels))
     flat = tf.reshape(images, (-1, height * width, channels))
@@ -121,8 +125,15 @@ def _is_pointwise(size: int, stride: int) -> bool:
     return size == stride == 1
 
 
-def _positions(height: int, width: int, size: int, stride: int) -> np.ndarray:
+def _positions(
+    height: int | tf.Tensor, width: int | tf.Tensor, size: int, stride: int
+) -> np.ndarray | tf.Tensor:
     """Index in a flattened map of every position of every patch, int32."""
+    if not isinstance(height, int):
+        rows, columns = ((side - size) // stride + 1 for side in (height, width))
+        corners = tf.range(rows)[:, None] * stride * width + tf.range(columns) * stride
+        within = tf.range(size)[:, None] * width + tf.range(size)
+        return tf.reshape(corners[..., None, None] + within, (-1,))
     index = np.arange(height * width, dtype=np.int32).reshape(height, width)
     windows = np.lib.stride_tricks.sliding_window_view(index, (size, size))
     return windows[::stride, ::stride].reshape(-1)

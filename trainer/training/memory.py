@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import resource
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import keras
 import tensorflow as tf
 from tensorflow.python.client import device_lib
 
+from storage.machine import gigabytes, memory_bytes, resident_bytes
 from storage.user_errors import UserError
 from trainer.training_config import ResolvedTrainingConfig
 
@@ -23,8 +21,6 @@ _ALIASES = frozenset(
     | {"PreventGradient", "ReadVariableOp"}
 )
 _FREE = frozenset({"Const", "Placeholder", "VarHandleOp", "Shape", "NoOp"})
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
 
 logger = logging.getLogger(__name__)
 
@@ -159,9 +155,7 @@ def _tensor_bytes(tensor: tf.Tensor) -> int:
 
 def program_bytes(models: Sequence[keras.Model]) -> int:
     """What this process holds now, in main memory, besides the models' weights."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    held = pages * resource.getpagesize()
-    return max(0, held - _FLOAT32 * sum(model.count_params() for model in models))
+    return max(0, resident_bytes() - _FLOAT32 * sum(model.count_params() for model in models))
 
 
 def device_memory() -> tuple[str, int]:
@@ -172,11 +166,7 @@ def device_memory() -> tuple[str, int]:
     gpus = [d.memory_limit for d in device_lib.list_local_devices() if d.device_type == "GPU"]
     if gpus:
         return "the GPU", min(gpus)
-    limits = [os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()]
-    for path in map(Path, _CGROUP_LIMITS):
-        if path.is_file() and (text := path.read_text().strip()).isdigit():
-            limits.append(int(text))
-    return "this machine", min(limits)
+    return "this machine", memory_bytes()
 
 
 def check_fits(
@@ -260,8 +250,3 @@ def peak_gpu_bytes() -> int | None:
         for index in range(len(tf.config.list_logical_devices("GPU")))
     ]
     return max(peaks, default=None)
-
-
-def gigabytes(size: int) -> str:
-    """`size` bytes in words, such as `3.4 GB`."""
-    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,48 @@
+"""The memory of this machine, as far as this process may use it."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+from pathlib import Path
+
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_MEMINFO = "/proc/meminfo"
+_AVAILABLE = re.compile(r"^MemAvailable: *([0-9]+) kB$", re.MULTILINE)
+
+
+def memory_bytes() -> int:
+    """All that there is, or that the container of this process is allowed."""
+    return min([os.sysconf("SC_PHYS_PAGES") * resource.getpagesize(), *_container_limits()])
+
+
+def free_memory_bytes() -> int:
+    """What is left of it.
+
+    Of a container's, only what this process holds is taken off; where the system does not say what
+    is available, all counts as free.
+    """
+    held = resident_bytes()
+    free = [limit - held for limit in _container_limits()]
+    meminfo = Path(_MEMINFO)
+    if meminfo.is_file() and (found := _AVAILABLE.search(meminfo.read_text())):
+        free.append(int(found[1]) * 1024)
+    return max(0, min(free, default=memory_bytes()))
+
+
+def resident_bytes() -> int:
+    """What this process holds now; 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    pages = int(statm.read_text().split()[1]) if statm.is_file() else 0
+    return pages * resource.getpagesize()
+
+
+def gigabytes(size: float) -> str:
+    """`size` bytes in words, such as `3.4 GB`."""
+    return f"{size / 1e9:.1f} GB"
+
+
+def _container_limits() -> list[int]:
+    found = [Path(path).read_text().strip() for path in _CGROUP_LIMITS if Path(path).is_file()]
+    return [int(text) for text in found if text.isdigit()]

@@ -1,0 +1,99 @@
+"""How much memory a picture takes while it is drawn, from a preset's numbers alone.
+
+Whatever a network holds at once grows with the positions of the latent, but for its attention's
+scores, which grow with their square. What each part could hold is therefore counted in float32
+values for one position, or for a pair of them, and the most of it added up: what is never there at
+the same moment, too. tests/trainer/test_drawing_memory.py holds that against the tensors of the
+exported graphs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeVar
+
+import tensorflow as tf
+
+from trainer.presets import DiffusionModelDimensions, Preset
+
+_FLOAT32 = 4
+# In a block: what comes in, normalized, squared, activated and padded; what the convolutions give.
+_COPIES_IN, _COPIES_OUT = 5, 3
+# In a transformer: what comes in and is added in the end, query, key, value, what is attended to,
+# and the gated unit's two halves, each four times as wide, with what its activation needs.
+_TRANSFORMER_COPIES = 8 + 6 * 4
+# A patch of a convolution that is computed as a matrix product.
+_PATCH = 9
+# Of attention, scores and weights.
+_SCORES = 2
+
+_Number = TypeVar("_Number", float, tf.Tensor)
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawingMemory:
+    """Bytes that one picture takes besides the weights, by the number of positions of its latent.
+
+    Attributes:
+        per_position: Of the diffusion model and of the decoder, for each position.
+        per_pair: Of the same, for each pair of positions.
+    """
+
+    per_position: tuple[float, float]
+    per_pair: tuple[float, float]
+
+    @classmethod
+    def of(cls, preset: Preset) -> DrawingMemory:
+        """That of a preset's networks."""
+        diffusion_model = _of_diffusion_model(preset)
+        decoder = _of_decoder(preset)
+        return cls(*zip(diffusion_model, decoder, strict=True))
+
+    def of_networks(self, positions: _Number) -> tuple[_Number, _Number]:
+        """Bytes of the diffusion model and of the decoder, which do not run at the same time.
+
+        Args:
+            positions: Of the latent; a number, or float64 [] for as much in a graph.
+        """
+        first, second = (
+            linear * positions + squared * positions * positions
+            for linear, squared in zip(self.per_position, self.per_pair, strict=True)
+        )
+        return first, second
+
+
+def _of_diffusion_model(preset: Preset) -> tuple[float, float]:
+    """Bytes for a position and for a pair, of the two predictions of a guided step."""
+    dimensions = preset.diffusion_model
+    widths = dimensions.widths
+    blocks, transformers, scores = [], [], []
+    for level, width in enumerate(widths):
+        beside = (*widths[max(0, level - 1) : level + 2],)
+        widest = width + max(beside)
+        blocks.append(((_COPIES_IN + _PATCH) * widest + _COPIES_OUT * width) / 4**level)
+        if dimensions.cross_attention[level] or level == len(widths) - 1:
+            to_text = _SCORES * dimensions.num_heads * preset.text_encoder.max_length
+            transformers.append((_TRANSFORMER_COPIES * width + to_text) / 4**level)
+            scores.append(_SCORES * dimensions.num_heads / 16**level)
+    linear = _skips(dimensions) + max(blocks) + max(transformers)
+    return 2 * _FLOAT32 * linear, 2 * _FLOAT32 * max(scores)
+
+
+def _skips(dimensions: DiffusionModelDimensions) -> float:
+    """Values for a position that wait for the way up."""
+    last = len(dimensions.widths) - 1
+    kept: float = dimensions.widths[0]
+    for level, width in enumerate(dimensions.widths):
+        kept += dimensions.num_blocks * width / 4**level
+        if level < last:
+            kept += width / 4 ** (level + 1)
+    return kept
+
+
+def _of_decoder(preset: Preset) -> tuple[float, float]:
+    widths = tuple(reversed(preset.decoder.widths))
+    blocks = [
+        4**level * (_COPIES_IN * widths[max(0, level - 1)] + _COPIES_OUT * width)
+        for level, width in enumerate(widths)
+    ]
+    return _FLOAT32 * max(blocks), _FLOAT32 * _SCORES
