@@ -207,7 +207,8 @@ def test_the_same_model_has_the_same_loss_and_is_not_blessed(judge, same):
     blessed, reasons, metrics = judge(same, same, **QUICK)
     assert not blessed
     [reason] = reasons
-    assert reason.startswith("the held-out loss is that of model 8, 0.1")
+    loss = metrics["loss"].value
+    assert reason == f"the held-out loss is that of model 8, {loss:.4f}: the model is no better"
     assert metrics["loss_delta"].value == 0.0
 
 
