@@ -38,10 +38,10 @@ REQUESTS = [
         ("a red bird &amp; its nest", "", 2**64 - 1, 3, "euler_a"),
         ("角のある青い生き物 🐉", "horns", 3, 1, "ddim"),
         ("a cave", "a dragon", 2**31, 2, "dpmpp_2m"),
-        ("a blue dragon", "", 1, 2, None),
-        ("a blue dragon", "", 1, 2, "euler_a"),
-        ("a blue dragon", "", 1, 2, "dpmpp_2m"),
-        ("a blue dragon", "wings", 1, 2, None),
+        ("a blue dragon", "", 1, 5, None),
+        ("a blue dragon", "", 1, 5, "euler_a"),
+        ("a blue dragon", "", 1, 5, "dpmpp_2m"),
+        ("a blue dragon", "wings", 1, 5, None),
     )
 ]
 ROOT = Path(__file__).resolve().parents[2]
