@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from data.colours import COLOURS, OUTLINE
+from trainer.pretraining.canvas import Canvas, each, painted
 from trainer.pretraining.icons import SIZE
 from trainer.pretraining.parts import BEHIND, Parts
 
@@ -16,15 +16,8 @@ _CAPSULES = 5
 _LINE_WIDTH = 2.6
 
 
-class PartsPainter:
-    """Paints parts, with random numbers of its device's default generator."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._palette = torch.tensor(list(COLOURS.values()), device=device) / 255
-        self._line = torch.tensor(OUTLINE, device=device) / 255
-        side = torch.arange(SIZE, device=device) + 0.5
-        self._y, self._x = torch.meshgrid(side, side, indexing="ij")
+class PartsPainter(Canvas):
+    """Paints parts."""
 
     def behind(self, grounds: torch.Tensor, coverage: torch.Tensor, parts: Parts) -> torch.Tensor:
         """Grounds with what sticks out behind the things that will be painted on them.
@@ -36,22 +29,20 @@ class PartsPainter:
         """
         box = self._boxes(coverage)
         kind = self._here(parts.behind)
-        capsules = torch.zeros(len(kind), _CAPSULES, 6, device=self._device)
+        capsules = torch.zeros(len(kind), _CAPSULES, 6, device=self.device)
         for number, draw in enumerate((self._horns, self._ears, self._antennae, self._wings)):
             capsules = torch.where(
-                _each(kind == number + 1, 3), draw(box, self._roots(coverage, box)), capsules
+                each(kind == number + 1, 3), draw(box, self._roots(coverage, box)), capsules
             )
-        capsules = torch.where(_each(kind == BEHIND.index("tail"), 3), self._tail(box), capsules)
-        paint = self._palette[self._here(parts.behind_colour)][:, :, None, None]
-        there = _each(kind > 0).float()
+        capsules = torch.where(each(kind == BEHIND.index("tail"), 3), self._tail(box), capsules)
+        paint = self.palette[self._here(parts.behind_colour)][:, :, None, None]
+        there = each(kind > 0).float()
         for index in range(_CAPSULES):
             one = capsules[:, index]
             # A capsule without a size is none.
-            seen = there * _each(one[:, 4] > 0).float()
-            grounds = _painted(
-                grounds, self._capsule(one, _LINE_WIDTH) * seen, self._line[:, None, None]
-            )
-            grounds = _painted(grounds, self._capsule(one, 0.0) * seen, paint)
+            seen = there * each(one[:, 4] > 0).float()
+            grounds = painted(grounds, self._capsule(one, _LINE_WIDTH) * seen, self._line)
+            grounds = painted(grounds, self._capsule(one, 0.0) * seen, paint)
         return grounds
 
     def on(self, pictures: torch.Tensor, coverage: torch.Tensor, parts: Parts) -> torch.Tensor:
@@ -64,17 +55,15 @@ class PartsPainter:
             y = top + (bottom - top) * self._rand(count)
             spots = torch.maximum(spots, self._disc(x, y, 4 + 2.5 * self._rand(count)))
         frequency = 0.38 + 0.14 * self._rand(count)
-        wave = torch.sin(self._y * _each(frequency, 3) + _each(6 * self._rand(count), 3))
+        wave = torch.sin(self._y * each(frequency, 3) + each(6 * self._rand(count), 3))
         stripes = ((wave - 0.1) * 5).clamp(0, 1)[:, None]
         belly = self._disc(
             (left + right) / 2, bottom - 0.26 * (bottom - top), 0.2 * (right - left), wide=1.3
         )
-        mask = (
-            spots * _each(kind == 1) + stripes * _each(kind == 2) + belly * _each(kind == 3)
-        ) * (coverage > 0.5)
-        return _painted(
-            pictures, mask, self._palette[self._here(parts.on_colour)][:, :, None, None]
+        mask = (spots * each(kind == 1) + stripes * each(kind == 2) + belly * each(kind == 3)) * (
+            coverage > 0.5
         )
+        return painted(pictures, mask, self.palette[self._here(parts.on_colour)][:, :, None, None])
 
     def with_faces(
         self, pictures: torch.Tensor, coverage: torch.Tensor, parts: Parts
@@ -82,13 +71,13 @@ class PartsPainter:
         """Pictures with eyes and mouths on the upper half of things; arguments as of `behind`."""
         number, count = self._here(parts.num_eyes), len(coverage)
         x, y = self._faces(coverage)
-        size = torch.tensor([0.0, 12.0, 9.2, 8.0], device=self._device)[number]
+        size = torch.tensor([0.0, 12.0, 9.2, 8.0], device=self.device)[number]
         radius = size * (0.8 + 0.35 * self._rand(count))
         gap = radius * (2.25 + 0.35 * self._rand(count))
         look = (self._rand(count, 2) - 0.5) * 0.5
         share = 0.42 + 0.2 * self._rand(count)
         mouth = self._here(parts.mouth)
-        white = torch.ones(3, device=self._device)
+        white = torch.ones(3, device=self.device)
         closed = (self._rand(count) < 0.15).float()
         for eye in range(3):
             there = (eye < number).float()
@@ -107,24 +96,22 @@ class PartsPainter:
                     white,
                 ),
             ):
-                pictures = _painted(
-                    pictures, disc * _each(there * (1 - closed)), paint[:, None, None]
-                )
+                pictures = painted(pictures, disc * each(there * (1 - closed)), paint)
             lid = self._arc(centre, at, radius, 1.8, down=torch.ones_like(radius))
-            pictures = _painted(pictures, lid * _each(there * closed), self._line[:, None, None])
+            pictures = painted(pictures, lid * each(there * closed), self._line)
         down = torch.where(mouth == 1, 1.0, -1.0)
         curve = 5 + 5 * self._rand(count)
         below = y + torch.where(number == 1, 1.5, 1.75) * radius
         smile = self._arc(
             x, torch.where(down > 0, below - 0.5 * curve, below + curve), curve, 1.7, down
         )
-        return _painted(pictures, smile * _each(mouth > 0), self._line[:, None, None])
+        return painted(pictures, smile * each(mouth > 0), self._line)
 
     def _faces(self, coverage: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where eyes go: the middle of what is covered in the upper half of a thing, [N] each."""
         box = self._boxes(coverage)
         top, bottom = box[:, 1], box[:, 3]
-        middle = _each(top + (0.55 + 0.1 * self._rand(len(box))) * (bottom - top), 3)
+        middle = each(top + (0.55 + 0.1 * self._rand(len(box))) * (bottom - top), 3)
         upper = coverage[:, 0] * (self._y < middle)
         total = upper.sum((1, 2)).clamp_min(1)
         x = (upper * self._x).sum((1, 2)) / total
@@ -152,7 +139,7 @@ class PartsPainter:
         for side in (-1, 1):
             x = (left + right) / 2 + side * spread
             column = x.long().clamp(0, SIZE - 1)
-            line = there[torch.arange(len(box), device=self._device), :, column]
+            line = there[torch.arange(len(box), device=self.device), :, column]
             y = torch.where(line.any(1), line.float().argmax(1), bottom)
             roots.append(torch.stack([x, y], 1))
         return torch.stack(roots, 1)
@@ -176,7 +163,7 @@ class PartsPainter:
 
     def _wings(self, box: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
         left, top, right, bottom = box.unbind(1)
-        capsules = torch.zeros(len(box), _CAPSULES, 6, device=self._device)
+        capsules = torch.zeros(len(box), _CAPSULES, 6, device=self.device)
         y = top + 0.5 * (bottom - top)
         long = 18 + 8 * self._rand(len(box))
         for index, (side, up) in enumerate(((-1, 0.1), (1, 0.1), (-1, 0.75), (1, 0.75))):
@@ -192,7 +179,7 @@ class PartsPainter:
         y = bottom - 0.2 * (bottom - top)
         far = x + side * (18 + 6 * self._rand(len(box)))
         tip = y - 14 - 10 * self._rand(len(box))
-        capsules = torch.zeros(len(box), _CAPSULES, 6, device=self._device)
+        capsules = torch.zeros(len(box), _CAPSULES, 6, device=self.device)
         capsules[:, 0] = self._stacked((far, tip, far, tip, 8.0, 8.0))
         capsules[:, 1] = self._stacked((far, y - 4, far, tip, 3.8, 3.8))
         capsules[:, 2] = self._stacked((x, y, far, y - 4, 3.8, 3.8))
@@ -207,7 +194,7 @@ class PartsPainter:
         thin: float,
     ) -> torch.Tensor:
         """Capsules that rise from two roots and lean outwards."""
-        capsules = torch.zeros(len(roots), _CAPSULES, 6, device=self._device)
+        capsules = torch.zeros(len(roots), _CAPSULES, 6, device=self.device)
         for index, side in enumerate((-1, 1)):
             x, y = roots[:, index].unbind(1)
             values = (x, y + 2, x + side * lean, y - long, thick, thin)
@@ -218,23 +205,16 @@ class PartsPainter:
         return torch.stack(torch.broadcast_tensors(*map(self._tensor, values)), 1)
 
     def _tensor(self, value: torch.Tensor | float) -> torch.Tensor:
-        return torch.as_tensor(value, dtype=torch.float32, device=self._device)
+        return torch.as_tensor(value, dtype=torch.float32, device=self.device)
 
     def _capsule(self, capsule: torch.Tensor, wider: float) -> torch.Tensor:
         """Coverage of lines with round ends, float32 [N, 6]: both ends' x and y, then radii."""
-        x0, y0, x1, y1, first, last = (_each(value, 3) for value in capsule.unbind(1))
+        x0, y0, x1, y1, first, last = (each(value, 3) for value in capsule.unbind(1))
         along_x, along_y = x1 - x0, y1 - y0
         length = (along_x**2 + along_y**2).clamp_min(1e-6)
         at = (((self._x - x0) * along_x + (self._y - y0) * along_y) / length).clamp(0, 1)
         distance = ((self._x - x0 - at * along_x) ** 2 + (self._y - y0 - at * along_y) ** 2).sqrt()
         return (first + (last - first) * at + wider - distance + 0.5).clamp(0, 1)[:, None]
-
-    def _disc(
-        self, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor, wide: float = 1.0
-    ) -> torch.Tensor:
-        x, y, radius = (_each(value, 3) for value in (x, y, radius))
-        distance = (((self._x - x) / wide) ** 2 + (self._y - y) ** 2).sqrt()
-        return (radius - distance + 0.5).clamp(0, 1)[:, None]
 
     def _arc(
         self,
@@ -246,20 +226,8 @@ class PartsPainter:
     ) -> torch.Tensor:
         """A third of a ring, below its centre where `down` is 1 and above where it is -1."""
         ring = self._disc(x, y, radius + half) - self._disc(x, y, (radius - half).clamp_min(0))
-        below = (self._y - _each(y, 3)) * _each(down, 3) - _each(0.35 * radius, 3)
+        below = (self._y - each(y, 3)) * each(down, 3) - each(0.35 * radius, 3)
         return ring.clamp(0, 1) * torch.sigmoid(below * 2)[:, None]
 
     def _here(self, values: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(values, device=self._device)
-
-    def _rand(self, *shape: int) -> torch.Tensor:
-        return torch.rand(*shape, device=self._device)
-
-
-def _painted(pictures: torch.Tensor, mask: torch.Tensor, paint: torch.Tensor) -> torch.Tensor:
-    return pictures * (1 - mask) + mask * paint
-
-
-def _each(values: torch.Tensor, ndim: int = 4) -> torch.Tensor:
-    """One value for each picture, [N] to [N, 1, 1, 1] or as many dimensions as are asked for."""
-    return values.reshape(len(values), *[1] * (ndim - 1))
+        return torch.as_tensor(values, device=self.device)

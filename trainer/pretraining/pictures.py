@@ -10,7 +10,7 @@ import dataclasses
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from data.colours import COLOURS, OUTLINE
+from trainer.pretraining.canvas import Canvas, each, painted
 from trainer.pretraining.icons import SIZE
 from trainer.pretraining.parts import Parts
 from trainer.pretraining.parts_painter import PartsPainter
@@ -42,16 +42,12 @@ AUTOENCODER_STYLE = Style((0.45, 1.35), 0.6, 0.2, details=True)
 WITH_PARTS_STYLE = Style((0.52, 0.85), 0.8, shift=0.3)
 
 
-class Scenery:
-    """Draws scenes of icons, with random numbers of its device's default generator."""
+class Scenery(Canvas):
+    """Draws scenes of icons."""
 
     def __init__(self, device: str) -> None:
-        self.device = device
+        super().__init__(device)
         self._parts = PartsPainter(device)
-        self.palette = torch.tensor(list(COLOURS.values()), device=device) / 255
-        self._line = torch.tensor(OUTLINE, device=device) / 255
-        side = torch.arange(SIZE, device=device) + 0.5
-        self._y, self._x = torch.meshgrid(side, side, indexing="ij")
 
     def scenes(
         self,
@@ -75,7 +71,7 @@ class Scenery:
         """
         count = len(icons)
         rgb, coverage = icons[:, :3] / 255, icons[:, 3:] / 255
-        rgb = torch.where(_each(coloured), recoloured(rgb, coverage, colour), rgb)
+        rgb = torch.where(each(coloured), recoloured(rgb, coverage, colour), rgb)
         low, high = style.scales
         scale = low + (high - low) * self._rand(count)
         slack = torch.clamp(1 - 0.86 * scale, min=0.04)
@@ -91,11 +87,11 @@ class Scenery:
         moved = F.grid_sample(torch.cat([rgb * coverage, coverage], 1), grid, align_corners=False)
         paint, coverage = moved[:, :3], moved[:, 3:].clamp(0, 1)
         wide = torch.where(
-            _each(self._rand(count) < 0.5),
+            each(self._rand(count) < 0.5),
             F.max_pool2d(coverage, 5, 1, 2),
             F.max_pool2d(coverage, 7, 1, 3),
         )
-        line = wide * _each(self._rand(count) < style.outlined)
+        line = wide * each(self._rand(count) < style.outlined)
         ground = self._grounds(count, style.wild_grounds)[:, :, None, None]
         if parts is not None:
             ground = self._parts.behind(ground, coverage, parts)
@@ -133,7 +129,7 @@ class Scenery:
                 (self._disc(look_x, look_y, pupil), there, self._line),
                 (self._disc(look_x - 0.3 * pupil, look_y - 0.35 * pupil, glint), there, white),
             ):
-                pictures = _painted(pictures, disc * _each(mask), paint)
+                pictures = painted(pictures, disc * each(mask), paint)
         curve = radius * (0.7 + self._rand(count))
         down = torch.sign(self._rand(count) - 0.5)
         half = 0.9 + 0.8 * self._rand(count)
@@ -141,13 +137,13 @@ class Scenery:
         ring = self._disc(x, centre_y, curve + half) - self._disc(x, centre_y, curve - half)
         below = (self._y - centre_y[:, None, None]) * down[:, None, None]
         part = torch.sigmoid((below - (0.55 * curve)[:, None, None]) * 2)[:, None]
-        mouths = _each(chosen * (self._rand(count) < 0.6).float())
-        return _painted(pictures, ring.clamp(0, 1) * part * mouths, self._line)
+        mouths = each(chosen * (self._rand(count) < 0.6).float())
+        return painted(pictures, ring.clamp(0, 1) * part * mouths, self._line)
 
     def _spotted(self, pictures: torch.Tensor, coverage: torch.Tensor) -> torch.Tensor:
         count = len(pictures)
         paint = self.palette[torch.randint(len(self.palette), (count,), device=self.device)]
-        chosen = _each(self._rand(count) < 0.3)
+        chosen = each(self._rand(count) < 0.3)
         radius = 2.5 + 5 * self._rand(count)
         spots = torch.zeros_like(coverage)
         for _ in range(7):
@@ -157,9 +153,9 @@ class Scenery:
         phase = 6 * self._rand(count)[:, None, None]
         wave = torch.sin((self._y + 0.4 * self._x)[None] * frequency + phase)
         stripes = ((wave - 0.3) * 6).clamp(0, 1)[:, None]
-        pattern = torch.where(_each(self._rand(count) < 0.4), stripes, spots)
+        pattern = torch.where(each(self._rand(count) < 0.4), stripes, spots)
         mask = pattern * (coverage > 0.5) * chosen
-        return _painted(pictures, mask, paint[:, :, None, None])
+        return painted(pictures, mask, paint[:, :, None, None])
 
     def _grounds(self, count: int, wild_fraction: float) -> torch.Tensor:
         saturation, value = 0.12 * self._rand(count), 0.93 + 0.07 * self._rand(count)
@@ -171,15 +167,6 @@ class Scenery:
         hue = self._rand(count)
         k = torch.stack([(n + 6 * hue) % 6 for n in (5.0, 3.0, 1.0)], -1)
         return value[:, None] * (1 - saturation[:, None] * torch.minimum(k, 4 - k).clamp(0, 1))
-
-    def _disc(self, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-        """Coverage of discs; all arguments [N], in pixels."""
-        x, y, radius = (value[:, None, None] for value in (x, y, radius))
-        distance = ((self._x - x) ** 2 + (self._y - y) ** 2).sqrt()
-        return (radius - distance + 0.5).clamp(0, 1)[:, None]
-
-    def _rand(self, *shape: int) -> torch.Tensor:
-        return torch.rand(*shape, device=self.device)
 
 
 def recoloured(rgb: torch.Tensor, coverage: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
@@ -209,14 +196,3 @@ def coloured_fraction(icons: torch.Tensor) -> torch.Tensor:
 
 def _chroma(rgb: torch.Tensor) -> torch.Tensor:
     return rgb.amax(1, keepdim=True) - rgb.amin(1, keepdim=True)
-
-
-def _painted(pictures: torch.Tensor, mask: torch.Tensor, paint: torch.Tensor) -> torch.Tensor:
-    if paint.ndim == 1:
-        paint = paint[:, None, None]
-    return pictures * (1 - mask) + mask * paint
-
-
-def _each(values: torch.Tensor) -> torch.Tensor:
-    """One value for each picture, [N] to [N, 1, 1, 1]."""
-    return values[:, None, None, None]
