@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import posixpath
 from collections import Counter
-from typing import NamedTuple
 
 from components.caption_example_gen.sources.form import TEXT_SUFFIXES, Form, Found, Look, counted
 from components.caption_example_gen.sources.picture_files import (
@@ -56,7 +55,7 @@ def _folders(look: Look, texts: tuple[str, ...]) -> CaptionFiles | None:
     by_stem: dict[str, list[str]] = {}
     for path in texts[:_LOOK_AT]:
         by_stem.setdefault(posixpath.splitext(posixpath.basename(path))[0], []).append(path)
-    fits: Counter[_Pair] = Counter()
+    fits: Counter[CaptionFiles] = Counter()
     for picture in look.pictures:
         if is_mask(picture):
             continue
@@ -68,24 +67,10 @@ def _folders(look: Look, texts: tuple[str, ...]) -> CaptionFiles | None:
     if not fits:
         return None
     best, _ = fits.most_common(1)[0]
-    suffixes = {posixpath.splitext(path)[1] for path in texts if f"/{best.texts}" in f"/{path}"}
-    return CaptionFiles(
-        tuple(sorted(suffixes)),
-        texts=best.texts,
-        pictures=best.pictures,
-        is_anywhere=best.is_anywhere,
-    )
+    return best
 
 
-class _Pair(NamedTuple):
-    """A folder of captions and one of pictures; see `CaptionFiles`."""
-
-    texts: str
-    pictures: str
-    is_anywhere: bool
-
-
-def _pair(pictures: list[str], texts: list[str]) -> _Pair | None:
+def _pair(pictures: list[str], texts: list[str]) -> CaptionFiles | None:
     """Two folders without what they have in common, at the end and, if something is left, ahead."""
     while pictures and texts and pictures[-1] == texts[-1]:
         pictures, texts = pictures[:-1], texts[:-1]
@@ -95,7 +80,7 @@ def _pair(pictures: list[str], texts: list[str]) -> _Pair | None:
     is_anywhere = 0 < common < min(len(pictures), len(texts))
     if is_anywhere:
         pictures, texts = pictures[common:], texts[common:]
-    return _Pair(_joined(texts), _joined(pictures), is_anywhere)
+    return CaptionFiles(texts=_joined(texts), pictures=_joined(pictures), is_anywhere=is_anywhere)
 
 
 def _joined(folders: list[str]) -> str:
