@@ -17,7 +17,11 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils
 
-from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
+from components.caption_example_gen.captions import (
+    TEMPLATE_PROPERTY,
+    CaptionTemplate,
+    TagShuffle,
+)
 from components.caption_example_gen.groups import GROUPS_NAME, GroupedPicture, read_groups
 from components.caption_validator.anomalies import read_anomalies
 from components.dataset_report.reconstructions import (
@@ -263,7 +267,7 @@ def _facts(examples: types.Artifact) -> dict[str, str]:
         "Taken for": "dataset_taken_for",
         "Pictures from": "image_column",
         "Captions from": "caption_column",
-        "Captions put into": "caption_template",
+        "Captions put into": TEMPLATE_PROPERTY,
         "Fingerprint": "dataset_fingerprint",
     }
     facts = {shown: examples.get_string_custom_property(name) for shown, name in names.items()}

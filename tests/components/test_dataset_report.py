@@ -515,15 +515,20 @@ def test_equal_pictures_have_no_noise():
     assert psnr(black, grey) == pytest.approx(20 * np.log10(5))
 
 
-def test_the_component_makes_its_spec():
-    component = DatasetReport(
+def made_component(tags=None):
+    return DatasetReport(
         examples=Channel(type=standard_artifacts.Examples),
         statistics=Channel(type=standard_artifacts.ExampleStatistics),
         schema=Channel(type=standard_artifacts.Schema),
         anomalies=Channel(type=standard_artifacts.ExampleAnomalies),
         rejects=Channel(type=RejectedRows),
         base_model=SHIPPED,
+        tags=tags,
     )
+
+
+def test_the_component_makes_its_spec():
+    component = made_component()
     assert component.exec_properties["autoencoder_hash"] == SHIPPED.hash(AUTOENCODER)
     assert component.exec_properties["autoencoder_hash"] != SHIPPED.hash()
     assert component.outputs["report"].type is ReportArtifact
@@ -607,15 +612,7 @@ def test_captions_are_shown_as_trained_on(tmp_path, artifacts, page):
 
 def test_the_spec_says_nothing_of_tags_that_are_not_shuffled():
     def properties(tags):
-        return DatasetReport(
-            examples=Channel(type=standard_artifacts.Examples),
-            statistics=Channel(type=standard_artifacts.ExampleStatistics),
-            schema=Channel(type=standard_artifacts.Schema),
-            anomalies=Channel(type=standard_artifacts.ExampleAnomalies),
-            rejects=Channel(type=RejectedRows),
-            base_model=SHIPPED,
-            tags=tags,
-        ).exec_properties
+        return made_component(tags).exec_properties
 
     assert properties(None)["tags"] is None
     assert properties(TagShuffle(keep=3)) == properties(None)
