@@ -57,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         warmup_steps=100 if goes_on else 500,
         ema_decay=0.999 if goes_on else 0.9995,
     )
-    standardize = arguments.standardize or not goes_on
-    autoencoder_steps = training.train_autoencoder(autoencoder, standardize=standardize)
+    autoencoder_steps = training.train_autoencoder(autoencoder, goes_on=goes_on)
+    if arguments.standardize or not goes_on:
+        training.standardize_latents()
     data = training.captioned_latents(
         [caption for _, caption in drawn], arguments.variants, arguments.variants_with_parts
     )

@@ -29,12 +29,17 @@ class PartsPainter(Canvas):
         """
         box = self._boxes(coverage)
         kind = self._here(parts.behind)
+        roots = self._roots(coverage, box)
+        made = (
+            self._horns(roots),
+            self._ears(roots),
+            self._antennae(roots),
+            self._wings(box),
+            self._tail(box),
+        )
         capsules = torch.zeros(len(kind), _CAPSULES, 6, device=self.device)
-        for number, draw in enumerate((self._horns, self._ears, self._antennae, self._wings)):
-            capsules = torch.where(
-                each(kind == number + 1, 3), draw(box, self._roots(coverage, box)), capsules
-            )
-        capsules = torch.where(each(kind == BEHIND.index("tail"), 3), self._tail(box), capsules)
+        for number, one in enumerate(made, BEHIND.index("horns")):
+            capsules = torch.where(each(kind == number, 3), one, capsules)
         paint = self.palette[self._here(parts.behind_colour)][:, :, None, None]
         there = each(kind > 0).float()
         for index in range(_CAPSULES):
@@ -144,24 +149,24 @@ class PartsPainter(Canvas):
             roots.append(torch.stack([x, y], 1))
         return torch.stack(roots, 1)
 
-    def _horns(self, box: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
-        lean = 12 * (self._rand(len(box)) - 0.25)
-        return self._pairs(roots, lean, 18 + 8 * self._rand(len(box)), 7.5, 1.0)
+    def _horns(self, roots: torch.Tensor) -> torch.Tensor:
+        lean = 12 * (self._rand(len(roots)) - 0.25)
+        return self._pairs(roots, lean, 18 + 8 * self._rand(len(roots)), 7.5, 1.0)
 
-    def _ears(self, box: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
-        long = 4 + 14 * self._rand(len(box))
-        return self._pairs(roots, 5 * self._rand(len(box)), long, 10.0, 7.0)
+    def _ears(self, roots: torch.Tensor) -> torch.Tensor:
+        long = 4 + 14 * self._rand(len(roots))
+        return self._pairs(roots, 5 * self._rand(len(roots)), long, 10.0, 7.0)
 
-    def _antennae(self, box: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
-        lean = 12 * (self._rand(len(box)) - 0.3)
-        capsules = self._pairs(roots, lean, 19 + 5 * self._rand(len(box)), 1.0, 1.0)
+    def _antennae(self, roots: torch.Tensor) -> torch.Tensor:
+        lean = 12 * (self._rand(len(roots)) - 0.3)
+        capsules = self._pairs(roots, lean, 19 + 5 * self._rand(len(roots)), 1.0, 1.0)
         for side in range(2):
             tip = capsules[:, side, 2:4]
             capsules[:, 2 + side, :2] = capsules[:, 2 + side, 2:4] = tip
             capsules[:, 2 + side, 4:] = 6.0
         return capsules
 
-    def _wings(self, box: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
+    def _wings(self, box: torch.Tensor) -> torch.Tensor:
         left, top, right, bottom = box.unbind(1)
         capsules = torch.zeros(len(box), _CAPSULES, 6, device=self.device)
         y = top + 0.5 * (bottom - top)

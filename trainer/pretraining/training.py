@@ -159,7 +159,7 @@ class Pretraining:
             path = place / f"{diffusers_layout.STEMS[name]}.safetensors"
             save_file(tensors, path, {"format": "pt"})
 
-    def train_autoencoder(self, budget: Budget, *, standardize: bool) -> int:
+    def train_autoencoder(self, budget: Budget, *, goes_on: bool) -> int:
         """Trains image encoder and decoder on fresh scenes; returns the number of steps.
 
         Errors count by pixel, by edge and over areas of 5 and of 8 pixels: those that cancel within
@@ -167,8 +167,7 @@ class Pretraining:
 
         Args:
             budget: How.
-            standardize: Whether latents are brought to mean 0 and variance 1 at the end. Not where
-                a diffusion model is there that knows them as they are.
+            goes_on: Whether it has been trained before: there is noise in its latents at once.
         """
         network = self.autoencoder.train()
         areas = [
@@ -179,7 +178,7 @@ class Pretraining:
             pictures = self._autoencoder_batch(budget.batch_size)
             with self._half():
                 posterior = network.encode(pictures).latent_dist
-                is_noisy = step > _NOISE_FROM_STEP or not standardize
+                is_noisy = step > _NOISE_FROM_STEP or goes_on
                 latent = posterior.sample() if is_noisy else posterior.mode()
                 decoded = network.decode(latent).sample.float()
             error = decoded - pictures
@@ -194,8 +193,6 @@ class Pretraining:
         parameters = list(network.parameters())
         steps = self._train("autoencoder", parameters, loss, budget, (0.9, 0.99), 1e-4)
         network.eval()
-        if standardize:
-            self.standardize_latents()
         return steps
 
     def captioned_latents(
@@ -221,8 +218,11 @@ class Pretraining:
                 coloured = has_colour[rows] & (rng.random(len(rows)) < 0.55)
                 colours = rng.integers(len(COLOURS), size=len(rows))
                 mirrored = ~sided[rows] & (rng.random(len(rows)) < 0.5)
-                parts = drawn_parts(np.full(len(rows), style is WITH_PARTS_STYLE), rng)
-                scenes = self._scenes(rows, style, colours, coloured, mirrored, parts)
+                has_parts = style is WITH_PARTS_STYLE
+                parts = drawn_parts(np.full(len(rows), has_parts), rng)
+                # Painting nothing would take as long as painting something.
+                painted = parts if has_parts else None
+                scenes = self._scenes(rows, style, colours, coloured, mirrored, painted)
                 latents.append(self._encode(scenes))
                 for index, row in enumerate(rows):
                     opening = _OPENINGS[rng.integers(len(_OPENINGS))]
@@ -355,7 +355,8 @@ class Pretraining:
 
         Both ends of the latent are 1 x 1 convolutions, so this changes nothing of what the
         autoencoder computes. It makes the scale that was measured for Stable Diffusion's own
-        autoencoder right for this one.
+        autoencoder right for this one. A diffusion model that knows them as they were has to learn
+        them anew.
         """
         means = []
         for _ in range(8):
