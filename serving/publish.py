@@ -270,6 +270,7 @@ def _lineage(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             "Learning rate": training("learning_rate"),
             "Seed": training("seed"),
             "Weights": manifest.export_weights,
+            "Computes in": manifest.compute,
             "Git commit": manifest.git_commit,
             "TensorFlow": manifest.versions.get("tensorflow"),
         }

@@ -405,8 +405,11 @@ def _is_export_of_the_same(release: Mapping[str, Any], facts: Mapping[str, Any])
     """Whether the manifests of two models say that they are of one training, and serve alike."""
     first, second = (of.get("manifest") or {} for of in (release, facts))
     names = ("training_id", "export_weights", "defaults", "size_multiple")
-    return second.get("training_id") is not None and all(
-        first.get(name) == second.get(name) for name in names
+    computes = [of.get("compute", "float32") for of in (first, second)]
+    return (
+        computes[0] == computes[1]
+        and second.get("training_id") is not None
+        and all(first.get(name) == second.get(name) for name in names)
     )
 
 

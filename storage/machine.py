@@ -1,4 +1,4 @@
-"""The memory of this machine, as far as this process may use it."""
+"""This machine: its memory, as far as this process may use it, and its processor."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _MEMINFO = "/proc/meminfo"
+_CPUINFO = "/proc/cpuinfo"
+_FLAGS = re.compile(r"^(?:flags|Features)\s*: (.*)$", re.MULTILINE)
 _AVAILABLE = re.compile(r"^MemAvailable: *([0-9]+) kB$", re.MULTILINE)
 
 
@@ -36,6 +38,13 @@ def resident_bytes() -> int:
     statm = Path("/proc/self/statm")
     pages = int(statm.read_text().split()[1]) if statm.is_file() else 0
     return pages * resource.getpagesize()
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, in the kernel's words such as `avx2`; empty if it has no list."""
+    cpuinfo = Path(_CPUINFO)
+    found = _FLAGS.search(cpuinfo.read_text()) if cpuinfo.is_file() else None
+    return frozenset(found[1].split() if found else ())
 
 
 def gigabytes(size: float) -> str:

@@ -31,6 +31,7 @@ class ModelManifest:
         training_id: Names what decides the weights; the same for every export of one training.
         training: Fields of the training configuration, and whatever else a later version writes.
         export_weights: What the SavedModels store their weights as.
+        compute: What their diffusion model computes in.
         text_encoder_trained: Whether its text encoder is another than that of the base weights.
         numerics: How its layers compute; one of `trainer.presets.Numerics`.
         base_weights_source: Where the base weights lay.
@@ -59,6 +60,7 @@ class ModelManifest:
     training_id: str | None = None
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     export_weights: str | None = None
+    compute: str = "float32"
     text_encoder_trained: bool = False
     numerics: str = "keras_cv"
     base_weights_source: str | None = None

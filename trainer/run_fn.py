@@ -26,6 +26,7 @@ from storage.user_errors import UserError
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
 from trainer.data.prompts import held_out_prompts
 from trainer.diffusion.samplers import DEFAULT_SAMPLER
+from trainer.export.fastest_compute import fastest_compute
 from trainer.export.saved_models import ServingModules, export_models, serving_modules
 from trainer.export.validation import PROMPTS_NAME, draw_validation
 from trainer.model_spec import DIFFUSERS, adapter_keys, model_spec, public_name
@@ -42,6 +43,7 @@ from trainer.training.memory import (
 from trainer.training.progress import TrainingProgress
 from trainer.training_config import (
     WITHOUT_EFFECT_ON_WEIGHTS,
+    ComputeDtype,
     ResolvedTrainingConfig,
     TrainerSettings,
     ValidationConfig,
@@ -78,8 +80,8 @@ def run_fn(fn_args: FnArgs) -> None:
     run = _prepare(settings, fn_args.train_files)
     trained = _train(run)
     if is_chief(run.strategy):
-        _export(run, fn_args.serving_model_dir)
-        _record(run, trained, fn_args, since)
+        compute = _export(run, fn_args.serving_model_dir)
+        _record(run, trained, compute, fn_args, since)
     # TFX looks for the model when this returns, in every worker.
     wait_for_all(run.strategy)
 
@@ -316,15 +318,21 @@ def _tell_missing_pictures(run: _Run) -> None:
         )
 
 
-def _export(run: _Run, folder: str) -> None:
-    """Writes the SavedModels, and the adapters if there are any."""
-    modules, dtype = run.modules, run.settings.export_weights
-    if dtype != "float32":
-        base_model = run.base_model
-        modules = serving_modules(*run.networks, base_model.preset, base_model.image_size, dtype)
+def _export(run: _Run, folder: str) -> ComputeDtype:
+    """Writes the SavedModels, and the adapters if there are any; returns what they compute in."""
+    preset, image_size = run.base_model.preset, run.base_model.image_size
+    weights, asked = run.settings.export_weights, run.settings.compute
+    if asked == "auto":
+        compute = fastest_compute(run.networks[1], preset, image_size, weights)
+    else:
+        compute = asked
+    modules = run.modules
+    if (weights, compute) != ("float32", "float32"):
+        modules = serving_modules(*run.networks, preset, image_size, weights, compute)
     export_models(folder, modules)
     if run.tuner.adapters:
         run.tuner.adapters.save(folder, _adapter_header(run))
+    return compute
 
 
 def _adapter_header(run: _Run) -> dict[str, str]:
@@ -354,7 +362,9 @@ def _adapter_header(run: _Run) -> dict[str, str]:
     }
 
 
-def _record(run: _Run, trained: _Trained, fn_args: FnArgs, since: float) -> None:
+def _record(
+    run: _Run, trained: _Trained, compute: ComputeDtype, fn_args: FnArgs, since: float
+) -> None:
     """Writes what made the model, the losses, and copies of logs and pictures."""
     settings, history = run.settings, trained.history
     ModelManifest(
@@ -364,6 +374,7 @@ def _record(run: _Run, trained: _Trained, fn_args: FnArgs, since: float) -> None
         training_id=run.training_id,
         training=dataclasses.asdict(run.config),
         export_weights=settings.export_weights,
+        compute=compute,
         text_encoder_trained=run.config.train_text_encoder,
         numerics=run.base_model.preset.numerics,
         base_weights_source=settings.base_weights,

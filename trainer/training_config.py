@@ -27,8 +27,14 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Xla = Literal["auto", "on", "off"]
 Devices = Literal["all", "one"]
 MemoryCheck = Literal["refuse", "warn"]
-WeightsDtype = Literal["float32", "float16"]
-"""What weights are stored as; the networks compute in float32 with both."""
+WeightsDtype = Literal["float32", "bfloat16", "float16"]
+"""What weights are stored as."""
+
+ComputeDtype = Literal["float32", "bfloat16", "float16"]
+"""What exported networks compute in."""
+
+Compute = Literal["auto", ComputeDtype]
+"""What is asked for; `auto`: what is found to be fastest."""
 
 STEPS_BY_EPOCHS = 0
 """Value of the run parameter `steps` where `epochs` says how long."""
@@ -249,6 +255,7 @@ class TrainerSettings:
         validation: The pictures that are drawn before, in between and after.
         checkpoint_dir: Folder for the checkpoints of all runs; a run finds its own by a hash.
         export_weights: What the exported models store their weights as.
+        compute: What they compute in.
         code_version: Hash of this package's code; it makes TFX's cache see code changes.
     """
 
@@ -260,6 +267,7 @@ class TrainerSettings:
     validation: ValidationConfig
     checkpoint_dir: str
     export_weights: WeightsDtype
+    compute: Compute
     code_version: str
 
     def to_json(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.vertex.config import VertexConfig
 from storage.user_errors import UserError
 from trainer.training_config import (
+    Compute,
     ResolvedTrainingConfig,
     Seed,
     Text,
@@ -94,6 +95,7 @@ class ModelConfig:
         flip: Whether mirror images are trained on too; `auto`: unless a caption says left or right.
         crop: Which part of a picture that is not square is kept.
         export_weights: What the exported models store their weights as.
+        compute: What they compute in; `auto`: what the Trainer finds to be fastest.
     """
 
     preset: Text
@@ -102,6 +104,7 @@ class ModelConfig:
     flip: Literal["auto", "always", "never"]
     crop: Literal["centre", "random"]
     export_weights: WeightsDtype
+    compute: Compute
 
 
 @dataclass(frozen=True, config=_STRICT)

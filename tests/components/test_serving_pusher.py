@@ -267,14 +267,16 @@ def test_another_export_of_a_released_training_is_the_same_release(push, model_f
     assert version(training_id="a") == "1"
     assert version(training_id="a") == "1"
     assert version(training_id="a", export_weights="float16") == "2"
-    assert version(training_id="b") == "3"
-    assert version(training_id="b", defaults={"num_steps": 9, "guidance_scale": 2.5}) == "4"
+    assert version(training_id="a", export_weights="float16", compute="float16") == "3"
+    assert version(training_id="b", compute="float32") == "4"
+    assert version(training_id="b") == "4"
+    assert version(training_id="b", defaults={"num_steps": 9, "guidance_scale": 2.5}) == "5"
     # By code that draws any size.
-    assert version(training_id="b", size_multiple=8) == "5"
+    assert version(training_id="b", size_multiple=8) == "6"
     # Former versions' models do not say.
-    assert [version(), version()] == ["6", "7"]
-    (push.root / "decoder" / "7" / "saved_model.pb").write_bytes(b"damaged")
-    assert version() == "8"
+    assert [version(), version()] == ["7", "8"]
+    (push.root / "decoder" / "8" / "saved_model.pb").write_bytes(b"damaged")
+    assert version() == "9"
 
 
 class Killed(BaseException):

@@ -37,3 +37,11 @@ def test_free_is_what_the_system_says(limit: Path) -> None:
 
 def test_bytes_in_words() -> None:
     assert machine.gigabytes(3_449_999_999) == "3.4 GB"
+
+
+def test_what_a_processor_can_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = tmp_path / "cpuinfo"
+    monkeypatch.setattr(machine, "_CPUINFO", str(listed))
+    assert machine.cpu_flags() == frozenset()
+    listed.write_text("processor\t: 0\nflags\t\t: fpu amx_bf16\nbugs\t\t: none\n\nflags\t: other\n")
+    assert machine.cpu_flags() == {"fpu", "amx_bf16"}

@@ -100,6 +100,7 @@ def arguments(folder: Path, latents: Path, **training: Any) -> FnArgs:
         ),
         checkpoint_dir=str(folder / "checkpoints"),
         export_weights="float32",
+        compute="float32",
         code_version="abc",
     )
     return FnArgs(
@@ -182,6 +183,7 @@ def test_the_manifest_says_what_made_the_model(ran: Ran) -> None:
     drawing = {name: manifest["validation"][name] for name in ("num_steps", "guidance_scale")}
     assert manifest["defaults"] == {**drawing, "sampler": "ddim"}
     assert manifest["size_multiple"] == 8
+    assert manifest["compute"] == "float32"
     assert manifest["base_weights"] == {
         network: BASE_MODEL.hash([network]) for network in presets.NETWORKS
     }
@@ -418,6 +420,7 @@ def test_a_training_is_named_by_what_decides_its_weights(tmp_path: Path) -> None
     }
     without_effect = {
         "export_weights": "float16",
+        "compute": "auto",
         "checkpoint_dir": "elsewhere",
         "base_weights": "/moved/elsewhere",
         "validation": validation,

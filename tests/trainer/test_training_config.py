@@ -33,6 +33,7 @@ def settings(**training: Any) -> TrainerSettings:
         ),
         checkpoint_dir="checkpoints",
         export_weights="float32",
+        compute="float32",
         code_version="c" * 16,
     )
 
@@ -142,6 +143,7 @@ def test_settings_are_the_same_after_json(training: dict[str, Any]) -> None:
         (("validation", "prompts"), []),
         (("validation", "every_steps"), -1),
         (("export_weights",), "int8"),
+        (("compute",), "int8"),
         (("surplus",), 1),
     ],
     ids=str,

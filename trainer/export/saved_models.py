@@ -29,9 +29,10 @@ from trainer.diffusion.sampler import initial_noise, sample, step_noise, to_pixe
 from trainer.diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS, is_sampler
 from trainer.export.drawing_memory import DrawingMemory
 from trainer.networks.inference_layers import has_form_for_cpu, inference_layers
+from trainer.networks.seam import reading
 from trainer.presets import LATENT_CHANNELS, LATENT_DOWNSAMPLING, NUM_TIMESTEPS, Preset
 from trainer.text.graph_tokenizer import GraphTokenizer
-from trainer.training_config import WeightsDtype
+from trainer.training_config import ComputeDtype, WeightsDtype
 
 _LATENTS = (None, None, None, LATENT_CHANNELS)
 
@@ -80,9 +81,10 @@ class DiffusionModelModule(tf.Module):
         preset: Preset,
         image_size: int,
         weights_dtype: WeightsDtype = "float32",
+        compute: ComputeDtype = "float32",
     ) -> None:
         super().__init__()
-        self._variables, self._call = _network(model, weights_dtype)
+        self._variables, self._call = _network(model, weights_dtype, compute)
         self._schedule = NoiseSchedule(preset.prediction)
         self.prediction_signature = preset.prediction_signature
         self._width = preset.diffusion_model.timestep_width
@@ -319,9 +321,16 @@ class DiffusionModelModule(tf.Module):
 class DecoderModule(tf.Module):
     """Latents in, pictures out."""
 
-    def __init__(self, model: keras.Model, weights_dtype: WeightsDtype = "float32") -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        weights_dtype: WeightsDtype = "float32",
+        compute: ComputeDtype = "float32",
+    ) -> None:
         super().__init__()
-        self._variables, self._call = _network(model, weights_dtype)
+        # Its residual sums are large: published decoders reach infinity in float16.
+        computed = "float32" if compute == "float16" else compute
+        self._variables, self._call = _network(model, weights_dtype, computed)
         latent = tf.TensorSpec(_LATENTS, tf.float32, name="latent")
         self.pixels = tf.function(self._pixels, input_signature=[latent], autograph=False)
         self.serve = tf.function(self._decode, input_signature=[latent], autograph=False)
@@ -405,20 +414,32 @@ def serving_modules(
     preset: Preset,
     image_size: int,
     weights_dtype: WeightsDtype = "float32",
+    compute: ComputeDtype = "float32",
 ) -> ServingModules:
     """The modules of three networks.
 
-    With float32 they share the networks' variables, and follow their training. With float16 they
-    own copies of what the weights are now, half as large, which every step turns into float32
-    again: a weight is rounded by up to 2^-11 of itself, or lost where it is below 3e-8.
+    With weights in float32 they share the networks' variables, and follow their training. With
+    weights in 16 bits they own copies of what the weights are now, half as large, which are read as
+    they are by what computes in the same, and otherwise turned into float32 in each call. In
+    float16 a weight is rounded by up to 2^-11 of itself, or lost where it is below 3e-8; in
+    bfloat16 by up to 2^-8.
+
+    Args:
+        text_encoder: Computes in float32 in any case: a hundredth of a picture's time.
+        diffusion_model: Computes in `compute`.
+        decoder: Computes in `compute`, and in float32 instead of float16.
+        preset: Theirs.
+        image_size: What they were trained at, in pixels.
+        weights_dtype: What weights are stored as.
+        compute: See `trainer.networks.inference_layers` for what stays float32.
 
     Raises:
-        UserError: A weight is too large for float16.
+        UserError: A weight is too large for float16, or no number.
     """
     return ServingModules(
         TextEncoderModule(text_encoder, preset, weights_dtype),
-        DiffusionModelModule(diffusion_model, preset, image_size, weights_dtype),
-        DecoderModule(decoder, weights_dtype),
+        DiffusionModelModule(diffusion_model, preset, image_size, weights_dtype, compute),
+        DecoderModule(decoder, weights_dtype, compute),
     )
 
 
@@ -435,33 +456,34 @@ class _Network(Protocol):
     def __call__(self, inputs: Any, for_cpu: bool = False) -> tf.Tensor: ...
 
 
-def _network(model: keras.Model, weights_dtype: WeightsDtype) -> tuple[list[tf.Variable], _Network]:
+def _network(
+    model: keras.Model, weights_dtype: WeightsDtype, compute: ComputeDtype = "float32"
+) -> tuple[list[tf.Variable], _Network]:
     """The variables to save, and the network as a function that reads them."""
     if weights_dtype == "float32":
 
         def call_as_is(inputs: Any, for_cpu: bool = False) -> tf.Tensor:
-            with inference_layers(model, for_cpu):
+            with inference_layers(model, for_cpu, compute):
                 return model(inputs, training=False)
 
         return [v.value for v in model.weights], call_as_is
-    halves = {id(v): _halved(v) for v in model.weights}
+    halves = [_halved(v, weights_dtype) for v in model.weights]
+    read_as = weights_dtype if compute == weights_dtype else "float32"
 
     def call(inputs: Any, for_cpu: bool = False) -> tf.Tensor:
-        trainable, others = (
-            [tf.cast(halves[id(v)], tf.float32) for v in group]
-            for group in (model.trainable_variables, model.non_trainable_variables)
-        )
-        with inference_layers(model, for_cpu):
-            return model.stateless_call(trainable, others, inputs, training=False)[0]
+        # Normalization multiplies in float32, by vectors that it does not cast.
+        values = [tf.cast(v, read_as if len(v.shape) > 1 else "float32") for v in halves]
+        with inference_layers(model, for_cpu, compute), reading(model, values):
+            return model(inputs, training=False)
 
-    return list(halves.values()), call
+    return halves, call
 
 
-def _halved(variable: keras.Variable) -> tf.Variable:
-    half = tf.cast(variable.value, tf.float16)
+def _halved(variable: keras.Variable, dtype: WeightsDtype) -> tf.Variable:
+    half = tf.cast(variable.value, dtype)
     if not bool(tf.reduce_all(tf.math.is_finite(half))):
         raise UserError(
-            f"a weight of {variable.path} is too large for float16, or no number: set "
+            f"a weight of {variable.path} is too large for {dtype}, or no number: set "
             "model.export_weights to float32"
         )
     return tf.Variable(half, trainable=False)

@@ -49,6 +49,6 @@ def build_decoder(preset: Preset, image_size: int) -> keras.Model:
             name = f"decoder.up_blocks.{level}.upsamplers.0.conv"
             x = PaddedConv2D(width, 3, padding=1, name=name)(x)
     x = keras.layers.GroupNormalization(groups, epsilon=epsilon, name="decoder.conv_norm_out")(x)
-    x = keras.layers.Activation("swish")(x)
+    x = keras.layers.Activation("swish", name="decoder.conv_act")(x)
     image = PaddedConv2D(3, 3, padding=1, name="decoder.conv_out")(x)
     return keras.Model(latent, image, name="decoder")

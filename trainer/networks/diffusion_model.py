@@ -83,6 +83,6 @@ def build_diffusion_model(preset: Preset, image_size: int) -> keras.Model:
             x = Upsample(width, name=f"{up}.upsamplers.0")(x)
 
     x = keras.layers.GroupNormalization(groups, epsilon=EPSILON, name="conv_norm_out")(x)
-    x = keras.layers.Activation("swish")(x)
+    x = keras.layers.Activation("swish", name="conv_act")(x)
     epsilon = PaddedConv2D(LATENT_CHANNELS, 3, padding=1, name="conv_out")(x)
     return keras.Model([latent, timestep, context], epsilon, name="diffusion_model")

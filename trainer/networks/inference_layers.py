@@ -5,6 +5,10 @@ five dimensions, and KerasCV's attention is made of layers. That costs a small n
 operations take microseconds, a third of its time. The networks are built and trained as they are;
 only what is exported is traced like this.
 
+They may compute in 16 bits. What adds many numbers up stays in float32 then, normalization and
+softmax, and so do the layers at both ends of a network, which are small and whose rounding would go
+straight into the picture.
+
 Maps may have any height and width here, which are not known when they are traced. What needs them
 asks once for a block: a sequence is [B * T, C] from the beginning of its transformer to the end.
 """
@@ -13,14 +17,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 import tensorflow as tf
 
-from trainer.networks.blocks import SpatialTransformer
+from trainer.networks.blocks import AttentionBlock, SpatialTransformer
 from trainer.networks.matrix_products import conv2d_forward, is_matrix_product
-from trainer.networks.seam import CrossAttention, compute_as, computing_as, layers_within
+from trainer.networks.seam import (
+    CrossAttention,
+    LayerClass,
+    compute_as,
+    computing_as,
+    layers_within,
+)
+from trainer.training_config import ComputeDtype
+
+_ENDS = re.compile(
+    r"time_embedding\.linear_\d|post_quant_conv|(decoder\.)?conv_(in|norm_out|act|out)"
+)
 
 # Below, a convolution of few positions is too short to gain from being a matrix product.
 _MANY_CHANNELS = 512
@@ -82,12 +98,23 @@ class _FewPositionsConv2D(keras.layers.Conv2D):
         return conv2d_forward(inputs, tf.convert_to_tensor(kernel), self.strides[0])
 
 
+class _Float32SoftmaxAttentionBlock(AttentionBlock):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        x, shape = self.norm(inputs), tf.shape(inputs)
+        flat = (shape[0], -1, inputs.shape[-1])
+        query, key, value = (tf.reshape(to(x), flat) for to in (self.q, self.k, self.v))
+        scores = tf.matmul(query * inputs.shape[-1] ** -0.5, key, transpose_b=True)
+        attended = tf.reshape(tf.matmul(_softmax(scores), value), shape)
+        return self.proj_out(tf.ensure_shape(attended, inputs.shape)) + inputs
+
+
 _FORMS = {
     keras.layers.Dense: _OneProductDense,
     keras.layers.GroupNormalization: _FlatGroupNormalization,
     keras.layers.UpSampling2D: _OneOperationUpSampling2D,
     SpatialTransformer: _FlatSpatialTransformer,
 }
+_FORMS_IN_16_BITS = {**_FORMS, AttentionBlock: _Float32SoftmaxAttentionBlock}
 
 
 def attention(
@@ -111,26 +138,53 @@ def attention(
         return tf.transpose(tf.reshape(x, shape), (0, 2, 1, 3))
 
     query, key = heads(layer.to_q(inputs) * layer.scale), heads(layer.to_k(context))
-    weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True))
+    weights = _softmax(tf.matmul(query, key, transpose_b=True))
     attended = tf.transpose(tf.matmul(weights, heads(layer.to_v(context))), (0, 2, 1, 3))
     return layer.out_proj(tf.reshape(attended, (-1, layer.num_heads * layer.head_size)))
 
 
 @contextlib.contextmanager
-def inference_layers(model: keras.Model, for_cpu: bool = False) -> Iterator[None]:
+def inference_layers(
+    model: keras.Model, for_cpu: bool = False, compute: ComputeDtype = "float32"
+) -> Iterator[None]:
     """Within this, the model is traced with these forms of its layers, with the same variables.
 
     Args:
         model: Is left as it is.
+        compute: What it computes in, but for what has to stay float32.
         for_cpu: Whether it will only run on a CPU, where convolutions of few positions and many
             channels are faster as matrix products. How many positions there are is known of the
             size that the model was built for, and decides for all sizes.
     """
     few = _of_few_positions(model) if for_cpu else []
-    with computing_as([model], _FORMS):
+    with computing_as([model], *_arithmetic(compute)):
         for layer in few:
             compute_as(layer, _FewPositionsConv2D)
+        if compute != "float32":
+            for layer in _ends(model):
+                layer.dtype_policy = keras.DTypePolicy("float32")
         yield
+
+
+def _arithmetic(
+    compute: ComputeDtype,
+) -> tuple[Mapping[LayerClass, LayerClass], keras.DTypePolicy | None]:
+    if compute == "float32":
+        return _FORMS, None
+    return _FORMS_IN_16_BITS, keras.DTypePolicy(f"mixed_{compute}")
+
+
+def _softmax(scores: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32)), scores.dtype)
+
+
+def _ends(model: keras.Model) -> list[keras.layers.Layer]:
+    return [
+        part
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Rescaling) or _ENDS.fullmatch(layer.name)
+        for part in layers_within(layer)
+    ]
 
 
 def _of_few_positions(model: keras.Model) -> list[keras.layers.Conv2D]:

@@ -60,6 +60,7 @@ __all__ = [
     "layers_within",
     "mapped_call",
     "quick_gelu",
+    "reading",
 ]
 
 LayerClass = type[keras.layers.Layer]
@@ -79,6 +80,23 @@ def mapped_call(
     flat = keras.tree.flatten(inputs)
     [output] = keras.tree.flatten(model._run_through_graph(flat, operation_fn=form))
     return output
+
+
+@contextlib.contextmanager
+def reading(model: keras.Model, values: Sequence[tf.Tensor]) -> Iterator[None]:
+    """Within this, a model computes with other values than those of its variables.
+
+    `Model.stateless_call` would cast them to what the variables are of, and so turn a network of
+    16 bits into one of 32 in each call.
+
+    Args:
+        model: Whose `weights`.
+        values: Of any type, in their order.
+    """
+    with keras.StatelessScope() as scope:
+        for variable, value in zip(model.weights, values, strict=True):
+            scope.state_mapping[id(variable)] = value
+        yield
 
 
 def compute_as(layer: keras.layers.Layer, form: LayerClass) -> None:

@@ -1,0 +1,86 @@
+"""What a network is drawn with fastest in: `model.compute: auto`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+import keras
+import tensorflow as tf
+
+from storage.machine import cpu_flags
+from trainer.export.saved_models import DiffusionModelModule
+from trainer.presets import LATENT_CHANNELS, Preset
+from trainer.training_config import ComputeDtype, WeightsDtype
+
+_MEASURED_CALLS = 3
+# Below, it is as likely to be chance as gain; and float16 is eight times as precise as bfloat16.
+_WORTH_IT = 0.9
+_CPU_FLAGS_OF_BFLOAT16 = frozenset({"amx_bf16", "avx512_bf16"})
+
+logger = logging.getLogger(__name__)
+
+
+def fastest_compute(
+    model: keras.Model, preset: Preset, image_size: int, weights_dtype: WeightsDtype
+) -> ComputeDtype:
+    """Draws one prediction in each type that this machine can gain by, and takes the fastest.
+
+    Args:
+        model: The diffusion model.
+        preset: Its preset.
+        image_size: What it was trained at, in pixels.
+        weights_dtype: What its weights are stored as, and so read from.
+    """
+    seconds = {
+        compute: _seconds(model, preset, image_size, weights_dtype, compute)
+        for compute in ("float32", *candidates(_has_gpu(), cpu_flags()))
+    }
+    chosen = choice(seconds)
+    said = ", ".join(f"{compute} {1000 * value:.0f} ms" for compute, value in seconds.items())
+    logger.info("The exported models compute in %s; a prediction takes: %s.", chosen, said)
+    return chosen
+
+
+def candidates(has_gpu: bool, flags: frozenset[str]) -> tuple[ComputeDtype, ...]:
+    """What may be faster than float32; a CPU without instructions for bfloat16 emulates it."""
+    if has_gpu:
+        return ("float16", "bfloat16")
+    return ("bfloat16",) if flags & _CPU_FLAGS_OF_BFLOAT16 else ()
+
+
+def choice(seconds: Mapping[ComputeDtype, float]) -> ComputeDtype:
+    """The most precise of those that no other beats by a tenth.
+
+    Args:
+        seconds: Of a prediction, for each type, the most precise one first.
+    """
+    chosen, *others = seconds
+    for compute in others:
+        if seconds[compute] < _WORTH_IT * seconds[chosen]:
+            chosen = compute
+    return chosen
+
+
+def _seconds(
+    model: keras.Model,
+    preset: Preset,
+    image_size: int,
+    weights_dtype: WeightsDtype,
+    compute: ComputeDtype,
+) -> float:
+    """The shortest of some calls, after one that traces and settles."""
+    module = DiffusionModelModule(model, preset, image_size, weights_dtype, compute)
+    latent = tf.zeros([1, *preset.latent_shape(image_size)[:2], LATENT_CHANNELS])
+    context = tf.zeros([1, preset.text_encoder.max_length, preset.text_encoder.width])
+    taken = []
+    for _ in range(1 + _MEASURED_CALLS):
+        since = time.monotonic()
+        module.predict(latent, tf.constant([500]), context).numpy()
+        taken.append(time.monotonic() - since)
+    return min(taken[1:])
+
+
+def _has_gpu() -> bool:
+    return bool(tf.config.list_logical_devices("GPU"))
