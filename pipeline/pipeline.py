@@ -151,6 +151,7 @@ def create_pipeline(
         min_draws=config.evaluation.min_draws,
         seed=config.evaluation.seed,
         num_samples=config.evaluation.num_samples,
+        sampler=config.validation.sampler,
         sample_steps=config.validation.num_steps,
         sample_guidance_scale=config.validation.guidance_scale,
         measures=config.evaluation.measures or (),

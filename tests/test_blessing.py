@@ -145,6 +145,7 @@ class Judge:
                 "seed": settings.seed,
                 "num_samples": 0,
                 "sample_steps": 1,
+                "sampler": "ddim",
                 "sample_guidance_scale": 1.0,
                 "measures": "[]",
                 "clip_model": "",

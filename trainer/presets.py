@@ -22,6 +22,9 @@ normalizations in the autoencoder and in the spatial transformers, and the Gauss
 unit itself and not its tanh approximation. `docs/weights.md` says how much that matters.
 """
 
+Sampler = Literal["ddim", "dpmpp_2m", "euler_a"]
+"""How pictures are drawn; `trainer.diffusion.samplers` has the arithmetic."""
+
 Prediction = Literal["epsilon"]
 """What a diffusion model predicts, by diffusers' names: the noise.
 
@@ -119,6 +122,21 @@ class WeightFile:
 
 
 @dataclass(frozen=True)
+class RecommendedSampling:
+    """How pictures are drawn where the user does not say.
+
+    Attributes:
+        sampler: One of `trainer.diffusion.samplers.SAMPLERS`.
+        num_steps: Sampling steps.
+        guidance_scale: Classifier-free guidance scale.
+    """
+
+    sampler: Sampler
+    num_steps: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
 class Preset:
     """The four networks of one Stable Diffusion, its image size and how to train it.
 
@@ -131,7 +149,7 @@ class Preset:
         image_encoder: Dimensions.
         decoder: Dimensions.
         training: Recommended settings.
-        guidance_scale: Recommended for sampling.
+        sampling: Recommended settings.
         weight_files: For each network, the file of its base weights.
         ships_weights: Whether the base weights come with this package.
         published_at: Where the base weights are published; `None` where they are not.
@@ -149,7 +167,7 @@ class Preset:
     image_encoder: AutoencoderDimensions
     decoder: AutoencoderDimensions
     training: RecommendedTraining
-    guidance_scale: float
+    sampling: RecommendedSampling
     weight_files: Mapping[str, WeightFile]
     ships_weights: bool
     parameters: Mapping[str, int]
@@ -210,7 +228,8 @@ _TINY = Preset(
         warmup_steps=20,
         ema_decay=0.99,
     ),
-    guidance_scale=4.0,
+    # docs/serving.md has what was measured.
+    sampling=RecommendedSampling(sampler="dpmpp_2m", num_steps=10, guidance_scale=4.0),
     weight_files=MappingProxyType(
         {network: WeightFile(f"{network}.safetensors", None) for network in NETWORKS}
     ),
@@ -251,7 +270,8 @@ _SD_V1_4 = Preset(
         warmup_steps=500,
         ema_decay=0.9999,
     ),
-    guidance_scale=7.5,
+    # KerasCV's.
+    sampling=RecommendedSampling(sampler="ddim", num_steps=25, guidance_scale=7.5),
     # The files and hashes that KerasCV downloads.
     weight_files=MappingProxyType(
         {

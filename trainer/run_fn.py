@@ -25,7 +25,6 @@ from storage.model_manifest import ModelManifest
 from storage.user_errors import UserError
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
 from trainer.data.prompts import held_out_prompts
-from trainer.diffusion.samplers import DEFAULT_SAMPLER
 from trainer.export.fastest_compute import fastest_compute
 from trainer.export.saved_models import ServingModules, export_models, serving_modules
 from trainer.export.validation import PROMPTS_NAME, draw_validation
@@ -384,7 +383,7 @@ def _record(
         defaults={
             "num_steps": settings.validation.num_steps,
             "guidance_scale": settings.validation.guidance_scale,
-            "sampler": DEFAULT_SAMPLER,
+            "sampler": settings.validation.sampler,
         },
         parameters=run.parameters,
         trainable_parameters=run.trainable_parameters,

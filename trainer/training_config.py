@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from storage.user_errors import UserError
-from trainer.presets import Preset
+from trainer.presets import Preset, Sampler
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -228,6 +228,7 @@ class ValidationConfig:
     Attributes:
         prompts: What to draw, one picture each; `None`: captions that are held out (see
             `trainer.data.prompts`).
+        sampler: One of `trainer.diffusion.samplers.SAMPLERS`.
         num_steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale; 1 is none.
         seed: Decides the initial noise.
@@ -235,6 +236,7 @@ class ValidationConfig:
     """
 
     prompts: Prompts | None
+    sampler: Sampler
     num_steps: Annotated[int, Field(ge=1, le=1000)]
     guidance_scale: NonNegativeFloat
     seed: Seed

@@ -49,6 +49,7 @@ _NOTHING = Metric(math.nan)
 _LAST_TIMESTEP = 1000.0
 # Pictures up to this size are kept as they are; of larger ones the page has copies this large.
 _KEPT_SIZE = 256
+_FORMER_STEPS = 25
 _JPEG_QUALITY = 85
 _SUMMARIZED_TRAINING = ("steps", "batch_size", "learning_rate", "seed")
 
@@ -65,7 +66,7 @@ class _Findings:
         manifest: What it says of itself.
         history: The records of its training.
         validation: Folder with the pictures that its training drew.
-        sampling: `prompts`, `seed`, `num_steps` and `guidance_scale` of these.
+        sampling: `prompts`, `seed`, `sampler`, `num_steps` and `guidance_scale` of these.
         baseline: What it was compared with.
         blessed: Whether it may be pushed.
         verdict: `blessed`, `unsure` or `refused`.
@@ -202,7 +203,10 @@ def _findings(
         manifest=ModelManifest.read(serving),
         history=[json.loads(line) for line in history],
         validation=validation,
-        sampling=json.loads(_read(os.path.join(validation, "prompts.json"))),
+        sampling={
+            "sampler": "ddim",  # of a model of a former version, which does not say
+            **json.loads(_read(os.path.join(validation, "prompts.json"))),
+        },
         baseline=scores.get_string_custom_property("baseline"),
         blessed=model_utils.is_model_blessed(blessing),
         verdict=blessing.get_string_custom_property(VERDICT),
@@ -277,8 +281,9 @@ def _before_after(found: _Findings, prompts: Sequence[_Prompt]) -> bytes:
         f"{found.loss.value:.4f} ({found.change:+.1f} %), "
         f"{found.said.lower()}.  "
         f"{manifest.training.get('steps')} steps of {manifest.training.get('batch_size')} "
-        f"pictures, preset {manifest.preset}.  {sampling['num_steps']} sampling steps, guidance "
-        f"{sampling['guidance_scale']:g}, same noise in both pictures of a pair.",
+        f"pictures, preset {manifest.preset}.  {sampling['num_steps']} sampling steps of "
+        f"{sampling['sampler']}, guidance {sampling['guidance_scale']:g}, same noise in both "
+        "pictures of a pair.",
     )
     png = io.BytesIO()
     sheet.save(png, format="PNG")
@@ -344,7 +349,8 @@ def draw_prompts(serving: str, sampling: Mapping[str, Any]) -> Iterator[np.ndarr
 
     Args:
         serving: Folder with the three SavedModels.
-        sampling: `prompts`, `seed`, `num_steps` and `guidance_scale`.
+        sampling: `prompts`, `seed`, `sampler`, `num_steps` and `guidance_scale`. Models of former
+            versions know no sampler: they draw as they recommended, by 25 steps of `ddim`.
 
     Yields:
         uint8 [H, W, 3], for prompt `i` from the seed `seed + i`, as `serving.generate` draws it.
@@ -353,16 +359,22 @@ def draw_prompts(serving: str, sampling: Mapping[str, Any]) -> Iterator[np.ndarr
         tf.saved_model.load(os.path.join(serving, name))
         for name in ("text_encoder", "diffusion_model", "decoder")
     )
+    knows_samplers = "sample" in diffusion_model.signatures
+    draw = diffusion_model.signatures["sample" if knows_samplers else "serving_default"]
+    num_steps, how = _FORMER_STEPS, {}
+    if knows_samplers:
+        num_steps, how = sampling["num_steps"], {"sampler": tf.constant(sampling["sampler"])}
     for index, prompt in enumerate(sampling["prompts"]):
         contexts = text_encoder.signatures["text"](
             prompt=tf.constant([prompt]), negative_prompt=tf.constant([""])
         )
-        latent = diffusion_model.signatures["serving_default"](
+        latent = draw(
             context=contexts["context"],
             unconditional_context=contexts["unconditional_context"],
-            num_steps=tf.constant(sampling["num_steps"], tf.int32),
+            num_steps=tf.constant(num_steps, tf.int32),
             guidance_scale=tf.constant(sampling["guidance_scale"], tf.float32),
             seed=tf.constant([sampling["seed"] + index, 0], tf.int32),
+            **how,
         )["latent"]
         images = decoder.signatures["serving_default"](latent=latent)["generated_images"]
         yield images.numpy()[0]

@@ -29,6 +29,7 @@ class LossScorerSpec(component_spec.ComponentSpec):
         "min_draws": component_spec.ExecutionParameter(type=int),
         "seed": component_spec.ExecutionParameter(type=int),
         "num_samples": component_spec.ExecutionParameter(type=int),
+        "sampler": component_spec.ExecutionParameter(type=str),
         "sample_steps": component_spec.ExecutionParameter(type=int),
         "sample_guidance_scale": component_spec.ExecutionParameter(type=float),
         "measures": component_spec.ExecutionParameter(type=str),
@@ -85,6 +86,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         min_draws: int = 50,
         seed: int = 0,
         num_samples: int = 0,
+        sampler: str = "ddim",
         sample_steps: int = 25,
         sample_guidance_scale: float = 7.5,
         measures: Sequence[str] = (),
@@ -101,6 +103,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
             min_draws: Times that is done in each, at least, over all examples together.
             seed: Gives other timesteps and noise, and other captions to draw pictures for.
             num_samples: Captions to draw pictures for.
+            sampler: How they are drawn, one of `trainer.diffusion.samplers.SAMPLERS`.
             sample_steps: Sampling steps of these pictures.
             sample_guidance_scale: Their classifier-free guidance scale.
             measures: Names of measures of these pictures that the dataset asks for.
@@ -130,6 +133,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
                 min_draws=min_draws,
                 seed=seed,
                 num_samples=num_samples,
+                sampler=sampler,
                 sample_steps=sample_steps,
                 sample_guidance_scale=sample_guidance_scale,
                 measures=json.dumps(list(measures)),

@@ -138,6 +138,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             seed=seed,
             batch_size=batch_size,
             samples=SampleSettings(
+                sampler=exec_properties["sampler"],
                 num_steps=exec_properties["sample_steps"],
                 guidance_scale=exec_properties["sample_guidance_scale"],
                 # Guidance doubles it.

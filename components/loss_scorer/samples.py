@@ -24,12 +24,14 @@ class SampleSettings:
     """How pictures are drawn.
 
     Attributes:
+        sampler: One of `trainer.diffusion.samplers.SAMPLERS`.
         num_steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
         batch_size: Pictures that are drawn at once.
         measures: What is measured of them.
     """
 
+    sampler: str
     num_steps: int
     guidance_scale: float
     batch_size: int
@@ -51,13 +53,21 @@ class _Drawer:
         prediction: Prediction,
         settings: SampleSettings,
         unconditional: tf.Tensor,
+        seed: int,
     ) -> None:
         # Imports Keras.
         from trainer.diffusion.noise_schedule import NoiseSchedule
-        from trainer.diffusion.sampler import sample
+        from trainer.diffusion.sampler import sample, step_noise
 
         @tf.function(autograph=False)
         def draw(noise: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
+            shape = tf.shape(noise)
+
+            def fresh_noise(index: tf.Tensor) -> tf.Tensor:
+                # The same for all, so that a picture does not depend on its place in the batch.
+                one = step_noise(tf.constant([seed, 0]), index, tf.concat([[1], shape[1:]], axis=0))
+                return tf.broadcast_to(one, shape)
+
             return sample(
                 model.predict,
                 NoiseSchedule(prediction),
@@ -66,6 +76,8 @@ class _Drawer:
                 unconditional_context=tf.broadcast_to(unconditional, tf.shape(context)),
                 num_steps=tf.constant(settings.num_steps),
                 guidance_scale=tf.constant(settings.guidance_scale, tf.float32),
+                sampler=settings.sampler,
+                fresh_noise=fresh_noise,
             )
 
         self._model = model
@@ -123,7 +135,13 @@ class Sampler:
 
         self._encode = encode
         self._drawers = [
-            _Drawer(model, preset.prediction, settings, (model.encode or frozen_encoder)(empty)[0])
+            _Drawer(
+                model,
+                preset.prediction,
+                settings,
+                (model.encode or frozen_encoder)(empty)[0],
+                seed,
+            )
             if model
             else None
             for model in models

@@ -72,7 +72,8 @@ def _fill_in(given: Mapping[str, Given], preset: Preset) -> dict[str, Given]:
             filled[key] = Given(key, value, origin)
 
     fill("model.image_size", preset.image_size, "the preset's")
-    fill("validation.guidance_scale", preset.guidance_scale, "the preset's")
+    for name, value in dataclasses.asdict(preset.sampling).items():
+        fill(f"validation.{name}", value, "the preset's")
     small = filled["model.image_size"].value <= _SAMPLED_IMAGE_SIZE
     fill("evaluation.num_samples", _NUM_SAMPLES if small else 0, "for the size")
     return filled

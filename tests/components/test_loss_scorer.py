@@ -193,6 +193,7 @@ def score(tmp_path, latents):
                 "seed": SEED,
                 "num_samples": num_samples,
                 "sample_steps": 3,
+                "sampler": "ddim",
                 "sample_guidance_scale": 2.0,
                 "measures": json.dumps(measures),
                 "clip_model": "",

@@ -48,7 +48,9 @@ def test_defaults_are_resolved_by_the_preset():
     assert config.training.batch_size == recommended.batch_size
     assert config.training.learning_rate == recommended.learning_rate
     assert config.model.image_size == 128
-    assert config.validation.guidance_scale == get_preset("tiny").guidance_scale
+    sampling = get_preset("tiny").sampling
+    for name, value in dataclasses.asdict(sampling).items():
+        assert getattr(config.validation, name) == value
     assert config.dataset.path == str(REPO_ROOT / "data" / "creatures")
     # What the dataset asks for, or captions that are held out.
     assert config.validation.prompts is None
@@ -61,7 +63,8 @@ def test_full_size_preset_brings_its_own_values(tmp_path, write):
     text = f"model: {{preset: sd-v1-4, base_weights: {tmp_path}}}"
     config = load_config(write(text))
     assert config.model.image_size == 512
-    assert config.validation.guidance_scale == 7.5
+    drawn = config.validation
+    assert (drawn.sampler, drawn.num_steps, drawn.guidance_scale) == ("ddim", 25, 7.5)
     assert config.training.steps == get_preset("sd-v1-4").training.steps
 
 
@@ -309,8 +312,8 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         if match and match[1] not in no_preset_decides:
             comment = " ".join(lines[max(0, number - 4) : number])
             for preset in map(get_preset, preset_names()):
-                decides = preset.training if hasattr(preset.training, match[1]) else preset
-                value = getattr(decides, match[1])
+                places = (preset.training, preset.sampling, preset)
+                value = getattr(next(of for of in places if hasattr(of, match[1])), match[1])
                 said = re.findall(rf"{re.escape(preset.name)} ([\w.-]+)", comment)[-1].rstrip(".")
                 assert said == value or float(said) == value
 

@@ -149,7 +149,7 @@ def test_pictures_differ_by_less_than_two_of_255(dtype: ComputeDtype) -> None:
     def pictures(dtype: ComputeDtype) -> np.ndarray:
         modules = serving_modules(*networks, preset, 128, dtype, dtype)
         contexts = modules.text_encoder.text(prompts, tf.fill(prompts.shape, ""))
-        scale, seed = tf.constant(preset.guidance_scale), tf.constant([1, 2])
+        scale, seed = tf.constant(preset.sampling.guidance_scale), tf.constant([1, 2])
         latent = modules.diffusion_model.serve(
             **contexts, num_steps=25, guidance_scale=scale, seed=seed
         )

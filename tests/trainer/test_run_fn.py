@@ -94,6 +94,7 @@ def arguments(folder: Path, latents: Path, **training: Any) -> FnArgs:
         validation=ValidationConfig(
             prompts=("a blue one", "a red one"),
             seed=1,
+            sampler="dpmpp_2m",
             num_steps=2,
             guidance_scale=4.0,
             every_steps=2,
@@ -180,8 +181,10 @@ def test_the_manifest_says_what_made_the_model(ran: Ran) -> None:
     assert (manifest["steps"], manifest["seed"], manifest["lora_alpha"]) == (3, 3, 4.0)
     assert (manifest["preset"], manifest["image_size"]) == ("small", 64)
     assert manifest["base_weights_source"] == "random"
-    drawing = {name: manifest["validation"][name] for name in ("num_steps", "guidance_scale")}
-    assert manifest["defaults"] == {**drawing, "sampler": "ddim"}
+    names = ("sampler", "num_steps", "guidance_scale")
+    drawing = {name: manifest["validation"][name] for name in names}
+    assert manifest["defaults"] == drawing
+    assert drawing["sampler"] == "dpmpp_2m"
     assert manifest["size_multiple"] == 8
     assert manifest["compute"] == "float32"
     assert manifest["base_weights"] == {
@@ -414,6 +417,7 @@ def test_a_training_is_named_by_what_decides_its_weights(tmp_path: Path) -> None
     validation = {
         "prompts": ["x"],
         "seed": 2,
+        "sampler": "ddim",
         "num_steps": 3,
         "guidance_scale": 1.0,
         "every_steps": 0,

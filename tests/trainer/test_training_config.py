@@ -26,6 +26,7 @@ def settings(**training: Any) -> TrainerSettings:
         training=TrainingConfig(**training).resolved(get_preset("tiny")),
         validation=ValidationConfig(
             prompts=("a blue one", "a réd one"),
+            sampler="dpmpp_2m",
             num_steps=2,
             guidance_scale=4.0,
             seed=1,

@@ -26,11 +26,12 @@ def draw_validation(
     tf.io.gfile.makedirs(folder)
     for index, prompt in enumerate(validation.prompts):
         contexts = modules.text_encoder.text([prompt], [""])
-        latent = modules.diffusion_model.serve(
+        latent = modules.diffusion_model.sampled(
             **contexts,
             num_steps=tf.constant(validation.num_steps, tf.int32),
             guidance_scale=tf.constant(validation.guidance_scale, tf.float32),
             seed=tf.constant([validation.seed + index, 0], tf.int32),
+            sampler=tf.constant(validation.sampler),
         )
         encoded = modules.decoder.png(**latent)["image"][0]
         with tf.io.gfile.GFile(os.path.join(folder, f"{index:02d}.png"), "wb") as f:
