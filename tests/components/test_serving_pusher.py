@@ -302,7 +302,7 @@ def adapters_folder(model_folder, tmp_path) -> Path:
     folder = tmp_path / "adapters"
     serving = shutil.copytree(model_folder, folder) / "Format-Serving"
     spec = model_spec.model_spec(get_preset("tiny"), IMAGE_SIZE, title="t", description="d")
-    tensors = {"lora_unet_x.alpha": np.float32(2)}
+    tensors = {"lora_unet_x.alpha": np.asarray(2, np.float32)}
     model_spec.save_file(tensors, serving / model_spec.LORA_NAME, {**spec, "ss_network_dim": "2"})
     manifest = json.loads((serving / "manifest.json").read_text())
     manifest["validation"] = {"prompts": ["a held-out secret"], "seed": 0}
