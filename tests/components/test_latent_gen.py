@@ -221,7 +221,12 @@ def test_manifest_and_artifact_say_what_made_them(latents):
     assert latents.get_string_custom_property("encoders_hash") == encoders_hash
     properties = ("image_size", "flip", "num_train", "num_eval")
     assert [latents.get_int_custom_property(name) for name in properties] == [64, 1, 19, 2]
-    assert sorted(os.listdir(latents.uri)) == ["Split-eval", "Split-train", "manifest.json"]
+    assert sorted(os.listdir(latents.uri)) == [
+        "Split-eval",
+        "Split-train",
+        "captions.json",
+        "manifest.json",
+    ]
 
 
 def test_without_flip_and_with_two_workers(latents, examples, tmp_path):
