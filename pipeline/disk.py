@@ -15,6 +15,8 @@ from serving.releases import SERVED_NETWORKS
 from trainer.presets import Preset, get_preset
 
 _FLOAT32 = 4
+# Bytes of a weight, by what it is stored as.
+_SIZES = {None: 0, "float16": 2, "float32": _FLOAT32}
 # A checkpoint has the weights, their average and AdamW's two moments.
 _COPIES = 4
 # Graphs, vocabulary and warm-up requests of an exported model.
@@ -33,7 +35,8 @@ class DiskEstimate:
         examples: The dataset's pictures; of one that is not on this machine, none.
         latents: What the encoders make of them, as far as rows are counted without reading them.
         checkpoints: Those that are kept, and one while it replaces another.
-        models: The exported model, and its copy in the serving directory.
+        models: The exported model, and its copy in the serving directory, with the one file for
+            other tools where it is asked for.
     """
 
     examples: int
@@ -71,12 +74,12 @@ def estimate_disk(config: RunConfig, image_bytes: int, num_rows: int) -> DiskEst
         written = math.ceil(training.steps / training.checkpoint_every_steps)
     checkpoints = min(training.checkpoints_kept + 1, written)
     served = sum(preset.parameters[network] for network in SERVED_NETWORKS)
-    size = _FLOAT32 if config.model.export_weights == "float32" else _FLOAT32 // 2
+    single = _SIZES[config.serving.checkpoint] * sum(preset.parameters.values())
     return DiskEstimate(
         examples=image_bytes,
         latents=num_rows * _latent_bytes(config, preset),
         checkpoints=int(checkpoints * _COPIES * _FLOAT32 * trained),
-        models=_EXPORTS * (size * served + _GRAPH_BYTES),
+        models=_EXPORTS * (_SIZES[config.model.export_weights] * served + _GRAPH_BYTES) + single,
     )
 
 
@@ -105,6 +108,8 @@ def check_disk(config: RunConfig, unfinished: bool) -> None:
         advice.append("--lora-rank 4 (adapters instead of all weights)")
     if config.model.export_weights == "float32":
         advice.append("model.export_weights = float16")
+    if config.serving.checkpoint is not None:
+        advice.append("serving.checkpoint = null")
     problem = (
         f"the run needs about {estimate} on the disk, and there is {in_words(free)} free at "
         f"{config.output}. What helps: {'; '.join(advice)}. disk_check = warn tries it all the same"

@@ -179,9 +179,12 @@ def create_pipeline(
     pusher = ServingPusher(
         model=candidate,
         model_blessing=blessing,
+        latents=latents,
         push_destination=serving_dir,
         canary=config.serving.canary,
         keep_versions=config.serving.keep_versions,
+        checkpoint=config.serving.checkpoint or "",
+        publish_captions=config.serving.publish_captions,
         training_dataset=open_parameters.get("dataset", dataset.path),
     )
     return Pipeline(

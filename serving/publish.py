@@ -1,8 +1,9 @@
 """Publishes a release: `python -m serving.publish hf://ORG/NAME`, or to a bucket or folder.
 
-What is published is the three SavedModels as they were pushed, `release.json` with their hashes
-and their lineage, and a model card with pictures that the release draws. On the hub that is one
-commit, tagged `release-<version>`; elsewhere a folder of that name. `serving.pull` brings it back.
+What is published is the three SavedModels as they were pushed, the files for other tools that it
+has beside them, `release.json` with their hashes and their lineage, and a model card with pictures
+that the release draws. On the hub that is one commit, tagged `release-<version>`; elsewhere a
+folder of that name. `serving.pull` brings it back.
 The hub's token comes from `HF_TOKEN` or `hf auth login`.
 """
 
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from serving import png
 from serving.client import Generator
 from serving.errors import ServingError, check_place
-from serving.releases import DEFAULT_SERVING_DIR, RELEASES, find_release
+from serving.releases import DEFAULT_SERVING_DIR, RELEASES, SINGLE_FILES, find_release
 from serving.request import SAMPLERS
 from serving.serving_directory import ServingDirectory
 from storage import filesystem
@@ -38,6 +39,12 @@ HUB_DATASETS = f"{HUB}datasets/"
 _PICTURES = 4
 # KerasCV's files there hold the numbers of this model, from which others of the family descend.
 _CONVERTED_FROM = {"fchollet/stable-diffusion": "CompVis/stable-diffusion-v1-4"}
+_FOR_OTHERS = {
+    "model.safetensors": "the whole model in the original layout of Stable Diffusion, as A1111 and "
+    "ComfyUI open it",
+    "lora.safetensors": "its adapters (LoRA), as A1111, ComfyUI and diffusers' "
+    "`load_lora_weights` read them",
+}
 _METRICS = {
     "loss": "Held-out loss",
     "loss_baseline": "Held-out loss of the model that it was compared with",
@@ -177,6 +184,13 @@ def model_card(
         f"`{RELEASE_NAME}` has the SHA-256 of every file; pulling verifies them.",
         "",
     ]
+    if single := facts.get(SINGLE_FILES):
+        lines += ["## Other tools", ""]
+        lines += [
+            f"* `{SINGLE_FILES}/{name}` ({stored_as}): {_FOR_OTHERS.get(name, 'a file')}"
+            for name, stored_as in single.items()
+        ]
+        lines += [""]
     return "\n".join(lines)
 
 

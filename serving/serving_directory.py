@@ -2,6 +2,7 @@
 
 Layout:
   `<root>/{text_encoder,diffusion_model,decoder}/<version>/`: SavedModels
+  `<root>/single_files/<version>/`: the same for other tools, where it was asked for
   `<root>/releases/<version>.json`: a version is a release if and only if it is there
   `<root>/models.config`: TensorFlow Serving's configuration, naming the current release of each
     model, and the one before it; written last
@@ -20,13 +21,15 @@ for the release before, which therefore stays loaded until the next one comes.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import logging
 import os
 import re
+import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from serving.errors import ServingError, check_place
@@ -36,6 +39,7 @@ from serving.releases import (
     RELEASES,
     ROLLBACK_NAME,
     SERVED_NETWORKS,
+    SINGLE_FILES,
     configured_versions,
     current_version,
     list_versions,
@@ -45,9 +49,13 @@ from serving.releases import (
 from storage import filesystem
 from storage.user_errors import UserError
 
+CAPTIONS = "captions_published"
+"""What `publish`'s facts say of captions: false where none may be in a release."""
 LAST_VERSION_NAME = "last_version"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 
+# What a version has a folder in each of, the last one not always.
+_FOLDERS = (*SERVED_NETWORKS, SINGLE_FILES)
 _STAGING_PREFIX = ".staging-"
 _VERSION = re.compile(r"[0-9]+")
 _MODEL_CONFIG = """\
@@ -68,6 +76,18 @@ class CorruptCopyError(UserError):
 
 class ModelRefusedError(RuntimeError):
     """The check of a staged model says no; the message is the reason."""
+
+
+WriteFile = Callable[[str, int], None]
+"""Writes a file to a place on this machine, for the release of a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Extra:
+    """What a release has beside what is copied: see `ServingDirectory.publish`."""
+
+    warmup: Mapping[str, bytes]
+    single_files: Mapping[str, WriteFile]
 
 
 class ServingDirectory:
@@ -95,6 +115,7 @@ class ServingDirectory:
         check: Callable[[str], None],
         warmup: Mapping[str, bytes] | None = None,
         version: int | None = None,
+        single_files: Mapping[str, WriteFile] | None = None,
     ) -> dict[str, Any]:
         """Makes the three models in `source` the next version, and the one that is served.
 
@@ -103,14 +124,17 @@ class ServingDirectory:
         behind is removed first.
 
         Args:
-            source: Folder with a SavedModel for each of `SERVED_NETWORKS`.
+            source: Folder with a SavedModel for each of `SERVED_NETWORKS`, and with the folder
+                `SINGLE_FILES` of a release that was published.
             facts: What else to write into the release; `model`, and `manifest` where it names the
-                training, tell repetitions apart.
+                training, tell repetitions apart, with what they say of `SINGLE_FILES` and
+                `CAPTIONS`.
             check: Called with the staged copy of `source`; raises a `ModelRefusedError` where it
                 should not be published.
             warmup: By network, TFRecords of the requests that TensorFlow Serving makes before it
                 serves a version.
             version: The number to use, if it is above all that were used.
+            single_files: By name, what writes those that are made for the release.
 
         Returns:
             The release: `facts`, `version`, and `files`, from each file's path below the root to
@@ -121,18 +145,19 @@ class ServingDirectory:
             ModelRefusedError: From `check`.
             LockLostError: Another push has taken this one for dead.
         """
+        extra = _Extra(warmup or {}, single_files or {})
         filesystem.make_folder(self._root)
         with locked(self._root) as lock:
             # Before tidying up: a number that was visible once, finished or not, stays used.
             following = max(self._used_versions(), default=0) + 1
             self._remove_unfinished()
-            repeated = self._repetition(source, facts, warmup or {})
+            repeated = self._repetition(source, facts, extra)
             if repeated is not None:
                 self._serve_again(repeated["version"])
                 return repeated
             try:
                 number = max(following, version or 0)
-                return self._publish(source, facts, check, warmup or {}, number, lock)
+                return self._publish(source, facts, check, extra, number, lock)
             except Exception:
                 # The error that led here is the one to report.
                 with contextlib.suppress(OSError):
@@ -259,32 +284,33 @@ class ServingDirectory:
         source: str,
         facts: Mapping[str, Any],
         check: Callable[[str], None],
-        warmup: Mapping[str, bytes],
+        extra: _Extra,
         version: int,
         lock: Held,
     ) -> dict[str, Any]:
         staging = self._path(f"{_STAGING_PREFIX}{uuid.uuid4().hex}")
         files = {}
-        for network in SERVED_NETWORKS:
-            for name in filesystem.files_below(filesystem.join(source, network)):
-                digest = _copy_verified(
-                    filesystem.join(source, network, name), filesystem.join(staging, network, name)
-                )
-                files[f"{network}/{version}/{name}"] = digest
-            if network in warmup:
-                path = filesystem.join(staging, network, WARMUP_FILE)
-                filesystem.make_folder(filesystem.parent(path))
-                filesystem.write_bytes(path, warmup[network])
-                files[f"{network}/{version}/{WARMUP_FILE}"] = filesystem.sha256(path)
+        for folder, name in _files_in(source):
+            files[f"{folder}/{version}/{name}"] = _copy_verified(
+                filesystem.join(source, folder, name), filesystem.join(staging, folder, name)
+            )
+        for network, requests in extra.warmup.items():
+            path = filesystem.join(staging, network, WARMUP_FILE)
+            filesystem.make_folder(filesystem.parent(path))
+            filesystem.write_bytes(path, requests)
+            files[f"{network}/{version}/{WARMUP_FILE}"] = filesystem.sha256(path)
         check(staging)
+        for name, write in extra.single_files.items():
+            path = filesystem.join(staging, SINGLE_FILES, name)
+            files[f"{SINGLE_FILES}/{version}/{name}"] = _written(path, write, version)
         filesystem.make_folder(self._path(RELEASES))
         lock.check()
         last_version = self._path(RELEASES, LAST_VERSION_NAME)
         filesystem.write_atomically(last_version, str(version).encode())
-        for network in SERVED_NETWORKS:
-            filesystem.move_folder(
-                filesystem.join(staging, network), self._version_folder(network, version)
-            )
+        for folder in _FOLDERS:
+            staged = filesystem.join(staging, folder)
+            if folder in SERVED_NETWORKS or filesystem.is_folder(staged):
+                filesystem.move_folder(staged, self._version_folder(folder, version))
         if filesystem.is_folder(staging):
             filesystem.remove_folder(staging)
         lock.check()
@@ -294,7 +320,7 @@ class ServingDirectory:
         return release
 
     def _repetition(
-        self, source: str, facts: Mapping[str, Any], warmup: Mapping[str, bytes]
+        self, source: str, facts: Mapping[str, Any], extra: _Extra
     ) -> dict[str, Any] | None:
         """The newest release if it is of the same model and its files are as they should be."""
         releases = self.releases()
@@ -304,14 +330,16 @@ class ServingDirectory:
         exported_again = _is_export_of_the_same(release, facts)
         if release.get("model") != facts.get("model") and not exported_again:
             return None
+        if any(release.get(name) != facts.get(name) for name in (SINGLE_FILES, CAPTIONS)):
+            return None
         version = release["version"]
         expected = {
-            f"{network}/{version}/{name}": filesystem.join(source, network, name)
-            for network in SERVED_NETWORKS
-            for name in filesystem.files_below(filesystem.join(source, network))
+            f"{folder}/{version}/{name}": filesystem.join(source, folder, name)
+            for folder, name in _files_in(source)
         }
-        extra = {f"{network}/{version}/{WARMUP_FILE}" for network in warmup}
-        if expected.keys() | extra != release["files"].keys() or self.damaged_files(version):
+        made = {f"{network}/{version}/{WARMUP_FILE}" for network in extra.warmup}
+        made |= {f"{SINGLE_FILES}/{version}/{name}" for name in extra.single_files}
+        if expected.keys() | made != release["files"].keys() or self.damaged_files(version):
             return None
         # TensorFlow gives an export a number of its own.
         same = exported_again or all(
@@ -337,22 +365,22 @@ class ServingDirectory:
     def _used_versions(self) -> set[int]:
         used = {
             *self.releases(),
-            *(v for name in SERVED_NETWORKS for v in self._folders(name)),
+            *(v for name in _FOLDERS for v in self._folders(name)),
         }
         path = self._path(RELEASES, LAST_VERSION_NAME)
         if filesystem.is_file(path):
             used.add(int(filesystem.read_bytes(path)))
         return used
 
-    def _folders(self, network: str) -> list[int]:
-        return [int(name) for name in self._list(network) if _VERSION.fullmatch(name)]
+    def _folders(self, folder: str) -> list[int]:
+        return [int(name) for name in self._list(folder) if _VERSION.fullmatch(name)]
 
     def _remove_unfinished(self) -> None:
         releases = self.releases()
-        for network in SERVED_NETWORKS:
-            for version in self._folders(network):
+        for folder in _FOLDERS:
+            for version in self._folders(folder):
                 if version not in releases:
-                    filesystem.remove_folder(self._version_folder(network, version))
+                    filesystem.remove_folder(self._version_folder(folder, version))
         for name in self._list(""):
             if name.startswith(_STAGING_PREFIX):
                 filesystem.remove_folder(self._path(name))
@@ -390,8 +418,8 @@ class ServingDirectory:
     def _path(self, *names: str) -> str:
         return filesystem.join(self._root, *names)
 
-    def _version_folder(self, network: str, version: int) -> str:
-        return self._path(network, str(version))
+    def _version_folder(self, folder: str, version: int) -> str:
+        return self._path(folder, str(version))
 
     def _release_path(self, version: int) -> str:
         return self._path(RELEASES, f"{version}.json")
@@ -399,6 +427,15 @@ class ServingDirectory:
     def _list(self, folder: str) -> Iterable[str]:
         path = self._path(folder) if folder else self._root
         return filesystem.list_folder(path) if filesystem.is_folder(path) else []
+
+
+def _files_in(source: str) -> Iterator[tuple[str, str]]:
+    """What a release takes of a folder: each file's path, and which of `_FOLDERS` it is in."""
+    for folder in _FOLDERS:
+        path = filesystem.join(source, folder)
+        if folder in SERVED_NETWORKS or filesystem.is_folder(path):
+            for name in filesystem.files_below(path):
+                yield folder, name
 
 
 def _is_export_of_the_same(release: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
@@ -420,6 +457,18 @@ def _base_path(path: str) -> str:
 
 def _json(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False).encode()
+
+
+def _written(path: str, write: WriteFile, version: int) -> str:
+    """Has a file written, wherever it is to lie, and returns its SHA-256."""
+    if not filesystem.is_remote(path):
+        filesystem.make_folder(filesystem.parent(path))
+        write(path, version)
+        return filesystem.sha256(path)
+    with tempfile.TemporaryDirectory() as scratch:
+        local = os.path.join(scratch, os.path.basename(path))
+        write(local, version)
+        return _copy_verified(local, path)
 
 
 def _copy_verified(source: str, target: str) -> str:

@@ -38,6 +38,7 @@ class ModelManifest:
         base_weights: For each network, SHA-256 of the base weights (hex).
         latents: `uri` of the latents, and what their own manifest says.
         validation: Prompts of the validation, and how they were drawn.
+        prompts_are_captions: Whether those prompts are captions of the dataset.
         defaults: `num_steps`, `guidance_scale` and `sampler` where a request names none.
         parameters: Parameters of each network that is served.
         trainable_parameters: How many of them, or of the adapters, were trained.
@@ -67,6 +68,7 @@ class ModelManifest:
     base_weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
     latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     validation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prompts_are_captions: bool = True
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
     trainable_parameters: int | None = None

@@ -35,8 +35,20 @@ class IndexedRow:
         return (json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n").encode()
 
 
-def read_rows(folder: str) -> Iterator[IndexedRow]:
-    """Reads the index in a folder, file by file; raises an OSError where there is none."""
+def file_name(split: str, shard: int) -> str:
+    """Of the part of the index that is of one of the examples' shards."""
+    return f"{split}-{shard:05d}.jsonl"
+
+
+def read_rows(folder: str, split: str | None = None) -> Iterator[IndexedRow]:
+    """Reads the index in a folder, file by file; raises an OSError where there is none.
+
+    Args:
+        folder: Where it lies.
+        split: Whose rows; `None` for all.
+    """
     for name in filesystem.files_below(folder):
+        if split is not None and not name.startswith(f"{split}-"):
+            continue
         for line in filesystem.read_bytes(filesystem.join(folder, name)).splitlines():
             yield IndexedRow(**json.loads(line))

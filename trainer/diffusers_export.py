@@ -23,7 +23,11 @@ def main(argv: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help="a model that was trained: the Trainer's model artifact")
+    what.add_argument(
+        "--model",
+        help="a model that was trained: the Trainer's model artifact, or a release's file, such as "
+        "runs/default/serving_model/releases/3.json",
+    )
     what.add_argument(
         "--preset", choices=preset_names(), help="the base weights of this preset, not trained"
     )

@@ -20,8 +20,18 @@ ORIGINAL = "https://github.com/Stability-AI/generative-models"
 DIFFUSERS = "diffusers"
 """The same for adapters, as sd-scripts has it."""
 
+LORA_NAME = "lora.safetensors"
+"""The file with a model's adapters, beside its SavedModels."""
+
+DATASET_DIR = "1_pictures"
+"""What `ss_*` keys call the pictures: sd-scripts has the name of a folder there."""
+
 _HASH = "modelspec.hash_sha256"
 _NO_HASH = "0x" + 64 * "0"
+# Bytes of the number that a file begins with; also what its parts are aligned to.
+_UNIT = 8
+# What base weights are called that come with a preset.
+_SHIPPED = "default"
 
 
 def model_spec(
@@ -59,8 +69,35 @@ def model_spec(
     return {f"modelspec.{key}": value for key, value in content.items()}
 
 
-def public_name(address: str) -> str:
-    """What a file that is passed on calls a place: of one on this machine, the last part alone."""
+def release_keys(
+    preset_name: str, *, version: int, pushed_at: str | None, run: str | None
+) -> dict[str, str]:
+    """What a file says that lies in a release: which, of which run, since when.
+
+    Args:
+        preset_name: Whose model it is.
+        version: The release's number.
+        pushed_at: When it was made, as ISO 8601 has it.
+        run: The pipeline's run that made it.
+    """
+    content = {
+        "release": str(version),
+        "pipeline_run": run,
+        "modelspec.title": f"{preset_name} release {version}",
+        "modelspec.date": pushed_at,
+    }
+    return {key: value for key, value in content.items() if value}
+
+
+def public_name(address: str, preset_name: str) -> str:
+    """What a file that is passed on calls base weights.
+
+    Args:
+        address: Where they lay: of a place on this machine, the last part alone is told.
+        preset_name: Whose they are; stands for those that come with it.
+    """
+    if address == _SHIPPED:
+        return preset_name
     return address if "://" in address else posixpath.basename(address.rstrip("/"))
 
 
@@ -69,6 +106,7 @@ def adapter_keys(
     *,
     image_size: int,
     num_images: int,
+    num_views: int,
     base_weights: str,
     training_id: str,
 ) -> dict[str, str]:
@@ -78,21 +116,28 @@ def adapter_keys(
         training: The training's settings.
         image_size: Side of the pictures in pixels.
         num_images: Pictures that were trained on.
-        base_weights: Where the weights lay that they were trained on.
+        num_views: How many an epoch saw, each as often as it was repeated.
+        base_weights: What they are called that the adapters were trained on.
         training_id: Names the training.
     """
+    buckets = {"0": {"resolution": [image_size, image_size], "count": num_views}}
     text_encoder_rate = training["learning_rate"] if training["train_text_encoder"] else None
     content = {
         "v2": False,
         "base_model_version": "sd_v1",
-        "sd_model_name": public_name(base_weights),
+        "sd_model_name": base_weights,
         "session_id": training_id,
         "network_module": "networks.lora",
         "network_dim": training["lora_rank"],
         "network_alpha": training["lora_alpha"] or training["lora_rank"],
         "resolution": (image_size, image_size),
-        "num_train_images": num_images,
+        "enable_bucket": False,
+        "bucket_info": json.dumps({"buckets": buckets}),
+        "num_train_images": num_views,
         "num_reg_images": 0,
+        "dataset_dirs": json.dumps(
+            {DATASET_DIR: {"n_repeats": num_views // num_images, "img_count": num_images}}
+        ),
         "steps": training["steps"],
         "max_train_steps": training["steps"],
         "total_batch_size": training["batch_size"],
@@ -114,6 +159,15 @@ def adapter_keys(
     return {f"ss_{key}": str(value) for key, value in content.items()}
 
 
+def tag_keys(tags: Mapping[str, int]) -> dict[str, str]:
+    """The key that tools take an adapter's words from.
+
+    Args:
+        tags: How often each was there.
+    """
+    return {"ss_tag_frequency": json.dumps({DATASET_DIR: dict(tags)}, ensure_ascii=False)}
+
+
 def save_file(
     tensors: Mapping[str, np.ndarray], path: str | Path, header: Mapping[str, str]
 ) -> None:
@@ -130,18 +184,36 @@ def save_file(
     # The order in which tensors lie is the library's own affair, so the hash comes afterwards; it
     # is as long as what stands in its place.
     with open(path, "r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
+        size = int.from_bytes(file.read(_UNIT), "little")
         content = json.loads(file.read(size))
         digest = hashlib.sha256()
         while chunk := file.read(1 << 24):
             digest.update(chunk)
-        metadata = content["__metadata__"] | {_HASH: f"0x{digest.hexdigest()}"}
-        # The library has no order for these keys: the same model is to be the same file.
-        content["__metadata__"] = dict(sorted(metadata.items()))
-        text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+        text = _header(content, {_HASH: f"0x{digest.hexdigest()}"})
         assert len(text) <= size
-        file.seek(8)
+        file.seek(_UNIT)
         file.write(text.ljust(size))
+
+
+def with_header(file: bytes, header: Mapping[str, str]) -> bytes:
+    """A safetensors file that says more of itself.
+
+    Args:
+        file: As `save_file` wrote it.
+        header: Keys that are added, or replaced.
+    """
+    end = _UNIT + int.from_bytes(file[:_UNIT], "little")
+    text = _header(json.loads(file[_UNIT:end]), header)
+    # The tensors begin where the format has them begin.
+    text = text.ljust(-(-len(text) // _UNIT) * _UNIT)
+    return len(text).to_bytes(_UNIT, "little") + text + file[end:]
+
+
+def _header(content: Mapping[str, Any], more: Mapping[str, str]) -> bytes:
+    metadata = content["__metadata__"] | more
+    # The library has no order for these keys: the same model is to be the same file.
+    content = {**content, "__metadata__": dict(sorted(metadata.items()))}
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 _MIXED = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}

@@ -102,6 +102,7 @@ class _Run:
         tuner: Trains them.
         memory: What that is thought to take.
         training_id: Names the training by all that decides its weights.
+        prompts_are_captions: Whether what is drawn are captions that are held out.
         folder: Of the checkpoints, logs and pictures.
     """
 
@@ -117,6 +118,7 @@ class _Run:
     tuner: FineTuner
     memory: MemoryEstimate
     training_id: str
+    prompts_are_captions: bool
     folder: str
 
     @property
@@ -151,6 +153,7 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
     latents = LatentsManifest.read(latents_uri)
     _check_inputs(latents, settings, base_model)
     config = _config_for(config, latents, base_model, strategy)
+    prompts_are_captions = settings.validation.prompts is None
     settings = dataclasses.replace(
         settings, training=config, validation=_with_prompts(settings.validation, latents_uri)
     )
@@ -200,6 +203,7 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
         tuner=tuner,
         memory=memory,
         training_id=training_id,
+        prompts_are_captions=prompts_are_captions,
         folder=os.path.join(settings.checkpoint_dir, training_id),
     )
     assert config.steps is not None
@@ -341,20 +345,22 @@ def _adapter_header(run: _Run) -> dict[str, str]:
         "code_version": run.settings.code_version,
         "git_commit": _git_commit(),
     }
+    base_weights = public_name(run.settings.base_weights, run.settings.preset)
     return {
         **model_spec(
             run.base_model.preset,
             run.settings.image_size,
             title=f"{run.settings.preset} {run.training_id}",
-            description=f"Adapters; base weights: {public_name(run.settings.base_weights)}.",
+            description=f"Adapters; base weights: {base_weights}.",
             implementation=DIFFUSERS,
             adapter="lora",
         ),
         **adapter_keys(
             dataclasses.asdict(run.config),
             image_size=run.settings.image_size,
-            num_images=run.latents.counts["train"],
-            base_weights=run.settings.base_weights,
+            num_images=run.latents.pictures or run.latents.counts["train"],
+            num_views=run.latents.epoch_size,
+            base_weights=base_weights,
             training_id=run.training_id,
         ),
         **{key: value for key, value in made_by.items() if value},
@@ -380,6 +386,7 @@ def _record(
         base_weights={network: run.base_model.hash([network]) for network in NETWORKS},
         latents={"uri": run.latents_uri, **dataclasses.asdict(run.latents)},
         validation=dataclasses.asdict(settings.validation),
+        prompts_are_captions=run.prompts_are_captions,
         defaults={
             "num_steps": settings.validation.num_steps,
             "guidance_scale": settings.validation.guidance_scale,

@@ -65,8 +65,12 @@ def relative_error(
         width = preset.diffusion_model.timestep_width
         embedding = timestep_embedding(given("timesteps").astype(np.int32), width)
         inputs = [latent, embedding.numpy(), given("context")]
-    names = network_files(open_folder(str(checkpoint)), network)
-    load_tensors(model, network, [checkpoint / name for name in names], names)
+    if single := checkpoint.is_file():
+        paths = [checkpoint]
+    else:
+        names = network_files(open_folder(str(checkpoint)), network)
+        paths = [checkpoint / name for name in names]
+    load_tensors(model, network, paths, [path.name for path in paths], original=single)
     output = np.asarray(model(inputs, training=False))
     return float(np.linalg.norm(output - expected) / np.linalg.norm(expected))
 

@@ -3,22 +3,30 @@
 Runs in an environment of its own, with `requirements.txt` beside this file, from the root:
 
     python -m benchmarks.weights.single_file --names tests/data/original_names.json.gz
+    python -m benchmarks.weights.single_file --shapes tests/data/original_shapes.json.gz
     python -m benchmarks.weights.single_file --file tiny.safetensors --folder tiny
+    python -m benchmarks.weights.single_file --file small.safetensors \
+        --folder tests/data/diffusers_tiny --values tests/data/diffusers_tiny/single_file.npz
 
 The first keeps what diffusers makes of each name in files of both presets' structures, for the
-tests. The second compares a file that `python -m trainer.diffusers_export` wrote with the folder
-that it wrote of the same model: every tensor, and a picture that each of them draws.
+tests, and the second the shapes of Stable Diffusion v1.4. The third compares a file that
+`python -m trainer.diffusers_export` wrote with the folder that it wrote of the same model: every
+tensor, and a picture that each of them draws. The last does so without the picture, and keeps what
+the networks of that file compute of the inputs in the folder's `reference.npz`;
+`python tests/trainer/diffusers_preset.py small.safetensors` writes the file.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
@@ -51,17 +59,61 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--names", type=Path, help="file to write")
+    what.add_argument("--shapes", type=Path, help="file to write")
     what.add_argument("--file", type=Path, help="a single file")
     parser.add_argument("--folder", type=Path, help="the same model in diffusers' layout")
+    parser.add_argument("--values", type=Path, help="file to write what it computes to")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if arguments.names:
-        names = {structure: _names(structure) for structure in _UNET}
-        # Without a time in it, the file is the same every time.
-        text = json.dumps(names, indent=1).encode()
-        arguments.names.write_bytes(gzip.compress(text, mtime=0))
+        _write(arguments.names, {structure: _names(structure) for structure in _UNET})
+    elif arguments.shapes:
+        _write(arguments.shapes, _shapes())
+    elif arguments.values:
+        np.savez_compressed(arguments.values, **_values(arguments.file, arguments.folder))
     else:
         _compare(arguments.file, arguments.folder)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    # Without a time in it, the file is the same every time.
+    path.write_bytes(gzip.compress(json.dumps(content, indent=1).encode(), mtime=0))
+
+
+def _shapes() -> dict[str, dict[str, list[int]]]:
+    """For each network of Stable Diffusion v1.4, the shapes of its tensors in a single file."""
+    with torch.device("meta"):
+        networks = {
+            "text_encoder": CLIPTextModel(
+                CLIPTextConfig(
+                    hidden_size=768,
+                    intermediate_size=3072,
+                    num_attention_heads=12,
+                    num_hidden_layers=_TEXT_LAYERS["sd-v1-4"],
+                )
+            ),
+            "vae": AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                block_out_channels=(128, 256, 512, 512),
+                layers_per_block=2,
+            ),
+            "unet": UNet2DConditionModel(cross_attention_dim=768),
+        }
+    return {
+        name: {
+            key: [*tensor.shape, 1, 1] if _is_matrix(key, tensor) else list(tensor.shape)
+            for key, tensor in zip(
+                original_names(name, list(tensors)), tensors.values(), strict=True
+            )
+        }
+        for name, tensors in _by_network(networks).items()
+    }
+
+
+def _is_matrix(key: str, tensor: torch.Tensor) -> bool:
+    """Whether it is a matrix in diffusers and a 1 x 1 convolution in a single file."""
+    return ".attn_1." in key and tensor.ndim == 2
 
 
 def _names(structure: str) -> dict[str, dict[str, str]]:
@@ -97,8 +149,7 @@ def _names(structure: str) -> dict[str, dict[str, str]]:
         keys = original_names(name, list(tensors))
         of_network[name] = keys
         for key, tensor in zip(keys, tensors.values(), strict=True):
-            is_matrix = ".attn_1." in key and tensor.ndim == 2
-            stored[key] = tensor[:, :, None, None] if is_matrix else tensor
+            stored[key] = tensor[:, :, None, None] if _is_matrix(key, tensor) else tensor
     with tempfile.TemporaryDirectory() as scratch:
         for name, network in networks.items():
             network.save_pretrained(f"{scratch}/{name}")
@@ -137,6 +188,40 @@ def _opened(file: Path, configs: Path) -> dict[str, Any]:
         ),
         "vae": AutoencoderKL.from_single_file(str(file), subfolder="vae", **where),
         "unet": UNet2DConditionModel.from_single_file(str(file), subfolder="unet", **where),
+    }
+
+
+def _values(file: Path, folder: Path) -> dict[str, np.ndarray]:
+    """What the networks in a single file compute, and a digest of its tensors."""
+    opened = _opened(file, folder)
+    for name, kind in (
+        ("text_encoder", CLIPTextModel),
+        ("vae", AutoencoderKL),
+        ("unet", UNet2DConditionModel),
+    ):
+        theirs = kind.from_pretrained(folder / name).state_dict()
+        ours = opened[name].state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    inputs = {k: torch.from_numpy(v) for k, v in np.load(folder / "reference.npz").items()}
+    text, vae, unet = (opened[name].eval() for name in ("text_encoder", "vae", "unet"))
+    with torch.no_grad():
+        latent = inputs["decoder/latent"] / vae.config.scaling_factor
+        outputs = {
+            "text_encoder": text(inputs["text_encoder/tokens"]).last_hidden_state,
+            "image_encoder": vae.encode(inputs["image_encoder/image"]).latent_dist.parameters,
+            "diffusion_model": unet(
+                *(inputs[f"diffusion_model/{name}"] for name in ("latent", "timesteps", "context"))
+            ).sample,
+            "decoder": vae.decode(latent).sample,
+        }
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(file).items()):
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return {
+        "digest": np.array(digest.hexdigest()),
+        **{f"{name}/output": output.numpy() for name, output in outputs.items()},
     }
 
 

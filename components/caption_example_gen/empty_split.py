@@ -16,6 +16,7 @@ import tensorflow as tf
 from components.caption_example_gen.rows import CheckSettings, shard_index
 from components.caption_example_gen.sources import place_of
 from components.tfrecords import read_shard, shard_name, write_shard
+from storage import filesystem, row_index
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,23 @@ def fill_empty_split(
         )
         write_shard(path, of_shard, temporary_folder)
     tf.io.gfile.rmtree(temporary_folder)
+    _move_rows(going, empty, other, settings, os.path.join(examples_uri, row_index.FOLDER_NAME))
     return len(moved), going
+
+
+def _move_rows(
+    going: frozenset[str], empty: str, other: str, settings: CheckSettings, rows_uri: str
+) -> None:
+    """Sees to it that the index of the rows says of each split what is in it."""
+    lines: dict[str, list[bytes]] = {}
+    for split, count in settings.num_shards.items():
+        lines |= {row_index.file_name(split, index): [] for index in range(count)}
+    for row in row_index.read_rows(rows_uri):
+        split = empty if row.picture in going else other
+        index = shard_index(row.id, settings.num_shards[split])
+        lines[row_index.file_name(split, index)].append(row.line())
+    for name, of_shard in lines.items():
+        filesystem.write_bytes(filesystem.join(rows_uri, name), b"".join(of_shard))
 
 
 def _text(record: bytes, name: str) -> str:

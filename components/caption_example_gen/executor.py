@@ -455,7 +455,7 @@ class _WriteShard(beam.DoFn):
             (row.example for row in kept),
             self._job.settings.spill_folder,
         )
-        index_name = f"{split}-{int(index):05d}.jsonl"
+        index_name = row_index.file_name(split, int(index))
         with tf.io.gfile.GFile(os.path.join(self._job.rows_uri, index_name), "wb") as f:
             for row in kept:
                 f.write(row_index.IndexedRow(row.id, row.picture, row.caption).line())

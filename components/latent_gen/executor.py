@@ -28,6 +28,7 @@ from tfx.utils import io_utils
 from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
 from components.counts import WriteCounts, read_counts
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
+from storage import row_index
 from storage.user_errors import UserError
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         # Import Keras.
+        from trainer.data.caption_counts import count_captions, write_counts
         from trainer.data.latents import LatentsManifest
         from trainer.presets import ENCODERS, get_preset
         from trainer.weights.base_model import BaseModel
@@ -136,6 +138,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         counts = read_counts(counts_path)
         views = counts.get(_VIEWS)
         tf.io.gfile.rmtree(temporary_folder)
+        rows_uri = os.path.join(examples.uri, row_index.FOLDER_NAME)
+        rows = list(row_index.read_rows(rows_uri, _TRAINED_ON))
 
         manifest = LatentsManifest(
             preset=preset.name,
@@ -146,8 +150,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             # Where none repeats, as in most datasets, there is nothing to say.
             views=None if views == counts.get(_TRAINED_ON) else views,
             caption_variants=max(1, tags.variants),
+            pictures=len({row.picture for row in rows}) or None,
         )
         manifest.write(latents.uri)
+        write_counts(latents.uri, count_captions(row.caption for row in rows))
         latents.set_string_custom_property("preset", preset.name)
         latents.set_int_custom_property("image_size", image_size)
         latents.set_int_custom_property("flip", int(flip))

@@ -21,12 +21,15 @@ class ServingPusherSpec(component_spec.ComponentSpec):
         # Vertex hands over no booleans.
         "canary": component_spec.ExecutionParameter(type=int),
         "canary_timeout_seconds": component_spec.ExecutionParameter(type=int),
+        "checkpoint": component_spec.ExecutionParameter(type=str),
+        "publish_captions": component_spec.ExecutionParameter(type=int),
         "training_dataset": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
         "model": component_spec.ChannelParameter(type=standard_artifacts.Model),
         "model_blessing": component_spec.ChannelParameter(type=standard_artifacts.ModelBlessing),
+        "latents": component_spec.ChannelParameter(type=standard_artifacts.Examples),
     }
     OUTPUTS = {"pushed_model": component_spec.ChannelParameter(type=standard_artifacts.PushedModel)}
 
@@ -50,11 +53,14 @@ class ServingPusher(base_component.BaseComponent):
         self,
         model: types.BaseChannel,
         model_blessing: types.BaseChannel,
+        latents: types.BaseChannel,
         push_destination: str,
         *,
         keep_versions: int = 0,
         canary: bool = True,
         canary_timeout_seconds: int = 900,
+        checkpoint: str = "",
+        publish_captions: bool = True,
         training_dataset: str | RuntimeParameter = "",
     ) -> None:
         """Makes the component.
@@ -62,11 +68,17 @@ class ServingPusher(base_component.BaseComponent):
         Args:
             model: What the Trainer made.
             model_blessing: What the Evaluator says of it; its losses are written into the release.
+            latents: What the model was trained on; how often each word is in their captions goes
+                into the file with its adapters.
             push_destination: The serving directory, local or remote. Several pushes to it at once
                 wait for each other.
             keep_versions: Newest versions to keep, 0 for all.
             canary: Whether to push only models that draw a picture in a fresh process.
             canary_timeout_seconds: After which a canary that says nothing is an error.
+            checkpoint: What the weights are stored as in the one file that other tools open,
+                float16 or float32; "" for no such file. What training left as it was comes from
+                the base weights.
+            publish_captions: Whether captions, or words of them, may be in a release.
             training_dataset: Where the dataset lies, of the hub with its commit, for the release to
                 say; "" if it need not. Nothing else depends on it, so that the same pictures in
                 another place push nothing again.
@@ -84,16 +96,24 @@ class ServingPusher(base_component.BaseComponent):
                 f"canary_timeout_seconds {canary_timeout_seconds} is impossible: it must be 1 or "
                 "more"
             )
+        if checkpoint not in executor.CHECKPOINTS:
+            allowed = ", ".join(map(repr, executor.CHECKPOINTS))
+            raise ValueError(
+                f"checkpoint {checkpoint!r} is impossible: it must be one of {allowed}"
+            )
         super().__init__(
             ServingPusherSpec(
                 push_destination=push_destination,
                 keep_versions=keep_versions,
                 canary=int(canary),
                 canary_timeout_seconds=canary_timeout_seconds,
+                checkpoint=checkpoint,
+                publish_captions=int(publish_captions),
                 training_dataset=training_dataset,
                 code_version=code_version(executor.__name__),
                 model=model,
                 model_blessing=model_blessing,
+                latents=latents,
                 pushed_model=channel_utils.as_channel([standard_artifacts.PushedModel()]),
             )
         )

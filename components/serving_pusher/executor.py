@@ -18,15 +18,18 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import path_utils
 
+from components.serving_pusher.single_files import single_files
 from components.serving_pusher.warmup import warmup_requests
-from serving.releases import SERVED_NETWORKS
-from serving.serving_directory import ModelRefusedError, ServingDirectory
+from serving.releases import SERVED_NETWORKS, SINGLE_FILES
+from serving.serving_directory import CAPTIONS, ModelRefusedError, ServingDirectory
 from storage import filesystem
 from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
 from storage.user_errors import UserError
 from storage.verdict import UNSURE, VERDICT
 
 RELEASE_NAME = "release.json"
+CHECKPOINTS = ("", "float16", "float32")
+"""What the file for other tools may store weights as; "" for none."""
 
 _CANARY = Path(__file__).with_name("canary.py")
 _METRICS = ("loss", "loss_baseline", "loss_delta")
@@ -50,6 +53,7 @@ class Executor(base_executor.BaseExecutor):
         Raises:
             CorruptCopyError: A file changed on its way.
             UserError: The canary came to no verdict.
+            WeightsError: The file for other tools needs base weights that are not there any more.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         model = artifact_utils.get_single_instance(input_dict["model"])
@@ -63,7 +67,9 @@ class Executor(base_executor.BaseExecutor):
         # As it is: a release keeps what the model says of itself, whichever version wrote it.
         content = json.loads(filesystem.read_bytes(os.path.join(source, MODEL_MANIFEST_NAME)))
         manifest = ModelManifest.from_json(content)
-        facts = {
+        if not exec_properties["publish_captions"] and manifest.prompts_are_captions:
+            content["validation"] = {**manifest.validation, "prompts": []}
+        facts: dict[str, Any] = {
             "pushed_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "preset": manifest.preset,
             "image_size": manifest.image_size,
@@ -77,6 +83,17 @@ class Executor(base_executor.BaseExecutor):
             "lineage": self._lineage(input_dict),
             "manifest": content,
         }
+        if not exec_properties["publish_captions"]:
+            facts[CAPTIONS] = False
+        latents = artifact_utils.get_single_instance(input_dict["latents"])
+        files = single_files(
+            source,
+            facts,
+            checkpoint=exec_properties["checkpoint"],
+            captions_of=latents.uri if exec_properties["publish_captions"] else None,
+        )
+        if files:
+            facts[SINGLE_FILES] = {name: file.stored_as for name, file in files.items()}
 
         def check(staged: str) -> None:
             if exec_properties["canary"]:
@@ -90,7 +107,13 @@ class Executor(base_executor.BaseExecutor):
                 )
                 for network in SERVED_NETWORKS
             }
-            release = directory.publish(source, facts, check, warmup)
+            release = directory.publish(
+                source,
+                facts,
+                check,
+                warmup,
+                single_files={name: file.write for name, file in files.items()},
+            )
         except ModelRefusedError as refusal:
             _mark_not_pushed(pushed_model, str(refusal))
             return

@@ -48,6 +48,8 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
     if config.dataset.schema is not None:
         _check_schema(config.dataset.schema, given["dataset.schema"])
     _check_base_weights(config.model.base_weights, preset, given["model.base_weights"])
+    if config.serving.checkpoint is not None:
+        _check_checkpoint(preset, given["serving.checkpoint"])
     check_measures(config.evaluation.measures, str(given["evaluation.measures"]))
     _check_prompts(config.validation.prompts or ())
     if config.evaluation.clip_model is not None and not config.evaluation.num_samples:
@@ -93,6 +95,17 @@ def check_measures(names: Sequence[str] | None, given: str) -> None:
         applying(MeasureSettings(asked_for=tuple(names or ())))
     except ValueError as error:
         raise ConfigError(f"{given}: {error}") from None
+
+
+def _check_checkpoint(preset: Preset, given: Given) -> None:
+    # huggingface_hub costs half a second that nobody else need wait for.
+    from trainer.weights import diffusers_layout
+    from trainer.weights.errors import WeightsError
+
+    try:
+        diffusers_layout.check_preset(preset)
+    except WeightsError as error:
+        raise ConfigError(f"{given} is impossible: {error}") from None
 
 
 def _check_output(output: str, given: Given) -> None:

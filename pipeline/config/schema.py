@@ -150,10 +150,15 @@ class ServingConfig:
     Attributes:
         canary: Whether a model must draw a picture in a fresh process to be pushed.
         keep_versions: Newest releases that are kept, and the current one; 0 for all.
+        checkpoint: What the weights are stored as in the one file that other tools open; `None` for
+            no such file.
+        publish_captions: Whether captions of the dataset, or their words, may be in a release.
     """
 
     canary: bool
     keep_versions: Annotated[int, Field(ge=0)]
+    checkpoint: WeightsDtype | None
+    publish_captions: bool
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -22,6 +22,8 @@ from storage.verdict import UNSURE, VERDICT
 
 SERVED_NETWORKS = ("text_encoder", "diffusion_model", "decoder")
 """The three of the four networks that draw pictures."""
+SINGLE_FILES = "single_files"
+"""Folder beside theirs with what other tools open: a model, or adapters, in one file."""
 CONFIG_NAME = "models.config"
 RELEASES = "releases"
 EXPORT_NAME = "Format-Serving"

@@ -522,6 +522,10 @@ def test_an_empty_split_gets_the_picture_nearest_to_it(tmp_path, fraction, held_
         assert len(found) == 2 * len(wanted)
         assert [row["id"] for row in found] == sorted(row["id"] for row in found)
         assert examples.get_int_custom_property(f"num_{split}") == len(found)
+        index = os.path.join(examples.uri, row_index.FOLDER_NAME)
+        assert [row.id for row in row_index.read_rows(index, split)] == [
+            row["id"].decode() for row in found
+        ]
     # Nothing unfinished is left.
     assert sorted(os.listdir(examples.uri)) == [
         "Split-eval",

@@ -12,8 +12,10 @@ from tfx.types import artifact_utils, channel_utils, standard_artifacts
 from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
 from components.latent_gen import LatentGen, executor
 from components.tfrecords import read_shard, write_shard
+from storage import row_index
 from storage.user_errors import UserError
 from trainer import presets
+from trainer.data.caption_counts import read_counts
 from trainer.data.images import decode_image, random_position, resize_cover, to_model_range
 from trainer.data.latents import LatentsManifest, parse_latents
 from trainer.presets import ENCODERS
@@ -109,10 +111,23 @@ def _records(latents, split):
 def examples(tmp_path_factory):
     """Nineteen train examples in three shards, one of them empty, and two to evaluate on."""
     rows = [_example(index) for index in range(21)]
-    return _examples_artifact(
+    artifact = _examples_artifact(
         tmp_path_factory.mktemp("examples"),
         {"train": [rows[:17], [], rows[17:19]], "eval": [rows[19:]]},
     )
+    folder = os.path.join(artifact.uri, row_index.FOLDER_NAME)
+    os.makedirs(folder)
+    for split, shard, indices in (
+        ("train", 0, range(17)),
+        ("train", 2, (17, 18)),
+        ("eval", 0, (19,)),
+    ):
+        with open(os.path.join(folder, row_index.file_name(split, shard)), "wb") as f:
+            for index in indices:
+                # Two captions of each picture.
+                row = row_index.IndexedRow(f"{index}", f"{index // 2}", f"{index} horns and a nose")
+                f.write(row.line())
+    return artifact
 
 
 @pytest.fixture(scope="module")
@@ -195,14 +210,23 @@ def test_manifest_and_artifact_say_what_made_them(latents):
         encoders_hash=encoders_hash,
         flip=True,
         counts={"train": 19, "eval": 2},
+        pictures=10,
     )
+    # Of what is held out, no word is counted.
+    words = {"horns": 19, "and": 19, "a": 19, "nose": 19, **{f"{index}": 1 for index in range(19)}}
+    assert read_counts(latents.uri) == words
     assert artifact_utils.decode_split_names(latents.split_names) == ["train", "eval"]
     assert latents.get_string_custom_property("payload_format") == "FORMAT_TF_EXAMPLE"
     assert latents.get_string_custom_property("preset") == "tiny"
     assert latents.get_string_custom_property("encoders_hash") == encoders_hash
     properties = ("image_size", "flip", "num_train", "num_eval")
     assert [latents.get_int_custom_property(name) for name in properties] == [64, 1, 19, 2]
-    assert sorted(os.listdir(latents.uri)) == ["Split-eval", "Split-train", "manifest.json"]
+    assert sorted(os.listdir(latents.uri)) == [
+        "Split-eval",
+        "Split-train",
+        "captions.json",
+        "manifest.json",
+    ]
 
 
 def test_without_flip_and_with_two_workers(latents, examples, tmp_path):

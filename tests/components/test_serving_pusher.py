@@ -9,7 +9,9 @@ import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors
 import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow_serving.apis import prediction_log_pb2
@@ -25,6 +27,9 @@ from serving.releases.__main__ import main as releases_command
 from serving.serving_directory import WARMUP_FILE, CorruptCopyError, ServingDirectory
 from storage import filesystem
 from storage.user_errors import UserError
+from trainer import model_spec
+from trainer.data.caption_counts import write_counts
+from trainer.presets import get_preset
 
 IMAGE_SIZE = 16
 WIDTH = 4
@@ -110,14 +115,25 @@ def push(tmp_path, model_folder):
     root = tmp_path / "serving"
     count = 0
 
-    def push(blessed=1, model_id=None, folder=model_folder, canary=False, keep=0, unsure=""):
+    def push(
+        blessed=1,
+        model_id=None,
+        folder=model_folder,
+        canary=False,
+        keep=0,
+        unsure="",
+        checkpoint="",
+        captions=True,
+    ):
         nonlocal count
         count += 1
-        model, blessing, pushed = (
+        model, blessing, latents, pushed = (
             standard_artifacts.Model(),
             standard_artifacts.ModelBlessing(),
+            standard_artifacts.Examples(),
             standard_artifacts.PushedModel(),
         )
+        latents.uri, latents.id = str(tmp_path / "latents"), 55
         model.uri, model.id = str(folder), model_id or count
         blessing.uri, blessing.id = str(tmp_path / "blessing"), 77
         blessing.set_int_custom_property("blessed", blessed)
@@ -128,13 +144,15 @@ def push(tmp_path, model_folder):
         blessing.set_float_custom_property("loss_baseline", 0.5)
         pushed.uri = str(tmp_path / f"pushed-{count}")
         executor.Executor().Do(
-            {"model": [model], "model_blessing": [blessing]},
+            {"model": [model], "model_blessing": [blessing], "latents": [latents]},
             {"pushed_model": [pushed]},
             {
                 "push_destination": str(root),
                 "keep_versions": keep,
                 "canary": int(canary),
                 "canary_timeout_seconds": 300,
+                "checkpoint": checkpoint,
+                "publish_captions": int(captions),
                 "training_dataset": "hf://datasets/org/creatures@0123abc",
                 "code_version": "1",
             },
@@ -195,6 +213,7 @@ def test_a_pushed_release_is_whole_and_draws_pictures(push, model_folder):
     assert release["lineage"]["artifact_ids"] == {
         "model": [1],
         "model_blessing": [77],
+        "latents": [55],
     }
     generator = Generator(str(push.root))
     assert generator.release.version == 1
@@ -277,6 +296,92 @@ def test_another_export_of_a_released_training_is_the_same_release(push, model_f
     assert [version(), version()] == ["7", "8"]
     (push.root / "decoder" / "8" / "saved_model.pb").write_bytes(b"damaged")
     assert version() == "9"
+
+
+@pytest.fixture
+def adapters_folder(model_folder, tmp_path) -> Path:
+    """A model with adapters, which drew captions that are held out; and its latents."""
+    folder = tmp_path / "adapters"
+    serving = shutil.copytree(model_folder, folder) / "Format-Serving"
+    spec = model_spec.model_spec(get_preset("tiny"), IMAGE_SIZE, title="t", description="d")
+    tensors = {"lora_unet_x.alpha": np.asarray(2, np.float32)}
+    model_spec.save_file(tensors, serving / model_spec.LORA_NAME, {**spec, "ss_network_dim": "2"})
+    manifest = json.loads((serving / "manifest.json").read_text())
+    manifest["validation"] = {"prompts": ["a held-out secret"], "seed": 0}
+    manifest["training_id"] = "a"
+    (serving / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "latents").mkdir()
+    write_counts(str(tmp_path / "latents"), {"sks": 12, "red hair": 4})
+    return folder
+
+
+def adapters_header(root: Path, version: int) -> dict[str, str]:
+    path = root / "single_files" / str(version) / "lora.safetensors"
+    with safetensors.safe_open(path, "np") as file:
+        assert file.get_tensor("lora_unet_x.alpha") == 2
+        return file.metadata()
+
+
+def test_pushed_adapters_name_their_release_and_the_captions_words(push, adapters_folder):
+    push()
+    assert not (push.root / "single_files").exists()
+    push(folder=adapters_folder, model_id=5)
+    said = adapters_header(push.root, 2)
+    release = json.loads((push.root / "releases" / "2.json").read_text())
+    assert (said["release"], said["modelspec.title"]) == ("2", "tiny release 2")
+    assert said["modelspec.date"] == release["pushed_at"]
+    assert json.loads(said["ss_tag_frequency"]) == {"1_pictures": {"sks": 12, "red hair": 4}}
+    # What the Trainer wrote is there as well.
+    assert said["ss_network_dim"] == "2"
+    assert (
+        said["modelspec.hash_sha256"] == f"0x{hashlib.sha256(np.float32(2).tobytes()).hexdigest()}"
+    )
+    assert release["single_files"] == {"lora.safetensors": "float32"}
+    assert "single_files/2/lora.safetensors" in release["files"]
+    assert ServingDirectory(str(push.root)).damaged_files(2) == []
+    again = push(folder=adapters_folder, model_id=5)
+    assert again.get_string_custom_property("pushed_version") == "2"
+    # Of a version that goes, its file goes, too.
+    push(keep=1)
+    push(keep=1)
+    assert [path.name for path in (push.root / "single_files").iterdir()] == []
+
+
+def test_captions_do_not_leave_where_they_must_not(push, adapters_folder):
+    push(folder=adapters_folder)
+    assert b"a held-out secret" in (push.root / "releases" / "1.json").read_bytes()
+    # The release with captions is not the same as one without.
+    pushed = push(folder=adapters_folder, captions=False)
+    assert pushed.get_string_custom_property("pushed_version") == "2"
+    again = push(folder=adapters_folder, captions=False)
+    assert again.get_string_custom_property("pushed_version") == "2"
+    assert "ss_tag_frequency" not in adapters_header(push.root, 2)
+    release = json.loads((push.root / "releases" / "2.json").read_text())
+    assert release["manifest"]["validation"] == {"prompts": [], "seed": 0}
+    assert release["captions_published"] is False
+    left = [push.root / name for name in ("releases/2.json", *release["files"])]
+    for path in [*left, Path(pushed.uri, "release.json")]:
+        for word in (b"secret", b"sks", b"red hair"):
+            assert word not in path.read_bytes()
+    card = model_card(release, [], name="x")
+    assert "secret" not in card
+
+    # What somebody asked for is nobody's caption.
+    manifest = adapters_folder / "Format-Serving" / "manifest.json"
+    content = json.loads(manifest.read_text()) | {"prompts_are_captions": False}
+    manifest.write_text(json.dumps(content | {"training_id": "b"}))
+    push(folder=adapters_folder, captions=False)
+    release = json.loads((push.root / "releases" / "3.json").read_text())
+    assert release["manifest"]["validation"]["prompts"] == ["a held-out secret"]
+
+
+def test_without_base_weights_no_checkpoint_and_no_release(push):
+    push()
+    before = tree(push.root)
+    with pytest.raises(UserError, match="does not say where its base weights lay"):
+        push(checkpoint="float16")
+    assert tree(push.root) == before
+    assert not list(push.root.glob(".staging-*"))
 
 
 class Killed(BaseException):
@@ -540,6 +645,7 @@ def test_two_pushes_at_once_are_two_releases(push, model_folder):
         ({"push_destination": ""}, "push_destination is empty"),
         ({"keep_versions": -1}, "keep_versions -1 is impossible"),
         ({"canary_timeout_seconds": 0}, "canary_timeout_seconds 0 is impossible"),
+        ({"checkpoint": "bfloat16"}, "checkpoint 'bfloat16' is impossible: it must be one of"),
     ],
 )
 def test_impossible_settings(settings, message):
@@ -548,6 +654,7 @@ def test_impossible_settings(settings, message):
     inputs = {
         "model": Channel(type=standard_artifacts.Model),
         "model_blessing": Channel(type=standard_artifacts.ModelBlessing),
+        "latents": Channel(type=standard_artifacts.Examples),
     }
     with pytest.raises(ValueError, match=message):
         ServingPusher(**inputs, **{"push_destination": "/tmp/serving", **settings})
@@ -559,6 +666,7 @@ def test_the_component_makes_its_spec():
     component = ServingPusher(
         model=Channel(type=standard_artifacts.Model),
         model_blessing=Channel(type=standard_artifacts.ModelBlessing),
+        latents=Channel(type=standard_artifacts.Examples),
         push_destination="gs://bucket/serving",
     )
     assert component.exec_properties["canary"] == 1

@@ -79,6 +79,8 @@ def test_every_value_is_set_after_resolution():
     closed = dataclasses.asdict(config) | {"dataset": {}, "evaluation": {}, "vertex": {}}
     # The dataset says, or the Trainer finds captions that are held out.
     assert closed["validation"].pop("prompts") is None
+    # Only where it is asked for.
+    assert closed["serving"].pop("checkpoint") is None
     assert None not in list(leaves(closed))
     unset = {name for name, value in vars(config.dataset).items() if value is None}
     assert unset <= open_fields
@@ -304,7 +306,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         field.name
         for cls in (DatasetConfig, EvaluationConfig, VertexConfig)
         for field in dataclasses.fields(cls)
-    } | {"prompts"}
+    } | {"prompts", "checkpoint"}
     for number, line in enumerate(lines):
         if re.match(r"  [a-z_]+:", line):
             assert lines[number - 1].startswith("  #"), f"{line} is not explained"

@@ -52,6 +52,9 @@ def test_an_estimate_worked_out_by_hand(tmp_path: Path) -> None:
     adapters = config(tmp_path, training__lora_rank=4, model__export_weights="float16")
     assert disk.estimate_disk(adapters, 0, 0).checkpoints == 0
     assert disk.estimate_disk(adapters, 0, 0).models < 0.6 * estimate.models
+    single = config(tmp_path, serving__checkpoint="float16")
+    more = disk.estimate_disk(single, 0, 0).models - estimate.models
+    assert more == 2 * (3_267_136 + 648_448 + 7_328_068 + 1_070_359)
 
 
 def test_what_will_not_fit_is_refused_or_warned_of(
@@ -59,8 +62,9 @@ def test_what_will_not_fit_is_refused_or_warned_of(
 ) -> None:
     # No disk is that large: a batch of checkpoints that are all kept.
     huge = {"training__checkpoints_kept": 10**12, "training__checkpoint_every_steps": 1}
-    huge["training__steps"] = 10**12
-    with pytest.raises(ConfigError, match=r"needs about .* free at .*--output on another") as error:
+    huge |= {"training__steps": 10**12, "serving__checkpoint": "float32"}
+    said = r"needs about .* free at .*--output on another.*; serving\.checkpoint = null"
+    with pytest.raises(ConfigError, match=said) as error:
         disk.check_disk(config(tmp_path, **huge), unfinished=False)
     assert "\n" not in str(error.value)
     with caplog.at_level(logging.WARNING):

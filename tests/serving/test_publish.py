@@ -29,7 +29,7 @@ MANIFEST = {
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Releases 1 and 2, of small files."""
+    """Releases 1 and 2, of small files; the second has one for other tools."""
     root = tmp_path / "serving_model"
     for number in (1, 2):
         source = tmp_path / f"m{number}"
@@ -46,8 +46,18 @@ def root(tmp_path: Path) -> Path:
             "lineage": {"pipeline_run": "2026-11-25T12:00:00"},
             "manifest": MANIFEST,
         }
-        ServingDirectory(str(root)).publish(str(source), facts, lambda _: None)
+        single_files = {}
+        if number == 2:
+            facts["single_files"] = {"lora.safetensors": "float32"}
+            single_files["lora.safetensors"] = write_number
+        ServingDirectory(str(root)).publish(
+            str(source), facts, lambda _: None, single_files=single_files
+        )
     return root
+
+
+def write_number(path: str, version: int) -> None:
+    Path(path).write_text(f"of release {version}")
 
 
 def assert_same_release(actual: Path, version: int, root: Path, original: int) -> None:
@@ -91,7 +101,10 @@ def test_to_the_hub_and_back(root: Path, tmp_path: Path) -> None:
         files = hub.files("org/dragons", "release-2")
         expected = {f"{n}/{name}" for n in SERVED_NETWORKS for name in ("saved_model.pb",)}
         expected |= {f"{n}/variables/variables.data" for n in SERVED_NETWORKS}
-        assert set(files) == {*expected, "README.md", "release.json"}
+        expected |= {"single_files/lora.safetensors", "README.md", "release.json"}
+        assert set(files) == expected
+        assert files["single_files/lora.safetensors"].read_text() == "of release 2"
+        assert "`single_files/lora.safetensors`" in files["README.md"].read_text()
         assert files["decoder/saved_model.pb"].read_text() == "decoder 2"
         assert (
             "license: apache-2.0\n"
@@ -124,6 +137,9 @@ def test_to_a_bucket_and_back(root: Path, tmp_path: Path) -> None:
     here = tmp_path / "here"
     assert pull.pull(address, str(here))["version"] == 2
     assert_same_release(here, 2, root, 2)
+    assert (here / "single_files/2/lora.safetensors").read_text() == "of release 2"
+    # The same again is no other release.
+    assert pull.pull(address, str(here))["version"] == 2
     # Its own number is taken there.
     assert (
         pull.pull(publish.publish(str(root), "memory://bucket/dragons", 1, prompts=[]), str(here))[
@@ -218,6 +234,15 @@ def test_the_model_card_names_sizes_where_the_release_has_a_choice() -> None:
     )
     assert "steps, guidance scale, seed and negative prompt are inputs." in before
     assert "scale, height and width (multiples of 32), seed and negative prompt are inputs" in now
+
+
+def test_the_model_card_names_the_files_for_other_tools() -> None:
+    files = {"model.safetensors": "float16", "lora.safetensors": "float32"}
+    card = publish.model_card({"version": 3, "single_files": files}, [], name="dragons")
+    whole = "`single_files/model.safetensors` (float16): the whole model in the original layout"
+    assert whole in card
+    assert "`single_files/lora.safetensors` (float32): its adapters (LoRA)" in card
+    assert "## Other tools" not in publish.model_card({"version": 3}, [], name="dragons")
 
 
 def front_matter(**facts: Any) -> ModelCardData:

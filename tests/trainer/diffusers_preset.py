@@ -1,6 +1,11 @@
-"""The preset of `tests/data/diffusers_tiny`, which `benchmarks/weights/reference.py` made."""
+"""The preset of `tests/data/diffusers_tiny`, which `benchmarks/weights/reference.py` made.
+
+`PYTHONPATH=. python tests/trainer/diffusers_preset.py FILE` writes it as a single file, for
+`benchmarks/weights/single_file.py --values`.
+"""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 from trainer.presets import (
@@ -29,3 +34,21 @@ PRESET: Preset = dataclasses.replace(
     image_encoder=AutoencoderDimensions(widths=(4, 8, 8, 12), num_blocks=1, norm_groups=4),
     decoder=AutoencoderDimensions(widths=(4, 8, 8, 12), num_blocks=2, norm_groups=4),
 )
+
+
+def write_single_file(path: Path | str, dtype: str = "float32") -> None:
+    """Writes the checkpoint as `python -m trainer.diffusers_export` does."""
+    from trainer.weights import diffusers_export
+
+    get_preset_ = diffusers_export.get_preset
+    diffusers_export.get_preset = lambda name: PRESET
+    try:
+        diffusers_export.export_base_weights(
+            PRESET.name, str(path), base_weights=str(CHECKPOINT), dtype=dtype
+        )
+    finally:
+        diffusers_export.get_preset = get_preset_
+
+
+if __name__ == "__main__":
+    write_single_file(sys.argv[1])

@@ -15,12 +15,17 @@ import pytest
 import safetensors
 import small_runs
 import tensorflow as tf
-from diffusers_preset import CHECKPOINT, IMAGE_SIZE, PRESET
+from diffusers_preset import CHECKPOINT, IMAGE_SIZE, PRESET, write_single_file
 from safetensors.numpy import load_file, save_file
+from tfx.types import standard_artifacts
 
 from benchmarks.weights.__main__ import relative_error
 from components.latent_gen.executor import Encoders
+from components.serving_pusher import executor as serving_pusher
+from pipeline.config import ConfigError, load_config
+from storage import filesystem
 from storage.folders import FolderError
+from storage.transfer import sha256_of
 from trainer import diffusers_export as command
 from trainer import networks, presets
 from trainer.export.saved_models import (
@@ -102,6 +107,20 @@ def test_the_shipped_weights_compute_what_pytorch_does(network) -> None:
     folder = Path(presets.__file__).parent / "base_weights" / "tiny"
     reference = np.load(CHECKPOINT.parent / "tiny" / "reference.npz")
     assert relative_error(folder, reference, preset, network) < 1e-5
+
+
+def test_a_single_file_is_the_one_that_diffusers_opened(tmp_path) -> None:
+    """And computes what it computed when `from_single_file` had opened it."""
+    kept = dict(np.load(CHECKPOINT / "single_file.npz"))
+    path = tmp_path / "model.safetensors"
+    write_single_file(path)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        digest.update(f"{name}{list(tensor.shape)}".encode() + tensor.tobytes())
+    assert digest.hexdigest() == str(kept["digest"])
+    reference = dict(np.load(CHECKPOINT / "reference.npz")) | kept
+    for network in NETWORKS:
+        assert relative_error(path, reference, EXACT, network) < 1e-5
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -351,10 +370,10 @@ def test_encoders_of_the_pipeline_compute_as_pytorch() -> None:
     assert np.linalg.norm(encoded.context - context) < 1e-5 * np.linalg.norm(context)
 
 
-@pytest.fixture
-def trained(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     """A model as run_fn leaves it, every weight but the image encoder's changed by training."""
-    folder = tmp_path / "model" / "Format-Serving"
+    folder = tmp_path_factory.mktemp("trained") / "model" / "Format-Serving"
     models = {n: located(CHECKPOINT).build(n) for n in NETWORKS if n != "image_encoder"}
     values = {}
     for model in models.values():
@@ -374,8 +393,10 @@ def trained(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
         tf.saved_model.save(module, str(folder / name), signatures=signatures)
     hashes = {n: located(CHECKPOINT).hash([n]) for n in NETWORKS}
     manifest = {
-        "preset": "small",
+        "preset": "tiny",
         "image_size": IMAGE_SIZE,
+        "training_id": "0123",
+        "defaults": {"num_steps": 3, "guidance_scale": 2.5},
         "numerics": "diffusers",
         "base_weights": hashes,
         "base_weights_source": str(CHECKPOINT),
@@ -497,6 +518,79 @@ def test_a_single_file_is_written_and_says_what_it_is(
     assert fsspec.filesystem("memory").cat("/out/a.safetensors") == content
 
 
+def test_a_release_has_the_file_that_the_command_writes_of_it(
+    trained, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(diffusers_export, "get_preset", lambda name: PRESET)
+    model, blessing, latents, pushed = (
+        standard_artifacts.Model(),
+        standard_artifacts.ModelBlessing(),
+        standard_artifacts.Examples(),
+        standard_artifacts.PushedModel(),
+    )
+    model.uri, pushed.uri = str(trained[0]), str(tmp_path / "pushed")
+    blessing.set_int_custom_property("blessed", 1)
+    # As in a bucket, which nothing can be renamed in.
+    root = "ram://released/serving_model"
+    settings = {
+        "push_destination": root,
+        "keep_versions": 0,
+        "canary": 0,
+        "checkpoint": "float16",
+        "publish_captions": 1,
+        "training_dataset": "",
+    }
+    inputs = {"model": [model], "model_blessing": [blessing], "latents": [latents]}
+    serving_pusher.Executor().Do(inputs, {"pushed_model": [pushed]}, settings)
+    release = json.loads(filesystem.read_bytes(f"{root}/releases/1.json"))
+    assert release["single_files"] == {"model.safetensors": "float16"}
+    content = filesystem.read_bytes(f"{root}/single_files/1/model.safetensors")
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    assert release["files"]["single_files/1/model.safetensors"] == sha256_of(path)
+    with safetensors.safe_open(path, "np") as file:
+        said = file.metadata()
+        assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}  # noqa: SIM118
+    assert (said["release"], said["training_id"]) == ("1", "0123")
+    assert said["modelspec.title"] == "tiny release 1"
+    assert said["modelspec.date"] == release["pushed_at"]
+    built = located(path).build("text_encoder")
+    for name, tensor in to_diffusers(built, built.get_weights()).items():
+        expected = trained[1][name].astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(tensor, expected)
+
+    again = tmp_path / "again.safetensors"
+    arguments = ["--model", f"{root}/releases/1.json", "--dtype", "float16", "--output", str(again)]
+    assert command.main(arguments) == 0
+    assert again.read_bytes() == content
+    # As `serving.publish` leaves it, each folder without its version.
+    published = tmp_path / "release-1"
+    for name in release["files"]:
+        filesystem.copy(f"{root}/{name}", str(published / name.replace("/1/", "/")))
+    (published / "release.json").write_text(json.dumps(release))
+    arguments[1], arguments[-1] = (
+        str(published / "release.json"),
+        str(tmp_path / "third.safetensors"),
+    )
+    assert command.main(arguments) == 0
+    assert Path(arguments[-1]).read_bytes() == content
+    capsys.readouterr()
+    for text, said in (
+        ("{}", "is no release's file"),
+        ("[1]", "is no release's file"),
+        ('{"version": 1}', "does not say what its model is"),
+        (None, "is no release's file"),
+    ):
+        arguments[1] = str(tmp_path / "1.json")
+        if text is None:
+            Path(arguments[1]).unlink()
+        else:
+            Path(arguments[1]).write_text(text)
+        assert command.main(arguments) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert said in line
+
+
 def test_help_waits_for_no_tensorflow() -> None:
     script = (
         "import sys\n"
@@ -526,6 +620,30 @@ def test_a_preset_that_diffusers_cannot_have_is_one_line(tmp_path, capsys, monke
     assert error.count("\n") == 1
     assert "the autoencoder of preset 'tiny' is none that diffusers has" in error
     assert not output.exists()
+
+    # Nor can a release have a file that would be written so late.
+    monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, "tiny": preset})
+    asked = {"serving.checkpoint": ("--given", "float16"), "model.image_size": ("--given", 64)}
+    said = r"--given = 'float16' .* the autoencoder of preset 'tiny' is none that diffusers has"
+    with pytest.raises(ConfigError, match=said) as raised:
+        load_config(None, asked)
+    one_line(raised)
+
+
+def test_what_float16_cannot_hold_is_one_line(tmp_path, monkeypatch) -> None:
+    large = tmp_path / "large"
+    shutil.copytree(CHECKPOINT, large)
+    path = large / FILES["diffusion_model"]
+    tensors = load_file(path)
+    tensors["conv_in.weight"][0, 0, 0, 0] = 1e5
+    save_file(tensors, path)
+    monkeypatch.setattr(diffusers_export, "get_preset", lambda name: PRESET)
+    output = tmp_path / "x.safetensors"
+    with pytest.raises(WeightsError, match="diffusion_model has weights that are too large for f"):
+        diffusers_export.export_base_weights(
+            "tiny", str(output), base_weights=str(large), dtype="float16"
+        )
+    assert list(tmp_path.iterdir()) == [large]
 
 
 def test_full_sizes_configurations_are_stable_diffusions() -> None:

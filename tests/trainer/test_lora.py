@@ -11,10 +11,10 @@ import small_runs
 import tensorflow as tf
 from small_runs import batch_of, tuner
 
+from trainer.model_spec import LORA_NAME
 from trainer.networks import build_diffusion_model, build_text_encoder
 from trainer.training.fine_tuner import FineTuner
 from trainer.training.lora import (
-    LORA_NAME,
     LowRankAdapters,
     diffusion_model_projections,
     text_encoder_projections,

@@ -206,6 +206,7 @@ def test_the_manifest_says_what_made_the_model(ran: Ran) -> None:
     assert 2e8 < manifest["estimated_memory_bytes"] < 2e10
     assert manifest["peak_gpu_memory_bytes"] is None
     assert manifest["replicas"] == 1
+    assert manifest["prompts_are_captions"] is False
     history = read_history(str(ran.folder / "model_run"))
     assert [record.step for record in history] == [1, 2, 3]
     assert manifest["final_loss"] == history[-1].loss
@@ -246,12 +247,16 @@ def test_the_adapters_file_says_what_it_is(ran: Ran) -> None:
         "ss_network_dim": "2",
         "ss_network_alpha": "4.0",
         "ss_num_train_images": "8",
+        "ss_dataset_dirs": '{"1_pictures": {"n_repeats": 1, "img_count": 8}}',
+        "ss_bucket_info": '{"buckets": {"0": {"resolution": [64, 64], "count": 8}}}',
         "ss_steps": "3",
         "ss_sd_model_name": "random",
         "ss_v2": "False",
         "training_id": training_id,
     }
     assert {key: said[key] for key in expected} == expected
+    # What of captions may be told, only the push knows.
+    assert "ss_tag_frequency" not in said
 
 
 def test_the_trained_text_encoder_is_exported_with_its_adapters_merged(ran: Ran) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from storage.folders import FolderError
 from storage.transfer import sha256_of
 from trainer import networks
-from trainer.presets import NETWORKS
+from trainer.presets import NETWORKS, get_preset
 from trainer.weights import base_model as base_model_module
 from trainer.weights.base_model import BaseModel
 from trainer.weights.diffusers_format import to_original
@@ -103,6 +104,65 @@ def test_names_are_those_that_diffusers_reads(structure, network) -> None:
     count = {"text_encoder": 196, "image_encoder": 108, "decoder": 140, "diffusion_model": 686}
     if structure == "sd-v1-4":
         assert len(kept) == count[network]
+
+
+def test_a_full_size_file_is_known_by_its_header(path) -> None:
+    """Of the original training: averages, constants and a safety checker are in it, too."""
+    shapes = json.loads(
+        gzip.decompress((CHECKPOINT.parent / "original_shapes.json.gz").read_bytes())
+    )
+    assert {n: len(of) for n, of in shapes.items()} == {
+        "text_encoder": 196, "image_encoder": 108, "diffusion_model": 686, "decoder": 140,
+    }  # fmt: skip
+    own = {key: shape for of in shapes.values() for key, shape in of.items()}
+    preset = get_preset("sd-v1-4")
+    assert sum(math.prod(shape) for shape in own.values()) == sum(preset.parameters.values())
+    extra = {
+        "alphas_cumprod": [1000],
+        "model_ema.decay": [],
+        POSITIONS: [1, 77],
+        "safety_checker.concept_embeds": [17, 768],
+        **{
+            key: value.shape
+            for key, value in averages(
+                dict.fromkeys(shapes["diffusion_model"], np.zeros(1, np.float32)), 0
+            ).items()
+        },
+    }
+    header, end = {}, 0
+    for key, shape in (own | extra).items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[key] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        # Takes no room: nobody has written to it.
+        file.truncate(8 + len(text) + end)
+    found = BaseModel.locate(preset, 512, str(path)).checkpoint
+    assert found.networks == NETWORKS
+    assert set(found.ignored) == set(extra)
+    for network, of in shapes.items():
+        kept = NAMES["sd-v1-4"][network]
+        assert set(of) == set(kept)
+        assert current_names(network, list(kept.values()), list(header)) == kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", NETWORKS)
+def test_full_sizes_shapes_are_stable_diffusions(network) -> None:
+    kept = json.loads(gzip.decompress((CHECKPOINT.parent / "original_shapes.json.gz").read_bytes()))
+    preset = get_preset("sd-v1-4")
+    # Another network of that size is not kept, as the small ones are.
+    build = {
+        "text_encoder": networks.build_text_encoder,
+        "image_encoder": networks.build_image_encoder,
+        "diffusion_model": lambda preset: networks.build_diffusion_model(preset, 512),
+        "decoder": lambda preset: networks.build_decoder(preset, 512),
+    }[network]
+    model = build(preset)
+    nothing = (np.broadcast_to(np.False_, variable.shape) for variable in model.weights)
+    written = to_original(model, network, nothing)
+    assert {key: list(value.shape) for key, value in written.items()} == kept[network]
 
 
 @pytest.mark.parametrize("network", NETWORKS)

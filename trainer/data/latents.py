@@ -33,6 +33,8 @@ class LatentsManifest:
         views: How many an epoch sees of those that are trained on, each as often as it says; `None`
             where none says so, and an epoch sees each once.
         caption_variants: Contexts, and tokens, that a record of the train split has to choose from.
+        pictures: Different ones that are trained on, fewer than records where some have several
+            captions; `None` where nobody counted them.
     """
 
     preset: str
@@ -48,6 +50,7 @@ class LatentsManifest:
         return self.counts["train"] if self.views is None else self.views
 
     caption_variants: int = 1
+    pictures: int | None = None
 
     def write(self, uri: str) -> None:
         """Writes `<uri>/manifest.json`."""

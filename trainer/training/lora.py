@@ -12,10 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.model_spec import save_file
+from trainer.model_spec import LORA_NAME, save_file
 from trainer.networks.seam import compute_as
-
-LORA_NAME = "lora.safetensors"
 
 _UNET_PROJECTIONS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "out_proj": "to_out_0"}
 _TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")

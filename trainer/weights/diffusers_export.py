@@ -9,6 +9,7 @@ on the way.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -24,6 +25,7 @@ import numpy as np
 import safetensors.numpy
 import tensorflow as tf
 
+from storage import filesystem
 from storage.errors import one_line
 from storage.file_systems import open_address
 from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
@@ -45,43 +47,72 @@ logger = logging.getLogger(__name__)
 _Values = Callable[[str, keras.Model], Iterator[np.ndarray]]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """A model that the pipeline trained.
+
+    Attributes:
+        shown: What messages call the place where it lies.
+        manifest: What it says of itself.
+        folders: By network, that of its SavedModel.
+        release: What it says of its release; nothing where it is none.
+    """
+
+    shown: str
+    manifest: ModelManifest
+    folders: Mapping[str, str]
+    release: Mapping[str, str]
+
+
 def export_trained(
-    model: str, output: str, *, base_weights: str | None = None, dtype: str = "float32"
+    model: str,
+    output: str,
+    *,
+    base_weights: str | None = None,
+    dtype: str = "float32",
+    release: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a model that the pipeline trained.
 
     Args:
-        model: The Trainer's `model` artifact, or the folder in it with `manifest.json`.
+        model: The Trainer's `model` artifact, or the folder in it with `manifest.json`; or a
+            release: its file in the serving directory, or `release.json` of a published one.
         output: Folder, or `.safetensors`, or address of one to write; it must not exist, or be an
             empty folder.
         base_weights: Where the base weights lie now, for the image encoder, which training leaves
             as it is; `None` for where they lay.
         dtype: One of `diffusers_layout.DTYPES`.
+        release: What a single file says of the release that it is made for; `None` for that which
+            `model` is.
 
     Raises:
         WeightsError: There is no such model, the base weights are not those that it was trained
             from, or its preset cannot be written in this layout.
     """
-    folder, manifest = _read_manifest(model)
+    trained = _find(model)
+    manifest = trained.manifest
     base_weights = base_weights or manifest.base_weights_source
     if base_weights is None:
         raise WeightsError(
-            f"the manifest in {folder} does not say where its base weights lay: give --base-weights"
+            f"the manifest in {trained.shown} does not say where its base weights lay: give "
+            "--base-weights"
         )
     base_model = BaseModel.locate(get_preset(manifest.preset), manifest.image_size, base_weights)
     found, numerics = base_model.hash(["image_encoder"]), base_model.preset.numerics
-    if found != manifest.base_weights["image_encoder"] or manifest.numerics != numerics:
+    if found != manifest.base_weights.get("image_encoder") or manifest.numerics != numerics:
         raise WeightsError(
-            f"the base weights in {base_weights!r} are not those that the model in {folder} was "
-            "trained from: give their place with --base-weights"
+            f"the base weights in {base_weights!r} are not those that the model in {trained.shown} "
+            "was trained from: give their place with --base-weights"
         )
 
     def values(network: str, built: keras.Model) -> Iterator[np.ndarray]:
         if network == "image_encoder":
             return _base_values(base_model, network, built)
-        return _trained_values(folder, network, built)
+        return _trained_values(trained.folders[network], network, built)
 
-    trained_on = model_spec.public_name(manifest.base_weights_source or base_weights)
+    trained_on = model_spec.public_name(
+        manifest.base_weights_source or base_weights, manifest.preset
+    )
     made_by = {
         "training_id": manifest.training_id,
         "base_weights": trained_on,
@@ -94,6 +125,7 @@ def export_trained(
         title=f"{manifest.preset} {manifest.training_id or ''}".strip(),
         description=f"Stable Diffusion, fine-tuned; base weights: {trained_on}.",
     ) | {key: value for key, value in made_by.items() if value}
+    header |= trained.release if release is None else release
     _write(base_model.preset, manifest.image_size, values, output, dtype, header)
 
 
@@ -191,14 +223,22 @@ def _original_tensors(
     for network in NETWORKS:
         logger.info("Writing the %s.", network)
         model = build_network(network, preset, image_size)
-        tensors |= to_original(model, network, _cast(values(network, model), dtype))
+        tensors |= to_original(model, network, _cast(values(network, model), network, dtype))
     return tensors
 
 
-def _cast(values: Iterator[np.ndarray], dtype: str) -> Iterator[np.ndarray]:
+def _cast(values: Iterator[np.ndarray], network: str, dtype: str) -> Iterator[np.ndarray]:
     # NumPy has no bfloat16 of its own.
     numpy_dtype = tf.as_dtype(dtype).as_numpy_dtype
-    return (value.astype(numpy_dtype, copy=False) for value in values)
+    for value in values:
+        with np.errstate(over="ignore"):
+            cast = value.astype(numpy_dtype, copy=False)
+        if not np.isfinite(cast).all():
+            raise WeightsError(
+                f"the {network} has weights that are too large for {dtype}, or no numbers: take "
+                "float32"
+            )
+        yield cast
 
 
 def _write_tensors(
@@ -209,7 +249,7 @@ def _write_tensors(
         for network in networks:
             logger.info("Writing the %s.", network)
             model = build_network(network, preset, image_size)
-            tensors |= to_diffusers(model, _cast(values(network, model), dtype))
+            tensors |= to_diffusers(model, _cast(values(network, model), network, dtype))
         stem = diffusers_layout.STEMS[component]
         # Both libraries refuse files that do not say that they are PyTorch's.
         safetensors.numpy.save_file(
@@ -224,7 +264,7 @@ def _base_values(base_model: BaseModel, network: str, model: keras.Model) -> Ite
 
 def _trained_values(folder: str, network: str, model: keras.Model) -> Iterator[np.ndarray]:
     """The weights in an exported SavedModel, in the order of `model.weights`."""
-    path = f"{folder.rstrip('/')}/{network}/variables/variables"
+    path = f"{folder}/variables/variables"
     try:
         stored = tf.train.load_checkpoint(path)
     except (tf.errors.OpError, ValueError) as error:
@@ -237,14 +277,47 @@ def _trained_values(folder: str, network: str, model: keras.Model) -> Iterator[n
     return map(stored.get_tensor, ordered)
 
 
-def _read_manifest(model: str) -> tuple[str, ModelManifest]:
-    for folder in (model, f"{model.rstrip('/')}/{_SERVING_FOLDER}"):
+def _find(model: str) -> _Trained:
+    if model.endswith(".json"):
+        return _find_release(model)
+    for folder in (model.rstrip("/"), f"{model.rstrip('/')}/{_SERVING_FOLDER}"):
         if manifest := ModelManifest.find(folder):
-            return folder, manifest
+            return _Trained(folder, manifest, {n: f"{folder}/{n}" for n in NETWORKS}, {})
     raise WeightsError(
         f"there is no {MODEL_MANIFEST_NAME} in {model}: give --model the Trainer's model, such as "
-        "runs/default/artifacts/Trainer/model/7"
+        "runs/default/artifacts/Trainer/model/7, or a release, such as "
+        "runs/default/serving_model/releases/3.json"
     )
+
+
+def _find_release(path: str) -> _Trained:
+    """The release whose file lies at `path`: beside the SavedModels of all, or with its own."""
+    try:
+        facts = json.loads(filesystem.read_bytes(path))
+        version, manifest = facts["version"], ModelManifest.of_release(facts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{path} is no release's file ({one_line(error)}): give --model one of a serving "
+            "directory, such as runs/default/serving_model/releases/3.json, or the release.json of "
+            "a published release"
+        ) from None
+    if manifest is None:
+        raise WeightsError(
+            f"{path} is of a former version, and does not say what its model is: give --model the "
+            "Trainer's model"
+        )
+    folder = filesystem.parent(path)
+    folders = {network: f"{folder}/{network}" for network in NETWORKS}
+    if os.path.basename(path) == f"{version}.json":
+        directory = filesystem.parent(folder)
+        folders = {network: f"{directory}/{network}/{version}" for network in NETWORKS}
+    keys = model_spec.release_keys(
+        manifest.preset,
+        version=version,
+        pushed_at=facts.get("pushed_at"),
+        run=(facts.get("lineage") or {}).get("pipeline_run"),
+    )
+    return _Trained(path, manifest, folders, keys)
 
 
 def _write_tokenizer(folder: Path) -> None:

@@ -164,6 +164,11 @@ def check_configs(folder: Folder, preset: Preset) -> None:
         _check(folder.shown(SCHEDULER_CONFIG), found, expected, preset)
 
 
+def check_preset(preset: Preset) -> None:
+    """Raises a `WeightsError` where no model of diffusers is of a preset's shape."""
+    vae_config(preset)
+
+
 def unet_config(preset: Preset) -> dict[str, Any]:
     """`unet/config.json` of a preset: every field that matters, as diffusers writes it."""
     dimensions = preset.diffusion_model

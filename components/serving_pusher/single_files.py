@@ -1,0 +1,69 @@
+"""What a release has for other tools: the model in one file, and its adapters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from serving.serving_directory import WriteFile
+from storage import filesystem
+from trainer.data.caption_counts import read_counts
+from trainer.model_spec import LORA_NAME, release_keys, tag_keys, with_header
+
+CHECKPOINT_NAME = "model.safetensors"
+
+
+class SingleFile(NamedTuple):
+    """A file that is made for a release.
+
+    Attributes:
+        stored_as: What its weights are stored as.
+        write: Makes it.
+    """
+
+    stored_as: str
+    write: WriteFile
+
+
+def single_files(
+    source: str, facts: Mapping[str, Any], *, checkpoint: str, captions_of: str | None
+) -> dict[str, SingleFile]:
+    """The files that go into a release, by their names.
+
+    Args:
+        source: Folder with the SavedModels and, where it has adapters, `lora.safetensors`.
+        facts: Of the release, but for its number.
+        checkpoint: What the weights of the whole model are stored as; "" for no such file.
+        captions_of: The latents whose captions' words the adapters name; `None` for none.
+    """
+    preset_name = facts["preset"]
+
+    def release(version: int) -> dict[str, str]:
+        return release_keys(
+            preset_name,
+            version=version,
+            pushed_at=facts["pushed_at"],
+            run=facts["lineage"]["pipeline_run"],
+        )
+
+    def write_checkpoint(path: str, version: int) -> None:
+        # Imports Keras.
+        from trainer.weights.diffusers_export import export_trained
+
+        export_trained(source, path, dtype=checkpoint, release=release(version))
+
+    def write_adapters(path: str, version: int) -> None:
+        tags = {} if captions_of is None else tag_keys(read_counts(captions_of))
+        Path(path).write_bytes(
+            with_header(filesystem.read_bytes(adapters), release(version) | tags)
+        )
+
+    files = {}
+    if checkpoint:
+        files[CHECKPOINT_NAME] = SingleFile(checkpoint, write_checkpoint)
+    adapters = os.path.join(source, LORA_NAME)
+    if filesystem.is_file(adapters):
+        files[LORA_NAME] = SingleFile("float32", write_adapters)
+    return files
