@@ -27,5 +27,6 @@ def trainer_settings(
         validation=config.validation,
         checkpoint_dir=checkpoint_dir,
         export_weights=config.model.export_weights,
+        image_to_image=config.serving.image_to_image,
         code_version=code_version("trainer.run_fn", "components.diffusion_trainer.executor"),
     )

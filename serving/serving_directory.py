@@ -1,7 +1,8 @@
-"""The serving directory: how a version of three models becomes visible, whole or not at all.
+"""The serving directory: how a version of the models becomes visible, whole or not at all.
 
 Layout:
   `<root>/{text_encoder,diffusion_model,decoder}/<version>/`: SavedModels
+  `<root>/image_encoder/<version>/`: a fourth, of releases that can draw from pictures
   `<root>/releases/<version>.json`: a version is a release if and only if it is there
   `<root>/models.config`: TensorFlow Serving's configuration, naming the current release of each
     model, and the one before it; written last
@@ -10,9 +11,9 @@ Layout:
   `<root>/.staging-<uuid>/`: a version in the making
   `<root>/.lock` or `<root>/.claims/`: who is writing; see `serving.lock`
 
-Three folders cannot be renamed at once, and object stores can rename none. That is why a server
+Several folders cannot be renamed at once, and object stores can rename none. That is why a server
 must be told by `models.config` what to load, and does not find it by itself: that is one file,
-which is replaced at once. Whoever talks to the servers asks all three models for one version. As
+which is replaced at once. Whoever talks to the servers asks all models for one version. As
 a server changes them one after another, they would have none in common for a while if it were not
 for the release before, which therefore stays loaded until the next one comes.
 """
@@ -33,12 +34,14 @@ from serving.errors import ServingError, check_place
 from serving.lock import Held, locked
 from serving.releases import (
     CONFIG_NAME,
+    IMAGE_ENCODER,
     RELEASES,
     ROLLBACK_NAME,
     SERVED_NETWORKS,
     configured_versions,
     current_version,
     list_versions,
+    networks_among,
     read_rollback,
     rollback_command,
 )
@@ -48,6 +51,7 @@ from storage.user_errors import UserError
 LAST_VERSION_NAME = "last_version"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 
+_ALL_NETWORKS = (*SERVED_NETWORKS, IMAGE_ENCODER)
 _STAGING_PREFIX = ".staging-"
 _VERSION = re.compile(r"[0-9]+")
 _MODEL_CONFIG = """\
@@ -58,6 +62,8 @@ _MODEL_CONFIG = """\
     model_version_policy {{ specific {{ {versions} }} }}
   }}
 """
+# Former versions of this program count the versions of three models, and do not see a list's.
+_VERSION_LIST = "versions: [{}]"
 
 logger = logging.getLogger(__name__)
 
@@ -96,14 +102,15 @@ class ServingDirectory:
         warmup: Mapping[str, bytes] | None = None,
         version: int | None = None,
     ) -> dict[str, Any]:
-        """Makes the three models in `source` the next version, and the one that is served.
+        """Makes the models in `source` the next version, and the one that is served.
 
         A repetition of the newest release, such as after a crash before the metadata was written
         or where a training was exported again, publishes nothing new. What earlier attempts left
         behind is removed first.
 
         Args:
-            source: Folder with a SavedModel for each of `SERVED_NETWORKS`.
+            source: Folder with a SavedModel for each of `SERVED_NETWORKS`, and for `IMAGE_ENCODER`
+                where the version is to draw from pictures.
             facts: What else to write into the release; `model`, and `manifest` where it names the
                 training, tell repetitions apart.
             check: Called with the staged copy of `source`; raises a `ModelRefusedError` where it
@@ -265,7 +272,7 @@ class ServingDirectory:
     ) -> dict[str, Any]:
         staging = self._path(f"{_STAGING_PREFIX}{uuid.uuid4().hex}")
         files = {}
-        for network in SERVED_NETWORKS:
+        for network in networks_in(source):
             for name in filesystem.files_below(filesystem.join(source, network)):
                 digest = _copy_verified(
                     filesystem.join(source, network, name), filesystem.join(staging, network, name)
@@ -281,7 +288,7 @@ class ServingDirectory:
         lock.check()
         last_version = self._path(RELEASES, LAST_VERSION_NAME)
         filesystem.write_atomically(last_version, str(version).encode())
-        for network in SERVED_NETWORKS:
+        for network in networks_in(source):
             filesystem.move_folder(
                 filesystem.join(staging, network), self._version_folder(network, version)
             )
@@ -307,7 +314,7 @@ class ServingDirectory:
         version = release["version"]
         expected = {
             f"{network}/{version}/{name}": filesystem.join(source, network, name)
-            for network in SERVED_NETWORKS
+            for network in networks_in(source)
             for name in filesystem.files_below(filesystem.join(source, network))
         }
         extra = {f"{network}/{version}/{WARMUP_FILE}" for network in warmup}
@@ -337,7 +344,7 @@ class ServingDirectory:
     def _used_versions(self) -> set[int]:
         used = {
             *self.releases(),
-            *(v for name in SERVED_NETWORKS for v in self._folders(name)),
+            *(v for name in _ALL_NETWORKS for v in self._folders(name)),
         }
         path = self._path(RELEASES, LAST_VERSION_NAME)
         if filesystem.is_file(path):
@@ -349,7 +356,7 @@ class ServingDirectory:
 
     def _remove_unfinished(self) -> None:
         releases = self.releases()
-        for network in SERVED_NETWORKS:
+        for network in _ALL_NETWORKS:
             for version in self._folders(network):
                 if version not in releases:
                     filesystem.remove_folder(self._version_folder(network, version))
@@ -370,14 +377,18 @@ class ServingDirectory:
             loaded = []
         releases = self.releases()
         before = [number for number in loaded if number < version and number in releases]
-        versions = " ".join(f"versions: {number}" for number in [*before[-1:], version])
+        served = [*before[-1:], version]
+        versions = dict.fromkeys(SERVED_NETWORKS, " ".join(f"versions: {v}" for v in served))
+        folders = {v: self._version_folder(IMAGE_ENCODER, v) for v in served}
+        with_pictures = [v for v, folder in folders.items() if filesystem.is_folder(folder)]
+        if with_pictures:
+            listed = ", ".join(map(str, with_pictures))
+            versions[IMAGE_ENCODER] = _VERSION_LIST.format(listed)
         models = "".join(
             _MODEL_CONFIG.format(
-                name=network,
-                base_path=_base_path(self._path(network)),
-                versions=versions,
+                name=network, base_path=_base_path(self._path(network)), versions=these
             )
-            for network in SERVED_NETWORKS
+            for network, these in versions.items()
         )
         contents = f"model_config_list {{\n{models}}}\n"
         filesystem.write_atomically(self._path(CONFIG_NAME), contents.encode())
@@ -399,6 +410,11 @@ class ServingDirectory:
     def _list(self, folder: str) -> Iterable[str]:
         path = self._path(folder) if folder else self._root
         return filesystem.list_folder(path) if filesystem.is_folder(path) else []
+
+
+def networks_in(source: str) -> tuple[str, ...]:
+    """What a folder with the SavedModels of a version has of them."""
+    return networks_among(filesystem.list_folder(source))
 
 
 def _is_export_of_the_same(release: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:

@@ -19,8 +19,7 @@ from tfx.types import artifact_utils
 from tfx.utils import path_utils
 
 from components.serving_pusher.warmup import warmup_requests
-from serving.releases import SERVED_NETWORKS
-from serving.serving_directory import ModelRefusedError, ServingDirectory
+from serving.serving_directory import ModelRefusedError, ServingDirectory, networks_in
 from storage import filesystem
 from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
 from storage.user_errors import UserError
@@ -88,7 +87,7 @@ class Executor(base_executor.BaseExecutor):
                 network: warmup_requests(
                     os.path.join(source, network), network, manifest.image_size
                 )
-                for network in SERVED_NETWORKS
+                for network in networks_in(source)
             }
             release = directory.publish(source, facts, check, warmup)
         except ModelRefusedError as refusal:

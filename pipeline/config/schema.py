@@ -147,10 +147,12 @@ class ServingConfig:
     Attributes:
         canary: Whether a model must draw a picture in a fresh process to be pushed.
         keep_versions: Newest releases that are kept, and the current one; 0 for all.
+        image_to_image: Whether the image encoder is pushed, too, to draw from pictures.
     """
 
     canary: bool
     keep_versions: Annotated[int, Field(ge=0)]
+    image_to_image: bool
 
 
 @dataclass(frozen=True, config=_STRICT)
