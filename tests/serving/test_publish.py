@@ -121,7 +121,7 @@ def test_to_the_hub_and_back(root: Path, tmp_path: Path) -> None:
 
 def test_an_image_encoder_is_published_and_pulled(root: Path, tmp_path: Path) -> None:
     source = write_source(tmp_path / "m3", "model 3", image_to_image=True)
-    ServingDirectory(str(root)).publish(source, {"model": 3}, lambda _: None)
+    ServingDirectory(str(root)).publish(source, {"model": {"id": 13}}, lambda _: None)
     address = publish.publish(str(root), str(tmp_path / "published"), prompts=[])
     here = tmp_path / "here"
     assert pull.pull(address, str(here))["version"] == 3
@@ -239,7 +239,8 @@ def test_the_model_card_says_whether_pictures_are_drawn_from_pictures() -> None:
         for said in (files, {**files, "image_encoder/3/saved_model.pb": "b"})
     )
     assert "three SavedModels (text encoder, diffusion model, decoder) that" in before
-    assert "image" not in before
+    assert "--image" not in before
+    assert "image-to-image" not in before
     assert "four SavedModels (text encoder, diffusion model, decoder, image encoder) that" in now
     assert "are inputs. Pictures are drawn from a picture, too (its strength is an input)" in now
     assert "- image-to-image" in now
