@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.config import ConfigError, RunConfig
 from pipeline.config.resolving import dataset_spec
-from serving.releases import SERVED_NETWORKS
+from serving.releases import IMAGE_ENCODER, SERVED_NETWORKS
 from trainer.presets import Preset, get_preset
 
 _FLOAT32 = 4
@@ -73,7 +73,8 @@ def estimate_disk(config: RunConfig, image_bytes: int, num_rows: int) -> DiskEst
     if training.steps is not None:
         written = math.ceil(training.steps / training.checkpoint_every_steps)
     checkpoints = min(training.checkpoints_kept + 1, written)
-    served = sum(preset.parameters[network] for network in SERVED_NETWORKS)
+    networks = [*SERVED_NETWORKS, *([IMAGE_ENCODER] if config.serving.image_to_image else [])]
+    served = sum(preset.parameters[network] for network in networks)
     single = _SIZES[config.serving.checkpoint] * sum(preset.parameters.values())
     return DiskEstimate(
         examples=image_bytes,

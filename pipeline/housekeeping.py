@@ -305,7 +305,9 @@ def _release_there(artifact: mlmd.Artifact, serving_dir: str) -> bool:
         return True
     version = properties["pushed_version"].string_value
     release = os.path.join(serving_dir, "releases", f"{version}.json")
-    models = ("text_encoder", "diffusion_model", "decoder")
+    models = ["text_encoder", "diffusion_model", "decoder"]
+    if any(path.startswith("image_encoder/") for path in _files_of(release) or ()):
+        models.append("image_encoder")
     folders = [os.path.join(serving_dir, model, version) for model in models]
     pushed = os.path.join(artifact.uri, "release.json")
     return (

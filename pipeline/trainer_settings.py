@@ -28,5 +28,6 @@ def trainer_settings(
         checkpoint_dir=checkpoint_dir,
         export_weights=config.model.export_weights,
         compute=config.model.compute,
+        image_to_image=config.serving.image_to_image,
         code_version=code_version("trainer.run_fn", "components.diffusion_trainer.executor"),
     )

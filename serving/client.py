@@ -1,7 +1,8 @@
-"""Pictures from the three SavedModels, in this process or on TensorFlow Serving.
+"""Pictures from the SavedModels, in this process or on TensorFlow Serving.
 
 Needs nothing of what the models were built or trained with: TensorFlow for a folder,
-tensorflow-serving-api besides for gRPC, and only httpx2 and Pillow for REST.
+tensorflow-serving-api besides for gRPC, and only httpx2 and Pillow for REST; Pillow, too, to draw
+from pictures.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from serving.errors import (
+    MissingModelError,
     MissingSignatureError,
     ServingError,
     VersionGoneError,
@@ -23,6 +26,8 @@ from serving.errors import (
 from serving.releases import (
     FALLBACK_GUIDANCE_SCALE,
     FALLBACK_STEPS,
+    IMAGE_ENCODER,
+    SERVED_NETWORKS,
     Release,
     find_model,
     find_release,
@@ -39,6 +44,9 @@ from serving.request import (
 from storage.machine import gigabytes
 from storage.plain_text import plain
 
+if TYPE_CHECKING:
+    from serving.pictures import Original
+
 REST_SCHEMES = ("http", "https")
 GRPC_SCHEMES = ("grpc", "grpcs")
 TIMEOUT_SECONDS = 300.0
@@ -51,10 +59,15 @@ logger = logging.getLogger(__name__)
 
 
 class Models(Protocol):
-    """The three models, wherever they run."""
+    """The models, wherever they run."""
 
-    def version(self) -> int:
-        """The version to use now, of all three."""
+    def version(self, networks: Sequence[str] = SERVED_NETWORKS) -> int:
+        """The version to use now, of all of these.
+
+        Raises:
+            MissingModelError: One of them is not there in any version.
+            ServingError: Anything else.
+        """
 
     def call(
         self,
@@ -64,7 +77,7 @@ class Models(Protocol):
         outputs: tuple[str, ...],
         version: int,
     ) -> dict[str, np.ndarray]:
-        """Calls a signature of one of `SERVED_NETWORKS`.
+        """Calls a signature of one of the models.
 
         Texts are arrays of bytes, dtype object.
 
@@ -73,6 +86,9 @@ class Models(Protocol):
             MissingSignatureError: It has no such signature.
             ServingError: Anything else.
         """
+
+    def encode(self, images: np.ndarray, version: int) -> np.ndarray:
+        """Latents, float32 [B, h, w, 4], of pictures uint8 [B, H, W, 3]."""
 
     def decode(self, latent: np.ndarray, version: int) -> np.ndarray:
         """Pictures, uint8 [B, H, W, 3], of latents float32 [B, h, w, 4]."""
@@ -89,6 +105,15 @@ class _Options(NamedTuple):
     sampler: str
     height: int | None
     width: int | None
+    original: Original | None = None
+
+
+class _Size(NamedTuple):
+    """What is drawn: in pixels, where that is known, and as signatures take it, where they must."""
+
+    height: int | None
+    width: int | None
+    asked: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class Generator:
@@ -122,7 +147,7 @@ class Generator:
                 `http://HOST:8501` for REST or `grpc://HOST:8500` for gRPC (`https` and `grpcs` for
                 TLS).
             version: Of a folder, the current release if None. Of a server, the newest version that
-                it has of all three models, asked for anew for each picture.
+                it has of all models that it takes, asked for anew for each picture.
             timeout_seconds: The longest that one call of a server may take, with its retries.
             retries: How often a call is made again that the server could not answer then.
             memory_limit_bytes: What a picture may take besides the models: a height and width that
@@ -186,6 +211,9 @@ class Generator:
         seed: int | Sequence[int] = 0,
         height: int | None = None,
         width: int | None = None,
+        image: np.ndarray | None = None,
+        strength: float | None = None,
+        mask: np.ndarray | None = None,
         on_picture: Callable[[int, np.ndarray], None] | None = None,
         on_cut: Callable[[str, str | None], None] | None = None,
     ) -> np.ndarray:
@@ -193,6 +221,10 @@ class Generator:
 
         Each picture is drawn by itself, so that it depends on its own prompts, seed and numbers
         alone and not on its neighbours or its place among them.
+
+        From a picture, the last `strength * num_steps` steps are made, beginning with that picture
+        below as much noise as they take away. It is scaled to cover the height and width, and cut
+        to them. Where there is a mask, the pixels outside of it are the picture's own.
 
         Args:
             prompts: What to draw. None may be empty: a picture of nothing in particular is one with
@@ -205,6 +237,11 @@ class Generator:
             seed: 0 to 2**64 - 1, for all pictures or one per picture.
             height: In pixels, a multiple of what the release says; what it was trained at if None.
             width: The same.
+            image: A picture to draw from, uint8 [H, W, 3], of any size.
+            strength: How much of it may change, from 0 to 1, which begins with noise alone; of a
+                picture `serving.pictures.DEFAULT_STRENGTH`, with a mask
+                `DEFAULT_MASKED_STRENGTH` if None.
+            mask: Of the picture, bool [H, W]: where it is drawn anew; everywhere if None.
             on_picture: Called with the place of each picture and the picture, once it is there.
             on_cut: Called once with each prompt or negative prompt that is longer than the text
                 encoder reads, and the words of it that are cut off; these are None where it may be
@@ -216,8 +253,8 @@ class Generator:
         Raises:
             ServingError: A prompt is empty, a value is out of range, the numbers of prompts,
                 negative prompts and seeds disagree, the release is too old for the sampler or the
-                size, the size needs more memory than there is, a model fails, or a server does not
-                answer, refuses or takes too long.
+                size, or cannot draw from pictures, the size needs more memory than there is, a
+                model fails, or a server does not answer, refuses or takes too long.
         """
         if isinstance(prompts, str):
             raise ServingError("prompts is a single text; give a list of prompts")
@@ -239,8 +276,15 @@ class Generator:
             sampler=sampler,
             height=height,
             width=width,
+            strength=strength,
         )
-        options = _Options(num_steps, guidance_scale, sampler, height, width)
+        original = None
+        if any(given is not None for given in (image, strength, mask)):
+            # Imports Pillow.
+            from serving.pictures import Original
+
+            original = Original.of(image, strength, mask)
+        options = _Options(num_steps, guidance_scale, sampler, height, width, original)
         pictures = []
         tell = on_cut or (lambda prompt, cut: logger.warning("%s.", cut_note(prompt, cut)))
         unknown = dict.fromkeys(filter(may_be_cut, (*prompts, *negatives)))
@@ -269,10 +313,11 @@ class Generator:
         return bytes(found["cut_bytes"][0]).decode("utf-8", "replace")
 
     def _draw(self, prompt: str, negative_prompt: str, options: _Options, seed: int) -> np.ndarray:
-        """Draws with one version of all three models, even if the server changes it meanwhile."""
+        """Draws with one version of all models, even if the server changes it meanwhile."""
+        original = options.original
         for wait in _VERSION_WAITS_SECONDS:
             time.sleep(wait)
-            version = self._models.version()
+            version = self._version_for(original)
             try:
                 size = self._size(options, version)
                 contexts = self._models.call(
@@ -288,8 +333,15 @@ class Generator:
                     "guidance_scale": np.array(options.guidance_scale, np.float32),
                     "seed": _seed_pair(seed),
                 }
-                latent = self._sample(request, options.sampler, size, version)
-                picture = self._models.decode(latent, version)[0]
+                if original is None:
+                    latent = self._sample(request, options.sampler, size.asked, version)
+                    picture = self._models.decode(latent, version)[0]
+                else:
+                    assert size.height is not None
+                    assert size.width is not None
+                    fitted = original.fitted(size.height, size.width)
+                    latent = self._sample_from(fitted, request, options.sampler, version)
+                    picture = fitted.kept(self._models.decode(latent, version)[0])
             except VersionGoneError as error:
                 gone = error
                 continue
@@ -297,15 +349,28 @@ class Generator:
             return picture
         raise gone
 
-    def _size(self, options: _Options, version: int) -> dict[str, np.ndarray]:
-        """What the signature for any size takes of it; nothing for that of the training.
+    def _version_for(self, original: Original | None) -> int:
+        if original is None:
+            return self._models.version()
+        try:
+            return self._models.version((*SERVED_NETWORKS, IMAGE_ENCODER))
+        except MissingModelError as error:
+            if error.network != IMAGE_ENCODER:
+                raise
+            raise no_image_encoder(self.address, self.release) from None
+
+    def _size(self, options: _Options, version: int) -> _Size:
+        """What is drawn; nothing is asked where that is the size of the training.
 
         Raises:
             ServingError: The models cannot draw it, or have not the memory.
         """
         own = self.release.image_size if self.release else None
-        if {options.height or own, options.width or own} == {own}:
-            return {}
+        given = options.height or options.width
+        # A picture must be made to fit that size, and a server does not tell it otherwise.
+        unknown = own is None and options.original is not None
+        if {options.height or own, options.width or own} == {own} and not unknown:
+            return _Size(own, own)
         asked = {
             name: np.array(side or 0, np.int32)
             for name, side in (("height", options.height), ("width", options.width))
@@ -321,13 +386,29 @@ class Generator:
         height, width, multiple, peak = (found[name][0] for name in outputs)
         check_multiples(options.height, options.width, int(multiple))
         allowed = self._memory_limit_bytes or self._models.free_memory_bytes()
-        if peak > allowed:
+        if given and peak > allowed:
             raise ServingError(
                 f"a picture of {width:.0f} x {height:.0f} pixels needs up to {gigabytes(peak)} of "
                 f"memory besides the models, and {gigabytes(allowed)} are there for it: ask for a "
                 "smaller one, or, if there is more, say so by --memory-limit"
             )
-        return asked
+        return _Size(int(height), int(width), asked)
+
+    def _sample_from(
+        self, original: Original, request: Mapping[str, np.ndarray], sampler: str, version: int
+    ) -> np.ndarray:
+        """The latent drawn from a picture of the size that is drawn."""
+        inputs = {
+            **request,
+            "sampler": np.array(sampler.encode(), object),
+            "latent": self._models.encode(original.pixels[None], version),
+            "strength": np.array(original.strength, np.float32),
+        }
+        signature = "from_image"
+        if original.mask is not None:
+            signature, inputs["mask"] = "inpaint", original.mask[None].astype(np.uint8)
+        outputs = ("latent",)
+        return self._models.call("diffusion_model", signature, inputs, outputs, version)["latent"]
 
     def _sample(
         self,
@@ -352,6 +433,15 @@ class Generator:
                 f"draws with {DEFAULT_SAMPLER} alone: ask for that, or for a newer release"
             ) from None
         return found["latent"]
+
+
+def no_image_encoder(address: str, release: Release | None) -> ServingError:
+    """What is wrong where a picture is to be drawn from and there is no image encoder for it."""
+    which = f"release {release.version} of {address}" if release and release.version else address
+    return ServingError(
+        f"{which} has no image encoder, and draws from text alone: leave the picture out, or ask "
+        "for a release that was pushed with serving.image_to_image"
+    )
 
 
 def scheme_of(address: str) -> str:

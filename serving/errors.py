@@ -18,6 +18,18 @@ class MissingSignatureError(ServingError):
     """The models are of a version that cannot do this yet."""
 
 
+class MissingModelError(ServingError):
+    """There is no such model.
+
+    Attributes:
+        network: Its name.
+    """
+
+    def __init__(self, network: str, message: str) -> None:
+        super().__init__(message)
+        self.network = network
+
+
 class BusyError(ServingError):
     """The server cannot answer now, but may in a moment."""
 

@@ -17,9 +17,9 @@ from typing import NoReturn
 import numpy as np
 
 from serving import png, which_models
-from serving.client import RETRIES, TIMEOUT_SECONDS, Generator
+from serving.client import RETRIES, TIMEOUT_SECONDS, Generator, no_image_encoder
 from serving.errors import ServingError, check_place
-from serving.releases import SERVED_NETWORKS
+from serving.releases import IMAGE_ENCODER
 from serving.request import SAMPLERS, check_multiples, check_prompts, check_request, cut_note
 from storage import filesystem
 
@@ -39,7 +39,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Draws pictures with the models that the pipeline has pushed.",
         epilog="With several prompts or --count, OUT is one grid: a row per prompt, a column per "
         "seed. The same prompt, seed, steps, guidance scale and sampler give the same picture, "
-        "alone or in a grid. Another height or width is another picture.",
+        "alone or in a grid. Another height or width is another picture. --image is scaled to "
+        "cover the height and width, and cut to them.",
     )
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw")
     parser.add_argument("--out", required=True, help="the PNG file to write")
@@ -68,6 +69,22 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PIXELS",
             help="(default: what the release was trained at)",
         )
+    parser.add_argument(
+        "--image", metavar="FILE", help="a picture to draw from (the release must be made for that)"
+    )
+    parser.add_argument(
+        "--strength",
+        type=float,
+        metavar="PART",
+        help="how much of --image may change: the part of the steps that is made, from 0 to 1, "
+        "which begins with noise alone (default: 0.8, with --mask 1)",
+    )
+    parser.add_argument(
+        "--mask",
+        metavar="FILE",
+        help="a picture as large as --image: where it is white, that is drawn anew, and where it "
+        "is black, no pixel changes",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default: 0)")
     parser.add_argument(
         "--count",
@@ -98,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only effective before the first import of TensorFlow, which reads it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        _check(arguments)
-        _generate(arguments)
+        _generate(arguments, *_check(arguments))
     except (ServingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return _BAD_REQUEST
@@ -109,8 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Finds whatever can be found wrong without TensorFlow, and says what takes its time."""
+def _check(arguments: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Finds whatever can be found wrong without TensorFlow, and says what takes its time.
+
+    Returns:
+        The picture to draw from, and its mask.
+    """
     check_prompts(arguments.prompts)
     if not 1 <= arguments.count <= MAX_COUNT:
         raise ServingError(f"--count is {arguments.count}; it must be 1 to {MAX_COUNT}")
@@ -121,10 +141,12 @@ def _check(arguments: argparse.Namespace) -> None:
         sampler=arguments.sampler,
         height=arguments.height,
         width=arguments.width,
+        strength=arguments.strength,
     )
     if not arguments.out.lower().endswith(".png"):
         raise ServingError(f"--out is {arguments.out}; its name must end in .png")
-    places = (arguments.out, which_models.address(arguments))
+    pictures = list(filter(None, (arguments.image, arguments.mask)))
+    places = (arguments.out, which_models.address(arguments), *pictures)
     for place in places:
         check_place(place)
     # Even to look there takes seconds.
@@ -136,14 +158,31 @@ def _check(arguments: argparse.Namespace) -> None:
     if filesystem.is_folder(arguments.out):
         raise ServingError(f"--out is {arguments.out}, which is a folder; name a file")
     release = which_models.check(arguments)
-    if release is None:
-        return
-    if release.size_multiple is not None:
-        check_multiples(arguments.height, arguments.width, release.size_multiple)
-    for network in SERVED_NETWORKS:
-        release.model_folder(network)
-    if not is_far:
+    if release is not None:
+        if release.size_multiple is not None:
+            check_multiples(arguments.height, arguments.width, release.size_multiple)
+        for network in release.networks:
+            release.model_folder(network)
+        if pictures and IMAGE_ENCODER not in release.networks:
+            raise no_image_encoder(which_models.address(arguments), release)
+    read = _read_pictures(arguments)
+    if release is not None and not is_far:
         _say_loading(arguments)
+    return read
+
+
+def _read_pictures(
+    arguments: argparse.Namespace,
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    if (arguments.image, arguments.mask, arguments.strength) == (None, None, None):
+        return None, None
+    # Imports Pillow.
+    from serving.pictures import Original, read_mask, read_picture
+
+    image = None if arguments.image is None else read_picture(arguments.image)
+    mask = None if arguments.mask is None else read_mask(arguments.mask)
+    Original.of(image, arguments.strength, mask)
+    return image, mask
 
 
 def _say_loading(arguments: argparse.Namespace) -> None:
@@ -157,7 +196,9 @@ def _say_loading(arguments: argparse.Namespace) -> None:
     print(f"Loading {which} in {arguments.serving_dir} ...", flush=True)
 
 
-def _generate(arguments: argparse.Namespace) -> None:
+def _generate(
+    arguments: argparse.Namespace, image: np.ndarray | None, mask: np.ndarray | None
+) -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     address = which_models.address(arguments)
     generator = Generator(
@@ -186,6 +227,9 @@ def _generate(arguments: argparse.Namespace) -> None:
         sampler=arguments.sampler,
         height=arguments.height,
         width=arguments.width,
+        image=image,
+        strength=arguments.strength,
+        mask=mask,
         seed=[seed for _, seed in requests],
         on_picture=tell,
         on_cut=tell_cut,

@@ -1,14 +1,14 @@
-"""The three models of a serving directory, loaded into this process."""
+"""The models of a serving directory, loaded into this process."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from serving.errors import MissingSignatureError, ServingError
+from serving.errors import MissingModelError, MissingSignatureError, ServingError
 from serving.releases import SERVED_NETWORKS, Release
 from storage import filesystem
 from storage.greetings import no_greetings
@@ -26,19 +26,22 @@ class LoadedModels:
     """One release, in this process's memory."""
 
     def __init__(self, release: Release) -> None:
-        """Loads the three models.
+        """Loads its models.
 
         Raises:
             ServingError: One is missing or damaged.
         """
         self._version = release.version
-        folders = {network: release.model_folder(network) for network in SERVED_NETWORKS}
+        folders = {network: release.model_folder(network) for network in release.networks}
         _settle_threads(folders["diffusion_model"])
         # The loaded objects own the variables that their signatures only borrow.
         self._models = {network: _load(folder) for network, folder in folders.items()}
 
-    def version(self) -> int:
-        """The version that was loaded."""
+    def version(self, networks: Sequence[str] = SERVED_NETWORKS) -> int:
+        """The version that was loaded; see `serving.client.Models`."""
+        for network in networks:
+            if network not in self._models:
+                raise MissingModelError(network, f"release {self._version} has no {network}")
         return self._version
 
     def call(
@@ -64,6 +67,12 @@ class LoadedModels:
                 f"the {network} of release {version} failed: {_first_line(error)}"
             ) from error
         return {name: found[name].numpy() for name in outputs}
+
+    def encode(self, images: np.ndarray, version: int) -> np.ndarray:
+        """Latents, float32 [B, h, w, 4]."""
+        inputs, outputs = {"images": images}, ("latent",)
+        [latent] = self.call("image_encoder", "serving_default", inputs, outputs, version).values()
+        return latent
 
     def decode(self, latent: np.ndarray, version: int) -> np.ndarray:
         """Pictures, uint8 [B, H, W, 3]."""

@@ -1,4 +1,4 @@
-"""The three models on TensorFlow Serving, over gRPC, by the stubs of tensorflow-serving-api."""
+"""The models on TensorFlow Serving, over gRPC, by the stubs of tensorflow-serving-api."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ class GrpcModels(RemoteModels):
         )
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         self._status = model_service_pb2_grpc.ModelServiceStub(channel)
+
+    def encode(self, images: np.ndarray, version: int) -> np.ndarray:
+        """Latents, float32 [B, h, w, 4]."""
+        inputs, outputs = {"images": images}, ("latent",)
+        [latent] = self.call("image_encoder", "serving_default", inputs, outputs, version).values()
+        return latent
 
     def decode(self, latent: np.ndarray, version: int) -> np.ndarray:
         """Pictures, uint8 [B, H, W, 3]."""

@@ -1,4 +1,4 @@
-"""The three models on TensorFlow Serving, over its REST interface; needs no TensorFlow here.
+"""The models on TensorFlow Serving, over its REST interface; needs no TensorFlow here.
 
 https://www.tensorflow.org/tfx/serving/api_rest describes the interface.
 """
@@ -34,6 +34,13 @@ class RestModels(RemoteModels):
         # Proxies are for other machines than those that one names here; connections as needed.
         limits = httpx2.Limits(max_connections=None)
         self._http = httpx2.Client(limits=limits, auth=_from_netrc())
+
+    def encode(self, images: np.ndarray, version: int) -> np.ndarray:
+        """Latents, float32 [B, h, w, 4], of pictures that travel as PNG files."""
+        files = np.array([png.encode(pixels) for pixels in images], object)
+        outputs = ("latent",)
+        [latent] = self.call("image_encoder", "png", {"image": files}, outputs, version).values()
+        return latent
 
     def decode(self, latent: np.ndarray, version: int) -> np.ndarray:
         """Pictures, uint8 [B, H, W, 3], which travel as PNG files."""

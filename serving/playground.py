@@ -23,7 +23,9 @@ from nicegui import Client, ui
 from serving import png, which_models
 from serving.client import Generator, is_server
 from serving.errors import ServingError, check_place
-from serving.releases import current_version, is_model
+from serving.picture_field import Painted, PictureField
+from serving.pictures import Original
+from serving.releases import IMAGE_ENCODER, current_version, is_model
 from serving.request import (
     DEFAULT_SAMPLER,
     MAX_SIDE,
@@ -50,7 +52,20 @@ _MAX_RANDOM_SEED = 2**32 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What one picture is asked for with; `None` is as high or wide as those of the training."""
+    """What one picture is asked for with.
+
+    Attributes:
+        prompt: What to draw.
+        negative_prompt: What to keep away from.
+        num_steps: Sampling steps.
+        guidance_scale: How strictly to follow the prompt.
+        sampler: One of `SAMPLERS`.
+        seed: Decides the noise.
+        height: In pixels; `None` is as high as those of the training.
+        width: The same.
+        painted: What the page had to draw from, if anything.
+        original: The same, as the models are asked for it.
+    """
 
     prompt: str
     negative_prompt: str
@@ -60,6 +75,8 @@ class Request:
     seed: int
     height: int | None = None
     width: int | None = None
+    painted: Painted | None = None
+    original: Original | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +140,7 @@ class Studio:
         async with self._turn():
             generator = await self.generator()
             notes: list[str] = []
+            original = request.original
             pictures = await asyncio.to_thread(
                 generator.generate,
                 [request.prompt],
@@ -133,6 +151,9 @@ class Studio:
                 seed=request.seed,
                 height=request.height,
                 width=request.width,
+                image=original.pixels if original else None,
+                strength=original.strength if original else None,
+                mask=original.mask if original else None,
                 on_cut=lambda prompt, cut: notes.append(cut_note(prompt, cut)),
             )
             [picture] = pictures
@@ -192,6 +213,7 @@ class Page:
             self._width = _number("Width", 1, MAX_SIDE)
             for side in (self._height, self._width):
                 side.tooltip("Pixels; nothing is what the release was trained at")
+        self._picture = PictureField()
         self._sampler = ui.select(list(SAMPLERS), label="Sampler", value=DEFAULT_SAMPLER)
         self._sampler.props("outlined dense").classes("w-full")
         with ui.row().classes("w-full no-wrap items-center"):
@@ -222,6 +244,7 @@ class Page:
         self._guidance.value = generator.guidance_scale
         self._sampler.value = generator.sampler
         if generator.release is not None:
+            self._picture.offer(IMAGE_ENCODER in generator.release.networks)
             self._height.value = self._width.value = generator.release.image_size
         self._button.enable()
         self._status.set_text("Ready.")
@@ -276,15 +299,30 @@ class Page:
             None if field.value is None else int(field.value)
             for field in (self._height, self._width)
         )
+        painted, strength = self._picture.painted, self._picture.strength
         check_request(
-            num_steps=steps, guidance_scale=scale, seeds=seeds, height=height, width=width
+            num_steps=steps,
+            guidance_scale=scale,
+            seeds=seeds,
+            height=height,
+            width=width,
+            strength=strength,
         )
         prompt, negative = self._prompt.value or "", self._negative.value or ""
         check_prompts([prompt])
-        sampler = self._sampler.value
-        return [
-            Request(prompt, negative, steps, scale, sampler, seed, height, width) for seed in seeds
-        ]
+        request = Request(
+            prompt,
+            negative,
+            steps,
+            scale,
+            self._sampler.value,
+            first,
+            height,
+            width,
+            painted,
+            painted.original(strength) if painted else None,
+        )
+        return [dataclasses.replace(request, seed=seed) for seed in seeds]
 
     async def _draw(self) -> None:
         if not self._button.enabled:
@@ -337,6 +375,11 @@ class Page:
                 f"{request.guidance_scale:g}, {drawn.width} x {drawn.height} pixels, release "
                 f"{drawn.version}"
             ).classes("text-xs text-gray-600")
+            if (original := request.original) is not None:
+                part = "" if original.mask is None else f"{original.mask.mean():.0%} of "
+                ui.label(f"from {part}a picture, strength {original.strength:g}").classes(
+                    "text-xs text-gray-600"
+                )
             with ui.row().classes("gap-1"):
                 ui.button(
                     icon="download",
@@ -361,6 +404,7 @@ class Page:
         self._sampler.value = request.sampler
         self._seed.value = str(request.seed)
         self._height.value, self._width.value = request.height, request.width
+        self._picture.show(request.painted, request.original.strength if request.original else None)
         self._count.value = 1
 
 

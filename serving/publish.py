@@ -1,9 +1,9 @@
 """Publishes a release: `python -m serving.publish hf://ORG/NAME`, or to a bucket or folder.
 
-What is published is the three SavedModels as they were pushed, the files for other tools that it
-has beside them, `release.json` with their hashes and their lineage, and a model card with pictures
-that the release draws. On the hub that is one commit, tagged `release-<version>`; elsewhere a
-folder of that name. `serving.pull` brings it back.
+What is published is the SavedModels as they were pushed, the files for other tools that the
+release has beside them, `release.json` with their hashes and their lineage, and a model card with
+pictures that the release draws. On the hub that is one commit, tagged `release-<version>`;
+elsewhere a folder of that name. `serving.pull` brings it back.
 The hub's token comes from `HF_TOKEN` or `hf auth login`.
 """
 
@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from serving import png
 from serving.client import Generator
 from serving.errors import ServingError, check_place
-from serving.releases import DEFAULT_SERVING_DIR, RELEASES, SINGLE_FILES, find_release
+from serving.releases import (
+    DEFAULT_SERVING_DIR,
+    IMAGE_ENCODER,
+    RELEASES,
+    SINGLE_FILES,
+    find_release,
+    networks_of,
+)
 from serving.request import SAMPLERS
 from serving.serving_directory import ServingDirectory
 from storage import filesystem
@@ -37,6 +44,10 @@ HUB = "hf://"
 HUB_DATASETS = f"{HUB}datasets/"
 
 _PICTURES = 4
+_FROM_PICTURE = (
+    'python -m serving.generate "a drawing" --image drawing.png --strength 0.5 '
+    "--serving-dir serving_model --out other.png"
+)
 # KerasCV's files there hold the numbers of this model, from which others of the family descend.
 _CONVERTED_FROM = {"fchollet/stable-diffusion": "CompVis/stable-diffusion-v1-4"}
 _FOR_OTHERS = {
@@ -139,10 +150,19 @@ def model_card(
     manifest = ModelManifest.of_release(facts)
     multiple = manifest.size_multiple if manifest else None
     size = f"height and width (multiples of {multiple}), " if multiple else ""
+    from_pictures = IMAGE_ENCODER in networks_of(facts)
+    models, encoder = ("four", ", image encoder") if from_pictures else ("three", "")
+    pictures_too = (
+        " Pictures are drawn from a picture, too (its strength is an input), and parts of one anew "
+        "that a mask names."
+        if from_pictures
+        else ""
+    )
     lines += [
-        "Stable Diffusion, fine-tuned on TFX: three SavedModels (text encoder, diffusion model, "
-        "decoder) that TensorFlow Serving takes as they are. Prompts go in as text; number of "
-        f"steps, guidance scale, {sampler}{size}seed and negative prompt are inputs.",
+        f"Stable Diffusion, fine-tuned on TFX: {models} SavedModels (text encoder, diffusion "
+        f"model, decoder{encoder}) that TensorFlow Serving takes as they are. Prompts go in as "
+        f"text; number of steps, guidance scale, {sampler}{size}seed and negative prompt are "
+        f"inputs.{pictures_too}",
         "",
     ]
     if facts.get(VERDICT) == UNSURE:
@@ -179,6 +199,7 @@ def model_card(
         "```sh",
         "python -m serving.pull hf://ORG/NAME --serving-dir serving_model   # this repository",
         'python -m serving.generate "a drawing" --serving-dir serving_model --out drawing.png',
+        *([_FROM_PICTURE] if from_pictures else []),
         "```",
         "",
         f"`{RELEASE_NAME}` has the SHA-256 of every file; pulling verifies them.",
@@ -200,11 +221,12 @@ def _front_matter(facts: Mapping[str, Any], license_: str | None, name: str) -> 
     from huggingface_hub import ModelCardData
 
     base_model, dataset = _base_model(facts), _hub_dataset(facts)
+    image_to_image = ["image-to-image"] if IMAGE_ENCODER in networks_of(facts) else []
     results = list(_results(facts))
     data = ModelCardData(
         library_name="tensorflow",
         pipeline_tag="text-to-image",
-        tags=["stable-diffusion", "tensorflow", "tfx"],
+        tags=["stable-diffusion", "tensorflow", "tfx", *image_to_image],
         license=license_,
         base_model=base_model,
         datasets=None if dataset is None else [dataset[0]],

@@ -7,13 +7,14 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from serving.errors import (
     BusyError,
+    MissingModelError,
     MissingSignatureError,
     ServingError,
     VersionGoneError,
@@ -26,6 +27,7 @@ SERVERS_MEMORY_BYTES = 8 * 10**9
 The deployment files ask for 16 GiB, half of which two releases of `sd-v1-4` take.
 """
 
+_NUMBERS = {3: "three", 4: "four"}
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 8.0
 # TensorFlow Serving's words, over REST and over gRPC; no code of either is for this alone.
@@ -36,7 +38,7 @@ _Result = TypeVar("_Result")
 
 
 class RemoteModels(abc.ABC):
-    """The three models on a server. Several threads may use one object."""
+    """The models on a server. Several threads may use one object."""
 
     def __init__(
         self, address: str, version: int | None, timeout_seconds: float, retries: int
@@ -45,7 +47,7 @@ class RemoteModels(abc.ABC):
 
         Args:
             address: What to call the server in messages.
-            version: The version to ask for; the newest that all three models have if None.
+            version: The version to ask for; the newest that all models have if None.
             timeout_seconds: The longest that one call may take, with its retries.
             retries: How often a call is made again that the server could not answer then.
         """
@@ -54,13 +56,14 @@ class RemoteModels(abc.ABC):
         self._timeout_seconds = timeout_seconds
         self._retries = retries
 
-    def version(self) -> int:
-        """The newest version that the server has of all three models.
+    def version(self, networks: Sequence[str] = SERVED_NETWORKS) -> int:
+        """The newest version that the server has of all these models.
 
         Raises:
+            MissingModelError: One is not there in any version.
             ServingError: There is none, or the server does not answer.
         """
-        return self._retried(self._find_version)
+        return self._retried(lambda seconds: self._find_version(networks, seconds))
 
     def call(
         self,
@@ -78,6 +81,10 @@ class RemoteModels(abc.ABC):
     def free_memory_bytes(self) -> int:
         """What is assumed; see `SERVERS_MEMORY_BYTES`."""
         return SERVERS_MEMORY_BYTES
+
+    @abc.abstractmethod
+    def encode(self, images: np.ndarray, version: int) -> np.ndarray:
+        """Latents, float32 [B, h, w, 4], of pictures uint8 [B, H, W, 3]."""
 
     @abc.abstractmethod
     def decode(self, latent: np.ndarray, version: int) -> np.ndarray:
@@ -99,8 +106,8 @@ class RemoteModels(abc.ABC):
     ) -> dict[str, np.ndarray]:
         """Makes a call once; raises BusyError where it may be made again."""
 
-    def _find_version(self, seconds: float) -> int:
-        found = {network: self._available(network, seconds) for network in SERVED_NETWORKS}
+    def _find_version(self, networks: Sequence[str], seconds: float) -> int:
+        found = {network: self._available(network, seconds) for network in networks}
         common = set.intersection(*(ready for ready, _ in found.values()))
         if self._pinned is not None:
             common &= {self._pinned}
@@ -111,7 +118,7 @@ class RemoteModels(abc.ABC):
             f"{network}: {', '.join(map(str, sorted(ready))) or 'none'}"
             for network, (ready, _) in found.items()
         )
-        problem = f"{self._address} has no {wanted} of all three models ({serves})"
+        problem = f"{self._address} has no {wanted} of all {_NUMBERS[len(found)]} models ({serves})"
         if any(loading for _, loading in found.values()):
             raise BusyError(f"{problem}; it is still loading some")
         raise VersionGoneError(problem)
@@ -142,10 +149,11 @@ class RemoteModels(abc.ABC):
     def _unreachable(self, reason: str) -> BusyError:
         return BusyError(f"there is no answer from {self._address}: {reason}")
 
-    def _no_model(self, network: str) -> ServingError:
-        return ServingError(
+    def _no_model(self, network: str) -> MissingModelError:
+        return MissingModelError(
+            network,
             f"{self._address} has no model {network}; start it with "
-            "--model_config_file=SERVING_DIR/models.config"
+            "--model_config_file=SERVING_DIR/models.config",
         )
 
     def _refused(self, network: str, reason: str) -> ServingError:

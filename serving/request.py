@@ -35,6 +35,7 @@ def check_request(
     sampler: str | None = None,
     height: int | None = None,
     width: int | None = None,
+    strength: float | None = None,
 ) -> None:
     """Checks the numbers of a request, and its sampler; None is always right.
 
@@ -50,6 +51,8 @@ def check_request(
         raise ServingError(f"the number of steps is {num_steps}; it must be 1 to {MAX_STEPS}")
     if guidance_scale is not None and not 0 <= guidance_scale < math.inf:
         raise ServingError(f"the guidance scale is {guidance_scale}; it must be 0 or more")
+    if strength is not None and not 0 <= strength <= 1:
+        raise ServingError(f"the strength is {strength}; it must be 0 to 1")
     for seed in seeds:
         if not 0 <= seed <= MAX_SEED:
             raise ServingError(f"the seed is {seed}; it must be 0 to {MAX_SEED}")

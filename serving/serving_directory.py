@@ -1,7 +1,8 @@
-"""The serving directory: how a version of three models becomes visible, whole or not at all.
+"""The serving directory: how a version of the models becomes visible, whole or not at all.
 
 Layout:
   `<root>/{text_encoder,diffusion_model,decoder}/<version>/`: SavedModels
+  `<root>/image_encoder/<version>/`: a fourth, of releases that can draw from pictures
   `<root>/single_files/<version>/`: the same for other tools, where it was asked for
   `<root>/releases/<version>.json`: a version is a release if and only if it is there
   `<root>/models.config`: TensorFlow Serving's configuration, naming the current release of each
@@ -11,9 +12,9 @@ Layout:
   `<root>/.staging-<uuid>/`: a version in the making
   `<root>/.lock` or `<root>/.claims/`: who is writing; see `serving.lock`
 
-Three folders cannot be renamed at once, and object stores can rename none. That is why a server
+Several folders cannot be renamed at once, and object stores can rename none. That is why a server
 must be told by `models.config` what to load, and does not find it by itself: that is one file,
-which is replaced at once. Whoever talks to the servers asks all three models for one version. As
+which is replaced at once. Whoever talks to the servers asks all models for one version. As
 a server changes them one after another, they would have none in common for a while if it were not
 for the release before, which therefore stays loaded until the next one comes.
 """
@@ -36,6 +37,7 @@ from serving.errors import ServingError, check_place
 from serving.lock import Held, locked
 from serving.releases import (
     CONFIG_NAME,
+    IMAGE_ENCODER,
     RELEASES,
     ROLLBACK_NAME,
     SERVED_NETWORKS,
@@ -43,6 +45,7 @@ from serving.releases import (
     configured_versions,
     current_version,
     list_versions,
+    networks_among,
     read_rollback,
     rollback_command,
 )
@@ -54,8 +57,9 @@ CAPTIONS = "captions_published"
 LAST_VERSION_NAME = "last_version"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 
-# What a version has a folder in each of, the last one not always.
-_FOLDERS = (*SERVED_NETWORKS, SINGLE_FILES)
+_ALL_NETWORKS = (*SERVED_NETWORKS, IMAGE_ENCODER)
+# What a version has a folder in each of, the last two not always.
+_FOLDERS = (*_ALL_NETWORKS, SINGLE_FILES)
 _STAGING_PREFIX = ".staging-"
 _VERSION = re.compile(r"[0-9]+")
 _MODEL_CONFIG = """\
@@ -66,6 +70,8 @@ _MODEL_CONFIG = """\
     model_version_policy {{ specific {{ {versions} }} }}
   }}
 """
+# Former versions of this program count the versions of three models, and do not see a list's.
+_VERSION_LIST = "versions: [{}]"
 
 logger = logging.getLogger(__name__)
 
@@ -117,15 +123,16 @@ class ServingDirectory:
         version: int | None = None,
         single_files: Mapping[str, WriteFile] | None = None,
     ) -> dict[str, Any]:
-        """Makes the three models in `source` the next version, and the one that is served.
+        """Makes the models in `source` the next version, and the one that is served.
 
         A repetition of the newest release, such as after a crash before the metadata was written
         or where a training was exported again, publishes nothing new. What earlier attempts left
         behind is removed first.
 
         Args:
-            source: Folder with a SavedModel for each of `SERVED_NETWORKS`, and with the folder
-                `SINGLE_FILES` of a release that was published.
+            source: Folder with a SavedModel for each of `SERVED_NETWORKS`, for `IMAGE_ENCODER`
+                where the version is to draw from pictures, and with the folder `SINGLE_FILES` of a
+                release that was published.
             facts: What else to write into the release; `model`, and `manifest` where it names the
                 training, tell repetitions apart, with what they say of `SINGLE_FILES` and
                 `CAPTIONS`.
@@ -398,14 +405,18 @@ class ServingDirectory:
             loaded = []
         releases = self.releases()
         before = [number for number in loaded if number < version and number in releases]
-        versions = " ".join(f"versions: {number}" for number in [*before[-1:], version])
+        served = [*before[-1:], version]
+        versions = dict.fromkeys(SERVED_NETWORKS, " ".join(f"versions: {v}" for v in served))
+        folders = {v: self._version_folder(IMAGE_ENCODER, v) for v in served}
+        with_pictures = [v for v, folder in folders.items() if filesystem.is_folder(folder)]
+        if with_pictures:
+            listed = ", ".join(map(str, with_pictures))
+            versions[IMAGE_ENCODER] = _VERSION_LIST.format(listed)
         models = "".join(
             _MODEL_CONFIG.format(
-                name=network,
-                base_path=_base_path(self._path(network)),
-                versions=versions,
+                name=network, base_path=_base_path(self._path(network)), versions=these
             )
-            for network in SERVED_NETWORKS
+            for network, these in versions.items()
         )
         contents = f"model_config_list {{\n{models}}}\n"
         filesystem.write_atomically(self._path(CONFIG_NAME), contents.encode())
@@ -436,6 +447,11 @@ def _files_in(source: str) -> Iterator[tuple[str, str]]:
         if folder in SERVED_NETWORKS or filesystem.is_folder(path):
             for name in filesystem.files_below(path):
                 yield folder, name
+
+
+def networks_in(source: str) -> tuple[str, ...]:
+    """What a folder with the SavedModels of a version has of them."""
+    return networks_among(filesystem.list_folder(source))
 
 
 def _is_export_of_the_same(release: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:

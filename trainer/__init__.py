@@ -16,13 +16,13 @@ _HOMES = {
     "BaseModel": "trainer.weights.base_model",
     "FineTuner": "trainer.training.fine_tuner",
     "TrainingConfig": "trainer.training_config",
-    "decode_image": "trainer.data.images",
+    "decode_image": "storage.images",
     "export_models": "trainer.export.saved_models",
     "get_preset": "trainer.presets",
     "preset_names": "trainer.presets",
-    "resize_cover": "trainer.data.images",
+    "resize_cover": "storage.images",
     "serving_modules": "trainer.export.saved_models",
-    "to_model_range": "trainer.data.images",
+    "to_model_range": "storage.images",
     "tokenize": "trainer.text.tokenizer",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -57,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_fn(fn_args: FnArgs) -> None:
-    """Fine-tunes the diffusion model on latents and exports the three SavedModels.
+    """Fine-tunes the diffusion model on latents and exports the SavedModels.
 
     Of several workers, which `TF_CONFIG` names, all train and the chief alone writes.
 
@@ -121,10 +122,18 @@ class _Run:
     prompts_are_captions: bool
     folder: str
 
+    @functools.cached_property
+    def image_encoder(self) -> keras.Model | None:
+        """The frozen network that pictures are drawn from with, where it is exported."""
+        if not self.settings.image_to_image:
+            return None
+        return self.base_model.build("image_encoder")
+
     @property
     def parameters(self) -> dict[str, int]:
-        """Each network's parameters."""
-        return {model.name: model.count_params() for model in self.networks}
+        """Each network's parameters, of those that are served."""
+        served = (*self.networks, self.image_encoder)
+        return {model.name: model.count_params() for model in served if model is not None}
 
     @property
     def trainable_parameters(self) -> int:
@@ -210,7 +219,7 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
     logger.info(
         "Training %s of %s parameters: %d steps of %d pictures, %.1f epochs of %d.",
         f"{run.trainable_parameters:,}",
-        f"{sum(run.parameters.values()):,}",
+        f"{sum(model.count_params() for model in run.networks):,}",
         config.steps,
         config.batch_size,
         config.steps * config.batch_size / latents.epoch_size,
@@ -330,8 +339,15 @@ def _export(run: _Run, folder: str) -> ComputeDtype:
     else:
         compute = asked
     modules = run.modules
-    if (weights, compute) != ("float32", "float32"):
-        modules = serving_modules(*run.networks, preset, image_size, weights, compute)
+    if (weights, compute) != ("float32", "float32") or run.image_encoder is not None:
+        modules = serving_modules(
+            *run.networks,
+            preset,
+            image_size,
+            weights,
+            compute,
+            image_encoder=run.image_encoder,
+        )
     export_models(folder, modules)
     if run.tuner.adapters:
         run.tuner.adapters.save(folder, _adapter_header(run))

@@ -259,6 +259,7 @@ class TrainerSettings:
         export_weights: What the exported models store their weights as.
         compute: What they compute in.
         code_version: Hash of this package's code; it makes TFX's cache see code changes.
+        image_to_image: Whether the image encoder is exported, too, to draw from pictures.
     """
 
     preset: str
@@ -271,6 +272,7 @@ class TrainerSettings:
     export_weights: WeightsDtype
     compute: Compute
     code_version: str
+    image_to_image: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The `custom_config`: all but `training.run_parameters`, which go beside it."""
@@ -278,6 +280,9 @@ class TrainerSettings:
         tree: dict[str, Any] = TypeAdapter(TrainerSettings).dump_python(
             self, mode="json", exclude=apart
         )
+        # Without it, a run is what it was before there was a choice, in the cache, too.
+        if not self.image_to_image:
+            del tree["image_to_image"]
         return tree
 
     @classmethod

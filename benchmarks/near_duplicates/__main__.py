@@ -22,7 +22,7 @@ from benchmarks.near_duplicates.pictures import SETS, VARIANTS, encoded
 from benchmarks.processes import measured
 from components.caption_example_gen.near_duplicates import group
 from components.caption_example_gen.rows import IGNORE, KEEP_TOGETHER
-from trainer.data.images import SKETCH_SIDE, inspect_image
+from storage.images import SKETCH_SIDE, inspect_image
 
 _VARIED = 60
 

@@ -17,7 +17,7 @@ from components.caption_example_gen.sources.base import (
 )
 from components.code_version import code_version
 from storage.addresses import check_address
-from trainer.data.images import MAX_PIXELS
+from storage.images import MAX_PIXELS
 
 
 class CaptionExampleGenSpec(component_spec.ComponentSpec):

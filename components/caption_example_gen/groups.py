@@ -21,7 +21,7 @@ import tensorflow as tf
 from components.caption_example_gen.near_duplicates import group
 from components.caption_example_gen.rows import KEEP_ONE, CheckSettings, Sketched, Stretch
 from components.caption_example_gen.sources import split_of
-from trainer.data.images import SKETCH_SIDE, decode_image
+from storage.images import SKETCH_SIDE, decode_image
 
 GROUPS_NAME = "near_duplicates.json"
 """The file, in the folder of the examples."""

@@ -26,8 +26,8 @@ from components.caption_example_gen.sources.base import (
     shown_path,
 )
 from storage.errors import one_line
+from storage.images import ImageError, inspect_image
 from storage.user_errors import UserError
-from trainer.data.images import ImageError, inspect_image
 
 _ROWS = 10
 _CAPTION_CHARACTERS = 60

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import fft, ndimage, sparse
 from threadpoolctl import threadpool_limits
 
-from trainer.data.images import SKETCH_SIDE
+from storage.images import SKETCH_SIDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def group(sketches: np.ndarray, aspects: np.ndarray) -> list[np.ndarray]:
     own, so that small steps do not lead through a whole dataset.
 
     Args:
-        sketches: uint8 [N, 32, 32, 3] as `trainer.data.images.inspect_image` makes them, in the
+        sketches: uint8 [N, 32, 32, 3] as `storage.images.inspect_image` makes them, in the
             order that decides who is first of a group. May be a file that is mapped into memory.
         aspects: float [N], width by height of the pictures.
 

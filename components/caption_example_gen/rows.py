@@ -22,8 +22,8 @@ import numpy as np
 from components.caption_example_gen.captions import CaptionTemplate
 from components.caption_example_gen.example_bytes import example_bytes
 from components.caption_example_gen.sources import DatasetSpec, Row, Unit, open_dataset, split_of
+from storage.images import ImageError, ImageFacts, inspect_image
 from storage.plain_text import plain
-from trainer.data.images import ImageError, ImageFacts, inspect_image
 from trainer.text.tokenizer import MAX_LENGTH, token_count
 
 TRUNCATED, LEFT_RIGHT, ANIMATED = "captions_truncated", "captions_left_right", "images_animated"

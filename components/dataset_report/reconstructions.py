@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from components.pages.page import data_uri
-from trainer.data.images import decode_image, resize_cover, to_model_range
+from storage.images import decode_image, resize_cover, to_model_range
 from trainer.presets import LATENT_SCALE
 
 if TYPE_CHECKING:

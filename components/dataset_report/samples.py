@@ -12,7 +12,7 @@ from PIL import Image
 
 from components.dataset_report.statistics import TOKENS
 from components.pages.page import data_uri
-from trainer.data.images import decode_image
+from storage.images import decode_image
 from trainer.text.tokenizer import MAX_LENGTH, token_count
 
 _THUMBNAIL_SIZE = 160

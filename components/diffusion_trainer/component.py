@@ -37,7 +37,7 @@ class DiffusionTrainer(Trainer):
     only be asked for those.
 
     Outputs:
-      model: `standard_artifacts.Model`, the three SavedModels below `Format-Serving`. Custom
+      model: `standard_artifacts.Model`, the SavedModels below `Format-Serving`. Custom
         property: `training_id`, the same for all exports of a training.
       model_run: `standard_artifacts.ModelRun`, TensorBoard logs, validation pictures and history.
     """

@@ -446,7 +446,7 @@ def _extremes(
     input_dict: Mapping[str, list[types.Artifact]], found: _Findings, base_weights: str
 ) -> tuple[list[_Shown], list[_Shown]]:
     # Imports Keras.
-    from trainer.data import images
+    from storage import images
     from trainer.presets import get_preset
     from trainer.weights.base_model import BaseModel
 

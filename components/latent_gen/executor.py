@@ -348,7 +348,7 @@ class _EncodeShard(beam.DoFn):
                 ).SerializeToString(deterministic=True)
 
     def _image(self, encoded: bytes, example_id: str) -> np.ndarray:
-        from trainer.data import images
+        from storage import images
 
         try:
             # CaptionExampleGen has judged the size.

@@ -1,6 +1,8 @@
-"""Draws one picture with three SavedModels, in a process that has TensorFlow and nothing else.
+"""Draws a picture with SavedModels, in a process that has TensorFlow and nothing else.
 
-    python canary.py <folder with the three SavedModels> <image size>
+    python canary.py <folder with the SavedModels> <image size>
+
+Where there is an image encoder, it is drawn on from that picture, too.
 
 The last line on stdout is `{"problem": null}`, or what is wrong instead of `null`.
 """
@@ -19,12 +21,16 @@ _NUM_STEPS = 2
 _PROMPT = "a drawing of a small round creature"
 _LATENT_DOWNSAMPLING = 8
 _LATENT_CHANNELS = 4
+_IMAGE_ENCODER = "image_encoder"
 
 
 def problem(folder: str, image_size: int) -> str | None:
     """Says what is wrong with the models in `folder`; None if they draw a picture."""
     models = {}
-    for network in ("text_encoder", "diffusion_model", "decoder"):
+    networks = ["text_encoder", "diffusion_model", "decoder"]
+    if tf.io.gfile.isdir(os.path.join(folder, _IMAGE_ENCODER)):
+        networks.append(_IMAGE_ENCODER)
+    for network in networks:
         try:
             models[network] = tf.saved_model.load(os.path.join(folder, network))
         except Exception as error:
@@ -33,13 +39,14 @@ def problem(folder: str, image_size: int) -> str | None:
         contexts = models["text_encoder"].signatures["text"](
             prompt=tf.constant([_PROMPT]), negative_prompt=tf.constant([""])
         )
-        latent = models["diffusion_model"].signatures["serving_default"](
-            context=contexts["context"],
-            unconditional_context=contexts["unconditional_context"],
-            num_steps=tf.constant(_NUM_STEPS),
-            guidance_scale=tf.constant(7.5),
-            seed=tf.constant([0, 0]),
-        )["latent"]
+        request = {
+            "context": contexts["context"],
+            "unconditional_context": contexts["unconditional_context"],
+            "num_steps": tf.constant(_NUM_STEPS),
+            "guidance_scale": tf.constant(7.5),
+            "seed": tf.constant([0, 0]),
+        }
+        latent = models["diffusion_model"].signatures["serving_default"](**request)["latent"]
         images = models["decoder"].signatures["serving_default"](latent=latent)["generated_images"]
     except Exception as error:
         return f"drawing a picture fails: {_first_line(error)}"
@@ -59,7 +66,29 @@ def problem(folder: str, image_size: int) -> str | None:
         return f"the picture is of type {images.dtype.name}, expected uint8"
     if np.ptp(images.numpy()) == 0:
         return "all pixels of the picture are the same"
+    if _IMAGE_ENCODER in models and (found := _problem_with_picture(models, request, images)):
+        return found
     return _warmup_problem(folder, models)
+
+
+def _problem_with_picture(
+    models: dict[str, Any], request: dict[str, tf.Tensor], images: tf.Tensor
+) -> str | None:
+    """Says what is wrong where a picture is drawn from another; None if nothing is."""
+    try:
+        encoded = models[_IMAGE_ENCODER].signatures["serving_default"](images=images)["latent"]
+        latent = models["diffusion_model"].signatures["from_image"](
+            **request,
+            sampler=tf.constant("ddim"),
+            latent=encoded,
+            strength=tf.constant(0.5),
+        )["latent"]
+    except Exception as error:
+        return f"drawing from a picture fails: {_first_line(error)}"
+    for name, tensor in (("picture's latent", encoded), ("latent drawn from it", latent)):
+        if not np.isfinite(tensor.numpy()).all():
+            return f"the {name} has values that are not finite numbers"
+    return None
 
 
 def _warmup_problem(folder: str, models: dict[str, Any]) -> str | None:

@@ -35,7 +35,7 @@ class ServingPusherSpec(component_spec.ComponentSpec):
 
 
 class ServingPusher(base_component.BaseComponent):
-    """Pushes the three SavedModels of a blessed model under one version.
+    """Pushes the SavedModels of a blessed model, three or four, under one version.
 
     A version is there if and only if `<push_destination>/releases/<version>.json` is; it is served
     once `models.config` names it. See `serving.serving_directory` for the layout.

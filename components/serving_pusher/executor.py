@@ -20,8 +20,13 @@ from tfx.utils import path_utils
 
 from components.serving_pusher.single_files import single_files
 from components.serving_pusher.warmup import warmup_requests
-from serving.releases import SERVED_NETWORKS, SINGLE_FILES
-from serving.serving_directory import CAPTIONS, ModelRefusedError, ServingDirectory
+from serving.releases import SINGLE_FILES
+from serving.serving_directory import (
+    CAPTIONS,
+    ModelRefusedError,
+    ServingDirectory,
+    networks_in,
+)
 from storage import filesystem
 from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
 from storage.user_errors import UserError
@@ -105,7 +110,7 @@ class Executor(base_executor.BaseExecutor):
                 network: warmup_requests(
                     os.path.join(source, network), network, manifest.image_size
                 )
-                for network in SERVED_NETWORKS
+                for network in networks_in(source)
             }
             release = directory.publish(
                 source,

@@ -21,7 +21,9 @@ from serving.serving_directory import ModelRefusedError
 
 _PROMPT = b"a drawing of a small round creature"
 # What zero would not do for.
-_VALUES = {"num_steps": 1, "guidance_scale": 7.5, "sampler": DEFAULT_SAMPLER}
+_VALUES = {"num_steps": 1, "guidance_scale": 7.5, "sampler": DEFAULT_SAMPLER, "strength": 1.0}
+# Input of the image encoder: a picture as a file.
+_FILE = "image"
 _LATENT_DOWNSAMPLING = 8
 _INITIALIZER = "__saved_model_init_op"
 
@@ -65,8 +67,11 @@ def warmup_requests(saved_model: str, network: str, image_size: int) -> bytes:
 
 def _value(name: str, tensor: tf.compat.v1.TensorInfo, image_size: int) -> tf.Tensor:
     dtype = tf.dtypes.as_dtype(tensor.dtype)
-    side = image_size // _LATENT_DOWNSAMPLING
-    # Latents and noise; of texts and contexts the number alone is open.
+    if name == _FILE:
+        return tf.io.encode_png(tf.zeros([image_size, image_size, 3], tf.uint8))[None]
+    # Pictures and masks have pixels, latents and noise positions; of texts and contexts the number
+    # alone is open.
+    side = image_size if dtype == tf.uint8 else image_size // _LATENT_DOWNSAMPLING
     open_dims = (1, side, side)
     shape = [
         open_dims[place] if dim.size < 0 else dim.size

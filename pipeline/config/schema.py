@@ -150,6 +150,7 @@ class ServingConfig:
     Attributes:
         canary: Whether a model must draw a picture in a fresh process to be pushed.
         keep_versions: Newest releases that are kept, and the current one; 0 for all.
+        image_to_image: Whether the image encoder is pushed, too, to draw from pictures.
         checkpoint: What the weights are stored as in the one file that other tools open; `None` for
             no such file.
         publish_captions: Whether captions of the dataset, or their words, may be in a release.
@@ -157,6 +158,7 @@ class ServingConfig:
 
     canary: bool
     keep_versions: Annotated[int, Field(ge=0)]
+    image_to_image: bool
     checkpoint: WeightsDtype | None
     publish_captions: bool
 

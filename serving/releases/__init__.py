@@ -1,7 +1,8 @@
 """The releases of a serving directory, as its readers see them; `__main__.py` is the command.
 
-A version of the three models is a release if and only if `releases/<version>.json` is there. The
-highest that `models.config` names is the current one; `rollback` makes another one that.
+A version of the three models, or of four where it can draw from pictures, is a release if and only
+if `releases/<version>.json` is there. The highest that `models.config` names is the current one;
+`rollback` makes another one that.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,9 @@ from storage.model_manifest import MODEL_MANIFEST_NAME
 from storage.verdict import UNSURE, VERDICT
 
 SERVED_NETWORKS = ("text_encoder", "diffusion_model", "decoder")
-"""The three of the four networks that draw pictures."""
+"""The three of the four networks that draw pictures, which every release has."""
+IMAGE_ENCODER = "image_encoder"
+"""The fourth, which a release has that can draw from pictures."""
 SINGLE_FILES = "single_files"
 """Folder beside theirs with what other tools open: a model, or adapters, in one file."""
 CONFIG_NAME = "models.config"
@@ -39,11 +42,11 @@ _RELEASE_FILE = re.compile(r"([0-9]+)\.json")
 
 @dataclass(frozen=True)
 class Release:
-    """One version of the three models.
+    """One version of the models.
 
     Attributes:
         serving_dir: The directory that it lies in.
-        version: The version, the same for the three models.
+        version: The version, the same for all models.
         facts: What the pusher wrote about it.
         num_steps: Sampling steps where a request names none.
         guidance_scale: Guidance scale where a request names none.
@@ -66,8 +69,13 @@ class Release:
         """Whether it was pushed although nobody can tell that it is better."""
         return self.facts.get(VERDICT) == UNSURE
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """What it has: `SERVED_NETWORKS`, and `IMAGE_ENCODER` where it can draw from pictures."""
+        return networks_of(self.facts)
+
     def model_folder(self, network: str) -> str:
-        """The SavedModel of one of `SERVED_NETWORKS`.
+        """The SavedModel of one of `networks`.
 
         Raises:
             ServingError: It is not there.
@@ -83,7 +91,7 @@ class Release:
 
 @dataclass(frozen=True)
 class UnreleasedModel(Release):
-    """The three models as the Trainer leaves them: `serving_dir` is their folder, the version 0."""
+    """The models as the Trainer leaves them: `serving_dir` is their folder, the version 0."""
 
     def model_folder(self, network: str) -> str:
         """See `Release`."""
@@ -91,6 +99,20 @@ class UnreleasedModel(Release):
         if not filesystem.is_file(filesystem.join(folder, "saved_model.pb")):
             raise ServingError(f"the model is incomplete: there is no SavedModel in {folder}")
         return folder
+
+
+def networks_among(names: Iterable[str]) -> tuple[str, ...]:
+    """`SERVED_NETWORKS`, and `IMAGE_ENCODER` where that is among the names."""
+    return (*SERVED_NETWORKS, *([IMAGE_ENCODER] if IMAGE_ENCODER in names else []))
+
+
+def networks_of(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """The networks of a release, by its files; of a model that is none, by its manifest."""
+    names = {path.partition("/")[0] for path in facts.get("files") or ()}
+    manifest = facts.get("manifest")
+    if not names and isinstance(manifest, dict):
+        names = set(manifest.get("parameters") or ())
+    return networks_among(names)
 
 
 def list_versions(serving_dir: str) -> list[int]:
@@ -194,7 +216,7 @@ def find_model(folder: str) -> Release:
     """A model that is no release.
 
     Args:
-        folder: Of the Trainer's artifact, or the one in it that has the three SavedModels.
+        folder: Of the Trainer's artifact, or the one in it that has the SavedModels.
 
     Raises:
         ServingError: There is none, or its manifest is damaged.

@@ -125,8 +125,8 @@ def test_a_comment_elsewhere_runs_nothing_again(
         "components.evaluation_report.executor"
     }
     # Imported in a function of LatentGen's executor.
-    assert "components.latent_gen.executor" in changed_by("trainer/data/images.py")
-    assert "Trainer" not in changed_by("trainer/data/images.py")
+    assert "components.latent_gen.executor" in changed_by("storage/images.py")
+    assert "Trainer" not in changed_by("storage/images.py")
 
 
 _WATCH = """

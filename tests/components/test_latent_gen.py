@@ -13,10 +13,10 @@ from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
 from components.latent_gen import LatentGen, executor
 from components.tfrecords import read_shard, write_shard
 from storage import row_index
+from storage.images import decode_image, random_position, resize_cover, to_model_range
 from storage.user_errors import UserError
 from trainer import presets
 from trainer.data.caption_counts import read_counts
-from trainer.data.images import decode_image, random_position, resize_cover, to_model_range
 from trainer.data.latents import LatentsManifest, parse_latents
 from trainer.presets import ENCODERS
 from trainer.text.tokenizer import tokenize

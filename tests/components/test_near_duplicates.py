@@ -19,7 +19,7 @@ from components.caption_example_gen.rows import (
     spill,
 )
 from components.caption_example_gen.sources import DatasetSpec, split_of
-from trainer.data.images import SKETCH_SIDE, inspect_image
+from storage.images import SKETCH_SIDE, inspect_image
 
 SETTINGS = CheckSettings(
     spec=DatasetSpec("unused"),

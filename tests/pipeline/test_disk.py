@@ -47,6 +47,10 @@ def test_an_estimate_worked_out_by_hand(tmp_path: Path) -> None:
     parts = "(examples 0 MB, latents 0 MB, checkpoints 352 MB, models 100 MB)"
     assert str(estimate).endswith(parts)
 
+    pictures = config(tmp_path, training__steps=160, serving__image_to_image=True)
+    with_encoder = disk.estimate_disk(pictures, 0, 0).models
+    assert with_encoder == estimate.models + 2 * 4 * 648_448
+
     few = config(tmp_path, training__steps=4)
     assert disk.estimate_disk(few, 0, 0).checkpoints == 4 * 4 * 7_328_068
     adapters = config(tmp_path, training__lora_rank=4, model__export_weights="float16")

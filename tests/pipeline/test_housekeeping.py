@@ -153,6 +153,24 @@ def test_pushed_model_lives_as_long_as_its_release(output, missing):
     assert live is (missing is None)
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_an_image_encoder_belongs_to_the_release_that_has_one(output, missing):
+    _, uri = output.add(
+        mlmd.Execution.COMPLETE, mlmd.Artifact.LIVE, "PushedModel", pushed_version="7"
+    )
+    serving = output.folder / "serving_model"
+    models = ["text_encoder", "diffusion_model", "decoder", *([] if missing else ["image_encoder"])]
+    for name in models:
+        (serving / name / "7").mkdir(parents=True)
+        (serving / name / "7" / "saved_model.pb").touch()
+    (serving / "releases").mkdir()
+    files = json.dumps({"files": {"image_encoder/7/saved_model.pb": "1"}})
+    for place in (serving / "releases" / "7.json", uri / "release.json"):
+        place.write_text(files)
+    output.repair()
+    assert (output.artifact(uri).state == mlmd.Artifact.LIVE) is not missing
+
+
 def test_model_that_was_not_blessed_needs_no_release(output):
     _, uri = output.add(mlmd.Execution.COMPLETE, mlmd.Artifact.LIVE, "PushedModel")
     output.repair()

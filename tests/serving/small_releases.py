@@ -13,15 +13,19 @@ DEFAULTS = {"num_steps": 2, "guidance_scale": 3.0}
 
 
 def export(folders: dict[int, Path]) -> None:
-    """Writes the Trainer's `Format-Serving` of models that differ in all three networks."""
+    """Writes the Trainer's `Format-Serving` of models that differ in all networks.
+
+    They draw from pictures, too, and from text alone without the folder of the image encoder.
+    """
     import small_runs
 
+    from serving.releases import IMAGE_ENCODER, SERVED_NETWORKS
     from trainer.export.saved_models import export_models, serving_modules
     from trainer.weights.base_model import BaseModel
 
     preset = small_runs.preset()
     base_model = BaseModel.locate(preset, IMAGE_SIZE, "random")
-    networks = {n: base_model.build(n) for n in ("text_encoder", "diffusion_model", "decoder")}
+    networks = {n: base_model.build(n) for n in (*SERVED_NETWORKS, IMAGE_ENCODER)}
     modules = serving_modules(**networks, preset=preset, image_size=IMAGE_SIZE)
     for number, folder in folders.items():
         for model in networks.values():
@@ -60,6 +64,7 @@ def publish(root: Path | str, number: int, folder: Path) -> int:
 @functools.cache
 def _warmup(folder: Path) -> dict[str, bytes]:
     from components.serving_pusher.warmup import warmup_requests
-    from serving.releases import SERVED_NETWORKS
+    from serving.serving_directory import networks_in
 
-    return {name: warmup_requests(str(folder / name), name, IMAGE_SIZE) for name in SERVED_NETWORKS}
+    names = networks_in(str(folder))
+    return {name: warmup_requests(str(folder / name), name, IMAGE_SIZE) for name in names}

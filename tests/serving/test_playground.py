@@ -3,6 +3,8 @@
 import base64
 import contextlib
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,11 +19,14 @@ from urllib.parse import urlsplit
 import local_page
 import numpy as np
 import pytest
+import small_releases
 from browser import browser
 from playwright.sync_api import Locator, Page, expect
 
 from serving import playground, png
 from serving.client import Generator
+from serving.picture_field import Painted, Stroke
+from serving.pictures import Original
 
 ROOT = Path(__file__).resolve().parents[2]
 expect.set_options(timeout=60_000)
@@ -96,8 +101,89 @@ def pictures(page: Page) -> Locator:
     return page.locator(".q-img")
 
 
+def test_a_picture_is_dropped_drawn_from_and_painted_on(root: Path, url: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    with open_page(url) as page:
+        expect(status(page)).to_have_text("Ready.", timeout=120_000)
+        upload = page.locator("input[type=file]")
+        upload.set_input_files([{"name": "x.png", "mimeType": "image/png", "buffer": b"text"}])
+        expect(page.get_by_text("x.png cannot be used: the picture cannot be")).to_be_visible()
+        shown = page.get_by_role("img", name="Picture to draw from")
+        expect(shown).to_be_hidden()
+        file = {"name": "y.png", "mimeType": "image/png", "buffer": png.encode(image)}
+        upload.set_input_files([file])
+        expect(shown).to_be_visible()
+
+        page.get_by_label("Prompt", exact=True).fill("a dragon")
+        page.get_by_label("Steps", exact=True).fill("4")
+        page.get_by_label("Strength").fill("0.5")
+        draw = page.get_by_role("button", name="Draw")
+        draw.click()
+        expect(status(page)).to_have_text("Done.")
+        request = {"prompts": ["a dragon"], "num_steps": 4, "image": image}
+        generator = Generator(str(root), 1)
+        [expected] = generator.generate(**request, strength=0.5)
+        np.testing.assert_array_equal(pixels(pictures(page).first), expected)
+        expect(page.get_by_text("from a picture, strength 0.5", exact=True)).to_be_visible()
+
+        # A stroke through the upper half, and nothing else changes.
+        page.get_by_label("Strength").fill("")
+        box = shown.locator("img").bounding_box()
+        assert box is not None
+        y = box["y"] + box["height"] / 4
+        page.mouse.move(box["x"] + box["width"] / 4, y)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 3 / 4, y, steps=5)
+        page.mouse.up()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 3 / 4)
+        expect(shown.locator("polyline")).to_have_count(1)
+        draw.click()
+        expect(pictures(page)).to_have_count(2)
+        painted = pixels(pictures(page).first)
+        fitted = Original(image, 1.0).fitted(64, 64).pixels
+        rows, columns = np.nonzero((painted != fitted).any(axis=-1))
+        # The brush is 12 % of 128 pixels wide, and they are drawn half as large.
+        assert (rows.min(), rows.max()) == (pytest.approx(12, abs=1), pytest.approx(20, abs=1))
+        assert (columns.min(), columns.max()) == (
+            pytest.approx(12, abs=2),
+            pytest.approx(52, abs=2),
+        )
+        expect(
+            page.get_by_text(re.compile("from [0-9]+% of a picture, strength 1"))
+        ).to_be_visible()
+
+        page.get_by_role("button", name="Clear the mask").click()
+        expect(shown.locator("polyline")).to_have_count(0)
+        page.get_by_role("button", name="Use these settings").first.click()
+        expect(shown.locator("polyline")).to_have_count(1)
+        draw.click()
+        expect(pictures(page)).to_have_count(3)
+        np.testing.assert_array_equal(pixels(pictures(page).first), painted)
+        page.get_by_role("button", name="Remove the picture").click()
+        expect(shown).to_be_hidden()
+        draw.click()
+        expect(pictures(page)).to_have_count(4)
+        [from_text] = generator.generate(["a dragon"], num_steps=4)
+        np.testing.assert_array_equal(pixels(pictures(page).first), from_text)
+
+
+def test_a_mask_is_what_was_painted() -> None:
+    image = np.zeros((6, 9, 3), np.uint8)
+    assert Painted(image).mask() is None
+    point = Painted(image, (Stroke(1.0, ((4.4, 2.6),)),)).mask()
+    assert point is not None
+    assert np.argwhere(point).tolist() == [[2, 4]]
+    line = Painted(
+        image, (Stroke(3.0, ((1.0, 1.0), (7.0, 1.0))), Stroke(1.0, ((8.0, 5.0),)))
+    ).mask()
+    assert line is not None
+    assert line[:3, 1:8].all()
+    assert not line[3:5].any()
+    assert np.flatnonzero(line[5]).tolist() == [8]
+
+
 def test_pictures_are_drawn_and_are_those_of_the_folder(
-    root: Path, url: str, publish: Callable[..., int]
+    root: Path, url: str, exported: dict[int, Path], tmp_path: Path
 ) -> None:
     with open_page(url) as page:
         expect(status(page)).to_have_text("Ready.", timeout=120_000)
@@ -149,7 +235,9 @@ def test_pictures_are_drawn_and_are_those_of_the_folder(
         page.get_by_role("button", name="Use these settings").last.click()
         expect(page.get_by_label("Seed", exact=True)).to_have_value("9007199254740993")
         expect(page.get_by_label("Width")).to_have_value("")
-        assert publish(root, 2) == 2
+        from_text = shutil.ignore_patterns("image_encoder")
+        model = shutil.copytree(exported[2], tmp_path / "model", ignore=from_text)
+        assert small_releases.publish(root, 2, model) == 2
         page.get_by_role("button", name="Draw").click()
         expect(pictures(page)).to_have_count(3)
         expect(page.get_by_text("Release 2", exact=True)).to_be_visible()
@@ -166,13 +254,16 @@ def test_pictures_are_drawn_and_are_those_of_the_folder(
         with page.expect_download() as download:
             page.get_by_role("button", name="Download").first.click()
         np.testing.assert_array_equal(png.decode(Path(download.value.path()).read_bytes()), newer)
-        page.get_by_role("button", name="Remove").first.click()
+        page.get_by_role("button", name="Remove", exact=True).first.click()
         expect(pictures(page)).to_have_count(2)
 
 
 def test_wrong_values_are_told_and_draw_nothing(url: str) -> None:
     with open_page(url) as page:
         expect(status(page)).to_have_text("Ready.", timeout=120_000)
+        # Of release 2.
+        expect(page.get_by_text("This release draws from text alone.")).to_be_visible()
+        expect(page.get_by_text("Drop a picture to draw from")).to_be_hidden()
         draw = page.get_by_role("button", name="Draw")
         draw.click()
         expect(page.get_by_text("there is no prompt; say what to draw")).to_be_visible()

@@ -9,11 +9,12 @@ import fsspec
 import pytest
 from hub_server import TOKEN, HubServer
 from huggingface_hub import ModelCard, ModelCardData
+from small_sources import write_source
 
 from serving import png, publish, pull
 from serving.client import Generator
 from serving.errors import ServingError
-from serving.releases import SERVED_NETWORKS
+from serving.releases import SERVED_NETWORKS, find_release
 from serving.serving_directory import ServingDirectory
 from storage.commands import module_command
 
@@ -131,6 +132,17 @@ def test_to_the_hub_and_back(root: Path, tmp_path: Path) -> None:
         assert not list((tmp_path / "there").glob("releases/*.json"))
 
 
+def test_an_image_encoder_is_published_and_pulled(root: Path, tmp_path: Path) -> None:
+    source = write_source(tmp_path / "m3", "model 3", image_to_image=True)
+    ServingDirectory(str(root)).publish(source, {"model": {"id": 13}}, lambda _: None)
+    address = publish.publish(str(root), str(tmp_path / "published"), prompts=[])
+    here = tmp_path / "here"
+    assert pull.pull(address, str(here))["version"] == 3
+    assert_same_release(here, 3, root, 3)
+    assert find_release(str(here)).networks == (*SERVED_NETWORKS, "image_encoder")
+    assert (here / "models.config").read_text().count("versions: [3]") == 1
+
+
 def test_to_a_bucket_and_back(root: Path, tmp_path: Path) -> None:
     address = publish.publish(str(root), "memory://bucket/dragons", prompts=[])
     assert address == "memory://bucket/dragons/release-2"
@@ -243,6 +255,21 @@ def test_the_model_card_names_the_files_for_other_tools() -> None:
     assert whole in card
     assert "`single_files/lora.safetensors` (float32): its adapters (LoRA)" in card
     assert "## Other tools" not in publish.model_card({"version": 3}, [], name="dragons")
+
+
+def test_the_model_card_says_whether_pictures_are_drawn_from_pictures() -> None:
+    files = {"decoder/3/saved_model.pb": "a"}
+    before, now = (
+        publish.model_card({"version": 3, "files": said}, [], name="dragons")
+        for said in (files, {**files, "image_encoder/3/saved_model.pb": "b"})
+    )
+    assert "three SavedModels (text encoder, diffusion model, decoder) that" in before
+    assert "--image" not in before
+    assert "image-to-image" not in before
+    assert "four SavedModels (text encoder, diffusion model, decoder, image encoder) that" in now
+    assert "are inputs. Pictures are drawn from a picture, too (its strength is an input)" in now
+    assert "- image-to-image" in now
+    assert "--image drawing.png --strength 0.5" in now
 
 
 def front_matter(**facts: Any) -> ModelCardData:

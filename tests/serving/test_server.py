@@ -1,7 +1,9 @@
 """Pictures from a server that speaks TensorFlow Serving's protocol, and what can go wrong."""
 
+import json
 import re
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,12 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import ExifTags, Image
 from tensorflow_serving.apis import prediction_log_pb2
 from tf_serving import TfServing
 
-from serving import generate
+from components.serving_pusher import canary
+from serving import generate, png
 from serving.client import Generator
 from serving.errors import MissingSignatureError, ServingError
+from serving.pictures import Original
+from serving.releases import IMAGE_ENCODER
 from serving.request import cut_note
 from trainer.diffusion.sampler import initial_noise
 
@@ -233,6 +239,176 @@ def test_a_server_of_a_former_version_draws_its_own_size(
     )
 
 
+FROM_PICTURE: dict[str, Any] = {
+    "prompts": ["a blue dragon"],
+    "num_steps": 4,
+    "guidance_scale": 3.0,
+}
+
+
+def noisy(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "euler_a"])
+def test_a_picture_is_the_same_wherever_it_is_drawn_from_another(
+    server: TfServing, in_process: Generator, sampler: str
+) -> None:
+    image = noisy(50, 70)
+    mask = np.zeros((50, 70), bool)
+    mask[10:20, 30:60] = True
+    from_text = in_process.generate(**FROM_PICTURE, sampler=sampler, height=40, width=96)
+    request = {**FROM_PICTURE, "sampler": sampler, "image": image, "height": 40, "width": 96}
+    drawn = in_process.generate(**request, strength=0.5)
+    inpainted = in_process.generate(**request, strength=0.5, mask=mask)
+    for address in (server.rest, server.grpc):
+        generator = Generator(address)
+        np.testing.assert_array_equal(generator.generate(**request, strength=0.5), drawn)
+        again = generator.generate(**request, strength=0.5, mask=mask)
+        np.testing.assert_array_equal(again, inpainted)
+        # The size of the training, which a server tells when it is asked.
+        assert generator.generate(**FROM_PICTURE, image=image).shape == (1, 64, 64, 3)
+    np.testing.assert_array_equal(in_process.generate(**request, strength=1.0), from_text)
+    assert not np.array_equal(drawn, from_text)
+
+    fitted = Original(image, 1.0, mask).fitted(40, 96)
+    assert fitted.mask is not None
+    kept = inpainted[0][~fitted.mask]
+    np.testing.assert_array_equal(kept, fitted.pixels[~fitted.mask])
+    assert (inpainted[0] != fitted.pixels)[fitted.mask].mean() > 0.9
+
+
+def test_masks_of_nothing_of_everything_and_of_a_pixel(in_process: Generator) -> None:
+    image = noisy(64, 64)
+    mask = np.zeros((64, 64), bool)
+    request = {**FROM_PICTURE, "image": image}
+    np.testing.assert_array_equal(in_process.generate(**request, mask=mask)[0], image)
+    # Without a strength, a whole picture is 0.8 of it, and what is masked is drawn from text alone.
+    everything = in_process.generate(**request, mask=~mask)
+    np.testing.assert_array_equal(everything, in_process.generate(**FROM_PICTURE))
+    np.testing.assert_array_equal(
+        in_process.generate(**request), in_process.generate(**request, strength=0.8)
+    )
+    mask[17, 40] = True
+    changed = (in_process.generate(**request, mask=mask)[0] != image).any(axis=-1)
+    assert np.argwhere(changed).tolist() == [[17, 40]]
+
+
+def test_no_strength_gives_what_the_autoencoder_keeps(in_process: Generator) -> None:
+    image = noisy(64, 64)
+    latent = in_process._models.encode(image[None], 1)
+    assert np.abs(latent).max() > 0.01
+    for strength in (0.0, 0.2):
+        drawn = in_process.generate(**FROM_PICTURE, image=image, strength=strength)
+        np.testing.assert_array_equal(drawn, in_process._models.decode(latent, 1))
+
+
+def test_the_command_line_reads_pictures_as_a_dataset_is_read(
+    server: TfServing,
+    in_process: Generator,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    upright = noisy(40, 24)
+    turned = Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture, mask = tmp_path / "picture.webp", tmp_path / "mask.gif"
+    turned.save(picture, exif=exif, lossless=True)
+    area = np.zeros((40, 24), np.uint8)
+    area[:20] = 255
+    Image.fromarray(area).convert("1").save(mask)
+    request = ["a cave", "--image", str(picture), "--mask", str(mask), "--strength", "0.6"]
+    request += ["--steps", "3", "--guidance-scale", "3", "--height", "40", "--width", "24"]
+    [expected] = in_process.generate(
+        ["a cave"],
+        num_steps=3,
+        image=upright,
+        mask=area > 0,
+        strength=0.6,
+        height=40,
+        width=24,
+    )
+    np.testing.assert_array_equal(expected[20:], upright[20:])
+    out = tmp_path / "out.png"
+    assert generate.main([*request, "--server", server.rest, "--out", str(out)]) == 0
+    assert capsys.readouterr().err == ""
+    np.testing.assert_array_equal(png.decode(out.read_bytes()), expected)
+
+
+NO_ENCODER = (
+    "has no image encoder, and draws from text alone: leave the picture out, or ask for a release "
+    "that was pushed with serving.image_to_image"
+)
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_a_server_without_an_image_encoder_draws_from_text_and_says_so(
+    server: TfServing, expected: list[np.ndarray], protocol: str
+) -> None:
+    address = getattr(server, protocol)
+    generator = Generator(address)
+    with server.without(IMAGE_ENCODER):
+        with pytest.raises(ServingError) as error:
+            generator.generate(["a cave"], image=noisy(8, 8))
+        assert str(error.value) == f"{address} {NO_ENCODER}"
+        pictures = generator.generate(**REQUESTS[0], guidance_scale=3.0)
+        np.testing.assert_array_equal(pictures, expected[0])
+
+
+def test_a_folder_without_an_image_encoder_says_so_before_it_is_loaded(
+    released: Path,
+    in_process: Generator,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root, picture = tmp_path / "from_text", tmp_path / "picture.png"
+    shutil.copytree(released, root, ignore=shutil.ignore_patterns(IMAGE_ENCODER))
+    release = root / "releases" / "1.json"
+    facts = json.loads(release.read_bytes())
+    facts["files"] = {k: v for k, v in facts["files"].items() if not k.startswith(IMAGE_ENCODER)}
+    release.write_text(json.dumps(facts))
+    picture.write_bytes(png.encode(noisy(8, 8)))
+    request = ["a cave", "--image", str(picture), "--out", str(tmp_path / "x.png")]
+    assert generate.main([*request, "--serving-dir", str(root)]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", f"error: release 1 of {root} {NO_ENCODER}\n")
+    monkeypatch.delitem(in_process._models._models, IMAGE_ENCODER)
+    with pytest.raises(ServingError, match=f"^release 1 of {released} {NO_ENCODER}$"):
+        in_process.generate(["a cave"], image=noisy(8, 8))
+
+
+def test_the_canary_draws_from_a_picture_too(in_process: Generator) -> None:
+    models = in_process._models._models
+    contexts = models["text_encoder"].signatures["text"](
+        prompt=tf.constant(["a cave"]), negative_prompt=tf.constant([""])
+    )
+    request = {
+        **contexts,
+        "num_steps": tf.constant(2),
+        "guidance_scale": tf.constant(7.5),
+        "seed": tf.constant([0, 0]),
+    }
+    images = tf.constant(noisy(64, 64)[None])
+    assert canary._problem_with_picture(models, request, images) is None
+    for broken, said in (
+        (models["decoder"], "drawing from a picture fails: "),
+        (NotANumber(), "the picture's latent has values that are not finite numbers"),
+    ):
+        found = canary._problem_with_picture({**models, IMAGE_ENCODER: broken}, request, images)
+        assert found is not None
+        assert found.startswith(said)
+
+
+class NotANumber:
+    """An image encoder that has overflowed."""
+
+    def __init__(self) -> None:
+        nothing = tf.fill([1, 8, 8, 4], float("nan"))
+        self.signatures = {"serving_default": lambda images: {"latent": nothing}}
+
+
 def test_servers_are_warmed_up_with_a_picture_of_the_training(released: Path) -> None:
     folder = released / "diffusion_model" / "1" / "assets.extra"
     shapes = {}
@@ -244,6 +420,8 @@ def test_servers_are_warmed_up_with_a_picture_of_the_training(released: Path) ->
     assert shapes["sample_from_noise", "noise"] == (1, 8, 8, 4)
     assert shapes["predict_epsilon", "latent"] == (1, 8, 8, 4)
     assert shapes["sample_at_size", "context"] == (1, 77, 8)
+    assert shapes["inpaint", "latent"] == (1, 8, 8, 4)
+    assert shapes["inpaint", "mask"] == (1, 64, 64)
     assert shapes["sample_at_size", "height"] == shapes["size", "width"] == ()
 
 

@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
 from small_sources import FILES, write_source
+from tensorflow_serving.config import model_server_config_pb2
 
 from serving import lock
 from serving.errors import ServingError
@@ -185,6 +187,55 @@ def test_pruning_spares_the_current_release(root: Path, tmp_path: Path) -> None:
         assert sorted(path.name for path in (root / network).iterdir()) == ["1", "3"]
     with pytest.raises(ValueError, match="keep is 0"):
         directory.prune(0)
+
+
+def test_an_image_encoder_comes_and_goes_with_its_release(root: Path, tmp_path: Path) -> None:
+    directory = ServingDirectory(str(root))
+    with_pictures = write_source(tmp_path / "m4", "model 4", image_to_image=True)
+
+    def loaded() -> dict[str, list[int]]:
+        config = text_format.Parse(
+            (root / "models.config").read_text(), model_server_config_pb2.ModelServerConfig()
+        )
+        models = config.model_config_list.config
+        assert all(model.base_path == str(root / model.name) for model in models)
+        return {m.name: list(m.model_version_policy.specific.versions) for m in models}
+
+    def of_three(*versions: int) -> dict[str, list[int]]:
+        return {network: list(versions) for network in SERVED_NETWORKS}
+
+    # The same training, exported again with or without it, is a release of its own.
+    facts = {"manifest": {"training_id": "a"}}
+
+    def publish(source: str, model: int) -> int:
+        return directory.publish(source, {"model": model, **facts}, lambda _: None)["version"]
+
+    assert publish(write_source(tmp_path / "m", "model 4"), 4) == 4
+    assert loaded() == of_three(3, 4)
+    assert publish(with_pictures, 5) == 5
+    assert publish(with_pictures, 5) == 5
+    assert loaded() == {**of_three(4, 5), "image_encoder": [5]}
+    assert publish(write_source(tmp_path / "m6", "model 4"), 6) == 6
+    assert loaded() == {**of_three(5, 6), "image_encoder": [5]}
+    assert find_release(str(root), 5).networks == (*SERVED_NETWORKS, "image_encoder")
+    assert find_release(str(root)).networks == SERVED_NETWORKS
+    # What former versions of this program count, by this.
+    text = (root / "models.config").read_bytes()
+    assert re.findall(rb"versions: *([0-9]+)", text) == [b"5", b"6"] * 3
+    damaged = root / "image_encoder" / "5" / FILES[0]
+    whole = damaged.read_text()
+    damaged.write_text("changed")
+    with pytest.raises(ServingError, match=r"release 5 is damaged: .*image_encoder/5/saved_model"):
+        directory.rollback()
+    damaged.write_text(whole)
+    assert directory.rollback() == 5
+    assert loaded() == {**of_three(5), "image_encoder": [5]}
+    # One without a release is what a killed push left.
+    (root / "releases" / "5.json").rename(tmp_path / "5.json")
+    assert publish(with_pictures, 7) == 7
+    assert sorted(path.name for path in (root / "image_encoder").iterdir()) == ["7"]
+    assert directory.prune(1) == [1, 2, 3, 4, 6]
+    assert loaded() == {**of_three(7), "image_encoder": [7]}
 
 
 def test_numbers_never_come_back(root: Path, tmp_path: Path) -> None:

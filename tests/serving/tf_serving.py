@@ -78,6 +78,7 @@ class TfServing:
         self._poll_seconds = poll_seconds
         self._most_calls: int | None = None
         self._unknown: frozenset[str] = frozenset()
+        self._absent: str | None = None
         self._models: dict[str, dict[int, _Servable]] = {}
         self._lock = threading.Condition()
         self._stop = threading.Event()
@@ -127,7 +128,7 @@ class TfServing:
 
     def status(self, model: str) -> dict[int, int]:
         with self._lock:
-            if model not in self._models:
+            if model not in self._models or model == self._absent:
                 raise Refusal(
                     grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {model}"
                 )
@@ -179,6 +180,15 @@ class TfServing:
             yield
         finally:
             self._unknown = frozenset()
+
+    @contextlib.contextmanager
+    def without(self, model: str) -> Iterator[None]:
+        """Serves all but a model."""
+        self._absent = model
+        try:
+            yield
+        finally:
+            self._absent = None
 
     @contextlib.contextmanager
     def full_with(self, most_calls: int) -> Iterator[None]:

@@ -22,6 +22,8 @@ from storage import machine
 from storage.user_errors import UserError
 from trainer import presets, run_fn
 from trainer.data.latents import LatentsManifest, make_latent_example
+from trainer.diffusion.noise_schedule import LATENT_SCALE
+from trainer.diffusion.sampler import to_image
 from trainer.text.tokenizer import tokenize
 from trainer.training.fine_tuner import TrainingDivergedError, read_history
 from trainer.training.memory import InsufficientMemoryError
@@ -293,6 +295,7 @@ def test_other_prompts_are_drawn_by_the_finished_training_and_not_trained_for(
     again.custom_config["training"] |= {"log_every_steps": 2, "checkpoint_every_steps": 7}
     again.custom_config["validation"] |= {"prompts": ["a green one"], "every_steps": 1}
     again.custom_config["checkpoint_dir"] = str(tmp_path / "checkpoints")
+    again.custom_config["image_to_image"] = True
     (tmp_path / "model_run").mkdir()
     shutil.copytree(ran.folder / "checkpoints", tmp_path / "checkpoints")
     again.serving_model_dir = str(tmp_path / "Format-Serving")
@@ -308,6 +311,18 @@ def test_other_prompts_are_drawn_by_the_finished_training_and_not_trained_for(
     assert manifest["training_seconds"] < ran.manifest["training_seconds"]
     files = [folder / "Format-Serving/lora.safetensors" for folder in (ran.folder, tmp_path)]
     assert files[0].read_bytes() == files[1].read_bytes()
+    encoder = BASE_MODEL.build("image_encoder")
+    assert manifest["parameters"] == {
+        **ran.manifest["parameters"],
+        "image_encoder": encoder.count_params(),
+    }
+    exported = [tmp_path / "Format-Serving" / name for name in ("image_encoder", "diffusion_model")]
+    served = tf.saved_model.load(str(exported[0])).signatures["serving_default"]
+    pixels = tf.zeros([1, 64, 64, 3], tf.uint8)
+    expected = LATENT_SCALE * encoder(to_image(pixels))[..., :4]
+    np.testing.assert_allclose(served(images=pixels)["latent"], expected, atol=1e-5)
+    assert "inpaint" in tf.saved_model.load(str(exported[1])).signatures
+    assert not (ran.folder / "Format-Serving" / "image_encoder").exists()
     drawn = tmp_path / "model_run" / "validation"
     pictures = sorted(str(path.relative_to(drawn)) for path in drawn.rglob("*.png"))
     assert pictures == ["step_000000/00.png", "step_000003/00.png"]
@@ -437,6 +452,7 @@ def test_a_training_is_named_by_what_decides_its_weights(tmp_path: Path) -> None
         "checkpoint_every_steps": 7,
         "checkpoints_kept": 9,
         "log_every_steps": 3,
+        "image_to_image": True,
         # What 1.5 epochs of 8 examples are.
         "steps": 3,
     }

@@ -135,6 +135,13 @@ def test_settings_are_the_same_after_json(training: dict[str, Any]) -> None:
     assert not {"steps", "learning_rate", "seed"} & set(tree["training"])
 
 
+def test_without_an_image_encoder_the_settings_are_those_of_former_versions() -> None:
+    assert "image_to_image" not in settings().to_json()
+    made = dataclasses.replace(settings(), image_to_image=True)
+    assert made.to_json()["image_to_image"] is True
+    assert TrainerSettings.from_json(made.to_json(), made.training.run_parameters) == made
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [

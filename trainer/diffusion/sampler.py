@@ -1,16 +1,37 @@
-"""Sampling: from noise and a context to a latent."""
+"""Sampling: from noise, or from a picture with noise over it, and a context to a latent."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from trainer.diffusion.noise_schedule import NoiseSchedule
-from trainer.diffusion.samplers import DEFAULT_SAMPLER, NEED_FRESH_NOISE, sampling_plan
+from trainer.diffusion.samplers import (
+    DEFAULT_SAMPLER,
+    NEED_FRESH_NOISE,
+    first_step,
+    sampling_plan,
+)
 
 Predict = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 """A diffusion model: from noisy latent, timesteps float32 [B] and context to its prediction."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """A picture to begin with.
+
+    Attributes:
+        latent: float32 [B, h, w, 4], scaled by `LATENT_SCALE`.
+        strength: float32 [], from 0, which leaves it as it is, to 1, which begins with noise alone.
+        drawn: bool [B, h, w, 1], where it is drawn anew; everywhere else it is kept.
+    """
+
+    latent: tf.Tensor
+    strength: tf.Tensor
+    drawn: tf.Tensor
 
 
 def sample(
@@ -25,10 +46,17 @@ def sample(
     sampler: str | tf.Tensor = DEFAULT_SAMPLER,
     fresh_noise: Callable[[tf.Tensor], tf.Tensor] | None = None,
     guided_together: bool = True,
+    original: Original | None = None,
 ) -> tf.Tensor:
     """Takes the noise away, step by step.
 
     Classifier-free guidance (Ho and Salimans 2022, equation 6) needs two predictions a step.
+
+    From a picture, the last steps alone are made (Meng et al. 2022, SDEdit), and after each of them
+    what is to be kept is put back with as much noise as the next step begins with (Lugmayr et al.
+    2022, equation 8, with one noise for all steps): as diffusers' `StableDiffusionImg2ImgPipeline`
+    and, for a network of four channels, `StableDiffusionInpaintPipeline` have it. Where all steps
+    are made, the first begins with noise alone, as of the second of these.
 
     Args:
         predict: The diffusion model.
@@ -42,6 +70,7 @@ def sample(
         fresh_noise: Standard normal noise, float32 [B, h, w, 4], for the step of a number, int32
             []; may only be left out for a name of a sampler that needs none.
         guided_together: Whether both are made in one call on a doubled batch, or in two.
+        original: The picture; `None` to draw from noise alone.
 
     Returns:
         float32 [B, h, w, 4].
@@ -63,6 +92,19 @@ def sample(
         repeated = tf.fill([batch], timestep)
         return [predict(latent, repeated, each) for each in (unconditional_context, context)]
 
+    first, initial = tf.constant(0), plan.initial_scale * noise
+    if original is not None:
+        # After the last step there is no noise.
+        alpha_bars = tf.concat([plan.alpha_bar, [1.0]], axis=0)
+
+        def noised(index: tf.Tensor) -> tf.Tensor:
+            """The picture with as much noise as a step begins with."""
+            alpha_bar = alpha_bars[index]
+            return tf.sqrt(alpha_bar) * original.latent + tf.sqrt(1.0 - alpha_bar) * noise
+
+        first = first_step(num_steps, original.strength)
+        initial = tf.where(first == 0, initial, noised(first))
+
     def step(
         index: tf.Tensor, latent: tf.Tensor, clean_before: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -70,6 +112,9 @@ def sample(
         predicted = unconditional + guidance_scale * (conditional - unconditional)
         alpha_bar = plan.alpha_bar[index]
         clean = schedule.clean_latent(latent, predicted, alpha_bar)
+        if original is not None:
+            # Where there is no step before, a step is of first order.
+            clean_before = tf.where(index == first, clean, clean_before)
         after = (
             plan.of_latent[index] * latent
             + plan.of_clean[index] * clean
@@ -78,12 +123,14 @@ def sample(
         )
         if fresh_noise is not None:
             after += plan.of_fresh_noise[index] * fresh_noise(index)
+        if original is not None:
+            after = tf.where(original.drawn, after, noised(index + 1))
         return index + 1, tf.ensure_shape(after, noise.shape), tf.ensure_shape(clean, noise.shape)
 
     _, latent, _ = tf.while_loop(
         lambda index, *_: index < num_steps,
         step,
-        (tf.constant(0), plan.initial_scale * noise, tf.zeros_like(noise)),
+        (first, initial, tf.zeros_like(noise)),
     )
     return latent
 
@@ -109,6 +156,11 @@ def step_noise(seed: tf.Tensor, index: tf.Tensor, shape: tf.Tensor) -> tf.Tensor
     Depends on `seed`, int32 [2], and the number alone, and is independent of `initial_noise`.
     """
     return tf.random.stateless_normal(shape, tf.random.experimental.stateless_fold_in(seed, index))
+
+
+def to_image(pixels: tf.Tensor) -> tf.Tensor:
+    """From uint8 to float32 in [-1, 1], as the autoencoder takes it."""
+    return tf.cast(pixels, tf.float32) / 127.5 - 1.0
 
 
 def to_pixels(image: tf.Tensor) -> tf.Tensor:

@@ -26,6 +26,9 @@ from trainer.diffusion.noise_schedule import (
 )
 
 _KARRAS_RHO = 7.0
+# Less than this, a number of steps is short of a whole one by rounding alone: up to 1000, a float32
+# is wrong by 3e-5.
+_WHOLE = 1e-4
 
 
 class SamplingPlan(NamedTuple):
@@ -142,6 +145,20 @@ SAMPLERS: Mapping[str, Callable[[tf.Tensor], SamplingPlan]] = MappingProxyType(
 )
 DEFAULT_SAMPLER = "ddim"
 NEED_FRESH_NOISE = frozenset({"euler_a"})
+
+
+def first_step(num_steps: tf.Tensor, strength: tf.Tensor) -> tf.Tensor:
+    """The step that drawing from a picture begins with: int32 [], `num_steps` where there is none.
+
+    As in diffusers' pipelines, the whole steps in `strength * num_steps` are made, the last ones.
+
+    Args:
+        num_steps: int32 [], at least 1.
+        strength: float32 [], from 0 to 1.
+    """
+    asked = tf.cast(strength, tf.float64) * tf.cast(num_steps, tf.float64)
+    # 0.29 of 100 steps are 29, whichever way a float32 rounds.
+    return num_steps - tf.cast(tf.floor(asked + _WHOLE), tf.int32)
 
 
 def is_sampler(name: tf.Tensor) -> tf.Tensor:

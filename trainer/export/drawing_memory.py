@@ -35,31 +35,32 @@ class DrawingMemory:
     """Bytes that one picture takes besides the weights, by the number of positions of its latent.
 
     Attributes:
-        per_position: Of the diffusion model and of the decoder, for each position.
+        per_position: Of the diffusion model and of the decoder, for each position; and of the image
+            encoder, where drawing begins with a picture.
         per_pair: Of the same, for each pair of positions.
     """
 
-    per_position: tuple[float, float]
-    per_pair: tuple[float, float]
+    per_position: tuple[float, ...]
+    per_pair: tuple[float, ...]
 
     @classmethod
-    def of(cls, preset: Preset) -> DrawingMemory:
-        """That of a preset's networks."""
-        diffusion_model = _of_diffusion_model(preset)
-        decoder = _of_decoder(preset)
-        return cls(*zip(diffusion_model, decoder, strict=True))
+    def of(cls, preset: Preset, *, image_to_image: bool = False) -> DrawingMemory:
+        """That of a preset's networks, with or without the image encoder."""
+        found = [_of_diffusion_model(preset), _of_decoder(preset)]
+        if image_to_image:
+            found.append(_of_image_encoder(preset))
+        return cls(*zip(*found, strict=True))
 
-    def of_networks(self, positions: _Number) -> tuple[_Number, _Number]:
-        """Bytes of the diffusion model and of the decoder, which do not run at the same time.
+    def of_networks(self, positions: _Number) -> tuple[_Number, ...]:
+        """Bytes of each network, of which no two run at the same time.
 
         Args:
             positions: Of the latent; a number, or float64 [] for as much in a graph.
         """
-        first, second = (
+        return tuple(
             linear * positions + squared * positions * positions
             for linear, squared in zip(self.per_position, self.per_pair, strict=True)
         )
-        return first, second
 
 
 def _of_diffusion_model(preset: Preset) -> tuple[float, float]:
@@ -94,6 +95,16 @@ def _of_decoder(preset: Preset) -> tuple[float, float]:
     widths = tuple(reversed(preset.decoder.widths))
     blocks = [
         4**level * (_COPIES_IN * widths[max(0, level - 1)] + _COPIES_OUT * width)
+        for level, width in enumerate(widths)
+    ]
+    return _FLOAT32 * max(blocks), _FLOAT32 * _SCORES
+
+
+def _of_image_encoder(preset: Preset) -> tuple[float, float]:
+    widths = preset.image_encoder.widths
+    blocks = [
+        4 ** (len(widths) - 1 - level)
+        * (_COPIES_IN * max(width, widths[max(0, level - 1)]) + _COPIES_OUT * width)
         for level, width in enumerate(widths)
     ]
     return _FLOAT32 * max(blocks), _FLOAT32 * _SCORES

@@ -1,4 +1,4 @@
-"""The three SavedModels and their signatures.
+"""The SavedModels and their signatures: three, or four where drawing begins with pictures, too.
 
 Nothing is baked in: prompts, negative prompts, number of steps, guidance scale, sampler, seed,
 height, width and batch size are inputs. A signature has no optional inputs on TensorFlow Serving,
@@ -7,6 +7,10 @@ former versions ask for, and which draw the size of the training. Each module's 
 `tf.function` of its own that its signatures call, so that it is traced, stored and loaded once and
 not once a signature. A module keeps the network's variables and not the Keras model, whose hundreds
 of layer objects would be saved and loaded, too.
+
+A picture becomes a latent in the fourth, the image encoder. The diffusion model begins with that
+latent, by signatures of their own, which it has where there is an image encoder alone; a mask is in
+pixels there, so that nobody need know what a position of a latent is.
 
 TensorFlow Serving's REST interface writes a text output as it is, unless its name ends in
 `_bytes`; PNG bytes are no text, which is why there is a `png_bytes` beside `png`.
@@ -24,8 +28,15 @@ import keras
 import tensorflow as tf
 
 from storage.user_errors import UserError
-from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
-from trainer.diffusion.sampler import initial_noise, sample, step_noise, to_pixels
+from trainer.diffusion.noise_schedule import LATENT_SCALE, NoiseSchedule, timestep_embedding
+from trainer.diffusion.sampler import (
+    Original,
+    initial_noise,
+    sample,
+    step_noise,
+    to_image,
+    to_pixels,
+)
 from trainer.diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS, is_sampler
 from trainer.export.drawing_memory import DrawingMemory
 from trainer.networks.inference_layers import has_form_for_cpu, inference_layers
@@ -35,6 +46,7 @@ from trainer.text.graph_tokenizer import GraphTokenizer
 from trainer.training_config import ComputeDtype, WeightsDtype
 
 _LATENTS = (None, None, None, LATENT_CHANNELS)
+_PICTURES = (None, None, None, 3)
 
 
 class TextEncoderModule(tf.Module):
@@ -82,6 +94,8 @@ class DiffusionModelModule(tf.Module):
         image_size: int,
         weights_dtype: WeightsDtype = "float32",
         compute: ComputeDtype = "float32",
+        *,
+        image_to_image: bool = False,
     ) -> None:
         super().__init__()
         self._variables, self._call = _network(model, weights_dtype, compute)
@@ -90,7 +104,7 @@ class DiffusionModelModule(tf.Module):
         self._width = preset.diffusion_model.timestep_width
         self._image_size, self._size_multiple = image_size, preset.size_multiple
         self._latent_shape = preset.latent_shape(image_size)
-        self._memory = DrawingMemory.of(preset)
+        self._memory = DrawingMemory.of(preset, image_to_image=image_to_image)
         text = preset.text_encoder
         context = tf.TensorSpec([None, text.max_length, text.width], tf.float32, name="context")
         latent = tf.TensorSpec(_LATENTS, tf.float32, name="latent")
@@ -146,6 +160,27 @@ class DiffusionModelModule(tf.Module):
         self.serve_prediction = tf.function(
             self._serve_prediction, input_signature=prediction, autograph=False
         )
+        # A function that is there is traced and saved.
+        self.image_to_image = image_to_image
+        if image_to_image:
+            strength = tf.TensorSpec([], tf.float32, name="strength")
+            drawn = tf.TensorSpec([*_LATENTS[:3], 1], tf.bool)
+            mask = tf.TensorSpec(_PICTURES[:3], tf.uint8, name="mask")
+            self.sample_original = tf.function(
+                self._sample_original,
+                input_signature=[*guided, seed, sampler, latent, strength, drawn],
+                autograph=False,
+            )
+            self.from_image = tf.function(
+                self._from_image,
+                input_signature=[*guided, seed, sampler, latent, strength],
+                autograph=False,
+            )
+            self.inpaint = tf.function(
+                self._inpaint,
+                input_signature=[*guided, seed, sampler, latent, strength, mask],
+                autograph=False,
+            )
 
     def _predict_with(
         self, for_cpu: bool, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
@@ -171,6 +206,7 @@ class DiffusionModelModule(tf.Module):
         noise: tf.Tensor,
         seed: tf.Tensor,
         sampler: tf.Tensor,
+        original: Original | None = None,
     ) -> tf.Tensor:
         """Latents, float32 [B, h, w, 4]; `seed` is of the noise that comes in between."""
         shape, multiple = tf.shape(noise), self._size_multiple // LATENT_DOWNSAMPLING
@@ -208,6 +244,7 @@ class DiffusionModelModule(tf.Module):
                 sampler=sampler,
                 fresh_noise=lambda index: step_noise(seed, index, shape),
                 guided_together=guided_together,
+                original=original,
             )
             for predict, guided_together in (
                 (self.predict_on_cpu, False),
@@ -215,6 +252,79 @@ class DiffusionModelModule(tf.Module):
             )
         )
         return tf.ensure_shape(latent, noise.shape)
+
+    def _sample_original(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        seed: tf.Tensor,
+        sampler: tf.Tensor,
+        latent: tf.Tensor,
+        strength: tf.Tensor,
+        drawn: tf.Tensor,
+    ) -> tf.Tensor:
+        """Latents, float32 [B, h, w, 4], of those of pictures; see `trainer.diffusion.sampler`."""
+        valid = tf.debugging.Assert(
+            (strength >= 0.0) & (strength <= 1.0), ["strength must be 0 to 1, and is", strength]
+        )
+        with tf.control_dependencies([valid]):
+            strength = tf.identity(strength)
+        shape = tf.shape(latent)
+        noise = initial_noise(seed, shape[0], (shape[1], shape[2], LATENT_CHANNELS))
+        return self._sample(
+            context,
+            unconditional_context,
+            num_steps,
+            guidance_scale,
+            tf.ensure_shape(noise, latent.shape),
+            seed,
+            sampler,
+            Original(latent, strength, drawn),
+        )
+
+    def _from_image(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        seed: tf.Tensor,
+        sampler: tf.Tensor,
+        latent: tf.Tensor,
+        strength: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        guided = (context, unconditional_context, num_steps, guidance_scale)
+        everywhere = tf.ones_like(latent[..., :1], tf.bool)
+        drawn = self.sample_original(*guided, seed, sampler, latent, strength, everywhere)
+        return {"latent": drawn}
+
+    def _inpaint(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        seed: tf.Tensor,
+        sampler: tf.Tensor,
+        latent: tf.Tensor,
+        strength: tf.Tensor,
+        mask: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        guided = (context, unconditional_context, num_steps, guidance_scale)
+        pixels, positions = tf.shape(mask), tf.shape(latent)[:3]
+        valid = tf.debugging.Assert(
+            tf.reduce_all(pixels == positions * [1, LATENT_DOWNSAMPLING, LATENT_DOWNSAMPLING]),
+            ["mask must have the pixels of latent's picture; shapes are", pixels, positions],
+        )
+        with tf.control_dependencies([valid]):
+            mask = tf.identity(mask)
+        # A position is drawn for the sake of any of its pixels: the nearest one's, which diffusers
+        # takes, would leave a mask of one pixel without effect.
+        size, step = LATENT_DOWNSAMPLING, LATENT_DOWNSAMPLING
+        drawn = tf.nn.max_pool2d(tf.cast(mask > 0, tf.float32)[..., None], size, step, "VALID") > 0
+        return {"latent": self.sample_original(*guided, seed, sampler, latent, strength, drawn)}
 
     def _from_seed(
         self,
@@ -304,7 +414,7 @@ class DiffusionModelModule(tf.Module):
         rows, columns = (
             tf.cast(side, tf.float64) / LATENT_DOWNSAMPLING for side in (height, width)
         )
-        peak = tf.maximum(*self._memory.of_networks(rows * columns))
+        peak = functools.reduce(tf.maximum, self._memory.of_networks(rows * columns))
         return {
             "height": height[None],
             "width": width[None],
@@ -316,6 +426,45 @@ class DiffusionModelModule(tf.Module):
         self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         return {self._schedule.prediction: self.predict(latent, timesteps, context)}
+
+
+class ImageEncoderModule(tf.Module):
+    """Pictures in, latents out."""
+
+    def __init__(self, model: keras.Model, weights_dtype: WeightsDtype = "float32") -> None:
+        super().__init__()
+        self._variables, self._call = _network(model, weights_dtype)
+        images = tf.TensorSpec(_PICTURES, tf.uint8, name="images")
+        files = tf.TensorSpec([None], tf.string, name="image")
+        self.encode = tf.function(self._encode, input_signature=[images], autograph=False)
+        self.serve = tf.function(self._from_pixels, input_signature=[images], autograph=False)
+        self.png = tf.function(self._from_png, input_signature=[files], autograph=False)
+
+    def _encode(self, images: tf.Tensor) -> tf.Tensor:
+        """Latents, float32 [B, h, w, 4], of pictures uint8 [B, H, W, 3]: the means, scaled.
+
+        Training draws from around the mean; the same picture is to give the same latent.
+        """
+        shape = tf.shape(images)
+        valid = tf.debugging.Assert(
+            tf.reduce_all((shape[1:3] > 0) & (shape[1:3] % LATENT_DOWNSAMPLING == 0)),
+            [
+                f"sides of images must be multiples of {LATENT_DOWNSAMPLING}; shape",
+                shape,
+            ],
+        )
+        with tf.control_dependencies([valid]):
+            moments = self._call(to_image(images))
+        mean = tf.cast(moments[..., :LATENT_CHANNELS], tf.float32)
+        return tf.ensure_shape(LATENT_SCALE * mean, _LATENTS)
+
+    def _from_pixels(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"latent": self.encode(images)}
+
+    def _from_png(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        decode = functools.partial(tf.io.decode_png, channels=3)
+        pixels = tf.map_fn(decode, image, fn_output_signature=tf.uint8)
+        return {"latent": self.encode(tf.ensure_shape(pixels, _PICTURES))}
 
 
 class DecoderModule(tf.Module):
@@ -356,21 +505,28 @@ class DecoderModule(tf.Module):
 
 @dataclasses.dataclass(frozen=True)
 class ServingModules:
-    """The three modules that are served together."""
+    """The modules that are served together; `None` is where none draws from pictures."""
 
     text_encoder: TextEncoderModule
     diffusion_model: DiffusionModelModule
     decoder: DecoderModule
+    image_encoder: ImageEncoderModule | None = None
 
 
 def export_models(folder: str, modules: ServingModules) -> None:
-    """Writes `<folder>/{text_encoder,diffusion_model,decoder}/`."""
+    """Writes `<folder>/{text_encoder,diffusion_model,decoder}/`, and `image_encoder/` if any."""
     text_encoder, diffusion_model, decoder = (
         modules.text_encoder,
         modules.diffusion_model,
         modules.decoder,
     )
-    for name, module, signatures in (
+    from_pictures: dict[str, Any] = {}
+    if diffusion_model.image_to_image:
+        from_pictures = {
+            "from_image": diffusion_model.from_image,
+            "inpaint": diffusion_model.inpaint,
+        }
+    exported: list[tuple[str, tf.Module, dict[str, Any]]] = [
         (
             "text_encoder",
             text_encoder,
@@ -390,6 +546,7 @@ def export_models(folder: str, modules: ServingModules) -> None:
                 "sample_from_noise": diffusion_model.sampled_from_noise,
                 "sample_at_size": diffusion_model.sampled_at_size,
                 "size": diffusion_model.size,
+                **from_pictures,
                 diffusion_model.prediction_signature: diffusion_model.serve_prediction,
             },
         ),
@@ -402,7 +559,11 @@ def export_models(folder: str, modules: ServingModules) -> None:
                 "png_bytes": decoder.png_bytes,
             },
         ),
-    ):
+    ]
+    if (image_encoder := modules.image_encoder) is not None:
+        signatures = {"serving_default": image_encoder.serve, "png": image_encoder.png}
+        exported.append(("image_encoder", image_encoder, signatures))
+    for name, module, signatures in exported:
         # Not ExportArchive, which stores every weight twice.
         tf.saved_model.save(module, os.path.join(folder, name), signatures=signatures)
 
@@ -415,8 +576,10 @@ def serving_modules(
     image_size: int,
     weights_dtype: WeightsDtype = "float32",
     compute: ComputeDtype = "float32",
+    *,
+    image_encoder: keras.Model | None = None,
 ) -> ServingModules:
-    """The modules of three networks.
+    """The modules of three networks, or of four, with which drawing begins with pictures, too.
 
     With weights in float32 they share the networks' variables, and follow their training. With
     weights in 16 bits they own copies of what the weights are now, half as large, which are read as
@@ -425,21 +588,30 @@ def serving_modules(
     bfloat16 by up to 2^-8.
 
     Args:
-        text_encoder: Computes in float32 in any case: a hundredth of a picture's time.
+        text_encoder: Computes in float32 in any case: once a picture.
         diffusion_model: Computes in `compute`.
         decoder: Computes in `compute`, and in float32 instead of float16.
         preset: Theirs.
         image_size: What they were trained at, in pixels.
         weights_dtype: What weights are stored as.
         compute: See `trainer.networks.inference_layers` for what stays float32.
+        image_encoder: Computes in float32, as the text encoder does.
 
     Raises:
         UserError: A weight is too large for float16, or no number.
     """
     return ServingModules(
         TextEncoderModule(text_encoder, preset, weights_dtype),
-        DiffusionModelModule(diffusion_model, preset, image_size, weights_dtype, compute),
+        DiffusionModelModule(
+            diffusion_model,
+            preset,
+            image_size,
+            weights_dtype,
+            compute,
+            image_to_image=image_encoder is not None,
+        ),
         DecoderModule(decoder, weights_dtype, compute),
+        None if image_encoder is None else ImageEncoderModule(image_encoder, weights_dtype),
     )
 
 

@@ -7,8 +7,8 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from trainer.data import images
-from trainer.data.images import (
+from storage import images
+from storage.images import (
     SKETCH_SIDE,
     ImageError,
     decode_image,

@@ -133,6 +133,16 @@ def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return rgb
 
 
+def is_opaque(encoded: bytes, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether no pixel of a picture is transparent; takes and raises what `decode_image` does."""
+    with _errors(encoded):
+        image = _opened(encoded, max_pixels)
+        if not image.has_transparency_data:
+            return True
+        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return lowest == 255
+
+
 def inspect_image(
     encoded: bytes, max_pixels: int = MAX_PIXELS, *, with_sketch: bool = False
 ) -> ImageFacts:
@@ -171,25 +181,41 @@ def inspect_image(
 
 
 def resize_cover(
-    image: Image.Image, size: int, position: tuple[float, float] = CENTRE
+    image: Image.Image, size: int | tuple[int, int], position: tuple[float, float] = CENTRE
 ) -> np.ndarray:
-    """Scales a picture to cover a square and cuts off what stands out; never stretches.
+    """Scales a picture to cover a square or rectangle and cuts off what stands out.
+
+    It is never stretched, and one of that size already is left as it is.
 
     Args:
         image: Any size, mode RGB.
-        size: Side of the square in pixels.
+        size: Side of the square in pixels, or height and width.
         position: Which part is kept, from (0, 0), the left or upper end, to (1, 1).
 
     Returns:
-        uint8 [size, size, 3].
+        uint8 [H, W, 3].
     """
-    side = min(image.size)
-    left, top = ((length - side) * at for length, at in zip(image.size, position, strict=True))
+    height, width = (size, size) if isinstance(size, int) else size
+    box = _covering_box(image.size, (width, height), position)
     # Pillow widens the Lanczos kernel when it shrinks, so there is no aliasing.
-    square = image.resize(
-        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
-    )
-    return np.asarray(square)
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box))
+
+
+def mask_cover(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scales and cuts a mask as `resize_cover` does its picture, with nothing of it lost.
+
+    Args:
+        mask: bool [H, W].
+        size: Height and width.
+
+    Returns:
+        bool, of that size: true where any pixel is that it is made of.
+    """
+    height, width = size
+    image = Image.fromarray(mask.astype(np.float32))
+    box = _covering_box(image.size, (width, height), CENTRE)
+    parts: np.ndarray = np.asarray(image.resize((width, height), Image.Resampling.BOX, box=box)) > 0
+    return parts
 
 
 def random_position(example_id: str, seed: int) -> tuple[float, float]:
@@ -204,6 +230,20 @@ def random_position(example_id: str, seed: int) -> tuple[float, float]:
 def to_model_range(pixels: np.ndarray) -> np.ndarray:
     """Maps uint8 [..., 3] to float32 in [-1, 1], as the autoencoder takes and gives it."""
     return pixels.astype(np.float32) / 127.5 - 1.0
+
+
+def _covering_box(
+    whole: tuple[int, int], size: tuple[int, int], position: tuple[float, float]
+) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the largest part that has the proportions of a size.
+
+    All sizes are widths and heights.
+    """
+    part: tuple[float, float] = (whole[0], whole[0] * size[1] / size[0])
+    if part[1] > whole[1]:
+        part = (whole[1] * size[0] / size[1], whole[1])
+    left, top = ((a - b) * at for a, b, at in zip(whole, part, position, strict=True))
+    return left, top, left + part[0], top + part[1]
 
 
 @functools.cache

@@ -1,0 +1,205 @@
+"""The part of the page where a picture is dropped to draw from, and a mask is painted on it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from nicegui import ui
+from nicegui.events import MouseEventArguments, UploadEventArguments
+from PIL import Image, ImageDraw
+
+from serving import png
+from serving.errors import ServingError
+from serving.pictures import DEFAULT_MASKED_STRENGTH, DEFAULT_STRENGTH, Original, decode_picture
+
+MAX_FILE_BYTES = 100_000_000
+
+# The longer side of what is shown; a mask is painted on it, and drawn at the picture's own size.
+_SHOWN_SIDE = 768
+_BRUSH_PER_CENT = 12
+# Nearer points of a stroke are the same one.
+_LEAST_STEP = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Stroke:
+    """A line of a brush, in pixels of the picture: its width, and points (x, y)."""
+
+    width: float
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Painted:
+    """A picture, uint8 [H, W, 3], and what was painted on it."""
+
+    pixels: np.ndarray
+    strokes: tuple[Stroke, ...] = ()
+
+    def mask(self) -> np.ndarray | None:
+        """Where anything was painted, bool [H, W]; None where nothing was."""
+        if not self.strokes:
+            return None
+        height, width, _ = self.pixels.shape
+        image = Image.new("L", (width, height))
+        draw = ImageDraw.Draw(image)
+        for stroke in self.strokes:
+            # Where Pillow says 0, the middle of the first pixel is.
+            points = [(x - 0.5, y - 0.5) for x, y in stroke.points]
+            reach = (stroke.width - 1) / 2
+            draw.line(points, fill=255, width=max(1, round(stroke.width)))
+            # Round ends, and corners without gaps.
+            for x, y in points:
+                ends = (x - reach, y - reach, x + reach, y + reach)
+                draw.ellipse([round(end) for end in ends], fill=255)
+                draw.point((round(x), round(y)), fill=255)
+        return np.asarray(image) > 0
+
+    def original(self, strength: float | None) -> Original | None:
+        """What to draw from; raises a `ServingError` where the strength is none."""
+        return Original.of(self.pixels, strength, self.mask())
+
+
+class PictureField:
+    """A place for a picture, and for the mask on it."""
+
+    def __init__(self) -> None:
+        """Builds it where NiceGUI is now."""
+        self._painted: Painted | None = None
+        self._scale = 1.0
+        self._painting = False
+        with ui.column().classes("w-full gap-2").mark("picture") as self._all:
+            self._upload = ui.upload(
+                label="Drop a picture to draw from",
+                auto_upload=True,
+                max_file_size=MAX_FILE_BYTES,
+                on_upload=self._dropped,
+                on_rejected=lambda: ui.notify(
+                    f"that is no picture, or more than {MAX_FILE_BYTES // 10**6} MB",
+                    type="negative",
+                ),
+            ).props('flat bordered accept="image/*,.heic"')
+            self._upload.classes("w-full")
+            with ui.column().classes("w-full gap-2") as self._there:
+                ui.label("Paint on it what is to be drawn anew; nothing else will change.").classes(
+                    "text-xs text-gray-600"
+                )
+                self._image = ui.interactive_image(
+                    on_mouse=self._brushed,
+                    events=["pointerdown", "pointermove", "pointerup", "pointerleave"],
+                    # Numbers of our own.
+                    sanitize=False,
+                )
+                self._image.classes("w-full cursor-crosshair").style("touch-action: none")
+                self._image.props('role=img aria-label="Picture to draw from"')
+                with ui.row().classes("w-full no-wrap items-center"):
+                    ui.label("Brush").classes("text-sm text-gray-600")
+                    self._brush = ui.slider(min=1, max=50, value=_BRUSH_PER_CENT)
+                    self._brush.props('aria-label="Brush"').classes("grow")
+                    _button("layers_clear", "Clear the mask", self._clear)
+                    _button("hide_image", "Remove the picture", lambda: self.show(None))
+                self._strength = ui.number("Strength", min=0, max=1, step=0.05, precision=3)
+                self._strength.props("outlined dense").classes("w-full")
+                self._strength.tooltip(
+                    "How much of the picture may change, up to 1; nothing is "
+                    f"{DEFAULT_STRENGTH:g}, with a mask {DEFAULT_MASKED_STRENGTH:g}"
+                )
+            self._none = ui.label("This release draws from text alone.")
+            self._none.classes("text-xs text-gray-600").set_visibility(False)
+        self.show(None)
+
+    def offer(self, possible: bool) -> None:
+        """Says whether the release can draw from a picture."""
+        self._upload.set_visibility(possible)
+        self._none.set_visibility(not possible)
+        if not possible:
+            self.show(None)
+
+    @property
+    def painted(self) -> Painted | None:
+        """What is there now."""
+        return self._painted
+
+    @property
+    def strength(self) -> float | None:
+        """What was asked for; None for the default, and where there is no picture."""
+        if self._painted is None or self._strength.value is None:
+            return None
+        return float(self._strength.value)
+
+    def show(self, painted: Painted | None, strength: float | None = None) -> None:
+        """Shows a picture with its mask, or none."""
+        self._painted, self._painting = painted, False
+        self._there.set_visibility(painted is not None)
+        self._strength.value = strength
+        if painted is not None:
+            image = Image.fromarray(painted.pixels)
+            self._scale = max(1.0, max(image.size) / _SHOWN_SIDE)
+            image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+            contents = png.encode(np.asarray(image))
+            encoded = base64.b64encode(contents).decode()
+            self._image.set_source(f"data:image/png;base64,{encoded}")
+        self._show_strokes()
+
+    async def _dropped(self, event: UploadEventArguments) -> None:
+        self._upload.reset()
+        contents = await event.file.read()
+        try:
+            pixels = await asyncio.to_thread(decode_picture, contents, event.file.name)
+        except ServingError as error:
+            ui.notify(str(error), type="negative", multi_line=True)
+            return
+        self.show(Painted(pixels))
+
+    def _brushed(self, event: MouseEventArguments) -> None:
+        if self._painted is None:
+            return
+        point = (event.image_x * self._scale, event.image_y * self._scale)
+        strokes = self._painted.strokes
+        if event.type == "pointerdown" and event.button == 0:
+            self._painting = True
+            side = min(self._painted.pixels.shape[:2])
+            width = max(1.0, side * float(self._brush.value) / 100)
+            strokes = (*strokes, Stroke(width, (point,)))
+        elif not self._painting:
+            return
+        elif event.type == "pointermove" and event.buttons & 1:
+            last = strokes[-1]
+            if math.dist(last.points[-1], point) < _LEAST_STEP * self._scale:
+                return
+            strokes = (*strokes[:-1], Stroke(last.width, (*last.points, point)))
+        else:
+            self._painting = False
+            return
+        self._painted = dataclasses.replace(self._painted, strokes=strokes)
+        self._show_strokes()
+
+    def _clear(self) -> None:
+        if self._painted is not None:
+            self._painted, self._painting = Painted(self._painted.pixels), False
+            self._show_strokes()
+
+    def _show_strokes(self) -> None:
+        strokes = self._painted.strokes if self._painted else ()
+        self._image.content = "".join(self._drawn(strokes))
+
+    def _drawn(self, strokes: Iterable[Stroke]) -> Iterable[str]:
+        for stroke in strokes:
+            # A line to where it begins is a point.
+            points = (*stroke.points, stroke.points[-1])
+            shown = " ".join(f"{x / self._scale:.1f},{y / self._scale:.1f}" for x, y in points)
+            yield (
+                f'<polyline points="{shown}" fill="none" stroke="#f03e3e" stroke-opacity="0.6" '
+                f'stroke-width="{stroke.width / self._scale:.1f}" stroke-linecap="round" '
+                'stroke-linejoin="round" />'
+            )
+
+
+def _button(icon: str, label: str, on_click: object) -> None:
+    button = ui.button(icon=icon, on_click=on_click)  # type: ignore[arg-type]
+    button.props(f'flat round dense size=sm aria-label="{label}"').tooltip(label)
