@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock lineage playground rooms bench-ingest bench-near-duplicates bench-serving bench-stacks bench-train bench-weights help
+.PHONY: run test setup lint lock lineage playground rooms bench-ingest bench-near-duplicates bench-samplers bench-serving bench-stacks bench-train bench-weights help
 
 # Sets up everything and runs the pipeline; RUN=runs/mine for another output folder than runs/default,
 # here and for the pages below; ARGS="--steps 800" passes flags on.
@@ -55,6 +55,10 @@ bench-ingest: setup
 # What is taken for a near duplicate: the table of docs/datasets.md.
 bench-near-duplicates: setup
 	.venv/bin/python -m benchmarks.near_duplicates $(ARGS)
+
+# How good and how fast pictures are by each sampler: the table of docs/serving.md. After make run.
+bench-samplers: setup
+	.venv/bin/python -m benchmarks.samplers $(if $(RUN),--run "$(RUN)") $(ARGS)
 
 # Pictures from the SavedModels beside KerasCV's and the published notebook's; docs/serving_speed.md.
 bench-serving: setup
