@@ -935,6 +935,65 @@ def test_a_split_column_that_is_none(tmp_path):
     assert [row.captions for row in rows_of(tmp_path / "b")] == [(b"zero",), (b"one",)]
 
 
+def split_columns(write, kind=None, name="split"):
+    splits = pa.array([r["split"] or None for r in SPLIT_RECORDS], kind)
+    texts = [r["text"] for r in SPLIT_RECORDS]
+    pictures = embedded([png(i) for i in (0, 1, 2, 3, 0)])
+    return write({"image": pictures, "words": texts, name: splits})
+
+
+SPLIT_FILES = {
+    "a.parquet": split_columns(table_bytes),
+    # As `push_to_hub` names it where nobody says otherwise.
+    "data/train-00000-of-00001.parquet": split_columns(table_bytes, name="Split"),
+    "test.parquet": split_columns(table_bytes, pa.dictionary(pa.int32(), pa.string())),
+    "data-00000-of-00001.arrow": split_columns(arrow_bytes),
+}
+
+
+@pytest.mark.parametrize("name", SPLIT_FILES)
+def test_columns_that_say_which_split_a_row_is_of(tmp_path, name):
+    put(tmp_path, {name: SPLIT_FILES[name]})
+
+    def texts(split):
+        return [text for _, [text] in pairs_of(tmp_path, split=split)]
+
+    assert texts("train") == ["zero", "again"]
+    assert texts("val") == ["one"]
+    assert texts("test+train") == ["zero", "two", "again"]
+    assert texts("restval") == ["three"]
+    assert texts("all") == ["zero", "one", "two", "three", "again"]
+    # The number of a row is that in its file.
+    assert [row.number for row in rows_of(tmp_path)] == [0, 4]
+    message = error_of(tmp_path, read=True, split="dev2")
+    assert "'restval' (1), 'test' (1), 'train' (2), 'validation' (1)" in message
+    assert "--dataset-split" in message
+    said = open_dataset(DatasetSpec(str(tmp_path))).taken_for.lower()
+    assert said.endswith("; of its records those whose 'split' is train are read")
+
+
+def test_files_of_several_splits_have_the_word_before_their_columns(tmp_path):
+    put(tmp_path, {"train.parquet": split_columns(table_bytes), "README.md": "a"})
+    put_parquet(tmp_path / "test.parquet", {"image": embedded([png(9)]), "words": ["nine"]})
+    assert len(pairs_of(tmp_path)) == 5
+    assert pairs_of(tmp_path, split="test") == [(png(9), ["nine"])]
+    # With the one of several files that has no such column, all of it is `train`.
+    (tmp_path / "test.parquet").rename(tmp_path / "train2.parquet")
+    assert [text for _, [text] in pairs_of(tmp_path)] == ["zero", "again", "nine"]
+
+
+def test_a_column_that_says_no_split(tmp_path):
+    columns = {"image": embedded([png(1)]), "split": ["leg"]}
+    put_parquet(tmp_path / "a" / "a.parquet", columns)
+    # The only text there is.
+    assert pairs_of(tmp_path / "a") == [(png(1), ["leg"])]
+    assert pairs_of(tmp_path / "a", caption="x") == [(png(1), ["x"])]
+    put_parquet(tmp_path / "b" / "a.parquet", {**columns, "split": [5], "text": ["one"]})
+    assert pairs_of(tmp_path / "b") == [(png(1), ["one"])]
+    put_parquet(tmp_path / "c" / "a.parquet", {**columns, "split": [""], "text": ["one"]})
+    assert pairs_of(tmp_path / "c") == [(png(1), ["one"])]
+
+
 def test_pictures_in_other_columns_are_not_missed(tmp_path):
     put(tmp_path, {f"{folder}/{i}.png": png(i) for folder in ("to", "by") for i in (1, 2)})
     records = [{"image": f"to/{i}.png", "text": str(i), "by": f"by/{i}.png"} for i in (1, 2)]

@@ -44,7 +44,9 @@ PATH_COLUMNS = (
 """What columns with the names of pictures are called, in lower case, best first."""
 ID_COLUMNS = ("id", "image_id", "img_id", "key", "uid", "uuid")
 """What columns are called that may name pictures without their suffix, in lower case."""
-NO_CAPTIONS = frozenset({*ID_COLUMNS, "hash", "md5", "sha256", "phash", "split"})
+SPLIT = "split"
+"""What a column is called that says which split a record is of, in lower case."""
+NO_CAPTIONS = frozenset({*ID_COLUMNS, "hash", "md5", "sha256", "phash", SPLIT})
 """Columns of text that are no captions, in lower case, where there is any other."""
 # Who answers in a conversation about a picture, and under which keys that is said.
 _ANSWERERS = frozenset({"gpt", "assistant", "model", "bot"})
@@ -135,8 +137,9 @@ def find_columns(schema: pa.Schema, spec: DatasetSpec, *, file: str, shown: str)
             or [name for f in schema for name in _nested_texts(f) if f.name != image]
         )
         candidates = [name for name in candidates if name != image]
-        if candidates or not spec.captions_given:
-            caption = choose("caption", candidates, shown=shown, there=there)
+        likely = [name for name in candidates if name.lower() not in NO_CAPTIONS]
+        if likely or not spec.captions_given:
+            caption = choose("caption", likely or candidates, shown=shown, there=there)
     check_columns(schema, image, caption, file=file, shown=shown)
     return image, caption
 
@@ -164,6 +167,16 @@ def check_columns(schema: pa.Schema, image: str, caption: str, *, file: str, sho
                 f"the {role} column {name!r} of dataset {shown!r} must hold {_ALLOWED[role]}: "
                 f"{there}"
             )
+
+
+def split_column(schema: pa.Schema, caption: str) -> str:
+    """The column of text that may say which split a row is of; "" where there is none."""
+    found = (
+        field.name
+        for field in schema
+        if field.name.lower() == SPLIT and field.name != caption and _is_word_type(field.type)
+    )
+    return next(found, "")
 
 
 def top_column(schema: pa.Schema, name: str) -> str:
@@ -569,6 +582,10 @@ def _best_path_column(names: Sequence[str]) -> list[str]:
 
 def _is_text_type(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_word_type(kind: pa.DataType) -> bool:
+    return _is_text_type(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 def _is_image_type(kind: pa.DataType) -> bool:

@@ -20,7 +20,7 @@ from components.caption_example_gen.sources.base import (
 )
 from components.caption_example_gen.sources.card import CARD_NAME
 from components.caption_example_gen.sources.files import UNREAD_SUFFIXES
-from components.caption_example_gen.sources.splits import Selection, select_files
+from components.caption_example_gen.sources.splits import Selection, are_of_one_split, select_files
 from components.caption_example_gen.sources.table_files import (
     DOCUMENT_SUFFIX,
     GLANCE,
@@ -170,16 +170,23 @@ class Look:
         """Lets go of what may be as large as all of the dataset's captions."""
         self._documents.clear()
 
-    def select(self, paths: Sequence[str], *, by_folder_only: bool = False) -> Selection:
+    def select(
+        self, paths: Sequence[str], *, split: str = "", by_folder_only: bool = False
+    ) -> Selection:
         """The files of the config and split that are asked for; see `splits.select_files`."""
         return select_files(
             paths,
             card=card_of(self.files),
             config=self.spec.config,
-            split=self.spec.split,
+            split=split or self.spec.split,
             shown=self.files.shown,
             by_folder_only=by_folder_only,
         )
+
+    def are_of_one_split(self, paths: Sequence[str]) -> bool:
+        """Whether files of the config that is asked for are; see `splits.are_of_one_split`."""
+        card, config = card_of(self.files), self.spec.config
+        return are_of_one_split(paths, card=card, config=config, shown=self.files.shown)
 
 
 class Form(abc.ABC):

@@ -24,12 +24,12 @@ from components.caption_example_gen.sources.base import (
 )
 from components.caption_example_gen.sources.form import Look, card_of
 from components.caption_example_gen.sources.splits import (
-    ALL,
-    TRAIN,
     is_split,
     names_configs,
+    no_such_records,
+    records_remark,
     says_split,
-    split_called,
+    split_said,
     wanted_splits,
 )
 from components.caption_example_gen.sources.table_files import Interpret, Record, TableFiles
@@ -39,7 +39,6 @@ UNNAMED = "no record of a table names this picture"
 """What is wrong with a picture that has no record."""
 
 _UNIT_ROWS = 256
-_SPLIT = "split"
 # Records that are looked at to find the columns.
 _LOOK_AT = 256
 HUB_IMAGE = "file_name"
@@ -111,8 +110,7 @@ class Table:
 
     def split(self, record: Record) -> str:
         """The split that a record says it is of, `train` where it says nothing."""
-        value = record.values.get(self.split_column)
-        return split_called(value) if isinstance(value, str) and value.strip() else TRAIN
+        return split_said(record.values.get(self.split_column))
 
     def prefix(
         self, records: Iterable[Record], table: str, pictures: columns.Pictures
@@ -300,7 +298,7 @@ def find_table(
                 )
             caption = _caption_column(seen, nested, spec, image, shown, there)
             others = tuple(name for name in _picture_columns(seen) if name not in (image, caption))
-            split = next((n for n in seen if n.lower() == _SPLIT and seen[n].splits), "")
+            split = next((n for n in seen if n.lower() == columns.SPLIT and seen[n].splits), "")
             return Table(image, caption, others, "" if split == caption else split)
     raise DatasetError(
         f"dataset {shown!r} has no record that can be read in {', '.join(names)}{problem}"
@@ -394,8 +392,7 @@ class ImageTableSource(Source):
         # Those that are read, of a table whose records say which they are of.
         self._splits = splits
         if splits is not None:
-            asked = "+".join(sorted(splits))
-            self.remark = f"; of its records those whose {table.split_column!r} is {asked} are read"
+            self.remark = records_remark(table.split_column, splits)
 
     @classmethod
     def open(
@@ -478,12 +475,7 @@ class ImageTableSource(Source):
                 yield Unit(path, start, first_row, num_rows)
                 units += 1
         if others and not units:
-            there = ", ".join(f"{name!r} ({count:,})" for name, count in sorted(others.items()))
-            raise DatasetError(
-                f"dataset {self.files.shown!r} has no record of the split that is asked for: "
-                f"{self._table.split_column!r} is {there}; name one, several joined by +, or "
-                f"{ALL!r}, with --dataset-split"
-            )
+            raise no_such_records(self.files.shown, self._table.split_column, others)
         # What a table of another split names is none of this one's.
         for path in self._other_tables:
             for _, picture, _ in self._records(path, 0, 0):
