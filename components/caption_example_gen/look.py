@@ -19,8 +19,7 @@ from components.caption_example_gen.sources import (
     resolve_dataset,
 )
 from components.caption_example_gen.sources.base import (
-    FROM_FILE_NAME,
-    FROM_FOLDER,
+    CAPTIONS_FROM,
     LINES_EACH,
     LINES_JOINED,
     shown_path,
@@ -83,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--captions-from",
         default="",
-        choices=(FROM_FOLDER, FROM_FILE_NAME),
-        help="names that are the captions of pictures that have none",
+        choices=CAPTIONS_FROM,
+        help="what the captions are made of where pictures have none",
     )
     parser.add_argument(
         "--caption-lines",

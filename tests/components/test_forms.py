@@ -28,6 +28,8 @@ from made_datasets import (
     put_tar,
     rows_of,
 )
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 
 from components.caption_example_gen import look
 from components.caption_example_gen.sources import (
@@ -677,6 +679,7 @@ def test_pictures_without_captions_are_an_error_that_offers_what_there_is(tmp_pa
         '--caption "a photo',
         "--captions-from folder",
         "--captions-from file_name",
+        "--captions-from parameters",
         "1.txt",
     ):
         assert said in message
@@ -703,6 +706,80 @@ def test_captions_are_given_to_any_form(tmp_path):
         (png(1), ["cat"]),
         (png(2), ["cat"]),
     ]
+
+
+def drawn(seed, texts=None, comment=None, kind="PNG"):
+    """A picture with texts in it, as programs that draw write them."""
+    image, buffer = Image.open(io.BytesIO(png(seed))), io.BytesIO()
+    written = PngInfo()
+    for keyword, text in (texts or {}).items():
+        written.add_text(keyword, text)
+    exif = image.getexif()
+    if comment:
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    image.save(buffer, kind, **({"pnginfo": written} if kind == "PNG" else {"exif": exif}))
+    return buffer.getvalue()
+
+
+def graph_of(text, other=""):
+    """A graph of ComfyUI, in which one sampler is asked for a text, and perhaps another."""
+    nodes = {
+        "3": {"inputs": {"positive": ["9", 0], "negative": ["7", 0], "model": ["4", 0]}},
+        "5": {"inputs": {"positive": ["8", 0] if other else ["6", 0], "seed": 5}},
+        "6": {"inputs": {"text": ["10", 0], "clip": ["4", 1]}, "class_type": "CLIPTextEncode"},
+        "7": {"inputs": {"text": "blurry", "clip": ["4", 1]}, "class_type": "CLIPTextEncode"},
+        "8": {"inputs": {"text": other, "clip": ["4", 1]}, "class_type": "CLIPTextEncode"},
+        "9": {"inputs": {"conditioning": ["6", 0], "guidance": 3.5, "round": ["9", 0]}},
+        "10": {"inputs": {"string": text}},
+    }
+    return json.dumps(nodes)
+
+
+SETTINGS = "\nNegative prompt: blurry, Steps\nSteps: 20, Sampler: Euler a, Size: 8x8"
+DRAWN = {
+    "A1111": ({"parameters": f"a red cat,\n(big:1.2){SETTINGS}"}, "a red cat,\n(big:1.2)"),
+    "without a negative": ({"parameters": "a cat\nSteps: 20, Sampler: Euler"}, "a cat"),
+    "in one line": ({"parameters": "a cat Negative prompt: b Steps: 20"}, "a cat"),
+    "the prompt alone": ({"parameters": " Steps: to a house "}, "Steps: to a house"),
+    "other letters": ({"parameters": f"ein grünes 犬{SETTINGS}"}, "ein grünes 犬"),
+    "Fooocus": ({"parameters": json.dumps({"prompt": "a cat", "steps": 30})}, "a cat"),
+    "ComfyUI": ({"prompt": graph_of("a cat"), "workflow": "{}"}, "a cat"),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_prompts_that_are_written_into_pictures(tmp_path, name):
+    texts, prompt = DRAWN[name]
+    picture = drawn(1, texts)
+    put(tmp_path, {"00001-5.png": picture})
+    assert pairs_of(tmp_path, captions_from="parameters") == [(picture, [prompt])]
+    assert "--captions-from parameters" in error_of(tmp_path)
+
+
+def test_prompts_in_the_comments_of_jpeg_and_webp(tmp_path):
+    comment = b"UNICODE\0" + f"a grünes cat{SETTINGS}".encode("utf-16-be")
+    put(tmp_path, {"1.jpg": drawn(1, comment=comment, kind="JPEG")})
+    put(tmp_path, {"2.webp": drawn(1, comment=comment, kind="WEBP")})
+    put(tmp_path, {"3.jpg": drawn(1, comment=b"ASCII\0\0\0my camera", kind="JPEG")})
+    rows = rows_of(tmp_path, captions_from="parameters")
+    assert [row.captions for row in rows] == [("a grünes cat".encode(),)] * 2 + [(None,)]
+
+
+def test_pictures_that_no_prompt_is_written_into(tmp_path, capsys):
+    put(tmp_path, {"1.png": png(1), "2.png": drawn(2, {"parameters": SETTINGS}), "3.png": b"x"})
+    put(tmp_path, {"4.png": drawn(4, {"prompt": graph_of("a cat", other="a dog")})})
+    put(tmp_path, {"5.png": drawn(5, {"parameters": "unused"}), "5.txt": "own"})
+    put(tmp_path, {"6.png": drawn(6, {"prompt": '{"3": [], "x": {"inputs": {"positive": 1}}}'})})
+    rows = rows_of(tmp_path, captions_from="parameters")
+    for row in (*rows[:4], rows[5]):
+        assert row.captions == (None,)
+        assert "no prompt" in row.image_problem
+    assert "the picture cannot be decoded" in rows[2].image_problem
+    assert rows[4].captions == (b"own",)
+    assert look.main([str(tmp_path), "--captions-from", "parameters"]) == 0
+    said = capsys.readouterr().out
+    assert "1.png (png, 8 x 8)  no caption (no caption file (*.txt) of the picture's name" in said
+    assert "the picture has no prompt written into it (the text 'parameters' of PNG" in said
 
 
 # Tables.

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO
 
+from components.caption_example_gen.sources.written_prompts import prompt_in
 from storage.errors import one_line
 from storage.user_errors import UserError
 
@@ -22,8 +23,8 @@ PICTURE_SUFFIXES = (
     ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 """How the files of pictures are called, in lower case."""
-FROM_FOLDER, FROM_FILE_NAME = "folder", "file_name"
-"""Names that may stand in for captions."""
+CAPTIONS_FROM = FROM_FOLDER, FROM_FILE_NAME, FROM_PARAMETERS = "folder", "file_name", "parameters"
+"""What may stand in for captions: names, or the prompt that is written into a picture."""
 LINES_JOINED, LINES_EACH = "joined", "each"
 """What the lines of a caption's file are."""
 CAPTION_NUMBER = re.compile(r"#\d+$")
@@ -59,8 +60,8 @@ class DatasetSpec:
         caption_column: Column with the captions; "" to find it.
         form: What the dataset's files are taken for, the `kind` of a form; "" to tell from them.
         caption: The caption of pictures that have none; "" for nothing of the kind.
-        captions_from: `FROM_FOLDER` or `FROM_FILE_NAME`, whose names become the captions of
-            pictures that have none; "" for neither.
+        captions_from: One of `CAPTIONS_FROM`, of which the captions of pictures are made that have
+            none; "" for nothing of the kind.
         caption_lines: `LINES_JOINED`, or `LINES_EACH` where every line of a caption's file is a
             caption.
     """
@@ -272,7 +273,14 @@ class _StandIn:
         """The row with a caption, if it has a picture and no caption."""
         if row.image is None or any(caption and caption.strip() for caption in row.captions):
             return row
-        caption = self.caption or name_as_caption(row.path, self.captions_from)
+        if self.captions_from == FROM_PARAMETERS and not self.caption:
+            try:
+                caption = prompt_in(row.image)
+            except ValueError as error:
+                problem = "; ".join(filter(None, [row.image_problem, str(error)]))
+                return dataclasses.replace(row, captions=(None,), image_problem=problem)
+        else:
+            caption = self.caption or name_as_caption(row.path, self.captions_from)
         return dataclasses.replace(row, captions=(caption.encode(),)) if caption else row
 
 

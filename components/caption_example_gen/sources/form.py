@@ -242,6 +242,7 @@ def no_captions(look: Look, what: str) -> DatasetError:
     return DatasetError(
         f"dataset {look.files.shown!r} has pictures and no captions: {what}; give one for all of "
         'them (--caption "a photo of sks dog"), take the names of their folders (--captions-from '
-        "folder) or of the files (--captions-from file_name), or put a caption file of the same "
-        "name beside each (1.jpg, 1.txt)"
+        "folder) or of the files (--captions-from file_name), or the prompts that A1111 or ComfyUI "
+        "wrote into them (--captions-from parameters), or put a caption file of the same name "
+        "beside each (1.jpg, 1.txt)"
     )
