@@ -169,7 +169,8 @@ def _told(look: Look) -> tuple[Form, Found, str]:
     kept = _unsettled(seen)
     if len(kept) > 1 and (spec.config or card_of(look.files)):
         # A card or the config may point at one of them.
-        kept = _unsettled(_seen(Look(look.files, spec, look.select(look.paths).files))) or kept
+        selected = look.select(tuple(look.paths)).files
+        kept = _unsettled(_seen(Look(look.files, spec, selected))) or kept
     if len(kept) > 1:
         readings = ", or ".join(f"{form.shown}: {found.why}" for form, found in kept.items())
         flags = " or ".join(f"--dataset-form {form.kind}" for form in kept)

@@ -398,7 +398,7 @@ class ImageTableSource(Source):
     def open(
         cls,
         look: Look,
-        tables: tuple[str, ...],
+        tables: Sequence[str],
         kind: str,
         *,
         usual: str = HUB_IMAGE,
@@ -423,7 +423,8 @@ class ImageTableSource(Source):
         """
         select = _select_by_name if by_name else _select_by_folder
         # Which picture is of another split is not known inside of a table, so none is missed.
-        within = _Chosen(tuple(tables), look.pictures, (), ())
+        pictures = tuple(look.pictures)
+        within = _Chosen(tuple(tables), pictures, (), ())
         reader = TableFiles(look.files, interpret)
 
         def found(paths: Sequence[str]) -> Table:
@@ -434,14 +435,14 @@ class ImageTableSource(Source):
                 usual=usual,
             )
 
-        if not look.pictures:
+        if not pictures:
             _check_embedded(look, found(tables), ((path, reader.records(path)) for path in tables))
         if inside:
             return cls(reader, within, found(tables), kind, by_name=by_name)
         if not _says_split(look, tables):
             table = found(tables)
             if table.split_column:
-                chosen = within._replace(expected=look.pictures)
+                chosen = within._replace(expected=pictures)
                 splits = wanted_splits(look.spec.split)
                 return cls(reader, chosen, table, kind, by_name=by_name, splits=splits)
         chosen = select(look, tables)
@@ -609,10 +610,11 @@ class _Chosen(NamedTuple):
 
 def _select_by_folder(look: Look, tables: Sequence[str]) -> _Chosen:
     """The tables and pictures of the split, and what is left out, by the names of folders alone."""
-    selection = look.select([*tables, *look.pictures], by_folder_only=True)
+    pictures = tuple(look.pictures)
+    selection = look.select([*tables, *pictures], by_folder_only=True)
     chosen = frozenset(selection.files)
     # A card may name the tables alone.
-    chosen_pictures = tuple(p for p in look.pictures if p in chosen) or look.pictures
+    chosen_pictures = tuple(p for p in pictures if p in chosen) or pictures
     # A table belongs to every split that has a picture in its folder or below.
     folders = {
         above
@@ -636,10 +638,12 @@ def _select_by_name(look: Look, tables: Sequence[str]) -> _Chosen:
         by_folder = _select_by_folder(look, tables)
     # The folders have other splits than the one asked for: the tables have the last word.
     except DatasetError:
-        return _Chosen(selection.files, look.pictures, selection.left_out, look.pictures)
+        pictures = tuple(look.pictures)
+        return _Chosen(selection.files, pictures, selection.left_out, pictures)
     if not selection.left_out:
         return by_folder
-    return _Chosen(selection.files, look.pictures, selection.left_out, by_folder.expected)
+    pictures = tuple(look.pictures)
+    return _Chosen(selection.files, pictures, selection.left_out, by_folder.expected)
 
 
 def _folders_above(path: str) -> Iterator[str]:

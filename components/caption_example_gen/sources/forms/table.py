@@ -74,7 +74,7 @@ class Table(Form):
         )
 
 
-def _asked_for(look: Look, files: tuple[str, ...]) -> tuple[str, ...]:
+def _asked_for(look: Look, files: Sequence[str]) -> Sequence[str]:
     """Of several tables those that have the columns that the user named; all, if none has."""
     asked = [name for name in (look.spec.image_column, look.spec.caption_column) if name]
     if len(files) == 1 or not asked:
