@@ -1528,3 +1528,74 @@ def test_every_form_on_the_hub(tmp_path):
         wanted = sorted([hashlib.sha256(png(i)).hexdigest(), texts[i]] for i in range(COUNT))
         assert (pairs, length) == (wanted, 64), form
         assert kind == (FORMS[form][2] or kind)
+
+
+# More of what people have.
+
+
+def test_karpathys_splits_have_sentences_beside_their_tokens(tmp_path):
+    images = [
+        {
+            "filename": f"{i}.png",
+            "split": split,
+            "sentences": [{"tokens": ["a", "dog"], "raw": f"A dog {i}."}, {"raw": "Again."}],
+        }
+        for i, split in ((1, "train"), (2, "restval"))
+    ]
+    put(tmp_path, {"img/1.png": png(1), "img/2.png": png(2)})
+    put(tmp_path, {"dataset.json": json.dumps({"images": images, "dataset": "flickr30k"})})
+    assert pairs_of(tmp_path) == [(png(1), ["A dog 1.", "Again."])]
+
+
+def test_conversations_in_parts(tmp_path):
+    talk = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]},
+    ]
+    put(tmp_path, {"i/1.png": png(1)})
+    put(tmp_path, {"x.jsonl": jsonl([{"messages": talk, "images": ["i/1.png"]}])})
+    assert pairs_of(tmp_path) == [(png(1), ["A dog."])]
+    # Nobody answers.
+    put(tmp_path, {"x.jsonl": jsonl([{"messages": talk[:1], "images": ["i/1.png"]}])})
+    assert "has no caption column" in error_of(tmp_path)
+
+
+def test_numbers_that_name_pictures(tmp_path):
+    put(tmp_path, {"1.png": png(1), "2.png": png(2)})
+    put(tmp_path, {"x.json": json.dumps([{"id": i, "caption": f"no. {i}"} for i in (1, 2)])})
+    assert pairs_of(tmp_path) == [(png(1), ["no. 1"]), (png(2), ["no. 2"])]
+    put(tmp_path, {"x.json": json.dumps([{"id": i, "caption": f"no. {i}"} for i in (1, 3)])})
+    first, second, third = rows_of(tmp_path)
+    assert (first.image, second.image_problem) == (png(1), "no file '3'")
+    assert (third.file, third.image_problem) == ("2.png", "no record of a table names this picture")
+
+
+@pytest.mark.parametrize("parted", ["\t", "|", ","])
+def test_text_files_that_are_tables(tmp_path, parted):
+    put(tmp_path, {"1.png": png(1), "a b/2.png": png(2), "readme.txt": "a, b\nc"})
+    put(tmp_path, {"list.txt": f"1.png{parted}one\na b/2.png{parted}two\n"})
+    assert pairs_of(tmp_path) == [(png(1), ["one"]), (png(2), ["two"])]
+    put(tmp_path, {"list.txt": f"1.png{parted}one\na b/3.png{parted}two\n"})
+    assert [row.image_problem for row in rows_of(tmp_path)] == [
+        "", "no file 'a b/3.png'", "no record of a table names this picture",
+    ]  # fmt: skip
+    put(tmp_path, {"list.txt": "1.png\na b/2.png\n"})
+    assert "has pictures and no captions" in error_of(tmp_path)
+
+
+def test_lists_of_one_picture_in_parquet(tmp_path):
+    pictures = [{"bytes": png(i), "path": None} for i in range(3)]
+    images = [[pictures[0]], [], pictures[1:], None, [pictures[2]]]
+    texts = ["one", "none", "two", "nothing", "last"]
+    put_parquet(tmp_path / "a.parquet", {"images": images, "text": texts})
+    rows = rows_of(tmp_path)
+    assert [row.image for row in rows] == [png(0), None, None, None, png(2)]
+    assert [row.captions for row in rows] == [(text.encode(),) for text in texts]
+    assert rows[2].image_problem == "the row has 2 pictures in 'images', and not one"
+
+
+def test_a_tar_of_pictures_beside_their_table(tmp_path):
+    put(tmp_path, {"images.tar": tar_bytes(PICTURES), "x.json": json.dumps(records("image", "t"))})
+    assert "say which it is with --dataset-form tar or --dataset-form table" in error_of(tmp_path)
+    found = dict(pairs_of(tmp_path, form="tar"))
+    assert found == {png(i): [text] for i, text in enumerate(TEXTS)}

@@ -144,7 +144,9 @@ def _opened(files: Files, spec: DatasetSpec) -> Source:
     opened = form.open(look, found)
     look.forget_documents()
     if isinstance(opened, Files):
-        return _opened(opened, spec)
+        # What is in an archive has another form, which nobody asked for.
+        asked = "" if spec.form == form.kind else spec.form
+        return _opened(opened, replace(spec, form=asked))
     opened.give_captions(spec)
     opened.taken_for = told + opened.remark
     return opened

@@ -174,7 +174,9 @@ class ColumnarSource(Source):
         names = list(dict.fromkeys(filter(None, [image, top, split, *said])))
         number = unit.first_row
         for batch in self._batches(unit, names, peek=peek):
-            images, paths = columns.image_values(batch.column(names.index(image)))
+            pictures = batch.column(names.index(image))
+            images, paths = columns.image_values(pictures)
+            numbers = columns.number_of(pictures)
             captions = (
                 columns.caption_values(batch.column(names.index(top)), caption[len(top) + 1 :])
                 if top
@@ -191,6 +193,7 @@ class ColumnarSource(Source):
                         (name.as_py() or b"").decode("utf-8", "surrogateescape"),
                         texts,
                         tuple(values[row] for values in status),
+                        numbers[row],
                         peek,
                     )
                 number += 1
@@ -203,10 +206,13 @@ class ColumnarSource(Source):
         name: str,
         texts: tuple[bytes | None, ...],
         status: tuple[object, ...],
+        pictures: int,
         peek: bool,
     ) -> Row:
         path, problem = name, ""
-        if content is None and status and status[0] not in (None, _SUCCESS):
+        if pictures > 1:
+            problem = f"the row has {pictures} pictures in {self.image_column!r}, and not one"
+        elif content is None and status and status[0] not in (None, _SUCCESS):
             problem = f"img2dataset says: {': '.join(str(each) for each in status if each)}"
         elif content is None and name:
             content, problem, path = self._named(file, name, peek)

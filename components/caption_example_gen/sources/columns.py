@@ -31,10 +31,10 @@ Role = Literal["image", "caption"]
 
 _PREFERRED: Mapping[Role, tuple[str, ...]] = {
     "image": ("image",),
-    "caption": ("text", "caption", "captions", "prompt", "description", "sentences"),
+    "caption": ("text", "caption", "captions", "prompt", "description", "sentences", "raw"),
 }
 _ALLOWED: Mapping[Role, str] = {
-    "image": "a struct with binary `bytes`, plain binary, or paths or base64 as text",
+    "image": "structs with binary `bytes`, plain binary, or paths or base64 as text",
     "caption": "text, or lists of text",
 }
 PATH_COLUMNS = (
@@ -80,10 +80,16 @@ def choose(role: Role, candidates: Sequence[str], *, shown: str, there: str) -> 
     if len(candidates) == 1:
         return candidates[0]
     for preferred in _PREFERRED[role]:
-        for name in candidates:
-            if name.lower() == preferred:
-                return name
+        # Else what is called like that inside of something: `sentences.raw` beside its tokens.
+        for called in (str.lower, _inner_name):
+            for name in candidates:
+                if called(name) == preferred:
+                    return name
     raise several(role, candidates, shown=shown)
+
+
+def _inner_name(name: str) -> str:
+    return name.rpartition(".")[2].lower()
 
 
 def several(role: Role, candidates: Sequence[str], *, shown: str) -> DatasetError:
@@ -186,6 +192,8 @@ def top_column(schema: pa.Schema, name: str) -> str:
 
 def image_values(column: pa.Array) -> tuple[pa.Array, pa.Array]:
     """A picture column's bytes, and paths or what else stands for the pictures, both binary."""
+    if _is_list(column.type):
+        column = _only_values(column)
     nothing = pa.nulls(len(column), pa.binary())
     if not pa.types.is_struct(column.type):
         return (column, nothing) if _is_binary(column.type) else (nothing, _as_binary(column))
@@ -193,6 +201,23 @@ def image_values(column: pa.Array) -> tuple[pa.Array, pa.Array]:
     children = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
     path = children.get("path")
     return children["bytes"], _as_binary(path) if path is not None else nothing
+
+
+def _only_values(column: pa.Array) -> pa.Array:
+    """Of lists that hold one value this one, of others nothing."""
+    values, places, start = column.flatten(), [], 0
+    for row in column:
+        length = 0 if row.values is None else len(row.values)
+        places.append(start if length == 1 else None)
+        start += length
+    return values.take(pa.array(places, pa.int64()))
+
+
+def number_of(column: pa.Array) -> list[int]:
+    """How many pictures each row of a picture column has."""
+    if not _is_list(column.type):
+        return [1] * len(column)
+    return [0 if row.values is None else len(row.values) for row in column]
 
 
 def caption_values(column: pa.Array, inner: str = "") -> Iterable[tuple[bytes | None, ...]]:
@@ -295,11 +320,20 @@ def answers_in(value: object) -> list[str] | None:
     if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
         return None
     for who, said in _TALKS:
-        if all(
-            isinstance(each.get(who), str) and isinstance(each.get(said), str) for each in value
-        ):
-            return [each[said] for each in value if each[who].lower() in _ANSWERERS]
+        texts = [_text_said(each.get(said)) for each in value]
+        if all(isinstance(each.get(who), str) for each in value) and None not in texts:
+            pairs = zip(value, texts, strict=True)
+            return [text for each, text in pairs if text and each[who].lower() in _ANSWERERS]
     return None
+
+
+def _text_said(value: object) -> str | None:
+    """What is said in a turn of a conversation, which may be in parts; `None` where it is none."""
+    if not isinstance(value, list):
+        return value if isinstance(value, str) else None
+    if not all(isinstance(part, Mapping) for part in value):
+        return None
+    return "\n".join(part["text"] for part in value if isinstance(part.get("text"), str))
 
 
 def text_bytes(text: str) -> bytes:
@@ -352,6 +386,11 @@ def decoded(text: str) -> bytes:
         return base64.b64decode("".join(text.split()) + "=" * (-len("".join(text.split())) % 4))
     except binascii.Error as error:
         raise ValueError(f"the picture is no base64: {error}") from error
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON document is a number that may be a picture's name."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_text(value: object) -> bool:
@@ -593,6 +632,9 @@ def _is_image_type(kind: pa.DataType) -> bool:
 
 
 def _is_picture_type(kind: pa.DataType) -> bool:
+    # A list of one picture is that picture.
+    if _is_list(kind):
+        return pa.types.is_struct(kind.value_type) and _is_picture_type(kind.value_type)
     if not pa.types.is_struct(kind):
         return _is_binary(kind)
     position = kind.get_field_index("bytes")

@@ -64,6 +64,8 @@ class Table:
     def value(self, record: Record) -> str:
         """What a record has for a picture: a name, or base64; "" where it has neither."""
         value = columns.value_at(record.values, self.image_column)
+        if columns.is_number(value):
+            return str(value)
         # As conversations have them, which may be about several.
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
@@ -233,8 +235,8 @@ def stem_column(records: Sequence[Record], pictures: Iterable[str], asked: str) 
     for column in sorted(there, key=lambda name: order[name.lower()]):
         for record in records:
             value = record.values.get(column)
-            if isinstance(value, str):
-                names.setdefault(posixpath.basename(value.strip()), column)
+            if isinstance(value, str) or columns.is_number(value):
+                names.setdefault(posixpath.basename(str(value).strip()), column)
     if not names:
         return ""
     stems = (posixpath.splitext(posixpath.basename(picture))[0] for picture in pictures)
