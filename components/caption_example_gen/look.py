@@ -141,7 +141,8 @@ def _caption(caption: bytes | None, row: Row) -> str:
     if caption is None:
         return f"no caption{problem}"
     try:
-        return repr(_shortened(caption.decode("utf-8")))
+        blank = "" if caption.strip() else ": SET ASIDE, it is empty;"
+        return repr(_shortened(caption.decode("utf-8"))) + blank
     except UnicodeDecodeError:
         shown = repr(_shortened(caption.decode("utf-8", "replace")))
         return f"{shown}: SET ASIDE, {row.image_problem or 'it is no UTF-8 text'};"

@@ -1594,6 +1594,19 @@ def test_lists_of_one_picture_in_parquet(tmp_path):
     assert rows[2].image_problem == "the row has 2 pictures in 'images', and not one"
 
 
+def test_paths_of_another_machine_as_file_addresses(tmp_path, capsys):
+    put(tmp_path, {"img/a b.png": png(1), "img/2.png": png(2)})
+    put(
+        tmp_path, {"x.csv": "image,text\nfile:///data/img/a%20b.png,one\nfile:///data/img/2.png,\n"}
+    )
+    first, second = rows_of(tmp_path)
+    assert (first.image, first.captions, second.image) == (png(1), (b"one",), png(2))
+    assert look.main([str(tmp_path)]) == 0
+    assert "img/2.png (png, 8 x 8)  '': SET ASIDE, it is empty;" in capsys.readouterr().out
+    put(tmp_path, {"x.csv": "image,text\nfile:///data/img/a%20b.png,one\ngs://b/img/2.png,two\n"})
+    assert "'gs://b/img/2.png' is a URL" in rows_of(tmp_path)[1].image_problem
+
+
 def test_a_tar_of_pictures_beside_their_table(tmp_path):
     put(tmp_path, {"images.tar": tar_bytes(PICTURES), "x.json": json.dumps(records("image", "t"))})
     assert "say which it is with --dataset-form tar or --dataset-form table" in error_of(tmp_path)

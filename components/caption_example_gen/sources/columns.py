@@ -54,6 +54,8 @@ _TALKS = (("from", "value"), ("role", "content"))
 _SAID = frozenset(said for _, said in _TALKS)
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0A")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
+# Of another machine's paths.
+_FILE = "file://"
 _DATA_URI = "data:image/"
 _BASE64_LEAST = 64
 # Where the hub's `datasets` library keeps its features in the schema of a Parquet file.
@@ -514,7 +516,7 @@ def picture_path(name: str, folder: str, pictures: Pictures, prefix: Prefix | No
         ValueError: The path leads out of the dataset or into a hidden folder, it is not called
             like a picture (the fingerprint does not cover such files), or there is no such file.
     """
-    if "://" in name:
+    if "://" in name.removeprefix(_FILE):
         shown = redacted(name)
         raise ValueError(f"{shown!r} is a URL: the pictures must lie in the dataset's folder")
     given = _normal(name)
@@ -535,7 +537,7 @@ def picture_path(name: str, folder: str, pictures: Pictures, prefix: Prefix | No
 
 
 def _normal(name: str) -> str:
-    return posixpath.normpath(name.replace("\\", "/"))
+    return posixpath.normpath(name.removeprefix(_FILE).replace("\\", "/"))
 
 
 def _there(schema: pa.Schema, file: str) -> str:
