@@ -26,7 +26,8 @@ RUN_FLAGS: Flags = {
         (
             ("dataset.captions_from",),
             "--captions-from",
-            "names that are the captions of pictures that have none: folder or file_name",
+            "what makes the captions of pictures that have none: their folder, file_name, or "
+            "parameters, the prompts that A1111 or ComfyUI wrote into them",
         ),
         (("dataset.caption_lines",), "--caption-lines", "lines of a caption file: joined or each"),
         (

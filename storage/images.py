@@ -30,6 +30,9 @@ MAX_PIXELS = 64 * 1024 * 1024
 SKETCH_SIDE = 32
 """Side of a picture's sketch in pixels."""
 
+USER_COMMENT = "UserComment"
+"""What EXIF calls the comment of whoever made a picture."""
+
 CENTRE = (0.5, 0.5)
 """The middle, as a position of `resize_cover`."""
 
@@ -178,6 +181,31 @@ def inspect_image(
             brightness=_mean_luma(rgb),
             sketch=_sketch(rgb, orientation) if with_sketch else b"",
         )
+
+
+def notes_in(encoded: bytes, max_pixels: int = MAX_PIXELS) -> dict[str, str | bytes]:
+    """What programs wrote into a picture's file beside the picture.
+
+    Args:
+        encoded: The bytes of a picture file.
+        max_pixels: Larger pictures are an error.
+
+    Returns:
+        The texts of a PNG file, by their keywords; and under `USER_COMMENT` the bytes of EXIF's
+        comment, if it has one.
+
+    Raises:
+        ImageError: The bytes are no picture, or it is too large.
+    """
+    with _errors(encoded):
+        image = _opened(encoded, max_pixels)
+        # Where they come behind the pixels, those are unpacked, too.
+        texts = dict(image.text) if isinstance(image, PngImageFile) else {}
+        notes: dict[str, str | bytes] = {**texts}
+        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+        if isinstance(comment, bytes):
+            notes[USER_COMMENT] = comment
+        return notes
 
 
 def resize_cover(

@@ -467,6 +467,29 @@ def test_an_unchanged_run_executes_nothing(pipeline: Pipeline, first_screen: str
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["caption-files", "repeats", "pictures"])
+def test_three_pictures_end_in_a_pushed_model_with_the_defaults(
+    project: Path, tmp_path: Path, form: str
+) -> None:
+    folder = tmp_path / "set" / ("10_sks creature" if form == "repeats" else ".")
+    folder.mkdir(parents=True)
+    [shard, *_] = sorted((REPO_ROOT / "data" / "creatures" / "data").glob("*.parquet"))
+    for row in pq.read_table(shard).slice(0, 3).to_pylist():
+        name = folder / row["text"][:40]
+        name.with_suffix(".png").write_bytes(row["image"]["bytes"])
+        if form == "caption-files":
+            name.with_suffix(".txt").write_text(row["text"])
+    given = ["--caption", "a drawing of sks"] if form == "pictures" else []
+    pipeline = Pipeline(tmp_path, str(tmp_path / "set"), project=project, settings=SMALL_MODEL)
+    screen = pipeline.run("--steps", "20", *given)
+    assert "2 examples to train on, 1 held out." in screen
+    assert f"taken for {form}" in screen
+    assert (pipeline.output / "serving_model" / "diffusion_model" / "1").is_dir()
+    page = (pipeline.output / "report" / "evaluation.html").read_text()
+    assert "Unsure" in page
+
+
+@pytest.mark.slow
 def test_a_training_setting_executes_from_the_trainer_on(
     pipeline: Pipeline, first_screen: str
 ) -> None:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
-from components.caption_example_gen.rows import Batch, CheckSettings, RowChecker
+from components.caption_example_gen.rows import Batch, CheckSettings, RowChecker, Stretch
 from components.caption_example_gen.sources import Unit
 from storage.user_errors import UserError
 from trainer.text.tokenizer import token_count
@@ -49,7 +49,7 @@ class CheckProcess:
         """
         self._send(settings)
 
-    def check(self, unit: Unit) -> Iterator[Batch]:
+    def check(self, unit: Unit | Stretch) -> Iterator[Batch]:
         """See `RowChecker.check`; the iterator must be read to its end before the next call.
 
         Raises:
@@ -74,7 +74,7 @@ class CheckProcess:
         self._process.kill()
         self._process.communicate()
 
-    def _send(self, message: CheckSettings | Unit) -> None:
+    def _send(self, message: CheckSettings | Unit | Stretch) -> None:
         try:
             pickle.dump(message, self._to)
             self._to.flush()

@@ -10,8 +10,7 @@ from components.caption_example_gen import executor
 from components.caption_example_gen.captions import CaptionTemplate
 from components.caption_example_gen.rows import KEEP_TOGETHER, NEAR_DUPLICATES
 from components.caption_example_gen.sources.base import (
-    FROM_FILE_NAME,
-    FROM_FOLDER,
+    CAPTIONS_FROM,
     LINES_EACH,
     LINES_JOINED,
 )
@@ -121,7 +120,8 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
                 `sources.forms`; "" to tell from them.
             caption: The caption of pictures that have none; "" for nothing of the kind.
             captions_from: `folder` or `file_name`, whose names become the captions of pictures
-                that have none; "" for neither.
+                that have none, or `parameters`, the prompt that is written into such a picture; ""
+                for nothing of the kind.
             caption_lines: What the lines of a caption's file are: `joined`, one caption, or a
                 caption `each`.
             near_duplicates: What becomes of pictures that are nearly the same: `keep_together` in
@@ -144,7 +144,7 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
                 f"max_rejected_fraction is {max_rejected_fraction}; it must be from 0 to 1"
             )
         for name, value, allowed in (
-            ("captions_from", captions_from, ("", FROM_FOLDER, FROM_FILE_NAME)),
+            ("captions_from", captions_from, ("", *CAPTIONS_FROM)),
             ("caption_lines", caption_lines, (LINES_JOINED, LINES_EACH)),
         ):
             if value not in allowed:

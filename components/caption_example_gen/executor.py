@@ -1,11 +1,11 @@
 """The work of CaptionExampleGen.
 
-Beam passes around only where things are, never pictures: the first stage writes the examples of a
-unit (a row group, a tar, a few files) into a spill file, a stretch for every shard; the second
-reads a shard's stretches, sorts them and writes the shard. Memory depends on the size of a shard,
-not on that of the dataset. In between, unless near duplicates are ignored, one worker looks at the
-sketches of all pictures (see `groups`), and the few spills with a picture that must go elsewhere
-are written anew.
+Beam passes around only where things are, neither pictures nor the names of many files: the first
+stage writes the examples of a unit (a row group, a tar, a few files) into a spill file, a stretch
+for every shard; the second reads a shard's stretches, sorts them and writes the shard. Memory
+depends on the size of a shard, not on that of the dataset. In between, unless near duplicates are
+ignored, one worker looks at the sketches of all pictures (see `groups`), and the few spills with a
+picture that must go elsewhere are written anew.
 
 Where Beam's workers are threads of this process, each has a process at its side that does the first
 stage's work (see `check_process`).
@@ -58,6 +58,7 @@ from components.caption_example_gen.rows import (
     shard_index,
     shard_key,
     spill,
+    spill_units,
 )
 from components.caption_example_gen.sources import (
     DatasetSpec,
@@ -234,6 +235,7 @@ def _settings(
         spill_bytes=_SPILL_BYTES,
         near_duplicates=exec_properties["near_duplicates"],
         caption_template=exec_properties["caption_template"],
+        reader=source.elsewhere(),
     )
 
 
@@ -275,12 +277,12 @@ def _run(pipeline: beam.Pipeline, source: Source, job: _Job, rejects_uri: str) -
     for path in (*job.split_uris.values(), job.rows_uri, job.settings.spill_folder, rejects_uri):
         tf.io.gfile.makedirs(path)
     with pipeline:
-        _build(pipeline, source.units(), job, rejects_uri)
+        _build(pipeline, spill_units(source.units(), job.settings.spill_folder), job, rejects_uri)
 
 
 def _build(
     pipeline: beam.Pipeline,
-    units: Iterable[Unit],
+    units: Iterable[Unit | Stretch],
     job: _Job,
     rejects_uri: str,
 ) -> None:
@@ -325,7 +327,9 @@ def _build(
 
 
 class _CheckRows(beam.DoFn):
-    """Unit -> (shard, where its candidates lie); rejected rows and their counts on the side.
+    """Unit, or where it is -> (shard, where its candidates lie).
+
+    Rejected rows and their counts on the side.
 
     `None` -> every shard and every kind of what is found, with nothing in it.
     """
@@ -341,7 +345,7 @@ class _CheckRows(beam.DoFn):
             else processes.acquire(functools.partial(CheckProcesses, 0)).take(settings)
         )
 
-    def process(self, unit: Unit | None) -> Iterator[Any]:
+    def process(self, unit: Unit | Stretch | None) -> Iterator[Any]:
         if unit is None:
             # All files are written, also those that no row falls into.
             for split, count in self._job.settings.num_shards.items():

@@ -19,8 +19,7 @@ from components.caption_example_gen.sources import (
     resolve_dataset,
 )
 from components.caption_example_gen.sources.base import (
-    FROM_FILE_NAME,
-    FROM_FOLDER,
+    CAPTIONS_FROM,
     LINES_EACH,
     LINES_JOINED,
     shown_path,
@@ -83,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--captions-from",
         default="",
-        choices=(FROM_FOLDER, FROM_FILE_NAME),
-        help="names that are the captions of pictures that have none",
+        choices=CAPTIONS_FROM,
+        help="what the captions are made of where pictures have none",
     )
     parser.add_argument(
         "--caption-lines",
@@ -142,7 +141,8 @@ def _caption(caption: bytes | None, row: Row) -> str:
     if caption is None:
         return f"no caption{problem}"
     try:
-        return repr(_shortened(caption.decode("utf-8")))
+        blank = "" if caption.strip() else ": SET ASIDE, it is empty;"
+        return repr(_shortened(caption.decode("utf-8"))) + blank
     except UnicodeDecodeError:
         shown = repr(_shortened(caption.decode("utf-8", "replace")))
         return f"{shown}: SET ASIDE, {row.image_problem or 'it is no UTF-8 text'};"

@@ -6,6 +6,7 @@ Neither Beam nor TensorFlow is imported, so that a process that does nothing els
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,7 +14,7 @@ import os
 import pickle
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import fsspec
@@ -22,6 +23,7 @@ import numpy as np
 from components.caption_example_gen.captions import CaptionTemplate
 from components.caption_example_gen.example_bytes import example_bytes
 from components.caption_example_gen.sources import DatasetSpec, Row, Unit, open_dataset, split_of
+from components.caption_example_gen.sources.base import Reader
 from storage.images import ImageError, ImageFacts, inspect_image
 from storage.plain_text import plain
 from trainer.text.tokenizer import MAX_LENGTH, token_count
@@ -55,6 +57,7 @@ class CheckSettings:
         spill_bytes: After about so many bytes of examples a spill file ends.
         near_duplicates: One of `NEAR_DUPLICATES`; unless they are ignored, sketches are made.
         caption_template: What captions are put into; see `CaptionTemplate.parse`.
+        reader: Reads the rows; `None` where the dataset is to be opened for that.
     """
 
     spec: DatasetSpec
@@ -67,6 +70,7 @@ class CheckSettings:
     spill_bytes: int
     near_duplicates: str = IGNORE
     caption_template: str = ""
+    reader: Reader | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +153,7 @@ class Sketches(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """A part of a spill file: pickled, a list of the candidates of one shard, or sketches."""
+    """A part of a spill file: pickled, a list of the candidates of one shard, sketches, a unit."""
 
     path: str
     offset: int
@@ -162,6 +166,10 @@ class Stretch(NamedTuple):
     def read_sketches(self) -> Sketches:
         """The sketches of pictures in this file, each once."""
         return cast(Sketches, self._read())
+
+    def read_unit(self) -> Unit:
+        """A unit, which has the names of its files."""
+        return cast(Unit, self._read())
 
     def _read(self) -> object:
         with fsspec.open(self.path, "rb") as f:
@@ -227,30 +235,49 @@ def spill(parts: Mapping[str, Any], folder: str) -> dict[str, Stretch]:
     return spilled
 
 
+def spill_units(units: Iterable[Unit], folder: str) -> Iterator[Unit | Stretch]:
+    """Writes those units that have names into one new file; says where each of these is."""
+    path = os.path.join(folder, uuid.uuid4().hex)
+    with contextlib.ExitStack() as stack:
+        f: Any = None
+        for unit in units:
+            if not unit.names:
+                yield unit
+                continue
+            f = f or stack.enter_context(fsspec.open(path, "wb"))
+            offset = f.tell()
+            pickle.dump(unit, f, pickle.HIGHEST_PROTOCOL)
+            yield Stretch(path, offset, f.tell() - offset)
+
+
 class RowChecker:
     """Judges the rows of a dataset."""
 
     def __init__(self, settings: CheckSettings) -> None:
-        """Opens the dataset.
+        """Opens the dataset, if there is nothing else to read it with.
 
         Raises:
             DatasetError: See `open_dataset`.
         """
         self._settings = settings
-        self._source = open_dataset(settings.spec)
+        self._reader = settings.reader or open_dataset(settings.spec)
         self._template = CaptionTemplate.parse(settings.caption_template)
 
-    def check(self, unit: Unit) -> Iterator[Batch]:
+    def check(self, unit: Unit | Stretch) -> Iterator[Batch]:
         """Judges the rows of a unit, each one once, in order.
+
+        Args:
+            unit: It, or where it is.
 
         Raises:
             DatasetError: A file cannot be read to its end.
         """
+        unit = unit.read_unit() if isinstance(unit, Stretch) else unit
         candidates: dict[str, list[Candidate]] = collections.defaultdict(list)
         sketches: dict[str, Sketched] = {}
         rejects: list[Reject] = []
         size = 0
-        for row in self._source.read(unit):
+        for row in self._reader.read(unit):
             for outcome in self._check(row):
                 if isinstance(outcome, Reject):
                     rejects.append(outcome)

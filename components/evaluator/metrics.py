@@ -27,6 +27,8 @@ GROUP = "group"
 _FALSE_ALARMS = 0.05
 # With two groups, one degree of freedom: an interval that hardly anything ever leaves.
 _FEW_GROUPS = 2
+# Of a model that predicts none of the noise, which has the variance 1.
+_LOSS_OF_NOTHING = 1.0
 # Equal models differ by as much between machines, as a fraction of their loss.
 _SAME = 1e-5
 
@@ -222,7 +224,8 @@ def surely_lower(
         the opposite is shown: the lower end is at or above minus `min_improvement`, or above
         `max_regression`; or the loss is the same, which is no improvement. Otherwise 0. Of one or
         two groups, whose intervals hold nearly everything, the opposite is shown by a loss that
-        has doubled. NaN where a number is not finite.
+        has risen to 1, what a model has that predicts none of the noise. NaN where a number is not
+        finite.
     """
     value, bar = change.unsampled_value, -min_improvement
     if not (math.isfinite(value) and math.isfinite(scale)):
@@ -230,7 +233,7 @@ def surely_lower(
     if bar <= 0 and abs(value) <= _SAME * scale:
         return -1.0
     lower = shown_lower_end(change, looks)
-    if change.sample_degrees_of_freedom < _FEW_GROUPS and value >= scale:
+    if change.sample_degrees_of_freedom < _FEW_GROUPS and scale + value >= _LOSS_OF_NOTHING:
         lower = value
     if lower >= bar or lower > max_regression:
         return -1.0

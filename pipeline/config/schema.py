@@ -56,7 +56,7 @@ class DatasetConfig:
         fail_on_anomalies: Whether an anomaly in the statistics stops the run.
         form: What the dataset's files are taken for; `None` to tell from them.
         caption: The caption of pictures that have none; `None` for nothing of the kind.
-        captions_from: Whose names become the captions of pictures that have none.
+        captions_from: What makes the captions of pictures that have none.
         caption_lines: Whether the lines of a caption's file are one caption or one each.
     """
 
@@ -79,7 +79,7 @@ class DatasetConfig:
     fail_on_anomalies: bool
     form: Text | None
     caption: Text | None
-    captions_from: Literal["folder", "file_name"] | None
+    captions_from: Literal["folder", "file_name", "parameters"] | None
     caption_lines: Literal["joined", "each"]
 
 

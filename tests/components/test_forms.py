@@ -28,6 +28,8 @@ from made_datasets import (
     put_tar,
     rows_of,
 )
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 
 from components.caption_example_gen import look
 from components.caption_example_gen.sources import (
@@ -677,6 +679,7 @@ def test_pictures_without_captions_are_an_error_that_offers_what_there_is(tmp_pa
         '--caption "a photo',
         "--captions-from folder",
         "--captions-from file_name",
+        "--captions-from parameters",
         "1.txt",
     ):
         assert said in message
@@ -703,6 +706,80 @@ def test_captions_are_given_to_any_form(tmp_path):
         (png(1), ["cat"]),
         (png(2), ["cat"]),
     ]
+
+
+def drawn(seed, texts=None, comment=None, kind="PNG"):
+    """A picture with texts in it, as programs that draw write them."""
+    image, buffer = Image.open(io.BytesIO(png(seed))), io.BytesIO()
+    written = PngInfo()
+    for keyword, text in (texts or {}).items():
+        written.add_text(keyword, text)
+    exif = image.getexif()
+    if comment:
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    image.save(buffer, kind, **({"pnginfo": written} if kind == "PNG" else {"exif": exif}))
+    return buffer.getvalue()
+
+
+def graph_of(text, other=""):
+    """A graph of ComfyUI, in which one sampler is asked for a text, and perhaps another."""
+    nodes = {
+        "3": {"inputs": {"positive": ["9", 0], "negative": ["7", 0], "model": ["4", 0]}},
+        "5": {"inputs": {"positive": ["8", 0] if other else ["6", 0], "seed": 5}},
+        "6": {"inputs": {"text": ["10", 0], "clip": ["4", 1]}, "class_type": "CLIPTextEncode"},
+        "7": {"inputs": {"text": "blurry", "clip": ["4", 1]}, "class_type": "CLIPTextEncode"},
+        "8": {"inputs": {"text": other, "clip": ["4", 1]}, "class_type": "CLIPTextEncode"},
+        "9": {"inputs": {"conditioning": ["6", 0], "guidance": 3.5, "round": ["9", 0]}},
+        "10": {"inputs": {"string": text}},
+    }
+    return json.dumps(nodes)
+
+
+SETTINGS = "\nNegative prompt: blurry, Steps\nSteps: 20, Sampler: Euler a, Size: 8x8"
+DRAWN = {
+    "A1111": ({"parameters": f"a red cat,\n(big:1.2){SETTINGS}"}, "a red cat,\n(big:1.2)"),
+    "without a negative": ({"parameters": "a cat\nSteps: 20, Sampler: Euler"}, "a cat"),
+    "in one line": ({"parameters": "a cat Negative prompt: b Steps: 20"}, "a cat"),
+    "the prompt alone": ({"parameters": " Steps: to a house "}, "Steps: to a house"),
+    "other letters": ({"parameters": f"ein grünes 犬{SETTINGS}"}, "ein grünes 犬"),
+    "Fooocus": ({"parameters": json.dumps({"prompt": "a cat", "steps": 30})}, "a cat"),
+    "ComfyUI": ({"prompt": graph_of("a cat"), "workflow": "{}"}, "a cat"),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_prompts_that_are_written_into_pictures(tmp_path, name):
+    texts, prompt = DRAWN[name]
+    picture = drawn(1, texts)
+    put(tmp_path, {"00001-5.png": picture})
+    assert pairs_of(tmp_path, captions_from="parameters") == [(picture, [prompt])]
+    assert "--captions-from parameters" in error_of(tmp_path)
+
+
+def test_prompts_in_the_comments_of_jpeg_and_webp(tmp_path):
+    comment = b"UNICODE\0" + f"a grünes cat{SETTINGS}".encode("utf-16-be")
+    put(tmp_path, {"1.jpg": drawn(1, comment=comment, kind="JPEG")})
+    put(tmp_path, {"2.webp": drawn(1, comment=comment, kind="WEBP")})
+    put(tmp_path, {"3.jpg": drawn(1, comment=b"ASCII\0\0\0my camera", kind="JPEG")})
+    rows = rows_of(tmp_path, captions_from="parameters")
+    assert [row.captions for row in rows] == [("a grünes cat".encode(),)] * 2 + [(None,)]
+
+
+def test_pictures_that_no_prompt_is_written_into(tmp_path, capsys):
+    put(tmp_path, {"1.png": png(1), "2.png": drawn(2, {"parameters": SETTINGS}), "3.png": b"x"})
+    put(tmp_path, {"4.png": drawn(4, {"prompt": graph_of("a cat", other="a dog")})})
+    put(tmp_path, {"5.png": drawn(5, {"parameters": "unused"}), "5.txt": "own"})
+    put(tmp_path, {"6.png": drawn(6, {"prompt": '{"3": [], "x": {"inputs": {"positive": 1}}}'})})
+    rows = rows_of(tmp_path, captions_from="parameters")
+    for row in (*rows[:4], rows[5]):
+        assert row.captions == (None,)
+        assert "no prompt" in row.image_problem
+    assert "the picture cannot be decoded" in rows[2].image_problem
+    assert rows[4].captions == (b"own",)
+    assert look.main([str(tmp_path), "--captions-from", "parameters"]) == 0
+    said = capsys.readouterr().out
+    assert "1.png (png, 8 x 8)  no caption (no caption file (*.txt) of the picture's name" in said
+    assert "the picture has no prompt written into it (the text 'parameters' of PNG" in said
 
 
 # Tables.
@@ -933,6 +1010,65 @@ def test_a_split_column_that_is_none(tmp_path):
     put(tmp_path / "b", {**SPLITS, "train.jsonl": jsonl(SPLIT_RECORDS[:2])})
     put(tmp_path / "b", {"test.jsonl": jsonl(SPLIT_RECORDS[2:])})
     assert [row.captions for row in rows_of(tmp_path / "b")] == [(b"zero",), (b"one",)]
+
+
+def split_columns(write, kind=None, name="split"):
+    splits = pa.array([r["split"] or None for r in SPLIT_RECORDS], kind)
+    texts = [r["text"] for r in SPLIT_RECORDS]
+    pictures = embedded([png(i) for i in (0, 1, 2, 3, 0)])
+    return write({"image": pictures, "words": texts, name: splits})
+
+
+SPLIT_FILES = {
+    "a.parquet": split_columns(table_bytes),
+    # As `push_to_hub` names it where nobody says otherwise.
+    "data/train-00000-of-00001.parquet": split_columns(table_bytes, name="Split"),
+    "test.parquet": split_columns(table_bytes, pa.dictionary(pa.int32(), pa.string())),
+    "data-00000-of-00001.arrow": split_columns(arrow_bytes),
+}
+
+
+@pytest.mark.parametrize("name", SPLIT_FILES)
+def test_columns_that_say_which_split_a_row_is_of(tmp_path, name):
+    put(tmp_path, {name: SPLIT_FILES[name]})
+
+    def texts(split):
+        return [text for _, [text] in pairs_of(tmp_path, split=split)]
+
+    assert texts("train") == ["zero", "again"]
+    assert texts("val") == ["one"]
+    assert texts("test+train") == ["zero", "two", "again"]
+    assert texts("restval") == ["three"]
+    assert texts("all") == ["zero", "one", "two", "three", "again"]
+    # The number of a row is that in its file.
+    assert [row.number for row in rows_of(tmp_path)] == [0, 4]
+    message = error_of(tmp_path, read=True, split="dev2")
+    assert "'restval' (1), 'test' (1), 'train' (2), 'validation' (1)" in message
+    assert "--dataset-split" in message
+    said = open_dataset(DatasetSpec(str(tmp_path))).taken_for.lower()
+    assert said.endswith("; of its records those whose 'split' is train are read")
+
+
+def test_files_of_several_splits_have_the_word_before_their_columns(tmp_path):
+    put(tmp_path, {"train.parquet": split_columns(table_bytes), "README.md": "a"})
+    put_parquet(tmp_path / "test.parquet", {"image": embedded([png(9)]), "words": ["nine"]})
+    assert len(pairs_of(tmp_path)) == 5
+    assert pairs_of(tmp_path, split="test") == [(png(9), ["nine"])]
+    # With the one of several files that has no such column, all of it is `train`.
+    (tmp_path / "test.parquet").rename(tmp_path / "train2.parquet")
+    assert [text for _, [text] in pairs_of(tmp_path)] == ["zero", "again", "nine"]
+
+
+def test_a_column_that_says_no_split(tmp_path):
+    columns = {"image": embedded([png(1)]), "split": ["leg"]}
+    put_parquet(tmp_path / "a" / "a.parquet", columns)
+    # The only text there is.
+    assert pairs_of(tmp_path / "a") == [(png(1), ["leg"])]
+    assert pairs_of(tmp_path / "a", caption="x") == [(png(1), ["x"])]
+    put_parquet(tmp_path / "b" / "a.parquet", {**columns, "split": [5], "text": ["one"]})
+    assert pairs_of(tmp_path / "b") == [(png(1), ["one"])]
+    put_parquet(tmp_path / "c" / "a.parquet", {**columns, "split": [""], "text": ["one"]})
+    assert pairs_of(tmp_path / "c") == [(png(1), ["one"])]
 
 
 def test_pictures_in_other_columns_are_not_missed(tmp_path):
@@ -1392,3 +1528,87 @@ def test_every_form_on_the_hub(tmp_path):
         wanted = sorted([hashlib.sha256(png(i)).hexdigest(), texts[i]] for i in range(COUNT))
         assert (pairs, length) == (wanted, 64), form
         assert kind == (FORMS[form][2] or kind)
+
+
+# More of what people have.
+
+
+def test_karpathys_splits_have_sentences_beside_their_tokens(tmp_path):
+    images = [
+        {
+            "filename": f"{i}.png",
+            "split": split,
+            "sentences": [{"tokens": ["a", "dog"], "raw": f"A dog {i}."}, {"raw": "Again."}],
+        }
+        for i, split in ((1, "train"), (2, "restval"))
+    ]
+    put(tmp_path, {"img/1.png": png(1), "img/2.png": png(2)})
+    put(tmp_path, {"dataset.json": json.dumps({"images": images, "dataset": "flickr30k"})})
+    assert pairs_of(tmp_path) == [(png(1), ["A dog 1.", "Again."])]
+
+
+def test_conversations_in_parts(tmp_path):
+    talk = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]},
+    ]
+    put(tmp_path, {"i/1.png": png(1)})
+    put(tmp_path, {"x.jsonl": jsonl([{"messages": talk, "images": ["i/1.png"]}])})
+    assert pairs_of(tmp_path) == [(png(1), ["A dog."])]
+    # Nobody answers.
+    put(tmp_path, {"x.jsonl": jsonl([{"messages": talk[:1], "images": ["i/1.png"]}])})
+    assert "has no caption column" in error_of(tmp_path)
+
+
+def test_numbers_that_name_pictures(tmp_path):
+    put(tmp_path, {"1.png": png(1), "2.png": png(2)})
+    put(tmp_path, {"x.json": json.dumps([{"id": i, "caption": f"no. {i}"} for i in (1, 2)])})
+    assert pairs_of(tmp_path) == [(png(1), ["no. 1"]), (png(2), ["no. 2"])]
+    put(tmp_path, {"x.json": json.dumps([{"id": i, "caption": f"no. {i}"} for i in (1, 3)])})
+    first, second, third = rows_of(tmp_path)
+    assert (first.image, second.image_problem) == (png(1), "no file '3'")
+    assert (third.file, third.image_problem) == ("2.png", "no record of a table names this picture")
+
+
+@pytest.mark.parametrize("parted", ["\t", "|", ","])
+def test_text_files_that_are_tables(tmp_path, parted):
+    put(tmp_path, {"1.png": png(1), "a b/2.png": png(2), "readme.txt": "a, b\nc"})
+    put(tmp_path, {"list.txt": f"1.png{parted}one\na b/2.png{parted}two\n"})
+    assert pairs_of(tmp_path) == [(png(1), ["one"]), (png(2), ["two"])]
+    put(tmp_path, {"list.txt": f"1.png{parted}one\na b/3.png{parted}two\n"})
+    assert [row.image_problem for row in rows_of(tmp_path)] == [
+        "", "no file 'a b/3.png'", "no record of a table names this picture",
+    ]  # fmt: skip
+    put(tmp_path, {"list.txt": "1.png\na b/2.png\n"})
+    assert "has pictures and no captions" in error_of(tmp_path)
+
+
+def test_lists_of_one_picture_in_parquet(tmp_path):
+    pictures = [{"bytes": png(i), "path": None} for i in range(3)]
+    images = [[pictures[0]], [], pictures[1:], None, [pictures[2]]]
+    texts = ["one", "none", "two", "nothing", "last"]
+    put_parquet(tmp_path / "a.parquet", {"images": images, "text": texts})
+    rows = rows_of(tmp_path)
+    assert [row.image for row in rows] == [png(0), None, None, None, png(2)]
+    assert [row.captions for row in rows] == [(text.encode(),) for text in texts]
+    assert rows[2].image_problem == "the row has 2 pictures in 'images', and not one"
+
+
+def test_paths_of_another_machine_as_file_addresses(tmp_path, capsys):
+    put(tmp_path, {"img/a b.png": png(1), "img/2.png": png(2)})
+    put(
+        tmp_path, {"x.csv": "image,text\nfile:///data/img/a%20b.png,one\nfile:///data/img/2.png,\n"}
+    )
+    first, second = rows_of(tmp_path)
+    assert (first.image, first.captions, second.image) == (png(1), (b"one",), png(2))
+    assert look.main([str(tmp_path)]) == 0
+    assert "img/2.png (png, 8 x 8)  '': SET ASIDE, it is empty;" in capsys.readouterr().out
+    put(tmp_path, {"x.csv": "image,text\nfile:///data/img/a%20b.png,one\ngs://b/img/2.png,two\n"})
+    assert "'gs://b/img/2.png' is a URL" in rows_of(tmp_path)[1].image_problem
+
+
+def test_a_tar_of_pictures_beside_their_table(tmp_path):
+    put(tmp_path, {"images.tar": tar_bytes(PICTURES), "x.json": json.dumps(records("image", "t"))})
+    assert "say which it is with --dataset-form tar or --dataset-form table" in error_of(tmp_path)
+    found = dict(pairs_of(tmp_path, form="tar"))
+    assert found == {png(i): [text] for i, text in enumerate(TEXTS)}

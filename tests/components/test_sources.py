@@ -475,7 +475,7 @@ def test_broken_records_are_rows(tmp_path):
     assert rows[2].image_problem == "the record is no JSON object"
     assert rows[3].image_problem == "the record names no picture in 'file_name'"
     assert rows[3].captions == (b"no name",)
-    assert rows[4].image_problem == "the record names no picture in 'file_name'"
+    assert rows[4].image_problem == "no file '5'"
     assert "leads out" in rows[5].image_problem
     assert "hidden" in rows[6].image_problem
     assert rows[7].image_problem == "no file '3.png'"

@@ -108,12 +108,14 @@ def test_what_is_clear_can_be_told_from_few_pictures(pictures: int) -> None:
     ("changes", "expected"),
     [
         # One picture has no interval, and that of two holds nearly everything.
-        ([-0.46], 0),
-        ([0.3], 0),
-        ([1.1], -1),
-        ([-0.5, -0.1], 0),
-        ([0.9, 0.9], -1),
-        ([0.3, 2.0], -1),
+        ([-0.07], 0),
+        ([0.05], 0),
+        # What a few pictures come to that are trained on until they are known by heart.
+        ([0.18], 0),
+        ([0.86], -1),
+        ([-0.1, -0.02], 0),
+        ([0.2, 0.25], 0),
+        ([0.8, 1.0], -1),
         # The same model is no better one.
         ([0.0], -1),
         ([1e-6, -2e-6], -1),
@@ -123,7 +125,7 @@ def test_what_is_clear_can_be_told_from_few_pictures(pictures: int) -> None:
     ],
 )
 def test_what_one_and_two_pictures_tell(changes: list[float], expected: float) -> None:
-    found = surely_lower(mean(np.array(changes)), 1.0, LOOKS, 0.0, 0.0)
+    found = surely_lower(mean(np.array(changes)), 0.15, LOOKS, 0.0, 0.0)
     assert found == pytest.approx(expected, nan_ok=True)
 
 

@@ -144,7 +144,9 @@ def _opened(files: Files, spec: DatasetSpec) -> Source:
     opened = form.open(look, found)
     look.forget_documents()
     if isinstance(opened, Files):
-        return _opened(opened, spec)
+        # What is in an archive has another form, which nobody asked for.
+        asked = "" if spec.form == form.kind else spec.form
+        return _opened(opened, replace(spec, form=asked))
     opened.give_captions(spec)
     opened.taken_for = told + opened.remark
     return opened
@@ -169,7 +171,8 @@ def _told(look: Look) -> tuple[Form, Found, str]:
     kept = _unsettled(seen)
     if len(kept) > 1 and (spec.config or card_of(look.files)):
         # A card or the config may point at one of them.
-        kept = _unsettled(_seen(Look(look.files, spec, look.select(look.paths).files))) or kept
+        selected = look.select(tuple(look.paths)).files
+        kept = _unsettled(_seen(Look(look.files, spec, selected))) or kept
     if len(kept) > 1:
         readings = ", or ".join(f"{form.shown}: {found.why}" for form, found in kept.items())
         flags = " or ".join(f"--dataset-form {form.kind}" for form in kept)

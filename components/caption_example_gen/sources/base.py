@@ -11,9 +11,10 @@ import dataclasses
 import functools
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
+from components.caption_example_gen.sources.written_prompts import prompt_in
 from storage.errors import one_line
 from storage.user_errors import UserError
 
@@ -22,8 +23,8 @@ PICTURE_SUFFIXES = (
     ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 """How the files of pictures are called, in lower case."""
-FROM_FOLDER, FROM_FILE_NAME = "folder", "file_name"
-"""Names that may stand in for captions."""
+CAPTIONS_FROM = FROM_FOLDER, FROM_FILE_NAME, FROM_PARAMETERS = "folder", "file_name", "parameters"
+"""What may stand in for captions: names, or the prompt that is written into a picture."""
 LINES_JOINED, LINES_EACH = "joined", "each"
 """What the lines of a caption's file are."""
 CAPTION_NUMBER = re.compile(r"#\d+$")
@@ -59,8 +60,8 @@ class DatasetSpec:
         caption_column: Column with the captions; "" to find it.
         form: What the dataset's files are taken for, the `kind` of a form; "" to tell from them.
         caption: The caption of pictures that have none; "" for nothing of the kind.
-        captions_from: `FROM_FOLDER` or `FROM_FILE_NAME`, whose names become the captions of
-            pictures that have none; "" for neither.
+        captions_from: One of `CAPTIONS_FROM`, of which the captions of pictures are made that have
+            none; "" for nothing of the kind.
         caption_lines: `LINES_JOINED`, or `LINES_EACH` where every line of a caption's file is a
             caption.
     """
@@ -90,12 +91,15 @@ class Unit:
         start: Where it starts, as its source counts: a row group, a byte, a position in a list.
         first_row: Number of its first row in the file.
         num_rows: How many rows it has; `None` where only reading it tells.
+        names: Of each row, where it is made of files, these: the picture, the one with its caption,
+            and another one that claims to be that; each may be "".
     """
 
     file: str
     start: int
     first_row: int
     num_rows: int | None
+    names: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +185,13 @@ class Files(abc.ABC):
         """
         return (functools.partial(self.read, path, peek=peek) for path in paths)
 
+    def elsewhere(self) -> Files | None:
+        """The same files for another process, which may open those whose names it is told.
+
+        It can be pickled and lists nothing; `None` where that cannot be had.
+        """
+        return None
+
     # Most have nothing to do here.
     def fetch(self, paths: Iterable[str]) -> None:  # noqa: B027
         """Brings files to this machine in one go, where `open` would bring them one by one."""
@@ -190,7 +201,24 @@ class Files(abc.ABC):
         """SHA-256 (hex) that changes when the name or content of one of these files does."""
 
 
-class Source(abc.ABC):
+class Reader(abc.ABC):
+    """What reads the rows of a dataset, whose parts are known."""
+
+    @abc.abstractmethod
+    def read(self, unit: Unit, *, peek: bool = False) -> Iterator[Row]:
+        """Reads the rows of one part, few at a time.
+
+        Args:
+            unit: One of the dataset's.
+            peek: Whether the caller will stop after a few rows, so that files need not be
+                fetched whole.
+
+        Raises:
+            DatasetError: A file cannot be read to its end.
+        """
+
+
+class Source(Reader):
     """Captioned pictures of one kind.
 
     Attributes:
@@ -211,8 +239,8 @@ class Source(abc.ABC):
     def __init__(
         self,
         files: Files,
-        paths: tuple[str, ...],
-        left_out: tuple[str, ...],
+        paths: Sequence[str],
+        left_out: Sequence[str],
         image_column: str,
         caption_column: str,
     ) -> None:
@@ -221,7 +249,7 @@ class Source(abc.ABC):
         self.left_out = left_out
         self.image_column = image_column
         self.caption_column = caption_column
-        self._stand_in: _StandIn | None = None
+        self._stand_in: StandIn | None = None
 
     @property
     def image_bytes(self) -> int:
@@ -238,18 +266,16 @@ class Source(abc.ABC):
         """
 
     def read(self, unit: Unit, *, peek: bool = False) -> Iterator[Row]:
-        """Reads the rows of one part, few at a time.
-
-        Args:
-            unit: One of `units()`.
-            peek: Whether the caller will stop after a few rows, so that files need not be
-                fetched whole.
-
-        Raises:
-            DatasetError: A file cannot be read to its end.
-        """
+        """See `Reader.read`."""
         rows = self._read(unit, peek=peek)
         return rows if self._stand_in is None else map(self._stand_in.complete, rows)
+
+    def elsewhere(self) -> Reader | None:
+        """What reads its units in another process, which need not open the dataset for that.
+
+        It can be pickled; `None` where the dataset must be opened there.
+        """
+        return None
 
     @abc.abstractmethod
     def _read(self, unit: Unit, *, peek: bool) -> Iterator[Row]:
@@ -258,12 +284,17 @@ class Source(abc.ABC):
     def give_captions(self, spec: DatasetSpec) -> None:
         """Gives pictures that have no caption the one that a user asked for."""
         if spec.captions_given:
-            self._stand_in = _StandIn(spec.caption, spec.captions_from)
+            self._stand_in = StandIn(spec.caption, spec.captions_from)
 
 
 @dataclasses.dataclass(frozen=True)
-class _StandIn:
-    """Captions for pictures that have none."""
+class StandIn:
+    """Captions for pictures that have none.
+
+    Attributes:
+        caption: One for all of them.
+        captions_from: Where it is "": one of `CAPTIONS_FROM`.
+    """
 
     caption: str
     captions_from: str
@@ -272,7 +303,14 @@ class _StandIn:
         """The row with a caption, if it has a picture and no caption."""
         if row.image is None or any(caption and caption.strip() for caption in row.captions):
             return row
-        caption = self.caption or name_as_caption(row.path, self.captions_from)
+        if self.captions_from == FROM_PARAMETERS and not self.caption:
+            try:
+                caption = prompt_in(row.image)
+            except ValueError as error:
+                problem = "; ".join(filter(None, [row.image_problem, str(error)]))
+                return dataclasses.replace(row, captions=(None,), image_problem=problem)
+        else:
+            caption = self.caption or name_as_caption(row.path, self.captions_from)
         return dataclasses.replace(row, captions=(caption.encode(),)) if caption else row
 
 

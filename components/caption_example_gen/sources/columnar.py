@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
+import itertools
 import posixpath
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
@@ -22,6 +25,15 @@ from components.caption_example_gen.sources.base import (
     is_picture,
 )
 from components.caption_example_gen.sources.form import Found, Look
+from components.caption_example_gen.sources.splits import (
+    ALL,
+    Selection,
+    is_split,
+    no_such_records,
+    records_remark,
+    split_said,
+    wanted_splits,
+)
 from components.caption_example_gen.sources.urls import called_like_urls, url_error
 from storage.errors import one_line
 
@@ -63,16 +75,73 @@ class ColumnarSource(Source):
         pictures = (path for path in files.sizes() if is_picture(path))
         super().__init__(files, tuple(sorted((*tables, *pictures))), left_out, image, caption)
         self._tables = tables
+        self._split_column = ""
+        # Those that are read, of files whose rows say which they are of.
+        self._splits: frozenset[str] | None = None
         self._prefixes: dict[str, columns.Prefix | None] = {}
         self._schemas: dict[str, pa.Schema] = {}
 
     @classmethod
     def open(cls, look: Look, found: Found) -> ColumnarSource:
-        """Opens the config and split that the user asked for; see `Form.open`."""
-        chosen = look.select(found.files)
+        """Opens the config and split that the user asked for; see `Form.open`.
+
+        Where all files are of one split, a column of theirs may have the last word.
+        """
+        if look.are_of_one_split(found.files):
+            source = cls._of(look, look.select(found.files, split=ALL))
+            source._split_by_column(look.spec)
+            if source._splits is not None:
+                return source
+        return cls._of(look, look.select(found.files))
+
+    @classmethod
+    def _of(cls, look: Look, chosen: Selection) -> ColumnarSource:
         with look.files.peek(chosen.files[0]) as f:
             schema = cls._schema_of(look.files, chosen.files[0], f)
         return cls(look.files, chosen.files, chosen.left_out, look.spec, schema)
+
+    def _split_by_column(self, spec: DatasetSpec) -> None:
+        """Has rows chosen by what they say of their split, if the first ones say any."""
+        wanted = wanted_splits(spec.split)
+        file = self._tables[0]
+        column = columns.split_column(self._schema(file, peek=True), self.caption_column)
+        unit = next(self._all_units(), None) if column and wanted is not None else None
+        if unit is None:
+            return
+        self._split_column = column
+        first = islice(self._said(unit, peek=True), _LOOK_AT)
+        if any(isinstance(value, str) and is_split(value) for value in first):
+            self._splits = wanted
+            self.remark = records_remark(column, wanted or ())
+
+    def units(self) -> Iterator[Unit]:
+        """See `Source.units`; where rows say which split they are of, reads that of all."""
+        if self._splits is None:
+            yield from self._all_units()
+            return
+        there: Counter[str] = Counter()
+        for unit in self._all_units():
+            counts = Counter(map(split_said, self._said(unit, peek=True)))
+            there += counts
+            if wanted := sum(counts[split] for split in self._splits):
+                yield dataclasses.replace(unit, num_rows=wanted)
+        if self._splits.isdisjoint(there):
+            raise no_such_records(self.files.shown, self._split_column, there)
+
+    def _is_wanted(self, said: object) -> bool:
+        return self._splits is None or split_said(said) in self._splits
+
+    @abc.abstractmethod
+    def _all_units(self) -> Iterator[Unit]:
+        """The same, whatever split rows say they are of."""
+
+    def _said(self, unit: Unit, *, peek: bool) -> Iterator[object]:
+        """What each row of a unit says of its split; `None` of a file that has no such column."""
+        if self._schema(unit.file, peek=peek).get_field_index(self._split_column) < 0:
+            yield from itertools.repeat(None, unit.num_rows or 0)
+            return
+        for batch in self._batches(unit, [self._split_column], peek=peek):
+            yield from batch.column(0).to_pylist()
 
     @abc.abstractmethod
     def _batches(self, unit: Unit, names: list[str], *, peek: bool) -> Iterator[pa.RecordBatch]:
@@ -84,8 +153,10 @@ class ColumnarSource(Source):
         """The columns of an open file."""
 
     def _schema(self, file: str, *, peek: bool) -> pa.Schema:
-        with self.files.peek(file) if peek else self.files.open(file) as f:
-            return self._schema_of(self.files, file, f)
+        if file not in self._schemas:
+            with self.files.peek(file) if peek else self.files.open(file) as f:
+                self._schemas[file] = self._schema_of(self.files, file, f)
+        return self._schemas[file]
 
     def _check(self, schema: pa.Schema, file: str) -> None:
         columns.check_columns(
@@ -93,32 +164,38 @@ class ColumnarSource(Source):
         )
 
     def _read(self, unit: Unit, *, peek: bool) -> Iterator[Row]:
-        schema = self._schemas.get(unit.file) or self._schema(unit.file, peek=peek)
-        self._schemas[unit.file] = schema
+        schema = self._schema(unit.file, peek=peek)
         image, caption = self.image_column, self.caption_column
         top = columns.top_column(schema, caption) if caption else ""
         said = [name for name in (_STATUS, _MESSAGE) if schema.get_field_index(name) >= 0]
+        split = self._split_column if self._splits is not None else ""
+        split = split if schema.get_field_index(split) >= 0 else ""
         # A column may be asked for twice.
-        names = list(dict.fromkeys(filter(None, [image, top, *said])))
+        names = list(dict.fromkeys(filter(None, [image, top, split, *said])))
         number = unit.first_row
         for batch in self._batches(unit, names, peek=peek):
-            images, paths = columns.image_values(batch.column(names.index(image)))
+            pictures = batch.column(names.index(image))
+            images, paths = columns.image_values(pictures)
+            numbers = columns.number_of(pictures)
             captions = (
                 columns.caption_values(batch.column(names.index(top)), caption[len(top) + 1 :])
                 if top
                 else ((None,) for _ in range(batch.num_rows))
             )
             status = [batch.column(names.index(name)).to_pylist() for name in said]
+            splits = batch.column(names.index(split)).to_pylist() if split else None
             for row, (content, name, texts) in enumerate(zip(images, paths, captions, strict=True)):
-                yield self._row(
-                    unit.file,
-                    number,
-                    content.as_py() or None,
-                    (name.as_py() or b"").decode("utf-8", "surrogateescape"),
-                    texts,
-                    tuple(values[row] for values in status),
-                    peek,
-                )
+                if self._is_wanted(splits[row] if splits else None):
+                    yield self._row(
+                        unit.file,
+                        number,
+                        content.as_py() or None,
+                        (name.as_py() or b"").decode("utf-8", "surrogateescape"),
+                        texts,
+                        tuple(values[row] for values in status),
+                        numbers[row],
+                        peek,
+                    )
                 number += 1
 
     def _row(
@@ -129,10 +206,13 @@ class ColumnarSource(Source):
         name: str,
         texts: tuple[bytes | None, ...],
         status: tuple[object, ...],
+        pictures: int,
         peek: bool,
     ) -> Row:
         path, problem = name, ""
-        if content is None and status and status[0] not in (None, _SUCCESS):
+        if pictures > 1:
+            problem = f"the row has {pictures} pictures in {self.image_column!r}, and not one"
+        elif content is None and status and status[0] not in (None, _SUCCESS):
             problem = f"img2dataset says: {': '.join(str(each) for each in status if each)}"
         elif content is None and name:
             content, problem, path = self._named(file, name, peek)
@@ -169,7 +249,7 @@ class ColumnarSource(Source):
         if self._pictures.find(posixpath.normpath(name)):
             return None
         if file not in self._prefixes:
-            unit = next((unit for unit in self.units() if unit.file == file), None)
+            unit = next((unit for unit in self._all_units() if unit.file == file), None)
             batches = self._batches(unit, [self.image_column], peek=True) if unit else iter(())
             values = (
                 value for batch in batches for value in columns.image_values(batch.column(0))[1]

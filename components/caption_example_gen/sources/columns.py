@@ -31,10 +31,10 @@ Role = Literal["image", "caption"]
 
 _PREFERRED: Mapping[Role, tuple[str, ...]] = {
     "image": ("image",),
-    "caption": ("text", "caption", "captions", "prompt", "description", "sentences"),
+    "caption": ("text", "caption", "captions", "prompt", "description", "sentences", "raw"),
 }
 _ALLOWED: Mapping[Role, str] = {
-    "image": "a struct with binary `bytes`, plain binary, or paths or base64 as text",
+    "image": "structs with binary `bytes`, plain binary, or paths or base64 as text",
     "caption": "text, or lists of text",
 }
 PATH_COLUMNS = (
@@ -44,7 +44,9 @@ PATH_COLUMNS = (
 """What columns with the names of pictures are called, in lower case, best first."""
 ID_COLUMNS = ("id", "image_id", "img_id", "key", "uid", "uuid")
 """What columns are called that may name pictures without their suffix, in lower case."""
-NO_CAPTIONS = frozenset({*ID_COLUMNS, "hash", "md5", "sha256", "phash", "split"})
+SPLIT = "split"
+"""What a column is called that says which split a record is of, in lower case."""
+NO_CAPTIONS = frozenset({*ID_COLUMNS, "hash", "md5", "sha256", "phash", SPLIT})
 """Columns of text that are no captions, in lower case, where there is any other."""
 # Who answers in a conversation about a picture, and under which keys that is said.
 _ANSWERERS = frozenset({"gpt", "assistant", "model", "bot"})
@@ -52,6 +54,8 @@ _TALKS = (("from", "value"), ("role", "content"))
 _SAID = frozenset(said for _, said in _TALKS)
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0A")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
+# Of another machine's paths.
+_FILE = "file://"
 _DATA_URI = "data:image/"
 _BASE64_LEAST = 64
 # Where the hub's `datasets` library keeps its features in the schema of a Parquet file.
@@ -78,10 +82,16 @@ def choose(role: Role, candidates: Sequence[str], *, shown: str, there: str) -> 
     if len(candidates) == 1:
         return candidates[0]
     for preferred in _PREFERRED[role]:
-        for name in candidates:
-            if name.lower() == preferred:
-                return name
+        # Else what is called like that inside of something: `sentences.raw` beside its tokens.
+        for called in (str.lower, _inner_name):
+            for name in candidates:
+                if called(name) == preferred:
+                    return name
     raise several(role, candidates, shown=shown)
+
+
+def _inner_name(name: str) -> str:
+    return name.rpartition(".")[2].lower()
 
 
 def several(role: Role, candidates: Sequence[str], *, shown: str) -> DatasetError:
@@ -135,8 +145,9 @@ def find_columns(schema: pa.Schema, spec: DatasetSpec, *, file: str, shown: str)
             or [name for f in schema for name in _nested_texts(f) if f.name != image]
         )
         candidates = [name for name in candidates if name != image]
-        if candidates or not spec.captions_given:
-            caption = choose("caption", candidates, shown=shown, there=there)
+        likely = [name for name in candidates if name.lower() not in NO_CAPTIONS]
+        if likely or not spec.captions_given:
+            caption = choose("caption", likely or candidates, shown=shown, there=there)
     check_columns(schema, image, caption, file=file, shown=shown)
     return image, caption
 
@@ -166,6 +177,16 @@ def check_columns(schema: pa.Schema, image: str, caption: str, *, file: str, sho
             )
 
 
+def split_column(schema: pa.Schema, caption: str) -> str:
+    """The column of text that may say which split a row is of; "" where there is none."""
+    found = (
+        field.name
+        for field in schema
+        if field.name.lower() == SPLIT and field.name != caption and _is_word_type(field.type)
+    )
+    return next(found, "")
+
+
 def top_column(schema: pa.Schema, name: str) -> str:
     """The column of a schema that a name such as `sentences.raw` is in."""
     return name if schema.get_field_index(name) >= 0 else name.partition(".")[0]
@@ -173,6 +194,8 @@ def top_column(schema: pa.Schema, name: str) -> str:
 
 def image_values(column: pa.Array) -> tuple[pa.Array, pa.Array]:
     """A picture column's bytes, and paths or what else stands for the pictures, both binary."""
+    if _is_list(column.type):
+        column = _only_values(column)
     nothing = pa.nulls(len(column), pa.binary())
     if not pa.types.is_struct(column.type):
         return (column, nothing) if _is_binary(column.type) else (nothing, _as_binary(column))
@@ -180,6 +203,23 @@ def image_values(column: pa.Array) -> tuple[pa.Array, pa.Array]:
     children = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
     path = children.get("path")
     return children["bytes"], _as_binary(path) if path is not None else nothing
+
+
+def _only_values(column: pa.Array) -> pa.Array:
+    """Of lists that hold one value this one, of others nothing."""
+    values, places, start = column.flatten(), [], 0
+    for row in column:
+        length = 0 if row.values is None else len(row.values)
+        places.append(start if length == 1 else None)
+        start += length
+    return values.take(pa.array(places, pa.int64()))
+
+
+def number_of(column: pa.Array) -> list[int]:
+    """How many pictures each row of a picture column has."""
+    if not _is_list(column.type):
+        return [1] * len(column)
+    return [0 if row.values is None else len(row.values) for row in column]
 
 
 def caption_values(column: pa.Array, inner: str = "") -> Iterable[tuple[bytes | None, ...]]:
@@ -282,11 +322,20 @@ def answers_in(value: object) -> list[str] | None:
     if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
         return None
     for who, said in _TALKS:
-        if all(
-            isinstance(each.get(who), str) and isinstance(each.get(said), str) for each in value
-        ):
-            return [each[said] for each in value if each[who].lower() in _ANSWERERS]
+        texts = [_text_said(each.get(said)) for each in value]
+        if all(isinstance(each.get(who), str) for each in value) and None not in texts:
+            pairs = zip(value, texts, strict=True)
+            return [text for each, text in pairs if text and each[who].lower() in _ANSWERERS]
     return None
+
+
+def _text_said(value: object) -> str | None:
+    """What is said in a turn of a conversation, which may be in parts; `None` where it is none."""
+    if not isinstance(value, list):
+        return value if isinstance(value, str) else None
+    if not all(isinstance(part, Mapping) for part in value):
+        return None
+    return "\n".join(part["text"] for part in value if isinstance(part.get("text"), str))
 
 
 def text_bytes(text: str) -> bytes:
@@ -339,6 +388,11 @@ def decoded(text: str) -> bytes:
         return base64.b64decode("".join(text.split()) + "=" * (-len("".join(text.split())) % 4))
     except binascii.Error as error:
         raise ValueError(f"the picture is no base64: {error}") from error
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON document is a number that may be a picture's name."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_text(value: object) -> bool:
@@ -462,7 +516,7 @@ def picture_path(name: str, folder: str, pictures: Pictures, prefix: Prefix | No
         ValueError: The path leads out of the dataset or into a hidden folder, it is not called
             like a picture (the fingerprint does not cover such files), or there is no such file.
     """
-    if "://" in name:
+    if "://" in name.removeprefix(_FILE):
         shown = redacted(name)
         raise ValueError(f"{shown!r} is a URL: the pictures must lie in the dataset's folder")
     given = _normal(name)
@@ -483,7 +537,7 @@ def picture_path(name: str, folder: str, pictures: Pictures, prefix: Prefix | No
 
 
 def _normal(name: str) -> str:
-    return posixpath.normpath(name.replace("\\", "/"))
+    return posixpath.normpath(name.removeprefix(_FILE).replace("\\", "/"))
 
 
 def _there(schema: pa.Schema, file: str) -> str:
@@ -571,11 +625,18 @@ def _is_text_type(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
+def _is_word_type(kind: pa.DataType) -> bool:
+    return _is_text_type(kind.value_type if pa.types.is_dictionary(kind) else kind)
+
+
 def _is_image_type(kind: pa.DataType) -> bool:
     return _is_picture_type(kind) or _is_text_type(kind)
 
 
 def _is_picture_type(kind: pa.DataType) -> bool:
+    # A list of one picture is that picture.
+    if _is_list(kind):
+        return pa.types.is_struct(kind.value_type) and _is_picture_type(kind.value_type)
     if not pa.types.is_struct(kind):
         return _is_binary(kind)
     position = kind.get_field_index("bytes")

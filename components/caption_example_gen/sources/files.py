@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import copy
+import functools
 import hashlib
 import io
 import os
@@ -10,7 +12,8 @@ import posixpath
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO, cast
+from itertools import islice
+from typing import Any, BinaryIO, TypeVar, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -20,6 +23,7 @@ from components.caption_example_gen.sources.base import (
     is_hidden,
     is_picture,
 )
+from components.caption_example_gen.sources.listing import Listed, Listing, Paths
 from storage.addresses import SecretInAddressError
 from storage.errors import one_line
 from storage.file_systems import open_address
@@ -44,6 +48,7 @@ _HASH_BATCH = 64
 # What object stores call the checksum of a file's content in their listings, best first: an etag
 # may change when only the metadata does.
 _CHECKSUMS = ("md5Hash", "crc32c", "content_md5", "ETag", "etag")
+_T = TypeVar("_T")
 _GIVE = "give a folder, a tar or a zip file, local or gs://"
 
 
@@ -62,14 +67,14 @@ class FsspecFiles(Files):
         super().__init__(dataset)
         self._fs, self._root = _open_file_system(dataset)
         self._local = isinstance(self._fs, LocalFileSystem)
-        self._sizes: dict[str, int] | None = None
-        self._checksums: dict[str, str] = {}
+        self._listing: Listing | None = None
+        self._is_elsewhere = False
 
-    def sizes(self) -> Mapping[str, int]:
+    def sizes(self) -> Listing:
         """See `Files.sizes`; listed once."""
-        if self._sizes is None:
+        if self._listing is None:
             try:
-                found = dict(sorted(self._list()))
+                found = Listing(self._list())
             except DatasetError:
                 raise
             # File systems of object stores raise errors of their own making.
@@ -77,12 +82,28 @@ class FsspecFiles(Files):
                 raise DatasetError(
                     f"dataset {self.shown!r} cannot be listed: {one_line(error)}"
                 ) from error
-            self._sizes = found
-        return self._sizes
+            self._listing = found
+        return self._listing
+
+    def elsewhere(self) -> FsspecFiles:
+        """See `Files.elsewhere`."""
+        # Of a file that is a dataset by itself, the folder is known with the listing.
+        self.sizes()
+        files = copy.copy(self)
+        files._listing, files._is_elsewhere = None, True
+        return files
+
+    def __getstate__(self) -> tuple[str, str]:
+        # Not the file system itself, which may have somebody's log-in.
+        return self.shown, self._root
+
+    def __setstate__(self, state: tuple[str, str]) -> None:
+        self.__init__(state[0])  # type: ignore[misc]
+        self._root, self._is_elsewhere = state[1], True
 
     def open(self, path: str) -> BinaryIO:
         """See `Files.open`."""
-        if path not in self.sizes():
+        if not self._is_elsewhere and path not in self.sizes():
             raise FileNotFoundError(f"no file {path!r}")
         full = posixpath.join(self._root, path)
         try:
@@ -101,14 +122,19 @@ class FsspecFiles(Files):
 
     def read(self, path: str, *, peek: bool = False) -> bytes:
         """See `Files.read`."""
-        size = self.sizes().get(path)
-        if not self._local or size is None or size > _CHUNK_BYTES:
-            return super().read(path, peek=peek)
-        # A file object would ask the system four times more, and of small files there are many.
+        content = self._read_small(path) if self._local else None
+        return super().read(path, peek=peek) if content is None else content
+
+    def _read_small(self, path: str) -> bytes | None:
+        """Reads a local file whole; `None` of one that is large.
+
+        A file object would ask the system three times more, and of small files there are many.
+        """
         try:
             descriptor = os.open(posixpath.join(self._root, path), os.O_RDONLY)
             try:
-                content = os.read(descriptor, size + 1)
+                size = os.fstat(descriptor).st_size
+                content = os.read(descriptor, size + 1) if size < _CHUNK_BYTES else b""
             finally:
                 os.close(descriptor)
         except FileNotFoundError:
@@ -117,23 +143,19 @@ class FsspecFiles(Files):
             raise DatasetError(
                 f"{path} in dataset {self.shown!r} cannot be read: {one_line(error)}"
             ) from error
-        # It has grown, or the system gives it out in parts.
-        return content if len(content) == size else super().read(path, peek=peek)
+        # Else it has grown, or the system gives it out in parts.
+        return content if len(content) == size else None
 
     def ahead(self, paths: Iterable[str], *, peek: bool = False) -> Iterator[Callable[[], bytes]]:
         """See `Files.ahead`; object stores, which take long to answer, are asked for several."""
         if self._local:
             yield from super().ahead(paths, peek=peek)
             return
-        pending: collections.deque[Future[bytes]] = collections.deque()
         with ThreadPoolExecutor(_READ_AHEAD) as pool:
             try:
-                for path in paths:
-                    pending.append(pool.submit(self.read, path, peek=peek))
-                    if len(pending) == _READ_AHEAD:
-                        yield pending.popleft().result
-                while pending:
-                    yield pending.popleft().result
+                read = functools.partial(self.read, peek=peek)
+                for content in _in_turn(pool, read, paths, _READ_AHEAD):
+                    yield content.result
             # Whoever has seen enough does not wait for the rest.
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -149,22 +171,25 @@ class FsspecFiles(Files):
         Raises:
             DatasetError: A file cannot be read.
         """
-        ordered = sorted(paths)
+        ordered = paths if isinstance(paths, Paths) else sorted(paths)
         size = max(1, min(_HASH_BATCH, len(ordered) // _HASH_THREADS))
-        batches = (ordered[start : start + size] for start in range(0, len(ordered), size))
-        self.sizes()
+        left = iter(ordered)
+        batches = iter(lambda: list(islice(left, size)), [])
         digest = hashlib.sha256()
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
-            for lines in pool.map(lambda batch: b"".join(map(self._hash, batch)), batches):
-                digest.update(lines)
+            for lines in _in_turn(pool, self._hashes, batches, 2 * _HASH_THREADS):
+                digest.update(lines.result())
         return digest.hexdigest()
+
+    def _hashes(self, paths: Iterable[str]) -> bytes:
+        return b"".join(map(self._hash, paths))
 
     def _hash(self, path: str) -> bytes:
         name = path.encode("utf-8", "surrogateescape")
-        if path in self._checksums:
-            return name + f"\0{self.sizes()[path]}\0{self._checksums[path]}\n".encode()
-        if self.sizes().get(path, _CHUNK_BYTES) < _CHUNK_BYTES:
-            whole = self.read(path)
+        if not self._local and (checksum := self.sizes().checksum(path)):
+            return name + f"\0{self.sizes()[path]}\0{checksum}\n".encode()
+        whole = self._read_small(path) if self._local else None
+        if whole is not None:
             return name + f"\0{len(whole)}\0sha256:{hashlib.sha256(whole).hexdigest()}\n".encode()
         size, content = 0, hashlib.sha256()
         try:
@@ -178,7 +203,7 @@ class FsspecFiles(Files):
             ) from error
         return name + f"\0{size}\0sha256:{content.hexdigest()}\n".encode()
 
-    def _list(self) -> Iterator[tuple[str, int]]:
+    def _list(self) -> Iterator[Listed]:
         given = f"dataset {self.shown!r}"
         if self._fs.isfile(self._root):
             self._root, name = posixpath.split(self._root)
@@ -193,8 +218,7 @@ class FsspecFiles(Files):
                     "that it lies in"
                 )
             found = self._fs.info(posixpath.join(self._root, name))
-            self._note_checksum(name, found)
-            yield name, int(found["size"])
+            yield Listed(name, int(found["size"]), self._checksum(found))
         elif not self._fs.isdir(self._root):
             raise DatasetError(f"{given} does not exist: {_GIVE}")
         elif self._local:
@@ -204,17 +228,27 @@ class FsspecFiles(Files):
             for full, found in self._fs.find(self._root, detail=True).items():
                 path = full[len(root) :]
                 if path and not path.endswith("/") and not is_hidden(path):
-                    self._note_checksum(path, found)
-                    yield path, int(found["size"])
+                    yield Listed(path, int(found["size"]), self._checksum(found))
 
-    def _note_checksum(self, path: str, found: Mapping[str, Any]) -> None:
-        for name in _CHECKSUMS:
-            if not self._local and found.get(name):
-                self._checksums[path] = f"{name}:{found[name]}"
-                return
+    def _checksum(self, found: Mapping[str, Any]) -> str:
+        known = (name for name in _CHECKSUMS if found.get(name) and not self._local)
+        return next((f"{name}:{found[name]}" for name in known), "")
 
 
-def _walk(root: str, given: str) -> Iterator[tuple[str, int]]:
+def _in_turn(
+    pool: ThreadPoolExecutor, work: Callable[[_T], bytes], items: Iterable[_T], at_once: int
+) -> Iterator[Future[bytes]]:
+    """Has a few items worked on at the same time; gives them in order."""
+    pending: collections.deque[Future[bytes]] = collections.deque()
+    for item in items:
+        pending.append(pool.submit(work, item))
+        if len(pending) == at_once:
+            yield pending.popleft()
+    while pending:
+        yield pending.popleft()
+
+
+def _walk(root: str, given: str) -> Iterator[Listed]:
     """Paths and sizes of the files under a local folder; links are followed."""
     # Each folder with those that it lies in, so that a link to one of them does not go on forever.
     folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
@@ -237,7 +271,7 @@ def _walk(root: str, given: str) -> Iterator[tuple[str, int]]:
                         f"{path} in {given} is a link that leads nowhere: {one_line(error)}"
                     ) from error
                 if stat.S_ISREG(found.st_mode):
-                    yield path, found.st_size
+                    yield Listed(path, found.st_size)
                 elif stat.S_ISDIR(found.st_mode) and (found.st_dev, found.st_ino) not in within:
                     folders.append((path, within))
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import abc
-import itertools
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -20,7 +19,8 @@ from components.caption_example_gen.sources.base import (
 )
 from components.caption_example_gen.sources.card import CARD_NAME
 from components.caption_example_gen.sources.files import UNREAD_SUFFIXES
-from components.caption_example_gen.sources.splits import Selection, select_files
+from components.caption_example_gen.sources.listing import HELD, Paths
+from components.caption_example_gen.sources.splits import Selection, are_of_one_split, select_files
 from components.caption_example_gen.sources.table_files import (
     DOCUMENT_SUFFIX,
     GLANCE,
@@ -53,8 +53,22 @@ class Found(NamedTuple):
         why: What they are, for people: "3 Parquet files".
     """
 
-    files: tuple[str, ...]
+    files: Sequence[str]
     why: str
+
+
+class _Names(NamedTuple):
+    """What the names of files say when they are gone through once.
+
+    Attributes:
+        suffixes: All, in lower case.
+        picture_suffixes: Those of pictures, as they are written, the most frequent first.
+        picture_folders: The folders of pictures.
+    """
+
+    suffixes: Counter[str]
+    picture_suffixes: tuple[str, ...]
+    picture_folders: Counter[str]
 
 
 class Look:
@@ -70,71 +84,87 @@ class Look:
         """
         self.files = files
         self.spec = spec
-        self.paths = tuple(files.sizes() if paths is None else paths)
+        self.paths: Collection[str] = files.sizes() if paths is None else tuple(paths)
+        """Those files, sorted."""
         self.problems: list[DatasetError] = []
         """Why files that may be of some form could not be read."""
         self._documents: dict[str, Any] = {}
+        self._there = files.sizes() if paths is None else frozenset(paths)
 
     @cached_property
-    def pictures(self) -> tuple[str, ...]:
-        """Files that are called like pictures."""
-        found = [self._by_suffix[s] for s in PICTURE_SUFFIXES if s in self._by_suffix]
-        return tuple(sorted(itertools.chain.from_iterable(found)))
+    def pictures(self) -> Sequence[str]:
+        """Files that are called like pictures, sorted."""
+        return Paths(self.paths, is_picture)
 
-    @cached_property
+    @property
     def picture_suffixes(self) -> tuple[str, ...]:
         """The suffixes of pictures as they are written, the most frequent first."""
-        counts = Counter(posixpath.splitext(path)[1] for path in self.pictures)
-        return tuple(suffix for suffix, _ in counts.most_common())
+        return self._names.picture_suffixes
 
-    @cached_property
+    @property
     def picture_folders(self) -> Counter[str]:
         """The folders that pictures lie in, with the number of these."""
-        return Counter(path.rpartition("/")[0] for path in self.pictures)
-
-    @property
-    def beside_pictures(self) -> frozenset[str]:
-        """Files that are called like captions, and like a picture that they lie beside."""
-        return self._beside[0]
-
-    @property
-    def other_case(self) -> Mapping[str, str]:
-        """Pictures whose caption is called like them but for the case of letters, with its file."""
-        return self._beside[1]
+        return self._names.picture_folders
 
     @cached_property
-    def _beside(self) -> tuple[frozenset[str], dict[str, str]]:
-        texts = self.ending(*CAPTION_SUFFIXES)
-        exact = frozenset(filter(self.picture_beside, texts))
-        if len(exact) == len(texts) or not self.pictures:
-            return exact, {}
+    def beside_pictures(self) -> Sequence[str]:
+        """Files that are called like captions, and like a picture that they lie beside; sorted."""
+        return Paths(self.ending(*CAPTION_SUFFIXES), self.is_beside_picture)
+
+    def is_beside_picture(self, path: str) -> bool:
+        """Whether a file that is called like a caption is one of `beside_pictures`."""
+        return path not in self._alone or path in self._of_other_case
+
+    @cached_property
+    def other_case(self) -> Mapping[str, str]:
+        """Pictures whose caption is called like them but for the case of letters, with its file."""
         # Of Windows and macOS, where the case of letters does not matter.
-        left = {posixpath.splitext(path)[0].lower(): path for path in texts if path not in exact}
+        left = {posixpath.splitext(path)[0].lower(): path for path in sorted(self._alone)}
         found: dict[str, str] = {}
-        for picture in self.pictures:
+        for picture in self.pictures if left else ():
             stem = posixpath.splitext(picture)[0]
             path = left.get(stem.lower()) or left.get(picture.lower())
-            if path and not any(name + s in exact for name in (stem, picture) for s in _CASES):
+            if path and not any(
+                name + s in self._there for name in (stem, picture) for s in _CASES
+            ):
                 found[picture] = path
-        return exact.union(found.values()), found
+        return found
+
+    @cached_property
+    def _of_other_case(self) -> frozenset[str]:
+        return frozenset(self.other_case.values())
+
+    @cached_property
+    def _alone(self) -> frozenset[str]:
+        """Files that are called like captions, and not just like a picture."""
+        texts = self.ending(*CAPTION_SUFFIXES)
+        return frozenset(path for path in texts if not self.picture_beside(path))
 
     @property
-    def unread_archives(self) -> tuple[str, ...]:
+    def unread_archives(self) -> Sequence[str]:
         """Archives that nothing here unpacks."""
         return self.ending(*UNREAD_SUFFIXES)
 
-    def ending(self, *suffixes: str) -> tuple[str, ...]:
+    def ending(self, *suffixes: str) -> Sequence[str]:
         """Files that are called like that, in any case, and are no pictures; sorted."""
         last = {suffix[suffix.rfind(".") :] for suffix in suffixes}
-        found = [path for suffix in last for path in self._by_suffix.get(suffix, ())]
-        return tuple(sorted(path for path in found if path.lower().endswith(suffixes)))
+        count = sum(self._names.suffixes[suffix] for suffix in last)
+        found = Paths(self.paths if count else (), lambda path: path.lower().endswith(suffixes))
+        return found if count > HELD else tuple(found)
 
     @cached_property
-    def _by_suffix(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+    def _names(self) -> _Names:
+        suffixes: Counter[str] = Counter()
+        written: Counter[str] = Counter()
+        folders: Counter[str] = Counter()
         for path in self.paths:
-            found.setdefault(path[path.rfind(".") :].lower(), []).append(path)
-        return found
+            folder, _, name = path.rpartition("/")
+            suffix = name[name.rfind(".") :] if "." in name else ""
+            suffixes[suffix.lower()] += 1
+            if suffix.lower() in PICTURE_SUFFIXES:
+                written[suffix] += 1
+                folders[folder] += 1
+        return _Names(suffixes, tuple(suffix for suffix, _ in written.most_common()), folders)
 
     def picture_beside(self, path: str) -> str:
         """The picture whose name a file has up to the suffix, or in front of it; "" for none."""
@@ -156,7 +186,7 @@ class Look:
             if name.startswith(_NO_CAPTIONS) or name.endswith(_STATS) or name in _OF_LIBRARIES:
                 continue
             if path not in self._documents:
-                if path in self.beside_pictures:
+                if self.is_beside_picture(path):
                     continue
                 try:
                     content = self.files.read(path)
@@ -170,16 +200,23 @@ class Look:
         """Lets go of what may be as large as all of the dataset's captions."""
         self._documents.clear()
 
-    def select(self, paths: Sequence[str], *, by_folder_only: bool = False) -> Selection:
+    def select(
+        self, paths: Sequence[str], *, split: str = "", by_folder_only: bool = False
+    ) -> Selection:
         """The files of the config and split that are asked for; see `splits.select_files`."""
         return select_files(
             paths,
             card=card_of(self.files),
             config=self.spec.config,
-            split=self.spec.split,
+            split=split or self.spec.split,
             shown=self.files.shown,
             by_folder_only=by_folder_only,
         )
+
+    def are_of_one_split(self, paths: Sequence[str]) -> bool:
+        """Whether files of the config that is asked for are; see `splits.are_of_one_split`."""
+        card, config = card_of(self.files), self.spec.config
+        return are_of_one_split(paths, card=card, config=config, shown=self.files.shown)
 
 
 class Form(abc.ABC):
@@ -235,6 +272,7 @@ def no_captions(look: Look, what: str) -> DatasetError:
     return DatasetError(
         f"dataset {look.files.shown!r} has pictures and no captions: {what}; give one for all of "
         'them (--caption "a photo of sks dog"), take the names of their folders (--captions-from '
-        "folder) or of the files (--captions-from file_name), or put a caption file of the same "
-        "name beside each (1.jpg, 1.txt)"
+        "folder) or of the files (--captions-from file_name), or the prompts that A1111 or ComfyUI "
+        "wrote into them (--captions-from parameters), or put a caption file of the same name "
+        "beside each (1.jpg, 1.txt)"
     )

@@ -24,12 +24,12 @@ from components.caption_example_gen.sources.base import (
 )
 from components.caption_example_gen.sources.form import Look, card_of
 from components.caption_example_gen.sources.splits import (
-    ALL,
-    TRAIN,
     is_split,
     names_configs,
+    no_such_records,
+    records_remark,
     says_split,
-    split_called,
+    split_said,
     wanted_splits,
 )
 from components.caption_example_gen.sources.table_files import Interpret, Record, TableFiles
@@ -39,7 +39,6 @@ UNNAMED = "no record of a table names this picture"
 """What is wrong with a picture that has no record."""
 
 _UNIT_ROWS = 256
-_SPLIT = "split"
 # Records that are looked at to find the columns.
 _LOOK_AT = 256
 HUB_IMAGE = "file_name"
@@ -65,6 +64,8 @@ class Table:
     def value(self, record: Record) -> str:
         """What a record has for a picture: a name, or base64; "" where it has neither."""
         value = columns.value_at(record.values, self.image_column)
+        if columns.is_number(value):
+            return str(value)
         # As conversations have them, which may be about several.
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
@@ -111,8 +112,7 @@ class Table:
 
     def split(self, record: Record) -> str:
         """The split that a record says it is of, `train` where it says nothing."""
-        value = record.values.get(self.split_column)
-        return split_called(value) if isinstance(value, str) and value.strip() else TRAIN
+        return split_said(record.values.get(self.split_column))
 
     def prefix(
         self, records: Iterable[Record], table: str, pictures: columns.Pictures
@@ -235,8 +235,8 @@ def stem_column(records: Sequence[Record], pictures: Iterable[str], asked: str) 
     for column in sorted(there, key=lambda name: order[name.lower()]):
         for record in records:
             value = record.values.get(column)
-            if isinstance(value, str):
-                names.setdefault(posixpath.basename(value.strip()), column)
+            if isinstance(value, str) or columns.is_number(value):
+                names.setdefault(posixpath.basename(str(value).strip()), column)
     if not names:
         return ""
     stems = (posixpath.splitext(posixpath.basename(picture))[0] for picture in pictures)
@@ -300,7 +300,7 @@ def find_table(
                 )
             caption = _caption_column(seen, nested, spec, image, shown, there)
             others = tuple(name for name in _picture_columns(seen) if name not in (image, caption))
-            split = next((n for n in seen if n.lower() == _SPLIT and seen[n].splits), "")
+            split = next((n for n in seen if n.lower() == columns.SPLIT and seen[n].splits), "")
             return Table(image, caption, others, "" if split == caption else split)
     raise DatasetError(
         f"dataset {shown!r} has no record that can be read in {', '.join(names)}{problem}"
@@ -394,14 +394,13 @@ class ImageTableSource(Source):
         # Those that are read, of a table whose records say which they are of.
         self._splits = splits
         if splits is not None:
-            asked = "+".join(sorted(splits))
-            self.remark = f"; of its records those whose {table.split_column!r} is {asked} are read"
+            self.remark = records_remark(table.split_column, splits)
 
     @classmethod
     def open(
         cls,
         look: Look,
-        tables: tuple[str, ...],
+        tables: Sequence[str],
         kind: str,
         *,
         usual: str = HUB_IMAGE,
@@ -426,7 +425,8 @@ class ImageTableSource(Source):
         """
         select = _select_by_name if by_name else _select_by_folder
         # Which picture is of another split is not known inside of a table, so none is missed.
-        within = _Chosen(tuple(tables), look.pictures, (), ())
+        pictures = tuple(look.pictures)
+        within = _Chosen(tuple(tables), pictures, (), ())
         reader = TableFiles(look.files, interpret)
 
         def found(paths: Sequence[str]) -> Table:
@@ -437,14 +437,14 @@ class ImageTableSource(Source):
                 usual=usual,
             )
 
-        if not look.pictures:
+        if not pictures:
             _check_embedded(look, found(tables), ((path, reader.records(path)) for path in tables))
         if inside:
             return cls(reader, within, found(tables), kind, by_name=by_name)
         if not _says_split(look, tables):
             table = found(tables)
             if table.split_column:
-                chosen = within._replace(expected=look.pictures)
+                chosen = within._replace(expected=pictures)
                 splits = wanted_splits(look.spec.split)
                 return cls(reader, chosen, table, kind, by_name=by_name, splits=splits)
         chosen = select(look, tables)
@@ -478,12 +478,7 @@ class ImageTableSource(Source):
                 yield Unit(path, start, first_row, num_rows)
                 units += 1
         if others and not units:
-            there = ", ".join(f"{name!r} ({count:,})" for name, count in sorted(others.items()))
-            raise DatasetError(
-                f"dataset {self.files.shown!r} has no record of the split that is asked for: "
-                f"{self._table.split_column!r} is {there}; name one, several joined by +, or "
-                f"{ALL!r}, with --dataset-split"
-            )
+            raise no_such_records(self.files.shown, self._table.split_column, others)
         # What a table of another split names is none of this one's.
         for path in self._other_tables:
             for _, picture, _ in self._records(path, 0, 0):
@@ -617,10 +612,11 @@ class _Chosen(NamedTuple):
 
 def _select_by_folder(look: Look, tables: Sequence[str]) -> _Chosen:
     """The tables and pictures of the split, and what is left out, by the names of folders alone."""
-    selection = look.select([*tables, *look.pictures], by_folder_only=True)
+    pictures = tuple(look.pictures)
+    selection = look.select([*tables, *pictures], by_folder_only=True)
     chosen = frozenset(selection.files)
     # A card may name the tables alone.
-    chosen_pictures = tuple(p for p in look.pictures if p in chosen) or look.pictures
+    chosen_pictures = tuple(p for p in pictures if p in chosen) or pictures
     # A table belongs to every split that has a picture in its folder or below.
     folders = {
         above
@@ -644,10 +640,12 @@ def _select_by_name(look: Look, tables: Sequence[str]) -> _Chosen:
         by_folder = _select_by_folder(look, tables)
     # The folders have other splits than the one asked for: the tables have the last word.
     except DatasetError:
-        return _Chosen(selection.files, look.pictures, selection.left_out, look.pictures)
+        pictures = tuple(look.pictures)
+        return _Chosen(selection.files, pictures, selection.left_out, pictures)
     if not selection.left_out:
         return by_folder
-    return _Chosen(selection.files, look.pictures, selection.left_out, by_folder.expected)
+    pictures = tuple(look.pictures)
+    return _Chosen(selection.files, pictures, selection.left_out, by_folder.expected)
 
 
 def _folders_above(path: str) -> Iterator[str]:

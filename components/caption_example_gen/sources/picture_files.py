@@ -7,16 +7,19 @@ import json
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 
 from components.caption_example_gen.sources import columns
 from components.caption_example_gen.sources.base import (
     LINES_EACH,
     DatasetError,
     DatasetSpec,
+    Files,
+    Reader,
     Row,
     Source,
+    StandIn,
     Unit,
     is_picture,
     repeats_of,
@@ -24,7 +27,8 @@ from components.caption_example_gen.sources.base import (
 )
 from components.caption_example_gen.sources.encodings import complaint_about, utf8
 from components.caption_example_gen.sources.form import Look, card_of, no_captions
-from components.caption_example_gen.sources.splits import Selection
+from components.caption_example_gen.sources.listing import HELD, Paths
+from components.caption_example_gen.sources.splits import names_configs
 from components.caption_example_gen.sources.table_files import DOCUMENT_SUFFIX
 from storage.errors import one_line
 
@@ -84,7 +88,7 @@ class CaptionFiles:
     def has_picture(self, path: str, look: Look) -> bool:
         """Whether a caption's file has a picture."""
         if not self.texts:
-            return path in look.beside_pictures
+            return look.is_beside_picture(path)
         name = self._moved(path, self.texts, self.pictures)
         return bool(name and look.picture_beside(name))
 
@@ -241,7 +245,7 @@ class PictureFilesSource(Source):
     """Pictures at any depth. A unit is a few of them, in the order of their names.
 
     `image_column` is empty; `caption_column` is the suffix of the caption files, a key of their
-    JSON, or empty.
+    JSON, or empty. No list of all names is held, neither here nor where units are read.
     """
 
     def __init__(
@@ -265,40 +269,49 @@ class PictureFilesSource(Source):
         """
         suffixes = tuple({suffix.lower() for suffix in captions.suffixes})
         texts = look.ending(*suffixes) if suffixes else ()
-        pictures = [p for p in look.pictures if not p.lower().endswith(_NO_PICTURES)]
         masks = _masks(look, texts) if suffixes else frozenset()
         if masks:
-            pictures = [path for path in pictures if path.rpartition("/")[0] not in masks]
             shown = ", ".join(map(shown_path, sorted(masks)[:3]))
             self.remark = f"; without the pictures of {shown}, where there are no captions"
-        selection = _select(look, [*pictures, *texts], ignore_repeats=repeats)
-        chosen = frozenset(selection.files)
-        self._pictures = [path for path in pictures if path in chosen]
-        folders = {path.rpartition("/")[0] for path in self._pictures}
-        beside = [
-            path
-            for path in texts
-            if path in chosen
-            and (captions.is_inside(path) if captions.texts else path.rpartition("/")[0] in folders)
-        ]
+
+        def is_meant(picture: str) -> bool:
+            is_label = picture.lower().endswith(_NO_PICTURES)
+            return not (is_label or (masks and _folder(picture) in masks))
+
+        everything = Paths(look.pictures, is_meant)
+        is_chosen = _chosen(look, everything, texts, ignore_repeats=repeats)
+        self._pictures = Paths(everything, is_chosen)
+        folders = set(map(_folder, self._pictures))
+
+        def is_beside(text: str) -> bool:
+            is_inside = captions.is_inside(text) if captions.texts else _folder(text) in folders
+            return is_inside and is_chosen(text)
+
+        unpaired = [t for t in texts if is_beside(t) and not captions.has_picture(t, look)]
         # Captions whose picture is missing.
-        alone = [
-            path
-            for path in beside
-            if not captions.has_picture(path, look)
-            and posixpath.splitext(posixpath.basename(path))[0].lower() not in _NO_CAPTIONS
-        ]
-        self._rows = [*self._pictures, *alone]
-        read = [*alone, *(path for path in beside if captions.has_picture(path, look))]
+        self._alone = tuple(path for path in unpaired if not _is_note(path))
+        notes = frozenset(filter(_is_note, unpaired))
+
+        def is_file(path: str) -> bool:
+            return is_meant(path) if is_picture(path) else path.lower().endswith(suffixes)
+
+        def is_read(path: str) -> bool:
+            if not is_file(path):
+                return False
+            return is_chosen(path) if is_picture(path) else is_beside(path) and path not in notes
+
+        files = Paths(look.paths, is_file)
+        left_out = Paths(files, lambda path: not is_chosen(path))
         names = {suffix.lower().removeprefix(".") for suffix in captions.suffixes}
         super().__init__(
             look.files,
-            tuple(sorted([*self._pictures, *read])),
-            selection.left_out,
+            Paths(look.paths, is_read),
+            left_out if len(left_out) > HELD else tuple(left_out),
             "",
             captions.key or "+".join(sorted(names)),
         )
         self.kind = kind
+        self._is_read = is_read
         self._captions = captions
         # Where the captions lie beside pictures, and those that differ in the case of letters.
         self._other_case = {
@@ -306,60 +319,106 @@ class PictureFilesSource(Source):
             for picture, path in (() if captions.texts else look.other_case.items())
             if path.endswith(captions.suffixes)
         }
-        self._repeats = repeats
-        self._lines = look.spec.caption_lines
-        self._is_given = look.spec.captions_given
+        spec = look.spec
+        self._reader = PictureReader(
+            look.files,
+            captions.suffixes,
+            captions.key,
+            spec.caption_lines,
+            repeats=repeats,
+            is_given=spec.captions_given,
+        )
 
     @property
     def image_bytes(self) -> int:
         """See `Source.image_bytes`."""
-        sizes = self.files.sizes()
-        return sum(sizes[path] for path in self._pictures)
+        items = self.files.sizes().items()
+        return sum(size for path, size in items if is_picture(path) and self._is_read(path))
 
     def units(self) -> Iterator[Unit]:
         """See `Source.units`; reads nothing."""
-        total = len(self._rows)
-        if total == 0:
+        rows = chain(map(self._files_of, self._pictures), (("", text, "") for text in self._alone))
+        start = 0
+        while names := tuple(islice(rows, _UNIT_ROWS)):
+            yield Unit("", start, 0, len(names), names)
+            start += len(names)
+        if start == 0:
             raise DatasetError(f"dataset {self.files.shown!r} has no pictures in this split")
-        for start in range(0, total, _UNIT_ROWS):
-            yield Unit("", start, 0, min(_UNIT_ROWS, total - start))
+
+    def elsewhere(self) -> PictureReader | None:
+        """See `Source.elsewhere`."""
+        files = self.files.elsewhere()
+        if files is None:
+            return None
+        return dataclasses.replace(self._reader, files=files, stand_in=self._stand_in)
 
     def _read(self, unit: Unit, *, peek: bool) -> Iterator[Row]:
-        chosen = self._rows[unit.start : unit.start + (unit.num_rows or 0)]
+        return self._reader.read(unit, peek=peek)
+
+    def _files_of(self, picture: str) -> tuple[str, str, str]:
+        """A picture, the file with its caption, and one that claims to be that as well."""
         sizes = self.files.sizes()
-        # Of each row its picture and the file of its caption; of one without a picture the latter.
-        beside = [self._caption_of(path, sizes) if is_picture(path) else "" for path in chosen]
-        wanted = (p for pair in zip(chosen, beside, strict=True) for p in pair if p)
+        beside = self._captions.of(picture, sizes) or self._other_case.get(picture, "")
+        second = picture + beside[beside.rfind(".") :] if beside else ""
+        is_twice = second != beside and not self._captions.texts and second in sizes
+        return picture, beside, second if is_twice else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureReader(Reader):
+    """Reads pictures whose names are in the units.
+
+    Attributes:
+        files: Where they lie.
+        suffixes: See `CaptionFiles`.
+        key: As well.
+        lines: What the lines of a caption's file are; see `DatasetSpec`.
+        repeats: Whether folders are called `10_name`.
+        is_given: Whether pictures without a caption get one.
+        stand_in: Gives them one; `None` where somebody else does.
+    """
+
+    files: Files
+    suffixes: tuple[str, ...]
+    key: str
+    lines: str
+    repeats: bool
+    is_given: bool
+    stand_in: StandIn | None = None
+
+    def read(self, unit: Unit, *, peek: bool = False) -> Iterator[Row]:
+        """See `Reader.read`."""
+        rows = self._rows(unit, peek=peek)
+        return rows if self.stand_in is None else map(self.stand_in.complete, rows)
+
+    def _rows(self, unit: Unit, *, peek: bool) -> Iterator[Row]:
+        wanted = (path for names in unit.names for path in names[:2] if path)
         contents = self.files.ahead(wanted, peek=peek)
-        for path, caption in zip(chosen, beside, strict=True):
+        for picture, caption, second in unit.names:
             content = next(contents)()
-            if not is_picture(path):
-                problem = f"no picture of the name of {shown_path(path)!r} lies beside it"
-                captions, _ = self._captions_in(content, path)
-                yield Row(shown_path(path), 0, None, problem, captions)
+            if picture:
+                text = next(contents)() if caption else b""
+                yield self._row(picture, content, caption, text, second)
             else:
-                yield self._row(path, content, caption, next(contents)() if caption else b"")
+                problem = f"no picture of the name of {shown_path(caption)!r} lies beside it"
+                captions, _ = self._captions_in(content, caption)
+                yield Row(shown_path(caption), 0, None, problem, captions)
 
-    def _caption_of(self, picture: str, sizes: Mapping[str, int]) -> str:
-        """The file with a picture's caption; "" where there is none."""
-        return self._captions.of(picture, sizes) or self._other_case.get(picture, "")
-
-    def _row(self, picture: str, image: bytes, beside: str, content: bytes) -> Row:
+    def _row(self, picture: str, image: bytes, beside: str, content: bytes, second: str) -> Row:
         captions: tuple[bytes | None, ...] = (None,)
         problem = ""
-        second = picture + beside[beside.rfind(".") :] if beside else ""
-        if second != beside and second in self.files.sizes() and not self._captions.texts:
+        if second:
             both = f"{shown_path(beside)} and {shown_path(second)}"
             problem = f"there are two captions for one picture, {both}: keep one of them"
         elif beside:
             captions, problem = self._captions_in(content, beside)
-        elif self._captions.suffixes:
-            names = ", ".join(f"*{suffix}" for suffix in self._captions.suffixes)
+        elif self.suffixes:
+            names = ", ".join(f"*{suffix}" for suffix in self.suffixes)
             problem = f"no caption file ({names}) of the picture's name lies beside it"
         repeats: int | None = None
-        if self._repeats:
+        if self.repeats:
             repeats, name = _repeats_above(picture) or (1, "")
-            if name and not self._is_given and not any(c and c.strip() for c in captions):
+            if name and not self.is_given and not any(c and c.strip() for c in captions):
                 captions, problem = (name.encode("utf-8", "surrogateescape"),), ""
         return Row(shown_path(picture), 0, image or None, problem, captions, picture, repeats)
 
@@ -367,13 +426,22 @@ class PictureFilesSource(Source):
         """The captions in a file, and what is wrong with it."""
         complaint = complaint_about(content, path)
         problem = f"{shown_path(path)} {complaint}" if complaint else ""
-        if not self._captions.key:
-            return captions_in(content, self._lines), problem
+        if not self.key:
+            return captions_in(content, self.lines), problem
         try:
-            value = columns.value_at(_json_values(content), self._captions.key)
+            value = columns.value_at(_json_values(content), self.key)
             return columns.captions_of(value), problem
         except (ValueError, RecursionError) as error:
             return (None,), f"{shown_path(path)} cannot be read as JSON: {one_line(error)}"
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _is_note(path: str) -> bool:
+    """Whether a text is called like what lies in folders of pictures and is no caption."""
+    return posixpath.splitext(posixpath.basename(path))[0].lower() in _NO_CAPTIONS
 
 
 def is_mask(picture: str) -> bool:
@@ -416,29 +484,27 @@ def _repeats_above(picture: str) -> tuple[int, str] | None:
     return None
 
 
-def _select(look: Look, paths: Sequence[str], *, ignore_repeats: bool) -> Selection:
-    """The files of the split; that a folder is called `5_test subject` says nothing of splits."""
+def _chosen(
+    look: Look, pictures: Sequence[str], texts: Sequence[str], *, ignore_repeats: bool
+) -> Callable[[str], bool]:
+    """What tells the files of the split; that a folder is called `5_test subject` says none."""
+    card, shown = card_of(look.files), look.files.shown
     # The patterns of a card are of files.
-    if card_of(look.files) is not None:
-        return look.select(paths, by_folder_only=True)
-    by_folder: dict[str, list[str]] = {}
-    for path in paths:
-        by_folder.setdefault(path.rpartition("/")[0], []).append(path)
+    if card is not None and names_configs(card, shown):
+        selection = look.select([*pictures, *texts], by_folder_only=True)
+        return frozenset(selection.files).__contains__
     # A file for each folder, for all of it.
-    plain: dict[str, list[str]] = {}
-    for folder, inside in by_folder.items():
+    plain: dict[str, set[str]] = {}
+    for folder in dict.fromkeys(map(_folder, chain(pictures, texts))):
         parts = folder.split("/")
         if ignore_repeats and not look.spec.config:
             parts = ["_" if repeats_of(part) else part for part in parts]
-        plain.setdefault(posixpath.join(*parts, "_"), []).extend(inside)
+        plain.setdefault(posixpath.join(*parts, "_"), set()).add(folder)
     try:
         selection = look.select(list(plain), by_folder_only=True)
     except DatasetError:
         # The error says how many files there are of other splits.
-        look.select(paths, by_folder_only=True)
+        look.select([*pictures, *texts], by_folder_only=True)
         raise
-    return Selection(
-        tuple(sorted(path for each in selection.files for path in plain[each])),
-        tuple(sorted(path for each in selection.left_out for path in plain[each])),
-        selection.config,
-    )
+    folders = frozenset(chain.from_iterable(plain[each] for each in selection.files))
+    return lambda path: _folder(path) in folders

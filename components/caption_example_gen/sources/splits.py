@@ -10,7 +10,7 @@ import dataclasses
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from fsspec.utils import glob_translate
 
@@ -86,6 +86,31 @@ def wanted_splits(split: str) -> frozenset[str] | None:
     return None if parts == {ALL} else parts
 
 
+def split_said(value: object) -> str:
+    """The split that a record says it is of, `train` where it says nothing."""
+    return split_called(value) if isinstance(value, str) and value.strip() else TRAIN
+
+
+def records_remark(column: str, splits: Iterable[str]) -> str:
+    """What people should know of a dataset of which some records are read, by a column of it."""
+    return f"; of its records those whose {column!r} is {'+'.join(sorted(splits))} are read"
+
+
+def no_such_records(shown: str, column: str, there: Mapping[str, int]) -> DatasetError:
+    """The error for a split that no record says it is of.
+
+    Args:
+        shown: Name of the dataset.
+        column: What says the split.
+        there: How many records are of which other split.
+    """
+    counted = ", ".join(f"{name!r} ({count:,})" for name, count in sorted(there.items()))
+    return DatasetError(
+        f"dataset {shown!r} has no record of the split that is asked for: {column!r} is {counted}; "
+        f"name one, several joined by +, or {ALL!r}, with --dataset-split"
+    )
+
+
 def select_files(
     paths: Sequence[str],
     *,
@@ -114,26 +139,55 @@ def select_files(
             is the default, or the README's head is broken or names files that are not there.
     """
     ordered = sorted(set(paths))
+    found = _found(ordered, card, config, shown, by_folder_only)
+    files = _of_split(found.splits, found.everything, split, found.config, shown)
+    kept = set(files)
+    return Selection(files, tuple(path for path in ordered if path not in kept), found.config)
+
+
+def are_of_one_split(paths: Sequence[str], *, card: str | None, config: str, shown: str) -> bool:
+    """Whether all files of a configuration are of one split, so that a column may say more.
+
+    Args:
+        paths: As of `select_files`, and so are the others.
+        card: As well.
+        config: As well.
+        shown: As well.
+
+    Raises:
+        DatasetError: As `select_files`, but for the split.
+    """
+    found = _found(sorted(set(paths)), card, config, shown, False)
+    return sum(map(bool, found.splits.values())) == 1
+
+
+class _Files(NamedTuple):
+    """The files of a configuration, by split and all together."""
+
+    config: str
+    splits: Mapping[str, Sequence[str]]
+    everything: Sequence[str]
+
+
+def _found(
+    ordered: Sequence[str], card: str | None, config: str, shown: str, by_folder_only: bool
+) -> _Files:
     configs = _configs(card, shown)
     folders = {path.split("/", 1)[0] for path in ordered if "/" in path}
     if configs:
         chosen = _choose(configs, config, shown)
-        name, splits, everything = chosen.name, *_files_of(chosen, ordered, shown, by_folder_only)
-    elif not config or (config == _DEFAULT_CONFIG and config not in folders):
-        name, everything = "", _not_special(ordered)
-        splits = _by_convention(everything, "", by_folder_only)
-    elif config in folders:
-        name, everything = config, _not_special(_inside(ordered, config))
-        splits = _by_convention(everything, config, by_folder_only)
-    else:
-        raise DatasetError(
-            f"dataset {shown!r} has no configuration {config!r}: its README.md names none, and its "
-            f"top-level folders are {_listed(folders)}; name one of them with --dataset-config, or "
-            "none"
-        )
-    files = _of_split(splits, everything, split, name, shown)
-    kept = set(files)
-    return Selection(files, tuple(path for path in ordered if path not in kept), name)
+        return _Files(chosen.name, *_files_of(chosen, ordered, shown, by_folder_only))
+    if not config or (config == _DEFAULT_CONFIG and config not in folders):
+        everything = _not_special(ordered)
+        return _Files("", _by_convention(everything, "", by_folder_only), everything)
+    if config in folders:
+        everything = _not_special(_inside(ordered, config))
+        return _Files(config, _by_convention(everything, config, by_folder_only), everything)
+    raise DatasetError(
+        f"dataset {shown!r} has no configuration {config!r}: its README.md names none, and its "
+        f"top-level folders are {_listed(folders)}; name one of them with --dataset-config, or "
+        "none"
+    )
 
 
 def _configs(card: str | None, shown: str) -> list[_Config]:

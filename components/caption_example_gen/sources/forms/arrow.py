@@ -46,7 +46,7 @@ class ArrowSource(ColumnarSource):
 
     kind = Arrow.kind
 
-    def units(self) -> Iterator[Unit]:
+    def _all_units(self) -> Iterator[Unit]:
         """See `Source.units`; reads every file's batches, of a local one only the heads."""
         num_rows = 0
         for file in self._tables:

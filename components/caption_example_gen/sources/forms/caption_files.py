@@ -26,7 +26,7 @@ class CaptionFiles(Form):
 
     def recognise(self, look: Look) -> Found | None:
         """See `Form.recognise`; reads nothing."""
-        found = tuple(sorted(look.beside_pictures))
+        found = look.beside_pictures
         if not found:
             return None
         return Found(found, f"{counted(len(found), 'file')} beside pictures (such as {found[0]})")

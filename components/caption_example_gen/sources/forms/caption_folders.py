@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import posixpath
 from collections import Counter
+from collections.abc import Sequence
 
 from components.caption_example_gen.sources.form import TEXT_SUFFIXES, Form, Found, Look, counted
 from components.caption_example_gen.sources.picture_files import (
@@ -29,7 +30,7 @@ class CaptionFolders(Form):
     def recognise(self, look: Look) -> Found | None:
         """See `Form.recognise`; reads the first captions, which must not be numbers."""
         texts = look.ending(*TEXT_SUFFIXES)
-        if not texts or not look.pictures or look.beside_pictures.intersection(texts):
+        if not texts or not look.pictures or any(map(look.is_beside_picture, texts)):
             return None
         captions = _folders(look, texts)
         if captions is None:
@@ -50,7 +51,7 @@ class CaptionFolders(Form):
         return PictureFilesSource(look, self.kind, captions)
 
 
-def _folders(look: Look, texts: tuple[str, ...]) -> CaptionFiles | None:
+def _folders(look: Look, texts: Sequence[str]) -> CaptionFiles | None:
     """The two folders, as most of the first captions have them."""
     by_stem: dict[str, list[str]] = {}
     for path in texts[:_LOOK_AT]:

@@ -42,7 +42,7 @@ class ParquetSource(ColumnarSource):
 
     kind = Parquet.kind
 
-    def units(self) -> Iterator[Unit]:
+    def _all_units(self) -> Iterator[Unit]:
         """See `Source.units`; reads every file's footer."""
         num_rows = 0
         for file in self._tables:

@@ -34,6 +34,6 @@ class Repeats(Form):
 
     def open(self, look: Look, found: Found) -> PictureFilesSource:
         """See `Form.open`."""
-        beside = sorted(look.beside_pictures)
+        beside = look.beside_pictures
         captions = find_captions(look, beside, look.spec) if beside else CaptionFiles()
         return PictureFilesSource(look, self.kind, captions, repeats=True)

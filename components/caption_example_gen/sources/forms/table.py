@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
 
-from components.caption_example_gen.sources.base import DatasetError
+from components.caption_example_gen.sources.base import DatasetError, names_picture
 from components.caption_example_gen.sources.columns import ID_COLUMNS
 from components.caption_example_gen.sources.form import Form, Found, Look, counted
 from components.caption_example_gen.sources.forms.image_folder import TABLES as HUB_TABLES
@@ -34,6 +35,12 @@ from components.caption_example_gen.sources.table_files import (
 # Of text files, those that Flickr8k and its like keep their captions in, now and at first.
 _TEXT_TABLES = ("captions.txt", "labels.txt", "metadata.txt", "data.txt", "results.txt")
 _TOKENS = ".token.txt"
+_TEXT_SUFFIX = ".txt"
+# Others are tables if they begin with the name of a picture and what parts fields.
+_PAIR = re.compile(rb"[^\t,|;\r\n]+\.\w{3,4}\"?[ \t]*[\t,|;]")
+_FIRST_BYTES = 1024
+# There are not as many: captions whose pictures are missing, perhaps.
+_MOST_TEXTS = 16
 # There are not as many tables in a dataset: files beside pictures that are missing, perhaps.
 _MOST = 256
 _LOOK_AT = 256
@@ -74,7 +81,7 @@ class Table(Form):
         )
 
 
-def _asked_for(look: Look, files: tuple[str, ...]) -> tuple[str, ...]:
+def _asked_for(look: Look, files: Sequence[str]) -> Sequence[str]:
     """Of several tables those that have the columns that the user named; all, if none has."""
     asked = [name for name in (look.spec.image_column, look.spec.caption_column) if name]
     if len(files) == 1 or not asked:
@@ -128,6 +135,8 @@ def tables_of(look: Look) -> Iterator[tuple[str, Iterator[Record]]]:
         *(p for p in look.ending(*_TEXT_TABLES) if posixpath.basename(p).lower() in _TEXT_TABLES),
         *look.ending(_TOKENS),
     ]
+    known = frozenset(lines)
+    lines += [path for path in _texts(look) if path not in known]
     by_convention = frozenset({*HUB_TABLES, KERAS_TABLE})
     for path in [p for p in lines if posixpath.basename(p) not in by_convention][:_MOST]:
         yield path, _readable(look, reader.records(path))
@@ -137,6 +146,16 @@ def tables_of(look: Look) -> Iterator[tuple[str, Iterator[Record]]]:
             yield path, _readable(look, reader.records(path))
         elif records := _records(look, document):
             yield path, (Record(i, i, values) for i, values in enumerate(records))
+
+
+def _texts(look: Look) -> Iterator[str]:
+    """Text files that are beside no picture and begin like a table of pictures."""
+    alone = (p for p in look.ending(_TEXT_SUFFIX) if not look.is_beside_picture(p))
+    for path in islice(alone, _MOST_TEXTS):
+        with look.files.peek(path) as f:
+            first = _PAIR.match(f.read(_FIRST_BYTES))
+        if first and names_picture(first[0].decode("utf-8", "replace").rstrip("\t,|; ").strip('"')):
+            yield path
 
 
 def _readable(look: Look, records: Iterator[Record]) -> Iterator[Record]:
