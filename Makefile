@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock lineage playground rooms bench-gpu bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-serving bench-stacks bench-train bench-weights help
+.PHONY: run test setup lint lock lineage playground rooms bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-serving bench-stacks bench-train bench-weights help
 
 # Sets up everything and runs the pipeline; RUN=runs/mine for another output folder than runs/default,
 # here and for the pages below; ARGS="--steps 800" passes flags on.
@@ -56,6 +56,13 @@ bench-gpu: setup
 # The same as a folder for a machine that has a GPU, JAX and PyTorch: OUT=folder.
 bench-gpu-pack: setup
 	.venv/bin/python -m benchmarks.gpu.pack $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+# Such a folder in small, run by JAX on this CPU and held against TensorFlow.
+bench-gpu-check: setup
+	.venv/bin/uv venv --quiet --allow-existing --python 3.12 .venv-jax
+	.venv/bin/uv pip install --quiet --python .venv-jax/bin/python \
+		--requirement benchmarks/gpu/requirements.txt
+	.venv/bin/python -m pytest -m slow tests/benchmarks/test_gpu_jax.py $(ARGS)
 
 # Writes docs/gpu_speed.md from what such a run left: FILE=results.json.
 bench-gpu-read: setup

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--row-seconds", type=float, default=900.0, help="for one row")
     parser.add_argument("--look", action="store_true", help="only say whether there is a GPU")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "bench_gpu")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "gpu_speed.md")
+    parser.add_argument("--out", type=Path, help="docs/gpu_speed.md; of a CPU, in the folder")
     arguments = parser.parse_args(argv)
     machine = _run(_SIDE, arguments.row_seconds, arguments.device)
     if machine.pop("state") != "done":
@@ -49,7 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if arguments.look:
         return 0
-    pack = arguments.folder / "pack"
+    folder = arguments.folder.absolute()
+    out = arguments.out or (ROOT / "docs" if arguments.device == "gpu" else folder) / "gpu_speed.md"
+    # Not resolved: an environment's Python is a link.
+    torch_python = arguments.torch_python and Path(arguments.torch_python).absolute()
+    pack = folder / "pack"
     try:
         write_pack(pack, arguments.preset, arguments.rows)
     except UserError as error:
@@ -61,22 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run(job: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         if job["side"] == "diffusers":
             command = command_of(job, manifest, pack, arguments.device)
-            return run_job([arguments.torch_python, *command], seconds)
-        return _ours(job, arguments.folder, seconds, arguments.device)
+            return run_job([str(torch_python), *command], seconds, folder=ROOT)
+        return _ours(job, folder, seconds, arguments.device)
 
-    sides = ("ours", "diffusers") if arguments.torch_python else ("ours",)
+    sides = ("ours", "diffusers") if torch_python else ("ours",)
     # The checks are XLA's alone, by JAX.
     jobs = [job for job in jobs_of(manifest, arguments.rows) if job["side"] in sides]
     run_all(
         jobs,
         run,
         results,
-        arguments.folder / "results.json",
+        folder / "results.json",
         seconds=arguments.seconds,
         row_seconds=arguments.row_seconds,
     )
-    arguments.out.write_text(page_of(results), encoding="utf-8")
-    print(arguments.out)
+    out.write_text(page_of(results), encoding="utf-8")
+    print(out)
     return 0
 
 
@@ -96,7 +100,7 @@ def _run(command: Sequence[str], seconds: float, device: str) -> dict[str, Any]:
     environment = dict(TENSORFLOW_ENVIRONMENT)
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    return run_job([sys.executable, *command], seconds, environment)
+    return run_job([sys.executable, *command], seconds, environment, ROOT)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tensorflow.compiler.xla import xla_data_pb2
-from tensorflow.compiler.xla.service import hlo_pb2
-
-Module = hlo_pb2.HloModuleProto
+from tensorflow.compiler.xla.service.hlo_pb2 import HloModuleProto as Module
 
 _DTYPES = {
     "PRED": "bool",

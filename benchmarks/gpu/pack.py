@@ -59,7 +59,7 @@ def write_pack(
     code = code_version("benchmarks.gpu.tracing", "benchmarks.gpu.checks")
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _manifest_there(folder, code)
-    _copy_carried(folder, wheels)
+    copy_carried(folder, wheels)
     if not manifest["checks"]:
         print("checks: traced and computed on this CPU", flush=True)
         manifest["checks"] = _made("checks", str(folder / "checks"))
@@ -86,11 +86,13 @@ def jobs_of(rows: Sequence[Row], checks: Sequence[str]) -> list[dict[str, Any]]:
     The first row has diffusers' without `torch.compile` at once, all others have it at the end.
     The checks come between the first rows.
     """
-    jobs = []
+    jobs: list[dict[str, Any]] = []
     for row in rows:
         jobs.append({"side": "ours", "name": row.name})
         jobs.append({"side": "diffusers", "name": row.name, "compiled": True})
-    eager = [{"side": "diffusers", "name": row.name, "compiled": False} for row in rows]
+    eager: list[dict[str, Any]] = [
+        {"side": "diffusers", "name": row.name, "compiled": False} for row in rows
+    ]
     jobs = [*jobs[:2], *eager[:1], *jobs[2:], *eager[1:]]
     for position, name in enumerate(checks):
         jobs.insert(3 + 3 * position, {"side": "check", "name": name})
@@ -167,7 +169,8 @@ def _manifest_there(folder: Path, code: str) -> dict[str, Any]:
     return {"made": {"code": code}, "traced": {}, "checks": []}
 
 
-def _copy_carried(folder: Path, wheels: Sequence[Path]) -> None:
+def copy_carried(folder: Path, wheels: Sequence[Path]) -> None:
+    """Puts into a pack what runs it."""
     for path in sorted(_CARRIED.iterdir()):
         if path.is_file():
             target = folder / _CARRIED.name if path.suffix == ".py" else folder

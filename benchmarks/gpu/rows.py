@@ -20,6 +20,8 @@ LORA_RANK = 16
 """Of the adapters; that of the published figures that they are held against."""
 
 _BATCHES = (4, 1, 8)
+_TRAINING_PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
+_STORED_PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +75,14 @@ def all_rows(preset: str) -> list[Row]:
     rows = [
         Row("training", preset, size, batch, precision, rank, checkpointing)
         for size, batch, precision, rank, checkpointing in itertools.product(
-            sizes, _BATCHES, ("bfloat16", "float32"), (0, LORA_RANK), (False, True)
+            sizes, _BATCHES, _TRAINING_PRECISIONS, (0, LORA_RANK), (False, True)
         )
     ]
     # float16 has bfloat16's kernels; what differs is the scaling of the loss.
     rows += [Row("training", preset, largest, 4, "float16", rank) for rank in (0, LORA_RANK)]
     rows += [
         Row("drawing", preset, size, batch, weights)
-        for size, batch, weights in itertools.product(sizes, (1, 4), ("float32", "float16"))
+        for size, batch, weights in itertools.product(sizes, (1, 4), _STORED_PRECISIONS)
     ]
     first = [
         Row("training", preset, largest, 4, "bfloat16"),

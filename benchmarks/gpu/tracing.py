@@ -126,7 +126,7 @@ def trace_step(
     )
     batch = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in features.items()}
     first = {id(v.value.handle): _first_value_of(v) for v in model.weights}
-    state = {
+    state: dict[int, Mapping[str, Any]] = {
         **{id(v.handle): {"normal": v.shape[0] ** -0.5} for v in tuner.variables},
         id(tuner.optimizer.state["averages"][-1].handle): {"fill": 1.0},
     }
@@ -183,6 +183,7 @@ def trace_drawing_of(
     }
     variables = [v for model in networks for v in model.weights]
     stored = [*diffusion_model.variables, *decoder.variables]
+    values: list[Mapping[str, Any]]
     values = [{"array": n} for n in names] if names else [_first_value_of(v) for v in variables]
     first = {id(v.handle): value for v, value in zip(stored, values, strict=True)}
     height, width, _ = preset.latent_shape(row.image_size)

@@ -188,7 +188,7 @@ def _operations(computation: Computation, call: Any, wait: Any) -> list[dict[str
         names = computation.operation_names()
         # A kernel's name has no points.
         names |= {re.sub(r"[.\-]", "_", name): operation for name, operation in names.items()}
-        spent: collections.Counter[str] = collections.Counter()
+        spent: collections.defaultdict[str, float] = collections.defaultdict(float)
         kernels: collections.Counter[str] = collections.Counter()
         for kernel, instruction, nanoseconds in _events(profiles):
             operation = names.get(instruction or kernel, names.get(kernel, kernel))
@@ -203,7 +203,9 @@ def _operations(computation: Computation, call: Any, wait: Any) -> list[dict[str
             "seconds": nanoseconds * 1e-9 / _PROFILED_CALLS,
             "kernels": kernels[operation] / _PROFILED_CALLS,
         }
-        for operation, nanoseconds in spent.most_common(_SHOWN_OPERATIONS)
+        for operation, nanoseconds in sorted(spent.items(), key=lambda pair: -pair[1])[
+            :_SHOWN_OPERATIONS
+        ]
     ]
 
 
@@ -230,7 +232,7 @@ def _events(profiles: Sequence[Any]) -> Iterator[tuple[str, str | None, float]]:
 def run_check(device: jax.Device, pack: Path, check: Mapping[str, Any]) -> dict[str, Any]:
     """Computes a check with its inputs; says how far its results are from a CPU's."""
     computation = Computation(device, pack / "checks", check["name"])
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for file in check["arrays"]:
         with np.load(pack / "checks" / file) as stored:
             arrays |= {name: stored[name] for name in stored.files}

@@ -26,7 +26,10 @@ _LEAST_SECONDS = 20.0
 
 
 def run_job(
-    command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Runs a program that prints a line of JSON at its end.
 
@@ -34,6 +37,7 @@ def run_job(
         command: Of the program.
         seconds: After which it is ended.
         environment: Variables besides this process's own.
+        folder: To run it in; by default this process's.
 
     Returns:
         What it printed, with `state`: `done` if it says nothing else; or `failed` or `out of time`,
@@ -46,6 +50,7 @@ def run_job(
             text=True,
             timeout=seconds,
             env={**os.environ, **(environment or {})},
+            cwd=folder,
         )
     except subprocess.TimeoutExpired:
         return {"state": "out of time", "why": f"it was ended after {seconds:.0f} s"}
