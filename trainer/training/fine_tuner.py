@@ -184,9 +184,7 @@ class FineTuner:
         self._preset = preset
         self._empty_caption = empty_caption
         self._strategy = strategy
-        self._for_gpu = (
-            bool(tf.config.list_logical_devices("GPU")) if for_gpu is None else for_gpu
-        )
+        self._for_gpu = bool(tf.config.list_logical_devices("GPU")) if for_gpu is None else for_gpu
         self._replicas = strategy.num_replicas_in_sync if strategy else 1
         self._rows = config.batch_size // (config.accumulation_steps * self._replicas)
         if self._rows * config.accumulation_steps * self._replicas != config.batch_size:
