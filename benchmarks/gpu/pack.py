@@ -35,6 +35,8 @@ def write_pack(
     preset: str,
     patterns: Sequence[str] = (),
     wheels: Sequence[Path] = (),
+    *,
+    with_checks: bool = True,
 ) -> int:
     """Writes a pack, or completes one.
 
@@ -43,6 +45,7 @@ def write_pack(
         preset: Of the rows.
         patterns: Names of rows; none takes all.
         wheels: Packages for the PyTorch side to carry along.
+        with_checks: Whether the small model's steps and drawing come along.
 
     Returns:
         Its size in bytes.
@@ -60,7 +63,7 @@ def write_pack(
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _manifest_there(folder, code)
     copy_carried(folder, wheels)
-    if not manifest["checks"]:
+    if with_checks and not manifest["checks"]:
         print("checks: traced and computed on this CPU", flush=True)
         manifest["checks"] = _made("checks", str(folder / "checks"))
         _write(folder, manifest)

@@ -251,7 +251,7 @@ def test_seconds_are_those_of_a_call() -> None:
     def wait() -> None:
         clock["waits"] += 1
 
-    seconds = seconds_a_call(call, wait)
+    seconds = seconds_a_call(call, wait, window_seconds=0.2)
     assert 0.001 < seconds < 2
     assert clock["waits"] == 1 + 1 + 3
     assert clock["calls"] <= 1 + 3 * 50
@@ -412,3 +412,25 @@ def test_without_a_gpu_the_command_ends_in_a_line(
     assert line.startswith("TensorFlow sees no GPU here: ")
     assert "--device cpu --preset tiny" in line
     assert command.main(["--device", "cpu", "--look"]) == 0
+
+
+@pytest.mark.slow
+def test_a_cpu_tries_the_command_in_small(tmp_path: Path) -> None:
+    names = ["tiny_training_rank16_64px_batch1_float32", "tiny_drawing_64px_batch1_float32"]
+    flags = ["--device", "cpu", "--preset", "tiny", "--folder", str(tmp_path), "--rows", *names]
+    assert command.main(flags) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [(row["name"], row["state"]) for row in results["rows"]] == [
+        (name, "done") for name in names
+    ]
+    for row in results["rows"]:
+        assert row["finite"]
+        assert row["flops_per_second"] == pytest.approx(row["flops"] / row["seconds"])
+        assert row["peak_share"] is None
+    # Two predictions a step, as it is guided, each of which is a part of a training step.
+    trained, drawn = (row["flops"] for row in results["rows"])
+    assert drawn > 25 * 2 * trained / 4
+    text = (tmp_path / "gpu_speed.md").read_text()
+    assert "**No card has run this**: these are a CPU's" in text
+    for name in names:
+        assert f"| {name} | ours |" in text

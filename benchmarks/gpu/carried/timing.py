@@ -10,16 +10,18 @@ from typing import Any
 from .cards import peak_share
 
 WINDOWS = 3
-_WINDOW_SECONDS = 2.0
 _MOST_CALLS = 50
 
 
-def seconds_a_call(call: Callable[[], object], wait: Callable[[], object]) -> float:
-    """Median over windows of some two seconds, in each of which calls follow without waiting.
+def seconds_a_call(
+    call: Callable[[], object], wait: Callable[[], object], window_seconds: float = 2.0
+) -> float:
+    """Median over windows, in each of which calls follow one another without waiting.
 
     Args:
         call: Starts one step or one drawing; has been called before, so that nothing is prepared.
         wait: Returns when all that was started is done.
+        window_seconds: About which a window takes, if a call takes less.
     """
 
     def window(calls: int) -> float:
@@ -30,7 +32,7 @@ def seconds_a_call(call: Callable[[], object], wait: Callable[[], object]) -> fl
         return (time.perf_counter() - since) / calls
 
     wait()
-    calls = int(min(_MOST_CALLS, max(1.0, _WINDOW_SECONDS / window(1))))
+    calls = int(min(_MOST_CALLS, max(1.0, window_seconds / window(1))))
     return statistics.median(window(calls) for _ in range(WINDOWS))
 
 
