@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock lineage playground rooms bench-ingest bench-near-duplicates bench-samplers bench-serving bench-stacks bench-train bench-weights help
+.PHONY: run test setup lint lock lineage playground rooms bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-serving bench-stacks bench-train bench-weights help
 
 # Sets up everything and runs the pipeline; RUN=runs/mine for another output folder than runs/default,
 # here and for the pages below; ARGS="--steps 800" passes flags on.
@@ -44,6 +44,29 @@ lock: setup
 		--python-platform x86_64-manylinux_2_40 --constraints requirements.lock \
 		--output-file pipeline/vertex/image.lock
 	sed -n '/^uv==/,/^    # via/p' requirements.lock | grep -v '# via' > .ci/uv.txt
+
+# Training and drawing on this machine's GPU, beside diffusers'; writes docs/gpu_speed.md.
+bench-gpu: setup
+	@.venv/bin/python -m benchmarks.gpu --look $(ARGS)
+	.venv/bin/uv venv --quiet --allow-existing --python 3.11 .venv-torch
+	.venv/bin/uv pip install --quiet --python .venv-torch/bin/python \
+		--requirement benchmarks/train/requirements.txt
+	.venv/bin/python -m benchmarks.gpu --torch-python .venv-torch/bin/python $(ARGS)
+
+# The same as a folder for a machine that has a GPU, JAX and PyTorch: OUT=folder.
+bench-gpu-pack: setup
+	.venv/bin/python -m benchmarks.gpu.pack $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+# Such a folder in small, run by JAX on this CPU and held against TensorFlow.
+bench-gpu-check: setup
+	.venv/bin/uv venv --quiet --allow-existing --python 3.12 .venv-jax
+	.venv/bin/uv pip install --quiet --python .venv-jax/bin/python \
+		--requirement benchmarks/gpu/requirements.txt
+	.venv/bin/python -m pytest -m slow tests/benchmarks/test_gpu_jax.py $(ARGS)
+
+# Writes docs/gpu_speed.md from what such a run left: FILE=results.json.
+bench-gpu-read: setup
+	.venv/bin/python -m benchmarks.gpu.page $(if $(FILE),--file "$(FILE)") $(ARGS)
 
 # Measures ingest beside a plain `datasets` loop; writes docs/ingest_speed.md.
 bench-ingest: setup

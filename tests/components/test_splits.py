@@ -45,6 +45,7 @@ def test_without_a_hint_all_is_train() -> None:
     assert _select("x/0001.jpg", "y/0002.jpg").left_out == ()
     # A keyword is a word, not a part of one.
     assert len(_select("trained.parquet", "contest.parquet", "Test.parquet").files) == 3
+    assert _select("Train/a.jpg", "Test/b.jpg").files == ("Train/a.jpg",)
     assert _select("a.parquet", split="all", config="default").files == ("a.parquet",)
 
 

@@ -27,12 +27,18 @@ class _MatrixProductConv2D(keras.layers.Conv2D):
 
 
 @contextlib.contextmanager
-def convolutions_as_matrix_products(models: Sequence[keras.Model]) -> Iterator[None]:
+def convolutions_as_matrix_products(
+    models: Sequence[keras.Model], for_gpu: bool | None = None
+) -> Iterator[None]:
     """Within this, the models' convolutions are traced as matrix products.
 
-    Where there is a GPU this does nothing: its libraries have kernels for every size.
+    For a GPU this does nothing: its libraries have kernels for every size.
+
+    Args:
+        models: Are left as they are.
+        for_gpu: Whether what is traced will run on a GPU; by default, whether there is one here.
     """
-    if tf.config.list_logical_devices("GPU"):
+    if for_gpu or (for_gpu is None and tf.config.list_logical_devices("GPU")):
         yield
         return
     with computing_as(models, {keras.layers.Conv2D: _MatrixProductConv2D}):

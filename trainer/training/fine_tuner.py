@@ -67,8 +67,17 @@ class StepRecord:
 
 
 @dataclasses.dataclass(frozen=True)
-class _RandomValues:
-    """What is random in a step: for each example its timestep, noise and so on."""
+class RandomValues:
+    """What is random in a step, for each of its examples.
+
+    Attributes:
+        timesteps: int32 [B].
+        noise: float32 [B, h, w, 4].
+        posterior: float32 [B, h, w, 4], of which the latent is drawn.
+        dropped: bool [B, 1], whether the caption is.
+        mirrored: bool [B, 1, 1, 1], whether the picture is.
+        variant: int32 [B], of the caption.
+    """
 
     timesteps: tf.Tensor
     noise: tf.Tensor
@@ -77,11 +86,12 @@ class _RandomValues:
     mirrored: tf.Tensor
     variant: tf.Tensor
 
-    def rows(self, first: tf.Tensor | int, count: int) -> _RandomValues:
+    def rows(self, first: tf.Tensor | int, count: int) -> RandomValues:
+        """Those of `count` examples from `first` on, a number or int32 []."""
         if isinstance(first, int) and first == 0 and count == self.timesteps.shape[0]:
             return self
         # Unlike indexing, this knows the shape of what it gives.
-        return _RandomValues(
+        return RandomValues(
             *(
                 tf.slice(x, [first, *([0] * (len(x.shape) - 1))], [count, *x.shape[1:]])
                 for x in vars(self).values()
@@ -149,6 +159,7 @@ class FineTuner:
         empty_caption: tf.Tensor,
         text_encoder: keras.Model | None = None,
         strategy: tf.distribute.Strategy | None = None,
+        for_gpu: bool | None = None,
     ) -> None:
         """Creates the optimizer and the average of the weights.
 
@@ -161,6 +172,7 @@ class FineTuner:
             text_encoder: Trained along, from the batches' `tokens`; if absent, the batches'
                 `context` is used.
             strategy: In whose scope the models were built; `None` for one device.
+            for_gpu: Whether the step is traced for a GPU; by default, whether there is one here.
 
         Raises:
             UserError: The batch does not divide into parts and devices.
@@ -172,6 +184,7 @@ class FineTuner:
         self._preset = preset
         self._empty_caption = empty_caption
         self._strategy = strategy
+        self._for_gpu = bool(tf.config.list_logical_devices("GPU")) if for_gpu is None else for_gpu
         self._replicas = strategy.num_replicas_in_sync if strategy else 1
         self._rows = config.batch_size // (config.accumulation_steps * self._replicas)
         if self._rows * config.accumulation_steps * self._replicas != config.batch_size:
@@ -201,9 +214,7 @@ class FineTuner:
                 for shape in [*(v.shape for v in self.variables), ()]
                 if config.accumulation_steps > 1
             ]
-        jit_compile = config.xla == "on" or (
-            config.xla == "auto" and bool(tf.config.list_logical_devices("GPU"))
-        )
+        jit_compile = config.xla == "on" or (config.xla == "auto" and self._for_gpu)
         # Collectives between devices stay outside of what XLA compiles.
         outer_jit = jit_compile and self._replicas == 1
         if jit_compile and not outer_jit:
@@ -269,7 +280,7 @@ class FineTuner:
 
     def _random_values(
         self, step: tf.Tensor, latent_shape: tf.TensorShape, variants: int
-    ) -> _RandomValues:
+    ) -> RandomValues:
         config, size = self.config, self.config.batch_size
         shape = [size, *latent_shape]
         key = tf.random.experimental.stateless_fold_in(
@@ -289,7 +300,7 @@ class FineTuner:
         if variants > 1:
             variant_key = tf.random.experimental.stateless_fold_in(dropout_key, 1)
             variant = tf.random.stateless_uniform([size], variant_key, 0, variants, tf.int32)
-        return _RandomValues(
+        return RandomValues(
             variant=variant,
             timesteps=tf.random.stateless_uniform([size], time_key, 0, NUM_TIMESTEPS, tf.int32),
             noise=noise,
@@ -316,7 +327,7 @@ class FineTuner:
         """Of some rows: their part of the whole batch's loss, and its gradients."""
         with (
             computing_in(self.config.precision, self._models),
-            convolutions_as_matrix_products(self._models),
+            convolutions_as_matrix_products(self._models, self._for_gpu),
         ):
             loss = self.loss(batch, self.step, first_row)
             target = loss if self.loss_scale is None else loss * self.loss_scale.scale
@@ -433,6 +444,14 @@ class FineTuner:
             first_row = part * self._rows * self._replicas
             self._part_function(self._share_out(batch, first_row), tf.constant(first_row))
         return self._update_function(flag)
+
+    @property
+    def step_function(self) -> tf.types.experimental.PolymorphicFunction:
+        """The step as `trace` traces it where a batch is computed at once, on one device.
+
+        It takes the batch's features that are used, and `None`.
+        """
+        return self._step_function
 
     def _features(self, batch: Mapping[str, Any]) -> list[str]:
         text = "context" if self.text_encoder is None else "tokens"

@@ -371,7 +371,8 @@ def _inside(paths: Iterable[str], folder: str) -> list[str]:
 
 
 def _folders(path: str) -> str:
-    return posixpath.dirname(path)
+    # The hub's rules heed capitals; but what people put into Test/ is no training picture.
+    return posixpath.dirname(path).lower()
 
 
 def _not_special(paths: Iterable[str]) -> list[str]:

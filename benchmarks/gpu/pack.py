@@ -1,0 +1,229 @@
+"""A folder with our computations, to be run where there is a GPU and no TensorFlow.
+
+`make bench-gpu-pack`. Every row is traced in a process of its own, which at full size takes some
+minutes and 9 GB of memory. A folder that is there is completed: rows that the same code has made
+stay. The folder's own README.md says how it is run; `make bench-gpu-read` makes docs/gpu_speed.md
+of what that leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.rows import Row, chosen_rows
+from benchmarks.processes import ROOT, TENSORFLOW_ENVIRONMENT, measured
+from components.code_version import code_version
+from storage.user_errors import UserError
+from trainer.presets import Preset, get_preset, preset_names
+
+MOST_BYTES = 60_000_000
+"""Of a pack; it has to be carried."""
+
+_CARRIED = Path(__file__).with_name("carried")
+_MANIFEST = "manifest.json"
+_ROW_FOLDERS = ("rows", "checks")
+
+
+def write_pack(
+    folder: Path,
+    preset: str,
+    patterns: Sequence[str] = (),
+    wheels: Sequence[Path] = (),
+    *,
+    with_checks: bool = True,
+) -> int:
+    """Writes a pack, or completes one.
+
+    Args:
+        folder: Where to.
+        preset: Of the rows.
+        patterns: Names of rows; none takes all.
+        wheels: Packages for the PyTorch side to carry along.
+        with_checks: Whether the small model's steps and drawing come along.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        UserError: A pattern matches no row, a wheel is none, or the pack is too large to carry.
+    """
+    chosen = chosen_rows(preset, patterns)
+    # Whose operations are those that the model needs.
+    rows = list(dict.fromkeys([*chosen, *(row.without_recomputing for row in chosen)]))
+    for wheel in wheels:
+        if wheel.suffix != ".whl" or not wheel.is_file():
+            raise UserError(f"--wheels {wheel} is no wheel: give files that end in .whl")
+    code = code_version("benchmarks.gpu.tracing", "benchmarks.gpu.checks")
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = _manifest_there(folder, code)
+    copy_carried(folder, wheels)
+    if with_checks and not manifest["checks"]:
+        print("checks: traced and computed on this CPU", flush=True)
+        manifest["checks"] = _made("checks", str(folder / "checks"))
+        _write(folder, manifest)
+    for row in rows:
+        if row.name not in manifest["traced"]:
+            print(row.name, flush=True)
+            settings = json.dumps({k: v for k, v in row.settings().items() if k != "name"})
+            manifest["traced"][row.name] = _made("tracing", settings, str(folder / "rows"))
+            _write(folder, manifest)
+    _finish(folder, manifest, rows)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if size > MOST_BYTES:
+        raise UserError(
+            f"the pack in {folder} has {size / 1e6:.0f} MB and may have {MOST_BYTES / 1e6:.0f}: "
+            "take fewer rows, by --rows, or no --wheels, in a new folder"
+        )
+    return size
+
+
+def jobs_of(rows: Sequence[Row], checks: Sequence[str]) -> list[dict[str, Any]]:
+    """What a runner does, in its order: each row, and diffusers' compiled beside it.
+
+    The first row has diffusers' without `torch.compile` at once, all others have it at the end.
+    The checks come between the first rows.
+    """
+    jobs: list[dict[str, Any]] = []
+    for row in rows:
+        jobs.append({"side": "ours", "name": row.name})
+        jobs.append({"side": "diffusers", "name": row.name, "compiled": True})
+    eager: list[dict[str, Any]] = [
+        {"side": "diffusers", "name": row.name, "compiled": False} for row in rows
+    ]
+    jobs = [*jobs[:2], *eager[:1], *jobs[2:], *eager[1:]]
+    for position, name in enumerate(checks):
+        jobs.insert(3 + 3 * position, {"side": "check", "name": name})
+    return jobs
+
+
+def diffusers_networks(preset: Preset) -> dict[str, Any]:
+    """A preset's diffusion model and autoencoder as diffusers' classes take their dimensions."""
+    unet, autoencoder = preset.diffusion_model, preset.decoder
+    down = ["CrossAttnDownBlock2D" if x else "DownBlock2D" for x in unet.cross_attention]
+    up = ["CrossAttnUpBlock2D" if x else "UpBlock2D" for x in reversed(unet.cross_attention)]
+    levels = len(autoencoder.widths)
+    return {
+        "unet": {
+            "block_out_channels": unet.widths,
+            "down_block_types": down,
+            "up_block_types": up,
+            "layers_per_block": unet.num_blocks,
+            "cross_attention_dim": preset.text_encoder.width,
+            # By this name diffusers means how many heads there are.
+            "attention_head_dim": unet.num_heads,
+            "norm_num_groups": unet.norm_groups,
+        },
+        "vae": {
+            "block_out_channels": autoencoder.widths,
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+            "layers_per_block": preset.image_encoder.num_blocks,
+            "norm_num_groups": autoencoder.norm_groups,
+        },
+    }
+
+
+def finished(
+    rows: Sequence[Row],
+    traced: dict[str, dict[str, Any]],
+    checks: Sequence[dict[str, Any]],
+    presets: Sequence[Preset],
+) -> dict[str, Any]:
+    """What a runner reads of a manifest: rows with their settings, checks, jobs and networks.
+
+    Args:
+        rows: Most telling first; with each that recomputes, the one that does not.
+        traced: By the names of rows, what `tracing.write_traced` said.
+        checks: From `checks.make_checks`.
+        presets: Of the rows.
+    """
+    return {
+        # What is computed again to save memory is no work that the model needs.
+        "rows": [
+            {**row.settings(), **traced[row.name], "flops": _model_flops(row, traced)}
+            for row in rows
+        ],
+        "checks": list(checks),
+        "jobs": jobs_of(rows, [check["name"] for check in checks]),
+        "networks": {preset.name: diffusers_networks(preset) for preset in presets},
+    }
+
+
+def _model_flops(row: Row, traced: dict[str, dict[str, Any]]) -> int:
+    flops: int = traced[row.without_recomputing.name]["flops"]
+    return flops
+
+
+def _manifest_there(folder: Path, code: str) -> dict[str, Any]:
+    """What the folder has been begun with, if this code did; else an empty one."""
+    path = folder / _MANIFEST
+    if path.exists():
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["made"]["code"] == code:
+            return manifest
+        for name in _ROW_FOLDERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    return {"made": {"code": code}, "traced": {}, "checks": []}
+
+
+def copy_carried(folder: Path, wheels: Sequence[Path]) -> None:
+    """Puts into a pack what runs it."""
+    for path in sorted(_CARRIED.iterdir()):
+        if path.is_file():
+            target = folder / _CARRIED.name if path.suffix == ".py" else folder
+            target.mkdir(exist_ok=True)
+            shutil.copy(path, target / path.name)
+    if wheels:
+        (folder / "wheels").mkdir(exist_ok=True)
+    for wheel in wheels:
+        shutil.copy(wheel, folder / "wheels" / wheel.name)
+
+
+def _made(module: str, *flags: str) -> Any:
+    environment = {**TENSORFLOW_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}
+    return measured(f"benchmarks.gpu.{module}", *flags, environment=environment)
+
+
+def _finish(folder: Path, manifest: dict[str, Any], rows: Sequence[Row]) -> None:
+    presets = [get_preset(name) for name in dict.fromkeys(row.preset for row in rows)]
+    kept = {name for row in rows for name in (f"{row.name}.hlo.xz", f"{row.name}.json.xz")}
+    for path in (folder / "rows").iterdir():
+        # Of a former choice of rows.
+        if path.name not in kept:
+            path.unlink()
+    traced = {row.name: manifest["traced"][row.name] for row in rows}
+    complete = finished(rows, traced, manifest["checks"], presets)
+    _write(folder, {**manifest, "traced": traced, **complete})
+
+
+def _write(folder: Path, manifest: dict[str, Any]) -> None:
+    partial = folder / f"{_MANIFEST}.partial"
+    partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    partial.replace(folder / _MANIFEST)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="make bench-gpu-pack", description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu_pack")
+    parser.add_argument("--preset", choices=preset_names(), default="sd-v1-4")
+    parser.add_argument("--rows", nargs="*", default=[], help="names or patterns of rows")
+    parser.add_argument("--wheels", nargs="*", type=Path, default=[], help="to be carried along")
+    arguments = parser.parse_args(argv)
+    try:
+        size = write_pack(arguments.out, arguments.preset, arguments.rows, arguments.wheels)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{arguments.out} has {size / 1e6:.1f} MB: {arguments.out}/README.md says how to run it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,325 @@
+"""Rows as HLO modules without weights, traced for a GPU on any machine: one line of JSON a row.
+
+What XLA would be given on a GPU is what it is given here: the step or the drawing, with its
+variables as parameters. Neither values nor a GPU are needed for that; only the variables' memory
+is, most of which is never touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import lzma
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from benchmarks.gpu.hlo import (
+    aliases,
+    constant_bytes,
+    count_flops,
+    dtype_name,
+    read_module,
+    slimmed,
+)
+from benchmarks.gpu.rows import NUM_STEPS, Row
+from benchmarks.train.measured import CLIP_NORM, LEARNING_RATE, WEIGHT_DECAY
+from trainer.data.latents import batch_spec
+from trainer.diffusion.noise_schedule import NoiseSchedule
+from trainer.diffusion.sampler import sample
+from trainer.export.drawing_memory import DrawingMemory
+from trainer.export.saved_models import DecoderModule, DiffusionModelModule
+from trainer.networks import build_decoder, build_diffusion_model
+from trainer.presets import Preset, get_preset
+from trainer.training.fine_tuner import FineTuner
+from trainer.training.memory import activation_bytes, estimate_memory
+from trainer.training_config import ResolvedTrainingConfig, TrainingConfig, WeightsDtype
+
+GUIDANCE_SCALE = 7.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A computation, and what a runner must know of it.
+
+    Attributes:
+        hlo: A serialized `HloModuleProto`.
+        parameters: For each, `dtype`, `shape` and where its first value comes from: `normal` and a
+            deviation, `fill` and a number, `feature` and the name of a batch's, or `array` and a
+            name.
+        results: Names of the results that take no parameter's place, in their order.
+        aliases: For each of the others, by its position, the parameter whose next value it is.
+        flops: From `count_flops`.
+        estimate_bytes: What our own estimate says that it takes in memory.
+    """
+
+    hlo: bytes
+    parameters: Sequence[Mapping[str, Any]]
+    results: Sequence[str]
+    aliases: Mapping[int, int]
+    flops: int
+    estimate_bytes: int
+
+
+def training_config(row: Row, preset: Preset, **overrides: Any) -> ResolvedTrainingConfig:
+    """The hyperparameters of a row's steps, with those of `make bench-train`."""
+    settings: dict[str, Any] = {
+        "batch_size": row.batch_size,
+        "learning_rate": LEARNING_RATE,
+        "learning_rate_schedule": "constant",
+        "warmup_steps": 0,
+        "weight_decay": WEIGHT_DECAY,
+        "max_gradient_norm": CLIP_NORM,
+        "lora_rank": row.lora_rank,
+        "gradient_checkpointing": row.gradient_checkpointing,
+        "precision": row.precision,
+        "xla": "on",
+    }
+    return TrainingConfig(**{**settings, **overrides}).resolved(preset)
+
+
+def features_of(preset: Preset, row: Row) -> dict[str, tf.TensorSpec]:
+    """What a batch of cached latents has that a step takes."""
+    spec = batch_spec(preset, row.image_size, flip=False, batch_size=row.batch_size)
+    return {name: s for name, s in spec.items() if name == "context" or name.startswith("latent/")}
+
+
+def trace_training(row: Row, preset: Preset) -> Traced:
+    """A row's step, as a GPU takes it."""
+    config = training_config(row, preset)
+    model = build_diffusion_model(preset, row.image_size)
+    text = preset.text_encoder
+    with tf.variable_creator_scope(_without_values):
+        tuner = FineTuner(
+            model,
+            preset,
+            config,
+            empty_caption=tf.zeros((text.max_length, text.width)),
+            for_gpu=True,
+        )
+    return trace_step(tuner, model, features_of(preset, row))
+
+
+def trace_step(
+    tuner: FineTuner,
+    model: keras.Model,
+    features: Mapping[str, tf.TensorSpec],
+    first_values: Mapping[int, Mapping[str, Any]] | None = None,
+) -> Traced:
+    """The step of a `FineTuner`.
+
+    Args:
+        tuner: Made with `for_gpu=True` and `xla: on`.
+        model: The network in it.
+        features: What a batch has.
+        first_values: Of variables, by their handles' identity; by default as networks begin.
+    """
+    gradients = tuner.trace(features)
+    activations = activation_bytes(gradients)
+    estimate = estimate_memory(
+        [model], tuner.variables, tuner.config, activations=activations, program=0
+    )
+    batch = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in features.items()}
+    first = {id(v.value.handle): _first_value_of(v) for v in model.weights}
+    state: dict[int, Mapping[str, Any]] = {
+        **{id(v.handle): {"normal": v.shape[0] ** -0.5} for v in tuner.variables},
+        id(tuner.optimizer.state["averages"][-1].handle): {"fill": 1.0},
+    }
+    if tuner.loss_scale is not None:
+        state[id(tuner.loss_scale.scale.handle)] = {"fill": float(tuner.loss_scale.scale)}
+    return _traced(
+        tuner.step_function,
+        (batch, None),
+        first={**state, **first, **(first_values or {})},
+        results=("loss", "gradient_norm", "stopped"),
+        estimate_bytes=estimate.total,
+    )
+
+
+def trace_drawing(row: Row, preset: Preset) -> Traced:
+    """A row's pictures as an exported model draws them on a GPU, compiled into one computation."""
+    networks = (
+        build_diffusion_model(preset, row.image_size),
+        build_decoder(preset, row.image_size),
+    )
+    return trace_drawing_of(networks, row, preset)
+
+
+def trace_drawing_of(
+    networks: Sequence[keras.Model],
+    row: Row,
+    preset: Preset,
+    names: Sequence[str] | None = None,
+) -> Traced:
+    """The same of networks that are there already.
+
+    Args:
+        networks: A diffusion model and a decoder.
+        row: What is drawn.
+        preset: Of the networks.
+        names: Of the arrays with the values of all weights, in their order; by default they are as
+            networks begin.
+    """
+    assert row.precision != "bfloat16"
+    weights: WeightsDtype = row.precision
+    diffusion_model = DiffusionModelModule(networks[0], preset, row.image_size, weights)
+    decoder = DecoderModule(networks[1], weights)
+    function = tf.function(
+        lambda **inputs: draw(diffusion_model, decoder, preset, **inputs),
+        autograph=False,
+        jit_compile=True,
+    )
+    text = preset.text_encoder
+    context = (row.batch_size, text.max_length, text.width)
+    inputs = {
+        "noise": tf.zeros((row.batch_size, *preset.latent_shape(row.image_size))),
+        "context": tf.zeros(context),
+        "unconditional_context": tf.zeros(context),
+    }
+    variables = [v for model in networks for v in model.weights]
+    stored = [*diffusion_model.variables, *decoder.variables]
+    values: list[Mapping[str, Any]]
+    values = [{"array": n} for n in names] if names else [_first_value_of(v) for v in variables]
+    first = {id(v.handle): value for v, value in zip(stored, values, strict=True)}
+    height, width, _ = preset.latent_shape(row.image_size)
+    a_picture = max(DrawingMemory.of(preset).of_networks(float(height * width)))
+    weight_bytes = sum(v.shape.num_elements() * v.dtype.size for v in stored)
+    return _traced(
+        function,
+        (),
+        inputs,
+        first=first,
+        results=("latent", "pixels"),
+        loop_trips=NUM_STEPS,
+        estimate_bytes=weight_bytes + row.batch_size * int(a_picture),
+    )
+
+
+def draw(
+    diffusion_model: DiffusionModelModule,
+    decoder: DecoderModule,
+    preset: Preset,
+    *,
+    noise: tf.Tensor,
+    context: tf.Tensor,
+    unconditional_context: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What the exported modules draw in `NUM_STEPS` steps where there is a GPU.
+
+    The signatures themselves also hold the branch of a CPU and check texts, which XLA cannot take.
+
+    Returns:
+        Latents, float32 [B, h, w, 4], and pixels, uint8 [B, H, W, 3].
+    """
+    latent = sample(
+        diffusion_model.predict_on_gpu,
+        NoiseSchedule(preset.prediction),
+        noise=noise,
+        context=context,
+        unconditional_context=unconditional_context,
+        num_steps=tf.constant(NUM_STEPS),
+        guidance_scale=tf.constant(GUIDANCE_SCALE),
+        guided_together=True,
+    )
+    return latent, decoder.pixels(latent)
+
+
+def write_traced(traced: Traced, folder: Path, name: str) -> dict[str, Any]:
+    """Writes `<folder>/<name>.hlo.xz` and, with its parameters, `<folder>/<name>.json.xz`.
+
+    Returns:
+        What the pack's manifest says of it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    call = {
+        "parameters": list(traced.parameters),
+        "results": list(traced.results),
+        "aliases": [list(pair) for pair in traced.aliases.items()],
+    }
+    (folder / f"{name}.json.xz").write_bytes(lzma.compress(json.dumps(call).encode()))
+    (folder / f"{name}.hlo.xz").write_bytes(lzma.compress(traced.hlo))
+    return {"flops": traced.flops, "estimate_bytes": traced.estimate_bytes}
+
+
+def _traced(
+    function: tf.types.experimental.PolymorphicFunction,
+    arguments: tuple[Any, ...],
+    named: Mapping[str, tf.Tensor] | None = None,
+    *,
+    first: Mapping[int, Mapping[str, Any]],
+    results: Sequence[str],
+    estimate_bytes: int,
+    loop_trips: int = 1,
+) -> Traced:
+    """What XLA is given of a function that it compiles, called with small tensors.
+
+    Args:
+        function: With `jit_compile=True`.
+        arguments: Of it.
+        named: Of it.
+        first: First values of variables, by their handles' identity; others are zeros.
+        results: Names of what the function returns.
+        estimate_bytes: See `Traced`.
+        loop_trips: See `count_flops`.
+    """
+    named = named or {}
+    concrete = function.get_concrete_function(*arguments, **named)
+    serialized = function.experimental_get_compiler_ir(*arguments, **named)(stage="hlo_serialized")
+    module = slimmed(read_module(serialized))
+    names = [
+        *(name for argument in arguments if argument for name in sorted(argument)),
+        *sorted(named),
+    ]
+    sources: list[Mapping[str, Any]] = [{"feature": name} for name in names]
+    # What is neither is the empty caption, here of zeros.
+    sources += [first.get(id(tensor), {"fill": 0.0}) for tensor in concrete.captured_inputs]
+    shapes = module.host_program_shape.parameters
+    if constant_bytes(module) > module.ByteSize() // 2:
+        raise ValueError("more than half of the module are constants: weights must be parameters")
+    return Traced(
+        hlo=module.SerializeToString(),
+        parameters=[
+            {"dtype": dtype_name(shape), "shape": list(shape.dimensions), **source}
+            for shape, source in zip(shapes, sources, strict=True)
+        ],
+        results=results,
+        aliases=aliases(module),
+        flops=count_flops(module, loop_trips),
+        estimate_bytes=estimate_bytes,
+    )
+
+
+def _first_value_of(variable: keras.Variable) -> dict[str, float]:
+    """As networks begin: what multiplies is one, what is added zero, and a kernel keeps sizes."""
+    if len(variable.shape) < 2:
+        return {"fill": float(variable.name == "gamma")}
+    return {"normal": math.prod(variable.shape[:-1]) ** -0.5}
+
+
+def _without_values(next_creator: Any, **arguments: Any) -> tf.Variable:
+    """Creates a variable whose memory nobody has written to, and which so takes none."""
+    value = arguments["initial_value"]
+    if tf.is_tensor(value) and value.dtype == tf.float32:
+        value = tf.raw_ops.Empty(shape=value.shape.as_list(), dtype=value.dtype, init=False)
+    return next_creator(**{**arguments, "initial_value": value})
+
+
+def main() -> None:
+    """The command line: a row's settings as JSON, and the folder to write to."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("settings", type=json.loads)
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    row = Row(**arguments.settings)
+    preset = get_preset(row.preset)
+    traced = (trace_training if row.kind == "training" else trace_drawing)(row, preset)
+    print(json.dumps(write_traced(traced, arguments.folder, row.name)))
+
+
+if __name__ == "__main__":
+    main()
