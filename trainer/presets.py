@@ -221,7 +221,7 @@ _TINY = Preset(
     image_encoder=AutoencoderDimensions(widths=(16, 32, 64, 96), num_blocks=1, norm_groups=8),
     decoder=AutoencoderDimensions(widths=(16, 32, 64, 96), num_blocks=2, norm_groups=8),
     training=RecommendedTraining(
-        steps=250,
+        steps=350,
         batch_size=32,
         learning_rate=1e-3,
         learning_rate_schedule="cosine",

@@ -123,7 +123,7 @@ def test_machines_caching_retries_and_parameters() -> None:
     assert set(parameters) == {"dataset", "dataset_fingerprint", "steps", "learning_rate", "seed"}
     for name, definition in parameters.items():
         assert definition["defaultValue"] == values[name]
-    assert values["steps"] == 250
+    assert values["steps"] == 350
     assert values["dataset"] == "data/creatures"
     trainer = tasks(job)["Trainer"]["inputs"]["parameters"]
     for name in ("steps", "learning_rate", "seed"):
