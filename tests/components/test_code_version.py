@@ -118,7 +118,7 @@ def test_a_comment_elsewhere_runs_nothing_again(
             f.write("# a comment\n")
         return {step for step, names in steps.items() if code_version(*names) != before[step]}
 
-    assert changed_by("trainer/weights/diffusers_export.py") == set()
+    assert changed_by("trainer/diffusers_export.py") == set()
     assert changed_by("serving/playground.py") == set()
     assert changed_by("trainer/training/fine_tuner.py") == {"Trainer"}
     assert changed_by("components/evaluation_report/template.html") == {

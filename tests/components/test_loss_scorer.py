@@ -38,7 +38,7 @@ CAPTIONS = [
     "a red creature " * 40,
     "one two three four five six seven eight nine ten eleven twelve",
 ]
-NO_SAMPLES = samples.SampleSettings(1, 1.0, 1, MeasureSettings())
+NO_SAMPLES = samples.SampleSettings("ddim", 1, 1.0, 1, MeasureSettings())
 
 
 COLOURS = ("colour_agreement", "colour_agreement_baseline")

@@ -212,7 +212,7 @@ def test_the_model_card_shows_what_the_release_draws(released: Path, tmp_path: P
     card = Path(address, "README.md").read_text()
     data = ModelCard(card).data
     assert (data.library_name, data.pipeline_tag) == ("tensorflow", "text-to-image")
-    assert data.tags == ["stable-diffusion", "tensorflow", "tfx"]
+    assert data.tags == ["stable-diffusion", "tensorflow", "tfx", "image-to-image"]
     assert "| Held-out loss | 0.1602 |" in card
     assert "| Model artifact | 1 |" in card
     generator = Generator(str(released))

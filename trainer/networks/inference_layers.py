@@ -29,6 +29,7 @@ from trainer.networks.seam import (
     CrossAttention,
     LayerClass,
     compute_as,
+    compute_in,
     computing_as,
     layers_within,
 )
@@ -162,7 +163,7 @@ def inference_layers(
             compute_as(layer, _FewPositionsConv2D)
         if compute != "float32":
             for layer in _ends(model):
-                layer.dtype_policy = keras.DTypePolicy("float32")
+                compute_in(layer, "float32")
         yield
 
 

@@ -56,6 +56,7 @@ __all__ = [
     "SpatialTransformer",
     "Upsample",
     "compute_as",
+    "compute_in",
     "computing_as",
     "layers_within",
     "mapped_call",
@@ -107,6 +108,11 @@ def compute_as(layer: keras.layers.Layer, form: LayerClass) -> None:
         form: A subclass of its class that only computes differently, or its class without it.
     """
     layer.__class__ = form
+
+
+def compute_in(layer: keras.layers.Layer, dtype: str) -> None:
+    """Has a layer compute in a type of its own, within `computing_as`, which takes it back."""
+    layer.dtype_policy = keras.DTypePolicy(dtype)
 
 
 @contextlib.contextmanager

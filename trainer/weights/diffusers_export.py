@@ -266,7 +266,9 @@ def _trained_values(folder: str, network: str, model: keras.Model) -> Iterator[n
     """The weights in an exported SavedModel, in the order of `model.weights`."""
     path = f"{folder}/variables/variables"
     try:
-        stored = tf.train.load_checkpoint(path)
+        # `tf.train.load_checkpoint` asks first whether it is a folder, which `ram://` says of any
+        # beginning of a name.
+        stored = tf.compat.v1.train.NewCheckpointReader(path)
     except (tf.errors.OpError, ValueError) as error:
         raise WeightsError(f"{path} is missing or damaged: {str(error).splitlines()[0]}") from None
     shapes = stored.get_variable_to_shape_map()

@@ -10,7 +10,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import unquote
 
@@ -81,9 +81,12 @@ def choose(role: Role, candidates: Sequence[str], *, shown: str, there: str) -> 
         raise DatasetError(f"dataset {shown!r} has no {role} column: {there}")
     if len(candidates) == 1:
         return candidates[0]
+    callings: list[Callable[[str], str]] = [str.lower]
+    # What is called like that inside of the same thing: `sentences.raw` beside its tokens.
+    if len({name.partition(".")[0] for name in candidates}) == 1:
+        callings.append(_inner_name)
     for preferred in _PREFERRED[role]:
-        # Else what is called like that inside of something: `sentences.raw` beside its tokens.
-        for called in (str.lower, _inner_name):
+        for called in callings:
             for name in candidates:
                 if called(name) == preferred:
                     return name
