@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from storage.machine import cpu_flags
 from trainer.export.saved_models import DiffusionModelModule
-from trainer.presets import LATENT_CHANNELS, Preset
+from trainer.presets import Preset
 from trainer.training_config import ComputeDtype, WeightsDtype
 
 _MEASURED_CALLS = 3
@@ -72,7 +72,7 @@ def _seconds(
 ) -> float:
     """The shortest of some calls, after one that traces and settles."""
     module = DiffusionModelModule(model, preset, image_size, weights_dtype, compute)
-    latent = tf.zeros([1, *preset.latent_shape(image_size)[:2], LATENT_CHANNELS])
+    latent = tf.zeros([1, *preset.latent_shape(image_size)])
     context = tf.zeros([1, preset.text_encoder.max_length, preset.text_encoder.width])
     taken = []
     for _ in range(1 + _MEASURED_CALLS):
