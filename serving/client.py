@@ -24,6 +24,7 @@ from serving.errors import (
     check_place,
 )
 from serving.releases import (
+    ALL_NETWORKS,
     FALLBACK_GUIDANCE_SCALE,
     FALLBACK_STEPS,
     IMAGE_ENCODER,
@@ -353,7 +354,7 @@ class Generator:
         if original is None:
             return self._models.version()
         try:
-            return self._models.version((*SERVED_NETWORKS, IMAGE_ENCODER))
+            return self._models.version(ALL_NETWORKS)
         except MissingModelError as error:
             if error.network != IMAGE_ENCODER:
                 raise

@@ -17,18 +17,12 @@ from typing import Any
 
 from serving.errors import ServingError
 from serving.publish import RELEASE_NAME
-from serving.releases import (
-    DEFAULT_SERVING_DIR,
-    IMAGE_ENCODER,
-    SERVED_NETWORKS,
-    SINGLE_FILES,
-)
+from serving.releases import DEFAULT_SERVING_DIR, FOLDERS
 from serving.serving_directory import ServingDirectory
 from storage.folders import Folder, FolderError, open_folder
 from storage.transfer import sha256_of
 
-_FOLDERS = "|".join((*SERVED_NETWORKS, IMAGE_ENCODER, SINGLE_FILES))
-_FILE = re.compile(rf"(?:{_FOLDERS})/[0-9]+/(?!.*(?:^|/)\.\.?(?:/|$))[^\\]+")
+_FILE = re.compile(rf"(?:{'|'.join(FOLDERS)})/[0-9]+/(?!.*(?:^|/)\.\.?(?:/|$))[^\\]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

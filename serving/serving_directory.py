@@ -37,6 +37,7 @@ from serving.errors import ServingError, check_place
 from serving.lock import Held, locked
 from serving.releases import (
     CONFIG_NAME,
+    FOLDERS,
     IMAGE_ENCODER,
     RELEASES,
     ROLLBACK_NAME,
@@ -57,9 +58,6 @@ CAPTIONS = "captions_published"
 LAST_VERSION_NAME = "last_version"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 
-_ALL_NETWORKS = (*SERVED_NETWORKS, IMAGE_ENCODER)
-# What a version has a folder in each of, the last two not always.
-_FOLDERS = (*_ALL_NETWORKS, SINGLE_FILES)
 _STAGING_PREFIX = ".staging-"
 _VERSION = re.compile(r"[0-9]+")
 _MODEL_CONFIG = """\
@@ -314,7 +312,7 @@ class ServingDirectory:
         lock.check()
         last_version = self._path(RELEASES, LAST_VERSION_NAME)
         filesystem.write_atomically(last_version, str(version).encode())
-        for folder in _FOLDERS:
+        for folder in FOLDERS:
             staged = filesystem.join(staging, folder)
             if folder in SERVED_NETWORKS or filesystem.is_folder(staged):
                 filesystem.move_folder(staged, self._version_folder(folder, version))
@@ -372,7 +370,7 @@ class ServingDirectory:
     def _used_versions(self) -> set[int]:
         used = {
             *self.releases(),
-            *(v for name in _FOLDERS for v in self._folders(name)),
+            *(v for name in FOLDERS for v in self._folders(name)),
         }
         path = self._path(RELEASES, LAST_VERSION_NAME)
         if filesystem.is_file(path):
@@ -384,7 +382,7 @@ class ServingDirectory:
 
     def _remove_unfinished(self) -> None:
         releases = self.releases()
-        for folder in _FOLDERS:
+        for folder in FOLDERS:
             for version in self._folders(folder):
                 if version not in releases:
                     filesystem.remove_folder(self._version_folder(folder, version))
@@ -441,8 +439,8 @@ class ServingDirectory:
 
 
 def _files_in(source: str) -> Iterator[tuple[str, str]]:
-    """What a release takes of a folder: each file's path, and which of `_FOLDERS` it is in."""
-    for folder in _FOLDERS:
+    """What a release takes of a folder: each file's path, and which of `FOLDERS` it is in."""
+    for folder in FOLDERS:
         path = filesystem.join(source, folder)
         if folder in SERVED_NETWORKS or filesystem.is_folder(path):
             for name in filesystem.files_below(path):

@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from benchmarks.gpu.carried.timing import seconds_a_call, speed
+from benchmarks.gpu.carried.timing import compiling_and_calls, speed
 from benchmarks.gpu.rows import NUM_STEPS, Row
 from benchmarks.gpu.tracing import GUIDANCE_SCALE, features_of, training_config
 from trainer.export.saved_models import export_models, serving_modules
@@ -93,16 +92,11 @@ def measure(call: Call, settings: dict[str, Any], device: str) -> dict[str, Any]
     def wait() -> None:
         latest[0].numpy()
 
-    since = time.perf_counter()
-    once()
-    wait()
-    first = time.perf_counter() - since
-    once()
-    seconds = seconds_a_call(once, wait)
+    compile_seconds, seconds = compiling_and_calls(once, wait)
     peak = peak_gpu_bytes()
     return {
         **speed(settings, device, seconds),
-        "compile_seconds": max(0.0, first - seconds),
+        "compile_seconds": compile_seconds,
         "peak_bytes": peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "finite": bool(tf.reduce_all(tf.math.is_finite(tf.cast(latest[0], tf.float32)))),
     }

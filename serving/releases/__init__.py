@@ -25,8 +25,12 @@ SERVED_NETWORKS = ("text_encoder", "diffusion_model", "decoder")
 """The three of the four networks that draw pictures, which every release has."""
 IMAGE_ENCODER = "image_encoder"
 """The fourth, which a release has that can draw from pictures."""
+ALL_NETWORKS = (*SERVED_NETWORKS, IMAGE_ENCODER)
+"""What a release can have."""
 SINGLE_FILES = "single_files"
 """Folder beside theirs with what other tools open: a model, or adapters, in one file."""
+FOLDERS = (*ALL_NETWORKS, SINGLE_FILES)
+"""What a version has a folder in each of, the last two not always."""
 CONFIG_NAME = "models.config"
 RELEASES = "releases"
 EXPORT_NAME = "Format-Serving"

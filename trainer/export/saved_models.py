@@ -322,8 +322,8 @@ class DiffusionModelModule(tf.Module):
             mask = tf.identity(mask)
         # A position is drawn for the sake of any of its pixels: the nearest one's, which diffusers
         # takes, would leave a mask of one pixel without effect.
-        size, step = LATENT_DOWNSAMPLING, LATENT_DOWNSAMPLING
-        drawn = tf.nn.max_pool2d(tf.cast(mask > 0, tf.float32)[..., None], size, step, "VALID") > 0
+        cell, painted = LATENT_DOWNSAMPLING, tf.cast(mask > 0, tf.float32)[..., None]
+        drawn = tf.nn.max_pool2d(painted, cell, cell, "VALID") > 0
         return {"latent": self.sample_original(*guided, seed, sampler, latent, strength, drawn)}
 
     def _from_seed(

@@ -36,6 +36,25 @@ def seconds_a_call(
     return statistics.median(window(calls) for _ in range(WINDOWS))
 
 
+def compiling_and_calls(
+    call: Callable[[], object], wait: Callable[[], object]
+) -> tuple[float, float]:
+    """Seconds that the first call takes longer than others, and those of one of the others.
+
+    Args:
+        call: Starts one step or one drawing; has not been called yet.
+        wait: As of `seconds_a_call`.
+    """
+    since = time.perf_counter()
+    call()
+    wait()
+    first = time.perf_counter() - since
+    # The second one may still choose kernels.
+    call()
+    seconds = seconds_a_call(call, wait)
+    return max(0.0, first - seconds), seconds
+
+
 def speed(row: dict[str, Any], device: str, seconds: float) -> dict[str, Any]:
     """What follows from a row's settings and the seconds that one step or drawing takes."""
     # Drawing computes in float32, whatever its weights are stored as.

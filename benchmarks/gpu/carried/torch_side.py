@@ -13,13 +13,12 @@ import argparse
 import contextlib
 import json
 import resource
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from .timing import seconds_a_call, speed
+from .timing import compiling_and_calls, speed
 
 _LEARNING_RATE, _WEIGHT_DECAY, _CLIP_NORM, _EMA_DECAY = 1e-5, 1e-2, 1.0, 0.9999
 _GUIDANCE_SCALE, _NUM_STEPS = 7.5, 25
@@ -160,19 +159,13 @@ def measure(row: dict[str, Any], networks: dict[str, Any], device: torch.device)
             torch.cuda.synchronize()
 
     call = (training if row["kind"] == "training" else drawing)(row, networks, device)
-    since = time.perf_counter()
-    call()
-    wait()
-    first = time.perf_counter() - since
-    # The second one still chooses kernels.
-    call()
-    seconds = seconds_a_call(call, wait)
+    compile_seconds, seconds = compiling_and_calls(call, wait)
     name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
     if row["kind"] == "drawing":
         row = {**row, "computes_in": row["precision"]}
     return {
         **speed(row, name, seconds),
-        "compile_seconds": max(0.0, first - seconds),
+        "compile_seconds": compile_seconds,
         "peak_bytes": torch.cuda.max_memory_allocated(device)
         if on_gpu
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
