@@ -22,7 +22,7 @@ ON = ("", "spots", "stripes", "belly")
 MOUTHS = ("", "smile", "frown")
 
 _EYES = ("", "one big eye", "two eyes", "three eyes")
-_HAS_FACE, _HAS_MOUTH, _HAS_PATTERN = 0.5, 0.6, 0.5
+_HAS_FACE, _HAS_MOUTH, _HAS_PATTERN = 0.65, 0.6, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
