@@ -27,6 +27,7 @@ def main() -> None:
     # Those of `make bench-ingest` are a few hundred, each many times, and would all be in groups.
     parser.add_argument("--near-duplicates", choices=NEAR_DUPLICATES, default=IGNORE)
     arguments = parser.parse_args()
+    since, processor_since = time.monotonic(), time.process_time()
     spec = sources.resolve_dataset(sources.DatasetSpec(arguments.dataset))
     component = CaptionExampleGen(
         spec.dataset,
@@ -47,7 +48,6 @@ def main() -> None:
             os.path.join(folder, "rejects"),
         )
         with ChildrenMemory() as children:
-            since, processor_since = time.monotonic(), time.process_time()
             executor.Executor(context).Do(
                 {}, {"examples": [examples], "rejects": [rejects]}, dict(component.exec_properties)
             )

@@ -1,4 +1,4 @@
-"""Generated sets of captioned 256 px JPEGs in the hub's Parquet schema."""
+"""Generated sets of captioned 256 px JPEGs, in the hub's Parquet schema or as files."""
 
 from __future__ import annotations
 
@@ -53,6 +53,21 @@ def write_dataset(folder: str, count: int, seed: int = 0, *, distinct: int = _DI
                     )
                 )
     return total
+
+
+def write_as_files(dataset: str, folder: str) -> None:
+    """The same pictures as files, a caption file beside each, all in one folder."""
+    os.makedirs(folder)
+    number = 0
+    for name in sorted(os.listdir(dataset)):
+        for batch in pq.ParquetFile(os.path.join(dataset, name)).iter_batches(_ROW_GROUP_ROWS):
+            for row in batch.to_pylist():
+                stem = os.path.join(folder, f"{number:07d}")
+                with open(f"{stem}.jpg", "wb") as picture:
+                    picture.write(row["image"]["bytes"])
+                with open(f"{stem}.txt", "w", encoding="utf-8") as caption:
+                    caption.write(row["text"])
+                number += 1
 
 
 def _jpeg(rng: np.random.Generator) -> bytes:
