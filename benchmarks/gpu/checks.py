@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,7 +29,7 @@ from benchmarks.gpu.tracing import (
 from trainer.export.saved_models import DecoderModule, DiffusionModelModule
 from trainer.presets import NUM_TIMESTEPS, Preset, get_preset
 from trainer.training.fine_tuner import Batch, FineTuner, RandomValues
-from trainer.training_config import Precision, WeightsDtype
+from trainer.training_config import Precision
 from trainer.weights.base_model import BaseModel
 
 STEPS = 50
@@ -80,7 +80,7 @@ def make_checks(
         weights: Their base weights; `BaseModel.locate` has what there is.
         image_size: Side of the pictures in pixels.
         steps: Training steps.
-        precisions: Of the steps. Drawing has weights in float32 and in float16.
+        precisions: Of the steps, and of drawing.
 
     Returns:
         What the pack's manifest says of each; `jax_side.run_check` reads it.
@@ -96,7 +96,7 @@ def make_checks(
     before = [np.asarray(v) for v in variables]
     stored = {name: x.astype(np.float16) for name, x in zip(names, before, strict=True)}
     np.savez_compressed(folder / "weights.npz", **stored)
-    checks = _drawing_checks(folder, preset, networks, names, image_size)
+    checks = _drawing_checks(folder, preset, networks, names, image_size, precisions)
     batch = _batch(preset, image_size, steps)
     np.savez_compressed(folder / "inputs.npz", **batch)
     for precision in precisions:
@@ -171,7 +171,12 @@ def _step_check(
 
 
 def _drawing_checks(
-    folder: Path, preset: Preset, networks: list[keras.Model], names: list[str], image_size: int
+    folder: Path,
+    preset: Preset,
+    networks: list[keras.Model],
+    names: list[str],
+    image_size: int,
+    precisions: Sequence[Precision],
 ) -> list[dict[str, Any]]:
     rng = np.random.default_rng(1)
     text = preset.text_encoder
@@ -183,10 +188,11 @@ def _drawing_checks(
     }
     outputs: dict[str, np.ndarray] = {}
     checks = []
-    precisions: tuple[WeightsDtype, ...] = get_args(WeightsDtype)
     for precision in precisions:
-        diffusion_model = DiffusionModelModule(networks[0], preset, image_size, precision)
-        decoder = DecoderModule(networks[1], precision)
+        diffusion_model = DiffusionModelModule(
+            networks[0], preset, image_size, precision, precision
+        )
+        decoder = DecoderModule(networks[1], precision, precision)
         with tf.device("CPU"):
             latent = diffusion_model.from_noise(
                 num_steps=tf.constant(NUM_STEPS),

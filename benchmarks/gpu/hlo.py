@@ -18,6 +18,7 @@ _DTYPES = {
     "S32": "int32",
     "S64": "int64",
     "U8": "uint8",
+    "BF16": "bfloat16",
     "F16": "float16",
     "F32": "float32",
     "F64": "float64",
@@ -57,10 +58,10 @@ def aliases(module: Module) -> dict[int, int]:
 
 
 def dtype_name(shape: Any) -> str:
-    """NumPy's name for what a `ShapeProto` has.
+    """NumPy's name, or that of JAX's addition to it, for what a `ShapeProto` has.
 
     Raises:
-        KeyError: NumPy has no such type.
+        KeyError: Neither has such a type.
     """
     return _DTYPES[xla_data_pb2.PrimitiveType.Name(shape.element_type)]
 

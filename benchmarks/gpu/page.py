@@ -84,11 +84,11 @@ _INTRODUCTION = (
     "graph, a multiplication and an",
     "addition as two, nothing for what checkpointing computes again) against the data sheet's for "
     "dense matrices: in 16 bits,",
-    "or TF32 for float32, which XLA and, here, PyTorch multiply so. Drawing computes in float32; "
-    "its precision is the weights'.",
+    "or TF32 for float32, which XLA and, here, PyTorch multiply so. Drawing in 16 bits has weights "
+    "and arithmetic in 16 bits,",
+    "on our side (`model.compute`, `model.export_weights`) without what has to stay float32.",
     "diffusers' side has the same networks in PyTorch: fused AdamW, channels last, autocast, a "
-    "moving average too; its pipeline",
-    "in float16 computes in float16.",
+    "moving average too.",
 )
 _HOW = (
     "## How it is measured",
@@ -345,7 +345,7 @@ def _checks(checks: Sequence[Result]) -> list[str]:
             "A picture of `tiny`: latents off by the norm of the difference over the norm, pixels "
             "by levels of 255.",
             "",
-            "| weights | latent | pixels, mean | at most |",
+            "| precision | latent | pixels, mean | at most |",
             "| --- | ---: | ---: | ---: |",
             *(
                 f"| {check['precision']} | {check['latent_deviation']:.1e} | "

@@ -20,8 +20,7 @@ LORA_RANK = 16
 """Of the adapters; that of the published figures that they are held against."""
 
 _BATCHES = (4, 1, 8)
-_TRAINING_PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
-_STORED_PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
+_PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +32,7 @@ class Row:
         preset: Whose networks.
         image_size: Side of the pictures in pixels.
         batch_size: Pictures at once.
-        precision: What the step computes in; of drawing, which computes in float32 as exported,
-            what the weights are stored as.
+        precision: What the step computes in; of drawing, also what the weights are stored as.
         lora_rank: Of adapters; 0 trains all weights.
         gradient_checkpointing: Whether the backward pass computes inner values again.
     """
@@ -75,18 +73,20 @@ def all_rows(preset: str) -> list[Row]:
     rows = [
         Row("training", preset, size, batch, precision, rank, checkpointing)
         for size, batch, precision, rank, checkpointing in itertools.product(
-            sizes, _BATCHES, _TRAINING_PRECISIONS, (0, LORA_RANK), (False, True)
+            sizes, _BATCHES, _PRECISIONS, (0, LORA_RANK), (False, True)
         )
     ]
-    # float16 has bfloat16's kernels; what differs is the scaling of the loss.
-    rows += [Row("training", preset, largest, 4, "float16", rank) for rank in (0, LORA_RANK)]
     rows += [
-        Row("drawing", preset, size, batch, weights)
-        for size, batch, weights in itertools.product(sizes, (1, 4), _STORED_PRECISIONS)
+        Row("drawing", preset, size, batch, precision)
+        for size, batch, precision in itertools.product(sizes, (1, 4), _PRECISIONS)
     ]
+    # float16 has bfloat16's kernels; what differs is the scaling of the loss, and that the decoder
+    # stays float32.
+    rows += [Row("training", preset, largest, 4, "float16", rank) for rank in (0, LORA_RANK)]
+    rows += [Row("drawing", preset, largest, batch, "float16") for batch in (1, 4)]
     first = [
         Row("training", preset, largest, 4, "bfloat16"),
-        Row("drawing", preset, largest, 1, "float32"),
+        Row("drawing", preset, largest, 1, "bfloat16"),
         Row("training", preset, largest, 1, "bfloat16", LORA_RANK),
         Row("training", preset, largest, 1, "bfloat16", LORA_RANK, True),
         Row("training", preset, largest, 8, "bfloat16"),
@@ -95,7 +95,9 @@ def all_rows(preset: str) -> list[Row]:
         Row("training", preset, largest, 4, "float32"),
         Row("training", preset, sizes[1], 4, "bfloat16"),
         Row("training", preset, largest, 4, "float16"),
-        Row("drawing", preset, largest, 4, "float32"),
+        Row("drawing", preset, largest, 4, "bfloat16"),
+        Row("drawing", preset, largest, 1, "float32"),
+        Row("drawing", preset, largest, 1, "float16"),
     ]
     return list(dict.fromkeys([*first, *rows]))
 

@@ -46,9 +46,12 @@ def export(row: Row, preset: Preset, folder: Path) -> None:
         name: build_network(name, preset, row.image_size)
         for name in ("text_encoder", "diffusion_model", "decoder")
     }
-    assert row.precision != "bfloat16"
     modules = serving_modules(
-        **networks, preset=preset, image_size=row.image_size, weights_dtype=row.precision
+        **networks,
+        preset=preset,
+        image_size=row.image_size,
+        weights_dtype=row.precision,
+        compute=row.precision,
     )
     export_models(str(folder), modules)
 

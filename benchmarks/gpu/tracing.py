@@ -38,7 +38,7 @@ from trainer.networks import build_decoder, build_diffusion_model
 from trainer.presets import Preset, get_preset
 from trainer.training.fine_tuner import FineTuner
 from trainer.training.memory import activation_bytes, estimate_memory
-from trainer.training_config import ResolvedTrainingConfig, TrainingConfig, WeightsDtype
+from trainer.training_config import ResolvedTrainingConfig, TrainingConfig
 
 GUIDANCE_SCALE = 7.5
 
@@ -165,10 +165,11 @@ def trace_drawing_of(
         names: Of the arrays with the values of all weights, in their order; by default they are as
             networks begin.
     """
-    assert row.precision != "bfloat16"
-    weights: WeightsDtype = row.precision
-    diffusion_model = DiffusionModelModule(networks[0], preset, row.image_size, weights)
-    decoder = DecoderModule(networks[1], weights)
+    precision = row.precision
+    diffusion_model = DiffusionModelModule(
+        networks[0], preset, row.image_size, precision, precision
+    )
+    decoder = DecoderModule(networks[1], precision, precision)
     function = tf.function(
         lambda **inputs: draw(diffusion_model, decoder, preset, **inputs),
         autograph=False,

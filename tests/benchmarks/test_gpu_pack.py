@@ -33,20 +33,21 @@ ROW = Row("training", "tiny", 64, small_runs.BATCH, "float32")
 def test_the_rows_are_those_that_were_asked_for() -> None:
     rows = all_rows("sd-v1-4")
     names = [row.name for row in rows]
-    assert len(set(names)) == len(names) == 2 * 3 * 2 * 2 * 2 + 2 + 8
+    assert len(set(names)) == len(names) == 2 * 3 * 2 * 2 * 2 + 2 + 8 + 2
     assert names[0] == "sd-v1-4_training_full_512px_batch4_bfloat16"
     assert f"sd-v1-4_training_rank{LORA_RANK}_256px_batch8_float32_checkpointing" in names
-    assert "sd-v1-4_drawing_256px_batch4_float16" in names
+    assert "sd-v1-4_drawing_256px_batch4_bfloat16" in names
 
 
 def test_rows_are_chosen_by_patterns() -> None:
     chosen = chosen_rows("tiny", ["*_drawing_128px_batch1_*", "*rank*_float16"])
     assert [row.name for row in chosen] == [
+        "tiny_drawing_128px_batch1_bfloat16",
         "tiny_drawing_128px_batch1_float32",
-        "tiny_training_rank16_128px_batch4_float16",
         "tiny_drawing_128px_batch1_float16",
+        "tiny_training_rank16_128px_batch4_float16",
     ]
-    with pytest.raises(UserError, match=r"'\*_1024px_\*' matches none of the 58 rows: .*_512px_"):
+    with pytest.raises(UserError, match=r"'\*_1024px_\*' matches none of the 60 rows: .*_512px_"):
         chosen_rows("sd-v1-4", ["*_1024px_*"])
 
 
@@ -286,11 +287,8 @@ def test_shares_of_peak_by_hand() -> None:
     }
     half = {**row, "precision": "bfloat16"}
     assert speed(half, "NVIDIA A100-SXM4-40GB", 2.0)["peak_share"] == 0.25
-    # Drawing computes in float32 with weights of 16 bits; diffusers' pipeline does not.
     drawing = {**row, "kind": "drawing", "precision": "float16"}
-    assert speed(drawing, "NVIDIA A100-SXM4-40GB", 2.0)["peak_share"] == 0.5
-    theirs = {**drawing, "computes_in": "float16"}
-    assert speed(theirs, "NVIDIA A100-SXM4-40GB", 2.0)["peak_share"] == 0.25
+    assert speed(drawing, "NVIDIA A100-SXM4-40GB", 2.0)["peak_share"] == 0.25
     assert card_of("NVIDIA A1000") is None
     assert peak_share("cpu", 1.0, 1.0, "float32") is None
 

@@ -57,13 +57,9 @@ def compiling_and_calls(
 
 def speed(row: dict[str, Any], device: str, seconds: float) -> dict[str, Any]:
     """What follows from a row's settings and the seconds that one step or drawing takes."""
-    # Drawing computes in float32, whatever its weights are stored as.
-    computes_in = "float32" if row["kind"] == "drawing" else row["precision"]
     return {
         "seconds": seconds,
         "pictures_per_second": row["batch_size"] / seconds,
         "flops_per_second": row["flops"] / seconds,
-        "peak_share": peak_share(
-            device, row["flops"], seconds, row.get("computes_in", computes_in)
-        ),
+        "peak_share": peak_share(device, row["flops"], seconds, row["precision"]),
     }

@@ -106,7 +106,7 @@ def drawing(row: dict[str, Any], networks: dict[str, Any], device: torch.device)
 
     torch.manual_seed(0)
     size, batch = row["image_size"], row["batch_size"]
-    dtype = torch.float16 if row["precision"] == "float16" else torch.float32
+    dtype = getattr(torch, row["precision"])
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL(**networks["vae"], sample_size=size),
         text_encoder=None,
@@ -161,8 +161,6 @@ def measure(row: dict[str, Any], networks: dict[str, Any], device: torch.device)
     call = (training if row["kind"] == "training" else drawing)(row, networks, device)
     compile_seconds, seconds = compiling_and_calls(call, wait)
     name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
-    if row["kind"] == "drawing":
-        row = {**row, "computes_in": row["precision"]}
     return {
         **speed(row, name, seconds),
         "compile_seconds": compile_seconds,
