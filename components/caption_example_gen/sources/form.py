@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import posixpath
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -89,12 +89,13 @@ class Look:
         self.problems: list[DatasetError] = []
         """Why files that may be of some form could not be read."""
         self._documents: dict[str, Any] = {}
+        self._endings: dict[tuple[str, ...], Sequence[str]] = {}
         self._there = files.sizes() if paths is None else frozenset(paths)
 
     @cached_property
     def pictures(self) -> Sequence[str]:
         """Files that are called like pictures, sorted."""
-        return Paths(self.paths, is_picture)
+        return self._few(is_picture, self.picture_folders.total())
 
     @property
     def picture_suffixes(self) -> tuple[str, ...]:
@@ -147,9 +148,15 @@ class Look:
 
     def ending(self, *suffixes: str) -> Sequence[str]:
         """Files that are called like that, in any case, and are no pictures; sorted."""
-        last = {suffix[suffix.rfind(".") :] for suffix in suffixes}
-        count = sum(self._names.suffixes[suffix] for suffix in last)
-        found = Paths(self.paths if count else (), lambda path: path.lower().endswith(suffixes))
+        if suffixes not in self._endings:
+            last = {suffix[suffix.rfind(".") :] for suffix in suffixes}
+            count = sum(self._names.suffixes[suffix] for suffix in last)
+            self._endings[suffixes] = self._few(lambda path: path.lower().endswith(suffixes), count)
+        return self._endings[suffixes]
+
+    def _few(self, holds: Callable[[str], bool], count: int) -> Sequence[str]:
+        """The files that something holds for; held themselves where they are at most so few."""
+        found = Paths(self.paths if count else (), holds)
         return found if count > HELD else tuple(found)
 
     @cached_property
