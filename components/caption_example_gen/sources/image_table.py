@@ -249,7 +249,7 @@ def has_captions(records: Iterable[Record], image: str) -> bool:
         (column.texts and not column.has_numbers and name.lower() not in columns.NO_CAPTIONS)
         or column.nested
         for name, column in _seen(records)[0].items()
-        if name != image
+        if not (name == image or column.has_pictures or column.has_urls)
     )
 
 
@@ -264,6 +264,29 @@ def _picture_columns(seen: Mapping[str, _Column]) -> list[str]:
     order = {name: rank for rank, name in enumerate(columns.PATH_COLUMNS)}
     found = [name for name, column in seen.items() if column.has_pictures]
     return sorted(found, key=lambda name: order.get(name.lower(), len(order)))
+
+
+def asked_for(
+    look: Look, tables: Sequence[str], interpret: Interpret | None = None
+) -> Sequence[str]:
+    """Of several tables those that have the columns that the user named; all, if none has.
+
+    Args:
+        look: The dataset.
+        tables: Its tables.
+        interpret: See `TableFiles`.
+    """
+    asked = [name for name in (look.spec.image_column, look.spec.caption_column) if name]
+    if len(tables) == 1 or not asked:
+        return tables
+    reader = TableFiles(look.files, interpret, is_glance=True)
+
+    def has_columns(path: str) -> bool:
+        first = islice(reader.records(path), _LOOK_AT)
+        there = {name for record in first for name in record.values}
+        return all(n in there or n.partition(".")[0] in there for n in asked)
+
+    return tuple(filter(has_columns, tables)) or tables
 
 
 def find_table(
@@ -326,10 +349,15 @@ def _caption_column(
     ]
     wordy = [name for name in texts if not seen[name].has_numbers]
     candidates = [name for name in wordy if name.lower() not in columns.NO_CAPTIONS]
+    # Where all captions are numbers, as "7" for a digit.
+    candidates = candidates or [name for name in texts if columns.is_called_caption(name)]
     inner = [name for name in nested if name.partition(".")[0] != image]
-    if not (candidates or inner) and spec.captions_given:
-        return ""
-    return columns.choose("caption", candidates or inner or texts, shown=shown, there=there)
+    if not (candidates or inner):
+        if spec.captions_given:
+            return ""
+        if texts:
+            raise columns.unlikely(texts, shown=shown, there=there)
+    return columns.choose("caption", candidates or inner, shown=shown, there=there)
 
 
 def _image_column(
@@ -546,14 +574,18 @@ class ImageTableSource(Source):
     def _check_header(self, file: str) -> None:
         header = self._tables.header(file)
         if header is None:
-            return
+            # Of others, every record has columns of its own.
+            first = islice(self._tables.records(file), _LOOK_AT)
+            header = list(dict.fromkeys(name for record in first for name in record.values))
+            if not (header and self._by_name and len(self._chosen) > 1):
+                return
         there = f"the columns of {file} are {', '.join(header)}"
         wanted: tuple[tuple[columns.Role, str], ...] = (
             ("image", self.image_column),
             ("caption", self.caption_column),
         )
         for role, column in wanted:
-            if not column or column in header:
+            if not column or column in header or column.partition(".")[0] in header:
                 continue
             if self._by_name and len(self._chosen) > 1:
                 raise DatasetError(
