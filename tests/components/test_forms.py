@@ -1860,3 +1860,71 @@ def test_pictures_that_cannot_be_read_are_said(tmp_path):
     )
     put(tmp_path / "b", {"1.jxl": b"", "1.txt": "one"})
     assert "(1 .jxl cannot be read: save them as PNG or JPEG)" in error_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("written", [json.dumps, str], ids=["json", "python"])
+def test_lists_of_captions_that_were_made_text(tmp_path, written):
+    """As in Flickr30k's table on the hub."""
+    rows = [("raw", "sentids", "filename"), (written(["one, two", 'a "dog"']), "[0, 1]", "1.png")]
+    put(tmp_path, {"1.png": png(1), "2.png": png(2)})
+    put(tmp_path, {"annotations.csv": csv_text([*rows, ("[not a list]", "[2]", "2.png")])})
+    assert pairs_of(tmp_path) == [(png(1), ["one, two", 'a "dog"']), (png(2), ["[not a list]"])]
+
+
+@pytest.mark.parametrize(
+    "value", ["2024-01-31 10:00:00", "2024-01-31T10:00:00Z", "False", "texts/1.txt", "-1.5", "[1]"]
+)
+def test_values_without_words_are_no_captions(tmp_path, value):
+    put(tmp_path, {"1.png": png(1), "x.csv": csv_text([("image", "what"), ("1.png", value)])})
+    assert "--caption-column what takes that all the same" in error_of(tmp_path)
+
+
+def test_pictures_in_base64_without_a_header_or_of_any_size(tmp_path):
+    large = png(1, (300, 300))
+    said = [(base64.b64encode(large).decode(), "one"), (encoded(2), "two")]
+    put(tmp_path, {"x.tsv": "".join(f"{image}\t{text}\n" for image, text in said)})
+    assert pairs_of(tmp_path) == [(large, ["one"]), (png(2), ["two"])]
+
+
+def test_json_of_samples_without_a_caption(tmp_path):
+    for said in ({"url": "https://x/1.jpg"}, {"id": "a1"}):
+        put_tar(tmp_path / "0", [("1.jpg", png(1)), ("1.json", json.dumps(said))])
+        assert f"the keys of 0.tar/1.json are {next(iter(said))}" in error_of(tmp_path)
+    twice = '{"caption": "one", "caption": "other"}'
+    members = [("1.jpg", png(1)), ("1.json", twice), ("2.jpg", png(2))]
+    put_tar(tmp_path / "0", [*members, ("2.json", '{"caption": "two"}')])
+    first, second = rows_of(tmp_path)
+    assert (first.image, second.captions) == (None, (b"two",))
+    assert "the key 'caption' is there twice" in first.image_problem
+    put(tmp_path / "b", {"1.png": png(1), "1.json": twice, "2.png": png(2)})
+    put(tmp_path / "b", {"2.json": '{"caption": "two"}'})
+    first, second = rows_of(tmp_path / "b")
+    assert (first.captions, second.captions) == ((None,), (b"two",))
+    assert "1.json cannot be read as JSON: the key 'caption' is there twice" in first.image_problem
+
+
+def test_links_in_a_tar_have_what_they_lead_to(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        info = tarfile.TarInfo("s/1.png")
+        info.size = len(png(1))
+        archive.addfile(info, io.BytesIO(png(1)))
+        for name, kind, target in (
+            ("s/2.png", tarfile.LNKTYPE, "s/1.png"),
+            ("s/3.png", tarfile.SYMTYPE, "1.png"),
+            ("s/4.png", tarfile.SYMTYPE, "../../../1.png"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+    rows = rows_of(tmp_path, captions_from="file_name")
+    assert [(row.image, row.captions) for row in rows] == [
+        (png(1), (text.encode(),)) for text in "123"
+    ]
+
+
+def test_a_table_beside_a_folder_of_captions_is_a_second_reading(tmp_path):
+    put(tmp_path, {**moved("images", PICTURES), **moved("captions", files_with(".txt"))})
+    put(tmp_path, {"x.json": json.dumps(records("image", "text", "images/", ["other"] * COUNT))})
+    assert "--dataset-form table or --dataset-form caption-folders" in error_of(tmp_path)
+    found = dict(pairs_of(tmp_path, form="caption-folders"))
+    assert found == {png(i): [text] for i, text in enumerate(TEXTS)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import binascii
 import dataclasses
@@ -128,9 +129,8 @@ def unlikely(candidates: Sequence[str], *, shown: str, there: str) -> DatasetErr
     """The error for columns of text of which none looks like captions, but which may be meant."""
     flags = " or ".join(f"--caption-column {shlex.quote(name)}" for name in candidates)
     return DatasetError(
-        f"dataset {shown!r} has no caption column: {there}, of which {', '.join(candidates)} "
-        f"{'hold' if len(candidates) > 1 else 'holds'} names, ids or numbers; {flags} takes that "
-        "all the same"
+        f"dataset {shown!r} has no caption column: {there}, and all that is in "
+        f"{', '.join(candidates)} are names, ids, numbers or dates; {flags} takes that all the same"
     )
 
 
@@ -333,6 +333,29 @@ def nested_names(name: str, value: object) -> Iterable[str]:
     return (f"{name}.{key}" for key in keys)
 
 
+def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What makes an object of JSON, of which the last of two values of a key would be read.
+
+    Raises:
+        ValueError: A key is there twice.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key!r} is there twice")
+    return values
+
+
+def says_something(key: str, value: object) -> bool:
+    """Whether a value of JSON that belongs to one picture can be its caption."""
+    if not is_text(value) or key.lower() in NO_CAPTIONS:
+        return False
+    if not isinstance(value, str):
+        return True
+    is_name = is_url(value) or looks_like_picture(value)
+    return not (is_name or value.strip().isdigit() or not value.strip())
+
+
 def captions_of(value: object) -> tuple[bytes | None, ...]:
     """The captions in a value of a JSON document.
 
@@ -347,11 +370,25 @@ def captions_of(value: object) -> tuple[bytes | None, ...]:
     """
     captions: list[bytes | None] = []
     found: list[Any] = value if isinstance(value, list) else [value]
+    if isinstance(value, str) and value.startswith("["):
+        found = _list_in(value) or found
     for each in answers_in(value) or found:
         if each is not None and not isinstance(each, str):
             raise ValueError(f"the caption is no text: {json.dumps(value)[:80]}")
         captions.append(None if each is None or each in _NOTHING else text_bytes(each))
     return tuple(captions) or (None,)
+
+
+def _list_in(text: str) -> list[str]:
+    """The captions in a list that was made text, by JSON or Python; empty for any other text."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            values = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(values, list) and all(isinstance(value, str) for value in values):
+            return values
+    return []
 
 
 def answers_in(value: object) -> list[str] | None:

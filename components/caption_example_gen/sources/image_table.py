@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -41,6 +42,10 @@ UNNAMED = "no record of a table names this picture"
 _UNIT_ROWS = 256
 # Records that are looked at to find the columns.
 _LOOK_AT = 256
+# Dates and times, truth values, names of files.
+_NO_WORDS = re.compile(
+    r"\d{4}-\d\d-\d\d[T ][\d:.+-]+Z?|true|false|[^\n]+\.(?:txt|caption|json)", re.IGNORECASE
+)
 HUB_IMAGE = "file_name"
 """What the hub calls the column with the names of pictures."""
 
@@ -156,7 +161,7 @@ class _Column:
         texts: How many could be captions.
         pictures: How many could name pictures, or hold them.
         urls: How many are addresses on the web.
-        numbers: How many are numbers, as text.
+        numbers: How many are numbers, dates, truth values or names of texts, as text.
         splits: How many are words for splits.
         nested: Names of texts inside of them.
     """
@@ -176,7 +181,7 @@ class _Column:
         self.texts += columns.is_text(value)
         self.pictures += columns.looks_like_picture(value)
         self.urls += columns.is_url(value)
-        self.numbers += isinstance(value, str) and _is_number(value)
+        self.numbers += isinstance(value, str) and _has_no_words(value)
         self.splits += isinstance(value, str) and is_split(value)
         self.nested.update(dict.fromkeys(columns.nested_names(name, value)))
 
@@ -193,8 +198,9 @@ class _Column:
         return self.values > 0 and self.numbers == self.values
 
 
-def _is_number(text: str) -> bool:
-    return text.strip().lstrip("+-").replace(".", "", 1).isdigit()
+def _has_no_words(text: str) -> bool:
+    text = text.strip()
+    return _NO_WORDS.fullmatch(text) is not None or not any(map(str.isalpha, text))
 
 
 def _seen(records: Iterable[Record]) -> tuple[dict[str, _Column], str]:

@@ -201,7 +201,7 @@ def _json_key(look: Look, beside: Sequence[str], spec: DatasetSpec) -> str:
         except ValueError:
             continue
         for key, value in values.items():
-            texts[key] = texts.get(key, False) or _says_something(key, value)
+            texts[key] = texts.get(key, False) or columns.says_something(key, value)
             texts |= dict.fromkeys(columns.nested_names(key, value), True)
     there = f"the keys of {shown} are {', '.join(texts) or 'none'}"
     if spec.caption_column:
@@ -221,18 +221,9 @@ def _json_key(look: Look, beside: Sequence[str], spec: DatasetSpec) -> str:
     return columns.choose("caption", candidates, shown=look.files.shown, there=there)
 
 
-def _says_something(key: str, value: object) -> bool:
-    """Whether a value of JSON beside a picture can be its caption."""
-    if not columns.is_text(value) or key.lower() in columns.NO_CAPTIONS:
-        return False
-    if not isinstance(value, str):
-        return True
-    is_name = columns.is_url(value) or columns.looks_like_picture(value)
-    return not (is_name or value.strip().isdigit() or not value.strip())
-
-
 def _json_values(content: bytes) -> Mapping[str, object]:
-    values = json.loads(utf8(content).decode("utf-8", "surrogateescape"))
+    text = utf8(content).decode("utf-8", "surrogateescape")
+    values = json.loads(text, object_pairs_hook=columns.json_object)
     if not isinstance(values, dict):
         raise ValueError("it is no object")
     return values

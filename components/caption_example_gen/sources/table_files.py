@@ -39,6 +39,7 @@ Interpret = Callable[[Any], "list[dict[str, Any]] | None"]
 
 _BUFFER_BYTES = 1 << 20
 _FIRST_BYTES = 64
+_FIELD_CHARACTERS = 64 << 20
 # Records of a list that are looked at to tell it from others.
 _LOOK_AT = 16
 _PANDAS_SPLIT = frozenset({"columns", "index", "data"})
@@ -164,7 +165,7 @@ def parse_document(content: bytes, path: str, shown: str, errors: str = "strict"
     except UnicodeDecodeError as error:
         raise DatasetError(f"{where} {encodings.complaint_about(content, path)}") from error
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=columns.json_object)
     except (ValueError, RecursionError) as error:
         first = text.lstrip().split("\n", 1)[0]
         try:
@@ -173,15 +174,6 @@ def parse_document(content: bytes, path: str, shown: str, errors: str = "strict"
         except (ValueError, RecursionError):
             pass
         raise DatasetError(f"{where} is no JSON: {one_line(error)}") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, of which none but the last of two values of a key would be read."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {key!r} is there twice")
-    return values
 
 
 def records_in(document: Any) -> list[dict[str, Any]] | None:
@@ -338,7 +330,7 @@ def _csv_header(table: _Table, lines: _Lines) -> _Header:
             fields = next(csv.reader([line], strict=True, **_dialect(delimiter)))
             _check_no_nul(fields)
             names = _told_apart([name.strip() for name in fields])
-            if len(names) > 1 and any(names_picture(name) or "://" in name for name in names):
+            if len(names) > 1 and any(map(_is_value, fields)):
                 # No names of columns, but the first record.
                 names = [f"column_{index + 1}" for index in range(len(names))]
                 return _Header(names, delimiter, start)
@@ -347,6 +339,12 @@ def _csv_header(table: _Table, lines: _Lines) -> _Header:
     except csv.Error as error:
         reason = one_line(error)
     raise DatasetError(f"{table.where} has no line with the columns: {reason}")
+
+
+def _is_value(field: str) -> bool:
+    """Whether a field of a table's first line is no name of a column."""
+    name = field.strip()
+    return names_picture(name) or "://" in name or columns.is_encoded(name)
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:
@@ -371,6 +369,8 @@ def _delimiter(header: str, file: str) -> str:
 
 
 def _dialect(delimiter: str) -> Mapping[str, Any]:
+    # Of all readers, and with room for a picture in base64.
+    csv.field_size_limit(_FIELD_CHARACTERS)
     return {"delimiter": delimiter, "skipinitialspace": delimiter in ";|"}
 
 
@@ -425,7 +425,7 @@ def _json_records(lines: _Lines, number: int) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line, object_pairs_hook=_object)
+            values = json.loads(line, object_pairs_hook=columns.json_object)
             problem = "" if isinstance(values, dict) else "the record is no JSON object"
         except (ValueError, RecursionError) as error:
             values, problem = None, f"the record is no JSON: {one_line(error)}"
