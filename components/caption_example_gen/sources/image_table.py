@@ -560,10 +560,10 @@ class ImageTableSource(Source):
 
     def _all_records(self, file: str, start: int, number: int) -> Iterator[tuple[Record, str, str]]:
         """The same, whatever split they say they are of."""
-        folder = posixpath.dirname(file)
+        folder, prefix = posixpath.dirname(file), self._prefix(file)
         for record in self._tables.records(file, start, number):
             try:
-                path = self._table.picture(record, folder, self._pictures, self._prefix(file))
+                path = self._table.picture(record, folder, self._pictures, prefix)
                 problem = ""
             except ValueError as error:
                 path, problem = "", str(error)
