@@ -1877,6 +1877,11 @@ def test_lists_of_captions_that_were_made_text(tmp_path, written):
 def test_values_without_words_are_no_captions(tmp_path, value):
     put(tmp_path, {"1.png": png(1), "x.csv": csv_text([("image", "what"), ("1.png", value)])})
     assert "--caption-column what takes that all the same" in error_of(tmp_path)
+    put(tmp_path, {"x.csv": csv_text([("image", "text"), ("1.png", value)])})
+    if value.endswith(".txt"):
+        assert "--caption-column text takes that all the same" in error_of(tmp_path)
+    else:
+        assert pairs_of(tmp_path) == [(png(1), [value])]
 
 
 def test_pictures_in_base64_without_a_header_or_of_any_size(tmp_path):

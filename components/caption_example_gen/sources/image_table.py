@@ -42,10 +42,9 @@ UNNAMED = "no record of a table names this picture"
 _UNIT_ROWS = 256
 # Records that are looked at to find the columns.
 _LOOK_AT = 256
-# Dates and times, truth values, names of files.
-_NO_WORDS = re.compile(
-    r"\d{4}-\d\d-\d\d[T ][\d:.+-]+Z?|true|false|[^\n]+\.(?:txt|caption|json)", re.IGNORECASE
-)
+# Dates and times, truth values.
+_NO_WORDS = re.compile(r"\d{4}-\d\d-\d\d[T ][\d:.+-]+Z?|true|false", re.IGNORECASE)
+_NAMES_TEXT = re.compile(r"[^\n]+\.(?:txt|caption|json)", re.IGNORECASE)
 HUB_IMAGE = "file_name"
 """What the hub calls the column with the names of pictures."""
 
@@ -162,6 +161,7 @@ class _Column:
         pictures: How many could name pictures, or hold them.
         urls: How many are addresses on the web.
         numbers: How many are numbers, dates, truth values or names of texts, as text.
+        files: How many are names of text files.
         splits: How many are words for splits.
         nested: Names of texts inside of them.
     """
@@ -171,6 +171,7 @@ class _Column:
     pictures: int = 0
     urls: int = 0
     numbers: int = 0
+    files: int = 0
     splits: int = 0
     nested: dict[str, None] = dataclasses.field(default_factory=dict)
 
@@ -182,6 +183,7 @@ class _Column:
         self.pictures += columns.looks_like_picture(value)
         self.urls += columns.is_url(value)
         self.numbers += isinstance(value, str) and _has_no_words(value)
+        self.files += isinstance(value, str) and _NAMES_TEXT.fullmatch(value.strip()) is not None
         self.splits += isinstance(value, str) and is_split(value)
         self.nested.update(dict.fromkeys(columns.nested_names(name, value)))
 
@@ -200,7 +202,8 @@ class _Column:
 
 def _has_no_words(text: str) -> bool:
     text = text.strip()
-    return _NO_WORDS.fullmatch(text) is not None or not any(map(str.isalpha, text))
+    is_other = _NO_WORDS.fullmatch(text) or _NAMES_TEXT.fullmatch(text)
+    return is_other is not None or not any(map(str.isalpha, text))
 
 
 def _seen(records: Iterable[Record]) -> tuple[dict[str, _Column], str]:
@@ -356,7 +359,9 @@ def _caption_column(
     wordy = [name for name in texts if not seen[name].has_numbers]
     candidates = [name for name in wordy if name.lower() not in columns.NO_CAPTIONS]
     # Where all captions are numbers, as "7" for a digit.
-    candidates = candidates or [name for name in texts if columns.is_called_caption(name)]
+    candidates = candidates or [
+        name for name in texts if columns.is_called_caption(name) and not seen[name].files
+    ]
     inner = [name for name in nested if name.partition(".")[0] != image]
     if not (candidates or inner):
         if spec.captions_given:
