@@ -88,6 +88,27 @@ def as_mapping(rows):
     return json.dumps({picture: {"caption": text} for picture, text in (r.values() for r in rows)})
 
 
+def as_part(rows):
+    others = {"se": 1, "c": 7.0, "st": 50, "sa": "k_lms"}
+    return json.dumps({picture: {"p": text, **others} for picture, text in map(dict.values, rows)})
+
+
+def label_studio(samples):
+    tasks = [
+        {
+            "data": {"image": f"/data/upload/1/abcd1234-{name}.png"},
+            "annotations": [{"result": [written_by_hand(text) for text in texts]}],
+        }
+        for name, _, texts in samples
+    ]
+    pictures = beside([(name, image, []) for name, image, _ in samples], "img/")
+    return {**pictures, "project.json": json.dumps(tasks)}
+
+
+def written_by_hand(text):
+    return {"type": "textarea", "from_name": "caption", "value": {"text": [text]}}
+
+
 def as_columns(rows):
     return packed({key: [row[key] for row in rows] for key in rows[0]})
 
@@ -183,6 +204,10 @@ FORMS = {
     "sd-scripts": (
         table("meta_cap.json", ("image", "caption"), as_mapping), NO_FILE, UNNAMED, None,
     ),
+    "diffusion-db": (
+        table("part-000001.json", ("image", "p"), as_part), NO_FILE, UNNAMED, None,
+    ),
+    "label-studio": (label_studio, NO_FILE, "", True),
     "parquet": (embedded(packed, "data/train.parquet"), NO_FILE, "", True),
     "parquet with paths": (
         table("all.parquet", ("image", "text"), as_columns), NO_FILE, None, True,

@@ -89,6 +89,39 @@ def coco(texts=TEXTS):
     return json.dumps({"images": images, "annotations": said})
 
 
+def label_studio(texts=TEXTS, lead="/data/upload/1/abcd1234-"):
+    """Tasks as Label Studio exports them, with what it puts before the name of an upload."""
+    return json.dumps(
+        [
+            {
+                "id": i,
+                "data": {"image": f"{lead}{name}"},
+                "annotations": [
+                    {
+                        "result": [
+                            {
+                                "type": "textarea",
+                                "from_name": "caption",
+                                "to_name": "image",
+                                "value": {"text": [text]},
+                            }
+                            for text in [text]
+                            if text is not None
+                        ],
+                        "was_cancelled": False,
+                    }
+                ],
+                "file_upload": f"abcd1234-{name}",
+            }
+            for i, (name, text) in enumerate(zip(PICTURES, texts, strict=True))
+        ]
+    )
+
+
+def by_row(columns):
+    return {name: dict(enumerate(values)) for name, values in columns.items()}
+
+
 def encoded(i):
     return base64.b64encode(png(i)).decode()
 
@@ -367,6 +400,34 @@ FORMS = {
         },
         {},
         "sd-scripts",
+    ),
+    "label studio": (
+        {**moved("img", PICTURES), "project-1.json": label_studio()},
+        {},
+        "label-studio",
+    ),
+    "diffusion db": (
+        {
+            **moved("part-000001", PICTURES),
+            "part-000001/part-000001.json": json.dumps(
+                {
+                    name: {"p": text, "se": 1, "c": 7.0, "st": 50, "sa": "k_lms"}
+                    for name, text in zip(PICTURES, TEXTS, strict=True)
+                }
+            ),
+        },
+        {},
+        "diffusion-db",
+    ),
+    "columns by row, as pandas writes": (
+        {**PICTURES, "x.json": json.dumps(by_row({"image": [*PICTURES], "text": TEXTS}))},
+        {},
+        "table",
+    ),
+    "a list called jsonl": (
+        {**PICTURES, "metadata.jsonl": json.dumps(records("file_name", "text"), indent=1)},
+        {},
+        "image-folder",
     ),
     "languages": (
         {
@@ -1322,7 +1383,8 @@ def test_zips_that_have_no_end(tmp_path):
     for _ in range(5):
         content = zip_bytes({"inner.zip": content})
     put(tmp_path, {"a.zip": content})
-    assert "it has 1 .zip" in error_of(tmp_path)
+    deepest = "a.zip/inner.zip/inner.zip/inner.zip"
+    assert f"({deepest} lies in more than 3 others: unpack them)" in error_of(tmp_path)
 
 
 def test_zip_names_in_utf8_that_do_not_say_so(tmp_path):
@@ -1611,4 +1673,263 @@ def test_a_tar_of_pictures_beside_their_table(tmp_path):
     put(tmp_path, {"images.tar": tar_bytes(PICTURES), "x.json": json.dumps(records("image", "t"))})
     assert "say which it is with --dataset-form tar or --dataset-form table" in error_of(tmp_path)
     found = dict(pairs_of(tmp_path, form="tar"))
+    assert found == {png(i): [text] for i, text in enumerate(TEXTS)}
+
+
+def test_tasks_of_label_studio(tmp_path):
+    texts = ["one", None, "three", "four"]
+    put(tmp_path, {**PICTURES, "p.json": label_studio(texts, "/data/local-files/?d=")})
+    rows = rows_of(tmp_path)
+    assert [row.image for row in rows] == [png(i) for i in range(COUNT)]
+    assert [row.captions for row in rows] == [(b"one",), (None,), (b"three",), (b"four",)]
+    tasks = json.loads(label_studio())
+    # Skipped, and so no caption; a picture that is gone; two fields.
+    tasks[0]["annotations"][0]["was_cancelled"] = True
+    tasks[1]["data"]["image"] = "/data/upload/1/abcd1234-gone.png"
+    put(tmp_path, {"p.json": json.dumps(tasks)})
+    first, second, *_, unnamed = rows_of(tmp_path)
+    assert (first.captions, second.captions) == ((None,), (TEXTS[1].encode(),))
+    assert "abcd1234-gone.png" in second.image_problem
+    assert (unnamed.file, unnamed.image) == ("a space.png", None)
+    tasks[2]["annotations"][0]["result"] *= 2
+    tasks[2]["annotations"][0]["result"][1] = {
+        **tasks[2]["annotations"][0]["result"][0], "from_name": "style", "value": {"text": "blue"},
+    }  # fmt: skip
+    put(tmp_path, {"p.json": json.dumps(tasks)})
+    assert [row.captions for row in rows_of(tmp_path, caption_column="style")][2] == (b"blue",)
+
+
+def test_names_that_differ_in_the_case_of_letters_in_tables(tmp_path):
+    names = csv_text([("image", "text"), ("IMG/ONE.PNG", "one"), ("img/two.png", "two")])
+    put(tmp_path, {"img/one.png": png(1), "img/Two.png": png(2), "x.csv": names})
+    assert pairs_of(tmp_path) == [(png(1), ["one"]), (png(2), ["two"])]
+    # Of two, none is meant more than the other.
+    put(tmp_path, {"img/TWO.png": png(3)})
+    assert "no file 'img/two.png'" in [row.image_problem for row in rows_of(tmp_path)]
+
+
+def test_accents_of_captions_and_their_pictures_may_differ_in_form(tmp_path):
+    put(
+        tmp_path,
+        {"gru\u0308n.png": png(1), "gr\u00fcn.txt": "one", "2.png": png(2), "2.txt": "two"},
+    )
+    assert sorted(pairs_of(tmp_path)) == sorted([(png(1), ["one"]), (png(2), ["two"])])
+    put(tmp_path, {"gru\u0308n.txt": "nearer"})
+    rows = {row.file: row for row in rows_of(tmp_path)}
+    assert rows["gru\u0308n.png"].captions == (b"nearer",)
+    assert "no picture of the name of" in rows["gr\u00fcn.txt"].image_problem
+
+
+def test_two_caption_files_that_differ_in_case(tmp_path):
+    put(tmp_path, {"1.png": png(1), "1.txt": "one", "1.TXT": "other", "2.png": png(2)})
+    put(tmp_path, {"2.txt": "two"})
+    first, second = rows_of(tmp_path)
+    assert (first.captions, second.captions) == ((None,), (b"two",))
+    assert "two captions for one picture, 1.TXT and 1.txt" in first.image_problem
+
+
+def test_columns_of_one_name_are_told_apart(tmp_path):
+    put(tmp_path, {**PICTURES, "x.csv": "image,text,text\nplain.png,one,other\n"})
+    assert "caption column: text (column 2), text (column 3)" in error_of(tmp_path)
+    row, *_ = rows_of(tmp_path, caption_column="text (column 3)")
+    assert (row.image, row.captions) == (png(0), (b"other",))
+    put(tmp_path, {"x.csv": "image,text,n,n\nplain.png,one,1,2\n"})
+    assert rows_of(tmp_path)[0].captions == (b"one",)
+
+
+def test_keys_that_are_there_twice_are_a_reject_or_an_error(tmp_path):
+    twice = '{"image": "plain.png", "text": "one", "text": "other"}'
+    put(tmp_path, {**PICTURES, "x.jsonl": twice + "\n" + jsonl(records("image", "text")[1:])})
+    first, second, *_ = rows_of(tmp_path)
+    assert first.image_problem == "the record is no JSON: the key 'text' is there twice"
+    assert (first.image, second.captions) == (None, (TEXTS[1].encode(),))
+    put(tmp_path, {"x.jsonl": "", "y.json": '{"plain.png": "one", "plain.png": "other"}'})
+    assert "the key 'plain.png' is there twice" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "suffix"),
+    [
+        ("label", ["0", "1", "0", "1"], ".csv"),
+        ("md5", ["a1", "b2", "c3", "d4"], ".csv"),
+        ("md5", ["a1", "b2", "c3", "d4"], ".parquet"),
+        ("filepath", ["img", "img", "img", "img"], ".csv"),
+    ],
+)
+def test_labels_and_ids_are_captions_only_if_asked_for(tmp_path, column, values, suffix):
+    columns = {"file_name": [*PICTURES], column: values}
+    as_csv = csv_text([[*columns], *zip(*columns.values(), strict=True)])
+    put(tmp_path, {**PICTURES, f"x{suffix}": as_csv if suffix == ".csv" else table_bytes(columns)})
+    assert f"--caption-column {column} takes that all the same" in error_of(tmp_path)
+    asked = pairs_of(tmp_path, caption_column=column)
+    assert asked == [(png(i), [value]) for i, value in enumerate(values)]
+    assert pairs_of(tmp_path, caption="x") == [(png(i), ["x"]) for i in range(COUNT)]
+
+
+def test_numbers_in_a_column_of_captions_are_captions(tmp_path):
+    put(tmp_path, {"7.png": png(7), "x.csv": "image,caption\n7.png,7\n"})
+    assert pairs_of(tmp_path) == [(png(7), ["7"])]
+
+
+def test_karpathys_coco_has_a_folder_that_is_no_caption(tmp_path):
+    record = {"filepath": "val2014", "filename": "1.png", "split": "train", "cocoid": 1}
+    images = [{**record, "sentences": [{"tokens": ["a"], "raw": "A dog.", "imgid": 1}]}]
+    put(tmp_path, {"val2014/1.png": png(1), "dataset_coco.json": json.dumps({"images": images})})
+    assert pairs_of(tmp_path) == [(png(1), ["A dog."])]
+
+
+@pytest.mark.parametrize("nothing", ["nan", "NaN", "None", "NULL"])
+def test_what_pandas_writes_for_nothing_is_no_caption(tmp_path, nothing):
+    put(tmp_path, {"1.png": png(1), "2.png": png(2)})
+    put(tmp_path, {"x.csv": f"image,text\n1.png,{nothing}\n2.png,nan bread\n"})
+    assert [row.captions for row in rows_of(tmp_path)] == [(None,), (b"nan bread",)]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"image": [*PICTURES], "text": TEXTS},
+        {
+            "columns": ["image", "text"],
+            "index": [*range(COUNT)],
+            "data": [list(pair) for pair in zip(PICTURES, TEXTS, strict=True)],
+        },
+        [list(pair) for pair in zip(PICTURES, TEXTS, strict=True)],
+        {"images": records("image", "text"), "kinds": [{"id": 1, "name": "dog"}]},
+    ],
+    ids=["columns", "split", "pairs", "one of two lists"],
+)
+def test_tables_in_json_of_other_shapes(tmp_path, document):
+    put(tmp_path, {**PICTURES, "x.json": json.dumps(document)})
+    assert pairs_of(tmp_path) == [(png(i), [text]) for i, text in enumerate(TEXTS)]
+
+
+def test_columns_of_addresses(tmp_path):
+    put(tmp_path, {"x.json": json.dumps({"image_urls": ["http://x/1.jpg"], "captions": ["one"]})})
+    assert "img2dataset --url_list x.json" in error_of(tmp_path)
+    put(tmp_path / "b", {"1.png": png(1), "x.json": json.dumps({"image": ["1.png"], "text": []})})
+    assert "has pictures and no captions" in error_of(tmp_path / "b")
+
+
+def test_commas_in_what_is_called_tsv(tmp_path):
+    put(tmp_path, {"1.png": png(1), "x.tsv": 'image,text\n1.png,"one, two"\n'})
+    assert pairs_of(tmp_path) == [(png(1), ["one, two"])]
+
+
+def test_tables_without_captions_beside_those_with(tmp_path):
+    flickr = "".join(f"{p}#0\t{t}\n" for p, t in zip(PICTURES, TEXTS, strict=True))
+    scores = "".join(f"{p}\tplain.png#2\t1\t1\t1\n" for p in PICTURES)
+    texts = {"Flickr8k.token.txt": flickr, "Flickr8k.lemma.token.txt": flickr.lower() + "x"}
+    put(tmp_path, {**moved("Images", PICTURES), **texts, "ExpertAnnotations.txt": scores})
+    assert pairs_of(tmp_path) == [(png(i), [text]) for i, text in enumerate(TEXTS)]
+    assert open_dataset(DatasetSpec(str(tmp_path))).paths[-1] == "Images/plain.png"
+
+
+def test_documents_that_are_not_alike(tmp_path):
+    put(tmp_path, {**PICTURES, "a.json": json.dumps(records("image", "caption"))})
+    put(tmp_path, {"b.json": json.dumps(records("image", "blip"))})
+    message = error_of(tmp_path, read=True)
+    assert "b.json has no column 'caption'" in message
+    assert [text for _, [text] in pairs_of(tmp_path, caption_column="blip")] == TEXTS
+
+
+def test_sd_scripts_before_and_after_their_documents_are_merged(tmp_path):
+    both = {
+        f"meta_{key}.json": json.dumps(
+            {name: {key: text} for name, text in zip(NAMES, said, strict=True)}
+        )
+        for key, said in (("caption", TEXTS), ("tags", ["a, b"] * COUNT))
+    }
+    put(tmp_path, {**PICTURES, **both})
+    assert "--caption-column caption reads those alone" in error_of(tmp_path, read=True)
+    assert [text for _, [text] in pairs_of(tmp_path, caption_column="tags")] == ["a, b"] * COUNT
+
+
+def test_prompts_inside_of_json_beside_pictures(tmp_path):
+    said = {"username": "me", "baseModel": "SD 1.5", "meta": {"prompt": "one", "sampler": "Euler"}}
+    put(tmp_path, {"1.png": png(1), "1.json": json.dumps(said)})
+    assert pairs_of(tmp_path) == [(png(1), ["one"])]
+    put(tmp_path, {"1.json": json.dumps({**said, "more": {"caption": "two"}})})
+    assert "caption column: username, baseModel" in error_of(tmp_path)
+
+
+def test_pictures_that_cannot_be_read_are_said(tmp_path):
+    put(tmp_path, {"1.png": png(1), "1.txt": "one", "2.psd": b"8BPS", "3.rar": b"Rar!"})
+    assert open_dataset(DatasetSpec(str(tmp_path))).taken_for.endswith(
+        "; not read, and not missed: 1 .psd, 1 .rar"
+    )
+    put(tmp_path / "b", {"1.jxl": b"", "1.txt": "one"})
+    assert "(1 .jxl cannot be read: save them as PNG or JPEG)" in error_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("written", [json.dumps, str], ids=["json", "python"])
+def test_lists_of_captions_that_were_made_text(tmp_path, written):
+    """As in Flickr30k's table on the hub."""
+    rows = [("raw", "sentids", "filename"), (written(["one, two", 'a "dog"']), "[0, 1]", "1.png")]
+    put(tmp_path, {"1.png": png(1), "2.png": png(2)})
+    put(tmp_path, {"annotations.csv": csv_text([*rows, ("[not a list]", "[2]", "2.png")])})
+    assert pairs_of(tmp_path) == [(png(1), ["one, two", 'a "dog"']), (png(2), ["[not a list]"])]
+
+
+@pytest.mark.parametrize(
+    "value", ["2024-01-31 10:00:00", "2024-01-31T10:00:00Z", "False", "texts/1.txt", "-1.5", "[1]"]
+)
+def test_values_without_words_are_no_captions(tmp_path, value):
+    put(tmp_path, {"1.png": png(1), "x.csv": csv_text([("image", "what"), ("1.png", value)])})
+    assert "--caption-column what takes that all the same" in error_of(tmp_path)
+    put(tmp_path, {"x.csv": csv_text([("image", "text"), ("1.png", value)])})
+    if value.endswith(".txt"):
+        assert "--caption-column text takes that all the same" in error_of(tmp_path)
+    else:
+        assert pairs_of(tmp_path) == [(png(1), [value])]
+
+
+def test_pictures_in_base64_without_a_header_or_of_any_size(tmp_path):
+    large = png(1, (300, 300))
+    said = [(base64.b64encode(large).decode(), "one"), (encoded(2), "two")]
+    put(tmp_path, {"x.tsv": "".join(f"{image}\t{text}\n" for image, text in said)})
+    assert pairs_of(tmp_path) == [(large, ["one"]), (png(2), ["two"])]
+
+
+def test_json_of_samples_without_a_caption(tmp_path):
+    for said in ({"url": "https://x/1.jpg"}, {"id": "a1"}):
+        put_tar(tmp_path / "0", [("1.jpg", png(1)), ("1.json", json.dumps(said))])
+        assert f"the keys of 0.tar/1.json are {next(iter(said))}" in error_of(tmp_path)
+    twice = '{"caption": "one", "caption": "other"}'
+    members = [("1.jpg", png(1)), ("1.json", twice), ("2.jpg", png(2))]
+    put_tar(tmp_path / "0", [*members, ("2.json", '{"caption": "two"}')])
+    first, second = rows_of(tmp_path)
+    assert (first.image, second.captions) == (None, (b"two",))
+    assert "the key 'caption' is there twice" in first.image_problem
+    put(tmp_path / "b", {"1.png": png(1), "1.json": twice, "2.png": png(2)})
+    put(tmp_path / "b", {"2.json": '{"caption": "two"}'})
+    first, second = rows_of(tmp_path / "b")
+    assert (first.captions, second.captions) == ((None,), (b"two",))
+    assert "1.json cannot be read as JSON: the key 'caption' is there twice" in first.image_problem
+
+
+def test_links_in_a_tar_have_what_they_lead_to(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        info = tarfile.TarInfo("s/1.png")
+        info.size = len(png(1))
+        archive.addfile(info, io.BytesIO(png(1)))
+        for name, kind, target in (
+            ("s/2.png", tarfile.LNKTYPE, "s/1.png"),
+            ("s/3.png", tarfile.SYMTYPE, "1.png"),
+            ("s/4.png", tarfile.SYMTYPE, "../../../1.png"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+    rows = rows_of(tmp_path, captions_from="file_name")
+    assert [(row.image, row.captions) for row in rows] == [
+        (png(1), (text.encode(),)) for text in "123"
+    ]
+
+
+def test_a_table_beside_a_folder_of_captions_is_a_second_reading(tmp_path):
+    put(tmp_path, {**moved("images", PICTURES), **moved("captions", files_with(".txt"))})
+    put(tmp_path, {"x.json": json.dumps(records("image", "text", "images/", ["other"] * COUNT))})
+    assert "--dataset-form table or --dataset-form caption-folders" in error_of(tmp_path)
+    found = dict(pairs_of(tmp_path, form="caption-folders"))
     assert found == {png(i): [text] for i, text in enumerate(TEXTS)}

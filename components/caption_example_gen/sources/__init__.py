@@ -25,7 +25,7 @@ from components.caption_example_gen.sources.base import (
     Unit,
 )
 from components.caption_example_gen.sources.card import asked_texts
-from components.caption_example_gen.sources.files import FsspecFiles
+from components.caption_example_gen.sources.files import ZIP_SUFFIX, FsspecFiles
 from components.caption_example_gen.sources.form import Form, Found, Look, card_of
 from components.caption_example_gen.sources.forms import FORMS
 from components.caption_example_gen.sources.image_table import ImageTableSource
@@ -148,7 +148,8 @@ def _opened(files: Files, spec: DatasetSpec) -> Source:
         asked = "" if spec.form == form.kind else spec.form
         return _opened(opened, replace(spec, form=asked))
     opened.give_captions(spec)
-    opened.taken_for = told + opened.remark
+    unread = f"; not read, and not missed: {look.unread}" if look.unread else ""
+    opened.taken_for = told + opened.remark + unread
     return opened
 
 
@@ -189,8 +190,11 @@ def _told(look: Look) -> tuple[Form, Found, str]:
                 f"{packed[0]}: unpack them where they lie"
             )
         kinds = ", ".join(form.shown for form in FORMS)
+        hint = f" ({look.unread} cannot be read: save them as PNG or JPEG)" if look.unread else ""
+        if packed := look.ending(ZIP_SUFFIX):
+            hint = f" ({packed[0]} lies in more than {_NESTED} others: unpack them)"
         raise DatasetError(
-            f"dataset {shown!r} has none of what is understood, which is {kinds}: it has "
+            f"dataset {shown!r} has none of what is understood{hint}, which is {kinds}: it has "
             f"{_shown_suffixes(look.files.sizes())}"
         )
     [(form, found)] = kept.items()

@@ -79,10 +79,16 @@ class ArchiveFiles(Files):
                     entries[archive[: -len(_GZIP_SUFFIX)]] = self._table(archive)
                     continue
                 with self._checked(archive):
-                    for name, entry in self._list(archive):
+                    for name, found in self._list(archive):
                         path = posixpath.normpath(posixpath.join(archive, name.lstrip("/")))
+                        # A link has what it leads to.
+                        entry = (
+                            entries.get(posixpath.normpath(f"{archive}/{found}"))
+                            if isinstance(found, str)
+                            else found
+                        )
                         # What leads out of the archive, or lies in a hidden folder of it.
-                        if path.startswith(f"{archive}/") and not is_hidden(path):
+                        if entry and path.startswith(f"{archive}/") and not is_hidden(path):
                             entries[path] = entry
             sizes = {path: entry.size for path, entry in entries.items()}
             opened = frozenset(self._archives)
@@ -120,7 +126,8 @@ class ArchiveFiles(Files):
         entries = self._entries or {}
         return sorted({entries[path].archive if path in entries else path for path in paths})
 
-    def _list(self, archive: str) -> Iterator[tuple[str, _Entry]]:
+    def _list(self, archive: str) -> Iterator[tuple[str, _Entry | str]]:
+        """The files of an archive by name, each with where it is, or what it is a link to."""
         opened = self._open(archive)
         if isinstance(opened, zipfile.ZipFile):
             for info in opened.infolist():
@@ -134,6 +141,11 @@ class ArchiveFiles(Files):
         while (member := tar.next()) is not None:
             if member.isreg() and not member.issparse():
                 yield member.name, _Entry(archive, member.offset_data, member.size)
+            elif member.islnk():
+                yield member.name, member.linkname.lstrip("/")
+            elif member.issym():
+                folder = posixpath.dirname(member.name.lstrip("/"))
+                yield member.name, posixpath.join(folder, member.linkname)
             # It keeps all members otherwise.
             tar.members.clear()
 

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import posixpath
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
@@ -23,6 +24,11 @@ PICTURE_SUFFIXES = (
     ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 """How the files of pictures are called, in lower case."""
+UNREAD_PICTURE_SUFFIXES = (
+    ".arw", ".avi", ".cr2", ".cr3", ".dng", ".exr", ".hdr", ".jxl", ".kra", ".mkv", ".mov", ".mp4",
+    ".nef", ".orf", ".psd", ".raf", ".rw2", ".svg", ".tga", ".webm", ".xcf",
+)  # fmt: skip
+"""How pictures and films are called that nothing here reads, in lower case."""
 CAPTIONS_FROM = FROM_FOLDER, FROM_FILE_NAME, FROM_PARAMETERS = "folder", "file_name", "parameters"
 """What may stand in for captions: names, or the prompt that is written into a picture."""
 LINES_JOINED, LINES_EACH = "joined", "each"
@@ -349,6 +355,11 @@ def is_picture(path: str) -> bool:
 def names_picture(text: str) -> bool:
     """Whether a text is a picture's name, perhaps with the number of its caption: `1.jpg#0`."""
     return is_picture(CAPTION_NUMBER.sub("", text))
+
+
+def folded(path: str) -> str:
+    """A path as it is where neither the case of letters nor the form of accents matters."""
+    return (path if path.isascii() else unicodedata.normalize("NFC", path)).lower()
 
 
 def is_hidden(path: str) -> bool:

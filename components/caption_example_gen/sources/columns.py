@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import binascii
 import dataclasses
 import json
 import posixpath
 import re
-import unicodedata
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from components.caption_example_gen.sources.base import (
     PICTURE_SUFFIXES,
     DatasetError,
     DatasetSpec,
+    folded,
     is_hidden,
     is_picture,
     names_picture,
@@ -46,8 +48,8 @@ ID_COLUMNS = ("id", "image_id", "img_id", "key", "uid", "uuid")
 """What columns are called that may name pictures without their suffix, in lower case."""
 SPLIT = "split"
 """What a column is called that says which split a record is of, in lower case."""
-NO_CAPTIONS = frozenset({*ID_COLUMNS, "hash", "md5", "sha256", "phash", SPLIT})
-"""Columns of text that are no captions, in lower case, where there is any other."""
+NO_CAPTIONS = frozenset({*PATH_COLUMNS, *ID_COLUMNS, "hash", "md5", "sha256", "phash", SPLIT})
+"""Columns of text that are no captions, in lower case, unless a user names them."""
 # Who answers in a conversation about a picture, and under which keys that is said.
 _ANSWERERS = frozenset({"gpt", "assistant", "model", "bot"})
 _TALKS = (("from", "value"), ("role", "content"))
@@ -60,6 +62,11 @@ _DATA_URI = "data:image/"
 _BASE64_LEAST = 64
 # Where the hub's `datasets` library keeps its features in the schema of a Parquet file.
 _FEATURES_KEY = b"huggingface"
+# What pandas writes for nothing, where it was made text first.
+_NOTHING = frozenset({"nan", "NaN", "NULL", "null", "None", "<NA>", "#N/A"})
+# What Label Studio puts before the name of a picture: of one that was uploaded, or served to it.
+_UPLOADED = re.compile(r"^(/?data/upload/(?:\d+/)?)[0-9a-f]{8}-(?=[^/]+$)")
+_SERVED = re.compile(r"^/?data/local-files/\?d=")
 
 
 def choose(role: Role, candidates: Sequence[str], *, shown: str, there: str) -> str:
@@ -81,6 +88,14 @@ def choose(role: Role, candidates: Sequence[str], *, shown: str, there: str) -> 
         raise DatasetError(f"dataset {shown!r} has no {role} column: {there}")
     if len(candidates) == 1:
         return candidates[0]
+    usual = usually(role, candidates)
+    if usual:
+        return usual
+    raise several(role, candidates, shown=shown)
+
+
+def usually(role: Role, candidates: Sequence[str]) -> str:
+    """Of several columns the one that is called like the hub's datasets call it; "" for none."""
     callings: list[Callable[[str], str]] = [str.lower]
     # What is called like that inside of the same thing: `sentences.raw` beside its tokens.
     if len({name.partition(".")[0] for name in candidates}) == 1:
@@ -90,7 +105,12 @@ def choose(role: Role, candidates: Sequence[str], *, shown: str, there: str) -> 
             for name in candidates:
                 if called(name) == preferred:
                     return name
-    raise several(role, candidates, shown=shown)
+    return ""
+
+
+def is_called_caption(name: str) -> bool:
+    """Whether a column is called as captions are."""
+    return name.lower() in _PREFERRED["caption"]
 
 
 def _inner_name(name: str) -> str:
@@ -102,6 +122,15 @@ def several(role: Role, candidates: Sequence[str], *, shown: str) -> DatasetErro
     return DatasetError(
         f"dataset {shown!r} has several columns that could be the {role} column: "
         f"{', '.join(candidates)}; name one of them with --{role}-column"
+    )
+
+
+def unlikely(candidates: Sequence[str], *, shown: str, there: str) -> DatasetError:
+    """The error for columns of text of which none looks like captions, but which may be meant."""
+    flags = " or ".join(f"--caption-column {shlex.quote(name)}" for name in candidates)
+    return DatasetError(
+        f"dataset {shown!r} has no caption column: {there}, and all that is in "
+        f"{', '.join(candidates)} are names, ids, numbers or dates; {flags} takes that all the same"
     )
 
 
@@ -149,8 +178,13 @@ def find_columns(schema: pa.Schema, spec: DatasetSpec, *, file: str, shown: str)
         )
         candidates = [name for name in candidates if name != image]
         likely = [name for name in candidates if name.lower() not in NO_CAPTIONS]
+        if not (likely or spec.captions_given):
+            # Texts under that name, of which none is the word for a split.
+            likely = [name for name in candidates if name.lower() == SPLIT]
+            if candidates and not likely:
+                raise unlikely(candidates, shown=shown, there=there)
         if likely or not spec.captions_given:
-            caption = choose("caption", likely or candidates, shown=shown, there=there)
+            caption = choose("caption", likely, shown=shown, there=there)
     check_columns(schema, image, caption, file=file, shown=shown)
     return image, caption
 
@@ -299,6 +333,29 @@ def nested_names(name: str, value: object) -> Iterable[str]:
     return (f"{name}.{key}" for key in keys)
 
 
+def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What makes an object of JSON, of which the last of two values of a key would be read.
+
+    Raises:
+        ValueError: A key is there twice.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key!r} is there twice")
+    return values
+
+
+def says_something(key: str, value: object) -> bool:
+    """Whether a value of JSON that belongs to one picture can be its caption."""
+    if not is_text(value) or key.lower() in NO_CAPTIONS:
+        return False
+    if not isinstance(value, str):
+        return True
+    is_name = is_url(value) or looks_like_picture(value)
+    return not (is_name or value.strip().isdigit() or not value.strip())
+
+
 def captions_of(value: object) -> tuple[bytes | None, ...]:
     """The captions in a value of a JSON document.
 
@@ -313,11 +370,25 @@ def captions_of(value: object) -> tuple[bytes | None, ...]:
     """
     captions: list[bytes | None] = []
     found: list[Any] = value if isinstance(value, list) else [value]
+    if isinstance(value, str) and value.startswith("["):
+        found = _list_in(value) or found
     for each in answers_in(value) or found:
         if each is not None and not isinstance(each, str):
             raise ValueError(f"the caption is no text: {json.dumps(value)[:80]}")
-        captions.append(None if each is None else text_bytes(each))
+        captions.append(None if each is None or each in _NOTHING else text_bytes(each))
     return tuple(captions) or (None,)
+
+
+def _list_in(text: str) -> list[str]:
+    """The captions in a list that was made text, by JSON or Python; empty for any other text."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            values = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(values, list) and all(isinstance(value, str) for value in values):
+            return values
+    return []
 
 
 def answers_in(value: object) -> list[str] | None:
@@ -425,7 +496,7 @@ class Pictures:
     def __init__(self, paths: Collection[str]) -> None:
         """Takes the paths of the files that there are."""
         self._paths = paths
-        self._composed: dict[str, str] | None = None
+        self._folded: dict[str, str] | None = None
 
     def __contains__(self, path: object) -> bool:
         return path in self._paths
@@ -436,8 +507,7 @@ class Pictures:
     def find(self, path: str) -> str:
         """The file that is meant by a path; "" where there is none.
 
-        It may lack the suffix, be written as in a URL, or with other accents than the file system
-        has, which are composed with their letters here and not there.
+        It may lack the suffix, or be written as in a URL.
         """
         candidates = [path]
         if "%" in path:
@@ -451,15 +521,19 @@ class Pictures:
             for suffix in (*PICTURE_SUFFIXES, *map(str.upper, PICTURE_SUFFIXES)):
                 if path + suffix in self._paths:
                     return path + suffix
-        if path.isascii():
-            return ""
-        if self._composed is None:
-            self._composed = {_composed(p): p for p in self._paths if not p.isascii()}
-        return self._composed.get(_composed(path), "")
+        return ""
 
+    def alike(self, path: str) -> str:
+        """The only picture called so but for the case of letters and the form of accents; or "".
 
-def _composed(path: str) -> str:
-    return unicodedata.normalize("NFC", path)
+        Accents are composed with their letters in tables, and in the file names of macOS not.
+        """
+        if self._folded is None:
+            self._folded = {}
+            for there in filter(is_picture, self._paths):
+                key = folded(there)
+                self._folded[key] = "" if key in self._folded else there
+        return self._folded.get(folded(path), "")
 
 
 def find_prefix(names: Iterable[str], table: str, pictures: Pictures) -> Prefix | None:
@@ -479,17 +553,18 @@ def find_prefix(names: Iterable[str], table: str, pictures: Pictures) -> Prefix 
     folder = posixpath.dirname(table)
     wanted: dict[str, list[tuple[str, ...]]] = {}
     for name in names:
-        given = CAPTION_NUMBER.sub("", _normal(name))
-        if pictures.find(posixpath.normpath(posixpath.join(folder, given))):
-            return None
-        parts = tuple(given.strip("/").split("/"))
-        wanted.setdefault(_composed(parts[-1]), []).append(parts)
+        for written in _writings(name):
+            given = CAPTION_NUMBER.sub("", written)
+            if pictures.find(posixpath.normpath(posixpath.join(folder, given))):
+                return None
+            parts = tuple(given.strip("/").split("/"))
+            wanted.setdefault(folded(parts[-1]), []).append(parts)
     fits: Counter[Prefix] = Counter()
     for path in pictures:
         *above, last = path.split("/")
-        last = last if last.isascii() else _composed(last)
+        last = folded(last)
         stem = posixpath.splitext(last)[0]
-        for parts in {p for n in {last, stem} for p in wanted.get(_composed(n), ())}:
+        for parts in {p for n in {last, stem} for p in wanted.get(n, ())}:
             common = 1
             while common < min(len(parts), len(above) + 1) and parts[-common - 1] == above[-common]:
                 common += 1
@@ -522,14 +597,13 @@ def picture_path(name: str, folder: str, pictures: Pictures, prefix: Prefix | No
     if "://" in name.removeprefix(_FILE):
         shown = redacted(name)
         raise ValueError(f"{shown!r} is a URL: the pictures must lie in the dataset's folder")
-    given = _normal(name)
-    path = posixpath.normpath(posixpath.join(folder, given))
+    path = posixpath.normpath(posixpath.join(folder, _normal(name)))
     found = pictures.find(path)
-    if prefix is not None and not found:
-        parts = given.strip("/").split("/")
-        if tuple(parts[: len(prefix.lead)]) == prefix.lead:
-            path = posixpath.normpath(posixpath.join(prefix.base, *parts[len(prefix.lead) :]))
-            found = pictures.find(path)
+    if not found:
+        paths = [path, *_elsewhere(name, folder, prefix)]
+        found = next(filter(None, map(pictures.find, paths)), "")
+        found = found or next(filter(None, map(pictures.alike, paths)), "")
+        path = paths[-1]
     if path.startswith("/") or is_hidden(path):
         raise ValueError(f"the path {name!r} leads out of the dataset's folder or is hidden")
     if not is_picture(found or path) and posixpath.splitext(path)[1]:
@@ -537,6 +611,24 @@ def picture_path(name: str, folder: str, pictures: Pictures, prefix: Prefix | No
     if not found:
         raise ValueError(f"no file {name!r}")
     return found
+
+
+def _elsewhere(name: str, folder: str, prefix: Prefix | None) -> Iterator[str]:
+    """Where else the file may be that a row names."""
+    for given in _writings(name):
+        yield posixpath.normpath(posixpath.join(folder, given))
+        parts = given.strip("/").split("/")
+        if prefix is not None and tuple(parts[: len(prefix.lead)]) == prefix.lead:
+            below = posixpath.join(prefix.base, *parts[len(prefix.lead) :])
+            yield posixpath.normpath(below)
+
+
+def _writings(name: str) -> Iterator[str]:
+    """How the file may be written that a name means, relative to some folder."""
+    yield _normal(name)
+    uploaded = _SERVED.sub("", _UPLOADED.sub(r"\1", name))
+    if uploaded != name:
+        yield _normal(uploaded)
 
 
 def _normal(name: str) -> str:

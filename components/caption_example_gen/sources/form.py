@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from components.caption_example_gen.sources.base import (
     PICTURE_SUFFIXES,
+    UNREAD_PICTURE_SUFFIXES,
     DatasetError,
     DatasetSpec,
     Files,
     Source,
+    folded,
     is_picture,
 )
 from components.caption_example_gen.sources.card import CARD_NAME
@@ -118,13 +120,13 @@ class Look:
 
     @cached_property
     def other_case(self) -> Mapping[str, str]:
-        """Pictures whose caption is called like them but for the case of letters, with its file."""
-        # Of Windows and macOS, where the case of letters does not matter.
-        left = {posixpath.splitext(path)[0].lower(): path for path in sorted(self._alone)}
+        """Pictures whose caption is called like them but for case or accents, with its file."""
+        # Of Windows and macOS, where neither case nor the form of accents matters.
+        left = {folded(posixpath.splitext(path)[0]): path for path in sorted(self._alone)}
         found: dict[str, str] = {}
         for picture in self.pictures if left else ():
             stem = posixpath.splitext(picture)[0]
-            path = left.get(stem.lower()) or left.get(picture.lower())
+            path = left.get(folded(stem)) or left.get(folded(picture))
             if path and not any(
                 name + s in self._there for name in (stem, picture) for s in _CASES
             ):
@@ -145,6 +147,12 @@ class Look:
     def unread_archives(self) -> Sequence[str]:
         """Archives that nothing here unpacks."""
         return self.ending(*UNREAD_SUFFIXES)
+
+    @property
+    def unread(self) -> str:
+        """Pictures, films and archives that nothing here reads, for people: "2 .psd, 1 .rar"."""
+        counts = {s: self._names.suffixes[s] for s in (*UNREAD_PICTURE_SUFFIXES, *UNREAD_SUFFIXES)}
+        return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.items() if count)
 
     def ending(self, *suffixes: str) -> Sequence[str]:
         """Files that are called like that, in any case, and are no pictures; sorted."""

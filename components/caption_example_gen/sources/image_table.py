@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -41,6 +42,9 @@ UNNAMED = "no record of a table names this picture"
 _UNIT_ROWS = 256
 # Records that are looked at to find the columns.
 _LOOK_AT = 256
+# Dates and times, truth values.
+_NO_WORDS = re.compile(r"\d{4}-\d\d-\d\d[T ][\d:.+-]+Z?|true|false", re.IGNORECASE)
+_NAMES_TEXT = re.compile(r"[^\n]+\.(?:txt|caption|json)", re.IGNORECASE)
 HUB_IMAGE = "file_name"
 """What the hub calls the column with the names of pictures."""
 
@@ -156,7 +160,8 @@ class _Column:
         texts: How many could be captions.
         pictures: How many could name pictures, or hold them.
         urls: How many are addresses on the web.
-        numbers: How many are numbers, as text.
+        numbers: How many are numbers, dates, truth values or names of texts, as text.
+        files: How many are names of text files.
         splits: How many are words for splits.
         nested: Names of texts inside of them.
     """
@@ -166,6 +171,7 @@ class _Column:
     pictures: int = 0
     urls: int = 0
     numbers: int = 0
+    files: int = 0
     splits: int = 0
     nested: dict[str, None] = dataclasses.field(default_factory=dict)
 
@@ -176,7 +182,8 @@ class _Column:
         self.texts += columns.is_text(value)
         self.pictures += columns.looks_like_picture(value)
         self.urls += columns.is_url(value)
-        self.numbers += isinstance(value, str) and _is_number(value)
+        self.numbers += isinstance(value, str) and _has_no_words(value)
+        self.files += isinstance(value, str) and _NAMES_TEXT.fullmatch(value.strip()) is not None
         self.splits += isinstance(value, str) and is_split(value)
         self.nested.update(dict.fromkeys(columns.nested_names(name, value)))
 
@@ -193,8 +200,10 @@ class _Column:
         return self.values > 0 and self.numbers == self.values
 
 
-def _is_number(text: str) -> bool:
-    return text.strip().lstrip("+-").replace(".", "", 1).isdigit()
+def _has_no_words(text: str) -> bool:
+    text = text.strip()
+    is_other = _NO_WORDS.fullmatch(text) or _NAMES_TEXT.fullmatch(text)
+    return is_other is not None or not any(map(str.isalpha, text))
 
 
 def _seen(records: Iterable[Record]) -> tuple[dict[str, _Column], str]:
@@ -249,7 +258,7 @@ def has_captions(records: Iterable[Record], image: str) -> bool:
         (column.texts and not column.has_numbers and name.lower() not in columns.NO_CAPTIONS)
         or column.nested
         for name, column in _seen(records)[0].items()
-        if name != image
+        if not (name == image or column.has_pictures or column.has_urls)
     )
 
 
@@ -264,6 +273,29 @@ def _picture_columns(seen: Mapping[str, _Column]) -> list[str]:
     order = {name: rank for rank, name in enumerate(columns.PATH_COLUMNS)}
     found = [name for name, column in seen.items() if column.has_pictures]
     return sorted(found, key=lambda name: order.get(name.lower(), len(order)))
+
+
+def asked_for(
+    look: Look, tables: Sequence[str], interpret: Interpret | None = None
+) -> Sequence[str]:
+    """Of several tables those that have the columns that the user named; all, if none has.
+
+    Args:
+        look: The dataset.
+        tables: Its tables.
+        interpret: See `TableFiles`.
+    """
+    asked = [name for name in (look.spec.image_column, look.spec.caption_column) if name]
+    if len(tables) == 1 or not asked:
+        return tables
+    reader = TableFiles(look.files, interpret, is_glance=True)
+
+    def has_columns(path: str) -> bool:
+        first = islice(reader.records(path), _LOOK_AT)
+        there = {name for record in first for name in record.values}
+        return all(n in there or n.partition(".")[0] in there for n in asked)
+
+    return tuple(filter(has_columns, tables)) or tables
 
 
 def find_table(
@@ -326,10 +358,17 @@ def _caption_column(
     ]
     wordy = [name for name in texts if not seen[name].has_numbers]
     candidates = [name for name in wordy if name.lower() not in columns.NO_CAPTIONS]
+    # Where all captions are numbers, as "7" for a digit.
+    candidates = candidates or [
+        name for name in texts if columns.is_called_caption(name) and not seen[name].files
+    ]
     inner = [name for name in nested if name.partition(".")[0] != image]
-    if not (candidates or inner) and spec.captions_given:
-        return ""
-    return columns.choose("caption", candidates or inner or texts, shown=shown, there=there)
+    if not (candidates or inner):
+        if spec.captions_given:
+            return ""
+        if texts:
+            raise columns.unlikely(texts, shown=shown, there=there)
+    return columns.choose("caption", candidates or inner, shown=shown, there=there)
 
 
 def _image_column(
@@ -526,10 +565,10 @@ class ImageTableSource(Source):
 
     def _all_records(self, file: str, start: int, number: int) -> Iterator[tuple[Record, str, str]]:
         """The same, whatever split they say they are of."""
-        folder = posixpath.dirname(file)
+        folder, prefix = posixpath.dirname(file), self._prefix(file)
         for record in self._tables.records(file, start, number):
             try:
-                path = self._table.picture(record, folder, self._pictures, self._prefix(file))
+                path = self._table.picture(record, folder, self._pictures, prefix)
                 problem = ""
             except ValueError as error:
                 path, problem = "", str(error)
@@ -546,14 +585,18 @@ class ImageTableSource(Source):
     def _check_header(self, file: str) -> None:
         header = self._tables.header(file)
         if header is None:
-            return
+            # Of others, every record has columns of its own.
+            first = islice(self._tables.records(file), _LOOK_AT)
+            header = list(dict.fromkeys(name for record in first for name in record.values))
+            if not (header and self._by_name and len(self._chosen) > 1):
+                return
         there = f"the columns of {file} are {', '.join(header)}"
         wanted: tuple[tuple[columns.Role, str], ...] = (
             ("image", self.image_column),
             ("caption", self.caption_column),
         )
         for role, column in wanted:
-            if not column or column in header:
+            if not column or column in header or column.partition(".")[0] in header:
                 continue
             if self._by_name and len(self._chosen) > 1:
                 raise DatasetError(

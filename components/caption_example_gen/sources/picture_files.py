@@ -75,15 +75,18 @@ class CaptionFiles:
 
     def of(self, picture: str, sizes: Mapping[str, int]) -> str:
         """The file with a picture's caption; "" where there is none."""
+        return next(self.all_of(picture, sizes), "")
+
+    def all_of(self, picture: str, sizes: Mapping[str, int]) -> Iterator[str]:
+        """Every file that claims to have a picture's caption."""
         name = self._moved(picture, self.pictures, self.texts) if self.texts else picture
         if not name:
-            return ""
+            return
         stem = posixpath.splitext(name)[0]
         for suffix in self.suffixes:
             for path in (stem + suffix, name + suffix):
                 if path in sizes:
-                    return path
-        return ""
+                    yield path
 
     def has_picture(self, path: str, look: Look) -> bool:
         """Whether a caption's file has a picture."""
@@ -198,7 +201,7 @@ def _json_key(look: Look, beside: Sequence[str], spec: DatasetSpec) -> str:
         except ValueError:
             continue
         for key, value in values.items():
-            texts[key] = texts.get(key, False) or _says_something(key, value)
+            texts[key] = texts.get(key, False) or columns.says_something(key, value)
             texts |= dict.fromkeys(columns.nested_names(key, value), True)
     there = f"the keys of {shown} are {', '.join(texts) or 'none'}"
     if spec.caption_column:
@@ -208,23 +211,19 @@ def _json_key(look: Look, beside: Sequence[str], spec: DatasetSpec) -> str:
             )
         return spec.caption_column
     candidates = [key for key, fits in texts.items() if fits and "." not in key]
+    if not columns.usually("caption", candidates):
+        # Civitai's have it in `meta.prompt`, beside names of all kinds.
+        nested = [key for key in texts if "." in key]
+        inside = [key for key in nested if columns.is_called_caption(key.rpartition(".")[2])]
+        candidates = inside[:1] if len(inside) == 1 else candidates
     if not candidates:
         raise no_captions(look, f"the JSON beside them has none, {there}")
     return columns.choose("caption", candidates, shown=look.files.shown, there=there)
 
 
-def _says_something(key: str, value: object) -> bool:
-    """Whether a value of JSON beside a picture can be its caption."""
-    if not columns.is_text(value) or key.lower() in columns.NO_CAPTIONS:
-        return False
-    if not isinstance(value, str):
-        return True
-    is_name = columns.is_url(value) or columns.looks_like_picture(value)
-    return not (is_name or value.strip().isdigit() or not value.strip())
-
-
 def _json_values(content: bytes) -> Mapping[str, object]:
-    values = json.loads(utf8(content).decode("utf-8", "surrogateescape"))
+    text = utf8(content).decode("utf-8", "surrogateescape")
+    values = json.loads(text, object_pairs_hook=columns.json_object)
     if not isinstance(values, dict):
         raise ValueError("it is no object")
     return values
@@ -357,11 +356,9 @@ class PictureFilesSource(Source):
 
     def _files_of(self, picture: str) -> tuple[str, str, str]:
         """A picture, the file with its caption, and one that claims to be that as well."""
-        sizes = self.files.sizes()
-        beside = self._captions.of(picture, sizes) or self._other_case.get(picture, "")
-        second = picture + beside[beside.rfind(".") :] if beside else ""
-        is_twice = second != beside and not self._captions.texts and second in sizes
-        return picture, beside, second if is_twice else ""
+        found = self._captions.all_of(picture, self.files.sizes())
+        beside = next(found, "") or self._other_case.get(picture, "")
+        return picture, beside, next(found, "")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,11 @@ import dataclasses
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, cast
 
-from components.caption_example_gen.sources import encodings
+from components.caption_example_gen.sources import columns, encodings
 from components.caption_example_gen.sources.base import (
     DatasetError,
     Files,
@@ -37,6 +38,11 @@ Interpret = Callable[[Any], "list[dict[str, Any]] | None"]
 """What finds the records in a JSON document, where it has those of a form."""
 
 _BUFFER_BYTES = 1 << 20
+_FIRST_BYTES = 64
+_FIELD_CHARACTERS = 64 << 20
+# Records of a list that are looked at to tell it from others.
+_LOOK_AT = 16
+_PANDAS_SPLIT = frozenset({"columns", "index", "data"})
 _DELIMITERS = ",;\t|"
 _EXCEL = re.compile(r'"?sep=.?"?', re.IGNORECASE)
 
@@ -94,7 +100,7 @@ class TableFiles:
             DatasetError: The table cannot be read, is neither UTF-8 nor UTF-16, has no header, or
                 holds no records.
         """
-        if path.lower().endswith(DOCUMENT_SUFFIX):
+        if path.lower().endswith(DOCUMENT_SUFFIX) or self._is_list(path):
             document = self._read_document(path)
             if document is not None:
                 for index in range(start, len(document)):
@@ -109,6 +115,13 @@ class TableFiles:
             return None
         with _buffered(self.files.open(path)) as f:
             return csv_header(f, path, self.files.shown)
+
+    def _is_list(self, path: str) -> bool:
+        """Whether a file that is called like JSON lines holds a list of them."""
+        if not path.lower().endswith(LINES_SUFFIXES):
+            return False
+        with self.files.peek(path) as f:
+            return encodings.utf8(f.read(_FIRST_BYTES)).lstrip().startswith(b"[")
 
     def _read_document(self, path: str) -> list[dict[str, Any]] | None:
         """The records of a document; `None` where it holds lines."""
@@ -152,7 +165,7 @@ def parse_document(content: bytes, path: str, shown: str, errors: str = "strict"
     except UnicodeDecodeError as error:
         raise DatasetError(f"{where} {encodings.complaint_about(content, path)}") from error
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=columns.json_object)
     except (ValueError, RecursionError) as error:
         first = text.lstrip().split("\n", 1)[0]
         try:
@@ -164,20 +177,44 @@ def parse_document(content: bytes, path: str, shown: str, errors: str = "strict"
 
 
 def records_in(document: Any) -> list[dict[str, Any]] | None:
-    """The records of a list, of a mapping's only list of them, or of names and their captions."""
+    """The records of a list, of a mapping's list, of names and their captions, or by columns.
+
+    Of a mapping's several lists it is the only one with pictures and captions.
+    """
     if isinstance(document, dict):
         lists = [value for value in document.values() if _are_records(value)]
+        if len(lists) > 1:
+            lists = [value for value in lists if any(map(_is_captioned, value[:_LOOK_AT]))]
         if len(lists) == 1:
             return cast(list[dict[str, Any]], lists[0])
         if document and all(isinstance(value, str | dict | list) for value in document.values()):
             if not (all(map(is_picture, document)) or _are_texts(document.values())):
-                return None
+                return _by_columns(document)
             return [
                 {"file_name": name, **(value if isinstance(value, dict) else {"text": value})}
                 for name, value in document.items()
             ]
         return None
+    if _are_rows(document):
+        return [{f"column_{i + 1}": v for i, v in enumerate(values)} for values in document]
     return document if _are_records(document) else None
+
+
+def _by_columns(document: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The records of a table that is written column by column, as pandas and others do."""
+    names: Sequence[str] = list(document)
+    if document.keys() == _PANDAS_SPLIT and _are_rows(document["data"]):
+        names, rows = document["columns"], document["data"]
+        return [dict(zip(names, row, strict=False)) for row in rows]
+    values = list(document.values())
+    if len(values) < 2:
+        return None
+    # By the number of the row.
+    if all(isinstance(each, dict) and each.keys() == values[0].keys() for each in values):
+        return [{name: document[name][row] for name in names} for row in values[0]]
+    if all(isinstance(each, list) and len(each) == len(values[0]) for each in values):
+        return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+    return None
 
 
 def lists_in(document: Any) -> dict[str, list[dict[str, Any]]]:
@@ -189,6 +226,22 @@ def lists_in(document: Any) -> dict[str, list[dict[str, Any]]]:
 
 def _are_texts(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) for value in values)
+
+
+def _are_rows(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(row, list) and len(row) == len(value[0]) for row in value)
+        and len(value[0]) > 1
+    )
+
+
+def _is_captioned(record: Mapping[str, Any]) -> bool:
+    """Whether a record has a picture, and what is called a caption."""
+    return any(map(columns.looks_like_picture, record.values())) and any(
+        map(columns.is_called_caption, record)
+    )
 
 
 def _are_records(value: object) -> bool:
@@ -276,8 +329,8 @@ def _csv_header(table: _Table, lines: _Lines) -> _Header:
             delimiter = _delimiter(line, table.file)
             fields = next(csv.reader([line], strict=True, **_dialect(delimiter)))
             _check_no_nul(fields)
-            names = [name.strip() for name in fields]
-            if len(names) > 1 and any(names_picture(name) or "://" in name for name in names):
+            names = _told_apart([name.strip() for name in fields])
+            if len(names) > 1 and any(map(_is_value, fields)):
                 # No names of columns, but the first record.
                 names = [f"column_{index + 1}" for index in range(len(names))]
                 return _Header(names, delimiter, start)
@@ -288,8 +341,24 @@ def _csv_header(table: _Table, lines: _Lines) -> _Header:
     raise DatasetError(f"{table.where} has no line with the columns: {reason}")
 
 
+def _is_value(field: str) -> bool:
+    """Whether a field of a table's first line is no name of a column."""
+    name = field.strip()
+    return names_picture(name) or "://" in name or columns.is_encoded(name)
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """The names of columns, of which those that are there twice have their place behind them."""
+    counts = Counter(names)
+    return [
+        name if counts[name] == 1 else f"{name} (column {index + 1})".lstrip()
+        for index, name in enumerate(names)
+    ]
+
+
 def _delimiter(header: str, file: str) -> str:
-    if file.lower().endswith(".tsv"):
+    # Some that are called so have commas.
+    if file.lower().endswith(".tsv") and "\t" in header:
         return "\t"
     # Without names of columns, captions may hold any of these, and the name of a picture none.
     named = [
@@ -300,6 +369,8 @@ def _delimiter(header: str, file: str) -> str:
 
 
 def _dialect(delimiter: str) -> Mapping[str, Any]:
+    # Of all readers, and with room for a picture in base64.
+    csv.field_size_limit(_FIELD_CHARACTERS)
     return {"delimiter": delimiter, "skipinitialspace": delimiter in ";|"}
 
 
@@ -354,7 +425,7 @@ def _json_records(lines: _Lines, number: int) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = json.loads(line, object_pairs_hook=columns.json_object)
             problem = "" if isinstance(values, dict) else "the record is no JSON object"
         except (ValueError, RecursionError) as error:
             values, problem = None, f"the record is no JSON: {one_line(error)}"

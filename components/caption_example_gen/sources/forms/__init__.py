@@ -9,9 +9,11 @@ from components.caption_example_gen.sources.forms.arrow import Arrow
 from components.caption_example_gen.sources.forms.caption_files import CaptionFiles
 from components.caption_example_gen.sources.forms.caption_folders import CaptionFolders
 from components.caption_example_gen.sources.forms.coco import Coco
+from components.caption_example_gen.sources.forms.diffusion_db import DiffusionDb
 from components.caption_example_gen.sources.forms.image_folder import ImageFolder
 from components.caption_example_gen.sources.forms.img2dataset import Img2Dataset
 from components.caption_example_gen.sources.forms.keras_folder import KerasFolder
+from components.caption_example_gen.sources.forms.label_studio import LabelStudio
 from components.caption_example_gen.sources.forms.parquet import Parquet
 from components.caption_example_gen.sources.forms.pictures import Pictures
 from components.caption_example_gen.sources.forms.repeats import Repeats
@@ -29,6 +31,8 @@ FORMS: tuple[Form, ...] = (
     KerasFolder(),
     Coco(),
     SdScripts(),
+    DiffusionDb(),
+    LabelStudio(),
     Table(),
     Repeats(),
     CaptionFiles(),

@@ -25,7 +25,6 @@ class CaptionFolders(Form):
 
     kind = "caption-folders"
     shown = "a folder of captions like that of the pictures (images/1.jpg, captions/1.txt)"
-    is_last = True
 
     def recognise(self, look: Look) -> Found | None:
         """See `Form.recognise`; reads the first captions, which must not be numbers."""

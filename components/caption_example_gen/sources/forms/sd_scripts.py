@@ -6,7 +6,11 @@ import posixpath
 from typing import Any
 
 from components.caption_example_gen.sources.form import Form, Found, Look, counted
-from components.caption_example_gen.sources.image_table import HUB_IMAGE, ImageTableSource
+from components.caption_example_gen.sources.image_table import (
+    HUB_IMAGE,
+    ImageTableSource,
+    asked_for,
+)
 
 _CAPTIONS = ("caption", "tags")
 
@@ -28,7 +32,8 @@ class SdScripts(Form):
 
     def open(self, look: Look, found: Found) -> ImageTableSource:
         """See `Form.open`."""
-        return ImageTableSource.open(look, found.files, self.kind, interpret=_records, by_name=True)
+        tables = asked_for(look, found.files, _records)
+        return ImageTableSource.open(look, tables, self.kind, interpret=_records, by_name=True)
 
 
 def _is_metadata(document: Any) -> bool:

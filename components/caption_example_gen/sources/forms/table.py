@@ -17,6 +17,7 @@ from components.caption_example_gen.sources.forms.keras_folder import TABLE as K
 from components.caption_example_gen.sources.image_table import (
     HUB_IMAGE,
     ImageTableSource,
+    asked_for,
     has_captions,
     picture_column,
     stem_column,
@@ -34,7 +35,7 @@ from components.caption_example_gen.sources.table_files import (
 
 # Of text files, those that Flickr8k and its like keep their captions in, now and at first.
 _TEXT_TABLES = ("captions.txt", "labels.txt", "metadata.txt", "data.txt", "results.txt")
-_TOKENS = ".token.txt"
+_TOKENS, _LEMMAS = ".token.txt", ".lemma.token.txt"
 _TEXT_SUFFIX = ".txt"
 # Others are tables if they begin with the name of a picture and what parts fields.
 _PAIR = re.compile(rb"[^\t,|;\r\n]+\.\w{3,4}\"?[ \t]*[\t,|;]")
@@ -54,9 +55,13 @@ class Table(Form):
 
     def recognise(self, look: Look) -> Found | None:
         """See `Form.recognise`; reads the first records of every table."""
-        found = tuple(
-            sorted(p for p, records in tables_of(look) if _names_pictures(look, p, records))
-        )
+        told = {
+            path: says_something
+            for path, records in tables_of(look)
+            if (says_something := _names_pictures(look, path, records)) is not None
+        }
+        # Beside tables of captions, others have sizes or scores.
+        found = tuple(sorted(path for path in told if told[path] or not any(told.values())))
         if not found:
             return None
         names = ", ".join(posixpath.basename(path) for path in found[:3])
@@ -65,9 +70,9 @@ class Table(Form):
     def open(self, look: Look, found: Found) -> ImageTableSource:
         """See `Form.open`."""
         documents = dict(look.documents())
-        files = _asked_for(look, found.files)
-        inside = any(_has_splits(documents.get(path)) for path in files)
         interpret = partial(_records, look)
+        files = asked_for(look, found.files, interpret)
+        inside = any(_has_splits(documents.get(path)) for path in files)
         first = next((list(islice(r, _LOOK_AT)) for p, r in tables_of(look) if p == files[0]), [])
         by_stem = "" if picture_column(first) else _stem_column(look, first)
         return ImageTableSource.open(
@@ -79,19 +84,6 @@ class Table(Form):
             by_name=True,
             inside=inside,
         )
-
-
-def _asked_for(look: Look, files: Sequence[str]) -> Sequence[str]:
-    """Of several tables those that have the columns that the user named; all, if none has."""
-    asked = [name for name in (look.spec.image_column, look.spec.caption_column) if name]
-    if len(files) == 1 or not asked:
-        return files
-    found = []
-    for path, records in tables_of(look):
-        there = {name for record in islice(records, _LOOK_AT) for name in record.values}
-        if path in files and all(n in there or n.partition(".")[0] in there for n in asked):
-            found.append(path)
-    return tuple(sorted(found)) or files
 
 
 def _has_splits(document: Any) -> bool:
@@ -109,14 +101,16 @@ def _records(look: Look, document: Any) -> list[dict[str, Any]] | None:
     return [record for name in chosen for record in lists[name.removesuffix(DOCUMENT_SUFFIX)]]
 
 
-def _names_pictures(look: Look, path: str, records: Iterator[Record]) -> bool:
+def _names_pictures(look: Look, path: str, records: Iterator[Record]) -> bool | None:
+    """Whether a table that names pictures has captions; `None` of one that names none."""
     first = list(islice(records, _LOOK_AT))
     if first and all(record.problem for record in first):
         where = f"{path} in dataset {look.files.shown!r}"
         look.problems.append(
             DatasetError(f"{where} has no record that can be read: {first[0].problem}")
         )
-    return bool(picture_column(first) or _stem_column(look, first))
+    column = picture_column(first) or _stem_column(look, first)
+    return has_captions(first, column) if column else None
 
 
 def _stem_column(look: Look, first: Sequence[Record]) -> str:
@@ -133,7 +127,7 @@ def tables_of(look: Look) -> Iterator[tuple[str, Iterator[Record]]]:
     lines = [
         *look.ending(*CSV_SUFFIXES, *LINES_SUFFIXES),
         *(p for p in look.ending(*_TEXT_TABLES) if posixpath.basename(p).lower() in _TEXT_TABLES),
-        *look.ending(_TOKENS),
+        *(p for p in look.ending(_TOKENS) if not p.lower().endswith(_LEMMAS)),
     ]
     known = frozenset(lines)
     lines += [path for path in _texts(look) if path not in known]

@@ -101,7 +101,7 @@ class WebDatasetSource(Source):
         keys: dict[str, bool] = {}
         for sample in samples:
             for key, value in _json_values(sample).items():
-                keys[key] = keys.get(key, False) or columns.is_text(value)
+                keys[key] = keys.get(key, False) or columns.says_something(key, value)
         there = f"the files of the first samples in {shards[0]} are *.{', *.'.join(suffixes)}"
         if keys:
             there += f", the keys of the JSON {', '.join(keys)}"
@@ -184,7 +184,8 @@ class WebDatasetSource(Source):
         if content is None:
             return (None,)
         try:
-            values = json.loads(content.decode("utf-8", "surrogateescape"))
+            decoded = content.decode("utf-8", "surrogateescape")
+            values = json.loads(decoded, object_pairs_hook=columns.json_object)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the sample's JSON cannot be read: {one_line(error)}") from error
         if not isinstance(values, dict):
@@ -256,7 +257,7 @@ def is_usable(sample: Sample) -> bool:
         return False
     return (
         any(suffix in _TEXTS or suffix.endswith(f".{_TEXT}") for suffix in sample.fields)
-        or any(map(columns.is_text, _json_values(sample).values()))
+        or any(columns.says_something(*item) for item in _json_values(sample).items())
         or _names_class(sample)
     )
 
