@@ -10,6 +10,7 @@ import io
 import os
 import posixpath
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -176,10 +177,24 @@ class FsspecFiles(Files):
         left = iter(ordered)
         batches = iter(lambda: list(islice(left, size)), [])
         digest = hashlib.sha256()
+        for lines in self._hashed_alone(batches):
+            digest.update(lines)
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
-            for lines in _in_turn(pool, self._hashes, batches, 2 * _HASH_THREADS):
-                digest.update(lines.result())
+            for future in _in_turn(pool, self._hashes, batches, 2 * _HASH_THREADS):
+                digest.update(future.result())
         return digest.hexdigest()
+
+    def _hashed_alone(self, batches: Iterator[list[str]]) -> Iterator[bytes]:
+        """Hashes batches until most of the time is spent waiting, or one has a large file.
+
+        Small files that the system has at hand take threads twice as long, by Python's lock.
+        """
+        since, computed_since = time.monotonic(), time.thread_time()
+        for batch in batches:
+            yield self._hashes(batch)
+            seconds, computed = time.monotonic() - since, time.thread_time() - computed_since
+            if seconds > 2 * computed or any(self.sizes()[p] >= _CHUNK_BYTES for p in batch):
+                return
 
     def _hashes(self, paths: Iterable[str]) -> bytes:
         return b"".join(map(self._hash, paths))
