@@ -12,7 +12,7 @@ import tempfile
 
 import tensorflow as tf
 from google.protobuf import message
-from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 from tfx.dsl.io import fileio
 
@@ -21,20 +21,23 @@ from serving.serving_directory import ModelRefusedError
 
 _PROMPT = b"a drawing of a small round creature"
 # What zero would not do for.
-_VALUES = {"num_steps": 1, "guidance_scale": 7.5, "sampler": DEFAULT_SAMPLER, "strength": 1.0}
-# Input of the image encoder: a picture as a file.
-_FILE = "image"
+_VALUES = {"num_steps": 1, "guidance_scale": 7.5, "sampler": DEFAULT_SAMPLER, "strength": 1.0, "mask_bytes": b""}
 _LATENT_DOWNSAMPLING = 8
+_LATENT_CHANNELS = 4
 _INITIALIZER = "__saved_model_init_op"
 
 
-def warmup_requests(saved_model: str, network: str, image_size: int) -> bytes:
+def warmup_requests(
+    saved_model: str, network: str, image_size: int, *, in_batches: bool = False
+) -> bytes:
     """One request of one picture for every signature, as a TFRecord file of PredictionLogs.
 
     Args:
         saved_model: Its folder.
         network: What servers call it.
         image_size: Side of the picture in pixels, where a signature takes any.
+        in_batches: Whether servers draw requests together, and refuse signatures that have not a
+            row for each picture in every input, in a warm-up as well.
 
     Raises:
         ModelRefusedError: It is no SavedModel.
@@ -48,7 +51,7 @@ def warmup_requests(saved_model: str, network: str, image_size: int) -> bytes:
         path = os.path.join(folder, "requests")
         with tf.io.TFRecordWriter(path) as writer:
             for name, signature in sorted(graph.signature_def.items()):
-                if name == _INITIALIZER:
+                if name == _INITIALIZER or (in_batches and not _has_rows(signature)):
                     continue
                 request = predict_pb2.PredictRequest(
                     model_spec=model_pb2.ModelSpec(name=network, signature_name=name)
@@ -65,10 +68,19 @@ def warmup_requests(saved_model: str, network: str, image_size: int) -> bytes:
             return f.read()
 
 
+def _has_rows(signature: meta_graph_pb2.SignatureDef) -> bool:
+    """Whether the first dimension of all inputs is open."""
+    shapes = [tensor.tensor_shape.dim for tensor in signature.inputs.values()]
+    return all(dims and dims[0].size < 0 for dims in shapes)
+
+
 def _value(name: str, tensor: tf.compat.v1.TensorInfo, image_size: int) -> tf.Tensor:
     dtype = tf.dtypes.as_dtype(tensor.dtype)
-    if name == _FILE:
+    if name in ("image", "image_bytes"):
         return tf.io.encode_png(tf.zeros([image_size, image_size, 3], tf.uint8))[None]
+    if name == "latent_bytes":
+        side = image_size // _LATENT_DOWNSAMPLING
+        return tf.io.serialize_tensor(tf.zeros([side, side, _LATENT_CHANNELS]))[None]
     # Pictures and masks have pixels, latents and noise positions; of texts and contexts the number
     # alone is open.
     side = image_size if dtype == tf.uint8 else image_size // _LATENT_DOWNSAMPLING

@@ -124,6 +124,7 @@ def push(tmp_path, model_folder):
         unsure="",
         checkpoint="",
         captions=True,
+        batch_size=1,
     ):
         nonlocal count
         count += 1
@@ -152,6 +153,7 @@ def push(tmp_path, model_folder):
                 "canary": int(canary),
                 "canary_timeout_seconds": 300,
                 "checkpoint": checkpoint,
+                "batch_size": batch_size,
                 "publish_captions": int(captions),
                 "training_dataset": "hf://datasets/org/creatures@0123abc",
                 "code_version": "1",
@@ -645,6 +647,7 @@ def test_two_pushes_at_once_are_two_releases(push, model_folder):
         ({"push_destination": ""}, "push_destination is empty"),
         ({"keep_versions": -1}, "keep_versions -1 is impossible"),
         ({"canary_timeout_seconds": 0}, "canary_timeout_seconds 0 is impossible"),
+        ({"batch_size": 0}, "batch_size 0 is impossible"),
         ({"checkpoint": "bfloat16"}, "checkpoint 'bfloat16' is impossible: it must be one of"),
     ],
 )
