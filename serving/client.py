@@ -355,9 +355,7 @@ class Generator:
             return pictures
         raise gone
 
-    def _draw_with(
-        self, rows: Sequence[_Row], options: _Options, version: int
-    ) -> list[np.ndarray]:
+    def _draw_with(self, rows: Sequence[_Row], options: _Options, version: int) -> list[np.ndarray]:
         if len(rows) > 1 and version not in self._apart and version not in self._in_batches:
             try:
                 return self._draw_together(rows, options, version)

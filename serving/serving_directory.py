@@ -344,7 +344,9 @@ class ServingDirectory:
         exported_again = _is_export_of_the_same(release, facts)
         if release.get("model") != facts.get("model") and not exported_again:
             return None
-        if any(release.get(name) != facts.get(name) for name in (SINGLE_FILES, CAPTIONS, BATCH_SIZE)):
+        if any(
+            release.get(name) != facts.get(name) for name in (SINGLE_FILES, CAPTIONS, BATCH_SIZE)
+        ):
             return None
         version = release["version"]
         expected = {

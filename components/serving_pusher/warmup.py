@@ -21,16 +21,24 @@ from serving.serving_directory import ModelRefusedError
 
 _PROMPT = b"a drawing of a small round creature"
 # What zero would not do for.
-_VALUES = {"num_steps": 1, "guidance_scale": 7.5, "sampler": DEFAULT_SAMPLER, "strength": 1.0, "mask_bytes": b""}
+_VALUES = {
+    "num_steps": 1,
+    "guidance_scale": 7.5,
+    "sampler": DEFAULT_SAMPLER,
+    "strength": 1.0,
+    "mask_bytes": b"",
+}
 _LATENT_DOWNSAMPLING = 8
 _LATENT_CHANNELS = 4
+# What clients ask for where requests are drawn together, and otherwise hardly ever.
+_OF_ROWS = ("rows", "rows_from_image", "size_of_rows")
 _INITIALIZER = "__saved_model_init_op"
 
 
 def warmup_requests(
     saved_model: str, network: str, image_size: int, *, in_batches: bool = False
 ) -> bytes:
-    """One request of one picture for every signature, as a TFRecord file of PredictionLogs.
+    """One request of one picture for every signature that is used, as TFRecords of PredictionLogs.
 
     Args:
         saved_model: Its folder.
@@ -51,7 +59,8 @@ def warmup_requests(
         path = os.path.join(folder, "requests")
         with tf.io.TFRecordWriter(path) as writer:
             for name, signature in sorted(graph.signature_def.items()):
-                if name == _INITIALIZER or (in_batches and not _has_rows(signature)):
+                unused = not _has_rows(signature) if in_batches else name in _OF_ROWS
+                if name == _INITIALIZER or unused:
                     continue
                 request = predict_pb2.PredictRequest(
                     model_spec=model_pb2.ModelSpec(name=network, signature_name=name)

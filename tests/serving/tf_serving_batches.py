@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
+from google.protobuf import (
+    descriptor_pb2,
+    descriptor_pool,
+    message_factory,
+    text_format,
+    wrappers_pb2,
+)
 
 PARAMETERS_NAME = "batching_params.pbtxt"
 
@@ -70,7 +76,14 @@ def parsed_parameters(text: str) -> Any:
     pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
     pool.Add(file)
     descriptor = pool.FindMessageTypeByName("tests.BatchingParameters")
-    return text_format.Parse(text, message_factory.GetMessageClass(descriptor)())
+    return text_format.Parse(text, _made(descriptor))
+
+
+def _made(descriptor: Any) -> Any:
+    # Of the protobufs of both stacks.
+    if hasattr(message_factory, "GetMessageClass"):
+        return message_factory.GetMessageClass(descriptor)()
+    return message_factory.MessageFactory().GetPrototype(descriptor)()
 
 
 def check_rows(inputs: _Tensors) -> int:
@@ -96,9 +109,7 @@ class _Task:
 class Batches:
     """The queues of one version of a model; the threads are those of all models."""
 
-    def __init__(
-        self, parameters: Any, pool: futures.ThreadPoolExecutor, sizes: list[int]
-    ) -> None:
+    def __init__(self, parameters: Any, pool: futures.ThreadPoolExecutor, sizes: list[int]) -> None:
         self._most = parameters.max_batch_size.value
         self._largest_request = self._most
         if parameters.enable_large_batch_splitting.value:

@@ -126,9 +126,7 @@ def sample(
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         # A row that has made its steps repeats the last one, of which nothing is taken.
         now = tf.minimum(index, num_steps - 1) if of_rows else index
-        timestep = (
-            tf.gather(plan.timesteps, now, batch_dims=1) if of_rows else plan.timesteps[now]
-        )
+        timestep = tf.gather(plan.timesteps, now, batch_dims=1) if of_rows else plan.timesteps[now]
         unconditional, conditional = both_predictions(latent, timestep)
         predicted = unconditional + guidance * (conditional - unconditional)
         alpha_bar = at(plan.alpha_bar, now)

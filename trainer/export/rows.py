@@ -37,7 +37,7 @@ class Latents:
 
 
 def texts_of(latents: tf.Tensor) -> tf.Tensor:
-    """string [B], of latents float32 [B, h, w, 4]."""
+    """Texts, string [B], of latents float32 [B, h, w, 4]."""
     return tf.map_fn(tf.io.serialize_tensor, latents, fn_output_signature=tf.string)
 
 
@@ -88,9 +88,7 @@ def in_groups(
     return drawn
 
 
-def problem_where(
-    wrong: tf.Tensor, what: str, given: tf.Tensor, problem: tf.Tensor
-) -> tf.Tensor:
+def problem_where(wrong: tf.Tensor, what: str, given: tf.Tensor, problem: tf.Tensor) -> tf.Tensor:
     """Adds what is wrong with some rows to problems, string [B], of which the first one counts.
 
     Args:
@@ -100,21 +98,19 @@ def problem_where(
         problem: What is known already; empty for rows that are right so far.
     """
     written = given if given.dtype == tf.string else tf.strings.as_string(given)
-    return tf.where(wrong & (problem == ""), tf.strings.join([f"{what}, and is ", written]), problem)
+    return tf.where(
+        wrong & (problem == ""), tf.strings.join([f"{what}, and is ", written]), problem
+    )
 
 
 def _latent(text: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(tf.io.parse_tensor(text, tf.float32), _LATENT)
 
 
-def _sides(
-    texts: tf.Tensor, there: tf.Tensor, read: Callable[[tf.Tensor], tf.Tensor]
-) -> tf.Tensor:
+def _sides(texts: tf.Tensor, there: tf.Tensor, read: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
     def of_row(row: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         text, is_there = row
-        return tf.cond(
-            is_there, lambda: tf.shape(read(text))[:2], lambda: tf.zeros([2], tf.int32)
-        )
+        return tf.cond(is_there, lambda: tf.shape(read(text))[:2], lambda: tf.zeros([2], tf.int32))
 
     spec = tf.TensorSpec([2], tf.int32)
     return tf.map_fn(of_row, (texts, there), fn_output_signature=spec)

@@ -187,20 +187,19 @@ class DiffusionModelModule(tf.Module):
             tf.TensorSpec([None], tf.string, name="sampler"),
         ]
         size_of_rows = [tf.TensorSpec([None], tf.int32, name=name) for name in ("height", "width")]
-        self.sample_rows = tf.function(
-            self._sample_rows, input_signature=[*rows, noise], autograph=False
-        )
-        self.rows = tf.function(
-            self._rows, input_signature=[*rows, *size_of_rows], autograph=False
-        )
+        # A function that is there is traced and saved.
+        self.image_to_image = image_to_image
+        if not image_to_image:
+            self.sample_rows = tf.function(
+                self._sample_rows, input_signature=[*rows, noise], autograph=False
+            )
+        self.rows = tf.function(self._rows, input_signature=[*rows, *size_of_rows], autograph=False)
         self.size_of_rows = tf.function(
             self._size_of_rows, input_signature=size_of_rows, autograph=False
         )
         self.serve_prediction = tf.function(
             self._serve_prediction, input_signature=prediction, autograph=False
         )
-        # A function that is there is traced and saved.
-        self.image_to_image = image_to_image
         if image_to_image:
             strength = tf.TensorSpec([], tf.float32, name="strength")
             drawn = tf.TensorSpec([*_LATENTS[:3], 1], tf.bool)
@@ -226,7 +225,9 @@ class DiffusionModelModule(tf.Module):
                 input_signature=[*rows, noise, latent, strengths, drawn],
                 autograph=False,
             )
-            texts = [tf.TensorSpec([None], tf.string, name=n) for n in ("latent_bytes", "mask_bytes")]
+            texts = [
+                tf.TensorSpec([None], tf.string, name=n) for n in ("latent_bytes", "mask_bytes")
+            ]
             self.rows_from_image = tf.function(
                 self._rows_from_image, input_signature=[*rows, strengths, *texts], autograph=False
             )
@@ -556,7 +557,14 @@ class DiffusionModelModule(tf.Module):
         def draw(places: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
             some = [tf.gather(values, places) for values in rows]
             noise = initial_noise_of_rows(some[4], (side[0], side[1], LATENT_CHANNELS))
-            return texts_of(self.sample_rows(*some, noise))
+            if not self.image_to_image:
+                return texts_of(self.sample_rows(*some, noise))
+            # At full strength nothing is left of a picture: one loop need not be traced twice.
+            nothing, everywhere = tf.zeros_like(noise), tf.ones_like(noise[..., :1], tf.bool)
+            strength = tf.ones_like(some[3])
+            return texts_of(
+                self.sample_rows_of_original(*some, noise, nothing, strength, everywhere)
+            )
 
         drawn = in_groups(sides, problem == "", self._together, draw)
         return {"latent_bytes": drawn, "problem_bytes": problem}
