@@ -2,7 +2,7 @@
 
 With `--enable_batching --enable_per_model_batching_parameters` it reads `batching_params.pbtxt`
 beside a SavedModel, and draws requests to others one by one. How many threads there are is the
-server's own: `serving/deploy/batching_parameters.txt`.
+server's own: `serving/deploy/kubernetes/batching_parameters.txt`.
 """
 
 from __future__ import annotations
