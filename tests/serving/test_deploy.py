@@ -11,7 +11,6 @@ from compose_spec import PyCompose
 from tf_serving_batches import parsed_parameters
 
 from components.serving_pusher.batching import batching_parameters
-
 from serving.releases import SERVED_NETWORKS
 
 DEPLOY = Path(__file__).resolve().parents[2] / "serving" / "deploy"
