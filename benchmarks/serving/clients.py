@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -78,8 +79,8 @@ def main() -> None:
 
 
 def _pictures_a_second(generator: Generator, clients: int, arguments: argparse.Namespace) -> float:
-    def ask(client: int) -> None:
-        for number in range(arguments.pictures):
+    def ask(client: int, pictures: int = arguments.pictures) -> None:
+        for number in range(pictures):
             generator.generate(
                 [f"a drawing of a round creature, {client}"],
                 num_steps=arguments.steps,
@@ -89,7 +90,7 @@ def _pictures_a_second(generator: Generator, clients: int, arguments: argparse.N
 
     with ThreadPoolExecutor(clients) as threads:
         # What batches of these sizes need once.
-        list(threads.map(ask, range(clients)))
+        list(threads.map(ask, range(clients), [1] * clients))
         since = time.monotonic()
         list(threads.map(ask, range(clients)))
         return clients * arguments.pictures / (time.monotonic() - since)
@@ -111,7 +112,7 @@ def _server(folder: Path, batch_threads: int) -> Iterator[str]:
     process = subprocess.Popen(
         [*command, "--serve", str(batch_threads)],
         cwd=ROOT,
-        env={**_environment(), **TENSORFLOW_ENVIRONMENT},
+        env={**os.environ, **TENSORFLOW_ENVIRONMENT},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -121,12 +122,6 @@ def _server(folder: Path, batch_threads: int) -> Iterator[str]:
         yield json.loads(process.stdout.readline())["address"]
     finally:
         process.communicate("")
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
 
 
 def _serve(folder: Path, batch_threads: int) -> None:

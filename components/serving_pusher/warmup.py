@@ -48,13 +48,18 @@ def warmup_requests(
             row for each picture in every input, in a warm-up as well.
 
     Raises:
-        ModelRefusedError: It is no SavedModel.
+        ModelRefusedError: It is no SavedModel, or servers could not draw requests to it together.
     """
     try:
         with fileio.open(os.path.join(saved_model, "saved_model.pb"), "rb") as f:
             [graph] = saved_model_pb2.SavedModel.FromString(f.read()).meta_graphs
     except (message.DecodeError, ValueError, tf.errors.NotFoundError, OSError) as error:
         raise ModelRefusedError(f"the {network} is no SavedModel ({error})") from error
+    if in_batches and network == "diffusion_model" and _OF_ROWS[0] not in graph.signature_def:
+        raise ModelRefusedError(
+            f"the {network} was exported by a former version, and requests to it cannot be drawn "
+            "together: set serving.batch_size to 1, or train it again"
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "requests")
         with tf.io.TFRecordWriter(path) as writer:
