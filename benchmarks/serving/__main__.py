@@ -121,7 +121,7 @@ def _page(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], rounds: int) ->
         "Ours is loaded and called as the client of a folder does it, which gives an operation of "
         "a small model one thread;",
         "the others have TensorFlow's own choice. Times are from text to pixels; "
-        "`benchmarks/serving/` has all three.",
+        "`benchmarks/serving/` has all of them.",
     ]
     for preset, best in tables.items():
         size = _SIZES[preset]

@@ -44,6 +44,7 @@ def main() -> None:
                 beta_start=0.00085,
                 beta_end=0.012,
                 beta_schedule="scaled_linear",
+                steps_offset=1,
                 algorithm_type="dpmsolver++",
                 solver_order=2,
                 use_karras_sigmas=True,
