@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock lineage playground rooms bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-serving bench-stacks bench-train bench-weights help
+.PHONY: run test setup lint lock lineage playground rooms bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-serving bench-serving-clients bench-stacks bench-train bench-weights help
 
 # Sets up everything and runs the pipeline; RUN=runs/mine for another output folder than runs/default,
 # here and for the pages below; ARGS="--steps 800" passes flags on.
@@ -83,9 +83,16 @@ bench-near-duplicates: setup
 bench-samplers: setup
 	.venv/bin/python -m benchmarks.samplers $(if $(RUN),--run "$(RUN)") $(ARGS)
 
-# Pictures from the SavedModels beside KerasCV's and the published notebook's; docs/serving_speed.md.
+# Pictures from the SavedModels beside KerasCV's, a notebook's and diffusers'; docs/serving_speed.md.
 bench-serving: setup
-	.venv/bin/python -m benchmarks.serving $(ARGS)
+	.venv/bin/uv venv --quiet --allow-existing --python 3.11 .venv-torch
+	.venv/bin/uv pip install --quiet --python .venv-torch/bin/python \
+		--requirement benchmarks/weights/requirements.txt
+	.venv/bin/python -m benchmarks.serving --torch-python .venv-torch/bin/python $(ARGS)
+
+# Pictures a second of one client and of eight, of a server that draws together. After bench-serving.
+bench-serving-clients: setup
+	.venv/bin/python -m benchmarks.serving.clients runs/bench_serving/tiny $(ARGS)
 
 # Both stacks side by side, which needs a glibc for both; the table of docs/stacks.md. Needs 22 GB.
 bench-stacks: setup

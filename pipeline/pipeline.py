@@ -184,6 +184,7 @@ def create_pipeline(
         canary=config.serving.canary,
         keep_versions=config.serving.keep_versions,
         checkpoint=config.serving.checkpoint or "",
+        batch_size=config.serving.batch_size,
         publish_captions=config.serving.publish_captions,
         training_dataset=open_parameters.get("dataset", dataset.path),
     )

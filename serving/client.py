@@ -10,15 +10,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from serving import png
 from serving.errors import (
     MissingModelError,
     MissingSignatureError,
+    RowsNeededError,
     ServingError,
     VersionGoneError,
     check_place,
@@ -109,12 +111,24 @@ class _Options(NamedTuple):
     original: Original | None = None
 
 
+class _Row(NamedTuple):
+    """What a picture of a request has for itself."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+
+
 class _Size(NamedTuple):
-    """What is drawn: in pixels, where that is known, and as signatures take it, where they must."""
+    """What is drawn: in pixels, where that is known, and as signatures take it, where they must.
+
+    `most` is how many pictures there is memory for, where that is known.
+    """
 
     height: int | None
     width: int | None
     asked: Mapping[str, np.ndarray] = MappingProxyType({})
+    most: int | None = None
 
 
 class Generator:
@@ -173,6 +187,9 @@ class Generator:
         self.num_steps, self.guidance_scale = FALLBACK_STEPS, FALLBACK_GUIDANCE_SCALE
         self.sampler = DEFAULT_SAMPLER
         self._last_version: int | None = None
+        # Versions of which it is known that they draw each picture by itself, or take rows alone.
+        self._apart: set[int] = set()
+        self._in_batches: set[int] = set()
         # Each of these is slow to import, or need not be installed.
         scheme = scheme_of(address)
         if scheme in REST_SCHEMES:
@@ -215,13 +232,16 @@ class Generator:
         image: np.ndarray | None = None,
         strength: float | None = None,
         mask: np.ndarray | None = None,
+        together: int = 1,
         on_picture: Callable[[int, np.ndarray], None] | None = None,
         on_cut: Callable[[str, str | None], None] | None = None,
     ) -> np.ndarray:
         """Draws one picture per prompt.
 
-        Each picture is drawn by itself, so that it depends on its own prompts, seed and numbers
-        alone and not on its neighbours or its place among them.
+        Each picture depends on its own prompts, seed and numbers alone and not on its neighbours
+        or its place among them: to the bit where it is drawn by itself, and but for how kernels
+        round at another size of batch where it is drawn with others. A server that draws requests
+        together does so with whatever is asked for at the same moment.
 
         From a picture, the last `strength * num_steps` steps are made, beginning with that picture
         below as much noise as they take away. It is scaled to cover the height and width, and cut
@@ -243,6 +263,7 @@ class Generator:
                 picture `serving.pictures.DEFAULT_STRENGTH`, with a mask
                 `DEFAULT_MASKED_STRENGTH` if None.
             mask: Of the picture, bool [H, W]: where it is drawn anew; everywhere if None.
+            together: How many pictures are drawn at once, as far as memory allows.
             on_picture: Called with the place of each picture and the picture, once it is there.
             on_cut: Called once with each prompt or negative prompt that is longer than the text
                 encoder reads, and the words of it that are cut off; these are None where it may be
@@ -279,6 +300,10 @@ class Generator:
             width=width,
             strength=strength,
         )
+        if together < 1:
+            raise ServingError(
+                f"the number of pictures to draw together is {together}; it must be 1 or more"
+            )
         original = None
         if any(given is not None for given in (image, strength, mask)):
             # Imports Pillow.
@@ -286,69 +311,139 @@ class Generator:
 
             original = Original.of(image, strength, mask)
         options = _Options(num_steps, guidance_scale, sampler, height, width, original)
-        pictures = []
+        rows = list(map(_Row, prompts, negatives, seeds))
+        pictures: list[np.ndarray] = []
         tell = on_cut or (lambda prompt, cut: logger.warning("%s.", cut_note(prompt, cut)))
         unknown = dict.fromkeys(filter(may_be_cut, (*prompts, *negatives)))
-        for index, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True)):
-            # Before the picture, which takes its time.
-            for text in (text for text in dict.fromkeys((prompt, negative)) if text in unknown):
+        for start in range(0, len(rows), together):
+            some = rows[start : start + together]
+            texts = [text for row in some for text in (row.prompt, row.negative_prompt)]
+            # Before the pictures, which take their time.
+            for text in (text for text in dict.fromkeys(texts) if text in unknown):
                 del unknown[text]
                 cut = self._cut(text)
                 if cut != "":
                     tell(text, cut)
-            picture = self._draw(prompt, negative, options, seeds[index])
-            pictures.append(picture)
-            if on_picture is not None:
-                on_picture(index, picture)
+            for picture in self._draw(some, options):
+                pictures.append(picture)
+                if on_picture is not None:
+                    on_picture(len(pictures) - 1, picture)
         return np.stack(pictures)
 
     def _cut(self, prompt: str) -> str | None:
         """The words of a prompt that are cut off; None where the models cannot tell."""
         version = self._models.version()
         try:
-            inputs = {"prompt": _text(prompt)}
+            inputs = {"prompt": _texts([prompt])}
             found = self._models.call("text_encoder", "cut", inputs, ("cut_bytes",), version)
         # Releases of former versions have no such signature. Anything else will show again.
         except ServingError:
             return None
         return bytes(found["cut_bytes"][0]).decode("utf-8", "replace")
 
-    def _draw(self, prompt: str, negative_prompt: str, options: _Options, seed: int) -> np.ndarray:
+    def _draw(self, rows: Sequence[_Row], options: _Options) -> list[np.ndarray]:
         """Draws with one version of all models, even if the server changes it meanwhile."""
-        original = options.original
         for wait in _VERSION_WAITS_SECONDS:
             time.sleep(wait)
-            version = self._version_for(original)
+            version = self._version_for(options.original)
             try:
-                size = self._size(options, version)
-                contexts = self._models.call(
-                    "text_encoder",
-                    "text",
-                    {"prompt": _text(prompt), "negative_prompt": _text(negative_prompt)},
-                    ("context", "unconditional_context"),
-                    version,
-                )
-                request = {
-                    **contexts,
-                    "num_steps": np.array(options.num_steps, np.int32),
-                    "guidance_scale": np.array(options.guidance_scale, np.float32),
-                    "seed": _seed_pair(seed),
-                }
-                if original is None:
-                    latent = self._sample(request, options.sampler, size.asked, version)
-                    picture = self._models.decode(latent, version)[0]
-                else:
-                    assert size.height is not None
-                    assert size.width is not None
-                    fitted = original.fitted(size.height, size.width)
-                    latent = self._sample_from(fitted, request, options.sampler, version)
-                    picture = fitted.kept(self._models.decode(latent, version)[0])
+                pictures = self._draw_with(rows, options, version)
             except VersionGoneError as error:
                 gone = error
                 continue
             self._last_version = version
-            return picture
+            return pictures
         raise gone
+
+    def _draw_with(self, rows: Sequence[_Row], options: _Options, version: int) -> list[np.ndarray]:
+        if len(rows) > 1 and version not in self._apart and version not in self._in_batches:
+            try:
+                return self._draw_together(rows, options, version)
+            except MissingSignatureError:
+                self._apart.add(version)
+        if version not in self._in_batches:
+            # What is refused here is refused before anything is computed.
+            try:
+                return [self._draw_alone(row, options, version) for row in rows]
+            except RowsNeededError:
+                self._in_batches.add(version)
+        return self._draw_together(rows, options, version)
+
+    def _draw_together(
+        self, rows: Sequence[_Row], options: _Options, version: int
+    ) -> list[np.ndarray]:
+        """By signatures that have a row for each picture.
+
+        Raises:
+            MissingSignatureError: The models are of a former version, which has none.
+        """
+        size = self._size(options, version, of_rows=True, alone=len(rows) == 1)
+        if size.most is not None and size.most < len(rows):
+            pieces = (rows[i : i + size.most] for i in range(0, len(rows), size.most))
+            return [
+                picture
+                for piece in pieces
+                for picture in self._draw_rows(piece, size, options, version)
+            ]
+        return self._draw_rows(rows, size, options, version)
+
+    def _draw_rows(
+        self, rows: Sequence[_Row], size: _Size, options: _Options, version: int
+    ) -> list[np.ndarray]:
+        count = len(rows)
+        request = {
+            **self._contexts(rows, version),
+            "num_steps": np.full(count, options.num_steps, np.int32),
+            "guidance_scale": np.full(count, options.guidance_scale, np.float32),
+            "seed": np.stack([_seed_pair(row.seed) for row in rows]),
+            "sampler": np.array([options.sampler.encode()] * count, object),
+        }
+        signature, fitted = "rows", None
+        if options.original is None:
+            for side in ("height", "width"):
+                request[side] = np.full(count, size.asked.get(side, 0), np.int32)
+        else:
+            signature, fitted = "rows_from_image", _fitted(options.original, size)
+            file = {"image_bytes": np.array([png.encode(fitted.pixels)], object)}
+            encoded = self._models.call("image_encoder", "rows", file, ("latent_bytes",), version)
+            mask = b"" if fitted.mask is None else png.encode(_as_picture(fitted.mask))
+            request["latent_bytes"] = np.repeat(encoded["latent_bytes"], count)
+            request["strength"] = np.full(count, fitted.strength, np.float32)
+            request["mask_bytes"] = np.array([mask] * count, object)
+        outputs = ("latent_bytes", "problem_bytes")
+        found = self._models.call("diffusion_model", signature, request, outputs, version)
+        # Of one row, others in the batch notwithstanding: the call itself goes well.
+        for problem in filter(None, found["problem_bytes"]):
+            reason = bytes(problem).decode("utf-8", "replace")
+            raise ServingError(f"{self.address} refuses the request to diffusion_model: {reason}")
+        latents = {"latent_bytes": found["latent_bytes"]}
+        files = self._models.call("decoder", "rows", latents, ("image_bytes",), version)
+        pictures = [png.decode(bytes(file)) for file in files["image_bytes"]]
+        return pictures if fitted is None else [fitted.kept(picture) for picture in pictures]
+
+    def _draw_alone(self, row: _Row, options: _Options, version: int) -> np.ndarray:
+        size = self._size(options, version)
+        request = {
+            **self._contexts([row], version),
+            "num_steps": np.array(options.num_steps, np.int32),
+            "guidance_scale": np.array(options.guidance_scale, np.float32),
+            "seed": _seed_pair(row.seed),
+        }
+        if options.original is None:
+            latent = self._sample(request, options.sampler, size.asked, version)
+            picture: np.ndarray = self._models.decode(latent, version)[0]
+            return picture
+        fitted = _fitted(options.original, size)
+        latent = self._sample_from(fitted, request, options.sampler, version)
+        return fitted.kept(self._models.decode(latent, version)[0])
+
+    def _contexts(self, rows: Sequence[_Row], version: int) -> dict[str, np.ndarray]:
+        texts = {
+            "prompt": _texts(row.prompt for row in rows),
+            "negative_prompt": _texts(row.negative_prompt for row in rows),
+        }
+        outputs = ("context", "unconditional_context")
+        return self._models.call("text_encoder", "text", texts, outputs, version)
 
     def _version_for(self, original: Original | None) -> int:
         if original is None:
@@ -360,26 +455,35 @@ class Generator:
                 raise
             raise no_image_encoder(self.address, self.release) from None
 
-    def _size(self, options: _Options, version: int) -> _Size:
-        """What is drawn; nothing is asked where that is the size of the training.
+    def _size(
+        self, options: _Options, version: int, *, of_rows: bool = False, alone: bool = True
+    ) -> _Size:
+        """What is drawn; of one picture, nothing is asked where that is the size of the training.
 
         Raises:
+            MissingSignatureError: It is asked for rows, and the models are of a former version.
             ServingError: The models cannot draw it, or have not the memory.
         """
         own = self.release.image_size if self.release else None
         given = options.height or options.width
         # A picture must be made to fit that size, and a server does not tell it otherwise.
         unknown = own is None and options.original is not None
-        if {options.height or own, options.width or own} == {own} and not unknown:
+        # A server sees to it by itself.
+        countable = not alone and self.release is not None
+        is_own = {options.height or own, options.width or own} == {own}
+        if is_own and not unknown and not countable:
             return _Size(own, own)
         asked = {
-            name: np.array(side or 0, np.int32)
+            name: np.array([side or 0] if of_rows else side or 0, np.int32)
             for name, side in (("height", options.height), ("width", options.width))
         }
         outputs = ("height", "width", "multiple", "peak_memory")
+        signature = "size_of_rows" if of_rows else "size"
         try:
-            found = self._models.call("diffusion_model", "size", asked, outputs, version)
+            found = self._models.call("diffusion_model", signature, asked, outputs, version)
         except MissingSignatureError:
+            if of_rows:
+                raise
             raise ServingError(
                 f"release {version} of {self.address} is too old for a height and width, and draws "
                 "what it was trained at: leave them out, or ask for a newer release"
@@ -393,7 +497,8 @@ class Generator:
                 f"memory besides the models, and {gigabytes(allowed)} are there for it: ask for a "
                 "smaller one, or, if there is more, say so by --memory-limit"
             )
-        return _Size(int(height), int(width), asked)
+        most = max(1, int(allowed // peak)) if countable else None
+        return _Size(int(height), int(width), asked, most)
 
     def _sample_from(
         self, original: Original, request: Mapping[str, np.ndarray], sampler: str, version: int
@@ -466,8 +571,19 @@ def _one_each(values: Any, count: int, what: str) -> list[Any]:
     return list(values)
 
 
-def _text(prompt: str) -> np.ndarray:
-    return np.array([plain(prompt).encode()], object)
+def _texts(prompts: Iterable[str]) -> np.ndarray:
+    return np.array([plain(prompt).encode() for prompt in prompts], object)
+
+
+def _fitted(original: Original, size: _Size) -> Original:
+    assert size.height is not None
+    assert size.width is not None
+    return original.fitted(size.height, size.width)
+
+
+def _as_picture(mask: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3], white where bool [H, W] is true."""
+    return np.repeat(np.uint8(255) * mask[..., None], 3, axis=-1)
 
 
 def _seed_pair(seed: int) -> np.ndarray:

@@ -18,6 +18,10 @@ class MissingSignatureError(ServingError):
     """The models are of a version that cannot do this yet."""
 
 
+class RowsNeededError(ServingError):
+    """The server draws requests together, and takes none that has not a row for each picture."""
+
+
 class MissingModelError(ServingError):
     """There is no such model.
 

@@ -16,6 +16,7 @@ from serving.errors import (
     BusyError,
     MissingModelError,
     MissingSignatureError,
+    RowsNeededError,
     ServingError,
     VersionGoneError,
 )
@@ -31,6 +32,7 @@ _NUMBERS = {3: "three", 4: "four"}
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 8.0
 # TensorFlow Serving's words, over REST and over gRPC; no code of either is for this alone.
+_ROWS_NEEDED = re.compile(r"Batching (session )?Run\(\) input tensors must have")
 _NO_SIGNATURE = re.compile(r'Serving signature (name: |key )"[^"]*" not found')
 
 logger = logging.getLogger(__name__)
@@ -157,5 +159,11 @@ class RemoteModels(abc.ABC):
         )
 
     def _refused(self, network: str, reason: str) -> ServingError:
-        kind = MissingSignatureError if _NO_SIGNATURE.match(reason) else ServingError
+        kind = ServingError
+        for special, words in (
+            (MissingSignatureError, _NO_SIGNATURE),
+            (RowsNeededError, _ROWS_NEEDED),
+        ):
+            if words.match(reason):
+                kind = special
         return kind(f"{self._address} refuses the request to {network}: {reason}")

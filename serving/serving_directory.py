@@ -55,8 +55,12 @@ from storage.user_errors import UserError
 
 CAPTIONS = "captions_published"
 """What `publish`'s facts say of captions: false where none may be in a release."""
+BATCH_SIZE = "batch_size"
+"""What they say of how many pictures servers draw together; nothing where each is by itself."""
 LAST_VERSION_NAME = "last_version"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
+BATCHING_FILE = "batching_params.pbtxt"
+"""Beside a SavedModel: how TensorFlow Serving draws requests to it together, if it is told to."""
 
 _STAGING_PREFIX = ".staging-"
 _VERSION = re.compile(r"[0-9]+")
@@ -90,7 +94,7 @@ WriteFile = Callable[[str, int], None]
 class _Extra:
     """What a release has beside what is copied: see `ServingDirectory.publish`."""
 
-    warmup: Mapping[str, bytes]
+    model_files: Mapping[tuple[str, str], bytes]
     single_files: Mapping[str, WriteFile]
 
 
@@ -120,6 +124,7 @@ class ServingDirectory:
         warmup: Mapping[str, bytes] | None = None,
         version: int | None = None,
         single_files: Mapping[str, WriteFile] | None = None,
+        batching: bytes | None = None,
     ) -> dict[str, Any]:
         """Makes the models in `source` the next version, and the one that is served.
 
@@ -132,14 +137,15 @@ class ServingDirectory:
                 where the version is to draw from pictures, and with the folder `SINGLE_FILES` of a
                 release that was published.
             facts: What else to write into the release; `model`, and `manifest` where it names the
-                training, tell repetitions apart, with what they say of `SINGLE_FILES` and
-                `CAPTIONS`.
+                training, tell repetitions apart, with what they say of `SINGLE_FILES`, `CAPTIONS`
+                and `BATCH_SIZE`.
             check: Called with the staged copy of `source`; raises a `ModelRefusedError` where it
                 should not be published.
             warmup: By network, TFRecords of the requests that TensorFlow Serving makes before it
                 serves a version.
             version: The number to use, if it is above all that were used.
             single_files: By name, what writes those that are made for the release.
+            batching: Contents of each model's `BATCHING_FILE`; `None` for none.
 
         Returns:
             The release: `facts`, `version`, and `files`, from each file's path below the root to
@@ -150,7 +156,10 @@ class ServingDirectory:
             ModelRefusedError: From `check`.
             LockLostError: Another push has taken this one for dead.
         """
-        extra = _Extra(warmup or {}, single_files or {})
+        model_files = {(network, WARMUP_FILE): c for network, c in (warmup or {}).items()}
+        if batching is not None:
+            model_files |= {(network, BATCHING_FILE): batching for network in networks_in(source)}
+        extra = _Extra(model_files, single_files or {})
         filesystem.make_folder(self._root)
         with locked(self._root) as lock:
             # Before tidying up: a number that was visible once, finished or not, stays used.
@@ -299,11 +308,11 @@ class ServingDirectory:
             files[f"{folder}/{version}/{name}"] = _copy_verified(
                 filesystem.join(source, folder, name), filesystem.join(staging, folder, name)
             )
-        for network, requests in extra.warmup.items():
-            path = filesystem.join(staging, network, WARMUP_FILE)
+        for (network, name), contents in extra.model_files.items():
+            path = filesystem.join(staging, network, name)
             filesystem.make_folder(filesystem.parent(path))
-            filesystem.write_bytes(path, requests)
-            files[f"{network}/{version}/{WARMUP_FILE}"] = filesystem.sha256(path)
+            filesystem.write_bytes(path, contents)
+            files[f"{network}/{version}/{name}"] = filesystem.sha256(path)
         check(staging)
         for name, write in extra.single_files.items():
             path = filesystem.join(staging, SINGLE_FILES, name)
@@ -335,14 +344,16 @@ class ServingDirectory:
         exported_again = _is_export_of_the_same(release, facts)
         if release.get("model") != facts.get("model") and not exported_again:
             return None
-        if any(release.get(name) != facts.get(name) for name in (SINGLE_FILES, CAPTIONS)):
+        if any(
+            release.get(name) != facts.get(name) for name in (SINGLE_FILES, CAPTIONS, BATCH_SIZE)
+        ):
             return None
         version = release["version"]
         expected = {
             f"{folder}/{version}/{name}": filesystem.join(source, folder, name)
             for folder, name in _files_in(source)
         }
-        made = {f"{network}/{version}/{WARMUP_FILE}" for network in extra.warmup}
+        made = {f"{network}/{version}/{name}" for network, name in extra.model_files}
         made |= {f"{SINGLE_FILES}/{version}/{name}" for name in extra.single_files}
         if expected.keys() | made != release["files"].keys() or self.damaged_files(version):
             return None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import tensorflow as tf
 
-from benchmarks.serving.measured import VERSION, arguments
+from benchmarks.serving.measured import PROMPT, VERSION, arguments
 from benchmarks.serving.notebook import export_notebook_models
 from trainer.export.saved_models import export_models, serving_modules
 from trainer.presets import get_preset
-from trainer.text.tokenizer import merges
+from trainer.text.tokenizer import merges, tokenize
 from trainer.weights.base_model import BaseModel
 
 
@@ -26,12 +27,20 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, model in networks.items():
         model.save_weights(str(folder / f"{name}.weights.h5"))
-    modules = serving_modules(**networks, preset=preset, image_size=image_size)
-    export_models(str(folder / "exported"), modules)
-    for name in networks:
-        # As in a serving directory.
-        (folder / "ours" / name).mkdir(parents=True, exist_ok=True)
-        (folder / "exported" / name).rename(folder / "ours" / name / str(VERSION))
+    np.save(folder / "tokens.npy", tokenize([PROMPT, ""]).astype(np.int64))
+    for target, dtype in (("ours", "float32"), ("ours_bfloat16", "bfloat16")):
+        modules = serving_modules(
+            **networks,
+            preset=preset,
+            image_size=image_size,
+            weights_dtype=dtype,
+            compute=dtype,
+        )
+        export_models(str(folder / "exported"), modules)
+        for name in networks:
+            # As in a serving directory.
+            (folder / target / name).mkdir(parents=True, exist_ok=True)
+            (folder / "exported" / name).rename(folder / target / name / str(VERSION))
     export_notebook_models(folder / "notebook", networks, preset, image_size)
     write_merges(str(folder / "merges.txt.gz"))
     (folder / "done").touch()

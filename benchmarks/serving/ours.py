@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from benchmarks.serving.measured import (
@@ -18,12 +20,14 @@ from serving.releases import Release
 
 
 def main() -> None:
-    """The command line."""
+    """The command line: that of the other ways, the folder of the models and the sampler."""
+    sampler = sys.argv.pop()
+    folder = sys.argv.pop()
     given = arguments()
 
     def load() -> Draw:
         models = LoadedModels(
-            Release(str(given.folder / "ours"), VERSION, {}, NUM_STEPS, GUIDANCE_SCALE)
+            Release(str(given.folder / folder), VERSION, {}, NUM_STEPS, GUIDANCE_SCALE)
         )
 
         def draw(count: int) -> np.ndarray:
@@ -41,9 +45,10 @@ def main() -> None:
                 "num_steps": np.array(NUM_STEPS, np.int32),
                 "guidance_scale": np.array(GUIDANCE_SCALE, np.float32),
                 "seed": np.zeros(2, np.int32),
+                "sampler": np.array(sampler.encode(), object),
             }
             latents = models.call(
-                "diffusion_model", "serving_default", {**contexts, **request}, ("latent",), VERSION
+                "diffusion_model", "sample", {**contexts, **request}, ("latent",), VERSION
             )
             return models.decode(latents["latent"], VERSION)
 

@@ -22,6 +22,7 @@ class ServingPusherSpec(component_spec.ComponentSpec):
         "canary": component_spec.ExecutionParameter(type=int),
         "canary_timeout_seconds": component_spec.ExecutionParameter(type=int),
         "checkpoint": component_spec.ExecutionParameter(type=str),
+        "batch_size": component_spec.ExecutionParameter(type=int),
         "publish_captions": component_spec.ExecutionParameter(type=int),
         "training_dataset": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
@@ -60,6 +61,7 @@ class ServingPusher(base_component.BaseComponent):
         canary: bool = True,
         canary_timeout_seconds: int = 900,
         checkpoint: str = "",
+        batch_size: int = 1,
         publish_captions: bool = True,
         training_dataset: str | RuntimeParameter = "",
     ) -> None:
@@ -78,6 +80,8 @@ class ServingPusher(base_component.BaseComponent):
             checkpoint: What the weights are stored as in the one file that other tools open,
                 float16 or float32; "" for no such file. What training left as it was comes from
                 the base weights.
+            batch_size: The most pictures that TensorFlow Serving draws together, of requests that
+                come at the same moment; 1 for each by itself.
             publish_captions: Whether captions, or words of them, may be in a release.
             training_dataset: Where the dataset lies, of the hub with its commit, for the release to
                 say; "" if it need not. Nothing else depends on it, so that the same pictures in
@@ -96,6 +100,8 @@ class ServingPusher(base_component.BaseComponent):
                 f"canary_timeout_seconds {canary_timeout_seconds} is impossible: it must be 1 or "
                 "more"
             )
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} is impossible: it must be 1 or more")
         if checkpoint not in executor.CHECKPOINTS:
             allowed = ", ".join(map(repr, executor.CHECKPOINTS))
             raise ValueError(
@@ -108,6 +114,7 @@ class ServingPusher(base_component.BaseComponent):
                 canary=int(canary),
                 canary_timeout_seconds=canary_timeout_seconds,
                 checkpoint=checkpoint,
+                batch_size=batch_size,
                 publish_captions=int(publish_captions),
                 training_dataset=training_dataset,
                 code_version=code_version(executor.__name__),

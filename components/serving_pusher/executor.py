@@ -18,10 +18,12 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import path_utils
 
+from components.serving_pusher.batching import batching_parameters
 from components.serving_pusher.single_files import single_files
 from components.serving_pusher.warmup import warmup_requests
 from serving.releases import SINGLE_FILES
 from serving.serving_directory import (
+    BATCH_SIZE,
     CAPTIONS,
     ModelRefusedError,
     ServingDirectory,
@@ -90,6 +92,10 @@ class Executor(base_executor.BaseExecutor):
         }
         if not exec_properties["publish_captions"]:
             facts[CAPTIONS] = False
+        batch_size = exec_properties["batch_size"]
+        in_batches = batch_size > 1
+        if in_batches:
+            facts[BATCH_SIZE] = batch_size
         latents = artifact_utils.get_single_instance(input_dict["latents"])
         files = single_files(
             source,
@@ -108,7 +114,10 @@ class Executor(base_executor.BaseExecutor):
         try:
             warmup = {
                 network: warmup_requests(
-                    os.path.join(source, network), network, manifest.image_size
+                    os.path.join(source, network),
+                    network,
+                    manifest.image_size,
+                    in_batches=in_batches,
                 )
                 for network in networks_in(source)
             }
@@ -118,6 +127,7 @@ class Executor(base_executor.BaseExecutor):
                 check,
                 warmup,
                 single_files={name: file.write for name, file in files.items()},
+                batching=batching_parameters(batch_size) if in_batches else None,
             )
         except ModelRefusedError as refusal:
             _mark_not_pushed(pushed_model, str(refusal))

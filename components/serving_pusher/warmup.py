@@ -12,7 +12,7 @@ import tempfile
 
 import tensorflow as tf
 from google.protobuf import message
-from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 from tfx.dsl.io import fileio
 
@@ -21,34 +21,51 @@ from serving.serving_directory import ModelRefusedError
 
 _PROMPT = b"a drawing of a small round creature"
 # What zero would not do for.
-_VALUES = {"num_steps": 1, "guidance_scale": 7.5, "sampler": DEFAULT_SAMPLER, "strength": 1.0}
-# Input of the image encoder: a picture as a file.
-_FILE = "image"
+_VALUES = {
+    "num_steps": 1,
+    "guidance_scale": 7.5,
+    "sampler": DEFAULT_SAMPLER,
+    "strength": 1.0,
+    "mask_bytes": b"",
+}
 _LATENT_DOWNSAMPLING = 8
+_LATENT_CHANNELS = 4
+# What clients ask for where requests are drawn together, and otherwise hardly ever.
+_OF_ROWS = ("rows", "rows_from_image", "size_of_rows")
 _INITIALIZER = "__saved_model_init_op"
 
 
-def warmup_requests(saved_model: str, network: str, image_size: int) -> bytes:
-    """One request of one picture for every signature, as a TFRecord file of PredictionLogs.
+def warmup_requests(
+    saved_model: str, network: str, image_size: int, *, in_batches: bool = False
+) -> bytes:
+    """One request of one picture for every signature that is used, as TFRecords of PredictionLogs.
 
     Args:
         saved_model: Its folder.
         network: What servers call it.
         image_size: Side of the picture in pixels, where a signature takes any.
+        in_batches: Whether servers draw requests together, and refuse signatures that have not a
+            row for each picture in every input, in a warm-up as well.
 
     Raises:
-        ModelRefusedError: It is no SavedModel.
+        ModelRefusedError: It is no SavedModel, or servers could not draw requests to it together.
     """
     try:
         with fileio.open(os.path.join(saved_model, "saved_model.pb"), "rb") as f:
             [graph] = saved_model_pb2.SavedModel.FromString(f.read()).meta_graphs
     except (message.DecodeError, ValueError, tf.errors.NotFoundError, OSError) as error:
         raise ModelRefusedError(f"the {network} is no SavedModel ({error})") from error
+    if in_batches and network == "diffusion_model" and _OF_ROWS[0] not in graph.signature_def:
+        raise ModelRefusedError(
+            f"the {network} was exported by a former version, and requests to it cannot be drawn "
+            "together: set serving.batch_size to 1, or train it again"
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "requests")
         with tf.io.TFRecordWriter(path) as writer:
             for name, signature in sorted(graph.signature_def.items()):
-                if name == _INITIALIZER:
+                unused = not _has_rows(signature) if in_batches else name in _OF_ROWS
+                if name == _INITIALIZER or unused:
                     continue
                 request = predict_pb2.PredictRequest(
                     model_spec=model_pb2.ModelSpec(name=network, signature_name=name)
@@ -65,10 +82,19 @@ def warmup_requests(saved_model: str, network: str, image_size: int) -> bytes:
             return f.read()
 
 
+def _has_rows(signature: meta_graph_pb2.SignatureDef) -> bool:
+    """Whether the first dimension of all inputs is open."""
+    shapes = [tensor.tensor_shape.dim for tensor in signature.inputs.values()]
+    return all(dims and dims[0].size < 0 for dims in shapes)
+
+
 def _value(name: str, tensor: tf.compat.v1.TensorInfo, image_size: int) -> tf.Tensor:
     dtype = tf.dtypes.as_dtype(tensor.dtype)
-    if name == _FILE:
+    if name in ("image", "image_bytes"):
         return tf.io.encode_png(tf.zeros([image_size, image_size, 3], tf.uint8))[None]
+    if name == "latent_bytes":
+        side = image_size // _LATENT_DOWNSAMPLING
+        return tf.io.serialize_tensor(tf.zeros([side, side, _LATENT_CHANNELS]))[None]
     # Pictures and masks have pixels, latents and noise positions; of texts and contexts the number
     # alone is open.
     side = image_size if dtype == tf.uint8 else image_size // _LATENT_DOWNSAMPLING

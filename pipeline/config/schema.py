@@ -153,6 +153,7 @@ class ServingConfig:
         image_to_image: Whether the image encoder is pushed, too, to draw from pictures.
         checkpoint: What the weights are stored as in the one file that other tools open; `None` for
             no such file.
+        batch_size: The most pictures that TensorFlow Serving draws together; 1 for each by itself.
         publish_captions: Whether captions of the dataset, or their words, may be in a release.
     """
 
@@ -160,6 +161,7 @@ class ServingConfig:
     keep_versions: Annotated[int, Field(ge=0)]
     image_to_image: bool
     checkpoint: WeightsDtype | None
+    batch_size: Annotated[int, Field(ge=1, le=64)]
     publish_captions: bool
 
 

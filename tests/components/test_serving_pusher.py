@@ -24,7 +24,12 @@ from serving.client import Generator
 from serving.publish import model_card
 from serving.releases import SERVED_NETWORKS, find_release, list_versions
 from serving.releases.__main__ import main as releases_command
-from serving.serving_directory import WARMUP_FILE, CorruptCopyError, ServingDirectory
+from serving.serving_directory import (
+    BATCHING_FILE,
+    WARMUP_FILE,
+    CorruptCopyError,
+    ServingDirectory,
+)
 from storage import filesystem
 from storage.user_errors import UserError
 from trainer import model_spec
@@ -124,6 +129,7 @@ def push(tmp_path, model_folder):
         unsure="",
         checkpoint="",
         captions=True,
+        batch_size=1,
     ):
         nonlocal count
         count += 1
@@ -152,6 +158,7 @@ def push(tmp_path, model_folder):
                 "canary": int(canary),
                 "canary_timeout_seconds": 300,
                 "checkpoint": checkpoint,
+                "batch_size": batch_size,
                 "publish_captions": int(captions),
                 "training_dataset": "hf://datasets/org/creatures@0123abc",
                 "code_version": "1",
@@ -612,6 +619,48 @@ def test_a_failing_warm_up_refuses_the_model(push, tmp_path, monkeypatch):
     assert problem.startswith("the warm-up of decoder's text fails: ")
 
 
+def test_a_release_is_made_for_servers_that_draw_requests_together(push, tmp_path):
+    folder = save_model(tmp_path / "of_a_former_version")
+    refused = push(folder=folder, batch_size=4)
+    assert refused.get_int_custom_property("pushed") == 0
+    assert refused.get_string_custom_property("reason") == (
+        "the diffusion_model was exported by a former version, and requests to it cannot be drawn "
+        "together: set serving.batch_size to 1, or train it again"
+    )
+    assert not push.root.exists()
+
+    model = DiffusionModel(1.0)
+    rows = tf.function(
+        lambda context: {"latent_bytes": tf.strings.as_string(context[:, 0, 0] * model.scale)},
+        input_signature=[tf.TensorSpec([None, 77, WIDTH], tf.float32, name="context")],
+    )
+    signatures = {"serving_default": model.serve, "rows": rows}
+    place = folder / "Format-Serving" / "diffusion_model"
+    tf.saved_model.save(model, str(place), signatures=signatures)
+    for version, batch_size in ((1, 4), (2, 8), (3, 1)):
+        for _ in range(2):
+            pushed = push(folder=folder, model_id=9, batch_size=batch_size)
+            assert pushed.get_string_custom_property("pushed_version") == str(version)
+        release = json.loads((push.root / "releases" / f"{version}.json").read_bytes())
+        assert release.get("batch_size", 1) == batch_size
+        for network in SERVED_NETWORKS:
+            parameters = push.root / network / str(version) / BATCHING_FILE
+            assert parameters.exists() == (batch_size > 1)
+            name = f"{network}/{version}/{BATCHING_FILE}"
+            assert (name in release["files"]) == (batch_size > 1)
+            if batch_size > 1:
+                said = f"max_execution_batch_size {{ value: {batch_size} }}"
+                assert said in parameters.read_text()
+        # A server that draws together refuses the others, and would not load the model.
+        warmup = push.root / "diffusion_model" / str(version) / WARMUP_FILE
+        logs = map(
+            prediction_log_pb2.PredictionLog.FromString,
+            tf.data.TFRecordDataset(str(warmup)).as_numpy_iterator(),
+        )
+        expected = "rows" if batch_size > 1 else "serving_default"
+        assert [log.predict_log.request.model_spec.signature_name for log in logs] == [expected]
+
+
 def test_two_pushes_at_once_are_two_releases(push, model_folder):
     directory = ServingDirectory(str(push.root))
     inside, leave, releases = threading.Event(), threading.Event(), {}
@@ -645,6 +694,7 @@ def test_two_pushes_at_once_are_two_releases(push, model_folder):
         ({"push_destination": ""}, "push_destination is empty"),
         ({"keep_versions": -1}, "keep_versions -1 is impossible"),
         ({"canary_timeout_seconds": 0}, "canary_timeout_seconds 0 is impossible"),
+        ({"batch_size": 0}, "batch_size 0 is impossible"),
         ({"checkpoint": "bfloat16"}, "checkpoint 'bfloat16' is impossible: it must be one of"),
     ],
 )

@@ -33,8 +33,8 @@ def publish(exported: dict[int, Path]) -> Callable[..., int]:
     """Publishes one of the two into a serving directory, as the pusher does; gives its version."""
     import small_releases
 
-    def publish(root: Path | str, number: int) -> int:
-        return small_releases.publish(root, number, exported[number])
+    def publish(root: Path | str, number: int, batch_size: int = 1) -> int:
+        return small_releases.publish(root, number, exported[number], batch_size)
 
     return publish
 

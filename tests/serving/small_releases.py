@@ -44,8 +44,9 @@ def export(folders: dict[int, Path]) -> None:
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def publish(root: Path | str, number: int, folder: Path) -> int:
+def publish(root: Path | str, number: int, folder: Path, batch_size: int = 1) -> int:
     """Publishes what `export` wrote, as the pusher does; gives its version."""
+    from components.serving_pusher.batching import batching_parameters
     from serving.serving_directory import ServingDirectory
 
     facts = {
@@ -58,13 +59,23 @@ def publish(root: Path | str, number: int, folder: Path) -> int:
         "manifest": json.loads((folder / "manifest.json").read_bytes()),
     }
     directory = ServingDirectory(str(root))
-    return directory.publish(str(folder), facts, lambda staged: None, _warmup(folder))["version"]
+    in_batches = batch_size > 1
+    return directory.publish(
+        str(folder),
+        facts,
+        lambda staged: None,
+        _warmup(folder, in_batches),
+        batching=batching_parameters(batch_size) if in_batches else None,
+    )["version"]
 
 
 @functools.cache
-def _warmup(folder: Path) -> dict[str, bytes]:
+def _warmup(folder: Path, in_batches: bool) -> dict[str, bytes]:
     from components.serving_pusher.warmup import warmup_requests
     from serving.serving_directory import networks_in
 
     names = networks_in(str(folder))
-    return {name: warmup_requests(str(folder / name), name, IMAGE_SIZE) for name in names}
+    return {
+        name: warmup_requests(str(folder / name), name, IMAGE_SIZE, in_batches=in_batches)
+        for name in names
+    }

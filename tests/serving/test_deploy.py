@@ -8,13 +8,22 @@ import kubernetes_validate
 import pytest
 import yaml
 from compose_spec import PyCompose
+from tf_serving_batches import parsed_parameters
 
+from components.serving_pusher.batching import batching_parameters
 from serving.releases import SERVED_NETWORKS
 
 DEPLOY = Path(__file__).resolve().parents[2] / "serving" / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 OLDEST_KUBERNETES = "1.30"
 SERVING_DIR = "/srv/serving_model"
+PARAMETERS = "batching_parameters.txt"
+# Of no use without one another: the second leaves releases alone that have no parameters.
+BATCHING_FLAGS = (
+    "--enable_batching=true",
+    "--enable_per_model_batching_parameters=true",
+    f"--batching_parameters_file=/etc/sd-serving/{PARAMETERS}",
+)
 
 
 def compose(**environment: str) -> dict[str, Any]:
@@ -39,7 +48,7 @@ def kubernetes() -> dict[str, dict[str, Any]]:
         for document in yaml.safe_load_all((KUBERNETES / name).read_text()):
             found[document["kind"]] = document
     files = {path.name for path in KUBERNETES.iterdir()}
-    assert files == {*kustomization["resources"], "kustomization.yaml"}
+    assert files == {*kustomization["resources"], "kustomization.yaml", PARAMETERS}
     return found
 
 
@@ -48,7 +57,11 @@ def test_compose_is_valid_and_serves_the_directory() -> None:
     assert set(content["services"]) == {"cpu", "gpu"}
     for service in content["services"].values():
         assert f"--model_config_file={SERVING_DIR}/models.config" in service["command"]
-        assert service["volumes"] == [f"{SERVING_DIR}:{SERVING_DIR}:ro"]
+        assert service["volumes"] == [
+            f"{SERVING_DIR}:{SERVING_DIR}:ro",
+            f"./kubernetes/{PARAMETERS}:/etc/sd-serving/{PARAMETERS}:ro",
+        ]
+        assert set(BATCHING_FLAGS) < set(service["command"])
         # TensorFlow Serving asks nobody for a password.
         assert all(str(port).startswith("127.0.0.1:") for port in service["ports"])
     device = content["services"]["gpu"]["deploy"]["resources"]["reservations"]["devices"][0]
@@ -101,8 +114,25 @@ def test_manifests_fit_together() -> None:
     target = documents["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
     assert target["name"] == deployment["metadata"]["name"]
     kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
-    [generated] = kustomization["configMapGenerator"]
+    generated, batching = kustomization["configMapGenerator"]
+    [volume], [mount] = pod["spec"]["volumes"], container["volumeMounts"]
+    assert volume == {"name": mount["name"], "configMap": {"name": batching["name"]}}
+    assert batching["files"] == [PARAMETERS]
+    assert f"{mount['mountPath']}/{PARAMETERS}" == BATCHING_FLAGS[-1].partition("=")[2]
+    assert set(BATCHING_FLAGS) < set(container["args"])
     [variable] = (v["valueFrom"]["configMapKeyRef"] for v in container["env"] if "valueFrom" in v)
     assert variable["name"] == generated["name"]
     [literal] = generated["literals"]
     assert literal.partition("=")[0] == variable["key"]
+
+
+def test_batches_are_as_tensorflow_serving_takes_them() -> None:
+    text = (KUBERNETES / PARAMETERS).read_text()
+    assert parsed_parameters(text).num_batch_threads.value == 2
+    parameters = parsed_parameters(batching_parameters(8).decode())
+    assert parameters.max_execution_batch_size.value == 8
+    # A request of more pictures than that is divided; without this, it would be refused.
+    assert parameters.enable_large_batch_splitting.value
+    assert parameters.max_batch_size.value >= 100
+    # A latent or context that is filled up is another one.
+    assert not parameters.pad_variable_length_inputs

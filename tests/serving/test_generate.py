@@ -320,6 +320,7 @@ def test_cli_draws_a_grid(cli: Callable, pushed: Path, newest: Generator, tmp_pa
             "--memory-limit is nan; it must be gigabytes, more than 0",
         ),
         (["a", "--count", "0"], "--count is 0; it must be 1 to 100"),
+        (["a", "--together", "0"], "--together is 0; it must be 1 to 100"),
         (["a", "--out", "x.jpg"], "--out is x.jpg; its name must end in .png"),
         (["a", "--out", "nowhere/x.png"], "the folder of --out, nowhere, does not exist"),
         (["a", "--out", "folder.png"], "--out is folder.png, which is a folder; name a file"),

@@ -55,7 +55,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def server(released: Path) -> Iterator[TfServing]:
-    with TfServing(released / "models.config") as server:
+    # It makes batches, but not of a release that is not made for that.
+    with TfServing(released / "models.config", batch_threads=2) as server:
         yield server
 
 
@@ -687,3 +688,149 @@ def test_a_busy_moment_passes() -> None:
     loading = b'{"model_version_status": [{"version": "4", "state": "LOADING"}]}'
     with Answers((503, b"starting"), (200, loading), (200, ready)) as server:
         assert Generator(server.url).version == 4
+
+
+@pytest.fixture(scope="module")
+def batching_server(
+    publish: Callable[..., int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TfServing]:
+    root = tmp_path_factory.mktemp("batches") / "serving_model"
+    publish(root, 1, batch_size=4)
+    with TfServing(root / "models.config", batch_threads=2) as server:
+        yield server
+
+
+def assert_alike(actual: np.ndarray, expected: np.ndarray) -> None:
+    """But for how kernels round at another size of batch."""
+    assert actual.shape == expected.shape
+    difference = np.abs(actual.astype(int) - expected)
+    assert difference.max() <= 2
+    assert difference.mean() < 0.05
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_requests_of_any_kind_are_drawn_together(
+    batching_server: TfServing, in_process: Generator, protocol: str
+) -> None:
+    image = noisy(50, 70)
+    mask = np.zeros((50, 70), bool)
+    mask[10:20, 30:60] = True
+    requests = [{**request, "guidance_scale": 3.0} for request in REQUESTS]
+    requests += [
+        {**requests[1], "height": 40, "width": 96},
+        {**requests[3], "width": 96},
+        {**FROM_PICTURE, "image": image, "strength": 0.5, "sampler": "euler_a"},
+        {**FROM_PICTURE, "image": image, "mask": mask, "height": 40, "width": 96},
+        {**FROM_PICTURE, "image": image, "mask": mask, "strength": 0.7, "seed": 9},
+        {**FROM_PICTURE, "prompts": ["one", "two", "three"], "seed": [5, 2**63, 6], "together": 9},
+    ]
+    generator = Generator(getattr(batching_server, protocol))
+    with ThreadPoolExecutor(len(requests)) as threads:
+        drawn = list(threads.map(lambda request: generator.generate(**request), requests))
+    for request, pictures in zip(requests, drawn, strict=True):
+        assert_alike(pictures, in_process.generate(**{**request, "together": 1}))
+    # Outside of a mask not one pixel changes.
+    fitted = Original(image, 1.0, mask).fitted(40, 96)
+    np.testing.assert_array_equal(drawn[-3][0][~fitted.mask], fitted.pixels[~fitted.mask])
+    assert max(batching_server.batch_sizes) == 4
+
+
+def test_a_request_that_is_impossible_leaves_the_others_in_its_batch_alone(
+    batching_server: TfServing, expected: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = Generator(batching_server.grpc)
+    generator.generate(**REQUESTS[0], guidance_scale=3.0)
+    monkeypatch.setattr("serving.client.check_request", lambda **_: None)
+    sizes = batching_server.batch_sizes
+    del sizes[:]
+
+    def draw(steps: int) -> np.ndarray | str:
+        try:
+            return generator.generate(["a blue dragon"], num_steps=steps, guidance_scale=3.0)
+        except ServingError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as threads:
+        drawn = list(threads.map(draw, (2, 0, 1001, 2)))
+    for place, steps in ((1, 0), (2, 1001)):
+        assert drawn[place] == (
+            f"{batching_server.grpc} refuses the request to diffusion_model: num_steps must be 1 "
+            f"to 1000, and is {steps}"
+        )
+    for place in (0, 3):
+        assert_alike(drawn[place], expected[0])
+    assert max(sizes) > 1
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_a_former_client_is_told_why_a_server_that_draws_together_refuses_it(
+    batching_server: TfServing, protocol: str
+) -> None:
+    models = Generator(getattr(batching_server, protocol))._models
+    texts = {"prompt": np.array([b"a cave"], object), "negative_prompt": np.array([b""], object)}
+    contexts = models.call("text_encoder", "text", texts, ("context", "unconditional_context"), 1)
+    request = {
+        **contexts,
+        "num_steps": np.array(2, np.int32),
+        "guidance_scale": np.array(3.0, np.float32),
+        "seed": np.array([0, 0], np.int32),
+    }
+    with pytest.raises(ServingError, match="Batching Run\\(\\) input tensors must have"):
+        models.call("diffusion_model", "serving_default", request, ("latent",), 1)
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_a_release_that_is_not_for_batches_is_served_as_ever_by_a_server_that_makes_them(
+    server: TfServing, expected: list[np.ndarray], protocol: str
+) -> None:
+    generator = Generator(getattr(server, protocol))
+    # Of a release that has no signatures for it, too.
+    with server.of_former_version():
+        both = generator.generate(
+            ["a blue dragon", "a cave"], num_steps=2, guidance_scale=3.0, together=2
+        )
+    np.testing.assert_array_equal(both[:1], expected[0])
+    assert server.batch_sizes == []
+
+
+@pytest.mark.parametrize("place", ["folder", "rest", "grpc"])
+def test_pictures_of_a_request_are_drawn_together_where_that_is_asked(
+    server: TfServing, in_process: Generator, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = in_process if place == "folder" else Generator(getattr(server, place))
+    request: dict[str, Any] = {
+        "prompts": ["a cave", "a dragon", "a bird", "a tree", "a cave"],
+        "negative_prompts": ["", "wings", "", "", ""],
+        "seed": [1, 1, 2**63, 4, 5],
+        "num_steps": 3,
+        "guidance_scale": 3.0,
+        "sampler": "euler_a",
+    }
+    alone = generator.generate(**request)
+    told: list[int] = []
+    rows, call = [], generator._models.call
+
+    def recorded(network: str, signature: str, inputs: Any, *others: Any) -> Any:
+        if signature == "rows" and network == "diffusion_model":
+            rows.append(len(inputs["seed"]))
+        return call(network, signature, inputs, *others)
+
+    monkeypatch.setattr(generator._models, "call", recorded)
+    drawn = generator.generate(
+        **request, together=3, on_picture=lambda index, _: told.append(index)
+    )
+    assert_alike(drawn, alone)
+    assert (told, rows) == ([0, 1, 2, 3, 4], [3, 2])
+    if place == "folder":
+        # As many as there is memory for.
+        found = call("diffusion_model", "size", SIZE_OF_TRAINING, ("peak_memory",), 1)
+        peak = float(found["peak_memory"][0])
+        monkeypatch.setattr(generator, "_memory_limit_bytes", int(2.5 * peak))
+        del rows[:]
+        assert_alike(generator.generate(**request, together=5), alone)
+        assert rows == [2, 2, 1]
+    with pytest.raises(ServingError, match=r"^the number of pictures to draw together is 0; it"):
+        generator.generate(["a cave"], together=0)
+
+
+SIZE_OF_TRAINING = {side: np.array(0, np.int32) for side in ("height", "width")}

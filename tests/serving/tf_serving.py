@@ -5,7 +5,8 @@ polls it, replays warm-up requests, changes one model after another and never le
 version, lets calls under way end, and answers as it does: the messages are those of
 tensorflow-serving-api, and JSON follows its rules (columns in and out, a single output without its
 name, `b64` for names that end in `_bytes` and plain text for others, floats with as many digits as
-they need).
+they need). With `batch_threads`, it draws together as the server does with `--enable_batching` and
+`--enable_per_model_batching_parameters`; see `tf_serving_batches.py`.
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 from tensorflow_serving.config import model_server_config_pb2
+from tf_serving_batches import Batches, check_rows
 
 State = get_model_status_pb2.ModelVersionStatus.State
 _PREDICT = re.compile(r"/v1/models/([^/:]+)(?:/versions/([0-9]+))?:predict")
+# What releases have since requests can be drawn together.
+ROWS = frozenset({"rows", "rows_from_image", "size_of_rows"})
 _STATUS = re.compile(r"/v1/models/([^/:]+)(?:/versions/([0-9]+))?")
 
 
@@ -50,6 +54,7 @@ class Refusal(Exception):
 _HTTP_STATUS = {
     grpc.StatusCode.NOT_FOUND: 404,
     grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.FAILED_PRECONDITION: 412,
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
     grpc.StatusCode.UNAVAILABLE: 503,
 }
@@ -61,6 +66,7 @@ class _Servable:
     def __init__(self) -> None:
         self.state = State.LOADING
         self.model: Any = None
+        self.batches: Batches | None = None
         self.in_use = 0
 
 
@@ -71,10 +77,15 @@ class TfServing:
         rest, grpc: The two addresses.
         calls: How many calls were answered with a result.
         most_at_once: How many were being computed at once at most.
+        batch_sizes: How many rows each batch had, without what filled it up.
     """
 
-    def __init__(self, config: Path, *, poll_seconds: float = 0.02) -> None:
+    def __init__(
+        self, config: Path, *, poll_seconds: float = 0.02, batch_threads: int | None = None
+    ) -> None:
         self._config = config
+        self.batch_sizes: list[int] = []
+        self._batch_pool = futures.ThreadPoolExecutor(batch_threads) if batch_threads else None
         self._poll_seconds = poll_seconds
         self._most_calls: int | None = None
         self._unknown: frozenset[str] = frozenset()
@@ -111,6 +122,8 @@ class TfServing:
         self._http.shutdown()
         self._http.server_close()
         self._grpc.stop(None).wait()
+        if self._batch_pool is not None:
+            self._batch_pool.shutdown()
 
     def serves(self, version: int, timeout: float = 400.0) -> bool:
         """Waits until a version is the newest one of all models."""
@@ -155,11 +168,16 @@ class TfServing:
                 'Serving signature key "{}" not found.',
             )
             try:
-                outputs = function(**inputs)
+                if servable.batches is None:
+                    outputs = function(**inputs)
+                else:
+                    outputs = servable.batches.run(signature, function, inputs)
             except tf.errors.InvalidArgumentError as error:
                 raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, error.message) from error
             except (TypeError, ValueError) as error:
                 raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+            except tf.errors.FailedPreconditionError as error:
+                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, error.message) from error
             number = next(v for v, s in self._models[model].items() if s is servable)
         self.calls += 1
         return number, outputs
@@ -175,7 +193,7 @@ class TfServing:
     @contextlib.contextmanager
     def of_former_version(self, *unknown: str) -> Iterator[None]:
         """Serves models as they were before they had these signatures."""
-        self._unknown = frozenset(unknown)
+        self._unknown = frozenset(unknown) | ROWS
         try:
             yield
         finally:
@@ -239,7 +257,10 @@ class TfServing:
             added = {v: _Servable() for v in wanted if v not in versions}
             versions.update(added)
         for version, servable in added.items():
-            servable.model = _loaded(Path(base_path) / str(version))
+            folder = Path(base_path) / str(version)
+            if self._batch_pool is not None:
+                servable.batches = Batches.of(folder, self._batch_pool, self.batch_sizes)
+            servable.model = _loaded(folder, in_batches=servable.batches is not None)
             servable.state = State.AVAILABLE
 
     def _unload(self, versions: dict[int, _Servable], wanted: set[int], base_path: str) -> None:
@@ -274,7 +295,7 @@ class TfServing:
         self._text = text
 
 
-def _loaded(folder: Path) -> Any:
+def _loaded(folder: Path, *, in_batches: bool) -> Any:
     model = tf.saved_model.load(str(folder))
     warmup = folder / "assets.extra" / "tf_serving_warmup_requests"
     if warmup.exists():
@@ -282,6 +303,8 @@ def _loaded(folder: Path) -> Any:
             log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
             request = log.predict_log.request
             inputs = {k: tf.constant(tf.make_ndarray(v)) for k, v in request.inputs.items()}
+            if in_batches:
+                check_rows(inputs)
             model.signatures[request.model_spec.signature_name](**inputs)
     return model
 

@@ -535,6 +535,7 @@ def test_a_release_has_the_file_that_the_command_writes_of_it(
     settings = {
         "push_destination": root,
         "keep_versions": 0,
+        "batch_size": 1,
         "canary": 0,
         "checkpoint": "float16",
         "publish_captions": 1,

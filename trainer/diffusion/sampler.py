@@ -12,6 +12,7 @@ from trainer.diffusion.samplers import (
     DEFAULT_SAMPLER,
     NEED_FRESH_NOISE,
     first_step,
+    plans_of_rows,
     sampling_plan,
 )
 
@@ -25,7 +26,8 @@ class Original:
 
     Attributes:
         latent: float32 [B, h, w, 4], scaled by `LATENT_SCALE`.
-        strength: float32 [], from 0, which leaves it as it is, to 1, which begins with noise alone.
+        strength: float32 [], from 0, which leaves it as it is, to 1, which begins with noise alone;
+            where rows have numbers of steps of their own, [B].
         drawn: bool [B, h, w, 1], where it is drawn anew; everywhere else it is kept.
     """
 
@@ -58,17 +60,23 @@ def sample(
     and, for a network of four channels, `StableDiffusionInpaintPipeline` have it. Where all steps
     are made, the first begins with noise alone, as of the second of these.
 
+    Rows of a batch may have steps, guidance, samplers and pictures of their own: all begin
+    together, each takes its own steps, and is left alone when it has made them. What becomes of a
+    row does not depend on the others, but for how kernels round at another size of batch.
+
     Args:
         predict: The diffusion model.
         schedule: What its predictions mean.
         noise: float32 [B, h, w, 4], standard normal.
         context: float32 [B, 77, D].
         unconditional_context: float32 [B, 77, D], of the empty or the negative prompt.
-        num_steps: int32 [], at least 1.
-        guidance_scale: float32 [].
-        sampler: One of `samplers.SAMPLERS`, or a string [] that is one.
+        num_steps: int32 [], or [B] for rows with numbers of their own; at least 1.
+        guidance_scale: float32 [], or [B].
+        sampler: One of `samplers.SAMPLERS`, or a string [] that is one; where `num_steps` is of
+            rows, a string [B], too.
         fresh_noise: Standard normal noise, float32 [B, h, w, 4], for the step of a number, int32
-            []; may only be left out for a name of a sampler that needs none.
+            [], or of rows' numbers, int32 [B]; may only be left out for a name of a sampler that
+            needs none.
         guided_together: Whether both are made in one call on a doubled batch, or in two.
         original: The picture; `None` to draw from noise alone.
 
@@ -80,59 +88,77 @@ def sample(
     """
     if fresh_noise is None and (not isinstance(sampler, str) or sampler in NEED_FRESH_NOISE):
         raise ValueError(f"the sampler {sampler} needs fresh noise")
-    plan = sampling_plan(sampler, num_steps)
+    of_rows = num_steps.shape.rank == 1
+    plan = (plans_of_rows if of_rows else sampling_plan)(sampler, num_steps)
     batch = tf.shape(noise)[0]
     both_contexts = tf.concat([unconditional_context, context], axis=0)
+    guidance = _over_latents(guidance_scale)
+
+    def at(values: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        """What a plan has for a step; [B, 1, 1, 1] for rows, [] otherwise."""
+        return _over_latents(tf.gather(values, index, batch_dims=1)) if of_rows else values[index]
 
     def both_predictions(latent: tf.Tensor, timestep: tf.Tensor) -> Sequence[tf.Tensor]:
         if guided_together:
             doubled = tf.concat([latent, latent], axis=0)
-            repeated = tf.fill([2 * batch], timestep)
-            return tf.split(predict(doubled, repeated, both_contexts), 2, axis=0)
-        repeated = tf.fill([batch], timestep)
+            repeated = tf.broadcast_to(timestep, [2, batch])
+            return tf.split(predict(doubled, tf.reshape(repeated, [-1]), both_contexts), 2, axis=0)
+        repeated = tf.broadcast_to(timestep, [batch])
         return [predict(latent, repeated, each) for each in (unconditional_context, context)]
 
-    first, initial = tf.constant(0), plan.initial_scale * noise
+    first, initial = tf.zeros_like(num_steps), _over_latents(plan.initial_scale) * noise
     if original is not None:
         # After the last step there is no noise.
-        alpha_bars = tf.concat([plan.alpha_bar, [1.0]], axis=0)
+        alpha_bars = tf.concat([plan.alpha_bar, tf.ones_like(plan.alpha_bar[..., :1])], axis=-1)
 
         def noised(index: tf.Tensor) -> tf.Tensor:
             """The picture with as much noise as a step begins with."""
-            alpha_bar = alpha_bars[index]
+            alpha_bar = at(alpha_bars, index)
+            if of_rows:
+                alpha_bar = tf.where(_over_latents(index < num_steps), alpha_bar, 1.0)
             return tf.sqrt(alpha_bar) * original.latent + tf.sqrt(1.0 - alpha_bar) * noise
 
         first = first_step(num_steps, original.strength)
-        initial = tf.where(first == 0, initial, noised(first))
+        initial = tf.where(_over_latents(first == 0), initial, noised(first))
 
     def step(
         index: tf.Tensor, latent: tf.Tensor, clean_before: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        unconditional, conditional = both_predictions(latent, plan.timesteps[index])
-        predicted = unconditional + guidance_scale * (conditional - unconditional)
-        alpha_bar = plan.alpha_bar[index]
+        # A row that has made its steps repeats the last one, of which nothing is taken.
+        now = tf.minimum(index, num_steps - 1) if of_rows else index
+        timestep = tf.gather(plan.timesteps, now, batch_dims=1) if of_rows else plan.timesteps[now]
+        unconditional, conditional = both_predictions(latent, timestep)
+        predicted = unconditional + guidance * (conditional - unconditional)
+        alpha_bar = at(plan.alpha_bar, now)
         clean = schedule.clean_latent(latent, predicted, alpha_bar)
         if original is not None:
             # Where there is no step before, a step is of first order.
-            clean_before = tf.where(index == first, clean, clean_before)
+            clean_before = tf.where(_over_latents(index == first), clean, clean_before)
         after = (
-            plan.of_latent[index] * latent
-            + plan.of_clean[index] * clean
-            + plan.of_clean_before[index] * clean_before
-            + plan.of_noise[index] * schedule.predicted_noise(latent, predicted, alpha_bar)
+            at(plan.of_latent, now) * latent
+            + at(plan.of_clean, now) * clean
+            + at(plan.of_clean_before, now) * clean_before
+            + at(plan.of_noise, now) * schedule.predicted_noise(latent, predicted, alpha_bar)
         )
         if fresh_noise is not None:
-            after += plan.of_fresh_noise[index] * fresh_noise(index)
+            after += at(plan.of_fresh_noise, now) * fresh_noise(now)
         if original is not None:
-            after = tf.where(original.drawn, after, noised(index + 1))
+            after = tf.where(original.drawn, after, noised(now + 1))
+        if of_rows:
+            after = tf.where(_over_latents(index < num_steps), after, latent)
         return index + 1, tf.ensure_shape(after, noise.shape), tf.ensure_shape(clean, noise.shape)
 
     _, latent, _ = tf.while_loop(
-        lambda index, *_: index < num_steps,
+        lambda index, *_: tf.reduce_any(index < num_steps),
         step,
         (first, initial, tf.zeros_like(noise)),
     )
     return latent
+
+
+def _over_latents(values: tf.Tensor) -> tf.Tensor:
+    """[B, 1, 1, 1] of rows' values, [B]; what is the same for all rows, [], stays that."""
+    return values[:, None, None, None] if values.shape.rank == 1 else values
 
 
 def initial_noise(
@@ -156,6 +182,36 @@ def step_noise(seed: tf.Tensor, index: tf.Tensor, shape: tf.Tensor) -> tf.Tensor
     Depends on `seed`, int32 [2], and the number alone, and is independent of `initial_noise`.
     """
     return tf.random.stateless_normal(shape, tf.random.experimental.stateless_fold_in(seed, index))
+
+
+def initial_noise_of_rows(
+    seeds: tf.Tensor, latent_shape: tuple[int | tf.Tensor, int | tf.Tensor, int]
+) -> tf.Tensor:
+    """What `initial_noise` is for each seed of int32 [B, 2] alone: float32 [B, h, w, 4]."""
+    shape = tf.stack(latent_shape)
+    noise = tf.map_fn(
+        lambda seed: tf.random.stateless_normal(shape, seed),
+        seeds,
+        fn_output_signature=tf.TensorSpec([None] * 3, tf.float32),
+    )
+    return tf.ensure_shape(noise, [None, None, None, latent_shape[-1]])
+
+
+def step_noise_of_rows(seeds: tf.Tensor, index: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """What `step_noise` is for each row alone: float32 of a shape, int32 [4].
+
+    Args:
+        seeds: int32 [B, 2].
+        index: int32 [B], the number of each row's step.
+        shape: Of the batch; int32 [4].
+    """
+
+    def of_row(row: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        return step_noise(*row, shape[1:])
+
+    return tf.map_fn(
+        of_row, (seeds, index), fn_output_signature=tf.TensorSpec([None] * 3, tf.float32)
+    )
 
 
 def to_image(pixels: tf.Tensor) -> tf.Tensor:

@@ -34,6 +34,8 @@ _WHOLE = 1e-4
 class SamplingPlan(NamedTuple):
     """The steps of a sampler, the one with the most noise first; float32 [n] but for the scale.
 
+    Where rows have plans of their own (`plans_of_rows`), all have one dimension more in front.
+
     The next latent is `of_latent * latent + of_clean * clean + of_clean_before * clean_before +
     of_noise * predicted_noise + of_fresh_noise * fresh_noise`, where `clean` and `predicted_noise`
     are what the network sees in the latent, `clean_before` what it saw in the step before, and
@@ -150,6 +152,8 @@ NEED_FRESH_NOISE = frozenset({"euler_a"})
 def first_step(num_steps: tf.Tensor, strength: tf.Tensor) -> tf.Tensor:
     """The step that drawing from a picture begins with: int32 [], `num_steps` where there is none.
 
+    Of rows, all three are [B].
+
     As in diffusers' pipelines, the whole steps in `strength * num_steps` are made, the last ones.
 
     Args:
@@ -162,8 +166,8 @@ def first_step(num_steps: tf.Tensor, strength: tf.Tensor) -> tf.Tensor:
 
 
 def is_sampler(name: tf.Tensor) -> tf.Tensor:
-    """Whether a text, string [], names one of `SAMPLERS`: bool []."""
-    return tf.reduce_any(tf.equal(name, tf.constant(list(SAMPLERS))))
+    """Whether a text, string [...], names one of `SAMPLERS`: bool [...]."""
+    return tf.reduce_any(tf.equal(name[..., None], tf.constant(list(SAMPLERS))), axis=-1)
 
 
 def sampling_plan(sampler: str | tf.Tensor, num_steps: tf.Tensor) -> SamplingPlan:
@@ -181,6 +185,34 @@ def sampling_plan(sampler: str | tf.Tensor, num_steps: tf.Tensor) -> SamplingPla
         [functools.partial(plan_of, num_steps) for plan_of in SAMPLERS.values()],
     )
     return plan
+
+
+def plans_of_rows(sampler: str | tf.Tensor, num_steps: tf.Tensor) -> SamplingPlan:
+    """A plan for each row: float32 [B, n] but for the scale, where n is the most steps of a row.
+
+    What is beyond a row's own steps is 0.
+
+    Args:
+        sampler: The name of one of `SAMPLERS` for all rows, or a string [B] with one for each.
+        num_steps: int32 [B], each at least 1.
+    """
+    most = tf.reduce_max(num_steps)
+
+    def plan_of(row: tuple[tf.Tensor, tf.Tensor]) -> SamplingPlan:
+        name, steps = row
+        plan = sampling_plan(sampler if isinstance(sampler, str) else name, steps)
+
+        def filled(values: tf.Tensor) -> tf.Tensor:
+            return tf.ensure_shape(tf.pad(values, [[0, most - steps]]), [None])
+
+        return SamplingPlan(plan.initial_scale, *map(filled, plan[1:]))
+
+    names = tf.broadcast_to(tf.convert_to_tensor(sampler), tf.shape(num_steps))
+    specs = [tf.TensorSpec(shape, tf.float32) for shape in ([], *[[None]] * 7)]
+    plans: SamplingPlan = tf.map_fn(
+        plan_of, (names, num_steps), fn_output_signature=SamplingPlan(*specs)
+    )
+    return plans
 
 
 def sigmas_of(alpha_bar: np.ndarray) -> np.ndarray:

@@ -27,6 +27,11 @@ _PATCH = 9
 # Of attention, scores and weights.
 _SCORES = 2
 
+DIFFUSION_MODEL, DECODER, IMAGE_ENCODER = range(3)
+"""Places of the networks in a `DrawingMemory`."""
+TOGETHER_BYTES = 8 * 10**9
+"""What pictures that are drawn together may take at most; one is drawn whatever it takes."""
+
 _Number = TypeVar("_Number", float, tf.Tensor)
 
 
@@ -61,6 +66,17 @@ class DrawingMemory:
             linear * positions + squared * positions * positions
             for linear, squared in zip(self.per_position, self.per_pair, strict=True)
         )
+
+    def together(self, network: int, positions: tf.Tensor) -> tf.Tensor:
+        """How many pictures a network may be given at once: int32 [], 1 or more.
+
+        Args:
+            network: Its place in `per_position`.
+            positions: Of each picture's latent, float64 [].
+        """
+        fitting = tf.floor(TOGETHER_BYTES / self.of_networks(positions)[network])
+        # More rows than a request has do no harm, but more than an int32 holds do.
+        return tf.cast(tf.clip_by_value(fitting, 1.0, 2.0**16), tf.int32)
 
 
 def _of_diffusion_model(preset: Preset) -> tuple[float, float]:

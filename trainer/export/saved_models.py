@@ -12,6 +12,13 @@ A picture becomes a latent in the fourth, the image encoder. The diffusion model
 latent, by signatures of their own, which it has where there is an image encoder alone; a mask is in
 pixels there, so that nobody need know what a position of a latent is.
 
+TensorFlow Serving draws requests together by laying their inputs one behind another, of all
+signatures of a model or of none. An input that has no row for each picture is refused then, and one
+request of another shape ends those that it was laid beside. `rows` and what is named after it
+therefore have a row for each picture in every input: numbers, samplers, seeds and sizes of each
+picture's own. A latent of whatever size is a text there, as `tf.io.serialize_tensor` writes it. A
+row that asks for something impossible is told so, and the others are drawn.
+
 TensorFlow Serving's REST interface writes a text output as it is, unless its name ends in
 `_bytes`; PNG bytes are no text, which is why there is a `png_bytes` beside `png`.
 """
@@ -32,13 +39,27 @@ from trainer.diffusion.noise_schedule import LATENT_SCALE, NoiseSchedule, timest
 from trainer.diffusion.sampler import (
     Original,
     initial_noise,
+    initial_noise_of_rows,
     sample,
     step_noise,
+    step_noise_of_rows,
     to_image,
     to_pixels,
 )
 from trainer.diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS, is_sampler
-from trainer.export.drawing_memory import DrawingMemory
+from trainer.export.drawing_memory import (
+    DECODER,
+    DIFFUSION_MODEL,
+    IMAGE_ENCODER,
+    DrawingMemory,
+)
+from trainer.export.rows import (
+    Latents,
+    in_groups,
+    picture_sides,
+    problem_where,
+    texts_of,
+)
 from trainer.networks.inference_layers import has_form_for_cpu, inference_layers
 from trainer.networks.seam import reading
 from trainer.presets import LATENT_CHANNELS, LATENT_DOWNSAMPLING, NUM_TIMESTEPS, Preset
@@ -105,6 +126,7 @@ class DiffusionModelModule(tf.Module):
         self._image_size, self._size_multiple = image_size, preset.size_multiple
         self._latent_shape = preset.latent_shape(image_size)
         self._memory = DrawingMemory.of(preset, image_to_image=image_to_image)
+        self._latent_multiple = preset.size_multiple // LATENT_DOWNSAMPLING
         text = preset.text_encoder
         context = tf.TensorSpec([None, text.max_length, text.width], tf.float32, name="context")
         latent = tf.TensorSpec(_LATENTS, tf.float32, name="latent")
@@ -157,11 +179,27 @@ class DiffusionModelModule(tf.Module):
             autograph=False,
         )
         self.size = tf.function(self._size, input_signature=size, autograph=False)
+        rows = [
+            *guided[:2],
+            tf.TensorSpec([None], tf.int32, name="num_steps"),
+            tf.TensorSpec([None], tf.float32, name="guidance_scale"),
+            tf.TensorSpec([None, 2], tf.int32, name="seed"),
+            tf.TensorSpec([None], tf.string, name="sampler"),
+        ]
+        size_of_rows = [tf.TensorSpec([None], tf.int32, name=name) for name in ("height", "width")]
+        # A function that is there is traced and saved.
+        self.image_to_image = image_to_image
+        if not image_to_image:
+            self.sample_rows = tf.function(
+                self._sample_rows, input_signature=[*rows, noise], autograph=False
+            )
+        self.rows = tf.function(self._rows, input_signature=[*rows, *size_of_rows], autograph=False)
+        self.size_of_rows = tf.function(
+            self._size_of_rows, input_signature=size_of_rows, autograph=False
+        )
         self.serve_prediction = tf.function(
             self._serve_prediction, input_signature=prediction, autograph=False
         )
-        # A function that is there is traced and saved.
-        self.image_to_image = image_to_image
         if image_to_image:
             strength = tf.TensorSpec([], tf.float32, name="strength")
             drawn = tf.TensorSpec([*_LATENTS[:3], 1], tf.bool)
@@ -180,6 +218,18 @@ class DiffusionModelModule(tf.Module):
                 self._inpaint,
                 input_signature=[*guided, seed, sampler, latent, strength, mask],
                 autograph=False,
+            )
+            strengths = tf.TensorSpec([None], tf.float32, name="strength")
+            self.sample_rows_of_original = tf.function(
+                self._sample_rows_of_original,
+                input_signature=[*rows, noise, latent, strengths, drawn],
+                autograph=False,
+            )
+            texts = [
+                tf.TensorSpec([None], tf.string, name=n) for n in ("latent_bytes", "mask_bytes")
+            ]
+            self.rows_from_image = tf.function(
+                self._rows_from_image, input_signature=[*rows, strengths, *texts], autograph=False
             )
 
     def _predict_with(
@@ -209,7 +259,7 @@ class DiffusionModelModule(tf.Module):
         original: Original | None = None,
     ) -> tf.Tensor:
         """Latents, float32 [B, h, w, 4]; `seed` is of the noise that comes in between."""
-        shape, multiple = tf.shape(noise), self._size_multiple // LATENT_DOWNSAMPLING
+        shape, multiple = tf.shape(noise), self._latent_multiple
         valid = [
             tf.debugging.Assert(
                 tf.reduce_all((shape[1:3] > 0) & (shape[1:3] % multiple == 0)),
@@ -230,6 +280,28 @@ class DiffusionModelModule(tf.Module):
         ]
         with tf.control_dependencies(valid):
             num_steps = tf.identity(num_steps)
+        return self._by_sampler(
+            context,
+            unconditional_context,
+            num_steps,
+            guidance_scale,
+            sampler,
+            noise,
+            lambda index: step_noise(seed, index, shape),
+            original,
+        )
+
+    def _by_sampler(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        sampler: tf.Tensor,
+        noise: tf.Tensor,
+        fresh_noise: Callable[[tf.Tensor], tf.Tensor],
+        original: Original | None,
+    ) -> tf.Tensor:
         # One call on a doubled batch fills a GPU better; two at once keep a CPU's cores busier.
         latent = _by_device(
             functools.partial(
@@ -242,7 +314,7 @@ class DiffusionModelModule(tf.Module):
                 num_steps=num_steps,
                 guidance_scale=guidance_scale,
                 sampler=sampler,
-                fresh_noise=lambda index: step_noise(seed, index, shape),
+                fresh_noise=fresh_noise,
                 guided_together=guided_together,
                 original=original,
             )
@@ -319,11 +391,7 @@ class DiffusionModelModule(tf.Module):
             ["mask must have the pixels of latent's picture; shapes are", pixels, positions],
         )
         with tf.control_dependencies([valid]):
-            mask = tf.identity(mask)
-        # A position is drawn for the sake of any of its pixels: the nearest one's, which diffusers
-        # takes, would leave a mask of one pixel without effect.
-        cell, painted = LATENT_DOWNSAMPLING, tf.cast(mask > 0, tf.float32)[..., None]
-        drawn = tf.nn.max_pool2d(painted, cell, cell, "VALID") > 0
+            drawn = _drawn_by(tf.identity(mask))
         return {"latent": self.sample_original(*guided, seed, sampler, latent, strength, drawn)}
 
     def _from_seed(
@@ -422,6 +490,190 @@ class DiffusionModelModule(tf.Module):
             "peak_memory": tf.cast(peak, tf.float32)[None],
         }
 
+    def _sample_rows(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        seed: tf.Tensor,
+        sampler: tf.Tensor,
+        noise: tf.Tensor,
+        original: Original | None = None,
+    ) -> tf.Tensor:
+        """Latents, float32 [B, h, w, 4], of rows that are known to be possible."""
+        shape = tf.shape(noise)
+        latent = self._by_sampler(
+            context,
+            unconditional_context,
+            num_steps,
+            guidance_scale,
+            sampler,
+            noise,
+            lambda index: step_noise_of_rows(seed, index, shape),
+            original,
+        )
+        return tf.ensure_shape(latent, _LATENTS)
+
+    def _sample_rows_of_original(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        seed: tf.Tensor,
+        sampler: tf.Tensor,
+        noise: tf.Tensor,
+        latent: tf.Tensor,
+        strength: tf.Tensor,
+        drawn: tf.Tensor,
+    ) -> tf.Tensor:
+        rows = (context, unconditional_context, num_steps, guidance_scale, seed, sampler)
+        return self._sample_rows(*rows, noise, Original(latent, strength, drawn))
+
+    def _rows(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        seed: tf.Tensor,
+        sampler: tf.Tensor,
+        height: tf.Tensor,
+        width: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        """A latent, or a problem, for each row; see the module's docstring."""
+        rows = (context, unconditional_context, num_steps, guidance_scale, seed, sampler)
+        problem = self._problem(num_steps, guidance_scale, sampler)
+        for name, side in (("height", height), ("width", width)):
+            problem = problem_where(
+                (side < 0) | (side % self._size_multiple != 0),
+                f"{name} must be a multiple of {self._size_multiple}, 0 for {self._image_size}",
+                side,
+                problem,
+            )
+        sides = self._side(tf.stack([height, width], axis=-1)) // LATENT_DOWNSAMPLING
+
+        def draw(places: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
+            some = [tf.gather(values, places) for values in rows]
+            noise = initial_noise_of_rows(some[4], (side[0], side[1], LATENT_CHANNELS))
+            if not self.image_to_image:
+                return texts_of(self.sample_rows(*some, noise))
+            # At full strength nothing is left of a picture: one loop need not be traced twice.
+            nothing, everywhere = tf.zeros_like(noise), tf.ones_like(noise[..., :1], tf.bool)
+            strength = tf.ones_like(some[3])
+            return texts_of(
+                self.sample_rows_of_original(*some, noise, nothing, strength, everywhere)
+            )
+
+        drawn = in_groups(sides, problem == "", self._together, draw)
+        return {"latent_bytes": drawn, "problem_bytes": problem}
+
+    def _rows_from_image(
+        self,
+        context: tf.Tensor,
+        unconditional_context: tf.Tensor,
+        num_steps: tf.Tensor,
+        guidance_scale: tf.Tensor,
+        seed: tf.Tensor,
+        sampler: tf.Tensor,
+        strength: tf.Tensor,
+        latent_bytes: tf.Tensor,
+        mask_bytes: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        """The same from pictures' latents; a mask is a PNG file, or empty where there is none."""
+        rows = (context, unconditional_context, num_steps, guidance_scale, seed, sampler)
+        problem = problem_where(
+            ~((strength >= 0.0) & (strength <= 1.0)),
+            "strength must be 0 to 1",
+            strength,
+            self._problem(num_steps, guidance_scale, sampler),
+        )
+        latents = Latents.of(latent_bytes)
+        problem = problem_where(
+            tf.reduce_any(latents.sides % self._latent_multiple != 0, axis=-1),
+            f"height and width of latent must be multiples of {self._latent_multiple}",
+            latents.sides[:, 0],
+            problem,
+        )
+        masked = mask_bytes != ""
+        sides = latents.sides * LATENT_DOWNSAMPLING
+        of_masks = picture_sides(mask_bytes, masked)
+        problem = problem_where(
+            masked & tf.reduce_any(of_masks != sides, axis=-1),
+            "mask must have the pixels of latent's picture; its height",
+            of_masks[:, 0],
+            problem,
+        )
+
+        def draw(places: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
+            some = [tf.gather(values, places) for values in rows]
+            noise = initial_noise_of_rows(some[4], (side[0], side[1], LATENT_CHANNELS))
+            pixels = side * LATENT_DOWNSAMPLING
+
+            def mask_of(file: tf.Tensor) -> tf.Tensor:
+                return tf.cond(
+                    file == "",
+                    lambda: tf.ones([pixels[0], pixels[1], 1], tf.uint8),
+                    lambda: tf.io.decode_png(file, channels=1),
+                )
+
+            masks = tf.map_fn(
+                mask_of,
+                tf.gather(mask_bytes, places),
+                fn_output_signature=tf.TensorSpec([None, None, 1], tf.uint8),
+            )
+            return texts_of(
+                self.sample_rows_of_original(
+                    *some,
+                    noise,
+                    latents.gathered(places),
+                    tf.gather(strength, places),
+                    _drawn_by(masks[..., 0]),
+                )
+            )
+
+        drawn = in_groups(latents.sides, problem == "", self._together, draw)
+        return {"latent_bytes": drawn, "problem_bytes": problem}
+
+    def _problem(
+        self, num_steps: tf.Tensor, guidance_scale: tf.Tensor, sampler: tf.Tensor
+    ) -> tf.Tensor:
+        """What is wrong with each row, string [B]; empty where nothing is."""
+        problem = tf.zeros_like(sampler)
+        for wrong, what, given in (
+            (
+                (num_steps < 1) | (num_steps > NUM_TIMESTEPS),
+                f"num_steps must be 1 to {NUM_TIMESTEPS}",
+                num_steps,
+            ),
+            (
+                ~tf.math.is_finite(guidance_scale),
+                "guidance_scale must be finite",
+                guidance_scale,
+            ),
+            (~is_sampler(sampler), f"sampler must be one of {', '.join(SAMPLERS)}", sampler),
+        ):
+            problem = problem_where(wrong, what, given, problem)
+        return problem
+
+    def _together(self, side: tf.Tensor) -> tf.Tensor:
+        return _together(self._memory, DIFFUSION_MODEL, side)
+
+    def _size_of_rows(self, height: tf.Tensor, width: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What `_size` says, for each of some heights and widths, int32 [B]."""
+        found = tf.map_fn(
+            lambda sides: self._size(*sides),
+            (height, width),
+            fn_output_signature={
+                "height": tf.TensorSpec([1], tf.int32),
+                "width": tf.TensorSpec([1], tf.int32),
+                "multiple": tf.TensorSpec([1], tf.int32),
+                "peak_memory": tf.TensorSpec([1], tf.float32),
+            },
+        )
+        return {name: values[:, 0] for name, values in found.items()}
+
     def _serve_prediction(
         self, latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
     ) -> dict[str, tf.Tensor]:
@@ -431,14 +683,23 @@ class DiffusionModelModule(tf.Module):
 class ImageEncoderModule(tf.Module):
     """Pictures in, latents out."""
 
-    def __init__(self, model: keras.Model, weights_dtype: WeightsDtype = "float32") -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        weights_dtype: WeightsDtype = "float32",
+        *,
+        memory: DrawingMemory | None = None,
+    ) -> None:
         super().__init__()
         self._variables, self._call = _network(model, weights_dtype)
+        self._memory = memory
         images = tf.TensorSpec(_PICTURES, tf.uint8, name="images")
         files = tf.TensorSpec([None], tf.string, name="image")
         self.encode = tf.function(self._encode, input_signature=[images], autograph=False)
         self.serve = tf.function(self._from_pixels, input_signature=[images], autograph=False)
         self.png = tf.function(self._from_png, input_signature=[files], autograph=False)
+        texts = tf.TensorSpec([None], tf.string, name="image_bytes")
+        self.rows = tf.function(self._rows, input_signature=[texts], autograph=False)
 
     def _encode(self, images: tf.Tensor) -> tf.Tensor:
         """Latents, float32 [B, h, w, 4], of pictures uint8 [B, H, W, 3]: the means, scaled.
@@ -466,6 +727,19 @@ class ImageEncoderModule(tf.Module):
         pixels = tf.map_fn(decode, image, fn_output_signature=tf.uint8)
         return {"latent": self.encode(tf.ensure_shape(pixels, _PICTURES))}
 
+    def _rows(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Latents of PNG files of whatever sizes; see the module's docstring."""
+
+        def draw(places: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
+            return texts_of(self._from_png(tf.gather(image_bytes, places))["latent"])
+
+        def together(side: tf.Tensor) -> tf.Tensor:
+            return _together(self._memory, IMAGE_ENCODER, side // LATENT_DOWNSAMPLING)
+
+        given = image_bytes != ""
+        sides = picture_sides(image_bytes, given)
+        return {"latent_bytes": in_groups(sides, given, together, draw)}
+
 
 class DecoderModule(tf.Module):
     """Latents in, pictures out."""
@@ -475,8 +749,11 @@ class DecoderModule(tf.Module):
         model: keras.Model,
         weights_dtype: WeightsDtype = "float32",
         compute: ComputeDtype = "float32",
+        *,
+        memory: DrawingMemory | None = None,
     ) -> None:
         super().__init__()
+        self._memory = memory
         # Its residual sums are large: published decoders reach infinity in float16.
         computed = "float32" if compute == "float16" else compute
         self._variables, self._call = _network(model, weights_dtype, computed)
@@ -487,6 +764,8 @@ class DecoderModule(tf.Module):
         self.png_bytes = tf.function(
             self._decode_to_png_bytes, input_signature=[latent], autograph=False
         )
+        texts = tf.TensorSpec([None], tf.string, name="latent_bytes")
+        self.rows = tf.function(self._rows, input_signature=[texts], autograph=False)
 
     def _pixels(self, latent: tf.Tensor) -> tf.Tensor:
         """Pictures, uint8 [B, H, W, 3], of latents float32 [B, h, w, 4]."""
@@ -501,6 +780,18 @@ class DecoderModule(tf.Module):
 
     def _decode_to_png_bytes(self, latent: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"image_bytes": self.png(latent)["image"]}
+
+    def _rows(self, latent_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        """PNG files of latents of whatever sizes; see the module's docstring."""
+        latents = Latents.of(latent_bytes)
+
+        def draw(places: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
+            return self.png(latents.gathered(places))["image"]
+
+        def together(side: tf.Tensor) -> tf.Tensor:
+            return _together(self._memory, DECODER, side)
+
+        return {"image_bytes": in_groups(latents.sides, latent_bytes != "", together, draw)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -525,6 +816,7 @@ def export_models(folder: str, modules: ServingModules) -> None:
         from_pictures = {
             "from_image": diffusion_model.from_image,
             "inpaint": diffusion_model.inpaint,
+            "rows_from_image": diffusion_model.rows_from_image,
         }
     exported: list[tuple[str, tf.Module, dict[str, Any]]] = [
         (
@@ -546,6 +838,8 @@ def export_models(folder: str, modules: ServingModules) -> None:
                 "sample_from_noise": diffusion_model.sampled_from_noise,
                 "sample_at_size": diffusion_model.sampled_at_size,
                 "size": diffusion_model.size,
+                "rows": diffusion_model.rows,
+                "size_of_rows": diffusion_model.size_of_rows,
                 **from_pictures,
                 diffusion_model.prediction_signature: diffusion_model.serve_prediction,
             },
@@ -557,11 +851,16 @@ def export_models(folder: str, modules: ServingModules) -> None:
                 "serving_default": decoder.serve,
                 "png": decoder.png,
                 "png_bytes": decoder.png_bytes,
+                "rows": decoder.rows,
             },
         ),
     ]
     if (image_encoder := modules.image_encoder) is not None:
-        signatures = {"serving_default": image_encoder.serve, "png": image_encoder.png}
+        signatures = {
+            "serving_default": image_encoder.serve,
+            "png": image_encoder.png,
+            "rows": image_encoder.rows,
+        }
         exported.append(("image_encoder", image_encoder, signatures))
     for name, module, signatures in exported:
         # Not ExportArchive, which stores every weight twice.
@@ -600,6 +899,7 @@ def serving_modules(
     Raises:
         UserError: A weight is too large for float16, or no number.
     """
+    memory = DrawingMemory.of(preset, image_to_image=image_encoder is not None)
     return ServingModules(
         TextEncoderModule(text_encoder, preset, weights_dtype),
         DiffusionModelModule(
@@ -610,9 +910,28 @@ def serving_modules(
             compute,
             image_to_image=image_encoder is not None,
         ),
-        DecoderModule(decoder, weights_dtype, compute),
-        None if image_encoder is None else ImageEncoderModule(image_encoder, weights_dtype),
+        DecoderModule(decoder, weights_dtype, compute, memory=memory),
+        None
+        if image_encoder is None
+        else ImageEncoderModule(image_encoder, weights_dtype, memory=memory),
     )
+
+
+def _drawn_by(mask: tf.Tensor) -> tf.Tensor:
+    """Which positions of a latent are drawn, bool [B, h, w, 1], of masks uint8 [B, H, W].
+
+    A position is drawn for the sake of any of its pixels: the nearest one's, which diffusers takes,
+    would leave a mask of one pixel without effect.
+    """
+    cell, painted = LATENT_DOWNSAMPLING, tf.cast(mask > 0, tf.float32)[..., None]
+    return tf.nn.max_pool2d(painted, cell, cell, "VALID") > 0
+
+
+def _together(memory: DrawingMemory | None, network: int, side: tf.Tensor) -> tf.Tensor:
+    """How many rows with a latent of a height and width, int32 [2], are drawn at once: int32 []."""
+    if memory is None:
+        return tf.constant(tf.int32.max)
+    return memory.together(network, tf.reduce_prod(tf.cast(side, tf.float64)))
 
 
 def _by_device(branches: Iterable[Callable[[], tf.Tensor]]) -> tf.Tensor:
