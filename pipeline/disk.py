@@ -19,6 +19,8 @@ _FLOAT32 = 4
 _SIZES = {None: 0, "float16": 2, "float32": _FLOAT32}
 # A checkpoint has the weights, their average and AdamW's two moments.
 _COPIES = 4
+# The best weights, and those that a checkpoint knows as the best.
+_KEPT_COPIES = 2
 # Graphs, vocabulary and warm-up requests of an exported model.
 _GRAPH_BYTES = 3 << 20
 # As artifact and, pushed, in the serving directory.
@@ -34,7 +36,8 @@ class DiskEstimate:
     Attributes:
         examples: The dataset's pictures; of one that is not on this machine, none.
         latents: What the encoders make of them, as far as rows are counted without reading them.
-        checkpoints: Those that are kept, and one while it replaces another.
+        checkpoints: Those that are kept, and one while it replaces another; and the best weights,
+            where these are kept.
         models: The exported model, and its copy in the serving directory, with the one file for
             other tools where it is asked for.
     """
@@ -73,13 +76,14 @@ def estimate_disk(config: RunConfig, image_bytes: int, num_rows: int) -> DiskEst
     if training.steps is not None:
         written = math.ceil(training.steps / training.checkpoint_every_steps)
     checkpoints = min(training.checkpoints_kept + 1, written)
+    kept = _KEPT_COPIES if training.keep == "best" else 0
     networks = [*SERVED_NETWORKS, *([IMAGE_ENCODER] if config.serving.image_to_image else [])]
     served = sum(preset.parameters[network] for network in networks)
     single = _SIZES[config.serving.checkpoint] * sum(preset.parameters.values())
     return DiskEstimate(
         examples=image_bytes,
         latents=num_rows * _latent_bytes(config, preset),
-        checkpoints=int(checkpoints * _COPIES * _FLOAT32 * trained),
+        checkpoints=int((checkpoints * _COPIES + kept) * _FLOAT32 * trained),
         models=_EXPORTS * (_SIZES[config.model.export_weights] * served + _GRAPH_BYTES) + single,
     )
 

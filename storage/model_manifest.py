@@ -44,6 +44,9 @@ class ModelManifest:
         trainable_parameters: How many of them, or of the adapters, were trained.
         replicas: Devices that trained it together.
         final_loss: Mean over the last steps.
+        kept: Where held-out losses were taken while it was trained: `step`, whose weights these
+            are, of `steps_done`, and `why`; whether held-out pictures have `chosen` it; and its
+            `loss` on `pictures` of them at `timesteps` each.
         images_per_second: Median while it was trained.
         training_seconds: Without preparation and export.
         wall_time_seconds: With them.
@@ -74,6 +77,7 @@ class ModelManifest:
     trainable_parameters: int | None = None
     replicas: int | None = None
     final_loss: float | None = None
+    kept: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     images_per_second: float | None = None
     training_seconds: float | None = None
     wall_time_seconds: float | None = None

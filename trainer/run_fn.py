@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -24,6 +25,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from storage.filesystem import content_digest
 from storage.model_manifest import ModelManifest
 from storage.user_errors import UserError
+from trainer.data.held_out import held_out_pictures, read_choosing
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
 from trainer.data.prompts import held_out_prompts
 from trainer.export.fastest_compute import fastest_compute
@@ -33,6 +35,7 @@ from trainer.model_spec import DIFFUSERS, adapter_keys, model_spec, public_name
 from trainer.presets import ENCODERS, NETWORKS, get_preset
 from trainer.text.tokenizer import tokenize
 from trainer.training.distribution import is_chief, training_strategy, wait_for_all
+from trainer.training.evaluations import Evaluation, Evaluations, evaluations_for
 from trainer.training.fine_tuner import FineTuner, StepRecord, write_history
 from trainer.training.memory import (
     MemoryEstimate,
@@ -42,7 +45,6 @@ from trainer.training.memory import (
 )
 from trainer.training.progress import TrainingProgress
 from trainer.training_config import (
-    WITHOUT_EFFECT_ON_WEIGHTS,
     ComputeDtype,
     ResolvedTrainingConfig,
     TrainerSettings,
@@ -51,7 +53,10 @@ from trainer.training_config import (
 from trainer.weights.base_model import BaseModel
 
 _PICTURES = "validation"
-_LOGGED = ("loss", "learning_rate", "gradient_norm", "images_per_second", "loss_scale")
+# TensorBoard shows what is called alike in several folders in one chart.
+_TRAIN, _HELD_OUT, _KEPT = _CURVES = ("train", "held_out", "kept")
+_LOSS = "loss"
+_LOGGED = (_LOSS, "learning_rate", "gradient_norm", "images_per_second", "loss_scale")
 _RECORDED_PACKAGES = ("tensorflow", "keras", "keras-cv", "tfx", "numpy", "safetensors")
 
 logger = logging.getLogger(__name__)
@@ -80,7 +85,7 @@ def run_fn(fn_args: FnArgs) -> None:
     run = _prepare(settings, fn_args.train_files)
     trained = _train(run)
     if is_chief(run.strategy):
-        compute = _export(run, fn_args.serving_model_dir)
+        compute = _export(run, trained, fn_args.serving_model_dir)
         _record(run, trained, compute, fn_args, since)
     # TFX looks for the model when this returns, in every worker.
     wait_for_all(run.strategy)
@@ -143,10 +148,19 @@ class _Run:
 
 @dataclasses.dataclass(frozen=True)
 class _Trained:
-    """What training came to: its log, and its seconds with the pictures drawn in between."""
+    """What training came to.
+
+    Attributes:
+        history: Its log.
+        seconds: With the pictures drawn, and the held-out ones scored, in between.
+        evaluations: The held-out losses; `None` where there are none.
+        step: Whose averaged weights the networks hold.
+    """
 
     history: list[StepRecord]
     seconds: float
+    evaluations: Evaluations | None
+    step: int
 
 
 def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
@@ -246,7 +260,7 @@ def _train(run: _Run) -> _Trained:
             return tf.summary.create_file_writer(os.path.join(run.folder, name))
         return tf.summary.create_noop_writer()
 
-    train_log, picture_log = writer("train"), writer(_PICTURES)
+    train_log, picture_log = writer(_TRAIN), writer(_PICTURES)
     files = tf.io.gfile.glob(list(run.train_files))
 
     def batches(first_step: int) -> Iterator[dict[str, tf.Tensor]]:
@@ -273,7 +287,15 @@ def _train(run: _Run) -> _Trained:
         with tuner.averaged():
             draw(0)
         since = time.monotonic()
+        evaluations = _evaluations(run)
+        held_out_log = writer(_HELD_OUT) if evaluations else tf.summary.create_noop_writer()
         with TrainingProgress(config.steps) as progress:
+
+            def on_evaluation(evaluation: Evaluation) -> None:
+                assert evaluations is not None
+                progress.held_out(evaluation.loss, evaluations.best)
+                with held_out_log.as_default():
+                    tf.summary.scalar(_LOSS, evaluation.loss, step=evaluation.step)
 
             def on_record(record: StepRecord) -> None:
                 progress.update(record)
@@ -286,15 +308,38 @@ def _train(run: _Run) -> _Trained:
                 on_record,
                 draw=draw,
                 draw_every_steps=run.settings.validation.every_steps,
+                evaluations=evaluations,
+                on_evaluation=on_evaluation,
             )
         seconds = time.monotonic() - since
-        tuner.assign_averages()
-        draw(config.steps)
-    train_log.close()
-    picture_log.close()
+        kept, last = evaluations.kept if evaluations else None, history[-1].step
+        step = kept.step if kept else last
+        if step == last:
+            tuner.assign_averages()
+        else:
+            logger.info("The weights of step %d of %d are kept.", step, last)
+            tuner.assign_kept(run.folder, step)
+        draw(step)
+    if kept is not None:
+        kept_log = writer(_KEPT)
+        with kept_log.as_default():
+            tf.summary.scalar(_LOSS, kept.loss, step=step)
+        kept_log.close()
+    for log in (train_log, picture_log, held_out_log):
+        log.close()
     if writes:
-        _tell_missing_pictures(run)
-    return _Trained(history, seconds)
+        _tell_missing_pictures(run, last)
+    return _Trained(history, seconds, evaluations, step)
+
+
+def _evaluations(run: _Run) -> Evaluations | None:
+    """What is scored of the held-out pictures while it is trained."""
+    if run.config.evaluate_every_steps == 0:
+        return None
+    files = tf.io.gfile.glob(os.path.join(run.latents_uri, "Split-eval", "*"))
+    records = tf.data.TFRecordDataset(sorted(files), compression_type="GZIP")
+    held_out = held_out_pictures(records.as_numpy_iterator(), read_choosing(run.latents_uri))
+    return evaluations_for(run.config, held_out, run.base_model.preset, run.base_model.image_size)
 
 
 def _pictures_of(run: _Run, step: int) -> str:
@@ -317,9 +362,8 @@ def _remove_other_pictures(run: _Run) -> None:
         tf.io.gfile.rmtree(folder)
 
 
-def _tell_missing_pictures(run: _Run) -> None:
-    every, steps = run.settings.validation.every_steps, run.config.steps
-    assert steps is not None
+def _tell_missing_pictures(run: _Run, steps: int) -> None:
+    every = run.settings.validation.every_steps
     between = range(every, steps, every) if every else range(0)
     missing = [step for step in between if not tf.io.gfile.isdir(_pictures_of(run, step))]
     if missing:
@@ -330,7 +374,7 @@ def _tell_missing_pictures(run: _Run) -> None:
         )
 
 
-def _export(run: _Run, folder: str) -> ComputeDtype:
+def _export(run: _Run, trained: _Trained, folder: str) -> ComputeDtype:
     """Writes the SavedModels, and the adapters if there are any; returns what they compute in."""
     preset, image_size = run.base_model.preset, run.base_model.image_size
     weights, asked = run.settings.export_weights, run.settings.compute
@@ -350,11 +394,11 @@ def _export(run: _Run, folder: str) -> ComputeDtype:
         )
     export_models(folder, modules)
     if run.tuner.adapters:
-        run.tuner.adapters.save(folder, _adapter_header(run))
+        run.tuner.adapters.save(folder, _adapter_header(run, trained))
     return compute
 
 
-def _adapter_header(run: _Run) -> dict[str, str]:
+def _adapter_header(run: _Run, trained: _Trained) -> dict[str, str]:
     """What `lora.safetensors` says of itself."""
     made_by = {
         "training_id": run.training_id,
@@ -372,7 +416,7 @@ def _adapter_header(run: _Run) -> dict[str, str]:
             adapter="lora",
         ),
         **adapter_keys(
-            dataclasses.asdict(run.config),
+            {**dataclasses.asdict(run.config), "steps": trained.step},
             image_size=run.settings.image_size,
             num_images=run.latents.pictures or run.latents.counts["train"],
             num_views=run.latents.epoch_size,
@@ -412,6 +456,7 @@ def _record(
         trainable_parameters=run.trainable_parameters,
         replicas=run.strategy.num_replicas_in_sync if run.strategy else 1,
         final_loss=history[-1].loss,
+        kept=_kept(trained),
         images_per_second=sorted(r.images_per_second for r in history)[len(history) // 2],
         training_seconds=round(trained.seconds, 1),
         wall_time_seconds=round(time.monotonic() - since, 1),
@@ -426,8 +471,26 @@ def _record(
         },
     ).write(fn_args.serving_model_dir)
     write_history(history, fn_args.model_run_dir)
-    for name in ("train", _PICTURES):
+    if trained.evaluations is not None:
+        trained.evaluations.write(fn_args.model_run_dir)
+    for name in (*_CURVES, _PICTURES):
         _copy_tree(os.path.join(run.folder, name), os.path.join(fn_args.model_run_dir, name))
+
+
+def _kept(trained: _Trained) -> dict[str, Any]:
+    """Which step the weights are of, and why; nothing where no step was evaluated."""
+    evaluations = trained.evaluations
+    if evaluations is None or evaluations.kept is None:
+        return {}
+    return {
+        "step": trained.step,
+        "steps_done": trained.history[-1].step,
+        "chosen": evaluations.chooses,
+        "why": evaluations.why(),
+        "loss": evaluations.kept.loss,
+        "pictures": evaluations.plan.pictures,
+        "timesteps": evaluations.plan.strata,
+    }
 
 
 def _check_inputs(
@@ -499,11 +562,7 @@ def _training_id(
         "code_version": settings.code_version,
         "latents": dataclasses.asdict(latents),
         "content": content_digest(latents_uri),
-        "training": {
-            name: value
-            for name, value in dataclasses.asdict(config).items()
-            if name not in WITHOUT_EFFECT_ON_WEIGHTS
-        },
+        "training": config.deciding,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

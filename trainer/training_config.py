@@ -26,6 +26,7 @@ LearningRateSchedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Xla = Literal["auto", "on", "off"]
 Devices = Literal["all", "one"]
+Keep = Literal["last", "best"]
 MemoryCheck = Literal["refuse", "warn"]
 WeightsDtype = Literal["float32", "bfloat16", "float16"]
 """What weights are stored as."""
@@ -50,6 +51,8 @@ WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
     }
 )
 """Fields of a resolved `TrainingConfig` that change nothing about what is trained."""
+
+_OF_CHOICE = ("keep", "stop_early", "evaluate_every_steps", "choose_from_pictures")
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -97,6 +100,10 @@ class TrainingConfig:
         checkpoint_every_steps: Steps between checkpoints.
         checkpoints_kept: Latest checkpoints that are kept.
         log_every_steps: Steps between logged values.
+        evaluate_every_steps: Steps between held-out losses; 0 for none, `None` for twenty a run.
+        keep: Which weights are exported: those of the `last` step, or of the `best` one.
+        stop_early: Evaluations without a lower held-out loss after which training stops; 0: never.
+        choose_from_pictures: Held-out pictures below which nothing is chosen by them.
         seed: Decides data order, timesteps, noise and caption dropout.
     """
 
@@ -125,6 +132,10 @@ class TrainingConfig:
     checkpoint_every_steps: PositiveInt = 100
     checkpoints_kept: PositiveInt = 2
     log_every_steps: PositiveInt = 10
+    evaluate_every_steps: NonNegativeInt | None = None
+    keep: Keep = "last"
+    stop_early: NonNegativeInt = 0
+    choose_from_pictures: Annotated[int, Field(ge=2)] = 16
     seed: Seed = 0
 
     def resolved(self, preset: Preset) -> ResolvedTrainingConfig:
@@ -133,8 +144,9 @@ class TrainingConfig:
         A recommended warm-up longer than half of the steps is shortened to that half. With
         `epochs`, steps and a recommended warm-up stay open until `for_examples`.
         """
-        values = {
-            name: getattr(preset.training, name) if value is None else value
+        values: dict[str, Any] = {
+            # What no preset recommends may stay open.
+            name: getattr(preset.training, name, None) if value is None else value
             for name, value in dataclasses.asdict(self).items()
         }
         if self.epochs:
@@ -160,6 +172,19 @@ class ResolvedTrainingConfig(TrainingConfig):
     learning_rate: PositiveFloat = dataclasses.field()
     learning_rate_schedule: LearningRateSchedule = dataclasses.field()
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = dataclasses.field()
+
+    @property
+    def chooses(self) -> bool:
+        """Whether held-out pictures are to decide what is exported."""
+        return self.keep == "best" or self.stop_early > 0
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide the weights, where nothing is chosen those of former versions."""
+        without = {*WITHOUT_EFFECT_ON_WEIGHTS, *(() if self.chooses else _OF_CHOICE)}
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if name not in without
+        }
 
     @property
     def run_parameters(self) -> RunParameters:
@@ -280,9 +305,12 @@ class TrainerSettings:
         tree: dict[str, Any] = TypeAdapter(TrainerSettings).dump_python(
             self, mode="json", exclude=apart
         )
-        # Without it, a run is what it was before there was a choice, in the cache, too.
+        # Without these, a run is what it was before there was a choice, in the cache, too.
         if not self.image_to_image:
             del tree["image_to_image"]
+        for field in dataclasses.fields(TrainingConfig):
+            if field.name in _OF_CHOICE and tree["training"][field.name] == field.default:
+                del tree["training"][field.name]
         return tree
 
     @classmethod

@@ -65,7 +65,7 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         `captions_left_right`, `images_animated`, `rejected_total`; and, unless they were ignored,
         `near_duplicate_groups` and `near_duplicate_pictures`; and `caption_template`, where there
         is one. Beside the splits lie `rows`, with ids and captions alone (`storage.row_index`), and
-        `near_duplicates.json` (`groups.read_groups`).
+        `near_duplicates.json` (`groups_file.read_groups`).
       rejects: `components.RejectedRows`, the rows that cannot be used and why.
 
     A picture with several captions gives an example for each of them.

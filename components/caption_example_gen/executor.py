@@ -36,13 +36,11 @@ from tfx.types import artifact_utils
 from components.caption_example_gen.captions import TEMPLATE_PROPERTY
 from components.caption_example_gen.check_process import CheckProcess, CheckProcesses
 from components.caption_example_gen.empty_split import fill_empty_split
-from components.caption_example_gen.groups import (
+from components.caption_example_gen.groups import Verdicts, judge_groups, thumbnail
+from components.caption_example_gen.groups_file import (
     GROUPS_NAME,
     GroupedPicture,
-    Verdicts,
-    judge_groups,
     read_groups,
-    thumbnail,
     write_groups,
 )
 from components.caption_example_gen.rows import (

@@ -1,4 +1,4 @@
-"""Groups of near duplicates: what becomes of their pictures, and the file that names them.
+"""Groups of near duplicates: what becomes of their pictures.
 
 Where the pictures' sketches lie is told by the workers that judged the rows; one worker finds the
 groups. The sketches go through a file of its own, so that memory does not grow with their bytes.
@@ -10,21 +10,18 @@ import base64
 import dataclasses
 import io
 import itertools
-import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from components.caption_example_gen.groups_file import GroupedPicture
 from components.caption_example_gen.near_duplicates import group
 from components.caption_example_gen.rows import KEEP_ONE, CheckSettings, Sketched, Stretch
 from components.caption_example_gen.sources import split_of
 from storage.images import SKETCH_SIDE, decode_image
-
-GROUPS_NAME = "near_duplicates.json"
-"""The file, in the folder of the examples."""
 
 # On the dataset's page.
 _SHOWN_GROUPS = 24
@@ -36,29 +33,6 @@ _HASH = "S64"
 _COPIED = 4096
 # Files of sketches.
 _COME, _ORDERED = "sketches", "sorted"
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupedPicture:
-    """A picture that has near duplicates.
-
-    Attributes:
-        picture: SHA-256 (hex) of its file.
-        file: The file of a row that has it.
-        row: The number of that row.
-        width: In pixels.
-        height: In pixels.
-        split: Where it went; "" where another one was kept in its place.
-        thumbnail: A JPEG in base64; "" of pictures that are not shown.
-    """
-
-    picture: str
-    file: str
-    row: int
-    width: int
-    height: int
-    split: str
-    thumbnail: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,18 +225,3 @@ def thumbnail(example: bytes) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def write_groups(groups: Iterable[Sequence[GroupedPicture]], path: str) -> None:
-    """Writes groups as JSON, one in a line."""
-    lines = (json.dumps([dataclasses.asdict(picture) for picture in members]) for members in groups)
-    with tf.io.gfile.GFile(path, "w") as f:
-        # With nothing written, there would be no file.
-        f.write("".join(f"{line}\n" for line in lines))
-
-
-def read_groups(path: str) -> Iterator[list[GroupedPicture]]:
-    """Reads what `write_groups` wrote."""
-    with tf.io.gfile.GFile(path, "r") as f:
-        for line in f:
-            yield [GroupedPicture(**picture) for picture in json.loads(line)]

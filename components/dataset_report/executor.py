@@ -22,7 +22,7 @@ from components.caption_example_gen.captions import (
     CaptionTemplate,
     TagShuffle,
 )
-from components.caption_example_gen.groups import GROUPS_NAME, GroupedPicture, read_groups
+from components.caption_example_gen.groups_file import GROUPS_NAME, GroupedPicture, read_groups
 from components.caption_validator.anomalies import read_anomalies
 from components.dataset_report.reconstructions import (
     AUTOENCODER,

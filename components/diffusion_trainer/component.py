@@ -38,8 +38,10 @@ class DiffusionTrainer(Trainer):
 
     Outputs:
       model: `standard_artifacts.Model`, the SavedModels below `Format-Serving`. Custom
-        property: `training_id`, the same for all exports of a training.
-      model_run: `standard_artifacts.ModelRun`, TensorBoard logs, validation pictures and history.
+        property: `training_id`, the same for all exports of a training; and, where held-out
+        pictures have chosen it, `kept_step` and `kept_because`.
+      model_run: `standard_artifacts.ModelRun`, TensorBoard logs, validation pictures, history and
+        held-out losses.
     """
 
     SPEC_CLASS = DiffusionTrainerSpec

@@ -16,6 +16,9 @@ from trainer.training_config import RunParameters
 TRAINING_ID = "training_id"
 """Property of a model: `training_id` of its manifest, the same for all exports of a training."""
 
+KEPT_STEP, KEPT_BECAUSE = "kept_step", "kept_because"
+"""Properties of a model that held-out pictures have chosen: whose weights it has, and why."""
+
 
 class Executor(executor.GenericExecutor):
     """Trains in this process; see `DiffusionTrainer` and `trainer.run_fn.run_fn`."""
@@ -31,6 +34,9 @@ class Executor(executor.GenericExecutor):
         model = artifact_utils.get_single_instance(output_dict["model"])
         manifest = ModelManifest.read(path_utils.serving_model_dir(model.uri))
         model.set_string_custom_property(TRAINING_ID, str(manifest.training_id))
+        if manifest.kept.get("chosen"):
+            model.set_int_custom_property(KEPT_STEP, manifest.kept["step"])
+            model.set_string_custom_property(KEPT_BECAUSE, manifest.kept["why"])
 
     def _GetFnArgs(  # noqa: N802
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup
@@ -17,6 +17,7 @@ from components.pages import svg
 _BLUE = "#2563eb"
 _GREY = "#8a9099"
 _INK = "#202124"
+_ORANGE = "#d97706"
 _DPI = 144
 # Smoothed over about a fifteenth of the curve.
 _SMOOTHED_PART = 15
@@ -66,28 +67,38 @@ def curve(
     values: Sequence[float],
     lines: Mapping[str, float],
     label: str,
+    *,
+    evaluations: Sequence[tuple[float, float]] = (),
+    kept: float | None = None,
 ) -> Markup:
-    """Draws a training curve, raw and smoothed, and values as lines across.
+    """Draws a training curve, raw and smoothed, held-out losses, and values as lines across.
 
     Args:
         steps: In their order; records whose value is not finite are left out.
         values: As many.
         lines: Values by the class that colours them; what is not finite is left out.
         label: Says what the chart shows, to those who do not see it.
+        evaluations: Steps and their held-out losses; what is not finite is left out.
+        kept: The one of these steps that is marked.
     """
     pairs = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
     across = {css: value for css, value in lines.items() if math.isfinite(value)}
-    found = [*(value for _, value in pairs), *across.values()]
+    scored = [(step, loss) for step, loss in evaluations if math.isfinite(loss)]
+    found = [*(value for _, value in pairs), *across.values(), *(loss for _, loss in scored)]
     plot = _Plot(0.0, max([1.0, *steps]), 0.0, max([0.0, *found]), "{:g}")
     parts = plot.axes()
     if pairs:
-        kept = np.array(pairs)
-        smooth = smoothed(kept[:, 1])
-        every = max(1, math.ceil(len(kept) / _MAX_POINTS))
-        for css, line in (("raw", kept[:, 1]), ("smooth", smooth)):
-            points = zip(kept[::every, 0], line[::every], strict=True)
-            path = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in points)
-            parts.append(Markup('<polyline class="{}" points="{}"/>').format(css, path))
+        drawn = np.array(pairs)
+        smooth = smoothed(drawn[:, 1])
+        every = max(1, math.ceil(len(drawn) / _MAX_POINTS))
+        for css, line in (("raw", drawn[:, 1]), ("smooth", smooth)):
+            points = zip(drawn[::every, 0], line[::every], strict=True)
+            parts.append(plot.polyline(css, points))
+    if scored:
+        parts.append(plot.polyline("held-out", scored))
+    for step, loss in scored:
+        if step == kept:
+            parts += _point("kept", plot.x(step), Metric(loss), plot.y)
     for css, value in across.items():
         y = plot.y(value)
         parts.append(svg.line(css, plot.left, y, _WIDTH - _RIGHT, y))
@@ -95,15 +106,23 @@ def curve(
 
 
 def loss_curve(
-    history: Sequence[Mapping[str, float]], loss: float, loss_baseline: float, baseline: str
+    history: Sequence[Mapping[str, float]],
+    loss: float,
+    loss_baseline: float,
+    baseline: str,
+    *,
+    evaluations: Sequence[tuple[float, float]] = (),
+    kept: float | None = None,
 ) -> bytes:
-    """Draws the training loss over the steps, and the held-out losses as lines across, as PNG.
+    """Draws training and held-out loss over the steps, and what was judged as lines, as PNG.
 
     Args:
         history: Records with `step` and `loss`.
         loss: Held-out loss of the candidate; not drawn if NaN.
         loss_baseline: Held-out loss of the baseline; not drawn if NaN.
         baseline: What the baseline is called.
+        evaluations: Steps and their held-out losses.
+        kept: The one of these steps that is marked.
     """
     # Not pyplot, whose state is global.
     figure = Figure(figsize=(8, 4.5), dpi=_DPI, layout="constrained")
@@ -116,6 +135,11 @@ def loss_curve(
     losses = np.array([record["loss"] for record in history], np.float64)
     axes.plot(steps, losses, color=_BLUE, alpha=0.25, linewidth=1)
     axes.plot(steps, smoothed(losses), color=_BLUE, linewidth=2, label="training, smoothed")
+    if evaluations:
+        axes.plot(*zip(*evaluations, strict=True), color=_ORANGE, linewidth=2, label="held out")
+    for step, value in evaluations:
+        if step == kept:
+            axes.plot(step, value, "o", color=_ORANGE, label=f"step {step:g}, which is kept")
     for value, name, color, style in (
         (loss_baseline, f"held-out, {baseline}", _GREY, "--"),
         (loss, "held-out, fine-tuned", _INK, "-"),
@@ -167,6 +191,11 @@ class _Plot:
     def y(self, value: float) -> float:
         share = (value - self._low_y) / (self._high_y - self._low_y)
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+    def polyline(self, css: str, points: Iterable[tuple[float, float]]) -> Markup:
+        """A line through points."""
+        path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
+        return Markup('<polyline class="{}" points="{}"/>').format(css, path)
 
     def axes(self) -> list[Markup]:
         """Lines across at round values, and both axes' numbers."""

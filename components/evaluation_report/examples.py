@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from components.loss_scorer.draws import NoiseDraw
 from components.loss_scorer.models import exported_decoder, exported_model
 from components.tfrecords import read_shard
+from trainer.diffusion.draws import NoiseDraw
 from trainer.weights.base_model import BaseModel
 
 

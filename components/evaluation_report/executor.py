@@ -28,13 +28,13 @@ from components.evaluation_report.pictures import Pair, before_after
 from components.evaluation_report.thresholds import Threshold, thresholds
 from components.evaluator.executor import REASONS
 from components.evaluator.results import ALL, Metric, Metrics, Slice, of_feature, read_metrics
-from components.loss_scorer.draws import draw_noise
 from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
 from components.measures import MEASURES
 from components.pages import RELEASE_PLACE
 from components.pages.page import data_uri, render
 from storage.model_manifest import ModelManifest
 from storage.verdict import UNSURE, VERDICT
+from trainer.diffusion.draws import draw_noise
 
 PAGE_NAME = "evaluation.html"
 BEFORE_AFTER_NAME = "before_after.png"
@@ -65,6 +65,7 @@ class _Findings:
         serving: Folder of its SavedModels.
         manifest: What it says of itself.
         history: The records of its training.
+        evaluations: Steps of its training and their held-out losses.
         validation: Folder with the pictures that its training drew.
         sampling: `prompts`, `seed`, `sampler`, `num_steps` and `guidance_scale` of these.
         baseline: What it was compared with.
@@ -75,6 +76,7 @@ class _Findings:
         num_examples: Held-out examples.
         num_sampled: Of these, those that pictures were drawn for.
         num_pictures: Pictures that they are captions of.
+        num_choosing: Held-out examples besides, which a model was chosen by.
         num_strata: Parts of the noise schedule that each was scored in, once or several times.
         asked: What it had to show to be blessed.
         origin: Where it comes from: run, date and dataset, by what they are called.
@@ -84,6 +86,7 @@ class _Findings:
     serving: str
     manifest: ModelManifest
     history: list[dict[str, float]]
+    evaluations: list[tuple[int, float]]
     validation: str
     sampling: Mapping[str, Any]
     baseline: str
@@ -94,6 +97,7 @@ class _Findings:
     num_examples: int
     num_sampled: int
     num_pictures: int
+    num_choosing: int
     num_strata: int
     asked: list[Threshold]
     origin: Mapping[str, str]
@@ -202,6 +206,7 @@ def _findings(
         serving=serving,
         manifest=ModelManifest.read(serving),
         history=[json.loads(line) for line in history],
+        evaluations=_evaluations(run),
         validation=validation,
         sampling={
             "sampler": "ddim",  # of a model of a former version, which does not say
@@ -215,10 +220,19 @@ def _findings(
         num_examples=scores.get_int_custom_property("num_examples"),
         num_sampled=scores.get_int_custom_property("num_sampled"),
         num_pictures=scores.get_int_custom_property("num_pictures"),
+        num_choosing=scores.get_int_custom_property("num_choosing"),
         num_strata=scores.get_int_custom_property("num_strata"),
         asked=thresholds(evaluation, metrics),
         origin=_origin(artifact_utils.get_single_instance(input_dict["examples"]), pipeline_run),
     )
+
+
+def _evaluations(run: str) -> list[tuple[int, float]]:
+    path = os.path.join(run, "evaluations.jsonl")
+    if not fileio.exists(path):
+        return []
+    found = map(json.loads, _read(path).splitlines())
+    return [(evaluation["step"], float(np.mean(evaluation["losses"]))) for evaluation in found]
 
 
 def _origin(dataset: types.Artifact, run: str | None) -> dict[str, str]:
@@ -253,6 +267,8 @@ def _summary(found: _Findings) -> bytes:
         "reasons": found.reasons,
         "num_examples": found.num_examples,
         "num_pictures": found.num_pictures,
+        "num_choosing": found.num_choosing,
+        **({"kept": found.manifest.kept} if found.manifest.kept else {}),
         "by_timestep": _by(found.metrics, STRATUM, "timesteps"),
         "by_caption_length": _by(found.metrics, CAPTION_BUCKET, "tokens"),
         "model": found.model,
@@ -268,7 +284,12 @@ def _summary(found: _Findings) -> bytes:
 
 def _loss_curve(found: _Findings) -> bytes:
     return charts.loss_curve(
-        found.history, found.loss.value, found.loss_baseline.value, found.baseline
+        found.history,
+        found.loss.value,
+        found.loss_baseline.value,
+        found.baseline,
+        evaluations=found.evaluations,
+        kept=found.manifest.kept.get("step"),
     )
 
 
@@ -316,7 +337,9 @@ def _page(
             [record["step"] for record in found.history],
             [record["loss"] for record in found.history],
             {"baseline": found.loss_baseline.value, "candidate": found.loss.value},
-            "Training loss over the steps",
+            "Training loss and held-out loss over the steps",
+            evaluations=found.evaluations,
+            kept=found.manifest.kept.get("step"),
         ),
         worst=worst,
         best=best,
@@ -336,6 +359,9 @@ def _facts(manifest: ModelManifest) -> dict[str, Any]:
         "Steps": training("steps"),
         "Batch size": training("batch_size"),
         "Learning rate": training("learning_rate"),
+        "Step that is kept": f"{kept['step']} of {kept['steps_done']}: {kept['why']}"
+        if (kept := manifest.kept)
+        else None,
         "Decay of the average": training("ema_decay"),
         "Seed": training("seed"),
         "Training, seconds": manifest.training_seconds,

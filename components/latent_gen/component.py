@@ -40,8 +40,9 @@ class LatentGen(base_beam_component.BaseBeamComponent):
     Outputs:
       latents: `standard_artifacts.Examples` with the splits, shards and order of the examples;
         records as `trainer.data.latents.make_latent_example` makes them, and `manifest.json`
-        (`trainer.data.latents.LatentsManifest`). Custom properties: `preset`, `image_size`, `flip`,
-        `encoders_hash`, and `num_<split>` for every split.
+        (`trainer.data.latents.LatentsManifest`); `choosing.json`, the ids of the held-out examples
+        that choose a model, where one is to be chosen. Custom properties: `preset`, `image_size`,
+        `flip`, `encoders_hash`, and `num_<split>` for every split.
     """
 
     SPEC_CLASS = LatentGenSpec

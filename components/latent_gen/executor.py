@@ -27,6 +27,7 @@ from tfx.utils import io_utils
 
 from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
 from components.counts import WriteCounts, read_counts
+from components.latent_gen.halves import choosing, first_of_groups
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
 from storage import row_index
 from storage.user_errors import UserError
@@ -89,6 +90,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         self._log_startup(input_dict, output_dict, exec_properties)
         # Import Keras.
         from trainer.data.caption_counts import count_captions, write_counts
+        from trainer.data.held_out import write_choosing
         from trainer.data.latents import LatentsManifest
         from trainer.presets import ENCODERS, get_preset
         from trainer.weights.base_model import BaseModel
@@ -154,6 +156,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         )
         manifest.write(latents.uri)
         write_counts(latents.uri, count_captions(row.caption for row in rows))
+        held_out = row_index.read_rows(rows_uri, _HELD_OUT)
+        write_choosing(latents.uri, choosing(held_out, first_of_groups(examples.uri)))
         latents.set_string_custom_property("preset", preset.name)
         latents.set_int_custom_property("image_size", image_size)
         latents.set_int_custom_property("flip", int(flip))

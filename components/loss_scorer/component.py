@@ -57,6 +57,9 @@ class LossScorer(base_beam_component.BaseBeamComponent):
     The baseline is `baseline_model` if there is one, and otherwise the base weights. One of another
     preset or image size cannot be compared: its losses are NaN, and no such candidate is blessed.
 
+    Where the candidate or the baseline was chosen by a half of the held-out pictures while it was
+    trained, the other half alone is scored.
+
     For some of the captions both models draw a picture, from the same noise.
 
     Outputs:
@@ -68,8 +71,9 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         `features` of the measures in `components.measures`). Custom properties: `num_examples`,
         `num_pictures`, `num_draws` (rows of an example in a stratum), `num_rows`,
         `num_candidate_not_finite` and `num_baseline_not_finite` (rows with a loss that is not a
-        finite number), `num_sampled`, `num_strata`, `seed`, `baseline` (`base weights` or `model
-        <artifact id>`) and, where it cannot be compared, `baseline_problem`.
+        finite number), `num_choosing` (examples that are not scored, because a model was chosen by
+        them while it was trained), `num_sampled`, `num_strata`, `seed`, `baseline` (`base weights`
+        or `model <artifact id>`) and, where it cannot be compared, `baseline_problem`.
     """
 
     SPEC_CLASS = LossScorerSpec

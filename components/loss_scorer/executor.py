@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -28,13 +28,13 @@ from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
 from components.counts import WriteCounts, read_counts
-from components.loss_scorer.draws import num_draws
 from components.loss_scorer.samples import SampleSettings, chosen
 from components.loss_scorer.scorer import Scorer, ScoringTask
 from components.measures import MeasureSettings
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
 from storage.model_manifest import ModelManifest
 from storage.user_errors import UserError
+from trainer.diffusion.draws import num_draws
 
 SPLIT = "eval"
 SCORED = ("diffusion_model", "text_encoder", "image_encoder")
@@ -128,7 +128,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         height, width, _ = base_model.latent_shape
         batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_POSITIONS // (height * width)))
         seed, num_samples = exec_properties["seed"], exec_properties["num_samples"]
-        held_out = _held_out(shards)
+        left_out = _left_out(latents.uri, [candidate, baseline.folder])
+        held_out = _held_out(shards, left_out)
         task = ScoringTask(
             base_model=base_model,
             candidate=candidate,
@@ -150,6 +151,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             ),
             num_draws=num_draws(len(held_out.ids), exec_properties["min_draws"]),
             sampled=chosen(held_out.ids, num_samples, seed) if num_samples else frozenset(),
+            left_out=left_out,
         )
 
         counts = self._scored(shards, task, scores.uri)
@@ -158,6 +160,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         num_examples = len(held_out.ids)
         scores.set_int_custom_property("num_examples", num_examples)
         scores.set_int_custom_property("num_pictures", held_out.num_pictures)
+        scores.set_int_custom_property("num_choosing", len(left_out))
         scores.set_int_custom_property("num_sampled", len(task.sampled))
         scores.set_int_custom_property("num_strata", task.num_strata)
         scores.set_int_custom_property("num_draws", task.num_draws)
@@ -171,6 +174,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             task.num_strata * task.num_draws,
             f", and drew pictures for {len(task.sampled):,} captions" if task.sampled else "",
         )
+        if left_out:
+            logger.info(
+                "The %s examples that chose a model while it was trained do not judge it.",
+                f"{len(left_out):,}",
+            )
 
     def _scored(self, shards: list[_Shard], task: ScoringTask, folder: str) -> dict[str, int]:
         temporary_folder = os.path.join(folder, f".unfinished-{uuid.uuid4().hex}")
@@ -220,12 +228,23 @@ class _ScoreShard(beam.DoFn):
         yield from counts.items()
 
 
-def _held_out(shards: list[_Shard]) -> _HeldOut:
+def _left_out(latents_uri: str, models: Iterable[str | None]) -> frozenset[str]:
+    """Ids of the examples that one of the models was chosen by, and which so judge none of them."""
+    from trainer.data.held_out import read_choosing
+
+    chosen = any(ModelManifest.read(folder).kept.get("chosen") for folder in models if folder)
+    return read_choosing(latents_uri) if chosen else frozenset()
+
+
+def _held_out(shards: list[_Shard], left_out: frozenset[str]) -> _HeldOut:
     ids: list[str] = []
     pictures: set[bytes] = set()
     for record in itertools.chain.from_iterable(shard.records() for shard in shards):
         features = tf.train.Example.FromString(record).features.feature
-        ids.append(features["id"].bytes_list.value[0].decode())
+        example_id = features["id"].bytes_list.value[0].decode()
+        if example_id in left_out:
+            continue
+        ids.append(example_id)
         # As `group_of` tells them apart, without its modulus.
         mean = features["latent/mean"].bytes_list.value[0]
         pictures.add(hashlib.sha256(mean).digest())

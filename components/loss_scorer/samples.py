@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from components.loss_scorer import draws
 from components.loss_scorer.latent_examples import LatentExample
 from components.loss_scorer.models import Encode, ScoredModel, exported_decoder
 from components.measures import MeasureSettings, applying
 from components.measures.measure import Drawn
+from trainer.diffusion import draws
 from trainer.presets import Prediction
 from trainer.weights.base_model import BaseModel
 

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from components.loss_scorer import models
-from components.loss_scorer.draws import NoiseDraw, draw_noise, stratum_name
 from components.loss_scorer.latent_examples import LatentExample, read_examples
 from components.loss_scorer.samples import Sampler, SampleSettings
+from trainer.diffusion.draws import NoiseDraw, draw_noise, stratum_name
 from trainer.weights.base_model import BaseModel
 
 LOSSES = ("loss", "loss_baseline", "loss_delta")
@@ -45,6 +45,7 @@ class ScoringTask:
         samples: How pictures are drawn.
         num_draws: Rows of an example in each stratum.
         sampled: Ids of the examples whose captions they are drawn for.
+        left_out: Ids of the examples that are not scored.
     """
 
     base_model: BaseModel
@@ -57,6 +58,7 @@ class ScoringTask:
     samples: SampleSettings
     num_draws: int = 1
     sampled: frozenset[str] = frozenset()
+    left_out: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Scorer:
         self._sampler = self._made_sampler() if task.sampled else None
 
     def rows(self, serialized: Callable[[], Iterable[bytes]]) -> Iterator[Scored]:
-        """Scores records of latents; yields all rows of each, in their order.
+        """Scores records of latents; yields all rows of each that is not left out, in their order.
 
         Args:
             serialized: Gives the records, as often as it is called.
@@ -164,7 +166,9 @@ class Scorer:
 
     def _examples(self, serialized: Iterable[bytes]) -> Iterator[LatentExample]:
         base_model = self._task.base_model
-        return read_examples(serialized, base_model.preset, base_model.image_size)
+        for example in read_examples(serialized, base_model.preset, base_model.image_size):
+            if example.id not in self._task.left_out:
+                yield example
 
     def _rows(self, examples: Iterator[LatentExample]) -> Iterator[_Row]:
         task = self._task

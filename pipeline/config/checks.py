@@ -131,6 +131,9 @@ def _check_training(training: ResolvedTrainingConfig, given: Mapping[str, Given]
             f"batch_size = {training.batch_size}: it must divide it, so that all parts are of one "
             "size",
         )
+    if training.chooses and training.evaluate_every_steps == 0:
+        name = "keep" if training.keep == "best" else "stop_early"
+        refuse(name, "evaluate_every_steps = 0: without held-out losses nothing can be chosen")
     if training.lora_alpha and not training.lora_rank:
         refuse(
             "lora_alpha",

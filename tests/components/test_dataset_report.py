@@ -27,7 +27,7 @@ from tfx.types import Channel, standard_artifacts
 from components import DatasetReport as ReportArtifact
 from components import RejectedRows
 from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
-from components.caption_example_gen.groups import GROUPS_NAME, GroupedPicture, write_groups
+from components.caption_example_gen.groups_file import GROUPS_NAME, GroupedPicture, write_groups
 from components.caption_validator import executor as caption_validator
 from components.dataset_report import DatasetReport, charts, executor, samples
 from components.dataset_report.reconstructions import (

@@ -133,7 +133,7 @@ def export(folder: Path, shade: float, *, knows_samplers: bool = True) -> Path:
         tf.saved_model.save(module, str(serving / name), signatures=signatures)
     manifest = {"preset": "tiny", "image_size": SIZE, "steps": 40, "batch_size": 2}
     (serving / "manifest.json").write_text(
-        json.dumps({**manifest, "images_per_second": 12.5, "wall_time_seconds": 9.0})
+        json.dumps({**manifest, "kept": KEPT, "images_per_second": 12.5, "wall_time_seconds": 9.0})
     )
     return folder
 
@@ -146,6 +146,18 @@ def models(tmp_path_factory) -> dict[str, Path]:
     return {"model": export(folder / "8", 0.0), "baseline": baseline}
 
 
+EVALUATED = [(0, 1.0), (20, 0.5), (40, 0.75)]
+KEPT = {
+    "step": 20,
+    "steps_done": 40,
+    "chosen": True,
+    "why": "it is <the> best",
+    "loss": 0.5,
+    "pictures": 2,
+    "timesteps": 3,
+}
+
+
 @pytest.fixture(scope="module")
 def model_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
@@ -156,6 +168,11 @@ def model_run(tmp_path_factory) -> Path:
     (folder / "validation" / "prompts.json").write_text(json.dumps(SETTINGS))
     records = [{"step": 10 * i, "loss": 1 / i, "learning_rate": 1e-3} for i in range(1, 5)]
     (folder / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    evaluations = [
+        {"step": step, "losses": [loss - 0.25, loss + 0.25], "scored": "x"}
+        for step, loss in EVALUATED
+    ]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(e) + "\n" for e in evaluations))
     return folder
 
 
@@ -332,6 +349,21 @@ def test_the_report_has_the_numbers_and_pictures(report):
         with Image.open(report / name) as image:
             assert min(image.size) > 400
             assert len(image.convert("RGB").getcolors(1 << 24)) > 50
+
+
+def test_the_step_that_is_kept_is_marked_and_said(report):
+    page = (report / "evaluation.html").read_text()
+    assert json.loads((report / "summary.json").read_text())["kept"] == KEPT
+    assert "Step that is kept 20 of 40: it is <the> best" in words(page)
+    assert "2 held-out pictures were scored at 3 timesteps each. The dot is step 20" in words(page)
+    [line] = re.findall(r'<polyline class="held-out" points="([^"]+)"/>', page)
+    places = [tuple(map(float, place.split(","))) for place in line.split(" ")]
+    (x0, y0), (x1, y1), (x2, y2) = places
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    # From a loss of 1 down to 0.5, and half the way back.
+    assert y1 - y0 == pytest.approx(2 * (y1 - y2), abs=0.3)
+    [dot] = re.findall(r'<circle class="kept" cx="([\d.]+)" cy="([\d.]+)"', page)
+    assert tuple(map(float, dot)) == places[1]
 
 
 def test_the_page_says_what_was_found(report):

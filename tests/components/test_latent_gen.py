@@ -17,6 +17,7 @@ from storage.images import decode_image, random_position, resize_cover, to_model
 from storage.user_errors import UserError
 from trainer import presets
 from trainer.data.caption_counts import read_counts
+from trainer.data.held_out import read_choosing
 from trainer.data.latents import LatentsManifest, parse_latents
 from trainer.presets import ENCODERS
 from trainer.text.tokenizer import tokenize
@@ -225,8 +226,11 @@ def test_manifest_and_artifact_say_what_made_them(latents):
         "Split-eval",
         "Split-train",
         "captions.json",
+        "choosing.json",
         "manifest.json",
     ]
+    # The one that is held out is of picture 9.
+    assert read_choosing(latents.uri) == {"19"}
 
 
 def test_without_flip_and_with_two_workers(latents, examples, tmp_path):

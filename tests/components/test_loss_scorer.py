@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,14 @@ from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor as Execu
 from tfx.types import Channel, standard_artifacts
 
 from components.loss_scorer import LossScorer, executor, samples, scorer
-from components.loss_scorer.draws import draw_noise, num_draws, rank, stratum_bounds, stratum_name
 from components.measures import MeasureSettings
 from components.measures.feature_distance import latent_features
 from components.tfrecords import read_shard, write_shard
 from storage.user_errors import UserError
 from trainer import presets
+from trainer.data.held_out import write_choosing
 from trainer.data.latents import LatentsManifest, make_latent_example
+from trainer.diffusion.draws import draw_noise, num_draws, rank, stratum_bounds, stratum_name
 from trainer.text.tokenizer import tokenize
 from trainer.weights.base_model import BaseModel
 
@@ -389,6 +391,26 @@ def test_the_number_of_threads_changes_nothing(score, exported, tmp_path):
     )
     _, again = score(exported["candidate"], exported["baseline"], num_samples=3, beam=workers)
     assert again == rows
+
+
+@pytest.mark.parametrize("who", ["candidate", "baseline"])
+def test_what_chose_a_model_does_not_judge_it(score, latents, tmp_path, who):
+    model = {n: FormulaModel(0.9 if n == who else 0.5) for n in ("candidate", "baseline")}
+    made = {
+        name: save(module, tmp_path / name, kept={"chosen": name == who, "step": 3})
+        for name, module in model.items()
+    }
+    folder = tmp_path / "with_halves"
+    shutil.copytree(latents, folder)
+    _, every = score(*made.values(), folder=folder)
+    ids = sorted({row["id"] for row in every})
+    write_choosing(str(folder), ids[:2])
+    scores, rows = score(*made.values(), folder=folder)
+    assert sorted({row["id"] for row in rows}) == ids[2:]
+    by_place = {(row["id"], row["timestep"]): row for row in every}
+    assert all(by_place[row["id"], row["timestep"]] == row for row in rows)
+    number = scores.get_int_custom_property
+    assert (number("num_examples"), number("num_choosing")) == (len(ids) - 2, 2)
 
 
 @pytest.mark.parametrize("files", [0, 1])

@@ -10,7 +10,8 @@ from PIL import Image
 
 from benchmarks.near_duplicates.pictures import SETS, VARIANTS, encoded, near_white, soft, sprites
 from components.caption_example_gen import executor, near_duplicates
-from components.caption_example_gen.groups import GROUPS_NAME, judge_groups, read_groups
+from components.caption_example_gen.groups import judge_groups
+from components.caption_example_gen.groups_file import GROUPS_NAME, read_groups
 from components.caption_example_gen.rows import (
     KEEP_ONE,
     CheckSettings,

@@ -11,8 +11,8 @@ from tensorflow_model_analysis.api.types import ValueWithTDistribution
 from tensorflow_model_analysis.utils.math_util import calculate_confidence_interval
 
 from components.evaluator.metrics import shown_increase, shown_lower_end, surely_lower
-from components.loss_scorer.draws import num_draws
 from pipeline.config import load_config
+from trainer.diffusion.draws import num_draws
 
 SETTINGS = load_config().evaluation
 STRATA = SETTINGS.num_strata

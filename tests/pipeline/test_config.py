@@ -81,6 +81,8 @@ def test_every_value_is_set_after_resolution():
     assert closed["validation"].pop("prompts") is None
     # Only where it is asked for.
     assert closed["serving"].pop("checkpoint") is None
+    # Twenty times a run, however long it is.
+    assert closed["training"].pop("evaluate_every_steps") is None
     assert None not in list(leaves(closed))
     unset = {name for name, value in vars(config.dataset).items() if value is None}
     assert unset <= open_fields
@@ -306,7 +308,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         field.name
         for cls in (DatasetConfig, EvaluationConfig, VertexConfig)
         for field in dataclasses.fields(cls)
-    } | {"prompts", "checkpoint"}
+    } | {"prompts", "checkpoint", "evaluate_every_steps"}
     for number, line in enumerate(lines):
         if re.match(r"  [a-z_]+:", line):
             assert lines[number - 1].startswith("  #"), f"{line} is not explained"
@@ -364,6 +366,16 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ("training: {checkpoint_every_steps: 0}", ["checkpoint_every_steps = 0", "at least 1"]),
         ("training: {checkpoints_kept: 0}", ["checkpoints_kept = 0", "at least 1"]),
         ("training: {log_every_steps: 0}", ["log_every_steps = 0", "at least 1"]),
+        ("training: {keep: first}", ["training.keep = 'first'", "last, best"]),
+        ("training: {choose_from_pictures: 1}", ["choose_from_pictures = 1", "at least 2"]),
+        (
+            "training: {keep: best, evaluate_every_steps: 0}",
+            ["keep = 'best'", "training.evaluate_every_steps = 0", "nothing can be chosen"],
+        ),
+        (
+            "training: {stop_early: 3, evaluate_every_steps: 0}",
+            ["stop_early = 3", "training.evaluate_every_steps = 0"],
+        ),
         ("validation: {every_steps: -1}", ["every_steps = -1", "at least 0"]),
         ("dataset: {eval_fraction: 0}", ["eval_fraction = 0", "above 0 and below 1"]),
         ("dataset: {eval_fraction: 1}", ["eval_fraction = 1", "above 0 and below 1"]),

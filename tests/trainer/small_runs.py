@@ -28,6 +28,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.data.held_out import HeldOutPictures, Pictures
+from trainer.data.latents import make_latent_example
 from trainer.export.saved_models import DiffusionModelModule
 from trainer.networks.seam import PaddedConv2D
 from trainer.presets import (
@@ -39,6 +41,7 @@ from trainer.presets import (
 )
 from trainer.text.tokenizer import tokenize
 from trainer.training.distribution import is_chief, training_strategy
+from trainer.training.evaluations import Evaluation, Evaluations, evaluations_for
 from trainer.training.fine_tuner import Batch, FineTuner
 from trainer.training_config import ResolvedTrainingConfig, TrainingConfig
 from trainer.weights.base_model import BaseModel
@@ -129,6 +132,27 @@ def batches_from(first_step: int) -> Iterator[Batch]:
         first_step += 1
 
 
+def picture(index: int) -> bytes:
+    """The latents of a held-out picture."""
+    rng = np.random.default_rng([9, index])
+    return make_latent_example(
+        example_id=f"held-out-{index}",
+        tokens=rng.integers(0, 49408, 77),
+        context=rng.standard_normal((77, 8)),
+        mean=rng.standard_normal((8, 8, 4)),
+        log_variance=rng.standard_normal((8, 8, 4)) - 4,
+    ).SerializeToString(deterministic=True)
+
+
+def evaluations(settings: ResolvedTrainingConfig, count: int) -> Evaluations | None:
+    """Evaluations on `count` held-out pictures; where something is chosen, on half of them."""
+    records = [picture(index) for index in range(count)]
+    half = count // 2
+    parts = (records, records[:half], records[half:])
+    held_out = HeldOutPictures(*(Pictures(len(part), part) for part in parts))
+    return evaluations_for(settings, held_out, preset(), 64)
+
+
 def plain_network() -> keras.Model:
     """Predicts from latent, timestep and context by one layer for each: ten times fewer to trace.
 
@@ -191,7 +215,9 @@ def train(order: Mapping[str, Any]) -> None:
 
     Keys: `folder`, `overrides` of the configuration, `num_blocks` or `plain` for the network,
     `signal` and `at_step` to send oneself a signal when a step's batch is asked for, `tf_config` or
-    `virtual_cpus` for several devices.
+    `virtual_cpus` for several devices, `held_out` for so many held-out pictures, of whose losses
+    `end.npz` has those of every evaluation and the weights that they choose; `at_evaluation` sends
+    the signal when the evaluation of that number has been made.
     """
     strategy = None
     if "tf_config" in order:
@@ -217,11 +243,29 @@ def train(order: Mapping[str, Any]) -> None:
                 os.kill(os.getpid(), signal.Signals[order["signal"]])
             yield batch
 
-    records = subject.train(batches, order["folder"])
+    made: list[int] = []
+
+    def on_evaluation(evaluation: Evaluation) -> None:
+        made.append(evaluation.step)
+        if len(made) == order.get("at_evaluation"):
+            os.kill(os.getpid(), signal.Signals[order["signal"]])
+
+    scored = evaluations(subject.config, order.get("held_out", 0))
+    records = subject.train(
+        batches, order["folder"], evaluations=scored, on_evaluation=on_evaluation
+    )
+    end = state(subject)
+    chosen: dict[str, np.ndarray] = {}
+    if scored is not None:
+        chosen["evaluated"] = np.array([[e.step, *e.losses] for e in scored.done])
+        if scored.keeps_best:
+            subject.assign_kept(order["folder"], scored.best.step)
+            kept = [np.ravel(tf.convert_to_tensor(v)) for v in subject.variables]
+            chosen["kept"] = np.concatenate(kept)
     if is_chief(strategy):
         losses = [(r.step, r.loss, r.learning_rate, r.gradient_norm) for r in records]
-        arrays = {f"{i:04d}": array for i, array in enumerate(state(subject))}
-        np.savez(Path(order["folder"], "end.npz"), losses=np.array(losses), **arrays)
+        arrays = {f"{i:04d}": array for i, array in enumerate(end)}
+        np.savez(Path(order["folder"], "end.npz"), losses=np.array(losses), **arrays, **chosen)
 
 
 def ends_alike(expected: Path, actual: Path, rtol: float = 1e-5) -> None:

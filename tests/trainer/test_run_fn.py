@@ -21,10 +21,12 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from storage import machine
 from storage.user_errors import UserError
 from trainer import presets, run_fn
+from trainer.data.held_out import write_choosing
 from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.diffusion.noise_schedule import LATENT_SCALE
 from trainer.diffusion.sampler import to_image
 from trainer.text.tokenizer import tokenize
+from trainer.training.evaluations import best_of, read_evaluations
 from trainer.training.fine_tuner import TrainingDivergedError, read_history
 from trainer.training.memory import InsufficientMemoryError
 from trainer.training_config import (
@@ -50,6 +52,9 @@ TRAINING = {
 }
 
 
+CHOOSING = {"keep": "best", "evaluate_every_steps": 1}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_is_a_preset() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -57,8 +62,11 @@ def small_is_a_preset() -> Iterator[None]:
         yield
 
 
-def write_latents(folder: Path, broken: int | None = None, **facts: Any) -> Path:
-    """Latents of noise; the example number `broken` holds an infinite number."""
+def write_latents(folder: Path, broken: int | None = None, held_out: int = 0, **facts: Any) -> Path:
+    """Latents of noise; the example number `broken` holds an infinite number.
+
+    Of the held-out ones, of which there may be none, the first half choose.
+    """
     rng = np.random.default_rng(0)
     split = folder / "Split-train"
     split.mkdir(parents=True)
@@ -75,6 +83,14 @@ def write_latents(folder: Path, broken: int | None = None, **facts: Any) -> Path
             )
             # As LatentGen does: else the same latents would be other bytes.
             writer.write(example.SerializeToString(deterministic=True))
+    pictures = [small_runs.picture(index) for index in range(held_out)]
+    if pictures:
+        (folder / "Split-eval").mkdir()
+        path = str(folder / "Split-eval" / "latents-00000-of-00001.gz")
+        with tf.io.TFRecordWriter(path, options) as writer:
+            for picture in pictures:
+                writer.write(picture)
+        write_choosing(str(folder), (f"held-out-{index}" for index in range(held_out // 2)))
     manifest = {
         "preset": "small",
         "image_size": 64,
@@ -135,14 +151,16 @@ class Ran:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("run_fn")
-    latents = write_latents(folder / "latents")
+    latents = write_latents(folder / "latents", held_out=20)
     handler, logger = _Lines(), logging.getLogger("trainer")
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         run_fn.run_fn(
-            arguments(folder, latents, lora_rank=2, lora_alpha=4.0, train_text_encoder=True)
+            arguments(
+                folder, latents, **CHOOSING, lora_rank=2, lora_alpha=4.0, train_text_encoder=True
+            )
         )
     finally:
         logger.removeHandler(handler)
@@ -177,7 +195,9 @@ def test_random_weights_are_told_in_capital_letters(ran: Ran) -> None:
 def test_the_manifest_says_what_made_the_model(ran: Ran) -> None:
     manifest = ran.manifest
     # Every hyperparameter, with the steps that the epochs came to.
-    wanted = TrainingConfig(**TRAINING, lora_rank=2, lora_alpha=4.0, train_text_encoder=True)
+    wanted = TrainingConfig(
+        **TRAINING, **CHOOSING, lora_rank=2, lora_alpha=4.0, train_text_encoder=True
+    )
     resolved = dataclasses.asdict(wanted.resolved(PRESET).for_examples(EXAMPLES, PRESET))
     assert {name: manifest[name] for name in resolved} == resolved
     assert (manifest["steps"], manifest["seed"], manifest["lora_alpha"]) == (3, 3, 4.0)
@@ -217,8 +237,9 @@ def test_the_manifest_says_what_made_the_model(ran: Ran) -> None:
 def test_pictures_are_in_tensorboard_every_so_many_steps(ran: Ran) -> None:
     drawn = set()
     scalars = set()
+    losses = {}
     logs = [*ran.folder.glob("model_run/*/events.*")]
-    assert {path.parent.name for path in logs} == {"train", "validation"}
+    assert {path.parent.name for path in logs} == {"train", "held_out", "kept", "validation"}
     for path in logs:
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             for value in event.summary.value:
@@ -228,11 +249,39 @@ def test_pictures_are_in_tensorboard_every_so_many_steps(ran: Ran) -> None:
                     assert picture.shape == (64, 64, 3)
                 elif value.tag:
                     scalars.add((event.step, value.tag))
-    assert drawn == {(step, f"validation/{i:02d}") for step in (0, 2, 3) for i in (0, 1)}
+                    losses[path.parent.name, event.step] = value
+    kept = ran.manifest["kept"]["step"]
+    assert drawn == {(step, f"validation/{i:02d}") for step in (0, 2, kept) for i in (0, 1)}
+    # In one chart with the training's loss: the held-out ones, and the one that is kept.
+    assert {step for name, step in losses if name == "held_out"} == {0, 1, 2, 3}
+    assert {step for name, step in losses if name == "kept"} == {kept}
+    values = [losses[name, kept] for name in ("held_out", "kept")]
+    assert {value.tag for value in values} == {"loss"}
+    for value in values:
+        assert float(tf.make_ndarray(value.tensor)) == pytest.approx(ran.manifest["kept"]["loss"])
     for name in ("loss", "learning_rate", "gradient_norm", "images_per_second"):
         assert {(step, name) for step in (1, 2, 3)} <= scalars
     folders = sorted(path.name for path in (ran.folder / "model_run/validation").glob("step_*"))
-    assert folders == ["step_000000", "step_000002", "step_000003"]
+    assert folders == sorted({f"step_{step:06d}" for step in (0, 2, kept)})
+
+
+def test_held_out_pictures_choose_the_step_that_is_exported(ran: Ran) -> None:
+    done = read_evaluations(str(ran.folder / "model_run"))
+    assert [evaluation.step for evaluation in done] == [0, 1, 2, 3]
+    assert {len(evaluation.losses) for evaluation in done} == {8}
+    best, kept = best_of(done), ran.manifest["kept"]
+    assert kept.pop("why").startswith("on the 8 held-out pictures that choose it has the lowest")
+    assert kept == {
+        "step": best.step,
+        "steps_done": 3,
+        "chosen": True,
+        "loss": best.loss,
+        "pictures": 8,
+        "timesteps": 1,
+    }
+    said = "\n".join(ran.lines)
+    assert "Every 1 steps 8 of 20 held-out pictures are scored (10 may choose, 10 judge)" in said
+    assert re.search(r"step 3 of 3: loss [\d.]+, held out [\d.]+ \(best: step \d, [\d.]+\)", said)
 
 
 def test_the_adapters_file_says_what_it_is(ran: Ran) -> None:
@@ -289,6 +338,7 @@ def test_other_prompts_are_drawn_by_the_finished_training_and_not_trained_for(
         lora_rank=2,
         lora_alpha=4.0,
         train_text_encoder=True,
+        **CHOOSING,
         memory_check="warn",
         checkpoints_kept=1,
     )
@@ -325,7 +375,9 @@ def test_other_prompts_are_drawn_by_the_finished_training_and_not_trained_for(
     assert not (ran.folder / "Format-Serving" / "image_encoder").exists()
     drawn = tmp_path / "model_run" / "validation"
     pictures = sorted(str(path.relative_to(drawn)) for path in drawn.rglob("*.png"))
-    assert pictures == ["step_000000/00.png", "step_000003/00.png"]
+    kept = ran.manifest["kept"]
+    assert manifest["kept"] == kept
+    assert pictures == ["step_000000/00.png", f"step_{kept['step']:06d}/00.png"]
     assert len(list(drawn.glob("events.*"))) == 1
 
 
@@ -421,7 +473,8 @@ def test_a_training_is_named_by_what_decides_its_weights(tmp_path: Path) -> None
         given = arguments(tmp_path, latents)
         run, training, rest = given.hyperparameters, given.custom_config["training"], {}
         for name, value in changed.items():
-            target = run if name in run else training if name in training else rest
+            of_training = name in TrainingConfig.__dataclass_fields__
+            target = run if name in run else training if of_training else rest
             target[name] = value
         settings = TrainerSettings.from_json({**given.custom_config, **rest}, run)
         return run_fn._training_id(
@@ -481,10 +534,19 @@ def test_a_training_is_named_by_what_decides_its_weights(tmp_path: Path) -> None
         "xla": "on",
         "gradient_checkpointing": True,
         "devices": "one",
+        "keep": "best",
+        "stop_early": 2,
     }
+    # Where nothing is chosen by held-out losses, it does not matter what they are of.
+    of_choice = {"evaluate_every_steps": 5, "choose_from_pictures": 8}
+    assert found(**of_choice) == found()
+    for name, value in of_choice.items():
+        assert found(keep="best", **{name: value}) != found(keep="best")
     ids = {name: found(**{name: value}) for name, value in with_effect.items()}
     assert len({found(), *ids.values()}) == 1 + len(ids)
     # Whoever adds a setting has to say which kind it is.
-    assert {f.name for f in dataclasses.fields(TrainingConfig)} == WITHOUT_EFFECT_ON_WEIGHTS | (
-        set(with_effect) - {"code_version", "base_weights_hash", "image_size"}
+    assert {f.name for f in dataclasses.fields(TrainingConfig)} == (
+        WITHOUT_EFFECT_ON_WEIGHTS
+        | set(of_choice)
+        | (set(with_effect) - {"code_version", "base_weights_hash", "image_size"})
     )

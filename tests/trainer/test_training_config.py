@@ -51,7 +51,9 @@ def test_settings_left_open_are_the_presets(small_preset: Preset) -> None:
     assert resolved.steps == 10
     assert resolved.batch_size == small_preset.training.batch_size
     assert resolved.warmup_steps == 5
-    assert not any(value is None for value in dataclasses.asdict(resolved).values())
+    left_open = {name for name, value in dataclasses.asdict(resolved).items() if value is None}
+    # It stands for twenty times a run, of however many steps.
+    assert left_open == {"evaluate_every_steps"}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +135,15 @@ def test_settings_are_the_same_after_json(training: dict[str, Any]) -> None:
     tree = json.loads(json.dumps(made.to_json()))
     assert TrainerSettings.from_json(tree, made.training.run_parameters) == made
     assert not {"steps", "learning_rate", "seed"} & set(tree["training"])
+
+
+def test_what_is_chosen_is_in_the_settings_where_something_is() -> None:
+    of_choice = {"keep", "stop_early", "evaluate_every_steps", "choose_from_pictures"}
+    # Else the settings, and the keys of the cache, are those of former versions.
+    assert not of_choice & set(settings().to_json()["training"])
+    made = settings(keep="best", stop_early=2, evaluate_every_steps=0, choose_from_pictures=4)
+    assert made.to_json()["training"].items() >= {"keep": "best", "stop_early": 2}.items()
+    assert TrainerSettings.from_json(made.to_json(), made.training.run_parameters) == made
 
 
 def test_without_an_image_encoder_the_settings_are_those_of_former_versions() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +22,9 @@ from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule, times
 from trainer.networks.matrix_products import convolutions_as_matrix_products
 from trainer.networks.recompute import call_recomputing
 from trainer.presets import Preset
-from trainer.training.checkpoints import RunCheckpoints
+from trainer.training.checkpoints import KeptWeights, RunCheckpoints
 from trainer.training.distribution import assign_here, is_chief, wait_for_all, worker_count
+from trainer.training.evaluations import Evaluation, Evaluations, ScoredPictures
 from trainer.training.interruption import StopRequest, TrainingInterruptedError
 from trainer.training.lora import (
     LowRankAdapters,
@@ -221,10 +223,14 @@ class FineTuner:
             self._loss_and_gradients = tf.function(  # type: ignore[method-assign]
                 self._loss_and_gradients, autograph=False, jit_compile=True
             )
+            self._row_losses = tf.function(  # type: ignore[method-assign]
+                self._row_losses, autograph=False, jit_compile=True
+            )
         options: dict[str, Any] = {"autograph": False, "jit_compile": outer_jit or None}
         self._step_function = tf.function(self._train_step, **options)
         self._part_function = tf.function(self._accumulate, **options)
         self._update_function = tf.function(self._update_from_accumulated, **options)
+        self._score_function = tf.function(self._score, **options)
         self._traced_gradients: list[tf.Tensor] = []
 
     @property
@@ -265,18 +271,24 @@ class FineTuner:
             mean = tf.where(mirrored, batch["latent/mirror_mean"], mean)
             log_variance = tf.where(mirrored, batch["latent/mirror_log_variance"], log_variance)
         latent = sample_posterior(mean, log_variance, random.posterior)
-        timesteps, noise = random.timesteps, random.noise
+        context = self._context(batch, random.dropped)
+        losses = self._errors(latent, random.noise, random.timesteps, context)
+        if self.config.min_snr_gamma:
+            losses *= self._schedule.min_snr_weights(random.timesteps, self.config.min_snr_gamma)
+        return tf.reduce_sum(losses) / self.config.batch_size
+
+    def _errors(
+        self, latent: tf.Tensor, noise: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
+    ) -> tf.Tensor:
+        """Mean squared error of each row's predicted noise, float32 [B]."""
         inputs = [
             self._schedule.add_noise(latent, noise, timesteps),
             timestep_embedding(timesteps, self._preset.diffusion_model.timestep_width),
-            self._context(batch, random.dropped),
+            context,
         ]
         predicted = tf.cast(self._call(self.diffusion_model, inputs), tf.float32)
         target = self._schedule.target(latent, noise, timesteps)
-        losses = tf.reduce_mean(tf.square(target - predicted), axis=[1, 2, 3])
-        if self.config.min_snr_gamma:
-            losses *= self._schedule.min_snr_weights(timesteps, self.config.min_snr_gamma)
-        return tf.reduce_sum(losses) / self.config.batch_size
+        return tf.reduce_mean(tf.square(target - predicted), axis=[1, 2, 3])
 
     def _random_values(
         self, step: tf.Tensor, latent_shape: tf.TensorShape, variants: int
@@ -368,12 +380,57 @@ class FineTuner:
 
         return self._in_replicas(update, stop)
 
-    def _own_row(self, first_row: tf.Tensor | int) -> tf.Tensor | int:
+    def _own_row(self, first_row: tf.Tensor | int, rows: int | None = None) -> tf.Tensor | int:
         """Position in the whole batch of this replica's rows of the part at `first_row`."""
         if self._replicas == 1:
             return first_row
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return first_row + tf.cast(replica, tf.int32) * self._rows
+        return first_row + tf.cast(replica, tf.int32) * (rows or self._rows)
+
+    def _row_losses(self, batch: Batch) -> tf.Tensor:
+        """Each row's loss at its own timestep and noise, as training computes; float32 [B]."""
+        with (
+            computing_in(self.config.precision, self._models),
+            convolutions_as_matrix_products(self._models, self._for_gpu),
+        ):
+            latent = sample_posterior(
+                batch["latent/mean"], batch["latent/log_variance"], batch["posterior"]
+            )
+            return self._errors(
+                latent,
+                batch["noise"],
+                batch["timesteps"],
+                self._context(batch, tf.constant([[False]])),
+            )
+
+    def _score(self, batch: Batch) -> tf.Tensor:
+        def losses(batch: Batch) -> tf.Tensor:
+            own = self._row_losses(batch)
+            if self._replicas == 1:
+                return own
+            # Each replica's in their places: a sum with zeros is exact, and the same for all.
+            rows = own.shape[0]
+            places = self._own_row(0, rows) + tf.range(rows)
+            every = tf.scatter_nd(places[:, None], own, [rows * self._replicas])
+            context = tf.distribute.get_replica_context()
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, every)
+
+        return self._in_replicas(losses, batch)
+
+    def score(self, pictures: ScoredPictures) -> np.ndarray:
+        """The losses of all rows, float32 [pictures * strata], with the weights as they are.
+
+        Under `tf.distribute`, every worker calls this, and finds the same.
+        """
+        # Of equal size, or the last one would be mostly filled up.
+        number = math.ceil(pictures.num_rows / (self._rows * self._replicas))
+        rows = math.ceil(pictures.num_rows / (number * self._replicas))
+        losses = []
+        for batch in pictures.batches(rows * self._replicas):
+            used = [*self._features(batch), "timesteps", "noise", "posterior"]
+            shared = self._share_out({name: batch[name] for name in used}, 0, rows)
+            losses.append(np.asarray(self._score_function(shared)))
+        return np.concatenate(losses)[: pictures.num_rows]
 
     def _in_replicas(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if self._strategy is None:
@@ -457,16 +514,17 @@ class FineTuner:
         text = "context" if self.text_encoder is None else "tokens"
         return [name for name in batch if name == text or name.startswith("latent/")]
 
-    def _share_out(self, batch: Batch, first_row: int) -> Any:
+    def _share_out(self, batch: Batch, first_row: int, rows: int | None = None) -> Any:
         """For each replica its rows of the part that starts at `first_row`."""
+        rows = rows or self._rows
         if self._strategy is None:
             if self.config.accumulation_steps == 1:
                 return batch
-            return {name: x[first_row : first_row + self._rows] for name, x in batch.items()}
+            return {name: x[first_row : first_row + rows] for name, x in batch.items()}
 
         def rows_of(context: tf.distribute.ValueContext) -> Batch:
-            first = first_row + context.replica_id_in_sync_group * self._rows
-            return {name: x[first : first + self._rows] for name, x in batch.items()}
+            first = first_row + context.replica_id_in_sync_group * rows
+            return {name: x[first : first + rows] for name, x in batch.items()}
 
         return self._strategy.experimental_distribute_values_from_function(rows_of)
 
@@ -499,15 +557,28 @@ class FineTuner:
         if self.adapters:
             self.adapters.merge()
 
+    def assign_kept(self, folder: str, step: int) -> None:
+        """Makes the averaged weights that `train` kept of a step the models', for good."""
+        KeptWeights(folder, self.variables).restore(step)
+        if self.adapters:
+            self.adapters.merge()
+
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Within this, the averaged weights are the models' weights, as they will be exported."""
+        with (
+            self._averages_in_place(),
+            self.adapters.merged() if self.adapters else contextlib.nullcontext(),
+        ):
+            yield
+
+    @contextlib.contextmanager
+    def _averages_in_place(self) -> Iterator[None]:
         before = [tf.identity(variable) for variable in self.variables]
         for average, variable in zip(self.optimizer.averages, self.variables, strict=True):
             variable.assign(average)
         try:
-            with self.adapters.merged() if self.adapters else contextlib.nullcontext():
-                yield
+            yield
         finally:
             for value, variable in zip(before, self.variables, strict=True):
                 variable.assign(value)
@@ -520,6 +591,8 @@ class FineTuner:
         *,
         draw: Callable[[int], None] = lambda step: None,
         draw_every_steps: int = 0,
+        evaluations: Evaluations | None = None,
+        on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
     ) -> list[StepRecord]:
         """Trains up to the configured number of steps, from the last checkpoint in `folder`.
 
@@ -530,9 +603,12 @@ class FineTuner:
             on_record: Called with every record as it is made.
             draw: Called with the number of steps done, while the models hold the averaged weights.
             draw_every_steps: Steps between these calls; 0 makes none.
+            evaluations: What is scored in between, and perhaps decides when training stops and
+                which weights are kept (see `assign_kept`); those from before a resume are read.
+            on_evaluation: Called with every evaluation as it is made.
 
         Returns:
-            All records, those from before a resume too.
+            All records, those from before a resume too; the last one is of the last step.
 
         Raises:
             TrainingDivergedError: The loss or its gradients are infinite or not a number.
@@ -546,10 +622,27 @@ class FineTuner:
         history = [r for r in read_history(folder) if r.step <= first_step]
         if first_step:
             logger.info("Resuming at step %d of %d.", first_step, config.steps)
-        if first_step >= config.steps:
+        if evaluations is not None:
+            evaluations.restore(folder, first_step)
+        if first_step >= config.steps or (evaluations is not None and evaluations.stops):
             return history
 
         writes = is_chief(self._strategy)
+        kept = KeptWeights(folder, self.variables)
+
+        def evaluate(step: int) -> None:
+            assert evaluations is not None
+            with self._averages_in_place():
+                best = evaluations.add(step, self.score(evaluations.pictures))
+                if best and evaluations.keeps_best and writes:
+                    kept.save(step)
+            on_evaluation(evaluations.done[-1])
+
+        if evaluations is not None:
+            if evaluations.keeps_best and evaluations.best and writes:
+                kept.saved(evaluations.best.step)
+            if evaluations.due(first_step):
+                evaluate(first_step)
         several_workers = worker_count(self._strategy) > 1
         batches = batches_from(first_step)
         ids: dict[int, tf.Tensor | None] = {}
@@ -566,6 +659,13 @@ class FineTuner:
                 # Workers must stop at the same step. They all know of the step before, whose
                 # result needs no waiting for.
                 stopping = float(stopped_before) > 0 if several_workers else stop.made
+                if evaluations is not None and evaluations.due(step):
+                    self._check_finite(ids, checkpoints.latest)
+                    ids.clear()
+                    before = time.monotonic()
+                    evaluate(step)
+                    since += time.monotonic() - before
+                    last = last or evaluations.stops
                 records = last or step % config.log_every_steps == 0
                 saves = last or stopping or step % config.checkpoint_every_steps == 0
                 draws = draw_every_steps > 0 and step % draw_every_steps == 0 and not last
@@ -583,7 +683,18 @@ class FineTuner:
                 if saves and writes:
                     # History first: a checkpoint must never know more steps than the history.
                     write_history(history, folder)
+                    if evaluations is not None:
+                        evaluations.write(folder)
                     checkpoints.save(step)
+                    if evaluations is not None and evaluations.keeps_best and evaluations.best:
+                        kept.saved(evaluations.best.step)
+                if last and step < config.steps:
+                    logger.info(
+                        "Training stops at step %d of %d: the held-out loss falls no more.",
+                        step,
+                        config.steps,
+                    )
+                    break
                 if stopping and not last:
                     # One that leaves while the chief still saves would end it with an error.
                     wait_for_all(self._strategy)

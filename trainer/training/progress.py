@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trainer.training.evaluations import Evaluation
 from trainer.training.fine_tuner import StepRecord
 
 _PLAIN_LINES = 10
@@ -21,6 +22,7 @@ class TrainingProgress:
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
+        self._held_out = ""
         self._next_line = 0
         # The stream that is there when training starts: a runner may have replaced sys.stdout.
         console = Console(file=sys.stdout)
@@ -51,9 +53,15 @@ class TrainingProgress:
         if self._bar:
             self._bar.stop()
 
+    def held_out(self, loss: float, best: Evaluation | None) -> None:
+        """Shows a held-out loss with the records that follow, and the step that is best so far."""
+        marked = f" (best: step {best.step}, {best.loss:.4f})" if best else ""
+        self._held_out = f"held out {loss:.4f}{marked}, "
+
     def update(self, record: StepRecord) -> None:
         """Shows a record."""
-        facts = f"loss {record.loss:.4f}, {record.images_per_second:.0f} images/s"
+        speed = f"{record.images_per_second:.0f} images/s"
+        facts = f"loss {record.loss:.4f}, {self._held_out}{speed}"
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=record.step, description=facts)
         elif record.step >= self._next_line or record.step == self._steps:

@@ -1,0 +1,100 @@
+"""The held-out pictures: which of them choose a model during its training, and which judge it.
+
+LatentGen divides them and writes it beside the latents; the Trainer looks at those that choose
+alone where something is chosen by them, and LossScorer then at the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+
+import tensorflow as tf
+
+CHOOSING_NAME = "choosing.json"
+"""The file beside the latents with the ids of the examples that choose."""
+
+# Further pictures would make no interval narrower that anybody could tell from this one.
+_MOST_PICTURES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Different pictures, of an example each.
+
+    Attributes:
+        count: How many there are.
+        records: Of LatentGen, those of as many as are wanted at most, in an order that is random
+            but depends on the pictures alone.
+    """
+
+    count: int
+    records: Sequence[bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutPictures:
+    """What is held out, and both parts of it."""
+
+    all: Pictures
+    choosing: Pictures
+    judging: Pictures
+
+
+def write_choosing(uri: str, ids: Iterable[str]) -> None:
+    """Writes which held-out examples choose, beside the latents in `uri`."""
+    with tf.io.gfile.GFile(os.path.join(uri, CHOOSING_NAME), "w") as f:
+        f.write(json.dumps(sorted(ids), indent=0))
+
+
+def read_choosing(uri: str) -> frozenset[str]:
+    """The ids that `write_choosing` wrote; none beside latents of former versions."""
+    path = os.path.join(uri, CHOOSING_NAME)
+    if not tf.io.gfile.exists(path):
+        return frozenset()
+    with tf.io.gfile.GFile(path) as f:
+        return frozenset(json.loads(f.read()))
+
+
+def held_out_pictures(records: Iterable[bytes], choosing: frozenset[str]) -> HeldOutPictures:
+    """Tells pictures apart; of several captions of one, the one with the smallest id stands for it.
+
+    Memory holds no more than a few thousand records, however many there are.
+
+    Args:
+        records: The latents of the eval split.
+        choosing: Ids of the examples that choose.
+    """
+    every, choose, judge = _Pool(), _Pool(), _Pool()
+    for record in records:
+        features = tf.train.Example.FromString(record).features.feature
+        example_id = features["id"].bytes_list.value[0].decode()
+        # Equal pictures have it in common, whatever their captions.
+        picture = hashlib.sha256(features["latent/mean"].bytes_list.value[0]).digest()
+        for pool in (every, choose if example_id in choosing else judge):
+            pool.add(picture, example_id, record)
+    return HeldOutPictures(*(pool.pictures() for pool in (every, choose, judge)))
+
+
+class _Pool:
+    """Pictures, of which those with the smallest hashes are kept."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+        self._kept: dict[bytes, tuple[str, bytes]] = {}
+
+    def add(self, picture: bytes, example_id: str, record: bytes) -> None:
+        self._seen.add(picture)
+        if picture not in self._kept or example_id < self._kept[picture][0]:
+            self._kept[picture] = example_id, record
+        if len(self._kept) > 2 * _MOST_PICTURES:
+            self._kept = dict(self._smallest())
+
+    def pictures(self) -> Pictures:
+        return Pictures(len(self._seen), [record for _, (_, record) in self._smallest()])
+
+    def _smallest(self) -> list[tuple[bytes, tuple[str, bytes]]]:
+        return sorted(self._kept.items())[:_MOST_PICTURES]
