@@ -384,7 +384,7 @@ def trained(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     diffusion_model = small_runs.without_sampling(models["diffusion_model"], EXACT, IMAGE_SIZE)
     decoder = DecoderModule(models["decoder"])
     # Nothing here draws.
-    del text_encoder.text, decoder.png, decoder.png_bytes
+    del text_encoder.text, decoder.png, decoder.png_bytes, decoder.rows
     for name, module, signatures in (
         ("text_encoder", text_encoder, {"serving_default": text_encoder.serve}),
         ("diffusion_model", diffusion_model, {"predict_epsilon": diffusion_model.serve_prediction}),

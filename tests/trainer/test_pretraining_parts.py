@@ -46,4 +46,4 @@ def test_a_thing_has_a_face_or_parts_that_stick_out_and_is_no_creature() -> None
         (parts.on, len(ON)),
         (parts.mouth, len(MOUTHS)),
     ):
-        assert np.bincount(chosen[wanted], minlength=number).min() > 200
+        assert np.bincount(chosen[wanted], minlength=number).min() > 150
