@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import apache_beam as beam
 import tensorflow_model_analysis as tfma
 from tfx import types
 from tfx.components.evaluator import executor as tfx_executor
@@ -63,6 +64,15 @@ class Executor(tfx_executor.Executor):
         blessing.set_string_custom_property(REASONS, "\n".join(reasons))
         blessing.set_int_custom_property(NUM_PICTURES, scores.get_int_custom_property(NUM_PICTURES))
         _tell(verdict, reasons, pushed=model_utils.is_model_blessed(blessing))
+
+    def _make_beam_pipeline(self) -> beam.Pipeline:
+        """TFX's, with one worker.
+
+        Several workers of Beam's own runner in one process were seen to read the input of TFMA's
+        combiners by a coder that did not fit: garbage, or gigabytes. Losses need no more than one.
+        """
+        self._beam_pipeline_args = [*self._beam_pipeline_args, "--direct_num_workers=1"]
+        return super()._make_beam_pipeline()
 
 
 def why_not(
