@@ -597,11 +597,12 @@ def picture_path(name: str, folder: str, pictures: Pictures, prefix: Prefix | No
     if "://" in name.removeprefix(_FILE):
         shown = redacted(name)
         raise ValueError(f"{shown!r} is a URL: the pictures must lie in the dataset's folder")
-    path = posixpath.normpath(posixpath.join(folder, _normal(name)))
+    places = _places(name, folder, prefix)
+    path = next(places)
     found = pictures.find(path)
     if not found:
-        paths = [path, *_elsewhere(name, folder, prefix)]
-        found = next(filter(None, map(pictures.find, paths)), "")
+        paths = [path, *places]
+        found = next(filter(None, map(pictures.find, paths[1:])), "")
         found = found or next(filter(None, map(pictures.alike, paths)), "")
         path = paths[-1]
     if path.startswith("/") or is_hidden(path):
@@ -613,8 +614,8 @@ def picture_path(name: str, folder: str, pictures: Pictures, prefix: Prefix | No
     return found
 
 
-def _elsewhere(name: str, folder: str, prefix: Prefix | None) -> Iterator[str]:
-    """Where else the file may be that a row names."""
+def _places(name: str, folder: str, prefix: Prefix | None) -> Iterator[str]:
+    """Where the file may be that a row names, first as it is written."""
     for given in _writings(name):
         yield posixpath.normpath(posixpath.join(folder, given))
         parts = given.strip("/").split("/")

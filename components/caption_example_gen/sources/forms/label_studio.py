@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.caption_example_gen.sources import columns
-from components.caption_example_gen.sources.form import Form, Found, Look, counted
-from components.caption_example_gen.sources.image_table import (
-    HUB_IMAGE,
-    ImageTableSource,
-    asked_for,
-)
+from components.caption_example_gen.sources.document_form import DocumentForm
+from components.caption_example_gen.sources.image_table import HUB_IMAGE
 
 _LOOK_AT = 64
 
 
-class LabelStudio(Form):
+class LabelStudio(DocumentForm):
     """Documents of tasks with a picture, of which one at least has a text that somebody wrote."""
 
     kind = "label-studio"
     shown = "Label Studio's JSON (of tasks, with text areas for the captions)"
+    of = "Label Studio"
     settles = frozenset({"table", "repeats"})
 
-    def recognise(self, look: Look) -> Found | None:
-        """See `Form.recognise`; reads every JSON document that may be one."""
-        found = tuple(path for path, document in look.documents() if _has_captions(document))
-        if not found:
-            return None
-        names = ", ".join(map(posixpath.basename, found[:3]))
-        return Found(found, f"{counted(len(found), 'document')} of Label Studio ({names})")
+    def is_one(self, document: Any) -> bool:
+        """See `DocumentForm.is_one`."""
+        if not (
+            isinstance(document, list) and document and all(map(_is_task, document[:_LOOK_AT]))
+        ):
+            return False
+        return any(_picture_of(task) and any(_written(task)) for task in document if _is_task(task))
 
-    def open(self, look: Look, found: Found) -> ImageTableSource:
-        """See `Form.open`."""
-        tables = asked_for(look, found.files, _records)
-        return ImageTableSource.open(look, tables, self.kind, interpret=_records, by_name=True)
-
-
-def _has_captions(document: Any) -> bool:
-    if not (isinstance(document, list) and document and all(map(_is_task, document[:_LOOK_AT]))):
-        return False
-    return any(_picture_of(task) and any(_written(task)) for task in document if _is_task(task))
+    def records(self, document: Any) -> list[dict[str, Any]]:
+        """A record for every task: its picture, its other data, and the texts by their fields."""
+        records: list[dict[str, Any]] = []
+        for task in filter(_is_task, document):
+            picture = _picture_of(task)
+            record = {
+                name: value
+                for name, value in task["data"].items()
+                if not columns.looks_like_picture(value)
+            }
+            texts: dict[str, list[str]] = {}
+            for field, text in _written(task):
+                texts.setdefault(field, []).append(text)
+            records.append({HUB_IMAGE: picture, **record, **texts})
+        return records
 
 
 def _is_task(task: object) -> bool:
@@ -50,25 +51,6 @@ def _is_task(task: object) -> bool:
         and isinstance(task.get("data"), dict)
         and isinstance(task.get("annotations"), list)
     )
-
-
-def _records(document: Any) -> list[dict[str, Any]] | None:
-    """A record for every task: its picture, its other data, and the texts by their fields."""
-    if not _has_captions(document):
-        return None
-    records: list[dict[str, Any]] = []
-    for task in filter(_is_task, document):
-        picture = _picture_of(task)
-        record = {
-            name: value
-            for name, value in task["data"].items()
-            if not columns.looks_like_picture(value)
-        }
-        texts: dict[str, list[str]] = {}
-        for field, text in _written(task):
-            texts.setdefault(field, []).append(text)
-        records.append({HUB_IMAGE: picture, **record, **texts})
-    return records
 
 
 def _picture_of(task: Mapping[str, Any]) -> str:
