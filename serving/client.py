@@ -378,14 +378,13 @@ class Generator:
             MissingSignatureError: The models are of a former version, which has none.
         """
         size = self._size(options, version, of_rows=True, alone=len(rows) == 1)
-        if size.most is not None and size.most < len(rows):
-            pieces = (rows[i : i + size.most] for i in range(0, len(rows), size.most))
-            return [
-                picture
-                for piece in pieces
-                for picture in self._draw_rows(piece, size, options, version)
-            ]
-        return self._draw_rows(rows, size, options, version)
+        most = size.most or len(rows)
+        pieces = (rows[start : start + most] for start in range(0, len(rows), most))
+        return [
+            picture
+            for piece in pieces
+            for picture in self._draw_rows(piece, size, options, version)
+        ]
 
     def _draw_rows(
         self, rows: Sequence[_Row], size: _Size, options: _Options, version: int

@@ -336,8 +336,8 @@ def _evaluations(run: _Run) -> Evaluations | None:
     """What is scored of the held-out pictures while it is trained."""
     if run.config.evaluate_every_steps == 0:
         return None
-    files = tf.io.gfile.glob(os.path.join(run.latents_uri, "Split-eval", "*"))
-    records = tf.data.TFRecordDataset(sorted(files), compression_type="GZIP")
+    files = sorted(_held_out_files(run.latents_uri))
+    records = tf.data.TFRecordDataset(files, compression_type="GZIP")
     held_out = held_out_pictures(records.as_numpy_iterator(), read_choosing(run.latents_uri))
     return evaluations_for(run.config, held_out, run.base_model.preset, run.base_model.image_size)
 
@@ -538,8 +538,12 @@ def _with_prompts(validation: ValidationConfig, latents_uri: str) -> ValidationC
     """What is drawn: what was asked for, or captions that are held out."""
     if validation.prompts is not None:
         return validation
-    files = tf.io.gfile.glob(os.path.join(latents_uri, "Split-eval", "*"))
-    return dataclasses.replace(validation, prompts=held_out_prompts(files))
+    return dataclasses.replace(validation, prompts=held_out_prompts(_held_out_files(latents_uri)))
+
+
+def _held_out_files(latents_uri: str) -> list[str]:
+    files: list[str] = tf.io.gfile.glob(os.path.join(latents_uri, "Split-eval", "*"))
+    return files
 
 
 def _training_id(

@@ -35,6 +35,7 @@ from components.pages.page import data_uri, render
 from storage.model_manifest import ModelManifest
 from storage.verdict import UNSURE, VERDICT
 from trainer.diffusion.draws import draw_noise
+from trainer.training.evaluations import read_evaluations
 
 PAGE_NAME = "evaluation.html"
 BEFORE_AFTER_NAME = "before_after.png"
@@ -206,7 +207,7 @@ def _findings(
         serving=serving,
         manifest=ModelManifest.read(serving),
         history=[json.loads(line) for line in history],
-        evaluations=_evaluations(run),
+        evaluations=[(e.step, e.loss) for e in read_evaluations(run)],
         validation=validation,
         sampling={
             "sampler": "ddim",  # of a model of a former version, which does not say
@@ -225,14 +226,6 @@ def _findings(
         asked=thresholds(evaluation, metrics),
         origin=_origin(artifact_utils.get_single_instance(input_dict["examples"]), pipeline_run),
     )
-
-
-def _evaluations(run: str) -> list[tuple[int, float]]:
-    path = os.path.join(run, "evaluations.jsonl")
-    if not fileio.exists(path):
-        return []
-    found = map(json.loads, _read(path).splitlines())
-    return [(evaluation["step"], float(np.mean(evaluation["losses"]))) for evaluation in found]
 
 
 def _origin(dataset: types.Artifact, run: str | None) -> dict[str, str]:

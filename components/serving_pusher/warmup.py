@@ -18,6 +18,7 @@ from tfx.dsl.io import fileio
 
 from serving.request import DEFAULT_SAMPLER
 from serving.serving_directory import ModelRefusedError
+from trainer.presets import LATENT_CHANNELS, LATENT_DOWNSAMPLING
 
 _PROMPT = b"a drawing of a small round creature"
 # What zero would not do for.
@@ -28,8 +29,6 @@ _VALUES = {
     "strength": 1.0,
     "mask_bytes": b"",
 }
-_LATENT_DOWNSAMPLING = 8
-_LATENT_CHANNELS = 4
 # What clients ask for where requests are drawn together, and otherwise hardly ever.
 _OF_ROWS = ("rows", "rows_from_image", "size_of_rows")
 _INITIALIZER = "__saved_model_init_op"
@@ -93,11 +92,11 @@ def _value(name: str, tensor: tf.compat.v1.TensorInfo, image_size: int) -> tf.Te
     if name in ("image", "image_bytes"):
         return tf.io.encode_png(tf.zeros([image_size, image_size, 3], tf.uint8))[None]
     if name == "latent_bytes":
-        side = image_size // _LATENT_DOWNSAMPLING
-        return tf.io.serialize_tensor(tf.zeros([side, side, _LATENT_CHANNELS]))[None]
+        side = image_size // LATENT_DOWNSAMPLING
+        return tf.io.serialize_tensor(tf.zeros([side, side, LATENT_CHANNELS]))[None]
     # Pictures and masks have pixels, latents and noise positions; of texts and contexts the number
     # alone is open.
-    side = image_size if dtype == tf.uint8 else image_size // _LATENT_DOWNSAMPLING
+    side = image_size if dtype == tf.uint8 else image_size // LATENT_DOWNSAMPLING
     open_dims = (1, side, side)
     shape = [
         open_dims[place] if dim.size < 0 else dim.size
