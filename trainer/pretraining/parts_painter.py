@@ -77,13 +77,13 @@ class PartsPainter(Canvas):
         number, count = self._here(parts.num_eyes), len(coverage)
         x, y = self._faces(coverage)
         size = torch.tensor([0.0, 12.0, 9.2, 8.0], device=self.device)[number]
-        radius = size * (0.8 + 0.35 * self._rand(count))
+        radius = size * (0.55 + 0.6 * self._rand(count))
         gap = radius * (2.25 + 0.35 * self._rand(count))
         look = (self._rand(count, 2) - 0.5) * 0.5
         share = 0.42 + 0.2 * self._rand(count)
         mouth = self._here(parts.mouth)
         white = torch.ones(3, device=self.device)
-        closed = (self._rand(count) < 0.15).float()
+        closed = (self._rand(count) < 0.25).float()
         for eye in range(3):
             there = (eye < number).float()
             offset = eye - (number - 1) / 2
