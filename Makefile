@@ -1,5 +1,9 @@
 .PHONY: run test setup lint lock lineage playground rooms bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-serving bench-serving-clients bench-stacks bench-train bench-weights help
 
+# Some containers forbid bytecode, and uv makes none: each process would compile eight thousand
+# modules of TensorFlow and TFX anew, for half a minute. .venv is ours to write to.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Sets up everything and runs the pipeline; RUN=runs/mine for another output folder than runs/default,
 # here and for the pages below; ARGS="--steps 800" passes flags on.
 run: setup
