@@ -381,6 +381,67 @@ def test_other_prompts_are_drawn_by_the_finished_training_and_not_trained_for(
     assert len(list(drawn.glob("events.*"))) == 1
 
 
+@pytest.mark.slow
+def test_more_steps_go_on_from_the_shorter_training_and_export_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    latents = write_latents(tmp_path / "latents", held_out=20)
+    settings = {
+        **CHOOSING,
+        "learning_rate_schedule": "constant",
+        "lora_rank": 2,
+        "accumulation_steps": 2,
+    }
+    caplog.set_level(logging.INFO, "trainer")
+
+    def run(folder: str, steps: int) -> dict[str, Any]:
+        given = arguments(tmp_path / folder, latents, **settings)
+        given.hyperparameters = {**given.hyperparameters, "steps": steps}
+        given.serving_model_dir, given.model_run_dir = (
+            str(tmp_path / folder / f"{steps}" / name) for name in ("Format-Serving", "model_run")
+        )
+        (tmp_path / folder / f"{steps}" / "model_run").mkdir(parents=True)
+        caplog.clear()
+        run_fn.run_fn(given)
+        return json.loads(Path(given.serving_model_dir, "manifest.json").read_text())
+
+    whole = run("whole", 5)
+    assert whole["went_on_from"] == {}
+    shorter = run("parts", 3)
+    assert shorter["goes_on_from"] == 3
+    longer = run("parts", 5)
+    assert longer["went_on_from"] == {"training_id": shorter["training_id"], "step": 3}
+    assert f"Going on from step 3 of training {shorter['training_id']}" in caplog.text
+    assert "Resuming at step 3 of 5." in caplog.text
+    # It is the same training, and its model the same model.
+    assert longer["training_id"] == whole["training_id"]
+    for name in ("kept", "final_loss", "goes_on_from"):
+        assert longer[name] == whole[name]
+    folders = [tmp_path / folder / "5" for folder in ("whole", "parts")]
+    files = [folder / "Format-Serving/lora.safetensors" for folder in folders]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    evaluated = [read_evaluations(str(folder / "model_run")) for folder in folders]
+    assert evaluated[0] == evaluated[1]
+    for pattern in ("validation/*/*.png", "validation/prompts.json"):
+        drawn = [{p.relative_to(f): p.read_bytes() for p in f.rglob(pattern)} for f in folders]
+        assert drawn[0] == drawn[1]
+    # TensorBoard shows all steps.
+    steps = {
+        event.step
+        for path in folders[1].glob("model_run/train/events.*")
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+    }
+    assert set(range(1, 6)) <= steps
+    # Drawn again, it is still said what it began with; and without the checkpoint, that is told.
+    shutil.rmtree(tmp_path / "parts" / "5")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / shorter["training_id"])
+    assert run("parts", 5)["went_on_from"] == longer["went_on_from"]
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / longer["training_id"])
+    shutil.rmtree(tmp_path / "parts" / "5")
+    assert run("parts", 5)["went_on_from"] == {}
+    assert "A training of 3 steps is not gone on from: its checkpoints are gone." in caplog.text
+
+
 def test_an_infinite_number_stops_the_run_and_nothing_is_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
