@@ -148,11 +148,30 @@ def write_checkpoints(folder: Path, *steps: int) -> None:
 
 
 def noted(
-    folder: Path, training_id: str, settings: ResolvedTrainingConfig, plan: Plan | None = None
+    folder: Path | str, training_id: str, settings: ResolvedTrainingConfig, plan: Plan | None = None
 ) -> Line:
     line = Line(str(folder), "line", training_id)
     line.note(Note(settings.steps, settings.warmup_steps, plan, {}))
     return line
+
+
+def test_checkpoints_weights_and_notes_may_lie_anywhere(tmp_path: Path) -> None:
+    for folder in ("ram://going-on/run", str(tmp_path / "[a] *")):
+        value = tf.Variable(3.0)
+        RunCheckpoints(f"{folder}/short", kept=1, value=value).save(20)
+        KeptWeights(f"{folder}/short", [value]).save(7)
+        noted(folder, "short", CONSTANT)
+        [found] = Line(folder, "line", "mine").candidates(LONGER)
+        assert found == Candidate(StartingPoint(f"{folder}/short", 20), Note(20, 2))
+        value.assign(0.0)
+        begun = RunCheckpoints(f"{folder}/mine", kept=1, value=value)
+        assert begun.restore(found.start) == found.start
+        assert float(value) == 3.0
+        value.assign(0.0)
+        mine = KeptWeights(f"{folder}/mine", [value])
+        mine.take_over(found.start.folder, 7)
+        mine.restore(7)
+        assert float(value) == 3.0
 
 
 def test_the_furthest_checkpoint_of_a_line_that_is_not_too_far_is_gone_on_from(

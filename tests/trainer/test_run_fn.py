@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.diffusion.noise_schedule import LATENT_SCALE
 from trainer.diffusion.sampler import to_image
 from trainer.text.tokenizer import tokenize
+from trainer.training.checkpoints import RunCheckpoints, StartingPoint
 from trainer.training.evaluations import best_of, read_evaluations
 from trainer.training.fine_tuner import TrainingDivergedError, read_history
+from trainer.training.going_on import Line
 from trainer.training.memory import InsufficientMemoryError
 from trainer.training_config import (
     WITHOUT_EFFECT_ON_WEIGHTS,
@@ -432,14 +435,37 @@ def test_more_steps_go_on_from_the_shorter_training_and_export_the_same(
         for event in tf.compat.v1.train.summary_iterator(str(path))
     }
     assert set(range(1, 6)) <= steps
-    # Drawn again, it is still said what it began with; and without the checkpoint, that is told.
-    shutil.rmtree(tmp_path / "parts" / "5")
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / shorter["training_id"])
-    assert run("parts", 5)["went_on_from"] == longer["went_on_from"]
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / longer["training_id"])
-    shutil.rmtree(tmp_path / "parts" / "5")
-    assert run("parts", 5)["went_on_from"] == {}
-    assert "A training of 3 steps is not gone on from: its checkpoints are gone." in caplog.text
+
+
+def test_what_a_training_began_with_is_known_when_it_is_resumed(tmp_path: Path) -> None:
+    training = TrainingConfig(**{**TRAINING, "epochs": 0.0}, learning_rate_schedule="constant")
+
+    def beginning(training_id: str, steps: int) -> tuple[StartingPoint | None, dict[str, Any]]:
+        run = types.SimpleNamespace(
+            config=dataclasses.replace(training, steps=steps, evaluate_every_steps=0),
+            folder=str(tmp_path / training_id),
+            line=Line(str(tmp_path), "line", training_id),
+            strategy=None,
+        )
+        evaluations, start, began_with = run_fn._beginning(run)
+        assert evaluations is None
+        return start, began_with
+
+    def save(training_id: str, step: int) -> None:
+        folder = str(tmp_path / training_id)
+        RunCheckpoints(folder, kept=1, value=tf.Variable(1.0)).save(step)
+
+    assert beginning("short", 3) == (None, {})
+    save("short", 3)
+    assert beginning("short", 3) == (None, {})
+    start, began_with = beginning("long", 5)
+    assert start == StartingPoint(str(tmp_path / "short"), 3)
+    assert began_with == {"training_id": "short", "step": 3}
+    save("long", 4)
+    shutil.rmtree(tmp_path / "short")
+    assert beginning("long", 5) == (None, began_with)
+    shutil.rmtree(tmp_path / "long")
+    assert beginning("long", 5) == (None, {})
 
 
 def test_an_infinite_number_stops_the_run_and_nothing_is_exported(

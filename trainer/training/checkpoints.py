@@ -165,8 +165,10 @@ def _kept_path(folder: str, step: int) -> str:
 
 
 def _files(path: str) -> list[str]:
-    files: list[str] = tf.io.gfile.glob(f"{path}.*")
-    return files
+    # Not by a pattern, which the folder's own name may look like.
+    folder, name = os.path.split(path)
+    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    return [os.path.join(folder, found) for found in names if found.startswith(f"{name}.")]
 
 
 def _is_whole(path: str) -> bool:
