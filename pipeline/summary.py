@@ -18,6 +18,7 @@ from components.pages import RELEASE_PLACE
 from pipeline import command_line
 from pipeline.config import RunConfig
 from pipeline.lineage.locations import DEFAULT_PORT, DEFAULT_STORE
+from serving.releases import EXPORT_NAME
 from storage.commands import (
     CHECKOUT,
     module_command,
@@ -26,6 +27,7 @@ from storage.commands import (
     script_command,
     shown_path,
 )
+from storage.model_manifest import ModelManifest
 from storage.verdict import UNSURE, VERDICT
 
 REPORT_NAME = "report"
@@ -221,7 +223,10 @@ def last_screen(
         else ("--epochs", f"{2 * training.epochs:g}")
     )
     others = command_line.without(argv, "--steps", "--epochs")
-    steps.append(("train longer", script_command(RUNNER, *others, *longer)))
+    train_longer = script_command(RUNNER, *others, *longer)
+    if (step := _goes_on_from(result.model)) is not None:
+        train_longer += f", which goes on from step {step}"
+    steps.append(("train longer", train_longer))
     steps.append(("all settings", script_command(RUNNER, "--help")))
     return "\n".join(["Result", *_aligned(rows), "", "Next", *_aligned(steps)])
 
@@ -255,6 +260,14 @@ def pushed_text(result: RunResult, serving_dir: str) -> str:
         more = f", and {len(others)} more reasons on the evaluation's page" if others else ""
         return f"no, {unsure} (evaluation.when_unsure)" if unsure else f"no: {first}{more}"
     return f"no: {result.refusal}" if result.refusal else "no"
+
+
+def _goes_on_from(model: str | None) -> int | None:
+    """The step that a longer training goes on from; `None` where it begins anew."""
+    if model is None:
+        return None
+    manifest = ModelManifest.find(os.path.join(model, EXPORT_NAME))
+    return None if manifest is None else manifest.goes_on_from
 
 
 def _first_prompt(config: RunConfig, model_run: str | None) -> str:

@@ -47,6 +47,9 @@ class ModelManifest:
         kept: Where held-out losses were taken while it was trained: `step`, whose weights these
             are, of `steps_done`, and `why`; whether held-out pictures have `chosen` it; and its
             `loss` on `pictures` of them at `timesteps` each.
+        went_on_from: `training_id` and `step` of the shorter training that it went on from; empty
+            where it began with the base weights.
+        goes_on_from: The step that a longer training would go on from; `None` where it would not.
         images_per_second: Median while it was trained.
         training_seconds: Without preparation and export.
         wall_time_seconds: With them.
@@ -78,6 +81,8 @@ class ModelManifest:
     replicas: int | None = None
     final_loss: float | None = None
     kept: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    went_on_from: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    goes_on_from: int | None = None
     images_per_second: float | None = None
     training_seconds: float | None = None
     wall_time_seconds: float | None = None

@@ -34,9 +34,11 @@ from trainer.export.validation import PROMPTS_NAME, draw_validation
 from trainer.model_spec import DIFFUSERS, adapter_keys, model_spec, public_name
 from trainer.presets import ENCODERS, NETWORKS, get_preset
 from trainer.text.tokenizer import tokenize
+from trainer.training.checkpoints import StartingPoint, checkpoint_steps
 from trainer.training.distribution import is_chief, training_strategy, wait_for_all
-from trainer.training.evaluations import Evaluation, Evaluations, evaluations_for
+from trainer.training.evaluations import Evaluation, Evaluations, Plan, evaluations_for
 from trainer.training.fine_tuner import FineTuner, StepRecord, write_history
+from trainer.training.going_on import OF_LENGTH, Line, Note, chosen_alike, goes_on
 from trainer.training.memory import (
     MemoryEstimate,
     MemoryGuard,
@@ -108,6 +110,7 @@ class _Run:
         tuner: Trains them.
         memory: What that is thought to take.
         training_id: Names the training by all that decides its weights.
+        line: That training, and those that differ in their number of steps alone.
         prompts_are_captions: Whether what is drawn are captions that are held out.
         folder: Of the checkpoints, logs and pictures.
     """
@@ -124,6 +127,7 @@ class _Run:
     tuner: FineTuner
     memory: MemoryEstimate
     training_id: str
+    line: Line
     prompts_are_captions: bool
     folder: str
 
@@ -155,12 +159,14 @@ class _Trained:
         seconds: With the pictures drawn, and the held-out ones scored, in between.
         evaluations: The held-out losses; `None` where there are none.
         step: Whose averaged weights the networks hold.
+        went_on_from: The `training_id` and `step` that it began with; empty for the base weights.
     """
 
     history: list[StepRecord]
     seconds: float
     evaluations: Evaluations | None
     step: int
+    went_on_from: dict[str, Any]
 
 
 def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
@@ -212,7 +218,8 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
         )
     )
     memory = memory_guard(tuner.variables, activations=activation_bytes(gradients))
-    training_id = _training_id(settings, config, base_model, latents, latents_uri)
+    facts = _facts(settings, config, base_model, latents, latents_uri)
+    training_id = _name(facts)
     run = _Run(
         settings=settings,
         config=config,
@@ -226,6 +233,7 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
         tuner=tuner,
         memory=memory,
         training_id=training_id,
+        line=Line(settings.checkpoint_dir, _name(_without_length(facts)), training_id),
         prompts_are_captions=prompts_are_captions,
         folder=os.path.join(settings.checkpoint_dir, training_id),
     )
@@ -252,7 +260,10 @@ def _train(run: _Run) -> _Trained:
     config, tuner = run.config, run.tuner
     assert config.steps is not None
     writes = is_chief(run.strategy)
+    evaluations, start, went_on_from = _beginning(run)
     if writes:
+        if start is not None:
+            _take_over_pictures(run, start)
         _remove_other_pictures(run)
 
     def writer(name: str) -> tf.summary.SummaryWriter:
@@ -287,25 +298,38 @@ def _train(run: _Run) -> _Trained:
         with tuner.averaged():
             draw(0)
         since = time.monotonic()
-        evaluations = _evaluations(run)
         held_out_log = writer(_HELD_OUT) if evaluations else tf.summary.create_noop_writer()
         with TrainingProgress(config.steps) as progress:
+
+            def log_evaluation(evaluation: Evaluation) -> None:
+                with held_out_log.as_default():
+                    tf.summary.scalar(_LOSS, evaluation.loss, step=evaluation.step)
 
             def on_evaluation(evaluation: Evaluation) -> None:
                 assert evaluations is not None
                 progress.held_out(evaluation.loss, evaluations.best)
-                with held_out_log.as_default():
-                    tf.summary.scalar(_LOSS, evaluation.loss, step=evaluation.step)
+                log_evaluation(evaluation)
+
+            def log_record(record: StepRecord) -> None:
+                for name in _LOGGED:
+                    tf.summary.scalar(name, getattr(record, name), step=record.step)
 
             def on_record(record: StepRecord) -> None:
                 progress.update(record)
-                for name in _LOGGED:
-                    tf.summary.scalar(name, getattr(record, name), step=record.step)
+                log_record(record)
+
+            def on_start(records: Sequence[StepRecord], before: Sequence[Evaluation]) -> None:
+                for record in records:
+                    log_record(record)
+                for evaluation in before:
+                    log_evaluation(evaluation)
 
             history = tuner.train(
                 batches,
                 run.folder,
                 on_record,
+                start=start,
+                on_start=on_start,
                 draw=draw,
                 draw_every_steps=run.settings.validation.every_steps,
                 evaluations=evaluations,
@@ -329,21 +353,76 @@ def _train(run: _Run) -> _Trained:
         log.close()
     if writes:
         _tell_missing_pictures(run, last)
-    return _Trained(history, seconds, evaluations, step)
+    return _Trained(history, seconds, evaluations, step, went_on_from)
 
 
-def _evaluations(run: _Run) -> Evaluations | None:
+def _beginning(run: _Run) -> tuple[Evaluations | None, StartingPoint | None, dict[str, Any]]:
+    """What is evaluated, what is gone on from now, and what the training began with.
+
+    The chief decides, and notes it for the other workers, and for when it is resumed.
+    """
+    start = None
+    if is_chief(run.strategy):
+        began_with: dict[str, Any] = {}
+        if checkpoint_steps(run.folder):
+            own = run.line.own or Note(0, 0)
+            evaluations, began_with = _evaluations(run, own.plan), own.start
+        else:
+            candidates = run.line.candidates(run.config)
+            evaluations = _evaluations(run, candidates[0].note.plan if candidates else None)
+            chosen = chosen_alike(candidates, evaluations)
+            if chosen is not None:
+                start = chosen.start
+                began_with = {"training_id": os.path.basename(start.folder), "step": start.step}
+        plan = None if evaluations is None else evaluations.plan
+        assert run.config.steps is not None
+        assert run.config.warmup_steps is not None
+        run.line.note(Note(run.config.steps, run.config.warmup_steps, plan, began_with))
+        wait_for_all(run.strategy)
+    else:
+        wait_for_all(run.strategy)
+        noted = run.line.own
+        assert noted is not None
+        evaluations, began_with = _evaluations(run, noted.plan), noted.start
+        if began_with and not checkpoint_steps(run.folder):
+            folder = os.path.join(run.settings.checkpoint_dir, began_with["training_id"])
+            start = StartingPoint(folder, began_with["step"])
+    if start is not None:
+        logger.info(
+            "Going on from step %d of training %s, which had the same settings.",
+            start.step,
+            os.path.basename(start.folder),
+        )
+    return evaluations, start, began_with
+
+
+def _evaluations(run: _Run, former: Plan | None) -> Evaluations | None:
     """What is scored of the held-out pictures while it is trained."""
     if run.config.evaluate_every_steps == 0:
         return None
     files = sorted(_held_out_files(run.latents_uri))
     records = tf.data.TFRecordDataset(files, compression_type="GZIP")
     held_out = held_out_pictures(records.as_numpy_iterator(), read_choosing(run.latents_uri))
-    return evaluations_for(run.config, held_out, run.base_model.preset, run.base_model.image_size)
+    preset, image_size = run.base_model.preset, run.base_model.image_size
+    return evaluations_for(run.config, held_out, preset, image_size, former=former)
 
 
 def _pictures_of(run: _Run, step: int) -> str:
     return os.path.join(run.folder, _PICTURES, f"step_{step:06d}")
+
+
+def _take_over_pictures(run: _Run, start: StartingPoint) -> None:
+    """Copies what the training that this one goes on from drew, where this one would have."""
+    every, source = run.settings.validation.every_steps, os.path.join(start.folder, _PICTURES)
+    if not every or not tf.io.gfile.isdir(source):
+        return
+    target = os.path.join(run.folder, _PICTURES)
+    _copy_tree(source, target)
+    wanted = {_pictures_of(run, step) for step in range(0, start.step + 1, every)}
+    for found in tf.io.gfile.listdir(target):
+        path = os.path.join(target, found.rstrip("/"))
+        if tf.io.gfile.isdir(path) and path not in wanted:
+            tf.io.gfile.rmtree(path)
 
 
 def _remove_other_pictures(run: _Run) -> None:
@@ -457,6 +536,8 @@ def _record(
         replicas=run.strategy.num_replicas_in_sync if run.strategy else 1,
         final_loss=history[-1].loss,
         kept=_kept(trained),
+        went_on_from=trained.went_on_from,
+        goes_on_from=_goes_on_from(run, trained),
         images_per_second=sorted(r.images_per_second for r in history)[len(history) // 2],
         training_seconds=round(trained.seconds, 1),
         wall_time_seconds=round(time.monotonic() - since, 1),
@@ -475,6 +556,12 @@ def _record(
         trained.evaluations.write(fn_args.model_run_dir)
     for name in (*_CURVES, _PICTURES):
         _copy_tree(os.path.join(run.folder, name), os.path.join(fn_args.model_run_dir, name))
+
+
+def _goes_on_from(run: _Run, trained: _Trained) -> int | None:
+    """The step that a longer training would go on from; `None` where it would begin anew."""
+    longer = goes_on(run.config, run.base_model.preset, trained.evaluations)
+    return trained.history[-1].step if longer else None
 
 
 def _kept(trained: _Trained) -> dict[str, Any]:
@@ -558,7 +645,18 @@ def _training_id(
     Not where things lie, which may have been moved. Nor what is drawn, logged, or exported in
     another format, which a finished training does again without a step.
     """
-    facts = {
+    return _name(_facts(settings, config, base_model, latents, latents_uri))
+
+
+def _facts(
+    settings: TrainerSettings,
+    config: ResolvedTrainingConfig,
+    base_model: BaseModel,
+    latents: LatentsManifest,
+    latents_uri: str,
+) -> dict[str, Any]:
+    """What decides the weights."""
+    return {
         "preset": settings.preset,
         "image_size": settings.image_size,
         "numerics": base_model.preset.numerics,
@@ -568,6 +666,14 @@ def _training_id(
         "content": content_digest(latents_uri),
         "training": config.deciding,
     }
+
+
+def _without_length(facts: dict[str, Any]) -> dict[str, Any]:
+    training = {name: v for name, v in facts["training"].items() if name not in OF_LENGTH}
+    return {**facts, "training": training}
+
+
+def _name(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -39,7 +39,8 @@ class DiffusionTrainer(Trainer):
     Outputs:
       model: `standard_artifacts.Model`, the SavedModels below `Format-Serving`. Custom
         property: `training_id`, the same for all exports of a training; and, where held-out
-        pictures have chosen it, `kept_step` and `kept_because`.
+        pictures have chosen it, `kept_step` and `kept_because`; where its training went on from a
+        shorter one, that one's id (`went_on_from`) and the step (`went_on_at_step`).
       model_run: `standard_artifacts.ModelRun`, TensorBoard logs, validation pictures, history and
         held-out losses.
     """

@@ -29,6 +29,7 @@ _RELEASE, _ARTIFACT = "release:", "artifact:"
 _PUSHED_TYPE, _MODEL_TYPE, _BLESSING_TYPE = "PushedModel", "Model", "ModelBlessing"
 _STATISTICS_TYPES = ("ExampleStatistics", "Schema", "ExampleAnomalies", "DatasetReport")
 _DESCRIBING_TYPES = (*_STATISTICS_TYPES, "RejectedRows", "ModelEvaluation", "EvaluationReport")
+_WENT_ON = "went_on_"
 _MANIFEST = f"Format-Serving/{MODEL_MANIFEST_NAME}"
 _MIN_HASH_DIGITS = 6
 _RELEASE_FILE = re.compile(r"(.*)/releases/([0-9]+)\.json")
@@ -267,11 +268,12 @@ def trace(store: Store, text: str, roots: Sequence[str] = ()) -> Trace:
     used = {link.artifact_id for several in links.values() for link in several} | {subject.id}
     artifacts = {a.id: a for a in store.artifacts(used)}
     version = subject.properties.get("pushed_version")
+    facts = _sorted_facts(subject, steps, artifacts, roots, list(_went_on_from(store, steps)))
     return Trace(
         subject=subject,
         release=str(version) if version is not None else None,
         run=store.runs([run_id])[0] if run_id is not None else None,
-        facts=tuple(_sorted_facts(subject, steps, artifacts, roots)),
+        facts=tuple(facts),
         steps=steps,
         artifacts=artifacts,
     )
@@ -434,6 +436,7 @@ def _sorted_facts(
     steps: Sequence[TracedStep],
     artifacts: dict[int, Artifact],
     roots: Sequence[str],
+    more: Iterable[Fact],
 ) -> list[Fact]:
     facts = [
         f
@@ -464,7 +467,29 @@ def _sorted_facts(
     for step in steps:
         if step.role == MADE:
             made += _of_manifest(step, artifacts, roots)
+    made += more
     return sorted(made, key=lambda f: SECTIONS.index(f.section))
+
+
+def _went_on_from(store: Store, steps: Iterable[TracedStep]) -> Iterator[Fact]:
+    """The models of the shorter training that a traced one went on from."""
+    for step in steps:
+        if step.role != MADE:
+            continue
+        for model in store.artifacts(link.artifact_id for link in step.links if link.output):
+            training = model.properties.get(f"{_WENT_ON}from")
+            if not isinstance(training, str):
+                continue
+            for shorter in store.artifacts(store.artifacts_with("training_id", training)):
+                if shorter.type == _MODEL_TYPE:
+                    yield Fact(
+                        "hyperparameters",
+                        f"{_WENT_ON}from_model",
+                        f"artifact {shorter.id} ({shorter.uri})",
+                        step.execution.node,
+                        step.execution.id,
+                        shorter.id,
+                    )
 
 
 def _of_manifest(
@@ -581,6 +606,8 @@ def _section_of(name: str, otherwise: str) -> str:
         return "base weights"
     if last.startswith("rejected_"):
         return "rejected rows"
+    if last.startswith(_WENT_ON):
+        return "hyperparameters"
     return otherwise
 
 

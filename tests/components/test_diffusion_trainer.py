@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
+import pytest
 from tfx import types
+from tfx.components.trainer.executor import GenericExecutor
 from tfx.orchestration.data_types import RuntimeParameter
 from tfx.types import channel_utils, standard_artifacts
 
@@ -13,6 +17,7 @@ from components.diffusion_trainer.executor import Executor
 from components.diffusion_trainer.worker_job import WorkerJob
 from pipeline.config import load_config, resolve_base_weights
 from pipeline.trainer_settings import trainer_settings
+from storage.model_manifest import ModelManifest
 from trainer.training_config import TrainerSettings
 
 SETTINGS = trainer_settings(*resolve_base_weights(load_config()), "checkpoints")
@@ -53,6 +58,26 @@ def test_steps_learning_rate_and_seed_are_those_that_a_pipeline_is_started_with(
     assert (training.steps, training.learning_rate, training.seed) == (10, 5e-5, 7)
     assert training.warmup_steps == 5
     assert training.batch_size == SETTINGS.training.batch_size
+
+
+def test_a_model_says_what_its_training_was_and_went_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GenericExecutor, "Do", lambda *arguments: None)
+    manifest = ModelManifest(preset="tiny", image_size=128, training_id="def")
+
+    def properties(**facts: Any) -> dict[str, Any]:
+        model = standard_artifacts.Model()
+        model.uri = str(tmp_path)
+        dataclasses.replace(manifest, **facts).write(str(tmp_path / "Format-Serving"))
+        Executor().Do({}, {"model": [model]}, {})
+        found = dict(model.mlmd_artifact.custom_properties)
+        return {name: getattr(v, v.WhichOneof("value")) for name, v in found.items()}
+
+    (tmp_path / "Format-Serving").mkdir()
+    assert properties() == {"training_id": "def"}
+    went_on = properties(went_on_from={"training_id": "abc", "step": 160})
+    assert went_on == {"training_id": "def", "went_on_from": "abc", "went_on_at_step": 160}
 
 
 def test_what_is_left_open_is_a_property_of_its_own_and_no_other() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ from pipeline import command_line, housekeeping, summary
 from pipeline.config import load_config
 from pipeline.lineage import cli
 from serving.releases import rollback_command
+from storage.model_manifest import ModelManifest
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 RUN = "2026-01-01T00:00:00.5"
@@ -123,7 +125,14 @@ def test_training_longer_takes_every_flag_of_the_run(
         reasons=(), refusal=None, model=None, version=None,
         model_run=None, report=None, dataset_report=None, rejected=0, rejects=None, run=None,
     )  # fmt: skip
-    for steps in (["--steps", "4"], ["--steps=4"], []):
+    model = output / "my model"
+    (model / "Format-Serving").mkdir(parents=True)
+    manifest = ModelManifest(preset="tiny", image_size=128)
+    result = dataclasses.replace(result, model=str(model))
+    for steps, step in ((["--steps", "4"], None), (["--steps=4"], None), ([], 4)):
+        dataclasses.replace(manifest, goes_on_from=step).write(str(model / "Format-Serving"))
         screen = summary.last_screen(config, result, "", output / "run.log", [*steps, *given])
         [longer] = re.findall(r"^  train longer +(.*)$", screen, re.MULTILINE)
+        longer, _, promise = longer.partition(", ")
+        assert promise == ("which goes on from step 4" if step else "")
         assert shlex.split(longer)[1:] == ["runner_local.py", *given, "--steps", "8"]

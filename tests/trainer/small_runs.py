@@ -41,7 +41,7 @@ from trainer.presets import (
 )
 from trainer.text.tokenizer import tokenize
 from trainer.training.distribution import is_chief, training_strategy
-from trainer.training.evaluations import Evaluation, Evaluations, evaluations_for
+from trainer.training.evaluations import Evaluation, Evaluations, Plan, evaluations_for
 from trainer.training.fine_tuner import Batch, FineTuner
 from trainer.training_config import ResolvedTrainingConfig, TrainingConfig
 from trainer.weights.base_model import BaseModel
@@ -144,13 +144,15 @@ def picture(index: int) -> bytes:
     ).SerializeToString(deterministic=True)
 
 
-def evaluations(settings: ResolvedTrainingConfig, count: int) -> Evaluations | None:
+def evaluations(
+    settings: ResolvedTrainingConfig, count: int, former: Plan | None = None
+) -> Evaluations | None:
     """Evaluations on `count` held-out pictures; where something is chosen, on half of them."""
     records = [picture(index) for index in range(count)]
     half = count // 2
     parts = (records, records[:half], records[half:])
     held_out = HeldOutPictures(*(Pictures(len(part), part) for part in parts))
-    return evaluations_for(settings, held_out, preset(), 64)
+    return evaluations_for(settings, held_out, preset(), 64, former=former)
 
 
 def plain_network() -> keras.Model:
@@ -259,6 +261,7 @@ def train(order: Mapping[str, Any]) -> None:
     if scored is not None:
         chosen["evaluated"] = np.array([[e.step, *e.losses] for e in scored.done])
         if scored.keeps_best:
+            logging.info("chose step %d", scored.best.step)
             subject.assign_kept(order["folder"], scored.best.step)
             kept = [np.ravel(tf.convert_to_tensor(v)) for v in subject.variables]
             chosen["kept"] = np.concatenate(kept)

@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.diffusion.noise_schedule import LATENT_SCALE
 from trainer.diffusion.sampler import to_image
 from trainer.text.tokenizer import tokenize
+from trainer.training.checkpoints import RunCheckpoints, StartingPoint
 from trainer.training.evaluations import best_of, read_evaluations
 from trainer.training.fine_tuner import TrainingDivergedError, read_history
+from trainer.training.going_on import Line
 from trainer.training.memory import InsufficientMemoryError
 from trainer.training_config import (
     WITHOUT_EFFECT_ON_WEIGHTS,
@@ -379,6 +382,90 @@ def test_other_prompts_are_drawn_by_the_finished_training_and_not_trained_for(
     assert manifest["kept"] == kept
     assert pictures == ["step_000000/00.png", f"step_{kept['step']:06d}/00.png"]
     assert len(list(drawn.glob("events.*"))) == 1
+
+
+@pytest.mark.slow
+def test_more_steps_go_on_from_the_shorter_training_and_export_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    latents = write_latents(tmp_path / "latents", held_out=20)
+    settings = {
+        **CHOOSING,
+        "learning_rate_schedule": "constant",
+        "lora_rank": 2,
+        "accumulation_steps": 2,
+    }
+    caplog.set_level(logging.INFO, "trainer")
+
+    def run(folder: str, steps: int) -> dict[str, Any]:
+        given = arguments(tmp_path / folder, latents, **settings)
+        given.hyperparameters = {**given.hyperparameters, "steps": steps}
+        given.serving_model_dir, given.model_run_dir = (
+            str(tmp_path / folder / f"{steps}" / name) for name in ("Format-Serving", "model_run")
+        )
+        (tmp_path / folder / f"{steps}" / "model_run").mkdir(parents=True)
+        caplog.clear()
+        run_fn.run_fn(given)
+        return json.loads(Path(given.serving_model_dir, "manifest.json").read_text())
+
+    whole = run("whole", 5)
+    assert whole["went_on_from"] == {}
+    shorter = run("parts", 3)
+    assert shorter["goes_on_from"] == 3
+    longer = run("parts", 5)
+    assert longer["went_on_from"] == {"training_id": shorter["training_id"], "step": 3}
+    assert f"Going on from step 3 of training {shorter['training_id']}" in caplog.text
+    assert "Resuming at step 3 of 5." in caplog.text
+    # It is the same training, and its model the same model.
+    assert longer["training_id"] == whole["training_id"]
+    for name in ("kept", "final_loss", "goes_on_from"):
+        assert longer[name] == whole[name]
+    folders = [tmp_path / folder / "5" for folder in ("whole", "parts")]
+    files = [folder / "Format-Serving/lora.safetensors" for folder in folders]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    evaluated = [read_evaluations(str(folder / "model_run")) for folder in folders]
+    assert evaluated[0] == evaluated[1]
+    for pattern in ("validation/*/*.png", "validation/prompts.json"):
+        drawn = [{p.relative_to(f): p.read_bytes() for p in f.rglob(pattern)} for f in folders]
+        assert drawn[0] == drawn[1]
+    # TensorBoard shows all steps.
+    steps = {
+        event.step
+        for path in folders[1].glob("model_run/train/events.*")
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+    }
+    assert set(range(1, 6)) <= steps
+
+
+def test_what_a_training_began_with_is_known_when_it_is_resumed(tmp_path: Path) -> None:
+    training = TrainingConfig(**{**TRAINING, "epochs": 0.0}, learning_rate_schedule="constant")
+
+    def beginning(training_id: str, steps: int) -> tuple[StartingPoint | None, dict[str, Any]]:
+        run = types.SimpleNamespace(
+            config=dataclasses.replace(training, steps=steps, evaluate_every_steps=0),
+            folder=str(tmp_path / training_id),
+            line=Line(str(tmp_path), "line", training_id),
+            strategy=None,
+        )
+        evaluations, start, began_with = run_fn._beginning(run)
+        assert evaluations is None
+        return start, began_with
+
+    def save(training_id: str, step: int) -> None:
+        folder = str(tmp_path / training_id)
+        RunCheckpoints(folder, kept=1, value=tf.Variable(1.0)).save(step)
+
+    assert beginning("short", 3) == (None, {})
+    save("short", 3)
+    assert beginning("short", 3) == (None, {})
+    start, began_with = beginning("long", 5)
+    assert start == StartingPoint(str(tmp_path / "short"), 3)
+    assert began_with == {"training_id": "short", "step": 3}
+    save("long", 4)
+    shutil.rmtree(tmp_path / "short")
+    assert beginning("long", 5) == (None, began_with)
+    shutil.rmtree(tmp_path / "long")
+    assert beginning("long", 5) == (None, {})
 
 
 def test_an_infinite_number_stops_the_run_and_nothing_is_exported(

@@ -34,6 +34,8 @@ _EVALUATIONS = 20
 _FEWEST_SCORED = 16
 # And cost more where they were asked for and would have less.
 _FEWEST_OF_CHOICE = 8
+# A longer training goes on with a shorter one's held-out curve up to so many times its length.
+_MOST_TIMES_LONGER = 4
 _MOST_STRATA = 50
 # The noise of every training, so that their losses can be compared; LossScorer's other pictures
 # have noise of their own.
@@ -79,6 +81,31 @@ class Plan:
     strata: int
     cost: float
 
+    def __str__(self) -> str:
+        timesteps = "timestep" if self.strata == 1 else "timesteps"
+        return f"every {self.every} steps {self.pictures} at {self.strata} {timesteps} each"
+
+    def is_like(self, other: Plan | None) -> bool:
+        """Whether the same is evaluated, as far as both trainings go."""
+        return other is not None and dataclasses.replace(other, cost=self.cost) == self
+
+    def for_config(self, config: ResolvedTrainingConfig) -> Plan:
+        """The same for a training of other steps."""
+        rows = _number_of_evaluations(config, self.every) * self.pictures * self.strata
+        return dataclasses.replace(self, cost=rows / _work(config))
+
+
+def _work(config: ResolvedTrainingConfig) -> int:
+    """Of a training, in forward passes of a picture."""
+    assert config.steps is not None
+    return _FORWARD_PASSES_OF_A_STEP * config.steps * config.batch_size
+
+
+def _number_of_evaluations(config: ResolvedTrainingConfig, every: int) -> int:
+    """That of the base weights, too."""
+    assert config.steps is not None
+    return 1 + math.ceil(config.steps / every)
+
 
 def plan_for(config: ResolvedTrainingConfig, pictures: int, chooses: bool) -> Plan | None:
     """What is evaluated for a twentieth of the training's work.
@@ -98,7 +125,7 @@ def plan_for(config: ResolvedTrainingConfig, pictures: int, chooses: bool) -> Pl
     if not pictures or config.evaluate_every_steps == 0:
         return None
     asked_for = chooses or config.evaluate_every_steps is not None
-    work = _FORWARD_PASSES_OF_A_STEP * config.steps * config.batch_size
+    work = _work(config)
     affordable = math.floor(_SHARE_OF_TRAINING * work)
     if config.evaluate_every_steps is None:
         number = min(_EVALUATIONS, affordable // min(pictures, _FEWEST_SCORED))
@@ -107,9 +134,11 @@ def plan_for(config: ResolvedTrainingConfig, pictures: int, chooses: bool) -> Pl
         every = math.ceil(config.steps / max(2, number))
     else:
         every = min(config.evaluate_every_steps, config.steps)
-    # The base weights are evaluated, too.
-    evaluations = 1 + math.ceil(config.steps / every)
-    rows = affordable // evaluations
+    evaluations = _number_of_evaluations(config, every)
+    # From the twentieth evaluation on as many as in longer trainings, which so choose alike.
+    of_longer = dataclasses.replace(config, steps=_EVALUATIONS * every)
+    enough = math.floor(_SHARE_OF_TRAINING * _work(of_longer)) // (1 + _EVALUATIONS)
+    rows = min(affordable // evaluations, enough)
     if asked_for:
         rows = max(rows, min(pictures, _FEWEST_OF_CHOICE))
     if not rows:
@@ -218,7 +247,11 @@ class Evaluations:
     """
 
     def __init__(
-        self, plan: Plan, pictures: ScoredPictures, config: ResolvedTrainingConfig
+        self,
+        plan: Plan,
+        pictures: ScoredPictures,
+        config: ResolvedTrainingConfig,
+        available: int,
     ) -> None:
         """Nothing is evaluated yet.
 
@@ -226,10 +259,12 @@ class Evaluations:
             plan: What is evaluated, and when.
             pictures: What is scored.
             config: Hyperparameters; `keep` and `stop_early` are those that hold.
+            available: Pictures that could be scored.
         """
         self.plan = plan
         self.pictures = pictures
         self._config = config
+        self._available = available
         self._done: list[Evaluation] = []
 
     @property
@@ -282,6 +317,17 @@ class Evaluations:
             )
         return "it is the last one (training.keep)"
 
+    def same_if_longer(self, config: ResolvedTrainingConfig) -> bool:
+        """Whether a longer training would have chosen the same by now, and have it yet to stop.
+
+        Args:
+            config: Its hyperparameters.
+        """
+        if self.stops or not self.plan.is_like(plan_for(config, self._available, self.chooses)):
+            return False
+        of_both = best_of(e for e in self._done if e.step % self.plan.every == 0)
+        return not self.keeps_best or of_both is self.best
+
     def due(self, step: int) -> bool:
         """Whether the weights of a step are evaluated."""
         if any(evaluation.step == step for evaluation in self._done):
@@ -294,10 +340,20 @@ class Evaluations:
         self._done.append(evaluation)
         return self.best is evaluation
 
-    def restore(self, folder: str, last_step: int) -> None:
-        """Reads what `write` wrote, of the same pictures and up to a step."""
-        found = (e for e in read_evaluations(folder) if e.step <= last_step)
-        self._done = [e for e in found if e.scored == self.pictures.name]
+    def restore(self, folder: str, last_step: int, *, of_another: bool = False) -> None:
+        """Reads what `write` wrote, of the same pictures and up to a step.
+
+        Args:
+            folder: Where it is.
+            last_step: Later ones are left out.
+            of_another: Whether it is of another training: then steps at which this one evaluates
+                nothing are left out, such as the last one of a shorter training.
+        """
+        self._done = []
+        for found in read_evaluations(folder):
+            wanted = found.step <= last_step and found.scored == self.pictures.name
+            if wanted and (not of_another or self.due(found.step)):
+                self._done.append(found)
 
     def write(self, folder: str) -> None:
         """Writes `<folder>/evaluations.jsonl`, whole or not at all."""
@@ -319,7 +375,12 @@ def read_evaluations(folder: str) -> list[Evaluation]:
 
 
 def evaluations_for(
-    config: ResolvedTrainingConfig, held_out: HeldOutPictures, preset: Preset, image_size: int
+    config: ResolvedTrainingConfig,
+    held_out: HeldOutPictures,
+    preset: Preset,
+    image_size: int,
+    *,
+    former: Plan | None = None,
 ) -> Evaluations | None:
     """The evaluations of a run, and says what they are.
 
@@ -331,6 +392,8 @@ def evaluations_for(
         held_out: The held-out pictures.
         preset: The preset that made their latents.
         image_size: Side of the pictures in pixels.
+        former: Of the training that this one goes on from. Where nothing is chosen it holds for
+            this one, too, so that both have one curve, unless it asks for another or is far longer.
 
     Returns:
         `None` where nothing is evaluated.
@@ -343,6 +406,8 @@ def evaluations_for(
         config, chooses = dataclasses.replace(config, keep="last", stop_early=0), False
     scored = held_out.choosing if chooses else held_out.all
     plan = plan_for(config, len(scored.records), chooses)
+    if plan is not None and former is not None and not chooses:
+        plan = _as_before(former, plan, config)
     if plan is None:
         return None
     logger.info(
@@ -357,7 +422,16 @@ def evaluations_for(
         100 * plan.cost,
     )
     pictures = ScoredPictures(scored.records[: plan.pictures], plan.strata, preset, image_size)
-    return Evaluations(plan, pictures, config)
+    return Evaluations(plan, pictures, config, len(scored.records))
+
+
+def _as_before(former: Plan, plan: Plan, config: ResolvedTrainingConfig) -> Plan:
+    former = former.for_config(config)
+    fits = former.every == plan.every or (
+        config.evaluate_every_steps is None
+        and former.every < plan.every <= _MOST_TIMES_LONGER * former.every
+    )
+    return former if fits and former.cost <= max(_SHARE_OF_TRAINING, plan.cost) else plan
 
 
 def _too_few(config: ResolvedTrainingConfig, held_out: HeldOutPictures) -> str | None:

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -22,7 +22,7 @@ from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule, times
 from trainer.networks.matrix_products import convolutions_as_matrix_products
 from trainer.networks.recompute import call_recomputing
 from trainer.presets import Preset
-from trainer.training.checkpoints import KeptWeights, RunCheckpoints
+from trainer.training.checkpoints import KeptWeights, RunCheckpoints, StartingPoint
 from trainer.training.distribution import assign_here, is_chief, wait_for_all, worker_count
 from trainer.training.evaluations import Evaluation, Evaluations, ScoredPictures
 from trainer.training.interruption import StopRequest, TrainingInterruptedError
@@ -589,6 +589,8 @@ class FineTuner:
         folder: str,
         on_record: Callable[[StepRecord], None] = lambda record: None,
         *,
+        start: StartingPoint | None = None,
+        on_start: Callable[[list[StepRecord], Sequence[Evaluation]], None] = lambda *done: None,
         draw: Callable[[int], None] = lambda step: None,
         draw_every_steps: int = 0,
         evaluations: Evaluations | None = None,
@@ -601,6 +603,9 @@ class FineTuner:
             folder: Where checkpoints and `history.jsonl` are kept; a run that was stopped goes on
                 from here. Of several workers, the chief writes and all read.
             on_record: Called with every record as it is made.
+            start: Where to go on from if there is no checkpoint in `folder`: that of a training
+                that differs in its number of steps, and in nothing that this decides until then.
+            on_start: Called with the records and evaluations that were taken over from there.
             draw: Called with the number of steps done, while the models hold the averaged weights.
             draw_every_steps: Steps between these calls; 0 makes none.
             evaluations: What is scored in between, and perhaps decides when training stops and
@@ -616,19 +621,33 @@ class FineTuner:
         """
         config = self.config
         assert config.steps is not None
+        writes = is_chief(self._strategy)
         checkpoints = RunCheckpoints(folder, kept=config.checkpoints_kept, **self._state())
-        checkpoints.restore()
+        kept = KeptWeights(folder, self.variables)
+        start = checkpoints.restore(start)
+        source = folder if start is None else start.folder
         first_step = int(tf.convert_to_tensor(self.step))
-        history = [r for r in read_history(folder) if r.step <= first_step]
+        history = [r for r in read_history(source) if r.step <= first_step]
         if first_step:
             logger.info("Resuming at step %d of %d.", first_step, config.steps)
         if evaluations is not None:
-            evaluations.restore(folder, first_step)
-        if first_step >= config.steps or (evaluations is not None and evaluations.stops):
+            evaluations.restore(source, first_step, of_another=start is not None)
+        done = first_step >= config.steps or (evaluations is not None and evaluations.stops)
+        if not done and history and history[-1].step == first_step and not self._window_is_new:
+            # Of the last steps, fewer than a record is of otherwise: a part of the next one now.
+            history.pop()
+        if start is not None:
+            on_start(history, () if evaluations is None else evaluations.done)
+            if writes:
+                # From here on, all that this training needs is in its own folder.
+                if evaluations is not None:
+                    if evaluations.keeps_best and evaluations.best:
+                        kept.take_over(source, evaluations.best.step)
+                    evaluations.write(folder)
+                write_history(history, folder)
+                checkpoints.save(first_step)
+        if done:
             return history
-
-        writes = is_chief(self._strategy)
-        kept = KeptWeights(folder, self.variables)
 
         def evaluate(step: int) -> None:
             assert evaluations is not None
@@ -676,7 +695,10 @@ class FineTuner:
                     seconds = time.monotonic() - since
                     # A former run, stopped in between, may have recorded at other steps.
                     since_record = step - (history[-1].step if history else 0)
-                    record = self._record(step, since_record, timed * config.batch_size / seconds)
+                    speed = timed * config.batch_size / seconds
+                    # A longer training goes on as if this one had not ended here.
+                    ends_early = step % config.log_every_steps != 0
+                    record = self._record(step, since_record, speed, new_window=not ends_early)
                     history.append(record)
                     on_record(record)
                     timed, since = 0, time.monotonic()
@@ -740,10 +762,18 @@ class FineTuner:
             + (", or another --precision than float16" if self.loss_scale is not None else "")
         )
 
-    def _record(self, step: int, steps: int, images_per_second: float) -> StepRecord:
-        """The means of the last `steps` steps."""
+    @property
+    def _window_is_new(self) -> bool:
+        """Whether no step was done since the last record that was not the training's end."""
+        return not np.any(tf.convert_to_tensor(self._window))
+
+    def _record(
+        self, step: int, steps: int, images_per_second: float, *, new_window: bool
+    ) -> StepRecord:
+        """The means of the last `steps` steps; without a new window, of some of the next one."""
         loss, norm, updates = np.asarray(tf.convert_to_tensor(self._window))
-        self._window.assign(tf.zeros(3))
+        if new_window:
+            self._window.assign(tf.zeros(3))
         scale = 1.0 if self.loss_scale is None else tf.convert_to_tensor(self.loss_scale.scale)
         return StepRecord(
             step=step,

@@ -76,6 +76,7 @@ class Settings:
     learning_rate: float = 3e-4
     steps: int = 160
     code: str = "c" * 16
+    model: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 class StoreMaker:
@@ -248,7 +249,7 @@ class StoreMaker:
                     )
                 },
                 {"examples": everything["latents"]},
-                {"model": [("Model", {})], "model_run": [("ModelRun", {})]},
+                {"model": [("Model", settings.model)], "model_run": [("ModelRun", {})]},
                 120.0,
             )
             model = {"model": everything["model"]}

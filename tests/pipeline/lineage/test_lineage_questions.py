@@ -78,6 +78,22 @@ def test_trace_of_a_release(store, made):
     assert 3e-4 not in [f.value for f in trace.facts if f.name == "learning_rate"]
 
 
+def test_a_trace_names_the_models_of_the_shorter_training(tmp_path):
+    maker = StoreMaker()
+    shorter = maker.run("short", Settings(model={"training_id": "abc"}))["model"][0].id
+    went_on = {"training_id": "def", "went_on_from": "abc", "went_on_at_step": 160}
+    maker.run("long", Settings(steps=320, model=went_on), FIRST_DAY + MINUTE, loss=0.1)
+    maker.save(tmp_path / "db")
+    with lineage.locate(str(tmp_path / "db")).open() as store:
+        facts = [(f.section, f.name, f.value) for f in lineage.trace(store, "2").facts]
+        [model] = [value for _, name, value in facts if name == "went_on_from_model"]
+        assert model.startswith(f"artifact {shorter} (")
+        assert ("hyperparameters", "went_on_from", "abc") in facts
+        assert ("hyperparameters", "went_on_at_step", 160) in facts
+        names = [f.name for f in lineage.trace(store, "1").facts]
+        assert not any(name.startswith("went_on") for name in names)
+
+
 def test_trace_of_data_does_not_go_downstream(store, made):
     trace = lineage.trace(store, f"artifact:{made['first']['examples'][0].id}")
     assert {step.execution.node for step in trace.steps} == {
