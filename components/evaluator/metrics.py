@@ -21,6 +21,8 @@ from tensorflow_model_analysis.api.types import ValueWithTDistribution
 from tensorflow_model_analysis.metrics import metric_types
 from tensorflow_model_analysis.utils.math_util import calculate_confidence_interval
 
+from components.loss_scorer.nearest import nearest_hundredth
+
 GROUP = "group"
 
 # All looks of a verdict together find a regression in one of twenty models that have none.
@@ -365,11 +367,6 @@ def _copies(
         return count / len(values)
 
     return _computation(name, [feature, reference], _Values(feature, reference, name, value))
-
-
-def nearest_hundredth(values: Sequence[float]) -> float:
-    """What at most one of a hundred values is smaller than; NaN of none."""
-    return sorted(values)[len(values) // 100] if len(values) else math.nan
 
 
 def chance_of_copies(count: int, number: int, num_others: int) -> float:

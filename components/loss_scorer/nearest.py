@@ -107,6 +107,11 @@ def nearest(
     return [Nearest(_relative(distances[row]), *one) for row, one in zip(rows, found, strict=True)]
 
 
+def nearest_hundredth(nearness: Sequence[float]) -> float:
+    """What at most one of a hundred values is smaller than; NaN of none."""
+    return sorted(nearness)[len(nearness) // 100] if len(nearness) else math.nan
+
+
 def _relative(distances: np.ndarray) -> float:
     """The first of ascending distances, as a fraction of the others' mean."""
     others = float(np.mean(distances[1:])) if len(distances) > 1 else 0.0

@@ -20,7 +20,7 @@ from PIL import Image
 
 from components.loss_scorer.latent_examples import read_examples
 from components.loss_scorer.models import exported_decoder
-from components.loss_scorer.nearest import Nearest, nearest
+from components.loss_scorer.nearest import Nearest, nearest, nearest_hundredth
 from components.loss_scorer.samples import DrawnPicture
 from components.loss_scorer.scorer import GROUP, ScoringTask, group_of
 from components.tfrecords import read_shard, shard_name, write_shard
@@ -55,6 +55,7 @@ class Pair:
         mirrored: Whether it is that picture's mirror image.
         nearness: See `Nearest`.
         own: Whether it is the picture that the caption belongs to.
+        suspect: Whether it is nearer than the nearest hundredth of the held-out pictures are.
     """
 
     caption: str
@@ -64,6 +65,7 @@ class Pair:
     mirrored: bool
     nearness: float
     own: bool
+    suspect: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +193,9 @@ def held_against(
     )[:_MOST_PAIRS]
     tf.io.gfile.makedirs(os.path.join(uri, _PICTURES_NAME))
     decode = exported_decoder(task.candidate)
+    limit = nearest_hundredth(
+        [one.nearness for one in found[len(drawn) :] if math.isfinite(one.nearness)]
+    )
     own = {_bytes_of(record, "id"): _bytes_of(record, _MEAN) for record in remembering.drawn}
     pairs = []
     for number, row in enumerate(order):
@@ -216,6 +221,7 @@ def held_against(
                 nearness=one.nearness,
                 # Of several captions of the picture, its own may be another.
                 own=_bytes_of(one.record, _MEAN) == own[bytes_of(row, "id")],
+                suspect=one.nearness < limit,
             )
         )
     with tf.io.gfile.GFile(os.path.join(uri, PAIRS_NAME), "w") as f:
