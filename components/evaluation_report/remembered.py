@@ -134,12 +134,14 @@ def remembered(
     num_drawn = scores.get_int_custom_property(NUM_TRAINING_SAMPLES)
     if not (num_pictures or num_drawn):
         return None
+    pairs = list(_shown(scores.uri, dataset.uri))
     said = [
         (sentence, bad)
         for sentence, bad in (
             _gap(metrics, num_pictures),
             _no_gap(metrics, manifest),
             _copies(metrics, num_drawn),
+            _cause(pairs),
             _text_part(metrics),
         )
         if sentence
@@ -148,7 +150,7 @@ def remembered(
         said=[sentence for sentence, _ in said],
         bad=any(bad for _, bad in said),
         table=list(_table(metrics)),
-        pairs=list(_shown(scores.uri, dataset.uri)),
+        pairs=pairs,
         seconds={
             part: scores.get_int_custom_property(name) / 1000
             for part, name in zip(_PARTS, MILLISECONDS, strict=True)
@@ -202,6 +204,19 @@ def _copies(metrics: Metrics, count: int) -> tuple[str, bool]:
         return f"It draws copies: {measured}, which chance does not explain.", True
     chance = ", no more than chance explains" if suspects else ""
     return f"That it draws copies is not shown: {measured}{chance}.", False
+
+
+def _cause(pairs: Sequence[Shown]) -> tuple[str, bool]:
+    suspects = [shown for shown in pairs if shown.pair.suspect]
+    count = sum(1 for shown in suspects if shown.duplicates)
+    if not count:
+        return "", False
+    return (
+        f"Of {len(suspects)} suspects shown, {count} are near a picture that is in the training "
+        "set several times or has near duplicates there, which is the usual cause "
+        "(dataset.near_duplicates: keep_one).",
+        False,
+    )
 
 
 def _text_part(metrics: Metrics) -> tuple[str, bool]:
