@@ -80,7 +80,8 @@ def nearest(
     Returns:
         One for each picture, where there is a training picture at all.
     """
-    wanted = features_of(pictures)
+    # In float32, what is left of large squares would be wrong of copies.
+    wanted = features_of(pictures).astype(np.float64)
     squares = np.sum(wanted**2, axis=1)[:, None]
     rows = np.arange(len(wanted))
     distances = np.full((len(wanted), 0), np.inf)
@@ -132,8 +133,8 @@ def _different(records: Iterable[bytes]) -> Iterator[bytes]:
 def _features(
     records: Sequence[bytes], latent_shape: Sequence[int], flip: bool
 ) -> Iterator[np.ndarray]:
-    """Of the pictures of records, and of their mirror images, float32 [N, D]."""
+    """Of the pictures of records, and of their mirror images, float64 [N, D]."""
     examples = [tf.train.Example.FromString(record).features.feature for record in records]
     for name in ("latent/mean", *(["latent/mirror_mean"] if flip else [])):
         means = [np.frombuffer(e[name].bytes_list.value[0], "<f2") for e in examples]
-        yield features_of(np.stack(means).reshape(-1, *latent_shape))
+        yield features_of(np.stack(means).reshape(-1, *latent_shape)).astype(np.float64)

@@ -620,8 +620,8 @@ def test_what_is_remembered_is_looked_at(score, exported, examples, trained_on, 
     names = [next(n for n in row if n.startswith("nearness")) for row in found["nearness"]]
     assert names == ["nearness"] * 4 + ["nearness_held_out"] * 5
     pairs = json.loads((tmp_path / "scores" / "nearest.json").read_text())
-    assert [pair["nearness"] for pair in pairs] == sorted(
-        row["nearness"][0] for row in found["nearness"][:4]
+    assert [pair["nearness"] for pair in pairs] == pytest.approx(
+        sorted(row["nearness"][0] for row in found["nearness"][:4])
     )
     limit = min(row["nearness_held_out"][0] for row in found["nearness"][4:])
     for pair in pairs:
