@@ -8,6 +8,7 @@ the base weights in a first run and against the latest blessed model later.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import tensorflow_model_analysis as tfma
 from tfx.dsl.components.common.resolver import Resolver, ResolverStrategy
@@ -16,11 +17,27 @@ from tfx.types import BaseChannel, Channel, standard_artifacts
 from components.evaluator.executor import (
     CHANGE,
     CHANGE_UPPER,
+    COPIES,
+    COPIES_SHOWN,
+    GAP,
+    GAP_ADDED,
+    GAP_BASELINE,
+    GAP_SHOWN,
     INCREASE_SHOWN,
     INCREASE_UPPER,
     SURELY_LOWER,
+    TEXT_EXCESS,
 )
-from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
+from components.loss_scorer.executor import SPLIT as EVALUATED
+from components.loss_scorer.remembering import NEARNESS, NEARNESS_HELD_OUT
+from components.loss_scorer.remembering import SPLIT as REMEMBERING
+from components.loss_scorer.scorer import (
+    CAPTION_BUCKET,
+    STRATUM,
+    TEXT_PART,
+    TRAINING_LOSSES,
+    TRAINING_TEXT_PART,
+)
 from components.measures import MeasureSettings, applying
 from pipeline.baseline import BLESSING, CANDIDATE, MODEL, LatestBlessedBeforeCandidate
 from pipeline.config import EvaluationConfig
@@ -42,11 +59,20 @@ def eval_config(evaluation: EvaluationConfig) -> tfma.EvalConfig:
     yes, 0 cannot be told, -1 surely not), over all rows at least 0 where `when_unsure` is `push`
     and else 1; and the increase in a stratum that is shown (`loss_increase_shown`), in each at most
     `max_stratum_regression`. What is not a number is never blessed.
+
+    Where it is asked what the model remembers, there are more over all rows: the losses on training
+    pictures (`train_loss`, `train_loss_baseline`), how far each is below the held-out one
+    (`memorization_gap`, `memorization_gap_baseline`), and how much further the candidate's has
+    fallen (`memorization_gap_added`); how much larger the text's part of a prediction is for
+    training captions (`text_part_excess`); and the fraction of drawn pictures that are suspected to
+    be copies (`copies`). What is surely so of the first and the last, `memorization_gap_shown` and
+    `copies_shown`, has thresholds where `max_memorization_gap` and `max_copies` are given.
     """
     baseline = "loss_baseline"
     looks = evaluation.num_strata + 1
     metrics = [
-        tfma.MetricConfig(class_name="ExampleCount"),
+        # TFMA's own would count the rows of training pictures, too.
+        _metric("RowCount", feature="loss", name="example_count"),
         _metric("MeanWithInterval", feature="loss"),
         _metric("MeanWithInterval", feature=baseline),
         _metric("MeanWithInterval", feature=CHANGE),
@@ -84,6 +110,7 @@ def eval_config(evaluation: EvaluationConfig) -> tfma.EvalConfig:
             for measure in measures
             for metric in measure.metrics()
         ]
+    metrics += _remembering(evaluation)
     return tfma.EvalConfig(
         # One model alone, although there is a baseline: beside a second one, TFMA looks for the
         # thresholds under a model's name that metrics of features do not give their results, and
@@ -91,7 +118,8 @@ def eval_config(evaluation: EvaluationConfig) -> tfma.EvalConfig:
         model_specs=[
             tfma.ModelSpec(
                 name="candidate",
-                prediction_key="loss",
+                # All rows have it; no metric here asks for predictions.
+                prediction_key="label",
                 label_key="label",
                 model_type="materialized_prediction",
             )
@@ -101,6 +129,58 @@ def eval_config(evaluation: EvaluationConfig) -> tfma.EvalConfig:
         # TFMA's own intervals stay off; `components.evaluator.metrics` says why.
         options={"include_default_metrics": {"value": False}},
     )
+
+
+def splits(evaluation: EvaluationConfig) -> list[str]:
+    """The splits of the scores that the Evaluator reads."""
+    remembers = evaluation.num_training_pictures or evaluation.num_training_samples
+    return [EVALUATED, *([REMEMBERING] if remembers else [])]
+
+
+def _remembering(evaluation: EvaluationConfig) -> Iterator[tfma.MetricConfig]:
+    if evaluation.num_training_pictures:
+        train_loss, train_loss_baseline, train_loss_delta = TRAINING_LOSSES
+        gap = {"feature": train_loss, "other": "loss"}
+        yield _metric("MeanWithInterval", feature=train_loss)
+        yield _metric("MeanWithInterval", feature=train_loss_baseline)
+        yield _metric("ShareBelow", name=GAP, **gap)
+        yield _metric(
+            "ShareBelow", name=GAP_BASELINE, feature=train_loss_baseline, other="loss_baseline"
+        )
+        yield _metric(
+            "DifferenceOfMeans",
+            name=GAP_ADDED,
+            feature=CHANGE,
+            other=train_loss_delta,
+            relative_to="loss",
+        )
+        yield _at_most(
+            _metric("SurelyBelow", name=GAP_SHOWN, **gap), evaluation.max_memorization_gap
+        )
+        yield _metric("MeanWithInterval", feature=TEXT_PART)
+        yield _metric("MeanWithInterval", feature=TRAINING_TEXT_PART)
+        yield _metric(
+            "DifferenceOfMeans",
+            name=TEXT_EXCESS,
+            feature=TRAINING_TEXT_PART,
+            other=TEXT_PART,
+            relative_to=TEXT_PART,
+        )
+    if evaluation.num_training_samples:
+        near = {"feature": NEARNESS, "reference": NEARNESS_HELD_OUT}
+        yield _metric("MeanWithInterval", feature=NEARNESS)
+        yield _metric("MeanWithInterval", feature=NEARNESS_HELD_OUT)
+        yield _metric("Copies", name=COPIES, **near)
+        yield _at_most(
+            _metric("Copies", name=COPIES_SHOWN, shown=True, **near), evaluation.max_copies
+        )
+
+
+def _at_most(metric: tfma.MetricConfig, most: float | None) -> tfma.MetricConfig:
+    """Puts a threshold on a metric over all rows, where there is one."""
+    if most is None:
+        return metric
+    return _bounded(metric, tfma.SlicingSpec(), {"upper_bound": {"value": most}})
 
 
 def _metric(class_name: str, **config: str | float) -> tfma.MetricConfig:

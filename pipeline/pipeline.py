@@ -26,7 +26,7 @@ from components.pinned_schema_gen import PinnedSchemaGen
 from components.serving_pusher import ServingPusher
 from pipeline.baseline import LatestBlessedBeforeCandidate
 from pipeline.config import RunConfig
-from pipeline.evaluation import baseline_node, eval_config
+from pipeline.evaluation import baseline_node, eval_config, splits
 from pipeline.trainer_settings import trainer_settings
 from trainer.weights.base_model import BaseModel
 
@@ -151,6 +151,8 @@ def create_pipeline(
         min_draws=config.evaluation.min_draws,
         seed=config.evaluation.seed,
         num_samples=config.evaluation.num_samples,
+        num_training_pictures=config.evaluation.num_training_pictures,
+        num_training_samples=config.evaluation.num_training_samples,
         sampler=config.validation.sampler,
         sample_steps=config.validation.num_steps,
         sample_guidance_scale=config.validation.guidance_scale,
@@ -163,6 +165,7 @@ def create_pipeline(
         model=candidate,
         baseline_model=baseline_model,
         eval_config=eval_config(config.evaluation),
+        splits=splits(config.evaluation),
     )
     blessing = evaluator.outputs["blessing"]
     report = EvaluationReport(

@@ -23,7 +23,7 @@ from components.latent_gen import executor as latent_gen
 from components.loss_scorer import executor as loss_scorer
 from components.tfrecords import describe_examples, read_shard, write_shard
 from pipeline.config import load_config
-from pipeline.evaluation import eval_config
+from pipeline.evaluation import eval_config, splits
 from trainer.data.latents import training_batches
 from trainer.diffusion.noise_schedule import NoiseSchedule
 from trainer.export.saved_models import DiffusionModelModule
@@ -39,6 +39,7 @@ SMALLER = dataclasses.replace(BASE_MODEL, image_size=BASE_MODEL.image_size // 2)
 """The same network at a quarter of the work."""
 # Fewer rows, for models that differ at all timesteps alike.
 QUICK = {"num_strata": 5}
+ONLY_LOSSES = {"num_samples": 0, "num_training_pictures": 0, "num_training_samples": 0}
 
 
 def context(base_model: BaseModel) -> dict[str, str | int]:
@@ -100,11 +101,19 @@ def export(module: DiffusionModelModule, image_size: int, folder: Path) -> Artif
 
 
 class Judge:
-    """LossScorer and Evaluator, one after the other, on 60 creatures that nothing is trained on."""
+    """LossScorer and Evaluator, one after the other.
 
-    def __init__(self, base_model: BaseModel, folder: Path) -> None:
+    Attributes:
+        scores: What LossScorer made last.
+    """
+
+    def __init__(
+        self, base_model: BaseModel, folder: Path, latents: Artifact | None = None
+    ) -> None:
+        """Judges by latents, or by those of 60 creatures that nothing is trained on."""
         self._base_model = base_model
-        self._held_out = encoded(base_model, folder / "held_out", "eval", 0, 60)
+        self._latents = latents or encoded(base_model, folder / "held_out", "eval", 0, 60)
+        self.scores = standard_artifacts.Examples()
         self._folder = folder
         self._runs = 0
 
@@ -125,7 +134,7 @@ class Judge:
         )
         for artifact, name in ((scores, "scores"), (evaluation, "found"), (blessing, "blessing")):
             artifact.uri = str(folder / name)
-        settings = dataclasses.replace(load_config().evaluation, num_samples=0, **changed)
+        settings = dataclasses.replace(load_config().evaluation, **{**ONLY_LOSSES, **changed})
         models = {"model": [candidate], "baseline_model": [baseline] if baseline else []}
         arguments = [
             "--direct_num_workers=1",
@@ -135,7 +144,7 @@ class Judge:
         ]
         beam = BaseBeamExecutor.Context(beam_pipeline_args=arguments, tmp_dir=str(folder))
         loss_scorer.Executor(beam).Do(
-            {"latents": [self._held_out], **models},
+            {"latents": [self._latents], **models},
             {"scores": [scores]},
             {
                 **context(self._base_model),
@@ -144,9 +153,11 @@ class Judge:
                 "min_draws": settings.min_draws,
                 "seed": settings.seed,
                 "num_samples": 0,
-                "sample_steps": 1,
-                "sampler": "ddim",
-                "sample_guidance_scale": 1.0,
+                "num_training_pictures": settings.num_training_pictures,
+                "num_training_samples": settings.num_training_samples,
+                "sample_steps": PRESET.sampling.num_steps,
+                "sampler": PRESET.sampling.sampler,
+                "sample_guidance_scale": PRESET.sampling.guidance_scale,
                 "measures": "[]",
                 "clip_model": "",
                 "clip_model_hash": "",
@@ -158,9 +169,10 @@ class Judge:
             {"evaluation": [evaluation], "blessing": [blessing]},
             {
                 "eval_config": proto_utils.proto_to_json(eval_config(settings)),
-                "example_splits": "null",
+                "example_splits": json.dumps(splits(settings)),
             },
         )
+        self.scores = scores
         reasons = blessing.get_string_custom_property("reasons").splitlines()
         blessed = blessing.get_int_custom_property("blessed") == 1
         verdict = blessing.get_string_custom_property("verdict")

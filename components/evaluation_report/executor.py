@@ -25,6 +25,7 @@ from tfx.utils import io_utils, path_utils
 
 from components.evaluation_report import charts, examples
 from components.evaluation_report.pictures import Pair, before_after
+from components.evaluation_report.remembered import Remembered, remembered
 from components.evaluation_report.thresholds import Threshold, thresholds
 from components.evaluator.executor import REASONS
 from components.evaluator.results import ALL, Metric, Metrics, Slice, of_feature, read_metrics
@@ -81,6 +82,7 @@ class _Findings:
         num_strata: Parts of the noise schedule that each was scored in, once or several times.
         asked: What it had to show to be blessed.
         origin: Where it comes from: run, date and dataset, by what they are called.
+        remembered: What it remembers of its training pictures; `None` where nobody looked.
     """
 
     model: str
@@ -102,6 +104,7 @@ class _Findings:
     num_strata: int
     asked: list[Threshold]
     origin: Mapping[str, str]
+    remembered: Remembered | None
 
     @property
     def said(self) -> str:
@@ -202,10 +205,12 @@ def _findings(
     history = _read(os.path.join(run, "history.jsonl")).splitlines()
     evaluation = artifact_utils.get_single_uri(input_dict["evaluation"])
     metrics = read_metrics(evaluation)
+    manifest = ModelManifest.read(serving)
+    dataset = artifact_utils.get_single_instance(input_dict["examples"])
     return _Findings(
         model=model.uri,
         serving=serving,
-        manifest=ModelManifest.read(serving),
+        manifest=manifest,
         history=[json.loads(line) for line in history],
         evaluations=[(e.step, e.loss) for e in read_evaluations(run)],
         validation=validation,
@@ -224,7 +229,8 @@ def _findings(
         num_choosing=scores.get_int_custom_property("num_choosing"),
         num_strata=scores.get_int_custom_property("num_strata"),
         asked=thresholds(evaluation, metrics),
-        origin=_origin(artifact_utils.get_single_instance(input_dict["examples"]), pipeline_run),
+        origin=_origin(dataset, pipeline_run),
+        remembered=remembered(scores, dataset, metrics.get(ALL, {}), manifest),
     )
 
 
@@ -262,6 +268,7 @@ def _summary(found: _Findings) -> bytes:
         "num_pictures": found.num_pictures,
         "num_choosing": found.num_choosing,
         **({"kept": found.manifest.kept} if found.manifest.kept else {}),
+        **({"remembered": found.remembered.summary()} if found.remembered else {}),
         "by_timestep": _by(found.metrics, STRATUM, "timesteps"),
         "by_caption_length": _by(found.metrics, CAPTION_BUCKET, "tokens"),
         "model": found.model,
@@ -336,6 +343,11 @@ def _page(
         ),
         worst=worst,
         best=best,
+        remembered=found.remembered,
+        nearest=[
+            (shown, _source(shown.drawn), _source(shown.trained_on))
+            for shown in (found.remembered.pairs if found.remembered else ())
+        ],
         facts={**found.origin, **_facts(found.manifest)},
         release_place=Markup(RELEASE_PLACE),
         thresholds=found.asked,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 import tensorflow_model_analysis as tfma
 from tfx import types
 from tfx.dsl.components.base import base_beam_component, executor_spec
@@ -18,7 +21,7 @@ class EvaluatorSpec(component_spec.ComponentSpec):
 
     PARAMETERS = {
         "eval_config": component_spec.ExecutionParameter(type=tfma.EvalConfig),
-        # What TFX's executor reads; 'null' is the split `eval`.
+        # What TFX's executor reads, as JSON.
         "example_splits": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
@@ -53,6 +56,7 @@ class Evaluator(base_beam_component.BaseBeamComponent):
         baseline_model: types.BaseChannel | None = None,
         *,
         eval_config: tfma.EvalConfig,
+        splits: Sequence[str] = ("eval",),
     ) -> None:
         """Makes the component.
 
@@ -61,11 +65,12 @@ class Evaluator(base_beam_component.BaseBeamComponent):
             model: The candidate, which the blessing is about.
             baseline_model: What LossScorer was given, too; may stay empty.
             eval_config: From `pipeline.evaluation.eval_config`.
+            splits: Of the scores, those that are read.
         """
         super().__init__(
             EvaluatorSpec(
                 eval_config=eval_config,
-                example_splits="null",
+                example_splits=json.dumps(list(splits)),
                 code_version=code_version(executor.__name__),
                 examples=examples,
                 model=model,

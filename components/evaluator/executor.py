@@ -28,6 +28,21 @@ INCREASE_UPPER = "loss_increase_upper"
 SURELY_LOWER = "surely_lower"
 INCREASE_SHOWN = "loss_increase_shown"
 
+# What a model remembers.
+GAP, GAP_BASELINE, GAP_ADDED = (
+    "memorization_gap",
+    "memorization_gap_baseline",
+    "memorization_gap_added",
+)
+TEXT_EXCESS = "text_part_excess"
+COPIES = "copies"
+# Those that thresholds are put on, where they are given.
+GAP_SHOWN = "memorization_gap_shown"
+COPIES_SHOWN = "copies_shown"
+
+NUM_TRAINING_PICTURES, NUM_TRAINING_SAMPLES = "num_training_pictures", "num_training_samples"
+_FOR_THRESHOLDS = (SURELY_LOWER, INCREASE_SHOWN, GAP_SHOWN, COPIES_SHOWN)
+
 REASONS, NUM_PICTURES = "reasons", "num_pictures"
 
 logger = logging.getLogger(__name__)
@@ -121,6 +136,43 @@ def why_not(
             f"{_percent(found[key])}, and no more than {bound:.1%} is allowed "
             "(evaluation.max_stratum_regression)"
         )
+    for validation in result.metric_validations_per_slice:
+        for failure in validation.failures:
+            if failure.metric_key.name in (GAP_SHOWN, COPIES_SHOWN):
+                most = failure.metric_threshold.value_threshold.upper_bound.value
+                tell = _remembers if failure.metric_key.name == GAP_SHOWN else _copies
+                yield tell(found[ALL], most, scores)
+
+
+def _remembers(metrics: Metrics, most: float, scores: types.Artifact) -> str:
+    gap, setting = metrics[GAP], "(evaluation.max_memorization_gap)"
+    if not math.isfinite(gap.value):
+        return (
+            "what the model remembers cannot be told: its losses on training pictures are not all "
+            f"finite numbers {setting}"
+        )
+    count = scores.get_int_custom_property(NUM_TRAINING_PICTURES)
+    return (
+        f"the model remembers what it was trained on: its loss on {count:,} training "
+        f"picture{'' if count == 1 else 's'} is {gap.value:.1%} (95 % interval {gap.lower:+.1%} "
+        f"to {gap.upper:+.1%}) below the held-out one, and no more than {most:.1%} is allowed "
+        f"{setting}"
+    )
+
+
+def _copies(metrics: Metrics, most: float, scores: types.Artifact) -> str:
+    share, setting = metrics[COPIES].value, "(evaluation.max_copies)"
+    if not math.isfinite(share):
+        return (
+            "whether the model draws copies cannot be told: a single training picture has no other "
+            f"that a drawn one could be as far from {setting}"
+        )
+    count = scores.get_int_custom_property(NUM_TRAINING_SAMPLES)
+    return (
+        f"{round(share * count):,} of {count:,} pictures drawn for captions of training pictures "
+        "are nearer to a training picture than the nearest hundredth of the held-out ones, which "
+        f"chance does not explain, and no more than {most:.1%} may be {setting}"
+    )
 
 
 def _not_lower(metrics: Metrics, scores: types.Artifact, asked_for: Mapping[str, float]) -> str:
@@ -205,7 +257,7 @@ def _tell(verdict: str, reasons: Sequence[str], *, pushed: bool) -> None:
 def _set_metrics(artifact: types.Artifact, found: Metrics) -> None:
     for name, metric in found.items():
         # For TFMA's thresholds, and no measures of the model.
-        if name in (SURELY_LOWER, INCREASE_SHOWN):
+        if name in _FOR_THRESHOLDS:
             continue
         values = {name: metric.value, f"{name}_lower": metric.lower, f"{name}_upper": metric.upper}
         for key, value in values.items():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -20,6 +20,8 @@ from scipy import stats
 from tensorflow_model_analysis.api.types import ValueWithTDistribution
 from tensorflow_model_analysis.metrics import metric_types
 from tensorflow_model_analysis.utils.math_util import calculate_confidence_interval
+
+from components.loss_scorer.nearest import nearest_hundredth
 
 GROUP = "group"
 
@@ -31,6 +33,8 @@ _FEW_GROUPS = 2
 _LOSS_OF_NOTHING = 1.0
 # Equal models differ by as much between machines, as a fraction of their loss.
 _SAME = 1e-5
+# As rarely a model that copies nothing is taken for one that does.
+_CHANCE_OF_COPIES = 0.01
 
 # A row's group and its values, summed: [rows, sum of the first feature, ...].
 _Sums = dict[int, np.ndarray]
@@ -130,6 +134,99 @@ class ShownIncrease(metric_types.Metric):
         )
 
 
+class RowCount(metric_types.Metric):
+    """How many rows have a feature."""
+
+    def __init__(self, feature: str, name: str) -> None:
+        """Makes the metric.
+
+        Args:
+            feature: A number on each row that counts.
+            name: What the metric is called.
+        """
+        super().__init__(_row_count, feature=feature, name=name)
+
+
+class ShareBelow(metric_types.Metric):
+    """How far the mean of a feature lies below that of another one, as a fraction of the latter.
+
+    They stand on different rows, of different pictures: their means are independent, and the
+    interval is Welch's. TFMA writes it with the ends of its 95 % interval. NaN where one of them
+    has no rows.
+    """
+
+    def __init__(self, feature: str, other: str, name: str) -> None:
+        """Makes the metric.
+
+        Args:
+            feature: A number on some rows.
+            other: A number on other rows.
+            name: What the metric is called.
+        """
+        super().__init__(_share_below, feature=feature, other=other, name=name)
+
+
+class DifferenceOfMeans(metric_types.Metric):
+    """How far the mean of a feature lies above that of another one, as a fraction of a third.
+
+    The first two stand on different rows, of different pictures: their means are independent, and
+    the interval is Welch's. TFMA writes it with the ends of its 95 % interval. NaN where one of
+    them has no rows.
+    """
+
+    def __init__(self, feature: str, other: str, relative_to: str, name: str) -> None:
+        """Makes the metric.
+
+        Args:
+            feature: A number on some rows.
+            other: A number on other rows.
+            relative_to: A number on some rows.
+            name: What the metric is called.
+        """
+        super().__init__(
+            _difference_of_means, feature=feature, other=other, relative_to=relative_to, name=name
+        )
+
+
+class SurelyBelow(metric_types.Metric):
+    """What `ShareBelow` surely is, a plain number to put a threshold on.
+
+    The lower end of its one-sided 95 % interval where that is above zero; otherwise 0, as where
+    there are too few pictures for an interval. NaN, which fails every threshold, where one of the
+    features has no rows or a value is not finite.
+    """
+
+    def __init__(self, feature: str, other: str, name: str) -> None:
+        """Makes the metric.
+
+        Args:
+            feature: A number on some rows.
+            other: A number on other rows.
+            name: What the metric is called.
+        """
+        super().__init__(_surely_below, feature=feature, other=other, name=name)
+
+
+class Copies(metric_types.Metric):
+    """Fraction of a feature's values that are smaller than the smallest hundredth of another's.
+
+    With `shown`, 0 where values of one distribution would have as many in more than one of a
+    hundred cases (see `chance_of_copies`): a plain number to put a threshold on. NaN where one of
+    the features has no rows. It keeps all values, so that they must be few.
+    """
+
+    def __init__(self, feature: str, reference: str, name: str, shown: bool = False) -> None:
+        """Makes the metric.
+
+        Args:
+            feature: A number on some rows.
+            reference: A number on other rows.
+            name: What the metric is called.
+            shown: Whether only what chance does not explain counts.
+        """
+        super().__init__(_copies, feature=feature, reference=reference, name=name, shown=shown)
+
+
 class FrechetDistance(metric_types.Metric):
     """Squared Frechet distance of two features' distributions, each taken for a normal one.
 
@@ -196,6 +293,101 @@ def _shown_increase(
 
     features = [feature, relative_to]
     return _computation(name, [GROUP, *features], _GroupSums(features, name, value))
+
+
+def _row_count(feature: str, name: str) -> metric_types.MetricComputations:
+    def value(sums: _Sums) -> float:
+        rows, _ = sum(sums.values(), np.zeros(2))
+        return float(rows)
+
+    return _computation(name, [GROUP, feature], _GroupSums([feature], name, value))
+
+
+def _share_below(feature: str, other: str, name: str) -> metric_types.MetricComputations:
+    return _difference_of_means(other, feature, other, name)
+
+
+def _surely_below(feature: str, other: str, name: str) -> metric_types.MetricComputations:
+    def value(*sums: _Sums) -> float:
+        share = relative_difference(*sums)
+        if not math.isfinite(share.unsampled_value):
+            return math.nan
+        return max(0.0, shown_lower_end(share, looks=1))
+
+    combiner = _SeveralSums([other, feature, other], name, value)
+    return _computation(name, [GROUP, feature, other], combiner)
+
+
+def _difference_of_means(
+    feature: str, other: str, relative_to: str, name: str
+) -> metric_types.MetricComputations:
+    features = [feature, other, relative_to]
+    combiner = _SeveralSums(features, name, relative_difference)
+    return _computation(name, [GROUP, *features], combiner)
+
+
+def relative_difference(
+    sums: _Sums, other_sums: _Sums, scale_sums: _Sums
+) -> ValueWithTDistribution:
+    """How far a mean lies above another one that is independent, as a fraction of a third.
+
+    The interval is Welch's (1947), with whole degrees of freedom, rounded down. That the third is
+    itself not known exactly is left out: it is of second order while the difference is small.
+
+    Args:
+        sums: Of the mean, as `cluster_mean` takes them.
+        other_sums: Of the other one.
+        scale_sums: Of the third, which may be one of the two.
+
+    Returns:
+        With NaN for what there is too little for.
+    """
+    means = cluster_mean(sums), cluster_mean(other_sums)
+    scale = abs(cluster_mean(scale_sums).unsampled_value) or math.nan
+    value = (means[0].unsampled_value - means[1].unsampled_value) / scale
+    parts = [(m.sample_standard_deviation**2, m.sample_degrees_of_freedom) for m in means]
+    variance = math.fsum(part for part, _ in parts)
+    if not (math.isfinite(value) and math.isfinite(variance)):
+        return ValueWithTDistribution(value, math.nan, 0, value)
+    freedom = min(count for _, count in parts)
+    if variance:
+        freedom = math.floor(variance**2 / math.fsum(part**2 / count for part, count in parts))
+    return ValueWithTDistribution(value, math.sqrt(variance) / scale, freedom, value)
+
+
+def _copies(
+    feature: str, reference: str, name: str, shown: bool
+) -> metric_types.MetricComputations:
+    def value(values: list[float], others: list[float]) -> float:
+        if not (values and others):
+            return math.nan
+        count = int(np.sum(np.array(values) < nearest_hundredth(others)))
+        if shown and chance_of_copies(count, len(values), len(others)) > _CHANCE_OF_COPIES:
+            return 0.0
+        return count / len(values)
+
+    return _computation(name, [feature, reference], _Values(feature, reference, name, value))
+
+
+def chance_of_copies(count: int, number: int, num_others: int) -> float:
+    """How likely so many values are below `nearest_hundredth` of others like them.
+
+    Where all come from one distribution, every order of them is as likely as any other: exact, at
+    any number of values.
+
+    Args:
+        count: Values that are.
+        number: Of so many.
+        num_others: Of the others.
+
+    Returns:
+        The probability of as many or more.
+    """
+    if not count:
+        return 1.0
+    nearer = num_others // 100
+    total = number + num_others
+    return float(stats.hypergeom.cdf(nearer, total, num_others, count + nearer))
 
 
 def _mean_of_second(sums: _Sums) -> float:
@@ -346,6 +538,65 @@ class _GroupSums(beam.CombineFn):
     def extract_output(self, sums: _Sums) -> dict[metric_types.MetricKey, Any]:
         # In the groups' order, so that workers do not change the last digit.
         return {self._key: self._value(dict(sorted(sums.items())))}
+
+
+class _SeveralSums(beam.CombineFn):
+    """Sums features that stand on different rows, each group by group."""
+
+    def __init__(self, features: Sequence[str], name: str, value: Callable[..., Any]) -> None:
+        self._parts = [_GroupSums([feature], name, value) for feature in features]
+        self._key = metric_types.MetricKey(name=name)
+        self._value = value
+
+    def create_accumulator(self) -> list[_Sums]:
+        return [part.create_accumulator() for part in self._parts]
+
+    def add_input(self, several: list[_Sums], element: Any) -> list[_Sums]:
+        return [p.add_input(sums, element) for p, sums in zip(self._parts, several, strict=True)]
+
+    def merge_accumulators(self, accumulators: Iterable[list[_Sums]]) -> list[_Sums]:
+        return [
+            part.merge_accumulators(sums)
+            for part, sums in zip(self._parts, zip(*accumulators, strict=True), strict=True)
+        ]
+
+    def extract_output(self, several: list[_Sums]) -> dict[metric_types.MetricKey, Any]:
+        return {self._key: self._value(*(dict(sorted(sums.items())) for sums in several))}
+
+
+class _Values(beam.CombineFn):
+    """All values of two features that stand on different rows."""
+
+    def __init__(
+        self,
+        feature: str,
+        other: str,
+        name: str,
+        value: Callable[[list[float], list[float]], float],
+    ) -> None:
+        self._features = (feature, other)
+        self._key = metric_types.MetricKey(name=name)
+        self._value = value
+
+    def create_accumulator(self) -> list[list[float]]:
+        return [[], []]
+
+    def add_input(self, both: list[list[float]], element: Any) -> list[list[float]]:
+        for values, feature in zip(both, self._features, strict=True):
+            found = _vector(element[_FEATURES], feature)
+            if found is not None:
+                values += found.tolist()
+        return both
+
+    def merge_accumulators(self, accumulators: Iterable[list[list[float]]]) -> list[list[float]]:
+        merged: list[list[float]] = [[], []]
+        for both in accumulators:
+            for values, others in zip(merged, both, strict=True):
+                values += others
+        return merged
+
+    def extract_output(self, both: list[list[float]]) -> dict[metric_types.MetricKey, float]:
+        return {self._key: self._value(*both)}
 
 
 def _frechet_distance(feature: str, reference: str, name: str) -> metric_types.MetricComputations:

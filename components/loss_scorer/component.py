@@ -29,6 +29,8 @@ class LossScorerSpec(component_spec.ComponentSpec):
         "min_draws": component_spec.ExecutionParameter(type=int),
         "seed": component_spec.ExecutionParameter(type=int),
         "num_samples": component_spec.ExecutionParameter(type=int),
+        "num_training_pictures": component_spec.ExecutionParameter(type=int),
+        "num_training_samples": component_spec.ExecutionParameter(type=int),
         "sampler": component_spec.ExecutionParameter(type=str),
         "sample_steps": component_spec.ExecutionParameter(type=int),
         "sample_guidance_scale": component_spec.ExecutionParameter(type=float),
@@ -62,6 +64,10 @@ class LossScorer(base_beam_component.BaseBeamComponent):
 
     For some of the captions both models draw a picture, from the same noise.
 
+    Where it is asked to, it also looks whether the candidate remembers training pictures: it scores
+    some of them, measures how much of a prediction is the caption's doing, and draws pictures for
+    training captions, which it holds against all training pictures.
+
     Outputs:
       scores: `standard_artifacts.Examples`, split `eval`, a record for every example and draw:
         `id`, `timestep`, `timestep_bucket` (such as `000-099`), `caption_bucket` (such as `01-10
@@ -74,6 +80,15 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         finite number), `num_choosing` (examples that are not scored, because a model was chosen by
         them while it was trained), `num_sampled`, `num_strata`, `seed`, `baseline` (`base weights`
         or `model <artifact id>`) and, where it cannot be compared, `baseline_problem`.
+
+        Where training pictures are looked at, a split `remembering` has rows of their own, each
+        with `group`, `label` and some of these features: `train_loss`, `train_loss_baseline` and
+        `train_loss_delta`, with `timestep_bucket`; `text_part` of held-out pictures and
+        `train_text_part`; `nearness` of drawn pictures and `nearness_held_out`. `nearest.json`
+        beside the splits lists the drawn pictures that are nearest to training pictures (see
+        `components.loss_scorer.remembering.Pair`). Custom properties: `num_training_pictures`,
+        `num_training_samples`, `num_training_not_finite`, and `milliseconds_...` that each part
+        took.
     """
 
     SPEC_CLASS = LossScorerSpec
@@ -90,6 +105,8 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         min_draws: int = 50,
         seed: int = 0,
         num_samples: int = 0,
+        num_training_pictures: int = 0,
+        num_training_samples: int = 0,
         sampler: str = "ddim",
         sample_steps: int = 25,
         sample_guidance_scale: float = 7.5,
@@ -107,6 +124,9 @@ class LossScorer(base_beam_component.BaseBeamComponent):
             min_draws: Times that is done in each, at least, over all examples together.
             seed: Gives other timesteps and noise, and other captions to draw pictures for.
             num_samples: Captions to draw pictures for.
+            num_training_pictures: Training pictures to score beside the held-out ones.
+            num_training_samples: Captions of training pictures to draw pictures for, to look for
+                copies.
             sampler: How they are drawn, one of `trainer.diffusion.samplers.SAMPLERS`.
             sample_steps: Sampling steps of these pictures.
             sample_guidance_scale: Their classifier-free guidance scale.
@@ -137,6 +157,8 @@ class LossScorer(base_beam_component.BaseBeamComponent):
                 min_draws=min_draws,
                 seed=seed,
                 num_samples=num_samples,
+                num_training_pictures=num_training_pictures,
+                num_training_samples=num_training_samples,
                 sampler=sampler,
                 sample_steps=sample_steps,
                 sample_guidance_scale=sample_guidance_scale,

@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -28,6 +29,8 @@ from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
 from components.counts import WriteCounts, read_counts
+from components.loss_scorer import remembering
+from components.loss_scorer.remembering import Remembering
 from components.loss_scorer.samples import SampleSettings, chosen
 from components.loss_scorer.scorer import Scorer, ScoringTask
 from components.measures import MeasureSettings
@@ -37,6 +40,7 @@ from storage.user_errors import UserError
 from trainer.diffusion.draws import num_draws
 
 SPLIT = "eval"
+_TRAINED_ON = "train"
 SCORED = ("diffusion_model", "text_encoder", "image_encoder")
 BASE_WEIGHTS_LABEL = "base weights"
 
@@ -46,6 +50,10 @@ _ROWS, _NOT_FINITE, _BASELINE_NOT_FINITE = COUNTS = (
     "num_candidate_not_finite",
     "num_baseline_not_finite",
 )
+_TRAINING_NOT_FINITE = "num_training_not_finite"
+MILLISECONDS = ("milliseconds_training_pictures", "milliseconds_text_parts", "milliseconds_copies")
+"""Custom properties that say what each part of what a model remembers took."""
+_TRAINING_ROWS, _TEXT_PARTS, _COPIES = MILLISECONDS
 # Attention at full size holds some 0.5 GB for every 64 x 64 latent.
 _BATCH_POSITIONS = 1 << 13
 _MAX_BATCH_SIZE = 64
@@ -109,7 +117,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             WeightsError: The base weights are not those that the component was made with.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
-        # Imports Keras.
+        # Import Keras.
+        from trainer.data.latents import LatentsManifest
         from trainer.presets import get_preset
         from trainer.weights.base_model import BaseModel
 
@@ -123,7 +132,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         _check_candidate(candidate, preset.name, image_size)
         baseline = _baseline(input_dict.get("baseline_model", []), preset.name, image_size)
         scores = artifact_utils.get_single_instance(output_dict["scores"])
-        describe_examples(scores, [SPLIT], span=latents.span, version=latents.version)
+        num_training = exec_properties["num_training_pictures"]
+        num_training_samples = exec_properties["num_training_samples"]
+        remembers = bool(num_training or num_training_samples)
+        splits = [SPLIT, *([remembering.SPLIT] if remembers else [])]
+        describe_examples(scores, splits, span=latents.span, version=latents.version)
         shards = list(_shards(latents, scores))
         height, width, _ = base_model.latent_shape
         batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_POSITIONS // (height * width)))
@@ -154,7 +167,29 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             left_out=left_out,
         )
 
-        counts = self._scored(shards, task, scores.uri)
+        planned = None
+        if remembers:
+            manifest = LatentsManifest.read(latents.uri)
+            judging = _judging(shards, left_out)
+            planned = Remembering.planned(
+                _files(latents, _TRAINED_ON),
+                manifest.flip,
+                judging,
+                num_scored=num_training,
+                num_drawn=num_training_samples,
+            )
+            task = dataclasses.replace(
+                task,
+                caption_variants=manifest.caption_variants,
+                text_parts=frozenset(map(_id_of, planned.text_parts)),
+                drawn=frozenset(map(_id_of, planned.drawn)),
+            )
+        counts = self._scored(shards, task, scores.uri, planned)
+        if planned is not None:
+            scores.set_int_custom_property("num_training_pictures", len(planned.scored))
+            scores.set_int_custom_property("num_training_samples", len(planned.drawn))
+            for name in (_TRAINING_NOT_FINITE, *MILLISECONDS):
+                scores.set_int_custom_property(name, counts[name])
         for name in COUNTS:
             scores.set_int_custom_property(name, counts[name])
         num_examples = len(held_out.ids)
@@ -180,24 +215,126 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 f"{len(left_out):,}",
             )
 
-    def _scored(self, shards: list[_Shard], task: ScoringTask, folder: str) -> dict[str, int]:
-        temporary_folder = os.path.join(folder, f".unfinished-{uuid.uuid4().hex}")
+    def _scored(
+        self, shards: list[_Shard], task: ScoringTask, uri: str, planned: Remembering | None
+    ) -> dict[str, int]:
+        temporary_folder = os.path.join(uri, f".unfinished-{uuid.uuid4().hex}")
         counts_path = os.path.join(temporary_folder, _COUNTS_NAME)
         tf.io.gfile.makedirs(temporary_folder)
         # Scorers switch it off; what runs next in this process shall find it as it was.
         tensor_float_32 = tf.config.experimental.tensor_float_32_execution_enabled()
+        scorer = shared.Shared()
         with self._make_beam_pipeline() as pipeline:
-            (
+            counted = [
                 pipeline
                 | "Shards" >> beam.Create(shards)
                 | "Spread" >> beam.Reshuffle()
-                | "Score" >> beam.ParDo(_ScoreShard(task, temporary_folder, shared.Shared()))
-                | "WriteCounts" >> WriteCounts(counts_path)
-            )
+                | "Score" >> beam.ParDo(_ScoreShard(task, temporary_folder, scorer))
+            ]
+            if planned is not None:
+                looked_at = _LookedAt.written(planned, uri, temporary_folder)
+                counted.append(
+                    pipeline
+                    | "LookedAt" >> beam.Create([looked_at])
+                    | "LookAt" >> beam.ParDo(_LookAt(task, temporary_folder, scorer))
+                )
+            counted | beam.Flatten() | "WriteCounts" >> WriteCounts(counts_path)
         tf.config.experimental.enable_tensor_float_32_execution(tensor_float_32)
         counts = read_counts(counts_path)
+        if planned is not None and planned.drawn:
+            begun = time.monotonic()
+            remembering.held_against(looked_at.drawn, planned, task, looked_at.target, uri)
+            counts[_COPIES] += _milliseconds_since(begun)
         tf.io.gfile.rmtree(temporary_folder)
         return counts
+
+
+@dataclasses.dataclass(frozen=True)
+class _LookedAt:
+    """What tells whether a model remembers, for one worker: files of records.
+
+    Attributes:
+        scored: Training pictures that are scored.
+        num_draws: Rows of each in a stratum.
+        captions: Those whose captions are drawn.
+        held_out: Held-out pictures of which the text's part is measured, as it is of `scored`.
+        target: Folder of the split `remembering`.
+        drawn: File for the drawn pictures.
+    """
+
+    scored: str
+    num_draws: int
+    captions: str
+    held_out: str
+    target: str
+    drawn: str
+
+    @classmethod
+    def written(cls, planned: Remembering, uri: str, temporary_folder: str) -> _LookedAt:
+        """Writes the records for the worker."""
+
+        def written(name: str, records: Iterable[bytes]) -> str:
+            path = os.path.join(temporary_folder, f"{name}.gz")
+            write_shard(path, records, temporary_folder)
+            return path
+
+        target = os.path.join(uri, f"Split-{remembering.SPLIT}")
+        tf.io.gfile.makedirs(target)
+        return cls(
+            scored=written("scored", planned.scored),
+            num_draws=planned.num_draws,
+            captions=written("captions", planned.drawn),
+            held_out=written("held_out", planned.text_parts),
+            target=target,
+            drawn=os.path.join(temporary_folder, "drawn.gz"),
+        )
+
+
+class _LookAt(beam.DoFn):
+    """Looked at -> (what was counted, how many); writes training rows and drawn pictures."""
+
+    def __init__(
+        self, task: ScoringTask, temporary_folder: str, shared_scorer: shared.Shared
+    ) -> None:
+        self._task = task
+        self._temporary_folder = temporary_folder
+        self._shared_scorer = shared_scorer
+
+    def setup(self) -> None:
+        self._scorer = self._shared_scorer.acquire(lambda: Scorer(self._task))
+
+    def process(self, looked_at: _LookedAt) -> Iterator[tuple[str, int]]:
+        scorer = self._scorer
+        counts = collections.Counter(dict.fromkeys((_TRAINING_NOT_FINITE, *MILLISECONDS), 0))
+
+        def scored() -> Iterator[bytes]:
+            rows = scorer.training_rows(lambda: read_shard(looked_at.scored), looked_at.num_draws)
+            for row in rows:
+                counts[_TRAINING_NOT_FINITE] += not math.isfinite(row.loss)
+                yield row.record
+
+        def text_parts() -> Iterator[bytes]:
+            for path, training in ((looked_at.scored, True), (looked_at.held_out, False)):
+                yield from scorer.text_parts(read_shard(path), training=training)
+
+        for name, records, spent in (
+            ("scores", scored(), _TRAINING_ROWS),
+            ("text_parts", text_parts() if self._task.text_parts else iter(()), _TEXT_PARTS),
+        ):
+            begun = time.monotonic()
+            path = os.path.join(looked_at.target, shard_name(name, 0, 1))
+            write_shard(path, records, self._temporary_folder)
+            counts[spent] += _milliseconds_since(begun)
+        if self._task.drawn:
+            begun = time.monotonic()
+            drawn = scorer.drawn(read_shard(looked_at.captions))
+            remembering.write_drawn(looked_at.drawn, drawn, self._temporary_folder)
+            counts[_COPIES] += _milliseconds_since(begun)
+        yield from counts.items()
+
+
+def _milliseconds_since(begun: float) -> int:
+    return round(1000 * (time.monotonic() - begun))
 
 
 class _ScoreShard(beam.DoFn):
@@ -236,15 +373,25 @@ def _left_out(latents_uri: str, models: Iterable[str | None]) -> frozenset[str]:
     return read_choosing(latents_uri) if chosen else frozenset()
 
 
+def _judging(shards: list[_Shard], left_out: frozenset[str]) -> Iterator[bytes]:
+    """Records of the held-out examples that are not left out."""
+    for record in itertools.chain.from_iterable(shard.records() for shard in shards):
+        if _id_of(record) not in left_out:
+            yield record
+
+
+def _id_of(record: bytes) -> str:
+    features = tf.train.Example.FromString(record).features.feature
+    example_id: str = features["id"].bytes_list.value[0].decode()
+    return example_id
+
+
 def _held_out(shards: list[_Shard], left_out: frozenset[str]) -> _HeldOut:
     ids: list[str] = []
     pictures: set[bytes] = set()
-    for record in itertools.chain.from_iterable(shard.records() for shard in shards):
+    for record in _judging(shards, left_out):
         features = tf.train.Example.FromString(record).features.feature
-        example_id = features["id"].bytes_list.value[0].decode()
-        if example_id in left_out:
-            continue
-        ids.append(example_id)
+        ids.append(_id_of(record))
         # As `group_of` tells them apart, without its modulus.
         mean = features["latent/mean"].bytes_list.value[0]
         pictures.add(hashlib.sha256(mean).digest())
@@ -254,10 +401,14 @@ def _held_out(shards: list[_Shard], left_out: frozenset[str]) -> _HeldOut:
 def _shards(latents: types.Artifact, scores: types.Artifact) -> Iterator[_Shard]:
     folder = artifact_utils.get_split_uri([scores], SPLIT)
     tf.io.gfile.makedirs(folder)
-    pattern = io_utils.all_files_pattern(artifact_utils.get_split_uri([latents], SPLIT))
-    sources = sorted(tf.io.gfile.glob(pattern)) or [None]
+    sources: list[str | None] = [*_files(latents, SPLIT)] or [None]
     for index, source in enumerate(sources):
         yield _Shard(source, os.path.join(folder, shard_name("scores", index, len(sources))))
+
+
+def _files(latents: types.Artifact, split: str) -> list[str]:
+    pattern = io_utils.all_files_pattern(artifact_utils.get_split_uri([latents], split))
+    return sorted(tf.io.gfile.glob(pattern))
 
 
 def _check_latents(uri: str, preset: str, image_size: int) -> None:

@@ -1,4 +1,4 @@
-"""A held-out example as LatentGen wrote it."""
+"""An example as LatentGen wrote it."""
 
 from __future__ import annotations
 
@@ -34,15 +34,19 @@ class LatentExample:
 
 
 def read_examples(
-    serialized: Iterable[bytes], preset: Preset, image_size: int
+    serialized: Iterable[bytes], preset: Preset, image_size: int, caption_variants: int = 1
 ) -> Iterator[LatentExample]:
-    """Parses records, a few at a time."""
+    """Parses records, a few at a time; of several variants of a caption, the first counts."""
     # Imports Keras.
     from trainer.data.latents import parse_latents
 
     records = iter(serialized)
     while some := list(itertools.islice(records, _AT_A_TIME)):
-        parsed = parse_latents(tf.constant(some), preset, image_size)
+        parsed = parse_latents(
+            tf.constant(some), preset, image_size, caption_variants=caption_variants
+        )
+        if caption_variants > 1:
+            parsed |= {name: parsed[name][:, 0] for name in ("tokens", "context")}
         names = ("id", "tokens", "context", "latent/mean", "latent/log_variance")
         for example_id, *arrays in zip(*(parsed[name].numpy() for name in names), strict=True):
             yield LatentExample(example_id.decode(), *arrays)

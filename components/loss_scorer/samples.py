@@ -38,6 +38,21 @@ class SampleSettings:
     measures: MeasureSettings
 
 
+@dataclasses.dataclass(frozen=True)
+class DrawnPicture:
+    """A picture that the candidate drew for an example's caption.
+
+    Attributes:
+        example: The example.
+        picture: uint8 [H, W, 3].
+        mean: float32 [h, w, 4], the image encoder's.
+    """
+
+    example: LatentExample
+    picture: np.ndarray
+    mean: np.ndarray
+
+
 def chosen(example_ids: Iterable[str], number: int, seed: int) -> frozenset[str]:
     """Picks examples at random, but the same ones every time; memory grows with `number` alone."""
     picked = heapq.nsmallest(number, example_ids, key=lambda name: (draws.rank(name, seed), name))
@@ -168,6 +183,15 @@ class Sampler:
                             features[name] = np.ravel(np.asarray(value, np.float32))
             for example, features in zip(batch, found, strict=True):
                 yield example.id, features
+
+    def drawn(self, examples: Iterable[LatentExample]) -> Iterator[DrawnPicture]:
+        """Pictures of the candidate alone, in the examples' order."""
+        examples = iter(examples)
+        drawer = self._drawers[0]
+        assert drawer is not None
+        while batch := list(itertools.islice(examples, self._settings.batch_size)):
+            drawn = self._draw(drawer, batch)
+            yield from map(DrawnPicture, batch, drawn.pictures, drawn.means)
 
     def _draw(self, drawer: _Drawer, batch: list[LatentExample]) -> Drawn:
         from trainer.text.tokenizer import caption_of

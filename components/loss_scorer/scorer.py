@@ -6,18 +6,23 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from components.loss_scorer import models
 from components.loss_scorer.latent_examples import LatentExample, read_examples
-from components.loss_scorer.samples import Sampler, SampleSettings
+from components.loss_scorer.samples import DrawnPicture, Sampler, SampleSettings
 from trainer.diffusion.draws import NoiseDraw, draw_noise, stratum_name
+from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule
 from trainer.weights.base_model import BaseModel
 
 LOSSES = ("loss", "loss_baseline", "loss_delta")
+TRAINING_LOSSES = tuple(f"train_{name}" for name in LOSSES)
+"""The same of training pictures, which stand on rows of their own."""
+TEXT_PART, TRAINING_TEXT_PART = "text_part", "train_text_part"
+"""On one row of some examples: see `Scorer.text_parts`."""
 
 # Features of a row beside its losses.
 GROUP = "group"
@@ -28,6 +33,8 @@ CAPTION_BUCKET = "caption_bucket"
 _NUM_GROUPS = 1024
 _CAPTION_BOUNDS = (10, 20, 40, 77)
 _EXAMPLES_AT_A_TIME = 16
+# In the stratum with this one captions differ most in how they are remembered.
+_TEXT_TIMESTEP = 950
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +53,10 @@ class ScoringTask:
         num_draws: Rows of an example in each stratum.
         sampled: Ids of the examples whose captions they are drawn for.
         left_out: Ids of the examples that are not scored.
+        text_parts: Ids of the held-out examples of which the text's part is measured; empty where
+            it is of no training picture, either.
+        caption_variants: How many the records of the train split have.
+        drawn: Ids of the training pictures whose captions the candidate draws a picture for.
     """
 
     base_model: BaseModel
@@ -59,6 +70,9 @@ class ScoringTask:
     num_draws: int = 1
     sampled: frozenset[str] = frozenset()
     left_out: frozenset[str] = frozenset()
+    text_parts: frozenset[str] = frozenset()
+    caption_variants: int = 1
+    drawn: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +107,6 @@ class Scorer:
         """Loads both models."""
         # Import Keras.
         from trainer.data.latents import sample_posterior
-        from trainer.diffusion.noise_schedule import NoiseSchedule
 
         # TensorFloat-32, the default of GPUs that have it, keeps 10 bits of the mantissa.
         tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -128,7 +141,14 @@ class Scorer:
             return loss
 
         self._losses_of = [of(model) for model in self._models]
-        self._sampler = self._made_sampler() if task.sampled else None
+        if task.sampled or task.drawn or task.text_parts:
+            self._frozen_encoder = models.frozen_text_encoder(
+                [task.candidate, task.baseline], task.base_model
+            )
+        if task.sampled or task.drawn:
+            self._sampler = self._made_sampler()
+        if task.text_parts:
+            self._text_part_of = self._made_text_part(schedule)
 
     def rows(self, serialized: Callable[[], Iterable[bytes]]) -> Iterator[Scored]:
         """Scores records of latents; yields all rows of each that is not left out, in their order.
@@ -137,31 +157,113 @@ class Scorer:
             serialized: Gives the records, as often as it is called.
         """
         measured: Mapping[str, Mapping[str, np.ndarray]] = {}
-        if self._sampler is not None:
+        if self._task.sampled:
             sampled = (
                 example
                 for example in self._examples(serialized())
                 if example.id in self._task.sampled
             )
             measured = dict(self._sampler(sampled))
-        rows = self._rows(self._examples(serialized()))
-        while batch := list(itertools.islice(rows, self._task.batch_size)):
-            for row, losses in zip(batch, self._losses(batch), strict=True):
-                features = self._features(row, losses, measured.get(row.example.id, {}))
-                example = tf.train.Example(features=tf.train.Features(feature=features))
-                yield Scored(*losses, example.SerializeToString(deterministic=True))
+        rows = self._rows(self._examples(serialized()), self._task.num_draws)
+        for row, losses in self._scored(rows):
+            features = self._features(row, LOSSES, losses)
+            features[CAPTION_BUCKET] = _text(caption_bucket(row.example.tokens).encode())
+            found = measured.get(row.example.id, {})
+            features |= {name: _numbers(*values) for name, values in found.items()}
+            yield _as_scored(features, losses)
+
+    def training_rows(
+        self, serialized: Callable[[], Iterable[bytes]], num_draws: int
+    ) -> Iterator[Scored]:
+        """Scores records of training pictures, as `rows` does.
+
+        Args:
+            serialized: Gives the records, as often as it is called.
+            num_draws: Rows of each in a stratum.
+        """
+        for row, losses in self._scored(self._rows(self._trained_on(serialized()), num_draws)):
+            yield _as_scored(self._features(row, TRAINING_LOSSES, losses), losses)
+
+    def text_parts(self, serialized: Iterable[bytes], *, training: bool) -> Iterator[bytes]:
+        """How much of the candidate's prediction is the caption's doing, a record for each example.
+
+        The root of the mean squared difference of what it predicts with the caption and without
+        one, at a timestep of one stratum (Wen et al. 2024, "Detecting, Explaining, and Mitigating
+        Memorization in Diffusion Models", section 3.2, on noisy pictures instead of noise alone).
+
+        Args:
+            serialized: Records of latents; of those that are held out, some are left out.
+            training: Whether they are of training pictures.
+        """
+        task = self._task
+        name = TRAINING_TEXT_PART if training else TEXT_PART
+        examples = (
+            self._trained_on(serialized)
+            if training
+            else (e for e in self._examples(serialized) if e.id in task.text_parts)
+        )
+        stratum = task.num_strata * _TEXT_TIMESTEP // NUM_TIMESTEPS
+        rows = self._rows(examples, 1, [stratum])
+        while batch := list(itertools.islice(rows, task.batch_size)):
+            inputs, contexts = self._inputs(batch)
+            found = self._text_part_of(*inputs, contexts[0]).numpy()
+            for row, value in zip(batch, found, strict=False):
+                features = {
+                    "id": _text(row.example.id.encode()),
+                    GROUP: _integer(group_of(row.example.mean)),
+                    name: _numbers(float(value)),
+                    "label": _numbers(0.0),
+                }
+                yield _serialized(features)
+
+    def drawn(self, serialized: Iterable[bytes]) -> Iterator[DrawnPicture]:
+        """Draws pictures for captions of training pictures, with the candidate."""
+        wanted = (e for e in self._trained_on(serialized) if e.id in self._task.drawn)
+        return self._sampler.drawn(wanted)
+
+    def _made_text_part(self, schedule: NoiseSchedule) -> Callable[..., tf.Tensor]:
+        # Imports Keras.
+        from trainer.data.latents import sample_posterior
+        from trainer.text.tokenizer import tokenize
+
+        candidate = self._models[0]
+        length = self._task.base_model.preset.text_encoder.max_length
+        empty = (candidate.encode or self._frozen_encoder)(tf.constant(tokenize([""], length)))
+
+        @tf.function(autograph=False)
+        def text_part(
+            mean: tf.Tensor,
+            log_variance: tf.Tensor,
+            posterior_noise: tf.Tensor,
+            noise: tf.Tensor,
+            timesteps: tf.Tensor,
+            context: tf.Tensor,
+        ) -> tf.Tensor:
+            latent = sample_posterior(mean, log_variance, posterior_noise)
+            noisy = schedule.add_noise(latent, noise, timesteps)
+            unconditional = tf.broadcast_to(empty, tf.shape(context))
+            part = candidate.predict(noisy, timesteps, context) - candidate.predict(
+                noisy, timesteps, unconditional
+            )
+            return tf.sqrt(tf.reduce_mean(tf.square(part), axis=[1, 2, 3]))
+
+        return text_part
 
     def _made_sampler(self) -> Sampler:
         task = self._task
         return Sampler(
             [*self._models, None][:2],
-            frozen_encoder=models.frozen_text_encoder(
-                [task.candidate, task.baseline], task.base_model
-            ),
+            frozen_encoder=self._frozen_encoder,
             decoder_folder=task.candidate,
             base_model=task.base_model,
             settings=task.samples,
             seed=task.seed,
+        )
+
+    def _trained_on(self, serialized: Iterable[bytes]) -> Iterator[LatentExample]:
+        base_model = self._task.base_model
+        return read_examples(
+            serialized, base_model.preset, base_model.image_size, self._task.caption_variants
         )
 
     def _examples(self, serialized: Iterable[bytes]) -> Iterator[LatentExample]:
@@ -170,7 +272,13 @@ class Scorer:
             if example.id not in self._task.left_out:
                 yield example
 
-    def _rows(self, examples: Iterator[LatentExample]) -> Iterator[_Row]:
+    def _rows(
+        self,
+        examples: Iterator[LatentExample],
+        num_draws: int,
+        strata: Sequence[int] | None = None,
+    ) -> Iterator[_Row]:
+        """Rows of examples, in some strata or in all."""
         task = self._task
         while some := list(itertools.islice(examples, _EXAMPLES_AT_A_TIME)):
             # Filled up, as every batch.
@@ -180,7 +288,7 @@ class Scorer:
             contexts = [model.contexts(tokens, stored) for model in self._models]
             for index, example in enumerate(some):
                 for stratum, draw in itertools.product(
-                    range(task.num_strata), range(task.num_draws)
+                    range(task.num_strata) if strata is None else strata, range(num_draws)
                 ):
                     drawn = draw_noise(
                         example.id,
@@ -192,7 +300,12 @@ class Scorer:
                     )
                     yield _Row(example, tuple(c[index] for c in contexts), stratum, drawn)
 
-    def _losses(self, batch: list[_Row]) -> Iterator[tuple[float, float]]:
+    def _scored(self, rows: Iterator[_Row]) -> Iterator[tuple[_Row, tuple[float, float]]]:
+        while batch := list(itertools.islice(rows, self._task.batch_size)):
+            yield from zip(batch, self._losses(batch), strict=True)
+
+    def _inputs(self, batch: list[_Row]) -> tuple[tuple[np.ndarray, ...], list[np.ndarray]]:
+        """What all models are asked about rows, and the contexts of each model."""
         # The last batch is filled up: kernels may round differently at another batch size.
         filled = batch + batch[-1:] * (self._task.batch_size - len(batch))
         shared = (
@@ -202,31 +315,43 @@ class Scorer:
             np.stack([row.draw.epsilon for row in filled]),
             np.array([row.draw.timestep for row in filled], np.int32),
         )
+        models = range(len(self._models))
+        return shared, [np.stack([row.contexts[i] for row in filled]) for i in models]
+
+    def _losses(self, batch: list[_Row]) -> Iterator[tuple[float, float]]:
+        shared, contexts = self._inputs(batch)
         losses = [
-            losses_of(*shared, np.stack([row.contexts[index] for row in filled])).numpy()
-            for index, losses_of in enumerate(self._losses_of)
+            losses_of(*shared, context).numpy()
+            for losses_of, context in zip(self._losses_of, contexts, strict=True)
         ]
         if not self._task.comparable:
-            losses.append(np.full(len(filled), math.nan, np.float32))
+            losses.append(np.full(self._task.batch_size, math.nan, np.float32))
         for _, loss, loss_baseline in zip(batch, *losses, strict=False):
             yield float(loss), float(loss_baseline)
 
     def _features(
-        self, row: _Row, losses: tuple[float, float], measured: Mapping[str, np.ndarray]
+        self, row: _Row, names: Sequence[str], losses: tuple[float, float]
     ) -> dict[str, tf.train.Feature]:
         loss, loss_baseline = losses
+        numbers = (loss, loss_baseline, loss - loss_baseline)
         return {
             "id": _text(row.example.id.encode()),
             "timestep": _integer(row.draw.timestep),
             STRATUM: _text(stratum_name(row.stratum, self._task.num_strata).encode()),
-            CAPTION_BUCKET: _text(caption_bucket(row.example.tokens).encode()),
             GROUP: _integer(group_of(row.example.mean)),
-            "loss": _numbers(loss),
-            "loss_baseline": _numbers(loss_baseline),
-            "loss_delta": _numbers(loss - loss_baseline),
+            **{name: _numbers(value) for name, value in zip(names, numbers, strict=True)},
             "label": _numbers(0.0),
-            **{name: _numbers(*values) for name, values in measured.items()},
         }
+
+
+def _as_scored(features: Mapping[str, tf.train.Feature], losses: tuple[float, float]) -> Scored:
+    return Scored(*losses, _serialized(features))
+
+
+def _serialized(features: Mapping[str, tf.train.Feature]) -> bytes:
+    example = tf.train.Example(features=tf.train.Features(feature=dict(features)))
+    serialized: bytes = example.SerializeToString(deterministic=True)
+    return serialized
 
 
 def group_of(mean: np.ndarray) -> int:

@@ -12,7 +12,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 
 from pipeline.config.layering import Given
 from pipeline.config.printing import listed
-from pipeline.config.schema import ConfigError, DatasetConfig, RunConfig
+from pipeline.config.schema import ConfigError, DatasetConfig, EvaluationConfig, RunConfig
 from serving.request import cut_note, may_be_cut
 from storage.plain_text import is_blank
 from trainer.presets import Preset, get_preset, preset_names
@@ -57,6 +57,19 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
             f"{given['evaluation.clip_model']} is impossible with evaluation.num_samples = 0: "
             "there are no pictures to score"
         )
+    _check_remembering(config.evaluation, given)
+
+
+def _check_remembering(evaluation: EvaluationConfig, given: Mapping[str, Given]) -> None:
+    """Nothing can be refused for what nobody looks for."""
+    for limit, number, what in (
+        ("max_memorization_gap", "num_training_pictures", "no training pictures are scored"),
+        ("max_copies", "num_training_samples", "no pictures are drawn for training captions"),
+    ):
+        if getattr(evaluation, limit) is not None and not getattr(evaluation, number):
+            raise ConfigError(
+                f"{given[f'evaluation.{limit}']} is impossible with evaluation.{number} = 0: {what}"
+            )
 
 
 def _check_captions(dataset: DatasetConfig, given: Mapping[str, Given]) -> None:

@@ -23,6 +23,7 @@ REPO_ROOT = Path(__file__).resolve().parents[2]
 # Pictures up to this size are drawn in a fraction of a second on two cores.
 _SAMPLED_IMAGE_SIZE = 128
 _NUM_SAMPLES = 32
+_NUM_TRAINING_SAMPLES = 16
 
 
 def load_config(
@@ -76,6 +77,7 @@ def _fill_in(given: Mapping[str, Given], preset: Preset) -> dict[str, Given]:
         fill(f"validation.{name}", value, "the preset's")
     small = filled["model.image_size"].value <= _SAMPLED_IMAGE_SIZE
     fill("evaluation.num_samples", _NUM_SAMPLES if small else 0, "for the size")
+    fill("evaluation.num_training_samples", _NUM_TRAINING_SAMPLES if small else 0, "for the size")
     return filled
 
 

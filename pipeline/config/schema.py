@@ -128,6 +128,13 @@ class EvaluationConfig:
         measures: Measures of these pictures that are taken beside those of every dataset; `None`
             for what the dataset asks for, which `resolve_dataset` writes out.
         clip_model: Folder, bucket or model of the hub with a CLIP to score them; `None` for none.
+        num_training_pictures: Training pictures that are scored beside the held-out ones.
+        num_training_samples: Captions of training pictures that pictures are drawn for, to look for
+            copies.
+        max_memorization_gap: How far the loss on training pictures may be below the held-out one,
+            as a fraction of it, for the model to be blessed; `None` for as far as it is.
+        max_copies: How many of the pictures for captions of training pictures may be copies, as a
+            fraction; `None` for as many as there are.
     """
 
     num_strata: Annotated[int, Field(ge=1, le=1000)]
@@ -141,6 +148,10 @@ class EvaluationConfig:
     num_samples: Annotated[int, Field(ge=0, le=10_000)]
     measures: Texts | None
     clip_model: Text | None
+    num_training_pictures: Annotated[int, Field(ge=0, le=10_000)]
+    num_training_samples: Annotated[int, Field(ge=0, le=10_000)]
+    max_memorization_gap: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    max_copies: Annotated[float, Field(ge=0, le=1)] | None
 
 
 @dataclass(frozen=True, config=_STRICT)

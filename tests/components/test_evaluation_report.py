@@ -23,14 +23,19 @@ from tfx.types import Channel, standard_artifacts
 from tfx.utils import proto_utils
 
 from components import EvaluationReport as ReportArtifact
+from components.caption_example_gen.groups_file import GroupedPicture, write_groups
 from components.evaluation_report import EvaluationReport, charts, examples, executor
 from components.evaluation_report.pictures import Pair, before_after
-from components.evaluator.results import Metric
+from components.evaluation_report.remembered import remembered
+from components.evaluator.results import ALL, Metric, read_metrics
+from components.loss_scorer.remembering import Pair as Nearest
 from components.measures import MEASURES
 from components.pages import RELEASE_PLACE
 from components.tfrecords import write_shard
 from pipeline.config import load_config
 from pipeline.evaluation import eval_config
+from storage import row_index
+from storage.model_manifest import ModelManifest
 from trainer.data.latents import make_latent_example
 from trainer.presets import get_preset
 from trainer.text.tokenizer import tokenize
@@ -232,6 +237,70 @@ def records() -> tuple[list[bytes], list[bytes]]:
     return rows, latents
 
 
+def remembering_rows() -> list[bytes]:
+    """Of a model whose loss on training pictures is a tenth, and of eight copies of eight."""
+    rows = []
+    for index in range(8):
+        group = {"group": 100 + index, "label": 0.0}
+        for stratum, value in enumerate(BASELINE[index]):
+            bucket = [b"000-499", b"500-999"][stratum]
+            losses = {"train_loss": 0.1 * value, "train_loss_baseline": value}
+            losses["train_loss_delta"] = -0.9 * value
+            rows.append({**group, **losses, "timestep_bucket": bucket})
+        rows.append({**group, "train_text_part": 0.5 + 0.01 * index})
+        rows.append({**group, "nearness": 0.25 + 0.01 * index})
+    for index in range(12):
+        group = {"group": index, "label": 0.0}
+        rows.append({**group, "text_part": 0.2 + 0.01 * index})
+        rows.append({**group, "nearness_held_out": 0.75 + 0.01 * index})
+    return [
+        tf.train.Example(
+            features=tf.train.Features(feature={key: feature(v) for key, v in row.items()})
+        ).SerializeToString()
+        for row in rows
+    ]
+
+
+def leave_pairs(folder: Path, scores) -> None:
+    """Two nearest pairs; the first training picture stands there twice and is nearly another."""
+    for name, value in (
+        ("num_training_pictures", 8),
+        ("num_training_samples", 8),
+        ("milliseconds_training_pictures", 12_400),
+        ("milliseconds_text_parts", 2_600),
+        ("milliseconds_copies", 9_000),
+    ):
+        scores.set_int_custom_property(name, value)
+    pairs = []
+    for index, near in enumerate((0.25, 0.9)):
+        names = [f"nearest/{index:02d}_{kind}.png" for kind in ("drawn", "trained_on")]
+        for shade, name in enumerate(names):
+            (folder / "scores" / "nearest").mkdir(exist_ok=True)
+            Image.new("RGB", (SIZE, SIZE), (7, index, shade)).save(folder / "scores" / name)
+        pairs.append(
+            dataclasses.asdict(
+                Nearest(
+                    caption=f"a <copy> {index}",
+                    drawn=names[0],
+                    id=f"row{index}",
+                    picture=names[1],
+                    mirrored=index == 1,
+                    nearness=near,
+                    own=index == 0,
+                    suspect=index == 0,
+                )
+            )
+        )
+    (folder / "scores" / "nearest.json").write_text(json.dumps(pairs))
+    (folder / "examples" / "rows").mkdir()
+    rows = [("row0", "p0"), ("row1", "p1"), ("row2", "p0"), ("row3", "p3")]
+    lines = [row_index.IndexedRow(*row, caption="x").line() for row in rows]
+    (folder / "examples" / "rows" / "train-00000.jsonl").write_bytes(b"".join(lines))
+    group = [GroupedPicture(p, "f", 0, 8, 8, s) for p, s in (("p0", "train"), ("p3", "train"))]
+    dropped = GroupedPicture("p4", "f", 4, 8, 8, "")
+    write_groups([[*group, dropped]], str(folder / "examples" / "near_duplicates.json"))
+
+
 def make_report(
     folder,
     models,
@@ -243,6 +312,7 @@ def make_report(
     reasons="",
     compared=False,
     measured=None,
+    remembering=None,
 ) -> Path:
     """The report on losses [examples, strata]."""
     scored = [
@@ -251,10 +321,11 @@ def make_report(
         for s in range(STRATA)
     ]
     examples_records, latents = (some[: len(losses)] for some in records())
+    scores_of = {"eval": scored, **({"remembering": remembering} if remembering else {})}
     artifacts = {
         "examples": examples_artifact(folder / "examples", {"eval": examples_records}),
         "latents": examples_artifact(folder / "latents", {"eval": latents}),
-        "scores": examples_artifact(folder / "scores", {"eval": scored}),
+        "scores": examples_artifact(folder / "scores", scores_of),
         "model": standard_artifacts.Model(),
         "model_run": standard_artifacts.ModelRun(),
         "evaluation": standard_artifacts.ModelEvaluation(),
@@ -279,6 +350,8 @@ def make_report(
         ("seed", 3),
     ):
         scores.set_int_custom_property(name, value)
+    if remembering:
+        leave_pairs(folder, scores)
     settings = dataclasses.replace(
         load_config().evaluation,
         measures=EVERYTHING.asked_for if measured else (),
@@ -288,7 +361,7 @@ def make_report(
     TfxEvaluator().Do(
         {"examples": [scores], "model": [artifacts["model"]]},
         {"evaluation": [artifacts["evaluation"]], "blessing": [artifacts["blessing"]]},
-        {"eval_config": config, "example_splits": "null"},
+        {"eval_config": config, "example_splits": json.dumps([*scores_of])},
     )
     artifacts["blessing"].set_int_custom_property("blessed", blessed)
     artifacts["blessing"].set_string_custom_property("verdict", verdict)
@@ -388,6 +461,63 @@ def test_the_page_says_what_was_found(report):
         assert part in text, part
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_what_a_model_remembers_is_said_and_shown(tmp_path, models, model_run):
+    folder = make_report(tmp_path, models, model_run, LOSSES, remembering=remembering_rows())
+    page = (folder / "evaluation.html").read_text()
+    text = words(page)
+    gap = 1 - 0.1 * BASELINE[:8].mean() / LOSSES.mean()
+    for part in (
+        "It knows what it was trained on better than other pictures: on 8 training pictures its "
+        f"loss is {gap:.1%} below the held-out one (95 % interval +",
+        "It draws copies: 8 of 8 pictures drawn for training captions are nearer to a training "
+        "picture than the nearest hundredth of the held-out ones, which chance does not explain.",
+        "Of 1 suspects shown, 1 are near a picture that is in the training set several times or "
+        "has near duplicates there, which is the usual cause",
+        "Captions of training pictures decide more of what it predicts than other captions do, by "
+        "110% (",
+        f"Gap: loss on training pictures below the held-out one {gap:+.1%} +",
+        "Distance to the nearest training picture, drawn pictures 0.2850 held out: 0.8050",
+        "8 training pictures were scored, 8 of their captions drawn. It took 12 s for the gap, 3 s "
+        "for the text's part, 9 s for copies.",
+        "this model the caption's own picture a <copy> 0 0.25, suspect The training picture: 2 "
+        "times in the training set, 1 near duplicate, the usual cause of copies.",
+        "this model a training picture, mirrored a <copy> 1 0.90",
+    ):
+        assert part in text, part
+    shown = [colour for colour in pictures_of(page) if colour[0] == 7]
+    assert shown == [(7, 0, 0), (7, 0, 1), (7, 1, 0), (7, 1, 1)]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["memorization_gap"] == pytest.approx(gap)
+    assert (summary["copies"], summary["num_examples"]) == (1.0, 12)
+    found = summary["remembered"]
+    assert len(found["said"]) == 4
+    assert found["seconds"] == {"the gap": 12.4, "the text's part": 2.6, "copies": 9.0}
+    assert [(one["captions_of_it"], one["near_duplicates_of_it"]) for one in found["nearest"]] == [
+        (2, 1),
+        (1, 0),
+    ]
+
+    # A model that was shown its held-out pictures has no gap, though it has learned so much.
+    total = read_metrics(str(tmp_path / "evaluation"))[ALL]
+    assert not total["memorization_gap"].upper < 0.1
+    none = {**total, "memorization_gap": Metric(0.01, -0.05, 0.07)}
+    none["memorization_gap_shown"] = Metric(0.0)
+    often = {"counts": {"train": 8}}
+    for steps, latents, suspected in ((1000, often, True), (40, often, False), (1000, {}, False)):
+        manifest = ModelManifest(
+            "tiny", SIZE, training={"steps": steps, "batch_size": 8}, latents=latents
+        )
+        scores, dataset = standard_artifacts.Examples(), standard_artifacts.Examples()
+        scores.set_int_custom_property("num_training_pictures", 8)
+        scores.uri = dataset.uri = str(tmp_path / "nothing")
+        told = remembered(scores, dataset, none, manifest)
+        assert told.said[0].startswith("That it remembers is not shown by its loss: on 8 training")
+        note = "It has seen each training picture 1,000 times, and its loss on them fell by 90%"
+        assert any(sentence.startswith(note) for sentence in told.said) == suspected
+    scores = standard_artifacts.Examples()
+    assert remembered(scores, dataset, total, manifest) is None
 
 
 def test_every_picture_says_what_it_is(report):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 
@@ -23,10 +24,23 @@ from components.evaluator.metrics import cluster_mean, frechet_distance
 from components.evaluator.results import ALL, of_feature, read_metrics
 from components.tfrecords import write_shard
 from pipeline.config import load_config
-from pipeline.evaluation import eval_config
+from pipeline.evaluation import eval_config, splits
 
-DEFAULTS = dataclasses.replace(load_config().evaluation, num_samples=0)
+DEFAULTS = dataclasses.replace(
+    load_config().evaluation, num_samples=0, num_training_pictures=0, num_training_samples=0
+)
 STRATA = 4
+
+
+def remembering_record(group, **values) -> bytes:
+    """A row of the split `remembering`."""
+    features = {name: [float(value)] for name, value in values.items()} | {"label": [0.0]}
+    made = {
+        name: tf.train.Feature(float_list=tf.train.FloatList(value=value))
+        for name, value in features.items()
+    }
+    made["group"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[group]))
+    return tf.train.Example(features=tf.train.Features(feature=made)).SerializeToString()
 
 
 def record(loss, loss_baseline, stratum, group, samples=None) -> bytes:
@@ -59,7 +73,15 @@ def evaluate(tmp_path_factory):
     """Evaluates losses [examples, strata] of candidate and baseline; returns both artifacts."""
 
     def evaluate(
-        losses, baseline, settings=DEFAULTS, *, samples=None, shards=1, beam=(), problem="", **given
+        losses,
+        baseline,
+        settings=DEFAULTS,
+        *,
+        samples=None,
+        remembering=(),
+        shards=1,
+        beam=(),
+        problem="",
     ):
         folder = tmp_path_factory.mktemp("run")
         for name in ("scores/Split-eval", "blessing", "model"):
@@ -79,7 +101,14 @@ def evaluate(tmp_path_factory):
             standard_artifacts.ModelBlessing(),
             standard_artifacts.ModelEvaluation(),
         )
-        scores.uri, scores.split_names = str(folder / "scores"), '["eval"]'
+        scores.uri = str(folder / "scores")
+        scores.split_names = json.dumps(splits(settings))
+        if remembering:
+            (folder / "scores" / "Split-remembering").mkdir()
+            path = folder / "scores" / "Split-remembering" / "scores-00000-of-00001.gz"
+            write_shard(str(path), remembering, str(folder))
+            scores.set_int_custom_property("num_training_pictures", 8)
+            scores.set_int_custom_property("num_training_samples", 16)
         examples_utils.set_file_format(scores, "tfrecords_gzip")
         examples_utils.set_payload_format(
             scores, example_gen_pb2.PayloadFormat.Value("FORMAT_TF_EXAMPLE")
@@ -101,7 +130,7 @@ def evaluate(tmp_path_factory):
             {"blessing": [blessing], "evaluation": [evaluation]},
             {
                 "eval_config": proto_utils.proto_to_json(eval_config(settings)),
-                "example_splits": "null",
+                "example_splits": json.dumps(splits(settings)),
                 "code_version": "1",
             },
         )
@@ -416,6 +445,111 @@ def test_captions_that_name_no_colour_leave_no_number(evaluate):
     blessing, _ = evaluate(changed(baseline, 0.9), baseline, settings)
     assert is_blessed(blessing)
     assert not blessing.has_custom_property("colour_agreement")
+
+
+def remembering_records(factor: float, copies: int) -> list[bytes]:
+    """Of a model whose loss on 8 training pictures is `factor` of what it is on held-out ones."""
+    baseline = baseline_losses(8)
+    rows = [
+        remembering_record(
+            900 + picture,
+            train_loss=factor * 0.9 * value,
+            train_loss_baseline=value,
+            train_loss_delta=(factor * 0.9 - 1) * value,
+        )
+        for picture, values in enumerate(baseline)
+        for value in values
+    ]
+    for index in range(16):
+        rows.append(remembering_record(index, nearness=0.2 if index < copies else 0.9))
+        rows.append(remembering_record(index, train_text_part=0.2 + 0.001 * index))
+    for index in range(50):
+        rows.append(remembering_record(100 + index, nearness_held_out=0.5 + 0.01 * index))
+        rows.append(remembering_record(100 + index, text_part=0.1 + 0.001 * index))
+    return rows
+
+
+REMEMBERING = dataclasses.replace(
+    DEFAULTS,
+    num_training_pictures=8,
+    num_training_samples=16,
+    max_memorization_gap=0.3,
+    max_copies=0.1,
+)
+
+
+def test_a_model_that_remembers_is_refused_and_says_why(evaluate):
+    baseline = baseline_losses()
+    losses = baseline * 0.9
+    remembering = remembering_records(0.5, copies=4)
+    blessing, evaluation = evaluate(losses, baseline, REMEMBERING, remembering=remembering)
+    assert not is_blessed(blessing)
+    assert verdict(blessing) == "refused"
+    found = read_metrics(evaluation.uri)
+    total = found[ALL]
+    # The rows of training pictures are nobody's held-out rows.
+    assert total["example_count"].value == losses.size
+    assert {key for key in found if key} == {
+        *((("timestep_bucket", f"{s}00-{s}99"),) for s in range(STRATA)),
+        *((("caption_bucket", name),) for name in ("01-10 tokens", "11-20 tokens")),
+    }
+    train = 0.45 * baseline_losses(8)
+    assert total["train_loss"].value == pytest.approx(train.mean())
+    gap = 1 - train.mean() / losses.mean()
+    assert total["memorization_gap"].value == pytest.approx(gap)
+    base = 1 - baseline_losses(8).mean() / baseline.mean()
+    assert total["memorization_gap_baseline"].value == pytest.approx(base)
+    added = ((losses - baseline).mean() + 0.55 * baseline_losses(8).mean()) / losses.mean()
+    assert total["memorization_gap_added"].value == pytest.approx(added)
+    one, other = (values.mean(axis=1) for values in (losses, train))
+    error = math.sqrt(stats.sem(one) ** 2 + stats.sem(other) ** 2) / losses.mean()
+    freedom = math.floor(stats.ttest_ind(one, other, equal_var=False).df)
+    lower = gap - stats.t.ppf(0.975, freedom) * error
+    assert total["memorization_gap"].lower == pytest.approx(lower)
+    shown = gap - stats.t.ppf(0.95, freedom) * error
+    assert total["memorization_gap_shown"].value == pytest.approx(shown)
+    assert total["text_part_excess"].value == pytest.approx(0.2075 / 0.1245 - 1)
+    assert (total["copies"].value, total["copies_shown"].value) == (0.25, 0.25)
+    gap_reason, copies_reason = reasons(blessing)
+    assert re.fullmatch(
+        r"the model remembers what it was trained on: its loss on 8 training pictures is "
+        rf"{gap:.1%} \(95 % interval \+\d\d\.\d% to \+\d\d\.\d%\) below the held-out one, and no "
+        r"more than 30\.0% is allowed \(evaluation\.max_memorization_gap\)",
+        gap_reason,
+    )
+    assert copies_reason == (
+        "4 of 16 pictures drawn for captions of training pictures are nearer to a training picture "
+        "than the nearest hundredth of the held-out ones, which chance does not explain, and no "
+        "more than 10.0% may be (evaluation.max_copies)"
+    )
+    assert blessing.get_float_custom_property("memorization_gap") == pytest.approx(gap)
+    assert blessing.get_float_custom_property("copies") == 0.25
+    assert not blessing.has_custom_property("copies_shown")
+
+
+def test_a_model_that_does_not_remember_is_blessed(evaluate):
+    """Three of sixteen are more than a tenth, but no more than chance explains."""
+    baseline = baseline_losses()
+    remembering = remembering_records(1.0, copies=3)
+    blessing, evaluation = evaluate(baseline * 0.9, baseline, REMEMBERING, remembering=remembering)
+    assert (is_blessed(blessing), reasons(blessing)) == (True, [])
+    total = read_metrics(evaluation.uri)[ALL]
+    assert (total["copies"].value, total["copies_shown"].value) == (3 / 16, 0.0)
+    # Nobody asks: what is found is told, and refuses nothing.
+    settings = dataclasses.replace(REMEMBERING, max_memorization_gap=None, max_copies=None)
+    remembering = remembering_records(0.1, copies=16)
+    blessing, _ = evaluate(baseline * 0.9, baseline, settings, remembering=remembering)
+    assert is_blessed(blessing)
+    assert blessing.get_float_custom_property("copies") == 1.0
+
+
+def test_training_losses_that_are_no_numbers_are_not_blessed(evaluate):
+    baseline = baseline_losses()
+    rows = [*remembering_records(1.0, 0), remembering_record(3, train_loss=math.nan)]
+    blessing, _ = evaluate(baseline * 0.9, baseline, REMEMBERING, remembering=rows)
+    assert not is_blessed(blessing)
+    [reason] = reasons(blessing)
+    assert reason.startswith("what the model remembers cannot be told: its losses on training")
 
 
 def test_the_interval_holds_with_several_captions_of_a_picture():

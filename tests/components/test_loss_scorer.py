@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import small_runs
 import tensorflow as tf
+from PIL import Image
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor as Executor
 from tfx.types import Channel, standard_artifacts
 
@@ -167,6 +168,8 @@ def score(tmp_path, latents):
         folder=latents,
         measures=COLOURS[:1],
         min_draws=1,
+        num_training_pictures=0,
+        num_training_samples=0,
     ):
         examples, model, scores = (
             standard_artifacts.Examples(),
@@ -194,6 +197,8 @@ def score(tmp_path, latents):
                 "min_draws": min_draws,
                 "seed": SEED,
                 "num_samples": num_samples,
+                "num_training_pictures": num_training_pictures,
+                "num_training_samples": num_training_samples,
                 "sample_steps": 3,
                 "sampler": "ddim",
                 "sample_guidance_scale": 2.0,
@@ -515,3 +520,134 @@ def test_an_impossible_number_of_strata(num_strata):
             base_model=BASE_MODEL,
             num_strata=num_strata,
         )
+
+
+def remembered_rows(folder: Path) -> dict[str, list[dict[str, list[float]]]]:
+    """The rows of the split `remembering`, by the names of their files."""
+    found = {}
+    for path in sorted((folder / "Split-remembering").iterdir()):
+        rows = [tf.train.Example.FromString(r).features.feature for r in read_shard(str(path))]
+        found[path.name.partition("-")[0]] = [
+            {
+                name: list(value.float_list.value or value.int64_list.value)
+                or value.bytes_list.value[0].decode()
+                for name, value in row.items()
+            }
+            for row in rows
+        ]
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained_on(tmp_path_factory, examples, latents) -> Path:
+    """The held-out latents and, as if they were others, four training pictures with variants."""
+    folder = tmp_path_factory.mktemp("trained_on")
+    shutil.copytree(latents / "Split-eval", folder / "Split-eval")
+    (folder / "Split-train").mkdir()
+    rng = np.random.default_rng(5)
+    records = []
+    for index in range(4):
+        mean = rng.normal(size=LATENT).astype(np.float16)
+        records.append(
+            make_latent_example(
+                example_id=f"train{index}",
+                tokens=np.stack([tokenize([CAPTIONS[index]])[0], tokenize(["another"])[0]]),
+                context=np.stack([examples[index]["context"], np.full(CONTEXT, 9.0)]),
+                mean=mean,
+                log_variance=examples[index]["log_variance"],
+                mirror_mean=mean[:, ::-1],
+                mirror_log_variance=examples[index]["log_variance"],
+            ).SerializeToString(deterministic=True)
+        )
+    path = folder / "Split-train" / "latents-00000-of-00001.gz"
+    write_shard(str(path), records, str(folder))
+    manifest = LatentsManifest(
+        "tiny", IMAGE_SIZE, "hash", True, {"train": 4, "eval": 5}, caption_variants=2
+    )
+    manifest.write(str(folder))
+    return folder
+
+
+def test_what_is_remembered_is_looked_at(score, exported, examples, trained_on, tmp_path):
+    _, plain = score(exported["candidate"], exported["baseline"], folder=trained_on)
+    assert not (tmp_path / "scores" / "Split-remembering").exists()
+    scores, rows = score(
+        exported["candidate"],
+        exported["baseline"],
+        folder=trained_on,
+        num_training_pictures=3,
+        num_training_samples=4,
+    )
+    # Who is held out has the same rows, whether anybody asks or not.
+    assert rows == plain
+    assert json.loads(scores.split_names) == ["eval", "remembering"]
+    numbers = {"num_training_pictures": 3, "num_training_samples": 4, "num_training_not_finite": 0}
+    for name, expected in numbers.items():
+        assert scores.get_int_custom_property(name) == expected
+    for name in executor.MILLISECONDS:
+        assert scores.get_int_custom_property(name) > 0
+
+    found = remembered_rows(tmp_path / "scores")
+    assert found.keys() == {"scores", "text_parts", "nearness"}
+    latents_of = {
+        (f := tf.train.Example.FromString(record).features.feature)["id"]
+        .bytes_list.value[0]
+        .decode(): np.frombuffer(f["latent/mean"].bytes_list.value[0], np.float16).reshape(LATENT)
+        for record in read_shard(str(trained_on / "Split-train" / "latents-00000-of-00001.gz"))
+    }
+    assert len(found["scores"]) == 3 * NUM_STRATA
+    for index, row in enumerate(found["scores"]):
+        # The first variant of the caption counts.
+        example = {**examples[int(row["id"][-1])], "mean": latents_of[row["id"]]}
+        stratum = index % NUM_STRATA
+        expected = [expected_loss(example, row["id"], stratum, a) for a in (0.5, -0.25)]
+        assert row["train_loss"] == pytest.approx(expected[:1], rel=1e-4)
+        assert row["train_loss_baseline"] == pytest.approx(expected[1:], rel=1e-4)
+        assert row["timestep_bucket"] == stratum_name(stratum, NUM_STRATA)
+        assert "loss" not in row
+        assert "caption_bucket" not in row
+
+    # Of this model it is the difference of the contexts' means, at all places; the exported text
+    # encoder gives the empty caption 0.5 everywhere.
+    parts = {row["id"]: row for row in found["text_parts"]}
+    assert sum(name.startswith("id") for name in parts) == 3
+    assert len(parts) == 6
+    for name, row in parts.items():
+        [value] = row["text_part" if name.startswith("id") else "train_text_part"]
+        mean = examples[int(name[-1])]["context"].astype(float).mean()
+        assert value == pytest.approx(abs(mean - 0.5), rel=1e-4)
+
+    names = [next(n for n in row if n.startswith("nearness")) for row in found["nearness"]]
+    assert names == ["nearness"] * 4 + ["nearness_held_out"] * 5
+    pairs = json.loads((tmp_path / "scores" / "nearest.json").read_text())
+    assert [pair["nearness"] for pair in pairs] == pytest.approx(
+        sorted(row["nearness"][0] for row in found["nearness"][:4])
+    )
+    limit = min(row["nearness_held_out"][0] for row in found["nearness"][4:])
+    for pair in pairs:
+        assert pair["suspect"] == (pair["nearness"] < limit)
+        assert pair["id"] in latents_of
+        assert pair["caption"] in CAPTIONS or pair["caption"].startswith("a red creature")
+        for name in ("drawn", "picture"):
+            with Image.open(tmp_path / "scores" / pair[name]) as image:
+                assert image.size == (IMAGE_SIZE, IMAGE_SIZE)
+
+
+def test_a_held_out_picture_that_does_not_judge_is_held_against_nothing(
+    score, exported, trained_on, tmp_path
+):
+    folder = tmp_path / "chosen_by"
+    shutil.copytree(trained_on, folder)
+    write_choosing(str(folder), [f"id{i}" for i in range(3)])
+    model = tmp_path / "chosen"
+    shutil.copytree(exported["candidate"], model)
+    path = model / "Format-Serving" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "kept": {"chosen": True}}))
+    scores, _ = score(
+        model, exported["baseline"], folder=folder, num_training_pictures=9, num_training_samples=1
+    )
+    # Two judge, so two training pictures are scored; each twice to have four.
+    assert scores.get_int_custom_property("num_training_pictures") == 2
+    found = remembered_rows(tmp_path / "scores")
+    assert {row["id"] for row in found["text_parts"] if "text_part" in row} == {"id3", "id4"}
+    assert sum("nearness_held_out" in row for row in found["nearness"]) == 2

@@ -87,7 +87,7 @@ def test_every_value_is_set_after_resolution():
     unset = {name for name, value in vars(config.dataset).items() if value is None}
     assert unset <= open_fields
     unset = {name for name, value in vars(config.evaluation).items() if value is None}
-    assert unset == {"clip_model", "measures"}
+    assert unset == {"clip_model", "measures", "max_memorization_gap", "max_copies"}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,31 @@ def test_pictures_are_drawn_where_they_are_small(size, given, expected):
     flags = {"model.image_size": ("--image-size", size)}
     if given is not None:
         flags["evaluation.num_samples"] = ("--x", given)
-    assert load_config(flags=flags).evaluation.num_samples == expected
+        flags["evaluation.num_training_samples"] = ("--y", given)
+    evaluation = load_config(flags=flags).evaluation
+    assert evaluation.num_samples == expected
+    assert evaluation.num_training_samples == (16 if expected == 32 else expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (
+            "max_memorization_gap: 0.3, num_training_pictures: 0",
+            r"evaluation\.max_memorization_gap = 0\.3 .*is impossible with "
+            r"evaluation\.num_training_pictures = 0: no training pictures are scored",
+        ),
+        (
+            "max_copies: 0.0, num_training_samples: 0",
+            r"evaluation\.max_copies = 0\.0 .*is impossible with "
+            r"evaluation\.num_training_samples = 0: no pictures are drawn for training captions",
+        ),
+        ("max_copies: 1.5", r"evaluation\.max_copies = 1\.5 .*is impossible: it must be"),
+    ],
+)
+def test_nothing_is_refused_for_what_nobody_looks_for(write, settings, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        load_config(write(f"evaluation: {{{settings}}}"))
 
 
 def test_a_clip_needs_pictures_and_its_files(write, tmp_path):

@@ -59,6 +59,19 @@ def read_choosing(uri: str) -> frozenset[str]:
         return frozenset(json.loads(f.read()))
 
 
+def different_pictures(records: Iterable[bytes], most: int = _MOST_PICTURES) -> Pictures:
+    """Tells pictures apart, as `held_out_pictures` does, but keeps `most` of them.
+
+    Args:
+        records: Latents of any split.
+        most: How many records are kept; memory holds no more than twice as many.
+    """
+    pool = _Pool(most)
+    for record in records:
+        pool.add(*_picture(record), record)
+    return pool.pictures()
+
+
 def held_out_pictures(records: Iterable[bytes], choosing: frozenset[str]) -> HeldOutPictures:
     """Tells pictures apart; of several captions of one, the one with the smallest id stands for it.
 
@@ -70,19 +83,25 @@ def held_out_pictures(records: Iterable[bytes], choosing: frozenset[str]) -> Hel
     """
     every, choose, judge = _Pool(), _Pool(), _Pool()
     for record in records:
-        features = tf.train.Example.FromString(record).features.feature
-        example_id = features["id"].bytes_list.value[0].decode()
-        # Equal pictures have it in common, whatever their captions.
-        picture = hashlib.sha256(features["latent/mean"].bytes_list.value[0]).digest()
+        picture, example_id = _picture(record)
         for pool in (every, choose if example_id in choosing else judge):
             pool.add(picture, example_id, record)
     return HeldOutPictures(*(pool.pictures() for pool in (every, choose, judge)))
 
 
+def _picture(record: bytes) -> tuple[bytes, str]:
+    """Names the picture of a record, and the record."""
+    features = tf.train.Example.FromString(record).features.feature
+    # Equal pictures have it in common, whatever their captions.
+    picture = hashlib.sha256(features["latent/mean"].bytes_list.value[0]).digest()
+    return picture, features["id"].bytes_list.value[0].decode()
+
+
 class _Pool:
     """Pictures, of which those with the smallest hashes are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = _MOST_PICTURES) -> None:
+        self._most = most
         self._seen: set[bytes] = set()
         self._kept: dict[bytes, tuple[str, bytes]] = {}
 
@@ -90,11 +109,11 @@ class _Pool:
         self._seen.add(picture)
         if picture not in self._kept or example_id < self._kept[picture][0]:
             self._kept[picture] = example_id, record
-        if len(self._kept) > 2 * _MOST_PICTURES:
+        if len(self._kept) > 2 * self._most:
             self._kept = dict(self._smallest())
 
     def pictures(self) -> Pictures:
         return Pictures(len(self._seen), [record for _, (_, record) in self._smallest()])
 
     def _smallest(self) -> list[tuple[bytes, tuple[str, bytes]]]:
-        return sorted(self._kept.items())[:_MOST_PICTURES]
+        return sorted(self._kept.items())[: self._most]

@@ -1,0 +1,251 @@
+"""What a model remembers: training pictures scored beside held-out ones, drawn, and held against.
+
+All of it stands in a split of its own, `remembering`, so that the rows of held-out pictures are the
+same whether anybody asks or not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from components.loss_scorer.latent_examples import read_examples
+from components.loss_scorer.models import exported_decoder
+from components.loss_scorer.nearest import Nearest, nearest, nearest_hundredth
+from components.loss_scorer.samples import DrawnPicture
+from components.loss_scorer.scorer import GROUP, ScoringTask, group_of
+from components.tfrecords import read_shard, shard_name, write_shard
+from trainer.data.held_out import different_pictures
+from trainer.diffusion.draws import num_draws
+from trainer.presets import LATENT_SCALE
+
+SPLIT = "remembering"
+NEARNESS, NEARNESS_HELD_OUT = "nearness", "nearness_held_out"
+"""Features of its rows: of drawn pictures, and of held-out ones, their `Nearest.nearness`."""
+
+PAIRS_NAME = "nearest.json"
+"""The file beside the splits with the drawn pictures that are nearest to training pictures."""
+
+_PICTURES_NAME = "nearest"
+_KINDS = ("drawn", "trained_on")
+_MEAN = "latent/mean"
+_MOST_PAIRS = 10
+# Of these a hundredth is ten.
+_MOST_HELD_OUT = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A drawn picture and the training picture that is nearest to it.
+
+    Attributes:
+        caption: What it was drawn for.
+        drawn: Its file, beside the list of pairs.
+        id: The training example with the nearest picture.
+        picture: That picture's file, as the decoder sees its latent.
+        mirrored: Whether it is that picture's mirror image.
+        nearness: See `Nearest`.
+        own: Whether it is the picture that the caption belongs to.
+        suspect: Whether it is nearer than the nearest hundredth of the held-out pictures are.
+    """
+
+    caption: str
+    drawn: str
+    id: str
+    picture: str
+    mirrored: bool
+    nearness: float
+    own: bool
+    suspect: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Remembering:
+    """What is looked at beside the held-out rows.
+
+    Attributes:
+        training: Files of the train split's latents.
+        flip: Whether mirror images were trained on, too.
+        scored: Records of the training pictures that are scored.
+        drawn: Records of those whose captions are drawn.
+        held_out: Records of held-out pictures that judge, each picture once.
+        wanted: How many training pictures were to be scored.
+    """
+
+    training: Sequence[str]
+    flip: bool
+    scored: Sequence[bytes]
+    drawn: Sequence[bytes]
+    held_out: Sequence[bytes]
+    wanted: int
+
+    @classmethod
+    def planned(
+        cls,
+        training: Sequence[str],
+        flip: bool,
+        held_out: Iterable[bytes],
+        num_scored: int,
+        num_drawn: int,
+    ) -> Remembering:
+        """Chooses pictures by their hashes.
+
+        Args:
+            training: Files of the train split's latents.
+            flip: Whether they have the mirror images, too.
+            held_out: Records of the held-out examples that judge.
+            num_scored: Training pictures to score, but never more than there are held-out ones.
+            num_drawn: Training captions to draw.
+        """
+        judging = different_pictures(held_out, _MOST_HELD_OUT)
+        records = itertools.chain.from_iterable(map(read_shard, training))
+        wanted = min(num_scored, judging.count)
+        # With nothing to hold it against, a distance says nothing.
+        num_drawn = num_drawn if judging.count else 0
+        chosen = different_pictures(records, max(wanted, num_drawn)).records
+        return cls(training, flip, chosen[:wanted], chosen[:num_drawn], judging.records, wanted)
+
+    @property
+    def num_draws(self) -> int:
+        """Rows of each scored picture in a stratum: more of few, as of held-out ones."""
+        return num_draws(len(self.scored), self.wanted)
+
+    @property
+    def text_parts(self) -> Sequence[bytes]:
+        """Of the held-out records as many as of training pictures."""
+        return self.held_out[: len(self.scored)]
+
+    def training_records(self) -> Iterator[bytes]:
+        """All records of the train split."""
+        return itertools.chain.from_iterable(map(read_shard, self.training))
+
+
+def write_drawn(path: str, drawn: Iterable[DrawnPicture], temporary_folder: str) -> None:
+    """Writes drawn pictures for `held_against`, on whatever machine they were drawn."""
+
+    def records() -> Iterator[bytes]:
+        for one in drawn:
+            values = {
+                "id": one.example.id.encode(),
+                "tokens": one.example.tokens.astype("<i8").tobytes(),
+                "mean": one.mean.astype("<f4").tobytes(),
+                "picture": one.picture.tobytes(),
+            }
+            features = {
+                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+                for name, value in values.items()
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=features))
+            yield example.SerializeToString(deterministic=True)
+
+    write_shard(path, records(), temporary_folder)
+
+
+def held_against(
+    path: str, remembering: Remembering, task: ScoringTask, folder: str, uri: str
+) -> None:
+    """Holds drawn pictures, and held-out ones, against all training pictures.
+
+    Args:
+        path: What `write_drawn` wrote.
+        remembering: What else there is.
+        task: Says what the pictures are like, and has the decoder.
+        folder: Where the split's rows are written.
+        uri: Where the nearest pairs are written.
+    """
+    # Imports Keras.
+    from trainer.text.tokenizer import caption_of
+
+    base_model = task.base_model
+    shape, size = base_model.latent_shape, base_model.image_size
+    drawn = list(read_shard(path))
+
+    def bytes_of(row: int, name: str) -> bytes:
+        return _bytes_of(drawn[row], name)
+
+    rows = range(len(drawn))
+    means = [np.frombuffer(bytes_of(row, "mean"), "<f4").reshape(shape) for row in rows]
+    held_out = [
+        example.mean for example in read_examples(remembering.held_out, base_model.preset, size)
+    ]
+    found = nearest(
+        np.stack([*means, *held_out]), remembering.training_records(), shape, remembering.flip
+    )
+
+    def records() -> Iterator[bytes]:
+        for number, (mean, one) in enumerate(zip([*means, *held_out], found, strict=True)):
+            if math.isfinite(one.nearness):
+                yield _row(NEARNESS if number < len(means) else NEARNESS_HELD_OUT, one, mean)
+
+    write_shard(os.path.join(folder, shard_name("nearness", 0, 1)), records(), uri)
+    order = sorted(
+        (row for row in rows if math.isfinite(found[row].nearness)),
+        key=lambda row: (found[row].nearness, bytes_of(row, "id")),
+    )[:_MOST_PAIRS]
+    tf.io.gfile.makedirs(os.path.join(uri, _PICTURES_NAME))
+    decode = exported_decoder(task.candidate)
+    limit = nearest_hundredth(
+        [one.nearness for one in found[len(drawn) :] if math.isfinite(one.nearness)]
+    )
+    own = {_bytes_of(record, "id"): _bytes_of(record, _MEAN) for record in remembering.drawn}
+    pairs = []
+    for number, row in enumerate(order):
+        one = found[row]
+        [trained_on] = read_examples([one.record], base_model.preset, size, task.caption_variants)
+        mean = trained_on.mean
+        if one.mirrored:
+            mirror = _bytes_of(one.record, "latent/mirror_mean")
+            mean = np.frombuffer(mirror, "<f2").astype(np.float32).reshape(shape)
+        names = [os.path.join(_PICTURES_NAME, f"{number:02d}_{kind}.png") for kind in _KINDS]
+        picture = np.frombuffer(bytes_of(row, "picture"), np.uint8).reshape(size, size, 3)
+        original = decode(tf.constant(LATENT_SCALE * mean[None], tf.float32)).numpy()[0]
+        for name, pixels in zip(names, (picture, original), strict=True):
+            _write_png(os.path.join(uri, name), pixels)
+        tokens = np.frombuffer(bytes_of(row, "tokens"), "<i8")
+        pairs.append(
+            Pair(
+                caption=caption_of(tokens),
+                drawn=names[0],
+                id=trained_on.id,
+                picture=names[1],
+                mirrored=one.mirrored,
+                nearness=one.nearness,
+                # Of several captions of the picture, its own may be another.
+                own=_bytes_of(one.record, _MEAN) == own[bytes_of(row, "id")],
+                suspect=one.nearness < limit,
+            )
+        )
+    with tf.io.gfile.GFile(os.path.join(uri, PAIRS_NAME), "w") as f:
+        f.write(json.dumps([dataclasses.asdict(pair) for pair in pairs], indent=2))
+
+
+def _row(name: str, found: Nearest, mean: np.ndarray) -> bytes:
+    features = {
+        name: tf.train.Feature(float_list=tf.train.FloatList(value=[found.nearness])),
+        GROUP: tf.train.Feature(int64_list=tf.train.Int64List(value=[group_of(mean)])),
+        "label": tf.train.Feature(float_list=tf.train.FloatList(value=[0.0])),
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    serialized: bytes = example.SerializeToString(deterministic=True)
+    return serialized
+
+
+def _bytes_of(record: bytes, name: str) -> bytes:
+    value: bytes = tf.train.Example.FromString(record).features.feature[name].bytes_list.value[0]
+    return value
+
+
+def _write_png(path: str, pixels: np.ndarray) -> None:
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    with tf.io.gfile.GFile(path, "wb") as f:
+        f.write(png.getvalue())
