@@ -31,6 +31,8 @@ COPY pipeline pipeline
 COPY serving serving
 COPY storage storage
 COPY trainer trainer
+# For runs outside of Vertex: docs/watch.md.
+COPY runner_local.py ./
 RUN useradd --create-home --uid 1000 runner
 USER 1000
 # For Dataflow alone. A task of a pipeline and a worker of a training job bring their own command,

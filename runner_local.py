@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Nothing here may import TensorFlow or TFX: help and errors in the settings come at once.
-from pipeline import command_line, failures, housekeeping, interruption, repeat, summary
+from pipeline import (
+    cleaning,
+    command_line,
+    failures,
+    housekeeping,
+    interruption,
+    repeat,
+    summary,
+    watch,
+)
 from pipeline import console as consoles
 from pipeline.config import (
     RunConfig,
@@ -26,8 +35,10 @@ from pipeline.config import (
     save_config,
 )
 from pipeline.disk import check_disk
+from pipeline.needs import Policy
 from pipeline.outcome import ComponentError, RunOutcome, duration, outcome_table
-from storage.commands import script_command, shown_path
+from storage.addresses import redacted
+from storage.commands import CHECKOUT, script_command, shown_path
 from trainer.training.interruption import TrainingInterruptedError
 
 if TYPE_CHECKING:
@@ -53,6 +64,8 @@ examples:
       trains anew with other settings; the data steps come from the cache
   python runner_local.py --config mine.yaml
       any other setting: see pipeline/default.yaml, where each is explained
+  python runner_local.py --config mine.yaml --watch 15m
+      a run whenever the dataset's content has changed: docs/watch.md
 
 what is written, all below --output:
   serving_model/        the pushed models, by version
@@ -85,12 +98,17 @@ def _parser() -> command_line.Parser:
         "--config", metavar="FILE", help="YAML file with settings; flags have the last word"
     )
     where.add_argument("--verbose", action="store_true", help="show what all libraries say, too")
+    where.add_argument(
+        "--watch",
+        metavar="TIME",
+        help="look at the dataset every TIME, such as 15m, and run when its content has changed",
+    )
     return parser
 
 
-def _parse(argv: Sequence[str] | None) -> tuple[RunConfig, bool]:
+def _parse(argv: Sequence[str] | None) -> tuple[RunConfig, argparse.Namespace]:
     arguments, flags = command_line.parse(_parser(), _FLAGS, argv)
-    return load_config(arguments.config, flags), arguments.verbose
+    return load_config(arguments.config, flags), arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,11 +117,57 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    config, verbose = _parse(argv)
+    config, arguments = _parse(argv)
+    if arguments.watch is not None:
+        return _watch(config, arguments.watch, argv)
     config, fingerprint = resolve_dataset(config)
     check_output_folder(config.output)
     with housekeeping.output_lock(config.output), housekeeping.own_temporary_folder():
-        return _run(config, fingerprint, verbose, argv)
+        return _run(config, fingerprint, arguments.verbose, argv)
+
+
+def _watch(config: RunConfig, interval: str, argv: Sequence[str]) -> int:
+    """Runs whenever the dataset's content has changed, until a signal ends it."""
+    seconds = watch.parse_interval(interval)
+    check_output_folder(config.output)
+    others = command_line.without(argv, "--watch")
+    command = [sys.executable, str(CHECKOUT / summary.RUNNER), *others]
+    known: dict[object, str] = {}
+
+    def look() -> str:
+        # Settings may have been edited meanwhile.
+        settings, _ = _parse(others)
+        stamp = watch.local_stamp(settings.dataset.path)
+        facts = None if stamp is None else (stamp, settings.dataset)
+        if facts is not None and facts in known:
+            return known[facts]
+        _, fingerprint = resolve_dataset(settings)
+        known.clear()
+        if facts is not None:
+            known[facts] = fingerprint
+        return fingerprint
+
+    def say(text: str) -> None:
+        print(redacted(text), flush=True)
+
+    say(
+        f"Watching {shown_path(config.dataset.path)}, every {interval}; runs write below "
+        f"{shown_path(config.output)}, their logs in logs/."
+    )
+    watcher = watch.Watcher(
+        look,
+        lambda: watch.run_process(command, config.output),
+        interval=seconds,
+        busy=lambda: watch.in_use(config.output),
+        say=say,
+    )
+    try:
+        watcher.watch()
+    except KeyboardInterrupt as stop:
+        interruption.ignore_signals()
+        number = interruption.signal_of(stop)
+        say(f"Ended by {interruption.in_words(number)}.")
+        return interruption.exit_status(number)
 
 
 def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]) -> int:
@@ -135,6 +199,11 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]
             if outcome.nothing_executed:
                 recorded = "; no run was started, and none is recorded" if looked_up else ""
                 console.print(f"Nothing to do: every step is up to date{recorded}.\n")
+            if config.keep_runs:
+                policy = Policy(config.keep_runs, False, config.keep_checkpoints)
+                store = housekeeping.open_store(str(output))
+                if removed := cleaning.after_run(store, str(output), policy):
+                    console.print(f"{removed}\n")
             _show_result(config, outcome, serving_dir, console, argv)
             return 0
         except ComponentError as error:

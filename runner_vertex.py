@@ -47,6 +47,8 @@ examples:
       other accelerators for the Trainer
   python runner_vertex.py --schedule "0 3 * * 1" ...
       a run every Monday at three
+  python runner_vertex.py --if-changed ...
+      a run only if the dataset's content is another than in its latest run; for cron
   python runner_vertex.py --emulate --steps 20
       the compiled job, run here, below runs/emulated
 
@@ -109,6 +111,12 @@ def _parser() -> command_line.Parser:
         metavar="CRON",
         help="start a run whenever this says, in UTC or after TZ=ZONE, instead of now",
     )
+    run.add_argument(
+        "--if-changed",
+        action="store_true",
+        help="submit nothing where the dataset's latest run goes on, or was done with what is "
+        "there now",
+    )
     run.add_argument("--runs", action="store_true", help="list the latest runs, and stop")
     run.add_argument("--cancel", metavar="NAME", help="cancel a run, and stop")
     run.add_argument("--emulate", action="store_true", help="run the compiled job on this machine")
@@ -145,6 +153,9 @@ def _parse(argv: Sequence[str] | None) -> tuple[RunConfig, argparse.Namespace]:
         ("dry_run", "emulate"),
         ("emulate", "schedule"),
         ("schedule", "wait"),
+        ("if_changed", "schedule"),
+        ("if_changed", "dry_run"),
+        ("if_changed", "emulate"),
     ):
         if getattr(arguments, first) and getattr(arguments, second):
             names = " and ".join(f"--{name.replace('_', '-')}" for name in (first, second))
@@ -181,6 +192,10 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
         # What is there on the day is trained on.
         fingerprint = ""
     with _console(_LOGS, arguments.verbose) as console:
+        if arguments.if_changed:
+            status = _needless(cloud, config.dataset.path, fingerprint, console)
+            if status is not None:
+                return status
         job = _compile(config, fingerprint, _places(config), console)
         if arguments.output is not None:
             _write_job(job, arguments.output)
@@ -190,6 +205,22 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
                 console.print("It names the image by tag; submitting it pins the digest.")
             return 0
         return _start(cloud, job, arguments, console)
+
+
+def _needless(cloud: Any, dataset: str, fingerprint: str, console: consoles.Console) -> int | None:
+    """The exit status where no run is needed, or nobody can say; else `None`."""
+    from pipeline.vertex import submit
+
+    consoles.settle_logging()
+    try:
+        reason = submit.Vertex(cloud).needless(dataset, fingerprint)
+    except submit.SubmissionError as error:
+        console.print(f"error: {error}")
+        return failures.EXIT_FAILED
+    if not reason:
+        return None
+    console.print(f"Nothing is submitted: {reason}.")
+    return 0
 
 
 def _start(

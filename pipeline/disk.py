@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -12,6 +13,7 @@ from pathlib import Path
 from pipeline.config import ConfigError, RunConfig
 from pipeline.config.resolving import dataset_spec
 from serving.releases import IMAGE_ENCODER, SERVED_NETWORKS
+from storage.commands import module_command
 from trainer.presets import Preset, get_preset
 
 _FLOAT32 = 4
@@ -115,6 +117,9 @@ def check_disk(config: RunConfig, unfinished: bool) -> None:
         advice.append("model.export_weights = float16")
     if config.serving.checkpoint is not None:
         advice.append("serving.checkpoint = null")
+    if not unfinished and _left_in(config.output):
+        clean = module_command("pipeline.clean", "--dry-run", "--output", Path(config.output))
+        advice.append(f"{clean} (what former runs left and nothing needs)")
     problem = (
         f"the run needs about {estimate} on the disk, and there is {in_words(free)} free at "
         f"{config.output}. What helps: {'; '.join(advice)}. disk_check = warn tries it all the same"
@@ -150,10 +155,15 @@ def _dataset_size(config: RunConfig) -> tuple[int, int]:
     return source.image_bytes, sum(unit.num_rows or 0 for unit in source.units())
 
 
+def folder_bytes(folder: str | os.PathLike[str]) -> int:
+    """What the files below a folder take, in bytes; 0 where there is none."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size += os.lstat(os.path.join(parent, name)).st_size
+    return size
+
+
 def _left_in(output: str) -> int:
-    return sum(
-        Path(folder, file).lstat().st_size
-        for part in ("artifacts", "checkpoints")
-        for folder, _, files in os.walk(Path(output, part))
-        for file in files
-    )
+    return sum(folder_bytes(Path(output, part)) for part in ("artifacts", "checkpoints"))

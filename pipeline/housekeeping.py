@@ -29,7 +29,7 @@ from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
 from pipeline.lineage.locations import DATABASE_NAME
-from pipeline.lineage.model import CONTENT_DIGEST, FAILURE_REASON, INTERRUPTED
+from pipeline.lineage.model import CONTENT_DIGEST, FAILURE_REASON, INTERRUPTED, REMOVED_ON
 from pipeline.lineage.moved import ARTIFACTS_NAME, Relocation, relocate
 from serving.serving_directory import ServingDirectory
 from storage.errors import one_line
@@ -282,6 +282,7 @@ def _compare_with_files(
             withdrawn.append(artifact)
         elif there and not live:
             artifact.state = mlmd.Artifact.LIVE
+            artifact.custom_properties.pop(REMOVED_ON, None)
             returned.append(artifact)
     if withdrawn or returned:
         store.put_artifacts([*withdrawn, *returned])
@@ -289,10 +290,16 @@ def _compare_with_files(
 
 
 def _is_as_recorded(artifact: mlmd.Artifact) -> bool:
-    """Whether an artifact's files are those of which a digest was kept, if one was."""
-    recorded = dict(artifact.custom_properties).get(CONTENT_DIGEST, mlmd.Value()).string_value
+    """Whether an artifact's files are those of which a digest was kept, if one was.
+
+    Of what a clean-up removed, some files stay.
+    """
+    properties = dict(artifact.custom_properties)
+    recorded = properties.get(CONTENT_DIGEST, mlmd.Value()).string_value
+    if not recorded:
+        return REMOVED_ON not in properties
     try:
-        return not recorded or recorded == content_digest(artifact.uri)
+        return recorded == content_digest(artifact.uri)
     except OSError:
         return False
 

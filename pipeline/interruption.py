@@ -43,6 +43,24 @@ def signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Within this, such a signal is only noted; what was raises `Stopped` at the end."""
+    noted: list[int] = []
+    before = {
+        number: signal.signal(number, lambda noticed, frame: noted.append(noticed))
+        for number in _SIGNALS
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if noted:
+        raise Stopped(noted[0])
+
+
 def ignore_signals() -> None:
     """Lets what must be finished be finished."""
     for number in _SIGNALS:

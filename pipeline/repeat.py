@@ -20,6 +20,7 @@ from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
 from pipeline.config import RunConfig
+from pipeline.config.schema import KEEPING, OUTPUT
 from pipeline.console import OUR_PACKAGES
 from pipeline.housekeeping import contexts_of
 from pipeline.outcome import ComponentOutcome, RunOutcome, Status
@@ -40,8 +41,8 @@ _SUCCESSFUL = (mlmd.Execution.COMPLETE, mlmd.Execution.CACHED)
 def run_key(config: RunConfig, dataset_fingerprint: str, base_model: BaseModel) -> str:
     """Hashes all that a run comes from: settings, dataset, base weights, schema, code, versions.
 
-    Where the output folder lies is not in it. All code counts, also that which no step runs: it is
-    read faster than what is imported would be found out.
+    Where the output folder lies, and what is kept there, is not in it. All code counts, also that
+    which no step runs: it is read faster than what is imported would be found out.
 
     Args:
         config: All settings, resolved.
@@ -53,7 +54,7 @@ def run_key(config: RunConfig, dataset_fingerprint: str, base_model: BaseModel) 
     """
     schema = config.dataset.schema
     facts = {
-        "config": {**dataclasses.asdict(config), "output": ""},
+        "config": {**dataclasses.asdict(config), **dict.fromkeys((OUTPUT, *KEEPING), "")},
         "dataset": dataset_fingerprint,
         "base_weights": [base_model.preset.numerics, base_model.hash()],
         "schema": None if schema is None else sha256_hex([read_bytes(schema)]),

@@ -17,8 +17,9 @@ from ml_metadata.proto import metadata_store_pb2 as mlmd
 from components.pages import RELEASE_PLACE
 from pipeline import command_line
 from pipeline.config import RunConfig
+from pipeline.disk import folder_bytes, in_words
 from pipeline.lineage.locations import DEFAULT_PORT, DEFAULT_STORE
-from serving.releases import EXPORT_NAME
+from serving.releases import EXPORT_NAME, FOLDERS
 from storage.commands import (
     CHECKOUT,
     module_command,
@@ -57,6 +58,8 @@ class RunResult:
         rejected: Rows of the dataset that were set aside.
         rejects: Folder with the list of them.
         run: Name of the run in ML Metadata.
+        folders: Of all that it left or took from the cache.
+        training_id: Names the training of the model.
     """
 
     loss: float | None
@@ -74,6 +77,8 @@ class RunResult:
     rejected: int
     rejects: str | None
     run: str | None
+    folders: tuple[str, ...] = ()
+    training_id: str | None = None
 
 
 def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int]) -> RunResult:
@@ -84,8 +89,10 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
     outputs = {e.artifact_id for e in events if e.type == mlmd.Event.OUTPUT}
     by_type: dict[str, mlmd.Artifact] = {}
     baseline: str | None = None
+    folders = []
     for artifact in store.get_artifacts_by_id(sorted(outputs)):
         by_type[artifact.type] = artifact
+        folders.append(artifact.uri)
         if artifact.type == "Examples" and "baseline" in artifact.custom_properties:
             baseline = artifact.custom_properties["baseline"].string_value
 
@@ -99,6 +106,7 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
     blessing = properties("ModelBlessing")
     pushed = properties("PushedModel")
     rejects = properties(_REJECTS_TYPE)
+    trained = properties("Model")
 
     def number(name: str) -> float | None:
         return evaluation[name].double_value if name in evaluation else None
@@ -123,6 +131,8 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
         rejected=rejects["rejected_total"].int_value if "rejected_total" in rejects else 0,
         rejects=uri(_REJECTS_TYPE),
         run=next((c.name for c in contexts if c.type == "pipeline_run"), None),
+        folders=tuple(folders),
+        training_id=trained["training_id"].string_value if "training_id" in trained else None,
     )
 
 
@@ -193,6 +203,7 @@ def last_screen(
     ):
         if (report / name).is_file():
             rows.append((label, shown_path(report / name)))
+    rows.append(("on disk", _disk_text(result, config.output, serving_dir)))
     rows.append(("metadata", shown_path(Path(config.output) / "metadata.sqlite")))
     rows.append(("settings", shown_path(Path(config.output) / "config.yaml")))
     rows.append(("log", shown_path(log_path)))
@@ -227,6 +238,8 @@ def last_screen(
     if (step := _goes_on_from(result.model)) is not None:
         train_longer += f", which goes on from step {step}"
     steps.append(("train longer", train_longer))
+    place_of = () if _is_default(config.output) else ("--output", Path(config.output))
+    steps.append(("free the disk", module_command("pipeline.clean", "--dry-run", *place_of)))
     steps.append(("all settings", script_command(RUNNER, "--help")))
     return "\n".join(["Result", *_aligned(rows), "", "Next", *_aligned(steps)])
 
@@ -238,8 +251,7 @@ def lineage_commands(output: str, run: str, version: str | None = None) -> list[
         question, page = ["run", run], f"{page}/run/{urllib.parse.quote(run)}"
     else:
         question, page = ["trace", f"release:{version}"], f"{page}/release/{version}"
-    default = os.path.abspath(output) == str(CHECKOUT / DEFAULT_STORE)
-    store = () if default else ("--store", Path(output))
+    store = () if _is_default(output) else ("--store", Path(output))
     return [
         (
             "trace it" if version is not None else "look at the run",
@@ -247,6 +259,21 @@ def lineage_commands(output: str, run: str, version: str | None = None) -> list[
         ),
         ("in a browser", f"{module_command('pipeline.lineage', *store, 'serve')}, then {page}"),
     ]
+
+
+def _is_default(output: str) -> bool:
+    return os.path.abspath(output) == str(CHECKOUT / DEFAULT_STORE)
+
+
+def _disk_text(result: RunResult, output: str, serving_dir: str) -> str:
+    """What a run takes on the disk, and its output folder with all runs."""
+    folders = [*result.folders]
+    if result.training_id:
+        folders.append(os.path.join(output, "checkpoints", result.training_id))
+    if result.version:
+        folders += [os.path.join(serving_dir, name, result.version) for name in FOLDERS]
+    taken = sum(map(folder_bytes, folders))
+    return f"{in_words(taken)} of this run, {in_words(folder_bytes(output))} of all runs here"
 
 
 def pushed_text(result: RunResult, serving_dir: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from pipeline.config.printing import shown
-from pipeline.config.schema import OF_RUN, SECTIONS, ConfigError, keys
+from pipeline.config.schema import FOLDER, KEEPING, OF_RUN, OUTPUT, SECTIONS, ConfigError, keys
 from pipeline.lineage.locations import DATABASE_NAME
 from pipeline.lineage.moved import Relocation
 from storage.addresses import SecretInAddressError, check_address, redacted
@@ -89,7 +89,13 @@ def _lay_over(given: dict[str, Given], tree: Mapping[str, Any], origin: str) -> 
     """Sets every key that `tree` gives; `None` for a whole section gives nothing."""
     known = set(keys())
     for name, value in tree.items():
-        if name in known:
+        if name == OUTPUT and isinstance(value, Mapping):
+            for key, inner in value.items():
+                dotted = OUTPUT if key == FOLDER else f"{OUTPUT}.{key}"
+                if dotted not in known:
+                    raise _unknown(dotted, (f"{OUTPUT}.{k}" for k in (FOLDER, *KEEPING)), origin)
+                given[dotted] = Given(dotted, inner, origin)
+        elif name in known:
             given[name] = Given(name, value, origin)
         elif name not in SECTIONS:
             raise _unknown(name, (*SECTIONS, *OF_RUN), origin)
@@ -120,7 +126,9 @@ def _unknown(key: str, allowed: Iterable[str], origin: str) -> ConfigError:
 def _read_settings(path: Path) -> dict[str, Any]:
     """A file of the user's; of a run's own, places below its folder are where that is now."""
     tree = _read_yaml(path)
-    here, former = os.path.dirname(os.path.abspath(path)), tree.get("output")
+    here, former = os.path.dirname(os.path.abspath(path)), tree.get(OUTPUT)
+    if isinstance(former, dict):
+        former = former.get(FOLDER)
     is_runs = path.name == SAVED_NAME and os.path.isfile(os.path.join(here, DATABASE_NAME))
     if not is_runs or not isinstance(former, str) or not os.path.isabs(former):
         return tree

@@ -15,7 +15,16 @@ import yaml
 from pipeline.config.checks import check_across_keys, check_preset
 from pipeline.config.layering import DEFAULT, FlagValues, Given, lay_over_defaults
 from pipeline.config.printing import allowed
-from pipeline.config.schema import SECTIONS, ConfigError, DiskCheck, RunConfig
+from pipeline.config.schema import (
+    FOLDER,
+    KEEPING,
+    OUTPUT,
+    SECTIONS,
+    ConfigError,
+    DiskCheck,
+    KeepRuns,
+    RunConfig,
+)
 from trainer.presets import Preset
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -54,11 +63,11 @@ def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
     """Writes the resolved tree as YAML that `load_config` reads back to an equal tree."""
     target = Path(path)
     partial = target.with_name(f".{target.name}.tmp")
+    tree = dataclasses.asdict(config)
+    tree[OUTPUT] = {FOLDER: config.output, **{name: tree.pop(name) for name in KEEPING}}
     partial.write_text(
         "# The settings of the latest run, resolved. Use them again with --config.\n"
-        + yaml.safe_dump(
-            dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=100
-        ),
+        + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100),
         encoding="utf-8",
     )
     os.replace(partial, target)
@@ -91,7 +100,18 @@ def _build(given: Mapping[str, Given], preset: Preset) -> RunConfig:
     disk_check = given["disk_check"]
     if disk_check.value not in typing.get_args(DiskCheck):
         raise ConfigError(f"{disk_check} is impossible: it must be {allowed(DiskCheck)}")
-    return RunConfig(**sections, output=output.value, disk_check=disk_check.value)
+    keep_runs, keep_checkpoints = (given[f"{OUTPUT}.{name}"] for name in KEEPING)
+    if type(keep_runs.value) is not int or keep_runs.value < 0:
+        raise ConfigError(f"{keep_runs} is impossible: it must be {allowed(KeepRuns)}")
+    if not isinstance(keep_checkpoints.value, bool):
+        raise ConfigError(f"{keep_checkpoints} is impossible: it must be {allowed(bool)}")
+    return RunConfig(
+        **sections,
+        output=output.value,
+        keep_runs=keep_runs.value,
+        keep_checkpoints=keep_checkpoints.value,
+        disk_check=disk_check.value,
+    )
 
 
 def _section(section: str, cls: type, given: Mapping[str, Given]) -> Any:

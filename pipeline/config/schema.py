@@ -26,6 +26,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 DiskCheck = Literal["refuse", "warn"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+KeepRuns = Annotated[int, Field(ge=0)]
 
 
 class ConfigError(UserError, ValueError):
@@ -182,6 +183,8 @@ class RunConfig:
 
     Attributes:
         output: Folder that everything of a run is written under.
+        keep_runs: Newest runs in it that keep what they made; 0 for all.
+        keep_checkpoints: Whether their finished trainings keep their checkpoints, too.
         disk_check: What happens to a run that will not fit on the disk.
     """
 
@@ -193,6 +196,8 @@ class RunConfig:
     serving: ServingConfig
     vertex: VertexConfig
     output: Text
+    keep_runs: KeepRuns
+    keep_checkpoints: bool
     disk_check: DiskCheck
 
 
@@ -208,8 +213,13 @@ SECTIONS: Mapping[str, type] = {
 """The class of every section, as it is given; what is left open in it, a preset decides."""
 
 
-OF_RUN = ("output", "disk_check")
-"""Keys outside of any section."""
+OUTPUT, FOLDER = "output", "folder"
+"""The output folder's key; in a file it is a section, in which the folder itself has this name, or
+that folder alone."""
+KEEPING = ("keep_runs", "keep_checkpoints")
+"""What else is in that section."""
+OF_RUN = (OUTPUT, *(f"{OUTPUT}.{name}" for name in KEEPING), "disk_check")
+"""Keys outside of the sections of other classes."""
 
 
 def keys() -> Iterator[str]:

@@ -190,7 +190,7 @@ def _artifact_node(artifact: Artifact) -> Node:
         kind,
         f"artifact {artifact.id}",
         f"node artifact {artifact.state.value.replace(' ', '-')}",
-        f"artifact {artifact.id}, {kind}, {artifact.state.value}",
+        f"artifact {artifact.id}, {kind}, {clean(artifact.shown_state)}",
         None,
         artifact.id,
     )

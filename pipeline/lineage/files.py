@@ -97,7 +97,9 @@ def folder_of(artifact: Artifact, roots: Sequence[str]) -> Path:
             "its files lie outside of the pipeline's folders; `serve --files FOLDER` shows others"
         )
     if not exists:
-        raise LineageError("its files are gone")
+        raise LineageError(
+            f"its files were {artifact.shown_state}" if artifact.removed else "its files are gone"
+        )
     return base
 
 

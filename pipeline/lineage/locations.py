@@ -60,7 +60,7 @@ class SqliteLocation:
     def open(self) -> Iterator[Store]:
         """See `Location`."""
         with database.open_sqlite(self._path) as tables:
-            yield Store(tables, abandoned=_nobody_holds(Path(self.roots[0], _LOCK_NAME)))
+            yield Store(tables, abandoned=_nobody_holds(Path(self.roots[0])))
 
     def stamp(self) -> Hashable:
         """See `Location`."""
@@ -127,12 +127,21 @@ def locate(text: str) -> Location:
     )
 
 
-def _nobody_holds(lock: Path) -> bool:
-    """Whether a run's lock file is there and no process holds it; asks without taking it."""
+def lock_holder(output: Path) -> int | None:
+    """The process that works in an output folder; asks without taking the lock.
+
+    Raises:
+        OSError: There is no lock file.
+    """
+    with Path(output, _LOCK_NAME).open("rb") as file:
+        question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, *_, process = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, question))
+    return None if kind == fcntl.F_UNLCK else int(process)
+
+
+def _nobody_holds(output: Path) -> bool:
+    """Whether a run's lock file is there and no process holds it."""
     try:
-        with lock.open("rb") as file:
-            question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+        return lock_holder(output) is None
     except OSError:
         return False
-    return bool(struct.unpack(_FLOCK, answer)[0] == fcntl.F_UNLCK)

@@ -22,8 +22,16 @@ FAILURE_REASON = "failure_reason"
 INTERRUPTED = "interrupted"
 """Property of an execution that was ended from outside: 1. To ML Metadata it has failed."""
 
+REMOVED_ON, CHECKPOINTS_REMOVED_ON = "removed_on", "checkpoints_removed_on"
+"""Properties of an artifact whose files, or of a model whose checkpoints, a clean-up removed: when,
+as ISO 8601 has it."""
+
 NOT_CONTENT = frozenset(
-    {*ARTIFACT_NAMES, "name", "state", "pipeline_name", "producer_component", "tfx_version"}
+    {
+        *ARTIFACT_NAMES,
+        *(REMOVED_ON, CHECKPOINTS_REMOVED_ON),
+        *("name", "state", "pipeline_name", "producer_component", "tfx_version"),
+    }
 )
 """Properties that say nothing of what an artifact holds; the last five are TFX's own."""
 
@@ -97,6 +105,17 @@ class Artifact:
     state: ArtifactState
     created: int
     properties: Mapping[str, Value]
+
+    @property
+    def removed(self) -> str:
+        """When its files were removed by a clean-up; "" where they were not."""
+        gone = self.state in (ArtifactState.DELETED, ArtifactState.MARKED_FOR_DELETION)
+        return str(self.properties.get(REMOVED_ON, "")) if gone else ""
+
+    @property
+    def shown_state(self) -> str:
+        """Its state, as people write it."""
+        return f"removed on {self.removed}" if self.removed else self.state.value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -208,7 +208,7 @@ def artifact_text(
                 ("artifact", str(artifact.id)),
                 ("type", artifact.type),
                 ("name", artifact.name),
-                ("state", artifact.state.value),
+                ("state", artifact.shown_state),
                 ("uri", artifact.uri),
                 ("created", shown_time(artifact.created)),
                 ("run", f"{standing.run.name} (id {standing.run.id})" if standing.run else ""),
@@ -243,6 +243,8 @@ def trace_text(trace: Trace) -> str:
         else (f"artifact {subject.id}")
     )
     head = [("traced", f"{what} ({subject.type})"), ("uri", subject.uri)]
+    if subject.removed:
+        head.append(("state", subject.shown_state))
     if trace.run:
         head.append(("run", f"{trace.run.name} (id {trace.run.id})"))
     blocks = [pairs(head)]
@@ -272,6 +274,9 @@ def trace_text(trace: Trace) -> str:
     blocks.append(table(["id", "step", "role", "state", "took", "left"], steps))
     if any(step.role == COMPARED for step in trace.steps):
         blocks.append("Steps of the role `baseline` made what the evaluation compared it with.")
+    if removed := [artifact for artifact in trace.artifacts.values() if artifact.removed]:
+        rows = [[str(a.id), short_type(a.type), a.removed] for a in sorted(removed, key=_by_id)]
+        blocks.append(table(["artifact", "type", "removed on"], rows))
     return "\n\n".join(blocks)
 
 
@@ -464,11 +469,16 @@ def _touched(touched: Touched, width: int | None) -> list[str]:
     ]
 
 
+def _by_id(artifact: Artifact) -> int:
+    return artifact.id
+
+
 def _linked(link: Link, artifacts: Mapping[int, Artifact]) -> str:
     artifact = artifacts[link.artifact_id]
     key = f"{link.key}[{link.index}]" if link.index else link.key
+    gone = f" ({artifact.shown_state})" if artifact.removed else ""
     return clean(
-        f"{key}: artifact {artifact.id} {short_type(artifact.type)} {artifact.uri}".rstrip()
+        f"{key}: artifact {artifact.id} {short_type(artifact.type)} {artifact.uri}".rstrip() + gone
     )
 
 

@@ -177,6 +177,36 @@ class Vertex:
             for job in found[:limit]
         ]
 
+    def needless(self, dataset: str, fingerprint: str) -> str:
+        """Why no run is needed for a dataset as it is now; "" where one is.
+
+        Its latest run goes on, or was done with the same content. One that a schedule began says
+        nothing of the content.
+
+        Args:
+            dataset: Where it lies, as runs are told.
+            fingerprint: Of what is there now.
+
+        Raises:
+            SubmissionError: Vertex does not tell.
+        """
+        found = self._ask(
+            "list the runs",
+            lambda: aiplatform.PipelineJob.list(order_by="create_time desc"),
+        )
+        for job in found:
+            given = dict(job.gca_resource.runtime_config.parameter_values)
+            if given.get("dataset") != dataset:
+                continue
+            state = job.gca_resource.state
+            if state not in _ENDED:
+                return f"run {job.name} goes on"
+            same = given.get("dataset_fingerprint") == fingerprint
+            if state == PipelineState.PIPELINE_STATE_SUCCEEDED and same:
+                return f"the dataset is unchanged since run {job.name}"
+            break
+        return ""
+
     def console_link(self, resource: str) -> str:
         """Where a run or a schedule is shown."""
         region, kind, name = resource.split("/")[3:]

@@ -224,6 +224,22 @@ def test_saved_config_reads_back_to_an_equal_tree(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_output_is_a_section_or_the_folder_alone(write, tmp_path):
+    config = load_config()
+    assert (config.keep_runs, config.keep_checkpoints) == (0, False)
+    assert load_config(write("output: out")) == dataclasses.replace(
+        config, output=str(Path.cwd() / "out")
+    )
+    text = "output: {folder: out, keep_runs: 3, keep_checkpoints: true}"
+    config = load_config(write(text))
+    assert config.output == str(Path.cwd() / "out")
+    assert (config.keep_runs, config.keep_checkpoints) == (3, True)
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+    kept = load_config(write("output: {keep_runs: 1}"))
+    assert (kept.output, kept.keep_runs) == (load_config().output, 1)
+
+
 def test_the_saved_settings_of_a_folder_that_was_moved_are_those_of_where_it_is(
     write_dataset, tmp_path
 ):
@@ -353,6 +369,10 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ("training: {batchsize: 3}", ["'training.batchsize'", "'training.batch_size'"]),
         ("steps: 3", ["'steps'", "did you mean 'training.steps'?"]),
         ("zzz: 3", ["'zzz'", "dataset", "training", "output"]),
+        ("output: {keep_run: 3}", ["'output.keep_run'", "did you mean 'output.keep_runs'?"]),
+        ("output: {keep_runs: -1}", ["output.keep_runs = -1", "a whole number of at least 0"]),
+        ("output: {keep_runs: true}", ["output.keep_runs = true", "a whole number"]),
+        ("output: {keep_checkpoints: 1}", ["output.keep_checkpoints = 1", "true or false"]),
         ("training: 3", ["training = 3", "must be a section"]),
         ("training: {steps: abc}", ["training.steps = 'abc'", "a whole number of at least 1"]),
         ("training: {steps: 0}", ["training.steps = 0", "at least 1"]),

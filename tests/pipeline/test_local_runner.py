@@ -396,6 +396,37 @@ def test_deleted_artifacts_are_made_again(zygote, flags, tmp_path):
     assert_whole(output, steps=5)
 
 
+def test_what_a_clean_up_removed_is_made_again_and_nothing_else(zygote, flags, tmp_path):
+    output, settings = tmp_path / "out", tmp_path / "mine.yaml"
+    settings.write_text("output: {keep_runs: 1}")
+    assert zygote.run(*flags)[0] == 0
+    assert zygote.run(*flags[:-1], "6")[0] == 0
+    releases = sorted((output / "serving_model" / "releases").iterdir())
+    releases[0].unlink()
+    more = (*flags[:-1], "7", "--config", str(settings))
+    status, run = zygote.run(*more)
+    assert status == 0, run.err()
+    assert "Removed what nothing needs, 1 folder, " in run.out()
+    models = output / "artifacts" / "Train" / "model"
+    with lineage.locate(str(output)).open() as store:
+        first, *others = store.artifacts(store.artifacts_of_type("Model"))
+    assert first.removed
+    assert [m.removed for m in others] == ["", ""]
+    assert {str(path) for path in models.iterdir()} == {m.uri for m in others}
+
+    status, run = zygote.run(*more)
+    assert "Nothing to do: every step is up to date; no run was started" in run.out()
+    assert "Removed" not in run.out()
+    before = len(executions(output))
+    status, run = zygote.run(*flags)
+    assert status == 0, run.err()
+    # It is judged anew, beside a later model, and its release is gone.
+    assert executions(output)[before:] == [
+        ("Source", "CACHED"),
+        *((name, "COMPLETE") for name in ("Train", "Judge", "Publish")),
+    ]
+
+
 def test_baseline_is_the_blessed_model_before_the_candidate(zygote, flags, tmp_path):
     output = tmp_path / "out"
     for steps in ("5", "6", "5", "6"):

@@ -27,6 +27,7 @@ ENDS = {
     "look at the run": ("", RUN),
     "in a browser": ("--port -1", "port"),
     "train longer": ("--nothing", "there is no flag '--nothing'"),
+    "free the disk": ("", "would be removed: nothing"),
     "all settings": ("", "--max-rejected-fraction"),
     "roll back": ("", "there is no serving directory"),
 }
@@ -104,7 +105,7 @@ def test_the_examples_of_a_help_are_commands_that_are_understood(
         parser.parse_args(shlex.split(example))
     local = runner_local._parser()
     lines = re.findall(r"^  (\S+ \S*runner_local.py.*)$", str(local.epilog), re.MULTILINE)
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         python, script, *flags = shlex.split(line)
         assert Path(python).is_file()

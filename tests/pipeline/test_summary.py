@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 
 import pytest
@@ -86,6 +87,26 @@ def test_pushed_model(run, tmp_path, monkeypatch):
     assert (
         f"-m pipeline.lineage --store {store} serve), then http://localhost:8081/release/17" in text
     )
+
+
+def test_what_a_run_takes_on_disk_and_all_that_lies_there(run, tmp_path):
+    def write(path, megabytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            file.truncate(megabytes * 1_000_000)
+
+    store, execution_id, add = run
+    write(add("Model", training_id="0123") / "weights", 3)
+    add("PushedModel", pushed_version="17")
+    serving = tmp_path / "serving_model"
+    write(serving / "decoder" / "17" / "weights", 4)
+    write(serving / "decoder" / "16" / "weights", 100)
+    write(tmp_path / "checkpoints" / "0123" / "ckpt-1", 20)
+    write(tmp_path / "checkpoints" / "4567" / "ckpt-1", 1000)
+    result = summary.read_result(store, [execution_id])
+    config = load_config(flags={"output": ("--output", str(tmp_path))})
+    text = summary.last_screen(config, result, str(serving), tmp_path / "run.log")
+    assert re.search(r"  on disk +27 MB of this run, 1\.1 GB of all runs here\n", text)
 
 
 def test_model_that_was_not_blessed_says_why(run, tmp_path):

@@ -281,6 +281,7 @@ def test_an_invalid_job_is_refused(change, said) -> None:
         (["--label", "team"], ["KEY=VALUE"]),
         (["--dry-run"], ["--output"]),
         (["--emulate", "--schedule", "* * * * *"], ["contradict"]),
+        (["--if-changed", "--schedule", "* * * * *"], ["contradict"]),
         (["--acelerator", "none"], ["did you mean --accelerator?"]),
         (["--steps", "0"], ["training.steps = 0 (from --steps)"]),
     ],
@@ -419,6 +420,46 @@ def test_a_schedule(cloud: LoopbackCloud, capsys) -> None:
     assert tasks(job)["LatentGen"]["cachingOptions"] == {"enableCache": True}
     assert "/pipelines/schedules/77?project=my-project" in capsys.readouterr().out
     assert cloud.jobs == {}
+
+
+def test_nothing_is_submitted_again_for_what_was_done_or_goes_on(
+    cloud: LoopbackCloud, capsys, monkeypatch
+) -> None:
+    compiled: list[dict[str, Any]] = []
+    compile_job = runner_vertex._compile
+
+    def compile_once(*arguments: Any) -> dict[str, Any]:
+        compiled[:] = compiled or [compile_job(*arguments)]
+        return compiled[0]
+
+    monkeypatch.setattr(runner_vertex, "_compile", compile_once)
+    only_if_changed = submission(cloud, "--if-changed")
+    assert runner_vertex.main(only_if_changed) == 0
+    [name] = cloud.jobs
+    run = name.rpartition("/")[2]
+    assert f"Submitted: {name}" in capsys.readouterr().out
+
+    def submitted(state: str, fingerprint: str | None = None) -> bool:
+        before = set(cloud.jobs)
+        cloud.jobs[name]["state"] = f"PIPELINE_STATE_{state}"
+        values = cloud.jobs[name]["runtimeConfig"]["parameterValues"]
+        values["dataset_fingerprint"] = fingerprint or values["dataset_fingerprint"]
+        assert runner_vertex.main(only_if_changed) == 0
+        for added in (new := set(cloud.jobs) - before):
+            del cloud.jobs[added]
+        return bool(new)
+
+    assert not submitted("RUNNING")
+    assert f"Nothing is submitted: run {run} goes on." in capsys.readouterr().out
+    assert not submitted("SUCCEEDED")
+    assert f"Nothing is submitted: the dataset is unchanged since run {run}." in (
+        capsys.readouterr().out
+    )
+    assert submitted("FAILED")
+    assert submitted("SUCCEEDED", "of other content")
+    cloud.faults = {"GET list": [403]}
+    assert runner_vertex.main(only_if_changed) == 1
+    assert "may not list the runs" in capsys.readouterr().out
 
 
 def test_runs_are_listed_and_cancelled(cloud: LoopbackCloud, capsys) -> None:

@@ -1,0 +1,174 @@
+"""Removes from a run's output folder what nothing needs: `python -m pipeline.clean --help`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ml_metadata.metadata_store import metadata_store
+
+from pipeline import failures, housekeeping, interruption
+from pipeline.cleaning import SERVING_NAME, Plan, carry_out, counted, make_plan
+from pipeline.disk import in_words
+from pipeline.lineage.locations import DATABASE_NAME, DEFAULT_STORE
+from pipeline.lineage.moved import relocate
+from pipeline.needs import Policy
+from storage.commands import module_command
+from storage.user_errors import UserError
+
+_DESCRIPTION = """\
+Removes from a run's output folder what nothing needs: models that were not blessed and are not the
+latest, examples and latents that no model which stays was made of, and checkpoints of finished
+trainings. Releases, blessed models, the latest run and what all of these were made of stay, and so
+do reports, statistics and curves of all runs. What was removed is marked in ML Metadata: the
+lineage says so, and a run that needs it again makes it again."""
+
+_EPILOG = """\
+examples:
+{examples}
+
+docs/disk.md says more. A run in the same folder must have ended.
+
+exit status: 0 done, 1 something could not be removed, 2 a mistake in the command, or a run or
+another clean-up is going on (nothing was removed); interrupted by Ctrl-C 130, by SIGTERM 143, by
+SIGHUP 129: the next clean-up finishes what was begun"""
+
+_EXAMPLES: tuple[tuple[str, ...], ...] = (
+    ("--dry-run",),
+    ("--output", "runs/mine"),
+    ("--keep-runs", "3"),
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    examples = (f"  {module_command('pipeline.clean', *words)}" for words in _EXAMPLES)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.clean",
+        description=_DESCRIPTION,
+        epilog=_EPILOG.format(examples="\n".join(examples)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        default=DEFAULT_STORE,
+        help="a run's output folder (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be removed, and remove nothing"
+    )
+    parser.add_argument(
+        "--keep-runs",
+        metavar="N",
+        type=_positive,
+        help="the newest N runs keep what they made, and of older blessed models only those stay "
+        "that are releases, and the latest, as output.keep_runs does it after every run "
+        "(default: the latest run, and every blessed model)",
+    )
+    parser.add_argument(
+        "--keep-checkpoints",
+        action="store_true",
+        help="finished trainings keep their checkpoints for as long as their models stay",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("it must be 1 or more")
+    return number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv`; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    return failures.exit_status(lambda: _main(arguments))
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    if "://" in arguments.output:
+        raise UserError(
+            f"--output {arguments.output} is no folder of this machine: docs/disk.md says what can "
+            "be removed of runs on Vertex"
+        )
+    output = os.path.abspath(arguments.output)
+    if not os.path.isfile(os.path.join(output, DATABASE_NAME)):
+        raise UserError(f"there is no run in {output}: name a run's folder with --output")
+    policy = Policy(
+        keep_runs=arguments.keep_runs or 1,
+        keep_blessed=arguments.keep_runs is None,
+        keep_checkpoints=arguments.keep_checkpoints,
+    )
+    if arguments.dry_run:
+        with _copied_store(output) as store:
+            plan = make_plan(store, output, policy)
+        print(_told(plan, "would be removed"))
+        if plan.removals:
+            print("\nNothing was removed. Without --dry-run it is.")
+        return 0
+    with housekeeping.output_lock(output):
+        try:
+            housekeeping.repair(output, os.path.join(output, SERVING_NAME))
+            store = housekeeping.open_store(output)
+            plan = make_plan(store, output, policy)
+            carry_out(store, plan)
+        except KeyboardInterrupt as stop:
+            print("Interrupted: the next clean-up finishes what was begun.", file=sys.stderr)
+            return interruption.exit_status(interruption.signal_of(stop))
+    print(_told(plan, "removed"))
+    return 0
+
+
+@contextlib.contextmanager
+def _copied_store(output: str) -> Iterator[metadata_store.MetadataStore]:
+    """A copy of an output folder's store, true where that is now; nothing is written there."""
+    path = Path(output, DATABASE_NAME)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with contextlib.ExitStack() as stack:
+                there, here = (
+                    stack.enter_context(
+                        contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None))
+                    )
+                    for uri in (f"{path.as_uri()}?mode=ro", Path(folder, DATABASE_NAME).as_uri())
+                )
+                there.backup(here)
+                relocate(here, output)
+        except sqlite3.Error as error:
+            raise housekeeping.DatabaseError(
+                f"{path} cannot be read as a database of ML Metadata ({error}): name the output "
+                "folder of a run with --output"
+            ) from None
+        yield housekeeping.open_store(folder)
+
+
+def _told(plan: Plan, title: str) -> str:
+    """What is removed and what stays, for people."""
+    rows = [(r.what, in_words(r.size), r.why) for r in plan.removals]
+    lines = [f"{title}: {counted(plan.removals) if rows else 'nothing'}", *_columns(rows)]
+    if rows:
+        lines.append(f"  {in_words(plan.size)} in all")
+    if plan.kept:
+        kept = sorted(plan.kept.items(), key=lambda item: -item[1])
+        lines += ["stays:", *_columns([(f"for {n}", in_words(s), "") for n, s in kept])]
+    return "\n".join(lines)
+
+
+def _columns(rows: Iterable[tuple[str, str, str]]) -> list[str]:
+    rows = list(rows)
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
+    return [
+        f"  {name:<{widths[0]}}  {size:>{widths[1]}}  {why}".rstrip() for name, size, why in rows
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

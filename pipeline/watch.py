@@ -1,0 +1,268 @@
+"""A run whenever the dataset's content has changed: `runner_local.py --watch 15m`.
+
+A change is waited with until two looks have found the same, so that nobody trains on files that are
+still being written. Runs are processes of their own: this one stays small, and what it runs is
+today's code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline import interruption
+from pipeline.config import ConfigError
+from pipeline.lineage import LineageError, locate
+from pipeline.lineage.locations import lock_holder
+from pipeline.lineage.model import RunStatus, shown_seconds
+from pipeline.lineage.store import Store
+from storage.addresses import redacted
+from storage.user_errors import UserError
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_INTERVAL = re.compile(rf"([0-9]+)([{''.join(_SECONDS)}])")
+_LONGEST_PAUSE = float(_SECONDS["d"])
+_SHOWN_DIGITS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        done: Whether it ended well.
+        text: What came out, or why it failed, in a line.
+    """
+
+    done: bool
+    text: str
+
+
+def parse_interval(text: str) -> float:
+    """Seconds of a time such as `90s`, `15m`, `2h` or `1d`.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    found = _INTERVAL.fullmatch(text)
+    if not found or not int(found[1]):
+        raise ConfigError(
+            f"--watch {redacted(repr(text))} is impossible: it must be a time between two looks at "
+            "the dataset, such as 90s, 15m, 2h or 1d"
+        )
+    return float(int(found[1]) * _SECONDS[found[2]])
+
+
+class Watcher:
+    """Looks at a dataset again and again, and decides."""
+
+    def __init__(
+        self,
+        look: Callable[[], str],
+        run: Callable[[], Outcome],
+        *,
+        interval: float,
+        busy: Callable[[], str],
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Has looked at nothing yet.
+
+        Args:
+            look: Gives the fingerprint of what there is; raises a `UserError` or an `OSError` where
+                it cannot.
+            run: Does a run.
+            interval: Seconds between two looks.
+            busy: Gives why no run can be started now; "" where one can.
+            say: Is told every decision, in a line.
+            clock: Gives the time, in seconds since 1970.
+        """
+        self._look, self._run, self._busy, self._clock = look, run, busy, clock
+        self._interval, self._tell = interval, say
+        self._seen = self._done = self._failed = ""
+        self._done_at = self._not_before = 0.0
+        self._failures = 0
+
+    def watch(self, sleep: Callable[[float], object] = time.sleep) -> NoReturn:
+        """Goes on until it is interrupted."""
+        while True:
+            self.decide()
+            sleep(self._interval)
+
+    def decide(self) -> None:
+        """One look, and what follows from it."""
+        now = self._clock()
+        later = f"the next look is at {_moment(now + self._interval, now)}"
+        try:
+            found = self._look()
+        except (UserError, OSError) as error:
+            self._seen = ""
+            self._say(f"the dataset cannot be read: {_one_line(error)}; {later}")
+            return
+        new = f"new content ({found[:_SHOWN_DIGITS]})"
+        if found == self._done:
+            self._seen = found
+            self._say(f"unchanged since the run that ended at {_moment(self._done_at, now)}")
+        elif found != self._seen:
+            self._seen = found
+            self._say(f"{new}: a run begins when the next look finds the same; {later}")
+        elif found == self._failed and now < self._not_before:
+            again = _moment(self._not_before, now)
+            self._say(f"unchanged since a run failed, {self._times()}: tried again at {again}")
+        elif reason := self._busy():
+            self._say(f"{new}, but {reason}; {later}")
+        else:
+            self._start(found, f"{new}" if found != self._failed else "tried again")
+
+    def _start(self, found: str, why: str) -> None:
+        self._say(f"{why}: a run begins")
+        since = self._clock()
+        outcome = self._run()
+        now = self._clock()
+        took = shown_seconds(now - since)
+        if outcome.done:
+            self._done, self._done_at = found, now
+            self._failed, self._failures = "", 0
+            self._say(f"the run is done after {took}: {outcome.text}")
+            return
+        self._failed = found
+        self._failures += 1
+        pause = min(self._interval * 2**self._failures, max(self._interval, _LONGEST_PAUSE))
+        self._not_before = now + pause
+        self._say(
+            f"the run failed after {took}, {self._times()}: {outcome.text}; tried again at "
+            f"{_moment(self._not_before, now)}, or when there is other content"
+        )
+
+    def _times(self) -> str:
+        return "once" if self._failures == 1 else f"{self._failures} times in a row"
+
+    def _say(self, text: str) -> None:
+        now = datetime.datetime.fromtimestamp(self._clock())
+        self._tell(f"{now:%Y-%m-%d %H:%M:%S}  {text}")
+
+
+def run_process(command: Sequence[str], output: str) -> Outcome:
+    """Does a run in a process of its own; a signal to end is handed on to it, and waited for.
+
+    Args:
+        command: The command line.
+        output: The run's output folder, whose ML Metadata says what came out.
+    """
+    since = time.time()
+    with tempfile.TemporaryFile() as errors:
+        process: subprocess.Popen[bytes] | None = None
+        try:
+            with interruption.signals_wait():
+                # In a session of its own: Ctrl-C of a terminal would reach it twice.
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    start_new_session=True,
+                )
+            status = process.wait()
+        except KeyboardInterrupt as stop:
+            interruption.ignore_signals()
+            if process is not None:
+                process.send_signal(interruption.signal_of(stop))
+                process.wait()
+            raise
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip().splitlines()
+    if status == 0:
+        return Outcome(True, _result(output, since))
+    why = _failure(output, since) or (said[-1].removeprefix("error: ") if said else "")
+    return Outcome(False, redacted(why) or f"it ended with status {status}")
+
+
+def in_use(output: str) -> str:
+    """Why no run can be started in an output folder now; "" where one can."""
+    try:
+        holder = lock_holder(Path(output))
+    except OSError:
+        return ""
+    return f"another run (process {holder}) is working in {output}" if holder else ""
+
+
+def local_stamp(folder: str) -> object:
+    """What changes when a file in a local folder does; `None` where that cannot be told so.
+
+    Reading all pictures, every quarter of an hour, is what it saves.
+    """
+    if not os.path.isdir(folder):
+        return None
+    found = []
+    for parent, folders, names in os.walk(folder):
+        if any(os.path.islink(os.path.join(parent, name)) for name in folders):
+            return None
+        for name in names:
+            try:
+                status = os.stat(os.path.join(parent, name))
+            except OSError:
+                return None
+            # The last one cannot be set back, by whatever copies files with their times.
+            facts = status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+            found.append((parent, name, *facts))
+    return tuple(sorted(found))
+
+
+def _result(output: str, since: float) -> str:
+    """What the run since then came to."""
+    with _Latest(output, since) as (store, run_id):
+        if store is None or run_id is None:
+            return "nothing was to be done"
+        [run] = store.runs([run_id])
+        if run.status is RunStatus.CACHED:
+            return "every step was up to date"
+        loss = run.metrics.get("loss")
+        pushed = f"release {run.releases[-1]}" if run.releases else "not pushed"
+        return pushed if loss is None else f"{pushed}, held-out loss {loss:.4f}"
+
+
+def _failure(output: str, since: float) -> str:
+    """Which step of the run since then failed, and why; "" where none did."""
+    with _Latest(output, since) as (store, run_id):
+        if store is None or run_id is None:
+            return ""
+        failed = [step for step in store.steps(run_id) if step.error.strip()]
+        return f"{failed[-1].node}: {_one_line(failed[-1].error)}" if failed else ""
+
+
+class _Latest:
+    """The latest run of a store, if it began after a moment; nothing where that cannot be read."""
+
+    def __init__(self, output: str, since: float) -> None:
+        self._output, self._since = output, since
+
+    def __enter__(self) -> tuple[Store | None, int | None]:
+        try:
+            self._opened = locate(self._output).open()
+            store = self._opened.__enter__()
+            run = next(iter(store.runs()), None)
+        except LineageError:
+            return None, None
+        return store, run.id if run is not None and run.started >= self._since * 1000 else None
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def _one_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return redacted(lines[0]) if lines else type(error).__name__
+
+
+def _moment(then: float, now: float) -> str:
+    """A time, with its day where that is not today's."""
+    moment, today = (datetime.datetime.fromtimestamp(seconds) for seconds in (then, now))
+    return f"{moment:%H:%M:%S}" if moment.date() == today.date() else f"{moment:%Y-%m-%d %H:%M:%S}"
