@@ -142,7 +142,8 @@ def carry_out(store: metadata_store.MetadataStore, plan: Plan) -> None:
         store.put_artifacts(artifacts)
         # What is known of a folder's contents is not true any more.
         content_digest.cache_clear()
-    for removal in plan.removals:
+    # Checkpoints last: what is noted of their models is noted of what these are then.
+    for removal in sorted(plan.removals, key=lambda removal: removal.artifact is None):
         if removal.artifact is None:
             _remove_checkpoints(store, removal)
             continue

@@ -22,8 +22,7 @@ from pipeline import interruption
 from pipeline.config import ConfigError
 from pipeline.lineage import LineageError, locate
 from pipeline.lineage.locations import lock_holder
-from pipeline.lineage.model import RunStatus, shown_seconds
-from pipeline.lineage.store import Store
+from pipeline.lineage.model import Execution, Run, RunStatus, shown_seconds
 from storage.addresses import redacted
 from storage.user_errors import UserError
 
@@ -181,7 +180,9 @@ def run_process(command: Sequence[str], output: str) -> Outcome:
         said = errors.read().decode(errors="replace").strip().splitlines()
     if status == 0:
         return Outcome(True, _result(output, since))
-    why = _failure(output, since) or (said[-1].removeprefix("error: ") if said else "")
+    why = _failure(output, since) or next(
+        (line.removeprefix("error: ") for line in said if line.startswith("error: ")), ""
+    )
     return Outcome(False, redacted(why) or f"it ended with status {status}")
 
 
@@ -218,43 +219,34 @@ def local_stamp(folder: str) -> object:
 
 def _result(output: str, since: float) -> str:
     """What the run since then came to."""
-    with _Latest(output, since) as (store, run_id):
-        if store is None or run_id is None:
-            return "nothing was to be done"
-        [run] = store.runs([run_id])
-        if run.status is RunStatus.CACHED:
-            return "every step was up to date"
-        loss = run.metrics.get("loss")
-        pushed = f"release {run.releases[-1]}" if run.releases else "not pushed"
-        return pushed if loss is None else f"{pushed}, held-out loss {loss:.4f}"
+    latest = _latest(output, since)
+    if latest is None:
+        return "nothing was to be done"
+    run, _ = latest
+    if run.status is RunStatus.CACHED:
+        return "every step was up to date"
+    loss = run.metrics.get("loss")
+    pushed = f"release {run.releases[-1]}" if run.releases else "not pushed"
+    return pushed if loss is None else f"{pushed}, held-out loss {loss:.4f}"
 
 
 def _failure(output: str, since: float) -> str:
     """Which step of the run since then failed, and why; "" where none did."""
-    with _Latest(output, since) as (store, run_id):
-        if store is None or run_id is None:
-            return ""
-        failed = [step for step in store.steps(run_id) if step.error.strip()]
-        return f"{failed[-1].node}: {_one_line(failed[-1].error)}" if failed else ""
+    _, steps = _latest(output, since) or (None, [])
+    failed = [step for step in steps if step.error.strip()]
+    return f"{failed[-1].node}: {_one_line(failed[-1].error)}" if failed else ""
 
 
-class _Latest:
-    """The latest run of a store, if it began after a moment; nothing where that cannot be read."""
-
-    def __init__(self, output: str, since: float) -> None:
-        self._output, self._since = output, since
-
-    def __enter__(self) -> tuple[Store | None, int | None]:
-        try:
-            self._opened = locate(self._output).open()
-            store = self._opened.__enter__()
-            run = next(iter(store.runs()), None)
-        except LineageError:
-            return None, None
-        return store, run.id if run is not None and run.started >= self._since * 1000 else None
-
-    def __exit__(self, *error: object) -> None:
-        pass
+def _latest(output: str, since: float) -> tuple[Run, list[Execution]] | None:
+    """The latest run that is recorded and its steps, if it began after a moment."""
+    try:
+        with locate(output).open() as store:
+            run = store.find_run("latest")
+            if run.started < since * 1000:
+                return None
+            return run, store.steps(run.id)
+    except LineageError:
+        return None
 
 
 def _one_line(error: object) -> str:

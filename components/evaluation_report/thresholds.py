@@ -13,6 +13,8 @@ from tensorflow_model_analysis.writers import eval_config_writer
 from components.evaluator.executor import (
     CHANGE,
     CHANGE_UPPER,
+    COPIES_SHOWN,
+    GAP_SHOWN,
     INCREASE_SHOWN,
     SURELY_LOWER,
 )
@@ -55,13 +57,14 @@ def thresholds(evaluation: str, metrics: Mapping[Slice, Metrics]) -> list[Thresh
     if not {SURELY_LOWER, INCREASE_SHOWN} <= metrics_of.keys():
         return []
     [bound] = metrics_of[INCREASE_SHOWN].per_slice_thresholds
-    return list(
-        _told(
+    return [
+        *_told(
             _arguments(metrics_of[SURELY_LOWER]),
             bound.threshold.value_threshold.upper_bound.value,
             metrics,
-        )
-    )
+        ),
+        *_remembering(metrics_of, metrics.get(ALL, {})),
+    ]
 
 
 def _told(
@@ -95,6 +98,29 @@ def _told(
         "evaluation.max_stratum_regression",
         f"{worst[0]:+.1%} at {worst[1]}" if worst[0] > 0 else "shown nowhere",
     )
+
+
+def _remembering(metrics_of: Mapping[str | None, Any], total: Metrics) -> Iterator[Threshold]:
+    """What was asked of what the model remembers, where anything was."""
+    for name, what, setting in (
+        (
+            GAP_SHOWN,
+            "Loss on training pictures below the held-out one, as far as it surely is",
+            "evaluation.max_memorization_gap",
+        ),
+        (
+            COPIES_SHOWN,
+            "Copies among the pictures drawn for training captions, where chance does not explain "
+            "them",
+            "evaluation.max_copies",
+        ),
+    ):
+        if name in metrics_of and metrics_of[name].per_slice_thresholds:
+            [bound] = metrics_of[name].per_slice_thresholds
+            most = bound.threshold.value_threshold.upper_bound.value
+            value = total[name].value if name in total else math.nan
+            shown = f"{value:.1%}" if math.isfinite(value) else "not known"
+            yield Threshold(what, f"at most {most:.1%}", setting, shown)
 
 
 def _arguments(metric: Any) -> dict[str, Any]:

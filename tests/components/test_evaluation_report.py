@@ -356,6 +356,8 @@ def make_report(
         load_config().evaluation,
         measures=EVERYTHING.asked_for if measured else (),
         clip_model=EVERYTHING.clip_model if measured else None,
+        max_memorization_gap=0.3 if remembering else None,
+        max_copies=0.1 if remembering else None,
     )
     config = proto_utils.proto_to_json(eval_config(settings))
     TfxEvaluator().Do(
@@ -475,6 +477,9 @@ def test_what_a_model_remembers_is_said_and_shown(tmp_path, models, model_run):
         "picture than the nearest hundredth of the held-out ones, which chance does not explain.",
         "Of 1 suspects shown, 1 are near a picture that is in the training set several times or "
         "has near duplicates there, which is the usual cause",
+        "where chance does not explain them 100.0% at most 10.0% evaluation.max_copies",
+        "as far as it surely is",
+        "at most 30.0% evaluation.max_memorization_gap",
         "Captions of training pictures decide more of what it predicts than other captions do, by "
         "110% (",
         f"Gap: loss on training pictures below the held-out one {gap:+.1%} +",

@@ -332,7 +332,8 @@ def test_the_lineage_says_what_was_removed_and_traces_all_the_same(
     assert [s.execution.id for s in after.steps] == [s.execution.id for s in before.steps]
     assert model.shown_state.startswith("removed on 20")
     assert (release.shown_state, release.removed) == ("live", "")
-    assert str(release.properties["checkpoints_removed_on"]).startswith("20")
+    for of in (model, release):
+        assert str(of.properties["checkpoints_removed_on"]).startswith("20")
     capsys.readouterr()
     store = ("--store", str(weeks.folder))
     assert cli.main([*store, "artifact", f"artifact:{model.id}"]) == 0
@@ -341,6 +342,10 @@ def test_the_lineage_says_what_was_removed_and_traces_all_the_same(
     said = capsys.readouterr().out
     assert f"removed on {model.removed}" in said
     assert "artifact  type      removed on" in said
+    assert cli.main([*store, "export", f"artifact:{model.id}", "--format", "html"]) == 0
+    page = capsys.readouterr().out
+    assert "<dt>removed since</dt>" in page
+    assert f">Model {model.id}</a> on {model.removed}" in page
 
 
 def test_the_next_run_does_not_take_back_what_is_there_in_part(weeks: Weeks) -> None:
