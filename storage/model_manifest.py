@@ -47,6 +47,7 @@ class ModelManifest:
         kept: Where held-out losses were taken while it was trained: `step`, whose weights these
             are, of `steps_done`, and `why`; whether held-out pictures have `chosen` it; and its
             `loss` on `pictures` of them at `timesteps` each.
+        tuned: Where a search has found hyperparameters: which it has found.
         images_per_second: Median while it was trained.
         training_seconds: Without preparation and export.
         wall_time_seconds: With them.
@@ -78,6 +79,7 @@ class ModelManifest:
     replicas: int | None = None
     final_loss: float | None = None
     kept: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tuned: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     images_per_second: float | None = None
     training_seconds: float | None = None
     wall_time_seconds: float | None = None
@@ -115,6 +117,11 @@ class ModelManifest:
     def of_release(cls, facts: Mapping[str, Any]) -> ModelManifest | None:
         """What the pusher copied into a release; `None` where it says nothing of its model."""
         return cls.from_json(facts["manifest"]) if "manifest" in facts else None
+
+    @property
+    def chosen(self) -> bool:
+        """Whether held-out pictures have chosen its step or its hyperparameters."""
+        return bool(self.kept.get("chosen") or self.tuned)
 
     def fits(self, preset: str, image_size: int) -> bool:
         """Whether models of this preset and size can be compared with the model."""

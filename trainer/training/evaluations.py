@@ -114,9 +114,28 @@ def plan_for(config: ResolvedTrainingConfig, pictures: int, chooses: bool) -> Pl
         rows = max(rows, min(pictures, _FEWEST_OF_CHOICE))
     if not rows:
         return None
-    strata = min(_MOST_STRATA, max(1, rows // pictures))
-    scored = min(pictures, rows // strata)
+    scored, strata = _shared_out(rows, pictures)
     return Plan(every, scored, strata, evaluations * scored * strata / work)
+
+
+def trial_rows(steps: int, batch_size: int, scores: int, pictures: int) -> tuple[int, int]:
+    """Pictures, and strata of each, that every trial of a search is scored on.
+
+    Args:
+        steps: Of all trials together.
+        batch_size: Pictures a step.
+        scores: How often a trial is scored.
+        pictures: How many there are, at least one.
+    """
+    affordable = _SHARE_OF_TRAINING * _FORWARD_PASSES_OF_A_STEP * steps * batch_size
+    rows = max(math.floor(affordable / scores), min(pictures, _FEWEST_OF_CHOICE))
+    return _shared_out(rows, pictures)
+
+
+def _shared_out(rows: int, pictures: int) -> tuple[int, int]:
+    """How many pictures, and strata of each, so many rows are."""
+    strata = min(_MOST_STRATA, max(1, rows // pictures))
+    return min(pictures, rows // strata), strata
 
 
 def paired_interval(differences: np.ndarray) -> tuple[float, float]:
@@ -336,7 +355,7 @@ def evaluations_for(
         `None` where nothing is evaluated.
     """
     chooses = config.chooses
-    if chooses and (problem := _too_few(config, held_out)):
+    if chooses and (problem := too_few_to_choose(config, held_out)):
         logger.warning(
             "Nothing is chosen by held-out pictures: %s. The last step is kept.", problem
         )
@@ -360,7 +379,8 @@ def evaluations_for(
     return Evaluations(plan, pictures, config)
 
 
-def _too_few(config: ResolvedTrainingConfig, held_out: HeldOutPictures) -> str | None:
+def too_few_to_choose(config: ResolvedTrainingConfig, held_out: HeldOutPictures) -> str | None:
+    """Why nothing can be chosen by these pictures, in words; `None` where it can."""
     count, least = held_out.all.count, config.choose_from_pictures
     if count < least:
         return (
