@@ -106,7 +106,7 @@ def run_fn(fn_args: FnArgs) -> None:
     if tuned := fn_args.hyperparameters.get(TUNED):
         logger.info("The search has found: %s.", in_words(tuned))
         settings = _with_found(settings, tuned)
-    run = _prepare(settings, fn_args.train_files)
+    run = _prepare(settings, fn_args.train_files, tuned=bool(tuned))
     trained = _train(run)
     if is_chief(run.strategy):
         compute = _export(run, trained, fn_args.serving_model_dir)
@@ -232,7 +232,8 @@ class _Trials:
             self._run = None
             keras.backend.clear_session()
             gc.collect()
-            self._run, self._built_with = _prepare(settings, self._train_files), built_with
+            self._run = _prepare(settings, self._train_files, tuned=True)
+            self._built_with = built_with
             self._run.tuner.save_state(initial)
             return self._run
         rate = settings.training.learning_rate
@@ -272,6 +273,7 @@ class _Run:
         memory: What that is thought to take.
         training_id: Names the training by all that decides its weights.
         prompts_are_captions: Whether what is drawn are captions that are held out.
+        tuned: Whether held-out pictures choose its hyperparameters.
         folder: Of the checkpoints, logs and pictures.
     """
 
@@ -288,6 +290,7 @@ class _Run:
     memory: MemoryEstimate
     training_id: str
     prompts_are_captions: bool
+    tuned: bool
     folder: str
 
     @functools.cached_property
@@ -326,7 +329,7 @@ class _Trained:
     step: int
 
 
-def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
+def _prepare(settings: TrainerSettings, train_files: Sequence[str], *, tuned: bool) -> _Run:
     """Everything that can fail fails here: inputs, weights, memory."""
     config = settings.training
     # Workers can only be joined before anything else is done with TensorFlow.
@@ -389,6 +392,7 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
         memory=memory,
         training_id=training_id,
         prompts_are_captions=prompts_are_captions,
+        tuned=tuned,
         folder=os.path.join(settings.checkpoint_dir, training_id),
     )
     assert config.steps is not None
@@ -513,7 +517,13 @@ def _evaluations(run: _Run) -> Evaluations | None:
     if run.config.evaluate_every_steps == 0:
         return None
     held_out = _held_out(run.latents_uri)
-    return evaluations_for(run.config, held_out, run.base_model.preset, run.base_model.image_size)
+    return evaluations_for(
+        run.config,
+        held_out,
+        run.base_model.preset,
+        run.base_model.image_size,
+        tuned=run.tuned,
+    )
 
 
 def _held_out(latents_uri: str) -> HeldOutPictures:

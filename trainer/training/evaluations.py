@@ -338,7 +338,12 @@ def read_evaluations(folder: str) -> list[Evaluation]:
 
 
 def evaluations_for(
-    config: ResolvedTrainingConfig, held_out: HeldOutPictures, preset: Preset, image_size: int
+    config: ResolvedTrainingConfig,
+    held_out: HeldOutPictures,
+    preset: Preset,
+    image_size: int,
+    *,
+    tuned: bool = False,
 ) -> Evaluations | None:
     """The evaluations of a run, and says what they are.
 
@@ -350,6 +355,7 @@ def evaluations_for(
         held_out: The held-out pictures.
         preset: The preset that made their latents.
         image_size: Side of the pictures in pixels.
+        tuned: Whether they choose hyperparameters in any case.
 
     Returns:
         `None` where nothing is evaluated.
@@ -360,7 +366,8 @@ def evaluations_for(
             "Nothing is chosen by held-out pictures: %s. The last step is kept.", problem
         )
         config, chooses = dataclasses.replace(config, keep="last", stop_early=0), False
-    scored = held_out.choosing if chooses else held_out.all
+    half = chooses or tuned
+    scored = held_out.choosing if half else held_out.all
     plan = plan_for(config, len(scored.records), chooses)
     if plan is None:
         return None
@@ -370,7 +377,7 @@ def evaluations_for(
         plan.every,
         plan.pictures,
         held_out.all.count,
-        f" ({scored.count:,} may choose, {held_out.judging.count:,} judge)" if chooses else "",
+        f" ({scored.count:,} may choose, {held_out.judging.count:,} judge)" if half else "",
         plan.strata,
         "" if plan.strata == 1 else "s",
         100 * plan.cost,
