@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import pytest
 from tfx import types
 from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
+from tfx.dsl.components.base.base_executor import BaseExecutor
 from tfx.orchestration.data_types import RuntimeParameter
 from tfx.types import channel_utils, standard_artifacts
 
@@ -62,7 +67,11 @@ def component(tuning: TuningConfig, **runtime_parameters: RuntimeParameter) -> D
     )
 
 
-def searched(folder: Path, tuning: TuningConfig, **given: Any) -> dict[str, types.Artifact]:
+def orders(
+    folder: Path, tuning: TuningConfig, **given: Any
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Inputs, outputs and properties of an execution."""
+
     def artifact(kind: type[types.Artifact]) -> types.Artifact:
         made = kind()
         made.uri = str(folder / kind.__name__)
@@ -71,19 +80,25 @@ def searched(folder: Path, tuning: TuningConfig, **given: Any) -> dict[str, type
     examples = artifact(standard_artifacts.Examples)
     examples.split_names = '["train", "eval"]'
     outputs = {
-        "best_hyperparameters": artifact(standard_artifacts.HyperParameters),
-        "tuner_results": artifact(standard_artifacts.TunerResults),
+        "best_hyperparameters": [artifact(standard_artifacts.HyperParameters)],
+        "tuner_results": [artifact(standard_artifacts.TunerResults)],
     }
     properties = {**component(tuning).exec_properties, **given}
-    properties["tuner_fn"] = f"{__name__}.made_up_search"
+    properties["tuner_fn"] = "test_diffusion_tuner.made_up_search"
     config = json.loads(properties["custom_config"])
     config["settings"]["checkpoint_dir"] = str(folder / "checkpoints")
     properties["custom_config"] = json.dumps(config)
-    executor = Executor(Executor.Context(tmp_dir=str(folder / "temporary"), unique_id="1"))
-    executor.Do(
-        {"examples": [examples]}, {name: [made] for name, made in outputs.items()}, properties
-    )
-    return outputs
+    return {"examples": [examples]}, outputs, properties
+
+
+def context(folder: Path) -> BaseExecutor.Context:
+    return Executor.Context(tmp_dir=str(folder / "temporary"), unique_id="1")
+
+
+def searched(folder: Path, tuning: TuningConfig, **given: Any) -> dict[str, types.Artifact]:
+    inputs, outputs, properties = orders(folder, tuning, **given)
+    Executor(context(folder)).Do(inputs, outputs, properties)
+    return {name: made for name, [made] in outputs.items()}
 
 
 def test_what_is_left_open_is_a_property_of_its_own() -> None:
@@ -142,3 +157,47 @@ def test_a_search_that_finds_nothing_says_so(tmp_path: Path) -> None:
     tuning = TuningConfig(trials=3, learning_rate=[0.01, 0.1])
     with pytest.raises(UserError, match=r"no trial of \d+ came to a held-out loss .*<diverged>"):
         searched(tmp_path, tuning, steps=9)
+
+
+@pytest.mark.slow
+def test_two_workers_try_side_by_side(tmp_path: Path) -> None:
+    places = []
+    for _ in range(2):
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            places.append(f"127.0.0.1:{found.getsockname()[1]}")
+    cluster = {"workerpool0": places[:1], "workerpool1": places[1:]}
+    here = Path(__file__)
+    workers = []
+    for pool in cluster:
+        spec = {"cluster": cluster, "task": {"type": pool, "index": 0}}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(here.parents[2]), str(here.parent)]),
+            "CLUSTER_SPEC": json.dumps(spec),
+            # With which each would wait for the other.
+            "TF_CONFIG": json.dumps({"cluster": {"worker": places}, "task": {"type": "worker"}}),
+        }
+        argv = [sys.executable, str(here), str(tmp_path)]
+        workers.append(subprocess.Popen(argv, env=environment))
+    assert [worker.wait(timeout=600) for worker in workers] == [0, 0]
+    told = json.loads((tmp_path / "TunerResults" / "trials.json").read_text())
+    assert len(told["records"]) == 18
+    assert sorted(record["round"] for record in told["records"]) == [0] * 12 + [1] * 4 + [2] * 2
+    [chosen] = [record for record in told["records"] if record["chosen"]]
+    rate = chosen["hyperparameters"]["learning_rate"]
+    assert abs(math.log10(rate / BEST_RATE)) < 0.3
+    best = json.loads((tmp_path / "HyperParameters" / "best_hyperparameters.txt").read_text())
+    assert best["values"]["learning_rate"] == pytest.approx(rate, rel=1e-5)
+
+
+def _work(folder: Path) -> None:
+    """A worker of a custom job."""
+    from components.diffusion_tuner.custom_job import Worker
+
+    tuning = TuningConfig(trials=12, parallel_trials=2)
+    Worker(context(folder)).Do(*orders(folder, tuning, steps=90))
+
+
+if __name__ == "__main__":
+    _work(Path(sys.argv[1]))

@@ -65,7 +65,7 @@ def test_with_trials_a_tuner_says_what_the_trainer_trains_with(tmp_path: Path) -
     found = made["Trainer"].inputs["hyperparameters"]
     assert found.producer_component_id == "Tuner"
     assert producers(made["Trainer"]) == {"LatentGen", "Tuner"}
-    # Another search that finds the same finds the Trainer in the cache.
+    # What is searched is no setting of the Trainer's.
     assert made["Trainer"].exec_properties == without["Trainer"].exec_properties
     names = [*made]
     assert names.index("LatentGen") < names.index("Tuner") < names.index("Trainer")

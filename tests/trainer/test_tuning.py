@@ -39,7 +39,7 @@ class Trials:
         (checkpoints / "checkpoint").write_text(str(steps))
         rate = found.get("learning_rate", BEST_RATE)
         if rate >= self._diverges_from:
-            return TrialResult(training, 0, (), 0.0, problem="the training diverged")
+            return TrialResult("", 0, (), 0.0, problem="the training diverged")
         loss = self.loss(rate, steps) + 0.01 * found.get("min_snr_gamma", 0.0)
         return TrialResult(training, steps, (loss - 0.01, loss + 0.01), 0.0)
 
@@ -175,7 +175,10 @@ def test_trainings_that_diverge_are_out_and_stop_nothing(tmp_path: Path) -> None
     assert len(trials.calls) == 18
     diverged = {r.trial for r in search.records if r.result.problem}
     assert len(diverged) >= 5
-    assert search.chosen.hyperparameters["learning_rate"] < 5e-4
+    rate = search.chosen.hyperparameters["learning_rate"]
+    assert rate < 5e-4
+    # One without a folder takes no other's along.
+    assert (tmp_path / f"{rate:g}" / "checkpoint").is_file()
     with pytest.raises(UserError, match=r"no trial of \d+ came to .*diverged.*lower range"):
         searched(tmp_path / "all", Trials(diverges_from=0.0))
 

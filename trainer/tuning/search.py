@@ -44,7 +44,7 @@ class TrialResult:
     """What came of a trial.
 
     Attributes:
-        training_id: Names the training, by which its folder is found.
+        training_id: Names the training, by which its folder is found; "" where it was not begun.
         step: Whose weights were scored.
         losses: Of each picture, mean over its timesteps; of equal pictures in equal places.
             Nothing where there is a problem.
@@ -266,7 +266,7 @@ class TrialTuner(base_tuner.BaseTuner):
             for trial in known:
                 if round_of(trial) == index - 1 and trial.trial_id not in promoted:
                     result = self._read(trial)
-                    given_up |= {result.training_id} if result else set()
+                    given_up |= {result.training_id} if result and result.training_id else set()
         return given_up
 
     def _remove(self, trainings: set[str]) -> None:
