@@ -39,7 +39,7 @@ class DiskEstimate:
         examples: The dataset's pictures; of one that is not on this machine, none.
         latents: What the encoders make of them, as far as rows are counted without reading them.
         checkpoints: Those that are kept, and one while it replaces another; and the best weights,
-            where these are kept.
+            where these are kept. With a search, those of all trials, which are there at first.
         models: The exported model, and its copy in the serving directory, with the one file for
             other tools where it is asked for.
     """
@@ -79,13 +79,17 @@ def estimate_disk(config: RunConfig, image_bytes: int, num_rows: int) -> DiskEst
         written = math.ceil(training.steps / training.checkpoint_every_steps)
     checkpoints = min(training.checkpoints_kept + 1, written)
     kept = _KEPT_COPIES if training.keep == "best" else 0
+    copies = checkpoints * _COPIES + kept
+    if config.tuning.trials:
+        of_trials = config.tuning.trials * (_COPIES + kept) + _COPIES
+        copies = max(copies, of_trials)
     networks = [*SERVED_NETWORKS, *([IMAGE_ENCODER] if config.serving.image_to_image else [])]
     served = sum(preset.parameters[network] for network in networks)
     single = _SIZES[config.serving.checkpoint] * sum(preset.parameters.values())
     return DiskEstimate(
         examples=image_bytes,
         latents=num_rows * _latent_bytes(config, preset),
-        checkpoints=int((checkpoints * _COPIES + kept) * _FLOAT32 * trained),
+        checkpoints=int(copies * _FLOAT32 * trained),
         models=_EXPORTS * (_SIZES[config.model.export_weights] * served + _GRAPH_BYTES) + single,
     )
 
@@ -107,6 +111,8 @@ def check_disk(config: RunConfig, unfinished: bool) -> None:
     if estimate.total <= free + there:
         return
     advice = ["--output on another disk"]
+    if config.tuning.trials:
+        advice.append(f"fewer tuning.trials than {config.tuning.trials}")
     if estimate.checkpoints and config.training.checkpoints_kept > 1:
         advice.append(
             f"a smaller training.checkpoints_kept than {config.training.checkpoints_kept}"

@@ -18,6 +18,7 @@ from components.caption_validator import CaptionValidator
 from components.dataset_report import DatasetReport
 from components.diffusion_trainer import DiffusionTrainer
 from components.diffusion_trainer.worker_job import WorkerJob
+from components.diffusion_tuner import DiffusionTuner
 from components.evaluation_report import EvaluationReport
 from components.evaluator import Evaluator
 from components.latent_gen import LatentGen
@@ -49,6 +50,7 @@ def create_pipeline(
     baseline_strategy: type[ResolverStrategy] = LatestBlessedBeforeCandidate,
     runtime_parameters: Mapping[str, RuntimeParameter] | None = None,
     worker_job: WorkerJob | None = None,
+    trials_job: WorkerJob | None = None,
     enable_cache: bool = True,
 ) -> Pipeline:
     """Captioned pictures in, three SavedModels out.
@@ -67,6 +69,7 @@ def create_pipeline(
         runtime_parameters: What is left open until a compiled pipeline is started, of `dataset`,
             `dataset_fingerprint`, `steps`, `learning_rate` and `seed`.
         worker_job: Train on several machines; `None`: where the Trainer runs.
+        trials_job: Try hyperparameters on several machines; `None`: where the Tuner runs.
         enable_cache: Whether steps may be taken from former runs.
     """
     dataset, model = config.dataset, config.model
@@ -129,9 +132,22 @@ def create_pipeline(
     if dataset.fail_on_anomalies:
         latent_gen.add_upstream_node(validator)
     latents = latent_gen.outputs["latents"]
+    settings = trainer_settings(config, base_model, checkpoint_dir)
+    tuner = (
+        DiffusionTuner(
+            examples=latents,
+            settings=settings,
+            tuning=config.tuning,
+            runtime_parameters=open_parameters,
+            worker_job=trials_job,
+        ).with_id("Tuner")
+        if config.tuning.trials
+        else None
+    )
     trainer = DiffusionTrainer(
         examples=latents,
-        settings=trainer_settings(config, base_model, checkpoint_dir),
+        settings=settings,
+        hyperparameters=tuner.outputs["best_hyperparameters"] if tuner else None,
         runtime_parameters=open_parameters,
         worker_job=worker_job,
     ).with_id("Trainer")
@@ -201,6 +217,7 @@ def create_pipeline(
             validator,
             dataset_report,
             latent_gen,
+            *([tuner] if tuner else []),
             trainer,
             *([baseline] if baseline else []),
             loss_scorer,

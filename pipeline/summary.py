@@ -35,6 +35,7 @@ REPORT_NAME = "report"
 RUNNER = "runner_local.py"
 _REPORT_TYPE = "components.EvaluationReport"
 _DATASET_REPORT_TYPE = "components.DatasetReport"
+_SEARCH_PAGE = "tuning.html"
 _REJECTS_TYPE = "components.RejectedRows"
 
 
@@ -54,6 +55,8 @@ class RunResult:
         version: Version in the serving directory.
         model_run: Folder with the TensorBoard logs.
         report: Folder with the report's files.
+        search: Folder with the page about the search for hyperparameters.
+        found: What that has found, in words.
         dataset_report: Folder with the page about the dataset.
         rejected: Rows of the dataset that were set aside.
         rejects: Folder with the list of them.
@@ -73,6 +76,8 @@ class RunResult:
     version: str | None
     model_run: str | None
     report: str | None
+    search: str | None
+    found: str | None
     dataset_report: str | None
     rejected: int
     rejects: str | None
@@ -107,6 +112,7 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
     pushed = properties("PushedModel")
     rejects = properties(_REJECTS_TYPE)
     trained = properties("Model")
+    found = properties("HyperParameters")
 
     def number(name: str) -> float | None:
         return evaluation[name].double_value if name in evaluation else None
@@ -127,6 +133,8 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
         else None,
         model_run=uri("ModelRun"),
         report=uri(_REPORT_TYPE),
+        search=uri("TunerResults"),
+        found=found["found"].string_value if "found" in found else None,
         dataset_report=uri(_DATASET_REPORT_TYPE),
         rejected=rejects["rejected_total"].int_value if "rejected_total" in rejects else 0,
         rejects=uri(_REJECTS_TYPE),
@@ -149,6 +157,8 @@ def copy_reports(result: RunResult, output: str) -> Path:
     for source in (result.report, result.dataset_report):
         if source is not None:
             shutil.copytree(source, partial, dirs_exist_ok=True)
+    if result.search is not None:
+        shutil.copy(Path(result.search, _SEARCH_PAGE), partial)
     _fill_in_release(partial / "evaluation.html", result)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
@@ -189,6 +199,8 @@ def last_screen(
                 f"{result.loss:.4f} fine-tuned ({change:+.1f} %)",
             )
         )
+    if result.found is not None:
+        rows.append(("found", result.found))
     rows.append(("pushed", pushed_text(result, serving_dir)))
     if result.rejected and result.rejects:
         rows.append(
@@ -197,6 +209,7 @@ def last_screen(
     report = Path(config.output) / REPORT_NAME
     for label, name in (
         ("dataset", "dataset.html"),
+        ("search", _SEARCH_PAGE),
         ("evaluation", "evaluation.html"),
         ("pictures", "before_after.png"),
         ("loss curve", "loss_curve.png"),

@@ -50,6 +50,7 @@ class ModelManifest:
         went_on_from: `training_id` and `step` of the shorter training that it went on from; empty
             where it began with the base weights.
         goes_on_from: The step that a longer training would go on from; `None` where it would not.
+        tuned: Where a search has found hyperparameters: which it has found.
         images_per_second: Median while it was trained.
         training_seconds: Without preparation and export.
         wall_time_seconds: With them.
@@ -83,6 +84,7 @@ class ModelManifest:
     kept: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     went_on_from: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     goes_on_from: int | None = None
+    tuned: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     images_per_second: float | None = None
     training_seconds: float | None = None
     wall_time_seconds: float | None = None
@@ -120,6 +122,11 @@ class ModelManifest:
     def of_release(cls, facts: Mapping[str, Any]) -> ModelManifest | None:
         """What the pusher copied into a release; `None` where it says nothing of its model."""
         return cls.from_json(facts["manifest"]) if "manifest" in facts else None
+
+    @property
+    def chosen(self) -> bool:
+        """Whether held-out pictures have chosen its step or its hyperparameters."""
+        return bool(self.kept.get("chosen") or self.tuned)
 
     def fits(self, preset: str, image_size: int) -> bool:
         """Whether models of this preset and size can be compared with the model."""

@@ -1,10 +1,11 @@
-"""What the TFX Trainer calls; the one module here that knows TFX."""
+"""What the TFX Trainer and Tuner call; the one module here that knows TFX."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -13,19 +14,21 @@ import os
 import platform
 import resource
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
+from tfx.components.tuner.component import TunerFnResult
 
 from storage.filesystem import content_digest
 from storage.model_manifest import ModelManifest
 from storage.user_errors import UserError
-from trainer.data.held_out import held_out_pictures, read_choosing
+from trainer.data.held_out import HeldOutPictures, held_out_pictures, read_choosing
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
 from trainer.data.prompts import held_out_prompts
 from trainer.export.fastest_compute import fastest_compute
@@ -36,10 +39,24 @@ from trainer.presets import ENCODERS, NETWORKS, get_preset
 from trainer.text.tokenizer import tokenize
 from trainer.training.checkpoints import StartingPoint, checkpoint_steps
 from trainer.training.distribution import is_chief, training_strategy, wait_for_all
-from trainer.training.evaluations import Evaluation, Evaluations, Plan, evaluations_for
-from trainer.training.fine_tuner import FineTuner, StepRecord, write_history
+from trainer.training.evaluations import (
+    Evaluation,
+    Evaluations,
+    Plan,
+    ScoredPictures,
+    evaluations_for,
+    too_few_to_choose,
+    trial_rows,
+)
+from trainer.training.fine_tuner import (
+    FineTuner,
+    StepRecord,
+    TrainingDivergedError,
+    write_history,
+)
 from trainer.training.going_on import OF_LENGTH, Line, Note, chosen_alike, goes_on
 from trainer.training.memory import (
+    InsufficientMemoryError,
     MemoryEstimate,
     MemoryGuard,
     activation_bytes,
@@ -47,11 +64,16 @@ from trainer.training.memory import (
 )
 from trainer.training.progress import TrainingProgress
 from trainer.training_config import (
+    TUNED,
     ComputeDtype,
     ResolvedTrainingConfig,
     TrainerSettings,
+    TuningConfig,
     ValidationConfig,
 )
+from trainer.tuning.oracle import SuccessiveHalving, num_trials, search_space
+from trainer.tuning.schedule import rungs, total_scores, total_steps
+from trainer.tuning.search import TrialResult, TrialTuner, in_words
 from trainer.weights.base_model import BaseModel
 
 _PICTURES = "validation"
@@ -71,8 +93,8 @@ def run_fn(fn_args: FnArgs) -> None:
 
     Args:
         fn_args: From TFX: `train_files` (the Latents artifact's train split), `custom_config` and
-            `hyperparameters` (see `TrainerSettings.from_json`), `serving_model_dir` and
-            `model_run_dir` (outputs).
+            `hyperparameters` (see `TrainerSettings.from_json`; and `TUNED`, where the Tuner has
+            found any), `serving_model_dir` and `model_run_dir` (outputs).
 
     Raises:
         UserError: The latents were made by another preset, size or encoders than the settings
@@ -84,13 +106,156 @@ def run_fn(fn_args: FnArgs) -> None:
     """
     since = time.monotonic()
     settings = TrainerSettings.from_json(fn_args.custom_config, fn_args.hyperparameters)
-    run = _prepare(settings, fn_args.train_files)
+    if tuned := fn_args.hyperparameters.get(TUNED):
+        logger.info("The search has found: %s.", in_words(tuned))
+        settings = _with_found(settings, tuned)
+    run = _prepare(settings, fn_args.train_files, tuned=bool(tuned))
     trained = _train(run)
     if is_chief(run.strategy):
         compute = _export(run, trained, fn_args.serving_model_dir)
         _record(run, trained, compute, fn_args, since)
     # TFX looks for the model when this returns, in every worker.
     wait_for_all(run.strategy)
+
+
+def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
+    """Makes the search for hyperparameters, whose trials are trainings such as `run_fn`'s.
+
+    A trial is trained with the schedule of the whole training, up to some step of it, and goes on
+    from there if it gets further. So the best one, once it is done, is the Trainer's training.
+
+    Args:
+        fn_args: From TFX: `train_files` and `custom_config`, which has `settings`, of
+            `TrainerSettings.to_json`; `run`, of `RunParameters`; and `tuning`, the fields of a
+            `TuningConfig`.
+
+    Returns:
+        A `TrialTuner`.
+
+    Raises:
+        UserError: Too few pictures are held out for a half of them to choose, or as `run_fn`.
+        WeightsError: The base weights have changed since the run was prepared.
+    """
+    told = fn_args.custom_config
+    settings = TrainerSettings.from_json(told["settings"], told["run"])
+    tuning = TuningConfig(**told["tuning"])
+    base_model = BaseModel.locate(
+        get_preset(settings.preset), settings.image_size, settings.base_weights
+    )
+    latents_uri = _latents_uri(fn_args.train_files)
+    latents = LatentsManifest.read(latents_uri)
+    _check_inputs(latents, settings, base_model)
+    # Devices are left alone: the process that tells the others what to try needs none.
+    config = _config_for(settings.training, latents, base_model, strategy=None)
+    assert config.steps is not None
+    held_out = _held_out(latents_uri)
+    if problem := too_few_to_choose(config, held_out):
+        raise UserError(
+            f"hyperparameters cannot be searched for (tuning.trials = {tuning.trials}): {problem}"
+        )
+    schedule = rungs(num_trials(tuning), config.steps)
+    scored, strata = trial_rows(
+        total_steps(schedule), config.batch_size, total_scores(schedule), held_out.choosing.count
+    )
+    pictures = ScoredPictures(
+        held_out.choosing.records[:scored], strata, base_model.preset, base_model.image_size
+    )
+    facts = {
+        "training": _training_id(settings, config, base_model, latents, latents_uri),
+        "tuning": {**dataclasses.asdict(tuning), "parallel_trials": 1},
+        "scored": pictures.name,
+    }
+    search_id = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    logger.info(
+        "%d trials for %.1f times the steps of one training, each scored on %d of %d held-out "
+        "pictures (%d judge), at %d timestep%s each.",
+        schedule[0].trials,
+        total_steps(schedule) / config.steps,
+        scored,
+        held_out.all.count,
+        held_out.judging.count,
+        strata,
+        "" if strata == 1 else "s",
+    )
+
+    return TunerFnResult(
+        tuner=TrialTuner(
+            SuccessiveHalving(schedule, search_space(tuning, config), config.seed),
+            _Trials(settings, fn_args.train_files, pictures),
+            os.path.join(settings.checkpoint_dir, f"search-{search_id}"),
+            rungs=schedule,
+            pictures=scored,
+            timesteps=strata,
+        ),
+        fit_kwargs={},
+    )
+
+
+class _Trials:
+    """Trains trials, those that differ in their learning rate alone with the same networks."""
+
+    def __init__(
+        self, settings: TrainerSettings, train_files: Sequence[str], pictures: ScoredPictures
+    ) -> None:
+        """Prepares nothing yet.
+
+        Args:
+            settings: Without what is searched.
+            train_files: As of `run_fn`.
+            pictures: What trials are scored on.
+        """
+        # Checkpoints are there to go on from the latest alone.
+        training = dataclasses.replace(settings.training, checkpoints_kept=1)
+        self._settings = dataclasses.replace(settings, training=training)
+        self._train_files, self._pictures = train_files, pictures
+        self._run: _Run | None = None
+        self._built_with: dict[str, float] = {}
+        self._folder = tempfile.TemporaryDirectory()
+
+    def __call__(self, found: Mapping[str, float], steps: int, folder: str) -> TrialResult:
+        """Trains up to a step, and scores what would be exported then."""
+        settings = _with_found(dataclasses.replace(self._settings, checkpoint_dir=folder), found)
+        try:
+            run = self._prepared(settings, found)
+        except InsufficientMemoryError as error:
+            return TrialResult("", 0, (), 0.0, problem=str(error))
+        try:
+            trained = _train(run, until=steps)
+        except TrainingDivergedError:
+            return TrialResult(run.training_id, 0, (), 0.0, problem="the training diverged")
+        kept_step = None if trained.step == run.tuner.steps_done else trained.step
+        losses = run.tuner.score_exported(self._pictures, run.folder, kept_step)
+        return TrialResult(run.training_id, trained.step, self._pictures.means(losses), 0.0)
+
+    def _prepared(self, settings: TrainerSettings, found: Mapping[str, float]) -> _Run:
+        built_with = {name: value for name, value in found.items() if name != "learning_rate"}
+        initial = os.path.join(self._folder.name, "initial")
+        if self._run is None or built_with != self._built_with:
+            # Two would have to share the memory.
+            self._run = None
+            keras.backend.clear_session()
+            gc.collect()
+            self._run = _prepare(settings, self._train_files, tuned=True)
+            self._built_with = built_with
+            self._run.tuner.save_state(initial)
+            return self._run
+        rate = settings.training.learning_rate
+        self._run.tuner.restart(initial, rate)
+        config = dataclasses.replace(self._run.config, learning_rate=rate)
+        training_id = _training_id(
+            settings, config, self._run.base_model, self._run.latents, self._run.latents_uri
+        )
+        return dataclasses.replace(
+            self._run,
+            settings=dataclasses.replace(self._run.settings, training=config),
+            config=config,
+            training_id=training_id,
+            folder=os.path.join(settings.checkpoint_dir, training_id),
+        )
+
+
+def _with_found(settings: TrainerSettings, found: Mapping[str, float]) -> TrainerSettings:
+    return dataclasses.replace(settings, training=settings.training.with_found(found))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +277,7 @@ class _Run:
         training_id: Names the training by all that decides its weights.
         line: That training, and those that differ in their number of steps alone.
         prompts_are_captions: Whether what is drawn are captions that are held out.
+        tuned: Whether held-out pictures choose its hyperparameters.
         folder: Of the checkpoints, logs and pictures.
     """
 
@@ -129,6 +295,7 @@ class _Run:
     training_id: str
     line: Line
     prompts_are_captions: bool
+    tuned: bool
     folder: str
 
     @functools.cached_property
@@ -169,7 +336,7 @@ class _Trained:
     went_on_from: dict[str, Any]
 
 
-def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
+def _prepare(settings: TrainerSettings, train_files: Sequence[str], *, tuned: bool) -> _Run:
     """Everything that can fail fails here: inputs, weights, memory."""
     config = settings.training
     # Workers can only be joined before anything else is done with TensorFlow.
@@ -177,8 +344,7 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
     base_model = BaseModel.locate(
         get_preset(settings.preset), settings.image_size, settings.base_weights
     )
-    # `train_files` holds patterns `<uri>/Split-train/*`.
-    latents_uri = os.path.dirname(os.path.dirname(train_files[0]))
+    latents_uri = _latents_uri(train_files)
     latents = LatentsManifest.read(latents_uri)
     _check_inputs(latents, settings, base_model)
     config = _config_for(config, latents, base_model, strategy)
@@ -235,6 +401,7 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
         training_id=training_id,
         line=Line(settings.checkpoint_dir, _name(_without_length(facts)), training_id),
         prompts_are_captions=prompts_are_captions,
+        tuned=tuned,
         folder=os.path.join(settings.checkpoint_dir, training_id),
     )
     assert config.steps is not None
@@ -251,11 +418,17 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str]) -> _Run:
     return run
 
 
-def _train(run: _Run) -> _Trained:
+def _latents_uri(train_files: Sequence[str]) -> str:
+    """Where the latents lie, of patterns `<uri>/Split-train/*`."""
+    return os.path.dirname(os.path.dirname(train_files[0]))
+
+
+def _train(run: _Run, until: int | None = None) -> _Trained:
     """Trains, and draws the validation prompts before, after, and now and then.
 
     Of a training that was done before, only the pictures before and after are drawn. The networks
-    are left with the averages of their weights.
+    are left with the averages of their weights. With `until`, it is a trial: nothing is drawn,
+    training pauses after that step, and the networks are left as they are then.
     """
     config, tuner = run.config, run.tuner
     assert config.steps is not None
@@ -289,7 +462,7 @@ def _train(run: _Run) -> _Trained:
         )
 
     def draw(step: int) -> None:
-        if writes:
+        if writes and until is None:
             with picture_log.as_default():
                 draw_validation(run.modules, run.settings.validation, _pictures_of(run, step), step)
 
@@ -334,8 +507,16 @@ def _train(run: _Run) -> _Trained:
                 draw_every_steps=run.settings.validation.every_steps,
                 evaluations=evaluations,
                 on_evaluation=on_evaluation,
+                until=until,
             )
         seconds = time.monotonic() - since
+        if until is not None:
+            chosen = evaluations.best if evaluations and evaluations.keeps_best else None
+            for log in (train_log, picture_log, held_out_log):
+                log.close()
+            return _Trained(
+                history, seconds, evaluations, chosen.step if chosen else tuner.steps_done
+            )
         kept, last = evaluations.kept if evaluations else None, history[-1].step
         step = kept.step if kept else last
         if step == last:
@@ -400,11 +581,21 @@ def _evaluations(run: _Run, former: Plan | None) -> Evaluations | None:
     """What is scored of the held-out pictures while it is trained."""
     if run.config.evaluate_every_steps == 0:
         return None
-    files = sorted(_held_out_files(run.latents_uri))
+    held_out = _held_out(run.latents_uri)
+    return evaluations_for(
+        run.config,
+        held_out,
+        run.base_model.preset,
+        run.base_model.image_size,
+        tuned=run.tuned,
+        former=former,
+    )
+
+
+def _held_out(latents_uri: str) -> HeldOutPictures:
+    files = sorted(_held_out_files(latents_uri))
     records = tf.data.TFRecordDataset(files, compression_type="GZIP")
-    held_out = held_out_pictures(records.as_numpy_iterator(), read_choosing(run.latents_uri))
-    preset, image_size = run.base_model.preset, run.base_model.image_size
-    return evaluations_for(run.config, held_out, preset, image_size, former=former)
+    return held_out_pictures(records.as_numpy_iterator(), read_choosing(latents_uri))
 
 
 def _pictures_of(run: _Run, step: int) -> str:
@@ -538,6 +729,7 @@ def _record(
         kept=_kept(trained),
         went_on_from=trained.went_on_from,
         goes_on_from=_goes_on_from(run, trained),
+        tuned=fn_args.hyperparameters.get(TUNED, {}),
         images_per_second=sorted(r.images_per_second for r in history)[len(history) // 2],
         training_seconds=round(trained.seconds, 1),
         wall_time_seconds=round(time.monotonic() - since, 1),

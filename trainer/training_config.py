@@ -52,7 +52,13 @@ WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
 )
 """Fields of a resolved `TrainingConfig` that change nothing about what is trained."""
 
+TUNED = "tuned"
+"""Key beside the run parameters with the hyperparameters that the Tuner found, where it did."""
+
 _OF_CHOICE = ("keep", "stop_early", "evaluate_every_steps", "choose_from_pictures")
+
+# How far from the training's own learning rate it is searched for where no range is given.
+_REACH = 10.0
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -244,6 +250,65 @@ class ResolvedTrainingConfig(TrainingConfig):
         if warmup_steps is None or warmup_steps > steps:
             warmup_steps = steps // 2
         return dataclasses.replace(self, steps=steps, epochs=0.0, warmup_steps=warmup_steps)
+
+    def with_found(self, found: Mapping[str, float]) -> ResolvedTrainingConfig:
+        """This configuration with hyperparameters that a search has found.
+
+        Args:
+            found: By name, of `TuningConfig.space`. With another `lora_rank`, `lora_alpha` changes
+                in proportion, so that the adapters count as much as before.
+        """
+        values: dict[str, Any] = dict(found)
+        if rank := values.get("lora_rank"):
+            values["lora_alpha"] = self.lora_alpha * rank / self.lora_rank
+        return dataclasses.replace(self, **values)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TuningConfig:
+    """The search for hyperparameters, by successive halving on the held-out pictures that choose.
+
+    Attributes:
+        trials: Settings of hyperparameters that are tried; 0: none are.
+        parallel_trials: On Vertex, machines that try them side by side.
+        learning_rate: Lowest and highest one; `None`: a tenth and ten times the training's own;
+            nothing: its own alone.
+        rank: Ranks of the adapters to choose from; nothing: the training's own.
+        ema_decay: Decays of the average to choose from, likewise.
+        min_snr_gamma: Of Min-SNR, likewise.
+    """
+
+    trials: Annotated[int, Field(ge=0, le=1000)] = 0
+    parallel_trials: Annotated[int, Field(ge=1, le=100)] = 1
+    learning_rate: (
+        Annotated[tuple[PositiveFloat, ...], Field(strict=False, max_length=2)] | None
+    ) = None
+    rank: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
+    ema_decay: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(strict=False)] = ()
+    min_snr_gamma: Annotated[tuple[NonNegativeFloat, ...], Field(strict=False)] = ()
+
+    @property
+    def choices(self) -> dict[str, tuple[float, ...]]:
+        """What is chosen of single values, by the names of the training's fields."""
+        named = {
+            "lora_rank": self.rank,
+            "ema_decay": self.ema_decay,
+            "min_snr_gamma": self.min_snr_gamma,
+        }
+        return {name: tuple(values) for name, values in named.items() if values}
+
+    def learning_rates(self, own: float) -> tuple[float, float] | None:
+        """The lowest and the highest learning rate; `None` where none is searched for.
+
+        Args:
+            own: The training's.
+        """
+        if self.learning_rate is None:
+            return own / _REACH, own * _REACH
+        if not self.learning_rate:
+            return None
+        low, high = self.learning_rate
+        return low, high
 
 
 @dataclass(frozen=True, config=_STRICT)

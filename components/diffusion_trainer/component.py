@@ -40,7 +40,8 @@ class DiffusionTrainer(Trainer):
       model: `standard_artifacts.Model`, the SavedModels below `Format-Serving`. Custom
         property: `training_id`, the same for all exports of a training; and, where held-out
         pictures have chosen it, `kept_step` and `kept_because`; where its training went on from a
-        shorter one, that one's id (`went_on_from`) and the step (`went_on_at_step`).
+        shorter one, that one's id (`went_on_from`) and the step (`went_on_at_step`); where the
+        Tuner has found its hyperparameters, `tuned`, in words.
       model_run: `standard_artifacts.ModelRun`, TensorBoard logs, validation pictures, history and
         held-out losses.
     """
@@ -53,6 +54,7 @@ class DiffusionTrainer(Trainer):
         examples: types.BaseChannel,
         *,
         settings: TrainerSettings,
+        hyperparameters: types.BaseChannel | None = None,
         runtime_parameters: Mapping[str, RuntimeParameter] | None = None,
         worker_job: WorkerJob | None = None,
     ) -> None:
@@ -61,6 +63,7 @@ class DiffusionTrainer(Trainer):
         Args:
             examples: What LatentGen made.
             settings: All that `run_fn` is told.
+            hyperparameters: What DiffusionTuner has found, in the place of some of them.
             runtime_parameters: What is left open until a compiled pipeline is started, of `steps`,
                 `learning_rate` and `seed`; others are not looked at.
             worker_job: Train on several machines, as a Vertex custom job; `None`: in this step.
@@ -78,6 +81,7 @@ class DiffusionTrainer(Trainer):
             self,
             DiffusionTrainerSpec(
                 examples=examples,
+                **({} if hyperparameters is None else {"hyperparameters": hyperparameters}),
                 # Not `module_file`, which would package and install the module at every run.
                 run_fn=RUN_FN,
                 train_args=trainer_pb2.TrainArgs(splits=["train"]),

@@ -29,7 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 class Executor(base_executor.BaseExecutor):
-    """Trains in a custom job."""
+    """Trains in a custom job.
+
+    Attributes:
+        WORKER: What every worker of it runs.
+    """
+
+    WORKER: type[base_executor.BaseExecutor] = executor.Executor
 
     def Do(  # noqa: N802
         self,
@@ -53,7 +59,7 @@ class Executor(base_executor.BaseExecutor):
                 input_dict,
                 output_dict,
                 {**exec_properties, key: json_utils.dumps(config)},
-                name_utils.get_full_name(executor.Executor),
+                name_utils.get_full_name(self.WORKER),
                 {"job_spec": job.job_spec(), "labels": dict(job.labels)},
                 job_id=None,
                 job_labels=None,
@@ -63,10 +69,10 @@ class Executor(base_executor.BaseExecutor):
             time.sleep(_POLL_SECONDS if not job.api_endpoint else 1.0)
         if found.state in client.JOB_STATES_FAILED:
             raise RuntimeError(
-                f"the training job {client.get_job_name()} ended as {found.state.name}: "
+                f"the custom job {client.get_job_name()} ended as {found.state.name}: "
                 f"{found.error.message or 'it gave no reason'}"
             )
-        logger.info("The training job %s has trained the model.", client.get_job_name())
+        logger.info("The custom job %s is done.", client.get_job_name())
 
 
 class _Client(training_clients.VertexJobClient):

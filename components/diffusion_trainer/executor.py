@@ -11,7 +11,9 @@ from tfx.types import artifact_utils
 from tfx.utils import path_utils
 
 from storage.model_manifest import ModelManifest
-from trainer.training_config import RunParameters
+from trainer.training_config import TUNED, RunParameters
+from trainer.tuning.oracle import found_values
+from trainer.tuning.search import in_words
 
 TRAINING_ID = "training_id"
 """Property of a model: `training_id` of its manifest, the same for all exports of a training."""
@@ -43,6 +45,8 @@ class Executor(executor.GenericExecutor):
         if manifest.went_on_from:
             model.set_string_custom_property(WENT_ON_FROM, manifest.went_on_from["training_id"])
             model.set_int_custom_property(WENT_ON_AT_STEP, manifest.went_on_from["step"])
+        if manifest.tuned:
+            model.set_string_custom_property(TUNED, in_words(manifest.tuned))
 
     def _GetFnArgs(  # noqa: N802
         self,
@@ -51,7 +55,10 @@ class Executor(executor.GenericExecutor):
         exec_properties: dict[str, Any],
     ) -> FnArgs:
         fn_args = super()._GetFnArgs(input_dict, output_dict, exec_properties)
+        found = fn_args.hyperparameters
         fn_args.hyperparameters = {
             name: exec_properties[name] for name in RunParameters.__required_keys__
         }
+        if found:
+            fn_args.hyperparameters[TUNED] = found_values(found["values"])
         return fn_args

@@ -369,7 +369,7 @@ def _left_out(latents_uri: str, models: Iterable[str | None]) -> frozenset[str]:
     """Ids of the examples that one of the models was chosen by, and which so judge none of them."""
     from trainer.data.held_out import read_choosing
 
-    chosen = any(ModelManifest.read(folder).kept.get("chosen") for folder in models if folder)
+    chosen = any(ModelManifest.read(folder).chosen for folder in models if folder)
     return read_choosing(latents_uri) if chosen else frozenset()
 
 

@@ -42,6 +42,7 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
     except ValueError as error:
         raise ConfigError(f"{given['model.image_size']}: {error}") from None
     _check_training(config.training, given)
+    _check_tuning(config, given)
     for name, allowed in config.vertex.problems():
         raise ConfigError(f"{given[f'vertex.{name}']} is impossible: {allowed}")
     _check_captions(config.dataset, given)
@@ -151,6 +152,41 @@ def _check_training(training: ResolvedTrainingConfig, given: Mapping[str, Given]
         refuse(
             "lora_alpha",
             "lora_rank = 0, where there are no adapters: set lora_rank, or lora_alpha to 0",
+        )
+
+
+def _check_tuning(config: RunConfig, given: Mapping[str, Given]) -> None:
+    tuning = config.tuning
+
+    def refuse(name: str, why: str) -> NoReturn:
+        raise ConfigError(f"{given[f'tuning.{name}']} is impossible{why}")
+
+    if tuning.trials == 1:
+        refuse("trials", ": one trial is compared with none; try 12, or 0 for no search")
+    range_given = tuning.learning_rate
+    if range_given and (len(range_given) != 2 or range_given[0] >= range_given[1]):
+        refuse(
+            "learning_rate",
+            ": it must be the lowest and the highest one, such as [1e-4, 1e-2]; null for a tenth "
+            "to ten times training.learning_rate, or [] to leave that alone",
+        )
+    if tuning.rank and not config.training.lora_rank:
+        refuse(
+            "rank",
+            " with training.lora_rank = 0, where there are no adapters: set training.lora_rank to "
+            "one of them, or tuning.rank to []",
+        )
+    if not tuning.trials:
+        return
+    for name in ("rank", "ema_decay", "min_snr_gamma"):
+        values = getattr(tuning, name)
+        if len(set(values)) < len(values):
+            refuse(name, ": a value is there twice")
+    if range_given == () and sum(len(v) > 1 for v in tuning.choices.values()) == 0:
+        refuse(
+            "trials",
+            ": there is nothing to search for; give tuning.learning_rate a range, or "
+            "tuning.ema_decay, min_snr_gamma or rank several values",
         )
 
 

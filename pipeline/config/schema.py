@@ -18,6 +18,7 @@ from trainer.training_config import (
     Text,
     Texts,
     TrainingConfig,
+    TuningConfig,
     ValidationConfig,
     WeightsDtype,
 )
@@ -191,6 +192,7 @@ class RunConfig:
     dataset: DatasetConfig
     model: ModelConfig
     training: ResolvedTrainingConfig
+    tuning: TuningConfig
     validation: ValidationConfig
     evaluation: EvaluationConfig
     serving: ServingConfig
@@ -205,6 +207,7 @@ SECTIONS: Mapping[str, type] = {
     "dataset": DatasetConfig,
     "model": ModelConfig,
     "training": TrainingConfig,
+    "tuning": TuningConfig,
     "validation": ValidationConfig,
     "evaluation": EvaluationConfig,
     "serving": ServingConfig,

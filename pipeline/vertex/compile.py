@@ -27,7 +27,7 @@ from pipeline.vertex.config import VertexConfig
 from pipeline.vertex.places import Places
 from trainer.weights.base_model import BaseModel
 
-TRAINER = "Trainer"
+TRAINER, TUNER = "Trainer", "Tuner"
 MODEL_STEPS = ("DatasetReport", "LatentGen", "LossScorer", "EvaluationReport", "ServingPusher")
 """Steps, beside the Trainer, in which the model computes."""
 
@@ -76,13 +76,22 @@ def compile_job(
         runtime_parameters={
             name: RuntimeParameter(name, type(value)) for name, value in values.items()
         },
-        worker_job=_worker_job(vertex, image) if vertex.workers > 1 else None,
+        worker_job=(
+            _worker_job(vertex, image, "vertex.workers", vertex.workers)
+            if vertex.workers > 1
+            else None
+        ),
+        trials_job=(
+            _worker_job(vertex, image, "tuning.parallel_trials", config.tuning.parallel_trials)
+            if config.tuning.trials and config.tuning.parallel_trials > 1
+            else None
+        ),
         enable_cache=vertex.caching,
     )
     _check_steps(vertex, pipeline.components)
     for node in pipeline.components:
         if isinstance(node, base_component.BaseComponent):
-            node.with_platform_config(_resources(node.id, vertex))
+            node.with_platform_config(_resources(node.id, config))
         if isinstance(node, base_beam_component.BaseBeamComponent):
             node.with_beam_pipeline_args(beam_pipeline_args(vertex, image, places.root))
     runner = kubeflow_v2_dag_runner.KubeflowV2DagRunner(
@@ -166,10 +175,13 @@ def _parameter_values(config: RunConfig, dataset_fingerprint: str) -> dict[str, 
     }
 
 
-def _resources(step: str, vertex: VertexConfig) -> Message:
+def _resources(step: str, config: RunConfig) -> Message:
+    vertex = config.vertex
     cpu, memory = vertex.cpu, vertex.memory_gb
     accelerator = None
-    if step == TRAINER and vertex.workers == 1:
+    # Those that start a custom job only wait.
+    alone = {TRAINER: vertex.workers == 1, TUNER: config.tuning.parallel_trials == 1}
+    if alone.get(step):
         machine = machines.machine_with(vertex.accelerator, vertex.accelerator_count)
         cpu = vertex.trainer_cpu or float(machine.cpu)
         memory = vertex.trainer_memory_gb or float(machine.memory_gb)
@@ -197,15 +209,15 @@ def _check_steps(vertex: VertexConfig, nodes: list[base_node.BaseNode]) -> None:
             )
 
 
-def _worker_job(vertex: VertexConfig, image: str) -> WorkerJob:
+def _worker_job(vertex: VertexConfig, image: str, setting: str, workers: int) -> WorkerJob:
     if vertex.project is None:
-        raise ConfigError(f"vertex.workers = {vertex.workers} needs a project: give --project")
+        raise ConfigError(f"{setting} = {workers} needs a project: give --project")
     on_gpu = vertex.accelerator != machines.NO_ACCELERATOR
     return WorkerJob(
         project=vertex.project,
         region=vertex.region,
         image=image,
-        workers=vertex.workers,
+        workers=workers,
         machine_type=machines.machine_with(vertex.accelerator, vertex.accelerator_count).name,
         accelerator=vertex.accelerator if on_gpu else "",
         accelerator_count=vertex.accelerator_count if on_gpu else 0,

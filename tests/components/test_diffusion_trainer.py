@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tfx import types
 from tfx.components.trainer.executor import GenericExecutor
+from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.orchestration.data_types import RuntimeParameter
 from tfx.types import channel_utils, standard_artifacts
 
@@ -18,7 +20,7 @@ from components.diffusion_trainer.worker_job import WorkerJob
 from pipeline.config import load_config, resolve_base_weights
 from pipeline.trainer_settings import trainer_settings
 from storage.model_manifest import ModelManifest
-from trainer.training_config import TrainerSettings
+from trainer.training_config import TUNED, TrainerSettings
 
 SETTINGS = trainer_settings(*resolve_base_weights(load_config()), "checkpoints")
 
@@ -30,6 +32,12 @@ def component(**runtime_parameters: RuntimeParameter) -> DiffusionTrainer:
 
 def told(folder: Path, **given: int | float) -> TrainerSettings:
     """What `run_fn` is told where a compiled pipeline is started with what is `given`."""
+    fn_args = arguments(folder, **given)
+    return TrainerSettings.from_json(fn_args.custom_config, fn_args.hyperparameters)
+
+
+def arguments(folder: Path, found: dict[str, float] | None = None, **given: int | float) -> FnArgs:
+    """The same as it is handed over; `found` is what the Tuner has found."""
 
     def artifact(kind: type[types.Artifact]) -> list[types.Artifact]:
         made = kind()
@@ -43,8 +51,14 @@ def told(folder: Path, **given: int | float) -> TrainerSettings:
         "model_run": artifact(standard_artifacts.ModelRun),
     }
     properties = {**component().exec_properties, **given}
-    fn_args = Executor()._GetFnArgs({"examples": examples}, outputs, properties)
-    return TrainerSettings.from_json(fn_args.custom_config, fn_args.hyperparameters)
+    inputs = {"examples": examples}
+    if found is not None:
+        inputs["hyperparameters"] = artifact(standard_artifacts.HyperParameters)
+        written = Path(inputs["hyperparameters"][0].uri, "best_hyperparameters.txt")
+        written.parent.mkdir()
+        # KerasTuner's own form.
+        written.write_text(json.dumps({"space": [], "values": found}))
+    return Executor()._GetFnArgs(inputs, outputs, properties)
 
 
 def test_settings_arrive_as_they_were_given(tmp_path: Path) -> None:
@@ -78,6 +92,14 @@ def test_a_model_says_what_its_training_was_and_went_on_from(
     assert properties() == {"training_id": "def"}
     went_on = properties(went_on_from={"training_id": "abc", "step": 160})
     assert went_on == {"training_id": "def", "went_on_from": "abc", "went_on_at_step": 160}
+
+
+def test_what_the_tuner_found_is_told_beside_the_settings(tmp_path: Path) -> None:
+    found = {"learning_rate": 0.0021234567, "lora_rank": 8, "tuner/epochs": 350}
+    handed = arguments(tmp_path, found).hyperparameters
+    assert handed.pop(TUNED) == {"learning_rate": 0.00212346, "lora_rank": 8}
+    assert handed == SETTINGS.training.run_parameters
+    assert TUNED not in arguments(tmp_path).hyperparameters
 
 
 def test_what_is_left_open_is_a_property_of_its_own_and_no_other() -> None:

@@ -352,8 +352,10 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
     for number, line in enumerate(lines):
         if re.match(r"  [a-z_]+:", line):
             assert lines[number - 1].startswith("  #"), f"{line} is not explained"
+        section = line.partition(":")[0] if re.match("[a-z]", line) else section
         match = re.match(r"  ([a-z_]+): null", line)
-        if match and match[1] not in no_preset_decides:
+        # The search goes by the training's learning rate.
+        if match and match[1] not in no_preset_decides and section != "tuning":
             comment = " ".join(lines[max(0, number - 4) : number])
             for preset in map(get_preset, preset_names()):
                 places = (preset.training, preset.sampling, preset)
@@ -419,6 +421,19 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         (
             "training: {stop_early: 3, evaluate_every_steps: 0}",
             ["stop_early = 3", "training.evaluate_every_steps = 0"],
+        ),
+        ("tuning: {trials: 1}", ["tuning.trials = 1", "compared with none", "try 12"]),
+        ("tuning: {trials: -1}", ["tuning.trials = -1", "at least 0"]),
+        ("tuning: {parallel_trials: 0}", ["parallel_trials = 0", "at least 1"]),
+        ("tuning: {learning_rate: [1e-3]}", ["learning_rate = [0.001]", "the lowest and the"]),
+        ("tuning: {learning_rate: [1e-2, 1e-3]}", ["the lowest and the highest", "[1e-4, 1e-2]"]),
+        ("tuning: {learning_rate: 1e-3}", ["tuning.learning_rate = 0.001", "impossible"]),
+        ("tuning: {rank: [4, 8]}", ["tuning.rank = [4, 8]", "training.lora_rank = 0", "adapters"]),
+        ("tuning: {ema_decay: [0.9, 1]}", ["ema_decay = [0.9, 1]", "below 1"]),
+        ("tuning: {trials: 12, ema_decay: [0.9, 0.9]}", ["ema_decay", "there twice"]),
+        (
+            "tuning: {trials: 12, learning_rate: [], min_snr_gamma: [5]}",
+            ["tuning.trials = 12", "nothing to search for", "give tuning.learning_rate a range"],
         ),
         ("validation: {every_steps: -1}", ["every_steps = -1", "at least 0"]),
         ("dataset: {eval_fraction: 0}", ["eval_fraction = 0", "above 0 and below 1"]),

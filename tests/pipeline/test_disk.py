@@ -51,6 +51,10 @@ def test_an_estimate_worked_out_by_hand(tmp_path: Path) -> None:
     with_encoder = disk.estimate_disk(pictures, 0, 0).models
     assert with_encoder == estimate.models + 2 * 4 * 648_448
 
+    # All trials' at first, and one that replaces another.
+    tuned = config(tmp_path, training__steps=160, tuning__trials=12)
+    assert disk.estimate_disk(tuned, 0, 0).checkpoints == 13 * 4 * 4 * 7_328_068
+
     few = config(tmp_path, training__steps=4)
     assert disk.estimate_disk(few, 0, 0).checkpoints == 4 * 4 * 7_328_068
     adapters = config(tmp_path, training__lora_rank=4, model__export_weights="float16")

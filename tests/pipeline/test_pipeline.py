@@ -19,8 +19,9 @@ BEFORE_THE_TRAINER = {
 AFTER_THE_TRAINER = {"LossScorer", "Evaluator", "EvaluationReport", "ServingPusher"}
 
 
-def nodes(folder: Path, **training: Any) -> dict[str, BaseNode]:
-    config, base_model = resolve_base_weights(load_config())
+def nodes(folder: Path, trials: int = 0, **training: Any) -> dict[str, BaseNode]:
+    flags = {"tuning.trials": ("--given", trials)}
+    config, base_model = resolve_base_weights(load_config(None, flags))
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
     made = create_pipeline(
         config,
@@ -55,3 +56,16 @@ def test_what_comes_after_the_trainer_reads_what_it_made(tmp_path: Path) -> None
         assert producers(made[step]) <= BEFORE_THE_TRAINER
     for step in AFTER_THE_TRAINER:
         assert "Trainer" in producers(made[step])
+
+
+def test_with_trials_a_tuner_says_what_the_trainer_trains_with(tmp_path: Path) -> None:
+    without, made = nodes(tmp_path), nodes(tmp_path, trials=12)
+    assert {*made} - {*without} == {"Tuner"}
+    assert producers(made["Tuner"]) == {"LatentGen"}
+    found = made["Trainer"].inputs["hyperparameters"]
+    assert found.producer_component_id == "Tuner"
+    assert producers(made["Trainer"]) == {"LatentGen", "Tuner"}
+    # What is searched is no setting of the Trainer's.
+    assert made["Trainer"].exec_properties == without["Trainer"].exec_properties
+    names = [*made]
+    assert names.index("LatentGen") < names.index("Tuner") < names.index("Trainer")

@@ -54,3 +54,9 @@ def test_a_manifest_is_read_without_tensorflow(tmp_path: Path) -> None:
         "assert not {'tensorflow', 'keras', 'tfx', 'pydantic'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script, tmp_path], cwd=ROOT, check=True)
+
+
+def test_held_out_pictures_have_chosen_a_step_or_hyperparameters() -> None:
+    assert not ModelManifest(preset="tiny", image_size=128, kept={"step": 3}).chosen
+    assert ModelManifest(preset="tiny", image_size=128, kept={"chosen": True}).chosen
+    assert ModelManifest(preset="tiny", image_size=128, tuned={"learning_rate": 1e-3}).chosen

@@ -14,13 +14,14 @@ import tensorflow as tf
 from scipy import stats
 from small_runs import Zygote, batches_from, config, ends_alike, ends_identical, tuner
 
-from trainer.data.held_out import held_out_pictures
+from trainer.data.held_out import HeldOutPictures, Pictures, held_out_pictures
 from trainer.diffusion.draws import draw_noise
 from trainer.diffusion.noise_schedule import alphas_cumprod, timestep_embedding
 from trainer.training.evaluations import (
     Evaluation,
     ScoredPictures,
     best_of,
+    evaluations_for,
     paired_interval,
     plan_for,
     read_evaluations,
@@ -226,6 +227,21 @@ def test_few_pictures_choose_nothing_and_that_is_said(caplog: pytest.LogCaptureF
     asked = dataclasses.replace(settings, choose_from_pictures=2)
     assert small_runs.evaluations(asked, 3) is None
     assert "1 of 3 would choose and 2 judge" in caplog.text
+
+
+def test_where_hyperparameters_are_chosen_the_judges_are_not_looked_at() -> None:
+    pictures = [small_runs.picture(index) for index in range(40)]
+    # Those that judge come first, and would be scored if all were.
+    parts = (pictures, pictures[20:], pictures[:20])
+    held_out = HeldOutPictures(*(Pictures(len(part), part) for part in parts))
+    settings = config(steps=100)
+    found = evaluations_for(settings, held_out, small_runs.preset(), 64, tuned=True)
+    assert found.plan.pictures <= 20
+    choosing = ScoredPictures(
+        pictures[20 : 20 + found.plan.pictures], found.plan.strata, small_runs.preset(), 64
+    )
+    assert found.pictures.name == choosing.name
+    assert not found.keeps_best
 
 
 ORDER = {

@@ -29,15 +29,17 @@ from trainer.diffusion.sampler import to_image
 from trainer.text.tokenizer import tokenize
 from trainer.training.checkpoints import RunCheckpoints, StartingPoint
 from trainer.training.evaluations import best_of, read_evaluations
-from trainer.training.fine_tuner import TrainingDivergedError, read_history
+from trainer.training.fine_tuner import FineTuner, TrainingDivergedError, read_history
 from trainer.training.going_on import Line
 from trainer.training.memory import InsufficientMemoryError
 from trainer.training_config import (
+    TUNED,
     WITHOUT_EFFECT_ON_WEIGHTS,
     TrainerSettings,
     TrainingConfig,
     ValidationConfig,
 )
+from trainer.tuning.search import TrialTuner
 from trainer.weights.base_model import BaseModel
 
 PRESET = dataclasses.replace(small_runs.preset(), name="small")
@@ -543,6 +545,83 @@ def test_epochs_and_batches_count_what_repeats() -> None:
     found = run_fn._config_for(config, latents, BASE_MODEL, None)
     # Four epochs of 30 are 12 batches of 10.
     assert (found.batch_size, found.steps) == (10, 12)
+
+
+def search(folder: Path, latents: Path, trials: int = 3, **training: Any) -> TrialTuner:
+    """The search that `tuner_fn` makes, of learning rates from 1e-3 to 1e-1."""
+    given = arguments(folder, latents, **training)
+    told = {
+        "settings": given.custom_config,
+        "run": given.hyperparameters,
+        "tuning": {"trials": trials},
+    }
+    fn_args = FnArgs(train_files=given.train_files, custom_config=told)
+    return run_fn.tuner_fn(fn_args).tuner
+
+
+def trained_to(folder: Path) -> dict[str, np.ndarray]:
+    """All that the latest checkpoint of the one training below a folder holds."""
+    [training] = folder.iterdir()
+    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(training)))
+    names = reader.get_variable_to_shape_map()
+    return {name: reader.get_tensor(name) for name in names if "CHECKPOINTABLE" not in name}
+
+
+def test_trials_are_parts_of_the_training_that_they_come_to(tmp_path: Path) -> None:
+    latents = write_latents(tmp_path / "latents", held_out=20)
+    folders = {name: tmp_path / name for name in ("once", "in_parts", "between")}
+    train = search(tmp_path, latents, **CHOOSING).train
+    once = train({"learning_rate": 0.02}, 3, str(folders["once"]))
+    # Another one in between, with the same networks, leaves no trace.
+    first = train({"learning_rate": 0.02}, 1, str(folders["in_parts"]))
+    other = train({"learning_rate": 0.05}, 2, str(folders["between"]))
+    parts = train({"learning_rate": 0.02}, 3, str(folders["in_parts"]))
+    assert dataclasses.replace(parts, seconds=once.seconds) == once
+    assert parts.training_id == first.training_id != other.training_id
+    assert len({once.losses, first.losses, other.losses}) == 3
+    # The half that chooses, and it alone.
+    assert len(once.losses) <= 10
+    expected, found = (trained_to(folders[name]) for name in ("once", "in_parts"))
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, name)
+    evaluated = [
+        (next(folders[name].iterdir()) / "evaluations.jsonl").read_text()
+        for name in ("once", "in_parts")
+    ]
+    assert evaluated[0] == evaluated[1]
+
+
+@pytest.mark.slow
+def test_the_trainer_trains_no_step_of_what_the_search_has_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = write_latents(tmp_path / "latents", held_out=20)
+    tuner = search(tmp_path, latents)
+    tuner.search()
+    chosen = tuner.conclude(str(tmp_path / "checkpoints")).chosen
+    assert chosen.steps == 3
+    assert 1e-3 <= chosen.hyperparameters["learning_rate"] <= 1e-1
+    exported: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(run_fn, "_export", lambda run, trained, _: exported.append((run, trained)))
+    recorded: list[Any] = []
+    monkeypatch.setattr(run_fn, "_record", lambda *given: recorded.append(given))
+    monkeypatch.setattr(run_fn, "draw_validation", lambda *_: None)
+    monkeypatch.setattr(FineTuner, "train_step", None)
+    given = arguments(tmp_path, latents)
+    given.hyperparameters = {**given.hyperparameters, TUNED: dict(chosen.hyperparameters)}
+    run_fn.run_fn(given)
+    [(run, trained)] = exported
+    assert run.training_id == chosen.result.training_id
+    assert run.config.learning_rate == chosen.hyperparameters["learning_rate"]
+    assert trained.step == 3
+    assert [record.step for record in trained.history] == [1, 2, 3]
+
+
+def test_nothing_is_searched_by_too_few_pictures(tmp_path: Path) -> None:
+    latents = write_latents(tmp_path / "latents", held_out=6)
+    with pytest.raises(UserError, match=r"tuning.trials = 3\): there are 6, and at least 16"):
+        search(tmp_path, latents)
 
 
 def test_weights_that_changed_since_are_refused(tmp_path: Path) -> None:

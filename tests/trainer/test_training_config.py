@@ -13,6 +13,7 @@ from trainer.training_config import (
     RunParameters,
     TrainerSettings,
     TrainingConfig,
+    TuningConfig,
     ValidationConfig,
 )
 
@@ -206,3 +207,18 @@ def test_impossible_run_parameters_are_refused(parameters: dict[str, Any]) -> No
     [name] = parameters
     with pytest.raises(ValueError, match=name):
         started({}, **parameters)
+
+
+def test_what_a_search_has_found_takes_the_place_of_the_settings(small_preset: Preset) -> None:
+    given = TrainingConfig(steps=6, lora_rank=4, lora_alpha=8.0).resolved(small_preset)
+    found = given.with_found({"learning_rate": 0.25, "ema_decay": 0.5, "min_snr_gamma": 5.0})
+    assert found == dataclasses.replace(given, learning_rate=0.25, ema_decay=0.5, min_snr_gamma=5.0)
+    # Adapters of another rank count as much.
+    other = given.with_found({"lora_rank": 16})
+    assert (other.lora_rank, other.lora_alpha) == (16, 32.0)
+
+
+def test_a_learning_rate_is_searched_around_the_trainings_own_or_where_it_was_said() -> None:
+    assert TuningConfig().learning_rates(1e-3) == pytest.approx((1e-4, 1e-2))
+    assert TuningConfig(learning_rate=[1e-5, 1e-4]).learning_rates(1e-3) == (1e-5, 1e-4)
+    assert TuningConfig(learning_rate=[]).learning_rates(1e-3) is None

@@ -143,9 +143,28 @@ def plan_for(config: ResolvedTrainingConfig, pictures: int, chooses: bool) -> Pl
         rows = max(rows, min(pictures, _FEWEST_OF_CHOICE))
     if not rows:
         return None
-    strata = min(_MOST_STRATA, max(1, rows // pictures))
-    scored = min(pictures, rows // strata)
+    scored, strata = _shared_out(rows, pictures)
     return Plan(every, scored, strata, evaluations * scored * strata / work)
+
+
+def trial_rows(steps: int, batch_size: int, scores: int, pictures: int) -> tuple[int, int]:
+    """Pictures, and strata of each, that every trial of a search is scored on.
+
+    Args:
+        steps: Of all trials together.
+        batch_size: Pictures a step.
+        scores: How often a trial is scored.
+        pictures: How many there are, at least one.
+    """
+    affordable = _SHARE_OF_TRAINING * _FORWARD_PASSES_OF_A_STEP * steps * batch_size
+    rows = max(math.floor(affordable / scores), min(pictures, _FEWEST_OF_CHOICE))
+    return _shared_out(rows, pictures)
+
+
+def _shared_out(rows: int, pictures: int) -> tuple[int, int]:
+    """How many pictures, and strata of each, so many rows are."""
+    strata = min(_MOST_STRATA, max(1, rows // pictures))
+    return min(pictures, rows // strata), strata
 
 
 def paired_interval(differences: np.ndarray) -> tuple[float, float]:
@@ -381,6 +400,7 @@ def evaluations_for(
     image_size: int,
     *,
     former: Plan | None = None,
+    tuned: bool = False,
 ) -> Evaluations | None:
     """The evaluations of a run, and says what they are.
 
@@ -394,17 +414,19 @@ def evaluations_for(
         image_size: Side of the pictures in pixels.
         former: Of the training that this one goes on from. Where nothing is chosen it holds for
             this one, too, so that both have one curve, unless it asks for another or is far longer.
+        tuned: Whether they choose hyperparameters in any case.
 
     Returns:
         `None` where nothing is evaluated.
     """
     chooses = config.chooses
-    if chooses and (problem := _too_few(config, held_out)):
+    if chooses and (problem := too_few_to_choose(config, held_out)):
         logger.warning(
             "Nothing is chosen by held-out pictures: %s. The last step is kept.", problem
         )
         config, chooses = dataclasses.replace(config, keep="last", stop_early=0), False
-    scored = held_out.choosing if chooses else held_out.all
+    half = chooses or tuned
+    scored = held_out.choosing if half else held_out.all
     plan = plan_for(config, len(scored.records), chooses)
     if plan is not None and former is not None and not chooses:
         plan = _as_before(former, plan, config)
@@ -416,7 +438,7 @@ def evaluations_for(
         plan.every,
         plan.pictures,
         held_out.all.count,
-        f" ({scored.count:,} may choose, {held_out.judging.count:,} judge)" if chooses else "",
+        f" ({scored.count:,} may choose, {held_out.judging.count:,} judge)" if half else "",
         plan.strata,
         "" if plan.strata == 1 else "s",
         100 * plan.cost,
@@ -434,7 +456,8 @@ def _as_before(former: Plan, plan: Plan, config: ResolvedTrainingConfig) -> Plan
     return former if fits and former.cost <= max(_SHARE_OF_TRAINING, plan.cost) else plan
 
 
-def _too_few(config: ResolvedTrainingConfig, held_out: HeldOutPictures) -> str | None:
+def too_few_to_choose(config: ResolvedTrainingConfig, held_out: HeldOutPictures) -> str | None:
+    """Why nothing can be chosen by these pictures, in words; `None` where it can."""
     count, least = held_out.all.count, config.choose_from_pictures
     if count < least:
         return (

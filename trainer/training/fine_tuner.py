@@ -101,12 +101,15 @@ class RandomValues:
         )
 
 
-def learning_rate_at(config: ResolvedTrainingConfig, step: tf.Tensor) -> tf.Tensor:
+def learning_rate_at(
+    config: ResolvedTrainingConfig, step: tf.Tensor, highest: tf.Tensor | None = None
+) -> tf.Tensor:
     """Linear warm-up from zero, then constant, or linear or cosine decay to zero.
 
     Args:
         config: Hyperparameters.
         step: int [], optimizer steps done before this one.
+        highest: float32 [], the rate after warm-up; `None`: that of `config`.
 
     Returns:
         float32 [].
@@ -122,7 +125,7 @@ def learning_rate_at(config: ResolvedTrainingConfig, step: tf.Tensor) -> tf.Tens
         "cosine": 0.5 * (1.0 + tf.cos(np.pi * progress)),
     }[config.learning_rate_schedule]
     warm_up = tf.minimum(1.0, (step + 1.0) / max(1, config.warmup_steps))
-    return config.learning_rate * warm_up * factor
+    return (config.learning_rate if highest is None else highest) * warm_up * factor
 
 
 def _num_variants(batch: Batch) -> int:
@@ -207,6 +210,8 @@ class FineTuner:
             )
             self.loss_scale = LossScale() if config.precision == "float16" else None
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+            # So that another one needs no other graph.
+            self._learning_rate = tf.Variable(config.learning_rate, trainable=False)
             # The first step whose loss or gradients were not finite, and sums since the last
             # record: kept on the device, which would have to wait if each step were read.
             self._bad_step = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -460,7 +465,7 @@ class FineTuner:
             norm > limit, lambda: [g * (limit / norm) for g in gradients], lambda: gradients
         )
         done = tf.identity(self.step) + 1
-        learning_rate = learning_rate_at(self.config, done - 1)
+        learning_rate = learning_rate_at(self.config, done - 1, tf.identity(self._learning_rate))
         finite = tf.math.is_finite(norm)
         if self.loss_scale is None:
             self.optimizer.apply(gradients, learning_rate, done)
@@ -550,6 +555,47 @@ class FineTuner:
             self._step_function.get_concrete_function(spec, None)
         return self._traced_gradients
 
+    def save_state(self, path: str) -> None:
+        """Writes all that training changes, for `restart`."""
+        tf.train.Checkpoint(**self._state()).write(path)
+
+    def restart(self, path: str, learning_rate: float) -> None:
+        """Makes everything what it was, for another training with the same traces.
+
+        Args:
+            path: That of `save_state`, before any step.
+            learning_rate: Of the other training.
+        """
+        tf.train.Checkpoint(**self._state()).read(path).assert_consumed()
+        self._bad_step.assign(0)
+        self.config = dataclasses.replace(self.config, learning_rate=learning_rate)
+        self._learning_rate.assign(learning_rate)
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps done."""
+        return int(tf.convert_to_tensor(self.step))
+
+    def score_exported(
+        self, pictures: ScoredPictures, folder: str, kept_step: int | None
+    ) -> np.ndarray:
+        """The losses of all rows with the weights that would be exported now.
+
+        Args:
+            pictures: What is scored.
+            folder: That of `train`.
+            kept_step: Whose weights it kept; `None` for the averages as they are. With a step, the
+                weights are changed for good.
+
+        Returns:
+            float32 [pictures * strata].
+        """
+        if kept_step is not None:
+            KeptWeights(folder, self.variables).restore(kept_step)
+            return self.score(pictures)
+        with self._averages_in_place():
+            return self.score(pictures)
+
     def assign_averages(self) -> None:
         """Makes the averaged weights the models' weights, for good."""
         for average, variable in zip(self.optimizer.averages, self.variables, strict=True):
@@ -595,6 +641,7 @@ class FineTuner:
         draw_every_steps: int = 0,
         evaluations: Evaluations | None = None,
         on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
+        until: int | None = None,
     ) -> list[StepRecord]:
         """Trains up to the configured number of steps, from the last checkpoint in `folder`.
 
@@ -611,9 +658,12 @@ class FineTuner:
             evaluations: What is scored in between, and perhaps decides when training stops and
                 which weights are kept (see `assign_kept`); those from before a resume are read.
             on_evaluation: Called with every evaluation as it is made.
+            until: Pause after this step, with a checkpoint, if it is not the last: another call
+                goes on from there, and all is as if there had been no pause.
 
         Returns:
-            All records, those from before a resume too; the last one is of the last step.
+            All records, those from before a resume too; the last one is of the last step, unless
+            training pauses.
 
         Raises:
             TrainingDivergedError: The loss or its gradients are infinite or not a number.
@@ -626,13 +676,14 @@ class FineTuner:
         kept = KeptWeights(folder, self.variables)
         start = checkpoints.restore(start)
         source = folder if start is None else start.folder
-        first_step = int(tf.convert_to_tensor(self.step))
+        first_step = self.steps_done
         history = [r for r in read_history(source) if r.step <= first_step]
         if first_step:
             logger.info("Resuming at step %d of %d.", first_step, config.steps)
         if evaluations is not None:
             evaluations.restore(source, first_step, of_another=start is not None)
-        done = first_step >= config.steps or (evaluations is not None and evaluations.stops)
+        end = config.steps if until is None else min(until, config.steps)
+        done = first_step >= end or (evaluations is not None and evaluations.stops)
         if not done and history and history[-1].step == first_step and not self._window_is_new:
             # Of the last steps, fewer than a record is of otherwise: a part of the next one now.
             history.pop()
@@ -668,7 +719,7 @@ class FineTuner:
         stopped = tf.constant(0.0)
         timed, since = 0, time.monotonic()
         with StopRequest() as stop:
-            for step in range(first_step + 1, config.steps + 1):
+            for step in range(first_step + 1, end + 1):
                 batch = next(batches)
                 ids[step] = batch.get("id")
                 stopped_before = stopped
@@ -686,7 +737,7 @@ class FineTuner:
                     since += time.monotonic() - before
                     last = last or evaluations.stops
                 records = last or step % config.log_every_steps == 0
-                saves = last or stopping or step % config.checkpoint_every_steps == 0
+                saves = last or stopping or step == end or step % config.checkpoint_every_steps == 0
                 draws = draw_every_steps > 0 and step % draw_every_steps == 0 and not last
                 if records or saves or draws:
                     self._check_finite(ids, checkpoints.latest)

@@ -1,7 +1,7 @@
 """Vertex's custom jobs on this machine: every worker of a job is a process.
 
 A server on loopback speaks as much of Vertex's REST API as `components.diffusion_trainer` needs.
-The workers find each other by the `TF_CONFIG` that Vertex gives them.
+The workers find each other by the `TF_CONFIG` and `CLUSTER_SPEC` that Vertex gives them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class EmulatedJobs:
         Args:
             launch: How a worker's container is started.
             logs: Folder for a log of every worker.
-            environment: That of every worker, beside `TF_CONFIG`.
+            environment: That of every worker, beside those.
         """
         self._launch, self._logs, self._environment = launch, logs, environment
         self._jobs: list[dict[str, Any]] = []
@@ -59,9 +59,19 @@ class EmulatedJobs:
 
         def work(kind: str, index: int, container: Mapping[str, Any]) -> tuple[str, int]:
             tf_config = {"cluster": cluster, "task": {"type": kind, "index": index}}
+            # The same by the names of the pools.
+            pools = {"chief": "workerpool0", "worker": "workerpool1"}
+            cluster_spec = {
+                "cluster": {pools[kind]: places for kind, places in cluster.items()},
+                "task": {"type": pools[kind], "index": index},
+            }
             log = self._logs / f"custom-job-{number}-{kind}-{index}.log"
             argv = [*container["command"], *container.get("args", ())]
-            environment = {**self._environment, "TF_CONFIG": json.dumps(tf_config)}
+            environment = {
+                **self._environment,
+                "TF_CONFIG": json.dumps(tf_config),
+                "CLUSTER_SPEC": json.dumps(cluster_spec),
+            }
             status = self._launch(argv, log, environment)
             return f"{kind} {index} ended with status {status}: {_end_of(log)}", status
 

@@ -205,6 +205,34 @@ def test_several_workers_are_a_custom_job() -> None:
     assert config["worker_job"]["image"] == IMAGE
 
 
+def test_trials_have_the_trainers_machine_and_feed_it() -> None:
+    Path("tuned.yaml").write_text("tuning: {trials: 12}")
+    job = compiled("--config", "tuned.yaml")
+    tuner, trainer = (containers(job)[name]["resources"] for name in ("Tuner", "Trainer"))
+    assert tuner == trainer
+    assert tuner["accelerator"] == {"type": "NVIDIA_TESLA_A100", "count": "1"}
+    inputs = tasks(job)["Trainer"]["inputs"]["artifacts"]
+    assert inputs["hyperparameters"]["taskOutputArtifact"]["producerTask"] == "Tuner"
+    assert "Tuner" in tasks(job)["Trainer"]["dependentTasks"]
+    # What a run is started with is the trials', too.
+    parameters = tasks(job)["Tuner"]["inputs"]["parameters"]
+    for name in ("steps", "learning_rate", "seed"):
+        assert parameters[name] == {"componentInputParameter": name}
+
+
+def test_trials_side_by_side_are_a_custom_job() -> None:
+    Path("tuned.yaml").write_text("tuning: {trials: 12, parallel_trials: 4}")
+    job = compiled("--config", "tuned.yaml")
+    tuner = containers(job)["Tuner"]
+    assert "components.diffusion_tuner.custom_job.Executor" in tuner["args"]
+    assert "accelerator" not in tuner["resources"]
+    assert "accelerator" in containers(job)["Trainer"]["resources"]
+    parameters = tasks(job)["Tuner"]["inputs"]["parameters"]
+    config = json.loads(parameters["custom_config"]["runtimeValue"]["constant"])
+    assert config["worker_job"]["workers"] == 4
+    assert config["worker_job"]["machine_type"] == "a2-highgpu-1g"
+
+
 def test_nothing_of_this_machine_is_in_it(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home-of-somebody"))
     monkeypatch.setenv("HF_TOKEN", "hf_averysecrettoken")

@@ -1,0 +1,99 @@
+"""The DiffusionTuner component."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from tfx import types
+from tfx.components import Tuner
+from tfx.dsl.components.base import base_component, executor_spec
+from tfx.orchestration.data_types import RuntimeParameter
+from tfx.proto import trainer_pb2
+from tfx.types import component_spec, standard_artifacts, standard_component_specs
+from tfx.utils import json_utils
+
+from components.code_version import code_version
+from components.diffusion_trainer.worker_job import CONFIG_KEY, WorkerJob
+from components.diffusion_tuner import executor
+from trainer.training_config import TrainerSettings, TuningConfig
+
+TUNER_FN = "trainer.run_fn.tuner_fn"
+
+
+class DiffusionTunerSpec(standard_component_specs.TunerSpec):
+    """Tuner's, with what one changes from run to run as parameters of their own."""
+
+    PARAMETERS = {
+        **standard_component_specs.TunerSpec.PARAMETERS,
+        "steps": component_spec.ExecutionParameter(type=int),
+        "learning_rate": component_spec.ExecutionParameter(type=float),
+        "seed": component_spec.ExecutionParameter(type=int),
+    }
+
+
+class DiffusionTuner(Tuner):
+    """TFX's Tuner, with steps, learning rate and seed as `DiffusionTrainer` has them.
+
+    Outputs:
+      best_hyperparameters: `standard_artifacts.HyperParameters`, what the Trainer trains with.
+        Custom properties: `found`, in words; `trial`, its loss `held_out_loss`, and `trials`.
+      tuner_results: `standard_artifacts.TunerResults`, all trials: TFX's `tuner_results.json`,
+        `trials.json` with what each cost and scored, and the page `tuning.html`.
+    """
+
+    SPEC_CLASS = DiffusionTunerSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(executor.Executor)
+
+    def __init__(
+        self,
+        examples: types.BaseChannel,
+        *,
+        settings: TrainerSettings,
+        tuning: TuningConfig,
+        runtime_parameters: Mapping[str, RuntimeParameter] | None = None,
+        worker_job: WorkerJob | None = None,
+    ) -> None:
+        """Makes the component.
+
+        Args:
+            examples: What LatentGen made.
+            settings: What `run_fn` is told.
+            tuning: What is searched.
+            runtime_parameters: As of `DiffusionTrainer`.
+            worker_job: Try on several machines, as a Vertex custom job; `None`: in this step.
+        """
+        config, executor_class = (
+            {
+                executor.SETTINGS: settings.to_json(),
+                executor.TUNING: dataclasses.asdict(tuning),
+                # That of the trials is in the settings.
+                "code_version": code_version("components.diffusion_tuner.executor"),
+            },
+            None,
+        )
+        if worker_job is not None:
+            # Imports Vertex's client: four seconds that nobody else need wait for.
+            from components.diffusion_tuner import custom_job
+
+            config[CONFIG_KEY] = worker_job.to_json()
+            executor_class = executor_spec.ExecutorClassSpec(custom_job.Executor)
+        given = runtime_parameters or {}
+        # Tuner's own would make the spec without the further parameters.
+        base_component.BaseComponent.__init__(
+            self,
+            DiffusionTunerSpec(
+                examples=examples,
+                tuner_fn=TUNER_FN,
+                train_args=trainer_pb2.TrainArgs(splits=["train"]),
+                eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
+                custom_config=json_utils.dumps(config),
+                **{
+                    name: given.get(name, value)
+                    for name, value in settings.training.run_parameters.items()
+                },
+                best_hyperparameters=types.Channel(type=standard_artifacts.HyperParameters),
+                tuner_results=types.Channel(type=standard_artifacts.TunerResults),
+            ),
+            custom_executor_spec=executor_class,
+        )
