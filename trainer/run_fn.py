@@ -161,7 +161,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
         held_out.choosing.records[:scored], strata, base_model.preset, base_model.image_size
     )
     facts = {
-        "training": _training_id(settings, config, base_model, latents, latents_uri),
+        "training": _name(_facts(settings, config, base_model, latents, latents_uri)),
         "tuning": {**dataclasses.asdict(tuning), "parallel_trials": 1},
         "scored": pictures.name,
     }
@@ -242,14 +242,16 @@ class _Trials:
         rate = settings.training.learning_rate
         self._run.tuner.restart(initial, rate)
         config = dataclasses.replace(self._run.config, learning_rate=rate)
-        training_id = _training_id(
+        facts = _facts(
             settings, config, self._run.base_model, self._run.latents, self._run.latents_uri
         )
+        training_id = _name(facts)
         return dataclasses.replace(
             self._run,
             settings=dataclasses.replace(self._run.settings, training=config),
             config=config,
             training_id=training_id,
+            line=_line(settings, facts),
             folder=os.path.join(settings.checkpoint_dir, training_id),
         )
 
@@ -399,7 +401,7 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str], *, tuned: bo
         tuner=tuner,
         memory=memory,
         training_id=training_id,
-        line=Line(settings.checkpoint_dir, _name(_without_length(facts)), training_id),
+        line=_line(settings, facts),
         prompts_are_captions=prompts_are_captions,
         tuned=tuned,
         folder=os.path.join(settings.checkpoint_dir, training_id),
@@ -515,7 +517,11 @@ def _train(run: _Run, until: int | None = None) -> _Trained:
             for log in (train_log, picture_log, held_out_log):
                 log.close()
             return _Trained(
-                history, seconds, evaluations, chosen.step if chosen else tuner.steps_done
+                history,
+                seconds,
+                evaluations,
+                chosen.step if chosen else tuner.steps_done,
+                went_on_from,
             )
         kept, last = evaluations.kept if evaluations else None, history[-1].step
         step = kept.step if kept else last
@@ -825,21 +831,6 @@ def _held_out_files(latents_uri: str) -> list[str]:
     return files
 
 
-def _training_id(
-    settings: TrainerSettings,
-    config: ResolvedTrainingConfig,
-    base_model: BaseModel,
-    latents: LatentsManifest,
-    latents_uri: str,
-) -> str:
-    """Names a training by what decides its weights, and that alone: by it, checkpoints are found.
-
-    Not where things lie, which may have been moved. Nor what is drawn, logged, or exported in
-    another format, which a finished training does again without a step.
-    """
-    return _name(_facts(settings, config, base_model, latents, latents_uri))
-
-
 def _facts(
     settings: TrainerSettings,
     config: ResolvedTrainingConfig,
@@ -847,7 +838,11 @@ def _facts(
     latents: LatentsManifest,
     latents_uri: str,
 ) -> dict[str, Any]:
-    """What decides the weights."""
+    """What decides a training's weights, and that alone: by its name, checkpoints are found.
+
+    Not where things lie, which may have been moved. Nor what is drawn, logged, or exported in
+    another format, which a finished training does again without a step.
+    """
     return {
         "preset": settings.preset,
         "image_size": settings.image_size,
@@ -860,9 +855,10 @@ def _facts(
     }
 
 
-def _without_length(facts: dict[str, Any]) -> dict[str, Any]:
+def _line(settings: TrainerSettings, facts: dict[str, Any]) -> Line:
     training = {name: v for name, v in facts["training"].items() if name not in OF_LENGTH}
-    return {**facts, "training": training}
+    name = _name({**facts, "training": training})
+    return Line(settings.checkpoint_dir, name, _name(facts))
 
 
 def _name(facts: dict[str, Any]) -> str:
