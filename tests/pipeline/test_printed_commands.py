@@ -135,6 +135,7 @@ def test_training_longer_takes_every_flag_of_the_run(
         dataclasses.replace(manifest, goes_on_from=step).write(str(model / "Format-Serving"))
         screen = summary.last_screen(config, result, "", output / "run.log", [*steps, *given])
         [longer] = re.findall(r"^  train longer +(.*)$", screen, re.MULTILINE)
-        longer, _, promise = longer.partition(", ")
-        assert promise == ("which goes on from step 4" if step else "")
+        promise = ", which goes on from step 4" if step else ""
+        assert longer.endswith(f" 8{promise}")
+        longer = longer.removesuffix(promise)
         assert shlex.split(longer)[1:] == ["runner_local.py", *given, "--steps", "8"]

@@ -155,23 +155,28 @@ def noted(
     return line
 
 
-def test_checkpoints_weights_and_notes_may_lie_anywhere(tmp_path: Path) -> None:
-    for folder in ("ram://going-on/run", str(tmp_path / "[a] *")):
-        value = tf.Variable(3.0)
-        RunCheckpoints(f"{folder}/short", kept=1, value=value).save(20)
-        KeptWeights(f"{folder}/short", [value]).save(7)
-        noted(folder, "short", CONSTANT)
-        [found] = Line(folder, "line", "mine").candidates(LONGER)
-        assert found == Candidate(StartingPoint(f"{folder}/short", 20), Note(20, 2))
-        value.assign(0.0)
-        begun = RunCheckpoints(f"{folder}/mine", kept=1, value=value)
-        assert begun.restore(found.start) == found.start
-        assert float(value) == 3.0
-        value.assign(0.0)
-        mine = KeptWeights(f"{folder}/mine", [value])
-        mine.take_over(found.start.folder, 7)
-        mine.restore(7)
-        assert float(value) == 3.0
+def test_checkpoints_weights_and_notes_may_be_remote() -> None:
+    folder, value = "ram://going-on/run", tf.Variable(3.0)
+    RunCheckpoints(f"{folder}/short", kept=1, value=value).save(20)
+    KeptWeights(f"{folder}/short", [value]).save(7)
+    noted(folder, "short", CONSTANT)
+    [found] = Line(folder, "line", "mine").candidates(LONGER)
+    assert found == Candidate(StartingPoint(f"{folder}/short", 20), Note(20, 2))
+    value.assign(0.0)
+    assert RunCheckpoints(f"{folder}/mine", kept=1, value=value).restore(found.start) == found.start
+    assert float(value) == 3.0
+    value.assign(0.0)
+    mine = KeptWeights(f"{folder}/mine", [value])
+    mine.take_over(found.start.folder, 7)
+    mine.restore(7)
+    assert float(value) == 3.0
+
+
+def test_what_tensorflow_would_not_restore_is_not_gone_on_from(tmp_path: Path) -> None:
+    folder = str(tmp_path / "[a] *")
+    RunCheckpoints(f"{folder}/short", kept=1, value=tf.Variable(3.0)).save(20)
+    noted(folder, "short", CONSTANT)
+    assert Line(folder, "line", "mine").candidates(LONGER) == []
 
 
 def test_the_furthest_checkpoint_of_a_line_that_is_not_too_far_is_gone_on_from(

@@ -165,10 +165,9 @@ def _kept_path(folder: str, step: int) -> str:
 
 
 def _files(path: str) -> list[str]:
-    # Not by a pattern, which the folder's own name may look like.
-    folder, name = os.path.split(path)
-    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-    return [os.path.join(folder, found) for found in names if found.startswith(f"{name}.")]
+    # As TensorFlow looks for them, which restores nothing where a folder's name is like a pattern.
+    files: list[str] = tf.io.gfile.glob(f"{path}.*")
+    return files
 
 
 def _is_whole(path: str) -> bool:
