@@ -181,7 +181,8 @@ def run_process(command: Sequence[str], output: str) -> Outcome:
     if status == 0:
         return Outcome(True, _result(output, since))
     why = _failure(output, since) or next(
-        (line.removeprefix("error: ") for line in said if line.startswith("error: ")), ""
+        (line.removeprefix("error: ") for line in said if line.startswith("error: ")),
+        said[-1] if said else "",
     )
     return Outcome(False, redacted(why) or f"it ended with status {status}")
 

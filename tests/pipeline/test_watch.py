@@ -194,21 +194,21 @@ def test_a_stamp_changes_with_any_file(tmp_path: Path) -> None:
 
 # Stands for a run: it holds the folder, notes what it read, and fails or waits where it is told to.
 _RUN = """
-import pathlib, signal, sys, time
-from pipeline.housekeeping import output_lock
+import fcntl, pathlib, signal, sys, time
 dataset, output = map(pathlib.Path, sys.argv[1:])
 def stop(number, frame):
     (output / "stopped").write_text(str(number))
     sys.exit(128 + number)
 signal.signal(signal.SIGTERM, stop)
-with output_lock(str(output)):
-    text = sorted(p.read_text() for p in dataset.glob("*.txt"))
-    with open(output / "runs", "a") as runs:
-        runs.write(" ".join(text) + "\\n")
-    if "bad" in text:
-        sys.exit("error: the caption is bad")
-    while "slow" in text:
-        time.sleep(0.05)
+lock = open(output / ".lock", "w")
+fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+text = sorted(p.read_text() for p in dataset.glob("*.txt"))
+with open(output / "runs", "a") as runs:
+    runs.write(" ".join(text) + "\\n")
+if "bad" in text:
+    sys.exit("error: the caption is bad")
+while "slow" in text:
+    time.sleep(0.05)
 """
 _WATCH = """
 import sys
@@ -219,7 +219,7 @@ of_ours = watch.run_process
 def run_process(command, output):
     return of_ours([sys.executable, "-c", RUN, DATASET, output], output)
 watch.run_process = run_process
-sys.exit(runner_local.main(["--dataset", DATASET, "--output", OUTPUT, "--watch", "0.4"]))
+sys.exit(runner_local.main(["--dataset", DATASET, "--output", OUTPUT, "--watch", "0.3"]))
 """
 
 
