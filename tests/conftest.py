@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,9 +26,24 @@ MEMORY_BYTES = 16 << 30
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _keep_bytecode(config)
     if config.getoption("markexpr") == "not slow":
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, hard))
+
+
+def _keep_bytecode(config: pytest.Config) -> None:
+    """Has bytecode kept in pytest's cache where it may not be written beside the sources.
+
+    That is so in many containers, whose packages may come without any. A process that imports
+    TensorFlow and TFX would compile eight thousand modules, for half a minute, and the tests start
+    dozens of such processes.
+    """
+    # `-p no:cacheprovider` leaves none.
+    cache: pytest.Cache | None = getattr(config, "cache", None)
+    if cache is not None and os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        place = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(cache.mkdir("bytecode")))
+        sys.dont_write_bytecode, sys.pycache_prefix = False, place
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -321,3 +321,10 @@ def test_help_says_something_of_every_target() -> None:
 def test_one_name_for_a_run_s_folder(target: str, expected: str) -> None:
     said = made("--dry-run", "--old-file=setup", target, "RUN=runs/my own", "ARGS=")
     assert shlex.split(expected) == shlex.split(said)[-len(shlex.split(expected)) :]
+
+
+def test_what_one_process_of_the_tests_has_compiled_is_there_for_the_next(tmp_path: Path) -> None:
+    (tmp_path / "some.py").write_text("print(__cached__)")
+    command = [sys.executable, "-c", "import some"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).is_file()

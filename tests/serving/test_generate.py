@@ -1,6 +1,7 @@
 """Pictures from three small but real SavedModels in a serving directory."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -498,7 +499,12 @@ def test_tensorflow_alone_is_enough(pushed: Path, tmp_path: Path) -> None:
     process = subprocess.run(
         [sys.executable, "-c", script, "a dragon", "--out", out, "--serving-dir", pushed],
         cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            # Where tests/conftest.py has bytecode kept.
+            **{k: v for k, v in os.environ.items() if k == "PYTHONPYCACHEPREFIX"},
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -90,10 +90,11 @@ class OblongPreset(Preset):
 
 
 def without_sampling(model: keras.Model, like: Preset, image_size: int) -> DiffusionModelModule:
-    """What is exported of a diffusion model but its sampling loop, which takes long to trace."""
+    """What is exported of a diffusion model but its sampling loops, which take long to trace."""
     module = DiffusionModelModule(model, like, image_size)
     del module.serve, module.from_noise, module.sample
     del module.sampled, module.sampled_from_noise, module.sampled_at_size
+    del module.rows, module.sample_rows
     return module
 
 

@@ -38,7 +38,7 @@ _LAST_LINES = 30
 # The machine's, and how the network and the storage are reached; no other variable of the user's is
 # there.
 _INHERITED = (
-    "PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR",
+    "PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONPYCACHEPREFIX",
     "https_proxy", "no_proxy", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "STORAGE_EMULATOR_HOST",
     "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_AUTH_TOKEN_FOR_TESTING", "NO_GCE_CHECK",
 )  # fmt: skip
