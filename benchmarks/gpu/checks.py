@@ -18,13 +18,13 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.gpu.rows import NUM_STEPS, Row
+from benchmarks.gpu.stored import write_traced
 from benchmarks.gpu.tracing import (
     GUIDANCE_SCALE,
     features_of,
-    trace_drawing_of,
+    trace_drawing,
     trace_step,
     training_config,
-    write_traced,
 )
 from trainer.export.saved_models import DecoderModule, DiffusionModelModule
 from trainer.presets import NUM_TIMESTEPS, Preset, get_preset
@@ -203,7 +203,7 @@ def _drawing_checks(
         outputs |= {f"latent_{precision}": latent.numpy(), f"pixels_{precision}": pixels.numpy()}
         row = Row("drawing", preset.name, image_size, 1, precision)
         name = f"drawing_{precision}"
-        write_traced(trace_drawing_of(networks, row, preset, names), folder, name)
+        write_traced(trace_drawing(networks, row, preset, names), folder, name)
         checks.append(
             {
                 "name": name,

@@ -30,23 +30,22 @@ def read_module(serialized: bytes) -> Module:
     return Module.FromString(serialized)
 
 
-def slimmed(module: Module) -> Module:
-    """Its computation, and of the rest only which operation of TensorFlow's each one comes from.
+def slim(module: Module) -> None:
+    """Leaves of a module its computation, and which operation of TensorFlow's each one comes from.
 
-    That is what a profile tells; lines of source code are most of a module otherwise.
+    That is what a profile tells; lines of source code are most of a module otherwise. Names of
+    instructions, which XLA wants and which repeat their numbers, are put in again by
+    `benchmarks.gpu.carried.modules.named`.
     """
-    slim = Module()
-    slim.CopyFrom(module)
-    slim.ClearField("stack_frame_index")
-    for computation in slim.computations:
+    module.ClearField("stack_frame_index")
+    for computation in module.computations:
         for instruction in computation.instructions:
             name = instruction.metadata.op_name
             instruction.ClearField("metadata")
             instruction.metadata.op_name = name
-            instruction.name = f"i{instruction.id}"
+            instruction.ClearField("name")
             instruction.ClearField("frontend_attributes")
             instruction.ClearField("statistics_viz")
-    return slim
 
 
 def aliases(module: Module) -> dict[int, int]:

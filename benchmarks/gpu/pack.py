@@ -1,22 +1,25 @@
 """A folder with our computations, to be run where there is a GPU and no TensorFlow.
 
-`make bench-gpu-pack`. Every row is traced in a process of its own, which at full size takes some
-minutes and 9 GB of memory. A folder that is there is completed: rows that the same code has made
-stay. The folder's own README.md says how it is run; `make bench-gpu-read` makes docs/gpu_speed.md
-of what that leaves.
+`make bench-gpu-pack`. Rows on the same networks are traced in one process; at full size a row takes
+about a minute of one core, and a process up to XX GB of memory. A folder that is there is
+completed: rows that the same code has made stay, so that stopping loses the row in the making. The
+folder's own README.md says how it is run; `make bench-gpu-read` makes docs/gpu_speed.md of what
+that leaves.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.rows import Row, chosen_rows
+from benchmarks.gpu.stored import read_facts
 from benchmarks.processes import ROOT, TENSORFLOW_ENVIRONMENT, measured
 from components.code_version import code_version
 from storage.user_errors import UserError
@@ -62,17 +65,16 @@ def write_pack(
     code = code_version("benchmarks.gpu.tracing", "benchmarks.gpu.checks")
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _manifest_there(folder, code)
+    _write(folder, manifest)
     copy_carried(folder, wheels)
     if with_checks and not manifest["checks"]:
         print("checks: traced and computed on this CPU", flush=True)
         manifest["checks"] = _made("checks", str(folder / "checks"))
         _write(folder, manifest)
-    for row in rows:
-        if row.name not in manifest["traced"]:
-            print(row.name, flush=True)
-            settings = json.dumps({k: v for k, v in row.settings().items() if k != "name"})
-            manifest["traced"][row.name] = _made("tracing", settings, str(folder / "rows"))
-            _write(folder, manifest)
+    missing = [row for row in rows if read_facts(folder / "rows", row.name) is None]
+    for group in dict.fromkeys(row.group for row in missing):
+        settings = [dataclasses.asdict(row) for row in missing if row.group == group]
+        _made("tracing", json.dumps(settings), str(folder / "rows"))
     _finish(folder, manifest, rows)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > MOST_BYTES:
@@ -131,7 +133,7 @@ def diffusers_networks(preset: Preset) -> dict[str, Any]:
 
 def finished(
     rows: Sequence[Row],
-    traced: dict[str, dict[str, Any]],
+    traced: Mapping[str, Mapping[str, Any]],
     checks: Sequence[dict[str, Any]],
     presets: Sequence[Preset],
 ) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def finished(
 
     Args:
         rows: Most telling first; with each that recomputes, the one that does not.
-        traced: By the names of rows, what `tracing.write_traced` said.
+        traced: By the names of rows, what `read_facts` says.
         checks: From `checks.make_checks`.
         presets: Of the rows.
     """
@@ -155,21 +157,34 @@ def finished(
     }
 
 
-def _model_flops(row: Row, traced: dict[str, dict[str, Any]]) -> int:
+def _model_flops(row: Row, traced: Mapping[str, Mapping[str, Any]]) -> int:
     flops: int = traced[row.without_recomputing.name]["flops"]
     return flops
 
 
 def _manifest_there(folder: Path, code: str) -> dict[str, Any]:
-    """What the folder has been begun with, if this code did; else an empty one."""
+    """What the folder has been begun with, if this code did; else an empty one.
+
+    Raises:
+        UserError: The folder has something else in it.
+    """
     path = folder / _MANIFEST
-    if path.exists():
+    empty = {"made": {"code": code}, "checks": []}
+    if not any(folder.iterdir()):
+        return empty
+    try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["made"]["code"] == code:
-            return manifest
-        for name in _ROW_FOLDERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
-    return {"made": {"code": code}, "traced": {}, "checks": []}
+        made_by = manifest["made"]["code"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"--out {folder} is neither empty nor a pack (there is no {_MANIFEST} of one): give "
+            "another folder, or a new one"
+        ) from None
+    if made_by == code:
+        return manifest
+    for name in _ROW_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return empty
 
 
 def copy_carried(folder: Path, wheels: Sequence[Path]) -> None:
@@ -197,9 +212,14 @@ def _finish(folder: Path, manifest: dict[str, Any], rows: Sequence[Row]) -> None
         # Of a former choice of rows.
         if path.name not in kept:
             path.unlink()
-    traced = {row.name: manifest["traced"][row.name] for row in rows}
-    complete = finished(rows, traced, manifest["checks"], presets)
-    _write(folder, {**manifest, "traced": traced, **complete})
+    traced = {row.name: _facts(folder, row) for row in rows}
+    _write(folder, {**manifest, **finished(rows, traced, manifest["checks"], presets)})
+
+
+def _facts(folder: Path, row: Row) -> dict[str, int]:
+    facts = read_facts(folder / "rows", row.name)
+    assert facts is not None, f"{row.name} was not traced"
+    return facts
 
 
 def _write(folder: Path, manifest: dict[str, Any]) -> None:

@@ -61,6 +61,11 @@ class Row:
         """The row whose operations the model needs; recomputing them is no more work done."""
         return dataclasses.replace(self, gradient_checkpointing=False)
 
+    @property
+    def group(self) -> tuple[Kind, str, int, int]:
+        """Rows that have this in common are traced in one process, on the same networks."""
+        return self.kind, self.preset, self.image_size, self.lora_rank
+
     def settings(self) -> dict[str, Any]:
         """The row as the pack and its results have it."""
         return {"name": self.name, **dataclasses.asdict(self)}

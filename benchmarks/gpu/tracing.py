@@ -1,4 +1,4 @@
-"""Rows as HLO modules without weights, traced for a GPU on any machine: one line of JSON a row.
+"""Rows as HLO modules without weights, traced for a GPU on any machine; a group a process.
 
 What XLA would be given on a GPU is what it is given here: the step or the drawing, with its
 variables as parameters. Neither values nor a GPU are needed for that; only the variables' memory
@@ -8,10 +8,12 @@ is, most of which is never touched.
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
+import gc
 import json
-import lzma
 import math
+import resource
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,45 +27,23 @@ from benchmarks.gpu.hlo import (
     count_flops,
     dtype_name,
     read_module,
-    slimmed,
+    slim,
 )
 from benchmarks.gpu.rows import NUM_STEPS, Row
+from benchmarks.gpu.stored import Traced, write_traced
 from benchmarks.train.measured import CLIP_NORM, LEARNING_RATE, WEIGHT_DECAY
 from trainer.data.latents import batch_spec
 from trainer.diffusion.noise_schedule import NoiseSchedule
 from trainer.diffusion.sampler import sample
 from trainer.export.drawing_memory import DrawingMemory
 from trainer.export.saved_models import DecoderModule, DiffusionModelModule
-from trainer.networks import build_decoder, build_diffusion_model
+from trainer.networks import build_network
 from trainer.presets import Preset, get_preset
 from trainer.training.fine_tuner import FineTuner
 from trainer.training.memory import activation_bytes, estimate_memory
 from trainer.training_config import ResolvedTrainingConfig, TrainingConfig
 
 GUIDANCE_SCALE = 7.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Traced:
-    """A computation, and what a runner must know of it.
-
-    Attributes:
-        hlo: A serialized `HloModuleProto`.
-        parameters: For each, `dtype`, `shape` and where its first value comes from: `normal` and a
-            deviation, `fill` and a number, `feature` and the name of a batch's, or `array` and a
-            name.
-        results: Names of the results that take no parameter's place, in their order.
-        aliases: For each of the others, by its position, the parameter whose next value it is.
-        flops: From `count_flops`.
-        estimate_bytes: What our own estimate says that it takes in memory.
-    """
-
-    hlo: bytes
-    parameters: Sequence[Mapping[str, Any]]
-    results: Sequence[str]
-    aliases: Mapping[int, int]
-    flops: int
-    estimate_bytes: int
 
 
 def training_config(row: Row, preset: Preset, **overrides: Any) -> ResolvedTrainingConfig:
@@ -89,20 +69,73 @@ def features_of(preset: Preset, row: Row) -> dict[str, tf.TensorSpec]:
     return {name: s for name, s in spec.items() if name == "context" or name.startswith("latent/")}
 
 
-def trace_training(row: Row, preset: Preset) -> Traced:
-    """A row's step, as a GPU takes it."""
-    config = training_config(row, preset)
-    model = build_diffusion_model(preset, row.image_size)
-    text = preset.text_encoder
-    with tf.variable_creator_scope(_without_values):
-        tuner = FineTuner(
-            model,
-            preset,
-            config,
-            empty_caption=tf.zeros((text.max_length, text.width)),
-            for_gpu=True,
-        )
-    return trace_step(tuner, model, features_of(preset, row))
+class Tracer:
+    """Traces the rows of one group; what they have in common is made once."""
+
+    def __init__(self, row: Row, preset: Preset) -> None:
+        """Builds the networks.
+
+        Args:
+            row: One of the group.
+            preset: Of the networks.
+        """
+        self._preset = preset
+        self._group = row.group
+        self._tuners: dict[bool, _RowsTuner] = {}
+        names = ["diffusion_model", *(["decoder"] if row.kind == "drawing" else [])]
+        with _without_values():
+            self._networks = [build_network(name, preset, row.image_size) for name in names]
+
+    def __call__(self, row: Row) -> Traced:
+        """The step or the drawing of a row, as a GPU takes it.
+
+        Raises:
+            ValueError: The row is of another group.
+        """
+        if row.group != self._group:
+            raise ValueError(f"{row.name} is not of the group {self._group}")
+        if row.kind == "drawing":
+            return trace_drawing(self._networks, row, self._preset)
+        tuner = self._tuner(row)
+        return trace_step(tuner, self._networks[0], features_of(self._preset, row))
+
+    def _tuner(self, row: Row) -> _RowsTuner:
+        config = training_config(row, self._preset)
+        # Whose state alone is another.
+        scaled = row.precision == "float16"
+        if scaled not in self._tuners:
+            text = self._preset.text_encoder
+            with _without_values():
+                self._tuners[scaled] = _RowsTuner(
+                    self._networks[0],
+                    self._preset,
+                    config,
+                    empty_caption=tf.zeros((text.max_length, text.width)),
+                    for_gpu=True,
+                )
+        tuner = self._tuners[scaled]
+        tuner.take(config)
+        return tuner
+
+
+class _RowsTuner(FineTuner):
+    """Takes the steps of several rows, on the same variables; their update is traced once."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._any_update = tf.function(super()._update, autograph=False)
+
+    def take(self, config: ResolvedTrainingConfig) -> None:
+        """Makes the next step that is traced one of `config`, which has the same state."""
+        self.config = config
+        self._rows = config.batch_size
+        self._step_function = tf.function(self._train_step, autograph=False, jit_compile=True)
+
+    def _update(
+        self, loss: tf.Tensor, gradients: list[tf.Tensor], stop: tf.Tensor | None
+    ) -> tuple[tf.Tensor, ...]:
+        updated: tuple[tf.Tensor, ...] = self._any_update(loss, gradients, stop)
+        return updated
 
 
 def trace_step(
@@ -141,22 +174,13 @@ def trace_step(
     )
 
 
-def trace_drawing(row: Row, preset: Preset) -> Traced:
-    """A row's pictures as an exported model draws them on a GPU, compiled into one computation."""
-    networks = (
-        build_diffusion_model(preset, row.image_size),
-        build_decoder(preset, row.image_size),
-    )
-    return trace_drawing_of(networks, row, preset)
-
-
-def trace_drawing_of(
+def trace_drawing(
     networks: Sequence[keras.Model],
     row: Row,
     preset: Preset,
     names: Sequence[str] | None = None,
 ) -> Traced:
-    """The same of networks that are there already.
+    """A row's pictures as an exported model draws them on a GPU, compiled into one computation.
 
     Args:
         networks: A diffusion model and a decoder.
@@ -166,10 +190,11 @@ def trace_drawing_of(
             networks begin.
     """
     precision = row.precision
-    diffusion_model = DiffusionModelModule(
-        networks[0], preset, row.image_size, precision, precision
-    )
-    decoder = DecoderModule(networks[1], precision, precision)
+    with _without_values():
+        diffusion_model = DiffusionModelModule(
+            networks[0], preset, row.image_size, precision, precision
+        )
+        decoder = DecoderModule(networks[1], precision, precision)
     function = tf.function(
         lambda **inputs: draw(diffusion_model, decoder, preset, **inputs),
         autograph=False,
@@ -230,23 +255,6 @@ def draw(
     return latent, decoder.pixels(latent)
 
 
-def write_traced(traced: Traced, folder: Path, name: str) -> dict[str, Any]:
-    """Writes `<folder>/<name>.hlo.xz` and, with its parameters, `<folder>/<name>.json.xz`.
-
-    Returns:
-        What the pack's manifest says of it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    call = {
-        "parameters": list(traced.parameters),
-        "results": list(traced.results),
-        "aliases": [list(pair) for pair in traced.aliases.items()],
-    }
-    (folder / f"{name}.json.xz").write_bytes(lzma.compress(json.dumps(call).encode()))
-    (folder / f"{name}.hlo.xz").write_bytes(lzma.compress(traced.hlo))
-    return {"flops": traced.flops, "estimate_bytes": traced.estimate_bytes}
-
-
 def _traced(
     function: tf.types.experimental.PolymorphicFunction,
     arguments: tuple[Any, ...],
@@ -271,7 +279,8 @@ def _traced(
     named = named or {}
     concrete = function.get_concrete_function(*arguments, **named)
     serialized = function.experimental_get_compiler_ir(*arguments, **named)(stage="hlo_serialized")
-    module = slimmed(read_module(serialized))
+    module = read_module(serialized)
+    slim(module)
     names = [
         *(name for argument in arguments if argument for name in sorted(argument)),
         *sorted(named),
@@ -302,24 +311,38 @@ def _first_value_of(variable: keras.Variable) -> dict[str, float]:
     return {"normal": math.prod(variable.shape[:-1]) ** -0.5}
 
 
-def _without_values(next_creator: Any, **arguments: Any) -> tf.Variable:
-    """Creates a variable whose memory nobody has written to, and which so takes none."""
-    value = arguments["initial_value"]
-    if tf.is_tensor(value) and value.dtype == tf.float32:
-        value = tf.raw_ops.Empty(shape=value.shape.as_list(), dtype=value.dtype, init=False)
-    return next_creator(**{**arguments, "initial_value": value})
+def _without_values() -> contextlib.AbstractContextManager[None]:
+    """Within this, variables are created whose memory nobody has written to, and so take none."""
+
+    def create(next_creator: Any, **arguments: Any) -> tf.Variable:
+        given = arguments["initial_value"]
+        value = given
+        if callable(given):
+            with tf.Graph().as_default():
+                value = given()
+        if tf.is_tensor(value) and value.dtype.is_floating:
+            given = tf.raw_ops.Empty(shape=value.shape.as_list(), dtype=value.dtype, init=False)
+        return next_creator(**{**arguments, "initial_value": given})
+
+    scope: contextlib.AbstractContextManager[None] = tf.variable_creator_scope(create)
+    return scope
 
 
 def main() -> None:
-    """The command line: a row's settings as JSON, and the folder to write to."""
+    """The command line: settings of a group's rows as JSON, and the folder to write to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("settings", type=json.loads)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    row = Row(**arguments.settings)
-    preset = get_preset(row.preset)
-    traced = (trace_training if row.kind == "training" else trace_drawing)(row, preset)
-    print(json.dumps(write_traced(traced, arguments.folder, row.name)))
+    rows = [Row(**settings) for settings in arguments.settings]
+    tracer = Tracer(rows[0], get_preset(rows[0].preset))
+    for row in rows:
+        write_traced(tracer(row), arguments.folder, row.name)
+        # A graph is a circle of objects that takes a gigabyte.
+        gc.collect()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(f"{row.name}: {peak / 1e9:.1f} GB at most", file=sys.stderr, flush=True)
+    print(json.dumps({"peak_bytes": peak}))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import pytest
 import tensorflow as tf
 
+from benchmarks.gpu.carried.modules import named
 from benchmarks.gpu.hlo import (
     Module,
     aliases,
     constant_bytes,
     count_flops,
     read_module,
-    slimmed,
+    slim,
 )
 
 # 3 x 3 over 8 x 8 with a border of zeros: along a side, 8 * 3 pairs less those at both ends.
@@ -22,9 +23,14 @@ ALONG_8 = 8 * 3 - 2
 ALONG_8_BY_2 = 4 * 3 - 1
 
 
-def module_of(function: Callable[..., object], *arguments: tf.Tensor) -> Module:
+def serialized_of(function: Callable[..., object], *arguments: tf.Tensor) -> bytes:
     compiled = tf.function(function, autograph=False, jit_compile=True)
-    return read_module(compiled.experimental_get_compiler_ir(*arguments)(stage="hlo_serialized"))
+    serialized: bytes = compiled.experimental_get_compiler_ir(*arguments)(stage="hlo_serialized")
+    return serialized
+
+
+def module_of(function: Callable[..., object], *arguments: tf.Tensor) -> Module:
+    return read_module(serialized_of(function, *arguments))
 
 
 def test_products_of_matrices() -> None:
@@ -77,11 +83,35 @@ def test_a_slim_module_has_the_same_work_and_says_of_which_operations() -> None:
         with tf.name_scope("down_blocks.0"):
             return tf.matmul(x, x, name="product")
 
-    module = module_of(square, tf.ones((4, 4)))
-    slim = slimmed(module)
-    assert len(slim.SerializeToString()) < len(module.SerializeToString())
-    assert count_flops(slim) == count_flops(module) == 2 * 4**3
-    [entry] = [c for c in slim.computations if c.id == slim.entry_computation_id]
+    serialized = serialized_of(square, tf.ones((4, 4)))
+    module = read_module(serialized)
+    slim(module)
+    small = module.SerializeToString()
+    assert len(small) < len(serialized)
+    assert count_flops(module) == count_flops(read_module(serialized)) == 2 * 4**3
+    [entry] = [c for c in module.computations if c.id == module.entry_computation_id]
     [dot] = [i for i in entry.instructions if i.opcode == "dot"]
     assert "down_blocks.0/product" in dot.metadata.op_name
     assert not dot.metadata.source_file
+
+
+def test_instructions_are_named_again_without_protobuf() -> None:
+    def many(x: tf.Tensor) -> tf.Tensor:
+        # More than 127 bytes, and more than one computation.
+        return tf.reduce_sum(tf.sin(x) * tf.constant(list(range(200)), tf.float32))
+
+    stored = read_module(serialized_of(many, tf.ones((200,))))
+    slim(stored)
+    module = read_module(named(stored.SerializeToString()))
+    assert len(module.computations) > 1
+    instructions = [i for c in module.computations for i in c.instructions]
+    assert [i.name for i in instructions] == [f"i{n}" for n in range(len(instructions))]
+    for instruction in instructions:
+        instruction.ClearField("name")
+    assert module == stored
+
+
+@pytest.mark.parametrize("broken", [b"\x0a\x05abc", b"\x0b\x00", b"\x80"])
+def test_bytes_that_are_no_module_are_refused(broken: bytes) -> None:
+    with pytest.raises(ValueError, match="no serialized module"):
+        named(broken)

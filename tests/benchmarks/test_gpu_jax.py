@@ -15,6 +15,7 @@ import small_runs
 
 from benchmarks.gpu import checks, pack, tracing
 from benchmarks.gpu.rows import Row
+from benchmarks.gpu.stored import read_facts, write_traced
 from benchmarks.processes import ROOT
 
 JAX_PYTHON = ROOT / ".venv-jax" / "bin" / "python"
@@ -38,8 +39,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     made = checks.make_checks(folder / "checks", preset, "random", image_size=64, steps=STEPS)
     traced = {}
     for row in ROWS:
-        trace = tracing.trace_training if row.kind == "training" else tracing.trace_drawing
-        traced[row.name] = tracing.write_traced(trace(row, preset), folder / "rows", row.name)
+        write_traced(tracing.Tracer(row, preset)(row), folder / "rows", row.name)
+        traced[row.name] = read_facts(folder / "rows", row.name)
     manifest = {"made": {"code": "1"}, **pack.finished(ROWS, traced, made, [preset])}
     manifest["jobs"] = [job for job in manifest["jobs"] if job["side"] != "diffusers"]
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from benchmarks.gpu.carried.comparing import compare_drawings, compare_losses
 from benchmarks.gpu.carried.timing import seconds_a_call, speed
 from benchmarks.gpu.hlo import read_module
 from benchmarks.gpu.rows import LORA_RANK, Row, all_rows, chosen_rows
+from benchmarks.gpu.stored import Traced, write_traced
 from storage.user_errors import UserError
 from trainer.presets import get_preset
 
@@ -73,7 +75,8 @@ def test_diffusers_dimensions_are_stable_diffusions() -> None:
 
 
 def test_a_step_is_traced_for_a_gpu_with_its_weights_as_parameters() -> None:
-    traced = tracing.trace_training(dataclasses.replace(ROW, lora_rank=2), small_runs.preset())
+    row = dataclasses.replace(ROW, lora_rank=2)
+    traced = tracing.Tracer(row, small_runs.preset())(row)
     module = read_module(traced.hlo)
     opcodes = {i.opcode for c in module.computations for i in c.instructions}
     # As matrix products, patches would be gathered.
@@ -96,12 +99,14 @@ def test_a_step_is_traced_for_a_gpu_with_its_weights_as_parameters() -> None:
     assert traced.estimate_bytes > 4 * 5000
 
 
-class Traced:
+class Tracing:
     """In the place of the processes that trace: writes small files, and keeps count."""
 
-    def __init__(self, megabytes: float = 0.0) -> None:
-        self.calls: list[str] = []
+    def __init__(self, megabytes: float = 0.0, most: int = 99) -> None:
+        """After `most` rows of a process the user ends all."""
+        self.calls: list[Any] = []
         self.bytes = int(1e6 * megabytes)
+        self.most = most
 
     def __call__(self, module: str, *flags: str, environment: dict[str, str]) -> Any:
         assert environment["CUDA_VISIBLE_DEVICES"] == ""
@@ -113,11 +118,16 @@ class Traced:
             check = {"name": "step_float32", "kind": "training", "precision": "float32"}
             return [{**check, "preset": "tiny", "losses": [1.0] * 50}]
         assert module == "benchmarks.gpu.tracing"
-        row = Row(**json.loads(flags[0]))
-        self.calls.append(row.name)
-        for suffix in ("hlo", "json"):
-            (folder / f"{row.name}.{suffix}.xz").write_bytes(bytes(1 + self.bytes))
-        return {"flops": 10 if row.gradient_checkpointing else 7, "estimate_bytes": 3}
+        rows = [Row(**settings) for settings in json.loads(flags[0])]
+        assert len({row.group for row in rows}) == 1
+        self.calls.append([row.name for row in rows])
+        for row in rows[: self.most]:
+            flops = 10 if row.gradient_checkpointing else 7
+            hlo = random.Random(0).randbytes(1 + self.bytes)
+            write_traced(Traced(hlo, [], [], {}, flops, 3), folder, row.name)
+        if len(rows) > self.most:
+            raise KeyboardInterrupt
+        return {"peak_bytes": 1}
 
 
 FIRST = "tiny_training_full_128px_batch4_bfloat16"
@@ -126,14 +136,14 @@ FIRST = "tiny_training_full_128px_batch4_bfloat16"
 def test_a_pack_is_completed_and_made_anew_by_other_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    traced = Traced()
-    monkeypatch.setattr(pack, "measured", traced)
+    tracing_of = Tracing()
+    monkeypatch.setattr(pack, "measured", tracing_of)
     wheel = tmp_path / "diffusers-1-py3-none-any.whl"
     wheel.write_bytes(b"wheel")
     folder = tmp_path / "pack"
     size = pack.write_pack(folder, "tiny", [f"{FIRST}_checkpointing"], [wheel])
     # The row without checkpointing has the operations that the model needs.
-    assert traced.calls == ["checks", f"{FIRST}_checkpointing", FIRST]
+    assert tracing_of.calls == ["checks", [f"{FIRST}_checkpointing", FIRST]]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert [(row["name"], row["flops"]) for row in manifest["rows"]] == [
         (f"{FIRST}_checkpointing", 7),
@@ -157,17 +167,55 @@ def test_a_pack_is_completed_and_made_anew_by_other_code(
 
     other = "tiny_drawing_64px_batch1_float32"
     pack.write_pack(folder, "tiny", [FIRST, other])
-    assert traced.calls[3:] == [other]
+    assert tracing_of.calls[2:] == [[other]]
     assert not (folder / "rows" / f"{FIRST}_checkpointing.hlo.xz").exists()
     monkeypatch.setattr(pack, "code_version", lambda *names: "other")
     pack.write_pack(folder, "tiny", [other])
-    assert traced.calls[4:] == ["checks", other]
+    assert tracing_of.calls[3:] == ["checks", [other]]
+
+
+def test_a_pack_that_was_stopped_goes_on_after_the_last_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack, "measured", Tracing(most=1))
+    folder = tmp_path / "pack"
+    with pytest.raises(KeyboardInterrupt):
+        pack.write_pack(folder, "tiny", [f"{FIRST}*"])
+    done = subprocess.run(["sh", str(folder / "run.sh")], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        1,
+        [f"{folder} is not complete: make bench-gpu-pack again completes it"],
+    )
+    tracing_of = Tracing()
+    monkeypatch.setattr(pack, "measured", tracing_of)
+    # As of a row in the making.
+    (folder / "rows" / "x.hlo.partial").write_bytes(b"half")
+    pack.write_pack(folder, "tiny", [f"{FIRST}*"])
+    assert tracing_of.calls == [[f"{FIRST}_checkpointing"]]
+    names = [FIRST, f"{FIRST}_checkpointing"]
+    assert {path.name for path in (folder / "rows").iterdir()} == {
+        f"{name}.{suffix}.xz" for name in names for suffix in ("hlo", "json")
+    }
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{}"])
+def test_a_folder_with_something_else_is_left_alone(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "mine.txt").write_text("mine")
+    if content:
+        (tmp_path / "manifest.json").write_text(content)
+    assert pack.main(["--out", str(tmp_path)]) == 1
+    assert f"--out {tmp_path} is neither empty nor a pack" in capsys.readouterr().err
+    assert (tmp_path / "rows" / "mine.txt").read_text() == "mine"
+    assert not (tmp_path / "run.sh").exists()
 
 
 def test_what_cannot_be_carried_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pack, "measured", Traced(megabytes=31))
+    monkeypatch.setattr(pack, "measured", Tracing(megabytes=31))
     folder = tmp_path / "pack"
     assert pack.main(["--out", str(folder), "--preset", "tiny", "--rows", FIRST]) == 1
     assert "has 62 MB and may have 60: take fewer rows" in capsys.readouterr().err
@@ -222,8 +270,8 @@ def test_results_are_written_after_every_row_until_time_is_up(tmp_path: Path) ->
 def test_where_jax_gives_no_gpu_the_runner_says_so_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    traced = Traced()
-    monkeypatch.setattr(pack, "measured", traced)
+    tracing_of = Tracing()
+    monkeypatch.setattr(pack, "measured", tracing_of)
     folder = tmp_path / "pack"
     pack.write_pack(folder, "tiny", [FIRST])
     (tmp_path / "empty").mkdir()

@@ -30,6 +30,7 @@ import numpy as np
 from jaxlib import _jax
 
 from .comparing import compare_drawings, compare_losses
+from .modules import named
 from .timing import seconds_a_call, speed
 
 _PROFILED_CALLS = 3
@@ -59,7 +60,7 @@ class Computation:
         self._results: list[str] = call["results"]
         self._aliases: dict[int, int] = dict(call["aliases"])
         with lzma.open(folder / f"{name}.hlo.xz") as f:
-            module = _jax.mlir.hlo_to_stablehlo(f.read())
+            module = _jax.mlir.hlo_to_stablehlo(named(f.read()))
         since = time.perf_counter()
         self._executable = device.client.compile_and_load(module, [device], _jax.CompileOptions())
         self.compile_seconds = time.perf_counter() - since

@@ -155,6 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     pack, device = arguments.pack, arguments.device
     manifest = json.loads((pack / "manifest.json").read_text(encoding="utf-8"))
+    if "jobs" not in manifest:
+        print(f"{pack} is not complete: make bench-gpu-pack again completes it", file=sys.stderr)
+        return 1
     probe = [sys.executable, "-m", f"{__package__}.jax_side", "--device", device]
     machine = run_job(probe, arguments.row_seconds)
     if machine.pop("state") != "done":
