@@ -248,7 +248,7 @@ def last_screen(
     )
     others = command_line.without(argv, "--steps", "--epochs")
     train_longer = script_command(RUNNER, *others, *longer)
-    if (step := _goes_on_from(result.model)) is not None:
+    if (step := _goes_on_from(result.model, config.output)) is not None:
         train_longer += f", which goes on from step {step}"
     steps.append(("train longer", train_longer))
     place_of = () if _is_default(config.output) else ("--output", Path(config.output))
@@ -302,12 +302,16 @@ def pushed_text(result: RunResult, serving_dir: str) -> str:
     return f"no: {result.refusal}" if result.refusal else "no"
 
 
-def _goes_on_from(model: str | None) -> int | None:
+def _goes_on_from(model: str | None, output: str) -> int | None:
     """The step that a longer training goes on from; `None` where it begins anew."""
     if model is None:
         return None
     manifest = ModelManifest.find(os.path.join(model, EXPORT_NAME))
-    return None if manifest is None else manifest.goes_on_from
+    if manifest is None or manifest.training_id is None:
+        return None
+    # A clean-up after the run may have removed what it would go on from.
+    there = os.path.isdir(os.path.join(output, "checkpoints", manifest.training_id))
+    return manifest.goes_on_from if there else None
 
 
 def _first_prompt(config: RunConfig, model_run: str | None) -> str:

@@ -120,7 +120,8 @@ def test_training_longer_takes_every_flag_of_the_run(
     settings = output / "my settings.yaml"
     settings.write_text("training: {log_every_steps: 3}\n")
     given = ["--config", str(settings), "--output", str(output), "--dataset", "a b", "--verbose"]
-    config = load_config(settings, {"training.steps": ("--steps", 4)})
+    flags = {"training.steps": ("--steps", 4), "output": ("--output", str(output))}
+    config = load_config(settings, flags)
     result = summary.RunResult(
         loss=None, loss_baseline=None, baseline=None, blessed=None, unsure=False,
         reasons=(), refusal=None, model=None, version=None,
@@ -129,8 +130,10 @@ def test_training_longer_takes_every_flag_of_the_run(
     )  # fmt: skip
     model = output / "my model"
     (model / "Format-Serving").mkdir(parents=True)
-    manifest = ModelManifest(preset="tiny", image_size=128)
+    manifest = ModelManifest(preset="tiny", image_size=128, training_id="0123")
     result = dataclasses.replace(result, model=str(model))
+    checkpoints = output / "checkpoints" / "0123"
+    checkpoints.mkdir(parents=True)
     for steps, step in ((["--steps", "4"], None), (["--steps=4"], None), ([], 4)):
         dataclasses.replace(manifest, goes_on_from=step).write(str(model / "Format-Serving"))
         screen = summary.last_screen(config, result, "", output / "run.log", [*steps, *given])
@@ -139,3 +142,6 @@ def test_training_longer_takes_every_flag_of_the_run(
         assert longer.endswith(f" 8{promise}")
         longer = longer.removesuffix(promise)
         assert shlex.split(longer)[1:] == ["runner_local.py", *given, "--steps", "8"]
+    # Nor does it where a clean-up has removed what it would go on from.
+    checkpoints.rmdir()
+    assert "which goes on from" not in summary.last_screen(config, result, "", output / "run.log")
