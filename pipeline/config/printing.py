@@ -42,7 +42,9 @@ def allowed(hint: Any) -> str:
     if hint in _NOUNS:
         return _NOUNS[hint]
     if typing.get_origin(hint) is tuple:
-        return "a list of texts that are not empty"
+        element = typing.get_args(hint)[0]
+        of_texts = element is str or typing.get_args(element)[:1] == (str,)
+        return f"a list of {'texts that are not empty' if of_texts else _each(element)}"
     if typing.get_origin(hint) is dict:
         key, value = typing.get_args(hint)
         return f"a mapping from {allowed(key)} to {allowed(value)}"
@@ -68,3 +70,10 @@ def allowed(hint: Any) -> str:
             elif isinstance(constraint, annotated_types.MaxLen):
                 words += f", from 1 to {constraint.max_length} of them"
     return " ".join([words, " and ".join(bounds)]).strip()
+
+
+def _each(hint: Any) -> str:
+    """What each of a list is, such as "numbers, each above 0"."""
+    words = allowed(hint)
+    kind, _, bounds = words.partition("number")
+    return f"{kind.removeprefix('a ')}numbers{f', each{bounds}' if bounds else ''}"
