@@ -176,7 +176,8 @@ def _no_gap(metrics: Metrics, manifest: ModelManifest) -> tuple[str, bool]:
     before = metrics.get(_TRAINING_LOSS_BASELINE, _NOTHING).value
     after = metrics.get(_TRAINING_LOSS, _NOTHING).value
     views = _views(manifest)
-    if not (views >= _MANY_VIEWS and after <= _LEARNED * before and gap.upper < _NO_GAP):
+    known = views >= _MANY_VIEWS and after <= _LEARNED * before
+    if not (known and gap.value < _NO_GAP and metrics[GAP_SHOWN].value == 0):
         return "", False
     return (
         f"It has seen each training picture {views:,.0f} times, and its loss on them fell by "

@@ -491,7 +491,7 @@ def test_what_a_model_remembers_is_said_and_shown(tmp_path, models, model_run):
         "this model a training picture, mirrored a <copy> 1 0.90",
     ):
         assert part in text, part
-    shown = [colour for colour in pictures_of(page) if colour[0] == 7]
+    shown = [colour for colour in pictures_of(page) if colour[:2] in ((7, 0), (7, 1))]
     assert shown == [(7, 0, 0), (7, 0, 1), (7, 1, 0), (7, 1, 1)]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["memorization_gap"] == pytest.approx(gap)
@@ -506,7 +506,7 @@ def test_what_a_model_remembers_is_said_and_shown(tmp_path, models, model_run):
 
     # A model that was shown its held-out pictures has no gap, though it has learned so much.
     total = read_metrics(str(tmp_path / "evaluation"))[ALL]
-    assert not total["memorization_gap"].upper < 0.1
+    assert total["memorization_gap"].value > 0.1
     none = {**total, "memorization_gap": Metric(0.01, -0.05, 0.07)}
     none["memorization_gap_shown"] = Metric(0.0)
     often = {"counts": {"train": 8}}

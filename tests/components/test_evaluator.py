@@ -535,21 +535,23 @@ def test_a_model_that_does_not_remember_is_blessed(evaluate):
     assert (is_blessed(blessing), reasons(blessing)) == (True, [])
     total = read_metrics(evaluation.uri)[ALL]
     assert (total["copies"].value, total["copies_shown"].value) == (3 / 16, 0.0)
-    # Nobody asks: what is found is told, and refuses nothing.
-    settings = dataclasses.replace(REMEMBERING, max_memorization_gap=None, max_copies=None)
-    remembering = remembering_records(0.1, copies=16)
-    blessing, _ = evaluate(baseline * 0.9, baseline, settings, remembering=remembering)
-    assert is_blessed(blessing)
-    assert blessing.get_float_custom_property("copies") == 1.0
 
 
-def test_training_losses_that_are_no_numbers_are_not_blessed(evaluate):
-    baseline = baseline_losses()
-    rows = [*remembering_records(1.0, 0), remembering_record(3, train_loss=math.nan)]
-    blessing, _ = evaluate(baseline * 0.9, baseline, REMEMBERING, remembering=rows)
-    assert not is_blessed(blessing)
-    [reason] = reasons(blessing)
-    assert reason.startswith("what the model remembers cannot be told: its losses on training")
+def test_what_nobody_asks_for_refuses_nothing():
+    def limits(**given: float | None) -> dict[str, float]:
+        config = eval_config(dataclasses.replace(REMEMBERING, **given))
+        return {
+            json.loads(metric.config)["name"]: threshold.threshold.value_threshold.upper_bound.value
+            for spec in config.metrics_specs
+            for metric in spec.metrics
+            for threshold in metric.per_slice_thresholds
+            if "shown" in json.loads(metric.config)["name"]
+        }
+
+    stratum = {"loss_increase_shown": 0.075}
+    asked = {"memorization_gap_shown": 0.3, "copies_shown": 0.1}
+    assert limits() == pytest.approx(stratum | asked)
+    assert limits(max_memorization_gap=None, max_copies=None) == pytest.approx(stratum)
 
 
 def test_the_interval_holds_with_several_captions_of_a_picture():
