@@ -89,31 +89,6 @@ def test_two_workers_of_which_one_is_stopped_end_as_one_process_with_the_whole_b
 
 
 @pytest.mark.slow
-def test_two_workers_of_which_one_is_killed_choose_the_step_that_one_process_does(
-    zygote: Zygote, tmp_path: Path
-) -> None:
-    choosing = {"keep": "best", "evaluate_every_steps": 1}
-    order = {"plain": True, "held_out": 40, "overrides": {**CLIPPING, **choosing}}
-    status, log = zygote.run(folder=str(tmp_path / "one"), **order)
-    assert status == 0, log
-    stopped = run_workers(
-        zygote, tmp_path / "two", {}, {"signal": "SIGTERM", "at_evaluation": 4}, **order
-    )
-    assert [status for status, _ in stopped] == [1, 1]
-    # Every worker scores, and finds and keeps the same.
-    for status, log in run_workers(zygote, tmp_path / "two", {}, {}, **order):
-        assert status == 0, log
-        assert re.findall(r"chose step (\d+)", log) == [str(_kept_step(tmp_path / "one"))]
-    ends_alike(tmp_path / "one", tmp_path / "two")
-    assert _kept_step(tmp_path / "one") == _kept_step(tmp_path / "two")
-
-
-def _kept_step(folder: Path) -> int:
-    [step] = {int(path.name[5:11]) for path in folder.glob("kept-*")}
-    return step
-
-
-@pytest.mark.slow
 def test_the_chief_alone_writes(zygote: Zygote, one_process: Path, tmp_path: Path) -> None:
     # Each with a folder of its own, to see who writes.
     folders = [tmp_path / "chief", tmp_path / "worker"]
