@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.carried.cards import card_of
+from benchmarks.gpu.carried.cards import Card, card_of
 from benchmarks.processes import ROOT
 from storage.user_errors import UserError
 
@@ -135,13 +135,8 @@ def page_of(results: Mapping[str, Any]) -> str:
     """The page of a run's results."""
     machine, rows = results["machine"], results["rows"]
     device = str(machine["device"])
-    card = card_of(device)
     software = ", ".join(f"{name} {version}" for name, version in machine["software"].items())
-    peak = (
-        f"Its peak is {card.half:g} TFLOP/s in 16 bits and {card.tf32:g} in TF32 ({card.source})."
-        if card
-        else "It is not in the table of cards (benchmarks/gpu/carried/cards.py): no share of peak."
-    )
+    peak = _peak(card_of(device))
     by = {
         "pack": "the pack's computations, which JAX handed to XLA",
         "tensorflow": "TensorFlow itself",
@@ -165,6 +160,18 @@ def page_of(results: Mapping[str, Any]) -> str:
         *_HOW,
     ]
     return "\n".join(lines)
+
+
+def _peak(card: Card | None) -> str:
+    if card is None:
+        return (
+            "It is not in the table of cards (benchmarks/gpu/carried/cards.py): no share of peak."
+        )
+    in_bfloat16 = "" if card.bfloat16 else ", and it has no units for bfloat16: no share of peak"
+    return (
+        f"Its peak is {card.float16:g} TFLOP/s in 16 bits and {card.float32:g} in float32 "
+        f"({card.source}){in_bfloat16}."
+    )
 
 
 def _label(row: Result) -> str:
