@@ -108,8 +108,9 @@ _HOW = (
     "a CPU, which the card's results are held against.",
     "`make bench-gpu ARGS=\"--device cpu --preset tiny --rows '*_64px_batch1_float32'\"` and "
     "`sh gpu_pack/run.sh --device cpu --rows step_float32`",
-    "try both in small. A pack takes some minutes a row; `ARGS=\"--rows '*_512px_batch4_*'\"` "
-    "takes those rows alone.",
+    "try both in small. A row of a pack takes about a minute of one core and 9 GB of memory; "
+    "`ARGS=\"--rows '*_512px_batch4_*'\"` takes those rows alone.",
+    "A pack that was stopped is gone on with by the same command, after the last row.",
     "",
 )
 
@@ -120,8 +121,10 @@ def page_without_results() -> str:
         [
             "# Training and drawing on a GPU",
             "",
-            "**No card has run this so far**, and no number here is an estimate: there are none. "
+            "**No card has run this so far**, and no number of one is an estimate: there is none. "
             "The commands below write this page on, or from, a machine with a GPU.",
+            "What has been run is on a CPU and in small, by tests: `make bench-gpu`, and the "
+            "pack's script by JAX, held against TensorFlow (`make bench-gpu-check`).",
             "",
             *_INTRODUCTION,
             "",

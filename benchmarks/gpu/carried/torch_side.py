@@ -24,8 +24,8 @@ from .timing import compiling_and_calls, speed
 _LEARNING_RATE, _WEIGHT_DECAY, _CLIP_NORM, _EMA_DECAY = 1e-5, 1e-2, 1.0, 0.9999
 _GUIDANCE_SCALE, _NUM_STEPS = 7.5, 25
 _TOKENS = 77
-# PyTorch's words, its compiler's, which has them within others, and cuBLAS'.
-_OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC_FAILED")
+# PyTorch's words, those that its compiler puts around them, cuBLAS' and a CPU's.
+_OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|allocate memory")
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 Call = Callable[[], object]
