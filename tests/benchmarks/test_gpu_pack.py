@@ -262,12 +262,12 @@ def test_a_job_says_what_became_of_it(code: str, expected: dict[str, Any]) -> No
 
 def test_a_job_that_takes_too_long_is_ended_with_what_it_started(tmp_path: Path) -> None:
     alive = tmp_path / "alive"
-    child = f"sleep 3; touch {alive}"
+    child = f"sleep 2; touch {alive}"
     code = f"import subprocess; subprocess.run(['sh', '-c', {child!r}])"
     since = time.monotonic()
-    facts = run.run_job(python(code), 1.5)
-    assert facts == {"state": "out of time", "why": "it was ended after 2 s"}
-    time.sleep(max(0.0, 4.0 - (time.monotonic() - since)))
+    facts = run.run_job(python(code), 1.0)
+    assert facts == {"state": "out of time", "why": "it was ended after 1 s"}
+    time.sleep(max(0.0, 2.5 - (time.monotonic() - since)))
     assert not alive.exists()
 
 
