@@ -1,7 +1,7 @@
 """A folder with our computations, to be run where there is a GPU and no TensorFlow.
 
 `make bench-gpu-pack`. Rows on the same networks are traced in one process; at full size a row takes
-about a minute of one core, and a process up to XX GB of memory. A folder that is there is
+about a minute of one core, and a process about 9 GB of memory. A folder that is there is
 completed: rows that the same code has made stay, so that stopping loses the row in the making. The
 folder's own README.md says how it is run; `make bench-gpu-read` makes docs/gpu_speed.md of what
 that leaves.
@@ -14,7 +14,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ MOST_BYTES = 60_000_000
 _CARRIED = Path(__file__).with_name("carried")
 _MANIFEST = "manifest.json"
 _ROW_FOLDERS = ("rows", "checks")
+# Of a process: not all of a graph's memory comes back, which at full size is a gigabyte and more.
+_MOST_ROWS = 4
 
 
 def write_pack(
@@ -72,8 +74,8 @@ def write_pack(
         manifest["checks"] = _made("checks", str(folder / "checks"))
         _write(folder, manifest)
     missing = [row for row in rows if read_facts(folder / "rows", row.name) is None]
-    for group in dict.fromkeys(row.group for row in missing):
-        settings = [dataclasses.asdict(row) for row in missing if row.group == group]
+    for together in traced_together(missing):
+        settings = [dataclasses.asdict(row) for row in together]
         _made("tracing", json.dumps(settings), str(folder / "rows"))
     _finish(folder, manifest, rows)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -83,6 +85,14 @@ def write_pack(
             "take fewer rows, by --rows, or no --wheels, in a new folder"
         )
     return size
+
+
+def traced_together(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """The rows of each process: some of one group."""
+    for group in dict.fromkeys(row.group for row in rows):
+        of_group = [row for row in rows if row.group == group]
+        for first in range(0, len(of_group), _MOST_ROWS):
+            yield of_group[first : first + _MOST_ROWS]
 
 
 def jobs_of(rows: Sequence[Row], checks: Sequence[str]) -> list[dict[str, Any]]:
@@ -177,8 +187,8 @@ def _manifest_there(folder: Path, code: str) -> dict[str, Any]:
         made_by = manifest["made"]["code"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"--out {folder} is neither empty nor a pack (there is no {_MANIFEST} of one): give "
-            "another folder, or a new one"
+            f"{folder} is neither empty nor a pack (there is no {_MANIFEST} of one): give another "
+            "folder, or a new one"
         ) from None
     if made_by == code:
         return manifest

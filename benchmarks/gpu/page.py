@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.carried.cards import card_of
+from benchmarks.gpu.carried.cards import Card, card_of
 from benchmarks.processes import ROOT
 from storage.user_errors import UserError
 
@@ -108,8 +108,9 @@ _HOW = (
     "a CPU, which the card's results are held against.",
     "`make bench-gpu ARGS=\"--device cpu --preset tiny --rows '*_64px_batch1_float32'\"` and "
     "`sh gpu_pack/run.sh --device cpu --rows step_float32`",
-    "try both in small. A pack takes some minutes a row; `ARGS=\"--rows '*_512px_batch4_*'\"` "
-    "takes those rows alone.",
+    "try both in small. A row of a pack takes about a minute of one core and 9 GB of memory; "
+    "`ARGS=\"--rows '*_512px_batch4_*'\"` takes those rows alone.",
+    "A pack that was stopped is gone on with by the same command, after the last row.",
     "",
 )
 
@@ -120,8 +121,10 @@ def page_without_results() -> str:
         [
             "# Training and drawing on a GPU",
             "",
-            "**No card has run this so far**, and no number here is an estimate: there are none. "
+            "**No card has run this so far**, and no number of one is an estimate: there is none. "
             "The commands below write this page on, or from, a machine with a GPU.",
+            "What has been run is on a CPU and in small, by tests: `make bench-gpu`, and the "
+            "pack's script by JAX, held against TensorFlow (`make bench-gpu-check`).",
             "",
             *_INTRODUCTION,
             "",
@@ -135,13 +138,8 @@ def page_of(results: Mapping[str, Any]) -> str:
     """The page of a run's results."""
     machine, rows = results["machine"], results["rows"]
     device = str(machine["device"])
-    card = card_of(device)
     software = ", ".join(f"{name} {version}" for name, version in machine["software"].items())
-    peak = (
-        f"Its peak is {card.half:g} TFLOP/s in 16 bits and {card.tf32:g} in TF32 ({card.source})."
-        if card
-        else "It is not in the table of cards (benchmarks/gpu/carried/cards.py): no share of peak."
-    )
+    peak = _peak(card_of(device))
     by = {
         "pack": "the pack's computations, which JAX handed to XLA",
         "tensorflow": "TensorFlow itself",
@@ -165,6 +163,18 @@ def page_of(results: Mapping[str, Any]) -> str:
         *_HOW,
     ]
     return "\n".join(lines)
+
+
+def _peak(card: Card | None) -> str:
+    if card is None:
+        return (
+            "It is not in the table of cards (benchmarks/gpu/carried/cards.py): no share of peak."
+        )
+    in_bfloat16 = "" if card.bfloat16 else ", and it has no units for bfloat16: no share of peak"
+    return (
+        f"Its peak is {card.float16:g} TFLOP/s in 16 bits and {card.float32:g} in float32 "
+        f"({card.source}){in_bfloat16}."
+    )
 
 
 def _label(row: Result) -> str:

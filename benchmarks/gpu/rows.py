@@ -62,9 +62,10 @@ class Row:
         return dataclasses.replace(self, gradient_checkpointing=False)
 
     @property
-    def group(self) -> tuple[Kind, str, int, int]:
-        """Rows that have this in common are traced in one process, on the same networks."""
-        return self.kind, self.preset, self.image_size, self.lora_rank
+    def group(self) -> tuple[Kind, str, int, int, bool]:
+        """Rows that have this in common are traced on the same networks and training state."""
+        scales_loss = self.precision == "float16"
+        return self.kind, self.preset, self.image_size, self.lora_rank, scales_loss
 
     def settings(self) -> dict[str, Any]:
         """The row as the pack and its results have it."""

@@ -81,7 +81,7 @@ class Tracer:
         """
         self._preset = preset
         self._group = row.group
-        self._tuners: dict[bool, _RowsTuner] = {}
+        self._tuner: _RowsTuner | None = None
         names = ["diffusion_model", *(["decoder"] if row.kind == "drawing" else [])]
         with _without_values():
             self._networks = [build_network(name, preset, row.image_size) for name in names]
@@ -96,26 +96,19 @@ class Tracer:
             raise ValueError(f"{row.name} is not of the group {self._group}")
         if row.kind == "drawing":
             return trace_drawing(self._networks, row, self._preset)
-        tuner = self._tuner(row)
-        return trace_step(tuner, self._networks[0], features_of(self._preset, row))
-
-    def _tuner(self, row: Row) -> _RowsTuner:
         config = training_config(row, self._preset)
-        # Whose state alone is another.
-        scaled = row.precision == "float16"
-        if scaled not in self._tuners:
-            text = self._preset.text_encoder
+        model, text = self._networks[0], self._preset.text_encoder
+        if self._tuner is None:
             with _without_values():
-                self._tuners[scaled] = _RowsTuner(
-                    self._networks[0],
+                self._tuner = _RowsTuner(
+                    model,
                     self._preset,
                     config,
                     empty_caption=tf.zeros((text.max_length, text.width)),
                     for_gpu=True,
                 )
-        tuner = self._tuners[scaled]
-        tuner.take(config)
-        return tuner
+        self._tuner.take(config)
+        return trace_step(self._tuner, model, features_of(self._preset, row))
 
 
 class _RowsTuner(FineTuner):

@@ -40,7 +40,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     traced = {}
     for row in ROWS:
         write_traced(tracing.Tracer(row, preset)(row), folder / "rows", row.name)
-        traced[row.name] = read_facts(folder / "rows", row.name)
+        facts = read_facts(folder / "rows", row.name)
+        assert facts is not None
+        traced[row.name] = facts
     manifest = {"made": {"code": "1"}, **pack.finished(ROWS, traced, made, [preset])}
     manifest["jobs"] = [job for job in manifest["jobs"] if job["side"] != "diffusers"]
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import random
 import subprocess
 import sys
+import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,18 @@ def test_rows_are_chosen_by_patterns() -> None:
     ]
     with pytest.raises(UserError, match=r"'\*_1024px_\*' matches none of the 60 rows: .*_512px_"):
         chosen_rows("sd-v1-4", ["*_1024px_*"])
+
+
+def test_a_process_traces_a_few_rows_on_the_same_networks() -> None:
+    rows = all_rows("sd-v1-4")
+    parts = list(pack.traced_together(rows))
+    assert sorted(row.name for part in parts for row in part) == sorted(row.name for row in rows)
+    assert parts[0][0] == rows[0]
+    for part in parts:
+        assert len(part) <= 4
+        assert len({(row.kind, row.image_size, row.lora_rank) for row in part}) == 1
+    # Training by size and rank, 12 each; drawing by size, 4 each; and float16 of the larger one.
+    assert len(parts) == 4 * 3 + 2 * 1 + 3
 
 
 def test_jobs_begin_with_what_is_most_telling() -> None:
@@ -207,7 +222,7 @@ def test_a_folder_with_something_else_is_left_alone(
     if content:
         (tmp_path / "manifest.json").write_text(content)
     assert pack.main(["--out", str(tmp_path)]) == 1
-    assert f"--out {tmp_path} is neither empty nor a pack" in capsys.readouterr().err
+    assert f"{tmp_path} is neither empty nor a pack" in capsys.readouterr().err
     assert (tmp_path / "rows" / "mine.txt").read_text() == "mine"
     assert not (tmp_path / "run.sh").exists()
 
@@ -215,10 +230,11 @@ def test_a_folder_with_something_else_is_left_alone(
 def test_what_cannot_be_carried_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pack, "measured", Tracing(megabytes=31))
+    monkeypatch.setattr(pack, "measured", Tracing(megabytes=2))
+    monkeypatch.setattr(pack, "MOST_BYTES", 1_000_000)
     folder = tmp_path / "pack"
     assert pack.main(["--out", str(folder), "--preset", "tiny", "--rows", FIRST]) == 1
-    assert "has 62 MB and may have 60: take fewer rows" in capsys.readouterr().err
+    assert "has 2 MB and may have 1: take fewer rows" in capsys.readouterr().err
     assert pack.main(["--out", str(folder), "--wheels", str(tmp_path)]) == 1
     assert "is no wheel: give files that end in .whl" in capsys.readouterr().err
 
@@ -235,24 +251,33 @@ def python(code: str) -> list[str]:
          {"state": "does not fit", "why": "8 GB"}),
         ("raise ValueError('wrong')", {"state": "failed", "why": "ValueError: wrong"}),
         ("import os; os._exit(7)", {"state": "failed", "why": "it ended with status 7"}),
+        ("", {"state": "failed", "why": "it printed no result"}),
+        ("print('bye')", {"state": "failed", "why": "it printed no result"}),
     ],
-    ids=["done", "does not fit", "failed", "killed"],
+    ids=["done", "does not fit", "failed", "killed", "nothing", "noise"],
 )  # fmt: skip
 def test_a_job_says_what_became_of_it(code: str, expected: dict[str, Any]) -> None:
     assert run.run_job(python(code), 60) == expected
 
 
-def test_a_job_that_takes_too_long_is_ended() -> None:
-    facts = run.run_job(python("import time; time.sleep(60)"), 0.5)
-    assert facts == {"state": "out of time", "why": "it was ended after 0 s"}
+def test_a_job_that_takes_too_long_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    child = f"sleep 2; touch {alive}"
+    code = f"import subprocess; subprocess.run(['sh', '-c', {child!r}])"
+    since = time.monotonic()
+    facts = run.run_job(python(code), 1.0)
+    assert facts == {"state": "out of time", "why": "it was ended after 1 s"}
+    time.sleep(max(0.0, 2.5 - (time.monotonic() - since)))
+    assert not alive.exists()
 
 
 def test_results_are_written_after_every_row_until_time_is_up(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
+    run.write_results(recorded(), path)
     written = []
 
     def measure(job: Any, seconds: float) -> dict[str, Any]:
-        written.append((len(json.loads(path.read_text())["rows"]) if path.exists() else 0, seconds))
+        written.append((len(json.loads(path.read_text())["rows"]), seconds))
         return {"state": "done"}
 
     jobs = [{"side": "ours", "name": name} for name in "ab"]
@@ -316,12 +341,34 @@ def test_seconds_are_those_of_a_call() -> None:
         ("NVIDIA A10", 125.0),
         ("Tesla T4", 65.0),
         ("NVIDIA GeForce RTX 4090", 165.2),
+        ("Tesla V100S-PCIE-32GB", 130.0),
     ],
 )
 def test_cards_are_known_by_their_drivers_names(name: str, half: float) -> None:
     card = card_of(name)
     assert card is not None
-    assert card.half == half
+    assert card.peak("float16") == half
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["NVIDIA A1000", "NVIDIA GB200", "NVIDIA GH200 480GB", "NVIDIA A100-SXM4-40GB MIG 3g.20gb",
+     "NVIDIA GeForce RTX 4090 Laptop GPU"],
+)  # fmt: skip
+def test_what_is_no_known_card_has_no_peak(name: str) -> None:
+    assert card_of(name) is None
+    assert peak_share(name, 1.0, 1.0, "float32") is None
+
+
+def test_a_card_without_bfloat16_has_no_peak_in_it() -> None:
+    assert peak_share("Tesla T4", 65e12, 2.0, "float16") == 0.5
+    assert peak_share("Tesla T4", 65e12, 2.0, "bfloat16") is None
+    results = recorded()
+    results["machine"]["device"] = "Tesla T4"
+    assert (
+        "Its peak is 65 TFLOP/s in 16 bits and 8.1 in float32 (NVIDIA T4 data sheet), and it has "
+        "no units for bfloat16: no share of peak." in page.page_of(results)
+    )
 
 
 def test_shares_of_peak_by_hand() -> None:
@@ -337,7 +384,6 @@ def test_shares_of_peak_by_hand() -> None:
     assert speed(half, "NVIDIA A100-SXM4-40GB", 2.0)["peak_share"] == 0.25
     drawing = {**row, "kind": "drawing", "precision": "float16"}
     assert speed(drawing, "NVIDIA A100-SXM4-40GB", 2.0)["peak_share"] == 0.25
-    assert card_of("NVIDIA A1000") is None
     assert peak_share("cpu", 1.0, 1.0, "float32") is None
 
 
@@ -458,6 +504,62 @@ def test_without_a_gpu_the_command_ends_in_a_line(
     assert line.startswith("TensorFlow sees no GPU here: ")
     assert "--device cpu --preset tiny" in line
     assert command.main(["--device", "cpu", "--look"]) == 0
+
+
+def test_a_row_that_tensorflow_has_no_memory_for_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        why = "Out of memory while trying to allocate 17179869184 bytes.\nBufferAssignment: ..."
+        raise tf.errors.ResourceExhaustedError(None, None, why)
+
+    monkeypatch.setattr(tensorflow_side, "training", full)
+    monkeypatch.setattr(sys, "argv", ["side", "--row", json.dumps(ROW.settings())])
+    tensorflow_side.main()
+    assert json.loads(capsys.readouterr().out) == {
+        "state": "does not fit",
+        "why": "Out of memory while trying to allocate 17179869184 bytes.",
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory. Tried"),
+         {"state": "does not fit", "why": "OutOfMemoryError: CUDA out of memory. Tried"}),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+         {"state": "does not fit",
+          "why": "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"}),
+        (ModuleNotFoundError("No module named 'diffusers'", name="diffusers"),
+         {"state": "missing", "why": "there is no diffusers here"}),
+        (ImportError("\nStableDiffusionPipeline requires the transformers library\n"),
+         {"state": "missing", "why": "StableDiffusionPipeline requires the transformers library"}),
+    ],
+)  # fmt: skip
+def test_pytorchs_side_says_what_it_lacks(
+    error: Exception,
+    expected: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # PyTorch is in another environment.
+    torch = types.ModuleType("torch")
+    vars(torch).update(device=str, nn=types.SimpleNamespace(Module=object))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    path = Path(run.__file__).with_name("torch_side.py")
+    spec = importlib.util.spec_from_file_location(f"{run.__package__}.torch_side", path)
+    assert spec is not None
+    assert spec.loader is not None
+    side = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(side)
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(side, "measure", fails)
+    monkeypatch.setattr(sys, "argv", ["side", "--row", "{}", "--networks", "{}"])
+    side.main()
+    assert json.loads(capsys.readouterr().out) == expected
 
 
 @pytest.mark.slow

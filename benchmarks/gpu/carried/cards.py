@@ -1,8 +1,8 @@
 """What NVIDIA's data sheets say that cards can do, in 10^12 operations a second.
 
-All of dense matrices: where a sheet has the figure "with sparsity", half of it. `half` is of
-bfloat16 and float16 with sums in float32, `tf32` of float32 as tensor cores multiply it, which is
-what XLA and, here, PyTorch do with float32. Imports the standard library alone.
+All of dense matrices: where a sheet has the figure "with sparsity", half of it. In 16 bits with
+sums in float32; `float32` is as tensor cores multiply it (TF32), which is what XLA and, here,
+PyTorch do with it, and of cards without that, plain float32's. Imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -16,44 +16,59 @@ class Card(NamedTuple):
 
     Attributes:
         pattern: Of the name that its driver gives it.
-        half: Of bfloat16 and float16.
-        tf32: Of float32; on a card without tensor cores for it, plain float32's.
+        float16: Of float16.
+        float32: Of float32.
         source: Title of the data sheet.
+        bfloat16: Whether bfloat16 is as fast as float16; else the card has no units for it.
     """
 
     pattern: str
-    half: float
-    tf32: float
+    float16: float
+    float32: float
     source: str
+    bfloat16: bool = True
+
+    def peak(self, computes_in: str) -> float | None:
+        """That of `float32`, `bfloat16` or `float16`; `None` where the sheet has none."""
+        if computes_in == "float32":
+            return self.float32
+        return None if computes_in == "bfloat16" and not self.bfloat16 else self.float16
 
 
 CARDS = (
-    Card(r"B200\b", 2250.0, 1125.0, "NVIDIA DGX B200 data sheet"),
-    Card(r"H200 NVL\b", 835.5, 417.5, "NVIDIA H200 data sheet"),
-    Card(r"H200\b", 989.5, 494.5, "NVIDIA H200 data sheet"),
-    Card(r"H100 NVL\b", 835.5, 417.5, "NVIDIA H100 data sheet"),
-    Card(r"H100 PCIe\b", 756.5, 378.0, "NVIDIA H100 data sheet"),
-    Card(r"H100\b", 989.5, 494.5, "NVIDIA H100 data sheet"),
-    Card(r"A100\b", 312.0, 156.0, "NVIDIA A100 data sheet"),
-    Card(r"A10$", 125.0, 62.5, "NVIDIA A10 data sheet"),
-    Card(r"L40S\b", 362.0, 183.0, "NVIDIA L40S data sheet"),
-    Card(r"L40\b", 181.0, 90.5, "NVIDIA L40 data sheet"),
-    Card(r"L4\b", 121.0, 60.0, "NVIDIA L4 data sheet"),
-    Card(r"RTX A6000\b", 154.8, 77.4, "NVIDIA RTX A6000 data sheet"),
-    Card(r"RTX 4090$", 165.2, 82.6, "NVIDIA Ada GPU architecture white paper"),
-    Card(r"RTX 3090$", 71.0, 35.6, "NVIDIA Ampere GA102 GPU architecture white paper"),
-    Card(r"V100-SXM2\b", 125.0, 15.7, "NVIDIA V100 data sheet"),
-    Card(r"T4$", 65.0, 8.1, "NVIDIA T4 data sheet"),
+    Card(r"\bB200\b", 2250.0, 1125.0, "NVIDIA HGX B200 specifications, an eighth"),
+    Card(r"\bH200 NVL\b", 835.5, 417.5, "NVIDIA H200 data sheet"),
+    Card(r"\bH200\b", 989.5, 494.5, "NVIDIA H200 data sheet"),
+    Card(r"\bH100 NVL\b", 835.5, 417.5, "NVIDIA H100 data sheet"),
+    Card(r"\bH100 PCIe\b", 756.5, 378.0, "NVIDIA H100 data sheet"),
+    Card(r"\bH100\b", 989.5, 494.5, "NVIDIA H100 data sheet"),
+    Card(r"\bA100\b", 312.0, 156.0, "NVIDIA A100 data sheet"),
+    Card(r"\bA10$", 125.0, 62.5, "NVIDIA A10 data sheet"),
+    Card(r"\bL40S\b", 362.0, 183.0, "NVIDIA L40S data sheet"),
+    Card(r"\bL40\b", 181.0, 90.5, "NVIDIA L40 data sheet"),
+    Card(r"\bL4\b", 121.0, 60.0, "NVIDIA L4 data sheet"),
+    Card(r"\bRTX A6000\b", 154.8, 77.4, "NVIDIA Ampere GA102 GPU architecture white paper"),
+    Card(r"\bRTX 4090$", 165.2, 82.6, "NVIDIA Ada GPU architecture white paper"),
+    Card(r"\bRTX 3090$", 71.0, 35.6, "NVIDIA Ampere GA102 GPU architecture white paper"),
+    Card(r"\bV100-SXM2\b", 125.0, 15.7, "NVIDIA V100 data sheet", bfloat16=False),
+    Card(r"\bV100-PCIE\b", 112.0, 14.0, "NVIDIA V100 data sheet", bfloat16=False),
+    Card(r"\bV100S-PCIE\b", 130.0, 16.4, "NVIDIA V100 data sheet", bfloat16=False),
+    Card(r"\bT4$", 65.0, 8.1, "NVIDIA T4 data sheet", bfloat16=False),
 )
 
 
 def card_of(device: str) -> Card | None:
-    """The card that a driver calls `device`, such as `NVIDIA A100-SXM4-40GB`, if it is known."""
+    """The card that a driver calls `device`, such as `NVIDIA A100-SXM4-40GB`, if it is known.
+
+    A part of a card (`... MIG 3g.20gb`) is none.
+    """
+    if re.search(r"\bMIG\b", device):
+        return None
     return next((card for card in CARDS if re.search(card.pattern, device)), None)
 
 
 def peak_share(device: str, flops: float, seconds: float, computes_in: str) -> float | None:
-    """The part of a card's peak that a measurement reached; `None` of an unknown card.
+    """The part of a card's peak that a measurement reached; `None` where the peak is not known.
 
     Args:
         device: The name that its driver gives it.
@@ -62,7 +77,5 @@ def peak_share(device: str, flops: float, seconds: float, computes_in: str) -> f
         computes_in: `float32`, `bfloat16` or `float16`.
     """
     card = card_of(device)
-    if card is None:
-        return None
-    peak = card.tf32 if computes_in == "float32" else card.half
-    return flops / seconds / (peak * 1e12)
+    peak = card.peak(computes_in) if card else None
+    return None if peak is None else flops / seconds / (peak * 1e12)

@@ -11,6 +11,7 @@ import datetime
 import fnmatch
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,22 +44,31 @@ def run_job(
         What it printed, with `state`: `done` if it says nothing else; or `failed` or `out of time`,
         and `why`.
     """
-    try:
-        process = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            env={**os.environ, **(environment or {})},
-            cwd=folder,
-        )
-    except subprocess.TimeoutExpired:
-        return {"state": "out of time", "why": f"it was ended after {seconds:.0f} s"}
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
+        cwd=folder,
+        # With what it starts, such as compilers.
+        start_new_session=True,
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return {"state": "out of time", "why": f"it was ended after {seconds:.0f} s"}
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
-        lines = [line for line in process.stderr.splitlines() if line.strip()]
+        lines = [line for line in stderr.splitlines() if line.strip()]
         why = lines[-1][:300] if lines else f"it ended with status {process.returncode}"
         return {"state": "failed", "why": why}
-    facts: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    try:
+        facts: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        return {"state": "failed", "why": "it printed no result"}
     return {"state": "done", **facts}
 
 
@@ -100,7 +110,7 @@ def run_all(
     seconds: float,
     row_seconds: float,
 ) -> None:
-    """Runs jobs one after another, and writes the results after each.
+    """Runs jobs one after another, and writes the results before the first and after each.
 
     Args:
         jobs: From `jobs_of`.
@@ -111,6 +121,8 @@ def run_all(
         row_seconds: For one.
     """
     began = time.monotonic()
+    # A former run's are none of this one's.
+    write_results(results, path)
     for job in jobs:
         left = seconds - (time.monotonic() - began)
         if left < _LEAST_SECONDS:

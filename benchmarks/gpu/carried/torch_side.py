@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import resource
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,8 @@ from .timing import compiling_and_calls, speed
 _LEARNING_RATE, _WEIGHT_DECAY, _CLIP_NORM, _EMA_DECAY = 1e-5, 1e-2, 1.0, 0.9999
 _GUIDANCE_SCALE, _NUM_STEPS = 7.5, 25
 _TOKENS = 77
+# PyTorch's words, those that its compiler puts around them, cuBLAS' and a CPU's.
+_OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|allocate memory")
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 Call = Callable[[], object]
@@ -180,10 +183,15 @@ def main() -> None:
     device = torch.device("cuda" if arguments.device == "gpu" else "cpu")
     try:
         facts = measure(arguments.row, arguments.networks, device)
-    except torch.OutOfMemoryError as error:
-        facts = {"state": "does not fit", "why": str(error).splitlines()[0][:300]}
-    except ModuleNotFoundError as error:
-        facts = {"state": "missing", "why": f"there is no {error.name} here"}
+    except ImportError as error:
+        # diffusers' stand-in for what it lacks a package for begins with an empty line.
+        why = f"there is no {error.name} here" if error.name else str(error).strip()[:300]
+        facts = {"state": "missing", "why": why}
+    except RuntimeError as error:
+        told = [line for line in str(error).splitlines() if _OUT_OF_MEMORY.search(line)]
+        if not told:
+            raise
+        facts = {"state": "does not fit", "why": told[0][:300]}
     print(json.dumps(facts))
 
 
