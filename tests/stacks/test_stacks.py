@@ -15,8 +15,11 @@ from pathlib import Path
 import make
 import numpy as np
 import pytest
+import small_runs
 import tensorflow as tf
 from zygote import Zygote
+
+from trainer.training.fine_tuner import FineTuner
 
 ARCHIVES = sorted((make.TESTS / "data" / "stacks").glob("*.tar.gz"))
 
@@ -87,9 +90,13 @@ def shown(table: str) -> dict[str, str]:
     return dict(pair for pair in pairs if len(pair) == 2)
 
 
-def test_a_training_is_resumed(left: Path, tmp_path: Path) -> None:
-    import small_runs
+@pytest.fixture(scope="module")
+def subject() -> FineTuner:
+    """Traced once: all that it goes on from is in what was left."""
+    return small_runs.tuner(num_blocks=make.NUM_BLOCKS)
 
+
+def test_a_training_is_resumed(left: Path, subject: FineTuner, tmp_path: Path) -> None:
     half = shutil.copytree(left / "half", tmp_path / "half")
     gone_on_from = []
 
@@ -97,7 +104,6 @@ def test_a_training_is_resumed(left: Path, tmp_path: Path) -> None:
         gone_on_from.append(first_step)
         return small_runs.batches_from(first_step)
 
-    subject = small_runs.tuner(num_blocks=make.NUM_BLOCKS)
     records = subject.train(batches, str(half))
     assert gone_on_from == [make.STEPS_BEFORE]
     with np.load(left / "whole" / "end.npz") as whole:
@@ -110,8 +116,6 @@ def test_a_training_is_resumed(left: Path, tmp_path: Path) -> None:
 
 
 def test_latents_are_read(left: Path) -> None:
-    import small_runs
-
     from trainer.data.latents import parse_latents
 
     stored = tf.data.TFRecordDataset([str(left / "latents.gz")], compression_type="GZIP")
