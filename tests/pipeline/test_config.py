@@ -83,6 +83,8 @@ def test_every_value_is_set_after_resolution():
     assert closed["serving"].pop("checkpoint") is None
     # Twenty times a run, however long it is.
     assert closed["training"].pop("evaluate_every_steps") is None
+    # Around the training's own.
+    assert closed["tuning"].pop("learning_rate") is None
     assert None not in list(leaves(closed))
     unset = {name for name, value in vars(config.dataset).items() if value is None}
     assert unset <= open_fields
