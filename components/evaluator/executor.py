@@ -19,6 +19,7 @@ from tfx.utils import proto_utils
 # TFMA imports it by a name in its configuration; named here, its code is in the cache key.
 from components.evaluator import metrics as _metrics  # noqa: F401
 from components.evaluator.results import ALL, Metrics, Slice, read_metrics, slice_of
+from components.whole_elements import send_whole_elements
 from storage.verdict import BLESSED, REFUSED, UNSURE, VERDICT
 
 CHANGE = "loss_delta"
@@ -81,12 +82,8 @@ class Executor(tfx_executor.Executor):
         _tell(verdict, reasons, pushed=model_utils.is_model_blessed(blessing))
 
     def _make_beam_pipeline(self) -> beam.Pipeline:
-        """TFX's, with one worker.
-
-        Several workers of Beam's own runner in one process were seen to read the input of TFMA's
-        combiners by a coder that did not fit: garbage, or gigabytes. Losses need no more than one.
-        """
-        self._beam_pipeline_args = [*self._beam_pipeline_args, "--direct_num_workers=1"]
+        """TFX's, whose workers do not cut the accumulators of TFMA's combiners in two."""
+        send_whole_elements()
         return super()._make_beam_pipeline()
 
 
