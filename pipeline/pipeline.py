@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow_data_validation as tfdv
-from tfx.components import SchemaGen, StatisticsGen
+from tfx.components import SchemaGen
 from tfx.dsl.components.common.resolver import ResolverStrategy
 from tfx.orchestration import metadata
 from tfx.orchestration.data_types import RuntimeParameter
@@ -25,6 +25,7 @@ from components.latent_gen import LatentGen
 from components.loss_scorer import LossScorer
 from components.pinned_schema_gen import PinnedSchemaGen
 from components.serving_pusher import ServingPusher
+from components.statistics_gen import StatisticsGen
 from pipeline.baseline import LatestBlessedBeforeCandidate
 from pipeline.config import RunConfig
 from pipeline.evaluation import baseline_node, eval_config, splits

@@ -30,7 +30,6 @@ import tensorflow as tf
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 from apache_beam.utils import shared
 from tfx import types
-from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
 from components.caption_example_gen.captions import TEMPLATE_PROPERTY
@@ -69,6 +68,7 @@ from components.caption_example_gen.sources import (
 )
 from components.counts import read_counts, write_counts
 from components.tfrecords import describe_examples, shard_name, write_shard
+from components.whole_elements import WholeElementsExecutor
 from storage import row_index
 from storage.user_errors import UserError
 
@@ -146,7 +146,7 @@ class _Outcome:
         return self.num_rejected + sum(self.examples.values())
 
 
-class Executor(base_beam_executor.BaseBeamExecutor):
+class Executor(WholeElementsExecutor):
     """Reads, checks, splits and writes captioned pictures with Beam."""
 
     def Do(  # noqa: N802

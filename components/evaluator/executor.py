@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import apache_beam as beam
 import tensorflow_model_analysis as tfma
 from tfx import types
 from tfx.components.evaluator import executor as tfx_executor
@@ -19,7 +18,7 @@ from tfx.utils import proto_utils
 # TFMA imports it by a name in its configuration; named here, its code is in the cache key.
 from components.evaluator import metrics as _metrics  # noqa: F401
 from components.evaluator.results import ALL, Metrics, Slice, read_metrics, slice_of
-from components.whole_elements import send_whole_elements
+from components.whole_elements import WholeElementsExecutor
 from storage.verdict import BLESSED, REFUSED, UNSURE, VERDICT
 
 CHANGE = "loss_delta"
@@ -50,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 
 # A subclass of TFX's, or Vertex would not write a blessing that its resolver understands.
-class Executor(tfx_executor.Executor):
+class Executor(WholeElementsExecutor, tfx_executor.Executor):
     """Evaluates with TFX's own executor, and says what the verdict is and why."""
 
     def Do(  # noqa: N802
@@ -80,11 +79,6 @@ class Executor(tfx_executor.Executor):
         blessing.set_string_custom_property(REASONS, "\n".join(reasons))
         blessing.set_int_custom_property(NUM_PICTURES, scores.get_int_custom_property(NUM_PICTURES))
         _tell(verdict, reasons, pushed=model_utils.is_model_blessed(blessing))
-
-    def _make_beam_pipeline(self) -> beam.Pipeline:
-        """TFX's, whose workers do not cut the accumulators of TFMA's combiners in two."""
-        send_whole_elements()
-        return super()._make_beam_pipeline()
 
 
 def why_not(

@@ -21,7 +21,6 @@ import numpy as np
 import tensorflow as tf
 from apache_beam.utils import shared
 from tfx import types
-from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 from tfx.utils import io_utils
 
@@ -29,6 +28,7 @@ from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
 from components.counts import WriteCounts, read_counts
 from components.latent_gen.halves import choosing, first_of_groups
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
+from components.whole_elements import WholeElementsExecutor
 from storage import row_index
 from storage.user_errors import UserError
 
@@ -72,7 +72,7 @@ class _Encoded:
     mirror_log_variance: np.ndarray | None
 
 
-class Executor(base_beam_executor.BaseBeamExecutor):
+class Executor(WholeElementsExecutor):
     """Encodes examples with Beam."""
 
     def Do(  # noqa: N802

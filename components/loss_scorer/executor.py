@@ -24,7 +24,6 @@ import apache_beam as beam
 import tensorflow as tf
 from apache_beam.utils import shared
 from tfx import types
-from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
@@ -35,6 +34,7 @@ from components.loss_scorer.samples import SampleSettings, chosen
 from components.loss_scorer.scorer import Scorer, ScoringTask
 from components.measures import MeasureSettings
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
+from components.whole_elements import WholeElementsExecutor
 from storage.model_manifest import ModelManifest
 from storage.user_errors import UserError
 from trainer.diffusion.draws import num_draws
@@ -101,7 +101,7 @@ class _HeldOut:
     num_pictures: int
 
 
-class Executor(base_beam_executor.BaseBeamExecutor):
+class Executor(WholeElementsExecutor):
     """Scores examples with Beam."""
 
     def Do(  # noqa: N802

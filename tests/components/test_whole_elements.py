@@ -9,7 +9,11 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import execution, worker_handlers
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 
-from components.evaluator import executor
+from components.caption_example_gen.executor import Executor as CaptionExampleGen
+from components.evaluator.executor import Executor as Evaluator
+from components.latent_gen.executor import Executor as LatentGen
+from components.loss_scorer.executor import Executor as LossScorer
+from components.statistics_gen.executor import Executor as StatisticsGen
 
 
 class _Slow:
@@ -20,8 +24,18 @@ class _Slow:
         return _Slow, ()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_element_that_is_long_in_writing_is_sent_whole(monkeypatch, tmp_path, workers):
+@pytest.mark.parametrize(
+    ("executor", "workers"),
+    [
+        (CaptionExampleGen, 2),
+        (StatisticsGen, 2),
+        (LatentGen, 2),
+        (LossScorer, 2),
+        (Evaluator, 1),
+        (Evaluator, 2),
+    ],
+)
+def test_an_element_that_is_long_in_writing_is_sent_whole(monkeypatch, tmp_path, executor, workers):
     monkeypatch.setattr(worker_handlers, "DATA_BUFFER_TIME_LIMIT_MS", 100)
     sent = []
     # Only looked at: half an element, read as one, may ask for all the memory that there is.
@@ -33,7 +47,7 @@ def test_an_element_that_is_long_in_writing_is_sent_whole(monkeypatch, tmp_path,
         "--sdk_container_image=none",
     ]
     context = BaseBeamExecutor.Context(beam_pipeline_args=arguments, tmp_dir=str(tmp_path))
-    with executor.Executor(context)._make_beam_pipeline() as pipeline:
+    with executor(context)._make_beam_pipeline() as pipeline:
         (
             pipeline
             | beam.Create([None], reshuffle=False)

@@ -587,7 +587,7 @@ def test_trials_are_parts_of_the_training_that_they_come_to(tmp_path: Path) -> N
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, name)
     evaluated = [
-        (next(folders[name].iterdir()) / "evaluations.jsonl").read_text()
+        (folders[name] / once.training_id / "evaluations.jsonl").read_text()
         for name in ("once", "in_parts")
     ]
     assert evaluated[0] == evaluated[1]
