@@ -85,6 +85,8 @@ evaluation:
   max_loss_regression: 10.0
   max_stratum_regression: 10.0
   num_samples: 2
+  num_training_pictures: 4
+  num_training_samples: 2
 """
 
 
