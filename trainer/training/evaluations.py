@@ -20,6 +20,7 @@ from scipy import special
 
 from trainer.data.held_out import HeldOutPictures
 from trainer.data.latents import parse_latents
+from trainer.data.whole_files import write_whole
 from trainer.diffusion.draws import draw_noise
 from trainer.presets import Preset
 from trainer.training_config import ResolvedTrainingConfig
@@ -376,11 +377,8 @@ class Evaluations:
 
     def write(self, folder: str) -> None:
         """Writes `<folder>/evaluations.jsonl`, whole or not at all."""
-        tf.io.gfile.makedirs(folder)
-        path = os.path.join(folder, EVALUATIONS_NAME)
-        with tf.io.gfile.GFile(path + ".partial", "w") as f:
-            f.write("".join(json.dumps(dataclasses.asdict(e)) + "\n" for e in self._done))
-        tf.io.gfile.rename(path + ".partial", path, overwrite=True)
+        lines = (json.dumps(dataclasses.asdict(e)) + "\n" for e in self._done)
+        write_whole(os.path.join(folder, EVALUATIONS_NAME), "".join(lines))
 
 
 def read_evaluations(folder: str) -> list[Evaluation]:

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from storage.user_errors import UserError
 from trainer.data.latents import sample_posterior
+from trainer.data.whole_files import write_whole
 from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule, timestep_embedding
 from trainer.networks.matrix_products import convolutions_as_matrix_products
 from trainer.networks.recompute import call_recomputing
@@ -847,8 +848,5 @@ def read_history(folder: str) -> list[StepRecord]:
 
 def write_history(history: list[StepRecord], folder: str) -> None:
     """Writes `<folder>/history.jsonl`, whole or not at all."""
-    tf.io.gfile.makedirs(folder)
-    path = os.path.join(folder, HISTORY_NAME)
-    with tf.io.gfile.GFile(path + ".partial", "w") as f:
-        f.write("".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in history))
-    tf.io.gfile.rename(path + ".partial", path, overwrite=True)
+    lines = (json.dumps(dataclasses.asdict(record)) + "\n" for record in history)
+    write_whole(os.path.join(folder, HISTORY_NAME), "".join(lines))

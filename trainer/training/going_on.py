@@ -16,6 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from trainer.data.whole_files import write_whole
 from trainer.presets import Preset
 from trainer.training.checkpoints import StartingPoint, checkpoint_steps, kept_files
 from trainer.training.evaluations import Evaluations, Plan
@@ -96,11 +97,7 @@ class Line:
 
     def note(self, note: Note) -> None:
         """Notes it of this training, whole or not at all."""
-        tf.io.gfile.makedirs(self._notes)
-        path = self._path(self._training_id)
-        with tf.io.gfile.GFile(path + ".partial", "w") as f:
-            f.write(note.to_json())
-        tf.io.gfile.rename(path + ".partial", path, overwrite=True)
+        write_whole(self._path(self._training_id), note.to_json())
 
     def candidates(self, config: ResolvedTrainingConfig) -> list[Candidate]:
         """The others that this training could go on from, first those that are furthest.

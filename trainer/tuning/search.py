@@ -21,6 +21,7 @@ from keras_tuner.engine import base_tuner
 from keras_tuner.engine import trial as trials
 
 from storage.user_errors import UserError
+from trainer.data.whole_files import write_whole
 from trainer.tuning.oracle import (
     OBJECTIVE,
     SuccessiveHalving,
@@ -289,11 +290,7 @@ class TrialTuner(base_tuner.BaseTuner):
         return TrialResult(**{**content, "losses": tuple(content["losses"])})
 
     def _write(self, trial: trials.Trial, result: TrialResult) -> None:
-        path = self._path(trial)
-        tf.io.gfile.makedirs(os.path.dirname(path))
-        with tf.io.gfile.GFile(path + ".partial", "w") as f:
-            f.write(json.dumps(dataclasses.asdict(result)))
-        tf.io.gfile.rename(path + ".partial", path, overwrite=True)
+        write_whole(self._path(trial), json.dumps(dataclasses.asdict(result)))
 
 
 def in_words(hyperparameters: Mapping[str, float]) -> str:
