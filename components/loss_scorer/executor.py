@@ -29,6 +29,7 @@ from tfx.utils import io_utils, path_utils
 
 from components.counts import WriteCounts, read_counts
 from components.loss_scorer import remembering
+from components.loss_scorer.records import bytes_of
 from components.loss_scorer.remembering import Remembering
 from components.loss_scorer.samples import SampleSettings, chosen
 from components.loss_scorer.scorer import Scorer, ScoringTask
@@ -290,8 +291,8 @@ class _LookedAt:
         )
 
 
-class _LookAt(beam.DoFn):
-    """Looked at -> (what was counted, how many); writes training rows and drawn pictures."""
+class _WithScorer(beam.DoFn):
+    """Work with both models."""
 
     def __init__(
         self, task: ScoringTask, temporary_folder: str, shared_scorer: shared.Shared
@@ -301,7 +302,12 @@ class _LookAt(beam.DoFn):
         self._shared_scorer = shared_scorer
 
     def setup(self) -> None:
+        # One copy a process, however many threads work in it.
         self._scorer = self._shared_scorer.acquire(lambda: Scorer(self._task))
+
+
+class _LookAt(_WithScorer):
+    """Looked at -> (what was counted, how many); writes training rows and drawn pictures."""
 
     def process(self, looked_at: _LookedAt) -> Iterator[tuple[str, int]]:
         scorer = self._scorer
@@ -337,19 +343,8 @@ def _milliseconds_since(begun: float) -> int:
     return round(1000 * (time.monotonic() - begun))
 
 
-class _ScoreShard(beam.DoFn):
+class _ScoreShard(_WithScorer):
     """Shard -> (what was counted, how many); writes the shard of scores."""
-
-    def __init__(
-        self, task: ScoringTask, temporary_folder: str, shared_scorer: shared.Shared
-    ) -> None:
-        self._task = task
-        self._temporary_folder = temporary_folder
-        self._shared_scorer = shared_scorer
-
-    def setup(self) -> None:
-        # One copy a process, however many threads work in it.
-        self._scorer = self._shared_scorer.acquire(lambda: Scorer(self._task))
 
     def process(self, shard: _Shard) -> Iterator[tuple[str, int]]:
         counts = collections.Counter(dict.fromkeys(COUNTS, 0))
@@ -378,12 +373,6 @@ def _judging(shards: list[_Shard], left_out: frozenset[str]) -> Iterator[bytes]:
     for record in itertools.chain.from_iterable(shard.records() for shard in shards):
         if _id_of(record) not in left_out:
             yield record
-
-
-def _id_of(record: bytes) -> str:
-    features = tf.train.Example.FromString(record).features.feature
-    example_id: str = features["id"].bytes_list.value[0].decode()
-    return example_id
 
 
 def _held_out(shards: list[_Shard], left_out: frozenset[str]) -> _HeldOut:
@@ -451,3 +440,7 @@ def _described(manifest: ModelManifest | None) -> str:
     if manifest is None:
         return "a model without a manifest"
     return f"of preset {manifest.preset!r} at {manifest.image_size} pixels"
+
+
+def _id_of(record: bytes) -> str:
+    return bytes_of(record, "id").decode()

@@ -7,7 +7,6 @@ same whether anybody asks or not.
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import json
 import math
@@ -16,14 +15,21 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from components.loss_scorer.latent_examples import read_examples
 from components.loss_scorer.models import exported_decoder
 from components.loss_scorer.nearest import Nearest, nearest, nearest_hundredth
+from components.loss_scorer.records import (
+    bytes_feature,
+    bytes_of,
+    float_feature,
+    int_feature,
+    record_of,
+)
 from components.loss_scorer.samples import DrawnPicture
 from components.loss_scorer.scorer import GROUP, ScoringTask, group_of
 from components.tfrecords import read_shard, shard_name, write_shard
+from serving import png
 from trainer.data.held_out import different_pictures
 from trainer.diffusion.draws import num_draws
 from trainer.presets import LATENT_SCALE
@@ -140,12 +146,7 @@ def write_drawn(path: str, drawn: Iterable[DrawnPicture], temporary_folder: str)
                 "mean": one.mean.astype("<f4").tobytes(),
                 "picture": one.picture.tobytes(),
             }
-            features = {
-                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-                for name, value in values.items()
-            }
-            example = tf.train.Example(features=tf.train.Features(feature=features))
-            yield example.SerializeToString(deterministic=True)
+            yield record_of({name: bytes_feature(value) for name, value in values.items()})
 
     write_shard(path, records(), temporary_folder)
 
@@ -168,12 +169,8 @@ def held_against(
     base_model = task.base_model
     shape, size = base_model.latent_shape, base_model.image_size
     drawn = list(read_shard(path))
-
-    def bytes_of(row: int, name: str) -> bytes:
-        return _bytes_of(drawn[row], name)
-
     rows = range(len(drawn))
-    means = [np.frombuffer(bytes_of(row, "mean"), "<f4").reshape(shape) for row in rows]
+    means = [np.frombuffer(bytes_of(drawn[row], "mean"), "<f4").reshape(shape) for row in rows]
     held_out = [
         example.mean for example in read_examples(remembering.held_out, base_model.preset, size)
     ]
@@ -189,28 +186,29 @@ def held_against(
     write_shard(os.path.join(folder, shard_name("nearness", 0, 1)), records(), uri)
     order = sorted(
         (row for row in rows if math.isfinite(found[row].nearness)),
-        key=lambda row: (found[row].nearness, bytes_of(row, "id")),
+        key=lambda row: (found[row].nearness, bytes_of(drawn[row], "id")),
     )[:_MOST_PAIRS]
     tf.io.gfile.makedirs(os.path.join(uri, _PICTURES_NAME))
     decode = exported_decoder(task.candidate)
     limit = nearest_hundredth(
         [one.nearness for one in found[len(drawn) :] if math.isfinite(one.nearness)]
     )
-    own = {_bytes_of(record, "id"): _bytes_of(record, _MEAN) for record in remembering.drawn}
+    own = {bytes_of(record, "id"): bytes_of(record, _MEAN) for record in remembering.drawn}
     pairs = []
     for number, row in enumerate(order):
         one = found[row]
         [trained_on] = read_examples([one.record], base_model.preset, size, task.caption_variants)
         mean = trained_on.mean
         if one.mirrored:
-            mirror = _bytes_of(one.record, "latent/mirror_mean")
+            mirror = bytes_of(one.record, "latent/mirror_mean")
             mean = np.frombuffer(mirror, "<f2").astype(np.float32).reshape(shape)
         names = [os.path.join(_PICTURES_NAME, f"{number:02d}_{kind}.png") for kind in _KINDS]
-        picture = np.frombuffer(bytes_of(row, "picture"), np.uint8).reshape(size, size, 3)
+        picture = np.frombuffer(bytes_of(drawn[row], "picture"), np.uint8).reshape(size, size, 3)
         original = decode(tf.constant(LATENT_SCALE * mean[None], tf.float32)).numpy()[0]
         for name, pixels in zip(names, (picture, original), strict=True):
-            _write_png(os.path.join(uri, name), pixels)
-        tokens = np.frombuffer(bytes_of(row, "tokens"), "<i8")
+            with tf.io.gfile.GFile(os.path.join(uri, name), "wb") as f:
+                f.write(png.encode(pixels))
+        tokens = np.frombuffer(bytes_of(drawn[row], "tokens"), "<i8")
         pairs.append(
             Pair(
                 caption=caption_of(tokens),
@@ -220,7 +218,7 @@ def held_against(
                 mirrored=one.mirrored,
                 nearness=one.nearness,
                 # Of several captions of the picture, its own may be another.
-                own=_bytes_of(one.record, _MEAN) == own[bytes_of(row, "id")],
+                own=bytes_of(one.record, _MEAN) == own[bytes_of(drawn[row], "id")],
                 suspect=one.nearness < limit,
             )
         )
@@ -229,23 +227,10 @@ def held_against(
 
 
 def _row(name: str, found: Nearest, mean: np.ndarray) -> bytes:
-    features = {
-        name: tf.train.Feature(float_list=tf.train.FloatList(value=[found.nearness])),
-        GROUP: tf.train.Feature(int64_list=tf.train.Int64List(value=[group_of(mean)])),
-        "label": tf.train.Feature(float_list=tf.train.FloatList(value=[0.0])),
-    }
-    example = tf.train.Example(features=tf.train.Features(feature=features))
-    serialized: bytes = example.SerializeToString(deterministic=True)
-    return serialized
-
-
-def _bytes_of(record: bytes, name: str) -> bytes:
-    value: bytes = tf.train.Example.FromString(record).features.feature[name].bytes_list.value[0]
-    return value
-
-
-def _write_png(path: str, pixels: np.ndarray) -> None:
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG")
-    with tf.io.gfile.GFile(path, "wb") as f:
-        f.write(png.getvalue())
+    return record_of(
+        {
+            name: float_feature(found.nearness),
+            GROUP: int_feature(group_of(mean)),
+            "label": float_feature(0.0),
+        }
+    )

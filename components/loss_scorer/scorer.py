@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from components.loss_scorer import models
 from components.loss_scorer.latent_examples import LatentExample, read_examples
+from components.loss_scorer.records import bytes_feature, float_feature, int_feature, record_of
 from components.loss_scorer.samples import DrawnPicture, Sampler, SampleSettings
 from trainer.diffusion.draws import NoiseDraw, draw_noise, stratum_name
 from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule
@@ -167,9 +168,9 @@ class Scorer:
         rows = self._rows(self._examples(serialized()), self._task.num_draws)
         for row, losses in self._scored(rows):
             features = self._features(row, LOSSES, losses)
-            features[CAPTION_BUCKET] = _text(caption_bucket(row.example.tokens).encode())
+            features[CAPTION_BUCKET] = bytes_feature(caption_bucket(row.example.tokens).encode())
             found = measured.get(row.example.id, {})
-            features |= {name: _numbers(*values) for name, values in found.items()}
+            features |= {name: float_feature(*values) for name, values in found.items()}
             yield _as_scored(features, losses)
 
     def training_rows(
@@ -209,12 +210,12 @@ class Scorer:
             found = self._text_part_of(*inputs, contexts[0]).numpy()
             for row, value in zip(batch, found, strict=False):
                 features = {
-                    "id": _text(row.example.id.encode()),
-                    GROUP: _integer(group_of(row.example.mean)),
-                    name: _numbers(float(value)),
-                    "label": _numbers(0.0),
+                    "id": bytes_feature(row.example.id.encode()),
+                    GROUP: int_feature(group_of(row.example.mean)),
+                    name: float_feature(float(value)),
+                    "label": float_feature(0.0),
                 }
-                yield _serialized(features)
+                yield record_of(features)
 
     def drawn(self, serialized: Iterable[bytes]) -> Iterator[DrawnPicture]:
         """Draws pictures for captions of training pictures, with the candidate."""
@@ -333,25 +334,19 @@ class Scorer:
         self, row: _Row, names: Sequence[str], losses: tuple[float, float]
     ) -> dict[str, tf.train.Feature]:
         loss, loss_baseline = losses
-        numbers = (loss, loss_baseline, loss - loss_baseline)
+        values = (loss, loss_baseline, loss - loss_baseline)
         return {
-            "id": _text(row.example.id.encode()),
-            "timestep": _integer(row.draw.timestep),
-            STRATUM: _text(stratum_name(row.stratum, self._task.num_strata).encode()),
-            GROUP: _integer(group_of(row.example.mean)),
-            **{name: _numbers(value) for name, value in zip(names, numbers, strict=True)},
-            "label": _numbers(0.0),
+            "id": bytes_feature(row.example.id.encode()),
+            "timestep": int_feature(row.draw.timestep),
+            STRATUM: bytes_feature(stratum_name(row.stratum, self._task.num_strata).encode()),
+            GROUP: int_feature(group_of(row.example.mean)),
+            **{name: float_feature(value) for name, value in zip(names, values, strict=True)},
+            "label": float_feature(0.0),
         }
 
 
 def _as_scored(features: Mapping[str, tf.train.Feature], losses: tuple[float, float]) -> Scored:
-    return Scored(*losses, _serialized(features))
-
-
-def _serialized(features: Mapping[str, tf.train.Feature]) -> bytes:
-    example = tf.train.Example(features=tf.train.Features(feature=dict(features)))
-    serialized: bytes = example.SerializeToString(deterministic=True)
-    return serialized
+    return Scored(*losses, record_of(features))
 
 
 def group_of(mean: np.ndarray) -> int:
@@ -376,15 +371,3 @@ def caption_bucket(tokens: np.ndarray) -> str:
             return f"{first:02d}-{last:02d} tokens"
         first = last + 1
     return f"{first:02d} tokens or more"
-
-
-def _text(value: bytes) -> tf.train.Feature:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-
-def _integer(value: int) -> tf.train.Feature:
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-
-
-def _numbers(*values: float) -> tf.train.Feature:
-    return tf.train.Feature(float_list=tf.train.FloatList(value=values))
