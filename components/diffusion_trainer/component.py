@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from tfx import types
 from tfx.components import Trainer
@@ -17,6 +18,12 @@ from components.diffusion_trainer.worker_job import CONFIG_KEY, WorkerJob
 from trainer.training_config import TrainerSettings
 
 RUN_FN = "trainer.run_fn.run_fn"
+RUN_PARAMETERS = {
+    "steps": component_spec.ExecutionParameter(type=int),
+    "learning_rate": component_spec.ExecutionParameter(type=float),
+    "seed": component_spec.ExecutionParameter(type=int),
+}
+"""What one changes from run to run, as parameters of a component's spec."""
 
 
 class DiffusionTrainerSpec(standard_component_specs.TrainerSpec):
@@ -24,9 +31,7 @@ class DiffusionTrainerSpec(standard_component_specs.TrainerSpec):
 
     PARAMETERS = {
         **standard_component_specs.TrainerSpec.PARAMETERS,
-        "steps": component_spec.ExecutionParameter(type=int),
-        "learning_rate": component_spec.ExecutionParameter(type=float),
-        "seed": component_spec.ExecutionParameter(type=int),
+        **RUN_PARAMETERS,
     }
 
 
@@ -75,7 +80,6 @@ class DiffusionTrainer(Trainer):
 
             config[CONFIG_KEY] = worker_job.to_json()
             executor_class = executor_spec.ExecutorClassSpec(custom_job.Executor)
-        given = runtime_parameters or {}
         # Trainer's own would make the spec without the further parameters.
         base_component.BaseComponent.__init__(
             self,
@@ -87,12 +91,19 @@ class DiffusionTrainer(Trainer):
                 train_args=trainer_pb2.TrainArgs(splits=["train"]),
                 eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
                 custom_config=json_utils.dumps(config),
-                **{
-                    name: given.get(name, value)
-                    for name, value in settings.training.run_parameters.items()
-                },
+                **given_run_parameters(settings, runtime_parameters),
                 model=types.Channel(type=standard_artifacts.Model),
                 model_run=types.Channel(type=standard_artifacts.ModelRun),
             ),
             custom_executor_spec=executor_class,
         )
+
+
+def given_run_parameters(
+    settings: TrainerSettings, runtime_parameters: Mapping[str, RuntimeParameter] | None
+) -> dict[str, Any]:
+    """Values of `RUN_PARAMETERS`: those of the settings, but for what is left open."""
+    given = runtime_parameters or {}
+    return {
+        name: given.get(name, value) for name, value in settings.training.run_parameters.items()
+    }

@@ -10,10 +10,11 @@ from tfx.components import Tuner
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.orchestration.data_types import RuntimeParameter
 from tfx.proto import trainer_pb2
-from tfx.types import component_spec, standard_artifacts, standard_component_specs
+from tfx.types import standard_artifacts, standard_component_specs
 from tfx.utils import json_utils
 
 from components.code_version import code_version
+from components.diffusion_trainer.component import RUN_PARAMETERS, given_run_parameters
 from components.diffusion_trainer.worker_job import CONFIG_KEY, WorkerJob
 from components.diffusion_tuner import executor
 from trainer.training_config import TrainerSettings, TuningConfig
@@ -26,9 +27,7 @@ class DiffusionTunerSpec(standard_component_specs.TunerSpec):
 
     PARAMETERS = {
         **standard_component_specs.TunerSpec.PARAMETERS,
-        "steps": component_spec.ExecutionParameter(type=int),
-        "learning_rate": component_spec.ExecutionParameter(type=float),
-        "seed": component_spec.ExecutionParameter(type=int),
+        **RUN_PARAMETERS,
     }
 
 
@@ -78,7 +77,6 @@ class DiffusionTuner(Tuner):
 
             config[CONFIG_KEY] = worker_job.to_json()
             executor_class = executor_spec.ExecutorClassSpec(custom_job.Executor)
-        given = runtime_parameters or {}
         # Tuner's own would make the spec without the further parameters.
         base_component.BaseComponent.__init__(
             self,
@@ -88,10 +86,7 @@ class DiffusionTuner(Tuner):
                 train_args=trainer_pb2.TrainArgs(splits=["train"]),
                 eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
                 custom_config=json_utils.dumps(config),
-                **{
-                    name: given.get(name, value)
-                    for name, value in settings.training.run_parameters.items()
-                },
+                **given_run_parameters(settings, runtime_parameters),
                 best_hyperparameters=types.Channel(type=standard_artifacts.HyperParameters),
                 tuner_results=types.Channel(type=standard_artifacts.TunerResults),
             ),
