@@ -20,6 +20,7 @@ from pipeline.lineage.locations import DATABASE_NAME, DEFAULT_STORE
 from pipeline.lineage.moved import relocate
 from pipeline.needs import Policy
 from storage.commands import module_command
+from storage.flags import positive_number
 from storage.user_errors import UserError
 
 _DESCRIPTION = """\
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep-runs",
         metavar="N",
-        type=_positive,
+        type=positive_number,
         help="the newest N runs keep what they made, and of older blessed models only those stay "
         "that are releases, and the latest, as output.keep_runs does it after every run "
         "(default: the latest run, and every blessed model)",
@@ -78,13 +79,6 @@ def _parser() -> argparse.ArgumentParser:
         help="finished trainings keep their checkpoints for as long as their models stay",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("it must be 1 or more")
-    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

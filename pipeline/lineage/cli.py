@@ -18,6 +18,7 @@ from pipeline.lineage.sorting import sorted_runs
 from pipeline.lineage.store import Store
 from storage.addresses import redacted
 from storage.commands import module_command
+from storage.flags import positive_number
 
 _EXIT_NO_ANSWER = 1
 
@@ -232,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--pipeline", metavar="NAME", help="only runs of this pipeline")
     runs.add_argument("--sort", metavar="COLUMN", help="column or metric, the least first")
     runs.add_argument("--reverse", action="store_true", help="the other way round")
-    runs.add_argument("--limit", metavar="N", type=_positive, help="the first N")
+    runs.add_argument("--limit", metavar="N", type=positive_number, help="the first N")
     command("run", "a run: its steps, their settings, what they took and left", _run).add_argument(
         "run", metavar="RUN"
     )
@@ -285,13 +286,6 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", metavar="N", type=_port, default=DEFAULT_PORT)
     serve.add_argument("--open", action="store_true", help="open a browser window")
     return parser
-
-
-def _positive(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError("it must be 1 or more")
-    return number
 
 
 def _port(value: str) -> int:
