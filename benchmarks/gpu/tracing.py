@@ -34,7 +34,7 @@ from benchmarks.gpu.stored import Traced, write_traced
 from benchmarks.train.measured import CLIP_NORM, LEARNING_RATE, WEIGHT_DECAY
 from trainer.data.latents import batch_spec
 from trainer.diffusion.noise_schedule import NoiseSchedule
-from trainer.diffusion.sampler import sample
+from trainer.diffusion.sampler import in_one_call, sample
 from trainer.export.drawing_memory import DrawingMemory
 from trainer.export.saved_models import DecoderModule, DiffusionModelModule
 from trainer.networks import build_network
@@ -236,14 +236,11 @@ def draw(
         Latents, float32 [B, h, w, 4], and pixels, uint8 [B, H, W, 3].
     """
     latent = sample(
-        diffusion_model.predict_on_gpu,
+        in_one_call(diffusion_model.predict_on_gpu, context, unconditional_context),
         NoiseSchedule(preset.prediction),
         noise=noise,
-        context=context,
-        unconditional_context=unconditional_context,
         num_steps=tf.constant(NUM_STEPS),
         guidance_scale=tf.constant(GUIDANCE_SCALE),
-        guided_together=True,
     )
     return latent, decoder.pixels(latent)
 

@@ -72,7 +72,7 @@ class _Drawer:
     ) -> None:
         # Imports Keras.
         from trainer.diffusion.noise_schedule import NoiseSchedule
-        from trainer.diffusion.sampler import sample, step_noise
+        from trainer.diffusion.sampler import in_one_call, sample, step_noise
 
         @tf.function(autograph=False)
         def draw(noise: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
@@ -83,12 +83,11 @@ class _Drawer:
                 one = step_noise(tf.constant([seed, 0]), index, tf.concat([[1], shape[1:]], axis=0))
                 return tf.broadcast_to(one, shape)
 
+            unconditional_context = tf.broadcast_to(unconditional, tf.shape(context))
             return sample(
-                model.predict,
+                in_one_call(model.predict, context, unconditional_context),
                 NoiseSchedule(prediction),
                 noise=noise,
-                context=context,
-                unconditional_context=tf.broadcast_to(unconditional, tf.shape(context)),
                 num_steps=tf.constant(settings.num_steps),
                 guidance_scale=tf.constant(settings.guidance_scale, tf.float32),
                 sampler=settings.sampler,

@@ -15,7 +15,14 @@ from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusio
 
 from storage.user_errors import UserError
 from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
-from trainer.diffusion.sampler import initial_noise, sample, step_noise, to_pixels
+from trainer.diffusion.sampler import (
+    in_one_call,
+    in_two_calls,
+    initial_noise,
+    sample,
+    step_noise,
+    to_pixels,
+)
 from trainer.diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS
 from trainer.export.drawing_memory import DrawingMemory
 from trainer.export.saved_models import (
@@ -112,17 +119,18 @@ def test_two_predictions_apart_are_those_together(loaded: dict[str, Any]) -> Non
     )
     together, apart = (
         sample(
-            lambda latent, timesteps, context: predict(
-                latent=latent, timesteps=tf.cast(timesteps, tf.int32), context=context
-            )["epsilon"],
+            both(
+                lambda latent, timesteps, context: predict(
+                    latent=latent, timesteps=tf.cast(timesteps, tf.int32), context=context
+                )["epsilon"],
+                **contexts,
+            ),
             NoiseSchedule("epsilon"),
             noise=noise,
             num_steps=tf.constant(3),
             guidance_scale=tf.constant(5.0),
-            guided_together=guided_together,
-            **contexts,
         )
-        for guided_together in (True, False)
+        for both in (in_one_call, in_two_calls)
     )
     np.testing.assert_allclose(apart, together, rtol=1e-4, atol=1e-4)
 
@@ -247,11 +255,9 @@ def test_every_sampler_draws_with_one_trace_of_the_network(
     for sampler in SAMPLERS:
         drawn = draw("sample", seed=seed, sampler=tf.constant(sampler))
         expected = sample(
-            predict,
+            in_one_call(predict, tf.constant(context), tf.constant(unconditional)),
             NoiseSchedule("epsilon"),
             noise=noise,
-            context=tf.constant(context),
-            unconditional_context=tf.constant(unconditional),
             num_steps=tf.constant(4),
             guidance_scale=tf.constant(3.0),
             sampler=sampler,
@@ -301,13 +307,18 @@ def test_another_size_is_drawn_as_by_networks_built_for_it(
         model.set_weights(networks[network].get_weights())
     noise = initial_noise(request["seed"], tf.constant(2), (8, 24, 4))
     expected = sample(
-        lambda latent, timesteps, context: built["diffusion_model"](
-            [latent, timestep_embedding(timesteps, 320), context]
+        in_one_call(
+            lambda latent, timesteps, context: built["diffusion_model"](
+                [latent, timestep_embedding(timesteps, 320), context]
+            ),
+            request["context"],
+            request["unconditional_context"],
         ),
         NoiseSchedule("epsilon"),
         noise=noise,
+        num_steps=request["num_steps"],
+        guidance_scale=request["guidance_scale"],
         fresh_noise=lambda index: step_noise(request["seed"], index, tf.constant([2, 8, 24, 4])),
-        **{key: value for key, value in request.items() if key not in ("seed", "sampler")},
         sampler="euler_a",
     )
     drawn = draw(*size)

@@ -14,7 +14,14 @@ import tensorflow as tf
 from diffusers_preset import CHECKPOINT, IMAGE_SIZE, PRESET
 
 from trainer.diffusion.noise_schedule import NoiseSchedule, alphas_cumprod
-from trainer.diffusion.sampler import Original, initial_noise, sample, step_noise, to_image
+from trainer.diffusion.sampler import (
+    Original,
+    in_two_calls,
+    initial_noise,
+    sample,
+    step_noise,
+    to_image,
+)
 from trainer.diffusion.samplers import SAMPLERS, first_step, sampling_plan
 from trainer.export.saved_models import DiffusionModelModule, ImageEncoderModule
 from trainer.weights.base_model import BaseModel
@@ -58,17 +65,14 @@ def test_pictures_are_drawn_from_as_by_diffusers(
         num_steps = tf.constant(int(steps))
         first = first_step(num_steps, tf.constant(float(strength)))
         drawn = sample(
-            module.predict_on_cpu,
+            in_two_calls(module.predict_on_cpu, context, unconditional),
             SCHEDULE,
             noise=noise,
-            context=context,
-            unconditional_context=unconditional,
             num_steps=num_steps,
             guidance_scale=tf.constant(3.0),
             sampler=sampler,
             # They draw it for the steps that are made alone.
             fresh_noise=lambda index, first=first: tf.stack(fresh)[index - first],
-            guided_together=False,
             original=Original(
                 tf.constant(reference["latent"]),
                 tf.constant(float(strength)),
@@ -103,11 +107,9 @@ def drawn_by_formula(
     drawn = np.ones([2, 4, 4, 1], bool) if mask is None else mask
     context = tf.zeros([2, 1, 1])
     found = sample(
-        formula,
+        in_two_calls(formula, context, context),
         SCHEDULE,
         noise=noise,
-        context=context,
-        unconditional_context=context,
         num_steps=tf.constant(steps),
         guidance_scale=tf.constant(1.0),
         sampler=sampler,
@@ -156,16 +158,13 @@ def test_what_a_step_begins_with_has_the_noise_that_the_network_is_told(sampler:
 
     noise = tf.random.stateless_normal([1, 64, 64, 4], [3, 4])
     sample(
-        predict,
+        in_two_calls(predict, tf.zeros([1, 1, 1]), tf.zeros([1, 1, 1])),
         SCHEDULE,
         noise=noise,
-        context=tf.zeros([1, 1, 1]),
-        unconditional_context=tf.zeros([1, 1, 1]),
         num_steps=tf.constant(10),
         guidance_scale=tf.constant(1.0),
         sampler=sampler,
         fresh_noise=lambda index: tf.zeros_like(noise),
-        guided_together=False,
         original=Original(
             tf.ones_like(noise), tf.constant(0.35), tf.zeros_like(noise[..., :1], tf.bool)
         ),

@@ -1,5 +1,6 @@
 """Pictures of a batch that have numbers, samplers, seeds and sizes of their own."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,10 @@ import tensorflow as tf
 from serving.png import encode
 from trainer.diffusion.noise_schedule import NoiseSchedule
 from trainer.diffusion.sampler import (
+    Predict,
+    PredictBoth,
+    in_one_call,
+    in_two_calls,
     initial_noise,
     initial_noise_of_rows,
     sample,
@@ -106,8 +111,10 @@ def test_noise_of_rows_is_that_of_each_alone() -> None:
         np.testing.assert_array_equal(fresh[place : place + 1], expected)
 
 
-@pytest.mark.parametrize("guided_together", [True, False])
-def test_a_row_that_is_done_is_left_alone_to_the_bit(guided_together: bool) -> None:
+@pytest.mark.parametrize("both", [in_one_call, in_two_calls])
+def test_a_row_that_is_done_is_left_alone_to_the_bit(
+    both: Callable[[Predict, tf.Tensor, tf.Tensor], PredictBoth],
+) -> None:
     names, steps = ["ddim", "dpmpp_2m", "euler_a", "euler_a"], [3, 8, 1, 5]
     noise = tf.random.stateless_normal([4, 2, 2, 4], [1, 2])
     fresh = tf.random.stateless_normal([8, 4, 2, 2, 4], [3, 4])
@@ -120,13 +127,7 @@ def test_a_row_that_is_done_is_left_alone_to_the_bit(guided_together: bool) -> N
 
     def drawn(of: slice, **row: Any) -> tf.Tensor:
         return sample(
-            predict,
-            SCHEDULE,
-            noise=noise[of],
-            context=contexts[of],
-            unconditional_context=0.1 * contexts[of],
-            guided_together=guided_together,
-            **row,
+            both(predict, contexts[of], 0.1 * contexts[of]), SCHEDULE, noise=noise[of], **row
         )
 
     def fresh_of_rows(index: tf.Tensor) -> tf.Tensor:

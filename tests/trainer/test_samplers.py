@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from serving import request
 from trainer.diffusion.noise_schedule import NoiseSchedule, alphas_cumprod
-from trainer.diffusion.sampler import initial_noise, sample, step_noise
+from trainer.diffusion.sampler import in_two_calls, initial_noise, sample, step_noise
 from trainer.diffusion.samplers import (
     DEFAULT_SAMPLER,
     SAMPLERS,
@@ -66,16 +66,13 @@ def test_samplers_are_diffusers(
         return tf.constant(reference["fresh_noise"])[index]
 
     result = sample(
-        predict,
+        in_two_calls(predict, NO_CONTEXT, NO_CONTEXT),
         SCHEDULES[prediction],
         noise=tf.constant(reference["noise"]),
-        context=NO_CONTEXT,
-        unconditional_context=NO_CONTEXT,
         num_steps=tf.constant(num_steps),
         guidance_scale=tf.constant(1.0),
         sampler=tf.constant(sampler),
         fresh_noise=in_their_order,
-        guided_together=False,
     )
     expected = {
         key: reference[f"{sampler}/{prediction}/{num_steps}/{key}"]
@@ -171,11 +168,9 @@ def test_names_are_those_that_clients_offer() -> None:
 def test_a_sampler_that_may_need_fresh_noise_is_given_some(sampler: str | tf.Tensor) -> None:
     with pytest.raises(ValueError, match="needs fresh noise"):
         sample(
-            lambda latent, timesteps, context: latent,
+            lambda latent, timesteps: [latent, latent],
             SCHEDULES["epsilon"],
             noise=tf.zeros([2, 2, 2, 4]),
-            context=NO_CONTEXT,
-            unconditional_context=NO_CONTEXT,
             num_steps=tf.constant(1),
             guidance_scale=tf.constant(1.0),
             sampler=sampler,

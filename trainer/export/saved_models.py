@@ -38,6 +38,8 @@ from storage.user_errors import UserError
 from trainer.diffusion.noise_schedule import LATENT_SCALE, NoiseSchedule, timestep_embedding
 from trainer.diffusion.sampler import (
     Original,
+    in_one_call,
+    in_two_calls,
     initial_noise,
     initial_noise_of_rows,
     sample,
@@ -302,26 +304,19 @@ class DiffusionModelModule(tf.Module):
         fresh_noise: Callable[[tf.Tensor], tf.Tensor],
         original: Original | None,
     ) -> tf.Tensor:
-        # One call on a doubled batch fills a GPU better; two at once keep a CPU's cores busier.
-        latent = _by_device(
-            functools.partial(
-                sample,
-                predict,
-                self._schedule,
-                noise=noise,
-                context=context,
-                unconditional_context=unconditional_context,
-                num_steps=num_steps,
-                guidance_scale=guidance_scale,
-                sampler=sampler,
-                fresh_noise=fresh_noise,
-                guided_together=guided_together,
-                original=original,
-            )
-            for predict, guided_together in (
-                (self.predict_on_cpu, False),
-                (self.predict_on_gpu, True),
-            )
+        contexts = (context, unconditional_context)
+        on_cpu = in_two_calls(self.predict_on_cpu, *contexts)
+        on_gpu = in_one_call(self.predict_on_gpu, *contexts)
+        # Within the loop: two loops would take as long again to optimize in every signature.
+        latent = sample(
+            lambda *noisy: _by_device(functools.partial(f, *noisy) for f in (on_cpu, on_gpu)),
+            self._schedule,
+            noise=noise,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            fresh_noise=fresh_noise,
+            original=original,
         )
         return tf.ensure_shape(latent, noise.shape)
 
