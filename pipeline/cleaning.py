@@ -42,7 +42,9 @@ _GOING = mlmd.Artifact.MARKED_FOR_DELETION
 _REMOVED_PREFIX = ".removed-"
 # As the Trainer's executor has it, whose import would bring TFX.
 _TRAINING_ID = "training_id"
-_TRAINING = re.compile(rf"(?P<begun>{re.escape(_REMOVED_PREFIX)})?(?P<id>[0-9a-f]{{16}})")
+_TRAINING = re.compile(
+    rf"(?P<begun>{re.escape(_REMOVED_PREFIX)})?(?P<id>(?P<search>search-)?[0-9a-f]{{16}})"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ class Removal:
         why: Why nothing needs it.
         size: Its bytes, but for what stays.
         artifact: The artifact that it is of; `None` for checkpoints.
-        training_id: The training that checkpoints are of.
+        training_id: The training, or the search, that checkpoints are of.
     """
 
     path: str
@@ -230,8 +232,12 @@ def _checkpoints(history: History, output: str, needed: dict[int, str]) -> Itera
         elif models:
             why = "" if any(m in needed for m in models) else "its training is finished"
         else:
-            overtaken = written[path] < history.training_began
-            why = "a later training is finished, and this one was not" if overtaken else ""
+            # A search comes before the training that it is for.
+            why = "a later training is finished"
+            if not found["search"]:
+                why += ", and this one was not"
+            if written[path] >= history.training_began:
+                why = ""
         name = os.path.join(CHECKPOINTS_NAME, found["id"])
         yield Removal(path, name, why, folder_bytes(path), training_id=found["id"])
 

@@ -295,6 +295,21 @@ def test_a_run_that_did_not_end_keeps_what_it_goes_on_from(weeks: Weeks) -> None
     assert weeks.trainings() == set()
 
 
+def test_a_search_stays_until_the_training_that_it_was_for_is_done(weeks: Weeks) -> None:
+    search = "search-" + training_id("six")
+    results = weeks.checkpoints(search)
+    weeks.week("six", stops_after="LatentGen")
+    assert weeks.clean("--keep-runs", "1") == 0
+    assert results.is_dir()
+
+    past = time.time() - 3600
+    for path in results.iterdir():
+        os.utime(path, (past, past))
+    weeks.week("seven")
+    assert weeks.clean("--keep-runs", "1") == 0
+    assert not results.exists()
+
+
 def test_a_serving_directory_that_is_not_there_takes_no_release_with_it(weeks: Weeks) -> None:
     serving = weeks.folder / "serving_model"
     serving.rename(weeks.folder / "elsewhere")

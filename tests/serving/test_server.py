@@ -519,9 +519,9 @@ def test_many_clients_get_their_own_pictures_while_a_new_version_is_pushed(
                 results.append((address, number, picture))
                 done += 1
                 if done >= 6:
-                    # The server is a thread here, which has yet to load the new version: on a slow
-                    # machine, clients without a pause would leave it no time to.
-                    time.sleep(0.5)
+                    # The server is a thread here, which has yet to load the new version: clients
+                    # with a short pause would leave it little time to.
+                    time.sleep(2.0)
 
         with ThreadPoolExecutor(16) as pool:
             clients = [pool.submit(client, start) for start in range(16)]
