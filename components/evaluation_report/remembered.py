@@ -43,6 +43,7 @@ _TRAINING_LOSS, _TRAINING_LOSS_BASELINE, _ = TRAINING_LOSSES
 _MANY_VIEWS = 50
 _LEARNED = 0.5
 _NO_GAP = 0.1
+_BY = {"": "", "latents": " in latents", "clip": " by CLIP"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +150,7 @@ def remembered(
     return Remembered(
         said=[sentence for sentence, _ in said],
         bad=any(bad for _, bad in said),
-        table=list(_table(metrics)),
+        table=list(_table(metrics, pairs[0].pair.compared_by if pairs else "")),
         pairs=pairs,
         seconds={
             part: scores.get_int_custom_property(name) / 1000
@@ -243,7 +244,7 @@ def _percents(metric: Metric) -> str:
     return f"{metric.lower:+.1%} to {metric.upper:+.1%}"
 
 
-def _table(metrics: Metrics) -> Iterator[tuple[str, str, str]]:
+def _table(metrics: Metrics, compared_by: str) -> Iterator[tuple[str, str, str]]:
     """What was measured, its value, and its interval or what it is held against."""
     for what, name in (
         ("Gap: loss on training pictures below the held-out one", GAP),
@@ -258,7 +259,7 @@ def _table(metrics: Metrics) -> Iterator[tuple[str, str, str]]:
         ("Loss on training pictures", _TRAINING_LOSS, "loss"),
         ("Text's part of a prediction, training captions", TRAINING_TEXT_PART, TEXT_PART),
         (
-            "Distance to the nearest training picture, drawn pictures",
+            f"Distance to the nearest training picture{_BY[compared_by]}, drawn pictures",
             NEARNESS,
             NEARNESS_HELD_OUT,
         ),

@@ -3,6 +3,9 @@
 Plain distances do not tell copies from other pictures: a picture with little in it is near to all.
 So the distance to the nearest is taken relative to those of the next ones (Carlini et al. 2023,
 "Extracting Training Data from Diffusion Models", equation 1).
+
+Pictures are compared by what CLIP makes of them, where there is one: it sees the same picture in a
+copy that is cropped or recoloured. Without one, it is by the image encoder's latents, made small.
 """
 
 from __future__ import annotations
@@ -11,10 +14,14 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
+
+from components.measures.clip import Clip
+from trainer.presets import LATENT_SCALE
 
 # Side, at most, of what pictures are compared as: what is as large as this makes a picture the
 # same, and a shift by a pixel does not make it another.
@@ -31,7 +38,7 @@ class Nearest:
         nearness: Its distance divided by the mean of the distances of the next 50, or of as many as
             there are: near 1 where the picture is as far from it as from others, near 0 for a copy.
             NaN where there is no other.
-        distance: Root of the mean squared difference of both pictures' `features_of`.
+        distance: Root of the mean squared difference of both pictures' features.
         record: Its record of LatentGen.
         mirrored: Whether that is its mirror image.
     """
@@ -63,25 +70,134 @@ def features_of(means: np.ndarray) -> np.ndarray:
     return small.reshape(len(small), -1)
 
 
-def nearest(
-    pictures: np.ndarray, training: Iterable[bytes], latent_shape: Sequence[int], flip: bool
-) -> list[Nearest]:
+class Features(Protocol):
+    """What pictures are compared by.
+
+    Attributes:
+        name: `clip` or `latents`.
+    """
+
+    name: str
+
+    def of(self, means: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+        """Features of drawn pictures.
+
+        Args:
+            means: float [N, h, w, 4], the image encoder's means of them.
+            pictures: uint8 [N, H, W, 3], the pictures.
+
+        Returns:
+            float64 [N, D].
+        """
+
+    def of_means(self, means: np.ndarray) -> np.ndarray:
+        """Features, float64 [N, D], of what the image encoder's means, [N, h, w, 4], are of."""
+
+    def of_records(self, records: Sequence[bytes]) -> Iterator[np.ndarray]:
+        """Features, float64 [N, D], of records of LatentGen; then, if any, of mirror images."""
+
+
+class LatentFeatures:
+    """The means of even areas of latents; see `features_of`."""
+
+    name = "latents"
+
+    def __init__(self, latent_shape: Sequence[int], flip: bool) -> None:
+        """Needs nothing else.
+
+        Args:
+            latent_shape: Height, width and channels of the latents.
+            flip: Whether records have the mirror images' latents, which were trained on, too.
+        """
+        self._shape, self._flip = latent_shape, flip
+
+    def of(self, means: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+        """See `Features`."""
+        return self.of_means(means)
+
+    def of_means(self, means: np.ndarray) -> np.ndarray:
+        """See `Features`."""
+        # In float32, what is left of large squares would be wrong of copies.
+        return features_of(means).astype(np.float64)
+
+    def of_records(self, records: Sequence[bytes]) -> Iterator[np.ndarray]:
+        """See `Features`."""
+        for name in ("latent/mean", *(["latent/mirror_mean"] if self._flip else [])):
+            yield self.of_means(_means(records, name, self._shape))
+
+
+class ClipFeatures:
+    """CLIP's embeddings of pictures as the decoder sees them, all of length 1."""
+
+    name = "clip"
+
+    def __init__(
+        self,
+        clip: Clip,
+        decode: Callable[[tf.Tensor], tf.Tensor],
+        latent_shape: Sequence[int],
+        flip: bool,
+        batch_size: int,
+    ) -> None:
+        """Computes nothing yet.
+
+        Args:
+            clip: A loaded CLIP.
+            decode: From latents float32 [B, h, w, 4] to pictures uint8 [B, H, W, 3].
+            latent_shape: Height, width and channels of the latents.
+            flip: Whether mirror images were trained on, too.
+            batch_size: Pictures that are decoded at once.
+        """
+        self._clip, self._decode = clip, decode
+        self._shape, self._flip, self._batch_size = latent_shape, flip, batch_size
+
+    def of(self, means: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+        """See `Features`."""
+        parts = [self._embedded(part) for part in self._batches(pictures)]
+        return np.concatenate(parts)
+
+    def of_means(self, means: np.ndarray) -> np.ndarray:
+        """See `Features`."""
+        return np.concatenate([self._embedded(part) for part in self._decoded(means)])
+
+    def of_records(self, records: Sequence[bytes]) -> Iterator[np.ndarray]:
+        """See `Features`."""
+        plain, mirrored = [], []
+        for part in self._decoded(_means(records, "latent/mean", self._shape)):
+            plain.append(self._embedded(part))
+            if self._flip:
+                mirrored.append(self._embedded(part[:, :, ::-1]))
+        for parts in filter(None, (plain, mirrored)):
+            yield np.concatenate(parts)
+
+    def _decoded(self, means: np.ndarray) -> Iterator[np.ndarray]:
+        for part in self._batches(means):
+            yield self._decode(tf.constant(LATENT_SCALE * part, tf.float32)).numpy()
+
+    def _batches(self, values: np.ndarray) -> Iterator[np.ndarray]:
+        for start in range(0, len(values), self._batch_size):
+            yield values[start : start + self._batch_size]
+
+    def _embedded(self, pictures: np.ndarray) -> np.ndarray:
+        embeddings = self._clip.image_embeddings(pictures).astype(np.float64)
+        lengths: np.ndarray = np.linalg.norm(embeddings, axis=1, keepdims=True)
+        return embeddings / lengths
+
+
+def nearest(wanted: np.ndarray, training: Iterable[bytes], features: Features) -> list[Nearest]:
     """Looks for the training picture that is nearest to each picture.
 
     All training pictures are looked at once, a few hundred at a time: memory does not grow with
     their number but by 32 bytes each.
 
     Args:
-        pictures: float [N, h, w, 4], the image encoder's means.
+        wanted: float64 [N, D], the pictures' features.
         training: Records of LatentGen; of several of the same picture, the first counts.
-        latent_shape: Height, width and channels of the latents.
-        flip: Whether the records have the mirror images' latents, which were trained on, too.
+        features: The same of these.
 
     Returns:
         One for each picture, where there is a training picture at all.
     """
-    # In float32, what is left of large squares would be wrong of copies.
-    wanted = features_of(pictures).astype(np.float64)
     squares = np.sum(wanted**2, axis=1)[:, None]
     rows = np.arange(len(wanted))
     distances = np.full((len(wanted), 0), np.inf)
@@ -90,7 +206,7 @@ def nearest(
     while records := list(itertools.islice(different, _AT_A_TIME)):
         sides = [
             np.maximum(squares + np.sum(x**2, axis=1)[None] - 2.0 * (wanted @ x.T), 0.0)
-            for x in _features(records, latent_shape, flip)
+            for x in features.of_records(records)
         ]
         both = np.stack(sides)
         apart = np.sqrt(np.min(both, axis=0) / wanted.shape[1])
@@ -130,11 +246,8 @@ def _different(records: Iterable[bytes]) -> Iterator[bytes]:
             yield record
 
 
-def _features(
-    records: Sequence[bytes], latent_shape: Sequence[int], flip: bool
-) -> Iterator[np.ndarray]:
-    """Of the pictures of records, and of their mirror images, float64 [N, D]."""
+def _means(records: Sequence[bytes], name: str, latent_shape: Sequence[int]) -> np.ndarray:
+    """A feature of records that is latents, float16 [N, h, w, 4]."""
     examples = [tf.train.Example.FromString(record).features.feature for record in records]
-    for name in ("latent/mean", *(["latent/mirror_mean"] if flip else [])):
-        means = [np.frombuffer(e[name].bytes_list.value[0], "<f2") for e in examples]
-        yield features_of(np.stack(means).reshape(-1, *latent_shape)).astype(np.float64)
+    means = [np.frombuffer(e[name].bytes_list.value[0], "<f2") for e in examples]
+    return np.stack(means).reshape(-1, *latent_shape)

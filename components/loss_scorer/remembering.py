@@ -11,14 +11,21 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from components.loss_scorer.latent_examples import read_examples
 from components.loss_scorer.models import exported_decoder
-from components.loss_scorer.nearest import Nearest, nearest, nearest_hundredth
+from components.loss_scorer.nearest import (
+    ClipFeatures,
+    Features,
+    LatentFeatures,
+    Nearest,
+    nearest,
+    nearest_hundredth,
+)
 from components.loss_scorer.records import (
     bytes_feature,
     bytes_of,
@@ -28,6 +35,7 @@ from components.loss_scorer.records import (
 )
 from components.loss_scorer.samples import DrawnPicture
 from components.loss_scorer.scorer import GROUP, ScoringTask, group_of
+from components.measures.clip import Clip
 from components.tfrecords import read_shard, shard_name, write_shard
 from serving import png
 from trainer.data.held_out import different_pictures
@@ -62,6 +70,7 @@ class Pair:
         nearness: See `Nearest`.
         own: Whether it is the picture that the caption belongs to.
         suspect: Whether it is nearer than the nearest hundredth of the held-out pictures are.
+        compared_by: What distances are taken of, `clip` or `latents`.
     """
 
     caption: str
@@ -72,6 +81,7 @@ class Pair:
     nearness: float
     own: bool
     suspect: bool
+    compared_by: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,9 +184,17 @@ def held_against(
     held_out = [
         example.mean for example in read_examples(remembering.held_out, base_model.preset, size)
     ]
-    found = nearest(
-        np.stack([*means, *held_out]), remembering.training_records(), shape, remembering.flip
-    )
+    pictures = [
+        np.frombuffer(bytes_of(record, "picture"), np.uint8).reshape(size, size, 3)
+        for record in drawn
+    ]
+    decode = exported_decoder(task.candidate)
+    features = _features(remembering, task, decode)
+    wanted = [
+        features.of(np.stack(means), np.stack(pictures)),
+        features.of_means(np.stack(held_out)),
+    ]
+    found = nearest(np.concatenate(wanted), remembering.training_records(), features)
 
     def records() -> Iterator[bytes]:
         for number, (mean, one) in enumerate(zip([*means, *held_out], found, strict=True)):
@@ -189,7 +207,6 @@ def held_against(
         key=lambda row: (found[row].nearness, bytes_of(drawn[row], "id")),
     )[:_MOST_PAIRS]
     tf.io.gfile.makedirs(os.path.join(uri, _PICTURES_NAME))
-    decode = exported_decoder(task.candidate)
     limit = nearest_hundredth(
         [one.nearness for one in found[len(drawn) :] if math.isfinite(one.nearness)]
     )
@@ -203,9 +220,8 @@ def held_against(
             mirror = bytes_of(one.record, "latent/mirror_mean")
             mean = np.frombuffer(mirror, "<f2").astype(np.float32).reshape(shape)
         names = [os.path.join(_PICTURES_NAME, f"{number:02d}_{kind}.png") for kind in _KINDS]
-        picture = np.frombuffer(bytes_of(drawn[row], "picture"), np.uint8).reshape(size, size, 3)
         original = decode(tf.constant(LATENT_SCALE * mean[None], tf.float32)).numpy()[0]
-        for name, pixels in zip(names, (picture, original), strict=True):
+        for name, pixels in zip(names, (pictures[row], original), strict=True):
             with tf.io.gfile.GFile(os.path.join(uri, name), "wb") as f:
                 f.write(png.encode(pixels))
         tokens = np.frombuffer(bytes_of(drawn[row], "tokens"), "<i8")
@@ -220,10 +236,20 @@ def held_against(
                 # Of several captions of the picture, its own may be another.
                 own=bytes_of(one.record, _MEAN) == own[bytes_of(drawn[row], "id")],
                 suspect=one.nearness < limit,
+                compared_by=features.name,
             )
         )
     with tf.io.gfile.GFile(os.path.join(uri, PAIRS_NAME), "w") as f:
         f.write(json.dumps([dataclasses.asdict(pair) for pair in pairs], indent=2))
+
+
+def _features(
+    remembering: Remembering, task: ScoringTask, decode: Callable[[tf.Tensor], tf.Tensor]
+) -> Features:
+    shape, flip = task.base_model.latent_shape, remembering.flip
+    if address := task.samples.measures.clip_model:
+        return ClipFeatures(Clip(address), decode, shape, flip, task.batch_size)
+    return LatentFeatures(shape, flip)
 
 
 def _row(name: str, found: Nearest, mean: np.ndarray) -> bytes:

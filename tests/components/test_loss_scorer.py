@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import small_runs
 import tensorflow as tf
+from measured_pictures import EVERYTHING
 from PIL import Image
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor as Executor
 from tfx.types import Channel, standard_artifacts
@@ -170,6 +171,7 @@ def score(tmp_path, latents):
         min_draws=1,
         num_training_pictures=0,
         num_training_samples=0,
+        clip_model="",
     ):
         examples, model, scores = (
             standard_artifacts.Examples(),
@@ -203,7 +205,7 @@ def score(tmp_path, latents):
                 "sampler": "ddim",
                 "sample_guidance_scale": 2.0,
                 "measures": json.dumps(measures),
-                "clip_model": "",
+                "clip_model": clip_model,
                 "clip_model_hash": "",
                 "code_version": "1",
             },
@@ -626,11 +628,24 @@ def test_what_is_remembered_is_looked_at(score, exported, examples, trained_on, 
     limit = min(row["nearness_held_out"][0] for row in found["nearness"][4:])
     for pair in pairs:
         assert pair["suspect"] == (pair["nearness"] < limit)
+        assert pair["compared_by"] == "latents"
         assert pair["id"] in latents_of
         assert pair["caption"] in CAPTIONS or pair["caption"].startswith("a red creature")
         for name in ("drawn", "picture"):
             with Image.open(tmp_path / "scores" / pair[name]) as image:
                 assert image.size == (IMAGE_SIZE, IMAGE_SIZE)
+
+
+def test_where_there_is_a_clip_pictures_are_compared_by_it(score, exported, trained_on, tmp_path):
+    score(
+        exported["candidate"],
+        exported["baseline"],
+        folder=trained_on,
+        num_training_samples=2,
+        clip_model=EVERYTHING.clip_model,
+    )
+    pairs = json.loads((tmp_path / "scores" / "nearest.json").read_text())
+    assert [pair["compared_by"] for pair in pairs] == ["clip", "clip"]
 
 
 def test_a_held_out_picture_that_does_not_judge_is_held_against_nothing(

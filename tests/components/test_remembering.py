@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 
+import measured_pictures
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy import stats
 
 from components.evaluator.metrics import chance_of_copies, relative_difference
-from components.loss_scorer.nearest import features_of, nearest, nearest_hundredth
+from components.loss_scorer.nearest import (
+    ClipFeatures,
+    LatentFeatures,
+    Nearest,
+    features_of,
+    nearest,
+    nearest_hundredth,
+)
 from components.loss_scorer.remembering import Remembering
+from components.measures.clip import Clip
 from components.tfrecords import write_shard
 from trainer.data.held_out import different_pictures
 from trainer.data.latents import make_latent_example
+from trainer.presets import LATENT_SCALE
 
 LATENT = (8, 8, 4)
 
@@ -37,11 +49,20 @@ def pictures(count: int, seed: int = 0) -> np.ndarray:
     return rng.normal(size=(count, *LATENT)).astype(np.float16).astype(np.float32)
 
 
+def found_in_latents(
+    means: np.ndarray, training: Iterable[bytes], latent_shape: tuple[int, ...], flip: bool
+) -> list[Nearest]:
+    features = LatentFeatures(latent_shape, flip)
+    return nearest(features.of_means(means), training, features)
+
+
 def test_the_nearest_is_that_of_a_plain_loop():
     # More than are looked at together, and than count as neighbours.
     training, wanted = pictures(300), pictures(5, seed=1)
     wanted[2] = training[271] + 0.01
-    found = nearest(wanted, (record(i, m) for i, m in enumerate(training)), LATENT, flip=False)
+    found = found_in_latents(
+        wanted, (record(i, m) for i, m in enumerate(training)), LATENT, flip=False
+    )
     for picture, one in zip(wanted, found, strict=True):
         apart = np.sqrt(np.mean((training - picture).astype(float) ** 2, axis=(1, 2, 3)))
         first, *others = sorted(apart)
@@ -55,27 +76,59 @@ def test_the_nearest_is_that_of_a_plain_loop():
 def test_a_copy_of_a_mirror_image_is_found():
     training = pictures(20)
     records = [record(i, m, m[:, ::-1]) for i, m in enumerate(training)]
-    [one] = nearest(training[3:4, :, ::-1], records, LATENT, flip=True)
+    [one] = found_in_latents(training[3:4, :, ::-1], records, LATENT, flip=True)
     assert (one.mirrored, one.record) == (True, records[3])
     assert one.nearness == pytest.approx(0.0, abs=1e-6)
-    [plain] = nearest(training[3:4], records, LATENT, flip=True)
+    [plain] = found_in_latents(training[3:4], records, LATENT, flip=True)
     assert not plain.mirrored
     assert plain.nearness == pytest.approx(0.0, abs=1e-6)
-    [missed] = nearest(training[3:4, :, ::-1], records, LATENT, flip=False)
+    [missed] = found_in_latents(training[3:4, :, ::-1], records, LATENT, flip=False)
     assert missed.nearness > 0.7
+
+
+def test_with_clip_the_nearest_is_that_of_its_embeddings():
+    clip = Clip(measured_pictures.EVERYTHING.clip_model)
+
+    def decode(latents: tf.Tensor) -> tf.Tensor:
+        pixels = tf.repeat(tf.repeat(latents[..., :3] / LATENT_SCALE, 8, axis=1), 8, axis=2)
+        return tf.cast(tf.clip_by_value(127.5 + 60.0 * pixels, 0.0, 255.0), tf.uint8)
+
+    training, wanted = pictures(30), pictures(3, seed=1)
+    wanted[1] = training[7, :, ::-1]
+    features = ClipFeatures(clip, decode, LATENT, flip=True, batch_size=8)
+    drawn = decode(tf.constant(LATENT_SCALE * wanted)).numpy()
+    np.testing.assert_array_equal(features.of(wanted, drawn), features.of_means(wanted))
+
+    records = [record(i, m) for i, m in enumerate(training)]
+    found = nearest(features.of_means(wanted), records, features)
+    seen = decode(tf.constant(LATENT_SCALE * training)).numpy()
+    sides = [clip.image_embeddings(x) for x in (seen, seen[:, :, ::-1])]
+    for one, embedding in zip(found, clip.image_embeddings(drawn), strict=True):
+        cosines = [
+            side @ embedding / np.linalg.norm(side, axis=1) / np.linalg.norm(embedding)
+            for side in sides
+        ]
+        apart = np.sqrt(np.maximum(2 - 2 * np.max(cosines, axis=0), 0) / len(embedding))
+        assert one.record == records[int(np.argmin(apart))]
+        assert one.distance == pytest.approx(np.min(apart), abs=1e-4)
+        assert one.mirrored == (np.max(cosines[1]) > np.max(cosines[0]))
+    assert (found[1].record, found[1].mirrored) == (records[7], True)
+    assert found[1].nearness < 1e-3
 
 
 def test_several_captions_of_a_picture_are_one_neighbour():
     training = pictures(4)
     wanted = pictures(1, seed=1)
-    once = nearest(wanted, (record(i, m) for i, m in enumerate(training)), LATENT, flip=False)
+    once = found_in_latents(
+        wanted, (record(i, m) for i, m in enumerate(training)), LATENT, flip=False
+    )
     often = [record(i, training[i], name=f"{i}/{k}") for i in range(4) for k in range(9)]
-    assert nearest(wanted, often, LATENT, flip=False)[0].nearness == once[0].nearness
+    assert found_in_latents(wanted, often, LATENT, flip=False)[0].nearness == once[0].nearness
 
 
 def test_of_too_few_training_pictures_nothing_is_said():
-    assert nearest(pictures(2), [], LATENT, flip=False) == []
-    [alone] = nearest(pictures(1), [record(0, pictures(1)[0])], LATENT, flip=False)
+    assert found_in_latents(pictures(2), [], LATENT, flip=False) == []
+    [alone] = found_in_latents(pictures(1), [record(0, pictures(1)[0])], LATENT, flip=False)
     assert math.isnan(alone.nearness)
 
 
