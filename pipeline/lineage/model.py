@@ -22,6 +22,9 @@ FAILURE_REASON = "failure_reason"
 INTERRUPTED = "interrupted"
 """Property of an execution that was ended from outside: 1. To ML Metadata it has failed."""
 
+LOSS, LOSS_BASELINE = "loss", "loss_baseline"
+"""Metrics: the held-out loss, and that of the model that it is compared with."""
+
 REMOVED_ON, CHECKPOINTS_REMOVED_ON = "removed_on", "checkpoints_removed_on"
 """Properties of an artifact whose files, or of a model whose checkpoints, a clean-up removed: when,
 as ISO 8601 has it."""
@@ -207,21 +210,33 @@ class Run:
         return ", ".join(filter(None, [shown_value(self.blessed), "unsure" if self.unsure else ""]))
 
     @property
+    def loss_change(self) -> float | None:
+        """How much its loss is above its baseline's, as a fraction of that; None without both."""
+        loss, baseline = (self.metrics.get(name) for name in (LOSS, LOSS_BASELINE))
+        return None if loss is None or not baseline else loss / baseline - 1.0
+
+    @property
+    def shown_change(self) -> str:
+        """The same as people write it, such as `-35.5 %`."""
+        return "" if self.loss_change is None else f"{100.0 * self.loss_change:+.1f} %"
+
+    @property
     def seconds(self) -> float | None:
         """Wall-clock time, None while it runs."""
         return None if self.ended is None else (self.ended - self.started) / 1000
 
 
 def headline_metrics(runs: Iterable[Run]) -> list[str]:
-    """Names of the metrics of runs, without the ends of their intervals."""
+    """Names of the metrics of runs, without the ends of their intervals; the losses come first."""
     names = {name for run in runs for name in run.metrics}
-    return sorted(
+    shown = (
         name
         for name in names
         if not any(
             name.endswith(end) and name.removesuffix(end) in names for end in ("_lower", "_upper")
         )
     )
+    return sorted(shown, key=lambda name: (name != LOSS, name != LOSS_BASELINE, name))
 
 
 def shown_time(milliseconds: int | None) -> str:

@@ -30,7 +30,7 @@ from pipeline.lineage.model import (
     shown_time,
     shown_value,
 )
-from pipeline.lineage.sorting import sorted_runs
+from pipeline.lineage.sorting import sorted_runs, version_order
 from pipeline.lineage.store import Store
 
 RUNS_A_PAGE = 100
@@ -290,12 +290,26 @@ class Pages:
         links = [link for step in trace.steps for link in step.links]
         svg = self._svg(drawing.draw(steps, links, trace.artifacts), "Graph of what made it")
         folders = []
-        for artifact in trace.artifacts.values():
-            if short_type(artifact.type) in _SHOWN_TYPES:
-                folder = self._folder(artifact)
-                if folder["files"] or folder["pictures"]:
-                    folders.append((short_type(artifact.type), folder))
-        return self._render("trace_page", trace, svg, folders)
+        shown = [a for a in trace.artifacts.values() if short_type(a.type) in _SHOWN_TYPES]
+        for artifact in sorted(shown, key=lambda a: _SHOWN_TYPES.index(short_type(a.type))):
+            folder = self._folder(artifact)
+            if folder["files"] or folder["pictures"]:
+                folders.append((short_type(artifact.type), folder))
+        return self._render("trace_page", trace, svg, folders, self._since_before(trace))
+
+    def _since_before(self, trace: tracing.Trace) -> tuple[str, comparing.Diff] | None:
+        """The release before one, and how the runs that made them differ."""
+        if trace.release is None or trace.run is None:
+            return None
+        made: dict[str, int] = {}
+        # The latest come first, and those that took a release from the cache after its maker.
+        for run in self._store.runs():
+            made |= dict.fromkeys(run.releases, run.id)
+        earlier = [v for v in made if version_order(v) < version_order(trace.release)]
+        if not earlier:
+            return None
+        before = max(earlier, key=version_order)
+        return before, comparing.diff_runs(self._store, made[before], trace.run.id, self._roots)
 
     def impact(self, what: str) -> str:
         """What something touched, as for `tracing.impact`; without it, the question alone.

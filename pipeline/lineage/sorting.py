@@ -14,9 +14,14 @@ _COLUMNS: dict[str, Callable[[Run], Any]] = {
     "started": lambda run: run.started,
     "took": lambda run: run.seconds,
     "blessed": lambda run: run.blessed,
-    # Versions are numbers of any length, as text.
-    "release": lambda run: (len(run.releases[-1]), run.releases[-1]) if run.releases else None,
+    "change": lambda run: run.loss_change,
+    "release": lambda run: version_order(run.releases[-1]) if run.releases else None,
 }
+
+
+def version_order(version: str) -> tuple[int, str]:
+    """By which releases are in order: versions are numbers of any length, as text."""
+    return len(version), version
 
 
 def sorted_runs(runs: Sequence[Run], key: str) -> list[Run]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.lineage.comparing import Comparison, Diff, Difference, Why
 from pipeline.lineage.model import (
+    LOSS,
     Artifact,
     Execution,
     Link,
@@ -135,24 +136,25 @@ def runs_text(runs: Sequence[Run], width: int | None = None) -> str:
     """The list of runs; see `fitted_table`."""
     if not runs:
         return "no runs"
-    metrics = _loss_first(headline_metrics(runs))
+    metrics = [name for name in headline_metrics(runs) if name != LOSS]
     rows = [
         [
             str(run.id),
+            ", ".join(run.releases),
+            run.shown_blessing,
+            shown_value(run.metrics.get(LOSS)),
+            run.shown_change,
             cut(run.name, _name_width(width)),
             run.status.value,
             shown_seconds(run.seconds),
-            *(shown_value(run.metrics.get(name)) for name in metrics[:1]),
-            ", ".join(run.releases),
-            run.shown_blessing,
             shown_time(run.started),
-            *(shown_value(run.metrics.get(name)) for name in metrics[1:]),
+            *(shown_value(run.metrics.get(name)) for name in metrics),
             counted(run.steps),
         ]
         for run in runs
     ]
-    headers = ["id", "run", "status", "took", *metrics[:1], "release", "blessed", "started"]
-    return fitted_table([*headers, *metrics[1:], "steps"], rows, width)
+    first = ["id", "release", "blessed", LOSS, "change", "run", "status", "took", "started"]
+    return fitted_table([*first, *metrics, "steps"], rows, width)
 
 
 def run_text(
@@ -370,7 +372,7 @@ def comparison_text(
     """Metrics over runs, the first of them as bars; see `fitted_table`."""
     if not comparison.rows:
         return "no runs with metrics"
-    metrics = list(comparison.metrics) if kept else _loss_first(comparison.metrics)
+    metrics = list(comparison.metrics)
     first = metrics[0] if metrics else None
     values = [row.run.metrics.get(first) for row in comparison.rows] if first else []
     known = [v for v in values if v is not None]
@@ -446,10 +448,6 @@ def _where_they_differ(difference: Difference) -> tuple[str, str]:
         return cut(values[0]), cut(values[1])
     first, second = (f"...{v[same - _MAX_CELL // 4 :]}" for v in values)
     return cut(first), cut(second)
-
-
-def _loss_first(metrics: Sequence[str]) -> list[str]:
-    return sorted(metrics, key=lambda name: (name != "loss", name != "loss_baseline"))
 
 
 def _name_width(width: int | None) -> int:

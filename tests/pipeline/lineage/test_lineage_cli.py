@@ -110,9 +110,14 @@ def test_tables_of_runs_fit_the_terminal(ask, monkeypatch, command, columns):
 def test_runs_begin_with_what_matters(ask, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     head = ask("runs")[1].splitlines()[0].split()
-    assert head == ["id", "run", "status", "took", "loss", "release", "blessed", "loss_baseline"]
+    first = ["id", "release", "blessed", "loss", "change", "run", "status", "took"]
+    assert head == first
     head = ask("runs", "--all")[1].splitlines()[0].split()
-    assert head[7:] == ["started", "loss_baseline", "loss_delta", "steps"]
+    assert head == [*first, "started", "loss_baseline", "loss_delta", "steps"]
+    line = next(line for line in ask("runs", "--all")[1].splitlines() if " first " in line)
+    # 0.17 of 0.2.
+    assert "-15.0 %" in line
+    assert ask("runs", "--sort", "change")[0] == 0
     monkeypatch.setenv("COLUMNS", "40")
     assert max(map(len, ask("runs")[1].splitlines())) <= 40
     # What is asked for is shown.

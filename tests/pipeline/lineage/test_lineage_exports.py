@@ -16,7 +16,7 @@ from openlineage.client import event_v2, facet_v2
 from PIL import Image
 
 from pipeline import lineage
-from pipeline.lineage import drawing, exports, openlineage
+from pipeline.lineage import drawing, exports, openlineage, pages
 
 
 def export(path, what, form, roots=()):
@@ -196,6 +196,24 @@ def test_page_in_one_file(small, what):
     assert "@media (prefers-color-scheme: dark)" in page
 
 
+def test_a_releases_page_begins_with_its_verdict_and_what_is_new(small):
+    path, _ = small
+    with lineage.locate(str(path)).open() as store:
+        first, second = (
+            pages.Pages(store, pages.Urls(), []).trace(f"release:{version}") for version in (1, 2)
+        )
+    assert "<p>It is the first release.</p>" in first
+    assert "<dt>held-out loss</dt><dd>0.16 (-20.0 %)</dd>" in second
+    verdict, since, folded = (
+        second.index(text) for text in (">held-out loss<", ">Since release 1<", "<details>")
+    )
+    assert verdict < since < folded
+    changed = second[since:folded]
+    assert re.search("loss</td><td[^>]*>0.17</td><td[^>]*>0.16</td>", changed)
+    # What is the same in both is not said.
+    assert "custom_config.preset" not in changed
+
+
 def test_page_has_its_pictures(tmp_path):
     uri = tmp_path / "artifacts" / "report"
     uri.mkdir(parents=True)
@@ -236,6 +254,8 @@ def test_pages_of_hostile_text_have_no_elements_of_its_own(hostile):
         "th",
         "td",
         "pre",
+        "details",
+        "summary",
         "svg",
         "defs",
         "marker",

@@ -190,7 +190,7 @@ def test_filter_and_sort_with_the_keyboard(tab, address):
     go(tab, f"{address}/")
     tab.get_by_role("link", name="loss", exact=True).press("Enter")
     tab.wait_for_url(re.compile(r"sort=loss$"))
-    assert [rows.nth(i).locator("td").nth(2).inner_text() for i in range(3)] == [
+    assert [rows.nth(i).locator("td.name").inner_text() for i in range(3)] == [
         "second",
         "first",
         "reports",
@@ -198,7 +198,20 @@ def test_filter_and_sort_with_the_keyboard(tab, address):
     assert tab.locator("th[aria-sort]").get_attribute("aria-sort") == "ascending"
     tab.get_by_role("link", name="loss ▲").press("Enter")
     tab.wait_for_url(re.compile(r"sort=-loss"))
-    assert rows.first.locator("td").nth(2).inner_text() == "first"
+    assert rows.first.locator("td.name").inner_text() == "first"
+
+
+def test_what_a_run_came_to_is_on_the_screen(tab, address):
+    tab.set_viewport_size({"width": 1280, "height": 800})
+    go(tab, f"{address}/")
+    for name in ("release", "blessed", "loss", "change", "run", "status"):
+        box = (
+            tab.get_by_role("columnheader")
+            .get_by_role("link", name=name, exact=True)
+            .bounding_box()
+        )
+        assert box["x"] + box["width"] < 1280, name
+    assert "-20.0 %" in tab.locator("tbody tr", has_text="first").inner_text()
 
 
 def test_two_runs_are_chosen_with_the_keyboard(tab, address):
