@@ -83,7 +83,8 @@ class Tracer:
         self._group = row.group
         self._tuner: _RowsTuner | None = None
         names = ["diffusion_model", *(["decoder"] if row.kind == "drawing" else [])]
-        with _without_values():
+        # Halving the weights for drawing looks whether they are numbers.
+        with _without_values(read=row.kind == "drawing"):
             self._networks = [build_network(name, preset, row.image_size) for name in names]
 
     def __call__(self, row: Row) -> Traced:
@@ -301,8 +302,12 @@ def _first_value_of(variable: keras.Variable) -> dict[str, float]:
     return {"normal": math.prod(variable.shape[:-1]) ** -0.5}
 
 
-def _without_values() -> contextlib.AbstractContextManager[None]:
-    """Within this, variables are created whose memory nobody has written to, and so take none."""
+def _without_values(*, read: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Within this, variables are created whose memory nobody has written to, and so take none.
+
+    Args:
+        read: Whether somebody reads them; then they are zeros.
+    """
 
     def create(next_creator: Any, **arguments: Any) -> tf.Variable:
         given = arguments["initial_value"]
@@ -311,7 +316,7 @@ def _without_values() -> contextlib.AbstractContextManager[None]:
             with tf.Graph().as_default():
                 value = given()
         if tf.is_tensor(value) and value.dtype.is_floating:
-            given = tf.raw_ops.Empty(shape=value.shape.as_list(), dtype=value.dtype, init=False)
+            given = tf.raw_ops.Empty(shape=value.shape.as_list(), dtype=value.dtype, init=read)
         return next_creator(**{**arguments, "initial_value": given})
 
     scope: contextlib.AbstractContextManager[None] = tf.variable_creator_scope(create)
