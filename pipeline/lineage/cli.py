@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.lineage import comparing, text, tracing
+from pipeline.lineage import comparing, history, text, tracing
 from pipeline.lineage.locations import DEFAULT_PORT, DEFAULT_STORE, Location, locate
 from pipeline.lineage.model import LineageError, RunStatus
 from pipeline.lineage.sorting import sorted_runs
@@ -32,6 +32,9 @@ _EXAMPLES = (
     ("impact", "data/creatures"),
     ("diff", "12", "latest"),
     ("why", "Trainer", "--run", "latest"),
+    ("history",),
+    ("added", "1", "3"),
+    ("known", Path("dragon.png")),
     ("compare", "--metric", "loss", "--setting", "learning_rate", "--plot", Path("losses.png")),
     ("export", "latest", "--format", "html", "--out", Path("run.html")),
     ("serve",),
@@ -150,6 +153,21 @@ def _compare(store: Store, arguments: argparse.Namespace) -> _Answer:
     )
 
 
+def _history(store: Store, arguments: argparse.Namespace) -> _Answer:
+    releases = history.history(store, _roots(arguments))
+    return {"releases": releases}, lambda: text.history_text(releases, _terminal_width(arguments))
+
+
+def _added(store: Store, arguments: argparse.Namespace) -> _Answer:
+    changes = history.added(store, arguments.first, arguments.second, _roots(arguments))
+    return changes, lambda: text.row_changes_text(changes)
+
+
+def _known(store: Store, arguments: argparse.Namespace) -> _Answer:
+    known = history.known(store, arguments.what, _roots(arguments))
+    return known, lambda: text.known_text(known)
+
+
 def _export(store: Store, arguments: argparse.Namespace) -> _Answer:
     from pipeline.lineage import exports
 
@@ -259,6 +277,20 @@ def _parser() -> argparse.ArgumentParser:
         "--setting", metavar="NAME", action="append", default=[], help="show it beside the metrics"
     )
     compare.add_argument("--plot", metavar="FILE", help="write a picture: .png, .svg or .pdf")
+    releases = command("history", "all releases: loss, data added, time and size", _history)
+    added = command("added", "what was added to the dataset between two releases", _added)
+    added.add_argument("first", metavar="RELEASE")
+    added.add_argument("second", metavar="RELEASE")
+    known = command(
+        "known",
+        "which releases were trained on a picture or a caption, the first one first",
+        _known,
+    )
+    known.add_argument(
+        "what",
+        metavar="PICTURE|SHA256|CAPTION",
+        help="a picture's file as it lies in the dataset, its hash or a row's, or a caption",
+    )
     export = command("export", "a run or an artifact's trace for other programs", _export)
     export.add_argument(
         "what", metavar="RUN|ARTIFACT", nargs="?", default="latest", help="or `all` runs"
@@ -271,11 +303,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", metavar="FILE", help="write there (default: to the terminal)")
     serve = command("serve", "pages in a browser, on this machine")
-    for wide in (runs, impact, compare):
+    for wide in (runs, impact, compare, releases):
         wide.add_argument(
             "--all", action="store_true", help="every column, whatever the terminal's width"
         )
-    for showing in (trace, impact, diff, why, export, serve):
+    for showing in (trace, impact, diff, why, releases, added, known, export, serve):
         showing.add_argument(
             "--files",
             metavar="FOLDER",

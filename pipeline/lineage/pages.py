@@ -21,6 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.lineage import comparing, drawing, files, text, tracing
+from pipeline.lineage.history import history as releases_over_time
 from pipeline.lineage.model import (
     Artifact,
     RunStatus,
@@ -39,6 +40,7 @@ _TEMPLATES = Path(__file__).with_name("templates")
 _MAX_EMBEDDED = 4 << 20
 # Of a trace or run, the files of these are shown beside it.
 _SHOWN_TYPES = ("EvaluationReport", "DatasetReport")
+_RELEASES_SIDE_BY_SIDE = 8
 
 
 class Urls:
@@ -79,6 +81,10 @@ class Urls:
     def compare(self) -> str:
         """Metrics over runs."""
         return "/compare"
+
+    def history(self) -> str:
+        """All releases."""
+        return "/history"
 
     def file(self, artifact: Artifact, file: files.File) -> str:
         """A file of an artifact."""
@@ -310,6 +316,22 @@ class Pages:
             return None
         before = max(earlier, key=version_order)
         return before, comparing.diff_runs(self._store, made[before], trace.run.id, self._roots)
+
+    def history(self) -> str:
+        """All releases, and what the latest of them draw for the same prompts.
+
+        Raises:
+            LineageError: There is none.
+        """
+        releases = releases_over_time(self._store, self._roots)
+        shown = [release for release in releases if release.pictures][-_RELEASES_SIDE_BY_SIDE:]
+        drawn = {
+            (release.version, each.prompt): self._urls.file(each.model_run, each.file)
+            for release in shown
+            for each in release.pictures
+        }
+        prompts = list(dict.fromkeys(each.prompt for r in shown for each in r.pictures))
+        return self._render("history_page", releases, shown, prompts, drawn)
 
     def impact(self, what: str) -> str:
         """What something touched, as for `tracing.impact`; without it, the question alone.

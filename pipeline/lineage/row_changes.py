@@ -55,6 +55,10 @@ class RowChanges:
     rows_before: int
     changes: tuple[RowChange, ...]
 
+    def number(self, kind: str) -> int:
+        """How many rows differ in a way, one of the constants above."""
+        return sum(change.kind == kind for change in self.changes)
+
     @property
     def summary(self) -> str:
         """Such as `2 rows added, 1 with another caption`."""

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.lineage.comparing import Comparison, Diff, Difference, Why
+from pipeline.lineage.history import Known, Release
 from pipeline.lineage.model import (
     LOSS,
     Artifact,
@@ -29,6 +30,7 @@ from pipeline.lineage.model import (
     shown_time,
     shown_value,
 )
+from pipeline.lineage.row_changes import ADDED, REMOVED, RowChanges
 from pipeline.lineage.tracing import COMPARED, Impact, Standing, Touched, Trace
 
 _MAX_CELL = 60
@@ -327,6 +329,55 @@ def diff_text(diff: Diff) -> str:
     same = f"{diff.equal} settings, facts and metrics are the same"
     blocks.append(same if diff.differences else f"Nothing differs: {same}")
     return "\n\n".join(blocks)
+
+
+def history_text(releases: Sequence[Release], width: int | None = None) -> str:
+    """All releases; see `fitted_table`."""
+    rows = []
+    for release in releases:
+        run, changes = release.run, release.changes
+        loss = None if run is None else run.metrics.get(LOSS)
+        rows.append(
+            [
+                release.version,
+                shown_time(release.artifact.created),
+                shown_value(loss),
+                "" if run is None else run.shown_change,
+                "" if release.rows is None else f"{release.rows:,}",
+                *(
+                    "" if changes is None else f"{changes.number(kind):,}"
+                    for kind in (ADDED, REMOVED)
+                ),
+                "" if run is None else shown_seconds(run.seconds),
+                "" if release.size is None else f"{release.size / 1e6:,.0f} MB",
+                "" if run is None else cut(run.name, _MAX_NAME),
+            ]
+        )
+    headers = ["release", "pushed", LOSS, "change", "rows", ADDED, REMOVED, "took", "size", "run"]
+    return fitted_table(headers, rows, width)
+
+
+def row_changes_text(changes: RowChanges) -> str:
+    """What differs between two datasets, row by row."""
+    lines = [f"{changes.summary}; before, there were {changes.rows_before:,}"]
+    for change in changes.changes:
+        sides = [clean(side) for side in (change.before, change.now) if side is not None]
+        lines.append(f"  {change.kind}: {' -> '.join(sides)}")
+    return "\n".join(lines)
+
+
+def known_text(known: Known) -> str:
+    """Which releases know something, in words."""
+    rows = [("looked for", known.asked_for)]
+    rows += [("caption", caption) for caption in known.captions]
+    if known.trained_on:
+        rows.append(("first known to", f"release {known.trained_on[0]}"))
+        rows.append(("trained on by", ", ".join(known.trained_on)))
+    if known.held_out:
+        rows.append(("held out for", ", ".join(known.held_out)))
+    if known.unknown:
+        rows.append(("cannot be told of", ", ".join(known.unknown)))
+    return pairs(rows)
 
 
 def why_text(why: Why) -> str:

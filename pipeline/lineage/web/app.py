@@ -39,7 +39,12 @@ _FILE_HEADERS = {
 _SHOWN_KINDS = ("text/html", "image/", "text/plain", "application/json", "application/pdf")
 _TEXT_SUFFIXES = (".jsonl", ".pbtxt", ".yaml", ".yml", ".log", ".csv", ".md", ".txt")
 _THEME_COOKIE = "lineage-theme"
-_NAVIGATION = (("Runs", "/"), ("Metrics", "/compare"), ("Impact", "/impact"))
+_NAVIGATION = (
+    ("Runs", "/"),
+    ("Releases", "/history"),
+    ("Metrics", "/compare"),
+    ("Impact", "/impact"),
+)
 _Render = Callable[[Pages], str]
 
 
@@ -101,6 +106,10 @@ def build(location: Location, roots: Sequence[str]) -> None:
     async def release(request: Request, version: str) -> None:
         name = "latest" if version == "latest" else f"release:{version}"
         await show(request, f"Release {version}", lambda pages: pages.trace(name))
+
+    @page("/history")
+    async def history(request: Request) -> None:
+        await show(request, "Releases", lambda pages: pages.history())
 
     @page("/diff")
     async def diff(request: Request, first: str = "latest", second: str = "latest") -> None:

@@ -244,6 +244,7 @@ class StoreMaker:
                                 "learning_rate": settings.learning_rate,
                                 "steps": settings.steps,
                             },
+                            "validation": {"prompts": ["a dragon"]},
                             "code_version": settings.code,
                         }
                     )

@@ -1,0 +1,296 @@
+"""Releases over time: how good each is, what it was trained on, since when a picture is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pipeline.lineage import files, tracing
+from pipeline.lineage.model import Artifact, LineageError, Run, Value, short_type
+from pipeline.lineage.row_changes import RowChanges, row_changes
+from pipeline.lineage.sorting import version_order
+from pipeline.lineage.store import Store
+from storage import row_index
+
+_EXAMPLES, _MODEL = "Examples", "Model"
+_TRAINED_ON, _HELD_OUT = "train", "eval"
+_MODEL_RUN = "ModelRun"
+_PROMPTS = "custom_config.validation.prompts"
+_PICTURE = re.compile(r"validation/step_(?P<step>\d+)/(?P<number>\d+)\.png")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A picture that a release's training drew at its end.
+
+    Attributes:
+        prompt: What for.
+        model_run: The artifact that has its file.
+        file: That file.
+    """
+
+    prompt: str
+    model_run: Artifact
+    file: files.File
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """A release, and how it differs from the one before.
+
+    Attributes:
+        version: Its version.
+        artifact: The pushed model.
+        run: The run that made it; None where the store does not say.
+        rows: Rows of its dataset; None where their index is not here any more.
+        changes: What differs from the dataset of the release before; None of the first one, and
+            where one of both indexes is not here.
+        size: Bytes of its model; None where that is not here any more.
+        pictures: Those that its training drew at its end, as far as they are here.
+    """
+
+    version: str
+    artifact: Artifact
+    run: Run | None
+    rows: int | None
+    changes: RowChanges | None
+    size: int | None
+    pictures: tuple[Drawn, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """Where a picture or a caption stands in the releases.
+
+    Attributes:
+        asked_for: What was looked for, in words.
+        captions: Its captions in the datasets.
+        trained_on: Versions of the releases that were trained on it, in order.
+        held_out: Versions of those for which it was held out.
+        unknown: Versions of those whose index of rows is not here any more.
+    """
+
+    asked_for: str
+    captions: tuple[str, ...]
+    trained_on: tuple[str, ...]
+    held_out: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+def history(store: Store, roots: Sequence[str]) -> list[Release]:
+    """All releases, the first one first.
+
+    Args:
+        store: Where to look.
+        roots: Folders whose files may be read, for the rows of the datasets.
+
+    Raises:
+        LineageError: There is none.
+    """
+    runs = _makers(store)
+    found: list[Release] = []
+    before: Artifact | None = None
+    for version, pushed in _released(store).items():
+        examples = _examples_of(store, pushed)
+        rows = None if examples is None else _number_of_rows(examples, roots)
+        changes = None
+        if before is not None and examples is not None:
+            try:
+                changes = row_changes([before], [examples], roots)
+            except LineageError:
+                # What is known of it is told all the same.
+                changes = None
+        model = _model_of(store, pushed)
+        found.append(
+            Release(
+                version,
+                pushed,
+                runs.get(version),
+                rows,
+                changes,
+                None if model is None else _size(model, roots),
+                () if model is None else tuple(_pictures(store, model, roots)),
+            )
+        )
+        before = examples
+    return found
+
+
+def added(store: Store, first: str, second: str, roots: Sequence[str]) -> RowChanges:
+    """What the dataset of one release has that that of another has not.
+
+    Args:
+        store: Where to look.
+        first: A version, or `release:` and a version.
+        second: Another one.
+        roots: Folders whose files may be read.
+
+    Raises:
+        LineageError: There is no such release, or its index of rows is not here any more.
+    """
+    sides = []
+    for version in (first, second):
+        name = version if version.startswith("release:") else f"release:{version}"
+        pushed = tracing.find_artifact(store, name)
+        if (examples := _examples_of(store, pushed)) is None:
+            raise LineageError(f"{store.name} does not say what {name} was trained on")
+        sides.append(examples)
+    return row_changes([sides[0]], [sides[1]], roots)
+
+
+def known(store: Store, what: str, roots: Sequence[str]) -> Known:
+    """Which releases were trained on a picture or a caption.
+
+    Args:
+        store: Where to look.
+        what: A picture's file, as it lies in the dataset; the SHA-256 (hex) of such a file or of a
+            row; or a caption.
+        roots: Folders whose files may be read.
+
+    Raises:
+        LineageError: No release's dataset has it, or nothing was released.
+    """
+    wanted, shown = _wanted(what)
+    trained_on: list[str] = []
+    held_out: list[str] = []
+    unknown: list[str] = []
+    captions: dict[str, None] = {}
+    for version, pushed in _released(store).items():
+        folders = [_index(e, roots) for e in _all_examples_of(store, pushed)]
+        if not folders or None in folders:
+            unknown.append(version)
+        for split, versions in ((_TRAINED_ON, trained_on), (_HELD_OUT, held_out)):
+            rows = [
+                row
+                for folder in filter(None, folders)
+                for row in row_index.read_rows(folder, split)
+                if wanted in (row.picture, row.id, row.caption)
+            ]
+            if rows:
+                versions.append(version)
+                captions |= dict.fromkeys(row.caption for row in rows)
+    # Of an ancestor it may be the training picture, of a later dataset a held-out one.
+    held_out = [version for version in held_out if version not in trained_on]
+    if not trained_on and not held_out:
+        left_out = f"; of {', '.join(unknown)} nobody can tell any more" if unknown else ""
+        raise LineageError(f"no release's dataset has {shown}{left_out}")
+    return Known(shown, tuple(captions), tuple(trained_on), tuple(held_out), tuple(unknown))
+
+
+def _wanted(what: str) -> tuple[str, str]:
+    """What stands in the rows, and how people call it."""
+    if Path(what).is_file():
+        digest = hashlib.sha256(Path(what).read_bytes()).hexdigest()
+        return digest, f"the picture {what} (SHA-256 {digest[:12]}...)"
+    if _DIGEST.fullmatch(what.lower()):
+        return what.lower(), f"a picture or a row of SHA-256 {what[:12]}..."
+    return what, f"the caption {what!r}"
+
+
+def _released(store: Store) -> Mapping[str, Artifact]:
+    """The pushed models by version, in order; of a push that was repeated, the first."""
+    found: dict[str, Artifact] = {}
+    for pushed in store.artifacts(store.artifacts_of_type("PushedModel")):
+        if version := str(pushed.properties.get("pushed_version", "")):
+            found.setdefault(version, pushed)
+    if not found:
+        raise LineageError(f"{store.name} holds no release yet")
+    return dict(sorted(found.items(), key=lambda item: version_order(item[0])))
+
+
+def _makers(store: Store) -> dict[str, Run]:
+    """The run that made each release, not those that took it from the cache later."""
+    found: dict[str, Run] = {}
+    for run in store.runs():
+        found |= dict.fromkeys(run.releases, run)
+    return found
+
+
+def _examples_of(store: Store, pushed: Artifact) -> Artifact | None:
+    """The dataset that a release's training itself was given."""
+    return next(_all_examples_of(store, pushed), None)
+
+
+def _all_examples_of(store: Store, pushed: Artifact) -> Iterator[Artifact]:
+    """The datasets that a release was trained on: its own, then those of what it went on from."""
+    graph = store.graph
+    waiting, seen = [pushed.id], {pushed.id}
+    while waiting:
+        artifact = waiting.pop(0)
+        maker = graph.maker(artifact)
+        taken = [] if maker is None else [i for i in graph.inputs(maker) if i not in seen]
+        for one in store.artifacts(taken):
+            # A pusher is given the blessing, too, and that was made of held-out pictures alone.
+            if short_type(one.type) not in (_EXAMPLES, _MODEL):
+                continue
+            seen.add(one.id)
+            waiting.append(one.id)
+            # Latents are examples, too; a dataset is what was made of no others.
+            made_by = graph.maker(one.id)
+            if short_type(one.type) == _EXAMPLES and not any(
+                short_type(a.type) == _EXAMPLES
+                for a in store.artifacts([] if made_by is None else graph.inputs(made_by))
+            ):
+                yield one
+
+
+def _index(examples: Artifact, roots: Sequence[str]) -> str | None:
+    try:
+        folder = files.folder_of(examples, roots) / row_index.FOLDER_NAME
+    except LineageError:
+        return None
+    return str(folder) if folder.is_dir() else None
+
+
+def _model_of(store: Store, pushed: Artifact) -> Artifact | None:
+    maker = store.graph.maker(pushed.id)
+    taken = store.artifacts([] if maker is None else store.graph.inputs(maker))
+    return next((one for one in taken if short_type(one.type) == _MODEL), None)
+
+
+def _size(model: Artifact, roots: Sequence[str]) -> int | None:
+    if model.removed:
+        return None
+    try:
+        folder = files.folder_of(model, roots)
+    except LineageError:
+        return None
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _pictures(store: Store, model: Artifact, roots: Sequence[str]) -> Iterator[Drawn]:
+    if (maker := store.graph.maker(model.id)) is None:
+        return
+    prompts = _listed(store.execution(maker).settings.get(_PROMPTS))
+    for left in store.artifacts(store.graph.outputs(maker)):
+        if short_type(left.type) != _MODEL_RUN:
+            continue
+        drawn = [
+            (int(found["step"]), int(found["number"]), file)
+            for file in files.list_files(left, roots).files
+            if (found := _PICTURE.fullmatch(file.name))
+        ]
+        last = max((step for step, _, _ in drawn), default=0)
+        for step, number, file in drawn:
+            if step == last:
+                prompt = prompts[number] if number < len(prompts) else f"prompt {number}"
+                yield Drawn(prompt, left, file)
+
+
+def _listed(setting: Value) -> list[str]:
+    """A setting that is a list of texts."""
+    try:
+        found = json.loads(str(setting))
+    except json.JSONDecodeError:
+        return []
+    return [str(each) for each in found] if isinstance(found, list) else []
+
+
+def _number_of_rows(examples: Artifact, roots: Sequence[str]) -> int | None:
+    folder = _index(examples, roots)
+    return None if folder is None else sum(1 for _ in row_index.read_rows(folder))
