@@ -74,6 +74,7 @@ _FLAGS: command_line.Flags = {
         (("vertex.accelerator",), "--accelerator", "what the Trainer computes on, or none"),
         (("vertex.accelerator_count",), "--accelerator-count", "how many in a machine"),
         (("vertex.workers",), "--workers", "machines that train together"),
+        (("vertex.spot",), "--spot", "whether the Trainer has Spot machines"),
         (("vertex.retries",), "--retries", "how often a failed step is started again"),
         (("vertex.caching",), "--caching", "whether steps are taken from former runs"),
         (("vertex.dataflow",), "--dataflow", "whether Beam's steps run on Dataflow"),
@@ -298,7 +299,7 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
         environment = emulator.container_environment(code, home)
         fresh = emulator.FreshProcesses(code)
         launch: emulator.Launcher = fresh
-        if config.vertex.workers > 1:
+        if config.vertex.trains_in_custom_job or config.tuning.parallel_trials > 1:
             jobs = custom_jobs.EmulatedJobs(fresh, folder / "logs", environment)
             address = stack.enter_context(custom_jobs.serve(jobs))
             vertex = dataclasses.replace(
@@ -355,6 +356,8 @@ def _result(result: summary.RunResult, serving_dir: str) -> str:
             f"Held-out loss: {result.loss_baseline:.4f} {result.baseline} -> {result.loss:.4f} "
             "fine-tuned"
         )
+    if result.machine_hours is not None:
+        lines.append(f"Trained on: {result.machine_hours}")
     lines.append(f"Pushed: {summary.pushed_text(result, serving_dir)}")
     return "\n".join(lines)
 

@@ -63,6 +63,7 @@ class RunResult:
         run: Name of the run in ML Metadata.
         folders: Of all that it left or took from the cache.
         training_id: Names the training of the model.
+        machine_hours: For how long it had which machines of its own, in words; `None` for none.
     """
 
     loss: float | None
@@ -84,6 +85,7 @@ class RunResult:
     run: str | None
     folders: tuple[str, ...] = ()
     training_id: str | None = None
+    machine_hours: str | None = None
 
 
 def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int]) -> RunResult:
@@ -141,6 +143,7 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
         run=next((c.name for c in contexts if c.type == "pipeline_run"), None),
         folders=tuple(folders),
         training_id=trained["training_id"].string_value if "training_id" in trained else None,
+        machine_hours=trained["machine_hours"].string_value if "machine_hours" in trained else None,
     )
 
 

@@ -316,6 +316,51 @@ def test_the_emulated_vertex_run_pushes_the_same_models(
         np.testing.assert_array_equal(value, emulated[name], err_msg=name)
 
 
+# Takes the machines away before anything is done, in the middle, and when only the export is left.
+_SPOT_MARKET = """
+import functools, glob, sys
+import runner_vertex
+from pipeline.vertex.emulation import custom_jobs
+def market(number):
+    def taken_away(seconds):
+        files = glob.glob("spot/checkpoints/*/ckpt-*.index")
+        steps = [int(f.removesuffix(".index").rpartition("-")[2]) for f in files]
+        return number <= 3 and max([0, *steps]) >= 2 * number - 2
+    return custom_jobs.Offer(taken_away=taken_away)
+custom_jobs.EmulatedJobs = functools.partial(custom_jobs.EmulatedJobs, market=market)
+sys.exit(runner_vertex.main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_a_training_whose_machines_are_taken_away_three_times_ends_with_the_same_weights(
+    pipeline: Pipeline, first_screen: str
+) -> None:
+    screen = emulate(
+        pipeline,
+        emulation("--steps", "4", "--spot", "true", "--accelerator", "none", folder="spot"),
+        program=("-c", _SPOT_MARKET),
+        PYTHONPATH=str(pipeline.project),
+    )
+    hours = re.search(r"^Trained on: (.+)$", screen, re.MULTILINE)
+    assert hours is not None, screen
+    assert re.fullmatch(r"0\.\d+ h of 1 x n1-standard-16 \(Spot\), taken away 3 times", hours[1])
+    local = weights(pipeline.output / "serving_model")
+    emulated = weights(pipeline.folder / "spot" / "serving_model")
+    for name, value in local.items():
+        np.testing.assert_array_equal(value, emulated[name], err_msg=name)
+    lineage = subprocess.run(
+        [sys.executable, "-m", "pipeline.lineage", "--store", "spot", "trace", "latest"],
+        cwd=pipeline.folder,
+        env={**os.environ, "PYTHONPATH": str(pipeline.project)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert hours[1] in lineage.stdout, lineage.stdout + lineage.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_emulated_vertex_run_finds_the_latest_blessed_model(

@@ -36,17 +36,7 @@ class Executor(executor.GenericExecutor):
     ) -> None:
         """Trains, and notes of the model which training it is of."""
         super().Do(input_dict, output_dict, exec_properties)
-        model = artifact_utils.get_single_instance(output_dict["model"])
-        manifest = ModelManifest.read(path_utils.serving_model_dir(model.uri))
-        model.set_string_custom_property(TRAINING_ID, str(manifest.training_id))
-        if manifest.kept.get("chosen"):
-            model.set_int_custom_property(KEPT_STEP, manifest.kept["step"])
-            model.set_string_custom_property(KEPT_BECAUSE, manifest.kept["why"])
-        if manifest.went_on_from:
-            model.set_string_custom_property(WENT_ON_FROM, manifest.went_on_from["training_id"])
-            model.set_int_custom_property(WENT_ON_AT_STEP, manifest.went_on_from["step"])
-        if manifest.tuned:
-            model.set_string_custom_property(TUNED, in_words(manifest.tuned))
+        note_training(artifact_utils.get_single_instance(output_dict["model"]))
 
     def _GetFnArgs(  # noqa: N802
         self,
@@ -62,3 +52,17 @@ class Executor(executor.GenericExecutor):
         if found:
             fn_args.hyperparameters[TUNED] = found_values(found["values"])
         return fn_args
+
+
+def note_training(model: types.Artifact) -> None:
+    """Gives an exported model the properties that say which training it is of."""
+    manifest = ModelManifest.read(path_utils.serving_model_dir(model.uri))
+    model.set_string_custom_property(TRAINING_ID, str(manifest.training_id))
+    if manifest.kept.get("chosen"):
+        model.set_int_custom_property(KEPT_STEP, manifest.kept["step"])
+        model.set_string_custom_property(KEPT_BECAUSE, manifest.kept["why"])
+    if manifest.went_on_from:
+        model.set_string_custom_property(WENT_ON_FROM, manifest.went_on_from["training_id"])
+        model.set_int_custom_property(WENT_ON_AT_STEP, manifest.went_on_from["step"])
+    if manifest.tuned:
+        model.set_string_custom_property(TUNED, in_words(manifest.tuned))

@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 CONFIG_KEY = "worker_job"
 """Key of `custom_config`."""
+
+
+Otherwise = Literal["ordinary", "stop"]
+"""What is done where no Spot machine is to be had: take an ordinary one, or fail."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spot:
+    """How long Spot machines are tried for, which are cheap, and taken away at any moment.
+
+    Attributes:
+        wait_seconds: Most that is waited without a machine, at the start and after each loss.
+        most_losses: How often they may be taken away.
+        otherwise: What is done then.
+    """
+
+    wait_seconds: float
+    most_losses: int
+    otherwise: Otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +45,7 @@ class WorkerJob:
         network: VPC network that the workers are peered with; "" for none.
         labels: Labels of the job.
         api_endpoint: Where Vertex's API is; "" for the region's own.
+        spot: Whether they are Spot machines first; `None`: never.
     """
 
     project: str
@@ -39,13 +59,32 @@ class WorkerJob:
     network: str = ""
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     api_endpoint: str = ""
+    spot: Spot | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields, for `custom_config`."""
         return {**dataclasses.asdict(self), "labels": dict(self.labels)}
 
-    def job_spec(self) -> dict[str, Any]:
-        """The custom job's `CustomJobSpec`, but for the containers' command."""
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> WorkerJob:
+        """What `to_json` made a tree of."""
+        spot = tree.get("spot")
+        return cls(**{**tree, "spot": None if spot is None else Spot(**spot)})
+
+    @property
+    def machines(self) -> str:
+        """What they are, for people."""
+        each = f"{self.workers} x {self.machine_type}"
+        if not self.accelerator:
+            return each
+        return f"{each} with {self.accelerator_count} {self.accelerator}"
+
+    def job_spec(self, *, on_spot: bool = False) -> dict[str, Any]:
+        """The custom job's `CustomJobSpec`, but for the containers' command.
+
+        Args:
+            on_spot: Whether it runs on Spot machines.
+        """
         machine: dict[str, Any] = {"machine_type": self.machine_type}
         if self.accelerator:
             machine |= {
@@ -60,8 +99,11 @@ class WorkerJob:
                 "container_spec": {"image_uri": self.image},
             }
             for replicas in (1, self.workers - 1)
+            if replicas
         ]
         spec: dict[str, Any] = {"worker_pool_specs": pools}
+        if on_spot:
+            spec["scheduling"] = {"strategy": "SPOT"}
         if self.service_account:
             spec["service_account"] = self.service_account
         if self.network:

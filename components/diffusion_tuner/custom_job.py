@@ -13,6 +13,7 @@ from typing import Any
 from tfx import types
 from tfx.components.tuner import executor as tuner_executor
 from tfx.extensions.google_cloud_ai_platform.tuner import executor as cloud_executor
+from tfx.types import standard_component_specs
 
 from components.diffusion_trainer import custom_job
 from components.diffusion_tuner.executor import with_run_parameters, write_outputs
@@ -74,3 +75,8 @@ class Executor(custom_job.Executor):
     """Tries in a custom job."""
 
     WORKER = Worker
+
+    def note(self, output_dict: dict[str, list[types.Artifact]], machine_hours: str) -> None:
+        """See the Trainer's."""
+        [results] = output_dict[standard_component_specs.TUNER_RESULTS_KEY]
+        results.set_string_custom_property(custom_job.MACHINE_HOURS, machine_hours)

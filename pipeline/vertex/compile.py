@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import tempfile
@@ -19,7 +20,7 @@ from tfx.dsl.input_resolution.strategies.latest_blessed_model_strategy import (
 from tfx.orchestration.data_types import RuntimeParameter
 from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner
 
-from components.diffusion_trainer.worker_job import WorkerJob
+from components.diffusion_trainer.worker_job import Spot, WorkerJob
 from pipeline import pipeline as pipelines
 from pipeline.config import REPO_ROOT, ConfigError, RunConfig
 from pipeline.vertex import machines
@@ -76,13 +77,14 @@ def compile_job(
         runtime_parameters={
             name: RuntimeParameter(name, type(value)) for name, value in values.items()
         },
-        worker_job=(
-            _worker_job(vertex, image, "vertex.workers", vertex.workers)
-            if vertex.workers > 1
-            else None
-        ),
+        worker_job=_training_job(vertex, image) if vertex.trains_in_custom_job else None,
         trials_job=(
-            _worker_job(vertex, image, "tuning.parallel_trials", config.tuning.parallel_trials)
+            _worker_job(
+                vertex,
+                image,
+                f"tuning.parallel_trials = {config.tuning.parallel_trials}",
+                config.tuning.parallel_trials,
+            )
             if config.tuning.trials and config.tuning.parallel_trials > 1
             else None
         ),
@@ -114,6 +116,9 @@ def compile_job(
         }
         if producers:
             task["dependentTasks"] = sorted(producers.union(task.get("dependentTasks", [])))
+        if name == TRAINER and vertex.spot and vertex.spot_otherwise == "stop":
+            # Another try would wait for Spot machines once more.
+            continue
         if vertex.retries and "container" in executors[f"{name}_executor"]:
             task["retryPolicy"] = {
                 "maxRetryCount": vertex.retries,
@@ -180,7 +185,7 @@ def _resources(step: str, config: RunConfig) -> Message:
     cpu, memory = vertex.cpu, vertex.memory_gb
     accelerator = None
     # Those that start a custom job only wait.
-    alone = {TRAINER: vertex.workers == 1, TUNER: config.tuning.parallel_trials == 1}
+    alone = {TRAINER: not vertex.trains_in_custom_job, TUNER: config.tuning.parallel_trials == 1}
     if alone.get(step):
         machine = machines.machine_with(vertex.accelerator, vertex.accelerator_count)
         cpu = vertex.trainer_cpu or float(machine.cpu)
@@ -209,9 +214,20 @@ def _check_steps(vertex: VertexConfig, nodes: list[base_node.BaseNode]) -> None:
             )
 
 
+def _training_job(vertex: VertexConfig, image: str) -> WorkerJob:
+    spot = Spot(
+        wait_seconds=60.0 * vertex.spot_wait_minutes,
+        most_losses=vertex.spot_losses,
+        otherwise=vertex.spot_otherwise,
+    )
+    setting = f"vertex.workers = {vertex.workers}" if vertex.workers > 1 else "vertex.spot = true"
+    job = _worker_job(vertex, image, setting, vertex.workers)
+    return dataclasses.replace(job, spot=spot if vertex.spot else None)
+
+
 def _worker_job(vertex: VertexConfig, image: str, setting: str, workers: int) -> WorkerJob:
     if vertex.project is None:
-        raise ConfigError(f"{setting} = {workers} needs a project: give --project")
+        raise ConfigError(f"{setting} needs a project: give --project")
     on_gpu = vertex.accelerator != machines.NO_ACCELERATOR
     return WorkerJob(
         project=vertex.project,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -75,6 +75,10 @@ class VertexConfig:
         retries: How often a step that failed is started again.
         caching: Whether steps may be taken from former runs.
         workers: Machines that train together.
+        spot: Whether they are Spot machines, which are cheap, and taken away at any moment.
+        spot_wait_minutes: Most that is waited for those, at the start and after each loss.
+        spot_losses: How often they may be taken away.
+        spot_otherwise: What is done then.
         dataflow: Whether the Beam steps run on Dataflow.
         dataflow_max_workers: Machines that it may take.
         dataflow_machine_type: Their type.
@@ -101,11 +105,20 @@ class VertexConfig:
     retries: Annotated[int, Field(ge=0, le=10)]
     caching: bool
     workers: Annotated[int, Field(ge=1, le=64)]
+    spot: bool
+    spot_wait_minutes: Positive
+    spot_losses: Annotated[int, Field(ge=0)]
+    spot_otherwise: Literal["ordinary", "stop"]
     dataflow: bool
     dataflow_max_workers: Count
     dataflow_machine_type: Text
     labels: dict[LabelKey, LabelValue]
     api_endpoint: Text | None
+
+    @property
+    def trains_in_custom_job(self) -> bool:
+        """Whether the Trainer starts a custom job, and only waits itself."""
+        return self.workers > 1 or self.spot
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Settings that contradict others: name and what must be."""

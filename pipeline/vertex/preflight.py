@@ -71,6 +71,7 @@ def check_config(vertex: VertexConfig) -> None:
         )
     for name, given in (
         ("workers", vertex.workers > 1 and f"= {vertex.workers}"),
+        ("spot", vertex.spot and "= true"),
         ("dataflow", vertex.dataflow and "= true"),
     ):
         if given and vertex.project is None:

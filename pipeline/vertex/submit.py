@@ -18,6 +18,7 @@ from google.cloud.aiplatform_v1 import PipelineServiceClient
 from google.cloud.aiplatform_v1.types import PipelineJob, PipelineState, PipelineTaskDetail
 from google.protobuf import json_format
 
+from components.diffusion_trainer.custom_job import MACHINE_HOURS
 from pipeline.vertex.preflight import Cloud
 
 # How long a request that Vertex is too busy for is repeated; between two looks at a run.
@@ -155,6 +156,9 @@ class Vertex:
             if state in _ENDED:
                 break
             time.sleep(_POLL_SECONDS)
+        for detail in details:
+            for hours in _machine_hours(detail):
+                report(f"{detail.task_name} had {hours}")
         if state != PipelineState.PIPELINE_STATE_SUCCEEDED:
             raise RunFailedError(_ending(job, details))
 
@@ -278,6 +282,14 @@ def _ending(job: aiplatform.PipelineJob, details: list[PipelineTaskDetail]) -> s
         f"{detail.task_name} failed: {detail.error.message or 'it gave no reason'}"
         for detail in failed
     )
+
+
+def _machine_hours(detail: PipelineTaskDetail) -> Iterator[str]:
+    """For how long a task had which machines of its own, where it says so."""
+    for listed in detail.outputs.values():
+        for artifact in listed.artifacts:
+            if hours := artifact.metadata.get(MACHINE_HOURS):
+                yield str(hours)
 
 
 def _state(state: PipelineState) -> str:

@@ -16,7 +16,7 @@ from tfx.types import channel_utils, standard_artifacts
 
 from components.diffusion_trainer import DiffusionTrainer
 from components.diffusion_trainer.executor import Executor
-from components.diffusion_trainer.worker_job import WorkerJob
+from components.diffusion_trainer.worker_job import Spot, WorkerJob
 from pipeline.config import load_config, resolve_base_weights
 from pipeline.trainer_settings import trainer_settings
 from storage.model_manifest import ModelManifest
@@ -117,7 +117,12 @@ def test_a_custom_job_has_a_chief_and_workers_on_equal_machines() -> None:
         project="p", region="r", image="i", workers=3, machine_type="a2-highgpu-1g",
         accelerator="NVIDIA_TESLA_A100", accelerator_count=1, service_account="a@b",
     )  # fmt: skip
-    assert WorkerJob(**job.to_json()) == job
+    assert WorkerJob.from_json(json.loads(json.dumps(job.to_json()))) == job
+    on_spot = dataclasses.replace(job, workers=1, spot=Spot(60.0, 3, "stop"))
+    assert WorkerJob.from_json(json.loads(json.dumps(on_spot.to_json()))) == on_spot
+    assert len(on_spot.job_spec()["worker_pool_specs"]) == 1
+    assert "scheduling" not in on_spot.job_spec()
+    assert on_spot.job_spec(on_spot=True)["scheduling"] == {"strategy": "SPOT"}
     spec = job.job_spec()
     chief, workers = spec["worker_pool_specs"]
     assert (chief["replica_count"], workers["replica_count"]) == (1, 2)

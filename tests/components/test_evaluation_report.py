@@ -484,7 +484,8 @@ def test_what_a_model_remembers_is_said_and_shown(tmp_path, models, model_run):
         "Captions of training pictures decide more of what it predicts than other captions do, by "
         "110% (",
         f"Gap: loss on training pictures below the held-out one {gap:+.1%} +",
-        "Distance to the nearest training picture in latents, drawn pictures 0.2850 held out: 0.8050",
+        "Distance to the nearest training picture in latents, drawn pictures 0.2850 "
+        "held out: 0.8050",
         "8 training pictures were scored, 8 of their captions drawn. It took 12 s for the gap, 3 s "
         "for the text's part, 9 s for copies.",
         "this model the caption's own picture a <copy> 0 0.25, suspect The training picture: 2 "

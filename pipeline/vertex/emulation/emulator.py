@@ -112,10 +112,17 @@ class FreshProcesses:
 
     def __call__(self, argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
         """See `Launcher`."""
+        with self.started(argv, log, environment) as process:
+            return process.wait()
+
+    def started(
+        self, argv: Sequence[str], log: Path, environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        """The container's process, to wait for or to kill."""
         with open(log, "ab") as output:
-            return subprocess.run(
+            return subprocess.Popen(
                 _command(argv), cwd=self.code, env=environment, stdout=output, stderr=output
-            ).returncode
+            )
 
 
 class ForkServer:

@@ -350,7 +350,7 @@ def test_a_custom_jobs_workers_know_of_each_other(here: Here, argument: str) -> 
         request = urllib.request.Request(url, json.dumps(body).encode(), method="POST")
         made = json.load(urllib.request.urlopen(request, timeout=30))
         assert made["name"] == "projects/p/locations/l/customJobs/1"
-        while made["state"] == "JOB_STATE_RUNNING":
+        while made["state"] in ("JOB_STATE_PENDING", "JOB_STATE_RUNNING"):
             made = json.load(urllib.request.urlopen(f"{url}/1", timeout=30))
     found = {}
     for log in (here.folder / "logs").iterdir():

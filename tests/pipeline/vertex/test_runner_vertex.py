@@ -205,6 +205,27 @@ def test_several_workers_are_a_custom_job() -> None:
     assert config["worker_job"]["image"] == IMAGE
 
 
+def test_spot_machines_are_those_of_a_custom_job() -> None:
+    job = compiled("--spot", "true")
+    trainer = containers(job)["Trainer"]
+    assert "components.diffusion_trainer.custom_job.Executor" in trainer["args"]
+    assert "accelerator" not in trainer["resources"]
+    assert tasks(job)["Trainer"]["retryPolicy"]["maxRetryCount"] == 3
+    parameters = tasks(job)["Trainer"]["inputs"]["parameters"]
+    config = json.loads(parameters["custom_config"]["runtimeValue"]["constant"])
+    assert config["worker_job"]["workers"] == 1
+    assert config["worker_job"]["spot"] == {
+        "wait_seconds": 3600.0,
+        "most_losses": 20,
+        "otherwise": "ordinary",
+    }
+    # What was told to stop is not tried again.
+    Path("spot.yaml").write_text("vertex: {spot: true, spot_otherwise: stop, retries: 2}")
+    job = compiled("--config", "spot.yaml")
+    assert "retryPolicy" not in tasks(job)["Trainer"]
+    assert tasks(job)["LossScorer"]["retryPolicy"]["maxRetryCount"] == 2
+
+
 def test_trials_have_the_trainers_machine_and_feed_it() -> None:
     Path("tuned.yaml").write_text("tuning: {trials: 12}")
     job = compiled("--config", "tuned.yaml")

@@ -1,0 +1,161 @@
+"""Training on Spot machines: custom jobs that are taken away, do not come, or fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from components.diffusion_trainer import custom_job
+from components.diffusion_trainer.custom_job import Used, in_words
+from components.diffusion_trainer.worker_job import Spot, WorkerJob
+from pipeline.vertex.emulation import custom_jobs
+from pipeline.vertex.emulation.custom_jobs import EmulatedJobs, Market, Offer
+from pipeline.vertex.emulation.emulator import FreshProcesses
+
+# Does twenty steps, one after another, and goes on from where it was.
+WORKER = """
+import pathlib, sys, time
+done = pathlib.Path("steps")
+for step in range(int(done.read_text()), 20):
+    time.sleep(0.05)
+    if "fail" in sys.argv and step == 10:
+        sys.exit("step ten fails")
+    done.with_name("next").write_text(str(step + 1))
+    done.with_name("next").rename(done)
+"""
+NOWHERE = Offer(after_seconds=math.inf)
+
+
+@dataclasses.dataclass
+class Training:
+    """What is trained, and the jobs that were made for it."""
+
+    folder: Path
+    market: Market = custom_jobs.plenty
+    spot: Spot = dataclasses.field(default_factory=lambda: Spot(30.0, 5, "ordinary"))
+    argument: str = "work"
+    jobs: EmulatedJobs | None = None
+
+    @property
+    def steps(self) -> int:
+        return int((self.folder / "steps").read_text())
+
+    @property
+    def job(self) -> WorkerJob:
+        return WorkerJob("p", "us-central1", "i", 1, "g2-standard-12", "NVIDIA_L4", 1)
+
+    def states(self) -> list[tuple[bool, str]]:
+        """Of each job, whether it was one on Spot machines, and how it ended."""
+        assert self.jobs is not None
+        return [
+            ("scheduling" in job["jobSpec"], job["state"].removeprefix("JOB_STATE_").lower())
+            for job in self.jobs._jobs
+        ]
+
+    def run(self) -> Sequence[Used]:
+        self.jobs = EmulatedJobs(FreshProcesses(self.folder), self.folder, {}, self.market)
+        with custom_jobs.serve(self.jobs) as address:
+            job = dataclasses.replace(self.job, spot=self.spot, api_endpoint=address)
+
+            def launched(on_spot: bool) -> custom_job._Client:
+                client = custom_job._Client(job)
+                spec = job.job_spec(on_spot=on_spot)
+                spec["worker_pool_specs"][0]["container_spec"]["command"] = [
+                    *("python", "-m", "worker", self.argument)
+                ]
+                client.launch_job("p", {"display_name": "d", "job_spec": spec})
+                return client
+
+            return custom_job.run(job, launched, 0.02)
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Callable[..., Training]:
+    (tmp_path / "worker.py").write_text(WORKER)
+    (tmp_path / "steps").write_text("0")
+    return lambda **what: Training(tmp_path, **what)
+
+
+def taken_away_at(training: Training, *steps: int) -> Market:
+    """Where the first jobs lose their machines when so many steps are done."""
+
+    def market(number: int) -> Offer:
+        if number > len(steps):
+            return Offer()
+        return Offer(taken_away=lambda seconds: training.steps >= steps[number - 1])
+
+    return market
+
+
+def test_what_is_taken_away_goes_on_from_where_it_was(training) -> None:
+    it = training()
+    # The second has not even begun.
+    it.market = taken_away_at(it, 4, 0, 11)
+    used = it.run()
+    assert it.steps == 20
+    assert it.states() == [(True, "failed")] * 3 + [(True, "succeeded")]
+    assert [each.lost for each in used] == [True, True, True, False]
+    assert all(each.on_spot and each.hours > 0 for each in used)
+
+
+@pytest.mark.parametrize("otherwise", ["ordinary", "stop"])
+def test_where_none_comes_it_is_done_as_was_told(training, otherwise, caplog) -> None:
+    it = training(market=lambda number: NOWHERE, spot=Spot(0.3, 5, otherwise))
+    if otherwise == "stop":
+        with pytest.raises(RuntimeError, match=r"came within 0.005 minutes; .*spot_wait_minutes"):
+            it.run()
+        assert it.states() == [(True, "cancelled")]
+        assert it.steps == 0
+        return
+    used = it.run()
+    assert it.states() == [(True, "cancelled"), (False, "succeeded")]
+    assert [(each.on_spot, each.lost) for each in used] == [(False, False)]
+    assert it.steps == 20
+    assert "Going on with ordinary machines: no Spot machine" in caplog.text
+
+
+def test_after_a_loss_it_is_waited_for_no_longer_than_at_the_start(training) -> None:
+    it = training(spot=Spot(0.3, 5, "ordinary"))
+    first = taken_away_at(it, 4)
+    it.market = lambda number: first(1) if number == 1 else NOWHERE
+    used = it.run()
+    assert it.states() == [(True, "failed"), (True, "cancelled"), (False, "succeeded")]
+    assert [(each.on_spot, each.lost) for each in used] == [(True, True), (False, False)]
+    assert it.steps == 20
+
+
+def test_what_is_lost_too_often_is_not_tried_for_ever(training) -> None:
+    it = training(spot=Spot(30.0, 1, "ordinary"))
+    it.market = taken_away_at(it, 2, 4, 6, 8)
+    used = it.run()
+    assert it.states() == [(True, "failed"), (True, "failed"), (False, "succeeded")]
+    assert sum(each.lost for each in used) == 2
+
+    (it.folder / "steps").write_text("0")
+    it.spot = dataclasses.replace(it.spot, otherwise="stop")
+    with pytest.raises(RuntimeError, match=r"were taken away 2 times; vertex.spot_otherwise"):
+        it.run()
+
+
+def test_a_failure_is_no_loss(training) -> None:
+    it = training(argument="fail")
+    with pytest.raises(RuntimeError, match=r"JOB_STATE_FAILED: .*step ten fails"):
+        it.run()
+    assert it.states() == [(True, "failed")]
+
+
+def test_hours_are_told_by_kind() -> None:
+    job = Training(Path()).job
+    used = [Used(True, 0.5, True), Used(True, 0.25, True), Used(True, 1.0, False)]
+    machine = "1 x g2-standard-12 with 1 NVIDIA_L4"
+    assert in_words(job, used) == f"1.75 h of {machine} (Spot), taken away 2 times"
+    both = [Used(True, 0.5, True), Used(False, 2.0, False)]
+    assert (
+        in_words(job, both) == f"0.50 h of {machine} (Spot), taken away 1 time; 2.00 h of {machine}"
+    )
+    plain = dataclasses.replace(job, accelerator="", workers=2)
+    assert in_words(plain, [Used(False, 2.0, False)]) == "2.00 h of 2 x g2-standard-12"
