@@ -25,8 +25,8 @@ unit itself and not its tanh approximation. `docs/weights.md` says how much that
 Sampler = Literal["ddim", "dpmpp_2m", "euler_a"]
 """How pictures are drawn; `trainer.diffusion.samplers` has the arithmetic."""
 
-Prediction = Literal["epsilon"]
-"""What a diffusion model predicts, by diffusers' names: the noise.
+Prediction = Literal["epsilon", "v_prediction"]
+"""What a diffusion model predicts, by diffusers' names: the noise, or the velocity.
 
 `trainer.diffusion.noise_schedule.NoiseSchedule` has the arithmetic, nothing else does.
 """
@@ -157,6 +157,7 @@ class Preset:
         numerics: How the layers compute; `trainer.weights.base_model.BaseModel` sets it to what
             the base weights were made for.
         prediction: What the diffusion model predicts.
+        zero_terminal_snr: Whether the last timestep is noise alone.
     """
 
     name: str
@@ -174,6 +175,7 @@ class Preset:
     published_at: str | None = None
     numerics: Numerics = "keras_cv"
     prediction: Prediction = "epsilon"
+    zero_terminal_snr: bool = False
 
     @property
     def prediction_signature(self) -> str:
@@ -306,6 +308,15 @@ _SD_V1_4 = Preset(
 )
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({p.name: p for p in (_TINY, _SD_V1_4)})
+
+
+def check_zero_terminal_snr(prediction: Prediction, zero_terminal_snr: bool) -> None:
+    """Raises a `ValueError` where noise alone is to be told from what a model predicts of it."""
+    if zero_terminal_snr and prediction == "epsilon":
+        raise ValueError(
+            "zero terminal SNR is impossible with epsilon prediction: at the last timestep there "
+            "is noise alone, and whoever predicts it says nothing of the picture; v_prediction does"
+        )
 
 
 def preset_names() -> tuple[str, ...]:
