@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from storage.user_errors import UserError
-from trainer.presets import Preset, Sampler
+from trainer.presets import Prediction, Preset, Sampler, get_preset
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -350,6 +350,8 @@ class TrainerSettings:
         compute: What they compute in.
         code_version: Hash of this package's code; it makes TFX's cache see code changes.
         image_to_image: Whether the image encoder is exported, too, to draw from pictures.
+        prediction: What the diffusion model learns to predict; `None` for what the preset's does.
+        zero_terminal_snr: Whether its last timestep is to be noise alone; `None`, likewise.
     """
 
     preset: str
@@ -363,6 +365,20 @@ class TrainerSettings:
     compute: Compute
     code_version: str
     image_to_image: bool = False
+    prediction: Prediction | None = None
+    zero_terminal_snr: bool | None = None
+
+    def trained_preset(self, preset: Preset) -> Preset:
+        """The preset of the trained model.
+
+        Args:
+            preset: That of the base weights, which may predict something else.
+        """
+        usual = get_preset(self.preset)
+        return preset.trained_as(
+            usual.prediction if self.prediction is None else self.prediction,
+            usual.zero_terminal_snr if self.zero_terminal_snr is None else self.zero_terminal_snr,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The `custom_config`: all but `training.run_parameters`, which go beside it."""
@@ -373,6 +389,9 @@ class TrainerSettings:
         # Without these, a run is what it was before there was a choice, in the cache, too.
         if not self.image_to_image:
             del tree["image_to_image"]
+        for name in ("prediction", "zero_terminal_snr"):
+            if tree[name] is None:
+                del tree[name]
         for field in dataclasses.fields(TrainingConfig):
             if field.name in _OF_CHOICE and tree["training"][field.name] == field.default:
                 del tree["training"][field.name]

@@ -237,7 +237,7 @@ def draw(
     """
     latent = sample(
         diffusion_model.predict_on_gpu,
-        NoiseSchedule(preset.prediction),
+        NoiseSchedule.of(preset),
         noise=noise,
         context=context,
         unconditional_context=unconditional_context,

@@ -79,8 +79,7 @@ def test_samplers_are_diffusers(
     of_zero = kind == "zero_terminal_snr"
     prefix = f"{kind}/{sampler}/v_prediction" if of_zero else f"{sampler}/{kind}"
     expected = {
-        key: reference[f"{prefix}/{num_steps}/{key}"]
-        for key in ("timesteps", "given", "result")
+        key: reference[f"{prefix}/{num_steps}/{key}"] for key in ("timesteps", "given", "result")
     }
     # Each step asks twice, with and without the context.
     timesteps, given = zip(*asked[::2], strict=True)

@@ -2,8 +2,8 @@
 
 Stable Diffusion's "scaled linear" schedule (Rombach et al. 2022): the square roots of beta are
 evenly spaced from 0.00085 to 0.012 over 1000 timesteps. A little of the signal is left at the last
-one then; where that is taken off (Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps
-are Flawed"), the last timestep is noise alone.
+one then; where that is taken off, the last timestep is noise alone (Lin et al. 2024, "Common
+Diffusion Noise Schedules and Sample Steps are Flawed").
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ class NoiseSchedule:
         """
         alpha_bar = alphas_cumprod(self.zero_terminal_snr).astype(np.float64)
         ratio = alpha_bar / (1.0 - alpha_bar)
-        weights = np.minimum(ratio, gamma) / (ratio if self.prediction == "epsilon" else ratio + 1.0)
+        weights = np.minimum(ratio, gamma) / (
+            ratio if self.prediction == "epsilon" else ratio + 1.0
+        )
         return tf.gather(tf.constant(weights, tf.float32), timesteps)
 
     def clean_latent(

@@ -54,7 +54,7 @@ class StepRecord:
 
     Attributes:
         step: Optimizer steps done.
-        loss: Mean squared error of the predicted noise.
+        loss: Mean squared error of the prediction.
         learning_rate: Of the last of those steps.
         gradient_norm: Global norm before clipping.
         images_per_second: Of those steps.
@@ -186,7 +186,7 @@ class FineTuner:
         self.diffusion_model = diffusion_model
         self.text_encoder = text_encoder
         self.config = config
-        self._schedule = NoiseSchedule(preset.prediction)
+        self._schedule = NoiseSchedule.of(preset)
         self._preset = preset
         self._empty_caption = empty_caption
         self._strategy = strategy
@@ -255,7 +255,7 @@ class FineTuner:
         )
 
     def loss(self, batch: Batch, step: tf.Tensor, first_row: tf.Tensor | int = 0) -> tf.Tensor:
-        """Noise-prediction loss (Ho et al. 2020, equation 14), float32 [].
+        """Loss of the prediction (Ho et al. 2020, equation 14), float32 [].
 
         Args:
             batch: From `trainer.data.latents.training_batches`, the whole batch or some rows of it.
@@ -286,7 +286,7 @@ class FineTuner:
     def _errors(
         self, latent: tf.Tensor, noise: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
     ) -> tf.Tensor:
-        """Mean squared error of each row's predicted noise, float32 [B]."""
+        """Mean squared error of each row's prediction, float32 [B]."""
         inputs = [
             self._schedule.add_noise(latent, noise, timesteps),
             timestep_embedding(timesteps, self._preset.diffusion_model.timestep_width),
