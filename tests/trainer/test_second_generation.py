@@ -80,10 +80,12 @@ def test_what_the_weights_predict_is_what_their_scheduler_says(copy) -> None:
 
 
 def test_a_model_of_the_other_generation_is_refused(copy) -> None:
-    with pytest.raises(WeightsError, match="use_linear_projection is true.*Diffusion 1.x") as error:
+    with pytest.raises(
+        WeightsError, match=r"use_linear_projection is true.*Diffusion 1.x"
+    ) as error:
         BaseModel.locate(PRESET, IMAGE_SIZE, str(copy))
     assert "attention_head_dim is [2, 3] (here 2)" in one_line(error)
-    with pytest.raises(WeightsError, match="use_linear_projection is false.*Diffusion 2.x"):
+    with pytest.raises(WeightsError, match=r"use_linear_projection is false.*Diffusion 2.x"):
         BaseModel.locate(PRESET_V2, IMAGE_SIZE, str(CHECKPOINT))
 
 
@@ -132,7 +134,7 @@ def test_one_file_is_refused_both_ways(tmp_path, monkeypatch) -> None:
         )
     one_line(error)
     path.touch()
-    with pytest.raises(WeightsError, match="original layout of Stable Diffusion 2.x"):
+    with pytest.raises(WeightsError, match=r"original layout of Stable Diffusion 2.x"):
         BaseModel.locate(PRESET_V2, IMAGE_SIZE, str(path))
     text = "model: {preset: sd-v2-1-base, base_weights: random}\n"
     config = tmp_path / "config.yaml"

@@ -32,7 +32,7 @@ from trainer.training.lora import (
     diffusion_model_projections,
     text_encoder_projections,
 )
-from trainer.training.optimizer import AveragedAdamW
+from trainer.training.optimizer import averaged_optimizer
 from trainer.training.precision import LossScale, computing_in
 from trainer.training_config import ResolvedTrainingConfig
 
@@ -206,8 +206,11 @@ class FineTuner:
                 if self.adapters
                 else [v.value for model in self._models for v in model.trainable_variables]
             )
-            self.optimizer = AveragedAdamW(
-                self.variables, weight_decay=config.weight_decay, ema_decay=config.ema_decay
+            self.optimizer = averaged_optimizer(
+                config.optimizer,
+                self.variables,
+                weight_decay=config.weight_decay,
+                ema_decay=config.ema_decay,
             )
             self.loss_scale = LossScale() if config.precision == "float16" else None
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
