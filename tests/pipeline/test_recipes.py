@@ -23,7 +23,8 @@ def test_there_are_some() -> None:
 def test_a_recipe_is_possible_at_full_size_and_in_small(path: Path) -> None:
     config = load_config(path)
     assert config.model.preset == "sd-v1-4"
-    small = load_config(path, {"model.preset": "tiny", "training.steps": 6})
+    flags = {"model.preset": ("--preset", "tiny"), "training.steps": ("--steps", 6)}
+    small = load_config(path, flags)
     assert (small.model.preset, small.training.steps) == ("tiny", 6)
     text = path.read_text()
     for told in (f"--config pipeline/recipes/{path.name} ", "# Needs", "Costs: "):
