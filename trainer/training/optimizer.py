@@ -27,6 +27,9 @@ class AveragedOptimizer(abc.ABC):
 
     At full width it is memory that an update waits for, so the average is kept divided by a factor
     of its own: then one pass over it is enough.
+
+    Attributes:
+        trained: The variables, float32.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class AveragedOptimizer(abc.ABC):
             weight_decay: Decoupled: a step takes this fraction, times the learning rate, off.
             ema_decay: Upper limit of the average's decay.
         """
-        self._variables = list(variables)
+        self.trained = list(variables)
         self._weight_decay = weight_decay
         self._ema_decay = ema_decay
         self._moments = self._create_moments()
@@ -84,7 +87,7 @@ class AveragedOptimizer(abc.ABC):
         decay = tf.minimum(self._ema_decay, (1.0 + done) / (10.0 + done))
         share = self._next_scale(decay) if self._ema_decay else None
         for index, (variable, scaled, gradient) in enumerate(
-            zip(self._variables, self._scaled, gradients, strict=True)
+            zip(self.trained, self._scaled, gradients, strict=True)
         ):
             if self._weight_decay:
                 assign_here(variable, variable * kept)
@@ -124,7 +127,7 @@ class AveragedAdamW(AveragedOptimizer):
 
     def _create_moments(self) -> dict[str, list[tf.Variable]]:
         self.first_moments, self.second_moments = (
-            [tf.Variable(tf.zeros(v.shape), trainable=False) for v in self._variables]
+            [tf.Variable(tf.zeros(v.shape), trainable=False) for v in self.trained]
             for _ in range(2)
         )
         return {"first_moments": self.first_moments, "second_moments": self.second_moments}
@@ -138,7 +141,7 @@ class AveragedAdamW(AveragedOptimizer):
 
         def update(index: int, gradient: tf.Tensor) -> None:
             tf.raw_ops.ResourceApplyAdam(
-                var=self._variables[index].handle,
+                var=self.trained[index].handle,
                 m=self.first_moments[index].handle,
                 v=self.second_moments[index].handle,
                 beta1_power=beta_1_power,
@@ -170,14 +173,14 @@ class _AveragedKeras(AveragedOptimizer):
     def _create_moments(self) -> dict[str, list[tf.Variable]]:
         # The number of the step and the learning rate, which are given with every update.
         others = len(self._keras.variables)
-        self._keras.build(self._variables)
+        self._keras.build(self.trained)
         return {"moments": [_tensorflows(v) for v in self._keras.variables[others:]]}
 
     def _prepared(self, learning_rate: tf.Tensor, step: tf.Tensor) -> _Update:
         assign_here(_tensorflows(self._keras.iterations), tf.cast(step, tf.int64) - 1)
 
         def update(index: int, gradient: tf.Tensor) -> None:
-            self._keras.update_step(gradient, self._variables[index], learning_rate)
+            self._keras.update_step(gradient, self.trained[index], learning_rate)
 
         return update
 
