@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -174,7 +175,9 @@ class _AveragedKeras(AveragedOptimizer):
         # The number of the step and the learning rate, which are given with every update.
         others = len(self._keras.variables)
         self._keras.build(self.trained)
-        return {"moments": [_tensorflows(v) for v in self._keras.variables[others:]]}
+        moments = map(_tensorflows, self._keras.variables[others:])
+        # For a vector, Adafactor has whole numbers in the place of rows and columns.
+        return {"moments": [moment for moment in moments if moment.dtype == tf.float32]}
 
     def _prepared(self, learning_rate: tf.Tensor, step: tf.Tensor) -> _Update:
         assign_here(_tensorflows(self._keras.iterations), tf.cast(step, tf.int64) - 1)
@@ -218,7 +221,16 @@ def moment_values(name: OptimizerName, shape: Sequence[int]) -> int:
 
 
 class _Here(keras.optimizers.Optimizer):
-    """Assigns in the replica that it is called in, as `assign_here` does."""
+    """Assigns in the replica that it is called in, as `assign_here` does.
+
+    And takes TensorFlow's variables, in whose names there may be what Keras forbids in its own.
+    """
+
+    def add_variable(
+        self, *shape: Sequence[int], name: str | None = None, **others: Any
+    ) -> keras.Variable:
+        own = None if name is None else name.replace("/", "_")
+        return super().add_variable(*shape, name=own, **others)
 
     def assign(self, variable: keras.Variable | tf.Variable, value: tf.Tensor) -> None:
         assign_here(_tensorflows(variable), value)
