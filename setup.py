@@ -91,7 +91,7 @@ setup(
         include=["pipeline*", "components*", "trainer*", "data*", "serving*", "storage*"]
     ),
     package_data={
-        "pipeline": ["*.yaml", "lineage/*.json", "lineage/templates/*"],
+        "pipeline": ["*.yaml", "recipes/*.yaml", "lineage/*.json", "lineage/templates/*"],
         "trainer": ["base_weights/*/*", "base_weights/*/*/*", "text/clip_vocabulary/*"],
         "components": ["*/*.html", "measures/*/*.safetensors", "measures/*/README.md"],
         "serving": ["deploy/*.yaml", "deploy/kubernetes/*.yaml"],

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.config import ConfigError, RunConfig
@@ -15,12 +16,13 @@ from pipeline.config.resolving import dataset_spec
 from serving.releases import IMAGE_ENCODER, SERVED_NETWORKS
 from storage.commands import module_command
 from trainer.presets import Preset, get_preset
+from trainer.training_config import OptimizerName
 
 _FLOAT32 = 4
 # Bytes of a weight, by what it is stored as.
 _SIZES = {None: 0, "float16": 2, "float32": _FLOAT32}
-# A checkpoint has the weights, their average and AdamW's two moments.
-_COPIES = 4
+# A checkpoint has the weights, their average and what the optimizer keeps of the gradients.
+_COPIES: Mapping[OptimizerName, int] = {"adamw": 4, "adafactor": 3, "lion": 3}
 # The best weights, and those that a checkpoint knows as the best.
 _KEPT_COPIES = 2
 # Graphs, vocabulary and warm-up requests of an exported model.
@@ -79,9 +81,10 @@ def estimate_disk(config: RunConfig, image_bytes: int, num_rows: int) -> DiskEst
         written = math.ceil(training.steps / training.checkpoint_every_steps)
     checkpoints = min(training.checkpoints_kept + 1, written)
     kept = _KEPT_COPIES if training.keep == "best" else 0
-    copies = checkpoints * _COPIES + kept
+    of_checkpoint = _COPIES[training.optimizer]
+    copies = checkpoints * of_checkpoint + kept
     if config.tuning.trials:
-        of_trials = config.tuning.trials * (_COPIES + kept) + _COPIES
+        of_trials = config.tuning.trials * (of_checkpoint + kept) + of_checkpoint
         copies = max(copies, of_trials)
     networks = [*SERVED_NETWORKS, *([IMAGE_ENCODER] if config.serving.image_to_image else [])]
     served = sum(preset.parameters[network] for network in networks)

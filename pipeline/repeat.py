@@ -56,7 +56,12 @@ def run_key(config: RunConfig, dataset_fingerprint: str, base_model: BaseModel) 
     facts = {
         "config": {**dataclasses.asdict(config), **dict.fromkeys((OUTPUT, *KEEPING), "")},
         "dataset": dataset_fingerprint,
-        "base_weights": [base_model.preset.numerics, base_model.hash()],
+        "base_weights": [
+            base_model.preset.numerics,
+            base_model.preset.prediction,
+            base_model.preset.zero_terminal_snr,
+            base_model.hash(),
+        ],
         "schema": None if schema is None else sha256_hex([read_bytes(schema)]),
         "code": [
             [path.relative_to(CHECKOUT).as_posix(), sha256_hex([path.read_bytes()])]

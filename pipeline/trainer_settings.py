@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from components.code_version import code_version
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, trained_preset
+from trainer.presets import get_preset
 from trainer.training_config import TrainerSettings
 from trainer.weights.base_model import BaseModel
 
@@ -18,6 +19,8 @@ def trainer_settings(
         base_model: What training starts from.
         checkpoint_dir: Folder for the checkpoints of all runs.
     """
+    trained = trained_preset(config, base_model)
+    usual = get_preset(trained.name)
     return TrainerSettings(
         preset=base_model.preset.name,
         image_size=base_model.image_size,
@@ -29,5 +32,12 @@ def trainer_settings(
         export_weights=config.model.export_weights,
         compute=config.model.compute,
         image_to_image=config.serving.image_to_image,
+        # What is as ever is not told, so that a run is what it was before there was a choice.
+        prediction=None if trained.prediction == usual.prediction else trained.prediction,
+        zero_terminal_snr=(
+            None
+            if trained.zero_terminal_snr == usual.zero_terminal_snr
+            else trained.zero_terminal_snr
+        ),
         code_version=code_version("trainer.run_fn", "components.diffusion_trainer.executor"),
     )

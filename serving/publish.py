@@ -49,7 +49,10 @@ _FROM_PICTURE = (
     "--serving-dir serving_model --out other.png"
 )
 # KerasCV's files there hold the numbers of this model, from which others of the family descend.
-_CONVERTED_FROM = {"fchollet/stable-diffusion": "CompVis/stable-diffusion-v1-4"}
+_CONVERTED_FROM = {
+    "fchollet/stable-diffusion": "CompVis/stable-diffusion-v1-4",
+    "ianstenbit/keras-sd2.1": "stabilityai/stable-diffusion-2-1-base",
+}
 _FOR_OTHERS = {
     "model.safetensors": "the whole model in the original layout of Stable Diffusion, as A1111 and "
     "ComfyUI open it",

@@ -34,6 +34,8 @@ class ModelManifest:
         compute: What their diffusion model computes in.
         text_encoder_trained: Whether its text encoder is another than that of the base weights.
         numerics: How its layers compute; one of `trainer.presets.Numerics`.
+        prediction: What its diffusion model predicts; one of `trainer.presets.Prediction`.
+        zero_terminal_snr: Whether the last timestep of its noise schedule is noise alone.
         base_weights_source: Where the base weights lay.
         base_weights: For each network, SHA-256 of the base weights (hex).
         latents: `uri` of the latents, and what their own manifest says.
@@ -71,6 +73,8 @@ class ModelManifest:
     compute: str = "float32"
     text_encoder_trained: bool = False
     numerics: str = "keras_cv"
+    prediction: str = "epsilon"
+    zero_terminal_snr: bool = False
     base_weights_source: str | None = None
     base_weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
     latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from trainer.presets import NUM_TIMESTEPS, Preset
+from trainer.presets import NUM_TIMESTEPS, Prediction, Preset
 
 ORIGINAL = "https://github.com/Stability-AI/generative-models"
 """ModelSpec's name for the code whose names the tensors of the original layout have."""
@@ -25,6 +25,9 @@ LORA_NAME = "lora.safetensors"
 
 DATASET_DIR = "1_pictures"
 """What `ss_*` keys call the pictures: sd-scripts has the name of a folder there."""
+
+ZERO_TERMINAL_SNR = "zero_terminal_snr"
+"""The key that says whether the last timestep is noise alone, for which ModelSpec has none."""
 
 _HASH = "modelspec.hash_sha256"
 _NO_HASH = "0x" + 64 * "0"
@@ -46,16 +49,14 @@ def model_spec(
     """The `modelspec.*` keys of a model.
 
     Args:
-        preset: What it is. Only that of Stable Diffusion's own size is called so: tools load by it.
+        preset: What it is.
         image_size: Side of its pictures in pixels.
         title: What tools call it.
         description: What they say of it.
         implementation: `ORIGINAL` or `DIFFUSERS`.
         adapter: What kind of adapter it is, such as `lora`; "" for a whole model.
     """
-    architecture = "stable-diffusion-v1"
-    if preset.name != "sd-v1-4":
-        architecture = f"{architecture}-{preset.name}"
+    architecture = preset.architecture
     content = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{architecture}/{adapter}" if adapter else architecture,
@@ -63,10 +64,19 @@ def model_spec(
         "title": title,
         "resolution": f"{image_size}x{image_size}",
         "description": description,
-        "prediction_type": preset.prediction,
+        "prediction_type": _PREDICTIONS[preset.prediction],
         "timestep_range": f"0,{NUM_TIMESTEPS - 1}",
     }
-    return {f"modelspec.{key}": value for key, value in content.items()}
+    header = {f"modelspec.{key}": value for key, value in content.items()}
+    if preset.zero_terminal_snr:
+        header[ZERO_TERMINAL_SNR] = str(True)
+    return header
+
+
+def prediction_of(header: Mapping[str, str]) -> Prediction | None:
+    """What a model predicts by its `modelspec.*` keys; `None` where they do not say."""
+    said = header.get("modelspec.prediction_type")
+    return next((ours for ours, theirs in _PREDICTIONS.items() if theirs == said), None)
 
 
 def release_keys(
@@ -102,6 +112,7 @@ def public_name(address: str, preset_name: str) -> str:
 
 
 def adapter_keys(
+    preset: Preset,
     training: Mapping[str, Any],
     *,
     image_size: int,
@@ -113,6 +124,7 @@ def adapter_keys(
     """The `ss_*` keys that tools show of adapters.
 
     Args:
+        preset: What the adapters are for.
         training: The training's settings.
         image_size: Side of the pictures in pixels.
         num_images: Pictures that were trained on.
@@ -122,9 +134,10 @@ def adapter_keys(
     """
     buckets = {"0": {"resolution": [image_size, image_size], "count": num_views}}
     text_encoder_rate = training["learning_rate"] if training["train_text_encoder"] else None
+    of_velocity = preset.prediction == "v_prediction"
     content = {
-        "v2": False,
-        "base_model_version": "sd_v1",
+        "v2": preset.generation == 2,
+        "base_model_version": f"sd_v{preset.generation}{'_v' * of_velocity}",
         "sd_model_name": base_weights,
         "session_id": training_id,
         "network_module": "networks.lora",
@@ -155,6 +168,8 @@ def adapter_keys(
         "gradient_checkpointing": training["gradient_checkpointing"],
         "seed": training["seed"],
     }
+    if preset.zero_terminal_snr:
+        content["zero_terminal_snr"] = True
     # Every value is text in this format; sd-scripts writes Python's.
     return {f"ss_{key}": str(value) for key, value in content.items()}
 
@@ -216,4 +231,6 @@ def _header(content: Mapping[str, Any], more: Mapping[str, str]) -> bytes:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+# ModelSpec's names.
+_PREDICTIONS: Mapping[Prediction, str] = {"epsilon": "epsilon", "v_prediction": "v"}
 _MIXED = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,11 +26,14 @@ unit itself and not its tanh approximation. `docs/weights.md` says how much that
 Sampler = Literal["ddim", "dpmpp_2m", "euler_a"]
 """How pictures are drawn; `trainer.diffusion.samplers` has the arithmetic."""
 
-Prediction = Literal["epsilon"]
-"""What a diffusion model predicts, by diffusers' names: the noise.
+Prediction = Literal["epsilon", "v_prediction"]
+"""What a diffusion model predicts, by diffusers' names: the noise, or the velocity.
 
 `trainer.diffusion.noise_schedule.NoiseSchedule` has the arithmetic, nothing else does.
 """
+
+Activation = Literal["quick_gelu", "gelu"]
+"""What lies between the two layers of a text transformer's perceptrons, by diffusers' names."""
 
 LATENT_CHANNELS = 4
 """Channels of a latent."""
@@ -49,13 +53,26 @@ LATENT_DOWNSAMPLING = 8
 
 @dataclass(frozen=True)
 class TextEncoderDimensions:
-    """CLIP's text transformer (Radford et al. 2021, section 2.4)."""
+    """CLIP's text transformer (Radford et al. 2021, section 2.4).
+
+    Attributes:
+        width: Channels.
+        num_layers: Layers that are computed; of OpenCLIP's, Stable Diffusion 2 leaves out the last.
+        num_heads: Attention heads.
+        vocabulary_size: Tokens that there are.
+        max_length: Tokens of a row.
+        activation: OpenAI's CLIP has the one, OpenCLIP the other.
+        padding: The token that rows are filled up with behind the end of the text. The default is
+            the end of the text itself.
+    """
 
     width: int
     num_layers: int
     num_heads: int
     vocabulary_size: int = 49408
     max_length: int = 77
+    activation: Activation = "quick_gelu"
+    padding: int = 49407
 
 
 @dataclass(frozen=True)
@@ -66,19 +83,27 @@ class DiffusionModelDimensions:
         widths: Channels of each level, from the latent's full size down; each level halves it.
         cross_attention: For each level, whether its blocks attend to the text context.
         num_blocks: Residual blocks a level on the way down; the way up has one more.
-        num_heads: Attention heads; the size of a head is the level's width divided by it.
+        num_heads: Attention heads, of all levels or of each; the size of a head is the level's
+            width divided by it.
         timestep_width: Width of the sinusoidal timestep embedding.
         embedding_width: Width of the learned timestep embedding.
         norm_groups: Groups of every group normalization.
+        linear_projections: Whether a transformer's first and last layer are matrices, and not
+            convolutions of one position, which compute the same.
     """
 
     widths: tuple[int, ...]
     cross_attention: tuple[bool, ...]
     num_blocks: int
-    num_heads: int
+    num_heads: int | tuple[int, ...]
     timestep_width: int
     embedding_width: int
     norm_groups: int
+    linear_projections: bool = False
+
+    def heads(self, level: int) -> int:
+        """Attention heads of a level; the blocks in the middle have those of the last."""
+        return self.num_heads if isinstance(self.num_heads, int) else self.num_heads[level]
 
 
 @dataclass(frozen=True)
@@ -115,10 +140,12 @@ class WeightFile:
     Attributes:
         name: File name in the weights' folder.
         sha256: Published hash; `None` where the folder's own `SHA256SUMS` is the authority.
+        published_at: Where it is taken from where a folder lacks it; `None` where it must be there.
     """
 
     name: str
     sha256: str | None
+    published_at: str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +184,11 @@ class Preset:
         numerics: How the layers compute; `trainer.weights.base_model.BaseModel` sets it to what
             the base weights were made for.
         prediction: What the diffusion model predicts.
+        zero_terminal_snr: Whether the last timestep is noise alone.
+        generation: Of Stable Diffusion, whose structure this is; other tools ask for it.
+        architecture: What ModelSpec calls it. Only that of Stable Diffusion's own size is called
+            so: tools load by it.
+        single_file: Whether it can be read and written as one file in the original layout.
     """
 
     name: str
@@ -174,11 +206,10 @@ class Preset:
     published_at: str | None = None
     numerics: Numerics = "keras_cv"
     prediction: Prediction = "epsilon"
-
-    @property
-    def prediction_signature(self) -> str:
-        """The signature by which an exported diffusion model predicts; it gives `prediction`."""
-        return f"predict_{self.prediction}"
+    zero_terminal_snr: bool = False
+    generation: int = 1
+    architecture: str = "stable-diffusion-v1"
+    single_file: bool = True
 
     @property
     def size_multiple(self) -> int:
@@ -187,6 +218,28 @@ class Preset:
         Pictures to train on are of `image_size_multiple`.
         """
         return LATENT_DOWNSAMPLING * 2 ** (len(self.diffusion_model.widths) - 1)
+
+    def trained_as(
+        self, prediction: Prediction | None = None, zero_terminal_snr: bool | None = None
+    ) -> Preset:
+        """The preset of a model that is trained from one of this.
+
+        Args:
+            prediction: What it is to predict; `None` for the same.
+            zero_terminal_snr: Whether its last timestep is to be noise alone; `None` for the same.
+
+        Raises:
+            ValueError: The two are impossible together.
+        """
+        trained = dataclasses.replace(
+            self,
+            prediction=self.prediction if prediction is None else prediction,
+            zero_terminal_snr=(
+                self.zero_terminal_snr if zero_terminal_snr is None else zero_terminal_snr
+            ),
+        )
+        check_zero_terminal_snr(trained.prediction, trained.zero_terminal_snr)
+        return trained
 
     def check_image_size(self, image_size: int) -> None:
         """Raises a `ValueError` where the networks cannot take `image_size` (pixels a side)."""
@@ -206,6 +259,7 @@ class Preset:
 
 _TINY = Preset(
     name="tiny",
+    architecture="stable-diffusion-v1-tiny",
     image_size=128,
     image_size_multiple=64,
     text_encoder=TextEncoderDimensions(width=64, num_layers=2, num_heads=4),
@@ -244,6 +298,13 @@ _TINY = Preset(
     ),
 )
 
+_IMAGE_ENCODER = WeightFile(
+    "vae_encoder.h5", "c60fb220a40d090e0f86a6ab4c312d113e115c87c40ff75d11ffcf380aab7ebb"
+)
+_DECODER = WeightFile(
+    "kcv_decoder.h5", "ad350a65cc8bc4a80c8103367e039a3329b4231c2469a1093869a345f55b1962"
+)
+
 _SD_V1_4 = Preset(
     name="sd-v1-4",
     image_size=512,
@@ -279,18 +340,12 @@ _SD_V1_4 = Preset(
                 "kcv_encoder.h5",
                 "4789e63e07c0e54d6a34a29b45ce81ece27060c499a709d556c7755b42bb0dc4",
             ),
-            "image_encoder": WeightFile(
-                "vae_encoder.h5",
-                "c60fb220a40d090e0f86a6ab4c312d113e115c87c40ff75d11ffcf380aab7ebb",
-            ),
+            "image_encoder": _IMAGE_ENCODER,
             "diffusion_model": WeightFile(
                 "kcv_diffusion_model.h5",
                 "8799ff9763de13d7f30a683d653018e114ed24a6a819667da4f5ee10f9e805fe",
             ),
-            "decoder": WeightFile(
-                "kcv_decoder.h5",
-                "ad350a65cc8bc4a80c8103367e039a3329b4231c2469a1093869a345f55b1962",
-            ),
+            "decoder": _DECODER,
         }
     ),
     ships_weights=False,
@@ -305,7 +360,79 @@ _SD_V1_4 = Preset(
     published_at="hf://fchollet/stable-diffusion",
 )
 
-PRESETS: Mapping[str, Preset] = MappingProxyType({p.name: p for p in (_TINY, _SD_V1_4)})
+# The text encoder is OpenCLIP's, which no training of Stable Diffusion 2 has touched, and the
+# autoencoder the first generation's, so the files of the base model serve for both.
+_SD_V2_1_BASE = dataclasses.replace(
+    _SD_V1_4,
+    name="sd-v2-1-base",
+    generation=2,
+    architecture="stable-diffusion-v2-512",
+    single_file=False,
+    text_encoder=TextEncoderDimensions(
+        width=1024, num_layers=23, num_heads=16, activation="gelu", padding=0
+    ),
+    diffusion_model=dataclasses.replace(
+        _SD_V1_4.diffusion_model, num_heads=(5, 10, 20, 20), linear_projections=True
+    ),
+    weight_files=MappingProxyType(
+        {
+            "text_encoder": WeightFile(
+                "text_encoder_v2_1.h5",
+                "985002e68704e1c5c3549de332218e99c5b9b745db7171d5f31fcd9a6089f25b",
+            ),
+            "image_encoder": dataclasses.replace(
+                _IMAGE_ENCODER, published_at=_SD_V1_4.published_at
+            ),
+            "diffusion_model": WeightFile(
+                "diffusion_model_v2_1.h5",
+                "c31730e91111f98fe0e2dbde4475d381b5287ebb9672b1821796146a25c5132d",
+            ),
+            "decoder": dataclasses.replace(_DECODER, published_at=_SD_V1_4.published_at),
+        }
+    ),
+    parameters=MappingProxyType(
+        {
+            **_SD_V1_4.parameters,
+            "text_encoder": 340_387_840,
+            "diffusion_model": 865_910_724,
+        }
+    ),
+    published_at="hf://ianstenbit/keras-sd2.1",
+)
+
+_SD_V2_1 = dataclasses.replace(
+    _SD_V2_1_BASE,
+    name="sd-v2-1",
+    architecture="stable-diffusion-v2-768-v",
+    image_size=768,
+    prediction="v_prediction",
+    weight_files=MappingProxyType(
+        {
+            **_SD_V2_1_BASE.weight_files,
+            # KerasCV publishes none.
+            "diffusion_model": WeightFile("diffusion_model_v2_1_768.h5", None),
+        }
+    ),
+    published_at=None,
+)
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {p.name: p for p in (_TINY, _SD_V1_4, _SD_V2_1_BASE, _SD_V2_1)}
+)
+
+
+def prediction_signature(prediction: Prediction) -> str:
+    """The signature by which an exported diffusion model predicts; it gives what it is named by."""
+    return f"predict_{prediction}"
+
+
+def check_zero_terminal_snr(prediction: Prediction, zero_terminal_snr: bool) -> None:
+    """Raises a `ValueError` where noise alone is to be told from what a model predicts of it."""
+    if zero_terminal_snr and prediction == "epsilon":
+        raise ValueError(
+            "zero terminal SNR is impossible with epsilon prediction: at the last timestep there "
+            "is noise alone, and whoever predicts it says nothing of the picture; v_prediction does"
+        )
 
 
 def preset_names() -> tuple[str, ...]:

@@ -31,11 +31,12 @@ from storage.user_errors import UserError
 from trainer.data.held_out import HeldOutPictures, held_out_pictures, read_choosing
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
 from trainer.data.prompts import held_out_prompts
+from trainer.diffusion.noise_schedule import NoiseSchedule
 from trainer.export.fastest_compute import fastest_compute
 from trainer.export.saved_models import ServingModules, export_models, serving_modules
 from trainer.export.validation import PROMPTS_NAME, draw_validation
 from trainer.model_spec import DIFFUSERS, adapter_keys, model_spec, public_name
-from trainer.presets import ENCODERS, NETWORKS, get_preset
+from trainer.presets import ENCODERS, NETWORKS, Preset, get_preset
 from trainer.text.tokenizer import tokenize
 from trainer.training.checkpoints import StartingPoint, checkpoint_steps
 from trainer.training.distribution import is_chief, training_strategy, wait_for_all
@@ -139,9 +140,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     told = fn_args.custom_config
     settings = TrainerSettings.from_json(told["settings"], told["run"])
     tuning = TuningConfig(**told["tuning"])
-    base_model = BaseModel.locate(
-        get_preset(settings.preset), settings.image_size, settings.base_weights
-    )
+    base_model, _ = _base_model(settings)
     latents_uri = _latents_uri(fn_args.train_files)
     latents = LatentsManifest.read(latents_uri)
     _check_inputs(latents, settings, base_model)
@@ -268,12 +267,13 @@ class _Run:
         settings: What was asked for, with what only the latents could tell.
         config: Its hyperparameters, with the steps that its epochs come to.
         strategy: How devices and workers share a batch; `None` for one device.
-        base_model: What training starts from.
+        base_model: What training starts from, with the preset of what is trained.
         latents: What made the latents.
         latents_uri: Where they lie.
         train_files: Patterns of the files of their train split.
         networks: Text encoder, diffusion model and decoder, which training changes.
         modules: What is served of them, with their variables.
+        modules_before: The same for what they predict before they are trained.
         tuner: Trains them.
         memory: What that is thought to take.
         training_id: Names the training by all that decides its weights.
@@ -292,6 +292,7 @@ class _Run:
     train_files: Sequence[str]
     networks: tuple[keras.Model, keras.Model, keras.Model]
     modules: ServingModules
+    modules_before: ServingModules
     tuner: FineTuner
     memory: MemoryEstimate
     training_id: str
@@ -343,9 +344,7 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str], *, tuned: bo
     config = settings.training
     # Workers can only be joined before anything else is done with TensorFlow.
     strategy = training_strategy(config.devices)
-    base_model = BaseModel.locate(
-        get_preset(settings.preset), settings.image_size, settings.base_weights
-    )
+    base_model, before = _base_model(settings)
     latents_uri = _latents_uri(train_files)
     latents = LatentsManifest.read(latents_uri)
     _check_inputs(latents, settings, base_model)
@@ -361,11 +360,16 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str], *, tuned: bo
         text_encoder = base_model.build("text_encoder")
     networks = text_encoder, diffusion_model, base_model.build("decoder")
     modules = serving_modules(*networks, base_model.preset, base_model.image_size)
+    as_before = NoiseSchedule.of(before) == NoiseSchedule.of(base_model.preset)
+    modules_before = (
+        modules if as_before else serving_modules(*networks, before, base_model.image_size)
+    )
     memory_guard = MemoryGuard(networks, config)
     if not config.lora_rank:
         trained = networks[:2] if config.train_text_encoder else (diffusion_model,)
         memory_guard([v.value for model in trained for v in model.weights], activations=0)
-    empty_tokens = tf.constant(tokenize([""]))
+    text = base_model.preset.text_encoder
+    empty_tokens = tf.constant(tokenize([""], text.max_length, text.padding))
     tuner = FineTuner(
         diffusion_model,
         base_model.preset,
@@ -398,6 +402,7 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str], *, tuned: bo
         train_files=train_files,
         networks=networks,
         modules=modules,
+        modules_before=modules_before,
         tuner=tuner,
         memory=memory,
         training_id=training_id,
@@ -418,6 +423,15 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str], *, tuned: bo
     )
     logger.info("Memory needed, about: %s; %s.", memory, memory_guard.available)
     return run
+
+
+def _base_model(settings: TrainerSettings) -> tuple[BaseModel, Preset]:
+    """What training starts from, as it is to be trained; and what it is before."""
+    found = BaseModel.locate(
+        get_preset(settings.preset), settings.image_size, settings.base_weights
+    )
+    trained = settings.trained_preset(found.preset)
+    return dataclasses.replace(found, preset=trained), found.preset
 
 
 def _latents_uri(train_files: Sequence[str]) -> str:
@@ -465,8 +479,9 @@ def _train(run: _Run, until: int | None = None) -> _Trained:
 
     def draw(step: int) -> None:
         if writes and until is None:
+            modules = run.modules if step else run.modules_before
             with picture_log.as_default():
-                draw_validation(run.modules, run.settings.validation, _pictures_of(run, step), step)
+                draw_validation(modules, run.settings.validation, _pictures_of(run, step), step)
 
     with train_log.as_default():
         # As they are exported, so that the same traces serve.
@@ -692,6 +707,7 @@ def _adapter_header(run: _Run, trained: _Trained) -> dict[str, str]:
             adapter="lora",
         ),
         **adapter_keys(
+            run.base_model.preset,
             {**dataclasses.asdict(run.config), "steps": trained.step},
             image_size=run.settings.image_size,
             num_images=run.latents.pictures or run.latents.counts["train"],
@@ -718,6 +734,8 @@ def _record(
         compute=compute,
         text_encoder_trained=run.config.train_text_encoder,
         numerics=run.base_model.preset.numerics,
+        prediction=run.base_model.preset.prediction,
+        zero_terminal_snr=run.base_model.preset.zero_terminal_snr,
         base_weights_source=settings.base_weights,
         base_weights={network: run.base_model.hash([network]) for network in NETWORKS},
         latents={"uri": run.latents_uri, **dataclasses.asdict(run.latents)},
@@ -852,6 +870,11 @@ def _facts(
         "latents": dataclasses.asdict(latents),
         "content": content_digest(latents_uri),
         "training": config.deciding,
+        **{
+            name: value
+            for name in ("prediction", "zero_terminal_snr")
+            if (value := getattr(settings, name)) is not None
+        },
     }
 
 

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from storage.user_errors import UserError
-from trainer.presets import Preset, Sampler
+from trainer.presets import Prediction, Preset, Sampler, get_preset
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -23,6 +23,7 @@ Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
 Prompts = Annotated[Texts, Field(min_length=1, max_length=64)]
 LearningRateSchedule = Literal["constant", "linear", "cosine"]
+OptimizerName = Literal["adamw", "adafactor", "lion"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Xla = Literal["auto", "on", "off"]
 Devices = Literal["all", "one"]
@@ -57,6 +58,9 @@ TUNED = "tuned"
 
 _OF_CHOICE = ("keep", "stop_early", "evaluate_every_steps", "choose_from_pictures")
 
+# Without these at their defaults, a run is what it was before there was a choice.
+_LATER = (*_OF_CHOICE, "optimizer")
+
 # How far from the training's own learning rate it is searched for where no range is given.
 _REACH = 10.0
 
@@ -82,11 +86,12 @@ class TrainingConfig:
         reduce_batch_size: Whether a batch larger than the train split is reduced to it, rather
             than an error; `auto`: where `batch_size` is the preset's.
         accumulation_steps: Parts in which a batch is computed, one after another.
-        learning_rate: AdamW's, at the end of the warm-up.
+        optimizer: What the updates are made by.
+        learning_rate: The optimizer's, at the end of the warm-up.
         learning_rate_schedule: How it goes on from there: `constant`, or `linear` or `cosine` down
             to zero at the last step.
         warmup_steps: Steps over which the learning rate rises linearly from zero.
-        weight_decay: AdamW's decoupled weight decay.
+        weight_decay: Decoupled weight decay.
         max_gradient_norm: Global norm that gradients are clipped to.
         ema_decay: Upper limit of the decay of the exponential moving average of the weights.
         caption_dropout: Fraction of captions replaced by the empty one, for classifier-free
@@ -118,6 +123,7 @@ class TrainingConfig:
     batch_size: PositiveInt | None = None
     reduce_batch_size: Literal["auto", "always", "never"] = "auto"
     accumulation_steps: PositiveInt = 1
+    optimizer: OptimizerName = "adamw"
     learning_rate: PositiveFloat | None = None
     learning_rate_schedule: LearningRateSchedule | None = None
     warmup_steps: NonNegativeInt | None = None
@@ -188,6 +194,8 @@ class ResolvedTrainingConfig(TrainingConfig):
     def deciding(self) -> dict[str, Any]:
         """The fields that decide the weights, where nothing is chosen those of former versions."""
         without = {*WITHOUT_EFFECT_ON_WEIGHTS, *(() if self.chooses else _OF_CHOICE)}
+        if self.optimizer == TrainingConfig.optimizer:
+            without.add("optimizer")
         return {
             name: value for name, value in dataclasses.asdict(self).items() if name not in without
         }
@@ -350,6 +358,8 @@ class TrainerSettings:
         compute: What they compute in.
         code_version: Hash of this package's code; it makes TFX's cache see code changes.
         image_to_image: Whether the image encoder is exported, too, to draw from pictures.
+        prediction: What the diffusion model learns to predict; `None` for what the preset's does.
+        zero_terminal_snr: Whether its last timestep is to be noise alone; `None`, likewise.
     """
 
     preset: str
@@ -363,6 +373,20 @@ class TrainerSettings:
     compute: Compute
     code_version: str
     image_to_image: bool = False
+    prediction: Prediction | None = None
+    zero_terminal_snr: bool | None = None
+
+    def trained_preset(self, preset: Preset) -> Preset:
+        """The preset of the trained model.
+
+        Args:
+            preset: That of the base weights, which may predict something else.
+        """
+        usual = get_preset(self.preset)
+        return preset.trained_as(
+            usual.prediction if self.prediction is None else self.prediction,
+            usual.zero_terminal_snr if self.zero_terminal_snr is None else self.zero_terminal_snr,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The `custom_config`: all but `training.run_parameters`, which go beside it."""
@@ -373,8 +397,11 @@ class TrainerSettings:
         # Without these, a run is what it was before there was a choice, in the cache, too.
         if not self.image_to_image:
             del tree["image_to_image"]
+        for name in ("prediction", "zero_terminal_snr"):
+            if tree[name] is None:
+                del tree[name]
         for field in dataclasses.fields(TrainingConfig):
-            if field.name in _OF_CHOICE and tree["training"][field.name] == field.default:
+            if field.name in _LATER and tree["training"][field.name] == field.default:
                 del tree["training"][field.name]
         return tree
 

@@ -130,6 +130,7 @@ def diffusers_networks(preset: Preset) -> dict[str, Any]:
             # By this name diffusers means how many heads there are.
             "attention_head_dim": unet.num_heads,
             "norm_num_groups": unet.norm_groups,
+            "use_linear_projection": unet.linear_projections,
         },
         "vae": {
             "block_out_channels": autoencoder.widths,

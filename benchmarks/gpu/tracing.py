@@ -238,7 +238,7 @@ def draw(
     """
     latent = sample(
         in_one_call(diffusion_model.predict_on_gpu, context, unconditional_context),
-        NoiseSchedule(preset.prediction),
+        NoiseSchedule.of(preset),
         noise=noise,
         num_steps=tf.constant(NUM_STEPS),
         guidance_scale=tf.constant(GUIDANCE_SCALE),

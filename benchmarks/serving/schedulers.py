@@ -6,7 +6,8 @@ Runs where torch and diffusers are, as `benchmarks/weights/requirements.txt` has
 
 writes `reference.npz`. Each sampler, prediction and number of steps has the timesteps that the
 model was asked for, the latents that it was given, as the network sees them, and the last latent;
-besides, there are the timesteps alone for every number of steps up to 100.
+besides, there are the timesteps alone for every number of steps up to 100. The same with zero
+terminal SNR, of models that predict the velocity, is below `zero_terminal_snr/`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 
 STEPS = (1, 2, 10, 25)
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -29,6 +30,15 @@ _SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
     ),
     "euler_a": (EulerAncestralDiscreteScheduler, {}),
+}
+_ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+_SCHEDULERS_OF_ZERO_TERMINAL_SNR: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ddim": (DDIMScheduler, {"clip_sample": False, **_ZERO_TERMINAL_SNR}),
+    "dpmpp_2m": (
+        DPMSolverMultistepScheduler,
+        {"algorithm_type": "dpmsolver++", "solver_order": 2, **_ZERO_TERMINAL_SNR},
+    ),
+    "euler_a": (EulerAncestralDiscreteScheduler, _ZERO_TERMINAL_SNR),
 }
 
 
@@ -53,28 +63,33 @@ def main() -> None:
         "noise": torch.randn(_SHAPE, generator=torch.Generator().manual_seed(0)).numpy(),
         "fresh_noise": np.stack([fresh_noise(index)[1].numpy() for index in range(max(STEPS))]),
     }
-    for name in _SCHEDULERS:
-        for prediction in PREDICTIONS:
-            for num_steps in STEPS:
-                found = _trajectory(name, prediction, num_steps, torch.from_numpy(arrays["noise"]))
-                prefix = f"{name}/{prediction}/{num_steps}"
-                arrays.update({f"{prefix}/{key}": value for key, value in found.items()})
-        timesteps = [_scheduler(name, "epsilon", number).timesteps for number in range(1, 101)]
-        arrays[f"{name}/timesteps"] = torch.cat(timesteps).numpy()
+    noise = torch.from_numpy(arrays["noise"])
+    for root, schedulers, predictions in (
+        ("", _SCHEDULERS, PREDICTIONS),
+        ("zero_terminal_snr/", _SCHEDULERS_OF_ZERO_TERMINAL_SNR, PREDICTIONS[1:]),
+    ):
+        for name, of in schedulers.items():
+            for prediction in predictions:
+                for num_steps in STEPS:
+                    found = _trajectory(_scheduler(of, prediction, num_steps), noise)
+                    prefix = f"{root}{name}/{prediction}/{num_steps}"
+                    arrays.update({f"{prefix}/{key}": value for key, value in found.items()})
+            # Where their step is rounded down, some have one more, which is below 0.
+            timesteps = [_scheduler(of, "epsilon", n).timesteps[:n] for n in range(1, 101)]
+            arrays[f"{root}{name}/timesteps"] = torch.cat(timesteps).numpy()
+    rescaled = _scheduler(_SCHEDULERS_OF_ZERO_TERMINAL_SNR["ddim"], "v_prediction", 1)
+    arrays["zero_terminal_snr/alphas_cumprod"] = rescaled.alphas_cumprod.numpy()
     np.savez_compressed(output / "reference.npz", **arrays)
 
 
-def _scheduler(name: str, prediction: str, num_steps: int) -> Any:
-    kind, settings = _SCHEDULERS[name]
+def _scheduler(of: tuple[Any, dict[str, Any]], prediction: str, num_steps: int) -> Any:
+    kind, settings = of
     scheduler = kind(**_SCHEDULE, **settings, prediction_type=prediction)
     scheduler.set_timesteps(num_steps)
     return scheduler
 
 
-def _trajectory(
-    name: str, prediction: str, num_steps: int, noise: torch.Tensor
-) -> dict[str, np.ndarray]:
-    scheduler = _scheduler(name, prediction, num_steps)
+def _trajectory(scheduler: Any, noise: torch.Tensor) -> dict[str, np.ndarray]:
     sample = noise * scheduler.init_noise_sigma
     given = []
     for index, timestep in enumerate(scheduler.timesteps):

@@ -3,6 +3,7 @@
 Runs in an environment of its own, with `requirements.txt` beside this file:
 
     python benchmarks/weights/reference.py --size tiny --output tests/data/diffusers_tiny
+    python benchmarks/weights/reference.py --size tiny-v2 --output tests/data/diffusers_tiny_v2
     python benchmarks/weights/reference.py --size sd-v1-4 --output runs/diffusers_sd
 
 writes `unet/`, `vae/`, `text_encoder/` as diffusers saves them, `scheduler/`, and `reference.npz`
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 _UNET = {
@@ -40,10 +41,23 @@ _UNET = {
         "sample_size": 8,
     },
     "sd-v1-4": {"cross_attention_dim": 768, "sample_size": 64},
+    # What is different in Stable Diffusion 2: heads of one size and matrices as projections.
+    "tiny-v2": {
+        "block_out_channels": (8, 12),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "cross_attention_dim": 12,
+        "attention_head_dim": (2, 3),
+        "use_linear_projection": True,
+        "norm_num_groups": 4,
+        "sample_size": 8,
+    },
 }
 _VAE = {
     "tiny": {"block_out_channels": (4, 8, 8, 12), "layers_per_block": 1, "norm_num_groups": 4},
     "sd-v1-4": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
+    "tiny-v2": {"block_out_channels": (4, 4, 4, 4), "layers_per_block": 1, "norm_num_groups": 2},
 }
 _TEXT = {
     "tiny": {
@@ -60,8 +74,23 @@ _TEXT = {
         "num_attention_heads": 12,
         "vocab_size": 49408,
     },
+    "tiny-v2": {
+        "hidden_size": 12,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "vocab_size": 50,
+        "hidden_act": "gelu",
+    },
 }
-_IMAGE_SIZE = {"tiny": 64, "sd-v1-4": 128}
+_IMAGE_SIZE = {"tiny": 64, "sd-v1-4": 128, "tiny-v2": 64}
+_OF_SCHEDULER = {
+    "tiny-v2": {
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+}
 
 
 def main() -> None:
@@ -140,17 +169,18 @@ def _made(size: str, output: Path) -> Iterator[torch.nn.Module]:
     _randomize(unet)
     unet.save_pretrained(output / "unet")
     yield unet
-    PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        steps_offset=1,
-    ).save_pretrained(output / "scheduler")
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = (
+        DDIMScheduler(**schedule, clip_sample=False, **_OF_SCHEDULER[size])
+        if size in _OF_SCHEDULER
+        else PNDMScheduler(**schedule, skip_prk_steps=True, steps_offset=1)
+    )
+    scheduler.save_pretrained(output / "scheduler")
 
 
 def _text_encoder(size: str) -> CLIPTextModel:
-    config = CLIPTextConfig(max_position_embeddings=77, hidden_act="quick_gelu", **_TEXT[size])
+    settings = {"hidden_act": "quick_gelu", **_TEXT[size]}
+    config = CLIPTextConfig(max_position_embeddings=77, **settings)
     model = CLIPTextModel(config).eval()
     _randomize(model)
     return model

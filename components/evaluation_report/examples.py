@@ -91,19 +91,18 @@ def reconstruct(
     """
     # Import Keras.
     from trainer.data.latents import parse_latents, sample_posterior
-    from trainer.diffusion.noise_schedule import NoiseSchedule
 
     if not latents:
         return []
     preset = base_model.preset
-    model, decode = exported_model(serving, preset), exported_decoder(serving)
+    model, decode = exported_model(serving), exported_decoder(serving)
     parsed = parse_latents(tf.constant(list(latents)), preset, base_model.image_size)
     contexts = model.contexts(parsed["tokens"].numpy(), parsed["context"].numpy())
     timesteps = np.array([drawn.timestep for drawn in draws], np.int32)
     epsilon = np.stack([drawn.epsilon for drawn in draws])
     noise = np.stack([drawn.posterior_noise for drawn in draws])
     clean = sample_posterior(parsed["latent/mean"], parsed["latent/log_variance"], noise)
-    schedule = NoiseSchedule(preset.prediction)
+    schedule = model.schedule
     noisy = schedule.add_noise(clean, epsilon, timesteps)
     predicted = model.predict(noisy, timesteps, contexts)
     restored = schedule.clean_latent(noisy, predicted, schedule.alpha_bar(timesteps))

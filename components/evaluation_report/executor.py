@@ -361,6 +361,8 @@ def _facts(manifest: ModelManifest) -> dict[str, Any]:
     facts = {
         "Preset": manifest.preset,
         "Picture size": manifest.image_size,
+        "Predicts": manifest.prediction,
+        "Noise alone at the last timestep": "yes" if manifest.zero_terminal_snr else None,
         "Steps": training("steps"),
         "Batch size": training("batch_size"),
         "Learning rate": training("learning_rate"),

@@ -318,9 +318,11 @@ class _EncodeShard(beam.DoFn):
                 for caption, i in zip(captions, ids, strict=True)
             ]
             variants = len(varied[0])
+            text = self._base_model.preset.text_encoder
             tokens = tokenize(
                 [caption for several in varied for caption in several],
-                self._base_model.preset.text_encoder.max_length,
+                text.max_length,
+                text.padding,
             )
             images = np.stack(
                 [

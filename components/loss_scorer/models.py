@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import tensorflow as tf
 
 from storage.model_manifest import ModelManifest
+from trainer.presets import prediction_signature
 
 if TYPE_CHECKING:
-    from trainer.presets import Preset
+    from trainer.diffusion.noise_schedule import NoiseSchedule
+    from trainer.presets import Prediction
     from trainer.weights.base_model import BaseModel
 
 Predict = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
@@ -29,11 +31,13 @@ class ScoredModel:
 
     Attributes:
         predict: Its diffusion model.
+        schedule: What it predicts, and of what noise.
         encode: Its own text encoder, if that was trained; `None` where the contexts in the latents
             are those that it gives.
     """
 
     predict: Predict
+    schedule: NoiseSchedule
     encode: Encode | None = None
 
     def contexts(self, tokens: np.ndarray, stored: np.ndarray) -> np.ndarray:
@@ -44,22 +48,28 @@ class ScoredModel:
         return contexts
 
 
-def exported_model(serving: str, preset: Preset) -> ScoredModel:
-    """Loads an exported model of a preset."""
-    signature = _signature(serving, "diffusion_model", preset.prediction_signature)
+def exported_model(serving: str) -> ScoredModel:
+    """Loads an exported model."""
+    # Imports Keras.
+    from trainer.diffusion.noise_schedule import NoiseSchedule
+
+    manifest = ModelManifest.read(serving)
+    prediction = cast("Prediction", manifest.prediction)
+    schedule = NoiseSchedule(prediction, manifest.zero_terminal_snr)
+    signature = _signature(serving, "diffusion_model", prediction_signature(prediction))
 
     def predict(latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
         whole = tf.cast(timesteps, tf.int32)
-        return signature(latent=latent, timesteps=whole, context=context)[preset.prediction]
+        return signature(latent=latent, timesteps=whole, context=context)[prediction]
 
-    trained = ModelManifest.read(serving).text_encoder_trained
-    return ScoredModel(predict, exported_text_encoder(serving) if trained else None)
+    encode = exported_text_encoder(serving) if manifest.text_encoder_trained else None
+    return ScoredModel(predict, schedule, encode)
 
 
 def loaded_base_model(base_model: BaseModel) -> ScoredModel:
     """Builds the base model."""
     # Import Keras.
-    from trainer.diffusion.noise_schedule import timestep_embedding
+    from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
 
     model = base_model.build("diffusion_model")
     width = base_model.preset.diffusion_model.timestep_width
@@ -68,7 +78,7 @@ def loaded_base_model(base_model: BaseModel) -> ScoredModel:
         embedding = timestep_embedding(timesteps, width)
         return tf.cast(model([latent, embedding, context], training=False), tf.float32)
 
-    return ScoredModel(predict)
+    return ScoredModel(predict, NoiseSchedule.of(base_model.preset))
 
 
 def frozen_text_encoder(exported: Sequence[str | None], base_model: BaseModel) -> Encode:

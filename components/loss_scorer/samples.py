@@ -15,7 +15,6 @@ from components.loss_scorer.models import Encode, ScoredModel, exported_decoder
 from components.measures import MeasureSettings, applying
 from components.measures.measure import Drawn
 from trainer.diffusion import draws
-from trainer.presets import Prediction
 from trainer.weights.base_model import BaseModel
 
 
@@ -65,13 +64,11 @@ class _Drawer:
     def __init__(
         self,
         model: ScoredModel,
-        prediction: Prediction,
         settings: SampleSettings,
         unconditional: tf.Tensor,
         seed: int,
     ) -> None:
         # Imports Keras.
-        from trainer.diffusion.noise_schedule import NoiseSchedule
         from trainer.diffusion.sampler import in_one_call, sample, step_noise
 
         @tf.function(autograph=False)
@@ -86,7 +83,7 @@ class _Drawer:
             unconditional_context = tf.broadcast_to(unconditional, tf.shape(context))
             return sample(
                 in_one_call(model.predict, context, unconditional_context),
-                NoiseSchedule(prediction),
+                model.schedule,
                 noise=noise,
                 num_steps=tf.constant(settings.num_steps),
                 guidance_scale=tf.constant(settings.guidance_scale, tf.float32),
@@ -140,7 +137,8 @@ class Sampler:
             (measure, measure.load(settings.measures)) for measure in applying(settings.measures)
         ]
         image_encoder, preset = base_model.build("image_encoder"), base_model.preset
-        empty = tf.constant(tokenize([""], preset.text_encoder.max_length))
+        text = preset.text_encoder
+        empty = tf.constant(tokenize([""], text.max_length, text.padding))
 
         @tf.function(autograph=False)
         def encode(images: tf.Tensor) -> tf.Tensor:
@@ -151,7 +149,6 @@ class Sampler:
         self._drawers = [
             _Drawer(
                 model,
-                preset.prediction,
                 settings,
                 (model.encode or frozen_encoder)(empty)[0],
                 seed,

@@ -112,16 +112,17 @@ class Scorer:
         # TensorFloat-32, the default of GPUs that have it, keeps 10 bits of the mantissa.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         self._task = task
-        preset = task.base_model.preset
-        self._models = [models.exported_model(task.candidate, preset)]
+        self._models = [models.exported_model(task.candidate)]
         if task.comparable:
             self._models.append(
                 models.loaded_base_model(task.base_model)
                 if task.baseline is None
-                else models.exported_model(task.baseline, preset)
+                else models.exported_model(task.baseline)
             )
 
-        schedule = NoiseSchedule(preset.prediction)
+        # Both see the same noisy latents, the candidate's.
+        schedule = self._models[0].schedule
+        predict_alike = len({model.schedule.prediction for model in self._models}) == 1
 
         def of(model: models.ScoredModel) -> Callable[..., tf.Tensor]:
             @tf.function(autograph=False)
@@ -135,8 +136,13 @@ class Scorer:
             ) -> tf.Tensor:
                 latent = sample_posterior(mean, log_variance, posterior_noise)
                 noisy = schedule.add_noise(latent, noise, timesteps)
-                target = schedule.target(latent, noise, timesteps)
-                error = target - model.predict(noisy, timesteps, context)
+                predicted = model.predict(noisy, timesteps, context)
+                if predict_alike:
+                    error = schedule.target(latent, noise, timesteps) - predicted
+                else:
+                    # The noise is what either says something of, even where there is noise alone.
+                    alpha_bar = schedule.alpha_bar(timesteps)
+                    error = noise - model.schedule.predicted_noise(noisy, predicted, alpha_bar)
                 return tf.reduce_mean(tf.square(error), axis=[1, 2, 3])
 
             return loss
@@ -228,8 +234,9 @@ class Scorer:
         from trainer.text.tokenizer import tokenize
 
         candidate = self._models[0]
-        length = self._task.base_model.preset.text_encoder.max_length
-        empty = (candidate.encode or self._frozen_encoder)(tf.constant(tokenize([""], length)))
+        text = self._task.base_model.preset.text_encoder
+        empty_tokens = tf.constant(tokenize([""], text.max_length, text.padding))
+        empty = (candidate.encode or self._frozen_encoder)(empty_tokens)
 
         @tf.function(autograph=False)
         def text_part(

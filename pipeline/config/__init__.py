@@ -13,6 +13,7 @@ from pipeline.config.resolving import (
     resolve_base_weights,
     resolve_clip_model,
     resolve_dataset,
+    trained_preset,
 )
 from pipeline.config.schema import (
     ConfigError,
@@ -36,4 +37,5 @@ __all__ = [
     "resolve_clip_model",
     "resolve_dataset",
     "save_config",
+    "trained_preset",
 ]

@@ -113,11 +113,11 @@ def check_measures(names: Sequence[str] | None, given: str) -> None:
 
 def _check_checkpoint(preset: Preset, given: Given) -> None:
     # huggingface_hub costs half a second that nobody else need wait for.
-    from trainer.weights import diffusers_layout
+    from trainer.weights import original_layout
     from trainer.weights.errors import WeightsError
 
     try:
-        diffusers_layout.check_preset(preset)
+        original_layout.check_preset(preset)
     except WeightsError as error:
         raise ConfigError(f"{given} is impossible: {error}") from None
 
@@ -212,7 +212,7 @@ def _check_base_weights(base_weights: str, preset: Preset, given: Given) -> None
     from trainer.weights import diffusers_layout, original_layout
     from trainer.weights.errors import WeightsError
 
-    files = [file.name for file in preset.weight_files.values()]
+    files = [f.name for f in preset.weight_files.values() if f.published_at is None]
     wanted = (
         f"it must be a folder with {', '.join(files)}, or one in diffusers' layout, or a single "
         ".safetensors in the original one, or 'random' to start from nothing"

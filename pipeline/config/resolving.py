@@ -12,7 +12,7 @@ import pydantic
 from pipeline.config.checks import check_measures
 from pipeline.config.printing import allowed
 from pipeline.config.schema import ConfigError, DatasetConfig, RunConfig
-from trainer.presets import get_preset
+from trainer.presets import Preset, get_preset
 from trainer.training_config import Prompts
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def resolve_base_weights(config: RunConfig, *, fetch: bool = True) -> tuple[RunC
         commit; and what was found there.
 
     Raises:
-        ConfigError: A file is missing, damaged or of another model.
+        ConfigError: A file is missing, damaged or of another model, or what the weights are to be
+            trained for is impossible.
     """
     from storage.folders import FolderError
     from trainer.weights.base_model import BaseModel
@@ -107,8 +108,31 @@ def resolve_base_weights(config: RunConfig, *, fetch: bool = True) -> tuple[RunC
         found = base_model.prepare(fetch=fetch)
     except FolderError as error:
         raise ConfigError(f"model.base_weights = {model.base_weights!r}: {error}") from None
+    trained_preset(config, base_model)
     resolved = dataclasses.replace(config, model=dataclasses.replace(model, base_weights=found))
     return resolved, dataclasses.replace(base_model, base_weights=found)
+
+
+def trained_preset(config: RunConfig, base_model: BaseModel) -> Preset:
+    """The preset of the model that a run trains.
+
+    Args:
+        config: All settings.
+        base_model: What training starts from.
+
+    Raises:
+        ConfigError: What the model is to predict and its last timestep cannot be together.
+    """
+    model = config.model
+    try:
+        return base_model.preset.trained_as(model.prediction, model.zero_terminal_snr)
+    except ValueError as error:
+        given = {"prediction": model.prediction, "zero_terminal_snr": model.zero_terminal_snr}
+        said = [f"model.{name} = {value}" for name, value in given.items() if value is not None]
+        raise ConfigError(
+            f"{' with '.join(said).replace('True', 'true')} is impossible: {error}; set "
+            "model.prediction to v_prediction, or model.zero_terminal_snr to false"
+        ) from None
 
 
 def resolve_clip_model(config: RunConfig) -> RunConfig:

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.vertex.config import VertexConfig
 from storage.user_errors import UserError
+from trainer.presets import Prediction
 from trainer.training_config import (
     Compute,
     ResolvedTrainingConfig,
@@ -94,6 +95,9 @@ class ModelConfig:
         image_size: Side of the pictures in pixels.
         base_weights: `default`, `random`, or a folder, bucket or model of the hub with the weights,
             or a single file in one.
+        prediction: What the model learns to predict; `None` for what the base weights do.
+        zero_terminal_snr: Whether its last timestep is noise alone; `None` for what the base
+            weights were trained with.
         flip: Whether mirror images are trained on too; `auto`: unless a caption says left or right.
         crop: Which part of a picture that is not square is kept.
         export_weights: What the exported models store their weights as.
@@ -103,6 +107,8 @@ class ModelConfig:
     preset: Text
     image_size: Annotated[int, Field(ge=1)]
     base_weights: Text
+    prediction: Prediction | None
+    zero_terminal_snr: bool | None
     flip: Literal["auto", "always", "never"]
     crop: Literal["centre", "random"]
     export_weights: WeightsDtype

@@ -59,8 +59,9 @@ def small_is_tiny():
 class FormulaModel(tf.Module):
     """Predicts `a * latent + timestep / 1000 + mean(context)`."""
 
-    def __init__(self, a: float) -> None:
+    def __init__(self, a: float, prediction: str = "epsilon") -> None:
         super().__init__()
+        self.prediction = prediction
         self.a = tf.Variable(a)
         self.serve_prediction = tf.function(
             self._predict,
@@ -74,7 +75,7 @@ class FormulaModel(tf.Module):
 
     def _predict(self, latent, timesteps, context):
         shift = tf.cast(timesteps, tf.float32) / 1000.0 + tf.reduce_mean(context, [1, 2])
-        return {"epsilon": self.a * latent + shift[:, None, None, None]}
+        return {self.prediction: self.a * latent + shift[:, None, None, None]}
 
 
 class FormulaTextEncoder(tf.Module):
@@ -103,7 +104,8 @@ class RedDisc(tf.Module):
 
 def save(module: tf.Module, folder: Path, **manifest) -> Path:
     serving = folder / "Format-Serving"
-    signatures = {"predict_epsilon": module.serve_prediction}
+    signature = f"predict_{manifest.get('prediction', 'epsilon')}"
+    signatures = {signature: module.serve_prediction}
     tf.saved_model.save(module, str(serving / "diffusion_model"), signatures=signatures)
     for name, other in (("text_encoder", FormulaTextEncoder()), ("decoder", RedDisc())):
         tf.saved_model.save(other, str(serving / name), signatures={"serving_default": other.serve})
@@ -274,6 +276,49 @@ def test_losses_are_those_of_a_numpy_loop(score, exported, examples):
     assert scores.get_string_custom_property("baseline") == "model 4"
     assert not scores.has_custom_property("baseline_problem")
     assert scores.split_names == '["eval"]'
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_losses_of_the_velocity_are_those_of_a_numpy_loop(
+    score, exported, examples, tmp_path, zero_terminal_snr
+):
+    """And of the noise, where the baseline predicts that; both see the same noisy latents."""
+    candidate, alike = (
+        save(
+            FormulaModel(a, "v_prediction"),
+            tmp_path / f"of_velocity_{a}",
+            prediction="v_prediction",
+            zero_terminal_snr=zero_terminal_snr,
+        )
+        for a in (0.5, -0.25)
+    )
+    betas = np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2
+    roots = np.sqrt(np.cumprod(1 - betas))
+    if zero_terminal_snr:
+        roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+
+    def expected(index: int, stratum: int, a: float, of_velocity: bool, alike: bool) -> float:
+        example = {k: v.astype(np.float64) for k, v in examples[index].items()}
+        drawn = draw_noise(f"id{index}", stratum, NUM_STRATA, SEED, LATENT)
+        signal = roots[drawn.timestep]
+        noise = math.sqrt(1 - signal**2)
+        deviation = np.exp(example["log_variance"] / 2)
+        latent = 0.18215 * (example["mean"] + deviation * drawn.posterior_noise)
+        noisy = signal * latent + noise * drawn.epsilon
+        predicted = a * noisy + drawn.timestep / 1000 + example["context"].mean()
+        if alike:
+            return float(np.mean((signal * drawn.epsilon - noise * latent - predicted) ** 2))
+        seen = noise * noisy + signal * predicted if of_velocity else predicted
+        return float(np.mean((drawn.epsilon - seen) ** 2))
+
+    for baseline, is_alike in ((alike, True), (exported["baseline"], False)):
+        _, rows = score(candidate, baseline)
+        for number, row in enumerate(rows):
+            place = divmod(number, NUM_STRATA)
+            loss = expected(*place, 0.5, True, is_alike)
+            loss_baseline = expected(*place, -0.25, is_alike, is_alike)
+            assert row["loss"] == pytest.approx(loss, rel=1e-4)
+            assert row["loss_baseline"] == pytest.approx(loss_baseline, rel=1e-4)
 
 
 def test_few_examples_are_scored_at_several_noises_each(score, exported, examples):

@@ -1,4 +1,4 @@
-"""The preset of `tests/data/diffusers_tiny`, which `benchmarks/weights/reference.py` made.
+"""The presets of `tests/data/diffusers_tiny*`, which `benchmarks/weights/reference.py` made.
 
 `PYTHONPATH=. python tests/trainer/diffusers_preset.py FILE` writes it as a single file, for
 `benchmarks/weights/single_file.py --values`.
@@ -33,6 +33,35 @@ PRESET: Preset = dataclasses.replace(
     ),
     image_encoder=AutoencoderDimensions(widths=(4, 8, 8, 12), num_blocks=1, norm_groups=4),
     decoder=AutoencoderDimensions(widths=(4, 8, 8, 12), num_blocks=2, norm_groups=4),
+)
+
+
+CHECKPOINT_V2 = CHECKPOINT.with_name("diffusers_tiny_v2")
+
+PRESET_V2: Preset = dataclasses.replace(
+    get_preset("sd-v2-1-base"),
+    name="tiny-v2",
+    image_size=IMAGE_SIZE,
+    image_size_multiple=64,
+    text_encoder=dataclasses.replace(
+        get_preset("sd-v2-1-base").text_encoder,
+        width=12,
+        num_layers=2,
+        num_heads=3,
+        vocabulary_size=50,
+    ),
+    diffusion_model=dataclasses.replace(
+        get_preset("sd-v2-1-base").diffusion_model,
+        widths=(8, 12),
+        cross_attention=(True, False),
+        num_blocks=1,
+        num_heads=(2, 3),
+        timestep_width=8,
+        embedding_width=32,
+        norm_groups=4,
+    ),
+    image_encoder=AutoencoderDimensions(widths=(4, 4, 4, 4), num_blocks=1, norm_groups=2),
+    decoder=AutoencoderDimensions(widths=(4, 4, 4, 4), num_blocks=2, norm_groups=2),
 )
 
 

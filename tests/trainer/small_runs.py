@@ -205,8 +205,7 @@ def state(subject: FineTuner) -> list[np.ndarray]:
         np.array(tf.convert_to_tensor(v))
         for v in (
             *subject.variables,
-            *optimizer.first_moments,
-            *optimizer.second_moments,
+            *(v for name, some in optimizer.state.items() if name != "averages" for v in some),
             *optimizer.averages,
             *([subject.loss_scale.scale] if subject.loss_scale else []),
         )

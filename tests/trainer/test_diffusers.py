@@ -250,7 +250,7 @@ def test_half_precision_is_read_where_there_is_no_full(kind, copy) -> None:
         ("vae", {"block_out_channels": [4, 8, 8, 8]}, ["block_out_channels is [4, 8, 8, 8]"]),
         ("vae", {"scaling_factor": 0.13025}, ["scaling_factor is 0.13025 (here 0.18215)"]),
         ("text_encoder", {"hidden_act": "gelu"}, ['hidden_act is "gelu" (here "quick_gelu")']),
-        ("scheduler", {"prediction_type": "v_prediction"}, ['prediction_type is "v_prediction"']),
+        ("scheduler", {"prediction_type": "sample"}, ['prediction_type is "sample"']),
     ],
 )
 def test_another_models_configuration_is_one_line_with_what_differs(

@@ -5,6 +5,7 @@ import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -37,26 +38,34 @@ class Spy(keras.Model):
         return 0.5 * inputs[0] + tf.reduce_mean(inputs[2], axis=[1, 2])[:, None, None, None]
 
 
-def spied_on(**overrides) -> tuple[FineTuner, Spy]:
+def spied_on(trained_as: tuple[Any, ...] = (), **overrides) -> tuple[FineTuner, Spy]:
     spy = Spy()
     subject = FineTuner(
-        spy, small_runs.preset(), config(**overrides), empty_caption=tf.zeros((77, 8))
+        spy,
+        small_runs.preset().trained_as(*trained_as),
+        config(**overrides),
+        empty_caption=tf.zeros((77, 8)),
     )
     return subject, spy
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("trained_as", "options"),
     [
-        {},
-        {"min_snr_gamma": 5.0},
-        {"noise_offset": 0.3},
-        {"min_snr_gamma": 0.5, "noise_offset": 0.1},
+        ((), {}),
+        ((), {"min_snr_gamma": 5.0}),
+        ((), {"noise_offset": 0.3}),
+        ((), {"min_snr_gamma": 0.5, "noise_offset": 0.1}),
+        (("v_prediction",), {}),
+        (("v_prediction",), {"min_snr_gamma": 5.0}),
+        (("v_prediction", True), {"min_snr_gamma": 0.5, "noise_offset": 0.1}),
     ],
     ids=str,
 )
-def test_loss_is_the_mean_squared_error_of_epsilon_by_hand(options: dict[str, float]) -> None:
-    subject, spy = spied_on(caption_dropout=0.0, **options)
+def test_loss_is_the_mean_squared_error_by_hand(
+    trained_as: tuple[Any, ...], options: dict[str, float]
+) -> None:
+    subject, spy = spied_on(trained_as, caption_dropout=0.0, **options)
     batch, step = batch_of(0), tf.constant(5, tf.int64)
     loss = float(subject.loss(batch, step))
 
@@ -72,6 +81,11 @@ def test_loss_is_the_mean_squared_error_of_epsilon_by_hand(options: dict[str, fl
     offset = tf.random.stateless_normal((4, 1, 1, 4), offset_key).numpy()
     epsilon = epsilon + options.get("noise_offset", 0.0) * offset
     alpha = alphas_cumprod()[timesteps].astype(np.float64)
+    if len(trained_as) > 1:
+        # Lin et al. 2024, algorithm 1.
+        roots = np.sqrt(alphas_cumprod().astype(np.float64))
+        scaled = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+        alpha = scaled[timesteps] ** 2
     factor = alpha[:, None, None, None]
     noisy = np.sqrt(factor) * latent + np.sqrt(1 - factor) * epsilon
     [inputs] = spy.seen
@@ -82,8 +96,13 @@ def test_loss_is_the_mean_squared_error_of_epsilon_by_hand(options: dict[str, fl
     predicted = 0.5 * noisy + batch["context"].numpy().mean((1, 2))[:, None, None, None]
     ratio = alpha / (1 - alpha)
     gamma = options.get("min_snr_gamma", np.inf)
-    weights = np.array([min(r, gamma) / r for r in ratio])
-    losses = np.mean((epsilon - predicted) ** 2, axis=(1, 2, 3))
+    weights = np.array([min(r, gamma) / (r + 1 if trained_as else r) for r in ratio])
+    target = epsilon
+    if trained_as:
+        target = np.sqrt(factor) * epsilon - np.sqrt(1 - factor) * latent
+        if "min_snr_gamma" not in options:
+            weights = np.ones(4)
+    losses = np.mean((target - predicted) ** 2, axis=(1, 2, 3))
     assert loss == pytest.approx(np.mean(weights * losses), rel=1e-4)
 
 

@@ -53,6 +53,9 @@ OWN = [v.value for v in MODEL.weights]
         # Two models of 3 * 5 + 5 parameters, 4 bytes each.
         (OWN, {}, (160, 80, 160, 80, 7, 11)),
         (OWN, {"accumulation_steps": 2}, (160, 160, 160, 80, 7, 11)),
+        # A moment of each, and Adafactor's rows and columns: 3 + 5 of the kernel.
+        (OWN, {"optimizer": "lion"}, (160, 80, 80, 80, 7, 11)),
+        (OWN, {"optimizer": "adafactor"}, (160, 80, 112, 80, 7, 11)),
         # Adapters are no model's weights.
         ([tf.Variable(tf.zeros((3, 2)))], {"lora_rank": 2}, (184, 24, 48, 24, 7, 11)),
     ],
@@ -114,6 +117,7 @@ def test_what_does_not_fit_is_one_line_with_advice() -> None:
     for advice in (
         "training.gradient_checkpointing = true",
         "training.lora_rank = 4",
+        "training.optimizer = adafactor or lion",
         "training.precision = bfloat16",
         "a smaller model.image_size",
         "training.memory_check = warn tries it all the same",

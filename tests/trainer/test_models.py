@@ -3,9 +3,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras_cv.src.models.stable_diffusion.decoder import Decoder
-from keras_cv.src.models.stable_diffusion.diffusion_model import DiffusionModel
+from keras_cv.src.models.stable_diffusion.diffusion_model import (
+    DiffusionModel,
+    DiffusionModelV2,
+)
 from keras_cv.src.models.stable_diffusion.image_encoder import ImageEncoder
-from keras_cv.src.models.stable_diffusion.text_encoder import TextEncoder
+from keras_cv.src.models.stable_diffusion.text_encoder import TextEncoder, TextEncoderV2
 
 from trainer.networks import (
     build_decoder,
@@ -22,41 +25,100 @@ def shapes(model: keras.Model) -> list[tuple[int, ...]]:
     return [tuple(v.shape) for v in model.weights]
 
 
+@pytest.fixture
+def zeros_for_random_values(monkeypatch) -> None:
+    """Half a minute that no test of shapes needs."""
+    for kind in (keras.initializers.GlorotUniform, keras.initializers.RandomUniform):
+        monkeypatch.setattr(kind, "__call__", lambda _, shape, dtype=None: tf.zeros(shape, dtype))
+
+
 @pytest.mark.parametrize(
-    ("build", "build_keras_cv", "parameters"),
+    ("names", "build", "build_keras_cv", "parameters"),
     [
         (
+            ["sd-v1-4"],
             lambda preset: build_text_encoder(preset),
             lambda: TextEncoder(77, download_weights=False),
             123_060_480,
         ),
+        pytest.param(
+            ["sd-v2-1-base", "sd-v2-1"],
+            lambda preset: build_text_encoder(preset),
+            lambda: TextEncoderV2(77, download_weights=False),
+            340_387_840,
+            marks=pytest.mark.slow,
+        ),
         (
+            ["sd-v1-4", "sd-v2-1-base", "sd-v2-1"],
             lambda preset: build_image_encoder(preset),
             lambda: ImageEncoder(download_weights=False),
             34_163_664,
         ),
         (
+            ["sd-v1-4", "sd-v2-1-base", "sd-v2-1"],
             lambda preset: build_decoder(preset, 128),
             lambda: Decoder(128, 128, download_weights=False),
             49_490_199,
         ),
         pytest.param(
+            ["sd-v1-4"],
             lambda preset: build_diffusion_model(preset, 128),
             lambda: DiffusionModel(128, 128, 77, download_weights=False),
             859_520_964,
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            ["sd-v2-1-base", "sd-v2-1"],
+            lambda preset: build_diffusion_model(preset, 128),
+            lambda: DiffusionModelV2(128, 128, 77, download_weights=False),
+            865_910_724,
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["text_encoder", "image_encoder", "decoder", "diffusion_model"],
+    ids=[
+        "text_encoder",
+        "text_encoder_v2",
+        "image_encoder",
+        "decoder",
+        "diffusion_model",
+        "diffusion_model_v2",
+    ],
 )
-def test_full_size_networks_are_keras_cvs(build, build_keras_cv, parameters) -> None:
-    ours = build(get_preset("sd-v1-4"))
+@pytest.mark.usefixtures("zeros_for_random_values")
+def test_full_size_networks_are_keras_cvs(names, build, build_keras_cv, parameters) -> None:
+    first, *others = map(get_preset, names)
+    ours = build(first)
     count, ours_shapes = ours.count_params(), shapes(ours)
-    assert parameters == get_preset("sd-v1-4").parameters[ours.name]
+    for preset in (first, *others):
+        assert parameters == preset.parameters[ours.name]
+        # What the same numbers make need not be built again.
+        assert getattr(preset, ours.name) == getattr(first, ours.name)
     del ours
     theirs = build_keras_cv()
     assert count == parameters == theirs.count_params()
     assert ours_shapes == shapes(theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["text_encoder", "diffusion_model"])
+def test_networks_of_the_second_generation_compute_what_keras_cvs_do(network) -> None:
+    """Which of the two activations, and how many heads, no shape tells."""
+    preset, rng = get_preset("sd-v2-1-base"), np.random.default_rng(0)
+    if network == "text_encoder":
+        ours, theirs = build_text_encoder(preset), TextEncoderV2(77, download_weights=False)
+        tokens = rng.integers(0, 49408, (1, 77))
+        inputs, given = tokens, [tokens, np.arange(77)[None]]
+    else:
+        ours = build_diffusion_model(preset, 64)
+        theirs = DiffusionModelV2(64, 64, 77, download_weights=False)
+        sizes = (1, 8, 8, 4), (1, 320), (1, 77, 1024)
+        inputs = [rng.standard_normal(size).astype(np.float32) for size in sizes]
+        given = inputs
+    for mine, other in zip(ours.weights, theirs.weights, strict=True):
+        mine.assign(other.value)
+    expected = np.asarray(theirs(given))
+    error = np.linalg.norm(ours(inputs) - expected) / np.linalg.norm(expected)
+    assert error < 1e-5
 
 
 def test_decoder_computes_what_keras_cvs_does() -> None:
@@ -110,5 +172,5 @@ def test_impossible_image_size_names_what_is_allowed(name: str, size: int) -> No
 
 
 def test_unknown_preset_lists_those_there_are() -> None:
-    with pytest.raises(ValueError, match="tiny, sd-v1-4"):
+    with pytest.raises(ValueError, match="tiny, sd-v1-4, sd-v2-1-base, sd-v2-1"):
         get_preset("huge")

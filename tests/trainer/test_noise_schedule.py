@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,7 +14,13 @@ from trainer.diffusion.noise_schedule import (
     timestep_embedding,
 )
 
+REFERENCE = Path(__file__).resolve().parents[1] / "data" / "schedulers" / "reference.npz"
 SCHEDULE = NoiseSchedule("epsilon")
+SCHEDULES = (
+    SCHEDULE,
+    NoiseSchedule("v_prediction"),
+    NoiseSchedule("v_prediction", zero_terminal_snr=True),
+)
 
 
 def test_schedule_is_stable_diffusions_own_table() -> None:
@@ -34,15 +42,41 @@ def test_add_noise_by_hand() -> None:
     np.testing.assert_allclose(SCHEDULE.add_noise(latent, noise, timesteps), expected, atol=1e-5)
 
 
-def test_the_target_as_prediction_gives_the_latent_and_the_noise_back() -> None:
+def test_zero_terminal_snr_is_diffusers() -> None:
+    plain, rescaled = alphas_cumprod(), alphas_cumprod(zero_terminal_snr=True)
+    expected = np.load(REFERENCE)["zero_terminal_snr/alphas_cumprod"]
+    np.testing.assert_allclose(rescaled, expected, rtol=1e-3, atol=1e-6)
+    assert (rescaled[0], rescaled[-1]) == (plain[0], 0.0)
+    assert 0.0 < rescaled[-2] < 1e-6 < plain[-2]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_target_as_prediction_gives_the_latent_and_the_noise_back(schedule) -> None:
     rng = np.random.default_rng(1)
     latent, noise = rng.standard_normal((2, 2, 4, 4, 4)).astype(np.float32)
-    timesteps = np.array([300, 700], np.int32)
-    noisy = SCHEDULE.add_noise(latent, noise, timesteps)
-    target = SCHEDULE.target(latent, noise, timesteps)
-    alpha_bar = SCHEDULE.alpha_bar(timesteps)
-    np.testing.assert_allclose(SCHEDULE.clean_latent(noisy, target, alpha_bar), latent, atol=1e-5)
-    np.testing.assert_allclose(SCHEDULE.predicted_noise(noisy, target, alpha_bar), noise, atol=1e-5)
+    # Of noise alone, whoever predicts the noise could not tell the latent.
+    timesteps = np.array([300, 999 if schedule.zero_terminal_snr else 700], np.int32)
+    noisy = schedule.add_noise(latent, noise, timesteps)
+    target = schedule.target(latent, noise, timesteps)
+    alpha_bar = schedule.alpha_bar(timesteps)
+    np.testing.assert_allclose(schedule.clean_latent(noisy, target, alpha_bar), latent, atol=1e-5)
+    np.testing.assert_allclose(schedule.predicted_noise(noisy, target, alpha_bar), noise, atol=1e-5)
+
+
+def test_velocity_by_hand() -> None:
+    """An eighth of the circle from the picture to the noise, and at its end minus the picture."""
+    latent, noise = np.full((2, 1, 1, 4), 3.0, np.float32), np.full((2, 1, 1, 4), 1.0, np.float32)
+    schedule = NoiseSchedule("v_prediction", zero_terminal_snr=True)
+    alphas = alphas_cumprod(zero_terminal_snr=True)
+    middle = int(np.argmin(np.abs(alphas - 0.5)))
+    target = schedule.target(latent, noise, np.array([middle, 999], np.int32))
+    np.testing.assert_allclose(target[0], (1.0 - 3.0) / np.sqrt(2.0), atol=0.01)
+    np.testing.assert_array_equal(target[1], -latent[1])
+
+
+def test_zero_terminal_snr_needs_the_velocity() -> None:
+    with pytest.raises(ValueError, match="impossible with epsilon prediction"):
+        NoiseSchedule("epsilon", zero_terminal_snr=True)
 
 
 def test_what_has_no_arithmetic_cannot_be_predicted() -> None:
@@ -76,6 +110,11 @@ def test_min_snr_weights_by_hand(gamma: float) -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
     # More noise than gamma allows signal: nothing is taken off.
     np.testing.assert_array_equal(np.asarray(actual)[ratio < gamma * 0.99], 1.0)
+    of_velocity = NoiseSchedule("v_prediction").min_snr_weights(tf.range(1000), gamma)
+    expected = [min(r, gamma) / (r + 1.0) for r in ratio]
+    np.testing.assert_allclose(of_velocity, expected, rtol=1e-4)
+    rescaled = NoiseSchedule("v_prediction", zero_terminal_snr=True)
+    assert float(rescaled.min_snr_weights(tf.constant([999]), gamma)[0]) == 0.0
 
 
 @pytest.mark.parametrize("num_steps", [*range(1, 101), 250, 1000])

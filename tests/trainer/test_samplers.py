@@ -28,17 +28,11 @@ REFERENCE = Path(__file__).resolve().parents[1] / "data" / "schedulers" / "refer
 NO_CONTEXT = tf.zeros([2, 1, 1])
 
 
-class VelocitySchedule(NoiseSchedule):
-    """Of models that predict the velocity (Salimans and Ho 2022)."""
-
-    def clean_latent(self, noisy, predicted, alpha_bar):
-        return tf.sqrt(alpha_bar) * noisy - tf.sqrt(1.0 - alpha_bar) * predicted
-
-    def predicted_noise(self, noisy, predicted, alpha_bar):
-        return tf.sqrt(1.0 - alpha_bar) * noisy + tf.sqrt(alpha_bar) * predicted
-
-
-SCHEDULES = {"epsilon": NoiseSchedule("epsilon"), "v_prediction": VelocitySchedule("epsilon")}
+SCHEDULES = {
+    "epsilon": NoiseSchedule("epsilon"),
+    "v_prediction": NoiseSchedule("v_prediction"),
+    "zero_terminal_snr": NoiseSchedule("v_prediction", zero_terminal_snr=True),
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +45,15 @@ def formula(latent: tf.Tensor, timesteps: tf.Tensor) -> tf.Tensor:
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 10, 25])
-@pytest.mark.parametrize("prediction", SCHEDULES)
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_a"])
+@pytest.mark.parametrize(
+    ("sampler", "kind"),
+    [
+        *((sampler, kind) for sampler in ("dpmpp_2m", "euler_a") for kind in SCHEDULES),
+        ("ddim", "zero_terminal_snr"),
+    ],
+)
 def test_samplers_are_diffusers(
-    reference: dict[str, np.ndarray], sampler: str, prediction: str, num_steps: int
+    reference: dict[str, np.ndarray], sampler: str, kind: str, num_steps: int
 ) -> None:
     asked: list[tuple[float, np.ndarray]] = []
 
@@ -67,30 +66,51 @@ def test_samplers_are_diffusers(
 
     result = sample(
         in_two_calls(predict, NO_CONTEXT, NO_CONTEXT),
-        SCHEDULES[prediction],
+        SCHEDULES[kind],
         noise=tf.constant(reference["noise"]),
         num_steps=tf.constant(num_steps),
         guidance_scale=tf.constant(1.0),
         sampler=tf.constant(sampler),
         fresh_noise=in_their_order,
     )
+    of_zero = kind == "zero_terminal_snr"
+    prefix = f"{kind}/{sampler}/v_prediction" if of_zero else f"{sampler}/{kind}"
     expected = {
-        key: reference[f"{sampler}/{prediction}/{num_steps}/{key}"]
-        for key in ("timesteps", "given", "result")
+        key: reference[f"{prefix}/{num_steps}/{key}"] for key in ("timesteps", "given", "result")
     }
     # Each step asks twice, with and without the context.
     timesteps, given = zip(*asked[::2], strict=True)
     np.testing.assert_allclose(timesteps, expected["timesteps"], rtol=1e-6)
-    np.testing.assert_allclose(given, expected["given"], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(result, expected["result"], rtol=0, atol=1e-4)
+    # Diffusers' latents are as large as the noise, 4096 times the signal here, and so are their
+    # roundings.
+    atol = 1e-3 if of_zero and sampler == "euler_a" else 1e-4
+    np.testing.assert_allclose(given, expected["given"], rtol=0, atol=atol)
+    np.testing.assert_allclose(result, expected["result"], rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_a"])
+@pytest.mark.parametrize(
+    ("sampler", "zero_terminal_snr"),
+    [("dpmpp_2m", False), ("euler_a", False), *((name, True) for name in SAMPLERS)],
+)
 def test_timesteps_are_diffusers_for_every_number_of_steps(
-    reference: dict[str, np.ndarray], sampler: str
+    reference: dict[str, np.ndarray], sampler: str, zero_terminal_snr: bool
 ) -> None:
-    ours = [sampling_plan(sampler, tf.constant(number)).timesteps for number in range(1, 101)]
-    np.testing.assert_allclose(np.concatenate(ours), reference[f"{sampler}/timesteps"], rtol=1e-6)
+    ours = [
+        sampling_plan(sampler, tf.constant(number), zero_terminal_snr).timesteps
+        for number in range(1, 101)
+    ]
+    expected = reference[f"{'zero_terminal_snr/' * zero_terminal_snr}{sampler}/timesteps"]
+    np.testing.assert_allclose(np.concatenate(ours), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_with_zero_terminal_snr_drawing_begins_with_noise_alone(sampler: str) -> None:
+    for number in (1, 3, 7, 1000):
+        plan = sampling_plan(sampler, tf.constant(number), zero_terminal_snr=True)
+        assert (float(plan.timesteps[0]), plan.timesteps.shape) == (999.0, (number,))
+        assert float(plan.alpha_bar[0]) <= 2.0**-23
+        assert float(plan.initial_scale) == pytest.approx(1.0)
+        assert all(np.isfinite(values).all() for values in plan)
 
 
 def test_a_single_trace_serves_every_sampler() -> None:

@@ -1,26 +1,45 @@
 """The one noise schedule that training, evaluation and export read.
 
 Stable Diffusion's "scaled linear" schedule (Rombach et al. 2022): the square roots of beta are
-evenly spaced from 0.00085 to 0.012 over 1000 timesteps.
+evenly spaced from 0.00085 to 0.012 over 1000 timesteps. A little of the signal is left at the last
+one then; where that is taken off, the last timestep is noise alone (Lin et al. 2024, "Common
+Diffusion Noise Schedules and Sample Steps are Flawed").
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import numpy as np
 import tensorflow as tf
 
-from trainer.presets import BETA_END, BETA_START, NUM_TIMESTEPS, Prediction
+from trainer.presets import (
+    BETA_END,
+    BETA_START,
+    NUM_TIMESTEPS,
+    Prediction,
+    Preset,
+    check_zero_terminal_snr,
+)
 from trainer.presets import LATENT_SCALE as LATENT_SCALE
 
 _MAX_PERIOD = 10_000.0
 
 
-def alphas_cumprod() -> np.ndarray:
-    """Cumulative products of alpha, float32 [1000] (Ho et al. 2020, equation 4)."""
+def alphas_cumprod(zero_terminal_snr: bool = False) -> np.ndarray:
+    """Cumulative products of alpha, float32 [1000] (Ho et al. 2020, equation 4).
+
+    Args:
+        zero_terminal_snr: Whether their roots are shifted and scaled so that the last is 0 and the
+            first is what it was (Lin et al. 2024, algorithm 1).
+    """
     betas = np.linspace(BETA_START**0.5, BETA_END**0.5, NUM_TIMESTEPS, dtype=np.float64) ** 2
-    return np.cumprod(1.0 - betas).astype(np.float32)
+    products = np.cumprod(1.0 - betas)
+    if zero_terminal_snr:
+        roots = np.sqrt(products)
+        products = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
+    return products.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +50,27 @@ class NoiseSchedule:
 
     Attributes:
         prediction: What the model predicts, of a preset.
+        zero_terminal_snr: Whether the last timestep is noise alone; see `alphas_cumprod`.
     """
 
     prediction: Prediction
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
-        if self.prediction != "epsilon":
+        """Raises a `ValueError` for what cannot be."""
+        if self.prediction not in get_args(Prediction):
             raise ValueError(f"there is no arithmetic for models that predict {self.prediction!r}")
+        check_zero_terminal_snr(self.prediction, self.zero_terminal_snr)
+
+    @classmethod
+    def of(cls, preset: Preset) -> NoiseSchedule:
+        """That of a preset's diffusion model."""
+        return cls(preset.prediction, preset.zero_terminal_snr)
 
     def alpha_bar(self, timesteps: tf.Tensor) -> tf.Tensor:
         """`alphas_cumprod` at timesteps, int [B], as it spreads over latents: [B, 1, 1, 1]."""
-        return tf.gather(tf.constant(alphas_cumprod()), timesteps)[:, None, None, None]
+        alphas = tf.constant(alphas_cumprod(self.zero_terminal_snr))
+        return tf.gather(alphas, timesteps)[:, None, None, None]
 
     def add_noise(self, latent: tf.Tensor, noise: tf.Tensor, timesteps: tf.Tensor) -> tf.Tensor:
         """Diffuses latents forward (Ho et al. 2020, equation 4).
@@ -58,11 +87,20 @@ class NoiseSchedule:
         return tf.sqrt(alpha_bar) * latent + tf.sqrt(1.0 - alpha_bar) * noise
 
     def target(self, latent: tf.Tensor, noise: tf.Tensor, timesteps: tf.Tensor) -> tf.Tensor:
-        """What the model should predict of `add_noise` with the same arguments."""
-        return noise
+        """What the model should predict of `add_noise` with the same arguments.
+
+        The velocity is that of Salimans and Ho 2022, appendix D.
+        """
+        if self.prediction == "epsilon":
+            return noise
+        alpha_bar = self.alpha_bar(timesteps)
+        return tf.sqrt(alpha_bar) * noise - tf.sqrt(1.0 - alpha_bar) * latent
 
     def min_snr_weights(self, timesteps: tf.Tensor, gamma: float) -> tf.Tensor:
-        """Weights of the loss (Hang et al. 2023, section 3.4): of epsilon, `min(SNR, gamma) / SNR`.
+        """Weights of the loss (Hang et al. 2023, section 3.4).
+
+        Of epsilon `min(SNR, gamma) / SNR`; of the velocity `min(SNR, gamma) / (SNR + 1)`, which is
+        0 where there is no signal.
 
         Args:
             timesteps: int [B], from 0 to 999.
@@ -71,9 +109,11 @@ class NoiseSchedule:
         Returns:
             float32 [B].
         """
-        alpha_bar = alphas_cumprod().astype(np.float64)
+        alpha_bar = alphas_cumprod(self.zero_terminal_snr).astype(np.float64)
         ratio = alpha_bar / (1.0 - alpha_bar)
-        weights = np.minimum(ratio, gamma) / ratio
+        weights = np.minimum(ratio, gamma) / (
+            ratio if self.prediction == "epsilon" else ratio + 1.0
+        )
         return tf.gather(tf.constant(weights, tf.float32), timesteps)
 
     def clean_latent(
@@ -89,13 +129,17 @@ class NoiseSchedule:
         Returns:
             float32 [B, h, w, 4].
         """
-        return (noisy - tf.sqrt(1.0 - alpha_bar) * predicted) / tf.sqrt(alpha_bar)
+        if self.prediction == "epsilon":
+            return (noisy - tf.sqrt(1.0 - alpha_bar) * predicted) / tf.sqrt(alpha_bar)
+        return tf.sqrt(alpha_bar) * noisy - tf.sqrt(1.0 - alpha_bar) * predicted
 
     def predicted_noise(
         self, noisy: tf.Tensor, predicted: tf.Tensor, alpha_bar: tf.Tensor
     ) -> tf.Tensor:
         """The noise that a prediction sees over the latent; takes what `clean_latent` takes."""
-        return predicted
+        if self.prediction == "epsilon":
+            return predicted
+        return tf.sqrt(1.0 - alpha_bar) * noisy + tf.sqrt(alpha_bar) * predicted
 
 
 def timestep_embedding(timesteps: tf.Tensor, width: int) -> tf.Tensor:
@@ -129,3 +173,16 @@ def sampling_timesteps(num_steps: tf.Tensor) -> tf.Tensor:
     KerasCV's rule: `round(i * 999 / (num_steps - 1))`, and 0 alone where there is one step.
     """
     return tf.cast(tf.round(even_timesteps(num_steps)), tf.int32)
+
+
+def trailing_timesteps(num_steps: tf.Tensor) -> tf.Tensor:
+    """Evenly spaced whole timesteps, the last of all at the end: int32 [num_steps], ascending.
+
+    From noise alone, drawing has to begin at the timestep that is noise alone (Lin et al. 2024,
+    table 2, "trailing").
+    """
+    every = tf.constant(NUM_TIMESTEPS, tf.float64)
+    # As `numpy.arange` has it, in diffusers: halves are rounded the same way only then.
+    spacing = every - (every - every / tf.cast(num_steps, tf.float64))
+    descending = every - tf.cast(tf.range(num_steps), tf.float64) * spacing
+    return tf.cast(tf.round(descending), tf.int32)[::-1] - 1

@@ -116,7 +116,8 @@ def sample(
     if fresh_noise is None and (not isinstance(sampler, str) or sampler in NEED_FRESH_NOISE):
         raise ValueError(f"the sampler {sampler} needs fresh noise")
     of_rows = num_steps.shape.rank == 1
-    plan = (plans_of_rows if of_rows else sampling_plan)(sampler, num_steps)
+    plan_of = plans_of_rows if of_rows else sampling_plan
+    plan = plan_of(sampler, num_steps, schedule.zero_terminal_snr)
     batch = tf.shape(noise)[0]
     guidance = _over_latents(guidance_scale)
 

@@ -23,12 +23,16 @@ from trainer.diffusion.noise_schedule import (
     alphas_cumprod,
     even_timesteps,
     sampling_timesteps,
+    trailing_timesteps,
 )
 
 _KARRAS_RHO = 7.0
 # Less than this, a number of steps is short of a whole one by rounding alone: up to 1000, a float32
 # is wrong by 3e-5.
 _WHOLE = 1e-4
+# Where no signal is left, the ratio of noise to it would be infinite: diffusers' schedulers take
+# float16's smallest number for none.
+_LEAST_ALPHA_BAR = 2.0**-24
 
 
 class SamplingPlan(NamedTuple):
@@ -62,14 +66,16 @@ class SamplingPlan(NamedTuple):
     of_fresh_noise: tf.Tensor
 
 
-def ddim_plan(num_steps: tf.Tensor) -> SamplingPlan:
+def ddim_plan(num_steps: tf.Tensor, zero_terminal_snr: bool = False) -> SamplingPlan:
     """DDIM (Song et al. 2021, equation 12 with sigma 0) at KerasCV's timesteps.
 
     Args:
         num_steps: int32 [], at least 1.
+        zero_terminal_snr: Whether the last timestep is noise alone; the timesteps are
+            `trailing_timesteps` then, as for the other samplers.
     """
-    timesteps = sampling_timesteps(num_steps)
-    alphas = tf.gather(tf.constant(alphas_cumprod()), timesteps)
+    timesteps = (trailing_timesteps if zero_terminal_snr else sampling_timesteps)(num_steps)
+    alphas = tf.gather(tf.constant(alphas_cumprod(zero_terminal_snr)), timesteps)
     alphas_after = tf.concat([[1.0], alphas[:-1]], axis=0)
     zeros = tf.zeros_like(alphas)
     return SamplingPlan(
@@ -84,17 +90,26 @@ def ddim_plan(num_steps: tf.Tensor) -> SamplingPlan:
     )
 
 
-def dpmpp_2m_plan(num_steps: tf.Tensor) -> SamplingPlan:
+def dpmpp_2m_plan(num_steps: tf.Tensor, zero_terminal_snr: bool = False) -> SamplingPlan:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) at the sigmas of Karras et al. 2022.
 
     As diffusers' `DPMSolverMultistepScheduler` with `use_karras_sigmas`: the midpoint rule, the
     first and the last step of first order, and timesteps that are rounded.
 
+    With zero terminal SNR at evenly spaced timesteps instead: between no signal and some there are
+    so many sigmas that Karras' would spend most steps there.
+
     Args:
         num_steps: int32 [], at least 1.
+        zero_terminal_snr: As of `ddim_plan`.
     """
-    table = sigmas_of(alphas_cumprod())
-    sigmas = karras_sigmas(table[0], table[-1], num_steps)
+    table = sigmas_of(alphas_cumprod(zero_terminal_snr))
+    if zero_terminal_snr:
+        timesteps = tf.cast(trailing_timesteps(num_steps)[::-1], tf.float64)
+        sigmas = interpolated(table, timesteps)
+    else:
+        sigmas = karras_sigmas(table[0], table[-1], num_steps)
+        timesteps = tf.round(timesteps_of(sigmas, table))
     after = tf.concat([sigmas[1:], tf.zeros([1], tf.float64)], axis=0)
     alphas, alphas_after = _alphas(sigmas), _alphas(after)
     # Of an exponential integrator whose step in -log(sigma) is infinite in the end.
@@ -105,7 +120,7 @@ def dpmpp_2m_plan(num_steps: tf.Tensor) -> SamplingPlan:
     of_change = tf.concat([zero, middle, zero], axis=0)[:num_steps]
     return _rounded(
         initial_scale=tf.ones([], tf.float64),
-        timesteps=tf.round(timesteps_of(sigmas, table)),
+        timesteps=timesteps,
         alpha_bar=alphas**2,
         of_latent=(after * alphas_after) / (sigmas * alphas),
         of_clean=of_first_order + of_change,
@@ -115,7 +130,7 @@ def dpmpp_2m_plan(num_steps: tf.Tensor) -> SamplingPlan:
     )
 
 
-def euler_a_plan(num_steps: tf.Tensor) -> SamplingPlan:
+def euler_a_plan(num_steps: tf.Tensor, zero_terminal_snr: bool = False) -> SamplingPlan:
     """Euler's ancestral sampling (Karras et al. 2022, in the form of Crowson's k-diffusion).
 
     As diffusers' `EulerAncestralDiscreteScheduler`, at evenly spaced timesteps, which need not be
@@ -123,9 +138,11 @@ def euler_a_plan(num_steps: tf.Tensor) -> SamplingPlan:
 
     Args:
         num_steps: int32 [], at least 1; a single step begins at the least noise, not the most.
+        zero_terminal_snr: As of `ddim_plan`; a single step begins at the most noise then.
     """
-    table = sigmas_of(alphas_cumprod())
-    timesteps = even_timesteps(num_steps)[::-1]
+    table = sigmas_of(alphas_cumprod(zero_terminal_snr))
+    spaced = trailing_timesteps if zero_terminal_snr else even_timesteps
+    timesteps = tf.cast(spaced(num_steps), tf.float64)[::-1]
     sigmas = interpolated(table, timesteps)
     after = tf.concat([sigmas[1:], tf.zeros([1], tf.float64)], axis=0)
     alphas, alphas_after = _alphas(sigmas), _alphas(after)
@@ -142,7 +159,7 @@ def euler_a_plan(num_steps: tf.Tensor) -> SamplingPlan:
     )
 
 
-SAMPLERS: Mapping[str, Callable[[tf.Tensor], SamplingPlan]] = MappingProxyType(
+SAMPLERS: Mapping[str, Callable[[tf.Tensor, bool], SamplingPlan]] = MappingProxyType(
     {"ddim": ddim_plan, "dpmpp_2m": dpmpp_2m_plan, "euler_a": euler_a_plan}
 )
 DEFAULT_SAMPLER = "ddim"
@@ -170,24 +187,29 @@ def is_sampler(name: tf.Tensor) -> tf.Tensor:
     return tf.reduce_any(tf.equal(name[..., None], tf.constant(list(SAMPLERS))), axis=-1)
 
 
-def sampling_plan(sampler: str | tf.Tensor, num_steps: tf.Tensor) -> SamplingPlan:
+def sampling_plan(
+    sampler: str | tf.Tensor, num_steps: tf.Tensor, zero_terminal_snr: bool = False
+) -> SamplingPlan:
     """The plan of one of `SAMPLERS`.
 
     Args:
         sampler: Its name; where it is a string [], one trace serves all.
         num_steps: int32 [], at least 1.
+        zero_terminal_snr: Whether the last timestep is noise alone.
     """
     if isinstance(sampler, str):
-        return SAMPLERS[sampler](num_steps)
+        return SAMPLERS[sampler](num_steps, zero_terminal_snr)
     named = tf.equal(sampler, tf.constant(list(SAMPLERS)))
     plan: SamplingPlan = tf.switch_case(
         tf.argmax(tf.cast(named, tf.int32), output_type=tf.int32),
-        [functools.partial(plan_of, num_steps) for plan_of in SAMPLERS.values()],
+        [functools.partial(plan_of, num_steps, zero_terminal_snr) for plan_of in SAMPLERS.values()],
     )
     return plan
 
 
-def plans_of_rows(sampler: str | tf.Tensor, num_steps: tf.Tensor) -> SamplingPlan:
+def plans_of_rows(
+    sampler: str | tf.Tensor, num_steps: tf.Tensor, zero_terminal_snr: bool = False
+) -> SamplingPlan:
     """A plan for each row: float32 [B, n] but for the scale, where n is the most steps of a row.
 
     What is beyond a row's own steps is 0.
@@ -195,12 +217,15 @@ def plans_of_rows(sampler: str | tf.Tensor, num_steps: tf.Tensor) -> SamplingPla
     Args:
         sampler: The name of one of `SAMPLERS` for all rows, or a string [B] with one for each.
         num_steps: int32 [B], each at least 1.
+        zero_terminal_snr: Whether the last timestep is noise alone.
     """
     most = tf.reduce_max(num_steps)
 
     def plan_of(row: tuple[tf.Tensor, tf.Tensor]) -> SamplingPlan:
         name, steps = row
-        plan = sampling_plan(sampler if isinstance(sampler, str) else name, steps)
+        plan = sampling_plan(
+            sampler if isinstance(sampler, str) else name, steps, zero_terminal_snr
+        )
 
         def filled(values: tf.Tensor) -> tf.Tensor:
             return tf.ensure_shape(tf.pad(values, [[0, most - steps]]), [None])
@@ -217,7 +242,7 @@ def plans_of_rows(sampler: str | tf.Tensor, num_steps: tf.Tensor) -> SamplingPla
 
 def sigmas_of(alpha_bar: np.ndarray) -> np.ndarray:
     """Ratios of noise to signal, float64 [T], of cumulative products of alpha, float32 [T]."""
-    exact = alpha_bar.astype(np.float64)
+    exact = np.maximum(alpha_bar.astype(np.float64), _LEAST_ALPHA_BAR)
     return np.sqrt((1.0 - exact) / exact)
 
 

@@ -89,9 +89,10 @@ def _of_diffusion_model(preset: Preset) -> tuple[float, float]:
         widest = width + max(beside)
         blocks.append(((_COPIES_IN + _PATCH) * widest + _COPIES_OUT * width) / 4**level)
         if dimensions.cross_attention[level] or level == len(widths) - 1:
-            to_text = _SCORES * dimensions.num_heads * preset.text_encoder.max_length
+            of_heads = _SCORES * dimensions.heads(level)
+            to_text = of_heads * preset.text_encoder.max_length
             transformers.append((_TRANSFORMER_COPIES * width + to_text) / 4**level)
-            scores.append(_SCORES * dimensions.num_heads / 16**level)
+            scores.append(of_heads / 16**level)
     linear = _skips(dimensions) + max(blocks) + max(transformers)
     return 2 * _FLOAT32 * linear, 2 * _FLOAT32 * max(scores)
 

@@ -64,7 +64,13 @@ from trainer.export.rows import (
 )
 from trainer.networks.inference_layers import has_form_for_cpu, inference_layers
 from trainer.networks.seam import reading
-from trainer.presets import LATENT_CHANNELS, LATENT_DOWNSAMPLING, NUM_TIMESTEPS, Preset
+from trainer.presets import (
+    LATENT_CHANNELS,
+    LATENT_DOWNSAMPLING,
+    NUM_TIMESTEPS,
+    Preset,
+    prediction_signature,
+)
 from trainer.text.graph_tokenizer import GraphTokenizer
 from trainer.training_config import ComputeDtype, WeightsDtype
 
@@ -80,8 +86,9 @@ class TextEncoderModule(tf.Module):
     ) -> None:
         super().__init__()
         self._variables, self._call = _network(model, weights_dtype)
-        self.tokenizer = GraphTokenizer()
-        tokens = tf.TensorSpec([None, preset.text_encoder.max_length], tf.int32, name="tokens")
+        text = preset.text_encoder
+        self.tokenizer = GraphTokenizer(text.max_length, text.padding)
+        tokens = tf.TensorSpec([None, text.max_length], tf.int32, name="tokens")
         strings = tf.TensorSpec([None], tf.string)
         self.encode = tf.function(self._encode, input_signature=[tokens], autograph=False)
         self.serve = tf.function(self._from_tokens, input_signature=[tokens], autograph=False)
@@ -122,8 +129,8 @@ class DiffusionModelModule(tf.Module):
     ) -> None:
         super().__init__()
         self._variables, self._call = _network(model, weights_dtype, compute)
-        self._schedule = NoiseSchedule(preset.prediction)
-        self.prediction_signature = preset.prediction_signature
+        self._schedule = NoiseSchedule.of(preset)
+        self.prediction_signature = prediction_signature(preset.prediction)
         self._width = preset.diffusion_model.timestep_width
         self._image_size, self._size_multiple = image_size, preset.size_multiple
         self._latent_shape = preset.latent_shape(image_size)

@@ -16,7 +16,7 @@ from trainer.presets import LATENT_CHANNELS, Preset
 
 
 def build_diffusion_model(preset: Preset, image_size: int) -> keras.Model:
-    """The conditional U-Net that predicts the noise in a latent.
+    """The conditional U-Net that predicts the noise in a latent, or the velocity.
 
     Args:
         preset: Its `diffusion_model` and `text_encoder` dimensions and `numerics` are used.
@@ -24,7 +24,7 @@ def build_diffusion_model(preset: Preset, image_size: int) -> keras.Model:
 
     Returns:
         A model from `[latent, timestep_embedding, context]`, float32 [B, h, w, 4],
-        [B, timestep_width] and [B, 77, D], to epsilon, float32 [B, h, w, 4].
+        [B, timestep_width] and [B, 77, D], to the prediction, float32 [B, h, w, 4].
     """
     dimensions = preset.diffusion_model
     text = preset.text_encoder
@@ -46,9 +46,11 @@ def build_diffusion_model(preset: Preset, image_size: int) -> keras.Model:
         block = with_group_norms(ResBlock(width, name=name), groups)
         return apply_block(block, [x, embedding])
 
-    def attend(x: keras.KerasTensor, width: int, name: str) -> keras.KerasTensor:
-        heads = dimensions.num_heads
-        block = SpatialTransformer(heads, width // heads, fully_connected=False, name=name)
+    def attend(x: keras.KerasTensor, level: int, name: str) -> keras.KerasTensor:
+        heads = dimensions.heads(level)
+        size = dimensions.widths[level] // heads
+        linear = dimensions.linear_projections
+        block = SpatialTransformer(heads, size, fully_connected=linear, name=name)
         block = with_group_norms(block, groups, autoencoder_epsilon(preset.numerics))
         block = with_split_gates(block, preset.numerics)
         return apply_block(block, [x, context])
@@ -61,7 +63,7 @@ def build_diffusion_model(preset: Preset, image_size: int) -> keras.Model:
         for block in range(dimensions.num_blocks):
             x = residual(x, width, f"{down}.resnets.{block}")
             if has_attention:
-                x = attend(x, width, f"{down}.attentions.{block}")
+                x = attend(x, level, f"{down}.attentions.{block}")
             skips.append(x)
         if level < len(levels) - 1:
             name = f"{down}.downsamplers.0.conv"
@@ -69,7 +71,7 @@ def build_diffusion_model(preset: Preset, image_size: int) -> keras.Model:
             skips.append(x)
 
     x = residual(x, dimensions.widths[-1], "mid_block.resnets.0")
-    x = attend(x, dimensions.widths[-1], "mid_block.attentions.0")
+    x = attend(x, len(levels) - 1, "mid_block.attentions.0")
     x = residual(x, dimensions.widths[-1], "mid_block.resnets.1")
 
     for level, (width, has_attention) in enumerate(reversed(levels)):
@@ -78,11 +80,11 @@ def build_diffusion_model(preset: Preset, image_size: int) -> keras.Model:
             x = keras.layers.Concatenate()([x, skips.pop()])
             x = residual(x, width, f"{up}.resnets.{block}")
             if has_attention:
-                x = attend(x, width, f"{up}.attentions.{block}")
+                x = attend(x, len(levels) - 1 - level, f"{up}.attentions.{block}")
         if level < len(levels) - 1:
             x = Upsample(width, name=f"{up}.upsamplers.0")(x)
 
     x = keras.layers.GroupNormalization(groups, epsilon=EPSILON, name="conv_norm_out")(x)
     x = keras.layers.Activation("swish", name="conv_act")(x)
-    epsilon = PaddedConv2D(LATENT_CHANNELS, 3, padding=1, name="conv_out")(x)
-    return keras.Model([latent, timestep, context], epsilon, name="diffusion_model")
+    predicted = PaddedConv2D(LATENT_CHANNELS, 3, padding=1, name="conv_out")(x)
+    return keras.Model([latent, timestep, context], predicted, name="diffusion_model")

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import keras
 
 from trainer.networks.blocks import EPSILON
 from trainer.networks.seam import CLIPEmbedding, CLIPEncoderLayer, quick_gelu
-from trainer.presets import Preset
+from trainer.presets import Activation, Numerics, Preset
 
 _ROOT = "text_model"
 
@@ -21,16 +24,27 @@ class _Positions(keras.layers.Layer):
         return keras.KerasTensor(tokens.shape, dtype="int32")
 
 
+def _activation(
+    name: Activation, numerics: Numerics
+) -> Callable[[keras.KerasTensor], keras.KerasTensor]:
+    if name == "quick_gelu":
+        activation: Callable[[keras.KerasTensor], keras.KerasTensor] = quick_gelu
+        return activation
+    # KerasCV takes what Keras has for a default, the tanh approximation.
+    return functools.partial(keras.ops.gelu, approximate=numerics == "keras_cv")
+
+
 def build_text_encoder(preset: Preset) -> keras.Model:
     """CLIP's text transformer, up to its last layer normalization.
 
     Args:
-        preset: Its `text_encoder` dimensions are used.
+        preset: Its `text_encoder` dimensions and `numerics` are used.
 
     Returns:
         A model from tokens, int32 [B, 77], to the context, float32 [B, 77, D].
     """
     dimensions = preset.text_encoder
+    activation = _activation(dimensions.activation, preset.numerics)
     tokens = keras.Input((dimensions.max_length,), dtype="int32", name="tokens")
     embedding = CLIPEmbedding(
         dimensions.vocabulary_size,
@@ -43,7 +57,7 @@ def build_text_encoder(preset: Preset) -> keras.Model:
         x = CLIPEncoderLayer(
             dimensions.width,
             dimensions.num_heads,
-            activation=quick_gelu,
+            activation=activation,
             name=f"{_ROOT}.encoder.layers.{layer}",
         )(x)
     norm = keras.layers.LayerNormalization(epsilon=EPSILON, name=f"{_ROOT}.final_layer_norm")

@@ -193,7 +193,7 @@ def held_out_loss(
 ) -> float:
     """Noise-prediction loss over ten timesteps a picture, evenly spread, with fixed noise."""
     assert tuner.text_encoder is not None
-    schedule = NoiseSchedule(preset.prediction)
+    schedule = NoiseSchedule.of(preset)
     rng = np.random.default_rng(seed)
     text_encoder = tuner.text_encoder
 

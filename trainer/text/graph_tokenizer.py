@@ -43,18 +43,19 @@ class GraphTokenizer(tf.Module):
     Turkish and Azeri letters.
     """
 
-    def __init__(self, max_length: int = MAX_LENGTH) -> None:
+    def __init__(self, max_length: int = MAX_LENGTH, padding: int = END_OF_TEXT) -> None:
         """Reads the vocabulary: about a third of a second in a process's first instance.
 
         Args:
             max_length: tokens a row, start and end included.
+            padding: the token behind the end token, as of `tokenize`.
 
         Raises:
             ValueError: `max_length` leaves no room for the start and end tokens.
         """
         super().__init__()
         check_max_length(max_length)
-        self._max_length = max_length
+        self._max_length, self._padding = max_length, padding
         self._merges = _merge_table()
         self._entities = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(list(html5), list(html5.values())), _UNKNOWN
@@ -90,6 +91,9 @@ class GraphTokenizer(tf.Module):
         body = rows[:, :room].to_tensor(END_OF_TEXT, shape=[None, room])
         ends = tf.fill([tf.shape(body)[0], 1], END_OF_TEXT)
         tokens = tf.concat([tf.fill(tf.shape(ends), START_OF_TEXT), body, ends], axis=1)
+        if self._padding != END_OF_TEXT:
+            behind = tf.range(room + 2, dtype=tf.int64) > rows.row_lengths()[:, None] + 1
+            tokens = tf.where(behind, self._padding, tokens)
         is_whole = tf.math.segment_max(_place_in_row(row_of_id), word_of_id) < room
         num_whole = tf.math.unsorted_segment_sum(
             tf.cast(is_whole, tf.int64), words.value_rowids(), words.nrows()

@@ -55,17 +55,20 @@ _SEEN = dict(
 _BYTE_OF = {character: byte for byte, character in _SEEN.items()}
 
 
-def tokenize(captions: Sequence[str], max_length: int = MAX_LENGTH) -> np.ndarray:
+def tokenize(
+    captions: Sequence[str], max_length: int = MAX_LENGTH, padding: int = END_OF_TEXT
+) -> np.ndarray:
     """Token ids of captions, cleaned, split and merged as the reference does.
 
     Args:
         captions: any text. It is put into its plain form, white space is collapsed, case is lost.
         max_length: tokens a row, start and end included.
+        padding: the token behind the end token, `TextEncoderDimensions.padding` of a preset.
 
     Returns:
-        int32 [N, max_length]: 49406, the caption's tokens, and 49407 to the end of the row (the
-        end token and KerasCV's padding are the same id). A longer caption is cut, and its row
-        still ends in the end token.
+        int32 [N, max_length]: 49406, the caption's tokens, 49407, and the padding to the end of the
+        row (the end token and KerasCV's padding are the same id). A longer caption is cut, and its
+        row still ends in the end token.
 
     Raises:
         TypeError: `captions` is a single string.
@@ -74,11 +77,11 @@ def tokenize(captions: Sequence[str], max_length: int = MAX_LENGTH) -> np.ndarra
     if isinstance(captions, str):
         raise TypeError("captions is a single str; pass a list of captions.")
     check_max_length(max_length)
-    rows = np.full((len(captions), max_length), END_OF_TEXT, np.int32)
+    rows = np.full((len(captions), max_length), padding, np.int32)
     for row, caption in zip(rows, captions, strict=True):
         row[0] = START_OF_TEXT
         ids = _encode(caption)[: max_length - 2]
-        row[1 : 1 + len(ids)] = ids
+        row[1 : 2 + len(ids)] = [*ids, END_OF_TEXT]
     return rows
 
 

@@ -32,7 +32,7 @@ from trainer.training.lora import (
     diffusion_model_projections,
     text_encoder_projections,
 )
-from trainer.training.optimizer import AveragedAdamW
+from trainer.training.optimizer import averaged_optimizer
 from trainer.training.precision import LossScale, computing_in
 from trainer.training_config import ResolvedTrainingConfig
 
@@ -54,7 +54,7 @@ class StepRecord:
 
     Attributes:
         step: Optimizer steps done.
-        loss: Mean squared error of the predicted noise.
+        loss: Mean squared error of the prediction.
         learning_rate: Of the last of those steps.
         gradient_norm: Global norm before clipping.
         images_per_second: Of those steps.
@@ -186,7 +186,7 @@ class FineTuner:
         self.diffusion_model = diffusion_model
         self.text_encoder = text_encoder
         self.config = config
-        self._schedule = NoiseSchedule(preset.prediction)
+        self._schedule = NoiseSchedule.of(preset)
         self._preset = preset
         self._empty_caption = empty_caption
         self._strategy = strategy
@@ -206,8 +206,11 @@ class FineTuner:
                 if self.adapters
                 else [v.value for model in self._models for v in model.trainable_variables]
             )
-            self.optimizer = AveragedAdamW(
-                self.variables, weight_decay=config.weight_decay, ema_decay=config.ema_decay
+            self.optimizer = averaged_optimizer(
+                config.optimizer,
+                self.variables,
+                weight_decay=config.weight_decay,
+                ema_decay=config.ema_decay,
             )
             self.loss_scale = LossScale() if config.precision == "float16" else None
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -255,7 +258,7 @@ class FineTuner:
         )
 
     def loss(self, batch: Batch, step: tf.Tensor, first_row: tf.Tensor | int = 0) -> tf.Tensor:
-        """Noise-prediction loss (Ho et al. 2020, equation 14), float32 [].
+        """Loss of the prediction (Ho et al. 2020, equation 14), float32 [].
 
         Args:
             batch: From `trainer.data.latents.training_batches`, the whole batch or some rows of it.
@@ -286,7 +289,7 @@ class FineTuner:
     def _errors(
         self, latent: tf.Tensor, noise: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
     ) -> tf.Tensor:
-        """Mean squared error of each row's predicted noise, float32 [B]."""
+        """Mean squared error of each row's prediction, float32 [B]."""
         inputs = [
             self._schedule.add_noise(latent, noise, timesteps),
             timestep_embedding(timesteps, self._preset.diffusion_model.timestep_width),

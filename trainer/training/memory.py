@@ -12,6 +12,7 @@ from tensorflow.python.client import device_lib
 
 from storage.machine import gigabytes, memory_bytes, resident_bytes
 from storage.user_errors import UserError
+from trainer.training.optimizer import moment_values
 from trainer.training_config import ResolvedTrainingConfig
 
 _FLOAT32 = 4
@@ -36,7 +37,7 @@ class MemoryEstimate:
     Attributes:
         weights: Of all networks in memory, float32.
         gradients: Of what is trained; twice that where they are accumulated.
-        optimizer: AdamW's two moments.
+        optimizer: What it keeps of the gradients: AdamW two moments, Lion and Adafactor about one.
         averages: The moving average of what is trained.
         activations: Kept for, or made in, the backward pass; see `activation_bytes`.
         program: What the process holds besides; zero on a GPU.
@@ -86,7 +87,7 @@ def estimate_memory(
     return MemoryEstimate(
         weights=_FLOAT32 * parameters,
         gradients=size * (2 if config.accumulation_steps > 1 else 1),
-        optimizer=2 * size,
+        optimizer=_FLOAT32 * sum(moment_values(config.optimizer, v.shape) for v in trained),
         averages=size,
         activations=activations,
         program=program,
@@ -190,6 +191,8 @@ def check_fits(
         )
     if not config.gradient_checkpointing:
         advice.append("training.gradient_checkpointing = true")
+    if config.optimizer == "adamw":
+        advice.append("training.optimizer = adafactor or lion (half of the optimizer's memory)")
     if not config.lora_rank:
         advice.append("training.lora_rank = 4 (adapters instead of all weights)")
     if config.precision == "float32":

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,12 +41,14 @@ class BaseModel:
     `locate` makes one; where the weights lie is asked once, and then known.
 
     Attributes:
-        preset: Which networks; its numerics are those that the weights were made for.
+        preset: Which networks; its numerics are those that the weights were made for, and its
+            prediction and its last timestep are what they were trained for.
         image_size: Side of the pictures in pixels.
         base_weights: Where the weights were said to lie.
         folder: Where they lie; `None` where they are random.
         checkpoint: The single file there that holds them; `None` where files have a network each.
-        others: Where the networks come from that the single file lacks; `None` where it has all.
+        others: Where the networks come from that are not `own`; `None` where all are.
+        own: The networks whose weights lie there.
     """
 
     preset: Preset
@@ -55,6 +57,7 @@ class BaseModel:
     folder: Folder | None
     checkpoint: Checkpoint | None = None
     others: BaseModel | None = None
+    own: tuple[str, ...] = NETWORKS
 
     @classmethod
     def locate(cls, preset: Preset, image_size: int, base_weights: str) -> BaseModel:
@@ -62,11 +65,14 @@ class BaseModel:
 
         Args:
             preset: Whose weights. Layers have KerasCV's numerics where the weights are random or
-                Keras files, otherwise diffusers'.
+                Keras files, otherwise diffusers'. What the weights predict, and whether their last
+                timestep is noise alone, is the preset's, where diffusers' scheduler beside them
+                does not say otherwise.
             image_size: Side of the pictures in pixels.
             base_weights: `"default"`, `"random"`, a folder, a `gs://` address or
                 `hf://ORG/NAME[@REVISION][/FOLDER]`; with `/FILE.safetensors` after any of these, a
-                single file in the original layout. What that lacks is taken from the default.
+                single file in the original layout. What that lacks is taken from the default; what
+                a folder of Keras files lacks, from where the preset has it published, if it does.
 
         Raises:
             ValueError: The preset's networks cannot take pictures of that size.
@@ -83,24 +89,46 @@ class BaseModel:
             if not preset.ships_weights and preset.published_at is None:
                 raise WeightsError(
                     f"preset {preset.name!r} has no default base weights: name, by "
-                    "--base-weights, a folder that holds "
-                    f"{', '.join(file.name for file in preset.weight_files.values())}"
+                    "--base-weights, a folder or a model of the hub in diffusers' layout, or one "
+                    f"that holds {', '.join(file.name for file in preset.weight_files.values())}"
                 )
             address = preset.published_at or str(_SHIPPED / preset.name)
         if (single := original_layout.split_address(address)) is not None:
             return cls._of_checkpoint(preset, image_size, base_weights, *single)
         folder = open_folder(address)
-        keras_files = [f.name for f in preset.weight_files.values() if folder.exists(f.name)]
+        keras_files = {n: f.name for n, f in preset.weight_files.items() if folder.exists(f.name)}
         if not diffusers_layout.is_diffusers(folder):
-            return cls(keras_cvs, image_size, base_weights, folder)
+            return cls._of_keras_files(keras_cvs, image_size, base_weights, folder, keras_files)
         if keras_files:
             raise WeightsError(
-                f"{folder.address} holds {keras_files[0]} and diffusers' layout as well: name, "
-                "by --base-weights, a folder with one of them"
+                f"{folder.address} holds {next(iter(keras_files.values()))} and diffusers' layout "
+                "as well: name, by --base-weights, a folder with one of them"
             )
         diffusers_layout.check_configs(folder, preset)
-        diffusers = dataclasses.replace(preset, numerics="diffusers")
+        trained = preset.trained_as(*diffusers_layout.trained_for(folder))
+        diffusers = dataclasses.replace(trained, numerics="diffusers")
         return cls(diffusers, image_size, base_weights, folder)
+
+    @classmethod
+    def _of_keras_files(
+        cls,
+        preset: Preset,
+        image_size: int,
+        base_weights: str,
+        folder: Folder,
+        there: Collection[str],
+    ) -> BaseModel:
+        elsewhere = {
+            network: file.published_at
+            for network, file in preset.weight_files.items()
+            if network not in there and file.published_at is not None
+        }
+        if not elsewhere:
+            return cls(preset, image_size, base_weights, folder)
+        [place] = set(elsewhere.values())
+        others = cls(preset, image_size, place, open_folder(place))
+        own = tuple(network for network in NETWORKS if network not in elsewhere)
+        return cls(preset, image_size, base_weights, folder, others=others, own=own)
 
     @classmethod
     def _of_checkpoint(
@@ -108,10 +136,12 @@ class BaseModel:
     ) -> BaseModel:
         folder = open_folder(place)
         checkpoint = original_layout.read_checkpoint(folder, name, preset)
-        lacks = set(NETWORKS) - set(checkpoint.networks)
+        own = checkpoint.networks
+        lacks = set(NETWORKS) - set(own)
         others = cls.locate(preset, image_size, DEFAULT_WEIGHTS) if lacks else None
-        diffusers = dataclasses.replace(preset, numerics="diffusers")
-        return cls(diffusers, image_size, base_weights, folder, checkpoint, others)
+        trained = preset.trained_as(checkpoint.prediction, checkpoint.zero_terminal_snr)
+        diffusers = dataclasses.replace(trained, numerics="diffusers")
+        return cls(diffusers, image_size, base_weights, folder, checkpoint, others, own)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -189,6 +219,8 @@ class BaseModel:
             self._holder(network)._prepare_network(network, fetch)
         if self.checkpoint is not None:
             self._tell_what_is_not_used(self.checkpoint)
+        self._tell_where_others_are()
+        if self.checkpoint is not None:
             return self.folder.shown(self.checkpoint.name)
         shipped = self.base_weights == DEFAULT_WEIGHTS and isinstance(self.folder, LocalFolder)
         return self.base_weights if shipped else self.folder.address
@@ -203,22 +235,26 @@ class BaseModel:
 
     def _tell_what_is_not_used(self, checkpoint: Checkpoint) -> None:
         assert self.folder is not None
-        shown = self.folder.shown(checkpoint.name)
         if checkpoint.ignored:
             logger.info(
                 "%s has tensors that are no part of its networks and are not read: %s.",
-                shown,
+                self.folder.shown(checkpoint.name),
                 checkpoint.ignored_shown(),
             )
-        if self.others is not None:
-            assert self.others.folder is not None
-            lacks = [n.replace("_", " ") for n in NETWORKS if n not in checkpoint.networks]
-            logger.info(
-                "%s has no %s: taken from the default base weights, %s.",
-                shown,
-                ", no ".join(lacks),
-                self.others.folder.address,
-            )
+
+    def _tell_where_others_are(self) -> None:
+        if self.others is None:
+            return
+        assert self.folder is not None
+        assert self.others.folder is not None
+        lacks = [n.replace("_", " ") for n in NETWORKS if n not in self.own]
+        logger.info(
+            "%s has no %s: taken from %s%s.",
+            self.folder.shown(self.checkpoint.name) if self.checkpoint else self.folder.address,
+            ", no ".join(lacks),
+            "the default base weights, " if self.checkpoint else "",
+            self.others.folder.address,
+        )
 
     def hash(self, networks: Sequence[str] = NETWORKS) -> str:
         """SHA-256 (hex) that stands for the weights of `networks`; `"random"` where they are.
@@ -281,9 +317,7 @@ class BaseModel:
 
     def _holder(self, network: str) -> BaseModel:
         """Whose files a network lies in: its own, or those of `others`."""
-        if self.others is not None and self.checkpoint is not None:
-            return self if network in self.checkpoint.networks else self.others
-        return self
+        return self if self.others is None or network in self.own else self.others
 
     def _expected_hash(self, network: str, name: str) -> str:
         """SHA-256 (hex) that a file should have.

@@ -18,7 +18,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -31,7 +31,7 @@ from storage.file_systems import open_address
 from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
 from trainer import model_spec
 from trainer.networks import build_network
-from trainer.presets import NETWORKS, Preset, get_preset
+from trainer.presets import NETWORKS, Prediction, Preset, get_preset
 from trainer.text.tokenizer import MAX_LENGTH, vocabulary_and_merges
 from trainer.weights import diffusers_layout, original_layout
 from trainer.weights.base_model import DEFAULT_WEIGHTS, BaseModel
@@ -119,14 +119,17 @@ def export_trained(
         "code_version": manifest.code_version,
         "git_commit": manifest.git_commit,
     }
+    preset = base_model.preset.trained_as(
+        cast(Prediction, manifest.prediction), manifest.zero_terminal_snr
+    )
     header = model_spec.model_spec(
-        base_model.preset,
+        preset,
         manifest.image_size,
         title=f"{manifest.preset} {manifest.training_id or ''}".strip(),
         description=f"Stable Diffusion, fine-tuned; base weights: {trained_on}.",
     ) | {key: value for key, value in made_by.items() if value}
     header |= trained.release if release is None else release
-    _write(base_model.preset, manifest.image_size, values, output, dtype, header)
+    _write(preset, manifest.image_size, values, output, dtype, header)
 
 
 def export_base_weights(
@@ -164,6 +167,9 @@ def _write(
     header: Mapping[str, str],
 ) -> None:
     # What the layout cannot hold is told before anything is loaded.
+    single = output.endswith(original_layout.SUFFIX)
+    if single:
+        original_layout.check_preset(preset)
     configs = {
         "unet": diffusers_layout.unet_config(preset)
         | {"sample_size": preset.latent_shape(image_size)[0]},
@@ -175,7 +181,6 @@ def _write(
         files, root = open_address(output)
     except (ImportError, ValueError) as error:
         raise WeightsError(f"--output cannot be opened: {one_line(error)}") from None
-    single = output.endswith(original_layout.SUFFIX)
     if files.exists(root) and (single or not files.isdir(root) or files.ls(root)):
         what = "file" if single else "folder"
         raise WeightsError(f"{output} is there already: give --output a {what} that is not")
@@ -205,7 +210,7 @@ def _write(
         _write_json(
             folder / diffusers_layout.SCHEDULER_CONFIG, diffusers_layout.scheduler_config(preset)
         )
-        _write_tokenizer(folder / "tokenizer")
+        _write_tokenizer(folder / "tokenizer", preset.text_encoder.padding)
         _write_json(folder / diffusers_layout.INDEX_NAME, _MODEL_INDEX)
         if local:
             with contextlib.suppress(FileNotFoundError):
@@ -322,15 +327,16 @@ def _find_release(path: str) -> _Trained:
     return _Trained(path, manifest, folders, keys)
 
 
-def _write_tokenizer(folder: Path) -> None:
+def _write_tokenizer(folder: Path, padding: int) -> None:
     vocabulary, merges = vocabulary_and_merges()
+    [pad] = [token for token, index in vocabulary.items() if index == padding]
     _write_json(folder / "vocab.json", vocabulary)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     special = {
         "bos_token": _START,
         "eos_token": _END,
-        "pad_token": _END,
+        "pad_token": pad,
         "unk_token": _END,
     }
     _write_json(folder / "special_tokens_map.json", special)

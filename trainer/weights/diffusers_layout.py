@@ -1,4 +1,4 @@
-"""The layout of diffusers' Stable Diffusion v1.x: which files, and what their configurations say.
+"""The layout of diffusers' Stable Diffusion 1.x and 2.x: which files, what their settings say.
 
 A folder holds `unet/`, `vae/` and `text_encoder/`, each with a `config.json` and its tensors as
 safetensors; `trainer.weights.diffusers_format` reads and writes those. Nothing here imports
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from storage.folders import Folder
 from trainer.presets import (
@@ -19,6 +19,7 @@ from trainer.presets import (
     LATENT_CHANNELS,
     LATENT_SCALE,
     NUM_TIMESTEPS,
+    Prediction,
     Preset,
 )
 from trainer.weights.errors import WeightsError
@@ -161,7 +162,27 @@ def check_configs(folder: Folder, preset: Preset) -> None:
     if folder.exists(SCHEDULER_CONFIG):
         found = folder.read_json(SCHEDULER_CONFIG)
         expected = {key: value for key, value in _schedule(preset).items() if key in found}
-        _check(folder.shown(SCHEDULER_CONFIG), found, expected, preset)
+        shown = folder.shown(SCHEDULER_CONFIG)
+        if (prediction := found.get("prediction_type")) in get_args(Prediction):
+            expected["prediction_type"] = prediction
+        _check(shown, found, expected, preset)
+        if found.get("rescale_betas_zero_snr") and prediction == "epsilon":
+            raise WeightsError(
+                f"{shown} describes no model that can be drawn with: rescale_betas_zero_snr is "
+                'true and prediction_type is "epsilon"'
+            )
+
+
+def trained_for(folder: Folder) -> tuple[Prediction | None, bool | None]:
+    """What the model in a folder predicts, and whether its last timestep is noise alone.
+
+    Both are said by its scheduler's configuration, which `check_configs` has looked at; `None` for
+    what it does not say.
+    """
+    if not folder.exists(SCHEDULER_CONFIG):
+        return None, None
+    found = folder.read_json(SCHEDULER_CONFIG)
+    return found.get("prediction_type"), found.get("rescale_betas_zero_snr")
 
 
 def check_preset(preset: Preset) -> None:
@@ -177,7 +198,12 @@ def unet_config(preset: Preset) -> dict[str, Any]:
         "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
         "addition_embed_type": None,
-        "attention_head_dim": dimensions.num_heads,
+        # By this name diffusers means how many heads there are.
+        "attention_head_dim": (
+            dimensions.num_heads
+            if isinstance(dimensions.num_heads, int)
+            else list(dimensions.num_heads)
+        ),
         "block_out_channels": list(dimensions.widths),
         "center_input_sample": False,
         "class_embed_type": None,
@@ -213,7 +239,7 @@ def unet_config(preset: Preset) -> dict[str, Any]:
         "timestep_post_act": None,
         "transformer_layers_per_block": 1,
         "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
-        "use_linear_projection": False,
+        "use_linear_projection": dimensions.linear_projections,
     }
 
 
@@ -263,7 +289,7 @@ def text_encoder_config(preset: Preset) -> dict[str, Any]:
     dimensions = preset.text_encoder
     return {
         "architectures": ["CLIPTextModel"],
-        "hidden_act": "quick_gelu",
+        "hidden_act": dimensions.activation,
         "hidden_size": dimensions.width,
         "intermediate_size": 4 * dimensions.width,
         "layer_norm_eps": 1e-05,
@@ -284,8 +310,9 @@ def scheduler_config(preset: Preset) -> dict[str, Any]:
         "_class_name": SCHEDULER,
         **_schedule(preset),
         "interpolation_type": "linear",
-        "timestep_spacing": "linspace",
+        "timestep_spacing": "trailing" if preset.zero_terminal_snr else "linspace",
         "use_karras_sigmas": False,
+        **({"rescale_betas_zero_snr": True} if preset.zero_terminal_snr else {}),
     }
 
 
@@ -314,7 +341,8 @@ def _check(
     if differences:
         raise WeightsError(
             f"{shown} describes another model than preset {preset.name!r}: "
-            f"{', '.join(differences)}; only Stable Diffusion v1.x in the preset's size is read"
+            f"{', '.join(differences)}; only Stable Diffusion {preset.generation}.x in the "
+            "preset's size is read"
         )
     if expected.get("_class_name") in ("UNet2DConditionModel", "AutoencoderKL"):
         new = [

@@ -15,7 +15,9 @@ from typing import Any
 from storage import hub
 from storage.errors import one_line
 from storage.folders import Folder
-from trainer.presets import LATENT_CHANNELS, NETWORKS, Preset
+from trainer import model_spec
+from trainer.presets import LATENT_CHANNELS, NETWORKS, Prediction, Preset
+from trainer.weights import diffusers_layout
 from trainer.weights.errors import WeightsError
 from trainer.weights.original_names import AVERAGED, TEXT_ENCODER, UNET, network_of
 
@@ -51,11 +53,15 @@ class Checkpoint:
         name: File name in its folder.
         networks: Those of `trainer.presets.NETWORKS` that it holds.
         ignored: Names of the tensors that are no network's.
+        prediction: What its diffusion model predicts; `None` where the file does not say.
+        zero_terminal_snr: Whether its last timestep is noise alone, likewise.
     """
 
     name: str
     networks: tuple[str, ...]
     ignored: tuple[str, ...]
+    prediction: Prediction | None = None
+    zero_terminal_snr: bool | None = None
 
     def ignored_shown(self) -> str:
         """The names of what is ignored, in a line: those that begin alike counted."""
@@ -96,9 +102,10 @@ def read_checkpoint(folder: Folder, name: str, preset: Preset) -> Checkpoint:
             another model.
     """
     shown = folder.shown(name)
+    check_preset(preset)
     if not folder.exists(name):
         raise WeightsError(f"the base weights are missing: there is no {shown}")
-    header = _header(folder, name)
+    header, metadata = _header(folder, name)
     for beginning, what in _OTHERS.items():
         if any(key.startswith(beginning) for key in header):
             raise WeightsError(f"{shown} is {what}: only Stable Diffusion v1.x is read")
@@ -120,11 +127,29 @@ def read_checkpoint(folder: Folder, name: str, preset: Preset) -> Checkpoint:
                 f"{shown} holds {key} as {entry['dtype']}: take a file in float16, bfloat16 or "
                 "float32"
             )
-    return Checkpoint(name, networks, tuple(sorted(k for k, n in owners.items() if n is None)))
+    of_zero = metadata.get(model_spec.ZERO_TERMINAL_SNR)
+    return Checkpoint(
+        name,
+        networks,
+        ignored=tuple(sorted(k for k, n in owners.items() if n is None)),
+        prediction=model_spec.prediction_of(metadata),
+        zero_terminal_snr=None if of_zero is None else of_zero == str(True),
+    )
 
 
-def _header(folder: Folder, name: str) -> dict[str, Any]:
-    """The header of a safetensors file, less its metadata: `dtype` and `shape` of each tensor."""
+def check_preset(preset: Preset) -> None:
+    """Raises a `WeightsError` where a preset's models have no form in this layout."""
+    if not preset.single_file:
+        raise WeightsError(
+            f"a model of preset {preset.name!r} has no form as one file here: the original layout "
+            f"of Stable Diffusion {preset.generation}.x has a text encoder of another structure; "
+            "take a folder in diffusers' layout"
+        )
+    diffusers_layout.check_preset(preset)
+
+
+def _header(folder: Folder, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """`dtype` and `shape` of each tensor of a safetensors file, and its metadata."""
     shown = folder.shown(name)
     start = folder.read_start(name, _UNIT)
     size = int.from_bytes(start, "little")
@@ -135,6 +160,7 @@ def _header(folder: Folder, name: str) -> dict[str, Any]:
         raise WeightsError(f"{shown} is damaged or no safetensors file: fetch it again")
     try:
         header: dict[str, Any] = json.loads(folder.read_start(name, _UNIT + size)[_UNIT:])
+        metadata = header.get("__metadata__", {})
         tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
         if not all({"dtype", "shape"} <= entry.keys() for entry in tensors.values()):
             raise ValueError("it describes no tensors")
@@ -142,7 +168,7 @@ def _header(folder: Folder, name: str) -> dict[str, Any]:
         raise WeightsError(
             f"{shown} is damaged, its header cannot be read ({one_line(error)}): fetch it again"
         ) from None
-    return tensors
+    return tensors, metadata
 
 
 def _check_shapes(shown: str, shapes: Mapping[str, Sequence[int]], preset: Preset) -> None:
