@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import keras
 import tensorflow as tf
@@ -15,7 +16,7 @@ from trainer.training_config import OptimizerName
 _Update = Callable[[int, tf.Tensor], None]
 """Updates the variable of a number by its gradient."""
 
-_Variable = tf.Variable | keras.Variable
+_Variable: TypeAlias = tf.Variable | keras.Variable
 
 _BETA_1 = 0.9
 _BETA_2 = 0.999
