@@ -79,6 +79,9 @@ def test_every_value_is_set_after_resolution():
     closed = dataclasses.asdict(config) | {"dataset": {}, "evaluation": {}, "vertex": {}}
     # The dataset says, or the Trainer finds captions that are held out.
     assert closed["validation"].pop("prompts") is None
+    # What the base weights do.
+    for name in ("prediction", "zero_terminal_snr"):
+        assert closed["model"].pop(name) is None
     # Only where it is asked for.
     assert closed["serving"].pop("checkpoint") is None
     # Twenty times a run, however long it is.
