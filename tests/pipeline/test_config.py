@@ -79,6 +79,9 @@ def test_every_value_is_set_after_resolution():
     closed = dataclasses.asdict(config) | {"dataset": {}, "evaluation": {}, "vertex": {}}
     # The dataset says, or the Trainer finds captions that are held out.
     assert closed["validation"].pop("prompts") is None
+    # What the base weights do.
+    for name in ("prediction", "zero_terminal_snr"):
+        assert closed["model"].pop(name) is None
     # Only where it is asked for.
     assert closed["serving"].pop("checkpoint") is None
     # Twenty times a run, however long it is.
@@ -350,7 +353,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         field.name
         for cls in (DatasetConfig, EvaluationConfig, VertexConfig)
         for field in dataclasses.fields(cls)
-    } | {"prompts", "checkpoint", "evaluate_every_steps"}
+    } | {"prompts", "checkpoint", "evaluate_every_steps", "zero_terminal_snr"}
     for number, line in enumerate(lines):
         if re.match(r"  [a-z_]+:", line):
             assert lines[number - 1].startswith("  #"), f"{line} is not explained"
@@ -362,7 +365,10 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
             for preset in map(get_preset, preset_names()):
                 places = (preset.training, preset.sampling, preset)
                 value = getattr(next(of for of in places if hasattr(of, match[1])), match[1])
-                said = re.findall(rf"{re.escape(preset.name)} ([\w.-]+)", comment)[-1].rstrip(".")
+                # Of the full-size ones, what is said of the first is so of all, unless it is said.
+                names = (preset.name, "sd-v1-4")
+                found = (re.findall(rf"{re.escape(n)} ([\w.-]+)", comment) for n in names)
+                said = next(filter(None, found))[-1].rstrip(".")
                 assert said == value or float(said) == value
 
 

@@ -111,8 +111,6 @@ def test_the_chief_alone_writes(zygote: Zygote, one_process: Path, tmp_path: Pat
         {"lora_rank": 2, "lora_alpha": 4.0},
         {"train_text_encoder": True, "gradient_checkpointing": True},
         {"precision": "float16", "accumulation_steps": 2},
-        {"optimizer": "adafactor"},
-        {"optimizer": "lion"},
     ],
     ids=str,
 )

@@ -1,10 +1,14 @@
+import types
 from collections.abc import Iterable, Iterator
 
+import keras
 import numpy as np
 import pytest
 import small_runs
 import tensorflow as tf
 
+from storage.user_errors import UserError
+from trainer.training.fine_tuner import FineTuner
 from trainer.training.optimizer import AveragedAdamW, averaged_optimizer, moment_values
 
 
@@ -118,3 +122,15 @@ def test_a_killed_training_goes_on_to_the_last_bit(name: str, tmp_path) -> None:
     assert second.steps_done == 6
     for a, b in zip(small_runs.state(whole), small_runs.state(second), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_keras_optimizers_are_for_one_device() -> None:
+    two = types.SimpleNamespace(num_replicas_in_sync=2)
+    with pytest.raises(UserError, match="lion is for one device, and here are 2"):
+        FineTuner(
+            keras.Sequential(),
+            small_runs.preset(),
+            small_runs.config(optimizer="lion"),
+            empty_caption=tf.zeros((77, 8)),
+            strategy=two,
+        )

@@ -181,7 +181,8 @@ class FineTuner:
             for_gpu: Whether the step is traced for a GPU; by default, whether there is one here.
 
         Raises:
-            UserError: The batch does not divide into parts and devices.
+            UserError: The batch does not divide into parts and devices, or the optimizer is for
+                one device alone.
         """
         self.diffusion_model = diffusion_model
         self.text_encoder = text_encoder
@@ -199,19 +200,25 @@ class FineTuner:
                 f"multiple of {config.accumulation_steps} (training.accumulation_steps) times "
                 f"{self._replicas} (devices): set --batch-size to such a multiple"
             )
+        if self._replicas > 1 and config.optimizer != "adamw":
+            raise UserError(
+                f"training.optimizer = {config.optimizer} is for one device, and here are "
+                f"{self._replicas}: set training.devices to one, or training.optimizer to adamw"
+            )
         with strategy.scope() if strategy else contextlib.nullcontext():
             self.adapters = self._create_adapters() if config.lora_rank else None
-            self.variables: list[tf.Variable] = (
+            trained = (
                 self.adapters.variables
                 if self.adapters
-                else [v.value for model in self._models for v in model.trainable_variables]
+                else [v for model in self._models for v in model.trainable_variables]
             )
             self.optimizer = averaged_optimizer(
                 config.optimizer,
-                self.variables,
+                trained,
                 weight_decay=config.weight_decay,
                 ema_decay=config.ema_decay,
             )
+            self.variables: list[tf.Variable] = self.optimizer.trained
             self.loss_scale = LossScale() if config.precision == "float16" else None
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
             # So that another one needs no other graph.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import keras
 import tensorflow as tf
@@ -15,6 +15,8 @@ from trainer.training_config import OptimizerName
 
 _Update = Callable[[int, tf.Tensor], None]
 """Updates the variable of a number by its gradient."""
+
+_Variable: TypeAlias = tf.Variable | keras.Variable
 
 _BETA_1 = 0.9
 _BETA_2 = 0.999
@@ -34,7 +36,7 @@ class AveragedOptimizer(abc.ABC):
     """
 
     def __init__(
-        self, variables: Sequence[tf.Variable], *, weight_decay: float, ema_decay: float
+        self, variables: Sequence[_Variable], *, weight_decay: float, ema_decay: float
     ) -> None:
         """Creates the state; under `tf.distribute`, call it in the strategy's scope.
 
@@ -43,11 +45,12 @@ class AveragedOptimizer(abc.ABC):
             weight_decay: Decoupled: a step takes this fraction, times the learning rate, off.
             ema_decay: Upper limit of the average's decay.
         """
-        self.trained = list(variables)
+        self._given = list(variables)
+        self.trained = [_tensorflows(variable) for variable in variables]
         self._weight_decay = weight_decay
         self._ema_decay = ema_decay
         self._moments = self._create_moments()
-        self._scaled = [tf.Variable(tf.convert_to_tensor(v), trainable=False) for v in variables]
+        self._scaled = [tf.Variable(tf.convert_to_tensor(v), trainable=False) for v in self.trained]
         self._scale = tf.Variable(1.0, trainable=False)
 
     @abc.abstractmethod
@@ -158,12 +161,12 @@ class AveragedAdamW(AveragedOptimizer):
 
 
 class _AveragedKeras(AveragedOptimizer):
-    """One of Keras'."""
+    """One of Keras', on one device."""
 
     def __init__(
         self,
         optimizer: keras.optimizers.Optimizer,
-        variables: Sequence[tf.Variable],
+        variables: Sequence[_Variable],
         *,
         weight_decay: float,
         ema_decay: float,
@@ -174,7 +177,8 @@ class _AveragedKeras(AveragedOptimizer):
     def _create_moments(self) -> dict[str, list[tf.Variable]]:
         # The number of the step and the learning rate, which are given with every update.
         others = len(self._keras.variables)
-        self._keras.build(self.trained)
+        # By the names of TensorFlow's variables, Adafactor could not call its own.
+        self._keras.build(self._given)
         moments = map(_tensorflows, self._keras.variables[others:])
         # For a vector, Adafactor has whole numbers in the place of rows and columns.
         return {"moments": [moment for moment in moments if moment.dtype == tf.float32]}
@@ -190,19 +194,21 @@ class _AveragedKeras(AveragedOptimizer):
 
 def averaged_optimizer(
     name: OptimizerName,
-    variables: Sequence[tf.Variable],
+    variables: Sequence[_Variable],
     *,
     weight_decay: float,
     ema_decay: float,
 ) -> AveragedOptimizer:
     """The optimizer of a name; see `AveragedOptimizer` for the other arguments.
 
+    All but AdamW are for one device alone.
+
     Of Lion (Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms") and Adafactor
     (Shazeer and Stern 2018, whose updates are relative to the weights' size) Keras' own settings.
     """
     if name == "adamw":
         return AveragedAdamW(variables, weight_decay=weight_decay, ema_decay=ema_decay)
-    optimizer = _LionHere() if name == "lion" else _AdafactorHere()
+    optimizer = keras.optimizers.Lion() if name == "lion" else keras.optimizers.Adafactor()
     return _AveragedKeras(optimizer, variables, weight_decay=weight_decay, ema_decay=ema_decay)
 
 
@@ -220,33 +226,5 @@ def moment_values(name: OptimizerName, shape: Sequence[int]) -> int:
     return size + size // shape[-1] + size // shape[-2]
 
 
-class _Here(keras.optimizers.Optimizer):
-    """Assigns in the replica that it is called in, as `assign_here` does.
-
-    And takes TensorFlow's variables, in whose names there may be what Keras forbids in its own.
-    """
-
-    def add_variable(
-        self, *shape: Sequence[int], name: str | None = None, **others: Any
-    ) -> keras.Variable:
-        own = None if name is None else name.replace("/", "_")
-        return super().add_variable(*shape, name=own, **others)
-
-    def assign(self, variable: keras.Variable | tf.Variable, value: tf.Tensor) -> None:
-        assign_here(_tensorflows(variable), value)
-
-    def assign_sub(self, variable: keras.Variable | tf.Variable, value: tf.Tensor) -> None:
-        own = _tensorflows(variable)
-        assign_here(own, own - value)
-
-
-class _LionHere(_Here, keras.optimizers.Lion):
-    pass
-
-
-class _AdafactorHere(_Here, keras.optimizers.Adafactor):
-    pass
-
-
-def _tensorflows(variable: keras.Variable | tf.Variable) -> tf.Variable:
+def _tensorflows(variable: _Variable) -> tf.Variable:
     return variable.value if isinstance(variable, keras.Variable) else variable
