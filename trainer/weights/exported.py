@@ -43,7 +43,8 @@ def exported_values(folder: str, network: str, model: keras.Model) -> Iterator[n
     for key in ordered:
         try:
             value = stored.get_tensor(key)
-        except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        # Of a file that was cut, TensorFlow says that an index is out of range.
+        except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:
             raise _damaged(path, error) from None
         yield value
 
