@@ -342,6 +342,7 @@ def started(ran: Ran, folder: Path, **training: Any) -> run_fn._Run:
     with pytest.MonkeyPatch.context() as patch:
         # It takes long, and no step is done.
         patch.setattr(FineTuner, "trace", lambda *_: [])
+        patch.setattr(run_fn, "activation_bytes", lambda _: 0)
         return run_fn._prepare(settings, given.train_files, model, tuned=False)
 
 
