@@ -20,6 +20,7 @@ from pipeline import (
     housekeeping,
     interruption,
     repeat,
+    starting,
     summary,
     watch,
 )
@@ -48,9 +49,9 @@ logger = logging.getLogger("pipeline.runner_local")
 
 _DESCRIPTION = """\
 Fine-tunes Stable Diffusion on captioned pictures, from the dataset to served models: reads and
-checks the data, encodes it, trains, compares the result with the base weights on held-out pictures
-and, where it is better, pushes it to a serving directory. A step whose inputs and settings have not
-changed is taken from the cache; a run that was killed goes on where it was."""
+checks the data, encodes it, trains, compares the result with what training started from on held-out
+pictures and, where it is better, pushes it to a serving directory. A step whose inputs and settings
+have not changed is taken from the cache; a run that was killed goes on where it was."""
 
 _EPILOG = """\
 examples:
@@ -180,20 +181,26 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]
             config, base_model = resolve_base_weights(config)
             config = resolve_clip_model(config)
             housekeeping.repair(str(output), serving_dir)
+            store = housekeeping.open_store(str(output), read_only=True)
+            start = starting.find_start(config, base_model, fingerprint, store, serving_dir)
             save_config(config, output / "config.yaml")
             console.print(
                 f"Fine-tuning {config.model.preset} on {shown_path(config.dataset.path)}; "
                 f"everything is written below {shown_path(output)}."
             )
+            if said := starting.told(config.model.start_from, start):
+                console.print(said)
             for note in prompt_notes(config):
                 console.print(f"note: {note}")
-            key = repeat.run_key(config, fingerprint, base_model)
-            store = housekeeping.open_store(str(output), read_only=True)
+            identity = "" if start is None else start.identity
+            key = repeat.run_key(config, fingerprint, base_model, identity)
             outcome = repeat.find_done(store, key)
             looked_up = outcome is not None
             if outcome is None:
                 check_disk(config, unfinished=repeat.ended_badly(store))
-                outcome = _run_pipeline(config, fingerprint, base_model, serving_dir, console)
+                outcome = _run_pipeline(
+                    config, fingerprint, base_model, start, serving_dir, console
+                )
                 repeat.remember(housekeeping.open_store(str(output)), outcome, key)
             console.print(f"\n{outcome_table(outcome)}\n")
             if outcome.nothing_executed:
@@ -239,6 +246,7 @@ def _run_pipeline(
     config: RunConfig,
     fingerprint: str,
     base_model: BaseModel,
+    start: starting.Start | None,
     serving_dir: str,
     console: consoles.Console,
 ) -> RunOutcome:
@@ -256,6 +264,7 @@ def _run_pipeline(
         checkpoint_dir=str(output / "checkpoints"),
         dataset_fingerprint=fingerprint,
         base_model=base_model,
+        start=start,
         beam_pipeline_args=local_runner.beam_pipeline_args(),
     )
     return local_runner.ReportingDagRunner(console.print).run(pipeline)

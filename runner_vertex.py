@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # Nothing here may import TensorFlow or TFX: help and errors in the settings come at once.
-from pipeline import command_line, failures, housekeeping, interruption, summary
+from pipeline import command_line, failures, housekeeping, interruption, starting, summary
 from pipeline import console as consoles
 from pipeline.config import (
     ConfigError,
@@ -372,6 +372,9 @@ def _compile(
 ) -> dict[str, Any]:
     config, base_model = resolve_base_weights(config, fetch=False)
     config = resolve_clip_model(config)
+    start = starting.find_start_for_vertex(config, base_model, places.serving_dir)
+    if said := starting.told(config.model.start_from, start):
+        console.print(said)
     for note in prompt_notes(config):
         console.print(f"note: {note}")
     console.print("Compiling the pipeline ...")
@@ -384,6 +387,7 @@ def _compile(
         base_model=base_model,
         image=config.vertex.image or _UNNAMED_IMAGE,
         places=places,
+        start=start,
     )
 
 

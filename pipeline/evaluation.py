@@ -2,7 +2,8 @@
 
 The scores are predictions already made, so the Evaluator loads no model. Candidate and baseline
 were scored on the same noise; the mean of the paired differences and its interval decide, against
-the base weights in a first run and against the latest blessed model later.
+the base weights in a first run and against the latest blessed model later, or against the model
+that training started from.
 """
 
 from __future__ import annotations

@@ -147,13 +147,14 @@ class ReportingDagRunner(local_dag_runner.LocalDagRunner):
         with metadata.Metadata(connection) as handle:
             [execution] = handle.store.get_executions_by_id([info.execution_id])
         # The launcher publishes some failures without raising.
-        if execution.last_known_state == mlmd.Execution.CACHED:
-            status = Status.CACHED
-        elif execution.last_known_state != mlmd.Execution.COMPLETE:
+        if execution.last_known_state not in (mlmd.Execution.CACHED, mlmd.Execution.COMPLETE):
             result = execution.custom_properties[_EXECUTION_RESULT].string_value
             raise ComponentError(name, seconds, result or "it ended without a result")
-        elif runner_utils.extract_executor_spec(deployment, name) is None:
+        # An importer that finds what it imported before says that it is cached, too.
+        if runner_utils.extract_executor_spec(deployment, name) is None:
             status = Status.RESOLVED
+        elif execution.last_known_state == mlmd.Execution.CACHED:
+            status = Status.CACHED
         else:
             status = Status.EXECUTED
         ending = {

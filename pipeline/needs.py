@@ -25,6 +25,8 @@ _SUCCESSFUL = (mlmd.Execution.COMPLETE, mlmd.Execution.CACHED)
 _OUTPUTS = (mlmd.Event.OUTPUT, mlmd.Event.DECLARED_OUTPUT)
 _INPUTS = (mlmd.Event.INPUT, mlmd.Event.DECLARED_INPUT)
 _COMPARED = "baseline"
+# The input of Trainer and Tuner that training starts from.
+_STARTED = "base_model"
 _NEWEST = "the newest runs"
 
 
@@ -62,6 +64,7 @@ class History:
         self._steps = {e.id: e for e in store.get_executions()}
         self._taken: dict[int, set[int]] = collections.defaultdict(set)
         self._compared: dict[int, set[int]] = collections.defaultdict(set)
+        self._started: dict[int, set[int]] = collections.defaultdict(set)
         self._left: dict[int, set[int]] = collections.defaultdict(set)
         self.maker: dict[int, int] = {}
         events = store.get_events_by_execution_ids(list(self._steps)) if self._steps else []
@@ -70,6 +73,8 @@ class History:
             if event.type in _INPUTS:
                 compared = any(s.key.startswith(_COMPARED) for s in event.path.steps)
                 (self._compared if compared else self._taken)[step].add(artifact)
+                if any(s.key == _STARTED for s in event.path.steps):
+                    self._started[step].add(artifact)
             elif event.type in _OUTPUTS:
                 self._left[step].add(artifact)
                 if self._steps[step].last_known_state == mlmd.Execution.COMPLETE:
@@ -150,11 +155,10 @@ class History:
             step = self.maker.get(waiting.pop())
             if step is None:
                 continue
-            trains = any(self.artifacts[a].type == MODEL for a in self._left[step])
             for taken in self._taken[step] - seen:
                 seen.add(taken)
                 yield taken
-                if not (trains and self.artifacts[taken].type == MODEL):
+                if taken not in self._started[step]:
                     waiting.append(taken)
 
 

@@ -26,9 +26,11 @@ from components.loss_scorer import LossScorer
 from components.pinned_schema_gen import PinnedSchemaGen
 from components.serving_pusher import ServingPusher
 from components.statistics_gen import StatisticsGen
-from pipeline.baseline import LatestBlessedBeforeCandidate
+from pipeline.baseline import MODEL, LatestBlessedBeforeCandidate
 from pipeline.config import RunConfig
 from pipeline.evaluation import baseline_node, eval_config, splits
+from pipeline.starting import Start
+from pipeline.starting_node import starting_node
 from pipeline.trainer_settings import trainer_settings
 from trainer.weights.base_model import BaseModel
 
@@ -47,6 +49,7 @@ def create_pipeline(
     checkpoint_dir: str,
     dataset_fingerprint: str,
     base_model: BaseModel,
+    start: Start | None = None,
     beam_pipeline_args: Sequence[str] = (),
     baseline_strategy: type[ResolverStrategy] = LatestBlessedBeforeCandidate,
     runtime_parameters: Mapping[str, RuntimeParameter] | None = None,
@@ -64,7 +67,8 @@ def create_pipeline(
         checkpoint_dir: Folder where a restarted training finds its checkpoints; not below
             `pipeline_root`, whose folders change with every execution.
         dataset_fingerprint: Stands for the dataset's content in the cache key.
-        base_model: Where training starts (see `pipeline.config.resolve_base_weights`).
+        base_model: The base weights (see `pipeline.config.resolve_base_weights`).
+        start: The model that training starts from; `None`: the base weights.
         beam_pipeline_args: Flags of the Beam pipelines: the runner and its options.
         baseline_strategy: How the model to compare with is found.
         runtime_parameters: What is left open until a compiled pipeline is started, of `dataset`,
@@ -134,11 +138,14 @@ def create_pipeline(
         latent_gen.add_upstream_node(validator)
     latents = latent_gen.outputs["latents"]
     settings = trainer_settings(config, base_model, checkpoint_dir)
+    starting = None if start is None else starting_node(start)
+    starting_model = None if starting is None else starting.outputs[MODEL]
     tuner = (
         DiffusionTuner(
             examples=latents,
             settings=settings,
             tuning=config.tuning,
+            base_model=starting_model,
             runtime_parameters=open_parameters,
             worker_job=trials_job,
         ).with_id("Tuner")
@@ -148,6 +155,7 @@ def create_pipeline(
     trainer = DiffusionTrainer(
         examples=latents,
         settings=settings,
+        base_model=starting_model,
         hyperparameters=tuner.outputs["best_hyperparameters"] if tuner else None,
         runtime_parameters=open_parameters,
         worker_job=worker_job,
@@ -158,7 +166,9 @@ def create_pipeline(
         if config.evaluation.baseline == "latest_blessed"
         else None
     )
-    baseline_model = baseline.outputs["model"] if baseline else None
+    baseline_model = baseline.outputs[MODEL] if baseline else None
+    if config.evaluation.baseline == "started_from":
+        baseline_model = starting_model
     loss_scorer = LossScorer(
         latents=latents,
         model=candidate,
@@ -218,6 +228,7 @@ def create_pipeline(
             validator,
             dataset_report,
             latent_gen,
+            *([starting] if starting else []),
             *([tuner] if tuner else []),
             trainer,
             *([baseline] if baseline else []),

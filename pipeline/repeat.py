@@ -33,13 +33,15 @@ if TYPE_CHECKING:
 
 _KEY = "run_key"
 _RUN, _NODE = "pipeline_run", "node"
-_RESOLVER = "resolver.Resolver"
+_LOOKING_UP = ("resolver.Resolver", "importer.Importer")
 _CODE_SUFFIXES = (".py", ".yaml", ".html", ".safetensors")
 _SUCCESSFUL = (mlmd.Execution.COMPLETE, mlmd.Execution.CACHED)
 
 
-def run_key(config: RunConfig, dataset_fingerprint: str, base_model: BaseModel) -> str:
-    """Hashes all that a run comes from: settings, dataset, base weights, schema, code, versions.
+def run_key(
+    config: RunConfig, dataset_fingerprint: str, base_model: BaseModel, started_from: str = ""
+) -> str:
+    """Hashes all that a run comes from: settings, dataset, weights, schema, code, versions.
 
     Where the output folder lies, and what is kept there, is not in it. All code counts, also that
     which no step runs: it is read faster than what is imported would be found out.
@@ -48,6 +50,7 @@ def run_key(config: RunConfig, dataset_fingerprint: str, base_model: BaseModel) 
         config: All settings, resolved.
         dataset_fingerprint: Of the dataset as it is now.
         base_model: The base weights as they are now.
+        started_from: Names the model that is started from instead, if there is one.
 
     Returns:
         SHA-256 (hex).
@@ -62,6 +65,7 @@ def run_key(config: RunConfig, dataset_fingerprint: str, base_model: BaseModel) 
             base_model.preset.zero_terminal_snr,
             base_model.hash(),
         ],
+        "started_from": started_from,
         "schema": None if schema is None else sha256_hex([read_bytes(schema)]),
         "code": [
             [path.relative_to(CHECKOUT).as_posix(), sha256_hex([path.read_bytes()])]
@@ -120,7 +124,7 @@ def _outcome(store: metadata_store.MetadataStore, run: mlmd.Context) -> RunOutco
         tuple(
             ComponentOutcome(
                 component=contexts_of(store, e.id, _NODE)[0].name.rpartition(".")[2],
-                status=Status.RESOLVED if e.type.endswith(_RESOLVER) else Status.CACHED,
+                status=Status.RESOLVED if e.type.endswith(_LOOKING_UP) else Status.CACHED,
                 seconds=0.0,
                 execution_id=e.id,
             )

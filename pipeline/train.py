@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipeline import command_line, console, failures, interruption
+from pipeline import command_line, console, failures, interruption, starting
 from pipeline.config import ConfigError, RunConfig, load_config, resolve_base_weights
 from pipeline.trainer_settings import trainer_settings
 from storage.addresses import check_address
@@ -58,12 +58,15 @@ def _train(config: RunConfig, base_model: BaseModel, latents: str, output: str) 
     from trainer.run_fn import run_fn
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    start = starting.find_start_outside(config, base_model)
     settings = trainer_settings(config, base_model, f"{output}/checkpoints")
     run_fn(
         FnArgs(
             train_files=[f"{latents}/Split-train/*"],
             custom_config=settings.to_json(),
             hyperparameters={**settings.training.run_parameters},
+            # None is its own default.
+            base_model=start,  # type: ignore[arg-type]
             serving_model_dir=f"{output}/model/Format-Serving",
             model_run_dir=f"{output}/model_run",
         )

@@ -304,6 +304,7 @@ def _lineage(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         found |= {
             "Base weights": manifest.base_weights_source,
             "SHA-256 of the diffusion model's base weights": hashes("diffusion_model"),
+            "Started from the model of training": manifest.started_from.get("training_id"),
             "Training steps": training("steps"),
             "Batch size": training("batch_size"),
             "Learning rate": training("learning_rate"),

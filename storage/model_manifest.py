@@ -49,8 +49,11 @@ class ModelManifest:
         kept: Where held-out losses were taken while it was trained: `step`, whose weights these
             are, of `steps_done`, and `why`; whether held-out pictures have `chosen` it; and its
             `loss` on `pictures` of them at `timesteps` each.
+        started_from: Of the model that its training started from, `training_id`, a digest of its
+            `weights`, and whether its adapters were trained on (`adapters_continued`); empty where
+            it started from the base weights.
         went_on_from: `training_id` and `step` of the shorter training that it went on from; empty
-            where it began with the base weights.
+            where it did all its steps.
         goes_on_from: The step that a longer training would go on from; `None` where it would not.
         tuned: Where a search has found hyperparameters: which it has found.
         images_per_second: Median while it was trained.
@@ -86,6 +89,7 @@ class ModelManifest:
     replicas: int | None = None
     final_loss: float | None = None
     kept: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    started_from: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     went_on_from: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     goes_on_from: int | None = None
     tuned: Mapping[str, Any] = dataclasses.field(default_factory=dict)

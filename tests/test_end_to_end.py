@@ -522,6 +522,64 @@ def test_the_emulated_vertex_run_in_a_bucket(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_every_week_goes_on_from_the_week_before(project: Path, tmp_path: Path) -> None:
+    settings = SETTINGS + SMALL_MODEL + "  start_from: latest_blessed\n"
+    weekly = Pipeline(tmp_path, "set", project=project, settings=settings)
+    [shard, *_] = sorted((REPO_ROOT / "data" / "creatures" / "data").glob("*.parquet"))
+    rows = pq.read_table(shard)
+    (tmp_path / "set").mkdir()
+
+    def week(count: int, *flags: str) -> str:
+        pq.write_table(rows.slice(0, count), tmp_path / "set" / "train.parquet")
+        return weekly.run("--steps", "2", *flags)
+
+    def lineage(*arguments: str) -> str:
+        command = [sys.executable, "-m", "pipeline.lineage", "--store", str(weekly.output)]
+        return subprocess.run(
+            [*command, *arguments], cwd=project, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "starts from the base weights: no model is blessed yet" in week(60)
+    said = week(75)
+    found = re.search(r"Training starts from release 1, model (\d+) \(model.start_from", said)
+    assert found is not None
+    [first, second] = weekly.store().get_artifacts_by_type("Model")
+    assert int(found[1]) == first.id
+    manifests = [
+        json.loads(Path(model.uri, "Format-Serving", "manifest.json").read_text())
+        for model in (first, second)
+    ]
+    assert manifests[0]["started_from"] == {}
+    assert manifests[1]["started_from"]["training_id"] == manifests[0]["training_id"]
+    summary = json.loads((weekly.output / "report" / "summary.json").read_text())
+    assert summary["baseline"] == f"model {first.id}"
+    assert summary["started_from"] == f"started from, model {first.id}"
+    # What the first one exported is what the second one begins with, as it is judged.
+    models = [
+        tf.saved_model.load(str(Path(model.uri, "Format-Serving", "diffusion_model")))
+        for model in (first, second)
+    ]
+    weights = [np.concatenate([v.numpy().ravel() for v in m._variables]) for m in models]
+    assert 0 < np.abs(weights[0] - weights[1]).max() < 0.1
+    trace = lineage("trace", "release:2")
+    assert f"release 1, artifact {first.id} (" in trace
+    assert "started from" in trace
+    fingerprints = re.findall(r"earlier_dataset_fingerprint +([0-9a-f]+)", trace)
+    assert len(fingerprints) == 1
+    touched = lineage("impact", fingerprints[0])
+    assert len(re.findall(r"made of it", touched)) >= 2
+
+    again = week(75)
+    assert "Nothing to do: every step is up to date; no run was started" in again
+    # Another try is from the same start, and only a change of the data is another week.
+    assert f"starts from release 1, model {first.id} " in week(75, "--learning-rate", "2e-3")
+    assert re.search(r"Training starts from release [23], model ", week(80))
+    said = week(80, "--start-from", "release:1")
+    assert f"Training starts from release 1, model {first.id} (model.start_from: release:1)" in said
+
+
+@pytest.mark.slow
 def test_training_outside_a_pipeline_makes_the_same_model(
     pipeline: Pipeline, first_screen: str, tmp_path: Path
 ) -> None:

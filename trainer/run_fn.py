@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
@@ -31,11 +32,13 @@ from storage.user_errors import UserError
 from trainer.data.held_out import HeldOutPictures, held_out_pictures, read_choosing
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
 from trainer.data.prompts import held_out_prompts
+from trainer.data.trained_on import TrainedOn, marks_of, unseen
 from trainer.diffusion.noise_schedule import NoiseSchedule
 from trainer.export.fastest_compute import fastest_compute
 from trainer.export.saved_models import ServingModules, export_models, serving_modules
 from trainer.export.validation import PROMPTS_NAME, draw_validation
 from trainer.model_spec import DIFFUSERS, adapter_keys, model_spec, public_name
+from trainer.networks import build_network
 from trainer.presets import ENCODERS, NETWORKS, Preset, get_preset
 from trainer.text.tokenizer import tokenize
 from trainer.training.checkpoints import StartingPoint, checkpoint_steps
@@ -76,6 +79,7 @@ from trainer.tuning.oracle import SuccessiveHalving, num_trials, search_space
 from trainer.tuning.schedule import rungs, total_scores, total_steps
 from trainer.tuning.search import TrialResult, TrialTuner, in_words
 from trainer.weights.base_model import BaseModel
+from trainer.weights.starting_model import CONTINUED, StartingModel
 
 _PICTURES = "validation"
 # TensorBoard shows what is called alike in several folders in one chart.
@@ -95,12 +99,15 @@ def run_fn(fn_args: FnArgs) -> None:
     Args:
         fn_args: From TFX: `train_files` (the Latents artifact's train split), `custom_config` and
             `hyperparameters` (see `TrainerSettings.from_json`; and `TUNED`, where the Tuner has
-            found any), `serving_model_dir` and `model_run_dir` (outputs).
+            found any), `base_model` (the folder of the SavedModels that it starts from, if it does
+            not from the base weights), `serving_model_dir` and `model_run_dir` (outputs).
 
     Raises:
         UserError: The latents were made by another preset, size or encoders than the settings
-            name, or there are fewer than a batch of them.
-        WeightsError: The base weights have changed since the run was prepared.
+            name, or there are fewer than a batch of them; or the adapters of the model that is
+            started from are of another rank.
+        WeightsError: The base weights have changed since the run was prepared, or the model that
+            is started from cannot be.
         InsufficientMemoryError: It would not fit into the device's memory.
         TrainingDivergedError: The loss or its gradients became infinite or not a number.
         TrainingInterruptedError: It was told to stop; what was done is saved.
@@ -110,7 +117,7 @@ def run_fn(fn_args: FnArgs) -> None:
     if tuned := fn_args.hyperparameters.get(TUNED):
         logger.info("The search has found: %s.", in_words(tuned))
         settings = _with_found(settings, tuned)
-    run = _prepare(settings, fn_args.train_files, tuned=bool(tuned))
+    run = _prepare(settings, fn_args.train_files, fn_args.base_model, tuned=bool(tuned))
     trained = _train(run)
     if is_chief(run.strategy):
         compute = _export(run, trained, fn_args.serving_model_dir)
@@ -128,7 +135,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     Args:
         fn_args: From TFX: `train_files` and `custom_config`, which has `settings`, of
             `TrainerSettings.to_json`; `run`, of `RunParameters`; and `tuning`, the fields of a
-            `TuningConfig`.
+            `TuningConfig`; and `base_model` as of `run_fn`.
 
     Returns:
         A `TrialTuner`.
@@ -147,7 +154,13 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     # Devices are left alone: the process that tells the others what to try needs none.
     config = _config_for(settings.training, latents, base_model, strategy=None)
     assert config.steps is not None
-    held_out = _held_out(latents_uri)
+    start = _Start.of(fn_args.base_model, base_model, config)
+    if start is not None and start.continues_adapters and {*tuning.rank} - {config.lora_rank}:
+        raise UserError(
+            f"tuning.rank = {[*tuning.rank]} cannot be searched: the adapters of the model that is "
+            f"started from, which are trained on, are of rank {config.lora_rank}; set it to []"
+        )
+    held_out = _held_out(latents_uri, start)
     if problem := too_few_to_choose(config, held_out):
         raise UserError(
             f"hyperparameters cannot be searched for (tuning.trials = {tuning.trials}): {problem}"
@@ -160,7 +173,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
         held_out.choosing.records[:scored], strata, base_model.preset, base_model.image_size
     )
     facts = {
-        "training": _name(_facts(settings, config, base_model, latents, latents_uri)),
+        "training": _name(_facts(settings, config, base_model, latents, latents_uri, start)),
         "tuning": {**dataclasses.asdict(tuning), "parallel_trials": 1},
         "scored": pictures.name,
     }
@@ -180,7 +193,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     return TunerFnResult(
         tuner=TrialTuner(
             SuccessiveHalving(schedule, search_space(tuning, config), config.seed),
-            _Trials(settings, fn_args.train_files, pictures),
+            _Trials(settings, fn_args.train_files, pictures, fn_args.base_model),
             os.path.join(settings.checkpoint_dir, f"search-{search_id}"),
             rungs=schedule,
             pictures=scored,
@@ -194,7 +207,11 @@ class _Trials:
     """Trains trials, those that differ in their learning rate alone with the same networks."""
 
     def __init__(
-        self, settings: TrainerSettings, train_files: Sequence[str], pictures: ScoredPictures
+        self,
+        settings: TrainerSettings,
+        train_files: Sequence[str],
+        pictures: ScoredPictures,
+        starting_model: str | None = None,
     ) -> None:
         """Prepares nothing yet.
 
@@ -202,11 +219,13 @@ class _Trials:
             settings: Without what is searched.
             train_files: As of `run_fn`.
             pictures: What trials are scored on.
+            starting_model: `base_model` of `run_fn`.
         """
         # Checkpoints are there to go on from the latest alone.
         training = dataclasses.replace(settings.training, checkpoints_kept=1)
         self._settings = dataclasses.replace(settings, training=training)
         self._train_files, self._pictures = train_files, pictures
+        self._starting_model = starting_model
         self._run: _Run | None = None
         self._built_with: dict[str, float] = {}
         self._folder = tempfile.TemporaryDirectory()
@@ -234,7 +253,7 @@ class _Trials:
             self._run = None
             keras.backend.clear_session()
             gc.collect()
-            self._run = _prepare(settings, self._train_files, tuned=True)
+            self._run = _prepare(settings, self._train_files, self._starting_model, tuned=True)
             self._built_with = built_with
             self._run.tuner.save_state(initial)
             return self._run
@@ -242,7 +261,12 @@ class _Trials:
         self._run.tuner.restart(initial, rate)
         config = dataclasses.replace(self._run.config, learning_rate=rate)
         facts = _facts(
-            settings, config, self._run.base_model, self._run.latents, self._run.latents_uri
+            settings,
+            config,
+            self._run.base_model,
+            self._run.latents,
+            self._run.latents_uri,
+            self._run.start,
         )
         training_id = _name(facts)
         return dataclasses.replace(
@@ -260,6 +284,72 @@ def _with_found(settings: TrainerSettings, found: Mapping[str, float]) -> Traine
 
 
 @dataclasses.dataclass(frozen=True)
+class _Start:
+    """The model that a training starts from in the place of the base weights.
+
+    Attributes:
+        model: Where it lies, and what it says of itself.
+        digest: Names its weights.
+        continues_adapters: Whether its adapters are trained on, on the base weights.
+        trained_on: Marks of what it was trained on, and what it was made of (see `TrainedOn`).
+    """
+
+    model: StartingModel
+    digest: str
+    continues_adapters: bool
+    trained_on: np.ndarray
+
+    @classmethod
+    def of(
+        cls, folder: str | None, base_model: BaseModel, config: ResolvedTrainingConfig
+    ) -> _Start | None:
+        """The model in a folder; `None` where there is none."""
+        if not folder:
+            return None
+        model = StartingModel.locate(folder, base_model)
+        known = TrainedOn.find(folder)
+        if known is None:
+            logger.warning(
+                "The model in %s is of a former version, and does not say which pictures it was "
+                "trained on: if some of these are held out now, nobody can tell.",
+                folder,
+            )
+        return cls(
+            model,
+            model.digest,
+            model.continues_adapters(config),
+            np.zeros(0, np.uint64) if known is None else known.all,
+        )
+
+    @property
+    def own_text_encoder(self) -> bool:
+        """Whether contexts in the latents are others than it computes with."""
+        return self.model.manifest.text_encoder_trained and not self.continues_adapters
+
+    def build(self, base_model: BaseModel, network: str) -> keras.Model:
+        """A network as it is at the first step, but for adapters that are trained on."""
+        own = network == "diffusion_model" or self.own_text_encoder
+        if self.continues_adapters or not own:
+            return base_model.build(network)
+        model = build_network(network, base_model.preset, base_model.image_size)
+        self.model.load(model, network)
+        return model
+
+    def adapters(self) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
+        """Those that are trained on; none where new ones are."""
+        return self.model.read_adapters() if self.continues_adapters else {}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {
+            "training_id": self.model.manifest.training_id,
+            "weights": self.digest,
+            CONTINUED: self.continues_adapters,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
 class _Run:
     """What is there before the first step.
 
@@ -267,7 +357,9 @@ class _Run:
         settings: What was asked for, with what only the latents could tell.
         config: Its hyperparameters, with the steps that its epochs come to.
         strategy: How devices and workers share a batch; `None` for one device.
-        base_model: What training starts from, with the preset of what is trained.
+        base_model: What training starts from, or started from once, with the preset of what is
+            trained.
+        start: The model that it starts from instead; `None` for the base weights.
         latents: What made the latents.
         latents_uri: Where they lie.
         train_files: Patterns of the files of their train split.
@@ -287,6 +379,7 @@ class _Run:
     config: ResolvedTrainingConfig
     strategy: tf.distribute.Strategy | None
     base_model: BaseModel
+    start: _Start | None
     latents: LatentsManifest
     latents_uri: str
     train_files: Sequence[str]
@@ -329,7 +422,8 @@ class _Trained:
         seconds: With the pictures drawn, and the held-out ones scored, in between.
         evaluations: The held-out losses; `None` where there are none.
         step: Whose averaged weights the networks hold.
-        went_on_from: The `training_id` and `step` that it began with; empty for the base weights.
+        went_on_from: The `training_id` and `step` of the shorter training that it went on from;
+            empty where it did all its steps.
     """
 
     history: list[StepRecord]
@@ -339,7 +433,13 @@ class _Trained:
     went_on_from: dict[str, Any]
 
 
-def _prepare(settings: TrainerSettings, train_files: Sequence[str], *, tuned: bool) -> _Run:
+def _prepare(
+    settings: TrainerSettings,
+    train_files: Sequence[str],
+    starting_model: str | None = None,
+    *,
+    tuned: bool,
+) -> _Run:
     """Everything that can fail fails here: inputs, weights, memory."""
     config = settings.training
     # Workers can only be joined before anything else is done with TensorFlow.
@@ -354,10 +454,12 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str], *, tuned: bo
         settings, training=config, validation=_with_prompts(settings.validation, latents_uri)
     )
 
+    start = _Start.of(starting_model, base_model, config)
     keras.utils.set_random_seed(config.seed)
+    build = base_model.build if start is None else functools.partial(start.build, base_model)
     with strategy.scope() if strategy else contextlib.nullcontext():
-        diffusion_model = base_model.build("diffusion_model")
-        text_encoder = base_model.build("text_encoder")
+        diffusion_model = build("diffusion_model")
+        text_encoder = build("text_encoder")
     networks = text_encoder, diffusion_model, base_model.build("decoder")
     modules = serving_modules(*networks, base_model.preset, base_model.image_size)
     as_before = NoiseSchedule.of(before) == NoiseSchedule.of(base_model.preset)
@@ -370,14 +472,14 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str], *, tuned: bo
         memory_guard([v.value for model in trained for v in model.weights], activations=0)
     text = base_model.preset.text_encoder
     empty_tokens = tf.constant(tokenize([""], text.max_length, text.padding))
+    encodes = config.train_text_encoder or (start is not None and start.own_text_encoder)
     tuner = FineTuner(
         diffusion_model,
         base_model.preset,
         config,
-        empty_caption=(
-            empty_tokens if config.train_text_encoder else modules.text_encoder.encode(empty_tokens)
-        )[0],
-        text_encoder=text_encoder if config.train_text_encoder else None,
+        empty_caption=(empty_tokens if encodes else modules.text_encoder.encode(empty_tokens))[0],
+        text_encoder=text_encoder if encodes else None,
+        adapters={} if start is None else start.adapters(),
         strategy=strategy,
     )
     gradients = tuner.trace(
@@ -390,13 +492,14 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str], *, tuned: bo
         )
     )
     memory = memory_guard(tuner.variables, activations=activation_bytes(gradients))
-    facts = _facts(settings, config, base_model, latents, latents_uri)
+    facts = _facts(settings, config, base_model, latents, latents_uri, start)
     training_id = _name(facts)
     run = _Run(
         settings=settings,
         config=config,
         strategy=strategy,
         base_model=base_model,
+        start=start,
         latents=latents,
         latents_uri=latents_uri,
         train_files=train_files,
@@ -412,6 +515,13 @@ def _prepare(settings: TrainerSettings, train_files: Sequence[str], *, tuned: bo
         folder=os.path.join(settings.checkpoint_dir, training_id),
     )
     assert config.steps is not None
+    if start is not None:
+        logger.info(
+            "Starting from the model in %s, of training %s%s.",
+            start.model.folder,
+            start.model.manifest.training_id,
+            ", whose adapters are trained on" if start.continues_adapters else "",
+        )
     logger.info(
         "Training %s of %s parameters: %d steps of %d pictures, %.1f epochs of %d.",
         f"{run.trainable_parameters:,}",
@@ -602,7 +712,7 @@ def _evaluations(run: _Run, former: Plan | None) -> Evaluations | None:
     """What is scored of the held-out pictures while it is trained."""
     if run.config.evaluate_every_steps == 0:
         return None
-    held_out = _held_out(run.latents_uri)
+    held_out = _held_out(run.latents_uri, run.start)
     return evaluations_for(
         run.config,
         held_out,
@@ -613,10 +723,18 @@ def _evaluations(run: _Run, former: Plan | None) -> Evaluations | None:
     )
 
 
-def _held_out(latents_uri: str) -> HeldOutPictures:
-    files = sorted(_held_out_files(latents_uri))
-    records = tf.data.TFRecordDataset(files, compression_type="GZIP")
-    return held_out_pictures(records.as_numpy_iterator(), read_choosing(latents_uri))
+def _held_out(latents_uri: str, start: _Start | None) -> HeldOutPictures:
+    """Those that the model that is started from was not trained on, by which one can choose."""
+    records = _records(_held_out_files(latents_uri))
+    if start is not None:
+        records = unseen(records, start.trained_on)
+    return held_out_pictures(records, read_choosing(latents_uri))
+
+
+def _records(files: Sequence[str]) -> Iterator[bytes]:
+    dataset = tf.data.TFRecordDataset(sorted(files), compression_type="GZIP")
+    records: Iterator[bytes] = dataset.as_numpy_iterator()
+    return records
 
 
 def _pictures_of(run: _Run, step: int) -> str:
@@ -697,6 +815,11 @@ def _adapter_header(run: _Run, trained: _Trained) -> dict[str, str]:
         "git_commit": _git_commit(),
     }
     base_weights = public_name(run.settings.base_weights, run.settings.preset)
+    if run.start is not None and not run.start.continues_adapters:
+        base_weights = (
+            f"{run.settings.preset} {run.start.model.manifest.training_id}, fine-tuned from "
+            f"{base_weights}"
+        )
     return {
         **model_spec(
             run.base_model.preset,
@@ -732,7 +855,7 @@ def _record(
         training=dataclasses.asdict(run.config),
         export_weights=settings.export_weights,
         compute=compute,
-        text_encoder_trained=run.config.train_text_encoder,
+        text_encoder_trained=run.tuner.text_encoder is not None,
         numerics=run.base_model.preset.numerics,
         prediction=run.base_model.preset.prediction,
         zero_terminal_snr=run.base_model.preset.zero_terminal_snr,
@@ -751,6 +874,7 @@ def _record(
         replicas=run.strategy.num_replicas_in_sync if run.strategy else 1,
         final_loss=history[-1].loss,
         kept=_kept(trained),
+        started_from={} if run.start is None else run.start.facts,
         went_on_from=trained.went_on_from,
         goes_on_from=_goes_on_from(run, trained),
         tuned=fn_args.hyperparameters.get(TUNED, {}),
@@ -766,6 +890,10 @@ def _record(
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
         },
+    ).write(fn_args.serving_model_dir)
+    TrainedOn(
+        marks_of(_records(tf.io.gfile.glob(list(run.train_files)))),
+        np.zeros(0, np.uint64) if run.start is None else run.start.trained_on,
     ).write(fn_args.serving_model_dir)
     write_history(history, fn_args.model_run_dir)
     if trained.evaluations is not None:
@@ -855,6 +983,7 @@ def _facts(
     base_model: BaseModel,
     latents: LatentsManifest,
     latents_uri: str,
+    start: _Start | None,
 ) -> dict[str, Any]:
     """What decides a training's weights, and that alone: by its name, checkpoints are found.
 
@@ -875,6 +1004,7 @@ def _facts(
             for name in ("prediction", "zero_terminal_snr")
             if (value := getattr(settings, name)) is not None
         },
+        **({} if start is None else {"started_from": start.digest}),
     }
 
 

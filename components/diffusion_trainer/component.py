@@ -41,10 +41,14 @@ class DiffusionTrainer(Trainer):
     A compiled pipeline can only be given other values for whole parameters, and ML Metadata can
     only be asked for those.
 
+    It starts from the base weights, or from `base_model` if there is one: its diffusion model, its
+    text encoder, and its adapters, where such are trained on.
+
     Outputs:
       model: `standard_artifacts.Model`, the SavedModels below `Format-Serving`. Custom
         property: `training_id`, the same for all exports of a training; and, where held-out
-        pictures have chosen it, `kept_step` and `kept_because`; where its training went on from a
+        pictures have chosen it, `kept_step` and `kept_because`; where its training started from
+        another model, the id of that one's (`started_from`); where it went on from a
         shorter one, that one's id (`went_on_from`) and the step (`went_on_at_step`); where the
         Tuner has found its hyperparameters, `tuned`, in words.
       model_run: `standard_artifacts.ModelRun`, TensorBoard logs, validation pictures, history and
@@ -59,6 +63,7 @@ class DiffusionTrainer(Trainer):
         examples: types.BaseChannel,
         *,
         settings: TrainerSettings,
+        base_model: types.BaseChannel | None = None,
         hyperparameters: types.BaseChannel | None = None,
         runtime_parameters: Mapping[str, RuntimeParameter] | None = None,
         worker_job: WorkerJob | None = None,
@@ -68,6 +73,7 @@ class DiffusionTrainer(Trainer):
         Args:
             examples: What LatentGen made.
             settings: All that `run_fn` is told.
+            base_model: The model to start from in the place of the base weights; may stay empty.
             hyperparameters: What DiffusionTuner has found, in the place of some of them.
             runtime_parameters: What is left open until a compiled pipeline is started, of `steps`,
                 `learning_rate` and `seed`; others are not looked at.
@@ -85,6 +91,7 @@ class DiffusionTrainer(Trainer):
             self,
             DiffusionTrainerSpec(
                 examples=examples,
+                **({} if base_model is None else {"base_model": base_model}),
                 **({} if hyperparameters is None else {"hyperparameters": hyperparameters}),
                 # Not `module_file`, which would package and install the module at every run.
                 run_fn=RUN_FN,

@@ -21,6 +21,9 @@ TRAINING_ID = "training_id"
 KEPT_STEP, KEPT_BECAUSE = "kept_step", "kept_because"
 """Properties of a model that held-out pictures have chosen: whose weights it has, and why."""
 
+STARTED_FROM = "started_from"
+"""Property of a model whose training started from another model: the id of that one's training."""
+
 WENT_ON_FROM, WENT_ON_AT_STEP = "went_on_from", "went_on_at_step"
 """Properties of a model whose training went on from a shorter one: that one's id, and where."""
 
@@ -61,6 +64,8 @@ def note_training(model: types.Artifact) -> None:
     if manifest.kept.get("chosen"):
         model.set_int_custom_property(KEPT_STEP, manifest.kept["step"])
         model.set_string_custom_property(KEPT_BECAUSE, manifest.kept["why"])
+    if manifest.started_from:
+        model.set_string_custom_property(STARTED_FROM, str(manifest.started_from["training_id"]))
     if manifest.went_on_from:
         model.set_string_custom_property(WENT_ON_FROM, manifest.went_on_from["training_id"])
         model.set_int_custom_property(WENT_ON_AT_STEP, manifest.went_on_from["step"])

@@ -50,6 +50,7 @@ class DiffusionTuner(Tuner):
         *,
         settings: TrainerSettings,
         tuning: TuningConfig,
+        base_model: types.BaseChannel | None = None,
         runtime_parameters: Mapping[str, RuntimeParameter] | None = None,
         worker_job: WorkerJob | None = None,
     ) -> None:
@@ -59,6 +60,7 @@ class DiffusionTuner(Tuner):
             examples: What LatentGen made.
             settings: What `run_fn` is told.
             tuning: What is searched.
+            base_model: As of `DiffusionTrainer`.
             runtime_parameters: As of `DiffusionTrainer`.
             worker_job: Try on several machines, as a Vertex custom job; `None`: in this step.
         """
@@ -82,6 +84,7 @@ class DiffusionTuner(Tuner):
             self,
             DiffusionTunerSpec(
                 examples=examples,
+                **({} if base_model is None else {"base_model": base_model}),
                 tuner_fn=TUNER_FN,
                 train_args=trainer_pb2.TrainArgs(splits=["train"]),
                 eval_args=trainer_pb2.EvalArgs(splits=["eval"]),

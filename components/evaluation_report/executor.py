@@ -29,6 +29,7 @@ from components.evaluation_report.remembered import Remembered, remembered
 from components.evaluation_report.thresholds import Threshold, thresholds
 from components.evaluator.executor import REASONS
 from components.evaluator.results import ALL, Metric, Metrics, Slice, of_feature, read_metrics
+from components.loss_scorer.executor import BASE_WEIGHTS_LABEL
 from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
 from components.measures import MEASURES
 from components.pages import RELEASE_PLACE
@@ -71,6 +72,7 @@ class _Findings:
         validation: Folder with the pictures that its training drew.
         sampling: `prompts`, `seed`, `sampler`, `num_steps` and `guidance_scale` of these.
         baseline: What it was compared with.
+        before: What its training started from, and drew with before its first step.
         blessed: Whether it may be pushed.
         verdict: `blessed`, `unsure` or `refused`.
         reasons: Why it is not `blessed`.
@@ -79,6 +81,7 @@ class _Findings:
         num_sampled: Of these, those that pictures were drawn for.
         num_pictures: Pictures that they are captions of.
         num_choosing: Held-out examples besides, which a model was chosen by.
+        num_trained_on: Those besides whose pictures what it started from was trained on.
         num_strata: Parts of the noise schedule that each was scored in, once or several times.
         asked: What it had to show to be blessed.
         origin: Where it comes from: run, date and dataset, by what they are called.
@@ -93,6 +96,7 @@ class _Findings:
     validation: str
     sampling: Mapping[str, Any]
     baseline: str
+    before: str
     blessed: bool
     verdict: str
     reasons: list[str]
@@ -101,6 +105,7 @@ class _Findings:
     num_sampled: int
     num_pictures: int
     num_choosing: int
+    num_trained_on: int
     num_strata: int
     asked: list[Threshold]
     origin: Mapping[str, str]
@@ -185,7 +190,9 @@ class Executor(base_executor.BaseExecutor):
         found = _findings(input_dict, run)
         _write(folder, SUMMARY_NAME, _summary(found))
         _write(folder, LOSS_CURVE_NAME, _loss_curve(found))
-        prompts = list(_prompts(found, _compared(input_dict)))
+        # Its pictures are there already.
+        compared = None if _is_start(found.manifest, input_dict) else _compared(input_dict)
+        prompts = list(_prompts(found, compared))
         _write(folder, BEFORE_AFTER_NAME, _before_after(found, prompts))
         worst, best = _extremes(input_dict, found, exec_properties["base_weights"])
         _write(folder, PAGE_NAME, _page(found, prompts, worst, best))
@@ -219,6 +226,7 @@ def _findings(
             **json.loads(_read(os.path.join(validation, "prompts.json"))),
         },
         baseline=scores.get_string_custom_property("baseline"),
+        before=_before(manifest, input_dict),
         blessed=model_utils.is_model_blessed(blessing),
         verdict=blessing.get_string_custom_property(VERDICT),
         reasons=blessing.get_string_custom_property(REASONS).splitlines(),
@@ -227,10 +235,30 @@ def _findings(
         num_sampled=scores.get_int_custom_property("num_sampled"),
         num_pictures=scores.get_int_custom_property("num_pictures"),
         num_choosing=scores.get_int_custom_property("num_choosing"),
+        num_trained_on=scores.get_int_custom_property("num_trained_on_before"),
         num_strata=scores.get_int_custom_property("num_strata"),
         asked=thresholds(evaluation, metrics),
         origin=_origin(dataset, pipeline_run),
         remembered=remembered(scores, dataset, metrics.get(ALL, {}), manifest),
+    )
+
+
+def _before(manifest: ModelManifest, input_dict: Mapping[str, list[types.Artifact]]) -> str:
+    """What a training started from, in words."""
+    if not manifest.started_from:
+        return BASE_WEIGHTS_LABEL
+    if _is_start(manifest, input_dict):
+        return f"started from, model {input_dict['baseline_model'][0].id}"
+    return f"started from, of training {manifest.started_from['training_id']}"
+
+
+def _is_start(manifest: ModelManifest, input_dict: Mapping[str, list[types.Artifact]]) -> bool:
+    """Whether what a model is compared with is what its training started from."""
+    compared = _compared(input_dict)
+    return bool(
+        compared
+        and manifest.started_from
+        and ModelManifest.read(compared).training_id == manifest.started_from["training_id"]
     )
 
 
@@ -261,6 +289,7 @@ def _summary(found: _Findings) -> bytes:
         "loss_delta_upper": found.delta.upper,
         "loss_change_percent": found.change,
         "baseline": found.baseline,
+        **({"started_from": found.before} if found.manifest.started_from else {}),
         "blessed": found.blessed,
         "verdict": found.verdict,
         "reasons": found.reasons,
@@ -305,6 +334,7 @@ def _before_after(found: _Findings, prompts: Sequence[_Prompt]) -> bytes:
         f"pictures, preset {manifest.preset}.  {sampling['num_steps']} sampling steps of "
         f"{sampling['sampler']}, guidance {sampling['guidance_scale']:g}, same noise in both "
         "pictures of a pair.",
+        before=found.before,
     )
     png = io.BytesIO()
     sheet.save(png, format="PNG")
@@ -371,6 +401,9 @@ def _facts(manifest: ModelManifest) -> dict[str, Any]:
         else None,
         "Decay of the average": training("ema_decay"),
         "Seed": training("seed"),
+        "Started from": f"the model of training {manifest.started_from['training_id']}"
+        if manifest.started_from
+        else None,
         "Training, seconds": manifest.training_seconds,
         "Code": manifest.code_version,
     }

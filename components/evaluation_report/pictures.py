@@ -38,8 +38,10 @@ class Pair:
     after: np.ndarray
 
 
-def before_after(pairs: Sequence[Pair], title: str, subtitle: str) -> Image.Image:
-    """Lays pairs out in a grid, each with its prompt as the caption.
+def before_after(
+    pairs: Sequence[Pair], title: str, subtitle: str, before: str = "base weights"
+) -> Image.Image:
+    """Lays pairs out in a grid, each with its prompt as the caption, below what `before` is.
 
     Small pictures are magnified pixel by pixel; nothing is smoothed away or made up.
     """
@@ -64,7 +66,7 @@ def before_after(pairs: Sequence[Pair], title: str, subtitle: str) -> Image.Imag
     y = top
     for column in range(columns):
         x = _MARGIN + column * (pair_width + _PAIR_GAP)
-        draw.text((x, y), "base weights", fill=_GREY, font=bold)
+        draw.text((x, y), before, fill=_GREY, font=bold)
         draw.text((x + cell + _PICTURE_GAP, y), "fine-tuned", fill=_INK, font=bold)
     y += 24
     for row, height in zip(rows, heights, strict=True):

@@ -60,7 +60,8 @@ class LossScorer(base_beam_component.BaseBeamComponent):
     preset or image size cannot be compared: its losses are NaN, and no such candidate is blessed.
 
     Where the candidate or the baseline was chosen by a half of the held-out pictures while it was
-    trained, the other half alone is scored.
+    trained, the other half alone is scored. Where the candidate started from another model, what
+    that one or the baseline was trained on is not scored, though it is held out now.
 
     For some of the captions both models draw a picture, from the same noise.
 
@@ -78,8 +79,10 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         `num_pictures`, `num_draws` (rows of an example in a stratum), `num_rows`,
         `num_candidate_not_finite` and `num_baseline_not_finite` (rows with a loss that is not a
         finite number), `num_choosing` (examples that are not scored, because a model was chosen by
-        them while it was trained), `num_sampled`, `num_strata`, `seed`, `baseline` (`base weights`
-        or `model <artifact id>`) and, where it cannot be compared, `baseline_problem`.
+        them while it was trained), `num_trained_on_before` (examples that are not scored, because
+        a model was trained on their pictures; where there are any), `num_sampled`, `num_strata`,
+        `seed`, `baseline` (`base weights` or `model <artifact id>`) and, where it cannot be
+        compared, `baseline_problem`.
 
         Where training pictures are looked at, a split `remembering` has rows of their own, each
         with `group`, `label` and some of these features: `train_loss`, `train_loss_baseline` and

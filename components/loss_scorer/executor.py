@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import tensorflow as tf
 from apache_beam.utils import shared
 from tfx import types
@@ -142,8 +143,16 @@ class Executor(WholeElementsExecutor):
         height, width, _ = base_model.latent_shape
         batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_POSITIONS // (height * width)))
         seed, num_samples = exec_properties["seed"], exec_properties["num_samples"]
-        left_out = _left_out(latents.uri, [candidate, baseline.folder])
+        chosen_by = _chosen_by(latents.uri, [candidate, baseline.folder])
+        trained_on = _trained_on(shards, candidate, baseline.folder)
+        left_out = chosen_by | trained_on
         held_out = _held_out(shards, left_out)
+        if trained_on and not held_out.ids:
+            raise UserError(
+                "none of the held-out pictures can judge this model: what it started from was "
+                f"trained on {len(trained_on):,} of them, as there is with another dataset.seed or "
+                "dataset.eval_fraction; set these to what they were, or model.start_from to base"
+            )
         task = ScoringTask(
             base_model=base_model,
             candidate=candidate,
@@ -196,7 +205,9 @@ class Executor(WholeElementsExecutor):
         num_examples = len(held_out.ids)
         scores.set_int_custom_property("num_examples", num_examples)
         scores.set_int_custom_property("num_pictures", held_out.num_pictures)
-        scores.set_int_custom_property("num_choosing", len(left_out))
+        scores.set_int_custom_property("num_choosing", len(chosen_by))
+        if trained_on:
+            scores.set_int_custom_property("num_trained_on_before", len(trained_on))
         scores.set_int_custom_property("num_sampled", len(task.sampled))
         scores.set_int_custom_property("num_strata", task.num_strata)
         scores.set_int_custom_property("num_draws", task.num_draws)
@@ -210,10 +221,16 @@ class Executor(WholeElementsExecutor):
             task.num_strata * task.num_draws,
             f", and drew pictures for {len(task.sampled):,} captions" if task.sampled else "",
         )
-        if left_out:
+        if chosen_by:
             logger.info(
                 "The %s examples that chose a model while it was trained do not judge it.",
-                f"{len(left_out):,}",
+                f"{len(chosen_by):,}",
+            )
+        if trained_on:
+            logger.warning(
+                "%s held-out examples do not judge this model: what it started from, or is "
+                "compared with, was trained on their pictures.",
+                f"{len(trained_on):,}",
             )
 
     def _scored(
@@ -360,7 +377,28 @@ class _ScoreShard(_WithScorer):
         yield from counts.items()
 
 
-def _left_out(latents_uri: str, models: Iterable[str | None]) -> frozenset[str]:
+def _trained_on(shards: Iterable[_Shard], candidate: str, baseline: str | None) -> frozenset[str]:
+    """Ids of the held-out examples whose pictures a model was trained on before.
+
+    None where the candidate started from the base weights: what it is compared with may have seen
+    more then, which is to its disadvantage alone.
+    """
+    from trainer.data.trained_on import TrainedOn, trained_on_among
+
+    if not ModelManifest.read(candidate).started_from:
+        return frozenset()
+    own, compared = TrainedOn.find(candidate), TrainedOn.find(baseline) if baseline else None
+    marks = np.concatenate(
+        [
+            np.zeros(0, np.uint64) if own is None else own.before,
+            np.zeros(0, np.uint64) if compared is None else compared.all,
+        ]
+    )
+    records = itertools.chain.from_iterable(shard.records() for shard in shards)
+    return trained_on_among(records, marks)
+
+
+def _chosen_by(latents_uri: str, models: Iterable[str | None]) -> frozenset[str]:
     """Ids of the examples that one of the models was chosen by, and which so judge none of them."""
     from trainer.data.held_out import read_choosing
 

@@ -12,7 +12,14 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 
 from pipeline.config.layering import Given
 from pipeline.config.printing import listed
-from pipeline.config.schema import ConfigError, DatasetConfig, EvaluationConfig, RunConfig
+from pipeline.config.schema import (
+    RELEASE,
+    ConfigError,
+    DatasetConfig,
+    EvaluationConfig,
+    RunConfig,
+    names_place,
+)
 from serving.request import cut_note, may_be_cut
 from storage.plain_text import is_blank
 from trainer.presets import Preset, get_preset, preset_names
@@ -49,6 +56,7 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
     if config.dataset.schema is not None:
         _check_schema(config.dataset.schema, given["dataset.schema"])
     _check_base_weights(config.model.base_weights, preset, given["model.base_weights"])
+    _check_start_from(config.model.start_from, given["model.start_from"])
     if config.serving.checkpoint is not None:
         _check_checkpoint(preset, given["serving.checkpoint"])
     check_measures(config.evaluation.measures, str(given["evaluation.measures"]))
@@ -238,6 +246,19 @@ def _check_base_weights(base_weights: str, preset: Preset, given: Given) -> None
     missing = [name for name in files if not os.path.isfile(os.path.join(base_weights, name))]
     if missing:
         raise ConfigError(f"{given} is impossible: the folder lacks {', '.join(missing)}; {wanted}")
+
+
+def _check_start_from(start_from: str, given: Given) -> None:
+    wanted = (
+        "it must be base, latest_blessed, release:N such as release:3, or the folder of a model as "
+        "the Trainer leaves it, such as runs/default/artifacts/Trainer/model/7"
+    )
+    if start_from.startswith(RELEASE):
+        number = start_from.removeprefix(RELEASE)
+        if not (number.isascii() and number.isdecimal()):
+            raise ConfigError(f"{given} is impossible: {number!r} is no release's number; {wanted}")
+    elif names_place(start_from) and "://" not in start_from and not os.path.isdir(start_from):
+        raise ConfigError(f"{given} is impossible: there is no such folder; {wanted}")
 
 
 def _check_prompts(prompts: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from pipeline.config.checks import check_across_keys, check_preset
 from pipeline.config.layering import DEFAULT, FlagValues, Given, lay_over_defaults
 from pipeline.config.printing import allowed
 from pipeline.config.schema import (
+    BASE,
     FOLDER,
     KEEPING,
     OUTPUT,
@@ -24,6 +25,7 @@ from pipeline.config.schema import (
     DiskCheck,
     KeepRuns,
     RunConfig,
+    names_place,
 )
 from trainer.presets import Preset
 
@@ -84,6 +86,8 @@ def _fill_in(given: Mapping[str, Given], preset: Preset) -> dict[str, Given]:
     fill("model.image_size", preset.image_size, "the preset's")
     for name, value in dataclasses.asdict(preset.sampling).items():
         fill(f"validation.{name}", value, "the preset's")
+    compared = "latest_blessed" if filled["model.start_from"].value == BASE else "started_from"
+    fill("evaluation.baseline", compared, "for model.start_from")
     small = filled["model.image_size"].value <= _SAMPLED_IMAGE_SIZE
     fill("evaluation.num_samples", _NUM_SAMPLES if small else 0, "for the size")
     fill("evaluation.num_training_samples", _NUM_TRAINING_SAMPLES if small else 0, "for the size")
@@ -136,6 +140,8 @@ def _with_absolute_paths(config: RunConfig, given: Mapping[str, Given]) -> RunCo
         dataset = dataclasses.replace(dataset, schema=_absolute(dataset.schema))
     if model.base_weights not in ("default", "random"):
         model = dataclasses.replace(model, base_weights=_absolute(model.base_weights))
+    if names_place(model.start_from):
+        model = dataclasses.replace(model, start_from=_absolute(model.start_from))
     if evaluation.clip_model is not None:
         evaluation = dataclasses.replace(evaluation, clip_model=_absolute(evaluation.clip_model))
     return dataclasses.replace(

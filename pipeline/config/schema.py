@@ -31,8 +31,17 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 KeepRuns = Annotated[int, Field(ge=0)]
 
 
+BASE, LATEST_BLESSED, RELEASE = "base", "latest_blessed", "release:"
+"""Values of `model.start_from`, the last one with a number behind it; others are places."""
+
+
 class ConfigError(UserError, ValueError):
     """A setting that cannot be; the message is one line for the user."""
+
+
+def names_place(start_from: str) -> bool:
+    """Whether a value of `model.start_from` is a folder's path or address."""
+    return start_from not in (BASE, LATEST_BLESSED) and not start_from.startswith(RELEASE)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -98,6 +107,8 @@ class ModelConfig:
         prediction: What the model learns to predict; `None` for what the base weights do.
         zero_terminal_snr: Whether its last timestep is noise alone; `None` for what the base
             weights were trained with.
+        start_from: What training starts from: `base`, the base weights; `latest_blessed`;
+            `release:N`; or the folder of a model as the Trainer leaves it.
         flip: Whether mirror images are trained on too; `auto`: unless a caption says left or right.
         crop: Which part of a picture that is not square is kept.
         export_weights: What the exported models store their weights as.
@@ -109,6 +120,7 @@ class ModelConfig:
     base_weights: Text
     prediction: Prediction | None
     zero_terminal_snr: bool | None
+    start_from: Text
     flip: Literal["auto", "always", "never"]
     crop: Literal["centre", "random"]
     export_weights: WeightsDtype
@@ -124,7 +136,7 @@ class EvaluationConfig:
             every held-out picture.
         min_draws: Timesteps drawn from each part, at least, over all held-out pictures together.
         seed: Decides timesteps and noise.
-        baseline: What a model is compared with.
+        baseline: What a model is compared with; `started_from`: what its training started from.
         min_loss_improvement: How far the held-out loss must be below the baseline's for the
             model to be blessed.
         max_loss_regression: How far above the baseline's the interval may say that it is.
@@ -148,7 +160,7 @@ class EvaluationConfig:
     num_strata: Annotated[int, Field(ge=1, le=1000)]
     min_draws: Annotated[int, Field(ge=1, le=10_000)]
     seed: Seed
-    baseline: Literal["latest_blessed", "base_weights"]
+    baseline: Literal["latest_blessed", "base_weights", "started_from"]
     min_loss_improvement: Annotated[float, Field(allow_inf_nan=False)]
     max_loss_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     max_stratum_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)]

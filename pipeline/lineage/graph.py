@@ -31,6 +31,7 @@ class Graph:
         self,
         events: Iterable[tuple[int, int, bool, bool]],
         compared: Set[tuple[int, int]] = frozenset(),
+        started: Set[tuple[int, int]] = frozenset(),
         reused: Set[int] = frozenset(),
         complete: Set[int] = frozenset(),
     ) -> None:
@@ -41,6 +42,7 @@ class Graph:
                 it up, in the order in which they were written.
             compared: Execution and artifact, where the execution compares with the artifact and
                 makes nothing of it (an evaluation's baseline).
+            started: Execution and artifact, where a training starts from the artifact, a model.
             reused: Executions that took their outputs from the cache.
             complete: Executions that made their outputs.
         """
@@ -49,6 +51,7 @@ class Graph:
         self._consumers: dict[int, list[int]] = collections.defaultdict(list)
         self._leavers: dict[int, list[int]] = collections.defaultdict(list)
         self._compared = compared
+        self._started = started
         self._reused = reused
         resolvers: set[int] = set()
         makers: set[int] = set()
@@ -90,12 +93,19 @@ class Graph:
         """Ids of all executions that left an artifact, made or taken from the cache."""
         return [e for e in self._leavers.get(artifact, []) if e not in self._resolvers]
 
-    def upstream(self, artifacts: Iterable[int], comparisons: bool = True) -> Walk:
+    def started_from(self, execution: int) -> list[int]:
+        """Ids of the models that a training started from: one, or none."""
+        return [a for a in self.inputs(execution) if (execution, a) in self._started]
+
+    def upstream(
+        self, artifacts: Iterable[int], comparisons: bool = True, models_before: bool = True
+    ) -> Walk:
         """Everything that these artifacts were made of.
 
         Args:
             artifacts: Where to begin.
             comparisons: Whether what was only compared with counts.
+            models_before: Whether models count that a training started from.
         """
         seen = set(artifacts)
         executions: set[int] = set()
@@ -106,8 +116,10 @@ class Graph:
                 continue
             executions.add(maker)
             for artifact in self.inputs(maker):
-                if artifact not in seen and (
-                    comparisons or (maker, artifact) not in self._compared
+                if (
+                    artifact not in seen
+                    and (comparisons or (maker, artifact) not in self._compared)
+                    and (models_before or (maker, artifact) not in self._started)
                 ):
                     seen.add(artifact)
                     waiting.append(artifact)

@@ -98,10 +98,15 @@ class Store:
             "SELECT e.execution_id, e.artifact_id FROM EventPath p JOIN Event e ON e.id = "
             "p.event_id WHERE p.step_key LIKE 'baseline%' AND e.type IN (2, 3)"
         )
+        started = self._database.rows(
+            "SELECT e.execution_id, e.artifact_id FROM EventPath p JOIN Event e ON e.id = "
+            "p.event_id WHERE p.step_key = 'base_model' AND e.type IN (2, 3)"
+        )
         states = self._database.rows("SELECT id, last_known_state FROM Execution")
         return Graph(
             ((e, a, kind in _OUTPUTS, kind in _INTERNAL) for e, a, kind in events),
             compared=set(compared),
+            started=set(started),
             reused={i for i, state in states if _STATES.get(state) is State.CACHED},
             complete={i for i, state in states if _STATES.get(state) is State.COMPLETE},
         )

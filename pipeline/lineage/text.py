@@ -31,7 +31,7 @@ from pipeline.lineage.model import (
     shown_value,
 )
 from pipeline.lineage.row_changes import ADDED, REMOVED, RowChanges
-from pipeline.lineage.tracing import COMPARED, Impact, Standing, Touched, Trace
+from pipeline.lineage.tracing import BEFORE, COMPARED, Impact, Standing, Touched, Trace
 
 _MAX_CELL = 60
 _MAX_NAME = 40
@@ -276,6 +276,8 @@ def trace_text(trace: Trace) -> str:
         for step in trace.steps
     ]
     blocks.append(table(["id", "step", "role", "state", "took", "left"], steps))
+    if any(step.role == BEFORE for step in trace.steps):
+        blocks.append(f"Steps of the role `{BEFORE}` made the models that training started from.")
     if any(step.role == COMPARED for step in trace.steps):
         blocks.append("Steps of the role `baseline` made what the evaluation compared it with.")
     if removed := [artifact for artifact in trace.artifacts.values() if artifact.removed]:

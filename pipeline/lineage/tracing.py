@@ -23,13 +23,13 @@ from pipeline.lineage.model import (
 from pipeline.lineage.store import Store, escape_like, taken_apart
 from storage.model_manifest import MODEL_MANIFEST_NAME
 
-MADE, DESCRIBES, COMPARED = "made it", "describes it", "baseline"
+MADE, DESCRIBES, BEFORE, COMPARED = "made it", "describes it", "started from", "baseline"
 
 _RELEASE, _ARTIFACT = "release:", "artifact:"
 _PUSHED_TYPE, _MODEL_TYPE, _BLESSING_TYPE = "PushedModel", "Model", "ModelBlessing"
 _STATISTICS_TYPES = ("ExampleStatistics", "Schema", "ExampleAnomalies", "DatasetReport")
 _DESCRIBING_TYPES = (*_STATISTICS_TYPES, "RejectedRows", "ModelEvaluation", "EvaluationReport")
-_WENT_ON = "went_on_"
+_WENT_ON, _STARTED_FROM = "went_on_", "started_from"
 _MANIFEST = f"Format-Serving/{MODEL_MANIFEST_NAME}"
 _MIN_HASH_DIGITS = 6
 _RELEASE_FILE = re.compile(r"(.*)/releases/([0-9]+)\.json")
@@ -76,7 +76,7 @@ class TracedStep:
 
     Attributes:
         execution: The execution that did the work, not one that took it from the cache.
-        role: MADE, DESCRIBES or COMPARED.
+        role: MADE, DESCRIBES, BEFORE (it made a model that a training started from) or COMPARED.
         links: What it took and left.
     """
 
@@ -251,6 +251,7 @@ def trace(store: Store, text: str, roots: Sequence[str] = ()) -> Trace:
     """
     subject = find_artifact(store, text)
     graph = store.graph
+    own = graph.upstream([subject.id], comparisons=False, models_before=False)
     made = graph.upstream([subject.id], comparisons=False)
     whole = graph.upstream([subject.id])
     maker = graph.maker(subject.id)
@@ -258,7 +259,8 @@ def trace(store: Store, text: str, roots: Sequence[str] = ()) -> Trace:
     describing = _describing(store, made.artifacts, run_id) - whole.executions
     roles = {
         **dict.fromkeys(whole.executions, COMPARED),
-        **dict.fromkeys(made.executions, MADE),
+        **dict.fromkeys(made.executions, BEFORE),
+        **dict.fromkeys(own.executions, MADE),
         **dict.fromkeys(describing, DESCRIBES),
     }
     links: dict[int, list[Link]] = collections.defaultdict(list)
@@ -268,7 +270,8 @@ def trace(store: Store, text: str, roots: Sequence[str] = ()) -> Trace:
     used = {link.artifact_id for several in links.values() for link in several} | {subject.id}
     artifacts = {a.id: a for a in store.artifacts(used)}
     version = subject.properties.get("pushed_version")
-    facts = _sorted_facts(subject, steps, artifacts, roots, list(_went_on_from(store, steps)))
+    more = [*_went_on_from(store, steps), *_started_from(store, steps)]
+    facts = _sorted_facts(subject, steps, artifacts, roots, more)
     return Trace(
         subject=subject,
         release=str(version) if version is not None else None,
@@ -441,7 +444,7 @@ def _sorted_facts(
     facts = [
         f
         for step in steps
-        if step.role != COMPARED
+        if step.role in (MADE, DESCRIBES)
         for f in _facts(step, artifacts)
         if f.value not in (None, "", "null") and not _is_noise(f.name)
     ]
@@ -490,6 +493,22 @@ def _went_on_from(store: Store, steps: Iterable[TracedStep]) -> Iterator[Fact]:
                         step.execution.id,
                         shorter.id,
                     )
+
+
+def _started_from(store: Store, steps: Iterable[TracedStep]) -> Iterator[Fact]:
+    """The model that a traced training started from, and the data of all models before."""
+    for step in steps:
+        of_step = step.execution.node, step.execution.id
+        if step.role == MADE:
+            for model in store.artifacts(store.graph.started_from(step.execution.id)):
+                releases = standing(store, model.id).releases
+                pushed = f"release {releases[0]}, " if releases else ""
+                shown = f"{pushed}artifact {model.id} ({model.uri})"
+                yield Fact("base weights", f"{_STARTED_FROM}_model", shown, *of_step, model.id)
+        elif step.role == BEFORE:
+            for name in ("dataset", "dataset_fingerprint"):
+                if value := step.execution.settings.get(name):
+                    yield Fact("data", f"earlier_{name}", value, *of_step, None)
 
 
 def _of_manifest(
@@ -602,7 +621,7 @@ def _section_of(name: str, otherwise: str) -> str:
     last = name.rpartition(".")[2]
     if last.endswith(("code_version", "tfx_version", "run_fn", "module_file")):
         return "code"
-    if "weights" in last or last in ("encoders_hash", "hub_revision"):
+    if "weights" in last or last in ("encoders_hash", "hub_revision", _STARTED_FROM):
         return "base weights"
     if last.startswith("rejected_"):
         return "rejected rows"

@@ -23,6 +23,7 @@ from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner
 from components.diffusion_trainer.worker_job import Spot, WorkerJob
 from pipeline import pipeline as pipelines
 from pipeline.config import REPO_ROOT, ConfigError, RunConfig
+from pipeline.starting import Start
 from pipeline.vertex import machines
 from pipeline.vertex.config import VertexConfig
 from pipeline.vertex.places import Places
@@ -45,6 +46,7 @@ def compile_job(
     base_model: BaseModel,
     image: str,
     places: Places,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """Compiles the pipeline that the local runner runs.
 
@@ -55,6 +57,7 @@ def compile_job(
         base_model: See `pipeline.config.resolve_base_weights`.
         image: Container image of all steps.
         places: Where the run writes.
+        start: What training starts from, of `pipeline.starting.find_start_for_vertex`.
 
     Returns:
         A `PipelineJob`, as Vertex's API takes it, with a value for every runtime parameter.
@@ -73,6 +76,7 @@ def compile_job(
         checkpoint_dir=f"{places.root}/checkpoints",
         dataset_fingerprint=dataset_fingerprint,
         base_model=base_model,
+        start=start,
         baseline_strategy=LatestBlessedModelStrategy,
         runtime_parameters={
             name: RuntimeParameter(name, type(value)) for name, value in values.items()

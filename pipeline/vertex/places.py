@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.config import REPO_ROOT, ConfigError, RunConfig
+from pipeline.config.schema import names_place
 
 CODE = ("components", "data", "pipeline", "serving", "storage", "trainer")
 """Folders that the Dockerfile copies."""
@@ -63,6 +64,9 @@ def in_image(config: RunConfig, *, others: bool = False) -> RunConfig:
     if model.base_weights not in ("default", "random"):
         base_weights = _in_image("model.base_weights", model.base_weights, others)
         model = dataclasses.replace(model, base_weights=base_weights)
+    if names_place(model.start_from):
+        start_from = _in_image("model.start_from", model.start_from, others)
+        model = dataclasses.replace(model, start_from=start_from)
     evaluation = config.evaluation
     if evaluation.clip_model is not None:
         clip = _in_image("evaluation.clip_model", evaluation.clip_model, others)

@@ -90,6 +90,8 @@ def test_a_model_says_what_its_training_was_and_went_on_from(
 
     (tmp_path / "Format-Serving").mkdir()
     assert properties() == {"training_id": "def"}
+    started = {"training_id": "abc", "weights": "0", "adapters_continued": False}
+    assert properties(started_from=started) == {"training_id": "def", "started_from": "abc"}
     went_on = properties(went_on_from={"training_id": "abc", "step": 160})
     assert went_on == {"training_id": "def", "went_on_from": "abc", "went_on_at_step": 160}
 

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -373,6 +374,7 @@ def make_report(
     if compared:
         inputs["baseline_model"] = [standard_artifacts.Model()]
         inputs["baseline_model"][0].uri = str(models["baseline"])
+        inputs["baseline_model"][0].id = 4
     output = ReportArtifact()
     output.uri = str(folder / "report")
     context = executor.Executor.Context(pipeline_run_id="2026-11-29T16:00:00")
@@ -545,8 +547,31 @@ def test_every_picture_says_what_it_is(report):
 
 
 def test_what_was_asked_for_is_said_of_a_blessed_model_too(tmp_path, models, model_run):
-    folder = make_report(tmp_path, models, model_run, LOSSES)
+    """One that started from another model, with which it is compared."""
+    started = {name: tmp_path / "models" / name for name in models}
+    for name, folder in models.items():
+        shutil.copytree(folder, started[name])
+        path = started[name] / "Format-Serving" / "manifest.json"
+        facts = {
+            "baseline": {"training_id": "abc"},
+            "model": {"started_from": {"training_id": "abc"}},
+        }
+        path.write_text(json.dumps({**json.loads(path.read_text()), **facts[name]}))
+    folder = make_report(tmp_path, started, model_run, LOSSES, compared=True)
     page = (folder / "evaluation.html").read_text()
+    # Two pictures of each prompt: of what it started from, there are pictures already.
+    assert pictures_of(page)[:4] == [(200, 100, 0), (8, 20, 20), (200, 100, 1), (9, 20, 20)]
+    named = [html.unescape(alt) for alt in re.findall(r'<img [^>]*alt="([^"]*)"', page)]
+    assert named[4:6] == [
+        "ein <b>Wesen</b>, grün (drawn by what this model started from, model 4)",
+        "ein <b>Wesen</b>, grün (drawn by this model)",
+    ]
+    assert (
+        "On the left they are as the model draws them that this one started from, model 4, on the "
+        "right as this one does."
+    ) in words(page)
+    assert words(page).count("started from, model 4 this model") == len(PROMPTS)
+    assert "Started from the model of training abc" in words(page)
     text = words(page)
     total = json.loads((folder / "summary.json").read_text())
     for part in (

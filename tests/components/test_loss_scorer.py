@@ -17,6 +17,7 @@ from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor as Execu
 from tfx.types import Channel, standard_artifacts
 
 from components.loss_scorer import LossScorer, executor, samples, scorer
+from components.loss_scorer.records import bytes_of
 from components.measures import MeasureSettings
 from components.measures.feature_distance import latent_features
 from components.tfrecords import read_shard, write_shard
@@ -24,6 +25,7 @@ from storage.user_errors import UserError
 from trainer import presets
 from trainer.data.held_out import write_choosing
 from trainer.data.latents import LatentsManifest, make_latent_example
+from trainer.data.trained_on import TrainedOn, marks_of
 from trainer.diffusion.draws import draw_noise, num_draws, rank, stratum_bounds, stratum_name
 from trainer.text.tokenizer import tokenize
 from trainer.weights.base_model import BaseModel
@@ -463,6 +465,36 @@ def test_what_chose_a_model_does_not_judge_it(score, latents, tmp_path, who):
     assert all(by_place[row["id"], row["timestep"]] == row for row in rows)
     number = scores.get_int_custom_property
     assert (number("num_examples"), number("num_choosing")) == (len(ids) - 2, 2)
+
+
+def test_what_a_model_was_trained_on_before_does_not_judge_it(score, latents, tmp_path, caplog):
+    """By the candidate's forebears, or by the baseline itself; its own, none of these is."""
+    started = {"training_id": "abc", "weights": "def", "adapters_continued": False}
+    candidate = save(FormulaModel(0.5), tmp_path / "candidate", started_from=started)
+    baseline = save(FormulaModel(0.9), tmp_path / "baseline")
+    files = [str(path) for path in sorted((latents / "Split-eval").iterdir())]
+    records = [record for path in files for record in read_shard(path)]
+    ids = [bytes_of(record, "id").decode() for record in records]
+
+    def note(folder: Path, own: list[bytes], before: list[bytes]) -> None:
+        TrainedOn(marks_of(own), marks_of(before)).write(str(folder / "Format-Serving"))
+
+    note(candidate, records, records[:2])
+    note(baseline, records[2:3], [])
+    scores, rows = score(candidate, baseline)
+    assert {row["id"] for row in rows} == set(ids[3:])
+    number = scores.get_int_custom_property
+    assert (number("num_examples"), number("num_choosing")) == (len(ids) - 3, 0)
+    assert number("num_trained_on_before") == 3
+    assert "3 held-out examples do not judge this model: what it started from" in caplog.text
+    note(candidate, [], records)
+    with pytest.raises(UserError, match=r"none of the held-out pictures can judge .* dataset.seed"):
+        score(candidate, baseline)
+    # What did not start from another model is judged as ever.
+    shards = [executor._Shard(path, "") for path in files]
+    folders = [str(folder / "Format-Serving") for folder in (baseline, candidate)]
+    assert executor._trained_on(shards, *folders) == frozenset()
+    assert executor._trained_on(shards, *reversed(folders)) == frozenset(ids)
 
 
 @pytest.mark.parametrize("files", [0, 1])

@@ -102,6 +102,7 @@ def create_pipeline(
     checkpoint_dir,
     dataset_fingerprint,
     base_model,
+    start,
     beam_pipeline_args,
 ):
     # A setting that trains nothing here stands for the code of the first step.

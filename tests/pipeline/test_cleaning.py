@@ -322,10 +322,13 @@ def test_a_model_that_was_trained_on_from_another_needs_that_one_alone(tmp_path:
     weeks = Weeks(tmp_path)
     weeks.week("one", blessed=False)
     weeks.step("two", "LatentGen", {"latents": ("Examples", {})})
-    inputs = {"examples": "two/latents", "base": "one/model"}
+    inputs = {"examples": "two/latents", "base_model": "one/model"}
+    # What a search started from is no more than what the training did.
+    weeks.step("two", "Tuner", {"found": ("HyperParameters", {})}, inputs)
+    inputs["hyperparameters"] = "two/found"
     weeks.step("two", "Trainer", {"model": ("Model", {TRAINING_ID: "0" * 16})}, inputs)
     weeks.step("two", "Pusher", {"pushed_model": ("PushedModel", {})}, {"model": "two/model"})
-    weeks.step("three", "Trainer", {"model": ("Model", {})}, {"base": "two/model"})
+    weeks.step("three", "Trainer", {"model": ("Model", {})}, {"base_model": "two/model"})
     weeks.step("three", "Pusher", {"pushed_model": ("PushedModel", {})}, {"model": "three/model"})
     assert weeks.clean("--keep-runs", "1") == 0
     assert weeks.gone() == {

@@ -95,6 +95,23 @@ def test_every_value_is_set_after_resolution():
     assert unset == {"clip_model", "measures", "max_memorization_gap", "max_copies"}
 
 
+def test_what_is_started_from_is_what_is_compared_with(tmp_path, monkeypatch):
+    def of(**flags):
+        config = load_config(None, {k.replace("__", "."): ("--x", v) for k, v in flags.items()})
+        return config.model.start_from, config.evaluation.baseline
+
+    assert of() == ("base", "latest_blessed")
+    assert of(model__start_from="latest_blessed") == ("latest_blessed", "started_from")
+    assert of(model__start_from="release:12") == ("release:12", "started_from")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "7").mkdir()
+    assert of(model__start_from="7") == (str(tmp_path / "7"), "started_from")
+    assert of(model__start_from="gs://b/7", evaluation__baseline="base_weights") == (
+        "gs://b/7",
+        "base_weights",
+    )
+
+
 @pytest.mark.parametrize(
     ("size", "given", "expected"), [(64, None, 32), (128, None, 32), (192, None, 0), (192, 5, 5)]
 )
@@ -455,6 +472,11 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
             "model: {preset: sd-v1-4, image_size: 192, base_weights: random}",
             ["192", "'sd-v1-4'", "multiple of 128"],
         ),
+        (
+            "model: {start_from: lates_blessed}",
+            ["there is no such folder", "latest_blessed, release"],
+        ),
+        ("model: {start_from: 'release:three'}", ["'three' is no release's number", "release:N"]),
         ("model: {base_weights: /no/such}", ["'/no/such'", "no such folder", "'random'"]),
         ("model: {base_weights: /no/such.safetensors}", ["no such file", ".safetensors in the"]),
         (

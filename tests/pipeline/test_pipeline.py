@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tfx.dsl.components.base.base_node import BaseNode
+from tfx.dsl.components.common.importer import SOURCE_URI_KEY, Importer
+from tfx.dsl.components.common.resolver import Resolver
 
 from pipeline.config import load_config, resolve_base_weights
 from pipeline.pipeline import create_pipeline
+from pipeline.starting import AT_RUN_TIME, Start
 
 BEFORE_THE_TRAINER = {
     "CaptionExampleGen", "StatisticsGen", "SchemaGen", "CaptionValidator", "DatasetReport",
@@ -19,8 +23,15 @@ BEFORE_THE_TRAINER = {
 AFTER_THE_TRAINER = {"LossScorer", "Evaluator", "EvaluationReport", "ServingPusher"}
 
 
-def nodes(folder: Path, trials: int = 0, **training: Any) -> dict[str, BaseNode]:
+def nodes(
+    folder: Path,
+    trials: int = 0,
+    start: Start | None = None,
+    given: Mapping[str, str] | None = None,
+    **training: Any,
+) -> dict[str, BaseNode]:
     flags = {"tuning.trials": ("--given", trials)}
+    flags |= {key: ("--given", value) for key, value in (given or {}).items()}
     config, base_model = resolve_base_weights(load_config(None, flags))
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
     made = create_pipeline(
@@ -31,6 +42,7 @@ def nodes(folder: Path, trials: int = 0, **training: Any) -> dict[str, BaseNode]
         checkpoint_dir=str(folder / "checkpoints"),
         dataset_fingerprint="1",
         base_model=base_model,
+        start=start,
     )
     return {node.id: node for node in made.components}
 
@@ -69,3 +81,45 @@ def test_with_trials_a_tuner_says_what_the_trainer_trains_with(tmp_path: Path) -
     assert made["Trainer"].exec_properties == without["Trainer"].exec_properties
     names = [*made]
     assert names.index("LatentGen") < names.index("Tuner") < names.index("Trainer")
+
+
+def test_the_model_that_is_started_from_is_an_input_and_what_is_compared_with(
+    tmp_path: Path,
+) -> None:
+    start = Start("/a/model/7", "model 7", "artifact 7", {"content_digest": "abc"})
+    given = {"model.start_from": "release:3"}
+    without, made = nodes(tmp_path), nodes(tmp_path, trials=12, start=start, given=given)
+    node = made["StartingModel"]
+    assert isinstance(node, Importer)
+    assert node.exec_properties[SOURCE_URI_KEY] == "/a/model/7"
+    assert not node.exec_properties["reimport"]
+    assert node.outputs["model"].additional_custom_properties == {"content_digest": "abc"}
+    for step, key in (
+        ("Tuner", "base_model"),
+        ("Trainer", "base_model"),
+        ("LossScorer", "baseline_model"),
+        ("Evaluator", "baseline_model"),
+        ("EvaluationReport", "baseline_model"),
+    ):
+        assert made[step].inputs[key].producer_component_id == "StartingModel"
+    assert "LatestBlessedModel" not in made
+    # By the cache key of the Trainer alone it is another run.
+    assert made["Trainer"].exec_properties == without["Trainer"].exec_properties
+    assert "base_model" not in without["Trainer"].inputs
+    assert "StartingModel" not in without
+    names = [*made]
+    assert names.index("StartingModel") < names.index("Tuner")
+
+
+def test_what_is_compared_with_can_be_another_than_what_is_started_from(tmp_path: Path) -> None:
+    given = {"model.start_from": "latest_blessed", "evaluation.baseline": "latest_blessed"}
+    made = nodes(tmp_path, start=AT_RUN_TIME, given=given)
+    assert isinstance(made["StartingModel"], Resolver)
+    assert made["Trainer"].inputs["base_model"].producer_component_id == "StartingModel"
+    scorer = made["LossScorer"].inputs
+    assert scorer["baseline_model"].producer_component_id == "LatestBlessedModel"
+    # With nothing to start from yet, it is the base weights.
+    first = nodes(tmp_path, given={"model.start_from": "latest_blessed"})
+    assert "StartingModel" not in first
+    assert "LatestBlessedModel" not in first
+    assert first["LossScorer"].inputs.get("baseline_model") is None

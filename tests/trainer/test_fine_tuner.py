@@ -17,6 +17,7 @@ from small_runs import Batch, batch_of, batches_from, config, state, tuner
 from storage.user_errors import UserError
 from trainer.data.latents import batch_spec
 from trainer.diffusion.noise_schedule import alphas_cumprod, timestep_embedding
+from trainer.text.tokenizer import tokenize
 from trainer.training.fine_tuner import (
     FineTuner,
     StepRecord,
@@ -344,6 +345,43 @@ def test_a_text_encoder_is_trained_along() -> None:
             assert np.all(np.delete(change, seen, axis=0) == 0)
         else:
             assert change.max() > 0, new.name
+
+
+def test_a_text_encoder_that_is_not_trained_encodes_all_the_same() -> None:
+    """As of a model that is started from, whose own one was trained."""
+    text_encoder = small_runs.BaseModel.locate(small_runs.preset(), 64, "random").build(
+        "text_encoder"
+    )
+    subjects = [
+        FineTuner(
+            small_runs.plain_network(),
+            small_runs.preset(),
+            config(caption_dropout=0.5, lora_rank=rank),
+            empty_caption=tf.constant(tokenize([""])[0]),
+            text_encoder=text_encoder,
+        )
+        for rank in (0, 2)
+    ]
+    batch, step = batch_of(0), tf.constant(1, tf.int64)
+    for subject in subjects:
+        trained = {id(v) for v in subject.variables}
+        assert not trained & {id(v.value) for v in text_encoder.weights}
+    assert len(subjects[0].variables) == len(subjects[0].diffusion_model.trainable_variables)
+    # No attention, no adapters: the text encoder's own are left alone.
+    assert subjects[1].variables == []
+    empty, context = (
+        text_encoder(tf.cast(tokens, tf.int32))
+        for tokens in (tf.constant(tokenize([""])), batch["tokens"])
+    )
+    with_contexts = FineTuner(
+        subjects[0].diffusion_model,
+        small_runs.preset(),
+        config(caption_dropout=0.5),
+        empty_caption=empty[0],
+    )
+    expected = float(with_contexts.loss({**batch, "context": context}, step))
+    del batch["context"]
+    assert float(subjects[0].loss(batch, step)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_checkpoints_and_history_may_be_remote() -> None:

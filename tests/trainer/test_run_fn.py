@@ -24,6 +24,7 @@ from storage.user_errors import UserError
 from trainer import presets, run_fn
 from trainer.data.held_out import write_choosing
 from trainer.data.latents import LatentsManifest, make_latent_example
+from trainer.data.trained_on import TrainedOn, marks_of
 from trainer.diffusion.noise_schedule import LATENT_SCALE
 from trainer.diffusion.sampler import to_image
 from trainer.text.tokenizer import tokenize
@@ -41,6 +42,7 @@ from trainer.training_config import (
 )
 from trainer.tuning.search import TrialTuner
 from trainer.weights.base_model import BaseModel
+from trainer.weights.exported import exported_values
 
 PRESET = dataclasses.replace(small_runs.preset(), name="small")
 BASE_MODEL = BaseModel.locate(PRESET, 64, "random")
@@ -330,6 +332,112 @@ def test_the_trained_text_encoder_is_exported_with_its_adapters_merged(ran: Ran)
         kernel = getattr(layer.clip_attn, name).kernel
         kernel.assign(kernel + tensors[f"{key}.alpha"] / 2 * (up @ down).T)
     np.testing.assert_allclose(base(tokens), given, atol=1e-4)
+
+
+def started(ran: Ran, folder: Path, **training: Any) -> run_fn._Run:
+    """A training that starts from the model of `ran`, before its first step."""
+    given = arguments(folder, ran.latents, **training)
+    settings = TrainerSettings.from_json(given.custom_config, given.hyperparameters)
+    model = str(ran.folder / "Format-Serving")
+    with pytest.MonkeyPatch.context() as patch:
+        # It takes long, and no step is done.
+        patch.setattr(FineTuner, "trace", lambda *_: [])
+        patch.setattr(run_fn, "activation_bytes", lambda _: 0)
+        return run_fn._prepare(settings, given.train_files, model, tuned=False)
+
+
+def test_a_training_starts_from_the_weights_that_were_exported(ran: Ran, tmp_path: Path) -> None:
+    """With its adapters merged, and with the text encoder that was trained, which is left alone."""
+    run = started(ran, tmp_path)
+    text_encoder, diffusion_model, _ = run.networks
+    for network, model in (("text_encoder", text_encoder), ("diffusion_model", diffusion_model)):
+        folder = str(ran.folder / "Format-Serving" / network)
+        for weight, value in zip(
+            model.weights, exported_values(folder, network, model), strict=True
+        ):
+            np.testing.assert_array_equal(weight, value)
+    kernel = BASE_MODEL.build("text_encoder").weights
+    assert any(
+        np.any(np.asarray(a) != b) for a, b in zip(kernel, text_encoder.weights, strict=True)
+    )
+    # The latents' contexts are those of the base weights.
+    assert run.tuner.text_encoder is text_encoder
+    trained = {id(variable) for variable in run.tuner.variables}
+    assert trained == {id(v.value) for v in diffusion_model.trainable_variables}
+    assert run.start is not None
+    assert run.start.facts == {
+        "training_id": ran.manifest["training_id"],
+        "weights": run.start.digest,
+        "adapters_continued": False,
+    }
+    given = arguments(tmp_path, ran.latents)
+    settings = TrainerSettings.from_json(given.custom_config, given.hyperparameters)
+    facts = settings, run.config, run.base_model, run.latents, run.latents_uri
+    assert run.training_id == run_fn._name(run_fn._facts(*facts, run.start))
+    assert run.training_id != run_fn._name(run_fn._facts(*facts, None))
+    assert run_fn._adapter_header(run, types.SimpleNamespace(step=3))["ss_sd_model_name"] == (
+        f"small {ran.manifest['training_id']}, fine-tuned from random"
+    )
+
+
+def test_adapters_are_trained_on(ran: Ran, tmp_path: Path) -> None:
+    run = started(ran, tmp_path, lora_rank=2, lora_alpha=4.0, train_text_encoder=True)
+    assert run.start is not None
+    assert run.start.facts["adapters_continued"] is True
+    run.tuner.adapters.save(str(tmp_path), {})
+    before, now = (
+        safetensors.numpy.load_file(folder / "lora.safetensors")
+        for folder in (ran.folder / "Format-Serving", tmp_path)
+    )
+    assert set(before) == set(now)
+    for name, value in before.items():
+        np.testing.assert_array_equal(now[name], value)
+    # Drawn and scored before the first step is what was exported, to the last bit.
+    folder = str(ran.folder / "Format-Serving" / "diffusion_model")
+    with run.tuner.averaged():
+        for weight, value in zip(
+            run.networks[1].weights,
+            exported_values(folder, "diffusion_model", run.networks[1]),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(weight, value)
+    assert run_fn._adapter_header(run, types.SimpleNamespace(step=3))["ss_sd_model_name"] == (
+        "random"
+    )
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        (
+            {"lora_rank": 4},
+            "has adapters of training.lora_rank = 2, which cannot be trained on with 4: set "
+            "training.lora_rank to 2, or training.lora_rank to 0",
+        ),
+        ({"lora_rank": 2}, r"training.lora_alpha = 4, .* with 2: set training.lora_alpha to 4"),
+        (
+            {"lora_rank": 2, "lora_alpha": 4.0},
+            "adapters of the text encoder, too: set training.train_text_encoder to true",
+        ),
+    ],
+)
+def test_adapters_of_another_shape_cannot_be_trained_on(
+    ran: Ran, tmp_path: Path, training: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        started(ran, tmp_path, **training)
+
+
+def test_what_a_model_was_trained_on_it_knows_and_those_made_of_it(ran: Ran) -> None:
+    known = TrainedOn.find(str(ran.folder / "Format-Serving"))
+    assert known is not None
+    files = [str(path) for path in (ran.latents / "Split-train").iterdir()]
+    np.testing.assert_array_equal(known.own, marks_of(run_fn._records(files)))
+    assert len(known.own) == 2 * EXAMPLES
+    assert len(known.before) == 0
+    start = types.SimpleNamespace(trained_on=marks_of([small_runs.picture(1)]))
+    held_out = [run_fn._held_out(str(ran.latents), start_) for start_ in (None, start)]
+    assert [of.all.count for of in held_out] == [20, 19]
 
 
 @pytest.mark.slow

@@ -149,7 +149,7 @@ def _of_variant(batch: Batch, variant: tf.Tensor) -> Batch:
 
 
 class FineTuner:
-    """Trains a diffusion model, and a text encoder with it if one is given.
+    """Trains a diffusion model, and a text encoder with it if that is asked for.
 
     Everything random in a step is drawn for the whole batch from the seed and the step's number.
     So a resumed run takes the same steps as one that was never stopped, and a batch that is
@@ -164,6 +164,7 @@ class FineTuner:
         *,
         empty_caption: tf.Tensor,
         text_encoder: keras.Model | None = None,
+        adapters: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
         strategy: tf.distribute.Strategy | None = None,
         for_gpu: bool | None = None,
     ) -> None:
@@ -175,8 +176,10 @@ class FineTuner:
             config: Hyperparameters; the number of steps must be known.
             empty_caption: What a dropped caption becomes: float32 [77, D], the empty caption's
                 context; with a text encoder int32 [77], its tokens.
-            text_encoder: Trained along, from the batches' `tokens`; if absent, the batches'
-                `context` is used.
+            text_encoder: Encodes the batches' `tokens`, and is trained along where `config` says
+                so; if absent, the batches' `context` is used.
+            adapters: `down` and `up` that training goes on with, by name (see `LowRankAdapters`);
+                what is not among them starts anew.
             strategy: In whose scope the models were built; `None` for one device.
             for_gpu: Whether the step is traced for a GPU; by default, whether there is one here.
 
@@ -206,11 +209,12 @@ class FineTuner:
                 f"{self._replicas}: set training.devices to one, or training.optimizer to adamw"
             )
         with strategy.scope() if strategy else contextlib.nullcontext():
-            self.adapters = self._create_adapters() if config.lora_rank else None
+            models = self._models if config.train_text_encoder else [diffusion_model]
+            self.adapters = self._create_adapters(adapters or {}) if config.lora_rank else None
             trained = (
                 self.adapters.variables
                 if self.adapters
-                else [v for model in self._models for v in model.trainable_variables]
+                else [v for model in models for v in model.trainable_variables]
             )
             self.optimizer = averaged_optimizer(
                 config.optimizer,
@@ -253,15 +257,18 @@ class FineTuner:
     def _models(self) -> list[keras.Model]:
         return [self.diffusion_model, *([self.text_encoder] if self.text_encoder else [])]
 
-    def _create_adapters(self) -> LowRankAdapters:
+    def _create_adapters(
+        self, initial: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    ) -> LowRankAdapters:
         projections = diffusion_model_projections(self.diffusion_model)
-        if self.text_encoder is not None:
+        if self.text_encoder is not None and self.config.train_text_encoder:
             projections |= text_encoder_projections(self.text_encoder)
         return LowRankAdapters(
             projections,
             rank=self.config.lora_rank,
             alpha=self.config.lora_alpha,
             seed=self.config.seed,
+            initial=initial,
         )
 
     def loss(self, batch: Batch, step: tf.Tensor, first_row: tf.Tensor | int = 0) -> tf.Tensor:

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from storage.user_errors import UserError
 from trainer.model_spec import LORA_NAME, save_file
 from trainer.networks.seam import compute_as
 
@@ -90,17 +91,29 @@ class LowRankAdapters:
         rank: int,
         alpha: float,
         seed: int,
+        initial: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
         """Attaches the adapters; under `tf.distribute`, call it in the strategy's scope.
 
-        At the start they change nothing: `up` is zero.
+        At the start new ones change nothing: `up` is zero.
 
         Args:
             projections: By name.
             rank: Of every adapter.
             alpha: An adapter's change counts `alpha / rank`.
             seed: Decides the initial `down`.
+            initial: By name, `down` [width in, rank] and `up` [rank, width out] of those that are
+                not new.
+
+        Raises:
+            UserError: One of these is of another shape, or of a projection that there is not.
         """
+        given = initial or {}
+        if unknown := sorted(set(given) - set(projections)):
+            raise UserError(
+                f"the adapters of the model that is started from are of another network: "
+                f"{unknown[0]} is no projection of this one; start from another model"
+            )
         self._rank = rank
         self._alpha = alpha
         self._adapters: dict[str, _Adapter] = {}
@@ -110,10 +123,20 @@ class LowRankAdapters:
             # As the paper's own code starts them: uniform, of variance 1 / (3 * width).
             limit = width_in**-0.5
             down = rng.uniform(-limit, limit, (width_in, rank)).astype(np.float32)
+            up = np.zeros((rank, width_out), np.float32)
+            if name in given:
+                shapes = down.shape, up.shape
+                down, up = (np.asarray(values, np.float32) for values in given[name])
+                if (down.shape, up.shape) != shapes:
+                    raise UserError(
+                        f"the adapter {name} of the model that is started from is of the shapes "
+                        f"{down.shape} and {up.shape}, here it must be of {shapes[0]} and "
+                        f"{shapes[1]}: start from another model"
+                    )
             self._adapters[name] = _Adapter(
                 layer,
                 tf.Variable(down, name=f"{name}_down"),
-                tf.Variable(tf.zeros((rank, width_out)), name=f"{name}_up"),
+                tf.Variable(up, name=f"{name}_up"),
                 alpha / rank,
             )
         for adapter in self._adapters.values():

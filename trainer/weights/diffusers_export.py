@@ -14,7 +14,6 @@ import functools
 import json
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,9 +36,9 @@ from trainer.weights import diffusers_layout, original_layout
 from trainer.weights.base_model import DEFAULT_WEIGHTS, BaseModel
 from trainer.weights.diffusers_format import to_diffusers, to_original
 from trainer.weights.errors import WeightsError
+from trainer.weights.exported import exported_values
 
 _SERVING_FOLDER = "Format-Serving"
-_VARIABLE = re.compile(r"_variables/(\d+)/\.ATTRIBUTES/VARIABLE_VALUE")
 _END, _START = "<|endoftext|>", "<|startoftext|>"
 
 logger = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ def export_trained(
     def values(network: str, built: keras.Model) -> Iterator[np.ndarray]:
         if network == "image_encoder":
             return _base_values(base_model, network, built)
-        return _trained_values(trained.folders[network], network, built)
+        return exported_values(trained.folders[network], network, built)
 
     trained_on = model_spec.public_name(
         manifest.base_weights_source or base_weights, manifest.preset
@@ -265,23 +264,6 @@ def _write_tensors(
 def _base_values(base_model: BaseModel, network: str, model: keras.Model) -> Iterator[np.ndarray]:
     base_model.load(model, network)
     return map(np.asarray, model.weights)
-
-
-def _trained_values(folder: str, network: str, model: keras.Model) -> Iterator[np.ndarray]:
-    """The weights in an exported SavedModel, in the order of `model.weights`."""
-    path = f"{folder}/variables/variables"
-    try:
-        # `tf.train.load_checkpoint` asks first whether it is a folder, which `ram://` says of any
-        # beginning of a name.
-        stored = tf.compat.v1.train.NewCheckpointReader(path)
-    except (tf.errors.OpError, ValueError) as error:
-        raise WeightsError(f"{path} is missing or damaged: {str(error).splitlines()[0]}") from None
-    shapes = stored.get_variable_to_shape_map()
-    keys = {int(match[1]): key for key in shapes if (match := _VARIABLE.fullmatch(key))}
-    ordered = [keys[index] for index in sorted(keys)]
-    if [tuple(shapes[key]) for key in ordered] != [tuple(v.shape) for v in model.weights]:
-        raise WeightsError(f"{path} holds another model than the {network} that it should")
-    return map(stored.get_tensor, ordered)
 
 
 def _find(model: str) -> _Trained:

@@ -31,7 +31,12 @@ from pipeline.failures import explanation_in
 from pipeline.lineage.model import shown_seconds
 from pipeline.lineage.moved import EMULATED_NAME
 from pipeline.vertex.emulation.conditions import holds
-from pipeline.vertex.emulation.metadata import Artifacts, EmulatedMetadata, new_name
+from pipeline.vertex.emulation.metadata import (
+    Artifacts,
+    EmulatedMetadata,
+    RuntimeArtifact,
+    new_name,
+)
 from pipeline.vertex.places import ENVIRONMENT
 
 _LAST_LINES = 30
@@ -251,6 +256,8 @@ class Emulator:
             return State.SKIPPED, 0
         if "resolver" in executor:
             return self._resolve(name, component, executor["resolver"], inputs)
+        if "importer" in executor:
+            return self._import(name, task, component, executor["importer"])
         if "container" not in executor:
             raise NotImplementedError(f"task {name} is of kind {', '.join(executor)}")
         return self._run_container(name, task, component, executor["container"], inputs)
@@ -271,6 +278,33 @@ class Emulator:
             name, "resolver", mlmd.Execution.COMPLETE, {}, inputs, self._outputs[name]
         )
         return State.RESOLVED, execution_id
+
+    def _import(
+        self,
+        name: str,
+        task: Mapping[str, Any],
+        component: Mapping[str, Any],
+        importer: Mapping[str, Any],
+    ) -> tuple[State, int]:
+        [(key, definition)] = component["outputDefinitions"]["artifacts"].items()
+        artifact: RuntimeArtifact = {
+            "name": new_name(),
+            "uri": self._address(importer["artifactUri"], task),
+            "type": definition["artifactType"],
+            "metadata": importer.get("metadata", {}),
+        }
+        known = None if importer.get("reimport") else self._metadata.known(artifact)
+        self._outputs[name] = _typed({key: [known or artifact]}, component)
+        execution_id = self._metadata.record(
+            name, "importer", mlmd.Execution.COMPLETE, {}, {}, self._outputs[name]
+        )
+        return State.RESOLVED, execution_id
+
+    def _address(self, given: Mapping[str, Any], task: Mapping[str, Any]) -> str:
+        """An importer's address: a value, or the name of a parameter of its task."""
+        if "constant" in given:
+            return str(given["constant"])
+        return str(self._parameter(task["inputs"]["parameters"][given["runtimeParameter"]]))
 
     def _run_container(
         self,

@@ -128,6 +128,18 @@ class EmulatedMetadata:
         found.sort(key=lambda artifact: artifact.id)
         return [_runtime(artifact) for artifact in found[-1:]]
 
+    def known(self, artifact: RuntimeArtifact) -> RuntimeArtifact | None:
+        """The latest artifact that an importer would import again, or none."""
+        kind, wanted = _type_name(_title(artifact)), artifact.get("metadata", {})
+        found = [
+            a
+            for a in self.store.get_artifacts_by_uri(artifact["uri"])
+            if a.type == kind
+            and a.state == mlmd.Artifact.LIVE
+            and wanted.items() <= _runtime(a)["metadata"].items()
+        ]
+        return _runtime(max(found, key=lambda a: a.id)) if found else None
+
     def withdraw(self, artifacts: Iterable[RuntimeArtifact]) -> None:
         """Marks artifacts whose files are gone."""
         for artifact in artifacts:

@@ -165,6 +165,7 @@ class StoreMaker:
         settings: Settings = Settings(),
         at: int = FIRST_DAY,
         baseline: Sequence[Made] = (),
+        started: Sequence[Made] = (),
         loss: float = 0.16,
         blessed: bool = True,
         stop: tuple[str, int, str] | None = None,
@@ -249,7 +250,7 @@ class StoreMaker:
                         }
                     )
                 },
-                {"examples": everything["latents"]},
+                {"examples": everything["latents"], **({"base_model": started} if started else {})},
                 {"model": [("Model", settings.model)], "model_run": [("ModelRun", {})]},
                 120.0,
             )

@@ -18,7 +18,7 @@ from made_store import (
 
 from pipeline import lineage
 from pipeline.lineage import comparing, drawing, tracing
-from pipeline.lineage.text import runs_text
+from pipeline.lineage.text import runs_text, trace_text
 from storage.row_index import IndexedRow
 
 
@@ -540,3 +540,34 @@ def test_a_resolver_makes_no_arrow_to_the_model_of_its_run(store, made):
         to, of = f"step-{resolver}", [end for start, end, _ in edges if start == f"step-{resolver}"]
         assert (f"artifact-{candidate}", to, "candidate") in edges
         assert of == ([f"artifact-{baseline}"] if baseline else [])
+
+
+def test_a_model_that_was_started_from_is_told_apart_from_what_made_the_release(tmp_path):
+    maker = StoreMaker()
+    runs = []
+    for number, name in enumerate(("one", "two", "three")):
+        before = runs[-1]["model"] if runs else []
+        settings = Settings(fingerprint=f"{number + 10:x}" * 16, steps=100 + number)
+        at = FIRST_DAY + number * 7 * MINUTE
+        runs.append(maker.run(name, settings, at, baseline=before, started=before))
+    maker.save(tmp_path / "metadata.sqlite")
+    models = [run["model"][0].id for run in runs]
+    with lineage.locate(str(tmp_path)).open() as store:
+        trace = lineage.trace(store, "release:2")
+        impact = lineage.impact(store, "a" * 16)
+    roles = {}
+    for step in trace.steps:
+        roles.setdefault(step.execution.node, []).append(step.role)
+    assert roles["CaptionExampleGen"] == roles["Trainer"] == ["started from", "made it"]
+    assert roles["LossScorer"] == ["made it"]
+    facts = [(f.section, f.name, f.value) for f in trace.facts]
+    # Its own hyperparameters and data, and no others.
+    for name, value in (("steps", 101), ("dataset_fingerprint", "b" * 16)):
+        assert [v for _, n, v in facts if n == name] == [value]
+    assert ("data", "earlier_dataset_fingerprint", "a" * 16) in facts
+    [before] = [v for s, n, v in facts if (s, n) == ("base weights", "started_from_model")]
+    assert before.startswith(f"release 1, artifact {models[0]} (")
+    assert "Steps of the role `started from` made the models that training" in trace_text(trace)
+    # What was started from a model was made of its data, too.
+    assert [touched.artifact.id for touched in impact.models if touched.made_of] == models
+    assert [touched.version for touched in impact.releases if touched.made_of] == ["1", "2", "3"]

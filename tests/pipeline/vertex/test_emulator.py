@@ -237,6 +237,33 @@ def test_resolvers_find_the_latest_blessed_model(here: Here, job) -> None:
     assert here.given("Judge", "blessing")["inputs"]["baseline"]["artifacts"] == [second]
 
 
+def test_an_importer_finds_what_is_known_already_and_records_what_is_not(here: Here, job) -> None:
+    here.run(job)
+    [model] = here.given("Judge", "blessing")["inputs"]["model"]["artifacts"]
+    spec = job["pipelineSpec"]
+    spec["root"]["dag"]["tasks"]["Start"] = {"componentRef": {"name": "Start"}}
+    spec["components"]["Start"] = {
+        "executorLabel": "Start",
+        "outputDefinitions": {"artifacts": {"model": schema("Model")}},
+    }
+    importer = {"artifactUri": {"constant": model["uri"]}}
+    spec["deploymentSpec"]["executors"]["Start"] = {"importer": importer}
+    judge = spec["root"]["dag"]["tasks"]["Judge"]
+    judge["dependentTasks"].append("Start")
+    judge["inputs"]["artifacts"]["baseline"] = comes_from("Start", "model")
+    assert here.run(job, steps=6.0)["Start"] == State.RESOLVED
+    assert here.given("Judge", "blessing")["inputs"]["baseline"]["artifacts"] == [model]
+    # Of other content, as its properties say, it is another one; the same for the next run.
+    importer["metadata"] = {"manifest_sha256": "abc"}
+    found = []
+    for steps in (7.0, 8.0):
+        here.run(job, steps=steps)
+        found += here.given("Judge", "blessing")["inputs"]["baseline"]["artifacts"]
+    assert found[0] == found[1]
+    assert found[0]["name"] != model["name"]
+    assert (found[0]["uri"], found[0]["metadata"]) == (model["uri"], importer["metadata"])
+
+
 def test_a_condition_that_does_not_hold_skips_the_task_and_all_after(here: Here, job) -> None:
     states = here.run(job, steps=1.0)
     assert states["Judge"] == State.EXECUTED

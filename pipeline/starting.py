@@ -1,0 +1,312 @@
+"""Which model a run's training starts from, looked up before anything starts.
+
+`latest_blessed` is the latest blessed model that was trained on other data than the run's: so a run
+with the same data starts from the same model as before, a second run has nothing to do, and other
+settings are another try from the same start. What counts as the data is the dataset's fingerprint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ml_metadata.metadata_store import metadata_store
+from ml_metadata.proto import metadata_store_pb2 as mlmd
+
+from pipeline.config.schema import (
+    BASE,
+    LATEST_BLESSED,
+    RELEASE,
+    ConfigError,
+    RunConfig,
+    names_place,
+)
+from pipeline.lineage.model import CONTENT_DIGEST
+from serving.releases import EXPORT_NAME, RELEASES
+from storage import filesystem
+from storage.errors import one_line
+from storage.filesystem import content_digest
+from storage.hashing import sha256_hex
+from storage.model_manifest import MODEL_MANIFEST_NAME
+from storage.user_errors import UserError
+
+if TYPE_CHECKING:
+    from trainer.weights.base_model import BaseModel
+
+_MODEL, _PUSHED, _BLESSING = "Model", "PushedModel", "ModelBlessing"
+_RUN, _FINGERPRINT = "pipeline_run", "dataset_fingerprint"
+_OUTPUTS = (mlmd.Event.OUTPUT, mlmd.Event.DECLARED_OUTPUT)
+_INPUTS = (mlmd.Event.INPUT, mlmd.Event.DECLARED_INPUT)
+_MANIFEST_DIGEST = "manifest_sha256"
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The model that a training starts from.
+
+    Attributes:
+        uri: Folder of the model's artifact; "" where it is the latest blessed one at the moment at
+            which the pipeline gets there, if there is any.
+        shown: What it is called, for people.
+        identity: Names what it holds, wherever the output folder lies.
+        properties: Custom properties by which its artifact is known for the same.
+    """
+
+    uri: str
+    shown: str
+    identity: str
+    properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+AT_RUN_TIME = Start("", "the latest blessed model, if there is any then", LATEST_BLESSED)
+"""On Vertex, where ML Metadata is asked by the pipeline itself."""
+
+
+def find_start(
+    config: RunConfig,
+    base_model: BaseModel,
+    dataset_fingerprint: str,
+    store: metadata_store.MetadataStore,
+    serving_dir: str,
+) -> Start | None:
+    """What a local run's training starts from; `None` for the base weights.
+
+    Args:
+        config: All settings, resolved.
+        base_model: The base weights, which the model must have been made from.
+        dataset_fingerprint: Of the dataset as it is now.
+        store: Of the output folder.
+        serving_dir: Where its releases are.
+
+    Raises:
+        ConfigError: There is no such model, its files are gone, or it does not fit.
+    """
+    start_from = config.model.start_from
+    if start_from == BASE:
+        return None
+    if names_place(start_from):
+        uri = _artifact_folder(start_from)
+        _check(start_from, uri, base_model)
+        digest = content_digest(uri)
+        return Start(uri, f"the model in {uri}", digest, {CONTENT_DIGEST: digest})
+    models = _Models(store)
+    if start_from == LATEST_BLESSED:
+        made = models.made_with(dataset_fingerprint)
+        found = [m for m in models.blessed() if m.id not in made]
+        if not found:
+            return None
+        model = found[-1]
+    else:
+        model = models.of_release(start_from.removeprefix(RELEASE), serving_dir)
+    _check(start_from, model.uri, base_model)
+    return Start(model.uri, models.shown(model), f"artifact {model.id}")
+
+
+def find_start_for_vertex(
+    config: RunConfig, base_model: BaseModel, serving_dir: str
+) -> Start | None:
+    """What a compiled pipeline's training starts from; `None` for the base weights.
+
+    Args:
+        config: All settings, resolved.
+        base_model: The base weights, which the model must have been made from.
+        serving_dir: Where releases are pushed to.
+
+    Raises:
+        ConfigError: There is no such model, its files are gone, or it does not fit.
+    """
+    start_from = config.model.start_from
+    if start_from == BASE:
+        return None
+    if start_from == LATEST_BLESSED:
+        return AT_RUN_TIME
+    if not names_place(start_from):
+        version = start_from.removeprefix(RELEASE)
+        uri = _pushed_from(version, serving_dir)
+        _check(start_from, uri, base_model)
+        return Start(uri, f"release {version}", f"release {version}")
+    uri = _artifact_folder(start_from)
+    _check(start_from, uri, base_model)
+    manifest = filesystem.join(uri, EXPORT_NAME, MODEL_MANIFEST_NAME)
+    # All files of a model in a bucket would have to be fetched for a digest of them.
+    digest = sha256_hex([filesystem.read_bytes(manifest)])
+    return Start(uri, f"the model in {uri}", digest, {_MANIFEST_DIGEST: digest})
+
+
+def find_start_outside(config: RunConfig, base_model: BaseModel) -> str | None:
+    """The folder of the SavedModels that a training outside of a pipeline starts from, if any.
+
+    Raises:
+        ConfigError: It is to be looked up among an output folder's, or as of `find_start`.
+    """
+    start_from = config.model.start_from
+    if start_from == BASE:
+        return None
+    if not names_place(start_from):
+        raise ConfigError(
+            f"model.start_from = {start_from!r} is impossible here, where no output folder says "
+            "what there is: give the folder of the model"
+        )
+    uri = _artifact_folder(start_from)
+    _check(start_from, uri, base_model)
+    return filesystem.join(uri, EXPORT_NAME)
+
+
+def told(start_from: str, start: Start | None) -> str:
+    """What a user should know of what training starts from; "" for the base weights as ever."""
+    if start is not None:
+        return f"Training starts from {start.shown} (model.start_from: {start_from})."
+    if start_from == BASE:
+        return ""
+    return (
+        "Training starts from the base weights: no model is blessed yet that was trained on other "
+        f"data (model.start_from: {start_from})."
+    )
+
+
+class _Models:
+    """The models that a store knows."""
+
+    def __init__(self, store: metadata_store.MetadataStore) -> None:
+        self._store = store
+        self._live = {
+            a.id: a for a in _of_type(store, _MODEL) if a.state == mlmd.Artifact.LIVE and a.uri
+        }
+
+    def blessed(self) -> list[mlmd.Artifact]:
+        """Those that are there and blessed, the latest last."""
+        ids = {
+            properties["current_model_id"].int_value
+            for blessing in _of_type(self._store, _BLESSING)
+            if (properties := dict(blessing.custom_properties))
+            .get("blessed", mlmd.Value())
+            .int_value
+            and "current_model_id" in properties
+        }
+        return [self._live[i] for i in sorted(ids.intersection(self._live))]
+
+    def made_with(self, dataset_fingerprint: str) -> set[int]:
+        """Ids of those that a run with this content of the dataset made, or found in the cache."""
+        runs = {
+            context.id
+            for execution in self._store.get_executions()
+            if _text(execution.custom_properties, _FINGERPRINT) == dataset_fingerprint
+            for context in self._store.get_contexts_by_execution(execution.id)
+            if context.type == _RUN
+        }
+        steps = {e.id for run in runs for e in self._store.get_executions_by_context(run)}
+        events = list(self._events(steps))
+        # What an importer leaves was started from.
+        taking = {e.execution_id for e in events if e.type in _INPUTS}
+        return {e.artifact_id for e in events if e.type in _OUTPUTS and e.execution_id in taking}
+
+    def of_release(self, version: str, serving_dir: str) -> mlmd.Artifact:
+        """The model of a release of a serving directory; raises a `ConfigError` without one."""
+        pushed = [
+            a
+            for a in _of_type(self._store, _PUSHED)
+            if _text(a.custom_properties, "pushed_version") == version
+            and _same_place(_text(a.custom_properties, "pushed_destination"), serving_dir)
+        ]
+        there = filesystem.is_file(filesystem.join(serving_dir, RELEASES, f"{version}.json"))
+        if not pushed or not there:
+            raise _no_release(version, serving_dir)
+        steps = {
+            e.execution_id
+            for e in self._store.get_events_by_artifact_ids([a.id for a in pushed])
+            if e.type in _OUTPUTS
+        }
+        models = [
+            e.artifact_id
+            for e in self._events(steps)
+            if e.type in _INPUTS and e.path.steps[0].key == "model"
+        ]
+        found = [self._live[i] for i in sorted(models) if i in self._live]
+        if not found:
+            raise ConfigError(
+                f"model.start_from = {RELEASE}{version} is impossible: the model that it was "
+                "pushed from is gone; start from another release, or from base"
+            )
+        return found[-1]
+
+    def shown(self, model: mlmd.Artifact) -> str:
+        """What people call a model."""
+        steps = {
+            e.execution_id
+            for e in self._store.get_events_by_artifact_ids([model.id])
+            if e.type in _INPUTS and e.path.steps[0].key == "model"
+        }
+        outputs = [e.artifact_id for e in self._events(steps) if e.type in _OUTPUTS]
+        versions = [
+            version
+            for a in (self._store.get_artifacts_by_id(outputs) if outputs else ())
+            if a.type == _PUSHED and (version := _text(a.custom_properties, "pushed_version"))
+        ]
+        return f"release {versions[-1]}, model {model.id}" if versions else f"model {model.id}"
+
+    def _events(self, steps: Iterable[int]) -> Iterator[mlmd.Event]:
+        ids = sorted(steps)
+        yield from self._store.get_events_by_execution_ids(ids) if ids else ()
+
+
+def _check(start_from: str, uri: str, base_model: BaseModel) -> None:
+    """Raises a `ConfigError` where the model of an artifact cannot be started from."""
+    from trainer.weights.starting_model import StartingModel
+
+    try:
+        StartingModel.locate(filesystem.join(uri, EXPORT_NAME), base_model)
+    except (UserError, OSError) as error:
+        raise ConfigError(f"model.start_from = {start_from!r}: {one_line(error)}") from None
+
+
+def _artifact_folder(place: str) -> str:
+    folder = place.rstrip("/")
+    head, _, name = folder.rpartition("/")
+    return head if name == EXPORT_NAME else folder
+
+
+def _pushed_from(version: str, serving_dir: str) -> str:
+    """Folder of the artifact of the model of a release, as the release says."""
+    path = filesystem.join(serving_dir, RELEASES, f"{version}.json")
+    if not filesystem.is_file(path):
+        raise _no_release(version, serving_dir)
+    try:
+        return str(json.loads(filesystem.read_bytes(path))["model"]["uri"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"model.start_from = {RELEASE}{version} is impossible: {path} is damaged "
+            f"({one_line(error)}); start from another release, or from base"
+        ) from None
+
+
+def _no_release(version: str, serving_dir: str) -> ConfigError:
+    from serving.errors import ServingError
+    from serving.releases import list_versions
+
+    try:
+        known = ", ".join(map(str, list_versions(serving_dir)))
+    except ServingError:
+        known = ""
+    return ConfigError(
+        f"model.start_from = {RELEASE}{version} is impossible: there is no release {version} in "
+        f"{serving_dir}; " + (f"there are: {known}" if known else "nothing was pushed yet")
+    )
+
+
+def _same_place(first: str, second: str) -> bool:
+    if "://" in first or "://" in second:
+        return first.rstrip("/") == second.rstrip("/")
+    return os.path.realpath(first) == os.path.realpath(second)
+
+
+def _of_type(store: metadata_store.MetadataStore, kind: str) -> list[mlmd.Artifact]:
+    found = store.get_artifacts_by_type(kind)
+    return sorted(found, key=lambda artifact: artifact.id)
+
+
+def _text(properties: Any, name: str) -> str:
+    # A protobuf map gains an entry when it is read at a key that it lacks; a dict does not.
+    return str(dict(properties).get(name, mlmd.Value()).string_value)

@@ -1,0 +1,53 @@
+"""The weights in a model as the Trainer exports it, read back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.weights.errors import WeightsError
+
+_VARIABLE = re.compile(r"_variables/(\d+)/\.ATTRIBUTES/VARIABLE_VALUE")
+
+
+def exported_values(folder: str, network: str, model: keras.Model) -> Iterator[np.ndarray]:
+    """The weights in an exported SavedModel, in the order of `model.weights`.
+
+    Args:
+        folder: Of the SavedModel.
+        network: One of `trainer.presets.NETWORKS`.
+        model: Built by `trainer.networks`, as the exported one was.
+
+    Yields:
+        Every weight, as it is stored.
+
+    Raises:
+        WeightsError: The SavedModel is missing, damaged or another network's.
+    """
+    path = f"{folder}/variables/variables"
+    try:
+        # `tf.train.load_checkpoint` asks first whether it is a folder, which `ram://` says of any
+        # beginning of a name.
+        stored = tf.compat.v1.train.NewCheckpointReader(path)
+    except (tf.errors.OpError, ValueError) as error:
+        raise _damaged(path, error) from None
+    shapes = stored.get_variable_to_shape_map()
+    keys = {int(match[1]): key for key in shapes if (match := _VARIABLE.fullmatch(key))}
+    ordered = [keys[index] for index in sorted(keys)]
+    if [tuple(shapes[key]) for key in ordered] != [tuple(v.shape) for v in model.weights]:
+        raise WeightsError(f"{path} holds another model than the {network} that it should")
+    for key in ordered:
+        try:
+            value = stored.get_tensor(key)
+        # Of a file that was cut, TensorFlow says that an index is out of range.
+        except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:
+            raise _damaged(path, error) from None
+        yield value
+
+
+def _damaged(path: str, error: Exception) -> WeightsError:
+    return WeightsError(f"{path} is missing or damaged: {str(error).splitlines()[0]}")
