@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import safetensors
 import small_runs
 import tensorflow as tf
 from hub_server import HubServer
@@ -258,23 +257,16 @@ def test_a_model_that_predicts_the_velocity_goes_the_whole_way(
     write_dataset(tmp_path / "data")
     settings = SETTINGS.replace("training:", "training:\n  optimizer: lion") + SMALL_MODEL
     settings += "  prediction: v_prediction\n  zero_terminal_snr: true\n"
-    settings += "serving: {image_to_image: true, checkpoint: float32}\n"
+    settings += "serving: {image_to_image: true}\n"
     run = Pipeline(tmp_path, "data", project=project, settings=settings)
     run.run("--steps", "4")
     summary = json.loads((run.output / "report" / "summary.json").read_text())
     # Of the noise, which base weights and model both say something of.
     assert 0 < summary["loss"] < 10
     assert 0 < summary["loss_baseline"] < 10
-    run.run("--steps", "6", "--learning-rate", "2e-4")
-    summary = json.loads((run.output / "report" / "summary.json").read_text())
-    assert summary["baseline"].startswith("model ")
     serving = run.output / "serving_model"
     manifest = json.loads((serving / "releases" / "1.json").read_text())["manifest"]
     assert (manifest["prediction"], manifest["zero_terminal_snr"]) == ("v_prediction", True)
-    [single] = (serving / "single_files" / "1").glob("*.safetensors")
-    with safetensors.safe_open(single, "np") as file:
-        assert file.metadata()["modelspec.prediction_type"] == "v"
-        assert file.metadata()["zero_terminal_snr"] == "True"
     model = tf.saved_model.load(str(serving / "diffusion_model" / "1"))
     assert "predict_v_prediction" in model.signatures
     picture = tmp_path / "x.png"
