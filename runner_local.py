@@ -254,6 +254,7 @@ def _run_pipeline(
         metadata_path=str(output / housekeeping.DATABASE_NAME),
         serving_dir=serving_dir,
         checkpoint_dir=str(output / "checkpoints"),
+        latents_index=str(output / "latents_index"),
         dataset_fingerprint=fingerprint,
         base_model=base_model,
         beam_pipeline_args=local_runner.beam_pipeline_args(),

@@ -10,6 +10,7 @@ import pytest
 from tfx.dsl.components.base.base_node import BaseNode
 
 from pipeline.config import load_config, resolve_base_weights
+from pipeline.lineage.model import NOTED_SETTINGS
 from pipeline.pipeline import create_pipeline
 
 BEFORE_THE_TRAINER = {
@@ -19,8 +20,13 @@ BEFORE_THE_TRAINER = {
 AFTER_THE_TRAINER = {"LossScorer", "Evaluator", "EvaluationReport", "ServingPusher"}
 
 
-def nodes(folder: Path, trials: int = 0, **training: Any) -> dict[str, BaseNode]:
-    flags = {"tuning.trials": ("--given", trials)}
+def nodes(
+    folder: Path, trials: int = 0, take_over: bool = True, **training: Any
+) -> dict[str, BaseNode]:
+    flags = {
+        "tuning.trials": ("--given", trials),
+        "model.take_over_latents": ("--given", take_over),
+    }
     config, base_model = resolve_base_weights(load_config(None, flags))
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
     made = create_pipeline(
@@ -29,6 +35,7 @@ def nodes(folder: Path, trials: int = 0, **training: Any) -> dict[str, BaseNode]
         metadata_path=str(folder / "metadata.sqlite"),
         serving_dir=str(folder / "serving_model"),
         checkpoint_dir=str(folder / "checkpoints"),
+        latents_index=str(folder / "latents_index"),
         dataset_fingerprint="1",
         base_model=base_model,
     )
@@ -47,6 +54,14 @@ def test_a_training_setting_is_the_trainers_alone(setting: dict[str, Any], tmp_p
     assert before.keys() == after.keys()
     changed = {n for n in before if before[n].exec_properties != after[n].exec_properties}
     assert changed == {"Trainer"}
+
+
+def test_an_index_of_latents_is_kept_where_they_are_taken_over(tmp_path: Path) -> None:
+    latents = [nodes(tmp_path, take_over=way)["LatentGen"].exec_properties for way in (True, False)]
+    places = [properties["latents_index"] for properties in latents]
+    assert places == [str(tmp_path / "latents_index"), ""]
+    # Another value runs nothing again.
+    assert "latents_index" in NOTED_SETTINGS
 
 
 def test_what_comes_after_the_trainer_reads_what_it_made(tmp_path: Path) -> None:
