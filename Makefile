@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock lineage playground rooms bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-serving bench-serving-clients bench-stacks bench-train bench-tuning bench-weights help
+.PHONY: run test setup lint lock lineage playground rooms bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-serving bench-serving-clients bench-stacks bench-taking-over bench-train bench-tuning bench-weights help
 
 # Some containers forbid bytecode, and uv makes none: each process would compile eight thousand
 # modules of TensorFlow and TFX anew, for half a minute. .venv is ours to write to.
@@ -122,6 +122,10 @@ bench-train: setup
 # The learning rate that the search finds, beside a grid, on the latents of a run: the tables of docs/training.md.
 bench-tuning: setup
 	@.venv/bin/python -m benchmarks.tuning $(ARGS)
+
+# What a few more pictures cost LatentGen, beside encoding all; prints a table. A few minutes.
+bench-taking-over: setup
+	@.venv/bin/python -m benchmarks.taking_over $(ARGS)
 
 # Says what there is to make.
 help:

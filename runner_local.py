@@ -262,6 +262,7 @@ def _run_pipeline(
         metadata_path=str(output / housekeeping.DATABASE_NAME),
         serving_dir=serving_dir,
         checkpoint_dir=str(output / "checkpoints"),
+        latents_index=str(output / "latents_index"),
         dataset_fingerprint=fingerprint,
         base_model=base_model,
         start=start,

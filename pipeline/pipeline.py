@@ -47,6 +47,7 @@ def create_pipeline(
     metadata_path: str | None,
     serving_dir: str,
     checkpoint_dir: str,
+    latents_index: str,
     dataset_fingerprint: str,
     base_model: BaseModel,
     start: Start | None = None,
@@ -66,6 +67,8 @@ def create_pipeline(
         serving_dir: Folder that TF Serving reads.
         checkpoint_dir: Folder where a restarted training finds its checkpoints; not below
             `pipeline_root`, whose folders change with every execution.
+        latents_index: Folder where LatentGen finds what former runs encoded; below the same folder
+            as `pipeline_root`.
         dataset_fingerprint: Stands for the dataset's content in the cache key.
         base_model: The base weights (see `pipeline.config.resolve_base_weights`).
         start: The model that training starts from; `None`: the base weights.
@@ -133,6 +136,7 @@ def create_pipeline(
         crop=model.crop,
         crop_seed=dataset.seed,
         tags=tags,
+        latents_index=latents_index if model.take_over_latents else "",
     )
     if dataset.fail_on_anomalies:
         latent_gen.add_upstream_node(validator)

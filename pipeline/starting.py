@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from pipeline.config.resolving import trained_preset
 from pipeline.config.schema import (
     BASE,
     LATEST_BLESSED,
@@ -89,7 +90,7 @@ def find_start(
         return None
     if names_place(start_from):
         uri = _artifact_folder(start_from)
-        _check(start_from, uri, base_model)
+        _check(config, uri, base_model)
         digest = content_digest(uri)
         return Start(uri, f"the model in {uri}", digest, {CONTENT_DIGEST: digest})
     models = _Models(store)
@@ -101,7 +102,7 @@ def find_start(
         model = found[-1]
     else:
         model = models.of_release(start_from.removeprefix(RELEASE), serving_dir)
-    _check(start_from, model.uri, base_model)
+    _check(config, model.uri, base_model)
     return Start(model.uri, models.shown(model), f"artifact {model.id}")
 
 
@@ -126,10 +127,10 @@ def find_start_for_vertex(
     if not names_place(start_from):
         version = start_from.removeprefix(RELEASE)
         uri = _pushed_from(version, serving_dir)
-        _check(start_from, uri, base_model)
+        _check(config, uri, base_model)
         return Start(uri, f"release {version}", f"release {version}")
     uri = _artifact_folder(start_from)
-    _check(start_from, uri, base_model)
+    _check(config, uri, base_model)
     manifest = filesystem.join(uri, EXPORT_NAME, MODEL_MANIFEST_NAME)
     # All files of a model in a bucket would have to be fetched for a digest of them.
     digest = sha256_hex([filesystem.read_bytes(manifest)])
@@ -151,7 +152,7 @@ def find_start_outside(config: RunConfig, base_model: BaseModel) -> str | None:
             "what there is: give the folder of the model"
         )
     uri = _artifact_folder(start_from)
-    _check(start_from, uri, base_model)
+    _check(config, uri, base_model)
     return filesystem.join(uri, EXPORT_NAME)
 
 
@@ -252,14 +253,17 @@ class _Models:
         yield from self._store.get_events_by_execution_ids(ids) if ids else ()
 
 
-def _check(start_from: str, uri: str, base_model: BaseModel) -> None:
+def _check(config: RunConfig, uri: str, base_model: BaseModel) -> None:
     """Raises a `ConfigError` where the model of an artifact cannot be started from."""
     from trainer.weights.starting_model import StartingModel
 
     try:
-        StartingModel.locate(filesystem.join(uri, EXPORT_NAME), base_model)
+        trained = dataclasses.replace(base_model, preset=trained_preset(config, base_model))
+        StartingModel.locate(filesystem.join(uri, EXPORT_NAME), trained)
     except (UserError, OSError) as error:
-        raise ConfigError(f"model.start_from = {start_from!r}: {one_line(error)}") from None
+        raise ConfigError(
+            f"model.start_from = {config.model.start_from!r}: {one_line(error)}"
+        ) from None
 
 
 def _artifact_folder(place: str) -> str:

@@ -48,7 +48,17 @@ def read_rows(folder: str, split: str | None = None) -> Iterator[IndexedRow]:
         split: Whose rows; `None` for all.
     """
     for name in filesystem.files_below(folder):
-        if split is not None and not name.startswith(f"{split}-"):
-            continue
-        for line in filesystem.read_bytes(filesystem.join(folder, name)).splitlines():
-            yield IndexedRow(**json.loads(line))
+        if split is None or name.startswith(f"{split}-"):
+            yield from _read_file(filesystem.join(folder, name))
+
+
+def read_shard_rows(folder: str, split: str, shard: int) -> Iterator[IndexedRow]:
+    """Reads the part of the index in a folder that is of one shard; nothing where there is none."""
+    path = filesystem.join(folder, file_name(split, shard))
+    if filesystem.is_file(path):
+        yield from _read_file(path)
+
+
+def _read_file(path: str) -> Iterator[IndexedRow]:
+    for line in filesystem.read_bytes(path).splitlines():
+        yield IndexedRow(**json.loads(line))

@@ -79,6 +79,7 @@ def encoded(base_model: BaseModel, folder: Path, split: str, start: int, stop: i
     hashed = base_model.hash(ENCODERS)
     settings = {"encoders_hash": hashed, "flip": "never", "crop": "centre", "crop_seed": 0}
     settings |= {"tag_variants": 0, "tag_keep": 1, "tag_dropout": 0.0, "tag_seed": 0}
+    settings["latents_index"] = ""
     latent_gen.Executor(BaseBeamExecutor.Context(beam_pipeline_args=[])).Do(
         {"examples": [examples]},
         {"latents": [made]},

@@ -462,7 +462,10 @@ def _prepare(
         text_encoder = build("text_encoder")
     networks = text_encoder, diffusion_model, base_model.build("decoder")
     modules = serving_modules(*networks, base_model.preset, base_model.image_size)
-    as_before = NoiseSchedule.of(before) == NoiseSchedule.of(base_model.preset)
+    # A model that is started from predicts what it is trained to.
+    as_before = start is not None or (
+        NoiseSchedule.of(before) == NoiseSchedule.of(base_model.preset)
+    )
     modules_before = (
         modules if as_before else serving_modules(*networks, before, base_model.image_size)
     )

@@ -238,7 +238,9 @@ def _findings(
         num_trained_on=scores.get_int_custom_property("num_trained_on_before"),
         num_strata=scores.get_int_custom_property("num_strata"),
         asked=thresholds(evaluation, metrics),
-        origin=_origin(dataset, pipeline_run),
+        origin=_origin(
+            dataset, artifact_utils.get_single_instance(input_dict["latents"]), pipeline_run
+        ),
         remembered=remembered(scores, dataset, metrics.get(ALL, {}), manifest),
     )
 
@@ -262,12 +264,15 @@ def _is_start(manifest: ModelManifest, input_dict: Mapping[str, list[types.Artif
     )
 
 
-def _origin(dataset: types.Artifact, run: str | None) -> dict[str, str]:
+def _origin(dataset: types.Artifact, latents: types.Artifact, run: str | None) -> dict[str, str]:
     now = datetime.datetime.now(datetime.timezone.utc)
     revision, train, held_out = (
         dataset.get_string_custom_property("dataset_revision"),
         dataset.get_int_custom_property("num_train"),
         dataset.get_int_custom_property("num_eval"),
+    )
+    taken, encoded = (
+        latents.get_int_custom_property(f"pictures_{what}") for what in ("taken_over", "encoded")
     )
     origin = {
         "Run that judged it": run or "",
@@ -275,6 +280,7 @@ def _origin(dataset: types.Artifact, run: str | None) -> dict[str, str]:
         "Dataset": dataset.get_string_custom_property("dataset"),
         "Its revision": revision,
         "Its examples": f"{train:,} to train on, {held_out:,} held out" if train else "",
+        "Their pictures": f"{encoded:,} encoded, {taken:,} taken over" if taken else "",
     }
     return {name: value for name, value in origin.items() if value}
 

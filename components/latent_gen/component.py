@@ -9,6 +9,7 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 from components.caption_example_gen.captions import TagShuffle
 from components.code_version import code_version
 from components.latent_gen import executor
+from components.latent_gen.encoding import CROP_CENTRE, CROP_RANDOM, CROPS
 from trainer.presets import ENCODERS
 from trainer.weights.base_model import BaseModel
 
@@ -28,6 +29,7 @@ class LatentGenSpec(component_spec.ComponentSpec):
         "tag_keep": component_spec.ExecutionParameter(type=int),
         "tag_dropout": component_spec.ExecutionParameter(type=float),
         "tag_seed": component_spec.ExecutionParameter(type=int),
+        "latents_index": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {"examples": component_spec.ChannelParameter(type=standard_artifacts.Examples)}
@@ -42,7 +44,11 @@ class LatentGen(base_beam_component.BaseBeamComponent):
         records as `trainer.data.latents.make_latent_example` makes them, and `manifest.json`
         (`trainer.data.latents.LatentsManifest`); `choosing.json`, the ids of the held-out examples
         that choose a model, where one is to be chosen. Custom properties: `preset`, `image_size`,
-        `flip`, `encoders_hash`, and `num_<split>` for every split.
+        `flip`, `encoders_hash`, and `num_<split>` for every split; and of all these records,
+        `pictures_taken_over` from former runs, `pictures_encoded`, `captions_taken_over` and
+        `captions_encoded`.
+
+    What comes out is the same, byte for byte, however much is taken over.
     """
 
     SPEC_CLASS = LatentGenSpec
@@ -53,9 +59,10 @@ class LatentGen(base_beam_component.BaseBeamComponent):
         examples: types.BaseChannel,
         base_model: BaseModel,
         flip: str = executor.FLIP_AUTO,
-        crop: str = executor.CROP_CENTRE,
+        crop: str = CROP_CENTRE,
         crop_seed: int = 0,
         tags: TagShuffle | None = None,
+        latents_index: str = "",
     ) -> None:
         """Makes the component.
 
@@ -68,6 +75,9 @@ class LatentGen(base_beam_component.BaseBeamComponent):
                 one, always the same for the same picture, caption and seed.
             crop_seed: Decides which.
             tags: How captions of the train split are varied; `None`: they are used as they are.
+            latents_index: Folder of the index of what former runs encoded, directly below the one
+                that all runs write to; what they encoded of unchanged pictures is taken over. "":
+                everything is encoded, and nothing noted.
 
         Raises:
             ValueError: `flip` or `crop` is none of those named.
@@ -75,7 +85,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
         """
         for name, value, allowed in (
             ("flip", flip, executor.FLIPS),
-            ("crop", crop, executor.CROPS),
+            ("crop", crop, CROPS),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
@@ -91,11 +101,12 @@ class LatentGen(base_beam_component.BaseBeamComponent):
                 encoders_hash=base_model.hash(ENCODERS),
                 flip=flip,
                 crop=crop,
-                crop_seed=crop_seed if crop == executor.CROP_RANDOM else 0,
+                crop_seed=crop_seed if crop == CROP_RANDOM else 0,
                 tag_variants=tags.variants,
                 tag_keep=tags.keep,
                 tag_dropout=float(tags.dropout),
                 tag_seed=tags.seed,
+                latents_index=latents_index,
                 code_version=code_version(executor.__name__),
                 examples=examples,
                 latents=channel_utils.as_channel([standard_artifacts.Examples()]),

@@ -1,23 +1,28 @@
 """The work of LatentGen.
 
-A shard of examples becomes the shard of latents of the same number, encoded from front to back in
-batches of one fixed size. So the result does not depend on how Beam spreads the shards, nothing is
+A shard of examples becomes the shard of latents of the same number. What a picture is encoded to
+does not depend on those beside it (see `Encoders`), nor on how Beam spreads the shards; nothing is
 sorted or shuffled, and all splits go through the same workers, which load the encoders once.
+
+So what a former run has encoded need not be encoded again: the same bytes come out. The index of
+former runs (see `LatentsIndex`) tells which of their records have a use, and these are put aside
+for the shards that they are of use for. A worker takes a record over if it is what was written, is
+of the very picture at hand, and was made by encoders that compute here, to the last bit, what they
+computed there.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
+import contextlib
+import importlib.metadata
 import logging
 import os
-import sys
+import platform
 import uuid
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import apache_beam as beam
-import numpy as np
 import tensorflow as tf
 from apache_beam.utils import shared
 from tfx import types
@@ -26,50 +31,35 @@ from tfx.utils import io_utils
 
 from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
 from components.counts import WriteCounts, read_counts
+from components.latent_gen.encoding import (
+    CAPTIONS,
+    CAPTIONS_TAKEN,
+    HELD_OUT,
+    OTHER_NUMERICS,
+    PICTURES,
+    PICTURES_TAKEN,
+    TRAINED_ON,
+    VIEWS,
+    EncodeShard,
+    Shard,
+    Way,
+    read_indexed,
+)
+from components.latent_gen.former_records import DAMAGED, FormerShard, PutAside
 from components.latent_gen.halves import choosing, first_of_groups
-from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
+from components.latent_gen.index import IndexedShard, LatentsIndex, find_uses, picture_key
+from components.tfrecords import describe_examples, shard_name
 from components.whole_elements import WholeElementsExecutor
-from storage import row_index
+from storage import filesystem, row_index
 from storage.user_errors import UserError
 
-if TYPE_CHECKING:
-    from trainer.weights.base_model import BaseModel
-
 FLIPS = FLIP_AUTO, FLIP_ALWAYS, FLIP_NEVER = "auto", "always", "never"
-CROPS = CROP_CENTRE, CROP_RANDOM = "centre", "random"
 
-# The image encoder's activations are some hundred values a pixel.
-_BATCH_PIXELS = 1 << 20
-_MAX_BATCH_SIZE = 16
 _COUNTS_NAME = "counts.json"
-# Beside the splits, what an epoch sees of examples that are trained on.
-_VIEWS = "views"
-
-# Whose captions are scored and may be drawn, and so stay as they were written.
-_HELD_OUT = "eval"
-_TRAINED_ON = "train"
+# What decodes, scales and encodes, as far as it is installed.
+_PACKAGES = ("keras", "numpy", "pillow", "pillow-heif", "tensorflow", "tensorflow-cpu")
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shard:
-    """A file of examples and the file of latents that it becomes."""
-
-    split: str
-    source: str
-    target: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Encoded:
-    """What the encoders say of a batch: float32 arrays, `mirror_*` only where flips are on."""
-
-    context: np.ndarray
-    mean: np.ndarray
-    log_variance: np.ndarray
-    mirror_mean: np.ndarray | None
-    mirror_log_variance: np.ndarray | None
 
 
 class Executor(WholeElementsExecutor):
@@ -113,35 +103,26 @@ class Executor(WholeElementsExecutor):
         splits = artifact_utils.decode_split_names(examples.split_names)
         describe_examples(latents, splits, span=examples.span, version=examples.version)
 
-        temporary_folder = os.path.join(latents.uri, f".unfinished-{uuid.uuid4().hex}")
-        counts_path = os.path.join(temporary_folder, _COUNTS_NAME)
-        tf.io.gfile.makedirs(temporary_folder)
+        folder = os.path.join(latents.uri, f".unfinished-{uuid.uuid4().hex}")
+        counts_path = os.path.join(folder, _COUNTS_NAME)
+        tf.io.gfile.makedirs(folder)
         shards = [shard for split in splits for shard in _shards(examples, latents, split)]
-        with self._make_beam_pipeline() as pipeline:
-            (
-                pipeline
-                | "Shards" >> beam.Create(shards)
-                | "Spread" >> beam.Reshuffle()
-                | "Encode"
-                >> beam.ParDo(
-                    _EncodeShard(
-                        base_model,
-                        flip,
-                        exec_properties["crop"],
-                        exec_properties["crop_seed"],
-                        tags,
-                        template,
-                        temporary_folder,
-                        shared.Shared(),
-                    )
-                )
-                | "WriteCounts" >> WriteCounts(counts_path)
-            )
-        counts = read_counts(counts_path)
-        views = counts.get(_VIEWS)
-        tf.io.gfile.rmtree(temporary_folder)
         rows_uri = os.path.join(examples.uri, row_index.FOLDER_NAME)
-        rows = list(row_index.read_rows(rows_uri, _TRAINED_ON))
+        way = Way(
+            base_model, flip, exec_properties["crop"], exec_properties["crop_seed"], tags, template
+        )
+        index_folder = exec_properties["latents_index"]
+        index = LatentsIndex(index_folder, _facts(exec_properties, way)) if index_folder else None
+        former = list(_former(index, shards, rows_uri, way, folder)) if index else []
+        encode = EncodeShard(way, folder, index is not None, shared.Shared())
+        with self._make_beam_pipeline() as pipeline:
+            _build(pipeline, shards, former, PutAside(folder), encode, counts_path)
+        counts = read_counts(counts_path)
+        if index is not None:
+            _note(index, latents.uri, [read_indexed(folder, shard) for shard in shards])
+        tf.io.gfile.rmtree(folder)
+        views = counts.get(VIEWS)
+        rows = list(row_index.read_rows(rows_uri, TRAINED_ON))
 
         manifest = LatentsManifest(
             preset=preset.name,
@@ -150,13 +131,13 @@ class Executor(WholeElementsExecutor):
             flip=flip,
             counts={split: counts[split] for split in splits},
             # Where none repeats, as in most datasets, there is nothing to say.
-            views=None if views == counts.get(_TRAINED_ON) else views,
+            views=None if views == counts.get(TRAINED_ON) else views,
             caption_variants=max(1, tags.variants),
             pictures=len({row.picture for row in rows}) or None,
         )
         manifest.write(latents.uri)
         write_counts(latents.uri, count_captions(row.caption for row in rows))
-        held_out = row_index.read_rows(rows_uri, _HELD_OUT)
+        held_out = row_index.read_rows(rows_uri, HELD_OUT)
         write_choosing(latents.uri, choosing(held_out, first_of_groups(examples.uri)))
         latents.set_string_custom_property("preset", preset.name)
         latents.set_int_custom_property("image_size", image_size)
@@ -165,72 +146,17 @@ class Executor(WholeElementsExecutor):
         for split, count in manifest.counts.items():
             latents.set_int_custom_property(f"num_{split}", count)
         if manifest.views is not None:
-            latents.set_int_custom_property(_VIEWS, manifest.views)
+            latents.set_int_custom_property(VIEWS, manifest.views)
             logger.info(
                 "An epoch sees %s of %s pictures, which repeat as their folders say.",
                 f"{manifest.views:,}",
-                f"{counts[_TRAINED_ON]:,}",
+                f"{counts[TRAINED_ON]:,}",
             )
-        logger.info(
-            "Encoded %s pictures and captions at %d x %d pixels%s.",
-            f"{sum(manifest.counts.values()):,}",
-            image_size,
-            image_size,
-            ", and the pictures' mirror images" if flip else "",
-        )
-
-
-class Encoders:
-    """The two frozen encoders of a preset."""
-
-    def __init__(self, base_model: BaseModel, flip: bool) -> None:
-        """Builds the networks and loads their weights.
-
-        Args:
-            base_model: Whose encoders, and for which size of the pictures.
-            flip: Whether to encode mirror images, too.
-        """
-        text_encoder = base_model.build("text_encoder")
-        image_encoder = base_model.build("image_encoder")
-        image_size = base_model.image_size
-        length = base_model.preset.text_encoder.max_length
-
-        def moments(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return tuple(tf.split(image_encoder(images, training=False), 2, axis=-1))
-
-        @tf.function(
-            input_signature=[
-                tf.TensorSpec([None, length], tf.int32),
-                tf.TensorSpec([None, image_size, image_size, 3], tf.float32),
-            ],
-            autograph=False,
-        )
-        def encode(tokens: tf.Tensor, images: tf.Tensor) -> dict[str, tf.Tensor]:
-            context = text_encoder(tokens, training=False)
-            mean, log_variance = moments(images)
-            encoded = {"context": context, "mean": mean, "log_variance": log_variance}
-            if flip:
-                mean, log_variance = moments(tf.reverse(images, axis=[2]))
-                encoded |= {"mirror_mean": mean, "mirror_log_variance": log_variance}
-            return encoded
-
-        self._encode = encode
-
-    def __call__(self, tokens: np.ndarray, images: np.ndarray) -> _Encoded:
-        """Encodes a batch.
-
-        Args:
-            tokens: int32 [B, 77], or [B * V, 77] of several captions of each picture.
-            images: float32 [B, H, W, 3] in [-1, 1].
-        """
-        encoded = {name: tensor.numpy() for name, tensor in self._encode(tokens, images).items()}
-        return _Encoded(
-            context=encoded["context"],
-            mean=encoded["mean"],
-            log_variance=encoded["log_variance"],
-            mirror_mean=encoded.get("mirror_mean"),
-            mirror_log_variance=encoded.get("mirror_log_variance"),
-        )
+        total = sum(manifest.counts.values())
+        for what, name in ((PICTURES, PICTURES_TAKEN), (CAPTIONS, CAPTIONS_TAKEN)):
+            latents.set_int_custom_property(name, counts[name])
+            latents.set_int_custom_property(f"{what}_encoded", total - counts[name])
+        _tell(counts, total, image_size, flip)
 
 
 def _flips(flip: str, examples: types.Artifact) -> bool:
@@ -253,134 +179,107 @@ def _flips(flip: str, examples: types.Artifact) -> bool:
     return count == 0
 
 
-def _shards(examples: types.Artifact, latents: types.Artifact, split: str) -> Iterator[_Shard]:
+def _shards(examples: types.Artifact, latents: types.Artifact, split: str) -> Iterator[Shard]:
     folder = artifact_utils.get_split_uri([latents], split)
     tf.io.gfile.makedirs(folder)
     pattern = io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], split))
     sources = sorted(tf.io.gfile.glob(pattern))
     for index, source in enumerate(sources):
         target = os.path.join(folder, shard_name("latents", index, len(sources)))
-        yield _Shard(split, source, target)
+        yield Shard(split, index, source, target)
 
 
-class _EncodeShard(beam.DoFn):
-    """Shard -> (split, records in it); writes the shard of latents."""
+def _facts(exec_properties: Mapping[str, Any], way: Way) -> dict[str, object]:
+    """All that decides what is encoded to what, but for the machine."""
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    names = ("code_version", "preset", "image_size", "encoders_hash")
+    return {
+        **{name: exec_properties[name] for name in names},
+        "numerics": way.base_model.preset.numerics,
+        "flip": way.flip,
+        "versions": versions,
+        "machine": platform.machine(),
+    }
 
-    def __init__(
-        self,
-        base_model: BaseModel,
-        flip: bool,
-        crop: str,
-        crop_seed: int,
-        tags: TagShuffle,
-        template: CaptionTemplate,
-        temporary_folder: str,
-        shared_encoders: shared.Shared,
-    ) -> None:
-        self._base_model = base_model
-        self._flip = flip
-        self._crop = crop
-        self._crop_seed = crop_seed
-        self._tags = tags
-        self._template = template
-        self._temporary_folder = temporary_folder
-        self._shared_encoders = shared_encoders
 
-    def setup(self) -> None:
-        # One copy a process, however many threads work in it.
-        self._encoders = self._shared_encoders.acquire(
-            lambda: Encoders(self._base_model, self._flip)
+def _former(
+    index: LatentsIndex, shards: Sequence[Shard], rows_uri: str, way: Way, folder: str
+) -> Iterator[FormerShard]:
+    """The files of former runs in which records have a use."""
+    examples = {
+        shard.target: [
+            (row.id, picture_key(row.picture, way.position(row.id)))
+            for row in row_index.read_shard_rows(rows_uri, shard.split, shard.number)
+        ]
+        for shard in shards
+    }
+    for number, (found, wanted) in enumerate(find_uses(index.read(), examples)):
+        wanted_path = filesystem.join(folder, f"wanted-{number}.json")
+        yield FormerShard.of(found, wanted, wanted_path)
+
+
+def _note(index: LatentsIndex, uri: str, shards: Sequence[IndexedShard]) -> None:
+    """Adds what was encoded to the index, for want of which nothing need fail."""
+    try:
+        index.write(uri, shards)
+    except OSError as error:
+        logger.warning("The next run will encode all of this again, for want of a note: %s", error)
+
+
+def _build(
+    pipeline: beam.Pipeline,
+    shards: Sequence[Shard],
+    former: Sequence[FormerShard],
+    put_aside: PutAside,
+    encode: EncodeShard,
+    counts_path: str,
+) -> None:
+    parts = [pipeline | "Shards" >> beam.Create([(shard.target, shard) for shard in shards])]
+    counts = []
+    # Every source costs the runner a stage or two.
+    if former:
+        aside = (
+            pipeline
+            | "Former" >> beam.Create(former, reshuffle=True)
+            | "PutAside" >> beam.ParDo(put_aside).with_outputs(DAMAGED, main="pieces")
         )
-
-    def process(self, shard: _Shard) -> Iterator[tuple[str, int]]:
-        views: list[int] = []
-        records = self._encoded_records(read_shard(shard.source), shard.split == _HELD_OUT, views)
-        yield shard.split, write_shard(shard.target, records, self._temporary_folder)
-        if shard.split == _TRAINED_ON:
-            yield _VIEWS, sum(views)
-
-    def _encoded_records(
-        self, serialized: Iterator[bytes], held_out: bool, views: list[int]
-    ) -> Iterator[bytes]:
-        """The latents of examples; notes in `views` how often an epoch sees each."""
-        from trainer.data.latents import make_latent_example
-        from trainer.text.tokenizer import tokenize
-
-        batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_PIXELS // self._base_model.image_size**2))
-        while batch := list(itertools.islice(serialized, batch_size)):
-            features = [tf.train.Example.FromString(record).features.feature for record in batch]
-            ids = [_bytes_of(f, "id").decode() for f in features]
-            captions = [_bytes_of(f, "caption").decode() for f in features]
-            varied = [
-                [caption]
-                if held_out or not self._tags.variants
-                else self._tags.of(caption, i, self._template)
-                for caption, i in zip(captions, ids, strict=True)
-            ]
-            variants = len(varied[0])
-            text = self._base_model.preset.text_encoder
-            tokens = tokenize(
-                [caption for several in varied for caption in several],
-                text.max_length,
-                text.padding,
-            )
-            images = np.stack(
-                [
-                    self._image(_bytes_of(f, "image/encoded"), i)
-                    for f, i in zip(features, ids, strict=True)
-                ]
-            )
-            # The last batch is filled up: kernels may round differently at another batch size.
-            fill = batch_size - len(batch)
-            encoded = self._encoders(
-                np.pad(tokens, ((0, fill * variants), (0, 0)), mode="edge"),
-                np.pad(images, ((0, fill), (0, 0), (0, 0), (0, 0)), mode="edge"),
-            )
-            for row, example_id in enumerate(ids):
-                # What is held out is scored once.
-                repeats = None if held_out else _repeats_of(features[row])
-                views.append(repeats or 1)
-                own = slice(row * variants, (row + 1) * variants)
-                yield make_latent_example(
-                    example_id=example_id,
-                    tokens=tokens[own],
-                    context=encoded.context[own],
-                    mean=encoded.mean[row],
-                    log_variance=encoded.log_variance[row],
-                    mirror_mean=_row(encoded.mirror_mean, row),
-                    mirror_log_variance=_row(encoded.mirror_log_variance, row),
-                    caption=captions[row] if held_out else None,
-                    repeats=repeats,
-                ).SerializeToString(deterministic=True)
-
-    def _image(self, encoded: bytes, example_id: str) -> np.ndarray:
-        from storage import images
-
-        try:
-            # CaptionExampleGen has judged the size.
-            image = images.decode_image(encoded, max_pixels=sys.maxsize)
-        except images.ImageError as error:
-            raise UserError(
-                f"example {example_id} cannot be encoded: {error}. Its file has changed since "
-                "CaptionExampleGen wrote it: remove that step's folder below artifacts, and start "
-                "the run again"
-            ) from error
-        position = images.CENTRE
-        if self._crop == CROP_RANDOM:
-            position = images.random_position(example_id, self._crop_seed)
-        size = self._base_model.image_size
-        return images.to_model_range(images.resize_cover(image, size, position))
+        parts.append(aside.pieces)
+        counts.append(aside[DAMAGED])
+    encoded = (
+        parts
+        | "AllParts" >> beam.Flatten()
+        | "ByShard" >> beam.GroupByKey()
+        | "Encode" >> beam.ParDo(encode)
+    )
+    ([encoded, *counts] | "AllCounts" >> beam.Flatten() | "WriteCounts" >> WriteCounts(counts_path))
 
 
-def _bytes_of(features: Any, name: str) -> bytes:
-    value: bytes = features[name].bytes_list.value[0]
-    return value
-
-
-def _repeats_of(features: Any) -> int | None:
-    values = features["repeats"].int64_list.value if "repeats" in features else ()
-    return int(values[0]) if values else None
-
-
-def _row(values: np.ndarray | None, row: int) -> np.ndarray | None:
-    return None if values is None else values[row]
+def _tell(counts: Mapping[str, int], total: int, image_size: int, flip: bool) -> None:
+    pictures, captions = (total - counts[name] for name in (PICTURES_TAKEN, CAPTIONS_TAKEN))
+    what = f"{pictures:,} pictures and {captions:,} captions"
+    logger.info(
+        "Encoded %s at %d x %d pixels%s.",
+        f"{pictures:,} pictures and captions" if pictures == captions else what,
+        image_size,
+        image_size,
+        ", and the pictures' mirror images" if flip else "",
+    )
+    if counts[PICTURES_TAKEN]:
+        logger.info(
+            "What former runs encoded of %s unchanged pictures is taken over.",
+            f"{counts[PICTURES_TAKEN]:,}",
+        )
+    if damaged := counts.get(DAMAGED):
+        logger.warning(
+            "%s records of former runs' latents are missing or damaged: not taken over.",
+            f"{damaged:,}",
+        )
+    if others := counts[OTHER_NUMERICS]:
+        logger.info(
+            "What former runs encoded of %s pictures is not taken over: the encoders rounded "
+            "otherwise there, as they do on another machine.",
+            f"{others:,}",
+        )

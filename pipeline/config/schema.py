@@ -113,6 +113,7 @@ class ModelConfig:
         crop: Which part of a picture that is not square is kept.
         export_weights: What the exported models store their weights as.
         compute: What they compute in; `auto`: what the Trainer finds to be fastest.
+        take_over_latents: Whether what former runs encoded of unchanged pictures is taken over.
     """
 
     preset: Text
@@ -125,6 +126,7 @@ class ModelConfig:
     crop: Literal["centre", "random"]
     export_weights: WeightsDtype
     compute: Compute
+    take_over_latents: bool
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -19,6 +19,12 @@ ARTIFACT_NAMES = ("current_model", "current_model_id", "baseline_model", "baseli
 FAILURE_REASON = "failure_reason"
 """Property of an execution that did not end well: why, in the words of what it raised."""
 
+TAKEN_OVER = (
+    *("pictures_taken_over", "pictures_encoded"),
+    *("captions_taken_over", "captions_encoded"),
+)
+"""Properties of latents: how many are from former runs, and how many this one encoded."""
+
 INTERRUPTED = "interrupted"
 """Property of an execution that was ended from outside: 1. To ML Metadata it has failed."""
 
@@ -33,13 +39,15 @@ NOT_CONTENT = frozenset(
     {
         *ARTIFACT_NAMES,
         *(REMOVED_ON, CHECKPOINTS_REMOVED_ON),
+        *TAKEN_OVER,
         *("name", "state", "pipeline_name", "producer_component", "tfx_version"),
     }
 )
 """Properties that say nothing of what an artifact holds; the last five are TFX's own."""
 
-NOTED_SETTINGS = frozenset({"training_dataset"})
-"""Settings that a step only writes down: another value is no reason to execute it again."""
+NOTED_SETTINGS = frozenset({"training_dataset", "latents_index"})
+"""Settings that what comes out does not depend on, such as what a step only writes down: another
+value is no reason to execute it again."""
 
 
 class LineageError(RuntimeError):

@@ -74,6 +74,7 @@ def compile_job(
         metadata_path=None,
         serving_dir=places.serving_dir,
         checkpoint_dir=f"{places.root}/checkpoints",
+        latents_index=f"{places.root}/latents_index",
         dataset_fingerprint=dataset_fingerprint,
         base_model=base_model,
         start=start,

@@ -342,6 +342,8 @@ def make_report(
         dataset.set_string_custom_property(name, text)
     for name, number in (("num_train", 1200), ("num_eval", len(losses))):
         dataset.set_int_custom_property(name, number)
+    for name, number in (("pictures_encoded", 22), ("pictures_taken_over", 1190)):
+        artifacts["latents"].set_int_custom_property(name, number)
     scores = artifacts["scores"]
     label = "model 4" if compared else "base weights"
     scores.set_string_custom_property("baseline", label)
@@ -460,7 +462,8 @@ def test_the_page_says_what_was_found(report):
         assert part in text, part
     for part in (
         "Run that judged it 2026-11-29T16:00:00 Judged at 20",
-        "Dataset me/creatures Its revision c0ffee Its examples 1,200 to train on, 12 held out",
+        "Dataset me/creatures Its revision c0ffee Its examples 1,200 to train on, 12 held out "
+        "Their pictures 22 encoded, 1,190 taken over",
         "Release none: it is not blessed",
     ):
         assert part in text, part

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import small_runs
 import tensorflow as tf
+from built_encoders import build_once
 from PIL import Image
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils, channel_utils, standard_artifacts
@@ -36,9 +37,10 @@ TWO_WORKERS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_is_tiny():
+def small_is_tiny_and_built_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(presets, "PRESETS", {**presets.PRESETS, "tiny": PRESET})
+        build_once(patch)
         yield
 
 
@@ -90,6 +92,7 @@ def _generate(folder, examples, beam_args=ONE_WORKER, **settings):
         "tag_keep": 1,
         "tag_dropout": 0.0,
         "tag_seed": 0,
+        "latents_index": "",
         **settings,
     }
     latents = standard_artifacts.Examples()

@@ -100,6 +100,7 @@ def create_pipeline(
     metadata_path,
     serving_dir,
     checkpoint_dir,
+    latents_index,
     dataset_fingerprint,
     base_model,
     start,

@@ -13,6 +13,7 @@ from tfx.dsl.components.common.importer import SOURCE_URI_KEY, Importer
 from tfx.dsl.components.common.resolver import Resolver
 
 from pipeline.config import load_config, resolve_base_weights
+from pipeline.lineage.model import NOTED_SETTINGS
 from pipeline.pipeline import create_pipeline
 from pipeline.starting import AT_RUN_TIME, Start
 
@@ -28,9 +29,13 @@ def nodes(
     trials: int = 0,
     start: Start | None = None,
     given: Mapping[str, str] | None = None,
+    take_over: bool = True,
     **training: Any,
 ) -> dict[str, BaseNode]:
-    flags = {"tuning.trials": ("--given", trials)}
+    flags: dict[str, tuple[str, Any]] = {
+        "tuning.trials": ("--given", trials),
+        "model.take_over_latents": ("--given", take_over),
+    }
     flags |= {key: ("--given", value) for key, value in (given or {}).items()}
     config, base_model = resolve_base_weights(load_config(None, flags))
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
@@ -40,6 +45,7 @@ def nodes(
         metadata_path=str(folder / "metadata.sqlite"),
         serving_dir=str(folder / "serving_model"),
         checkpoint_dir=str(folder / "checkpoints"),
+        latents_index=str(folder / "latents_index"),
         dataset_fingerprint="1",
         base_model=base_model,
         start=start,
@@ -59,6 +65,14 @@ def test_a_training_setting_is_the_trainers_alone(setting: dict[str, Any], tmp_p
     assert before.keys() == after.keys()
     changed = {n for n in before if before[n].exec_properties != after[n].exec_properties}
     assert changed == {"Trainer"}
+
+
+def test_an_index_of_latents_is_kept_where_they_are_taken_over(tmp_path: Path) -> None:
+    latents = [nodes(tmp_path, take_over=way)["LatentGen"].exec_properties for way in (True, False)]
+    places = [properties["latents_index"] for properties in latents]
+    assert places == [str(tmp_path / "latents_index"), ""]
+    # Another value runs nothing again.
+    assert "latents_index" in NOTED_SETTINGS
 
 
 def test_what_comes_after_the_trainer_reads_what_it_made(tmp_path: Path) -> None:

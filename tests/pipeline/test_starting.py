@@ -226,6 +226,11 @@ def test_a_folder_is_started_from(output: Output, tmp_path: Path) -> None:
             r"made from other base weights than 'random' \(image_encoder differ\), by which .* "
             "give its own, 'random', with --base-weights",
         ),
+        (
+            {"prediction": "v_prediction", "zero_terminal_snr": True},
+            "has learned to predict v_prediction with zero terminal SNR, and this training is of "
+            "epsilon: set model.prediction",
+        ),
         ({"numerics": "diffusers"}, "made from other base weights than 'random', by which"),
     ],
 )

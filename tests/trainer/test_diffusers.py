@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from tfx.types import standard_artifacts
 
 from benchmarks.weights.__main__ import relative_error
-from components.latent_gen.executor import Encoders
+from components.latent_gen.encoders import Encoders
 from components.serving_pusher import executor as serving_pusher
 from pipeline.config import ConfigError, load_config
 from storage import filesystem
@@ -362,12 +362,13 @@ def test_encoders_of_the_pipeline_compute_as_pytorch() -> None:
     reference = np.load(CHECKPOINT / "reference.npz")
     image = reference["image_encoder/image"].transpose(0, 2, 3, 1)
     tokens = reference["text_encoder/tokens"].astype(np.int32)[:1]
-    encoded = Encoders(located(CHECKPOINT), flip=False)(tokens, image)
+    encoders = Encoders(located(CHECKPOINT), flip=False)
+    encoded = encoders.pictures(list(image))
     moments = reference["image_encoder/output"].transpose(0, 2, 3, 1)
     ours = np.concatenate([encoded.mean, encoded.log_variance], axis=-1)
     assert np.linalg.norm(ours - moments) < 1e-5 * np.linalg.norm(moments)
     context = reference["text_encoder/output"][:1]
-    assert np.linalg.norm(encoded.context - context) < 1e-5 * np.linalg.norm(context)
+    assert np.linalg.norm(encoders.captions([tokens])[0] - context) < 1e-5 * np.linalg.norm(context)
 
 
 @pytest.fixture(scope="module")

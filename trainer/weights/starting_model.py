@@ -60,8 +60,8 @@ class StartingModel:
                 which its latents were made.
 
         Raises:
-            WeightsError: It is none, of another preset, picture size or other base weights, or its
-                weights are gone.
+            WeightsError: It is none, of another preset, picture size, prediction or other base
+                weights, or its weights are gone.
         """
         try:
             manifest = ModelManifest.find(folder)
@@ -81,6 +81,14 @@ class StartingModel:
                 f"the model in {folder} is of preset {manifest.preset!r} at {manifest.image_size} "
                 f"pixels, and this training is of {preset!r} at {size}: give those, or start from "
                 "another model"
+            )
+        learned = manifest.prediction, manifest.zero_terminal_snr
+        asked = base_model.preset.prediction, base_model.preset.zero_terminal_snr
+        if learned != asked:
+            raise WeightsError(
+                f"the model in {folder} has learned to predict {_in_words(*learned)}, and this "
+                f"training is of {_in_words(*asked)}: set model.prediction and "
+                "model.zero_terminal_snr to what it has, or start from another model"
             )
         others = [
             network
@@ -205,3 +213,7 @@ class StartingModel:
     @property
     def _rank(self) -> int:
         return int(self.manifest.training.get("lora_rank") or 0)
+
+
+def _in_words(prediction: str, zero_terminal_snr: bool) -> str:
+    return f"{prediction}{' with zero terminal SNR' if zero_terminal_snr else ''}"

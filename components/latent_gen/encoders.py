@@ -1,0 +1,145 @@
+"""The two frozen encoders of a preset, whose results do not depend on what is encoded beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.text.tokenizer import tokenize
+
+if TYPE_CHECKING:
+    from trainer.weights.base_model import BaseModel
+
+# The image encoder's activations are some hundred values a pixel.
+_BATCH_PIXELS = 1 << 20
+_MAX_BATCH_SIZE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """What the image encoder says of N pictures: float32 [N, h, w, 4].
+
+    Attributes:
+        mean: Of the posterior.
+        log_variance: Of the posterior.
+        mirror_mean: The same for the mirror images; `None` where these are not encoded.
+        mirror_log_variance: The same for the mirror images.
+    """
+
+    mean: np.ndarray
+    log_variance: np.ndarray
+    mirror_mean: np.ndarray | None = None
+    mirror_log_variance: np.ndarray | None = None
+
+    def of(self, row: int) -> Moments:
+        """What it says of one of them: float32 [h, w, 4]."""
+        return Moments(**{name: values[row] for name, values in self.arrays().items()})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Those that there are, by their names."""
+        every = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {name: values for name, values in every if values is not None}
+
+
+class Encoders:
+    """The text encoder and the image encoder.
+
+    A picture or a caption is encoded to the same bits whatever is encoded with it. A CPU's kernels
+    round differently at another place in a batch, and several at once are no faster there, so each
+    is a batch of its own. On a GPU every batch has the same size.
+
+    Attributes:
+        batch_size: How many pictures, or captions, are best encoded at once.
+    """
+
+    def __init__(self, base_model: BaseModel, flip: bool) -> None:
+        """Builds the networks and loads their weights.
+
+        Args:
+            base_model: Whose encoders, and for which size of the pictures.
+            flip: Whether to encode mirror images, too.
+        """
+        text_encoder = base_model.build("text_encoder")
+        image_encoder = base_model.build("image_encoder")
+        self._image_size = image_size = base_model.image_size
+        self._length = length = base_model.preset.text_encoder.max_length
+        at_once = min(_MAX_BATCH_SIZE, _BATCH_PIXELS // image_size**2)
+        self.batch_size = max(1, at_once) if tf.config.list_physical_devices("GPU") else 1
+
+        def moments(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return tuple(tf.split(image_encoder(images, training=False), 2, axis=-1))
+
+        @tf.function(
+            input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.float32)],
+            autograph=False,
+        )
+        def encode_pictures(images: tf.Tensor) -> dict[str, tf.Tensor]:
+            mean, log_variance = moments(images)
+            encoded = {"mean": mean, "log_variance": log_variance}
+            if flip:
+                mean, log_variance = moments(tf.reverse(images, axis=[2]))
+                encoded |= {"mirror_mean": mean, "mirror_log_variance": log_variance}
+            return encoded
+
+        @tf.function(input_signature=[tf.TensorSpec([None, length], tf.int32)], autograph=False)
+        def encode_captions(tokens: tf.Tensor) -> tf.Tensor:
+            return text_encoder(tokens, training=False)
+
+        self._encode_pictures, self._encode_captions = encode_pictures, encode_captions
+
+    def pictures(self, images: Sequence[np.ndarray]) -> Moments:
+        """Encodes pictures, at most `batch_size` of them: float32 [H, W, 3] in [-1, 1]."""
+        encoded = self._encode_pictures(self._filled_up(images))
+        return Moments(**{name: t.numpy()[: len(images)] for name, t in encoded.items()})
+
+    def captions(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
+        """Encodes captions.
+
+        Args:
+            tokens: Of at most `batch_size` captions, int32 [V, L] of V variants each.
+
+        Returns:
+            float32 [N, V, L, D].
+        """
+        filled_up = self._filled_up(tokens)
+        flat = self._encode_captions(filled_up.reshape(-1, self._length)).numpy()
+        context: np.ndarray = flat.reshape(*filled_up.shape, -1)
+        return context[: len(tokens)]
+
+    @functools.cached_property
+    def numerics(self) -> str:
+        """What the encoders compute here, to the last bit: a digest of the float32 that they make.
+
+        It tells whether what was encoded elsewhere is what would be encoded here, which depends on
+        the processor, how many cores it has, the versions of libraries and their settings. Where a
+        result depends on its place in a batch, or is another each time, no two are the same.
+        """
+        noise = np.random.default_rng(0)
+        shape = (self.batch_size, self._image_size, self._image_size, 3)
+        images = list(noise.uniform(-1.0, 1.0, shape).astype(np.float32))
+        texts = [f"picture {index} of a creature" for index in range(self.batch_size)]
+        tokens = list(tokenize(texts, self._length)[:, None])
+        digest = hashlib.sha256()
+        for made, again in zip(
+            (*self.pictures(images).arrays().values(), self.captions(tokens)),
+            (
+                *self.pictures(images[1:] + images[:1]).arrays().values(),
+                self.captions(tokens[1:] + tokens[:1]),
+            ),
+            strict=True,
+        ):
+            if not np.array_equal(made, np.roll(again, 1, axis=0)):
+                return uuid.uuid4().hex
+            digest.update(made.tobytes())
+        return digest.hexdigest()[:32]
+
+    def _filled_up(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """A whole batch, in which the last one is repeated."""
+        return np.stack([*rows, *[rows[-1]] * (self.batch_size - len(rows))])

@@ -1,0 +1,286 @@
+"""A shard of examples becomes one of latents: what former runs have encoded, and what is new."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import tensorflow as tf
+from apache_beam.utils import shared
+
+from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
+from components.latent_gen.encoders import Encoders, Moments
+from components.latent_gen.former_records import FormerRecords, Pieces
+from components.latent_gen.index import IndexedRecord, IndexedShard, picture_key, record_digest
+from components.tfrecords import read_shard, write_shard
+from storage import filesystem, images
+from storage.user_errors import UserError
+from trainer.data.latents import make_latent_example
+from trainer.text.tokenizer import tokenize
+from trainer.weights.base_model import BaseModel
+
+CROPS = CROP_CENTRE, CROP_RANDOM = "centre", "random"
+
+HELD_OUT, TRAINED_ON = "eval", "train"
+"""Splits. The captions of what is held out are scored and may be drawn, and stay as written."""
+
+VIEWS = "views"
+"""What is counted beside the splits: what an epoch sees of examples that are trained on."""
+
+PICTURES, CAPTIONS = "pictures", "captions"
+PICTURES_TAKEN, CAPTIONS_TAKEN = f"{PICTURES}_taken_over", f"{CAPTIONS}_taken_over"
+OTHER_NUMERICS = "other_numerics"
+"""What is counted of former runs: what was taken over, and the records that were not because their
+encoders had other numerics."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A file of examples and the file of latents that it becomes.
+
+    Attributes:
+        split: Theirs.
+        number: Which of the split's.
+        source: The examples.
+        target: The latents.
+    """
+
+    split: str
+    number: int
+    source: str
+    target: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How examples are encoded.
+
+    Attributes:
+        base_model: Whose encoders are used.
+        flip: Whether the mirror images are encoded, too.
+        crop: One of `CROPS`.
+        crop_seed: Decides random ones.
+        tags: How captions that are trained on are varied.
+        template: What they were put into.
+    """
+
+    base_model: BaseModel
+    flip: bool
+    crop: str
+    crop_seed: int
+    tags: TagShuffle
+    template: CaptionTemplate
+
+    def position(self, example_id: str) -> tuple[float, float]:
+        """Of the part of a picture that is kept."""
+        if self.crop == CROP_RANDOM:
+            return images.random_position(example_id, self.crop_seed)
+        return images.CENTRE
+
+    def captions(self, caption: str, example_id: str, held_out: bool) -> Sequence[str]:
+        """A caption, or its variants."""
+        if held_out or not self.tags.variants:
+            return [caption]
+        return self.tags.of(caption, example_id, self.template)
+
+
+@dataclasses.dataclass
+class _Item:
+    """An example on its way. Contexts and moments are `None` as long as they are not encoded."""
+
+    id: str
+    caption: str
+    repeats: int | None
+    picture: str
+    tokens: np.ndarray
+    context: np.ndarray | None = None
+    moments: Moments | None = None
+
+
+class EncodeShard(beam.DoFn):
+    """(Where its latents go, the `Shard` and all `Pieces` for it) -> counts; writes the latents."""
+
+    def __init__(self, way: Way, folder: str, indexed: bool, encoders: shared.Shared) -> None:
+        """Makes the function.
+
+        Args:
+            way: How to encode.
+            folder: Existing folder for files that are not whole, on the latents' file system.
+            indexed: Whether to say what was written, for `read_indexed`.
+            encoders: What all threads of a process share.
+        """
+        self._way = way
+        self._folder = folder
+        self._indexed = indexed
+        self._shared_encoders = encoders
+
+    def setup(self) -> None:
+        """Builds the encoders: one copy a process, however many threads work in it."""
+        self._encoders: Encoders = self._shared_encoders.acquire(
+            lambda: Encoders(self._way.base_model, self._way.flip)
+        )
+
+    def process(self, element: tuple[str, Iterable[Shard | Pieces]]) -> Iterator[tuple[str, int]]:
+        """Makes a file."""
+        target, parts = element
+        parts = list(parts)
+        [shard] = [part for part in parts if isinstance(part, Shard)]
+        pieces = [part for part in parts if isinstance(part, Pieces)]
+        numerics = self._encoders.numerics if self._indexed else ""
+        counts: collections.Counter[str] = collections.Counter()
+        written: list[IndexedRecord] = []
+        with contextlib.closing(
+            FormerRecords(p for p in pieces if p.numerics == numerics)
+        ) as former:
+            records = self._records(shard, former, counts, written)
+            counts[shard.split] += write_shard(target, records, self._folder)
+        others = (each for each in pieces if each.numerics != numerics)
+        counts[OTHER_NUMERICS] += sum(len(each.pieces) for each in others)
+        if self._indexed:
+            said = json.dumps([numerics, written]).encode()
+            filesystem.write_bytes(_said_path(self._folder, target), said)
+        yield from counts.items()
+
+    def _records(
+        self,
+        shard: Shard,
+        former: FormerRecords,
+        counts: collections.Counter[str],
+        written: list[IndexedRecord],
+    ) -> Iterator[bytes]:
+        """The latents of a shard's examples, in their order."""
+        held_out, at_once = shard.split == HELD_OUT, self._encoders.batch_size
+        waiting: collections.deque[_Item] = collections.deque()
+        captions: list[_Item] = []
+        pictures: list[tuple[_Item, np.ndarray]] = []
+
+        def encode(least: int) -> None:
+            if len(captions) >= least:
+                contexts = self._encoders.captions([item.tokens for item in captions])
+                for item, context in zip(captions, contexts, strict=True):
+                    item.context = context
+                captions.clear()
+            if len(pictures) >= least:
+                moments = self._encoders.pictures([image for _, image in pictures])
+                for row, (item, _) in enumerate(pictures):
+                    item.moments = moments.of(row)
+                pictures.clear()
+
+        def done() -> Iterator[bytes]:
+            while waiting and waiting[0].context is not None and waiting[0].moments is not None:
+                item = waiting.popleft()
+                record = _serialized(item, held_out)
+                written.append(IndexedRecord(item.id, item.picture, record_digest(record)))
+                yield record
+
+        for serialized in read_shard(shard.source):
+            features = tf.train.Example.FromString(serialized).features.feature
+            item = self._item(features, held_out)
+            self._take_over(item, former)
+            counts[CAPTIONS_TAKEN] += item.context is not None
+            counts[PICTURES_TAKEN] += item.moments is not None
+            if shard.split == TRAINED_ON:
+                counts[VIEWS] += item.repeats or 1
+            waiting.append(item)
+            if item.context is None:
+                captions.append(item)
+            if item.moments is None:
+                pictures.append((item, self._image(_bytes_of(features, "image/encoded"), item.id)))
+            encode(at_once)
+            yield from done()
+        encode(1)
+        yield from done()
+
+    def _item(self, features: Any, held_out: bool) -> _Item:
+        way, text = self._way, self._way.base_model.preset.text_encoder
+        example_id, caption = (_bytes_of(features, name).decode() for name in ("id", "caption"))
+        sha256 = hashlib.sha256(_bytes_of(features, "image/encoded")).hexdigest()
+        return _Item(
+            id=example_id,
+            caption=caption,
+            # What is held out is scored once.
+            repeats=None if held_out else _repeats_of(features),
+            picture=picture_key(sha256, way.position(example_id)),
+            tokens=tokenize(
+                way.captions(caption, example_id, held_out),
+                text.max_length,
+                text.padding,
+            ),
+        )
+
+    def _take_over(self, item: _Item, former: FormerRecords) -> None:
+        """What a former run has encoded of an example: its picture, and the caption if it is."""
+        record = former.read(item.id, item.picture)
+        if record is None:
+            return
+        features = record.features.feature
+        item.moments = Moments(
+            **{
+                field.name: _halves(features, f"latent/{field.name}")
+                for field in dataclasses.fields(Moments)
+                if f"latent/{field.name}" in features
+            }
+        )
+        if np.array_equal(features["tokens"].int64_list.value, item.tokens.ravel()):
+            item.context = _halves(features, "context")
+
+    def _image(self, encoded: bytes, example_id: str) -> np.ndarray:
+        try:
+            # CaptionExampleGen has judged the size.
+            image = images.decode_image(encoded, max_pixels=sys.maxsize)
+        except images.ImageError as error:
+            raise UserError(
+                f"example {example_id} cannot be encoded: {error}. Its file has changed since "
+                "CaptionExampleGen wrote it: remove that step's folder below artifacts, and start "
+                "the run again"
+            ) from error
+        size = self._way.base_model.image_size
+        return images.to_model_range(
+            images.resize_cover(image, size, self._way.position(example_id))
+        )
+
+
+def read_indexed(folder: str, shard: Shard) -> IndexedShard:
+    """What `EncodeShard` said that it wrote, in files in the same folder."""
+    numerics, records = json.loads(filesystem.read_bytes(_said_path(folder, shard.target)))
+    return IndexedShard(shard.target, numerics, tuple(IndexedRecord(*r) for r in records))
+
+
+def _said_path(folder: str, target: str) -> str:
+    return filesystem.join(folder, f"{hashlib.sha256(target.encode()).hexdigest()}.json")
+
+
+def _serialized(item: _Item, held_out: bool) -> bytes:
+    assert item.context is not None
+    assert item.moments is not None
+    serialized: bytes = make_latent_example(
+        example_id=item.id,
+        tokens=item.tokens,
+        context=item.context,
+        **item.moments.arrays(),
+        caption=item.caption if held_out else None,
+        repeats=item.repeats,
+    ).SerializeToString(deterministic=True)
+    return serialized
+
+
+def _halves(features: Any, name: str) -> np.ndarray:
+    return np.frombuffer(_bytes_of(features, name), "<f2")
+
+
+def _bytes_of(features: Any, name: str) -> bytes:
+    value: bytes = features[name].bytes_list.value[0]
+    return value
+
+
+def _repeats_of(features: Any) -> int | None:
+    values = features["repeats"].int64_list.value if "repeats" in features else ()
+    return int(values[0]) if values else None
