@@ -1,7 +1,7 @@
 """A folder with our computations, to be run where there is a GPU and no TensorFlow.
 
 `make bench-gpu-pack`. Rows on the same networks are traced in one process; at full size a row takes
-one to two minutes of one core, and a process about 9 GB of memory. A folder that is there is
+one to two minutes of one core, and a process 8 GB of memory. A folder that is there is
 completed: rows that the same code has made stay, so that stopping loses the row in the making. The
 folder's own README.md says how it is run; `make bench-gpu-read` makes docs/gpu_speed.md of what
 that leaves.

@@ -154,11 +154,8 @@ def trace_step(
     batch = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in features.items()}
     first = {id(v.value.handle): _first_value_of(v) for v in model.weights}
     state: dict[int, Mapping[str, Any]] = {
-        **{id(v.handle): {"normal": v.shape[0] ** -0.5} for v in tuner.variables},
-        id(tuner.optimizer.state["averages"][-1].handle): {"fill": 1.0},
+        id(v.handle): {"normal": v.shape[0] ** -0.5} for v in tuner.variables
     }
-    if tuner.loss_scale is not None:
-        state[id(tuner.loss_scale.scale.handle)] = {"fill": float(tuner.loss_scale.scale)}
     return _traced(
         tuner.step_function,
         (batch, None),
@@ -262,7 +259,8 @@ def _traced(
         function: With `jit_compile=True`.
         arguments: Of it.
         named: Of it.
-        first: First values of variables, by their handles' identity; others are zeros.
+        first: First values of variables, by their handles' identity. Others are what they are now
+            where they are single numbers, such as the learning rate, and zeros where they are not.
         results: Names of what the function returns.
         estimate_bytes: See `Traced`.
         loop_trips: See `count_flops`.
@@ -276,6 +274,8 @@ def _traced(
         *(name for argument in arguments if argument for name in sorted(argument)),
         *sorted(named),
     ]
+    numbers = {id(v.handle): {"fill": float(v)} for v in concrete.variables if not v.shape.rank}
+    first = {**numbers, **first}
     sources: list[Mapping[str, Any]] = [{"feature": name} for name in names]
     # What is neither is the empty caption, here of zeros.
     sources += [first.get(id(tensor), {"fill": 0.0}) for tensor in concrete.captured_inputs]
