@@ -146,8 +146,8 @@ def runs_text(runs: Sequence[Run], width: int | None = None) -> str:
             run.shown_blessing,
             shown_value(run.metrics.get(LOSS)),
             run.shown_change,
-            cut(run.name, _name_width(width)),
             run.status.value,
+            cut(run.name, _name_width(width)),
             shown_seconds(run.seconds),
             shown_time(run.started),
             *(shown_value(run.metrics.get(name)) for name in metrics),
@@ -155,7 +155,7 @@ def runs_text(runs: Sequence[Run], width: int | None = None) -> str:
         ]
         for run in runs
     ]
-    first = ["id", "release", "blessed", LOSS, "change", "run", "status", "took", "started"]
+    first = ["id", "release", "blessed", LOSS, "change", "status", "run", "took", "started"]
     return fitted_table([*first, *metrics, "steps"], rows, width)
 
 

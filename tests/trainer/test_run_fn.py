@@ -297,7 +297,7 @@ def test_the_adapters_file_says_what_it_is(ran: Ran) -> None:
     training_id = ran.manifest["training_id"]
     expected = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"stable-diffusion-v1-{ran.manifest['preset']}/lora",
+        "modelspec.architecture": f"{PRESET.architecture}/lora",
         "modelspec.resolution": f"{ran.manifest['image_size']}x{ran.manifest['image_size']}",
         "modelspec.prediction_type": "epsilon",
         "modelspec.title": f"{ran.manifest['preset']} {training_id}",
@@ -758,6 +758,7 @@ def test_a_training_is_named_by_what_decides_its_weights(tmp_path: Path) -> None
             BASE_MODEL,
             LatentsManifest.read(str(latents)),
             str(latents),
+            None,
         )
         return run_fn._name(facts)
 
@@ -795,6 +796,7 @@ def test_a_training_is_named_by_what_decides_its_weights(tmp_path: Path) -> None
         "seed": 4,
         "batch_size": 2,
         "accumulation_steps": 2,
+        "optimizer": "lion",
         "learning_rate_schedule": "linear",
         "warmup_steps": 1,
         "weight_decay": 0.5,

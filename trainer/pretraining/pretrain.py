@@ -288,6 +288,7 @@ def _diffusion_tuner(
             learning_rate_schedule="cosine",
             warmup_steps=min(200, config.diffusion_steps // 2),
             ema_decay=0.999,
+            train_text_encoder=True,
             min_snr_gamma=config.min_snr_gamma,
             seed=config.seed,
             checkpoint_every_steps=_CHECKPOINT_EVERY,

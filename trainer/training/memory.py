@@ -191,7 +191,8 @@ def check_fits(
         )
     if not config.gradient_checkpointing:
         advice.append("training.gradient_checkpointing = true")
-    if config.optimizer == "adamw":
+    # Adapters' own is small.
+    if config.optimizer == "adamw" and not config.lora_rank:
         advice.append("training.optimizer = adafactor or lion (half of the optimizer's memory)")
     if not config.lora_rank:
         advice.append("training.lora_rank = 4 (adapters instead of all weights)")

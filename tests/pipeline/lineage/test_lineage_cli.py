@@ -110,7 +110,7 @@ def test_tables_of_runs_fit_the_terminal(ask, monkeypatch, command, columns):
 def test_runs_begin_with_what_matters(ask, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     head = ask("runs")[1].splitlines()[0].split()
-    first = ["id", "release", "blessed", "loss", "change", "run", "status", "took"]
+    first = ["id", "release", "blessed", "loss", "change", "status", "run", "took"]
     assert head == first
     head = ask("runs", "--all")[1].splitlines()[0].split()
     assert head == [*first, "started", "loss_baseline", "loss_delta", "steps"]
