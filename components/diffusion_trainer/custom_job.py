@@ -160,11 +160,11 @@ def run(job: WorkerJob, launched: Callable[[bool], _Client], poll_seconds: float
                     "vertex.spot_otherwise: ordinary, or a longer vertex.spot_wait_minutes"
                 )
             logger.warning("Going on with ordinary machines: %s.", why)
-        elif used and used[-1].lost:
+        elif hours > 0:
             logger.warning(
                 "The Spot machines were taken away after %.2f hours (%s); training goes on from "
                 "its last checkpoint.",
-                used[-1].hours,
+                hours,
                 found.error.message,
             )
         else:
