@@ -92,7 +92,7 @@ def history(store: Store, roots: Sequence[str]) -> list[Release]:
     Raises:
         LineageError: There is none.
     """
-    runs = _makers(store)
+    runs = makers(store)
     found: list[Release] = []
     before: Artifact | None = None
     for version, pushed in _released(store).items():
@@ -203,9 +203,10 @@ def _released(store: Store) -> Mapping[str, Artifact]:
     return dict(sorted(found.items(), key=lambda item: version_order(item[0])))
 
 
-def _makers(store: Store) -> dict[str, Run]:
+def makers(store: Store) -> dict[str, Run]:
     """The run that made each release, not those that took it from the cache later."""
     found: dict[str, Run] = {}
+    # The latest come first.
     for run in store.runs():
         found |= dict.fromkeys(run.releases, run)
     return found

@@ -22,6 +22,7 @@ from markupsafe import Markup
 
 from pipeline.lineage import comparing, drawing, files, text, tracing
 from pipeline.lineage.history import history as releases_over_time
+from pipeline.lineage.history import makers
 from pipeline.lineage.model import (
     Artifact,
     RunStatus,
@@ -307,15 +308,12 @@ class Pages:
         """The release before one, and how the runs that made them differ."""
         if trace.release is None or trace.run is None:
             return None
-        made: dict[str, int] = {}
-        # The latest come first, and those that took a release from the cache after its maker.
-        for run in self._store.runs():
-            made |= dict.fromkeys(run.releases, run.id)
+        made = makers(self._store)
         earlier = [v for v in made if version_order(v) < version_order(trace.release)]
         if not earlier:
             return None
         before = max(earlier, key=version_order)
-        return before, comparing.diff_runs(self._store, made[before], trace.run.id, self._roots)
+        return before, comparing.diff_runs(self._store, made[before].id, trace.run.id, self._roots)
 
     def history(self) -> str:
         """All releases, and what the latest of them draw for the same prompts.

@@ -20,6 +20,7 @@ from pipeline.lineage.model import (
     Value,
     shown_time,
 )
+from pipeline.lineage.sorting import version_order
 from pipeline.lineage.store import Store, escape_like, taken_apart
 from storage.model_manifest import MODEL_MANIFEST_NAME
 
@@ -178,7 +179,7 @@ def find_artifact(store: Store, text: str) -> Artifact:
     if text.startswith(_RELEASE):
         known = sorted(
             {str(v) for a in _pushed(store) if (v := a.properties.get("pushed_version"))},
-            key=lambda v: (len(v), v),
+            key=version_order,
         )
         raise LineageError(
             f"there is no release {version!r} in {store.name}; "

@@ -5,8 +5,12 @@
 """
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from trainer.presets import (
     AutoencoderDimensions,
@@ -63,6 +67,18 @@ PRESET_V2: Preset = dataclasses.replace(
     image_encoder=AutoencoderDimensions(widths=(4, 4, 4, 4), num_blocks=1, norm_groups=2),
     decoder=AutoencoderDimensions(widths=(4, 4, 4, 4), num_blocks=2, norm_groups=2),
 )
+
+
+def edit(path: Path, **fields: Any) -> None:
+    """Gives fields of a configuration other values."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
+    """The message of an error, which must be of one line."""
+    message = str(error.value)
+    assert "\n" not in message
+    return message
 
 
 def write_single_file(path: Path | str, dtype: str = "float32") -> None:

@@ -15,7 +15,7 @@ import pytest
 import safetensors
 import small_runs
 import tensorflow as tf
-from diffusers_preset import CHECKPOINT, IMAGE_SIZE, PRESET, write_single_file
+from diffusers_preset import CHECKPOINT, IMAGE_SIZE, PRESET, edit, one_line, write_single_file
 from safetensors.numpy import load_file, save_file
 from tfx.types import standard_artifacts
 
@@ -78,16 +78,6 @@ def copy(tmp_path) -> Path:
     folder = tmp_path / "copy"
     shutil.copytree(CHECKPOINT, folder)
     return folder
-
-
-def edit(path: Path, **fields) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def one_line(error) -> str:
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from diffusers_preset import CHECKPOINT, CHECKPOINT_V2, IMAGE_SIZE, PRESET, PRESET_V2
+from diffusers_preset import (
+    CHECKPOINT,
+    CHECKPOINT_V2,
+    IMAGE_SIZE,
+    PRESET,
+    PRESET_V2,
+    edit,
+    one_line,
+)
 from keras_cv.src.models.stable_diffusion import diffusion_model, text_encoder
 from safetensors.numpy import load_file
 
@@ -33,16 +41,6 @@ def copy(tmp_path) -> Path:
     folder = tmp_path / "copy"
     shutil.copytree(CHECKPOINT_V2, folder)
     return folder
-
-
-def edit(path: Path, **fields) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def one_line(error) -> str:
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize("network", ["text_encoder", "diffusion_model"])

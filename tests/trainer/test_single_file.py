@@ -13,7 +13,7 @@ import fsspec
 import ml_dtypes
 import numpy as np
 import pytest
-from diffusers_preset import CHECKPOINT, IMAGE_SIZE, PRESET
+from diffusers_preset import CHECKPOINT, IMAGE_SIZE, PRESET, one_line
 from safetensors.numpy import load_file, save_file
 
 from storage.folders import FolderError
@@ -83,12 +83,6 @@ def located(source: Path | str) -> BaseModel:
 
 def weights_of(source: Path | str, network: str) -> list[np.ndarray]:
     return located(source).build(network).get_weights()
-
-
-def one_line(error) -> str:
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize("structure", NAMES)

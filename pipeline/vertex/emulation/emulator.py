@@ -273,11 +273,7 @@ class Emulator:
             key: self._metadata.resolve(query["filter"], inputs)
             for key, query in resolver["outputArtifactQueries"].items()
         }
-        self._outputs[name] = _typed(outputs, component)
-        execution_id = self._metadata.record(
-            name, "resolver", mlmd.Execution.COMPLETE, {}, inputs, self._outputs[name]
-        )
-        return State.RESOLVED, execution_id
+        return self._found(name, component, "resolver", inputs, outputs)
 
     def _import(
         self,
@@ -294,11 +290,21 @@ class Emulator:
             "metadata": importer.get("metadata", {}),
         }
         known = None if importer.get("reimport") else self._metadata.known(artifact)
-        self._outputs[name] = _typed({key: [known or artifact]}, component)
-        execution_id = self._metadata.record(
-            name, "importer", mlmd.Execution.COMPLETE, {}, {}, self._outputs[name]
-        )
-        return State.RESOLVED, execution_id
+        return self._found(name, component, "importer", {}, {key: [known or artifact]})
+
+    def _found(
+        self,
+        name: str,
+        component: Mapping[str, Any],
+        kind: str,
+        inputs: Artifacts,
+        outputs: Artifacts,
+    ) -> tuple[State, int]:
+        """Notes what a task without a container found."""
+        self._outputs[name] = _typed(outputs, component)
+        complete = mlmd.Execution.COMPLETE
+        record = self._metadata.record(name, kind, complete, {}, inputs, self._outputs[name])
+        return State.RESOLVED, record
 
     def _address(self, given: Mapping[str, Any], task: Mapping[str, Any]) -> str:
         """An importer's address: a value, or the name of a parameter of its task."""
