@@ -105,7 +105,9 @@ def test_a_step_is_traced_for_a_gpu_with_its_weights_as_parameters() -> None:
         "latent/log_variance": [4, 8, 8, 4],
     }
     named = {p.get("fill", "normal" if "normal" in p else "feature") for p in traced.parameters}
-    assert named == {"feature", "normal", 0.0, 1.0}
+    # Without its rate a step would change no weight.
+    rate = float(np.float32(tracing.LEARNING_RATE))
+    assert named == {"feature", "normal", 0.0, 1.0, rate}
     # Two transformers of eight projections: both matrices, their moments and average; and the step,
     # the average's scale, the window and the bad step.
     assert len(traced.aliases) == 2 * 8 * 2 * 4 + 4
