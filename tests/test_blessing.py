@@ -243,7 +243,7 @@ def trained(latents, folder: Path, steps: int, num_examples: int | None = None) 
         path = str(folder / "some.gz")
         write_shard(path, some, str(folder))
     model = BASE_MODEL.build("diffusion_model")
-    config = TrainingConfig(steps=steps).resolved(PRESET)
+    config = TrainingConfig(steps=steps, train_text_encoder=False).resolved(PRESET)
     empty = tf.zeros((77, PRESET.text_encoder.width))
     tuner = FineTuner(model, PRESET, config, empty_caption=empty, text_encoder=None, strategy=None)
 

@@ -135,7 +135,7 @@ class TrainingConfig:
     noise_offset: NonNegativeFloat = 0.0
     lora_rank: NonNegativeInt = 0
     lora_alpha: NonNegativeFloat = 0.0
-    train_text_encoder: bool = False
+    train_text_encoder: bool | None = None
     precision: Precision = "float32"
     xla: Xla = "auto"
     gradient_checkpointing: bool = False
@@ -184,6 +184,7 @@ class ResolvedTrainingConfig(TrainingConfig):
     learning_rate: PositiveFloat = dataclasses.field()
     learning_rate_schedule: LearningRateSchedule = dataclasses.field()
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = dataclasses.field()
+    train_text_encoder: bool = dataclasses.field()
 
     @property
     def chooses(self) -> bool:

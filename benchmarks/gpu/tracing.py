@@ -56,6 +56,7 @@ def training_config(row: Row, preset: Preset, **overrides: Any) -> ResolvedTrain
         "weight_decay": WEIGHT_DECAY,
         "max_gradient_norm": CLIP_NORM,
         "lora_rank": row.lora_rank,
+        "train_text_encoder": False,
         "gradient_checkpointing": row.gradient_checkpointing,
         "precision": row.precision,
         "xla": "on",

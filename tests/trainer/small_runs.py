@@ -58,9 +58,11 @@ def preset(num_blocks: int = 0) -> Preset:
     Args:
         num_blocks: Residual blocks of the U-Net, on the way down.
     """
+    tiny = get_preset("tiny")
     return dataclasses.replace(
-        get_preset("tiny"),
+        tiny,
         image_size=64,
+        training=dataclasses.replace(tiny.training, train_text_encoder=False),
         text_encoder=TextEncoderDimensions(width=8, num_layers=1, num_heads=2),
         diffusion_model=DiffusionModelDimensions(
             widths=(8,),

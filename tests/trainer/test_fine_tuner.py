@@ -347,6 +347,11 @@ def test_a_text_encoder_is_trained_along() -> None:
             assert change.max() > 0, new.name
 
 
+def test_a_text_encoder_that_is_trained_along_must_be_there() -> None:
+    with pytest.raises(ValueError, match=r"train_text_encoder is true, and no text encoder"):
+        spied_on(train_text_encoder=True)
+
+
 def test_a_text_encoder_that_is_not_trained_encodes_all_the_same() -> None:
     """As of a model that is started from, whose own one was trained."""
     text_encoder = small_runs.BaseModel.locate(small_runs.preset(), 64, "random").build(

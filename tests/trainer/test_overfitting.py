@@ -29,6 +29,7 @@ SETTINGS = {
     "learning_rate_schedule": "constant",
     "evaluate_every_steps": 15,
     "keep": "best",
+    "train_text_encoder": False,
 }
 
 

@@ -121,7 +121,8 @@ def test_lora_alpha_is_the_rank_unless_given(rank: int, alpha: float, expected: 
 def test_nothing_is_open_in_a_resolved_configuration() -> None:
     resolved = TrainingConfig().resolved(get_preset("tiny"))
     values = dataclasses.asdict(resolved)
-    for name in ("batch_size", "learning_rate", "learning_rate_schedule", "ema_decay"):
+    recommended = ("batch_size", "learning_rate", "learning_rate_schedule", "ema_decay")
+    for name in (*recommended, "train_text_encoder"):
         with pytest.raises(pydantic.ValidationError, match=name):
             ResolvedTrainingConfig(**{**values, name: None})
         with pytest.raises(pydantic.ValidationError, match=name):

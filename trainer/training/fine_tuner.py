@@ -186,7 +186,13 @@ class FineTuner:
         Raises:
             UserError: The batch does not divide into parts and devices, or the optimizer is for
                 one device alone.
+            ValueError: There is no text encoder, and it is to be trained along.
         """
+        if config.train_text_encoder and text_encoder is None:
+            raise ValueError(
+                "training.train_text_encoder is true, and no text encoder is given: give one, and "
+                "batches with tokens, or set it to false"
+            )
         self.diffusion_model = diffusion_model
         self.text_encoder = text_encoder
         self.config = config
