@@ -45,6 +45,7 @@ from serving.request import (
     may_be_cut,
 )
 from storage.machine import gigabytes
+from storage.picture_marks import Marks, digest_of_pixels
 from storage.plain_text import plain
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ class Generator:
         mask: np.ndarray | None = None,
         together: int = 1,
         on_picture: Callable[[int, np.ndarray], None] | None = None,
+        on_marks: Callable[[Marks], None] | None = None,
         on_cut: Callable[[str, str | None], None] | None = None,
     ) -> np.ndarray:
         """Draws one picture per prompt.
@@ -265,6 +267,8 @@ class Generator:
             mask: Of the picture, bool [H, W]: where it is drawn anew; everywhere if None.
             together: How many pictures are drawn at once, as far as memory allows.
             on_picture: Called with the place of each picture and the picture, once it is there.
+            on_marks: Called with what each picture is to say of itself, in their order; see
+                `storage.picture_marks.encode`.
             on_cut: Called once with each prompt or negative prompt that is longer than the text
                 encoder reads, and the words of it that are cut off; these are None where it may be
                 too long, and the release is too old to say. If None, a warning is logged.
@@ -324,8 +328,11 @@ class Generator:
                 cut = self._cut(text)
                 if cut != "":
                     tell(text, cut)
-            for picture in self._draw(some, options):
+            version, drawn = self._draw(some, options)
+            for row, picture in zip(some, drawn, strict=True):
                 pictures.append(picture)
+                if on_marks is not None:
+                    on_marks(self._marks(row, options, version, picture))
                 if on_picture is not None:
                     on_picture(len(pictures) - 1, picture)
         return np.stack(pictures)
@@ -341,7 +348,27 @@ class Generator:
             return None
         return bytes(found["cut_bytes"][0]).decode("utf-8", "replace")
 
-    def _draw(self, rows: Sequence[_Row], options: _Options) -> list[np.ndarray]:
+    def _marks(self, row: _Row, options: _Options, version: int, picture: np.ndarray) -> Marks:
+        original = options.original
+        mask = None if original is None else original.mask
+        height, width, _ = picture.shape
+        return Marks(
+            prompt=row.prompt,
+            negative_prompt=row.negative_prompt,
+            num_steps=options.num_steps,
+            sampler=options.sampler,
+            guidance_scale=float(options.guidance_scale),
+            seed=row.seed,
+            height=height,
+            width=width,
+            strength=None if original is None else float(original.strength),
+            image_sha256=None if original is None else digest_of_pixels(original.pixels),
+            mask_sha256=None if mask is None else digest_of_pixels(mask),
+            release=version or None,
+            **({} if self.release is None else self.release.marks),
+        )
+
+    def _draw(self, rows: Sequence[_Row], options: _Options) -> tuple[int, list[np.ndarray]]:
         """Draws with one version of all models, even if the server changes it meanwhile."""
         for wait in _VERSION_WAITS_SECONDS:
             time.sleep(wait)
@@ -352,7 +379,7 @@ class Generator:
                 gone = error
                 continue
             self._last_version = version
-            return pictures
+            return version, pictures
         raise gone
 
     def _draw_with(self, rows: Sequence[_Row], options: _Options, version: int) -> list[np.ndarray]:

@@ -16,12 +16,13 @@ from typing import NoReturn
 
 import numpy as np
 
-from serving import png, which_models
+from serving import marking, which_models
 from serving.client import RETRIES, TIMEOUT_SECONDS, Generator, no_image_encoder
 from serving.errors import ServingError, check_place
 from serving.releases import IMAGE_ENCODER
 from serving.request import SAMPLERS, check_multiples, check_prompts, check_request, cut_note
 from storage import filesystem
+from storage.picture_marks import Marks
 
 MAX_COUNT = 100
 _BAD_REQUEST = 2
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"pictures per prompt, with the seeds from --seed on, 1 to {MAX_COUNT} (default: 1)",
     )
     which_models.add_arguments(parser)
+    marking.add_arguments(parser)
     parser.add_argument(
         "--timeout",
         type=float,
@@ -229,6 +231,7 @@ def _generate(
     def tell_cut(prompt: str, cut: str | None) -> None:
         print(f"note: {cut_note(prompt, cut)}", file=sys.stderr, flush=True)
 
+    marks: list[Marks] = []
     pictures = generator.generate(
         [prompt for prompt, _ in requests],
         arguments.negative_prompt,
@@ -243,13 +246,15 @@ def _generate(
         seed=[seed for _, seed in requests],
         together=arguments.together,
         on_picture=tell,
+        on_marks=marks.append,
         on_cut=tell_cut,
     )
     _, height, width, _ = pictures.shape
     rows = pictures.reshape(len(arguments.prompts), len(seeds), height, width, 3)
     grid = rows.transpose(0, 2, 1, 3, 4).reshape(len(rows) * height, len(seeds) * width, 3)
     try:
-        filesystem.write_bytes(arguments.out, png.encode(grid))
+        contents = marking.of(arguments).encode(grid, marks, columns=len(seeds))
+        filesystem.write_bytes(arguments.out, contents)
     except OSError as error:
         raise ServingError(f"{arguments.out} cannot be written: {error}") from error
     height, width, _ = grid.shape

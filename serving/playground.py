@@ -20,7 +20,7 @@ from typing import Any
 
 from nicegui import Client, ui
 
-from serving import png, which_models
+from serving import marking, which_models
 from serving.client import Generator, is_server
 from serving.errors import ServingError, check_place
 from serving.picture_field import Painted, PictureField
@@ -37,6 +37,7 @@ from serving.request import (
 )
 from storage import local_pages
 from storage.model_manifest import ModelManifest
+from storage.picture_marks import Marks
 from storage.verdict import UNSURE, VERDICT
 
 PORT = 8080
@@ -100,7 +101,11 @@ class Studio:
     """The models, shared by all pages that are open."""
 
     def __init__(
-        self, address: str, version: int | None, memory_limit_bytes: int | None = None
+        self,
+        address: str,
+        version: int | None,
+        memory_limit_bytes: int | None = None,
+        marked: marking.Marking | None = None,
     ) -> None:
         """Loads nothing yet.
 
@@ -108,8 +113,10 @@ class Studio:
             address: A serving directory or a server; see `serving.client.Generator`.
             version: The release; if None, the current one, also when another one becomes that.
             memory_limit_bytes: See `serving.client.Generator`.
+            marked: What pictures say of themselves; if None, all.
         """
         self.address = address
+        self._marking = marked or marking.Marking()
         self._version = version
         self._memory_limit_bytes = memory_limit_bytes
         self._generator: Generator | None = None
@@ -140,6 +147,7 @@ class Studio:
         async with self._turn():
             generator = await self.generator()
             notes: list[str] = []
+            marks: list[Marks] = []
             original = request.original
             pictures = await asyncio.to_thread(
                 generator.generate,
@@ -154,10 +162,11 @@ class Studio:
                 image=original.pixels if original else None,
                 strength=original.strength if original else None,
                 mask=original.mask if original else None,
+                on_marks=marks.append,
                 on_cut=lambda prompt, cut: notes.append(cut_note(prompt, cut)),
             )
             [picture] = pictures
-            contents = await asyncio.to_thread(png.encode, picture)
+            contents = await asyncio.to_thread(self._marking.encode, picture, marks)
             height, width, _ = picture.shape
             return Drawn(request, generator.version, contents, height, width, tuple(notes))
 
@@ -439,6 +448,7 @@ def _parser() -> argparse.ArgumentParser:
         description="A local web page that draws pictures with the pushed models.",
     )
     which_models.add_arguments(parser)
+    marking.add_arguments(parser)
     parser.add_argument(
         "--host",
         default=local_pages.HOST,
@@ -481,6 +491,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         which_models.address(arguments),
         arguments.version,
         which_models.memory_limit_bytes(arguments),
+        marking.of(arguments),
     )
 
     @ui.page("/")

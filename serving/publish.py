@@ -16,10 +16,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from serving import png
 from serving.client import Generator
 from serving.errors import ServingError, check_place
 from serving.releases import (
+    CHECKPOINT_NAME,
     DEFAULT_SERVING_DIR,
     IMAGE_ENCODER,
     RELEASES,
@@ -29,10 +29,11 @@ from serving.releases import (
 )
 from serving.request import SAMPLERS
 from serving.serving_directory import ServingDirectory
-from storage import filesystem
+from storage import filesystem, picture_marks
 from storage.commands import module_command, place
 from storage.errors import one_line
 from storage.model_manifest import ModelManifest
+from storage.picture_marks import Marks
 from storage.verdict import UNSURE, VERDICT
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ _CONVERTED_FROM = {
     "ianstenbit/keras-sd2.1": "stabilityai/stable-diffusion-2-1-base",
 }
 _FOR_OTHERS = {
-    "model.safetensors": "the whole model in the original layout of Stable Diffusion, as A1111 and "
+    CHECKPOINT_NAME: "the whole model in the original layout of Stable Diffusion, as A1111 and "
     "ComfyUI open it",
     "lora.safetensors": "its adapters (LoRA), as A1111, ComfyUI and diffusers' "
     "`load_lora_weights` read them",
@@ -323,8 +324,9 @@ def _cell(value: Any) -> str:
 
 def _draw(generator: Generator, prompts: Sequence[str]) -> Iterator[Picture]:
     for seed, prompt in enumerate(prompts):
-        [pixels] = generator.generate([prompt], seed=seed)
-        yield Picture(prompt, seed, png.encode(pixels))
+        marks: list[Marks] = []
+        [pixels] = generator.generate([prompt], seed=seed, on_marks=marks.append)
+        yield Picture(prompt, seed, picture_marks.encode(pixels, marks))
 
 
 def _to_hub(

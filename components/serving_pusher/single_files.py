@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from serving.releases import CHECKPOINT_NAME
 from serving.serving_directory import WriteFile
 from storage import filesystem
 from trainer.data.caption_counts import read_counts
 from trainer.model_spec import LORA_NAME, release_keys, tag_keys, with_header
-
-CHECKPOINT_NAME = "model.safetensors"
 
 
 class SingleFile(NamedTuple):

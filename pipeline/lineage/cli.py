@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.lineage import comparing, history, text, tracing
+from pipeline.lineage import whence as origins
 from pipeline.lineage.locations import DEFAULT_PORT, DEFAULT_STORE, Location, locate
 from pipeline.lineage.model import LineageError, RunStatus
 from pipeline.lineage.sorting import sorted_runs
@@ -35,6 +36,7 @@ _EXAMPLES = (
     ("history",),
     ("added", "1", "3"),
     ("known", Path("dragon.png")),
+    ("whence", Path("drawing.png")),
     ("compare", "--metric", "loss", "--setting", "learning_rate", "--plot", Path("losses.png")),
     ("export", "latest", "--format", "html", "--out", Path("run.html")),
     ("serve",),
@@ -168,6 +170,16 @@ def _known(store: Store, arguments: argparse.Namespace) -> _Answer:
     return known, lambda: text.known_text(known)
 
 
+def _whence(store: Store, arguments: argparse.Namespace) -> _Answer:
+    contents = origins.read_picture(arguments.picture)
+    found = origins.whence(store, arguments.picture, contents, _roots(arguments))
+    if arguments.verify:
+        found = found.with_check(
+            origins.drawn_again(found, arguments.picture, arguments.image, arguments.mask)
+        )
+    return found, lambda: text.whence_text(found)
+
+
 def _export(store: Store, arguments: argparse.Namespace) -> _Answer:
     from pipeline.lineage import exports
 
@@ -291,6 +303,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PICTURE|SHA256|CAPTION",
         help="a picture's file as it lies in the dataset, its hash or a row's, or a caption",
     )
+    whence = command("whence", "what drew a picture, by what it says of itself", _whence)
+    whence.add_argument("picture", metavar="PICTURE", help="a PNG file that this project drew")
+    whence.add_argument(
+        "--verify", action="store_true", help="draw it again, and compare (needs TensorFlow)"
+    )
+    whence.add_argument("--image", metavar="FILE", help="what it was drawn from, for --verify")
+    whence.add_argument("--mask", metavar="FILE", help="the mask of that, for --verify")
     export = command("export", "a run or an artifact's trace for other programs", _export)
     export.add_argument(
         "what", metavar="RUN|ARTIFACT", nargs="?", default="latest", help="or `all` runs"
@@ -307,7 +326,7 @@ def _parser() -> argparse.ArgumentParser:
         wide.add_argument(
             "--all", action="store_true", help="every column, whatever the terminal's width"
         )
-    for showing in (trace, impact, diff, why, releases, added, known, export, serve):
+    for showing in (trace, impact, diff, why, releases, added, known, whence, export, serve):
         showing.add_argument(
             "--files",
             metavar="FOLDER",

@@ -105,7 +105,7 @@ def history(store: Store, roots: Sequence[str]) -> list[Release]:
             except LineageError:
                 # What is known of it is told all the same.
                 changes = None
-        model = _model_of(store, pushed)
+        model = model_of(store, pushed)
         found.append(
             Release(
                 version,
@@ -248,7 +248,8 @@ def _index(examples: Artifact, roots: Sequence[str]) -> str | None:
     return str(folder) if folder.is_dir() else None
 
 
-def _model_of(store: Store, pushed: Artifact) -> Artifact | None:
+def model_of(store: Store, pushed: Artifact) -> Artifact | None:
+    """The model that was pushed as a release; None where the store does not say."""
     maker = store.graph.maker(pushed.id)
     taken = store.artifacts([] if maker is None else store.graph.inputs(maker))
     return next((one for one in taken if short_type(one.type) == _MODEL), None)

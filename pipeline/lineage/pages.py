@@ -34,6 +34,7 @@ from pipeline.lineage.model import (
 )
 from pipeline.lineage.sorting import sorted_runs, version_order
 from pipeline.lineage.store import Store
+from pipeline.lineage.whence import Whence
 
 RUNS_A_PAGE = 100
 
@@ -330,6 +331,11 @@ class Pages:
         }
         prompts = list(dict.fromkeys(each.prompt for r in shown for each in r.pictures))
         return self._render("history_page", releases, shown, prompts, drawn)
+
+    def whence(self, found: Whence) -> str:
+        """Where a picture comes from."""
+        lines = [line for marks in found.marks for line in text.drawn_lines(marks)]
+        return self._render("whence_answer", found, lines)
 
     def impact(self, what: str) -> str:
         """What something touched, as for `tracing.impact`; without it, the question alone.

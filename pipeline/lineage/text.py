@@ -32,6 +32,8 @@ from pipeline.lineage.model import (
 )
 from pipeline.lineage.row_changes import ADDED, REMOVED, RowChanges
 from pipeline.lineage.tracing import BEFORE, COMPARED, Impact, Standing, Touched, Trace
+from pipeline.lineage.whence import Whence
+from storage.picture_marks import Marks
 
 _MAX_CELL = 60
 _MAX_NAME = 40
@@ -380,6 +382,41 @@ def known_text(known: Known) -> str:
     if known.unknown:
         rows.append(("cannot be told of", ", ".join(known.unknown)))
     return pairs(rows)
+
+
+def whence_text(found: Whence) -> str:
+    """Where a picture comes from."""
+    words = {True: "yes", False: "NO", None: "unknown"}
+    blocks = [
+        pairs(
+            [
+                ("picture", found.picture),
+                *(("drawn", line) for marks in found.marks for line in drawn_lines(marks)),
+            ]
+        ),
+        "\n".join(
+            [
+                "checked",
+                *columns([[f"  {c.name}", words[c.holds], c.said] for c in found.checks]),
+            ]
+        ),
+        trace_text(found.trace),
+    ]
+    return "\n\n".join(blocks)
+
+
+def drawn_lines(marks: Marks) -> list[str]:
+    """What a picture was asked for with, in words."""
+    prompt = "a prompt that it does not tell" if marks.prompt is None else repr(marks.prompt)
+    without = f", without {marks.negative_prompt!r}" if marks.negative_prompt else ""
+    source = (
+        f", from a picture at strength {marks.strength:g}" if marks.strength is not None else ""
+    )
+    return [
+        f"{prompt}{without}",
+        f"seed {marks.seed}, {marks.num_steps} steps of {marks.sampler}, guidance "
+        f"{marks.guidance_scale:g}, {marks.width} x {marks.height} pixels{source}",
+    ]
 
 
 def why_text(why: Why) -> str:

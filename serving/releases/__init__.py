@@ -18,7 +18,8 @@ from serving.errors import ServingError, check_place
 from serving.request import DEFAULT_SAMPLER, MAX_STEPS, SAMPLERS
 from storage import filesystem
 from storage.commands import module_command, place
-from storage.model_manifest import MODEL_MANIFEST_NAME
+from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
+from storage.picture_marks import network_digests
 from storage.verdict import UNSURE, VERDICT
 
 SERVED_NETWORKS = ("text_encoder", "diffusion_model", "decoder")
@@ -29,6 +30,8 @@ ALL_NETWORKS = (*SERVED_NETWORKS, IMAGE_ENCODER)
 """What a release can have."""
 SINGLE_FILES = "single_files"
 """Folder beside theirs with what other tools open: a model, or adapters, in one file."""
+CHECKPOINT_NAME = "model.safetensors"
+"""The whole model in one file, among them."""
 FOLDERS = (*ALL_NETWORKS, SINGLE_FILES)
 """What a version has a folder in each of, the last two not always."""
 CONFIG_NAME = "models.config"
@@ -77,6 +80,19 @@ class Release:
     def networks(self) -> tuple[str, ...]:
         """What it has: `SERVED_NETWORKS`, and `IMAGE_ENCODER` where it can draw from pictures."""
         return networks_of(self.facts)
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """What a picture says of the release that drew it: fields of `Marks`."""
+        files = self.facts.get("files") or {}
+        digests = network_digests(files)
+        manifest = ModelManifest.of_release(self.facts)
+        return {
+            "training_id": manifest.training_id if manifest else None,
+            "preset": manifest.preset if manifest else self.facts.get("preset"),
+            "networks": {name: digests[name] for name in ALL_NETWORKS if name in digests},
+            "checkpoint_sha256": files.get(f"{SINGLE_FILES}/{self.version}/{CHECKPOINT_NAME}"),
+        }
 
     def model_folder(self, network: str) -> str:
         """The SavedModel of one of `networks`.

@@ -11,15 +11,16 @@ import functools
 import html
 import mimetypes
 import socket
+import tempfile
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
-from nicegui import app, ui
+from nicegui import app, events, ui
 
-from pipeline.lineage import files
+from pipeline.lineage import files, whence
 from pipeline.lineage.locations import Location
 from pipeline.lineage.model import LineageError
 from pipeline.lineage.pages import Pages, RunsView, Urls, error_page, live_script, style
@@ -44,7 +45,10 @@ _NAVIGATION = (
     ("Releases", "/history"),
     ("Metrics", "/compare"),
     ("Impact", "/impact"),
+    ("Whence", "/whence"),
 )
+# As many as the largest picture of the playground, in pixels of PNG.
+_MAX_PICTURE_BYTES = 200 * 10**6
 _Render = Callable[[Pages], str]
 
 
@@ -119,6 +123,10 @@ def build(location: Location, roots: Sequence[str]) -> None:
     async def impact(request: Request, what: str = "") -> None:
         await show(request, "Impact", lambda pages: pages.impact(what.strip()))
 
+    @page("/whence")
+    async def whence_page(request: Request) -> None:
+        _Whence(location, roots).build(request)
+
     @page("/compare")
     async def compare(request: Request, setting: str = "") -> None:
         await show(request, "Metrics", lambda pages: pages.compare(setting.split()))
@@ -168,6 +176,68 @@ async def _show(
             body.set_content(fresh)
 
     ui.timer(_POLL_SECONDS, refresh)
+
+
+class _Whence:
+    """The page where a picture is dropped."""
+
+    def __init__(self, location: Location, roots: Sequence[str]) -> None:
+        self._location = location
+        self._roots = roots
+        self._name, self._contents = "", b""
+
+    def build(self, request: Request) -> None:
+        ui.page_title("Whence - lineage")
+        ui.add_css(style())
+        _frame(request)
+        with ui.element("div").classes("lineage-page").props("id=top"):
+            ui.html("<h1>Where does a picture come from?</h1>", sanitize=False)
+            ui.upload(
+                label="Drop a picture that was drawn here",
+                auto_upload=True,
+                max_file_size=_MAX_PICTURE_BYTES,
+                on_upload=self._dropped,
+                on_rejected=lambda: ui.notify(
+                    f"that is no picture, or more than {_MAX_PICTURE_BYTES // 10**6} MB",
+                    type="negative",
+                ),
+            ).props('flat bordered accept="image/*"')
+            self._again = ui.button("Draw it again", color=None, on_click=self._redraw)
+            self._again.props("flat no-caps").set_visibility(False)
+            self._answer = ui.html("", sanitize=False).props("aria-live=polite").mark("answer")
+
+    async def _dropped(self, event: events.UploadEventArguments) -> None:
+        self._name, self._contents = event.file.name, await event.file.read()
+        event.sender.reset()
+        await self._show(verify=False)
+
+    async def _redraw(self) -> None:
+        self._again.disable()
+        self._again.set_text("Drawing it again ...")
+        await self._show(verify=True)
+
+    async def _show(self, verify: bool) -> None:
+        shown, found = await asyncio.to_thread(self._asked, verify)
+        self._answer.set_content(shown)
+        self._again.set_visibility(found and not verify)
+        self._again.set_text("Draw it again")
+        self._again.enable()
+
+    def _asked(self, verify: bool) -> tuple[str, bool]:
+        try:
+            with self._location.open() as store:
+                found = whence.whence(store, self._name, self._contents, self._roots)
+                if verify:
+                    found = self._with_drawn_again(found)
+                return Pages(store, Urls(), self._roots).whence(found), True
+        except LineageError as error:
+            return error_page(str(error), Urls()), False
+
+    def _with_drawn_again(self, found: whence.Whence) -> whence.Whence:
+        with tempfile.NamedTemporaryFile(suffix=".png") as file:
+            file.write(self._contents)
+            file.flush()
+            return found.with_check(whence.drawn_again(found, file.name))
 
 
 def _frame(request: Request) -> None:

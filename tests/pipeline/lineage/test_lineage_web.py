@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import local_page
+import numpy as np
 import psutil
 import pytest
 from browser import browser
@@ -23,6 +24,9 @@ from made_store import COMPLETE, FIRST_DAY, HOSTILE, MINUTE, Settings, StoreMake
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from PIL import Image
+
+from storage import picture_marks
+from storage.picture_marks import Marks
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
 SECRET = "what nobody may read"
@@ -168,6 +172,7 @@ def test_every_page_by_its_address(tab, address):
         "/impact?what=data/creatures": "What did it touch?",
         "/diff?first=first&second=second": "Differences between two runs",
         "/compare?setting=learning_rate": "Metrics over runs",
+        "/whence": "Where does a picture come from?",
         "/run/none": "No answer",
         "/artifact/x": "No answer",
         "/release/9": "No answer",
@@ -176,6 +181,33 @@ def test_every_page_by_its_address(tab, address):
         assert tab.locator("h1").inner_text() == heading, path
         assert tab.evaluate(_CONTRAST) >= 4.5, path
         assert tab.locator("html").get_attribute("lang") == "en-US"
+
+
+def test_a_picture_is_dropped(tab, address, tmp_path):
+    made = Marks(
+        prompt="a <b>cat</b>",
+        negative_prompt="",
+        num_steps=2,
+        sampler="ddim",
+        guidance_scale=4.0,
+        seed=7,
+        height=8,
+        width=8,
+        release=1,
+    )
+    (tmp_path / "x.png").write_bytes(picture_marks.encode(np.zeros((8, 8, 3), np.uint8), [made]))
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    go(tab, address + "/whence")
+    tab.set_input_files("input[type=file]", tmp_path / "x.png")
+    tab.wait_for_selector("h2:has-text('x.png')")
+    assert tab.locator(".lineage-page ul").first.inner_text().startswith("'a <b>cat</b>'")
+    assert tab.locator("a:has-text('release 1')").get_attribute("href") == "/release/1"
+    assert tab.evaluate(_CONTRAST) >= 4.5
+    # There is no model to draw with.
+    tab.click("text=Draw it again")
+    tab.wait_for_selector("td:has-text('not compared')", timeout=60_000)
+    tab.set_input_files("input[type=file]", tmp_path / "plain.png")
+    tab.wait_for_selector("text=plain.png carries no marks of this project")
 
 
 def test_filter_and_sort_with_the_keyboard(tab, address):

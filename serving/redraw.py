@@ -1,0 +1,182 @@
+"""Draws a marked picture again, and compares: `python -m serving.redraw picture.png`.
+
+A picture carries what it was asked for with (see `storage.picture_marks`). The same request to the
+same release gives the same pixels on the same kind of machine, and nearly the same on another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from serving import which_models
+from serving.client import Generator
+from serving.errors import ServingError, check_place
+from storage import filesystem
+from storage.picture_marks import Marks, MarksError, digest_of_pixels, pixels_of, read
+
+_NOT_THE_SAME = 1
+_NOT_COMPARED = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Redrawn:
+    """How far a picture is from the one that is drawn with what it says of itself.
+
+    Attributes:
+        prompt: What was drawn.
+        seed: With which seed.
+        mean: Mean of the absolute differences, in steps of 255.
+        most: The largest of them.
+    """
+
+    prompt: str
+    seed: int
+    mean: float
+    most: int
+
+
+def redraw(
+    pixels: np.ndarray,
+    pictures: Sequence[Marks],
+    columns: int,
+    generator: Generator,
+    *,
+    image: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+) -> list[Redrawn]:
+    """Draws what is marked, and compares.
+
+    Args:
+        pixels: uint8 [H, W, 3], one picture or a grid of some.
+        pictures: The marks of each, row by row.
+        columns: How many stand side by side.
+        generator: With the models to draw with.
+        image: What they were drawn from, if anything, uint8 [H, W, 3].
+        mask: Of that, if there was one, bool [H, W].
+
+    Raises:
+        ServingError: A prompt is not told, what was drawn from is not given or another picture, or
+            drawing fails.
+    """
+    for marks in pictures:
+        _check(marks, image, mask)
+    found = []
+    for index, marks in enumerate(pictures):
+        [drawn] = generator.generate(
+            [marks.prompt or ""],
+            marks.negative_prompt,
+            num_steps=marks.num_steps,
+            guidance_scale=marks.guidance_scale,
+            sampler=marks.sampler,
+            seed=marks.seed,
+            height=marks.height,
+            width=marks.width,
+            image=image,
+            strength=marks.strength,
+            mask=mask,
+        )
+        row, column = divmod(index, columns)
+        top, left = row * marks.height, column * marks.width
+        there = pixels[top : top + marks.height, left : left + marks.width]
+        if there.shape != drawn.shape:
+            height, width, _ = pixels.shape
+            raise ServingError(
+                f"the picture is {width} x {height} pixels, and its marks are of {marks.width} x "
+                f"{marks.height}: it was scaled or cut since, and cannot be compared"
+            )
+        difference = np.abs(there.astype(np.int16) - drawn)
+        found.append(
+            Redrawn(marks.prompt or "", marks.seed, float(difference.mean()), int(difference.max()))
+        )
+    return found
+
+
+def _check(marks: Marks, image: np.ndarray | None, mask: np.ndarray | None) -> None:
+    if marks.prompt is None:
+        raise ServingError("its marks do not tell the prompt: it cannot be drawn again")
+    for what, flag, digest, given in (
+        ("picture", "--image", marks.image_sha256, image),
+        ("mask", "--mask", marks.mask_sha256, mask),
+    ):
+        if digest is None and given is not None:
+            raise ServingError(f"it was drawn without a {what}: leave {flag} out")
+        if digest is not None and given is None:
+            raise ServingError(f"it was drawn from a {what}: name it by {flag}")
+        if given is not None and digest_of_pixels(given) != digest:
+            raise ServingError(f"the {what} given by {flag} is not the one that it was drawn from")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.redraw",
+        description="Draws a marked picture again with what it says of itself, and compares.",
+        epilog="exit status: 0 the same pixels, 1 others, 2 not compared (one line says why)",
+    )
+    parser.add_argument("picture", help="a PNG file that this project drew")
+    parser.add_argument("--image", metavar="FILE", help="what it was drawn from")
+    parser.add_argument("--mask", metavar="FILE", help="the mask of that")
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    which_models.add_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit status."""
+    arguments = _parser().parse_args(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        found = _redraw(arguments)
+    except (ServingError, MarksError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _NOT_COMPARED
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(one) for one in found]))
+    else:
+        for one in found:
+            print(f"{one.prompt!r}, seed {one.seed}: {shown(one.mean, one.most)}")
+    return _NOT_THE_SAME if any(one.most for one in found) else 0
+
+
+def shown(mean: float, most: int) -> str:
+    """A difference in words."""
+    if not most:
+        return "the same pixels"
+    return f"other pixels: {mean:.2f} of 255 on average, {most} at most"
+
+
+def _redraw(arguments: argparse.Namespace) -> list[Redrawn]:
+    check_place(arguments.picture)
+    contents = filesystem.read_bytes(arguments.picture)
+    marked = read(contents)
+    if not marked.pictures:
+        raise ServingError(f"{arguments.picture} carries no marks of what drew it")
+    if arguments.version is None and arguments.model is None:
+        arguments.version = marked.pictures[0].release
+    which_models.check(arguments)
+    from serving.pictures import read_mask, read_picture
+
+    image = None if arguments.image is None else read_picture(arguments.image)
+    mask = None if arguments.mask is None else read_mask(arguments.mask)
+    for marks in marked.pictures:
+        _check(marks, image, mask)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    generator = Generator(
+        which_models.address(arguments),
+        arguments.version,
+        memory_limit_bytes=which_models.memory_limit_bytes(arguments),
+    )
+    return redraw(
+        pixels_of(contents), marked.pictures, marked.columns, generator, image=image, mask=mask
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
