@@ -7,6 +7,7 @@ from pictures.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -188,6 +189,7 @@ class Generator:
         self.num_steps, self.guidance_scale = FALLBACK_STEPS, FALLBACK_GUIDANCE_SCALE
         self.sampler = DEFAULT_SAMPLER
         self._last_version: int | None = None
+        self._trainings: dict[int, str | None] = {}
         # Versions of which it is known that they draw each picture by itself, or take rows alone.
         self._apart: set[int] = set()
         self._in_batches: set[int] = set()
@@ -365,8 +367,20 @@ class Generator:
             image_sha256=None if original is None else digest_of_pixels(original.pixels),
             mask_sha256=None if mask is None else digest_of_pixels(mask),
             release=version or None,
-            **({} if self.release is None else self.release.marks),
+            **(self._told(version) if self.release is None else self.release.marks),
         )
+
+    def _told(self, version: int) -> dict[str, str | None]:
+        """What a server tells of the release: no more than which training made it."""
+        if version not in self._trainings:
+            inputs, outputs = {"prompt": _texts([""])}, ("training_id_bytes",)
+            training = None
+            # Releases of former versions do not know; the picture is there all the same.
+            with contextlib.suppress(ServingError):
+                found = self._models.call("text_encoder", "training", inputs, outputs, version)
+                training = bytes(found["training_id_bytes"][0]).decode()
+            self._trainings[version] = training
+        return {"training_id": self._trainings[version]}
 
     def _draw(self, rows: Sequence[_Row], options: _Options) -> tuple[int, list[np.ndarray]]:
         """Draws with one version of all models, even if the server changes it meanwhile."""

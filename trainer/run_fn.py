@@ -804,7 +804,7 @@ def _export(run: _Run, trained: _Trained, folder: str) -> ComputeDtype:
             compute,
             image_encoder=run.image_encoder,
         )
-    export_models(folder, modules)
+    export_models(folder, modules, run.training_id)
     if run.tuner.adapters:
         run.tuner.adapters.save(folder, _adapter_header(run, trained))
     return compute

@@ -231,6 +231,8 @@ def _training(store: Store, pushed: Artifact, marks: Marks) -> Check:
 
 
 def _networks(pushed: Artifact, marks: Marks, roots: Sequence[str]) -> Check:
+    if not marks.networks:
+        return Check("networks", None, "not named: a server does not tell their digests")
     destination = str(pushed.properties.get("pushed_destination", ""))
     file = Path(destination, _RELEASES, f"{marks.release}.json")
     inside = any(file.resolve().is_relative_to(Path(root).resolve()) for root in roots)

@@ -34,9 +34,10 @@ def export(folders: dict[int, Path]) -> None:
             model.set_weights(
                 [w + rng.normal(0, 0.05, w.shape).astype(w.dtype) for w in model.get_weights()]
             )
-        export_models(str(folder), modules)
+        export_models(str(folder), modules, f"training {number}")
         manifest = {
             "preset": "tiny",
+            "training_id": f"training {number}",
             "image_size": IMAGE_SIZE,
             "size_multiple": preset.size_multiple,
             "defaults": DEFAULTS,

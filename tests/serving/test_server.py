@@ -1,5 +1,6 @@
 """Pictures from a server that speaks TensorFlow Serving's protocol, and what can go wrong."""
 
+import dataclasses
 import json
 import re
 import resource
@@ -29,6 +30,7 @@ from serving.errors import MissingSignatureError, ServingError
 from serving.pictures import Original
 from serving.releases import IMAGE_ENCODER
 from serving.request import cut_note
+from storage import picture_marks
 from trainer.diffusion.sampler import initial_noise
 
 REQUESTS = [
@@ -116,7 +118,15 @@ def test_the_command_line_talks_to_a_server(
         assert printed.out.splitlines()[-1] == (
             f"{files[-1]}: 192 x 128 pixels, release 1 of {place[1]}"
         )
-    assert len({file.read_bytes() for file in files}) == 1
+    found = [picture_marks.read(file.read_bytes()) for file in files]
+    assert all(one.is_as_marked and one.agrees for one in found)
+    folder, *servers = (one.pictures for one in found)
+    assert {marks.training_id for marks in folder} == {"training 1"}
+    # A server tells which release it is and which training made it, but no digests.
+    told = [dataclasses.replace(m, networks={}, preset=None) for m in folder]
+    assert [list(pictures) for pictures in servers] == [told, told]
+    assert len({png.decode(file.read_bytes()).tobytes() for file in files}) == 1
+    assert files[1].read_bytes() == files[2].read_bytes()
 
 
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])

@@ -96,6 +96,15 @@ class TextEncoderModule(tf.Module):
             self._from_text, input_signature=[strings, strings], autograph=False
         )
         self.cut = tf.function(self._cut, input_signature=[strings], autograph=False)
+        self._strings = strings
+
+    def training(self, training_id: str) -> tf.types.experimental.GenericFunction:
+        """A signature that names the training, once for each prompt: `training_id_bytes`."""
+
+        def training(prompt: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"training_id_bytes": tf.fill(tf.shape(prompt), training_id)}
+
+        return tf.function(training, input_signature=[self._strings], autograph=False)
 
     def _encode(self, tokens: tf.Tensor) -> tf.Tensor:
         """From tokens int32 [B, 77] to the context float32 [B, 77, D]."""
@@ -806,8 +815,15 @@ class ServingModules:
     image_encoder: ImageEncoderModule | None = None
 
 
-def export_models(folder: str, modules: ServingModules) -> None:
-    """Writes `<folder>/{text_encoder,diffusion_model,decoder}/`, and `image_encoder/` if any."""
+def export_models(folder: str, modules: ServingModules, training_id: str | None = None) -> None:
+    """Writes `<folder>/{text_encoder,diffusion_model,decoder}/`, and `image_encoder/` if any.
+
+    Args:
+        folder: Where to.
+        modules: What.
+        training_id: Names what decided the weights, so that a server can tell whose pictures it
+            draws; `None` for weights of no training.
+    """
     text_encoder, diffusion_model, decoder = (
         modules.text_encoder,
         modules.diffusion_model,
@@ -828,6 +844,7 @@ def export_models(folder: str, modules: ServingModules) -> None:
                 "serving_default": text_encoder.serve,
                 "text": text_encoder.text,
                 "cut": text_encoder.cut,
+                **({} if training_id is None else {"training": text_encoder.training(training_id)}),
             },
         ),
         (
