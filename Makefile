@@ -40,9 +40,9 @@ playground: setup
 RESOLVE = .venv/bin/uv pip compile setup.py --overrides .ci/overrides.txt --generate-hashes --no-header --quiet --upgrade
 # Resolves the ranges in setup.py into the lock files of both stacks and of the image, on either stack.
 lock: setup
-	$(RESOLVE) --extra vertex --extra mysql --extra heic --extra dev --universal --python-version 3.11 \
+	$(RESOLVE) --extra vertex --extra mysql --extra heic --extra c2pa --extra dev --universal --python-version 3.11 \
 		--fork-strategy fewest --output-file requirements.lock
-	$(RESOLVE) --extra vertex --extra mysql --extra heic --extra dev --python-version 3.10 \
+	$(RESOLVE) --extra vertex --extra mysql --extra heic --extra c2pa --extra dev --python-version 3.10 \
 		--python-platform x86_64-manylinux_2_35 --output-file requirements-old-stack.lock
 	$(RESOLVE) --extra vertex --extra heic --extra cuda --python-version 3.13 \
 		--python-platform x86_64-manylinux_2_40 --constraints requirements.lock \

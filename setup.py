@@ -108,6 +108,8 @@ setup(
         "mysql": ["PyMySQL>=1.1,<2"],
         # Pictures in HEIC, as phones take them. It brings libraries under the LGPL and the GPL.
         "heic": ["pillow-heif>=1"],
+        # Signed manifests in pictures (C2PA).
+        "c2pa": ["c2pa-python>=0.30", "cryptography>=41"],
         "dev": [
             # What Cloud Build and GitHub Actions accept.
             "check-jsonschema>=0.30",

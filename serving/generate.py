@@ -142,6 +142,7 @@ def _check(arguments: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray
         The picture to draw from, and its mask.
     """
     check_prompts(arguments.prompts)
+    marking.of(arguments)
     if not 1 <= arguments.count <= MAX_COUNT:
         raise ServingError(f"--count is {arguments.count}; it must be 1 to {MAX_COUNT}")
     if not 1 <= arguments.together <= MAX_COUNT:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from serving import png
-from storage import picture_marks
+from serving.errors import ServingError, check_place
+from storage import filesystem, picture_marks
+from storage.content_credentials import CredentialsError, Signer
 from storage.picture_marks import Marks
 
 
@@ -20,21 +23,36 @@ class Marking:
     Attributes:
         metadata: Whether they are.
         prompt: Whether their marks have the prompts.
+        signer: Signs what they say; `None` for no signature.
     """
 
     metadata: bool = True
     prompt: bool = True
+    signer: Signer | None = None
 
     def encode(self, pixels: np.ndarray, pictures: Sequence[Marks], columns: int = 1) -> bytes:
-        """A PNG file; see `storage.picture_marks.encode`."""
+        """A PNG file; see `storage.picture_marks.encode`.
+
+        Raises:
+            ServingError: It cannot be signed.
+        """
         if not self.metadata:
             return png.encode(pixels)
         told = pictures if self.prompt else [marks.without_prompt for marks in pictures]
-        return picture_marks.encode(pixels, told, columns)
+        contents = picture_marks.encode(pixels, told, columns)
+        if self.signer is None:
+            return contents
+        requests = [picture_marks.request_of(marks) for marks in told]
+        try:
+            return self.signer.sign(
+                contents, picture_marks.source_type(told), {"pictures": requests}
+            )
+        except CredentialsError as error:
+            raise ServingError(str(error)) from error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--no-metadata` and `--no-prompt-in-metadata`."""
+    """Adds `--no-metadata`, `--no-prompt-in-metadata`, and what pictures are signed with."""
     parser.add_argument(
         "--no-metadata",
         action="store_true",
@@ -45,8 +63,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write it without the prompts",
     )
+    parser.add_argument(
+        "--c2pa-certificate",
+        metavar="FILE",
+        help="sign it (C2PA): a chain of certificates in PEM, the signer's own first",
+    )
+    parser.add_argument(
+        "--c2pa-key-env",
+        metavar="NAME",
+        help="the environment variable that holds the private key of that, in PEM",
+    )
 
 
 def of(arguments: argparse.Namespace) -> Marking:
-    """What was asked for."""
-    return Marking(not arguments.no_metadata, not arguments.no_prompt_in_metadata)
+    """What was asked for.
+
+    Raises:
+        ServingError: There is half of what signing takes, or it is not what it must be.
+    """
+    signer = _signer(arguments.c2pa_certificate, arguments.c2pa_key_env)
+    if signer is not None and arguments.no_metadata:
+        raise ServingError("--no-metadata leaves nothing to sign: leave it out, or the certificate")
+    return Marking(not arguments.no_metadata, not arguments.no_prompt_in_metadata, signer)
+
+
+def _signer(certificate: str | None, key_env: str | None) -> Signer | None:
+    if certificate is None and key_env is None:
+        return None
+    if certificate is None or key_env is None:
+        raise ServingError("--c2pa-certificate and --c2pa-key-env belong together: give both")
+    check_place(certificate)
+    key = os.environ.get(key_env, "")
+    if not key:
+        raise ServingError(
+            f"--c2pa-key-env names {key_env}, and there is nothing in that environment variable; "
+            "it must hold a private key in PEM"
+        )
+    try:
+        return Signer(filesystem.read_bytes(certificate), key.encode())
+    except OSError as error:
+        raise ServingError(f"{certificate} cannot be read: {error.strerror or error}") from error
+    except CredentialsError as error:
+        raise ServingError(f"pictures cannot be signed: {error}") from error

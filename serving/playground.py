@@ -482,6 +482,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         which_models.check(arguments)
+        marked = marking.of(arguments)
         check_place(arguments.lineage_url)
         listener = local_pages.listen(arguments.host, arguments.port, "playground")
     except (ServingError, local_pages.AddressError, OSError) as error:
@@ -491,7 +492,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         which_models.address(arguments),
         arguments.version,
         which_models.memory_limit_bytes(arguments),
-        marking.of(arguments),
+        marked,
     )
 
     @ui.page("/")

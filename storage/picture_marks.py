@@ -158,6 +158,20 @@ def digest_of_pixels(pixels: np.ndarray) -> str:
     return hashlib.sha256(f"{shape} ".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
+def source_type(pictures: Sequence[Marks]) -> str:
+    """IPTC's address of how pictures were made; what a mask kept of one was not generated."""
+    return _COMPOSED if any(marks.mask_sha256 for marks in pictures) else _GENERATED
+
+
+def request_of(marks: Marks) -> dict[str, Any]:
+    """For JSON: without what is not known, but for a prompt that is not told."""
+    values = dataclasses.asdict(marks)
+    told = ("prompt", "negative_prompt")
+    return {
+        name: value for name, value in values.items() if name in told or value not in (None, {})
+    }
+
+
 def encode(pixels: np.ndarray, pictures: Sequence[Marks], columns: int = 1) -> bytes:
     """A PNG file with marks; the same pixels and marks give the same bytes.
 
@@ -173,7 +187,7 @@ def encode(pixels: np.ndarray, pictures: Sequence[Marks], columns: int = 1) -> b
     text.add_text(PARAMETERS, pictures[0].parameters)
     text.add_itxt(XMP, _xmp(pictures))
     content = {
-        "pictures": [_jsonable(marks) for marks in pictures],
+        "pictures": [request_of(marks) for marks in pictures],
         "columns": columns,
         "pixels_sha256": digest_of_pixels(pixels),
     }
@@ -237,14 +251,6 @@ def _content(text: Any) -> dict[str, Any]:
     return content  # type: ignore[no-any-return]
 
 
-def _jsonable(marks: Marks) -> dict[str, Any]:
-    """Without what is not known, but for a prompt that is not told."""
-    values = dataclasses.asdict(marks)
-    empty = (None, {})
-    kept = ("prompt", "negative_prompt")
-    return {name: value for name, value in values.items() if name in kept or value not in empty}
-
-
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "prompt": (str, type(None)),
     "negative_prompt": (str, type(None)),
@@ -283,8 +289,6 @@ def _marks(content: Any) -> Marks:
 
 
 def _xmp(pictures: Sequence[Marks]) -> str:
-    # What is kept of a picture that came with the request was not generated.
-    composed = any(marks.mask_sha256 for marks in pictures)
     releases = {marks.release for marks in pictures}
     tool = f"{PROGRAM}, release {releases.pop()}" if releases != {None} else PROGRAM
     return (
@@ -296,7 +300,7 @@ def _xmp(pictures: Sequence[Marks]) -> str:
         '    xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">\n'
         f"   <xmp:CreatorTool>{escape(tool)}</xmp:CreatorTool>\n"
         "   <Iptc4xmpExt:DigitalSourceType>"
-        f"{_COMPOSED if composed else _GENERATED}</Iptc4xmpExt:DigitalSourceType>\n"
+        f"{source_type(pictures)}</Iptc4xmpExt:DigitalSourceType>\n"
         "  </rdf:Description>\n"
         " </rdf:RDF>\n"
         "</x:xmpmeta>\n"

@@ -18,8 +18,9 @@ from pathlib import Path
 from pipeline.lineage import history, tracing
 from pipeline.lineage.model import Artifact, LineageError
 from pipeline.lineage.store import Store
-from storage import filesystem
+from storage import content_credentials, filesystem
 from storage.commands import CHECKOUT
+from storage.content_credentials import CredentialsError
 from storage.errors import one_line
 from storage.picture_marks import Found, Marks, MarksError, network_digests, read
 
@@ -102,9 +103,21 @@ def whence(store: Store, picture: str, contents: bytes, roots: Sequence[str]) ->
             else "says something else: one of both was written by hand",
         ),
     ]
+    if content_credentials.has_manifest(contents):
+        checks.append(_signature(contents))
     subject, more = _drawn_by(store, picture, marks, roots)
     trace = tracing.trace(store, f"artifact:{subject.id}", roots)
     return Whence(picture, found.pictures, (*checks, *more), trace)
+
+
+def _signature(contents: bytes) -> Check:
+    try:
+        found = content_credentials.read(contents)
+    except CredentialsError as error:
+        return Check("signature", None, str(error))
+    if found.valid:
+        return Check("signature", True, f"right, of {found.signer}, whom you may know or not")
+    return Check("signature", False, f"wrong, of {found.signer}: {', '.join(found.faults)}")
 
 
 def drawn_again(
@@ -139,7 +152,8 @@ def drawn_again(
         check=False,
     )
     if done.returncode not in (0, 1) or not done.stdout:
-        said = one_line(done.stderr.strip().removeprefix("error: ")) or f"status {done.returncode}"
+        lines = done.stderr.strip().removeprefix("error: ").splitlines()
+        said = lines[-1] if lines else f"status {done.returncode}"
         return Check("drawn again", None, f"not compared: {said}")
     drawn = json.loads(done.stdout)
     mean = sum(one["mean"] for one in drawn) / len(drawn)
@@ -159,7 +173,7 @@ def read_picture(picture: str) -> bytes:
     try:
         return filesystem.read_bytes(picture)
     except OSError as error:
-        raise LineageError(f"{picture} cannot be read: {one_line(str(error))}") from None
+        raise LineageError(f"{picture} cannot be read: {one_line(error)}") from None
 
 
 _KEPT = "whatever changed the file kept the marks alone"
@@ -168,7 +182,7 @@ _KEPT = "whatever changed the file kept the marks alone"
 def _unmarked(picture: str, found: Found) -> str:
     said = f"{picture} carries no marks of this project, and nobody can tell what drew it"
     if found.parameters is not None:
-        begins = one_line(found.parameters)[:80]
+        begins = " ".join(found.parameters.split())[:80]
         return f"{said}; another program's text in it begins {begins!r}"
     if found.says_generated:
         return f"{said}; its XMP says that a trained model made it"

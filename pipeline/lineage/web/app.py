@@ -192,7 +192,7 @@ class _Whence:
         _frame(request)
         with ui.element("div").classes("lineage-page").props("id=top"):
             ui.html("<h1>Where does a picture come from?</h1>", sanitize=False)
-            ui.upload(
+            self._upload = ui.upload(
                 label="Drop a picture that was drawn here",
                 auto_upload=True,
                 max_file_size=_MAX_PICTURE_BYTES,
@@ -201,14 +201,15 @@ class _Whence:
                     f"that is no picture, or more than {_MAX_PICTURE_BYTES // 10**6} MB",
                     type="negative",
                 ),
-            ).props('flat bordered accept="image/*"')
+            )
+            self._upload.props('flat bordered accept="image/*"')
             self._again = ui.button("Draw it again", color=None, on_click=self._redraw)
             self._again.props("flat no-caps").set_visibility(False)
             self._answer = ui.html("", sanitize=False).props("aria-live=polite").mark("answer")
 
     async def _dropped(self, event: events.UploadEventArguments) -> None:
         self._name, self._contents = event.file.name, await event.file.read()
-        event.sender.reset()
+        self._upload.reset()
         await self._show(verify=False)
 
     async def _redraw(self) -> None:
