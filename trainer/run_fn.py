@@ -104,8 +104,9 @@ def run_fn(fn_args: FnArgs) -> None:
     Args:
         fn_args: From TFX: `train_files` (the Latents artifact's train split), `custom_config` and
             `hyperparameters` (see `TrainerSettings.from_json`; and `TUNED`, where the Tuner has
-            found any; and `CLASS_LATENTS`, where there are class pictures), `base_model` (the folder of the SavedModels that it starts from, if it does
-            not from the base weights), `serving_model_dir` and `model_run_dir` (outputs).
+            found any; and `CLASS_LATENTS`, where there are class pictures), `base_model` (the
+            folder of the SavedModels that it starts from, if it does not from the base weights),
+            `serving_model_dir` and `model_run_dir` (outputs).
 
     Raises:
         UserError: The latents were made by another preset, size or encoders than the settings
@@ -394,7 +395,7 @@ class _Run:
         memory: What that is thought to take.
         training_id: Names the training by all that decides its weights.
         line: That training, and those that differ in their number of steps alone.
-        prompts_are_captions: Whether what is drawn are captions that are held out.
+        prompts_are_captions: Whether what is drawn are captions that are held out, or made of one.
         tuned: Whether held-out pictures choose its hyperparameters.
         folder: Of the checkpoints, logs and pictures.
     """
@@ -476,7 +477,7 @@ def _prepare(
     _check_inputs(latents, settings, base_model)
     prior = _class_latents(class_latents, settings, base_model)
     config = _config_for(config, latents, base_model, strategy)
-    prompts_are_captions = settings.validation.prompts is None
+    prompts_are_captions = settings.validation.prompts is None or settings.prompts_from_caption
     settings = dataclasses.replace(
         settings, training=config, validation=_with_prompts(settings.validation, latents_uri)
     )

@@ -364,6 +364,7 @@ class TrainerSettings:
         prediction: What the diffusion model learns to predict; `None` for what the preset's does.
         zero_terminal_snr: Whether its last timestep is to be noise alone; `None`, likewise.
         prior_weight: What the loss on class pictures is multiplied by; `None` where there are none.
+        prompts_from_caption: Whether what is drawn is made of a caption that the pictures have.
     """
 
     preset: str
@@ -380,6 +381,7 @@ class TrainerSettings:
     prediction: Prediction | None = None
     zero_terminal_snr: bool | None = None
     prior_weight: PositiveFloat | None = None
+    prompts_from_caption: bool = False
 
     def trained_preset(self, preset: Preset) -> Preset:
         """The preset of the trained model.
@@ -400,8 +402,9 @@ class TrainerSettings:
             self, mode="json", exclude=apart
         )
         # Without these, a run is what it was before there was a choice, in the cache, too.
-        if not self.image_to_image:
-            del tree["image_to_image"]
+        for name in ("image_to_image", "prompts_from_caption"):
+            if not tree[name]:
+                del tree[name]
         for name in ("prediction", "zero_terminal_snr", "prior_weight"):
             if tree[name] is None:
                 del tree[name]
