@@ -77,6 +77,9 @@ def test_every_value_is_set_after_resolution():
     open_fields = {"config", "image_column", "caption_column", "caption_template", "schema"}
     open_fields |= {"form", "caption", "captions_from"}
     closed = dataclasses.asdict(config) | {"dataset": {}, "evaluation": {}, "vertex": {}}
+    # There is no class.
+    for name in ("caption", "folder", "folder_fingerprint", "max_distance"):
+        assert closed["prior"].pop(name) is None
     # The dataset says, or the Trainer finds captions that are held out.
     assert closed["validation"].pop("prompts") is None
     # What the base weights do.
