@@ -649,8 +649,7 @@ def trained_on(tmp_path_factory, examples, latents) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("compared", ["model", "base weights"])
-def test_a_class_is_drawn_beside_the_base_weights(score, exported, tmp_path, monkeypatch, compared):
+def test_a_class_is_drawn_beside_the_base_weights(score, exported, tmp_path, monkeypatch):
     """Whatever the model is compared with otherwise."""
 
     def decode(latent: tf.Tensor) -> tf.Tensor:
@@ -661,11 +660,10 @@ def test_a_class_is_drawn_beside_the_base_weights(score, exported, tmp_path, mon
     monkeypatch.setattr(samples, "exported_decoder", lambda _: decode)
     base = str(exported["candidate"] / "Format-Serving")
     monkeypatch.setattr(models, "loaded_base_model", lambda _: models.exported_model(base))
-    other = None if compared == "base weights" else exported["baseline"]
     given = {"class_caption": "a photo of a dog", "num_class_pictures": 5}
     found = {}
     for name in ("candidate", "baseline"):
-        scores, _ = score(exported[name], other, **given)
+        scores, _ = score(exported[name], exported["baseline"], **given)
         assert json.loads(scores.split_names) == ["eval", "class"]
         [path] = (tmp_path / "scores" / "Split-class").iterdir()
         rows = [tf.train.Example.FromString(r).features.feature for r in read_shard(str(path))]
