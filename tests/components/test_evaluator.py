@@ -21,7 +21,7 @@ from tfx.utils import proto_utils
 from components.code_version import imported_modules
 from components.evaluator import Evaluator, executor
 from components.evaluator.metrics import cluster_mean, frechet_distance
-from components.evaluator.results import ALL, of_feature, read_metrics
+from components.evaluator.results import ALL, Metric, of_feature, read_metrics
 from components.tfrecords import write_shard
 from pipeline.config import load_config
 from pipeline.evaluation import eval_config, splits
