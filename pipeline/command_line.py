@@ -23,6 +23,12 @@ RUN_FLAGS: Flags = {
         (("dataset.caption_column",), "--caption-column", "column with the captions"),
         (("dataset.form",), "--dataset-form", "what the dataset's files are taken for"),
         (("dataset.caption",), "--caption", "caption of pictures that have none"),
+        (("prior.caption",), "--prior", "what the subject is one of, such as 'a photo of a dog'"),
+        (
+            ("prior.folder",),
+            "--class-pictures",
+            "folder with pictures of that; the base weights draw them if there is none",
+        ),
         (
             ("dataset.captions_from",),
             "--captions-from",
@@ -88,15 +94,15 @@ RUN_FLAGS: Flags = {
 _TEXTS = (
     "dataset.path", "dataset.config", "dataset.split", "dataset.image_column",
     "dataset.caption_column", "dataset.form", "dataset.caption", "dataset.captions_from",
-    "dataset.caption_lines", "dataset.caption_template", "dataset.schema", "model.preset",
-    "model.base_weights", "model.start_from", "output",
+    "dataset.caption_lines", "dataset.caption_template", "dataset.schema", "prior.caption",
+    "prior.folder", "model.preset", "model.base_weights", "model.start_from", "output",
     "vertex.project", "vertex.region", "vertex.pipeline_root", "vertex.serving_dir",
     "vertex.service_account", "vertex.network", "vertex.image", "vertex.accelerator",
     "vertex.api_endpoint",
 )  # fmt: skip
 # Given several times, these make a list.
 _LISTS = ("validation.prompts",)
-_OPEN = {"dataset": "found", "vertex": "none", "validation": "found"}
+_OPEN = {"dataset": "found", "prior": "none", "vertex": "none", "validation": "found"}
 
 
 class Parser(argparse.ArgumentParser):

@@ -18,6 +18,7 @@ from tfx.types import BaseChannel, Channel, standard_artifacts
 from components.evaluator.executor import (
     CHANGE,
     CHANGE_UPPER,
+    CLASS_DISTANCE_SHOWN,
     COPIES,
     COPIES_SHOWN,
     GAP,
@@ -29,6 +30,7 @@ from components.evaluator.executor import (
     SURELY_LOWER,
     TEXT_EXCESS,
 )
+from components.loss_scorer.executor import CLASS_SPLIT
 from components.loss_scorer.executor import SPLIT as EVALUATED
 from components.loss_scorer.remembering import NEARNESS, NEARNESS_HELD_OUT
 from components.loss_scorer.remembering import SPLIT as REMEMBERING
@@ -40,13 +42,14 @@ from components.loss_scorer.scorer import (
     TRAINING_TEXT_PART,
 )
 from components.measures import MeasureSettings, applying
+from components.measures.class_distance import CLASS_DISTANCE
 from pipeline.baseline import BLESSING, CANDIDATE, MODEL, LatestBlessedBeforeCandidate
-from pipeline.config import EvaluationConfig
+from pipeline.config import EvaluationConfig, PriorConfig
 
 _METRICS_MODULE = "components.evaluator.metrics"
 
 
-def eval_config(evaluation: EvaluationConfig) -> tfma.EvalConfig:
+def eval_config(evaluation: EvaluationConfig, prior: PriorConfig | None = None) -> tfma.EvalConfig:
     """What the Evaluator computes, and when it blesses.
 
     Metrics, over all rows, for each stratum of timesteps and for each length of captions: the
@@ -68,6 +71,10 @@ def eval_config(evaluation: EvaluationConfig) -> tfma.EvalConfig:
     training captions (`text_part_excess`); and the fraction of drawn pictures that are suspected to
     be copies (`copies`). What is surely so of the first and the last, `memorization_gap_shown` and
     `copies_shown`, has thresholds where `max_memorization_gap` and `max_copies` are given.
+
+    Where pictures of a subject's class are drawn: how far they have moved (`class_distance`), and
+    what is surely so of that (`class_distance_shown`), which has a threshold where
+    `prior.max_distance` is given.
     """
     baseline = "loss_baseline"
     looks = evaluation.num_strata + 1
@@ -112,6 +119,10 @@ def eval_config(evaluation: EvaluationConfig) -> tfma.EvalConfig:
             for metric in measure.metrics()
         ]
     metrics += _remembering(evaluation)
+    if prior is not None and draws_class(prior):
+        metrics.append(_metric("MeanWithInterval", feature=CLASS_DISTANCE))
+        shown = _metric("SurelyAtLeast", feature=CLASS_DISTANCE, name=CLASS_DISTANCE_SHOWN)
+        metrics.append(_at_most(shown, prior.max_distance))
     return tfma.EvalConfig(
         # One model alone, although there is a baseline: beside a second one, TFMA looks for the
         # thresholds under a model's name that metrics of features do not give their results, and
@@ -132,10 +143,19 @@ def eval_config(evaluation: EvaluationConfig) -> tfma.EvalConfig:
     )
 
 
-def splits(evaluation: EvaluationConfig) -> list[str]:
+def draws_class(prior: PriorConfig) -> bool:
+    """Whether pictures of a subject's class are drawn to compare."""
+    return prior.caption is not None and prior.num_compared > 0
+
+
+def splits(evaluation: EvaluationConfig, prior: PriorConfig | None = None) -> list[str]:
     """The splits of the scores that the Evaluator reads."""
     remembers = evaluation.num_training_pictures or evaluation.num_training_samples
-    return [EVALUATED, *([REMEMBERING] if remembers else [])]
+    return [
+        EVALUATED,
+        *([REMEMBERING] if remembers else []),
+        *([CLASS_SPLIT] if prior is not None and draws_class(prior) else []),
+    ]
 
 
 def _remembering(evaluation: EvaluationConfig) -> Iterator[tfma.MetricConfig]:

@@ -27,11 +27,13 @@ from components.pinned_schema_gen import PinnedSchemaGen
 from components.serving_pusher import ServingPusher
 from components.statistics_gen import StatisticsGen
 from pipeline.baseline import MODEL, LatestBlessedBeforeCandidate
-from pipeline.config import RunConfig
+from pipeline.class_pictures import class_steps
+from pipeline.config import DatasetConfig, RunConfig
 from pipeline.evaluation import baseline_node, eval_config, splits
 from pipeline.starting import Start
 from pipeline.starting_node import starting_node
 from pipeline.trainer_settings import trainer_settings
+from storage.plain_text import plain
 from trainer.weights.base_model import BaseModel
 
 PIPELINE_NAME = "sd-finetuning"
@@ -82,24 +84,10 @@ def create_pipeline(
     """
     dataset, model = config.dataset, config.model
     open_parameters: Mapping[str, Any] = runtime_parameters or {}
-    example_gen = CaptionExampleGen(
-        dataset=open_parameters.get("dataset", dataset.path),
-        dataset_fingerprint=open_parameters.get("dataset_fingerprint", dataset_fingerprint),
-        dataset_config=dataset.config or "",
-        dataset_split=dataset.split,
-        eval_fraction=dataset.eval_fraction,
-        seed=dataset.seed,
-        image_column=dataset.image_column or "",
-        caption_column=dataset.caption_column or "",
-        max_pixels=dataset.max_pixels,
-        max_aspect_ratio=dataset.max_aspect_ratio,
-        max_rejected_fraction=dataset.max_rejected_fraction,
-        dataset_form=dataset.form or "",
-        caption=dataset.caption or "",
-        captions_from=dataset.captions_from or "",
-        caption_lines=dataset.caption_lines,
-        near_duplicates=dataset.near_duplicates,
-        caption_template=dataset.caption_template or "",
+    example_gen = _example_gen(
+        dataset,
+        open_parameters.get("dataset", dataset.path),
+        open_parameters.get("dataset_fingerprint", dataset_fingerprint),
     )
     examples = example_gen.outputs["examples"]
     statistics_gen = StatisticsGen(
@@ -141,6 +129,9 @@ def create_pipeline(
     if dataset.fail_on_anomalies:
         latent_gen.add_upstream_node(validator)
     latents = latent_gen.outputs["latents"]
+    of_class, class_latents = class_steps(
+        config, base_model, latents_index if model.take_over_latents else "", _example_gen
+    )
     settings = trainer_settings(config, base_model, checkpoint_dir)
     starting = None if start is None else starting_node(start)
     starting_model = None if starting is None else starting.outputs[MODEL]
@@ -150,6 +141,7 @@ def create_pipeline(
             settings=settings,
             tuning=config.tuning,
             base_model=starting_model,
+            class_latents=class_latents,
             runtime_parameters=open_parameters,
             worker_job=trials_job,
         ).with_id("Tuner")
@@ -160,6 +152,7 @@ def create_pipeline(
         examples=latents,
         settings=settings,
         base_model=starting_model,
+        class_latents=class_latents,
         hyperparameters=tuner.outputs["best_hyperparameters"] if tuner else None,
         runtime_parameters=open_parameters,
         worker_job=worker_job,
@@ -189,14 +182,16 @@ def create_pipeline(
         sample_guidance_scale=config.validation.guidance_scale,
         measures=config.evaluation.measures or (),
         clip_model=config.evaluation.clip_model or "",
+        class_caption=plain(config.prior.caption or "").strip(),
+        num_class_pictures=config.prior.num_compared,
     )
     scores = loss_scorer.outputs["scores"]
     evaluator = Evaluator(
         examples=scores,
         model=candidate,
         baseline_model=baseline_model,
-        eval_config=eval_config(config.evaluation),
-        splits=splits(config.evaluation),
+        eval_config=eval_config(config.evaluation, config.prior),
+        splits=splits(config.evaluation, config.prior),
     )
     blessing = evaluator.outputs["blessing"]
     report = EvaluationReport(
@@ -232,6 +227,7 @@ def create_pipeline(
             validator,
             dataset_report,
             latent_gen,
+            *of_class,
             *([starting] if starting else []),
             *([tuner] if tuner else []),
             trainer,
@@ -246,4 +242,27 @@ def create_pipeline(
         metadata_connection_config=(
             metadata.sqlite_metadata_connection_config(metadata_path) if metadata_path else None
         ),
+    )
+
+
+def _example_gen(dataset: DatasetConfig, place: Any, fingerprint: Any) -> CaptionExampleGen:
+    """Reads a dataset; its place and fingerprint may be left open."""
+    return CaptionExampleGen(
+        dataset=place,
+        dataset_fingerprint=fingerprint,
+        dataset_config=dataset.config or "",
+        dataset_split=dataset.split,
+        eval_fraction=dataset.eval_fraction,
+        seed=dataset.seed,
+        image_column=dataset.image_column or "",
+        caption_column=dataset.caption_column or "",
+        max_pixels=dataset.max_pixels,
+        max_aspect_ratio=dataset.max_aspect_ratio,
+        max_rejected_fraction=dataset.max_rejected_fraction,
+        dataset_form=dataset.form or "",
+        caption=dataset.caption or "",
+        captions_from=dataset.captions_from or "",
+        caption_lines=dataset.caption_lines,
+        near_duplicates=dataset.near_duplicates,
+        caption_template=dataset.caption_template or "",
     )

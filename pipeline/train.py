@@ -13,6 +13,7 @@ from pipeline.config import ConfigError, RunConfig, load_config, resolve_base_we
 from pipeline.trainer_settings import trainer_settings
 from storage.addresses import check_address
 from trainer.training.interruption import TrainingInterruptedError
+from trainer.training_config import CLASS_LATENTS
 from trainer.weights.base_model import BaseModel
 
 _FLAGS: command_line.Flags = {"training": command_line.RUN_FLAGS["training"]}
@@ -27,17 +28,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--latents", required=True, help="folder that LatentGen wrote, which all machines can read"
     )
     parser.add_argument(
+        "--class-latents",
+        metavar="FOLDER",
+        help="such a folder of class pictures, where prior.caption says what is on them",
+    )
+    parser.add_argument(
         "--output",
         required=True,
         help="folder for model, logs and checkpoints, which all machines can write to",
     )
     try:
         arguments, flags = command_line.parse(parser, _FLAGS, argv)
-        for address in (arguments.latents, arguments.output):
+        folders = (arguments.latents, arguments.output, arguments.class_latents or "")
+        for address in folders:
             check_address(address)
         config, base_model = resolve_base_weights(load_config(arguments.config, flags))
         console.quiet_environment(verbose=False)
-        _train(config, base_model, arguments.latents.rstrip("/"), arguments.output.rstrip("/"))
+        _train(config, base_model, *(folder.rstrip("/") for folder in folders))
     except TrainingInterruptedError as stop:
         print(f"Interrupted: {stop}.", file=sys.stderr)
         return interruption.exit_status(stop.signal)
@@ -50,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(config: RunConfig, base_model: BaseModel, latents: str, output: str) -> None:
+def _train(
+    config: RunConfig, base_model: BaseModel, latents: str, output: str, class_latents: str
+) -> None:
     import logging
 
     from tfx.components.trainer.fn_args_utils import FnArgs
@@ -64,7 +73,10 @@ def _train(config: RunConfig, base_model: BaseModel, latents: str, output: str) 
         FnArgs(
             train_files=[f"{latents}/Split-train/*"],
             custom_config=settings.to_json(),
-            hyperparameters={**settings.training.run_parameters},
+            hyperparameters={
+                **settings.training.run_parameters,
+                **({CLASS_LATENTS: class_latents} if class_latents else {}),
+            },
             # None is its own default.
             base_model=start,  # type: ignore[arg-type]
             serving_model_dir=f"{output}/model/Format-Serving",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from components.code_version import code_version
 from pipeline.config import RunConfig, trained_preset
+from pipeline.config.subject import subject_prompts
 from trainer.presets import get_preset
 from trainer.training_config import TrainerSettings
 from trainer.weights.base_model import BaseModel
@@ -39,5 +40,8 @@ def trainer_settings(
             if trained.zero_terminal_snr == usual.zero_terminal_snr
             else trained.zero_terminal_snr
         ),
+        prior_weight=None if config.prior.caption is None else config.prior.weight,
+        prompts_from_caption=config.validation.prompts is not None
+        and config.validation.prompts == subject_prompts(config),
         code_version=code_version("trainer.run_fn", "components.diffusion_trainer.executor"),
     )

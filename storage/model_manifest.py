@@ -39,6 +39,8 @@ class ModelManifest:
         base_weights_source: Where the base weights lay.
         base_weights: For each network, SHA-256 of the base weights (hex).
         latents: `uri` of the latents, and what their own manifest says.
+        prior: Where class pictures were trained on beside them: `uri` of their latents, the
+            `weight` of their loss, and what the latents' manifest says; empty where none were.
         validation: Prompts of the validation, and how they were drawn.
         prompts_are_captions: Whether those prompts are captions of the dataset.
         defaults: `num_steps`, `guidance_scale` and `sampler` where a request names none.
@@ -81,6 +83,7 @@ class ModelManifest:
     base_weights_source: str | None = None
     base_weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
     latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prior: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     validation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prompts_are_captions: bool = True
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)

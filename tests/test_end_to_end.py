@@ -29,7 +29,7 @@ from hub_server import HubServer
 from loopback_storage import LoopbackStorage
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from components import code_version
 from pipeline.vertex.places import stage_code
@@ -620,6 +620,64 @@ def test_three_pictures_end_in_a_pushed_model_with_the_defaults(
     assert (pipeline.output / "serving_model" / "diffusion_model" / "1").is_dir()
     page = (pipeline.output / "report" / "evaluation.html").read_text()
     assert "Unsure" in page
+
+
+def draw_kites(folder: Path, count: int) -> None:
+    """Pictures of a thing that no base weights have seen: a striped kite, somewhere."""
+    folder.mkdir()
+    rng = np.random.default_rng(count)
+    for index in range(count):
+        image = Image.new("RGB", (96, 96), tuple(rng.integers(60, 256, 3).tolist()))
+        x, y, size = (int(n) for n in (*rng.integers(36, 60, 2), rng.integers(20, 34)))
+        draw = ImageDraw.Draw(image)
+        corners = [(x, y - size), (x + size, y), (x, y + size), (x - size, y)]
+        draw.polygon(corners, fill=(130, 30, 160), outline=(20, 0, 30))
+        draw.rectangle((x - size // 2, y - 4, x + size // 2, y + 4), fill=(250, 220, 40))
+        image.save(folder / f"{index}.png")
+
+
+@pytest.mark.slow
+def test_five_pictures_of_a_thing_and_what_it_is_one_of(project: Path, tmp_path: Path) -> None:
+    draw_kites(tmp_path / "kite", 5)
+    draw_kites(tmp_path / "others", 3)
+    prior = "\nprior: {pictures: 6, scenes: [at night], num_compared: 4, max_distance: 50.0}\n"
+    pipeline = Pipeline(
+        tmp_path, str(tmp_path / "kite"), project=project, settings=SMALL_MODEL + prior
+    )
+    subject = ("--caption", "a sks kite", "--prior", "a kite", "--steps", "6")
+
+    def executed(screen: str) -> dict[str, str]:
+        pattern = r"^  (ClassPictures|ClassLatentGen|LatentGen|Trainer) +(\w+) "
+        return dict(re.findall(pattern, screen, flags=re.MULTILINE))
+
+    screen = pipeline.run(*subject)
+    assert "4 examples to train on, 1 held out." in screen
+    assert {*executed(screen).values()} == {"executed"}
+    manifest = json.loads(next(pipeline.output.rglob("Format-Serving/manifest.json")).read_text())
+    assert (manifest["prior"]["counts"], manifest["prior"]["weight"]) == ({"train": 6}, 1.0)
+    prompts = ["a sks kite", "a sks kite at night", "a kite", "a kite at night"]
+    assert manifest["validation"]["prompts"] == prompts
+    assert manifest["prompts_are_captions"]
+    [history] = pipeline.output.glob("artifacts/Trainer/model_run/*/history.jsonl")
+    assert all(json.loads(line)["prior_loss"] > 0 for line in history.read_text().splitlines())
+    summary = json.loads((pipeline.output / "report" / "summary.json").read_text())
+    assert summary["class_distance"] > 0
+    page = (pipeline.output / "report" / "evaluation.html").read_text()
+    for words in ("Unsure", "Is its class still known?", "prior.max_distance", *prompts):
+        assert words in page
+
+    # Other settings of the training draw nothing again.
+    screen = pipeline.run(*subject, "--learning-rate", "2e-3")
+    expected = {"ClassPictures": "cached", "ClassLatentGen": "cached", "LatentGen": "cached"}
+    assert executed(screen) == {**expected, "Trainer": "executed"}
+    assert "Nothing to do" in pipeline.run(*subject, "--learning-rate", "2e-3")
+    screen = pipeline.run(*subject, "--class-pictures", str(tmp_path / "others"))
+    assert executed(screen)["ClassPictures"] == "executed"
+    *_, latest = sorted(
+        pipeline.output.glob("artifacts/Trainer/model/*"), key=lambda path: int(path.name)
+    )
+    manifest = json.loads((latest / "Format-Serving" / "manifest.json").read_text())
+    assert sum(manifest["prior"]["counts"].values()) == 3
 
 
 @pytest.mark.slow

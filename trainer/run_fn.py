@@ -31,6 +31,7 @@ from storage.model_manifest import ModelManifest
 from storage.user_errors import UserError
 from trainer.data.held_out import HeldOutPictures, held_out_pictures, read_choosing
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
+from trainer.data.prior import ClassLatents
 from trainer.data.prompts import held_out_prompts
 from trainer.data.trained_on import TrainedOn, marks_of, unseen
 from trainer.diffusion.noise_schedule import NoiseSchedule
@@ -68,6 +69,7 @@ from trainer.training.memory import (
 )
 from trainer.training.progress import TrainingProgress
 from trainer.training_config import (
+    CLASS_LATENTS,
     TUNED,
     ComputeDtype,
     ResolvedTrainingConfig,
@@ -85,7 +87,10 @@ _PICTURES = "validation"
 # TensorBoard shows what is called alike in several folders in one chart.
 _TRAIN, _HELD_OUT, _KEPT = _CURVES = ("train", "held_out", "kept")
 _LOSS = "loss"
-_LOGGED = (_LOSS, "learning_rate", "gradient_norm", "images_per_second", "loss_scale")
+_LOGGED = (
+    *(_LOSS, "learning_rate", "gradient_norm", "images_per_second", "loss_scale"),
+    "prior_loss",  # where there are class pictures
+)
 _RECORDED_PACKAGES = ("tensorflow", "keras", "keras-cv", "tfx", "numpy", "safetensors")
 
 logger = logging.getLogger(__name__)
@@ -99,8 +104,9 @@ def run_fn(fn_args: FnArgs) -> None:
     Args:
         fn_args: From TFX: `train_files` (the Latents artifact's train split), `custom_config` and
             `hyperparameters` (see `TrainerSettings.from_json`; and `TUNED`, where the Tuner has
-            found any), `base_model` (the folder of the SavedModels that it starts from, if it does
-            not from the base weights), `serving_model_dir` and `model_run_dir` (outputs).
+            found any; and `CLASS_LATENTS`, where there are class pictures), `base_model` (the
+            folder of the SavedModels that it starts from, if it does not from the base weights),
+            `serving_model_dir` and `model_run_dir` (outputs).
 
     Raises:
         UserError: The latents were made by another preset, size or encoders than the settings
@@ -117,7 +123,13 @@ def run_fn(fn_args: FnArgs) -> None:
     if tuned := fn_args.hyperparameters.get(TUNED):
         logger.info("The search has found: %s.", in_words(tuned))
         settings = _with_found(settings, tuned)
-    run = _prepare(settings, fn_args.train_files, fn_args.base_model, tuned=bool(tuned))
+    run = _prepare(
+        settings,
+        fn_args.train_files,
+        fn_args.base_model,
+        fn_args.hyperparameters.get(CLASS_LATENTS),
+        tuned=bool(tuned),
+    )
     trained = _train(run)
     if is_chief(run.strategy):
         compute = _export(run, trained, fn_args.serving_model_dir)
@@ -135,7 +147,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     Args:
         fn_args: From TFX: `train_files` and `custom_config`, which has `settings`, of
             `TrainerSettings.to_json`; `run`, of `RunParameters`; and `tuning`, the fields of a
-            `TuningConfig`; and `base_model` as of `run_fn`.
+            `TuningConfig`; and `class_latents` and `base_model` as of `run_fn`.
 
     Returns:
         A `TrialTuner`.
@@ -151,6 +163,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     latents_uri = _latents_uri(fn_args.train_files)
     latents = LatentsManifest.read(latents_uri)
     _check_inputs(latents, settings, base_model)
+    prior = _class_latents(told.get(CLASS_LATENTS), settings, base_model)
     # Devices are left alone: the process that tells the others what to try needs none.
     config = _config_for(settings.training, latents, base_model, strategy=None)
     assert config.steps is not None
@@ -173,7 +186,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
         held_out.choosing.records[:scored], strata, base_model.preset, base_model.image_size
     )
     facts = {
-        "training": _name(_facts(settings, config, base_model, latents, latents_uri, start)),
+        "training": _name(_facts(settings, config, base_model, latents, latents_uri, start, prior)),
         "tuning": {**dataclasses.asdict(tuning), "parallel_trials": 1},
         "scored": pictures.name,
     }
@@ -193,7 +206,13 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     return TunerFnResult(
         tuner=TrialTuner(
             SuccessiveHalving(schedule, search_space(tuning, config), config.seed),
-            _Trials(settings, fn_args.train_files, pictures, fn_args.base_model),
+            _Trials(
+                settings,
+                fn_args.train_files,
+                pictures,
+                fn_args.base_model,
+                told.get(CLASS_LATENTS),
+            ),
             os.path.join(settings.checkpoint_dir, f"search-{search_id}"),
             rungs=schedule,
             pictures=scored,
@@ -212,6 +231,7 @@ class _Trials:
         train_files: Sequence[str],
         pictures: ScoredPictures,
         starting_model: str | None = None,
+        class_latents: str | None = None,
     ) -> None:
         """Prepares nothing yet.
 
@@ -220,12 +240,13 @@ class _Trials:
             train_files: As of `run_fn`.
             pictures: What trials are scored on.
             starting_model: `base_model` of `run_fn`.
+            class_latents: As of `run_fn`.
         """
         # Checkpoints are there to go on from the latest alone.
         training = dataclasses.replace(settings.training, checkpoints_kept=1)
         self._settings = dataclasses.replace(settings, training=training)
         self._train_files, self._pictures = train_files, pictures
-        self._starting_model = starting_model
+        self._starting_model, self._class_latents = starting_model, class_latents
         self._run: _Run | None = None
         self._built_with: dict[str, float] = {}
         self._folder = tempfile.TemporaryDirectory()
@@ -253,7 +274,9 @@ class _Trials:
             self._run = None
             keras.backend.clear_session()
             gc.collect()
-            self._run = _prepare(settings, self._train_files, self._starting_model, tuned=True)
+            self._run = _prepare(
+                settings, self._train_files, self._starting_model, self._class_latents, tuned=True
+            )
             self._built_with = built_with
             self._run.tuner.save_state(initial)
             return self._run
@@ -267,6 +290,7 @@ class _Trials:
             self._run.latents,
             self._run.latents_uri,
             self._run.start,
+            self._run.prior,
         )
         training_id = _name(facts)
         return dataclasses.replace(
@@ -363,6 +387,7 @@ class _Run:
         latents: What made the latents.
         latents_uri: Where they lie.
         train_files: Patterns of the files of their train split.
+        prior: Latents of class pictures, which are trained on beside them; `None` for none.
         networks: Text encoder, diffusion model and decoder, which training changes.
         modules: What is served of them, with their variables.
         modules_before: The same for what they predict before they are trained.
@@ -370,7 +395,7 @@ class _Run:
         memory: What that is thought to take.
         training_id: Names the training by all that decides its weights.
         line: That training, and those that differ in their number of steps alone.
-        prompts_are_captions: Whether what is drawn are captions that are held out.
+        prompts_are_captions: Whether what is drawn are captions that are held out, or made of one.
         tuned: Whether held-out pictures choose its hyperparameters.
         folder: Of the checkpoints, logs and pictures.
     """
@@ -383,6 +408,7 @@ class _Run:
     latents: LatentsManifest
     latents_uri: str
     train_files: Sequence[str]
+    prior: ClassLatents | None
     networks: tuple[keras.Model, keras.Model, keras.Model]
     modules: ServingModules
     modules_before: ServingModules
@@ -437,6 +463,7 @@ def _prepare(
     settings: TrainerSettings,
     train_files: Sequence[str],
     starting_model: str | None = None,
+    class_latents: str | None = None,
     *,
     tuned: bool,
 ) -> _Run:
@@ -448,8 +475,9 @@ def _prepare(
     latents_uri = _latents_uri(train_files)
     latents = LatentsManifest.read(latents_uri)
     _check_inputs(latents, settings, base_model)
+    prior = _class_latents(class_latents, settings, base_model)
     config = _config_for(config, latents, base_model, strategy)
-    prompts_are_captions = settings.validation.prompts is None
+    prompts_are_captions = settings.validation.prompts is None or settings.prompts_from_caption
     settings = dataclasses.replace(
         settings, training=config, validation=_with_prompts(settings.validation, latents_uri)
     )
@@ -484,18 +512,20 @@ def _prepare(
         text_encoder=text_encoder if encodes else None,
         adapters={} if start is None else start.adapters(),
         strategy=strategy,
+        prior_weight=None if prior is None else settings.prior_weight,
     )
-    gradients = tuner.trace(
-        batch_spec(
-            base_model.preset,
-            base_model.image_size,
-            latents.flip,
-            config.batch_size,
-            latents.caption_variants,
-        )
+    spec = batch_spec(
+        base_model.preset,
+        base_model.image_size,
+        latents.flip,
+        config.batch_size,
+        latents.caption_variants,
     )
+    if prior is not None:
+        spec |= prior.spec(base_model.preset, base_model.image_size, config.batch_size)
+    gradients = tuner.trace(spec)
     memory = memory_guard(tuner.variables, activations=activation_bytes(gradients))
-    facts = _facts(settings, config, base_model, latents, latents_uri, start)
+    facts = _facts(settings, config, base_model, latents, latents_uri, start, prior)
     training_id = _name(facts)
     run = _Run(
         settings=settings,
@@ -506,6 +536,7 @@ def _prepare(
         latents=latents,
         latents_uri=latents_uri,
         train_files=train_files,
+        prior=prior,
         networks=networks,
         modules=modules,
         modules_before=modules_before,
@@ -534,6 +565,12 @@ def _prepare(
         config.steps * config.batch_size / latents.epoch_size,
         latents.epoch_size,
     )
+    if prior is not None:
+        logger.info(
+            "Beside each of them goes one of %d class pictures, whose loss counts %g times.",
+            sum(prior.manifest.counts.values()),
+            settings.prior_weight,
+        )
     logger.info("Memory needed, about: %s; %s.", memory, memory_guard.available)
     return run
 
@@ -577,7 +614,7 @@ def _train(run: _Run, until: int | None = None) -> _Trained:
     files = tf.io.gfile.glob(list(run.train_files))
 
     def batches(first_step: int) -> Iterator[dict[str, tf.Tensor]]:
-        return training_batches(
+        own = training_batches(
             files,
             run.base_model.preset,
             run.base_model.image_size,
@@ -588,6 +625,16 @@ def _train(run: _Run, until: int | None = None) -> _Trained:
             num_examples=run.latents.counts["train"],
             num_views=run.latents.views,
             caption_variants=run.latents.caption_variants,
+        )
+        if run.prior is None:
+            return own
+        return run.prior.with_prior(
+            own,
+            run.base_model.preset,
+            run.base_model.image_size,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            first_step=first_step,
         )
 
     def draw(step: int) -> None:
@@ -615,7 +662,8 @@ def _train(run: _Run, until: int | None = None) -> _Trained:
 
             def log_record(record: StepRecord) -> None:
                 for name in _LOGGED:
-                    tf.summary.scalar(name, getattr(record, name), step=record.step)
+                    if (value := getattr(record, name)) is not None:
+                        tf.summary.scalar(name, value, step=record.step)
 
             def on_record(record: StepRecord) -> None:
                 progress.update(record)
@@ -865,6 +913,7 @@ def _record(
         base_weights_source=settings.base_weights,
         base_weights={network: run.base_model.hash([network]) for network in NETWORKS},
         latents={"uri": run.latents_uri, **dataclasses.asdict(run.latents)},
+        prior=_prior_facts(run),
         validation=dataclasses.asdict(settings.validation),
         prompts_are_captions=run.prompts_are_captions,
         defaults={
@@ -894,8 +943,9 @@ def _record(
             **{name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
         },
     ).write(fn_args.serving_model_dir)
+    trained_on = [*tf.io.gfile.glob(list(run.train_files)), *(run.prior.files if run.prior else ())]
     TrainedOn(
-        marks_of(_records(tf.io.gfile.glob(list(run.train_files)))),
+        marks_of(_records(trained_on)),
         np.zeros(0, np.uint64) if run.start is None else run.start.trained_on,
     ).write(fn_args.serving_model_dir)
     write_history(history, fn_args.model_run_dir)
@@ -903,6 +953,17 @@ def _record(
         trained.evaluations.write(fn_args.model_run_dir)
     for name in (*_CURVES, _PICTURES):
         _copy_tree(os.path.join(run.folder, name), os.path.join(fn_args.model_run_dir, name))
+
+
+def _prior_facts(run: _Run) -> dict[str, Any]:
+    """What a manifest says of the class pictures; nothing where there are none."""
+    if run.prior is None:
+        return {}
+    return {
+        "uri": run.prior.uri,
+        "weight": run.settings.prior_weight,
+        **dataclasses.asdict(run.prior.manifest),
+    }
 
 
 def _goes_on_from(run: _Run, trained: _Trained) -> int | None:
@@ -941,6 +1002,22 @@ def _check_inputs(
             "the latents were made for another model: preset, image size and hash of the "
             f"encoders' weights are {made_by}, this run needs {wanted}; run LatentGen again"
         )
+
+
+def _class_latents(
+    uri: str | None, settings: TrainerSettings, base_model: BaseModel
+) -> ClassLatents | None:
+    """The latents of class pictures in a folder; `None` where none are to be trained on."""
+    if settings.prior_weight is None:
+        return None
+    if uri is None:
+        raise UserError(
+            "there are no latents of class pictures, which prior.caption asks to be trained on: "
+            "name their folder by --class-latents, or set prior.caption to null"
+        )
+    prior = ClassLatents.read(uri)
+    _check_inputs(prior.manifest, settings, base_model)
+    return prior
 
 
 def _config_for(
@@ -987,6 +1064,7 @@ def _facts(
     latents: LatentsManifest,
     latents_uri: str,
     start: _Start | None,
+    prior: ClassLatents | None = None,
 ) -> dict[str, Any]:
     """What decides a training's weights, and that alone: by its name, checkpoints are found.
 
@@ -1008,6 +1086,17 @@ def _facts(
             if (value := getattr(settings, name)) is not None
         },
         **({} if start is None else {"started_from": start.digest}),
+        **(
+            {}
+            if prior is None
+            else {
+                "prior": {
+                    "latents": dataclasses.asdict(prior.manifest),
+                    "content": content_digest(prior.uri),
+                    "weight": settings.prior_weight,
+                }
+            }
+        ),
     }
 
 

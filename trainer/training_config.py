@@ -56,6 +56,9 @@ WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
 TUNED = "tuned"
 """Key beside the run parameters with the hyperparameters that the Tuner found, where it did."""
 
+CLASS_LATENTS = "class_latents"
+"""Key beside them with the folder of the latents of class pictures, where such are trained on."""
+
 _OF_CHOICE = ("keep", "stop_early", "evaluate_every_steps", "choose_from_pictures")
 
 # Without these at their defaults, a run is what it was before there was a choice.
@@ -361,6 +364,8 @@ class TrainerSettings:
         image_to_image: Whether the image encoder is exported, too, to draw from pictures.
         prediction: What the diffusion model learns to predict; `None` for what the preset's does.
         zero_terminal_snr: Whether its last timestep is to be noise alone; `None`, likewise.
+        prior_weight: What the loss on class pictures is multiplied by; `None` where there are none.
+        prompts_from_caption: Whether what is drawn is made of a caption that the pictures have.
     """
 
     preset: str
@@ -376,6 +381,8 @@ class TrainerSettings:
     image_to_image: bool = False
     prediction: Prediction | None = None
     zero_terminal_snr: bool | None = None
+    prior_weight: PositiveFloat | None = None
+    prompts_from_caption: bool = False
 
     def trained_preset(self, preset: Preset) -> Preset:
         """The preset of the trained model.
@@ -396,9 +403,10 @@ class TrainerSettings:
             self, mode="json", exclude=apart
         )
         # Without these, a run is what it was before there was a choice, in the cache, too.
-        if not self.image_to_image:
-            del tree["image_to_image"]
-        for name in ("prediction", "zero_terminal_snr"):
+        for name in ("image_to_image", "prompts_from_caption"):
+            if not tree[name]:
+                del tree[name]
+        for name in ("prediction", "zero_terminal_snr", "prior_weight"):
             if tree[name] is None:
                 del tree[name]
         for field in dataclasses.fields(TrainingConfig):

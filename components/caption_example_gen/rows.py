@@ -26,6 +26,7 @@ from components.caption_example_gen.sources import DatasetSpec, Row, Unit, open_
 from components.caption_example_gen.sources.base import Reader
 from storage.images import ImageError, ImageFacts, inspect_image
 from storage.plain_text import plain
+from storage.row_index import IndexedRow
 from trainer.text.tokenizer import MAX_LENGTH, token_count
 
 TRUNCATED, LEFT_RIGHT, ANIMATED = "captions_truncated", "captions_left_right", "images_animated"
@@ -210,6 +211,34 @@ class _Picture:
     split: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Unchecked:
+    """A picture of our own making, and its caption, in the form of a dataset's rows.
+
+    Attributes:
+        indexed: For the index of rows.
+        example: The serialized tf.Example.
+        left_right: Whether the caption says left or right.
+    """
+
+    indexed: IndexedRow
+    example: bytes
+    left_right: bool
+
+
+def example_of(encoded: bytes, caption: str) -> Unchecked:
+    """The row of a picture that is known to be good; raises an `ImageError` if it is not."""
+    facts = inspect_image(encoded)
+    picture = _Picture(hashlib.sha256(encoded).hexdigest(), encoded, facts, split="")
+    example_id = _example_id(picture, caption)
+    words = _words(caption)
+    return Unchecked(
+        IndexedRow(example_id, picture.id, caption),
+        _serialized(example_id, picture, caption, token_count(caption), words, None),
+        _says_left_or_right(words),
+    )
+
+
 def shard_key(split: str, index: int) -> str:
     """Name of an output shard."""
     return f"{split}/{index}"
@@ -345,13 +374,13 @@ class RowChecker:
     def _candidate(
         self, row: Row, picture: _Picture, caption: str
     ) -> tuple[str, Candidate, Sketched]:
-        example_id = hashlib.sha256(f"{picture.id}{caption}".encode()).hexdigest()
+        example_id = _example_id(picture, caption)
         index = shard_index(example_id, self._settings.num_shards[picture.split])
-        words = _WORD.findall(caption.lower())
+        words = _words(caption)
         num_tokens = token_count(caption)
         noted = {
             TRUNCATED: num_tokens > MAX_LENGTH,
-            LEFT_RIGHT: not _LEFT_RIGHT_WORDS.isdisjoint(words),
+            LEFT_RIGHT: _says_left_or_right(words),
             ANIMATED: picture.facts.animated,
         }
         facts = picture.facts
@@ -369,6 +398,18 @@ class RowChecker:
             example=_serialized(example_id, picture, caption, num_tokens, words, row.repeats),
         )
         return shard_key(picture.split, index), candidate, sketched
+
+
+def _example_id(picture: _Picture, caption: str) -> str:
+    return hashlib.sha256(f"{picture.id}{caption}".encode()).hexdigest()
+
+
+def _words(caption: str) -> Sequence[str]:
+    return _WORD.findall(caption.lower())
+
+
+def _says_left_or_right(words: Sequence[str]) -> bool:
+    return not _LEFT_RIGHT_WORDS.isdisjoint(words)
 
 
 def _rejected(row: Row, caption: bytes | None, problem: _Problem) -> Reject:

@@ -15,7 +15,7 @@ from tfx.utils import json_utils
 
 from components.diffusion_trainer import executor
 from components.diffusion_trainer.worker_job import CONFIG_KEY, WorkerJob
-from trainer.training_config import TrainerSettings
+from trainer.training_config import CLASS_LATENTS, TrainerSettings
 
 RUN_FN = "trainer.run_fn.run_fn"
 RUN_PARAMETERS = {
@@ -24,10 +24,19 @@ RUN_PARAMETERS = {
     "seed": component_spec.ExecutionParameter(type=int),
 }
 """What one changes from run to run, as parameters of a component's spec."""
+CLASS_INPUTS = {
+    CLASS_LATENTS: component_spec.ChannelParameter(type=standard_artifacts.Examples, optional=True)
+}
+"""What is trained on beside the examples, as an input of a component's spec."""
 
 
 class DiffusionTrainerSpec(standard_component_specs.TrainerSpec):
-    """Trainer's, with what one changes from run to run as parameters of their own."""
+    """Trainer's, with what one changes from run to run as parameters of their own.
+
+    And with class pictures beside the examples.
+    """
+
+    INPUTS = {**standard_component_specs.TrainerSpec.INPUTS, **CLASS_INPUTS}
 
     PARAMETERS = {
         **standard_component_specs.TrainerSpec.PARAMETERS,
@@ -43,6 +52,9 @@ class DiffusionTrainer(Trainer):
 
     It starts from the base weights, or from `base_model` if there is one: its diffusion model, its
     text encoder, and its adapters, where such are trained on.
+
+    With `class_latents`, as many class pictures are in each batch as others, and their loss is
+    added (see `trainer.data.prior`).
 
     Outputs:
       model: `standard_artifacts.Model`, the SavedModels below `Format-Serving`. Custom
@@ -64,6 +76,7 @@ class DiffusionTrainer(Trainer):
         *,
         settings: TrainerSettings,
         base_model: types.BaseChannel | None = None,
+        class_latents: types.BaseChannel | None = None,
         hyperparameters: types.BaseChannel | None = None,
         runtime_parameters: Mapping[str, RuntimeParameter] | None = None,
         worker_job: WorkerJob | None = None,
@@ -74,6 +87,7 @@ class DiffusionTrainer(Trainer):
             examples: What LatentGen made.
             settings: All that `run_fn` is told.
             base_model: The model to start from in the place of the base weights; may stay empty.
+            class_latents: What LatentGen made of class pictures; `None` where there are none.
             hyperparameters: What DiffusionTuner has found, in the place of some of them.
             runtime_parameters: What is left open until a compiled pipeline is started, of `steps`,
                 `learning_rate` and `seed`; others are not looked at.
@@ -92,6 +106,7 @@ class DiffusionTrainer(Trainer):
             DiffusionTrainerSpec(
                 examples=examples,
                 **({} if base_model is None else {"base_model": base_model}),
+                **({} if class_latents is None else {CLASS_LATENTS: class_latents}),
                 **({} if hyperparameters is None else {"hyperparameters": hyperparameters}),
                 # Not `module_file`, which would package and install the module at every run.
                 run_fn=RUN_FN,

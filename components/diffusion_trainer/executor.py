@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tfx import types
@@ -11,7 +12,7 @@ from tfx.types import artifact_utils
 from tfx.utils import path_utils
 
 from storage.model_manifest import ModelManifest
-from trainer.training_config import TUNED, RunParameters
+from trainer.training_config import CLASS_LATENTS, TUNED, RunParameters
 from trainer.tuning.oracle import found_values
 from trainer.tuning.search import in_words
 
@@ -54,7 +55,14 @@ class Executor(executor.GenericExecutor):
         }
         if found:
             fn_args.hyperparameters[TUNED] = found_values(found["values"])
+        fn_args.hyperparameters |= class_latents(input_dict)
         return fn_args
+
+
+def class_latents(input_dict: Mapping[str, list[types.Artifact]]) -> dict[str, str]:
+    """Where the latents of class pictures lie, by `CLASS_LATENTS`; nothing where there are none."""
+    found = input_dict.get(CLASS_LATENTS)
+    return {CLASS_LATENTS: artifact_utils.get_single_uri(found)} if found else {}
 
 
 def note_training(model: types.Artifact) -> None:

@@ -14,16 +14,25 @@ from tfx.types import standard_artifacts, standard_component_specs
 from tfx.utils import json_utils
 
 from components.code_version import code_version
-from components.diffusion_trainer.component import RUN_PARAMETERS, given_run_parameters
+from components.diffusion_trainer.component import (
+    CLASS_INPUTS,
+    RUN_PARAMETERS,
+    given_run_parameters,
+)
 from components.diffusion_trainer.worker_job import CONFIG_KEY, WorkerJob
 from components.diffusion_tuner import executor
-from trainer.training_config import TrainerSettings, TuningConfig
+from trainer.training_config import CLASS_LATENTS, TrainerSettings, TuningConfig
 
 TUNER_FN = "trainer.run_fn.tuner_fn"
 
 
 class DiffusionTunerSpec(standard_component_specs.TunerSpec):
-    """Tuner's, with what one changes from run to run as parameters of their own."""
+    """Tuner's, with what one changes from run to run as parameters of their own.
+
+    And with class pictures beside the examples.
+    """
+
+    INPUTS = {**standard_component_specs.TunerSpec.INPUTS, **CLASS_INPUTS}
 
     PARAMETERS = {
         **standard_component_specs.TunerSpec.PARAMETERS,
@@ -51,6 +60,7 @@ class DiffusionTuner(Tuner):
         settings: TrainerSettings,
         tuning: TuningConfig,
         base_model: types.BaseChannel | None = None,
+        class_latents: types.BaseChannel | None = None,
         runtime_parameters: Mapping[str, RuntimeParameter] | None = None,
         worker_job: WorkerJob | None = None,
     ) -> None:
@@ -61,6 +71,7 @@ class DiffusionTuner(Tuner):
             settings: What `run_fn` is told.
             tuning: What is searched.
             base_model: As of `DiffusionTrainer`.
+            class_latents: As of `DiffusionTrainer`.
             runtime_parameters: As of `DiffusionTrainer`.
             worker_job: Try on several machines, as a Vertex custom job; `None`: in this step.
         """
@@ -85,6 +96,7 @@ class DiffusionTuner(Tuner):
             DiffusionTunerSpec(
                 examples=examples,
                 **({} if base_model is None else {"base_model": base_model}),
+                **({} if class_latents is None else {CLASS_LATENTS: class_latents}),
                 tuner_fn=TUNER_FN,
                 train_args=trainer_pb2.TrainArgs(splits=["train"]),
                 eval_args=trainer_pb2.EvalArgs(splits=["eval"]),

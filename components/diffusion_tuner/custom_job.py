@@ -37,7 +37,7 @@ class Worker(cloud_executor._WorkerExecutor):
         """
         # Each worker trains trials of its own, not one together with the others.
         os.environ.pop("TF_CONFIG", None)
-        super().Do(input_dict, output_dict, with_run_parameters(exec_properties))
+        super().Do(input_dict, output_dict, with_run_parameters(input_dict, exec_properties))
         if self._chief is not None:
             self._chief.join()
             if self._chief.exitcode:

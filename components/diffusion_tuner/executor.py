@@ -12,6 +12,7 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import json_utils
 
+from components.diffusion_trainer.executor import class_latents
 from components.diffusion_tuner.page import PAGE_NAME, tuning_page
 from storage import filesystem
 from trainer.training_config import RunParameters
@@ -19,7 +20,7 @@ from trainer.tuning.search import Search, TrialTuner, in_words
 
 SETTINGS, TUNING, RUN = "settings", "tuning", "run"
 """Keys of `custom_config`: `TrainerSettings.to_json`, the fields of `TuningConfig`, and
-`RunParameters`, which come beside it and are put in for `tuner_fn`."""
+`RunParameters`, which come beside it and are put in for `tuner_fn`, with `CLASS_LATENTS`."""
 
 TRIALS_NAME = "trials.json"
 """The file with all trials."""
@@ -38,16 +39,22 @@ class Executor(executor.Executor):
         exec_properties: dict[str, Any],
     ) -> None:
         """Tries everything, and writes what was best, and a page about all of it."""
-        told = with_run_parameters(exec_properties)
+        told = with_run_parameters(input_dict, exec_properties)
         tuner = executor.search(input_dict, told, self._get_tmp_dir(), print_tuning_summary=False)
         write_outputs(tuner, output_dict, told)
 
 
-def with_run_parameters(exec_properties: dict[str, Any]) -> dict[str, Any]:
-    """The properties with the run parameters in `custom_config`: `tuner_fn` is given no others."""
+def with_run_parameters(
+    input_dict: dict[str, list[types.Artifact]], exec_properties: dict[str, Any]
+) -> dict[str, Any]:
+    """The properties with the run parameters in `custom_config`: `tuner_fn` is given no others.
+
+    And with the place of the class pictures' latents, where there are any.
+    """
     key = standard_component_specs.CUSTOM_CONFIG_KEY
     config = json_utils.loads(exec_properties[key])
     config[RUN] = {name: exec_properties[name] for name in RunParameters.__required_keys__}
+    config |= class_latents(input_dict)
     return {**exec_properties, key: json_utils.dumps(config)}
 
 

@@ -32,6 +32,7 @@ from components.evaluator.results import ALL, Metric, Metrics, Slice, of_feature
 from components.loss_scorer.executor import BASE_WEIGHTS_LABEL
 from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
 from components.measures import MEASURES
+from components.measures.class_distance import CLASS_CAPTION, CLASS_DISTANCE, NUM_CLASS_PICTURES
 from components.pages import RELEASE_PLACE
 from components.pages.page import data_uri, render
 from storage.model_manifest import ModelManifest
@@ -86,6 +87,7 @@ class _Findings:
         asked: What it had to show to be blessed.
         origin: Where it comes from: run, date and dataset, by what they are called.
         remembered: What it remembers of its training pictures; `None` where nobody looked.
+        of_class: How a subject's class is drawn, in a sentence; empty where there is none.
     """
 
     model: str
@@ -110,6 +112,7 @@ class _Findings:
     asked: list[Threshold]
     origin: Mapping[str, str]
     remembered: Remembered | None
+    of_class: str
 
     @property
     def said(self) -> str:
@@ -242,6 +245,23 @@ def _findings(
             dataset, artifact_utils.get_single_instance(input_dict["latents"]), pipeline_run
         ),
         remembered=remembered(scores, dataset, metrics.get(ALL, {}), manifest),
+        of_class=_of_class(scores, metrics.get(ALL, {}).get(CLASS_DISTANCE, _NOTHING)),
+    )
+
+
+def _of_class(scores: types.Artifact, distance: Metric) -> str:
+    """How far pictures of a subject's class have moved, in words; "" where none were drawn."""
+    count = scores.get_int_custom_property(NUM_CLASS_PICTURES)
+    if not count:
+        return ""
+    caption = scores.get_string_custom_property(CLASS_CAPTION)
+    drawn = f"{count:,} pictures of {caption!r} were drawn from the same noise as by base weights"
+    if not math.isfinite(distance.value):
+        return f"{drawn}; how far they have moved cannot be told."
+    return (
+        f"{drawn}. They have moved by {distance.value:.2f} (95 % interval {distance.lower:.2f} to "
+        f"{distance.upper:.2f}): 0 is not at all, and 1 as far as one of the base weights' "
+        "pictures is from another, in colours, contrasts and layout."
     )
 
 
@@ -407,6 +427,10 @@ def _facts(manifest: ModelManifest) -> dict[str, Any]:
         else None,
         "Decay of the average": training("ema_decay"),
         "Seed": training("seed"),
+        "Class pictures": f"{sum(prior['counts'].values()):,}, whose loss counts "
+        f"{prior['weight']:g} times"
+        if (prior := manifest.prior)
+        else None,
         "Started from": f"the model of training {manifest.started_from['training_id']}"
         if manifest.started_from
         else None,

@@ -13,6 +13,7 @@ from tensorflow_model_analysis.writers import eval_config_writer
 from components.evaluator.executor import (
     CHANGE,
     CHANGE_UPPER,
+    CLASS_DISTANCE_SHOWN,
     COPIES_SHOWN,
     GAP_SHOWN,
     INCREASE_SHOWN,
@@ -64,6 +65,7 @@ def thresholds(evaluation: str, metrics: Mapping[Slice, Metrics]) -> list[Thresh
             metrics,
         ),
         *_remembering(metrics_of, metrics.get(ALL, {})),
+        *_of_class(metrics_of, metrics.get(ALL, {})),
     ]
 
 
@@ -121,6 +123,21 @@ def _remembering(metrics_of: Mapping[str | None, Any], total: Metrics) -> Iterat
             value = total[name].value if name in total else math.nan
             shown = f"{value:.1%}" if math.isfinite(value) else "not known"
             yield Threshold(what, f"at most {most:.1%}", setting, shown)
+
+
+def _of_class(metrics_of: Mapping[str | None, Any], total: Metrics) -> Iterator[Threshold]:
+    """What was asked of how a subject's class is drawn, where anything was."""
+    metric = metrics_of.get(CLASS_DISTANCE_SHOWN)
+    if metric is None or not metric.per_slice_thresholds:
+        return
+    [bound] = metric.per_slice_thresholds
+    value = total[CLASS_DISTANCE_SHOWN].value if CLASS_DISTANCE_SHOWN in total else math.nan
+    yield Threshold(
+        "How far pictures of the class have moved, as far as they surely have",
+        f"at most {bound.threshold.value_threshold.upper_bound.value:g}",
+        "prior.max_distance",
+        f"{value:.2f}" if math.isfinite(value) else "not known",
+    )
 
 
 def _arguments(metric: Any) -> dict[str, Any]:

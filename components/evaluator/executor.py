@@ -18,6 +18,7 @@ from tfx.utils import proto_utils
 # TFMA imports it by a name in its configuration; named here, its code is in the cache key.
 from components.evaluator import metrics as _metrics  # noqa: F401
 from components.evaluator.results import ALL, Metrics, Slice, read_metrics, slice_of
+from components.measures.class_distance import CLASS_CAPTION, CLASS_DISTANCE, NUM_CLASS_PICTURES
 from components.whole_elements import WholeElementsExecutor
 from storage.verdict import BLESSED, REFUSED, UNSURE, VERDICT
 
@@ -40,8 +41,11 @@ COPIES = "copies"
 GAP_SHOWN = "memorization_gap_shown"
 COPIES_SHOWN = "copies_shown"
 
+# How far pictures of a subject's class have moved, where the threshold is put on what surely is so.
+CLASS_DISTANCE_SHOWN = "class_distance_shown"
+
 NUM_TRAINING_PICTURES, NUM_TRAINING_SAMPLES = "num_training_pictures", "num_training_samples"
-_FOR_THRESHOLDS = (SURELY_LOWER, INCREASE_SHOWN, GAP_SHOWN, COPIES_SHOWN)
+_FOR_THRESHOLDS = (SURELY_LOWER, INCREASE_SHOWN, GAP_SHOWN, COPIES_SHOWN, CLASS_DISTANCE_SHOWN)
 
 REASONS, NUM_PICTURES = "reasons", "num_pictures"
 
@@ -127,11 +131,15 @@ def why_not(
             f"{_percent(found[key])}, and no more than {bound:.1%} is allowed "
             "(evaluation.max_stratum_regression)"
         )
+    telling = {
+        GAP_SHOWN: _remembers,
+        COPIES_SHOWN: _copies,
+        CLASS_DISTANCE_SHOWN: _class_moved,
+    }
     for validation in result.metric_validations_per_slice:
         for failure in validation.failures:
-            if failure.metric_key.name in (GAP_SHOWN, COPIES_SHOWN):
+            if (tell := telling.get(failure.metric_key.name)) is not None:
                 most = failure.metric_threshold.value_threshold.upper_bound.value
-                tell = _remembers if failure.metric_key.name == GAP_SHOWN else _copies
                 yield tell(found[ALL], most, scores)
 
 
@@ -163,6 +171,23 @@ def _copies(metrics: Metrics, most: float, scores: types.Artifact) -> str:
         f"{round(share * count):,} of {count:,} pictures drawn for captions of training pictures "
         "are nearer to a training picture than the nearest hundredth of the held-out ones, which "
         f"chance does not explain, and no more than {most:.1%} may be {setting}"
+    )
+
+
+def _class_moved(metrics: Metrics, most: float, scores: types.Artifact) -> str:
+    distance, setting = metrics[CLASS_DISTANCE], "(prior.max_distance)"
+    caption = scores.get_string_custom_property(CLASS_CAPTION)
+    if not math.isfinite(distance.value):
+        return (
+            f"whether the model still draws {caption!r} as before cannot be told: the pictures of "
+            f"it have no finite distance {setting}"
+        )
+    count = scores.get_int_custom_property(NUM_CLASS_PICTURES)
+    return (
+        f"the model does not draw {caption!r} as the base weights do: {count:,} pictures from the "
+        f"same noise have moved by {distance.value:.2f} (95 % interval {distance.lower:.2f} to "
+        f"{distance.upper:.2f}) of what is usual between two of them, and no more than {most:g} is "
+        f"allowed {setting}"
     )
 
 

@@ -207,6 +207,24 @@ class SurelyBelow(metric_types.Metric):
         super().__init__(_surely_below, feature=feature, other=other, name=name)
 
 
+class SurelyAtLeast(metric_types.Metric):
+    """What the mean of a feature surely is, a plain number to put a threshold on.
+
+    The lower end of its one-sided 95 % interval where that is above zero; otherwise 0, as where
+    there is no interval. NaN, which fails every threshold, where there are no rows or a value is
+    not finite.
+    """
+
+    def __init__(self, feature: str, name: str) -> None:
+        """Makes the metric.
+
+        Args:
+            feature: A number on some rows, not negative.
+            name: What the metric is called.
+        """
+        super().__init__(_surely_at_least, feature=feature, name=name)
+
+
 class Copies(metric_types.Metric):
     """Fraction of a feature's values that are smaller than the smallest hundredth of another's.
 
@@ -316,6 +334,16 @@ def _surely_below(feature: str, other: str, name: str) -> metric_types.MetricCom
 
     combiner = _SeveralSums([other, feature, other], name, value)
     return _computation(name, [GROUP, feature, other], combiner)
+
+
+def _surely_at_least(feature: str, name: str) -> metric_types.MetricComputations:
+    def value(sums: _Sums) -> float:
+        mean = cluster_mean(sums)
+        if not math.isfinite(mean.unsampled_value):
+            return math.nan
+        return max(0.0, shown_lower_end(mean, looks=1))
+
+    return _computation(name, [GROUP, feature], _GroupSums([feature], name, value))
 
 
 def _difference_of_means(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import tensorflow_model_analysis as tfma
 
 from components.measures import MEASURES
+from components.measures.class_distance import CLASS_DISTANCE
 
 # Name and value of the one feature that a slice is made of; empty for all rows.
 Slice = tuple[tuple[str, str], ...]
@@ -34,7 +35,7 @@ Metrics = dict[str, Metric]
 
 # What each metric may be at all; a t-distribution knows nothing of it.
 _POSSIBLE = {
-    **dict.fromkeys(("loss", "loss_baseline"), (0.0, math.inf)),
+    **dict.fromkeys(("loss", "loss_baseline", CLASS_DISTANCE), (0.0, math.inf)),
     **{
         name: measure.possible
         for measure in MEASURES

@@ -37,6 +37,9 @@ class LossScorerSpec(component_spec.ComponentSpec):
         "measures": component_spec.ExecutionParameter(type=str),
         "clip_model": component_spec.ExecutionParameter(type=str),
         "clip_model_hash": component_spec.ExecutionParameter(type=str),
+        # Without a class, nothing is said of it.
+        "class_caption": component_spec.ExecutionParameter(type=str, optional=True),
+        "num_class_pictures": component_spec.ExecutionParameter(type=int, optional=True),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
@@ -92,6 +95,11 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         `components.loss_scorer.remembering.Pair`). Custom properties: `num_training_pictures`,
         `num_training_samples`, `num_training_not_finite`, and `milliseconds_...` that each part
         took.
+
+        Where pictures of a subject's class are drawn, a split `class` has a row for each, with
+        `group`, `label` and `class_distance` (see `components.measures.class_distance`): how far
+        it has moved from the one that the base weights draw. Custom properties:
+        `num_class_pictures`, `class_caption`, `milliseconds_class_pictures`.
     """
 
     SPEC_CLASS = LossScorerSpec
@@ -115,6 +123,8 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         sample_guidance_scale: float = 7.5,
         measures: Sequence[str] = (),
         clip_model: str = "",
+        class_caption: str = "",
+        num_class_pictures: int = 0,
     ) -> None:
         """Makes the component.
 
@@ -136,6 +146,8 @@ class LossScorer(base_beam_component.BaseBeamComponent):
             measures: Names of measures of these pictures that the dataset asks for.
             clip_model: Address of a CLIP to score them with (see `components.measures.clip.Clip`);
                 empty: none.
+            class_caption: What a subject is one of, such as `a photo of a dog`; empty: nothing.
+            num_class_pictures: Pictures of that which candidate and base weights draw.
 
         Raises:
             ValueError: A setting is impossible, or there is no such measure.
@@ -149,6 +161,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         # Imports Keras.
         from components.measures.clip import clip_hash
 
+        draws_class = bool(class_caption and num_class_pictures)
         super().__init__(
             LossScorerSpec(
                 preset=base_model.preset.name,
@@ -168,6 +181,8 @@ class LossScorer(base_beam_component.BaseBeamComponent):
                 measures=json.dumps(list(measures)),
                 clip_model=clip_model,
                 clip_model_hash=clip_hash(clip_model) if clip_model else "",
+                class_caption=class_caption if draws_class else None,
+                num_class_pictures=num_class_pictures if draws_class else None,
                 code_version=code_version(executor.__name__),
                 latents=latents,
                 model=model,

@@ -35,6 +35,7 @@ from components.loss_scorer.remembering import Remembering
 from components.loss_scorer.samples import SampleSettings, chosen
 from components.loss_scorer.scorer import Scorer, ScoringTask
 from components.measures import MeasureSettings
+from components.measures.class_distance import CLASS_CAPTION, NUM_CLASS_PICTURES
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
 from components.whole_elements import WholeElementsExecutor
 from storage.model_manifest import ModelManifest
@@ -42,6 +43,8 @@ from storage.user_errors import UserError
 from trainer.diffusion.draws import num_draws
 
 SPLIT = "eval"
+CLASS_SPLIT = "class"
+"""Where the rows of class pictures stand, if there are any."""
 _TRAINED_ON = "train"
 SCORED = ("diffusion_model", "text_encoder", "image_encoder")
 BASE_WEIGHTS_LABEL = "base weights"
@@ -56,6 +59,7 @@ _TRAINING_NOT_FINITE = "num_training_not_finite"
 MILLISECONDS = ("milliseconds_training_pictures", "milliseconds_text_parts", "milliseconds_copies")
 """Custom properties that say what each part of what a model remembers took."""
 _TRAINING_ROWS, _TEXT_PARTS, _COPIES = MILLISECONDS
+_CLASS_MILLISECONDS = "milliseconds_class_pictures"
 # Attention at full size holds some 0.5 GB for every 64 x 64 latent.
 _BATCH_POSITIONS = 1 << 13
 _MAX_BATCH_SIZE = 64
@@ -137,7 +141,12 @@ class Executor(WholeElementsExecutor):
         num_training = exec_properties["num_training_pictures"]
         num_training_samples = exec_properties["num_training_samples"]
         remembers = bool(num_training or num_training_samples)
-        splits = [SPLIT, *([remembering.SPLIT] if remembers else [])]
+        num_class_pictures = exec_properties.get("num_class_pictures", 0)
+        splits = [
+            SPLIT,
+            *([remembering.SPLIT] if remembers else []),
+            *([CLASS_SPLIT] if num_class_pictures else []),
+        ]
         describe_examples(scores, splits, span=latents.span, version=latents.version)
         shards = list(_shards(latents, scores))
         height, width, _ = base_model.latent_shape
@@ -175,6 +184,8 @@ class Executor(WholeElementsExecutor):
             num_draws=num_draws(len(held_out.ids), exec_properties["min_draws"]),
             sampled=chosen(held_out.ids, num_samples, seed) if num_samples else frozenset(),
             left_out=left_out,
+            class_caption=exec_properties.get("class_caption", ""),
+            class_pictures=num_class_pictures,
         )
 
         planned = None
@@ -200,6 +211,10 @@ class Executor(WholeElementsExecutor):
             scores.set_int_custom_property("num_training_samples", len(planned.drawn))
             for name in (_TRAINING_NOT_FINITE, *MILLISECONDS):
                 scores.set_int_custom_property(name, counts[name])
+        if num_class_pictures:
+            scores.set_int_custom_property(NUM_CLASS_PICTURES, num_class_pictures)
+            scores.set_string_custom_property(CLASS_CAPTION, task.class_caption)
+            scores.set_int_custom_property(_CLASS_MILLISECONDS, counts[_CLASS_MILLISECONDS])
         for name in COUNTS:
             scores.set_int_custom_property(name, counts[name])
         num_examples = len(held_out.ids)
@@ -255,6 +270,14 @@ class Executor(WholeElementsExecutor):
                     pipeline
                     | "LookedAt" >> beam.Create([looked_at])
                     | "LookAt" >> beam.ParDo(_LookAt(task, temporary_folder, scorer))
+                )
+            if task.class_pictures:
+                target = os.path.join(uri, f"Split-{CLASS_SPLIT}")
+                tf.io.gfile.makedirs(target)
+                counted.append(
+                    pipeline
+                    | "Class" >> beam.Create([target])
+                    | "DrawClass" >> beam.ParDo(_DrawClass(task, temporary_folder, scorer))
                 )
             counted | beam.Flatten() | "WriteCounts" >> WriteCounts(counts_path)
         tf.config.experimental.enable_tensor_float_32_execution(tensor_float_32)
@@ -354,6 +377,16 @@ class _LookAt(_WithScorer):
             remembering.write_drawn(looked_at.drawn, drawn, self._temporary_folder)
             counts[_COPIES] += _milliseconds_since(begun)
         yield from counts.items()
+
+
+class _DrawClass(_WithScorer):
+    """Folder -> (what was counted, how many); writes the rows of class pictures there."""
+
+    def process(self, folder: str) -> Iterator[tuple[str, int]]:
+        begun = time.monotonic()
+        path = os.path.join(folder, shard_name("scores", 0, 1))
+        write_shard(path, self._scorer.class_rows(), self._temporary_folder)
+        yield _CLASS_MILLISECONDS, _milliseconds_since(begun)
 
 
 def _milliseconds_since(begun: float) -> int:

@@ -146,17 +146,13 @@ class Sampler:
             return tf.split(image_encoder(pixels, training=False), 2, axis=-1)[0]
 
         self._encode = encode
-        self._drawers = [
-            _Drawer(
-                model,
-                settings,
-                (model.encode or frozen_encoder)(empty)[0],
-                seed,
-            )
-            if model
-            else None
-            for model in models
-        ]
+
+        def drawer(model: ScoredModel) -> _Drawer:
+            unconditional = (model.encode or frozen_encoder)(empty)[0]
+            return _Drawer(model, settings, unconditional, seed)
+
+        self._drawer = drawer
+        self._drawers = [drawer(model) if model else None for model in models]
 
     def __call__(
         self, examples: Iterable[LatentExample]
@@ -188,6 +184,28 @@ class Sampler:
         while batch := list(itertools.islice(examples, self._settings.batch_size)):
             drawn = self._draw(drawer, batch)
             yield from map(DrawnPicture, batch, drawn.pictures, drawn.means)
+
+    def means(
+        self, examples: Sequence[LatentExample], others: ScoredModel | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws for examples, from the same noise, with the candidate and with another model.
+
+        Args:
+            examples: Whose captions are drawn; an id decides the noise.
+            others: The other model; `None`: the one that the candidate is compared with.
+
+        Returns:
+            Means of the image encoder, float32 [N, h, w, 4]: the candidate's, and the other's.
+        """
+        drawers = [self._drawers[0], self._drawers[1] if others is None else self._drawer(others)]
+        means: list[list[np.ndarray]] = [[], []]
+        for start in range(0, len(examples), self._settings.batch_size):
+            batch = list(examples[start : start + self._settings.batch_size])
+            for drawer, found in zip(drawers, means, strict=True):
+                assert drawer is not None
+                found.extend(self._draw(drawer, batch).means)
+        mine, theirs = (np.stack(found) for found in means)
+        return mine, theirs
 
     def _draw(self, drawer: _Drawer, batch: list[LatentExample]) -> Drawn:
         from trainer.text.tokenizer import caption_of

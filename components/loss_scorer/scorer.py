@@ -15,6 +15,7 @@ from components.loss_scorer import models
 from components.loss_scorer.latent_examples import LatentExample, read_examples
 from components.loss_scorer.records import bytes_feature, float_feature, int_feature, record_of
 from components.loss_scorer.samples import DrawnPicture, Sampler, SampleSettings
+from components.measures.class_distance import CLASS_DISTANCE, class_distances
 from trainer.diffusion.draws import NoiseDraw, draw_noise, stratum_name
 from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule
 from trainer.weights.base_model import BaseModel
@@ -58,6 +59,8 @@ class ScoringTask:
             it is of no training picture, either.
         caption_variants: How many the records of the train split have.
         drawn: Ids of the training pictures whose captions the candidate draws a picture for.
+        class_caption: What is drawn of a subject's class; empty where there is no class.
+        class_pictures: How many of these.
     """
 
     base_model: BaseModel
@@ -74,6 +77,8 @@ class ScoringTask:
     text_parts: frozenset[str] = frozenset()
     caption_variants: int = 1
     drawn: frozenset[str] = frozenset()
+    class_caption: str = ""
+    class_pictures: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +153,11 @@ class Scorer:
             return loss
 
         self._losses_of = [of(model) for model in self._models]
-        if task.sampled or task.drawn or task.text_parts:
+        if task.sampled or task.drawn or task.text_parts or task.class_pictures:
             self._frozen_encoder = models.frozen_text_encoder(
                 [task.candidate, task.baseline], task.base_model
             )
-        if task.sampled or task.drawn:
+        if task.sampled or task.drawn or task.class_pictures:
             self._sampler = self._made_sampler()
         if task.text_parts:
             self._text_part_of = self._made_text_part(schedule)
@@ -227,6 +232,34 @@ class Scorer:
         """Draws pictures for captions of training pictures, with the candidate."""
         wanted = (e for e in self._trained_on(serialized) if e.id in self._task.drawn)
         return self._sampler.drawn(wanted)
+
+    def class_rows(self) -> Iterator[bytes]:
+        """How far pictures of a class have moved from the base weights', a record for each."""
+        # Imports Keras.
+        from trainer.text.tokenizer import tokenize
+
+        task = self._task
+        text = task.base_model.preset.text_encoder
+        tokens = tokenize([task.class_caption], text.max_length, text.padding)
+        context = self._frozen_encoder(tf.constant(tokens, tf.int32)).numpy()[0]
+        # Of a caption, which has no picture.
+        nothing = np.zeros(task.base_model.latent_shape, np.float32)
+        examples = [
+            LatentExample(f"class/{index}", tokens[0], context, nothing, nothing)
+            for index in range(task.class_pictures)
+        ]
+        compared_with_base = task.comparable and task.baseline is None
+        base = None if compared_with_base else models.loaded_base_model(task.base_model)
+        after, before = self._sampler.means(examples, base)
+        for index, distance in enumerate(class_distances(before, after)):
+            yield record_of(
+                {
+                    "id": bytes_feature(examples[index].id.encode()),
+                    GROUP: int_feature(index % _NUM_GROUPS),
+                    CLASS_DISTANCE: float_feature(float(distance)),
+                    "label": float_feature(0.0),
+                }
+            )
 
     def _made_text_part(self, schedule: NoiseSchedule) -> Callable[..., tf.Tensor]:
         # Imports Keras.

@@ -19,6 +19,7 @@ from pipeline.config.schema import (
     ConfigError,
     DatasetConfig,
     EvaluationConfig,
+    PriorConfig,
     RunConfig,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "ConfigError",
     "DatasetConfig",
     "EvaluationConfig",
+    "PriorConfig",
     "RunConfig",
     "check_output_folder",
     "default_values",

@@ -21,7 +21,7 @@ from pipeline.config.schema import (
     names_place,
 )
 from serving.request import cut_note, may_be_cut
-from storage.plain_text import is_blank
+from storage.plain_text import is_blank, plain
 from trainer.presets import Preset, get_preset, preset_names
 from trainer.training_config import ResolvedTrainingConfig
 
@@ -67,6 +67,38 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
             "there are no pictures to score"
         )
     _check_remembering(config.evaluation, given)
+    _check_prior(config, given)
+
+
+def _check_prior(config: RunConfig, given: Mapping[str, Given]) -> None:
+    prior = config.prior
+    if prior.caption is None:
+        for name in ("folder", "max_distance"):
+            if getattr(prior, name) is not None:
+                raise ConfigError(
+                    f"{given[f'prior.{name}']} is impossible without prior.caption: say what is on "
+                    "pictures of the class, such as --prior 'a photo of a dog'"
+                )
+        return
+    if is_blank(prior.caption):
+        raise ConfigError(
+            f"{given['prior.caption']} is impossible: it must say what is on pictures of the "
+            "class, such as 'a photo of a dog'"
+        )
+    if config.dataset.caption is not None and (
+        plain(prior.caption).strip() == plain(config.dataset.caption).strip()
+    ):
+        raise ConfigError(
+            f"{given['prior.caption']} is impossible: it is dataset.caption, too, and must leave "
+            "out what the subject is called, such as sks, or the class would be taught to be it"
+        )
+    if any(map(is_blank, prior.scenes)):
+        raise ConfigError(f"{given['prior.scenes']} is impossible: one of them is empty")
+    if prior.num_compared == 1 or (prior.max_distance is not None and not prior.num_compared):
+        raise ConfigError(
+            f"{given['prior.num_compared']} is impossible: it must be at least 2, as a distance is "
+            "measured by that of two pictures, or 0 without prior.max_distance for none"
+        )
 
 
 def _check_remembering(evaluation: EvaluationConfig, given: Mapping[str, Given]) -> None:

@@ -34,6 +34,8 @@ REPO_ROOT = Path(__file__).resolve().parents[2]
 # Pictures up to this size are drawn in a fraction of a second on two cores.
 _SAMPLED_IMAGE_SIZE = 128
 _NUM_SAMPLES = 32
+# Of larger ones, as few as can tell whether a class is still known.
+_NUM_LARGE_SAMPLES = 8
 _NUM_TRAINING_SAMPLES = 16
 
 
@@ -86,9 +88,12 @@ def _fill_in(given: Mapping[str, Given], preset: Preset) -> dict[str, Given]:
     fill("model.image_size", preset.image_size, "the preset's")
     for name, value in dataclasses.asdict(preset.sampling).items():
         fill(f"validation.{name}", value, "the preset's")
+        fill(f"prior.{name}", value, "the preset's")
     compared = "latest_blessed" if filled["model.start_from"].value == BASE else "started_from"
     fill("evaluation.baseline", compared, "for model.start_from")
     small = filled["model.image_size"].value <= _SAMPLED_IMAGE_SIZE
+    compared_of_class = _NUM_SAMPLES if small else _NUM_LARGE_SAMPLES
+    fill("prior.num_compared", compared_of_class, "for the size")
     fill("evaluation.num_samples", _NUM_SAMPLES if small else 0, "for the size")
     fill("evaluation.num_training_samples", _NUM_TRAINING_SAMPLES if small else 0, "for the size")
     return filled

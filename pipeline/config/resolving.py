@@ -11,7 +11,8 @@ import pydantic
 
 from pipeline.config.checks import check_measures
 from pipeline.config.printing import allowed
-from pipeline.config.schema import ConfigError, DatasetConfig, RunConfig
+from pipeline.config.schema import ConfigError, DatasetConfig, PriorConfig, RunConfig
+from pipeline.config.subject import class_dataset, subject_prompts
 from trainer.presets import Preset, get_preset
 from trainer.training_config import Prompts
 
@@ -42,7 +43,8 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
 
     Returns:
         The configuration with the place of the dataset written out, a dataset of the hub with its
-        commit, and the measures and prompts that it asks for; and the dataset's fingerprint, a hash
+        commit, and the measures and prompts that it asks for, or those that show a subject; the
+        same of a folder with pictures of the subject's class; and the dataset's fingerprint, a hash
         that changes with its content.
 
     Raises:
@@ -75,11 +77,34 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
         ) from None
     except sources.DatasetError as error:
         raise ConfigError(str(error)) from None
+    if validation.prompts is None:
+        validation = dataclasses.replace(validation, prompts=subject_prompts(config))
     dataset = dataclasses.replace(dataset, path=spec.dataset)
     resolved = dataclasses.replace(
-        config, dataset=dataset, evaluation=evaluation, validation=validation
+        config,
+        dataset=dataset,
+        evaluation=evaluation,
+        validation=validation,
+        prior=_resolved_prior(config),
     )
     return resolved, fingerprint
+
+
+def _resolved_prior(config: RunConfig) -> PriorConfig:
+    """With the place of the class pictures and their fingerprint, if there is a folder of them."""
+    prior = config.prior
+    if prior.folder is None:
+        return dataclasses.replace(prior, folder_fingerprint=None)
+    from components.caption_example_gen import sources
+
+    try:
+        spec = sources.resolve_dataset(dataset_spec(class_dataset(config)))
+        source = sources.open_dataset(spec)
+        sources.check_dataset(spec, source)
+        fingerprint = sources.dataset_fingerprint(spec, source)
+    except sources.DatasetError as error:
+        raise ConfigError(f"prior.folder = {prior.folder!r}: {error}") from None
+    return dataclasses.replace(prior, folder=spec.dataset, folder_fingerprint=fingerprint)
 
 
 def resolve_base_weights(config: RunConfig, *, fetch: bool = True) -> tuple[RunConfig, BaseModel]:

@@ -11,9 +11,11 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.vertex.config import VertexConfig
 from storage.user_errors import UserError
-from trainer.presets import Prediction
+from trainer.presets import Prediction, Sampler
 from trainer.training_config import (
     Compute,
+    NonNegativeFloat,
+    PositiveFloat,
     ResolvedTrainingConfig,
     Seed,
     Text,
@@ -130,6 +132,41 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class PriorConfig:
+    """Pictures of a subject's class, which the model is to draw as before.
+
+    Attributes:
+        caption: What is on them, such as `a photo of a dog`; `None`: there are none.
+        folder: Where they are; `None`: the base weights draw them.
+        folder_fingerprint: Hash of what is there, which `resolve_dataset` writes out.
+        pictures: How many are drawn.
+        seed: The first one's.
+        sampler: One of `trainer.diffusion.samplers.SAMPLERS`.
+        num_steps: Sampling steps.
+        guidance_scale: Classifier-free guidance scale.
+        weight: What their loss is multiplied by.
+        scenes: What is added to the caption of the subject, and to that of its class, for what is
+            drawn before and after.
+        num_compared: Pictures of the class that base weights and fine-tuned model draw to compare.
+        max_distance: How far those may have moved for the model to be blessed; `None`: as far as
+            they have.
+    """
+
+    caption: Text | None
+    folder: Text | None
+    folder_fingerprint: Text | None
+    pictures: Annotated[int, Field(ge=1, le=100_000)]
+    seed: Seed
+    sampler: Sampler
+    num_steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance_scale: NonNegativeFloat
+    weight: PositiveFloat
+    scenes: Annotated[Texts, Field(max_length=31)]
+    num_compared: Annotated[int, Field(ge=0, le=10_000)]
+    max_distance: NonNegativeFloat | None
+
+
+@dataclass(frozen=True, config=_STRICT)
 class EvaluationConfig:
     """How the fine-tuned model is judged.
 
@@ -214,6 +251,7 @@ class RunConfig:
     training: ResolvedTrainingConfig
     tuning: TuningConfig
     validation: ValidationConfig
+    prior: PriorConfig
     evaluation: EvaluationConfig
     serving: ServingConfig
     vertex: VertexConfig
@@ -229,6 +267,7 @@ SECTIONS: Mapping[str, type] = {
     "training": TrainingConfig,
     "tuning": TuningConfig,
     "validation": ValidationConfig,
+    "prior": PriorConfig,
     "evaluation": EvaluationConfig,
     "serving": ServingConfig,
     "vertex": VertexConfig,

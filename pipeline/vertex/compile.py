@@ -22,6 +22,7 @@ from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner
 
 from components.diffusion_trainer.worker_job import Spot, WorkerJob
 from pipeline import pipeline as pipelines
+from pipeline.class_pictures import CLASS_LATENT_GEN, CLASS_PICTURES
 from pipeline.config import REPO_ROOT, ConfigError, RunConfig
 from pipeline.starting import Start
 from pipeline.vertex import machines
@@ -30,7 +31,14 @@ from pipeline.vertex.places import Places
 from trainer.weights.base_model import BaseModel
 
 TRAINER, TUNER = "Trainer", "Tuner"
-MODEL_STEPS = ("DatasetReport", "LatentGen", "LossScorer", "EvaluationReport", "ServingPusher")
+MODEL_STEPS = (
+    "DatasetReport",
+    "LatentGen",
+    CLASS_LATENT_GEN,
+    "LossScorer",
+    "EvaluationReport",
+    "ServingPusher",
+)
 """Steps, beside the Trainer, in which the model computes."""
 
 _ResourceSpec = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.ResourceSpec
@@ -190,7 +198,12 @@ def _resources(step: str, config: RunConfig) -> Message:
     cpu, memory = vertex.cpu, vertex.memory_gb
     accelerator = None
     # Those that start a custom job only wait.
-    alone = {TRAINER: not vertex.trains_in_custom_job, TUNER: config.tuning.parallel_trials == 1}
+    alone = {
+        TRAINER: not vertex.trains_in_custom_job,
+        TUNER: config.tuning.parallel_trials == 1,
+        # A picture takes as much as many training steps; to read them takes nothing.
+        CLASS_PICTURES: config.prior.folder is None,
+    }
     if alone.get(step):
         machine = machines.machine_with(vertex.accelerator, vertex.accelerator_count)
         cpu = vertex.trainer_cpu or float(machine.cpu)

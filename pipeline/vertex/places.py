@@ -71,7 +71,13 @@ def in_image(config: RunConfig, *, others: bool = False) -> RunConfig:
     if evaluation.clip_model is not None:
         clip = _in_image("evaluation.clip_model", evaluation.clip_model, others)
         evaluation = dataclasses.replace(evaluation, clip_model=clip)
-    return dataclasses.replace(config, dataset=dataset, model=model, evaluation=evaluation)
+    prior = config.prior
+    if prior.folder is not None:
+        folder = _in_image("prior.folder", prior.folder, others)
+        prior = dataclasses.replace(prior, folder=folder)
+    return dataclasses.replace(
+        config, dataset=dataset, model=model, evaluation=evaluation, prior=prior
+    )
 
 
 def _in_image(key: str, path: str, others: bool) -> str:

@@ -21,7 +21,7 @@ from tfx.utils import proto_utils
 from components.code_version import imported_modules
 from components.evaluator import Evaluator, executor
 from components.evaluator.metrics import cluster_mean, frechet_distance
-from components.evaluator.results import ALL, of_feature, read_metrics
+from components.evaluator.results import ALL, Metric, of_feature, read_metrics
 from components.tfrecords import write_shard
 from pipeline.config import load_config
 from pipeline.evaluation import eval_config, splits
@@ -79,6 +79,8 @@ def evaluate(tmp_path_factory):
         *,
         samples=None,
         remembering=(),
+        prior=None,
+        of_class=(),
         shards=1,
         beam=(),
         problem="",
@@ -102,7 +104,13 @@ def evaluate(tmp_path_factory):
             standard_artifacts.ModelEvaluation(),
         )
         scores.uri = str(folder / "scores")
-        scores.split_names = json.dumps(splits(settings))
+        scores.split_names = json.dumps(splits(settings, prior))
+        if of_class:
+            (folder / "scores" / "Split-class").mkdir()
+            path = folder / "scores" / "Split-class" / "scores-00000-of-00001.gz"
+            write_shard(str(path), of_class, str(folder))
+            scores.set_int_custom_property("num_class_pictures", len(of_class))
+            scores.set_string_custom_property("class_caption", "a photo of a dog")
         if remembering:
             (folder / "scores" / "Split-remembering").mkdir()
             path = folder / "scores" / "Split-remembering" / "scores-00000-of-00001.gz"
@@ -129,8 +137,8 @@ def evaluate(tmp_path_factory):
             {"examples": [scores], "model": [model], "baseline_model": [blessed]},
             {"blessing": [blessing], "evaluation": [evaluation]},
             {
-                "eval_config": proto_utils.proto_to_json(eval_config(settings)),
-                "example_splits": json.dumps(splits(settings)),
+                "eval_config": proto_utils.proto_to_json(eval_config(settings, prior)),
+                "example_splits": json.dumps(splits(settings, prior)),
                 "code_version": "1",
             },
         )
@@ -552,6 +560,60 @@ def test_what_nobody_asks_for_refuses_nothing():
     asked = {"memorization_gap_shown": 0.3, "copies_shown": 0.1}
     assert limits() == pytest.approx(stratum | asked)
     assert limits(max_memorization_gap=None, max_copies=None) == pytest.approx(stratum)
+
+
+CLASS = dataclasses.replace(load_config().prior, caption="a photo of a dog", num_compared=8)
+
+
+def test_a_model_that_has_forgotten_a_class_is_refused_and_says_why(evaluate):
+    baseline, distances = baseline_losses(), np.linspace(0.6, 1.0, 8)
+    blessing, evaluation = evaluate(
+        baseline * 0.9,
+        baseline,
+        prior=dataclasses.replace(CLASS, max_distance=0.5),
+        of_class=[remembering_record(g, class_distance=d) for g, d in enumerate(distances)],
+    )
+    total = read_metrics(evaluation.uri)[ALL]
+    error, mean = stats.sem(distances), distances.mean()
+    assert total["example_count"].value == baseline.size
+    assert total["class_distance"].value == pytest.approx(mean)
+    lower, upper = total["class_distance"].lower, total["class_distance"].upper
+    assert lower == pytest.approx(mean - stats.t.ppf(0.975, 7) * error)
+    # What is surely so counts.
+    shown = mean - stats.t.ppf(0.95, 7) * error
+    assert total["class_distance_shown"].value == pytest.approx(shown)
+    assert blessing.get_float_custom_property("class_distance") == pytest.approx(mean)
+    assert not blessing.has_custom_property("class_distance_shown")
+    assert (is_blessed(blessing), verdict(blessing)) == (False, "refused")
+    assert reasons(blessing) == [
+        "the model does not draw 'a photo of a dog' as the base weights do: 8 pictures from the "
+        f"same noise have moved by 0.80 (95 % interval {lower:.2f} to {upper:.2f}) of what is "
+        "usual between two of them, and no more than 0.5 is allowed (prior.max_distance)"
+    ]
+
+
+def test_a_class_that_nobody_can_tell_of_is_said_to_be_so():
+    scores = standard_artifacts.Examples()
+    scores.set_string_custom_property("class_caption", "a dog")
+    said = executor._class_moved({"class_distance": Metric(math.nan)}, 0.5, scores)
+    assert said == (
+        "whether the model still draws 'a dog' as before cannot be told: the pictures of it have "
+        "no finite distance (prior.max_distance)"
+    )
+
+
+def test_without_a_class_the_configuration_is_what_it_was():
+    assert eval_config(DEFAULTS, load_config().prior) == eval_config(DEFAULTS)
+    assert splits(DEFAULTS, load_config().prior) == splits(DEFAULTS)
+    assert splits(DEFAULTS, dataclasses.replace(CLASS, num_compared=0)) == splits(DEFAULTS)
+    assert splits(DEFAULTS, CLASS) == [*splits(DEFAULTS), "class"]
+    [shown] = [
+        metric
+        for metric in eval_config(DEFAULTS, CLASS).metrics_specs[0].metrics
+        if "class_distance_shown" in metric.config
+    ]
+    # Nobody asked for a limit.
+    assert not shown.per_slice_thresholds
 
 
 def test_the_interval_holds_with_several_captions_of_a_picture():

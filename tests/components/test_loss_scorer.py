@@ -16,7 +16,7 @@ from PIL import Image
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor as Executor
 from tfx.types import Channel, standard_artifacts
 
-from components.loss_scorer import LossScorer, executor, samples, scorer
+from components.loss_scorer import LossScorer, executor, models, samples, scorer
 from components.loss_scorer.records import bytes_of
 from components.measures import MeasureSettings
 from components.measures.feature_distance import latent_features
@@ -176,6 +176,7 @@ def score(tmp_path, latents):
         num_training_pictures=0,
         num_training_samples=0,
         clip_model="",
+        **of_class,
     ):
         examples, model, scores = (
             standard_artifacts.Examples(),
@@ -212,6 +213,7 @@ def score(tmp_path, latents):
                 "clip_model": clip_model,
                 "clip_model_hash": "",
                 "code_version": "1",
+                **of_class,
             },
         )
         rows = []
@@ -645,6 +647,34 @@ def trained_on(tmp_path_factory, examples, latents) -> Path:
     )
     manifest.write(str(folder))
     return folder
+
+
+def test_a_class_is_drawn_beside_the_base_weights(score, exported, tmp_path, monkeypatch):
+    """Whatever the model is compared with otherwise."""
+
+    def decode(latent: tf.Tensor) -> tf.Tensor:
+        """Unlike `RedDisc`'s, no two pictures are the same."""
+        pixels = tf.repeat(tf.repeat(latent[..., :3], 8, axis=1), 8, axis=2)
+        return tf.cast(127.5 * (1.0 + tf.tanh(pixels)), tf.uint8)
+
+    monkeypatch.setattr(samples, "exported_decoder", lambda _: decode)
+    base = str(exported["candidate"] / "Format-Serving")
+    monkeypatch.setattr(models, "loaded_base_model", lambda _: models.exported_model(base))
+    given = {"class_caption": "a photo of a dog", "num_class_pictures": 5}
+    found = {}
+    for name in ("candidate", "baseline"):
+        scores, _ = score(exported[name], exported["baseline"], **given)
+        assert json.loads(scores.split_names) == ["eval", "class"]
+        [path] = (tmp_path / "scores" / "Split-class").iterdir()
+        rows = [tf.train.Example.FromString(r).features.feature for r in read_shard(str(path))]
+        assert [row["group"].int64_list.value[0] for row in rows] == [0, 1, 2, 3, 4]
+        found[name] = [row["class_distance"].float_list.value[0] for row in rows]
+    assert scores.get_int_custom_property("num_class_pictures") == 5
+    assert scores.get_string_custom_property("class_caption") == "a photo of a dog"
+    assert scores.get_int_custom_property("milliseconds_class_pictures") > 0
+    # What draws as before has not moved.
+    assert found["candidate"] == [0.0] * 5
+    assert all(value > 0 for value in found["baseline"])
 
 
 def test_what_is_remembered_is_looked_at(score, exported, examples, trained_on, tmp_path):

@@ -77,6 +77,9 @@ def test_every_value_is_set_after_resolution():
     open_fields = {"config", "image_column", "caption_column", "caption_template", "schema"}
     open_fields |= {"form", "caption", "captions_from"}
     closed = dataclasses.asdict(config) | {"dataset": {}, "evaluation": {}, "vertex": {}}
+    # There is no class.
+    for name in ("caption", "folder", "folder_fingerprint", "max_distance"):
+        assert closed["prior"].pop(name) is None
     # The dataset says, or the Trainer finds captions that are held out.
     assert closed["validation"].pop("prompts") is None
     # What the base weights do.
@@ -371,6 +374,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         for cls in (DatasetConfig, EvaluationConfig, VertexConfig)
         for field in dataclasses.fields(cls)
     } | {"prompts", "checkpoint", "evaluate_every_steps", "zero_terminal_snr"}
+    no_preset_decides |= {"folder", "folder_fingerprint", "num_compared", "max_distance"}
     for number, line in enumerate(lines):
         if re.match(r"  [a-z_]+:", line):
             assert lines[number - 1].startswith("  #"), f"{line} is not explained"

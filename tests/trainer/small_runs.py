@@ -6,6 +6,7 @@ As a program this is the zygote that those processes are forked from.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ import tensorflow as tf
 
 from trainer.data.held_out import HeldOutPictures, Pictures
 from trainer.data.latents import make_latent_example
+from trainer.data.prior import PRIOR
 from trainer.export.saved_models import DiffusionModelModule
 from trainer.networks.seam import PaddedConv2D
 from trainer.presets import (
@@ -135,6 +137,12 @@ def batches_from(first_step: int) -> Iterator[Batch]:
         first_step += 1
 
 
+def batch_with_prior(step: int) -> Batch:
+    """`batch_of` with as many class pictures, which depend on the step alone, too."""
+    others = batch_of(1000 + step)
+    return {**batch_of(step), **{f"{PRIOR}{name}": value for name, value in others.items()}}
+
+
 def picture(index: int) -> bytes:
     """The latents of a held-out picture."""
     rng = np.random.default_rng([9, index])
@@ -179,6 +187,7 @@ def tuner(
     strategy: tf.distribute.Strategy | None = None,
     num_blocks: int = 0,
     plain: bool = False,
+    prior_weight: float | None = None,
     **overrides: Any,
 ) -> FineTuner:
     """A fine-tuner of the small network of `preset`, or of the plain one."""
@@ -197,6 +206,7 @@ def tuner(
         empty_caption=empty,
         text_encoder=text_encoder,
         strategy=strategy,
+        prior_weight=prior_weight,
     )
 
 
@@ -218,6 +228,7 @@ def train(order: Mapping[str, Any]) -> None:
     """Trains as the order says, and writes `<folder>/end.npz` where this process writes.
 
     Keys: `folder`, `overrides` of the configuration, `num_blocks` or `plain` for the network,
+    `prior_weight` for class pictures in every batch,
     `signal` and `at_step` to send oneself a signal when a step's batch is asked for, `tf_config` or
     `virtual_cpus` for several devices, `held_out` for so many held-out pictures, of whose losses
     `end.npz` has those of every evaluation and the weights that they choose; `at_evaluation` sends
@@ -238,14 +249,15 @@ def train(order: Mapping[str, Any]) -> None:
         strategy=strategy,
         num_blocks=order.get("num_blocks", 0),
         plain=order.get("plain", False),
+        prior_weight=order.get("prior_weight"),
         **order.get("overrides", {}),
     )
 
     def batches(first_step: int) -> Iterator[Batch]:
-        for step, batch in enumerate(batches_from(first_step), first_step + 1):
+        for step in itertools.count(first_step + 1):
             if step == order.get("at_step"):
                 os.kill(os.getpid(), signal.Signals[order["signal"]])
-            yield batch
+            yield batch_with_prior(step - 1) if "prior_weight" in order else batch_of(step - 1)
 
     made: list[int] = []
 

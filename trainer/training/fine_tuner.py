@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from storage.user_errors import UserError
 from trainer.data.latents import sample_posterior
+from trainer.data.prior import PRIOR, own_features, prior_features
 from trainer.data.whole_files import write_whole
 from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule, timestep_embedding
 from trainer.networks.matrix_products import convolutions_as_matrix_products
@@ -38,6 +39,8 @@ from trainer.training_config import ResolvedTrainingConfig
 
 HISTORY_NAME = "history.jsonl"
 _IDS_SHOWN = 64
+# Of what is random: class pictures take nothing from what is drawn for the others.
+_OWN_STREAM, _PRIOR_STREAM = 0, 1
 
 Batch = dict[str, tf.Tensor]
 
@@ -59,6 +62,8 @@ class StepRecord:
         gradient_norm: Global norm before clipping.
         images_per_second: Of those steps.
         loss_scale: In float16, after the last of those steps; otherwise 1.
+        prior_loss: Mean squared error on class pictures, before it is weighed; `None` where there
+            are none.
     """
 
     step: int
@@ -67,6 +72,7 @@ class StepRecord:
     gradient_norm: float
     images_per_second: float
     loss_scale: float = 1.0
+    prior_loss: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +173,7 @@ class FineTuner:
         adapters: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
         strategy: tf.distribute.Strategy | None = None,
         for_gpu: bool | None = None,
+        prior_weight: float | None = None,
     ) -> None:
         """Creates the optimizer and the average of the weights.
 
@@ -182,6 +189,8 @@ class FineTuner:
                 what is not among them starts anew.
             strategy: In whose scope the models were built; `None` for one device.
             for_gpu: Whether the step is traced for a GPU; by default, whether there is one here.
+            prior_weight: What the loss on class pictures is multiplied by, of which a batch has as
+                many as of the others (see `trainer.data.prior`); `None` where it has none.
 
         Raises:
             UserError: The batch does not divide into parts and devices, or the optimizer is for
@@ -200,6 +209,7 @@ class FineTuner:
         self._preset = preset
         self._empty_caption = empty_caption
         self._strategy = strategy
+        self._prior_weight = prior_weight
         self._for_gpu = bool(tf.config.list_logical_devices("GPU")) if for_gpu is None else for_gpu
         self._replicas = strategy.num_replicas_in_sync if strategy else 1
         self._rows = config.batch_size // (config.accumulation_steps * self._replicas)
@@ -236,10 +246,11 @@ class FineTuner:
             # The first step whose loss or gradients were not finite, and sums since the last
             # record: kept on the device, which would have to wait if each step were read.
             self._bad_step = tf.Variable(0, dtype=tf.int64, trainable=False)
-            self._window = tf.Variable(tf.zeros(3), trainable=False)
+            self._window = tf.Variable(tf.zeros(3 if prior_weight is None else 4), trainable=False)
+            loss_shape = () if prior_weight is None else (2,)
             self._accumulated = [
                 tf.Variable(tf.zeros(shape), trainable=False)
-                for shape in [*(v.shape for v in self.variables), ()]
+                for shape in [*(v.shape for v in self.variables), loss_shape]
                 if config.accumulation_steps > 1
             ]
         jit_compile = config.xla == "on" or (config.xla == "auto" and self._for_gpu)
@@ -280,6 +291,8 @@ class FineTuner:
     def loss(self, batch: Batch, step: tf.Tensor, first_row: tf.Tensor | int = 0) -> tf.Tensor:
         """Loss of the prediction (Ho et al. 2020, equation 14), float32 [].
 
+        With class pictures, their weighed loss is added (Ruiz et al. 2023, equation 2).
+
         Args:
             batch: From `trainer.data.latents.training_batches`, the whole batch or some rows of it.
             step: int64 [], decides timesteps, noise and dropped captions.
@@ -288,10 +301,37 @@ class FineTuner:
         Returns:
             The rows' part of the whole batch's loss: all parts sum up to it.
         """
+        return self._weighed(self._losses(batch, step, first_row))
+
+    def _weighed(self, losses: tf.Tensor) -> tf.Tensor:
+        """What is minimized, float32 [], of what `_losses` gives."""
+        if self._prior_weight is None:
+            return losses
+        return losses[0] + self._prior_weight * losses[1]
+
+    def _losses(self, batch: Batch, step: tf.Tensor, first_row: tf.Tensor | int) -> tf.Tensor:
+        """The loss of some rows, float32 []; with class pictures, and theirs, float32 [2]."""
+        noised = self._noised(own_features(batch), step, first_row, _OWN_STREAM)
+        if self._prior_weight is not None:
+            prior = self._noised(prior_features(batch), step, first_row, _PRIOR_STREAM)
+            # Together through the networks, as one larger batch.
+            noised = tuple(tf.concat(both, axis=0) for both in zip(noised, prior, strict=True))
+        latent, noise, timesteps, captions = noised
+        losses = self._errors(latent, noise, timesteps, self._encoded(captions))
+        if self.config.min_snr_gamma:
+            losses *= self._schedule.min_snr_weights(timesteps, self.config.min_snr_gamma)
+        if self._prior_weight is None:
+            return tf.reduce_sum(losses) / self.config.batch_size
+        return tf.reduce_sum(tf.reshape(losses, [2, -1]), axis=1) / self.config.batch_size
+
+    def _noised(
+        self, batch: Batch, step: tf.Tensor, first_row: tf.Tensor | int, stream: int
+    ) -> tuple[tf.Tensor, ...]:
+        """Latents, noise, timesteps and captions (see `_captions`) of some rows."""
         mean = batch["latent/mean"]
         log_variance = batch["latent/log_variance"]
         variants = _num_variants(batch)
-        random = self._random_values(step, mean.shape[1:], variants)
+        random = self._random_values(step, mean.shape[1:], variants, stream)
         random = random.rows(first_row, mean.shape[0])
         if variants > 1:
             batch = _of_variant(batch, random.variant)
@@ -300,11 +340,7 @@ class FineTuner:
             mean = tf.where(mirrored, batch["latent/mirror_mean"], mean)
             log_variance = tf.where(mirrored, batch["latent/mirror_log_variance"], log_variance)
         latent = sample_posterior(mean, log_variance, random.posterior)
-        context = self._context(batch, random.dropped)
-        losses = self._errors(latent, random.noise, random.timesteps, context)
-        if self.config.min_snr_gamma:
-            losses *= self._schedule.min_snr_weights(random.timesteps, self.config.min_snr_gamma)
-        return tf.reduce_sum(losses) / self.config.batch_size
+        return latent, random.noise, random.timesteps, self._captions(batch, random.dropped)
 
     def _errors(
         self, latent: tf.Tensor, noise: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
@@ -320,12 +356,12 @@ class FineTuner:
         return tf.reduce_mean(tf.square(target - predicted), axis=[1, 2, 3])
 
     def _random_values(
-        self, step: tf.Tensor, latent_shape: tf.TensorShape, variants: int
+        self, step: tf.Tensor, latent_shape: tf.TensorShape, variants: int, stream: int
     ) -> RandomValues:
         config, size = self.config, self.config.batch_size
         shape = [size, *latent_shape]
         key = tf.random.experimental.stateless_fold_in(
-            tf.constant([config.seed, 0], tf.int64), step
+            tf.constant([config.seed, stream], tf.int64), step
         )
         time_key, noise_key, posterior_key, dropout_key, flip_key = tf.unstack(
             tf.random.split(key, 5)
@@ -351,11 +387,18 @@ class FineTuner:
         )
 
     def _context(self, batch: Batch, dropped: tf.Tensor) -> tf.Tensor:
+        return self._encoded(self._captions(batch, dropped))
+
+    def _captions(self, batch: Batch, dropped: tf.Tensor) -> tf.Tensor:
+        """Contexts, float32 [B, 77, D]; with a text encoder tokens, int32 [B, 77]."""
         if self.text_encoder is None:
             return tf.where(dropped[..., None], self._empty_caption[None], batch["context"])
         tokens = tf.cast(batch["tokens"], tf.int32)
-        tokens = tf.where(dropped, self._empty_caption[None], tokens)
-        return self._call(self.text_encoder, tokens)
+        return tf.where(dropped, self._empty_caption[None], tokens)
+
+    def _encoded(self, captions: tf.Tensor) -> tf.Tensor:
+        """Contexts float32 [B, 77, D] of captions."""
+        return captions if self.text_encoder is None else self._call(self.text_encoder, captions)
 
     def _call(self, model: keras.Model, inputs: tf.Tensor | list[tf.Tensor]) -> tf.Tensor:
         if self.config.gradient_checkpointing:
@@ -365,13 +408,14 @@ class FineTuner:
     def _loss_and_gradients(
         self, batch: Batch, first_row: tf.Tensor | int
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Of some rows: their part of the whole batch's loss, and its gradients."""
+        """Of some rows: their part of the whole batch's losses, and the gradients of its loss."""
         with (
             computing_in(self.config.precision, self._models),
             convolutions_as_matrix_products(self._models, self._for_gpu),
         ):
-            loss = self.loss(batch, self.step, first_row)
-            target = loss if self.loss_scale is None else loss * self.loss_scale.scale
+            loss = self._losses(batch, self.step, first_row)
+            weighed = self._weighed(loss)
+            target = weighed if self.loss_scale is None else weighed * self.loss_scale.scale
             # A tape adds up what comes from several places by AddN, which begins with whatever
             # memory is free to be written over: then rounding would depend on the other core.
             gradients = tf.gradients(
@@ -502,14 +546,15 @@ class FineTuner:
                 lambda: None,
             )
             hopeless = self.loss_scale.update(finite)
-        bad = hopeless | ~tf.math.is_finite(loss)
+        bad = hopeless | ~tf.math.is_finite(self._weighed(loss))
         first_bad = tf.identity(self._bad_step)
         assign_here(self._bad_step, tf.where(bad & (first_bad == 0), done, first_bad))
         counted = tf.cast(finite, tf.float32)
-        sums = tf.stack([loss, tf.where(finite, norm, 0.0), counted])
+        own, *prior = [loss] if self._prior_weight is None else tf.unstack(loss)
+        sums = tf.stack([own, tf.where(finite, norm, 0.0), counted, *prior])
         assign_here(self._window, self._window + sums)
         assign_here(self.step, done)
-        return loss, norm, stopped
+        return self._weighed(loss), norm, stopped
 
     def train_step(self, batch: Batch, stop: bool = False) -> tuple[tf.Tensor, ...]:
         """One optimizer step.
@@ -541,7 +586,11 @@ class FineTuner:
 
     def _features(self, batch: Mapping[str, Any]) -> list[str]:
         text = "context" if self.text_encoder is None else "tokens"
-        return [name for name in batch if name == text or name.startswith("latent/")]
+        return [
+            name
+            for name in batch
+            if (usual := name.removeprefix(PRIOR)) == text or usual.startswith("latent/")
+        ]
 
     def _share_out(self, batch: Batch, first_row: int, rows: int | None = None) -> Any:
         """For each replica its rows of the part that starts at `first_row`."""
@@ -770,7 +819,8 @@ class FineTuner:
                     seconds = time.monotonic() - since
                     # A former run, stopped in between, may have recorded at other steps.
                     since_record = step - (history[-1].step if history else 0)
-                    speed = timed * config.batch_size / seconds
+                    at_once = config.batch_size * (1 if self._prior_weight is None else 2)
+                    speed = timed * at_once / seconds
                     # A longer training goes on as if this one had not ended here.
                     ends_early = step % config.log_every_steps != 0
                     record = self._record(step, since_record, speed, new_window=not ends_early)
@@ -846,9 +896,9 @@ class FineTuner:
         self, step: int, steps: int, images_per_second: float, *, new_window: bool
     ) -> StepRecord:
         """The means of the last `steps` steps; without a new window, of some of the next one."""
-        loss, norm, updates = np.asarray(tf.convert_to_tensor(self._window))
+        loss, norm, updates, *prior = np.asarray(tf.convert_to_tensor(self._window))
         if new_window:
-            self._window.assign(tf.zeros(3))
+            self._window.assign(tf.zeros(self._window.shape))
         scale = 1.0 if self.loss_scale is None else tf.convert_to_tensor(self.loss_scale.scale)
         return StepRecord(
             step=step,
@@ -857,6 +907,7 @@ class FineTuner:
             gradient_norm=float(norm) / max(1.0, float(updates)),
             images_per_second=images_per_second,
             loss_scale=float(scale),
+            prior_loss=float(prior[0]) / steps if prior else None,
         )
 
 
@@ -871,5 +922,9 @@ def read_history(folder: str) -> list[StepRecord]:
 
 def write_history(history: list[StepRecord], folder: str) -> None:
     """Writes `<folder>/history.jsonl`, whole or not at all."""
-    lines = (json.dumps(dataclasses.asdict(record)) + "\n" for record in history)
+    said = [
+        {name: value for name, value in dataclasses.asdict(record).items() if value is not None}
+        for record in history
+    ]
+    lines = (json.dumps(record) + "\n" for record in said)
     write_whole(os.path.join(folder, HISTORY_NAME), "".join(lines))

@@ -1,0 +1,5 @@
+"""Pictures of a subject's class, as the base weights draw them."""
+
+from components.class_pictures.component import ClassPictures
+
+__all__ = ["ClassPictures"]

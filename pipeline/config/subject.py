@@ -1,0 +1,44 @@
+"""What the settings of a subject and its class stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pipeline.config.schema import DatasetConfig, RunConfig
+from storage.plain_text import plain
+
+
+def subject_prompts(config: RunConfig) -> tuple[str, ...] | None:
+    """What shows whether a subject is learned, and its class still known.
+
+    Returns:
+        The subject's caption, the same in each scene, and both of the class; `None` where there is
+        no class, or the pictures have captions of their own.
+    """
+    subject, prior = config.dataset.caption, config.prior
+    if subject is None or prior.caption is None:
+        return None
+    return tuple(
+        f"{plain(caption).strip()} {scene}".strip()
+        for caption in (subject, prior.caption)
+        for scene in ("", *prior.scenes)
+    )
+
+
+def class_dataset(config: RunConfig) -> DatasetConfig:
+    """A folder of class pictures as a dataset. All are trained on, whatever split they are in."""
+    prior = config.prior
+    assert prior.folder is not None
+    return dataclasses.replace(
+        config.dataset,
+        path=prior.folder,
+        config=None,
+        split="train",
+        image_column=None,
+        caption_column=None,
+        form=None,
+        caption=prior.caption,
+        captions_from=None,
+        caption_template=None,
+        near_duplicates="ignore",
+    )
