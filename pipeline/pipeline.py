@@ -28,6 +28,7 @@ from components.serving_pusher import ServingPusher
 from components.statistics_gen import StatisticsGen
 from pipeline.baseline import MODEL, LatestBlessedBeforeCandidate
 from pipeline.config import RunConfig
+from pipeline.config.words import word_captions
 from pipeline.evaluation import baseline_node, eval_config, splits
 from pipeline.starting import Start
 from pipeline.starting_node import starting_node
@@ -82,6 +83,7 @@ def create_pipeline(
     """
     dataset, model = config.dataset, config.model
     open_parameters: Mapping[str, Any] = runtime_parameters or {}
+    words = word_captions(config.word)
     example_gen = CaptionExampleGen(
         dataset=open_parameters.get("dataset", dataset.path),
         dataset_fingerprint=open_parameters.get("dataset_fingerprint", dataset_fingerprint),
@@ -100,6 +102,7 @@ def create_pipeline(
         caption_lines=dataset.caption_lines,
         near_duplicates=dataset.near_duplicates,
         caption_template=dataset.caption_template or "",
+        word_captions=words,
     )
     examples = example_gen.outputs["examples"]
     statistics_gen = StatisticsGen(
@@ -128,6 +131,7 @@ def create_pipeline(
         rejects=example_gen.outputs["rejects"],
         base_model=base_model,
         tags=tags,
+        word_captions=words,
     )
     latent_gen = LatentGen(
         examples=examples,
@@ -137,6 +141,7 @@ def create_pipeline(
         crop_seed=dataset.seed,
         tags=tags,
         latents_index=latents_index if model.take_over_latents else "",
+        word_captions=words,
     )
     if dataset.fail_on_anomalies:
         latent_gen.add_upstream_node(validator)

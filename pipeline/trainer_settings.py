@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from components.code_version import code_version
 from pipeline.config import RunConfig, trained_preset
+from pipeline.config.words import word_settings
 from trainer.presets import get_preset
 from trainer.training_config import TrainerSettings
 from trainer.weights.base_model import BaseModel
@@ -39,5 +40,6 @@ def trainer_settings(
             if trained.zero_terminal_snr == usual.zero_terminal_snr
             else trained.zero_terminal_snr
         ),
+        word=word_settings(config.word),
         code_version=code_version("trainer.run_fn", "components.diffusion_trainer.executor"),
     )

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from storage.user_errors import UserError
 from trainer.presets import Prediction, Preset, Sampler, get_preset
+from trainer.text.new_word import NewWord
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -342,6 +343,38 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class WordSettings:
+    """A new word, whose vectors are trained and nothing else.
+
+    Attributes:
+        token: See `trainer.text.new_word.NewWord`.
+        initial: Likewise.
+        initial_id: Likewise.
+        vectors: Likewise.
+        learned_from: File of vectors that it begins with instead; see
+            `trainer.weights.learned_embeds`.
+        learned_sha256: SHA-256 (hex) of that, so that another one in its place is another run.
+    """
+
+    token: Text
+    initial: Text
+    initial_id: NonNegativeInt
+    vectors: PositiveInt
+    learned_from: Text | None = None
+    learned_sha256: Text | None = None
+
+    @property
+    def word(self) -> NewWord:
+        """The word itself."""
+        return NewWord(self.token, self.initial, self.initial_id, self.vectors)
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide what is learned."""
+        return {name: v for name, v in dataclasses.asdict(self).items() if name != "learned_from"}
+
+
+@dataclass(frozen=True, config=_STRICT)
 class TrainerSettings:
     """All that `run_fn` is told, the Trainer's `custom_config` and run parameters.
 
@@ -360,6 +393,7 @@ class TrainerSettings:
         image_to_image: Whether the image encoder is exported, too, to draw from pictures.
         prediction: What the diffusion model learns to predict; `None` for what the preset's does.
         zero_terminal_snr: Whether its last timestep is to be noise alone; `None`, likewise.
+        word: A new word, which alone is trained; `None` for none.
     """
 
     preset: str
@@ -375,6 +409,7 @@ class TrainerSettings:
     image_to_image: bool = False
     prediction: Prediction | None = None
     zero_terminal_snr: bool | None = None
+    word: WordSettings | None = None
 
     def trained_preset(self, preset: Preset) -> Preset:
         """The preset of the trained model.
@@ -397,7 +432,7 @@ class TrainerSettings:
         # Without these, a run is what it was before there was a choice, in the cache, too.
         if not self.image_to_image:
             del tree["image_to_image"]
-        for name in ("prediction", "zero_terminal_snr"):
+        for name in ("prediction", "zero_terminal_snr", "word"):
             if tree[name] is None:
                 del tree[name]
         for field in dataclasses.fields(TrainingConfig):
@@ -430,4 +465,7 @@ class TrainerSettings:
         if steps != STEPS_BY_EPOCHS:
             training = training.for_steps(steps)
         validation = ValidationConfig(**custom_config["validation"])
-        return cls(**{**custom_config, "training": training, "validation": validation})
+        told = {**custom_config, "training": training, "validation": validation}
+        if "word" in custom_config:
+            told["word"] = WordSettings(**custom_config["word"])
+        return cls(**told)

@@ -66,6 +66,7 @@ from components.caption_example_gen.sources import (
     open_dataset,
     revision_of,
 )
+from components.caption_example_gen.word_captions import WordCaptions
 from components.counts import read_counts, write_counts
 from components.tfrecords import describe_examples, shard_name, write_shard
 from components.whole_elements import WholeElementsExecutor
@@ -233,6 +234,7 @@ def _settings(
         spill_bytes=_SPILL_BYTES,
         near_duplicates=exec_properties["near_duplicates"],
         caption_template=exec_properties["caption_template"],
+        word_captions=WordCaptions.of_json(exec_properties.get("word_captions")),
         reader=source.elsewhere(),
     )
 

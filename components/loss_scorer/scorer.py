@@ -17,6 +17,7 @@ from components.loss_scorer.records import bytes_feature, float_feature, int_fea
 from components.loss_scorer.samples import DrawnPicture, Sampler, SampleSettings
 from trainer.diffusion.draws import NoiseDraw, draw_noise, stratum_name
 from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule
+from trainer.text.new_word import NewWord
 from trainer.weights.base_model import BaseModel
 
 LOSSES = ("loss", "loss_baseline", "loss_delta")
@@ -58,6 +59,7 @@ class ScoringTask:
             it is of no training picture, either.
         caption_variants: How many the records of the train split have.
         drawn: Ids of the training pictures whose captions the candidate draws a picture for.
+        word: A new word that captions may have.
     """
 
     base_model: BaseModel
@@ -74,6 +76,7 @@ class ScoringTask:
     text_parts: frozenset[str] = frozenset()
     caption_variants: int = 1
     drawn: frozenset[str] = frozenset()
+    word: NewWord | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,12 +115,12 @@ class Scorer:
         # TensorFloat-32, the default of GPUs that have it, keeps 10 bits of the mantissa.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         self._task = task
-        self._models = [models.exported_model(task.candidate)]
+        self._models = [models.exported_model(task.candidate, task.word)]
         if task.comparable:
             self._models.append(
                 models.loaded_base_model(task.base_model)
                 if task.baseline is None
-                else models.exported_model(task.baseline)
+                else models.exported_model(task.baseline, task.word)
             )
 
         # Both see the same noisy latents, the candidate's.
@@ -266,6 +269,7 @@ class Scorer:
             base_model=task.base_model,
             settings=task.samples,
             seed=task.seed,
+            word=task.word,
         )
 
     def _trained_on(self, serialized: Iterable[bytes]) -> Iterator[LatentExample]:
