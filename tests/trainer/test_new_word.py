@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -135,28 +137,44 @@ def test_at_the_start_the_word_is_its_initial_word() -> None:
     np.testing.assert_array_equal(ours, tuner.text_encoder(WORD.as_initial(tokens)).numpy())
 
 
-def test_the_vectors_alone_are_trained() -> None:
-    tuner, table = subject(warmup_steps=0)
+def batches(first_step: int) -> Iterator[dict[str, tf.Tensor]]:
+    while True:
+        yield batch(first_step)
+        first_step += 1
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[FineTuner, list[np.ndarray], list[np.ndarray]]:
+    """After six steps; all weights as they were before them; all that training left behind."""
+    tuner, _ = subject()
     frozen = [w.numpy() for model in tuner._models for w in model.weights]
+    tuner.train(batches, str(tmp_path_factory.mktemp("whole")))
+    return tuner, frozen, small_runs.state(tuner)
+
+
+def test_the_vectors_alone_are_trained(trained) -> None:
+    tuner, frozen, _ = trained
+    weights = [w for model in tuner._models for w in model.weights]
+    table = token_embedding(tuner.text_encoder).embeddings
+    before = table.numpy()
     assert [v.shape for v in tuner.variables] == [(3, 8)]
     state = [v.shape for some in tuner.optimizer.state.values() for v in some]
     assert max(shape.num_elements() for shape in state) == 3 * 8
-    for step in range(2):
-        tuner.train_step(batch(step))
     learned = tuner.variables[0].numpy()
     # By about the learning rate in each step, and each by its own gradient: they were equal.
-    assert np.abs(learned - table[FIRST_NEW_ID:]).min() > 1e-4
+    assert np.abs(learned - before[FIRST_NEW_ID:]).min() > 1e-4
     assert np.abs(learned[0] - learned[1]).max() > 1e-4
-    for old, new in zip(frozen, (w for m in tuner._models for w in m.weights), strict=True):
+    for old, new in zip(frozen, weights, strict=True):
         np.testing.assert_array_equal(old, new.numpy())
     average = tuner.optimizer.averages[0].numpy()
     with tuner.averaged():
-        drawn = token_embedding(tuner.text_encoder).embeddings.numpy()
-    np.testing.assert_array_equal(drawn[:FIRST_NEW_ID], table[:FIRST_NEW_ID])
+        drawn = table.numpy()
+    np.testing.assert_array_equal(drawn[:FIRST_NEW_ID], before[:FIRST_NEW_ID])
     np.testing.assert_array_equal(drawn[FIRST_NEW_ID:], average)
     np.testing.assert_array_equal(tuner.variables[0].numpy(), learned)
+    np.testing.assert_array_equal(table.numpy(), before)
     tuner.assign_averages()
-    np.testing.assert_array_equal(token_embedding(tuner.text_encoder).embeddings.numpy(), drawn)
+    np.testing.assert_array_equal(table.numpy(), drawn)
     tokens = tf.constant(tokenize(["a <creature>"], word=WORD))
     embedded = token_embedding(tuner.text_encoder)(tokens).numpy()
     np.testing.assert_array_equal(embedded[0, 2:5], average)
@@ -185,20 +203,16 @@ def test_the_loss_is_that_of_the_written_out_computation() -> None:
     assert float(tuner.loss(given, step)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    def batches(first_step: int):
-        while True:
-            yield batch(first_step)
-            first_step += 1
-
-    whole, _ = subject()
-    whole.train(batches, str(tmp_path / "whole"))
-    first, _ = subject()
-    first.train(batches, str(tmp_path / "parts"), until=2)
-    second, _ = subject()
-    second.train(batches, str(tmp_path / "parts"))
-    assert second.steps_done == 6
-    for ours, theirs in zip(small_runs.state(second), small_runs.state(whole), strict=True):
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(trained, tmp_path: Path) -> None:
+    tuner, _ = subject()
+    tuner.train(batches, str(tmp_path), until=2)
+    # As if it were another process: all that training changes is in the checkpoint.
+    moments = itertools.chain.from_iterable(tuner.optimizer.state.values())
+    for variable in (*tuner.variables, *moments, tuner.step):
+        variable.assign(tf.zeros_like(variable))
+    tuner.train(batches, str(tmp_path))
+    assert tuner.steps_done == 6
+    for ours, theirs in zip(small_runs.state(tuner), trained[2], strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
