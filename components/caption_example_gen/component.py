@@ -65,7 +65,8 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         `dataset`, `dataset_fingerprint`, `dataset_revision` (the hub's commit), `dataset_kind`,
         `dataset_taken_for` (what its files were taken for, and why),
         `image_column`, `caption_column`, `num_train`, `num_eval`, `captions_truncated`,
-        `captions_left_right`, `images_animated`, `rejected_total`; and, unless they were ignored,
+        `captions_left_right`, `images_animated`, `rejected_total`; `captions_replaced`, where a new
+        word is learned that some lacked; and, unless they were ignored,
         `near_duplicate_groups` and `near_duplicate_pictures`; and `caption_template`, where there
         is one. Beside the splits lie `rows`, with ids and captions alone (`storage.row_index`), and
         `near_duplicates.json` (`groups_file.read_groups`).

@@ -46,6 +46,7 @@ from components.caption_example_gen.rows import (
     ANIMATED,
     IGNORE,
     LEFT_RIGHT,
+    REPLACED,
     TRUNCATED,
     Candidate,
     CheckSettings,
@@ -117,7 +118,8 @@ class _Outcome:
     Attributes:
         examples: Number of examples in each split.
         rejected: Number of rejected rows by reason.
-        notes: Number of examples with each of `TRUNCATED`, `LEFT_RIGHT` and `ANIMATED`.
+        notes: Number of examples with each of `TRUNCATED`, `LEFT_RIGHT` and `ANIMATED`, and, if
+            there are any, `REPLACED`.
         long_captions: Some of those that will be cut, each with its tokens.
         groups: Of near duplicates; `None` where nobody looked for them.
     """
@@ -508,7 +510,11 @@ def _take_outcome(spill_folder: str) -> _Outcome:
             for name, count in counts.items()
             if name.startswith(_REJECTED)
         },
-        notes={note: counts.get(note, 0) for note in (TRUNCATED, LEFT_RIGHT, ANIMATED)},
+        notes={
+            **{note: counts.get(note, 0) for note in (TRUNCATED, LEFT_RIGHT, ANIMATED)},
+            # Where no word is learned, there is nothing to say.
+            **({REPLACED: counts[REPLACED]} if REPLACED in counts else {}),
+        },
         long_captions=[(caption, num_tokens) for _, num_tokens, caption in long_captions],
         groups=groups,
     )
@@ -667,6 +673,11 @@ def _tell(outcome: _Outcome, rejects: types.Artifact) -> None:
         )
     if animated := outcome.notes[ANIMATED]:
         logger.warning("%d pictures are animated: the first frame is used.", animated)
+    if replaced := outcome.notes.get(REPLACED):
+        logger.warning(
+            "%s captions lack the new word: sentences about it take their place (word.templates).",
+            f"{replaced:,}",
+        )
     if outcome.long_captions:
         logger.warning(
             "%d captions are longer than the text encoder reads and will be cut, such as %s",

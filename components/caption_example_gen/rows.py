@@ -31,6 +31,8 @@ from trainer.text.tokenizer import MAX_LENGTH, token_count
 
 TRUNCATED, LEFT_RIGHT, ANIMATED = "captions_truncated", "captions_left_right", "images_animated"
 """Notes of a candidate."""
+REPLACED = "captions_replaced"
+"""Another one, where a new word is learned: its caption lacked that."""
 
 NEAR_DUPLICATES = KEEP_TOGETHER, KEEP_ONE, IGNORE = "keep_together", "keep_one", "ignore"
 """What becomes of pictures that are nearly the same: all are in one split; only one of them is
@@ -331,7 +333,7 @@ class RowChecker:
                     )
                     yield _rejected(row, raw, _Problem("caption_without_word", detail))
                     continue
-                yield self._candidate(row, picture, with_word)
+                yield self._candidate(row, picture, with_word, replaced=with_word != filled)
 
     def _checked_picture(self, row: Row) -> _Picture | _Problem:
         if row.image is None:
@@ -356,7 +358,7 @@ class RowChecker:
         return _Picture(id=image_id, encoded=row.image, facts=facts, split=split)
 
     def _candidate(
-        self, row: Row, picture: _Picture, caption: str
+        self, row: Row, picture: _Picture, caption: str, *, replaced: bool
     ) -> tuple[str, Candidate, Sketched]:
         example_id = hashlib.sha256(f"{picture.id}{caption}".encode()).hexdigest()
         index = shard_index(example_id, self._settings.num_shards[picture.split])
@@ -367,6 +369,7 @@ class RowChecker:
             TRUNCATED: num_tokens > MAX_LENGTH,
             LEFT_RIGHT: not _LEFT_RIGHT_WORDS.isdisjoint(words),
             ANIMATED: picture.facts.animated,
+            REPLACED: replaced,
         }
         facts = picture.facts
         sketched = Sketched(

@@ -138,6 +138,7 @@ class Executor(base_executor.BaseExecutor):
             image_size=base_model.image_size,
             cut=cut,
             words=words,
+            replaced=examples.get_int_custom_property("captions_replaced"),
             templates=words.of(words.caption("") or "") if words and words.templates else (),
             tags=tags,
             varied=_varied(samples, tags, CaptionTemplate.of(examples)),

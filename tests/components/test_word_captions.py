@@ -51,6 +51,8 @@ def test_rows_have_the_word_or_are_set_aside(tmp_path) -> None:
         examples, rejects = ingested_rows.generate(tmp_path, tmp_path / "data", word_captions=given)
         found = [r for s in ("train", "eval") for r in ingested_rows.read_split(examples, s)]
         counts = {row["caption"].decode(): row["caption/num_tokens"] for row in found}
+        assert examples.has_custom_property("captions_replaced") == bool(templates)
+        assert examples.get_int_custom_property("captions_replaced") == (2 if templates else 0)
         reasons = {
             reject["caption"]: reject["reason"] for reject in ingested_rows.read_rejects(rejects)
         }

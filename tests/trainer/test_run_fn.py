@@ -27,6 +27,7 @@ from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.data.trained_on import TrainedOn, marks_of
 from trainer.diffusion.noise_schedule import LATENT_SCALE
 from trainer.diffusion.sampler import to_image
+from trainer.export.saved_models import ServingModules
 from trainer.networks.new_vectors import with_vectors
 from trainer.text.tokenizer import new_word, tokenize
 from trainer.training.checkpoints import RunCheckpoints, StartingPoint
@@ -842,7 +843,20 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = arguments(folder, latents)
     told = {**dataclasses.asdict(WORD), "learned_from": None, "learned_sha256": None}
     given.custom_config["word"] = told
-    run_fn.run_fn(given)
+
+    def export(place: str, modules: ServingModules) -> None:
+        """All weights, and the text encoder's signature: drawing takes long to trace."""
+        text = modules.text_encoder
+        tf.saved_model.save(text, f"{place}/text_encoder", signatures={"text": text.text})
+        for network in ("diffusion_model", "decoder"):
+            module = tf.Module()
+            module._variables = getattr(modules, network)._variables
+            tf.saved_model.save(module, f"{place}/{network}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_fn, "draw_validation", lambda *_: None)
+        patch.setattr(run_fn, "export_models", export)
+        run_fn.run_fn(given)
     return folder
 
 
