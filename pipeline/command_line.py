@@ -67,6 +67,8 @@ RUN_FLAGS: Flags = {
         (("model.image_size",), "--image-size", "side of the pictures in pixels"),
         (("model.flip",), "--flip", "mirror images, too: auto, always or never"),
         (("model.crop",), "--crop", "part of a picture that is kept: centre or random"),
+        (("word.token",), "--word", "new word to learn, such as <creature>, and nothing else"),
+        (("word.initial",), "--initial-word", "word that the new word begins as, such as animal"),
     ),
     "training": (
         (("training.steps",), "--steps", "optimizer steps"),
@@ -95,14 +97,21 @@ _TEXTS = (
     "dataset.path", "dataset.config", "dataset.split", "dataset.image_column",
     "dataset.caption_column", "dataset.form", "dataset.caption", "dataset.captions_from",
     "dataset.caption_lines", "dataset.caption_template", "dataset.schema", "prior.caption",
-    "prior.folder", "model.preset", "model.base_weights", "model.start_from", "output",
+    "prior.folder", "model.preset", "model.base_weights", "model.start_from", "word.token",
+    "word.initial", "output",
     "vertex.project", "vertex.region", "vertex.pipeline_root", "vertex.serving_dir",
     "vertex.service_account", "vertex.network", "vertex.image", "vertex.accelerator",
     "vertex.api_endpoint",
 )  # fmt: skip
 # Given several times, these make a list.
 _LISTS = ("validation.prompts",)
-_OPEN = {"dataset": "found", "prior": "none", "vertex": "none", "validation": "found"}
+_OPEN = {
+    "dataset": "found",
+    "prior": "none",
+    "vertex": "none",
+    "validation": "found",
+    "word": "none",
+}
 
 
 class Parser(argparse.ArgumentParser):

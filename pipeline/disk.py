@@ -73,7 +73,7 @@ def estimate_disk(config: RunConfig, image_bytes: int, num_rows: int) -> DiskEst
         num_rows: How many there are.
     """
     preset, training = get_preset(config.model.preset), config.training
-    trained = 0 if training.lora_rank else preset.parameters["diffusion_model"]
+    trained = 0 if training.lora_rank or config.word.token else preset.parameters["diffusion_model"]
     if training.train_text_encoder and not training.lora_rank:
         trained += preset.parameters["text_encoder"]
     written = math.inf
@@ -120,7 +120,7 @@ def check_disk(config: RunConfig, unfinished: bool) -> None:
         advice.append(
             f"a smaller training.checkpoints_kept than {config.training.checkpoints_kept}"
         )
-    if not config.training.lora_rank:
+    if not config.training.lora_rank and not config.word.token:
         advice.append("--lora-rank 4 (adapters instead of all weights)")
     if config.model.export_weights == "float32":
         advice.append("model.export_weights = float16")

@@ -14,6 +14,7 @@ from tfx.orchestration.pipeline import Pipeline
 
 from components.caption_example_gen import CaptionExampleGen
 from components.caption_example_gen.captions import TagShuffle
+from components.caption_example_gen.word_captions import WordCaptions
 from components.caption_validator import CaptionValidator
 from components.dataset_report import DatasetReport
 from components.diffusion_trainer import DiffusionTrainer
@@ -29,6 +30,7 @@ from components.statistics_gen import StatisticsGen
 from pipeline.baseline import MODEL, LatestBlessedBeforeCandidate
 from pipeline.class_pictures import class_steps
 from pipeline.config import DatasetConfig, RunConfig
+from pipeline.config.words import word_captions
 from pipeline.evaluation import baseline_node, eval_config, splits
 from pipeline.starting import Start
 from pipeline.starting_node import starting_node
@@ -84,10 +86,12 @@ def create_pipeline(
     """
     dataset, model = config.dataset, config.model
     open_parameters: Mapping[str, Any] = runtime_parameters or {}
+    words = word_captions(config.word)
     example_gen = _example_gen(
         dataset,
         open_parameters.get("dataset", dataset.path),
         open_parameters.get("dataset_fingerprint", dataset_fingerprint),
+        words,
     )
     examples = example_gen.outputs["examples"]
     statistics_gen = StatisticsGen(
@@ -116,6 +120,7 @@ def create_pipeline(
         rejects=example_gen.outputs["rejects"],
         base_model=base_model,
         tags=tags,
+        word_captions=words,
     )
     latent_gen = LatentGen(
         examples=examples,
@@ -125,6 +130,7 @@ def create_pipeline(
         crop_seed=dataset.seed,
         tags=tags,
         latents_index=latents_index if model.take_over_latents else "",
+        word_captions=words,
     )
     if dataset.fail_on_anomalies:
         latent_gen.add_upstream_node(validator)
@@ -245,7 +251,9 @@ def create_pipeline(
     )
 
 
-def _example_gen(dataset: DatasetConfig, place: Any, fingerprint: Any) -> CaptionExampleGen:
+def _example_gen(
+    dataset: DatasetConfig, place: Any, fingerprint: Any, words: WordCaptions | None = None
+) -> CaptionExampleGen:
     """Reads a dataset; its place and fingerprint may be left open."""
     return CaptionExampleGen(
         dataset=place,
@@ -265,4 +273,5 @@ def _example_gen(dataset: DatasetConfig, place: Any, fingerprint: Any) -> Captio
         caption_lines=dataset.caption_lines,
         near_duplicates=dataset.near_duplicates,
         caption_template=dataset.caption_template or "",
+        word_captions=words,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from components.code_version import code_version
 from pipeline.config import RunConfig, trained_preset
 from pipeline.config.subject import subject_prompts
+from pipeline.config.words import word_settings
 from trainer.presets import get_preset
 from trainer.training_config import TrainerSettings
 from trainer.weights.base_model import BaseModel
@@ -43,5 +44,6 @@ def trainer_settings(
         prior_weight=None if config.prior.caption is None else config.prior.weight,
         prompts_from_caption=config.validation.prompts is not None
         and config.validation.prompts == subject_prompts(config),
+        word=word_settings(config.word),
         code_version=code_version("trainer.run_fn", "components.diffusion_trainer.executor"),
     )

@@ -59,6 +59,8 @@ _FOR_OTHERS = {
     "ComfyUI open it",
     "lora.safetensors": "its adapters (LoRA), as A1111, ComfyUI and diffusers' "
     "`load_lora_weights` read them",
+    "learned_embeds.safetensors": "the vectors of its new word, as A1111, ComfyUI and diffusers' "
+    "`load_textual_inversion` read them",
 }
 _METRICS = {
     "loss": "Held-out loss",

@@ -33,6 +33,7 @@ class ModelManifest:
         export_weights: What the SavedModels store their weights as.
         compute: What their diffusion model computes in.
         text_encoder_trained: Whether its text encoder is another than that of the base weights.
+        word: The fields of a `trainer.text.new_word.NewWord` that it knows; empty for none.
         numerics: How its layers compute; one of `trainer.presets.Numerics`.
         prediction: What its diffusion model predicts; one of `trainer.presets.Prediction`.
         zero_terminal_snr: Whether the last timestep of its noise schedule is noise alone.
@@ -77,6 +78,7 @@ class ModelManifest:
     export_weights: str | None = None
     compute: str = "float32"
     text_encoder_trained: bool = False
+    word: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     numerics: str = "keras_cv"
     prediction: str = "epsilon"
     zero_terminal_snr: bool = False

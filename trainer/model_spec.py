@@ -23,6 +23,9 @@ DIFFUSERS = "diffusers"
 LORA_NAME = "lora.safetensors"
 """The file with a model's adapters, beside its SavedModels."""
 
+LEARNED_EMBEDS_NAME = "learned_embeds.safetensors"
+"""The file with a new word's vectors, beside its SavedModels; diffusers looks for this name."""
+
 DATASET_DIR = "1_pictures"
 """What `ss_*` keys call the pictures: sd-scripts has the name of a folder there."""
 

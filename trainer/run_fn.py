@@ -40,7 +40,9 @@ from trainer.export.saved_models import ServingModules, export_models, serving_m
 from trainer.export.validation import PROMPTS_NAME, draw_validation
 from trainer.model_spec import DIFFUSERS, adapter_keys, model_spec, public_name
 from trainer.networks import build_network
+from trainer.networks.new_vectors import token_embedding, with_more_tokens, with_vectors
 from trainer.presets import ENCODERS, NETWORKS, Preset, get_preset
+from trainer.text.new_word import FIRST_NEW_ID, NewWord
 from trainer.text.tokenizer import tokenize
 from trainer.training.checkpoints import StartingPoint, checkpoint_steps
 from trainer.training.distribution import is_chief, training_strategy, wait_for_all
@@ -76,11 +78,13 @@ from trainer.training_config import (
     TrainerSettings,
     TuningConfig,
     ValidationConfig,
+    WordSettings,
 )
 from trainer.tuning.oracle import SuccessiveHalving, num_trials, search_space
 from trainer.tuning.schedule import rungs, total_scores, total_steps
 from trainer.tuning.search import TrialResult, TrialTuner, in_words
 from trainer.weights.base_model import BaseModel
+from trainer.weights.learned_embeds import read_learned_embeds, write_learned_embeds
 from trainer.weights.starting_model import CONTINUED, StartingModel
 
 _PICTURES = "validation"
@@ -355,9 +359,17 @@ class _Start:
         own = network == "diffusion_model" or self.own_text_encoder
         if self.continues_adapters or not own:
             return base_model.build(network)
-        model = build_network(network, base_model.preset, base_model.image_size)
+        preset = base_model.preset
+        if network == "text_encoder" and self.word is not None:
+            preset = with_more_tokens(preset, self.word.vectors)
+        model = build_network(network, preset, base_model.image_size)
         self.model.load(model, network)
         return model
+
+    @property
+    def word(self) -> NewWord | None:
+        """A new word that it knows."""
+        return self.model.word
 
     def adapters(self) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
         """Those that are trained on; none where new ones are."""
@@ -392,6 +404,7 @@ class _Run:
         modules: What is served of them, with their variables.
         modules_before: The same for what they predict before they are trained.
         tuner: Trains them.
+        word: A new word that the text encoder knows; `None` for none.
         memory: What that is thought to take.
         training_id: Names the training by all that decides its weights.
         line: That training, and those that differ in their number of steps alone.
@@ -413,6 +426,7 @@ class _Run:
     modules: ServingModules
     modules_before: ServingModules
     tuner: FineTuner
+    word: NewWord | None
     memory: MemoryEstimate
     training_id: str
     line: Line
@@ -488,22 +502,28 @@ def _prepare(
     with strategy.scope() if strategy else contextlib.nullcontext():
         diffusion_model = build("diffusion_model")
         text_encoder = build("text_encoder")
+        if settings.word is not None:
+            text_encoder = _with_word(text_encoder, settings.word, base_model.preset, start)
+    word = _known_word(settings, start)
     networks = text_encoder, diffusion_model, base_model.build("decoder")
-    modules = serving_modules(*networks, base_model.preset, base_model.image_size)
+    modules = serving_modules(*networks, base_model.preset, base_model.image_size, word=word)
     # A model that is started from predicts what it is trained to.
     as_before = start is not None or (
         NoiseSchedule.of(before) == NoiseSchedule.of(base_model.preset)
     )
     modules_before = (
-        modules if as_before else serving_modules(*networks, before, base_model.image_size)
+        modules
+        if as_before
+        else serving_modules(*networks, before, base_model.image_size, word=word)
     )
     memory_guard = MemoryGuard(networks, config)
-    if not config.lora_rank:
+    if not config.lora_rank and settings.word is None:
         trained = networks[:2] if config.train_text_encoder else (diffusion_model,)
         memory_guard([v.value for model in trained for v in model.weights], activations=0)
     text = base_model.preset.text_encoder
     empty_tokens = tf.constant(tokenize([""], text.max_length, text.padding))
-    encodes = config.train_text_encoder or (start is not None and start.own_text_encoder)
+    encodes = config.train_text_encoder or settings.word is not None
+    encodes |= start is not None and start.own_text_encoder
     tuner = FineTuner(
         diffusion_model,
         base_model.preset,
@@ -511,6 +531,7 @@ def _prepare(
         empty_caption=(empty_tokens if encodes else modules.text_encoder.encode(empty_tokens))[0],
         text_encoder=text_encoder if encodes else None,
         adapters={} if start is None else start.adapters(),
+        word=None if settings.word is None else settings.word.word,
         strategy=strategy,
         prior_weight=None if prior is None else settings.prior_weight,
     )
@@ -541,6 +562,7 @@ def _prepare(
         modules=modules,
         modules_before=modules_before,
         tuner=tuner,
+        word=word,
         memory=memory,
         training_id=training_id,
         line=_line(settings, facts),
@@ -573,6 +595,45 @@ def _prepare(
         )
     logger.info("Memory needed, about: %s; %s.", memory, memory_guard.available)
     return run
+
+
+def _with_word(
+    text_encoder: keras.Model, word: WordSettings, preset: Preset, start: _Start | None
+) -> keras.Model:
+    """The text encoder with a new word's vectors as they are at the first step."""
+    if start is not None and start.word is not None:
+        # It has them; those of a file have precedence.
+        table = token_embedding(text_encoder).embeddings
+        if word.learned_from is not None:
+            learned = read_learned_embeds(word.learned_from, table.shape[1], word.vectors)
+            table.assign(np.concatenate([np.asarray(table)[:FIRST_NEW_ID], learned]))
+        return text_encoder
+    table = np.asarray(token_embedding(text_encoder).embeddings)
+    vectors = np.tile(table[word.initial_id], (word.vectors, 1))
+    if word.learned_from is not None:
+        vectors = read_learned_embeds(word.learned_from, table.shape[1], word.vectors)
+    return with_vectors(text_encoder, preset, vectors)
+
+
+def _known_word(settings: TrainerSettings, start: _Start | None) -> NewWord | None:
+    """The word that is trained, or else that of the model that is started from.
+
+    Raises:
+        UserError: They are two.
+    """
+    own = None if settings.word is None else settings.word.word
+    of_start = None if start is None else start.word
+    if own is None or of_start is None:
+        return own or of_start
+    if (own.token, own.vectors) != (of_start.token, of_start.vectors):
+        assert start is not None
+        raise UserError(
+            f"the model in {start.model.folder} knows the word {of_start.token} of "
+            f"{of_start.vectors} vectors, and this training teaches {own.token} of {own.vectors}: "
+            f"set word.token to {of_start.token} and word.vectors to {of_start.vectors}, or start "
+            "from another model"
+        )
+    return own
 
 
 def _base_model(settings: TrainerSettings) -> tuple[BaseModel, Preset]:
@@ -851,26 +912,57 @@ def _export(run: _Run, trained: _Trained, folder: str) -> ComputeDtype:
             weights,
             compute,
             image_encoder=run.image_encoder,
+            word=run.word,
         )
     export_models(folder, modules, run.training_id)
+    if run.word is not None:
+        table = np.asarray(token_embedding(run.networks[0]).embeddings)
+        write_learned_embeds(folder, run.word, table[FIRST_NEW_ID:], _word_header(run))
     if run.tuner.adapters:
         run.tuner.adapters.save(folder, _adapter_header(run, trained))
     return compute
 
 
-def _adapter_header(run: _Run, trained: _Trained) -> dict[str, str]:
-    """What `lora.safetensors` says of itself."""
+def _made_by(run: _Run) -> dict[str, str]:
     made_by = {
         "training_id": run.training_id,
         "code_version": run.settings.code_version,
         "git_commit": _git_commit(),
     }
+    return {key: value for key, value in made_by.items() if value}
+
+
+def _lies_on(run: _Run) -> str:
+    """What the weights are called that adapters, or a word, were trained on."""
     base_weights = public_name(run.settings.base_weights, run.settings.preset)
     if run.start is not None and not run.start.continues_adapters:
-        base_weights = (
+        return (
             f"{run.settings.preset} {run.start.model.manifest.training_id}, fine-tuned from "
             f"{base_weights}"
         )
+    return base_weights
+
+
+def _word_header(run: _Run) -> dict[str, str]:
+    """What `learned_embeds.safetensors` says of itself."""
+    assert run.word is not None
+    return {
+        **model_spec(
+            run.base_model.preset,
+            run.settings.image_size,
+            title=f"{run.word.token} {run.training_id}",
+            description=f"The word {run.word.token}; base weights: {_lies_on(run)}.",
+            implementation=DIFFUSERS,
+            adapter="textual-inversion",
+        ),
+        "modelspec.trigger_phrase": run.word.token,
+        **_made_by(run),
+    }
+
+
+def _adapter_header(run: _Run, trained: _Trained) -> dict[str, str]:
+    """What `lora.safetensors` says of itself."""
+    base_weights = _lies_on(run)
     return {
         **model_spec(
             run.base_model.preset,
@@ -889,7 +981,7 @@ def _adapter_header(run: _Run, trained: _Trained) -> dict[str, str]:
             base_weights=base_weights,
             training_id=run.training_id,
         ),
-        **{key: value for key, value in made_by.items() if value},
+        **_made_by(run),
     }
 
 
@@ -907,12 +999,13 @@ def _record(
         export_weights=settings.export_weights,
         compute=compute,
         text_encoder_trained=run.tuner.text_encoder is not None,
+        word={} if run.word is None else dataclasses.asdict(run.word),
         numerics=run.base_model.preset.numerics,
         prediction=run.base_model.preset.prediction,
         zero_terminal_snr=run.base_model.preset.zero_terminal_snr,
         base_weights_source=settings.base_weights,
         base_weights={network: run.base_model.hash([network]) for network in NETWORKS},
-        latents={"uri": run.latents_uri, **dataclasses.asdict(run.latents)},
+        latents={"uri": run.latents_uri, **run.latents.fields},
         prior=_prior_facts(run),
         validation=dataclasses.asdict(settings.validation),
         prompts_are_captions=run.prompts_are_captions,
@@ -1002,6 +1095,12 @@ def _check_inputs(
             "the latents were made for another model: preset, image size and hash of the "
             f"encoders' weights are {made_by}, this run needs {wanted}; run LatentGen again"
         )
+    word = None if settings.word is None else settings.word.word
+    if latents.new_word != word:
+        told, asked = (w.to_json() if w else "no new word" for w in (latents.new_word, word))
+        raise UserError(
+            f"the latents' captions have {told}, and this run needs {asked}: run LatentGen again"
+        )
 
 
 def _class_latents(
@@ -1077,7 +1176,7 @@ def _facts(
         "numerics": base_model.preset.numerics,
         "base_weights_hash": settings.base_weights_hash,
         "code_version": settings.code_version,
-        "latents": dataclasses.asdict(latents),
+        "latents": latents.fields,
         "content": content_digest(latents_uri),
         "training": config.deciding,
         **{
@@ -1085,13 +1184,14 @@ def _facts(
             for name in ("prediction", "zero_terminal_snr")
             if (value := getattr(settings, name)) is not None
         },
+        **({} if settings.word is None else {"word": settings.word.deciding}),
         **({} if start is None else {"started_from": start.digest}),
         **(
             {}
             if prior is None
             else {
                 "prior": {
-                    "latents": dataclasses.asdict(prior.manifest),
+                    "latents": prior.manifest.fields,
                     "content": content_digest(prior.uri),
                     "weight": settings.prior_weight,
                 }

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from storage.user_errors import UserError
 from trainer.presets import Prediction, Preset, Sampler, get_preset
+from trainer.text.new_word import NewWord
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -346,6 +347,38 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class WordSettings:
+    """A new word, whose vectors are trained and nothing else.
+
+    Attributes:
+        token: See `trainer.text.new_word.NewWord`.
+        initial: Likewise.
+        initial_id: Likewise.
+        vectors: Likewise.
+        learned_from: File of vectors that it begins with instead; see
+            `trainer.weights.learned_embeds`.
+        learned_sha256: SHA-256 (hex) of that, so that another one in its place is another run.
+    """
+
+    token: Text
+    initial: Text
+    initial_id: NonNegativeInt
+    vectors: PositiveInt
+    learned_from: Text | None = None
+    learned_sha256: Text | None = None
+
+    @property
+    def word(self) -> NewWord:
+        """The word itself."""
+        return NewWord(self.token, self.initial, self.initial_id, self.vectors)
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide what is learned."""
+        return {name: v for name, v in dataclasses.asdict(self).items() if name != "learned_from"}
+
+
+@dataclass(frozen=True, config=_STRICT)
 class TrainerSettings:
     """All that `run_fn` is told, the Trainer's `custom_config` and run parameters.
 
@@ -366,6 +399,7 @@ class TrainerSettings:
         zero_terminal_snr: Whether its last timestep is to be noise alone; `None`, likewise.
         prior_weight: What the loss on class pictures is multiplied by; `None` where there are none.
         prompts_from_caption: Whether what is drawn is made of a caption that the pictures have.
+        word: A new word, which alone is trained; `None` for none.
     """
 
     preset: str
@@ -383,6 +417,7 @@ class TrainerSettings:
     zero_terminal_snr: bool | None = None
     prior_weight: PositiveFloat | None = None
     prompts_from_caption: bool = False
+    word: WordSettings | None = None
 
     def trained_preset(self, preset: Preset) -> Preset:
         """The preset of the trained model.
@@ -406,7 +441,7 @@ class TrainerSettings:
         for name in ("image_to_image", "prompts_from_caption"):
             if not tree[name]:
                 del tree[name]
-        for name in ("prediction", "zero_terminal_snr", "prior_weight"):
+        for name in ("prediction", "zero_terminal_snr", "prior_weight", "word"):
             if tree[name] is None:
                 del tree[name]
         for field in dataclasses.fields(TrainingConfig):
@@ -439,4 +474,7 @@ class TrainerSettings:
         if steps != STEPS_BY_EPOCHS:
             training = training.for_steps(steps)
         validation = ValidationConfig(**custom_config["validation"])
-        return cls(**{**custom_config, "training": training, "validation": validation})
+        told = {**custom_config, "training": training, "validation": validation}
+        if "word" in custom_config:
+            told["word"] = WordSettings(**custom_config["word"])
+        return cls(**told)

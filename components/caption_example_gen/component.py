@@ -14,6 +14,7 @@ from components.caption_example_gen.sources.base import (
     LINES_EACH,
     LINES_JOINED,
 )
+from components.caption_example_gen.word_captions import WordCaptions
 from components.code_version import code_version
 from storage.addresses import check_address
 from storage.images import MAX_PIXELS
@@ -40,6 +41,8 @@ class CaptionExampleGenSpec(component_spec.ComponentSpec):
         "caption_lines": component_spec.ExecutionParameter(type=str),
         "near_duplicates": component_spec.ExecutionParameter(type=str),
         "caption_template": component_spec.ExecutionParameter(type=str),
+        # A `WordCaptions` as JSON; without it, no new word is learned.
+        "word_captions": component_spec.ExecutionParameter(type=str, optional=True),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS: dict[str, component_spec.ChannelParameter] = {}
@@ -62,7 +65,8 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         `dataset`, `dataset_fingerprint`, `dataset_revision` (the hub's commit), `dataset_kind`,
         `dataset_taken_for` (what its files were taken for, and why),
         `image_column`, `caption_column`, `num_train`, `num_eval`, `captions_truncated`,
-        `captions_left_right`, `images_animated`, `rejected_total`; and, unless they were ignored,
+        `captions_left_right`, `images_animated`, `rejected_total`; `captions_replaced`, where a new
+        word is learned that some lacked; and, unless they were ignored,
         `near_duplicate_groups` and `near_duplicate_pictures`; and `caption_template`, where there
         is one. Beside the splits lie `rows`, with ids and captions alone (`storage.row_index`), and
         `near_duplicates.json` (`groups_file.read_groups`).
@@ -99,6 +103,7 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         caption_lines: str = LINES_JOINED,
         near_duplicates: str = KEEP_TOGETHER,
         caption_template: str = "",
+        word_captions: WordCaptions | None = None,
     ) -> None:
         """Makes the component.
 
@@ -128,6 +133,7 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
                 one split, `keep_one` of them, or `ignore` that they are.
             caption_template: Text with `{caption}` in it that every caption is put into, those that
                 are held out, too; "" for none.
+            word_captions: What becomes of captions where a new word is learned; `None`: none is.
 
         Raises:
             ValueError: A fraction or limit is out of its range, `near_duplicates` is none of those
@@ -181,6 +187,7 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
                 caption_lines=caption_lines,
                 near_duplicates=near_duplicates,
                 caption_template=caption_template,
+                word_captions=word_captions.to_json() if word_captions else None,
                 code_version=code_version(executor.__name__),
                 examples=channel_utils.as_channel([standard_artifacts.Examples()]),
                 rejects=channel_utils.as_channel([RejectedRows()]),

@@ -46,6 +46,7 @@ from components.caption_example_gen.rows import (
     ANIMATED,
     IGNORE,
     LEFT_RIGHT,
+    REPLACED,
     TRUNCATED,
     Candidate,
     CheckSettings,
@@ -66,6 +67,7 @@ from components.caption_example_gen.sources import (
     open_dataset,
     revision_of,
 )
+from components.caption_example_gen.word_captions import WordCaptions
 from components.counts import read_counts, write_counts
 from components.tfrecords import describe_examples, shard_name, write_shard
 from components.whole_elements import WholeElementsExecutor
@@ -116,7 +118,8 @@ class _Outcome:
     Attributes:
         examples: Number of examples in each split.
         rejected: Number of rejected rows by reason.
-        notes: Number of examples with each of `TRUNCATED`, `LEFT_RIGHT` and `ANIMATED`.
+        notes: Number of examples with each of `TRUNCATED`, `LEFT_RIGHT` and `ANIMATED`, and, if
+            there are any, `REPLACED`.
         long_captions: Some of those that will be cut, each with its tokens.
         groups: Of near duplicates; `None` where nobody looked for them.
     """
@@ -233,6 +236,7 @@ def _settings(
         spill_bytes=_SPILL_BYTES,
         near_duplicates=exec_properties["near_duplicates"],
         caption_template=exec_properties["caption_template"],
+        word_captions=WordCaptions.of_json(exec_properties.get("word_captions")),
         reader=source.elsewhere(),
     )
 
@@ -506,7 +510,11 @@ def _take_outcome(spill_folder: str) -> _Outcome:
             for name, count in counts.items()
             if name.startswith(_REJECTED)
         },
-        notes={note: counts.get(note, 0) for note in (TRUNCATED, LEFT_RIGHT, ANIMATED)},
+        notes={
+            **{note: counts.get(note, 0) for note in (TRUNCATED, LEFT_RIGHT, ANIMATED)},
+            # Where no word is learned, there is nothing to say.
+            **({REPLACED: counts[REPLACED]} if REPLACED in counts else {}),
+        },
         long_captions=[(caption, num_tokens) for _, num_tokens, caption in long_captions],
         groups=groups,
     )
@@ -665,6 +673,11 @@ def _tell(outcome: _Outcome, rejects: types.Artifact) -> None:
         )
     if animated := outcome.notes[ANIMATED]:
         logger.warning("%d pictures are animated: the first frame is used.", animated)
+    if replaced := outcome.notes.get(REPLACED):
+        logger.warning(
+            "%s captions lack the new word: sentences about it take their place (word.templates).",
+            f"{replaced:,}",
+        )
     if outcome.long_captions:
         logger.warning(
             "%d captions are longer than the text encoder reads and will be cut, such as %s",

@@ -24,6 +24,7 @@ from components.caption_example_gen.captions import CaptionTemplate
 from components.caption_example_gen.example_bytes import example_bytes
 from components.caption_example_gen.sources import DatasetSpec, Row, Unit, open_dataset, split_of
 from components.caption_example_gen.sources.base import Reader
+from components.caption_example_gen.word_captions import WordCaptions
 from storage.images import ImageError, ImageFacts, inspect_image
 from storage.plain_text import plain
 from storage.row_index import IndexedRow
@@ -31,6 +32,8 @@ from trainer.text.tokenizer import MAX_LENGTH, token_count
 
 TRUNCATED, LEFT_RIGHT, ANIMATED = "captions_truncated", "captions_left_right", "images_animated"
 """Notes of a candidate."""
+REPLACED = "captions_replaced"
+"""Another one, where a new word is learned: its caption lacked that."""
 
 NEAR_DUPLICATES = KEEP_TOGETHER, KEEP_ONE, IGNORE = "keep_together", "keep_one", "ignore"
 """What becomes of pictures that are nearly the same: all are in one split; only one of them is
@@ -58,6 +61,7 @@ class CheckSettings:
         spill_bytes: After about so many bytes of examples a spill file ends.
         near_duplicates: One of `NEAR_DUPLICATES`; unless they are ignored, sketches are made.
         caption_template: What captions are put into; see `CaptionTemplate.parse`.
+        word_captions: What becomes of them where a new word is learned; `None` where none is.
         reader: Reads the rows; `None` where the dataset is to be opened for that.
     """
 
@@ -71,6 +75,7 @@ class CheckSettings:
     spill_bytes: int
     near_duplicates: str = IGNORE
     caption_template: str = ""
+    word_captions: WordCaptions | None = None
     reader: Reader | None = None
 
 
@@ -339,7 +344,7 @@ class RowChecker:
 
     def _check(self, row: Row) -> Iterator[Reject | tuple[str, Candidate, Sketched]]:
         """What becomes of a row: something for each of its captions."""
-        picture = self._checked_picture(row)
+        picture, words = self._checked_picture(row), self._settings.word_captions
         for raw in row.captions or (None,):
             caption = _checked_caption(raw, row.image_problem)
             if isinstance(caption, _Problem):
@@ -347,7 +352,17 @@ class RowChecker:
             elif isinstance(picture, _Problem):
                 yield _rejected(row, raw, picture)
             else:
-                yield self._candidate(row, picture, self._template.fill(caption))
+                filled = self._template.fill(caption)
+                with_word = words.caption(filled) if words else filled
+                if with_word is None:
+                    assert words is not None
+                    detail = (
+                        f"the caption does not have the word {words.word.token}: write it there, "
+                        "or into dataset.caption_template, or set word.templates"
+                    )
+                    yield _rejected(row, raw, _Problem("caption_without_word", detail))
+                    continue
+                yield self._candidate(row, picture, with_word, replaced=with_word != filled)
 
     def _checked_picture(self, row: Row) -> _Picture | _Problem:
         if row.image is None:
@@ -372,16 +387,18 @@ class RowChecker:
         return _Picture(id=image_id, encoded=row.image, facts=facts, split=split)
 
     def _candidate(
-        self, row: Row, picture: _Picture, caption: str
+        self, row: Row, picture: _Picture, caption: str, *, replaced: bool
     ) -> tuple[str, Candidate, Sketched]:
         example_id = _example_id(picture, caption)
         index = shard_index(example_id, self._settings.num_shards[picture.split])
         words = _words(caption)
-        num_tokens = token_count(caption)
+        of_word = self._settings.word_captions
+        num_tokens = token_count(caption, of_word.word if of_word else None)
         noted = {
             TRUNCATED: num_tokens > MAX_LENGTH,
             LEFT_RIGHT: _says_left_or_right(words),
             ANIMATED: picture.facts.animated,
+            REPLACED: replaced,
         }
         facts = picture.facts
         sketched = Sketched(

@@ -11,6 +11,7 @@ from tfx.types import channel_utils, component_spec, standard_artifacts
 
 from components import artifacts
 from components.caption_example_gen.captions import TagShuffle
+from components.caption_example_gen.word_captions import WordCaptions
 from components.code_version import code_version
 from components.dataset_report import executor
 from components.dataset_report.reconstructions import AUTOENCODER
@@ -27,6 +28,8 @@ class DatasetReportSpec(component_spec.ComponentSpec):
         "autoencoder_hash": component_spec.ExecutionParameter(type=str),
         # A `TagShuffle` as JSON; without it, captions are trained on as they are.
         "tags": component_spec.ExecutionParameter(type=str, optional=True),
+        # A `WordCaptions` as JSON, likewise.
+        "word_captions": component_spec.ExecutionParameter(type=str, optional=True),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
@@ -60,6 +63,7 @@ class DatasetReport(base_component.BaseComponent):
         rejects: types.BaseChannel,
         base_model: BaseModel,
         tags: TagShuffle | None = None,
+        word_captions: WordCaptions | None = None,
     ) -> None:
         """Makes the component.
 
@@ -71,6 +75,7 @@ class DatasetReport(base_component.BaseComponent):
             rejects: The rows that CaptionExampleGen set aside.
             base_model: Whose autoencoder the pictures go through, in its size.
             tags: How captions are varied for training, as LatentGen has it; `None`: not at all.
+            word_captions: Likewise, where a new word is learned.
 
         Raises:
             WeightsError: A file of the weights is missing, or nobody says what its hash should be.
@@ -83,6 +88,7 @@ class DatasetReport(base_component.BaseComponent):
                 autoencoder_hash=base_model.hash(AUTOENCODER),
                 # Without variants, what they would be like is no part of the cache key.
                 tags=json.dumps(dataclasses.asdict(tags)) if tags and tags.variants else None,
+                word_captions=word_captions.to_json() if word_captions else None,
                 code_version=code_version(executor.__name__),
                 examples=examples,
                 statistics=statistics,

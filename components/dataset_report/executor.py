@@ -23,6 +23,7 @@ from components.caption_example_gen.captions import (
     TagShuffle,
 )
 from components.caption_example_gen.groups_file import GROUPS_NAME, GroupedPicture, read_groups
+from components.caption_example_gen.word_captions import WordCaptions
 from components.caption_validator.anomalies import read_anomalies
 from components.dataset_report.reconstructions import (
     AUTOENCODER,
@@ -40,6 +41,7 @@ from components.dataset_report.statistics import (
 from components.pages.page import render
 from components.tfrecords import read_shard
 from trainer.presets import get_preset
+from trainer.text.new_word import NewWord
 from trainer.text.tokenizer import MAX_LENGTH
 from trainer.weights.base_model import BaseModel
 
@@ -104,7 +106,8 @@ class Executor(base_executor.BaseExecutor):
         base_model.check_unchanged(exec_properties["autoencoder_hash"], AUTOENCODER)
 
         tags = TagShuffle(**json.loads(exec_properties.get("tags") or "{}"))
-        samples, cut = _from_examples(examples, statistics)
+        words = WordCaptions.of_json(exec_properties.get("word_captions"))
+        samples, cut = _from_examples(examples, statistics, words.word if words else None)
         reasons = rejected_reasons(rejects)
         shown = first_of_each_reason(_read_rejects(rejects), _MAX_REJECTS, list(reasons))
         page = render(
@@ -134,6 +137,9 @@ class Executor(base_executor.BaseExecutor):
             reconstructions=list(_reconstructions(base_model, examples)),
             image_size=base_model.image_size,
             cut=cut,
+            words=words,
+            replaced=examples.get_int_custom_property("captions_replaced"),
+            templates=words.of(words.caption("") or "") if words and words.templates else (),
             tags=tags,
             varied=_varied(samples, tags, CaptionTemplate.of(examples)),
         )
@@ -218,7 +224,7 @@ def _read_rejects(rejects: types.Artifact) -> Iterator[Reject]:
 
 
 def _from_examples(
-    examples: types.Artifact, statistics: Statistics
+    examples: types.Artifact, statistics: Statistics, word: NewWord | None
 ) -> tuple[list[Sample], list[CutCaption]]:
     samples: list[Sample] = []
     cut: list[CutCaption] = []
@@ -231,6 +237,7 @@ def _from_examples(
             _records(examples, split),
             (_MAX_SAMPLES - len(samples)) // (len(splits) - number),
             _MAX_CUT_CAPTIONS - len(cut) if has_cut else 0,
+            word,
         )
         samples += found[0]
         cut += found[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable
 
@@ -13,6 +14,7 @@ from PIL import Image
 from components.dataset_report.statistics import TOKENS
 from components.pages.page import data_uri
 from storage.images import decode_image
+from trainer.text.new_word import NewWord
 from trainer.text.tokenizer import MAX_LENGTH, token_count
 
 _THUMBNAIL_SIZE = 160
@@ -55,7 +57,11 @@ class CutCaption:
 
 
 def collect(
-    split: str, records: Iterable[bytes], num_samples: int, num_cut: int
+    split: str,
+    records: Iterable[bytes],
+    num_samples: int,
+    num_cut: int,
+    word: NewWord | None = None,
 ) -> tuple[list[Sample], list[CutCaption]]:
     """Takes the first rows and the first rows with cut captions.
 
@@ -67,6 +73,7 @@ def collect(
         records: Serialized examples; only as many are read as it takes.
         num_samples: Rows to show.
         num_cut: Cut captions to show; 0 if there are none to be looked for.
+        word: One that captions may have and the vocabulary lacks.
     """
     samples: list[Sample] = []
     cut: list[CutCaption] = []
@@ -77,31 +84,32 @@ def collect(
         if len(cut) < num_cut and TOKENS in features:
             num_tokens = features[TOKENS].int64_list.value[0]
             if num_tokens > MAX_LENGTH:
-                kept, rest = split_caption(_caption(features))
+                kept, rest = split_caption(_caption(features), word)
                 cut.append(CutCaption(split, num_tokens, kept, rest))
         if len(samples) >= num_samples and len(cut) >= num_cut:
             break
     return samples, cut
 
 
-def split_caption(caption: str) -> tuple[str, str]:
+def split_caption(caption: str, word: NewWord | None = None) -> tuple[str, str]:
     """Parts a caption where the text encoder stops reading.
 
     A word that is read in part is parted where its own beginning has as many tokens as are read,
     which is within a character or two: tokens need not end where characters do.
     """
+    count = functools.partial(token_count, word=word)
     searched = caption[:_SEARCHED]
     # Tokens never span white space, so the count grows from word to word, but not from letter to
     # letter: "elephan" has more tokens than "elephant".
     ends = [match.end() for match in re.finditer(r"\S+", searched)]
-    words = bisect.bisect_right(ends, MAX_LENGTH, key=lambda end: token_count(searched[:end]))
+    words = bisect.bisect_right(ends, MAX_LENGTH, key=lambda end: count(searched[:end]))
     if words == len(ends):
         return searched, caption[len(searched) :]
     start = ends[words - 1] if words else 0
-    room = MAX_LENGTH - token_count(searched[:start]) + token_count("")
-    word = searched[start : ends[words]]
+    room = MAX_LENGTH - count(searched[:start]) + count("")
+    last = searched[start : ends[words]]
     letters = bisect.bisect_right(
-        range(len(word) + 1), room, key=lambda length: token_count(word[:length])
+        range(len(last) + 1), room, key=lambda length: count(last[:length])
     )
     end = len(searched[: start + max(letters - 1, 0)].rstrip())
     return caption[:end], caption[end:]

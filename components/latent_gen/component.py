@@ -7,6 +7,7 @@ from tfx.dsl.components.base import base_beam_component, executor_spec
 from tfx.types import channel_utils, component_spec, standard_artifacts
 
 from components.caption_example_gen.captions import TagShuffle
+from components.caption_example_gen.word_captions import WordCaptions
 from components.code_version import code_version
 from components.latent_gen import executor
 from components.latent_gen.encoding import CROP_CENTRE, CROP_RANDOM, CROPS
@@ -29,6 +30,8 @@ class LatentGenSpec(component_spec.ComponentSpec):
         "tag_keep": component_spec.ExecutionParameter(type=int),
         "tag_dropout": component_spec.ExecutionParameter(type=float),
         "tag_seed": component_spec.ExecutionParameter(type=int),
+        # A `WordCaptions` as JSON; without it, no new word is learned.
+        "word_captions": component_spec.ExecutionParameter(type=str, optional=True),
         "latents_index": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
@@ -63,6 +66,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
         crop_seed: int = 0,
         tags: TagShuffle | None = None,
         latents_index: str = "",
+        word_captions: WordCaptions | None = None,
     ) -> None:
         """Makes the component.
 
@@ -78,9 +82,11 @@ class LatentGen(base_beam_component.BaseBeamComponent):
             latents_index: Folder of the index of what former runs encoded, directly below the one
                 that all runs write to; what they encoded of unchanged pictures is taken over. "":
                 everything is encoded, and nothing noted.
+            word_captions: How captions are varied where a new word is learned; `None`: none is.
 
         Raises:
-            ValueError: `flip` or `crop` is none of those named.
+            ValueError: `flip` or `crop` is none of those named, or captions are to be varied in two
+                ways.
             WeightsError: A file of the weights is missing, or nobody says what its hash should be.
         """
         for name, value, allowed in (
@@ -89,6 +95,8 @@ class LatentGen(base_beam_component.BaseBeamComponent):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        if tags is not None and tags.variants and word_captions and word_captions.templates:
+            raise ValueError("captions are varied either by their tags or by a word's templates")
         # Without variants, what they would be like is no part of the cache key.
         if tags is None or not tags.variants:
             tags = TagShuffle()
@@ -106,6 +114,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
                 tag_keep=tags.keep,
                 tag_dropout=float(tags.dropout),
                 tag_seed=tags.seed,
+                word_captions=word_captions.to_json() if word_captions else None,
                 latents_index=latents_index,
                 code_version=code_version(executor.__name__),
                 examples=examples,

@@ -17,6 +17,7 @@ import tensorflow as tf
 from apache_beam.utils import shared
 
 from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
+from components.caption_example_gen.word_captions import WordCaptions
 from components.latent_gen.encoders import Encoders, Moments
 from components.latent_gen.former_records import FormerRecords, Pieces
 from components.latent_gen.index import IndexedRecord, IndexedShard, picture_key, record_digest
@@ -24,6 +25,7 @@ from components.tfrecords import read_shard, write_shard
 from storage import filesystem, images
 from storage.user_errors import UserError
 from trainer.data.latents import make_latent_example
+from trainer.text.new_word import FIRST_NEW_ID, NewWord
 from trainer.text.tokenizer import tokenize
 from trainer.weights.base_model import BaseModel
 
@@ -70,6 +72,7 @@ class Way:
         crop_seed: Decides random ones.
         tags: How captions that are trained on are varied.
         template: What they were put into.
+        words: How they are varied where a new word is learned; `None` where none is.
     """
 
     base_model: BaseModel
@@ -78,6 +81,12 @@ class Way:
     crop_seed: int
     tags: TagShuffle
     template: CaptionTemplate
+    words: WordCaptions | None = None
+
+    @property
+    def word(self) -> NewWord | None:
+        """The new word; `None` where none is learned."""
+        return self.words.word if self.words else None
 
     def position(self, example_id: str) -> tuple[float, float]:
         """Of the part of a picture that is kept."""
@@ -87,7 +96,11 @@ class Way:
 
     def captions(self, caption: str, example_id: str, held_out: bool) -> Sequence[str]:
         """A caption, or its variants."""
-        if held_out or not self.tags.variants:
+        if held_out:
+            return [caption]
+        if self.words is not None and self.words.variants:
+            return self.words.of(caption)
+        if not self.tags.variants:
             return [caption]
         return self.tags.of(caption, example_id, self.template)
 
@@ -164,7 +177,11 @@ class EncodeShard(beam.DoFn):
 
         def encode(least: int) -> None:
             if len(captions) >= least:
-                contexts = self._encoders.captions([item.tokens for item in captions])
+                word = self._way.word
+                # The frozen encoder has the initial word's vector alone.
+                contexts = self._encoders.captions(
+                    [word.as_initial(item.tokens) if word else item.tokens for item in captions]
+                )
                 for item, context in zip(captions, contexts, strict=True):
                     item.context = context
                 captions.clear()
@@ -213,6 +230,7 @@ class EncodeShard(beam.DoFn):
                 way.captions(caption, example_id, held_out),
                 text.max_length,
                 text.padding,
+                way.word,
             ),
         )
 
@@ -229,7 +247,9 @@ class EncodeShard(beam.DoFn):
                 if f"latent/{field.name}" in features
             }
         )
-        if np.array_equal(features["tokens"].int64_list.value, item.tokens.ravel()):
+        # The context of a new word's tokens is that of its initial word, which may be another now.
+        is_known = (item.tokens < FIRST_NEW_ID).all()
+        if is_known and np.array_equal(features["tokens"].int64_list.value, item.tokens.ravel()):
             item.context = _halves(features, "context")
 
     def _image(self, encoded: bytes, example_id: str) -> np.ndarray:

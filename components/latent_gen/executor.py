@@ -14,6 +14,7 @@ computed there.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import os
@@ -30,6 +31,7 @@ from tfx.types import artifact_utils
 from tfx.utils import io_utils
 
 from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
+from components.caption_example_gen.word_captions import WordCaptions
 from components.counts import WriteCounts, read_counts
 from components.latent_gen.encoding import (
     CAPTIONS,
@@ -108,8 +110,15 @@ class Executor(WholeElementsExecutor):
         tf.io.gfile.makedirs(folder)
         shards = [shard for split in splits for shard in _shards(examples, latents, split)]
         rows_uri = os.path.join(examples.uri, row_index.FOLDER_NAME)
+        words = WordCaptions.of_json(exec_properties.get("word_captions"))
         way = Way(
-            base_model, flip, exec_properties["crop"], exec_properties["crop_seed"], tags, template
+            base_model,
+            flip,
+            exec_properties["crop"],
+            exec_properties["crop_seed"],
+            tags,
+            template,
+            words,
         )
         index_folder = exec_properties["latents_index"]
         index = LatentsIndex(index_folder, _facts(exec_properties, way)) if index_folder else None
@@ -132,8 +141,9 @@ class Executor(WholeElementsExecutor):
             counts={split: counts[split] for split in splits},
             # Where none repeats, as in most datasets, there is nothing to say.
             views=None if views == counts.get(TRAINED_ON) else views,
-            caption_variants=max(1, tags.variants),
+            caption_variants=max(1, tags.variants, words.variants if words else 0),
             pictures=len({row.picture for row in rows}) or None,
+            word=dataclasses.asdict(words.word) if words else {},
         )
         manifest.write(latents.uri)
         write_counts(latents.uri, count_captions(row.caption for row in rows))

@@ -182,6 +182,7 @@ class Executor(WholeElementsExecutor):
                 ),
             ),
             num_draws=num_draws(len(held_out.ids), exec_properties["min_draws"]),
+            word=LatentsManifest.read(latents.uri).new_word,
             sampled=chosen(held_out.ids, num_samples, seed) if num_samples else frozenset(),
             left_out=left_out,
             class_caption=exec_properties.get("class_caption", ""),

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from storage.model_manifest import ModelManifest
 from trainer.presets import prediction_signature
+from trainer.text.new_word import NewWord
 
 if TYPE_CHECKING:
     from trainer.diffusion.noise_schedule import NoiseSchedule
@@ -48,8 +49,14 @@ class ScoredModel:
         return contexts
 
 
-def exported_model(serving: str) -> ScoredModel:
-    """Loads an exported model."""
+def exported_model(serving: str, word: NewWord | None = None) -> ScoredModel:
+    """Loads an exported model.
+
+    Args:
+        serving: Its folder.
+        word: One that captions may have. A model that does not know it sees the word in its place
+            that its vectors began as.
+    """
     # Imports Keras.
     from trainer.diffusion.noise_schedule import NoiseSchedule
 
@@ -63,7 +70,15 @@ def exported_model(serving: str) -> ScoredModel:
         return signature(latent=latent, timesteps=whole, context=context)[prediction]
 
     encode = exported_text_encoder(serving) if manifest.text_encoder_trained else None
+    own = NewWord.of_fields(manifest.word)
+    knows = own and word and (own.token, own.vectors) == (word.token, word.vectors)
+    if encode is not None and word is not None and not knows:
+        encode = _with_initial(encode, word)
     return ScoredModel(predict, schedule, encode)
+
+
+def _with_initial(encode: Encode, word: NewWord) -> Encode:
+    return lambda tokens: encode(tf.constant(word.as_initial(np.asarray(tokens)), tf.int32))
 
 
 def loaded_base_model(base_model: BaseModel) -> ScoredModel:

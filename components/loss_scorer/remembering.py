@@ -227,7 +227,7 @@ def held_against(
         tokens = np.frombuffer(bytes_of(drawn[row], "tokens"), "<i8")
         pairs.append(
             Pair(
-                caption=caption_of(tokens),
+                caption=caption_of(tokens, task.word),
                 drawn=names[0],
                 id=trained_on.id,
                 picture=names[1],

@@ -15,6 +15,7 @@ from components.loss_scorer.models import Encode, ScoredModel, exported_decoder
 from components.measures import MeasureSettings, applying
 from components.measures.measure import Drawn
 from trainer.diffusion import draws
+from trainer.text.new_word import NewWord
 from trainer.weights.base_model import BaseModel
 
 
@@ -115,6 +116,7 @@ class Sampler:
         base_model: BaseModel,
         settings: SampleSettings,
         seed: int,
+        word: NewWord | None = None,
     ) -> None:
         """Loads the decoder and the image encoder, which are no model's own: nothing trains them.
 
@@ -125,12 +127,14 @@ class Sampler:
             base_model: What they were trained from; its image encoder measures.
             settings: How pictures are drawn.
             seed: Decides the noise that they start from.
+            word: A new word that captions may have.
         """
         # Import Keras.
         from trainer.text.tokenizer import tokenize
 
         self._settings = settings
         self._seed = seed
+        self._word = word
         self._latent_shape = base_model.latent_shape
         self._decode = exported_decoder(decoder_folder)
         self._measures = [
@@ -216,9 +220,11 @@ class Sampler:
             draws.initial_noise(example.id, self._seed, self._latent_shape) for example in filled
         ]
         images = self._decode(drawer(filled, np.stack(noise)))
+        tokens, word = np.stack([example.tokens for example in batch]), self._word
         return Drawn(
             pictures=images.numpy()[: len(batch)],
             means=self._encode(images).numpy()[: len(batch)],
-            tokens=np.stack([example.tokens for example in batch]),
-            captions=[caption_of(example.tokens) for example in batch],
+            # Measures know the vocabulary's words alone.
+            tokens=word.as_initial(tokens) if word else tokens,
+            captions=[caption_of(row, word) for row in tokens],
         )

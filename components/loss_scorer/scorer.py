@@ -18,6 +18,7 @@ from components.loss_scorer.samples import DrawnPicture, Sampler, SampleSettings
 from components.measures.class_distance import CLASS_DISTANCE, class_distances
 from trainer.diffusion.draws import NoiseDraw, draw_noise, stratum_name
 from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule
+from trainer.text.new_word import NewWord
 from trainer.weights.base_model import BaseModel
 
 LOSSES = ("loss", "loss_baseline", "loss_delta")
@@ -61,6 +62,7 @@ class ScoringTask:
         drawn: Ids of the training pictures whose captions the candidate draws a picture for.
         class_caption: What is drawn of a subject's class; empty where there is no class.
         class_pictures: How many of these.
+        word: A new word that captions may have.
     """
 
     base_model: BaseModel
@@ -79,6 +81,7 @@ class ScoringTask:
     drawn: frozenset[str] = frozenset()
     class_caption: str = ""
     class_pictures: int = 0
+    word: NewWord | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +120,12 @@ class Scorer:
         # TensorFloat-32, the default of GPUs that have it, keeps 10 bits of the mantissa.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         self._task = task
-        self._models = [models.exported_model(task.candidate)]
+        self._models = [models.exported_model(task.candidate, task.word)]
         if task.comparable:
             self._models.append(
                 models.loaded_base_model(task.base_model)
                 if task.baseline is None
-                else models.exported_model(task.baseline)
+                else models.exported_model(task.baseline, task.word)
             )
 
         # Both see the same noisy latents, the candidate's.
@@ -299,6 +302,7 @@ class Scorer:
             base_model=task.base_model,
             settings=task.samples,
             seed=task.seed,
+            word=task.word,
         )
 
     def _trained_on(self, serialized: Iterable[bytes]) -> Iterator[LatentExample]:

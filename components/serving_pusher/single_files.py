@@ -1,4 +1,4 @@
-"""What a release has for other tools: the model in one file, and its adapters."""
+"""What a release has for other tools: the model in one file, its adapters, a word's vectors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serving.releases import CHECKPOINT_NAME
 from serving.serving_directory import WriteFile
 from storage import filesystem
 from trainer.data.caption_counts import read_counts
-from trainer.model_spec import LORA_NAME, release_keys, tag_keys, with_header
+from trainer.model_spec import LEARNED_EMBEDS_NAME, LORA_NAME, release_keys, tag_keys, with_header
 
 
 class SingleFile(NamedTuple):
@@ -32,7 +32,8 @@ def single_files(
     """The files that go into a release, by their names.
 
     Args:
-        source: Folder with the SavedModels and, where it has adapters, `lora.safetensors`.
+        source: Folder with the SavedModels and, where it has adapters, `lora.safetensors`; and
+            where it knows a new word, `learned_embeds.safetensors`.
         facts: Of the release, but for its number.
         checkpoint: What the weights of the whole model are stored as; "" for no such file.
         captions_of: The latents whose captions' words the adapters name; `None` for none.
@@ -59,10 +60,18 @@ def single_files(
             with_header(filesystem.read_bytes(adapters), release(version) | tags)
         )
 
+    def write_word(path: str, version: int) -> None:
+        # Its title is the word, not the release's.
+        said = {k: v for k, v in release(version).items() if k != "modelspec.title"}
+        Path(path).write_bytes(with_header(filesystem.read_bytes(word), said))
+
     files = {}
     if checkpoint:
         files[CHECKPOINT_NAME] = SingleFile(checkpoint, write_checkpoint)
     adapters = os.path.join(source, LORA_NAME)
     if filesystem.is_file(adapters):
         files[LORA_NAME] = SingleFile("float32", write_adapters)
+    word = os.path.join(source, LEARNED_EMBEDS_NAME)
+    if filesystem.is_file(word):
+        files[LEARNED_EMBEDS_NAME] = SingleFile("float32", write_word)
     return files

@@ -20,6 +20,7 @@ from pipeline.config.schema import (
     RunConfig,
     names_place,
 )
+from pipeline.config.words import check_word, new_word_of
 from serving.request import cut_note, may_be_cut
 from storage.plain_text import is_blank, plain
 from trainer.presets import Preset, get_preset, preset_names
@@ -53,6 +54,7 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
     for name, allowed in config.vertex.problems():
         raise ConfigError(f"{given[f'vertex.{name}']} is impossible: {allowed}")
     _check_captions(config.dataset, given)
+    check_word(config, preset, given)
     if config.dataset.schema is not None:
         _check_schema(config.dataset.schema, given["dataset.schema"])
     _check_base_weights(config.model.base_weights, preset, given["model.base_weights"])
@@ -134,10 +136,14 @@ def _check_captions(dataset: DatasetConfig, given: Mapping[str, Given]) -> None:
 def prompt_notes(config: RunConfig) -> Iterator[str]:
     """For each validation prompt that is longer than the text encoder reads, what it loses."""
     # A third of a second, which no other prompt needs.
-    for prompt in filter(may_be_cut, config.validation.prompts or ()):
+    word = new_word_of(config.word)
+    for prompt in config.validation.prompts or ():
+        # A word of several vectors has fewer letters than tokens, perhaps.
+        if word is None and not may_be_cut(prompt):
+            continue
         from trainer.text.tokenizer import cut_words
 
-        if cut := cut_words(prompt):
+        if cut := cut_words(prompt, word=word):
             yield cut_note(prompt, cut)
 
 

@@ -27,6 +27,7 @@ from pipeline.config.schema import (
     RunConfig,
     names_place,
 )
+from pipeline.config.words import of_word
 from trainer.presets import Preset
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +87,8 @@ def _fill_in(given: Mapping[str, Given], preset: Preset) -> dict[str, Given]:
             filled[key] = Given(key, value, origin)
 
     fill("model.image_size", preset.image_size, "the preset's")
+    for key, value in of_word(filled).items():
+        fill(key, value, "for word.token")
     for name, value in dataclasses.asdict(preset.sampling).items():
         fill(f"validation.{name}", value, "the preset's")
         fill(f"prior.{name}", value, "the preset's")
@@ -139,6 +142,7 @@ def _section(section: str, cls: type, given: Mapping[str, Given]) -> Any:
 
 def _with_absolute_paths(config: RunConfig, given: Mapping[str, Given]) -> RunConfig:
     dataset, model, evaluation = config.dataset, config.model, config.evaluation
+    word = config.word
     if given["dataset.path"].origin == DEFAULT:
         dataset = dataclasses.replace(dataset, path=str(REPO_ROOT / dataset.path))
     if dataset.schema is not None:
@@ -149,10 +153,13 @@ def _with_absolute_paths(config: RunConfig, given: Mapping[str, Given]) -> RunCo
         model = dataclasses.replace(model, start_from=_absolute(model.start_from))
     if evaluation.clip_model is not None:
         evaluation = dataclasses.replace(evaluation, clip_model=_absolute(evaluation.clip_model))
+    if word.learned_from is not None:
+        word = dataclasses.replace(word, learned_from=_absolute(word.learned_from))
     return dataclasses.replace(
         config,
         dataset=dataset,
         model=model,
+        word=word,
         evaluation=evaluation,
         output=_absolute(config.output),
     )

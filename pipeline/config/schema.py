@@ -167,6 +167,26 @@ class PriorConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class WordConfig:
+    """A new word, whose vectors alone are learned (textual inversion).
+
+    Attributes:
+        token: How it is written, such as `<creature>`; `None`: no word is learned.
+        initial: The word that its vectors begin as, and that the base weights are asked for.
+        vectors: How many it has.
+        templates: What takes the place of captions that lack it: sentences about an `object` or a
+            `style`; `None`: such captions are set aside.
+        learned_from: File of vectors that it begins with instead; `None` for none.
+    """
+
+    token: Text | None
+    initial: Text | None
+    vectors: Annotated[int, Field(ge=1, le=64)]
+    templates: Literal["object", "style"] | None
+    learned_from: Text | None
+
+
+@dataclass(frozen=True, config=_STRICT)
 class EvaluationConfig:
     """How the fine-tuned model is judged.
 
@@ -248,6 +268,7 @@ class RunConfig:
 
     dataset: DatasetConfig
     model: ModelConfig
+    word: WordConfig
     training: ResolvedTrainingConfig
     tuning: TuningConfig
     validation: ValidationConfig
@@ -264,6 +285,7 @@ class RunConfig:
 SECTIONS: Mapping[str, type] = {
     "dataset": DatasetConfig,
     "model": ModelConfig,
+    "word": WordConfig,
     "training": TrainingConfig,
     "tuning": TuningConfig,
     "validation": ValidationConfig,

@@ -11,6 +11,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils, channel_utils, standard_artifacts
 
 from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
+from components.caption_example_gen.word_captions import WordCaptions
 from components.latent_gen import LatentGen, executor
 from components.tfrecords import read_shard, write_shard
 from storage import row_index
@@ -21,7 +22,7 @@ from trainer.data.caption_counts import read_counts
 from trainer.data.held_out import read_choosing
 from trainer.data.latents import LatentsManifest, parse_latents
 from trainer.presets import ENCODERS
-from trainer.text.tokenizer import tokenize
+from trainer.text.tokenizer import new_word, tokenize
 from trainer.weights.base_model import BaseModel
 from trainer.weights.errors import WeightsError
 
@@ -381,3 +382,29 @@ def test_tags_count_in_the_cache_key_only_where_they_are_shuffled():
     properties = _component(tags=TagShuffle(4, 3, 0.5, 9)).exec_properties
     names = ("tag_variants", "tag_keep", "tag_dropout", "tag_seed")
     assert tuple(properties[name] for name in names) == (4, 3, 0.5, 9)
+
+
+def test_a_new_word_is_encoded_as_its_initial_word(tmp_path):
+    word = new_word("<creature>", "animal", 2)
+    rows = [_example(index) for index in range(3)]
+    captions = ("a photo of a <creature>", "my <creature>", "a photo of a <creature>")
+    for row, caption in zip(rows, captions, strict=True):
+        row.features.feature["caption"].bytes_list.value[:] = [caption.encode()]
+    examples = _examples_artifact(tmp_path / "examples", {"train": [rows[:2]], "eval": [rows[2:]]})
+    words = WordCaptions(word, "style").to_json()
+    latents = _generate(tmp_path / "latents", examples, word_captions=words)
+    manifest = LatentsManifest.read(latents.uri)
+    assert (manifest.new_word, manifest.caption_variants) == (word, 19)
+    assert "word" not in LatentsManifest("tiny", 64, "", False, {}).fields
+    own, held_out = (
+        parse_latents(tf.constant(_records(latents, split)), PRESET, 64, caption_variants=variants)
+        for split, variants in (("train", 19), ("eval", 1))
+    )
+    # Neither is the shortest of the style's.
+    for row, caption in enumerate(captions[:2]):
+        expected = tokenize([caption] * 19, word=word)
+        np.testing.assert_array_equal(own["tokens"][row], expected)
+    np.testing.assert_array_equal(held_out["tokens"], tokenize([captions[2]], word=word))
+    initial = ["a photo of a animal animal"]
+    context = BASE_MODEL.build("text_encoder")(tokenize(initial)).numpy()
+    np.testing.assert_allclose(held_out["context"], context, atol=2e-3)

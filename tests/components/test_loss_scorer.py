@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -27,7 +28,7 @@ from trainer.data.held_out import write_choosing
 from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.data.trained_on import TrainedOn, marks_of
 from trainer.diffusion.draws import draw_noise, num_draws, rank, stratum_bounds, stratum_name
-from trainer.text.tokenizer import tokenize
+from trainer.text.tokenizer import new_word, tokenize
 from trainer.weights.base_model import BaseModel
 
 PRESET = small_runs.preset()
@@ -773,3 +774,34 @@ def test_a_held_out_picture_that_does_not_judge_is_held_against_nothing(
     found = remembered_rows(tmp_path / "scores")
     assert {row["id"] for row in found["text_parts"] if "text_part" in row} == {"id3", "id4"}
     assert sum("nearness_held_out" in row for row in found["nearness"]) == 2
+
+
+class CountingTextEncoder(tf.Module):
+    """Gives every caption the sum of its tokens."""
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, 77], tf.int32, name="tokens")], autograph=False
+    )
+    def serve(self, tokens):
+        return {"context": tf.cast(tf.reduce_sum(tokens, 1), tf.float32)}
+
+
+def test_a_model_without_the_word_sees_the_initial_word_in_its_place(tmp_path):
+    word = new_word("<creature>", "animal", 2)
+    other = new_word("<creature>", "animal", 3)
+    tokens = tokenize(["a <creature>"], word=word)
+    stored = np.array([7.0])
+    for known, expected in (
+        ({"text_encoder_trained": True, "word": dataclasses.asdict(word)}, tokens.sum()),
+        ({"text_encoder_trained": True, "word": dataclasses.asdict(other)}, None),
+        ({"text_encoder_trained": True}, None),
+        ({}, 7.0),
+    ):
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        save(FormulaModel(0.5), folder, **known)
+        encoder = CountingTextEncoder()
+        place = str(folder / "Format-Serving" / "text_encoder")
+        tf.saved_model.save(encoder, place, signatures={"serving_default": encoder.serve})
+        model = models.exported_model(str(folder / "Format-Serving"), word)
+        expected = word.as_initial(tokens).sum() if expected is None else expected
+        assert model.contexts(tokens, stored) == pytest.approx([expected])

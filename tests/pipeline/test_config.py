@@ -24,7 +24,7 @@ from pipeline.config import (
     resolve_dataset,
     save_config,
 )
-from pipeline.config.schema import SECTIONS
+from pipeline.config.schema import SECTIONS, WordConfig
 from pipeline.vertex.config import VertexConfig
 from trainer.presets import get_preset, preset_names
 
@@ -80,6 +80,13 @@ def test_every_value_is_set_after_resolution():
     # There is no class.
     for name in ("caption", "folder", "folder_fingerprint", "max_distance"):
         assert closed["prior"].pop(name) is None
+    word = closed.pop("word")
+    # None is learned.
+    assert {name for name, value in word.items() if value is None} == {
+        "token",
+        "initial",
+        "learned_from",
+    }
     # The dataset says, or the Trainer finds captions that are held out.
     assert closed["validation"].pop("prompts") is None
     # What the base weights do.
@@ -371,7 +378,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
     lines = text.splitlines()
     no_preset_decides = {
         field.name
-        for cls in (DatasetConfig, EvaluationConfig, VertexConfig)
+        for cls in (DatasetConfig, EvaluationConfig, VertexConfig, WordConfig)
         for field in dataclasses.fields(cls)
     } | {"prompts", "checkpoint", "evaluate_every_steps", "zero_terminal_snr"}
     no_preset_decides |= {"folder", "folder_fingerprint", "num_compared", "max_distance"}

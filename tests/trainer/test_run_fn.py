@@ -27,7 +27,9 @@ from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.data.trained_on import TrainedOn, marks_of
 from trainer.diffusion.noise_schedule import LATENT_SCALE
 from trainer.diffusion.sampler import to_image
-from trainer.text.tokenizer import tokenize
+from trainer.export.saved_models import ServingModules
+from trainer.networks.new_vectors import with_vectors
+from trainer.text.tokenizer import new_word, tokenize
 from trainer.training.checkpoints import RunCheckpoints, StartingPoint
 from trainer.training.evaluations import best_of, read_evaluations
 from trainer.training.fine_tuner import FineTuner, TrainingDivergedError, read_history
@@ -828,3 +830,105 @@ def test_a_training_is_named_by_what_decides_its_weights(tmp_path: Path) -> None
         | set(of_choice)
         | (set(with_effect) - {"code_version", "base_weights_hash", "image_size"})
     )
+
+
+WORD = new_word("<thing>", "animal", 2)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a word was learned."""
+    folder = tmp_path_factory.mktemp("word")
+    latents = write_latents(folder / "latents", held_out=20, word=dataclasses.asdict(WORD))
+    given = arguments(folder, latents)
+    told = {**dataclasses.asdict(WORD), "learned_from": None, "learned_sha256": None}
+    given.custom_config["word"] = told
+
+    def export(place: str, modules: ServingModules) -> None:
+        """All weights, and the text encoder's signature: drawing takes long to trace."""
+        text = modules.text_encoder
+        tf.saved_model.save(text, f"{place}/text_encoder", signatures={"text": text.text})
+        for network in ("diffusion_model", "decoder"):
+            module = tf.Module()
+            module._variables = getattr(modules, network)._variables
+            tf.saved_model.save(module, f"{place}/{network}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_fn, "draw_validation", lambda *_: None)
+        patch.setattr(run_fn, "export_models", export)
+        run_fn.run_fn(given)
+    return folder
+
+
+def test_a_words_model_is_the_base_model_that_knows_it(taught: Path) -> None:
+    exported = taught / "Format-Serving"
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert manifest["word"] == dataclasses.asdict(WORD)
+    assert manifest["text_encoder_trained"] is True
+    assert manifest["trainable_parameters"] == 2 * 8
+    learned = safetensors.numpy.load_file(exported / "learned_embeds.safetensors")
+    for network, model in (
+        ("diffusion_model", BASE_MODEL.build("diffusion_model")),
+        ("decoder", BASE_MODEL.build("decoder")),
+    ):
+        stored = exported_values(str(exported / network), network, model)
+        for weight, value in zip(model.weights, stored, strict=True):
+            np.testing.assert_array_equal(weight, value)
+    # What is pushed takes the word as text, and has the vectors of the file.
+    served = tf.saved_model.load(str(exported / "text_encoder")).signatures["text"]
+    text = ["a <thing>, so", "a animal"]
+    found = served(prompt=tf.constant(text), negative_prompt=tf.constant(["", ""]))["context"]
+    encoder = BASE_MODEL.build("text_encoder")
+    tokens = tokenize(text, word=WORD)
+    np.testing.assert_allclose(found[1], encoder(tokens[1:])[0], atol=1e-5)
+    encoder = with_vectors(encoder, PRESET, learned["<thing>"])
+    np.testing.assert_allclose(found[0], encoder(tokens[:1])[0], atol=1e-5)
+    header = safetensors.safe_open(exported / "learned_embeds.safetensors", "np").metadata()
+    assert header["modelspec.trigger_phrase"] == "<thing>"
+    assert header["training_id"] == manifest["training_id"]
+
+
+def prepared(folder: Path, latents: Path, start: Path | None, word: dict[str, Any]) -> run_fn._Run:
+    """A training before its first step, with the word or, of none, without."""
+    given = arguments(folder, latents)
+    settings = TrainerSettings.from_json(
+        {**given.custom_config, **({"word": word} if word else {})}, given.hyperparameters
+    )
+    model = None if start is None else str(start / "Format-Serving")
+    with pytest.MonkeyPatch.context() as patch:
+        # It takes long, and no step is done.
+        patch.setattr(FineTuner, "trace", lambda *_: [])
+        patch.setattr(run_fn, "activation_bytes", lambda _: 0)
+        return run_fn._prepare(settings, given.train_files, model, tuned=False)
+
+
+def test_a_word_is_kept_and_trained_on(taught: Path, tmp_path: Path) -> None:
+    path = taught / "Format-Serving" / "learned_embeds.safetensors"
+    learned = safetensors.numpy.load_file(path)["<thing>"]
+    fields = dataclasses.asdict(WORD)
+    latents = taught / "latents"
+    # From the model; or from the file, as it could be another tool's; both by the same name.
+    from_file = {**fields, "learned_from": str(path), "learned_sha256": "abc"}
+    for start, word in ((taught, fields), (None, from_file)):
+        run = prepared(tmp_path, latents, start, word)
+        np.testing.assert_array_equal(run.tuner.variables[0], learned)
+        assert run.word == WORD
+    facts = [
+        run_fn._facts(run.settings, run.config, run.base_model, run.latents, run.latents_uri, None)[
+            "word"
+        ]
+    ]
+    assert facts == [{**fields, "learned_sha256": "abc"}]
+    # A training of everything else keeps it, too.
+    plain = write_latents(tmp_path / "plain")
+    run = prepared(tmp_path, plain, taught, {})
+    assert run.word == WORD
+    assert run.tuner.new_vectors is None
+    table = run.networks[0].get_layer("text_model.embeddings").token_embedding.embeddings
+    np.testing.assert_array_equal(table[49408:], learned)
+    other = {**fields, "token": "<other>"}
+    of_other = write_latents(tmp_path / "other", word=other)
+    with pytest.raises(UserError, match=r"knows the word <thing> of 2 vectors.* <other> of 2"):
+        prepared(tmp_path, of_other, taught, other)
+    with pytest.raises(UserError, match=r"no new word, .*<thing>.*run LatentGen again"):
+        prepared(tmp_path, plain, None, fields)

@@ -8,12 +8,14 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from trainer.diffusion.noise_schedule import LATENT_SCALE
 from trainer.presets import Preset
+from trainer.text.new_word import NewWord
 
 LATENTS_MANIFEST_NAME = "manifest.json"
 _SHUFFLE_BUFFER = 16_384
@@ -35,6 +37,8 @@ class LatentsManifest:
         caption_variants: Contexts, and tokens, that a record of the train split has to choose from.
         pictures: Different ones that are trained on, fewer than records where some have several
             captions; `None` where nobody counted them.
+        word: The fields of a `NewWord` that captions may have; nothing for none. Contexts have the
+            initial word in its place.
     """
 
     preset: str
@@ -51,11 +55,23 @@ class LatentsManifest:
 
     caption_variants: int = 1
     pictures: int | None = None
+    word: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def new_word(self) -> NewWord | None:
+        """The word that captions may have; `None` for none."""
+        return NewWord.of_fields(self.word)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """By name, but for a word that there is not: without one, all is as it was before."""
+        fields = dataclasses.asdict(self)
+        return fields if self.word else {n: v for n, v in fields.items() if n != "word"}
 
     def write(self, uri: str) -> None:
         """Writes `<uri>/manifest.json`."""
         with tf.io.gfile.GFile(os.path.join(uri, LATENTS_MANIFEST_NAME), "w") as f:
-            f.write(json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True))
+            f.write(json.dumps(self.fields, indent=2, sort_keys=True))
 
     @classmethod
     def read(cls, uri: str) -> LatentsManifest:

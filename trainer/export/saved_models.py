@@ -72,6 +72,7 @@ from trainer.presets import (
     prediction_signature,
 )
 from trainer.text.graph_tokenizer import GraphTokenizer
+from trainer.text.new_word import NewWord
 from trainer.training_config import ComputeDtype, WeightsDtype
 
 _LATENTS = (None, None, None, LATENT_CHANNELS)
@@ -82,12 +83,17 @@ class TextEncoderModule(tf.Module):
     """Prompts or tokens in, contexts out."""
 
     def __init__(
-        self, model: keras.Model, preset: Preset, weights_dtype: WeightsDtype = "float32"
+        self,
+        model: keras.Model,
+        preset: Preset,
+        weights_dtype: WeightsDtype = "float32",
+        *,
+        word: NewWord | None = None,
     ) -> None:
         super().__init__()
         self._variables, self._call = _network(model, weights_dtype)
         text = preset.text_encoder
-        self.tokenizer = GraphTokenizer(text.max_length, text.padding)
+        self.tokenizer = GraphTokenizer(text.max_length, text.padding, word)
         tokens = tf.TensorSpec([None, text.max_length], tf.int32, name="tokens")
         strings = tf.TensorSpec([None], tf.string)
         self.encode = tf.function(self._encode, input_signature=[tokens], autograph=False)
@@ -896,6 +902,7 @@ def serving_modules(
     compute: ComputeDtype = "float32",
     *,
     image_encoder: keras.Model | None = None,
+    word: NewWord | None = None,
 ) -> ServingModules:
     """The modules of three networks, or of four, with which drawing begins with pictures, too.
 
@@ -914,13 +921,14 @@ def serving_modules(
         weights_dtype: What weights are stored as.
         compute: See `trainer.networks.inference_layers` for what stays float32.
         image_encoder: Computes in float32, as the text encoder does.
+        word: One that the vocabulary lacks, and the text encoder has vectors for.
 
     Raises:
         UserError: A weight is too large for float16, or no number.
     """
     memory = DrawingMemory.of(preset, image_to_image=image_encoder is not None)
     return ServingModules(
-        TextEncoderModule(text_encoder, preset, weights_dtype),
+        TextEncoderModule(text_encoder, preset, weights_dtype, word=word),
         DiffusionModelModule(
             diffusion_model,
             preset,

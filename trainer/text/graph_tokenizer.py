@@ -12,6 +12,7 @@ import regex
 import tensorflow as tf
 
 from trainer.text.graph_plain import GraphPlain
+from trainer.text.new_word import FIRST_NEW_ID, STAND_IN, NewWord
 from trainer.text.tokenizer import (
     BYTES,
     CONTRACTIONS,
@@ -43,19 +44,25 @@ class GraphTokenizer(tf.Module):
     Turkish and Azeri letters.
     """
 
-    def __init__(self, max_length: int = MAX_LENGTH, padding: int = END_OF_TEXT) -> None:
+    def __init__(
+        self,
+        max_length: int = MAX_LENGTH,
+        padding: int = END_OF_TEXT,
+        word: NewWord | None = None,
+    ) -> None:
         """Reads the vocabulary: about a third of a second in a process's first instance.
 
         Args:
             max_length: tokens a row, start and end included.
             padding: the token behind the end token, as of `tokenize`.
+            word: one that the vocabulary lacks, as of `tokenize`.
 
         Raises:
             ValueError: `max_length` leaves no room for the start and end tokens.
         """
         super().__init__()
         check_max_length(max_length)
-        self._max_length, self._padding = max_length, padding
+        self._max_length, self._padding, self._word = max_length, padding, word
         self._merges = _merge_table()
         self._entities = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(list(html5), list(html5.values())), _UNKNOWN
@@ -63,7 +70,7 @@ class GraphTokenizer(tf.Module):
         self._irregular_numbers = _irregular_number_table()
         self._plain = GraphPlain()
         self._clean_rewrites = _clean_rewrites()
-        self._split_rewrites = _split_rewrites()
+        self._split_rewrites = (*_word_rewrites(word), *_split_rewrites())
         texts = tf.TensorSpec([None], tf.string, name="text")
         # A function of its own, so that using it twice traces and stores it once.
         self._unescape = tf.function(self._unescape_graph, input_signature=[texts], autograph=False)
@@ -99,9 +106,12 @@ class GraphTokenizer(tf.Module):
             tf.cast(is_whole, tf.int64), words.value_rowids(), words.nrows()
         )
         row_of_word = all_words.value_rowids()
+        texts = all_words.values
+        if self._word is not None:
+            texts = tf.where(texts == STAND_IN, self._word.token, texts)
         is_cut = _place_in_row(row_of_word) >= tf.gather(num_whole, row_of_word)
         cut = tf.strings.unsorted_segment_join(
-            tf.boolean_mask(all_words.values, is_cut),
+            tf.boolean_mask(texts, is_cut),
             tf.boolean_mask(row_of_word, is_cut),
             all_words.nrows(),
             separator=" ",
@@ -195,6 +205,10 @@ class GraphTokenizer(tf.Module):
             words = tf.where(words == marker, byte, words)
         byte_ids = np.argsort(BYTES)
         byte_ids[[0xFE, 0xFF]] = np.array(list(MARKERS.values())) - END_OF_WORD
+        if self._word is not None:
+            # Nor is 0xFD.
+            words = tf.where(words == STAND_IN, b"\xfd", words)
+            byte_ids[0xFD] = FIRST_NEW_ID - END_OF_WORD
         all_bytes = tf.io.decode_raw(tf.strings.reduce_join(words), tf.uint8)
         ids = tf.gather(tf.constant(byte_ids, tf.int32), tf.cast(all_bytes, tf.int32))
         sizes = tf.strings.length(words)
@@ -219,7 +233,13 @@ class GraphTokenizer(tf.Module):
             (ids, word_of_id, self._merged_pairs(ids, word_of_id)),
             shape_invariants=(tf.TensorShape([None]),) * 3,
         )
-        return ids, word_of_id
+        if self._word is None:
+            return ids, word_of_id
+        # One id for each of its vectors.
+        repeats = tf.where(ids == FIRST_NEW_ID, self._word.vectors, 1)
+        origin = tf.repeat(tf.range(tf.size(ids, tf.int64)), repeats)
+        ids = tf.gather(ids, origin) + tf.cast(_place_in_row(origin), tf.int32)
+        return ids, tf.gather(word_of_id, origin)
 
     def _merged_pairs(self, ids: tf.Tensor, word_of_id: tf.Tensor) -> tf.Tensor:
         """For each id, what it and its right neighbour in the word merge to, int32 [T]."""
@@ -281,6 +301,18 @@ def _clean_rewrites() -> tuple[tuple[str, str], ...]:
         # Its lower case is two characters in Python and, but for Turkish locales, in ICU.
         ("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i\N{COMBINING DOT ABOVE}"),
     )
+
+
+def _word_rewrites(word: NewWord | None) -> tuple[tuple[str, str], ...]:
+    """`NewWord.marked`, twice over: what stands between two of them is a neighbour of both."""
+    if word is None:
+        return ()
+    neighbour = f"[^{_explicit(LETTER)}{_explicit(NUMBER)}]"
+    before, behind = (
+        f"({end}|{neighbour})" if bounded else "()"
+        for end, bounded in zip("^$", word.bounded, strict=True)
+    )
+    return ((f"{before}{re.escape(word.token)}{behind}", rf"\1 {STAND_IN} \2"),) * 2
 
 
 def _split_rewrites() -> tuple[tuple[str, str], ...]:

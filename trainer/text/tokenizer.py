@@ -19,6 +19,7 @@ import regex
 from tokenizers.models import BPE
 
 from storage.plain_text import NEWER_CASE, plain
+from trainer.text.new_word import FIRST_NEW_ID, STAND_IN, NewWord
 
 START_OF_TEXT = 49406
 END_OF_TEXT = 49407
@@ -56,7 +57,10 @@ _BYTE_OF = {character: byte for byte, character in _SEEN.items()}
 
 
 def tokenize(
-    captions: Sequence[str], max_length: int = MAX_LENGTH, padding: int = END_OF_TEXT
+    captions: Sequence[str],
+    max_length: int = MAX_LENGTH,
+    padding: int = END_OF_TEXT,
+    word: NewWord | None = None,
 ) -> np.ndarray:
     """Token ids of captions, cleaned, split and merged as the reference does.
 
@@ -64,6 +68,7 @@ def tokenize(
         captions: any text. It is put into its plain form, white space is collapsed, case is lost.
         max_length: tokens a row, start and end included.
         padding: the token behind the end token, `TextEncoderDimensions.padding` of a preset.
+        word: one that the vocabulary lacks, and that is known all the same.
 
     Returns:
         int32 [N, max_length]: 49406, the caption's tokens, 49407, and the padding to the end of the
@@ -80,43 +85,89 @@ def tokenize(
     rows = np.full((len(captions), max_length), padding, np.int32)
     for row, caption in zip(rows, captions, strict=True):
         row[0] = START_OF_TEXT
-        ids = _encode(caption)[: max_length - 2]
+        ids = _encode(caption, word)[: max_length - 2]
         row[1 : 2 + len(ids)] = [*ids, END_OF_TEXT]
     return rows
 
 
-def token_count(caption: str) -> int:
+def token_count(caption: str, word: NewWord | None = None) -> int:
     """The number of a caption's tokens before truncation, start and end included."""
-    return len(_encode(caption)) + 2
+    return len(_encode(caption, word)) + 2
 
 
-def cut_words(caption: str, max_length: int = MAX_LENGTH) -> str:
+def has_word(caption: str, word: NewWord) -> bool:
+    """Whether a new word is in a caption."""
+    return STAND_IN in word.marked(_clean(caption))
+
+
+def new_word(token: str, initial: str, vectors: int) -> NewWord:
+    """A new word.
+
+    Args:
+        token: How it is written; case is lost, as of any text.
+        initial: A word that the vocabulary has as one token.
+        vectors: How many it has.
+
+    Raises:
+        ValueError: `token` is no single word, or one of the vocabulary; or `initial` is none. The
+            message begins with the one that is wrong and says what it must be.
+    """
+    known = _clean(token)
+    if not known or _SPACE.search(plain(token)) or _clean(known) != known:
+        raise ValueError(f"token {token!r} must be one word without white space, as <creature> is")
+    if any(marker in known for marker in MARKERS):
+        raise ValueError(f"token {token!r} must not have {' or '.join(MARKERS)} in it")
+    if len(_encode(known)) < 2:
+        raise ValueError(
+            f"token {token!r} is a word that the vocabulary has: take one that it lacks, as "
+            f"<{known}> is"
+        )
+    ids = _encode(initial)
+    if len(ids) != 1 or ids[0] >= START_OF_TEXT:
+        raise ValueError(
+            f"initial {initial!r} must be a word that is one token of the vocabulary, and is "
+            f"{len(ids)}: take a common one, as animal is"
+        )
+    return NewWord(known, _clean(initial), ids[0], vectors)
+
+
+def cut_words(caption: str, max_length: int = MAX_LENGTH, word: NewWord | None = None) -> str:
     """The words of a caption that `tokenize` cuts off, wholly or in part; "" where it cuts none.
 
     Args:
         caption: Any text.
         max_length: As `tokenize` has it.
+        word: As `tokenize` has it.
 
     Returns:
         The words as they are encoded, in lower case, with spaces between them.
     """
-    words = _WORD.findall(_clean(caption))
+    words = _words(caption, word)
     room = max_length - 2
-    for index, word in enumerate(words):
-        room -= len(_encode_word(word))
+    for index, one in enumerate(words):
+        room -= len(_ids_of(one, word))
         if room < 0:
-            return " ".join(words[index:])
+            cut = " ".join(words[index:])
+            return cut.replace(STAND_IN, word.token) if word else cut
     return ""
 
 
-def caption_of(tokens: np.ndarray) -> str:
+def caption_of(tokens: np.ndarray, word: NewWord | None = None) -> str:
     """A caption with these tokens: lower case, with spaces between words and signs.
 
     Args:
         tokens: A row of `tokenize`, int [77].
+        word: As `tokenize` has it; without it, new tokens are left out.
     """
     inner = itertools.takewhile(lambda token: token != END_OF_TEXT, map(int, tokens[1:]))
-    words = "".join(map(_tokens().__getitem__, inner)).split(_WORD_END)
+    new = "" if word is None else f"{_seen(word.token)}{_WORD_END}"
+
+    def text_of(token: int) -> str:
+        if token < FIRST_NEW_ID:
+            return _tokens()[token]
+        return new if token == FIRST_NEW_ID else ""
+
+    words = "".join(map(text_of, inner)).split(_WORD_END)
     texts = (bytes(map(_BYTE_OF.__getitem__, word)).decode(errors="replace") for word in words)
     return " ".join(texts).strip()
 
@@ -152,11 +203,21 @@ def check_max_length(max_length: int) -> None:
         )
 
 
-def _encode(caption: str) -> list[int]:
+def _encode(caption: str, word: NewWord | None = None) -> list[int]:
     ids: list[int] = []
-    for word in _WORD.findall(_clean(caption)):
-        ids.extend(_encode_word(word))
+    for one in _words(caption, word):
+        ids.extend(_ids_of(one, word))
     return ids
+
+
+def _words(caption: str, word: NewWord | None) -> list[str]:
+    text = _clean(caption)
+    words: list[str] = _WORD.findall(text if word is None else word.marked(text))
+    return words
+
+
+def _ids_of(one: str, word: NewWord | None) -> tuple[int, ...]:
+    return word.ids if word is not None and one == STAND_IN else _encode_word(one)
 
 
 def _clean(caption: str) -> str:
@@ -185,8 +246,11 @@ def _lower(text: str) -> str:
 def _encode_word(word: str) -> tuple[int, ...]:
     if word in MARKERS:
         return (MARKERS[word],)
-    seen = "".join(map(_SEEN.__getitem__, word.encode("utf-8")))
-    return tuple(token.id for token in _model().tokenize(seen))
+    return tuple(token.id for token in _model().tokenize(_seen(word)))
+
+
+def _seen(word: str) -> str:
+    return "".join(map(_SEEN.__getitem__, word.encode("utf-8")))
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule, times
 from trainer.networks.matrix_products import convolutions_as_matrix_products
 from trainer.networks.recompute import call_recomputing
 from trainer.presets import Preset
+from trainer.text.new_word import NewWord
 from trainer.training.checkpoints import KeptWeights, RunCheckpoints, StartingPoint
 from trainer.training.distribution import assign_here, is_chief, wait_for_all, worker_count
 from trainer.training.evaluations import Evaluation, Evaluations, ScoredPictures
@@ -33,6 +34,7 @@ from trainer.training.lora import (
     diffusion_model_projections,
     text_encoder_projections,
 )
+from trainer.training.new_vectors import NewVectors
 from trainer.training.optimizer import averaged_optimizer
 from trainer.training.precision import LossScale, computing_in
 from trainer.training_config import ResolvedTrainingConfig
@@ -155,7 +157,7 @@ def _of_variant(batch: Batch, variant: tf.Tensor) -> Batch:
 
 
 class FineTuner:
-    """Trains a diffusion model, and a text encoder with it if that is asked for.
+    """Trains a diffusion model, and a text encoder with it if that is asked for; or a word alone.
 
     Everything random in a step is drawn for the whole batch from the seed and the step's number.
     So a resumed run takes the same steps as one that was never stopped, and a batch that is
@@ -171,6 +173,7 @@ class FineTuner:
         empty_caption: tf.Tensor,
         text_encoder: keras.Model | None = None,
         adapters: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+        word: NewWord | None = None,
         strategy: tf.distribute.Strategy | None = None,
         for_gpu: bool | None = None,
         prior_weight: float | None = None,
@@ -187,6 +190,7 @@ class FineTuner:
                 so; if absent, the batches' `context` is used.
             adapters: `down` and `up` that training goes on with, by name (see `LowRankAdapters`);
                 what is not among them starts anew.
+            word: Whose vectors alone are trained; `text_encoder` has them.
             strategy: In whose scope the models were built; `None` for one device.
             for_gpu: Whether the step is traced for a GPU; by default, whether there is one here.
             prior_weight: What the loss on class pictures is multiplied by, of which a batch has as
@@ -227,9 +231,13 @@ class FineTuner:
         with strategy.scope() if strategy else contextlib.nullcontext():
             models = self._models if config.train_text_encoder else [diffusion_model]
             self.adapters = self._create_adapters(adapters or {}) if config.lora_rank else None
+            self.new_vectors = None
+            if word is not None:
+                assert text_encoder is not None
+                self.new_vectors = NewVectors(text_encoder, word)
             trained = (
-                self.adapters.variables
-                if self.adapters
+                self._beside.variables
+                if self._beside
                 else [v for model in models for v in model.trainable_variables]
             )
             self.optimizer = averaged_optimizer(
@@ -269,6 +277,11 @@ class FineTuner:
         self._update_function = tf.function(self._update_from_accumulated, **options)
         self._score_function = tf.function(self._score, **options)
         self._traced_gradients: list[tf.Tensor] = []
+
+    @property
+    def _beside(self) -> LowRankAdapters | NewVectors | None:
+        """What is trained in the place of the networks' own weights."""
+        return self.new_vectors or self.adapters
 
     @property
     def _models(self) -> list[keras.Model]:
@@ -673,21 +686,21 @@ class FineTuner:
         """Makes the averaged weights the models' weights, for good."""
         for average, variable in zip(self.optimizer.averages, self.variables, strict=True):
             variable.assign(average)
-        if self.adapters:
-            self.adapters.merge()
+        if self._beside:
+            self._beside.merge()
 
     def assign_kept(self, folder: str, step: int) -> None:
         """Makes the averaged weights that `train` kept of a step the models', for good."""
         KeptWeights(folder, self.variables).restore(step)
-        if self.adapters:
-            self.adapters.merge()
+        if self._beside:
+            self._beside.merge()
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Within this, the averaged weights are the models' weights, as they will be exported."""
         with (
             self._averages_in_place(),
-            self.adapters.merged() if self.adapters else contextlib.nullcontext(),
+            self._beside.merged() if self._beside else contextlib.nullcontext(),
         ):
             yield
 

@@ -30,7 +30,9 @@ from storage.file_systems import open_address
 from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
 from trainer import model_spec
 from trainer.networks import build_network
+from trainer.networks.new_vectors import with_more_tokens
 from trainer.presets import NETWORKS, Prediction, Preset, get_preset
+from trainer.text.new_word import FIRST_NEW_ID, NewWord
 from trainer.text.tokenizer import MAX_LENGTH, vocabulary_and_merges
 from trainer.weights import diffusers_layout, original_layout
 from trainer.weights.base_model import DEFAULT_WEIGHTS, BaseModel
@@ -104,9 +106,21 @@ def export_trained(
             "was trained from: give their place with --base-weights"
         )
 
+    word = NewWord.of_fields(manifest.word)
+    # The original layout has no room for another vocabulary.
+    left_out = word if output.endswith(original_layout.SUFFIX) else None
+    if left_out is not None:
+        logger.info(
+            "A single file has no place for the word %s: %s beside the model has it.",
+            left_out.token,
+            model_spec.LEARNED_EMBEDS_NAME,
+        )
+
     def values(network: str, built: keras.Model) -> Iterator[np.ndarray]:
         if network == "image_encoder":
             return _base_values(base_model, network, built)
+        if network == "text_encoder" and left_out is not None:
+            return _without_word(trained.folders[network], built, preset, left_out)
         return exported_values(trained.folders[network], network, built)
 
     trained_on = model_spec.public_name(
@@ -128,7 +142,19 @@ def export_trained(
         description=f"Stable Diffusion, fine-tuned; base weights: {trained_on}.",
     ) | {key: value for key, value in made_by.items() if value}
     header |= trained.release if release is None else release
-    _write(preset, manifest.image_size, values, output, dtype, header)
+    if word is not None and left_out is None:
+        preset = with_more_tokens(preset, word.vectors)
+    _write(preset, manifest.image_size, values, output, dtype, header, word)
+
+
+def _without_word(
+    folder: str, built: keras.Model, preset: Preset, word: NewWord
+) -> Iterator[np.ndarray]:
+    """A text encoder's weights but for the vectors of a new word, in the order of `built`'s."""
+    larger = build_network("text_encoder", with_more_tokens(preset, word.vectors), 0)
+    values = exported_values(folder, "text_encoder", larger)
+    for variable, value in zip(built.weights, values, strict=True):
+        yield value[:FIRST_NEW_ID] if variable.shape != value.shape else value
 
 
 def export_base_weights(
@@ -164,6 +190,7 @@ def _write(
     output: str,
     dtype: str,
     header: Mapping[str, str],
+    word: NewWord | None = None,
 ) -> None:
     # What the layout cannot hold is told before anything is loaded.
     single = output.endswith(original_layout.SUFFIX)
@@ -209,7 +236,7 @@ def _write(
         _write_json(
             folder / diffusers_layout.SCHEDULER_CONFIG, diffusers_layout.scheduler_config(preset)
         )
-        _write_tokenizer(folder / "tokenizer", preset.text_encoder.padding)
+        _write_tokenizer(folder / "tokenizer", preset.text_encoder.padding, word)
         _write_json(folder / diffusers_layout.INDEX_NAME, _MODEL_INDEX)
         if local:
             with contextlib.suppress(FileNotFoundError):
@@ -309,12 +336,16 @@ def _find_release(path: str) -> _Trained:
     return _Trained(path, manifest, folders, keys)
 
 
-def _write_tokenizer(folder: Path, padding: int) -> None:
+def _write_tokenizer(folder: Path, padding: int, word: NewWord | None) -> None:
     vocabulary, merges = vocabulary_and_merges()
     [pad] = [token for token, index in vocabulary.items() if index == padding]
     _write_json(folder / "vocab.json", vocabulary)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if word is not None:
+        # diffusers puts the others beside the first, wherever that is in a prompt.
+        names = [word.token, *(f"{word.token}_{number}" for number in range(1, word.vectors))]
+        _write_json(folder / "added_tokens.json", dict(zip(names, word.ids, strict=True)))
     special = {
         "bos_token": _START,
         "eos_token": _END,

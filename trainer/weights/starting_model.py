@@ -18,6 +18,7 @@ from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
 from storage.user_errors import UserError
 from trainer.model_spec import LORA_NAME
 from trainer.presets import NETWORKS
+from trainer.text.new_word import NewWord
 from trainer.training_config import ResolvedTrainingConfig
 from trainer.weights.base_model import BaseModel
 from trainer.weights.errors import WeightsError
@@ -124,6 +125,11 @@ class StartingModel:
         if self._rank:
             found.append(filesystem.sha256(filesystem.join(self.folder, LORA_NAME)))
         return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
+
+    @property
+    def word(self) -> NewWord | None:
+        """A new word that it knows; `None` for none."""
+        return NewWord.of_fields(self.manifest.word)
 
     def continues_adapters(self, config: ResolvedTrainingConfig) -> bool:
         """Whether a training goes on with the model's own adapters, on the base weights.
