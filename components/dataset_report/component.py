@@ -35,6 +35,9 @@ class DatasetReportSpec(component_spec.ComponentSpec):
         "schema": component_spec.ChannelParameter(type=standard_artifacts.Schema),
         "anomalies": component_spec.ChannelParameter(type=standard_artifacts.ExampleAnomalies),
         "rejects": component_spec.ChannelParameter(type=artifacts.RejectedRows),
+        "baseline_statistics": component_spec.ChannelParameter(
+            type=standard_artifacts.ExampleStatistics, optional=True
+        ),
     }
     OUTPUTS = {"report": component_spec.ChannelParameter(type=artifacts.DatasetReport)}
 
@@ -45,7 +48,7 @@ class DatasetReport(base_component.BaseComponent):
     Outputs:
       report: `components.DatasetReport` with `dataset.html`: what TFDV found of captions and
         pictures, sample pictures, what the autoencoder makes of held-out ones, the captions that
-        are cut, anomalies and rejected rows. One file, which needs no network and no script.
+        are cut, anomalies, drift and rejected rows. One file, which needs no network and no script.
     """
 
     SPEC_CLASS = DatasetReportSpec
@@ -60,6 +63,7 @@ class DatasetReport(base_component.BaseComponent):
         rejects: types.BaseChannel,
         base_model: BaseModel,
         tags: TagShuffle | None = None,
+        baseline_statistics: types.BaseChannel | None = None,
     ) -> None:
         """Makes the component.
 
@@ -71,6 +75,7 @@ class DatasetReport(base_component.BaseComponent):
             rejects: The rows that CaptionExampleGen set aside.
             base_model: Whose autoencoder the pictures go through, in its size.
             tags: How captions are varied for training, as LatentGen has it; `None`: not at all.
+            baseline_statistics: What CaptionValidator compared the statistics with, if anything.
 
         Raises:
             WeightsError: A file of the weights is missing, or nobody says what its hash should be.
@@ -89,6 +94,7 @@ class DatasetReport(base_component.BaseComponent):
                 schema=schema,
                 anomalies=anomalies,
                 rejects=rejects,
+                baseline_statistics=baseline_statistics,
                 report=channel_utils.as_channel([artifacts.DatasetReport()]),
             )
         )
