@@ -57,6 +57,12 @@ RUN_FLAGS: Flags = {
             "--fail-on-anomalies",
             "whether an anomaly in the data's statistics stops the run, true or false",
         ),
+        (
+            ("drift.fail_on_drift",),
+            "--fail-on-drift",
+            "whether the run stops where the data has drifted away from that of the model started "
+            "from, true or false",
+        ),
         (("model.preset",), "--preset", f"what to fine-tune: {', '.join(PRESETS)}"),
         (("model.base_weights",), "--base-weights", "where to start: see docs/weights.md"),
         (

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow_data_validation as tfdv
 from tfx.components import SchemaGen
+from tfx.dsl.components.common.importer import IMPORT_RESULT_KEY
 from tfx.dsl.components.common.resolver import ResolverStrategy
 from tfx.orchestration import metadata
 from tfx.orchestration.data_types import RuntimeParameter
@@ -33,7 +34,11 @@ from pipeline.config import DatasetConfig, RunConfig
 from pipeline.config.words import word_captions
 from pipeline.evaluation import baseline_node, eval_config, splits
 from pipeline.starting import Start
-from pipeline.starting_node import starting_node
+from pipeline.starting_node import (
+    starting_dataset_node,
+    starting_node,
+    starting_statistics_node,
+)
 from pipeline.trainer_settings import trainer_settings
 from storage.plain_text import plain
 from trainer.weights.base_model import BaseModel
@@ -108,8 +113,22 @@ def create_pipeline(
         else PinnedSchemaGen(dataset.schema)
     )
     schema = schema_gen.outputs["schema"]
+    former = start if config.drift.thresholds else None
+    former_statistics = starting_statistics_node(former) if former else None
+    former_dataset = starting_dataset_node(former) if former else None
+    baseline_statistics, baseline_examples = (
+        node.outputs[IMPORT_RESULT_KEY] if node else None
+        for node in (former_statistics, former_dataset)
+    )
     validator = CaptionValidator(
-        statistics=statistics, schema=schema, fail_on_anomalies=dataset.fail_on_anomalies
+        statistics=statistics,
+        schema=schema,
+        fail_on_anomalies=dataset.fail_on_anomalies,
+        examples=examples if baseline_examples else None,
+        baseline_statistics=baseline_statistics,
+        baseline_examples=baseline_examples,
+        drift=config.drift.thresholds,
+        fail_on_drift=config.drift.fail_on_drift,
     )
     tags = TagShuffle(dataset.tag_shuffle, dataset.tag_keep, dataset.tag_dropout, seed=dataset.seed)
     dataset_report = DatasetReport(
@@ -118,6 +137,7 @@ def create_pipeline(
         schema=schema,
         anomalies=validator.outputs["anomalies"],
         rejects=example_gen.outputs["rejects"],
+        baseline_statistics=baseline_statistics,
         base_model=base_model,
         tags=tags,
         word_captions=words,
@@ -132,7 +152,7 @@ def create_pipeline(
         latents_index=latents_index if model.take_over_latents else "",
         word_captions=words,
     )
-    if dataset.fail_on_anomalies:
+    if dataset.fail_on_anomalies or (former_statistics and config.drift.fail_on_drift):
         latent_gen.add_upstream_node(validator)
     latents = latent_gen.outputs["latents"]
     of_class, class_latents = class_steps(
@@ -230,6 +250,8 @@ def create_pipeline(
             example_gen,
             statistics_gen,
             schema_gen,
+            *([former_statistics] if former_statistics else []),
+            *([former_dataset] if former_dataset else []),
             validator,
             dataset_report,
             latent_gen,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from trainer.weights.base_model import BaseModel
 
 _MODEL, _PUSHED, _BLESSING = "Model", "PushedModel", "ModelBlessing"
+_EXAMPLES, _STATISTICS = "Examples", "ExampleStatistics"
 _RUN, _FINGERPRINT = "pipeline_run", "dataset_fingerprint"
 _OUTPUTS = (mlmd.Event.OUTPUT, mlmd.Event.DECLARED_OUTPUT)
 _INPUTS = (mlmd.Event.INPUT, mlmd.Event.DECLARED_INPUT)
@@ -54,12 +55,17 @@ class Start:
         shown: What it is called, for people.
         identity: Names what it holds, wherever the output folder lies.
         properties: Custom properties by which its artifact is known for the same.
+        statistics: Folder of the statistics of the dataset that it was trained on; "" where they
+            are not known.
+        examples: Folder of that dataset itself; "" where it is not there any more.
     """
 
     uri: str
     shown: str
     identity: str
     properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    statistics: str = ""
+    examples: str = ""
 
 
 AT_RUN_TIME = Start("", "the latest blessed model, if there is any then", LATEST_BLESSED)
@@ -88,12 +94,14 @@ def find_start(
     start_from = config.model.start_from
     if start_from == BASE:
         return None
+    models = _Models(store)
     if names_place(start_from):
         uri = _artifact_folder(start_from)
         _check(config, uri, base_model)
         digest = content_digest(uri)
-        return Start(uri, f"the model in {uri}", digest, {CONTENT_DIGEST: digest})
-    models = _Models(store)
+        start = Start(uri, f"the model in {uri}", digest, {CONTENT_DIGEST: digest})
+        # What an earlier run imported from there may be an artifact beside the one that was made.
+        return models.with_dataset(start, *store.get_artifacts_by_uri(uri))
     if start_from == LATEST_BLESSED:
         made = models.made_with(dataset_fingerprint)
         found = [m for m in models.blessed() if m.id not in made]
@@ -103,7 +111,8 @@ def find_start(
     else:
         model = models.of_release(start_from.removeprefix(RELEASE), serving_dir)
     _check(config, model.uri, base_model)
-    return Start(model.uri, models.shown(model), f"artifact {model.id}")
+    start = Start(model.uri, models.shown(model), f"artifact {model.id}")
+    return models.with_dataset(start, model)
 
 
 def find_start_for_vertex(
@@ -159,7 +168,18 @@ def find_start_outside(config: RunConfig, base_model: BaseModel) -> str | None:
 def told(start_from: str, start: Start | None) -> str:
     """What a user should know of what training starts from; "" for the base weights as ever."""
     if start is not None:
-        return f"Training starts from {start.shown} (model.start_from: {start_from})."
+        said = f"Training starts from {start.shown} (model.start_from: {start_from})."
+        if not start.statistics:
+            said += (
+                " Of the dataset that it was trained on there are no statistics here, so this one "
+                "is not searched for drift."
+            )
+        elif not start.examples:
+            said += (
+                " The dataset that it was trained on is not here any more: this one is compared "
+                "with its statistics alone, not in its words and rejected rows."
+            )
+        return said
     if start_from == BASE:
         return ""
     return (
@@ -173,9 +193,7 @@ class _Models:
 
     def __init__(self, store: metadata_store.MetadataStore) -> None:
         self._store = store
-        self._live = {
-            a.id: a for a in _of_type(store, _MODEL) if a.state == mlmd.Artifact.LIVE and a.uri
-        }
+        self._live = {a.id: a for a in _of_type(store, _MODEL) if _live(a)}
 
     def blessed(self) -> list[mlmd.Artifact]:
         """Those that are there and blessed, the latest last."""
@@ -232,6 +250,42 @@ class _Models:
                 "pushed from is gone; start from another release, or from base"
             )
         return found[-1]
+
+    def with_dataset(self, start: Start, *models: mlmd.Artifact) -> Start:
+        """A start with where the dataset of its model, and the statistics of that, are."""
+        latents = self._given([model.id for model in models], _EXAMPLES)
+        datasets = self._given(latents, _EXAMPLES)
+        # Latest first: what was made again, by other code, is the one to go by.
+        for dataset in sorted(datasets, reverse=True):
+            taking = {
+                e.execution_id
+                for e in self._store.get_events_by_artifact_ids([dataset])
+                if e.type in _INPUTS
+            }
+            made = {e.artifact_id for e in self._events(taking) if e.type in _OUTPUTS}
+            statistics = [
+                a
+                for a in (self._store.get_artifacts_by_id(sorted(made)) if made else ())
+                if a.type == _STATISTICS and _live(a) and filesystem.is_folder(a.uri)
+            ]
+            if statistics:
+                [examples] = self._store.get_artifacts_by_id([dataset])
+                there = _live(examples) and filesystem.is_folder(examples.uri)
+                return dataclasses.replace(
+                    start,
+                    statistics=statistics[-1].uri,
+                    examples=examples.uri if there else "",
+                )
+        return start
+
+    def _given(self, artifacts: Iterable[int], kind: str) -> list[int]:
+        """What was given, of a type, to the steps that made some artifacts."""
+        ids = list(artifacts)
+        events = self._store.get_events_by_artifact_ids(ids) if ids else ()
+        steps = {e.execution_id for e in events if e.type in _OUTPUTS}
+        taken = {e.artifact_id for e in self._events(steps) if e.type in _INPUTS}
+        found = self._store.get_artifacts_by_id(sorted(taken)) if taken else ()
+        return [a.id for a in found if a.type == kind]
 
     def shown(self, model: mlmd.Artifact) -> str:
         """What people call a model."""
@@ -304,6 +358,10 @@ def _same_place(first: str, second: str) -> bool:
     if "://" in first or "://" in second:
         return first.rstrip("/") == second.rstrip("/")
     return os.path.realpath(first) == os.path.realpath(second)
+
+
+def _live(artifact: mlmd.Artifact) -> bool:
+    return bool(artifact.state == mlmd.Artifact.LIVE and artifact.uri)
 
 
 def _of_type(store: metadata_store.MetadataStore, kind: str) -> list[mlmd.Artifact]:

@@ -1,4 +1,4 @@
-"""The node of the pipeline that has the model which training starts from."""
+"""The nodes of the pipeline that have the model which training starts from, and its dataset."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pipeline.baseline import BLESSING, MODEL
 from pipeline.starting import Start
 
 NODE = "StartingModel"
+STATISTICS_NODE, DATASET_NODE = "StartingStatistics", "StartingDataset"
 
 
 def starting_node(start: Start) -> BaseNode:
@@ -39,3 +40,29 @@ def starting_node(start: Start) -> BaseNode:
             BLESSING: Channel(type=standard_artifacts.ModelBlessing),
         },
     ).with_id(NODE)
+
+
+def starting_statistics_node(start: Start) -> BaseNode | None:
+    """Has the statistics of the dataset that the model was trained on; `None` where none are known.
+
+    Args:
+        start: What was found before the pipeline starts.
+    """
+    if not start.statistics:
+        return None
+    return Importer(
+        source_uri=start.statistics, artifact_type=standard_artifacts.ExampleStatistics
+    ).with_id(STATISTICS_NODE)
+
+
+def starting_dataset_node(start: Start) -> BaseNode | None:
+    """Has that dataset; `None` where it is not there any more.
+
+    Args:
+        start: What was found before the pipeline starts.
+    """
+    if not start.examples:
+        return None
+    return Importer(source_uri=start.examples, artifact_type=standard_artifacts.Examples).with_id(
+        DATASET_NODE
+    )

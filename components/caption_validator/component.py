@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 from tfx import types
 from tfx.components import ExampleValidator
@@ -15,21 +16,38 @@ from components.code_version import code_version
 
 
 class CaptionValidatorSpec(standard_component_specs.ExampleValidatorSpec):
-    """ExampleValidator's, with two parameters more."""
+    """ExampleValidator's, with what is needed to compare with a former dataset."""
 
     PARAMETERS = {
         **standard_component_specs.ExampleValidatorSpec.PARAMETERS,
         "fail_on_anomalies": component_spec.ExecutionParameter(type=int),
+        # How far what may be from the former dataset, as JSON; only where there is one.
+        "drift": component_spec.ExecutionParameter(type=str, optional=True),
+        "fail_on_drift": component_spec.ExecutionParameter(type=int, optional=True),
         "code_version": component_spec.ExecutionParameter(type=str),
+    }
+    INPUTS = {
+        **standard_component_specs.ExampleValidatorSpec.INPUTS,
+        "examples": component_spec.ChannelParameter(
+            type=standard_artifacts.Examples, optional=True
+        ),
+        "baseline_statistics": component_spec.ChannelParameter(
+            type=standard_artifacts.ExampleStatistics, optional=True
+        ),
+        "baseline_examples": component_spec.ChannelParameter(
+            type=standard_artifacts.Examples, optional=True
+        ),
     }
 
 
 class CaptionValidator(ExampleValidator):
-    """TFX's ExampleValidator, which can also stop the run.
+    """TFX's ExampleValidator, which also finds drift, and can stop the run.
 
     Outputs:
       anomalies: `standard_artifacts.ExampleAnomalies`, as ExampleValidator writes them. Custom
-        property `num_anomalies`.
+        property `num_anomalies`. Where there is a former dataset, what drifted away from it is
+        among them, `drift.json` beside them says how far everything is, and there are `num_drifted`
+        and `drift`, a few words.
     """
 
     SPEC_CLASS = CaptionValidatorSpec
@@ -41,6 +59,11 @@ class CaptionValidator(ExampleValidator):
         schema: types.BaseChannel,
         fail_on_anomalies: bool = False,
         exclude_splits: Sequence[str] = (),
+        examples: types.BaseChannel | None = None,
+        baseline_statistics: types.BaseChannel | None = None,
+        baseline_examples: types.BaseChannel | None = None,
+        drift: Mapping[str, float] | None = None,
+        fail_on_drift: bool = False,
     ) -> None:
         """Makes the component.
 
@@ -49,7 +72,14 @@ class CaptionValidator(ExampleValidator):
             schema: What the statistics should be like.
             fail_on_anomalies: Whether an anomaly stops the run. It is logged in any case.
             exclude_splits: Splits that are not validated.
+            examples: Of the dataset, to be held against `baseline_examples`.
+            baseline_statistics: Of the former dataset; `None` where there is none to compare with.
+            baseline_examples: The former dataset, for its rows; `None` where these are not needed.
+            drift: For each of `components.caption_validator.drift.MEASURES` that is to be compared,
+                how far it may be.
+            fail_on_drift: Whether drift stops the run, though other anomalies do not.
         """
+        compares = baseline_statistics is not None
         # ExampleValidator's own would make the spec without the further parameters.
         base_component.BaseComponent.__init__(
             self,
@@ -58,6 +88,12 @@ class CaptionValidator(ExampleValidator):
                 schema=schema,
                 exclude_splits=json_utils.dumps(list(exclude_splits)),
                 fail_on_anomalies=int(fail_on_anomalies),
+                # Without a former dataset, how far one may be is no part of the cache key.
+                drift=json.dumps(drift or {}, sort_keys=True) if compares else None,
+                fail_on_drift=int(fail_on_drift) if compares else None,
+                examples=examples if compares else None,
+                baseline_statistics=baseline_statistics,
+                baseline_examples=baseline_examples if compares else None,
                 code_version=code_version(executor.__name__),
                 anomalies=types.Channel(type=standard_artifacts.ExampleAnomalies),
             ),

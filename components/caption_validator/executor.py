@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tensorflow_data_validation.utils import anomalies_util
 from tfx import types
 from tfx.components.example_validator import executor
+from tfx.dsl.io import fileio
 from tfx.proto.orchestration import execution_result_pb2
 from tfx.types import artifact_utils, standard_component_specs
+from tfx.utils import io_utils
 
+from components.caption_validator import drift
 from components.caption_validator.anomalies import Anomaly, read_anomalies
+from components.caption_validator.drift import Drift
 from storage.user_errors import UserError
 
 NUM_ANOMALIES = "num_anomalies"
+NUM_DRIFTED, DRIFT = "num_drifted", "drift"
 
 _LOGGED_ROWS = 5
+_LOGGED_WORDS = 10
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +42,16 @@ class Executor(executor.Executor):
         """See `CaptionValidator`.
 
         Raises:
-            UserError: There are anomalies, and `fail_on_anomalies` is 1.
+            UserError: There are anomalies, and `fail_on_anomalies` is 1; or drift, and
+                `fail_on_drift` is.
         """
         output = super().Do(input_dict, output_dict, exec_properties)
         key = standard_component_specs.ANOMALIES_KEY
         artifact = artifact_utils.get_single_instance(output_dict[key])
+        found = None
+        if input_dict.get("baseline_statistics"):
+            found = _compare(input_dict, artifact, json.loads(exec_properties["drift"]))
+            _tell(found)
         anomalies = read_anomalies(artifact)
         artifact.set_int_custom_property(NUM_ANOMALIES, len(anomalies))
         # What is returned is a copy from before the property was set.
@@ -50,6 +64,14 @@ class Executor(executor.Executor):
                 f"the dataset has {count}, at which this run is to stop: mend the dataset or the "
                 f"schema, or go on all the same with --fail-on-anomalies false\n{_table(anomalies)}"
             )
+        if found is not None and found.drifted and exec_properties["fail_on_drift"]:
+            names = {measurement.feature for measurement in found.drifted}
+            rows = [a for a in anomalies if a.feature in names and a.split == drift.COMPARED_SPLIT]
+            raise UserError(
+                "the dataset has drifted away from that of the run which made the model started "
+                "from, at which this run is to stop: mend the dataset, or go on all the same with "
+                f"--fail-on-drift false\n{_table(rows)}"
+            )
         more = len(anomalies) - _LOGGED_ROWS
         logger.warning(
             "The dataset has %s:\n%s%s",
@@ -58,6 +80,83 @@ class Executor(executor.Executor):
             f"\n  and {more} more, in {artifact.uri}" if more > 0 else "",
         )
         return output
+
+
+def _compare(
+    input_dict: Mapping[str, list[types.Artifact]],
+    anomalies: types.Artifact,
+    thresholds: Mapping[str, float],
+) -> Drift:
+    """Adds what drifted to the anomalies, and writes how far everything is."""
+    statistics, before = (
+        artifact_utils.get_single_instance(input_dict[key])
+        for key in (standard_component_specs.STATISTICS_KEY, "baseline_statistics")
+    )
+    schema = io_utils.SchemaReader().read(
+        io_utils.get_only_uri_in_dir(
+            artifact_utils.get_single_uri(input_dict[standard_component_specs.SCHEMA_KEY])
+        )
+    )
+    rows, outcomes = None, None
+    if input_dict.get("baseline_examples"):
+        now, former = (
+            artifact_utils.get_single_instance(input_dict[key])
+            for key in ("examples", "baseline_examples")
+        )
+        outcomes = drift.outcomes_of(now), drift.outcomes_of(former)
+        rows = drift.compare_rows(now, former)
+    measurements, drifted = drift.compare(statistics, before, schema, thresholds, outcomes)
+    found = Drift(measurements, rows, outcomes)
+    found.write(anomalies.uri)
+    anomalies.set_int_custom_property(NUM_DRIFTED, len({m.feature for m in found.drifted}))
+    anomalies.set_string_custom_property(DRIFT, _in_short(found))
+    if drifted.anomaly_info:
+        folder = artifact_utils.get_split_uri([anomalies], drift.COMPARED_SPLIT)
+        path = os.path.join(folder, executor.DEFAULT_FILE_NAME)
+        all_of_split = anomalies_util.load_anomalies_binary(path)
+        drift.merge(all_of_split, drifted)
+        with fileio.open(path, "wb") as f:
+            f.write(all_of_split.SerializeToString(deterministic=True))
+        blessed = dict(
+            anomalies.get_json_value_custom_property(executor.ARTIFACT_PROPERTY_BLESSED_KEY)
+        )
+        blessed[drift.COMPARED_SPLIT] = executor.NOT_BLESSED_VALUE
+        anomalies.set_json_value_custom_property(executor.ARTIFACT_PROPERTY_BLESSED_KEY, blessed)
+    return found
+
+
+def _in_short(found: Drift) -> str:
+    """What drifted, and how far."""
+    return ", ".join(f"{m.feature} {m.value:.2f}" for m in found.drifted) or "none"
+
+
+def _tell(found: Drift) -> None:
+    logger.info(
+        "Compared with the dataset of the run that made the model started from: %s.",
+        "drift in " + _in_short(found) if found.drifted else "no drift",
+    )
+    rows = found.rows
+    if rows is not None:
+        logger.info(
+            "Pictures: %s as before, %s added, %s removed; %s have other captions.",
+            *(
+                f"{number:,}"
+                for number in (
+                    rows.pictures_kept,
+                    rows.pictures_added,
+                    rows.pictures_removed,
+                    rows.recaptioned,
+                )
+            ),
+        )
+        if rows.num_new_words:
+            shown = ", ".join(repr(word) for word, _ in rows.new_words[:_LOGGED_WORDS])
+            logger.info(
+                "%s new words, which no caption had before%s: %s",
+                f"{rows.num_new_words:,}",
+                ", such as" if rows.num_new_words > _LOGGED_WORDS else "",
+                shown,
+            )
 
 
 def _table(anomalies: Sequence[Anomaly]) -> str:

@@ -38,6 +38,9 @@ class DatasetReportSpec(component_spec.ComponentSpec):
         "schema": component_spec.ChannelParameter(type=standard_artifacts.Schema),
         "anomalies": component_spec.ChannelParameter(type=standard_artifacts.ExampleAnomalies),
         "rejects": component_spec.ChannelParameter(type=artifacts.RejectedRows),
+        "baseline_statistics": component_spec.ChannelParameter(
+            type=standard_artifacts.ExampleStatistics, optional=True
+        ),
     }
     OUTPUTS = {"report": component_spec.ChannelParameter(type=artifacts.DatasetReport)}
 
@@ -48,7 +51,7 @@ class DatasetReport(base_component.BaseComponent):
     Outputs:
       report: `components.DatasetReport` with `dataset.html`: what TFDV found of captions and
         pictures, sample pictures, what the autoencoder makes of held-out ones, the captions that
-        are cut, anomalies and rejected rows. One file, which needs no network and no script.
+        are cut, anomalies, drift and rejected rows. One file, which needs no network and no script.
     """
 
     SPEC_CLASS = DatasetReportSpec
@@ -64,6 +67,7 @@ class DatasetReport(base_component.BaseComponent):
         base_model: BaseModel,
         tags: TagShuffle | None = None,
         word_captions: WordCaptions | None = None,
+        baseline_statistics: types.BaseChannel | None = None,
     ) -> None:
         """Makes the component.
 
@@ -76,6 +80,7 @@ class DatasetReport(base_component.BaseComponent):
             base_model: Whose autoencoder the pictures go through, in its size.
             tags: How captions are varied for training, as LatentGen has it; `None`: not at all.
             word_captions: Likewise, where a new word is learned.
+            baseline_statistics: What CaptionValidator compared the statistics with, if anything.
 
         Raises:
             WeightsError: A file of the weights is missing, or nobody says what its hash should be.
@@ -95,6 +100,7 @@ class DatasetReport(base_component.BaseComponent):
                 schema=schema,
                 anomalies=anomalies,
                 rejects=rejects,
+                baseline_statistics=baseline_statistics,
                 report=channel_utils.as_channel([artifacts.DatasetReport()]),
             )
         )

@@ -25,6 +25,8 @@ from components.caption_example_gen.captions import (
 from components.caption_example_gen.groups_file import GROUPS_NAME, GroupedPicture, read_groups
 from components.caption_example_gen.word_captions import WordCaptions
 from components.caption_validator.anomalies import read_anomalies
+from components.caption_validator.drift import Drift
+from components.dataset_report.drift import comparisons
 from components.dataset_report.reconstructions import (
     AUTOENCODER,
     Reconstruction,
@@ -110,6 +112,7 @@ class Executor(base_executor.BaseExecutor):
         samples, cut = _from_examples(examples, statistics, words.word if words else None)
         reasons = rejected_reasons(rejects)
         shown = first_of_each_reason(_read_rejects(rejects), _MAX_REJECTS, list(reasons))
+        drift, before = Drift.read(anomalies.uri), input_dict.get("baseline_statistics")
         page = render(
             __package__,
             _TEMPLATE_NAME,
@@ -120,6 +123,12 @@ class Executor(base_executor.BaseExecutor):
             reasons=reasons,
             rejects=shown,
             anomalies=read_anomalies(anomalies),
+            drift=drift,
+            comparisons=(
+                list(comparisons(drift, statistics, artifact_utils.get_single_instance(before)))
+                if drift and before
+                else []
+            ),
             features=_features(schema, statistics),
             caption_length=(CAPTION_LENGTH, statistics.panels(CAPTION_LENGTH)),
             vocabularies=statistics.vocabularies(),

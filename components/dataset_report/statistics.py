@@ -16,6 +16,8 @@ from components.dataset_report.charts import Bin, Mark, histogram
 from trainer.text.tokenizer import MAX_LENGTH
 
 TOKENS = "caption/num_tokens"
+BEFORE, NOW = "before", "now"
+"""How panels of one split at two times are called."""
 
 _WORDS = "caption/words"
 _FORMAT = "image/format"
@@ -68,7 +70,7 @@ PICTURE_MEASURES = (
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One measure in one split."""
+    """One measure in one split, or at one time."""
 
     split: str
     chart: Markup
@@ -85,6 +87,15 @@ class Count:
     value: str
     count: int
     fraction: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What part of all values one value was, and is."""
+
+    value: str
+    before: float
+    now: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,27 +155,20 @@ class Statistics:
         """Draws a measure for every split that has it, all on the same axis."""
         found = {}
         for split in self._views:
-            view = self._feature(split, measure.feature)
-            numbers = view.numeric_statistics() if view else None
+            numbers = self._numbers(split, measure.feature)
             if numbers is not None:
                 found[split] = numbers
-        if not found:
-            return []
-        low = min(numbers.min for numbers in found.values())
-        high = max(numbers.max for numbers in found.values())
-        if measure.mark and high < measure.mark.value <= _MARK_REACH * high:
-            high = measure.mark.value
-        return [
-            Panel(
-                split,
-                histogram(_bins(numbers), low, high, f"{measure.title}, {split}", measure.mark),
-                numbers.min,
-                numbers.median,
-                numbers.mean,
-                numbers.max,
-            )
-            for split, numbers in found.items()
-        ]
+        return _draw(found, measure)
+
+    def panels_beside(self, before: Statistics, measure: Measure, split: str) -> list[Panel]:
+        """Draws a measure of a split as it was and as it is, both on the same axis."""
+        both = {BEFORE: before, NOW: self}
+        found = {name: one._numbers(split, measure.feature) for name, one in both.items()}
+        return _draw({name: n for name, n in found.items() if n is not None}, measure)
+
+    def shares_beside(self, before: Statistics, feature: str, split: str) -> list[Change]:
+        """The values of a feature whose shares changed most."""
+        return largest_changes(*(one._counts(split, feature) for one in (before, self)))
 
     def formats(self) -> dict[str, list[Count]]:
         """The pictures' file formats in each split."""
@@ -221,9 +225,51 @@ class Statistics:
             found[split] = None if common is None else common.num_missing
         return found
 
+    def _numbers(self, split: str, feature: str) -> statistics_pb2.NumericStatistics | None:
+        view = self._feature(split, feature)
+        return view.numeric_statistics() if view else None
+
+    def _counts(self, split: str, feature: str) -> dict[str, float]:
+        view = self._feature(split, feature)
+        strings = view.string_statistics() if view else None
+        ranks = strings.rank_histogram.buckets if strings is not None else ()
+        return {rank.label: rank.sample_count for rank in ranks}
+
     def _feature(self, split: str, feature: str) -> tfdv.FeatureView | None:
         view = self._views.get(split)
         return None if view is None else view.get_feature(tfdv.FeaturePath([feature]))
+
+
+def largest_changes(before: Mapping[str, float], now: Mapping[str, float]) -> list[Change]:
+    """The values whose shares changed most, from their counts before and now."""
+    totals = [sum(counts.values()) or 1.0 for counts in (before, now)]
+    changes = [
+        Change(value, before.get(value, 0.0) / totals[0], now.get(value, 0.0) / totals[1])
+        for value in before.keys() | now.keys()
+    ]
+    changes.sort(key=lambda change: (-abs(change.now - change.before), change.value))
+    return changes[:_TOP_WORDS]
+
+
+def _draw(found: Mapping[str, statistics_pb2.NumericStatistics], measure: Measure) -> list[Panel]:
+    """A panel for each, all on the same axis."""
+    if not found:
+        return []
+    low = min(numbers.min for numbers in found.values())
+    high = max(numbers.max for numbers in found.values())
+    if measure.mark and high < measure.mark.value <= _MARK_REACH * high:
+        high = measure.mark.value
+    return [
+        Panel(
+            name,
+            histogram(_bins(numbers), low, high, f"{measure.title}, {name}", measure.mark),
+            numbers.min,
+            numbers.median,
+            numbers.mean,
+            numbers.max,
+        )
+        for name, numbers in found.items()
+    ]
 
 
 def _bins(numbers: statistics_pb2.NumericStatistics) -> list[Bin]:

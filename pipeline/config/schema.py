@@ -30,6 +30,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 DiskCheck = Literal["refuse", "warn"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Distance = Annotated[float, Field(ge=0, le=1)]
 KeepRuns = Annotated[int, Field(ge=0)]
 
 
@@ -187,6 +188,37 @@ class WordConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class DriftConfig:
+    """How far the dataset may be from that of the run which made the model started from.
+
+    Attributes:
+        caption_length: Jensen-Shannon divergence of the captions' lengths; `None`, here and below:
+            is not compared.
+        words: Of the captions' words.
+        size: Of width, of height and of aspect ratio.
+        brightness: Of the pictures' mean luma.
+        format: Change of any file format's share.
+        rejected: Change of the share of rows that are set aside.
+        fail_on_drift: Whether more than that stops the run.
+    """
+
+    caption_length: Distance | None
+    words: Distance | None
+    size: Distance | None
+    brightness: Distance | None
+    format: Distance | None
+    rejected: Distance | None
+    fail_on_drift: bool
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """What is compared, and how far it may be."""
+        found = dataclasses.asdict(self)  # type: ignore[call-overload]
+        del found["fail_on_drift"]
+        return {name: distance for name, distance in found.items() if distance is not None}
+
+
+@dataclass(frozen=True, config=_STRICT)
 class EvaluationConfig:
     """How the fine-tuned model is judged.
 
@@ -267,6 +299,7 @@ class RunConfig:
     """
 
     dataset: DatasetConfig
+    drift: DriftConfig
     model: ModelConfig
     word: WordConfig
     training: ResolvedTrainingConfig
@@ -284,6 +317,7 @@ class RunConfig:
 
 SECTIONS: Mapping[str, type] = {
     "dataset": DatasetConfig,
+    "drift": DriftConfig,
     "model": ModelConfig,
     "word": WordConfig,
     "training": TrainingConfig,

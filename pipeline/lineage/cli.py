@@ -156,8 +156,9 @@ def _compare(store: Store, arguments: argparse.Namespace) -> _Answer:
 
 
 def _history(store: Store, arguments: argparse.Namespace) -> _Answer:
-    releases = history.history(store, _roots(arguments))
-    return {"releases": releases}, lambda: text.history_text(releases, _terminal_width(arguments))
+    found = history.history(store, _roots(arguments))
+    answer = {"releases": found.releases, "fixed_examples": found.fixed_examples}
+    return answer, lambda: text.history_text(found, _terminal_width(arguments))
 
 
 def _added(store: Store, arguments: argparse.Namespace) -> _Answer:
@@ -289,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
         "--setting", metavar="NAME", action="append", default=[], help="show it beside the metrics"
     )
     compare.add_argument("--plot", metavar="FILE", help="write a picture: .png, .svg or .pdf")
-    releases = command("history", "all releases: loss, data added, time and size", _history)
+    releases = command("history", "all releases: loss, data added, drift, time and size", _history)
     added = command("added", "what was added to the dataset between two releases", _added)
     added.add_argument("first", metavar="RELEASE")
     added.add_argument("second", metavar="RELEASE")

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.lineage import files, tracing
-from pipeline.lineage.model import Artifact, LineageError, Run, Value, short_type
+from pipeline.lineage import files, scores, tracing
+from pipeline.lineage.model import Artifact, Execution, LineageError, Run, Value, short_type
 from pipeline.lineage.row_changes import RowChanges, row_changes
 from pipeline.lineage.sorting import version_order
 from pipeline.lineage.store import Store
@@ -18,7 +18,10 @@ from storage import row_index
 
 _EXAMPLES, _MODEL = "Examples", "Model"
 _TRAINED_ON, _HELD_OUT = "train", "eval"
-_MODEL_RUN = "ModelRun"
+_MODEL_RUN, _ANOMALIES = "ModelRun", "ExampleAnomalies"
+_SCORER, _SCORED = "LossScorer", "model"
+# What two losses must have in common to be compared.
+_JUDGED_BY = ("preset", "image_size", "base_weights_hash", "num_strata", "seed")
 _PROMPTS = "custom_config.validation.prompts"
 _PICTURE = re.compile(r"validation/step_(?P<step>\d+)/(?P<number>\d+)\.png")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -52,6 +55,10 @@ class Release:
             where one of both indexes is not here.
         size: Bytes of its model; None where that is not here any more.
         pictures: Those that its training drew at its end, as far as they are here.
+        fixed_loss: Its loss on `Releases.fixed_examples`; None where that is not
+            known.
+        drift: What drifted away from the dataset of the model that it started from, and how far;
+            `none` for nothing; None where nothing was compared.
     """
 
     version: str
@@ -61,6 +68,34 @@ class Release:
     changes: RowChanges | None
     size: int | None
     pictures: tuple[Drawn, ...]
+    fixed_loss: float | None
+    drift: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Releases:
+    """All releases.
+
+    Attributes:
+        releases: The first one first.
+        fixed_examples: Held-out examples, of a picture and a caption, that `fixed_loss` is over:
+            those that all of the releases compared were judged by, at the same timesteps and noise.
+    """
+
+    releases: tuple[Release, ...]
+    fixed_examples: int
+
+    @property
+    def note(self) -> str:
+        """What the fixed losses are over, in a sentence."""
+        compared = sum(release.fixed_loss is not None for release in self.releases)
+        if not compared:
+            return "No held-out example is known by which all releases were judged."
+        return (
+            f"The fixed loss is over the same {self.fixed_examples:,} held-out examples, at the "
+            f"same timesteps and noise, by which the {compared:,} releases that have one were "
+            "judged."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +117,8 @@ class Known:
     unknown: tuple[str, ...]
 
 
-def history(store: Store, roots: Sequence[str]) -> list[Release]:
-    """All releases, the first one first.
+def history(store: Store, roots: Sequence[str]) -> Releases:
+    """All releases, and how good each is on the same held-out examples.
 
     Args:
         store: Where to look.
@@ -95,6 +130,7 @@ def history(store: Store, roots: Sequence[str]) -> list[Release]:
     runs = makers(store)
     found: list[Release] = []
     before: Artifact | None = None
+    losses, number = _fixed_losses(store, roots)
     for version, pushed in _released(store).items():
         examples = _examples_of(store, pushed)
         rows = None if examples is None else _number_of_rows(examples, roots)
@@ -115,10 +151,12 @@ def history(store: Store, roots: Sequence[str]) -> list[Release]:
                 changes,
                 None if model is None else _size(model, roots),
                 () if model is None else tuple(_pictures(store, model, roots)),
+                losses.get(version),
+                _drift(store, runs.get(version)),
             )
         )
         before = examples
-    return found
+    return Releases(tuple(found), number)
 
 
 def added(store: Store, first: str, second: str, roots: Sequence[str]) -> RowChanges:
@@ -253,6 +291,69 @@ def model_of(store: Store, pushed: Artifact) -> Artifact | None:
     maker = store.graph.maker(pushed.id)
     taken = store.artifacts([] if maker is None else store.graph.inputs(maker))
     return next((one for one in taken if short_type(one.type) == _MODEL), None)
+
+
+def _fixed_losses(store: Store, roots: Sequence[str]) -> tuple[dict[str, float], int]:
+    """The loss of every release on what all of them were judged by, and how many examples that is.
+
+    Releases that were judged in another way than the latest of them, with other noise or at another
+    size, are left out, and so are those whose scores are not here any more.
+    """
+    judged = {}
+    for version, pushed in _released(store).items():
+        model = _model_of(store, pushed)
+        scorer = None if model is None else _scorer(store, model)
+        if scorer is not None and (losses := _losses(store, scorer, roots)):
+            judged[version] = (_way_of_judging(scorer), losses)
+    if not judged:
+        return {}, 0
+    way = [*judged.values()][-1][0]
+    alike = {version: losses for version, (how, losses) in judged.items() if how == way}
+    # In an order of their own, so that equal losses have equal sums.
+    common = sorted(set.intersection(*(set(losses) for losses in alike.values())))
+    if not common:
+        return {}, 0
+    return {
+        version: sum(losses[key] for key in common) / len(common)
+        for version, losses in alike.items()
+    }, len({name for name, _ in common})
+
+
+def _scorer(store: Store, model: Artifact) -> Execution | None:
+    """The step that scored a model, not one that compared another with it."""
+    steps = [
+        link.execution_id
+        for link in store.links(artifacts=[model.id])
+        if not link.output and link.key == _SCORED
+    ]
+    return next((e for e in reversed(store.executions(steps)) if e.node == _SCORER), None)
+
+
+def _losses(
+    store: Store, scorer: Execution, roots: Sequence[str]
+) -> dict[tuple[str, int], float] | None:
+    for left in store.artifacts(store.graph.outputs(scorer.id)):
+        if short_type(left.type) == _EXAMPLES and not left.removed:
+            try:
+                return scores.read_losses(files.folder_of(left, roots))
+            except LineageError:
+                return None
+    return None
+
+
+def _way_of_judging(scorer: Execution) -> tuple[Value, ...]:
+    return tuple(scorer.settings.get(name) for name in _JUDGED_BY)
+
+
+def _drift(store: Store, run: Run | None) -> str | None:
+    """What the run that made a release said of its dataset."""
+    if run is None:
+        return None
+    left = {a for step in store.step_ids(run.id) for a in store.graph.outputs(step)}
+    for artifact in store.artifacts(sorted(left)):
+        if short_type(artifact.type) == _ANOMALIES and "drift" in artifact.properties:
+            return str(artifact.properties["drift"])
+    return None
 
 
 def _size(model: Artifact, roots: Sequence[str]) -> int | None:

@@ -322,7 +322,8 @@ class Pages:
         Raises:
             LineageError: There is none.
         """
-        releases = releases_over_time(self._store, self._roots)
+        found = releases_over_time(self._store, self._roots)
+        releases = found.releases
         shown = [release for release in releases if release.pictures][-_RELEASES_SIDE_BY_SIDE:]
         drawn = {
             (release.version, each.prompt): self._urls.file(each.model_run, each.file)
@@ -330,7 +331,7 @@ class Pages:
             for each in release.pictures
         }
         prompts = list(dict.fromkeys(each.prompt for r in shown for each in r.pictures))
-        return self._render("history_page", releases, shown, prompts, drawn)
+        return self._render("history_page", releases, found.note, shown, prompts, drawn)
 
     def whence(self, found: Whence) -> str:
         """Where a picture comes from."""

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.lineage.comparing import Comparison, Diff, Difference, Why
-from pipeline.lineage.history import Known, Release
+from pipeline.lineage.history import Known, Releases
 from pipeline.lineage.model import (
     LOSS,
     Artifact,
@@ -335,10 +335,10 @@ def diff_text(diff: Diff) -> str:
     return "\n\n".join(blocks)
 
 
-def history_text(releases: Sequence[Release], width: int | None = None) -> str:
+def history_text(found: Releases, width: int | None = None) -> str:
     """All releases; see `fitted_table`."""
     rows = []
-    for release in releases:
+    for release in found.releases:
         run, changes = release.run, release.changes
         loss = None if run is None else run.metrics.get(LOSS)
         rows.append(
@@ -347,18 +347,23 @@ def history_text(releases: Sequence[Release], width: int | None = None) -> str:
                 shown_time(release.artifact.created),
                 shown_value(loss),
                 "" if run is None else run.shown_change,
+                shown_value(release.fixed_loss),
                 "" if release.rows is None else f"{release.rows:,}",
                 *(
                     "" if changes is None else f"{changes.number(kind):,}"
                     for kind in (ADDED, REMOVED)
                 ),
+                cut(release.drift or "", _MAX_NAME),
                 "" if run is None else shown_seconds(run.seconds),
                 "" if release.size is None else f"{release.size / 1e6:,.0f} MB",
                 "" if run is None else cut(run.name, _MAX_NAME),
             ]
         )
-    headers = ["release", "pushed", LOSS, "change", "rows", ADDED, REMOVED, "took", "size", "run"]
-    return fitted_table(headers, rows, width)
+    headers = [
+        "release", "pushed", LOSS, "change", "fixed loss", "rows", ADDED, REMOVED, "drift", "took",
+        "size", "run",
+    ]  # fmt: skip
+    return f"{fitted_table(headers, rows, width)}\n\n{found.note}"
 
 
 def row_changes_text(changes: RowChanges) -> str:

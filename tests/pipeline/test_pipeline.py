@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.components.common.importer import SOURCE_URI_KEY, Importer
 from tfx.dsl.components.common.resolver import Resolver
 
+from components.caption_validator.drift import MEASURES
 from pipeline.config import load_config, resolve_base_weights
 from pipeline.lineage.model import NOTED_SETTINGS
 from pipeline.pipeline import create_pipeline
@@ -28,7 +30,7 @@ def nodes(
     folder: Path,
     trials: int = 0,
     start: Start | None = None,
-    given: Mapping[str, str] | None = None,
+    given: Mapping[str, Any] | None = None,
     take_over: bool = True,
     **training: Any,
 ) -> dict[str, BaseNode]:
@@ -123,6 +125,44 @@ def test_the_model_that_is_started_from_is_an_input_and_what_is_compared_with(
     assert "StartingModel" not in without
     names = [*made]
     assert names.index("StartingModel") < names.index("Tuner")
+
+
+def test_the_dataset_is_compared_with_that_of_the_model_started_from(tmp_path: Path) -> None:
+    start = Start("/a/model/7", "model 7", "artifact 7", {}, "/a/statistics/2", "/a/examples/1")
+    given = {"model.start_from": "release:3", "drift.fail_on_drift": True, "drift.size": None}
+    made = nodes(tmp_path, start=start, given=given)
+    for node, uri in (
+        ("StartingStatistics", start.statistics),
+        ("StartingDataset", start.examples),
+    ):
+        assert made[node].exec_properties[SOURCE_URI_KEY] == uri
+    assert producers(made["CaptionValidator"]) == {
+        "StatisticsGen", "SchemaGen", "CaptionExampleGen", "StartingStatistics", "StartingDataset",
+    }  # fmt: skip
+    settings = made["CaptionValidator"].exec_properties
+    assert json.loads(settings["drift"]) == {
+        "caption_length": 0.1, "words": 0.1, "brightness": 0.1, "format": 0.1, "rejected": 0.05,
+    }  # fmt: skip
+    assert settings["fail_on_drift"] == 1
+    assert "StartingStatistics" in producers(made["DatasetReport"])
+    assert made["CaptionValidator"].id in {n.id for n in made["LatentGen"].upstream_nodes}
+    # With its rows gone, statistics alone are compared; with nothing to compare, nothing is.
+    cleaned = nodes(tmp_path, start=dataclasses.replace(start, examples=""), given=given)
+    assert "StartingDataset" not in cleaned
+    assert producers(cleaned["CaptionValidator"]) == {
+        "StatisticsGen", "SchemaGen", "StartingStatistics",
+    }  # fmt: skip
+    unasked = {f"drift.{name}": None for name in MEASURES}
+    for without in (
+        nodes(tmp_path, start=dataclasses.replace(start, statistics="", examples=""), given=given),
+        nodes(tmp_path, start=start, given=given | unasked),
+    ):
+        assert {"StartingStatistics", "StartingDataset"}.isdisjoint(without)
+        assert producers(without["CaptionValidator"]) == {"StatisticsGen", "SchemaGen"}
+        assert without["CaptionValidator"].exec_properties["drift"] is None
+        assert made["CaptionValidator"].id not in {
+            n.id for n in without["LatentGen"].upstream_nodes
+        }
 
 
 def test_what_is_compared_with_can_be_another_than_what_is_started_from(tmp_path: Path) -> None:

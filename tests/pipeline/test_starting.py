@@ -68,6 +68,7 @@ class Output:
         blessed: bool = True,
         started: str = "",
         cached: bool = False,
+        with_data: bool = False,
     ) -> str:
         """A run that makes a model, or takes it from the cache; returns the model's folder."""
         self._runs += 1
@@ -78,6 +79,14 @@ class Output:
         state = mlmd.Execution.CACHED if cached else mlmd.Execution.COMPLETE
         self._step("CaptionExampleGen", {}, {"examples": examples}, given, state=state)
         inputs = {"examples": examples}
+        if with_data:
+            statistics = self._artifact("ExampleStatistics", f"statistics-{self._runs}")
+            self._step("StatisticsGen", {"examples": examples}, {"statistics": statistics})
+            latents = self._artifact("Examples", f"latents-{self._runs}")
+            self._step("LatentGen", {"examples": examples}, {"latents": latents})
+            inputs = {"examples": latents}
+            for name in ("examples", "statistics"):
+                (self.folder / "artifacts" / f"{name}-{self._runs}").mkdir(parents=True)
         if started:
             before = self._known(started)
             self._step("Importer", {}, {"model": before})
@@ -178,6 +187,37 @@ def test_the_latest_blessed_model_of_other_data_is_started_from(output: Output) 
     # The same rows in other files: the run took its model from the cache.
     output.run("e", second, cached=True)
     assert output.find("latest_blessed", "e").uri == first
+
+
+@pytest.mark.parametrize("start_from", ["latest_blessed", "release:2", "PATH"])
+def test_the_dataset_of_the_model_is_found(output: Output, start_from: str) -> None:
+    output.run("a", with_data=True)
+    model = output.run("b", with_data=True)
+    output.run("c", with_data=True, blessed=False)
+    # The week after it started from there, too: that is no maker of it.
+    output.run("d", started=model, with_data=True, blessed=False)
+    start_from = start_from.replace("PATH", model)
+    found = output.find(start_from, "e")
+    folder = output.folder / "artifacts"
+    assert found.uri == model
+    assert (found.statistics, found.examples) == (
+        str(folder / "statistics-2"),
+        str(folder / "examples-2"),
+    )
+    assert starting.told(start_from, found).endswith(f"(model.start_from: {start_from}).")
+    # A clean-up removes examples, but no statistics.
+    output.remove(found.examples)
+    cleaned = output.find(start_from, "e")
+    assert cleaned == dataclasses.replace(found, examples="")
+    assert "is not here any more: this one is compared with its statistics alone" in starting.told(
+        start_from, cleaned
+    )
+    (folder / "statistics-2").rmdir()
+    lost = output.find(start_from, "e")
+    assert lost == dataclasses.replace(found, examples="", statistics="")
+    assert "there are no statistics here, so this one is not searched for drift" in starting.told(
+        start_from, lost
+    )
 
 
 @pytest.mark.parametrize("state", [mlmd.Artifact.DELETED, mlmd.Artifact.MARKED_FOR_DELETION])

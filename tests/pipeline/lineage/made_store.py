@@ -170,6 +170,7 @@ class StoreMaker:
         blessed: bool = True,
         stop: tuple[str, int, str] | None = None,
         samples: int = 0,
+        scores_seed: int = 0,
     ) -> dict[str, list[Made]]:
         """A run of a pipeline like ours; `stop` is (node, state, error) of the last step."""
         code = {"code_version": settings.code}
@@ -270,7 +271,7 @@ class StoreMaker:
             compared = {"baseline_model": baseline} if baseline else {}
             step(
                 "LossScorer",
-                {"seed": 0, **code},
+                {"seed": scores_seed, **code},
                 {**model, **latents, **compared},
                 {
                     "scores": [

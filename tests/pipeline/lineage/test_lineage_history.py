@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from made_store import Settings, StoreMaker
 
+from components.tfrecords import write_shard
 from pipeline import lineage
 from pipeline.lineage import cli, history, pages
 from pipeline.lineage.model import LineageError
@@ -64,7 +67,7 @@ def weeks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_releases_are_told_with_what_is_new_in_each(weeks: Path) -> None:
     location = lineage.locate(str(weeks))
     with location.open() as store:
-        first, second, third = history.history(store, location.roots)
+        first, second, third = history.history(store, location.roots).releases
     assert [r.version for r in (first, second, third)] == ["1", "2", "3"]
     assert [r.run.name for r in (first, second, third)] == ["one", "three", "four"]
     assert (first.rows, first.changes, first.size) == (4, None, 3_000_000)
@@ -80,6 +83,79 @@ def test_releases_are_told_with_what_is_new_in_each(weeks: Path) -> None:
     ]
     # What is not here any more is not made up.
     assert (third.rows, third.changes, third.size) == (None, None, None)
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """Four releases that were judged by different examples; one of them with other noise."""
+    maker = StoreMaker(folder=str(tmp_path))
+    # Of every release, the losses of its held-out examples at two timesteps.
+    weeks = {
+        "one": (0, {"fox": (0.5, 0.3), "owl": (0.1, 0.1), "bee": (0.2, 0.2)}),
+        "two": (1, {"fox": (0.9, 0.9), "owl": (0.9, 0.9)}),
+        "three": (0, {"owl": (0.2, 0.4), "fox": (0.3, 0.1), "elk": (0.7, 0.7)}),
+        "four": (0, {"fox": (0.1, 0.1), "owl": (0.1, 0.3), "bee": (math.nan, 0.1)}),
+    }
+    for run, (seed, losses) in weeks.items():
+        made = maker.run(run, Settings(fingerprint=run), scores_seed=seed)
+        path = Path(maker.artifacts[made["scores"][0].place][1].uri, "Split-eval")
+        path.mkdir(parents=True)
+        records = [
+            score(name, timestep, loss)
+            for name, several in losses.items()
+            for timestep, loss in zip((100, 600), several, strict=True)
+        ]
+        # What measures something else stands among them.
+        records.append(score("fox", 100, 7.0, name="text_part"))
+        write_shard(str(path / "scores-00000-of-00001.gz"), records, str(tmp_path))
+        drift = {"one": None, "two": "none"}.get(run, "caption/words 0.31, image/format 0.50")
+        if drift:
+            anomalies = maker.artifacts[made["anomalies"][0].place][1]
+            anomalies.custom_properties["drift"].string_value = drift
+    maker.save(tmp_path / "metadata.sqlite")
+    return tmp_path
+
+
+def score(example: str, timestep: int, loss: float, name: str = "loss") -> bytes:
+    values = {
+        "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example.encode()])),
+        "timestep": tf.train.Feature(int64_list=tf.train.Int64List(value=[timestep])),
+        name: tf.train.Feature(float_list=tf.train.FloatList(value=[loss])),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=values)).SerializeToString()
+
+
+def test_all_releases_are_compared_on_the_same_held_out_examples(judged: Path, capsys) -> None:
+    assert cli.main(["--store", str(judged), "--json", "history"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    # Fox and owl are in all of them that were judged alike; the second was given other noise.
+    assert found["fixed_examples"] == 2
+    losses = [release["fixed_loss"] for release in found["releases"]]
+    assert losses[1] is None
+    assert [losses[i] for i in (0, 2, 3)] == pytest.approx([0.25, 0.25, 0.15])
+    drifts = [release["drift"] for release in found["releases"]]
+    assert drifts == [None, "none", *["caption/words 0.31, image/format 0.50"] * 2]
+    assert cli.main(["--store", str(judged), "history"]) == 0
+    shown = capsys.readouterr().out
+    assert "the same 2 held-out examples, at the same timesteps and noise, by which the 3" in shown
+    location = lineage.locate(str(judged))
+    with location.open() as store:
+        page = pages.Pages(store, pages.Urls(), location.roots).history()
+    assert "<td>caption/words 0.31, image/format 0.50</td>" in page
+    assert "the same 2 held-out examples" in page
+
+
+def test_what_is_damaged_or_gone_is_left_out(judged: Path, capsys) -> None:
+    scores = sorted(judged.rglob("scores-*.gz"), key=lambda path: path.stat().st_mtime_ns)
+    scores[0].write_bytes(scores[0].read_bytes()[:-30])
+    scores[3].unlink()
+    assert cli.main(["--store", str(judged), "--json", "history"]) == 0
+    losses = [r["fixed_loss"] for r in json.loads(capsys.readouterr().out)["releases"]]
+    assert losses == [None, None, pytest.approx((0.2 + 0.4 + 0.3 + 0.1 + 1.4) / 6), None]
+    scores[1].unlink()
+    scores[2].unlink()
+    assert cli.main(["--store", str(judged), "history"]) == 0
+    assert "No held-out example is known by which all releases" in capsys.readouterr().out
 
 
 def test_the_page_shows_the_same_prompt_of_each_release(weeks: Path) -> None:
@@ -154,7 +230,7 @@ def test_a_model_that_was_trained_on_from_another_knows_what_that_knew(tmp_path:
     with location.open() as store:
         assert history.known(store, "cat", location.roots).trained_on == ("1",)
         assert history.known(store, "dog", location.roots).trained_on == ("1",)
-        [release] = history.history(store, location.roots)
+        [release] = history.history(store, location.roots).releases
         # Its own dataset is the latest alone.
         assert release.rows == 1
     shutil.rmtree(tmp_path / "raw")
