@@ -61,6 +61,7 @@ RUN_FLAGS: Flags = {
         (("model.image_size",), "--image-size", "side of the pictures in pixels"),
         (("model.flip",), "--flip", "mirror images, too: auto, always or never"),
         (("model.crop",), "--crop", "part of a picture that is kept: centre or random"),
+        (("model.buckets",), "--buckets", "whether pictures keep their shape, true or false"),
     ),
     "training": (
         (("training.steps",), "--steps", "optimizer steps"),

@@ -28,6 +28,7 @@ from components.serving_pusher import ServingPusher
 from components.statistics_gen import StatisticsGen
 from pipeline.baseline import MODEL, LatestBlessedBeforeCandidate
 from pipeline.config import RunConfig
+from pipeline.config.buckets import bucket_limits
 from pipeline.evaluation import baseline_node, eval_config, splits
 from pipeline.starting import Start
 from pipeline.starting_node import starting_node
@@ -81,6 +82,7 @@ def create_pipeline(
         enable_cache: Whether steps may be taken from former runs.
     """
     dataset, model = config.dataset, config.model
+    limits = bucket_limits(model, base_model.preset)
     open_parameters: Mapping[str, Any] = runtime_parameters or {}
     example_gen = CaptionExampleGen(
         dataset=open_parameters.get("dataset", dataset.path),
@@ -135,6 +137,7 @@ def create_pipeline(
         flip=model.flip,
         crop=model.crop,
         crop_seed=dataset.seed,
+        buckets=limits,
         tags=tags,
         latents_index=latents_index if model.take_over_latents else "",
     )

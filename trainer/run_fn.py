@@ -488,7 +488,7 @@ def _prepare(
     gradients = tuner.trace(
         batch_spec(
             base_model.preset,
-            base_model.image_size,
+            latents.largest,
             latents.flip,
             config.batch_size,
             latents.caption_variants,
@@ -588,6 +588,7 @@ def _train(run: _Run, until: int | None = None) -> _Trained:
             num_examples=run.latents.counts["train"],
             num_views=run.latents.views,
             caption_variants=run.latents.caption_variants,
+            buckets=run.latents.trained_buckets,
         )
 
     def draw(step: int) -> None:

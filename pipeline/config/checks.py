@@ -10,6 +10,7 @@ from typing import NoReturn
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from pipeline.config.buckets import BUCKET_LIMITS, bucket_limits
 from pipeline.config.layering import Given
 from pipeline.config.printing import listed
 from pipeline.config.schema import (
@@ -17,11 +18,13 @@ from pipeline.config.schema import (
     ConfigError,
     DatasetConfig,
     EvaluationConfig,
+    ModelConfig,
     RunConfig,
     names_place,
 )
 from serving.request import cut_note, may_be_cut
 from storage.plain_text import is_blank
+from trainer.data.buckets import ImpossibleLimitError
 from trainer.presets import Preset, get_preset, preset_names
 from trainer.training_config import ResolvedTrainingConfig
 
@@ -48,6 +51,7 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
         preset.check_image_size(config.model.image_size)
     except ValueError as error:
         raise ConfigError(f"{given['model.image_size']}: {error}") from None
+    _check_buckets(config.model, preset, given)
     _check_training(config.training, given)
     _check_tuning(config, given)
     for name, allowed in config.vertex.problems():
@@ -67,6 +71,21 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
             "there are no pictures to score"
         )
     _check_remembering(config.evaluation, given)
+
+
+def _check_buckets(model: ModelConfig, preset: Preset, given: Mapping[str, Given]) -> None:
+    if not model.buckets:
+        for name in BUCKET_LIMITS:
+            if getattr(model, f"bucket_{name}") is not None:
+                raise ConfigError(
+                    f"{given[f'model.bucket_{name}']} is impossible with model.buckets = false: "
+                    "set that to true, or this to null"
+                )
+    try:
+        bucket_limits(model, preset)
+    except ImpossibleLimitError as error:
+        wrong = given[f"model.bucket_{error.name}"]
+        raise ConfigError(f"{wrong} is impossible: {error}") from None
 
 
 def _check_remembering(evaluation: EvaluationConfig, given: Mapping[str, Given]) -> None:

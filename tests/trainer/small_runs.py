@@ -76,19 +76,6 @@ def preset(num_blocks: int = 0) -> Preset:
     )
 
 
-class OblongPreset(Preset):
-    """Another preset's numbers, for builders of what is not square."""
-
-    @classmethod
-    def like(cls, preset: Preset) -> OblongPreset:
-        return cls(**vars(preset))
-
-    def latent_shape(self, image_size: tuple[int, int]) -> tuple[int, int, int]:
-        """Of height and width, in pixels."""
-        height, width = image_size
-        return height // 8, width // 8, 4
-
-
 def without_sampling(model: keras.Model, like: Preset, image_size: int) -> DiffusionModelModule:
     """What is exported of a diffusion model but its sampling loops, which take long to trace."""
     module = DiffusionModelModule(model, like, image_size)
