@@ -130,6 +130,7 @@ def create_pipeline(
         rejects=example_gen.outputs["rejects"],
         base_model=base_model,
         tags=tags,
+        buckets=limits,
     )
     latent_gen = LatentGen(
         examples=examples,
@@ -198,7 +199,7 @@ def create_pipeline(
         examples=scores,
         model=candidate,
         baseline_model=baseline_model,
-        eval_config=eval_config(config.evaluation),
+        eval_config=eval_config(config.evaluation, in_buckets=limits is not None),
         splits=splits(config.evaluation),
     )
     blessing = evaluator.outputs["blessing"]

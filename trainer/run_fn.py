@@ -841,6 +841,9 @@ def _adapter_header(run: _Run, trained: _Trained) -> dict[str, str]:
             num_views=run.latents.epoch_size,
             base_weights=base_weights,
             training_id=run.training_id,
+            buckets=None
+            if run.latents.trained_buckets is None
+            else {(b.width, b.height): b.views for b in run.latents.trained_buckets},
         ),
         **{key: value for key, value in made_by.items() if value},
     }

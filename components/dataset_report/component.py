@@ -14,6 +14,7 @@ from components.caption_example_gen.captions import TagShuffle
 from components.code_version import code_version
 from components.dataset_report import executor
 from components.dataset_report.reconstructions import AUTOENCODER
+from trainer.data.buckets import BucketLimits
 from trainer.weights.base_model import BaseModel
 
 
@@ -27,6 +28,8 @@ class DatasetReportSpec(component_spec.ComponentSpec):
         "autoencoder_hash": component_spec.ExecutionParameter(type=str),
         # A `TagShuffle` as JSON; without it, captions are trained on as they are.
         "tags": component_spec.ExecutionParameter(type=str, optional=True),
+        # `BucketLimits` as JSON; without it, pictures are brought to a square.
+        "buckets": component_spec.ExecutionParameter(type=str, optional=True),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
@@ -44,8 +47,9 @@ class DatasetReport(base_component.BaseComponent):
 
     Outputs:
       report: `components.DatasetReport` with `dataset.html`: what TFDV found of captions and
-        pictures, sample pictures, what the autoencoder makes of held-out ones, the captions that
-        are cut, anomalies and rejected rows. One file, which needs no network and no script.
+        pictures, the buckets that these are in, sample pictures, what the autoencoder makes of
+        held-out ones, the captions that are cut, anomalies and rejected rows. One file, which needs
+        no network and no script.
     """
 
     SPEC_CLASS = DatasetReportSpec
@@ -60,6 +64,7 @@ class DatasetReport(base_component.BaseComponent):
         rejects: types.BaseChannel,
         base_model: BaseModel,
         tags: TagShuffle | None = None,
+        buckets: BucketLimits | None = None,
     ) -> None:
         """Makes the component.
 
@@ -71,6 +76,8 @@ class DatasetReport(base_component.BaseComponent):
             rejects: The rows that CaptionExampleGen set aside.
             base_model: Whose autoencoder the pictures go through, in its size.
             tags: How captions are varied for training, as LatentGen has it; `None`: not at all.
+            buckets: Limits of the buckets that pictures are brought to, likewise; `None`: to a
+                square.
 
         Raises:
             WeightsError: A file of the weights is missing, or nobody says what its hash should be.
@@ -83,6 +90,7 @@ class DatasetReport(base_component.BaseComponent):
                 autoencoder_hash=base_model.hash(AUTOENCODER),
                 # Without variants, what they would be like is no part of the cache key.
                 tags=json.dumps(dataclasses.asdict(tags)) if tags and tags.variants else None,
+                buckets=json.dumps(dataclasses.asdict(buckets)) if buckets else None,
                 code_version=code_version(executor.__name__),
                 examples=examples,
                 statistics=statistics,

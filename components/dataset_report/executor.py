@@ -24,6 +24,7 @@ from components.caption_example_gen.captions import (
 )
 from components.caption_example_gen.groups_file import GROUPS_NAME, GroupedPicture, read_groups
 from components.caption_validator.anomalies import read_anomalies
+from components.dataset_report.buckets import BucketRow, bucket_rows
 from components.dataset_report.reconstructions import (
     AUTOENCODER,
     Reconstruction,
@@ -34,11 +35,13 @@ from components.dataset_report.samples import CutCaption, Sample, collect
 from components.dataset_report.statistics import (
     CAPTION_LENGTH,
     PICTURE_MEASURES,
+    PICTURE_MEASURES_IN_BUCKETS,
     TOKENS,
     Statistics,
 )
 from components.pages.page import render
 from components.tfrecords import read_shard
+from trainer.data.buckets import BucketLimits
 from trainer.presets import get_preset
 from trainer.text.tokenizer import MAX_LENGTH
 from trainer.weights.base_model import BaseModel
@@ -104,6 +107,8 @@ class Executor(base_executor.BaseExecutor):
         base_model.check_unchanged(exec_properties["autoencoder_hash"], AUTOENCODER)
 
         tags = TagShuffle(**json.loads(exec_properties.get("tags") or "{}"))
+        limits = exec_properties.get("buckets")
+        buckets = BucketLimits(**json.loads(limits)) if limits else None
         samples, cut = _from_examples(examples, statistics)
         reasons = rejected_reasons(rejects)
         shown = first_of_each_reason(_read_rejects(rejects), _MAX_REJECTS, list(reasons))
@@ -121,7 +126,8 @@ class Executor(base_executor.BaseExecutor):
             caption_length=(CAPTION_LENGTH, statistics.panels(CAPTION_LENGTH)),
             vocabularies=statistics.vocabularies(),
             picture_measures=[
-                (measure, statistics.panels(measure)) for measure in PICTURE_MEASURES
+                (measure, statistics.panels(measure))
+                for measure in (PICTURE_MEASURES_IN_BUCKETS if buckets else PICTURE_MEASURES)
             ],
             formats=statistics.formats(),
             pictures=statistics.pictures(),
@@ -131,7 +137,8 @@ class Executor(base_executor.BaseExecutor):
             truncated=examples.get_int_custom_property("captions_truncated"),
             max_length=MAX_LENGTH,
             samples=samples,
-            reconstructions=list(_reconstructions(base_model, examples)),
+            buckets=list(_buckets(examples, buckets)),
+            reconstructions=list(_reconstructions(base_model, examples, buckets)),
             image_size=base_model.image_size,
             cut=cut,
             tags=tags,
@@ -247,12 +254,22 @@ def _varied(
     return list(itertools.islice(several, _MAX_VARIED))
 
 
-def _reconstructions(base_model: BaseModel, examples: types.Artifact) -> Iterator[Reconstruction]:
+def _buckets(examples: types.Artifact, limits: BucketLimits | None) -> Iterator[BucketRow]:
+    if limits is None:
+        return iter(())
+    splits = artifact_utils.decode_split_names(examples.split_names)
+    return bucket_rows({split: _records(examples, split) for split in splits}, limits)
+
+
+def _reconstructions(
+    base_model: BaseModel, examples: types.Artifact, limits: BucketLimits | None
+) -> Iterator[Reconstruction]:
     held_out = _HELD_OUT in artifact_utils.decode_split_names(examples.split_names)
     if not held_out or base_model.folder is None:
         return iter(())
     number = num_pictures(base_model.image_size)
-    return reconstruct(base_model, itertools.islice(_records(examples, _HELD_OUT), number))
+    records = itertools.islice(_records(examples, _HELD_OUT), number)
+    return reconstruct(base_model, records, limits)
 
 
 def _records(examples: types.Artifact, split: str) -> Iterator[bytes]:

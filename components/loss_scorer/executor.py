@@ -40,6 +40,7 @@ from components.whole_elements import WholeElementsExecutor
 from storage.model_manifest import ModelManifest
 from storage.user_errors import UserError
 from trainer.diffusion.draws import num_draws
+from trainer.presets import ImageSize
 
 SPLIT = "eval"
 _TRAINED_ON = "train"
@@ -140,8 +141,10 @@ class Executor(WholeElementsExecutor):
         splits = [SPLIT, *([remembering.SPLIT] if remembers else [])]
         describe_examples(scores, splits, span=latents.span, version=latents.version)
         shards = list(_shards(latents, scores))
-        height, width, _ = base_model.latent_shape
-        batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_POSITIONS // (height * width)))
+        manifest = LatentsManifest.read(latents.uri)
+        sizes: list[ImageSize] = [bucket.size for bucket in manifest.buckets or ()] or [image_size]
+        positions = max(math.prod(preset.latent_shape(size)[:2]) for size in sizes)
+        batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_POSITIONS // positions))
         seed, num_samples = exec_properties["seed"], exec_properties["num_samples"]
         chosen_by = _chosen_by(latents.uri, [candidate, baseline.folder])
         trained_on = _trained_on(shards, candidate, baseline.folder)
@@ -175,11 +178,11 @@ class Executor(WholeElementsExecutor):
             num_draws=num_draws(len(held_out.ids), exec_properties["min_draws"]),
             sampled=chosen(held_out.ids, num_samples, seed) if num_samples else frozenset(),
             left_out=left_out,
+            in_buckets=manifest.buckets is not None,
         )
 
         planned = None
         if remembers:
-            manifest = LatentsManifest.read(latents.uri)
             judging = _judging(shards, left_out)
             planned = Remembering.planned(
                 _files(latents, _TRAINED_ON),

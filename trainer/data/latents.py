@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -151,11 +151,18 @@ def size_of(record: bytes, image_size: ImageSize) -> ImageSize:
         record: Serialized.
         image_size: What it is where the record says nothing.
     """
-    features = tf.train.Example.FromString(record).features.feature
-    if _SIZE not in features:
+    sides = latent_sides(tf.train.Example.FromString(record).features.feature)
+    if sides is None:
         return image_size
+    return sides[0] * LATENT_DOWNSAMPLING, sides[1] * LATENT_DOWNSAMPLING
+
+
+def latent_sides(features: Mapping[str, tf.train.Feature]) -> tuple[int, int] | None:
+    """Height and width of the latents in a record; `None` where all are squares."""
+    if _SIZE not in features:
+        return None
     height, width = features[_SIZE].int64_list.value
-    return height * LATENT_DOWNSAMPLING, width * LATENT_DOWNSAMPLING
+    return height, width
 
 
 def parse_latents(
