@@ -485,6 +485,23 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ),
         ("model: {flip: true}", ["model.flip = true", "auto, always, never"]),
         ("model: {crop: left}", ["model.crop = 'left'", "centre, random"]),
+        ("model: {buckets: 1}", ["model.buckets = 1", "true or false"]),
+        (
+            "model: {bucket_step: 64}",
+            ["model.bucket_step = 64", "model.buckets = false", "set that to true"],
+        ),
+        (
+            "model: {buckets: true, bucket_step: 48}",
+            ["model.bucket_step = 48", "preset 'tiny' takes", "multiples of 32"],
+        ),
+        (
+            "model: {buckets: true, bucket_min_side: 160, bucket_max_side: 96}",
+            ["model.bucket_max_side = 96", "at least the shortest side, 160"],
+        ),
+        (
+            "model: {buckets: true, bucket_max_pixels: 4000}",
+            ["bucket_max_pixels = 4000", "shortest side, 64, has 4,096 pixels"],
+        ),
         ("dataset: {max_pixels: 0}", ["dataset.max_pixels = 0", "at least 1"]),
         ("dataset: {max_aspect_ratio: 0.5}", ["max_aspect_ratio = 0.5", "at least 1"]),
         ("dataset: {near_duplicates: drop}", ["'drop'", "keep_together, keep_one, ignore"]),
