@@ -24,6 +24,7 @@ from pipeline.config import (
     resolve_dataset,
     save_config,
 )
+from pipeline.config.buckets import BUCKET_LIMITS
 from pipeline.config.schema import SECTIONS
 from pipeline.vertex.config import VertexConfig
 from trainer.presets import get_preset, preset_names
@@ -82,6 +83,9 @@ def test_every_value_is_set_after_resolution():
     # What the base weights do.
     for name in ("prediction", "zero_terminal_snr"):
         assert closed["model"].pop(name) is None
+    # Of buckets, the preset's and the square's, where there are any.
+    for name in ("step", "max_pixels", "min_side", "max_side"):
+        assert closed["model"].pop(f"bucket_{name}") is None
     # Only where it is asked for.
     assert closed["serving"].pop("checkpoint") is None
     # Twenty times a run, however long it is.
@@ -371,6 +375,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         for cls in (DatasetConfig, EvaluationConfig, VertexConfig)
         for field in dataclasses.fields(cls)
     } | {"prompts", "checkpoint", "evaluate_every_steps", "zero_terminal_snr"}
+    no_preset_decides |= {f"bucket_{name}" for name in BUCKET_LIMITS}
     for number, line in enumerate(lines):
         if re.match(r"  [a-z_]+:", line):
             assert lines[number - 1].startswith("  #"), f"{line} is not explained"
