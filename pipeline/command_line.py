@@ -75,6 +75,7 @@ RUN_FLAGS: Flags = {
         (("model.crop",), "--crop", "part of a picture that is kept: centre or random"),
         (("word.token",), "--word", "new word to learn, such as <creature>, and nothing else"),
         (("word.initial",), "--initial-word", "word that the new word begins as, such as animal"),
+        (("model.buckets",), "--buckets", "whether pictures keep their shape, true or false"),
     ),
     "training": (
         (("training.steps",), "--steps", "optimizer steps"),

@@ -145,7 +145,10 @@ def in_words(size: int) -> str:
 
 def _latent_bytes(config: RunConfig, preset: Preset) -> int:
     """Of a picture: mean and log-variance of its latent, of its mirror image's too, and context."""
-    latent = 2 * math.prod(preset.latent_shape(config.model.image_size))
+    model = config.model
+    latent = 2 * math.prod(preset.latent_shape(model.image_size))
+    if model.bucket_max_pixels is not None:
+        latent = math.ceil(latent * model.bucket_max_pixels / model.image_size**2)
     mirrored = 1 if config.model.flip == "never" else 2
     context = preset.text_encoder.max_length * preset.text_encoder.width
     context *= max(1, config.dataset.tag_shuffle)

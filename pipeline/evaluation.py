@@ -36,6 +36,7 @@ from components.loss_scorer.remembering import NEARNESS, NEARNESS_HELD_OUT
 from components.loss_scorer.remembering import SPLIT as REMEMBERING
 from components.loss_scorer.scorer import (
     CAPTION_BUCKET,
+    PICTURE_SIZE,
     STRATUM,
     TEXT_PART,
     TRAINING_LOSSES,
@@ -49,15 +50,18 @@ from pipeline.config import EvaluationConfig, PriorConfig
 _METRICS_MODULE = "components.evaluator.metrics"
 
 
-def eval_config(evaluation: EvaluationConfig, prior: PriorConfig | None = None) -> tfma.EvalConfig:
+def eval_config(
+    evaluation: EvaluationConfig, prior: PriorConfig | None = None, *, in_buckets: bool = False
+) -> tfma.EvalConfig:
     """What the Evaluator computes, and when it blesses.
 
-    Metrics, over all rows, for each stratum of timesteps and for each length of captions: the
-    number of rows (`example_count`); with their 95 % intervals the mean losses of the candidate
-    (`loss`) and of what it was compared with (`loss_baseline`), and the mean of the paired
-    differences (`loss_delta`); the upper end of the latter's interval (`loss_delta_upper`), also
-    as a fraction of the mean of `loss_baseline` (`loss_increase_upper`); and, where pictures are
-    drawn, their measures (`components.measures`).
+    Metrics, over all rows, for each stratum of timesteps, for each length of captions and, where
+    pictures are of several sizes (`in_buckets`), for each of these: the number of rows
+    (`example_count`); with their 95 % intervals the mean losses of the candidate (`loss`) and of
+    what it was compared with (`loss_baseline`), and the mean of the paired differences
+    (`loss_delta`); the upper end of the latter's interval (`loss_delta_upper`), also as a fraction
+    of the mean of `loss_baseline` (`loss_increase_upper`); and, where pictures are drawn, their
+    measures (`components.measures`).
 
     Two more are there for their thresholds: whether the loss is surely lower (`surely_lower`: 1
     yes, 0 cannot be told, -1 surely not), over all rows at least 0 where `when_unsure` is `push`
@@ -78,6 +82,7 @@ def eval_config(evaluation: EvaluationConfig, prior: PriorConfig | None = None) 
     """
     baseline = "loss_baseline"
     looks = evaluation.num_strata + 1
+    sliced_by = (STRATUM, CAPTION_BUCKET, *([PICTURE_SIZE] if in_buckets else []))
     metrics = [
         # TFMA's own would count the rows of training pictures, too.
         _metric("RowCount", feature="loss", name="example_count"),
@@ -136,7 +141,7 @@ def eval_config(evaluation: EvaluationConfig, prior: PriorConfig | None = None) 
                 model_type="materialized_prediction",
             )
         ],
-        slicing_specs=[tfma.SlicingSpec(), *map(_every, (STRATUM, CAPTION_BUCKET))],
+        slicing_specs=[tfma.SlicingSpec(), *map(_every, sliced_by)],
         metrics_specs=[tfma.MetricsSpec(metrics=metrics)],
         # TFMA's own intervals stay off; `components.evaluator.metrics` says why.
         options={"include_default_metrics": {"value": False}},

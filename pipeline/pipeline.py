@@ -31,6 +31,7 @@ from components.statistics_gen import StatisticsGen
 from pipeline.baseline import MODEL, LatestBlessedBeforeCandidate
 from pipeline.class_pictures import class_steps
 from pipeline.config import DatasetConfig, RunConfig
+from pipeline.config.buckets import bucket_limits
 from pipeline.config.words import word_captions
 from pipeline.evaluation import baseline_node, eval_config, splits
 from pipeline.starting import Start
@@ -90,6 +91,7 @@ def create_pipeline(
         enable_cache: Whether steps may be taken from former runs.
     """
     dataset, model = config.dataset, config.model
+    limits = bucket_limits(model, base_model.preset)
     open_parameters: Mapping[str, Any] = runtime_parameters or {}
     words = word_captions(config.word)
     example_gen = _example_gen(
@@ -141,6 +143,7 @@ def create_pipeline(
         base_model=base_model,
         tags=tags,
         word_captions=words,
+        buckets=limits,
     )
     latent_gen = LatentGen(
         examples=examples,
@@ -148,6 +151,7 @@ def create_pipeline(
         flip=model.flip,
         crop=model.crop,
         crop_seed=dataset.seed,
+        buckets=limits,
         tags=tags,
         latents_index=latents_index if model.take_over_latents else "",
         word_captions=words,
@@ -216,7 +220,7 @@ def create_pipeline(
         examples=scores,
         model=candidate,
         baseline_model=baseline_model,
-        eval_config=eval_config(config.evaluation, config.prior),
+        eval_config=eval_config(config.evaluation, config.prior, in_buckets=limits is not None),
         splits=splits(config.evaluation, config.prior),
     )
     blessing = evaluator.outputs["blessing"]

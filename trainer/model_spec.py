@@ -123,6 +123,7 @@ def adapter_keys(
     num_views: int,
     base_weights: str,
     training_id: str,
+    buckets: Mapping[tuple[int, int], int] | None = None,
 ) -> dict[str, str]:
     """The `ss_*` keys that tools show of adapters.
 
@@ -134,8 +135,14 @@ def adapter_keys(
         num_views: How many an epoch saw, each as often as it was repeated.
         base_weights: What they are called that the adapters were trained on.
         training_id: Names the training.
+        buckets: Widths and heights of the pictures, with how many an epoch saw; `None` where all
+            are squares.
     """
-    buckets = {"0": {"resolution": [image_size, image_size], "count": num_views}}
+    views = {(image_size, image_size): num_views} if buckets is None else buckets
+    of_sizes = {
+        str(place): {"resolution": [*size], "count": count}
+        for place, (size, count) in enumerate(views.items())
+    }
     text_encoder_rate = training["learning_rate"] if training["train_text_encoder"] else None
     of_velocity = preset.prediction == "v_prediction"
     content = {
@@ -147,8 +154,8 @@ def adapter_keys(
         "network_dim": training["lora_rank"],
         "network_alpha": training["lora_alpha"] or training["lora_rank"],
         "resolution": (image_size, image_size),
-        "enable_bucket": False,
-        "bucket_info": json.dumps({"buckets": buckets}),
+        "enable_bucket": buckets is not None,
+        "bucket_info": json.dumps({"buckets": of_sizes}),
         "num_train_images": num_views,
         "num_reg_images": 0,
         "dataset_dirs": json.dumps(

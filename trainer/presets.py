@@ -35,6 +35,9 @@ Prediction = Literal["epsilon", "v_prediction"]
 Activation = Literal["quick_gelu", "gelu"]
 """What lies between the two layers of a text transformer's perceptrons, by diffusers' names."""
 
+ImageSize = int | tuple[int, int]
+"""Of a picture in pixels: the side of a square, or height and width."""
+
 LATENT_CHANNELS = 4
 """Channels of a latent."""
 
@@ -252,10 +255,10 @@ class Preset:
                 f"positive multiple of {multiple}, for example {nearest}"
             )
 
-    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """Height, width and channels of the latent of a square image of `image_size` pixels."""
-        side = image_size // LATENT_DOWNSAMPLING
-        return side, side, LATENT_CHANNELS
+    def latent_shape(self, image_size: ImageSize) -> tuple[int, int, int]:
+        """Height, width and channels of the latent of an image of `image_size`."""
+        height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+        return height // LATENT_DOWNSAMPLING, width // LATENT_DOWNSAMPLING, LATENT_CHANNELS
 
 
 _TINY = Preset(

@@ -537,7 +537,7 @@ def _prepare(
     )
     spec = batch_spec(
         base_model.preset,
-        base_model.image_size,
+        latents.largest,
         latents.flip,
         config.batch_size,
         latents.caption_variants,
@@ -686,6 +686,7 @@ def _train(run: _Run, until: int | None = None) -> _Trained:
             num_examples=run.latents.counts["train"],
             num_views=run.latents.views,
             caption_variants=run.latents.caption_variants,
+            buckets=run.latents.trained_buckets,
         )
         if run.prior is None:
             return own
@@ -980,6 +981,9 @@ def _adapter_header(run: _Run, trained: _Trained) -> dict[str, str]:
             num_views=run.latents.epoch_size,
             base_weights=base_weights,
             training_id=run.training_id,
+            buckets=None
+            if run.latents.trained_buckets is None
+            else {(b.width, b.height): b.views for b in run.latents.trained_buckets},
         ),
         **_made_by(run),
     }

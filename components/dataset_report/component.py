@@ -15,6 +15,7 @@ from components.caption_example_gen.word_captions import WordCaptions
 from components.code_version import code_version
 from components.dataset_report import executor
 from components.dataset_report.reconstructions import AUTOENCODER
+from trainer.data.buckets import BucketLimits
 from trainer.weights.base_model import BaseModel
 
 
@@ -30,6 +31,8 @@ class DatasetReportSpec(component_spec.ComponentSpec):
         "tags": component_spec.ExecutionParameter(type=str, optional=True),
         # A `WordCaptions` as JSON, likewise.
         "word_captions": component_spec.ExecutionParameter(type=str, optional=True),
+        # `BucketLimits` as JSON; without it, pictures are brought to a square.
+        "buckets": component_spec.ExecutionParameter(type=str, optional=True),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
@@ -50,8 +53,9 @@ class DatasetReport(base_component.BaseComponent):
 
     Outputs:
       report: `components.DatasetReport` with `dataset.html`: what TFDV found of captions and
-        pictures, sample pictures, what the autoencoder makes of held-out ones, the captions that
-        are cut, anomalies, drift and rejected rows. One file, which needs no network and no script.
+        pictures, the buckets that these are in, sample pictures, what the autoencoder makes of
+        held-out ones, the captions that are cut, anomalies, drift and rejected rows. One file,
+        which needs no network and no script.
     """
 
     SPEC_CLASS = DatasetReportSpec
@@ -67,6 +71,7 @@ class DatasetReport(base_component.BaseComponent):
         base_model: BaseModel,
         tags: TagShuffle | None = None,
         word_captions: WordCaptions | None = None,
+        buckets: BucketLimits | None = None,
         baseline_statistics: types.BaseChannel | None = None,
     ) -> None:
         """Makes the component.
@@ -80,6 +85,8 @@ class DatasetReport(base_component.BaseComponent):
             base_model: Whose autoencoder the pictures go through, in its size.
             tags: How captions are varied for training, as LatentGen has it; `None`: not at all.
             word_captions: Likewise, where a new word is learned.
+            buckets: Limits of the buckets that pictures are brought to, likewise; `None`: to a
+                square.
             baseline_statistics: What CaptionValidator compared the statistics with, if anything.
 
         Raises:
@@ -94,6 +101,7 @@ class DatasetReport(base_component.BaseComponent):
                 # Without variants, what they would be like is no part of the cache key.
                 tags=json.dumps(dataclasses.asdict(tags)) if tags and tags.variants else None,
                 word_captions=word_captions.to_json() if word_captions else None,
+                buckets=json.dumps(dataclasses.asdict(buckets)) if buckets else None,
                 code_version=code_version(executor.__name__),
                 examples=examples,
                 statistics=statistics,

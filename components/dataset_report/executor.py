@@ -26,6 +26,7 @@ from components.caption_example_gen.groups_file import GROUPS_NAME, GroupedPictu
 from components.caption_example_gen.word_captions import WordCaptions
 from components.caption_validator.anomalies import read_anomalies
 from components.caption_validator.drift import Drift
+from components.dataset_report.buckets import BucketRow, bucket_rows
 from components.dataset_report.drift import comparisons
 from components.dataset_report.reconstructions import (
     AUTOENCODER,
@@ -37,11 +38,13 @@ from components.dataset_report.samples import CutCaption, Sample, collect
 from components.dataset_report.statistics import (
     CAPTION_LENGTH,
     PICTURE_MEASURES,
+    PICTURE_MEASURES_IN_BUCKETS,
     TOKENS,
     Statistics,
 )
 from components.pages.page import render
 from components.tfrecords import read_shard
+from trainer.data.buckets import BucketLimits
 from trainer.presets import get_preset
 from trainer.text.new_word import NewWord
 from trainer.text.tokenizer import MAX_LENGTH
@@ -108,6 +111,8 @@ class Executor(base_executor.BaseExecutor):
         base_model.check_unchanged(exec_properties["autoencoder_hash"], AUTOENCODER)
 
         tags = TagShuffle(**json.loads(exec_properties.get("tags") or "{}"))
+        limits = exec_properties.get("buckets")
+        buckets = BucketLimits(**json.loads(limits)) if limits else None
         words = WordCaptions.of_json(exec_properties.get("word_captions"))
         samples, cut = _from_examples(examples, statistics, words.word if words else None)
         reasons = rejected_reasons(rejects)
@@ -133,7 +138,8 @@ class Executor(base_executor.BaseExecutor):
             caption_length=(CAPTION_LENGTH, statistics.panels(CAPTION_LENGTH)),
             vocabularies=statistics.vocabularies(),
             picture_measures=[
-                (measure, statistics.panels(measure)) for measure in PICTURE_MEASURES
+                (measure, statistics.panels(measure))
+                for measure in (PICTURE_MEASURES_IN_BUCKETS if buckets else PICTURE_MEASURES)
             ],
             formats=statistics.formats(),
             pictures=statistics.pictures(),
@@ -143,7 +149,8 @@ class Executor(base_executor.BaseExecutor):
             truncated=examples.get_int_custom_property("captions_truncated"),
             max_length=MAX_LENGTH,
             samples=samples,
-            reconstructions=list(_reconstructions(base_model, examples)),
+            buckets=list(_buckets(examples, buckets)),
+            reconstructions=list(_reconstructions(base_model, examples, buckets)),
             image_size=base_model.image_size,
             cut=cut,
             words=words,
@@ -263,12 +270,22 @@ def _varied(
     return list(itertools.islice(several, _MAX_VARIED))
 
 
-def _reconstructions(base_model: BaseModel, examples: types.Artifact) -> Iterator[Reconstruction]:
+def _buckets(examples: types.Artifact, limits: BucketLimits | None) -> Iterator[BucketRow]:
+    if limits is None:
+        return iter(())
+    splits = artifact_utils.decode_split_names(examples.split_names)
+    return bucket_rows({split: _records(examples, split) for split in splits}, limits)
+
+
+def _reconstructions(
+    base_model: BaseModel, examples: types.Artifact, limits: BucketLimits | None
+) -> Iterator[Reconstruction]:
     held_out = _HELD_OUT in artifact_utils.decode_split_names(examples.split_names)
     if not held_out or base_model.folder is None:
         return iter(())
     number = num_pictures(base_model.image_size)
-    return reconstruct(base_model, itertools.islice(_records(examples, _HELD_OUT), number))
+    records = itertools.islice(_records(examples, _HELD_OUT), number)
+    return reconstruct(base_model, records, limits)
 
 
 def _records(examples: types.Artifact, split: str) -> Iterator[bytes]:

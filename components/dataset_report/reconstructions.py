@@ -17,12 +17,14 @@ from trainer.presets import LATENT_SCALE
 if TYPE_CHECKING:
     import keras
 
+    from trainer.data.buckets import BucketLimits
     from trainer.weights.base_model import BaseModel
 
 AUTOENCODER = ("image_encoder", "decoder")
 """Its two halves."""
 
 _MAX_PICTURES = 6
+_SHOWN = 128
 # Beyond, a row takes minutes on a CPU.
 _MAX_PIXELS = 1 << 20
 
@@ -33,15 +35,17 @@ class Reconstruction:
 
     Attributes:
         caption: The whole caption.
-        original: The picture in the model's size, as a data URI.
+        original: The picture in the model's size, or its bucket's, as a data URI.
         restored: The same out of the mean of its latent.
         psnr: Peak signal-to-noise ratio in dB.
+        shown: Width and height that both are shown in, in pixels.
     """
 
     caption: str
     original: str
     restored: str
     psnr: float
+    shown: tuple[int, int]
 
 
 def num_pictures(image_size: int) -> int:
@@ -49,25 +53,36 @@ def num_pictures(image_size: int) -> int:
     return max(1, min(_MAX_PICTURES, _MAX_PIXELS // image_size**2))
 
 
-def reconstruct(base_model: BaseModel, records: Iterable[bytes]) -> Iterator[Reconstruction]:
+def reconstruct(
+    base_model: BaseModel, records: Iterable[bytes], limits: BucketLimits | None = None
+) -> Iterator[Reconstruction]:
     """Encodes and decodes pictures.
 
     Args:
         base_model: Its autoencoder is used, which fine-tuning leaves as it is.
         records: Serialized examples.
+        limits: Of the buckets that pictures are brought to; `None`: to a square.
     """
     encoder, decoder = map(base_model.build, AUTOENCODER)
     for record in records:
         feature = tf.train.Example.FromString(record).features.feature
         picture = decode_image(feature["image/encoded"].bytes_list.value[0])
-        original = resize_cover(picture, base_model.image_size)
+        size = base_model.image_size if limits is None else limits.bucket_of(*picture.size).size
+        original = resize_cover(picture, size)
         restored = _restored(encoder, decoder, original)
         yield Reconstruction(
             feature["caption"].bytes_list.value[0].decode("utf-8", "replace"),
             data_uri(Image.fromarray(original), "PNG"),
             data_uri(Image.fromarray(restored), "PNG"),
             psnr(original, restored),
+            _shown(original),
         )
+
+
+def _shown(picture: np.ndarray) -> tuple[int, int]:
+    height, width, _ = picture.shape
+    scale = _SHOWN / max(height, width)
+    return round(scale * width), round(scale * height)
 
 
 def psnr(original: np.ndarray, restored: np.ndarray) -> float:
@@ -77,8 +92,11 @@ def psnr(original: np.ndarray, restored: np.ndarray) -> float:
 
 
 def _restored(encoder: keras.Model, decoder: keras.Model, original: np.ndarray) -> np.ndarray:
+    # Imports Keras.
+    from trainer.networks.any_size import call_at_any_size
+
     moments = encoder(to_model_range(original)[None], training=False)
     mean, _ = tf.split(moments, 2, axis=-1)
-    pixels = decoder(LATENT_SCALE * mean, training=False)[0].numpy()
+    pixels = call_at_any_size(decoder, LATENT_SCALE * mean, training=False)[0].numpy()
     restored: np.ndarray = np.clip(np.round(127.5 * pixels + 127.5), 0, 255).astype(np.uint8)
     return restored

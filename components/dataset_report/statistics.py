@@ -66,6 +66,13 @@ PICTURE_MEASURES = (
     ),
     Measure("image/brightness", "Brightness", "", "Mean luma: 0 is black, 1 is white."),
 )
+PICTURE_MEASURES_IN_BUCKETS = tuple(
+    dataclasses.replace(measure, note="Width divided by height.")
+    if measure.feature == "image/aspect_ratio"
+    else measure
+    for measure in PICTURE_MEASURES
+)
+"""The same where pictures keep their shape."""
 
 
 @dataclasses.dataclass(frozen=True)

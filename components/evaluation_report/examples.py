@@ -14,6 +14,7 @@ import tensorflow as tf
 from components.loss_scorer.models import exported_decoder, exported_model
 from components.tfrecords import read_shard
 from trainer.diffusion.draws import NoiseDraw
+from trainer.presets import ImageSize
 from trainer.weights.base_model import BaseModel
 
 
@@ -90,24 +91,32 @@ def reconstruct(
         draws: The noise and the timestep for each of them.
     """
     # Import Keras.
-    from trainer.data.latents import parse_latents, sample_posterior
+    from trainer.data.latents import parse_latents, sample_posterior, size_of
 
     if not latents:
         return []
     preset = base_model.preset
     model, decode = exported_model(serving), exported_decoder(serving)
-    parsed = parse_latents(tf.constant(list(latents)), preset, base_model.image_size)
-    contexts = model.contexts(parsed["tokens"].numpy(), parsed["context"].numpy())
-    timesteps = np.array([drawn.timestep for drawn in draws], np.int32)
-    epsilon = np.stack([drawn.epsilon for drawn in draws])
-    noise = np.stack([drawn.posterior_noise for drawn in draws])
-    clean = sample_posterior(parsed["latent/mean"], parsed["latent/log_variance"], noise)
-    schedule = model.schedule
-    noisy = schedule.add_noise(clean, epsilon, timesteps)
-    predicted = model.predict(noisy, timesteps, contexts)
-    restored = schedule.clean_latent(noisy, predicted, schedule.alpha_bar(timesteps))
-    pictures = [decode(tf.cast(latent, tf.float32)).numpy() for latent in (noisy, restored)]
-    return [Reconstruction(int(t), *pair) for t, *pair in zip(timesteps, *pictures, strict=True)]
+    found: dict[int, Reconstruction] = {}
+    places: dict[ImageSize, list[int]] = {}
+    for place, record in enumerate(latents):
+        places.setdefault(size_of(record, base_model.image_size), []).append(place)
+    for size, alike in places.items():
+        records, drawn = [latents[place] for place in alike], [draws[place] for place in alike]
+        parsed = parse_latents(tf.constant(records), preset, size)
+        contexts = model.contexts(parsed["tokens"].numpy(), parsed["context"].numpy())
+        timesteps = np.array([one.timestep for one in drawn], np.int32)
+        epsilon = np.stack([one.epsilon for one in drawn])
+        noise = np.stack([one.posterior_noise for one in drawn])
+        clean = sample_posterior(parsed["latent/mean"], parsed["latent/log_variance"], noise)
+        schedule = model.schedule
+        noisy = schedule.add_noise(clean, epsilon, timesteps)
+        predicted = model.predict(noisy, timesteps, contexts)
+        restored = schedule.clean_latent(noisy, predicted, schedule.alpha_bar(timesteps))
+        pictures = [decode(tf.cast(latent, tf.float32)).numpy() for latent in (noisy, restored)]
+        for place, timestep, *pair in zip(alike, timesteps, *pictures, strict=True):
+            found[place] = Reconstruction(int(timestep), *pair)
+    return [found[place] for place in range(len(latents))]
 
 
 def _by_example(files: Sequence[str]) -> Iterator[Scored]:

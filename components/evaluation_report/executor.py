@@ -30,7 +30,7 @@ from components.evaluation_report.thresholds import Threshold, thresholds
 from components.evaluator.executor import REASONS
 from components.evaluator.results import ALL, Metric, Metrics, Slice, of_feature, read_metrics
 from components.loss_scorer.executor import BASE_WEIGHTS_LABEL
-from components.loss_scorer.scorer import CAPTION_BUCKET, STRATUM
+from components.loss_scorer.scorer import CAPTION_BUCKET, PICTURE_SIZE, STRATUM
 from components.measures import MEASURES
 from components.measures.class_distance import CLASS_CAPTION, CLASS_DISTANCE, NUM_CLASS_PICTURES
 from components.pages import RELEASE_PLACE
@@ -306,6 +306,7 @@ def _origin(dataset: types.Artifact, latents: types.Artifact, run: str | None) -
 
 
 def _summary(found: _Findings) -> bytes:
+    by_size = _by(found.metrics, PICTURE_SIZE, "pixels")
     summary = {
         **{name: metric.value for name, metric in found.total.items()},
         "loss": found.loss.value,
@@ -326,6 +327,7 @@ def _summary(found: _Findings) -> bytes:
         **({"remembered": found.remembered.summary()} if found.remembered else {}),
         "by_timestep": _by(found.metrics, STRATUM, "timesteps"),
         "by_caption_length": _by(found.metrics, CAPTION_BUCKET, "tokens"),
+        **({"by_picture_size": by_size} if by_size else {}),
         "model": found.model,
         "preset": found.manifest.preset,
         "image_size": found.manifest.image_size,
@@ -388,6 +390,7 @@ def _page(
         prompts=[_as_sources(prompt) for prompt in prompts],
         strata=strata,
         lengths=of_feature(found.metrics, CAPTION_BUCKET),
+        sizes=_by_shape(of_feature(found.metrics, PICTURE_SIZE)),
         charts=_charts(strata),
         curve=charts.curve(
             [record["step"] for record in found.history],
@@ -410,6 +413,16 @@ def _page(
         finite=math.isfinite,
     )
     return page.encode()
+
+
+def _by_shape(sizes: Mapping[str, Metrics]) -> dict[str, Metrics]:
+    """From the tallest to the widest."""
+
+    def aspect(name: str) -> float:
+        width, height = map(int, name.split(" x "))
+        return width / height
+
+    return {name: sizes[name] for name in sorted(sizes, key=aspect)}
 
 
 def _facts(manifest: ModelManifest) -> dict[str, Any]:
@@ -543,6 +556,7 @@ def _extremes(
 ) -> tuple[list[_Shown], list[_Shown]]:
     # Imports Keras.
     from storage import images
+    from trainer.data.latents import size_of
     from trainer.presets import get_preset
     from trainer.weights.base_model import BaseModel
 
@@ -558,9 +572,11 @@ def _extremes(
         examples.records_of(_files(artifact_utils.get_single_instance(input_dict[name])), ids)
         for name in ("examples", "latents")
     )
+    preset, size = base_model.preset, base_model.image_size
+    shapes = [preset.latent_shape(size_of(latents[name], size)) for name in scored]
     draws = [
-        draw_noise(name, num_strata // 2, num_strata, seed, base_model.latent_shape)
-        for name in scored
+        draw_noise(name, num_strata // 2, num_strata, seed, shape)
+        for name, shape in zip(scored, shapes, strict=True)
     ]
     restored = examples.reconstruct(
         found.serving, base_model, [latents[name] for name in scored], draws

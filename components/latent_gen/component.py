@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 from tfx import types
 from tfx.dsl.components.base import base_beam_component, executor_spec
 from tfx.types import channel_utils, component_spec, standard_artifacts
@@ -11,6 +14,7 @@ from components.caption_example_gen.word_captions import WordCaptions
 from components.code_version import code_version
 from components.latent_gen import executor
 from components.latent_gen.encoding import CROP_CENTRE, CROP_RANDOM, CROPS
+from trainer.data.buckets import BucketLimits
 from trainer.presets import ENCODERS
 from trainer.weights.base_model import BaseModel
 
@@ -26,6 +30,8 @@ class LatentGenSpec(component_spec.ComponentSpec):
         "flip": component_spec.ExecutionParameter(type=str),
         "crop": component_spec.ExecutionParameter(type=str),
         "crop_seed": component_spec.ExecutionParameter(type=int),
+        # `BucketLimits` as JSON; without it, pictures are brought to a square.
+        "buckets": component_spec.ExecutionParameter(type=str, optional=True),
         "tag_variants": component_spec.ExecutionParameter(type=int),
         "tag_keep": component_spec.ExecutionParameter(type=int),
         "tag_dropout": component_spec.ExecutionParameter(type=float),
@@ -47,7 +53,8 @@ class LatentGen(base_beam_component.BaseBeamComponent):
         records as `trainer.data.latents.make_latent_example` makes them, and `manifest.json`
         (`trainer.data.latents.LatentsManifest`); `choosing.json`, the ids of the held-out examples
         that choose a model, where one is to be chosen. Custom properties: `preset`, `image_size`,
-        `flip`, `encoders_hash`, and `num_<split>` for every split; and of all these records,
+        `flip`, `encoders_hash`, `num_<split>` for every split, and `buckets`, how many, where there
+        are any; and of all these records,
         `pictures_taken_over` from former runs, `pictures_encoded`, `captions_taken_over` and
         `captions_encoded`.
 
@@ -64,6 +71,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
         flip: str = executor.FLIP_AUTO,
         crop: str = CROP_CENTRE,
         crop_seed: int = 0,
+        buckets: BucketLimits | None = None,
         tags: TagShuffle | None = None,
         latents_index: str = "",
         word_captions: WordCaptions | None = None,
@@ -75,9 +83,11 @@ class LatentGen(base_beam_component.BaseBeamComponent):
             base_model: Whose encoders are used; pictures are scaled and cropped to its size.
             flip: Whether to encode every picture's mirror image, too: `always`, `never`, or
                 `auto`, which does it unless a caption says left or right.
-            crop: Which part of a picture that is not square is kept: its `centre`, or a `random`
-                one, always the same for the same picture, caption and seed.
+            crop: Which part of a picture of another shape is kept: its `centre`, or a `random` one,
+                always the same for the same picture, caption and seed.
             crop_seed: Decides which.
+            buckets: Limits of the sizes that pictures are brought to, each to the one that is
+                nearest to its shape; `None`: to squares of the base model's size.
             tags: How captions of the train split are varied; `None`: they are used as they are.
             latents_index: Folder of the index of what former runs encoded, directly below the one
                 that all runs write to; what they encoded of unchanged pictures is taken over. "":
@@ -110,6 +120,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
                 flip=flip,
                 crop=crop,
                 crop_seed=crop_seed if crop == CROP_RANDOM else 0,
+                buckets=json.dumps(dataclasses.asdict(buckets)) if buckets else None,
                 tag_variants=tags.variants,
                 tag_keep=tags.keep,
                 tag_dropout=float(tags.dropout),

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,10 +76,6 @@ class Encoders:
         def moments(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return tuple(tf.split(image_encoder(images, training=False), 2, axis=-1))
 
-        @tf.function(
-            input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.float32)],
-            autograph=False,
-        )
         def encode_pictures(images: tf.Tensor) -> dict[str, tf.Tensor]:
             mean, log_variance = moments(images)
             encoded = {"mean": mean, "log_variance": log_variance}
@@ -92,11 +88,20 @@ class Encoders:
         def encode_captions(tokens: tf.Tensor) -> tf.Tensor:
             return text_encoder(tokens, training=False)
 
-        self._encode_pictures, self._encode_captions = encode_pictures, encode_captions
+        @functools.cache
+        def encode_pictures_of(height: int, width: int) -> Callable[..., dict[str, tf.Tensor]]:
+            signature = [tf.TensorSpec([None, height, width, 3], tf.float32)]
+            traced: Callable[..., dict[str, tf.Tensor]] = tf.function(
+                encode_pictures, input_signature=signature, autograph=False
+            )
+            return traced
+
+        self._encode_pictures_of, self._encode_captions = encode_pictures_of, encode_captions
 
     def pictures(self, images: Sequence[np.ndarray]) -> Moments:
-        """Encodes pictures, at most `batch_size` of them: float32 [H, W, 3] in [-1, 1]."""
-        encoded = self._encode_pictures(self._filled_up(images))
+        """Encodes pictures of one size, `batch_size` at most: float32 [H, W, 3] in [-1, 1]."""
+        height, width, _ = images[0].shape
+        encoded = self._encode_pictures_of(height, width)(self._filled_up(images))
         return Moments(**{name: t.numpy()[: len(images)] for name, t in encoded.items()})
 
     def captions(self, tokens: Sequence[np.ndarray]) -> np.ndarray:

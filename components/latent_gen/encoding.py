@@ -24,6 +24,7 @@ from components.latent_gen.index import IndexedRecord, IndexedShard, picture_key
 from components.tfrecords import read_shard, write_shard
 from storage import filesystem, images
 from storage.user_errors import UserError
+from trainer.data.buckets import Bucket, BucketLimits
 from trainer.data.latents import make_latent_example
 from trainer.text.new_word import FIRST_NEW_ID, NewWord
 from trainer.text.tokenizer import tokenize
@@ -36,6 +37,9 @@ HELD_OUT, TRAINED_ON = "eval", "train"
 
 VIEWS = "views"
 """What is counted beside the splits: what an epoch sees of examples that are trained on."""
+
+# Of what is encoded at once; how many examples may wait for one before them.
+_MOST_WAITING = 16
 
 PICTURES, CAPTIONS = "pictures", "captions"
 PICTURES_TAKEN, CAPTIONS_TAKEN = f"{PICTURES}_taken_over", f"{CAPTIONS}_taken_over"
@@ -73,6 +77,7 @@ class Way:
         tags: How captions that are trained on are varied.
         template: What they were put into.
         words: How they are varied where a new word is learned; `None` where none is.
+        limits: Of the buckets that pictures are brought to; `None`: to a square.
     """
 
     base_model: BaseModel
@@ -82,11 +87,16 @@ class Way:
     tags: TagShuffle
     template: CaptionTemplate
     words: WordCaptions | None = None
+    limits: BucketLimits | None = None
 
     @property
     def word(self) -> NewWord | None:
         """The new word; `None` where none is learned."""
         return self.words.word if self.words else None
+
+    def bucket(self, width: int, height: int) -> Bucket | None:
+        """What a picture of a width and height is brought to; `None`: to a square."""
+        return None if self.limits is None else self.limits.bucket_of(width, height)
 
     def position(self, example_id: str) -> tuple[float, float]:
         """Of the part of a picture that is kept."""
@@ -105,6 +115,11 @@ class Way:
         return self.tags.of(caption, example_id, self.template)
 
 
+def in_bucket(bucket: Bucket, what: str) -> str:
+    """What examples of a split, or `VIEWS`, in a bucket are counted as."""
+    return f"{bucket.name}/{what}"
+
+
 @dataclasses.dataclass
 class _Item:
     """An example on its way. Contexts and moments are `None` as long as they are not encoded."""
@@ -113,6 +128,7 @@ class _Item:
     caption: str
     repeats: int | None
     picture: str
+    bucket: Bucket | None
     tokens: np.ndarray
     context: np.ndarray | None = None
     moments: Moments | None = None
@@ -173,7 +189,13 @@ class EncodeShard(beam.DoFn):
         held_out, at_once = shard.split == HELD_OUT, self._encoders.batch_size
         waiting: collections.deque[_Item] = collections.deque()
         captions: list[_Item] = []
-        pictures: list[tuple[_Item, np.ndarray]] = []
+        pictures: dict[Bucket | None, list[tuple[_Item, np.ndarray]]] = {}
+
+        def encode_pictures(bucket: Bucket | None) -> None:
+            alike = pictures.pop(bucket)
+            moments = self._encoders.pictures([image for _, image in alike])
+            for row, (item, _) in enumerate(alike):
+                item.moments = moments.of(row)
 
         def encode(least: int) -> None:
             if len(captions) >= least:
@@ -185,11 +207,11 @@ class EncodeShard(beam.DoFn):
                 for item, context in zip(captions, contexts, strict=True):
                     item.context = context
                 captions.clear()
-            if len(pictures) >= least:
-                moments = self._encoders.pictures([image for _, image in pictures])
-                for row, (item, _) in enumerate(pictures):
-                    item.moments = moments.of(row)
-                pictures.clear()
+            for bucket in [key for key, alike in pictures.items() if len(alike) >= least]:
+                encode_pictures(bucket)
+            # The first is of a bucket with few pictures, and keeps all behind it in memory.
+            if len(waiting) > _MOST_WAITING * at_once and waiting[0].moments is None:
+                encode_pictures(waiting[0].bucket)
 
         def done() -> Iterator[bytes]:
             while waiting and waiting[0].context is not None and waiting[0].moments is not None:
@@ -206,11 +228,16 @@ class EncodeShard(beam.DoFn):
             counts[PICTURES_TAKEN] += item.moments is not None
             if shard.split == TRAINED_ON:
                 counts[VIEWS] += item.repeats or 1
+            if item.bucket is not None:
+                counts[in_bucket(item.bucket, shard.split)] += 1
+                if shard.split == TRAINED_ON:
+                    counts[in_bucket(item.bucket, VIEWS)] += item.repeats or 1
             waiting.append(item)
             if item.context is None:
                 captions.append(item)
             if item.moments is None:
-                pictures.append((item, self._image(_bytes_of(features, "image/encoded"), item.id)))
+                image = self._image(_bytes_of(features, "image/encoded"), item)
+                pictures.setdefault(item.bucket, []).append((item, image))
             encode(at_once)
             yield from done()
         encode(1)
@@ -226,6 +253,9 @@ class EncodeShard(beam.DoFn):
             # What is held out is scored once.
             repeats=None if held_out else _repeats_of(features),
             picture=picture_key(sha256, way.position(example_id)),
+            bucket=way.bucket(*(_int_of(features, f"image/{side}") for side in ("width", "height")))
+            if way.limits
+            else None,
             tokens=tokenize(
                 way.captions(caption, example_id, held_out),
                 text.max_length,
@@ -252,20 +282,18 @@ class EncodeShard(beam.DoFn):
         if is_known and np.array_equal(features["tokens"].int64_list.value, item.tokens.ravel()):
             item.context = _halves(features, "context")
 
-    def _image(self, encoded: bytes, example_id: str) -> np.ndarray:
+    def _image(self, encoded: bytes, item: _Item) -> np.ndarray:
         try:
             # CaptionExampleGen has judged the size.
             image = images.decode_image(encoded, max_pixels=sys.maxsize)
         except images.ImageError as error:
             raise UserError(
-                f"example {example_id} cannot be encoded: {error}. Its file has changed since "
+                f"example {item.id} cannot be encoded: {error}. Its file has changed since "
                 "CaptionExampleGen wrote it: remove that step's folder below artifacts, and start "
                 "the run again"
             ) from error
-        size = self._way.base_model.image_size
-        return images.to_model_range(
-            images.resize_cover(image, size, self._way.position(example_id))
-        )
+        size = self._way.base_model.image_size if item.bucket is None else item.bucket.size
+        return images.to_model_range(images.resize_cover(image, size, self._way.position(item.id)))
 
 
 def read_indexed(folder: str, shard: Shard) -> IndexedShard:
@@ -288,6 +316,7 @@ def _serialized(item: _Item, held_out: bool) -> bytes:
         **item.moments.arrays(),
         caption=item.caption if held_out else None,
         repeats=item.repeats,
+        size=None if item.bucket is None else item.bucket.size,
     ).SerializeToString(deterministic=True)
     return serialized
 
@@ -298,6 +327,11 @@ def _halves(features: Any, name: str) -> np.ndarray:
 
 def _bytes_of(features: Any, name: str) -> bytes:
     value: bytes = features[name].bytes_list.value[0]
+    return value
+
+
+def _int_of(features: Any, name: str) -> int:
+    value: int = features[name].int64_list.value[0]
     return value
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -45,6 +46,7 @@ from components.latent_gen.encoding import (
     EncodeShard,
     Shard,
     Way,
+    in_bucket,
     read_indexed,
 )
 from components.latent_gen.former_records import DAMAGED, FormerShard, PutAside
@@ -54,6 +56,7 @@ from components.tfrecords import describe_examples, shard_name
 from components.whole_elements import WholeElementsExecutor
 from storage import filesystem, row_index
 from storage.user_errors import UserError
+from trainer.data.buckets import BucketCounts, BucketLimits
 
 FLIPS = FLIP_AUTO, FLIP_ALWAYS, FLIP_NEVER = "auto", "always", "never"
 
@@ -111,6 +114,7 @@ class Executor(WholeElementsExecutor):
         shards = [shard for split in splits for shard in _shards(examples, latents, split)]
         rows_uri = os.path.join(examples.uri, row_index.FOLDER_NAME)
         words = WordCaptions.of_json(exec_properties.get("word_captions"))
+        limits = exec_properties.get("buckets")
         way = Way(
             base_model,
             flip,
@@ -119,6 +123,7 @@ class Executor(WholeElementsExecutor):
             tags,
             template,
             words,
+            BucketLimits(**json.loads(limits)) if limits else None,
         )
         index_folder = exec_properties["latents_index"]
         index = LatentsIndex(index_folder, _facts(exec_properties, way)) if index_folder else None
@@ -144,6 +149,7 @@ class Executor(WholeElementsExecutor):
             caption_variants=max(1, tags.variants, words.variants if words else 0),
             pictures=len({row.picture for row in rows}) or None,
             word=dataclasses.asdict(words.word) if words else {},
+            buckets=None if way.limits is None else list(_filled(way.limits, counts, splits)),
         )
         manifest.write(latents.uri)
         write_counts(latents.uri, count_captions(row.caption for row in rows))
@@ -153,6 +159,8 @@ class Executor(WholeElementsExecutor):
         latents.set_int_custom_property("image_size", image_size)
         latents.set_int_custom_property("flip", int(flip))
         latents.set_string_custom_property("encoders_hash", encoders_hash)
+        if manifest.buckets is not None:
+            latents.set_int_custom_property("buckets", len(manifest.buckets))
         for split, count in manifest.counts.items():
             latents.set_int_custom_property(f"num_{split}", count)
         if manifest.views is not None:
@@ -166,7 +174,18 @@ class Executor(WholeElementsExecutor):
         for what, name in ((PICTURES, PICTURES_TAKEN), (CAPTIONS, CAPTIONS_TAKEN)):
             latents.set_int_custom_property(name, counts[name])
             latents.set_int_custom_property(f"{what}_encoded", total - counts[name])
-        _tell(counts, total, image_size, flip)
+        _tell(counts, total, image_size, flip, manifest.buckets)
+
+
+def _filled(
+    limits: BucketLimits, counts: Mapping[str, int], splits: Sequence[str]
+) -> Iterator[BucketCounts]:
+    """The buckets that pictures are in."""
+    for bucket in limits.buckets:
+        of_splits = {split: counts.get(in_bucket(bucket, split), 0) for split in splits}
+        if any(of_splits.values()):
+            views = counts.get(in_bucket(bucket, VIEWS), 0)
+            yield BucketCounts(bucket.width, bucket.height, of_splits, views)
 
 
 def _flips(flip: str, examples: types.Artifact) -> bool:
@@ -210,6 +229,7 @@ def _facts(exec_properties: Mapping[str, Any], way: Way) -> dict[str, object]:
         **{name: exec_properties[name] for name in names},
         "numerics": way.base_model.preset.numerics,
         "flip": way.flip,
+        **({"buckets": dataclasses.asdict(way.limits)} if way.limits else {}),
         "versions": versions,
         "machine": platform.machine(),
     }
@@ -267,16 +287,29 @@ def _build(
     ([encoded, *counts] | "AllCounts" >> beam.Flatten() | "WriteCounts" >> WriteCounts(counts_path))
 
 
-def _tell(counts: Mapping[str, int], total: int, image_size: int, flip: bool) -> None:
+def _tell(
+    counts: Mapping[str, int],
+    total: int,
+    image_size: int,
+    flip: bool,
+    buckets: Sequence[BucketCounts] | None,
+) -> None:
     pictures, captions = (total - counts[name] for name in (PICTURES_TAKEN, CAPTIONS_TAKEN))
     what = f"{pictures:,} pictures and {captions:,} captions"
+    square, at = f"{image_size} x {image_size}", len(buckets or ())
     logger.info(
-        "Encoded %s at %d x %d pixels%s.",
+        "Encoded %s at %s pixels%s.",
         f"{pictures:,} pictures and captions" if pictures == captions else what,
-        image_size,
-        image_size,
+        square if buckets is None else f"{at} sizes, of about {square}",
         ", and the pictures' mirror images" if flip else "",
     )
+    unheard = [b.name for b in buckets or () if b.views and not b.counts.get(HELD_OUT)]
+    if unheard:
+        logger.warning(
+            "No picture of %s pixels is held out, so nothing says how well a model draws there: "
+            "dataset.eval_fraction holds out more, model.bucket_step makes fewer sizes.",
+            ", ".join(unheard),
+        )
     if counts[PICTURES_TAKEN]:
         logger.info(
             "What former runs encoded of %s unchanged pictures is taken over.",

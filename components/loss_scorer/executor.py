@@ -41,6 +41,7 @@ from components.whole_elements import WholeElementsExecutor
 from storage.model_manifest import ModelManifest
 from storage.user_errors import UserError
 from trainer.diffusion.draws import num_draws
+from trainer.presets import ImageSize
 
 SPLIT = "eval"
 CLASS_SPLIT = "class"
@@ -149,8 +150,10 @@ class Executor(WholeElementsExecutor):
         ]
         describe_examples(scores, splits, span=latents.span, version=latents.version)
         shards = list(_shards(latents, scores))
-        height, width, _ = base_model.latent_shape
-        batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_POSITIONS // (height * width)))
+        manifest = LatentsManifest.read(latents.uri)
+        sizes: list[ImageSize] = [bucket.size for bucket in manifest.buckets or ()] or [image_size]
+        positions = max(math.prod(preset.latent_shape(size)[:2]) for size in sizes)
+        batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_POSITIONS // positions))
         seed, num_samples = exec_properties["seed"], exec_properties["num_samples"]
         chosen_by = _chosen_by(latents.uri, [candidate, baseline.folder])
         trained_on = _trained_on(shards, candidate, baseline.folder)
@@ -187,11 +190,11 @@ class Executor(WholeElementsExecutor):
             left_out=left_out,
             class_caption=exec_properties.get("class_caption", ""),
             class_pictures=num_class_pictures,
+            in_buckets=manifest.buckets is not None,
         )
 
         planned = None
         if remembers:
-            manifest = LatentsManifest.read(latents.uri)
             judging = _judging(shards, left_out)
             planned = Remembering.planned(
                 _files(latents, _TRAINED_ON),

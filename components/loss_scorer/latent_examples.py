@@ -38,15 +38,27 @@ def read_examples(
 ) -> Iterator[LatentExample]:
     """Parses records, a few at a time; of several variants of a caption, the first counts."""
     # Imports Keras.
-    from trainer.data.latents import parse_latents
+    from trainer.data.latents import parse_latents, size_of
 
     records = iter(serialized)
     while some := list(itertools.islice(records, _AT_A_TIME)):
-        parsed = parse_latents(
-            tf.constant(some), preset, image_size, caption_variants=caption_variants
-        )
-        if caption_variants > 1:
-            parsed |= {name: parsed[name][:, 0] for name in ("tokens", "context")}
-        names = ("id", "tokens", "context", "latent/mean", "latent/log_variance")
-        for example_id, *arrays in zip(*(parsed[name].numpy() for name in names), strict=True):
-            yield LatentExample(example_id.decode(), *arrays)
+        for size, alike in itertools.groupby(some, lambda record: size_of(record, image_size)):
+            parsed = parse_latents(
+                tf.constant(list(alike)), preset, size, caption_variants=caption_variants
+            )
+            if caption_variants > 1:
+                parsed |= {name: parsed[name][:, 0] for name in ("tokens", "context")}
+            names = ("id", "tokens", "context", "latent/mean", "latent/log_variance")
+            for example_id, *arrays in zip(*(parsed[name].numpy() for name in names), strict=True):
+                yield LatentExample(example_id.decode(), *arrays)
+
+
+def of_one_shape(examples: Iterable[LatentExample], most: int) -> Iterator[list[LatentExample]]:
+    """As many examples at once as are wanted, whose latents have one shape; the rest comes last."""
+    waiting: dict[tuple[int, ...], list[LatentExample]] = {}
+    for example in examples:
+        alike = waiting.setdefault(example.mean.shape, [])
+        alike.append(example)
+        if len(alike) == most:
+            yield waiting.pop(example.mean.shape)
+    yield from waiting.values()

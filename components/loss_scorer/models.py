@@ -85,13 +85,15 @@ def loaded_base_model(base_model: BaseModel) -> ScoredModel:
     """Builds the base model."""
     # Import Keras.
     from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
+    from trainer.networks.any_size import call_at_any_size
 
     model = base_model.build("diffusion_model")
     width = base_model.preset.diffusion_model.timestep_width
 
     def predict(latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
         embedding = timestep_embedding(timesteps, width)
-        return tf.cast(model([latent, embedding, context], training=False), tf.float32)
+        inputs = [latent, embedding, context]
+        return tf.cast(call_at_any_size(model, inputs, training=False), tf.float32)
 
     return ScoredModel(predict, NoiseSchedule.of(base_model.preset))
 

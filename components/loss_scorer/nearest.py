@@ -70,6 +70,22 @@ def features_of(means: np.ndarray) -> np.ndarray:
     return small.reshape(len(small), -1)
 
 
+def _each(
+    arrays: Sequence[np.ndarray],
+    function: Callable[[np.ndarray], np.ndarray],
+    most: int = _AT_A_TIME,
+) -> np.ndarray:
+    """What a function makes of arrays, in their order, given those of one shape together."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, array in enumerate(arrays):
+        places.setdefault(array.shape, []).append(place)
+    parts = [some[i : i + most] for some in places.values() for i in range(0, len(some), most)]
+    found = np.concatenate([function(np.stack([arrays[i] for i in part])) for part in parts])
+    order = np.argsort([place for part in parts for place in part])
+    result: np.ndarray = found[order]
+    return result
+
+
 class Features(Protocol):
     """What pictures are compared by.
 
@@ -79,19 +95,19 @@ class Features(Protocol):
 
     name: str
 
-    def of(self, means: np.ndarray, pictures: np.ndarray) -> np.ndarray:
-        """Features of drawn pictures.
+    def of(self, means: Sequence[np.ndarray], pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Features of N drawn pictures.
 
         Args:
-            means: float [N, h, w, 4], the image encoder's means of them.
-            pictures: uint8 [N, H, W, 3], the pictures.
+            means: float [h, w, 4] each, the image encoder's means of them.
+            pictures: uint8 [H, W, 3] each, the pictures.
 
         Returns:
             float64 [N, D].
         """
 
-    def of_means(self, means: np.ndarray) -> np.ndarray:
-        """Features, float64 [N, D], of what the image encoder's means, [N, h, w, 4], are of."""
+    def of_means(self, means: Sequence[np.ndarray]) -> np.ndarray:
+        """Features, float64 [N, D], of what N means of the image encoder, [h, w, 4], are of."""
 
     def of_records(self, records: Sequence[bytes]) -> Iterator[np.ndarray]:
         """Features, float64 [N, D], of records of LatentGen; then, if any, of mirror images."""
@@ -106,19 +122,27 @@ class LatentFeatures:
         """Needs nothing else.
 
         Args:
-            latent_shape: Height, width and channels of the latents.
+            latent_shape: Height, width and channels of the latents where a record does not say.
             flip: Whether records have the mirror images' latents, which were trained on, too.
         """
-        self._shape, self._flip = latent_shape, flip
+        self._shape, self._flip = tuple(latent_shape), flip
 
-    def of(self, means: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+    def of(self, means: Sequence[np.ndarray], pictures: Sequence[np.ndarray]) -> np.ndarray:
         """See `Features`."""
         return self.of_means(means)
 
-    def of_means(self, means: np.ndarray) -> np.ndarray:
+    def of_means(self, means: Sequence[np.ndarray]) -> np.ndarray:
         """See `Features`."""
         # In float32, what is left of large squares would be wrong of copies.
-        return features_of(means).astype(np.float64)
+        return _each(means, self._of_one_shape).astype(np.float64)
+
+    def _of_one_shape(self, means: np.ndarray) -> np.ndarray:
+        if means.shape[1:] == self._shape:
+            return features_of(means)
+        # In the square's areas, so that pictures of all shapes can be compared.
+        areas = [-(-side // -(-side // _GRID)) for side in self._shape[:2]]
+        small = tf.image.resize(means.astype(np.float32), areas, "area").numpy()
+        return small.reshape(len(small), -1)
 
     def of_records(self, records: Sequence[bytes]) -> Iterator[np.ndarray]:
         """See `Features`."""
@@ -144,39 +168,36 @@ class ClipFeatures:
         Args:
             clip: A loaded CLIP.
             decode: From latents float32 [B, h, w, 4] to pictures uint8 [B, H, W, 3].
-            latent_shape: Height, width and channels of the latents.
+            latent_shape: Height, width and channels of the latents where a record does not say.
             flip: Whether mirror images were trained on, too.
             batch_size: Pictures that are decoded at once.
         """
         self._clip, self._decode = clip, decode
         self._shape, self._flip, self._batch_size = latent_shape, flip, batch_size
 
-    def of(self, means: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+    def of(self, means: Sequence[np.ndarray], pictures: Sequence[np.ndarray]) -> np.ndarray:
         """See `Features`."""
-        parts = [self._embedded(part) for part in self._batches(pictures)]
-        return np.concatenate(parts)
+        return _each(pictures, self._embedded, self._batch_size)
 
-    def of_means(self, means: np.ndarray) -> np.ndarray:
+    def of_means(self, means: Sequence[np.ndarray]) -> np.ndarray:
         """See `Features`."""
-        return np.concatenate([self._embedded(part) for part in self._decoded(means)])
+        return _each(means, lambda some: self._embedded(self._decoded(some)), self._batch_size)
 
     def of_records(self, records: Sequence[bytes]) -> Iterator[np.ndarray]:
         """See `Features`."""
-        plain, mirrored = [], []
-        for part in self._decoded(_means(records, "latent/mean", self._shape)):
-            plain.append(self._embedded(part))
-            if self._flip:
-                mirrored.append(self._embedded(part[:, :, ::-1]))
-        for parts in filter(None, (plain, mirrored)):
-            yield np.concatenate(parts)
 
-    def _decoded(self, means: np.ndarray) -> Iterator[np.ndarray]:
-        for part in self._batches(means):
-            yield self._decode(tf.constant(LATENT_SCALE * part, tf.float32)).numpy()
+        def embedded(means: np.ndarray) -> np.ndarray:
+            """Both sides, [N, sides, D]."""
+            part = self._decoded(means)
+            sides = [part, *([part[:, :, ::-1]] if self._flip else [])]
+            return np.stack([self._embedded(side) for side in sides], axis=1)
 
-    def _batches(self, values: np.ndarray) -> Iterator[np.ndarray]:
-        for start in range(0, len(values), self._batch_size):
-            yield values[start : start + self._batch_size]
+        means = _means(records, "latent/mean", self._shape)
+        yield from np.moveaxis(_each(means, embedded, self._batch_size), 1, 0)
+
+    def _decoded(self, means: np.ndarray) -> np.ndarray:
+        pictures: np.ndarray = self._decode(tf.constant(LATENT_SCALE * means, tf.float32)).numpy()
+        return pictures
 
     def _embedded(self, pictures: np.ndarray) -> np.ndarray:
         embeddings = self._clip.image_embeddings(pictures).astype(np.float64)
@@ -246,8 +267,15 @@ def _different(records: Iterable[bytes]) -> Iterator[bytes]:
             yield record
 
 
-def _means(records: Sequence[bytes], name: str, latent_shape: Sequence[int]) -> np.ndarray:
-    """A feature of records that is latents, float16 [N, h, w, 4]."""
-    examples = [tf.train.Example.FromString(record).features.feature for record in records]
-    means = [np.frombuffer(e[name].bytes_list.value[0], "<f2") for e in examples]
-    return np.stack(means).reshape(-1, *latent_shape)
+def _means(records: Sequence[bytes], name: str, latent_shape: Sequence[int]) -> list[np.ndarray]:
+    """A feature of records that is latents, float16 [h, w, 4] each."""
+    # Imports Keras.
+    from trainer.data.latents import latent_sides
+
+    means = []
+    for record in records:
+        features = tf.train.Example.FromString(record).features.feature
+        values = np.frombuffer(features[name].bytes_list.value[0], "<f2")
+        height, width = latent_sides(features) or latent_shape[:2]
+        means.append(values.reshape(height, width, -1))
+    return means

@@ -155,6 +155,7 @@ def write_drawn(path: str, drawn: Iterable[DrawnPicture], temporary_folder: str)
                 "tokens": one.example.tokens.astype("<i8").tobytes(),
                 "mean": one.mean.astype("<f4").tobytes(),
                 "picture": one.picture.tobytes(),
+                "shape": np.array(one.picture.shape, "<i8").tobytes(),
             }
             yield record_of({name: bytes_feature(value) for name, value in values.items()})
 
@@ -177,23 +178,26 @@ def held_against(
     from trainer.text.tokenizer import caption_of
 
     base_model = task.base_model
-    shape, size = base_model.latent_shape, base_model.image_size
+    size = base_model.image_size
     drawn = list(read_shard(path))
     rows = range(len(drawn))
-    means = [np.frombuffer(bytes_of(drawn[row], "mean"), "<f4").reshape(shape) for row in rows]
+    shapes = [tuple(np.frombuffer(bytes_of(record, "shape"), "<i8")) for record in drawn]
+    means = [
+        np.frombuffer(bytes_of(record, "mean"), "<f4").reshape(
+            base_model.preset.latent_shape(shape[:2])
+        )
+        for record, shape in zip(drawn, shapes, strict=True)
+    ]
     held_out = [
         example.mean for example in read_examples(remembering.held_out, base_model.preset, size)
     ]
     pictures = [
-        np.frombuffer(bytes_of(record, "picture"), np.uint8).reshape(size, size, 3)
-        for record in drawn
+        np.frombuffer(bytes_of(record, "picture"), np.uint8).reshape(shape)
+        for record, shape in zip(drawn, shapes, strict=True)
     ]
     decode = exported_decoder(task.candidate)
     features = _features(remembering, task, decode)
-    wanted = [
-        features.of(np.stack(means), np.stack(pictures)),
-        features.of_means(np.stack(held_out)),
-    ]
+    wanted = [features.of(means, pictures), features.of_means(held_out)]
     found = nearest(np.concatenate(wanted), remembering.training_records(), features)
 
     def records() -> Iterator[bytes]:
@@ -218,7 +222,7 @@ def held_against(
         mean = trained_on.mean
         if one.mirrored:
             mirror = bytes_of(one.record, "latent/mirror_mean")
-            mean = np.frombuffer(mirror, "<f2").astype(np.float32).reshape(shape)
+            mean = np.frombuffer(mirror, "<f2").astype(np.float32).reshape(mean.shape)
         names = [os.path.join(_PICTURES_NAME, f"{number:02d}_{kind}.png") for kind in _KINDS]
         original = decode(tf.constant(LATENT_SCALE * mean[None], tf.float32)).numpy()[0]
         for name, pixels in zip(names, (pictures[row], original), strict=True):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from components.loss_scorer.latent_examples import LatentExample
+from components.loss_scorer.latent_examples import LatentExample, of_one_shape
 from components.loss_scorer.models import Encode, ScoredModel, exported_decoder
 from components.measures import MeasureSettings, applying
 from components.measures.measure import Drawn
@@ -135,7 +134,6 @@ class Sampler:
         self._settings = settings
         self._seed = seed
         self._word = word
-        self._latent_shape = base_model.latent_shape
         self._decode = exported_decoder(decoder_folder)
         self._measures = [
             (measure, measure.load(settings.measures)) for measure in applying(settings.measures)
@@ -161,14 +159,13 @@ class Sampler:
     def __call__(
         self, examples: Iterable[LatentExample]
     ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        """Samples for examples, in their order.
+        """Samples for examples, in their order but for their shapes.
 
         Yields:
             An example's id, and what its rows have of each measure: float32 [N], by the names of
             features.
         """
-        examples = iter(examples)
-        while batch := list(itertools.islice(examples, self._settings.batch_size)):
+        for batch in of_one_shape(examples, self._settings.batch_size):
             drawn = [self._draw(drawer, batch) if drawer else None for drawer in self._drawers]
             found: list[dict[str, np.ndarray]] = [{} for _ in batch]
             for measure, values_of in self._measures:
@@ -181,11 +178,10 @@ class Sampler:
                 yield example.id, features
 
     def drawn(self, examples: Iterable[LatentExample]) -> Iterator[DrawnPicture]:
-        """Pictures of the candidate alone, in the examples' order."""
-        examples = iter(examples)
+        """Pictures of the candidate alone, in the examples' order but for their shapes."""
         drawer = self._drawers[0]
         assert drawer is not None
-        while batch := list(itertools.islice(examples, self._settings.batch_size)):
+        for batch in of_one_shape(examples, self._settings.batch_size):
             drawn = self._draw(drawer, batch)
             yield from map(DrawnPicture, batch, drawn.pictures, drawn.means)
 
@@ -216,9 +212,8 @@ class Sampler:
 
         # Filled up: kernels may round differently at another batch size.
         filled = batch + batch[-1:] * (self._settings.batch_size - len(batch))
-        noise = [
-            draws.initial_noise(example.id, self._seed, self._latent_shape) for example in filled
-        ]
+        # A picture is drawn in the size of the one that the caption belongs to.
+        noise = [draws.initial_noise(e.id, self._seed, e.mean.shape) for e in filled]
         images = self._decode(drawer(filled, np.stack(noise)))
         tokens, word = np.stack([example.tokens for example in batch]), self._word
         return Drawn(

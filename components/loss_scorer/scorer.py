@@ -12,12 +12,14 @@ import numpy as np
 import tensorflow as tf
 
 from components.loss_scorer import models
-from components.loss_scorer.latent_examples import LatentExample, read_examples
+from components.loss_scorer.latent_examples import LatentExample, of_one_shape, read_examples
 from components.loss_scorer.records import bytes_feature, float_feature, int_feature, record_of
 from components.loss_scorer.samples import DrawnPicture, Sampler, SampleSettings
 from components.measures.class_distance import CLASS_DISTANCE, class_distances
+from trainer.data.buckets import Bucket
 from trainer.diffusion.draws import NoiseDraw, draw_noise, stratum_name
 from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule
+from trainer.presets import LATENT_DOWNSAMPLING
 from trainer.text.new_word import NewWord
 from trainer.weights.base_model import BaseModel
 
@@ -31,6 +33,8 @@ TEXT_PART, TRAINING_TEXT_PART = "text_part", "train_text_part"
 GROUP = "group"
 STRATUM = "timestep_bucket"
 CAPTION_BUCKET = "caption_bucket"
+PICTURE_SIZE = "picture_size"
+"""Where pictures are of several sizes."""
 
 # With as few or fewer, hardly any pictures share one; with more, an interval is hardly narrower.
 _NUM_GROUPS = 1024
@@ -63,6 +67,7 @@ class ScoringTask:
         class_caption: What is drawn of a subject's class; empty where there is no class.
         class_pictures: How many of these.
         word: A new word that captions may have.
+        in_buckets: Whether pictures are of several sizes, which rows then say.
     """
 
     base_model: BaseModel
@@ -82,6 +87,7 @@ class ScoringTask:
     class_caption: str = ""
     class_pictures: int = 0
     word: NewWord | None = None
+    in_buckets: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +172,10 @@ class Scorer:
             self._text_part_of = self._made_text_part(schedule)
 
     def rows(self, serialized: Callable[[], Iterable[bytes]]) -> Iterator[Scored]:
-        """Scores records of latents; yields all rows of each that is not left out, in their order.
+        """Scores records of latents; yields all rows of each that is not left out, together.
+
+        They come in the order of the records, those of one shape before others where they are of
+        several.
 
         Args:
             serialized: Gives the records, as often as it is called.
@@ -182,6 +191,8 @@ class Scorer:
         rows = self._rows(self._examples(serialized()), self._task.num_draws)
         for row, losses in self._scored(rows):
             features = self._features(row, LOSSES, losses)
+            if self._task.in_buckets:
+                features[PICTURE_SIZE] = bytes_feature(_picture_size(row.example.mean).encode())
             features[CAPTION_BUCKET] = bytes_feature(caption_bucket(row.example.tokens).encode())
             found = measured.get(row.example.id, {})
             features |= {name: float_feature(*values) for name, values in found.items()}
@@ -219,7 +230,7 @@ class Scorer:
         )
         stratum = task.num_strata * _TEXT_TIMESTEP // NUM_TIMESTEPS
         rows = self._rows(examples, 1, [stratum])
-        while batch := list(itertools.islice(rows, task.batch_size)):
+        for batch in self._batches(rows):
             inputs, contexts = self._inputs(batch)
             found = self._text_part_of(*inputs, contexts[0]).numpy()
             for row, value in zip(batch, found, strict=False):
@@ -325,7 +336,7 @@ class Scorer:
     ) -> Iterator[_Row]:
         """Rows of examples, in some strata or in all."""
         task = self._task
-        while some := list(itertools.islice(examples, _EXAMPLES_AT_A_TIME)):
+        for some in of_one_shape(examples, _EXAMPLES_AT_A_TIME):
             # Filled up, as every batch.
             filled = some + some[-1:] * (_EXAMPLES_AT_A_TIME - len(some))
             tokens = np.stack([example.tokens for example in filled])
@@ -340,14 +351,20 @@ class Scorer:
                         stratum,
                         task.num_strata,
                         task.seed,
-                        task.base_model.latent_shape,
+                        example.mean.shape,
                         draw,
                     )
                     yield _Row(example, tuple(c[index] for c in contexts), stratum, drawn)
 
     def _scored(self, rows: Iterator[_Row]) -> Iterator[tuple[_Row, tuple[float, float]]]:
-        while batch := list(itertools.islice(rows, self._task.batch_size)):
+        for batch in self._batches(rows):
             yield from zip(batch, self._losses(batch), strict=True)
+
+    def _batches(self, rows: Iterator[_Row]) -> Iterator[list[_Row]]:
+        """Rows at once, whose latents have one shape."""
+        for _, alike in itertools.groupby(rows, lambda row: row.example.mean.shape):
+            while batch := list(itertools.islice(alike, self._task.batch_size)):
+                yield batch
 
     def _inputs(self, batch: list[_Row]) -> tuple[tuple[np.ndarray, ...], list[np.ndarray]]:
         """What all models are asked about rows, and the contexts of each model."""
@@ -391,6 +408,12 @@ class Scorer:
 
 def _as_scored(features: Mapping[str, tf.train.Feature], losses: tuple[float, float]) -> Scored:
     return Scored(*losses, record_of(features))
+
+
+def _picture_size(mean: np.ndarray) -> str:
+    """As `Bucket.name` has it, of a latent's mean, [h, w, 4]."""
+    height, width, _ = (LATENT_DOWNSAMPLING * side for side in mean.shape)
+    return Bucket(width, height).name
 
 
 def group_of(mean: np.ndarray) -> int:

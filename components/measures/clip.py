@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -110,9 +110,11 @@ class Clip:
         self._embed_tokens = tf.function(self._tokens, autograph=False)
 
     def image_embeddings(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """Embeds pictures, uint8 [H, W, 3] each and square: float32 [B, D]."""
+        """Embeds pictures, uint8 [H, W, 3] each, of which the middle square is seen: [B, D]."""
         size = (self._image_size, self._image_size)
-        resized = [Image.fromarray(i).resize(size, Image.Resampling.BICUBIC) for i in images]
+        resized = [
+            ImageOps.fit(Image.fromarray(image), size, Image.Resampling.BICUBIC) for image in images
+        ]
         pixels = np.stack([np.asarray(image, np.float32) for image in resized]) / 255.0
         embeddings: np.ndarray = self._embed_images((pixels - _MEAN) / _DEVIATION).numpy()
         return embeddings

@@ -10,6 +10,7 @@ from typing import NoReturn
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from pipeline.config.buckets import BUCKET_LIMITS, bucket_limits
 from pipeline.config.layering import Given
 from pipeline.config.printing import listed
 from pipeline.config.schema import (
@@ -17,12 +18,14 @@ from pipeline.config.schema import (
     ConfigError,
     DatasetConfig,
     EvaluationConfig,
+    ModelConfig,
     RunConfig,
     names_place,
 )
 from pipeline.config.words import check_word, new_word_of
 from serving.request import cut_note, may_be_cut
 from storage.plain_text import is_blank, plain
+from trainer.data.buckets import ImpossibleLimitError
 from trainer.presets import Preset, get_preset, preset_names
 from trainer.training_config import ResolvedTrainingConfig
 
@@ -49,6 +52,7 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
         preset.check_image_size(config.model.image_size)
     except ValueError as error:
         raise ConfigError(f"{given['model.image_size']}: {error}") from None
+    _check_buckets(config.model, preset, given)
     _check_training(config.training, given)
     _check_tuning(config, given)
     for name, allowed in config.vertex.problems():
@@ -94,6 +98,11 @@ def _check_prior(config: RunConfig, given: Mapping[str, Given]) -> None:
             f"{given['prior.caption']} is impossible: it is dataset.caption, too, and must leave "
             "out what the subject is called, such as sks, or the class would be taught to be it"
         )
+    if config.model.buckets:
+        raise ConfigError(
+            f"{given['prior.caption']} is impossible with model.buckets = true: class pictures are "
+            "squares, and so must be those beside them in a batch: leave one of both out"
+        )
     if any(map(is_blank, prior.scenes)):
         raise ConfigError(f"{given['prior.scenes']} is impossible: one of them is empty")
     if prior.num_compared == 1 or (prior.max_distance is not None and not prior.num_compared):
@@ -101,6 +110,21 @@ def _check_prior(config: RunConfig, given: Mapping[str, Given]) -> None:
             f"{given['prior.num_compared']} is impossible: it must be at least 2, as a distance is "
             "measured by that of two pictures, or 0 without prior.max_distance for none"
         )
+
+
+def _check_buckets(model: ModelConfig, preset: Preset, given: Mapping[str, Given]) -> None:
+    if not model.buckets:
+        for name in BUCKET_LIMITS:
+            if getattr(model, f"bucket_{name}") is not None:
+                raise ConfigError(
+                    f"{given[f'model.bucket_{name}']} is impossible with model.buckets = false: "
+                    "set that to true, or this to null"
+                )
+    try:
+        bucket_limits(model, preset)
+    except ImpossibleLimitError as error:
+        wrong = given[f"model.bucket_{error.name}"]
+        raise ConfigError(f"{wrong} is impossible: {error}") from None
 
 
 def _check_remembering(evaluation: EvaluationConfig, given: Mapping[str, Given]) -> None:

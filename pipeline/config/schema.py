@@ -16,6 +16,7 @@ from trainer.training_config import (
     Compute,
     NonNegativeFloat,
     PositiveFloat,
+    PositiveInt,
     ResolvedTrainingConfig,
     Seed,
     Text,
@@ -114,6 +115,11 @@ class ModelConfig:
             `release:N`; or the folder of a model as the Trainer leaves it.
         flip: Whether mirror images are trained on too; `auto`: unless a caption says left or right.
         crop: Which part of a picture that is not square is kept.
+        buckets: Whether pictures keep their shape, as far as the next four allow.
+        bucket_step: Sides are multiples of it; `None`: of what the preset can draw.
+        bucket_max_pixels: The most pixels of a picture; `None`: those of the square.
+        bucket_min_side: The shortest side; `None`: half of the square's.
+        bucket_max_side: The longest side; `None`: twice the square's.
         export_weights: What the exported models store their weights as.
         compute: What they compute in; `auto`: what the Trainer finds to be fastest.
         take_over_latents: Whether what former runs encoded of unchanged pictures is taken over.
@@ -127,6 +133,11 @@ class ModelConfig:
     start_from: Text
     flip: Literal["auto", "always", "never"]
     crop: Literal["centre", "random"]
+    buckets: bool
+    bucket_step: PositiveInt | None
+    bucket_max_pixels: PositiveInt | None
+    bucket_min_side: PositiveInt | None
+    bucket_max_side: PositiveInt | None
     export_weights: WeightsDtype
     compute: Compute
     take_over_latents: bool

@@ -301,7 +301,7 @@ def _fixed_losses(store: Store, roots: Sequence[str]) -> tuple[dict[str, float],
     """
     judged = {}
     for version, pushed in _released(store).items():
-        model = _model_of(store, pushed)
+        model = model_of(store, pushed)
         scorer = None if model is None else _scorer(store, model)
         if scorer is not None and (losses := _losses(store, scorer, roots)):
             judged[version] = (_way_of_judging(scorer), losses)

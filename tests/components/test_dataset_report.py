@@ -30,6 +30,7 @@ from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
 from components.caption_example_gen.groups_file import GROUPS_NAME, GroupedPicture, write_groups
 from components.caption_validator import executor as caption_validator
 from components.dataset_report import DatasetReport, charts, executor, samples
+from components.dataset_report.buckets import bucket_rows
 from components.dataset_report.reconstructions import (
     AUTOENCODER,
     num_pictures,
@@ -38,6 +39,7 @@ from components.dataset_report.reconstructions import (
 )
 from components.dataset_report.statistics import CAPTION_LENGTH, PICTURE_MEASURES, Statistics
 from components.pages.page import clip
+from trainer.data.buckets import BucketLimits
 from trainer.presets import get_preset
 from trainer.text.tokenizer import token_count
 from trainer.weights.base_model import BaseModel
@@ -622,3 +624,36 @@ def test_the_spec_says_nothing_of_tags_that_are_not_shuffled():
         "dropout": 0.5,
         "seed": 1,
     }
+
+
+def test_buckets_and_what_is_cropped_by_hand(tmp_path):
+    limits = BucketLimits(step=32, max_pixels=4096, min_side=32, max_side=128)
+    shapes = {"train": [(64, 64), (90, 30), (120, 30), (60, 40)], "eval": [(30, 100)]}
+    records = {
+        split: [example("a dog", width=width, height=height) for width, height in sizes]
+        for split, sizes in shapes.items()
+    }
+    # The last one is 1.5 wide: a square is nearer than 3 is.
+    rows = list(bucket_rows(records, limits))
+    assert [(row.name, row.counts) for row in rows] == [
+        ("32 x 96", {"eval": 1}),
+        ("64 x 64", {"train": 2}),
+        ("96 x 32", {"train": 1}),
+        ("128 x 32", {"train": 1}),
+        ("all", {"train": 4, "eval": 1}),
+    ]
+    expected = [(0.1, 0.1, 0.7), (1 / 6, 1 / 3, 1 / 6), (0, 0, 2 / 3), (0, 0, 0.75)]
+    expected.append(((0.1 + 1 / 3) / 5, 1 / 3, (0.7 + 1 / 3 + 2 / 3 + 0.75) / 5))
+    found = [(row.cropped, row.most_cropped, row.cropped_to_square) for row in rows]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_page_shows_buckets_where_there_are_any(tmp_path, artifacts, page):
+    assert "Buckets" not in page.words
+    assert "Pictures are cropped to a square" in page.words
+    limits = {"step": 32, "max_pixels": 4096, "min_side": 32, "max_side": 128}
+    shown = Page(report(tmp_path / "report", artifacts, buckets=json.dumps(limits)))
+    assert shown.unbalanced == []
+    assert "128 \u00d7 32 1 0 0.0% 0.0% 75.0%" in shown.words
+    assert f"64 \u00d7 64 {len(TRAIN) - 1} {len(EVAL)}" in shown.words
+    assert "cropped to a square:" not in shown.words

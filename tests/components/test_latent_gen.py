@@ -1,4 +1,6 @@
+import dataclasses
 import io
+import json
 import os
 
 import numpy as np
@@ -18,9 +20,10 @@ from storage import row_index
 from storage.images import decode_image, random_position, resize_cover, to_model_range
 from storage.user_errors import UserError
 from trainer import presets
+from trainer.data.buckets import BucketCounts, BucketLimits
 from trainer.data.caption_counts import read_counts
 from trainer.data.held_out import read_choosing
-from trainer.data.latents import LatentsManifest, parse_latents
+from trainer.data.latents import LatentsManifest, parse_latents, size_of
 from trainer.presets import ENCODERS
 from trainer.text.tokenizer import new_word, tokenize
 from trainer.weights.base_model import BaseModel
@@ -45,8 +48,9 @@ def small_is_tiny_and_built_once():
         yield
 
 
-def _example(index, encoded=None, repeats=None):
-    pixels = np.random.default_rng(index).integers(0, 256, (80, 70 + index, 3), np.uint8)
+def _example(index, encoded=None, repeats=None, size=None):
+    height, width = size or (80, 70 + index)
+    pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     values = {
@@ -58,8 +62,10 @@ def _example(index, encoded=None, repeats=None):
         name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
         for name, value in values.items()
     }
-    if repeats is not None:
-        features["repeats"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[repeats]))
+    numbers = {"repeats": repeats, "image/width": size and width, "image/height": size and height}
+    for name, value in numbers.items():
+        if value is not None:
+            features[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
     return tf.train.Example(features=tf.train.Features(feature=features))
 
 
@@ -408,3 +414,50 @@ def test_a_new_word_is_encoded_as_its_initial_word(tmp_path):
     initial = ["a photo of a animal animal"]
     context = BASE_MODEL.build("text_encoder")(tokenize(initial)).numpy()
     np.testing.assert_allclose(held_out["context"], context, atol=2e-3)
+
+
+LIMITS = BucketLimits(step=32, max_pixels=4096, min_side=32, max_side=128)
+SIZES = [(90, 30), (50, 50), (40, 120), (64, 64), (100, 33), (1, 40)]
+
+
+@pytest.fixture(scope="module")
+def of_shapes(tmp_path_factory):
+    """Six pictures, one of them held out; the last one is wider than any bucket."""
+    rows = [_example(index, size=size) for index, size in enumerate(SIZES)]
+    rows[0] = _example(0, size=SIZES[0], repeats=3)
+    splits = {"train": [rows[:3], [rows[3], rows[5]]], "eval": [[rows[4]]]}
+    return _examples_artifact(tmp_path_factory.mktemp("shapes"), splits)
+
+
+def _in_buckets(folder, examples, **settings):
+    limits = json.dumps(dataclasses.asdict(LIMITS))
+    return _generate(folder, examples, buckets=limits, **settings)
+
+
+def test_pictures_in_buckets_keep_their_shape(of_shapes, tmp_path, encoders, caplog):
+    caplog.set_level("INFO")
+    latents = _in_buckets(tmp_path, of_shapes, flip="always")
+    expected = [(96, 32), (64, 64), (32, 96), (64, 64), (32, 128)]
+    records = _records(latents, "train")
+    assert [size_of(record, 0) for record in records] == expected
+    for record, size, at in zip(records, expected, (0, 1, 2, 3, 5), strict=True):
+        parsed = parse_latents(tf.constant([record]), PRESET, size, flip=True)
+        whole = decode_image(
+            _example(at, size=SIZES[at]).features.feature["image/encoded"].bytes_list.value[0]
+        )
+        pixels = to_model_range(resize_cover(whole, size))
+        for name, image in (("mean", pixels), ("mirror_mean", pixels[:, ::-1])):
+            moments = np.asarray(encoders[1](image[None]))
+            close = {"rtol": 2e-3, "atol": 2e-3}
+            np.testing.assert_allclose(parsed[f"latent/{name}"], moments[..., :4], **close)
+    manifest = LatentsManifest.read(latents.uri)
+    assert manifest.buckets == [
+        BucketCounts(32, 96, {"train": 1, "eval": 1}, 3),
+        BucketCounts(64, 64, {"train": 2, "eval": 0}, 2),
+        BucketCounts(96, 32, {"train": 1, "eval": 0}, 1),
+        BucketCounts(128, 32, {"train": 1, "eval": 0}, 1),
+    ]
+    assert manifest.views == 7
+    assert latents.get_int_custom_property("buckets") == 4
+    assert "at 4 sizes, of about 64 x 64 pixels" in caplog.text
+    assert "No picture of 64 x 64, 96 x 32, 128 x 32 pixels is held out" in caplog.text

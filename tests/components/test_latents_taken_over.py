@@ -15,15 +15,17 @@ from PIL import Image
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils, standard_artifacts
 
+from components.caption_example_gen.example_bytes import example_bytes
 from components.caption_example_gen.rows import shard_index
 from components.latent_gen import encoding, executor
 from components.latent_gen.encoders import Encoders
 from components.latent_gen.index import IndexedRecord, IndexedShard, LatentsIndex, find_uses
+from components.loss_scorer.records import bytes_of
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
 from pipeline.lineage.model import NOT_CONTENT, TAKEN_OVER
 from storage import filesystem, row_index
 from trainer import presets
-from trainer.data.latents import parse_latents
+from trainer.data.latents import LatentsManifest, parse_latents, size_of
 from trainer.presets import ENCODERS
 from trainer.weights.base_model import BaseModel
 
@@ -51,6 +53,12 @@ SECOND_WEEK = [
     (7, "a lake", "eval"),
 ]
 
+# Of pictures that are not about square, of some that were there and of one that is new.
+HEIGHTS = {2: 150, 5: 40, 7: 200}
+IN_BUCKETS = {
+    "buckets": json.dumps({"step": 32, "max_pixels": 4096, "min_side": 32, "max_side": 128})
+}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def encoders():
@@ -61,7 +69,8 @@ def encoders():
 
 
 def _picture(seed):
-    pixels = np.random.default_rng(seed).integers(0, 256, (66, 70 + seed, 3), np.uint8)
+    shape = (HEIGHTS.get(seed, 66), 70 + seed, 3)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
@@ -78,14 +87,8 @@ def _examples(folder, rows, shards=1):
         picture = hashlib.sha256(encoded).hexdigest()
         example = hashlib.sha256(f"{picture}{caption}".encode()).hexdigest()
         features = {"id": example.encode(), "image/encoded": encoded, "caption": caption.encode()}
-        record = tf.train.Example(
-            features=tf.train.Features(
-                feature={
-                    name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-                    for name, value in features.items()
-                }
-            )
-        ).SerializeToString()
+        sides = {"image/width": 70 + seed, "image/height": HEIGHTS.get(seed, 66)}
+        record = example_bytes({**{n: [v] for n, v in features.items()}, **sides})
         row = row_index.IndexedRow(example, picture, caption)
         made[split, shard_index(example, shards)].append((example, record, row.line()))
     os.makedirs(os.path.join(artifact.uri, row_index.FOLDER_NAME))
@@ -125,6 +128,11 @@ def _files(latents):
         name: filesystem.read_bytes(os.path.join(latents.uri, name))
         for name in filesystem.files_below(latents.uri)
     }
+
+
+def _records(latents, split):
+    uri = artifact_utils.get_split_uri([latents], split)
+    return [record for name in sorted(os.listdir(uri)) for record in read_shard(f"{uri}/{name}")]
 
 
 def _counts(latents):
@@ -252,6 +260,30 @@ def test_another_part_of_a_picture_is_another_picture(copied):
     assert _counts(latents) == (5, 3, 1, 7)
     fresh = _encode(copied, "4", SECOND_WEEK, index=False, **settings)
     assert _files(latents) == _files(fresh)
+
+
+def test_pictures_in_buckets_are_taken_over_where_the_limits_are_the_same(
+    copied, encoders, tmp_path
+):
+    # What was encoded of squares is of no use.
+    assert _counts(_encode(copied, "2", FIRST_WEEK, **IN_BUCKETS)) == (0, 7, 0, 7)
+    latents = _encode(copied, "3", SECOND_WEEK, **IN_BUCKETS)
+    assert _counts(latents) == (6, 2, 5, 3)
+    fresh = _encode(tmp_path, "1", SECOND_WEEK, index=False, **IN_BUCKETS)
+    assert _files(latents) == _files(fresh)
+    sizes = [bucket.name for bucket in LatentsManifest.read(latents.uri).buckets]
+    assert sizes == ["32 x 96", "64 x 64", "96 x 32"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoders, "batch_size", 4)
+        several = _encode(tmp_path, "2", SECOND_WEEK, index=False, **IN_BUCKETS)
+    for split in ("train", "eval"):
+        ours, theirs = (_records(each, split) for each in (several, fresh))
+        assert [bytes_of(one, "id") for one in ours] == [bytes_of(one, "id") for one in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            size = size_of(one, 64)
+            pair = [parse_latents(tf.constant([r]), PRESET, size, flip=True) for r in (one, other)]
+            for name in ("context", "latent/mean", "latent/mirror_log_variance"):
+                np.testing.assert_allclose(*(each[name] for each in pair), rtol=2e-3, atol=2e-3)
 
 
 def test_an_example_whose_row_says_another_picture_is_encoded(copied, monkeypatch):

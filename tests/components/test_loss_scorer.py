@@ -24,6 +24,7 @@ from components.measures.feature_distance import latent_features
 from components.tfrecords import read_shard, write_shard
 from storage.user_errors import UserError
 from trainer import presets
+from trainer.data.buckets import BucketCounts
 from trainer.data.held_out import write_choosing
 from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.data.trained_on import TrainedOn, marks_of
@@ -69,7 +70,7 @@ class FormulaModel(tf.Module):
         self.serve_prediction = tf.function(
             self._predict,
             input_signature=[
-                tf.TensorSpec([None, *LATENT], tf.float32, name="latent"),
+                tf.TensorSpec([None, None, None, 4], tf.float32, name="latent"),
                 tf.TensorSpec([None], tf.int32, name="timesteps"),
                 tf.TensorSpec([None, *CONTEXT], tf.float32, name="context"),
             ],
@@ -95,12 +96,16 @@ class RedDisc(tf.Module):
     """Decodes every latent to a red disc on white, larger for a larger latent."""
 
     @tf.function(
-        input_signature=[tf.TensorSpec([None, *LATENT], tf.float32, name="latent")], autograph=False
+        input_signature=[tf.TensorSpec([None, None, None, 4], tf.float32, name="latent")],
+        autograph=False,
     )
     def serve(self, latent):
         radius = 12.0 + 8.0 * tf.sigmoid(tf.reduce_mean(latent, [1, 2, 3]))
-        place = tf.range(64.0) - 31.5
-        inside = place[:, None] ** 2 + place[None] ** 2 < radius[:, None, None] ** 2
+        down, across = (
+            tf.range(tf.cast(8 * side, tf.float32)) - 4 * tf.cast(side, tf.float32) + 0.5
+            for side in tf.unstack(tf.shape(latent)[1:3])
+        )
+        inside = down[:, None] ** 2 + across[None] ** 2 < radius[:, None, None] ** 2
         colours = tf.constant([[255, 255, 255], [214, 40, 40]], tf.uint8)
         return {"generated_images": tf.gather(colours, tf.cast(inside, tf.int32))}
 
@@ -231,6 +236,11 @@ def score(tmp_path, latents):
                             for name in ("timestep_bucket", "caption_bucket")
                         },
                         **{
+                            name: feature[name].bytes_list.value[0].decode()
+                            for name in ["picture_size"]
+                            if name in feature
+                        },
+                        **{
                             name: list(feature[name].float_list.value)
                             for name in (*COLOURS, *FEATURES)
                             if name in feature
@@ -248,7 +258,7 @@ def score(tmp_path, latents):
 
 def expected_loss(example, example_id: str, stratum: int, a: float) -> float:
     """The loss of `FormulaModel`, in float64 and without the code under test but its draws."""
-    drawn = draw_noise(example_id, stratum, NUM_STRATA, SEED, LATENT)
+    drawn = draw_noise(example_id, stratum, NUM_STRATA, SEED, example["mean"].shape)
     betas = np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2
     alpha_bar = np.prod(1 - betas[: drawn.timestep + 1])
     mean, log_variance = (example[k].astype(np.float64) for k in ("mean", "log_variance"))
@@ -281,6 +291,62 @@ def test_losses_are_those_of_a_numpy_loop(score, exported, examples):
     assert scores.get_string_custom_property("baseline") == "model 4"
     assert not scores.has_custom_property("baseline_problem")
     assert scores.split_names == '["eval"]'
+
+
+def test_every_bucket_is_scored_and_says_so(score, exported, tmp_path):
+    sizes = {"id0": (64, 128), "id1": (128, 64), "id2": (64, 64), "id3": (64, 128)}
+    rng = np.random.default_rng(1)
+    examples = {
+        name: {
+            "mean": rng.normal(size=PRESET.latent_shape(size)).astype(np.float16),
+            "log_variance": rng.normal(-2, 1, PRESET.latent_shape(size)).astype(np.float16),
+            "context": rng.normal(size=CONTEXT).astype(np.float16),
+        }
+        for name, size in sizes.items()
+    }
+    records = [
+        make_latent_example(
+            example_id=name, tokens=tokenize([CAPTIONS[0]])[0], size=sizes[name], **example
+        ).SerializeToString()
+        for name, example in examples.items()
+    ]
+    folder = tmp_path / "latents"
+    for split in ("eval", "train"):
+        (folder / f"Split-{split}").mkdir(parents=True)
+        write_shard(str(folder / f"Split-{split}" / "latents.gz"), records, str(tmp_path))
+    buckets = [
+        BucketCounts(width, height, {"eval": 1, "train": 1}, 1)
+        for height, width in sorted({*sizes.values()})
+    ]
+    counts = {"eval": 4, "train": 4}
+    LatentsManifest("tiny", IMAGE_SIZE, "hash", False, counts, buckets=buckets).write(str(folder))
+    scores, rows = score(
+        exported["candidate"],
+        exported["baseline"],
+        folder=folder,
+        num_samples=4,
+        num_training_pictures=3,
+        num_training_samples=3,
+    )
+    # Those of one shape come together, and all of an example do.
+    assert [row["id"] for row in rows[::NUM_STRATA]] == ["id0", "id3", "id1", "id2"]
+    for number, row in enumerate(rows):
+        stratum = number % NUM_STRATA
+        height, width = sizes[row["id"]]
+        assert row["picture_size"] == f"{width} x {height}"
+        for name, a in (("loss", 0.5), ("loss_baseline", -0.25)):
+            expected = expected_loss(examples[row["id"]], row["id"], stratum, a)
+            assert row[name] == pytest.approx(expected, rel=1e-5)
+        # Drawn in the size of the picture, and so seen by the image encoder.
+        assert len(row["features_candidate"]) == 20
+    # What is drawn for training captions is held against pictures of all sizes.
+    pairs = json.loads((tmp_path / "scores" / "nearest.json").read_text())
+    assert len(pairs) == 3
+    for pair in pairs:
+        for kind in ("drawn", "picture"):
+            with Image.open(tmp_path / "scores" / pair[kind]) as picture:
+                assert picture.size in {(128, 64), (64, 128), (64, 64)}
+    assert scores.get_int_custom_property("num_training_pictures") == 3
 
 
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])

@@ -24,6 +24,7 @@ from pipeline.config import (
     resolve_dataset,
     save_config,
 )
+from pipeline.config.buckets import BUCKET_LIMITS
 from pipeline.config.schema import SECTIONS, WordConfig
 from pipeline.vertex.config import VertexConfig
 from trainer.presets import get_preset, preset_names
@@ -92,6 +93,9 @@ def test_every_value_is_set_after_resolution():
     # What the base weights do.
     for name in ("prediction", "zero_terminal_snr"):
         assert closed["model"].pop(name) is None
+    # Of buckets, the preset's and the square's, where there are any.
+    for name in ("step", "max_pixels", "min_side", "max_side"):
+        assert closed["model"].pop(f"bucket_{name}") is None
     # Only where it is asked for.
     assert closed["serving"].pop("checkpoint") is None
     # Twenty times a run, however long it is.
@@ -382,6 +386,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         for field in dataclasses.fields(cls)
     } | {"prompts", "checkpoint", "evaluate_every_steps", "zero_terminal_snr"}
     no_preset_decides |= {"folder", "folder_fingerprint", "num_compared", "max_distance"}
+    no_preset_decides |= {f"bucket_{name}" for name in BUCKET_LIMITS}
     for number, line in enumerate(lines):
         if re.match(r"  [a-z_]+:", line):
             assert lines[number - 1].startswith("  #"), f"{line} is not explained"
@@ -496,6 +501,23 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ),
         ("model: {flip: true}", ["model.flip = true", "auto, always, never"]),
         ("model: {crop: left}", ["model.crop = 'left'", "centre, random"]),
+        ("model: {buckets: 1}", ["model.buckets = 1", "true or false"]),
+        (
+            "model: {bucket_step: 64}",
+            ["model.bucket_step = 64", "model.buckets = false", "set that to true"],
+        ),
+        (
+            "model: {buckets: true, bucket_step: 48}",
+            ["model.bucket_step = 48", "preset 'tiny' takes", "multiples of 32"],
+        ),
+        (
+            "model: {buckets: true, bucket_min_side: 160, bucket_max_side: 96}",
+            ["model.bucket_max_side = 96", "at least the shortest side, 160"],
+        ),
+        (
+            "model: {buckets: true, bucket_max_pixels: 4000}",
+            ["bucket_max_pixels = 4000", "shortest side, 64, has 4,096 pixels"],
+        ),
         ("dataset: {max_pixels: 0}", ["dataset.max_pixels = 0", "at least 1"]),
         ("dataset: {max_aspect_ratio: 0.5}", ["max_aspect_ratio = 0.5", "at least 1"]),
         ("dataset: {near_duplicates: drop}", ["'drop'", "keep_together, keep_one, ignore"]),

@@ -177,3 +177,16 @@ def test_what_is_compared_with_can_be_another_than_what_is_started_from(tmp_path
     assert "StartingModel" not in first
     assert "LatestBlessedModel" not in first
     assert first["LossScorer"].inputs.get("baseline_model") is None
+
+
+def test_buckets_are_told_to_those_who_crop_and_who_judge(tmp_path: Path) -> None:
+    squares, buckets = (nodes(tmp_path, given={"model.buckets": value}) for value in (False, True))
+    changed = {
+        name for name in squares if squares[name].exec_properties != buckets[name].exec_properties
+    }
+    assert changed == {"DatasetReport", "LatentGen", "Evaluator"}
+    told = json.loads(buckets["LatentGen"].exec_properties["buckets"])
+    assert told == {"step": 32, "max_pixels": 16_384, "min_side": 64, "max_side": 256}
+    assert squares["LatentGen"].exec_properties["buckets"] is None
+    sliced = json.loads(buckets["Evaluator"].exec_properties["eval_config"])["slicing_specs"]
+    assert {"feature_keys": ["picture_size"]} in sliced

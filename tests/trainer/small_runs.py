@@ -6,7 +6,6 @@ As a program this is the zygote that those processes are forked from.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +79,6 @@ def preset(num_blocks: int = 0) -> Preset:
     )
 
 
-class OblongPreset(Preset):
-    """Another preset's numbers, for builders of what is not square."""
-
-    @classmethod
-    def like(cls, preset: Preset) -> OblongPreset:
-        return cls(**vars(preset))
-
-    def latent_shape(self, image_size: tuple[int, int]) -> tuple[int, int, int]:
-        """Of height and width, in pixels."""
-        height, width = image_size
-        return height // 8, width // 8, 4
-
-
 def without_sampling(model: keras.Model, like: Preset, image_size: int) -> DiffusionModelModule:
     """What is exported of a diffusion model but its sampling loops, which take long to trace."""
     module = DiffusionModelModule(model, like, image_size)
@@ -118,22 +104,28 @@ def config(**overrides: Any) -> ResolvedTrainingConfig:
     return TrainingConfig(**{**settings, **overrides}).resolved(preset())
 
 
-def batch_of(step: int) -> Batch:
-    """Latents, contexts and tokens that depend on the step alone."""
+def batch_of(step: int, shapes: Sequence[Sequence[int]] = ((8, 8),)) -> Batch:
+    """Latents, contexts and tokens that depend on the step alone.
+
+    Args:
+        step: Its number.
+        shapes: Heights and widths of latents, of which steps have one in turn.
+    """
     rng = np.random.default_rng(step)
+    shape = (BATCH, *shapes[step % len(shapes)], 4)
     return {
         "id": tf.constant([f"{step}-{row}" for row in range(BATCH)]),
-        "latent/mean": tf.constant(rng.standard_normal((BATCH, 8, 8, 4)), tf.float32),
-        "latent/log_variance": tf.constant(rng.standard_normal((BATCH, 8, 8, 4)) - 4, tf.float32),
+        "latent/mean": tf.constant(rng.standard_normal(shape), tf.float32),
+        "latent/log_variance": tf.constant(rng.standard_normal(shape) - 4, tf.float32),
         "context": tf.constant(rng.standard_normal((BATCH, 77, 8)), tf.float32),
         "tokens": tf.constant(rng.integers(0, 49408, (BATCH, 77)), tf.int64),
     }
 
 
-def batches_from(first_step: int) -> Iterator[Batch]:
-    """The batches after `first_step` steps."""
+def batches_from(first_step: int, shapes: Sequence[Sequence[int]] = ((8, 8),)) -> Iterator[Batch]:
+    """The batches after `first_step` steps; see `batch_of`."""
     while True:
-        yield batch_of(first_step)
+        yield batch_of(first_step, shapes)
         first_step += 1
 
 
@@ -143,23 +135,28 @@ def batch_with_prior(step: int) -> Batch:
     return {**batch_of(step), **{f"{PRIOR}{name}": value for name, value in others.items()}}
 
 
-def picture(index: int) -> bytes:
-    """The latents of a held-out picture."""
+def picture(index: int, shapes: Sequence[Sequence[int]] = ((8, 8),)) -> bytes:
+    """The latents of a held-out picture, of one of some heights and widths."""
     rng = np.random.default_rng([9, index])
+    height, width = shapes[index % len(shapes)]
     return make_latent_example(
         example_id=f"held-out-{index}",
         tokens=rng.integers(0, 49408, 77),
         context=rng.standard_normal((77, 8)),
-        mean=rng.standard_normal((8, 8, 4)),
-        log_variance=rng.standard_normal((8, 8, 4)) - 4,
+        mean=rng.standard_normal((height, width, 4)),
+        log_variance=rng.standard_normal((height, width, 4)) - 4,
+        size=(8 * height, 8 * width) if len(shapes) > 1 else None,
     ).SerializeToString(deterministic=True)
 
 
 def evaluations(
-    settings: ResolvedTrainingConfig, count: int, former: Plan | None = None
+    settings: ResolvedTrainingConfig,
+    count: int,
+    former: Plan | None = None,
+    shapes: Sequence[Sequence[int]] = ((8, 8),),
 ) -> Evaluations | None:
     """Evaluations on `count` held-out pictures; where something is chosen, on half of them."""
-    records = [picture(index) for index in range(count)]
+    records = [picture(index, shapes) for index in range(count)]
     half = count // 2
     parts = (records, records[:half], records[half:])
     held_out = HeldOutPictures(*(Pictures(len(part), part) for part in parts))
@@ -230,9 +227,9 @@ def train(order: Mapping[str, Any]) -> None:
     Keys: `folder`, `overrides` of the configuration, `num_blocks` or `plain` for the network,
     `prior_weight` for class pictures in every batch,
     `signal` and `at_step` to send oneself a signal when a step's batch is asked for, `tf_config` or
-    `virtual_cpus` for several devices, `held_out` for so many held-out pictures, of whose losses
-    `end.npz` has those of every evaluation and the weights that they choose; `at_evaluation` sends
-    the signal when the evaluation of that number has been made.
+    `virtual_cpus` for several devices, `shapes` of latents (see `batch_of`), `held_out` for so many
+    held-out pictures, of whose losses `end.npz` has those of every evaluation and the weights that
+    they choose; `at_evaluation` sends the signal when the evaluation of that number has been made.
     """
     strategy = None
     if "tf_config" in order:
@@ -253,11 +250,13 @@ def train(order: Mapping[str, Any]) -> None:
         **order.get("overrides", {}),
     )
 
+    shapes = order.get("shapes", ((8, 8),))
+
     def batches(first_step: int) -> Iterator[Batch]:
-        for step in itertools.count(first_step + 1):
+        for step, batch in enumerate(batches_from(first_step, shapes), first_step + 1):
             if step == order.get("at_step"):
                 os.kill(os.getpid(), signal.Signals[order["signal"]])
-            yield batch_with_prior(step - 1) if "prior_weight" in order else batch_of(step - 1)
+            yield batch_with_prior(step - 1) if "prior_weight" in order else batch
 
     made: list[int] = []
 
@@ -266,7 +265,7 @@ def train(order: Mapping[str, Any]) -> None:
         if len(made) == order.get("at_evaluation"):
             os.kill(os.getpid(), signal.Signals[order["signal"]])
 
-    scored = evaluations(subject.config, order.get("held_out", 0))
+    scored = evaluations(subject.config, order.get("held_out", 0), shapes=shapes)
     records = subject.train(
         batches, order["folder"], evaluations=scored, on_evaluation=on_evaluation
     )

@@ -69,6 +69,16 @@ def test_two_devices_and_parts_of_a_batch_are_one_device_with_the_whole(
     ends_alike(one_process, tmp_path)
 
 
+def test_two_devices_take_the_same_bucket(zygote: Zygote, tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, devices in zip(folders, ({}, {"virtual_cpus": 2}), strict=True):
+        folder.mkdir()
+        order = {**ORDER, "shapes": [[8, 8], [16, 8]], "held_out": 6}
+        status, log = zygote.run(folder=str(folder), **order, **devices)
+        assert status == 0, log
+    ends_alike(*folders)
+
+
 def test_two_workers_of_which_one_is_stopped_end_as_one_process_with_the_whole_batch(
     zygote: Zygote, one_process: Path, tmp_path: Path
 ) -> None:

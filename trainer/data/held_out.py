@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 
 import tensorflow as tf
 
+from trainer.data.latents import size_of
+
 CHOOSING_NAME = "choosing.json"
 """The file beside the latents with the ids of the examples that choose."""
 
@@ -97,6 +99,14 @@ def _picture(record: bytes) -> tuple[bytes, str]:
     return picture, features["id"].bytes_list.value[0].decode()
 
 
+def _each_size_first(records: Sequence[bytes]) -> list[bytes]:
+    """Before all others the first record of each size, so that of a few none is left out."""
+    firsts: dict[object, bytes] = {}
+    for record in records:
+        firsts.setdefault(size_of(record, 0), record)
+    return sorted(records, key=lambda record: record not in firsts.values())
+
+
 class _Pool:
     """Pictures, of which those with the smallest hashes are kept."""
 
@@ -113,7 +123,9 @@ class _Pool:
             self._kept = dict(self._smallest())
 
     def pictures(self) -> Pictures:
-        return Pictures(len(self._seen), [record for _, (_, record) in self._smallest()])
+        return Pictures(
+            len(self._seen), _each_size_first([record for _, (_, record) in self._smallest()])
+        )
 
     def _smallest(self) -> list[tuple[bytes, tuple[str, bytes]]]:
         return sorted(self._kept.items())[: self._most]

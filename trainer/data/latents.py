@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from trainer.data.buckets import BucketCounts, bucket_order
 from trainer.diffusion.noise_schedule import LATENT_SCALE
-from trainer.presets import Preset
+from trainer.presets import LATENT_DOWNSAMPLING, ImageSize, Preset
 from trainer.text.new_word import NewWord
 
 LATENTS_MANIFEST_NAME = "manifest.json"
 _SHUFFLE_BUFFER = 16_384
 _REPEATS = "repeats"
+_SIZE = "latent/size"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,8 @@ class LatentsManifest:
             captions; `None` where nobody counted them.
         word: The fields of a `NewWord` that captions may have; nothing for none. Contexts have the
             initial word in its place.
+        buckets: Those that pictures are in, where they keep their shape; `None` where all are
+            squares.
     """
 
     preset: str
@@ -56,6 +61,7 @@ class LatentsManifest:
     caption_variants: int = 1
     pictures: int | None = None
     word: dict[str, Any] = dataclasses.field(default_factory=dict)
+    buckets: list[BucketCounts] | None = None
 
     @property
     def new_word(self) -> NewWord | None:
@@ -64,9 +70,20 @@ class LatentsManifest:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """By name, but for a word that there is not: without one, all is as it was before."""
-        fields = dataclasses.asdict(self)
-        return fields if self.word else {n: v for n, v in fields.items() if n != "word"}
+        """By name, but for what there is not: without it, all is as it was before."""
+        without = {name for name in ("word", "buckets") if not getattr(self, name)}
+        return {n: v for n, v in dataclasses.asdict(self).items() if n not in without}
+
+    @property
+    def trained_buckets(self) -> list[BucketCounts] | None:
+        """Of the buckets, those with pictures that are trained on."""
+        return self.buckets and [bucket for bucket in self.buckets if bucket.views]
+
+    @property
+    def largest(self) -> ImageSize:
+        """Of the pictures, the size with the most pixels among those that are trained on."""
+        sizes = [bucket.size for bucket in self.trained_buckets or ()]
+        return max(sizes, key=lambda size: (math.prod(size), size)) if sizes else self.image_size
 
     def write(self, uri: str) -> None:
         """Writes `<uri>/manifest.json`."""
@@ -77,7 +94,11 @@ class LatentsManifest:
     def read(cls, uri: str) -> LatentsManifest:
         """Reads `<uri>/manifest.json`."""
         with tf.io.gfile.GFile(os.path.join(uri, LATENTS_MANIFEST_NAME), "r") as f:
-            return cls(**json.loads(f.read()))
+            content = json.loads(f.read())
+        buckets = content.get("buckets")
+        return cls(
+            **{**content, "buckets": buckets and [BucketCounts(**bucket) for bucket in buckets]}
+        )
 
 
 def make_latent_example(
@@ -91,6 +112,7 @@ def make_latent_example(
     mirror_log_variance: np.ndarray | None = None,
     caption: str | None = None,
     repeats: int | None = None,
+    size: tuple[int, int] | None = None,
 ) -> tf.train.Example:
     """One record.
 
@@ -105,6 +127,8 @@ def make_latent_example(
         caption: As it was written, of an example that is held out: one of the prompts, perhaps.
         repeats: How often an epoch sees it, of an example that is trained on; `None`: once, as all
             of its dataset.
+        size: Height and width of the picture in pixels, where pictures are of several; `None` where
+            all are squares of one.
     """
 
     def half(values: np.ndarray) -> tf.train.Feature:
@@ -130,13 +154,37 @@ def make_latent_example(
         )
     if repeats is not None:
         features[_REPEATS] = tf.train.Feature(int64_list=tf.train.Int64List(value=[repeats]))
+    if size is not None:
+        sides = [side // LATENT_DOWNSAMPLING for side in size]
+        features[_SIZE] = tf.train.Feature(int64_list=tf.train.Int64List(value=sides))
     return tf.train.Example(features=tf.train.Features(feature=features))
+
+
+def size_of(record: bytes, image_size: ImageSize) -> ImageSize:
+    """Of a record's picture.
+
+    Args:
+        record: Serialized.
+        image_size: What it is where the record says nothing.
+    """
+    sides = latent_sides(tf.train.Example.FromString(record).features.feature)
+    if sides is None:
+        return image_size
+    return sides[0] * LATENT_DOWNSAMPLING, sides[1] * LATENT_DOWNSAMPLING
+
+
+def latent_sides(features: Mapping[str, tf.train.Feature]) -> tuple[int, int] | None:
+    """Height and width of the latents in a record; `None` where all are squares."""
+    if _SIZE not in features:
+        return None
+    height, width = features[_SIZE].int64_list.value
+    return height, width
 
 
 def parse_latents(
     serialized: tf.Tensor,
     preset: Preset,
-    image_size: int,
+    image_size: ImageSize,
     flip: bool = False,
     caption_variants: int = 1,
 ) -> dict[str, tf.Tensor]:
@@ -145,7 +193,7 @@ def parse_latents(
     Args:
         serialized: The records.
         preset: The preset that made them.
-        image_size: Side of the pictures in pixels.
+        image_size: Of their pictures, which all have it.
         flip: Whether to parse the mirror images' latents.
         caption_variants: How many the records have.
 
@@ -171,7 +219,7 @@ def parse_latents(
 
 
 def batch_spec(
-    preset: Preset, image_size: int, flip: bool, batch_size: int, caption_variants: int = 1
+    preset: Preset, image_size: ImageSize, flip: bool, batch_size: int, caption_variants: int = 1
 ) -> dict[str, tf.TensorSpec]:
     """Shapes and types of the numbers in a batch of `training_batches`."""
     spec = {
@@ -188,7 +236,7 @@ def _tokens_shape(preset: Preset, caption_variants: int) -> tuple[int, ...]:
 
 
 def _float_shapes(
-    preset: Preset, image_size: int, flip: bool, caption_variants: int
+    preset: Preset, image_size: ImageSize, flip: bool, caption_variants: int
 ) -> dict[str, tuple[int, ...]]:
     latent = preset.latent_shape(image_size)
     shapes: dict[str, tuple[int, ...]] = {
@@ -230,11 +278,14 @@ def training_batches(
     num_examples: int,
     num_views: int | None = None,
     caption_variants: int = 1,
+    buckets: Sequence[BucketCounts] | None = None,
 ) -> Iterator[dict[str, tf.Tensor]]:
     """Endless training batches whose order depends on `seed` alone.
 
     Every epoch is a new shuffle of all examples, each as often as it says; an epoch's rest
     that does not fill a batch is carried into the next epoch, so that no example is left out.
+    With buckets, a batch is of one of them, and this is so of each bucket by itself; which one it
+    is, `bucket_order` says.
     Starting at `first_step` gives the same batches as starting at zero and skipping, which makes a
     resumed run exact.
 
@@ -250,35 +301,64 @@ def training_batches(
         num_views: How many of them an epoch sees, each as often as it says (see
             `LatentsManifest.views`); `None` for each once.
         caption_variants: How many each record has.
+        buckets: Those that the records are in; `None` where all are of `image_size`.
 
     Yields:
         What `parse_latents` returns.
     """
-    epoch_size = num_examples if num_views is None else num_views
-    first_epoch, skipped = divmod(first_step * batch_size, epoch_size)
-    # The views of a record share its memory, so the buffer may hold as many more of them.
-    buffer = min(epoch_size, _SHUFFLE_BUFFER * epoch_size // num_examples)
 
-    @tf.function(input_signature=[tf.TensorSpec([batch_size], tf.string)], autograph=False)
-    def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-        return parse_latents(serialized, preset, image_size, flip, caption_variants)
+    def batches(
+        size: ImageSize, epoch_size: int, first_batch: int, bucket: BucketCounts | None = None
+    ) -> Iterator[dict[str, tf.Tensor]]:
+        @tf.function(input_signature=[tf.TensorSpec([batch_size], tf.string)], autograph=False)
+        def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+            return parse_latents(serialized, preset, size, flip, caption_variants)
 
-    def records() -> Iterator[bytes]:
-        for epoch in itertools.count(first_epoch):
-            seen = tf.data.TFRecordDataset(sorted(files), compression_type="GZIP")
-            if num_views is not None:
-                seen = seen.flat_map(_views)
-            shuffled = seen.shuffle(
-                buffer,
-                seed=int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]),
-                reshuffle_each_iteration=False,
-            )
-            wanted = shuffled.skip(skipped if epoch == first_epoch else 0)
-            yield from wanted.prefetch(2 * batch_size).as_numpy_iterator()
+        first_epoch, skipped = divmod(first_batch * batch_size, epoch_size)
+        # The views of a record share its memory, so the buffer may hold as many more of them; all
+        # buckets together hold what one without them does.
+        buffer = max(1, min(epoch_size, _SHUFFLE_BUFFER * epoch_size // num_examples))
+        seeds = [seed, *(() if bucket is None else bucket.size)]
 
-    remaining = records()
-    while True:
-        yield parse(tf.constant(list(itertools.islice(remaining, batch_size))))
+        seen = tf.data.TFRecordDataset(sorted(files), compression_type="GZIP")
+        if bucket is not None:
+            seen = seen.filter(_is_of(bucket.size))
+        if num_views is not None:
+            seen = seen.flat_map(_views)
+
+        def records() -> Iterator[bytes]:
+            for epoch in itertools.count(first_epoch):
+                shuffled = seen.shuffle(
+                    buffer,
+                    seed=int(np.random.SeedSequence([*seeds, epoch]).generate_state(1)[0]),
+                    reshuffle_each_iteration=False,
+                )
+                wanted = shuffled.skip(skipped if epoch == first_epoch else 0)
+                yield from wanted.prefetch(2 * batch_size).as_numpy_iterator()
+
+        remaining = records()
+        while True:
+            yield parse(tf.constant(list(itertools.islice(remaining, batch_size))))
+
+    if buckets is None:
+        epoch_size = num_examples if num_views is None else num_views
+        yield from batches(image_size, epoch_size, first_step)
+        return
+    order = bucket_order([bucket.views for bucket in buckets], batch_size, seed)
+    done = collections.Counter(itertools.islice(order, first_step))
+    begun: dict[int, Iterator[dict[str, tf.Tensor]]] = {}
+    for place in order:
+        if place not in begun:
+            bucket = buckets[place]
+            begun[place] = batches(bucket.size, bucket.views, done[place], bucket)
+        yield next(begun[place])
+
+
+def _is_of(size: tuple[int, int]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Whether a record's picture is of a size."""
+    spec = {_SIZE: tf.io.FixedLenFeature([len(size)], tf.int64)}
+    sides = tf.constant([side // LATENT_DOWNSAMPLING for side in size], tf.int64)
+    return lambda record: tf.reduce_all(tf.io.parse_single_example(record, spec)[_SIZE] == sides)
 
 
 def _views(serialized: tf.Tensor) -> tf.data.Dataset:

@@ -51,7 +51,7 @@ def draw_noise(
     stratum: int,
     num_strata: int,
     seed: int,
-    latent_shape: tuple[int, int, int],
+    latent_shape: tuple[int, ...],
     draw: int = 0,
 ) -> NoiseDraw:
     """Draws one row.
@@ -74,7 +74,7 @@ def draw_noise(
     )
 
 
-def initial_noise(example_id: str, seed: int, latent_shape: tuple[int, int, int]) -> np.ndarray:
+def initial_noise(example_id: str, seed: int, latent_shape: tuple[int, ...]) -> np.ndarray:
     """What an example's sample starts from: float32 [h, w, 4], standard normal."""
     return _generator(f"{seed}/sample/{example_id}").standard_normal(latent_shape, np.float32)
 

@@ -6,7 +6,7 @@ from trainer.networks.decoder import build_decoder
 from trainer.networks.diffusion_model import build_diffusion_model
 from trainer.networks.image_encoder import build_image_encoder
 from trainer.networks.text_encoder import build_text_encoder
-from trainer.presets import Preset
+from trainer.presets import ImageSize, Preset
 
 __all__ = [
     "build_decoder",
@@ -17,8 +17,8 @@ __all__ = [
 ]
 
 
-def build_network(network: str, preset: Preset, image_size: int) -> keras.Model:
-    """One of `trainer.presets.NETWORKS`, for pictures of `image_size` pixels a side."""
+def build_network(network: str, preset: Preset, image_size: ImageSize) -> keras.Model:
+    """One of `trainer.presets.NETWORKS`, for pictures of `image_size`."""
     if network == "text_encoder":
         return build_text_encoder(preset)
     if network == "image_encoder":

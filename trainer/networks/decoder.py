@@ -11,15 +11,15 @@ from trainer.networks.blocks import (
     with_group_norms,
 )
 from trainer.networks.seam import PaddedConv2D
-from trainer.presets import LATENT_CHANNELS, Preset
+from trainer.presets import LATENT_CHANNELS, ImageSize, Preset
 
 
-def build_decoder(preset: Preset, image_size: int) -> keras.Model:
+def build_decoder(preset: Preset, image_size: ImageSize) -> keras.Model:
     """The decoder half of the KL autoencoder.
 
     Args:
         preset: Its `decoder` dimensions and `numerics` are used.
-        image_size: Side of the square image in pixels.
+        image_size: Of the image.
 
     Returns:
         A model from scaled latents, float32 [B, h, w, 4], to images, float32 [B, H, W, 3], about

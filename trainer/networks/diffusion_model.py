@@ -12,15 +12,15 @@ from trainer.networks.blocks import (
     with_split_gates,
 )
 from trainer.networks.seam import PaddedConv2D, Upsample
-from trainer.presets import LATENT_CHANNELS, Preset
+from trainer.presets import LATENT_CHANNELS, ImageSize, Preset
 
 
-def build_diffusion_model(preset: Preset, image_size: int) -> keras.Model:
+def build_diffusion_model(preset: Preset, image_size: ImageSize) -> keras.Model:
     """The conditional U-Net that predicts the noise in a latent, or the velocity.
 
     Args:
         preset: Its `diffusion_model` and `text_encoder` dimensions and `numerics` are used.
-        image_size: Side of the square image in pixels.
+        image_size: Of the image.
 
     Returns:
         A model from `[latent, timestep_embedding, context]`, float32 [B, h, w, 4],

@@ -19,10 +19,10 @@ import tensorflow as tf
 from scipy import special
 
 from trainer.data.held_out import HeldOutPictures
-from trainer.data.latents import parse_latents
+from trainer.data.latents import parse_latents, size_of
 from trainer.data.whole_files import write_whole
 from trainer.diffusion.draws import draw_noise
-from trainer.presets import Preset
+from trainer.presets import ImageSize, Preset
 from trainer.training_config import ResolvedTrainingConfig
 
 EVALUATIONS_NAME = "evaluations.jsonl"
@@ -211,12 +211,12 @@ class ScoredPictures:
             records: The latents of an example each.
             strata: Equal parts of the timesteps.
             preset: The preset that made the latents.
-            image_size: Side of the pictures in pixels.
+            image_size: Side of the pictures in pixels, where the records do not say what it is.
         """
         self._records = records
         self._strata = strata
         self._preset = preset
-        self._image_size = image_size
+        self._sizes = [size_of(record, image_size) for record in records]
         self._ids = [
             tf.train.Example.FromString(record).features.feature["id"].bytes_list.value[0].decode()
             for record in records
@@ -228,27 +228,36 @@ class ScoredPictures:
         """Pictures times timesteps."""
         return len(self._records) * self._strata
 
-    def batches(self, size: int) -> Iterator[dict[str, tf.Tensor]]:
-        """All rows in batches of one size; the last one is filled up by its last row.
+    def rows_by_size(self) -> list[list[int]]:
+        """All rows, those together whose pictures are of one size."""
+        rows: dict[ImageSize, list[int]] = {}
+        for row in range(self.num_rows):
+            rows.setdefault(self._sizes[row // self._strata], []).append(row)
+        return list(rows.values())
+
+    def batches(self, rows: Sequence[int], size: int) -> Iterator[dict[str, tf.Tensor]]:
+        """Rows in batches of one size; the last one is filled up by its last row.
 
         Args:
+            rows: Whose pictures are of one size.
             size: Rows of a batch.
 
         Yields:
             What `parse_latents` returns, and `timesteps` int32 [B], `noise` and `posterior`
             float32 [B, h, w, 4].
         """
-        shape = self._preset.latent_shape(self._image_size)
-        for first in range(0, self.num_rows, size):
-            rows = [min(row, self.num_rows - 1) for row in range(first, first + size)]
-            pictures = [row // self._strata for row in rows]
+        image_size = self._sizes[rows[0] // self._strata]
+        shape = self._preset.latent_shape(image_size)
+        for first in range(0, len(rows), size):
+            some = [rows[min(place, len(rows) - 1)] for place in range(first, first + size)]
+            pictures = [row // self._strata for row in some]
             draws = [
                 draw_noise(self._ids[picture], row % self._strata, self._strata, _SEED, shape)
-                for picture, row in zip(pictures, rows, strict=True)
+                for picture, row in zip(pictures, some, strict=True)
             ]
             records = tf.constant([self._records[picture] for picture in pictures])
             yield {
-                **parse_latents(records, self._preset, self._image_size),
+                **parse_latents(records, self._preset, image_size),
                 "timesteps": tf.constant([draw.timestep for draw in draws], tf.int32),
                 "noise": tf.constant(np.stack([draw.epsilon for draw in draws])),
                 "posterior": tf.constant(np.stack([draw.posterior_noise for draw in draws])),

@@ -21,6 +21,7 @@ from trainer.data.latents import sample_posterior
 from trainer.data.prior import PRIOR, own_features, prior_features
 from trainer.data.whole_files import write_whole
 from trainer.diffusion.noise_schedule import NUM_TIMESTEPS, NoiseSchedule, timestep_embedding
+from trainer.networks.any_size import call_at_any_size
 from trainer.networks.matrix_products import convolutions_as_matrix_products
 from trainer.networks.recompute import call_recomputing
 from trainer.presets import Preset
@@ -416,7 +417,7 @@ class FineTuner:
     def _call(self, model: keras.Model, inputs: tf.Tensor | list[tf.Tensor]) -> tf.Tensor:
         if self.config.gradient_checkpointing:
             return call_recomputing(model, inputs)
-        return model(inputs, training=True)
+        return call_at_any_size(model, inputs, training=True)
 
     def _loss_and_gradients(
         self, batch: Batch, first_row: tf.Tensor | int
@@ -508,15 +509,18 @@ class FineTuner:
 
         Under `tf.distribute`, every worker calls this, and finds the same.
         """
-        # Of equal size, or the last one would be mostly filled up.
-        number = math.ceil(pictures.num_rows / (self._rows * self._replicas))
-        rows = math.ceil(pictures.num_rows / (number * self._replicas))
-        losses = []
-        for batch in pictures.batches(rows * self._replicas):
-            used = [*self._features(batch), "timesteps", "noise", "posterior"]
-            shared = self._share_out({name: batch[name] for name in used}, 0, rows)
-            losses.append(np.asarray(self._score_function(shared)))
-        return np.concatenate(losses)[: pictures.num_rows]
+        losses = np.zeros(pictures.num_rows, np.float32)
+        for alike in pictures.rows_by_size():
+            # Of equal size, or the last one would be mostly filled up.
+            number = math.ceil(len(alike) / (self._rows * self._replicas))
+            rows = math.ceil(len(alike) / (number * self._replicas))
+            found = []
+            for batch in pictures.batches(alike, rows * self._replicas):
+                used = [*self._features(batch), "timesteps", "noise", "posterior"]
+                shared = self._share_out({name: batch[name] for name in used}, 0, rows)
+                found.append(np.asarray(self._score_function(shared)))
+            losses[alike] = np.concatenate(found)[: len(alike)]
+        return losses
 
     def _in_replicas(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if self._strategy is None:

@@ -1,0 +1,66 @@
+"""Portraits and landscapes: creatures above or beside each other, as captioned files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.colours import COLOURS, with_article
+from data.drawing import EXPRESSIONS, FEATURES, IMAGE_SIZE, SHAPES, Creature, draw_creature
+from data.generate import encode_png
+
+# Creatures of a picture, and whether one stands above the other.
+_LAYOUTS = ((2, True), (2, False), (3, True), (3, False), (1, True))
+_MOST_GAP = 24
+_WHITE = (255, 255, 255)
+
+
+def write_pictures(folder: Path, number: int, seed: int) -> None:
+    """Writes `<folder>/NNNN.png` with their captions beside them, the same for the same seed.
+
+    Args:
+        folder: Is made.
+        number: Pictures; each layout has about as many.
+        seed: Decides them all.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(number):
+        rng = np.random.default_rng([seed, index])
+        count, above = _LAYOUTS[index % len(_LAYOUTS)]
+        creatures = [_invented(rng) for _ in range(count)]
+        picture = _composed([draw_creature(each, rng) for each in creatures], above, rng)
+        (folder / f"{index:04d}.png").write_bytes(encode_png(picture))
+        (folder / f"{index:04d}.txt").write_text(_caption(creatures, above) + "\n")
+
+
+def _invented(rng: np.random.Generator) -> Creature:
+    colour, other = rng.permutation(list(COLOURS))[:2]
+    place = list(FEATURES)[int(rng.integers(len(FEATURES)))]
+    return Creature(
+        shape=str(rng.choice(SHAPES)),
+        colour=str(colour),
+        features=((str(rng.choice(FEATURES[place])), str(other)),),
+        expression=str(rng.choice(EXPRESSIONS)),
+        num_eyes=2,
+    )
+
+
+def _composed(
+    pictures: Sequence[Image.Image], above: bool, rng: np.random.Generator
+) -> Image.Image:
+    gap = int(rng.integers(_MOST_GAP))
+    long = len(pictures) * IMAGE_SIZE + (len(pictures) - 1) * gap
+    canvas = Image.new("RGB", (IMAGE_SIZE, long) if above else (long, IMAGE_SIZE), _WHITE)
+    for place, picture in enumerate(pictures):
+        at = place * (IMAGE_SIZE + gap)
+        canvas.paste(picture, (0, at) if above else (at, 0))
+    return canvas
+
+
+def _caption(creatures: Sequence[Creature], above: bool) -> str:
+    named = [with_article(f"{each.shape} {each.colour} creature") for each in creatures]
+    # A mirror image is as true.
+    return "a drawing of " + (" above " if above else " next to ").join(named)
