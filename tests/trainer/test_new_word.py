@@ -185,7 +185,7 @@ def test_the_loss_is_that_of_the_written_out_computation() -> None:
     rng = np.random.default_rng(5)
     tuner.variables[0].assign(rng.normal(0, 0.1, (3, 8)))
     given, step = batch(4), tf.constant(4, tf.int64)
-    random = tuner._random_values(step, given["latent/mean"].shape[1:], 1)
+    random = tuner._random_values(step, given["latent/mean"].shape[1:], 1, stream=0)
     vectors = np.concatenate([table[:FIRST_NEW_ID], tuner.variables[0].numpy()])
     preset = small_runs.preset()
     encoder = BaseModel.locate(preset, 64, "random").build("text_encoder")

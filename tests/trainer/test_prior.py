@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import small_runs
@@ -22,16 +23,14 @@ from trainer.training.fine_tuner import FineTuner, read_history
 WEIGHT = 0.7
 
 
-class _Spy(tf.Module):
+class _Spy(keras.Model):
     """Predicts by a rule that is done by hand below."""
-
-    trainable_variables: tuple[tf.Variable, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[tuple[int, ...]] = []
 
-    def __call__(self, inputs: list[tf.Tensor], training: bool = False) -> tf.Tensor:
+    def call(self, inputs: list[tf.Tensor], training: bool = False) -> tf.Tensor:
         self.seen.append(tuple(inputs[0].shape))
         return 0.5 * inputs[0] + tf.reduce_mean(inputs[2], axis=[1, 2])[:, None, None, None]
 

@@ -844,7 +844,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     told = {**dataclasses.asdict(WORD), "learned_from": None, "learned_sha256": None}
     given.custom_config["word"] = told
 
-    def export(place: str, modules: ServingModules) -> None:
+    def export(place: str, modules: ServingModules, training_id: str) -> None:
         """All weights, and the text encoder's signature: drawing takes long to trace."""
         text = modules.text_encoder
         tf.saved_model.save(text, f"{place}/text_encoder", signatures={"text": text.text})

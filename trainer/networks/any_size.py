@@ -22,6 +22,8 @@ def call_at_any_size(
         training: As Keras has it.
     """
     given = [tuple(x.shape[1:]) for x in keras.tree.flatten(inputs)]
-    if given == [tuple(x.shape[1:]) for x in model.inputs]:
+    # A model of another kind holds nothing against them.
+    built_for = getattr(model, "inputs", None)
+    if built_for is None or given == [tuple(x.shape[1:]) for x in built_for]:
         return model(inputs, training=training)
     return mapped_call(model, inputs, lambda layer: layer)
