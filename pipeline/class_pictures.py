@@ -22,7 +22,6 @@ CLASS_PICTURES, CLASS_LATENT_GEN = "ClassPictures", "ClassLatentGen"
 def class_steps(
     config: RunConfig,
     base_model: BaseModel,
-    latents_index: str,
     example_gen: Callable[[DatasetConfig, str, str], CaptionExampleGen],
 ) -> tuple[list[BaseComponent], types.BaseChannel | None]:
     """The steps, and the latents that come of them; none where no class is named.
@@ -30,7 +29,6 @@ def class_steps(
     Args:
         config: All settings, with the dataset resolved.
         base_model: What draws, and encodes.
-        latents_index: As of LatentGen.
         example_gen: Reads a dataset: of its settings, place and fingerprint.
     """
     prior = config.prior
@@ -57,6 +55,5 @@ def class_steps(
         flip=config.model.flip,
         crop=config.model.crop,
         crop_seed=config.dataset.seed,
-        latents_index=latents_index,
     ).with_id(CLASS_LATENT_GEN)
     return [pictures, latent_gen], latent_gen.outputs["latents"]

@@ -159,9 +159,7 @@ def create_pipeline(
     if dataset.fail_on_anomalies or (former_statistics and config.drift.fail_on_drift):
         latent_gen.add_upstream_node(validator)
     latents = latent_gen.outputs["latents"]
-    of_class, class_latents = class_steps(
-        config, base_model, latents_index if model.take_over_latents else "", _example_gen
-    )
+    of_class, class_latents = class_steps(config, base_model, _example_gen)
     settings = trainer_settings(config, base_model, checkpoint_dir)
     starting = None if start is None else starting_node(start)
     starting_model = None if starting is None else starting.outputs[MODEL]

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ml_metadata.metadata_store import metadata_store
@@ -35,6 +35,8 @@ REPORT_NAME = "report"
 RUNNER = "runner_local.py"
 _REPORT_TYPE = "components.EvaluationReport"
 _DATASET_REPORT_TYPE = "components.DatasetReport"
+# As `pipeline.class_pictures` calls the step; its import would take TFX's seconds.
+_CLASS_PICTURES = "ClassPictures"
 _SEARCH_PAGE = "tuning.html"
 _REJECTS_TYPE = "components.RejectedRows"
 
@@ -97,7 +99,12 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
     by_type: dict[str, mlmd.Artifact] = {}
     baseline: str | None = None
     folders = []
+    of_class = frozenset(_of_class(store, execution_ids))
+    left_by_them = {e.artifact_id for e in events if e.execution_id in of_class}
     for artifact in store.get_artifacts_by_id(sorted(outputs)):
+        if artifact.id in left_by_them:
+            folders.append(artifact.uri)
+            continue
         by_type[artifact.type] = artifact
         folders.append(artifact.uri)
         if artifact.type == "Examples" and "baseline" in artifact.custom_properties:
@@ -145,6 +152,14 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
         training_id=trained["training_id"].string_value if "training_id" in trained else None,
         machine_hours=trained["machine_hours"].string_value if "machine_hours" in trained else None,
     )
+
+
+def _of_class(store: metadata_store.MetadataStore, execution_ids: Iterable[int]) -> Iterator[int]:
+    """Ids of executions that read class pictures: what they leave says nothing of the dataset."""
+    for execution_id in execution_ids:
+        contexts = store.get_contexts_by_execution(execution_id)
+        if any(c.type == "node" and c.name.endswith(f".{_CLASS_PICTURES}") for c in contexts):
+            yield execution_id
 
 
 def copy_reports(result: RunResult, output: str) -> Path:

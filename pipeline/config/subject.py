@@ -18,9 +18,13 @@ def subject_prompts(config: RunConfig) -> tuple[str, ...] | None:
     subject, prior = config.dataset.caption, config.prior
     if subject is None or prior.caption is None:
         return None
+    # The tokenizer is not needed without a class.
+    from components.caption_example_gen.captions import CaptionTemplate
+
+    template = CaptionTemplate.parse(config.dataset.caption_template or "")
     return tuple(
-        f"{plain(caption).strip()} {scene}".strip()
-        for caption in (subject, prior.caption)
+        f"{caption.strip()} {scene}".strip()
+        for caption in (template.fill(plain(subject)), plain(prior.caption))
         for scene in ("", *prior.scenes)
     )
 

@@ -41,6 +41,29 @@ def run(tmp_path):
     return store, execution_id, add
 
 
+def test_rows_of_class_pictures_are_not_the_datasets(run):
+    store, execution_id, add = run
+    add("components.RejectedRows", rejected_total=5)
+    node = mlmd.Context(
+        type_id=store.put_context_type(mlmd.ContextType(name="node")),
+        name="sd-finetuning.ClassPictures",
+    )
+    kind = store.get_execution_type("Some").id
+    reading, _, _ = store.put_execution(mlmd.Execution(type_id=kind), [], [node])
+    others = mlmd.Artifact(
+        type_id=store.get_artifact_type("components.RejectedRows").id, uri="of_class"
+    )
+    others.custom_properties["rejected_total"].int_value = 2
+    [artifact_id] = store.put_artifacts([others])
+    store.put_events(
+        [mlmd.Event(artifact_id=artifact_id, execution_id=reading, type=mlmd.Event.OUTPUT)]
+    )
+    result = summary.read_result(store, [execution_id, reading])
+    assert result.rejected == 5
+    assert result.rejects.endswith("components.RejectedRows")
+    assert "of_class" in result.folders
+
+
 def test_pushed_model(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store, execution_id, add = run

@@ -24,6 +24,7 @@ from storage.user_errors import UserError
 from trainer import presets, run_fn
 from trainer.data.held_out import write_choosing
 from trainer.data.latents import LatentsManifest, make_latent_example
+from trainer.data.prior import ClassLatents
 from trainer.data.trained_on import TrainedOn, marks_of
 from trainer.diffusion.noise_schedule import LATENT_SCALE
 from trainer.diffusion.sampler import to_image
@@ -740,6 +741,57 @@ def test_weights_that_changed_since_are_refused(tmp_path: Path) -> None:
     given.custom_config["base_weights_hash"] = "other"
     with pytest.raises(ValueError, match="have changed since the run was prepared"):
         run_fn.run_fn(given)
+
+
+def prepared_with_class(
+    folder: Path, latents: Path, others: Path | None, weight: float = 0.5, **rest: Any
+) -> run_fn._Run:
+    """A training with class pictures, before its first step."""
+    given = arguments(folder, latents, reduce_batch_size="always")
+    settings = TrainerSettings.from_json(
+        {**given.custom_config, "prior_weight": weight, **rest}, given.hyperparameters
+    )
+    specs: list[dict[str, tf.TensorSpec]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        # It takes long, and no step is done.
+        patch.setattr(FineTuner, "trace", lambda _, spec: specs.append(spec) or [])
+        patch.setattr(run_fn, "activation_bytes", lambda _: 0)
+        place = None if others is None else str(others)
+        run = run_fn._prepare(settings, given.train_files, None, place, tuned=False)
+    [spec] = specs
+    assert spec["prior/latent/mean"] == spec["latent/mean"]
+    return run
+
+
+def test_class_pictures_are_in_the_name_and_the_manifest_of_a_training(tmp_path: Path) -> None:
+    own, others = (write_latents(tmp_path / name, held_out=2) for name in ("own", "others"))
+    run = prepared_with_class(tmp_path, own, others)
+    facts = run_fn._prior_facts(run)
+    assert (facts["uri"], facts["weight"]) == (str(others), 0.5)
+    assert facts["counts"] == {"train": EXAMPLES, "eval": 2}
+    # All of them are trained on, and so can judge nothing that is made of this.
+    assert [Path(path).parent.name for path in run.prior.files] == ["Split-eval", "Split-train"]
+    given = run.settings, run.config, BASE_MODEL, run.latents, run.latents_uri, None
+    again = ClassLatents.read(str(others))
+    assert run_fn._name(run_fn._facts(*given, again)) == run.training_id
+    weighed = dataclasses.replace(run.settings, prior_weight=1.0), *given[1:]
+    others = ClassLatents.read(str(write_latents(tmp_path / "x", 0)))
+    names = {
+        run.training_id,
+        *(run_fn._name(run_fn._facts(*facts)) for facts in ((*weighed, again), (*given, others))),
+        run_fn._name(run_fn._facts(*given)),
+    }
+    assert len(names) == 4
+    assert "prior" not in run_fn._facts(*given)
+
+
+def test_class_pictures_that_are_missing_or_of_another_model_are_refused(tmp_path: Path) -> None:
+    own = write_latents(tmp_path / "own")
+    with pytest.raises(UserError, match="name their folder by --class-latents, or set prior"):
+        prepared_with_class(tmp_path, own, None)
+    other = write_latents(tmp_path / "other", encoders_hash="another")
+    with pytest.raises(UserError, match="the latents were made for another model"):
+        prepared_with_class(tmp_path, own, other)
 
 
 def test_a_training_is_named_by_what_decides_its_weights(tmp_path: Path) -> None:
