@@ -197,7 +197,8 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
             status = _needless(cloud, config.dataset.path, fingerprint, console)
             if status is not None:
                 return status
-        job = _compile(config, fingerprint, _places(config), console)
+        scheduled = bool(arguments.schedule)
+        job = _compile(config, fingerprint, _places(config), console, only_on_change=scheduled)
         if arguments.output is not None:
             _write_job(job, arguments.output)
             console.print(f"The job specification is in {arguments.output}.")
@@ -368,7 +369,12 @@ def _places(config: RunConfig) -> Places:
 
 
 def _compile(
-    config: RunConfig, fingerprint: str, places: Places, console: consoles.Console
+    config: RunConfig,
+    fingerprint: str,
+    places: Places,
+    console: consoles.Console,
+    *,
+    only_on_change: bool = False,
 ) -> dict[str, Any]:
     config, base_model = resolve_base_weights(config, fetch=False)
     config = resolve_clip_model(config)
@@ -388,6 +394,7 @@ def _compile(
         image=config.vertex.image or _UNNAMED_IMAGE,
         places=places,
         start=start,
+        only_on_change=only_on_change,
     )
 
 
