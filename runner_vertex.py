@@ -198,6 +198,8 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
             if status is not None:
                 return status
         scheduled = bool(arguments.schedule)
+        if scheduled and (note := _schedule_note(config.dataset.path)):
+            console.print(f"note: {note}")
         job = _compile(config, fingerprint, _places(config), console, only_on_change=scheduled)
         if arguments.output is not None:
             _write_job(job, arguments.output)
@@ -207,6 +209,19 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
                 console.print("It names the image by tag; submitting it pins the digest.")
             return 0
         return _start(cloud, job, arguments, console)
+
+
+def _schedule_note(dataset: str) -> str:
+    """What a user should know of a dataset that a schedule is to read; "" for nothing."""
+    # huggingface_hub costs half a second that nobody else need wait for.
+    from storage import hub
+
+    if not dataset.startswith(hub.SCHEME):
+        return ""
+    return (
+        f"{dataset} is one commit, which never changes: after the first run that comes to its end, "
+        "those of this schedule have nothing to do"
+    )
 
 
 def _needless(cloud: Any, dataset: str, fingerprint: str, console: consoles.Console) -> int | None:

@@ -489,6 +489,12 @@ def test_a_schedule(cloud: LoopbackCloud, capsys) -> None:
     assert cloud.jobs == {}
 
 
+def test_a_commit_never_changes() -> None:
+    assert runner_vertex._schedule_note("gs://bucket/pictures") == ""
+    note = runner_vertex._schedule_note("hf://datasets/you/pictures@0123")
+    assert note.startswith("hf://datasets/you/pictures@0123 is one commit, which never changes")
+
+
 def test_nothing_is_submitted_again_for_what_was_done_or_goes_on(
     cloud: LoopbackCloud, capsys, monkeypatch
 ) -> None:
