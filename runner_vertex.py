@@ -197,7 +197,10 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
             status = _needless(cloud, config.dataset.path, fingerprint, console)
             if status is not None:
                 return status
-        job = _compile(config, fingerprint, _places(config), console)
+        scheduled = bool(arguments.schedule)
+        if scheduled and (note := _schedule_note(config.dataset.path)):
+            console.print(f"note: {note}")
+        job = _compile(config, fingerprint, _places(config), console, only_on_change=scheduled)
         if arguments.output is not None:
             _write_job(job, arguments.output)
             console.print(f"The job specification is in {arguments.output}.")
@@ -206,6 +209,19 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
                 console.print("It names the image by tag; submitting it pins the digest.")
             return 0
         return _start(cloud, job, arguments, console)
+
+
+def _schedule_note(dataset: str) -> str:
+    """What a user should know of a dataset that a schedule is to read; "" for nothing."""
+    # huggingface_hub costs half a second that nobody else need wait for.
+    from storage import hub
+
+    if not dataset.startswith(hub.SCHEME):
+        return ""
+    return (
+        f"{dataset} is one commit, which never changes: after the first run that comes to its end, "
+        "those of this schedule have nothing to do"
+    )
 
 
 def _needless(cloud: Any, dataset: str, fingerprint: str, console: consoles.Console) -> int | None:
@@ -368,7 +384,12 @@ def _places(config: RunConfig) -> Places:
 
 
 def _compile(
-    config: RunConfig, fingerprint: str, places: Places, console: consoles.Console
+    config: RunConfig,
+    fingerprint: str,
+    places: Places,
+    console: consoles.Console,
+    *,
+    only_on_change: bool = False,
 ) -> dict[str, Any]:
     config, base_model = resolve_base_weights(config, fetch=False)
     config = resolve_clip_model(config)
@@ -388,6 +409,7 @@ def _compile(
         image=config.vertex.image or _UNNAMED_IMAGE,
         places=places,
         start=start,
+        only_on_change=only_on_change,
     )
 
 

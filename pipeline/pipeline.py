@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import tensorflow_data_validation as tfdv
 from tfx.components import SchemaGen
 from tfx.dsl.components.common.importer import IMPORT_RESULT_KEY
 from tfx.dsl.components.common.resolver import ResolverStrategy
+from tfx.dsl.experimental.conditionals.conditional import Cond
+from tfx.dsl.placeholder.placeholder import Predicate
 from tfx.orchestration import metadata
 from tfx.orchestration.data_types import RuntimeParameter
 from tfx.orchestration.pipeline import Pipeline
@@ -17,6 +20,8 @@ from components.caption_example_gen import CaptionExampleGen
 from components.caption_example_gen.captions import TagShuffle
 from components.caption_example_gen.word_captions import WordCaptions
 from components.caption_validator import CaptionValidator
+from components.dataset_change import DatasetChange, DatasetDone
+from components.dataset_change.executors import CHANGED
 from components.dataset_report import DatasetReport
 from components.diffusion_trainer import DiffusionTrainer
 from components.diffusion_trainer.worker_job import WorkerJob
@@ -29,10 +34,15 @@ from components.pinned_schema_gen import PinnedSchemaGen
 from components.serving_pusher import ServingPusher
 from components.statistics_gen import StatisticsGen
 from pipeline.baseline import MODEL, LatestBlessedBeforeCandidate
+<<<<<<< HEAD
 from pipeline.class_pictures import class_steps
 from pipeline.config import DatasetConfig, RunConfig
 from pipeline.config.buckets import bucket_limits
 from pipeline.config.words import word_captions
+=======
+from pipeline.config import RunConfig
+from pipeline.config.resolving import dataset_spec
+>>>>>>> w-drift
 from pipeline.evaluation import baseline_node, eval_config, splits
 from pipeline.starting import Start
 from pipeline.starting_node import (
@@ -67,6 +77,7 @@ def create_pipeline(
     worker_job: WorkerJob | None = None,
     trials_job: WorkerJob | None = None,
     enable_cache: bool = True,
+    only_on_change: str = "",
 ) -> Pipeline:
     """Captioned pictures in, three SavedModels out.
 
@@ -89,10 +100,13 @@ def create_pipeline(
         worker_job: Train on several machines; `None`: where the Trainer runs.
         trials_job: Try hyperparameters on several machines; `None`: where the Tuner runs.
         enable_cache: Whether steps may be taken from former runs.
+        only_on_change: File in which a run that came to its end notes the dataset's content, so
+            that a run with the same content does nothing; "": every run does what it has to.
     """
     dataset, model = config.dataset, config.model
     limits = bucket_limits(model, base_model.preset)
     open_parameters: Mapping[str, Any] = runtime_parameters or {}
+<<<<<<< HEAD
     words = word_captions(config.word)
     example_gen = _example_gen(
         dataset,
@@ -100,6 +114,31 @@ def create_pipeline(
         open_parameters.get("dataset_fingerprint", dataset_fingerprint),
         words,
     )
+=======
+    place = open_parameters.get("dataset", dataset.path)
+    change = DatasetChange(place, dataset_spec(dataset), only_on_change) if only_on_change else None
+    # What comes after a step that is skipped is skipped, too.
+    with Cond(_has_changed(change)) if change else contextlib.nullcontext():
+        example_gen = CaptionExampleGen(
+            dataset=place,
+            dataset_fingerprint=open_parameters.get("dataset_fingerprint", dataset_fingerprint),
+            dataset_config=dataset.config or "",
+            dataset_split=dataset.split,
+            eval_fraction=dataset.eval_fraction,
+            seed=dataset.seed,
+            image_column=dataset.image_column or "",
+            caption_column=dataset.caption_column or "",
+            max_pixels=dataset.max_pixels,
+            max_aspect_ratio=dataset.max_aspect_ratio,
+            max_rejected_fraction=dataset.max_rejected_fraction,
+            dataset_form=dataset.form or "",
+            caption=dataset.caption or "",
+            captions_from=dataset.captions_from or "",
+            caption_lines=dataset.caption_lines,
+            near_duplicates=dataset.near_duplicates,
+            caption_template=dataset.caption_template or "",
+        )
+>>>>>>> w-drift
     examples = example_gen.outputs["examples"]
     statistics_gen = StatisticsGen(
         examples=examples,
@@ -245,10 +284,16 @@ def create_pipeline(
         publish_captions=config.serving.publish_captions,
         training_dataset=open_parameters.get("dataset", dataset.path),
     )
+    done = (
+        DatasetDone(change.outputs["change"], pusher.outputs["pushed_model"], only_on_change)
+        if change
+        else None
+    )
     return Pipeline(
         pipeline_name=PIPELINE_NAME,
         pipeline_root=pipeline_root,
         components=[
+            *([change] if change else []),
             example_gen,
             statistics_gen,
             schema_gen,
@@ -266,6 +311,7 @@ def create_pipeline(
             evaluator,
             report,
             pusher,
+            *([done] if done else []),
         ],
         enable_cache=enable_cache,
         beam_pipeline_args=list(beam_pipeline_args),
@@ -275,6 +321,7 @@ def create_pipeline(
     )
 
 
+<<<<<<< HEAD
 def _example_gen(
     dataset: DatasetConfig, place: Any, fingerprint: Any, words: WordCaptions | None = None
 ) -> CaptionExampleGen:
@@ -299,3 +346,8 @@ def _example_gen(
         caption_template=dataset.caption_template or "",
         word_captions=words,
     )
+=======
+def _has_changed(change: DatasetChange) -> Predicate:
+    found = change.outputs["change"].future()[0]
+    return found.custom_property(CHANGED) == 1
+>>>>>>> w-drift

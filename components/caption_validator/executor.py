@@ -8,7 +8,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow_data_validation.utils import anomalies_util
+from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx import types
 from tfx.components.example_validator import executor
 from tfx.dsl.io import fileio
@@ -104,12 +107,22 @@ def _compare(
             for key in ("examples", "baseline_examples")
         )
         outcomes = drift.outcomes_of(now), drift.outcomes_of(former)
-        rows = drift.compare_rows(now, former)
-    measurements, drifted = drift.compare(statistics, before, schema, thresholds, outcomes)
+        try:
+            rows = drift.compare_rows(now, former)
+        except (OSError, ValueError, TypeError) as error:
+            # What became of former data must not stop this run.
+            logger.warning("The rows of the former dataset cannot be read: %s", error)
+    try:
+        measurements, drifted = drift.compare(statistics, before, schema, thresholds, outcomes)
+    except (tf.errors.OpError, DecodeError) as error:
+        # The dataset's own statistics were read before.
+        logger.warning("The statistics of the former dataset cannot be read: %s", error)
+        measurements, drifted = (), anomalies_pb2.Anomalies()
     found = Drift(measurements, rows, outcomes)
     found.write(anomalies.uri)
-    anomalies.set_int_custom_property(NUM_DRIFTED, len({m.feature for m in found.drifted}))
-    anomalies.set_string_custom_property(DRIFT, _in_short(found))
+    if measurements:
+        anomalies.set_int_custom_property(NUM_DRIFTED, len({m.feature for m in found.drifted}))
+        anomalies.set_string_custom_property(DRIFT, _in_short(found))
     if drifted.anomaly_info:
         folder = artifact_utils.get_split_uri([anomalies], drift.COMPARED_SPLIT)
         path = os.path.join(folder, executor.DEFAULT_FILE_NAME)
@@ -131,10 +144,11 @@ def _in_short(found: Drift) -> str:
 
 
 def _tell(found: Drift) -> None:
-    logger.info(
-        "Compared with the dataset of the run that made the model started from: %s.",
-        "drift in " + _in_short(found) if found.drifted else "no drift",
-    )
+    if found.measurements:
+        logger.info(
+            "Compared with the dataset of the run that made the model started from: %s.",
+            "drift in " + _in_short(found) if found.drifted else "no drift",
+        )
     rows = found.rows
     if rows is not None:
         logger.info(

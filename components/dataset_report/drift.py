@@ -46,6 +46,9 @@ def comparisons(drift: Drift, now: Statistics, before: types.Artifact) -> Iterat
         now: The statistics of the dataset.
         before: `ExampleStatistics` of the former one.
     """
+    if not drift.measurements:
+        # Those of the former dataset may be damaged.
+        return
     former = Statistics(before)
     for measurement in sorted(drift.measurements, key=lambda m: not m.drifted):
         name = measurement.feature

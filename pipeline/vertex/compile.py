@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import tempfile
@@ -28,6 +29,7 @@ from pipeline.starting import Start
 from pipeline.vertex import machines
 from pipeline.vertex.config import VertexConfig
 from pipeline.vertex.places import Places
+from storage.hashing import sha256_hex
 from trainer.weights.base_model import BaseModel
 
 TRAINER, TUNER = "Trainer", "Tuner"
@@ -55,6 +57,7 @@ def compile_job(
     image: str,
     places: Places,
     start: Start | None = None,
+    only_on_change: bool = False,
 ) -> dict[str, Any]:
     """Compiles the pipeline that the local runner runs.
 
@@ -66,6 +69,8 @@ def compile_job(
         image: Container image of all steps.
         places: Where the run writes.
         start: What training starts from, of `pipeline.starting.find_start_for_vertex`.
+        only_on_change: Whether a run does nothing where the dataset's content is as in the last
+            one, with these settings, that came to its end.
 
     Returns:
         A `PipelineJob`, as Vertex's API takes it, with a value for every runtime parameter.
@@ -102,6 +107,7 @@ def compile_job(
             else None
         ),
         enable_cache=vertex.caching,
+        only_on_change=_memory(config, places) if only_on_change else "",
     )
     _check_steps(vertex, pipeline.components)
     for node in pipeline.components:
@@ -139,9 +145,12 @@ def compile_job(
                 "backoffFactor": 2.0,
                 "backoffMaxDuration": f"{_MAX_BACKOFF_SECONDS}s",
             }
-    if not dataset_fingerprint and vertex.caching:
+    looking = ["DatasetChange", "DatasetDone"] if only_on_change else []
+    if not dataset_fingerprint:
+        looking.append("CaptionExampleGen")
+    for name in looking if vertex.caching else ():
         # The cache cannot see what is there.
-        spec["root"]["dag"]["tasks"]["CaptionExampleGen"]["cachingOptions"] = {"enableCache": False}
+        spec["root"]["dag"]["tasks"][name]["cachingOptions"] = {"enableCache": False}
     check_job(job)
     return job
 
@@ -260,6 +269,15 @@ def _worker_job(vertex: VertexConfig, image: str, setting: str, workers: int) ->
         labels=vertex.labels,
         api_endpoint=vertex.api_endpoint or "",
     )
+
+
+def _memory(config: RunConfig, places: Places) -> str:
+    """Where a schedule's runs note what they have read; those of other settings, elsewhere."""
+    settings = dataclasses.asdict(config)
+    # Where and on what it runs changes nothing of what comes out.
+    del settings["vertex"]
+    digest = sha256_hex([json.dumps(settings, sort_keys=True, default=str).encode()])
+    return f"{places.root}/last_content/{digest[:16]}.json"
 
 
 def check_job(job: Mapping[str, Any]) -> None:

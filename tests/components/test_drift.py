@@ -225,6 +225,19 @@ def test_the_page_shows_both_histograms(former, turned, validate):
     assert titles[-1] == "Height"
 
 
+def test_damaged_former_data_stop_no_run(tmp_path, turned, validate, caplog):
+    damaged = dataset(tmp_path / "damaged", FORMER)
+    (tmp_path / "damaged" / "statistics" / "Split-train" / "FeatureStats.pb").write_bytes(b"\xff")
+    (tmp_path / "damaged" / "examples" / FOLDER_NAME / file_name("train", 0)).write_text("{")
+    anomalies = validate(turned, damaged, fail=1)
+    assert drift.Drift.read(anomalies.uri).measurements == ()
+    assert not anomalies.has_custom_property("drift")
+    assert "The statistics of the former dataset cannot be read" in caplog.text
+    assert "The rows of the former dataset cannot be read" in caplog.text
+    found = drift.Drift.read(anomalies.uri)
+    assert list(comparisons(found, Statistics(turned[1]), damaged[1])) == []
+
+
 def numbers(bars):
     part = statistics_pb2.DatasetFeatureStatistics()
     feature = part.features.add(type=statistics_pb2.FeatureNameStatistics.INT)

@@ -467,8 +467,32 @@ def test_a_schedule(cloud: LoopbackCloud, capsys) -> None:
     assert job["runtimeConfig"]["parameterValues"]["dataset_fingerprint"] == ""
     assert tasks(job)["CaptionExampleGen"]["cachingOptions"] == {"enableCache": False}
     assert tasks(job)["LatentGen"]["cachingOptions"] == {"enableCache": True}
+    # But only where it is another than in the last run that came to its end.
+    for looking in ("DatasetChange", "DatasetDone"):
+        assert tasks(job)[looking]["cachingOptions"] == {"enableCache": False}
+    [condition] = {
+        name: task["triggerPolicy"]["condition"]
+        for name, task in tasks(job).items()
+        if "triggerPolicy" in task
+    }.items()
+    assert condition[0] == "CaptionExampleGen"
+    assert condition[1].endswith("metadata['changed'] == 1.0)")
+    notes = {
+        name: task["inputs"]["parameters"]["memory"]["runtimeValue"]["constant"]
+        for name, task in tasks(job).items()
+        if "memory" in task.get("inputs", {}).get("parameters", {})
+    }
+    assert {*notes} == {"DatasetChange", "DatasetDone"}
+    [note] = {*notes.values()}
+    assert re.fullmatch(r"gs://.*/last_content/[0-9a-f]{16}\.json", note)
     assert "/pipelines/schedules/77?project=my-project" in capsys.readouterr().out
     assert cloud.jobs == {}
+
+
+def test_a_commit_never_changes() -> None:
+    assert runner_vertex._schedule_note("gs://bucket/pictures") == ""
+    note = runner_vertex._schedule_note("hf://datasets/you/pictures@0123")
+    assert note.startswith("hf://datasets/you/pictures@0123 is one commit, which never changes")
 
 
 def test_nothing_is_submitted_again_for_what_was_done_or_goes_on(
