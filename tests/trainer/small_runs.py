@@ -31,6 +31,7 @@ import tensorflow as tf
 from trainer.data.held_out import HeldOutPictures, Pictures
 from trainer.data.latents import make_latent_example
 from trainer.export.saved_models import DiffusionModelModule
+from trainer.networks.new_vectors import token_embedding, with_vectors
 from trainer.networks.seam import PaddedConv2D
 from trainer.presets import (
     AutoencoderDimensions,
@@ -39,7 +40,7 @@ from trainer.presets import (
     TextEncoderDimensions,
     get_preset,
 )
-from trainer.text.tokenizer import tokenize
+from trainer.text.tokenizer import new_word, tokenize
 from trainer.training.distribution import is_chief, training_strategy
 from trainer.training.evaluations import Evaluation, Evaluations, Plan, evaluations_for
 from trainer.training.fine_tuner import Batch, FineTuner
@@ -47,6 +48,7 @@ from trainer.training_config import ResolvedTrainingConfig, TrainingConfig
 from trainer.weights.base_model import BaseModel
 
 BATCH = 4
+WORD = new_word("<Creature>", "animal", 3)
 
 
 def preset(num_blocks: int = 0) -> Preset:
@@ -133,6 +135,12 @@ def batches_from(first_step: int) -> Iterator[Batch]:
         first_step += 1
 
 
+def batch_with_word(step: int) -> Batch:
+    """The same, three of whose captions have `WORD`."""
+    texts = ["a <creature>", "two <creature>, <creature>", "nothing", "<creature>!"]
+    return {**batch_of(step), "tokens": tf.constant(tokenize(texts, word=WORD), tf.int64)}
+
+
 def picture(index: int) -> bytes:
     """The latents of a held-out picture."""
     rng = np.random.default_rng([9, index])
@@ -177,16 +185,21 @@ def tuner(
     strategy: tf.distribute.Strategy | None = None,
     num_blocks: int = 0,
     plain: bool = False,
+    word: bool = False,
     **overrides: Any,
 ) -> FineTuner:
-    """A fine-tuner of the small network of `preset`, or of the plain one."""
+    """A fine-tuner of the small network of `preset`, or of the plain one; with `WORD`, of that."""
     small = preset(num_blocks)
     with (strategy or tf.distribute.get_strategy()).scope():
         base_model = BaseModel.locate(small, 64, "random")
         model = plain_network() if plain else base_model.build("diffusion_model")
         text_encoder = None
-        if overrides.get("train_text_encoder"):
+        if overrides.get("train_text_encoder") or word:
             text_encoder = base_model.build("text_encoder")
+        if word:
+            table = token_embedding(text_encoder).embeddings.numpy()
+            begun = np.tile(table[WORD.initial_id], (WORD.vectors, 1))
+            text_encoder = with_vectors(text_encoder, small, begun)
     empty = tf.constant(tokenize([""])[0]) if text_encoder else tf.zeros((77, 8))
     return FineTuner(
         model,
@@ -194,6 +207,7 @@ def tuner(
         config(**overrides),
         empty_caption=empty,
         text_encoder=text_encoder,
+        word=WORD if word else None,
         strategy=strategy,
     )
 
@@ -216,6 +230,7 @@ def train(order: Mapping[str, Any]) -> None:
     """Trains as the order says, and writes `<folder>/end.npz` where this process writes.
 
     Keys: `folder`, `overrides` of the configuration, `num_blocks` or `plain` for the network,
+    `word` to train that alone,
     `signal` and `at_step` to send oneself a signal when a step's batch is asked for, `tf_config` or
     `virtual_cpus` for several devices, `held_out` for so many held-out pictures, of whose losses
     `end.npz` has those of every evaluation and the weights that they choose; `at_evaluation` sends
@@ -236,11 +251,14 @@ def train(order: Mapping[str, Any]) -> None:
         strategy=strategy,
         num_blocks=order.get("num_blocks", 0),
         plain=order.get("plain", False),
+        word=order.get("word", False),
         **order.get("overrides", {}),
     )
 
     def batches(first_step: int) -> Iterator[Batch]:
         for step, batch in enumerate(batches_from(first_step), first_step + 1):
+            if order.get("word"):
+                batch = batch_with_word(step)
             if step == order.get("at_step"):
                 os.kill(os.getpid(), signal.Signals[order["signal"]])
             yield batch

@@ -69,6 +69,15 @@ def test_two_devices_and_parts_of_a_batch_are_one_device_with_the_whole(
     ends_alike(one_process, tmp_path)
 
 
+@pytest.mark.slow
+def test_two_devices_learn_a_word_as_one_does(zygote: Zygote, tmp_path: Path) -> None:
+    order = {**ORDER, "word": True}
+    for name, devices in (("one", {}), ("two", {"virtual_cpus": 2})):
+        status, log = zygote.run(folder=str(tmp_path / name), **devices, **order)
+        assert status == 0, log
+    ends_alike(tmp_path / "one", tmp_path / "two")
+
+
 def test_two_workers_of_which_one_is_stopped_end_as_one_process_with_the_whole_batch(
     zygote: Zygote, one_process: Path, tmp_path: Path
 ) -> None:
