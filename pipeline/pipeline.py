@@ -34,15 +34,11 @@ from components.pinned_schema_gen import PinnedSchemaGen
 from components.serving_pusher import ServingPusher
 from components.statistics_gen import StatisticsGen
 from pipeline.baseline import MODEL, LatestBlessedBeforeCandidate
-<<<<<<< HEAD
 from pipeline.class_pictures import class_steps
 from pipeline.config import DatasetConfig, RunConfig
 from pipeline.config.buckets import bucket_limits
-from pipeline.config.words import word_captions
-=======
-from pipeline.config import RunConfig
 from pipeline.config.resolving import dataset_spec
->>>>>>> w-drift
+from pipeline.config.words import word_captions
 from pipeline.evaluation import baseline_node, eval_config, splits
 from pipeline.starting import Start
 from pipeline.starting_node import (
@@ -106,39 +102,17 @@ def create_pipeline(
     dataset, model = config.dataset, config.model
     limits = bucket_limits(model, base_model.preset)
     open_parameters: Mapping[str, Any] = runtime_parameters or {}
-<<<<<<< HEAD
     words = word_captions(config.word)
-    example_gen = _example_gen(
-        dataset,
-        open_parameters.get("dataset", dataset.path),
-        open_parameters.get("dataset_fingerprint", dataset_fingerprint),
-        words,
-    )
-=======
     place = open_parameters.get("dataset", dataset.path)
     change = DatasetChange(place, dataset_spec(dataset), only_on_change) if only_on_change else None
     # What comes after a step that is skipped is skipped, too.
     with Cond(_has_changed(change)) if change else contextlib.nullcontext():
-        example_gen = CaptionExampleGen(
-            dataset=place,
-            dataset_fingerprint=open_parameters.get("dataset_fingerprint", dataset_fingerprint),
-            dataset_config=dataset.config or "",
-            dataset_split=dataset.split,
-            eval_fraction=dataset.eval_fraction,
-            seed=dataset.seed,
-            image_column=dataset.image_column or "",
-            caption_column=dataset.caption_column or "",
-            max_pixels=dataset.max_pixels,
-            max_aspect_ratio=dataset.max_aspect_ratio,
-            max_rejected_fraction=dataset.max_rejected_fraction,
-            dataset_form=dataset.form or "",
-            caption=dataset.caption or "",
-            captions_from=dataset.captions_from or "",
-            caption_lines=dataset.caption_lines,
-            near_duplicates=dataset.near_duplicates,
-            caption_template=dataset.caption_template or "",
+        example_gen = _example_gen(
+            dataset,
+            place,
+            open_parameters.get("dataset_fingerprint", dataset_fingerprint),
+            words,
         )
->>>>>>> w-drift
     examples = example_gen.outputs["examples"]
     statistics_gen = StatisticsGen(
         examples=examples,
@@ -321,7 +295,6 @@ def create_pipeline(
     )
 
 
-<<<<<<< HEAD
 def _example_gen(
     dataset: DatasetConfig, place: Any, fingerprint: Any, words: WordCaptions | None = None
 ) -> CaptionExampleGen:
@@ -346,8 +319,8 @@ def _example_gen(
         caption_template=dataset.caption_template or "",
         word_captions=words,
     )
-=======
+
+
 def _has_changed(change: DatasetChange) -> Predicate:
     found = change.outputs["change"].future()[0]
     return found.custom_property(CHANGED) == 1
->>>>>>> w-drift

@@ -55,7 +55,7 @@ def run_key(
     Returns:
         SHA-256 (hex).
     """
-    schema = config.dataset.schema
+    schema, learned = config.dataset.schema, config.word.learned_from
     facts = {
         "config": {**dataclasses.asdict(config), **dict.fromkeys((OUTPUT, *KEEPING), "")},
         "dataset": dataset_fingerprint,
@@ -67,6 +67,7 @@ def run_key(
         ],
         "started_from": started_from,
         "schema": None if schema is None else sha256_hex([read_bytes(schema)]),
+        **({} if learned is None else {"learned_from": sha256_hex([read_bytes(learned)])}),
         "code": [
             [path.relative_to(CHECKOUT).as_posix(), sha256_hex([path.read_bytes()])]
             for path in _code()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
@@ -115,5 +117,10 @@ def test_a_key_changes_with_all_that_a_run_comes_from_but_not_with_its_place(
     others.add(key(config()))
     (tmp_path / "trainer" / "some.safetensors").write_bytes(b"weights")
     others.add(key(config()))
-    assert len(others) == 7
+    word = {"word.token": "<x>", "word.initial": "animal"}
+    learned = tmp_path / "learned_embeds.safetensors"
+    for value in (0.0, 1.0):
+        safetensors.numpy.save_file({"x": np.full((1, 64), value, np.float32)}, learned)
+        others.add(key(config(**word, **{"word.learned_from": str(learned)})))
+    assert len(others) == 9
     assert first not in others

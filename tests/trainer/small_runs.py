@@ -32,6 +32,7 @@ from trainer.data.held_out import HeldOutPictures, Pictures
 from trainer.data.latents import make_latent_example
 from trainer.data.prior import PRIOR
 from trainer.export.saved_models import DiffusionModelModule
+from trainer.networks.new_vectors import token_embedding, with_vectors
 from trainer.networks.seam import PaddedConv2D
 from trainer.presets import (
     AutoencoderDimensions,
@@ -40,7 +41,7 @@ from trainer.presets import (
     TextEncoderDimensions,
     get_preset,
 )
-from trainer.text.tokenizer import tokenize
+from trainer.text.tokenizer import new_word, tokenize
 from trainer.training.distribution import is_chief, training_strategy
 from trainer.training.evaluations import Evaluation, Evaluations, Plan, evaluations_for
 from trainer.training.fine_tuner import Batch, FineTuner
@@ -48,6 +49,7 @@ from trainer.training_config import ResolvedTrainingConfig, TrainingConfig
 from trainer.weights.base_model import BaseModel
 
 BATCH = 4
+WORD = new_word("<Creature>", "animal", 3)
 
 
 def preset(num_blocks: int = 0) -> Preset:
@@ -135,6 +137,12 @@ def batch_with_prior(step: int) -> Batch:
     return {**batch_of(step), **{f"{PRIOR}{name}": value for name, value in others.items()}}
 
 
+def batch_with_word(step: int) -> Batch:
+    """`batch_of`, three of whose captions have `WORD`."""
+    texts = ["a <creature>", "two <creature>, <creature>", "nothing", "<creature>!"]
+    return {**batch_of(step), "tokens": tf.constant(tokenize(texts, word=WORD), tf.int64)}
+
+
 def picture(index: int, shapes: Sequence[Sequence[int]] = ((8, 8),)) -> bytes:
     """The latents of a held-out picture, of one of some heights and widths."""
     rng = np.random.default_rng([9, index])
@@ -185,16 +193,21 @@ def tuner(
     num_blocks: int = 0,
     plain: bool = False,
     prior_weight: float | None = None,
+    word: bool = False,
     **overrides: Any,
 ) -> FineTuner:
-    """A fine-tuner of the small network of `preset`, or of the plain one."""
+    """A fine-tuner of the small network of `preset`, or of the plain one; with `WORD`, of that."""
     small = preset(num_blocks)
     with (strategy or tf.distribute.get_strategy()).scope():
         base_model = BaseModel.locate(small, 64, "random")
         model = plain_network() if plain else base_model.build("diffusion_model")
         text_encoder = None
-        if overrides.get("train_text_encoder"):
+        if overrides.get("train_text_encoder") or word:
             text_encoder = base_model.build("text_encoder")
+        if word:
+            table = token_embedding(text_encoder).embeddings.numpy()
+            begun = np.tile(table[WORD.initial_id], (WORD.vectors, 1))
+            text_encoder = with_vectors(text_encoder, small, begun)
     empty = tf.constant(tokenize([""])[0]) if text_encoder else tf.zeros((77, 8))
     return FineTuner(
         model,
@@ -202,6 +215,7 @@ def tuner(
         config(**overrides),
         empty_caption=empty,
         text_encoder=text_encoder,
+        word=WORD if word else None,
         strategy=strategy,
         prior_weight=prior_weight,
     )
@@ -226,6 +240,7 @@ def train(order: Mapping[str, Any]) -> None:
 
     Keys: `folder`, `overrides` of the configuration, `num_blocks` or `plain` for the network,
     `prior_weight` for class pictures in every batch,
+    `word` to train that alone,
     `signal` and `at_step` to send oneself a signal when a step's batch is asked for, `tf_config` or
     `virtual_cpus` for several devices, `shapes` of latents (see `batch_of`), `held_out` for so many
     held-out pictures, of whose losses `end.npz` has those of every evaluation and the weights that
@@ -247,6 +262,7 @@ def train(order: Mapping[str, Any]) -> None:
         num_blocks=order.get("num_blocks", 0),
         plain=order.get("plain", False),
         prior_weight=order.get("prior_weight"),
+        word=order.get("word", False),
         **order.get("overrides", {}),
     )
 
@@ -254,6 +270,8 @@ def train(order: Mapping[str, Any]) -> None:
 
     def batches(first_step: int) -> Iterator[Batch]:
         for step, batch in enumerate(batches_from(first_step, shapes), first_step + 1):
+            if order.get("word"):
+                batch = batch_with_word(step - 1)
             if step == order.get("at_step"):
                 os.kill(os.getpid(), signal.Signals[order["signal"]])
             yield batch_with_prior(step - 1) if "prior_weight" in order else batch

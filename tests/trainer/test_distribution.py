@@ -79,6 +79,15 @@ def test_two_devices_take_the_same_bucket(zygote: Zygote, tmp_path: Path) -> Non
     ends_alike(*folders)
 
 
+@pytest.mark.slow
+def test_two_devices_learn_a_word_as_one_does(zygote: Zygote, tmp_path: Path) -> None:
+    order = {**ORDER, "word": True}
+    for name, devices in (("one", {}), ("two", {"virtual_cpus": 2})):
+        status, log = zygote.run(folder=str(tmp_path / name), **devices, **order)
+        assert status == 0, log
+    ends_alike(tmp_path / "one", tmp_path / "two")
+
+
 def test_two_workers_of_which_one_is_stopped_end_as_one_process_with_the_whole_batch(
     zygote: Zygote, one_process: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 import small_runs
 import tensorflow as tf
+from small_runs import WORD, batch_with_word
 
 from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
 from trainer.networks.new_vectors import token_embedding, with_vectors
@@ -31,7 +32,6 @@ from trainer.weights.base_model import BaseModel
 from trainer.weights.errors import WeightsError
 from trainer.weights.learned_embeds import read_learned_embeds, write_learned_embeds
 
-WORD = new_word("<Creature>", "animal", 3)
 ANIMAL = tokenize(["animal"])[0, 1]
 TRICKY = [
     "a photo of a <creature>",
@@ -101,37 +101,13 @@ def test_what_can_be_no_word_is_said(token: str, initial: str, said: str) -> Non
         new_word(token, initial, 1)
 
 
-def subject(
-    strategy: tf.distribute.Strategy | None = None, **overrides: float | str
-) -> tuple[FineTuner, np.ndarray]:
-    """Trains the word on the small networks; and the table of tokens as it is at the start."""
-    preset = small_runs.preset()
-    with (strategy or tf.distribute.get_strategy()).scope():
-        base = BaseModel.locate(preset, 64, "random")
-        encoder = base.build("text_encoder")
-        table = token_embedding(encoder).embeddings.numpy()
-        begun = np.tile(table[ANIMAL], (3, 1))
-        encoder = with_vectors(encoder, preset, begun)
-        model = small_runs.plain_network()
-    tuner = FineTuner(
-        model,
-        preset,
-        small_runs.config(weight_decay=0.0, **overrides),
-        empty_caption=tf.constant(tokenize([""])[0]),
-        text_encoder=encoder,
-        word=WORD,
-        strategy=strategy,
-    )
-    return tuner, np.concatenate([table, begun])
-
-
-def batch(step: int) -> dict[str, tf.Tensor]:
-    texts = ["a <creature>", "two <creature>, <creature>", "nothing", "<creature>!"]
-    return {**small_runs.batch_of(step), "tokens": tf.constant(tokenize(texts, word=WORD))}
+def subject(**overrides: float) -> FineTuner:
+    """Trains the word on the small networks."""
+    return small_runs.tuner(plain=True, word=True, weight_decay=0.0, **overrides)
 
 
 def test_at_the_start_the_word_is_its_initial_word() -> None:
-    tuner, _ = subject()
+    tuner = subject()
     tokens = tokenize(["a <creature>, so"], word=WORD)
     ours = tuner.text_encoder(tf.constant(tokens)).numpy()
     np.testing.assert_array_equal(ours, tuner.text_encoder(WORD.as_initial(tokens)).numpy())
@@ -139,14 +115,14 @@ def test_at_the_start_the_word_is_its_initial_word() -> None:
 
 def batches(first_step: int) -> Iterator[dict[str, tf.Tensor]]:
     while True:
-        yield batch(first_step)
+        yield batch_with_word(first_step)
         first_step += 1
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[FineTuner, list[np.ndarray], list[np.ndarray]]:
     """After six steps; all weights as they were before them; all that training left behind."""
-    tuner, _ = subject()
+    tuner = subject()
     frozen = [w.numpy() for model in tuner._models for w in model.weights]
     tuner.train(batches, str(tmp_path_factory.mktemp("whole")))
     return tuner, frozen, small_runs.state(tuner)
@@ -181,15 +157,14 @@ def test_the_vectors_alone_are_trained(trained) -> None:
 
 
 def test_the_loss_is_that_of_the_written_out_computation() -> None:
-    tuner, table = subject(caption_dropout=0.0)
+    tuner = subject(caption_dropout=0.0)
     rng = np.random.default_rng(5)
     tuner.variables[0].assign(rng.normal(0, 0.1, (3, 8)))
-    given, step = batch(4), tf.constant(4, tf.int64)
+    given, step = batch_with_word(4), tf.constant(4, tf.int64)
     random = tuner._random_values(step, given["latent/mean"].shape[1:], 1, stream=0)
-    vectors = np.concatenate([table[:FIRST_NEW_ID], tuner.variables[0].numpy()])
     preset = small_runs.preset()
     encoder = BaseModel.locate(preset, 64, "random").build("text_encoder")
-    encoder = with_vectors(encoder, preset, vectors[FIRST_NEW_ID:])
+    encoder = with_vectors(encoder, preset, tuner.variables[0].numpy())
     context = encoder(given["tokens"]).numpy()
     mean, log_variance = (given[f"latent/{n}"].numpy() for n in ("mean", "log_variance"))
     latent = 0.18215 * (mean + np.exp(0.5 * log_variance) * random.posterior.numpy())
@@ -204,7 +179,7 @@ def test_the_loss_is_that_of_the_written_out_computation() -> None:
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(trained, tmp_path: Path) -> None:
-    tuner, _ = subject()
+    tuner = subject()
     tuner.train(batches, str(tmp_path), until=2)
     # As if it were another process: all that training changes is in the checkpoint.
     moments = itertools.chain.from_iterable(tuner.optimizer.state.values())
