@@ -56,8 +56,11 @@ def main() -> None:
     limits = BucketLimits.of(preset, preset.image_size)
     with tempfile.TemporaryDirectory() as folder:
         measure = _Measure(base, encoders, limits, arguments, folder)
-        before = measure.losses(measure.tuner())
-        trained = {way: measure.losses(measure.trained(way)) for way in (_CROPS, _BUCKETS)}
+        before = measure.losses()
+        trained = {}
+        for way in (_CROPS, _BUCKETS):
+            measure.train(way)
+            trained[way] = measure.losses()
     for seen, what in _SEEN.items():
         print(f"\n| {what} | pictures | base weights | {_CROPS} | {_BUCKETS} | change |")
         print("| --- | ---: | ---: | ---: | ---: | --- |")
@@ -128,19 +131,18 @@ class _Measure:
             for way, some in records.items()
         }
 
-    def tuner(self) -> FineTuner:
-        """One that has trained nothing yet."""
-        empty = self._encoders.captions([tokenize([""])])[0, 0]
-        return FineTuner(
-            self._base.build("diffusion_model"),
-            self._base.preset,
+        # One for all, so that each size is traced once.
+        self._tuner = FineTuner(
+            base.build("diffusion_model"),
+            base.preset,
             self._config,
-            empty_caption=tf.constant(empty),
+            empty_caption=tf.constant(encoders.captions([tokenize([""])])[0, 0]),
         )
+        self._tuner.save_state(f"{folder}/initial")
 
-    def trained(self, way: str) -> FineTuner:
-        """One that has trained in one of both ways."""
-        tuner = self.tuner()
+    def train(self, way: str) -> None:
+        """Trains anew, in one of both ways."""
+        self._tuner.restart(f"{self._folder}/initial", self._config.learning_rate)
 
         def batches(first_step: int) -> Iterator[Batch]:
             return training_batches(
@@ -155,13 +157,13 @@ class _Measure:
                 buckets=self._buckets if way == _BUCKETS else None,
             )
 
-        tuner.train(batches, f"{self._folder}/{way}", lambda record: logging.info("%s", record))
-        return tuner
+        folder = f"{self._folder}/{way}"
+        self._tuner.train(batches, folder, lambda record: logging.info("%s", record))
 
-    def losses(self, tuner: FineTuner) -> Mapping[str, np.ndarray]:
+    def losses(self) -> Mapping[str, np.ndarray]:
         """Of the averaged weights: each held-out picture's, seen in either way."""
         return {
-            way: np.array(pictures.means(tuner.score_exported(pictures, self._folder, None)))
+            way: np.array(pictures.means(self._tuner.score_exported(pictures, self._folder, None)))
             for way, pictures in self._held_out.items()
         }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -51,6 +52,11 @@ class DrawnPicture:
     mean: np.ndarray
 
 
+def traced(in_buckets: bool) -> Callable[[Callable[..., tf.Tensor]], Callable[..., tf.Tensor]]:
+    """Traces a function for each shape of its inputs, or but a few times for latents of any."""
+    return functools.partial(tf.function, autograph=False, reduce_retracing=in_buckets)
+
+
 def chosen(example_ids: Iterable[str], number: int, seed: int) -> frozenset[str]:
     """Picks examples at random, but the same ones every time; memory grows with `number` alone."""
     picked = heapq.nsmallest(number, example_ids, key=lambda name: (draws.rank(name, seed), name))
@@ -66,11 +72,12 @@ class _Drawer:
         settings: SampleSettings,
         unconditional: tf.Tensor,
         seed: int,
+        in_buckets: bool,
     ) -> None:
         # Imports Keras.
         from trainer.diffusion.sampler import in_one_call, sample, step_noise
 
-        @tf.function(autograph=False)
+        @traced(in_buckets)
         def draw(noise: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
             shape = tf.shape(noise)
 
@@ -114,6 +121,7 @@ class Sampler:
         base_model: BaseModel,
         settings: SampleSettings,
         seed: int,
+        in_buckets: bool = False,
     ) -> None:
         """Loads the decoder and the image encoder, which are no model's own: nothing trains them.
 
@@ -124,6 +132,7 @@ class Sampler:
             base_model: What they were trained from; its image encoder measures.
             settings: How pictures are drawn.
             seed: Decides the noise that they start from.
+            in_buckets: Whether pictures are of several sizes.
         """
         # Import Keras.
         from trainer.text.tokenizer import tokenize
@@ -150,6 +159,7 @@ class Sampler:
                 settings,
                 (model.encode or frozen_encoder)(empty)[0],
                 seed,
+                in_buckets,
             )
             if model
             else None
