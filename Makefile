@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock lineage playground rooms bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-serving bench-serving-clients bench-stacks bench-taking-over bench-train bench-tuning bench-weights help
+.PHONY: run test setup lint lock lineage playground rooms bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-serving bench-serving-clients bench-shapes bench-stacks bench-taking-over bench-train bench-tuning bench-weights help
 
 # Some containers forbid bytecode, and uv makes none: each process would compile eight thousand
 # modules of TensorFlow and TFX anew, for half a minute. .venv is ours to write to.
@@ -97,6 +97,10 @@ bench-serving: setup
 # Pictures a second of one client and of eight, of a server that draws together. After bench-serving.
 bench-serving-clients: setup
 	.venv/bin/python -m benchmarks.serving.clients runs/bench_serving/tiny $(ARGS)
+
+# Training in buckets beside centre crops, at equal steps: the table of docs/training.md.
+bench-shapes: setup
+	@.venv/bin/python -m benchmarks.shapes $(ARGS)
 
 # Both stacks side by side, which needs a glibc for both; the table of docs/stacks.md. Needs 22 GB.
 bench-stacks: setup

@@ -31,6 +31,7 @@ from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from PIL import Image, ImageDraw
 
+from benchmarks.shapes.pictures import write_pictures
 from components import code_version
 from pipeline.vertex.places import stage_code
 from serving import generate
@@ -274,6 +275,31 @@ def test_a_model_that_predicts_the_velocity_goes_the_whole_way(
     assert generate.main(["a drawing of a round blue creature", *flags]) == 0
     again = ["--image", str(picture), "--strength", "0.5", "--out", str(tmp_path / "y.png")]
     assert generate.main(["a drawing of a red creature", *flags[:2], *again]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_pictures_in_their_own_shapes_go_the_whole_way(project: Path, tmp_path: Path) -> None:
+    """From portraits and landscapes to losses of each size, and taken over by the next run."""
+    write_pictures(tmp_path / "data", 40, seed=0)
+    settings = SETTINGS + SMALL_MODEL + "  buckets: true\n  bucket_step: 32\n"
+    run = Pipeline(tmp_path, "data", project=project, settings=settings)
+    run.run("--steps", "4")
+    summary = json.loads((run.output / "report" / "summary.json").read_text())
+    by_size = {part["pixels"]: part for part in summary["by_picture_size"]}
+    assert {"32 x 96", "64 x 64", "96 x 32"} >= {*by_size} >= {"32 x 96", "96 x 32"}
+    assert sum(part["num_rows"] for part in by_size.values()) == summary["example_count"]
+    manifest = json.loads((run.output / "serving_model" / "releases" / "1.json").read_text())
+    buckets = manifest["manifest"]["latents"]["buckets"]
+    assert (
+        sum(bucket["views"] for bucket in buckets)
+        == manifest["manifest"]["latents"]["counts"]["train"]
+    )
+    for page, words in (("dataset", "96 \u00d7 32"), ("evaluation", "96 x 32")):
+        assert words in (run.output / "report" / f"{page}.html").read_text()
+    # Another number of steps needs no other latents.
+    done = run.statuses(run.run("--steps", "5"))
+    assert done["LatentGen"] == "cached"
 
 
 def weights(serving_dir: Path, version: str = "1") -> dict[str, np.ndarray]:

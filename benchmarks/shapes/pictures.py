@@ -12,28 +12,34 @@ from data.colours import COLOURS, with_article
 from data.drawing import EXPRESSIONS, FEATURES, IMAGE_SIZE, SHAPES, Creature, draw_creature
 from data.generate import encode_png
 
-# Creatures of a picture, and whether one stands above the other.
-_LAYOUTS = ((2, True), (2, False), (3, True), (3, False), (1, True))
+# Creatures of a picture, and whether one stands above the other: portraits, landscapes and squares.
+_LAYOUTS = ((2, True), (2, False), (2, True), (2, False), (1, True))
 _MOST_GAP = 24
 _WHITE = (255, 255, 255)
 
 
+def composed(index: int, seed: int) -> tuple[Image.Image, str]:
+    """Picture and caption of a number, the same for the same seed."""
+    rng = np.random.default_rng([seed, index])
+    count, above = _LAYOUTS[index % len(_LAYOUTS)]
+    creatures = [_invented(rng) for _ in range(count)]
+    picture = _composed([draw_creature(each, rng) for each in creatures], above, rng)
+    return picture, _caption(creatures, above)
+
+
 def write_pictures(folder: Path, number: int, seed: int) -> None:
-    """Writes `<folder>/NNNN.png` with their captions beside them, the same for the same seed.
+    """Writes `<folder>/NNNN.png` with their captions beside them, as `runner_local.py` reads them.
 
     Args:
         folder: Is made.
-        number: Pictures; each layout has about as many.
+        number: Pictures.
         seed: Decides them all.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(number):
-        rng = np.random.default_rng([seed, index])
-        count, above = _LAYOUTS[index % len(_LAYOUTS)]
-        creatures = [_invented(rng) for _ in range(count)]
-        picture = _composed([draw_creature(each, rng) for each in creatures], above, rng)
+        picture, caption = composed(index, seed)
         (folder / f"{index:04d}.png").write_bytes(encode_png(picture))
-        (folder / f"{index:04d}.txt").write_text(_caption(creatures, above) + "\n")
+        (folder / f"{index:04d}.txt").write_text(f"{caption}\n")
 
 
 def _invented(rng: np.random.Generator) -> Creature:

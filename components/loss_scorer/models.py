@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -81,19 +82,26 @@ def _with_initial(encode: Encode, word: NewWord) -> Encode:
     return lambda tokens: encode(tf.constant(word.as_initial(np.asarray(tokens)), tf.int32))
 
 
-def loaded_base_model(base_model: BaseModel) -> ScoredModel:
-    """Builds the base model."""
+def loaded_base_model(base_model: BaseModel, in_buckets: bool = False) -> ScoredModel:
+    """Builds the base model.
+
+    Args:
+        base_model: The weights, and their size.
+        in_buckets: Whether its prediction is traced once for latents of all shapes, to within
+            rounding the same, and not for one shape.
+    """
     # Import Keras.
     from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
-    from trainer.networks.any_size import call_at_any_size
+    from trainer.networks.inference_layers import inference_layers
 
     model = base_model.build("diffusion_model")
     width = base_model.preset.diffusion_model.timestep_width
 
     def predict(latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
         embedding = timestep_embedding(timesteps, width)
-        inputs = [latent, embedding, context]
-        return tf.cast(call_at_any_size(model, inputs, training=False), tf.float32)
+        with inference_layers(model) if in_buckets else contextlib.nullcontext():
+            predicted = model([latent, embedding, context], training=False)
+        return tf.cast(predicted, tf.float32)
 
     return ScoredModel(predict, NoiseSchedule.of(base_model.preset))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -52,6 +53,11 @@ class DrawnPicture:
     mean: np.ndarray
 
 
+def traced(in_buckets: bool) -> Callable[[Callable[..., tf.Tensor]], Callable[..., tf.Tensor]]:
+    """Traces a function for each shape of its inputs, or but a few times for latents of any."""
+    return functools.partial(tf.function, autograph=False, reduce_retracing=in_buckets)
+
+
 def chosen(example_ids: Iterable[str], number: int, seed: int) -> frozenset[str]:
     """Picks examples at random, but the same ones every time; memory grows with `number` alone."""
     picked = heapq.nsmallest(number, example_ids, key=lambda name: (draws.rank(name, seed), name))
@@ -67,11 +73,12 @@ class _Drawer:
         settings: SampleSettings,
         unconditional: tf.Tensor,
         seed: int,
+        in_buckets: bool,
     ) -> None:
         # Imports Keras.
         from trainer.diffusion.sampler import in_one_call, sample, step_noise
 
-        @tf.function(autograph=False)
+        @traced(in_buckets)
         def draw(noise: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
             shape = tf.shape(noise)
 
@@ -116,6 +123,7 @@ class Sampler:
         settings: SampleSettings,
         seed: int,
         word: NewWord | None = None,
+        in_buckets: bool = False,
     ) -> None:
         """Loads the decoder and the image encoder, which are no model's own: nothing trains them.
 
@@ -127,6 +135,7 @@ class Sampler:
             settings: How pictures are drawn.
             seed: Decides the noise that they start from.
             word: A new word that captions may have.
+            in_buckets: Whether pictures are of several sizes.
         """
         # Import Keras.
         from trainer.text.tokenizer import tokenize
@@ -151,7 +160,7 @@ class Sampler:
 
         def drawer(model: ScoredModel) -> _Drawer:
             unconditional = (model.encode or frozen_encoder)(empty)[0]
-            return _Drawer(model, settings, unconditional, seed)
+            return _Drawer(model, settings, unconditional, seed, in_buckets)
 
         self._drawer = drawer
         self._drawers = [drawer(model) if model else None for model in models]

@@ -14,7 +14,7 @@ import tensorflow as tf
 from components.loss_scorer import models
 from components.loss_scorer.latent_examples import LatentExample, of_one_shape, read_examples
 from components.loss_scorer.records import bytes_feature, float_feature, int_feature, record_of
-from components.loss_scorer.samples import DrawnPicture, Sampler, SampleSettings
+from components.loss_scorer.samples import DrawnPicture, Sampler, SampleSettings, traced
 from components.measures.class_distance import CLASS_DISTANCE, class_distances
 from trainer.data.buckets import Bucket
 from trainer.diffusion.draws import NoiseDraw, draw_noise, stratum_name
@@ -129,7 +129,7 @@ class Scorer:
         self._models = [models.exported_model(task.candidate, task.word)]
         if task.comparable:
             self._models.append(
-                models.loaded_base_model(task.base_model)
+                models.loaded_base_model(task.base_model, task.in_buckets)
                 if task.baseline is None
                 else models.exported_model(task.baseline, task.word)
             )
@@ -139,7 +139,7 @@ class Scorer:
         predict_alike = len({model.schedule.prediction for model in self._models}) == 1
 
         def of(model: models.ScoredModel) -> Callable[..., tf.Tensor]:
-            @tf.function(autograph=False)
+            @traced(task.in_buckets)
             def loss(
                 mean: tf.Tensor,
                 log_variance: tf.Tensor,
@@ -285,7 +285,7 @@ class Scorer:
         empty_tokens = tf.constant(tokenize([""], text.max_length, text.padding))
         empty = (candidate.encode or self._frozen_encoder)(empty_tokens)
 
-        @tf.function(autograph=False)
+        @traced(self._task.in_buckets)
         def text_part(
             mean: tf.Tensor,
             log_variance: tf.Tensor,
@@ -314,6 +314,7 @@ class Scorer:
             settings=task.samples,
             seed=task.seed,
             word=task.word,
+            in_buckets=task.in_buckets,
         )
 
     def _trained_on(self, serialized: Iterable[bytes]) -> Iterator[LatentExample]:

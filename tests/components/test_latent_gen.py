@@ -417,47 +417,38 @@ def test_a_new_word_is_encoded_as_its_initial_word(tmp_path):
 
 
 LIMITS = BucketLimits(step=32, max_pixels=4096, min_side=32, max_side=128)
-SIZES = [(90, 30), (50, 50), (40, 120), (64, 64), (100, 33), (1, 40)]
+SIZES = [(90, 30), (50, 50), (64, 64), (95, 35), (1, 40)]
 
 
 @pytest.fixture(scope="module")
 def of_shapes(tmp_path_factory):
-    """Six pictures, one of them held out; the last one is wider than any bucket."""
+    """Five pictures, one of them held out; the last one is wider than any bucket."""
     rows = [_example(index, size=size) for index, size in enumerate(SIZES)]
     rows[0] = _example(0, size=SIZES[0], repeats=3)
-    splits = {"train": [rows[:3], [rows[3], rows[5]]], "eval": [[rows[4]]]}
+    splits = {"train": [rows[:2], [rows[2], rows[4]]], "eval": [[rows[3]]]}
     return _examples_artifact(tmp_path_factory.mktemp("shapes"), splits)
-
-
-def _in_buckets(folder, examples, **settings):
-    limits = json.dumps(dataclasses.asdict(LIMITS))
-    return _generate(folder, examples, buckets=limits, **settings)
 
 
 def test_pictures_in_buckets_keep_their_shape(of_shapes, tmp_path, encoders, caplog):
     caplog.set_level("INFO")
-    latents = _in_buckets(tmp_path, of_shapes, flip="always")
-    expected = [(96, 32), (64, 64), (32, 96), (64, 64), (32, 128)]
+    limits = json.dumps(dataclasses.asdict(LIMITS))
+    latents = _generate(tmp_path, of_shapes, buckets=limits)
+    expected = [(96, 32), (64, 64), (64, 64), (32, 128)]
     records = _records(latents, "train")
     assert [size_of(record, 0) for record in records] == expected
-    for record, size, at in zip(records, expected, (0, 1, 2, 3, 5), strict=True):
-        parsed = parse_latents(tf.constant([record]), PRESET, size, flip=True)
-        whole = decode_image(
-            _example(at, size=SIZES[at]).features.feature["image/encoded"].bytes_list.value[0]
-        )
-        pixels = to_model_range(resize_cover(whole, size))
-        for name, image in (("mean", pixels), ("mirror_mean", pixels[:, ::-1])):
-            moments = np.asarray(encoders[1](image[None]))
-            close = {"rtol": 2e-3, "atol": 2e-3}
-            np.testing.assert_allclose(parsed[f"latent/{name}"], moments[..., :4], **close)
+    for record, size, at in zip(records, expected, (0, 1, 2, 4), strict=True):
+        encoded = _example(at, size=SIZES[at]).features.feature["image/encoded"]
+        pixels = resize_cover(decode_image(encoded.bytes_list.value[0]), size)
+        moments = np.asarray(encoders[1](to_model_range(pixels)[None]))
+        parsed = parse_latents(tf.constant([record]), PRESET, size)
+        np.testing.assert_allclose(parsed["latent/mean"], moments[..., :4], rtol=2e-3, atol=2e-3)
     manifest = LatentsManifest.read(latents.uri)
     assert manifest.buckets == [
         BucketCounts(32, 96, {"train": 1, "eval": 1}, 3),
         BucketCounts(64, 64, {"train": 2, "eval": 0}, 2),
-        BucketCounts(96, 32, {"train": 1, "eval": 0}, 1),
         BucketCounts(128, 32, {"train": 1, "eval": 0}, 1),
     ]
-    assert manifest.views == 7
-    assert latents.get_int_custom_property("buckets") == 4
-    assert "at 4 sizes, of about 64 x 64 pixels" in caplog.text
-    assert "No picture of 64 x 64, 96 x 32, 128 x 32 pixels is held out" in caplog.text
+    assert manifest.views == 6
+    assert latents.get_int_custom_property("buckets") == 3
+    assert "at 3 sizes, of about 64 x 64 pixels" in caplog.text
+    assert "No picture of 64 x 64, 128 x 32 pixels is held out" in caplog.text

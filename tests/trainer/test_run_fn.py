@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from storage import machine
 from storage.user_errors import UserError
 from trainer import presets, run_fn
+from trainer.data.buckets import BucketCounts
 from trainer.data.held_out import write_choosing
 from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.data.prior import ClassLatents
@@ -72,10 +73,20 @@ def small_is_a_preset() -> Iterator[None]:
         yield
 
 
-def write_latents(folder: Path, broken: int | None = None, held_out: int = 0, **facts: Any) -> Path:
+SQUARE = ((8, 8),)
+
+
+def write_latents(
+    folder: Path,
+    broken: int | None = None,
+    held_out: int = 0,
+    shapes: Sequence[tuple[int, int]] = SQUARE,
+    **facts: Any,
+) -> Path:
     """Latents of noise; the example number `broken` holds an infinite number.
 
-    Of the held-out ones, of which there may be none, the first half choose.
+    Of the held-out ones, of which there may be none, the first half choose. Heights and widths of
+    both are `shapes` in turn.
     """
     rng = np.random.default_rng(0)
     split = folder / "Split-train"
@@ -83,17 +94,19 @@ def write_latents(folder: Path, broken: int | None = None, held_out: int = 0, **
     options = tf.io.TFRecordOptions(compression_type="GZIP")
     with tf.io.TFRecordWriter(str(split / "latents-00000-of-00001.gz"), options) as writer:
         for index in range(EXAMPLES):
-            mean = rng.standard_normal((8, 8, 4))
+            height, width = shapes[index % len(shapes)]
+            mean = rng.standard_normal((height, width, 4))
             example = make_latent_example(
                 example_id=f"picture-{index}",
                 tokens=tokenize([f"picture {index}"])[0],
                 context=rng.standard_normal((77, 8)),
                 mean=mean * np.inf if index == broken else mean,
-                log_variance=rng.standard_normal((8, 8, 4)) - 4,
+                log_variance=rng.standard_normal((height, width, 4)) - 4,
+                size=(8 * height, 8 * width) if len(shapes) > 1 else None,
             )
             # As LatentGen does: else the same latents would be other bytes.
             writer.write(example.SerializeToString(deterministic=True))
-    pictures = [small_runs.picture(index) for index in range(held_out)]
+    pictures = [small_runs.picture(index, shapes) for index in range(held_out)]
     if pictures:
         (folder / "Split-eval").mkdir()
         path = str(folder / "Split-eval" / "latents-00000-of-00001.gz")
@@ -548,6 +561,33 @@ def test_more_steps_go_on_from_the_shorter_training_and_export_the_same(
         for event in tf.compat.v1.train.summary_iterator(str(path))
     }
     assert set(range(1, 6)) <= steps
+
+
+@pytest.mark.slow
+def test_buckets_are_trained_and_scored(tmp_path: Path) -> None:
+    shapes = ((8, 8), (16, 8))
+    half = EXAMPLES // 2
+    buckets = [
+        BucketCounts(64, 64, {"train": EXAMPLES - half, "eval": 3}, EXAMPLES - half),
+        BucketCounts(64, 128, {"train": half, "eval": 3}, half),
+    ]
+    latents = write_latents(tmp_path / "latents", held_out=6, shapes=shapes, buckets=buckets)
+    given = arguments(tmp_path, latents, evaluate_every_steps=2)
+    settings = TrainerSettings.from_json(given.custom_config, given.hyperparameters)
+    run = run_fn._prepare(settings, given.train_files, tuned=False)
+    # What is told of memory is of the larger ones.
+    (gradient, *_) = run.tuner._traced_gradients
+    inputs = [op for op in gradient.graph.get_operations() if op.type == "Placeholder"]
+    shapes_of_inputs = [
+        tuple(op.outputs[0].shape) for op in inputs if op.outputs[0].shape.rank == 4
+    ]
+    assert shapes_of_inputs == [(4, 16, 8, 4)] * 2
+    trained = run_fn._train(run, until=3)
+    assert [record.step for record in trained.history] == [1, 2, 3]
+    assert np.isfinite([record.loss for record in trained.history]).all()
+    assert trained.evaluations is not None
+    assert [e.step for e in trained.evaluations.done] == [0, 2, 3]
+    assert sorted(map(len, trained.evaluations.pictures.rows_by_size())) == [3, 3]
 
 
 def test_what_a_training_began_with_is_known_when_it_is_resumed(tmp_path: Path) -> None:
