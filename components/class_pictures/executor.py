@@ -55,7 +55,7 @@ class Executor(base_executor.BaseExecutor):
         unfinished = os.path.join(examples.uri, f".unfinished-{uuid.uuid4().hex}")
         for path in (folder, rows_uri, unfinished):
             tf.io.gfile.makedirs(path)
-        left_right = 0
+        left_right, begun = 0, time.monotonic()
         for shard in range(count):
             own = range(shard, number, count)
             rows = [next(drawn) for _ in own]
@@ -66,6 +66,12 @@ class Executor(base_executor.BaseExecutor):
             with tf.io.gfile.GFile(path, "wb") as f:
                 f.write(b"".join(row.indexed.line() for row in rows))
         tf.io.gfile.rmtree(unfinished)
+        logger.info(
+            "The base weights drew %s pictures of %r, in %.0f s.",
+            f"{number:,}",
+            exec_properties["caption"],
+            time.monotonic() - begun,
+        )
         examples.set_int_custom_property(f"num_{SPLIT}", number)
         examples.set_int_custom_property(LEFT_RIGHT, left_right)
         for name in _SETTINGS:
@@ -91,7 +97,7 @@ def _drawn(exec_properties: dict[str, Any]) -> Iterator[Unchecked]:
     modules = serving_modules(text_encoder, diffusion_model, decoder, base_model.preset, image_size)
     caption, number = exec_properties["caption"], exec_properties["pictures"]
     contexts = modules.text_encoder.text([caption], [""])
-    begun = told = time.monotonic()
+    told = time.monotonic()
     for index in range(number):
         latent = modules.diffusion_model.sampled(
             **contexts,
@@ -105,9 +111,3 @@ def _drawn(exec_properties: dict[str, Any]) -> Iterator[Unchecked]:
         if now - told > _SECONDS_BETWEEN_NEWS:
             told = now
             logger.info("%d of %d class pictures are drawn.", index + 1, number)
-    logger.info(
-        "The base weights drew %d pictures of %r, in %.1f s.",
-        number,
-        caption,
-        time.monotonic() - begun,
-    )
