@@ -14,14 +14,9 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "0")
 
 if TYPE_CHECKING:
-    from components.artifacts import (
-        DatasetContent,
-        DatasetReport,
-        EvaluationReport,
-        RejectedRows,
-    )
+    from components.artifacts import DatasetReport, EvaluationReport, RejectedRows
 
-__all__ = ["DatasetContent", "DatasetReport", "EvaluationReport", "RejectedRows"]
+__all__ = ["DatasetReport", "EvaluationReport", "RejectedRows"]
 
 
 def __getattr__(name: str) -> Any:

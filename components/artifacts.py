@@ -28,9 +28,3 @@ class DatasetReport(artifact.Artifact):
     """A page, `dataset.html`, that shows a dataset's statistics, sample pictures and rejects."""
 
     TYPE_NAME = "components.DatasetReport"
-
-
-class DatasetContent(artifact.Artifact):
-    """What a dataset held when a run of a schedule looked; in custom properties alone."""
-
-    TYPE_NAME = "components.DatasetContent"

@@ -8,8 +8,8 @@ import json
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import channel_utils, component_spec, standard_artifacts
+from tfx.types.experimental.simple_artifacts import File
 
-from components import artifacts
 from components.caption_example_gen.sources import DatasetSpec
 from components.code_version import code_version
 from components.dataset_change import executors
@@ -26,7 +26,7 @@ class DatasetChangeSpec(component_spec.ComponentSpec):
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS: dict[str, component_spec.ChannelParameter] = {}
-    OUTPUTS = {"change": component_spec.ChannelParameter(type=artifacts.DatasetContent)}
+    OUTPUTS = {"change": component_spec.ChannelParameter(type=File)}
 
 
 class DatasetChange(base_component.BaseComponent):
@@ -35,8 +35,8 @@ class DatasetChange(base_component.BaseComponent):
     Never to be taken from a cache: what it looks at is no input.
 
     Outputs:
-      change: `components.DatasetContent` with the custom properties `changed` (1 or 0), `content`,
-        the fingerprint, and `content_of`, the dataset's place.
+      change: `simple_artifacts.File` without a file, with the custom properties `changed` (1 or 0),
+        `content`, the fingerprint, and `content_of`, the dataset's place.
     """
 
     SPEC_CLASS = DatasetChangeSpec
@@ -58,7 +58,7 @@ class DatasetChange(base_component.BaseComponent):
                 spec=json.dumps(how, sort_keys=True),
                 memory=memory,
                 code_version=code_version(executors.__name__),
-                change=channel_utils.as_channel([artifacts.DatasetContent()]),
+                change=channel_utils.as_channel([File()]),
             )
         )
 
@@ -71,17 +71,17 @@ class DatasetDoneSpec(component_spec.ComponentSpec):
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
-        "change": component_spec.ChannelParameter(type=artifacts.DatasetContent),
+        "change": component_spec.ChannelParameter(type=File),
         "pushed_model": component_spec.ChannelParameter(type=standard_artifacts.PushedModel),
     }
-    OUTPUTS = {"done": component_spec.ChannelParameter(type=artifacts.DatasetContent)}
+    OUTPUTS = {"done": component_spec.ChannelParameter(type=File)}
 
 
 class DatasetDone(base_component.BaseComponent):
     """Notes that a run with this content has come to its end, which is the pusher's.
 
     Outputs:
-      done: `components.DatasetContent`, what was noted.
+      done: The same, of what was noted.
     """
 
     SPEC_CLASS = DatasetDoneSpec
@@ -103,6 +103,6 @@ class DatasetDone(base_component.BaseComponent):
                 pushed_model=pushed_model,
                 memory=memory,
                 code_version=code_version(executors.__name__),
-                done=channel_utils.as_channel([artifacts.DatasetContent()]),
+                done=channel_utils.as_channel([File()]),
             )
         )

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from captioned_examples import picture
 from tfx.types import Artifact, Channel, standard_artifacts
+from tfx.types.experimental.simple_artifacts import File
 
-from components import DatasetContent
 from components.caption_example_gen.sources import DatasetError, DatasetSpec
 from components.dataset_change import DatasetChange, DatasetDone, executors
 
@@ -32,7 +32,7 @@ def add(folder: Path, number: int) -> None:
 
 
 def look(dataset: Path, memory: Path, **given: Any) -> Artifact:
-    change = DatasetContent()
+    change = File()
     spec = DatasetSpec(**({"dataset": ""} | given))
     component = DatasetChange(str(dataset), spec, str(memory))
     executors.ChangeExecutor().Do({}, {"change": [change]}, dict(component.exec_properties))
@@ -42,7 +42,7 @@ def look(dataset: Path, memory: Path, **given: Any) -> Artifact:
 def done(change: Artifact, memory: Path) -> None:
     executors.DoneExecutor().Do(
         {"change": [change], "pushed_model": [standard_artifacts.PushedModel()]},
-        {"done": [DatasetContent()]},
+        {"done": [File()]},
         {"memory": str(memory)},
     )
 
