@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from trainer.text.tokenizer import (
     tokenize,
 )
 from trainer.training.fine_tuner import FineTuner
+from trainer.weights import diffusers_export
 from trainer.weights.base_model import BaseModel
 from trainer.weights.errors import WeightsError
 from trainer.weights.learned_embeds import read_learned_embeds, write_learned_embeds
@@ -217,6 +219,15 @@ def test_the_file_is_what_others_read_and_is_read_back(tmp_path: Path) -> None:
         read_learned_embeds(path, 8, 3)
     with pytest.raises(WeightsError, match=r"is no \.safetensors file"):
         read_learned_embeds("word.pt", 8, 3)
+
+
+def test_diffusers_tokenizer_gets_a_token_for_each_vector(tmp_path: Path) -> None:
+    diffusers_export._write_tokenizer(tmp_path / "with", END_OF_TEXT, WORD)
+    diffusers_export._write_tokenizer(tmp_path / "without", END_OF_TEXT, None)
+    added = json.loads((tmp_path / "with" / "added_tokens.json").read_text())
+    assert added == {"<creature>": 49408, "<creature>_1": 49409, "<creature>_2": 49410}
+    files = [{p.name for p in (tmp_path / name).iterdir()} for name in ("with", "without")]
+    assert files[0] - files[1] == {"added_tokens.json"}
 
 
 def test_the_word_is_kept_as_text() -> None:
