@@ -88,18 +88,18 @@ def test_a_word_of_letters_is_no_part_of_another(text: str, there: bool) -> None
 @pytest.mark.parametrize(
     ("token", "initial", "said"),
     [
-        ("a b", "animal", "token 'a b' must be one word"),
-        ("&nbsp;x", "animal", "token"),
-        ("", "animal", "token '' must be one word"),
-        ("Dog", "animal", "token 'Dog' is a word that the vocabulary has: .* <dog>"),
-        ("<|endoftext|>", "animal", "must not have"),
-        ("<x>", "zzqq", "initial 'zzqq' must be .* one token .* is 3"),
-        ("<x>", " ", "initial ' ' must be"),
-        ("<x>", "<|endoftext|>", "initial .* must be a word"),
+        ("a b", "animal", "token must be one word"),
+        ("x&nbsp;y", "animal", "token must be one word"),
+        ("", "animal", "token must be one word"),
+        ("Dog", "animal", "token is a word that the vocabulary has: .* <dog>"),
+        ("a<|endoftext|>", "animal", "token must not have"),
+        ("<x>", "zzqq", "initial must be .* one token .* is 3"),
+        ("<x>", " ", "initial must be a word .* is 0"),
+        ("<x>", "<|endoftext|>", "initial must be a word"),
     ],
 )
 def test_what_can_be_no_word_is_said(token: str, initial: str, said: str) -> None:
-    with pytest.raises(ValueError, match=f"^{said}" if said.startswith("token ") else said):
+    with pytest.raises(ValueError, match=f"^{said}"):
         new_word(token, initial, 1)
 
 
