@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.config import ConfigError, RunConfig
 from pipeline.config.resolving import dataset_spec
+from pipeline.config.words import word_captions
 from serving.releases import IMAGE_ENCODER, SERVED_NETWORKS
 from storage.commands import module_command
 from trainer.presets import Preset, get_preset
@@ -151,7 +152,8 @@ def _latent_bytes(config: RunConfig, preset: Preset) -> int:
         latent = math.ceil(latent * model.bucket_max_pixels / model.image_size**2)
     mirrored = 1 if config.model.flip == "never" else 2
     context = preset.text_encoder.max_length * preset.text_encoder.width
-    context *= max(1, config.dataset.tag_shuffle)
+    words = word_captions(config.word)
+    context *= max(1, config.dataset.tag_shuffle, words.variants if words else 0)
     return _FLOAT32 * (mirrored * latent + context)
 
 

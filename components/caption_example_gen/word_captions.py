@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from trainer.text.new_word import NewWord
 from trainer.text.tokenizer import has_word
@@ -101,12 +101,21 @@ class WordCaptions:
             return caption
         return shortest_caption(self.templates, self.word.token) if self.templates else None
 
+    def varied(self, captions: Iterable[str]) -> WordCaptions:
+        """The same; without templates, where none of these captions is one to be varied."""
+        if any(map(self._is_shortest, captions)):
+            return self
+        return dataclasses.replace(self, templates="")
+
     def of(self, caption: str) -> Sequence[str]:
         """The variants of a caption: all templates for the shortest, and others as they are."""
-        token = self.word.token
-        if caption.lower() != shortest_caption(self.templates, token):
+        if not self._is_shortest(caption):
             return [caption] * self.variants
-        return [template.format(token) for template in TEMPLATES[self.templates]]
+        return [template.format(self.word.token) for template in TEMPLATES[self.templates]]
+
+    def _is_shortest(self, caption: str) -> bool:
+        shortest = shortest_caption(self.templates, self.word.token) if self.templates else None
+        return caption.lower() == shortest
 
     def to_json(self) -> str:
         """As text, for `of_json`."""

@@ -114,6 +114,8 @@ class Executor(WholeElementsExecutor):
         shards = [shard for split in splits for shard in _shards(examples, latents, split)]
         rows_uri = os.path.join(examples.uri, row_index.FOLDER_NAME)
         words = WordCaptions.of_json(exec_properties.get("word_captions"))
+        if words is not None:
+            words = words.varied(row.caption for row in row_index.read_rows(rows_uri, TRAINED_ON))
         limits = exec_properties.get("buckets")
         way = Way(
             base_model,

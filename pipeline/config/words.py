@@ -80,8 +80,8 @@ def check_word(config: RunConfig, preset: Preset, given: Mapping[str, Given]) ->
     try:
         new_word_of(word)
     except ValueError as error:
-        name = str(error).partition(" ")[0]
-        raise ConfigError(f"{given[f'word.{name}']} is impossible: {error}") from None
+        name, _, what = str(error).partition(" ")
+        raise ConfigError(f"{given[f'word.{name}']} is impossible: it {what}") from None
     for key, used in (
         ("training.lora_rank", training.lora_rank),
         ("training.train_text_encoder", training.train_text_encoder),

@@ -28,6 +28,7 @@ from components import DatasetReport as ReportArtifact
 from components import RejectedRows
 from components.caption_example_gen.captions import CaptionTemplate, TagShuffle
 from components.caption_example_gen.groups_file import GROUPS_NAME, GroupedPicture, write_groups
+from components.caption_example_gen.word_captions import WordCaptions
 from components.caption_validator import executor as caption_validator
 from components.dataset_report import DatasetReport, charts, executor, samples
 from components.dataset_report.buckets import bucket_rows
@@ -41,7 +42,7 @@ from components.dataset_report.statistics import CAPTION_LENGTH, PICTURE_MEASURE
 from components.pages.page import clip
 from trainer.data.buckets import BucketLimits
 from trainer.presets import get_preset
-from trainer.text.tokenizer import token_count
+from trainer.text.tokenizer import new_word, token_count
 from trainer.weights.base_model import BaseModel
 
 LONG = " ".join(["elephant"] * 100)
@@ -610,6 +611,26 @@ def test_captions_are_shown_as_trained_on(tmp_path, artifacts, page):
         assert all(variant.endswith(", in the style of sks") for variant in expected)
     assert "held, out" not in shown
     assert not varied.unbalanced
+
+
+def test_a_new_word_and_its_sentences_are_shown(tmp_path, artifacts, page):
+    assert "A new word" not in page.words
+    word = new_word("<creature>", "animal", 3)
+    shown = {
+        templates: Page(
+            report(
+                tmp_path / (templates or "none"),
+                artifacts,
+                word_captions=WordCaptions(word, templates).to_json(),
+            )
+        ).words
+        for templates in ("object", "")
+    }
+    for words in shown.values():
+        assert "<creature> is learned, as 3 vectors that begin as that of animal" in words
+        assert "it counts as 3 of 77 tokens." in words
+    assert "a photo of a <creature> a rendering of a <creature>" in shown["object"]
+    assert "Captions that lack it are set aside." in shown[""]
 
 
 def test_the_spec_says_nothing_of_tags_that_are_not_shuffled():

@@ -393,12 +393,18 @@ def test_tags_count_in_the_cache_key_only_where_they_are_shuffled():
 def test_a_new_word_is_encoded_as_its_initial_word(tmp_path):
     word = new_word("<creature>", "animal", 2)
     rows = [_example(index) for index in range(3)]
-    captions = ("a photo of a <creature>", "my <creature>", "a photo of a <creature>")
+    shortest = "a painting in the style of <creature>"
+    captions = (shortest, "my <creature>", "a photo of a <creature>")
     for row, caption in zip(rows, captions, strict=True):
         row.features.feature["caption"].bytes_list.value[:] = [caption.encode()]
     examples = _examples_artifact(tmp_path / "examples", {"train": [rows[:2]], "eval": [rows[2:]]})
-    words = WordCaptions(word, "style").to_json()
-    latents = _generate(tmp_path / "latents", examples, word_captions=words)
+    words = WordCaptions(word, "style")
+    folder = tmp_path / "examples" / row_index.FOLDER_NAME
+    folder.mkdir()
+    with open(folder / row_index.file_name("train", 0), "wb") as f:
+        for caption in captions[:2]:
+            f.write(row_index.IndexedRow("id", "picture", caption).line())
+    latents = _generate(tmp_path / "latents", examples, word_captions=words.to_json())
     manifest = LatentsManifest.read(latents.uri)
     assert (manifest.new_word, manifest.caption_variants) == (word, 19)
     assert "word" not in LatentsManifest("tiny", 64, "", False, {}).fields
@@ -406,10 +412,8 @@ def test_a_new_word_is_encoded_as_its_initial_word(tmp_path):
         parse_latents(tf.constant(_records(latents, split)), PRESET, 64, caption_variants=variants)
         for split, variants in (("train", 19), ("eval", 1))
     )
-    # Neither is the shortest of the style's.
-    for row, caption in enumerate(captions[:2]):
-        expected = tokenize([caption] * 19, word=word)
-        np.testing.assert_array_equal(own["tokens"][row], expected)
+    for row, variants in enumerate((words.of(shortest), ["my <creature>"] * 19)):
+        np.testing.assert_array_equal(own["tokens"][row], tokenize(variants, word=word))
     np.testing.assert_array_equal(held_out["tokens"], tokenize([captions[2]], word=word))
     initial = ["a photo of a animal animal"]
     context = BASE_MODEL.build("text_encoder")(tokenize(initial)).numpy()

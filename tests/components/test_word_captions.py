@@ -34,6 +34,8 @@ def test_a_caption_with_the_word_is_used_as_it_is() -> None:
     assert words.of("my <Creature>, red") == ["my <Creature>, red"] * 27
     assert words.caption("a dog") == "a photo of a <creature>"
     assert len(set(words.of("A photo of a <creature>"))) == 27
+    assert words.varied(["a dog", "my <creature>"]) == WordCaptions(WORD)
+    assert words.varied(["my <creature>", "a photo of a <creature>"]) == words
     refusing = WordCaptions(WORD)
     assert (refusing.caption("a dog"), refusing.variants) == (None, 0)
     for one in (words, refusing):

@@ -14,7 +14,7 @@ LARGE = [path for path in RECIPES if path.stem.startswith("all-weights")]
 
 
 def test_there_are_some() -> None:
-    assert {"style", "adapters-8gb", "all-weights-24gb", "all-weights-40gb"} <= {
+    assert {"style", "word", "adapters-8gb", "all-weights-24gb", "all-weights-40gb"} <= {
         path.stem for path in RECIPES
     }
 

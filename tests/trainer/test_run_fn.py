@@ -45,6 +45,7 @@ from trainer.training_config import (
     ValidationConfig,
 )
 from trainer.tuning.search import TrialTuner
+from trainer.weights import diffusers_export
 from trainer.weights.base_model import BaseModel
 from trainer.weights.exported import exported_values
 
@@ -975,6 +976,12 @@ def test_a_words_model_is_the_base_model_that_knows_it(taught: Path) -> None:
     np.testing.assert_allclose(found[1], encoder(tokens[1:])[0], atol=1e-5)
     encoder = with_vectors(encoder, PRESET, learned["<thing>"])
     np.testing.assert_allclose(found[0], encoder(tokens[:1])[0], atol=1e-5)
+    # A single file has the vocabulary alone.
+    place, alone = str(exported / "text_encoder"), BASE_MODEL.build("text_encoder")
+    for weight, value in zip(
+        alone.weights, diffusers_export._without_word(place, alone, PRESET, WORD), strict=True
+    ):
+        np.testing.assert_array_equal(weight, value)
     header = safetensors.safe_open(exported / "learned_embeds.safetensors", "np").metadata()
     assert header["modelspec.trigger_phrase"] == "<thing>"
     assert header["training_id"] == manifest["training_id"]

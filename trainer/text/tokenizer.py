@@ -110,23 +110,22 @@ def new_word(token: str, initial: str, vectors: int) -> NewWord:
 
     Raises:
         ValueError: `token` is no single word, or one of the vocabulary; or `initial` is none. The
-            message begins with the one that is wrong and says what it must be.
+            message begins with the name of the one that is wrong.
     """
     known = _clean(token)
     if not known or _SPACE.search(plain(token)) or _clean(known) != known:
-        raise ValueError(f"token {token!r} must be one word without white space, as <creature> is")
+        raise ValueError("token must be one word without white space, as <creature> is")
     if any(marker in known for marker in MARKERS):
-        raise ValueError(f"token {token!r} must not have {' or '.join(MARKERS)} in it")
+        raise ValueError(f"token must not have {' or '.join(MARKERS)} in it")
     if len(_encode(known)) < 2:
         raise ValueError(
-            f"token {token!r} is a word that the vocabulary has: take one that it lacks, as "
-            f"<{known}> is"
+            f"token is a word that the vocabulary has: take one that it lacks, as <{known}> is"
         )
     ids = _encode(initial)
     if len(ids) != 1 or ids[0] >= START_OF_TEXT:
         raise ValueError(
-            f"initial {initial!r} must be a word that is one token of the vocabulary, and is "
-            f"{len(ids)}: take a common one, as animal is"
+            f"initial must be a word that is one token of the vocabulary, and is {len(ids)}: take "
+            "a common one, as animal is"
         )
     return NewWord(known, _clean(initial), ids[0], vectors)
 
