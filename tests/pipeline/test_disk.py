@@ -32,6 +32,10 @@ def test_the_presets_parameters_are_those_of_their_shipped_weights() -> None:
     assert count(vae) == parameters["image_encoder"] + parameters["decoder"]
 
 
+TRAINED = 7_328_068 + 3_267_136
+"""The diffusion model's parameters, and the text encoder's."""
+
+
 def test_an_estimate_worked_out_by_hand(tmp_path: Path) -> None:
     settings = config(tmp_path, training__steps=160, training__checkpoint_every_steps=50)
     estimate = disk.estimate_disk(settings, image_bytes=1000, num_rows=10)
@@ -39,12 +43,12 @@ def test_an_estimate_worked_out_by_hand(tmp_path: Path) -> None:
     # Mean and log-variance, of the picture and its mirror image, and the context, in float32.
     assert estimate.latents == 10 * 4 * (2 * 2 * 16 * 16 * 4 + 77 * 64)
     # Two are kept, and a third is there while it replaces one; each holds four copies.
-    assert estimate.checkpoints == 3 * 4 * 4 * 7_328_068
+    assert estimate.checkpoints == 3 * 4 * 4 * TRAINED
     assert estimate.models == 2 * (4 * (3_267_136 + 7_328_068 + 1_070_359) + (3 << 20))
     assert estimate.total == sum(
         (estimate.examples, estimate.latents, estimate.checkpoints, estimate.models)
     )
-    parts = "(examples 0 MB, latents 0 MB, checkpoints 352 MB, models 100 MB)"
+    parts = "(examples 0 MB, latents 0 MB, checkpoints 509 MB, models 100 MB)"
     assert str(estimate).endswith(parts)
 
     pictures = config(tmp_path, training__steps=160, serving__image_to_image=True)
@@ -53,10 +57,10 @@ def test_an_estimate_worked_out_by_hand(tmp_path: Path) -> None:
 
     # All trials' at first, and one that replaces another.
     tuned = config(tmp_path, training__steps=160, tuning__trials=12)
-    assert disk.estimate_disk(tuned, 0, 0).checkpoints == 13 * 4 * 4 * 7_328_068
+    assert disk.estimate_disk(tuned, 0, 0).checkpoints == 13 * 4 * 4 * TRAINED
 
     few = config(tmp_path, training__steps=4)
-    assert disk.estimate_disk(few, 0, 0).checkpoints == 4 * 4 * 7_328_068
+    assert disk.estimate_disk(few, 0, 0).checkpoints == 4 * 4 * TRAINED
     adapters = config(tmp_path, training__lora_rank=4, model__export_weights="float16")
     assert disk.estimate_disk(adapters, 0, 0).checkpoints == 0
     assert disk.estimate_disk(adapters, 0, 0).models < 0.6 * estimate.models

@@ -501,8 +501,8 @@ def test_nothing_is_submitted_again_for_what_was_done_or_goes_on(
     compiled: list[dict[str, Any]] = []
     compile_job = runner_vertex._compile
 
-    def compile_once(*arguments: Any) -> dict[str, Any]:
-        compiled[:] = compiled or [compile_job(*arguments)]
+    def compile_once(*arguments: Any, **named: Any) -> dict[str, Any]:
+        compiled[:] = compiled or [compile_job(*arguments, **named)]
         return compiled[0]
 
     monkeypatch.setattr(runner_vertex, "_compile", compile_once)
