@@ -2,7 +2,7 @@
 
 Needs nothing of what the models were built or trained with: TensorFlow for a folder,
 tensorflow-serving-api besides for gRPC, and only httpx2 and Pillow for REST; Pillow, too, to draw
-from pictures.
+from pictures, and to write what they say of themselves.
 """
 
 from __future__ import annotations

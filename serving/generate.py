@@ -1,8 +1,8 @@
 """Draws pictures: `python -m serving.generate "a drawing of a blue creature" --out x.png`.
 
 Needs TensorFlow and the folder that the pipeline pushed to, or the address of a TensorFlow Serving
-that serves it, and nothing that the models were built with. Mistakes in what was asked for are
-reported before TensorFlow is imported.
+that serves it, and Pillow for what a picture says of itself; nothing that the models were built
+with. Mistakes in what was asked for are reported before TensorFlow is imported.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Sequence
 
@@ -79,8 +80,14 @@ def of(arguments: argparse.Namespace) -> Marking:
     """What was asked for.
 
     Raises:
-        ServingError: There is half of what signing takes, or it is not what it must be.
+        ServingError: There is half of what signing takes, or it is not what it must be; or Pillow,
+            which writes marks, is not installed.
     """
+    if not arguments.no_metadata and importlib.util.find_spec("PIL") is None:
+        raise ServingError(
+            "Pillow is not installed, which writes into a picture what it was asked for with: pip "
+            "install Pillow, or leave that out by --no-metadata"
+        )
     signer = _signer(arguments.c2pa_certificate, arguments.c2pa_key_env)
     if signer is not None and arguments.no_metadata:
         raise ServingError("--no-metadata leaves nothing to sign: leave it out, or the certificate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -95,6 +96,21 @@ def test_what_is_not_to_be_told(
     assert redraw.main([str(out), *where]) == 2
     said = "do not tell the prompt" if has_marks else "carries no marks"
     assert said in capsys.readouterr().err
+
+
+def test_without_pillow_it_says_so_before_anything_is_loaded(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "PIL" else find(name, *rest),
+    )
+    request = ["a cat", "--out", f"{tmp_path}/x.png", "--serving-dir", str(released)]
+    assert generate.main(request) == 2
+    assert "Pillow is not installed" in capsys.readouterr().err
+    assert generate.main([*request, "--no-metadata"]) == 0
 
 
 def test_a_picture_that_was_cut_is_not_compared(drawn: Path, released: Path) -> None:
