@@ -13,6 +13,7 @@ import math
 import textwrap
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.lineage.comparing import Comparison, Diff, Difference, Why
@@ -96,6 +97,8 @@ def jsonable(value: Any) -> Any:
         return fields
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, Mapping):
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

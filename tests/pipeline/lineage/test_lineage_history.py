@@ -169,6 +169,13 @@ def test_the_page_shows_the_same_prompt_of_each_release(weeks: Path) -> None:
     assert all(re.fullmatch(r"/files/\d+/validation/step_000160/00.png", s) for s in sources)
 
 
+def test_history_as_json_names_the_pictures(weeks: Path, capsys) -> None:
+    assert cli.main(["--store", str(weeks), "--json", "history"]) == 0
+    releases = json.loads(capsys.readouterr().out)["releases"]
+    [drawn] = releases[1]["pictures"]
+    assert Path(drawn["file"]["path"]).read_bytes() == PICTURE
+
+
 def test_what_was_added_between_two_releases(weeks: Path, capsys) -> None:
     assert cli.main(["--store", str(weeks), "added", "1", "release:2"]) == 0
     shown = capsys.readouterr().out.splitlines()
