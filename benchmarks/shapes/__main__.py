@@ -92,6 +92,7 @@ class _Measure:
             steps=arguments.steps,
             batch_size=arguments.batch_size,
             seed=arguments.seed,
+            train_text_encoder=False,
             log_every_steps=25,
         ).resolved(base.preset)
         self._number = arguments.pictures
