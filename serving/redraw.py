@@ -160,7 +160,10 @@ def _redraw(arguments: argparse.Namespace) -> list[Redrawn]:
         raise ServingError(f"{arguments.picture} carries no marks of what drew it")
     if arguments.version is None and arguments.model is None:
         arguments.version = marked.pictures[0].release
-    which_models.check(arguments)
+    release = which_models.check(arguments)
+    if release is not None:
+        for network in release.networks:
+            release.model_folder(network)
     from serving.pictures import read_mask, read_picture
 
     image = None if arguments.image is None else read_picture(arguments.image)

@@ -210,6 +210,7 @@ def noisy(models) -> Artifact:
     return models["noisy"]
 
 
+@pytest.mark.slow
 def test_noise_on_the_weights_is_not_blessed(judge, same, noisy):
     blessed, reasons, metrics = judge(noisy, same, **QUICK)
     assert not blessed

@@ -18,7 +18,7 @@ from serving.errors import ServingError, check_place
 from serving.request import DEFAULT_SAMPLER, MAX_STEPS, SAMPLERS
 from storage import filesystem
 from storage.commands import module_command, place
-from storage.model_manifest import MODEL_MANIFEST_NAME, ModelManifest
+from storage.model_manifest import MODEL_MANIFEST_NAME
 from storage.picture_marks import network_digests
 from storage.verdict import UNSURE, VERDICT
 
@@ -84,12 +84,11 @@ class Release:
     @property
     def marks(self) -> dict[str, Any]:
         """What a picture says of the release that drew it: fields of `Marks`."""
-        files = self.facts.get("files") or {}
+        files, manifest = (self.facts.get(name) or {} for name in ("files", "manifest"))
         digests = network_digests(files)
-        manifest = ModelManifest.of_release(self.facts)
         return {
-            "training_id": manifest.training_id if manifest else None,
-            "preset": manifest.preset if manifest else self.facts.get("preset"),
+            "training_id": manifest.get("training_id"),
+            "preset": manifest.get("preset", self.facts.get("preset")),
             "networks": {name: digests[name] for name in ALL_NETWORKS if name in digests},
             "checkpoint_sha256": files.get(f"{SINGLE_FILES}/{self.version}/{CHECKPOINT_NAME}"),
         }

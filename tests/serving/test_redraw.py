@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving import generate, redraw
+from serving import generate, marking, redraw
 from serving.releases import find_release
 from storage import picture_marks
 
@@ -82,19 +82,23 @@ def test_it_is_drawn_again(drawn: Path, released: Path, capsys, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("flag", "has_marks"), [("--no-metadata", False), ("--no-prompt-in-metadata", True)]
+    ("marked", "said"),
+    [
+        (marking.Marking(metadata=False), "carries no marks"),
+        (marking.Marking(prompt=False), "do not tell the prompt"),
+    ],
 )
 def test_what_is_not_to_be_told(
-    flag: str, has_marks: bool, released: Path, tmp_path: Path, capsys
+    marked: marking.Marking, said: str, drawn: Path, released: Path, tmp_path: Path, capsys
 ) -> None:
-    out = tmp_path / "x.png"
-    where = ["--serving-dir", str(released)]
-    assert generate.main(["a secret prompt", "--out", str(out), *where, flag]) == 0
-    assert b"secret" not in out.read_bytes()
-    found = picture_marks.read(out.read_bytes())
-    assert bool(found.pictures) == found.says_generated == has_marks
-    assert redraw.main([str(out), *where]) == 2
-    said = "do not tell the prompt" if has_marks else "carries no marks"
+    marks = picture_marks.read((drawn / "grid.png").read_bytes()).pictures[0]
+    secret = dataclasses.replace(marks, prompt="a secret prompt", negative_prompt="secret, too")
+    contents = marked.encode(np.zeros((40, 64, 3), np.uint8), [secret])
+    assert b"secret" not in contents
+    found = picture_marks.read(contents)
+    assert bool(found.pictures) == found.says_generated == marked.metadata
+    (tmp_path / "x.png").write_bytes(contents)
+    assert redraw.main([f"{tmp_path}/x.png", "--serving-dir", str(released)]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -110,7 +114,8 @@ def test_without_pillow_it_says_so_before_anything_is_loaded(
     request = ["a cat", "--out", f"{tmp_path}/x.png", "--serving-dir", str(released)]
     assert generate.main(request) == 2
     assert "Pillow is not installed" in capsys.readouterr().err
-    assert generate.main([*request, "--no-metadata"]) == 0
+    arguments = generate._parser().parse_args([*request, "--no-metadata"])
+    assert marking.of(arguments) == marking.Marking(metadata=False)
 
 
 def test_a_picture_that_was_cut_is_not_compared(drawn: Path, released: Path) -> None:

@@ -9,6 +9,7 @@ and of `lora.safetensors` beside it (`--num-steps 10`), which a run on the sampl
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from safetensors.numpy import load_file
 
@@ -37,6 +38,7 @@ def drawn(modules: ServingModules, theirs: dict[str, np.ndarray]) -> np.ndarray:
     return modules.decoder.pixels(latent).numpy().astype(int)
 
 
+@pytest.mark.slow
 def test_diffusers_draws_what_is_served_with_our_adapters_too() -> None:
     theirs = dict(np.load(DATA / "pictures.npz"))
     pictures, with_lora = (theirs[n].astype(int) for n in ("pictures", "pictures_with_lora"))

@@ -1001,6 +1001,7 @@ def prepared(folder: Path, latents: Path, start: Path | None, word: dict[str, An
         return run_fn._prepare(settings, given.train_files, model, tuned=False)
 
 
+@pytest.mark.slow
 def test_a_word_is_kept_and_trained_on(taught: Path, tmp_path: Path) -> None:
     path = taught / "Format-Serving" / "learned_embeds.safetensors"
     learned = safetensors.numpy.load_file(path)["<thing>"]
