@@ -12,7 +12,6 @@ from components.class_pictures import ClassPictures
 from components.latent_gen import LatentGen
 from pipeline.config import DatasetConfig, RunConfig
 from pipeline.config.subject import class_dataset
-from storage.plain_text import plain
 from trainer.weights.base_model import BaseModel
 
 CLASS_PICTURES, CLASS_LATENT_GEN = "ClassPictures", "ClassLatentGen"
@@ -38,7 +37,7 @@ def class_steps(
     if prior.folder is None:
         pictures = ClassPictures(
             base_model,
-            caption=plain(prior.caption).strip(),
+            caption=prior.plain_caption,
             pictures=prior.pictures,
             seed=prior.seed,
             sampler=prior.sampler,

@@ -47,7 +47,6 @@ from pipeline.starting_node import (
     starting_statistics_node,
 )
 from pipeline.trainer_settings import trainer_settings
-from storage.plain_text import plain
 from trainer.weights.base_model import BaseModel
 
 PIPELINE_NAME = "sd-finetuning"
@@ -223,7 +222,7 @@ def create_pipeline(
         sample_guidance_scale=config.validation.guidance_scale,
         measures=config.evaluation.measures or (),
         clip_model=config.evaluation.clip_model or "",
-        class_caption=plain(config.prior.caption or "").strip(),
+        class_caption=config.prior.plain_caption,
         num_class_pictures=config.prior.num_compared,
     )
     scores = loss_scorer.outputs["scores"]
@@ -256,7 +255,7 @@ def create_pipeline(
         checkpoint=config.serving.checkpoint or "",
         batch_size=config.serving.batch_size,
         publish_captions=config.serving.publish_captions,
-        training_dataset=open_parameters.get("dataset", dataset.path),
+        training_dataset=place,
     )
     done = (
         DatasetDone(change.outputs["change"], pusher.outputs["pushed_model"], only_on_change)

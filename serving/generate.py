@@ -125,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only effective before the first import of TensorFlow, which reads it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        _generate(arguments, *_check(arguments))
+        marked = marking.of(arguments)
+        _generate(arguments, marked, *_check(arguments))
     except (ServingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return _BAD_REQUEST
@@ -142,7 +143,6 @@ def _check(arguments: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray
         The picture to draw from, and its mask.
     """
     check_prompts(arguments.prompts)
-    marking.of(arguments)
     if not 1 <= arguments.count <= MAX_COUNT:
         raise ServingError(f"--count is {arguments.count}; it must be 1 to {MAX_COUNT}")
     if not 1 <= arguments.together <= MAX_COUNT:
@@ -174,8 +174,7 @@ def _check(arguments: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray
     if release is not None:
         if release.size_multiple is not None:
             check_multiples(arguments.height, arguments.width, release.size_multiple)
-        for network in release.networks:
-            release.model_folder(network)
+        release.check_complete()
         if pictures and IMAGE_ENCODER not in release.networks:
             raise no_image_encoder(which_models.address(arguments), release)
     read = _read_pictures(arguments)
@@ -210,7 +209,10 @@ def _say_loading(arguments: argparse.Namespace) -> None:
 
 
 def _generate(
-    arguments: argparse.Namespace, image: np.ndarray | None, mask: np.ndarray | None
+    arguments: argparse.Namespace,
+    marked: marking.Marking,
+    image: np.ndarray | None,
+    mask: np.ndarray | None,
 ) -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     address = which_models.address(arguments)
@@ -254,8 +256,7 @@ def _generate(
     rows = pictures.reshape(len(arguments.prompts), len(seeds), height, width, 3)
     grid = rows.transpose(0, 2, 1, 3, 4).reshape(len(rows) * height, len(seeds) * width, 3)
     try:
-        contents = marking.of(arguments).encode(grid, marks, columns=len(seeds))
-        filesystem.write_bytes(arguments.out, contents)
+        filesystem.write_bytes(arguments.out, marked.encode(grid, marks, columns=len(seeds)))
     except OSError as error:
         raise ServingError(f"{arguments.out} cannot be written: {error}") from error
     height, width, _ = grid.shape

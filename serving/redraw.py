@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,7 +21,14 @@ from serving import which_models
 from serving.client import Generator
 from serving.errors import ServingError, check_place
 from storage import filesystem
-from storage.picture_marks import Marks, MarksError, digest_of_pixels, pixels_of, read
+from storage.picture_marks import (
+    Marks,
+    MarksError,
+    difference_in_words,
+    digest_of_pixels,
+    pixels_of,
+    read,
+)
 
 _NOT_THE_SAME = 1
 _NOT_COMPARED = 2
@@ -47,7 +55,7 @@ def redraw(
     pixels: np.ndarray,
     pictures: Sequence[Marks],
     columns: int,
-    generator: Generator,
+    load: Callable[[], Generator],
     *,
     image: np.ndarray | None = None,
     mask: np.ndarray | None = None,
@@ -58,7 +66,7 @@ def redraw(
         pixels: uint8 [H, W, 3], one picture or a grid of some.
         pictures: The marks of each, row by row.
         columns: How many stand side by side.
-        generator: With the models to draw with.
+        load: Gives the models to draw with; not asked for what cannot be drawn.
         image: What they were drawn from, if anything, uint8 [H, W, 3].
         mask: Of that, if there was one, bool [H, W].
 
@@ -68,7 +76,7 @@ def redraw(
     """
     for marks in pictures:
         _check(marks, image, mask)
-    found = []
+    generator, found = load(), []
     for index, marks in enumerate(pictures):
         [drawn] = generator.generate(
             [marks.prompt or ""],
@@ -141,15 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps([dataclasses.asdict(one) for one in found]))
     else:
         for one in found:
-            print(f"{one.prompt!r}, seed {one.seed}: {shown(one.mean, one.most)}")
+            print(f"{one.prompt!r}, seed {one.seed}: {difference_in_words(one.mean, one.most)}")
     return _NOT_THE_SAME if any(one.most for one in found) else 0
-
-
-def shown(mean: float, most: int) -> str:
-    """A difference in words."""
-    if not most:
-        return "the same pixels"
-    return f"other pixels: {mean:.2f} of 255 on average, {most} at most"
 
 
 def _redraw(arguments: argparse.Namespace) -> list[Redrawn]:
@@ -162,22 +163,20 @@ def _redraw(arguments: argparse.Namespace) -> list[Redrawn]:
         arguments.version = marked.pictures[0].release
     release = which_models.check(arguments)
     if release is not None:
-        for network in release.networks:
-            release.model_folder(network)
+        release.check_complete()
     from serving.pictures import read_mask, read_picture
 
     image = None if arguments.image is None else read_picture(arguments.image)
     mask = None if arguments.mask is None else read_mask(arguments.mask)
-    for marks in marked.pictures:
-        _check(marks, image, mask)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    generator = Generator(
+    load = functools.partial(
+        Generator,
         which_models.address(arguments),
         arguments.version,
         memory_limit_bytes=which_models.memory_limit_bytes(arguments),
     )
     return redraw(
-        pixels_of(contents), marked.pictures, marked.columns, generator, image=image, mask=mask
+        pixels_of(contents), marked.pictures, marked.columns, load, image=image, mask=mask
     )
 
 

@@ -172,6 +172,18 @@ def request_of(marks: Marks) -> dict[str, Any]:
     }
 
 
+def difference_in_words(mean: float, most: int) -> str:
+    """How far a picture that is drawn again is from what it was.
+
+    Args:
+        mean: Of the absolute differences, in steps of 255.
+        most: The largest of them.
+    """
+    if not most:
+        return "the same pixels"
+    return f"other pixels: {mean:.2f} of 255 on average, {most} at most"
+
+
 def encode(pixels: np.ndarray, pictures: Sequence[Marks], columns: int = 1) -> bytes:
     """A PNG file with marks; the same pixels and marks give the same bytes.
 

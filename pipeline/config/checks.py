@@ -92,7 +92,7 @@ def _check_prior(config: RunConfig, given: Mapping[str, Given]) -> None:
             "class, such as 'a photo of a dog'"
         )
     if config.dataset.caption is not None and (
-        plain(prior.caption).strip() == plain(config.dataset.caption).strip()
+        prior.plain_caption == plain(config.dataset.caption).strip()
     ):
         raise ConfigError(
             f"{given['prior.caption']} is impossible: it is dataset.caption, too, and must leave "

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from pipeline.vertex.config import VertexConfig
+from storage.plain_text import plain
 from storage.user_errors import UserError
 from trainer.presets import Prediction, Sampler
 from trainer.training_config import (
@@ -176,6 +177,11 @@ class PriorConfig:
     scenes: Annotated[Texts, Field(max_length=31)]
     num_compared: Annotated[int, Field(ge=0, le=10_000)]
     max_distance: NonNegativeFloat | None
+
+    @property
+    def plain_caption(self) -> str:
+        """The caption in the form that captions have; "" where there are no pictures."""
+        return plain(self.caption or "").strip()
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -22,7 +22,14 @@ from storage import content_credentials, filesystem
 from storage.commands import CHECKOUT
 from storage.content_credentials import CredentialsError
 from storage.errors import one_line
-from storage.picture_marks import Found, Marks, MarksError, network_digests, read
+from storage.picture_marks import (
+    Found,
+    Marks,
+    MarksError,
+    difference_in_words,
+    network_digests,
+    read,
+)
 
 _RELEASES = "releases"
 
@@ -158,10 +165,7 @@ def drawn_again(
     drawn = json.loads(done.stdout)
     mean = sum(one["mean"] for one in drawn) / len(drawn)
     most = max(one["most"] for one in drawn)
-    said = (
-        f"other pixels: {mean:.2f} of 255 on average, {most} at most" if most else "the same pixels"
-    )
-    return Check("drawn again", not most, said)
+    return Check("drawn again", not most, difference_in_words(mean, most))
 
 
 def read_picture(picture: str) -> bytes:

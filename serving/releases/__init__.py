@@ -93,6 +93,11 @@ class Release:
             "checkpoint_sha256": files.get(f"{SINGLE_FILES}/{self.version}/{CHECKPOINT_NAME}"),
         }
 
+    def check_complete(self) -> None:
+        """Raises a `ServingError` where the SavedModel of one of `networks` is not there."""
+        for network in self.networks:
+            self.model_folder(network)
+
     def model_folder(self, network: str) -> str:
         """The SavedModel of one of `networks`.
 

@@ -127,7 +127,7 @@ def test_a_picture_that_was_cut_is_not_compared(drawn: Path, released: Path) -> 
             return np.zeros((1, options["height"], options["width"], 3), np.uint8)
 
     black = np.zeros((40, 64, 3), np.uint8)
-    [same] = redraw.redraw(black, [whole], 1, Same())  # type: ignore[arg-type]
+    [same] = redraw.redraw(black, [whole], 1, Same)  # type: ignore[arg-type]
     assert (same.mean, same.most) == (0, 0)
     with pytest.raises(redraw.ServingError, match="it was scaled or cut since"):
-        redraw.redraw(black[:30], [whole], 1, Same())  # type: ignore[arg-type]
+        redraw.redraw(black[:30], [whole], 1, Same)  # type: ignore[arg-type]

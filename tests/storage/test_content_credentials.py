@@ -14,25 +14,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from small_marks import small_marks
 
 from serving import generate, marking
 from serving.errors import ServingError
 from storage import content_credentials, picture_marks
 from storage.content_credentials import CredentialsError, Signer
-from storage.picture_marks import Marks
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3)).astype(np.uint8)
-MARKS = Marks(
-    prompt="a cat",
-    negative_prompt="",
-    num_steps=2,
-    sampler="ddim",
-    guidance_scale=4.0,
-    seed=7,
-    height=16,
-    width=24,
-    release=1,
-)
+MARKS = small_marks(height=16, width=24)
 KEYS = {
     "ecdsa": lambda: ec.generate_private_key(ec.SECP256R1()),
     "rsa": lambda: rsa.generate_private_key(65537, 2048),

@@ -24,9 +24,9 @@ from made_store import COMPLETE, FIRST_DAY, HOSTILE, MINUTE, Settings, StoreMake
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from PIL import Image
+from small_marks import small_marks
 
 from storage import picture_marks
-from storage.picture_marks import Marks
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
 SECRET = "what nobody may read"
@@ -184,17 +184,7 @@ def test_every_page_by_its_address(tab, address):
 
 
 def test_a_picture_is_dropped(tab, address, tmp_path):
-    made = Marks(
-        prompt="a <b>cat</b>",
-        negative_prompt="",
-        num_steps=2,
-        sampler="ddim",
-        guidance_scale=4.0,
-        seed=7,
-        height=8,
-        width=8,
-        release=1,
-    )
+    made = small_marks(prompt="a <b>cat</b>")
     (tmp_path / "x.png").write_bytes(picture_marks.encode(np.zeros((8, 8, 3), np.uint8), [made]))
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     go(tab, address + "/whence")

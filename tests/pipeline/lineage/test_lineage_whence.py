@@ -11,28 +11,17 @@ import numpy as np
 import pytest
 from made_store import Settings, StoreMaker
 from PIL import Image, PngImagePlugin
+from small_marks import small_marks
 
 from pipeline import lineage
 from pipeline.lineage import cli, pages, whence
 from pipeline.lineage.model import LineageError
 from storage import picture_marks
-from storage.picture_marks import Marks, network_digests
+from storage.picture_marks import network_digests
 
 PIXELS = np.zeros((8, 8, 3), np.uint8)
 FILES = {f"{network}/1/weights": network * 3 for network in ("decoder", "text_encoder")}
-MARKS = Marks(
-    prompt="a cat",
-    negative_prompt="a dog",
-    num_steps=2,
-    sampler="ddim",
-    guidance_scale=4.0,
-    seed=7,
-    height=8,
-    width=8,
-    release=1,
-    training_id="t1",
-    networks=network_digests(FILES),
-)
+MARKS = small_marks(negative_prompt="a dog", training_id="t1", networks=network_digests(FILES))
 
 
 @pytest.fixture(scope="module")
