@@ -43,6 +43,8 @@ from storage.commands import CHECKOUT, script_command, shown_path
 from trainer.training.interruption import TrainingInterruptedError
 
 if TYPE_CHECKING:
+    from tfx.orchestration.pipeline import Pipeline
+
     from trainer.weights.base_model import BaseModel
 
 logger = logging.getLogger("pipeline.runner_local")
@@ -65,6 +67,8 @@ examples:
       trains anew with other settings; the data steps come from the cache
   python runner_local.py --config mine.yaml
       any other setting: see pipeline/default.yaml, where each is explained
+  python runner_local.py --steps 2000 --plan
+      what that would run and why, what it takes; runs nothing
   python runner_local.py --config mine.yaml --watch 15m
       a run whenever the dataset's content has changed: docs/watch.md
 
@@ -100,6 +104,11 @@ def _parser() -> command_line.Parser:
     )
     where.add_argument("--verbose", action="store_true", help="show what all libraries say, too")
     where.add_argument(
+        "--plan",
+        action="store_true",
+        help="say what would run and why, what it takes, and what would be refused; run nothing",
+    )
+    where.add_argument(
         "--watch",
         metavar="TIME",
         help="look at the dataset every TIME, such as 15m, and run when its content has changed",
@@ -122,6 +131,9 @@ def _main(argv: Sequence[str]) -> int:
     if arguments.watch is not None:
         return _watch(config, arguments.watch, argv)
     config, fingerprint = resolve_dataset(config)
+    if arguments.plan:
+        with housekeeping.own_temporary_folder() as folder:
+            return _plan(config, fingerprint, folder)
     check_output_folder(config.output)
     with housekeeping.output_lock(config.output), housekeeping.own_temporary_folder():
         return _run(config, fingerprint, arguments.verbose, argv)
@@ -242,6 +254,38 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]
             return interruption.exit_status(number)
 
 
+def _plan(config: RunConfig, fingerprint: str, folder: str) -> int:
+    """Says what a run would do; writes into `folder` alone."""
+    consoles.quiet_environment(verbose=False)
+    with consoles.open_console(Path(folder) / "plan.log", verbose=False) as console:
+        config, base_model = resolve_base_weights(config)
+        config = resolve_clip_model(config)
+        serving_dir = str(Path(config.output) / "serving_model")
+        store = housekeeping.copy_as_repaired(config.output, serving_dir, folder)
+        start = starting.find_start(config, base_model, fingerprint, store, serving_dir)
+        estimate = check_disk(config, unfinished=repeat.ended_badly(store))
+        console.print(
+            f"Fine-tuning {config.model.preset} on {shown_path(config.dataset.path)} would write "
+            f"below {shown_path(config.output)}. Nothing is run."
+        )
+        if said := starting.told(config.model.start_from, start):
+            console.print(said)
+        for note in (*prompt_notes(config), watch.in_use(config.output)):
+            if note:
+                console.print(f"note: {note}")
+        console.print("Loading TensorFlow and TFX ...\n")
+        from pipeline import plan
+
+        training = config.training
+        pictures = None if training.steps is None else training.steps * training.batch_size
+        pipeline = _pipeline(config, fingerprint, base_model, start, serving_dir, folder)
+        steps = plan.plan_steps(pipeline, config.output, pictures)
+        for line in plan.plan_table(steps):
+            console.print(line)
+        console.print(f"\n  memory  {plan.memory_text(config, store)}\n  disk    {estimate}")
+        return 0
+
+
 def _run_pipeline(
     config: RunConfig,
     fingerprint: str,
@@ -252,14 +296,28 @@ def _run_pipeline(
 ) -> RunOutcome:
     console.print("Loading TensorFlow and TFX ...")
     from pipeline import local_runner
+
+    pipeline = _pipeline(config, fingerprint, base_model, start, serving_dir, config.output)
+    return local_runner.ReportingDagRunner(console.print).run(pipeline)
+
+
+def _pipeline(
+    config: RunConfig,
+    fingerprint: str,
+    base_model: BaseModel,
+    start: starting.Start | None,
+    serving_dir: str,
+    metadata_dir: str,
+) -> Pipeline:
+    from pipeline import local_runner
     from pipeline.pipeline import create_pipeline
 
     consoles.settle_logging()
     output = Path(config.output)
-    pipeline = create_pipeline(
+    return create_pipeline(
         config,
         pipeline_root=str(output / housekeeping.ARTIFACTS_NAME),
-        metadata_path=str(output / housekeeping.DATABASE_NAME),
+        metadata_path=os.path.join(metadata_dir, housekeeping.DATABASE_NAME),
         serving_dir=serving_dir,
         checkpoint_dir=str(output / "checkpoints"),
         latents_index=str(output / "latents_index"),
@@ -268,7 +326,6 @@ def _run_pipeline(
         start=start,
         beam_pipeline_args=local_runner.beam_pipeline_args(),
     )
-    return local_runner.ReportingDagRunner(console.print).run(pipeline)
 
 
 def _told(error: BaseException) -> str:

@@ -98,7 +98,7 @@ def estimate_disk(config: RunConfig, image_bytes: int, num_rows: int) -> DiskEst
     )
 
 
-def check_disk(config: RunConfig, unfinished: bool) -> None:
+def check_disk(config: RunConfig, unfinished: bool) -> DiskEstimate:
     """Holds what a run needs against what is free.
 
     Args:
@@ -106,14 +106,17 @@ def check_disk(config: RunConfig, unfinished: bool) -> None:
         unfinished: Whether the latest run in the output folder did not end: what it left is then
             taken for a part of what is needed.
 
+    Returns:
+        What it needs.
+
     Raises:
         ConfigError: It cannot fit, and such runs are to be refused.
     """
     estimate = estimate_disk(config, *_dataset_size(config))
     there = _left_in(config.output) if unfinished else 0
-    free = shutil.disk_usage(config.output).free
+    free = shutil.disk_usage(_existing(config.output)).free
     if estimate.total <= free + there:
-        return
+        return estimate
     advice = ["--output on another disk"]
     if config.tuning.trials:
         advice.append(f"fewer tuning.trials than {config.tuning.trials}")
@@ -137,6 +140,7 @@ def check_disk(config: RunConfig, unfinished: bool) -> None:
     if config.disk_check == "refuse":
         raise ConfigError(problem)
     logger.warning("%s", problem)
+    return estimate
 
 
 def in_words(size: int) -> str:
@@ -177,6 +181,12 @@ def folder_bytes(folder: str | os.PathLike[str]) -> int:
             with contextlib.suppress(FileNotFoundError):
                 size += os.lstat(os.path.join(parent, name)).st_size
     return size
+
+
+def _existing(folder: str) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    path = Path(folder)
+    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def _left_in(output: str) -> int:

@@ -196,6 +196,35 @@ def repair(
     return report
 
 
+def copy_as_repaired(output: str, serving_dir: str, folder: str) -> metadata_store.MetadataStore:
+    """A copy of the output folder's ML Metadata as the next run will find it; changes nothing.
+
+    Args:
+        output: The run's output folder, absolute; it may be missing.
+        serving_dir: Where releases are pushed to.
+        folder: Where the copy goes.
+
+    Raises:
+        DatabaseError: It is not such a database.
+    """
+    path = os.path.join(output, DATABASE_NAME)
+    if not os.path.isfile(path):
+        return open_store(folder)
+    open_store(output, read_only=True)
+    with (
+        contextlib.closing(sqlite3.connect(Path(path).as_uri() + "?mode=ro", uri=True)) as source,
+        contextlib.closing(
+            sqlite3.connect(os.path.join(folder, DATABASE_NAME), isolation_level=None)
+        ) as copy,
+    ):
+        source.backup(copy)
+        relocate(copy, output)
+    store = open_store(folder)
+    _fail_unfinished(store, store.get_executions(), _DIED)
+    _compare_with_files(store, serving_dir, every_digest=False)
+    return store
+
+
 def _fail_unfinished(
     store: metadata_store.MetadataStore, executions: Iterable[mlmd.Execution], reason: str
 ) -> list[str]:
