@@ -17,6 +17,7 @@ from tfx.types import artifact_utils
 from components.caption_example_gen.rows import LEFT_RIGHT, Unchecked, example_of
 from components.tfrecords import describe_examples, shard_name, write_shard
 from storage import row_index
+from storage.progress import Work, WorkProgress
 from trainer.presets import get_preset
 
 SPLIT = "train"
@@ -24,7 +25,6 @@ DRAWING = ("text_encoder", "diffusion_model", "decoder")
 """Networks that draw."""
 
 _SHARD_PICTURES = 256
-_SECONDS_BETWEEN_NEWS = 30.0
 _SETTINGS = ("caption", "seed", "sampler", "num_steps", "guidance_scale")
 
 logger = logging.getLogger(__name__)
@@ -97,17 +97,14 @@ def _drawn(exec_properties: dict[str, Any]) -> Iterator[Unchecked]:
     modules = serving_modules(text_encoder, diffusion_model, decoder, base_model.preset, image_size)
     caption, number = exec_properties["caption"], exec_properties["pictures"]
     contexts = modules.text_encoder.text([caption], [""])
-    told = time.monotonic()
-    for index in range(number):
-        latent = modules.diffusion_model.sampled(
-            **contexts,
-            num_steps=tf.constant(exec_properties["num_steps"], tf.int32),
-            guidance_scale=tf.constant(exec_properties["guidance_scale"], tf.float32),
-            seed=tf.constant([exec_properties["seed"] + index, 0], tf.int32),
-            sampler=tf.constant(exec_properties["sampler"]),
-        )
-        yield example_of(modules.decoder.png(**latent)["image"][0].numpy(), caption)
-        now = time.monotonic()
-        if now - told > _SECONDS_BETWEEN_NEWS:
-            told = now
-            logger.info("%d of %d class pictures are drawn.", index + 1, number)
+    with WorkProgress(Work("drawing", number, "class pictures")) as progress:
+        for index in range(number):
+            latent = modules.diffusion_model.sampled(
+                **contexts,
+                num_steps=tf.constant(exec_properties["num_steps"], tf.int32),
+                guidance_scale=tf.constant(exec_properties["guidance_scale"], tf.float32),
+                seed=tf.constant([exec_properties["seed"] + index, 0], tf.int32),
+                sampler=tf.constant(exec_properties["sampler"]),
+            )
+            yield example_of(modules.decoder.png(**latent)["image"][0].numpy(), caption)
+            progress.update("drawing")

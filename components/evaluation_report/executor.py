@@ -36,6 +36,7 @@ from components.measures.class_distance import CLASS_CAPTION, CLASS_DISTANCE, NU
 from components.pages import RELEASE_PLACE
 from components.pages.page import data_uri, render
 from storage.model_manifest import ModelManifest
+from storage.progress import Work, WorkProgress
 from storage.verdict import UNSURE, VERDICT
 from trainer.diffusion.draws import draw_noise
 from trainer.training.evaluations import read_evaluations
@@ -473,20 +474,23 @@ def draw_prompts(serving: str, sampling: Mapping[str, Any]) -> Iterator[np.ndarr
     num_steps, how = _FORMER_STEPS, {}
     if knows_samplers:
         num_steps, how = sampling["num_steps"], {"sampler": tf.constant(sampling["sampler"])}
-    for index, prompt in enumerate(sampling["prompts"]):
-        contexts = text_encoder.signatures["text"](
-            prompt=tf.constant([prompt]), negative_prompt=tf.constant([""])
-        )
-        latent = draw(
-            context=contexts["context"],
-            unconditional_context=contexts["unconditional_context"],
-            num_steps=tf.constant(num_steps, tf.int32),
-            guidance_scale=tf.constant(sampling["guidance_scale"], tf.float32),
-            seed=tf.constant([sampling["seed"] + index, 0], tf.int32),
-            **how,
-        )["latent"]
-        images = decoder.signatures["serving_default"](latent=latent)["generated_images"]
-        yield images.numpy()[0]
+    prompts = sampling["prompts"]
+    with WorkProgress(Work("drawing", len(prompts), "pictures")) as progress:
+        for index, prompt in enumerate(prompts):
+            contexts = text_encoder.signatures["text"](
+                prompt=tf.constant([prompt]), negative_prompt=tf.constant([""])
+            )
+            latent = draw(
+                context=contexts["context"],
+                unconditional_context=contexts["unconditional_context"],
+                num_steps=tf.constant(num_steps, tf.int32),
+                guidance_scale=tf.constant(sampling["guidance_scale"], tf.float32),
+                seed=tf.constant([sampling["seed"] + index, 0], tf.int32),
+                **how,
+            )["latent"]
+            images = decoder.signatures["serving_default"](latent=latent)["generated_images"]
+            yield images.numpy()[0]
+            progress.update("drawing")
 
 
 def _compared(input_dict: Mapping[str, list[types.Artifact]]) -> str | None:

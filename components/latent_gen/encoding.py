@@ -21,6 +21,7 @@ from components.caption_example_gen.word_captions import WordCaptions
 from components.latent_gen.encoders import Encoders, Moments
 from components.latent_gen.former_records import FormerRecords, Pieces
 from components.latent_gen.index import IndexedRecord, IndexedShard, picture_key, record_digest
+from components.progress import SharedProgress
 from components.tfrecords import read_shard, write_shard
 from storage import filesystem, images
 from storage.user_errors import UserError
@@ -34,6 +35,9 @@ CROPS = CROP_CENTRE, CROP_RANDOM = "centre", "random"
 
 HELD_OUT, TRAINED_ON = "eval", "train"
 """Splits. The captions of what is held out are scored and may be drawn, and stay as written."""
+
+ENCODING = "encoding"
+"""What is counted while it is done."""
 
 VIEWS = "views"
 """What is counted beside the splits: what an epoch sees of examples that are trained on."""
@@ -137,7 +141,14 @@ class _Item:
 class EncodeShard(beam.DoFn):
     """(Where its latents go, the `Shard` and all `Pieces` for it) -> counts; writes the latents."""
 
-    def __init__(self, way: Way, folder: str, indexed: bool, encoders: shared.Shared) -> None:
+    def __init__(
+        self,
+        way: Way,
+        folder: str,
+        indexed: bool,
+        encoders: shared.Shared,
+        progress: SharedProgress,
+    ) -> None:
         """Makes the function.
 
         Args:
@@ -145,11 +156,13 @@ class EncodeShard(beam.DoFn):
             folder: Existing folder for files that are not whole, on the latents' file system.
             indexed: Whether to say what was written, for `read_indexed`.
             encoders: What all threads of a process share.
+            progress: Counts `ENCODING`.
         """
         self._way = way
         self._folder = folder
         self._indexed = indexed
         self._shared_encoders = encoders
+        self._progress = progress
 
     def setup(self) -> None:
         """Builds the encoders: one copy a process, however many threads work in it."""
@@ -218,6 +231,7 @@ class EncodeShard(beam.DoFn):
                 item = waiting.popleft()
                 record = _serialized(item, held_out)
                 written.append(IndexedRecord(item.id, item.picture, record_digest(record)))
+                self._progress.update(ENCODING)
                 yield record
 
         for serialized in read_shard(shard.source):

@@ -37,6 +37,7 @@ from components.counts import WriteCounts, read_counts
 from components.latent_gen.encoding import (
     CAPTIONS,
     CAPTIONS_TAKEN,
+    ENCODING,
     HELD_OUT,
     OTHER_NUMERICS,
     PICTURES,
@@ -52,9 +53,11 @@ from components.latent_gen.encoding import (
 from components.latent_gen.former_records import DAMAGED, FormerShard, PutAside
 from components.latent_gen.halves import choosing, first_of_groups
 from components.latent_gen.index import IndexedShard, LatentsIndex, find_uses, picture_key
+from components.progress import SharedProgress
 from components.tfrecords import describe_examples, shard_name
 from components.whole_elements import WholeElementsExecutor
 from storage import filesystem, row_index
+from storage.progress import Work
 from storage.user_errors import UserError
 from trainer.data.buckets import BucketCounts, BucketLimits
 
@@ -130,8 +133,10 @@ class Executor(WholeElementsExecutor):
         index_folder = exec_properties["latents_index"]
         index = LatentsIndex(index_folder, _facts(exec_properties, way)) if index_folder else None
         former = list(_former(index, shards, rows_uri, way, folder)) if index else []
-        encode = EncodeShard(way, folder, index is not None, shared.Shared())
-        with self._make_beam_pipeline() as pipeline:
+        number = sum(examples.get_int_custom_property(f"num_{split}") for split in splits)
+        progress = SharedProgress(Work(ENCODING, number, "pictures"))
+        encode = EncodeShard(way, folder, index is not None, shared.Shared(), progress)
+        with progress.shown(), self._make_beam_pipeline() as pipeline:
             _build(pipeline, shards, former, PutAside(folder), encode, counts_path)
         counts = read_counts(counts_path)
         if index is not None:

@@ -36,9 +36,11 @@ from components.loss_scorer.samples import SampleSettings, chosen
 from components.loss_scorer.scorer import Scorer, ScoringTask
 from components.measures import MeasureSettings
 from components.measures.class_distance import CLASS_CAPTION, NUM_CLASS_PICTURES
+from components.progress import SharedProgress
 from components.tfrecords import describe_examples, read_shard, shard_name, write_shard
 from components.whole_elements import WholeElementsExecutor
 from storage.model_manifest import ModelManifest
+from storage.progress import Work
 from storage.user_errors import UserError
 from trainer.diffusion.draws import num_draws
 from trainer.presets import ImageSize
@@ -64,6 +66,7 @@ _CLASS_MILLISECONDS = "milliseconds_class_pictures"
 # Attention at full size holds some 0.5 GB for every 64 x 64 latent.
 _BATCH_POSITIONS = 1 << 13
 _MAX_BATCH_SIZE = 64
+_SCORING, _DRAWING = "scoring", "drawing"
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +212,8 @@ class Executor(WholeElementsExecutor):
                 text_parts=frozenset(map(_id_of, planned.text_parts)),
                 drawn=frozenset(map(_id_of, planned.drawn)),
             )
-        counts = self._scored(shards, task, scores.uri, planned)
+        num_examples = len(held_out.ids)
+        counts = self._scored(shards, task, num_examples, scores.uri, planned)
         if planned is not None:
             scores.set_int_custom_property("num_training_pictures", len(planned.scored))
             scores.set_int_custom_property("num_training_samples", len(planned.drawn))
@@ -221,7 +225,6 @@ class Executor(WholeElementsExecutor):
             scores.set_int_custom_property(_CLASS_MILLISECONDS, counts[_CLASS_MILLISECONDS])
         for name in COUNTS:
             scores.set_int_custom_property(name, counts[name])
-        num_examples = len(held_out.ids)
         scores.set_int_custom_property("num_examples", num_examples)
         scores.set_int_custom_property("num_pictures", held_out.num_pictures)
         scores.set_int_custom_property("num_choosing", len(chosen_by))
@@ -253,27 +256,33 @@ class Executor(WholeElementsExecutor):
             )
 
     def _scored(
-        self, shards: list[_Shard], task: ScoringTask, uri: str, planned: Remembering | None
+        self,
+        shards: list[_Shard],
+        task: ScoringTask,
+        num_examples: int,
+        uri: str,
+        planned: Remembering | None,
     ) -> dict[str, int]:
         temporary_folder = os.path.join(uri, f".unfinished-{uuid.uuid4().hex}")
         counts_path = os.path.join(temporary_folder, _COUNTS_NAME)
         tf.io.gfile.makedirs(temporary_folder)
         # Scorers switch it off; what runs next in this process shall find it as it was.
         tensor_float_32 = tf.config.experimental.tensor_float_32_execution_enabled()
-        scorer = shared.Shared()
-        with self._make_beam_pipeline() as pipeline:
+        progress = SharedProgress(*_works(task, num_examples, planned))
+        given = (task, temporary_folder, shared.Shared(), progress)
+        with progress.shown(), self._make_beam_pipeline() as pipeline:
             counted = [
                 pipeline
                 | "Shards" >> beam.Create(shards)
                 | "Spread" >> beam.Reshuffle()
-                | "Score" >> beam.ParDo(_ScoreShard(task, temporary_folder, scorer))
+                | "Score" >> beam.ParDo(_ScoreShard(*given))
             ]
             if planned is not None:
                 looked_at = _LookedAt.written(planned, uri, temporary_folder)
                 counted.append(
                     pipeline
                     | "LookedAt" >> beam.Create([looked_at])
-                    | "LookAt" >> beam.ParDo(_LookAt(task, temporary_folder, scorer))
+                    | "LookAt" >> beam.ParDo(_LookAt(*given))
                 )
             if task.class_pictures:
                 target = os.path.join(uri, f"Split-{CLASS_SPLIT}")
@@ -281,7 +290,7 @@ class Executor(WholeElementsExecutor):
                 counted.append(
                     pipeline
                     | "Class" >> beam.Create([target])
-                    | "DrawClass" >> beam.ParDo(_DrawClass(task, temporary_folder, scorer))
+                    | "DrawClass" >> beam.ParDo(_DrawClass(*given))
                 )
             counted | beam.Flatten() | "WriteCounts" >> WriteCounts(counts_path)
         tf.config.experimental.enable_tensor_float_32_execution(tensor_float_32)
@@ -292,6 +301,17 @@ class Executor(WholeElementsExecutor):
             counts[_COPIES] += _milliseconds_since(begun)
         tf.io.gfile.rmtree(temporary_folder)
         return counts
+
+
+def _works(task: ScoringTask, num_examples: int, planned: Remembering | None) -> Iterator[Work]:
+    """What there is to do, as it is counted while it is done."""
+    models = 2 if task.comparable else 1
+    draws, drawn = num_examples * task.num_draws, len(task.sampled) * models
+    if planned is not None:
+        draws += len(planned.scored) * planned.num_draws
+        drawn += len(planned.drawn)
+    yield Work(_SCORING, draws * task.num_strata, "noisy latents")
+    yield Work(_DRAWING, drawn + 2 * task.class_pictures, "pictures")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,15 +359,22 @@ class _WithScorer(beam.DoFn):
     """Work with both models."""
 
     def __init__(
-        self, task: ScoringTask, temporary_folder: str, shared_scorer: shared.Shared
+        self,
+        task: ScoringTask,
+        temporary_folder: str,
+        shared_scorer: shared.Shared,
+        progress: SharedProgress,
     ) -> None:
         self._task = task
         self._temporary_folder = temporary_folder
         self._shared_scorer = shared_scorer
+        self._progress = progress
 
     def setup(self) -> None:
         # One copy a process, however many threads work in it.
-        self._scorer = self._shared_scorer.acquire(lambda: Scorer(self._task))
+        self._scorer = self._shared_scorer.acquire(
+            lambda: Scorer(self._task, lambda number: self._progress.update(_DRAWING, number))
+        )
 
 
 class _LookAt(_WithScorer):
@@ -361,6 +388,7 @@ class _LookAt(_WithScorer):
             rows = scorer.training_rows(lambda: read_shard(looked_at.scored), looked_at.num_draws)
             for row in rows:
                 counts[_TRAINING_NOT_FINITE] += not math.isfinite(row.loss)
+                self._progress.update(_SCORING)
                 yield row.record
 
         def text_parts() -> Iterator[bytes]:
@@ -408,6 +436,7 @@ class _ScoreShard(_WithScorer):
                 counts[_ROWS] += 1
                 counts[_NOT_FINITE] += not math.isfinite(row.loss)
                 counts[_BASELINE_NOT_FINITE] += not math.isfinite(row.loss_baseline)
+                self._progress.update(_SCORING)
                 yield row.record
 
         write_shard(shard.target, records(), self._temporary_folder)

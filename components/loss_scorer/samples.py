@@ -124,6 +124,7 @@ class Sampler:
         seed: int,
         word: NewWord | None = None,
         in_buckets: bool = False,
+        on_drawn: Callable[[int], object] = lambda number: None,
     ) -> None:
         """Loads the decoder and the image encoder, which are no model's own: nothing trains them.
 
@@ -136,6 +137,7 @@ class Sampler:
             seed: Decides the noise that they start from.
             word: A new word that captions may have.
             in_buckets: Whether pictures are of several sizes.
+            on_drawn: Is told of how many pictures have been drawn.
         """
         # Import Keras.
         from trainer.text.tokenizer import tokenize
@@ -143,6 +145,7 @@ class Sampler:
         self._settings = settings
         self._seed = seed
         self._word = word
+        self._on_drawn = on_drawn
         self._decode = exported_decoder(decoder_folder)
         self._measures = [
             (measure, measure.load(settings.measures)) for measure in applying(settings.measures)
@@ -224,6 +227,7 @@ class Sampler:
         # A picture is drawn in the size of the one that the caption belongs to.
         noise = [draws.initial_noise(e.id, self._seed, e.mean.shape) for e in filled]
         images = self._decode(drawer(filled, np.stack(noise)))
+        self._on_drawn(len(batch))
         tokens, word = np.stack([example.tokens for example in batch]), self._word
         return Drawn(
             pictures=images.numpy()[: len(batch)],

@@ -118,14 +118,22 @@ class Scored:
 class Scorer:
     """Candidate and baseline, loaded."""
 
-    def __init__(self, task: ScoringTask) -> None:
-        """Loads both models."""
+    def __init__(
+        self, task: ScoringTask, on_drawn: Callable[[int], object] = lambda number: None
+    ) -> None:
+        """Loads both models.
+
+        Args:
+            task: What there is to do.
+            on_drawn: Is told of how many pictures have been drawn.
+        """
         # Import Keras.
         from trainer.data.latents import sample_posterior
 
         # TensorFloat-32, the default of GPUs that have it, keeps 10 bits of the mantissa.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         self._task = task
+        self._on_drawn = on_drawn
         self._models = [models.exported_model(task.candidate, task.word)]
         if task.comparable:
             self._models.append(
@@ -315,6 +323,7 @@ class Scorer:
             seed=task.seed,
             word=task.word,
             in_buckets=task.in_buckets,
+            on_drawn=self._on_drawn,
         )
 
     def _trained_on(self, serialized: Iterable[bytes]) -> Iterator[LatentExample]:
