@@ -1082,6 +1082,7 @@ def _kept(trained: _Trained) -> dict[str, Any]:
         "loss": evaluations.kept.loss,
         "pictures": evaluations.plan.pictures,
         "timesteps": evaluations.plan.strata,
+        "seconds": round(evaluations.seconds, 1),
     }
 
 

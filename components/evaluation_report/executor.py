@@ -449,6 +449,7 @@ def _facts(manifest: ModelManifest) -> dict[str, Any]:
         if manifest.started_from
         else None,
         "Training, seconds": manifest.training_seconds,
+        "Of these for held-out losses": kept.get("seconds"),
         "Code": manifest.code_version,
     }
     return {name: value for name, value in facts.items() if value is not None}

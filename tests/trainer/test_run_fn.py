@@ -294,6 +294,7 @@ def test_held_out_pictures_choose_the_step_that_is_exported(ran: Ran) -> None:
     assert [evaluation.step for evaluation in done] == [0, 1, 2, 3]
     assert {len(evaluation.losses) for evaluation in done} == {8}
     best, kept = best_of(done), ran.manifest["kept"]
+    assert 0.0 < kept.pop("seconds") < ran.manifest["training_seconds"]
     assert kept.pop("why").startswith("on the 8 held-out pictures that choose it has the lowest")
     assert kept == {
         "step": best.step,
@@ -506,7 +507,7 @@ def test_other_prompts_are_drawn_by_the_finished_training_and_not_trained_for(
     drawn = tmp_path / "model_run" / "validation"
     pictures = sorted(str(path.relative_to(drawn)) for path in drawn.rglob("*.png"))
     kept = ran.manifest["kept"]
-    assert manifest["kept"] == kept
+    assert manifest["kept"] == {**kept, "seconds": 0.0}
     assert pictures == ["step_000000/00.png", f"step_{kept['step']:06d}/00.png"]
     assert len(list(drawn.glob("events.*"))) == 1
 

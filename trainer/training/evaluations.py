@@ -273,6 +273,11 @@ class Evaluations:
     """The evaluations of a run: when they are due, what they found, and what they chose.
 
     What was chosen follows from the losses alone, which are all that is written down.
+
+    Attributes:
+        plan: What is evaluated, and when.
+        pictures: What is scored.
+        seconds: What evaluations have taken in this process.
     """
 
     def __init__(
@@ -292,6 +297,7 @@ class Evaluations:
         """
         self.plan = plan
         self.pictures = pictures
+        self.seconds = 0.0
         self._config = config
         self._available = available
         self._done: list[Evaluation] = []

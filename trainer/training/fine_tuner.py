@@ -792,10 +792,12 @@ class FineTuner:
 
         def evaluate(step: int) -> None:
             assert evaluations is not None
+            begun = time.monotonic()
             with self._averages_in_place():
                 best = evaluations.add(step, self.score(evaluations.pictures))
                 if best and evaluations.keeps_best and writes:
                     kept.save(step)
+            evaluations.seconds += time.monotonic() - begun
             on_evaluation(evaluations.done[-1])
 
         if evaluations is not None:
