@@ -39,7 +39,8 @@ from pipeline.disk import check_disk
 from pipeline.needs import Policy
 from pipeline.outcome import ComponentError, RunOutcome, duration, outcome_table
 from storage.addresses import redacted
-from storage.commands import CHECKOUT, script_command, shown_path
+from storage.commands import CHECKOUT, shown_path
+from storage.flags import Words
 from trainer.training.interruption import TrainingInterruptedError
 
 if TYPE_CHECKING:
@@ -55,23 +56,35 @@ checks the data, encodes it, trains, compares the result with what training star
 pictures and, where it is better, pushes it to a serving directory. A step whose inputs and settings
 have not changed is taken from the cache; a run that was killed goes on where it was."""
 
-_EPILOG = """\
-examples:
-  python runner_local.py
-      the sample dataset at preset tiny: a few minutes on two cores
-  python runner_local.py --dataset ~/pictures --output runs/mine
-      your own pictures: docs/datasets.md has the layouts
-  python runner_local.py --dataset lambdalabs/naruto-blip-captions --output runs/naruto
-      a dataset of the Hugging Face hub
-  python runner_local.py --steps 2000 --learning-rate 5e-4
-      trains anew with other settings; the data steps come from the cache
-  python runner_local.py --config mine.yaml
-      any other setting: see pipeline/default.yaml, where each is explained
-  python runner_local.py --steps 2000 --plan
-      what that would run and why, what it takes; runs nothing
-  python runner_local.py --config mine.yaml --watch 15m
-      a run whenever the dataset's content has changed: docs/watch.md
+_EXAMPLES: tuple[tuple[Words, str], ...] = (
+    ((), "the sample dataset at preset tiny: a few minutes on two cores"),
+    (
+        ("--dataset", "my/pictures", "--output", "runs/mine"),
+        "your own pictures: docs/datasets.md has the layouts",
+    ),
+    (
+        ("--dataset", "lambdalabs/naruto-blip-captions", "--output", "runs/naruto"),
+        "a dataset of the Hugging Face hub",
+    ),
+    (
+        ("--steps", "2000", "--learning-rate", "5e-4"),
+        "trains anew with other settings; the data steps come from the cache",
+    ),
+    (
+        ("--steps", "2000", "--plan"),
+        "what that would run and why, and what it takes; runs nothing",
+    ),
+    (
+        ("--config", "mine.yaml"),
+        "any other setting: see pipeline/default.yaml, where each is explained",
+    ),
+    (
+        ("--config", "mine.yaml", "--watch", "15m"),
+        "a run whenever the dataset's content has changed: docs/watch.md",
+    ),
+)
 
+_NOTES = """\
 what is written, all below --output:
   serving_model/        the pushed models, by version
   report/               pages about dataset and evaluation, pictures, loss curve, summary.json
@@ -79,10 +92,7 @@ what is written, all below --output:
   artifacts/            the outputs of every step
   checkpoints/          where a killed training goes on
   config.yaml           the settings that the latest run used
-  logs/                 everything that was said, a file a run
-
-exit status: 0 done, 1 a step failed, 2 a setting is wrong (nothing was started); interrupted
-by Ctrl-C 130, by SIGTERM 143, by SIGHUP 129"""
+  logs/                 everything that was said, a file a run"""
 
 _FLAGS: command_line.Flags = {
     **command_line.RUN_FLAGS,
@@ -90,13 +100,10 @@ _FLAGS: command_line.Flags = {
 }
 
 
-def _parser() -> command_line.Parser:
+def command() -> command_line.Parser:
+    """The parser of the command line."""
     parser = command_line.Parser(
-        prog="runner_local.py",
-        description=_DESCRIPTION,
-        epilog=_EPILOG.replace("python runner_local.py", script_command(summary.RUNNER)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        summary.RUNNER, _DESCRIPTION, _EXAMPLES, notes=_NOTES, failed="a step failed"
     )
     where = command_line.add_flags(parser, _FLAGS)["where"]
     where.add_argument(
@@ -117,7 +124,7 @@ def _parser() -> command_line.Parser:
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[RunConfig, argparse.Namespace]:
-    arguments, flags = command_line.parse(_parser(), _FLAGS, argv)
+    arguments, flags = command_line.parse(command(), _FLAGS, argv)
     return load_config(arguments.config, flags), arguments
 
 

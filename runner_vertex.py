@@ -27,7 +27,7 @@ from pipeline.config import (
     resolve_dataset,
 )
 from pipeline.vertex.places import Places, in_image, stage_code
-from storage.commands import script_command
+from storage.flags import Words
 
 _UNNAMED_IMAGE, _PROJECT = "emulated", "emulated-project"
 _LOGS = Path("runs", "vertex")
@@ -37,26 +37,21 @@ Runs the pipeline of runner_local.py on Vertex AI: compiles it to a job specific
 all that it needs is there, and submits it. --dry-run stops after compiling; --emulate runs the
 compiled job on this machine, container task by container task, and needs no cloud."""
 
-_EPILOG = """\
-examples:
-  python runner_vertex.py --pipeline-root gs://BUCKET/sdft --image HOST/PROJECT/REPO/NAME:1 --wait
-      submits a run and shows how it goes on
-  python runner_vertex.py --dry-run --output job.json --pipeline-root gs://BUCKET/sdft --image ...
-      compiles, and stops
-  python runner_vertex.py --accelerator NVIDIA_A100_80GB --accelerator-count 2 ...
-      other accelerators for the Trainer
-  python runner_vertex.py --schedule "0 3 * * 1" ...
-      a run every Monday at three
-  python runner_vertex.py --if-changed ...
-      a run only if the dataset's content is another than in its latest run; for cron
-  python runner_vertex.py --emulate --steps 20
-      the compiled job, run here, below runs/emulated
-
-docs/vertex.md leads from an empty project to a pushed model.
-
-exit status: 0 done, 1 the run failed, 2 a setting is wrong or something that a run needs is missing
-(nothing was started); interrupted by Ctrl-C 130, by SIGTERM 143, by SIGHUP 129 (a submitted run
-goes on)"""
+_WHERE = ("--pipeline-root", "gs://BUCKET/sdft", "--image", "HOST/PROJECT/REPO/NAME:1")
+_EXAMPLES: tuple[tuple[Words, str], ...] = (
+    ((*_WHERE, "--wait"), "submits a run and shows how it goes on"),
+    (("--dry-run", "--output", "job.json", *_WHERE), "compiles, and stops"),
+    (
+        ("--accelerator", "NVIDIA_A100_80GB", "--accelerator-count", "2", *_WHERE),
+        "other accelerators for the Trainer",
+    ),
+    (("--schedule", "0 3 * * 1", *_WHERE), "a run every Monday at three"),
+    (
+        ("--if-changed", *_WHERE),
+        "a run only if the dataset's content is another than in its latest run; for cron",
+    ),
+    (("--emulate", "--steps", "20"), "the compiled job, run here, below runs/emulated"),
+)
 
 _FLAGS: command_line.Flags = {
     **command_line.RUN_FLAGS,
@@ -82,13 +77,14 @@ _FLAGS: command_line.Flags = {
 }
 
 
-def _parser() -> command_line.Parser:
+def command() -> command_line.Parser:
+    """The parser of the command line."""
     parser = command_line.Parser(
-        prog="runner_vertex.py",
-        description=_DESCRIPTION,
-        epilog=_EPILOG.replace("python runner_vertex.py", script_command("runner_vertex.py")),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "runner_vertex.py",
+        _DESCRIPTION,
+        _EXAMPLES,
+        notes="docs/vertex.md leads from an empty project to a pushed model.",
+        failed="the run failed",
     )
     groups = command_line.add_flags(parser, _FLAGS)
     groups["Google Cloud"].add_argument(
@@ -137,7 +133,7 @@ def _parser() -> command_line.Parser:
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[RunConfig, argparse.Namespace]:
-    arguments, flags = command_line.parse(_parser(), _FLAGS, argv)
+    arguments, flags = command_line.parse(command(), _FLAGS, argv)
     labels = {}
     for text in arguments.label:
         key, equals, value = text.partition("=")

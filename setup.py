@@ -4,10 +4,17 @@ There are two stacks: TFX 1.21 on Python 3.11 to 3.13, and the old stack, TFX 1.
 for systems with a glibc older than 2.39 (docs/stacks.md). `make lock` resolves both.
 """
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+_VERSION_FILE = Path(__file__).with_name("storage") / "version.py"
+_VERSION = re.findall(r'^VERSION = "(.+)"$', _VERSION_FILE.read_text(), re.MULTILINE)[0]
 
 COMMON = [
     "annotated-types>=0.6",
+    "argcomplete>=3.5,<4",
     "fastapi",
     "fsspec>=2025",
     "h5py>=3",
@@ -84,7 +91,7 @@ def on_python(current: list[str], old: list[str]) -> list[str]:
 
 setup(
     name="sd-finetuning-tfx",
-    version="0.1.0",
+    version=_VERSION,
     description="Fine-tune Stable Diffusion on captioned images with TFX, and keep doing it",
     python_requires=">=3.10,<3.14",
     packages=find_packages(

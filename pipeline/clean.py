@@ -19,8 +19,7 @@ from pipeline.disk import in_words
 from pipeline.lineage.locations import DATABASE_NAME, DEFAULT_STORE
 from pipeline.lineage.moved import relocate
 from pipeline.needs import Policy
-from storage.commands import module_command
-from storage.flags import positive_number
+from storage.flags import Command, Words, positive_number
 from storage.user_errors import UserError
 
 _DESCRIPTION = """\
@@ -30,31 +29,22 @@ trainings. Releases, blessed models, the latest run and what all of these were m
 do reports, statistics and curves of all runs. What was removed is marked in ML Metadata: the
 lineage says so, and a run that needs it again makes it again."""
 
-_EPILOG = """\
-examples:
-{examples}
-
-docs/disk.md says more. A run in the same folder must have ended.
-
-exit status: 0 done, 1 something could not be removed, 2 a mistake in the command, or a run or
-another clean-up is going on (nothing was removed); interrupted by Ctrl-C 130, by SIGTERM 143, by
-SIGHUP 129: the next clean-up finishes what was begun"""
-
-_EXAMPLES: tuple[tuple[str, ...], ...] = (
-    ("--dry-run",),
-    ("--output", "runs/mine"),
-    ("--keep-runs", "3"),
+_EXAMPLES: tuple[tuple[Words, str], ...] = (
+    (("--dry-run",), "says what would be removed"),
+    (("--output", "runs/mine"), ""),
+    (("--keep-runs", "3"), ""),
 )
 
 
-def _parser() -> argparse.ArgumentParser:
-    examples = (f"  {module_command('pipeline.clean', *words)}" for words in _EXAMPLES)
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.clean",
-        description=_DESCRIPTION,
-        epilog=_EPILOG.format(examples="\n".join(examples)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def command() -> Command:
+    """The parser of the command line."""
+    parser = Command(
+        "pipeline.clean",
+        _DESCRIPTION,
+        _EXAMPLES,
+        notes="docs/disk.md says more. A run in the same folder must have ended. A clean-up that\n"
+        "was interrupted is finished by the next one.",
+        failed="something could not be removed",
     )
     parser.add_argument(
         "--output",
@@ -83,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv`; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = command().parse_args(argv)
     return failures.exit_status(lambda: _main(arguments))
 
 

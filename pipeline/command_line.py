@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from pipeline.config import ConfigError, default_values
 from storage.addresses import redacted
+from storage.flags import Command
 from trainer.presets import PRESETS
 
 # For each group of flags: the settings that a flag sets, its name, its help.
@@ -121,8 +122,8 @@ _OPEN = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises a `ConfigError` where the other ends the program."""
+class Parser(Command):
+    """A `Command` that raises a `ConfigError` where the other ends the program."""
 
     def error(self, message: str) -> NoReturn:
         """Raises."""

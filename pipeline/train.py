@@ -19,9 +19,18 @@ from trainer.weights.base_model import BaseModel
 _FLAGS: command_line.Flags = {"training": command_line.RUN_FLAGS["training"]}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line `argv`; returns the exit status."""
-    parser = command_line.Parser(prog="python -m pipeline.train", description=__doc__)
+def command() -> command_line.Parser:
+    """The parser of the command line."""
+    parser = command_line.Parser(
+        "pipeline.train",
+        __doc__ or "",
+        [
+            (
+                ("--latents", "gs://bucket/latents", "--output", "gs://bucket/model"),
+                "with the settings of pipeline/default.yaml; the same on every machine",
+            )
+        ],
+    )
     command_line.add_flags(parser, _FLAGS)
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
     parser.add_argument(
@@ -37,8 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         required=True,
         help="folder for model, logs and checkpoints, which all machines can write to",
     )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv`; returns the exit status."""
     try:
-        arguments, flags = command_line.parse(parser, _FLAGS, argv)
+        arguments, flags = command_line.parse(command(), _FLAGS, argv)
         folders = (arguments.latents, arguments.output, arguments.class_latents or "")
         for address in folders:
             check_address(address)

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
 
 import numpy as np
 
@@ -22,26 +22,34 @@ from serving.errors import ServingError, check_place
 from serving.releases import IMAGE_ENCODER
 from serving.request import SAMPLERS, check_multiples, check_prompts, check_request, cut_note
 from storage import filesystem
+from storage.flags import MISTAKE, Command
 from storage.picture_marks import Marks
 
 MAX_COUNT = 100
-_BAD_REQUEST = 2
+_PROMPT = "a drawing of a round blue creature with horns"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # Without the usage that argparse prints in front: one line that says what is wrong.
-        self.exit(_BAD_REQUEST, f"error: {message}; see --help\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m serving.generate",
-        description="Draws pictures with the models that the pipeline has pushed.",
-        epilog="With several prompts or --count, OUT is one grid: a row per prompt, a column per "
-        "seed. The same prompt, seed, steps, guidance scale and sampler give the same picture, "
-        "alone or in a grid. Another height or width is another picture. --image is scaled to "
+def command() -> Command:
+    """The parser of the command line."""
+    parser = Command(
+        "serving.generate",
+        "Draws pictures with the models that the pipeline has pushed.",
+        [
+            ((_PROMPT, "--out", Path("creature.png")), ""),
+            (
+                (_PROMPT, "--count", "4", "--seed", "7", "--out", Path("four.png")),
+                "four pictures side by side, with the seeds 7 to 10",
+            ),
+            (
+                (_PROMPT, "--server", "http://127.0.0.1:8501", "--out", Path("creature.png")),
+                "drawn by a TensorFlow Serving",
+            ),
+        ],
+        notes="With several prompts or --count, OUT is one grid: a row per prompt, a column per\n"
+        "seed. The same prompt, seed, steps, guidance scale and sampler give the same picture,\n"
+        "alone or in a grid. Another height or width is another picture. --image is scaled to\n"
         "cover the height and width, and cut to them.",
+        takes_version=True,
     )
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw")
     parser.add_argument("--out", required=True, help="the PNG file to write")
@@ -121,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake in the request."""
-    arguments = _parser().parse_args(argv)
+    arguments = command().parse_args(argv)
     # Only effective before the first import of TensorFlow, which reads it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
@@ -129,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _generate(arguments, marked, *_check(arguments))
     except (ServingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return _BAD_REQUEST
+        return MISTAKE
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -6,7 +6,6 @@ this machine.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import contextlib
@@ -36,6 +35,7 @@ from serving.request import (
     cut_note,
 )
 from storage import local_pages
+from storage.flags import Command
 from storage.model_manifest import ModelManifest
 from storage.picture_marks import Marks
 from storage.verdict import UNSURE, VERDICT
@@ -442,10 +442,16 @@ def _shown_facts(address: str, facts: dict[str, Any]) -> Iterator[tuple[str, str
             yield "Code", manifest.git_commit[:10]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.playground",
-        description="A local web page that draws pictures with the pushed models.",
+def command() -> Command:
+    """The parser of the command line."""
+    parser = Command(
+        "serving.playground",
+        "A local web page that draws pictures with the pushed models.",
+        [
+            ((), "the models of the default run"),
+            (("--server", "http://127.0.0.1:8501"), "those of a TensorFlow Serving"),
+        ],
+        takes_version=True,
     )
     which_models.add_arguments(parser)
     marking.add_arguments(parser)
@@ -477,7 +483,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the page until it is interrupted; returns the exit code, 2 for a mistake."""
-    arguments = _parser().parse_args(argv)
+    arguments = command().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:

@@ -9,7 +9,6 @@ The hub's token comes from `HF_TOKEN` or `hf auth login`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -32,6 +31,7 @@ from serving.serving_directory import ServingDirectory
 from storage import filesystem, picture_marks
 from storage.commands import module_command, place
 from storage.errors import one_line
+from storage.flags import Command
 from storage.model_manifest import ModelManifest
 from storage.picture_marks import Marks
 from storage.verdict import UNSURE, VERDICT
@@ -419,10 +419,16 @@ def _to_folder(
     return f"{target.rstrip('/')}/{name}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.publish",
-        description="Publishes a release to the Hugging Face hub, a bucket or a folder.",
+def command() -> Command:
+    """The parser of the command line."""
+    parser = Command(
+        "serving.publish",
+        "Publishes a release to the Hugging Face hub, a bucket or a folder.",
+        [
+            (("hf://you/dragons",), "the current release, with a model card and pictures"),
+            (("gs://bucket/models", "--version", "3"), "another one, into a bucket"),
+        ],
+        takes_version=True,
     )
     parser.add_argument("target", help="hf://ORG/NAME, gs://BUCKET/FOLDER or a folder")
     parser.add_argument(
@@ -452,7 +458,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake."""
-    arguments = _parser().parse_args(argv)
+    arguments = command().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         address = publish(

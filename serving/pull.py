@@ -6,19 +6,20 @@ visible as a push does: whole or not at all. It keeps its number where that is f
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from serving.errors import ServingError
 from serving.publish import RELEASE_NAME
 from serving.releases import DEFAULT_SERVING_DIR, FOLDERS
 from serving.serving_directory import ServingDirectory
+from storage.flags import Command
 from storage.folders import Folder, FolderError, open_folder
 from storage.transfer import sha256_of
 
@@ -82,10 +83,15 @@ def _fetch(folder: Folder, name: str, digest: str, target: str) -> None:
         )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.pull",
-        description="Brings a published release into a serving directory.",
+def command() -> Command:
+    """The parser of the command line."""
+    parser = Command(
+        "serving.pull",
+        "Brings a published release into a serving directory.",
+        [
+            (("hf://you/dragons",), ""),
+            (("gs://bucket/models/release-3", "--serving-dir", Path("models")), ""),
+        ],
     )
     parser.add_argument(
         "source", help="hf://ORG/NAME[@release-VERSION], gs://BUCKET/FOLDER/release-VERSION, ..."
@@ -102,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake."""
-    arguments = _parser().parse_args(argv)
+    arguments = command().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         release = pull(arguments.source, arguments.serving_dir)

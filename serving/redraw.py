@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from serving import which_models
 from serving.client import Generator
 from serving.errors import ServingError, check_place
 from storage import filesystem
+from storage.flags import Command
 from storage.picture_marks import (
     Marks,
     MarksError,
@@ -122,11 +124,14 @@ def _check(marks: Marks, image: np.ndarray | None, mask: np.ndarray | None) -> N
             raise ServingError(f"the {what} given by {flag} is not the one that it was drawn from")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.redraw",
-        description="Draws a marked picture again with what it says of itself, and compares.",
-        epilog="exit status: 0 the same pixels, 1 others, 2 not compared (one line says why)",
+def command() -> Command:
+    """The parser of the command line."""
+    parser = Command(
+        "serving.redraw",
+        "Draws a marked picture again with what it says of itself, and compares.",
+        [((Path("drawing.png"),), "")],
+        failed="other pixels came out",
+        takes_version=True,
     )
     parser.add_argument("picture", help="a PNG file that this project drew")
     parser.add_argument("--image", metavar="FILE", help="what it was drawn from")
@@ -138,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = command().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         found = _redraw(arguments)

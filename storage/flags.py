@@ -1,8 +1,121 @@
-"""Values of flags that several commands have."""
+"""What the flags of all commands have in common."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from storage.addresses import redacted
+from storage.commands import module_command, script_command
+from storage.version import version_text
+
+DONE, FAILED, MISTAKE = 0, 1, 2
+"""Exit statuses of every command: it did what was asked; it could not; it was not started, since
+the command, a setting or what they name is wrong."""
+
+Words = Sequence[str | Path]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command, without the usage in front."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program."""
+        self.exit(MISTAKE, f"error: {redacted(message)} (see --help)\n")
+
+
+class Command(Parser):
+    """The parser of a command, whose help ends with examples and exit statuses.
+
+    Attributes:
+        examples: Command lines without the program, each with what it does; "" for what is plain.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        description: str,
+        examples: Sequence[tuple[Words, str]] = (),
+        *,
+        notes: str = "",
+        failed: str = "it failed",
+        takes_version: bool = False,
+        **given: Any,
+    ) -> None:
+        """Makes it, with the flags `--help` and `--version` (`-V`).
+
+        Args:
+            program: A module of this project, such as `serving.pull`, or a script in the checkout.
+            description: What it does.
+            examples: See the class.
+            notes: Paragraphs between examples and statuses.
+            failed: What the status 1 means here.
+            takes_version: Whether its own `--version` names a release, so that `-V` alone is ours.
+            **given: For `argparse.ArgumentParser`.
+        """
+        self.examples = tuple(examples)
+        self._program = program
+        is_script = program.endswith(".py")
+        lines = []
+        if self.examples:
+            lines = ["examples:", *self._example_lines(), ""]
+        if notes:
+            lines += [notes, ""]
+        lines.append(
+            f"exit status: {DONE} done, {FAILED} {failed}, {MISTAKE} a mistake in the command or a "
+            "setting\n(nothing was started); interrupted by Ctrl-C 130"
+        )
+        super().__init__(
+            prog=program if is_script else f"python -m {program}",
+            description=description,
+            epilog="\n".join(lines),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **given,
+        )
+        self.add_argument(
+            "-V",
+            *(() if takes_version else ("--version",)),
+            action=_Version,
+            help="show version, commit and packages, and exit",
+        )
+
+    def parse_known_args(self, *arguments: Any, **given: Any) -> Any:
+        """See `argparse.ArgumentParser`; where a shell asks what could follow, it is told."""
+        if "_ARGCOMPLETE" in os.environ:
+            with contextlib.suppress(ImportError):
+                import argcomplete
+
+                argcomplete.autocomplete(self)
+        return super().parse_known_args(*arguments, **given)
+
+    def command_line(self, words: Words) -> str:
+        """An example as it is typed."""
+        if self._program.endswith(".py"):
+            return script_command(self._program, *map(str, words))
+        return module_command(self._program, *words)
+
+    def _example_lines(self) -> list[str]:
+        lines = []
+        for words, what in self.examples:
+            lines.append(f"  {self.command_line(words)}")
+            if what:
+                lines.append(f"      {what}")
+        return lines
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(
+            option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help
+        )
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.exit(DONE, f"{version_text()}\n")
 
 
 def positive_number(text: str) -> int:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 
 from storage.addresses import SecretInAddressError, check_address
+from storage.flags import Command
 from storage.folders import FolderError
 from storage.greetings import no_greetings
 from trainer.presets import preset_names
 from trainer.weights.base_model import DEFAULT_WEIGHTS
 from trainer.weights.diffusers_layout import DTYPES
 
+_RELEASE = Path("runs/default/serving_model/releases/1.json")
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.diffusers_export",
-        description="Writes a model in diffusers' layout of Stable Diffusion v1.x, or as one file.",
-        allow_abbrev=False,
+
+def command() -> Command:
+    """The parser of the command line."""
+    parser = Command(
+        "trainer.diffusers_export",
+        "Writes a model in diffusers' layout of Stable Diffusion v1.x, or as one file.",
+        [
+            (("--model", _RELEASE, "--output", Path("my-model")), "for diffusers"),
+            (("--model", _RELEASE, "--output", Path("my.safetensors")), "for A1111 and ComfyUI"),
+        ],
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -43,7 +49,12 @@ def main(argv: list[str] | None = None) -> int:
         "in the original layout, as A1111 and ComfyUI open it",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = command().parse_args(argv)
     try:
         for address in filter(None, (arguments.model, arguments.base_weights, arguments.output)):
             check_address(address)

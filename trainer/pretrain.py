@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 
+from storage.flags import Command
 from storage.greetings import no_greetings
 from trainer.presets import preset_names
 from trainer.weights.base_model import RANDOM_WEIGHTS
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.pretrain",
-        description="Trains a preset's base weights: its autoencoder, then the rest.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+def command() -> Command:
+    """The parser of the command line."""
+    parser = Command(
+        "trainer.pretrain",
+        "Trains a preset's base weights: its autoencoder, then the rest.",
+        [(("--preset", "tiny", "--out", Path("weights")), "")],
     )
-    parser.add_argument("--preset", choices=preset_names(), default="tiny")
+    parser.add_argument("--preset", choices=preset_names(), default="tiny", help="(default: tiny)")
     parser.add_argument("--out", required=True, help="the weights' folder")
     parser.add_argument("--work-dir", default="runs/pretrain", help="checkpoints; resumed from")
     parser.add_argument(
@@ -35,7 +36,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--min-snr-gamma", type=float, default=0.0, help="0: timesteps weigh alike")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    arguments = command().parse_args(argv)
     # TensorFlow takes seconds that help and wrong commands need not wait for.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with no_greetings():

@@ -13,11 +13,9 @@ import logging
 import os
 import platform
 import resource
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -29,6 +27,7 @@ from tfx.components.tuner.component import TunerFnResult
 from storage.filesystem import content_digest
 from storage.model_manifest import ModelManifest
 from storage.user_errors import UserError
+from storage.version import git_commit
 from trainer.data.held_out import HeldOutPictures, held_out_pictures, read_choosing
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
 from trainer.data.prior import ClassLatents
@@ -928,7 +927,7 @@ def _made_by(run: _Run) -> dict[str, str]:
     made_by = {
         "training_id": run.training_id,
         "code_version": run.settings.code_version,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
     }
     return {key: value for key, value in made_by.items() if value}
 
@@ -1034,7 +1033,7 @@ def _record(
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         peak_gpu_memory_bytes=peak_gpu_bytes(),
         code_version=settings.code_version,
-        git_commit=_git_commit(),
+        git_commit=git_commit(),
         versions={
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
@@ -1213,18 +1212,6 @@ def _line(settings: TrainerSettings, facts: dict[str, Any]) -> Line:
 
 def _name(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _git_commit() -> str | None:
-    """The commit this code is at; `None` where it does not lie in a git checkout."""
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or None
 
 
 def _copy_tree(source: str, target: str) -> None:

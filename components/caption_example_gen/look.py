@@ -5,10 +5,10 @@ python -m components.caption_example_gen.look PATH [flags of the runner that con
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from components.caption_example_gen.sources import (
@@ -25,6 +25,7 @@ from components.caption_example_gen.sources.base import (
     shown_path,
 )
 from storage.errors import one_line
+from storage.flags import Command
 from storage.images import ImageError, inspect_image
 from storage.user_errors import UserError
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     Returns:
         0; or 2 where the dataset cannot be read, which is said in a line on the standard error.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = command().parse_args(argv)
     try:
         spec = resolve_dataset(
             DatasetSpec(
@@ -66,10 +67,15 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m components.caption_example_gen.look",
-        description="Says what the pipeline would make of a dataset, and changes nothing.",
+def command() -> Command:
+    """The parser of the command line."""
+    parser = Command(
+        "components.caption_example_gen.look",
+        "Says what the pipeline would make of a dataset, and changes nothing.",
+        [
+            ((Path("data/creatures"),), ""),
+            (("you/pictures@v2", "--caption-column", "caption"), "a dataset of the hub"),
+        ],
     )
     parser.add_argument("dataset", help="folder, archive, gs:// URL or dataset of the hub")
     parser.add_argument("--rows", type=int, default=_ROWS, help="rows to show (default: 10)")

@@ -18,10 +18,7 @@ from pipeline.lineage.model import LineageError, RunStatus
 from pipeline.lineage.sorting import sorted_runs
 from pipeline.lineage.store import Store
 from storage.addresses import redacted
-from storage.commands import module_command
-from storage.flags import positive_number
-
-_EXIT_NO_ANSWER = 1
+from storage.flags import FAILED, Command, Parser, positive_number
 
 _DESCRIPTION = """\
 Answers questions about the runs that ML Metadata recorded: what made this model, what did this
@@ -42,16 +39,14 @@ _EXAMPLES = (
     ("serve",),
 )
 
-_EPILOG = """\
+_NOTES = """\
 RUN is an id, a name, the beginning of a name or `latest`. ARTIFACT is `release:3`, `artifact:41`,
-a path or URL, or `latest`; a bare number is a release if there is one, else an artifact.
-
-exit status: 0 answered, 1 no answer (one line says why), 2 the command is wrong"""
+a path or URL, or `latest`; a bare number is a release if there is one, else an artifact."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv`; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = command().parse_args(argv)
     try:
         location = locate(arguments.store)
         if arguments.command == "serve":
@@ -62,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write(output)
     except LineageError as error:
         print(f"error: {text.clean(redacted(str(error)))}", file=sys.stderr)
-        return _EXIT_NO_ANSWER
+        return FAILED
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; Python would complain at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -219,8 +214,8 @@ def _serve(location: Location, arguments: argparse.Namespace) -> int:
     return app.serve(location, listener, _roots(arguments), arguments.open)
 
 
-def _shared(store: str, in_json: bool | str) -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
+def _shared(store: str, in_json: bool | str) -> Parser:
+    shared = Parser(add_help=False)
     shared.add_argument(
         "--store",
         metavar="WHERE",
@@ -232,69 +227,69 @@ def _shared(store: str, in_json: bool | str) -> argparse.ArgumentParser:
     return shared
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.lineage",
-        description=_DESCRIPTION,
-        epilog="\n".join(
-            [
-                "examples:",
-                *(f"  {module_command('pipeline.lineage', *words)}" for words in _EXAMPLES),
-                "",
-                _EPILOG,
-            ]
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def command() -> Command:
+    """The parser of the command line."""
+    parser = Command(
+        "pipeline.lineage",
+        _DESCRIPTION,
+        [(words, "") for words in _EXAMPLES],
+        notes=_NOTES,
+        failed="there is no answer (one line says why)",
         parents=[_shared(DEFAULT_STORE, False)],
     )
     # What was said before the command stands where nothing is said after it.
     later = _shared(argparse.SUPPRESS, argparse.SUPPRESS)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command",
+        required=True,
+        metavar="COMMAND",
+        parser_class=Parser,
+    )
 
-    def command(
+    def add(
         name: str, help_text: str, answer: Callable[..., _Answer] | None = None
     ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help_text, description=help_text, parents=[later])
         added.set_defaults(answer=answer)
         return added
 
-    runs = command("runs", "all runs, with status and metrics, the latest first", _runs)
+    runs = add("runs", "all runs, with status and metrics, the latest first", _runs)
     runs.add_argument("--status", choices=[s.value for s in RunStatus], help="only these")
     runs.add_argument("--match", metavar="TEXT", help="only runs with this in their names")
     runs.add_argument("--pipeline", metavar="NAME", help="only runs of this pipeline")
     runs.add_argument("--sort", metavar="COLUMN", help="column or metric, the least first")
     runs.add_argument("--reverse", action="store_true", help="the other way round")
     runs.add_argument("--limit", metavar="N", type=positive_number, help="the first N")
-    command("run", "a run: its steps, their settings, what they took and left", _run).add_argument(
+    add("run", "a run: its steps, their settings, what they took and left", _run).add_argument(
         "run", metavar="RUN"
     )
-    command("artifact", "an artifact: its properties and who used it", _artifact).add_argument(
+    add("artifact", "an artifact: its properties and who used it", _artifact).add_argument(
         "artifact", metavar="ARTIFACT"
     )
-    trace = command("trace", "everything that made a release or an artifact", _trace)
+    trace = add("trace", "everything that made a release or an artifact", _trace)
     trace.add_argument("artifact", metavar="RELEASE|ARTIFACT")
-    impact = command(
+    impact = add(
         "impact", "every run, model and release that a dataset or an artifact touched", _impact
     )
     impact.add_argument("what", metavar="DATASET|ARTIFACT")
-    diff = command("diff", "two runs side by side: settings, data, code, metrics", _diff)
+    diff = add("diff", "two runs side by side: settings, data, code, metrics", _diff)
     diff.add_argument("first", metavar="RUN")
     diff.add_argument("second", metavar="RUN")
-    why = command("why", "why a step was executed, or taken from the cache", _why)
+    why = add("why", "why a step was executed, or taken from the cache", _why)
     why.add_argument("step", metavar="STEP", help="name, such as Trainer, or id")
     why.add_argument("--run", metavar="RUN", help="in this run (default: the latest)")
-    compare = command("compare", "metrics over runs", _compare)
+    compare = add("compare", "metrics over runs", _compare)
     compare.add_argument("runs", metavar="RUN", nargs="*", help="default: all that have metrics")
     compare.add_argument("--metric", metavar="NAME", action="append", default=[])
     compare.add_argument(
         "--setting", metavar="NAME", action="append", default=[], help="show it beside the metrics"
     )
     compare.add_argument("--plot", metavar="FILE", help="write a picture: .png, .svg or .pdf")
-    releases = command("history", "all releases: loss, data added, drift, time and size", _history)
-    added = command("added", "what was added to the dataset between two releases", _added)
+    releases = add("history", "all releases: loss, data added, drift, time and size", _history)
+    added = add("added", "what was added to the dataset between two releases", _added)
     added.add_argument("first", metavar="RELEASE")
     added.add_argument("second", metavar="RELEASE")
-    known = command(
+    known = add(
         "known",
         "which releases were trained on a picture or a caption, the first one first",
         _known,
@@ -304,14 +299,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PICTURE|SHA256|CAPTION",
         help="a picture's file as it lies in the dataset, its hash or a row's, or a caption",
     )
-    whence = command("whence", "what drew a picture, by what it says of itself", _whence)
+    whence = add("whence", "what drew a picture, by what it says of itself", _whence)
     whence.add_argument("picture", metavar="PICTURE", help="a PNG file that this project drew")
     whence.add_argument(
         "--verify", action="store_true", help="draw it again, and compare (needs TensorFlow)"
     )
     whence.add_argument("--image", metavar="FILE", help="what it was drawn from, for --verify")
     whence.add_argument("--mask", metavar="FILE", help="the mask of that, for --verify")
-    export = command("export", "a run or an artifact's trace for other programs", _export)
+    export = add("export", "a run or an artifact's trace for other programs", _export)
     export.add_argument(
         "what", metavar="RUN|ARTIFACT", nargs="?", default="latest", help="or `all` runs"
     )
@@ -322,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
         help="OpenLineage events, a line each; Graphviz; a page in one file (default: %(default)s)",
     )
     export.add_argument("--out", metavar="FILE", help="write there (default: to the terminal)")
-    serve = command("serve", "pages in a browser, on this machine")
+    serve = add("serve", "pages in a browser, on this machine")
     for wide in (runs, impact, compare, releases):
         wide.add_argument(
             "--all", action="store_true", help="every column, whatever the terminal's width"

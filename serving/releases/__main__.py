@@ -16,15 +16,27 @@ from serving.releases import (
     list_versions,
 )
 from serving.serving_directory import ServingDirectory
+from storage.flags import Command, Parser
 from storage.user_errors import UserError
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.releases", description="The releases of a serving directory."
+def command() -> Command:
+    """The parser of the command line."""
+    parser = Command(
+        "serving.releases",
+        "The releases of a serving directory.",
+        [
+            (("list",), ""),
+            (("verify", "3"), ""),
+            (("rollback",), "serves the release before the current one again"),
+            (("prune", "--keep", "5"), ""),
+        ],
+        failed="files of a release are damaged",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    directory = argparse.ArgumentParser(add_help=False)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=Parser
+    )
+    directory = Parser(add_help=False)
     directory.add_argument(
         "--serving-dir",
         default=DEFAULT_SERVING_DIR,
@@ -53,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake, 1 for damaged files."""
-    arguments = _parser().parse_args(argv)
+    arguments = command().parse_args(argv)
     serving_dir = arguments.serving_dir
     try:
         # Says what is wrong with a directory that is none.

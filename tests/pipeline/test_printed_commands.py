@@ -52,7 +52,7 @@ def output(tmp_path: Path) -> Path:
 def printed(output: Path, argv: list[str]) -> dict[str, str]:
     """By label, the commands of the last screens of a run that pushed and of one that failed."""
     config = load_config(
-        None, command_line.parse(runner_local._parser(), runner_local._FLAGS, argv)[1]
+        None, command_line.parse(runner_local.command(), runner_local._FLAGS, argv)[1]
     )
     serving_dir = str(output / "serving_model")
     result = summary.RunResult(
@@ -98,14 +98,14 @@ def test_the_examples_of_a_help_are_commands_that_are_understood(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
-    parser = cli._parser()
+    parser = cli.command()
     examples = re.findall(r"-m pipeline.lineage (.*?)\)?$", str(parser.epilog), re.MULTILINE)
     assert len(examples) == 12
     for example in examples:
         parser.parse_args(shlex.split(example))
-    local = runner_local._parser()
+    local = runner_local.command()
     lines = re.findall(r"^  (\S+ \S*runner_local.py.*)$", str(local.epilog), re.MULTILINE)
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         python, script, *flags = shlex.split(line)
         assert Path(python).is_file()

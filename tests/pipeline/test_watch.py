@@ -313,7 +313,7 @@ def unit() -> tuple[configparser.ConfigParser, list[str]]:
 def test_the_unit_watches_and_gives_a_run_time_to_end(tmp_path: Path) -> None:
     parser, (_, script, *argv) = unit()
     assert Path(script).name == "runner_local.py"
-    arguments, _ = command_line.parse(runner_local._parser(), runner_local._FLAGS, argv)
+    arguments, _ = command_line.parse(runner_local.command(), runner_local._FLAGS, argv)
     assert watch.parse_interval(arguments.watch) >= 60
     service = parser["Service"]
     # Else the run is told twice, and its second Ctrl-C or SIGTERM is not waited with.
@@ -366,7 +366,7 @@ def test_the_cron_job_is_valid_and_runs_one_at_a_time(version: str, tmp_path: Pa
         == (documents["PersistentVolumeClaim"]["metadata"]["name"])
     )
     argv = [a.replace("/etc/sd-finetuning/config.yaml", str(settings)) for a in container["args"]]
-    parsed, _ = command_line.parse(runner_local._parser(), runner_local._FLAGS, argv)
+    parsed, _ = command_line.parse(runner_local.command(), runner_local._FLAGS, argv)
     assert parsed.config == str(settings)
     del job["jobTemplate"]
     with pytest.raises(kubernetes_validate.ValidationError):

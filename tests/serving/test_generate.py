@@ -306,7 +306,7 @@ def test_cli_draws_a_grid(cli: Callable, pushed: Path, newest: Generator, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: PROMPT, --out; see --help"),
+        ([], "the following arguments are required: PROMPT, --out (see --help)"),
         (["a", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["a", ""], "prompt 2 of 2 is empty; say what to draw"),
         (["a", "--steps", "0"], "the number of steps is 0; it must be 1 to 1000"),

@@ -326,7 +326,7 @@ def test_tabs_that_are_closed_at_any_moment_print_nothing(url: str, said: Path) 
 
 
 def test_it_listens_on_this_machine_alone(url: str) -> None:
-    arguments = playground._parser().parse_args([])
+    arguments = playground.command().parse_args([])
     assert arguments.host == "127.0.0.1"
     local_page.check_nobody_else_gets_in(url)
     with browser() as chromium:

@@ -114,7 +114,7 @@ def test_without_pillow_it_says_so_before_anything_is_loaded(
     request = ["a cat", "--out", f"{tmp_path}/x.png", "--serving-dir", str(released)]
     assert generate.main(request) == 2
     assert "Pillow is not installed" in capsys.readouterr().err
-    arguments = generate._parser().parse_args([*request, "--no-metadata"])
+    arguments = generate.command().parse_args([*request, "--no-metadata"])
     assert marking.of(arguments) == marking.Marking(metadata=False)
 
 
