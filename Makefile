@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock lineage playground rooms bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-serving bench-serving-clients bench-shapes bench-stacks bench-taking-over bench-train bench-tuning bench-weights help
+.PHONY: run test setup lint lock lineage playground rooms commands bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-serving bench-serving-clients bench-shapes bench-stacks bench-taking-over bench-train bench-tuning bench-weights help
 
 # Some containers forbid bytecode, and uv makes none: each process would compile eight thousand
 # modules of TensorFlow and TFX anew, for half a minute. .venv is ours to write to.
@@ -32,6 +32,10 @@ lint: setup
 # Draws the picture of docs/architecture.md anew from what the code imports.
 rooms: setup
 	@.venv/bin/python -m docs.rooms
+
+# Writes docs/commands.md from the commands themselves.
+commands: setup
+	@.venv/bin/python -m docs.commands
 
 # Opens a local web page that draws with the pushed models.
 playground: setup

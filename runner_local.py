@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Runs the whole pipeline on this machine: `python runner_local.py --help`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Runs the same pipeline on Vertex AI: `python runner_vertex.py --help`."""
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from pipeline.config import ConfigError, default_values
 from storage.addresses import redacted
-from storage.flags import Command
+from storage.flags import Command, tell_shell
 from trainer.presets import PRESETS
 
 # For each group of flags: the settings that a flag sets, its name, its help.
@@ -159,6 +159,7 @@ def parse(
     Raises:
         ConfigError: There is no such flag, or its value is missing.
     """
+    tell_shell(parser)
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         names = [flag for action in parser._actions for flag in action.option_strings]

@@ -84,14 +84,10 @@ class Command(Parser):
             help="show version, commit and packages, and exit",
         )
 
-    def parse_known_args(self, *arguments: Any, **given: Any) -> Any:
-        """See `argparse.ArgumentParser`; where a shell asks what could follow, it is told."""
-        if "_ARGCOMPLETE" in os.environ:
-            with contextlib.suppress(ImportError):
-                import argcomplete
-
-                argcomplete.autocomplete(self)
-        return super().parse_known_args(*arguments, **given)
+    def parse_args(self, *arguments: Any, **given: Any) -> Any:
+        """See `argparse.ArgumentParser`."""
+        tell_shell(self)
+        return super().parse_args(*arguments, **given)
 
     def command_line(self, words: Words) -> str:
         """An example as it is typed."""
@@ -115,7 +111,18 @@ class _Version(argparse.Action):
         )
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        parser.exit(DONE, f"{version_text()}\n")
+        print(version_text())
+        parser.exit(DONE)
+
+
+def tell_shell(parser: argparse.ArgumentParser) -> None:
+    """Where a shell asks what could follow on a command line, tells it, and ends the program."""
+    if "_ARGCOMPLETE" in os.environ:
+        # serving/ needs nothing but TensorFlow and Pillow.
+        with contextlib.suppress(ImportError):
+            import argcomplete
+
+            argcomplete.autocomplete(parser)
 
 
 def positive_number(text: str) -> int:
