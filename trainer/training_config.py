@@ -220,16 +220,16 @@ class ResolvedTrainingConfig(TrainingConfig):
             num_examples: Examples of the train split.
             preset: Recommends a warm-up, shortened to half of the steps, where none is given.
             devices: How many share a batch. A reduced one is a multiple of them times
-                `accumulation_steps`.
+                `accumulation_steps`, of which it has fewer where there are fewer pictures.
 
         Raises:
             UserError: The batch is to be reduced and cannot be shared out then, or the warm-up
                 that was given is longer than the steps.
         """
-        batch_size = self._batch_size_for(num_examples, devices)
+        fitting = self._with_batch_for(num_examples, devices)
         if self.steps is not None:
-            return dataclasses.replace(self, batch_size=batch_size)
-        steps = math.ceil(self.epochs * num_examples / batch_size)
+            return fitting
+        steps = math.ceil(self.epochs * num_examples / fitting.batch_size)
         warmup_steps = self.warmup_steps
         if warmup_steps is None:
             warmup_steps = min(preset.training.warmup_steps, steps // 2)
@@ -238,21 +238,20 @@ class ResolvedTrainingConfig(TrainingConfig):
                 f"training.warmup_steps = {warmup_steps} is impossible: {self.epochs:g} epochs of "
                 f"{num_examples} pictures are {steps} steps; it must be at most as many"
             )
-        return dataclasses.replace(
-            self, batch_size=batch_size, steps=steps, warmup_steps=warmup_steps
-        )
+        return dataclasses.replace(fitting, steps=steps, warmup_steps=warmup_steps)
 
-    def _batch_size_for(self, num_examples: int, devices: int) -> int:
+    def _with_batch_for(self, num_examples: int, devices: int) -> ResolvedTrainingConfig:
+        """With a batch that there are examples for, in fewer parts where there are too few."""
         if self.batch_size <= num_examples or self.reduce_batch_size == "never":
-            return self.batch_size
-        parts = self.accumulation_steps * devices
-        if parts > num_examples:
+            return self
+        parts = min(self.accumulation_steps, num_examples // devices)
+        if not parts:
             raise UserError(
                 f"the train split has only {num_examples} pictures, and a batch is shared out to "
-                f"{parts}, {self.accumulation_steps} (training.accumulation_steps) times {devices} "
-                "(devices): set training.accumulation_steps lower, or training.devices to one"
+                f"{devices} devices: set training.devices to one"
             )
-        return num_examples - num_examples % parts
+        batch_size = num_examples - num_examples % (parts * devices)
+        return dataclasses.replace(self, batch_size=batch_size, accumulation_steps=parts)
 
     def for_steps(self, steps: int) -> ResolvedTrainingConfig:
         """This configuration with so many steps, whatever `epochs` says.

@@ -78,25 +78,34 @@ def test_warmup_longer_than_the_epochs_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("examples", "accumulation_steps", "devices", "batch_size"),
-    [(33, 1, 1, 32), (32, 1, 1, 32), (11, 1, 1, 11), (11, 4, 1, 8), (31, 2, 3, 30), (1, 1, 1, 1)],
+    ("examples", "accumulation_steps", "devices", "batch_size", "parts"),
+    [
+        (33, 1, 1, 32, 1),
+        (32, 1, 1, 32, 1),
+        (11, 1, 1, 11, 1),
+        (11, 4, 1, 8, 4),
+        (31, 2, 3, 30, 2),
+        (1, 1, 1, 1, 1),
+        (3, 4, 1, 3, 3),
+        (3, 2, 2, 2, 1),
+    ],
 )
 def test_a_presets_batch_is_no_larger_than_the_train_split(
-    examples: int, accumulation_steps: int, devices: int, batch_size: int
+    examples: int, accumulation_steps: int, devices: int, batch_size: int, parts: int
 ) -> None:
     preset = get_preset("tiny")
     for length in ({"steps": 10}, {"epochs": 3.0}):
         config = TrainingConfig(**length, accumulation_steps=accumulation_steps).resolved(preset)
         found = config.for_examples(examples, preset, devices)
-        assert found.batch_size == batch_size
+        assert (found.batch_size, found.accumulation_steps) == (batch_size, parts)
         assert found.steps == length.get("steps", math.ceil(3 * examples / batch_size))
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     preset = get_preset("tiny")
     config = TrainingConfig(accumulation_steps=2).resolved(preset)
-    with pytest.raises(UserError, match="only 3 pictures, and a batch is shared out to 4, 2"):
-        config.for_examples(3, preset, devices=2)
+    with pytest.raises(UserError, match="only 3 pictures, and a batch is shared out to 4 devices"):
+        config.for_examples(3, preset, devices=4)
 
 
 @pytest.mark.parametrize(
