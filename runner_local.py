@@ -40,6 +40,7 @@ from pipeline.needs import Policy
 from pipeline.outcome import ComponentError, RunOutcome, duration, outcome_table
 from storage.addresses import redacted
 from storage.commands import CHECKOUT, script_command, shown_path
+from storage.local_stamp import local_stamp
 from trainer.training.interruption import TrainingInterruptedError
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _watch(config: RunConfig, interval: str, argv: Sequence[str]) -> int:
     def look() -> str:
         # Settings may have been edited meanwhile.
         settings, _ = _parse(others)
-        stamp = watch.local_stamp(settings.dataset.path)
+        stamp = local_stamp(settings.dataset.path)
         facts = None if stamp is None else (stamp, settings.dataset)
         if facts is not None and facts in known:
             return known[facts]

@@ -49,7 +49,8 @@ class CaptionValidator(ExampleValidator):
       anomalies: `standard_artifacts.ExampleAnomalies`, as ExampleValidator writes them. Custom
         property `num_anomalies`. Where there is a former dataset, what drifted away from it is
         among them, `drift.json` beside them says how far everything is, and there are `num_drifted`
-        and `drift`, a few words.
+        and `drift`, a few words; `compared_with`, where the former statistics are, if the step
+        itself has found them.
     """
 
     SPEC_CLASS = CaptionValidatorSpec
