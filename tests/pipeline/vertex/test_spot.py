@@ -7,17 +7,20 @@ import dataclasses
 import datetime
 import math
 import re
+import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tfx.types import standard_artifacts
+from tfx.utils import json_utils
 
 from components.diffusion_trainer import custom_job
 from components.diffusion_trainer.custom_job import Used, in_words
-from components.diffusion_trainer.worker_job import Spot, WorkerJob
+from components.diffusion_trainer.worker_job import CONFIG_KEY, Spot, WorkerJob
 from components.diffusion_tuner import custom_job as tuner_job
 from pipeline.vertex.emulation import custom_jobs
 from pipeline.vertex.emulation.custom_jobs import EmulatedJobs, Market, Offer
@@ -219,6 +222,50 @@ def test_a_step_has_one_label_whichever_try_it_is() -> None:
     assert re.fullmatch(r"[0-9a-f]{16}", first)
     assert first != label("gs://bucket/root/123/run-2/Trainer_4711/model")
     assert first != label("gs://bucket/root/123/run-1/Tuner_4711/model", tuner_job.Worker)
+
+
+class Quick(FreshProcesses):
+    """Does something quick in the place of every container."""
+
+    def started(
+        self, argv: Sequence[str], log: Path, environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        return super().started(["python", "-c", "pass"], log, environment)
+
+
+def test_the_step_itself_ends_what_its_earlier_try_has_left(tmp_path: Path) -> None:
+    jobs = EmulatedJobs(Quick(tmp_path), tmp_path, {}, lambda number: NOWHERE)
+    with custom_jobs.serve(jobs) as address:
+        job = dataclasses.replace(
+            Training(tmp_path).job, labels={"team": "x"}, api_endpoint=address
+        )
+
+        def step(run: str, spot: Spot | None = None) -> standard_artifacts.TunerResults:
+            results = standard_artifacts.TunerResults()
+            results.uri = f"gs://bucket/root/123/{run}/Tuner_{len(jobs._jobs)}/tuner_results"
+            config = {CONFIG_KEY: dataclasses.replace(job, spot=spot).to_json()}
+            tuner_job.Executor().Do(
+                {}, {"tuner_results": [results]}, {"custom_config": json_utils.dumps(config)}
+            )
+            return results
+
+        waits = ThreadPoolExecutor(1).submit(step, "one", Spot(60.0, 0, "ordinary"))
+        deadline = time.monotonic() + 30
+        while not jobs._jobs:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        step("two")
+        assert jobs.get(1)["state"] == "JOB_STATE_PENDING"
+        # The first one's machine is taken for dead: another try of that step begins.
+        results = step("one")
+        with pytest.raises(RuntimeError, match="ended as JOB_STATE_CANCELLED"):
+            waits.result(timeout=30)
+        labels = [made["labels"] for made in jobs._jobs[:3]]
+        assert {each["team"] for each in labels} == {"x"}
+        one, two, again = (each[custom_job.STEP_LABEL] for each in labels)
+        assert one == again != two
+        hours = results.get_string_custom_property(custom_job.MACHINE_HOURS)
+        assert re.fullmatch(r"0\.\d+ h of 1 x g2-standard-12 with 1 NVIDIA_L4", hours)
 
 
 def test_hours_are_told_by_kind() -> None:
