@@ -505,7 +505,7 @@ def test_runs_of_a_schedule_do_what_is_new_and_are_told_what_drifted(
     [before, now] = store.get_artifacts_by_type("ExampleAnomalies")
     assert "drift" not in before.custom_properties
     assert now.custom_properties["drift"].string_value == "none"
-    [report] = store.get_artifacts_by_type("DatasetReport")[1:]
+    [report] = store.get_artifacts_by_type("components.DatasetReport")[1:]
     page = Path(report.uri, "dataset.html").read_text()
     assert "<td>Words</td>" in page
     assert "No statistics of both could be compared" not in page
