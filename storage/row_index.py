@@ -61,7 +61,7 @@ def read_shard_rows(folder: str, split: str, shard: int) -> Iterator[IndexedRow]
 
 
 def digest(folder: str) -> str:
-    """Stands for which rows are in which split, in whatever files; an OSError without an index."""
+    """Stands for which rows of an index are in which split, in whatever files they are."""
     rows = [
         f"{name.rpartition('-')[0]} {row.id}\n"
         for name in filesystem.files_below(folder)
