@@ -42,6 +42,7 @@ from pipeline.outcome import ComponentError, RunOutcome, duration, outcome_table
 from storage.addresses import redacted
 from storage.commands import CHECKOUT, shown_path
 from storage.flags import Words
+from storage.local_stamp import local_stamp
 from trainer.training.interruption import TrainingInterruptedError
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _watch(config: RunConfig, interval: str, argv: Sequence[str]) -> int:
     def look() -> str:
         # Settings may have been edited meanwhile.
         settings, _ = _parse(others)
-        stamp = watch.local_stamp(settings.dataset.path)
+        stamp = local_stamp(settings.dataset.path)
         facts = None if stamp is None else (stamp, settings.dataset)
         if facts is not None and facts in known:
             return known[facts]

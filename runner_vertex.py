@@ -51,6 +51,10 @@ _EXAMPLES: tuple[tuple[Words, str], ...] = (
         ("--if-changed", *_WHERE),
         "a run only if the dataset's content is another than in its latest run; for cron",
     ),
+    (
+        ("--emulate", "--schedule", "0 3 * * 1"),
+        "one run of that schedule on this machine, now",
+    ),
     (("--emulate", "--steps", "20"), "the compiled job, run here, below runs/emulated"),
 )
 
@@ -107,7 +111,8 @@ def command() -> command_line.Parser:
     run.add_argument(
         "--schedule",
         metavar="CRON",
-        help="start a run whenever this says, in UTC or after TZ=ZONE, instead of now",
+        help="start a run whenever this says, in UTC or after TZ=ZONE, instead of now; with "
+        "--emulate, one of its runs, now",
     )
     run.add_argument(
         "--if-changed",
@@ -149,7 +154,6 @@ def _parse(argv: Sequence[str] | None) -> tuple[RunConfig, argparse.Namespace]:
         ("dry_run", "wait"),
         ("dry_run", "schedule"),
         ("dry_run", "emulate"),
-        ("emulate", "schedule"),
         ("schedule", "wait"),
         ("if_changed", "schedule"),
         ("if_changed", "dry_run"),
@@ -294,6 +298,9 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
     config, fingerprint = resolve_dataset(config)
     root = config.vertex.pipeline_root or str(folder)
     config = in_image(config, others="://" not in root)
+    scheduled = bool(arguments.schedule)
+    if scheduled:
+        fingerprint = ""
     places = Places.below(root, config.vertex.serving_dir)
     with (
         housekeeping.output_lock(str(folder)),
@@ -319,7 +326,7 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
                 config.vertex, project=config.vertex.project or _PROJECT, api_endpoint=address
             )
             config = dataclasses.replace(config, vertex=vertex)
-        job = _compile(config, fingerprint, places, console)
+        job = _compile(config, fingerprint, places, console, only_on_change=scheduled)
         if arguments.output is not None:
             _write_job(job, arguments.output)
         if arguments.emulate_forked:
@@ -391,7 +398,7 @@ def _compile(
     config, base_model = resolve_base_weights(config, fetch=False)
     config = resolve_clip_model(config)
     start = starting.find_start_for_vertex(config, base_model, places.serving_dir)
-    if said := starting.told(config.model.start_from, start):
+    if said := starting.told(config.model.start_from, start, finds_dataset=True):
         console.print(said)
     for note in prompt_notes(config):
         console.print(f"note: {note}")

@@ -63,6 +63,7 @@ def create_pipeline(
     serving_dir: str,
     checkpoint_dir: str,
     latents_index: str,
+    datasets_index: str = "",
     dataset_fingerprint: str,
     base_model: BaseModel,
     start: Start | None = None,
@@ -85,6 +86,8 @@ def create_pipeline(
             `pipeline_root`, whose folders change with every execution.
         latents_index: Folder where LatentGen finds what former runs encoded; below the same folder
             as `pipeline_root`.
+        datasets_index: Folder, beside that one, where CaptionValidator finds what the dataset of
+            the model started from was like; "" where `start` says it.
         dataset_fingerprint: Stands for the dataset's content in the cache key.
         base_model: The base weights (see `pipeline.config.resolve_base_weights`).
         start: The model that training starts from; `None`: the base weights.
@@ -130,6 +133,9 @@ def create_pipeline(
     former = start if config.drift.thresholds else None
     former_statistics = starting_statistics_node(former) if former else None
     former_dataset = starting_dataset_node(former) if former else None
+    starting = None if start is None else starting_node(start)
+    starting_model = None if starting is None else starting.outputs[MODEL]
+    looks_up = bool(former and datasets_index)
     baseline_statistics, baseline_examples = (
         node.outputs[IMPORT_RESULT_KEY] if node else None
         for node in (former_statistics, former_dataset)
@@ -138,11 +144,13 @@ def create_pipeline(
         statistics=statistics,
         schema=schema,
         fail_on_anomalies=dataset.fail_on_anomalies,
-        examples=examples if baseline_examples else None,
+        examples=examples if baseline_examples or datasets_index else None,
         baseline_statistics=baseline_statistics,
         baseline_examples=baseline_examples,
         drift=config.drift.thresholds,
         fail_on_drift=config.drift.fail_on_drift,
+        base_model=starting_model if looks_up else None,
+        datasets_index=datasets_index,
     )
     tags = TagShuffle(dataset.tag_shuffle, dataset.tag_keep, dataset.tag_dropout, seed=dataset.seed)
     dataset_report = DatasetReport(
@@ -168,13 +176,13 @@ def create_pipeline(
         latents_index=latents_index if model.take_over_latents else "",
         word_captions=words,
     )
-    if dataset.fail_on_anomalies or (former_statistics and config.drift.fail_on_drift):
+    if dataset.fail_on_anomalies or (
+        config.drift.fail_on_drift and (former_statistics or looks_up)
+    ):
         latent_gen.add_upstream_node(validator)
     latents = latent_gen.outputs["latents"]
     of_class, class_latents = class_steps(config, base_model, _example_gen)
     settings = trainer_settings(config, base_model, checkpoint_dir)
-    starting = None if start is None else starting_node(start)
-    starting_model = None if starting is None else starting.outputs[MODEL]
     tuner = (
         DiffusionTuner(
             examples=latents,

@@ -165,10 +165,18 @@ def find_start_outside(config: RunConfig, base_model: BaseModel) -> str | None:
     return filesystem.join(uri, EXPORT_NAME)
 
 
-def told(start_from: str, start: Start | None) -> str:
-    """What a user should know of what training starts from; "" for the base weights as ever."""
+def told(start_from: str, start: Start | None, finds_dataset: bool = False) -> str:
+    """What a user should know of what training starts from; "" for the base weights as ever.
+
+    Args:
+        start_from: The setting.
+        start: What was found.
+        finds_dataset: Whether the pipeline itself looks for the dataset that it was trained on.
+    """
     if start is not None:
         said = f"Training starts from {start.shown} (model.start_from: {start_from})."
+        if finds_dataset:
+            return said
         if not start.statistics:
             said += (
                 " Of the dataset that it was trained on there are no statistics here, so this one "

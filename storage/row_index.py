@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 
 from storage import filesystem
+from storage.hashing import sha256_hex
 
 FOLDER_NAME = "rows"
 """Of the index, in the folder of the examples."""
@@ -57,6 +58,16 @@ def read_shard_rows(folder: str, split: str, shard: int) -> Iterator[IndexedRow]
     path = filesystem.join(folder, file_name(split, shard))
     if filesystem.is_file(path):
         yield from _read_file(path)
+
+
+def digest(folder: str) -> str:
+    """Stands for which rows of an index are in which split, in whatever files they are."""
+    rows = [
+        f"{name.rpartition('-')[0]} {row.id}\n"
+        for name in filesystem.files_below(folder)
+        for row in _read_file(filesystem.join(folder, name))
+    ]
+    return sha256_hex(row.encode() for row in sorted(rows))
 
 
 def _read_file(path: str) -> Iterator[IndexedRow]:

@@ -19,8 +19,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import small_runs
@@ -33,6 +35,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.shapes.pictures import write_pictures
 from components import code_version
+from pipeline import housekeeping
 from pipeline.vertex.places import stage_code
 from serving import generate
 
@@ -331,6 +334,7 @@ def emulate(
     pipeline: Pipeline,
     argv: Sequence[str],
     program: Sequence[str] = (),
+    status: int = 0,
     **environment: str,
 ) -> str:
     """Runs the compiled job, from a copy of the code and in an environment of its own."""
@@ -343,7 +347,7 @@ def emulate(
         text=True,
         timeout=1800,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     assert done.stderr == ""
     return done.stdout
 
@@ -353,8 +357,7 @@ def test_the_emulated_vertex_run_pushes_the_same_models(
     pipeline: Pipeline, first_screen: str
 ) -> None:
     # Neither changes what is trained and pushed, and both take their time.
-    quick = pipeline.settings.replace("num_samples: 2", "num_samples: 0")
-    quick += "serving:\n  canary: false\n"
+    quick = pipeline.settings.replace(SETTINGS, QUICK)
     (pipeline.folder / "quick.yaml").write_text(quick)
     argv = emulation("--emulate-forked", "--steps", "4", settings="quick.yaml")
     screen = emulate(pipeline, argv)
@@ -427,6 +430,85 @@ def test_the_emulated_vertex_run_finds_the_latest_blessed_model(
     assert "Trainer executed" in screen
     assert re.search(r"Held-out loss: 0\.\d+ model \d+ -> ", screen)
     assert "Pushed: version 2 in emulated/serving_model" in screen
+
+
+QUICK = (
+    SETTINGS.replace("num_samples: 2", "num_samples: 0")
+    + """
+serving:
+  canary: false
+"""
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_runs_of_a_schedule_do_what_is_new_and_are_told_what_drifted(
+    project: Path, tmp_path: Path
+) -> None:
+    settings = QUICK + SMALL_MODEL + "  start_from: latest_blessed\ndrift:\n  fail_on_drift: true\n"
+    weekly = Pipeline(tmp_path, "set", project=project, settings=settings)
+    [shard, *_] = sorted((REPO_ROOT / "data" / "creatures" / "data").glob("*.parquet"))
+    rows = pq.read_table(shard).to_pylist()
+    (tmp_path / "set").mkdir()
+    argv = emulation(
+        *("--emulate-forked", "--steps", "2", "--schedule", "0 3 * * 1"), dataset="set"
+    )
+
+    def run(status: int = 0) -> dict[str, str]:
+        """What became of every step, in a word."""
+        screen = emulate(weekly, argv, status=status)
+        found = re.findall(
+            r"^ +(\w[\w-]*) (executed|skipped|resolved|cached)\b", screen, re.MULTILINE
+        )
+        return dict(found) | {"": screen}
+
+    def week(count: int, other_language: int = 0, status: int = 0) -> dict[str, str]:
+        taken = [dict(row) for row in rows[:count]]
+        for number, row in enumerate(taken[:other_language]):
+            row["text"] = f"una criatura dibujada con alas verdes, dibujo {number}"
+        pq.write_table(pa.Table.from_pylist(taken), tmp_path / "set" / "train.parquet")
+        return run(status)
+
+    def drift() -> list[dict[str, Any]]:
+        """What the steps of all runs have compared."""
+        files = (tmp_path / "emulated").glob("*/*/CaptionValidator_*/anomalies/drift.json")
+        return [json.loads(path.read_text()) for path in sorted(files, key=os.path.getmtime)]
+
+    first = week(60)
+    assert first["DatasetDone"] == "executed"
+    assert drift() == []
+    again = run()
+    assert {again[step] for step in again if step.startswith("StartingModel")} == {"resolved"}
+    done = {step: state for step, state in again.items() if state == "executed"}
+    assert done == {"DatasetChange": "executed"}
+    assert {"CaptionExampleGen", "Trainer", "ServingPusher", "DatasetDone"} <= {
+        step for step, state in again.items() if state == "skipped"
+    }
+
+    # A week that drifted fails, and so does the same one again: it was not done.
+    for tries in (1, 2):
+        said = week(60, other_language=30, status=1)
+        assert said["DatasetChange"] == "executed"
+        assert "CaptionValidator failed: the dataset has drifted away" in said[""]
+        assert "Trainer" not in said
+        compared = drift()
+        assert len(compared) == tries
+        assert {"criatura", "dibujo"} <= {word for word, _ in compared[-1]["rows"]["new_words"]}
+        assert compared[-1]["rows"]["recaptioned"] == 30
+    mended = week(64)
+    assert mended["Trainer"] == mended["DatasetDone"] == "executed"
+    assert drift()[-1]["rows"]["pictures_added"] == 4
+    assert run()["Trainer"] == "skipped"
+
+    store = housekeeping.open_store(str(tmp_path / "emulated"), read_only=True)
+    [before, now] = store.get_artifacts_by_type("ExampleAnomalies")
+    assert "drift" not in before.custom_properties
+    assert now.custom_properties["drift"].string_value == "none"
+    [report] = store.get_artifacts_by_type("components.DatasetReport")[1:]
+    page = Path(report.uri, "dataset.html").read_text()
+    assert "<td>Words</td>" in page
+    assert "No statistics of both could be compared" not in page
 
 
 # Every process of the run notes at its end what it was and what it had imported.

@@ -71,7 +71,8 @@ from components.caption_example_gen.word_captions import WordCaptions
 from components.counts import read_counts, write_counts
 from components.tfrecords import describe_examples, shard_name, write_shard
 from components.whole_elements import WholeElementsExecutor
-from storage import row_index
+from storage import hub, row_index
+from storage.local_stamp import local_stamp
 from storage.user_errors import UserError
 
 SPLITS = ("train", "eval")
@@ -162,8 +163,8 @@ class Executor(WholeElementsExecutor):
 
         Raises:
             DatasetError: The dataset is missing, unreadable or lacks the columns.
-            UserError: It changed after its fingerprint was taken, too many rows are unusable,
-                or there are no two usable pictures.
+            UserError: It changed after its fingerprint was taken, or while it was read; too many
+                rows are unusable, or there are no two usable pictures.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         examples = artifact_utils.get_single_instance(output_dict["examples"])
@@ -172,11 +173,19 @@ class Executor(WholeElementsExecutor):
         describe_examples(examples, SPLITS)
         pipeline = self._make_beam_pipeline()
         with _check_processes(pipeline) as processes:
+            stamp = local_stamp(spec.dataset)
             source, fingerprint = _open_unchanged(spec, exec_properties["dataset_fingerprint"])
             settings = _settings(spec, source, exec_properties, examples.uri)
             split_uris = {s: artifact_utils.get_split_uri([examples], s) for s in SPLITS}
             rows_uri = os.path.join(examples.uri, row_index.FOLDER_NAME)
-            _run(pipeline, source, _Job(settings, processes, split_uris, rows_uri), rejects.uri)
+            job = _Job(settings, processes, split_uris, rows_uri)
+            try:
+                _run(pipeline, source, job, rejects.uri)
+            except Exception:
+                # Of a file that is gone, or half written, it is the cause.
+                _check_unchanged(spec, fingerprint, stamp)
+                raise
+        _check_unchanged(spec, fingerprint, stamp)
         outcome = _take_outcome(settings.spill_folder)
         _check_rejected(outcome, exec_properties["max_rejected_fraction"], spec.dataset, rejects)
         outcome = _with_both_splits(outcome, settings, split_uris, examples.uri)
@@ -220,6 +229,23 @@ def _open_unchanged(spec: DatasetSpec, expected: str) -> tuple[Source, str]:
             source.left_out[0],
         )
     return source, fingerprint
+
+
+def _check_unchanged(spec: DatasetSpec, fingerprint: str, stamp: object) -> None:
+    """Raises a `UserError` where a dataset is not as it was when it had a `local_stamp`.
+
+    What was read would else be taken, from the cache, for what the fingerprint stands for.
+    """
+    if stamp is not None and local_stamp(spec.dataset) == stamp:
+        return
+    # A commit never changes.
+    if spec.dataset.startswith(hub.SCHEME):
+        return
+    if (found := dataset_fingerprint(spec, open_dataset(spec))) != fingerprint:
+        raise UserError(
+            f"dataset {spec.dataset!r} changed while it was read: its fingerprint was "
+            f"{fingerprint}, and is {found} now; start the run again when nobody writes to it"
+        )
 
 
 def _settings(

@@ -24,6 +24,7 @@ class CaptionValidatorSpec(standard_component_specs.ExampleValidatorSpec):
         # How far what may be from the former dataset, as JSON; only where there is one.
         "drift": component_spec.ExecutionParameter(type=str, optional=True),
         "fail_on_drift": component_spec.ExecutionParameter(type=int, optional=True),
+        "datasets_index": component_spec.ExecutionParameter(type=str, optional=True),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
@@ -37,6 +38,7 @@ class CaptionValidatorSpec(standard_component_specs.ExampleValidatorSpec):
         "baseline_examples": component_spec.ChannelParameter(
             type=standard_artifacts.Examples, optional=True
         ),
+        "base_model": component_spec.ChannelParameter(type=standard_artifacts.Model, optional=True),
     }
 
 
@@ -47,7 +49,8 @@ class CaptionValidator(ExampleValidator):
       anomalies: `standard_artifacts.ExampleAnomalies`, as ExampleValidator writes them. Custom
         property `num_anomalies`. Where there is a former dataset, what drifted away from it is
         among them, `drift.json` beside them says how far everything is, and there are `num_drifted`
-        and `drift`, a few words.
+        and `drift`, a few words; `compared_with`, where the former statistics are, if the step
+        itself has found them.
     """
 
     SPEC_CLASS = CaptionValidatorSpec
@@ -64,6 +67,8 @@ class CaptionValidator(ExampleValidator):
         baseline_examples: types.BaseChannel | None = None,
         drift: Mapping[str, float] | None = None,
         fail_on_drift: bool = False,
+        base_model: types.BaseChannel | None = None,
+        datasets_index: str = "",
     ) -> None:
         """Makes the component.
 
@@ -72,14 +77,18 @@ class CaptionValidator(ExampleValidator):
             schema: What the statistics should be like.
             fail_on_anomalies: Whether an anomaly stops the run. It is logged in any case.
             exclude_splits: Splits that are not validated.
-            examples: Of the dataset, to be held against `baseline_examples`.
+            examples: Of the dataset, to be held against the former one's.
             baseline_statistics: Of the former dataset; `None` where there is none to compare with.
             baseline_examples: The former dataset, for its rows; `None` where these are not needed.
             drift: For each of `components.caption_validator.drift.MEASURES` that is to be compared,
                 how far it may be.
             fail_on_drift: Whether drift stops the run, though other anomalies do not.
+            base_model: The model whose dataset is the former one, which is then looked up in
+                `datasets_index`; may be empty when the step runs.
+            datasets_index: Folder where every run notes what its dataset was like, directly below
+                the one that all runs write to; "" where ML Metadata is asked before a run.
         """
-        compares = baseline_statistics is not None
+        compares = not (baseline_statistics is None and base_model is None)
         # ExampleValidator's own would make the spec without the further parameters.
         base_component.BaseComponent.__init__(
             self,
@@ -91,9 +100,11 @@ class CaptionValidator(ExampleValidator):
                 # Without a former dataset, how far one may be is no part of the cache key.
                 drift=json.dumps(drift or {}, sort_keys=True) if compares else None,
                 fail_on_drift=int(fail_on_drift) if compares else None,
-                examples=examples if compares else None,
+                datasets_index=datasets_index or None,
+                examples=examples if compares or datasets_index else None,
                 baseline_statistics=baseline_statistics,
                 baseline_examples=baseline_examples if compares else None,
+                base_model=base_model if datasets_index else None,
                 code_version=code_version(executor.__name__),
                 anomalies=types.Channel(type=standard_artifacts.ExampleAnomalies),
             ),

@@ -28,7 +28,6 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 
 from storage import row_index
-from storage.filesystem import join
 
 DRIFT_NAME = "drift.json"
 """The file beside the anomalies that says how far the dataset is from the former one."""
@@ -195,9 +194,9 @@ def compare(
     return _measured(_only(new, wanted), _only(old, wanted), wanted)
 
 
-def compare_rows(now: types.Artifact, before: types.Artifact) -> Rows | None:
-    """Compares the rows of two `Examples`; `None` where the index of one is not there."""
-    folders = [join(artifact.uri, row_index.FOLDER_NAME) for artifact in (now, before)]
+def compare_rows(now: str, before: str) -> Rows | None:
+    """Compares the rows of two indices, in their folders; `None` where one is not there."""
+    folders = (now, before)
     if not all(map(fileio.isdir, folders)):
         return None
     new, old = (_captions(row_index.read_rows(folder)) for folder in folders)

@@ -19,9 +19,10 @@ from tfx.proto.orchestration import execution_result_pb2
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils
 
-from components.caption_validator import drift
+from components.caption_validator import drift, former
 from components.caption_validator.anomalies import Anomaly, read_anomalies
 from components.caption_validator.drift import Drift
+from components.caption_validator.former import COMPARED_WITH, Former
 from storage.user_errors import UserError
 
 NUM_ANOMALIES = "num_anomalies"
@@ -51,9 +52,9 @@ class Executor(executor.Executor):
         output = super().Do(input_dict, output_dict, exec_properties)
         key = standard_component_specs.ANOMALIES_KEY
         artifact = artifact_utils.get_single_instance(output_dict[key])
-        found = None
-        if input_dict.get("baseline_statistics"):
-            found = _compare(input_dict, artifact, json.loads(exec_properties["drift"]))
+        found, before = None, _former(input_dict, artifact, exec_properties)
+        if before is not None:
+            found = _compare(input_dict, before, artifact, json.loads(exec_properties["drift"]))
             _tell(found)
         anomalies = read_anomalies(artifact)
         artifact.set_int_custom_property(NUM_ANOMALIES, len(anomalies))
@@ -85,15 +86,56 @@ class Executor(executor.Executor):
         return output
 
 
+def _former(
+    input_dict: Mapping[str, list[types.Artifact]],
+    anomalies: types.Artifact,
+    exec_properties: Mapping[str, Any],
+) -> Former | None:
+    """The former dataset to compare with, if any; of this one, notes what it is like."""
+
+    def given(key: str) -> types.Artifact | None:
+        # On Vertex what is looked up may not be there.
+        artifacts = input_dict.get(key)
+        return artifact_utils.get_single_instance(artifacts) if artifacts else None
+
+    if (statistics := given("baseline_statistics")) is not None:
+        return Former.of(statistics, given("baseline_examples"))
+    folder = exec_properties.get("datasets_index")
+    if not folder:
+        return None
+    found, model = None, given("base_model")
+    if model is not None:
+        try:
+            found = former.find(folder, model)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("What the former dataset was like cannot be read: %s", error)
+        if found is None:
+            logger.warning(
+                "Of the dataset that the model started from was trained on there are no "
+                "statistics here, so this one is not searched for drift."
+            )
+        else:
+            anomalies.set_string_custom_property(COMPARED_WITH, found.statistics.uri)
+    examples, statistics = given("examples"), given(standard_component_specs.STATISTICS_KEY)
+    assert examples is not None
+    assert statistics is not None
+    try:
+        former.note(folder, examples, statistics)
+    except (OSError, ValueError, TypeError) as error:
+        # What later runs can compare with must not stop this one.
+        logger.warning("What this dataset is like cannot be noted for later runs: %s", error)
+    return found
+
+
 def _compare(
     input_dict: Mapping[str, list[types.Artifact]],
+    before: Former,
     anomalies: types.Artifact,
     thresholds: Mapping[str, float],
 ) -> Drift:
     """Adds what drifted to the anomalies, and writes how far everything is."""
-    statistics, before = (
-        artifact_utils.get_single_instance(input_dict[key])
-        for key in (standard_component_specs.STATISTICS_KEY, "baseline_statistics")
+    statistics = artifact_utils.get_single_instance(
+        input_dict[standard_component_specs.STATISTICS_KEY]
     )
     schema = io_utils.SchemaReader().read(
         io_utils.get_only_uri_in_dir(
@@ -101,19 +143,20 @@ def _compare(
         )
     )
     rows, outcomes = None, None
-    if input_dict.get("baseline_examples"):
-        now, former = (
-            artifact_utils.get_single_instance(input_dict[key])
-            for key in ("examples", "baseline_examples")
-        )
-        outcomes = drift.outcomes_of(now), drift.outcomes_of(former)
+    if input_dict.get("examples"):
+        now = artifact_utils.get_single_instance(input_dict["examples"])
+        if before.outcomes is not None:
+            outcomes = drift.outcomes_of(now), before.outcomes
         try:
-            rows = drift.compare_rows(now, former)
+            if before.rows is not None:
+                rows = drift.compare_rows(former.rows_of(now), before.rows)
         except (OSError, ValueError, TypeError) as error:
             # What became of former data must not stop this run.
             logger.warning("The rows of the former dataset cannot be read: %s", error)
     try:
-        measurements, drifted = drift.compare(statistics, before, schema, thresholds, outcomes)
+        measurements, drifted = drift.compare(
+            statistics, before.statistics, schema, thresholds, outcomes
+        )
     except (tf.errors.OpError, DecodeError) as error:
         # The dataset's own statistics were read before.
         logger.warning("The statistics of the former dataset cannot be read: %s", error)

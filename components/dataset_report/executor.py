@@ -26,6 +26,7 @@ from components.caption_example_gen.groups_file import GROUPS_NAME, GroupedPictu
 from components.caption_example_gen.word_captions import WordCaptions
 from components.caption_validator.anomalies import read_anomalies
 from components.caption_validator.drift import Drift
+from components.caption_validator.former import found_statistics
 from components.dataset_report.buckets import BucketRow, bucket_rows
 from components.dataset_report.drift import comparisons
 from components.dataset_report.reconstructions import (
@@ -117,7 +118,9 @@ class Executor(base_executor.BaseExecutor):
         samples, cut = _from_examples(examples, statistics, words.word if words else None)
         reasons = rejected_reasons(rejects)
         shown = first_of_each_reason(_read_rejects(rejects), _MAX_REJECTS, list(reasons))
-        drift, before = Drift.read(anomalies.uri), input_dict.get("baseline_statistics")
+        given = input_dict.get("baseline_statistics")
+        before = artifact_utils.get_single_instance(given) if given else found_statistics(anomalies)
+        drift = Drift.read(anomalies.uri)
         page = render(
             __package__,
             _TEMPLATE_NAME,
@@ -129,11 +132,7 @@ class Executor(base_executor.BaseExecutor):
             rejects=shown,
             anomalies=read_anomalies(anomalies),
             drift=drift,
-            comparisons=(
-                list(comparisons(drift, statistics, artifact_utils.get_single_instance(before)))
-                if drift and before
-                else []
-            ),
+            comparisons=list(comparisons(drift, statistics, before)) if drift and before else [],
             features=_features(schema, statistics),
             caption_length=(CAPTION_LENGTH, statistics.panels(CAPTION_LENGTH)),
             vocabularies=statistics.vocabularies(),

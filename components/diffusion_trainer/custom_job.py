@@ -6,6 +6,9 @@ inputs, outputs and settings; Vertex gives each a `TF_CONFIG`, from which
 
 Spot machines are taken away at any moment, and the job then fails for want of stock. Another job
 goes on from the last checkpoint, exactly.
+
+The step that waits may itself be started again, by the pipeline's retries, while its job goes on.
+Two jobs must never write the same checkpoints: so it first ends what it has started before.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import aiplatform_v1
 from google.cloud.aiplatform_v1.services.job_service.transports.rest import JobServiceRestTransport
-from google.cloud.aiplatform_v1.types import CustomJob, JobState
+from google.cloud.aiplatform_v1.types import CustomJob, JobState, Scheduling
 from tfx import types
 from tfx.dsl.components.base import base_executor
 from tfx.extensions.google_cloud_ai_platform import training_clients
@@ -28,9 +31,14 @@ from tfx.utils import json_utils, name_utils
 
 from components.diffusion_trainer import executor
 from components.diffusion_trainer.worker_job import CONFIG_KEY, WorkerJob
+from storage import filesystem
+from storage.hashing import sha256_hex
 
 MACHINE_HOURS = "machine_hours"
 """Property of what a custom job made: for how many hours it had which machines, in words."""
+
+STEP_LABEL = "sdft_step"
+"""Label of a custom job: stands for the step of a run that started it."""
 
 _POLL_SECONDS = 15.0
 _WAITING = (JobState.JOB_STATE_QUEUED, JobState.JOB_STATE_PENDING)
@@ -71,14 +79,18 @@ class Executor(base_executor.BaseExecutor):
             name_utils.get_full_name(self.WORKER),
         )
 
+        label = _step_label(output_dict, self.WORKER)
+        labels = {**job.labels, STEP_LABEL: label}
+
         def launched(on_spot: bool) -> _Client:
             client = _Client(job)
-            spec = {"job_spec": job.job_spec(on_spot=on_spot), "labels": dict(job.labels)}
+            spec = {"job_spec": job.job_spec(on_spot=on_spot), "labels": labels}
             made = client.create_training_job(*arguments, spec, job_id=None, job_labels=None)
             client.launch_job(job.project, made)
             return client
 
-        used = run(job, launched, 1.0 if job.api_endpoint else _POLL_SECONDS)
+        poll_seconds = 1.0 if job.api_endpoint else _POLL_SECONDS
+        used = run(job, launched, poll_seconds, end_earlier(job, label, poll_seconds))
         self.note(output_dict, in_words(job, used))
 
     def note(self, output_dict: dict[str, list[types.Artifact]], machine_hours: str) -> None:
@@ -103,13 +115,62 @@ class Used:
     lost: bool
 
 
-def run(job: WorkerJob, launched: Callable[[bool], _Client], poll_seconds: float) -> Sequence[Used]:
+@dataclasses.dataclass(frozen=True)
+class Earlier:
+    """What earlier tries of the same step came to.
+
+    Attributes:
+        used: What their jobs used.
+        waited_seconds: For how long the last of them was without a machine.
+        gave_up: Whether they went on with ordinary machines, for want of Spot ones.
+    """
+
+    used: tuple[Used, ...] = ()
+    waited_seconds: float = 0.0
+    gave_up: bool = False
+
+
+def end_earlier(job: WorkerJob, label: str, poll_seconds: float) -> Earlier:
+    """Ends the jobs that earlier tries of the same step have left, and waits until they are.
+
+    Args:
+        job: Where they are, and whether Spot machines were to be had first.
+        label: Their `STEP_LABEL`.
+        poll_seconds: Between two looks at them.
+    """
+    client = _Client(job)
+    cancelled: set[str] = set()
+    while unfinished := [
+        each for each in client.jobs(label) if each.state not in client.JOB_STATES_COMPLETED
+    ]:
+        for each in unfinished:
+            if each.name not in cancelled:
+                logger.warning("Ending %s, which an earlier try of this step started.", each.name)
+                client.cancel(each.name)
+                cancelled.add(each.name)
+        time.sleep(poll_seconds)
+    found = sorted(client.jobs(label), key=lambda each: each.create_time)
+    used = tuple(_used(each, _is_on_spot(each)) for each in found if _hours(each) > 0)
+    waited = 0.0
+    if found and not found[-1].start_time:
+        waited = (found[-1].end_time - found[-1].create_time).total_seconds()
+    gave_up = job.spot is not None and not all(map(_is_on_spot, found))
+    return Earlier(used, waited, gave_up)
+
+
+def run(
+    job: WorkerJob,
+    launched: Callable[[bool], _Client],
+    poll_seconds: float,
+    earlier: Earlier = Earlier(),
+) -> Sequence[Used]:
     """Runs jobs, one after another, until one is done.
 
     Args:
         job: What machines, and for how long Spot machines are tried.
         launched: Starts a job, on Spot machines or not.
         poll_seconds: Between two looks at it.
+        earlier: What earlier tries came to, which counts.
 
     Returns:
         What each job used.
@@ -117,9 +178,9 @@ def run(job: WorkerJob, launched: Callable[[bool], _Client], poll_seconds: float
     Raises:
         RuntimeError: One failed or was cancelled by somebody, or no Spot machine was to be had.
     """
-    used: list[Used] = []
-    on_spot = job.spot is not None
-    without_since = time.monotonic()
+    used = list(earlier.used)
+    on_spot = job.spot is not None and not earlier.gave_up
+    without_since = time.monotonic() - earlier.waited_seconds
     while True:
         client = launched(on_spot)
         gave_up = False
@@ -127,14 +188,15 @@ def run(job: WorkerJob, launched: Callable[[bool], _Client], poll_seconds: float
             if found.state not in _WAITING:
                 without_since = time.monotonic()
             elif on_spot and not gave_up and _waited_enough(job, without_since):
-                client.cancel()
+                client.cancel(client.get_job_name())
                 gave_up = True
             time.sleep(poll_seconds)
-        lost = on_spot and found.state == JobState.JOB_STATE_FAILED and _is_loss(found)
-        if (hours := _hours(found)) > 0:
+        had = _used(found, on_spot)
+        lost, hours = had.lost, had.hours
+        if hours > 0:
             # Between two looks, it may have had machines.
             without_since = max(without_since, time.monotonic() - poll_seconds)
-            used.append(Used(on_spot, hours, lost))
+            used.append(had)
         if found.state == JobState.JOB_STATE_SUCCEEDED:
             logger.info("The custom job %s is done.", client.get_job_name())
             return used
@@ -190,6 +252,24 @@ def _waited_enough(job: WorkerJob, since: float) -> bool:
     return job.spot is not None and time.monotonic() - since > job.spot.wait_seconds
 
 
+def _step_label(
+    output_dict: dict[str, list[types.Artifact]], worker: type[base_executor.BaseExecutor]
+) -> str:
+    """Stands for a step of a run, whichever try it is: `<run>/<task>_<number>/<output>`."""
+    [output] = next(iter(output_dict.values()))
+    run_folder = filesystem.parent(filesystem.parent(output.uri))
+    return sha256_hex([f"{run_folder} {name_utils.get_full_name(worker)}".encode()])[:16]
+
+
+def _used(found: CustomJob, on_spot: bool) -> Used:
+    lost = on_spot and found.state == JobState.JOB_STATE_FAILED and _is_loss(found)
+    return Used(on_spot, _hours(found), lost)
+
+
+def _is_on_spot(found: CustomJob) -> bool:
+    return bool(found.job_spec.scheduling.strategy == Scheduling.Strategy.SPOT)
+
+
 def _is_loss(found: CustomJob) -> bool:
     return any(sign in found.error.message.lower() for sign in _SIGNS_OF_LOSS)
 
@@ -205,7 +285,7 @@ class _Client(training_clients.VertexJobClient):
     """TFX's client; also of an API that is not the region's own."""
 
     def __init__(self, job: WorkerJob) -> None:
-        self._endpoint = job.api_endpoint
+        self._endpoint, self._project = job.api_endpoint, job.project
         super().__init__(job.region)
 
     def create_client(self) -> None:
@@ -222,6 +302,12 @@ class _Client(training_clients.VertexJobClient):
             )
         )
 
-    def cancel(self) -> None:
-        """Ends the job, sooner or later."""
-        self._client.cancel_custom_job(name=self.get_job_name())
+    def cancel(self, name: str) -> None:
+        """Ends a job, sooner or later."""
+        self._client.cancel_custom_job(name=name)
+
+    def jobs(self, label: str) -> Sequence[CustomJob]:
+        """All jobs with a `STEP_LABEL`."""
+        parent = f"projects/{self._project}/locations/{self._region}"
+        request = {"parent": parent, "filter": f'labels.{STEP_LABEL}="{label}"'}
+        return list(self._client.list_custom_jobs(request=request))

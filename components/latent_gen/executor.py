@@ -157,6 +157,7 @@ class Executor(WholeElementsExecutor):
             pictures=len({row.picture for row in rows}) or None,
             word=dataclasses.asdict(words.word) if words else {},
             buckets=None if way.limits is None else list(_filled(way.limits, counts, splits)),
+            rows_digest=row_index.digest(rows_uri) if rows else None,
         )
         manifest.write(latents.uri)
         write_counts(latents.uri, count_captions(row.caption for row in rows))

@@ -45,7 +45,7 @@ NOT_CONTENT = frozenset(
 )
 """Properties that say nothing of what an artifact holds; the last five are TFX's own."""
 
-NOTED_SETTINGS = frozenset({"training_dataset", "latents_index"})
+NOTED_SETTINGS = frozenset({"training_dataset", "latents_index", "datasets_index"})
 """Settings that what comes out does not depend on, such as what a step only writes down: another
 value is no reason to execute it again."""
 

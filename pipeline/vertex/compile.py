@@ -88,6 +88,7 @@ def compile_job(
         serving_dir=places.serving_dir,
         checkpoint_dir=f"{places.root}/checkpoints",
         latents_index=f"{places.root}/latents_index",
+        datasets_index=f"{places.root}/datasets_index",
         dataset_fingerprint=dataset_fingerprint,
         base_model=base_model,
         start=start,

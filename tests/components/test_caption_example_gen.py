@@ -553,6 +553,36 @@ def test_dataset_changed_since_its_fingerprint_was_taken(good, tmp_path):
         generate(tmp_path, dataset, dataset_fingerprint="0" * 64)
 
 
+@pytest.mark.parametrize("what", ["removed", "replaced", "added", "touched"])
+def test_a_dataset_that_changes_while_it_is_read_is_told_so(tmp_path, monkeypatch, what):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.png").write_bytes(png(number))
+        (folder / f"{number}.txt").write_text(f"picture {number}")
+    whole = executor._run
+
+    def written_to(*arguments):
+        if what == "removed":
+            (folder / "2.png").unlink()
+        whole(*arguments)
+        if what == "replaced":
+            (folder / "2.txt").write_text("another 2")
+        elif what == "added":
+            (folder / "4.png").write_bytes(png(4))
+            (folder / "4.txt").write_text("picture 4")
+        elif what == "touched":
+            os.utime(folder / "2.txt")
+
+    monkeypatch.setattr(executor, "_run", written_to)
+    # Also where nobody has said what to expect, as in the runs of a schedule on Vertex.
+    if what == "touched":
+        generate(tmp_path, folder, dataset_fingerprint="")
+        return
+    with pytest.raises(UserError, match=r"changed while it was read: .*; start the run again when"):
+        generate(tmp_path, folder, dataset_fingerprint="")
+
+
 def test_without_a_fingerprint_what_is_there_is_taken(good, tmp_path):
     _, dataset, _, _ = good
     examples, *_ = generate(tmp_path, dataset, dataset_fingerprint="")

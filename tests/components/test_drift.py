@@ -18,8 +18,11 @@ from tfx_bsl.coders.example_coder import ExamplesToRecordBatchDecoder
 from components.caption_example_gen import rows
 from components.caption_validator import CaptionValidator, drift, executor
 from components.caption_validator.anomalies import read_anomalies
+from components.caption_validator.former import found_statistics, rows_of
 from components.dataset_report.drift import comparisons
 from components.dataset_report.statistics import Statistics
+from storage import row_index
+from storage.model_manifest import ModelManifest
 from storage.row_index import FOLDER_NAME, IndexedRow, file_name
 from storage.user_errors import UserError
 
@@ -49,7 +52,7 @@ def dataset(folder, captions, rejected=0, **pictures):
     index = folder / "examples" / FOLDER_NAME
     index.mkdir()
     lines = [
-        IndexedRow("", hashlib.sha256(str(i).encode()).hexdigest(), caption).line()
+        IndexedRow(f"{i} {caption}", hashlib.sha256(str(i).encode()).hexdigest(), caption).line()
         for i, caption in enumerate(captions)
     ]
     (index / file_name("train", 0)).write_bytes(b"".join(lines))
@@ -238,6 +241,126 @@ def test_damaged_former_data_stop_no_run(tmp_path, turned, validate, caplog):
     assert list(comparisons(found, Statistics(turned[1]), damaged[1])) == []
 
 
+class Root:
+    """Where runs write that cannot ask ML Metadata: their notes lie beside what they made."""
+
+    def __init__(self, folder, schema):
+        self.folder, self._schema, self._runs = folder, schema, 0
+
+    def validate(self, now, model=None, fail=0):
+        self._runs += 1
+        anomalies = standard_artifacts.ExampleAnomalies()
+        anomalies.uri = str(self.folder / f"anomalies-{self._runs}")
+        executor.Executor().Do(
+            {
+                "statistics": [now[1]],
+                "schema": [self._schema],
+                "examples": [now[0]],
+                "base_model": [model] if model else [],
+            },
+            {"anomalies": [anomalies]},
+            {
+                "exclude_splits": "[]",
+                "fail_on_anomalies": 0,
+                "drift": json.dumps(THRESHOLDS),
+                "fail_on_drift": fail,
+                "datasets_index": str(self.folder / "datasets_index"),
+                "code_version": "1",
+            },
+        )
+        return anomalies
+
+    def trained(self, examples):
+        """A model as the Trainer leaves it, which was trained on these examples."""
+        model = standard_artifacts.Model()
+        model.uri = str(self.folder / "model")
+        digest = row_index.digest(rows_of(examples))
+        (self.folder / "model" / "Format-Serving").mkdir(parents=True)
+        manifest = ModelManifest("tiny", 64, latents={"uri": "", "rows_digest": digest})
+        manifest.write(f"{model.uri}/Format-Serving")
+        return model
+
+
+@pytest.fixture
+def root(tmp_path, schema):
+    (tmp_path / "root").mkdir()
+    return Root(tmp_path / "root", schema)
+
+
+def test_the_former_dataset_is_found_by_its_rows_without_ml_metadata(
+    root, former, turned, validate, tmp_path, schema
+):
+    first = dataset(root.folder / "first", FORMER, rejected=2)
+    none = root.validate(first)
+    assert drift.Drift.read(none.uri) is None
+    assert found_statistics(none) is None
+    # Other runs in between are not it.
+    root.validate(dataset(root.folder / "second", FORMER[:30]))
+    model = root.trained(first[0])
+    anomalies = root.validate(turned, model)
+    found = drift.Drift.read(anomalies.uri)
+    assert found == drift.Drift.read(validate(turned, former).uri)
+    assert found.rows.recaptioned == 20
+    assert found.outcomes[1] == {"kept": 42, "set aside": 2}
+    before = found_statistics(anomalies)
+    shown = {c.title: c for c in comparisons(found, Statistics(turned[1]), before)}
+    assert [panel.split for panel in shown["Width"].panels] == ["before", "now"]
+    with pytest.raises(UserError, match=r"has drifted away.*--fail-on-drift false"):
+        root.validate(turned, model, fail=1)
+
+    moved = Root(root.folder.rename(tmp_path / "elsewhere"), schema)
+    model.uri = str(moved.folder / "model")
+    assert drift.Drift.read(moved.validate(turned, model).uri) == found
+    # Its rows are gone, its statistics stay.
+    (moved.folder / "first" / "examples" / FOLDER_NAME).rename(moved.folder / "gone")
+    cleaned = drift.Drift.read(moved.validate(turned, model).uri)
+    assert (cleaned.measurements, cleaned.rows) == (found.measurements, None)
+
+
+def test_of_a_former_dataset_that_nobody_noted_nothing_is_compared(root, turned, caplog):
+    first = dataset(root.folder / "first", FORMER)
+    model = root.trained(first[0])
+    said = "trained on there are no statistics here, so this one is not searched for drift"
+
+    def compared():
+        caplog.clear()
+        anomalies = root.validate(turned, model, fail=1)
+        assert said in caplog.text
+        return drift.Drift.read(anomalies.uri)
+
+    assert compared() is None
+    root.validate(first)
+    [note] = (root.folder / "datasets_index").glob("*.json")
+    for damaged in ("{", "[]", "{}"):
+        note.write_text(damaged)
+        assert compared() is None
+        assert "What the former dataset was like cannot be read" in caplog.text
+    root.validate(first)
+    (root.folder / "first" / "statistics").rename(root.folder / "gone")
+    assert compared() is None
+    (root.folder / "model" / "Format-Serving" / "manifest.json").unlink()
+    assert compared() is None
+    # What lies elsewhere is not noted: nobody would find it when the folder has been moved.
+    assert len([*(root.folder / "datasets_index").iterdir()]) == 1
+
+
+def test_rows_have_the_same_digest_in_whatever_files(tmp_path):
+    lines = [IndexedRow(str(i), "p", "c").line() for i in range(4)]
+
+    def digest(name, **files):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, of_file in files.items():
+            (folder / f"{file.replace('_', '-')}.jsonl").write_bytes(b"".join(of_file))
+        return row_index.digest(str(folder))
+
+    whole = digest("whole", train_00000=lines[:3], eval_00000=lines[3:])
+    parts = digest("parts", train_00000=lines[2:3], train_00001=lines[:2], eval_00000=lines[3:])
+    assert whole == parts
+    assert digest("other split", train_00000=lines[:2], eval_00000=lines[2:]) != whole
+    assert digest("fewer", train_00000=lines[:3]) != whole
+
+
 def numbers(bars):
     part = statistics_pb2.DatasetFeatureStatistics()
     feature = part.features.add(type=statistics_pb2.FeatureNameStatistics.INT)
@@ -290,9 +413,7 @@ def test_small_datasets_may_differ_by_what_chance_does():
 
 
 def test_rows_are_compared_by_their_pictures_and_captions(tmp_path, former):
-    examples, _ = former
-    changed = standard_artifacts.Examples()
-    changed.uri = str(tmp_path)
+    examples, changed = rows_of(former[0]), str(tmp_path / FOLDER_NAME)
     (tmp_path / FOLDER_NAME).mkdir()
     pictures = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(50)]
     lines = [
@@ -306,12 +427,32 @@ def test_rows_are_compared_by_their_pictures_and_captions(tmp_path, former):
     found = drift.compare_rows(changed, examples)
     new = (("wings", 2), ("another", 1), ("green", 1))
     assert found == drift.Rows(3, 3, 37, 2, new, 3)
-    changed.uri = str(tmp_path / "gone")
-    assert drift.compare_rows(changed, examples) is None
+    assert drift.compare_rows(str(tmp_path / "gone"), examples) is None
 
 
 def test_captions_are_taken_apart_as_ingest_does():
     assert drift._WORD.pattern == rows._WORD.pattern
+
+
+def test_the_model_is_an_input_where_its_dataset_is_looked_up():
+    def made(folder, **given):
+        return CaptionValidator(
+            statistics=Channel(type=standard_artifacts.ExampleStatistics),
+            schema=Channel(type=standard_artifacts.Schema),
+            examples=Channel(type=standard_artifacts.Examples),
+            drift={"words": 0.2},
+            datasets_index=folder,
+            **given,
+        )
+
+    model = Channel(type=standard_artifacts.Model)
+    looks = made("gs://bucket/root/datasets_index", base_model=model)
+    assert {*looks.inputs} == {"statistics", "schema", "examples", "base_model"}
+    assert looks.exec_properties["drift"] == '{"words": 0.2}'
+    # The run that nothing is compared in notes its dataset all the same.
+    notes = made("gs://bucket/root/datasets_index")
+    assert {*notes.inputs} == {"statistics", "schema", "examples"}
+    assert notes.exec_properties.get("drift") is None
 
 
 @pytest.mark.parametrize("compares", [False, True])

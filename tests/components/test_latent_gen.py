@@ -213,7 +213,7 @@ def test_shards_and_order_are_those_of_the_examples(latents):
         assert list(parsed["id"].numpy()) == [f"id-{index:02d}".encode() for index in expected]
 
 
-def test_manifest_and_artifact_say_what_made_them(latents):
+def test_manifest_and_artifact_say_what_made_them(latents, examples):
     encoders_hash = BASE_MODEL.hash(ENCODERS)
     assert LatentsManifest.read(latents.uri) == LatentsManifest(
         preset="tiny",
@@ -222,6 +222,7 @@ def test_manifest_and_artifact_say_what_made_them(latents):
         flip=True,
         counts={"train": 19, "eval": 2},
         pictures=10,
+        rows_digest=row_index.digest(os.path.join(examples.uri, row_index.FOLDER_NAME)),
     )
     # Of what is held out, no word is counted.
     words = {"horns": 19, "and": 19, "a": 19, "nose": 19, **{f"{index}": 1 for index in range(19)}}

@@ -13,6 +13,7 @@ from tfx.orchestration import pipeline as tfx_pipeline
 from tfx.types import channel, standard_artifacts
 
 from pipeline import baseline
+from pipeline.config.schema import BASE
 from storage.user_errors import UserError
 from trainer.training.interruption import StopRequest, TrainingInterruptedError
 
@@ -80,6 +81,9 @@ def Publish(  # noqa: N802
     pushed_model: OutputArtifact[standard_artifacts.PushedModel],
 ):
     """Pushes as the real component does: a release file last, custom properties for its name."""
+    if not blessing.get_int_custom_property("blessed"):
+        pushed_model.set_int_custom_property("pushed", 0)
+        return
     version = str(time.time_ns())
     for name in ("text_encoder", "diffusion_model", "decoder"):
         folder = Path(serving_dir, name, version)
@@ -106,6 +110,18 @@ def create_pipeline(
     start,
     beam_pipeline_args,
 ):
+    if config.model.start_from != BASE:
+        import small_weeks
+
+        return small_weeks.create_pipeline(
+            config,
+            pipeline_root=pipeline_root,
+            metadata_path=metadata_path,
+            serving_dir=serving_dir,
+            dataset_fingerprint=dataset_fingerprint,
+            start=start,
+            beam_pipeline_args=beam_pipeline_args,
+        )
     # A setting that trains nothing here stands for the code of the first step.
     source = Source(
         fingerprint=dataset_fingerprint, code_version=str(config.training.learning_rate)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -12,8 +14,12 @@ from pathlib import Path
 import pytest
 import small_pipeline
 from ml_metadata.proto import metadata_store_pb2 as mlmd
+from weekly_dataset import Dataset, check_changes
 
-from pipeline import housekeeping, lineage
+import runner_local
+from pipeline import housekeeping, lineage, watch
+from pipeline.config import resolve_dataset
+from pipeline.lineage import history, text
 
 
 @pytest.fixture
@@ -441,3 +447,75 @@ def test_baseline_is_the_blessed_model_before_the_candidate(zygote, flags, tmp_p
         for a in sorted(store.get_artifacts_by_type("ModelBlessing"), key=lambda a: a.id)
     ]
     assert baselines == ["None", str(models[0])]
+
+
+WEEKS = """
+dataset: {eval_fraction: 0.25}
+model: {base_weights: random, start_from: latest_blessed}
+output: {keep_runs: 1}
+"""
+
+
+def test_three_weeks_of_a_dataset_that_is_watched(zygote, tmp_path):
+    """One that shrinks, breaks and grows; `tests/test_twenty_weeks.py` has more, with networks."""
+    output, settings = tmp_path / "out", tmp_path / "settings.yaml"
+    settings.write_text(WEEKS)
+    (tmp_path / "set").mkdir()
+    dataset = Dataset(tmp_path / "set" / "train.parquet")
+    flags = ("--config", str(settings), "--dataset", str(tmp_path / "set"), "--output", str(output))
+    said: list[str] = []
+
+    def run() -> watch.Outcome:
+        since = time.time()
+        if zygote.run(*flags)[0]:
+            return watch.Outcome(False, watch._failure(str(output), since))
+        return watch.Outcome(True, watch._result(str(output), since))
+
+    watcher = watch.Watcher(
+        lambda: resolve_dataset(runner_local._parse(flags)[0])[1],
+        run,
+        interval=1.0,
+        busy=lambda: watch.in_use(str(output)),
+        say=said.append,
+    )
+    rows = []
+    for what in ("begins", "shrinks", "breaks", "grows"):
+        dataset.change(what)
+        for _ in range(3):
+            watcher.decide()
+        waits, begins, ends, last = (line.partition("  ")[2] for line in said[-4:])
+        assert "a run begins when the next look finds the same" in waits
+        assert begins.endswith(": a run begins")
+        if what == "breaks":
+            assert re.search(r"the run failed after .*, once: .* cannot be used", ends)
+            assert last.startswith("unchanged since a run failed, once: tried again at ")
+        else:
+            pushed = "not pushed" if what == "shrinks" else r"release \d+"
+            assert re.fullmatch(f"the run is done after .*: {pushed}", ends), ends
+            assert last.startswith("unchanged since the run that ended at ")
+            rows.append(tuple(dataset.rows))
+
+    # The second week's model is no better: nobody went on from it, and it is not kept.
+    location = lineage.locate(str(output))
+    with location.open() as store:
+        first, second, third = store.artifacts(store.artifacts_of_type("Model"))
+        assert [bool(model.removed) for model in (first, second, third)] == [False, True, False]
+        kept = sorted(Path(first.uri).parent.iterdir())
+        assert [path for path in kept if (path / "trained_on.json").exists()] == sorted(
+            [Path(first.uri), Path(third.uri)]
+        )
+        maker = store.graph.maker(third.id)
+        assert first.id in store.graph.inputs(maker)
+        told = history.history(store, location.roots).releases
+        assert [release.rows for release in told] == [len(rows[0]), len(rows[2])]
+        added = history.added(store, told[0].version, told[1].version, location.roots)
+        check_changes(dataclasses.asdict(added), rows[0], rows[2])
+        for picture in (rows[0][0], rows[2][-1]):
+            versions = [
+                r.version for r, of in zip(told, (0, 2), strict=True) if picture in rows[of]
+            ]
+            known = history.known(store, picture.digest, location.roots)
+            assert [*known.trained_on, *known.held_out] == versions
+        assert "removed on " in text.trace_text(
+            lineage.trace(store, str(second.id), location.roots)
+        )

@@ -32,6 +32,7 @@ def nodes(
     start: Start | None = None,
     given: Mapping[str, Any] | None = None,
     take_over: bool = True,
+    datasets_index: str = "",
     **training: Any,
 ) -> dict[str, BaseNode]:
     flags: dict[str, tuple[str, Any]] = {
@@ -48,6 +49,7 @@ def nodes(
         serving_dir=str(folder / "serving_model"),
         checkpoint_dir=str(folder / "checkpoints"),
         latents_index=str(folder / "latents_index"),
+        datasets_index=datasets_index,
         dataset_fingerprint="1",
         base_model=base_model,
         start=start,
@@ -163,6 +165,28 @@ def test_the_dataset_is_compared_with_that_of_the_model_started_from(tmp_path: P
         assert made["CaptionValidator"].id not in {
             n.id for n in without["LatentGen"].upstream_nodes
         }
+
+
+def test_where_ml_metadata_cannot_be_asked_the_step_looks_for_the_models_dataset(
+    tmp_path: Path,
+) -> None:
+    given = {"model.start_from": "latest_blessed", "drift.fail_on_drift": True}
+    index = str(tmp_path / "datasets_index")
+    made = nodes(tmp_path, start=AT_RUN_TIME, given=given, datasets_index=index)
+    validator = made["CaptionValidator"]
+    assert validator.inputs["base_model"].producer_component_id == "StartingModel"
+    assert "examples" in validator.inputs
+    assert validator.exec_properties["datasets_index"] == index
+    assert validator.id in {n.id for n in made["LatentGen"].upstream_nodes}
+    # Another place runs nothing again.
+    assert "datasets_index" in NOTED_SETTINGS
+    unasked = given | {f"drift.{name}": None for name in MEASURES}
+    for without in (
+        nodes(tmp_path, datasets_index=index),
+        nodes(tmp_path, start=AT_RUN_TIME, given=unasked, datasets_index=index),
+    ):
+        assert {*without["CaptionValidator"].inputs} == {"statistics", "schema", "examples"}
+        assert without["CaptionValidator"].exec_properties["datasets_index"] == index
 
 
 def test_what_is_compared_with_can_be_another_than_what_is_started_from(tmp_path: Path) -> None:

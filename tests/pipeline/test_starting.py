@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
+from small_models import write_model
 
 from pipeline import starting
 from pipeline.config import ConfigError, RunConfig, load_config
-from storage.model_manifest import ModelManifest
 from trainer.presets import NETWORKS, get_preset
 from trainer.weights.base_model import BaseModel
 
@@ -23,23 +23,6 @@ BASE_MODEL = BaseModel.locate(get_preset("tiny"), 128, "random")
 def settings(start_from: str, **model: Any) -> RunConfig:
     flags = {"model.start_from": ("--start-from", start_from)}
     return load_config(None, flags | {f"model.{k}": ("--given", v) for k, v in model.items()})
-
-
-def write_model(folder: Path, **facts: Any) -> Path:
-    """A model's artifact, but for the weights themselves."""
-    export = folder / "Format-Serving"
-    for network in ("diffusion_model", "text_encoder"):
-        (export / network).mkdir(parents=True)
-        (export / network / "saved_model.pb").write_bytes(network.encode())
-    manifest = ModelManifest(
-        "tiny",
-        128,
-        training_id=folder.name,
-        base_weights=dict.fromkeys(NETWORKS, "random"),
-        base_weights_source="random",
-    )
-    dataclasses.replace(manifest, **facts).write(str(export))
-    return folder
 
 
 class Output:

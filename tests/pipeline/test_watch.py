@@ -24,6 +24,7 @@ from PIL import Image
 import runner_local
 from pipeline import command_line, watch
 from pipeline.config import ConfigError, load_config
+from storage.local_stamp import local_stamp
 from storage.user_errors import UserError
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -181,15 +182,15 @@ def test_a_stamp_changes_with_any_file(tmp_path: Path) -> None:
     file = tmp_path / "a" / "picture.png"
     file.parent.mkdir()
     file.write_bytes(b"one")
-    before = watch.local_stamp(str(tmp_path))
-    assert watch.local_stamp(str(tmp_path)) == before
+    before = local_stamp(str(tmp_path))
+    assert local_stamp(str(tmp_path)) == before
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns
     file.write_bytes(b"two")
     os.utime(file, ns=times)
-    assert watch.local_stamp(str(tmp_path)) != before
+    assert local_stamp(str(tmp_path)) != before
     (tmp_path / "link").symlink_to("a")
-    assert watch.local_stamp(str(tmp_path)) is None
-    assert watch.local_stamp("gs://bucket/pictures") is None
+    assert local_stamp(str(tmp_path)) is None
+    assert local_stamp("gs://bucket/pictures") is None
 
 
 # Stands for a run: it holds the folder, notes what it read, and fails or waits where it is told to.

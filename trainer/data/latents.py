@@ -44,6 +44,8 @@ class LatentsManifest:
             initial word in its place.
         buckets: Those that pictures are in, where they keep their shape; `None` where all are
             squares.
+        rows_digest: Of the dataset's rows (see `storage.row_index.digest`); `None` where nobody
+            took it.
     """
 
     preset: str
@@ -62,6 +64,7 @@ class LatentsManifest:
     pictures: int | None = None
     word: dict[str, Any] = dataclasses.field(default_factory=dict)
     buckets: list[BucketCounts] | None = None
+    rows_digest: str | None = None
 
     @property
     def new_word(self) -> NewWord | None:
@@ -71,7 +74,7 @@ class LatentsManifest:
     @property
     def fields(self) -> dict[str, Any]:
         """By name, but for what there is not: without it, all is as it was before."""
-        without = {name for name in ("word", "buckets") if not getattr(self, name)}
+        without = {name for name in ("word", "buckets", "rows_digest") if not getattr(self, name)}
         return {n: v for n, v in dataclasses.asdict(self).items() if n not in without}
 
     @property

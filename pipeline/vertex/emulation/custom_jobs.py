@@ -11,9 +11,11 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import re
 import socket
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +25,7 @@ from pipeline.vertex.emulation.emulator import FreshProcesses
 
 _LAST_BYTES = 2000
 _LOOK_SECONDS = 0.02
+_LABEL = re.compile(r'labels\.(?P<key>\w+)="(?P<value>[^"]*)"')
 # As JSON may have an enumeration's values.
 _SPOT = ("SPOT", 4)
 # The names of the pools, as TF_CONFIG and as CLUSTER_SPEC have them.
@@ -78,13 +81,25 @@ class EmulatedJobs:
         """Starts a job's workers; returns the job."""
         self._jobs.append(job)
         number = len(self._jobs)
-        job |= {"name": f"customJobs/{number}", "state": "JOB_STATE_PENDING"}
+        name = f"customJobs/{number}"
+        job |= {"name": name, "state": "JOB_STATE_PENDING", "createTime": _now()}
         threading.Thread(target=self._run, args=(job, number), daemon=True).start()
         return job
 
     def get(self, number: int) -> dict[str, Any]:
         """The job of this number, from 1 on."""
         return self._jobs[number - 1]
+
+    def listed(self, query: str) -> list[dict[str, Any]]:
+        """The jobs that a filter describes.
+
+        Raises:
+            NotImplementedError: The filter asks for something else than one label.
+        """
+        clause = _LABEL.fullmatch(query)
+        if clause is None:
+            raise NotImplementedError(f"the filter of a list of custom jobs is {query!r}")
+        return [j for j in self._jobs if j.get("labels", {}).get(clause["key"]) == clause["value"]]
 
     def cancel(self, number: int) -> None:
         """Ends the job of this number."""
@@ -96,7 +111,7 @@ class EmulatedJobs:
         since = time.monotonic()
         while time.monotonic() - since < offer.after_seconds:
             if number in self._cancelled:
-                job["state"] = "JOB_STATE_CANCELLED"
+                job |= {"state": "JOB_STATE_CANCELLED", "endTime": _now()}
                 return
             time.sleep(_LOOK_SECONDS)
         workers = self._started(job, number)
@@ -171,8 +186,13 @@ def serve(jobs: EmulatedJobs) -> Iterator[str]:
                 self._answer(self._named(jobs.create(json.loads(body))))
 
         def do_GET(self) -> None:
-            """Tells of a job."""
-            self._answer(self._named(jobs.get(_number(self.path.partition("?")[0]))))
+            """Tells of a job, or of those that a filter describes."""
+            path, _, query = self.path.partition("?")
+            if path.endswith("/customJobs"):
+                [wanted] = urllib.parse.parse_qs(query)["filter"]
+                self._answer({"customJobs": [self._named(job) for job in jobs.listed(wanted)]})
+            else:
+                self._answer(self._named(jobs.get(_number(path))))
 
         def _named(self, job: Mapping[str, Any]) -> dict[str, Any]:
             parent = self.path.partition("/customJobs")[0].removeprefix("/v1/")

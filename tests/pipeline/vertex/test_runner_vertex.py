@@ -329,7 +329,6 @@ def test_an_invalid_job_is_refused(change, said) -> None:
         (["--label", "Team=x"], ["vertex.labels", "lower-case"]),
         (["--label", "team"], ["KEY=VALUE"]),
         (["--dry-run"], ["--output"]),
-        (["--emulate", "--schedule", "* * * * *"], ["contradict"]),
         (["--if-changed", "--schedule", "* * * * *"], ["contradict"]),
         (["--acelerator", "none"], ["did you mean --accelerator?"]),
         (["--steps", "0"], ["training.steps = 0 (from --steps)"]),

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import math
-from collections.abc import Callable, Sequence
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tfx.types import standard_artifacts
+from tfx.utils import json_utils
 
 from components.diffusion_trainer import custom_job
 from components.diffusion_trainer.custom_job import Used, in_words
-from components.diffusion_trainer.worker_job import Spot, WorkerJob
+from components.diffusion_trainer.worker_job import CONFIG_KEY, Spot, WorkerJob
+from components.diffusion_tuner import custom_job as tuner_job
 from pipeline.vertex.emulation import custom_jobs
 from pipeline.vertex.emulation.custom_jobs import EmulatedJobs, Market, Offer
 from pipeline.vertex.emulation.emulator import FreshProcesses
@@ -56,7 +66,9 @@ class Training:
             for job in self.jobs._jobs
         ]
 
-    def run(self) -> Sequence[Used]:
+    @contextlib.contextmanager
+    def served(self) -> Iterator[tuple[WorkerJob, Callable[[bool], custom_job._Client]]]:
+        """The job at a server of its own, and what starts it."""
         self.jobs = EmulatedJobs(FreshProcesses(self.folder), self.folder, {}, self.market)
         with custom_jobs.serve(self.jobs) as address:
             job = dataclasses.replace(self.job, spot=self.spot, api_endpoint=address)
@@ -67,10 +79,31 @@ class Training:
                 spec["worker_pool_specs"][0]["container_spec"]["command"] = [
                     *("python", "-m", "worker", self.argument)
                 ]
-                client.launch_job("p", {"display_name": "d", "job_spec": spec})
+                labels = {custom_job.STEP_LABEL: "step"}
+                client.launch_job("p", {"display_name": "d", "job_spec": spec, "labels": labels})
                 return client
 
+            yield job, launched
+
+    def run(self) -> Sequence[Used]:
+        with self.served() as (job, launched):
             return custom_job.run(job, launched, 0.02)
+
+    def run_again(self, on_spot: bool, when: Callable[[], bool]) -> Sequence[Used]:
+        """A step whose machine dies once its job has come so far, and that is started again."""
+        with self.served() as (job, launched):
+            launched(on_spot)
+            deadline = time.monotonic() + 30
+            while not when():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            # What another step has started is none of its business.
+            assert custom_job.end_earlier(job, "other", 0.02) == custom_job.Earlier()
+            earlier = custom_job.end_earlier(job, "step", 0.02)
+            done = self.steps
+            time.sleep(0.2)
+            assert self.steps == done
+            return custom_job.run(job, launched, 0.02, earlier)
 
 
 @pytest.fixture
@@ -146,6 +179,93 @@ def test_a_failure_is_no_loss(training) -> None:
     with pytest.raises(RuntimeError, match=r"JOB_STATE_FAILED: .*step ten fails"):
         it.run()
     assert it.states() == [(True, "failed")]
+
+
+@pytest.mark.parametrize("on_spot", [True, False])
+def test_a_step_that_is_started_again_ends_its_first_job_and_goes_on(training, on_spot) -> None:
+    it = training()
+    used = it.run_again(on_spot, lambda: it.steps >= 4)
+    # Where Spot machines were given up, they are not waited for once more.
+    assert it.states() == [(on_spot, "cancelled"), (on_spot, "succeeded")]
+    assert [(each.on_spot, each.lost) for each in used] == [(on_spot, False)] * 2
+    assert all(each.hours > 0 for each in used)
+    assert it.steps == 20
+
+
+def test_what_was_waited_before_a_step_was_started_again_counts(training) -> None:
+    it = training(market=lambda number: NOWHERE, spot=Spot(1.0, 5, "ordinary"))
+    since = time.monotonic()
+    used = it.run_again(True, lambda: time.monotonic() - since > 1.1)
+    assert it.states() == [(True, "cancelled"), (True, "cancelled"), (False, "succeeded")]
+    # Of the second, one look is enough.
+    assert seconds(it.jobs._jobs[1]) < 0.9
+    assert [each.on_spot for each in used] == [False]
+
+
+def seconds(job: dict[str, Any]) -> float:
+    """How long a job was there, from its creation to its end."""
+    ended, created = (
+        datetime.datetime.fromisoformat(job[name].replace("Z", "+00:00"))
+        for name in ("endTime", "createTime")
+    )
+    return (ended - created).total_seconds()
+
+
+def test_a_step_has_one_label_whichever_try_it_is() -> None:
+    def label(uri: str, worker: Any = custom_job.Executor.WORKER) -> str:
+        model = standard_artifacts.Model()
+        model.uri = uri
+        return custom_job._step_label({"model": [model]}, worker)
+
+    first = label("gs://bucket/root/123/run-1/Trainer_4711/model")
+    assert first == label("gs://bucket/root/123/run-1/Trainer_4712/model")
+    assert re.fullmatch(r"[0-9a-f]{16}", first)
+    assert first != label("gs://bucket/root/123/run-2/Trainer_4711/model")
+    assert first != label("gs://bucket/root/123/run-1/Tuner_4711/model", tuner_job.Worker)
+
+
+class Quick(FreshProcesses):
+    """Does something quick in the place of every container."""
+
+    def started(
+        self, argv: Sequence[str], log: Path, environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        return super().started(["python", "-c", "pass"], log, environment)
+
+
+def test_the_step_itself_ends_what_its_earlier_try_has_left(tmp_path: Path) -> None:
+    jobs = EmulatedJobs(Quick(tmp_path), tmp_path, {}, lambda number: NOWHERE)
+    with custom_jobs.serve(jobs) as address:
+        job = dataclasses.replace(
+            Training(tmp_path).job, labels={"team": "x"}, api_endpoint=address
+        )
+
+        def step(run: str, spot: Spot | None = None) -> standard_artifacts.TunerResults:
+            results = standard_artifacts.TunerResults()
+            results.uri = f"gs://bucket/root/123/{run}/Tuner_{len(jobs._jobs)}/tuner_results"
+            config = {CONFIG_KEY: dataclasses.replace(job, spot=spot).to_json()}
+            tuner_job.Executor().Do(
+                {}, {"tuner_results": [results]}, {"custom_config": json_utils.dumps(config)}
+            )
+            return results
+
+        waits = ThreadPoolExecutor(1).submit(step, "one", Spot(60.0, 0, "ordinary"))
+        deadline = time.monotonic() + 30
+        while not jobs._jobs:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        step("two")
+        assert jobs.get(1)["state"] == "JOB_STATE_PENDING"
+        # The first one's machine is taken for dead: another try of that step begins.
+        results = step("one")
+        with pytest.raises(RuntimeError, match="ended as JOB_STATE_CANCELLED"):
+            waits.result(timeout=30)
+        labels = [made["labels"] for made in jobs._jobs[:3]]
+        assert {each["team"] for each in labels} == {"x"}
+        one, two, again = (each[custom_job.STEP_LABEL] for each in labels)
+        assert one == again != two
+        hours = results.get_string_custom_property(custom_job.MACHINE_HOURS)
+        assert re.fullmatch(r"0\.\d+ h of 1 x g2-standard-12 with 1 NVIDIA_L4", hours)
 
 
 def test_hours_are_told_by_kind() -> None:
