@@ -138,7 +138,8 @@ def _watch(config: RunConfig, interval: str, argv: Sequence[str]) -> int:
     def look() -> str:
         # Settings may have been edited meanwhile.
         settings, _ = _parse(others)
-        stamp = watch.local_stamp(settings.dataset.path)
+        listed = [settings.dataset.withdrawn] if settings.dataset.withdrawn else []
+        stamp = watch.local_stamp(settings.dataset.path, *listed)
         facts = None if stamp is None else (stamp, settings.dataset)
         if facts is not None and facts in known:
             return known[facts]

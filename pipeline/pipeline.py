@@ -317,6 +317,7 @@ def _example_gen(
         near_duplicates=dataset.near_duplicates,
         caption_template=dataset.caption_template or "",
         word_captions=words,
+        withdrawn=dataset.withdrawn or "",
     )
 
 

@@ -76,7 +76,7 @@ def test_every_value_is_set_after_resolution():
 
     config = load_config()
     open_fields = {"config", "image_column", "caption_column", "caption_template", "schema"}
-    open_fields |= {"form", "caption", "captions_from"}
+    open_fields |= {"form", "caption", "captions_from", "withdrawn"}
     closed = dataclasses.asdict(config) | {"dataset": {}, "evaluation": {}, "vertex": {}}
     # There is no class.
     for name in ("caption", "folder", "folder_fingerprint", "max_distance"):
