@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
+from drawings import COPIES, drawing, saved
 from ingested_rows import TWO_WORKERS, generate, read_rejects, read_split, sha256, write
-from PIL import Image, ImageDraw
 
 from components.caption_example_gen import executor
 from components.caption_example_gen.sources import DatasetSpec, dataset_fingerprint
@@ -22,32 +20,7 @@ from storage.withdrawn import Withdrawn, WithdrawnError, read_list
 Rows = list[tuple[bytes, str]]
 
 
-def drawing(seed: int) -> Image.Image:
-    """A few shapes on a ground, none like another's."""
-    rng = np.random.default_rng(seed)
-    image = Image.new("RGB", (120, 96), tuple(rng.integers(0, 256, 3).tolist()))
-    draw = ImageDraw.Draw(image)
-    for _ in range(6):
-        x, y = rng.integers(0, 90, 2).tolist()
-        w, h = rng.integers(12, 60, 2).tolist()
-        shape = draw.ellipse if rng.integers(2) else draw.rectangle
-        shape((x, y, x + w, y + h), fill=tuple(rng.integers(0, 256, 3).tolist()))
-    return image
-
-
-def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 ORIGINALS = [drawing(seed) for seed in range(14)]
-COPIES = {
-    "half the size": lambda image: saved(image.resize((60, 48), Image.Resampling.LANCZOS)),
-    "as a JPEG": lambda image: saved(image, "JPEG", quality=70),
-    "mirrored": lambda image: saved(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
-    "as a WebP, cut": lambda image: saved(image.crop((3, 3, 117, 93)), "WEBP", quality=85),
-}
 WITHDRAWN = (2, 5, 9)
 
 
