@@ -23,6 +23,7 @@ from pipeline import (
     starting,
     summary,
     watch,
+    withdrawal,
 )
 from pipeline import console as consoles
 from pipeline.config import (
@@ -40,6 +41,7 @@ from pipeline.needs import Policy
 from pipeline.outcome import ComponentError, RunOutcome, duration, outcome_table
 from storage.addresses import redacted
 from storage.commands import CHECKOUT, script_command, shown_path
+from storage.withdrawn import KnownBy
 from trainer.training.interruption import TrainingInterruptedError
 
 if TYPE_CHECKING:
@@ -198,9 +200,13 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]
             outcome = repeat.find_done(store, key)
             looked_up = outcome is not None
             if outcome is None:
+                roots = [str(output), serving_dir]
+                known_by = withdrawal.look_up(config, start, str(output), roots)
+                if said := withdrawal.told(config, start, known_by):
+                    console.print(said)
                 check_disk(config, unfinished=repeat.ended_badly(store))
                 outcome = _run_pipeline(
-                    config, fingerprint, base_model, start, serving_dir, console
+                    config, fingerprint, base_model, start, known_by, serving_dir, console
                 )
                 repeat.remember(housekeeping.open_store(str(output)), outcome, key)
             console.print(f"\n{outcome_table(outcome)}\n")
@@ -248,6 +254,7 @@ def _run_pipeline(
     fingerprint: str,
     base_model: BaseModel,
     start: starting.Start | None,
+    known_by: KnownBy | None,
     serving_dir: str,
     console: consoles.Console,
 ) -> RunOutcome:
@@ -267,6 +274,7 @@ def _run_pipeline(
         dataset_fingerprint=fingerprint,
         base_model=base_model,
         start=start,
+        known_by=known_by,
         beam_pipeline_args=local_runner.beam_pipeline_args(),
     )
     return local_runner.ReportingDagRunner(console.print).run(pipeline)

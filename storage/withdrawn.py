@@ -68,8 +68,7 @@ class WithdrawnList:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of what is listed and why; neither order nor comments matter."""
-        said = sorted((entry.kind, entry.value, entry.reason) for entry in self.entries)
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+        return _digest(self.entries)
 
     def find(self, picture: str, row: str, captions: Iterable[str]) -> int | None:
         """The first entry that names a row; `None` where none does.
@@ -129,6 +128,11 @@ class Withdrawn:
         found = {row.entry for row in self.rows}
         return tuple(entry for i, entry in enumerate(self.entries) if i not in found)
 
+    @property
+    def digest(self) -> str:
+        """That of the list."""
+        return _digest(self.entries)
+
     def write(self, folder: str) -> None:
         """Writes it into a folder."""
         said = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
@@ -142,6 +146,50 @@ class Withdrawn:
             tuple(Entry(**entry) for entry in said["entries"]),
             tuple(WithdrawnRow(**row) for row in said["rows"]),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class KnowingRelease:
+    """A release that knows something that was withdrawn later.
+
+    Attributes:
+        version: Its version.
+        how: How it came to know it, in words.
+        entries: What it knows, as `Entry.shown` has it.
+    """
+
+    version: str
+    how: str
+    entries: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownBy:
+    """Which releases know what a list has.
+
+    Attributes:
+        releases: Those that do.
+        untold: Versions of those of which nobody can tell any more.
+        problem: Why none could be looked up; "" where they were.
+    """
+
+    releases: tuple[KnowingRelease, ...] = ()
+    untold: tuple[str, ...] = ()
+    problem: str = ""
+
+    def to_json(self) -> str:
+        """As JSON, the same for the same."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def of_json(cls, text: str) -> KnownBy:
+        """Reads what `to_json` wrote."""
+        said = json.loads(text)
+        releases = (
+            KnowingRelease(release["version"], release["how"], tuple(release["entries"]))
+            for release in said["releases"]
+        )
+        return cls(tuple(releases), tuple(said["untold"]), said["problem"])
 
 
 def read_list(path: str) -> WithdrawnList:
@@ -198,6 +246,11 @@ def _entry(line: str, number: int) -> Entry:
                 f"{_FORM}"
             )
     return Entry(kind, value, reason, number)
+
+
+def _digest(entries: Iterable[Entry]) -> str:
+    said = sorted((entry.kind, entry.value, entry.reason) for entry in entries)
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _short(text: str, most: int = 80) -> str:

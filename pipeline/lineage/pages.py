@@ -42,7 +42,7 @@ RUNS_A_PAGE = 100
 _TEMPLATES = Path(__file__).with_name("templates")
 _MAX_EMBEDDED = 4 << 20
 # Of a trace or run, the files of these are shown beside it.
-_SHOWN_TYPES = ("EvaluationReport", "DatasetReport")
+_SHOWN_TYPES = ("EvaluationReport", "DatasetReport", "WithdrawnReport")
 _RELEASES_SIDE_BY_SIDE = 8
 
 

@@ -104,6 +104,7 @@ def create_pipeline(
     dataset_fingerprint,
     base_model,
     start,
+    known_by,
     beam_pipeline_args,
 ):
     # A setting that trains nothing here stands for the code of the first step.
