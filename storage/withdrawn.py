@@ -24,6 +24,9 @@ KINDS = PICTURE, ROW, CAPTION = "sha256", "row", "caption"
 WITHDRAWN_NAME = "withdrawn.json"
 """Beside the rejected rows, the file that says what was taken out: a `Withdrawn`."""
 
+WITHDRAWN_ROWS = "withdrawn_rows"
+"""Custom property of a dataset's examples: how many rows a list has taken out."""
+
 _COMMENT, _REASON = "#", re.compile(r"(?:.*\s)?#(?=\s)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FORM = "write sha256:HASH # REASON, row:ID # REASON or caption:TEXT # REASON"

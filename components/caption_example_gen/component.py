@@ -72,7 +72,7 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         `near_duplicate_groups` and `near_duplicate_pictures`; and `caption_template`, where there
         is one. Beside the splits lie `rows`, with ids and captions alone (`storage.row_index`), and
         `near_duplicates.json` (`groups_file.read_groups`). Where something is withdrawn,
-        `withdrawn_digest` names the list of it.
+        `withdrawn_digest` names the list of it, and `withdrawn_rows` is the number of rows.
       rejects: `components.RejectedRows`, the rows that cannot be used and why; where there is a
         list of what is withdrawn, also `withdrawn.json`, a `storage.withdrawn.Withdrawn`.
 

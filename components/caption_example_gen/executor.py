@@ -73,7 +73,7 @@ from components.tfrecords import describe_examples, shard_name, write_shard
 from components.whole_elements import WholeElementsExecutor
 from storage import row_index
 from storage.user_errors import UserError
-from storage.withdrawn import Withdrawn, WithdrawnRow, read_list
+from storage.withdrawn import WITHDRAWN_ROWS, Withdrawn, WithdrawnRow, read_list
 
 SPLITS = ("train", "eval")
 REJECTS_NAME = "rejects.jsonl"
@@ -197,6 +197,7 @@ class Executor(WholeElementsExecutor):
             withdrawn = Withdrawn(settings.withdrawn.entries, tuple(outcome.withdrawn))
             withdrawn.write(rejects.uri)
             examples.set_string_custom_property("withdrawn_digest", settings.withdrawn.digest)
+            examples.set_int_custom_property(WITHDRAWN_ROWS, len(outcome.withdrawn))
             _tell_withdrawn(withdrawn, rejects)
 
 

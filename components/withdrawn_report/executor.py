@@ -148,7 +148,7 @@ class Executor(base_executor.BaseExecutor):
             list_digest=withdrawn.digest,
             entries=withdrawn.entries,
             rows=rows,
-            known_by=KnownBy.of_json(exec_properties["known_by"]),
+            known_by=_known_by(exec_properties["known_by"]),
             compared=None,
             losses={},
             not_scored=problem,
@@ -164,6 +164,14 @@ class Executor(base_executor.BaseExecutor):
         )
 
 
+def _known_by(text: str) -> KnownBy:
+    found = KnownBy.of_json(text)
+    if not found.problem:
+        return found
+    logger.warning("Which releases know what is withdrawn was not looked up: %s", found.problem)
+    return dataclasses.replace(found, problem="not looked up")
+
+
 def _read_again(spec: DatasetSpec, rows: Sequence[WithdrawnRow]) -> tuple[Mapping[str, bytes], str]:
     """The pictures that the dataset still has, and why others cannot be scored."""
     if not rows:
@@ -171,7 +179,9 @@ def _read_again(spec: DatasetSpec, rows: Sequence[WithdrawnRow]) -> tuple[Mappin
     try:
         pictures = read_again(spec, rows)
     except DatasetError as error:
-        return {}, f"the dataset cannot be read any more ({error})"
+        # Where it lies is nobody's business who is handed the page.
+        logger.warning("Withdrawn pictures are not scored: %s", error)
+        return {}, "the dataset cannot be read any more"
     missing = {row.picture for row in rows} - pictures.keys()
     problem = f"{len(missing):,} pictures are not in the dataset any more" if missing else ""
     return pictures, problem

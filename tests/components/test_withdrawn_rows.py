@@ -14,6 +14,7 @@ from ingested_rows import TWO_WORKERS, generate, read_rejects, read_split, sha25
 
 from components.caption_example_gen import executor
 from components.caption_example_gen.sources import DatasetSpec, dataset_fingerprint
+from components.caption_validator.drift import KEPT, SET_ASIDE, outcomes_of
 from storage.user_errors import UserError
 from storage.withdrawn import Withdrawn, WithdrawnError, read_list
 
@@ -107,6 +108,7 @@ def test_pictures_and_their_copies_are_set_aside_whatever_the_form(
     assert sorted(row["caption"] for row in aside) == sorted(expected)
     assert rejects.get_int_custom_property("rejected_withdrawn") == 15
     assert rejects.get_int_custom_property("withdrawn_unmatched") == 0
+    assert outcomes_of(examples) == {KEPT: 11, SET_ASIDE: 0}
     said = Withdrawn.read(rejects.uri)
     digests = {i: sha256(ROWS[i][0]) for i in WITHDRAWN}
     assert {row.caption: (row.entry, row.near) for row in said.rows} == {

@@ -187,6 +187,12 @@ def test_a_stamp_changes_with_any_file(tmp_path: Path) -> None:
     file.write_bytes(b"two")
     os.utime(file, ns=times)
     assert watch.local_stamp(str(tmp_path)) != before
+    listed = tmp_path.with_suffix(".txt")
+    assert watch.local_stamp(str(tmp_path), str(listed)) is None
+    listed.write_text("caption:x # why")
+    before = watch.local_stamp(str(tmp_path), str(listed))
+    listed.write_text("caption:x # why not")
+    assert watch.local_stamp(str(tmp_path), str(listed)) not in (before, None)
     (tmp_path / "link").symlink_to("a")
     assert watch.local_stamp(str(tmp_path)) is None
     assert watch.local_stamp("gs://bucket/pictures") is None
