@@ -186,6 +186,14 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]
             housekeeping.repair(str(output), serving_dir)
             store = housekeeping.open_store(str(output), read_only=True)
             start = starting.find_start(config, base_model, fingerprint, store, serving_dir)
+            identity = "" if start is None else start.identity
+            key = repeat.run_key(config, fingerprint, base_model, identity)
+            outcome = repeat.find_done(store, key)
+            looked_up = outcome is not None
+            known_by = None
+            if outcome is None:
+                roots = [str(output), serving_dir]
+                known_by = withdrawal.look_up(config, start, str(output), roots)
             save_config(config, output / "config.yaml")
             console.print(
                 f"Fine-tuning {config.model.preset} on {shown_path(config.dataset.path)}; "
@@ -193,17 +201,11 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]
             )
             if said := starting.told(config.model.start_from, start):
                 console.print(said)
+            if said := withdrawal.told(config, start, known_by):
+                console.print(said)
             for note in prompt_notes(config):
                 console.print(f"note: {note}")
-            identity = "" if start is None else start.identity
-            key = repeat.run_key(config, fingerprint, base_model, identity)
-            outcome = repeat.find_done(store, key)
-            looked_up = outcome is not None
             if outcome is None:
-                roots = [str(output), serving_dir]
-                known_by = withdrawal.look_up(config, start, str(output), roots)
-                if said := withdrawal.told(config, start, known_by):
-                    console.print(said)
                 check_disk(config, unfinished=repeat.ended_badly(store))
                 outcome = _run_pipeline(
                     config, fingerprint, base_model, start, known_by, serving_dir, console
