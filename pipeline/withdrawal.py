@@ -6,12 +6,13 @@ for. That nobody can tell what a model was trained on is no reason to take it fo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.config import ConfigError, RunConfig
-from pipeline.lineage import LineageError, Store, locate
+from pipeline.lineage import LineageError, Store, database, locate
 from pipeline.lineage.affected import Knowing, Rows, find_rows, knowing
 from pipeline.lineage.history import model_of, released
 from pipeline.lineage.locations import DATABASE_NAME
@@ -33,7 +34,8 @@ def look_up(
     Args:
         config: All settings, resolved.
         start: What training starts from; `None`: the base weights.
-        place: Where the lineage is, as for `pipeline.lineage.locate`; "" where there is none.
+        place: Where the lineage is: an output folder, or as `vertex_place` says; "" where there is
+            none.
         roots: Folders whose files may be read.
 
     Raises:
@@ -51,7 +53,7 @@ def look_up(
             if start is not None and start.uri:
                 _check(config, start, [_UNKNOWN], "")
             return KnownBy()
-        with locate(place).open() as store:
+        with _opened(place) as store:
             found = find_rows(store, read_list(config.dataset.withdrawn), roots)
             known = {
                 version: knowing(store, artifact, found)
@@ -162,6 +164,18 @@ def _models(store: Store, start: Start) -> list[Artifact]:
         for artifact, maker in sorted(makers.items())
         if maker is not None and store.graph.inputs(maker)
     )
+
+
+@contextlib.contextmanager
+def _opened(place: str) -> Iterator[Store]:
+    if "://" in place:
+        with locate(place).open() as store:
+            yield store
+        return
+    # `locate` looks who holds the folder's lock, and a process that closes a file gives up every
+    # lock that it has there itself.
+    with database.open_sqlite(os.path.join(place, DATABASE_NAME)) as tables:
+        yield Store(tables)
 
 
 def _released(store: Store) -> dict[str, Artifact]:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.lineage.affected import Affected, AffectedRow
+from pipeline.lineage.affected import Affected
 from pipeline.lineage.comparing import Comparison, Diff, Difference, Why
 from pipeline.lineage.history import Known, Releases
 from pipeline.lineage.model import (
@@ -39,6 +39,7 @@ from storage.picture_marks import Marks
 
 _MAX_CELL = 60
 _MAX_NAME = 40
+_SHORT_CAPTION = 30
 _BAR = 24
 # Categories of characters that move the cursor, or hide or reorder what is around them.
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
@@ -399,9 +400,15 @@ def affected_text(affected: Affected, width: int | None = None) -> str:
     several = [
         (
             "rows",
-            ["row", "how", "picture", "trained on in", "held out in", "caption"],
+            ["row", "how", "caption", "trained on in", "held out in", "picture"],
             [
-                [row.id[:12], nearness(row.near), row.picture[:12], *_in_datasets(row), row.caption]
+                [
+                    row.id[:12],
+                    nearness(row.near),
+                    row.caption if width is None else cut(row.caption, _SHORT_CAPTION),
+                    *(", ".join(map(str, ids)) for ids in (row.trained_on, row.held_out)),
+                    row.picture[:12],
+                ]
                 for row in found.rows
             ],
         ),
@@ -464,10 +471,6 @@ def nearness(near: str) -> str:
 def in_words(holds: bool | None) -> str:
     """Yes, no, or unknown."""
     return "unknown" if holds is None else "yes" if holds else "no"
-
-
-def _in_datasets(row: AffectedRow) -> list[str]:
-    return [", ".join(map(str, ids)) for ids in (row.trained_on, row.held_out)]
 
 
 def whence_text(found: Whence) -> str:

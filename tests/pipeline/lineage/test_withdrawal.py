@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from recorded_pictures import CAT, DOG, SMALL_CAT, digest, record_releases
 
-from pipeline import lineage, withdrawal
+from pipeline import housekeeping, lineage, withdrawal
 from pipeline.config import ConfigError, RunConfig, load_config
 from pipeline.lineage.affected import Affected, affected
 from pipeline.starting import AT_RUN_TIME, Start
+from storage.commands import CHECKOUT
 from storage.withdrawn import KnowingRelease, KnownBy
 
 
@@ -129,6 +133,25 @@ def test_what_nobody_can_tell_of_is_not_started_from(
     with pytest.raises(ConfigError, match="nobody can tell any more what was in artifact"):
         look_up(config, models[2], folder)
     assert look_up(config, None, folder) == KnownBy((), ("1", "2", "3", "4"))
+
+
+def test_a_run_keeps_its_lock(output: Path, tmp_path: Path) -> None:
+    """Whoever looks into the store of a folder that it works in must not let others in."""
+    config = settings(tmp_path, f"{CAT_LINE} # why")
+    asked = (
+        "import pathlib, sys; from pipeline.lineage.locations import lock_holder; "
+        "print(lock_holder(pathlib.Path(sys.argv[1])))"
+    )
+    with housekeeping.output_lock(str(output)):
+        assert look_up(config, None, output) is not None
+        holder = subprocess.run(
+            [sys.executable, "-c", asked, str(output)],
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert holder.stdout.strip() == str(os.getpid())
 
 
 def test_it_is_what_the_question_says(output: Path, tmp_path: Path) -> None:
