@@ -15,6 +15,7 @@ from ingested_rows import TWO_WORKERS, generate, read_rejects, read_split, sha25
 from components.caption_example_gen import executor
 from components.caption_example_gen.sources import DatasetSpec, dataset_fingerprint
 from components.caption_validator.drift import KEPT, SET_ASIDE, outcomes_of
+from components.withdrawn_report.losses import read_again
 from storage.user_errors import UserError
 from storage.withdrawn import Withdrawn, WithdrawnError, read_list
 
@@ -121,6 +122,9 @@ def test_pictures_and_their_copies_are_set_aside_whatever_the_form(
             for _, caption in ROWS[14:]
         },
     }
+    # The page about them finds their pictures there again.
+    again = read_again(DatasetSpec(str(dataset)), said.rows)
+    assert again == {sha256(ROWS[i][0]): ROWS[i][0] for i in (*WITHDRAWN, *range(14, 26))}
     assert [entry.reason for entry in said.entries] == [
         "asked by its painter",
         "a contract ended",
