@@ -262,8 +262,8 @@ def _verdict(added: Gap) -> str:
             else "a loss is not a finite number, and whether there is a gap cannot be told"
         )
     if added.is_shown:
-        return "a gap is shown: the loss has fallen further on the withdrawn pictures"
-    return "no gap is shown: the loss has not fallen further on the withdrawn pictures"
+        return "a gap is shown: the loss has surely fallen further on the withdrawn pictures"
+    return "no gap is shown: the loss has not surely fallen further on the withdrawn pictures"
 
 
 def _requests(
