@@ -137,7 +137,13 @@ KNOWN_BY = KnownBy(
 
 @pytest.fixture(scope="module")
 def report(run: Run) -> Any:
-    return run.report(run.folder / "report", KNOWN_BY)
+    """Of a dataset in which a withdrawn picture has another name since, and another one is gone."""
+    later = run.folder / "later"
+    shutil.copytree(run.dataset, later)
+    for suffix in ("png", "txt"):
+        (later / f"02.{suffix}").rename(later / f"x.{suffix}")
+        (later / f"03.{suffix}").unlink()
+    return run.report(run.folder / "report", KNOWN_BY, dataset=str(later))
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -175,12 +181,14 @@ def test_the_json_says_what_was_found(run: Run, report: Any) -> None:
     }
     assert found["training_id"] == "t1"
     assert [r["version"] for r in found["known_by"]["releases"]] == ["1", "2"]
-    assert found["not_scored"] == ""
+    assert found["not_scored"] == "1 pictures are not in the dataset any more"
     compared = found["compared"]
-    shown = [row["loss"] for row in found["rows"]]
+    losses_of = {row["caption"]: row["loss"] for row in found["rows"]}
+    assert losses_of.pop("drawing <b>3</b>") is None
+    shown = list(losses_of.values())
     assert compared["withdrawn"]["mean"] == pytest.approx(np.mean(shown))
     # A copy is no picture of its own.
-    assert (compared["withdrawn"]["pictures"], compared["withdrawn"]["examples"]) == (3, 4)
+    assert (compared["withdrawn"]["pictures"], compared["withdrawn"]["examples"]) == (2, 3)
     held_out = compared["held_out"]
     assert held_out["pictures"] == run.latents.get_int_custom_property("num_eval")
     gap = compared["gap"]
@@ -218,23 +226,11 @@ def test_the_page_shows_it_and_holds_no_picture(report: Any) -> None:
     assert names == {"withdrawn.html", "withdrawn.json"}
 
 
-def test_pictures_that_are_gone_are_not_scored(run: Run, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "set"
-    shutil.copytree(run.dataset, elsewhere)
-    # Renamed, it is found by its hash.
-    (elsewhere / "02.png").rename(elsewhere / "x.png")
-    (elsewhere / "02.txt").rename(elsewhere / "x.txt")
-    (elsewhere / "03.png").unlink()
-    (elsewhere / "03.txt").unlink()
-    found = read(Path(run.report(tmp_path / "some", dataset=str(elsewhere)).uri))
-    assert found["not_scored"] == "1 pictures are not in the dataset any more"
-    losses_of = {row["caption"]: row["loss"] for row in found["rows"]}
-    assert losses_of["drawing <b>3</b>"] is None
-    assert losses_of["drawing <b>2</b>"] is not None
-    assert found["known_by"]["problem"] == "not looked up"
+def test_without_the_dataset_nothing_is_scored(run: Run, tmp_path: Path) -> None:
     gone = run.report(tmp_path / "none", dataset=str(tmp_path / "nowhere"))
     found = read(Path(gone.uri))
     assert found["compared"] is None
+    assert found["known_by"]["problem"] == "not looked up"
     assert found["not_scored"] == "the dataset cannot be read any more"
     page = Path(gone.uri, "withdrawn.html").read_text("utf-8")
     assert "the dataset cannot be read any more" in page

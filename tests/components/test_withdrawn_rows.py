@@ -86,8 +86,17 @@ def three_lines(picture: int = 2, row: int = 5, caption: int = 9) -> Sequence[st
     )
 
 
-@pytest.mark.parametrize("made", [as_parquet, as_caption_files, as_json_lines, as_zip])
-@pytest.mark.parametrize("near_duplicates", ["keep_together", "ignore"])
+@pytest.mark.parametrize(
+    ("made", "near_duplicates"),
+    [
+        *(
+            (made, "keep_together")
+            for made in (as_parquet, as_caption_files, as_json_lines, as_zip)
+        ),
+        (as_parquet, "ignore"),
+        (as_caption_files, "keep_one"),
+    ],
+)
 def test_pictures_and_their_copies_are_set_aside_whatever_the_form(
     tmp_path: Path, made: Callable[[Path], Path], near_duplicates: str
 ) -> None:
@@ -96,7 +105,7 @@ def test_pictures_and_their_copies_are_set_aside_whatever_the_form(
     examples, rejects = generate(
         tmp_path,
         dataset,
-        TWO_WORKERS if near_duplicates == "ignore" else (),
+        TWO_WORKERS if near_duplicates == "keep_one" else (),
         withdrawn=str(withdrawn),
         near_duplicates=near_duplicates,
         max_rejected_fraction=0.0,

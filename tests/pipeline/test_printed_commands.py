@@ -101,7 +101,7 @@ def test_the_examples_of_a_help_are_commands_that_are_understood(
     monkeypatch.chdir(place)
     parser = cli._parser()
     examples = re.findall(r"-m pipeline.lineage (.*?)\)?$", str(parser.epilog), re.MULTILINE)
-    assert len(examples) == 12
+    assert len(examples) == 13
     for example in examples:
         parser.parse_args(shlex.split(example))
     local = runner_local._parser()
