@@ -24,6 +24,7 @@ from pipeline import (
     starting,
     summary,
     watch,
+    withdrawal,
 )
 from pipeline import console as consoles
 from pipeline.config import (
@@ -43,6 +44,7 @@ from storage.addresses import redacted
 from storage.commands import CHECKOUT, shown_path
 from storage.flags import Words
 from storage.local_stamp import local_stamp
+from storage.withdrawn import KnownBy
 from trainer.training.interruption import TrainingInterruptedError
 
 if TYPE_CHECKING:
@@ -159,7 +161,8 @@ def _watch(config: RunConfig, interval: str, argv: Sequence[str]) -> int:
     def look() -> str:
         # Settings may have been edited meanwhile.
         settings, _ = _parse(others)
-        stamp = local_stamp(settings.dataset.path)
+        listed = [settings.dataset.withdrawn] if settings.dataset.withdrawn else []
+        stamp = local_stamp(settings.dataset.path, *listed)
         facts = None if stamp is None else (stamp, settings.dataset)
         if facts is not None and facts in known:
             return known[facts]
@@ -204,6 +207,14 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]
             housekeeping.repair(str(output), serving_dir)
             store = housekeeping.open_store(str(output), read_only=True)
             start = starting.find_start(config, base_model, fingerprint, store, serving_dir)
+            identity = "" if start is None else start.identity
+            key = repeat.run_key(config, fingerprint, base_model, identity)
+            outcome = repeat.find_done(store, key)
+            looked_up = outcome is not None
+            known_by = None
+            if outcome is None:
+                roots = [str(output), serving_dir]
+                known_by = withdrawal.look_up(config, start, str(output), roots)
             save_config(config, output / "config.yaml")
             console.print(
                 f"Fine-tuning {config.model.preset} on {shown_path(config.dataset.path)}; "
@@ -211,16 +222,14 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]
             )
             if said := starting.told(config.model.start_from, start):
                 console.print(said)
+            if said := withdrawal.told(config, start, known_by):
+                console.print(said)
             for note in prompt_notes(config):
                 console.print(f"note: {note}")
-            identity = "" if start is None else start.identity
-            key = repeat.run_key(config, fingerprint, base_model, identity)
-            outcome = repeat.find_done(store, key)
-            looked_up = outcome is not None
             if outcome is None:
                 check_disk(config, unfinished=repeat.ended_badly(store))
                 outcome = _run_pipeline(
-                    config, fingerprint, base_model, start, serving_dir, console
+                    config, fingerprint, base_model, start, known_by, serving_dir, console
                 )
                 repeat.remember(housekeeping.open_store(str(output)), outcome, key)
             console.print(f"\n{outcome_table(outcome)}\n")
@@ -272,12 +281,16 @@ def _plan(config: RunConfig, fingerprint: str, folder: str) -> int:
         serving_dir = str(Path(config.output) / "serving_model")
         store = housekeeping.copy_as_repaired(config.output, serving_dir, folder)
         start = starting.find_start(config, base_model, fingerprint, store, serving_dir)
+        place = config.output if os.path.isdir(config.output) else folder
+        known_by = withdrawal.look_up(config, start, place, [config.output, serving_dir])
         estimate = check_disk(config, unfinished=repeat.ended_badly(store))
         console.print(
             f"Fine-tuning {config.model.preset} on {shown_path(config.dataset.path)} would write "
             f"below {shown_path(config.output)}. Nothing is run."
         )
         if said := starting.told(config.model.start_from, start):
+            console.print(said)
+        if said := withdrawal.told(config, start, known_by):
             console.print(said)
         for note in (*prompt_notes(config), watch.in_use(config.output)):
             if note:
@@ -287,7 +300,7 @@ def _plan(config: RunConfig, fingerprint: str, folder: str) -> int:
 
         training = config.training
         pictures = None if training.steps is None else training.steps * training.batch_size
-        pipeline = _pipeline(config, fingerprint, base_model, start, serving_dir, folder)
+        pipeline = _pipeline(config, fingerprint, base_model, start, known_by, serving_dir, folder)
         steps = plan.plan_steps(pipeline, config.output, pictures)
         for line in plan.plan_table(steps):
             console.print(line)
@@ -300,13 +313,16 @@ def _run_pipeline(
     fingerprint: str,
     base_model: BaseModel,
     start: starting.Start | None,
+    known_by: KnownBy | None,
     serving_dir: str,
     console: consoles.Console,
 ) -> RunOutcome:
     console.print("Loading TensorFlow and TFX ...")
     from pipeline import local_runner
 
-    pipeline = _pipeline(config, fingerprint, base_model, start, serving_dir, config.output)
+    pipeline = _pipeline(
+        config, fingerprint, base_model, start, known_by, serving_dir, config.output
+    )
     return local_runner.ReportingDagRunner(console.print).run(pipeline)
 
 
@@ -315,6 +331,7 @@ def _pipeline(
     fingerprint: str,
     base_model: BaseModel,
     start: starting.Start | None,
+    known_by: KnownBy | None,
     serving_dir: str,
     metadata_dir: str,
 ) -> Pipeline:
@@ -333,6 +350,7 @@ def _pipeline(
         dataset_fingerprint=fingerprint,
         base_model=base_model,
         start=start,
+        known_by=known_by,
         beam_pipeline_args=local_runner.beam_pipeline_args(),
     )
 

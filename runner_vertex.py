@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 # Nothing here may import TensorFlow or TFX: help and errors in the settings come at once.
-from pipeline import command_line, failures, housekeeping, interruption, starting, summary
+from pipeline import (
+    command_line,
+    failures,
+    housekeeping,
+    interruption,
+    starting,
+    summary,
+    withdrawal,
+)
 from pipeline import console as consoles
 from pipeline.config import (
     ConfigError,
@@ -201,7 +209,10 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
         scheduled = bool(arguments.schedule)
         if scheduled and (note := _schedule_note(config.dataset.path)):
             console.print(f"note: {note}")
-        job = _compile(config, fingerprint, _places(config), console, only_on_change=scheduled)
+        lineage = withdrawal.vertex_place(config.vertex) if cloud is not None else ""
+        job = _compile(
+            config, fingerprint, _places(config), console, lineage, only_on_change=scheduled
+        )
         if arguments.output is not None:
             _write_job(job, arguments.output)
             console.print(f"The job specification is in {arguments.output}.")
@@ -326,7 +337,7 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
                 config.vertex, project=config.vertex.project or _PROJECT, api_endpoint=address
             )
             config = dataclasses.replace(config, vertex=vertex)
-        job = _compile(config, fingerprint, places, console, only_on_change=scheduled)
+        job = _compile(config, fingerprint, places, console, str(folder), only_on_change=scheduled)
         if arguments.output is not None:
             _write_job(job, arguments.output)
         if arguments.emulate_forked:
@@ -392,6 +403,7 @@ def _compile(
     fingerprint: str,
     places: Places,
     console: consoles.Console,
+    lineage: str,
     *,
     only_on_change: bool = False,
 ) -> dict[str, Any]:
@@ -399,6 +411,9 @@ def _compile(
     config = resolve_clip_model(config)
     start = starting.find_start_for_vertex(config, base_model, places.serving_dir)
     if said := starting.told(config.model.start_from, start, finds_dataset=True):
+        console.print(said)
+    known_by = withdrawal.look_up(config, start, lineage, [places.root, places.serving_dir])
+    if said := withdrawal.told(config, start, known_by):
         console.print(said)
     for note in prompt_notes(config):
         console.print(f"note: {note}")
@@ -413,6 +428,7 @@ def _compile(
         image=config.vertex.image or _UNNAMED_IMAGE,
         places=places,
         start=start,
+        known_by=known_by,
         only_on_change=only_on_change,
     )
 

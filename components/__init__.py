@@ -14,9 +14,14 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "0")
 
 if TYPE_CHECKING:
-    from components.artifacts import DatasetReport, EvaluationReport, RejectedRows
+    from components.artifacts import (
+        DatasetReport,
+        EvaluationReport,
+        RejectedRows,
+        WithdrawnReport,
+    )
 
-__all__ = ["DatasetReport", "EvaluationReport", "RejectedRows"]
+__all__ = ["DatasetReport", "EvaluationReport", "RejectedRows", "WithdrawnReport"]
 
 
 def __getattr__(name: str) -> Any:

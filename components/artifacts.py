@@ -24,6 +24,12 @@ class EvaluationReport(artifact.Artifact):
     TYPE_NAME = "components.EvaluationReport"
 
 
+class WithdrawnReport(artifact.Artifact):
+    """What was taken out of a dataset, which releases know it, and whether the new model does."""
+
+    TYPE_NAME = "components.WithdrawnReport"
+
+
 class DatasetReport(artifact.Artifact):
     """A page, `dataset.html`, that shows a dataset's statistics, sample pictures and rejects."""
 

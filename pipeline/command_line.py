@@ -52,6 +52,7 @@ RUN_FLAGS: Flags = {
             "--near-duplicates",
             "pictures that are nearly the same: keep_together, keep_one or ignore",
         ),
+        (("dataset.withdrawn",), "--withdrawn", "file that lists what is taken out of the dataset"),
         (("dataset.schema",), "--schema", "schema.pbtxt to hold the data against"),
         (
             ("dataset.fail_on_anomalies",),
@@ -70,6 +71,11 @@ RUN_FLAGS: Flags = {
             ("model.start_from",),
             "--start-from",
             "base, or a model to train on: latest_blessed, release:N, or its folder",
+        ),
+        (
+            ("model.allow_withdrawn",),
+            "--allow-withdrawn",
+            "whether that may be a model that knew what --withdrawn lists, true or false",
         ),
         (("model.image_size",), "--image-size", "side of the pictures in pixels"),
         (("model.flip",), "--flip", "mirror images, too: auto, always or never"),
@@ -104,9 +110,9 @@ RUN_FLAGS: Flags = {
 _TEXTS = (
     "dataset.path", "dataset.config", "dataset.split", "dataset.image_column",
     "dataset.caption_column", "dataset.form", "dataset.caption", "dataset.captions_from",
-    "dataset.caption_lines", "dataset.caption_template", "dataset.schema", "prior.caption",
-    "prior.folder", "model.preset", "model.base_weights", "model.start_from", "word.token",
-    "word.initial", "output",
+    "dataset.caption_lines", "dataset.caption_template", "dataset.withdrawn", "dataset.schema",
+    "prior.caption", "prior.folder", "model.preset", "model.base_weights", "model.start_from",
+    "word.token", "word.initial", "output",
     "vertex.project", "vertex.region", "vertex.pipeline_root", "vertex.serving_dir",
     "vertex.service_account", "vertex.network", "vertex.image", "vertex.accelerator",
     "vertex.api_endpoint",

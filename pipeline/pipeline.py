@@ -33,6 +33,7 @@ from components.loss_scorer import LossScorer
 from components.pinned_schema_gen import PinnedSchemaGen
 from components.serving_pusher import ServingPusher
 from components.statistics_gen import StatisticsGen
+from components.withdrawn_report import WithdrawnReport
 from pipeline.baseline import MODEL, LatestBlessedBeforeCandidate
 from pipeline.class_pictures import class_steps
 from pipeline.config import DatasetConfig, RunConfig
@@ -47,6 +48,7 @@ from pipeline.starting_node import (
     starting_statistics_node,
 )
 from pipeline.trainer_settings import trainer_settings
+from storage.withdrawn import KnownBy
 from trainer.weights.base_model import BaseModel
 
 PIPELINE_NAME = "sd-finetuning"
@@ -67,6 +69,7 @@ def create_pipeline(
     dataset_fingerprint: str,
     base_model: BaseModel,
     start: Start | None = None,
+    known_by: KnownBy | None = None,
     beam_pipeline_args: Sequence[str] = (),
     baseline_strategy: type[ResolverStrategy] = LatestBlessedBeforeCandidate,
     runtime_parameters: Mapping[str, RuntimeParameter] | None = None,
@@ -91,6 +94,8 @@ def create_pipeline(
         dataset_fingerprint: Stands for the dataset's content in the cache key.
         base_model: The base weights (see `pipeline.config.resolve_base_weights`).
         start: The model that training starts from; `None`: the base weights.
+        known_by: Which releases know what is withdrawn, for the page about that; `None`: nobody
+            has looked.
         beam_pipeline_args: Flags of the Beam pipelines: the runner and its options.
         baseline_strategy: How the model to compare with is found.
         runtime_parameters: What is left open until a compiled pipeline is started, of `dataset`,
@@ -253,6 +258,26 @@ def create_pipeline(
         blessing=blessing,
         base_weights=base_model.base_weights,
     )
+    withdrawn = (
+        WithdrawnReport(
+            rejects=example_gen.outputs["rejects"],
+            latents=latents,
+            model=candidate,
+            dataset=place,
+            spec=dataset_spec(dataset),
+            base_model=base_model,
+            known_by=known_by,
+            crop=model.crop,
+            crop_seed=dataset.seed,
+            buckets=limits,
+            word_captions=words,
+            num_strata=config.evaluation.num_strata,
+            min_draws=config.evaluation.min_draws,
+            seed=config.evaluation.seed,
+        )
+        if dataset.withdrawn is not None
+        else None
+    )
     pusher = ServingPusher(
         model=candidate,
         model_blessing=blessing,
@@ -291,6 +316,7 @@ def create_pipeline(
             loss_scorer,
             evaluator,
             report,
+            *([withdrawn] if withdrawn else []),
             pusher,
             *([done] if done else []),
         ],
@@ -325,6 +351,7 @@ def _example_gen(
         near_duplicates=dataset.near_duplicates,
         caption_template=dataset.caption_template or "",
         word_captions=words,
+        withdrawn=dataset.withdrawn or "",
     )
 
 

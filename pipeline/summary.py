@@ -35,6 +35,7 @@ REPORT_NAME = "report"
 RUNNER = "runner_local.py"
 _REPORT_TYPE = "components.EvaluationReport"
 _DATASET_REPORT_TYPE = "components.DatasetReport"
+_WITHDRAWN_REPORT_TYPE = "components.WithdrawnReport"
 # As `pipeline.class_pictures` calls the step; its import would take TFX's seconds.
 _CLASS_PICTURES = "ClassPictures"
 _SEARCH_PAGE = "tuning.html"
@@ -60,6 +61,7 @@ class RunResult:
         search: Folder with the page about the search for hyperparameters.
         found: What that has found, in words.
         dataset_report: Folder with the page about the dataset.
+        withdrawn_report: Folder with the page about what was taken out of it.
         rejected: Rows of the dataset that were set aside.
         rejects: Folder with the list of them.
         run: Name of the run in ML Metadata.
@@ -82,6 +84,7 @@ class RunResult:
     search: str | None
     found: str | None
     dataset_report: str | None
+    withdrawn_report: str | None
     rejected: int
     rejects: str | None
     run: str | None
@@ -145,6 +148,7 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
         search=uri("TunerResults"),
         found=found["found"].string_value if "found" in found else None,
         dataset_report=uri(_DATASET_REPORT_TYPE),
+        withdrawn_report=uri(_WITHDRAWN_REPORT_TYPE),
         rejected=rejects["rejected_total"].int_value if "rejected_total" in rejects else 0,
         rejects=uri(_REJECTS_TYPE),
         run=next((c.name for c in contexts if c.type == "pipeline_run"), None),
@@ -172,12 +176,14 @@ def copy_reports(result: RunResult, output: str) -> Path:
     partial = target.with_name(f".{REPORT_NAME}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    for source in (result.report, result.dataset_report):
+    for source in (result.report, result.dataset_report, result.withdrawn_report):
         if source is not None:
             shutil.copytree(source, partial, dirs_exist_ok=True)
     if result.search is not None:
         shutil.copy(Path(result.search, _SEARCH_PAGE), partial)
-    _fill_in_release(partial / "evaluation.html", result)
+    for page in ("evaluation.html", "withdrawn.html", "requests/*/withdrawn.html"):
+        for path in partial.glob(page):
+            _fill_in_release(path, result)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return target
@@ -186,7 +192,7 @@ def copy_reports(result: RunResult, output: str) -> Path:
 def _fill_in_release(page: Path, result: RunResult) -> None:
     """Names the release on a model's page, which was written before it was pushed."""
     release = result.version or (result.refusal and f"none: {result.refusal}")
-    if release and page.is_file():
+    if release:
         text = page.read_text("utf-8")
         page.write_text(text.replace(RELEASE_PLACE, html.escape(release)), "utf-8")
 
@@ -229,6 +235,7 @@ def last_screen(
         ("dataset", "dataset.html"),
         ("search", _SEARCH_PAGE),
         ("evaluation", "evaluation.html"),
+        ("taken out", "withdrawn.html"),
         ("pictures", "before_after.png"),
         ("loss curve", "loss_curve.png"),
     ):

@@ -20,9 +20,9 @@ from PIL import Image
 from benchmarks.ingest.pictures import write_dataset
 from benchmarks.near_duplicates.pictures import SETS, VARIANTS, encoded
 from benchmarks.processes import measured
-from components.caption_example_gen.near_duplicates import group
 from components.caption_example_gen.rows import IGNORE, KEEP_TOGETHER
 from storage.images import SKETCH_SIDE, inspect_image
+from storage.near_duplicates import group
 
 _VARIED = 60
 

@@ -43,6 +43,8 @@ class CaptionExampleGenSpec(component_spec.ComponentSpec):
         "caption_template": component_spec.ExecutionParameter(type=str),
         # A `WordCaptions` as JSON; without it, no new word is learned.
         "word_captions": component_spec.ExecutionParameter(type=str, optional=True),
+        # Without it, nothing is withdrawn.
+        "withdrawn": component_spec.ExecutionParameter(type=str, optional=True),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
     INPUTS: dict[str, component_spec.ChannelParameter] = {}
@@ -69,8 +71,10 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         word is learned that some lacked; and, unless they were ignored,
         `near_duplicate_groups` and `near_duplicate_pictures`; and `caption_template`, where there
         is one. Beside the splits lie `rows`, with ids and captions alone (`storage.row_index`), and
-        `near_duplicates.json` (`groups_file.read_groups`).
-      rejects: `components.RejectedRows`, the rows that cannot be used and why.
+        `near_duplicates.json` (`groups_file.read_groups`). Where something is withdrawn,
+        `withdrawn_digest` names the list of it, and `withdrawn_rows` is the number of rows.
+      rejects: `components.RejectedRows`, the rows that cannot be used and why; where there is a
+        list of what is withdrawn, also `withdrawn.json`, a `storage.withdrawn.Withdrawn`.
 
     A picture with several captions gives an example for each of them.
 
@@ -104,6 +108,7 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         near_duplicates: str = KEEP_TOGETHER,
         caption_template: str = "",
         word_captions: WordCaptions | None = None,
+        withdrawn: str = "",
     ) -> None:
         """Makes the component.
 
@@ -134,6 +139,8 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
             caption_template: Text with `{caption}` in it that every caption is put into, those that
                 are held out, too; "" for none.
             word_captions: What becomes of captions where a new word is learned; `None`: none is.
+            withdrawn: File that lists what is taken out (`storage.withdrawn.read_list`), with near
+                duplicates, whatever becomes of these otherwise; "" for nothing.
 
         Raises:
             ValueError: A fraction or limit is out of its range, `near_duplicates` is none of those
@@ -188,6 +195,7 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
                 near_duplicates=near_duplicates,
                 caption_template=caption_template,
                 word_captions=word_captions.to_json() if word_captions else None,
+                withdrawn=withdrawn or None,
                 code_version=code_version(executor.__name__),
                 examples=channel_utils.as_channel([standard_artifacts.Examples()]),
                 rejects=channel_utils.as_channel([RejectedRows()]),

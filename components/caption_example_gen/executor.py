@@ -35,7 +35,7 @@ from tfx.types import artifact_utils
 from components.caption_example_gen.captions import TEMPLATE_PROPERTY
 from components.caption_example_gen.check_process import CheckProcess, CheckProcesses
 from components.caption_example_gen.empty_split import fill_empty_split
-from components.caption_example_gen.groups import Verdicts, judge_groups, thumbnail
+from components.caption_example_gen.groups import Verdicts, Withdrawal, judge_groups, thumbnail
 from components.caption_example_gen.groups_file import (
     GROUPS_NAME,
     GroupedPicture,
@@ -74,6 +74,7 @@ from components.whole_elements import WholeElementsExecutor
 from storage import hub, row_index
 from storage.local_stamp import local_stamp
 from storage.user_errors import UserError
+from storage.withdrawn import WITHDRAWN_ROWS, Withdrawn, WithdrawnRow, read_list
 
 SPLITS = ("train", "eval")
 REJECTS_NAME = "rejects.jsonl"
@@ -81,13 +82,16 @@ REJECTS_NAME = "rejects.jsonl"
 _SHARD_BYTES = 32 << 20
 _SPILL_BYTES = 32 << 20
 _COUNTS_NAME, _LONG_CAPTIONS_NAME = "counts.json", "long_captions.json"
-_THUMBNAILS_NAME = "thumbnails.json"
+_THUMBNAILS_NAME, _WITHDRAWN_NAME = "thumbnails.json", "withdrawn.json"
 _FOUND, _SKETCHED = "found", "sketched"
 # What there is of what is found.
-_REJECTS, _COUNTS, _LONG_CAPTIONS, _THUMBNAILS = "rejects", "counts", "long_captions", "thumbnails"
+_REJECTS, _COUNTS, _LONG_CAPTIONS, _THUMBNAILS, _TAKEN_OUT = _KINDS = (
+    "rejects", "counts", "long_captions", "thumbnails", "withdrawn"
+)  # fmt: skip
 _REJECTED = "rejected_"
 _DUPLICATE = "duplicate"
 _NEAR_DUPLICATE = "near_duplicate"
+_WITHDRAWN = "withdrawn"
 _LONG_CAPTIONS_SHOWN = 3
 _ROWS_LOOKED_AT = 64
 _SHOWN_CHARACTERS = 60
@@ -123,6 +127,7 @@ class _Outcome:
             there are any, `REPLACED`.
         long_captions: Some of those that will be cut, each with its tokens.
         groups: Of near duplicates; `None` where nobody looked for them.
+        withdrawn: The rows that a list takes out.
     """
 
     examples: Mapping[str, int]
@@ -130,6 +135,7 @@ class _Outcome:
     notes: Mapping[str, int]
     long_captions: Sequence[tuple[str, int]]
     groups: Sequence[Sequence[GroupedPicture]] | None
+    withdrawn: Sequence[WithdrawnRow]
 
     @property
     def num_rejected(self) -> int:
@@ -137,9 +143,9 @@ class _Outcome:
 
     @property
     def unusable(self) -> Mapping[str, int]:
-        """Rows of which something is wrong, by reason: not those that repeat another."""
-        repeats = (_DUPLICATE, _NEAR_DUPLICATE)
-        return {r: count for r, count in self.rejected.items() if r not in repeats}
+        """Rows of which something is wrong, by reason: no repetition, nothing withdrawn."""
+        good = (_DUPLICATE, _NEAR_DUPLICATE, _WITHDRAWN)
+        return {r: count for r, count in self.rejected.items() if r not in good}
 
     @property
     def num_unusable(self) -> int:
@@ -186,7 +192,7 @@ class Executor(WholeElementsExecutor):
                 _check_unchanged(spec, fingerprint, stamp)
                 raise
         _check_unchanged(spec, fingerprint, stamp)
-        outcome = _take_outcome(settings.spill_folder)
+        outcome = _take_outcome(settings)
         _check_rejected(outcome, exec_properties["max_rejected_fraction"], spec.dataset, rejects)
         outcome = _with_both_splits(outcome, settings, split_uris, examples.uri)
         _describe_dataset(examples, spec, source, fingerprint)
@@ -196,6 +202,12 @@ class Executor(WholeElementsExecutor):
         if outcome.groups is not None:
             write_groups(outcome.groups, os.path.join(examples.uri, GROUPS_NAME))
         _tell(outcome, rejects)
+        if settings.withdrawn is not None:
+            withdrawn = Withdrawn(settings.withdrawn.entries, tuple(outcome.withdrawn))
+            withdrawn.write(rejects.uri)
+            examples.set_string_custom_property("withdrawn_digest", settings.withdrawn.digest)
+            examples.set_int_custom_property(WITHDRAWN_ROWS, len(outcome.withdrawn))
+            _tell_withdrawn(withdrawn, rejects)
 
 
 def _spec(exec_properties: Mapping[str, Any]) -> DatasetSpec:
@@ -209,6 +221,7 @@ def _spec(exec_properties: Mapping[str, Any]) -> DatasetSpec:
         caption=exec_properties["caption"],
         captions_from=exec_properties["captions_from"],
         caption_lines=exec_properties["caption_lines"],
+        withdrawn=exec_properties.get("withdrawn") or "",
     )
 
 
@@ -263,6 +276,7 @@ def _settings(
         near_duplicates=exec_properties["near_duplicates"],
         caption_template=exec_properties["caption_template"],
         word_captions=WordCaptions.of_json(exec_properties.get("word_captions")),
+        withdrawn=read_list(spec.withdrawn) if spec.withdrawn else None,
         reader=source.elsewhere(),
     )
 
@@ -319,6 +333,7 @@ def _build(
         _COUNTS: os.path.join(job.settings.spill_folder, _COUNTS_NAME),
         _LONG_CAPTIONS: os.path.join(job.settings.spill_folder, _LONG_CAPTIONS_NAME),
         _THUMBNAILS: os.path.join(job.settings.spill_folder, _THUMBNAILS_NAME),
+        _TAKEN_OUT: os.path.join(job.settings.spill_folder, _WITHDRAWN_NAME),
     }
     # Every grouping and every source costs the runner a stage or two, so there are few of them.
     checked = (
@@ -329,7 +344,7 @@ def _build(
     )
     spills, found = checked.spills, [checked[_FOUND]]
     side_inputs: list[Any] = []
-    if job.settings.near_duplicates != IGNORE:
+    if job.settings.compares:
         verdicts = (
             checked[_SKETCHED]
             | "Together" >> beam.GroupByKey()
@@ -378,7 +393,7 @@ class _CheckRows(beam.DoFn):
             # All files are written, also those that no row falls into.
             for split, count in self._job.settings.num_shards.items():
                 yield from ((shard_key(split, index), None) for index in range(count))
-            for kind in (_REJECTS, _COUNTS, _LONG_CAPTIONS, _THUMBNAILS):
+            for kind in _KINDS:
                 yield beam.pvalue.TaggedOutput(_FOUND, (kind, None))
             yield beam.pvalue.TaggedOutput(_SKETCHED, (0, None))
             return
@@ -424,7 +439,26 @@ class _SettleGroups(beam.DoFn):
         shown: dict[str, str] = {}
         for row in stretch.read():
             picture = row.picture
-            if picture in verdicts.dropped:
+            if (withdrawal := verdicts.withdrawn.get(picture)) is not None:
+                taken_out = WithdrawnRow(
+                    row.id,
+                    picture,
+                    row.caption,
+                    row.file,
+                    row.row,
+                    **dataclasses.asdict(withdrawal),
+                )
+                yield beam.pvalue.TaggedOutput(_FOUND, (_TAKEN_OUT, taken_out))
+                reject = Reject(
+                    reason=_WITHDRAWN,
+                    detail=self._listed(withdrawal),
+                    origin=row.file,
+                    row=row.row,
+                    caption=row.caption,
+                )
+                yield beam.pvalue.TaggedOutput(_FOUND, _found(reject))
+                yield beam.pvalue.TaggedOutput(_FOUND, (_COUNTS, (f"{_REJECTED}{_WITHDRAWN}", 1)))
+            elif picture in verdicts.dropped:
                 reject = Reject(
                     reason=_NEAR_DUPLICATE,
                     detail=verdicts.dropped[picture],
@@ -446,6 +480,12 @@ class _SettleGroups(beam.DoFn):
         yield from spill(settled, self._settings.spill_folder).items()
         for item in shown.items():
             yield beam.pvalue.TaggedOutput(_FOUND, (_THUMBNAILS, item))
+
+    def _listed(self, withdrawal: Withdrawal) -> str:
+        assert self._settings.withdrawn is not None
+        entry = self._settings.withdrawn.entries[withdrawal.entry]
+        resembling = f"nearly the same as sha256:{withdrawal.near}, " if withdrawal.near else ""
+        return f"{resembling}listed as {entry.shown}: {entry.reason}"
 
 
 class _WriteShard(beam.DoFn):
@@ -517,17 +557,24 @@ def _write_found(element: tuple[str, Iterable[Any]], paths: Mapping[str, str]) -
     elif kind == _THUMBNAILS:
         with tf.io.gfile.GFile(paths[kind], "w") as f:
             f.write(json.dumps(dict(items)))
+    elif kind == _TAKEN_OUT:
+        rows = sorted(items, key=lambda row: (row.entry, row.id, row.origin, row.row))
+        with tf.io.gfile.GFile(paths[kind], "w") as f:
+            f.write(json.dumps([dataclasses.asdict(row) for row in rows]))
     else:
         with tf.io.gfile.GFile(paths[kind], "w") as f:
             f.write(json.dumps(sorted(items)[:_LONG_CAPTIONS_SHOWN]))
 
 
-def _take_outcome(spill_folder: str) -> _Outcome:
+def _take_outcome(settings: CheckSettings) -> _Outcome:
     """Reads what the workers found, and removes their files."""
+    spill_folder = settings.spill_folder
     counts = read_counts(os.path.join(spill_folder, _COUNTS_NAME))
     with tf.io.gfile.GFile(os.path.join(spill_folder, _LONG_CAPTIONS_NAME), "r") as f:
         long_captions = json.loads(f.read())
-    groups = _take_groups(spill_folder)
+    groups = _take_groups(spill_folder) if settings.near_duplicates != IGNORE else None
+    with tf.io.gfile.GFile(os.path.join(spill_folder, _WITHDRAWN_NAME), "r") as f:
+        withdrawn = [WithdrawnRow(**row) for row in json.loads(f.read())]
     tf.io.gfile.rmtree(spill_folder)
     return _Outcome(
         examples={split: counts.get(split, 0) for split in SPLITS},
@@ -543,14 +590,13 @@ def _take_outcome(spill_folder: str) -> _Outcome:
         },
         long_captions=[(caption, num_tokens) for _, num_tokens, caption in long_captions],
         groups=groups,
+        withdrawn=withdrawn,
     )
 
 
-def _take_groups(spill_folder: str) -> list[list[GroupedPicture]] | None:
-    """Groups of near duplicates, with the thumbnails that there are; `None` without a look."""
+def _take_groups(spill_folder: str) -> list[list[GroupedPicture]]:
+    """Groups of near duplicates, with the thumbnails that there are."""
     path = os.path.join(spill_folder, GROUPS_NAME)
-    if not tf.io.gfile.exists(path):
-        return None
     with tf.io.gfile.GFile(os.path.join(spill_folder, _THUMBNAILS_NAME), "r") as f:
         thumbnails = json.loads(f.read())
     return [
@@ -565,6 +611,11 @@ def _check_rejected(
     total, num_rows = outcome.num_unusable, outcome.num_rows
     if num_rows == 0:
         raise UserError(f"dataset {dataset!r} has no rows: add some, or name another by --dataset")
+    if outcome.withdrawn and num_rows == total + len(outcome.withdrawn):
+        raise UserError(
+            f"nothing is left of dataset {dataset!r}: {len(outcome.withdrawn):,} of its "
+            f"{num_rows:,} rows are withdrawn (dataset.withdrawn)"
+        )
     if total == num_rows:
         raise UserError(
             f"no row of dataset {dataset!r} can be used: mend them, or name another dataset by "
@@ -712,6 +763,27 @@ def _tell(outcome: _Outcome, rejects: types.Artifact) -> None:
                 f"{_shortened(caption)!r} ({num_tokens} tokens)"
                 for caption, num_tokens in outcome.long_captions
             ),
+        )
+
+
+def _tell_withdrawn(withdrawn: Withdrawn, rejects: types.Artifact) -> None:
+    near = sum(bool(row.near) for row in withdrawn.rows)
+    logger.info(
+        "%d rows are withdrawn, %d of them as near duplicates: see %s",
+        len(withdrawn.rows),
+        near,
+        os.path.join(rejects.uri, REJECTS_NAME),
+    )
+    unmatched = withdrawn.unmatched
+    rejects.set_int_custom_property("withdrawn_unmatched", len(unmatched))
+    if unmatched:
+        logger.warning(
+            "%d entries of dataset.withdrawn name no row that could be used, such as line %d (%s): "
+            "nobody can look for near duplicates of a picture that is not here. List these, too, "
+            "or leave the picture where it is; it is not trained on.",
+            len(unmatched),
+            unmatched[0].line,
+            _shortened(unmatched[0].shown),
         )
 
 

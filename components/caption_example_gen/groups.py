@@ -18,10 +18,17 @@ import numpy as np
 import tensorflow as tf
 
 from components.caption_example_gen.groups_file import GroupedPicture
-from components.caption_example_gen.near_duplicates import group
-from components.caption_example_gen.rows import KEEP_ONE, CheckSettings, Sketched, Stretch
+from components.caption_example_gen.rows import (
+    IGNORE,
+    KEEP_ONE,
+    NOT_LISTED,
+    CheckSettings,
+    Sketched,
+    Stretch,
+)
 from components.caption_example_gen.sources import split_of
 from storage.images import SKETCH_SIDE, decode_image
+from storage.near_duplicates import group, resembling
 
 # On the dataset's page.
 _SHOWN_GROUPS = 24
@@ -36,18 +43,33 @@ _COME, _ORDERED = "sketches", "sorted"
 
 
 @dataclasses.dataclass(frozen=True)
+class Withdrawal:
+    """Why a picture is taken out.
+
+    Attributes:
+        entry: The number of the entry that lists it, or the one that it resembles.
+        near: SHA-256 (hex) of the picture that it resembles; "" where it is listed itself.
+    """
+
+    entry: int
+    near: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """What becomes of the pictures that have near duplicates.
+    """What becomes of the pictures that have near duplicates, or are withdrawn.
 
     Attributes:
         elsewhere: The split of every picture whose own hash would have it in another.
         dropped: Where the one is that is kept in place of a picture, for people.
-        paths: The spill files in which any of these two kinds are.
+        withdrawn: Pictures that are taken out.
+        paths: The spill files in which any of these three kinds are.
         shown: Pictures that the dataset's page shows.
     """
 
     elsewhere: Mapping[str, str]
     dropped: Mapping[str, str]
+    withdrawn: Mapping[str, Withdrawal]
     paths: frozenset[str]
     shown: frozenset[str]
 
@@ -56,6 +78,8 @@ def judge_groups(
     stretches: Iterable[Stretch], settings: CheckSettings
 ) -> tuple[list[list[GroupedPicture]], Verdicts]:
     """Finds the groups of near duplicates, and says what becomes of their pictures.
+
+    What is withdrawn is in no group: the others are judged as if it had never been there.
 
     Args:
         stretches: Where all pictures' sketches are.
@@ -67,11 +91,31 @@ def judge_groups(
     """
     with tempfile.TemporaryDirectory() as folder:
         pictures = _Pictures.gathered(stretches, folder)
-        sizes = pictures.sizes[pictures.first]
-        found = group(pictures.sketches(folder), sizes[:, 0] / sizes[:, 1])
+        out: dict[int, Withdrawal] = {}
+        if settings.withdrawn is not None:
+            out = _withdrawn(pictures, folder)
+        left = np.delete(np.arange(len(pictures.first)), sorted(out))
+        found: list[np.ndarray] = []
+        if settings.near_duplicates != IGNORE:
+            sketches = pictures.sketches(folder, left)
+            found = [left[positions] for positions in group(sketches, pictures.aspects[left])]
     groups = [[pictures.at(i) for i in positions] for positions in found]
-    paths = {pictures.at(i).picture: pictures.paths_of(i) for i in itertools.chain(*found)}
-    return _verdicts(groups, paths, settings)
+    paths = {
+        pictures.at(i).picture: pictures.paths_of(i) for i in itertools.chain(*found, sorted(out))
+    }
+    withdrawn = {pictures.at(i).picture: withdrawal for i, withdrawal in out.items()}
+    return _verdicts(groups, paths, settings, withdrawn)
+
+
+def _withdrawn(pictures: _Pictures, folder: str) -> dict[int, Withdrawal]:
+    """The positions of the pictures that are listed, or resemble one that is."""
+    listed = np.flatnonzero(pictures.entries != NOT_LISTED)
+    out = {int(i): Withdrawal(int(pictures.entries[i])) for i in listed}
+    if out:
+        every = pictures.sketches(folder, np.arange(len(pictures.first)))
+        for i, first in resembling(every, pictures.aspects, sorted(out)).items():
+            out[i] = Withdrawal(out[first].entry, pictures.at(first).picture)
+    return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +132,7 @@ class _Pictures:
         order: int [R], the order of the hashes; of the same hash, in which they came.
         starts: int [N + 1], where in this order each picture starts, and the last one ends.
         first: int [N], of every picture the one that stands for it.
+        entries: int [N], by which entry each is withdrawn; see `Sketched`.
     """
 
     hashes: np.ndarray
@@ -99,6 +144,7 @@ class _Pictures:
     order: np.ndarray
     starts: np.ndarray
     first: np.ndarray
+    entries: np.ndarray
 
     @classmethod
     def gathered(cls, stretches: Iterable[Stretch], folder: str) -> _Pictures:
@@ -106,6 +152,7 @@ class _Pictures:
         hashes = [np.zeros(0, _HASH)]
         files: list[str] = []
         rows, sizes, numbers = [np.zeros(0, int)], [np.zeros((0, 2), int)], [np.zeros(0, int)]
+        entries = [np.zeros(0, np.int32)]
         paths: list[str] = []
         with open(os.path.join(folder, _COME), "wb") as f:
             for stretch in stretches:
@@ -115,6 +162,7 @@ class _Pictures:
                 files += read.files
                 rows.append(read.rows)
                 sizes.append(read.sizes)
+                entries.append(read.entries)
                 numbers.append(np.full(len(read.files), len(paths)))
                 paths.append(stretch.path)
         every, every_row = np.concatenate(hashes), np.concatenate(rows)
@@ -128,6 +176,7 @@ class _Pictures:
             same = order[starts[position] : starts[position + 1]]
             # The same whichever worker comes first.
             first[position] = min(same, key=lambda i: (files[i], every_row[i]))
+        listed = np.concatenate(entries)[order]
         return cls(
             every,
             files,
@@ -138,21 +187,30 @@ class _Pictures:
             order,
             starts,
             first,
+            # Another row with the same picture may be the one that is listed.
+            np.minimum.reduceat(listed, starts[:-1]) if len(listed) else listed,
         )
 
-    def sketches(self, folder: str) -> np.ndarray:
-        """Sketches of the pictures, uint8 [N, 32, 32, 3], mapped from a file."""
+    @property
+    def aspects(self) -> np.ndarray:
+        """Width by height of the pictures, float [N]."""
+        sizes = self.sizes[self.first]
+        result: np.ndarray = sizes[:, 0] / sizes[:, 1]
+        return result
+
+    def sketches(self, folder: str, positions: np.ndarray) -> np.ndarray:
+        """Sketches of some pictures, uint8 [P, 32, 32, 3], mapped from a file."""
         shape = (SKETCH_SIDE, SKETCH_SIDE, 3)
-        if not len(self.first):
+        if not len(positions):
             return np.zeros((0, *shape), np.uint8)
         come = np.memmap(
             os.path.join(folder, _COME), np.uint8, "r", shape=(len(self.order), *shape)
         )
         path = os.path.join(folder, _ORDERED)
-        ordered = np.memmap(path, np.uint8, "w+", shape=(len(self.first), *shape))
-        for start in range(0, len(self.first), _COPIED):
+        ordered = np.memmap(path, np.uint8, "w+", shape=(len(positions), *shape))
+        for start in range(0, len(positions), _COPIED):
             some = slice(start, start + _COPIED)
-            ordered[some] = come[self.first[some]]
+            ordered[some] = come[self.first[positions[some]]]
         return ordered
 
     def at(self, position: int) -> Sketched:
@@ -172,6 +230,7 @@ def _verdicts(
     groups: Sequence[Sequence[Sketched]],
     paths: Mapping[str, Iterable[str]],
     settings: CheckSettings,
+    withdrawn: Mapping[str, Withdrawal],
 ) -> tuple[list[list[GroupedPicture]], Verdicts]:
     judged: list[list[GroupedPicture]] = []
     elsewhere: dict[str, str] = {}
@@ -208,8 +267,11 @@ def _verdicts(
     return judged, Verdicts(
         elsewhere=elsewhere,
         dropped=dropped,
+        withdrawn=withdrawn,
         paths=frozenset(
-            itertools.chain.from_iterable(paths[picture] for picture in (*elsewhere, *dropped))
+            itertools.chain.from_iterable(
+                paths[picture] for picture in (*elsewhere, *dropped, *withdrawn)
+            )
         ),
         shown=frozenset(
             p.picture for members in judged[:_SHOWN_GROUPS] for p in members[:_SHOWN_PICTURES]

@@ -28,6 +28,7 @@ from components.caption_example_gen.word_captions import WordCaptions
 from storage.images import ImageError, ImageFacts, inspect_image
 from storage.plain_text import plain
 from storage.row_index import IndexedRow
+from storage.withdrawn import WithdrawnList
 from trainer.text.tokenizer import MAX_LENGTH, token_count
 
 TRUNCATED, LEFT_RIGHT, ANIMATED = "captions_truncated", "captions_left_right", "images_animated"
@@ -44,6 +45,9 @@ _LEFT_RIGHT_WORDS = frozenset({"left", "right", "leftmost", "rightmost", "leftwa
 _WORD = re.compile(r"\w+")
 # Beside the shards, whose names have a stroke in them.
 _SKETCHES = "sketches"
+
+NOT_LISTED = 2**31 - 1
+"""Stands where no entry of a list of withdrawn pictures has a number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,7 @@ class CheckSettings:
         near_duplicates: One of `NEAR_DUPLICATES`; unless they are ignored, sketches are made.
         caption_template: What captions are put into; see `CaptionTemplate.parse`.
         word_captions: What becomes of them where a new word is learned; `None` where none is.
+        withdrawn: What is to be taken out; `None` for nothing. Sketches are made for it, too.
         reader: Reads the rows; `None` where the dataset is to be opened for that.
     """
 
@@ -76,7 +81,13 @@ class CheckSettings:
     near_duplicates: str = IGNORE
     caption_template: str = ""
     word_captions: WordCaptions | None = None
+    withdrawn: WithdrawnList | None = None
     reader: Reader | None = None
+
+    @property
+    def compares(self) -> bool:
+        """Whether pictures are compared with one another."""
+        return self.near_duplicates != IGNORE or self.withdrawn is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +129,7 @@ class Sketched(NamedTuple):
         width: In pixels.
         height: In pixels.
         sketch: See `ImageFacts`.
+        entry: The number of the entry by which the picture is withdrawn; `NOT_LISTED` if by none.
     """
 
     picture: str
@@ -126,6 +138,12 @@ class Sketched(NamedTuple):
     width: int
     height: int
     sketch: bytes = b""
+    entry: int = NOT_LISTED
+
+    def first_of(self, other: Sketched) -> Sketched:
+        """Of the same picture in another row: this one, with what lists either."""
+        listed = min(self.entry, other.entry)
+        return self if listed == self.entry else self._replace(entry=listed)
 
 
 class Sketches(NamedTuple):
@@ -137,6 +155,7 @@ class Sketches(NamedTuple):
         rows: int64 [N].
         sizes: int32 [N, 2], width and height.
         sketches: All of them in one.
+        entries: int32 [N].
     """
 
     pictures: bytes
@@ -144,17 +163,19 @@ class Sketches(NamedTuple):
     rows: np.ndarray
     sizes: np.ndarray
     sketches: bytes
+    entries: np.ndarray
 
     @classmethod
     def of(cls, sketched: Sequence[Sketched]) -> Sketches:
         """Puts one or more pictures together."""
-        pictures, files, rows, widths, heights, sketches = zip(*sketched, strict=True)
+        pictures, files, rows, widths, heights, sketches, entries = zip(*sketched, strict=True)
         return cls(
             "".join(pictures).encode(),
             list(files),
             np.array(rows, np.int64),
             np.array([widths, heights], np.int32).T,
             b"".join(sketches),
+            np.array(entries, np.int32),
         )
 
 
@@ -320,7 +341,8 @@ class RowChecker:
                 candidates[shard].append(candidate)
                 size += len(candidate.example)
                 if sketched.sketch:
-                    sketches.setdefault(sketched.picture, sketched)
+                    former = sketches.get(sketched.picture, sketched)
+                    sketches[sketched.picture] = former.first_of(sketched)
             if size > self._settings.spill_bytes:
                 yield self._batch(candidates, sketches, rejects)
                 candidates.clear()
@@ -362,7 +384,7 @@ class RowChecker:
                     )
                     yield _rejected(row, raw, _Problem("caption_without_word", detail))
                     continue
-                yield self._candidate(row, picture, with_word, replaced=with_word != filled)
+                yield self._candidate(row, picture, with_word, caption, filled)
 
     def _checked_picture(self, row: Row) -> _Picture | _Problem:
         if row.image is None:
@@ -371,7 +393,7 @@ class RowChecker:
             facts = inspect_image(
                 row.image,
                 self._settings.max_pixels,
-                with_sketch=self._settings.near_duplicates != IGNORE,
+                with_sketch=self._settings.compares,
             )
         except ImageError as error:
             return _Problem(f"image_{error.reason}", str(error))
@@ -387,9 +409,14 @@ class RowChecker:
         return _Picture(id=image_id, encoded=row.image, facts=facts, split=split)
 
     def _candidate(
-        self, row: Row, picture: _Picture, caption: str, *, replaced: bool
+        self, row: Row, picture: _Picture, caption: str, own: str, filled: str
     ) -> tuple[str, Candidate, Sketched]:
+        """A row that is good, with its caption, that of the dataset, and that in the template."""
         example_id = _example_id(picture, caption)
+        withdrawn, entry = self._settings.withdrawn, NOT_LISTED
+        if withdrawn is not None:
+            found = withdrawn.find(picture.id, example_id, (own, filled, caption))
+            entry = NOT_LISTED if found is None else found
         index = shard_index(example_id, self._settings.num_shards[picture.split])
         words = _words(caption)
         of_word = self._settings.word_captions
@@ -398,11 +425,11 @@ class RowChecker:
             TRUNCATED: num_tokens > MAX_LENGTH,
             LEFT_RIGHT: _says_left_or_right(words),
             ANIMATED: picture.facts.animated,
-            REPLACED: replaced,
+            REPLACED: caption != filled,
         }
         facts = picture.facts
         sketched = Sketched(
-            picture.id, row.file, row.number, facts.width, facts.height, facts.sketch
+            picture.id, row.file, row.number, facts.width, facts.height, facts.sketch, entry
         )
         candidate = Candidate(
             id=example_id,

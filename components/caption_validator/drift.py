@@ -28,6 +28,7 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 
 from storage import row_index
+from storage.withdrawn import WITHDRAWN_ROWS
 
 DRIFT_NAME = "drift.json"
 """The file beside the anomalies that says how far the dataset is from the former one."""
@@ -221,10 +222,14 @@ def compare_rows(now: str, before: str) -> Rows | None:
 
 
 def outcomes_of(examples: types.Artifact) -> dict[str, int]:
-    """How many rows CaptionExampleGen kept and how many it set aside."""
+    """How many rows CaptionExampleGen kept and how many it set aside, but for withdrawn ones."""
     splits = artifact_utils.decode_split_names(examples.split_names)
     kept = sum(examples.get_int_custom_property(f"num_{split}") for split in splits)
-    return {KEPT: kept, SET_ASIDE: examples.get_int_custom_property("rejected_total")}
+    aside = examples.get_int_custom_property("rejected_total")
+    if examples.has_custom_property(WITHDRAWN_ROWS):
+        # What somebody asked for says nothing of how good the data is.
+        aside -= examples.get_int_custom_property(WITHDRAWN_ROWS)
+    return {KEPT: kept, SET_ASIDE: aside}
 
 
 _TYPES = {

@@ -18,7 +18,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 import numpy as np
@@ -44,6 +44,10 @@ from storage.progress import Work
 from storage.user_errors import UserError
 from trainer.diffusion.draws import num_draws
 from trainer.presets import ImageSize
+
+if TYPE_CHECKING:
+    from trainer.data.latents import LatentsManifest
+    from trainer.presets import Preset
 
 SPLIT = "eval"
 CLASS_SPLIT = "class"
@@ -154,9 +158,7 @@ class Executor(WholeElementsExecutor):
         describe_examples(scores, splits, span=latents.span, version=latents.version)
         shards = list(_shards(latents, scores))
         manifest = LatentsManifest.read(latents.uri)
-        sizes: list[ImageSize] = [bucket.size for bucket in manifest.buckets or ()] or [image_size]
-        positions = max(math.prod(preset.latent_shape(size)[:2]) for size in sizes)
-        batch_size = max(1, min(_MAX_BATCH_SIZE, _BATCH_POSITIONS // positions))
+        batch_size = batch_size_of(preset, manifest)
         seed, num_samples = exec_properties["seed"], exec_properties["num_samples"]
         chosen_by = _chosen_by(latents.uri, [candidate, baseline.folder])
         trained_on = _trained_on(shards, candidate, baseline.folder)
@@ -441,6 +443,25 @@ class _ScoreShard(_WithScorer):
 
         write_shard(shard.target, records(), self._temporary_folder)
         yield from counts.items()
+
+
+def batch_size_of(preset: Preset, latents: LatentsManifest) -> int:
+    """How many latents are scored at once."""
+    sizes: list[ImageSize] = [b.size for b in latents.buckets or ()] or [latents.image_size]
+    positions = max(math.prod(preset.latent_shape(size)[:2]) for size in sizes)
+    return max(1, min(_MAX_BATCH_SIZE, _BATCH_POSITIONS // positions))
+
+
+def judging_records(latents: types.Artifact, candidate: str) -> Iterator[bytes]:
+    """Records of the held-out examples that judge a model which is compared with base weights.
+
+    Args:
+        latents: What LatentGen made.
+        candidate: Folder of the model's SavedModels.
+    """
+    shards = [_Shard(source, "") for source in _files(latents, SPLIT)]
+    left_out = _chosen_by(latents.uri, [candidate]) | _trained_on(shards, candidate, None)
+    return _judging(shards, left_out)
 
 
 def _trained_on(shards: Iterable[_Shard], candidate: str, baseline: str | None) -> frozenset[str]:

@@ -147,6 +147,8 @@ def _with_absolute_paths(config: RunConfig, given: Mapping[str, Given]) -> RunCo
         dataset = dataclasses.replace(dataset, path=str(REPO_ROOT / dataset.path))
     if dataset.schema is not None:
         dataset = dataclasses.replace(dataset, schema=_absolute(dataset.schema))
+    if dataset.withdrawn is not None:
+        dataset = dataclasses.replace(dataset, withdrawn=_absolute(dataset.withdrawn))
     if model.base_weights not in ("default", "random"):
         model = dataclasses.replace(model, base_weights=_absolute(model.base_weights))
     if names_place(model.start_from):

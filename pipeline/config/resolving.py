@@ -13,6 +13,7 @@ from pipeline.config.checks import check_measures
 from pipeline.config.printing import allowed
 from pipeline.config.schema import ConfigError, DatasetConfig, PriorConfig, RunConfig
 from pipeline.config.subject import class_dataset, subject_prompts
+from storage.withdrawn import WithdrawnError
 from trainer.presets import Preset, get_preset
 from trainer.training_config import Prompts
 
@@ -35,6 +36,7 @@ def dataset_spec(dataset: DatasetConfig) -> DatasetSpec:
         caption=dataset.caption or "",
         captions_from=dataset.captions_from or "",
         caption_lines=dataset.caption_lines,
+        withdrawn=dataset.withdrawn or "",
     )
 
 
@@ -77,6 +79,8 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
         ) from None
     except sources.DatasetError as error:
         raise ConfigError(str(error)) from None
+    except WithdrawnError as error:
+        raise ConfigError(f"dataset.withdrawn: {error}") from None
     if validation.prompts is None:
         validation = dataclasses.replace(validation, prompts=subject_prompts(config))
     dataset = dataclasses.replace(dataset, path=spec.dataset)

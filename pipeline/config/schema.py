@@ -75,6 +75,7 @@ class DatasetConfig:
         caption: The caption of pictures that have none; `None` for nothing of the kind.
         captions_from: What makes the captions of pictures that have none.
         caption_lines: Whether the lines of a caption's file are one caption or one each.
+        withdrawn: File that lists what is taken out; `None` for nothing.
     """
 
     path: Text
@@ -98,6 +99,7 @@ class DatasetConfig:
     caption: Text | None
     captions_from: Literal["folder", "file_name", "parameters"] | None
     caption_lines: Literal["joined", "each"]
+    withdrawn: Text | None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -114,6 +116,7 @@ class ModelConfig:
             weights were trained with.
         start_from: What training starts from: `base`, the base weights; `latest_blessed`;
             `release:N`; or the folder of a model as the Trainer leaves it.
+        allow_withdrawn: Whether that may be a model that knew what `dataset.withdrawn` lists.
         flip: Whether mirror images are trained on too; `auto`: unless a caption says left or right.
         crop: Which part of a picture that is not square is kept.
         buckets: Whether pictures keep their shape, as far as the next four allow.
@@ -132,6 +135,7 @@ class ModelConfig:
     prediction: Prediction | None
     zero_terminal_snr: bool | None
     start_from: Text
+    allow_withdrawn: bool
     flip: Literal["auto", "always", "never"]
     crop: Literal["centre", "random"]
     buckets: bool

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.lineage import affected as affecting
 from pipeline.lineage import comparing, history, text, tracing
 from pipeline.lineage import whence as origins
 from pipeline.lineage.locations import DEFAULT_PORT, DEFAULT_STORE, Location, locate
@@ -33,6 +34,7 @@ _EXAMPLES = (
     ("history",),
     ("added", "1", "3"),
     ("known", Path("dragon.png")),
+    ("affected", "--picture", Path("dragon.png")),
     ("whence", Path("drawing.png")),
     ("compare", "--metric", "loss", "--setting", "learning_rate", "--plot", Path("losses.png")),
     ("export", "latest", "--format", "html", "--out", Path("run.html")),
@@ -164,6 +166,19 @@ def _added(store: Store, arguments: argparse.Namespace) -> _Answer:
 def _known(store: Store, arguments: argparse.Namespace) -> _Answer:
     known = history.known(store, arguments.what, _roots(arguments))
     return known, lambda: text.known_text(known)
+
+
+def _affected(store: Store, arguments: argparse.Namespace) -> _Answer:
+    name = arguments.picture
+    found = affecting.affected(
+        store,
+        _roots(arguments),
+        picture=None if name is None else (name, origins.read_picture(name)),
+        sha256=arguments.sha256 or "",
+        caption=arguments.caption or "",
+    )
+    answer = {**text.jsonable(found), "lines": found.lines}
+    return answer, lambda: text.affected_text(found, _terminal_width(arguments))
 
 
 def _whence(store: Store, arguments: argparse.Namespace) -> _Answer:
@@ -299,6 +314,17 @@ def command() -> Command:
         metavar="PICTURE|SHA256|CAPTION",
         help="a picture's file as it lies in the dataset, its hash or a row's, or a caption",
     )
+    affected = add(
+        "affected",
+        "what a picture has got into: rows, also nearly the same ones, runs, releases",
+        _affected,
+    )
+    which = affected.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--picture", metavar="FILE", help="a picture, also one that was edited or converted"
+    )
+    which.add_argument("--sha256", metavar="HASH", help="of a picture's file, or of a row")
+    which.add_argument("--caption", metavar="TEXT", help="a caption")
     whence = add("whence", "what drew a picture, by what it says of itself", _whence)
     whence.add_argument("picture", metavar="PICTURE", help="a PNG file that this project drew")
     whence.add_argument(
@@ -318,17 +344,19 @@ def command() -> Command:
     )
     export.add_argument("--out", metavar="FILE", help="write there (default: to the terminal)")
     serve = add("serve", "pages in a browser, on this machine")
-    for wide in (runs, impact, compare, releases):
+    for wide in (runs, impact, compare, releases, affected):
         wide.add_argument(
             "--all", action="store_true", help="every column, whatever the terminal's width"
         )
-    for showing in (trace, impact, diff, why, releases, added, known, whence, export, serve):
+    for showing in (
+        trace, impact, diff, why, releases, added, known, affected, whence, export, serve
+    ):  # fmt: skip
         showing.add_argument(
             "--files",
             metavar="FOLDER",
             action="append",
             default=[],
-            help="folder whose files may be read, besides the store's own",
+            help="folder whose files may be read, besides the store's own; or gs://BUCKET/FOLDER",
         )
     serve.add_argument("--port", metavar="N", type=_port, default=DEFAULT_PORT)
     serve.add_argument("--open", action="store_true", help="open a browser window")

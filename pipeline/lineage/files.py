@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.lineage.model import Artifact, LineageError
+from storage import filesystem
+from storage.errors import one_line
 
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 
@@ -92,7 +94,7 @@ def folder_of(artifact: Artifact, roots: Sequence[str]) -> Path:
         exists = base.exists()
     except (OSError, ValueError, RuntimeError):
         raise LineageError("its address is no path") from None
-    if not any(base.is_relative_to(Path(root).resolve()) for root in roots):
+    if not is_inside(str(base), roots):
         raise LineageError(
             "its files lie outside of the pipeline's folders; `serve --files FOLDER` shows others"
         )
@@ -101,6 +103,44 @@ def folder_of(artifact: Artifact, roots: Sequence[str]) -> Path:
             f"its files were {artifact.shown_state}" if artifact.removed else "its files are gone"
         )
     return base
+
+
+def place_of(artifact: Artifact, roots: Sequence[str]) -> str:
+    """As `folder_of`, also where artifact and root are in a bucket.
+
+    Raises:
+        LineageError: It is not there, or not in these folders.
+    """
+    uri = artifact.uri
+    if not filesystem.is_remote(uri):
+        return str(folder_of(artifact, roots))
+    check_remote(uri, roots)
+    try:
+        there = filesystem.is_folder(uri)
+    except OSError as error:
+        raise LineageError(f"its files cannot be read: {one_line(error)}") from None
+    if not there:
+        raise LineageError(
+            f"its files were {artifact.shown_state}" if artifact.removed else "its files are gone"
+        )
+    return uri
+
+
+def is_inside(path: str, roots: Sequence[str]) -> bool:
+    """Whether a local path, with all links followed, lies in one of the folders."""
+    base = Path(os.path.abspath(path)).resolve()
+    return any(base.is_relative_to(Path(root).resolve()) for root in roots)
+
+
+def check_remote(uri: str, roots: Sequence[str]) -> None:
+    """Raises a `LineageError` where a remote place is in none of the folders."""
+    inside = any(
+        filesystem.is_remote(root) and uri.startswith(f"{root.rstrip('/')}/") for root in roots
+    )
+    if not inside or ".." in uri.split("/"):
+        raise LineageError(
+            "its files are not on this machine; `--files gs://BUCKET/FOLDER` reads those there"
+        )
 
 
 def _walk(base: Path) -> Iterator[File]:

@@ -14,7 +14,7 @@ from pipeline.lineage.model import Artifact, Execution, LineageError, Run, Value
 from pipeline.lineage.row_changes import RowChanges, row_changes
 from pipeline.lineage.sorting import version_order
 from pipeline.lineage.store import Store
-from storage import row_index
+from storage import filesystem, row_index
 
 _EXAMPLES, _MODEL = "Examples", "Model"
 _TRAINED_ON, _HELD_OUT = "train", "eval"
@@ -24,7 +24,7 @@ _SCORER, _SCORED = "LossScorer", "model"
 _JUDGED_BY = ("preset", "image_size", "base_weights_hash", "num_strata", "seed")
 _PROMPTS = "custom_config.validation.prompts"
 _PICTURE = re.compile(r"validation/step_(?P<step>\d+)/(?P<number>\d+)\.png")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ def history(store: Store, roots: Sequence[str]) -> Releases:
     found: list[Release] = []
     before: Artifact | None = None
     losses, number = _fixed_losses(store, roots)
-    for version, pushed in _released(store).items():
+    for version, pushed in released(store).items():
         examples = _examples_of(store, pushed)
         rows = None if examples is None else _number_of_rows(examples, roots)
         changes = None
@@ -198,8 +198,8 @@ def known(store: Store, what: str, roots: Sequence[str]) -> Known:
     held_out: list[str] = []
     unknown: list[str] = []
     captions: dict[str, None] = {}
-    for version, pushed in _released(store).items():
-        folders = [_index(e, roots) for e in _all_examples_of(store, pushed)]
+    for version, pushed in released(store).items():
+        folders = [_index(e, roots) for e in all_examples_of(store, pushed)]
         if not folders or None in folders:
             unknown.append(version)
         for split, versions in ((_TRAINED_ON, trained_on), (_HELD_OUT, held_out)):
@@ -225,12 +225,12 @@ def _wanted(what: str) -> tuple[str, str]:
     if Path(what).is_file():
         digest = hashlib.sha256(Path(what).read_bytes()).hexdigest()
         return digest, f"the picture {what} (SHA-256 {digest[:12]}...)"
-    if _DIGEST.fullmatch(what.lower()):
+    if DIGEST.fullmatch(what.lower()):
         return what.lower(), f"a picture or a row of SHA-256 {what[:12]}..."
     return what, f"the caption {what!r}"
 
 
-def _released(store: Store) -> Mapping[str, Artifact]:
+def released(store: Store) -> Mapping[str, Artifact]:
     """The pushed models by version, in order; of a push that was repeated, the first."""
     found: dict[str, Artifact] = {}
     for pushed in store.artifacts(store.artifacts_of_type("PushedModel")):
@@ -252,11 +252,11 @@ def makers(store: Store) -> dict[str, Run]:
 
 def _examples_of(store: Store, pushed: Artifact) -> Artifact | None:
     """The dataset that a release's training itself was given."""
-    return next(_all_examples_of(store, pushed), None)
+    return next(all_examples_of(store, pushed), None)
 
 
-def _all_examples_of(store: Store, pushed: Artifact) -> Iterator[Artifact]:
-    """The datasets that a release was trained on: its own, then those of what it went on from."""
+def all_examples_of(store: Store, pushed: Artifact) -> Iterator[Artifact]:
+    """The datasets that a release, or a model, was trained on: its own, then those before."""
     graph = store.graph
     waiting, seen = [pushed.id], {pushed.id}
     while waiting:
@@ -269,21 +269,39 @@ def _all_examples_of(store: Store, pushed: Artifact) -> Iterator[Artifact]:
                 continue
             seen.add(one.id)
             waiting.append(one.id)
-            # Latents are examples, too; a dataset is what was made of no others.
-            made_by = graph.maker(one.id)
-            if short_type(one.type) == _EXAMPLES and not any(
-                short_type(a.type) == _EXAMPLES
-                for a in store.artifacts([] if made_by is None else graph.inputs(made_by))
-            ):
+            if short_type(one.type) == _EXAMPLES and _is_dataset(store, one):
                 yield one
+
+
+def _is_dataset(store: Store, examples: Artifact) -> bool:
+    """Latents are examples, too; a dataset is what was made of no others."""
+    made_by = store.graph.maker(examples.id)
+    return not any(
+        short_type(one.type) == _EXAMPLES
+        for one in store.artifacts([] if made_by is None else store.graph.inputs(made_by))
+    )
+
+
+def datasets(store: Store) -> list[Artifact]:
+    """All datasets that runs have ingested, the first one first."""
+    found = store.artifacts(store.artifacts_of_type(_EXAMPLES))
+    # Scores, for one, are examples that are made of latents.
+    return [one for one in found if _is_dataset(store, one)]
 
 
 def _index(examples: Artifact, roots: Sequence[str]) -> str | None:
     try:
-        folder = files.folder_of(examples, roots) / row_index.FOLDER_NAME
+        return index_of(examples, roots)
     except LineageError:
         return None
-    return str(folder) if folder.is_dir() else None
+
+
+def index_of(examples: Artifact, roots: Sequence[str]) -> str:
+    """The folder with the index of a dataset's rows; raises a `LineageError` without one."""
+    folder = filesystem.join(files.place_of(examples, roots), row_index.FOLDER_NAME)
+    if not filesystem.is_folder(folder):
+        raise LineageError(f"artifact {examples.id} has no index of its rows")
+    return folder
 
 
 def model_of(store: Store, pushed: Artifact) -> Artifact | None:
@@ -300,7 +318,7 @@ def _fixed_losses(store: Store, roots: Sequence[str]) -> tuple[dict[str, float],
     size, are left out, and so are those whose scores are not here any more.
     """
     judged = {}
-    for version, pushed in _released(store).items():
+    for version, pushed in released(store).items():
         model = model_of(store, pushed)
         scorer = None if model is None else _scorer(store, model)
         if scorer is not None and (losses := _losses(store, scorer, roots)):

@@ -21,6 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.lineage import comparing, drawing, files, text, tracing
+from pipeline.lineage.affected import Affected
 from pipeline.lineage.history import history as releases_over_time
 from pipeline.lineage.history import makers
 from pipeline.lineage.model import (
@@ -41,7 +42,7 @@ RUNS_A_PAGE = 100
 _TEMPLATES = Path(__file__).with_name("templates")
 _MAX_EMBEDDED = 4 << 20
 # Of a trace or run, the files of these are shown beside it.
-_SHOWN_TYPES = ("EvaluationReport", "DatasetReport")
+_SHOWN_TYPES = ("EvaluationReport", "DatasetReport", "WithdrawnReport")
 _RELEASES_SIDE_BY_SIDE = 8
 
 
@@ -83,6 +84,10 @@ class Urls:
     def compare(self) -> str:
         """Metrics over runs."""
         return "/compare"
+
+    def affected(self, what: str = "") -> str:
+        """What a picture, of this hash or caption, has got into."""
+        return f"/affected?what={urllib.parse.quote(what)}" if what else "/affected"
 
     def history(self) -> str:
         """All releases."""
@@ -137,6 +142,10 @@ class FileUrls(Urls):
         return "#top"
 
     def impact(self, what: str = "") -> str:
+        """See `Urls`."""
+        return "#top"
+
+    def affected(self, what: str = "") -> str:
         """See `Urls`."""
         return "#top"
 
@@ -348,6 +357,10 @@ class Pages:
         metrics = headline_metrics(impact.runs) if impact else []
         return self._render("impact_page", impact, what, metrics)
 
+    def affected(self, found: Affected) -> str:
+        """What a picture has got into: a part of a page."""
+        return self._render("affected_answer", found, text.served_rows(found))
+
     def diff(self, first: str, second: str) -> str:
         """Two runs side by side.
 
@@ -400,6 +413,11 @@ class Pages:
 def error_page(message: str, urls: Urls) -> str:
     """A question that has no answer."""
     return _rendered("error_page", urls, message)
+
+
+def affected_form(what: str, urls: Urls) -> str:
+    """Where a hash or a caption is asked for."""
+    return _rendered("affected_form", urls, what)
 
 
 def style() -> str:

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.lineage.affected import Affected
 from pipeline.lineage.comparing import Comparison, Diff, Difference, Why
 from pipeline.lineage.history import Known, Releases
 from pipeline.lineage.model import (
@@ -38,6 +39,7 @@ from storage.picture_marks import Marks
 
 _MAX_CELL = 60
 _MAX_NAME = 40
+_SHORT_CAPTION = 30
 _BAR = 24
 # Categories of characters that move the cursor, or hide or reorder what is around them.
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
@@ -390,6 +392,85 @@ def known_text(known: Known) -> str:
     if known.unknown:
         rows.append(("cannot be told of", ", ".join(known.unknown)))
     return pairs(rows)
+
+
+def affected_text(affected: Affected, width: int | None = None) -> str:
+    """What a picture has got into; see `fitted_table`."""
+    found = affected.found
+    several = [
+        (
+            "rows",
+            ["row", "how", "caption", "trained on in", "held out in", "picture"],
+            [
+                [
+                    row.id[:12],
+                    nearness(row.near),
+                    row.caption if width is None else cut(row.caption, _SHORT_CAPTION),
+                    *(", ".join(map(str, ids)) for ids in (row.trained_on, row.held_out)),
+                    row.picture[:12],
+                ]
+                for row in found.rows
+            ],
+        ),
+        (
+            "runs and models",
+            ["run", "how", "model"],
+            [
+                ["unknown" if m.run is None else m.run.name, m.how, f"artifact {m.artifact.id}"]
+                for m in affected.models
+            ],
+        ),
+        (
+            "releases",
+            ["release", "how", "served now", "run"],
+            [
+                [r.version, r.how, in_words(r.served), "unknown" if r.run is None else r.run.name]
+                for r in affected.releases
+            ],
+        ),
+    ]
+    blocks = [pairs([("looked for", affected.asked_for), *served_rows(affected)])]
+    for title, headers, cells in several:
+        shown = fitted_table(headers, cells, width) if cells else "none"
+        blocks.append(f"{title}\n{shown}")
+    blocks += [
+        f"{said}\n"
+        + "\n".join(f"  artifact {number}: {clean(why)}" for number, why in which.items())
+        for said, which in (
+            ("datasets of which nobody can tell", found.unread),
+            ("datasets in which nothing can be found that is nearly the same", found.unseen),
+        )
+        if which
+    ]
+    blocks.append(
+        "to take it out, in the file of dataset.withdrawn\n"
+        + "\n".join(f"{line} # REASON" for line in affected.lines)
+    )
+    return "\n\n".join(blocks)
+
+
+def served_rows(affected: Affected) -> list[tuple[str, str]]:
+    """What is served now, as names and values."""
+    knowing = {r.version for r in affected.releases if r.served and r.how != "held out"}
+    rows = []
+    for place, version in affected.served.items():
+        if version is None:
+            said = f"cannot be told: {place} is not here"
+        else:
+            knows = "is one of those below" if version in knowing else "is none of those below"
+            said = f"release {version}, which {knows}"
+        rows.append(("served now", said))
+    return rows
+
+
+def nearness(near: str) -> str:
+    """How a row was found, in words."""
+    return f"nearly {near[:12]}" if near else "itself"
+
+
+def in_words(holds: bool | None) -> str:
+    """Yes, no, or unknown."""
+    return "unknown" if holds is None else "yes" if holds else "no"
 
 
 def whence_text(found: Whence) -> str:

@@ -30,6 +30,7 @@ from pipeline.vertex import machines
 from pipeline.vertex.config import VertexConfig
 from pipeline.vertex.places import Places
 from storage.hashing import sha256_hex
+from storage.withdrawn import KnownBy
 from trainer.weights.base_model import BaseModel
 
 TRAINER, TUNER = "Trainer", "Tuner"
@@ -39,6 +40,7 @@ MODEL_STEPS = (
     CLASS_LATENT_GEN,
     "LossScorer",
     "EvaluationReport",
+    "WithdrawnReport",
     "ServingPusher",
 )
 """Steps, beside the Trainer, in which the model computes."""
@@ -57,6 +59,7 @@ def compile_job(
     image: str,
     places: Places,
     start: Start | None = None,
+    known_by: KnownBy | None = None,
     only_on_change: bool = False,
 ) -> dict[str, Any]:
     """Compiles the pipeline that the local runner runs.
@@ -69,6 +72,7 @@ def compile_job(
         image: Container image of all steps.
         places: Where the run writes.
         start: What training starts from, of `pipeline.starting.find_start_for_vertex`.
+        known_by: Which releases know what is withdrawn; see `pipeline.withdrawal.look_up`.
         only_on_change: Whether a run does nothing where the dataset's content is as in the last
             one, with these settings, that came to its end.
 
@@ -92,6 +96,7 @@ def compile_job(
         dataset_fingerprint=dataset_fingerprint,
         base_model=base_model,
         start=start,
+        known_by=known_by,
         baseline_strategy=LatestBlessedModelStrategy,
         runtime_parameters={
             name: RuntimeParameter(name, type(value)) for name, value in values.items()

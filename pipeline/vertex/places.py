@@ -60,6 +60,7 @@ def in_image(config: RunConfig, *, others: bool = False) -> RunConfig:
         dataset,
         path=_in_image("dataset.path", dataset.path, others),
         schema=dataset.schema and _in_image("dataset.schema", dataset.schema, others),
+        withdrawn=dataset.withdrawn and _in_image("dataset.withdrawn", dataset.withdrawn, others),
     )
     if model.base_weights not in ("default", "random"):
         base_weights = _in_image("model.base_weights", model.base_weights, others)

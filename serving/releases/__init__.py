@@ -19,6 +19,7 @@ from serving.request import DEFAULT_SAMPLER, MAX_STEPS, SAMPLERS
 from storage import filesystem
 from storage.commands import module_command, place
 from storage.model_manifest import MODEL_MANIFEST_NAME
+from storage.models_config import CONFIG_NAME, named_versions
 from storage.picture_marks import network_digests
 from storage.verdict import UNSURE, VERDICT
 
@@ -34,7 +35,6 @@ CHECKPOINT_NAME = "model.safetensors"
 """The whole model in one file, among them."""
 FOLDERS = (*ALL_NETWORKS, SINGLE_FILES)
 """What a version has a folder in each of, the last two not always."""
-CONFIG_NAME = "models.config"
 RELEASES = "releases"
 EXPORT_NAME = "Format-Serving"
 """Folder of a model's artifact that TFX puts the SavedModels into."""
@@ -43,7 +43,6 @@ ROLLBACK_NAME = "rollback.json"
 DEFAULT_SERVING_DIR = "runs/default/serving_model"
 FALLBACK_STEPS = 25
 FALLBACK_GUIDANCE_SCALE = 7.5
-_CONFIGURED = re.compile(rb"versions: *([0-9]+)")
 _RELEASE_FILE = re.compile(r"([0-9]+)\.json")
 
 
@@ -167,7 +166,7 @@ def configured_versions(serving_dir: str) -> list[int]:
     path = filesystem.join(serving_dir, CONFIG_NAME)
     if not filesystem.is_file(path):
         return []
-    named = [int(number) for number in _CONFIGURED.findall(filesystem.read_bytes(path))]
+    named = named_versions(serving_dir)
     if not named or any(named.count(version) != len(SERVED_NETWORKS) for version in named):
         raise ServingError(
             f"{path} is damaged: it names the versions {named}; to write it anew: "

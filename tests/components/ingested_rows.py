@@ -82,6 +82,7 @@ def generate(tmp_path, dataset, beam_args=(), **settings):
         form=properties["dataset_form"],
         caption=properties["caption"],
         captions_from=properties["captions_from"],
+        withdrawn=properties.get("withdrawn", ""),
     )
     properties.setdefault("dataset_fingerprint", dataset_fingerprint(spec))
     target = tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}"

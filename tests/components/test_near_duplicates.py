@@ -9,7 +9,7 @@ from ingested_rows import TWO_WORKERS, file_bytes, generate, read_rejects, read_
 from PIL import Image
 
 from benchmarks.near_duplicates.pictures import SETS, VARIANTS, encoded, near_white, soft, sprites
-from components.caption_example_gen import executor, near_duplicates
+from components.caption_example_gen import executor
 from components.caption_example_gen.groups import judge_groups
 from components.caption_example_gen.groups_file import GROUPS_NAME, read_groups
 from components.caption_example_gen.rows import (
@@ -20,6 +20,7 @@ from components.caption_example_gen.rows import (
     spill,
 )
 from components.caption_example_gen.sources import DatasetSpec, split_of
+from storage import near_duplicates
 from storage.images import SKETCH_SIDE, inspect_image
 
 SETTINGS = CheckSettings(
@@ -35,12 +36,15 @@ SETTINGS = CheckSettings(
 )
 
 
-def grouped(files):
+def sketched(files):
     facts = [inspect_image(file, with_sketch=True) for file in files]
     sketches = np.stack([np.frombuffer(f.sketch, np.uint8) for f in facts])
     aspects = np.array([f.width / f.height for f in facts])
-    shape = (-1, SKETCH_SIDE, SKETCH_SIDE, 3)
-    return [found.tolist() for found in near_duplicates.group(sketches.reshape(shape), aspects)]
+    return sketches.reshape(-1, SKETCH_SIDE, SKETCH_SIDE, 3), aspects
+
+
+def grouped(files):
+    return [found.tolist() for found in near_duplicates.group(*sketched(files))]
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +108,36 @@ def test_a_pair_is_judged_alike_whatever_else_there_is():
     smaller = VARIANTS["half the size"](soft(4)[3])
     assert grouped([*pictures, smaller]) == [[3, 40]]
     assert grouped([smaller, pictures[3]]) == [[0, 1]]
+
+
+def test_all_that_resembles_a_picture_is_found_however_much_it_is(parts):
+    first, second, *others = parts[25:40]
+    files = [encoded(picture) for picture in others]
+    cuts = [first.crop((i, j, first.width - j, first.height - i)) for i in range(4) for j in (0, 2)]
+    names = ("half the size", "mirrored", "JPEG, quality 50", "black border, 5 %")
+    files += [encoded(first), *map(encoded, cuts[1:]), *(VARIANTS[name](first) for name in names)]
+    files += [encoded(second), VARIANTS["mirrored, JPEG, quality 60"](second)]
+    one, two = len(others), len(files) - 2
+    found = near_duplicates.resembling(*sketched(files), [two, one])
+    assert found == {**dict.fromkeys(range(one + 1, two), one), two + 1: two}
+    assert len(found) > 10
+    assert near_duplicates.resembling(*sketched(files), [0]) == {}
+    assert near_duplicates.resembling(*sketched(files), []) == {}
+
+
+def test_small_steps_do_not_lead_away_from_what_is_looked_for():
+    first = np.asarray(sprites(2)[0])
+    files = []
+    for step in range(40):
+        pixels = first.copy()
+        pixels[..., 1] = np.where(first[..., 0] > first[..., 1], 2 * step, first[..., 1])
+        files.append(encoded(Image.fromarray(pixels)))
+    found = near_duplicates.resembling(*sketched(files), [20])
+    assert {19, 21} <= set(found)
+    assert all(abs(position - 20) < 12 for position in found)
+    # Farther than two that are compared directly, by one in between.
+    apart = max(abs(position - 20) for position in found)
+    assert grouped([files[20], files[20 + apart]]) == []
 
 
 @pytest.mark.parametrize("count", [0, 1])

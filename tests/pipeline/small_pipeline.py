@@ -108,6 +108,7 @@ def create_pipeline(
     dataset_fingerprint,
     base_model,
     start,
+    known_by,
     beam_pipeline_args,
 ):
     if config.model.start_from != BASE:

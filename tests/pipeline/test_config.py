@@ -76,7 +76,7 @@ def test_every_value_is_set_after_resolution():
 
     config = load_config()
     open_fields = {"config", "image_column", "caption_column", "caption_template", "schema"}
-    open_fields |= {"form", "caption", "captions_from"}
+    open_fields |= {"form", "caption", "captions_from", "withdrawn"}
     closed = dataclasses.asdict(config) | {"dataset": {}, "evaluation": {}, "vertex": {}}
     # There is no class.
     for name in ("caption", "folder", "folder_fingerprint", "max_distance"):
@@ -681,3 +681,21 @@ def test_validation_prompts_that_will_be_cut_are_named(tmp_path):
     [note] = prompt_notes(load_config(str(path)))
     assert note.startswith(f"{long!r} is longer than the 77 tokens")
     assert note.endswith("is 'horns'")
+
+
+def test_what_is_withdrawn_is_another_dataset_and_checked_before_a_run(tmp_path: Path) -> None:
+    listed = tmp_path / "withdrawn.txt"
+    listed.write_text("caption:a creature # asked for by mail\n")
+    config = load_config(None, {"dataset.withdrawn": ("--withdrawn", str(listed))})
+    assert config.dataset.withdrawn == str(listed)
+    assert resolve_dataset(config)[1] != resolve_dataset(load_config())[1]
+    listed.write_text("# what was asked for\ncaption:a creature\n")
+    with pytest.raises(ConfigError) as error:
+        resolve_dataset(config)
+    assert str(error.value) == (
+        f"dataset.withdrawn: {listed}, line 2: 'caption:a creature' has no reason: write "
+        "sha256:HASH # REASON, row:ID # REASON or caption:TEXT # REASON"
+    )
+    listed.unlink()
+    with pytest.raises(ConfigError, match=r"dataset\.withdrawn: .*withdrawn\.txt cannot be read"):
+        resolve_dataset(config)

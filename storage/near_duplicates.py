@@ -106,6 +106,44 @@ def group(sketches: np.ndarray, aspects: np.ndarray) -> list[np.ndarray]:
         return _groups(sketches, aspects)
 
 
+def resembling(sketches: np.ndarray, aspects: np.ndarray, wanted: Sequence[int]) -> dict[int, int]:
+    """Finds all near duplicates of some pictures: the group that each of them would be first of.
+
+    However many there are: where pictures are to be taken out, none may stay for being the ninth.
+
+    Args:
+        sketches: As for `group`.
+        aspects: As for `group`.
+        wanted: Positions of the pictures.
+
+    Returns:
+        For the position of each near duplicate that is none of these, the position of the one it
+        resembles.
+    """
+    if not len(wanted):
+        return {}
+    with threadpool_limits(1, "blas"):
+        views = _Views.of(sketches, aspects, np.arange(len(sketches)))
+        firsts = {int(position): int(position) for position in wanted}
+        new, direct = sorted(firsts), True
+        while new:
+            found: dict[int, int] = {}
+            for pair in views.near(views.candidates_of(new), PAIR).tolist():
+                for one, other in (pair, reversed(pair)):
+                    if one in firsts and other not in firsts:
+                        found[other] = min(firsts[one], found.get(other, firsts[one]))
+            if not direct:
+                # A third one lies between them, and small steps do not lead away from the first.
+                found = {
+                    other: first
+                    for other, first in found.items()
+                    if len(views.near(views.combinations(first, np.array([other])), CHAIN))
+                }
+            firsts |= found
+            new, direct = sorted(found), False
+    return {other: first for other, first in firsts.items() if other != first}
+
+
 def _groups(sketches: np.ndarray, aspects: np.ndarray) -> list[np.ndarray]:
     copies = _copies(sketches, aspects)
     views = _Views.of(sketches, aspects, np.array([positions[0] for positions in copies], int))
@@ -211,6 +249,25 @@ class _Views:
         every = np.concatenate([np.zeros((0, 3), np.int64), *tiles.pairs()])
         every[:, :2].sort(axis=1)
         return np.unique(every, axis=0)
+
+    def candidates_of(self, owners: Sequence[int]) -> np.ndarray:
+        """As `candidates`, every one of some pictures' views with all that is near it."""
+        descriptors, odd = _descriptors(self.coarse.astype(np.float32))
+        every = [np.zeros((0, 3), np.int64)]
+        mine = np.flatnonzero(np.isin(self.owner, owners))
+        size = np.square(descriptors).sum(1) / 2
+        for start in range(0, len(mine), _BLOCK):
+            some = mine[start : start + _BLOCK]
+            turned = descriptors[some][:, odd] @ descriptors[:, odd].T
+            score = np.abs(turned) + descriptors[some][:, ~odd] @ descriptors[:, ~odd].T
+            score -= size[some][:, None] + size
+            row, column = np.nonzero(score > _LEAST_SCORE)
+            two = self.owner[some[row]] != self.owner[column]
+            row, column = row[two], column[two]
+            pairs = np.stack([some[row], column, turned[row, column] < 0], 1)
+            pairs[:, :2].sort(axis=1)
+            every.append(pairs)
+        return np.unique(np.concatenate(every), axis=0)
 
     def combinations(self, first: int, others: np.ndarray) -> np.ndarray:
         """As `candidates`, every view of one picture with every view of each of the others."""
