@@ -27,6 +27,7 @@ from pipeline import (
 from pipeline import console as consoles
 from pipeline.config import (
     RunConfig,
+    check_keys,
     check_output_folder,
     load_config,
     prompt_notes,
@@ -121,6 +122,7 @@ def _main(argv: Sequence[str]) -> int:
     config, arguments = _parse(argv)
     if arguments.watch is not None:
         return _watch(config, arguments.watch, argv)
+    check_keys(config)
     config, fingerprint = resolve_dataset(config)
     check_output_folder(config.output)
     with housekeeping.output_lock(config.output), housekeeping.own_temporary_folder():

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from serving import which_models
+from serving import seals, which_models
 from serving.client import Generator
 from serving.errors import ServingError, check_place
 from storage import filesystem
@@ -174,6 +174,7 @@ def _redraw(arguments: argparse.Namespace) -> list[Redrawn]:
         which_models.address(arguments),
         arguments.version,
         memory_limit_bytes=which_models.memory_limit_bytes(arguments),
+        verification=seals.of(arguments),
     )
     return redraw(
         pixels_of(contents), marked.pictures, marked.columns, load, image=image, mask=mask
