@@ -68,6 +68,7 @@ class ModelManifest:
         code_version: Hash of the code that trained it.
         git_commit: Commit of that code; `None` outside of a git checkout.
         versions: Python's, and those of the packages that matter.
+        processor: What trained it, of `storage.machine.processor`, and the GPUs, if any.
     """
 
     preset: str
@@ -107,6 +108,7 @@ class ModelManifest:
     code_version: str | None = None
     git_commit: str | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    processor: str | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelManifest:

@@ -7,17 +7,13 @@ import dataclasses
 import functools
 import gc
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import resource
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -27,6 +23,8 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
 
 from storage.filesystem import content_digest
+from storage.machine import processor
+from storage.made_with import git_commit, versions
 from storage.model_manifest import ModelManifest
 from storage.user_errors import UserError
 from trainer.data.held_out import HeldOutPictures, held_out_pictures, read_choosing
@@ -95,7 +93,6 @@ _LOGGED = (
     *(_LOSS, "learning_rate", "gradient_norm", "images_per_second", "loss_scale"),
     "prior_loss",  # where there are class pictures
 )
-_RECORDED_PACKAGES = ("tensorflow", "keras", "keras-cv", "tfx", "numpy", "safetensors")
 
 logger = logging.getLogger(__name__)
 
@@ -928,7 +925,7 @@ def _made_by(run: _Run) -> dict[str, str]:
     made_by = {
         "training_id": run.training_id,
         "code_version": run.settings.code_version,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
     }
     return {key: value for key, value in made_by.items() if value}
 
@@ -1034,11 +1031,9 @@ def _record(
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         peak_gpu_memory_bytes=peak_gpu_bytes(),
         code_version=settings.code_version,
-        git_commit=_git_commit(),
-        versions={
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
-        },
+        git_commit=git_commit(),
+        versions=versions(),
+        processor=_processor(),
     ).write(fn_args.serving_model_dir)
     trained_on = [*tf.io.gfile.glob(list(run.train_files)), *(run.prior.files if run.prior else ())]
     TrainedOn(
@@ -1214,16 +1209,12 @@ def _name(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _git_commit() -> str | None:
-    """The commit this code is at; `None` where it does not lie in a git checkout."""
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or None
+def _processor() -> str:
+    gpus = [
+        str(tf.config.experimental.get_device_details(gpu).get("device_name", "a GPU"))
+        for gpu in tf.config.list_physical_devices("GPU")
+    ]
+    return ", ".join([processor(), *gpus])
 
 
 def _copy_tree(source: str, target: str) -> None:

@@ -1,0 +1,28 @@
+"""What a model is made with: the code's commit, and the versions of what computes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+_PACKAGES = ("tensorflow", "keras", "keras-cv", "tfx", "numpy", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Python's version, and those of the packages that matter, as they are here."""
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **packages}
+
+
+def git_commit() -> str | None:
+    """The commit this code is at; `None` where it does not lie in a git checkout."""
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or None
