@@ -81,6 +81,9 @@ def test_every_value_is_set_after_resolution():
     # There is no class.
     for name in ("caption", "folder", "folder_fingerprint", "max_distance"):
         assert closed["prior"].pop(name) is None
+    # Nothing is signed.
+    for name in ("sign_key", "sign_key_env", "c2pa_certificate", "c2pa_key_env"):
+        assert closed["serving"].pop(name) is None
     word = closed.pop("word")
     # None is learned.
     assert {name for name, value in word.items() if value is None} == {
@@ -386,6 +389,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         for field in dataclasses.fields(cls)
     } | {"prompts", "checkpoint", "evaluate_every_steps", "zero_terminal_snr"}
     no_preset_decides |= {"folder", "folder_fingerprint", "num_compared", "max_distance"}
+    no_preset_decides |= {"sign_key", "sign_key_env", "c2pa_certificate", "c2pa_key_env"}
     no_preset_decides |= {f"bucket_{name}" for name in BUCKET_LIMITS}
     for number, line in enumerate(lines):
         if re.match(r"  [a-z_]+:", line):
