@@ -433,8 +433,11 @@ def _processor(manifest: ModelManifest) -> Finding:
     if manifest.processor is None:
         return Finding("processor", None, "none was recorded")
     here = processor()
-    if manifest.processor.startswith(here):
+    if manifest.processor == here:
         return Finding("processor", True, here)
+    if gpus := manifest.processor.removeprefix(f"{here}, ").removeprefix(manifest.processor):
+        # Whether they are here, TensorFlow would have to be loaded to tell.
+        return Finding("processor", None, f"{here}; then with {gpus}")
     return Finding("processor", False, f"{manifest.processor}; here {here}")
 
 

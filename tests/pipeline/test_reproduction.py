@@ -135,6 +135,13 @@ def test_what_is_missing_is_said_with_what_brings_it(recorded: Recorded, tmp_pat
     assert (gone.same, gone.stops) == (False, True)
 
 
+def test_gpus_are_told(recorded: Recorded, tmp_path: Path) -> None:
+    manifest = dataclasses.replace(recorded.manifest, processor=f"{processor()}, NVIDIA A100")
+    found = findings(dataclasses.replace(recorded, manifest=manifest), tmp_path / "again")
+    assert found["processor"].same is None
+    assert found["processor"].said.endswith("; then with NVIDIA A100")
+
+
 def test_data_of_the_checkout_comes_back_with_its_commit(
     recorded: Recorded, tmp_path: Path
 ) -> None:
