@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from serving.errors import ServingError, check_place
 from serving.releases import FOLDERS, RELEASES, Release
@@ -91,6 +91,12 @@ class Verification:
 def published_path(path: str) -> str:
     """From a file's path in a serving directory to the one that it is published under."""
     return re.sub("/[0-9]+/", "/", path, count=1)
+
+
+def _served_path(path: str, version: int) -> str:
+    """The opposite of `published_path`."""
+    folder, _, name = path.partition("/")
+    return f"{folder}/{version}/{name}"
 
 
 def digests(root: str, version: int) -> dict[str, str]:
@@ -180,18 +186,18 @@ def verify(release: Release, verification: Verification) -> list[Fault]:
     if not bundles:
         verification.check_signature(None, what)
     here, _ = signature_names(release.version)
+    published = {published_path(path): digest for path, digest in found.items()}
     for name, bundle in bundles.items():
         signed = verification.check_signature(bundle, what)
         assert signed is not None
-        as_signed = signed.files
-        if name != here:
-            places = {published_path(path): path for path in found}
-            folder = {p: f"{p.partition('/')[0]}/{release.version}/" for p in as_signed}
-            as_signed = {
-                places.get(path, folder[path] + path.partition("/")[2]): digest
-                for path, digest in as_signed.items()
-            }
-        wrong += [fault for fault in faults(as_signed, found) if fault not in wrong]
+        if name == here:
+            other = faults(signed.files, found)
+        else:
+            other = [
+                Fault(fault.what, _served_path(fault.path, release.version))
+                for fault in faults(signed.files, published)
+            ]
+        wrong += [fault for fault in other if fault not in wrong]
     return wrong
 
 
@@ -273,17 +279,17 @@ def signing_key(path: str | None, env: str | None) -> SigningKey | None:
     """
     if not path and not env:
         return None
-    named: dict[str, Any] = {"setting": "serving.sign_key", "value": path}
     if path:
+        named = f"serving.sign_key is {path}"
         check_place(path)
         try:
             key = filesystem.read_bytes(path)
         except OSError as error:
             raise ServingError(
-                f"serving.sign_key is {path}, which cannot be read: {error.strerror or error}"
+                f"{named}, which cannot be read: {error.strerror or error}"
             ) from error
     else:
-        named = {"setting": "serving.sign_key_env", "value": env}
+        named = f"serving.sign_key_env is {env}"
         key = os.environ.get(env or "", "").encode()
         if not key:
             raise ServingError(
@@ -293,6 +299,4 @@ def signing_key(path: str | None, env: str | None) -> SigningKey | None:
     try:
         return SigningKey(key)
     except model_signatures.SignatureError as error:
-        raise ServingError(
-            f"{named['setting']} is {named['value']}, and releases cannot be signed: {error}"
-        ) from None
+        raise ServingError(f"{named}, and releases cannot be signed: {error}") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from signing_keys import key_pair
 
 import runner_local
 from pipeline.config import (
@@ -18,6 +19,7 @@ from pipeline.config import (
     ConfigError,
     DatasetConfig,
     EvaluationConfig,
+    check_keys,
     load_config,
     prompt_notes,
     resolve_clip_model,
@@ -685,3 +687,35 @@ def test_validation_prompts_that_will_be_cut_are_named(tmp_path):
     [note] = prompt_notes(load_config(str(path)))
     assert note.startswith(f"{long!r} is longer than the 77 tokens")
     assert note.endswith("is 'horns'")
+
+
+@pytest.mark.parametrize(
+    ("serving", "message"),
+    [
+        ({"sign_key": "a", "sign_key_env": "B"}, r"both name a key, give one of them"),
+        ({"c2pa_certificate": "a"}, r"belong together: give both, or null for both"),
+        ({"c2pa_key_env": "A"}, r"belong together: give both, or null for both"),
+        ({"sign_key_env": "-----BEGIN"}, r"must be the name of an environment variable, such as"),
+    ],
+)
+def test_what_is_signed_with_is_named(serving, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, {f"serving.{key}": ("--x", value) for key, value in serving.items()})
+
+
+def test_keys_are_looked_at_before_anything_starts(tmp_path, monkeypatch):
+    def of(**serving):
+        check_keys(load_config(None, {f"serving.{k}": ("--x", v) for k, v in serving.items()}))
+
+    of()
+    private, _ = key_pair()
+    monkeypatch.setenv("RELEASE_KEY", private.decode())
+    of(sign_key_env="RELEASE_KEY")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "release.key").write_bytes(private)
+    of(sign_key="release.key")
+    with pytest.raises(ConfigError, match=r"serving\.sign_key_env names NOT_THERE"):
+        of(sign_key_env="NOT_THERE")
+    # A key in place of the certificates would go into every release.
+    with pytest.raises(ConfigError, match="must hold certificates in PEM and nothing else"):
+        of(c2pa_certificate="release.key", c2pa_key_env="PICTURE_KEY")
