@@ -30,7 +30,7 @@ from storage import filesystem
 from storage.commands import CHECKOUT, shown_path
 from storage.hashing import sha256_hex
 from storage.machine import processor
-from storage.made_with import git_commit, versions
+from storage.made_with import git_changed, git_commit, versions
 from storage.model_manifest import ModelManifest
 from storage.user_errors import UserError
 
@@ -398,6 +398,8 @@ def _code(recorded: Recorded) -> Finding:
     there = recorded.manifest.git_commit
     other = [step for step, then in recorded.code.items() if code_version(*_CODE[step]) != then]
     at = f"commit {there[:12]}" if there else "no commit recorded"
+    if recorded.manifest.git_changed:
+        at += " with changes that nobody committed"
     if not recorded.code:
         return Finding("code", None, f"no hashes were recorded; {at}")
     if not other:
@@ -405,8 +407,8 @@ def _code(recorded: Recorded) -> Finding:
     here = git_commit()
     command = f"git checkout {there}" if there else ""
     if there and there == here:
-        command = "git stash"
-        at += ", which is checked out with changes"
+        # It is checked out, and one of both had changes.
+        command = "git stash" if git_changed() else ""
     return Finding("code", False, f"{at}; other code in {', '.join(other)}", command, stops=True)
 
 

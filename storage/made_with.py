@@ -18,11 +18,15 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit this code is at; `None` where it does not lie in a git checkout."""
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
+    return _git("rev-parse", "HEAD").stdout.strip() or None
+
+
+def git_changed() -> bool | None:
+    """Whether files of that commit were changed since; `None` where there is none."""
+    return {0: False, 1: True}.get(_git("diff", "--quiet", "HEAD").returncode)
+
+
+def _git(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
-    return found.stdout.strip() or None

@@ -24,7 +24,7 @@ from tfx.components.tuner.component import TunerFnResult
 
 from storage.filesystem import content_digest
 from storage.machine import processor
-from storage.made_with import git_commit, versions
+from storage.made_with import git_changed, git_commit, versions
 from storage.model_manifest import ModelManifest
 from storage.user_errors import UserError
 from trainer.data.held_out import HeldOutPictures, held_out_pictures, read_choosing
@@ -1032,6 +1032,7 @@ def _record(
         peak_gpu_memory_bytes=peak_gpu_bytes(),
         code_version=settings.code_version,
         git_commit=git_commit(),
+        git_changed=git_changed(),
         versions=versions(),
         processor=_processor(),
     ).write(fn_args.serving_model_dir)

@@ -108,6 +108,9 @@ def test_what_is_missing_is_said_with_what_brings_it(recorded: Recorded, tmp_pat
         processor="another, 64 cores",
     )
     other = dataclasses.replace(recorded, manifest=manifest, code={"Trainer": "0" * 16})
+    changed = dataclasses.replace(manifest, git_changed=True)
+    said = findings(dataclasses.replace(other, manifest=changed), tmp_path / "again")["code"].said
+    assert "with changes that nobody committed; other code in Trainer" in said
     found = findings(other, tmp_path / "again")
     assert [(name, finding.stops) for name, finding in found.items()] == [
         ("data", True), ("base weights", True), ("code", True), ("packages", False),
