@@ -22,7 +22,7 @@ from pipeline.config import (
     resolve_base_weights,
     resolve_dataset,
 )
-from pipeline.config.schema import BASE, OUTPUT, names_place
+from pipeline.config.schema import BASE, OUTPUT, SECTIONS, keys, names_place
 from pipeline.lineage import LineageError, files, scores
 from pipeline.lineage.tracing import MADE, Trace
 from serving.releases import EXPORT_NAME, Release, find_release
@@ -207,7 +207,8 @@ def configured(recorded: Recorded, into: str, given: Mapping[str, str]) -> RunCo
         given: Settings that take the place of recorded ones, such as `dataset.path`.
 
     Raises:
-        ConfigError: This version of the project does not know them.
+        ConfigError: One is impossible, such as a place that is not there any more.
+        ReproductionError: This version of the project does not have them.
     """
     tree = json.loads(json.dumps(recorded.settings))
     # Where it wrote, and what it signed with, is not what it was made of.
@@ -221,16 +222,21 @@ def configured(recorded: Recorded, into: str, given: Mapping[str, str]) -> RunCo
     for key, value in given.items():
         section, _, name = key.partition(".")
         tree[section][name] = value
+    given_keys = {f"{section}.{name}" for section in SECTIONS for name in tree.get(section, {})}
+    if unknown := sorted(given_keys - set(keys())):
+        commit = recorded.manifest.git_commit
+        raise ReproductionError(
+            f"the release was made with settings that this version of the project does not have: "
+            f"{', '.join(unknown)}{f': git checkout {commit}' if commit else ''}"
+        )
     os.makedirs(into, exist_ok=True)
     path = settings_file(into)
     path.write_text(json.dumps(tree, indent=2, ensure_ascii=False), encoding="utf-8")
     try:
         return load_config(str(path), {OUTPUT: ("--into", into)})
     except ConfigError as error:
-        commit = recorded.manifest.git_commit
-        way = f": git checkout {commit}" if commit else ""
         raise ConfigError(
-            f"{error}; the release was made by a version of this project with other settings{way}"
+            f"{error}; --dataset and --base-weights name data and weights where they are now"
         ) from None
 
 

@@ -411,9 +411,13 @@ def test_what_a_release_takes_to_be_made_again_is_said(
     found = re.findall(r"^  ([a-z ]+?)  +(same|other|unknown)  ", done.stdout, re.MULTILINE)
     names = ("data", "base weights", "code", "packages", "processor")
     assert found == [(name, "same") for name in names]
-    done = reproduce(pipeline, "--dataset", str(pipeline.folder / "served"), "--base-weights", "x")
+    other = pipeline.folder / "served_otherwise"
+    shutil.copytree(pipeline.folder / "served", other)
+    (other / "train.parquet").unlink()
+    done = reproduce(pipeline, "--dataset", str(other))
     assert done.returncode == 2
-    assert "Nothing was run: base weights is not as then." in done.stdout
+    assert "Nothing was run: data is not as then. --anyway" in done.stdout
+    assert "--dataset FOLDER, with the data as it was" in done.stdout
 
 
 @pytest.mark.slow

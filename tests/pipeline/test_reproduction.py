@@ -85,8 +85,10 @@ def test_recorded_settings_are_those_of_the_run(recorded: Recorded, tmp_path: Pa
         tmp_path
     )
     tree = {**recorded.settings, "training": {**recorded.settings["training"], "unheard_of": 1}}
-    with pytest.raises(ConfigError, match=r"unheard_of.*other settings: git checkout "):
+    with pytest.raises(ReproductionError, match=r"training\.unheard_of: git checkout "):
         findings(dataclasses.replace(recorded, settings=tree), tmp_path / "b")
+    with pytest.raises(ConfigError, match=r"no such folder.*--base-weights name data and"):
+        findings(recorded, tmp_path / "c", **{"model.base_weights": "/nowhere"})
 
 
 def test_all_is_here(recorded: Recorded, tmp_path: Path) -> None:
