@@ -42,15 +42,18 @@ playground: setup
 	@.venv/bin/python -m serving.playground $(if $(RUN),--serving-dir "$(RUN)/serving_model") $(ARGS)
 
 RESOLVE = .venv/bin/uv pip compile setup.py --overrides .ci/overrides.txt --generate-hashes --no-header --quiet --upgrade
-# Resolves the ranges in setup.py into the lock files of both stacks and of the image, on either stack.
+# Resolves the ranges in setup.py into the lock files of both stacks and of the images, on either stack.
 lock: setup
-	$(RESOLVE) --extra vertex --extra mysql --extra heic --extra c2pa --extra dev --universal --python-version 3.11 \
+	$(RESOLVE) --extra vertex --extra mysql --extra heic --extra c2pa --extra sign --extra dev --universal --python-version 3.11 \
 		--fork-strategy fewest --output-file requirements.lock
-	$(RESOLVE) --extra vertex --extra mysql --extra heic --extra c2pa --extra dev --python-version 3.10 \
+	$(RESOLVE) --extra vertex --extra mysql --extra heic --extra c2pa --extra sign --extra dev --python-version 3.10 \
 		--python-platform x86_64-manylinux_2_35 --output-file requirements-old-stack.lock
-	$(RESOLVE) --extra vertex --extra heic --extra cuda --python-version 3.13 \
+	$(RESOLVE) --extra vertex --extra heic --extra c2pa --extra sign --extra cuda --python-version 3.13 \
 		--python-platform x86_64-manylinux_2_40 --constraints requirements.lock \
 		--output-file pipeline/vertex/image.lock
+	.venv/bin/uv pip compile serving/deploy/verify.in --generate-hashes --no-header --quiet --upgrade \
+		--python-version 3.13 --python-platform x86_64-manylinux_2_40 --constraints requirements.lock \
+		--output-file serving/deploy/verify.lock
 	sed -n '/^uv==/,/^    # via/p' requirements.lock | grep -v '# via' > .ci/uv.txt
 
 # Training and drawing on this machine's GPU, beside diffusers'; writes docs/gpu_speed.md.

@@ -29,6 +29,7 @@ from pipeline import (
 from pipeline import console as consoles
 from pipeline.config import (
     RunConfig,
+    check_keys,
     check_output_folder,
     load_config,
     prompt_notes,
@@ -141,6 +142,7 @@ def _main(argv: Sequence[str]) -> int:
     config, arguments = _parse(argv)
     if arguments.watch is not None:
         return _watch(config, arguments.watch, argv)
+    check_keys(config)
     config, fingerprint = resolve_dataset(config)
     if arguments.plan:
         with housekeeping.own_temporary_folder() as folder:

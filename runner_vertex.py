@@ -28,6 +28,7 @@ from pipeline import console as consoles
 from pipeline.config import (
     ConfigError,
     RunConfig,
+    check_keys,
     check_output_folder,
     load_config,
     prompt_notes,
@@ -306,6 +307,7 @@ def _manage(config: RunConfig, arguments: argparse.Namespace) -> int:
 def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
     folder = Path(arguments.emulate_in).absolute()
     check_output_folder(str(folder))
+    check_keys(config)
     config, fingerprint = resolve_dataset(config)
     root = config.vertex.pipeline_root or str(folder)
     config = in_image(config, others="://" not in root)
@@ -327,7 +329,9 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
         from pipeline.lineage.model import shown_seconds
         from pipeline.vertex.emulation import custom_jobs, emulator
 
-        environment = emulator.container_environment(code, home)
+        # On Vertex it is the image's to have.
+        key = config.serving.sign_key_env
+        environment = emulator.container_environment(code, home, [key] if key else [])
         fresh = emulator.FreshProcesses(code)
         launch: emulator.Launcher = fresh
         if config.vertex.trains_in_custom_job or config.tuning.parallel_trials > 1:

@@ -101,7 +101,7 @@ setup(
         "pipeline": ["*.yaml", "recipes/*.yaml", "lineage/*.json", "lineage/templates/*"],
         "trainer": ["base_weights/*/*", "base_weights/*/*/*", "text/clip_vocabulary/*"],
         "components": ["*/*.html", "measures/*/*.safetensors", "measures/*/README.md"],
-        "serving": ["deploy/*.yaml", "deploy/kubernetes/*.yaml"],
+        "serving": ["deploy/*", "deploy/kubernetes/*"],
     },
     py_modules=["runner_local", "runner_vertex"],
     install_requires=[*COMMON, *on_python(CURRENT_STACK, OLD_STACK)],
@@ -117,6 +117,8 @@ setup(
         "heic": ["pillow-heif>=1"],
         # Signed manifests in pictures (C2PA).
         "c2pa": ["c2pa-python>=0.30", "cryptography>=41"],
+        # Signed releases (OpenSSF model signing), which imports pyOpenSSL and does not ask for it.
+        "sign": ["model-signing>=1.1,<2", "pyOpenSSL"],
         "dev": [
             # What Cloud Build and GitHub Actions accept.
             "check-jsonschema>=0.30",

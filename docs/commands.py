@@ -14,7 +14,7 @@ _WIDTH = 76
 _PAGE = Path(__file__).with_name("commands.md")
 COMMANDS = {
     "Running": ("runner_local", "runner_vertex", "pipeline.train", "pipeline.clean"),
-    "Asking": ("pipeline.lineage.cli", "components.caption_example_gen.look"),
+    "Asking": ("pipeline.lineage.cli", "pipeline.reproduce", "components.caption_example_gen.look"),
     "Drawing and serving": (
         "serving.generate",
         "serving.playground",

@@ -38,6 +38,7 @@ from pipeline.baseline import MODEL, LatestBlessedBeforeCandidate
 from pipeline.class_pictures import class_steps
 from pipeline.config import DatasetConfig, RunConfig
 from pipeline.config.buckets import bucket_limits
+from pipeline.config.loading import recorded_settings
 from pipeline.config.resolving import dataset_spec
 from pipeline.config.words import word_captions
 from pipeline.evaluation import baseline_node, eval_config, splits
@@ -288,6 +289,11 @@ def create_pipeline(
         checkpoint=config.serving.checkpoint or "",
         batch_size=config.serving.batch_size,
         publish_captions=config.serving.publish_captions,
+        sign_key=config.serving.sign_key or "",
+        sign_key_env=config.serving.sign_key_env or "",
+        c2pa_certificate=config.serving.c2pa_certificate or "",
+        c2pa_key_env=config.serving.c2pa_key_env or "",
+        settings=recorded_settings(config),
         training_dataset=place,
     )
     done = (

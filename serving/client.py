@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from serving import png
+from serving import png, seals
 from serving.errors import (
     MissingModelError,
     MissingSignatureError,
@@ -155,6 +155,7 @@ class Generator:
         timeout_seconds: float = TIMEOUT_SECONDS,
         retries: int = RETRIES,
         memory_limit_bytes: int | None = None,
+        verification: seals.Verification | None = None,
     ) -> None:
         """Loads the models of a folder, or gets ready to talk to a server.
 
@@ -170,10 +171,12 @@ class Generator:
             memory_limit_bytes: What a picture may take besides the models: a height and width that
                 need more are refused. If None, what is free now, or
                 `serving.remote.SERVERS_MEMORY_BYTES` of a server, which does not tell.
+            verification: What is verified of a release before it is loaded; `None` for nothing.
 
         Raises:
             ServingError: The directory, the release or one of its models is missing or damaged,
-                the address has a secret in it, or a number is impossible.
+                the release is not what was pushed or signed, the address has a secret in it, or a
+                number is impossible.
         """
         check_place(address)
         if not 0 < timeout_seconds < math.inf:
@@ -207,6 +210,9 @@ class Generator:
             self.release = (
                 find_model(address) if is_model(address) else find_release(address, version)
             )
+            if verification is not None:
+                self.release.check_complete()
+                seals.check(self.release, verification)
             self.num_steps = self.release.num_steps
             self.guidance_scale = self.release.guidance_scale
             self.sampler = self.release.sampler

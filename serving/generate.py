@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving import marking, which_models
+from serving import marking, seals, which_models
 from serving.client import RETRIES, TIMEOUT_SECONDS, Generator, no_image_encoder
 from serving.errors import ServingError, check_place
 from serving.releases import IMAGE_ENCODER
@@ -133,8 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only effective before the first import of TensorFlow, which reads it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        marked = marking.of(arguments)
-        _generate(arguments, marked, *_check(arguments))
+        _generate(arguments, *_check(arguments))
     except (ServingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
@@ -144,12 +143,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _check(
+    arguments: argparse.Namespace,
+) -> tuple[marking.Marking, np.ndarray | None, np.ndarray | None]:
     """Finds whatever can be found wrong without TensorFlow, and says what takes its time.
 
     Returns:
-        The picture to draw from, and its mask.
+        What pictures say of themselves, the picture to draw from, and its mask.
     """
+    marking.of(arguments)
     check_prompts(arguments.prompts)
     if not 1 <= arguments.count <= MAX_COUNT:
         raise ServingError(f"--count is {arguments.count}; it must be 1 to {MAX_COUNT}")
@@ -185,10 +187,11 @@ def _check(arguments: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray
         release.check_complete()
         if pictures and IMAGE_ENCODER not in release.networks:
             raise no_image_encoder(which_models.address(arguments), release)
-    read = _read_pictures(arguments)
+    marked = marking.of(arguments, release)
+    image, mask = _read_pictures(arguments)
     if release is not None and not is_far:
         _say_loading(arguments)
-    return read
+    return marked, image, mask
 
 
 def _read_pictures(
@@ -230,6 +233,7 @@ def _generate(
         timeout_seconds=arguments.timeout,
         retries=arguments.retries,
         memory_limit_bytes=which_models.memory_limit_bytes(arguments),
+        verification=seals.of(arguments),
     )
     seeds = [arguments.seed + index for index in range(arguments.count)]
     requests = [(prompt, seed) for prompt in arguments.prompts for seed in seeds]

@@ -6,12 +6,15 @@ import argparse
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from serving import png
 from serving.errors import ServingError, check_place
+from serving.releases import C2PA, Release
 from storage import filesystem, picture_marks
 from storage.content_credentials import CredentialsError, Signer
 from storage.picture_marks import Marks
@@ -76,8 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def of(arguments: argparse.Namespace) -> Marking:
+def of(arguments: argparse.Namespace, release: Release | None = None) -> Marking:
     """What was asked for.
+
+    Args:
+        arguments: The flags.
+        release: What is drawn with, which may say what its pictures are signed with.
 
     Raises:
         ServingError: There is half of what signing takes, or it is not what it must be; or Pillow,
@@ -89,9 +96,53 @@ def of(arguments: argparse.Namespace) -> Marking:
             "install Pillow, or leave that out by --no-metadata"
         )
     signer = _signer(arguments.c2pa_certificate, arguments.c2pa_key_env)
+    if signer is None and release is not None and not arguments.no_metadata:
+        signer = signer_of(release.facts)
     if signer is not None and arguments.no_metadata:
         raise ServingError("--no-metadata leaves nothing to sign: leave it out, or the certificate")
     return Marking(not arguments.no_metadata, not arguments.no_prompt_in_metadata, signer)
+
+
+def signed_with(certificate: str, key_env: str) -> dict[str, str]:
+    """What a release says of how its pictures are signed; `signer_of` reads it.
+
+    Args:
+        certificate: File with the chain, PEM.
+        key_env: The environment variable that holds the key where pictures are drawn, by its name.
+
+    Raises:
+        ServingError: There is no such file, or there is a key in it.
+    """
+    check_place(certificate)
+    chain = _read(certificate).decode(errors="replace")
+    if "BEGIN CERTIFICATE" not in chain or "PRIVATE KEY" in chain:
+        raise ServingError(
+            f"{certificate} must hold certificates in PEM and nothing else: it goes into the "
+            "release, where everybody reads it"
+        )
+    return {"certificate": chain, "key_env": key_env}
+
+
+def signer_of(facts: Mapping[str, Any]) -> Signer | None:
+    """Signs pictures of a release as it says; `None` where it says nothing, or no key is here.
+
+    Raises:
+        ServingError: The key that is here is not that of its certificate.
+    """
+    said = facts.get(C2PA)
+    if said is None:
+        return None
+    certificate, key_env = said["certificate"], said["key_env"]
+    key = os.environ.get(key_env, "")
+    if not key:
+        print(
+            f"note: pictures are not signed: the release asks for the key in {key_env}, and there "
+            "is nothing in that environment variable",
+            file=sys.stderr,
+            flush=True,
+        )
+        return None
+    return _made(certificate.encode(), key.encode())
 
 
 def _signer(certificate: str | None, key_env: str | None) -> Signer | None:
@@ -106,9 +157,18 @@ def _signer(certificate: str | None, key_env: str | None) -> Signer | None:
             f"--c2pa-key-env names {key_env}, and there is nothing in that environment variable; "
             "it must hold a private key in PEM"
         )
+    return _made(_read(certificate), key.encode())
+
+
+def _read(certificate: str) -> bytes:
     try:
-        return Signer(filesystem.read_bytes(certificate), key.encode())
+        return filesystem.read_bytes(certificate)
     except OSError as error:
         raise ServingError(f"{certificate} cannot be read: {error.strerror or error}") from error
+
+
+def _made(certificate: bytes, key: bytes) -> Signer:
+    try:
+        return Signer(certificate, key)
     except CredentialsError as error:
         raise ServingError(f"pictures cannot be signed: {error}") from error

@@ -19,7 +19,7 @@ from typing import Any
 
 from nicegui import Client, ui
 
-from serving import marking, which_models
+from serving import marking, seals, which_models
 from serving.client import Generator, is_server
 from serving.errors import ServingError, check_place
 from serving.picture_field import Painted, PictureField
@@ -106,6 +106,7 @@ class Studio:
         version: int | None,
         memory_limit_bytes: int | None = None,
         marked: marking.Marking | None = None,
+        verification: seals.Verification | None = None,
     ) -> None:
         """Loads nothing yet.
 
@@ -114,11 +115,13 @@ class Studio:
             version: The release; if None, the current one, also when another one becomes that.
             memory_limit_bytes: See `serving.client.Generator`.
             marked: What pictures say of themselves; if None, all.
+            verification: See `serving.client.Generator`.
         """
         self.address = address
         self._marking = marked or marking.Marking()
         self._version = version
         self._memory_limit_bytes = memory_limit_bytes
+        self._verification = verification
         self._generator: Generator | None = None
         self._loading = asyncio.Lock()
         self._drawing = asyncio.Lock()
@@ -135,6 +138,7 @@ class Studio:
                     self.address,
                     self._version,
                     memory_limit_bytes=self._memory_limit_bytes,
+                    verification=self._verification,
                 )
             return self._generator
 
@@ -487,8 +491,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
-        which_models.check(arguments)
-        marked = marking.of(arguments)
+        release = which_models.check(arguments)
+        marked, verification = marking.of(arguments, release), seals.of(arguments)
         check_place(arguments.lineage_url)
         listener = local_pages.listen(arguments.host, arguments.port, "playground")
     except (ServingError, local_pages.AddressError, OSError) as error:
@@ -499,6 +503,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.version,
         which_models.memory_limit_bytes(arguments),
         marked,
+        verification,
     )
 
     @ui.page("/")

@@ -1,10 +1,10 @@
 """Publishes a release: `python -m serving.publish hf://ORG/NAME`, or to a bucket or folder.
 
 What is published is the SavedModels as they were pushed, the files for other tools that the
-release has beside them, `release.json` with their hashes and their lineage, and a model card with
-pictures that the release draws. On the hub that is one commit, tagged `release-<version>`;
-elsewhere a folder of that name. `serving.pull` brings it back.
-The hub's token comes from `HF_TOKEN` or `hf auth login`.
+release has beside them, `release.json` with their hashes and their lineage, its signature
+`model.sig` where it is signed, and a model card with pictures that the release draws. On the hub
+that is one commit, tagged `release-<version>`; elsewhere a folder of that name. `serving.pull`
+brings it back. The hub's token comes from `HF_TOKEN` or `hf auth login`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from serving import marking, seals
 from serving.client import Generator
 from serving.errors import ServingError, check_place
 from serving.releases import (
@@ -23,12 +24,13 @@ from serving.releases import (
     IMAGE_ENCODER,
     RELEASES,
     SINGLE_FILES,
+    Release,
     find_release,
     networks_of,
 )
 from serving.request import SAMPLERS
 from serving.serving_directory import ServingDirectory
-from storage import filesystem, picture_marks
+from storage import filesystem
 from storage.commands import module_command, place
 from storage.errors import one_line
 from storage.flags import Command
@@ -48,6 +50,10 @@ _PICTURES = 4
 _FROM_PICTURE = (
     'python -m serving.generate "a drawing" --image drawing.png --strength 0.5 '
     "--serving-dir serving_model --out other.png"
+)
+_VERIFY = (
+    "It is signed, by OpenSSF's model signing: `model_signing verify key FOLDER --signature "
+    f"FOLDER/{seals.PUBLISHED_NAME} --public_key KEY --ignore_unsigned_files`."
 )
 # KerasCV's files there hold the numbers of this model, from which others of the family descend.
 _CONVERTED_FROM = {
@@ -111,24 +117,33 @@ def publish(
     release = find_release(serving_dir, version)
     if damaged := ServingDirectory(serving_dir).damaged_files(release.version):
         raise ServingError(
-            f"release {release.version} is damaged: {damaged[0]} is missing or changed; publish "
-            "another version"
+            f"release {release.version} is damaged: {seals.in_words(damaged)}; publish another "
+            "version"
         )
     if prompts is None:
         manifest = ModelManifest.of_release(release.facts)
         prompts = manifest.validation.get("prompts", [])[:_PICTURES] if manifest else []
-    pictures = list(_draw(Generator(serving_dir, release.version), prompts)) if prompts else []
-    card = model_card(release.facts, pictures, license_, name=target.rstrip("/").rpartition("/")[2])
+    signer = marking.signer_of(release.facts) if prompts else None
+    pictures = list(_draw(release, prompts, marking.Marking(signer=signer))) if prompts else []
+    signature = _signature(serving_dir, release.version)
+    card = model_card(
+        release.facts,
+        pictures,
+        license_,
+        name=target.rstrip("/").rpartition("/")[2],
+        signed=bool(signature),
+    )
     small = {
         RELEASE_NAME: filesystem.read_bytes(
             filesystem.join(serving_dir, RELEASES, f"{release.version}.json")
         ),
         CARD_NAME: card.encode(),
+        **signature,
         **{picture.name(index): picture.contents for index, picture in enumerate(pictures)},
     }
     # From the path in the serving directory to the one in what is published.
-    files = {path: path.replace(f"/{release.version}/", "/", 1) for path in release.facts["files"]}
-    name = f"release-{release.version}"
+    files = {path: seals.published_path(path) for path in release.facts["files"]}
+    name = seals.release_name(release.version)
     if target.startswith(HUB):
         return _to_hub(serving_dir, target, name, files, small, private)
     return _to_folder(serving_dir, target, name, files, small)
@@ -140,6 +155,7 @@ def model_card(
     license_: str | None = None,
     *,
     name: str,
+    signed: bool = False,
 ) -> str:
     """The hub's README of a release: front matter, pictures, metrics, lineage, how to use it.
 
@@ -148,6 +164,7 @@ def model_card(
         pictures: What it has drawn.
         license_: The hub's name of the licence that the weights are under.
         name: What the model is called where it is published.
+        signed: Whether it is signed.
     """
     version = facts["version"]
     lines = ["---", _front_matter(facts, license_, name), "---", "", f"# Release {version}", ""]
@@ -209,6 +226,7 @@ def model_card(
         "```",
         "",
         f"`{RELEASE_NAME}` has the SHA-256 of every file; pulling verifies them.",
+        *([_VERIFY] if signed else []),
         "",
     ]
     if single := facts.get(SINGLE_FILES):
@@ -219,6 +237,12 @@ def model_card(
         ]
         lines += [""]
     return "\n".join(lines)
+
+
+def _signature(serving_dir: str, version: int) -> dict[str, bytes]:
+    _, published = seals.signature_names(version)
+    bundle = seals.read_signatures(serving_dir, version).get(published)
+    return {} if bundle is None else {seals.PUBLISHED_NAME: bundle}
 
 
 def _front_matter(facts: Mapping[str, Any], license_: str | None, name: str) -> str:
@@ -324,11 +348,12 @@ def _cell(value: Any) -> str:
     return " ".join(str(value).split()).replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
 
 
-def _draw(generator: Generator, prompts: Sequence[str]) -> Iterator[Picture]:
+def _draw(release: Release, prompts: Sequence[str], marked: marking.Marking) -> Iterator[Picture]:
+    generator = Generator(release.serving_dir, release.version)
     for seed, prompt in enumerate(prompts):
         marks: list[Marks] = []
         [pixels] = generator.generate([prompt], seed=seed, on_marks=marks.append)
-        yield Picture(prompt, seed, picture_marks.encode(pixels, marks))
+        yield Picture(prompt, seed, marked.encode(pixels, marks))
 
 
 def _to_hub(

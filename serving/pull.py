@@ -1,7 +1,8 @@
 """Brings a published release into a serving directory: `python -m serving.pull hf://ORG/NAME`.
 
-Every file is held against the SHA-256 that `release.json` has of it, and the release becomes
-visible as a push does: whole or not at all. It keeps its number where that is free.
+Every file is held against the SHA-256 that `release.json` has of it, that against the signature
+where there is one, and the release becomes visible as a push does: whole or not at all. It keeps
+its number where that is free.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from serving import seals
 from serving.errors import ServingError
 from serving.publish import RELEASE_NAME
 from serving.releases import DEFAULT_SERVING_DIR, FOLDERS
+from serving.seals import Verification
 from serving.serving_directory import ServingDirectory
 from storage.flags import Command
 from storage.folders import Folder, FolderError, open_folder
@@ -27,34 +30,49 @@ _FILE = re.compile(rf"(?:{'|'.join(FOLDERS)})/[0-9]+/(?!.*(?:^|/)\.\.?(?:/|$))[^
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def pull(source: str, serving_dir: str) -> dict[str, Any]:
+def pull(source: str, serving_dir: str, verification: Verification | None = None) -> dict[str, Any]:
     """Gets a release.
 
     Args:
         source: `hf://ORG/NAME` or `hf://ORG/NAME@release-7`, or the address that
             `serving.publish` gave for a bucket or folder.
         serving_dir: The serving directory; it need not exist.
+        verification: What is verified besides the hashes of files, which always are; `None` for a
+            signature where there is one.
 
     Returns:
         The release as it is there now.
 
     Raises:
-        ServingError: There is no release, or a file of it is missing, damaged or elsewhere than it
-            should be.
+        ServingError: There is no release, or a file of it is missing, damaged, added or elsewhere
+            than it should be, or a signature is not right or cannot be verified.
     """
+    verification = Verification() if verification is None else verification
     try:
         folder = open_folder(source)
         if not folder.exists(RELEASE_NAME):
             raise ServingError(f"there is no release in {source}: it has no {RELEASE_NAME}")
         published = folder.read_json(RELEASE_NAME)
         hashes = _hashes(published, folder)
+        signature = _signature(folder, published, hashes, verification)
+        if added := _added(folder, hashes):
+            raise ServingError(
+                f"{folder.shown(added[0])} was added: {RELEASE_NAME} does not name it; nothing was "
+                "pulled"
+            )
         with tempfile.TemporaryDirectory() as staged:
             for name, digest in hashes.items():
                 _fetch(folder, name, digest, os.path.join(staged, *name.split("/")))
             facts = {**published, "pulled_from": folder.address}
             del facts["files"]
             directory = ServingDirectory(serving_dir)
-            return directory.publish(staged, facts, lambda _: None, version=published["version"])
+            return directory.publish(
+                staged,
+                facts,
+                lambda _: None,
+                version=published["version"],
+                signature=signature,
+            )
     except FolderError as error:
         raise ServingError(str(error)) from error
 
@@ -67,7 +85,41 @@ def _hashes(release: dict[str, Any], folder: Folder) -> dict[str, str]:
         _FILE.fullmatch(path) and _SHA256.fullmatch(str(digest)) for path, digest in files.items()
     ):
         raise ServingError(f"{folder.shown(RELEASE_NAME)} is damaged, or of something else")
-    return {re.sub("/[0-9]+/", "/", path, count=1): digest for path, digest in files.items()}
+    return {seals.published_path(path): digest for path, digest in files.items()}
+
+
+def _signature(
+    folder: Folder, release: dict[str, Any], hashes: dict[str, str], verification: Verification
+) -> bytes | None:
+    """The signature of a release, once it is verified; `None` where it has none."""
+    bundle, what = None, folder.shown(RELEASE_NAME)
+    if folder.exists(seals.PUBLISHED_NAME):
+        with folder.local(seals.PUBLISHED_NAME) as path:
+            bundle = path.read_bytes()
+    if not verification.wanted:
+        return bundle
+    signed = verification.check_signature(bundle, what)
+    if signed is None:
+        return None
+    if signed.name != seals.release_name(release["version"]):
+        raise ServingError(
+            f"{what} is of version {release['version']}, and its signature of {signed.name}; "
+            "nothing was pulled"
+        )
+    if wrong := seals.faults(signed.files, hashes):
+        raise ServingError(
+            f"{what} is not what was signed: {seals.in_words(wrong)}; nothing was pulled"
+        )
+    return bundle
+
+
+def _added(folder: Folder, hashes: dict[str, str]) -> list[str]:
+    """What lies among the files of a release and is none of them."""
+    return [
+        name
+        for name in folder.names()
+        if name.partition("/")[0] in FOLDERS and "/" in name and name not in hashes
+    ]
 
 
 def _fetch(folder: Folder, name: str, digest: str, target: str) -> None:
@@ -103,6 +155,7 @@ def command() -> Command:
         help="the serving directory, local or gs://; made where there is none "
         "(default: %(default)s)",
     )
+    seals.add_arguments(parser)
     return parser
 
 
@@ -111,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = command().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        release = pull(arguments.source, arguments.serving_dir)
+        release = pull(arguments.source, arguments.serving_dir, seals.of(arguments))
     except (ServingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving import which_models
+from serving import seals, which_models
 from serving.client import Generator
 from serving.errors import ServingError, check_place
 from storage import filesystem
@@ -179,6 +179,7 @@ def _redraw(arguments: argparse.Namespace) -> list[Redrawn]:
         which_models.address(arguments),
         arguments.version,
         memory_limit_bytes=which_models.memory_limit_bytes(arguments),
+        verification=seals.of(arguments),
     )
     return redraw(
         pixels_of(contents), marked.pictures, marked.columns, load, image=image, mask=mask

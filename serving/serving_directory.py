@@ -5,6 +5,7 @@ Layout:
   `<root>/image_encoder/<version>/`: a fourth, of releases that can draw from pictures
   `<root>/single_files/<version>/`: the same for other tools, where it was asked for
   `<root>/releases/<version>.json`: a version is a release if and only if it is there
+  `<root>/releases/<version>.sig`, `<version>.published.sig`: its signatures; see `serving.seals`
   `<root>/models.config`: TensorFlow Serving's configuration, naming the current release of each
     model, and the one before it; written last
   `<root>/releases/rollback.json`: what was rolled back from, if the latest change was a rollback
@@ -33,9 +34,11 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from serving import seals
 from serving.errors import ServingError, check_place
 from serving.lock import Held, locked
 from serving.releases import (
+    C2PA,
     CONFIG_NAME,
     FOLDERS,
     IMAGE_ENCODER,
@@ -51,6 +54,7 @@ from serving.releases import (
     rollback_command,
 )
 from storage import filesystem
+from storage.model_signatures import SigningKey
 from storage.user_errors import UserError
 
 CAPTIONS = "captions_published"
@@ -96,6 +100,15 @@ class _Extra:
 
     model_files: Mapping[tuple[str, str], bytes]
     single_files: Mapping[str, WriteFile]
+    key: SigningKey | None
+    signature: bytes | None
+
+    def signatures(self, version: int, files: Mapping[str, str]) -> dict[str, bytes]:
+        """Those of a release, by their names."""
+        if self.key is not None:
+            return seals.signed_as(self.key, version, files)
+        _, published = seals.signature_names(version)
+        return {} if self.signature is None else {published: self.signature}
 
 
 class ServingDirectory:
@@ -125,6 +138,8 @@ class ServingDirectory:
         version: int | None = None,
         single_files: Mapping[str, WriteFile] | None = None,
         batching: bytes | None = None,
+        key: SigningKey | None = None,
+        signature: bytes | None = None,
     ) -> dict[str, Any]:
         """Makes the models in `source` the next version, and the one that is served.
 
@@ -137,8 +152,8 @@ class ServingDirectory:
                 where the version is to draw from pictures, and with the folder `SINGLE_FILES` of a
                 release that was published.
             facts: What else to write into the release; `model`, and `manifest` where it names the
-                training, tell repetitions apart, with what they say of `SINGLE_FILES`, `CAPTIONS`
-                and `BATCH_SIZE`.
+                training, tell repetitions apart, with what they say of `SINGLE_FILES`, `CAPTIONS`,
+                `BATCH_SIZE` and `C2PA`.
             check: Called with the staged copy of `source`; raises a `ModelRefusedError` where it
                 should not be published.
             warmup: By network, TFRecords of the requests that TensorFlow Serving makes before it
@@ -146,6 +161,9 @@ class ServingDirectory:
             version: The number to use, if it is above all that were used.
             single_files: By name, what writes those that are made for the release.
             batching: Contents of each model's `BATCHING_FILE`; `None` for none.
+            key: What the release is signed with; `None` for no signature. A repetition of the
+                newest release is signed, too.
+            signature: The one that came with what was published, verified; `None` for none.
 
         Returns:
             The release: `facts`, `version`, and `files`, from each file's path below the root to
@@ -159,7 +177,7 @@ class ServingDirectory:
         model_files = {(network, WARMUP_FILE): c for network, c in (warmup or {}).items()}
         if batching is not None:
             model_files |= {(network, BATCHING_FILE): batching for network in networks_in(source)}
-        extra = _Extra(model_files, single_files or {})
+        extra = _Extra(model_files, single_files or {}, key, signature)
         filesystem.make_folder(self._root)
         with locked(self._root) as lock:
             # Before tidying up: a number that was visible once, finished or not, stays used.
@@ -167,6 +185,7 @@ class ServingDirectory:
             self._remove_unfinished()
             repeated = self._repetition(source, facts, extra)
             if repeated is not None:
+                self._sign_again(repeated, extra)
                 self._serve_again(repeated["version"])
                 return repeated
             try:
@@ -202,8 +221,8 @@ class ServingDirectory:
                 version = earlier[-1]
             if damaged := self.damaged_files(version):
                 raise ServingError(
-                    f"release {version} is damaged: {damaged[0]} is missing or changed; choose "
-                    "another version"
+                    f"release {version} is damaged: {seals.in_words(damaged)}; choose another "
+                    "version"
                 )
             now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             note = {"from": current, "to": version, "at": now}
@@ -284,14 +303,10 @@ class ServingDirectory:
         release: dict[str, Any] = json.loads(filesystem.read_bytes(self._release_path(version)))
         return release
 
-    def damaged_files(self, version: int) -> list[str]:
-        """The files of a release that are missing or have not the bytes that were pushed."""
-        damaged = []
-        for name, digest in self.read_release(version)["files"].items():
-            path = filesystem.join(self._root, name)
-            if not filesystem.is_file(path) or filesystem.sha256(path) != digest:
-                damaged.append(path)
-        return damaged
+    def damaged_files(self, version: int) -> list[seals.Fault]:
+        """The files of a release that are changed, missing, or were not pushed."""
+        pushed = self.read_release(version)["files"]
+        return seals.faults(pushed, seals.digests(self._root, version))
 
     def _publish(
         self,
@@ -329,6 +344,7 @@ class ServingDirectory:
             filesystem.remove_folder(staging)
         lock.check()
         release = {**facts, "version": version, "files": dict(sorted(files.items()))}
+        self._write_signatures(extra.signatures(version, files))
         filesystem.write_atomically(self._release_path(version), _json(release))
         self._write_config(version)
         return release
@@ -345,7 +361,8 @@ class ServingDirectory:
         if release.get("model") != facts.get("model") and not exported_again:
             return None
         if any(
-            release.get(name) != facts.get(name) for name in (SINGLE_FILES, CAPTIONS, BATCH_SIZE)
+            release.get(name) != facts.get(name)
+            for name in (SINGLE_FILES, CAPTIONS, BATCH_SIZE, C2PA)
         ):
             return None
         version = release["version"]
@@ -362,6 +379,17 @@ class ServingDirectory:
             filesystem.sha256(path) == release["files"][n] for n, path in expected.items()
         )
         return release if same else None
+
+    def _sign_again(self, release: Mapping[str, Any], extra: _Extra) -> None:
+        """Where the key came, or another one, after the push."""
+        version = release["version"]
+        if extra.key is None or seals.signer_of(self._root, version) == extra.key.identity:
+            return
+        self._write_signatures(extra.signatures(version, release["files"]))
+
+    def _write_signatures(self, signatures: Mapping[str, bytes]) -> None:
+        for name, bundle in signatures.items():
+            filesystem.write_atomically(self._path(RELEASES, name), bundle)
 
     def _serve_again(self, version: int) -> None:
         """After a crash that came before `models.config`; not after a rollback."""
@@ -397,6 +425,10 @@ class ServingDirectory:
             for version in self._folders(folder):
                 if version not in releases:
                     filesystem.remove_folder(self._version_folder(folder, version))
+        for name in self._list(RELEASES):
+            of = seals.version_of(name)
+            if of is not None and of not in releases:
+                filesystem.remove_file(self._path(RELEASES, name))
         for name in self._list(""):
             if name.startswith(_STAGING_PREFIX):
                 filesystem.remove_folder(self._path(name))

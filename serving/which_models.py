@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
+from serving import seals
 from serving.client import is_server
 from serving.errors import ServingError, check_place
 from serving.releases import DEFAULT_SERVING_DIR, Release, find_model, find_release
@@ -12,7 +13,7 @@ from serving.remote import SERVERS_MEMORY_BYTES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--serving-dir` or else `--model` or `--server`, `--version` and `--memory-limit`."""
+    """Adds which models, `--memory-limit`, and whether a release is verified."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--serving-dir",
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what a picture may take besides the models: a height and width that need more are "
         f"refused (default: what is free; of a server {SERVERS_MEMORY_BYTES / 1e9:g})",
     )
+    seals.add_arguments(parser)
 
 
 def check(arguments: argparse.Namespace) -> Release | None:
@@ -47,9 +49,16 @@ def check(arguments: argparse.Namespace) -> Release | None:
 
     Raises:
         ServingError: There is no such thing, or what is given is no server's address, or has a
-            secret in it, or no memory is allowed.
+            secret in it, or no memory is allowed, or what is to be verified cannot be.
     """
     memory_limit_bytes(arguments)
+    verification = seals.of(arguments)
+    if verification.signature and (arguments.model or arguments.server):
+        raise ServingError(
+            "--verify and a key are for a release in a --serving-dir: a model that is none has no "
+            "signature, and what a server has loaded is verified where it runs, by python -m "
+            "serving.releases verify --loaded"
+        )
     if arguments.model is not None:
         if arguments.version is not None:
             raise ServingError("--model names one model, which has no --version: leave that out")

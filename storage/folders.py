@@ -19,6 +19,7 @@ from storage import hub
 from storage.addresses import SecretInAddressError, check_address
 from storage.errors import one_line
 from storage.file_systems import open_address
+from storage.filesystem import files_below
 from storage.hashing import sha256_hex
 from storage.transfer import chunks, sha256_of
 from storage.user_errors import UserError
@@ -47,6 +48,10 @@ class Folder(abc.ABC):
     @abc.abstractmethod
     def exists(self, name: str) -> bool:
         """Whether there is a file `name`, which may be a path within the folder."""
+
+    @abc.abstractmethod
+    def names(self) -> list[str]:
+        """All files below it, as paths within it; nothing where its server lists none (http)."""
 
     @abc.abstractmethod
     def local(self, name: str) -> contextlib.AbstractContextManager[Path]:
@@ -99,6 +104,10 @@ class LocalFolder(Folder):
         """See `Folder`."""
         return os.path.isfile(os.path.join(self.address, name))
 
+    def names(self) -> list[str]:
+        """See `Folder`."""
+        return files_below(self.address)
+
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
         """See `Folder`."""
@@ -123,6 +132,14 @@ class RemoteFolder(Folder):
         """See `Folder`."""
         with self._errors_told(name):
             return bool(self._files.isfile(self._path(name)))
+
+    def names(self) -> list[str]:
+        """See `Folder`."""
+        if self.address.startswith(("http://", "https://")):
+            return []
+        root = f"{self._root.rstrip('/')}/"
+        with self._errors_told(""):
+            return sorted(path.removeprefix(root) for path in self._files.find(root))
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -187,6 +204,12 @@ class HubFolder(Folder):
         """See `Folder`."""
         with self._errors_told():
             return f"{self._folder}{name}" in self._model.files()
+
+    def names(self) -> list[str]:
+        """See `Folder`."""
+        with self._errors_told():
+            paths = sorted(self._model.files())
+        return [p.removeprefix(self._folder) for p in paths if p.startswith(self._folder)]
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:

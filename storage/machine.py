@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import resource
 from pathlib import Path
@@ -11,6 +12,9 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 _MEMINFO = "/proc/meminfo"
 _CPUINFO = "/proc/cpuinfo"
 _FLAGS = re.compile(r"^(?:flags|Features)\s*: (.*)$", re.MULTILINE)
+_MODEL_NAME = re.compile(r"^model name\s*: (.*)$", re.MULTILINE)
+# What TensorFlow's kernels choose their arithmetic by.
+_VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 _AVAILABLE = re.compile(r"^MemAvailable: *([0-9]+) kB$", re.MULTILINE)
 
 
@@ -45,6 +49,19 @@ def cpu_flags() -> frozenset[str]:
     cpuinfo = Path(_CPUINFO)
     found = _FLAGS.search(cpuinfo.read_text()) if cpuinfo.is_file() else None
     return frozenset(found[1].split() if found else ())
+
+
+def processor() -> str:
+    """The processor's name, what its vector units can do, and how many cores this process has.
+
+    Who has another rounds otherwise.
+    """
+    cpuinfo = Path(_CPUINFO)
+    found = _MODEL_NAME.search(cpuinfo.read_text()) if cpuinfo.is_file() else None
+    name = found[1].strip() if found else platform.machine()
+    flags = cpu_flags()
+    vectors = [flag for flag in _VECTORS if flag in flags]
+    return ", ".join([name, *vectors, f"{len(os.sched_getaffinity(0))} cores"])
 
 
 def gigabytes(size: float) -> str:

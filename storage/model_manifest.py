@@ -67,7 +67,9 @@ class ModelManifest:
         peak_gpu_memory_bytes: What it took of the GPU's; `None` without one.
         code_version: Hash of the code that trained it.
         git_commit: Commit of that code; `None` outside of a git checkout.
+        git_changed: Whether files of that commit were changed, so that it is not all of the code.
         versions: Python's, and those of the packages that matter.
+        processor: What trained it, of `storage.machine.processor`, and the GPUs, if any.
     """
 
     preset: str
@@ -106,7 +108,9 @@ class ModelManifest:
     peak_gpu_memory_bytes: int | None = None
     code_version: str | None = None
     git_commit: str | None = None
+    git_changed: bool | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    processor: str | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelManifest:

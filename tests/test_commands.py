@@ -12,7 +12,8 @@ import pytest
 
 from docs import commands
 from storage.flags import Command
-from storage.version import VERSION, git_commit
+from storage.made_with import git_commit
+from storage.version import VERSION
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 MODULES = [module for group in commands.COMMANDS.values() for module in group]

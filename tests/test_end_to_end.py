@@ -32,12 +32,15 @@ from loopback_storage import LoopbackStorage
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from PIL import Image, ImageDraw
+from signing_keys import key_pair
 
 from benchmarks.shapes.pictures import write_pictures
 from components import code_version
-from pipeline import housekeeping
+from pipeline import housekeeping, lineage
 from pipeline.vertex.places import stage_code
-from serving import generate
+from serving import generate, seals
+from serving.releases import find_release
+from storage import model_signatures
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 SMALL = small_runs.preset()
@@ -357,10 +360,11 @@ def test_the_emulated_vertex_run_pushes_the_same_models(
     pipeline: Pipeline, first_screen: str
 ) -> None:
     # Neither changes what is trained and pushed, and both take their time.
-    quick = pipeline.settings.replace(SETTINGS, QUICK)
+    private, public = key_pair()
+    quick = pipeline.settings.replace(SETTINGS, QUICK) + "  sign_key_env: RELEASE_KEY\n"
     (pipeline.folder / "quick.yaml").write_text(quick)
     argv = emulation("--emulate-forked", "--steps", "4", settings="quick.yaml")
-    screen = emulate(pipeline, argv)
+    screen = emulate(pipeline, argv, RELEASE_KEY=private.decode())
     for step in STEPS:
         if step != "LatestBlessedModel":
             assert f"{step} executed" in screen
@@ -371,6 +375,63 @@ def test_the_emulated_vertex_run_pushes_the_same_models(
     assert local.keys() == emulated.keys()
     for name, value in local.items():
         np.testing.assert_array_equal(value, emulated[name], err_msg=name)
+    # Signed by the task, as the lineage says; its settings are those of the other run.
+    release = find_release(str(pipeline.folder / "emulated" / "serving_model"))
+    verification = seals.Verification(signature=True, public_key=public)
+    assert seals.verify(release, verification) == []
+    recorded = []
+    for output in (pipeline.output, pipeline.folder / "emulated"):
+        with lineage.locate(str(output)).open() as store:
+            trace = lineage.trace(store, "release:1")
+        signed = [fact.value for fact in trace.facts if fact.name == "signed_by"]
+        of_emulated = output != pipeline.output
+        assert signed == [model_signatures.key_identity(public)] * of_emulated
+        [settings] = [s.execution.recorded for s in trace.steps if s.execution.recorded]
+        recorded.append(json.loads(settings))
+        assert recorded[-1].pop("dataset")["path"].startswith(("hf://", str(pipeline.folder)))
+        del recorded[-1]["serving"], recorded[-1]["evaluation"]
+    assert recorded[0] == recorded[1]
+
+
+def reproduce(pipeline: Pipeline, *flags: str) -> subprocess.CompletedProcess[str]:
+    places = ("--store", str(pipeline.output), "--into", str(pipeline.folder / "again"))
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.reproduce", "release:1", *places, *flags],
+        cwd=pipeline.project,
+        env=pipeline.environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+def test_what_a_release_takes_to_be_made_again_is_said(
+    pipeline: Pipeline, first_screen: str
+) -> None:
+    done = reproduce(pipeline, "--check")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = re.findall(r"^  ([a-z ]+?)  +(same|other|unknown)  ", done.stdout, re.MULTILINE)
+    names = ("data", "base weights", "code", "packages", "processor")
+    assert found == [(name, "same") for name in names]
+    other = pipeline.folder / "served_otherwise"
+    shutil.copytree(pipeline.folder / "served", other)
+    (other / "train.parquet").unlink()
+    done = reproduce(pipeline, "--dataset", str(other))
+    assert done.returncode == 2
+    assert "Nothing was run: data is not as then. --anyway" in done.stdout
+    assert "--dataset FOLDER, with the data as it was" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_release_made_again_is_the_same(pipeline: Pipeline, first_screen: str) -> None:
+    done = reproduce(pipeline, "--json")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["same"]
+    assert all(network["most"] == 0 for network in answer["weights"])
+    assert answer["losses"]["pairs"] > 0
+    assert answer["losses"]["most"] == 0
 
 
 # Takes the machines away before anything is done, in the middle, and when only the export is left.

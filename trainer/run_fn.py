@@ -7,11 +7,9 @@ import dataclasses
 import functools
 import gc
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import resource
 import tempfile
 import time
@@ -25,9 +23,10 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
 
 from storage.filesystem import content_digest
+from storage.machine import processor
+from storage.made_with import git_changed, git_commit, versions
 from storage.model_manifest import ModelManifest
 from storage.user_errors import UserError
-from storage.version import git_commit
 from trainer.data.held_out import HeldOutPictures, held_out_pictures, read_choosing
 from trainer.data.latents import LatentsManifest, batch_spec, training_batches
 from trainer.data.prior import ClassLatents
@@ -94,7 +93,6 @@ _LOGGED = (
     *(_LOSS, "learning_rate", "gradient_norm", "images_per_second", "loss_scale"),
     "prior_loss",  # where there are class pictures
 )
-_RECORDED_PACKAGES = ("tensorflow", "keras", "keras-cv", "tfx", "numpy", "safetensors")
 
 logger = logging.getLogger(__name__)
 
@@ -1034,10 +1032,9 @@ def _record(
         peak_gpu_memory_bytes=peak_gpu_bytes(),
         code_version=settings.code_version,
         git_commit=git_commit(),
-        versions={
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
-        },
+        git_changed=git_changed(),
+        versions=versions(),
+        processor=_processor(),
     ).write(fn_args.serving_model_dir)
     trained_on = [*tf.io.gfile.glob(list(run.train_files)), *(run.prior.files if run.prior else ())]
     TrainedOn(
@@ -1212,6 +1209,14 @@ def _line(settings: TrainerSettings, facts: dict[str, Any]) -> Line:
 
 def _name(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    gpus = [
+        str(tf.config.experimental.get_device_details(gpu).get("device_name", "a GPU"))
+        for gpu in tf.config.list_physical_devices("GPU")
+    ]
+    return ", ".join([processor(), *gpus])
 
 
 def _copy_tree(source: str, target: str) -> None:

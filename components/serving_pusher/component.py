@@ -24,6 +24,11 @@ class ServingPusherSpec(component_spec.ComponentSpec):
         "checkpoint": component_spec.ExecutionParameter(type=str),
         "batch_size": component_spec.ExecutionParameter(type=int),
         "publish_captions": component_spec.ExecutionParameter(type=int),
+        "sign_key": component_spec.ExecutionParameter(type=str),
+        "sign_key_env": component_spec.ExecutionParameter(type=str),
+        "c2pa_certificate": component_spec.ExecutionParameter(type=str),
+        "c2pa_key_env": component_spec.ExecutionParameter(type=str),
+        "settings": component_spec.ExecutionParameter(type=str),
         "training_dataset": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
@@ -44,7 +49,8 @@ class ServingPusher(base_component.BaseComponent):
     Outputs:
       pushed_model: `standard_artifacts.PushedModel`, holding a copy of the release file as
         `release.json` where something was pushed. Custom properties: `pushed` (1 or 0) and either
-        `pushed_destination` and `pushed_version` (text), or `reason` (why nothing was pushed).
+        `pushed_destination` and `pushed_version` (text), or `reason` (why nothing was pushed); and
+        `signed_by`, the SHA-256 of the public key, of a release that was signed.
     """
 
     SPEC_CLASS = ServingPusherSpec
@@ -63,6 +69,11 @@ class ServingPusher(base_component.BaseComponent):
         checkpoint: str = "",
         batch_size: int = 1,
         publish_captions: bool = True,
+        sign_key: str = "",
+        sign_key_env: str = "",
+        c2pa_certificate: str = "",
+        c2pa_key_env: str = "",
+        settings: str = "",
         training_dataset: str | RuntimeParameter = "",
     ) -> None:
         """Makes the component.
@@ -83,6 +94,13 @@ class ServingPusher(base_component.BaseComponent):
             batch_size: The most pictures that TensorFlow Serving draws together, of requests that
                 come at the same moment; 1 for each by itself.
             publish_captions: Whether captions, or words of them, may be in a release.
+            sign_key: File with the private key that releases are signed with; "" for none.
+            sign_key_env: Or the environment variable that holds it, by its name; "" for none.
+            c2pa_certificate: File with the chain of certificates, PEM, that pictures of the release
+                are signed with, which goes into it; "" for none.
+            c2pa_key_env: The environment variable that holds the key of that where they are drawn.
+            settings: All settings of the run, as JSON, for whoever wants to make it again. Nothing
+                else depends on them.
             training_dataset: Where the dataset lies, of the hub with its commit, for the release to
                 say; "" if it need not. Nothing else depends on it, so that the same pictures in
                 another place push nothing again.
@@ -91,6 +109,12 @@ class ServingPusher(base_component.BaseComponent):
             ValueError: A setting is impossible, or the address has a secret in it.
         """
         check_address(push_destination)
+        check_address(sign_key)
+        check_address(c2pa_certificate)
+        if sign_key and sign_key_env:
+            raise ValueError("sign_key and sign_key_env both name a key: give one of them")
+        if bool(c2pa_certificate) != bool(c2pa_key_env):
+            raise ValueError("c2pa_certificate and c2pa_key_env belong together: give both")
         if not push_destination:
             raise ValueError("push_destination is empty: give the path of the serving directory")
         if keep_versions < 0:
@@ -116,6 +140,11 @@ class ServingPusher(base_component.BaseComponent):
                 checkpoint=checkpoint,
                 batch_size=batch_size,
                 publish_captions=int(publish_captions),
+                sign_key=sign_key,
+                sign_key_env=sign_key_env,
+                c2pa_certificate=c2pa_certificate,
+                c2pa_key_env=c2pa_key_env,
+                settings=settings,
                 training_dataset=training_dataset,
                 code_version=code_version(executor.__name__),
                 model=model,

@@ -21,7 +21,8 @@ from tfx.utils import path_utils
 from components.serving_pusher.batching import batching_parameters
 from components.serving_pusher.single_files import single_files
 from components.serving_pusher.warmup import warmup_requests
-from serving.releases import SINGLE_FILES
+from serving import marking, seals
+from serving.releases import C2PA, SINGLE_FILES
 from serving.serving_directory import (
     BATCH_SIZE,
     CAPTIONS,
@@ -35,6 +36,7 @@ from storage.user_errors import UserError
 from storage.verdict import UNSURE, VERDICT
 
 RELEASE_NAME = "release.json"
+SIGNED_BY = "signed_by"
 CHECKPOINTS = ("", "float16", "float32")
 """What the file for other tools may store weights as; "" for none."""
 
@@ -59,6 +61,8 @@ class Executor(base_executor.BaseExecutor):
 
         Raises:
             CorruptCopyError: A file changed on its way.
+            ServingError: The key that releases are signed with, or the certificate for pictures, is
+                not there, or is none.
             UserError: The canary came to no verdict.
             WeightsError: The file for other tools needs base weights that are not there any more.
         """
@@ -70,6 +74,7 @@ class Executor(base_executor.BaseExecutor):
             _mark_not_pushed(pushed_model, "the model is not blessed")
             return
 
+        key = seals.signing_key(exec_properties["sign_key"], exec_properties["sign_key_env"])
         source = path_utils.serving_model_path(model.uri)
         # As it is: a release keeps what the model says of itself, whichever version wrote it.
         content = json.loads(filesystem.read_bytes(os.path.join(source, MODEL_MANIFEST_NAME)))
@@ -92,6 +97,10 @@ class Executor(base_executor.BaseExecutor):
         }
         if not exec_properties["publish_captions"]:
             facts[CAPTIONS] = False
+        if exec_properties["c2pa_certificate"]:
+            facts[C2PA] = marking.signed_with(
+                exec_properties["c2pa_certificate"], exec_properties["c2pa_key_env"]
+            )
         batch_size = exec_properties["batch_size"]
         in_batches = batch_size > 1
         if in_batches:
@@ -128,6 +137,7 @@ class Executor(base_executor.BaseExecutor):
                 warmup,
                 single_files={name: file.write for name, file in files.items()},
                 batching=batching_parameters(batch_size) if in_batches else None,
+                key=key,
             )
         except ModelRefusedError as refusal:
             _mark_not_pushed(pushed_model, str(refusal))
@@ -141,6 +151,8 @@ class Executor(base_executor.BaseExecutor):
         pushed_model.set_int_custom_property("pushed", 1)
         pushed_model.set_string_custom_property("pushed_destination", directory.root)
         pushed_model.set_string_custom_property("pushed_version", str(release["version"]))
+        if key is not None:
+            pushed_model.set_string_custom_property(SIGNED_BY, key.identity)
         marked = ""
         if facts[VERDICT] == UNSURE:
             pushed_model.set_string_custom_property(VERDICT, facts[VERDICT])

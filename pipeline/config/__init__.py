@@ -9,6 +9,7 @@ from pipeline.config.checks import prompt_notes
 from pipeline.config.layering import DEFAULT_FILE, default_values
 from pipeline.config.loading import REPO_ROOT, load_config, save_config
 from pipeline.config.resolving import (
+    check_keys,
     check_output_folder,
     resolve_base_weights,
     resolve_clip_model,
@@ -31,6 +32,7 @@ __all__ = [
     "EvaluationConfig",
     "PriorConfig",
     "RunConfig",
+    "check_keys",
     "check_output_folder",
     "default_values",
     "load_config",

@@ -65,6 +65,16 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
     _check_start_from(config.model.start_from, given["model.start_from"])
     if config.serving.checkpoint is not None:
         _check_checkpoint(preset, given["serving.checkpoint"])
+    if config.serving.sign_key is not None and config.serving.sign_key_env is not None:
+        raise ConfigError(
+            f"{given['serving.sign_key']} is impossible with serving.sign_key_env: both name a "
+            "key, give one of them"
+        )
+    if (config.serving.c2pa_certificate is None) != (config.serving.c2pa_key_env is None):
+        raise ConfigError(
+            f"{given['serving.c2pa_certificate']} and {given['serving.c2pa_key_env']} belong "
+            "together: give both, or null for both"
+        )
     check_measures(config.evaluation.measures, str(given["evaluation.measures"]))
     _check_prompts(config.validation.prompts or ())
     if config.evaluation.clip_model is not None and not config.evaluation.num_samples:

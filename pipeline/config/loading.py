@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import typing
 from collections.abc import Mapping
@@ -78,6 +79,17 @@ def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
     os.replace(partial, target)
 
 
+def recorded_settings(config: RunConfig) -> str:
+    """What a run that made a release was set to, as JSON that `load_config` reads as a file.
+
+    Where it wrote, what it kept and which machines of Vertex it had are not in it.
+    """
+    tree = dataclasses.asdict(config)
+    for name in (OUTPUT, *KEEPING, "vertex"):
+        del tree[name]
+    return json.dumps(tree, sort_keys=True, ensure_ascii=False)
+
+
 def _fill_in(given: Mapping[str, Given], preset: Preset) -> dict[str, Given]:
     """What is left open outside of `training`, whose own classes know what to do about it."""
     filled = dict(given)
@@ -142,7 +154,7 @@ def _section(section: str, cls: type, given: Mapping[str, Given]) -> Any:
 
 def _with_absolute_paths(config: RunConfig, given: Mapping[str, Given]) -> RunConfig:
     dataset, model, evaluation = config.dataset, config.model, config.evaluation
-    word = config.word
+    word, serving = config.word, config.serving
     if given["dataset.path"].origin == DEFAULT:
         dataset = dataclasses.replace(dataset, path=str(REPO_ROOT / dataset.path))
     if dataset.schema is not None:
@@ -155,6 +167,11 @@ def _with_absolute_paths(config: RunConfig, given: Mapping[str, Given]) -> RunCo
         model = dataclasses.replace(model, start_from=_absolute(model.start_from))
     if evaluation.clip_model is not None:
         evaluation = dataclasses.replace(evaluation, clip_model=_absolute(evaluation.clip_model))
+    if serving.sign_key is not None:
+        serving = dataclasses.replace(serving, sign_key=_absolute(serving.sign_key))
+    if serving.c2pa_certificate is not None:
+        certificate = _absolute(serving.c2pa_certificate)
+        serving = dataclasses.replace(serving, c2pa_certificate=certificate)
     if word.learned_from is not None:
         word = dataclasses.replace(word, learned_from=_absolute(word.learned_from))
     return dataclasses.replace(
@@ -163,6 +180,7 @@ def _with_absolute_paths(config: RunConfig, given: Mapping[str, Given]) -> RunCo
         model=model,
         word=word,
         evaluation=evaluation,
+        serving=serving,
         output=_absolute(config.output),
     )
 

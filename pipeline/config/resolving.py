@@ -188,6 +188,25 @@ def resolve_clip_model(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, evaluation=resolved)
 
 
+def check_keys(config: RunConfig) -> None:
+    """Looks at what releases and their pictures are signed with, where they are signed here.
+
+    Raises:
+        ConfigError: It is not there, or cannot sign.
+    """
+    # NumPy and what writes pictures cost a time that errors in other settings need not wait for.
+    from serving import marking, seals
+    from serving.errors import ServingError
+
+    serving = config.serving
+    try:
+        seals.signing_key(serving.sign_key, serving.sign_key_env)
+        if serving.c2pa_certificate is not None:
+            marking.signed_with(serving.c2pa_certificate, serving.c2pa_key_env or "")
+    except ServingError as error:
+        raise ConfigError(str(error)) from None
+
+
 def check_output_folder(output: str) -> None:
     """Creates `output` where it is missing; raises a `ConfigError` where it cannot be used."""
     try:

@@ -31,6 +31,13 @@ from trainer.training_config import (
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 DiskCheck = Literal["refuse", "warn"]
+VariableName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="the name of an environment variable, such as SIGNING_KEY",
+    ),
+]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Distance = Annotated[float, Field(ge=0, le=1)]
 KeepRuns = Annotated[int, Field(ge=0)]
@@ -298,6 +305,11 @@ class ServingConfig:
             no such file.
         batch_size: The most pictures that TensorFlow Serving draws together; 1 for each by itself.
         publish_captions: Whether captions of the dataset, or their words, may be in a release.
+        sign_key: File with the private key that releases are signed with; `None` for none.
+        sign_key_env: Or the environment variable that holds it, by its name; `None` for none.
+        c2pa_certificate: File with the certificates that pictures of a release are signed with;
+            `None` for no signature.
+        c2pa_key_env: The environment variable that holds their key where pictures are drawn.
     """
 
     canary: bool
@@ -306,6 +318,10 @@ class ServingConfig:
     checkpoint: WeightsDtype | None
     batch_size: Annotated[int, Field(ge=1, le=64)]
     publish_captions: bool
+    sign_key: Text | None
+    sign_key_env: VariableName | None
+    c2pa_certificate: Text | None
+    c2pa_key_env: VariableName | None
 
 
 @dataclass(frozen=True, config=_STRICT)

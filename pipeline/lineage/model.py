@@ -45,7 +45,12 @@ NOT_CONTENT = frozenset(
 )
 """Properties that say nothing of what an artifact holds; the last five are TFX's own."""
 
-NOTED_SETTINGS = frozenset({"training_dataset", "latents_index", "datasets_index"})
+RECORDED_SETTINGS = "settings"
+"""Property of a push: all settings of its run, which other steps have one by one."""
+
+NOTED_SETTINGS = frozenset(
+    {"training_dataset", "latents_index", "datasets_index", RECORDED_SETTINGS}
+)
 """Settings that what comes out does not depend on, such as what a step only writes down: another
 value is no reason to execute it again."""
 
@@ -143,6 +148,8 @@ class Execution:
         settings: Its execution properties; JSON objects are taken apart, with dots in the names.
         error: What a failed step said, or why it was interrupted.
         run_id: Id of its run; None for a step outside of any run.
+        recorded: All settings of its run, as JSON, where it wrote them down for whoever wants to
+            make its release again; "" elsewhere.
     """
 
     id: int
@@ -154,6 +161,7 @@ class Execution:
     settings: Mapping[str, Value]
     error: str
     run_id: int | None
+    recorded: str = ""
 
     @property
     def seconds(self) -> float | None:

@@ -16,6 +16,7 @@ from pipeline.lineage.graph import Graph
 from pipeline.lineage.model import (
     FAILURE_REASON,
     INTERRUPTED,
+    RECORDED_SETTINGS,
     Artifact,
     ArtifactState,
     Execution,
@@ -50,7 +51,7 @@ _RUN_TYPE, _PIPELINE_TYPE, _NODE_TYPE, _CACHE_TYPE = (
     "execution_cache",
 )
 _ERROR_PROPERTIES = (FAILURE_REASON, "__execution_result__")
-_OURS = (FAILURE_REASON, INTERRUPTED)
+_OURS = (FAILURE_REASON, INTERRUPTED, RECORDED_SETTINGS)
 _ABANDONED = "the run ended before this step did"
 _MAX_JSON_DEPTH = 6
 # How ML Metadata's client writes a JSON value as text.
@@ -204,6 +205,7 @@ class Store:
                     settings=_flat(properties[i]),
                     error=_error_text(str(error)) if state is not State.COMPLETE else "",
                     run_id=self.run_of.get(i),
+                    recorded=str(hidden[i].get(RECORDED_SETTINGS) or ""),
                 )
             )
         return sorted(found, key=lambda e: (e.started, e.id))

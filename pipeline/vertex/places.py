@@ -76,8 +76,20 @@ def in_image(config: RunConfig, *, others: bool = False) -> RunConfig:
     if prior.folder is not None:
         folder = _in_image("prior.folder", prior.folder, others)
         prior = dataclasses.replace(prior, folder=folder)
+    serving = config.serving
+    if serving.sign_key is not None:
+        key = _in_image("serving.sign_key", serving.sign_key, others)
+        serving = dataclasses.replace(serving, sign_key=key)
+    if serving.c2pa_certificate is not None:
+        chain = _in_image("serving.c2pa_certificate", serving.c2pa_certificate, others)
+        serving = dataclasses.replace(serving, c2pa_certificate=chain)
     return dataclasses.replace(
-        config, dataset=dataset, model=model, evaluation=evaluation, prior=prior
+        config,
+        dataset=dataset,
+        model=model,
+        evaluation=evaluation,
+        prior=prior,
+        serving=serving,
     )
 
 

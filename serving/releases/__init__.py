@@ -35,6 +35,8 @@ CHECKPOINT_NAME = "model.safetensors"
 """The whole model in one file, among them."""
 FOLDERS = (*ALL_NETWORKS, SINGLE_FILES)
 """What a version has a folder in each of, the last two not always."""
+C2PA = "c2pa"
+"""What a release says of how its pictures are signed; see `serving.marking.signed_with`."""
 RELEASES = "releases"
 EXPORT_NAME = "Format-Serving"
 """Folder of a model's artifact that TFX puts the SavedModels into."""

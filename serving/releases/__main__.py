@@ -7,10 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 
+from serving import seals
 from serving.errors import ServingError
 from serving.releases import (
     DEFAULT_SERVING_DIR,
     Release,
+    configured_versions,
     current_version,
     find_release,
     list_versions,
@@ -18,6 +20,8 @@ from serving.releases import (
 from serving.serving_directory import ServingDirectory
 from storage.flags import Command, Parser
 from storage.user_errors import UserError
+
+_SHOWN_HEX_DIGITS = 12
 
 
 def command() -> Command:
@@ -52,6 +56,12 @@ def command() -> Command:
     show.add_argument("version", type=int, nargs="?", help="(default: the current one)")
     verify = add("verify", "Whether the files of a release are those that were pushed.")
     verify.add_argument("version", type=int, nargs="?", help="(default: the current one)")
+    verify.add_argument(
+        "--loaded",
+        action="store_true",
+        help="all releases that servers load, as a deployment checks them before it starts",
+    )
+    seals.add_key_arguments(verify)
     rollback = add("rollback", "Serves an earlier release again, after verifying its files.")
     rollback.add_argument(
         "--to", type=int, metavar="VERSION", help="(default: the one before the current one)"
@@ -79,12 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             release = directory.read_release(arguments.version or current)
             print(json.dumps(release, indent=2, sort_keys=True))
         elif arguments.command == "verify":
-            version = arguments.version or current
-            damaged = directory.damaged_files(version)
-            for path in damaged:
-                print(f"missing or changed: {path}")
-            print(f"release {version} is {'damaged' if damaged else 'as it was pushed'}")
-            return bool(damaged)
+            return _verify(arguments, current)
         elif arguments.command == "rollback":
             print(f"release {directory.rollback(arguments.to)} is served now")
         elif arguments.keep < 1:
@@ -100,6 +105,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _verify(arguments: argparse.Namespace, current: int) -> int:
+    """Verifies releases; returns the exit code."""
+    serving_dir, status = arguments.serving_dir, 0
+    arguments.verify = None
+    verification = seals.of(arguments)
+    if arguments.loaded and arguments.version is not None:
+        raise ServingError("--loaded means what servers load: leave the version out")
+    loaded = configured_versions(serving_dir) or [current]
+    for version in loaded if arguments.loaded else [arguments.version or current]:
+        release = find_release(serving_dir, version)
+        if "files" not in release.facts:
+            raise ServingError(
+                f"release {version} names no files in its release file: nothing can be verified"
+            )
+        damaged = seals.verify(release, verification)
+        for fault in damaged:
+            print(fault)
+        signer = seals.signer_of(serving_dir, version)[:_SHOWN_HEX_DIGITS]
+        by = f", signed by the key {signer}" if signer else ", not signed"
+        print(f"release {version} is {'damaged' if damaged else f'as it was pushed{by}'}")
+        status = status or bool(damaged)
+    return status
+
+
 def _line(release: Release, is_current: bool) -> str:
     facts = release.facts
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in facts.get("metrics", {}).items())
@@ -109,6 +138,7 @@ def _line(release: Release, is_current: bool) -> str:
         facts.get("preset", ""),
         metrics,
         "unsure" if release.unsure else "",
+        "signed" if seals.signer_of(release.serving_dir, release.version) else "",
     ]
     return ("* " if is_current else "  ") + "  ".join(filter(None, columns))
 

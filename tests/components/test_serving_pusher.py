@@ -14,13 +14,15 @@ import pytest
 import safetensors
 import tensorflow as tf
 from google.protobuf import text_format
+from signing_keys import key_pair
 from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 from tfx.types import standard_artifacts
 
 from components.serving_pusher import ServingPusher, executor
-from serving import serving_directory
+from serving import seals, serving_directory
 from serving.client import Generator
+from serving.errors import ServingError
 from serving.publish import model_card
 from serving.releases import SERVED_NETWORKS, find_release, list_versions
 from serving.releases.__main__ import main as releases_command
@@ -30,7 +32,7 @@ from serving.serving_directory import (
     CorruptCopyError,
     ServingDirectory,
 )
-from storage import filesystem
+from storage import filesystem, model_signatures
 from storage.user_errors import UserError
 from trainer import model_spec
 from trainer.data.caption_counts import write_counts
@@ -130,6 +132,8 @@ def push(tmp_path, model_folder):
         checkpoint="",
         captions=True,
         batch_size=1,
+        sign_key_env="",
+        c2pa=("", ""),
     ):
         nonlocal count
         count += 1
@@ -160,6 +164,11 @@ def push(tmp_path, model_folder):
                 "checkpoint": checkpoint,
                 "batch_size": batch_size,
                 "publish_captions": int(captions),
+                "sign_key": "",
+                "sign_key_env": sign_key_env,
+                "c2pa_certificate": str(c2pa[0]),
+                "c2pa_key_env": c2pa[1],
+                "settings": "{}",
                 "training_dataset": "hf://datasets/org/creatures@0123abc",
                 "code_version": "1",
             },
@@ -659,6 +668,30 @@ def test_a_release_is_made_for_servers_that_draw_requests_together(push, tmp_pat
         )
         expected = "rows" if batch_size > 1 else "serving_default"
         assert [log.predict_log.request.model_spec.signature_name for log in logs] == [expected]
+
+
+def test_a_release_is_signed_and_says_what_signs_its_pictures(push, tmp_path, monkeypatch):
+    private, public = key_pair()
+    monkeypatch.setenv("SIGNING_KEY", private.decode())
+    chain = tmp_path / "chain.pem"
+    chain.write_text("-----BEGIN CERTIFICATE-----")
+    pushed = push(sign_key_env="SIGNING_KEY", c2pa=(chain, "PICTURE_KEY"))
+    identity = model_signatures.key_identity(public)
+    assert pushed.get_string_custom_property("signed_by") == identity
+    release = find_release(str(push.root))
+    assert release.facts["c2pa"] == {"certificate": chain.read_text(), "key_env": "PICTURE_KEY"}
+    assert seals.verify(release, seals.Verification(signature=True, public_key=public)) == []
+    # Nothing of the key is written anywhere.
+    for path in filter(Path.is_file, tmp_path.rglob("*")):
+        assert b"PRIVATE KEY" not in path.read_bytes()
+    # The same model, whose pictures are signed by nobody any more, is another release.
+    assert push(model_id=1).get_string_custom_property("signed_by") == ""
+    assert list_versions(str(push.root)) == [1, 2]
+    chain.write_text(f"{chain.read_text()}\n-----BEGIN PRIVATE KEY-----")
+    with pytest.raises(ServingError, match="it goes into the release"):
+        push(c2pa=(chain, "PICTURE_KEY"))
+    with pytest.raises(ServingError, match="there is nothing in that environment variable"):
+        push(sign_key_env="NOT_THERE")
 
 
 def test_two_pushes_at_once_are_two_releases(push, model_folder):

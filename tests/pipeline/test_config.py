@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from signing_keys import key_pair
 
 import runner_local
 from pipeline.config import (
@@ -18,6 +19,7 @@ from pipeline.config import (
     ConfigError,
     DatasetConfig,
     EvaluationConfig,
+    check_keys,
     load_config,
     prompt_notes,
     resolve_clip_model,
@@ -81,6 +83,9 @@ def test_every_value_is_set_after_resolution():
     # There is no class.
     for name in ("caption", "folder", "folder_fingerprint", "max_distance"):
         assert closed["prior"].pop(name) is None
+    # Nothing is signed.
+    for name in ("sign_key", "sign_key_env", "c2pa_certificate", "c2pa_key_env"):
+        assert closed["serving"].pop(name) is None
     word = closed.pop("word")
     # None is learned.
     assert {name for name, value in word.items() if value is None} == {
@@ -386,6 +391,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         for field in dataclasses.fields(cls)
     } | {"prompts", "checkpoint", "evaluate_every_steps", "zero_terminal_snr"}
     no_preset_decides |= {"folder", "folder_fingerprint", "num_compared", "max_distance"}
+    no_preset_decides |= {"sign_key", "sign_key_env", "c2pa_certificate", "c2pa_key_env"}
     no_preset_decides |= {f"bucket_{name}" for name in BUCKET_LIMITS}
     for number, line in enumerate(lines):
         if re.match(r"  [a-z_]+:", line):
@@ -699,3 +705,35 @@ def test_what_is_withdrawn_is_another_dataset_and_checked_before_a_run(tmp_path:
     listed.unlink()
     with pytest.raises(ConfigError, match=r"dataset\.withdrawn: .*withdrawn\.txt cannot be read"):
         resolve_dataset(config)
+
+
+@pytest.mark.parametrize(
+    ("serving", "message"),
+    [
+        ({"sign_key": "a", "sign_key_env": "B"}, r"both name a key, give one of them"),
+        ({"c2pa_certificate": "a"}, r"belong together: give both, or null for both"),
+        ({"c2pa_key_env": "A"}, r"belong together: give both, or null for both"),
+        ({"sign_key_env": "-----BEGIN"}, r"must be the name of an environment variable, such as"),
+    ],
+)
+def test_what_is_signed_with_is_named(serving, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, {f"serving.{key}": ("--x", value) for key, value in serving.items()})
+
+
+def test_keys_are_looked_at_before_anything_starts(tmp_path, monkeypatch):
+    def of(**serving):
+        check_keys(load_config(None, {f"serving.{k}": ("--x", v) for k, v in serving.items()}))
+
+    of()
+    private, _ = key_pair()
+    monkeypatch.setenv("RELEASE_KEY", private.decode())
+    of(sign_key_env="RELEASE_KEY")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "release.key").write_bytes(private)
+    of(sign_key="release.key")
+    with pytest.raises(ConfigError, match=r"serving\.sign_key_env names NOT_THERE"):
+        of(sign_key_env="NOT_THERE")
+    # A key in place of the certificates would go into every release.
+    with pytest.raises(ConfigError, match="must hold certificates in PEM and nothing else"):
+        of(c2pa_certificate="release.key", c2pa_key_env="PICTURE_KEY")

@@ -1,5 +1,6 @@
 """What Docker Compose and Kubernetes accept, and what TensorFlow Serving needs of them."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from tf_serving_batches import parsed_parameters
 
 from components.serving_pusher.batching import batching_parameters
 from serving.releases import SERVED_NETWORKS
+from serving.releases import __main__ as releases_command
+from serving.seals import KEY_ENV
 
 DEPLOY = Path(__file__).resolve().parents[2] / "serving" / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -54,8 +57,12 @@ def kubernetes() -> dict[str, dict[str, Any]]:
 
 def test_compose_is_valid_and_serves_the_directory() -> None:
     content = compose(SERVING_DIR=SERVING_DIR)
-    assert set(content["services"]) == {"cpu", "gpu"}
-    for service in content["services"].values():
+    services = content["services"]
+    verify = services.pop("verify")
+    assert set(services) == {"cpu", "gpu"}
+    for service in services.values():
+        # Nothing is loaded that is not what was pushed.
+        assert service["depends_on"] == {"verify": {"condition": "service_completed_successfully"}}
         assert f"--model_config_file={SERVING_DIR}/models.config" in service["command"]
         assert service["volumes"] == [
             f"{SERVING_DIR}:{SERVING_DIR}:ro",
@@ -64,8 +71,23 @@ def test_compose_is_valid_and_serves_the_directory() -> None:
         assert set(BATCHING_FLAGS) < set(service["command"])
         # TensorFlow Serving asks nobody for a password.
         assert all(str(port).startswith("127.0.0.1:") for port in service["ports"])
+    assert verify["command"] == [SERVING_DIR]
+    assert verify["volumes"] == [f"{SERVING_DIR}:{SERVING_DIR}:ro"]
+    # By its name alone.
+    assert verify["environment"] == [KEY_ENV]
     device = content["services"]["gpu"]["deploy"]["resources"]["reservations"]["devices"][0]
     assert device["capabilities"] == ["gpu"]
+
+
+def test_the_container_that_verifies_has_what_it_imports() -> None:
+    dockerfile = (DEPLOY / "verify.Dockerfile").read_text()
+    entry = json.loads(re.findall(r"^ENTRYPOINT (.*)$", dockerfile, re.MULTILINE)[0])
+    assert releases_command._parser().parse_args([*entry[3:], SERVING_DIR]).loaded
+    pinned = re.compile(r"^([a-z0-9][\w.-]*)==(\S+)", re.MULTILINE)
+    there = dict(pinned.findall((DEPLOY / "verify.lock").read_text()))
+    tested = dict(pinned.findall((DEPLOY.parents[1] / "requirements.lock").read_text()))
+    assert {"model-signing", "numpy", "pyopenssl"} < there.keys()
+    assert there.items() <= tested.items()
 
 
 def test_compose_asks_for_the_directory() -> None:
@@ -99,6 +121,11 @@ def test_manifests_fit_together() -> None:
         documents["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
     ):
         assert selector.items() <= labels.items()
+    [verify] = pod["spec"]["initContainers"]
+    command = [*verify["command"], *verify["args"]]
+    assert command[:3] == ["python", "-m", "serving.releases"]
+    assert releases_command._parser().parse_args(command[3:]).loaded
+    assert [variable["name"] for variable in verify["env"]] == ["SERVING_DIR", KEY_ENV]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"grpc": 8500, "rest": 8501}
     assert {port["targetPort"] for port in service["spec"]["ports"]} == set(ports)

@@ -1,7 +1,6 @@
 """Releases go to a hub, a bucket and a folder, and come back with every byte, or not at all."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from small_sources import write_source
 from serving import png, publish, pull
 from serving.client import Generator
 from serving.errors import ServingError
-from serving.releases import SERVED_NETWORKS, find_release
+from serving.marking import Marking
+from serving.releases import SERVED_NETWORKS, Release, find_release
 from serving.serving_directory import ServingDirectory
 from storage.commands import module_command
 
@@ -339,11 +339,10 @@ def test_prompts_of_the_card_are_the_validation_prompts(
 ) -> None:
     asked = []
 
-    def draw(generator: Callable, prompts: list[str]) -> list[publish.Picture]:
+    def draw(release: Release, prompts: list[str], _: Marking) -> list[publish.Picture]:
         asked.extend(prompts)
         return [publish.Picture(prompt, 0, b"png") for prompt in prompts]
 
-    monkeypatch.setattr(publish, "Generator", lambda *_: None)
     monkeypatch.setattr(publish, "_draw", draw)
     address = publish.publish(str(root), str(tmp_path / "out"))
     assert asked == MANIFEST["validation"]["prompts"]

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 from loopback_storage import LoopbackStorage
+from signing_keys import key_pair
 from small_sources import write_source
+
+from storage.model_signatures import key_identity
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 ROOT = "gs://bucket/serving"
+PRIVATE, PUBLIC = key_pair()
 
 # Arguments: root, source, model; and the end of a path, at which the push kills itself.
 _PUSH = """
@@ -23,7 +27,8 @@ import os, signal, sys
 from serving import lock
 from storage import filesystem
 from serving.serving_directory import ServingDirectory
-lock.SETTLE_SECONDS, lock.HEARTBEAT_SECONDS, lock.STALE_SECONDS = 0.2, 0.5, 4.0
+from storage.model_signatures import SigningKey
+lock.SETTLE_SECONDS, lock.HEARTBEAT_SECONDS, lock.STALE_SECONDS = 0.2, 0.5, 12.0
 root, source, model, *last = sys.argv[1:]
 if last:
     write_atomically = filesystem.write_atomically
@@ -32,7 +37,8 @@ if last:
             os.kill(os.getpid(), signal.SIGKILL)
         write_atomically(path, contents)
     filesystem.write_atomically = write
-release = ServingDirectory(root).publish(source, {"model": model}, lambda staged: None)
+key = SigningKey(os.environ["RELEASE_KEY"].encode())
+release = ServingDirectory(root).publish(source, {"model": model}, lambda staged: None, key=key)
 print(release["version"])
 """
 
@@ -47,7 +53,12 @@ def start(storage: LoopbackStorage, *command: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=REPO_ROOT,
-        env={**os.environ, **storage.environment},
+        env={
+            **os.environ,
+            **storage.environment,
+            "RELEASE_KEY": PRIVATE.decode(),
+            "RELEASE_PUBLIC_KEY": PUBLIC.decode(),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -89,6 +100,7 @@ def test_pushes_to_a_bucket(storage: LoopbackStorage, tmp_path: Path) -> None:
     assert sorted(done(process).strip() for process in both) == ["3", "4"]
     assert {release(storage, version)["model"] for version in (3, 4)} == {"c", "d"}
     names = [name for name in storage.names() if not name.endswith("/")]
+    assert not any("/2." in name for name in names)
     assert not any("/2/" in name or "/.staging-" in name or "/.claims/" in name for name in names)
     assert storage.read("serving/models.config").decode().count("versions: 4") == 3
 
@@ -99,8 +111,17 @@ def test_pushes_to_a_bucket(storage: LoopbackStorage, tmp_path: Path) -> None:
 
     assert run("rollback") == "release 3 is served now\n"
     assert storage.read("serving/models.config").decode().count("versions: 3") == 3
-    assert [line.split() for line in run("list").splitlines()] == [["1"], ["*", "3"], ["4"]]
-    assert run("verify", "1") == "release 1 is as it was pushed\n"
+    listed = [line.split() for line in run("list").splitlines()]
+    assert listed == [["1", "signed"], ["*", "3", "signed"], ["4", "signed"]]
+    signed = f", signed by the key {key_identity(PUBLIC)[:12]}\n"
+    assert run("verify", "1") == f"release 1 is as it was pushed{signed}"
+    storage.write("serving/decoder/1/saved_model.pb", b"changed")
+    storage.write("serving/decoder/1/extra", b"added")
+    harmed = start(storage, "-m", "serving.releases", "verify", "1", "--serving-dir", ROOT)
+    assert harmed.communicate(timeout=200)[0] == (
+        "added: decoder/1/extra\nchanged: decoder/1/saved_model.pb\nrelease 1 is damaged\n"
+    )
+    assert harmed.returncode == 1
     assert run("prune", "--keep", "1").startswith("removed: 1\nkept: 4, of the newest 1\n")
     assert not any(name.startswith("serving/decoder/1/") for name in storage.names())
     assert run("rollback", "--to", "4") == "release 4 is served now\n"

@@ -156,3 +156,23 @@ def test_the_command_line_refuses_half_of_it(
         printed = capsys.readouterr()
         assert said in printed.err
         assert "PRIVATE" not in printed.err + printed.out
+
+
+def test_pictures_are_signed_as_their_release_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate, key = made()
+    chain = tmp_path / "chain.pem"
+    chain.write_bytes(certificate)
+    facts = {"c2pa": marking.signed_with(str(chain), "PICTURE_KEY")}
+    monkeypatch.delenv("PICTURE_KEY", raising=False)
+    assert marking.signer_of({}) is None
+    assert capsys.readouterr().err == ""
+    assert marking.signer_of(facts) is None
+    assert "note: pictures are not signed: the release asks for" in capsys.readouterr().err
+    monkeypatch.setenv("PICTURE_KEY", key.decode())
+    signed = marking.Marking(signer=marking.signer_of(facts)).encode(PIXELS, [MARKS])
+    assert content_credentials.read(signed).valid
+    monkeypatch.setenv("PICTURE_KEY", made()[1].decode())
+    with pytest.raises(ServingError, match="the key is not that of the first certificate"):
+        marking.signer_of(facts)

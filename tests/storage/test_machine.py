@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,4 @@ def test_what_a_processor_can_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert machine.cpu_flags() == frozenset()
     listed.write_text("processor\t: 0\nflags\t\t: fpu amx_bf16\nbugs\t\t: none\n\nflags\t: other\n")
     assert machine.cpu_flags() == {"fpu", "amx_bf16"}
+    assert re.fullmatch(r".+, amx_bf16, \d+ cores", machine.processor())

@@ -530,6 +530,11 @@ def test_a_release_has_the_file_that_the_command_writes_of_it(
         "canary": 0,
         "checkpoint": "float16",
         "publish_captions": 1,
+        "sign_key": "",
+        "sign_key_env": "",
+        "c2pa_certificate": "",
+        "c2pa_key_env": "",
+        "settings": "{}",
         "training_dataset": "",
     }
     inputs = {"model": [model], "model_blessing": [blessing], "latents": [latents]}

@@ -166,14 +166,15 @@ class ForkServer:
         return self._process.stdout.readline().strip()  # type: ignore[union-attr]
 
 
-def container_environment(code: Path, home: Path) -> dict[str, str]:
+def container_environment(code: Path, home: Path, others: Sequence[str] = ()) -> dict[str, str]:
     """The environment of a container.
 
     Args:
         code: The staged code.
         home: The home folder, which in a container is empty, too.
+        others: Variables that it takes from this one, by their names, as an image has its own.
     """
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    inherited = {n: os.environ[n] for n in (*_INHERITED, *others) if n in os.environ}
     return {
         **inherited,
         **ENVIRONMENT,
