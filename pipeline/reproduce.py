@@ -187,8 +187,8 @@ def _verdict(same: bool, findings: Sequence[Finding]) -> str:
     if unknown:
         return f"Not the same; whether these are other ones is not known: {', '.join(unknown)}."
     return (
-        "Not the same, though all that was recorded is: threads that add up in another order, or "
-        "something that nothing records."
+        "Not the same, though all that was recorded is: differences in the last digits are this "
+        "machine's arithmetic, larger ones are something that nothing records."
     )
 
 
