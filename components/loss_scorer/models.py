@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -96,10 +97,12 @@ def loaded_base_model(base_model: BaseModel, in_buckets: bool = False) -> Scored
 
     model = base_model.build("diffusion_model")
     width = base_model.preset.diffusion_model.timestep_width
+    # Its layers are others while it is traced, and several threads trace it.
+    tracing = threading.Lock()
 
     def predict(latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
         embedding = timestep_embedding(timesteps, width)
-        with inference_layers(model) if in_buckets else contextlib.nullcontext():
+        with tracing, inference_layers(model) if in_buckets else contextlib.nullcontext():
             predicted = model([latent, embedding, context], training=False)
         return tf.cast(predicted, tf.float32)
 

@@ -54,8 +54,32 @@ class DrawnPicture:
 
 
 def traced(in_buckets: bool) -> Callable[[Callable[..., tf.Tensor]], Callable[..., tf.Tensor]]:
-    """Traces a function for each shape of its inputs, or but a few times for latents of any."""
-    return functools.partial(tf.function, autograph=False, reduce_retracing=in_buckets)
+    """Traces a function for each shape of its inputs, or once for latents of any height and width.
+
+    A model that was built for one size takes others where they are not known while it is traced.
+    """
+    if not in_buckets:
+        return functools.partial(tf.function, autograph=False)
+
+    def of_any_size(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+        made = tf.function(function, autograph=False)
+
+        @functools.wraps(function)
+        def call(*given: tf.Tensor) -> tf.Tensor:
+            tensors = [tf.convert_to_tensor(each) for each in given]
+            return made.get_concrete_function(*map(_of_any_size, tensors))(*tensors)
+
+        return call
+
+    return of_any_size
+
+
+def _of_any_size(tensor: tf.Tensor) -> tf.TensorSpec:
+    """Height and width open, if it is a latent."""
+    shape = tensor.shape.as_list()
+    if len(shape) == 4:
+        shape[1:3] = [None, None]
+    return tf.TensorSpec(shape, tensor.dtype)
 
 
 def chosen(example_ids: Iterable[str], number: int, seed: int) -> frozenset[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,7 @@ from trainer.data.held_out import write_choosing
 from trainer.data.latents import LatentsManifest, make_latent_example
 from trainer.data.trained_on import TrainedOn, marks_of
 from trainer.diffusion.draws import draw_noise, num_draws, rank, stratum_bounds, stratum_name
+from trainer.networks import inference_layers
 from trainer.text.tokenizer import new_word, tokenize
 from trainer.weights.base_model import BaseModel
 
@@ -852,6 +856,32 @@ class CountingTextEncoder(tf.Module):
     )
     def serve(self, tokens):
         return {"context": tf.cast(tf.reduce_sum(tokens, 1), tf.float32)}
+
+
+def test_threads_that_trace_the_base_weights_for_all_shapes_do_not_meet(monkeypatch):
+    inside, forms = [], inference_layers.inference_layers
+
+    @contextlib.contextmanager
+    def alone(model):
+        inside.append(model)
+        time.sleep(0.1)
+        with forms(model):
+            yield
+        assert inside == [model]
+        inside.pop()
+
+    monkeypatch.setattr(inference_layers, "inference_layers", alone, raising=True)
+    predict = models.loaded_base_model(BASE_MODEL, in_buckets=True).predict
+    context = tf.zeros([1, 77, PRESET.text_encoder.width])
+
+    def trace(shape):
+        predicted = samples.traced(True)(predict)
+        return predicted(tf.ones([1, *shape, 4]), tf.constant([9]), context).shape
+
+    shapes = [(8, 8), (12, 4), (4, 12), (8, 12)] * 2
+    with concurrent.futures.ThreadPoolExecutor(len(shapes)) as threads:
+        found = list(threads.map(trace, shapes))
+    assert found == [(1, *shape, 4) for shape in shapes]
 
 
 def test_a_model_without_the_word_sees_the_initial_word_in_its_place(tmp_path):
