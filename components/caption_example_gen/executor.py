@@ -69,10 +69,12 @@ from components.caption_example_gen.sources import (
 )
 from components.caption_example_gen.word_captions import WordCaptions
 from components.counts import read_counts, write_counts
+from components.progress import SharedProgress
 from components.tfrecords import describe_examples, shard_name, write_shard
 from components.whole_elements import WholeElementsExecutor
 from storage import hub, row_index
 from storage.local_stamp import local_stamp
+from storage.progress import Work
 from storage.user_errors import UserError
 from storage.withdrawn import WITHDRAWN_ROWS, Withdrawn, WithdrawnRow, read_list
 
@@ -95,6 +97,7 @@ _WITHDRAWN = "withdrawn"
 _LONG_CAPTIONS_SHOWN = 3
 _ROWS_LOOKED_AT = 64
 _SHOWN_CHARACTERS = 60
+_READING = "reading"
 
 logger = logging.getLogger(__name__)
 
@@ -108,12 +111,14 @@ class _Job:
         processes: `CheckProcesses` that judge them; `None` where the worker itself does.
         split_uris: Folder of every split.
         rows_uri: Folder of the index of rows.
+        progress: Counts `_READING`.
     """
 
     settings: CheckSettings
     processes: shared.Shared | None
     split_uris: Mapping[str, str]
     rows_uri: str
+    progress: SharedProgress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,9 +189,14 @@ class Executor(WholeElementsExecutor):
             settings = _settings(spec, source, exec_properties, examples.uri)
             split_uris = {s: artifact_utils.get_split_uri([examples], s) for s in SPLITS}
             rows_uri = os.path.join(examples.uri, row_index.FOLDER_NAME)
-            job = _Job(settings, processes, split_uris, rows_uri)
+            numbers = [unit.num_rows for unit in source.units()]
+            # Of some forms only reading tells.
+            total = sum(number or 0 for number in numbers) if None not in numbers else 0
+            progress = SharedProgress(Work(_READING, total, "rows"))
+            job = _Job(settings, processes, split_uris, rows_uri, progress)
             try:
-                _run(pipeline, source, job, rejects.uri)
+                with progress.shown():
+                    _run(pipeline, source, job, rejects.uri)
             except Exception:
                 # Of a file that is gone, or half written, it is the cause.
                 _check_unchanged(spec, fingerprint, stamp)
@@ -399,6 +409,7 @@ class _CheckRows(beam.DoFn):
             return
         rejected: collections.Counter[str] = collections.Counter()
         for batch in self._checker.check(unit):
+            self._job.progress.update(_READING, batch.num_rows)
             yield from batch.spilled.items()
             if batch.sketches is not None:
                 yield beam.pvalue.TaggedOutput(_SKETCHED, (0, batch.sketches))

@@ -211,11 +211,13 @@ class Batch:
     Attributes:
         spilled: By shard (see `shard_key`), where its candidates are.
         rejects: The others.
+        num_rows: How many rows they were.
         sketches: Where the sketches of the candidates' pictures are; `None` where there are none.
     """
 
     spilled: Mapping[str, Stretch]
     rejects: Sequence[Reject]
+    num_rows: int
     sketches: Stretch | None = None
 
 
@@ -331,8 +333,9 @@ class RowChecker:
         candidates: dict[str, list[Candidate]] = collections.defaultdict(list)
         sketches: dict[str, Sketched] = {}
         rejects: list[Reject] = []
-        size = 0
+        size = num_rows = 0
         for row in self._reader.read(unit):
+            num_rows += 1
             for outcome in self._check(row):
                 if isinstance(outcome, Reject):
                     rejects.append(outcome)
@@ -344,17 +347,18 @@ class RowChecker:
                     former = sketches.get(sketched.picture, sketched)
                     sketches[sketched.picture] = former.first_of(sketched)
             if size > self._settings.spill_bytes:
-                yield self._batch(candidates, sketches, rejects)
+                yield self._batch(candidates, sketches, rejects, num_rows)
                 candidates.clear()
                 sketches.clear()
-                rejects, size = [], 0
-        yield self._batch(candidates, sketches, rejects)
+                rejects, size, num_rows = [], 0, 0
+        yield self._batch(candidates, sketches, rejects, num_rows)
 
     def _batch(
         self,
         candidates: Mapping[str, list[Candidate]],
         sketches: Mapping[str, Sketched],
         rejects: Sequence[Reject],
+        num_rows: int,
     ) -> Batch:
         """Spills candidates and sketches."""
         parts: dict[str, Any] = dict(candidates)
@@ -362,7 +366,7 @@ class RowChecker:
             parts[_SKETCHES] = Sketches.of(list(sketches.values()))
         spilled = spill(parts, self._settings.spill_folder)
         of_sketches = spilled.pop(_SKETCHES, None)
-        return Batch(spilled, rejects, of_sketches)
+        return Batch(spilled, rejects, num_rows, of_sketches)
 
     def _check(self, row: Row) -> Iterator[Reject | tuple[str, Candidate, Sketched]]:
         """What becomes of a row: something for each of its captions."""
