@@ -361,7 +361,8 @@ def test_the_emulated_vertex_run_pushes_the_same_models(
 ) -> None:
     # Neither changes what is trained and pushed, and both take their time.
     private, public = key_pair()
-    quick = pipeline.settings.replace(SETTINGS, QUICK) + "  sign_key_env: RELEASE_KEY\n"
+    signed = QUICK + "  sign_key_env: RELEASE_KEY\n"
+    quick = pipeline.settings.replace(SETTINGS, signed)
     (pipeline.folder / "quick.yaml").write_text(quick)
     argv = emulation("--emulate-forked", "--steps", "4", settings="quick.yaml")
     screen = emulate(pipeline, argv, RELEASE_KEY=private.decode())

@@ -266,7 +266,10 @@ def test_lock_files_fit_the_ranges(lock: str, python: str, monkeypatch: pytest.M
     said: dict = {}
     monkeypatch.setattr("setuptools.setup", lambda **arguments: said.update(arguments))
     monkeypatch.chdir(ROOT)
-    exec(compile((ROOT / "setup.py").read_text(), "setup.py", "exec"), {"__name__": "setup"})
+    exec(
+        compile((ROOT / "setup.py").read_text(), "setup.py", "exec"),
+        {"__name__": "setup", "__file__": str(ROOT / "setup.py")},
+    )
     extras = (said["extras_require"][name] for name in ("vertex", "mysql", "heic", "dev"))
     ranges = [*said["install_requires"], *itertools.chain.from_iterable(extras)]
     environment = {

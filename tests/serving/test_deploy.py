@@ -82,7 +82,7 @@ def test_compose_is_valid_and_serves_the_directory() -> None:
 def test_the_container_that_verifies_has_what_it_imports() -> None:
     dockerfile = (DEPLOY / "verify.Dockerfile").read_text()
     entry = json.loads(re.findall(r"^ENTRYPOINT (.*)$", dockerfile, re.MULTILINE)[0])
-    assert releases_command._parser().parse_args([*entry[3:], SERVING_DIR]).loaded
+    assert releases_command.command().parse_args([*entry[3:], SERVING_DIR]).loaded
     pinned = re.compile(r"^([a-z0-9][\w.-]*)==(\S+)", re.MULTILINE)
     there = dict(pinned.findall((DEPLOY / "verify.lock").read_text()))
     tested = dict(pinned.findall((DEPLOY.parents[1] / "requirements.lock").read_text()))
@@ -124,7 +124,7 @@ def test_manifests_fit_together() -> None:
     [verify] = pod["spec"]["initContainers"]
     command = [*verify["command"], *verify["args"]]
     assert command[:3] == ["python", "-m", "serving.releases"]
-    assert releases_command._parser().parse_args(command[3:]).loaded
+    assert releases_command.command().parse_args(command[3:]).loaded
     assert [variable["name"] for variable in verify["env"]] == ["SERVING_DIR", KEY_ENV]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"grpc": 8500, "rest": 8501}

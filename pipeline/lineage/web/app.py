@@ -202,7 +202,7 @@ class _Dropped(abc.ABC):
     def __init__(self, location: Location, roots: Sequence[str]) -> None:
         self._location = location
         self._roots = roots
-        self._name, self._contents = "", b""
+        self._file_name, self._contents = "", b""
 
     async def build(self, request: Request) -> None:
         ui.page_title(f"{self._title} - lineage")
@@ -233,7 +233,7 @@ class _Dropped(abc.ABC):
         """Answers."""
 
     async def _dropped(self, event: events.UploadEventArguments) -> None:
-        self._name, self._contents = event.file.name, await event.file.read()
+        self._file_name, self._contents = event.file.name, await event.file.read()
         self._upload.reset()
         await self._told()
 
@@ -263,7 +263,7 @@ class _Affected(_Dropped):
         try:
             with self._location.open() as store:
                 if self._contents:
-                    which: dict[str, Any] = {"picture": (self._name, self._contents)}
+                    which: dict[str, Any] = {"picture": (self._file_name, self._contents)}
                 else:
                     is_hash = DIGEST.fullmatch(self._what.lower()) is not None
                     which = {"sha256" if is_hash else "caption": self._what}
@@ -301,7 +301,7 @@ class _Whence(_Dropped):
     def _asked(self, verify: bool) -> tuple[str, bool]:
         try:
             with self._location.open() as store:
-                found = whence.whence(store, self._name, self._contents, self._roots)
+                found = whence.whence(store, self._file_name, self._contents, self._roots)
                 if verify:
                     found = self._with_drawn_again(found)
                 return Pages(store, Urls(), self._roots).whence(found), True
