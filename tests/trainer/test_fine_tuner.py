@@ -188,6 +188,22 @@ def test_no_sum_of_gradients_depends_on_what_memory_is_free(overrides: dict[str,
     assert {len(o.inputs) for o in sums} == {2}
 
 
+def test_a_step_is_called_where_sums_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = tf.config.optimizer.get_experimental_options
+    before, within = options(), []
+    subject = tuner()
+    step = subject.step_function
+
+    def looked_at(*given: Any) -> Any:
+        within.append(options()["arithmetic_optimization"])
+        return step(*given)
+
+    monkeypatch.setattr(subject, "_step_function", looked_at)
+    subject.train_step(batch_of(0))
+    assert within == [False]
+    assert options() == {**before, "arithmetic_optimization": True}
+
+
 def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_never_stopped(tmp_path: Path) -> None:
     # Records every four steps: the one of step 4 spans the checkpoint that is resumed from.
     settings = {"plain": True, "log_every_steps": 4, "checkpoint_every_steps": 3}

@@ -46,6 +46,7 @@ _IDS_SHOWN = 64
 _OWN_STREAM, _PRIOR_STREAM = 0, 1
 
 Batch = dict[str, tf.Tensor]
+_ARITHMETIC = "arithmetic_optimization"
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,21 @@ def _of_variant(batch: Batch, variant: tf.Tensor) -> Batch:
         name: tf.gather(values, variant, batch_dims=1) for name, values in several.items()
     }
     return {**batch, **one}
+
+
+@contextlib.contextmanager
+def _sums_as_they_are() -> Iterator[None]:
+    """Functions that are called for the first time within this keep the order of their additions.
+
+    Otherwise TensorFlow's arithmetic optimizer makes an AddN of every tree of additions.
+    """
+    options = tf.config.optimizer.get_experimental_options()
+    before = options.get(_ARITHMETIC, True)
+    tf.config.optimizer.set_experimental_options({**options, _ARITHMETIC: False})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({**options, _ARITHMETIC: before})
 
 
 class FineTuner:
@@ -432,6 +448,7 @@ class FineTuner:
             target = weighed if self.loss_scale is None else weighed * self.loss_scale.scale
             # A tape adds up what comes from several places by AddN, which begins with whatever
             # memory is free to be written over: then rounding would depend on the other core.
+            # `_sums_as_they_are` keeps TensorFlow from making that of it again.
             gradients = tf.gradients(
                 target, self.variables, aggregation_method=tf.AggregationMethod.EXPERIMENTAL_TREE
             )
@@ -584,6 +601,10 @@ class FineTuner:
             The loss, the gradients' global norm, and above zero where any worker was told to stop;
             float32 [] each. They are on the device: to read them is to wait for it.
         """
+        with contextlib.nullcontext() if self._for_gpu else _sums_as_they_are():
+            return self._one_step(batch, stop)
+
+    def _one_step(self, batch: Batch, stop: bool) -> tuple[tf.Tensor, ...]:
         batch = {name: batch[name] for name in self._features(batch)}
         flag = tf.constant(float(stop)) if self._replicas > 1 else None
         if self.config.accumulation_steps == 1:
