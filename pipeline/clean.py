@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from ml_metadata.metadata_store import metadata_store
 
@@ -17,7 +15,6 @@ from pipeline import failures, housekeeping, interruption
 from pipeline.cleaning import SERVING_NAME, Plan, carry_out, counted, make_plan
 from pipeline.disk import in_words
 from pipeline.lineage.locations import DATABASE_NAME, DEFAULT_STORE
-from pipeline.lineage.moved import relocate
 from pipeline.needs import Policy
 from storage.flags import Command, Words, positive_number
 from storage.user_errors import UserError
@@ -114,23 +111,8 @@ def _main(arguments: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _copied_store(output: str) -> Iterator[metadata_store.MetadataStore]:
     """A copy of an output folder's store, true where that is now; nothing is written there."""
-    path = Path(output, DATABASE_NAME)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            with contextlib.ExitStack() as stack:
-                there, here = (
-                    stack.enter_context(
-                        contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None))
-                    )
-                    for uri in (f"{path.as_uri()}?mode=ro", Path(folder, DATABASE_NAME).as_uri())
-                )
-                there.backup(here)
-                relocate(here, output)
-        except sqlite3.Error as error:
-            raise housekeeping.DatabaseError(
-                f"{path} cannot be read as a database of ML Metadata ({error}): name the output "
-                "folder of a run with --output"
-            ) from None
+        housekeeping.copy_database(output, folder)
         yield housekeeping.open_store(folder)
 
 

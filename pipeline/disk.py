@@ -74,9 +74,7 @@ def estimate_disk(config: RunConfig, image_bytes: int, num_rows: int) -> DiskEst
         num_rows: How many there are.
     """
     preset, training = get_preset(config.model.preset), config.training
-    trained = 0 if training.lora_rank or config.word.token else preset.parameters["diffusion_model"]
-    if training.train_text_encoder and not training.lora_rank:
-        trained += preset.parameters["text_encoder"]
+    trained = trained_parameters(config)
     written = math.inf
     if training.steps is not None:
         written = math.ceil(training.steps / training.checkpoint_every_steps)
@@ -96,6 +94,15 @@ def estimate_disk(config: RunConfig, image_bytes: int, num_rows: int) -> DiskEst
         checkpoints=int(copies * _FLOAT32 * trained),
         models=_EXPORTS * (_SIZES[config.model.export_weights] * served + _GRAPH_BYTES) + single,
     )
+
+
+def trained_parameters(config: RunConfig) -> int:
+    """How many of the networks' own are trained; of adapters and of a new word's vectors, none."""
+    parameters = get_preset(config.model.preset).parameters
+    if config.training.lora_rank or config.word.token:
+        return 0
+    text_encoder = parameters["text_encoder"] if config.training.train_text_encoder else 0
+    return parameters["diffusion_model"] + text_encoder
 
 
 def check_disk(config: RunConfig, unfinished: bool) -> DiskEstimate:

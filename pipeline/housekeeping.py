@@ -196,6 +196,34 @@ def repair(
     return report
 
 
+def copy_database(output: str, folder: str) -> None:
+    """Copies an output folder's ML Metadata into another folder, true where it is now.
+
+    Args:
+        output: The run's output folder, absolute; nothing is written there.
+        folder: Where the copy goes.
+
+    Raises:
+        DatabaseError: It cannot be read.
+    """
+    path = Path(output, DATABASE_NAME)
+    try:
+        with contextlib.ExitStack() as stack:
+            there, here = (
+                stack.enter_context(
+                    contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None))
+                )
+                for uri in (f"{path.as_uri()}?mode=ro", Path(folder, DATABASE_NAME).as_uri())
+            )
+            there.backup(here)
+            relocate(here, output)
+    except sqlite3.Error as error:
+        raise DatabaseError(
+            f"{path} cannot be read as a database of ML Metadata ({error}): name the output "
+            "folder of a run with --output"
+        ) from None
+
+
 def copy_as_repaired(output: str, serving_dir: str, folder: str) -> metadata_store.MetadataStore:
     """A copy of the output folder's ML Metadata as the next run will find it; changes nothing.
 
@@ -211,14 +239,7 @@ def copy_as_repaired(output: str, serving_dir: str, folder: str) -> metadata_sto
     if not os.path.isfile(path):
         return open_store(folder)
     open_store(output, read_only=True)
-    with (
-        contextlib.closing(sqlite3.connect(Path(path).as_uri() + "?mode=ro", uri=True)) as source,
-        contextlib.closing(
-            sqlite3.connect(os.path.join(folder, DATABASE_NAME), isolation_level=None)
-        ) as copy,
-    ):
-        source.backup(copy)
-        relocate(copy, output)
+    copy_database(output, folder)
     store = open_store(folder)
     _fail_unfinished(store, store.get_executions(), _DIED)
     _compare_with_files(store, serving_dir, every_digest=False)

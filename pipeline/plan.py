@@ -27,7 +27,7 @@ from tfx.utils import path_utils
 from pipeline import lineage
 from pipeline.cache_key import stable_cache_keys
 from pipeline.config import RunConfig
-from pipeline.disk import in_words
+from pipeline.disk import in_words, trained_parameters
 from pipeline.lineage.model import Execution, State
 from pipeline.lineage.store import Store
 from pipeline.outcome import duration
@@ -255,11 +255,7 @@ def memory_text(config: RunConfig, store: metadata_store.MetadataStore) -> str:
         return f"{in_words(peak)} {where}, by a former training like this one"
     preset, training = get_preset(config.model.preset), config.training
     weights = sum(preset.parameters[network] for network in SERVED_NETWORKS)
-    if training.lora_rank or config.word.token:
-        trained = 0
-    else:
-        trained = preset.parameters["diffusion_model"]
-        trained += preset.parameters["text_encoder"] if training.train_text_encoder else 0
+    trained = trained_parameters(config)
     copies = (2 if training.accumulation_steps > 1 else 1) + 1
     values = weights + copies * trained + moment_values(training.optimizer, (trained,))
     return (
