@@ -167,11 +167,11 @@ def _round_body(rng: np.random.Generator) -> _Body:
 
 def _tall_body(rng: np.random.Generator) -> _Body:
     return _symmetric(
-        _superellipse((0.5, 0.525), 0.2, 0.335, 2.6),
+        _superellipse((0.5, 0.525), 0.22, 0.335, 2.6),
         face_y=0.385,
-        face_scale=0.88,
-        crown_half_width=0.12,
-        shoulder=(0.18, 0.58),
+        face_scale=1.0,
+        crown_half_width=0.13,
+        shoulder=(0.2, 0.58),
         hip=(0.09, 0.835),
         belly=(0.68, 0.125, 0.125),
         wing=(0.14, 0.52),
@@ -209,14 +209,14 @@ def _pear_body(rng: np.random.Generator) -> _Body:
     for i in range(48):
         angle = 2.0 * math.pi * i / 48
         y = math.sin(angle)
-        width = 0.235 + 0.105 * math.tanh(1.7 * (y - 0.05))
+        width = 0.255 + 0.085 * math.tanh(1.7 * (y - 0.05))
         outline.append((0.5 + width * math.cos(angle), 0.525 + 0.335 * y))
     return _symmetric(
         outline,
-        face_y=0.42,
-        face_scale=0.82,
-        crown_half_width=0.1,
-        shoulder=(0.21, 0.56),
+        face_y=0.44,
+        face_scale=1.0,
+        crown_half_width=0.12,
+        shoulder=(0.23, 0.56),
         hip=(0.15, 0.84),
         belly=(0.7, 0.18, 0.12),
         wing=(0.13, 0.48),
@@ -233,7 +233,7 @@ def _spiky_body(rng: np.random.Generator) -> _Body:
     return _symmetric(
         outline,
         face_y=0.495,
-        face_scale=0.92,
+        face_scale=1.0,
         crown_half_width=0.16,
         shoulder=(0.27, 0.62),
         hip=(0.12, 0.82),
@@ -252,7 +252,7 @@ def _fluffy_body(rng: np.random.Generator) -> _Body:
     return _symmetric(
         outline,
         face_y=0.475,
-        face_scale=0.95,
+        face_scale=1.0,
         crown_half_width=0.16,
         shoulder=(0.28, 0.62),
         hip=(0.13, 0.82),
@@ -265,13 +265,13 @@ def _long_body(rng: np.random.Generator) -> _Body:
     neck = _bezier((0.29, 0.4), (0.27, 0.7), (0.48, 0.7), steps=16)
     back = _bezier((0.48, 0.7), (0.68, 0.7), (0.86, 0.62), steps=14)
     path = [*neck, *back[1:]]
-    widths = [0.36 - 0.22 * (i / (len(path) - 1)) ** 1.2 for i in range(len(path))]
+    widths = [0.4 - 0.25 * (i / (len(path) - 1)) ** 1.2 for i in range(len(path))]
     return _Body(
         outline=_band(path, widths),
-        face=(0.29, 0.37),
-        face_scale=0.84,
+        face=(0.29, 0.385),
+        face_scale=1.0,
         crown_x=0.29,
-        crown_half_width=0.11,
+        crown_half_width=0.13,
         belly=(0.31, 0.62, 0.12, 0.1),
         shoulders=((0.17, 0.6),),
         hips=((0.33, 0.81), (0.48, 0.81), (0.62, 0.77), (0.75, 0.73)),
@@ -424,14 +424,14 @@ def _draw_tail(picture: _Picture, body: _Body, colour: Colour, rng: np.random.Ge
     else:
         end = (0.93, y - 0.24)
         path = _bezier((x - 0.04, y), (0.98, y - 0.02), end)
-    picture.limb(path, 0.062, colour)
+    picture.limb(path, 0.085, colour)
     if style == 0:
-        picture.disc(*end, 0.068, 0.068, colour)
+        picture.disc(*end, 0.08, 0.08, colour)
     elif style == 1:
-        tip = [(0.0, -0.12), (0.085, 0.02), (0.0, -0.005), (-0.085, 0.02)]
+        tip = [(0.0, -0.13), (0.105, 0.03), (0.0, 0.0), (-0.105, 0.03)]
         picture.polygon([(end[0] + dx, end[1] + dy) for dx, dy in tip], colour)
     else:
-        tuft = [(-0.02, -0.13), (0.07, -0.04), (0.045, 0.04), (-0.045, 0.04), (-0.08, -0.03)]
+        tuft = [(-0.02, -0.14), (0.085, -0.045), (0.055, 0.05), (-0.055, 0.05), (-0.095, -0.035)]
         picture.polygon([(end[0] + dx, end[1] + dy) for dx, dy in tuft], colour)
 
 
@@ -516,10 +516,10 @@ def _marks(
         return marks
     placed: list[tuple[float, float, float]] = []
     for _ in range(400):
-        if len(placed) == 9:
+        if len(placed) == 7:
             break
         x, y = rng.uniform(left + 0.02, right - 0.02), rng.uniform(top + 0.02, bottom - 0.03)
-        radius = rng.uniform(0.032, 0.05)
+        radius = rng.uniform(0.045, 0.065)
         near_face = abs(x - face_x) < 0.17 * body.face_scale and abs(y - face_y - 0.03) < 0.17
         crowded = any(math.hypot(x - a, y - b) < radius + r + 0.03 for a, b, r in placed)
         if near_face or crowded or not _inside(body.outline, x, y):
@@ -574,21 +574,15 @@ def _draw_face(
     scale = body.face_scale
     expression = creature.expression
     if creature.num_eyes == 1:
-        eyes = [(0.0, -0.02, 0.095)]
+        eyes = [(0.0, -0.02, 0.1)]
     elif creature.num_eyes == 3:
-        eyes = [(-0.115, 0.005, 0.062), (0.115, 0.005, 0.062), (0.0, -0.035, 0.066)]
+        eyes = [(-0.12, 0.01, 0.066), (0.12, 0.01, 0.066), (0.0, -0.055, 0.068)]
     else:
         gap = rng.uniform(0.088, 0.1)
-        eyes = [(-gap, 0.0, 0.075), (gap, 0.0, 0.075)]
+        eyes = [(-gap, 0.0, 0.08), (gap, 0.0, 0.08)]
     look_x, look_y = rng.uniform(-0.25, 0.25), rng.uniform(-0.1, 0.2)
     for dx, dy, radius in eyes:
         eye_x, eye_y, radius = x + dx * scale, y + dy * scale, radius * scale
-        if expression == "sleepy":
-            lid = _bezier(
-                (eye_x - radius, eye_y), (eye_x, eye_y + radius * 1.5), (eye_x + radius, eye_y)
-            )
-            picture.path(lid, 0.028)
-            continue
         if expression == "surprised":
             radius *= 1.12
         picture.disc(eye_x, eye_y, radius, radius * 1.08, _WHITE, 0.018)
@@ -598,11 +592,14 @@ def _draw_face(
         picture.disc(pupil_x, pupil_y, pupil, pupil * 1.08, OUTLINE, 0.0)
         glint = pupil * 0.36
         picture.disc(pupil_x - glint, pupil_y - glint * 1.2, glint, glint, _WHITE, 0.0)
-        if expression == "grumpy":
+        if expression == "sleepy":
+            lid = _superellipse((eye_x, eye_y), radius, radius * 1.08, steps=40)[20:]
+            picture.polygon(lid, shade(colour, 0.85), 0.018)
+        elif expression == "grumpy":
             # Brows fall towards the middle of the face; an eye in the middle has a level one.
             slant = 0.35 * math.copysign(radius, dx) if dx else 0.0
             left_x, right_x = eye_x - radius * 1.1, eye_x + radius * 1.1
-            brow_y, lid_y = eye_y - radius * 0.85, eye_y - radius * 1.5
+            brow_y, lid_y = eye_y - radius * 0.85, eye_y - radius * 1.25
             brow = [(left_x, brow_y + slant), (right_x, brow_y - slant)]
             lid = [*brow, (right_x, lid_y), (left_x, lid_y)]
             picture.polygon(lid, colour, 0.0)
