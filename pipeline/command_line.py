@@ -90,7 +90,7 @@ RUN_FLAGS: Flags = {
         (("training.batch_size",), "--batch-size", "pictures a step"),
         (("training.learning_rate",), "--learning-rate", "peak learning rate"),
         (("training.lora_rank",), "--lora-rank", "rank of adapters to train; 0: all weights"),
-        (("training.precision",), "--precision", "float32, bfloat16 or float16"),
+        (("training.precision",), "--precision", "auto, float32, bfloat16 or float16"),
         (
             ("training.seed", "validation.seed"),
             "--seed",

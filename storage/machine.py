@@ -15,6 +15,9 @@ _FLAGS = re.compile(r"^(?:flags|Features)\s*: (.*)$", re.MULTILINE)
 _MODEL_NAME = re.compile(r"^model name\s*: (.*)$", re.MULTILINE)
 # What TensorFlow's kernels choose their arithmetic by.
 _VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
+"""`cpu_flags` of which a processor has one that computes faster in bfloat16; others emulate it."""
+
 _AVAILABLE = re.compile(r"^MemAvailable: *([0-9]+) kB$", re.MULTILINE)
 
 

@@ -135,6 +135,7 @@ class RecommendedTraining:
     warmup_steps: int
     ema_decay: float
     train_text_encoder: bool = False
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
 
 
 @dataclass(frozen=True)
@@ -285,8 +286,9 @@ _TINY = Preset(
         learning_rate_schedule="cosine",
         warmup_steps=20,
         ema_decay=0.99,
-        # docs/training.md has what was measured.
+        # docs/training.md has what was measured of both.
         train_text_encoder=True,
+        precision="auto",
     ),
     # docs/serving.md has what was measured.
     sampling=RecommendedSampling(sampler="dpmpp_2m", num_steps=10, guidance_scale=4.0),

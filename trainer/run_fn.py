@@ -67,6 +67,7 @@ from trainer.training.memory import (
     activation_bytes,
     peak_gpu_bytes,
 )
+from trainer.training.precision import on_this_machine
 from trainer.training.progress import TrainingProgress
 from trainer.training_config import (
     CLASS_LATENTS,
@@ -1126,10 +1127,10 @@ def _config_for(
     base_model: BaseModel,
     strategy: tf.distribute.Strategy | None,
 ) -> ResolvedTrainingConfig:
-    """The hyperparameters for so many pictures, which nobody could know before."""
+    """The hyperparameters for so many pictures on this machine, which nobody knew before."""
     num_examples = latents.epoch_size
     devices = strategy.num_replicas_in_sync if strategy else 1
-    found = config.for_examples(num_examples, base_model.preset, devices)
+    found = on_this_machine(config.for_examples(num_examples, base_model.preset, devices))
     if found.batch_size < config.batch_size:
         logger.warning(
             "Batches are of %d pictures, not of %d: the train split has no more than %d.",

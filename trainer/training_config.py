@@ -26,6 +26,7 @@ Prompts = Annotated[Texts, Field(min_length=1, max_length=64)]
 LearningRateSchedule = Literal["constant", "linear", "cosine"]
 OptimizerName = Literal["adamw", "adafactor", "lion"]
 Precision = Literal["float32", "bfloat16", "float16"]
+PrecisionSetting = Literal["auto", "float32", "bfloat16", "float16"]
 Xla = Literal["auto", "on", "off"]
 Devices = Literal["all", "one"]
 Keep = Literal["last", "best"]
@@ -107,7 +108,8 @@ class TrainingConfig:
             2022); 0 trains all weights.
         lora_alpha: The adapters count `lora_alpha / lora_rank`; 0 makes it the rank.
         train_text_encoder: Whether the text encoder is trained along.
-        precision: What the networks compute in; weights, loss, noise and average are float32.
+        precision: What the networks compute in; weights, loss, noise and average are float32. With
+            `auto`, what the machine that trains computes fastest: bfloat16 or float32.
         xla: Whether XLA compiles the step; `auto` where there is a GPU.
         gradient_checkpointing: Whether the backward pass computes a block's inner values again.
         devices: `all` GPUs, and all workers in `TF_CONFIG`; or `one`.
@@ -140,7 +142,7 @@ class TrainingConfig:
     lora_rank: NonNegativeInt = 0
     lora_alpha: NonNegativeFloat = 0.0
     train_text_encoder: bool | None = None
-    precision: Precision = "float32"
+    precision: PrecisionSetting | None = None
     xla: Xla = "auto"
     gradient_checkpointing: bool = False
     devices: Devices = "all"
@@ -189,6 +191,7 @@ class ResolvedTrainingConfig(TrainingConfig):
     learning_rate_schedule: LearningRateSchedule = dataclasses.field()
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = dataclasses.field()
     train_text_encoder: bool = dataclasses.field()
+    precision: PrecisionSetting = dataclasses.field()
 
     @property
     def chooses(self) -> bool:

@@ -451,7 +451,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ("training: {lora_rank: 4.0}", ["lora_rank = 4.0", "a whole number of at least 0"]),
         ("training: {lora_alpha: 8}", ["lora_alpha = 8", "lora_rank = 0", "set lora_rank"]),
         ("training: {train_text_encoder: 1}", ["train_text_encoder = 1", "true or false, or null"]),
-        ("training: {precision: fp16}", ["'fp16'", "float32, bfloat16, float16"]),
+        ("training: {precision: fp16}", ["'fp16'", "auto, float32, bfloat16, float16"]),
         ("training: {xla: true}", ["training.xla = true", "auto, on, off"]),
         ("training: {gradient_checkpointing: auto}", ["'auto'", "true or false"]),
         ("training: {devices: 2}", ["training.devices = 2", "all, one"]),
@@ -581,7 +581,7 @@ def test_full_size_takes_the_published_weights_and_never_noise_instead(tmp_path)
         (["--epochs", "-1"], ["training.epochs = -1 (from --epochs)", "at least 0"]),
         (["--epochs", "2", "--steps", "5"], ["epochs = 2 (from --epochs)", "give one of them"]),
         (["--lora-rank", "x"], ["training.lora_rank = 'x' (from --lora-rank)", "whole number"]),
-        (["--precision", "half"], ["'half' (from --precision)", "float32, bfloat16, float16"]),
+        (["--precision", "half"], ["'half' (from --precision)", "auto, float32, bfloat16, float16"]),
         (["--seed", "-1"], ["seed = -1 (from --seed)", "at least 0"]),
         (
             ["--preset", "huge"],

@@ -12,6 +12,7 @@ from small_runs import batch_of, state, tuner
 
 from trainer.data.latents import batch_spec
 from trainer.networks.seam import layers_within
+from trainer.training import precision
 from trainer.training.fine_tuner import FineTuner
 from trainer.training.precision import LossScale, computing_in
 
@@ -29,6 +30,23 @@ _PRODUCTS = {
 def subject(request: pytest.FixtureRequest) -> tuple[FineTuner, list[tf.Tensor]]:
     subject = tuner(precision=request.param)
     return subject, subject.trace(batch_spec(small_runs.preset(), 64, False, small_runs.BATCH))
+
+
+@pytest.mark.parametrize(
+    ("setting", "flags", "expected"),
+    [
+        ("auto", {"avx2", "avx512_bf16"}, "bfloat16"),
+        ("auto", {"avx2", "amx_bf16"}, "bfloat16"),
+        ("auto", {"avx2", "avx512f"}, "float32"),
+        ("float32", {"amx_bf16"}, "float32"),
+        ("bfloat16", {"avx2"}, "bfloat16"),
+    ],
+)
+def test_auto_is_what_the_processor_computes_fastest(
+    setting: str, flags: set[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "cpu_flags", lambda: frozenset(flags))
+    assert tuner(precision=setting).config.precision == expected
 
 
 def test_products_are_16_bit_and_loss_noise_and_what_is_kept_are_not(subject) -> None:

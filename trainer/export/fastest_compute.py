@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import keras
 import tensorflow as tf
 
-from storage.machine import cpu_flags
+from storage.machine import BFLOAT16_FLAGS, cpu_flags
 from trainer.export.saved_models import DiffusionModelModule
 from trainer.presets import Preset
 from trainer.training_config import ComputeDtype, WeightsDtype
@@ -17,7 +17,6 @@ from trainer.training_config import ComputeDtype, WeightsDtype
 _MEASURED_CALLS = 3
 # Below, it is as likely to be chance as gain; and float16 is eight times as precise as bfloat16.
 _WORTH_IT = 0.9
-_CPU_FLAGS_OF_BFLOAT16 = frozenset({"amx_bf16", "avx512_bf16"})
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def candidates(has_gpu: bool, flags: frozenset[str]) -> tuple[ComputeDtype, ...]
     """What may be faster than float32; a CPU without instructions for bfloat16 emulates it."""
     if has_gpu:
         return ("float16", "bfloat16")
-    return ("bfloat16",) if flags & _CPU_FLAGS_OF_BFLOAT16 else ()
+    return ("bfloat16",) if flags & BFLOAT16_FLAGS else ()
 
 
 def choice(seconds: Mapping[ComputeDtype, float]) -> ComputeDtype:

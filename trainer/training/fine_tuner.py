@@ -37,7 +37,7 @@ from trainer.training.lora import (
 )
 from trainer.training.new_vectors import NewVectors
 from trainer.training.optimizer import averaged_optimizer
-from trainer.training.precision import LossScale, computing_in
+from trainer.training.precision import LossScale, computing_in, on_this_machine
 from trainer.training_config import ResolvedTrainingConfig
 
 HISTORY_NAME = "history.jsonl"
@@ -223,6 +223,7 @@ class FineTuner:
                 "training.train_text_encoder is true, and no text encoder is given: give one, and "
                 "batches with tokens, or set it to false"
             )
+        config = on_this_machine(config)
         self.diffusion_model = diffusion_model
         self.text_encoder = text_encoder
         self.config = config

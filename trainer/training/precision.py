@@ -7,21 +7,47 @@ training step is traced do their layers compute in another type.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
 from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
+from storage.machine import BFLOAT16_FLAGS, cpu_flags
 from trainer.networks.seam import computing_as
 from trainer.training.distribution import assign_here
-from trainer.training_config import Precision
+from trainer.training_config import Precision, ResolvedTrainingConfig
 
 _INITIAL_SCALE = 2.0**15
 _GROWTH_STEPS = 2000
+# Ampere, the first generation of NVIDIA's GPUs that has bfloat16.
+_CAPABILITY_OF_BFLOAT16 = (8, 0)
+
+logger = logging.getLogger(__name__)
+
+
+def on_this_machine(config: ResolvedTrainingConfig) -> ResolvedTrainingConfig:
+    """The configuration with a precision that is not `auto`: bfloat16 where this machine has it."""
+    if config.precision != "auto":
+        return config
+    precision: Precision = "bfloat16" if _has_bfloat16() else "float32"
+    logger.info("The networks compute in %s (training.precision is auto).", precision)
+    return dataclasses.replace(config, precision=precision)
+
+
+def _has_bfloat16() -> bool:
+    if not tf.config.list_logical_devices("GPU"):
+        return bool(cpu_flags() & BFLOAT16_FLAGS)
+    return all(
+        tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
+        >= _CAPABILITY_OF_BFLOAT16
+        for gpu in tf.config.list_physical_devices("GPU")
+    )
 
 
 def computing_in(
-    precision: Precision, models: Sequence[keras.Model]
+    precision: str, models: Sequence[keras.Model]
 ) -> contextlib.AbstractContextManager[None]:
     """Within this, the models' layers compute in `precision`; their variables stay float32."""
     if precision == "float32":
