@@ -120,6 +120,8 @@ setup(
         # Signed releases (OpenSSF model signing), which imports pyOpenSSL and does not ask for it.
         "sign": ["model-signing>=1.1,<2", "pyOpenSSL"],
         "dev": [
+            # axe-core with it: the rules of screen readers, for the pages.
+            "axe-playwright-python>=0.1.8,<0.2",
             # What Cloud Build and GitHub Actions accept.
             "check-jsonschema>=0.30",
             # What Docker Compose and Kubernetes accept, for the files in serving/deploy.
