@@ -187,7 +187,7 @@ def _shown_default(key: str, default: Any) -> Any:
         return str(default).lower() if isinstance(default, bool) else default
     if section in ("model", "training"):
         return ", ".join(
-            f"{_recommended(preset, name):g} at {preset.name}" for preset in PRESETS.values()
+            f"{_recommended(preset, name)} at {preset.name}" for preset in PRESETS.values()
         )
     open_defaults = {
         "config": "the default one",
@@ -198,8 +198,9 @@ def _shown_default(key: str, default: Any) -> Any:
     return open_defaults.get(name, _OPEN[section])
 
 
-def _recommended(preset: Any, name: str) -> float:
-    return preset.image_size if name == "image_size" else getattr(preset.training, name)
+def _recommended(preset: Any, name: str) -> str:
+    value = preset.image_size if name == "image_size" else getattr(preset.training, name)
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _value(text: str) -> bool | int | float | str:
