@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from storage.addresses import SecretInAddressError, check_address
-from storage.user_errors import UserError
+from storage.user_errors import FailedError, UserError
 
 
 class ServingError(UserError):
@@ -34,7 +34,7 @@ class MissingModelError(ServingError):
         self.network = network
 
 
-class BusyError(ServingError):
+class BusyError(ServingError, FailedError):
     """The server cannot answer now, but may in a moment."""
 
 

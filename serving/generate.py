@@ -21,8 +21,8 @@ from serving.client import RETRIES, TIMEOUT_SECONDS, Generator, no_image_encoder
 from serving.errors import ServingError, check_place
 from serving.releases import IMAGE_ENCODER
 from serving.request import SAMPLERS, check_multiples, check_prompts, check_request, cut_note
-from storage import filesystem
-from storage.flags import MISTAKE, Command
+from storage import filesystem, progress
+from storage.flags import Command, report
 from storage.picture_marks import Marks
 
 MAX_COUNT = 100
@@ -135,8 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _generate(arguments, *_check(arguments))
     except (ServingError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
+        return report(error)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -226,6 +225,9 @@ def _generate(
     mask: np.ndarray | None,
 ) -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    of_progress = logging.getLogger(progress.__name__)
+    of_progress.setLevel(logging.INFO)
+    of_progress.addHandler(logging.StreamHandler(sys.stdout))
     address = which_models.address(arguments)
     generator = Generator(
         address,

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 
 from storage import filesystem
-from storage.user_errors import UserError
+from storage.user_errors import FailedError
 
 LOCK_NAME = ".lock"
 CLAIMS = ".claims"
@@ -27,7 +27,7 @@ _threads: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
 logger = logging.getLogger(__name__)
 
 
-class LockLostError(UserError):
+class LockLostError(FailedError):
     """Another writer took this one for dead, and may be at work."""
 
 

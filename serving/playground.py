@@ -35,7 +35,7 @@ from serving.request import (
     cut_note,
 )
 from storage import local_pages
-from storage.flags import Command
+from storage.flags import Command, report
 from storage.model_manifest import ModelManifest
 from storage.picture_marks import Marks
 from storage.verdict import UNSURE, VERDICT
@@ -496,8 +496,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_place(arguments.lineage_url)
         listener = local_pages.listen(arguments.host, arguments.port, "playground")
     except (ServingError, local_pages.AddressError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     studio = Studio(
         which_models.address(arguments),
         arguments.version,

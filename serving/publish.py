@@ -33,7 +33,7 @@ from serving.serving_directory import ServingDirectory
 from storage import filesystem
 from storage.commands import module_command, place
 from storage.errors import one_line
-from storage.flags import Command
+from storage.flags import Command, report
 from storage.model_manifest import ModelManifest
 from storage.picture_marks import Marks
 from storage.verdict import UNSURE, VERDICT
@@ -495,8 +495,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             private=arguments.private,
         )
     except (ServingError, OSError, json.JSONDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     print(f"published; to get it back: {module_command('serving.pull', place(address))}")
     return 0
 

@@ -22,7 +22,7 @@ from serving.publish import RELEASE_NAME
 from serving.releases import DEFAULT_SERVING_DIR, FOLDERS
 from serving.seals import Verification
 from serving.serving_directory import ServingDirectory
-from storage.flags import Command
+from storage.flags import Command, report
 from storage.folders import Folder, FolderError, open_folder
 from storage.transfer import sha256_of
 
@@ -166,8 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         release = pull(arguments.source, arguments.serving_dir, seals.of(arguments))
     except (ServingError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     print(f"release {release['version']} is in {arguments.serving_dir}")
     return 0
 

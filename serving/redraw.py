@@ -22,7 +22,7 @@ from serving import seals, which_models
 from serving.client import Generator
 from serving.errors import ServingError, check_place
 from storage import filesystem
-from storage.flags import Command
+from storage.flags import Command, report
 from storage.picture_marks import (
     Marks,
     MarksError,
@@ -33,7 +33,6 @@ from storage.picture_marks import (
 )
 
 _NOT_THE_SAME = 1
-_NOT_COMPARED = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         found = _redraw(arguments)
     except (ServingError, MarksError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _NOT_COMPARED
+        return report(error)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(one) for one in found]))
     else:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from storage.addresses import redacted
 from storage.commands import module_command, script_command
+from storage.user_errors import FailedError, UserError
 from storage.version import version_text
 
 DONE, FAILED, MISTAKE = 0, 1, 2
@@ -113,6 +115,13 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         print(version_text())
         parser.exit(DONE)
+
+
+def report(error: Exception) -> int:
+    """Prints what ended a command in one line, and returns the exit status that goes with it."""
+    print(f"error: {error}", file=sys.stderr)
+    is_mistake = isinstance(error, (UserError, ValueError)) and not isinstance(error, FailedError)
+    return MISTAKE if is_mistake else FAILED
 
 
 def tell_shell(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from storage.user_errors import UserError
+
 HOST = "127.0.0.1"
 """Where nobody but this machine is listened to."""
 
@@ -65,7 +67,7 @@ p {{ overflow-wrap: anywhere; }}
 """
 
 
-class AddressError(RuntimeError):
+class AddressError(UserError):
     """An address cannot be listened at; the message is one line for the user."""
 
 

@@ -11,5 +11,13 @@ class UserError(Exception):
     """
 
 
+class FailedError(UserError):
+    """Work that began and could not be finished, by no mistake of its command.
+
+    The same command may succeed later: a server was busy, a connection broke, another process came
+    first.
+    """
+
+
 class FileError(UserError, OSError):
     """A file or folder of a bucket that cannot be had; the message says which, and why."""

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from storage.addresses import SecretInAddressError, check_address
-from storage.flags import Command
-from storage.folders import FolderError
+from storage.flags import Command, report
 from storage.greetings import no_greetings
+from storage.user_errors import UserError
 from trainer.presets import preset_names
 from trainer.weights.base_model import DEFAULT_WEIGHTS
 from trainer.weights.diffusers_layout import DTYPES
@@ -59,8 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         for address in filter(None, (arguments.model, arguments.base_weights, arguments.output)):
             check_address(address)
     except SecretInAddressError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     # TensorFlow takes seconds that help and wrong commands need not wait for.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with no_greetings():
@@ -82,9 +81,8 @@ def main(argv: list[str] | None = None) -> int:
                 base_weights=arguments.base_weights or DEFAULT_WEIGHTS,
                 dtype=arguments.dtype,
             )
-    except FolderError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (UserError, OSError) as error:
+        return report(error)
     return 0
 
 

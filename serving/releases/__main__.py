@@ -18,7 +18,7 @@ from serving.releases import (
     list_versions,
 )
 from serving.serving_directory import ServingDirectory
-from storage.flags import Command, Parser
+from storage.flags import Command, Parser, report
 from storage.user_errors import UserError
 
 _SHOWN_HEX_DIGITS = 12
@@ -100,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for reason, kept in directory.kept(arguments.keep).items():
                 print(f"kept: {', '.join(map(str, kept))}, {reason}")
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     return 0
 
 
