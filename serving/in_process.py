@@ -13,6 +13,7 @@ from serving.releases import SERVED_NETWORKS, Release
 from storage import filesystem
 from storage.greetings import no_greetings
 from storage.machine import free_memory_bytes
+from storage.progress import Work, WorkProgress
 
 with no_greetings():
     import tensorflow as tf
@@ -20,6 +21,7 @@ with no_greetings():
 
 # The weights of what fits into a processor's cache.
 _SMALL_BYTES = 64 << 20
+_LOADING = "loading the networks"
 
 
 class LoadedModels:
@@ -33,9 +35,17 @@ class LoadedModels:
         """
         self._version = release.version
         folders = {network: release.model_folder(network) for network in release.networks}
-        _settle_threads(folders["diffusion_model"])
+        sizes = {network: _bytes_of_weights(folder) for network, folder in folders.items()}
+        _settle_threads(sizes["diffusion_model"])
         # The loaded objects own the variables that their signatures only borrow.
-        self._models = {network: _load(folder) for network, folder in folders.items()}
+        self._models = {}
+        megabytes = {network: max(1, size >> 20) for network, size in sizes.items()}
+        with WorkProgress(Work(_LOADING, sum(megabytes.values()), "MB")) as progress:
+            # The clock runs from here on.
+            progress.update(_LOADING, 0)
+            for network, folder in folders.items():
+                self._models[network] = _load(folder)
+                progress.update(_LOADING, megabytes[network])
 
     def version(self, networks: Sequence[str] = SERVED_NETWORKS) -> int:
         """The version that was loaded; see `serving.client.Models`."""
@@ -91,14 +101,17 @@ class LoadedModels:
         return max(0, int(gpus[0]) - held)
 
 
-def _settle_threads(folder: str) -> None:
+def _bytes_of_weights(folder: str) -> int:
+    pattern = filesystem.join(folder, "variables", "variables.data-*")
+    return sum(tf.io.gfile.stat(path).length for path in tf.io.gfile.glob(pattern))
+
+
+def _settle_threads(size: int) -> None:
     """Gives each operation one thread where the model is small, unless that is settled already.
 
     Dividing an operation of a few microseconds takes longer than doing it: with one thread each,
     and as many operations at once as there are cores, a picture of `tiny` takes half the time.
     """
-    pattern = filesystem.join(folder, "variables", "variables.data-*")
-    size = sum(tf.io.gfile.stat(path).length for path in tf.io.gfile.glob(pattern))
     threading = tf.config.threading
     if size > _SMALL_BYTES or threading.get_intra_op_parallelism_threads():
         return

@@ -55,7 +55,8 @@ from serving.releases import (
 )
 from storage import filesystem
 from storage.model_signatures import SigningKey
-from storage.user_errors import UserError
+from storage.transfer import ByteProgress
+from storage.user_errors import FailedError
 
 CAPTIONS = "captions_published"
 """What `publish`'s facts say of captions: false where none may be in a release."""
@@ -82,7 +83,7 @@ _VERSION_LIST = "versions: [{}]"
 logger = logging.getLogger(__name__)
 
 
-class CorruptCopyError(UserError):
+class CorruptCopyError(FailedError):
     """A copied file does not have its source's bytes."""
 
 
@@ -318,11 +319,19 @@ class ServingDirectory:
         lock: Held,
     ) -> dict[str, Any]:
         staging = self._path(f"{_STAGING_PREFIX}{uuid.uuid4().hex}")
-        files = {}
-        for folder, name in _files_in(source):
-            files[f"{folder}/{version}/{name}"] = _copy_verified(
-                filesystem.join(source, folder, name), filesystem.join(staging, folder, name)
+        copied = {
+            f"{folder}/{version}/{name}": (
+                filesystem.join(source, folder, name),
+                filesystem.join(staging, folder, name),
             )
+            for folder, name in _files_in(source)
+        }
+        # Each is read once more on either side.
+        total = 2 * sum(filesystem.size(original) for original, _ in copied.values())
+        with ByteProgress("copying the release and verifying the copy", total) as progress:
+            files = {
+                name: _copy_verified(*paths, progress.update) for name, paths in copied.items()
+            }
         for (network, name), contents in extra.model_files.items():
             path = filesystem.join(staging, network, name)
             filesystem.make_folder(filesystem.parent(path))
@@ -528,10 +537,12 @@ def _written(path: str, write: WriteFile, version: int) -> str:
         return _copy_verified(local, path)
 
 
-def _copy_verified(source: str, target: str) -> str:
+def _copy_verified(
+    source: str, target: str, counted: Callable[[int], None] = lambda size: None
+) -> str:
     """Copies a file and returns its SHA-256."""
     filesystem.copy(source, target)
-    expected, actual = filesystem.sha256(source), filesystem.sha256(target)
+    expected, actual = filesystem.sha256(source, counted), filesystem.sha256(target, counted)
     if actual != expected:
         raise CorruptCopyError(
             f"the copy {target} of {source} is corrupt: its SHA-256 is {actual}, expected "

@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -182,9 +182,28 @@ def read_chunks(path: str) -> Iterator[bytes]:
             yield chunk
 
 
-def sha256(path: str) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    return sha256_hex(read_chunks(path))
+def sha256(path: str, counted: Callable[[int], None] = lambda size: None) -> str:
+    """The SHA-256 of a file, in hexadecimal digits.
+
+    Args:
+        path: Local or remote.
+        counted: Called with the bytes of each piece that was read.
+    """
+
+    def pieces() -> Iterator[bytes]:
+        for chunk in read_chunks(path):
+            yield chunk
+            counted(len(chunk))
+
+    return sha256_hex(pieces())
+
+
+def size(path: str) -> int:
+    """The bytes of a file."""
+    if is_remote(path):
+        with _gfile(path) as gfile:
+            return int(gfile.stat(path).length)
+    return os.path.getsize(path)
 
 
 @functools.cache

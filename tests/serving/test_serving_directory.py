@@ -22,6 +22,7 @@ from serving.errors import ServingError
 from serving.releases import SERVED_NETWORKS, find_release, list_versions
 from serving.releases import __main__ as releases_command
 from serving.serving_directory import ServingDirectory
+from storage import transfer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,6 +106,7 @@ def test_a_polling_reader_during_a_thousand_pushes(tmp_path: Path) -> None:
 _PUSH = """
 import sys
 from serving.serving_directory import ServingDirectory
+from storage import transfer
 directory = ServingDirectory(sys.argv[1])
 print("ready", flush=True)
 for number in range(int(sys.argv[3]), 10**9):
@@ -419,3 +421,31 @@ def test_claims_let_one_process_at_a_time_in_and_outlive_no_dead_one(tmp_path: P
         out, err = process.communicate(timeout=200)
         assert out == b"ready\ndone\n", err[-2000:]
     assert list(dead.iterdir()) == []
+
+
+def test_a_long_copy_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(transfer, "_SHORT_BYTES", 0)
+    caplog.set_level("INFO")
+    source = write_source(tmp_path / "m", "model")
+    push(tmp_path / "s", source, 1)
+    pushed = [*(tmp_path / "s").glob("*/1/**/*")]
+    total = 2 * sum(path.stat().st_size for path in pushed if path.is_file())
+    told = [r.args for r in caplog.records if r.name == transfer.__name__]
+    assert len(told) > 4
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert {(what, all_) for what, _, all_ in told} == {
+        ("copying the release and verifying the copy", total / 1e9)
+    }
+
+
+def test_a_disk_that_fails_is_no_mistake_of_the_command(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(ServingDirectory, "rollback", fails)
+    assert releases_command.main(["rollback", "--serving-dir", str(root)]) == 1
+    assert capsys.readouterr().err == "error: [Errno 5] Input/output error\n"
