@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock lineage playground rooms commands bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-serving bench-serving-clients bench-shapes bench-stacks bench-taking-over bench-train bench-tuning bench-weights help
+.PHONY: run test setup lint lock lineage playground rooms commands docs bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-serving bench-serving-clients bench-shapes bench-stacks bench-taking-over bench-train bench-tuning bench-weights help
 
 # Some containers forbid bytecode, and uv makes none: each process would compile eight thousand
 # modules of TensorFlow and TFX anew, for half a minute. .venv is ours to write to.
@@ -36,6 +36,11 @@ rooms: setup
 # Writes docs/commands.md from the commands themselves.
 commands: setup
 	@.venv/bin/python -m docs.commands
+
+# Makes the output blocks of README.md and docs/ again, and what else is made there: some minutes,
+# after `make run`.
+docs: rooms commands
+	@.venv/bin/python -m docs.outputs $(if $(RUN),--run "$(RUN)") $(ARGS)
 
 # Opens a local web page that draws with the pushed models.
 playground: setup
