@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import os
 import re
 import shutil
@@ -115,9 +116,13 @@ def unchanging(line: str) -> str:
     return re.sub(r"[\s-]+", " ", _CHANGING.sub("#", line)).strip()
 
 
-def output(command: str, folder: Path) -> list[str]:
-    """What a command prints in `folder`, both streams, with the checkout under another name."""
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "COLUMNS": "160", "NO_COLOR": "1"}
+def output(command: str, folder: Path, check: bool = False) -> list[str]:
+    """What a command prints in `folder`, both streams, with the checkout under another name.
+
+    Raises:
+        RuntimeError: If `check` is set and the command fails.
+    """
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "COLUMNS": "100", "NO_COLOR": "1"}
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
@@ -126,6 +131,8 @@ def output(command: str, folder: Path) -> list[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+    if check and done.returncode:
+        raise RuntimeError(f"{command}\nended with status {done.returncode}:\n{done.stdout}")
     text = done.stdout.replace(str(folder.resolve()), SHOWN_CHECKOUT).replace(
         str(CHECKOUT), SHOWN_CHECKOUT
     )
@@ -155,7 +162,7 @@ def make(page: Path, folder: Path) -> list[str]:
         if block.origin != "made by":
             continue
         for command in block.before:
-            output(command, folder)
+            output(command, folder, check=True)
         made = shortened(block.lines, output(block.detail, folder))
         start = block.first_line + moved
         lines[start : start + len(block.lines)] = made
@@ -164,7 +171,7 @@ def make(page: Path, folder: Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes the pages; with `--check`, returns 1 where one would show other words."""
+    """Writes the pages; with `--check`, shows what would be different, and returns 1."""
     parser = argparse.ArgumentParser(prog="python -m docs.outputs", description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/default"), help="(%(default)s)")
     parser.add_argument("--check", action="store_true", help="write nothing")
@@ -181,13 +188,16 @@ def main(argv: list[str] | None = None) -> int:
         if not options.check:
             page.write_text("\n".join(made) + "\n")
             continue
-        now = page.read_text().splitlines()
-        for was, would in zip(now, made, strict=False):
-            if unchanging(was) != unchanging(would):
-                print(f"{page.name}: {was!r} would be {would!r}", file=sys.stderr)
-                status = FAILED
-        if len(now) != len(made):
-            print(f"{page.name}: {len(now)} lines would be {len(made)}", file=sys.stderr)
+        different = difflib.unified_diff(
+            [unchanging(line) for line in page.read_text().splitlines()],
+            [unchanging(line) for line in made],
+            page.name,
+            "made again",
+            n=0,
+            lineterm="",
+        )
+        for line in different:
+            print(line, file=sys.stderr)
             status = FAILED
     return status
 
