@@ -162,7 +162,10 @@ def test_datasets_in_a_bucket_are_read_where_the_folder_is_given(tmp_path: Path)
 @pytest.mark.parametrize(
     ("which", "problem"),
     [
-        ({"caption": "a bat"}, "none of the 4 datasets .* has the caption 'a bat', or nearly the same"),
+        (
+            {"caption": "a bat"},
+            "none of the 4 datasets .* has the caption 'a bat', or nearly the same",
+        ),
         ({"picture": ("x.png", saved(drawing(99)))}, "has the picture x.png"),
         ({"picture": ("x.txt", b"text")}, "the picture cannot be read"),
         ({"sha256": "12ab"}, "'12ab' is not a SHA-256"),

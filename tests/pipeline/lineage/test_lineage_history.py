@@ -179,7 +179,7 @@ def test_history_as_json_names_the_pictures(weeks: Path, capsys) -> None:
 def test_what_was_added_between_two_releases(weeks: Path, capsys) -> None:
     assert cli.main(["--store", str(weeks), "added", "1", "release:2"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "2 rows added, 2 removed; before, there were 4"
+    assert shown[0] == "2 rows added, 2 removed; before, there were 4 rows"
     kept = ["  added: bat", "  added: dragon", "  removed: dog", "  removed: owl"]
     assert sorted(shown[1:]) == kept
     assert cli.main(["--store", str(weeks), "added", "1", "9"]) == 1
@@ -205,7 +205,9 @@ def test_who_knows_a_picture(weeks: Path, tmp_path: Path, capsys) -> None:
         cat, fox, owl = (
             history.known(store, what, location.roots) for what in ("cat", "fox", "owl")
         )
-        with pytest.raises(LineageError, match=r"SHA-256 000000000000\.\.\.; for 3 this is no longer known"):
+        with pytest.raises(
+            LineageError, match=r"SHA-256 000000000000\.\.\.; for 3 this is no longer known"
+        ):
             history.known(store, OTHER, location.roots)
     assert cat.trained_on == ("1", "2")
     assert (fox.trained_on, fox.held_out) == ((), ("1", "2"))

@@ -162,7 +162,7 @@ def test_two_releases_of_one_version(tmp_path):
         lineage.locate(str(tmp_path / "db")).open() as store,
         pytest.raises(
             lineage.LineageError,
-            match="2 releases 1: choose one of artifact:1 in a, artifact:2 in b",
+            match="2 releases with version 1: choose one of artifact:1 in a, artifact:2 in b",
         ),
     ):
         lineage.trace(store, "1")
@@ -353,7 +353,7 @@ def test_why_although_nothing_changed(tmp_path):
     deleted = 4
     assert "artifact 1 is deleted" in _twice(tmp_path / "1", artifact_state=deleted)
     assert "the cache was switched off" in _twice(tmp_path / "2")
-    assert "flags of Beam" in _twice(tmp_path / "3", second_key="other")
+    assert "the Beam flags" in _twice(tmp_path / "3", second_key="other")
     assert "had failed once, and only complete steps are cached" in _twice(tmp_path / "4", FAILED)
 
 
