@@ -25,7 +25,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from storage.errors import one_line
 
 MAX_PIXELS = 64 * 1024 * 1024
-"""Larger pictures are refused before they are decoded: a small file can hold gigabytes."""
+"""Pictures with more pixels are refused before decoding: a small file can hold gigabytes."""
 
 SKETCH_SIDE = 32
 """Side of a picture's sketch in pixels."""

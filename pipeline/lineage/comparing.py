@@ -42,7 +42,7 @@ class Difference:
         section: One of `DIFF_SECTIONS`.
         step: The step whose setting or output it is.
         name: What it is.
-        first: Its value in the first run, None where it has none.
+        first: Its value in the first run; None if it has none.
         second: Its value in the second run.
     """
 

@@ -227,7 +227,7 @@ def test_a_list_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(WithdrawnError, match="cannot be read"):
         read_list(str(tmp_path / "none"))
     (tmp_path / "list").write_bytes(b"caption:\xff # why")
-    with pytest.raises(WithdrawnError, match="no UTF-8 text"):
+    with pytest.raises(WithdrawnError, match="not UTF-8 text"):
         read_list(str(tmp_path / "list"))
 
 

@@ -131,11 +131,11 @@ def test_what_happens_to_pictures() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "no JSON"),
-        ("[" * 3000, "no JSON"),
+        ("{", "not JSON"),
+        ("[" * 3000, "not JSON"),
         ("[]", "do not name any pictures"),
         ('{"pictures": [], "columns": 1}', "do not name any pictures"),
-        ('{"pictures": [1], "columns": 1}', "no JSON object"),
+        ('{"pictures": [1], "columns": 1}', "not a JSON object"),
         ('{"pictures": [{}], "columns": 1}', "are missing"),
         ('{"pictures": [{"seed": "x"}], "columns": 1}', "seed is 'x'"),
         ('{"pictures": [{"seed": true}], "columns": 1}', "seed is 'True'"),
