@@ -1,7 +1,7 @@
-"""Addresses that hold a secret: found, refused, and never shown.
+"""Addresses that contain a secret: detected, refused and never shown.
 
-What a run is given stands in ML Metadata, in `config.yaml`, in logs, and on pages. So a password or
-a signature in an address is refused at every door, with the way that is meant for it.
+The settings of a run are recorded in ML Metadata, in `config.yaml`, in logs and on pages. So an
+address with a password or a signature is refused everywhere, with the way that is meant for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PORT = re.compile(r"[0-9]*")
 _PARAMETER = re.compile(r"""(?<=[?&;#])(?P<name>[^=&;#?"'<>]+)=(?P<value>[^&;#"'<>]*)""")
 # The user is part of the address; a password is not.
 _WITH_USER = frozenset({"mysql", "sftp", "ssh", "hdfs", "webhdfs"})
-# What stands before @ is a container, or an owner with a repository.
+# The part before @ is a container, or an owner with a repository.
 _WITH_CONTAINER = frozenset({"abfs", "abfss", "adl", "wasb", "wasbs"})
 _WITH_OWNER = frozenset({"git", "github"})
 _SECRET_NAMES = frozenset({"auth", "jwt", "key", "pass", "policy", "pwd", "sas", "sig"})
@@ -37,19 +37,19 @@ _HEADER = """set FSSPEC_HTTP='{"headers": {"Authorization": "Bearer TOKEN"}}', o
 _WAYS = {
     "ftp": "set FSSPEC_FTP_USERNAME and FSSPEC_FTP_PASSWORD",
     "gcs": _GOOGLE,
-    "grpc": "give grpc://HOST:PORT; a server that asks who one is needs a proxy of its own",
-    "grpcs": "give grpcs://HOST:PORT; a server that asks who one is needs a proxy of its own",
+    "grpc": "give grpc://HOST:PORT; a server that requires a log-in needs its own proxy",
+    "grpcs": "give grpcs://HOST:PORT; a server that requires a log-in needs its own proxy",
     "gs": _GOOGLE,
     "hf": "log in with `hf auth login`, or set HF_TOKEN",
     "http": _NETRC,
     "https": _NETRC,
-    "mysql": "give mysql://USER@HOST/DATABASE?password_env=NAME, with the name of the environment "
+    "mysql": "give mysql://USER@HOST/DATABASE?password_env=NAME, where NAME is the environment "
     "variable that holds it",
     "s3": _AMAZON,
     "sftp": "set FSSPEC_SFTP_PASSWORD",
 }
 _AZURE = "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_SAS_TOKEN"
-# By the parameter that only one store's signatures have.
+# Recognised by a parameter that only the signatures of this store have.
 _SIGNED_BY = (
     (r"x-goog-.*|googleaccessid", f"give gs://BUCKET/PATH, and {_GOOGLE}"),
     (r"x-amz-.*|awsaccesskeyid", f"give s3://BUCKET/PATH, and {_AMAZON}"),
@@ -58,11 +58,11 @@ _SIGNED_BY = (
 
 
 class SecretInAddressError(UserError):
-    """An address holds a secret; the message is one line, without it."""
+    """An address contains a secret; the message is one line, without the secret."""
 
 
 def check_address(address: str) -> None:
-    """Raises a `SecretInAddressError` where `address` has a user part or a signature in it."""
+    """Raises a `SecretInAddressError` if `address` contains a user part or a signature."""
     for scheme, rest in _addresses(address):
         user = _user_part(scheme, rest)
         signed = [name.lower() for name in _secret_parameters(rest)]
@@ -70,7 +70,7 @@ def check_address(address: str) -> None:
             continue
         if user:
             what = "a password" if ":" in user else "a user part"
-            way = _WAYS.get(scheme, "give it to the library that opens it, by its own log-in")
+            way = _WAYS.get(scheme, "use the log-in of the library that opens it")
         else:
             what = "a secret in its query"
             way = _way_of_signed(scheme, signed)
@@ -81,7 +81,7 @@ def check_address(address: str) -> None:
 
 
 def redacted(text: str) -> str:
-    """`text` with user parts and secret parameters of all addresses in it made unreadable."""
+    """`text` with the user parts and secret parameters of all its addresses hidden."""
     if "://" not in text:
         return text
 
@@ -98,18 +98,18 @@ def redacted(text: str) -> str:
 
 
 def _addresses(text: str) -> Iterator[tuple[str, str]]:
-    """Scheme and rest of each, those inside of others, as fsspec chains them, too."""
+    """Scheme and rest of each address, including nested ones, as fsspec chains them."""
     for match in _ADDRESS.finditer(text):
         yield match["scheme"].lower(), match["rest"]
         yield from _addresses(match["rest"])
 
 
 def _user_part(scheme: str, rest: str) -> str:
-    """What stands before @ and is nobody else's business; "" where there is no such thing."""
+    """The secret part before @; "" if there is none."""
     [authority] = _AUTHORITY.findall(rest)[:1]
     user, at, _ = authority.rpartition("@")
     if not at:
-        # A password with a slash in it, which belongs there as %2F, ends the authority too soon.
+        # A password with a slash, which should be written as %2F, ends the authority too soon.
         name, colon, port = authority.partition(":")
         chained = port.startswith(":")
         if colon and not chained and not name.startswith("[") and not _PORT.fullmatch(port):
@@ -119,7 +119,7 @@ def _user_part(scheme: str, rest: str) -> str:
     if ":" not in user:
         if scheme in _WITH_USER | _WITH_CONTAINER:
             return ""
-        # A name at a revision, which the hub's own check has more to say about.
+        # A name at a revision; the hub's own check gives a better message.
         if scheme == "hf" and authority == rest:
             return ""
     return user
@@ -139,7 +139,7 @@ def _is_secret(name: str) -> bool:
 
 def _way_of_signed(scheme: str, names: list[str]) -> str:
     if scheme not in ("http", "https"):
-        return _WAYS.get(scheme, "give it to the library that opens it, by its own log-in")
+        return _WAYS.get(scheme, "use the log-in of the library that opens it")
     for pattern, way in _SIGNED_BY:
         if any(re.fullmatch(pattern, name) for name in names):
             return way

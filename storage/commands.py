@@ -1,7 +1,7 @@
-"""Commands as they are printed: pasted into the shell that they were read in, they work.
+"""Formats commands that work when they are pasted into the shell that printed them.
 
-In the checkout they are short. Elsewhere `python -m` finds no module of this project, so that such
-a command goes to the checkout first, and names files by their full path.
+In the checkout they are short. Elsewhere `python -m` does not find this project's modules, so the
+command changes to the checkout first and names files by their full path.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ def module_command(module: str, *arguments: str | os.PathLike[str]) -> str:
     """`python -m MODULE ARGUMENTS`.
 
     Args:
-        module: Of this project.
-        *arguments: Unquoted; those that are files or folders as `Path`, relative to where the
-            command is printed.
+        module: A module of this project.
+        *arguments: Unquoted arguments; files and folders as `Path`, relative to the current folder.
     """
     if _in_checkout():
         return _joined(_shown(Path(sys.executable)), "-m", module, *map(_shown, arguments))
@@ -29,22 +28,22 @@ def module_command(module: str, *arguments: str | os.PathLike[str]) -> str:
 
 
 def script_command(script: str, *arguments: str) -> str:
-    """`python SCRIPT ARGUMENTS`, of a script in the checkout; arguments are as they were given."""
+    """`python SCRIPT ARGUMENTS`, for a script in the checkout; arguments stay as they are given."""
     return _joined(_shown(Path(sys.executable)), _shown(CHECKOUT / script), *arguments)
 
 
 def program_command(program: str, *arguments: str | os.PathLike[str]) -> str:
-    """`PROGRAM ARGUMENTS`, of a program that is installed beside this Python."""
+    """`PROGRAM ARGUMENTS`, for a program that is installed beside this Python."""
     return _joined(_shown(Path(sys.executable).with_name(program)), *map(_shown, arguments))
 
 
 def place(address: str) -> str | Path:
-    """An address as an argument of these: a path, unless it is a URL."""
+    """An address as an argument of these functions: a path, unless it is a URL."""
     return address if "://" in address else Path(address)
 
 
 def shown_path(path: str | os.PathLike[str]) -> str:
-    """`path` relative to the current folder where it lies in it; a URL as it is."""
+    """`path` relative to the current folder if it is inside it; a URL as it is."""
     if "://" in str(path):
         return str(path)
     absolute = os.path.abspath(path)

@@ -1,6 +1,6 @@
-"""Signed manifests in pictures (C2PA), by the Content Authenticity Initiative's library.
+"""Signed manifests in pictures (C2PA), with the Content Authenticity Initiative's library.
 
-It is an extra (`c2pa`), imported where it is used alone.
+The library is an extra (`c2pa`) and is imported only where it is used.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import json
 from typing import Any
 
 _LABEL = "org.sd-finetuning-tfx.request"
-# The part of a PNG file that a manifest lies in (C2PA 2.1, appendix A.3).
+# The PNG chunk that contains a manifest (C2PA 2.1, appendix A.3).
 _PNG_CHUNK = b"caBX"
 _UNTRUSTED = "signingCredential.untrusted"
 
 
 class CredentialsError(ValueError):
-    """A picture cannot be signed, or what it is signed with cannot be read."""
+    """A picture cannot be signed, or its signed manifest cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Credentials:
     """What a signed manifest says.
 
     Attributes:
-        valid: Whether the signature is right, and the file is what was signed.
-        signer: Whose name the certificate has; whether to believe that is the reader's matter.
-        faults: What is wrong, by the specification's codes.
+        valid: Whether the signature is valid and the file is the one that was signed.
+        signer: The name in the certificate; whether to trust it is up to the reader.
+        faults: What is wrong, as codes of the specification.
     """
 
     valid: bool
@@ -40,15 +40,15 @@ class Signer:
     """Signs pictures.
 
     Attributes:
-        certificate: The chain, PEM, the signer's own first.
-        key: Its private key, PEM.
+        certificate: The certificate chain (PEM), the signer's own certificate first.
+        key: The private key (PEM) of the signer's certificate.
     """
 
     certificate: bytes
     key: bytes = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
-        """Raises a `CredentialsError` where they are no pair, or the library is not there."""
+        """Raises a `CredentialsError` if the two do not match or the library is missing."""
         from cryptography import x509
         from cryptography.hazmat.primitives import serialization
 
@@ -56,25 +56,25 @@ class Signer:
         try:
             leaf = x509.load_pem_x509_certificate(self.certificate)
         except ValueError:
-            raise CredentialsError("the certificate is none in PEM") from None
+            raise CredentialsError("the certificate is not in PEM format") from None
         try:
             private = serialization.load_pem_private_key(self.key, password=None)
         except (ValueError, TypeError):
-            # The library's message could tell of the key.
-            raise CredentialsError("the key is none in PEM without a password") from None
+            # The library's message could reveal parts of the key.
+            raise CredentialsError("the key is not in PEM format without a password") from None
         if private.public_key() != leaf.public_key():
-            raise CredentialsError("the key is not that of the first certificate")
+            raise CredentialsError("the key does not belong to the first certificate")
 
     def sign(self, contents: bytes, source_type: str, request: dict[str, Any]) -> bytes:
-        """A PNG file with a manifest.
+        """Returns a PNG file with a signed manifest.
 
         Args:
             contents: The file.
-            source_type: IPTC's address of how it was made.
-            request: What it was asked for with.
+            source_type: IPTC's address for how the picture was made.
+            request: The request that it was drawn from.
 
         Raises:
-            CredentialsError: The certificate is not for this, or the library is not there.
+            CredentialsError: The certificate is not meant for this, or the library is missing.
         """
         c2pa = _library()
         action = {"action": "c2pa.created", "digitalSourceType": source_type}
@@ -86,7 +86,7 @@ class Signer:
             ],
         }
         signed = io.BytesIO()
-        # It would be another picture in the file, which nobody asked for.
+        # A thumbnail would be another picture in the file, which nobody asked for.
         settings = {"builder": {"thumbnail": {"enabled": False}}}
         try:
             info = c2pa.C2paSignerInfo(self._algorithm, self.certificate, self.key, None)
@@ -114,21 +114,21 @@ class Signer:
         if isinstance(key, ed25519.Ed25519PrivateKey):
             return b"ed25519"
         raise CredentialsError(
-            "the key is of a kind that C2PA does not know: it must be ECDSA of 256, 384 or 521 "
-            "bits, RSA or Ed25519"
+            "C2PA does not support this kind of key: it must be ECDSA with 256, 384 or 521 bits, "
+            "RSA or Ed25519"
         )
 
 
 def has_manifest(contents: bytes) -> bool:
-    """Whether a PNG file seems to have one."""
+    """Whether a PNG file seems to have a manifest."""
     return _PNG_CHUNK in contents
 
 
 def read(contents: bytes) -> Credentials:
-    """What the manifest of a PNG file says.
+    """Reads the manifest of a PNG file.
 
     Raises:
-        CredentialsError: It cannot be read, or the library is not there.
+        CredentialsError: It cannot be read, or the library is missing.
     """
     c2pa = _library()
     try:
@@ -153,7 +153,7 @@ def _library() -> Any:
         import c2pa
     except ImportError:
         raise CredentialsError(
-            "c2pa-python is not installed, which signs pictures and reads what they are signed "
-            'with: pip install "c2pa-python>=0.30", or this project\'s extra c2pa'
+            "c2pa-python, which signs pictures and reads their signatures, is not installed: "
+            'pip install "c2pa-python>=0.30", or this project\'s extra c2pa'
         ) from None
     return c2pa

@@ -1,4 +1,4 @@
-"""What is said of errors."""
+"""Formats error messages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from storage.addresses import redacted
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks and secrets, or its class where it has none."""
-    # A store may have led on to an address that is signed, of which its library then speaks.
+    """The message of an error without line breaks and secrets, or its class if it has none."""
+    # A store may redirect to a signed address, which its library then quotes.
     return redacted(" ".join(str(error).split())) or type(error).__name__

@@ -1,4 +1,4 @@
-"""File systems that fsspec opens, by address."""
+"""Opens file systems with fsspec, by address."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from storage.addresses import check_address
 
 
 def open_address(address: str) -> tuple[Any, str]:
-    """The file system of an address, and the path in it.
+    """Returns the file system of an address, and the path in it.
 
-    User and password of an http server come from `.netrc`.
+    User and password for an http server come from `.netrc`.
 
     Raises:
-        SecretInAddressError: `address` has a secret in it.
+        SecretInAddressError: `address` contains a secret.
         ImportError: Its file system needs another package.
-        ValueError: It is no address that can be opened.
+        ValueError: The address cannot be opened.
     """
     check_address(address)
     options = {}
     if address.lower().startswith(("http://", "https://")):
         configured = fsspec.config.conf.get("http", {}).get("client_kwargs", {})
-        # Otherwise aiohttp looks neither at .netrc nor at the variables that name a proxy.
+        # Otherwise aiohttp ignores .netrc and the proxy variables.
         options["client_kwargs"] = {"trust_env": True, **configured}
     files, path = fsspec.core.url_to_fs(address, **options)
     return files, path

@@ -1,7 +1,7 @@
-"""Files and folders, wherever they are.
+"""Files and folders, local or remote.
 
-Local files are reached without TensorFlow, whose import takes long enough to keep a user waiting
-for an error message; every other file system is reached through it. All functions raise OSError.
+Local files are accessed without TensorFlow, whose import takes long enough to keep a user waiting
+for an error message; all other file systems are accessed through it. All functions raise OSError.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from storage.hashing import sha256_hex
 from storage.user_errors import FileError
 
 PARTIAL_PREFIX = ".partial-"
-"""How the names of files begin that were not written to their end."""
+"""Prefix of the names of files that are not completely written."""
 
 _CHUNK_BYTES = 1 << 20
 _DIGEST_HEX_DIGITS = 16
 
 
 def join(folder: str, *names: str) -> str:
-    """The path of an entry of a folder; slashes for remote ones."""
+    """The path of an entry of a folder, with slashes if it is remote."""
     if is_remote(folder):
         return "/".join((folder.rstrip("/"), *names))
     return os.path.join(folder, *names)
 
 
 def parent(path: str) -> str:
-    """The folder that a path lies in; the current one for a bare name."""
+    """The folder that contains a path; the current folder for a bare name."""
     if is_remote(path):
         return path.rpartition("/")[0]
     return os.path.dirname(path) or os.curdir
@@ -78,7 +78,7 @@ def write_bytes(path: str, contents: bytes) -> None:
     """Writes or replaces a file."""
     if is_remote(path):
         if path.startswith("ram://"):
-            # TensorFlow's own memory would append.
+            # TensorFlow's memory file system would append.
             with contextlib.suppress(OSError):
                 remove_file(path)
         with _gfile(path) as gfile, gfile.GFile(path, "wb") as f:
@@ -89,9 +89,9 @@ def write_bytes(path: str, contents: bytes) -> None:
 
 
 def write_atomically(path: str, contents: bytes) -> None:
-    """Writes or replaces a file, of which no reader ever sees a part."""
+    """Writes or replaces a file so that readers never see a part of it."""
     if is_remote(path):
-        # Object stores show what was written when all of it is there.
+        # Object stores show a file only when all of it is written.
         write_bytes(path, contents)
         return
     partial = os.path.join(os.path.dirname(path), f"{PARTIAL_PREFIX}{uuid.uuid4().hex}")
@@ -100,7 +100,7 @@ def write_atomically(path: str, contents: bytes) -> None:
 
 
 def make_folder(path: str) -> None:
-    """Makes a folder and those above it, where they are missing."""
+    """Makes a folder and its parents if they are missing."""
     if is_remote(path):
         with _gfile(path) as gfile:
             gfile.makedirs(path)
@@ -124,7 +124,7 @@ def files_below(folder: str) -> list[str]:
 
 
 def copy(source: str, target: str) -> None:
-    """Copies a file, into a folder that is made where it is missing."""
+    """Copies a file; makes the target's folder if it is missing."""
     make_folder(parent(target))
     if is_remote(source) or is_remote(target):
         with _gfile(target) as gfile:
@@ -134,10 +134,10 @@ def copy(source: str, target: str) -> None:
 
 
 def move_folder(source: str, target: str) -> None:
-    """Moves a folder to a place where there is none.
+    """Moves a folder to a path that does not exist yet.
 
-    In object stores, which only know files, `saved_model.pb` comes last: TensorFlow Serving takes
-    a folder for a model as soon as it has one.
+    In object stores, which only know files, `saved_model.pb` comes last: TensorFlow Serving treats
+    a folder as a model as soon as it contains this file.
     """
     if not is_remote(source):
         make_folder(parent(target))
@@ -148,7 +148,7 @@ def move_folder(source: str, target: str) -> None:
         for name in sorted(names, key=lambda name: (name.endswith("saved_model.pb"), name)):
             gfile.makedirs(parent(join(target, name)))
             gfile.rename(join(source, name), join(target, name))
-        # An object store's folder is gone with its last file.
+        # In an object store a folder disappears with its last file.
         if gfile.isdir(source):
             gfile.rmtree(source)
 
@@ -163,7 +163,7 @@ def remove_file(path: str) -> None:
 
 
 def remove_folder(path: str) -> None:
-    """Removes a folder with all in it."""
+    """Removes a folder and everything in it."""
     if is_remote(path):
         with _gfile(path) as gfile:
             gfile.rmtree(path)
@@ -172,7 +172,7 @@ def remove_folder(path: str) -> None:
 
 
 def read_chunks(path: str) -> Iterator[bytes]:
-    """The contents of a file, a megabyte at a time."""
+    """Yields the contents of a file, a megabyte at a time."""
     with contextlib.ExitStack() as stack:
         if is_remote(path):
             file = stack.enter_context(stack.enter_context(_gfile(path)).GFile(path, "rb"))
@@ -186,8 +186,8 @@ def sha256(path: str, counted: Callable[[int], None] = lambda size: None) -> str
     """The SHA-256 of a file, in hexadecimal digits.
 
     Args:
-        path: Local or remote.
-        counted: Called with the bytes of each piece that was read.
+        path: Local or remote path.
+        counted: Called with the number of bytes of each piece that was read.
     """
 
     def pieces() -> Iterator[bytes]:
@@ -199,7 +199,7 @@ def sha256(path: str, counted: Callable[[int], None] = lambda size: None) -> str
 
 
 def size(path: str) -> int:
-    """The bytes of a file."""
+    """The size of a file in bytes."""
     if is_remote(path):
         with _gfile(path) as gfile:
             return int(gfile.stat(path).length)
@@ -208,12 +208,12 @@ def size(path: str) -> int:
 
 @functools.cache
 def content_digest(folder: str) -> str:
-    """Says what is in a folder, wherever that lies: the one rule for what counts as the same data.
+    """Digest of a folder's contents: the one rule for what counts as the same data.
 
-    Read once in a process, so only for what does not change any more, as artifacts do not.
+    Computed once per process, so use it only for folders that no longer change, such as artifacts.
 
     Args:
-        folder: Local or remote.
+        folder: Local or remote path.
 
     Returns:
         16 hexadecimal digits of the SHA-256 over all files' relative paths and SHA-256.
@@ -225,7 +225,7 @@ def content_digest(folder: str) -> str:
         raise FileNotFoundError(f"there is no folder {folder}")
     names = files_below(folder)
     digest = hashlib.sha256()
-    # Hashing lets go of Python's lock, and object stores answer many at once.
+    # Hashing releases Python's lock, and object stores answer many requests at once.
     with ThreadPoolExecutor() as pool:
         hashes = pool.map(sha256, (join(folder, name) for name in names))
         for name, each in zip(names, hashes, strict=True):
@@ -234,7 +234,7 @@ def content_digest(folder: str) -> str:
 
 
 def modification_time(path: str) -> int:
-    """When a file was last written, in nanoseconds of its own storage's clock."""
+    """When a file was last written, in nanoseconds by the clock of its storage."""
     if is_remote(path):
         with _gfile(path) as gfile:
             return int(gfile.stat(path).mtime_nsec)
@@ -242,7 +242,7 @@ def modification_time(path: str) -> int:
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is TensorFlow's to reach."""
+    """Whether a path must be accessed through TensorFlow."""
     return "://" in path
 
 

@@ -1,4 +1,4 @@
-"""What the flags of all commands have in common."""
+"""What the command lines of all commands share."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from storage.user_errors import FailedError, UserError
 from storage.version import version_text
 
 DONE, FAILED, MISTAKE = 0, 1, 2
-"""Exit statuses of every command: it did what was asked; it could not; it was not started, since
-the command, a setting or what they name is wrong."""
+"""Exit statuses of every command: it is done; it failed; or it was not started, because the
+command, a setting, or something that they name is wrong."""
 
 Words = Sequence[str | Path]
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with a command, without the usage in front."""
+    """A parser that says in one line what is wrong with a command, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         """Ends the program."""
@@ -31,10 +31,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class Command(Parser):
-    """The parser of a command, whose help ends with examples and exit statuses.
+    """The parser of a command; its help ends with examples and exit statuses.
 
     Attributes:
-        examples: Command lines without the program, each with what it does; "" for what is plain.
+        examples: Command lines without the program, each with what it does; "" if that is obvious.
     """
 
     def __init__(
@@ -48,16 +48,17 @@ class Command(Parser):
         takes_version: bool = False,
         **given: Any,
     ) -> None:
-        """Makes it, with the flags `--help` and `--version` (`-V`).
+        """Makes the parser, with the flags `--help` and `--version` (`-V`).
 
         Args:
             program: A module of this project, such as `serving.pull`, or a script in the checkout.
-            description: What it does.
+            description: What the command does.
             examples: See the class.
-            notes: Paragraphs between examples and statuses.
-            failed: What the status 1 means here.
-            takes_version: Whether its own `--version` names a release, so that `-V` alone is ours.
-            **given: For `argparse.ArgumentParser`.
+            notes: Paragraphs between the examples and the exit statuses.
+            failed: What the exit status 1 means here.
+            takes_version: Whether the command's own `--version` names a release, so that only `-V`
+                shows the version.
+            **given: Arguments for `argparse.ArgumentParser`.
         """
         self.examples = tuple(examples)
         self._program = program
@@ -69,7 +70,7 @@ class Command(Parser):
             lines += [notes, ""]
         lines.append(
             f"exit status: {DONE} done, {FAILED} {failed}, {MISTAKE} a mistake in the command or a "
-            "setting\n(nothing was started); interrupted by Ctrl-C 130"
+            "setting\n(nothing was started), 130 interrupted by Ctrl-C"
         )
         super().__init__(
             prog=program if is_script else f"python -m {program}",
@@ -83,7 +84,7 @@ class Command(Parser):
             "-V",
             *(() if takes_version else ("--version",)),
             action=_Version,
-            help="show version, commit and packages, and exit",
+            help="show version, commit and packages, then exit",
         )
 
     def parse_args(self, *arguments: Any, **given: Any) -> Any:
@@ -92,7 +93,7 @@ class Command(Parser):
         return super().parse_args(*arguments, **given)
 
     def command_line(self, words: Words) -> str:
-        """An example as it is typed."""
+        """The command line of an example, as it is typed."""
         if self._program.endswith(".py"):
             return script_command(self._program, *map(str, words))
         return module_command(self._program, *words)
@@ -118,16 +119,16 @@ class _Version(argparse.Action):
 
 
 def report(error: Exception) -> int:
-    """Prints what ended a command in one line, and returns the exit status that goes with it."""
+    """Prints the error that ended a command in one line, and returns the exit status."""
     print(f"error: {error}", file=sys.stderr)
     is_mistake = isinstance(error, (UserError, ValueError)) and not isinstance(error, FailedError)
     return MISTAKE if is_mistake else FAILED
 
 
 def tell_shell(parser: argparse.ArgumentParser) -> None:
-    """Where a shell asks what could follow on a command line, tells it, and ends the program."""
+    """Answers a shell's request for completions and ends the program; otherwise does nothing."""
     if "_ARGCOMPLETE" in os.environ:
-        # serving/ needs nothing but TensorFlow and Pillow.
+        # serving/ needs only TensorFlow and Pillow.
         with contextlib.suppress(ImportError):
             import argcomplete
 

@@ -1,6 +1,6 @@
-"""Folders wherever they lie: on this machine, in a bucket, in a model of the Hugging Face hub.
+"""Folders on this machine, in a bucket, or in a model of the Hugging Face hub.
 
-Nothing here imports TensorFlow, so that a wrong setting is told at once.
+Nothing here imports TensorFlow, so that a wrong setting is reported at once.
 """
 
 from __future__ import annotations
@@ -28,63 +28,65 @@ HASHES_NAME = "SHA256SUMS"
 
 
 class FolderError(UserError, ValueError):
-    """A folder or a file in it that cannot be had, or is damaged; the message is one line."""
+    """A folder, or a file in it, is not available or is damaged; the message is one line."""
 
 
 class Folder(abc.ABC):
     """A folder, wherever it is.
 
     Attributes:
-        address: What a user would give to name it, to the commit.
+        address: Its address, as a user would give it, including the commit.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
 
     def __reduce__(self) -> tuple[Callable[[str], Folder], tuple[str]]:
-        # Another process opens it anew, rather than taking over connections.
+        # Another process opens it again instead of taking over connections.
         return open_folder, (self.address,)
 
     @abc.abstractmethod
     def exists(self, name: str) -> bool:
-        """Whether there is a file `name`, which may be a path within the folder."""
+        """Whether there is a file `name`, which may be a path inside the folder."""
 
     @abc.abstractmethod
     def names(self) -> list[str]:
-        """All files below it, as paths within it; nothing where its server lists none (http)."""
+        """All files below it, as relative paths; empty if its server has no listing (http)."""
 
     @abc.abstractmethod
     def local(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """The file on this machine, whole; a copy goes when the context ends."""
+        """The whole file on this machine; a copy is removed when the context ends."""
 
     @abc.abstractmethod
     def sha256(self, name: str) -> str:
-        """The file's SHA-256 (hex), as the place that it lies in knows or shows it."""
+        """The file's SHA-256 (hex)."""
 
     def read_start(self, name: str, size: int) -> bytes:
-        """The file's first `size` bytes, fewer where it has no more."""
+        """The file's first `size` bytes; fewer if the file is shorter."""
         with self.local(name) as path, path.open("rb") as f:
             return f.read(size)
 
     def shown(self, name: str) -> str:
-        """The file's full name, for messages."""
+        """The full name of a file, for messages."""
         return f"{self.address.rstrip('/')}/{name}"
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A small JSON file; raises a `FolderError` where it is none."""
+        """Reads a small JSON file; raises a `FolderError` if it does not contain an object."""
         try:
             with self.local(name) as path:
                 content = json.loads(path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise FolderError(
-                f"{self.shown(name)} is damaged, it is no JSON ({error}): fetch it again"
+                f"{self.shown(name)} is damaged, it is not JSON ({error}): fetch it again"
             ) from None
         if not isinstance(content, dict):
-            raise FolderError(f"{self.shown(name)} is damaged, it holds no object: fetch it again")
+            raise FolderError(
+                f"{self.shown(name)} is damaged, it is not a JSON object: fetch it again"
+            )
         return content
 
     def listed_hashes(self) -> dict[str, str]:
-        """What the folder's own `SHA256SUMS` says: file name to hash; empty without one."""
+        """The folder's own `SHA256SUMS`, as file name to hash; empty if it has none."""
         if not self.exists(HASHES_NAME):
             return {}
         with self.local(HASHES_NAME) as path:
@@ -114,12 +116,12 @@ class LocalFolder(Folder):
         yield Path(self.address, name)
 
     def sha256(self, name: str) -> str:
-        """See `Folder`; reads the file once for each version of it."""
+        """See `Folder`; reads each version of the file once."""
         return sha256_of(os.path.join(self.address, name))
 
 
 class RemoteFolder(Folder):
-    """A folder of a bucket, or of whatever else fsspec opens."""
+    """A folder in a bucket, or in any other file system that fsspec opens."""
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
@@ -152,12 +154,12 @@ class RemoteFolder(Folder):
             yield path
 
     def read_start(self, name: str, size: int) -> bytes:
-        """See `Folder`; reads no more than that."""
+        """See `Folder`; reads only these bytes."""
         with self._errors_told(name):
             return bytes(self._files.read_block(self._path(name), 0, size))
 
     def sha256(self, name: str) -> str:
-        """See `Folder`; reads the file once for each version of it."""
+        """See `Folder`; reads each version of the file once."""
         with self._errors_told(name):
             return _remote_sha256(self, name, self._files.ukey(self._path(name)))
 
@@ -173,12 +175,12 @@ class RemoteFolder(Folder):
     def _errors_told(self, name: str) -> Iterator[None]:
         try:
             yield
-        # The libraries below fsspec raise exceptions of their own.
+        # The libraries behind fsspec raise their own exceptions.
         except Exception as error:
             detail = one_line(error)[:300]
             raise FolderError(
                 f"{self.shown(name)} cannot be read ({type(error).__name__}: {detail}): check the "
-                "address and your right to read it"
+                "address and your permission to read it"
             ) from error
 
     def __eq__(self, other: object) -> bool:
@@ -219,7 +221,7 @@ class HubFolder(Folder):
         yield path
 
     def sha256(self, name: str) -> str:
-        """See `Folder`; the file is fetched, and checked against the hub's own hash."""
+        """See `Folder`; fetches the file and checks it against the hub's own hash."""
         with self.local(name) as path:
             return sha256_of(path)
 
@@ -232,10 +234,10 @@ class HubFolder(Folder):
 
 
 def open_folder(address: str) -> Folder:
-    """The folder at an address: `hf://ORG/NAME[@REVISION][/FOLDER]`, `gs://...` or a path.
+    """Opens the folder at an address: `hf://ORG/NAME[@REVISION][/FOLDER]`, `gs://...` or a path.
 
     Raises:
-        FolderError: The address is none, has a secret in it, or the hub does not know it.
+        FolderError: The address is not valid, contains a secret, or is unknown to the hub.
     """
     try:
         check_address(address)

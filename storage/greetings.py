@@ -1,4 +1,4 @@
-"""TensorFlow imported without the lines that it greets with."""
+"""Imports TensorFlow without the messages that it prints at start."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-# What TensorFlow says of itself before Abseil's logging is set up, TF_CPP_MIN_LOG_LEVEL or not.
+# TensorFlow prints these before Abseil's logging is set up, whatever TF_CPP_MIN_LOG_LEVEL says.
 _GREETING = r"^(I0000 00:00:|WARNING: All log messages before absl::InitializeLog\(\))"
 
 
 @contextlib.contextmanager
 def no_greetings() -> Iterator[None]:
-    """Leaves TensorFlow's first lines out of standard error while it is imported.
+    """Keeps TensorFlow's first lines out of standard error while it is imported.
 
-    Every other line gets through, also that of a crash: a process of its own reads them.
+    All other lines get through, even those of a crash, because a separate process filters them.
     """
     if "tensorflow" in sys.modules:
         yield
@@ -33,6 +33,6 @@ def no_greetings() -> Iterator[None]:
     finally:
         os.dup2(standard_error, 2)
         os.close(standard_error)
-        # A child process of TensorFlow's may hold the pipe open.
+        # A child process of TensorFlow may hold the pipe open.
         with contextlib.suppress(subprocess.TimeoutExpired):
             reader.wait(timeout=5)

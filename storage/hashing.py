@@ -1,4 +1,4 @@
-"""The hash that files are known by."""
+"""The hash that identifies files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def sha256_hex(pieces: Iterable[bytes]) -> str:
-    """The SHA-256 of what the pieces are together, in hexadecimal digits."""
+    """The SHA-256 of all pieces together, in hexadecimal digits."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)

@@ -1,8 +1,8 @@
 """The Hugging Face hub's models and datasets, through the hub's own library.
 
-Downloads, their resumption, the cache, offline mode, the token and most retries are the library's.
-Added here: retries of the calls that it makes only once, a check of every file against the hash
-that the hub gives for it, progress, and errors of one line that say what to do.
+The library handles downloads and their resumption, the cache, offline mode, the token and most
+retries. This module adds retries for calls that the library makes only once, a check of every file
+against the hash from the hub, progress, and one-line errors that say what to do.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _ADDRESS = re.compile(
 )
 _PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _WAITS_S = (1.0, 2.0, 4.0, 4.0)
-# The hub counts requests over five minutes; whoever asks for more patience is not coming back soon.
+# The hub counts requests over five minutes; a longer requested wait means a longer outage.
 _LONGEST_WAIT_S = 310.0
 _GIVE_TOKEN = "set HF_TOKEN (or log in with `hf auth login`)"
 
@@ -69,14 +69,14 @@ _Result = TypeVar("_Result")
 
 
 class HubError(UserError, ValueError):
-    """The hub does not give what was asked for; the message is one line."""
+    """The hub does not provide what was requested; the message is one line."""
 
 
 class _NoAnswerError(Exception):
-    """Hides from the library that the hub does not answer; the cause is what it answered."""
+    """Hides from the library that the hub does not answer; the cause is the original error."""
 
 
-# What the library raises, beside its own errors: writing the cache fails, or a name is no name.
+# What the library raises: its own errors, a cache that cannot be written, names that are not valid.
 _ERRORS = (
     OSError,
     httpx2.HTTPError,
@@ -93,13 +93,13 @@ class RepoKind:
     """A kind of repository on the hub.
 
     Attributes:
-        name: As the library calls it.
-        path: What stands before a repository's name in the address of its page.
-        along_with_the_list: Names of small files, one of which nearly every repository has: the
-            library keeps the list of all files when it fetches some.
-        part_is_enough: Whether, in offline mode and without that list, the files in the cache are
-            taken for all there are.
-        gone: Repositories that are not on the hub any more, and what to use in their place.
+        name: The library's name for it.
+        path: The part before the name of a repository in the address of its page.
+        along_with_the_list: Names of small files, one of which nearly every repository has: when
+            the library fetches some files, it keeps the list of all files.
+        part_is_enough: Whether, in offline mode and without that list, the files in the cache
+            count as all files.
+        gone: Repositories that are no longer on the hub, and what to use instead.
     """
 
     name: str
@@ -123,7 +123,7 @@ class HubAddress(NamedTuple):
     Attributes:
         repo_id: `ORG/NAME`.
         revision: Branch, tag or commit; `None` for the default branch.
-        folder: Folder in it, "" for the whole.
+        folder: Folder in it; "" for the whole model.
     """
 
     repo_id: str
@@ -136,10 +136,10 @@ class HubAddress(NamedTuple):
 
 
 def parse_address(address: str) -> HubAddress:
-    """Reads `hf://ORG/NAME[@REVISION][/FOLDER]`; asks nobody whether there is such a model.
+    """Parses `hf://ORG/NAME[@REVISION][/FOLDER]`; does not check whether the model exists.
 
     Raises:
-        HubError: It is none.
+        HubError: The address does not have this form.
     """
     match = _ADDRESS.fullmatch(address)
     try:
@@ -148,8 +148,8 @@ def parse_address(address: str) -> HubAddress:
         validate_repo_id(match["repo_id"])
     except HFValidationError:
         raise HubError(
-            f"{address!r} names no model of the hub: give hf://ORG/NAME, with @REVISION or a "
-            "/FOLDER in it after that, if need be"
+            f"{address!r} is not the address of a model on the hub: give hf://ORG/NAME, followed "
+            "by @REVISION or /FOLDER if needed"
         ) from None
     revision = match["revision"]
     return HubAddress(
@@ -163,13 +163,13 @@ class HubRepo:
     """The files of a repository at one commit.
 
     Attributes:
-        kind: What it is.
-        repo_id: `ORG/NAME`, or `NAME` alone for a few old ones.
+        kind: Its kind.
+        repo_id: `ORG/NAME`, or only `NAME` for a few old repositories.
         commit: 40 hexadecimal digits.
     """
 
     def __init__(self, kind: RepoKind, repo_id: str, commit: str) -> None:
-        """Names the files; asks the hub for nothing yet."""
+        """Names the files; does not contact the hub yet."""
         self.kind = kind
         self.repo_id = repo_id
         self.commit = commit
@@ -178,12 +178,12 @@ class HubRepo:
 
     @classmethod
     def resolve(cls, kind: RepoKind, repo_id: str, revision: str | None = None) -> HubRepo:
-        """Finds the commit that a revision stands for now; in offline mode, when it last did.
+        """Finds the commit of a revision: the current one, or in offline mode the last known one.
 
-        A commit stands for itself; the hub is not asked.
+        A commit stands for itself, without a request to the hub.
 
         Args:
-            kind: What it is.
+            kind: The kind of repository.
             repo_id: Its name.
             revision: Branch, tag or commit; `None` for the default branch.
 
@@ -200,11 +200,11 @@ class HubRepo:
     def files(self) -> Mapping[str, int]:
         """Path and size in bytes of every file of the commit.
 
-        The list is kept in the hub's cache, so that a repository of which only a part is there is
-        not a smaller one in offline mode.
+        The list is kept in the hub's cache, so that in offline mode a partly cached repository does
+        not look smaller than it is.
 
         Raises:
-            HubError: It cannot be had.
+            HubError: The list is not available.
         """
         if self._listed is None:
             with self.errors_explained():
@@ -212,28 +212,28 @@ class HubRepo:
         return self._listed
 
     def cached(self, path: str) -> Path | None:
-        """A file in the hub's cache, unchecked; `None` where it is not there."""
+        """A file in the hub's cache, unchecked; `None` if it is not there."""
         local = try_to_load_from_cache(
             self.repo_id, path, revision=self.commit, repo_type=self.kind.name
         )
         return Path(local) if isinstance(local, str) else None
 
     def fetch(self, path: str, progress: ByteProgress | None = None) -> Path:
-        """A file in the hub's cache, fetched where it is not there, and checked.
+        """Returns a checked file in the hub's cache; fetches it if it is not there.
 
         Args:
             path: One of `files()`.
-            progress: Counts the bytes that arrive; `None` for one of the file's own.
+            progress: Counts the bytes that arrive; `None` for a separate progress of this file.
 
         Raises:
-            HubError: It cannot be had, or arrived damaged twice.
+            HubError: The file is not available, or arrived damaged twice.
         """
         for _ in range(2):
             with self.errors_explained(path):
                 try:
                     local = self._in_cache(path, progress)
                 except OSError as error:
-                    # So the library says that a file is longer or shorter than the hub told it.
+                    # The library's error for a file that is longer or shorter than announced.
                     if type(error) is not OSError or error.errno is not None:
                         raise
                     problem = one_line(error)
@@ -250,20 +250,20 @@ class HubRepo:
             if is_offline_mode():
                 raise HubError(
                     f"{path} of {self._shown()} is damaged in the hub's cache: {problem}; "
-                    "HF_HUB_OFFLINE forbids to fetch it again: unset that"
+                    "HF_HUB_OFFLINE forbids fetching it again: unset it"
                 )
             logger.warning(
-                "%s of %s is damaged and is fetched anew: %s", path, self._shown(), problem
+                "%s of %s is damaged and is fetched again: %s", path, self._shown(), problem
             )
             _remove(local)
         raise HubError(
-            f"{path} of {self._shown()} arrived damaged twice: {problem}; nothing of it was kept: "
+            f"{path} of {self._shown()} arrived damaged twice: {problem}; it was not kept: "
             f"try again later, or tell the {self.kind.name}'s owner"
         )
 
     @contextlib.contextmanager
     def errors_explained(self, path: str = "") -> Iterator[None]:
-        """Turns what the library raises, over a file or the repository, into a `HubError`."""
+        """Turns errors from the library about a file or the repository into a `HubError`."""
         try:
             yield
         except _ERRORS as error:
@@ -293,7 +293,7 @@ class HubRepo:
         return self._cached_tree()
 
     def _cached_tree(self) -> Mapping[str, int]:
-        # The library does not give the hashes that it keeps there of large files.
+        # The library does not return the hashes of large files that it keeps there.
         tree = get_cached_repo_tree(self.repo_id, repo_type=self.kind.name, revision=self.commit)
         return {file.path: file.size for file in tree}
 
@@ -319,20 +319,20 @@ class HubRepo:
             )
 
     def _problem(self, path: str, local: Path, size: int) -> str:
-        """How a file in the cache differs from what the hub says of it; "" where it does not."""
+        """How a file in the cache differs from the hub's file; "" if it does not."""
         listed = self.files()[path]
         if size != listed:
-            return f"it has {size} bytes in place of {listed}"
+            return f"it has {size} bytes instead of {listed}"
         etag = self._etag(path, local)
         actual = _hash_like(etag, local, size)
         if actual in ("", etag):
             return ""
-        return f"its hash is {actual} in place of {etag}"
+        return f"its hash is {actual} instead of {etag}"
 
     def _etag(self, path: str, local: Path) -> str:
-        """The hash that the hub gave for a file in the cache; "" where that cannot be known."""
+        """The hub's hash of a file in the cache; "" if it cannot be known."""
         if local.is_symlink():
-            # The library keeps a file under the name of its ETag, and links to it.
+            # The library stores a file under its ETag as name, and links to it.
             return Path(os.readlink(local)).name
         if is_offline_mode():
             return ""
@@ -341,10 +341,10 @@ class HubRepo:
 
 
 def patiently(call: Callable[[], _Result]) -> _Result:
-    """Makes a call, again and again while what it fails of may pass.
+    """Makes a call, and repeats it while the failure may be temporary.
 
-    The library retries most requests itself, but not the first one for a repository, nor a download
-    that is answered by an error 5xx or whose connection is reset.
+    The library retries most requests itself, but not the first request for a repository, nor a
+    download that gets an error 5xx or whose connection is reset.
     """
     for wait_s in _WAITS_S:
         try:
@@ -360,10 +360,10 @@ def patiently(call: Callable[[], _Result]) -> _Result:
 
 
 class _Api(HfApi):
-    """The library's client, whose question for a repository is retried.
+    """The library's client, which also retries the request for a repository.
 
-    Where the hub does not answer, the library falls back to the commit that it last saw; then a
-    branch that has moved would go unnoticed. Only offline mode may do that.
+    If the hub does not answer, the library falls back to the last commit that it saw, and a branch
+    that has moved would go unnoticed. Only offline mode may do that.
     """
 
     def repo_info(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:
@@ -377,7 +377,7 @@ class _Api(HfApi):
 
 
 class _NoBar(tqdm):
-    """No progress bar: listing a repository is a matter of a moment."""
+    """No progress bar: listing a repository takes only a moment."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "disable": True})
@@ -392,7 +392,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _asked_wait_s(error: Exception) -> float | None:
-    """How long the hub asks to wait, if it does."""
+    """How long the hub asks to wait; `None` if it does not."""
     if not isinstance(error, HfHubHTTPError):
         return None
     limit = parse_ratelimit_headers(error.response.headers)
@@ -405,9 +405,9 @@ def _asked_wait_s(error: Exception) -> float | None:
 def _explained(
     error: Exception, kind: RepoKind, repo_id: str, revision: str | None, path: str = ""
 ) -> HubError:
-    """The library's error as one line that says what it is and what to do.
+    """Turns an error of the library into one line that says what is wrong and what to do.
 
-    The library's own messages are not repeated: they are long, and hold addresses that may be
+    The library's own messages are not repeated: they are long, and contain addresses that may be
     signed.
     """
     cause: BaseException = error
@@ -428,8 +428,8 @@ def _explanation(
     ):
         return (
             f"{part} is not in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE "
-            f"forbids to fetch it: unset that, or fetch the whole {kind.name} once where the hub "
-            "can be reached"
+            f"forbids fetching it: unset it, or fetch the whole {kind.name} once while the hub can "
+            "be reached"
         )
     if isinstance(cause, RevisionNotFoundError):
         return (
@@ -442,18 +442,18 @@ def _explanation(
         return _explained_status(cause, kind, repo_id, part)
     if isinstance(cause, (httpx2.LocalProtocolError, UnicodeEncodeError)):
         return (
-            f"{part} cannot be asked for: the token in HF_TOKEN has characters that no token has; "
-            "copy it again"
+            f"{part} cannot be requested: the token in HF_TOKEN contains characters that are not "
+            "allowed in a token; copy it again"
         )
     if isinstance(cause, httpx2.TransportError):
         return (
             f"{part} cannot be fetched, the hub at {_endpoint()} cannot be reached "
             f"({_shortly(cause)}): check the connection (and HF_ENDPOINT), set HF_HUB_OFFLINE=1 to "
-            "use what is in the cache, or give a folder that holds the files"
+            "use what is in the cache, or give a folder with the files"
         )
     if isinstance(cause, HFValidationError):
-        return f"{repo_id!r} is no name that the hub knows: {one_line(cause)}"
-    return f"{part} cannot be brought into the hub's cache: {one_line(cause)}"
+        return f"{repo_id!r} is not a valid name on the hub: {one_line(cause)}"
+    return f"{part} cannot be put into the hub's cache: {one_line(cause)}"
 
 
 def _explained_status(error: HfHubHTTPError, kind: RepoKind, repo_id: str, part: str) -> str:
@@ -484,7 +484,7 @@ def _explained_status(error: HfHubHTTPError, kind: RepoKind, repo_id: str, part:
         )
     if status == 403:
         return (
-            f"{part} may not be read with the token in HF_TOKEN: give the token the right to read "
+            f"{part} may not be read with the token in HF_TOKEN: give the token permission to read "
             f"it, or ask its owner{gone}"
             if has_token
             else f"{part} may not be read without a token: {_GIVE_TOKEN}{gone}"
@@ -497,7 +497,7 @@ def _explained_status(error: HfHubHTTPError, kind: RepoKind, repo_id: str, part:
 
 
 def _revisions(kind: RepoKind, repo_id: str) -> str:
-    """What a user could have meant, in words."""
+    """The revisions to choose from, in words."""
     try:
         refs = patiently(lambda: HfApi().list_repo_refs(repo_id, repo_type=kind.name))
     except _ERRORS:
@@ -514,25 +514,25 @@ def _shortly(error: BaseException) -> str:
 
 
 def _endpoint() -> str:
-    """The hub's address, without a password that may stand in it."""
+    """The hub's address, without a password that it may contain."""
     parts = urlsplit(constants.ENDPOINT)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _hash_like(etag: str, local: Path, size: int) -> str:
-    """A file's hash of the kind that an ETag is; "" where it is none that the hub gives."""
+    """A file's hash of the same kind as an ETag; "" if the hub does not use this kind."""
     if re.fullmatch(r"[0-9a-f]{64}", etag):
         return sha256_of(local)
     if not re.fullmatch(r"[0-9a-f]{40}", etag):
         return ""
     digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    # What is kept in git itself is small.
+    # Files in git itself are small.
     digest.update(local.read_bytes())
     return digest.hexdigest()
 
 
 def _remove(local: Path) -> None:
-    """Takes a file out of the cache: what a snapshot links to, and the link."""
+    """Removes a file from the cache: the link in the snapshot, and its target."""
     links = [local]
     while links[-1].is_symlink():
         links.append(links[-1].parent / os.readlink(links[-1]))
@@ -541,7 +541,7 @@ def _remove(local: Path) -> None:
 
 
 def _part_of(progress: ByteProgress) -> type:
-    """A class that the library takes for a progress bar of one file, and that moves `progress`."""
+    """A class that the library uses as a progress bar of one file, and that updates `progress`."""
 
     class Part:
         def __init__(self, *_args: Any, **_kwargs: Any) -> None:

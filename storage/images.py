@@ -1,4 +1,4 @@
-"""Pictures as files and as arrays: decoding what the world has, resizing without stretching."""
+"""Pictures as files and as arrays: decodes common formats, resizes without stretching."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from PIL.WebPImagePlugin import WebPImageFile
 from storage.errors import one_line
 
 MAX_PIXELS = 64 * 1024 * 1024
-"""Pictures of more pixels are refused before they are unpacked: a small file can hold gigabytes."""
+"""Pictures with more pixels are refused before decoding: a small file can hold gigabytes."""
 
 SKETCH_SIDE = 32
 """Side of a picture's sketch in pixels."""
 
 USER_COMMENT = "UserComment"
-"""What EXIF calls the comment of whoever made a picture."""
+"""EXIF's name for a comment by the author of a picture."""
 
 CENTRE = (0.5, 0.5)
-"""The middle, as a position of `resize_cover`."""
+"""The centre, as a position for `resize_cover`."""
 
-# Formats whose decoders read pixels and nothing else; Pillow also knows some that run programs.
+# Formats whose decoders only read pixels; Pillow also supports some that run programs.
 _FORMATS = tuple(
     file.format
     for file in (
@@ -52,15 +52,15 @@ _FORMATS = tuple(
     )
     if file.format in Image.OPEN
 )
-# What Pillow reads with a plug-in of another package, which not everybody has.
+# Pillow reads this format only with a plug-in from another package.
 _HEIF = "HEIF"
-# Brands of ISO's container (ISO/IEC 23008-12) that HEIC files begin with.
+# Brands of ISO's container (ISO/IEC 23008-12) at the start of HEIC files.
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _BRAND = slice(4, 12)
 
-# The values of EXIF's orientation that swap width and height.
+# The EXIF orientations that swap width and height.
 _SIDEWAYS = (5, 6, 7, 8)
-# What turns a picture upright, by EXIF's orientation.
+# How to turn a picture upright, by EXIF orientation.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -71,7 +71,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow warns of large pictures by a limit of its own; ours is an error.
+# Pillow warns about large pictures by its own limit; here the limit is an error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -89,16 +89,16 @@ class ImageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ImageFacts:
-    """What a picture is.
+    """Facts about a picture.
 
     Attributes:
         format: The encoding in lower case, such as "png".
-        width: In pixels, upright.
-        height: In pixels, upright.
+        width: Width of the upright picture in pixels.
+        height: Height of the upright picture in pixels.
         animated: Whether there are more frames.
-        brightness: Mean luma from 0 (black) to 1 (ITU-R BT.601's weights).
-        sketch: The whole picture in small, upright, not in its proportions: Y, Cb, Cr, as bytes
-            [SKETCH_SIDE, SKETCH_SIDE, 3]; empty where it was not asked for.
+        brightness: Mean luma from 0 (black) to 1 (weights of ITU-R BT.601).
+        sketch: The whole upright picture scaled down, without keeping its proportions: Y, Cb, Cr as
+            bytes [SKETCH_SIDE, SKETCH_SIDE, 3]; empty if it was not requested.
     """
 
     format: str
@@ -110,21 +110,21 @@ class ImageFacts:
 
 
 def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decodes a picture, whole, to upright 8-bit RGB.
+    """Decodes a whole picture to upright 8-bit RGB.
 
-    The EXIF orientation is applied, transparency laid over white, 16-bit grey scaled to 8 bits
-    (not clipped), and of an animation the first frame taken.
+    Applies the EXIF orientation, lays transparency over white, scales 16-bit grey to 8 bits
+    (without clipping), and takes the first frame of an animation.
 
     Args:
         encoded: The bytes of a picture file.
         max_pixels: Larger pictures are an error.
 
     Returns:
-        A picture of mode RGB, whose `format` names the encoding in lower case, such as "png", and
-        whose `info["animated"]` says whether there are more frames.
+        A picture of mode RGB. Its `format` is the encoding in lower case, such as "png", and its
+        `info["animated"]` says whether there are more frames.
 
     Raises:
-        ImageError: The bytes are no picture that can be read to its end, or it is too large.
+        ImageError: The bytes are not a picture that can be read to the end, or it is too large.
     """
     with _errors(encoded):
         image = _opened(encoded, max_pixels)
@@ -137,7 +137,7 @@ def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def is_opaque(encoded: bytes, max_pixels: int = MAX_PIXELS) -> bool:
-    """Whether no pixel of a picture is transparent; takes and raises what `decode_image` does."""
+    """Whether a picture has no transparent pixel; arguments and errors as for `decode_image`."""
     with _errors(encoded):
         image = _opened(encoded, max_pixels)
         if not image.has_transparency_data:
@@ -149,15 +149,15 @@ def is_opaque(encoded: bytes, max_pixels: int = MAX_PIXELS) -> bool:
 def inspect_image(
     encoded: bytes, max_pixels: int = MAX_PIXELS, *, with_sketch: bool = False
 ) -> ImageFacts:
-    """Says what `decode_image` would give, in half the time.
+    """Finds the facts about what `decode_image` would return, in half the time.
 
-    The file is read to its end here, too, so that a damaged one is found; but of a JPEG every
-    block of 8 x 8 pixels is unpacked to its mean alone.
+    This also reads the file to its end, so that damage is found, but it decodes only the mean of
+    each block of 8 x 8 pixels in a JPEG.
 
     Args:
         encoded: The bytes of a picture file.
         max_pixels: Larger pictures are an error.
-        with_sketch: Whether to make one.
+        with_sketch: Whether to make a sketch.
 
     Raises:
         ImageError: As `decode_image`.
@@ -184,22 +184,22 @@ def inspect_image(
 
 
 def notes_in(encoded: bytes, max_pixels: int = MAX_PIXELS) -> dict[str, str | bytes]:
-    """What programs wrote into a picture's file beside the picture.
+    """Reads the texts that programs wrote into a picture file.
 
     Args:
         encoded: The bytes of a picture file.
         max_pixels: Larger pictures are an error.
 
     Returns:
-        The texts of a PNG file, by their keywords; and under `USER_COMMENT` the bytes of EXIF's
-        comment, if it has one.
+        The texts of a PNG file, by keyword; and under `USER_COMMENT` the bytes of the EXIF comment,
+        if there is one.
 
     Raises:
-        ImageError: The bytes are no picture, or it is too large.
+        ImageError: The bytes are not a picture, or it is too large.
     """
     with _errors(encoded):
         image = _opened(encoded, max_pixels)
-        # Where they come behind the pixels, those are unpacked, too.
+        # If the texts come after the pixels, Pillow decodes the pixels too.
         texts = dict(image.text) if isinstance(image, PngImageFile) else {}
         notes: dict[str, str | bytes] = {**texts}
         comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
@@ -211,14 +211,14 @@ def notes_in(encoded: bytes, max_pixels: int = MAX_PIXELS) -> dict[str, str | by
 def resize_cover(
     image: Image.Image, size: int | tuple[int, int], position: tuple[float, float] = CENTRE
 ) -> np.ndarray:
-    """Scales a picture to cover a square or rectangle and cuts off what stands out.
+    """Scales a picture to cover a square or rectangle and crops the rest.
 
-    It is never stretched, and one of that size already is left as it is.
+    The picture is never stretched. A picture that has the size already is left as it is.
 
     Args:
         image: Any size, mode RGB.
         size: Side of the square in pixels, or height and width.
-        position: Which part is kept, from (0, 0), the left or upper end, to (1, 1).
+        position: Which part to keep, from (0, 0), the left or upper end, to (1, 1).
 
     Returns:
         uint8 [H, W, 3].
@@ -230,14 +230,14 @@ def resize_cover(
 
 
 def mask_cover(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scales and cuts a mask as `resize_cover` does its picture, with nothing of it lost.
+    """Scales and crops a mask as `resize_cover` does its picture, without losing masked pixels.
 
     Args:
         mask: bool [H, W].
         size: Height and width.
 
     Returns:
-        bool, of that size: true where any pixel is that it is made of.
+        bool, of that size: true where any of the source pixels is true.
     """
     height, width = size
     image = Image.fromarray(mask.astype(np.float32))
@@ -247,7 +247,7 @@ def mask_cover(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def random_position(example_id: str, seed: int) -> tuple[float, float]:
-    """A position for `resize_cover` that depends on the example and the seed alone."""
+    """A position for `resize_cover` that depends only on the example and the seed."""
     digest = hashlib.sha256(f"{seed}:{example_id}".encode()).digest()
     return (
         int.from_bytes(digest[:8], "big") / 2**64,
@@ -256,14 +256,14 @@ def random_position(example_id: str, seed: int) -> tuple[float, float]:
 
 
 def to_model_range(pixels: np.ndarray) -> np.ndarray:
-    """Maps uint8 [..., 3] to float32 in [-1, 1], as the autoencoder takes and gives it."""
+    """Maps uint8 [..., 3] to float32 in [-1, 1], the range of the autoencoder."""
     return pixels.astype(np.float32) / 127.5 - 1.0
 
 
 def _covering_box(
     whole: tuple[int, int], size: tuple[int, int], position: tuple[float, float]
 ) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of the largest part that has the proportions of a size.
+    """Left, top, right and bottom of the largest part that has the proportions of `size`.
 
     All sizes are widths and heights.
     """
@@ -276,7 +276,7 @@ def _covering_box(
 
 @functools.cache
 def _reads_heif() -> bool:
-    """Whether there is a plug-in for HEIC, which is loaded with the first such picture."""
+    """Whether there is a plug-in for HEIC; loads it with the first HEIC picture."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -287,14 +287,14 @@ def _reads_heif() -> bool:
 
 
 def _is_heif(encoded: bytes) -> bool:
-    """Whether a file says that it is HEIC; AVIF, of the same container, is Pillow's own."""
+    """Whether a file is marked as HEIC; Pillow itself reads AVIF, which has the same container."""
     kind = encoded[_BRAND]
     return kind[:4] == b"ftyp" and kind[4:] in _HEIF_BRANDS and b"avif" not in encoded[:64]
 
 
 @contextlib.contextmanager
 def _errors(encoded: bytes) -> Iterator[None]:
-    """Turns whatever Pillow raises into an `ImageError`."""
+    """Turns any exception from Pillow into an `ImageError`."""
     try:
         yield
     except ImageError:
@@ -305,7 +305,7 @@ def _errors(encoded: bytes) -> Iterator[None]:
     except Exception as error:
         detail = one_line(error)
         if isinstance(error, Image.UnidentifiedImageError):
-            detail = "its format is none of " + ", ".join(_FORMATS)
+            detail = "its format is not one of " + ", ".join(_FORMATS)
             if _is_heif(encoded) and not _reads_heif():
                 detail = "it is HEIC, which needs another package: pip install pillow-heif"
         raise ImageError("undecodable", f"the picture cannot be decoded: {detail}") from error
@@ -342,7 +342,7 @@ def _mean_luma(rgb: Image.Image) -> float:
 def _sketch(rgb: Image.Image, orientation: int | None) -> bytes:
     size = (SKETCH_SIDE, SKETCH_SIDE)
     if rgb.size != size:
-        # Of fewer pixels, means would be squares with sharp edges.
+        # With fewer pixels, means would be squares with sharp edges.
         large = min(rgb.size) >= SKETCH_SIDE
         filtering = Image.Resampling.BOX if large else Image.Resampling.BICUBIC
         rgb = rgb.resize(size, filtering)
@@ -352,7 +352,7 @@ def _sketch(rgb: Image.Image, orientation: int | None) -> bytes:
 
 
 def _orientation(image: Image.Image) -> int | None:
-    # As for `_upright`: where it cannot be read, there is none.
+    # As in `_upright`: an orientation that cannot be read does not count.
     with contextlib.suppress(Exception):
         orientation: int | None = image.getexif().get(ExifTags.Base.Orientation)
         return orientation

@@ -1,8 +1,8 @@
-"""The shell of our pages in a browser: NiceGUI, on this machine, for nobody else.
+"""The shell of our pages in a browser: NiceGUI, on this machine only.
 
-Who gets in is decided here, once for all pages. A page of another site can neither reach ours under
-a name of its own (DNS rebinding), nor talk to its socket, nor show it in a frame; and ours load
-nothing from elsewhere and tell nobody where a link was followed from.
+Access is decided here, once for all pages. A page of another site cannot reach ours under its own
+name (DNS rebinding), talk to our socket, or show our pages in a frame. Our pages load nothing from
+elsewhere and do not reveal where a link was followed from.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from storage.user_errors import UserError
 
 HOST = "127.0.0.1"
-"""Where nobody but this machine is listened to."""
+"""The address that only this machine can reach."""
 
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _HEADERS = {
-    # NiceGUI's pages are made of inline scripts and of templates that Vue compiles in the browser.
+    # NiceGUI's pages use inline scripts, and templates that Vue compiles in the browser.
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
         "style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; "
@@ -59,7 +59,7 @@ p {{ overflow-wrap: anywhere; }}
 <body>
 <main>
 <h1>There is no such page</h1>
-<p>Nothing is at <code>{path}</code>.</p>
+<p>There is nothing at <code>{path}</code>.</p>
 <p><a href="/">{title}</a></p>
 </main>
 </body>
@@ -68,11 +68,11 @@ p {{ overflow-wrap: anywhere; }}
 
 
 class AddressError(UserError):
-    """An address cannot be listened at; the message is one line for the user."""
+    """The server cannot listen at an address; the message is one line for the user."""
 
 
 def port_number(text: str) -> int:
-    """A port as it is given on a command line; for `argparse`."""
+    """Parses a port on a command line; for `argparse`."""
     number = int(text)
     if not 0 < number < 1 << 16:
         raise argparse.ArgumentTypeError("it must be between 1 and 65535")
@@ -80,21 +80,21 @@ def port_number(text: str) -> int:
 
 
 def listen(host: str, port: int, target: str) -> socket.socket:
-    """Takes an address; what comes in waits for `serve`.
+    """Listens at an address; connections wait for `serve`.
 
     Args:
-        host: The machine's name or address, `0.0.0.0` for all that it has.
+        host: The machine's name or address; `0.0.0.0` for all its addresses.
         port: The port.
-        target: What `make` calls the page.
+        target: The `make` target of the page.
 
     Raises:
-        AddressError: It is taken, or none of this machine's.
+        AddressError: The address is in use, or does not belong to this machine.
     """
     try:
         [(family, _, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise AddressError(
-            f"{host} is no address of this machine ({error.strerror}): choose another --host"
+            f"{host} is not an address of this machine ({error.strerror}): choose another --host"
         ) from None
     try:
         return socket.create_server(address[:2], family=family)
@@ -107,7 +107,7 @@ def listen(host: str, port: int, target: str) -> socket.socket:
 
 
 def url(listener: socket.socket) -> str:
-    """The address for a browser on this machine."""
+    """The URL for a browser on this machine."""
     return f"http://localhost:{listener.getsockname()[1]}/"
 
 
@@ -121,10 +121,10 @@ def serve(
     """Serves NiceGUI's pages until the process is interrupted.
 
     Args:
-        title: What the pages are called.
-        listener: From `listen`. Where other machines reach it, they may call this one by its
-            addresses and by its name.
-        trusted_hosts: Other names by which they may.
+        title: The title of the pages.
+        listener: From `listen`. If other machines can reach it, they may use this machine's
+            addresses and its name.
+        trusted_hosts: Further names that they may use.
         open_window: Whether to open a browser.
     """
     import uvicorn
@@ -136,7 +136,7 @@ def serve(
         return HTMLResponse(_NOT_FOUND.format(**names), 404)
 
     app.add_exception_handler(404, not_found)
-    # The page's own origin, where NiceGUI says every one.
+    # Only the page's own origin; NiceGUI allows every origin.
     core.sio.eio.cors_allowed_origins = None
     core.sio.eio.cors_credentials = False
     shell = FastAPI(openapi_url=None)
@@ -155,7 +155,7 @@ def serve(
 
 
 class _TrustedHostsOrAddresses(TrustedHostMiddleware):
-    """Lets any address pass, too: only a name can be made to lead here by somebody else."""
+    """Also allows any IP address: only a name can be pointed here by somebody else."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
@@ -168,7 +168,7 @@ class _TrustedHostsOrAddresses(TrustedHostMiddleware):
 
 
 class _WithHeaders:
-    """Sets the headers that keep others out, where a response does not set them itself."""
+    """Sets the protective headers if a response does not set them itself."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Whether files of this machine have been written to, without reading them."""
+"""Detects whether local files have changed, without reading them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 
 
 def local_stamp(folder: str, *others: str) -> object:
-    """What changes when a file in a local folder does; `None` where that cannot be told so.
+    """A value that changes when a file in a local folder does; `None` if there cannot be one.
 
     Args:
         folder: The folder.
-        others: Files elsewhere that count, too.
+        others: Files elsewhere that also count.
     """
     if not os.path.isdir(folder):
         return None
@@ -33,5 +33,5 @@ def local_stamp(folder: str, *others: str) -> object:
 
 def _facts(path: str) -> tuple[int, ...]:
     status = os.stat(path)
-    # The last one cannot be set back, by whatever copies files with their times.
+    # The ctime cannot be set back, even by programs that copy files with their times.
     return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns

@@ -1,4 +1,4 @@
-"""This machine: its memory, as far as this process may use it, and its processor."""
+"""This machine: the memory that this process may use, and the processor."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _MEMINFO = "/proc/meminfo"
 _CPUINFO = "/proc/cpuinfo"
 _FLAGS = re.compile(r"^(?:flags|Features)\s*: (.*)$", re.MULTILINE)
 _MODEL_NAME = re.compile(r"^model name\s*: (.*)$", re.MULTILINE)
-# What TensorFlow's kernels choose their arithmetic by.
+# The flags by which TensorFlow's kernels choose their arithmetic.
 _VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
-"""`cpu_flags` of which a processor has one that computes faster in bfloat16; others emulate it."""
+"""A processor with one of these `cpu_flags` is faster in bfloat16; others emulate it."""
 
 _AVAILABLE = re.compile(r"^MemAvailable: *([0-9]+) kB$", re.MULTILINE)
 
 
 def memory_bytes() -> int:
-    """All that there is, or that the container of this process is allowed."""
+    """The machine's memory in bytes, or the limit of this process's container."""
     return min([os.sysconf("SC_PHYS_PAGES") * resource.getpagesize(), *_container_limits()])
 
 
 def free_memory_bytes() -> int:
-    """What is left of it.
+    """The free part of `memory_bytes`.
 
-    Of a container's, only what this process holds is taken off; where the system does not say what
-    is available, all counts as free.
+    From a container's limit, only the memory of this process is subtracted. If the system does not
+    say how much memory is available, all of it counts as free.
     """
     held = resident_bytes()
     free = [limit - held for limit in _container_limits()]
@@ -41,23 +41,23 @@ def free_memory_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """What this process holds now; 0 where the system does not say."""
+    """Memory that this process holds now, in bytes; 0 if the system does not say."""
     statm = Path("/proc/self/statm")
     pages = int(statm.read_text().split()[1]) if statm.is_file() else 0
     return pages * resource.getpagesize()
 
 
 def cpu_flags() -> frozenset[str]:
-    """What the processor can do, in the kernel's words such as `avx2`; empty if it has no list."""
+    """The processor's features, in the kernel's words such as `avx2`; empty if there is no list."""
     cpuinfo = Path(_CPUINFO)
     found = _FLAGS.search(cpuinfo.read_text()) if cpuinfo.is_file() else None
     return frozenset(found[1].split() if found else ())
 
 
 def processor() -> str:
-    """The processor's name, what its vector units can do, and how many cores this process has.
+    """The processor's name, the features of its vector units, and the cores of this process.
 
-    Who has another rounds otherwise.
+    Another processor may round differently.
     """
     cpuinfo = Path(_CPUINFO)
     found = _MODEL_NAME.search(cpuinfo.read_text()) if cpuinfo.is_file() else None

@@ -1,4 +1,4 @@
-"""What a model is made with: the code's commit, and the versions of what computes."""
+"""What a model is made with: the commit of the code, and the versions of the packages."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _PACKAGES = ("tensorflow", "keras", "keras-cv", "tfx", "numpy", "safetensors")
 
 
 def versions() -> dict[str, str]:
-    """Python's version, and those of the packages that matter, as they are here."""
+    """The installed versions of Python and of the packages that matter."""
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **packages}
 
 
 def git_commit() -> str | None:
-    """The commit this code is at; `None` where it does not lie in a git checkout."""
+    """The commit of this code; `None` outside a git checkout."""
     return _git("rev-parse", "HEAD").stdout.strip() or None
 
 
 def git_changed() -> bool | None:
-    """Whether files of that commit were changed since; `None` where there is none."""
+    """Whether files have changed since that commit; `None` if there is no commit."""
     return {0: False, 1: True}.get(_git("diff", "--quiet", "HEAD").returncode)
 
 
@@ -33,5 +33,5 @@ def _git(*words: str) -> subprocess.CompletedProcess[str]:
             command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
-        # What a shell says of a program that is not there.
+        # A shell's exit status for a program that does not exist.
         return subprocess.CompletedProcess(command, 127, stdout="", stderr="")

@@ -1,6 +1,6 @@
-"""What an exported model says of itself, to whoever finds it: trainer, serving, lineage.
+"""The manifest of an exported model, read by trainer, serving and lineage.
 
-Reading it needs no TensorFlow where it lies on this machine.
+Reading it does not need TensorFlow if it is on this machine.
 """
 
 from __future__ import annotations
@@ -13,63 +13,64 @@ from typing import Any
 from storage import filesystem
 
 MODEL_MANIFEST_NAME = "manifest.json"
-"""The file beside the SavedModels that holds a `ModelManifest`."""
+"""The file beside the SavedModels with a `ModelManifest`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelManifest:
     """What a model is and how it was made.
 
-    In the file the training's settings stand beside everything else. Former versions wrote fewer
-    fields: what a model of theirs does not say is `None`, empty, or what was always so then.
+    In the file, the training settings are on the top level with all other fields. Former versions
+    wrote fewer fields: a field that their models lack is `None`, empty, or has the value that was
+    fixed at the time.
 
     Attributes:
         preset: Name of the preset.
         image_size: Side of its pictures in pixels.
-        size_multiple: What the heights and widths are multiples of that it can be asked for; `None`
-            where that is its `image_size` alone.
+        size_multiple: Heights and widths of requests must be multiples of this; `None` if only its
+            `image_size` is possible.
         training_id: Names what decides the weights; the same for every export of one training.
-        training: Fields of the training configuration, and whatever else a later version writes.
-        export_weights: What the SavedModels store their weights as.
-        compute: What their diffusion model computes in.
-        text_encoder_trained: Whether its text encoder is another than that of the base weights.
+        training: Fields of the training configuration, and any fields of later versions.
+        export_weights: The type in which the SavedModels store their weights.
+        compute: The type in which their diffusion model computes.
+        text_encoder_trained: Whether its text encoder differs from the base weights.
         word: The fields of a `trainer.text.new_word.NewWord` that it knows; empty for none.
         numerics: How its layers compute; one of `trainer.presets.Numerics`.
         prediction: What its diffusion model predicts; one of `trainer.presets.Prediction`.
-        zero_terminal_snr: Whether the last timestep of its noise schedule is noise alone.
-        base_weights_source: Where the base weights lay.
+        zero_terminal_snr: Whether the last timestep of its noise schedule is pure noise.
+        base_weights_source: Where the base weights came from.
         base_weights: For each network, SHA-256 of the base weights (hex).
-        latents: `uri` of the latents, and what their own manifest says.
-        prior: Where class pictures were trained on beside them: `uri` of their latents, the
-            `weight` of their loss, and what the latents' manifest says; empty where none were.
+        latents: `uri` of the latents, and the contents of their manifest.
+        prior: If it was also trained on class pictures: `uri` of their latents, the `weight` of
+            their loss, and the contents of the latents' manifest; otherwise empty.
         validation: Prompts of the validation, and how they were drawn.
         prompts_are_captions: Whether those prompts are captions of the dataset.
-        defaults: `num_steps`, `guidance_scale` and `sampler` where a request names none.
-        parameters: Parameters of each network that is served.
+        defaults: `num_steps`, `guidance_scale` and `sampler` for requests that do not set them.
+        parameters: Number of parameters of each served network.
         trainable_parameters: How many of them, or of the adapters, were trained.
         replicas: Devices that trained it together.
         final_loss: Mean over the last steps.
-        kept: Where held-out losses were taken while it was trained: `step`, whose weights these
-            are, of `steps_done`, and `why`; whether held-out pictures have `chosen` it; and its
-            `loss` on `pictures` of them at `timesteps` each.
-        started_from: Of the model that its training started from, `training_id`, a digest of its
-            `weights`, and whether its adapters were trained on (`adapters_continued`); empty where
-            it started from the base weights.
-        went_on_from: `training_id` and `step` of the shorter training that it went on from; empty
-            where it did all its steps.
-        goes_on_from: The step that a longer training would go on from; `None` where it would not.
-        tuned: Where a search has found hyperparameters: which it has found.
-        images_per_second: Median while it was trained.
-        training_seconds: Without preparation and export.
-        wall_time_seconds: With them.
-        estimated_memory_bytes: What training was thought to take.
-        peak_memory_bytes: What the process took of the machine's memory.
-        peak_gpu_memory_bytes: What it took of the GPU's; `None` without one.
+        kept: If held-out losses were computed during training: the `step` of these weights, out of
+            `steps_done`, and `why`; whether held-out pictures have `chosen` it; and its `loss` on
+            `pictures` of them at `timesteps` each.
+        started_from: `training_id` of the model that its training started from, a digest of that
+            model's `weights`, and whether its adapters were trained further
+            (`adapters_continued`); empty if it started from the base weights.
+        went_on_from: `training_id` and `step` of the shorter training that it continued; empty if
+            it did all its steps itself.
+        goes_on_from: The step from which a longer training would continue; `None` if it would not.
+        tuned: The hyperparameters that a search has found, if there was a search.
+        images_per_second: Median during training.
+        training_seconds: Time without preparation and export.
+        wall_time_seconds: Time with preparation and export.
+        estimated_memory_bytes: Estimated memory for training.
+        peak_memory_bytes: Peak memory of the process.
+        peak_gpu_memory_bytes: Peak memory on the GPU; `None` without a GPU.
         code_version: Hash of the code that trained it.
-        git_commit: Commit of that code; `None` outside of a git checkout.
-        git_changed: Whether files of that commit were changed, so that it is not all of the code.
-        versions: Python's, and those of the packages that matter.
-        processor: What trained it, of `storage.machine.processor`, and the GPUs, if any.
+        git_commit: Commit of that code; `None` outside a git checkout.
+        git_changed: Whether files had changed since that commit, so that it is not the whole code.
+        versions: Versions of Python and of the packages that matter.
+        processor: What trained it: `storage.machine.processor`, and the GPUs, if any.
     """
 
     preset: str
@@ -114,7 +115,7 @@ class ModelManifest:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelManifest:
-        """From what a manifest holds, as `json` reads it; raises a KeyError if it is none."""
+        """Makes a manifest from parsed JSON; raises a KeyError if it is not a manifest."""
         own = {field.name for field in dataclasses.fields(cls)} - {"training"}
         return cls(
             preset=content["preset"],
@@ -125,19 +126,19 @@ class ModelManifest:
 
     @classmethod
     def read(cls, folder: str) -> ModelManifest:
-        """Reads the manifest in the folder of the SavedModels; raises an OSError without one."""
+        """Reads the manifest in the folder of the SavedModels; raises an OSError if missing."""
         path = filesystem.join(folder, MODEL_MANIFEST_NAME)
         return cls.from_json(json.loads(filesystem.read_bytes(path)))
 
     @classmethod
     def find(cls, folder: str) -> ModelManifest | None:
-        """Reads it as `read` does; `None` where there is none."""
+        """As `read`, but returns `None` if there is no manifest."""
         there = filesystem.is_file(filesystem.join(folder, MODEL_MANIFEST_NAME))
         return cls.read(folder) if there else None
 
     @classmethod
     def of_release(cls, facts: Mapping[str, Any]) -> ModelManifest | None:
-        """What the pusher copied into a release; `None` where it says nothing of its model."""
+        """The manifest that the pusher copied into a release; `None` if there is none."""
         return cls.from_json(facts["manifest"]) if "manifest" in facts else None
 
     @property
@@ -146,11 +147,11 @@ class ModelManifest:
         return bool(self.kept.get("chosen") or self.tuned)
 
     def fits(self, preset: str, image_size: int) -> bool:
-        """Whether models of this preset and size can be compared with the model."""
+        """Whether models of this preset and size can be compared with this model."""
         return (self.preset, self.image_size) == (preset, image_size)
 
     def write(self, folder: str) -> None:
-        """Writes it into the folder of the SavedModels."""
+        """Writes the manifest into the folder of the SavedModels."""
         content = {**vars(self), **self.training}
         del content["training"]
         filesystem.write_bytes(

@@ -1,8 +1,7 @@
 """Signatures of models, in the bundles that OpenSSF's model signing writes and verifies.
 
-The library is an extra (`sign`), imported where it is used alone. It hashes folders of this
-machine; here it is given the digests that are known already, so that what lies in a bucket is
-signed, too.
+The library is an extra (`sign`) and is imported only where it is used. It hashes local folders;
+here it gets digests that are known already, so that files in a bucket can be signed too.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ _SHOWN_HEX_DIGITS = 12
 
 
 class SignatureError(ValueError):
-    """A model cannot be signed, or its signature is not right or cannot be read."""
+    """A model cannot be signed, or its signature is not valid or cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Signed:
-    """What a signature says of a model.
+    """What a signature says about a model.
 
     Attributes:
-        name: The model's.
-        files: From each file's path to its SHA-256.
+        name: The model's name.
+        files: SHA-256 of each file, by path.
     """
 
     name: str
@@ -45,13 +44,13 @@ class SigningKey:
     """Signs models.
 
     Attributes:
-        key: An ECDSA key of 256, 384 or 521 bits, PEM without a password.
+        key: An ECDSA key with 256, 384 or 521 bits, in PEM without a password.
     """
 
     key: bytes = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
-        """Raises a `SignatureError` where it is no such key, or the library is not there."""
+        """Raises a `SignatureError` if the key is not of this kind or the library is missing."""
         check_library()
         _of_known_curve(self._public())
 
@@ -61,11 +60,11 @@ class SigningKey:
         return _identity(self._public())
 
     def sign(self, name: str, files: Mapping[str, str]) -> bytes:
-        """The bundle, JSON.
+        """Returns the bundle as JSON.
 
         Args:
-            name: The model's.
-            files: From each file's path, with slashes, to its SHA-256.
+            name: The model's name.
+            files: SHA-256 of each file, by path with slashes.
         """
         from model_signing import signing
 
@@ -80,15 +79,15 @@ class SigningKey:
         try:
             return serialization.load_pem_private_key(self.key, password=None).public_key()
         except (ValueError, TypeError):
-            # The library's message could tell of the key.
-            raise SignatureError("the key is none in PEM without a password") from None
+            # The library's message could reveal parts of the key.
+            raise SignatureError("the key is not in PEM format without a password") from None
 
 
 def verified(bundle: bytes, public_key: bytes) -> Signed:
-    """What a bundle says, once its signature is found to be that of a key.
+    """Returns what a bundle says, after checking that it was signed with a key.
 
     Raises:
-        SignatureError: It is of another key or is not right, or the library is not there.
+        SignatureError: The signature is from another key or not valid, or the library is missing.
     """
     check_library()
     from cryptography.exceptions import InvalidSignature
@@ -98,7 +97,7 @@ def verified(bundle: bytes, public_key: bytes) -> Signed:
     signed, signer = _read(bundle)
     if signer and signer != _identity(key):
         raise SignatureError(
-            f"it is of the key {signer[:_SHOWN_HEX_DIGITS]}, and the given one is "
+            f"it is from the key {signer[:_SHOWN_HEX_DIGITS]}, but the given key is "
             f"{_identity(key)[:_SHOWN_HEX_DIGITS]}"
         )
     with _in_memory(public_key) as path, _in_memory(bundle) as signature:
@@ -107,18 +106,18 @@ def verified(bundle: bytes, public_key: bytes) -> Signed:
         try:
             config.verify(signed.name, signature)
         except InvalidSignature:
-            raise SignatureError("it is not right: its content was changed") from None
-        # Whatever its JSON lacks.
+            raise SignatureError("it is not valid: its content was changed") from None
+        # Its JSON may lack anything.
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise SignatureError(f"it cannot be read: {error}") from None
     return signed
 
 
 def signer(bundle: bytes) -> str:
-    """Which key a bundle says that it is of, by `key_identity`; "" where it says nothing.
+    """The key that a bundle claims to be signed with, as `key_identity`; "" if it names none.
 
     Raises:
-        SignatureError: It is none.
+        SignatureError: It is not a bundle.
     """
     return _read(bundle)[1]
 
@@ -130,18 +129,19 @@ def key_identity(public_key: bytes) -> str:
         The SHA-256 (hex) of its PEM.
 
     Raises:
-        SignatureError: It is none.
+        SignatureError: It is not a public key.
     """
     return _identity(_public_key(public_key))
 
 
 def check_library() -> None:
-    """Raises a `SignatureError` where the library is not there."""
+    """Raises a `SignatureError` if the library is missing."""
     try:
         import model_signing.signing  # noqa: F401
     except ImportError as error:
         raise SignatureError(
-            f"model-signing is not installed, which signs and verifies models ({error}): {_INSTALL}"
+            "model-signing, which signs and verifies models, is not installed "
+            f"({error}): {_INSTALL}"
         ) from None
 
 
@@ -151,7 +151,7 @@ def _public_key(pem: bytes) -> Any:
     try:
         key = serialization.load_pem_public_key(pem)
     except ValueError:
-        raise SignatureError("the public key is none in PEM") from None
+        raise SignatureError("the public key is not in PEM format") from None
     _of_known_curve(key)
     return key
 
@@ -159,8 +159,8 @@ def _public_key(pem: bytes) -> Any:
 def _of_known_curve(key: Any) -> None:
     if getattr(getattr(key, "curve", None), "name", None) not in _CURVES:
         raise SignatureError(
-            "the key is of a kind that model signing does not know: it must be ECDSA of 256, 384 "
-            "or 521 bits, such as openssl ecparam -name prime256v1 -genkey -noout gives"
+            "model signing does not support this kind of key: it must be ECDSA with 256, 384 or "
+            "521 bits, as made by `openssl ecparam -name prime256v1 -genkey -noout`"
         )
 
 
@@ -174,7 +174,7 @@ def _identity(key: Any) -> str:
 
 
 def _read(bundle: bytes) -> tuple[Signed, str]:
-    """What a bundle says, and the key that it names, neither of them verified."""
+    """What a bundle says, and the key that it names; neither is verified."""
     try:
         content = json.loads(bundle)
         statement = json.loads(base64.b64decode(content["dsseEnvelope"]["payload"]))
@@ -185,11 +185,11 @@ def _read(bundle: bytes) -> tuple[Signed, str]:
         key = content["verificationMaterial"].get("publicKey") or {}
         return Signed(str(statement["subject"][0]["name"]), files), str(key.get("hint") or "")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, binascii.Error):
-        raise SignatureError("it is no signature of a model") from None
+        raise SignatureError("it is not a model signature") from None
 
 
 def _listing(name: str, files: Mapping[str, str]) -> Any:
-    """Stands for the library's hashing of a folder, of which the digests are known."""
+    """Replaces the library's hashing of a folder with digests that are known."""
     from model_signing import hashing, manifest
 
     class Listing(hashing.Config):
@@ -209,7 +209,7 @@ def _listing(name: str, files: Mapping[str, str]) -> Any:
 
 @contextlib.contextmanager
 def _in_memory(contents: bytes) -> Iterator[Path]:
-    """A file that is on no disk: the library takes keys as paths alone."""
+    """A file in memory only: the library accepts keys only as paths."""
     handle = os.memfd_create("signing")
     try:
         os.write(handle, contents)

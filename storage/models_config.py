@@ -1,4 +1,4 @@
-"""What a serving directory's `models.config` has the servers load."""
+"""Reads `models.config`, which tells the servers what to load from a serving directory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ _VERSION = re.compile(rb"versions: *([0-9]+)")
 
 
 def named_versions(serving_dir: str) -> list[int]:
-    """The versions that it names, as often as it does; raises an OSError where there is none."""
+    """The versions that it names, with repetitions; raises an OSError if there is no such file."""
     contents = filesystem.read_bytes(filesystem.join(serving_dir, CONFIG_NAME))
     return [int(number) for number in _VERSION.findall(contents)]

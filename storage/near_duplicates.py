@@ -1,13 +1,13 @@
-"""Which pictures are the same one in another size, quality or cut: groups of near duplicates.
+"""Finds groups of near duplicates: the same picture in another size, quality or crop.
 
-Of every picture there is a sketch of 32 x 32 pixels. A few of its lowest frequencies (those that a
-perceptual hash is made of, as numbers and not as bits) find candidates, in blocks of pictures that
-lie together. Candidates are laid over one another as well as they can be by shifting and scaling,
-and compared: first all of them coarsely, then those that are left by what remains of the difference
-and by the colours of even areas. A hash alone would take sprites that differ by their colour for
-the same; and a crop or a border changes it about as much as another picture does.
+Every picture has a sketch of 32 x 32 pixels. A few of its lowest frequencies (the ones a perceptual
+hash uses, but as numbers instead of bits) find candidates, in blocks of similar pictures.
+Candidates are aligned as well as possible by shifting and scaling, and compared: first all of them
+coarsely, then the remaining ones by the remaining difference and by the colours of even areas. A
+hash alone would treat sprites that differ only in colour as the same; and a crop or a border
+changes a hash about as much as another picture does.
 
-Nothing here is random, and a pair's answer does not depend on the other pictures.
+Nothing here is random, and the answer for a pair does not depend on the other pictures.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from storage.images import SKETCH_SIDE
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How much may be left between two pictures that are laid over one another.
+    """How much two aligned pictures may differ.
 
     Measured by `python -m benchmarks.near_duplicates`; docs/datasets.md has the numbers.
 
     Attributes:
-        difference: Root of the mean squared difference at half the sketch's size, as a fraction of
-            the picture's own deviation from its mean.
-        inner: The same for the middle alone: a frame that both have must not speak for the rest.
-        colour: Largest difference, in levels of 255 of Y, Cb or Cr, of areas that are even in both.
+        difference: Root mean squared difference at half the size of the sketch, as a fraction of
+            the picture's own standard deviation.
+        inner: The same for the middle only, so that a shared frame does not outweigh the rest.
+        colour: Largest difference of areas that are even in both, in levels of 255 of Y, Cb or Cr.
     """
 
     difference: float
@@ -42,21 +42,22 @@ class Limits:
 
 
 PAIR = Limits(difference=0.2, inner=0.3, colour=2.5)
-"""Of two pictures that are near duplicates."""
+"""Limits for two pictures that are near duplicates."""
 
 CHAIN = Limits(difference=0.4, inner=0.6, colour=5.0)
-"""Of a group's first picture and any other: twice as much, since a third may lie between them."""
+"""Limits for the first picture of a group and any other: twice `PAIR`, since a third picture may
+connect them."""
 
 _SIDE = SKETCH_SIDE
 _COARSE = 8
-# A margin is cut off where its lines are even within so many levels, and this much is left.
+# A margin is cut off if its lines are even within this many levels and this many pixels are left.
 _EVEN = 5.0
 _LEAST_LEFT = 14
-# Below this deviation, in levels, is what JPEG leaves of an even picture.
+# A smaller deviation, in levels, is only JPEG noise on an even picture.
 _LEAST_DEVIATION = 3.0
-# Of candidates: their distance, the number of them, views of a picture, how many are compared with
-# as many at once, the coarse differences before and after they are laid over one another, and what
-# shifting and scaling may do.
+# For candidates: their distance, their number, views of a picture, the size of the blocks that are
+# compared at once, the coarse differences before and after alignment, and the limits of shifting
+# and scaling.
 _RADIUS = 0.55
 _LEAST_SCORE = -_RADIUS * _RADIUS / 2
 _NEIGHBOURS = 8
@@ -69,47 +70,48 @@ _ASPECTS = 0.15
 _LEAST_OVERLAP = 0.5
 _SCALES = (0.78, 1.28)
 _MOST_SHIFT = 0.25
-# Gradients, in levels a pixel, beyond which an area is not even.
+# An area with a steeper gradient, in levels per pixel, is not even.
 _EDGE = 6.0
-# Mean colours count for little as candidates: a crop changes them, too.
+# Mean colours count little for candidates: a crop changes them too.
 _MEAN_SCALE = 60.0
-# What is not the middle of a picture, in pixels of half the sketch's size.
+# Width of the rim around the middle of a picture, in pixels at half the size of the sketch.
 _RIM = 3
-# Sides in pixels, coarse to fine, of what pictures are laid over one another by.
+# Sides in pixels at which pictures are aligned, coarse to fine.
 _STEPS = (8, 8, 16, 16, 32)
 _COARSE_STEPS = (8, 8, 8)
 _CHUNK = 1024
-# Random numbers, of which the sum of a sketch is made.
+# Random weights for the checksum of a sketch.
 _WORDS = np.random.default_rng(0).integers(1, 2**64, _SIDE * _SIDE * 3 // 8, np.uint64)
 
 
 def group(sketches: np.ndarray, aspects: np.ndarray) -> list[np.ndarray]:
     """Finds groups of near duplicates.
 
-    Pictures are in one group that are near duplicates, or are connected by pictures that are; but
-    none that does not resemble the first of its group (`CHAIN`). Such a one begins a group of its
-    own, so that small steps do not lead through a whole dataset.
+    Near duplicates, and pictures connected through near duplicates, are in one group. But every
+    picture must resemble the first of its group (`CHAIN`); one that does not starts a new group, so
+    that a chain of small steps does not run through a whole dataset.
 
     Args:
-        sketches: uint8 [N, 32, 32, 3] as `storage.images.inspect_image` makes them, in the
-            order that decides who is first of a group. May be a file that is mapped into memory.
-        aspects: float [N], width by height of the pictures.
+        sketches: uint8 [N, 32, 32, 3] as `storage.images.inspect_image` makes them. Their order
+            decides which picture is first in a group. May be a memory-mapped file.
+        aspects: float [N], width divided by height of the pictures.
 
     Returns:
-        int arrays of two or more positions each, in ascending order; so are the groups by their
-        first.
+        int arrays of two or more positions each, in ascending order; the groups are sorted by their
+        first position.
     """
     if len(sketches) < 2:
         return []
-    # Matrices here are small: several threads would take longer to meet than to multiply.
+    # The matrices are small: threads would need longer to synchronise than to multiply.
     with threadpool_limits(1, "blas"):
         return _groups(sketches, aspects)
 
 
 def resembling(sketches: np.ndarray, aspects: np.ndarray, wanted: Sequence[int]) -> dict[int, int]:
-    """Finds all near duplicates of some pictures: the group that each of them would be first of.
+    """Finds all near duplicates of some pictures: the groups in which they would be first.
 
-    However many there are: where pictures are to be taken out, none may stay for being the ninth.
+    There is no limit on their number: when pictures are withdrawn, a ninth near duplicate must not
+    stay.
 
     Args:
         sketches: As for `group`.
@@ -117,8 +119,8 @@ def resembling(sketches: np.ndarray, aspects: np.ndarray, wanted: Sequence[int])
         wanted: Positions of the pictures.
 
     Returns:
-        For the position of each near duplicate that is none of these, the position of the one it
-        resembles.
+        Maps the position of each near duplicate that is not itself wanted to the position of the
+        wanted picture that it resembles.
     """
     if not len(wanted):
         return {}
@@ -133,7 +135,7 @@ def resembling(sketches: np.ndarray, aspects: np.ndarray, wanted: Sequence[int])
                     if one in firsts and other not in firsts:
                         found[other] = min(firsts[one], found.get(other, firsts[one]))
             if not direct:
-                # A third one lies between them, and small steps do not lead away from the first.
+                # A third picture connects them, so small steps must not lead away from the first.
                 found = {
                     other: first
                     for other, first in found.items()
@@ -151,7 +153,7 @@ def _groups(sketches: np.ndarray, aspects: np.ndarray) -> list[np.ndarray]:
     edges = sparse.coo_matrix((np.ones(len(pairs), bool), pairs.T), (len(copies), len(copies)))
     _, labels = sparse.csgraph.connected_components(edges, directed=False)
     several = np.array([len(positions) > 1 for positions in copies])
-    # Most pictures are alone, and cost nothing from here on.
+    # Most pictures are alone, and cost nothing below.
     alone = (np.bincount(labels)[labels] == 1) & ~several
     found = []
     for members in _connected(labels, np.flatnonzero(~alone)):
@@ -163,7 +165,7 @@ def _groups(sketches: np.ndarray, aspects: np.ndarray) -> list[np.ndarray]:
 
 
 def _copies(sketches: np.ndarray, aspects: np.ndarray) -> list[list[int]]:
-    """Positions that have the same sketch, of every different sketch."""
+    """For each distinct sketch, the positions that have it."""
     tenths = np.round(10 * aspects).astype(np.int32)
     sums = np.concatenate(
         [
@@ -174,7 +176,7 @@ def _copies(sketches: np.ndarray, aspects: np.ndarray) -> list[list[int]]:
             for start in range(0, len(sketches), _CHUNK)
         ]
     )
-    # Only sketches of the same sum can be the same, and most have one of their own.
+    # Only sketches with the same sum can be the same, and most sums are unique.
     _, which, counts = np.unique(sums, return_inverse=True, return_counts=True)
     seen: dict[tuple[int, int, bytes], list[int]] = {}
     for position, is_alone in enumerate((counts[which] == 1).tolist()):
@@ -184,14 +186,14 @@ def _copies(sketches: np.ndarray, aspects: np.ndarray) -> list[list[int]]:
 
 
 def _connected(labels: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """Those of the chosen members that are in one component, in ascending order."""
+    """The chosen members of each component, in ascending order."""
     if len(chosen):
         members = chosen[np.argsort(labels[chosen], kind="stable")]
         yield from np.split(members, np.flatnonzero(np.diff(labels[members])) + 1)
 
 
 def _stars(members: np.ndarray, views: _Views) -> Iterator[np.ndarray]:
-    """Splits what is connected so that every member of a part resembles its first."""
+    """Splits a component so that every member of a part resembles its first."""
     while len(members) > 2:
         near = views.near(views.combinations(members[0], members[1:]), CHAIN)
         inside = np.isin(members, near)
@@ -204,15 +206,16 @@ def _stars(members: np.ndarray, views: _Views) -> Iterator[np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class _Views:
-    """Pictures whole, without their frame, and without what frames that, where these differ.
+    """Views of pictures: whole, without a frame, and without a second frame, if these differ.
 
     Attributes:
-        sketches: Of the pictures; see `group`.
-        position: int [V], of each view's picture in them.
+        sketches: Sketches of the pictures; see `group`.
+        position: int [V], position in `sketches` of each view's picture.
         owner: int [V], the number of its picture.
-        box: int [V, 2, 2], first and last, exclusive, of its rows and columns.
-        aspect: float32 [V], logarithm of width by height.
-        coarse: float16 [V, 3, 8, 8], Y, Cb, Cr in small, without the rim: it may be half a border.
+        box: int [V, 2, 2], first and last (exclusive) row and column.
+        aspect: float32 [V], logarithm of width divided by height.
+        coarse: float16 [V, 3, 8, 8], Y, Cb, Cr scaled down, without the rim, which may be half a
+            border.
     """
 
     sketches: np.ndarray
@@ -251,7 +254,7 @@ class _Views:
         return np.unique(every, axis=0)
 
     def candidates_of(self, owners: Sequence[int]) -> np.ndarray:
-        """As `candidates`, every one of some pictures' views with all that is near it."""
+        """As `candidates`, but every view of some pictures with all views that are near it."""
         descriptors, odd = _descriptors(self.coarse.astype(np.float32))
         every = [np.zeros((0, 3), np.int64)]
         mine = np.flatnonzero(np.isin(self.owner, owners))
@@ -270,14 +273,14 @@ class _Views:
         return np.unique(np.concatenate(every), axis=0)
 
     def combinations(self, first: int, others: np.ndarray) -> np.ndarray:
-        """As `candidates`, every view of one picture with every view of each of the others."""
+        """As `candidates`, but every view of one picture with every view of the others."""
         mine = np.flatnonzero(self.owner == first)
         theirs = np.flatnonzero(np.isin(self.owner, others))
         combined = np.meshgrid(mine, theirs, (0, 1), indexing="ij")
         return np.stack([numbers.ravel() for numbers in combined], 1)
 
     def near(self, candidates: np.ndarray, limits: Limits) -> np.ndarray:
-        """The pictures of candidates that are near duplicates, int [P, 2], each pair once."""
+        """Pairs of pictures of candidates that are near duplicates, int [P, 2], each pair once."""
         found = [np.zeros((0, 2), np.int64)]
         for start in range(0, len(candidates), _CHUNK):
             some = candidates[start : start + _CHUNK]
@@ -288,7 +291,7 @@ class _Views:
         return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
 
     def _coarsely(self, candidates: np.ndarray, limits: Limits) -> np.ndarray:
-        """Says, bool [C], whether a closer look is worth it."""
+        """Whether a closer look is worth it, bool [C]."""
         fits = _unexplained(*self._small(candidates)) < _COARSE_DIFFERENCE * (
             limits.difference / PAIR.difference
         )
@@ -297,7 +300,7 @@ class _Views:
         return result
 
     def _placed(self, candidates: np.ndarray, limits: Limits) -> np.ndarray:
-        """Says the same, bool [C], of what is laid over one another, in small."""
+        """Whether a closer look is worth it after coarse alignment, bool [C]."""
         one, other = self._small(candidates)
         place = _registered(one[:, 0], other[:, 0], _COARSE_STEPS)
         at = _positions(place, _COARSE)
@@ -309,12 +312,12 @@ class _Views:
         return result
 
     def _small(self, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Both views of each, in small: float32 [C, 3, 8, 8]."""
+        """Both views of each candidate, scaled down: float32 [C, 3, 8, 8]."""
         one, other = (self.coarse[views].astype(np.float32) for views in candidates[:, :2].T)
         return one, _mirrored(other, candidates)
 
     def _finely(self, candidates: np.ndarray, limits: Limits) -> np.ndarray:
-        """Says, bool [C], whether they are near duplicates."""
+        """Whether they are near duplicates, bool [C]."""
         one, other = (
             _cut_out(_channels(self.sketches[self.position[views]]), self.box[views], _SIDE)
             for views in candidates[:, :2].T
@@ -327,24 +330,24 @@ class _Views:
         return fits
 
     def _stretched(self, candidates: np.ndarray) -> np.ndarray:
-        """By how much the logarithms of the aspects differ."""
+        """Differences of the logarithms of the aspects."""
         result: np.ndarray = self.aspect[candidates[:, 0]] - self.aspect[candidates[:, 1]]
         return result
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tiles:
-    """Looks for descriptors that are near one another, in blocks of such as lie together.
+    """Finds descriptors that are near each other, in blocks of neighbouring descriptors.
 
     Attributes:
         order: int [V], the views, block by block.
         owner: int [V], their pictures.
-        waves: float32 [V, O], what a mirror image has with another sign.
-        left: float32 [V, E + 2]. Its product with `right` is minus half the squared distance, less
-            what the waves have to say.
+        waves: float32 [V, O], the part that changes its sign in a mirror image.
+        left: float32 [V, E + 2]. Its product with `right` is minus half the squared distance,
+            without the contribution of the waves.
         right: float32 [V, E + 2].
         ends: int [B + 1], where blocks start and end.
-        apart: bool [B, B], which of them have nothing near one another.
+        apart: bool [B, B], which pairs of blocks have nothing near each other.
     """
 
     order: np.ndarray
@@ -357,8 +360,8 @@ class _Tiles:
 
     @classmethod
     def of(cls, descriptors: np.ndarray, odd: np.ndarray, owner: np.ndarray) -> _Tiles:
-        """Puts those into blocks that lie together; see `_descriptors`."""
-        # Of the waves how strong they are: two are as far apart or farther, mirrored or not.
+        """Groups neighbouring descriptors into blocks; see `_descriptors`."""
+        # The difference of the waves' norms is at most their distance, mirrored or not.
         strength = np.linalg.norm(descriptors[:, odd], axis=1, keepdims=True)
         places = np.concatenate([descriptors[:, ~odd], strength], 1)
         blocks = list(_blocks(places, np.arange(len(places))))
@@ -379,7 +382,7 @@ class _Tiles:
         )
 
     def pairs(self) -> Iterator[np.ndarray]:
-        """Pairs as `_Views.candidates`: of each view the nearest few of those in its order."""
+        """Pairs as in `_Views.candidates`: for each view, the nearest few after it in `order`."""
         for block, apart in enumerate(self.apart):
             others = block + np.flatnonzero(~apart[block:])
             tiles = [self._tile(block, other) for other in others]
@@ -391,11 +394,11 @@ class _Tiles:
             yield np.stack([self.order[row], self.order[column[ranked]], mirrored[ranked]], 1)
 
     def _tile(self, block: int, other: int) -> tuple[np.ndarray, ...]:
-        """What is near in two blocks: rows, columns, scores, and whether mirrored."""
+        """Near pairs in two blocks: rows, columns, scores, and whether mirrored."""
         rows = slice(*self.ends[block : block + 2])
         columns = slice(*self.ends[other : other + 2])
         turned = self.waves[rows] @ self.waves[columns].T
-        # A mirror image has the same even waves, and the odd ones with another sign.
+        # A mirror image has the same even waves, and odd waves with the opposite sign.
         score = np.abs(turned)
         score += self.left[rows] @ self.right[columns].T
         if block == other:
@@ -412,7 +415,7 @@ class _Tiles:
 
 
 def _best(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of what is near: all, or where that is much the highest few of each row."""
+    """Rows and columns of near pairs: all, or if there are many, the best few of each row."""
     hits = np.flatnonzero(score > _LEAST_SCORE)
     # Some may be views of the same picture.
     most = _NEIGHBOURS + _MOST_VIEWS - 1
@@ -425,7 +428,7 @@ def _best(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _blocks(places: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """Parts of the chosen that lie together: halves of halves, where they are spread most."""
+    """Blocks of neighbours among the chosen: halves of halves, along the axis of most spread."""
     if len(chosen) <= _BLOCK:
         yield chosen
         return
@@ -437,7 +440,7 @@ def _blocks(places: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _mirrored(pixels: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Pixels [C, ...] of the candidates' second views, those mirrored that are to be."""
+    """Pixels [C, ...] of the candidates' second views, mirrored where needed."""
     flip = candidates[:, 2] == 1
     pixels[flip] = pixels[flip][..., ::-1]
     return pixels
@@ -449,20 +452,20 @@ def _channels(sketches: np.ndarray) -> np.ndarray:
 
 
 def _boxes(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Every picture whole, and those parts of pictures that have something even around them.
+    """Yields every picture whole, and the parts of pictures inside even margins.
 
     Args:
         pixels: float32 [N, 3, 32, 32].
 
     Yields:
-        Which pictures, int [M]; the part of each, int [M, 2, 2]: first and last, exclusive, of rows
-        and columns; and their pixels, whole.
+        Which pictures, int [M]; the part of each, int [M, 2, 2]: first and last (exclusive) row and
+        column; and the pixels of the whole pictures.
     """
     which = np.arange(len(pixels))
     inner = np.tile(np.array([[0, _SIDE], [0, _SIDE]]), (len(pixels), 1, 1))
     yield which, inner, pixels
     for _ in range(2):
-        # Most pictures have nothing even around them, and a look at their edges tells.
+        # Most pictures have no even margin, and a look at their edges is enough to see that.
         framed = _have_margin(pixels, inner)
         which, inner, pixels = which[framed], inner[framed], pixels[framed]
         found = _without_margin(pixels, inner)
@@ -471,7 +474,7 @@ def _boxes(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndar
         if not len(which):
             return
         yield which, found, pixels
-        # Where something was cut off, the next line may be half of it and half of what is inside.
+        # Next to a margin that was cut off, a line may be half margin and half picture.
         inner = found + np.where(found != inner, np.array([1, -1]), 0)
 
 
@@ -494,14 +497,14 @@ def _have_margin(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def _without_margin(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """What is left without lines at the edges of a box that have the colour of its first corner.
+    """Removes lines at the edges of a box that have the colour of its first corner.
 
     Args:
         pixels: float32 [N, 3, 32, 32].
         box: int [N, 2, 2].
 
     Returns:
-        int [N, 2, 2]; a box of which hardly anything would be left stays as it is.
+        int [N, 2, 2]; a box that would become too small stays as it is.
     """
     corner = pixels[np.arange(len(pixels)), :, box[:, 0, 0], box[:, 1, 0]]
     other = np.abs(pixels - corner[:, :, None, None]).max(1) > _EVEN
@@ -517,14 +520,14 @@ def _without_margin(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def _inside(box: np.ndarray) -> np.ndarray:
-    """Parts without their rims: [N, 2, 2]."""
+    """Boxes without their rims: [N, 2, 2]."""
     rim = (box[:, :, 1:] - box[:, :, :1]) * _RIM_FRACTION
     result: np.ndarray = box + rim * np.array([1, -1])
     return result
 
 
 def _cut_out(pixels: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
-    """Parts of pictures in a size of their own: float32 [N, 3, side, side]."""
+    """Parts of pictures, scaled to one size: float32 [N, 3, side, side]."""
     if (box == (0, _SIDE)).all():
         return _shrunk(pixels, side)
     if (box == box[:1]).all():
@@ -538,7 +541,7 @@ def _cut_out(pixels: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
 
 
 def _spread(ends: np.ndarray, side: int) -> np.ndarray:
-    """What every pixel of an axis is the mean of: float32 [N, side, 32] for ends [N, 2]."""
+    """Weights for the pixels along an axis: float32 [N, side, 32] for ends [N, 2]."""
     edges = ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * np.linspace(0, 1, side + 1)
     index = np.arange(_SIDE)
     overlap = np.minimum(edges[:, 1:, None], index + 1) - np.maximum(edges[:, :-1, None], index)
@@ -548,13 +551,13 @@ def _spread(ends: np.ndarray, side: int) -> np.ndarray:
 
 
 def _descriptors(coarse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Low frequencies, relative to their size; and mean colours, brightness last.
+    """Low frequencies, relative to their norm; and mean colours, brightness last.
 
     Args:
         coarse: float32 [V, 3, 8, 8].
 
     Returns:
-        float32 [V, D]; and bool [D], which of them a mirror image has with another sign.
+        float32 [V, D]; and bool [D], which of them change their sign in a mirror image.
     """
     waves = fft.dctn(coarse, axes=(2, 3), norm="ortho") / np.float32(_COARSE)
     chosen = [
@@ -572,7 +575,7 @@ def _descriptors(coarse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shrunk(values: np.ndarray, side: int) -> np.ndarray:
-    """Means of squares of pixels: [..., side, side], of what is a power of 2 times as large."""
+    """Means over squares of pixels: [..., side, side], from a power of 2 times that size."""
     while values.shape[-1] > side:
         rows = values[..., ::2, :] + values[..., 1::2, :]
         values = (rows[..., ::2] + rows[..., 1::2]) * np.float32(0.25)
@@ -580,7 +583,7 @@ def _shrunk(values: np.ndarray, side: int) -> np.ndarray:
 
 
 def _slopes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Changes from pixel to pixel, down and across: [..., H, W] each."""
+    """Gradients from pixel to pixel, down and across: [..., H, W] each."""
     down, across = np.empty_like(values), np.empty_like(values)
     down[..., 1:-1, :] = (values[..., 2:, :] - values[..., :-2, :]) / 2
     down[..., 0, :] = values[..., 1, :] - values[..., 0, :]
@@ -599,16 +602,16 @@ def _centred(side: int) -> np.ndarray:
 def _moves(
     one: np.ndarray, other: np.ndarray, side: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What small shifts and scalings along both axes do, as least squares wants it.
+    """Least-squares equations for small shifts and scalings along both axes.
 
     Args:
         one: float32 [C, ..., H, H], the middle of a picture.
-        other: The same.
-        side: Of the whole picture, in pixels.
+        other: The same of the other picture.
+        side: Side of the whole picture in pixels.
 
     Returns:
-        The normal matrix [C, 4, 4] and right side [C, 4] of `one - other`, in the order scale and
-        shift down, scale and shift across, in halves of a side; and the sum of squares [C].
+        The normal matrix [C, 4, 4] and right-hand side [C, 4] for `one - other`, in the order scale
+        and shift down, scale and shift across, in halves of a side; and the sum of squares [C].
     """
     rim = (side - one.shape[-1]) // 2
     down, across = _slopes((one + other) * np.float32(side / 4))
@@ -617,7 +620,7 @@ def _moves(
     matrix = np.stack([c.reshape(len(one), -1) for c in columns], 1)
     difference = (one - other).reshape(len(one), -1)
     normal = matrix @ matrix.swapaxes(1, 2)
-    # Where there are no slopes, nothing moves.
+    # Without slopes, nothing moves.
     normal += (
         np.eye(4, dtype=np.float32) * (1e-3 * np.trace(normal, axis1=1, axis2=2) + 1)[:, None, None]
     )
@@ -626,11 +629,11 @@ def _moves(
 
 
 def _unexplained(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """What a small shift and scaling leaves of the difference, by the picture's own deviation.
+    """Difference that a small shift and scaling cannot explain, relative to the deviation.
 
     Args:
         one: float32 [C, 3, 8, 8].
-        other: The same.
+        other: The same of the other picture.
 
     Returns:
         float32 [C].
@@ -644,12 +647,12 @@ def _unexplained(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _registered(one: np.ndarray, other: np.ndarray, steps: Sequence[int] = _STEPS) -> np.ndarray:
-    """Where one picture lies in another (Baker and Matthews 2004, Gauss-Newton, coarse to fine).
+    """Aligns one picture with another (Baker and Matthews 2004, Gauss-Newton, coarse to fine).
 
     Args:
         one: Luma, float32 [C, H, H].
-        other: The same.
-        steps: Sides in pixels of what they are laid over one another by.
+        other: The same of the other picture.
+        steps: Sides in pixels at which they are aligned.
 
     Returns:
         float32 [C, 4]: scale and shift down, scale and shift across, in halves of a side.
@@ -669,19 +672,19 @@ def _registered(one: np.ndarray, other: np.ndarray, steps: Sequence[int] = _STEP
 
 
 def _alike(one: np.ndarray, other: np.ndarray, place: np.ndarray, limits: Limits) -> np.ndarray:
-    """Whether pictures that are laid over one another are within the limits.
+    """Whether aligned pictures are within the limits.
 
     Args:
         one: float32 [C, 3, 32, 32].
-        other: The same.
+        other: The same of the other picture.
         place: See `_registered`.
-        limits: How much may be left.
+        limits: How much they may differ.
 
     Returns:
         bool [C].
     """
     moved = _moved(other, place)
-    # The outermost pixels of either one may be half a border.
+    # The outermost pixels of either picture may be half a border.
     inside = [(at >= 0.99) & (at <= _SIDE - 1.99) for at in _positions(place)]
     both = inside[0][:, :, None] & inside[1][:, None, :]
     both[:, [0, -1]] = both[:, :, [0, -1]] = False
@@ -699,7 +702,7 @@ def _alike(one: np.ndarray, other: np.ndarray, place: np.ndarray, limits: Limits
 
 
 def _relative(values: np.ndarray, left: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Root of the mean square of what is left, by the values' deviation: float32 [C]."""
+    """Root mean square of what is left, relative to the values' deviation: float32 [C]."""
     weight = where.astype(np.float32) / np.maximum(where.sum((1, 2), keepdims=True), 1)
     weight = weight[:, None]
     mean = (values * weight).sum((2, 3), keepdims=True)
@@ -713,8 +716,8 @@ def _colour_difference(one: np.ndarray, moved: np.ndarray, where: np.ndarray) ->
 
     Args:
         one: float32 [C, 3, 32, 32].
-        moved: The other picture, laid over it.
-        where: bool [C, 32, 32], where both are.
+        moved: The other picture, aligned with it.
+        where: bool [C, 32, 32], where both have pixels.
 
     Returns:
         float32 [C].
@@ -728,7 +731,7 @@ def _colour_difference(one: np.ndarray, moved: np.ndarray, where: np.ndarray) ->
     left = (one - moved) * weight[:, None]
     weights = _shrunk(weight, _COARSE)
     areas = np.abs(_shrunk(left, _COARSE)) / np.maximum(weights, 1e-3)[:, None]
-    # Too few even pixels say nothing of their area.
+    # Too few even pixels say nothing about their area.
     areas = np.where((weights > 0.3)[:, None], areas, 0).max((1, 2, 3))
     all_of_it = np.abs(left.sum((2, 3))) / np.maximum(weight.sum((1, 2)), 1e-3)[:, None]
     result: np.ndarray = np.maximum(areas, all_of_it.max(1))
@@ -736,7 +739,7 @@ def _colour_difference(one: np.ndarray, moved: np.ndarray, where: np.ndarray) ->
 
 
 def _positions(place: np.ndarray, side: int = _SIDE) -> tuple[np.ndarray, np.ndarray]:
-    """Where the pixels of one picture lie in the other, in pixels: rows and columns, [C, side]."""
+    """Positions of one picture's pixels in the other, in pixels: rows and columns, [C, side]."""
     at = _centred(side)
     return tuple(  # type: ignore[return-value]
         (place[:, axis : axis + 1] * at + place[:, axis + 1 : axis + 2] + 1) * (side / 2) - 0.5
@@ -745,7 +748,7 @@ def _positions(place: np.ndarray, side: int = _SIDE) -> tuple[np.ndarray, np.nda
 
 
 def _moved(pixels: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """A picture as the other one sees it: [C, 3, 32, 32]."""
+    """A picture resampled to align with the other: [C, 3, 32, 32]."""
     return _sampled(pixels, *_positions(place))
 
 

@@ -1,10 +1,10 @@
-"""What a drawn picture says of itself: how it was asked for, and which networks drew it.
+"""The marks in a drawn picture: the request that it was drawn from, and the networks that drew it.
 
-A PNG file has the same said three times, for three kinds of readers: the text `parameters`, as
-AUTOMATIC1111's interface writes it and others of the field read it; XMP with IPTC's digital source
-type, by which programs know that a picture was made by a trained model; and JSON of this project,
-under `KEYWORD`, with the digests by which the release is found again. Nothing of it is a proof:
-whoever has the file can write all three anew.
+A PNG file contains them three times, for three kinds of readers: the text `parameters`, as
+AUTOMATIC1111's interface writes it and similar programs read it; XMP with IPTC's digital source
+type, which tells programs that a trained model made the picture; and this project's JSON, under
+`KEYWORD`, with the digests that identify the release. None of them is proof: whoever has the file
+can rewrite all three.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 PROGRAM = "sd-finetuning-tfx"
-"""What the marks call this project."""
+"""The name of this project in the marks."""
 KEYWORD = "sd-finetuning-tfx"
 """The keyword of the PNG text with the project's own JSON."""
 PARAMETERS = "parameters"
@@ -32,7 +32,7 @@ _SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _GENERATED = f"{_SOURCE_TYPES}trainedAlgorithmicMedia"
 _COMPOSED = f"{_SOURCE_TYPES}compositeWithTrainedAlgorithmicMedia"
 
-# AUTOMATIC1111's names; Karras' timesteps are a field of their own there.
+# AUTOMATIC1111's names; Karras' timesteps are a separate field there.
 _SAMPLERS = {
     "ddim": "Sampler: DDIM",
     "dpmpp_2m": "Sampler: DPM++ 2M, Schedule type: Karras",
@@ -42,30 +42,32 @@ _SHOWN_HASH = 10
 
 
 class MarksError(ValueError):
-    """The marks of a picture cannot be read, or it is no picture."""
+    """The marks of a picture cannot be read, or it is not a picture."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Marks:
-    """What one picture was asked for with, and what drew it.
+    """The request that a picture was drawn from, and what drew it.
 
     Attributes:
-        prompt: What to draw; `None` where it is not to be told.
-        negative_prompt: What to keep away from; likewise.
+        prompt: What to draw; `None` if it is not recorded.
+        negative_prompt: What to avoid; likewise.
         num_steps: Sampling steps.
         sampler: One of `serving.request.SAMPLERS`.
         guidance_scale: Classifier-free guidance scale.
         seed: Decides the noise.
-        height: In pixels.
-        width: In pixels.
-        strength: How much of a picture that it was drawn from could change; `None` without one.
-        image_sha256: Of that picture's pixels; `None` without one.
-        mask_sha256: Of the mask, likewise.
-        release: Version of the release; `None` where no release drew it.
-        training_id: Names what decided the weights; `None` where that is not known, as of a server.
+        height: Height in pixels.
+        width: Width in pixels.
+        strength: How much of the picture that it was drawn from could change; `None` if there was
+            no such picture.
+        image_sha256: SHA-256 (hex) of that picture's pixels; `None` without one.
+        mask_sha256: SHA-256 (hex) of the mask, likewise.
+        release: Version of the release; `None` if no release drew it.
+        training_id: Names what decided the weights; `None` if unknown, as with a server.
         preset: Name of the preset, likewise.
-        networks: Digest of each network's files in the release, by its name; of a server, none.
-        checkpoint_sha256: Of the release's single file for other programs, where it has one.
+        networks: Digest of each network's files in the release, by name; empty for a server.
+        checkpoint_sha256: SHA-256 (hex) of the release's single file for other programs, if it has
+            one.
     """
 
     prompt: str | None
@@ -87,12 +89,12 @@ class Marks:
 
     @property
     def without_prompt(self) -> Marks:
-        """The same, which does not tell what was drawn."""
+        """A copy without the prompts."""
         return dataclasses.replace(self, prompt=None, negative_prompt=None)
 
     @property
     def parameters(self) -> str:
-        """AUTOMATIC1111's text: the prompt, the negative prompt, and a line of all the rest."""
+        """AUTOMATIC1111's text: the prompt, the negative prompt, and a line with the rest."""
         lines = [self.prompt] if self.prompt is not None else []
         if self.negative_prompt:
             lines.append(f"Negative prompt: {self.negative_prompt}")
@@ -116,14 +118,14 @@ class Marks:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a file says of itself.
+    """The marks that were found in a file.
 
     Attributes:
-        pictures: The marks of each picture in it, row by row; nothing where it has none of ours.
-        columns: How many of them stand side by side.
-        is_as_marked: Whether its pixels are those that were marked.
-        parameters: The text that others write, too; `None` where there is none.
-        agrees: Whether that text says what the marks say.
+        pictures: The marks of each picture in it, row by row; empty if it has none of ours.
+        columns: How many pictures are side by side.
+        is_as_marked: Whether its pixels are the same as when it was marked.
+        parameters: The text that other programs write too; `None` if there is none.
+        agrees: Whether that text agrees with the marks.
         says_generated: Whether its XMP says that a trained model made it.
     """
 
@@ -159,12 +161,12 @@ def digest_of_pixels(pixels: np.ndarray) -> str:
 
 
 def source_type(pictures: Sequence[Marks]) -> str:
-    """IPTC's address of how pictures were made; what a mask kept of one was not generated."""
+    """IPTC's address for how pictures were made; the part that a mask kept was not generated."""
     return _COMPOSED if any(marks.mask_sha256 for marks in pictures) else _GENERATED
 
 
 def request_of(marks: Marks) -> dict[str, Any]:
-    """For JSON: without what is not known, but for a prompt that is not told."""
+    """The marks for JSON, without unknown values; prompts are always included."""
     values = dataclasses.asdict(marks)
     told = ("prompt", "negative_prompt")
     return {
@@ -173,29 +175,29 @@ def request_of(marks: Marks) -> dict[str, Any]:
 
 
 def difference_in_words(mean: float, most: int) -> str:
-    """How far a picture that is drawn again is from what it was.
+    """How much a picture that was drawn again differs from the original, in words.
 
     Args:
-        mean: Of the absolute differences, in steps of 255.
-        most: The largest of them.
+        mean: Mean of the absolute differences, in levels of 255.
+        most: Largest absolute difference.
     """
     if not most:
         return "the same pixels"
-    return f"other pixels: {mean:.2f} of 255 on average, {most} at most"
+    return f"different pixels: {mean:.2f} of 255 on average, {most} at most"
 
 
 def encode(pixels: np.ndarray, pictures: Sequence[Marks], columns: int = 1) -> bytes:
-    """A PNG file with marks; the same pixels and marks give the same bytes.
+    """Encodes a PNG file with marks; the same pixels and marks give the same bytes.
 
     Args:
-        pixels: uint8 [H, W, 3], one picture or a grid of some.
-        pictures: The marks of each, row by row.
-        columns: How many stand side by side.
+        pixels: uint8 [H, W, 3], one picture or a grid of pictures.
+        pictures: The marks of each picture, row by row.
+        columns: How many pictures are side by side.
     """
     from PIL import Image, PngImagePlugin
 
     text = PngImagePlugin.PngInfo()
-    # Of a grid the first one's, as AUTOMATIC1111 has it.
+    # For a grid, the text of the first picture, as in AUTOMATIC1111.
     text.add_text(PARAMETERS, pictures[0].parameters)
     text.add_itxt(XMP, _xmp(pictures))
     content = {
@@ -210,10 +212,10 @@ def encode(pixels: np.ndarray, pictures: Sequence[Marks], columns: int = 1) -> b
 
 
 def read(contents: bytes) -> Found:
-    """What a picture's file says of itself, in whatever format it is now.
+    """Reads the marks of a picture file, whatever its format is now.
 
     Raises:
-        MarksError: It is no picture, or has marks of ours that cannot be read.
+        MarksError: It is not a picture, or has marks of ours that cannot be read.
     """
     pixels, texts = _opened(contents)
     parameters = texts.get(PARAMETERS)
@@ -232,12 +234,12 @@ def read(contents: bytes) -> Found:
 
 
 def pixels_of(contents: bytes) -> np.ndarray:
-    """The pixels of a picture's file, uint8 [H, W, 3]; raises what `read` raises."""
+    """The pixels of a picture file, uint8 [H, W, 3]; raises as `read` does."""
     return _opened(contents)[0]
 
 
 def _opened(contents: bytes) -> tuple[np.ndarray, dict[str, Any]]:
-    """Pixels, and what the file has besides them."""
+    """The pixels, and everything else in the file."""
     from PIL import Image
 
     try:
@@ -246,7 +248,7 @@ def _opened(contents: bytes) -> tuple[np.ndarray, dict[str, Any]]:
             texts = {name: value for name, value in image.info.items() if isinstance(name, str)}
             return np.asarray(image.convert("RGB")), texts
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MarksError(f"it is no picture that can be read: {error}") from error
+        raise MarksError(f"it cannot be read as a picture: {error}") from error
 
 
 def _content(text: Any) -> dict[str, Any]:
@@ -255,11 +257,11 @@ def _content(text: Any) -> dict[str, Any]:
     try:
         content = json.loads(str(text))
     except (ValueError, RecursionError) as error:
-        raise MarksError(f"its marks are damaged: they are no JSON ({error})") from error
+        raise MarksError(f"its marks are damaged: they are not JSON ({error})") from error
     pictures = content.get("pictures") if isinstance(content, dict) else None
     columns = content.get("columns") if isinstance(content, dict) else None
     if not isinstance(pictures, list) or not pictures or type(columns) is not int or columns < 1:
-        raise MarksError("its marks are damaged: they name no pictures")
+        raise MarksError("its marks are damaged: they do not name any pictures")
     return content  # type: ignore[no-any-return]
 
 
@@ -285,19 +287,19 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 
 def _marks(content: Any) -> Marks:
     if not isinstance(content, dict):
-        raise MarksError("its marks are damaged: one of its pictures is no JSON object")
+        raise MarksError("its marks are damaged: one of its pictures is not a JSON object")
     for name, value in content.items():
-        # A later version may say more.
+        # A later version may write more fields.
         if name in _KINDS and type(value) not in _KINDS[name]:
             raise MarksError(f"its marks are damaged: {name} is {str(value)[:40]!r}")
     for name, digest in content.get("networks", {}).items():
         if not isinstance(digest, str):
-            raise MarksError(f"its marks are damaged: the digest of {name} is no text")
+            raise MarksError(f"its marks are damaged: the digest of {name} is not text")
     known = {name: value for name, value in content.items() if name in _KINDS}
     try:
         return Marks(**known)
     except TypeError as error:
-        raise MarksError("its marks are damaged: they do not say all of a request") from error
+        raise MarksError("its marks are damaged: parts of the request are missing") from error
 
 
 def _xmp(pictures: Sequence[Marks]) -> str:

@@ -1,8 +1,8 @@
-"""One form for texts that look the same, as CLIP's captions had it when it was trained.
+"""One form for texts that look the same, as in the captions that CLIP was trained on.
 
-A caption is put into it when it is read, a prompt before it is sent; the tokenizer does the same
-with any text, in Python and in exported graphs. Of the standard library alone, since it also runs
-where pictures are only asked for.
+Captions are converted when they are read, prompts before they are sent; the tokenizer converts any
+text, in Python and in exported graphs. Uses only the standard library, since it also runs on
+machines that only request pictures.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ NEWER_CASE = re.compile(
     "\U00013439-\U00013455\U0001aff0-\U0001affe\U0001cf00-\U0001cf46\U0001df00-\U0001df2a"
     "\U0001e030-\U0001e08f\U0001e2ae\U0001e4eb-\U0001e4ef]"
 )
-"""Characters that got a case, or began to be passed over in looking for a final sigma, in Unicode
-14.0 to 15.1 (Python 3.11 to 3.13), and what is still unassigned between them.
+"""Characters that got a case, or became ignored in the search for a final sigma, in Unicode 14.0 to
+15.1 (Python 3.11 to 3.13), and the unassigned characters between them.
 
-Every combining mark of these versions is among them.
+They include every combining mark of these versions.
 """
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _PLANES = range(0, sys.maxunicode, 0x10000)
 _PLANE_ENDS = (plane + end for plane in _PLANES for end in (0xFFFE, 0xFFFF))
 NONCHARACTERS = "".join(map(chr, (*range(0xFDD0, 0xFDF0), *_PLANE_ENDS)))
-"""What Unicode says is no character, in any version (section 23.7 of the standard)."""
+"""Unicode's noncharacters, the same in every version (section 23.7 of the standard)."""
 _NO_CHARACTER = re.compile(f"[\ud800-\udfff{NONCHARACTERS}]")
 _BETWEEN_NEWER = re.compile(f"({NEWER_CASE.pattern})")
 
-# What ftfy, by which CLIP's captions were cleaned, calls ligatures, quotes, characters of another
-# width and control characters. ASCII's control characters are left to the tokenizer.
+# The ligatures, quotes, characters of another width and control characters of ftfy, which cleaned
+# CLIP's captions. ASCII's control characters are left to the tokenizer.
 _LIGATURES = "ĲĳŉǄǅǆǇǈǉǊǋǌǱǲǳﬀﬁﬂﬃﬄﬆ"
 _WIDTHS = "".join(map(chr, (0x3000, *range(0xFF01, 0xFFF0))))
 _STRAIGHT = {
@@ -46,20 +46,20 @@ _STRAIGHT = {
     **dict.fromkeys("\u206a\u206b\u206c\u206d\u206e\u206f\ufeff\ufff9\ufffa\ufffb\ufffc", ""),
 }
 STRAIGHT = {old: new for old, new in _STRAIGHT.items() if old != new}
-"""Characters, and what stands for each of them."""
+"""Characters, and the replacement for each of them."""
 _STRAIGHTENED = str.maketrans(STRAIGHT)
 
 
 def plain(text: str) -> str:
-    """Brings a text to the form that CLIP's captions had.
+    """Converts a text to the form of CLIP's captions.
 
-    HTML entities are unescaped twice; curly quotes become straight ones, Latin ligatures their
-    letters, full-width and half-width characters the usual ones; marks that change no letter by
-    themselves (U+FEFF) go. What is left is composed (NFC): a letter and its combining accents
-    are one character, as on keyboards, and not several, as in macOS's file names. Lone surrogates
-    and what Unicode says is no character become U+FFFD. Case and white space stay.
+    HTML entities are unescaped twice. Curly quotes become straight, Latin ligatures become their
+    letters, full-width and half-width characters become the usual ones, and marks that do not
+    change a letter (U+FEFF) are removed. The rest is composed (NFC): a letter and its combining
+    accents are one character, as on keyboards, and not several, as in macOS's file names. Lone
+    surrogates and Unicode's noncharacters become U+FFFD. Case and white space stay.
 
-    The same on every Python: characters newer than Unicode 13 take no part in composing.
+    The result is the same on every Python: characters newer than Unicode 13 are not composed.
 
     Args:
         text: Any text.
@@ -73,7 +73,7 @@ def plain(text: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen."""
+    """Whether a text has no visible characters."""
     return not plain(text).strip()
 
 
@@ -81,7 +81,7 @@ def _unescape(text: str) -> str:
     if "&" not in text:
         return text
     # html.unescape reads numbers with int(), which refuses more than 4300 digits. More than seven
-    # significant ones are beyond Unicode anyway.
+    # significant digits are beyond Unicode anyway.
     text = re.sub("&#0+(?=[0-9])", "&#", text)
     text = re.sub("&#[0-9]{8,};?", REPLACEMENT, text)
     return html.unescape(text)

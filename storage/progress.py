@@ -1,4 +1,4 @@
-"""How far work is that takes long: bars in a terminal, a line at each tenth elsewhere."""
+"""Progress of long work: bars in a terminal, a line at each tenth elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.text import Text
 
 _LINES = 10
-# What takes less needs no progress.
+# Shorter work needs no progress.
 _SHORT_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is counted.
+    """A piece of work.
 
     Attributes:
         what: What is being done, such as "encoding".
-        total: How many there are in all.
+        total: Number of units in total.
         unit: What is counted, in the plural, such as "pictures".
     """
 
@@ -45,7 +45,7 @@ class Work:
 
 
 class _Speed(ProgressColumn):
-    """How many a second."""
+    """Units per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -53,7 +53,7 @@ class _Speed(ProgressColumn):
 
 
 class WorkProgress:
-    """Shows how far some works are, once they have taken five seconds; a context manager.
+    """Context manager that shows the progress of work that takes longer than five seconds.
 
     Several threads may update it.
     """
@@ -68,7 +68,7 @@ class WorkProgress:
         self._lock = threading.Lock()
         self._bars: Progress | None = None
         self._tasks = {}
-        # The stream that is there now: a runner may have replaced sys.stdout.
+        # The current stream: a runner may have replaced sys.stdout.
         console = Console(file=sys.stdout)
         if console.is_terminal:
             self._bars = Progress(
@@ -99,7 +99,7 @@ class WorkProgress:
             self._bars.stop()
 
     def update(self, what: str, count: int = 1) -> None:
-        """Counts `count` more of a work; one that has nothing to do is not shown."""
+        """Counts `count` more units of a piece of work; empty work is not shown."""
         work = self._works.get(what)
         if work is None:
             return
@@ -127,7 +127,7 @@ class WorkProgress:
         if seconds < _SHORT_SECONDS or tenth <= self._tenths[work.what]:
             return
         self._tenths[work.what] = tenth
-        # The first ones were done when it began.
+        # The first units were done before the clock started.
         left = seconds * (work.total - done) / done
         logger.info(
             "%s: %s of %s %s, %s a second%s",

@@ -1,7 +1,7 @@
-"""Which rows a dataset's examples were made of, beside the examples: a line of JSON for each.
+"""The row index of a dataset, beside the examples that were made from the rows: one JSON line each.
 
-Written when a dataset is ingested, read when somebody asks in which rows two versions of it differ.
-It holds content alone, so that the same rows from other files make the same index.
+Ingestion writes it; it is read to find the rows in which two versions of a dataset differ. It
+contains only content, so that the same rows from other files make the same index.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from storage import filesystem
 from storage.hashing import sha256_hex
 
 FOLDER_NAME = "rows"
-"""Of the index, in the folder of the examples."""
+"""Name of the index folder, in the folder of the examples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class IndexedRow:
     """A picture and one of its captions.
 
     Attributes:
-        id: SHA-256 (hex) of both.
+        id: SHA-256 (hex) of picture and caption.
         picture: SHA-256 (hex) of the picture's file.
         caption: The caption.
     """
@@ -32,21 +32,21 @@ class IndexedRow:
     caption: str
 
     def line(self) -> bytes:
-        """As JSON, in UTF-8, with a line break."""
+        """The row as JSON, in UTF-8, with a line break."""
         return (json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n").encode()
 
 
 def file_name(split: str, shard: int) -> str:
-    """Of the part of the index that is of one of the examples' shards."""
+    """Name of the index file for one shard of the examples."""
     return f"{split}-{shard:05d}.jsonl"
 
 
 def read_rows(folder: str, split: str | None = None) -> Iterator[IndexedRow]:
-    """Reads the index in a folder, file by file; raises an OSError where there is none.
+    """Reads the index in a folder, file by file; raises an OSError if there is none.
 
     Args:
-        folder: Where it lies.
-        split: Whose rows; `None` for all.
+        folder: Folder of the index.
+        split: Only rows of this split; `None` for all.
     """
     for name in filesystem.files_below(folder):
         if split is None or name.startswith(f"{split}-"):
@@ -54,14 +54,14 @@ def read_rows(folder: str, split: str | None = None) -> Iterator[IndexedRow]:
 
 
 def read_shard_rows(folder: str, split: str, shard: int) -> Iterator[IndexedRow]:
-    """Reads the part of the index in a folder that is of one shard; nothing where there is none."""
+    """Reads the index of one shard; yields nothing if there is none."""
     path = filesystem.join(folder, file_name(split, shard))
     if filesystem.is_file(path):
         yield from _read_file(path)
 
 
 def digest(folder: str) -> str:
-    """Stands for which rows of an index are in which split, in whatever files they are."""
+    """Digest of which rows of an index are in which split, independent of the files."""
     rows = [
         f"{name.rpartition('-')[0]} {row.id}\n"
         for name in filesystem.files_below(folder)

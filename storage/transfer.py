@@ -1,4 +1,4 @@
-"""Large files: hashes of them, and progress while they are read or fetched."""
+"""Large files: their hashes, and progress while they are read or fetched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from storage.hashing import sha256_hex
 
 _PLAIN_LINES = 10
-# What takes less than about a second needs no progress.
+# Anything under about a second needs no progress.
 _SHORT_BYTES = 256 << 20
 _CHUNK_BYTES = 1 << 22
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class ByteProgress:
-    """Shows how far a transfer is: a bar in a terminal, plain lines elsewhere.
+    """Shows the progress of a transfer: a bar in a terminal, plain lines elsewhere.
 
     Use as a context manager. Several threads may update it.
     """
@@ -35,7 +35,7 @@ class ByteProgress:
 
         Args:
             what: What is being done, such as "reading decoder.h5".
-            total: Bytes in all.
+            total: Total number of bytes.
         """
         self._what = what
         self._total = total
@@ -46,7 +46,7 @@ class ByteProgress:
         self._quiet = total < _SHORT_BYTES
 
     def __enter__(self) -> ByteProgress:
-        # The stream that is there now: a runner may have replaced sys.stdout.
+        # The current stream: a runner may have replaced sys.stdout.
         console = Console(file=sys.stdout)
         if not self._quiet and console.is_terminal:
             self._bar = Progress(
@@ -81,7 +81,7 @@ class ByteProgress:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 (hex) of a local file, computed once for each version of it in a process."""
+    """SHA-256 (hex) of a local file; computed once per process for each version of it."""
     stat = os.stat(path)
     return _sha256(os.fspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
@@ -90,9 +90,9 @@ def chunks(file: BinaryIO, what: str, total: int) -> Iterator[bytes]:
     """Reads a file to its end, in pieces, with progress.
 
     Args:
-        file: Open for reading.
+        file: The file, open for reading.
         what: What is being done, such as "reading decoder.h5".
-        total: Its bytes.
+        total: Its size in bytes.
     """
     with ByteProgress(what, total) as progress:
         while chunk := file.read(_CHUNK_BYTES):

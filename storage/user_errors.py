@@ -1,23 +1,23 @@
-"""Errors that whoever runs this can mend."""
+"""Errors that the user can fix."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """What a setting, the data or the disk causes, and whoever runs this can mend.
+    """An error caused by a setting, the data or the disk, which the user can fix.
 
-    The message, which is all that the screen shows of it, says in one line what is wrong and the
-    way out; a table may follow.
+    The screen shows only the message. It says in one line what is wrong and how to fix it; a table
+    may follow.
     """
 
 
 class FailedError(UserError):
-    """Work that began and could not be finished, by no mistake of its command.
+    """Work that started and could not be finished, although its command is right.
 
-    The same command may succeed later: a server was busy, a connection broke, another process came
-    first.
+    The same command may succeed later: a server was busy, a connection broke, or another process
+    came first.
     """
 
 
 class FileError(UserError, OSError):
-    """A file or folder of a bucket that cannot be had; the message says which, and why."""
+    """A file or folder in a bucket is not available; the message says which, and why."""

@@ -1,4 +1,4 @@
-"""What this is, in a line for people."""
+"""The version of this project, in one line for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 from storage.made_with import git_changed, git_commit
 
 VERSION = "0.1.0"
-"""Of this project; setup.py has it from here."""
+"""Version of this project; setup.py reads it from here."""
 
 _PACKAGES = ("tfx", "tensorflow", "keras")
 

@@ -1,7 +1,7 @@
-"""What somebody asked to be taken out of a dataset: the file that lists it.
+"""The list of what somebody asked to withdraw from a dataset.
 
-A line names a picture and says why: `KIND:VALUE # REASON`. Empty lines, and those that begin with
-`#`, are passed over.
+A line names a picture and says why: `KIND:VALUE # REASON`. Empty lines, and lines that start with
+`#`, are ignored.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from storage.plain_text import plain
 from storage.user_errors import UserError
 
 KINDS = PICTURE, ROW, CAPTION = "sha256", "row", "caption"
-"""What a line can name: the SHA-256 of a picture's file, a row's id, or a caption."""
+"""What a line can name: the SHA-256 of a picture file, the id of a row, or a caption."""
 
 WITHDRAWN_NAME = "withdrawn.json"
-"""Beside the rejected rows, the file that says what was taken out: a `Withdrawn`."""
+"""Name of the file beside the rejected rows with what was withdrawn: a `Withdrawn`."""
 
 WITHDRAWN_ROWS = "withdrawn_rows"
-"""Custom property of a dataset's examples: how many rows a list has taken out."""
+"""Custom property of a dataset's examples: how many rows a list has withdrawn."""
 
 _COMMENT, _REASON = "#", re.compile(r"(?:.*\s)?#(?=\s)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -33,7 +33,7 @@ _FORM = "write sha256:HASH # REASON, row:ID # REASON or caption:TEXT # REASON"
 
 
 class WithdrawnError(UserError, ValueError):
-    """A list that cannot be used; the message is one line."""
+    """A list cannot be used; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Entry:
 
     Attributes:
         kind: One of `KINDS`.
-        value: What it names; a caption as `plain` has it, without white space around it.
+        value: What it names; a caption is in the form of `plain`, stripped of white space.
         reason: Why, for people.
-        line: Its number, from 1.
+        line: Line number, from 1.
     """
 
     kind: str
@@ -54,7 +54,7 @@ class Entry:
 
     @property
     def shown(self) -> str:
-        """As it was written, without the reason."""
+        """The entry as it was written, without the reason."""
         return f"{self.kind}:{self.value}"
 
 
@@ -70,16 +70,16 @@ class WithdrawnList:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of what is listed and why; neither order nor comments matter."""
+        """SHA-256 (hex) of the entries and reasons; order and comments do not matter."""
         return _digest(self.entries)
 
     def find(self, picture: str, row: str, captions: Iterable[str]) -> int | None:
-        """The first entry that names a row; `None` where none does.
+        """The index of the first entry that names a row; `None` if none does.
 
         Args:
-            picture: SHA-256 (hex) of the picture's file.
+            picture: SHA-256 (hex) of the picture file.
             row: The row's id.
-            captions: Its caption, in every form that it had.
+            captions: The row's caption, in every form that it had.
         """
         named = [(PICTURE, picture), (ROW, row), *((CAPTION, c.strip()) for c in captions)]
         return min((self._by_name[name] for name in named if name in self._by_name), default=None)
@@ -91,17 +91,17 @@ class WithdrawnList:
 
 @dataclasses.dataclass(frozen=True)
 class WithdrawnRow:
-    """A row that was taken out.
+    """A row that was withdrawn.
 
     Attributes:
         id: SHA-256 (hex) of picture and caption.
         picture: SHA-256 (hex) of the picture's file.
         caption: The caption.
-        origin: The dataset's file that it stands in.
-        row: Its number there.
-        entry: The number of the entry by which, from 0.
-        near: SHA-256 (hex) of the listed picture that its own is nearly the same as; "" where it is
-            that.
+        origin: The file of the dataset that contains it.
+        row: Its number in that file.
+        entry: Number of the entry that withdrew it, from 0.
+        near: SHA-256 (hex) of the listed picture that its picture is nearly the same as; "" if the
+            row itself is listed.
     """
 
     id: str
@@ -115,11 +115,11 @@ class WithdrawnRow:
 
 @dataclasses.dataclass(frozen=True)
 class Withdrawn:
-    """What a list took out of a dataset.
+    """What a list withdrew from a dataset.
 
     Attributes:
-        entries: The list.
-        rows: The rows that are set aside by it.
+        entries: The entries of the list.
+        rows: The rows that it set aside.
     """
 
     entries: tuple[Entry, ...]
@@ -127,23 +127,23 @@ class Withdrawn:
 
     @property
     def unmatched(self) -> tuple[Entry, ...]:
-        """The entries that name no row that could be used."""
+        """The entries that do not name a usable row."""
         found = {row.entry for row in self.rows}
         return tuple(entry for i, entry in enumerate(self.entries) if i not in found)
 
     @property
     def digest(self) -> str:
-        """That of the list."""
+        """Digest of the list."""
         return _digest(self.entries)
 
     def write(self, folder: str) -> None:
-        """Writes it into a folder."""
+        """Writes this object into a folder."""
         said = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
         filesystem.write_bytes(filesystem.join(folder, WITHDRAWN_NAME), said.encode())
 
     @classmethod
     def read(cls, folder: str) -> Withdrawn:
-        """Reads what `write` wrote; raises an OSError where there is none."""
+        """Reads what `write` wrote; raises an OSError if there is no file."""
         said = json.loads(filesystem.read_bytes(filesystem.join(folder, WITHDRAWN_NAME)))
         return cls(
             tuple(Entry(**entry) for entry in said["entries"]),
@@ -153,12 +153,12 @@ class Withdrawn:
 
 @dataclasses.dataclass(frozen=True)
 class KnowingRelease:
-    """A release that knows something that was withdrawn later.
+    """A release that was trained on something that was withdrawn later.
 
     Attributes:
         version: Its version.
         how: How it came to know it, in words.
-        entries: What it knows, as `Entry.shown` has it.
+        entries: What it knows, as in `Entry.shown`.
     """
 
     version: str
@@ -168,12 +168,12 @@ class KnowingRelease:
 
 @dataclasses.dataclass(frozen=True)
 class KnownBy:
-    """Which releases know what a list has.
+    """Which releases know what is on a list.
 
     Attributes:
-        releases: Those that do.
-        untold: Versions of those of which nobody can tell any more.
-        problem: Why none could be looked up; "" where they were.
+        releases: The releases that know it.
+        untold: Versions of the releases for which this is no longer known.
+        problem: Why releases could not be looked up; "" if they were.
     """
 
     releases: tuple[KnowingRelease, ...] = ()
@@ -181,7 +181,7 @@ class KnownBy:
     problem: str = ""
 
     def to_json(self) -> str:
-        """As JSON, the same for the same."""
+        """As JSON; equal objects give equal text."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
@@ -199,19 +199,19 @@ def read_list(path: str) -> WithdrawnList:
     """Reads a list.
 
     Args:
-        path: Its file, local or remote, UTF-8.
+        path: The file, local or remote, in UTF-8.
 
     Raises:
-        WithdrawnError: There is none, or a line of it is wrong; says which.
+        WithdrawnError: There is no such file, or a line is wrong; the message says which.
     """
     try:
         text = filesystem.read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise WithdrawnError(f"{path} is no UTF-8 text: {error}; encode it as UTF-8") from None
+        raise WithdrawnError(f"{path} is not UTF-8 text: {error}; encode it as UTF-8") from None
     except OSError as error:
         raise WithdrawnError(f"{path} cannot be read: {one_line(error)}") from None
     entries: dict[tuple[str, str], Entry] = {}
-    # A caption may have a form feed or a line separator in it, at which `splitlines` would cut.
+    # A caption may contain a form feed or a line separator, where `splitlines` would split.
     for number, line in enumerate(text.split("\n"), start=1):
         stripped = line.strip()
         if not stripped or stripped.startswith(_COMMENT):
@@ -223,8 +223,8 @@ def read_list(path: str) -> WithdrawnList:
         former = entries.setdefault((entry.kind, entry.value), entry)
         if former is not entry:
             raise WithdrawnError(
-                f"{path}, line {number}: {_short(entry.shown)} stands in line {former.line}, too: "
-                "leave one of them out"
+                f"{path}, line {number}: {_short(entry.shown)} is also in line {former.line}: "
+                "remove one of them"
             )
     return WithdrawnList(tuple(entries.values()))
 
@@ -232,8 +232,8 @@ def read_list(path: str) -> WithdrawnList:
 def _entry(line: str, number: int) -> Entry:
     kind, colon, rest = line.partition(":")
     if not colon or kind not in KINDS:
-        raise ValueError(f"{_short(line)!r} names nothing that is known: {_FORM}")
-    # The last one: a caption may have the sign in it.
+        raise ValueError(f"{_short(line)!r} has no known kind: {_FORM}")
+    # The last `#`: a caption may contain the character.
     if (found := _REASON.match(rest)) is None:
         raise ValueError(f"{_short(line)!r} has no reason: {_FORM}")
     value, reason = rest[: found.end() - 1].strip(), rest[found.end() :].strip()
@@ -245,7 +245,7 @@ def _entry(line: str, number: int) -> Entry:
         value = value.lower()
         if not _DIGEST.fullmatch(value):
             raise ValueError(
-                f"{_short(value)!r} is no SHA-256, which has 64 digits from 0 to 9 and a to f: "
+                f"{_short(value)!r} is not a SHA-256, which has 64 digits from 0 to 9 and a to f: "
                 f"{_FORM}"
             )
     return Entry(kind, value, reason, number)

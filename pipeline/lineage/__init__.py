@@ -1,6 +1,6 @@
-"""Reads the lineage that runs leave in ML Metadata: `python -m pipeline.lineage --help`.
+"""Reads the lineage that runs record in ML Metadata: `python -m pipeline.lineage --help`.
 
-`locate` names a store, `open` reads it, and the questions take what was read:
+`locate` names a store, `open` reads it, and the questions take the opened store:
 
     from pipeline import lineage
 
@@ -9,8 +9,8 @@
             print(run.name, run.status, run.metrics)
         print(lineage.trace(store, "release:1"))
 
-Nothing here writes to a store, and nothing needs TFX, TensorFlow or ML Metadata's own client, which
-creates and migrates tables when it connects.
+The package never writes to a store. It does not need TFX, TensorFlow or ML Metadata's own client,
+which creates and migrates tables when it connects.
 """
 
 from pipeline.lineage.comparing import compare, diff, why

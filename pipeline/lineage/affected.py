@@ -1,8 +1,8 @@
-"""What a picture has got into: rows of all recorded datasets, runs, releases.
+"""Where a picture ended up: rows of all recorded datasets, runs and releases.
 
-A row is found by what it names, and then every row whose picture is nearly the same, by the rule
-that ingestion has for near duplicates. For that the pictures themselves are read, out of the
-examples, each once however many datasets have it.
+Rows are first found by hash or caption, and then every row whose picture is nearly the same, by the
+rule that ingestion uses for near duplicates. This reads the pictures themselves from the examples,
+each picture once, however many datasets have it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TRAINED_ON, HELD_OUT = "train", "eval"
 
 _MODEL = "Model"
 _TEMPLATE, _FIELD = "caption_template", "{caption}"
-# What nobody finished is no dataset.
+# A dataset that was never finished does not count.
 _RECORDED = (ArtifactState.LIVE, ArtifactState.DELETED, ArtifactState.MARKED_FOR_DELETION)
 _RELEASES, _JSON = "releases", ".json"
 
@@ -41,14 +41,14 @@ class AffectedRow:
     """A picture with one of its captions, in all datasets that have it.
 
     Attributes:
-        id: SHA-256 (hex) of both.
+        id: SHA-256 (hex) of picture and caption.
         picture: SHA-256 (hex) of the picture's file.
         caption: The caption.
-        entry: The number of the entry that names it, or the picture that it resembles.
-        near: SHA-256 (hex) of the picture that its own is nearly the same as; "" where it is named
-            itself.
-        trained_on: Ids of the datasets, artifacts, that have it to be trained on.
-        held_out: Ids of those in which it is held out.
+        entry: Number of the entry that names the row, or the picture that it resembles.
+        near: SHA-256 (hex) of the named picture that the row's picture is nearly the same as; "" if
+            the row itself is named.
+        trained_on: Artifact ids of the datasets that have it in the training split.
+        held_out: Artifact ids of the datasets in which it is held out.
     """
 
     id: str
@@ -62,13 +62,14 @@ class AffectedRow:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What was found in the datasets.
+    """The rows that were found in the datasets.
 
     Attributes:
-        rows: The rows, those that are named first.
-        datasets: How many datasets were looked at.
-        unread: Why the rows of the others cannot be told, by the id of the artifact.
-        unseen: The same of their pictures: rows are known by what they name alone.
+        rows: The rows, named rows first.
+        datasets: How many datasets were searched.
+        unread: For each other dataset, by artifact id: why its rows are unknown.
+        unseen: By artifact id: why pictures of a dataset cannot be compared. Its rows are found
+            only by hash or caption.
     """
 
     rows: tuple[AffectedRow, ...]
@@ -79,13 +80,13 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Knowing:
-    """What a model knows of the rows that were found.
+    """What a model has learned from the rows that were found.
 
     Attributes:
-        trained_on: Entries of which it was trained on a row itself.
-        before: Entries of which a model was that it started from.
-        held_out: Entries of which rows were held out, and so judged it.
-        unread: Ids of the datasets it was made of, of which nobody can tell.
+        trained_on: Entries with a row that the model itself was trained on.
+        before: Entries with a row that only a model it started from was trained on.
+        held_out: Entries with held-out rows, which the model was evaluated on.
+        unread: Ids of its datasets whose rows are unknown.
     """
 
     trained_on: frozenset[int]
@@ -95,18 +96,18 @@ class Knowing:
 
     @property
     def known(self) -> frozenset[int]:
-        """Entries that it knows in either way."""
+        """Entries that it has learned from, itself or through an earlier model."""
         return self.trained_on | self.before
 
     @property
     def how(self) -> str:
-        """That in words; "" where there is nothing to say."""
+        """How the model knows the rows, in words; "" if there is nothing to say."""
         if self.trained_on:
             return "trained on it"
         if self.before:
             return "started from a model that was"
         if self.unread:
-            return "cannot be told"
+            return "unknown"
         return "held out" if self.held_out else ""
 
 
@@ -116,7 +117,7 @@ class AffectedModel:
 
     Attributes:
         artifact: The model.
-        run: The run; None where the store does not say.
+        run: The run; None if the store does not say.
         how: See `Knowing`.
     """
 
@@ -132,9 +133,9 @@ class AffectedRelease:
     Attributes:
         version: Its version.
         artifact: The pushed model.
-        run: The run that pushed it; None where the store does not say.
+        run: The run that pushed it; None if the store does not say.
         how: See `Knowing`.
-        served: Whether it is what its serving directory serves now; None where that cannot be told.
+        served: Whether its serving directory serves it now; None if unknown.
     """
 
     version: str
@@ -146,14 +147,14 @@ class AffectedRelease:
 
 @dataclasses.dataclass(frozen=True)
 class Affected:
-    """What a picture has got into.
+    """Where a picture ended up.
 
     Attributes:
         asked_for: What was looked for, in words.
         found: The rows.
-        models: The models that know them, or were judged by them, and their runs.
-        releases: What was pushed of those.
-        served: Versions that are served now, by serving directory; None where that cannot be told.
+        models: The models that were trained or evaluated on the rows, and their runs.
+        releases: The releases of these models.
+        served: The version that is served now, by serving directory; None if unknown.
     """
 
     asked_for: str
@@ -164,7 +165,7 @@ class Affected:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What `dataset.withdrawn` has to list, but for the reasons."""
+        """The lines that `dataset.withdrawn` needs, without the reasons."""
         return tuple(dict.fromkeys(f"{PICTURE}:{row.picture}" for row in self.found.rows))
 
 
@@ -176,18 +177,18 @@ def affected(
     sha256: str = "",
     caption: str = "",
 ) -> Affected:
-    """What a picture has got into; one of the last three says which.
+    """Finds where a picture ended up. Give one of `picture`, `sha256` and `caption`.
 
     Args:
         store: Where to look.
         roots: Folders whose files may be read.
-        picture: What a picture is called, and its file. It need not be a dataset's own: what is
-            nearly the same is found.
-        sha256: Hash (hex) of a picture's file, or of a row.
+        picture: Name and contents of a picture file. No dataset needs to have this file: pictures
+            that are nearly the same are found.
+        sha256: Hash (hex) of a picture file or of a row.
         caption: A caption.
 
     Raises:
-        LineageError: No dataset has it, or what was given is no picture or hash.
+        LineageError: No dataset has it, or the given value is not a picture or a hash.
     """
     shown: dict[str, bytes] = {}
     if picture is not None:
@@ -200,24 +201,23 @@ def affected(
         digest = sha256.strip().lower().removeprefix(f"{PICTURE}:")
         if not history.DIGEST.fullmatch(digest):
             raise LineageError(
-                f"{sha256!r} is no SHA-256: give its 64 digits, as sha256sum or `known` says them"
+                f"{sha256!r} is not a SHA-256: give its 64 digits, as `sha256sum` or `known` print "
+                "them"
             )
-        asked_for = f"a picture or a row of SHA-256 {digest[:12]}..."
+        asked_for = f"a picture or a row with SHA-256 {digest[:12]}..."
         entries = [Entry(PICTURE, digest, "", 1), Entry(ROW, digest, "", 1)]
     else:
         asked_for = f"the caption {caption!r}"
         entries = [Entry(CAPTION, plain(caption).strip(), "", 1)]
     found = find_rows(store, WithdrawnList(tuple(entries)), roots, shown)
     if not found.rows:
-        untold = f"; of {_numbers(found.unread)} nobody can tell" if found.unread else ""
+        untold = f"; the rows of {_numbers(found.unread)} are unknown" if found.unread else ""
         unseen = (
-            f"; in {_numbers(found.unseen)} nothing that is only nearly the same can be found"
-            if found.unseen
-            else ""
+            f"; near duplicates cannot be found in {_numbers(found.unseen)}" if found.unseen else ""
         )
         raise LineageError(
             f"none of the {found.datasets} datasets that are recorded in {store.name} and still "
-            f"here has {asked_for}, or nearly that{untold}{unseen}"
+            f"available has {asked_for}, or nearly the same{untold}{unseen}"
         )
     return Affected(
         asked_for,
@@ -233,16 +233,16 @@ def find_rows(
     roots: Sequence[str],
     shown: Mapping[str, bytes] | None = None,
 ) -> Rows:
-    """The rows of all recorded datasets that a list names, or whose pictures resemble such.
+    """Finds the rows of all recorded datasets that a list names, or that resemble named pictures.
 
     Args:
         store: Where to look.
-        listed: What is looked for.
+        listed: What to look for.
         roots: Folders whose files may be read.
-        shown: Files of pictures by their SHA-256 (hex), of which no dataset need have one.
+        shown: Picture files by SHA-256 (hex). No dataset needs to have them.
 
     Raises:
-        LineageError: One of these is no picture.
+        LineageError: One of `shown` is not a picture.
     """
     with tempfile.TemporaryFile() as file:
         return _found(store, listed, roots, shown or {}, _Sketches(file))
@@ -260,7 +260,7 @@ def _found(
         try:
             sketches.add(digest, contents)
         except ImageError as error:
-            raise LineageError(f"this is no picture that can be read: {error}") from None
+            raise LineageError(f"the picture cannot be read: {error}") from None
         named[digest] = _entry(listed, digest)
     unread: dict[int, str] = {}
     unseen: dict[int, str] = {}
@@ -305,11 +305,11 @@ def _found(
 
 
 def knowing(store: Store, artifact: Artifact, found: Rows) -> Knowing:
-    """What a model, or a release, knows of rows.
+    """What a model or a release has learned from rows.
 
     Args:
         store: Where to look.
-        artifact: The model, or what was pushed.
+        artifact: The model or the pushed model.
         found: The rows.
     """
     entries: dict[str, set[int]] = {name: set() for name in ("own", "before", "held_out")}
@@ -329,7 +329,7 @@ def knowing(store: Store, artifact: Artifact, found: Rows) -> Knowing:
 def _models(store: Store, found: Rows) -> Iterator[AffectedModel]:
     for model in store.artifacts(store.artifacts_of_type(_MODEL)):
         maker = store.graph.maker(model.id)
-        # What an importer leaves was made in another run, or elsewhere.
+        # An importer's model was made in another run, or elsewhere.
         if maker is None or not store.graph.inputs(maker):
             continue
         if how := knowing(store, model, found).how:
@@ -359,7 +359,7 @@ def _releases(
 
 
 def _served(serving_dir: str, roots: Sequence[str]) -> str | None:
-    """The version that is served now, as `serving.releases.current_version` has it."""
+    """The version that is served now, as in `serving.releases.current_version`."""
     try:
         if filesystem.is_remote(serving_dir):
             files.check_remote(serving_dir, roots)
@@ -383,7 +383,7 @@ def _rows(folder: str) -> Iterator[tuple[str, row_index.IndexedRow]]:
 
 
 def _captions(caption: str, dataset: Artifact) -> Iterator[str]:
-    """A row's caption, and what it was before it was put into the dataset's template."""
+    """A row's caption, with and without the dataset's caption template."""
     yield caption
     template = dataset.properties.get(_TEMPLATE)
     if isinstance(template, str) and _FIELD in template:
@@ -405,7 +405,7 @@ def _numbers(datasets: Iterable[int]) -> str:
 
 
 class _Sketches:
-    """Sketches of pictures, in a file: there may be many."""
+    """Sketches of pictures, kept in a file because there may be many."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -414,18 +414,18 @@ class _Sketches:
 
     @property
     def pictures(self) -> set[str]:
-        """The hashes of those that there are."""
+        """Hashes of the pictures that have a sketch."""
         return set(self._positions)
 
     def add(self, digest: str, contents: bytes) -> None:
-        """Adds one; raises an `ImageError`."""
+        """Adds the sketch of a picture; raises an `ImageError` if it cannot be read."""
         facts = images.inspect_image(contents, with_sketch=True)
         self._positions[digest] = len(self._aspects)
         self._aspects.append(facts.width / facts.height)
         self._file.write(facts.sketch)
 
     def read(self, dataset: Artifact, roots: Sequence[str], wanted: set[str]) -> str:
-        """Adds pictures of a dataset; returns why that cannot be, "" if it can."""
+        """Adds pictures of a dataset; returns why that is not possible, "" if it is."""
         try:
             folder = files.place_of(dataset, roots)
             for name in filesystem.files_below(folder):
@@ -439,7 +439,7 @@ class _Sketches:
         return "" if wanted <= self.pictures else "some of its pictures are gone"
 
     def resembling(self, named: Mapping[str, int]) -> dict[str, str]:
-        """Hashes of the pictures that are nearly the same as one that is named, and of that."""
+        """Maps each picture that is nearly the same as a named one to the named one, by hash."""
         names = list(self._positions)
         wanted = [self._positions[digest] for digest in named if digest in self._positions]
         if not wanted:

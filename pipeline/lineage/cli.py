@@ -22,8 +22,8 @@ from storage.addresses import redacted
 from storage.flags import FAILED, Command, Parser, positive_number
 
 _DESCRIPTION = """\
-Answers questions about the runs that ML Metadata recorded: what made this model, what did this
-dataset touch, what differs between two runs, why was this step executed. Only reads."""
+Answers questions about the runs recorded in ML Metadata: what made this model, what did this
+dataset touch, what differs between two runs, why was this step executed. Never writes."""
 
 _EXAMPLES = (
     ("runs",),
@@ -42,8 +42,8 @@ _EXAMPLES = (
 )
 
 _NOTES = """\
-RUN is an id, a name, the beginning of a name or `latest`. ARTIFACT is `release:3`, `artifact:41`,
-a path or URL, or `latest`; a bare number is a release if there is one, else an artifact."""
+RUN is an id, a name, the start of a name or `latest`. ARTIFACT is `release:3`, `artifact:41`, a
+path or URL, or `latest`; a bare number is a release if there is one, else an artifact."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {text.clean(redacted(str(error)))}", file=sys.stderr)
         return FAILED
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; Python would complain at its end.
+        # The reader, such as `head`, has seen enough; Python would complain when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130
@@ -215,7 +215,7 @@ def _roots(arguments: argparse.Namespace) -> list[str]:
 
 
 def _serve(location: Location, arguments: argparse.Namespace) -> int:
-    # What cannot be read says so before anything is served.
+    # A store that cannot be read must fail before anything is served.
     with location.open():
         pass
     from storage import local_pages
@@ -252,7 +252,7 @@ def command() -> Command:
         failed="there is no answer (one line says why)",
         parents=[_shared(DEFAULT_STORE, False)],
     )
-    # What was said before the command stands where nothing is said after it.
+    # A flag given before the command applies unless it is given again after it.
     later = _shared(argparse.SUPPRESS, argparse.SUPPRESS)
     commands = parser.add_subparsers(
         dest="command",
@@ -268,14 +268,16 @@ def command() -> Command:
         added.set_defaults(answer=answer)
         return added
 
-    runs = add("runs", "all runs, with status and metrics, the latest first", _runs)
-    runs.add_argument("--status", choices=[s.value for s in RunStatus], help="only these")
-    runs.add_argument("--match", metavar="TEXT", help="only runs with this in their names")
+    runs = add("runs", "all runs, with status and metrics, latest first", _runs)
+    runs.add_argument("--status", choices=[s.value for s in RunStatus], help="only these runs")
+    runs.add_argument("--match", metavar="TEXT", help="only runs with this text in their name")
     runs.add_argument("--pipeline", metavar="NAME", help="only runs of this pipeline")
-    runs.add_argument("--sort", metavar="COLUMN", help="column or metric, the least first")
-    runs.add_argument("--reverse", action="store_true", help="the other way round")
-    runs.add_argument("--limit", metavar="N", type=positive_number, help="the first N")
-    add("run", "a run: its steps, their settings, what they took and left", _run).add_argument(
+    runs.add_argument(
+        "--sort", metavar="COLUMN", help="sort by this column or metric, smallest first"
+    )
+    runs.add_argument("--reverse", action="store_true", help="reverse the order")
+    runs.add_argument("--limit", metavar="N", type=positive_number, help="only the first N runs")
+    add("run", "a run: its steps, their settings, inputs and outputs", _run).add_argument(
         "run", metavar="RUN"
     )
     add("artifact", "an artifact: its properties and who used it", _artifact).add_argument(
@@ -290,11 +292,11 @@ def command() -> Command:
     diff = add("diff", "two runs side by side: settings, data, code, metrics", _diff)
     diff.add_argument("first", metavar="RUN")
     diff.add_argument("second", metavar="RUN")
-    why = add("why", "why a step was executed, or taken from the cache", _why)
-    why.add_argument("step", metavar="STEP", help="name, such as Trainer, or id")
-    why.add_argument("--run", metavar="RUN", help="in this run (default: the latest)")
+    why = add("why", "why a step was executed or taken from the cache", _why)
+    why.add_argument("step", metavar="STEP", help="a name, such as Trainer, or an id")
+    why.add_argument("--run", metavar="RUN", help="the run (default: the latest)")
     compare = add("compare", "metrics over runs", _compare)
-    compare.add_argument("runs", metavar="RUN", nargs="*", help="default: all that have metrics")
+    compare.add_argument("runs", metavar="RUN", nargs="*", help="default: all runs with metrics")
     compare.add_argument("--metric", metavar="NAME", action="append", default=[])
     compare.add_argument(
         "--setting", metavar="NAME", action="append", default=[], help="show it beside the metrics"
@@ -306,47 +308,50 @@ def command() -> Command:
     added.add_argument("second", metavar="RELEASE")
     known = add(
         "known",
-        "which releases were trained on a picture or a caption, the first one first",
+        "which releases were trained on a picture or a caption, first release first",
         _known,
     )
     known.add_argument(
         "what",
         metavar="PICTURE|SHA256|CAPTION",
-        help="a picture's file as it lies in the dataset, its hash or a row's, or a caption",
+        help="a picture file exactly as in the dataset, its hash, the hash of a row, or a caption",
     )
     affected = add(
         "affected",
-        "what a picture has got into: rows, also nearly the same ones, runs, releases",
+        "where a picture ended up: rows (near duplicates too), runs, releases",
         _affected,
     )
     which = affected.add_mutually_exclusive_group(required=True)
     which.add_argument(
-        "--picture", metavar="FILE", help="a picture, also one that was edited or converted"
+        "--picture", metavar="FILE", help="a picture; it may have been edited or converted"
     )
-    which.add_argument("--sha256", metavar="HASH", help="of a picture's file, or of a row")
+    which.add_argument("--sha256", metavar="HASH", help="hash of a picture file or of a row")
     which.add_argument("--caption", metavar="TEXT", help="a caption")
-    whence = add("whence", "what drew a picture, by what it says of itself", _whence)
+    whence = add("whence", "what drew a picture, from the record inside the file", _whence)
     whence.add_argument("picture", metavar="PICTURE", help="a PNG file that this project drew")
     whence.add_argument(
-        "--verify", action="store_true", help="draw it again, and compare (needs TensorFlow)"
+        "--verify", action="store_true", help="draw it again and compare (needs TensorFlow)"
     )
-    whence.add_argument("--image", metavar="FILE", help="what it was drawn from, for --verify")
-    whence.add_argument("--mask", metavar="FILE", help="the mask of that, for --verify")
+    whence.add_argument(
+        "--image", metavar="FILE", help="the picture it was drawn from, for --verify"
+    )
+    whence.add_argument("--mask", metavar="FILE", help="the mask for --image, for --verify")
     export = add("export", "a run or an artifact's trace for other programs", _export)
     export.add_argument(
-        "what", metavar="RUN|ARTIFACT", nargs="?", default="latest", help="or `all` runs"
+        "what", metavar="RUN|ARTIFACT", nargs="?", default="latest", help="or `all` for all runs"
     )
     export.add_argument(
         "--format",
         choices=["openlineage", "dot", "html"],
         default="openlineage",
-        help="OpenLineage events, a line each; Graphviz; a page in one file (default: %(default)s)",
+        help="OpenLineage events, one per line; Graphviz; a page in one file "
+        "(default: %(default)s)",
     )
-    export.add_argument("--out", metavar="FILE", help="write there (default: to the terminal)")
-    serve = add("serve", "pages in a browser, on this machine")
+    export.add_argument("--out", metavar="FILE", help="write to this file (default: the terminal)")
+    serve = add("serve", "the lineage as pages in a browser, on this machine")
     for wide in (runs, impact, compare, releases, affected):
         wide.add_argument(
-            "--all", action="store_true", help="every column, whatever the terminal's width"
+            "--all", action="store_true", help="show every column, whatever the terminal's width"
         )
     for showing in (
         trace, impact, diff, why, releases, added, known, affected, whence, export, serve
@@ -356,7 +361,8 @@ def command() -> Command:
             metavar="FOLDER",
             action="append",
             default=[],
-            help="folder whose files may be read, besides the store's own; or gs://BUCKET/FOLDER",
+            help="a further folder whose files may be read, or gs://BUCKET/FOLDER; the store's own "
+            "folder always may",
         )
     serve.add_argument("--port", metavar="N", type=_port, default=DEFAULT_PORT)
     serve.add_argument("--open", action="store_true", help="open a browser window")

@@ -42,7 +42,7 @@ class Difference:
         section: One of `DIFF_SECTIONS`.
         step: The step whose setting or output it is.
         name: What it is.
-        first: Its value in the first run, None where it has none.
+        first: Its value in the first run; None if it has none.
         second: Its value in the second run.
     """
 
@@ -77,9 +77,9 @@ class Cause:
     Attributes:
         depth: 0 for the step itself, 1 for the step that made a changed input, and so on.
         step: The step.
-        kind: `setting` or `input`; of a dataset that is another one `rows`, what differs in all,
-            and `row`, one of the rows that do.
-        name: The setting or the input, or what became of the row.
+        kind: `setting` or `input`; for a changed dataset also `rows`, a summary of what differs,
+            and `row`, one of the rows that differ.
+        name: The setting or the input, or what happened to the row.
         before: Its value at the earlier execution.
         now: Its value.
     """
@@ -101,9 +101,9 @@ class Why:
         run: Its run.
         verdict: `hit`, `miss` or `not cached`.
         explanation: The answer, in a sentence.
-        earlier: The execution that it took its outputs from, or with which it is compared.
-        earlier_run: That one's run.
-        causes: What had changed since; the last ones are the reasons of the first.
+        earlier: The execution that it took its outputs from, or that it is compared with.
+        earlier_run: The run of `earlier`.
+        causes: What had changed since; later causes explain earlier ones.
     """
 
     execution: Execution
@@ -117,7 +117,7 @@ class Why:
 
 @dataclasses.dataclass(frozen=True)
 class ComparedRun:
-    """A row of `compare`: a run and those of its settings that differ among the runs."""
+    """A row of `compare`: a run and its values of the requested settings."""
 
     run: Run
     settings: Mapping[str, Value]
@@ -144,8 +144,8 @@ def diff(store: Store, first: str, second: str, roots: Sequence[str] = ()) -> Di
     Args:
         store: Where to look.
         first: A run.
-        second: Another one.
-        roots: Folders whose files may be read, to tell in which rows their datasets differ.
+        second: Another run.
+        roots: Folders whose files may be read, to find the rows in which their datasets differ.
 
     Raises:
         LineageError: There is no such run.
@@ -166,7 +166,7 @@ def diff_runs(store: Store, first: int, second: int, roots: Sequence[str] = ()) 
     rows = tuple(
         _row_difference(store, first, second, difference.step, roots)
         for difference in differences
-        # Both the setting and the property of what was made of it are called so.
+        # The setting and the property of the resulting artifact share this name.
         if difference.name == _FINGERPRINT
     )
     equal = len(names) - len(differences)
@@ -177,13 +177,13 @@ def diff_runs(store: Store, first: int, second: int, roots: Sequence[str] = ()) 
 
 
 def why(store: Store, step: str, run: str | None = None, roots: Sequence[str] = ()) -> Why:
-    """Why a step was executed, or taken from the cache.
+    """Explains why a step was executed or taken from the cache.
 
     Args:
         store: Where to look.
         step: Its name, or the id of an execution.
         run: The run, as for `Store.find_run`; by default the latest that has the step.
-        roots: Folders whose files may be read, to tell which rows of a dataset changed.
+        roots: Folders whose files may be read, to find which rows of a dataset changed.
 
     Raises:
         LineageError: There is no such step or run.
@@ -212,7 +212,7 @@ def why_execution(store: Store, execution: Execution, roots: Sequence[str] = ())
             rows = "; ".join(str(c.now) for c in causes if c.kind == _ROWS and c.before)
             explanation = f"executed because this had changed: {named}{rows and f' ({rows})'}"
         elif causes:
-            explanation = f"executed because {causes[-1].name} of {causes[-1].step} is a new one"
+            explanation = f"executed because {causes[-1].name} of {causes[-1].step} is new"
         else:
             explanation = _unexplained(store, execution)
     runs = _runs_by_execution(store, [e for e in (execution, earlier) if e is not None])
@@ -233,14 +233,14 @@ def compare(
     metrics: Sequence[str] = (),
     settings: Sequence[str] = (),
 ) -> Comparison:
-    """Metrics over runs.
+    """Compares metrics over runs.
 
     Args:
         store: Where to look.
-        runs: The runs, as for `Store.find_run`; all that have a metric where there are none.
-        metrics: Their names; all where there are none.
-        settings: Names of settings to show beside them, `STEP.NAME` or the end of it, such as
-            `learning_rate`.
+        runs: The runs, as for `Store.find_run`; if empty, all runs that have a metric.
+        metrics: Names of the metrics; if empty, all.
+        settings: Names of settings to show beside the metrics: `STEP.NAME`, or the end of it, such
+            as `learning_rate`.
 
     Raises:
         LineageError: There is no such run, metric or setting.
@@ -321,7 +321,7 @@ def _is_metric(artifact: Artifact, name: str, value: Value) -> bool:
 
 
 def _judge(store: Store, execution: Execution) -> tuple[Execution | None, str, str]:
-    """The execution to compare with, the verdict, and what to say where nothing changed."""
+    """The execution to compare with, the verdict, and the explanation if nothing changed."""
     graph = store.graph
     outputs = graph.outputs(execution.id)
     if short_type(execution.type) in LOOKUPS:
@@ -344,7 +344,7 @@ def _judge(store: Store, execution: Execution) -> tuple[Execution | None, str, s
             if (number := sum(e.state is state for e in earlier))
         ]
         if tried:
-            first += f"; it had {' and '.join(tried)}, and only what ends well is cached"
+            first += f"; it had {' and '.join(tried)}, and only complete steps are cached"
         return None, "miss", first
     return done[-1], "miss", ""
 
@@ -403,7 +403,7 @@ def _causes(
 def _row_difference(
     store: Store, first: int, second: int, node: str, roots: Sequence[str]
 ) -> Difference:
-    """In which rows the datasets of two runs differ."""
+    """The rows in which the datasets of two runs differ."""
     try:
         before, now = (
             store.artifacts(store.graph.outputs(store.latest_step(node, run).id))
@@ -418,7 +418,7 @@ def _row_difference(
 def _row_causes(
     store: Store, execution: Execution, earlier: Execution, depth: int, roots: Sequence[str]
 ) -> Iterator[Cause]:
-    """Which rows a dataset has another fingerprint for."""
+    """The rows that changed a dataset's fingerprint."""
     former, latter = (
         store.artifacts(store.graph.outputs(each.id)) for each in (earlier, execution)
     )
@@ -439,7 +439,7 @@ def _row_causes(
 
 
 def _unexplained(store: Store, execution: Execution) -> str:
-    """What to say where settings and inputs are those of an earlier execution."""
+    """The explanation if settings and inputs equal those of an earlier execution."""
     key = store.cache_keys.get(execution.id)
     same = [
         e
@@ -460,13 +460,13 @@ def _unexplained(store: Store, execution: Execution) -> str:
     if same:
         return "executed although nothing had changed: the cache was switched off for that run"
     return (
-        "executed although no setting and no input differs: TFX's cache key has the executor's "
-        "class and the flags of Beam in it, too, and one of those must have changed"
+        "executed although no setting or input differs: TFX's cache key also contains the "
+        "executor's class and the Beam flags, and one of these must have changed"
     )
 
 
 def _earlier(store: Store, execution: Execution) -> list[Execution]:
-    """Executions of the same step of the same pipeline before this one, the latest last."""
+    """Earlier executions of the same step of the same pipeline, latest last."""
     ids = store.executions_of_node(execution.node)
     if execution.run_id is not None:
         pipelines = store.pipelines
@@ -484,7 +484,7 @@ def _inputs(store: Store, execution_id: int) -> dict[str, tuple[int, ...]]:
 
 
 def _contents(store: Store, ids: Sequence[int]) -> list[Any]:
-    """What artifacts hold, as the local cache compares it; ids of those it never looked at."""
+    """The contents of artifacts, as the local cache compares them; else their ids."""
     contents = {
         artifact.id: (
             artifact.type,

@@ -1,9 +1,9 @@
-"""Reading ML Metadata's tables without ML Metadata's client.
+"""Reads ML Metadata's tables without ML Metadata's client.
 
-That client, on connecting, creates missing tables and migrates old ones, and it holds its locks for
-as long as a question takes. Here a SQLite file is opened read-only and copied to memory in one go:
-a running pipeline waits for that copy at the most (MLMD retries a busy database for about 19 s
-before it gives up), and a question sees one moment of the store. A MySQL store is read in one
+When it connects, that client creates missing tables and migrates old ones, and it holds its locks
+for as long as a question takes. Here, a SQLite file is opened read-only and copied to memory in one
+go: a running pipeline waits at most for that copy (MLMD retries a busy database for about 19 s
+before it gives up), and a question sees the store at one moment. A MySQL store is read in one
 READ ONLY transaction, which InnoDB serves from a snapshot without locks.
 """
 
@@ -31,19 +31,19 @@ _WRITE_VERSION = 18
 
 
 class Database(Protocol):
-    """Tables of ML Metadata as they are at one moment."""
+    """ML Metadata's tables at one moment."""
 
     name: str
 
     def rows(self, query: str, *parameters: str | int) -> list[tuple[Any, ...]]:
-        """All rows of a SELECT with `?` for parameters."""
+        """Returns all rows of a SELECT with `?` for parameters."""
 
 
 class SqliteDatabase:
     """Tables in a SQLite connection."""
 
     def __init__(self, connection: sqlite3.Connection, name: str) -> None:
-        """Reads from `connection`; `name` is what error messages call it."""
+        """Reads from `connection`; `name` is for error messages."""
         self.name = name
         self._connection = connection
 
@@ -58,7 +58,7 @@ class SqliteDatabase:
 
     @contextlib.contextmanager
     def errors_told(self) -> Iterator[None]:
-        """Within this, an error of SQLite's is one for the user."""
+        """Turns SQLite errors raised inside the `with` block into errors for the user."""
         try:
             yield
         except sqlite3.Error as error:
@@ -94,7 +94,7 @@ class MySqlDatabase:
 def rows_by_ids(
     database: Database, query: str, ids: Iterable[int], *parameters: str | int
 ) -> Iterator[tuple[Any, ...]]:
-    """Rows of a SELECT with `{ids}` in the place of a list of numbers, for any number of them."""
+    """Yields the rows of a SELECT with `{ids}` in place of a list of ids, of any length."""
     remaining = sorted(set(ids))
     for start in range(0, len(remaining), _IDS_A_QUERY):
         some = ",".join(str(int(i)) for i in remaining[start : start + _IDS_A_QUERY])
@@ -103,17 +103,17 @@ def rows_by_ids(
 
 @contextlib.contextmanager
 def open_sqlite(path: str) -> Iterator[SqliteDatabase]:
-    """Copies a SQLite file to memory; addresses in it are those of the folder it lies in now.
+    """Copies a SQLite file to memory, with addresses rewritten to the folder it is in now.
 
     Raises:
-        LineageError: It is not there, not ML Metadata's, locked or damaged.
+        LineageError: The file does not exist, is not ML Metadata's, or is locked or damaged.
     """
     _check_file(path)
     with contextlib.closing(
         sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
     ) as memory:
         _copy(path, memory)
-        # One text that is no UTF-8 does not make the others unreadable.
+        # One text that is not valid UTF-8 must not make the others unreadable.
         memory.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         database = SqliteDatabase(memory, path)
         _check_schema(database)
@@ -125,7 +125,7 @@ def open_sqlite(path: str) -> Iterator[SqliteDatabase]:
 
 def _check_file(path: str) -> None:
     if os.path.isdir(path):
-        raise LineageError(f"{path} is a folder: give the database's file")
+        raise LineageError(f"{path} is a folder: give the database file")
     try:
         with open(path, "rb") as file:
             header = file.read(len(_SQLITE_HEADER))
@@ -139,7 +139,7 @@ def _check_file(path: str) -> None:
     if not header:
         raise LineageError(f"{path} is empty: no run has written to it yet")
     if header != _SQLITE_HEADER:
-        raise LineageError(f"{path} is no SQLite database")
+        raise LineageError(f"{path} is not a SQLite database")
 
 
 def _copy(path: str, memory: sqlite3.Connection) -> None:
@@ -150,7 +150,7 @@ def _copy(path: str, memory: sqlite3.Connection) -> None:
         with contextlib.closing(
             sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
         ) as source:
-            # A read of its own first: `backup` would wait for a busy file for ever.
+            # Read something first: `backup` alone would wait for a busy file for ever.
             source.execute("BEGIN")
             source.execute("SELECT count(*) FROM sqlite_master").fetchone()
             source.backup(memory)
@@ -165,7 +165,7 @@ def _copy(path: str, memory: sqlite3.Connection) -> None:
         if "readonly" in message or os.path.exists(f"{path}-journal"):
             raise LineageError(
                 f"{path} was left in the middle of a write by a process that died: the next run "
-                "of the pipeline puts it right"
+                "of the pipeline repairs it"
             ) from None
         raise LineageError(f"{path} is damaged: {message}") from None
 
@@ -173,7 +173,7 @@ def _copy(path: str, memory: sqlite3.Connection) -> None:
 def _is_at_rest(path: str) -> bool:
     """Whether a file in write-ahead mode has no writer: even a reader would make files beside it.
 
-    ML Metadata uses no such mode; somebody else may have switched it on.
+    ML Metadata does not use this mode; somebody else may have switched it on.
     """
     with open(path, "rb") as file:
         write_ahead = file.read(_WRITE_VERSION + 1)[_WRITE_VERSION:] == b"\2"
@@ -191,8 +191,8 @@ def open_mysql(address: str) -> Iterator[MySqlDatabase]:
     name = f"mysql://{parts.hostname}{parts.path}"
     if not parts.hostname or not parts.path.strip("/") or parts.password:
         raise LineageError(
-            "a MySQL store is given as mysql://USER@HOST[:PORT]/DATABASE?password_env=NAME, with "
-            "the name of the environment variable that holds the password"
+            "give a MySQL store as mysql://USER@HOST[:PORT]/DATABASE?password_env=NAME, where NAME "
+            "is the environment variable that holds the password"
         )
     variable = dict(urllib.parse.parse_qsl(parts.query)).get("password_env")
     if variable is not None and variable not in os.environ:
@@ -213,7 +213,7 @@ def open_mysql(address: str) -> Iterator[MySqlDatabase]:
             charset="latin1",
             connect_timeout=10,
         )
-        # MySQL's latin1 has all 256 characters, Python's name for that is another one.
+        # MySQL's latin1 has all 256 characters; Python calls that encoding latin-1.
         connection.encoding = "latin-1"
         with contextlib.closing(connection):
             with connection.cursor() as cursor:
@@ -241,12 +241,12 @@ def _check_schema(database: Database) -> None:
     except LineageError as error:
         if "no such table" in str(error) or "doesn't exist" in str(error):
             raise LineageError(
-                f"{database.name} holds no ML Metadata (it has no table MLMDEnv)"
+                f"{database.name} does not contain ML Metadata (it has no table MLMDEnv)"
             ) from None
         raise
     version = versions[0][0] if len(versions) == 1 else None
     if version != SCHEMA_VERSION:
         raise LineageError(
-            f"{database.name} has version {version} of ML Metadata's schema, and only version "
+            f"{database.name} has version {version} of ML Metadata's schema, but only version "
             f"{SCHEMA_VERSION} (ml-metadata 1.16 to 1.21) can be read"
         )

@@ -1,7 +1,7 @@
-"""Steps and artifacts as a graph: for Graphviz, and as SVG of our own.
+"""Draws steps and artifacts as a graph, for Graphviz and as SVG.
 
-The SVG needs no program and no script: boxes are links, so that a keyboard reaches them, and
-colours come from the page's style sheet, so that dark and light both work.
+The SVG needs neither a program nor a script. Boxes are links, so that the keyboard reaches them,
+and colours come from the style sheet of the page, so that dark and light both work.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Node:
         key: `step-<id>` or `artifact-<id>`.
         label: The first line.
         note: The second line.
-        css: Class that says what it is: `step` or `artifact`, and the state.
-        title: What a screen reader says.
-        state: State of a step, None for an artifact.
-        target: Id of the execution or artifact, None for several artifacts in one box.
+        css: CSS classes: `step` or `artifact`, and the state.
+        title: Text for a screen reader.
+        state: State of a step; None for an artifact.
+        target: Id of the execution or artifact; None for several artifacts in one box.
     """
 
     key: str
@@ -65,7 +65,7 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """Boxes, and arrows between them by their keys, each with the name of the input or output."""
+    """Boxes, and arrows as start key, end key and name of the input or output."""
 
     nodes: tuple[Node, ...]
     edges: tuple[tuple[str, str, str], ...]
@@ -74,10 +74,10 @@ class Drawing:
 def draw(
     executions: Sequence[Execution], links: Iterable[Link], artifacts: Mapping[int, Artifact]
 ) -> Drawing:
-    """The graph of some steps and what they took and left.
+    """Builds the graph of some steps, their inputs and their outputs.
 
-    Resolvers look at all there is: of what they only looked at, what these steps left is drawn. Of
-    many artifacts under one name, the first few are.
+    Resolvers look at every artifact there is: their inputs are drawn only if one of these steps
+    produced them. Of many artifacts under one name, only the first few are drawn.
     """
     steps = {e.id: e for e in executions}
     nodes = {f"step-{e.id}": _step_node(e) for e in executions}
@@ -103,7 +103,7 @@ def draw(
 
 
 def to_dot(drawing: Drawing, name: str) -> str:
-    """The graph in Graphviz's language."""
+    """Returns the graph in Graphviz's DOT language."""
     lines = [f"digraph {_dot(name)} {{", '  node [fontname="sans-serif", style="filled"];']
     for node in drawing.nodes:
         colour = _DOT_COLOURS.get(node.state, "#ffffff") if node.state else "#ffffff"
@@ -118,12 +118,12 @@ def to_dot(drawing: Drawing, name: str) -> str:
 def to_svg(
     drawing: Drawing, title: str, link: Callable[[Node], str | None] = lambda node: None
 ) -> str:
-    """The graph as an SVG element, from top to bottom.
+    """Returns the graph as an SVG element, from top to bottom.
 
     Args:
         drawing: The graph.
-        title: What a screen reader says of the whole.
-        link: Where a box leads; None for nowhere.
+        title: Text for a screen reader.
+        link: Returns the link target of a box; None for no link.
     """
     if not drawing.nodes:
         return ""
@@ -213,8 +213,8 @@ def _layout(
 ) -> tuple[dict[str, tuple[int, int]], int, int, list[list[tuple[int, int]]]]:
     """Corners of the boxes, width and height of the whole, and the points of each arrow.
 
-    In layers, as Sugiyama, Tagawa and Toda (1981) do it: a box stands below everything that it
-    came from, arrows over several layers get a place in each, and within a layer everything moves
+    Uses layers, as in Sugiyama, Tagawa and Toda (1981): a box is below everything that it came
+    from, arrows over several layers get a place in each, and within a layer everything moves
     towards the mean of its neighbours.
     """
     ranks = _ranks([n.key for n in drawing.nodes], drawing.edges)
@@ -257,7 +257,7 @@ def _layout(
 
 
 def _ranks(keys: Sequence[str], edges: Iterable[tuple[str, str, str]]) -> dict[str, int]:
-    """The longest way to each box from one that came from nothing; circles are cut open."""
+    """Length of the longest path to each box from a box without inputs; cycles are cut open."""
     before: dict[str, list[str]] = collections.defaultdict(list)
     after: dict[str, list[str]] = collections.defaultdict(list)
     for start, end, _ in edges:
@@ -280,7 +280,7 @@ def _ranks(keys: Sequence[str], edges: Iterable[tuple[str, str, str]]) -> dict[s
                 missing[follower] -= 1
                 if missing[follower] <= 0:
                     waiting.append(follower)
-    # What came from nothing stands just above what took it.
+    # A box without inputs is placed just above the first box that uses it.
     for key in keys:
         if not before[key] and after[key]:
             ranks[key] = max(0, min(ranks[f] for f in after[key]) - 1)
@@ -310,12 +310,12 @@ def _centres(layers: list[list[str]], neighbours: Mapping[str, Sequence[str]]) -
 
 
 def _spread(layer: Sequence[str], wanted: Mapping[str, float], centres: dict[str, float]) -> None:
-    """Puts a layer as near as possible to where it wants to be, without overlaps."""
+    """Places the boxes of a layer as near as possible to their wanted centres, without overlaps."""
     groups: list[tuple[list[str], float, float]] = []
     for key in layer:
         keys, width = [key], float(_width(key))
         offset = wanted[key] - width / 2
-        # Boxes that would overlap move together, around the mean of what they want.
+        # Boxes that would overlap move together, around the mean of their wanted centres.
         while groups and groups[-1][2] + groups[-1][1] + _GAP_X > offset:
             former, former_width, former_offset = groups.pop()
             weight = len(former) + len(keys)

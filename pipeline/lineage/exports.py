@@ -1,4 +1,4 @@
-"""Runs and traces for other programs."""
+"""Exports runs and traces for other programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ALL = "all"
 
 
 def export(store: Store, what: str, form: str, roots: Sequence[str] = ()) -> str:
-    """A run, a trace or all runs, in a format.
+    """Returns a run, a trace or all runs in the given format.
 
     Args:
         store: Where to look.
@@ -21,7 +21,7 @@ def export(store: Store, what: str, form: str, roots: Sequence[str] = ()) -> str
         roots: Folders whose pictures may be put into a page.
 
     Raises:
-        LineageError: There is no such thing, or it cannot have this format.
+        LineageError: There is no such run or artifact, or it does not support this format.
     """
     if form == "openlineage":
         from pipeline.lineage import openlineage

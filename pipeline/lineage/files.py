@@ -1,7 +1,8 @@
 """The files of artifacts, as far as they may be shown.
 
-Addresses come from the store, where anyone may have written anything: a file is shown only if,
-with all links followed, it lies in its artifact's folder and that in one of the pipeline's.
+Addresses come from the store, where anyone may have written anything. A file is shown only if, with
+all links followed, it is in the folder of its artifact, and that folder is in one of the pipeline's
+folders.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ class Folder:
     """The files of an artifact.
 
     Attributes:
-        files: The first of them, by name.
-        more: How many others there are.
-        refusal: Why there are none, if not because there are none.
+        files: The first files, by name.
+        more: How many more there are.
+        refusal: Why the files cannot be shown; "" if they can.
     """
 
     files: tuple[File, ...]
@@ -52,7 +53,7 @@ class Folder:
 
 
 def list_files(artifact: Artifact, roots: Sequence[str]) -> Folder:
-    """The files of an artifact that lies in one of the folders `roots`."""
+    """Lists the files of an artifact that is in one of the folders `roots`."""
     try:
         base = folder_of(artifact, roots)
     except LineageError as error:
@@ -62,10 +63,10 @@ def list_files(artifact: Artifact, roots: Sequence[str]) -> Folder:
 
 
 def find_file(artifact: Artifact, name: str, roots: Sequence[str]) -> File:
-    """One file of an artifact.
+    """Finds one file of an artifact.
 
     Raises:
-        LineageError: It is not there, or may not be shown.
+        LineageError: The file does not exist or may not be shown.
     """
     base = folder_of(artifact, roots)
     try:
@@ -75,14 +76,14 @@ def find_file(artifact: Artifact, name: str, roots: Sequence[str]) -> File:
             return File(name, path, path.stat().st_size)
     except (OSError, ValueError, RuntimeError):
         pass
-    raise LineageError(f"artifact {artifact.id} has no file {name!r} that may be shown")
+    raise LineageError(f"artifact {artifact.id} has no file {name!r}, or it may not be shown")
 
 
 def folder_of(artifact: Artifact, roots: Sequence[str]) -> Path:
-    """The folder of an artifact that lies in one of the folders `roots`, or its only file.
+    """The folder (or the only file) of an artifact that is in one of the folders `roots`.
 
     Raises:
-        LineageError: It is not there, or not in these folders.
+        LineageError: It does not exist, or is not in these folders.
     """
     uri = artifact.uri.removeprefix("file://")
     if not uri:
@@ -93,10 +94,11 @@ def folder_of(artifact: Artifact, roots: Sequence[str]) -> Path:
         base = Path(os.path.abspath(uri)).resolve()
         exists = base.exists()
     except (OSError, ValueError, RuntimeError):
-        raise LineageError("its address is no path") from None
+        raise LineageError("its address is not a valid path") from None
     if not is_inside(str(base), roots):
         raise LineageError(
-            "its files lie outside of the pipeline's folders; `serve --files FOLDER` shows others"
+            "its files are outside the pipeline's folders; allow another one with "
+            "`serve --files FOLDER`"
         )
     if not exists:
         raise LineageError(
@@ -106,10 +108,10 @@ def folder_of(artifact: Artifact, roots: Sequence[str]) -> Path:
 
 
 def place_of(artifact: Artifact, roots: Sequence[str]) -> str:
-    """As `folder_of`, also where artifact and root are in a bucket.
+    """As `folder_of`, but artifact and root may also be in a bucket.
 
     Raises:
-        LineageError: It is not there, or not in these folders.
+        LineageError: It does not exist, or is not in these folders.
     """
     uri = artifact.uri
     if not filesystem.is_remote(uri):
@@ -127,19 +129,20 @@ def place_of(artifact: Artifact, roots: Sequence[str]) -> str:
 
 
 def is_inside(path: str, roots: Sequence[str]) -> bool:
-    """Whether a local path, with all links followed, lies in one of the folders."""
+    """Whether a local path, with all links followed, is in one of the folders."""
     base = Path(os.path.abspath(path)).resolve()
     return any(base.is_relative_to(Path(root).resolve()) for root in roots)
 
 
 def check_remote(uri: str, roots: Sequence[str]) -> None:
-    """Raises a `LineageError` where a remote place is in none of the folders."""
+    """Raises a `LineageError` if a remote address is not in any of the folders."""
     inside = any(
         filesystem.is_remote(root) and uri.startswith(f"{root.rstrip('/')}/") for root in roots
     )
     if not inside or ".." in uri.split("/"):
         raise LineageError(
-            "its files are not on this machine; `--files gs://BUCKET/FOLDER` reads those there"
+            "its files are not on this machine; to read them, allow their folder with "
+            "`--files gs://BUCKET/FOLDER`"
         )
 
 

@@ -1,7 +1,7 @@
 """Walks up and down the lineage.
 
 The whole graph is read as plain numbers in two queries and walked in memory: 80,000 events take a
-fifth of a second, where a query for every step of the way, or MLMD's own lineage query, takes many.
+fifth of a second. One query per step of the way, or MLMD's own lineage query, takes many seconds.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterable, Set
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """What was met on a walk.
+    """What a walk visited.
 
     Attributes:
-        artifacts: Ids of artifacts, those that it began with included.
+        artifacts: Ids of artifacts, including those that it began with.
         executions: Ids of executions.
     """
 
@@ -25,7 +25,7 @@ class Walk:
 
 
 class Graph:
-    """Which execution took and left which artifacts."""
+    """Which artifacts each execution used and produced."""
 
     def __init__(
         self,
@@ -38,11 +38,11 @@ class Graph:
         """Takes the events of a store.
 
         Args:
-            events: Execution, artifact, whether the execution left it, and whether it only looked
-                it up, in the order in which they were written.
-            compared: Execution and artifact, where the execution compares with the artifact and
-                makes nothing of it (an evaluation's baseline).
-            started: Execution and artifact, where a training starts from the artifact, a model.
+            events: Execution, artifact, whether the execution produced it, and whether it only
+                looked it up, in the order in which they were written.
+            compared: Pairs of execution and artifact: the execution only compares with the
+                artifact (the baseline of an evaluation).
+            started: Pairs of execution and artifact: a training starts from the artifact, a model.
             reused: Executions that took their outputs from the cache.
             complete: Executions that made their outputs.
         """
@@ -63,26 +63,26 @@ class Graph:
             else:
                 self._inputs[execution].append(artifact)
                 self._consumers[artifact].append(execution)
-        # A resolver makes nothing of the many artifacts that it chooses from.
+        # A resolver does not derive its output from the many artifacts that it chooses from.
         self._resolvers = resolvers - makers
         self._complete = complete
 
     def inputs(self, execution: int) -> list[int]:
-        """Ids of the artifacts that an execution took."""
+        """Ids of the artifacts that an execution used."""
         return self._inputs.get(execution, [])
 
     def outputs(self, execution: int) -> list[int]:
-        """Ids of the artifacts that an execution left, made or taken from the cache."""
+        """Ids of the artifacts that an execution produced, made or taken from the cache."""
         return self._outputs.get(execution, [])
 
     def consumers(self, artifact: int) -> list[int]:
-        """Ids of the executions that took an artifact, but for resolvers."""
+        """Ids of the executions that used an artifact, without resolvers."""
         return [e for e in self._consumers.get(artifact, []) if e not in self._resolvers]
 
     def maker(self, artifact: int) -> int | None:
-        """Id of the execution that made an artifact; None where the store does not say.
+        """Id of the execution that made an artifact; None if the store does not say.
 
-        Later executions that left it, too, took it from the cache or imported it again.
+        Later executions that also produced it took it from the cache or imported it again.
         """
         leavers = self._leavers.get(artifact, [])
         candidates = [e for e in leavers if e not in self._reused and e not in self._resolvers]
@@ -90,22 +90,22 @@ class Graph:
         return min(done or candidates or leavers, default=None)
 
     def leavers(self, artifact: int) -> list[int]:
-        """Ids of all executions that left an artifact, made or taken from the cache."""
+        """Ids of all executions that produced an artifact, made or taken from the cache."""
         return [e for e in self._leavers.get(artifact, []) if e not in self._resolvers]
 
     def started_from(self, execution: int) -> list[int]:
-        """Ids of the models that a training started from: one, or none."""
+        """Ids of the models that a training started from: one or none."""
         return [a for a in self.inputs(execution) if (execution, a) in self._started]
 
     def upstream(
         self, artifacts: Iterable[int], comparisons: bool = True, models_before: bool = True
     ) -> Walk:
-        """Everything that these artifacts were made of.
+        """Everything that these artifacts were made from.
 
         Args:
             artifacts: Where to begin.
-            comparisons: Whether what was only compared with counts.
-            models_before: Whether models count that a training started from.
+            comparisons: Whether to include what was only compared with.
+            models_before: Whether to include models that a training started from.
         """
         seen = set(artifacts)
         executions: set[int] = set()
@@ -126,7 +126,7 @@ class Graph:
         return Walk(frozenset(seen), frozenset(executions))
 
     def downstream(self, artifacts: Iterable[int], comparisons: bool = True) -> Walk:
-        """Everything that was made of these artifacts; see `upstream`."""
+        """Everything that was made from these artifacts; see `upstream`."""
         seen = set(artifacts)
         executions: set[int] = set()
         waiting = list(seen)

@@ -1,4 +1,4 @@
-"""Releases over time: how good each is, what it was trained on, since when a picture is known."""
+"""Releases over time: how good each is, what it was trained on, which first knew a picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EXAMPLES, _MODEL = "Examples", "Model"
 _TRAINED_ON, _HELD_OUT = "train", "eval"
 _MODEL_RUN, _ANOMALIES = "ModelRun", "ExampleAnomalies"
 _SCORER, _SCORED = "LossScorer", "model"
-# What two losses must have in common to be compared.
+# Settings that two losses must share to be comparable.
 _JUDGED_BY = ("preset", "image_size", "base_weights_hash", "num_strata", "seed")
 _PROMPTS = "custom_config.validation.prompts"
 _PICTURE = re.compile(r"validation/step_(?P<step>\d+)/(?P<number>\d+)\.png")
@@ -29,12 +29,12 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A picture that a release's training drew at its end.
+    """A picture that was drawn at the end of a release's training.
 
     Attributes:
-        prompt: What for.
+        prompt: The prompt.
         model_run: The artifact that has its file.
-        file: That file.
+        file: The file.
     """
 
     prompt: str
@@ -49,16 +49,15 @@ class Release:
     Attributes:
         version: Its version.
         artifact: The pushed model.
-        run: The run that made it; None where the store does not say.
-        rows: Rows of its dataset; None where their index is not here any more.
-        changes: What differs from the dataset of the release before; None of the first one, and
-            where one of both indexes is not here.
-        size: Bytes of its model; None where that is not here any more.
-        pictures: Those that its training drew at its end, as far as they are here.
-        fixed_loss: Its loss on `Releases.fixed_examples`; None where that is not
-            known.
+        run: The run that made it; None if the store does not say.
+        rows: Number of rows of its dataset; None if the row index no longer exists.
+        changes: What differs from the dataset of the release before; None for the first release,
+            and if one of the two row indexes is missing.
+        size: Size of its model in bytes; None if the model no longer exists.
+        pictures: The pictures drawn at the end of its training that still exist.
+        fixed_loss: Its loss on `Releases.fixed_examples`; None if unknown.
         drift: What drifted away from the dataset of the model that it started from, and how far;
-            `none` for nothing; None where nothing was compared.
+            `none` if nothing did; None if nothing was compared.
     """
 
     version: str
@@ -77,9 +76,10 @@ class Releases:
     """All releases.
 
     Attributes:
-        releases: The first one first.
-        fixed_examples: Held-out examples, of a picture and a caption, that `fixed_loss` is over:
-            those that all of the releases compared were judged by, at the same timesteps and noise.
+        releases: The releases, first release first.
+        fixed_examples: Number of held-out examples (picture and caption) that `fixed_loss` is
+            computed over: the examples that all compared releases were evaluated on, at the same
+            timesteps and noise.
     """
 
     releases: tuple[Release, ...]
@@ -87,27 +87,27 @@ class Releases:
 
     @property
     def note(self) -> str:
-        """What the fixed losses are over, in a sentence."""
+        """What the fixed losses are computed over, in a sentence."""
         compared = sum(release.fixed_loss is not None for release in self.releases)
         if not compared:
-            return "No held-out example is known by which all releases were judged."
+            return "There is no held-out example on which all releases were evaluated."
         return (
-            f"The fixed loss is over the same {self.fixed_examples:,} held-out examples, at the "
-            f"same timesteps and noise, by which the {compared:,} releases that have one were "
-            "judged."
+            f"The fixed loss is the loss on the same {self.fixed_examples:,} held-out examples, at "
+            f"the same timesteps and noise, for the {compared:,} releases that were evaluated on "
+            "all of them."
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """Where a picture or a caption stands in the releases.
+    """Which releases know a picture or a caption.
 
     Attributes:
         asked_for: What was looked for, in words.
         captions: Its captions in the datasets.
         trained_on: Versions of the releases that were trained on it, in order.
-        held_out: Versions of those for which it was held out.
-        unknown: Versions of those whose index of rows is not here any more.
+        held_out: Versions of the releases for which it was held out.
+        unknown: Versions of the releases whose row index no longer exists.
     """
 
     asked_for: str
@@ -118,14 +118,14 @@ class Known:
 
 
 def history(store: Store, roots: Sequence[str]) -> Releases:
-    """All releases, and how good each is on the same held-out examples.
+    """Returns all releases, and how good each is on the same held-out examples.
 
     Args:
         store: Where to look.
         roots: Folders whose files may be read, for the rows of the datasets.
 
     Raises:
-        LineageError: There is none.
+        LineageError: There is no release.
     """
     runs = makers(store)
     found: list[Release] = []
@@ -139,7 +139,7 @@ def history(store: Store, roots: Sequence[str]) -> Releases:
             try:
                 changes = row_changes([before], [examples], roots)
             except LineageError:
-                # What is known of it is told all the same.
+                # The release is listed all the same, without the changes.
                 changes = None
         model = model_of(store, pushed)
         found.append(
@@ -160,16 +160,16 @@ def history(store: Store, roots: Sequence[str]) -> Releases:
 
 
 def added(store: Store, first: str, second: str, roots: Sequence[str]) -> RowChanges:
-    """What the dataset of one release has that that of another has not.
+    """Compares the datasets of two releases, row by row.
 
     Args:
         store: Where to look.
         first: A version, or `release:` and a version.
-        second: Another one.
+        second: Another version.
         roots: Folders whose files may be read.
 
     Raises:
-        LineageError: There is no such release, or its index of rows is not here any more.
+        LineageError: There is no such release, or its row index no longer exists.
     """
     sides = []
     for version in (first, second):
@@ -182,11 +182,11 @@ def added(store: Store, first: str, second: str, roots: Sequence[str]) -> RowCha
 
 
 def known(store: Store, what: str, roots: Sequence[str]) -> Known:
-    """Which releases were trained on a picture or a caption.
+    """Finds the releases that were trained on a picture or a caption.
 
     Args:
         store: Where to look.
-        what: A picture's file, as it lies in the dataset; the SHA-256 (hex) of such a file or of a
+        what: A picture file, exactly as in the dataset; the SHA-256 (hex) of such a file or of a
             row; or a caption.
         roots: Folders whose files may be read.
 
@@ -212,51 +212,51 @@ def known(store: Store, what: str, roots: Sequence[str]) -> Known:
             if rows:
                 versions.append(version)
                 captions |= dict.fromkeys(row.caption for row in rows)
-    # Of an ancestor it may be the training picture, of a later dataset a held-out one.
+    # It may be a training picture of an earlier dataset and held out in a later one.
     held_out = [version for version in held_out if version not in trained_on]
     if not trained_on and not held_out:
-        left_out = f"; of {', '.join(unknown)} nobody can tell any more" if unknown else ""
+        left_out = f"; for {', '.join(unknown)} this is no longer known" if unknown else ""
         raise LineageError(f"no release's dataset has {shown}{left_out}")
     return Known(shown, tuple(captions), tuple(trained_on), tuple(held_out), tuple(unknown))
 
 
 def _wanted(what: str) -> tuple[str, str]:
-    """What stands in the rows, and how people call it."""
+    """The value to look for in the rows, and its name for the user."""
     if Path(what).is_file():
         digest = hashlib.sha256(Path(what).read_bytes()).hexdigest()
         return digest, f"the picture {what} (SHA-256 {digest[:12]}...)"
     if DIGEST.fullmatch(what.lower()):
-        return what.lower(), f"a picture or a row of SHA-256 {what[:12]}..."
+        return what.lower(), f"a picture or a row with SHA-256 {what[:12]}..."
     return what, f"the caption {what!r}"
 
 
 def released(store: Store) -> Mapping[str, Artifact]:
-    """The pushed models by version, in order; of a push that was repeated, the first."""
+    """The pushed models by version, in order; for a repeated push, the first."""
     found: dict[str, Artifact] = {}
     for pushed in store.artifacts(store.artifacts_of_type("PushedModel")):
         if version := str(pushed.properties.get("pushed_version", "")):
             found.setdefault(version, pushed)
     if not found:
-        raise LineageError(f"{store.name} holds no release yet")
+        raise LineageError(f"{store.name} has no release yet")
     return dict(sorted(found.items(), key=lambda item: version_order(item[0])))
 
 
 def makers(store: Store) -> dict[str, Run]:
-    """The run that made each release, not those that took it from the cache later."""
+    """The run that made each release, not a later run that took it from the cache."""
     found: dict[str, Run] = {}
-    # The latest come first.
+    # The latest runs come first.
     for run in store.runs():
         found |= dict.fromkeys(run.releases, run)
     return found
 
 
 def _examples_of(store: Store, pushed: Artifact) -> Artifact | None:
-    """The dataset that a release's training itself was given."""
+    """The dataset that a release was trained on, without the datasets of earlier models."""
     return next(all_examples_of(store, pushed), None)
 
 
 def all_examples_of(store: Store, pushed: Artifact) -> Iterator[Artifact]:
-    """The datasets that a release, or a model, was trained on: its own, then those before."""
+    """The datasets that a release or a model was trained on: its own, then earlier ones."""
     graph = store.graph
     waiting, seen = [pushed.id], {pushed.id}
     while waiting:
@@ -264,7 +264,7 @@ def all_examples_of(store: Store, pushed: Artifact) -> Iterator[Artifact]:
         maker = graph.maker(artifact)
         taken = [] if maker is None else [i for i in graph.inputs(maker) if i not in seen]
         for one in store.artifacts(taken):
-            # A pusher is given the blessing, too, and that was made of held-out pictures alone.
+            # A pusher also gets the blessing, which was made from held-out pictures only.
             if short_type(one.type) not in (_EXAMPLES, _MODEL):
                 continue
             seen.add(one.id)
@@ -274,7 +274,7 @@ def all_examples_of(store: Store, pushed: Artifact) -> Iterator[Artifact]:
 
 
 def _is_dataset(store: Store, examples: Artifact) -> bool:
-    """Latents are examples, too; a dataset is what was made of no others."""
+    """Whether examples are a dataset: not made from other examples, as latents are."""
     made_by = store.graph.maker(examples.id)
     return not any(
         short_type(one.type) == _EXAMPLES
@@ -283,9 +283,9 @@ def _is_dataset(store: Store, examples: Artifact) -> bool:
 
 
 def datasets(store: Store) -> list[Artifact]:
-    """All datasets that runs have ingested, the first one first."""
+    """All datasets that runs have ingested, first dataset first."""
     found = store.artifacts(store.artifacts_of_type(_EXAMPLES))
-    # Scores, for one, are examples that are made of latents.
+    # Scores, for example, are examples made from latents.
     return [one for one in found if _is_dataset(store, one)]
 
 
@@ -297,25 +297,25 @@ def _index(examples: Artifact, roots: Sequence[str]) -> str | None:
 
 
 def index_of(examples: Artifact, roots: Sequence[str]) -> str:
-    """The folder with the index of a dataset's rows; raises a `LineageError` without one."""
+    """The folder with a dataset's row index; raises a `LineageError` if there is none."""
     folder = filesystem.join(files.place_of(examples, roots), row_index.FOLDER_NAME)
     if not filesystem.is_folder(folder):
-        raise LineageError(f"artifact {examples.id} has no index of its rows")
+        raise LineageError(f"artifact {examples.id} has no row index")
     return folder
 
 
 def model_of(store: Store, pushed: Artifact) -> Artifact | None:
-    """The model that was pushed as a release; None where the store does not say."""
+    """The model that was pushed as a release; None if the store does not say."""
     maker = store.graph.maker(pushed.id)
     taken = store.artifacts([] if maker is None else store.graph.inputs(maker))
     return next((one for one in taken if short_type(one.type) == _MODEL), None)
 
 
 def _fixed_losses(store: Store, roots: Sequence[str]) -> tuple[dict[str, float], int]:
-    """The loss of every release on what all of them were judged by, and how many examples that is.
+    """The loss of each release on the examples that all were scored on, and their number.
 
-    Releases that were judged in another way than the latest of them, with other noise or at another
-    size, are left out, and so are those whose scores are not here any more.
+    Releases that were scored differently from the latest one (other noise, another size) are left
+    out, and so are releases whose scores no longer exist.
     """
     judged = {}
     for version, pushed in released(store).items():
@@ -327,7 +327,7 @@ def _fixed_losses(store: Store, roots: Sequence[str]) -> tuple[dict[str, float],
         return {}, 0
     way = [*judged.values()][-1][0]
     alike = {version: losses for version, (how, losses) in judged.items() if how == way}
-    # In an order of their own, so that equal losses have equal sums.
+    # Sorted, so that equal losses have equal sums.
     common = sorted(set.intersection(*(set(losses) for losses in alike.values())))
     if not common:
         return {}, 0
@@ -338,7 +338,7 @@ def _fixed_losses(store: Store, roots: Sequence[str]) -> tuple[dict[str, float],
 
 
 def _scorer(store: Store, model: Artifact) -> Execution | None:
-    """The step that scored a model, not one that compared another with it."""
+    """The step that scored a model, not a step that compared another model with it."""
     steps = [
         link.execution_id
         for link in store.links(artifacts=[model.id])
@@ -364,7 +364,7 @@ def _way_of_judging(scorer: Execution) -> tuple[Value, ...]:
 
 
 def _drift(store: Store, run: Run | None) -> str | None:
-    """What the run that made a release said of its dataset."""
+    """The drift that the run of a release found in its dataset."""
     if run is None:
         return None
     left = {a for step in store.step_ids(run.id) for a in store.graph.outputs(step)}

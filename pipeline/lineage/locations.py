@@ -1,4 +1,4 @@
-"""Where a store is, as people give it: a file, a run's output folder, or a URL."""
+"""Where a store is, as the user gives it: a file, a run's output folder, or a URL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.lineage.model import LineageError
 from pipeline.lineage.store import Store
 from storage.addresses import SecretInAddressError, check_address
 
-# Where a run writes if it is told nothing else, and where the pages of its lineage are.
+# The default output folder of a run, and the default port of the lineage pages.
 DEFAULT_STORE = os.path.join("runs", "default")
 DEFAULT_PORT = 8081
 
@@ -26,7 +26,7 @@ _FLOCK = "hhqqi4x"
 
 
 class Location(Protocol):
-    """A store that can be opened, again and again."""
+    """A store that can be opened any number of times."""
 
     text: str
     roots: list[str]
@@ -39,7 +39,7 @@ class Location(Protocol):
         """
 
     def stamp(self) -> Hashable:
-        """Something that changes when the store does."""
+        """A value that changes when the store does."""
 
 
 class SqliteLocation:
@@ -47,11 +47,12 @@ class SqliteLocation:
 
     Attributes:
         text: The path, as it was given.
-        roots: The folder that it lies in, a local run's output folder, whose files may be shown.
+        roots: The folder that contains the file (the output folder of a local run). Its files may
+            be shown.
     """
 
     def __init__(self, path: str, text: str) -> None:
-        """Names the file `path`, which need not exist."""
+        """Names the file `path`, which does not need to exist."""
         self.text = text
         self.roots = [os.path.dirname(os.path.abspath(path))]
         self._path = path
@@ -95,7 +96,7 @@ class MySqlLocation:
 
 
 def locate(text: str) -> Location:
-    """Finds out what kind of store `text` names; opens nothing.
+    """Finds out what kind of store `text` names, without opening it.
 
     Args:
         text: A SQLite file, an output folder with `metadata.sqlite` in it,
@@ -103,7 +104,7 @@ def locate(text: str) -> Location:
             `vertex://PROJECT/LOCATION[/STORE]`.
 
     Raises:
-        LineageError: It is none of these, or has a secret in it.
+        LineageError: It is something else, or contains a secret.
     """
     try:
         check_address(text)
@@ -128,7 +129,7 @@ def locate(text: str) -> Location:
 
 
 def lock_holder(output: Path) -> int | None:
-    """The process that works in an output folder; asks without taking the lock.
+    """The process that works in an output folder; does not take the lock.
 
     Raises:
         OSError: There is no lock file.
@@ -140,7 +141,7 @@ def lock_holder(output: Path) -> int | None:
 
 
 def _nobody_holds(output: Path) -> bool:
-    """Whether a run's lock file is there and no process holds it."""
+    """Whether a run's lock file exists and no process holds it."""
     try:
         return lock_holder(output) is None
     except OSError:

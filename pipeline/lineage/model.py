@@ -1,4 +1,4 @@
-"""What a store holds, typed."""
+"""The typed contents of a store."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Any
 Value = str | int | float | bool | None
 
 CONTENT_DIGEST = "content_digest"
-"""Property of an artifact: digest of its files, by which the local cache knows it."""
+"""Property of an artifact: the digest of its files, by which the local cache recognises it."""
 
 ARTIFACT_NAMES = ("current_model", "current_model_id", "baseline_model", "baseline_model_id")
-"""Properties that name artifacts, which are others in every run."""
+"""Properties that name artifacts, which differ in every run."""
 
 FAILURE_REASON = "failure_reason"
-"""Property of an execution that did not end well: why, in the words of what it raised."""
+"""Property of an execution that did not complete: why, in the words of the exception."""
 
 TAKEN_OVER = (
     *("pictures_taken_over", "pictures_encoded"),
     *("captions_taken_over", "captions_encoded"),
 )
-"""Properties of latents: how many are from former runs, and how many this one encoded."""
+"""Properties of latents: how many come from earlier runs, and how many this run encoded."""
 
 INTERRUPTED = "interrupted"
-"""Property of an execution that was ended from outside: 1. To ML Metadata it has failed."""
+"""Property of an execution that was ended from outside: 1. ML Metadata records it as failed."""
 
 LOSS, LOSS_BASELINE = "loss", "loss_baseline"
-"""Metrics: the held-out loss, and that of the model that it is compared with."""
+"""Metrics: the held-out loss, and the held-out loss of the baseline."""
 
 REMOVED_ON, CHECKPOINTS_REMOVED_ON = "removed_on", "checkpoints_removed_on"
-"""Properties of an artifact whose files, or of a model whose checkpoints, a clean-up removed: when,
-as ISO 8601 has it."""
+"""Properties with the date (ISO 8601) on which a clean-up removed an artifact's files, or a model's
+checkpoints."""
 
 NOT_CONTENT = frozenset(
     {
@@ -43,27 +43,27 @@ NOT_CONTENT = frozenset(
         *("name", "state", "pipeline_name", "producer_component", "tfx_version"),
     }
 )
-"""Properties that say nothing of what an artifact holds; the last five are TFX's own."""
+"""Properties that say nothing about an artifact's contents; the last five are TFX's own."""
 
 RECORDED_SETTINGS = "settings"
-"""Property of a push: all settings of its run, which other steps have one by one."""
+"""Property of a push: all settings of its run; other steps have them as separate properties."""
 
 NOTED_SETTINGS = frozenset(
     {"training_dataset", "latents_index", "datasets_index", RECORDED_SETTINGS}
 )
-"""Settings that what comes out does not depend on, such as what a step only writes down: another
-value is no reason to execute it again."""
+"""Settings that do not affect a step's outputs, such as values that it only records: a changed
+value is not a reason to execute the step again."""
 
 
 class LineageError(RuntimeError):
-    """A question that has no answer; the message is one line for the user."""
+    """A question cannot be answered; the message is one line for the user."""
 
 
 class State(str, enum.Enum):
-    """What became of an execution, in ML Metadata's words and one of ours: INTERRUPTED.
+    """The state of an execution: ML Metadata's states, and INTERRUPTED.
 
-    That is one that failed because somebody or something ended the run, or that says it runs
-    although no process holds the output folder.
+    An interrupted execution failed because somebody or something ended the run, or it is recorded
+    as running although no process holds the output folder.
     """
 
     UNKNOWN = "unknown"
@@ -77,7 +77,7 @@ class State(str, enum.Enum):
 
 
 class ArtifactState(str, enum.Enum):
-    """What became of an artifact, in ML Metadata's words."""
+    """The state of an artifact, in ML Metadata's words."""
 
     UNKNOWN = "unknown"
     PENDING = "pending"
@@ -89,7 +89,7 @@ class ArtifactState(str, enum.Enum):
 
 
 class RunStatus(str, enum.Enum):
-    """What became of a run, from the states of its steps."""
+    """The status of a run, from the states of its steps."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -102,15 +102,15 @@ class RunStatus(str, enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A thing that a step left or took.
+    """An output or input of a step.
 
     Attributes:
         id: Its id in the store.
         type: Name of its type, such as `Model` or `components.RejectedRows`.
         name: Its name; TFX gives none, Vertex does.
         uri: Where its files are.
-        state: What became of it.
-        created: Milliseconds since 1970.
+        state: Its state.
+        created: Time of creation, in milliseconds since 1970.
         properties: Typed and custom properties.
     """
 
@@ -124,13 +124,13 @@ class Artifact:
 
     @property
     def removed(self) -> str:
-        """When its files were removed by a clean-up; "" where they were not."""
+        """When a clean-up removed its files; "" if none did."""
         gone = self.state in (ArtifactState.DELETED, ArtifactState.MARKED_FOR_DELETION)
         return str(self.properties.get(REMOVED_ON, "")) if gone else ""
 
     @property
     def shown_state(self) -> str:
-        """Its state, as people write it."""
+        """Its state, formatted for people."""
         return f"removed on {self.removed}" if self.removed else self.state.value
 
 
@@ -142,14 +142,14 @@ class Execution:
         id: Its id in the store.
         node: The step's name in the pipeline, such as `Trainer`.
         type: Name of its type: for TFX, the class of the component.
-        state: What became of it.
-        started: Milliseconds since 1970.
-        ended: Milliseconds since 1970 of the last change of its state; None while it runs.
-        settings: Its execution properties; JSON objects are taken apart, with dots in the names.
-        error: What a failed step said, or why it was interrupted.
-        run_id: Id of its run; None for a step outside of any run.
-        recorded: All settings of its run, as JSON, where it wrote them down for whoever wants to
-            make its release again; "" elsewhere.
+        state: Its state.
+        started: Time of its start, in milliseconds since 1970.
+        ended: Time of the last change of its state, in milliseconds since 1970; None while it runs.
+        settings: Its execution properties; JSON objects are flattened, with dots in the names.
+        error: The error of a failed step, or why the step was interrupted.
+        run_id: Id of its run; None for a step outside any run.
+        recorded: All settings of its run, as JSON, if the step recorded them so that its release
+            can be made again; otherwise "".
     """
 
     id: int
@@ -171,14 +171,14 @@ class Execution:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """An artifact that a step took or left.
+    """An artifact that is an input or output of a step.
 
     Attributes:
         execution_id: The step.
         artifact_id: The artifact.
-        output: Whether the step left it.
+        output: Whether it is an output.
         key: The name of the input or output, such as `examples`.
-        index: The place among the artifacts of the same name.
+        index: The position among the artifacts of the same name.
         internal: Whether the step only looked it up, as resolvers do.
     """
 
@@ -196,15 +196,15 @@ class Run:
 
     Attributes:
         id: Its id in the store.
-        name: Its name: for TFX's local runner the time at which it began.
+        name: Its name: for TFX's local runner, the time at which it began.
         pipeline: Name of the pipeline.
-        status: What became of it.
-        started: Milliseconds since 1970 at which its first step began.
-        ended: Milliseconds since 1970 at which its last step ended; None while it runs.
+        status: Its status.
+        started: When its first step began, in milliseconds since 1970.
+        ended: When its last step ended, in milliseconds since 1970; None while it runs.
         steps: How many steps ended in each state.
-        metrics: Numbers (not whole ones) that its artifacts carry, such as `loss`.
-        blessed: Whether the evaluation lets it be pushed; None where there was none.
-        unsure: Whether it does so although nothing can be told, or forbids it for that.
+        metrics: Floating-point properties of its artifacts, such as `loss`.
+        blessed: Whether the evaluation allows a push; None if there was no evaluation.
+        unsure: Whether the evaluation was inconclusive, whether it allows the push or not.
         releases: Versions that it pushed, or took from the cache.
     """
 
@@ -222,18 +222,18 @@ class Run:
 
     @property
     def shown_blessing(self) -> str:
-        """What the evaluation said, as people write it."""
+        """The verdict of the evaluation, formatted for people."""
         return ", ".join(filter(None, [shown_value(self.blessed), "unsure" if self.unsure else ""]))
 
     @property
     def loss_change(self) -> float | None:
-        """How much its loss is above its baseline's, as a fraction of that; None without both."""
+        """Relative change of its loss from the baseline's loss; None if one is missing."""
         loss, baseline = (self.metrics.get(name) for name in (LOSS, LOSS_BASELINE))
         return None if loss is None or not baseline else loss / baseline - 1.0
 
     @property
     def shown_change(self) -> str:
-        """The same as people write it, such as `-35.5 %`."""
+        """The change of the loss, formatted for people, such as `-35.5 %`."""
         return "" if self.loss_change is None else f"{100.0 * self.loss_change:+.1f} %"
 
     @property
@@ -243,7 +243,7 @@ class Run:
 
 
 def headline_metrics(runs: Iterable[Run]) -> list[str]:
-    """Names of the metrics of runs, without the ends of their intervals; the losses come first."""
+    """Names of the metrics of runs, without interval bounds; the losses come first."""
     names = {name for run in runs for name in run.metrics}
     shown = (
         name
@@ -256,7 +256,7 @@ def headline_metrics(runs: Iterable[Run]) -> list[str]:
 
 
 def shown_time(milliseconds: int | None) -> str:
-    """A moment in this machine's time zone, such as `2026-03-01 14:05:09`."""
+    """A time in this machine's time zone, such as `2026-03-01 14:05:09`."""
     if not milliseconds:
         return ""
     try:
@@ -279,7 +279,7 @@ def shown_seconds(seconds: float | None) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """A property's value as people write it."""
+    """The value of a property, formatted for people."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -1,12 +1,13 @@
-"""Output folders that lie elsewhere than when their metadata was recorded.
+"""Output folders that have moved since their metadata was recorded.
 
-ML Metadata has room for absolute addresses alone. But what a run left lies in its output folder by
-a rule, `artifacts/<step>/<output>/<id of the execution>`, beside the database; where Vertex is
-emulated, by Vertex's. So the folder that was recorded is known from the records themselves, and
-whatever was below it is looked for below the folder that the database is in now: renamed, moved,
-copied, or mounted elsewhere.
+ML Metadata stores absolute addresses only. But the outputs of a run are in its output folder,
+beside the database, by a fixed rule: `artifacts/<step>/<output>/<id of the execution>`, or Vertex's
+rule if Vertex is emulated. So the recorded folder follows from the records themselves, and
+everything that was below it is looked for below the folder that the database is in now, whether
+that was renamed, moved, copied or mounted elsewhere.
 
-The lineage does this in its copy in memory; a run in the database itself, before it reads anything.
+The lineage does this in its copy in memory. A run does it in the database itself, before it reads
+anything.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import sqlite3
 from collections.abc import Iterable
 
 ARTIFACTS_NAME = "artifacts"
-"""The folder beside the database in which every step has one."""
+"""The folder beside the database with a folder for every step."""
 EMULATED_NAME = "000000000000"
-"""The same where Vertex is emulated, which puts the project's number there."""
+"""Its name if Vertex is emulated: Vertex uses the project number."""
 
-# What was imported lies where it always did, and has another execution's number.
+# An imported artifact stays where it was, so its path has the id of another execution.
 _LAYOUTS = {
     ARTIFACTS_NAME: r"(?P<folder>/.*)/artifacts/[^/]+/[^/]+/(?P<execution>[0-9]+)",
     EMULATED_NAME: rf"(?P<folder>/.*)/{EMULATED_NAME}/[^/]+/[^/]+_[0-9]+/[^/]+",
@@ -34,23 +35,23 @@ _COLUMNS = (
     ("ArtifactProperty", "string_value"),
     ("ExecutionProperty", "string_value"),
 )
-# An address as a whole or the beginning of one, by itself or quoted in some other text.
+# An address or the start of one, by itself or quoted in other text.
 _BEFORE, _AFTER = r"(?:(?<=file://)|(?<![\w./~%+@-]))", r"""(?=/|["']|$)"""
 
 
 class Relocation:
-    """From the folders that addresses were recorded below to the one that they are below now.
+    """Rewrites addresses from the recorded folders to the current one.
 
     Attributes:
-        former: The folders that were recorded.
-        here: The folder now.
+        former: The recorded folders.
+        here: The current folder.
     """
 
     def __init__(self, former: Iterable[str], here: str) -> None:
-        """Moves nothing where `former` is empty."""
+        """Changes nothing if `former` is empty."""
         self.former = tuple(sorted({*former} - {here}))
         self.here = here
-        # What is below the folder already stays, even if that lies in a former one.
+        # Addresses below the current folder stay, even if it is inside a former one.
         names = sorted((here, *self.former), key=len, reverse=True)
         spelt = [re.escape(spelling) for name in names for spelling in {name, _in_json(name)}]
         self._pattern = re.compile(f"{_BEFORE}(?:{'|'.join(spelt)}){_AFTER}")
@@ -59,7 +60,7 @@ class Relocation:
         return bool(self.former)
 
     def apply(self, text: str) -> str:
-        """An address, or any text with addresses in it such as JSON, as it is true here."""
+        """Rewrites an address, or any text that contains addresses, such as JSON."""
         if not self.former:
             return text
         here = _in_json(self.here) if text.startswith(("{", "[")) else self.here
@@ -67,14 +68,15 @@ class Relocation:
 
 
 def find_relocation(connection: sqlite3.Connection, here: str) -> Relocation:
-    """What has to change in a database of ML Metadata for it to be true in the folder `here`.
+    """Finds what must change in an ML Metadata database that is now in the folder `here`.
 
     Args:
-        connection: To the database.
-        here: The folder that the database lies in, absolute.
+        connection: Connection to the database.
+        here: Absolute path of the folder that contains the database.
 
     Returns:
-        What moves nothing where all is as it was recorded, or the database is no output folder's.
+        The relocation. It is empty if nothing has moved, or if the database does not belong to an
+        output folder.
     """
     former = set()
     for name, layout in _LAYOUTS.items():
@@ -94,14 +96,14 @@ def find_relocation(connection: sqlite3.Connection, here: str) -> Relocation:
 
 
 def relocate(connection: sqlite3.Connection, here: str) -> Relocation:
-    """Makes a database true in the folder `here` that it lies in, in one transaction.
+    """Rewrites the addresses in a database to the folder `here`, in one transaction.
 
     Args:
-        connection: To the database, in autocommit mode.
-        here: That folder, absolute.
+        connection: Connection to the database, in autocommit mode.
+        here: Absolute path of the folder that contains the database.
 
     Returns:
-        What was changed.
+        The relocation that was applied.
     """
     relocation = find_relocation(connection, here)
     if not relocation:

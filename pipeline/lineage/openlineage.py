@@ -2,7 +2,7 @@
 
 The schema beside this file is OpenLineage's own, unchanged: version 2-0-2 of
 `spec/OpenLineage.json` in https://github.com/OpenLineage/OpenLineage, under the Apache License 2.0.
-Every event is held against it before it is handed out.
+Every event is validated against it before it is returned.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ _Json = dict[str, Any]
 
 
 def events(store: Store, run_ids: Iterable[int]) -> Iterator[_Json]:
-    """The events of runs, each valid: a START of every run and step, and how it ended.
+    """Yields the validated events of runs: a START for every run and step, and how it ended.
 
-    A step that was taken from the cache is a run of its own with the tag `cached`; a dataset is an
-    artifact's address. As events of one run add up, a step's inputs and settings are told at its
-    start and its outputs at its end.
+    A step that was taken from the cache is a run of its own with the tag `cached`; a dataset is the
+    address of an artifact. Events of one run add up, so the start event of a step has its inputs
+    and settings, and the end event has its outputs.
 
     Raises:
-        LineageError: The store holds what no valid event can say.
+        LineageError: The store contains something that a valid event cannot express.
     """
     runs = store.runs(run_ids)
     runs.reverse()
@@ -81,7 +81,7 @@ def events(store: Store, run_ids: Iterable[int]) -> Iterator[_Json]:
 
 
 def lines(store: Store, run_ids: Iterable[int]) -> str:
-    """`events` as JSON, one a line."""
+    """Returns `events` as JSON, one per line."""
     return "".join(
         json.dumps(event, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
         for event in events(store, run_ids)
@@ -89,21 +89,21 @@ def lines(store: Store, run_ids: Iterable[int]) -> str:
 
 
 def validate(event: Any) -> None:
-    """Holds an event against OpenLineage's schema.
+    """Validates an event against OpenLineage's schema.
 
     Raises:
-        LineageError: It is not valid.
+        LineageError: The event is not valid.
     """
     try:
         _validator().validate(event)
     except jsonschema_rs.ValidationError as error:
-        raise LineageError(f"this cannot be said in OpenLineage: {error.message}") from None
+        raise LineageError(f"OpenLineage cannot express this: {error.message}") from None
 
 
 @functools.cache
 def _validator() -> Any:
     schema = json.loads(_SCHEMA.read_text())
-    # The kind of event is known; trying all three in turn would say nothing of what is wrong.
+    # The kind of event is known; trying all three in turn would not say what is wrong.
     return jsonschema_rs.Draft202012Validator(
         {**schema, "oneOf": [{"$ref": "#/$defs/RunEvent"}]}, validate_formats=True
     )
@@ -175,12 +175,12 @@ def _event(
     inputs: Sequence[_Json] = (),
     outputs: Sequence[_Json] = (),
 ) -> _Json:
-    """An event; see `events` for what it raises."""
+    """Builds an event; raises as `events` does."""
     try:
         moment = datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.timezone.utc)
     except (OverflowError, OSError, ValueError):
         raise LineageError(
-            f"this cannot be said in OpenLineage: {milliseconds} ms since 1970 is no time"
+            f"OpenLineage cannot express this: {milliseconds} ms since 1970 is not a valid time"
         ) from None
     return {
         "eventTime": moment.isoformat(timespec="milliseconds"),
@@ -195,7 +195,7 @@ def _event(
 
 
 def _dataset(artifact: Artifact) -> _Json:
-    """Named by OpenLineage's rules for files and buckets."""
+    """A dataset, named by OpenLineage's rules for files and buckets."""
     parts = urllib.parse.urlsplit(artifact.uri) if "://" in artifact.uri else None
     if parts is not None and parts.scheme != "file":
         namespace, name = f"{parts.scheme}://{parts.netloc}", parts.path.strip("/") or "/"

@@ -1,6 +1,6 @@
 """Answers as HTML: the content of pages, for the browser and for files.
 
-Templates escape everything that comes from a store; drawings are SVG of our own.
+Templates escape everything that comes from a store; the SVG of drawings is made here.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ RUNS_A_PAGE = 100
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _MAX_EMBEDDED = 4 << 20
-# Of a trace or run, the files of these are shown beside it.
+# Artifact types whose files are shown beside a trace or run.
 _SHOWN_TYPES = ("EvaluationReport", "DatasetReport", "WithdrawnReport")
 _RELEASES_SIDE_BY_SIDE = 8
 
 
 class Urls:
-    """Where links lead: to the pages in a browser."""
+    """Link targets: the pages in a browser."""
 
     def runs(self) -> str:
         """The list of runs."""
@@ -74,7 +74,7 @@ class Urls:
         return f"/release/{urllib.parse.quote(version, safe='')}"
 
     def diff(self, first: int | None = None, second: int | None = None) -> str:
-        """Two runs side by side; without runs, where a form asks for them."""
+        """Two runs side by side; without runs, the form to choose them."""
         return "/diff" if first is None else f"/diff?first={first}&second={second}"
 
     def impact(self, what: str = "") -> str:
@@ -86,7 +86,7 @@ class Urls:
         return "/compare"
 
     def affected(self, what: str = "") -> str:
-        """What a picture, of this hash or caption, has got into."""
+        """Where a picture with this hash or caption ended up."""
         return f"/affected?what={urllib.parse.quote(what)}" if what else "/affected"
 
     def history(self) -> str:
@@ -99,14 +99,14 @@ class Urls:
 
 
 class FileUrls(Urls):
-    """Places within one file; whatever is not in it leads to its top."""
+    """Link targets within one file; anything that is not in it links to its top."""
 
     def __init__(self) -> None:
-        """Knows of no places yet."""
+        """Starts without any targets."""
         self._places: set[str] = set()
 
     def add(self, kind: str, number: int) -> str:
-        """Makes a place known; returns its name."""
+        """Adds a target; returns its name."""
         self._places.add(f"{kind}-{number}")
         return f"{kind}-{number}"
 
@@ -154,7 +154,7 @@ class FileUrls(Urls):
         return "#top"
 
     def file(self, artifact: Artifact, file: files.File) -> str:
-        """The picture itself; nothing for other files."""
+        """The picture itself, as a data URL; for other files, the top of the page."""
         kind = mimetypes.guess_type(file.name)[0]
         if not file.name.lower().endswith(files.PICTURES) or file.size > _MAX_EMBEDDED:
             return "#top"
@@ -163,13 +163,13 @@ class FileUrls(Urls):
 
 @dataclasses.dataclass(frozen=True)
 class RunsView:
-    """How the list of runs is shown: what its address says.
+    """How the list of runs is shown, as given in its address.
 
     Attributes:
-        match: Text that names contain.
-        status: Only runs of this status.
+        match: Only runs with this text in their name.
+        status: Only runs with this status.
         pipeline: Only runs of this pipeline.
-        sort: Column or metric; `-` before it for the greatest first.
+        sort: Column or metric; with a leading `-`, largest first.
         page: Number of the page, from 1.
     """
 
@@ -192,7 +192,7 @@ class RunsView:
         return max(1, -(-self.total // RUNS_A_PAGE))
 
     def sorted_by(self, key: str) -> str:
-        """The address of the list sorted by a column, the other way round if it is already."""
+        """The address of the list sorted by a column; reversed if it is sorted by it already."""
         return self._address(f"-{key}" if self.sort == key else key, 1)
 
     def on_page(self, page: int) -> str:
@@ -218,7 +218,7 @@ class Pages:
 
         Args:
             store: What to show.
-            urls: Where links lead.
+            urls: The link targets.
             roots: Folders whose files may be shown.
         """
         self._store, self._urls, self._roots = store, urls, roots
@@ -227,7 +227,7 @@ class Pages:
         """The list of runs.
 
         Raises:
-            LineageError: There is no such column to sort by.
+            LineageError: There is no such column.
         """
         everything = self._store.runs()
         runs = [
@@ -238,7 +238,7 @@ class Pages:
             and view.pipeline in ("", run.pipeline)
         ]
         metrics = headline_metrics(runs)
-        # A column that only other runs have sorts nothing here.
+        # A column that only other runs have cannot sort these.
         if view.sort.removeprefix("-") in set(headline_metrics(everything)) - set(metrics):
             view = dataclasses.replace(view, sort="-started")
         runs = sorted_runs(runs, view.sort)
@@ -255,7 +255,7 @@ class Pages:
         """A run, as for `Store.find_run`.
 
         Raises:
-            LineageError: There is none.
+            LineageError: There is no such run.
         """
         run = self._store.find_run(text_of_run)
         steps = self._store.steps(run.id)
@@ -268,7 +268,7 @@ class Pages:
         """A step.
 
         Raises:
-            LineageError: There is none with this id.
+            LineageError: There is no step with this id.
         """
         step = self._store.execution(execution_id)
         links = self._store.links(executions=[step.id])
@@ -280,7 +280,7 @@ class Pages:
         """An artifact.
 
         Raises:
-            LineageError: There is none with this id.
+            LineageError: There is no artifact with this id.
         """
         artifact = self._store.artifact(artifact_id)
         links = self._store.links(artifacts=[artifact.id])
@@ -300,7 +300,7 @@ class Pages:
         """What made a release or an artifact, as for `tracing.find_artifact`.
 
         Raises:
-            LineageError: There is none.
+            LineageError: There is no such release or artifact.
         """
         trace = tracing.trace(self._store, what, self._roots)
         steps = [step.execution for step in trace.steps]
@@ -315,7 +315,7 @@ class Pages:
         return self._render("trace_page", trace, svg, folders, self._since_before(trace))
 
     def _since_before(self, trace: tracing.Trace) -> tuple[str, comparing.Diff] | None:
-        """The release before one, and how the runs that made them differ."""
+        """The release before this one, and how the runs that made the two differ."""
         if trace.release is None or trace.run is None:
             return None
         made = makers(self._store)
@@ -326,10 +326,10 @@ class Pages:
         return before, comparing.diff_runs(self._store, made[before].id, trace.run.id, self._roots)
 
     def history(self) -> str:
-        """All releases, and what the latest of them draw for the same prompts.
+        """All releases, and what the latest releases draw for the same prompts.
 
         Raises:
-            LineageError: There is none.
+            LineageError: There is no release.
         """
         found = releases_over_time(self._store, self._roots)
         releases = found.releases
@@ -348,17 +348,17 @@ class Pages:
         return self._render("whence_answer", found, lines)
 
     def impact(self, what: str) -> str:
-        """What something touched, as for `tracing.impact`; without it, the question alone.
+        """What something touched, as for `tracing.impact`; if `what` is empty, only the form.
 
         Raises:
-            LineageError: Nothing goes by that name.
+            LineageError: Nothing has this name.
         """
         impact = tracing.impact(self._store, what, self._roots) if what else None
         metrics = headline_metrics(impact.runs) if impact else []
         return self._render("impact_page", impact, what, metrics)
 
     def affected(self, found: Affected) -> str:
-        """What a picture has got into: a part of a page."""
+        """Where a picture ended up: a part of a page."""
         return self._render("affected_answer", found, text.served_rows(found))
 
     def diff(self, first: str, second: str) -> str:
@@ -382,7 +382,7 @@ class Pages:
         return self._render("compare_page", comparison, charts)
 
     def error(self, message: str) -> str:
-        """A question that has no answer."""
+        """The page for a question that cannot be answered."""
         return error_page(message, self._urls)
 
     def _folder(self, artifact: Artifact) -> dict[str, Any]:
@@ -411,12 +411,12 @@ class Pages:
 
 
 def error_page(message: str, urls: Urls) -> str:
-    """A question that has no answer."""
+    """The page for a question that cannot be answered."""
     return _rendered("error_page", urls, message)
 
 
 def affected_form(what: str, urls: Urls) -> str:
-    """Where a hash or a caption is asked for."""
+    """The form for a hash or a caption."""
     return _rendered("affected_form", urls, what)
 
 
@@ -426,12 +426,12 @@ def style() -> str:
 
 
 def live_script() -> str:
-    """What keeps the place of whoever reads a page whose content changes."""
+    """The script that keeps the reader's place when the content of a page changes."""
     return (_TEMPLATES / "live.js").read_text()
 
 
 def whole_file(title: str, content: str) -> str:
-    """A page in one file: no script, nothing to load, dark where the system is."""
+    """A page in one file: no script, nothing to load, dark if the system is dark."""
     css = style()
     begin, end = css.index("/* dark */"), css.index("/* end of dark */")
     dark = css[begin:end].replace(".body--dark ", "").removeprefix("/* dark */")
@@ -484,7 +484,7 @@ def chart(
         dot = (
             f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{title}</title></circle>'
         )
-        # Hundreds of points in the order of the keyboard are in nobody's way but the keyboard's.
+        # Hundreds of points in the tab order would be in the way of keyboard users.
         tab = ' tabindex="-1"' if len(points) > 50 else ""
         target = html.escape(url(run.id)) if url else None
         parts.append(

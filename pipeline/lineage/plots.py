@@ -1,4 +1,4 @@
-"""A picture of metrics over runs."""
+"""Plots metrics over runs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _FORMATS = (".png", ".svg", ".pdf")
 
 
 def save_plot(comparison: Comparison, path: str) -> None:
-    """Writes a line for each metric, run by run, with marks on those that were released.
+    """Plots each metric over the runs, with marks on runs that were released.
 
     Raises:
-        LineageError: There is nothing to draw, or it cannot be written there.
+        LineageError: There is nothing to draw, or the file cannot be written.
     """
     if os.path.splitext(path)[1].lower() not in _FORMATS:
         raise LineageError(
-            f"{path} is no picture that can be written: end it in .png, .svg or .pdf"
+            f"{path} is not a picture format that can be written: use .png, .svg or .pdf"
         )
     if not comparison.rows:
         raise LineageError("there are no runs with metrics to draw")
@@ -33,7 +33,7 @@ def save_plot(comparison: Comparison, path: str) -> None:
 
 
 def figure(comparison: Comparison) -> Figure:
-    """The figure that `save_plot` writes."""
+    """Returns the figure that `save_plot` writes."""
     drawn = Figure(figsize=(9, 1.2 + 2.0 * len(comparison.metrics)), layout="constrained")
     axes = drawn.subplots(len(comparison.metrics), 1, sharex=True, squeeze=False)[:, 0]
     places = range(len(comparison.rows))
@@ -47,9 +47,9 @@ def figure(comparison: Comparison) -> Figure:
                 *zip(*released, strict=True), "o", color="#c1440e", label="released", zorder=3
             )
             axis.legend(loc="best", frameon=False)
-        # Without mathematics: a name with a dollar sign is a name.
+        # A dollar sign in a name does not start mathematics.
         axis.set_ylabel(clean(name), parse_math=False)
         axis.grid(alpha=0.3)
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-    axes[-1].set_xlabel("runs, the earliest first")
+    axes[-1].set_xlabel("runs, earliest first")
     return drawn

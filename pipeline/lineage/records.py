@@ -1,7 +1,7 @@
-"""Records of examples, read without TensorFlow.
+"""Reads records of examples without TensorFlow.
 
-A record is a `tf.train.Example`, in TensorFlow's frame of record files: the length, its checksum,
-the record, its checksum. A repeated entry of key and value is what protocol buffers write of a map.
+A record is a `tf.train.Example`, framed as in TensorFlow's record files: the length, its checksum,
+the record, its checksum. Protocol buffers write a map as repeated entries of key and value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from storage import filesystem
 
 DAMAGED = (OSError, EOFError, ValueError, KeyError, IndexError, DecodeError)
-"""What reading a file raises that is half removed, or damaged."""
+"""The exceptions from reading a file that is half removed or damaged."""
 
 _LENGTH = struct.Struct("<QI")
 _CHECKSUM_BYTES = 4
@@ -27,7 +27,7 @@ _PACKAGE = "pipeline.lineage.records"
 
 
 def read_records(path: str) -> Iterator[dict[str, Any]]:
-    """The features of every example of a gzip file, by name; raises one of `DAMAGED`."""
+    """Yields the features of every example in a gzip file, by name; raises one of `DAMAGED`."""
     with gzip.open(io.BytesIO(filesystem.read_bytes(path))) as opened:
         file = cast(BinaryIO, opened)
         while head := file.read(_LENGTH.size):

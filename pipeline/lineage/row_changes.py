@@ -1,4 +1,4 @@
-"""Which rows made one version of a dataset another."""
+"""The rows in which two versions of a dataset differ."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class RowChange:
-    """A row that is another one.
+    """A row that differs.
 
     Attributes:
-        kind: What became of it; one of the constants above.
-        before: Its caption, or where it lay, in the earlier version.
-        now: The same in this one; of one with another picture, that.
+        kind: What happened to it; one of the constants above.
+        before: Its caption in the earlier version, or where the row was.
+        now: The same in this version; `another picture` if the picture changed.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class RowChanges:
     """What differs between two versions of a dataset.
 
     Attributes:
-        rows_before: Rows of the earlier one.
+        rows_before: Number of rows in the earlier version.
         changes: The rows that differ, by kind.
     """
 
@@ -56,16 +56,16 @@ class RowChanges:
     changes: tuple[RowChange, ...]
 
     def number(self, kind: str) -> int:
-        """How many rows differ in a way, one of the constants above."""
+        """How many rows differ in this way, one of the constants above."""
         return sum(change.kind == kind for change in self.changes)
 
     @property
     def summary(self) -> str:
-        """Such as `2 rows added, 1 with another caption`."""
+        """A summary such as `2 rows added, 1 with another caption`."""
         numbers = collections.Counter(change.kind for change in self.changes)
         told = [f"{numbers[kind]:,} {words}" for kind, words in _WORDS.items() if numbers[kind]]
         if not told:
-            return "not a row of it: files were renamed, or what is not read differs"
+            return "no row changed: files were renamed, or something that is not read differs"
         first = "row" if told[0].startswith("1 ") else "rows"
         return ", ".join([told[0].replace(" ", f" {first} ", 1), *told[1:]])
 
@@ -73,20 +73,20 @@ class RowChanges:
 def row_changes(
     before: Iterable[Artifact], now: Iterable[Artifact], roots: Sequence[str]
 ) -> RowChanges:
-    """Compares what a dataset's ingestion left at two times.
+    """Compares the outputs of two ingestions of a dataset.
 
     Args:
-        before: What it left earlier: the examples, and the rows that were set aside.
-        now: What it left now.
+        before: The earlier outputs: the examples, and the rows that were set aside.
+        now: The current outputs.
         roots: Folders whose files may be read.
 
     Raises:
-        LineageError: The files are not here any more, or hold no index of rows.
+        LineageError: The files no longer exist, or have no row index.
     """
     old, new = dict(_by_type(before)), dict(_by_type(now))
     for version in (old, new):
         if _EXAMPLES_TYPE not in version:
-            raise LineageError("the step left no examples")
+            raise LineageError("the step has no examples as output")
     folders = [_index(version[_EXAMPLES_TYPE], roots) for version in (old, new)]
     ids = [{row.id for row in row_index.read_rows(folder)} for folder in folders]
     gone, come = (
@@ -110,12 +110,12 @@ def _by_type(artifacts: Iterable[Artifact]) -> Iterator[tuple[str, Artifact]]:
 def _index(examples: Artifact, roots: Sequence[str]) -> str:
     folder = files.folder_of(examples, roots) / row_index.FOLDER_NAME
     if not folder.is_dir():
-        raise LineageError(f"artifact {examples.id} has no index of its rows")
+        raise LineageError(f"artifact {examples.id} has no row index")
     return str(folder)
 
 
 def _rejects(artifact: Artifact | None, roots: Sequence[str]) -> dict[tuple[Any, ...], str]:
-    """The rows that were set aside, in words, by what stays when a row before them goes."""
+    """The rows that were set aside, in words, by a key that does not depend on other rows."""
     if artifact is None:
         return {}
     path = Path(files.folder_of(artifact, roots), _REJECTS_NAME)
@@ -131,7 +131,7 @@ def _rejects(artifact: Artifact | None, roots: Sequence[str]) -> dict[tuple[Any,
 def _paired(
     gone: list[row_index.IndexedRow], come: list[row_index.IndexedRow]
 ) -> Iterator[RowChange]:
-    """With the same picture, a row has another caption; with the same caption, another picture."""
+    """Pairs removed with added rows that share the picture, then those that share the caption."""
     changes = []
     for kind, same in ((CAPTION, "picture"), (PICTURE, "caption")):
         waiting = collections.defaultdict(list)

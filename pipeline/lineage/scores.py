@@ -1,4 +1,4 @@
-"""The losses that LossScorer left, read without TensorFlow."""
+"""Reads the losses that LossScorer wrote, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pipeline.lineage.records import DAMAGED, read_records
 
 
 def read_losses(folder: Path) -> dict[tuple[str, int], float] | None:
-    """The loss of every held-out example at every timestep; `None` where there are no such files.
+    """Reads the loss of every held-out example at every timestep; `None` if there are no files.
+
+    An example with a loss that is not finite is left out.
 
     Args:
-        folder: Of the artifact. An example of which a loss is not finite is left out.
+        folder: The folder of the artifact.
     """
     found: dict[tuple[str, int], float] = {}
     left_out: set[str] = set()
@@ -20,7 +22,7 @@ def read_losses(folder: Path) -> dict[tuple[str, int], float] | None:
     try:
         for path in paths:
             for features in read_records(str(path)):
-                # Other rows measure other things.
+                # Other rows have other measurements.
                 if "loss" not in features:
                     continue
                 name = features["id"].bytes_list.value[0].decode()
@@ -29,6 +31,6 @@ def read_losses(folder: Path) -> dict[tuple[str, int], float] | None:
                 if not math.isfinite(loss):
                     left_out.add(name)
     except DAMAGED:
-        # What is half removed, or damaged, tells nothing.
+        # Half removed or damaged files are not used.
         return None
     return {key: loss for key, loss in found.items() if key[0] not in left_out} if paths else None

@@ -20,14 +20,14 @@ _COLUMNS: dict[str, Callable[[Run], Any]] = {
 
 
 def version_order(version: str) -> tuple[int, str]:
-    """By which releases are in order: versions are numbers of any length, as text."""
+    """Sort key for releases: versions are numbers of any length, as text."""
     return len(version), version
 
 
 def sorted_runs(runs: Sequence[Run], key: str) -> list[Run]:
-    """Runs by a column or metric, the least first; `-` before it turns that around.
+    """Sorts runs by a column or metric, smallest first; a leading `-` reverses the order.
 
-    Those without a value come last either way.
+    Runs without a value come last either way.
 
     Raises:
         LineageError: There is no such column.

@@ -41,7 +41,7 @@ _INTERNAL = (_INTERNAL_INPUT, _INTERNAL_OUTPUT)
 _UNFINISHED = (State.NEW, State.RUNNING, State.UNKNOWN)
 _GOING_ON = (State.NEW, State.RUNNING)
 
-# Steps that look things up in every run and make nothing.
+# Steps that look things up in every run and do not make anything.
 LOOKUPS = ("Resolver", "Importer")
 
 _RUN_TYPE, _PIPELINE_TYPE, _NODE_TYPE, _CACHE_TYPE = (
@@ -54,13 +54,13 @@ _ERROR_PROPERTIES = (FAILURE_REASON, "__execution_result__")
 _OURS = (FAILURE_REASON, INTERRUPTED, RECORDED_SETTINGS)
 _ABANDONED = "the run ended before this step did"
 _MAX_JSON_DEPTH = 6
-# How ML Metadata's client writes a JSON value as text.
+# Prefix of a JSON value that ML Metadata's client wrote as text.
 _STRUCT = "mlmd-struct::"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """What the status of a run is made of."""
+    """What the status of a run depends on."""
 
     id: int
     node: str
@@ -71,27 +71,27 @@ class _Step:
 
 
 class Store:
-    """What one ML Metadata store holds at one moment; every question starts here."""
+    """The contents of an ML Metadata store at one moment; every question starts here."""
 
     def __init__(self, database: Database, abandoned: bool = False) -> None:
         """Reads from `database`.
 
         Args:
             database: The tables.
-            abandoned: Whether it is known that no process writes to the store, so that a step
-                that says it is running is not.
+            abandoned: Whether no process is known to write to the store, so that a step recorded as
+                running is not running.
         """
         self._database = database
         self._abandoned = abandoned
 
     @property
     def name(self) -> str:
-        """What error messages call the store."""
+        """The name of the store in error messages."""
         return self._database.name
 
     @functools.cached_property
     def graph(self) -> Graph:
-        """Which step took and left which artifacts."""
+        """Which artifacts each step used and produced."""
         events = self._database.rows(
             "SELECT execution_id, artifact_id, type FROM Event ORDER BY id"
         )
@@ -113,7 +113,7 @@ class Store:
         )
 
     def runs(self, ids: Iterable[int] | None = None) -> list[Run]:
-        """The runs, the latest first; all of them, or those with `ids`."""
+        """Returns the runs, latest first; all runs, or the runs with these `ids`."""
         wanted = None if ids is None else set(ids)
         contexts = {
             i: name for i, name in self._contexts(_RUN_TYPE) if wanted is None or i in wanted
@@ -136,10 +136,10 @@ class Store:
         return sorted(runs, key=lambda run: (run.started, run.id), reverse=True)
 
     def find_run(self, text: str) -> Run:
-        """The run with this id or name, the beginning of a name, or `latest`.
+        """Finds a run by id, name, start of a name, or `latest`.
 
         Raises:
-            LineageError: There is none, or more than one.
+            LineageError: There is no such run, or more than one.
         """
         return self.runs([self.find_run_id(text)])[0]
 
@@ -147,7 +147,7 @@ class Store:
         """See `find_run`."""
         contexts = self._contexts(_RUN_TYPE)
         if not contexts:
-            raise LineageError(f"{self.name} holds no run of a pipeline yet")
+            raise LineageError(f"{self.name} has no pipeline run yet")
         if text == "latest":
             return self._latest(contexts)
         matches = (
@@ -159,11 +159,11 @@ class Store:
             return matches[0]
         if matches:
             raise LineageError(
-                f"{len(matches)} runs have names that begin with {text!r}: give more of it, or "
-                "the run's id"
+                f"{len(matches)} runs have names that start with {text!r}: give more of the name, "
+                "or the run's id"
             )
         raise LineageError(
-            f"there is no run {text!r} in {self.name}: `runs` lists the {len(contexts)} there are"
+            f"there is no run {text!r} in {self.name}: `runs` lists all {len(contexts)} runs"
         )
 
     def run_ids(self) -> dict[int, str]:
@@ -246,7 +246,7 @@ class Store:
         """One artifact.
 
         Raises:
-            LineageError: There is none with this id.
+            LineageError: There is no artifact with this id.
         """
         found = self.artifacts([artifact_id]) if abs(artifact_id) < 1 << 63 else []
         if not found:
@@ -257,7 +257,7 @@ class Store:
         """One execution.
 
         Raises:
-            LineageError: There is none with this id.
+            LineageError: There is no execution with this id.
         """
         found = self.executions([execution_id]) if abs(execution_id) < 1 << 63 else []
         if not found:
@@ -265,10 +265,10 @@ class Store:
         return found[0]
 
     def links(self, executions: Iterable[int] = (), artifacts: Iterable[int] = ()) -> list[Link]:
-        """What these steps took and left, or which steps took and left these artifacts.
+        """The links of these steps, or the links of these artifacts.
 
-        TFX writes that a resolver left everything it looked at; what its own run had made before
-        counts as taken.
+        TFX records everything that a resolver looked at as its output; artifacts that its own run
+        had made before count as inputs here.
         """
         query = (
             "SELECT e.id, e.execution_id, e.artifact_id, e.type, p.is_index_step, p.step_index, "
@@ -297,10 +297,10 @@ class Store:
         return [links[event] for event in sorted(links)]
 
     def latest_step(self, node: str, run_id: int | None = None) -> Execution:
-        """The latest execution of a step, in a run or in any.
+        """The latest execution of a step, in one run or in any run.
 
         Raises:
-            LineageError: There is none.
+            LineageError: There is no such step.
         """
         of_node = self.executions_of_node(node)
         if run_id is not None:
@@ -345,15 +345,15 @@ class Store:
         return [i for i, kind in self.artifact_types.items() if kind == name]
 
     def artifacts_named(self, name: str) -> list[int]:
-        """Ids of artifacts with a name of their own, as Vertex gives them."""
+        """Ids of artifacts with this name; only Vertex gives artifacts names."""
         return [i for (i,) in self._database.rows("SELECT id FROM Artifact WHERE name = ?", name)]
 
     def property_texts(self, table: str, pattern: str) -> list[tuple[int, str, str]]:
-        """Id, name and text of the properties of a kind whose text is LIKE `pattern`.
+        """Id, name and text of the properties whose text is LIKE `pattern`.
 
         Args:
             table: `Artifact` or `Execution`.
-            pattern: SQL's; `!` escapes.
+            pattern: An SQL pattern; `!` escapes.
         """
         return self._database.rows(
             f"SELECT {table.lower()}_id, name, string_value FROM {table}Property "
@@ -362,7 +362,7 @@ class Store:
         )
 
     def executions_with_setting(self, name: str) -> set[int]:
-        """Ids of executions that may have a setting whose name ends like this."""
+        """Ids of executions that may have a setting whose name ends with `name`."""
         escaped = escape_like(name)
         rows = self._database.rows(
             "SELECT execution_id FROM ExecutionProperty "
@@ -374,7 +374,7 @@ class Store:
 
     @functools.cached_property
     def pipelines(self) -> dict[int, str]:
-        """Name of the pipeline of each run: its parent, or else what its steps belong to."""
+        """Name of the pipeline of each run: its parent, or else the pipeline of its steps."""
         of_steps = {
             self.run_of[e]: name
             for e, _, name in self._associated(_PIPELINE_TYPE)
@@ -394,9 +394,9 @@ class Store:
 
     @functools.cached_property
     def node_of(self) -> dict[int, str]:
-        """The step's name of each execution that has one.
+        """Name of the step of each execution that has one.
 
-        TFX names the context `<pipeline>.<node>`, and both may have dots.
+        TFX names the context `<pipeline>.<node>`, and both may contain dots.
         """
         prefixes = [f"{name}." for _, name in self._contexts(_PIPELINE_TYPE)]
         shown: dict[str, str] = {}
@@ -416,7 +416,7 @@ class Store:
         }
 
     def _handed_on(self, pairs: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
-        """Of resolvers and artifacts, the pairs whose artifact the resolver's own run had made."""
+        """The (resolver, artifact) pairs whose artifact was made in the resolver's own run."""
         resolved = set(pairs)
         query = (
             "SELECT execution_id, artifact_id FROM Event WHERE type IN (1, 4) AND artifact_id IN "
@@ -440,7 +440,7 @@ class Store:
         return {i for (i,) in self._database.rows(query, INTERRUPTED)}
 
     def _state(self, execution_id: int, recorded: State) -> State:
-        """The state of an execution that ML Metadata says is in the state `recorded`."""
+        """The state of an execution that ML Metadata records as `recorded`."""
         abandoned = self._abandoned and recorded in _GOING_ON
         if abandoned or (recorded is State.FAILED and execution_id in self._interrupted):
             return State.INTERRUPTED
@@ -495,7 +495,7 @@ class Store:
         unsure: bool,
         releases: list[str],
     ) -> Run:
-        # A step that was tried again counts as its last attempt.
+        # Of a step that was tried again, only the last attempt counts.
         last = {step.node: step for step in sorted(steps, key=lambda step: step.id)}
         status = _status(list(last.values()))
         counted = collections.Counter(step.state.value for step in last.values())
@@ -517,7 +517,7 @@ class Store:
     def _results(
         self, steps: Mapping[int, list[_Step]]
     ) -> tuple[dict[int, dict[str, float]], dict[int, bool], set[int], dict[int, list[str]]]:
-        """Metrics, blessing, unsure ones and releases of each run, from what its steps left."""
+        """Metrics, blessing, unsure runs and releases, from the outputs of the steps."""
         run_of = {step.id: run for run, of_run in steps.items() for step in of_run}
         query = (
             "SELECT e.execution_id, p.name, p.int_value, p.double_value, p.string_value "
@@ -541,7 +541,7 @@ class Store:
                 if text == UNSURE:
                     unsure.add(run)
             elif name == "blessed":
-                # TFDV's anomalies have a `blessed` of their own, with a value for every split.
+                # TFDV's anomalies also have a `blessed` property, with a value for every split.
                 if text is None:
                     blessed[run] = bool(whole if whole is not None else number)
             elif math.isfinite(number):
@@ -549,10 +549,10 @@ class Store:
         return metrics, blessed, unsure, releases
 
     def _associated(self, type_name: str) -> list[tuple[int, int, str]]:
-        """Execution, context and the context's name, for all contexts of a type.
+        """Execution, context and name of the context, for all contexts of a type.
 
-        All at once: given a list of executions, too, SQLite looks for every one of them in every
-        context.
+        Reads all at once: if the query also had a list of executions, SQLite would look for each of
+        them in every context.
         """
         return self._database.rows(
             "SELECT a.execution_id, c.id, c.name FROM Type t JOIN Context c ON c.type_id = t.id "
@@ -563,7 +563,7 @@ class Store:
     def _properties(
         self, table: str, ids: set[int]
     ) -> tuple[dict[int, dict[str, Value]], dict[int, dict[str, Value]]]:
-        """Properties by id, and apart from them those that TFX keeps for itself."""
+        """Properties by id; then, separately, the properties that are hidden from users."""
         query = (
             f"SELECT {table.lower()}_id, name, int_value, double_value, string_value, bool_value, "
             f"proto_value FROM {table}Property WHERE {table.lower()}_id IN ({{ids}}) "
@@ -577,7 +577,7 @@ class Store:
             if text is not None and text.startswith(_STRUCT):
                 value = _decoded(text)
             if isinstance(value, str):
-                # Former versions, and other people's pipelines, recorded what they were given.
+                # Former versions and other pipelines recorded secrets as they were given.
                 value = redacted(value)
             if truth is not None:
                 value = bool(truth)
@@ -589,7 +589,7 @@ class Store:
 
 
 def escape_like(text: str) -> str:
-    """`text` for a pattern of LIKE with the escape `!`."""
+    """Escapes `text` for a LIKE pattern with the escape character `!`."""
     return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
 
 
@@ -613,7 +613,7 @@ def _status(steps: list[_Step]) -> RunStatus:
 
 
 def _flat(settings: Mapping[str, Value]) -> dict[str, Value]:
-    """Settings with JSON objects taken apart, such as `custom_config.training.steps`."""
+    """Settings with JSON objects flattened, such as `custom_config.training.steps`."""
     flat: dict[str, Value] = {}
     for name, value in settings.items():
         content = _json_object(value)
@@ -637,7 +637,7 @@ def _json_object(value: Value) -> dict[str, Any] | None:
 def taken_apart(
     prefix: str, content: Mapping[str, Any], depth: int = _MAX_JSON_DEPTH
 ) -> dict[str, Value]:
-    """A JSON object as flat names and values, such as `training.steps`; lists stay JSON."""
+    """Flattens a JSON object to names and values, such as `training.steps`; lists stay JSON."""
     flat: dict[str, Value] = {}
     for name, value in content.items():
         if isinstance(value, dict) and value and depth:
@@ -658,7 +658,7 @@ def _decoded(text: str) -> str:
     except (ValueError, message.DecodeError):
         return text
     whole = json_format.MessageToDict(content)
-    # What is no object stands in a structure with this name alone; TFX puts JSON there, too.
+    # A value that is not an object is wrapped under this name; TFX also puts JSON there.
     value = whole["__value__"] if list(whole) == ["__value__"] else whole
     if isinstance(value, str):
         value = _json_object(value) or value

@@ -1,6 +1,6 @@
 """Answers as text: tables for people, JSON for programs.
 
-What comes from a store is other people's text: control characters are shown, never sent to the
+Anybody may have written the text in a store, so control characters are shown, never sent to the
 terminal.
 """
 
@@ -58,7 +58,7 @@ def clean(text: str) -> str:
 
 
 def cut(text: str, width: int = _MAX_CELL) -> str:
-    """`text`, cleaned, on one line of `width` columns at most."""
+    """`text`, cleaned, on one line of at most `width` columns."""
     line = clean(text)
     if _width(line) <= width:
         return line
@@ -68,7 +68,7 @@ def cut(text: str, width: int = _MAX_CELL) -> str:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns, aligned; a column of numbers to the right."""
+    """Aligned columns; columns of numbers are right-aligned."""
     cells = [[clean(cell) for cell in row] for row in rows]
     headers = [clean(header) for header in headers]
     columns = list(zip(*cells, strict=True)) if cells else [()] * len(headers)
@@ -88,7 +88,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` for strict JSON: times in ISO 8601, durations beside them, no NaN."""
+    """`value` for strict JSON: times in ISO 8601 with durations beside them, no NaN."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
             field.name: _json_field(field.name, getattr(value, field.name))
@@ -116,13 +116,13 @@ def fitted_table(
     width: int | None,
     kept: Collection[str] = (),
 ) -> str:
-    """A table of the columns that fit, the first ones first, and the names of the others below it.
+    """A table of the columns that fit, in order, with the names of the others below it.
 
     Args:
-        headers: Names of the columns, those that matter first.
-        rows: Their cells.
-        width: Of the terminal; None for all columns.
-        kept: Columns that are shown in any case, besides the first two.
+        headers: Names of the columns, most important first.
+        rows: The cells.
+        width: Width of the terminal; None for all columns.
+        kept: Columns that are always shown, besides the first two.
     """
     rows = list(rows)
     if width is None:
@@ -212,7 +212,7 @@ def artifact_text(
     executions: Mapping[int, Execution],
     standing: Standing,
 ) -> str:
-    """An artifact, its properties, who made it and who took it."""
+    """An artifact, its properties, and the steps that made and used it."""
     lines = [
         pairs(
             [
@@ -232,7 +232,7 @@ def artifact_text(
         lines.append(pairs([(k, shown_value(v)) for k, v in artifact.properties.items()], "  "))
     rows = [
         [
-            "left by" if link.output else "taken by",
+            "output of" if link.output else "input of",
             str(link.execution_id),
             executions[link.execution_id].node,
             executions[link.execution_id].state.value,
@@ -282,11 +282,13 @@ def trace_text(trace: Trace) -> str:
         ]
         for step in trace.steps
     ]
-    blocks.append(table(["id", "step", "role", "state", "took", "left"], steps))
+    blocks.append(table(["id", "step", "role", "state", "inputs", "outputs"], steps))
     if any(step.role == BEFORE for step in trace.steps):
-        blocks.append(f"Steps of the role `{BEFORE}` made the models that training started from.")
+        blocks.append(f"Steps with the role `{BEFORE}` made the models that training started from.")
     if any(step.role == COMPARED for step in trace.steps):
-        blocks.append("Steps of the role `baseline` made what the evaluation compared it with.")
+        blocks.append(
+            "Steps with the role `baseline` made the model that the evaluation compared it with."
+        )
     if removed := [artifact for artifact in trace.artifacts.values() if artifact.removed]:
         rows = [[str(a.id), short_type(a.type), a.removed] for a in sorted(removed, key=_by_id)]
         blocks.append(table(["artifact", "type", "removed on"], rows))
@@ -314,7 +316,7 @@ def impact_text(impact: Impact, width: int | None = None) -> str:
     if impact.runs:
         blocks.append("runs\n" + runs_text(impact.runs, width))
     counted_types = [[short_type(kind), str(n)] for kind, n in impact.artifacts.items()]
-    blocks.append("artifacts, itself included\n" + table(["type", "number"], counted_types))
+    blocks.append("artifacts, including itself\n" + table(["type", "number"], counted_types))
     return "\n\n".join(blocks)
 
 
@@ -373,7 +375,7 @@ def history_text(found: Releases, width: int | None = None) -> str:
 
 def row_changes_text(changes: RowChanges) -> str:
     """What differs between two datasets, row by row."""
-    lines = [f"{changes.summary}; before, there were {changes.rows_before:,}"]
+    lines = [f"{changes.summary}; before, there were {changes.rows_before:,} rows"]
     for change in changes.changes:
         sides = [clean(side) for side in (change.before, change.now) if side is not None]
         lines.append(f"  {change.kind}: {' -> '.join(sides)}")
@@ -381,7 +383,7 @@ def row_changes_text(changes: RowChanges) -> str:
 
 
 def known_text(known: Known) -> str:
-    """Which releases know something, in words."""
+    """Which releases know a picture or a caption, in words."""
     rows = [("looked for", known.asked_for)]
     rows += [("caption", caption) for caption in known.captions]
     if known.trained_on:
@@ -390,12 +392,12 @@ def known_text(known: Known) -> str:
     if known.held_out:
         rows.append(("held out for", ", ".join(known.held_out)))
     if known.unknown:
-        rows.append(("cannot be told of", ", ".join(known.unknown)))
+        rows.append(("unknown for", ", ".join(known.unknown)))
     return pairs(rows)
 
 
 def affected_text(affected: Affected, width: int | None = None) -> str:
-    """What a picture has got into; see `fitted_table`."""
+    """Where a picture ended up; see `fitted_table`."""
     found = affected.found
     several = [
         (
@@ -437,13 +439,13 @@ def affected_text(affected: Affected, width: int | None = None) -> str:
         f"{said}\n"
         + "\n".join(f"  artifact {number}: {clean(why)}" for number, why in which.items())
         for said, which in (
-            ("datasets of which nobody can tell", found.unread),
-            ("datasets in which nothing can be found that is nearly the same", found.unseen),
+            ("datasets whose rows are unknown", found.unread),
+            ("datasets in which near duplicates cannot be found", found.unseen),
         )
         if which
     ]
     blocks.append(
-        "to take it out, in the file of dataset.withdrawn\n"
+        "to withdraw it, add to the file of dataset.withdrawn\n"
         + "\n".join(f"{line} # REASON" for line in affected.lines)
     )
     return "\n\n".join(blocks)
@@ -455,9 +457,9 @@ def served_rows(affected: Affected) -> list[tuple[str, str]]:
     rows = []
     for place, version in affected.served.items():
         if version is None:
-            said = f"cannot be told: {place} is not here"
+            said = f"unknown: {place} is not available"
         else:
-            knows = "is one of those below" if version in knowing else "is none of those below"
+            knows = "is listed below" if version in knowing else "is not listed below"
             said = f"release {version}, which {knows}"
         rows.append(("served now", said))
     return rows
@@ -495,8 +497,8 @@ def whence_text(found: Whence) -> str:
 
 
 def drawn_lines(marks: Marks) -> list[str]:
-    """What a picture was asked for with, in words."""
-    prompt = "a prompt that it does not tell" if marks.prompt is None else repr(marks.prompt)
+    """The request that a picture was drawn from, in words."""
+    prompt = "a prompt that is not recorded" if marks.prompt is None else repr(marks.prompt)
     without = f", without {marks.negative_prompt!r}" if marks.negative_prompt else ""
     source = (
         f", from a picture at strength {marks.strength:g}" if marks.strength is not None else ""
@@ -509,7 +511,7 @@ def drawn_lines(marks: Marks) -> list[str]:
 
 
 def why_text(why: Why) -> str:
-    """Why a step ran or did not."""
+    """Why a step was executed or not."""
     execution = why.execution
     rows = [
         ("step", f"{execution.node} (step {execution.id}, {execution.state.value})"),
@@ -548,7 +550,7 @@ def why_text(why: Why) -> str:
 def comparison_text(
     comparison: Comparison, width: int | None = None, kept: Sequence[str] = ()
 ) -> str:
-    """Metrics over runs, the first of them as bars; see `fitted_table`."""
+    """Metrics over runs, the first metric as bars; see `fitted_table`."""
     if not comparison.rows:
         return "no runs with metrics"
     metrics = list(comparison.metrics)
@@ -574,7 +576,7 @@ def comparison_text(
 
 
 def change(difference: Difference) -> str:
-    """A change of numbers in per cent."""
+    """The change between two numbers in per cent."""
     first, second = difference.first, difference.second
     if not isinstance(first, (int, float)) or not isinstance(second, (int, float)):
         return ""
@@ -584,7 +586,7 @@ def change(difference: Difference) -> str:
 
 
 def bar(value: float | None, values: Sequence[float]) -> str:
-    """`value` as a bar between 0, or the least of `values`, and the greatest of them."""
+    """`value` as a bar on a scale that spans 0 and all `values`."""
     if value is None:
         return ""
     low, high = min(0.0, *values), max(0.0, *values)
@@ -597,14 +599,14 @@ def counted(steps: Mapping[str, int]) -> str:
 
 
 def pairs(rows: Iterable[tuple[str, str]], indent: str = "") -> str:
-    """Names and values, aligned; those without a value are left out."""
+    """Aligned names and values; names without a value are left out."""
     kept = [(clean(name), clean(value)) for name, value in rows if value != ""]
     width = max((_width(name) for name, _ in kept), default=0)
     return "\n".join(f"{indent}{name}{' ' * (width - _width(name))}  {v}" for name, v in kept)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows, aligned, without a head."""
+    """Aligned rows without a header."""
     return table([""] * len(rows[0]), rows).split("\n")[2:] if rows else []
 
 
@@ -619,7 +621,7 @@ def _json_field(name: str, value: Any) -> Any:
 
 
 def _where_they_differ(difference: Difference) -> tuple[str, str]:
-    """Both values; of long ones what is around the first character that differs."""
+    """Both values; long values are cut around the first character that differs."""
     values = shown_value(difference.first), shown_value(difference.second)
     pairs_of = enumerate(zip(*values, strict=False))
     same = next((i for i, (a, b) in pairs_of if a != b), min(map(len, values)))
@@ -630,7 +632,7 @@ def _where_they_differ(difference: Difference) -> tuple[str, str]:
 
 
 def _name_width(width: int | None) -> int:
-    """How much of a run's name is shown; at 80 columns, the whole moment that local runs have."""
+    """How much of a run's name to show; at 80 columns, the whole timestamp of a local run."""
     return _MAX_NAME if width is None else max(12, min(_MAX_NAME, width - 54))
 
 
@@ -666,7 +668,7 @@ def _ids(links: Iterable[Link], most: int = 4) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns in a terminal: wide characters take two, combining ones none."""
+    """Columns in a terminal: wide characters take two, combining characters none."""
     if text.isascii():
         return len(text)
     return sum(

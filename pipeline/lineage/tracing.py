@@ -60,7 +60,7 @@ class Fact:
         value: What it was.
         step: The step that says so.
         execution_id: The execution of that step.
-        artifact_id: The artifact that says so; None where the step's settings do.
+        artifact_id: The artifact that says so; None if the step's settings do.
     """
 
     section: str
@@ -73,12 +73,12 @@ class Fact:
 
 @dataclasses.dataclass(frozen=True)
 class TracedStep:
-    """A step that had a part in an artifact.
+    """A step that contributed to an artifact.
 
     Attributes:
         execution: The execution that did the work, not one that took it from the cache.
         role: MADE, DESCRIBES, BEFORE (it made a model that a training started from) or COMPARED.
-        links: What it took and left.
+        links: Its inputs and outputs.
     """
 
     execution: Execution
@@ -93,10 +93,10 @@ class Trace:
     Attributes:
         subject: The artifact.
         release: Its version, if it was pushed.
-        run: The run that made it; None where the store does not say.
+        run: The run that made it; None if the store does not say.
         facts: What is known, by section.
-        steps: The steps, first the earliest.
-        artifacts: All artifacts that the steps took and left, by id.
+        steps: The steps, earliest first.
+        artifacts: All inputs and outputs of the steps, by id.
     """
 
     subject: Artifact
@@ -113,9 +113,10 @@ class Touched:
 
     Attributes:
         artifact: The model or pushed model.
-        version: The version of a release, None for a model.
+        version: The version of a release; None for a model.
         run: The run that made it.
-        made_of: Whether it was made of it; otherwise it was only compared with what was.
+        made_of: Whether it was made from the thing; otherwise it was only compared with something
+            that was.
     """
 
     artifact: Artifact
@@ -130,10 +131,10 @@ class Impact:
 
     Attributes:
         matched: What it was found as, such as `dataset = data/creatures in CaptionExampleGen`.
-        runs: Runs that used it, or something made of it, themselves or from the cache.
+        runs: Runs that used it, or something made from it, themselves or from the cache.
         models: Models.
         releases: Pushed models.
-        artifacts: How many artifacts of each type, itself included.
+        artifacts: How many artifacts of each type, including itself.
     """
 
     matched: tuple[str, ...]
@@ -144,7 +145,7 @@ class Impact:
 
 
 def find_artifact(store: Store, text: str) -> Artifact:
-    """The artifact that people mean by `text`.
+    """Finds the artifact that `text` names.
 
     Args:
         store: Where to look.
@@ -153,21 +154,21 @@ def find_artifact(store: Store, text: str) -> Artifact:
             number is a release if there is one.
 
     Raises:
-        LineageError: There is none, or more than one.
+        LineageError: There is no such artifact, or more than one.
     """
     if text == "latest":
         pushed = [a for a in _pushed(store) if a.properties.get("pushed_version")]
         if not pushed:
-            raise LineageError(f"{store.name} holds no release yet")
+            raise LineageError(f"{store.name} has no release yet")
         return pushed[-1]
     if text.startswith(_ARTIFACT):
         number = text.removeprefix(_ARTIFACT)
         if not _is_number(number):
-            raise LineageError(f"{text!r} names no artifact: give a number, such as artifact:41")
+            raise LineageError(f"{text!r} is not an artifact: give a number, such as artifact:41")
         return store.artifact(int(number))
     version = text.removeprefix(_RELEASE)
     releases = store.artifacts(store.artifacts_with("pushed_version", version))
-    # A push that is repeated, because its code changed or it died, is the same release once more.
+    # A push that is repeated, because its code changed or it died, is the same release again.
     if len({r.properties.get("pushed_destination") for r in releases}) == 1:
         return releases[0]
     if releases:
@@ -175,7 +176,9 @@ def find_artifact(store: Store, text: str) -> Artifact:
             f"{_ARTIFACT}{r.id} in {r.properties.get('pushed_destination', r.uri)}"
             for r in releases
         )
-        raise LineageError(f"there are {len(releases)} releases {version}: choose one of {which}")
+        raise LineageError(
+            f"there are {len(releases)} releases with version {version}: choose one of {which}"
+        )
     if text.startswith(_RELEASE):
         known = sorted(
             {str(v) for a in _pushed(store) if (v := a.properties.get("pushed_version"))},
@@ -207,12 +210,12 @@ def find_artifact(store: Store, text: str) -> Artifact:
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """Where an artifact stands between data and releases.
+    """The data that an artifact comes from and the releases it went into.
 
     Attributes:
         run: The run that made it.
-        datasets: What it was made of.
-        releases: Versions of what was pushed of it, of a model.
+        datasets: The datasets it was made from.
+        releases: For a model, the versions of its releases.
     """
 
     run: Run | None
@@ -221,7 +224,7 @@ class Standing:
 
 
 def standing(store: Store, artifact_id: int) -> Standing:
-    """Where an artifact comes from and what became of it, in short."""
+    """Summarises where an artifact comes from and what became of it."""
     graph = store.graph
     maker = graph.maker(artifact_id)
     run_id = None if maker is None else store.run_of.get(maker)
@@ -244,8 +247,8 @@ def trace(store: Store, text: str, roots: Sequence[str] = ()) -> Trace:
     Args:
         store: Where to look.
         text: As for `find_artifact`.
-        roots: Folders in which a model's manifest may be read: it has the hashes of the base
-            weights, file by file, and the versions of what trained it.
+        roots: Folders in which a model's manifest may be read. The manifest has the hashes of the
+            base weights, file by file, and the versions of the software that trained the model.
 
     Raises:
         LineageError: There is no such artifact.
@@ -288,13 +291,13 @@ def impact(store: Store, text: str, roots: Sequence[str] = ()) -> Impact:
 
     Args:
         store: Where to look.
-        text: As for `find_artifact`; or the value of any setting or property, such as a dataset's
-            path, its revision or fingerprint, or the hash of weights (or its beginning).
-        roots: Folders in which models' manifests may be read, which have the hashes of single
-            files of weights.
+        text: As for `find_artifact`; or the value of any setting or property, such as the path,
+            revision or fingerprint of a dataset, or a hash of weights (or the start of it).
+        roots: Folders in which models' manifests may be read. The manifests have the hashes of
+            single weight files.
 
     Raises:
-        LineageError: Nothing goes by that name.
+        LineageError: Nothing has this name.
     """
     starts, executions, matched = _starts(store, text, roots)
     graph = store.graph
@@ -337,7 +340,7 @@ def impact(store: Store, text: str, roots: Sequence[str] = ()) -> Impact:
 def _starts(
     store: Store, text: str, roots: Sequence[str]
 ) -> tuple[frozenset[int], set[int], list[str]]:
-    """Artifacts where an impact begins, executions that take part, and what was matched."""
+    """Artifacts where an impact begins, executions that are involved, and what was matched."""
     if not text.startswith((_RELEASE, _ARTIFACT)):
         by_value = _with_value(store, text)
         if by_value[2]:
@@ -351,8 +354,9 @@ def _starts(
         if text.startswith((_RELEASE, _ARTIFACT)):
             raise
         raise LineageError(
-            f"no dataset, weights, release, artifact or path in {store.name} goes by {text!r}: "
-            "give a dataset's path, revision or fingerprint, a hash of weights, or artifact:41"
+            f"no dataset, weights, release, artifact or path in {store.name} is called {text!r}: "
+            "give a dataset's path, revision or fingerprint, a hash of weights, or an artifact, "
+            "such as artifact:41"
         ) from None
     return (
         frozenset([artifact.id]),
@@ -391,7 +395,7 @@ def _with_value(store: Store, text: str) -> tuple[frozenset[int], set[int], list
                 starts.update(store.graph.outputs(execution.id))
     for artifact in store.artifacts(candidates["Artifact"]):
         for name, value in artifact.properties.items():
-            # What was pushed where is no property of what it was made of.
+            # Where a model was pushed is not a property of the data it was made from.
             if meant(value) and not name.startswith("pushed_"):
                 matched[f"{name} = {value} on {artifact.type} artifacts"] += 1
                 starts.add(artifact.id)
@@ -449,7 +453,7 @@ def _sorted_facts(
         for f in _facts(step, artifacts)
         if f.value not in (None, "", "null") and not _is_noise(f.name)
     ]
-    # What several artifacts say alike is told once.
+    # A fact that several artifacts state is listed once.
     once = {
         (f.section, f.name, f.value): f
         for f in reversed(facts)
@@ -476,7 +480,7 @@ def _sorted_facts(
 
 
 def _went_on_from(store: Store, steps: Iterable[TracedStep]) -> Iterator[Fact]:
-    """The models of the shorter training that a traced one went on from."""
+    """The models of the shorter training that a traced training continued."""
     for step in steps:
         if step.role != MADE:
             continue
@@ -497,7 +501,7 @@ def _went_on_from(store: Store, steps: Iterable[TracedStep]) -> Iterator[Fact]:
 
 
 def _started_from(store: Store, steps: Iterable[TracedStep]) -> Iterator[Fact]:
-    """The model that a traced training started from, and the data of all models before."""
+    """The model that a traced training started from, and the data of all earlier models."""
     for step in steps:
         of_step = step.execution.node, step.execution.id
         if step.role == MADE:
@@ -531,7 +535,7 @@ def _of_manifest(
 
 
 def _manifest(model: Artifact, roots: Sequence[str]) -> dict[str, Value]:
-    """What a model's files say about it; nothing where they are not here."""
+    """The manifest in a model's files; empty if it cannot be read."""
     try:
         content = json.loads(files.find_file(model, _MANIFEST, roots).path.read_bytes())
     except (LineageError, OSError, ValueError, RecursionError):
@@ -542,7 +546,7 @@ def _manifest(model: Artifact, roots: Sequence[str]) -> dict[str, Value]:
 def _with_weights(
     store: Store, text: str, roots: Sequence[str]
 ) -> tuple[frozenset[int], list[str]]:
-    """Models that began with weights of this hash."""
+    """Models that started from weights with this hash."""
     matched: collections.Counter[str] = collections.Counter()
     found = set()
     if roots and len(text) >= _MIN_HASH_DIGITS:
@@ -593,7 +597,7 @@ def _facts(step: TracedStep, artifacts: dict[int, Artifact]) -> Iterator[Fact]:
         else:
             of_artifact = section
         for name, value in artifact.properties.items():
-            # An evaluation's numbers, wherever they are written down.
+            # The numbers of an evaluation, wherever they are recorded.
             where = (
                 "evaluation" if of_artifact == "blessing" and type(value) is float else of_artifact
             )
@@ -632,7 +636,7 @@ def _section_of(name: str, otherwise: str) -> str:
 
 
 def _is_noise(name: str) -> bool:
-    """Whether TFX writes it for itself, the same for everything."""
+    """Whether TFX writes this property for its own use, on everything alike."""
     last = name.rpartition(".")[2]
     return last.startswith("_") or last in ("is_external", "TYPE_NAME", "stats_dashboard_link")
 

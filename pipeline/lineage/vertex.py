@@ -1,8 +1,8 @@
-"""Runs on Vertex AI, out of Vertex ML Metadata.
+"""Reads runs on Vertex AI from Vertex ML Metadata.
 
-The service is another one than the library ML Metadata: names instead of ids, an HTTP API instead
-of tables. What it says about the latest runs is put into ML Metadata's tables in memory, so that
-every question, export and page is the same as for a local run.
+The service differs from the ML Metadata library: it has names instead of ids, and an HTTP API
+instead of tables. Its answers about the latest runs are put into ML Metadata's tables in memory, so
+that every question, export and page is the same as for a local run.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _PARALLEL = 8
 _FRESH_SECONDS = 20.0
 _TIMEOUT_SECONDS = 60.0
 _RUN, _PIPELINE = "system.PipelineRun", "system.Pipeline"
-# The run as a whole, and groups of tasks: no steps.
+# The run as a whole, and groups of tasks: these are not steps.
 _NO_STEPS = ("system.Run", "system.DagExecution")
 _PARAMETER = "input:"
-# The numbers of states are those of ML Metadata; those of events are not.
+# States have the same numbers as in ML Metadata; events have others.
 _EVENTS = {1: 3, 2: 4}
 
 _TABLES = """
@@ -83,11 +83,11 @@ class VertexLocation:
         """Names the store; connects to nothing.
 
         Args:
-            text: `vertex://PROJECT/LOCATION[/STORE]`, with `?runs=N` for another number of the
-                latest runs, and `&endpoint=URL` for another address than Google's.
+            text: `vertex://PROJECT/LOCATION[/STORE]`, with `?runs=N` for another number of latest
+                runs, and `&endpoint=URL` for an address other than Google's.
 
         Raises:
-            LineageError: It has another form.
+            LineageError: The address does not have this form.
         """
         self.text = text
         self.roots: list[str] = []
@@ -101,7 +101,7 @@ class VertexLocation:
             or not set(query) <= {"runs", "endpoint"}
             or not (number.isascii() and number.isdecimal() and 0 < int(number) <= 10000)
         ):
-            raise LineageError(f"{text} is no store of Vertex AI: they are given as {_FORM}")
+            raise LineageError(f"{text} is not the address of a Vertex AI store: give {_FORM}")
         self._project, self._region = names[:2]
         store = names[2] if len(names) == 3 else _DEFAULT_STORE
         self._parent = f"projects/{self._project}/locations/{self._region}/metadataStores/{store}"
@@ -136,8 +136,8 @@ class VertexLocation:
             return self._fetch()
         except auth.DefaultCredentialsError:
             raise LineageError(
-                f"there are no credentials for {name}: `gcloud auth application-default login` "
-                "makes some, or GOOGLE_APPLICATION_CREDENTIALS names a file"
+                f"there are no credentials for {name}: run `gcloud auth application-default "
+                "login`, or set GOOGLE_APPLICATION_CREDENTIALS to a file"
             ) from None
         except (exceptions.GoogleAPIError, auth.GoogleAuthError, OSError) as error:
             reason = one_line(error)[:300]
@@ -170,8 +170,8 @@ class VertexLocation:
 
         parts = urllib.parse.urlsplit(self._endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LineageError(f"{self._endpoint} is no endpoint: give https://HOST")
-        # Credentials go nowhere unencrypted, and nowhere but to Google.
+            raise LineageError(f"{self._endpoint} is not an endpoint: give https://HOST")
+        # Credentials are sent only encrypted, and only to Google.
         credentials = None
         if not parts.hostname.endswith(".googleapis.com") or parts.scheme == "http":
             if not _is_loopback(parts.hostname):
@@ -185,14 +185,14 @@ class VertexLocation:
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """Runs, and what each of them took, did and left."""
+    """Runs, and the inputs, steps and outputs of each."""
 
     runs: list[Any]
     subgraphs: list[Any]
 
 
 def _tables(read: _Read) -> sqlite3.Connection:
-    """ML Metadata's tables with what was read."""
+    """ML Metadata's tables, filled with what was read."""
     connection = sqlite3.connect(":memory:", check_same_thread=False)
     connection.executescript(_TABLES)
     _Writer(connection).write(read)
@@ -209,7 +209,7 @@ class _Writer:
         self._contexts: dict[tuple[str, str], int] = {}
 
     def write(self, read: _Read) -> None:
-        """Writes everything once, however many runs it belongs to."""
+        """Writes each item once, however many runs it belongs to."""
         self._add("INSERT INTO MLMDEnv VALUES (?)", (SCHEMA_VERSION,))
         artifacts = _by_age(a for graph in read.subgraphs for a in graph.artifacts)
         steps = _by_age(

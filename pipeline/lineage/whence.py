@@ -1,8 +1,8 @@
-"""Where a picture comes from, by what it says of itself; held against the store and the release.
+"""Where a picture comes from: its marks, compared with the store and the release.
 
-Marks can be copied, edited and forged. What they name is believed only as far as the release that
-is here has the same digests; whether it draws the same pixels is another question, which
-`serving.redraw` answers.
+Marks can be copied, edited and forged. They are believed only as far as the release in the store
+has the same digests; whether it draws the same pixels is another question, which `serving.redraw`
+answers.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _RELEASES = "releases"
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that was held against another.
+    """The result of one comparison.
 
     Attributes:
-        name: What.
-        holds: Whether they agree; `None` where it could not be told.
-        said: What came out, in words.
+        name: What was compared.
+        holds: Whether both sides agree; `None` if unknown.
+        said: The result, in words.
     """
 
     name: str
@@ -54,9 +54,9 @@ class Whence:
     """Where a picture comes from.
 
     Attributes:
-        picture: What it is called.
-        marks: What each picture in it says of itself.
-        checks: What was looked at, and what came out.
+        picture: Its name.
+        marks: The marks of each picture in it.
+        checks: The checks and their results.
         trace: What made the release, or the model, that drew it.
     """
 
@@ -66,22 +66,22 @@ class Whence:
     trace: tracing.Trace
 
     def with_check(self, check: Check) -> Whence:
-        """The same with one thing more that was looked at."""
+        """A copy with one more check."""
         return dataclasses.replace(self, checks=(*self.checks, check))
 
 
 def whence(store: Store, picture: str, contents: bytes, roots: Sequence[str]) -> Whence:
-    """Where a picture comes from.
+    """Finds out where a picture comes from.
 
     Args:
         store: Where to look.
-        picture: What it is called.
-        contents: Its file.
+        picture: Its name.
+        contents: Contents of its file.
         roots: Folders whose files may be read.
 
     Raises:
-        LineageError: It says nothing of itself, what it says cannot be read, or names no release or
-            model of this store.
+        LineageError: It has no marks, they cannot be read, or they do not name a release or model
+            of this store.
     """
     try:
         found = read(contents)
@@ -96,9 +96,9 @@ def whence(store: Store, picture: str, contents: bytes, roots: Sequence[str]) ->
         Check(
             "pixels",
             found.is_as_marked,
-            "those that were marked"
+            "the same as when marked"
             if found.is_as_marked
-            else "others than were marked: the picture was changed since, or has another's marks",
+            else "not as marked: the picture was changed since, or has another picture's marks",
         ),
         Check(
             "text for others",
@@ -107,7 +107,7 @@ def whence(store: Store, picture: str, contents: bytes, roots: Sequence[str]) ->
             if found.agrees
             else f"is gone ({_KEPT})"
             if found.parameters is None
-            else "says something else: one of both was written by hand",
+            else "says something else: one of the two was written by hand",
         ),
     ]
     if content_credentials.has_manifest(contents):
@@ -123,20 +123,20 @@ def _signature(contents: bytes) -> Check:
     except CredentialsError as error:
         return Check("signature", None, str(error))
     if found.valid:
-        return Check("signature", True, f"right, of {found.signer}, whom you may know or not")
-    return Check("signature", False, f"wrong, of {found.signer}: {', '.join(found.faults)}")
+        return Check("signature", True, f"valid, by {found.signer}, whom you may or may not know")
+    return Check("signature", False, f"invalid, by {found.signer}: {', '.join(found.faults)}")
 
 
 def drawn_again(
     found: Whence, file: str, image: str | None = None, mask: str | None = None
 ) -> Check:
-    """Whether what drew a picture draws the same once more, in another process.
+    """Draws a picture again, in another process, and checks whether it is the same.
 
     Args:
         found: Where the picture comes from.
         file: The picture.
-        image: The file that it was drawn from.
-        mask: That of its mask.
+        image: File of the picture that it was drawn from.
+        mask: File of the mask.
     """
     pushed = found.trace.subject.properties.get("pushed_destination")
     where = (
@@ -169,7 +169,7 @@ def drawn_again(
 
 
 def read_picture(picture: str) -> bytes:
-    """A picture's file, local or remote.
+    """Reads a picture file, local or remote.
 
     Raises:
         LineageError: It cannot be read.
@@ -180,36 +180,36 @@ def read_picture(picture: str) -> bytes:
         raise LineageError(f"{picture} cannot be read: {one_line(error)}") from None
 
 
-_KEPT = "whatever changed the file kept the marks alone"
+_KEPT = "whatever changed the file kept only the marks"
 
 
 def _unmarked(picture: str, found: Found) -> str:
-    said = f"{picture} carries no marks of this project, and nobody can tell what drew it"
+    said = f"{picture} carries no marks of this project, so it is unknown what drew it"
     if found.parameters is not None:
         begins = " ".join(found.parameters.split())[:80]
         return f"{said}; another program's text in it begins {begins!r}"
     if found.says_generated:
         return f"{said}; its XMP says that a trained model made it"
-    return f"{said}: whoever saves a picture anew may leave them out"
+    return f"{said}: programs that save a picture again may drop them"
 
 
 def _drawn_by(
     store: Store, picture: str, marks: Marks, roots: Sequence[str]
 ) -> tuple[Artifact, list[Check]]:
-    """The release, or the model, that the marks name, and what there is to say of that."""
+    """The release or the model that the marks name, and the checks of it."""
     if marks.release is None:
         return _model(store, picture, marks), []
     pushed = store.artifacts(store.artifacts_with("pushed_version", str(marks.release)))
     if not pushed:
         raise LineageError(
             f"{picture} says that release {marks.release} drew it"
-            f"{_of_training(marks)}, and there is none in {store.name}: it is another store's, or "
-            "the marks are forged"
+            f"{_of_training(marks)}, but {store.name} has no such release: it is from another "
+            "store, or the marks are forged"
         )
     if not marks.networks and marks.training_id is None:
-        # A server tells its version, and no more; of several releases with it the user chooses.
+        # A server reports only its version; if several releases have it, the user chooses.
         subject = tracing.find_artifact(store, f"release:{marks.release}")
-        said = f"only its number, {marks.release}, as a server told it: it may be another store's"
+        said = f"only the number {marks.release}, from a server: it may be from another store"
         return subject, [Check("release", None, said)]
     reasons = []
     for one in pushed:
@@ -218,9 +218,9 @@ def _drawn_by(
             return one, checks
         reasons += [check.said for check in checks if check.holds is False]
     raise LineageError(
-        f"{picture} says that release {marks.release} drew it, and that of {store.name} is "
-        f"another: {'; '.join(dict.fromkeys(reasons))}. It is another store's, or the marks are "
-        "forged"
+        f"{picture} says that release {marks.release} drew it, but the one in {store.name} is a "
+        f"different release: {'; '.join(dict.fromkeys(reasons))}. It is from another store, or the "
+        "marks are forged"
     )
 
 
@@ -244,13 +244,13 @@ def _training(store: Store, pushed: Artifact, marks: Marks) -> Check:
     if known is None or marks.training_id is None:
         return Check("training", None, "not named on both sides")
     if known == marks.training_id:
-        return Check("training", True, f"{known}, as the store has it")
-    return Check("training", False, f"its training is {known}, and not {marks.training_id}")
+        return Check("training", True, f"{known}, as in the store")
+    return Check("training", False, f"its training is {known}, not {marks.training_id}")
 
 
 def _networks(pushed: Artifact, marks: Marks, roots: Sequence[str]) -> Check:
     if not marks.networks:
-        return Check("networks", None, "not named: a server does not tell their digests")
+        return Check("networks", None, "not named: a server does not report their digests")
     destination = str(pushed.properties.get("pushed_destination", ""))
     file = Path(destination, _RELEASES, f"{marks.release}.json")
     inside = any(file.resolve().is_relative_to(Path(root).resolve()) for root in roots)
@@ -259,10 +259,10 @@ def _networks(pushed: Artifact, marks: Marks, roots: Sequence[str]) -> Check:
     try:
         digests = network_digests(json.loads(file.read_bytes())["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return Check("networks", None, f"not compared: {file} is gone, or damaged")
+        return Check("networks", None, f"not compared: {file} is missing or damaged")
     differing = [name for name, digest in marks.networks.items() if digests.get(name) != digest]
     if differing:
-        return Check("networks", False, f"its {' and '.join(differing)} have other digests")
+        return Check("networks", False, f"different digests for its {' and '.join(differing)}")
     return Check("networks", True, "have the digests of the release")
 
 

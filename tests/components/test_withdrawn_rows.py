@@ -206,14 +206,14 @@ def test_it_is_another_version_of_the_dataset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("sha256:1234 # why", "line 3: '1234' is no SHA-256"),
+        ("sha256:1234 # why", "line 3: '1234' is not a SHA-256"),
         (f"sha256:{'a' * 64}", "has no reason: write sha256:HASH # REASON"),
         (f"sha256:{'a' * 64} #", "has no reason"),
         ("caption:a red car #1", "has no reason"),
         ("caption: # why", "has no caption"),
-        ("picture:a.png # why", "names nothing that is known"),
-        ("a red car # why", "names nothing that is known"),
-        ("caption:x # why\ncaption: x # why", "line 4: caption:x stands in line 3, too"),
+        ("picture:a.png # why", "has no known kind"),
+        ("a red car # why", "has no known kind"),
+        ("caption:x # why\ncaption: x # why", "line 4: caption:x is also in line 3"),
     ],
 )
 def test_a_line_that_is_wrong_is_told(tmp_path: Path, line: str, problem: str) -> None:
@@ -227,7 +227,7 @@ def test_a_list_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(WithdrawnError, match="cannot be read"):
         read_list(str(tmp_path / "none"))
     (tmp_path / "list").write_bytes(b"caption:\xff # why")
-    with pytest.raises(WithdrawnError, match="no UTF-8 text"):
+    with pytest.raises(WithdrawnError, match="not UTF-8 text"):
         read_list(str(tmp_path / "list"))
 
 

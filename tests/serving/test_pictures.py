@@ -89,7 +89,7 @@ def test_a_picture_covers_what_is_drawn_and_no_pixel_of_its_mask_is_lost() -> No
         ),
         (
             {"image": "text"},
-            "{text} cannot be used: the picture cannot be decoded: its format is none of JPEG, ",
+            "{text} cannot be used: the picture cannot be decoded: its format is not one of JPEG, ",
         ),
     ],
 )

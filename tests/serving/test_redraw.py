@@ -70,7 +70,7 @@ def test_it_is_drawn_again(drawn: Path, released: Path, capsys, tmp_path: Path) 
     shown = capsys.readouterr().out.splitlines()
     assert [line.partition(": ")[2] for line in shown] == [
         *["the same pixels"] * 3,
-        "other pixels: 0.00 of 255 on average, 1 at most",
+        "different pixels: 0.00 of 255 on average, 1 at most",
     ]
     for given, said in (
         ([], "it was drawn from a picture: name it by --image"),

@@ -137,7 +137,7 @@ def test_whoever_mends_the_manifest_has_no_key(root: Path, public: Path, capsys)
     for name, bundle in seals.signed_as(SigningKey(theirs), 1, facts["files"]).items():
         (root / "releases" / name).write_bytes(bundle)
     assert verify(root, "--verify-key", public) == 2
-    assert "cannot be believed: it is of the key" in capsys.readouterr().err
+    assert "cannot be believed: it is from the key" in capsys.readouterr().err
 
 
 def test_the_signature_itself_is_verified(root: Path, public: Path, capsys) -> None:
@@ -149,11 +149,11 @@ def test_the_signature_itself_is_verified(root: Path, public: Path, capsys) -> N
     ).decode()
     path.write_text(json.dumps(bundle))
     assert verify(root, "--verify-key", public) == 2
-    assert "it is not right: its content was changed" in capsys.readouterr().err
+    assert "it is not valid: its content was changed" in capsys.readouterr().err
     for content in (b"", b"[]", b'{"dsseEnvelope": {"payload": "e30="}}'):
         path.write_bytes(content)
         assert verify(root, "--verify-key", public) == 2
-        assert "it is no signature of a model" in capsys.readouterr().err
+        assert "it is not a model signature" in capsys.readouterr().err
 
 
 def test_a_signature_is_verified_where_there_is_one(
@@ -266,9 +266,9 @@ def test_what_servers_load_is_verified_together(root: Path, tmp_path: Path, caps
 
 
 def test_keys_that_cannot_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SignatureError, match="none in PEM"):
+    with pytest.raises(SignatureError, match="not in PEM format"):
         SigningKey(b"secret")
-    with pytest.raises(SignatureError, match="it must be ECDSA of 256, 384"):
+    with pytest.raises(SignatureError, match="it must be ECDSA with 256, 384"):
         SigningKey(key_pair(ec.SECP256K1())[0])
     assert "PRIVATE" not in repr(SigningKey(PRIVATE))
     monkeypatch.setenv("SIGNING_KEY", PRIVATE.decode())

@@ -37,7 +37,7 @@ SECRET = "hunter2"
         (f"mysql://me@host/db?password={SECRET}", "password_env=NAME"),
         (f"ftp://me:{SECRET}@host/x", "FSSPEC_FTP_PASSWORD"),
         (f"grpc://me:{SECRET}@host:8500", "grpc://HOST:PORT"),
-        (f"abfs://container:{SECRET}@account.net/x", "own log-in"),
+        (f"abfs://container:{SECRET}@account.net/x", "log-in of the library"),
         (f"vertex://p/l?endpoint=http://me:{SECRET}@host", ".netrc"),
         (f"https://h/x?a=b&X-Goog-Signature={SECRET}&X-Goog-Credential=me", "gs://BUCKET/PATH"),
         (f"https://b.s3.amazonaws.com/x?X-Amz-Signature={SECRET}", "s3://BUCKET/PATH"),

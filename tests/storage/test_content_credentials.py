@@ -123,9 +123,9 @@ def test_what_is_not_told_is_not_signed_either() -> None:
 def test_a_key_that_does_not_fit_is_told_and_not_shown() -> None:
     (chain, key), (_, other) = made(), made()
     for certificate, private, said in (
-        (b"none", key, "the certificate is none in PEM"),
-        (chain, b"none", "the key is none in PEM"),
-        (chain, other, "the key is not that of the first certificate"),
+        (b"none", key, "the certificate is not in PEM"),
+        (chain, b"none", "the key is not in PEM"),
+        (chain, other, "the key does not belong to the first certificate"),
     ):
         with pytest.raises(CredentialsError, match=said) as error:
             Signer(certificate, private)
@@ -174,5 +174,5 @@ def test_pictures_are_signed_as_their_release_says(
     signed = marking.Marking(signer=marking.signer_of(facts)).encode(PIXELS, [MARKS])
     assert content_credentials.read(signed).valid
     monkeypatch.setenv("PICTURE_KEY", made()[1].decode())
-    with pytest.raises(ServingError, match="the key is not that of the first certificate"):
+    with pytest.raises(ServingError, match="the key does not belong to the first certificate"):
         marking.signer_of(facts)

@@ -67,7 +67,7 @@ def test_an_address_is_taken_before_anything_else(monkeypatch):
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(local_pages.AddressError, match="nowhere is no address of this machine"):
+    with pytest.raises(local_pages.AddressError, match="nowhere is not an address of this machine"):
         local_pages.listen("nowhere", 8080, "page")
 
 

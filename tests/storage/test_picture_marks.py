@@ -131,16 +131,16 @@ def test_what_happens_to_pictures() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "no JSON"),
-        ("[" * 3000, "no JSON"),
-        ("[]", "name no pictures"),
-        ('{"pictures": [], "columns": 1}', "name no pictures"),
-        ('{"pictures": [1], "columns": 1}', "no JSON object"),
-        ('{"pictures": [{}], "columns": 1}', "do not say all"),
+        ("{", "not JSON"),
+        ("[" * 3000, "not JSON"),
+        ("[]", "do not name any pictures"),
+        ('{"pictures": [], "columns": 1}', "do not name any pictures"),
+        ('{"pictures": [1], "columns": 1}', "not a JSON object"),
+        ('{"pictures": [{}], "columns": 1}', "are missing"),
         ('{"pictures": [{"seed": "x"}], "columns": 1}', "seed is 'x'"),
         ('{"pictures": [{"seed": true}], "columns": 1}', "seed is 'True'"),
         ('{"pictures": [{"networks": {"decoder": 7}}], "columns": 1}', "digest of decoder"),
-        ('{"pictures": [{}], "columns": 0}', "name no pictures"),
+        ('{"pictures": [{}], "columns": 0}', "do not name any pictures"),
     ],
 )
 def test_damaged_marks_are_told(text: str, said: str) -> None:
@@ -153,7 +153,7 @@ def test_damaged_marks_are_told(text: str, said: str) -> None:
 
 @pytest.mark.parametrize("contents", [b"", b"no picture", picture_marks.KEYWORD.encode() * 99])
 def test_what_is_no_picture_is_told(contents: bytes) -> None:
-    with pytest.raises(MarksError, match="no picture that can be read"):
+    with pytest.raises(MarksError, match="cannot be read as a picture"):
         picture_marks.read(contents)
 
 

@@ -191,7 +191,7 @@ for name in ("org/none", "org/private", "org/gated", "org/there@v2", "org/there@
     )
     assert "has no revision '0000000000" in nobody["org/there@" + "0" * 40]
     assert "model 'org/down' cannot be fetched: the hub answered 503" in nobody["org/down"]
-    assert "'hf://org' names no model of the hub" in nobody["org"]
+    assert "'hf://org' is not the address of a model on the hub" in nobody["org"]
     assert f"there is no hf://org/less@{incomplete}/a.h5" in nobody["org/less"]
 
     hub.know("hf_Stranger")
@@ -227,10 +227,10 @@ local.write_bytes(b"x" + local.read_bytes()[1:])
 """
     ran = _run(hub, home, hashes, code + damage)
     assert ran.out["error"] is None
-    assert "is damaged and is fetched anew" in ran.log
+    assert "is damaged and is fetched again" in ran.log
     offline = _run(hub, home, hashes, code, HF_HUB_OFFLINE="1").out["error"]
     assert "is damaged in the hub's cache: its hash is" in offline
-    assert "HF_HUB_OFFLINE forbids to fetch it again" in offline
+    assert "HF_HUB_OFFLINE forbids fetching it again" in offline
     assert _run(hub, home, hashes, code).out["error"] is None
 
 
@@ -256,7 +256,7 @@ with located("hf://{_ID}").folder.local("b.h5") as path:
     assert f"'a.h5' of model {_ID!r} at revision {commit!r}" in offline["error"]
     assert "is not in the hub's cache" in offline["error"]
     none = _run(hub, home / "none", hashes, failing, HF_HUB_OFFLINE="1").out["error"]
-    assert "HF_HUB_OFFLINE forbids to fetch it" in none
+    assert "HF_HUB_OFFLINE forbids fetching it" in none
 
 
 def test_offline_takes_a_cache_that_another_program_filled(

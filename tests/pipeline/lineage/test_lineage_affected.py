@@ -130,10 +130,10 @@ def test_what_nobody_can_tell_any_more_is_said(output: Path, tmp_path: Path) -> 
     assert found.found.unread == {examples[0].id: "its files are gone"}
     assert list(found.found.unseen) == [examples[2].id]
     assert told(found)["releases"] == {
-        "1": ("cannot be told", False),
+        "1": ("unknown", False),
         "2": ("trained on it", False),
     }
-    with pytest.raises(LineageError, match=rf"of artifact {examples[0].id} nobody can tell"):
+    with pytest.raises(LineageError, match=rf"rows of artifact {examples[0].id} are unknown"):
         ask(folder, picture=("cat.png", CAT))
 
 
@@ -155,17 +155,20 @@ def test_datasets_in_a_bucket_are_read_where_the_folder_is_given(tmp_path: Path)
         found = affected(store, [*location.roots, bucket], picture=("x", SMALL_CAT))
         assert told(found)["rows"] == {"a cat": digest(SMALL_CAT), "small": ""}
         assert told(found)["releases"] == {"1": ("trained on it", True)}
-        with pytest.raises(LineageError, match=r"of artifact 1 nobody can tell"):
+        with pytest.raises(LineageError, match=r"rows of artifact 1 are unknown"):
             affected(store, location.roots, picture=("x", SMALL_CAT))
 
 
 @pytest.mark.parametrize(
     ("which", "problem"),
     [
-        ({"caption": "a bat"}, "none of the 4 datasets .* has the caption 'a bat', or nearly that"),
+        (
+            {"caption": "a bat"},
+            "none of the 4 datasets .* has the caption 'a bat', or nearly the same",
+        ),
         ({"picture": ("x.png", saved(drawing(99)))}, "has the picture x.png"),
-        ({"picture": ("x.txt", b"text")}, "no picture that can be read"),
-        ({"sha256": "12ab"}, "'12ab' is no SHA-256"),
+        ({"picture": ("x.txt", b"text")}, "the picture cannot be read"),
+        ({"sha256": "12ab"}, "'12ab' is not a SHA-256"),
     ],
 )
 def test_what_is_nowhere_is_told(output: Path, which: dict[str, Any], problem: str) -> None:
@@ -181,7 +184,7 @@ def test_the_command_answers_in_text_and_json(
     command = ["--store", str(output), "affected", "--picture", str(file), "--all"]
     assert cli.main(command) == 0
     shown = capsys.readouterr().out
-    assert "release 4, which is none of those below" in shown
+    assert "release 4, which is not listed below" in shown
     assert f"sha256:{digest(CAT)} # REASON" in shown
     assert cli.main([*command, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
@@ -200,4 +203,4 @@ def test_the_page_shows_it(output: Path) -> None:
         shown = pages.Pages(store, pages.Urls(), location.roots).affected(found)
     assert '<a href="/release/1">1</a></td><td>trained on it</td><td>no</td>' in shown
     assert f"sha256:{digest(SMALL_CAT)} # REASON" in shown
-    assert "release 4, which is none of those below" in shown
+    assert "release 4, which is not listed below" in shown

@@ -157,12 +157,12 @@ def test_json_has_times_and_durations(ask):
     [
         (("run", "nope"), "there is no run 'nope'"),
         (("trace", "release:77"), "there is no release '77'"),
-        (("impact", "nope"), "goes by 'nope'"),
+        (("impact", "nope"), "is called 'nope'"),
         (("why", "nope"), "there is no step 'nope'"),
         (("diff", "first", "nope"), "there is no run 'nope'"),
         (("export", "nope"), "there is no run 'nope'"),
         (("export", "all", "--format", "dot"), "too large to read"),
-        (("compare", "--plot", "x.txt"), "end it in .png, .svg or .pdf"),
+        (("compare", "--plot", "x.txt"), "use .png, .svg or .pdf"),
         (("export", "--out", "/none/x"), "/none/x cannot be written: No such file"),
     ],
 )

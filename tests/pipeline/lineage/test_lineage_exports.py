@@ -124,7 +124,7 @@ def test_openlineage_refuses_what_is_not_valid(small):
         {"producer": "not a uri"},
         {"inputs": [{"namespace": "file"}]},
     ):
-        with pytest.raises(lineage.LineageError, match="cannot be said in OpenLineage"):
+        with pytest.raises(lineage.LineageError, match="OpenLineage cannot express"):
             openlineage.validate({**event, **change})
 
 

@@ -137,7 +137,7 @@ def test_all_releases_are_compared_on_the_same_held_out_examples(judged: Path, c
     assert drifts == [None, "none", *["caption/words 0.31, image/format 0.50"] * 2]
     assert cli.main(["--store", str(judged), "history"]) == 0
     shown = capsys.readouterr().out
-    assert "the same 2 held-out examples, at the same timesteps and noise, by which the 3" in shown
+    assert "the same 2 held-out examples, at the same timesteps and noise, for the 3" in shown
     location = lineage.locate(str(judged))
     with location.open() as store:
         page = pages.Pages(store, pages.Urls(), location.roots).history()
@@ -155,7 +155,7 @@ def test_what_is_damaged_or_gone_is_left_out(judged: Path, capsys) -> None:
     scores[1].unlink()
     scores[2].unlink()
     assert cli.main(["--store", str(judged), "history"]) == 0
-    assert "No held-out example is known by which all releases" in capsys.readouterr().out
+    assert "There is no held-out example on which all releases" in capsys.readouterr().out
 
 
 def test_the_page_shows_the_same_prompt_of_each_release(weeks: Path) -> None:
@@ -179,7 +179,7 @@ def test_history_as_json_names_the_pictures(weeks: Path, capsys) -> None:
 def test_what_was_added_between_two_releases(weeks: Path, capsys) -> None:
     assert cli.main(["--store", str(weeks), "added", "1", "release:2"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "2 rows added, 2 removed; before, there were 4"
+    assert shown[0] == "2 rows added, 2 removed; before, there were 4 rows"
     kept = ["  added: bat", "  added: dragon", "  removed: dog", "  removed: owl"]
     assert sorted(shown[1:]) == kept
     assert cli.main(["--store", str(weeks), "added", "1", "9"]) == 1
@@ -205,7 +205,9 @@ def test_who_knows_a_picture(weeks: Path, tmp_path: Path, capsys) -> None:
         cat, fox, owl = (
             history.known(store, what, location.roots) for what in ("cat", "fox", "owl")
         )
-        with pytest.raises(LineageError, match=r"SHA-256 000000000000\.\.\.; of 3 nobody can tell"):
+        with pytest.raises(
+            LineageError, match=r"SHA-256 000000000000\.\.\.; for 3 this is no longer known"
+        ):
             history.known(store, OTHER, location.roots)
     assert cat.trained_on == ("1", "2")
     assert (fox.trained_on, fox.held_out) == ((), ("1", "2"))

@@ -122,7 +122,7 @@ def test_a_reader_cannot_write_and_waits_for_nobody(server, address):
 def test_what_is_no_store(server, address, monkeypatch):
     port, _ = server
     for changed, message in (
-        (address.replace("/mlmd", "/other"), "holds no ML Metadata"),
+        (address.replace("/mlmd", "/other"), "does not contain ML Metadata"),
         (address.replace("/mlmd", "/none"), "cannot be opened: .*none"),
         (address.replace(f":{port}", ":1"), "cannot be opened"),
     ):

@@ -116,7 +116,7 @@ def test_what_an_artifact_can_be_called(store, made):
     )
     for text, message in {
         "release:9": r"there is no release '9' in .*; there are: 1, 2",
-        "artifact:x": "names no artifact",
+        "artifact:x": "is not an artifact",
         "artifact:99999": "there is no artifact 99999",
         "9" * 30: "there is no release, artifact, path or name",
         "nowhere": "there is no release, artifact, path or name 'nowhere'",
@@ -162,7 +162,7 @@ def test_two_releases_of_one_version(tmp_path):
         lineage.locate(str(tmp_path / "db")).open() as store,
         pytest.raises(
             lineage.LineageError,
-            match="2 releases 1: choose one of artifact:1 in a, artifact:2 in b",
+            match="2 releases with version 1: choose one of artifact:1 in a, artifact:2 in b",
         ),
     ):
         lineage.trace(store, "1")
@@ -221,13 +221,13 @@ def test_manifests_know_the_weights_file_by_file(tmp_path):
         assert [t.version for t in impact.releases] == ["1"]
         # Not from folders that are nobody's business.
         assert not any("manifest" in f.name for f in lineage.trace(store, "1", ["/none"]).facts)
-        with pytest.raises(lineage.LineageError, match="goes by"):
+        with pytest.raises(lineage.LineageError, match="is called"):
             lineage.impact(store, "fedcba98")
 
 
 @pytest.mark.parametrize("text", ["nothing", "", "bad", "%", "data/ba_", "99999"])
 def test_impact_of_nothing(store, text):
-    with pytest.raises(lineage.LineageError, match="goes by"):
+    with pytest.raises(lineage.LineageError, match="is called"):
         lineage.impact(store, text)
 
 
@@ -353,8 +353,8 @@ def test_why_although_nothing_changed(tmp_path):
     deleted = 4
     assert "artifact 1 is deleted" in _twice(tmp_path / "1", artifact_state=deleted)
     assert "the cache was switched off" in _twice(tmp_path / "2")
-    assert "flags of Beam" in _twice(tmp_path / "3", second_key="other")
-    assert "had failed once, and only what ends well is cached" in _twice(tmp_path / "4", FAILED)
+    assert "the Beam flags" in _twice(tmp_path / "3", second_key="other")
+    assert "had failed once, and only complete steps are cached" in _twice(tmp_path / "4", FAILED)
 
 
 def test_an_input_of_the_same_content_is_no_reason(tmp_path):
@@ -516,12 +516,12 @@ def test_why_says_which_rows_changed(tmp_path):
         ("set aside", None, "p7.png row 7: image_damaged"),
     ]
     assert same.explanation.endswith(
-        "(not a row of it: files were renamed, or what is not read differs)"
+        "(no row changed: files were renamed, or something that is not read differs)"
     )
     [rows] = [d for d in diff.differences if d.name == "rows"]
     assert (rows.section, rows.first, rows.second) == ("data", "7 rows", summary)
     [rows] = [c for c in unknown.causes if c.kind == "rows"]
-    assert rows.now.startswith("not known: its files lie outside of the pipeline's folders")
+    assert rows.now.startswith("not known: its files are outside the pipeline's folders")
 
 
 def test_a_resolver_makes_no_arrow_to_the_model_of_its_run(store, made):
@@ -567,7 +567,7 @@ def test_a_model_that_was_started_from_is_told_apart_from_what_made_the_release(
     assert ("data", "earlier_dataset_fingerprint", "a" * 16) in facts
     [before] = [v for s, n, v in facts if (s, n) == ("base weights", "started_from_model")]
     assert before.startswith(f"release 1, artifact {models[0]} (")
-    assert "Steps of the role `started from` made the models that training" in trace_text(trace)
+    assert "Steps with the role `started from` made the models that training" in trace_text(trace)
     # What was started from a model was made of its data, too.
     assert [touched.artifact.id for touched in impact.models if touched.made_of] == models
     assert [touched.version for touched in impact.releases if touched.made_of] == ["1", "2", "3"]

@@ -93,7 +93,7 @@ def test_find_run(small):
         assert store.find_run_id(str(first)) == first
         assert store.find_run("sec").name == "second"
         assert store.find_run("latest").name == "running"
-        with pytest.raises(lineage.LineageError, match=r"2 runs have names that begin with 'f'"):
+        with pytest.raises(lineage.LineageError, match=r"2 runs have names that start with 'f'"):
             store.find_run("f")
         with pytest.raises(lineage.LineageError, match=r"there is no run 'none' in .*: `runs`"):
             store.find_run("none")
@@ -283,9 +283,9 @@ def test_files_that_are_no_store(small, tmp_path):
     for name, message in {
         "none": "there is no metadata database",
         "empty": "is empty: no run has written to it yet",
-        "text": "is no SQLite database",
+        "text": "is not a SQLite database",
         "short": "is damaged",
-        "foreign": "holds no ML Metadata",
+        "foreign": "does not contain ML Metadata",
         "old": "has version 6 of ML Metadata's schema",
         "hollow": "is damaged: no such table: Execution",
         "folder": "there is no metadata database",
@@ -331,9 +331,9 @@ def test_a_store_without_runs(tmp_path):
     housekeeping.open_store(str(tmp_path))
     with open_store(tmp_path) as store:
         assert store.runs() == []
-        with pytest.raises(lineage.LineageError, match="holds no run of a pipeline yet"):
+        with pytest.raises(lineage.LineageError, match="has no pipeline run yet"):
             store.find_run("latest")
-        with pytest.raises(lineage.LineageError, match="holds no release yet"):
+        with pytest.raises(lineage.LineageError, match="has no release yet"):
             lineage.trace(store, "latest")
 
 

@@ -232,7 +232,7 @@ def test_only_the_latest_runs(address, server):
     ],
 )
 def test_addresses_that_are_none(address):
-    with pytest.raises(lineage.LineageError, match="they are given as vertex://PROJECT/LOCATION"):
+    with pytest.raises(lineage.LineageError, match="give vertex://PROJECT/LOCATION"):
         lineage.locate(address)
 
 
@@ -251,7 +251,7 @@ def test_errors_of_the_service(address):
         ("http://example.com", "neither Google's nor on this machine"),
         ("https://evil.example", "neither Google's nor on this machine"),
         ("http://us-central1-aiplatform.googleapis.com", "neither Google's nor"),
-        ("ftp://127.0.0.1", "is no endpoint"),
+        ("ftp://127.0.0.1", "is not an endpoint"),
         ("http://127.0.0.1:1", "cannot be read"),
     ):
         assert message in refusal(f"vertex://a/b?endpoint={endpoint}")

@@ -205,10 +205,10 @@ def test_a_picture_is_asked_for(tab, address, tmp_path):
     Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
     go(tab, address + "/affected")
     tab.set_input_files("input[type=file]", tmp_path / "red.png")
-    tab.wait_for_selector("text=still here has the picture red.png (SHA-256")
+    tab.wait_for_selector("text=still available has the picture red.png (SHA-256")
     tab.get_by_label("or a caption").fill("a <b>cat</b>")
     tab.keyboard.press("Enter")
-    tab.wait_for_selector("text=still here has the caption 'a <b>cat</b>', or nearly that")
+    tab.wait_for_selector("text=still available has the caption 'a <b>cat</b>', or nearly the same")
     assert tab.get_by_label("or a caption").input_value() == "a <b>cat</b>"
 
 
@@ -337,7 +337,7 @@ def test_files_cannot_leave_the_pipelines_folders(address, folder):
     for artifact in range(report + 1, report + 5):
         for name in ("secret.txt", "etc/passwd", "passwd", "metadata.sqlite"):
             assert fetch(f"{address}/files/{artifact}/{name}")[0] == 404
-        assert b"lie outside of the pipeline" in fetch(f"{address}/artifact/{artifact}")[2]
+        assert b"are outside the pipeline" in fetch(f"{address}/artifact/{artifact}")[2]
     assert fetch(f"{address}/files/99999/x")[0] == 404
     assert fetch(f"{address}/files/x/x")[0] == 404
 
