@@ -199,7 +199,7 @@ def test_it_is_another_version_of_the_dataset(tmp_path: Path) -> None:
     assert fingerprint(three) != first
     prepared = fingerprint(one)
     listed(path, one, two)
-    with pytest.raises(UserError, match="is not the one that this run was prepared for"):
+    with pytest.raises(UserError, match="has changed since this run was prepared"):
         generate(tmp_path, tmp_path / "set", withdrawn=str(path), dataset_fingerprint=prepared)
 
 
