@@ -591,7 +591,7 @@ def test_folders_of_captions_in_several_folders(tmp_path):
 def test_labels_of_object_detectors_are_no_captions(tmp_path, folder):
     put(tmp_path, {"images/1.png": png(1), f"{folder}/1.txt": "0 0.5 0.25 1e-1 .2\n14 1 1 1 1\n"})
     message = error_of(tmp_path)
-    assert "has pictures and no captions" in message
+    assert "has pictures but no captions" in message
     assert ("hold numbers alone" in message) == (folder == "images")
     assert pairs_of(tmp_path, form="pictures", caption="x") == [(png(1), ["x"])]
 
@@ -612,7 +612,7 @@ def test_json_of_google_photos_has_descriptions_or_nothing(tmp_path):
     said = {"title": "1.png", "description": "", "imageViews": "7", "url": "https://p/1", "id": "a"}
     put(tmp_path, {"1.png": png(1), "1.png.json": json.dumps(said)})
     message = error_of(tmp_path)
-    assert "has pictures and no captions: the JSON beside them has none" in message
+    assert "has pictures but no captions: the JSON beside them has none" in message
     assert "the keys of 1.png.json are title, description" in message
     assert pairs_of(tmp_path, caption="sks") == [(png(1), ["sks"])]
     put(tmp_path, {"2.png": png(2), "2.png.json": json.dumps({**said, "description": "a dog"})})
@@ -1181,7 +1181,7 @@ def test_a_table_of_which_no_record_can_be_read_is_named(tmp_path):
     message = error_of(tmp_path)
     assert "x.tsv in dataset" in message
     assert "has no record that can be read: the record is no CSV: " in message
-    assert message.endswith("; without that, there is nothing but 1 picture")
+    assert message.endswith("; otherwise there is only 1 picture")
 
 
 def test_tables_that_are_not_alike(tmp_path):
@@ -1333,7 +1333,7 @@ def test_tables_in_gzip(tmp_path):
 @pytest.mark.parametrize("name", ["a.7z", "a.rar", "a.tar.zst"])
 def test_archives_that_are_not_unpacked_here(tmp_path, name):
     put(tmp_path, {name: "7z"})
-    assert f"such as {name}: unpack them where they lie" in error_of(tmp_path)
+    assert f"such as {name}: unpack them in place" in error_of(tmp_path)
     assert "unpack it, and give the folder" in error_of(tmp_path / name)
     put(tmp_path, {"metadata.csv": "file_name,text\n1.png,one\n"})
     message = error_of(tmp_path)
@@ -1375,7 +1375,7 @@ def test_what_git_leaves_without_lfs_is_an_error(tmp_path, files):
     put(tmp_path, {path: content or pointer for path, content in files.items()})
     message = error_of(tmp_path)
     assert f"{next(iter(files))} in dataset" in message
-    assert "is a pointer of Git LFS and not the file: install git-lfs and run git lfs" in message
+    assert "is a Git LFS pointer and not the file itself: install git-lfs" in message
 
 
 def test_zips_that_have_no_end(tmp_path):
@@ -1384,7 +1384,7 @@ def test_zips_that_have_no_end(tmp_path):
         content = zip_bytes({"inner.zip": content})
     put(tmp_path, {"a.zip": content})
     deepest = "a.zip/inner.zip/inner.zip/inner.zip"
-    assert f"({deepest} lies in more than 3 others: unpack them)" in error_of(tmp_path)
+    assert f"({deepest} is inside more than 3 others: unpack them)" in error_of(tmp_path)
 
 
 def test_zip_names_in_utf8_that_do_not_say_so(tmp_path):
@@ -1488,7 +1488,7 @@ def test_two_readings_are_an_error_with_the_flag(tmp_path):
     assert "--dataset-form image-folder or --dataset-form caption-files" in message
     assert pairs_of(tmp_path, form="caption-files")[-1] == (png(0), ["picture 0"])
     assert rows_of(tmp_path, form="image-folder")[0].captions == (b"by table",)
-    assert "has nothing of the form 'coco': image-folder (1 metadata.csv)" in error_of(
+    assert "does not have the form 'coco': it has image-folder (1 metadata.csv)" in error_of(
         tmp_path, form="coco"
     )
     assert "there is no form 'x': --dataset-form is one of img2dataset, " in error_of(
@@ -1642,7 +1642,7 @@ def test_text_files_that_are_tables(tmp_path, parted):
         "", "no file 'a b/3.png'", "no record of a table names this picture",
     ]  # fmt: skip
     put(tmp_path, {"list.txt": "1.png\na b/2.png\n"})
-    assert "has pictures and no captions" in error_of(tmp_path)
+    assert "has pictures but no captions" in error_of(tmp_path)
 
 
 def test_lists_of_one_picture_in_parquet(tmp_path):
@@ -1671,7 +1671,7 @@ def test_paths_of_another_machine_as_file_addresses(tmp_path, capsys):
 
 def test_a_tar_of_pictures_beside_their_table(tmp_path):
     put(tmp_path, {"images.tar": tar_bytes(PICTURES), "x.json": json.dumps(records("image", "t"))})
-    assert "say which it is with --dataset-form tar or --dataset-form table" in error_of(tmp_path)
+    assert "choose one with --dataset-form tar or --dataset-form table" in error_of(tmp_path)
     found = dict(pairs_of(tmp_path, form="tar"))
     assert found == {png(i): [text] for i, text in enumerate(TEXTS)}
 
@@ -1808,7 +1808,7 @@ def test_columns_of_addresses(tmp_path):
     put(tmp_path, {"x.json": json.dumps({"image_urls": ["http://x/1.jpg"], "captions": ["one"]})})
     assert "img2dataset --url_list x.json" in error_of(tmp_path)
     put(tmp_path / "b", {"1.png": png(1), "x.json": json.dumps({"image": ["1.png"], "text": []})})
-    assert "has pictures and no captions" in error_of(tmp_path / "b")
+    assert "has pictures but no captions" in error_of(tmp_path / "b")
 
 
 def test_commas_in_what_is_called_tsv(tmp_path):
@@ -1856,7 +1856,7 @@ def test_prompts_inside_of_json_beside_pictures(tmp_path):
 def test_pictures_that_cannot_be_read_are_said(tmp_path):
     put(tmp_path, {"1.png": png(1), "1.txt": "one", "2.psd": b"8BPS", "3.rar": b"Rar!"})
     assert open_dataset(DatasetSpec(str(tmp_path))).taken_for.endswith(
-        "; not read, and not missed: 1 .psd, 1 .rar"
+        "; unsupported files, skipped: 1 .psd, 1 .rar"
     )
     put(tmp_path / "b", {"1.jxl": b"", "1.txt": "one"})
     assert "(1 .jxl cannot be read: save them as PNG or JPEG)" in error_of(tmp_path / "b")

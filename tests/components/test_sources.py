@@ -356,7 +356,7 @@ def test_parquet_that_is_damaged_inside(tmp_path):
     content[place : place + 20] = b"\xff" * 20
     put(tmp_path, {"a.parquet": bytes(content)})
     message = error_of(tmp_path, read=True)
-    assert f"a.parquet in dataset '{tmp_path}' cannot be read on after 4 rows: " in message
+    assert f"a.parquet in dataset '{tmp_path}' cannot be read after 4 rows: " in message
 
 
 def test_parquet_without_rows(tmp_path):
@@ -772,7 +772,7 @@ def test_webdataset_without_pictures_or_captions(tmp_path):
     put_tar(tmp_path / "a", [("1.mp4", b"x"), ("1.txt", "film")])
     assert error_of(tmp_path).endswith("it has 1 .mp4, 1 .txt")
     put_tar(tmp_path / "a", [("1.jpg", png(1)), ("1.cls", "1")])
-    assert "has pictures and no captions: it has 1 picture" in error_of(tmp_path)
+    assert "has pictures but no captions: it has 1 picture" in error_of(tmp_path)
     assert pairs_of(tmp_path, caption_column="cls") == [(png(1), ["1"])]
     put_tar(tmp_path / "a", [("1.jpg", png(1)), ("1.json", '{"a": "x", "b": "y"}')])
     assert "could be the caption column: a, b; name one" in error_of(tmp_path)
@@ -880,7 +880,7 @@ def test_tar_that_is_cut_off(tmp_path, suffix):
         put(tmp_path, {path.name: content[:length]})
         if length < len(content):
             message = error_of(tmp_path, read=True)
-            assert f"{path.name} in dataset '{tmp_path}' cannot be read on after " in message
+            assert f"{path.name} in dataset '{tmp_path}' cannot be read after " in message
             assert ".txt'" in message or ".png'" in message
 
 
@@ -888,9 +888,9 @@ def test_tar_that_is_damaged(tmp_path):
     path = shard(tmp_path, ".tar")
     content = path.read_bytes()
     put(tmp_path, {"a.tar": content[: 512 * 80] + b"x" * 512 + content[512 * 81 :]})
-    assert "cannot be read on after " in error_of(tmp_path, read=True)
+    assert "cannot be read after " in error_of(tmp_path, read=True)
     put(tmp_path, {"a.tar": content + content})
-    assert "more follows after its end" in error_of(tmp_path, read=True)
+    assert "data follows its end" in error_of(tmp_path, read=True)
     put(tmp_path, {"a.tar": b"no tar at all, not even long enough"})
     assert "a.tar in dataset" in error_of(tmp_path)
     zipped = bytearray(gzip.compress(content))
@@ -1026,7 +1026,7 @@ def test_datasets_of_the_hub(tmp_path):
     assert sorted(found[2][3]) == sorted(pairs)
     assert [each[3] for each in found[:2]] == [pairs, pairs]
     assert len({fingerprint for _, _, fingerprint, _ in found}) == 3
-    assert gone.startswith("there is no folder or tar file 'org/gone' here, and on the hub: ")
+    assert gone.startswith("there is no local folder or tar file 'org/gone', and on the hub: ")
     assert "is private" in gone
 
 
@@ -1100,7 +1100,7 @@ def test_check_dataset(parquet_folder):
 
 def test_check_says_that_there_is_one_picture(tmp_path):
     put(tmp_path, {"1.png": png(1), "metadata.csv": "file_name,text\n1.png,a\n1.png,b\n"})
-    with pytest.raises(DatasetError, match=r"all 2 rows .* one and the same picture"):
+    with pytest.raises(DatasetError, match=r"all 2 rows .* the same picture"):
         check_dataset(DatasetSpec(str(tmp_path)))
     put(tmp_path, {"2.png": png(2), "metadata.csv": "file_name,text\n1.png,a\n2.png,b\n"})
     check_dataset(DatasetSpec(str(tmp_path)))
