@@ -612,7 +612,7 @@ def test_json_of_google_photos_has_descriptions_or_nothing(tmp_path):
     said = {"title": "1.png", "description": "", "imageViews": "7", "url": "https://p/1", "id": "a"}
     put(tmp_path, {"1.png": png(1), "1.png.json": json.dumps(said)})
     message = error_of(tmp_path)
-    assert "has pictures but no captions: the JSON beside them has none" in message
+    assert "has pictures but no captions: the JSON files beside them have none" in message
     assert "the keys of 1.png.json are title, description" in message
     assert pairs_of(tmp_path, caption="sks") == [(png(1), ["sks"])]
     put(tmp_path, {"2.png": png(2), "2.png.json": json.dumps({**said, "description": "a dog"})})
@@ -640,7 +640,7 @@ def test_masks_are_not_trained_on(tmp_path):
     assert pairs_of(tmp_path) == [(png(1), ["one"])]
     said = open_dataset(DatasetSpec(str(tmp_path))).taken_for
     assert said.endswith(
-        "; without the pictures of img/_controls, masks, where there are no captions"
+        "; without the pictures in img/_controls, masks, which have no captions"
     )
     # Those of carnival have captions.
     put(tmp_path, {"masks/1.txt": "a mask"})
@@ -1061,7 +1061,7 @@ def test_records_that_say_which_split_they_are_of(tmp_path, monkeypatch, name):
     assert "'restval' (1), 'test' (1), 'train' (2), 'validation' (1)" in message
     assert "--dataset-split" in message
     said = open_dataset(DatasetSpec(str(tmp_path))).taken_for.lower()
-    assert said.endswith("; of its records those whose 'split' is train are read")
+    assert said.endswith("; only the records whose 'split' is train are read")
 
 
 def test_a_split_column_that_is_none(tmp_path):
@@ -1107,7 +1107,7 @@ def test_columns_that_say_which_split_a_row_is_of(tmp_path, name):
     assert "'restval' (1), 'test' (1), 'train' (2), 'validation' (1)" in message
     assert "--dataset-split" in message
     said = open_dataset(DatasetSpec(str(tmp_path))).taken_for.lower()
-    assert said.endswith("; of its records those whose 'split' is train are read")
+    assert said.endswith("; only the records whose 'split' is train are read")
 
 
 def test_files_of_several_splits_have_the_word_before_their_columns(tmp_path):

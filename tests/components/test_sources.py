@@ -106,13 +106,13 @@ def test_nowhere(given, tmp_path, monkeypatch):
 
 
 def test_unknown_file_system():
-    assert "is no path or URL that can be opened" in error_of("nothing://somewhere")
+    assert "is not a path or URL that can be opened" in error_of("nothing://somewhere")
 
 
 def test_file_that_is_a_dataset_or_none(parquet_folder):
     assert len(rows_of(parquet_folder / "b.parquet")) == 4
     put(parquet_folder, {"b.xlsx": "x"})
-    assert "is a file and none of .tar, " in error_of(parquet_folder / "b.xlsx")
+    assert "is a file, but not one of .tar, " in error_of(parquet_folder / "b.xlsx")
 
 
 def test_missing_remote_folder():
