@@ -639,9 +639,7 @@ def test_masks_are_not_trained_on(tmp_path):
     put(tmp_path, {"img/_controls/1.png": png(8)})
     assert pairs_of(tmp_path) == [(png(1), ["one"])]
     said = open_dataset(DatasetSpec(str(tmp_path))).taken_for
-    assert said.endswith(
-        "; without the pictures in img/_controls, masks, which have no captions"
-    )
+    assert said.endswith("; without the pictures in img/_controls, masks, which have no captions")
     # Those of carnival have captions.
     put(tmp_path, {"masks/1.txt": "a mask"})
     assert pairs_of(tmp_path) == [(png(1), ["one"]), (png(9), ["a mask"])]
@@ -715,7 +713,7 @@ def test_repeats_are_of_the_nearest_folder(tmp_path):
     assert rows_of(tmp_path, form="pictures", caption="x")[0].repeats is None
     (tmp_path / "5_alone").mkdir()
     put(tmp_path / "5_alone", {"8.png": png(8)})
-    assert "give the folder that it lies in" in error_of(tmp_path / "5_alone")
+    assert "give the folder that contains it" in error_of(tmp_path / "5_alone")
 
 
 def test_names_of_folders_with_repeats_are_no_splits(tmp_path):
@@ -950,7 +948,7 @@ def test_half_of_utf_16_is_an_error(tmp_path):
     content = "image,text\n1.png,one\n".encode("utf-16")[:-1]
     put(tmp_path, {"1.png": png(1), "x.csv": content})
     assert "x.csv in dataset" in error_of(tmp_path)
-    assert "is no whole UTF-16" in error_of(tmp_path)
+    assert "is not valid UTF-16" in error_of(tmp_path)
 
 
 @pytest.mark.parametrize("lines", ["joined", "each"])
@@ -1189,7 +1187,7 @@ def test_tables_that_are_not_alike(tmp_path):
     put(tmp_path, {"b.csv": "image,label\n1.png,dog\n"})
     message = error_of(tmp_path, read=True)
     assert "b.csv has no column 'caption', the columns of b.csv are image, label" in message
-    assert "--caption-column caption reads those alone that have it" in message
+    assert "--caption-column caption reads only tables that have it" in message
     assert pairs_of(tmp_path, caption_column="caption") == [(png(1), ["one"])]
     assert pairs_of(tmp_path, caption_column="label") == [(png(1), ["dog"])]
 
@@ -1241,7 +1239,7 @@ def test_addresses_are_an_error_with_the_command(tmp_path, suffix):
     else:
         put(tmp_path, {"part 0.csv": csv_text([("URL", "TEXT"), *zip(urls, texts, strict=True)])})
     message = error_of(tmp_path)
-    assert "has the addresses of pictures in column 'URL'" in message
+    assert "has the URLs of pictures in column 'URL'" in message
     assert (
         f"img2dataset --url_list 'part 0{suffix}' --input_format {suffix[1:]} --url_col URL "
         "--caption_col TEXT" in message
@@ -1250,7 +1248,7 @@ def test_addresses_are_an_error_with_the_command(tmp_path, suffix):
 
 def test_addresses_without_a_header_or_a_usual_name(tmp_path):
     put(tmp_path, {"x.tsv": "a dog\thttps://h/1.jpg\na cat\thttps://h/2.jpg\n"})
-    assert "has the addresses of pictures in column 'column_2'" in error_of(tmp_path)
+    assert "has the URLs of pictures in column 'column_2'" in error_of(tmp_path)
     put(tmp_path, {"x.tsv": "said\tphoto\na dog\thttps://h/1.jpg\n"})
     assert "--url_col photo" in error_of(tmp_path)
 
@@ -1337,8 +1335,8 @@ def test_archives_that_are_not_unpacked_here(tmp_path, name):
     assert "unpack it, and give the folder" in error_of(tmp_path / name)
     put(tmp_path, {"metadata.csv": "file_name,text\n1.png,one\n"})
     message = error_of(tmp_path)
-    assert "has no pictures, only names of them, such as '1.png' in metadata.csv" in message
-    assert f"unpack {name}, which is not done here" in message
+    assert "has no pictures, only their names, such as '1.png' in metadata.csv" in message
+    assert f"unpack {name}, an archive of an unsupported kind" in message
     # Of no concern where the pictures are there.
     put(tmp_path, {"1.png": png(1)})
     assert pairs_of(tmp_path) == [(png(1), ["one"])]
@@ -1346,7 +1344,7 @@ def test_archives_that_are_not_unpacked_here(tmp_path, name):
 
 def test_tables_without_the_pictures_that_they_name(tmp_path):
     put(tmp_path, {"annotations/captions_train2017.json": coco()})
-    assert "give the folder that the pictures lie in as well" in error_of(tmp_path)
+    assert "give the folder that contains the pictures, too" in error_of(tmp_path)
     put(tmp_path / "b", {"metadata.csv": "file_name,text\nhttps://h/1.png,one\n"})
     assert "img2dataset --url_list metadata.csv" in error_of(tmp_path / "b")
 
@@ -1760,7 +1758,7 @@ def test_labels_and_ids_are_captions_only_if_asked_for(tmp_path, column, values,
     columns = {"file_name": [*PICTURES], column: values}
     as_csv = csv_text([[*columns], *zip(*columns.values(), strict=True)])
     put(tmp_path, {**PICTURES, f"x{suffix}": as_csv if suffix == ".csv" else table_bytes(columns)})
-    assert f"--caption-column {column} takes that all the same" in error_of(tmp_path)
+    assert f"--caption-column {column} uses it anyway" in error_of(tmp_path)
     asked = pairs_of(tmp_path, caption_column=column)
     assert asked == [(png(i), [value]) for i, value in enumerate(values)]
     assert pairs_of(tmp_path, caption="x") == [(png(i), ["x"]) for i in range(COUNT)]
@@ -1841,7 +1839,7 @@ def test_sd_scripts_before_and_after_their_documents_are_merged(tmp_path):
         for key, said in (("caption", TEXTS), ("tags", ["a, b"] * COUNT))
     }
     put(tmp_path, {**PICTURES, **both})
-    assert "--caption-column caption reads those alone" in error_of(tmp_path, read=True)
+    assert "--caption-column caption reads only tables" in error_of(tmp_path, read=True)
     assert [text for _, [text] in pairs_of(tmp_path, caption_column="tags")] == ["a, b"] * COUNT
 
 
@@ -1876,10 +1874,10 @@ def test_lists_of_captions_that_were_made_text(tmp_path, written):
 )
 def test_values_without_words_are_no_captions(tmp_path, value):
     put(tmp_path, {"1.png": png(1), "x.csv": csv_text([("image", "what"), ("1.png", value)])})
-    assert "--caption-column what takes that all the same" in error_of(tmp_path)
+    assert "--caption-column what uses it anyway" in error_of(tmp_path)
     put(tmp_path, {"x.csv": csv_text([("image", "text"), ("1.png", value)])})
     if value.endswith(".txt"):
-        assert "--caption-column text takes that all the same" in error_of(tmp_path)
+        assert "--caption-column text uses it anyway" in error_of(tmp_path)
     else:
         assert pairs_of(tmp_path) == [(png(1), [value])]
 

@@ -241,11 +241,9 @@ def test_caption_column_by_type_and_name(tmp_path, names, found):
 def test_columns_that_cannot_be_told(tmp_path):
     columns = {"a": embedded([png(0)]), "b": embedded([png(1)])}
     put_parquet(tmp_path / "a.parquet", {**columns, "c": pa.array(["c"]), "d": pa.array(["d"])})
-    assert "could be the image column: a, b; name one of them with --image-column" in error_of(
-        tmp_path
-    )
+    assert "could be the image column: a, b; choose one with --image-column" in error_of(tmp_path)
     message = error_of(tmp_path, image_column="b")
-    assert "could be the caption column: c, d; name one of them with --caption-column" in message
+    assert "could be the caption column: c, d; choose one with --caption-column" in message
     assert pairs_of(tmp_path, image_column="b", caption_column="c") == [(png(1), ["c"])]
 
 
@@ -516,7 +514,7 @@ def test_columns_of_tables(tmp_path):
     record = {"file_name": "1.png", "said": "a", "source": "b", "width": 3}
     put(tmp_path, {"1.png": png(1), "metadata.jsonl": jsonl([record])})
     message = error_of(tmp_path)
-    assert "could be the caption column: said, source; name one" in message
+    assert "could be the caption column: said, source; choose one" in message
     assert pairs_of(tmp_path, caption_column="said") == [(png(1), ["a"])]
     assert pairs_of(tmp_path, image_column="image", caption_column="said") == [(png(1), ["a"])]
     message = error_of(tmp_path, caption_column="text")
@@ -775,7 +773,7 @@ def test_webdataset_without_pictures_or_captions(tmp_path):
     assert "has pictures but no captions: it has 1 picture" in error_of(tmp_path)
     assert pairs_of(tmp_path, caption_column="cls") == [(png(1), ["1"])]
     put_tar(tmp_path / "a", [("1.jpg", png(1)), ("1.json", '{"a": "x", "b": "y"}')])
-    assert "could be the caption column: a, b; name one" in error_of(tmp_path)
+    assert "could be the caption column: a, b; choose one" in error_of(tmp_path)
     put_tar(tmp_path / "a", [])
     assert "has no files in it" in error_of(tmp_path)
 

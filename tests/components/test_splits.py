@@ -230,7 +230,7 @@ def test_a_readme_may_say_nothing(card: str) -> None:
 
 
 def test_a_broken_readme_is_an_error() -> None:
-    assert "no valid YAML" in _fails("a.parquet", card="a: [1\n")
+    assert "not valid YAML" in _fails("a.parquet", card="a: [1\n")
     assert "must be a list of mappings" in _fails("a.parquet", card="configs: some\n")
 
 
