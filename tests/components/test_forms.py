@@ -592,7 +592,7 @@ def test_labels_of_object_detectors_are_no_captions(tmp_path, folder):
     put(tmp_path, {"images/1.png": png(1), f"{folder}/1.txt": "0 0.5 0.25 1e-1 .2\n14 1 1 1 1\n"})
     message = error_of(tmp_path)
     assert "has pictures but no captions" in message
-    assert ("hold numbers alone" in message) == (folder == "images")
+    assert ("have only numbers" in message) == (folder == "images")
     assert pairs_of(tmp_path, form="pictures", caption="x") == [(png(1), ["x"])]
 
 
@@ -734,7 +734,7 @@ def test_pictures_without_captions_are_an_error_that_offers_what_there_is(tmp_pa
     put(tmp_path, {"3.png": png(3), "all.xlsx": b"PK", "a/b.xml": "<a/>", "README.md": "a"})
     message = error_of(tmp_path)
     for said in (
-        "has 3 pictures, and 1 .xml, 1 .xlsx without captions that are understood (save spread",
+        "has 3 pictures, and 1 .xml, 1 .xlsx without captions in a supported form (save spread",
         '--caption "a photo',
         "--captions-from folder",
         "--captions-from file_name",
