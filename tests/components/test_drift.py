@@ -323,7 +323,7 @@ def test_the_former_dataset_is_found_by_its_rows_without_ml_metadata(
 def test_of_a_former_dataset_that_nobody_noted_nothing_is_compared(root, turned, caplog):
     first = dataset(root.folder / "first", FORMER)
     model = root.trained(first[0])
-    said = "no statistics of the dataset that the starting model was trained on, so this dataset is not"
+    said = "no statistics of the dataset that the starting model was trained on"
 
     def compared():
         caplog.clear()
