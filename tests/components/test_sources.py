@@ -135,7 +135,7 @@ def test_folder_of_nothing_known(tmp_path):
 def test_several_kinds(parquet_folder):
     put(parquet_folder, {"more/metadata.csv": "file_name,text\n1.png,one\n", "more/1.png": png(0)})
     message = error_of(parquet_folder)
-    assert "several kinds" in message
+    assert "can be read in several ways" in message
     assert "Parquet files (*.parquet)" in message
     assert "image folders (metadata.jsonl or metadata.csv)" in message
     assert "sub-folder" in message
@@ -833,7 +833,7 @@ def test_webdataset_whose_files_lie_too_far_apart_to_be_waited_for(tmp_path, mon
             list(source.read(unit, peek=peek))
         message = str(caught.value)
         assert f"a.tar in dataset '{path}' has the files of a sample too far apart" in message
-        assert "such as 'set/00' of which only png has come" in message
+        assert "such as 'set/00' with only png so far" in message
         assert "more than 0 MB would have to stay in memory" in message
         command = message.partition("order of names: ")[2].removesuffix(" (GNU tar)")
     put(tmp_path, {**pictures, **captions})
