@@ -151,7 +151,7 @@ def _caption(caption: bytes | None, row: Row) -> str:
         return repr(_shortened(caption.decode("utf-8"))) + blank
     except UnicodeDecodeError:
         shown = repr(_shortened(caption.decode("utf-8", "replace")))
-        return f"{shown}: SET ASIDE, {row.image_problem or 'it is no UTF-8 text'};"
+        return f"{shown}: SET ASIDE, {row.image_problem or 'it is not UTF-8 text'};"
 
 
 def _shortened(text: str) -> str:

@@ -19,7 +19,7 @@ class Pictures(Form):
     """Pictures, and nothing that any other form recognises."""
 
     kind = "pictures"
-    shown = "pictures alone (with --caption or --captions-from)"
+    shown = "pictures only (with --caption or --captions-from)"
     is_last = True
 
     def recognise(self, look: Look) -> Found | None:
