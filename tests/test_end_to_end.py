@@ -552,7 +552,7 @@ def test_runs_of_a_schedule_do_what_is_new_and_are_told_what_drifted(
     for tries in (1, 2):
         said = week(60, other_language=30, status=1)
         assert said["DatasetChange"] == "executed"
-        assert "CaptionValidator failed: the dataset has drifted away" in said[""]
+        assert "CaptionValidator failed: the dataset has drifted from" in said[""]
         assert "Trainer" not in said
         compared = drift()
         assert len(compared) == tries

@@ -1,7 +1,7 @@
 """A captioned-image dataset -> Examples (splits train and eval), and the rows that were rejected.
 
-`CaptionExampleGen` is looked up on first use: the runner looks at the dataset with
-`components.caption_example_gen.sources` before TFX and Beam, which are slow to import, are needed.
+`CaptionExampleGen` is looked up on first use: the runner inspects the dataset with
+`components.caption_example_gen.sources` before it needs TFX and Beam, which are slow to import.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What becomes of captions on their way to the text encoder: the template, and tags."""
+"""How captions change on their way to the text encoder: the template, and shuffled tags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tfx.types import Artifact
 
 TEMPLATE_PROPERTY = "caption_template"
-"""Where the examples have the template that their captions were put into."""
+"""Property of the examples with the template that their captions were put into."""
 
 _FIELD = "caption"
 
@@ -27,8 +27,8 @@ class CaptionTemplate:
     """Text before and after every caption.
 
     Attributes:
-        before: What comes before it.
-        after: What comes after it.
+        before: Text before the caption.
+        after: Text after the caption.
     """
 
     before: str = ""
@@ -39,11 +39,12 @@ class CaptionTemplate:
         """Reads a template such as `{caption}, in the style of sks`; "" leaves captions alone.
 
         Args:
-            template: Text with one `{caption}` in it; other braces are written twice.
+            template: Text with one `{caption}` in it; literal braces are doubled.
 
         Raises:
-            ValueError: It has another field, or not this one once, or is so long that no word of
-                any caption would be read; the message says what it must be.
+            ValueError: The template has another field, does not have `{caption}` exactly once, or
+                is so long that no word of any caption would be read; the message says how to fix
+                it.
         """
         if not template:
             return cls()
@@ -59,41 +60,41 @@ class CaptionTemplate:
                     )
                     texts.append("")
         except ValueError as error:
-            raise ValueError(f"{error}: write braces that mean themselves twice") from None
+            raise ValueError(f"{error}: double literal braces") from None
         for field in fields:
             if field != _FIELD:
                 raise ValueError(
                     f"there is no field {{{field}}}: write {{{_FIELD}}} where the caption belongs, "
-                    "and braces that mean themselves twice"
+                    "and double literal braces"
                 )
         if len(fields) != 1:
             raise ValueError(
-                f"it must have {{{_FIELD}}} once, where the caption belongs, and has it "
+                f"it must have {{{_FIELD}}} exactly once, where the caption belongs, but has it "
                 f"{len(fields)} times"
             )
         found = cls(*map(plain, texts))
         tokens = token_count(found.before + found.after)
         if tokens >= MAX_LENGTH:
             raise ValueError(
-                f"it has {tokens} tokens without a caption, and the text encoder reads "
-                f"{MAX_LENGTH}: no caption would fit in; shorten it"
+                f"it has {tokens} tokens without a caption, but the text encoder reads only "
+                f"{MAX_LENGTH}, so no caption would fit: shorten it"
             )
         return found
 
     @classmethod
     def of(cls, examples: Artifact) -> CaptionTemplate:
-        """The template that the captions of examples were put into."""
+        """The template that the captions of these examples were put into."""
         there = examples.has_custom_property(TEMPLATE_PROPERTY)
         return cls.parse(examples.get_string_custom_property(TEMPLATE_PROPERTY) if there else "")
 
     def fill(self, caption: str) -> str:
-        """A caption in its plain form, with what comes before and after."""
+        """A caption in its plain form, with the text before and after it."""
         if not (self.before or self.after):
             return caption
         return f"{self.before}{caption.strip()}{self.after}"
 
     def inner(self, caption: str) -> str | None:
-        """What `fill` was given; `None` where the caption is not from this template."""
+        """The caption that `fill` was given; `None` if this one is not from this template."""
         long_enough = len(caption) > len(self.before) + len(self.after)
         if not (long_enough and caption.startswith(self.before) and caption.endswith(self.after)):
             return None
@@ -102,13 +103,13 @@ class CaptionTemplate:
 
 @dataclasses.dataclass(frozen=True)
 class TagShuffle:
-    """How captions that are tags, with commas between them, are varied.
+    """How captions that are comma-separated tags are varied.
 
     Attributes:
-        variants: How many there are of every caption; 0: it is used as it is.
-        keep: So many tags in front stay where they are.
-        dropout: Probability of every other tag to be left out of a variant.
-        seed: Decides order and tags.
+        variants: Number of variants of every caption; 0 uses it as it is.
+        keep: Number of leading tags that stay in place.
+        dropout: Probability that a variant leaves out any of the other tags.
+        seed: Decides the order and which tags are left out.
     """
 
     variants: int = 0
@@ -120,9 +121,9 @@ class TagShuffle:
         """The variants of a caption, the same for the same example and settings.
 
         Args:
-            caption: As it stands in the example.
+            caption: The caption as it is in the example.
             example_id: The example's content hash.
-            template: Whose text is in the caption, and stays around the tags.
+            template: The template of the caption; its text stays around the tags.
         """
         inner = template.inner(caption)
         if inner is None:
@@ -138,6 +139,6 @@ class TagShuffle:
             order = rng.permutation(len(others))
             stays = rng.random(len(others)) >= self.dropout
             chosen = [*kept, *(others[i] for i in order if stays[i])]
-            # Something must be said.
+            # A variant must not be empty.
             found.append(template.fill(", ".join(chosen or [others[order[0]]])))
         return found

@@ -1,8 +1,8 @@
-"""`RowChecker` in a process of its own: Beam's threads cannot judge rows side by side.
+"""`RowChecker` in a process of its own: Beam's threads cannot check rows in parallel.
 
-Decoding leaves Python's lock for a third of the time a row takes. The process is this module, run
-by the interpreter: unlike those of `multiprocessing` it does not import the program that started
-it, which has TensorFlow, TFX and Beam in it.
+Decoding releases Python's global lock for only a third of the time a row takes. The process runs
+this module as a script: unlike a process of `multiprocessing`, it does not import the program that
+started it, with TensorFlow, TFX and Beam.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from trainer.text.tokenizer import token_count
 
 
 class CheckProcess:
-    """`RowChecker` with the same results, elsewhere; for one thread."""
+    """A `RowChecker` in another process, with the same results; for one thread."""
 
     def __init__(self) -> None:
-        """Starts the process, which imports what it needs while the caller goes on."""
+        """Starts the process; it imports what it needs while the caller continues."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={
-                # Arrow's own choice returns memory to the system every few rows, and asks again.
+                # Arrow's default pool returns memory to the system and requests it again every few
+                # rows.
                 "ARROW_DEFAULT_MEMORY_POOL": "system",
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -44,8 +45,8 @@ class CheckProcess:
         """Has the process open the dataset; once, before the first `check`.
 
         Raises:
-            UserError: The process was ended, as it is where memory is short.
-            RuntimeError: It ended by a fault of its own.
+            UserError: The process was killed, as happens when memory runs short.
+            RuntimeError: It failed.
         """
         self._send(settings)
 
@@ -53,9 +54,10 @@ class CheckProcess:
         """See `RowChecker.check`; the iterator must be read to its end before the next call.
 
         Raises:
-            UserError: See `RowChecker`; or the process was ended, as it is where memory is short.
+            UserError: See `RowChecker`; or the process was killed, as happens when memory runs
+                short.
             OSError: See `RowChecker`.
-            RuntimeError: The process ended by a fault of its own.
+            RuntimeError: The process failed.
         """
         self._send(unit)
         while True:
@@ -85,17 +87,17 @@ class CheckProcess:
         status = self._process.wait()
         if status < 0:
             return UserError(
-                f"the process that judges the dataset's rows was ended by signal {-status}, as "
-                "it is where memory is short: start the run again where more is free"
+                f"the process that checks the dataset's rows was killed by signal {-status}, as "
+                "happens when memory runs short: start the run again with more free memory"
             )
         return RuntimeError(
-            f"the process that judges the dataset's rows ended with status {status}: see its "
+            f"the process that checks the dataset's rows ended with status {status}: see its "
             "message above"
         )
 
 
 class CheckProcesses:
-    """Processes that are started before the threads that will use them."""
+    """Check processes, started before the threads that will use them."""
 
     def __init__(self, count: int) -> None:
         """Starts `count` processes."""
@@ -103,11 +105,11 @@ class CheckProcesses:
         self._idle = list(self._all)
 
     def take(self, settings: CheckSettings) -> CheckProcess:
-        """A process for the calling thread, with the dataset opened; a new one where all are taken.
+        """A process for the calling thread, with the dataset open; a new one if all are taken.
 
         Raises:
-            UserError: The process was ended, as it is where memory is short.
-            RuntimeError: It ended by a fault of its own.
+            UserError: The process was killed, as happens when memory runs short.
+            RuntimeError: It failed.
         """
         try:
             process = self._idle.pop()
@@ -124,13 +126,13 @@ class CheckProcesses:
 
 
 def _main() -> None:
-    # The parent, which gets the same signal from a terminal, ends this process.
+    # A terminal sends the same signal to the parent, which ends this process.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # Whatever a library prints must not come between the answers.
+    # Anything a library prints must not get between the answers.
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)
-        # Loads the vocabulary while the parent is not ready yet.
+        # Loads the vocabulary while the parent is still getting ready.
         token_count("a")
         settings = pickle.load(sys.stdin.buffer)
         checker: RowChecker | None = None
@@ -144,7 +146,7 @@ def _main() -> None:
                 checker = checker or RowChecker(settings)
                 for batch in checker.check(unit):
                     pickle.dump(batch, answers, pickle.HIGHEST_PROTOCOL)
-            # Any other error ends this process and is written where the parent's are.
+            # Any other error ends this process; its traceback goes to the parent's standard error.
             except (UserError, OSError) as error:
                 answer = error
             pickle.dump(answer, answers)

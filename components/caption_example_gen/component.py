@@ -41,7 +41,7 @@ class CaptionExampleGenSpec(component_spec.ComponentSpec):
         "caption_lines": component_spec.ExecutionParameter(type=str),
         "near_duplicates": component_spec.ExecutionParameter(type=str),
         "caption_template": component_spec.ExecutionParameter(type=str),
-        # A `WordCaptions` as JSON; without it, no new word is learned.
+        # A `WordCaptions` as JSON; without it, the model learns no new word.
         "word_captions": component_spec.ExecutionParameter(type=str, optional=True),
         # Without it, nothing is withdrawn.
         "withdrawn": component_spec.ExecutionParameter(type=str, optional=True),
@@ -55,34 +55,34 @@ class CaptionExampleGenSpec(component_spec.ComponentSpec):
 
 
 class CaptionExampleGen(base_beam_component.BaseBeamComponent):
-    """Reads captioned pictures, checks every row and splits them into train and eval.
+    """Reads captioned pictures, checks every row and splits the pictures into train and eval.
 
     Outputs:
       examples: `standard_artifacts.Examples`, splits train and eval, gzip TFRecord of tf.Example
         with `id` (hash of picture and caption), `image/id` (hash of the picture), `image/encoded`
         (the source's own bytes), `image/format`, `image/height`, `image/width`,
         `image/aspect_ratio` (width / height), `image/brightness` (mean luma, 0 to 1), `caption`,
-        `repeats` (how often an epoch sees it; of datasets that say so),
+        `repeats` (how often an epoch sees it; only if the dataset says so),
         `caption/num_tokens` (uncut) and `caption/words` (lower case). Custom properties:
         `dataset`, `dataset_fingerprint`, `dataset_revision` (the hub's commit), `dataset_kind`,
         `dataset_taken_for` (what its files were taken for, and why),
         `image_column`, `caption_column`, `num_train`, `num_eval`, `captions_truncated`,
-        `captions_left_right`, `images_animated`, `rejected_total`; `captions_replaced`, where a new
-        word is learned that some lacked; and, unless they were ignored,
-        `near_duplicate_groups` and `near_duplicate_pictures`; and `caption_template`, where there
-        is one. Beside the splits lie `rows`, with ids and captions alone (`storage.row_index`), and
-        `near_duplicates.json` (`groups_file.read_groups`). Where something is withdrawn,
-        `withdrawn_digest` names the list of it, and `withdrawn_rows` is the number of rows.
-      rejects: `components.RejectedRows`, the rows that cannot be used and why; where there is a
-        list of what is withdrawn, also `withdrawn.json`, a `storage.withdrawn.Withdrawn`.
+        `captions_left_right`, `images_animated`, `rejected_total`; `captions_replaced`, if the
+        model learns a new word that some captions lacked; unless near duplicates are ignored,
+        `near_duplicate_groups` and `near_duplicate_pictures`; and `caption_template`, if there
+        is one. Beside the splits are `rows`, with ids and captions only (`storage.row_index`), and
+        `near_duplicates.json` (`groups_file.read_groups`). If rows are withdrawn,
+        `withdrawn_digest` names the list and `withdrawn_rows` is their number.
+      rejects: `components.RejectedRows`, the rows that cannot be used and why; if there is a
+        list of withdrawn rows, also `withdrawn.json`, a `storage.withdrawn.Withdrawn`.
 
-    A picture with several captions gives an example for each of them.
+    A picture with several captions gives one example for each caption.
 
-    A picture's split depends on its bytes and the seed alone, so it does not move when rows are
-    added, and the same picture with another caption is in the same split. Near duplicates go where
-    the one with the smallest hash goes, so a new one may move its group, and no other picture. Only
-    a split that would be empty gets a picture of the other one. The files are the same
-    byte for byte, whatever the number of workers.
+    The split of a picture depends only on its bytes and the seed, so it does not change when rows
+    are added, and the same picture with another caption is in the same split. Near duplicates go to
+    the split of the one with the smallest hash, so a new one may move its group, but no other
+    picture. Only if a split would be empty does it get a picture of the other one. The files are
+    the same byte for byte, whatever the number of workers.
     """
 
     SPEC_CLASS = CaptionExampleGenSpec
@@ -113,41 +113,43 @@ class CaptionExampleGen(base_beam_component.BaseBeamComponent):
         """Makes the component.
 
         Args:
-            dataset: What `sources.resolve_dataset` says: a folder or archive, or a dataset of the
-                hub at a commit.
-            dataset_fingerprint: What `sources.dataset_fingerprint` says: the part of the cache key
-                that stands for the data. "" takes what is there.
-            dataset_config: The dataset's configuration; "" for its default one.
+            dataset: The result of `sources.resolve_dataset`: a folder or archive, or a dataset of
+                the hub at a commit.
+            dataset_fingerprint: The result of `sources.dataset_fingerprint`: the part of the cache
+                key that stands for the data. "" accepts whatever is there.
+            dataset_config: Configuration of the dataset; "" for its default.
             dataset_split: The dataset's own split to read, several joined by `+`, or `all`.
             eval_fraction: Fraction of the pictures held out, above 0 and below 1.
-            seed: Decides which.
+            seed: Decides which pictures are held out.
             image_column: Column with the pictures; "" to find it.
             caption_column: Column with the captions; "" to find it.
-            max_pixels: Larger pictures are rejected before they are unpacked.
+            max_pixels: Larger pictures are rejected before they are decoded.
             max_aspect_ratio: Pictures whose sides differ by a larger factor are rejected.
-            max_rejected_fraction: With more rows rejected than this, the component fails.
-            dataset_form: What the dataset's files are taken for, the kind of a form in
-                `sources.forms`; "" to tell from them.
-            caption: The caption of pictures that have none; "" for nothing of the kind.
-            captions_from: `folder` or `file_name`, whose names become the captions of pictures
-                that have none, or `parameters`, the prompt that is written into such a picture; ""
-                for nothing of the kind.
-            caption_lines: What the lines of a caption's file are: `joined`, one caption, or a
+            max_rejected_fraction: If a larger fraction of the rows is rejected, the component
+                fails.
+            dataset_form: How the dataset's files are read: the kind of a form in `sources.forms`;
+                "" to recognise it from the files.
+            caption: Caption of pictures that have none; "" for none.
+            captions_from: Source of the captions of pictures that have none: the name of their
+                `folder`, their `file_name`, or the `parameters`, the prompt that is written into
+                such a picture; "" for none.
+            caption_lines: What the lines of a caption file are: one caption, `joined`, or a
                 caption `each`.
-            near_duplicates: What becomes of pictures that are nearly the same: `keep_together` in
-                one split, `keep_one` of them, or `ignore` that they are.
-            caption_template: Text with `{caption}` in it that every caption is put into, those that
-                are held out, too; "" for none.
-            word_captions: What becomes of captions where a new word is learned; `None`: none is.
-            withdrawn: File that lists what is taken out (`storage.withdrawn.read_list`), with near
-                duplicates, whatever becomes of these otherwise; "" for nothing.
+            near_duplicates: How pictures that are nearly the same are treated: `keep_together` in
+                one split, `keep_one` of them, or `ignore` the likeness.
+            caption_template: Text with `{caption}` in it that every caption is put into, also those
+                held out; "" for none.
+            word_captions: How captions are treated if the model learns a new word; `None` if it
+                does not.
+            withdrawn: File that lists the rows to take out (`storage.withdrawn.read_list`). Their
+                near duplicates are taken out, too, whatever `near_duplicates` says; "" for none.
 
         Raises:
-            ValueError: A fraction or limit is out of its range, `near_duplicates` is none of those
-                named, `caption_template` is no template, or the dataset's address has a secret in
-                it.
+            ValueError: A fraction or limit is out of range, `near_duplicates` is not an allowed
+                value, `caption_template` is not a template, or the dataset's address contains a
+                secret.
         """
-        # What is left open until a compiled pipeline is started is no text yet.
+        # A value left open until a compiled pipeline is started is not a string yet.
         if isinstance(dataset, str):
             check_address(dataset)
         if not 0.0 < eval_fraction < 1.0:

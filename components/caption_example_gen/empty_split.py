@@ -1,7 +1,7 @@
-"""What becomes of a split that no picture's hash falls into: it gets one picture of the other.
+"""Fills a split that no picture's hash falls into with one picture of the other split.
 
-With a dozen pictures that is likely. The shards are written by then, and those that hold the
-picture are written anew, so that it is as if its hash had fallen on the other side.
+With a dozen pictures an empty split is likely. By then the shards are written; those that hold the
+picture are rewritten, as if its hash had fallen into the other split.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ def fill_empty_split(
 ) -> tuple[int, frozenset[str]]:
     """Moves the picture whose hash is nearest to the empty split into it, with all its captions.
 
-    Its near duplicates go with it, and it is the hash of the first of them that counts; unless
-    nothing would be left, because all pictures are near duplicates.
+    Its near duplicates move with it, and the hash of the first of them counts; unless nothing
+    would be left, because all pictures are near duplicates.
 
     Args:
-        empty: The one of `train` and `eval` that is empty.
-        other: The other one.
-        split_uris: Folder of each, with all shards.
-        settings: What they were written with.
+        empty: The empty split, `train` or `eval`.
+        other: The other split.
+        split_uris: Folder of each split, with all shards.
+        settings: The settings they were written with.
         examples_uri: The artifact's folder, for unfinished files.
-        first_of: The first picture of the group of every picture that has near duplicates.
+        first_of: For every picture that has near duplicates, the first picture of its group.
 
     Returns:
-        How many examples were moved, and which pictures; none where all are of one picture, which
-        stay where they are.
+        The number of examples moved, and their pictures; none if all examples are of one picture,
+        which stay where they are.
     """
     paths, empty_paths = (
         [
@@ -62,8 +62,8 @@ def fill_empty_split(
     firsts = {picture: first_of.get(picture, picture) for picture in pictures}
     if len(set(firsts.values())) < 2:
         logger.warning(
-            "All %d pictures are near duplicates of one another: what is held out was trained on "
-            "in another form.",
+            "All %d pictures are near duplicates of one another: the model is trained on a "
+            "variant of what is held out.",
             len(pictures),
         )
         firsts = {picture: picture for picture in pictures}
@@ -97,7 +97,7 @@ def fill_empty_split(
 def _move_rows(
     going: frozenset[str], empty: str, other: str, settings: CheckSettings, rows_uri: str
 ) -> None:
-    """Sees to it that the index of the rows says of each split what is in it."""
+    """Makes the index of the rows match the new splits."""
     lines: dict[str, list[bytes]] = {}
     for split, count in settings.num_shards.items():
         lines |= {row_index.file_name(split, index): [] for index in range(count)}

@@ -1,14 +1,14 @@
 """The work of CaptionExampleGen.
 
-Beam passes around only where things are, neither pictures nor the names of many files: the first
-stage writes the examples of a unit (a row group, a tar, a few files) into a spill file, a stretch
-for every shard; the second reads a shard's stretches, sorts them and writes the shard. Memory
-depends on the size of a shard, not on that of the dataset. In between, unless near duplicates are
-ignored, one worker looks at the sketches of all pictures (see `groups`), and the few spills with a
-picture that must go elsewhere are written anew.
+Beam passes around only locations, neither pictures nor long lists of file names. The first stage
+writes the examples of a unit (a row group, a tar, a few files) into a spill file, with one stretch
+for every shard. The second stage reads the stretches of a shard, sorts them and writes the shard.
+Memory depends on the size of a shard, not of the dataset. In between, unless near duplicates are
+ignored, one worker compares the sketches of all pictures (see `groups`), and the few spill files
+with a picture that must move are rewritten.
 
-Where Beam's workers are threads of this process, each has a process at its side that does the first
-stage's work (see `check_process`).
+If Beam's workers are threads of this process, each has a process of its own that does the work of
+the first stage (see `check_process`).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ _SPILL_BYTES = 32 << 20
 _COUNTS_NAME, _LONG_CAPTIONS_NAME = "counts.json", "long_captions.json"
 _THUMBNAILS_NAME, _WITHDRAWN_NAME = "thumbnails.json", "withdrawn.json"
 _FOUND, _SKETCHED = "found", "sketched"
-# What there is of what is found.
+# The kinds of findings.
 _REJECTS, _COUNTS, _LONG_CAPTIONS, _THUMBNAILS, _TAKEN_OUT = _KINDS = (
     "rejects", "counts", "long_captions", "thumbnails", "withdrawn"
 )  # fmt: skip
@@ -104,11 +104,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """What workers need to know.
+    """Everything that workers need to know.
 
     Attributes:
-        settings: For judging rows.
-        processes: `CheckProcesses` that judge them; `None` where the worker itself does.
+        settings: For checking rows.
+        processes: `CheckProcesses` that check them; `None` if the worker does so itself.
         split_uris: Folder of every split.
         rows_uri: Folder of the index of rows.
         progress: Counts `_READING`.
@@ -123,15 +123,15 @@ class _Job:
 
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
-    """What became of all rows.
+    """The outcome of checking all rows.
 
     Attributes:
         examples: Number of examples in each split.
         rejected: Number of rejected rows by reason.
         notes: Number of examples with each of `TRUNCATED`, `LEFT_RIGHT` and `ANIMATED`, and, if
             there are any, `REPLACED`.
-        long_captions: Some of those that will be cut, each with its tokens.
-        groups: Of near duplicates; `None` where nobody looked for them.
+        long_captions: Some of the captions that will be cut, each with its number of tokens.
+        groups: Groups of near duplicates; `None` if these are ignored.
         withdrawn: The rows that a list takes out.
     """
 
@@ -148,7 +148,7 @@ class _Outcome:
 
     @property
     def unusable(self) -> Mapping[str, int]:
-        """Rows of which something is wrong, by reason: no repetition, nothing withdrawn."""
+        """Number of faulty rows by reason, without duplicates and withdrawn rows."""
         good = (_DUPLICATE, _NEAR_DUPLICATE, _WITHDRAWN)
         return {r: count for r, count in self.rejected.items() if r not in good}
 
@@ -174,8 +174,8 @@ class Executor(WholeElementsExecutor):
 
         Raises:
             DatasetError: The dataset is missing, unreadable or lacks the columns.
-            UserError: It changed after its fingerprint was taken, or while it was read; too many
-                rows are unusable, or there are no two usable pictures.
+            UserError: The dataset changed after its fingerprint was taken, or while it was read;
+                too many rows are unusable; or fewer than two pictures are usable.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         examples = artifact_utils.get_single_instance(output_dict["examples"])
@@ -190,7 +190,7 @@ class Executor(WholeElementsExecutor):
             split_uris = {s: artifact_utils.get_split_uri([examples], s) for s in SPLITS}
             rows_uri = os.path.join(examples.uri, row_index.FOLDER_NAME)
             numbers = [unit.num_rows for unit in source.units()]
-            # Of some forms only reading tells.
+            # Some forms give the number of rows only once they are read.
             total = sum(number or 0 for number in numbers) if None not in numbers else 0
             progress = SharedProgress(Work(_READING, total, "rows"))
             job = _Job(settings, processes, split_uris, rows_uri, progress)
@@ -198,7 +198,7 @@ class Executor(WholeElementsExecutor):
                 with progress.shown():
                     _run(pipeline, source, job, rejects.uri)
             except Exception:
-                # Of a file that is gone, or half written, it is the cause.
+                # A changed dataset explains a file that is missing or half written.
                 _check_unchanged(spec, fingerprint, stamp)
                 raise
         _check_unchanged(spec, fingerprint, stamp)
@@ -236,18 +236,18 @@ def _spec(exec_properties: Mapping[str, Any]) -> DatasetSpec:
 
 
 def _open_unchanged(spec: DatasetSpec, expected: str) -> tuple[Source, str]:
-    """A dataset and its fingerprint, which must be the expected one unless that is empty."""
+    """A dataset and its fingerprint, which must equal `expected` unless that is empty."""
     source = open_dataset(spec)
     fingerprint = dataset_fingerprint(spec, source)
     if expected not in ("", fingerprint):
         raise UserError(
-            f"dataset {spec.dataset!r} is not the one that this run was prepared for: its "
+            f"dataset {spec.dataset!r} has changed since this run was prepared: its "
             f"fingerprint is {fingerprint}, expected {expected}; start the run again"
         )
     logger.info("Dataset %s is %s.", spec.dataset, source.taken_for)
     if source.left_out:
         logger.info(
-            "%d files of other splits are not read, such as %s.",
+            "%d files belong to other splits and are not read, such as %s.",
             len(source.left_out),
             source.left_out[0],
         )
@@ -255,9 +255,9 @@ def _open_unchanged(spec: DatasetSpec, expected: str) -> tuple[Source, str]:
 
 
 def _check_unchanged(spec: DatasetSpec, fingerprint: str, stamp: object) -> None:
-    """Raises a `UserError` where a dataset is not as it was when it had a `local_stamp`.
+    """Raises a `UserError` if a dataset has changed since its `local_stamp` was taken.
 
-    What was read would else be taken, from the cache, for what the fingerprint stands for.
+    Otherwise the cache would hold what was read under the fingerprint of other data.
     """
     if stamp is not None and local_stamp(spec.dataset) == stamp:
         return
@@ -267,7 +267,7 @@ def _check_unchanged(spec: DatasetSpec, fingerprint: str, stamp: object) -> None
     if (found := dataset_fingerprint(spec, open_dataset(spec))) != fingerprint:
         raise UserError(
             f"dataset {spec.dataset!r} changed while it was read: its fingerprint was "
-            f"{fingerprint}, and is {found} now; start the run again when nobody writes to it"
+            f"{fingerprint} and is now {found}; start the run again when nothing writes to it"
         )
 
 
@@ -292,8 +292,8 @@ def _settings(
 
 
 def _num_shards(source: Source, eval_fraction: float) -> dict[str, int]:
-    """For each split, so many that a shard is as large as a worker should hold."""
-    # A picture is in as many examples as it has captions.
+    """Number of shards of each split, so that a worker can hold one in memory."""
+    # Each caption of a picture makes an example with a copy of it.
     units = itertools.islice(source.units(), 1)
     rows = (row for unit in units for row in source.read(unit, peek=True))
     captions = [len(row.captions) for row in itertools.islice(rows, _ROWS_LOOKED_AT)]
@@ -310,7 +310,7 @@ def _runs_here(pipeline: beam.Pipeline) -> bool:
 
 @contextlib.contextmanager
 def _check_processes(pipeline: beam.Pipeline) -> Iterator[shared.Shared | None]:
-    """Processes for the workers, where these are several threads of this process."""
+    """Processes for the workers, if these are several threads of this process."""
     direct = pipeline.options.view_as(DirectOptions)
     threaded = direct.direct_running_mode == "multi_threading" and direct.direct_num_workers != 1
     if not (_runs_here(pipeline) and threaded):
@@ -323,7 +323,7 @@ def _check_processes(pipeline: beam.Pipeline) -> Iterator[shared.Shared | None]:
 
 
 def _run(pipeline: beam.Pipeline, source: Source, job: _Job, rejects_uri: str) -> None:
-    """Writes the examples, the rejected rows, and what `_take_outcome` takes."""
+    """Writes the examples, the rejected rows and the files that `_take_outcome` reads."""
     if _runs_here(pipeline):
         source.files.fetch(source.paths)
     for path in (*job.split_uris.values(), job.rows_uri, job.settings.spill_folder, rejects_uri):
@@ -345,10 +345,10 @@ def _build(
         _THUMBNAILS: os.path.join(job.settings.spill_folder, _THUMBNAILS_NAME),
         _TAKEN_OUT: os.path.join(job.settings.spill_folder, _WITHDRAWN_NAME),
     }
-    # Every grouping and every source costs the runner a stage or two, so there are few of them.
+    # Every grouping and every source costs the runner a stage or two, so there are only a few.
     checked = (
         pipeline
-        # Reshuffling spreads them over the workers.
+        # Reshuffling spreads the units over the workers.
         | "Units" >> beam.Create([None, *units], reshuffle=True)
         | "Check" >> beam.ParDo(_CheckRows(job)).with_outputs(_FOUND, _SKETCHED, main="spills")
     )
@@ -380,11 +380,11 @@ def _build(
 
 
 class _CheckRows(beam.DoFn):
-    """Unit, or where it is -> (shard, where its candidates lie).
+    """Unit, or its location -> (shard, location of its candidates).
 
-    Rejected rows and their counts on the side.
+    Rejected rows and their counts are side outputs.
 
-    `None` -> every shard and every kind of what is found, with nothing in it.
+    `None` -> every shard and every kind of finding, empty.
     """
 
     def __init__(self, job: _Job) -> None:
@@ -400,7 +400,7 @@ class _CheckRows(beam.DoFn):
 
     def process(self, unit: Unit | Stretch | None) -> Iterator[Any]:
         if unit is None:
-            # All files are written, also those that no row falls into.
+            # Every file is written, even if no row falls into it.
             for split, count in self._job.settings.num_shards.items():
                 yield from ((shard_key(split, index), None) for index in range(count))
             for kind in _KINDS:
@@ -423,9 +423,9 @@ class _CheckRows(beam.DoFn):
 def _judge_groups(
     element: tuple[int, Iterable[Stretch | None]], settings: CheckSettings
 ) -> Verdicts:
-    """Where all sketches lie -> what becomes of pictures that have near duplicates.
+    """Locations of all sketches -> verdicts on pictures that have near duplicates.
 
-    The groups are also written, for `_take_outcome`.
+    Also writes the groups, for `_take_outcome`.
     """
     groups, verdicts = judge_groups((s for s in element[1] if s is not None), settings)
     write_groups(groups, os.path.join(settings.spill_folder, GROUPS_NAME))
@@ -433,9 +433,9 @@ def _judge_groups(
 
 
 class _SettleGroups(beam.DoFn):
-    """(Shard, where candidates of it lie) -> the same for the shards in which they are to be.
+    """(Shard, location of its candidates) -> the same for the shards they belong in.
 
-    Rejected rows, their counts and thumbnails on the side.
+    Rejected rows, their counts and thumbnails are side outputs.
     """
 
     def __init__(self, settings: CheckSettings) -> None:
@@ -500,7 +500,7 @@ class _SettleGroups(beam.DoFn):
 
 
 class _WriteShard(beam.DoFn):
-    """(Shard, where its candidates lie) -> what is found; writes a file."""
+    """(Shard, locations of its candidates) -> findings; writes the shard."""
 
     def __init__(self, job: _Job) -> None:
         self._job = job
@@ -552,7 +552,7 @@ class _WriteShard(beam.DoFn):
 
 
 def _found(reject: Reject) -> tuple[str, tuple[str, int, bytes]]:
-    """A reject as it is sorted and written: all of them come together in one place."""
+    """A reject as it is sorted and written, with all others, in one place."""
     return _REJECTS, (reject.origin, reject.row, reject.line())
 
 
@@ -563,7 +563,7 @@ def _write_found(element: tuple[str, Iterable[Any]], paths: Mapping[str, str]) -
         write_counts(items, paths[kind])
     elif kind == _REJECTS:
         with tf.io.gfile.GFile(paths[kind], "wb") as f:
-            # With nothing written, there would be no file.
+            # Without a write there would be no file.
             f.write(b"".join(line for _, _, line in sorted(items)))
     elif kind == _THUMBNAILS:
         with tf.io.gfile.GFile(paths[kind], "w") as f:
@@ -578,7 +578,7 @@ def _write_found(element: tuple[str, Iterable[Any]], paths: Mapping[str, str]) -
 
 
 def _take_outcome(settings: CheckSettings) -> _Outcome:
-    """Reads what the workers found, and removes their files."""
+    """Reads the workers' findings and removes their files."""
     spill_folder = settings.spill_folder
     counts = read_counts(os.path.join(spill_folder, _COUNTS_NAME))
     with tf.io.gfile.GFile(os.path.join(spill_folder, _LONG_CAPTIONS_NAME), "r") as f:
@@ -596,7 +596,7 @@ def _take_outcome(settings: CheckSettings) -> _Outcome:
         },
         notes={
             **{note: counts.get(note, 0) for note in (TRUNCATED, LEFT_RIGHT, ANIMATED)},
-            # Where no word is learned, there is nothing to say.
+            # Absent if the model learns no new word.
             **({REPLACED: counts[REPLACED]} if REPLACED in counts else {}),
         },
         long_captions=[(caption, num_tokens) for _, num_tokens, caption in long_captions],
@@ -606,7 +606,7 @@ def _take_outcome(settings: CheckSettings) -> _Outcome:
 
 
 def _take_groups(spill_folder: str) -> list[list[GroupedPicture]]:
-    """Groups of near duplicates, with the thumbnails that there are."""
+    """Groups of near duplicates, with those thumbnails that exist."""
     path = os.path.join(spill_folder, GROUPS_NAME)
     with tf.io.gfile.GFile(os.path.join(spill_folder, _THUMBNAILS_NAME), "r") as f:
         thumbnails = json.loads(f.read())
@@ -621,7 +621,7 @@ def _check_rejected(
 ) -> None:
     total, num_rows = outcome.num_unusable, outcome.num_rows
     if num_rows == 0:
-        raise UserError(f"dataset {dataset!r} has no rows: add some, or name another by --dataset")
+        raise UserError(f"dataset {dataset!r} has no rows: add some, or set another by --dataset")
     if outcome.withdrawn and num_rows == total + len(outcome.withdrawn):
         raise UserError(
             f"nothing is left of dataset {dataset!r}: {len(outcome.withdrawn):,} of its "
@@ -629,19 +629,19 @@ def _check_rejected(
         )
     if total == num_rows:
         raise UserError(
-            f"no row of dataset {dataset!r} can be used: mend them, or name another dataset by "
+            f"no row of dataset {dataset!r} can be used: fix the rows, or set another dataset by "
             f"--dataset\n{_table(outcome.unusable, rejects)}"
         )
     if total > max_fraction * num_rows:
         raise UserError(
             f"{total:,} of {num_rows:,} rows of dataset {dataset!r} ({total / num_rows:.1%}) "
-            f"cannot be used, and no more than {100 * max_fraction:g} % may be: mend them, or "
+            f"cannot be used; at most {100 * max_fraction:g} % may be unusable: fix the rows, or "
             f"allow more by --max-rejected-fraction\n{_table(outcome.unusable, rejects)}"
         )
 
 
 def _table(unusable: Mapping[str, int], rejects: types.Artifact) -> str:
-    """How many rows each reason has, with an example: a failed step's files are deleted."""
+    """Rows by reason, with an example: the files of a failed component are deleted."""
     first: dict[str, str] = {}
     with tf.io.gfile.GFile(os.path.join(rejects.uri, REJECTS_NAME), "r") as f:
         for line in f:
@@ -650,7 +650,7 @@ def _table(unusable: Mapping[str, int], rejects: types.Artifact) -> str:
                 reject["reason"], f"{reject['origin']} row {reject['row']}: {reject['detail']}"
             )
     width = max(map(len, unusable))
-    rows = [f"  {'reason':<{width}}  {'rows':>8}  the first of them"]
+    rows = [f"  {'reason':<{width}}  {'rows':>8}  first row"]
     for reason, count in sorted(unusable.items(), key=lambda item: (-item[1], item[0])):
         rows.append(f"  {_in_words(reason):<{width}}  {count:>8,}  {first[reason]}")
     return "\n".join(rows)
@@ -666,7 +666,7 @@ def _with_both_splits(
     split_uris: Mapping[str, str],
     examples_uri: str,
 ) -> _Outcome:
-    """Sees to it that something is trained on and something held out."""
+    """Makes sure that neither split is empty."""
     total = sum(outcome.examples.values())
     if total == 0:
         raise UserError(f"no row of dataset {settings.spec.dataset!r} can be used")
@@ -681,8 +681,8 @@ def _with_both_splits(
                 one_picture_message(f"all {total} usable rows of dataset {settings.spec.dataset!r}")
             )
         logger.info(
-            "No picture's hash falls into %s (eval_fraction %g, seed %d): it gets the one whose "
-            "hash is nearest.",
+            "No picture's hash falls into %s (eval_fraction %g, seed %d): that split gets the "
+            "picture whose hash is nearest.",
             empty,
             settings.eval_fraction,
             settings.seed,
@@ -736,17 +736,19 @@ def _tell(outcome: _Outcome, rejects: types.Artifact) -> None:
         f"{outcome.examples['eval']:,}",
     )
     if repeated := outcome.rejected.get(_DUPLICATE):
-        logger.info("%d rows repeat the picture and caption of another and are left out.", repeated)
+        logger.info(
+            "%d rows repeat the picture and caption of another row and are left out.", repeated
+        )
     if outcome.groups:
         dropped = outcome.rejected.get(_NEAR_DUPLICATE)
         logger.info(
-            "%d pictures are near duplicates, in %d groups (other sizes, cuts or mirror images of "
-            "one): %s.",
+            "%d pictures are near duplicates, in %d groups (other sizes, crops or mirror images of "
+            "one picture): %s.",
             sum(map(len, outcome.groups)),
             len(outcome.groups),
-            f"one of each is kept, and {dropped} rows are left out"
+            f"one picture of each group is kept, and {dropped} rows are left out"
             if dropped
-            else "each group is trained on or held out as one",
+            else "each group is trained on or held out as a whole",
         )
     if outcome.unusable:
         reasons = ", ".join(
@@ -763,12 +765,12 @@ def _tell(outcome: _Outcome, rejects: types.Artifact) -> None:
         logger.warning("%d pictures are animated: the first frame is used.", animated)
     if replaced := outcome.notes.get(REPLACED):
         logger.warning(
-            "%s captions lack the new word: sentences about it take their place (word.templates).",
+            "%s captions lack the new word and are replaced by sentences with it (word.templates).",
             f"{replaced:,}",
         )
     if outcome.long_captions:
         logger.warning(
-            "%d captions are longer than the text encoder reads and will be cut, such as %s",
+            "%d captions are longer than what the text encoder reads and will be cut, such as %s",
             outcome.notes[TRUNCATED],
             "; ".join(
                 f"{_shortened(caption)!r} ({num_tokens} tokens)"
@@ -780,7 +782,7 @@ def _tell(outcome: _Outcome, rejects: types.Artifact) -> None:
 def _tell_withdrawn(withdrawn: Withdrawn, rejects: types.Artifact) -> None:
     near = sum(bool(row.near) for row in withdrawn.rows)
     logger.info(
-        "%d rows are withdrawn, %d of them as near duplicates: see %s",
+        "%d rows are withdrawn, %d of them as near duplicates of listed pictures: see %s",
         len(withdrawn.rows),
         near,
         os.path.join(rejects.uri, REJECTS_NAME),
@@ -789,9 +791,9 @@ def _tell_withdrawn(withdrawn: Withdrawn, rejects: types.Artifact) -> None:
     rejects.set_int_custom_property("withdrawn_unmatched", len(unmatched))
     if unmatched:
         logger.warning(
-            "%d entries of dataset.withdrawn name no row that could be used, such as line %d (%s): "
-            "nobody can look for near duplicates of a picture that is not here. List these, too, "
-            "or leave the picture where it is; it is not trained on.",
+            "%d entries of dataset.withdrawn match no usable row, such as line %d (%s): without "
+            "the picture, its near duplicates cannot be found. List them, too, or leave the "
+            "picture in the dataset; it is not trained on.",
             len(unmatched),
             unmatched[0].line,
             _shortened(unmatched[0].shown),

@@ -1,7 +1,7 @@
-"""Groups of near duplicates: what becomes of their pictures.
+"""Groups of near duplicates, and the verdicts on their pictures.
 
-Where the pictures' sketches lie is told by the workers that judged the rows; one worker finds the
-groups. The sketches go through a file of its own, so that memory does not grow with their bytes.
+The workers that check the rows report where the sketches of the pictures are; one worker finds the
+groups. It keeps the sketches in a file, so that memory does not grow with their bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from components.caption_example_gen.sources import split_of
 from storage.images import SKETCH_SIDE, decode_image
 from storage.near_duplicates import group, resembling
 
-# On the dataset's page.
+# Limits of the dataset's page.
 _SHOWN_GROUPS = 24
 _SHOWN_PICTURES = 8
 _THUMBNAIL_SIZE = 128
@@ -47,8 +47,8 @@ class Withdrawal:
     """Why a picture is taken out.
 
     Attributes:
-        entry: The number of the entry that lists it, or the one that it resembles.
-        near: SHA-256 (hex) of the picture that it resembles; "" where it is listed itself.
+        entry: The number of the entry that lists it, or the picture that it resembles.
+        near: SHA-256 (hex) of the picture that it resembles; "" if it is listed itself.
     """
 
     entry: int
@@ -57,13 +57,13 @@ class Withdrawal:
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """What becomes of the pictures that have near duplicates, or are withdrawn.
+    """The verdicts on pictures that have near duplicates or are withdrawn.
 
     Attributes:
-        elsewhere: The split of every picture whose own hash would have it in another.
-        dropped: Where the one is that is kept in place of a picture, for people.
+        elsewhere: The split of every picture whose own hash falls into the other split.
+        dropped: For every picture that is dropped, which one is kept instead, in words.
         withdrawn: Pictures that are taken out.
-        paths: The spill files in which any of these three kinds are.
+        paths: The spill files that hold pictures of any of these three kinds.
         shown: Pictures that the dataset's page shows.
     """
 
@@ -77,17 +77,17 @@ class Verdicts:
 def judge_groups(
     stretches: Iterable[Stretch], settings: CheckSettings
 ) -> tuple[list[list[GroupedPicture]], Verdicts]:
-    """Finds the groups of near duplicates, and says what becomes of their pictures.
+    """Finds the groups of near duplicates, and judges their pictures.
 
-    What is withdrawn is in no group: the others are judged as if it had never been there.
+    Withdrawn pictures are in no group: the others are judged as if those had never been there.
 
     Args:
-        stretches: Where all pictures' sketches are.
-        settings: What they were judged with.
+        stretches: Locations of the sketches of all pictures.
+        settings: The settings that the rows were checked with.
 
     Returns:
-        All groups, in the order of their first pictures, and the verdicts. A group's first picture
-        is the one with the smallest hash, and decides its split.
+        All groups, in the order of their first pictures, and the verdicts. The first picture of a
+        group is the one with the smallest hash, and decides the split of the group.
     """
     with tempfile.TemporaryDirectory() as folder:
         pictures = _Pictures.gathered(stretches, folder)
@@ -108,7 +108,7 @@ def judge_groups(
 
 
 def _withdrawn(pictures: _Pictures, folder: str) -> dict[int, Withdrawal]:
-    """The positions of the pictures that are listed, or resemble one that is."""
+    """By position, the pictures that are listed or resemble a listed one."""
     listed = np.flatnonzero(pictures.entries != NOT_LISTED)
     out = {int(i): Withdrawal(int(pictures.entries[i])) for i in listed}
     if out:
@@ -123,16 +123,16 @@ class _Pictures:
     """All pictures, in the order of their hashes; each may have come from several spill files.
 
     Attributes:
-        hashes: bytes of 64 characters [R], one for each picture of each stretch, as they came.
-        files: One for each of these.
+        hashes: bytes of 64 characters [R], one for each picture of each stretch, as read.
+        files: One for each hash.
         rows: int [R].
         sizes: int [R, 2], width and height.
         stretches: int [R], the number of the stretch.
         paths: The spill file of every stretch.
-        order: int [R], the order of the hashes; of the same hash, in which they came.
-        starts: int [N + 1], where in this order each picture starts, and the last one ends.
-        first: int [N], of every picture the one that stands for it.
-        entries: int [N], by which entry each is withdrawn; see `Sketched`.
+        order: int [R], the stable sort order of the hashes.
+        starts: int [N + 1], where in this order each picture starts, and where the last one ends.
+        first: int [N], for each picture, the index in [0, R) that represents it.
+        entries: int [N], the entry that withdraws each picture; see `Sketched`.
     """
 
     hashes: np.ndarray
@@ -148,7 +148,7 @@ class _Pictures:
 
     @classmethod
     def gathered(cls, stretches: Iterable[Stretch], folder: str) -> _Pictures:
-        """Reads stretches; leaves their sketches in a file."""
+        """Reads stretches, and writes their sketches to a file."""
         hashes = [np.zeros(0, _HASH)]
         files: list[str] = []
         rows, sizes, numbers = [np.zeros(0, int)], [np.zeros((0, 2), int)], [np.zeros(0, int)]
@@ -174,7 +174,7 @@ class _Pictures:
         first = order[starts[:-1]]
         for position in np.flatnonzero(np.diff(starts) > 1):
             same = order[starts[position] : starts[position + 1]]
-            # The same whichever worker comes first.
+            # The choice must not depend on which worker finishes first.
             first[position] = min(same, key=lambda i: (files[i], every_row[i]))
         listed = np.concatenate(entries)[order]
         return cls(
@@ -187,13 +187,13 @@ class _Pictures:
             order,
             starts,
             first,
-            # Another row with the same picture may be the one that is listed.
+            # The list may name another row with the same picture.
             np.minimum.reduceat(listed, starts[:-1]) if len(listed) else listed,
         )
 
     @property
     def aspects(self) -> np.ndarray:
-        """Width by height of the pictures, float [N]."""
+        """Aspect ratios (width / height) of the pictures, float [N]."""
         sizes = self.sizes[self.first]
         result: np.ndarray = sizes[:, 0] / sizes[:, 1]
         return result
@@ -239,7 +239,7 @@ def _verdicts(
         split = split_of(members[0].picture, settings.eval_fraction, settings.seed)
         kept = members
         if settings.near_duplicates == KEEP_ONE:
-            # The first of those with the most pixels.
+            # Of equally large pictures, the first is kept.
             kept = [max(members, key=lambda s: s.width * s.height)]
             best = kept[0]
             for s in members:
@@ -280,7 +280,7 @@ def _verdicts(
 
 
 def thumbnail(example: bytes) -> str:
-    """The picture of a serialized example made small, as a JPEG in base64."""
+    """A thumbnail of the picture of a serialized example, as a JPEG in base64."""
     feature = tf.train.Example.FromString(example).features.feature["image/encoded"]
     image = decode_image(feature.bytes_list.value[0])
     image.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))

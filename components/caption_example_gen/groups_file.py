@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import tensorflow as tf
 
 GROUPS_NAME = "near_duplicates.json"
-"""The file, in the folder of the examples."""
+"""Name of the file, in the folder of the examples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,8 @@ class GroupedPicture:
         row: The number of that row.
         width: In pixels.
         height: In pixels.
-        split: Where it went; "" where another one was kept in its place.
-        thumbnail: A JPEG in base64; "" of pictures that are not shown.
+        split: Its split; "" if another picture was kept instead.
+        thumbnail: A JPEG in base64; "" for pictures that are not shown.
     """
 
     picture: str
@@ -36,10 +36,10 @@ class GroupedPicture:
 
 
 def write_groups(groups: Iterable[Sequence[GroupedPicture]], path: str) -> None:
-    """Writes groups as JSON, one in a line."""
+    """Writes groups as JSON, one per line."""
     lines = (json.dumps([dataclasses.asdict(picture) for picture in members]) for members in groups)
     with tf.io.gfile.GFile(path, "w") as f:
-        # With nothing written, there would be no file.
+        # Without a write there would be no file.
         f.write("".join(f"{line}\n" for line in lines))
 
 

@@ -1,6 +1,6 @@
-"""Says what the pipeline would make of a dataset, and changes nothing.
+"""Shows how the pipeline would read a dataset, without changing anything.
 
-python -m components.caption_example_gen.look PATH [flags of the runner that concern datasets]
+python -m components.caption_example_gen.look PATH [dataset flags of the runner]
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
 
     Args:
         argv: The command line; `None` for the program's own.
-        out: Where the answer goes; `None` for the standard output.
+        out: Where the answer goes; `None` for standard output.
 
     Returns:
-        0; or 2 where the dataset cannot be read, which is said in a line on the standard error.
+        0; or 2 if the dataset cannot be read, with one line on standard error that says why.
     """
     arguments = command().parse_args(argv)
     try:
@@ -71,31 +71,31 @@ def command() -> Command:
     """The parser of the command line."""
     parser = Command(
         "components.caption_example_gen.look",
-        "Says what the pipeline would make of a dataset, and changes nothing.",
+        "Shows how the pipeline would read a dataset, without changing anything.",
         [
             ((Path("data/creatures"),), ""),
             (("you/pictures@v2", "--caption-column", "caption"), "a dataset of the hub"),
         ],
     )
-    parser.add_argument("dataset", help="folder, archive, gs:// URL or dataset of the hub")
+    parser.add_argument("dataset", help="folder, archive, gs:// URL or dataset on the hub")
     parser.add_argument("--rows", type=int, default=_ROWS, help="rows to show (default: 10)")
     parser.add_argument("--dataset-config", default="", help="configuration (subset)")
     parser.add_argument("--dataset-split", default="train", help="split to read, or all")
     parser.add_argument("--image-column", default="", help="column with the pictures")
     parser.add_argument("--caption-column", default="", help="column with the captions")
-    parser.add_argument("--dataset-form", default="", help="what the files are taken for")
+    parser.add_argument("--dataset-form", default="", help="form to read the files as")
     parser.add_argument("--caption", default="", help="caption of pictures that have none")
     parser.add_argument(
         "--captions-from",
         default="",
         choices=CAPTIONS_FROM,
-        help="what the captions are made of where pictures have none",
+        help="source of the captions of pictures that have none",
     )
     parser.add_argument(
         "--caption-lines",
         default=LINES_JOINED,
         choices=(LINES_JOINED, LINES_EACH),
-        help="lines of a caption file",
+        help="whether the lines of a caption file are one caption or one each",
     )
     return parser
 
@@ -114,10 +114,10 @@ def _lines(source: Source, spec: DatasetSpec, num_rows: int) -> Iterator[str]:
     if columns:
         yield f"  {', '.join(columns)}"
     size = source.image_bytes / 2**20
-    yield f"  {len(source.paths):,} files are read, with {size:,.1f} MiB of pictures"
+    yield f"  reads {len(source.paths):,} files with {size:,.1f} MiB of pictures"
     if source.left_out:
         number, first = len(source.left_out), source.left_out[0]
-        yield f"  {number:,} of other splits are not, such as {first}"
+        yield f"  leaves out {number:,} files of other splits, such as {first}"
     rows = (row for unit in source.units() for row in source.read(unit, peek=True))
     shown = list(itertools.islice(rows, num_rows))
     yield f"The first {len(shown)} rows:" if shown else "There are no rows."
@@ -142,7 +142,7 @@ def _captions(row: Row) -> str:
 
 
 def _caption(caption: bytes | None, row: Row) -> str:
-    # What is wrong with a picture has been said.
+    # A problem with the picture itself is shown before its captions.
     problem = f" ({row.image_problem})" if row.image is not None and row.image_problem else ""
     if caption is None:
         return f"no caption{problem}"
@@ -151,7 +151,7 @@ def _caption(caption: bytes | None, row: Row) -> str:
         return repr(_shortened(caption.decode("utf-8"))) + blank
     except UnicodeDecodeError:
         shown = repr(_shortened(caption.decode("utf-8", "replace")))
-        return f"{shown}: SET ASIDE, {row.image_problem or 'it is no UTF-8 text'};"
+        return f"{shown}: SET ASIDE, {row.image_problem or 'it is not UTF-8 text'};"
 
 
 def _shortened(text: str) -> str:

@@ -1,6 +1,7 @@
-"""Reads the rows of a unit and judges them.
+"""Reads the rows of a unit and checks them.
 
-Neither Beam nor TensorFlow is imported, so that a process that does nothing else starts fast.
+This module imports neither Beam nor TensorFlow, so that a process that only checks rows starts
+fast.
 """
 
 from __future__ import annotations
@@ -32,42 +33,43 @@ from storage.withdrawn import WithdrawnList
 from trainer.text.tokenizer import MAX_LENGTH, token_count
 
 TRUNCATED, LEFT_RIGHT, ANIMATED = "captions_truncated", "captions_left_right", "images_animated"
-"""Notes of a candidate."""
+"""Notes on a candidate."""
 REPLACED = "captions_replaced"
-"""Another one, where a new word is learned: its caption lacked that."""
+"""Another note: the model learns a new word, and the caption lacked it."""
 
 NEAR_DUPLICATES = KEEP_TOGETHER, KEEP_ONE, IGNORE = "keep_together", "keep_one", "ignore"
-"""What becomes of pictures that are nearly the same: all are in one split; only one of them is
-kept; or nobody looks."""
+"""How pictures that are nearly the same are treated: all go to one split, only one is kept, or
+they are not looked for."""
 
-# A picture's mirror image would make these wrong.
+# These words are wrong for the mirror image of a picture.
 _LEFT_RIGHT_WORDS = frozenset({"left", "right", "leftmost", "rightmost", "leftward", "rightward"})
 _WORD = re.compile(r"\w+")
-# Beside the shards, whose names have a stroke in them.
+# A key beside the shards, whose names have a slash in them.
 _SKETCHES = "sketches"
 
 NOT_LISTED = 2**31 - 1
-"""Stands where no entry of a list of withdrawn pictures has a number."""
+"""Stands for no entry of the list of withdrawn rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckSettings:
-    """What there is to know for judging rows.
+    """Settings for checking rows.
 
     Attributes:
         spec: The dataset.
         eval_fraction: Fraction of the pictures that are held out.
-        seed: Decides which.
+        seed: Decides which pictures are held out.
         max_pixels: Larger pictures are rejected.
-        max_aspect_ratio: So are pictures that are longer, compared with their width, or wider.
-        num_shards: By split.
-        spill_folder: Existing folder for what is read again and then deleted.
-        spill_bytes: After about so many bytes of examples a spill file ends.
+        max_aspect_ratio: Pictures whose sides differ by a larger factor are rejected.
+        num_shards: Number of shards by split.
+        spill_folder: Existing folder for files that are read again and then deleted.
+        spill_bytes: A spill file ends after about this many bytes of examples.
         near_duplicates: One of `NEAR_DUPLICATES`; unless they are ignored, sketches are made.
-        caption_template: What captions are put into; see `CaptionTemplate.parse`.
-        word_captions: What becomes of them where a new word is learned; `None` where none is.
-        withdrawn: What is to be taken out; `None` for nothing. Sketches are made for it, too.
-        reader: Reads the rows; `None` where the dataset is to be opened for that.
+        caption_template: Template for captions; see `CaptionTemplate.parse`.
+        word_captions: How captions are treated if the model learns a new word; `None` if it does
+            not.
+        withdrawn: List of the rows to take out; `None` for none. It needs sketches, too.
+        reader: Reads the rows; `None` to open the dataset for that.
     """
 
     spec: DatasetSpec
@@ -92,7 +94,7 @@ class CheckSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A row that passed every check of its own; whether it is a duplicate is not known yet."""
+    """A row that passed every check of its own; it may still be a duplicate."""
 
     id: str
     picture: str
@@ -106,7 +108,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Reject:
-    """A line of the rejects' file."""
+    """A line of the rejects file."""
 
     reason: str
     detail: str
@@ -120,7 +122,7 @@ class Reject:
 
 
 class Sketched(NamedTuple):
-    """What tells whether a picture is nearly the same as another.
+    """A picture with its sketch, which shows whether it is nearly the same as another.
 
     Attributes:
         picture: SHA-256 (hex) of its file.
@@ -129,7 +131,7 @@ class Sketched(NamedTuple):
         width: In pixels.
         height: In pixels.
         sketch: See `ImageFacts`.
-        entry: The number of the entry by which the picture is withdrawn; `NOT_LISTED` if by none.
+        entry: The number of the entry that withdraws the picture; `NOT_LISTED` if none does.
     """
 
     picture: str
@@ -141,20 +143,20 @@ class Sketched(NamedTuple):
     entry: int = NOT_LISTED
 
     def first_of(self, other: Sketched) -> Sketched:
-        """Of the same picture in another row: this one, with what lists either."""
+        """This row, with the entry that lists it or `other`, a later row of the same picture."""
         listed = min(self.entry, other.entry)
         return self if listed == self.entry else self._replace(entry=listed)
 
 
 class Sketches(NamedTuple):
-    """A column for each field of `Sketched`: of many pictures, these are written and read faster.
+    """A column for each field of `Sketched`: columns of many pictures are faster to write and read.
 
     Attributes:
-        pictures: All hashes in one.
-        files: One of each picture.
+        pictures: All hashes, joined.
+        files: One file for each picture.
         rows: int64 [N].
         sizes: int32 [N, 2], width and height.
-        sketches: All of them in one.
+        sketches: All sketches, joined.
         entries: int32 [N].
     """
 
@@ -167,7 +169,7 @@ class Sketches(NamedTuple):
 
     @classmethod
     def of(cls, sketched: Sequence[Sketched]) -> Sketches:
-        """Puts one or more pictures together."""
+        """Combines one or more pictures."""
         pictures, files, rows, widths, heights, sketches, entries = zip(*sketched, strict=True)
         return cls(
             "".join(pictures).encode(),
@@ -180,22 +182,22 @@ class Sketches(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """A part of a spill file: pickled, a list of the candidates of one shard, sketches, a unit."""
+    """A part of a spill file: the pickled candidates of one shard, sketches, or a unit."""
 
     path: str
     offset: int
     length: int
 
     def read(self) -> list[Candidate]:
-        """The candidates, in the order in which they were judged."""
+        """The candidates, in the order in which they were checked."""
         return cast(list[Candidate], self._read())
 
     def read_sketches(self) -> Sketches:
-        """The sketches of pictures in this file, each once."""
+        """The sketches of the pictures in this file, one for each picture."""
         return cast(Sketches, self._read())
 
     def read_unit(self) -> Unit:
-        """A unit, which has the names of its files."""
+        """A unit with the names of its files."""
         return cast(Unit, self._read())
 
     def _read(self) -> object:
@@ -206,13 +208,13 @@ class Stretch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What became of a few rows.
+    """The outcome of checking a few rows.
 
     Attributes:
-        spilled: By shard (see `shard_key`), where its candidates are.
-        rejects: The others.
-        num_rows: How many rows they were.
-        sketches: Where the sketches of the candidates' pictures are; `None` where there are none.
+        spilled: By shard (see `shard_key`), the location of its candidates.
+        rejects: The rejected rows.
+        num_rows: The number of rows checked.
+        sketches: Location of the sketches of the candidates' pictures; `None` if there are none.
     """
 
     spilled: Mapping[str, Stretch]
@@ -241,10 +243,10 @@ class _Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Unchecked:
-    """A picture of our own making, and its caption, in the form of a dataset's rows.
+    """A picture that this project made, and its caption, in the form of a dataset's rows.
 
     Attributes:
-        indexed: For the index of rows.
+        indexed: The entry for the index of rows.
         example: The serialized tf.Example.
         left_right: Whether the caption says left or right.
     """
@@ -255,7 +257,7 @@ class Unchecked:
 
 
 def example_of(encoded: bytes, caption: str) -> Unchecked:
-    """The row of a picture that is known to be good; raises an `ImageError` if it is not."""
+    """The row of a picture that is known to be good; raises `ImageError` if it is not."""
     facts = inspect_image(encoded)
     picture = _Picture(hashlib.sha256(encoded).hexdigest(), encoded, facts, split="")
     example_id = _example_id(picture, caption)
@@ -273,15 +275,15 @@ def shard_key(split: str, index: int) -> str:
 
 
 def shard_index(example_id: str, num_shards: int) -> int:
-    """The output shard of an example: a range of the ids, whose order is as good as a shuffle."""
+    """The output shard of an example, a range of ids: their order is as good as a shuffle."""
     return int(example_id[:8], 16) * num_shards >> 32
 
 
 def spill(parts: Mapping[str, Any], folder: str) -> dict[str, Stretch]:
-    """Pickles values into one new file of a folder; says where each of them is."""
+    """Pickles values into one new file of a folder; returns the location of each."""
     if not parts:
         return {}
-    # A new name for every attempt: of a bundle that is tried twice, only one is referred to.
+    # Every attempt gets a new name: if a bundle is tried twice, only one file is referred to.
     path = os.path.join(folder, uuid.uuid4().hex)
     spilled: dict[str, Stretch] = {}
     with fsspec.open(path, "wb") as f:
@@ -293,7 +295,7 @@ def spill(parts: Mapping[str, Any], folder: str) -> dict[str, Stretch]:
 
 
 def spill_units(units: Iterable[Unit], folder: str) -> Iterator[Unit | Stretch]:
-    """Writes those units that have names into one new file; says where each of these is."""
+    """Writes the units that have names into one new file, and gives their locations instead."""
     path = os.path.join(folder, uuid.uuid4().hex)
     with contextlib.ExitStack() as stack:
         f: Any = None
@@ -308,10 +310,10 @@ def spill_units(units: Iterable[Unit], folder: str) -> Iterator[Unit | Stretch]:
 
 
 class RowChecker:
-    """Judges the rows of a dataset."""
+    """Checks the rows of a dataset."""
 
     def __init__(self, settings: CheckSettings) -> None:
-        """Opens the dataset, if there is nothing else to read it with.
+        """Opens the dataset, unless the settings have a reader.
 
         Raises:
             DatasetError: See `open_dataset`.
@@ -321,10 +323,10 @@ class RowChecker:
         self._template = CaptionTemplate.parse(settings.caption_template)
 
     def check(self, unit: Unit | Stretch) -> Iterator[Batch]:
-        """Judges the rows of a unit, each one once, in order.
+        """Checks the rows of a unit, each one once, in order.
 
         Args:
-            unit: It, or where it is.
+            unit: The unit, or its location.
 
         Raises:
             DatasetError: A file cannot be read to its end.
@@ -369,7 +371,7 @@ class RowChecker:
         return Batch(spilled, rejects, num_rows, of_sketches)
 
     def _check(self, row: Row) -> Iterator[Reject | tuple[str, Candidate, Sketched]]:
-        """What becomes of a row: something for each of its captions."""
+        """Checks a row; gives one outcome for each of its captions."""
         picture, words = self._checked_picture(row), self._settings.word_captions
         for raw in row.captions or (None,):
             caption = _checked_caption(raw, row.image_problem)
@@ -415,7 +417,7 @@ class RowChecker:
     def _candidate(
         self, row: Row, picture: _Picture, caption: str, own: str, filled: str
     ) -> tuple[str, Candidate, Sketched]:
-        """A row that is good, with its caption, that of the dataset, and that in the template."""
+        """A good row, with its final caption, the dataset's `own` and the `filled` template."""
         example_id = _example_id(picture, caption)
         withdrawn, entry = self._settings.withdrawn, NOT_LISTED
         if withdrawn is not None:
@@ -495,7 +497,7 @@ def _serialized(
     facts = picture.facts
     return example_bytes(
         {
-            # Of datasets that do not say so, no example has it.
+            # Absent if the dataset does not give repeats.
             **({} if repeats is None else {"repeats": repeats}),
             "id": [example_id.encode()],
             "image/id": [picture.id.encode()],

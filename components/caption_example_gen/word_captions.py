@@ -1,4 +1,4 @@
-"""Captions that a new word is learned from (textual inversion, Gal et al. 2022)."""
+"""Captions from which the model learns a new word (textual inversion, Gal et al. 2022)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.text.tokenizer import has_word
 
 OBJECT, STYLE = "object", "style"
 
-# The authors', who took them from CLIP's. The first is the one that says least.
+# The templates of the paper's authors, who took them from CLIP. The first says the least.
 TEMPLATES: Mapping[str, Sequence[str]] = {
     OBJECT: (
         "a photo of a {}",
@@ -64,11 +64,11 @@ TEMPLATES: Mapping[str, Sequence[str]] = {
         "a large painting in the style of {}",
     ),
 }
-"""By their names, sentences with `{}` where the word belongs."""
+"""By name, sentences with `{}` where the word belongs."""
 
 
 def shortest_caption(templates: str, token: str) -> str:
-    """The caption of a picture that says nothing but the word.
+    """The shortest caption with the word.
 
     Args:
         templates: One of `TEMPLATES`.
@@ -79,12 +79,12 @@ def shortest_caption(templates: str, token: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class WordCaptions:
-    """What becomes of captions where a new word is learned.
+    """How captions are treated if the model learns a new word.
 
     Attributes:
         word: The word.
-        templates: One of `TEMPLATES`, which take the place of captions that lack the word; "":
-            these teach nothing, and are refused.
+        templates: One of `TEMPLATES`, which replaces captions that lack the word; "" rejects such
+            captions, which teach nothing.
     """
 
     word: NewWord
@@ -92,23 +92,23 @@ class WordCaptions:
 
     @property
     def variants(self) -> int:
-        """How many `of` gives; 0 where a caption is used as it is."""
+        """Number of variants that `of` gives; 0 if captions are used as they are."""
         return len(TEMPLATES[self.templates]) if self.templates else 0
 
     def caption(self, caption: str) -> str | None:
-        """A caption with the word in it: itself, or the shortest; `None` where it is refused."""
+        """The caption if it has the word, or else the shortest one; `None` if it is rejected."""
         if has_word(caption, self.word):
             return caption
         return shortest_caption(self.templates, self.word.token) if self.templates else None
 
     def varied(self, captions: Iterable[str]) -> WordCaptions:
-        """The same; without templates, where none of these captions is one to be varied."""
+        """A copy that has no templates if none of these captions needs variants."""
         if any(map(self._is_shortest, captions)):
             return self
         return dataclasses.replace(self, templates="")
 
     def of(self, caption: str) -> Sequence[str]:
-        """The variants of a caption: all templates for the shortest, and others as they are."""
+        """The variants of a caption: all templates for the shortest, repetitions for others."""
         if not self._is_shortest(caption):
             return [caption] * self.variants
         return [template.format(self.word.token) for template in TEMPLATES[self.templates]]
@@ -118,13 +118,13 @@ class WordCaptions:
         return caption.lower() == shortest
 
     def to_json(self) -> str:
-        """As text, for `of_json`."""
+        """Writes it as text, for `of_json`."""
         fields = {"word": dataclasses.asdict(self.word), "templates": self.templates}
         return json.dumps(fields, sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def of_json(cls, text: str | None) -> WordCaptions | None:
-        """From what `to_json` made; `None` from nothing."""
+        """Reads the text that `to_json` wrote; `None` for no text."""
         if not text:
             return None
         fields = json.loads(text)

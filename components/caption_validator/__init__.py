@@ -1,4 +1,4 @@
-"""Statistics and schema -> anomalies, which stop the run where the user wants that."""
+"""Statistics and schema -> anomalies, which stop the run if the user wants that."""
 
 from components.caption_validator.component import CaptionValidator
 

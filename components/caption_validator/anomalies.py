@@ -1,4 +1,4 @@
-"""The anomalies that validation wrote, as rows to show."""
+"""Reads the anomalies that validation wrote, as rows to show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tfx.components.example_validator.executor import DEFAULT_FILE_NAME
 from tfx.types import artifact_utils
 
 WHOLE_DATASET = "(all rows)"
-"""Stands for a feature's name where an anomaly is one of the dataset as a whole."""
+"""Stands in place of a feature's name if an anomaly concerns the whole dataset."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _read_split(anomalies: types.Artifact, split: str) -> list[Anomaly]:
     rows = [
         Anomaly(
             split,
-            # The map's key has TFDV's quotes around names with a slash.
+            # In the key of the map, TFDV quotes names with a slash.
             "/".join(info.path.step) or name,
             _one_line(info.short_description),
             _one_line(info.description),

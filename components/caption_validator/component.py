@@ -16,12 +16,12 @@ from components.code_version import code_version
 
 
 class CaptionValidatorSpec(standard_component_specs.ExampleValidatorSpec):
-    """ExampleValidator's, with what is needed to compare with a former dataset."""
+    """ExampleValidator's spec, with parameters for the comparison with a former dataset."""
 
     PARAMETERS = {
         **standard_component_specs.ExampleValidatorSpec.PARAMETERS,
         "fail_on_anomalies": component_spec.ExecutionParameter(type=int),
-        # How far what may be from the former dataset, as JSON; only where there is one.
+        # By measure, the allowed distance from the former dataset, as JSON; only if there is one.
         "drift": component_spec.ExecutionParameter(type=str, optional=True),
         "fail_on_drift": component_spec.ExecutionParameter(type=int, optional=True),
         "datasets_index": component_spec.ExecutionParameter(type=str, optional=True),
@@ -43,14 +43,14 @@ class CaptionValidatorSpec(standard_component_specs.ExampleValidatorSpec):
 
 
 class CaptionValidator(ExampleValidator):
-    """TFX's ExampleValidator, which also finds drift, and can stop the run.
+    """TFX's ExampleValidator, which also finds drift and can stop the run.
 
     Outputs:
       anomalies: `standard_artifacts.ExampleAnomalies`, as ExampleValidator writes them. Custom
-        property `num_anomalies`. Where there is a former dataset, what drifted away from it is
-        among them, `drift.json` beside them says how far everything is, and there are `num_drifted`
-        and `drift`, a few words; `compared_with`, where the former statistics are, if the step
-        itself has found them.
+        property `num_anomalies`. If there is a former dataset, they include drifted features,
+        `drift.json` beside them has the distance of every feature, and there are `num_drifted`
+        and `drift`, a short summary; and `compared_with`, the location of the former statistics,
+        if the component itself found them.
     """
 
     SPEC_CLASS = CaptionValidatorSpec
@@ -73,23 +73,24 @@ class CaptionValidator(ExampleValidator):
         """Makes the component.
 
         Args:
-            statistics: Of the examples.
-            schema: What the statistics should be like.
+            statistics: Statistics of the examples.
+            schema: The schema that the statistics should match.
             fail_on_anomalies: Whether an anomaly stops the run. It is logged in any case.
             exclude_splits: Splits that are not validated.
-            examples: Of the dataset, to be held against the former one's.
-            baseline_statistics: Of the former dataset; `None` where there is none to compare with.
-            baseline_examples: The former dataset, for its rows; `None` where these are not needed.
-            drift: For each of `components.caption_validator.drift.MEASURES` that is to be compared,
-                how far it may be.
-            fail_on_drift: Whether drift stops the run, though other anomalies do not.
+            examples: Examples of the dataset, to compare with the former ones.
+            baseline_statistics: Statistics of the former dataset; `None` if there is none to
+                compare with.
+            baseline_examples: The former dataset, for its rows; `None` if these are not needed.
+            drift: For each of `components.caption_validator.drift.MEASURES` to compare, the
+                allowed distance.
+            fail_on_drift: Whether drift stops the run even if other anomalies do not.
             base_model: The model whose dataset is the former one, which is then looked up in
-                `datasets_index`; may be empty when the step runs.
-            datasets_index: Folder where every run notes what its dataset was like, directly below
-                the one that all runs write to; "" where ML Metadata is asked before a run.
+                `datasets_index`; may be empty when the component runs.
+            datasets_index: Folder where every run records its dataset, directly below the folder
+                that all runs write to; "" if ML Metadata is queried before a run.
         """
         compares = not (baseline_statistics is None and base_model is None)
-        # ExampleValidator's own would make the spec without the further parameters.
+        # ExampleValidator's constructor would make the spec without the additional parameters.
         base_component.BaseComponent.__init__(
             self,
             CaptionValidatorSpec(
@@ -97,7 +98,7 @@ class CaptionValidator(ExampleValidator):
                 schema=schema,
                 exclude_splits=json_utils.dumps(list(exclude_splits)),
                 fail_on_anomalies=int(fail_on_anomalies),
-                # Without a former dataset, how far one may be is no part of the cache key.
+                # Without a former dataset, the allowed distances are not part of the cache key.
                 drift=json.dumps(drift or {}, sort_keys=True) if compares else None,
                 fail_on_drift=int(fail_on_drift) if compares else None,
                 datasets_index=datasets_index or None,

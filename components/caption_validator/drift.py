@@ -1,12 +1,13 @@
-"""How far a dataset is from a former one, by TFDV's drift comparators.
+"""Measures the distance of a dataset from a former one, by TFDV's drift comparators.
 
 TFDV's histogram of a number has bars of equal width from the least value to the greatest, so one
-caption that is longer than all before moves every bar, and TFDV's comparator would call that a
-drift. So both are put into the same bars first, the wider ones of the two. Where a bar lies across
-the edge of a wider one, its values may be on either side: they count as on that on which the two
-datasets differ less.
+caption that is longer than all before moves every bar, and TFDV's comparator would report drift.
+So both histograms are put into the same bars first, the wider ones of the two. If a bar crosses
+the edge of a wider one, its values may be on either side: they are counted on the side where the
+two datasets differ less.
 
-Two small datasets differ by chance alone. By how much on average is added to what is allowed.
+Two small datasets differ by chance alone. The average of this difference is added to the allowed
+distance.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from storage import row_index
 from storage.withdrawn import WITHDRAWN_ROWS
 
 DRIFT_NAME = "drift.json"
-"""The file beside the anomalies that says how far the dataset is from the former one."""
+"""The file beside the anomalies with the distances from the former dataset."""
 COMPARED_SPLIT = "train"
-"""What is compared: what is held out is a sample of the same, and a small one."""
+"""The split that is compared: the held-out split is a small sample of the same."""
 OUTCOME = "row/outcome"
-"""Stands for a feature that every row has, those that were set aside too: what became of it."""
+"""Name of a pseudo-feature that every row has, even if it was set aside: its outcome."""
 
-# How its values are called, for people.
+# Names of its values, for users.
 KEPT, SET_ASIDE = "kept", "set aside"
 
-# As CaptionExampleGen takes captions apart.
+# Splits captions into words as CaptionExampleGen does.
 _WORD = re.compile(r"\w+")
 _NEW_WORDS = 200
 _L_INFTY, _JSD = "infinity_norm", "jensen_shannon_divergence"
@@ -49,7 +50,7 @@ _COMPARATOR_REASONS = (
     anomalies_pb2.AnomalyInfo.COMPARATOR_JENSEN_SHANNON_DIVERGENCE_HIGH,
 )
 _STANDARD = statistics_pb2.Histogram.STANDARD
-# TFDV's interpolation leaves a trace in bars that no value falls into.
+# TFDV's interpolation leaves small counts in bars that no value falls into.
 _TRACE = 0.5
 _ROUNDING = 1e-6
 
@@ -62,18 +63,19 @@ _FEATURES: Mapping[str, tuple[str, Sequence[str]]] = {
     "rejected": (_L_INFTY, (OUTCOME,)),
 }
 MEASURES = tuple(_FEATURES)
-"""What can be compared."""
+"""The measures that can be compared."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """How far one feature is from what it was.
+    """The distance of one feature from the former dataset.
 
     Attributes:
-        feature: Its name.
+        feature: Name of the feature.
         comparator: TFDV's name of the measure, `jensen_shannon_divergence` or `infinity_norm`.
-        value: What TFDV's comparator measured, from 0 to 1.
-        allowed: What is no drift yet: the setting, and what chance does to so few rows.
+        value: Distance that TFDV's comparator measured, from 0 to 1.
+        allowed: Distance that does not count as drift: the setting, plus the effect of chance on
+            so few rows.
     """
 
     feature: str
@@ -83,21 +85,21 @@ class Measurement:
 
     @property
     def drifted(self) -> bool:
-        """Whether it is further than is allowed."""
+        """Whether the distance is greater than allowed."""
         return self.value > self.allowed
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """In what rows two datasets differ, both splits together.
+    """How the rows of two datasets differ, both splits together.
 
     Attributes:
-        pictures_kept: Pictures that both have.
-        pictures_added: Those that the former one lacks.
-        pictures_removed: Those that only it has.
-        recaptioned: Of those that both have, how many have other captions.
-        new_words: Words that no former caption has, with their number, the most frequent first.
-        num_new_words: How many such words there are; the list may be shorter.
+        pictures_kept: Number of pictures in both datasets.
+        pictures_added: Number of pictures that the former dataset lacks.
+        pictures_removed: Number of pictures that only the former dataset has.
+        recaptioned: Number of pictures in both that have other captions.
+        new_words: Words that no former caption has, with their counts, the most frequent first.
+        num_new_words: Number of such words; the list may be shorter.
     """
 
     pictures_kept: int
@@ -110,13 +112,12 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """How far a dataset is from that of the run that made the model started from.
+    """The distance of a dataset from the one that the starting model was trained on.
 
     Attributes:
-        measurements: Of every feature that both have.
-        rows: In what rows they differ; `None` where the former rows are not there any more.
-        outcomes: How many rows were `KEPT` and `SET_ASIDE`, now and before; `None` where that is
-            not known.
+        measurements: Measurements of every feature that both have.
+        rows: How their rows differ; `None` if the former rows no longer exist.
+        outcomes: How many rows were `KEPT` and `SET_ASIDE`, now and before; `None` if unknown.
     """
 
     measurements: tuple[Measurement, ...]
@@ -125,17 +126,17 @@ class Drift:
 
     @property
     def drifted(self) -> tuple[Measurement, ...]:
-        """What is further than is allowed."""
+        """The measurements that are greater than allowed."""
         return tuple(m for m in self.measurements if m.drifted)
 
     def write(self, folder: str) -> None:
-        """Writes `drift.json` into a folder that exists."""
+        """Writes `drift.json` into an existing folder."""
         with fileio.open(os.path.join(folder, DRIFT_NAME), "w") as f:
             f.write(json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: str) -> Drift | None:
-        """Reads what `write` wrote; `None` where nothing was compared."""
+        """Reads what `write` wrote; `None` if nothing was compared."""
         path = os.path.join(folder, DRIFT_NAME)
         if not fileio.exists(path):
             return None
@@ -162,15 +163,14 @@ def compare(
 
     Args:
         now: `ExampleStatistics` of the dataset.
-        before: Those of the former one.
-        schema: A feature for which it has a drift comparator is compared by that one, though no
-            measure names it.
-        thresholds: For each of `MEASURES` that is to be compared, how far it may be.
-        outcomes: How many rows were `KEPT` and `SET_ASIDE`, now and before; `None` where that is
-            not known.
+        before: `ExampleStatistics` of the former dataset.
+        schema: If it has a drift comparator for a feature, the feature is compared by that one,
+            even if no measure names it.
+        thresholds: For each of `MEASURES` to compare, the allowed distance.
+        outcomes: How many rows were `KEPT` and `SET_ASIDE`, now and before; `None` if unknown.
 
     Returns:
-        The measurements, and TFDV's anomalies of those features that are too far.
+        The measurements, and TFDV's anomalies of the features that have drifted.
     """
     new, old = (_training_part(artifact) for artifact in (now, before))
     if new is None or old is None:
@@ -196,7 +196,7 @@ def compare(
 
 
 def compare_rows(now: str, before: str) -> Rows | None:
-    """Compares the rows of two indices, in their folders; `None` where one is not there."""
+    """Compares the rows of two indices, in their folders; `None` if one does not exist."""
     folders = (now, before)
     if not all(map(fileio.isdir, folders)):
         return None
@@ -222,12 +222,12 @@ def compare_rows(now: str, before: str) -> Rows | None:
 
 
 def outcomes_of(examples: types.Artifact) -> dict[str, int]:
-    """How many rows CaptionExampleGen kept and how many it set aside, but for withdrawn ones."""
+    """How many rows CaptionExampleGen kept and set aside, not counting withdrawn ones."""
     splits = artifact_utils.decode_split_names(examples.split_names)
     kept = sum(examples.get_int_custom_property(f"num_{split}") for split in splits)
     aside = examples.get_int_custom_property("rejected_total")
     if examples.has_custom_property(WITHDRAWN_ROWS):
-        # What somebody asked for says nothing of how good the data is.
+        # Withdrawals on request say nothing about the quality of the data.
         aside -= examples.get_int_custom_property(WITHDRAWN_ROWS)
     return {KEPT: kept, SET_ASIDE: aside}
 
@@ -253,7 +253,7 @@ def _words(caption: str) -> list[str]:
 
 
 def _training_part(statistics: types.Artifact) -> statistics_pb2.DatasetFeatureStatistics | None:
-    """A copy of the statistics of what is trained on; `None` where there are none."""
+    """A copy of the statistics of the training split; `None` if there are none."""
     if COMPARED_SPLIT not in artifact_utils.decode_split_names(statistics.split_names):
         return None
     view = stats_artifact_utils.load_statistics(statistics, COMPARED_SPLIT).get_default_slice()
@@ -279,7 +279,7 @@ def _add_outcomes(part: statistics_pb2.DatasetFeatureStatistics, counts: Mapping
 
 
 def _names(*parts: statistics_pb2.DatasetFeatureStatistics) -> set[str]:
-    """Features of which all have statistics of one kind."""
+    """Features for which all parts have statistics of the same kind."""
     kinds = [
         {f.path.step[0]: f.WhichOneof("stats") for f in part.features if len(f.path.step) == 1}
         for part in parts
@@ -296,7 +296,7 @@ def _feature(
 def _only(
     part: statistics_pb2.DatasetFeatureStatistics, schema: schema_pb2.Schema
 ) -> statistics_pb2.DatasetFeatureStatisticsList:
-    """Statistics of the features of a schema alone."""
+    """Statistics of only the features of a schema."""
     wanted = {feature.name for feature in schema.feature}
     found = statistics_pb2.DatasetFeatureStatisticsList()
     kept = found.datasets.add(name=part.name, num_examples=part.num_examples)
@@ -332,7 +332,7 @@ def _measured(
 
 
 def merge(anomalies: anomalies_pb2.Anomalies, drifted: anomalies_pb2.Anomalies) -> None:
-    """Adds anomalies of drift to those of a schema; a feature may have both."""
+    """Adds drift anomalies to schema anomalies; a feature may have both."""
     anomalies.drift_skew_info.extend(drifted.drift_skew_info)
     for key, info in drifted.anomaly_info.items():
         reasons = [*anomalies.anomaly_info[key].reason, *info.reason]
@@ -342,7 +342,7 @@ def merge(anomalies: anomalies_pb2.Anomalies, drifted: anomalies_pb2.Anomalies) 
 def _info(
     path: Sequence[str], reasons: Sequence[anomalies_pb2.AnomalyInfo.Reason]
 ) -> anomalies_pb2.AnomalyInfo:
-    """An anomaly with these reasons, worded as TFDV does."""
+    """An anomaly with these reasons, worded as in TFDV."""
     info = anomalies_pb2.AnomalyInfo(
         severity=anomalies_pb2.AnomalyInfo.ERROR,
         short_description=reasons[0].short_description if len(reasons) == 1 else "Multiple errors",
@@ -358,9 +358,9 @@ def _by_chance(
     new: statistics_pb2.FeatureNameStatistics,
     old: statistics_pb2.FeatureNameStatistics,
 ) -> float:
-    """How far two samples of one distribution, as large as these, are from each other on average.
+    """Average distance between two samples of one distribution, as large as these.
 
-    Where most rows are in both, it is less.
+    It is less if most rows are in both.
     """
     shares = [_shares(feature) for feature in (new, old)]
     sizes = [size for _, size in shares]
@@ -374,7 +374,7 @@ def _by_chance(
         total = sum(pooled.values())
         variance = max(c / total * (1 - c / total) for c in pooled.values())
         return math.sqrt(variance * spread)
-    # To second order the divergence of samples is a chi square of so many degrees of freedom.
+    # To second order, the divergence of samples is chi-squared with this many degrees of freedom.
     degrees = max(len(counts) for counts, _ in shares) - 1
     return degrees * spread / (8 * math.log(2))
 
@@ -399,7 +399,7 @@ def _histogram(feature: statistics_pb2.FeatureNameStatistics) -> statistics_pb2.
 
 
 def _put_into_same_bars(*features: statistics_pb2.FeatureNameStatistics) -> None:
-    """Gives both features the bars of that whose bars are wider, and one more at either end."""
+    """Gives both features the wider bars of the two, plus one more at either end."""
     if not all(f.HasField("num_stats") for f in features):
         return
     histograms = [_histogram(feature) for feature in features]
@@ -425,18 +425,18 @@ def _width(histogram: statistics_pb2.Histogram) -> float:
 def _place(
     histogram: statistics_pb2.Histogram, edges: Sequence[float], shares: Sequence[float]
 ) -> list[float]:
-    """What part of a histogram falls into each bar, all below the first edge, all above the last.
+    """The share of a histogram in each bar, including below the first edge and above the last.
 
-    A bar of it that lies across an edge fills up what the bars' own `shares` still lack, from the
-    left; what is left over goes where most is.
+    A bar that crosses edges fills what is missing from the `shares` of the bars, from the left; the
+    remainder goes to the bar with the largest share.
     """
     total = sum(bucket.sample_count for bucket in histogram.buckets)
-    # TFDV computes edges by addition: the greatest value need not be the last one exactly.
+    # TFDV computes edges by addition, so the greatest value may differ slightly from the last edge.
     margin = _ROUNDING * max(map(abs, edges))
     placed = [0.0] * len(shares)
     for number, bucket in enumerate(histogram.buckets):
         low, high = bucket.low_value, bucket.high_value
-        # A value on an edge is in the bar above it, but the greatest in the last bar.
+        # A value on an edge is in the bar above it, but the greatest value is in the last bar.
         is_last = number == len(histogram.buckets) - 1
         is_value = high - low <= margin
         first = sum(edge <= (low - margin if is_value else low + margin) for edge in edges)

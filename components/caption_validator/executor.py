@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class Executor(executor.Executor):
-    """Validates, logs what was found, and fails if asked to."""
+    """Validates, logs the anomalies, and fails if configured to."""
 
     def Do(  # noqa: N802
         self,
@@ -46,8 +46,8 @@ class Executor(executor.Executor):
         """See `CaptionValidator`.
 
         Raises:
-            UserError: There are anomalies, and `fail_on_anomalies` is 1; or drift, and
-                `fail_on_drift` is.
+            UserError: There are anomalies and `fail_on_anomalies` is 1, or there is drift and
+                `fail_on_drift` is 1.
         """
         output = super().Do(input_dict, output_dict, exec_properties)
         key = standard_component_specs.ANOMALIES_KEY
@@ -58,22 +58,23 @@ class Executor(executor.Executor):
             _tell(found)
         anomalies = read_anomalies(artifact)
         artifact.set_int_custom_property(NUM_ANOMALIES, len(anomalies))
-        # What is returned is a copy from before the property was set.
+        # The returned copy was made before the property was set.
         output.output_artifacts[key].artifacts[0].CopyFrom(artifact.mlmd_artifact)
         if not anomalies:
             return output
         count = f"{len(anomalies)} {'anomaly' if len(anomalies) == 1 else 'anomalies'}"
         if exec_properties["fail_on_anomalies"]:
             raise UserError(
-                f"the dataset has {count}, at which this run is to stop: mend the dataset or the "
-                f"schema, or go on all the same with --fail-on-anomalies false\n{_table(anomalies)}"
+                f"the dataset has {count}, and this run is set to stop on anomalies: fix the "
+                "dataset or the schema, or continue anyway with --fail-on-anomalies false\n"
+                f"{_table(anomalies)}"
             )
         if found is not None and found.drifted and exec_properties["fail_on_drift"]:
             names = {measurement.feature for measurement in found.drifted}
             rows = [a for a in anomalies if a.feature in names and a.split == drift.COMPARED_SPLIT]
             raise UserError(
-                "the dataset has drifted away from that of the run which made the model started "
-                "from, at which this run is to stop: mend the dataset, or go on all the same with "
+                "the dataset has drifted from the one that the starting model was trained on, and "
+                "this run is set to stop on drift: fix the dataset, or continue anyway with "
                 f"--fail-on-drift false\n{_table(rows)}"
             )
         more = len(anomalies) - _LOGGED_ROWS
@@ -81,7 +82,7 @@ class Executor(executor.Executor):
             "The dataset has %s:\n%s%s",
             count,
             _table(anomalies[:_LOGGED_ROWS]),
-            f"\n  and {more} more, in {artifact.uri}" if more > 0 else "",
+            f"\n  and {more} more in {artifact.uri}" if more > 0 else "",
         )
         return output
 
@@ -91,10 +92,10 @@ def _former(
     anomalies: types.Artifact,
     exec_properties: Mapping[str, Any],
 ) -> Former | None:
-    """The former dataset to compare with, if any; of this one, notes what it is like."""
+    """The former dataset to compare with, if any; also records this dataset for later runs."""
 
     def given(key: str) -> types.Artifact | None:
-        # On Vertex what is looked up may not be there.
+        # On Vertex the looked-up artifact may not exist.
         artifacts = input_dict.get(key)
         return artifact_utils.get_single_instance(artifacts) if artifacts else None
 
@@ -108,11 +109,11 @@ def _former(
         try:
             found = former.find(folder, model)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.warning("What the former dataset was like cannot be read: %s", error)
+            logger.warning("The record of the former dataset cannot be read: %s", error)
         if found is None:
             logger.warning(
-                "Of the dataset that the model started from was trained on there are no "
-                "statistics here, so this one is not searched for drift."
+                "There are no statistics of the dataset that the starting model was trained on, "
+                "so this dataset is not checked for drift."
             )
         else:
             anomalies.set_string_custom_property(COMPARED_WITH, found.statistics.uri)
@@ -122,8 +123,8 @@ def _former(
     try:
         former.note(folder, examples, statistics)
     except (OSError, ValueError, TypeError) as error:
-        # What later runs can compare with must not stop this one.
-        logger.warning("What this dataset is like cannot be noted for later runs: %s", error)
+        # A record for later runs must not stop this one.
+        logger.warning("This dataset cannot be recorded for later runs: %s", error)
     return found
 
 
@@ -133,7 +134,7 @@ def _compare(
     anomalies: types.Artifact,
     thresholds: Mapping[str, float],
 ) -> Drift:
-    """Adds what drifted to the anomalies, and writes how far everything is."""
+    """Adds drifted features to the anomalies, and writes the distance of every feature."""
     statistics = artifact_utils.get_single_instance(
         input_dict[standard_component_specs.STATISTICS_KEY]
     )
@@ -151,14 +152,14 @@ def _compare(
             if before.rows is not None:
                 rows = drift.compare_rows(former.rows_of(now), before.rows)
         except (OSError, ValueError, TypeError) as error:
-            # What became of former data must not stop this run.
+            # Damaged former data must not stop this run.
             logger.warning("The rows of the former dataset cannot be read: %s", error)
     try:
         measurements, drifted = drift.compare(
             statistics, before.statistics, schema, thresholds, outcomes
         )
     except (tf.errors.OpError, DecodeError) as error:
-        # The dataset's own statistics were read before.
+        # The dataset's own statistics have already been read.
         logger.warning("The statistics of the former dataset cannot be read: %s", error)
         measurements, drifted = (), anomalies_pb2.Anomalies()
     found = Drift(measurements, rows, outcomes)
@@ -182,20 +183,20 @@ def _compare(
 
 
 def _in_short(found: Drift) -> str:
-    """What drifted, and how far."""
+    """The drifted features with their distances."""
     return ", ".join(f"{m.feature} {m.value:.2f}" for m in found.drifted) or "none"
 
 
 def _tell(found: Drift) -> None:
     if found.measurements:
         logger.info(
-            "Compared with the dataset of the run that made the model started from: %s.",
+            "Compared with the dataset that the starting model was trained on: %s.",
             "drift in " + _in_short(found) if found.drifted else "no drift",
         )
     rows = found.rows
     if rows is not None:
         logger.info(
-            "Pictures: %s as before, %s added, %s removed; %s have other captions.",
+            "Pictures: %s kept, %s added, %s removed; %s of those kept have other captions.",
             *(
                 f"{number:,}"
                 for number in (
@@ -209,7 +210,7 @@ def _tell(found: Drift) -> None:
         if rows.num_new_words:
             shown = ", ".join(repr(word) for word, _ in rows.new_words[:_LOGGED_WORDS])
             logger.info(
-                "%s new words, which no caption had before%s: %s",
+                "%s new words, in no caption of the former dataset%s: %s",
                 f"{rows.num_new_words:,}",
                 ", such as" if rows.num_new_words > _LOGGED_WORDS else "",
                 shown,

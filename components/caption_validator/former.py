@@ -1,8 +1,8 @@
-"""The former dataset that one is compared with, and how it is found without asking ML Metadata.
+"""The former dataset to compare with, and how it is found without ML Metadata.
 
-On Vertex a step cannot ask for what a model was trained on. So every run notes what its dataset was
-like in one file, by its rows, which the model's manifest names by their digest. Places in it are
-relative to the folder that the notes' folder lies in.
+On Vertex a component cannot query what a model was trained on. So every run records its dataset in
+one file, named by the digest of its rows, which is also in the model's manifest. Paths in it are
+relative to the parent of the folder of records.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from storage import filesystem, row_index
 from storage.model_manifest import ModelManifest
 
 COMPARED_WITH = "compared_with"
-"""Property of anomalies: where the former statistics are that were found by a note."""
+"""Property of anomalies: the location of former statistics that were found by a record."""
 _STATISTICS, _EXAMPLES, _OUTCOMES = "statistics", "examples", "outcomes"
 
 
@@ -30,8 +30,8 @@ class Former:
 
     Attributes:
         statistics: Its `ExampleStatistics`.
-        rows: Folder of the index of its rows; `None` where nothing is known of them.
-        outcomes: How many of its rows were kept and set aside; `None` where that is not known.
+        rows: Folder of the index of its rows; `None` if unknown.
+        outcomes: How many of its rows were kept and set aside; `None` if unknown.
     """
 
     statistics: types.Artifact
@@ -40,7 +40,7 @@ class Former:
 
     @classmethod
     def of(cls, statistics: types.Artifact, examples: types.Artifact | None) -> Former:
-        """That of artifacts as ML Metadata has them."""
+        """The former dataset of artifacts from ML Metadata."""
         if examples is None:
             return cls(statistics)
         return cls(statistics, rows_of(examples), outcomes_of(examples))
@@ -52,11 +52,11 @@ def rows_of(examples: types.Artifact) -> str:
 
 
 def note(folder: str, examples: types.Artifact, statistics: types.Artifact) -> None:
-    """Notes what a dataset is like; outside of the folder that `folder` lies in, nothing.
+    """Records a dataset, unless it is outside the parent of `folder`.
 
     Raises:
-        OSError: Its rows cannot be read, or the note cannot be written.
-        ValueError: The index of its rows is damaged.
+        OSError: The rows cannot be read, or the record cannot be written.
+        ValueError: The index of the rows is damaged.
     """
     start = f"{filesystem.parent(folder).rstrip('/')}/"
     found = {_STATISTICS: statistics.uri, _EXAMPLES: examples.uri}
@@ -71,11 +71,11 @@ def note(folder: str, examples: types.Artifact, statistics: types.Artifact) -> N
 
 
 def find(folder: str, model: types.Artifact) -> Former | None:
-    """What the dataset was like that a model was trained on; `None` where nobody has noted it.
+    """The recorded dataset that a model was trained on; `None` if there is no record.
 
     Raises:
-        OSError: The note, or the model's manifest, cannot be read.
-        ValueError: One of them is damaged; or a `KeyError`, a `TypeError`.
+        OSError: The record or the model's manifest cannot be read.
+        ValueError: One of them is damaged; this may also raise a `KeyError` or `TypeError`.
     """
     manifest = ModelManifest.find(path_utils.serving_model_dir(model.uri))
     digest = manifest.latents.get("rows_digest") if manifest else None
@@ -95,13 +95,13 @@ def find(folder: str, model: types.Artifact) -> Former | None:
 
 
 def found_statistics(anomalies: types.Artifact) -> types.Artifact | None:
-    """Those that were found by a note, and compared; `None` where none were."""
+    """The former statistics that were found by a record and compared; `None` if there are none."""
     uri = anomalies.get_string_custom_property(COMPARED_WITH)
     return _statistics_in(uri) if uri else None
 
 
 def _statistics_in(uri: str) -> types.Artifact:
-    """The statistics in a folder, of the split that is compared."""
+    """The statistics in a folder, for the compared split."""
     statistics = standard_artifacts.ExampleStatistics()
     statistics.uri = uri
     statistics.split_names = artifact_utils.encode_split_names([COMPARED_SPLIT])

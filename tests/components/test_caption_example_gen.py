@@ -492,9 +492,9 @@ def test_too_many_rejects_fail_with_a_table(tmp_path):
         generate(tmp_path, tmp_path / "set", max_rejected_fraction=0.09)
     first, header, *table = str(caught.value).splitlines()
     assert "2 of 20 rows" in first
-    assert "no more than 9 % may be" in first
+    assert "at most 9 % may be" in first
     assert "--max-rejected-fraction" in first
-    assert header.split() == ["reason", "rows", "the", "first", "of", "them"]
+    assert header.split() == ["reason", "rows", "first", "row"]
     assert [line.split()[:3] for line in table] == [
         ["caption", "blank", "1"],
         ["image", "undecodable", "1"],
@@ -537,7 +537,7 @@ def test_an_empty_split_gets_the_picture_nearest_to_it(tmp_path, fraction, held_
 
 def test_one_picture_is_an_error_that_says_what_to_change(tmp_path):
     write(tmp_path / "set" / "all.parquet", [(png(0), "one"), (png(0), "two"), (b"x", "broken")])
-    said = "rows of dataset .* have one and the same picture: there must be two or more"
+    said = "rows of dataset .* have the same picture: there must be at least two pictures"
     with pytest.raises(UserError, match=f"all 2 usable {said}"):
         generate(tmp_path, tmp_path / "set", max_rejected_fraction=0.5)
     # Whether a picture is broken is not known before the run.

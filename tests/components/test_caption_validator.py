@@ -121,7 +121,7 @@ def test_more_anomalies_than_are_logged_are_said_to_be_more(expected, stricter, 
     assert [row.feature for row in read_anomalies(anomalies)[:4]] == [f"new/{i}" for i in range(4)]
     [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "The dataset has 8 anomalies" in warning.getMessage()
-    assert warning.getMessage().splitlines()[-1] == f"  and 3 more, in {anomalies.uri}"
+    assert warning.getMessage().splitlines()[-1] == f"  and 3 more in {anomalies.uri}"
 
 
 @pytest.mark.parametrize("fail", [False, True])

@@ -31,14 +31,14 @@ def test_captions_are_put_into_the_template(template, filled):
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("sks", "must have {caption} once, where the caption belongs, and has it 0 times"),
+        ("sks", "must have {caption} exactly once, where the caption belongs, but has it 0 times"),
         ("{caption} and {caption}", "has it 2 times"),
         ("{caption} by {artist}", "there is no field {artist}: write {caption}"),
         ("{}", "there is no field {}"),
         ("{caption:>90}", "there is no field {caption:>90}"),
         ("{caption!r}", "there is no field {caption!r}"),
-        ("{caption} {", "write braces that mean themselves twice"),
-        ("{caption}" + " sks" * 75, "tokens without a caption, and the text encoder reads 77"),
+        ("{caption} {", "double literal braces"),
+        ("{caption}" + " sks" * 75, "tokens without a caption, but the text encoder reads only 77"),
     ],
 )
 def test_a_wrong_template_says_what_it_must_be(template, said):

@@ -89,7 +89,7 @@ def test_a_process_that_is_killed_is_an_error(settings, process):
     [unit, *_] = open_dataset(settings.spec).units()
     [child] = _started()
     os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(UserError, match="ended by signal 9"):
+    with pytest.raises(UserError, match="killed by signal 9"):
         list(process.check(unit))
 
 
@@ -119,7 +119,7 @@ def test_none_is_left_after_a_run(tmp_path, monkeypatch, broken):
 
     monkeypatch.setattr(CheckProcesses, "take", noted)
     if broken:
-        with pytest.raises(RuntimeError, match="ended by signal 9"):
+        with pytest.raises(RuntimeError, match="killed by signal 9"):
             ingested_rows.generate(tmp_path, tmp_path / "set", ingested_rows.TWO_WORKERS)
     else:
         ingested_rows.generate(tmp_path, tmp_path / "set", ingested_rows.TWO_WORKERS)

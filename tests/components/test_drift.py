@@ -154,8 +154,11 @@ def test_what_drifted_is_measured_told_and_an_anomaly(former, turned, validate, 
     assert anomalies.get_json_value_custom_property("blessed") == {"train": 0, "eval": 1}
     assert found.outcomes == ({"kept": 42, "set aside": 18}, {"kept": 42, "set aside": 2})
     assert "drift in caption/num_tokens" in caplog.text
-    assert "Pictures: 40 as before, 0 added, 0 removed; 20 have other captions." in caplog.text
-    assert "7 new words, which no caption had before: 'con', 'criatura'," in caplog.text
+    assert (
+        "Pictures: 40 kept, 0 added, 0 removed; 20 of those kept have other captions."
+        in caplog.text
+    )
+    assert "7 new words, in no caption of the former dataset: 'con', 'criatura'," in caplog.text
     assert found.rows.new_words[-2:] == (("dos", 10), ("uno", 10))
 
 
@@ -169,7 +172,7 @@ def test_the_same_dataset_has_not_drifted(former, validate):
 
 
 def test_drift_stops_the_run_if_asked_to(former, turned, validate):
-    with pytest.raises(UserError, match=r"has drifted away.*--fail-on-drift false") as error:
+    with pytest.raises(UserError, match=r"has drifted.*--fail-on-drift false") as error:
         validate(turned, former, {"format": 0.1}, fail=1)
     [row] = str(error.value).splitlines()[2:]
     assert row.split()[:2] == ["train", "image/format"]
@@ -305,7 +308,7 @@ def test_the_former_dataset_is_found_by_its_rows_without_ml_metadata(
     before = found_statistics(anomalies)
     shown = {c.title: c for c in comparisons(found, Statistics(turned[1]), before)}
     assert [panel.split for panel in shown["Width"].panels] == ["before", "now"]
-    with pytest.raises(UserError, match=r"has drifted away.*--fail-on-drift false"):
+    with pytest.raises(UserError, match=r"has drifted.*--fail-on-drift false"):
         root.validate(turned, model, fail=1)
 
     moved = Root(root.folder.rename(tmp_path / "elsewhere"), schema)
@@ -320,7 +323,7 @@ def test_the_former_dataset_is_found_by_its_rows_without_ml_metadata(
 def test_of_a_former_dataset_that_nobody_noted_nothing_is_compared(root, turned, caplog):
     first = dataset(root.folder / "first", FORMER)
     model = root.trained(first[0])
-    said = "trained on there are no statistics here, so this one is not searched for drift"
+    said = "no statistics of the dataset that the starting model was trained on"
 
     def compared():
         caplog.clear()
@@ -334,7 +337,7 @@ def test_of_a_former_dataset_that_nobody_noted_nothing_is_compared(root, turned,
     for damaged in ("{", "[]", "{}"):
         note.write_text(damaged)
         assert compared() is None
-        assert "What the former dataset was like cannot be read" in caplog.text
+        assert "The record of the former dataset cannot be read" in caplog.text
     root.validate(first)
     (root.folder / "first" / "statistics").rename(root.folder / "gone")
     assert compared() is None

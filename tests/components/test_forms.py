@@ -591,8 +591,8 @@ def test_folders_of_captions_in_several_folders(tmp_path):
 def test_labels_of_object_detectors_are_no_captions(tmp_path, folder):
     put(tmp_path, {"images/1.png": png(1), f"{folder}/1.txt": "0 0.5 0.25 1e-1 .2\n14 1 1 1 1\n"})
     message = error_of(tmp_path)
-    assert "has pictures and no captions" in message
-    assert ("hold numbers alone" in message) == (folder == "images")
+    assert "has pictures but no captions" in message
+    assert ("have only numbers" in message) == (folder == "images")
     assert pairs_of(tmp_path, form="pictures", caption="x") == [(png(1), ["x"])]
 
 
@@ -612,7 +612,7 @@ def test_json_of_google_photos_has_descriptions_or_nothing(tmp_path):
     said = {"title": "1.png", "description": "", "imageViews": "7", "url": "https://p/1", "id": "a"}
     put(tmp_path, {"1.png": png(1), "1.png.json": json.dumps(said)})
     message = error_of(tmp_path)
-    assert "has pictures and no captions: the JSON beside them has none" in message
+    assert "has pictures but no captions: the JSON files beside them have none" in message
     assert "the keys of 1.png.json are title, description" in message
     assert pairs_of(tmp_path, caption="sks") == [(png(1), ["sks"])]
     put(tmp_path, {"2.png": png(2), "2.png.json": json.dumps({**said, "description": "a dog"})})
@@ -639,9 +639,7 @@ def test_masks_are_not_trained_on(tmp_path):
     put(tmp_path, {"img/_controls/1.png": png(8)})
     assert pairs_of(tmp_path) == [(png(1), ["one"])]
     said = open_dataset(DatasetSpec(str(tmp_path))).taken_for
-    assert said.endswith(
-        "; without the pictures of img/_controls, masks, where there are no captions"
-    )
+    assert said.endswith("; without the pictures in img/_controls, masks, which have no captions")
     # Those of carnival have captions.
     put(tmp_path, {"masks/1.txt": "a mask"})
     assert pairs_of(tmp_path) == [(png(1), ["one"]), (png(9), ["a mask"])]
@@ -715,7 +713,7 @@ def test_repeats_are_of_the_nearest_folder(tmp_path):
     assert rows_of(tmp_path, form="pictures", caption="x")[0].repeats is None
     (tmp_path / "5_alone").mkdir()
     put(tmp_path / "5_alone", {"8.png": png(8)})
-    assert "give the folder that it lies in" in error_of(tmp_path / "5_alone")
+    assert "give the folder that contains it" in error_of(tmp_path / "5_alone")
 
 
 def test_names_of_folders_with_repeats_are_no_splits(tmp_path):
@@ -736,7 +734,7 @@ def test_pictures_without_captions_are_an_error_that_offers_what_there_is(tmp_pa
     put(tmp_path, {"3.png": png(3), "all.xlsx": b"PK", "a/b.xml": "<a/>", "README.md": "a"})
     message = error_of(tmp_path)
     for said in (
-        "has 3 pictures, and 1 .xml, 1 .xlsx without captions that are understood (save spread",
+        "has 3 pictures, and 1 .xml, 1 .xlsx without captions in a supported form (save spread",
         '--caption "a photo',
         "--captions-from folder",
         "--captions-from file_name",
@@ -950,7 +948,7 @@ def test_half_of_utf_16_is_an_error(tmp_path):
     content = "image,text\n1.png,one\n".encode("utf-16")[:-1]
     put(tmp_path, {"1.png": png(1), "x.csv": content})
     assert "x.csv in dataset" in error_of(tmp_path)
-    assert "is no whole UTF-16" in error_of(tmp_path)
+    assert "is not valid UTF-16" in error_of(tmp_path)
 
 
 @pytest.mark.parametrize("lines", ["joined", "each"])
@@ -1061,7 +1059,7 @@ def test_records_that_say_which_split_they_are_of(tmp_path, monkeypatch, name):
     assert "'restval' (1), 'test' (1), 'train' (2), 'validation' (1)" in message
     assert "--dataset-split" in message
     said = open_dataset(DatasetSpec(str(tmp_path))).taken_for.lower()
-    assert said.endswith("; of its records those whose 'split' is train are read")
+    assert said.endswith("; only the records whose 'split' is train are read")
 
 
 def test_a_split_column_that_is_none(tmp_path):
@@ -1107,7 +1105,7 @@ def test_columns_that_say_which_split_a_row_is_of(tmp_path, name):
     assert "'restval' (1), 'test' (1), 'train' (2), 'validation' (1)" in message
     assert "--dataset-split" in message
     said = open_dataset(DatasetSpec(str(tmp_path))).taken_for.lower()
-    assert said.endswith("; of its records those whose 'split' is train are read")
+    assert said.endswith("; only the records whose 'split' is train are read")
 
 
 def test_files_of_several_splits_have_the_word_before_their_columns(tmp_path):
@@ -1181,7 +1179,7 @@ def test_a_table_of_which_no_record_can_be_read_is_named(tmp_path):
     message = error_of(tmp_path)
     assert "x.tsv in dataset" in message
     assert "has no record that can be read: the record is no CSV: " in message
-    assert message.endswith("; without that, there is nothing but 1 picture")
+    assert message.endswith("; otherwise there is only 1 picture")
 
 
 def test_tables_that_are_not_alike(tmp_path):
@@ -1189,7 +1187,7 @@ def test_tables_that_are_not_alike(tmp_path):
     put(tmp_path, {"b.csv": "image,label\n1.png,dog\n"})
     message = error_of(tmp_path, read=True)
     assert "b.csv has no column 'caption', the columns of b.csv are image, label" in message
-    assert "--caption-column caption reads those alone that have it" in message
+    assert "--caption-column caption reads only tables that have it" in message
     assert pairs_of(tmp_path, caption_column="caption") == [(png(1), ["one"])]
     assert pairs_of(tmp_path, caption_column="label") == [(png(1), ["dog"])]
 
@@ -1241,7 +1239,7 @@ def test_addresses_are_an_error_with_the_command(tmp_path, suffix):
     else:
         put(tmp_path, {"part 0.csv": csv_text([("URL", "TEXT"), *zip(urls, texts, strict=True)])})
     message = error_of(tmp_path)
-    assert "has the addresses of pictures in column 'URL'" in message
+    assert "has the URLs of pictures in column 'URL'" in message
     assert (
         f"img2dataset --url_list 'part 0{suffix}' --input_format {suffix[1:]} --url_col URL "
         "--caption_col TEXT" in message
@@ -1250,7 +1248,7 @@ def test_addresses_are_an_error_with_the_command(tmp_path, suffix):
 
 def test_addresses_without_a_header_or_a_usual_name(tmp_path):
     put(tmp_path, {"x.tsv": "a dog\thttps://h/1.jpg\na cat\thttps://h/2.jpg\n"})
-    assert "has the addresses of pictures in column 'column_2'" in error_of(tmp_path)
+    assert "has the URLs of pictures in column 'column_2'" in error_of(tmp_path)
     put(tmp_path, {"x.tsv": "said\tphoto\na dog\thttps://h/1.jpg\n"})
     assert "--url_col photo" in error_of(tmp_path)
 
@@ -1333,12 +1331,12 @@ def test_tables_in_gzip(tmp_path):
 @pytest.mark.parametrize("name", ["a.7z", "a.rar", "a.tar.zst"])
 def test_archives_that_are_not_unpacked_here(tmp_path, name):
     put(tmp_path, {name: "7z"})
-    assert f"such as {name}: unpack them where they lie" in error_of(tmp_path)
+    assert f"such as {name}: unpack them in place" in error_of(tmp_path)
     assert "unpack it, and give the folder" in error_of(tmp_path / name)
     put(tmp_path, {"metadata.csv": "file_name,text\n1.png,one\n"})
     message = error_of(tmp_path)
-    assert "has no pictures, only names of them, such as '1.png' in metadata.csv" in message
-    assert f"unpack {name}, which is not done here" in message
+    assert "has no pictures, only their names, such as '1.png' in metadata.csv" in message
+    assert f"unpack {name}, an archive of an unsupported kind" in message
     # Of no concern where the pictures are there.
     put(tmp_path, {"1.png": png(1)})
     assert pairs_of(tmp_path) == [(png(1), ["one"])]
@@ -1346,7 +1344,7 @@ def test_archives_that_are_not_unpacked_here(tmp_path, name):
 
 def test_tables_without_the_pictures_that_they_name(tmp_path):
     put(tmp_path, {"annotations/captions_train2017.json": coco()})
-    assert "give the folder that the pictures lie in as well" in error_of(tmp_path)
+    assert "give the folder that contains the pictures, too" in error_of(tmp_path)
     put(tmp_path / "b", {"metadata.csv": "file_name,text\nhttps://h/1.png,one\n"})
     assert "img2dataset --url_list metadata.csv" in error_of(tmp_path / "b")
 
@@ -1375,7 +1373,7 @@ def test_what_git_leaves_without_lfs_is_an_error(tmp_path, files):
     put(tmp_path, {path: content or pointer for path, content in files.items()})
     message = error_of(tmp_path)
     assert f"{next(iter(files))} in dataset" in message
-    assert "is a pointer of Git LFS and not the file: install git-lfs and run git lfs" in message
+    assert "is a Git LFS pointer and not the file itself: install git-lfs" in message
 
 
 def test_zips_that_have_no_end(tmp_path):
@@ -1384,7 +1382,7 @@ def test_zips_that_have_no_end(tmp_path):
         content = zip_bytes({"inner.zip": content})
     put(tmp_path, {"a.zip": content})
     deepest = "a.zip/inner.zip/inner.zip/inner.zip"
-    assert f"({deepest} lies in more than 3 others: unpack them)" in error_of(tmp_path)
+    assert f"({deepest} is inside more than 3 others: unpack them)" in error_of(tmp_path)
 
 
 def test_zip_names_in_utf8_that_do_not_say_so(tmp_path):
@@ -1488,7 +1486,7 @@ def test_two_readings_are_an_error_with_the_flag(tmp_path):
     assert "--dataset-form image-folder or --dataset-form caption-files" in message
     assert pairs_of(tmp_path, form="caption-files")[-1] == (png(0), ["picture 0"])
     assert rows_of(tmp_path, form="image-folder")[0].captions == (b"by table",)
-    assert "has nothing of the form 'coco': image-folder (1 metadata.csv)" in error_of(
+    assert "does not have the form 'coco': it has image-folder (1 metadata.csv)" in error_of(
         tmp_path, form="coco"
     )
     assert "there is no form 'x': --dataset-form is one of img2dataset, " in error_of(
@@ -1642,7 +1640,7 @@ def test_text_files_that_are_tables(tmp_path, parted):
         "", "no file 'a b/3.png'", "no record of a table names this picture",
     ]  # fmt: skip
     put(tmp_path, {"list.txt": "1.png\na b/2.png\n"})
-    assert "has pictures and no captions" in error_of(tmp_path)
+    assert "has pictures but no captions" in error_of(tmp_path)
 
 
 def test_lists_of_one_picture_in_parquet(tmp_path):
@@ -1671,7 +1669,7 @@ def test_paths_of_another_machine_as_file_addresses(tmp_path, capsys):
 
 def test_a_tar_of_pictures_beside_their_table(tmp_path):
     put(tmp_path, {"images.tar": tar_bytes(PICTURES), "x.json": json.dumps(records("image", "t"))})
-    assert "say which it is with --dataset-form tar or --dataset-form table" in error_of(tmp_path)
+    assert "choose one with --dataset-form tar or --dataset-form table" in error_of(tmp_path)
     found = dict(pairs_of(tmp_path, form="tar"))
     assert found == {png(i): [text] for i, text in enumerate(TEXTS)}
 
@@ -1760,7 +1758,7 @@ def test_labels_and_ids_are_captions_only_if_asked_for(tmp_path, column, values,
     columns = {"file_name": [*PICTURES], column: values}
     as_csv = csv_text([[*columns], *zip(*columns.values(), strict=True)])
     put(tmp_path, {**PICTURES, f"x{suffix}": as_csv if suffix == ".csv" else table_bytes(columns)})
-    assert f"--caption-column {column} takes that all the same" in error_of(tmp_path)
+    assert f"--caption-column {column} uses it anyway" in error_of(tmp_path)
     asked = pairs_of(tmp_path, caption_column=column)
     assert asked == [(png(i), [value]) for i, value in enumerate(values)]
     assert pairs_of(tmp_path, caption="x") == [(png(i), ["x"]) for i in range(COUNT)]
@@ -1808,7 +1806,7 @@ def test_columns_of_addresses(tmp_path):
     put(tmp_path, {"x.json": json.dumps({"image_urls": ["http://x/1.jpg"], "captions": ["one"]})})
     assert "img2dataset --url_list x.json" in error_of(tmp_path)
     put(tmp_path / "b", {"1.png": png(1), "x.json": json.dumps({"image": ["1.png"], "text": []})})
-    assert "has pictures and no captions" in error_of(tmp_path / "b")
+    assert "has pictures but no captions" in error_of(tmp_path / "b")
 
 
 def test_commas_in_what_is_called_tsv(tmp_path):
@@ -1841,7 +1839,7 @@ def test_sd_scripts_before_and_after_their_documents_are_merged(tmp_path):
         for key, said in (("caption", TEXTS), ("tags", ["a, b"] * COUNT))
     }
     put(tmp_path, {**PICTURES, **both})
-    assert "--caption-column caption reads those alone" in error_of(tmp_path, read=True)
+    assert "--caption-column caption reads only tables" in error_of(tmp_path, read=True)
     assert [text for _, [text] in pairs_of(tmp_path, caption_column="tags")] == ["a, b"] * COUNT
 
 
@@ -1856,7 +1854,7 @@ def test_prompts_inside_of_json_beside_pictures(tmp_path):
 def test_pictures_that_cannot_be_read_are_said(tmp_path):
     put(tmp_path, {"1.png": png(1), "1.txt": "one", "2.psd": b"8BPS", "3.rar": b"Rar!"})
     assert open_dataset(DatasetSpec(str(tmp_path))).taken_for.endswith(
-        "; not read, and not missed: 1 .psd, 1 .rar"
+        "; unsupported files, skipped: 1 .psd, 1 .rar"
     )
     put(tmp_path / "b", {"1.jxl": b"", "1.txt": "one"})
     assert "(1 .jxl cannot be read: save them as PNG or JPEG)" in error_of(tmp_path / "b")
@@ -1876,10 +1874,10 @@ def test_lists_of_captions_that_were_made_text(tmp_path, written):
 )
 def test_values_without_words_are_no_captions(tmp_path, value):
     put(tmp_path, {"1.png": png(1), "x.csv": csv_text([("image", "what"), ("1.png", value)])})
-    assert "--caption-column what takes that all the same" in error_of(tmp_path)
+    assert "--caption-column what uses it anyway" in error_of(tmp_path)
     put(tmp_path, {"x.csv": csv_text([("image", "text"), ("1.png", value)])})
     if value.endswith(".txt"):
-        assert "--caption-column text takes that all the same" in error_of(tmp_path)
+        assert "--caption-column text uses it anyway" in error_of(tmp_path)
     else:
         assert pairs_of(tmp_path) == [(png(1), [value])]
 

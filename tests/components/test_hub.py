@@ -95,9 +95,9 @@ def test_what_is_a_name_of_the_hub(dataset: str, expected: HubId | None) -> None
     ("dataset", "problem"),
     [
         ("org/name@", "ends with @"),
-        ("hf://org/name", "names no dataset"),
-        ("hf://datasets/org/name/data/train", "names no dataset"),
-        ("hf://datasets/", "names no dataset"),
+        ("hf://org/name", "does not name a dataset"),
+        ("hf://datasets/org/name/data/train", "does not name a dataset"),
+        ("hf://datasets/", "does not name a dataset"),
     ],
 )
 def test_half_a_name_is_an_error(dataset: str, problem: str) -> None:

@@ -226,7 +226,7 @@ def test_one_of_a_group_is_kept_and_the_others_are_rejects(dataset, tmp_path, ca
         examples, rejects = generate(
             tmp_path, folder, TWO_WORKERS, near_duplicates="keep_one", max_rejected_fraction=0.0
         )
-    assert "one of each is kept, and 24 rows are left out" in caplog.text
+    assert "one picture of each group is kept, and 24 rows are left out" in caplog.text
     found = splits(examples)
     assert len(found) == 40
     kept = {sha256(image) for image, caption in rows if caption.startswith("black border")}

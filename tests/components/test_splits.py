@@ -196,7 +196,7 @@ def test_patterns_are_relative_to_the_data_dir_and_may_name_folders() -> None:
     ("data_files", "problem"),
     [
         ("https://example.org/a.parquet", "by the URL 'https://example.org/a.parquet'"),
-        ("[a.parquet, gone.parquet]", "names 'gone.parquet', and there is no such file"),
+        ("[a.parquet, gone.parquet]", "names 'gone.parquet', but there is no such file"),
         ("gone*.parquet", "split 'train' of configuration 'default'"),
         ("a**.parquet", "pattern 'a**.parquet'"),
         ("{train: 3}", "must be data_files with split and path"),
@@ -230,7 +230,7 @@ def test_a_readme_may_say_nothing(card: str) -> None:
 
 
 def test_a_broken_readme_is_an_error() -> None:
-    assert "no valid YAML" in _fails("a.parquet", card="a: [1\n")
+    assert "not valid YAML" in _fails("a.parquet", card="a: [1\n")
     assert "must be a list of mappings" in _fails("a.parquet", card="configs: some\n")
 
 

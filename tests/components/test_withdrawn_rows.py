@@ -170,7 +170,7 @@ def test_what_is_not_there_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixt
     withdrawn = listed(tmp_path / "list", f"sha256:{'0' * 64} # gone", *three_lines(2, 3, 4))
     with caplog.at_level("INFO"):
         _, rejects = generate(tmp_path, tmp_path / "set", withdrawn=str(withdrawn))
-    assert "1 entries of dataset.withdrawn name no row" in caplog.text
+    assert "1 entries of dataset.withdrawn match no usable row" in caplog.text
     assert [entry.line for entry in Withdrawn.read(rejects.uri).unmatched] == [3]
     assert rejects.get_int_custom_property("withdrawn_unmatched") == 1
 
@@ -199,7 +199,7 @@ def test_it_is_another_version_of_the_dataset(tmp_path: Path) -> None:
     assert fingerprint(three) != first
     prepared = fingerprint(one)
     listed(path, one, two)
-    with pytest.raises(UserError, match="is not the one that this run was prepared for"):
+    with pytest.raises(UserError, match="has changed since this run was prepared"):
         generate(tmp_path, tmp_path / "set", withdrawn=str(path), dataset_fingerprint=prepared)
 
 

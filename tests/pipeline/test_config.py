@@ -527,7 +527,10 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ("dataset: {max_pixels: 0}", ["dataset.max_pixels = 0", "at least 1"]),
         ("dataset: {max_aspect_ratio: 0.5}", ["max_aspect_ratio = 0.5", "at least 1"]),
         ("dataset: {near_duplicates: drop}", ["'drop'", "keep_together, keep_one, ignore"]),
-        ("dataset: {caption_template: sks}", ["'sks' (in ", "is no template", "{caption} once"]),
+        (
+            "dataset: {caption_template: sks}",
+            ["'sks' (in ", "is no template", "{caption} exactly once"],
+        ),
         ("dataset: {caption_template: '{title}'}", ["'{title}'", "there is no field {title}"]),
         ("dataset: {tag_shuffle: -1}", ["dataset.tag_shuffle = -1", "at least 0"]),
         ("dataset: {tag_dropout: 1.0, tag_shuffle: 4}", ["dataset.tag_dropout = 1.0"]),
@@ -629,7 +632,7 @@ def test_dataset_without_parquet_files(tmp_path, capsys):
 def test_a_single_picture(write, write_dataset, tmp_path, capsys):
     folder = write_dataset(tmp_path / "pictures", 1)
     argv = ["--dataset", str(folder), "--output", str(tmp_path / "out")]
-    expect_one_line(runner_local.main(argv), capsys, ["all 1 rows", "there must be two or more"])
+    expect_one_line(runner_local.main(argv), capsys, ["all 1 rows", "there must be at least two"])
     assert not (tmp_path / "out").exists()
 
 

@@ -1,7 +1,7 @@
-"""Captioned pictures from wherever they are.
+"""Reads captioned pictures, wherever they are.
 
-A dataset is kept in one of the forms in `forms`; it lies on this machine, in an object store or on
-the Hugging Face hub. What it is is told from its files.
+A dataset has one of the forms in `forms`, and is on this machine, in an object store or on the
+Hugging Face hub. Its form is recognised from its files.
 """
 
 from __future__ import annotations
@@ -52,32 +52,32 @@ __all__ = [
 ]
 
 PROMPTS_FIELD = "validation_prompts"
-"""Of a card's head, beside `measures`."""
+"""A field of the card's head, beside `measures`."""
 
 _HUB, _LOCAL = "hf://", "file://"
-# What a clone has in the place of large files, where Git LFS is not installed.
+# A clone has this in place of large files if Git LFS is not installed.
 _POINTER, _POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024
-# So many zip files may lie in one another; some are made to have no end.
+# Zip files may be nested this deep; some are crafted to nest without end.
 _NESTED = 3
 _COMMIT = re.compile(f"{_HUB}datasets/(.+)@([0-9a-f]{{40}})")
 
 
 def resolve_dataset(spec: DatasetSpec) -> DatasetSpec:
-    """Finds out where a dataset is, once and for all.
+    """Finds out, once and for all, where a dataset is.
 
-    In this order: `hf://datasets/ORG/NAME[@REVISION]` is on the hub, any other `scheme://` is
-    what fsspec opens; what exists on this machine is that folder or tar file; what looks like
-    `[ORG/]NAME[@REVISION]` is on the hub.
+    In this order: `hf://datasets/ORG/NAME[@REVISION]` is on the hub; fsspec opens any other
+    `scheme://`; a path that exists on this machine is that folder or tar file; a name that looks
+    like `[ORG/]NAME[@REVISION]` is on the hub.
 
     Args:
-        spec: As the user gave it.
+        spec: The spec as the user gave it.
 
     Returns:
         The same with an absolute path or URL, or `hf://datasets/ORG/NAME@COMMIT`.
 
     Raises:
-        DatasetError: It is nowhere, the address has a secret in it, or the hub does not give it
-            out.
+        DatasetError: The dataset does not exist, its address contains a secret, or the hub does
+            not give access.
     """
     dataset = spec.dataset
     try:
@@ -93,7 +93,7 @@ def resolve_dataset(spec: DatasetSpec) -> DatasetSpec:
     path = os.path.abspath(os.path.expanduser(dataset))
     if dataset and os.path.exists(path):
         return replace(spec, dataset=path)
-    # Not needed for a dataset that is here, and not quick to import.
+    # Local datasets do not need this, and it is slow to import.
     from components.caption_example_gen.sources.hub import HubFiles, parse_hub_id
 
     hub_id = parse_hub_id(dataset)
@@ -104,30 +104,30 @@ def resolve_dataset(spec: DatasetSpec) -> DatasetSpec:
             if dataset.startswith(_HUB):
                 raise
             raise DatasetError(
-                f"there is no folder or tar file {dataset!r} here, and on the hub: {error}"
+                f"there is no local folder or tar file {dataset!r}, and on the hub: {error}"
             ) from error
         return replace(spec, dataset=f"{_HUB}datasets/{found.repo_id}@{found.commit}")
     raise DatasetError(
         f"dataset {dataset!r} does not exist: give a folder or a tar file, local or gs://, or a "
-        "dataset of the hub as ORG/NAME or ORG/NAME@REVISION"
+        "dataset on the hub as ORG/NAME or ORG/NAME@REVISION"
     )
 
 
 def revision_of(spec: DatasetSpec) -> str:
-    """The commit of a resolved dataset of the hub; "" for any other dataset."""
+    """The commit of a resolved dataset on the hub; "" for any other dataset."""
     on_hub = _COMMIT.fullmatch(spec.dataset)
     return on_hub.group(2) if on_hub else ""
 
 
 def open_dataset(spec: DatasetSpec) -> Source:
-    """Opens a dataset; what it is is told from its files.
+    """Opens a dataset and recognises its form from its files.
 
     Args:
-        spec: As the user gave it, or resolved.
+        spec: The spec as the user gave it, or resolved.
 
     Raises:
-        DatasetError: It is nowhere, cannot be read, is of no known kind or of several, has no such
-            config or split, or lacks a column.
+        DatasetError: The dataset does not exist, cannot be read, has no known form or several, has
+            no such config or split, or lacks a column.
     """
     return _opened(_files(resolve_dataset(spec).dataset), spec)
 
@@ -145,70 +145,70 @@ def _opened(files: Files, spec: DatasetSpec) -> Source:
     opened = form.open(look, found)
     look.forget_documents()
     if isinstance(opened, Files):
-        # What is in an archive has another form, which nobody asked for.
+        # The requested form was that of the archive; its contents have another.
         asked = "" if spec.form == form.kind else spec.form
         return _opened(opened, replace(spec, form=asked))
     opened.give_captions(spec)
-    unread = f"; not read, and not missed: {look.unread}" if look.unread else ""
+    unread = f"; unsupported files, skipped: {look.unread}" if look.unread else ""
     opened.taken_for = told + opened.remark + unread
     return opened
 
 
 def _check_fetched(files: Files, paths: Iterable[str]) -> None:
-    """Sees to it that files are what they are called, and not what Git leaves for large ones."""
+    """Raises a `DatasetError` if a file is a pointer that Git LFS leaves in place of it."""
     for path in paths:
         if files.sizes()[path] < _POINTER_BYTES and files.read(path).startswith(_POINTER):
             raise DatasetError(
-                f"{path} in dataset {files.shown!r} is a pointer of Git LFS and not the file: "
-                "install git-lfs and run git lfs pull where the dataset was cloned"
+                f"{path} in dataset {files.shown!r} is a Git LFS pointer and not the file itself: "
+                "install git-lfs and run git lfs pull in the clone of the dataset"
             )
 
 
 def _told(look: Look) -> tuple[Form, Found, str]:
-    """What a dataset is: its form, the files that tell it, and that in a line for people."""
+    """The form of a dataset, the files that show it, and one line that explains both to users."""
     seen = _seen(look)
     spec, shown = look.spec, look.files.shown
     if spec.form:
         return _as_asked(look, seen)
     kept = _unsettled(seen)
     if len(kept) > 1 and (spec.config or card_of(look.files)):
-        # A card or the config may point at one of them.
+        # The card or config may select one of them.
         selected = look.select(tuple(look.paths)).files
         kept = _unsettled(_seen(Look(look.files, spec, selected))) or kept
     if len(kept) > 1:
         readings = ", or ".join(f"{form.shown}: {found.why}" for form, found in kept.items())
         flags = " or ".join(f"--dataset-form {form.kind}" for form in kept)
         raise DatasetError(
-            f"dataset {shown!r} has several kinds of datasets in it, {readings}; say which it is "
-            f"with {flags}, or give a sub-folder with one of them, or a config"
+            f"dataset {shown!r} can be read in several ways, {readings}; choose one "
+            f"with {flags}, or give a sub-folder with only one of them, or a config"
         )
     if not kept:
         if look.problems:
             raise look.problems[0]
         if packed := look.unread_archives:
             raise DatasetError(
-                f"dataset {shown!r} has nothing but archives that are not unpacked here, such as "
-                f"{packed[0]}: unpack them where they lie"
+                f"dataset {shown!r} has only archives of a kind that is not unpacked here, such as "
+                f"{packed[0]}: unpack them in place"
             )
         kinds = ", ".join(form.shown for form in FORMS)
         hint = f" ({look.unread} cannot be read: save them as PNG or JPEG)" if look.unread else ""
         if packed := look.ending(ZIP_SUFFIX):
-            hint = f" ({packed[0]} lies in more than {_NESTED} others: unpack them)"
+            hint = f" ({packed[0]} is inside more than {_NESTED} others: unpack them)"
         raise DatasetError(
-            f"dataset {shown!r} has none of what is understood{hint}, which is {kinds}: it has "
+            f"dataset {shown!r} has no supported form{hint}; supported are {kinds}: it has "
             f"{_shown_suffixes(look.files.sizes())}"
         )
     [(form, found)] = kept.items()
     if form.is_last and look.problems and not spec.captions_given:
         raise DatasetError(
-            f"{look.problems[0]}; without that, there is nothing but {found.why}"
+            f"{look.problems[0]}; otherwise there is only {found.why}"
         ) from look.problems[0]
     others = [
         f"{other.kind} ({what.why})"
         for other, what in seen.items()
         if other not in kept and not other.is_last
     ]
-    rest = f"; not for {', '.join(others)}, whose files are a part of that" if others else ""
+    rest = f"; not for {', '.join(others)}, whose files are part of it" if others else ""
     return form, found, f"taken for {form.kind}: {found.why}{rest}"
 
 
@@ -219,7 +219,7 @@ def _seen(look: Look) -> dict[Form, Found]:
 
 
 def _unsettled(seen: Mapping[Form, Found]) -> dict[Form, Found]:
-    """Without forms whose files are a part of another one's."""
+    """The forms whose files do not belong to another form."""
     kept: dict[Form, Found] = {}
     for form, found in seen.items():
         is_settled = any(form.kind in other.settles for other in kept)
@@ -237,8 +237,8 @@ def _as_asked(look: Look, seen: Mapping[Form, Found]) -> tuple[Form, Found, str]
         raise DatasetError(f"there is no form {look.spec.form!r}: --dataset-form is one of {known}")
     there = ", ".join(f"{form.kind} ({found.why})" for form, found in seen.items()) or "no form"
     raise DatasetError(
-        f"dataset {look.files.shown!r} has nothing of the form {look.spec.form!r}: {there} is seen "
-        "in it; name that with --dataset-form, or leave the flag out"
+        f"dataset {look.files.shown!r} does not have the form {look.spec.form!r}: it has {there}; "
+        "set that with --dataset-form, or leave the flag out"
     )
 
 
@@ -246,20 +246,20 @@ def dataset_fingerprint(spec: DatasetSpec, source: Source | None = None) -> str:
     """Hashes a dataset by content.
 
     Args:
-        spec: Which one; the columns do not matter.
-        source: What `open_dataset` gave for it, which is then not looked for again.
+        spec: The dataset; the columns do not matter.
+        source: The result of `open_dataset` for it, to avoid opening it again.
 
     Returns:
-        SHA-256 (hex) over the files that are read, the choice of config and split, and what is
-        withdrawn. Neither the time of a change nor the place of a folder matters; of a dataset of
-        the hub, it is the commit that counts.
+        SHA-256 (hex) over the files that are read, the choice of config and split, and the list of
+        withdrawn rows. Neither modification times nor the location of a folder matter; for a
+        dataset on the hub, the commit counts.
 
     Raises:
         DatasetError: See `open_dataset`; or a file cannot be read.
-        WithdrawnError: The list of what is withdrawn cannot be used.
+        WithdrawnError: The list of withdrawn rows cannot be used.
     """
     source = source or open_dataset(spec)
-    # A record is not read, rather than set aside, when its picture belongs to another split.
+    # A record whose picture belongs to another split is not read, rather than set aside.
     others = source.left_out if isinstance(source, ImageTableSource) else ()
     content = [source.files.fingerprint(source.paths), spec.config, spec.split, others]
     if spec.withdrawn:
@@ -271,29 +271,29 @@ def measures_of(source: Source) -> tuple[str, ...]:
     """The measures of drawn pictures that a dataset asks for; see `components.measures`.
 
     Raises:
-        DatasetError: Its card asks for something else than names, or cannot be read.
+        DatasetError: The card asks for something other than names, or cannot be read.
     """
     return asked_texts(card_of(source.files), "measures", source.files.shown)
 
 
 def prompts_of(source: Source) -> tuple[str, ...]:
-    """What a dataset asks to be drawn before and after fine-tuning; empty for nothing.
+    """The prompts that a dataset asks to draw before and after fine-tuning; empty for none.
 
     Raises:
-        DatasetError: Its card asks for something else than texts, or cannot be read.
+        DatasetError: The card asks for something other than texts, or cannot be read.
     """
     return asked_texts(card_of(source.files), PROMPTS_FIELD, source.files.shown)
 
 
 def check_dataset(spec: DatasetSpec, source: Source | None = None) -> None:
-    """Finds out before a run whether a dataset has what it needs, without reading all of it.
+    """Checks before a run that a dataset is usable, without reading all of it.
 
     Args:
-        spec: Which one.
-        source: What `open_dataset` gave for it, which is then not looked for again.
+        spec: The dataset.
+        source: The result of `open_dataset` for it, to avoid opening it again.
 
     Raises:
-        DatasetError: See `open_dataset`; or it has no two different pictures.
+        DatasetError: See `open_dataset`; or the dataset does not have two different pictures.
     """
     source = source or open_dataset(spec)
     seen: set[str] = set()
@@ -301,7 +301,7 @@ def check_dataset(spec: DatasetSpec, source: Source | None = None) -> None:
     for unit in source.units():
         for row in source.read(unit, peek=True):
             num_rows += 1
-            # The component sets rows without a picture aside.
+            # The component sets aside rows without a picture.
             if row.image:
                 seen.add(hashlib.sha256(row.image).hexdigest())
             if len(seen) == 2:
@@ -315,14 +315,14 @@ def check_dataset(spec: DatasetSpec, source: Source | None = None) -> None:
 
 
 def split_of(image_id: str, eval_fraction: float, seed: int) -> str:
-    """The split of a picture; depends on its bytes and the seed alone.
+    """The split of a picture; depends only on its bytes and the seed.
 
-    Where no picture falls into one of them, that one gets another's: `empty_split` says which.
+    If no picture falls into a split, that split gets one of the other: see `empty_split`.
 
     Args:
         image_id: SHA-256 (hex) of the picture's bytes.
         eval_fraction: Fraction of the pictures that are held out.
-        seed: Decides which.
+        seed: Decides which pictures are held out.
 
     Returns:
         `train` or `eval`.
@@ -331,16 +331,16 @@ def split_of(image_id: str, eval_fraction: float, seed: int) -> str:
 
 
 def place_of(image_id: str, seed: int) -> float:
-    """A picture's place between 0 and 1, as good as random; those in front are held out."""
+    """A picture's pseudorandom place between 0 and 1; the lowest are held out."""
     digest = hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def one_picture_message(all_rows: str) -> str:
-    """One line for the user who has a single picture."""
+    """An error message of one line for a dataset with a single picture."""
     return (
-        f"{all_rows} have one and the same picture: there must be two or more, one to train on and "
-        "one to hold out; add rows with others"
+        f"{all_rows} have the same picture: there must be at least two pictures, one to train on "
+        "and one to hold out; add rows with other pictures"
     )
 
 

@@ -1,4 +1,4 @@
-"""The files in zip and tar archives, as if these were folders, and tables in gzip."""
+"""Reads the files in zip and tar archives as if these were folders, and tables in gzip."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from components.caption_example_gen.sources.table_files import (
 )
 from storage.errors import one_line
 
-# Larger files in an archive are unpacked to the disk to be read.
+# Larger files in an archive are unpacked to disk before they are read.
 _IN_MEMORY_BYTES = 64 << 20
 _COPY_BYTES = 1 << 20
 _GZIP_SUFFIX = ".gz"
 _TABLES = tuple(
     suffix + _GZIP_SUFFIX for suffix in (*CSV_SUFFIXES, *LINES_SUFFIXES, DOCUMENT_SUFFIX)
 )
-# Of a zip's entry: its name is UTF-8, not the code page of MS-DOS that Python takes it for.
+# Flag of a zip entry: its name is UTF-8, not the MS-DOS code page that Python assumes.
 _NAME_IS_UTF8 = 0x800
 
 
 class _Entry(NamedTuple):
-    """Where a file of an archive is: in a tar, from which byte on."""
+    """The location of a file in an archive: in a tar, its first byte."""
 
     archive: str
     where: zipfile.ZipInfo | int
@@ -46,18 +46,18 @@ class _Entry(NamedTuple):
 
 
 class ArchiveFiles(Files):
-    """The files of a dataset in which some archives stand for folders of the same name.
+    """The files of a dataset, with some archives shown as folders of the same name.
 
-    Their files may be read in any order; a compressed tar is unpacked into a temporary file for
-    that, by every process that reads it. So is a table in gzip, which stands for one without.
+    Their files may be read in any order: every process that reads a compressed tar unpacks it into
+    a temporary file. The same holds for a table in gzip, which is shown without that suffix.
     """
 
     def __init__(self, files: Files, archives: Iterable[str]) -> None:
         """Reads nothing yet.
 
         Args:
-            files: The dataset.
-            archives: Those of its files that are opened.
+            files: The files of the dataset.
+            archives: The archives among them to open.
         """
         super().__init__(files.shown)
         self._files = files
@@ -65,7 +65,7 @@ class ArchiveFiles(Files):
         self._entries: dict[str, _Entry] | None = None
         self._sizes: dict[str, int] = {}
         self._opened: dict[str, zipfile.ZipFile | IO[bytes]] = {}
-        # By the name without its last suffix: a copy that is opened by its own name.
+        # By the name without its last suffix: a copy, to be opened by the copy's name.
         self._tables: dict[str, IO[bytes]] = {}
         # Threads that hash a dataset share the positions of its files.
         self._lock = threading.Lock()
@@ -81,13 +81,13 @@ class ArchiveFiles(Files):
                 with self._checked(archive):
                     for name, found in self._list(archive):
                         path = posixpath.normpath(posixpath.join(archive, name.lstrip("/")))
-                        # A link has what it leads to.
+                        # A link has the content of its target.
                         entry = (
                             entries.get(posixpath.normpath(f"{archive}/{found}"))
                             if isinstance(found, str)
                             else found
                         )
-                        # What leads out of the archive, or lies in a hidden folder of it.
+                        # Skips paths that lead out of the archive or into hidden folders.
                         if entry and path.startswith(f"{archive}/") and not is_hidden(path):
                             entries[path] = entry
             sizes = {path: entry.size for path, entry in entries.items()}
@@ -127,14 +127,14 @@ class ArchiveFiles(Files):
         return sorted({entries[path].archive if path in entries else path for path in paths})
 
     def _list(self, archive: str) -> Iterator[tuple[str, _Entry | str]]:
-        """The files of an archive by name, each with where it is, or what it is a link to."""
+        """The files of an archive by name, each with its location or the target of the link."""
         opened = self._open(archive)
         if isinstance(opened, zipfile.ZipFile):
             for info in opened.infolist():
                 if not info.is_dir():
                     yield _zip_name(info), _Entry(archive, info, info.file_size)
             return
-        # Its list of members is no part of its documented interface.
+        # The list of members is not part of its documented interface.
         tar: Any = tarfile.open(  # noqa: SIM115
             fileobj=opened, mode="r:", encoding="utf-8", errors="surrogateescape"
         )
@@ -146,12 +146,12 @@ class ArchiveFiles(Files):
             elif member.issym():
                 folder = posixpath.dirname(member.name.lstrip("/"))
                 yield member.name, posixpath.join(folder, member.linkname)
-            # It keeps all members otherwise.
+            # Otherwise tarfile keeps all members in memory.
             tar.members.clear()
 
     def _table(self, archive: str) -> _Entry:
         with self._checked(archive), self._files.open(archive) as f:
-            # It goes with this object.
+            # The copy is deleted with this object.
             copy = tempfile.NamedTemporaryFile()  # noqa: SIM115
             shutil.copyfileobj(compression.unpacked(f) or f, copy, _COPY_BYTES)
             copy.flush()
@@ -160,7 +160,7 @@ class ArchiveFiles(Files):
 
     def _open(self, archive: str) -> zipfile.ZipFile | IO[bytes]:
         if archive not in self._opened:
-            # Kept open for as long as the dataset is, which is that of its process.
+            # Stays open as long as the dataset is, until the process ends.
             f = self._files.open(archive)
             is_zip = archive.lower().endswith(ZIP_SUFFIX)
             self._opened[archive] = zipfile.ZipFile(f) if is_zip else _plain_tar(f)
@@ -186,7 +186,7 @@ class ArchiveFiles(Files):
             lzma.LZMAError,
             EOFError,
             OSError,
-            # Of an encrypted zip, and of a method of compression that Python does not have.
+            # Raised for an encrypted zip or a compression method that Python lacks.
             RuntimeError,
         ) as error:
             if isinstance(error, DatasetError):
@@ -197,7 +197,7 @@ class ArchiveFiles(Files):
 
 
 def archives_of(paths: Collection[str]) -> tuple[str, ...]:
-    """The zip files among a dataset's files, and tables in gzip that do not lie beside it, too."""
+    """The zip files of a dataset, and tables in gzip without an unpacked copy beside them."""
     return tuple(
         path
         for path in paths
@@ -207,7 +207,7 @@ def archives_of(paths: Collection[str]) -> tuple[str, ...]:
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """An entry's name; many programs write UTF-8 and do not say so."""
+    """The name of an entry; many programs write UTF-8 without setting the flag."""
     name = info.filename
     if not info.flag_bits & _NAME_IS_UTF8:
         with contextlib.suppress(UnicodeError):
@@ -234,7 +234,7 @@ def _copied(f: IO[bytes], size: int) -> BinaryIO:
 
 
 def _on_disk(f: IO[bytes], size: int | None = None) -> BinaryIO:
-    """A copy that goes with the last who has it open."""
+    """A temporary copy that is deleted when it is closed."""
     copy = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         left = sys.maxsize if size is None else size

@@ -1,6 +1,6 @@
-"""What every source of captioned pictures has in common.
+"""The base classes of every source of captioned pictures.
 
-Nothing under `sources` imports TFX, Beam or TensorFlow, so that a runner can look at a dataset at
+Nothing under `sources` imports TFX, Beam or TensorFlow, so that a runner can inspect a dataset at
 once and a worker starts fast.
 """
 
@@ -23,27 +23,27 @@ PICTURE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm",
     ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-"""How the files of pictures are called, in lower case."""
+"""Suffixes of picture files, in lower case."""
 UNREAD_PICTURE_SUFFIXES = (
     ".arw", ".avi", ".cr2", ".cr3", ".dng", ".exr", ".hdr", ".jxl", ".kra", ".mkv", ".mov", ".mp4",
     ".nef", ".orf", ".psd", ".raf", ".rw2", ".svg", ".tga", ".webm", ".xcf",
 )  # fmt: skip
-"""How pictures and films are called that nothing here reads, in lower case."""
+"""Suffixes of unsupported pictures and films, in lower case."""
 CAPTIONS_FROM = FROM_FOLDER, FROM_FILE_NAME, FROM_PARAMETERS = "folder", "file_name", "parameters"
-"""What may stand in for captions: names, or the prompt that is written into a picture."""
+"""Sources of missing captions: names, or the prompt that is written into a picture."""
 LINES_JOINED, LINES_EACH = "joined", "each"
-"""What the lines of a caption's file are."""
+"""Whether the lines of a caption file are one caption, or a caption each."""
 CAPTION_NUMBER = re.compile(r"#\d+$")
-"""What Flickr8k has behind a picture's name, for each of its captions."""
+"""The number of a caption that Flickr8k writes after the name of its picture."""
 
-# A dot in front, or what file managers and network drives leave behind without one.
+# Dotfiles, and what file managers and network drives leave behind without a leading dot.
 _HIDDEN = re.compile(
     r"(?:^|/)(?:\.|(?:__macosx|thumbs\.db|desktop\.ini|@eadir|#recycle|\$recycle\.bin)(?:/|$))",
     re.IGNORECASE,
 )
-# The number at the end of a name that tells files apart: "a red car (2)", "a_red_car_003".
+# The number at the end of a name that distinguishes files: "a red car (2)", "a_red_car_003".
 _COUNTER = re.compile(r"[\s_-]*\(\d+\)$|[\s_-]+\d+$")
-# What Midjourney puts there instead, behind its parameters: "a_red_car_--ar_32_<UUID>_0".
+# Midjourney has a UUID there instead, after its parameters: "a_red_car_--ar_32_<UUID>_0".
 _UUID = re.compile(
     r"(?:[\s_]+--[a-z].*)?[\s_-]*[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:_\d+)?$"
 )
@@ -56,21 +56,20 @@ class DatasetError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """Which captioned pictures.
+    """The captioned pictures to read.
 
     Attributes:
-        dataset: Folder or archive, local or a URL; or a dataset of the Hugging Face hub.
-        config: The dataset's configuration; "" for its default one.
+        dataset: Folder or archive, local or a URL; or a dataset on the Hugging Face hub.
+        config: Configuration of the dataset; "" for its default.
         split: The dataset's own split to read, several joined by `+`, or `all`.
         image_column: Column with the pictures; "" to find it.
         caption_column: Column with the captions; "" to find it.
-        form: What the dataset's files are taken for, the `kind` of a form; "" to tell from them.
-        caption: The caption of pictures that have none; "" for nothing of the kind.
-        captions_from: One of `CAPTIONS_FROM`, of which the captions of pictures are made that have
-            none; "" for nothing of the kind.
-        caption_lines: `LINES_JOINED`, or `LINES_EACH` where every line of a caption's file is a
-            caption.
-        withdrawn: File that lists what is taken out; "" for nothing.
+        form: How the dataset's files are read: the `kind` of a form; "" to recognise it from them.
+        caption: Caption of pictures that have none; "" for none.
+        captions_from: Source of the captions of pictures that have none, one of `CAPTIONS_FROM`;
+            "" for none.
+        caption_lines: `LINES_JOINED`, or `LINES_EACH` if every line of a caption file is a caption.
+        withdrawn: File that lists the rows to take out; "" for none.
     """
 
     dataset: str
@@ -95,12 +94,12 @@ class Unit:
     """A part of a dataset that one worker reads from front to back.
 
     Attributes:
-        file: The file it is in, relative to the dataset; "" where it is no part of one file.
+        file: The file it is in, relative to the dataset; "" if it is not part of a single file.
         start: Where it starts, as its source counts: a row group, a byte, a position in a list.
         first_row: Number of its first row in the file.
-        num_rows: How many rows it has; `None` where only reading it tells.
-        names: Of each row, where it is made of files, these: the picture, the one with its caption,
-            and another one that claims to be that; each may be "".
+        num_rows: Number of its rows; `None` if it is known only after reading.
+        names: If rows are made of files, for each row: the picture, its caption file, and another
+            file that may also be its caption file; each may be "".
     """
 
     file: str
@@ -112,17 +111,17 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row as it stands in the dataset, unchecked.
+    """One row as it is in the dataset, unchecked.
 
     Attributes:
         file: The file it is from, relative to the dataset.
         number: The row's number in the file, from 0.
-        image: The picture file's bytes; `None` where there are none.
-        image_problem: Why there are none, or what is wrong with the caption's file, for people; ""
-            where the row just has no picture or caption.
-        captions: One or more. Each as UTF-8 (or what the row has in its place), or `None`.
-        path: The picture's own path, where it has one.
-        repeats: How often an epoch sees the picture; `None` where the dataset does not say.
+        image: The picture file's bytes; `None` if there are none.
+        image_problem: Why there are none, or what is wrong with the caption file, for users; ""
+            if the row just has no picture or caption.
+        captions: One or more, each in UTF-8 (or whatever bytes the row has instead), or `None`.
+        path: The picture's own path, if it has one.
+        repeats: How often an epoch sees the picture; `None` if the dataset does not say.
     """
 
     file: str
@@ -135,10 +134,10 @@ class Row:
 
 
 class Files(abc.ABC):
-    """Where the files of a dataset lie. Paths are relative, with `/`."""
+    """The files of a dataset. Paths are relative, with `/`."""
 
     def __init__(self, shown: str) -> None:
-        """Names the dataset in messages by `shown`."""
+        """Sets the name of the dataset in messages to `shown`."""
         self.shown = shown
 
     @abc.abstractmethod
@@ -146,7 +145,7 @@ class Files(abc.ABC):
         """Path and size in bytes of every file that is not hidden, sorted by path.
 
         Raises:
-            DatasetError: There is no such dataset, or it cannot be listed.
+            DatasetError: The dataset does not exist or cannot be listed.
         """
 
     @abc.abstractmethod
@@ -154,23 +153,23 @@ class Files(abc.ABC):
         """Opens a file to be read whole; seekable.
 
         Raises:
-            DatasetError: It cannot be opened, or is not what it should be.
+            DatasetError: The file cannot be opened, or is not what it should be.
             FileNotFoundError: There is no such file.
         """
 
     def peek(self, path: str) -> BinaryIO:
-        """Opens a file to look at parts of it; like `open`, but may leave the rest where it is."""
+        """Opens a file to read parts of it; like `open`, but need not fetch the rest."""
         return self.open(path)
 
     def read(self, path: str, *, peek: bool = False) -> bytes:
-        """Reads a file whole.
+        """Reads a whole file.
 
         Args:
-            path: Its path.
+            path: The file's path.
             peek: Whether it need not be fetched first.
 
         Raises:
-            DatasetError: It cannot be read, or is not what it should be.
+            DatasetError: The file cannot be read, or is not what it should be.
             FileNotFoundError: There is no such file.
         """
         with self.peek(path) if peek else self.open(path) as f:
@@ -182,27 +181,27 @@ class Files(abc.ABC):
                 ) from error
 
     def ahead(self, paths: Iterable[str], *, peek: bool = False) -> Iterator[Callable[[], bytes]]:
-        """Reads files one after the other, or some of them at the same time where that is faster.
+        """Reads files one after the other, or several at the same time if that is faster.
 
         Args:
-            paths: Their paths; asked for as they are needed.
-            peek: Whether they need not be fetched first.
+            paths: The files' paths; consumed as needed.
+            peek: Whether the files need not be fetched first.
 
         Yields:
-            For each, in order, what gives its content or raises what `read` does.
+            For each file, in order, a function that returns its content or raises as `read` does.
         """
         return (functools.partial(self.read, path, peek=peek) for path in paths)
 
     def elsewhere(self) -> Files | None:
-        """The same files for another process, which may open those whose names it is told.
+        """The same files for another process, which may open any whose name it is given.
 
-        It can be pickled and lists nothing; `None` where that cannot be had.
+        The result can be pickled and lists nothing; `None` if that is not possible.
         """
         return None
 
-    # Most have nothing to do here.
+    # Most subclasses have nothing to do here.
     def fetch(self, paths: Iterable[str]) -> None:  # noqa: B027
-        """Brings files to this machine in one go, where `open` would bring them one by one."""
+        """Fetches files to this machine in one go if `open` would fetch them one by one."""
 
     @abc.abstractmethod
     def fingerprint(self, paths: Iterable[str]) -> str:
@@ -210,14 +209,14 @@ class Files(abc.ABC):
 
 
 class Reader(abc.ABC):
-    """What reads the rows of a dataset, whose parts are known."""
+    """Reads the rows of a dataset whose units are known."""
 
     @abc.abstractmethod
     def read(self, unit: Unit, *, peek: bool = False) -> Iterator[Row]:
-        """Reads the rows of one part, few at a time.
+        """Reads the rows of one unit, a few at a time.
 
         Args:
-            unit: One of the dataset's.
+            unit: A unit of the dataset.
             peek: Whether the caller will stop after a few rows, so that files need not be
                 fetched whole.
 
@@ -227,17 +226,17 @@ class Reader(abc.ABC):
 
 
 class Source(Reader):
-    """Captioned pictures of one kind.
+    """A dataset of captioned pictures in one form.
 
     Attributes:
-        kind: Name of the kind.
-        files: Where they lie.
+        kind: Name of the form.
+        files: The dataset's files.
         image_column: Column that holds the pictures, or names them.
         caption_column: Column that holds the captions.
         paths: The files that are read, sorted.
         left_out: Files of the dataset that belong to other splits, sorted.
-        taken_for: What the dataset was taken for and why, one line for people.
-        remark: What else they should know of how it is read; goes to the end of that line.
+        taken_for: What the dataset was taken for and why, one line for users.
+        remark: What else users should know of how it is read; ends that line.
     """
 
     kind: str
@@ -261,13 +260,13 @@ class Source(Reader):
 
     @property
     def image_bytes(self) -> int:
-        """About the size of all pictures; the number of shards follows from it."""
+        """Approximate size of all pictures; determines the number of shards."""
         sizes = self.files.sizes()
         return sum(sizes[path] for path in self.paths)
 
     @abc.abstractmethod
     def units(self) -> Iterator[Unit]:
-        """The dataset in parts, in order.
+        """The units of the dataset, in order.
 
         Raises:
             DatasetError: A file cannot be read or lacks a column.
@@ -279,18 +278,18 @@ class Source(Reader):
         return rows if self._stand_in is None else map(self._stand_in.complete, rows)
 
     def elsewhere(self) -> Reader | None:
-        """What reads its units in another process, which need not open the dataset for that.
+        """A reader of its units for another process, which need not open the dataset.
 
-        It can be pickled; `None` where the dataset must be opened there.
+        It can be pickled; `None` if the other process must open the dataset.
         """
         return None
 
     @abc.abstractmethod
     def _read(self, unit: Unit, *, peek: bool) -> Iterator[Row]:
-        """As `read`, with the captions that the dataset itself has."""
+        """Like `read`, with only the captions that the dataset itself has."""
 
     def give_captions(self, spec: DatasetSpec) -> None:
-        """Gives pictures that have no caption the one that a user asked for."""
+        """Gives pictures without a caption the one that the user requested."""
         if spec.captions_given:
             self._stand_in = StandIn(spec.caption, spec.captions_from)
 
@@ -300,15 +299,15 @@ class StandIn:
     """Captions for pictures that have none.
 
     Attributes:
-        caption: One for all of them.
-        captions_from: Where it is "": one of `CAPTIONS_FROM`.
+        caption: One for all pictures.
+        captions_from: One of `CAPTIONS_FROM`, for an empty `caption`.
     """
 
     caption: str
     captions_from: str
 
     def complete(self, row: Row) -> Row:
-        """The row with a caption, if it has a picture and no caption."""
+        """Adds a caption to a row that has a picture and no caption."""
         if row.image is None or any(caption and caption.strip() for caption in row.captions):
             return row
         if self.captions_from == FROM_PARAMETERS and not self.caption:
@@ -323,7 +322,7 @@ class StandIn:
 
 
 def name_as_caption(path: str, part: str) -> str:
-    """What the name of a picture's folder or file says; "" where it says nothing.
+    """The words in the name of a picture's folder or file; "" if there are none.
 
     Args:
         path: The picture's path.
@@ -343,32 +342,32 @@ def name_as_caption(path: str, part: str) -> str:
 def repeats_of(folder: str) -> tuple[int, str] | None:
     """How often an epoch sees the pictures of a folder called `10_name`, and the name.
 
-    Neither years nor numbers with leading zeros are meant like that.
+    Years and numbers with leading zeros do not count as repeats.
     """
     found = _REPEATS.fullmatch(folder)
     return None if found is None else (int(found[1]), found[2].strip())
 
 
 def is_picture(path: str) -> bool:
-    """Whether a file is called like a picture."""
+    """Whether a file has the suffix of a picture."""
     return path.lower().endswith(PICTURE_SUFFIXES)
 
 
 def names_picture(text: str) -> bool:
-    """Whether a text is a picture's name, perhaps with the number of its caption: `1.jpg#0`."""
+    """Whether a text is the name of a picture, perhaps with a caption number: `1.jpg#0`."""
     return is_picture(CAPTION_NUMBER.sub("", text))
 
 
 def folded(path: str) -> str:
-    """A path as it is where neither the case of letters nor the form of accents matters."""
+    """A path in a form that ignores the case of letters and the encoding of accents."""
     return (path if path.isascii() else unicodedata.normalize("NFC", path)).lower()
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a relative path leads out of the dataset, or through what is no part of it."""
+    """Whether a relative path leads out of the dataset, or through hidden folders or files."""
     return _HIDDEN.search(path) is not None
 
 
 def shown_path(path: str) -> str:
-    """A path that can be written as UTF-8."""
+    """A path with only characters that can be written as UTF-8."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""What a dataset says of itself in the YAML head of its card, README.md."""
+"""Reads the YAML head of a dataset's card, README.md."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def card_field(card: str | None, name: str, shown: str) -> Any:
     Args:
         card: The card's text, if there is one.
         name: The field's name.
-        shown: How messages name the dataset.
+        shown: Name of the dataset in messages.
 
     Returns:
-        `None` where there is no such field.
+        The value; `None` if there is no such field.
 
     Raises:
-        DatasetError: The head is no YAML.
+        DatasetError: The head is not valid YAML.
     """
     head = _HEAD.match(card or "")
     if head is None:
@@ -36,17 +36,17 @@ def card_field(card: str | None, name: str, shown: str) -> Any:
         fields = yaml.safe_load(head.group(1))
     except yaml.YAMLError as error:
         raise DatasetError(
-            f"the head of README.md of dataset {shown!r} is no valid YAML: {one_line(error)}; mend "
-            "or remove it"
+            f"the head of README.md of dataset {shown!r} is not valid YAML: {one_line(error)}; "
+            "fix or remove it"
         ) from error
     return fields.get(name) if isinstance(fields, dict) else None
 
 
 def asked_texts(card: str | None, name: str, shown: str) -> tuple[str, ...]:
-    """What a card's field asks for, a list of texts; empty where it asks for nothing.
+    """The list of texts in a field of a card; empty if there is no such field.
 
     Raises:
-        DatasetError: It is another thing, or the head is no YAML.
+        DatasetError: The field is not a list of texts, or the head is not valid YAML.
     """
     texts = card_field(card, name, shown)
     if texts is None:

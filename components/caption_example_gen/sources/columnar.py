@@ -1,4 +1,4 @@
-"""What Parquet and Arrow files have in common: rows in batches, pictures in them or beside them."""
+"""The common source of Parquet and Arrow files: rows in batches, pictures inside or beside them."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from components.caption_example_gen.sources.splits import (
 from components.caption_example_gen.sources.urls import called_like_urls, url_error
 from storage.errors import one_line
 
-# What img2dataset says of a row, beside the picture.
+# Columns in which img2dataset reports on a row.
 _STATUS, _MESSAGE, _SUCCESS = "status", "error_message", "success"
-# Rows whose names of pictures tell what all of them are relative to.
+# Rows whose picture names are inspected to find what all names are relative to.
 _LOOK_AT = 256
 
 
 class ColumnarSource(Source):
-    """Files of columns at any depth, and pictures that their rows name."""
+    """Columnar files at any depth, and pictures that their rows name."""
 
     def __init__(
         self,
@@ -57,11 +57,11 @@ class ColumnarSource(Source):
         """Finds the columns.
 
         Args:
-            files: Where the dataset lies.
-            tables: Its files of columns, one at least.
-            left_out: Those of other splits.
-            spec: What the user asked for.
-            schema: Of the first file.
+            files: The dataset's files.
+            tables: Its columnar files, at least one.
+            left_out: The files of other splits.
+            spec: The user's request.
+            schema: Schema of the first file.
 
         Raises:
             DatasetError: A column cannot be found.
@@ -76,7 +76,7 @@ class ColumnarSource(Source):
         super().__init__(files, tuple(sorted((*tables, *pictures))), left_out, image, caption)
         self._tables = tables
         self._split_column = ""
-        # Those that are read, of files whose rows say which they are of.
+        # The splits that are read, if the rows of the files name theirs.
         self._splits: frozenset[str] | None = None
         self._prefixes: dict[str, columns.Prefix | None] = {}
         self._schemas: dict[str, pa.Schema] = {}
@@ -85,7 +85,7 @@ class ColumnarSource(Source):
     def open(cls, look: Look, found: Found) -> ColumnarSource:
         """Opens the config and split that the user asked for; see `Form.open`.
 
-        Where all files are of one split, a column of theirs may have the last word.
+        If all files are of one split, a column in them may divide it.
         """
         if look.are_of_one_split(found.files):
             source = cls._of(look, look.select(found.files, split=ALL))
@@ -101,7 +101,7 @@ class ColumnarSource(Source):
         return cls(look.files, chosen.files, chosen.left_out, look.spec, schema)
 
     def _split_by_column(self, spec: DatasetSpec) -> None:
-        """Has rows chosen by what they say of their split, if the first ones say any."""
+        """Chooses rows by the split that they name, if the first rows name any."""
         wanted = wanted_splits(spec.split)
         file = self._tables[0]
         column = columns.split_column(self._schema(file, peek=True), self.caption_column)
@@ -115,7 +115,7 @@ class ColumnarSource(Source):
             self.remark = records_remark(column, wanted or ())
 
     def units(self) -> Iterator[Unit]:
-        """See `Source.units`; where rows say which split they are of, reads that of all."""
+        """See `Source.units`; if rows name their split, reads that column of all rows."""
         if self._splits is None:
             yield from self._all_units()
             return
@@ -133,10 +133,10 @@ class ColumnarSource(Source):
 
     @abc.abstractmethod
     def _all_units(self) -> Iterator[Unit]:
-        """The same, whatever split rows say they are of."""
+        """The same, whatever split the rows name."""
 
     def _said(self, unit: Unit, *, peek: bool) -> Iterator[object]:
-        """What each row of a unit says of its split; `None` of a file that has no such column."""
+        """The split that each row of a unit names; `None` if the file has no such column."""
         if self._schema(unit.file, peek=peek).get_field_index(self._split_column) < 0:
             yield from itertools.repeat(None, unit.num_rows or 0)
             return
@@ -145,7 +145,7 @@ class ColumnarSource(Source):
 
     @abc.abstractmethod
     def _batches(self, unit: Unit, names: list[str], *, peek: bool) -> Iterator[pa.RecordBatch]:
-        """The rows of a unit, some columns of them, few rows at a time."""
+        """The rows of a unit, with some columns, a few rows at a time."""
 
     @staticmethod
     @abc.abstractmethod
@@ -170,7 +170,7 @@ class ColumnarSource(Source):
         said = [name for name in (_STATUS, _MESSAGE) if schema.get_field_index(name) >= 0]
         split = self._split_column if self._splits is not None else ""
         split = split if schema.get_field_index(split) >= 0 else ""
-        # A column may be asked for twice.
+        # One column may be both.
         names = list(dict.fromkeys(filter(None, [image, top, split, *said])))
         number = unit.first_row
         for batch in self._batches(unit, names, peek=peek):
@@ -219,7 +219,7 @@ class ColumnarSource(Source):
         return Row(file, number, content, problem, texts, path)
 
     def _named(self, file: str, name: str, peek: bool) -> tuple[bytes | None, str, str]:
-        """The picture that a text stands for, or what is wrong with it, and its path."""
+        """The picture that a text stands for, or the problem with it, and its path."""
         try:
             if columns.is_encoded(name):
                 return columns.decoded(name) or None, "", ""
@@ -237,7 +237,7 @@ class ColumnarSource(Source):
         return columns.Pictures(self.files.sizes())
 
     def _base(self, file: str, name: str) -> tuple[str, columns.Pictures, columns.Prefix | None]:
-        """What a name is relative to: the dataset, as the hub writes them, or the file's folder."""
+        """What a name is relative to: the dataset, as on the hub, or the folder of the file."""
         folder = posixpath.dirname(file)
         beside = posixpath.normpath(posixpath.join(folder, name))
         if self._pictures.find(posixpath.normpath(name)) or not self._pictures.find(beside):
@@ -245,7 +245,7 @@ class ColumnarSource(Source):
         return folder, self._pictures, None
 
     def _prefix(self, file: str, name: str) -> columns.Prefix | None:
-        """What a file's names are relative to; looked for with the first one that is not there."""
+        """What the names in a file are relative to; searched at the first name without a file."""
         if self._pictures.find(posixpath.normpath(name)):
             return None
         if file not in self._prefixes:
@@ -264,7 +264,7 @@ def unreadable(
     files: Files, file: str, error: Exception, rows_read: int | None = None
 ) -> DatasetError:
     """The error for a file that is damaged."""
-    how_far = "" if rows_read is None else f" on after {rows_read} rows"
+    how_far = "" if rows_read is None else f" after {rows_read} rows"
     return DatasetError(
         f"{file} in dataset {files.shown!r} cannot be read{how_far}: {one_line(error)}"
     )

@@ -1,4 +1,4 @@
-"""Which columns hold the pictures and the captions, and what a caption may look like."""
+"""Finds the columns with the pictures and the captions, and reads their values."""
 
 from __future__ import annotations
 
@@ -43,46 +43,46 @@ PATH_COLUMNS = (
     "file_name", "image_path", "image_file", "image_name", "image", "img_path", "img_name", "img",
     "filename", "file_path", "filepath", "path", "file", "picture", "photo", "images",
 )  # fmt: skip
-"""What columns with the names of pictures are called, in lower case, best first."""
+"""Usual names of columns with the names of pictures, in lower case, best first."""
 ID_COLUMNS = ("id", "image_id", "img_id", "key", "uid", "uuid")
-"""What columns are called that may name pictures without their suffix, in lower case."""
+"""Usual names of columns that may name pictures without their suffix, in lower case."""
 SPLIT = "split"
-"""What a column is called that says which split a record is of, in lower case."""
+"""Name of a column with the split of a record, in lower case."""
 NO_CAPTIONS = frozenset({*PATH_COLUMNS, *ID_COLUMNS, "hash", "md5", "sha256", "phash", SPLIT})
-"""Columns of text that are no captions, in lower case, unless a user names them."""
-# Who answers in a conversation about a picture, and under which keys that is said.
+"""Columns of text that are not captions, in lower case, unless the user names them."""
+# Who answers in a conversation about a picture, and the keys of speaker and text.
 _ANSWERERS = frozenset({"gpt", "assistant", "model", "bot"})
 _TALKS = (("from", "value"), ("role", "content"))
 _SAID = frozenset(said for _, said in _TALKS)
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0A")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
-# Of another machine's paths.
+# The start of paths of another machine.
 _FILE = "file://"
 _DATA_URI = "data:image/"
 _BASE64_LEAST = 64
-# Where the hub's `datasets` library keeps its features in the schema of a Parquet file.
+# The metadata key under which the hub's `datasets` library stores features in a Parquet schema.
 _FEATURES_KEY = b"huggingface"
-# What pandas writes for nothing, where it was made text first.
+# What pandas writes for missing values after a conversion to text.
 _NOTHING = frozenset({"nan", "NaN", "NULL", "null", "None", "<NA>", "#N/A"})
-# What Label Studio puts before the name of a picture: of one that was uploaded, or served to it.
+# What Label Studio puts before the name of a picture that was uploaded, or served to it.
 _UPLOADED = re.compile(r"^(/?data/upload/(?:\d+/)?)[0-9a-f]{8}-(?=[^/]+$)")
 _SERVED = re.compile(r"^/?data/local-files/\?d=")
 
 
 def choose(role: Role, candidates: Sequence[str], *, shown: str, there: str) -> str:
-    """Finds the column when the user named none.
+    """Finds the column if the user named none.
 
     Args:
         role: What the column holds.
         candidates: The columns that could be it.
         shown: Name of the dataset.
-        there: What columns there are, for the error: "the columns of x are a, b".
+        there: The existing columns, for the error: "the columns of x are a, b".
 
     Returns:
-        The only candidate; of several the one called like the hub's datasets call it.
+        The only candidate; if there are several, the one with the usual name on the hub.
 
     Raises:
-        DatasetError: There is none, or several and none of them has such a name.
+        DatasetError: There is no candidate, or there are several and none has a usual name.
     """
     if not candidates:
         raise DatasetError(f"dataset {shown!r} has no {role} column: {there}")
@@ -95,9 +95,9 @@ def choose(role: Role, candidates: Sequence[str], *, shown: str, there: str) -> 
 
 
 def usually(role: Role, candidates: Sequence[str]) -> str:
-    """Of several columns the one that is called like the hub's datasets call it; "" for none."""
+    """The column with the usual name in the hub's datasets; "" if none has one."""
     callings: list[Callable[[str], str]] = [str.lower]
-    # What is called like that inside of the same thing: `sentences.raw` beside its tokens.
+    # Columns inside the same one may have such a name: `sentences.raw` beside its tokens.
     if len({name.partition(".")[0] for name in candidates}) == 1:
         callings.append(_inner_name)
     for preferred in _PREFERRED[role]:
@@ -109,7 +109,7 @@ def usually(role: Role, candidates: Sequence[str]) -> str:
 
 
 def is_called_caption(name: str) -> bool:
-    """Whether a column is called as captions are."""
+    """Whether a column has a usual name of captions."""
     return name.lower() in _PREFERRED["caption"]
 
 
@@ -118,27 +118,28 @@ def _inner_name(name: str) -> str:
 
 
 def several(role: Role, candidates: Sequence[str], *, shown: str) -> DatasetError:
-    """The error for columns of which only the user can say which is meant."""
+    """The error for several candidates, of which the user must choose one."""
     return DatasetError(
         f"dataset {shown!r} has several columns that could be the {role} column: "
-        f"{', '.join(candidates)}; name one of them with --{role}-column"
+        f"{', '.join(candidates)}; choose one with --{role}-column"
     )
 
 
 def unlikely(candidates: Sequence[str], *, shown: str, there: str) -> DatasetError:
-    """The error for columns of text of which none looks like captions, but which may be meant."""
+    """The error for columns of text of which none looks like captions, but one may be meant."""
     flags = " or ".join(f"--caption-column {shlex.quote(name)}" for name in candidates)
     return DatasetError(
-        f"dataset {shown!r} has no caption column: {there}, and all that is in "
-        f"{', '.join(candidates)} are names, ids, numbers or dates; {flags} takes that all the same"
+        f"dataset {shown!r} has no caption column: {there}, and in "
+        f"{', '.join(candidates)} there are only names, ids, numbers or dates; {flags} uses it "
+        "anyway"
     )
 
 
 def missing(role: Role, name: str, *, shown: str, there: str) -> DatasetError:
-    """The error for a column that the user named and that is not there."""
+    """The error for a column that the user named and that does not exist."""
     return DatasetError(
-        f"dataset {shown!r} has no {role} column {name!r}: {there}; name the right one with "
-        f"--{role}-column"
+        f"dataset {shown!r} has no {role} column {name!r}: {there}; set --{role}-column to the "
+        "right one"
     )
 
 
@@ -146,9 +147,9 @@ def find_columns(schema: pa.Schema, spec: DatasetSpec, *, file: str, shown: str)
     """Finds the two columns of a Parquet file.
 
     Args:
-        schema: Of the file.
-        spec: Names them, or leaves them to be found: by the features that the hub's library writes
-            into the schema, else by their types.
+        schema: Schema of the file.
+        spec: Names the columns, or leaves them to be found: by the features that the hub's library
+            writes into the schema, else by their types.
         file: Name of the file.
         shown: Name of the dataset.
 
@@ -156,7 +157,7 @@ def find_columns(schema: pa.Schema, spec: DatasetSpec, *, file: str, shown: str)
         Names of the image column and of the caption column.
 
     Raises:
-        DatasetError: One of them cannot be found or has the wrong type.
+        DatasetError: A column cannot be found or has the wrong type.
     """
     features = _features(schema)
     there = _there(schema, file)
@@ -172,14 +173,14 @@ def find_columns(schema: pa.Schema, spec: DatasetSpec, *, file: str, shown: str)
     if not caption:
         candidates = (
             [name for name, feature in features.items() if _is_text_feature(feature)]
-            # Binary may hold text, but only the user can say so: it is what pictures look like.
+            # Binary may hold text, but it looks like pictures, so the user must name it.
             or [f.name for f in schema if _is_caption_type(f.type) and not _is_binary(f.type)]
             or [name for f in schema for name in _nested_texts(f) if f.name != image]
         )
         candidates = [name for name in candidates if name != image]
         likely = [name for name in candidates if name.lower() not in NO_CAPTIONS]
         if not (likely or spec.captions_given):
-            # Texts under that name, of which none is the word for a split.
+            # A column of that name may hold captions, if no value is the word for a split.
             likely = [name for name in candidates if name.lower() == SPLIT]
             if candidates and not likely:
                 raise unlikely(candidates, shown=shown, there=there)
@@ -193,7 +194,7 @@ def check_columns(schema: pa.Schema, image: str, caption: str, *, file: str, sho
     """Checks that a Parquet file has the two columns.
 
     Raises:
-        DatasetError: One is missing or has the wrong type; the message lists what there is.
+        DatasetError: A column is missing or has the wrong type; the message lists the columns.
     """
     there = _there(schema, file)
     wanted: tuple[tuple[Role, str, Any], ...] = (
@@ -201,7 +202,7 @@ def check_columns(schema: pa.Schema, image: str, caption: str, *, file: str, sho
         ("caption", caption, _is_caption_type),
     )
     for role, name, fits in wanted:
-        # Captions that are given stand in no column.
+        # Captions that the user gave have no column.
         if not name:
             continue
         kind = _type_at(schema, name)
@@ -215,7 +216,7 @@ def check_columns(schema: pa.Schema, image: str, caption: str, *, file: str, sho
 
 
 def split_column(schema: pa.Schema, caption: str) -> str:
-    """The column of text that may say which split a row is of; "" where there is none."""
+    """The column of text that may name the split of a row; "" if there is none."""
     found = (
         field.name
         for field in schema
@@ -225,12 +226,12 @@ def split_column(schema: pa.Schema, caption: str) -> str:
 
 
 def top_column(schema: pa.Schema, name: str) -> str:
-    """The column of a schema that a name such as `sentences.raw` is in."""
+    """The top-level column of a schema that contains a name such as `sentences.raw`."""
     return name if schema.get_field_index(name) >= 0 else name.partition(".")[0]
 
 
 def image_values(column: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """A picture column's bytes, and paths or what else stands for the pictures, both binary."""
+    """The bytes of a picture column, and its paths or other texts for pictures, both binary."""
     if _is_list(column.type):
         column = _only_values(column)
     nothing = pa.nulls(len(column), pa.binary())
@@ -243,7 +244,7 @@ def image_values(column: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 
 def _only_values(column: pa.Array) -> pa.Array:
-    """Of lists that hold one value this one, of others nothing."""
+    """The value of each list that has exactly one; missing for other lists."""
     values, places, start = column.flatten(), [], 0
     for row in column:
         length = 0 if row.values is None else len(row.values)
@@ -253,17 +254,17 @@ def _only_values(column: pa.Array) -> pa.Array:
 
 
 def number_of(column: pa.Array) -> list[int]:
-    """How many pictures each row of a picture column has."""
+    """The number of pictures in each row of a picture column."""
     if not _is_list(column.type):
         return [1] * len(column)
     return [0 if row.values is None else len(row.values) for row in column]
 
 
 def caption_values(column: pa.Array, inner: str = "") -> Iterable[tuple[bytes | None, ...]]:
-    """A caption column's captions, one or more for a row.
+    """The captions of a caption column, one or more for each row.
 
     Args:
-        column: Text, lists of text, or what `inner` is in.
+        column: Text, lists of text, or a column that contains `inner`.
         inner: The rest of a name such as `sentences.raw`.
     """
     if inner:
@@ -279,28 +280,28 @@ def caption_values(column: pa.Array, inner: str = "") -> Iterable[tuple[bytes | 
 def _nested_captions(value: pa.Scalar, inner: str) -> tuple[bytes | None, ...]:
     try:
         return captions_of(value_at({"": _as_mappings(value.as_py())}, f".{inner}"))
-    # Bytes that are no text, which the row has in the place of its caption.
+    # The row has bytes that are not text in place of its caption.
     except UnicodeDecodeError as error:
         return (error.object,)
 
 
 def _as_mappings(value: Any) -> Any:
-    """A value of Arrow's map type, which is a list of pairs, as a mapping."""
+    """A mapping for a value of Arrow's map type, which is a list of pairs."""
     if isinstance(value, list) and value and all(isinstance(each, tuple) for each in value):
         return dict(value)
     return value
 
 
 def value_at(values: Mapping[str, Any], name: str) -> Any:
-    """What a record has under a name such as `text`, `caption.en` or `sentences.raw`.
+    """The value that a record has under a name such as `text`, `caption.en` or `sentences.raw`.
 
     Args:
         values: The record.
-        name: A key, or keys joined by dots, of which each is looked for in the mapping, or in every
-            mapping of the list, that the one before it leads to; of a conversation, in the answers.
+        name: A key, or keys joined by dots. Each key is looked up in the mapping, or in every
+            mapping of the list, under the key before it; in a conversation, in the answers.
 
     Returns:
-        `None` where there is nothing.
+        The value; `None` if there is none.
     """
     if name in values:
         return values[name]
@@ -320,7 +321,7 @@ def value_at(values: Mapping[str, Any], name: str) -> Any:
 
 
 def nested_names(name: str, value: object) -> Iterable[str]:
-    """The names of texts inside of a record's value, one level down: `caption.en`."""
+    """The names of texts inside a value of a record, one level down: `caption.en`."""
     is_talk = answers_in(value) is not None
     inner = value if isinstance(value, list) else [value]
     keys = dict.fromkeys(
@@ -334,10 +335,10 @@ def nested_names(name: str, value: object) -> Iterable[str]:
 
 
 def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """What makes an object of JSON, of which the last of two values of a key would be read.
+    """Makes a JSON object; by default, the last of two values of a key would win silently.
 
     Raises:
-        ValueError: A key is there twice.
+        ValueError: A key occurs twice.
     """
     values = dict(pairs)
     if len(values) < len(pairs):
@@ -347,7 +348,7 @@ def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def says_something(key: str, value: object) -> bool:
-    """Whether a value of JSON that belongs to one picture can be its caption."""
+    """Whether a JSON value that belongs to one picture can be its caption."""
     if not is_text(value) or key.lower() in NO_CAPTIONS:
         return False
     if not isinstance(value, str):
@@ -360,13 +361,13 @@ def captions_of(value: object) -> tuple[bytes | None, ...]:
     """The captions in a value of a JSON document.
 
     Args:
-        value: Text, a list of text, a conversation, whose answers are meant, or nothing.
+        value: Text, a list of text, a conversation, of which the answers count, or `None`.
 
     Returns:
-        One or more, each in the bytes that the document has it in.
+        One or more captions, each with its bytes as they are in the document.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: The value is something else.
     """
     captions: list[bytes | None] = []
     found: list[Any] = value if isinstance(value, list) else [value]
@@ -380,7 +381,7 @@ def captions_of(value: object) -> tuple[bytes | None, ...]:
 
 
 def _list_in(text: str) -> list[str]:
-    """The captions in a list that was made text, by JSON or Python; empty for any other text."""
+    """The captions in a list that JSON or Python wrote as text; empty for any other text."""
     for parse in (json.loads, ast.literal_eval):
         try:
             values = parse(text)
@@ -392,7 +393,7 @@ def _list_in(text: str) -> list[str]:
 
 
 def answers_in(value: object) -> list[str] | None:
-    """The answers in a conversation about a picture, as LLaVA has them; `None` where it is none."""
+    """The answers in a conversation about a picture, as in LLaVA; `None` for other values."""
     if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
         return None
     for who, said in _TALKS:
@@ -404,7 +405,7 @@ def answers_in(value: object) -> list[str] | None:
 
 
 def _text_said(value: object) -> str | None:
-    """What is said in a turn of a conversation, which may be in parts; `None` where it is none."""
+    """The text of a turn in a conversation, which may have parts; `None` for other values."""
     if not isinstance(value, list):
         return value if isinstance(value, str) else None
     if not all(isinstance(part, Mapping) for part in value):
@@ -413,16 +414,16 @@ def _text_said(value: object) -> str | None:
 
 
 def text_bytes(text: str) -> bytes:
-    """Bytes of a text that was decoded with `surrogateescape`, as they were."""
+    """The original bytes of a text that was decoded with `surrogateescape`."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        # A half of a pair, written as an escape of JSON: it is no UTF-8 text, and will be said so.
+        # An unpaired surrogate, written as a JSON escape: the row is rejected as not UTF-8.
         return text.encode("utf-8", "surrogatepass")
 
 
 def looks_like_picture(value: object) -> bool:
-    """Whether a value of a table is a picture's name, or the picture itself in base64."""
+    """Whether a value of a table is the name of a picture, or a picture in base64."""
     if isinstance(value, list):
         return len(value) == 1 and looks_like_picture(value[0])
     if isinstance(value, Mapping):
@@ -433,12 +434,12 @@ def looks_like_picture(value: object) -> bool:
 
 
 def is_url(value: object) -> bool:
-    """Whether a value of a table is a picture's address on the web."""
+    """Whether a value of a table is the URL of a picture."""
     return isinstance(value, str) and value.lstrip().lower().startswith(("http://", "https://"))
 
 
 def is_encoded(text: str) -> bool:
-    """Whether a text is a picture in base64, with a data URI's head or without."""
+    """Whether a text is a picture in base64, with or without the head of a data URI."""
     if text.startswith(_DATA_URI):
         return True
     return (
@@ -449,10 +450,10 @@ def is_encoded(text: str) -> bool:
 
 
 def decoded(text: str) -> bytes:
-    """The picture in a text of which `is_encoded` is true.
+    """The picture in a text for which `is_encoded` is true.
 
     Raises:
-        ValueError: It is no base64.
+        ValueError: The text is not valid base64.
     """
     if text.startswith(_DATA_URI):
         head, _, text = text.partition(",")
@@ -465,12 +466,12 @@ def decoded(text: str) -> bytes:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of a JSON document is a number that may be a picture's name."""
+    """Whether a value of a JSON document is a number that may be the name of a picture."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_text(value: object) -> bool:
-    """Whether a value of a JSON document can be a caption, or several."""
+    """Whether a value of a JSON document can be one or several captions."""
     if isinstance(value, list):
         is_list = bool(value) and all(isinstance(each, str) for each in value)
         return is_list or bool(answers_in(value))
@@ -479,10 +480,10 @@ def is_text(value: object) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """Folders that all names of a table have in front and that the dataset does not have.
+    """Leading folders in all names of a table that the dataset does not have.
 
     Attributes:
-        lead: The folders.
+        lead: The leading folders.
         base: The folder that the rest of a name is relative to.
     """
 
@@ -494,7 +495,7 @@ class Pictures:
     """The pictures that a table may name."""
 
     def __init__(self, paths: Collection[str]) -> None:
-        """Takes the paths of the files that there are."""
+        """Stores the paths of the dataset's files."""
         self._paths = paths
         self._folded: dict[str, str] | None = None
 
@@ -505,9 +506,9 @@ class Pictures:
         return iter(self._paths)
 
     def find(self, path: str) -> str:
-        """The file that is meant by a path; "" where there is none.
+        """The file that a path stands for; "" if there is none.
 
-        It may lack the suffix, or be written as in a URL.
+        The path may lack the suffix, or be escaped as in a URL.
         """
         candidates = [path]
         if "%" in path:
@@ -524,9 +525,9 @@ class Pictures:
         return ""
 
     def alike(self, path: str) -> str:
-        """The only picture called so but for the case of letters and the form of accents; or "".
+        """The only picture whose path differs just in case or encoding of accents; or "".
 
-        Accents are composed with their letters in tables, and in the file names of macOS not.
+        Tables have precomposed accents, the file names of macOS do not.
         """
         if self._folded is None:
             self._folded = {}
@@ -537,18 +538,18 @@ class Pictures:
 
 
 def find_prefix(names: Iterable[str], table: str, pictures: Pictures) -> Prefix | None:
-    """Finds out what the names of a table are relative to, if there is no doubt about it.
+    """Finds out what the names of a table are relative to, if this is unambiguous.
 
     Args:
-        names: Some of them.
+        names: Some of the names.
         table: Path of the table.
-        pictures: The files that there are.
+        pictures: The files of the dataset.
 
     Returns:
-        What to put in the place of what the names have in front, for most of them to be names of
-        files; or `None` where one is the name of a file as it stands, or none can be, or several
-        such prefixes fit as many. Of these, the one whose folder the table is called after wins,
-        as `captions_train2017.json` is after `train2017`.
+        The prefix with which most names become names of files; or `None` if a name is already the
+        name of a file, if no prefix fits, or if several fit equally many names. Among equals, the
+        prefix wins whose folder the table is named after, as `captions_train2017.json` is named
+        after `train2017`.
     """
     folder = posixpath.dirname(table)
     wanted: dict[str, list[tuple[str, ...]]] = {}
@@ -582,17 +583,17 @@ def picture_path(name: str, folder: str, pictures: Pictures, prefix: Prefix | No
     """Finds the file that a row names as its picture.
 
     Args:
-        name: As the row has it.
+        name: The name in the row.
         folder: The folder that it is relative to.
-        pictures: The files that there are.
-        prefix: What to leave out where there is no such file.
+        pictures: The files of the dataset.
+        prefix: The prefix to replace if there is no such file.
 
     Returns:
         The file's path.
 
     Raises:
-        ValueError: The path leads out of the dataset or into a hidden folder, it is not called
-            like a picture (the fingerprint does not cover such files), or there is no such file.
+        ValueError: The path leads out of the dataset or into a hidden folder, it lacks the suffix
+            of a picture (the fingerprint does not cover such files), or there is no such file.
     """
     if "://" in name.removeprefix(_FILE):
         shown = redacted(name)
@@ -615,7 +616,7 @@ def picture_path(name: str, folder: str, pictures: Pictures, prefix: Prefix | No
 
 
 def _places(name: str, folder: str, prefix: Prefix | None) -> Iterator[str]:
-    """Where the file may be that a row names, first as it is written."""
+    """Paths where the file that a row names may be, starting with the path as written."""
     for given in _writings(name):
         yield posixpath.normpath(posixpath.join(folder, given))
         parts = given.strip("/").split("/")
@@ -625,7 +626,7 @@ def _places(name: str, folder: str, prefix: Prefix | None) -> Iterator[str]:
 
 
 def _writings(name: str) -> Iterator[str]:
-    """How the file may be written that a name means, relative to some folder."""
+    """Paths that a name may stand for, relative to some folder."""
     yield _normal(name)
     uploaded = _SERVED.sub("", _UPLOADED.sub(r"\1", name))
     if uploaded != name:
@@ -648,7 +649,7 @@ def _shown_type(kind: pa.DataType) -> str:
 
 
 def _features(schema: pa.Schema) -> Mapping[str, Any]:
-    """The hub's description of the columns that are there; empty where it has none."""
+    """The hub's description of the existing columns; empty if there is none."""
     try:
         features = json.loads((schema.metadata or {})[_FEATURES_KEY])["info"]["features"]
         return {name: features[name] for name in schema.names if name in features}
@@ -683,7 +684,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _type_at(schema: pa.Schema, name: str) -> pa.DataType | None:
-    """The type of a column, or of what is in it under a name such as `sentences.raw`."""
+    """The type of a column, or of the value inside it for a name such as `sentences.raw`."""
     top = top_column(schema, name)
     position = schema.get_field_index(top)
     if position < 0:
@@ -730,7 +731,7 @@ def _is_image_type(kind: pa.DataType) -> bool:
 
 
 def _is_picture_type(kind: pa.DataType) -> bool:
-    # A list of one picture is that picture.
+    # A list with one picture counts as that picture.
     if _is_list(kind):
         return pa.types.is_struct(kind.value_type) and _is_picture_type(kind.value_type)
     if not pa.types.is_struct(kind):
@@ -746,7 +747,7 @@ def _is_caption_type(kind: pa.DataType) -> bool:
 
 
 def _as_binary(column: pa.Array) -> pa.Array:
-    """Text as its bytes, which may turn out not to be UTF-8; reading them as text would fail."""
+    """The bytes of a text column, which may not be UTF-8; reading them as text would fail."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     # Unlike a cast, a view does not import pandas, which takes a fifth of a second.

@@ -1,4 +1,4 @@
-"""Compressed files, told by their first bytes: gzip, bzip2 and xz."""
+"""Compressed files, recognised by their first bytes: gzip, bzip2 and xz."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
 
 
 def unpacked(f: IO[bytes]) -> IO[bytes] | None:
-    """What is in a compressed file, as a stream; `None` where it is none, at its start then."""
+    """The content of a compressed file as a stream; `None` if not compressed, rewound to start."""
     magic = f.read(len(_XZ))
     f.seek(0)
     if magic.startswith(_GZIP):

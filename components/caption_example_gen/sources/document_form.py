@@ -1,4 +1,4 @@
-"""What forms of JSON documents with records of pictures have in common."""
+"""The base class of forms that are JSON documents with records of pictures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from components.caption_example_gen.sources.image_table import ImageTableSource,
 
 
 class DocumentForm(Form):
-    """Documents that are told by what is in them, and are read as tables.
+    """Documents that are recognised by their content and read as tables.
 
     Attributes:
-        of: What a document is of, for people: "COCO's captions".
+        of: What a document contains, for users: "COCO's captions".
     """
 
     of: str
@@ -25,7 +25,7 @@ class DocumentForm(Form):
 
     @abc.abstractmethod
     def records(self, document: Any) -> list[dict[str, Any]]:
-        """The records of a document that is."""
+        """The records of a document of this form."""
 
     def recognise(self, look: Look) -> Found | None:
         """See `Form.recognise`; reads every JSON document that may be one."""

@@ -1,4 +1,4 @@
-"""Text files in UTF-8 or UTF-16, with or without byte order mark; and what is in neither."""
+"""Decodes text files in UTF-8 or UTF-16, with or without byte order mark, and reports others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UTF16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 def utf16_of(content: bytes) -> str:
     """The encoding of a text that begins like UTF-16, for `bytes.decode`; else "".
 
-    Without a byte order mark, it is a zero beside the first character that tells.
+    Without a byte order mark, a zero byte beside the first character shows it.
     """
     first = content[:2]
     if first in _UTF16_BOMS:
@@ -29,10 +29,10 @@ def decoded(content: bytes, errors: str = "strict") -> str:
 
     Args:
         content: The file's bytes.
-        errors: What is done with bytes that are no UTF-8; see `bytes.decode`.
+        errors: How bytes that are not UTF-8 are handled; see `bytes.decode`.
 
     Raises:
-        UnicodeDecodeError: It is neither UTF-8 nor UTF-16.
+        UnicodeDecodeError: The content is neither UTF-8 nor UTF-16.
     """
     encoding = utf16_of(content)
     if encoding:
@@ -41,7 +41,7 @@ def decoded(content: bytes, errors: str = "strict") -> str:
 
 
 def utf8(content: bytes) -> bytes:
-    """A text file's content as UTF-8 without a byte order mark, or as it is where it is neither."""
+    """The content of a text file as UTF-8 without byte order mark; unchanged if it is neither."""
     encoding = utf16_of(content)
     if not encoding:
         return content.removeprefix(UTF8_BOM)
@@ -52,19 +52,19 @@ def utf8(content: bytes) -> bytes:
 
 
 def complaint_about(content: bytes, path: str) -> str:
-    """What is wrong with the encoding of a whole file, for people; "" where nothing is.
+    """What is wrong with the encoding of a whole file, for users; "" if it is valid.
 
     Args:
         content: The file's bytes.
-        path: Its path.
+        path: The file's path.
     """
-    # Most captions are, and this is much faster than to decode them.
+    # Most captions are ASCII, and this check is much faster than decoding them.
     if content.isascii():
         return ""
     try:
         decoded(content)
     except UnicodeDecodeError as error:
-        # Of the file, which may have a byte order mark in front.
+        # The position in the file, which may start with a byte order mark.
         start = error.start + len(content) - len(error.object)
         line = content.count(b"\n", 0, start) + 1
         return complaint(path, start, line, content[start : start + 1])
@@ -72,13 +72,13 @@ def complaint_about(content: bytes, path: str) -> str:
 
 
 def complaint(path: str, byte: int, line: int, value: bytes) -> str:
-    """What is wrong with a file of another encoding, and how to mend it.
+    """What is wrong with a file in another encoding, and how to fix it.
 
     Args:
         path: The file's path.
-        byte: Where in the file the first byte is that fits neither encoding, from 0.
-        line: The line that it is in, from 1.
-        value: That byte.
+        byte: Position in the file of the first byte that fits neither encoding, from 0.
+        line: The line of that byte, from 1.
+        value: The byte.
     """
     name = posixpath.basename(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     mended = shlex.join(["iconv", "-f", "CP1252", "-t", "UTF-8", name])

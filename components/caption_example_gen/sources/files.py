@@ -1,4 +1,4 @@
-"""Files in a folder, or one archive, on any file system that fsspec opens."""
+"""Reads files in a folder, or one archive, on any file system that fsspec opens."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from storage.file_systems import open_address
 TAR_SUFFIXES = (
     ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz",
 )  # fmt: skip
-"""How tar files are called, in lower case."""
+"""Suffixes of tar files, in lower case."""
 ZIP_SUFFIX = ".zip"
-"""How zip files are called, in lower case."""
+"""Suffix of zip files, in lower case."""
 WHOLE_SUFFIXES = (*TAR_SUFFIXES, ZIP_SUFFIX, ".parquet", ".arrow")
-"""How files are called that are a dataset by themselves, in lower case."""
+"""Suffixes of files that are a dataset by themselves, in lower case."""
 UNREAD_SUFFIXES = (".7z", ".rar", ".zst", ".tzst", ".lz4")
-"""How archives are called that nothing here unpacks, in lower case."""
+"""Suffixes of unsupported archives, in lower case."""
 
 _CHUNK_BYTES = 1 << 20
 _HASH_THREADS = 4
-# Files of an object store that are on their way at the same time; each is a picture, or less.
+# Files fetched from an object store at the same time; each is a picture or smaller.
 _READ_AHEAD = 16
-# Files that a thread hashes in one go: handing over a small one takes as long as hashing it.
+# Files that a thread hashes in one go: handing over a small file takes as long as hashing it.
 _HASH_BATCH = 64
-# What object stores call the checksum of a file's content in their listings, best first: an etag
-# may change when only the metadata does.
+# Names of content checksums in the listings of object stores, best first: an etag may change when
+# only the metadata does.
 _CHECKSUMS = ("md5Hash", "crc32c", "content_md5", "ETag", "etag")
 _T = TypeVar("_T")
 _GIVE = "give a folder, a tar or a zip file, local or gs://"
@@ -57,13 +57,13 @@ class FsspecFiles(Files):
     """The files under a folder, or one file that is a dataset by itself."""
 
     def __init__(self, dataset: str) -> None:
-        """Finds the file system; nothing is read before `sizes`.
+        """Finds the file system; reads nothing before `sizes`.
 
         Args:
             dataset: Path or URL of the folder or file.
 
         Raises:
-            DatasetError: Its file system cannot be opened.
+            DatasetError: The file system cannot be opened.
         """
         super().__init__(dataset)
         self._fs, self._root = _open_file_system(dataset)
@@ -78,7 +78,7 @@ class FsspecFiles(Files):
                 found = Listing(self._list())
             except DatasetError:
                 raise
-            # File systems of object stores raise errors of their own making.
+            # File systems of object stores raise errors of their own types.
             except Exception as error:
                 raise DatasetError(
                     f"dataset {self.shown!r} cannot be listed: {one_line(error)}"
@@ -88,14 +88,14 @@ class FsspecFiles(Files):
 
     def elsewhere(self) -> FsspecFiles:
         """See `Files.elsewhere`."""
-        # Of a file that is a dataset by itself, the folder is known with the listing.
+        # If a file is a dataset by itself, the listing finds its folder.
         self.sizes()
         files = copy.copy(self)
         files._listing, files._is_elsewhere = None, True
         return files
 
     def __getstate__(self) -> tuple[str, str]:
-        # Not the file system itself, which may have somebody's log-in.
+        # Without the file system itself, which may contain credentials.
         return self.shown, self._root
 
     def __setstate__(self, state: tuple[str, str]) -> None:
@@ -110,7 +110,7 @@ class FsspecFiles(Files):
         try:
             if self._local:
                 return open(full, "rb")
-            # One request in place of two or three; a picture is always read whole.
+            # One request instead of two or three; a picture is always read whole.
             if is_picture(path):
                 return io.BytesIO(self._fs.cat_file(full))
             return cast(BinaryIO, self._fs.open(full, "rb"))
@@ -127,9 +127,9 @@ class FsspecFiles(Files):
         return super().read(path, peek=peek) if content is None else content
 
     def _read_small(self, path: str) -> bytes | None:
-        """Reads a local file whole; `None` of one that is large.
+        """Reads a whole local file; `None` if it is large.
 
-        A file object would ask the system three times more, and of small files there are many.
+        A file object would make three more system calls, and there are many small files.
         """
         try:
             descriptor = os.open(posixpath.join(self._root, path), os.O_RDONLY)
@@ -144,11 +144,11 @@ class FsspecFiles(Files):
             raise DatasetError(
                 f"{path} in dataset {self.shown!r} cannot be read: {one_line(error)}"
             ) from error
-        # Else it has grown, or the system gives it out in parts.
+        # Otherwise the file has grown, or the system returned only a part of it.
         return content if len(content) == size else None
 
     def ahead(self, paths: Iterable[str], *, peek: bool = False) -> Iterator[Callable[[], bytes]]:
-        """See `Files.ahead`; object stores, which take long to answer, are asked for several."""
+        """See `Files.ahead`; fetches several files at once from object stores, which are slow."""
         if self._local:
             yield from super().ahead(paths, peek=peek)
             return
@@ -157,7 +157,7 @@ class FsspecFiles(Files):
                 read = functools.partial(self.read, peek=peek)
                 for content in _in_turn(pool, read, paths, _READ_AHEAD):
                     yield content.result
-            # Whoever has seen enough does not wait for the rest.
+            # A caller that stops early does not wait for the rest.
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -165,9 +165,9 @@ class FsspecFiles(Files):
         """See `Files.fingerprint`.
 
         Returns:
-            SHA-256 (hex) over the relative names, sizes and contents of the files, in place of the
-            contents their checksums where the listing has them. Neither the time of a change nor
-            the place of the folder matters.
+            SHA-256 (hex) over the relative names, sizes and contents of the files; if the listing
+            has checksums, over these instead of the contents. Neither modification times nor the
+            location of the folder matter.
 
         Raises:
             DatasetError: A file cannot be read.
@@ -185,9 +185,10 @@ class FsspecFiles(Files):
         return digest.hexdigest()
 
     def _hashed_alone(self, batches: Iterator[list[str]]) -> Iterator[bytes]:
-        """Hashes batches until most of the time is spent waiting, or one has a large file.
+        """Hashes batches until most of the time is spent waiting, or a batch has a large file.
 
-        Small files that the system has at hand take threads twice as long, by Python's lock.
+        For small files that the system has cached, threads take twice as long, due to Python's
+        global lock.
         """
         since, computed_since = time.monotonic(), time.thread_time()
         for batch in batches:
@@ -224,13 +225,12 @@ class FsspecFiles(Files):
             self._root, name = posixpath.split(self._root)
             if name.lower().endswith(UNREAD_SUFFIXES):
                 raise DatasetError(
-                    f"{given} is an archive that is not unpacked here: unpack it, and give the "
-                    "folder"
+                    f"{given} is an archive of an unsupported kind: unpack it, and give the folder"
                 )
             if not name.lower().endswith(WHOLE_SUFFIXES):
                 raise DatasetError(
-                    f"{given} is a file and none of {', '.join(WHOLE_SUFFIXES)}: give the folder "
-                    "that it lies in"
+                    f"{given} is a file, but not one of {', '.join(WHOLE_SUFFIXES)}: give the "
+                    "folder that contains it"
                 )
             found = self._fs.info(posixpath.join(self._root, name))
             yield Listed(name, int(found["size"]), self._checksum(found))
@@ -253,7 +253,7 @@ class FsspecFiles(Files):
 def _in_turn(
     pool: ThreadPoolExecutor, work: Callable[[_T], bytes], items: Iterable[_T], at_once: int
 ) -> Iterator[Future[bytes]]:
-    """Has a few items worked on at the same time; gives them in order."""
+    """Works on a few items at the same time; yields their results in order."""
     pending: collections.deque[Future[bytes]] = collections.deque()
     for item in items:
         pending.append(pool.submit(work, item))
@@ -265,7 +265,7 @@ def _in_turn(
 
 def _walk(root: str, given: str) -> Iterator[Listed]:
     """Paths and sizes of the files under a local folder; links are followed."""
-    # Each folder with those that it lies in, so that a link to one of them does not go on forever.
+    # Each folder with those above it, so that a link to one of them does not recurse forever.
     folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while folders:
         folder, above = folders.pop()
@@ -279,11 +279,11 @@ def _walk(root: str, given: str) -> Iterator[Listed]:
                 try:
                     found = entry.stat()
                 except OSError as error:
-                    # A row that names the picture will say so.
+                    # A row that names the picture will report it.
                     if is_picture(path):
                         continue
                     raise DatasetError(
-                        f"{path} in {given} is a link that leads nowhere: {one_line(error)}"
+                        f"{path} in {given} is a broken link: {one_line(error)}"
                     ) from error
                 if stat.S_ISREG(found.st_mode):
                     yield Listed(path, found.st_size)
@@ -300,9 +300,10 @@ def _open_file_system(dataset: str) -> tuple[Any, str]:
         raise DatasetError(str(error)) from None
     except ImportError as error:
         raise DatasetError(
-            f"dataset {dataset!r} needs another package to be opened: {one_line(error)}"
+            f"dataset {dataset!r} cannot be opened without another package: {one_line(error)}"
         ) from error
     except ValueError as error:
         raise DatasetError(
-            f"dataset {dataset!r} is no path or URL that can be opened: {one_line(error)}; {_GIVE}"
+            f"dataset {dataset!r} is not a path or URL that can be opened: {one_line(error)}; "
+            f"{_GIVE}"
         ) from error

@@ -1,4 +1,4 @@
-"""What every form of dataset has: how it is recognised among files, and how it is opened."""
+"""The base class of dataset forms, which recognise their files and open them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from components.caption_example_gen.sources.table_files import (
 )
 
 TEXT_SUFFIXES = (".txt", ".caption", ".prompt")
-"""How files with a caption are called, in lower case."""
+"""Suffixes of text files with a caption, in lower case."""
 CAPTION_SUFFIXES = (*TEXT_SUFFIXES, DOCUMENT_SUFFIX)
-"""The same, with those that have it under some key."""
+"""The same, with the suffix of documents that have the caption under some key."""
 _CASES = tuple(case(suffix) for suffix in CAPTION_SUFFIXES for case in (str.lower, str.upper))
 
-# Annotations of COCO's kind that have no captions, and may have gigabytes of polygons; and the
-# notes that SimpleTuner takes of pictures.
+# COCO annotations without captions, which may have gigabytes of polygons; and the metadata files
+# that SimpleTuner writes about pictures.
 _NO_CAPTIONS = (
     "instances_", "person_keypoints_", "stuff_", "panoptic_", "image_info_",
     "aspect_ratio_bucket_",
@@ -48,11 +48,11 @@ _OF_LIBRARIES = frozenset(
 
 
 class Found(NamedTuple):
-    """What a form sees in a dataset.
+    """The files by which a form recognises a dataset.
 
     Attributes:
-        files: Those that tell it, one at least.
-        why: What they are, for people: "3 Parquet files".
+        files: The files, at least one.
+        why: What they are, for users: "3 Parquet files".
     """
 
     files: Sequence[str]
@@ -60,11 +60,11 @@ class Found(NamedTuple):
 
 
 class _Names(NamedTuple):
-    """What the names of files say when they are gone through once.
+    """Counts from one pass over the names of the files.
 
     Attributes:
-        suffixes: All, in lower case.
-        picture_suffixes: Those of pictures, as they are written, the most frequent first.
+        suffixes: All suffixes, in lower case.
+        picture_suffixes: Suffixes of pictures, as they are written, the most frequent first.
         picture_folders: The folders of pictures.
     """
 
@@ -74,54 +74,54 @@ class _Names(NamedTuple):
 
 
 class Look:
-    """The files of a dataset, gone through once for all forms."""
+    """The files of a dataset, listed once for all forms."""
 
     def __init__(self, files: Files, spec: DatasetSpec, paths: Sequence[str] | None = None) -> None:
         """Lists the files.
 
         Args:
-            files: Where they lie.
-            spec: What the user asked for.
-            paths: Those to look at; `None` for all.
+            files: The dataset's files.
+            spec: The user's request.
+            paths: The files to look at; `None` for all.
         """
         self.files = files
         self.spec = spec
         self.paths: Collection[str] = files.sizes() if paths is None else tuple(paths)
-        """Those files, sorted."""
+        """The files to look at, sorted."""
         self.problems: list[DatasetError] = []
-        """Why files that may be of some form could not be read."""
+        """Why files that may belong to some form could not be read."""
         self._documents: dict[str, Any] = {}
         self._endings: dict[tuple[str, ...], Sequence[str]] = {}
         self._there = files.sizes() if paths is None else frozenset(paths)
 
     @cached_property
     def pictures(self) -> Sequence[str]:
-        """Files that are called like pictures, sorted."""
+        """Files with the suffix of a picture, sorted."""
         return self._few(is_picture, self.picture_folders.total())
 
     @property
     def picture_suffixes(self) -> tuple[str, ...]:
-        """The suffixes of pictures as they are written, the most frequent first."""
+        """Suffixes of pictures as they are written, the most frequent first."""
         return self._names.picture_suffixes
 
     @property
     def picture_folders(self) -> Counter[str]:
-        """The folders that pictures lie in, with the number of these."""
+        """The folders that contain pictures, with the number of pictures in each."""
         return self._names.picture_folders
 
     @cached_property
     def beside_pictures(self) -> Sequence[str]:
-        """Files that are called like captions, and like a picture that they lie beside; sorted."""
+        """Caption files beside a picture of the same name, sorted."""
         return Paths(self.ending(*CAPTION_SUFFIXES), self.is_beside_picture)
 
     def is_beside_picture(self, path: str) -> bool:
-        """Whether a file that is called like a caption is one of `beside_pictures`."""
+        """Whether a file with the suffix of a caption is one of `beside_pictures`."""
         return path not in self._alone or path in self._of_other_case
 
     @cached_property
     def other_case(self) -> Mapping[str, str]:
-        """Pictures whose caption is called like them but for case or accents, with its file."""
-        # Of Windows and macOS, where neither case nor the form of accents matters.
+        """Caption file by picture, if their names differ only in case or encoding of accents."""
+        # Windows and macOS ignore the case and the encoding of accents.
         left = {folded(posixpath.splitext(path)[0]): path for path in sorted(self._alone)}
         found: dict[str, str] = {}
         for picture in self.pictures if left else ():
@@ -139,23 +139,23 @@ class Look:
 
     @cached_property
     def _alone(self) -> frozenset[str]:
-        """Files that are called like captions, and not just like a picture."""
+        """Files with the suffix of a caption and not exactly the name of a picture."""
         texts = self.ending(*CAPTION_SUFFIXES)
         return frozenset(path for path in texts if not self.picture_beside(path))
 
     @property
     def unread_archives(self) -> Sequence[str]:
-        """Archives that nothing here unpacks."""
+        """Archives of unsupported kinds."""
         return self.ending(*UNREAD_SUFFIXES)
 
     @property
     def unread(self) -> str:
-        """Pictures, films and archives that nothing here reads, for people: "2 .psd, 1 .rar"."""
+        """Number of unsupported pictures, films and archives, for users: "2 .psd, 1 .rar"."""
         counts = {s: self._names.suffixes[s] for s in (*UNREAD_PICTURE_SUFFIXES, *UNREAD_SUFFIXES)}
         return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.items() if count)
 
     def ending(self, *suffixes: str) -> Sequence[str]:
-        """Files that are called like that, in any case, and are no pictures; sorted."""
+        """Files with one of these suffixes, none of a picture, in any case; sorted."""
         if suffixes not in self._endings:
             last = {suffix[suffix.rfind(".") :] for suffix in suffixes}
             count = sum(self._names.suffixes[suffix] for suffix in last)
@@ -163,7 +163,7 @@ class Look:
         return self._endings[suffixes]
 
     def _few(self, holds: Callable[[str], bool], count: int) -> Sequence[str]:
-        """The files that something holds for; held themselves where they are at most so few."""
+        """The files that `holds` accepts, held in memory if `count` is small."""
         found = Paths(self.paths if count else (), holds)
         return found if count > HELD else tuple(found)
 
@@ -182,7 +182,7 @@ class Look:
         return _Names(suffixes, tuple(suffix for suffix, _ in written.most_common()), folders)
 
     def picture_beside(self, path: str) -> str:
-        """The picture whose name a file has up to the suffix, or in front of it; "" for none."""
+        """The picture with the same name as a file, or the same name up to the suffix; or ""."""
         stem = posixpath.splitext(path)[0]
         sizes = self.files.sizes()
         if is_picture(stem) and stem in sizes:
@@ -193,8 +193,8 @@ class Look:
     def documents(self) -> Iterator[tuple[str, Any]]:
         """JSON documents that may have records, with their content, each parsed once.
 
-        Not those beside pictures, which say something of these alone, nor those of libraries. What
-        they are encoded in is not held against them yet: who reads one as a table says so.
+        Documents beside pictures, which describe only these, and those of libraries are left out.
+        A wrong encoding is not an error yet: the code that reads a document as a table reports it.
         """
         for path in self.ending(DOCUMENT_SUFFIX):
             name = posixpath.basename(path).lower()
@@ -212,13 +212,13 @@ class Look:
             yield path, self._documents[path]
 
     def forget_documents(self) -> None:
-        """Lets go of what may be as large as all of the dataset's captions."""
+        """Frees the parsed documents, which may be as large as all captions of the dataset."""
         self._documents.clear()
 
     def select(
         self, paths: Sequence[str], *, split: str = "", by_folder_only: bool = False
     ) -> Selection:
-        """The files of the config and split that are asked for; see `splits.select_files`."""
+        """The files of the requested config and split; see `splits.select_files`."""
         return select_files(
             paths,
             card=card_of(self.files),
@@ -229,19 +229,19 @@ class Look:
         )
 
     def are_of_one_split(self, paths: Sequence[str]) -> bool:
-        """Whether files of the config that is asked for are; see `splits.are_of_one_split`."""
+        """Whether files of the requested config are of one split; see `splits.are_of_one_split`."""
         card, config = card_of(self.files), self.spec.config
         return are_of_one_split(paths, card=card, config=config, shown=self.files.shown)
 
 
 class Form(abc.ABC):
-    """One way to keep captioned pictures.
+    """One way to store captioned pictures.
 
     Attributes:
         kind: Its name, as `--dataset-form` takes it.
-        shown: What it is, for people: "Parquet files (*.parquet)".
-        settles: Kinds of other forms whose files are a part of this one, where both are seen.
-        is_last: Whether it is meant only where no other form is seen.
+        shown: What it is, for users: "Parquet files (*.parquet)".
+        settles: Kinds of other forms whose files are part of this one if both are recognised.
+        is_last: Whether it applies only if no other form is recognised.
     """
 
     kind: str
@@ -251,7 +251,7 @@ class Form(abc.ABC):
 
     @abc.abstractmethod
     def recognise(self, look: Look) -> Found | None:
-        """Looks for its files; reads few, if any.
+        """Looks for files of this form; reads few, if any.
 
         Raises:
             DatasetError: A file cannot be read.
@@ -262,7 +262,8 @@ class Form(abc.ABC):
         """Opens the config and split that the user asked for.
 
         Returns:
-            What reads it; or files to look into again, where it was an archive of other forms.
+            The source that reads it; or files to look into again, if it was an archive of another
+            form.
 
         Raises:
             DatasetError: A file cannot be read, there is no such config or split, or a column
@@ -283,10 +284,10 @@ def counted(number: int, what: str) -> str:
 
 
 def no_captions(look: Look, what: str) -> DatasetError:
-    """The error for pictures without captions, which offers what may stand in for them."""
+    """The error for pictures without captions, which offers ways to get captions."""
     return DatasetError(
-        f"dataset {look.files.shown!r} has pictures and no captions: {what}; give one for all of "
-        'them (--caption "a photo of sks dog"), take the names of their folders (--captions-from '
+        f"dataset {look.files.shown!r} has pictures but no captions: {what}; give one for all of "
+        'them (--caption "a photo of sks dog"), use the names of their folders (--captions-from '
         "folder) or of the files (--captions-from file_name), or the prompts that A1111 or ComfyUI "
         "wrote into them (--captions-from parameters), or put a caption file of the same name "
         "beside each (1.jpg, 1.txt)"

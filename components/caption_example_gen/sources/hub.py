@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub: what they are called, and their files."""
+"""Datasets of the Hugging Face hub: their names and their files."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ _DATASET = RepoKind(
     along_with_the_list=(".gitattributes", "README.md"),
     gone={
         "lambdalabs/pokemon-blip-captions": (
-            "it was taken off the hub in 2024: use lambdalabs/naruto-blip-captions or "
-            "diffusers/pokemon-gpt4-captions, or give the folder of a copy of it"
+            "it was removed from the hub in 2024: use lambdalabs/naruto-blip-captions or "
+            "diffusers/pokemon-gpt4-captions, or give the folder of a copy"
         ),
     },
 )
 _DOWNLOADS_AT_ONCE = 8
 _CHUNK_BYTES = 1 << 20
-# Smaller files cost less to fetch whole than to look at.
+# Smaller files are cheaper to fetch whole than to read in parts.
 _PEEK_BYTES = 1 << 20
 
 
 class HubId(NamedTuple):
-    """A dataset of the hub as a user names it.
+    """A dataset of the hub, as the user names it.
 
     Attributes:
         repo_id: `ORG/NAME`, or `NAME` alone for a few old ones.
@@ -56,16 +56,17 @@ class HubId(NamedTuple):
 
 
 def parse_hub_id(dataset: str) -> HubId | None:
-    """Reads a dataset's name as one of the hub; asks nobody whether there is such a dataset.
+    """Parses the name of a dataset on the hub, without checking that it exists.
 
     Args:
         dataset: `NAME`, `ORG/NAME` or `hf://datasets/ORG/NAME`, perhaps with `@REVISION`.
 
     Returns:
-        What it names, or `None` where it cannot be meant for the hub.
+        The dataset, or `None` if the name cannot be on the hub.
 
     Raises:
-        DatasetError: It starts with `hf://` and names no dataset, or lacks the revision after `@`.
+        DatasetError: The name starts with `hf://` but does not name a dataset, or lacks the
+            revision after `@`.
     """
     explicit = dataset.startswith(SCHEME)
     repo_id, at, revision = dataset.removeprefix(DATASETS).partition("@")
@@ -75,14 +76,14 @@ def parse_hub_id(dataset: str) -> HubId | None:
         if not explicit:
             return None
         raise DatasetError(
-            f"{dataset!r} names no dataset of the hub: give hf://datasets/ORG/NAME, or "
-            "hf://datasets/ORG/NAME@REVISION; a folder in it is chosen with --dataset-config"
+            f"{dataset!r} does not name a dataset on the hub: give hf://datasets/ORG/NAME or "
+            "hf://datasets/ORG/NAME@REVISION; choose a folder in it with --dataset-config"
         ) from error
     if not explicit and repo_id.lower().endswith((*WHOLE_SUFFIXES, *UNREAD_SUFFIXES)):
         return None
     if at and not revision:
         raise DatasetError(
-            f"dataset {dataset!r} ends with @: give a branch, tag or commit after it, or drop it"
+            f"dataset {dataset!r} ends with @: add a branch, tag or commit after it, or remove it"
         )
     return HubId(repo_id, revision or None)
 
@@ -96,7 +97,7 @@ class HubFiles(Files):
     """
 
     def __init__(self, repo_id: str, commit: str) -> None:
-        """Names the files; asks the hub for nothing yet."""
+        """Sets the name and commit; does not contact the hub yet."""
         super().__init__(f"{repo_id}@{commit[:8]}")
         self.repo_id = repo_id
         self.commit = commit
@@ -105,16 +106,16 @@ class HubFiles(Files):
 
     @classmethod
     def resolve(cls, repo_id: str, revision: str | None = None) -> HubFiles:
-        """Finds the commit that a revision stands for now.
+        """Finds the commit that a revision currently stands for.
 
-        In offline mode, the commit that it stood for when the hub was last asked.
+        In offline mode, this is the commit at the last contact with the hub.
 
         Args:
             repo_id: The dataset.
             revision: Branch, tag or commit; `None` for the default branch.
 
         Raises:
-            DatasetError: There is no such dataset or revision, it may not be read, or the hub
+            DatasetError: The dataset or revision does not exist, access is denied, or the hub
                 cannot be reached.
         """
         with _errors_told():
@@ -133,12 +134,12 @@ class HubFiles(Files):
         return _open(self._fetched(path), path, self.shown)
 
     def peek(self, path: str) -> BinaryIO:
-        """Opens a file to look at parts of it: unchecked, and where it lies; see `Files.peek`."""
+        """Opens a file to read parts of it, remotely and unchecked; see `Files.peek`."""
         size = self._size(path)
         cached = self._repo.cached(path)
         if cached is not None:
             return _open(cached, path, self.shown)
-        # HfFileSystem knows no names without an organisation.
+        # HfFileSystem does not accept names without an organisation.
         if size <= _PEEK_BYTES or "/" not in self.repo_id or is_offline_mode():
             return self.open(path)
         return io.BufferedReader(_RemoteFile(self._repo, path, size), _CHUNK_BYTES)
@@ -160,7 +161,7 @@ class HubFiles(Files):
                 raise
 
     def fingerprint(self, paths: Iterable[str]) -> str:
-        """SHA-256 (hex) of the dataset's name and commit, which stand for every file in it."""
+        """SHA-256 (hex) of the dataset's name and commit, which identify every file in it."""
         return hashlib.sha256(f"{DATASETS}{self.repo_id}@{self.commit}".encode()).hexdigest()
 
     def _size(self, path: str) -> int:
@@ -177,7 +178,7 @@ class HubFiles(Files):
 
 
 class _RemoteFile(io.RawIOBase):
-    """A file read by ranges from the hub, with errors that say what happened."""
+    """A file read by ranges from the hub, with errors that explain what happened."""
 
     def __init__(self, repo: HubRepo, path: str, size: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Picture files with tables that name them and have their captions: what such forms share."""
+"""The common source of forms with picture files, and tables that name them and have captions."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from components.caption_example_gen.sources.table_files import Interpret, Record
 from components.caption_example_gen.sources.urls import url_error
 
 UNNAMED = "no record of a table names this picture"
-"""What is wrong with a picture that has no record."""
+"""The problem of a picture that has no record."""
 
 _UNIT_ROWS = 256
-# Records that are looked at to find the columns.
+# Records that are inspected to find the columns.
 _LOOK_AT = 256
-# Dates and times, truth values.
+# Dates, times and Boolean values.
 _NO_WORDS = re.compile(r"\d{4}-\d\d-\d\d[T ][\d:.+-]+Z?|true|false", re.IGNORECASE)
 _NAMES_TEXT = re.compile(r"[^\n]+\.(?:txt|caption|json)", re.IGNORECASE)
 HUB_IMAGE = "file_name"
-"""What the hub calls the column with the names of pictures."""
+"""The hub's name of the column with the names of pictures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Table:
     """How to read the tables of a dataset.
 
     Attributes:
-        image_column: Names the pictures.
-        caption_column: Holds the captions.
-        other_pictures: More columns that name pictures, which are not read: masks, say.
-        split_column: Says which split a record is of; "" where none does.
+        image_column: Column that names the pictures.
+        caption_column: Column with the captions.
+        other_pictures: Other columns that name pictures, such as masks, which are not read.
+        split_column: Column with the split of a record; "" if there is none.
     """
 
     image_column: str
@@ -66,11 +66,11 @@ class Table:
     split_column: str = ""
 
     def value(self, record: Record) -> str:
-        """What a record has for a picture: a name, or base64; "" where it has neither."""
+        """The name or base64 that a record has for its picture; "" if it has neither."""
         value = columns.value_at(record.values, self.image_column)
         if columns.is_number(value):
             return str(value)
-        # As conversations have them, which may be about several.
+        # Conversations have a list, as they may be about several pictures.
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
         if isinstance(value, Mapping):
@@ -85,10 +85,12 @@ class Table:
         pictures: columns.Pictures,
         prefix: columns.Prefix | None,
     ) -> str:
-        """The path of a record's picture; see `columns.picture_path`. "": it is in the record.
+        """The path of a record's picture, or "" if the picture is in the record.
+
+        See `columns.picture_path`.
 
         Raises:
-            ValueError: The record names none, or one that must not or cannot be read.
+            ValueError: The record names no picture, or one that must not or cannot be read.
         """
         if record.problem:
             raise ValueError(record.problem)
@@ -108,29 +110,29 @@ class Table:
         pictures: columns.Pictures,
         prefix: columns.Prefix | None,
     ) -> Iterator[str]:
-        """The paths of the pictures that a record has in other columns."""
+        """The paths of the pictures that a record names in other columns."""
         for column in self.other_pictures:
             other = dataclasses.replace(self, image_column=column)
             with contextlib.suppress(ValueError):
                 yield other.picture(record, folder, pictures, prefix)
 
     def split(self, record: Record) -> str:
-        """The split that a record says it is of, `train` where it says nothing."""
+        """The split that a record names; `train` if it names none."""
         return split_said(record.values.get(self.split_column))
 
     def prefix(
         self, records: Iterable[Record], table: str, pictures: columns.Pictures
     ) -> columns.Prefix | None:
-        """What a table's names of pictures are relative to; see `columns.find_prefix`."""
+        """The prefix that the picture names of a table are relative to; see `find_prefix`."""
         values = map(self.value, islice(records, _LOOK_AT))
         names = (value.strip() for value in values if not columns.is_encoded(value))
         return columns.find_prefix(filter(None, names), table, pictures)
 
     def captions(self, record: Record) -> tuple[bytes | None, ...]:
-        """A record's captions; of one that cannot be read all that it has.
+        """The captions of a record; if it cannot be read, its raw bytes.
 
         Raises:
-            ValueError: It has something else in their place.
+            ValueError: The column has something other than captions.
         """
         if record.problem:
             return (record.raw,)
@@ -145,7 +147,7 @@ class Table:
         try:
             captions = self.captions(record)
         except ValueError as error:
-            # Shown as the caption, so that the reader of the rejects sees what was there.
+            # Shows the value as the caption, so that readers of the rejects see it.
             value = columns.value_at(record.values, self.caption_column)
             return Row(file, record.number, None, str(error), (json.dumps(value).encode(),))
         return Row(file, record.number, image, problem, captions, path)
@@ -153,17 +155,17 @@ class Table:
 
 @dataclasses.dataclass
 class _Column:
-    """What the first values of a column look like.
+    """Counts over the first values of a column.
 
     Attributes:
-        values: How many there are.
+        values: Number of values.
         texts: How many could be captions.
-        pictures: How many could name pictures, or hold them.
-        urls: How many are addresses on the web.
-        numbers: How many are numbers, dates, truth values or names of texts, as text.
+        pictures: How many could name pictures, or contain them.
+        urls: How many are URLs.
+        numbers: How many are numbers, dates, Booleans or names of text files, as text.
         files: How many are names of text files.
         splits: How many are words for splits.
-        nested: Names of texts inside of them.
+        nested: Names of texts inside the values.
     """
 
     values: int = 0
@@ -207,7 +209,7 @@ def _has_no_words(text: str) -> bool:
 
 
 def _seen(records: Iterable[Record]) -> tuple[dict[str, _Column], str]:
-    """The columns of the first records, and what is wrong with the first that cannot be read."""
+    """The columns of the first records, and the problem of the first that cannot be read."""
     seen: dict[str, _Column] = {}
     problem = ""
     for record in islice(records, _LOOK_AT):
@@ -218,23 +220,23 @@ def _seen(records: Iterable[Record]) -> tuple[dict[str, _Column], str]:
 
 
 def picture_column(records: Iterable[Record]) -> str:
-    """The column of a table that names pictures or holds them; of several the usual one.
+    """The column of a table that names or contains pictures; if several do, the usual one.
 
     Args:
-        records: The first ones are read.
+        records: The records, of which the first are read.
 
     Returns:
-        "" where there is none.
+        The name of the column; "" if there is none.
     """
     return next(iter(_picture_columns(_seen(records)[0])), "")
 
 
 def stem_column(records: Sequence[Record], pictures: Iterable[str], asked: str) -> str:
-    """The column of a table that names pictures without their suffix; "" where there is none.
+    """The column of a table that names pictures without their suffix; "" if there is none.
 
     Args:
-        records: The first ones.
-        pictures: The pictures that there are.
+        records: The first records.
+        pictures: The pictures of the dataset.
         asked: The column that the user named, if any.
     """
     usual = (asked.lower(),) if asked else (*columns.PATH_COLUMNS, *columns.ID_COLUMNS)
@@ -253,7 +255,7 @@ def stem_column(records: Sequence[Record], pictures: Iterable[str], asked: str) 
 
 
 def has_captions(records: Iterable[Record], image: str) -> bool:
-    """Whether a table has anything that could be a caption, beside the column with the pictures."""
+    """Whether a table has a column that could be captions, besides the one with the pictures."""
     return any(
         (column.texts and not column.has_numbers and name.lower() not in columns.NO_CAPTIONS)
         or column.nested
@@ -263,7 +265,7 @@ def has_captions(records: Iterable[Record], image: str) -> bool:
 
 
 def url_column(records: Iterable[Record]) -> bool:
-    """Whether a table has a column of addresses on the web and none of pictures."""
+    """Whether a table has a column of URLs and none of pictures."""
     seen = _seen(records)[0]
     return not _picture_columns(seen) and any(column.has_urls for column in seen.values())
 
@@ -278,7 +280,7 @@ def _picture_columns(seen: Mapping[str, _Column]) -> list[str]:
 def asked_for(
     look: Look, tables: Sequence[str], interpret: Interpret | None = None
 ) -> Sequence[str]:
-    """Of several tables those that have the columns that the user named; all, if none has.
+    """The tables that have the columns that the user named; all, if none has.
 
     Args:
         look: The dataset.
@@ -311,7 +313,7 @@ def find_table(
         tables: Names and records.
         spec: Names the columns, or leaves them to be found.
         shown: Name of the dataset.
-        usual: What the column with the names of pictures is called by convention.
+        usual: Conventional name of the column with the names of pictures.
 
     Raises:
         DatasetError: There is no record, or a column cannot be found.
@@ -358,7 +360,7 @@ def _caption_column(
     ]
     wordy = [name for name in texts if not seen[name].has_numbers]
     candidates = [name for name in wordy if name.lower() not in columns.NO_CAPTIONS]
-    # Where all captions are numbers, as "7" for a digit.
+    # All captions may be numbers, such as "7" for a digit.
     candidates = candidates or [
         name for name in texts if columns.is_called_caption(name) and not seen[name].files
     ]
@@ -388,7 +390,7 @@ def _image_column(
         return usual if usual in seen else by_convention[0]
     by_value = _picture_columns(seen)
     if by_value and by_value[0].lower() not in columns.PATH_COLUMNS:
-        # The input and the output of some edit, say.
+        # For example the input and the output of an edit.
         return columns.choose("image", by_value, shown=shown, there=there)
     # Names without the suffix do not look like pictures.
     by_name = [name for name in columns.PATH_COLUMNS if name in seen and seen[name].texts]
@@ -400,7 +402,7 @@ def _names_file(column: str, image: str) -> bool:
 
 
 class ImageTableSource(Source):
-    """A folder with pictures and tables. A unit is a stretch of a table, or a nameless picture."""
+    """A folder with pictures and tables. A unit is a part of a table, or an unnamed picture."""
 
     def __init__(
         self,
@@ -430,7 +432,7 @@ class ImageTableSource(Source):
         self._other_splits = frozenset(chosen.left_out)
         self._other_tables = tuple(path for path in chosen.left_out if not is_picture(path))
         self._by_name = by_name
-        # Those that are read, of a table whose records say which they are of.
+        # The splits that are read, if the records of the tables name theirs.
         self._splits = splits
         if splits is not None:
             self.remark = records_remark(table.split_column, splits)
@@ -451,19 +453,19 @@ class ImageTableSource(Source):
 
         Args:
             look: The dataset.
-            tables: Its tables, one at least, all of one convention.
-            kind: What the source is called.
-            usual: What the column with the names of pictures is called by convention.
+            tables: Its tables, at least one, all of one convention.
+            kind: Name of the form.
+            usual: Conventional name of the column with the names of pictures.
             interpret: See `TableFiles`.
-            by_name: Whether the names of the tables say which split they are of, as in
-                `train.jsonl`; else the folders do.
-            inside: Whether the tables themselves have the splits, and `interpret` chooses.
+            by_name: Whether the names of the tables give their split, as in `train.jsonl`; else
+                the folders do.
+            inside: Whether the tables contain the splits, and `interpret` chooses.
 
         Raises:
             DatasetError: A table cannot be read, or a column cannot be found.
         """
         select = _select_by_name if by_name else _select_by_folder
-        # Which picture is of another split is not known inside of a table, so none is missed.
+        # Inside a table the pictures of other splits are unknown, so no picture is expected.
         pictures = tuple(look.pictures)
         within = _Chosen(tuple(tables), pictures, (), ())
         reader = TableFiles(look.files, interpret)
@@ -518,7 +520,7 @@ class ImageTableSource(Source):
                 units += 1
         if others and not units:
             raise no_such_records(self.files.shown, self._table.split_column, others)
-        # What a table of another split names is none of this one's.
+        # A picture that a table of another split names does not belong to this one.
         for path in self._other_tables:
             for _, picture, _ in self._records(path, 0, 0):
                 unnamed.pop(picture, None)
@@ -532,7 +534,7 @@ class ImageTableSource(Source):
             yield Row(shown_path(unit.file), 0, None, UNNAMED, (None,), unit.file)
             return
         found = self._records(unit.file, unit.start, unit.first_row)
-        # Some of them twice: those whose pictures are read, and those that come now.
+        # Two iterators: one reads the pictures ahead, the other yields the rows.
         records, ahead = itertools.tee(islice(found, unit.num_rows))
         contents = self.files.ahead((path for _, path, _ in ahead if path), peek=peek)
         for record, path, problem in records:
@@ -551,7 +553,7 @@ class ImageTableSource(Source):
             yield self._table.row(record, unit.file, image, problem, path)
 
     def _is_wanted(self, record: Record) -> bool:
-        """Whether a record is of the split by what it says itself; one that is broken says none."""
+        """Whether a record names a wanted split; a broken record names none and is wanted."""
         return (
             self._splits is None
             or bool(record.problem)
@@ -559,12 +561,12 @@ class ImageTableSource(Source):
         )
 
     def _records(self, file: str, start: int, number: int) -> Iterator[tuple[Record, str, str]]:
-        """Records of the split from some byte on; of each its picture's path or a problem."""
+        """Records of the split from a byte on, each with its picture's path or a problem."""
         found = self._all_records(file, start, number)
         return found if self._splits is None else (r for r in found if self._is_wanted(r[0]))
 
     def _all_records(self, file: str, start: int, number: int) -> Iterator[tuple[Record, str, str]]:
-        """The same, whatever split they say they are of."""
+        """The same, whatever split the records name."""
         folder, prefix = posixpath.dirname(file), self._prefix(file)
         for record in self._tables.records(file, start, number):
             try:
@@ -585,7 +587,7 @@ class ImageTableSource(Source):
     def _check_header(self, file: str) -> None:
         header = self._tables.header(file)
         if header is None:
-            # Of others, every record has columns of its own.
+            # Other tables have columns in every record.
             first = islice(self._tables.records(file), _LOOK_AT)
             header = list(dict.fromkeys(name for record in first for name in record.values))
             if not (header and self._by_name and len(self._chosen) > 1):
@@ -600,8 +602,8 @@ class ImageTableSource(Source):
                 continue
             if self._by_name and len(self._chosen) > 1:
                 raise DatasetError(
-                    f"the tables of dataset {self.files.shown!r} are not alike: {file} has no "
-                    f"column {column!r}, {there}; --{role}-column {column} reads those alone that "
+                    f"the tables of dataset {self.files.shown!r} differ: {file} has no "
+                    f"column {column!r}, {there}; --{role}-column {column} reads only tables that "
                     "have it"
                 )
             raise columns.missing(role, column, shown=self.files.shown, there=there)
@@ -610,7 +612,7 @@ class ImageTableSource(Source):
 def _check_embedded(
     look: Look, table: Table, tables: Iterable[tuple[str, Iterable[Record]]]
 ) -> None:
-    """Sees to it that tables have the pictures in them, where there are none beside."""
+    """Raises a `DatasetError` if tables without picture files do not contain the pictures."""
     for path, records in tables:
         values = [value for r in islice(records, _LOOK_AT) if (value := table.value(r).strip())]
         if any(map(columns.is_encoded, values)):
@@ -618,33 +620,33 @@ def _check_embedded(
         if values:
             packed = look.unread_archives
             advice = (
-                f"unpack {packed[0]}, which is not done here"
+                f"unpack {packed[0]}, an archive of an unsupported kind"
                 if packed
-                else "give the folder that the pictures lie in as well"
+                else "give the folder that contains the pictures, too"
             )
             urls = [table.image_column] if columns.is_url(values[0]) else []
             error = url_error(look.files.shown, path, urls, [table.caption_column])
             raise error or DatasetError(
-                f"dataset {look.files.shown!r} has no pictures, only names of them, such as "
+                f"dataset {look.files.shown!r} has no pictures, only their names, such as "
                 f"{values[0]!r} in {path}: {advice}"
             )
 
 
 def _says_split(look: Look, tables: Sequence[str]) -> bool:
-    """Whether the tables of a dataset are of splits as a whole, so that their records say none."""
+    """Whether whole tables belong to splits, so that their records do not name any."""
     if look.spec.config or names_configs(card_of(look.files), look.files.shown):
         return True
     return len(tables) > 1 and any(map(says_split, tables))
 
 
 class _Chosen(NamedTuple):
-    """What a split has.
+    """The files of a split.
 
     Attributes:
         tables: Its tables.
-        pictures: The pictures that they may name.
+        pictures: The pictures that the tables may name.
         left_out: Files of other splits.
-        expected: The pictures that they should name.
+        expected: The pictures that the tables should name.
     """
 
     tables: tuple[str, ...]
@@ -654,11 +656,11 @@ class _Chosen(NamedTuple):
 
 
 def _select_by_folder(look: Look, tables: Sequence[str]) -> _Chosen:
-    """The tables and pictures of the split, and what is left out, by the names of folders alone."""
+    """The tables and pictures of the split, and the rest, by the names of folders only."""
     pictures = tuple(look.pictures)
     selection = look.select([*tables, *pictures], by_folder_only=True)
     chosen = frozenset(selection.files)
-    # A card may name the tables alone.
+    # A card may name only the tables.
     chosen_pictures = tuple(p for p in pictures if p in chosen) or pictures
     # A table belongs to every split that has a picture in its folder or below.
     folders = {
@@ -675,13 +677,13 @@ def _select_by_folder(look: Look, tables: Sequence[str]) -> _Chosen:
 
 
 def _select_by_name(look: Look, tables: Sequence[str]) -> _Chosen:
-    """The same for tables that are called after their split; where none is, by the folders."""
+    """The same for tables that are named after their split; if none is, by the folders."""
     selection = look.select(tables)
     if not look.pictures:
         return _Chosen(selection.files, (), selection.left_out, ())
     try:
         by_folder = _select_by_folder(look, tables)
-    # The folders have other splits than the one asked for: the tables have the last word.
+    # The folders do not have the requested split: the tables decide.
     except DatasetError:
         pictures = tuple(look.pictures)
         return _Chosen(selection.files, pictures, selection.left_out, pictures)

@@ -1,4 +1,4 @@
-"""The files of a dataset, of which there may be hundreds of thousands, in little memory."""
+"""Lists the files of a dataset, even hundreds of thousands, in little memory."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from itertools import chain, islice
 from typing import Any, NamedTuple, overload
 
 HELD = 1 << 15
-"""So many names are held in memory, which is fastest; of more, none."""
+"""Up to this many names are held in memory, which is fastest; otherwise none are."""
 
 _CACHE_KB = 4096
 _PAGE_ROWS = 2048
 
 
 class Listed(NamedTuple):
-    """A file as it stands in a listing.
+    """A file in a listing.
 
     Attributes:
         path: Relative to the dataset.
         size: In bytes.
-        checksum: What the file system says of its content, with the name of it; "" for nothing.
+        checksum: The file system's checksum of its content, with its name; "" for none.
     """
 
     path: str
@@ -38,14 +38,14 @@ class Listed(NamedTuple):
 
 
 class Listing(Mapping[str, int]):
-    """Path and size of files, in the order of their paths.
+    """Paths and sizes of files, sorted by path.
 
-    Where there are many, they are in a temporary database, of which SQLite has a few megabytes in
-    memory, and the rest in a file that nobody else sees. Threads may share it, processes may not.
+    A long listing is kept in a temporary SQLite database, with a few megabytes in memory and the
+    rest in a private file. Threads may share it, processes may not.
     """
 
     def __init__(self, files: Iterable[Listed]) -> None:
-        """Takes the files, in any order."""
+        """Adds the files, which may be in any order."""
         left = iter(files)
         first = list(islice(left, HELD))
         self._held = {each.path: each for each in sorted(first)} if len(first) < HELD else None
@@ -93,11 +93,11 @@ class Listing(Mapping[str, int]):
                 yield key.decode("utf-8", "surrogatepass")
 
     def items(self) -> ItemsView[str, int]:
-        """See `Mapping.items`; does not ask for the files one by one."""
+        """See `Mapping.items`; does not look up the files one by one."""
         return _Items(self)
 
     def checksum(self, path: str) -> str:
-        """What the file system says of a file's content; "" for nothing."""
+        """The file system's checksum of a file's content; "" for none."""
         if self._held is not None:
             return self._held[path].checksum if path in self._held else ""
         found = self._asked("SELECT checksum FROM files WHERE path = ?", _key(path))
@@ -112,7 +112,7 @@ class Listing(Mapping[str, int]):
                 yield key.decode("utf-8", "surrogatepass"), size
 
     def _pages(self, columns: str) -> Iterator[list[Any]]:
-        """Page by page, so that others may ask in between."""
+        """The listing page by page, so that other threads can query in between."""
         question = f"SELECT {columns} FROM files WHERE path > ? ORDER BY path LIMIT ?"
         last = b""
         while page := self._asked(question, last, _PAGE_ROWS):
@@ -133,19 +133,19 @@ class _Items(ItemsView[str, int]):
 
 
 def _key(path: str) -> bytes:
-    """A path in bytes that are in the order of its characters, of which some may be no UTF-8."""
+    """A path as bytes that sort like its characters, even if some are not valid in UTF-8."""
     return path.encode("utf-8", "surrogatepass")
 
 
 class Paths(Sequence[str]):
-    """Those files of a dataset that something holds for, found anew whenever they are wanted."""
+    """The files of a dataset that a condition holds for, filtered anew at every use."""
 
     def __init__(self, files: Collection[str], holds: Callable[[str], bool]) -> None:
-        """Looks at nothing yet.
+        """Does not iterate over the files yet.
 
         Args:
             files: All files, in order.
-            holds: What tells those that are meant.
+            holds: The condition.
         """
         self._files = files
         self._holds = holds
@@ -172,6 +172,6 @@ class Paths(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
         places = range(len(self))[index]
         if isinstance(places, range):
-            # In the order of the files, as all that is asked for is.
+            # Callers only take slices in the order of the files.
             return tuple(islice(self, places.start, places.stop, places.step))
         return next(islice(self, places, None))

@@ -1,4 +1,4 @@
-"""Picture files whose captions lie beside them, in the names of folders, or nowhere."""
+"""Picture files with captions in files beside them, in the names of folders, or none."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from storage.errors import one_line
 _UNIT_ROWS = 256
 _NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?")
 _LOOK_AT = 16
-# Names of text files that lie in folders of pictures and are no captions.
+# Names of text files in folders of pictures that are not captions.
 _NO_CAPTIONS = frozenset(
     {
         "captions", "changelog", "classes", "cond_dropout", "config", "copying", "copyright",
@@ -45,25 +45,25 @@ _NO_CAPTIONS = frozenset(
         "urls", "val",
     }
 )  # fmt: skip
-# What OneTrainer keeps beside a picture, to be called like it.
+# Suffixes of files that OneTrainer keeps beside a picture, with the same name.
 _NO_PICTURES = ("-masklabel.png", "-condlabel.png")
-# Folders of what belongs to pictures and is none to train on; the last is ai-toolkit's.
+# Folders of masks and the like, which are not training pictures; the last is ai-toolkit's.
 _MASKS = frozenset({"mask", "masks", "_controls"})
-# What A1111 writes behind a prompt.
+# The settings that A1111 writes after a prompt.
 _SETTINGS = re.compile(rb"\s*(?:\nNegative prompt: [^\0]*?)?\nSteps: \d+, Sampler: [^\0]*\Z")
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionFiles:
-    """Which files have the captions.
+    """Where the captions of pictures are.
 
     Attributes:
-        suffixes: Theirs, as they are written.
-        key: The key under which JSON has a caption; "" where files are captions.
-        texts: The folder that they lie in, in the same order as the pictures lie in `pictures`;
-            both are empty, with a slash at their end otherwise, where they lie beside these.
-        pictures: The folder of the pictures.
-        is_anywhere: Whether there may be several such pairs of folders, as `a/images/` and
+        suffixes: Suffixes of the caption files, as they are written.
+        key: The key of the caption in JSON; "" if the whole file is the caption.
+        texts: The folder of the caption files, which mirrors `pictures`, with a slash at the end;
+            both are empty if the caption files are beside the pictures.
+        pictures: The folder of the pictures, with a slash at the end.
+        is_anywhere: Whether there may be several such pairs of folders, such as `a/images/` and
             `a/captions/`, `b/images/` and `b/captions/`.
     """
 
@@ -74,11 +74,11 @@ class CaptionFiles:
     is_anywhere: bool = False
 
     def of(self, picture: str, sizes: Mapping[str, int]) -> str:
-        """The file with a picture's caption; "" where there is none."""
+        """The caption file of a picture; "" if there is none."""
         return next(self.all_of(picture, sizes), "")
 
     def all_of(self, picture: str, sizes: Mapping[str, int]) -> Iterator[str]:
-        """Every file that claims to have a picture's caption."""
+        """Every file that may be the caption file of a picture."""
         name = self._moved(picture, self.pictures, self.texts) if self.texts else picture
         if not name:
             return
@@ -89,18 +89,18 @@ class CaptionFiles:
                     yield path
 
     def has_picture(self, path: str, look: Look) -> bool:
-        """Whether a caption's file has a picture."""
+        """Whether a caption file has a picture."""
         if not self.texts:
             return look.is_beside_picture(path)
         name = self._moved(path, self.texts, self.pictures)
         return bool(name and look.picture_beside(name))
 
     def is_inside(self, path: str) -> bool:
-        """Whether a file lies in a folder of captions."""
+        """Whether a file is in a folder of captions."""
         return bool(self._moved(path, self.texts, self.pictures))
 
     def _moved(self, path: str, start: str, to: str) -> str:
-        """A path in one of the two folders as it would be in the other; "" where it is in none."""
+        """A path in folder `start`, moved to folder `to`; "" if it is not in `start`."""
         at = f"/{path}".rfind(f"/{start}") if self.is_anywhere else 0
         if at < 0 or not path.startswith(start, at):
             return ""
@@ -108,15 +108,15 @@ class CaptionFiles:
 
 
 def find_captions(look: Look, beside: Sequence[str], spec: DatasetSpec) -> CaptionFiles:
-    """Finds out which files beside pictures have the captions.
+    """Finds the caption files beside pictures.
 
     Args:
         look: The dataset.
-        beside: Its files beside pictures that may.
-        spec: Names the suffix, or a key of JSON, or leaves it to be found.
+        beside: Its files beside pictures that may be caption files.
+        spec: Names the suffix or a key of JSON, or leaves it to be found.
 
     Raises:
-        DatasetError: There are several for one picture, or a key cannot be told.
+        DatasetError: A picture has several caption files, or the key cannot be determined.
     """
     by_name = _suffixes_of(beside)
     json_suffixes = by_name.pop(DOCUMENT_SUFFIX.removeprefix("."), set())
@@ -129,7 +129,7 @@ def find_captions(look: Look, beside: Sequence[str], spec: DatasetSpec) -> Capti
     try:
         key = _json_key(look, beside, spec)
     except DatasetError:
-        # It is said what stands in for them.
+        # The user gave captions to use instead.
         if spec.captions_given and not spec.caption_column:
             return CaptionFiles()
         raise
@@ -137,7 +137,7 @@ def find_captions(look: Look, beside: Sequence[str], spec: DatasetSpec) -> Capti
 
 
 def text_suffixes(look: Look, texts: Sequence[str], spec: DatasetSpec) -> tuple[str, ...]:
-    """The suffixes of files that are captions as a whole, which lie in a folder of their own.
+    """The suffixes of caption files without JSON, in a folder of their own.
 
     Args:
         look: The dataset.
@@ -145,7 +145,7 @@ def text_suffixes(look: Look, texts: Sequence[str], spec: DatasetSpec) -> tuple[
         spec: Names the suffix, or leaves it to be found.
 
     Raises:
-        DatasetError: There are several for one picture, or none of the suffix that is named.
+        DatasetError: A picture has several caption files, or none has the suffix that `spec` names.
     """
     by_name = _suffixes_of(texts)
     found = _text_suffixes(look, by_name, texts, spec)
@@ -156,7 +156,7 @@ def text_suffixes(look: Look, texts: Sequence[str], spec: DatasetSpec) -> tuple[
 
 
 def _suffixes_of(paths: Sequence[str]) -> dict[str, set[str]]:
-    """The suffixes of files as they are written, by how they are called."""
+    """The suffixes of files as they are written, by their lower case without the dot."""
     by_name: dict[str, set[str]] = {}
     for path in paths:
         suffix = posixpath.splitext(path)[1]
@@ -186,7 +186,7 @@ def _check_one_each(look: Look, by_name: Mapping[str, set[str]], texts: Sequence
                 choice = " or ".join(f"--caption-column {each}" for each in sorted(by_name))
                 raise DatasetError(
                     f"dataset {look.files.shown!r} has two captions for one picture, "
-                    f"{shown_path(path)} and *.{name}: say which with {choice}"
+                    f"{shown_path(path)} and *.{name}: choose one with {choice}"
                 )
 
 
@@ -212,12 +212,12 @@ def _json_key(look: Look, beside: Sequence[str], spec: DatasetSpec) -> str:
         return spec.caption_column
     candidates = [key for key, fits in texts.items() if fits and "." not in key]
     if not columns.usually("caption", candidates):
-        # Civitai's have it in `meta.prompt`, beside names of all kinds.
+        # Civitai's JSON has it in `meta.prompt`, beside names of all kinds.
         nested = [key for key in texts if "." in key]
         inside = [key for key in nested if columns.is_called_caption(key.rpartition(".")[2])]
         candidates = inside[:1] if len(inside) == 1 else candidates
     if not candidates:
-        raise no_captions(look, f"the JSON beside them has none, {there}")
+        raise no_captions(look, f"the JSON files beside them have none, {there}")
     return columns.choose("caption", candidates, shown=look.files.shown, there=there)
 
 
@@ -244,7 +244,7 @@ class PictureFilesSource(Source):
     """Pictures at any depth. A unit is a few of them, in the order of their names.
 
     `image_column` is empty; `caption_column` is the suffix of the caption files, a key of their
-    JSON, or empty. No list of all names is held, neither here nor where units are read.
+    JSON, or empty. Neither this class nor its readers hold a list of all names.
     """
 
     def __init__(
@@ -259,19 +259,19 @@ class PictureFilesSource(Source):
 
         Args:
             look: The dataset.
-            kind: What the source is called.
-            captions: Which files have the captions.
+            kind: Name of the form.
+            captions: Where the captions are.
             repeats: Whether folders are called `10_name`.
 
         Raises:
-            DatasetError: There is no such config or split.
+            DatasetError: The config or split does not exist.
         """
         suffixes = tuple({suffix.lower() for suffix in captions.suffixes})
         texts = look.ending(*suffixes) if suffixes else ()
         masks = _masks(look, texts) if suffixes else frozenset()
         if masks:
             shown = ", ".join(map(shown_path, sorted(masks)[:3]))
-            self.remark = f"; without the pictures of {shown}, where there are no captions"
+            self.remark = f"; without the pictures in {shown}, which have no captions"
 
         def is_meant(picture: str) -> bool:
             is_label = picture.lower().endswith(_NO_PICTURES)
@@ -287,7 +287,7 @@ class PictureFilesSource(Source):
             return is_inside and is_chosen(text)
 
         unpaired = [t for t in texts if is_beside(t) and not captions.has_picture(t, look)]
-        # Captions whose picture is missing.
+        # Caption files whose picture is missing.
         self._alone = tuple(path for path in unpaired if not _is_note(path))
         notes = frozenset(filter(_is_note, unpaired))
 
@@ -312,7 +312,7 @@ class PictureFilesSource(Source):
         self.kind = kind
         self._is_read = is_read
         self._captions = captions
-        # Where the captions lie beside pictures, and those that differ in the case of letters.
+        # Caption files beside pictures whose names differ only in case or encoding of accents.
         self._other_case = {
             picture: path
             for picture, path in (() if captions.texts else look.other_case.items())
@@ -355,7 +355,7 @@ class PictureFilesSource(Source):
         return self._reader.read(unit, peek=peek)
 
     def _files_of(self, picture: str) -> tuple[str, str, str]:
-        """A picture, the file with its caption, and one that claims to be that as well."""
+        """A picture, its caption file, and another file that may also be its caption file."""
         found = self._captions.all_of(picture, self.files.sizes())
         beside = next(found, "") or self._other_case.get(picture, "")
         return picture, beside, next(found, "")
@@ -366,13 +366,13 @@ class PictureReader(Reader):
     """Reads pictures whose names are in the units.
 
     Attributes:
-        files: Where they lie.
+        files: The dataset's files.
         suffixes: See `CaptionFiles`.
-        key: As well.
-        lines: What the lines of a caption's file are; see `DatasetSpec`.
+        key: See `CaptionFiles`.
+        lines: What the lines of a caption file are; see `DatasetSpec`.
         repeats: Whether folders are called `10_name`.
         is_given: Whether pictures without a caption get one.
-        stand_in: Gives them one; `None` where somebody else does.
+        stand_in: Gives them one; `None` if the caller does.
     """
 
     files: Files
@@ -420,7 +420,7 @@ class PictureReader(Reader):
         return Row(shown_path(picture), 0, image or None, problem, captions, picture, repeats)
 
     def _captions_in(self, content: bytes, path: str) -> tuple[tuple[bytes | None, ...], str]:
-        """The captions in a file, and what is wrong with it."""
+        """The captions in a file, and the problem with it, if any."""
         complaint = complaint_about(content, path)
         problem = f"{shown_path(path)} {complaint}" if complaint else ""
         if not self.key:
@@ -437,23 +437,23 @@ def _folder(path: str) -> str:
 
 
 def _is_note(path: str) -> bool:
-    """Whether a text is called like what lies in folders of pictures and is no caption."""
+    """Whether a text file has a usual name of files that are not captions."""
     return posixpath.splitext(posixpath.basename(path))[0].lower() in _NO_CAPTIONS
 
 
 def is_mask(picture: str) -> bool:
-    """Whether a picture lies in a folder of masks and the like."""
+    """Whether a picture is in a folder of masks or the like."""
     return picture.rpartition("/")[0].rpartition("/")[2].lower() in _MASKS
 
 
 def _masks(look: Look, texts: Sequence[str]) -> frozenset[str]:
-    """The folders of masks and the like, which have no captions."""
+    """The folders of masks and the like that have no captions."""
     called = {folder for folder in look.picture_folders if is_mask(f"{folder}/")}
     return frozenset(called.difference(path.rpartition("/")[0] for path in texts if called))
 
 
 def are_numbers(look: Look, texts: Sequence[str]) -> bool:
-    """Whether the first of some text files hold numbers alone, as object detectors' labels do."""
+    """Whether the first text files contain only numbers, like the labels of object detectors."""
     words = [
         word
         for path in texts[:_LOOK_AT]
@@ -463,7 +463,7 @@ def are_numbers(look: Look, texts: Sequence[str]) -> bool:
 
 
 def repeats_folders(look: Look) -> Counter[str]:
-    """The folders called `10_name` that pictures lie in or below, with the number of these."""
+    """The folders called `10_name`, with the number of pictures in or below each."""
     found: Counter[str] = Counter()
     for folder, count in look.picture_folders.items():
         for part in folder.split("/"):
@@ -473,7 +473,7 @@ def repeats_folders(look: Look) -> Counter[str]:
 
 
 def _repeats_above(picture: str) -> tuple[int, str] | None:
-    """How often an epoch sees a picture, by the nearest folder above it that says so."""
+    """Repeats and name from the nearest folder above a picture that is called `10_name`."""
     for part in reversed(posixpath.dirname(picture).split("/")):
         found = repeats_of(part)
         if found is not None:
@@ -484,13 +484,13 @@ def _repeats_above(picture: str) -> tuple[int, str] | None:
 def _chosen(
     look: Look, pictures: Sequence[str], texts: Sequence[str], *, ignore_repeats: bool
 ) -> Callable[[str], bool]:
-    """What tells the files of the split; that a folder is called `5_test subject` says none."""
+    """A test for the files of the split; a folder called `5_test subject` does not name one."""
     card, shown = card_of(look.files), look.files.shown
-    # The patterns of a card are of files.
+    # A card has patterns for files.
     if card is not None and names_configs(card, shown):
         selection = look.select([*pictures, *texts], by_folder_only=True)
         return frozenset(selection.files).__contains__
-    # A file for each folder, for all of it.
+    # One file stands for all of its folder.
     plain: dict[str, set[str]] = {}
     for folder in dict.fromkeys(map(_folder, chain(pictures, texts))):
         parts = folder.split("/")
@@ -500,7 +500,7 @@ def _chosen(
     try:
         selection = look.select(list(plain), by_folder_only=True)
     except DatasetError:
-        # The error says how many files there are of other splits.
+        # This error counts the files of other splits.
         look.select([*pictures, *texts], by_folder_only=True)
         raise
     folders = frozenset(chain.from_iterable(plain[each] for each in selection.files))

@@ -1,7 +1,7 @@
-"""Which files of a dataset belong to a configuration and a split, by the hub's conventions.
+"""Finds the files of a configuration and a split, by the hub's conventions.
 
-A dataset's README.md may say so in its YAML head (`configs`); where it does not, the names of the
-folders and files do. These are the rules of the hub's own `datasets` library.
+The README.md of a dataset may list them in its YAML head (`configs`); otherwise the names of the
+folders and files decide. These are the rules of the hub's own `datasets` library.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from storage.errors import one_line
 ALL = "all"
 """The split that stands for all of them."""
 TRAIN = "train"
-"""What everything is of that is not said to be of another split."""
+"""The split of everything that is not marked as another split."""
 
 _DEFAULT_CONFIG = "default"
 _KEYWORDS = {
@@ -30,7 +30,7 @@ _KEYWORDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-# A keyword counts where no letter touches it: `train-0.parquet` and `train1`, but not `trained`.
+# A keyword counts only if no letter touches it: `train-0.parquet` and `train1`, but not `trained`.
 _MARKS = {
     split: re.compile(rf"(?:^|[\W\d_])(?:{'|'.join(words)})(?:[\W\d_]|$)")
     for split, words in _KEYWORDS.items()
@@ -41,12 +41,12 @@ _MAGIC = re.compile(r"[*?\[]")
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What was chosen.
+    """The files of a configuration and split.
 
     Attributes:
         files: The files to read, sorted.
-        left_out: All the others, sorted.
-        config: Name of the configuration; "" where the dataset has none.
+        left_out: All other files, sorted.
+        config: Name of the configuration; "" if the dataset has none.
     """
 
     files: tuple[str, ...]
@@ -65,12 +65,12 @@ class _Config:
 
 
 def says_split(name: str) -> bool:
-    """Whether a name is that of a split, or has one in it."""
+    """Whether a name is the name of a split, or contains one."""
     return any(mark.search(name) for mark in _MARKS.values())
 
 
 def split_called(word: str) -> str:
-    """The split that a value such as `val` or `Training` stands for; another stands for itself."""
+    """The split that a value such as `val` or `Training` stands for; or else the value itself."""
     lower = word.strip().lower()
     return next((split for split, words in _KEYWORDS.items() if lower in words), lower)
 
@@ -81,33 +81,33 @@ def is_split(word: str) -> bool:
 
 
 def wanted_splits(split: str) -> frozenset[str] | None:
-    """What `--dataset-split` asks for, as `split_called` has it; `None` for all."""
+    """The splits that `--dataset-split` names, as `split_called` gives them; `None` for all."""
     parts = frozenset(map(split_called, split.split("+")))
     return None if parts == {ALL} else parts
 
 
 def split_said(value: object) -> str:
-    """The split that a record says it is of, `train` where it says nothing."""
+    """The split that a record names; `train` if it names none."""
     return split_called(value) if isinstance(value, str) and value.strip() else TRAIN
 
 
 def records_remark(column: str, splits: Iterable[str]) -> str:
-    """What people should know of a dataset of which some records are read, by a column of it."""
-    return f"; of its records those whose {column!r} is {'+'.join(sorted(splits))} are read"
+    """A remark for users that only some records are read, by the value of a column."""
+    return f"; only the records whose {column!r} is {'+'.join(sorted(splits))} are read"
 
 
 def no_such_records(shown: str, column: str, there: Mapping[str, int]) -> DatasetError:
-    """The error for a split that no record says it is of.
+    """The error for a split that no record belongs to.
 
     Args:
         shown: Name of the dataset.
-        column: What says the split.
-        there: How many records are of which other split.
+        column: The column with the split.
+        there: Number of records by split.
     """
     counted = ", ".join(f"{name!r} ({count:,})" for name, count in sorted(there.items()))
     return DatasetError(
-        f"dataset {shown!r} has no record of the split that is asked for: {column!r} is {counted}; "
-        f"name one, several joined by +, or {ALL!r}, with --dataset-split"
+        f"dataset {shown!r} has no record of the requested split: {column!r} is {counted}; "
+        f"set --dataset-split to one, several joined by +, or {ALL!r}"
     )
 
 
@@ -125,18 +125,19 @@ def select_files(
     Args:
         paths: The dataset's files of one kind, relative to it.
         card: Text of its README.md, if it has one.
-        config: Name of the configuration; "" for the default or only one. Where the README names
+        config: Name of the configuration; "" for the default or only one. If the README names
             none, a top-level folder.
         split: Name of a split, several joined by `+`, or `all`.
-        shown: How messages name the dataset.
-        by_folder_only: Whether the names of files say nothing about splits, as with pictures.
+        shown: Name of the dataset in messages.
+        by_folder_only: Whether to ignore the names of files, which say nothing about splits for
+            pictures.
 
     Returns:
-        The files, and those that were left out.
+        The chosen files, and those left out.
 
     Raises:
-        DatasetError: There is no such configuration or split, more than one configuration and none
-            is the default, or the README's head is broken or names files that are not there.
+        DatasetError: The configuration or split does not exist, there are several configurations
+            and no default, or the README's head is malformed or names files that do not exist.
     """
     ordered = sorted(set(paths))
     found = _found(ordered, card, config, shown, by_folder_only)
@@ -146,16 +147,16 @@ def select_files(
 
 
 def are_of_one_split(paths: Sequence[str], *, card: str | None, config: str, shown: str) -> bool:
-    """Whether all files of a configuration are of one split, so that a column may say more.
+    """Whether all files of a configuration are of one split, so that a column may divide them.
 
     Args:
-        paths: As of `select_files`, and so are the others.
-        card: As well.
-        config: As well.
-        shown: As well.
+        paths: See `select_files`.
+        card: See `select_files`.
+        config: See `select_files`.
+        shown: See `select_files`.
 
     Raises:
-        DatasetError: As `select_files`, but for the split.
+        DatasetError: As in `select_files`, except for the split.
     """
     found = _found(sorted(set(paths)), card, config, shown, False)
     return sum(map(bool, found.splits.values())) == 1
@@ -185,8 +186,8 @@ def _found(
         return _Files(config, _by_convention(everything, config, by_folder_only), everything)
     raise DatasetError(
         f"dataset {shown!r} has no configuration {config!r}: its README.md names none, and its "
-        f"top-level folders are {_listed(folders)}; name one of them with --dataset-config, or "
-        "none"
+        f"top-level folders are {_listed(folders)}; set --dataset-config to one of them, or leave "
+        "it out"
     )
 
 
@@ -211,7 +212,7 @@ def _config(entry: Mapping[str, Any], shown: str) -> _Config:
 
 
 def _patterns(given: Any, shown: str) -> dict[str, tuple[str, ...]] | None:
-    """Patterns by split, from each of the forms that the hub allows."""
+    """Patterns by split, from any of the notations that the hub allows."""
     if given is None:
         return None
     if isinstance(given, str):
@@ -240,7 +241,7 @@ def _malformed(shown: str, wanted: str, found: object) -> DatasetError:
 
 
 def names_configs(card: str | None, shown: str) -> bool:
-    """Whether a dataset's card says which files are of which configuration and split."""
+    """Whether a dataset's card assigns files to configurations and splits."""
     return bool(_configs(card, shown))
 
 
@@ -251,7 +252,7 @@ def _choose(configs: Sequence[_Config], wanted: str, shown: str) -> _Config:
             return by_name[wanted]
         raise DatasetError(
             f"dataset {shown!r} has no configuration {wanted!r}: there are {_listed(by_name)}; "
-            "name one with --dataset-config"
+            "set --dataset-config to one of them"
         )
     defaults = [config for config in configs if config.default]
     if len(defaults) == 1:
@@ -259,8 +260,8 @@ def _choose(configs: Sequence[_Config], wanted: str, shown: str) -> _Config:
     if len(by_name) == 1 or _DEFAULT_CONFIG in by_name:
         return by_name.get(_DEFAULT_CONFIG, configs[0])
     raise DatasetError(
-        f"dataset {shown!r} has several configurations and no default: {_listed(by_name)}; name "
-        "one with --dataset-config"
+        f"dataset {shown!r} has several configurations and no default: {_listed(by_name)}; set "
+        "--dataset-config to one of them"
     )
 
 
@@ -286,16 +287,16 @@ def _matching(paths: Sequence[str], folder: str, patterns: Iterable[str], shown:
         if "://" in pattern:
             url = redacted(pattern)
             raise DatasetError(
-                f"README.md of dataset {shown!r} names files by the URL {url!r}, outside of the "
+                f"README.md of dataset {shown!r} names files by the URL {url!r}, outside the "
                 "dataset: download them into a folder and give that folder"
             )
         full = _normal(posixpath.join(folder, pattern))
         if not _MAGIC.search(full):
             inside = {full} & there or set(_inside(paths, full))
-            # A file of another kind, say a table beside pictures, is none of `paths`.
+            # `paths` lacks files of another kind, such as a table beside pictures.
             if not inside and posixpath.splitext(full)[1] in suffixes:
                 raise DatasetError(
-                    f"README.md of dataset {shown!r} names {full!r}, and there is no such file"
+                    f"README.md of dataset {shown!r} names {full!r}, but there is no such file"
                 )
             found |= inside
             continue
@@ -353,15 +354,15 @@ def _of_split(
             continue
         of = f"configuration {config!r} of dataset {shown!r}" if config else f"dataset {shown!r}"
         if split in splits:
-            patterns = "README.md names files for it that are not there"
+            patterns = "README.md names files for it that do not exist"
             raise DatasetError(f"split {split!r} of {of} has no files: {patterns}")
         counted = [
             f"{name!r} ({len(found)} file{'s' * (len(found) != 1)})"
             for name, found in sorted(there.items())
         ]
         raise DatasetError(
-            f"{of} has no split {split!r}: there are {', '.join(counted) or 'none'}; name one, "
-            f"several joined by +, or {ALL!r}, with --dataset-split"
+            f"{of} has no split {split!r}: there are {', '.join(counted) or 'none'}; set "
+            f"--dataset-split to one, several joined by +, or {ALL!r}"
         )
     return tuple(sorted(files))
 
@@ -371,12 +372,12 @@ def _inside(paths: Iterable[str], folder: str) -> list[str]:
 
 
 def _folders(path: str) -> str:
-    # The hub's rules heed capitals; but what people put into Test/ is no training picture.
+    # The hub's rules are case-sensitive, but pictures in Test/ are not meant for training.
     return posixpath.dirname(path).lower()
 
 
 def _not_special(paths: Iterable[str]) -> list[str]:
-    """Without what lies in folders such as `__MACOSX`, as the hub reads a dataset."""
+    """The paths outside folders such as `__MACOSX`, as the hub reads a dataset."""
     return [
         path
         for path in paths

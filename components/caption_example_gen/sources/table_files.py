@@ -1,7 +1,7 @@
-"""Tables of records in files: CSV and the like, JSON lines, and JSON documents.
+"""Reads tables of records: CSV and the like, JSON lines, and JSON documents.
 
-Lines are read as streams, and can be read from the middle on. A document, and a table in UTF-16, is
-held whole.
+Lines are read as streams, and reading can start in the middle. A document or a table in UTF-16 is
+held in memory as a whole.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from components.caption_example_gen.sources.base import (
 from storage.errors import one_line
 
 CSV_SUFFIXES = (".csv", ".tsv", ".psv")
-"""How tables of fields are called, in lower case."""
+"""Suffixes of tables of fields, in lower case."""
 LINES_SUFFIXES = (".jsonl", ".ndjson")
-"""How files of JSON lines are called, in lower case."""
+"""Suffixes of files of JSON lines, in lower case."""
 DOCUMENT_SUFFIX = ".json"
-"""How JSON documents are called, in lower case; some hold lines."""
+"""Suffix of JSON documents, in lower case; some contain JSON lines."""
 
 GLANCE = "surrogateescape"
-"""What is done with bytes of another encoding where only the form of a table is wanted."""
+"""How to decode bytes of another encoding if only the form of a table matters."""
 
 Interpret = Callable[[Any], "list[dict[str, Any]] | None"]
-"""What finds the records in a JSON document, where it has those of a form."""
+"""Finds the records in a JSON document; `None` if it is not of the form."""
 
 _BUFFER_BYTES = 1 << 20
 _FIRST_BYTES = 64
 _FIELD_CHARACTERS = 64 << 20
-# Records of a list that are looked at to tell it from others.
+# Records of a list that are inspected to distinguish it from others.
 _LOOK_AT = 16
 _PANDAS_SPLIT = frozenset({"columns", "index", "data"})
 _DELIMITERS = ",;\t|"
@@ -52,10 +52,10 @@ class Record:
     """One record of a table.
 
     Attributes:
-        offset: Where it starts: a byte of the file, or of a document its place in the list.
+        offset: Where it starts: a byte of the file, or the position in the list of a document.
         number: Its number in the file, from 0.
-        values: By column.
-        problem: Why the record cannot be read, for people; "" where it can.
+        values: Values by column.
+        problem: Why the record cannot be read, for users; "" if it can.
         raw: The bytes of a record that cannot be read.
     """
 
@@ -75,14 +75,14 @@ class TableFiles:
         """Reads nothing yet.
 
         Args:
-            files: Where they lie.
+            files: The dataset's files.
             interpret: Finds the records in a JSON document; `None` for a list of them.
-            is_glance: Whether it is only to be seen what a table is, whatever it is encoded in.
+            is_glance: Whether only the form of a table matters, whatever its encoding.
         """
         self.files = files
         self._interpret = interpret or records_in
         self._errors = GLANCE if is_glance else "strict"
-        # The last document: units of one file come one after the other.
+        # The last document: the units of one file follow one another.
         self._document: tuple[str, list[dict[str, Any]] | None] = ("", None)
 
     def records(self, path: str, start: int = 0, number: int = 0) -> Iterator[Record]:
@@ -90,15 +90,15 @@ class TableFiles:
 
         Args:
             path: The table.
-            start: The `offset` of the first one wanted, or 0.
-            number: Its number.
+            start: The `offset` of the first record to read, or 0.
+            number: The number of that record.
 
         Yields:
             Records.
 
         Raises:
             DatasetError: The table cannot be read, is neither UTF-8 nor UTF-16, has no header, or
-                holds no records.
+                has no records.
         """
         if path.lower().endswith(DOCUMENT_SUFFIX) or self._is_list(path):
             document = self._read_document(path)
@@ -110,21 +110,21 @@ class TableFiles:
             yield from read_records(f, path, self.files.shown, start, number, errors=self._errors)
 
     def header(self, path: str) -> list[str] | None:
-        """The columns that a table names before its records; `None` where it names none there."""
+        """The columns that a table names before its records; `None` if it has no header."""
         if not is_csv(path):
             return None
         with _buffered(self.files.open(path)) as f:
             return csv_header(f, path, self.files.shown)
 
     def _is_list(self, path: str) -> bool:
-        """Whether a file that is called like JSON lines holds a list of them."""
+        """Whether a file with the suffix of JSON lines contains a JSON list instead."""
         if not path.lower().endswith(LINES_SUFFIXES):
             return False
         with self.files.peek(path) as f:
             return encodings.utf8(f.read(_FIRST_BYTES)).lstrip().startswith(b"[")
 
     def _read_document(self, path: str) -> list[dict[str, Any]] | None:
-        """The records of a document; `None` where it holds lines."""
+        """The records of a document; `None` if it contains JSON lines."""
         if self._document[0] != path:
             with self.files.open(path) as f:
                 content = f.read()
@@ -140,7 +140,7 @@ class TableFiles:
 
 
 def is_csv(path: str) -> bool:
-    """Whether a file is called like a table of fields; Flickr8k's `captions.txt` is one."""
+    """Whether a file has the suffix of a table of fields, such as Flickr8k's `captions.txt`."""
     return path.lower().endswith((*CSV_SUFFIXES, ".txt"))
 
 
@@ -149,15 +149,15 @@ def parse_document(content: bytes, path: str, shown: str, errors: str = "strict"
 
     Args:
         content: The file's bytes.
-        path: Its path.
+        path: The file's path.
         shown: Name of the dataset.
-        errors: `GLANCE` where its encoding does not matter.
+        errors: `GLANCE` if its encoding does not matter.
 
     Returns:
-        What it holds; `None` where it is not one document, but a line of JSON for each record.
+        Its content; `None` if it is not one document, but a line of JSON for each record.
 
     Raises:
-        DatasetError: It is no JSON, or in another encoding than UTF-8 or UTF-16.
+        DatasetError: It is not valid JSON, or its encoding is neither UTF-8 nor UTF-16.
     """
     where = f"{path} in dataset {shown!r}"
     try:
@@ -173,13 +173,13 @@ def parse_document(content: bytes, path: str, shown: str, errors: str = "strict"
                 return None
         except (ValueError, RecursionError):
             pass
-        raise DatasetError(f"{where} is no JSON: {one_line(error)}") from error
+        raise DatasetError(f"{where} is not valid JSON: {one_line(error)}") from error
 
 
 def records_in(document: Any) -> list[dict[str, Any]] | None:
-    """The records of a list, of a mapping's list, of names and their captions, or by columns.
+    """The records in a list, in a list of a mapping, in names with captions, or by columns.
 
-    Of a mapping's several lists it is the only one with pictures and captions.
+    If a mapping has several lists, the only one with pictures and captions counts.
     """
     if isinstance(document, dict):
         lists = [value for value in document.values() if _are_records(value)]
@@ -201,7 +201,7 @@ def records_in(document: Any) -> list[dict[str, Any]] | None:
 
 
 def _by_columns(document: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The records of a table that is written column by column, as pandas and others do."""
+    """The records of a table that is stored by column, as pandas and others do."""
     names: Sequence[str] = list(document)
     if document.keys() == _PANDAS_SPLIT and _are_rows(document["data"]):
         names, rows = document["columns"], document["data"]
@@ -209,7 +209,7 @@ def _by_columns(document: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     values = list(document.values())
     if len(values) < 2:
         return None
-    # By the number of the row.
+    # Mappings from row number to value.
     if all(isinstance(each, dict) and each.keys() == values[0].keys() for each in values):
         return [{name: document[name][row] for name in names} for row in values[0]]
     if all(isinstance(each, list) and len(each) == len(values[0]) for each in values):
@@ -238,7 +238,7 @@ def _are_rows(value: object) -> bool:
 
 
 def _is_captioned(record: Mapping[str, Any]) -> bool:
-    """Whether a record has a picture, and what is called a caption."""
+    """Whether a record has a picture, and a column with a usual name of captions."""
     return any(map(columns.looks_like_picture, record.values())) and any(
         map(columns.is_called_caption, record)
     )
@@ -261,14 +261,14 @@ def read_records(
 
     Args:
         f: The table, at its start.
-        file: Its name, which tells fields from JSON.
+        file: Its name, which distinguishes fields from JSON.
         shown: Name of the dataset.
         start: The byte to start at: the start of a record, or 0.
-        number: That record's number.
-        errors: `GLANCE` where its encoding does not matter.
+        number: The number of that record.
+        errors: `GLANCE` if its encoding does not matter.
 
     Yields:
-        Its records.
+        Records.
 
     Raises:
         DatasetError: The table cannot be read, is neither UTF-8 nor UTF-16, or has no header.
@@ -286,17 +286,17 @@ def read_records(
 
 
 def csv_header(f: BinaryIO, file: str, shown: str) -> list[str]:
-    """Reads the names of a CSV file's columns, and leaves it behind them.
+    """Reads the names of a CSV file's columns, and leaves the position after them.
 
     Raises:
-        DatasetError: It has none.
+        DatasetError: The file has no columns.
     """
     table = _Table(_as_utf8(f, file, shown), file, shown, "strict")
     return _csv_header(table, table.lines(0)).names
 
 
 def _as_utf8(f: BinaryIO, file: str, shown: str) -> BinaryIO:
-    """The same file, or one in UTF-16 as UTF-8."""
+    """The same file, transcoded to UTF-8 if it is in UTF-16."""
     encoding = encodings.utf16_of(f.read(2))
     f.seek(0)
     if not encoding:
@@ -305,13 +305,13 @@ def _as_utf8(f: BinaryIO, file: str, shown: str) -> BinaryIO:
         return io.BytesIO(f.read().decode(encoding).encode())
     except UnicodeError as error:
         raise DatasetError(
-            f"{file} in dataset {shown!r} is no whole UTF-16: {one_line(error)}; save it as UTF-8"
+            f"{file} in dataset {shown!r} is not valid UTF-16: {one_line(error)}; save it as UTF-8"
         ) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class _Header:
-    """The columns of a CSV file, what parts its fields, and where its records start."""
+    """The columns of a CSV file, its delimiter, and where its records start."""
 
     names: list[str]
     delimiter: str
@@ -323,7 +323,7 @@ def _csv_header(table: _Table, lines: _Lines) -> _Header:
     try:
         for line in lines:
             start, before = before, lines.offset
-            # Excel's own first line may say what parts the fields.
+            # A first line that Excel adds may name the delimiter.
             if not line.strip() or _EXCEL.fullmatch(line.strip()):
                 continue
             delimiter = _delimiter(line, table.file)
@@ -331,24 +331,24 @@ def _csv_header(table: _Table, lines: _Lines) -> _Header:
             _check_no_nul(fields)
             names = _told_apart([name.strip() for name in fields])
             if len(names) > 1 and any(map(_is_value, fields)):
-                # No names of columns, but the first record.
+                # This line is the first record, not a header.
                 names = [f"column_{index + 1}" for index in range(len(names))]
                 return _Header(names, delimiter, start)
             return _Header(names, delimiter, lines.offset)
         reason = "it is empty"
     except csv.Error as error:
         reason = one_line(error)
-    raise DatasetError(f"{table.where} has no line with the columns: {reason}")
+    raise DatasetError(f"{table.where} has no header with the columns: {reason}")
 
 
 def _is_value(field: str) -> bool:
-    """Whether a field of a table's first line is no name of a column."""
+    """Whether a field of a table's first line is a value and not the name of a column."""
     name = field.strip()
     return names_picture(name) or "://" in name or columns.is_encoded(name)
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:
-    """The names of columns, of which those that are there twice have their place behind them."""
+    """The names of columns, with the column number appended to those that occur twice."""
     counts = Counter(names)
     return [
         name if counts[name] == 1 else f"{name} (column {index + 1})".lstrip()
@@ -357,27 +357,27 @@ def _told_apart(names: Sequence[str]) -> list[str]:
 
 
 def _delimiter(header: str, file: str) -> str:
-    # Some that are called so have commas.
+    # Some files with this suffix have commas.
     if file.lower().endswith(".tsv") and "\t" in header:
         return "\t"
-    # Without names of columns, captions may hold any of these, and the name of a picture none.
+    # Without a header, captions may contain any delimiter, but the name of a picture none.
     named = [
         each for each in _DELIMITERS if any(names_picture(n.strip()) for n in header.split(each))
     ]
-    # Of as many fields, those by commas win.
+    # If the number of fields is equal, commas win.
     return max(named or _DELIMITERS, key=header.count)
 
 
 def _dialect(delimiter: str) -> Mapping[str, Any]:
-    # Of all readers, and with room for a picture in base64.
+    # This limit holds for all readers, and has room for a picture in base64.
     csv.field_size_limit(_FIELD_CHARACTERS)
     return {"delimiter": delimiter, "skipinitialspace": delimiter in ";|"}
 
 
 def _check_no_nul(fields: Sequence[str]) -> None:
-    """Raises a `csv.Error` as Python 3.10's reader does, that of the old stack; newer ones do not.
+    """Raises a `csv.Error` as in Python 3.10, of the old stack; newer versions do not.
 
-    No caption and no file name has one; binary data or UTF-16 in the place of a table does.
+    Captions and file names never contain NUL, but binary data or UTF-16 in place of a table does.
     """
     if any("\0" in field for field in fields):
         raise csv.Error("line contains NUL")
@@ -438,7 +438,7 @@ def _json_records(lines: _Lines, number: int) -> Iterator[Record]:
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-    """An open table, which is no UTF-16, and what is done with bytes that are no UTF-8."""
+    """An open table, not in UTF-16, and how bytes that are not UTF-8 are handled."""
 
     f: BinaryIO
     file: str
@@ -450,12 +450,12 @@ class _Table:
         return f"{self.file} in dataset {self.shown!r}"
 
     def lines(self, offset: int) -> _Lines:
-        """Its lines from a byte on."""
+        """The lines from a byte on."""
         self.f.seek(offset)
         return _Lines(self, offset)
 
     def not_utf8(self, byte: int, value: bytes) -> DatasetError:
-        """The error for a byte that is no UTF-8; reads all that is before it."""
+        """The error for a byte that is not UTF-8; reads everything before it."""
         self.f.seek(0)
         line, left = 1, byte
         while left and (chunk := self.f.read(min(left, _BUFFER_BYTES))):
@@ -465,7 +465,7 @@ class _Table:
 
 
 class _Lines(Iterator[str]):
-    """Decoded lines of a file; knows where it is, and the bytes since `raw` was cleared."""
+    """Decoded lines of a file; keeps its position, and the bytes since `raw` was cleared."""
 
     def __init__(self, table: _Table, offset: int) -> None:
         self._table = table
@@ -488,5 +488,5 @@ class _Lines(Iterator[str]):
 
 
 def _buffered(f: BinaryIO) -> BinaryIO:
-    # The files of object stores read a block of megabytes for every line.
+    # Unbuffered, files of object stores read a block of megabytes for every line.
     return f if isinstance(f, io.BufferedReader) else io.BufferedReader(cast(Any, f), _BUFFER_BYTES)

@@ -1,4 +1,4 @@
-"""Tar files read as streams, so that neither their size nor their compression matters."""
+"""Reads tar files as streams, so that neither their size nor their compression matters."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _REST_BYTES = 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A file in an archive; its content can be had until the next one is asked for.
+    """A file in an archive; its content is available until the next member is requested.
 
     Attributes:
-        path: Where it is in the archive.
-        info: What the archive says of it.
+        path: Its path in the archive.
+        info: Its header in the archive.
         archive: The archive.
     """
 
@@ -40,16 +40,16 @@ class Member:
 
     @property
     def suffix(self) -> str:
-        """What follows that dot, in lower case."""
+        """The rest of the name after that dot, in lower case."""
         return posixpath.basename(self.path).partition(".")[2].lower()
 
     @property
     def is_link(self) -> bool:
-        """Whether its content is another file's."""
+        """Whether it is a link to another file."""
         return self.info.islnk() or self.info.issym()
 
     def content(self) -> bytes:
-        """Its content.
+        """The content of the file.
 
         Raises:
             DatasetError: The archive is damaged.
@@ -58,7 +58,7 @@ class Member:
 
 
 def members_of(files: Files, tar: str, *, peek: bool = False) -> Generator[Member, None, None]:
-    """The files in an archive that are not hidden; see `_Archive` for what it raises."""
+    """The files in an archive that are not hidden; see `_Archive` for the errors it raises."""
     with files.peek(tar) if peek else files.open(tar) as f:
         archive = _Archive(files, tar, f)
         while (info := archive.next()) is not None:
@@ -68,7 +68,7 @@ def members_of(files: Files, tar: str, *, peek: bool = False) -> Generator[Membe
 
 
 class _Archive:
-    """A tar file that is read once from front to back; raises `DatasetError` if it is damaged."""
+    """A tar file, read once from front to back; raises `DatasetError` if it is damaged."""
 
     def __init__(self, files: Files, path: str, f: IO[bytes]) -> None:
         self._where = f"{path} in dataset {files.shown!r}"
@@ -77,7 +77,7 @@ class _Archive:
         with self._checked():
             # Unlike tarfile, these streams notice a missing end and a wrong checksum.
             self._stream = compression.unpacked(f) or f
-            # Its list of members is no part of its documented interface.
+            # The list of members is not part of its documented interface.
             self._tar: Any = tarfile.open(  # noqa: SIM115
                 fileobj=self._stream,
                 mode="r|",
@@ -88,7 +88,7 @@ class _Archive:
 
     def next(self) -> tarfile.TarInfo | None:
         """The next member; `None` after the last."""
-        # tarfile has looked for the first one already, and cannot look again.
+        # tarfile has already looked for the first member, and cannot do so again.
         is_empty = self._count == 0 and not self._tar.members
         with self._checked():
             info: tarfile.TarInfo | None = None if is_empty else self._tar.next()
@@ -97,7 +97,7 @@ class _Archive:
             else:
                 self._count += 1
                 self._last = info.name
-        # It keeps all members otherwise.
+        # Otherwise tarfile keeps all members in memory.
         self._tar.members.clear()
         return info
 
@@ -108,11 +108,11 @@ class _Archive:
             return b"" if f is None else f.read()
 
     def _check_rest(self) -> None:
-        """Reads what follows the end, which also makes gzip and its like compare checksums."""
+        """Reads the rest after the end, which also makes gzip and the like verify checksums."""
         rest = cast(IO[bytes], self._tar.fileobj)
         while chunk := rest.read(_REST_BYTES):
             if chunk.strip(b"\0"):
-                raise tarfile.ReadError("more follows after its end: are these several archives?")
+                raise tarfile.ReadError("data follows its end: are these several archives in one?")
 
     @contextlib.contextmanager
     def _checked(self) -> Iterator[None]:
@@ -120,7 +120,7 @@ class _Archive:
             yield
         except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
             how_far = (
-                f" on after {self._count} files, the last {shown_path(self._last)!r}"
+                f" after {self._count} files, the last {shown_path(self._last)!r}"
                 if self._count
                 else ""
             )
@@ -130,14 +130,14 @@ class _Archive:
 
 
 class _TarInfo(tarfile.TarInfo):
-    """A member; where there should be one and is not, tarfile would take that for the end."""
+    """A member; raises an error for a broken header, which tarfile would take for the end."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _TarInfo:  # type: ignore[override]
         try:
             return cast(_TarInfo, super().fromtarfile(tarfile_))
         except tarfile.HeaderError as error:
-            # Two blocks of zeros, as it should be.
+            # Two blocks of zeros, the proper end.
             if type(error).__name__ == "EOFHeaderError":
                 raise
             raise tarfile.ReadError(f"{one_line(error)}: it is cut off or damaged") from error

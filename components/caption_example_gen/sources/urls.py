@@ -1,4 +1,4 @@
-"""Tables that have the addresses of pictures on the web, which img2dataset fetches."""
+"""Recognises tables with the URLs of pictures, which img2dataset can fetch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from components.caption_example_gen.sources.base import DatasetError
 
 _URL_COLUMNS = ("url", "image_url", "img_url", "link", "image_link", "src")
 _CAPTION_COLUMNS = ("caption", "text", "title", "alt", "description", "prompt")
-# What img2dataset calls the forms of its list.
+# Names of img2dataset's input formats.
 _INPUT_FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".json": "json",
                   ".jsonl": "jsonl"}  # fmt: skip
 
 
 def called_like_urls(columns: Sequence[str]) -> list[str]:
-    """The columns that are called like addresses, the first one perhaps."""
+    """The first column with a usual name of URLs, if any."""
     found = _called(_URL_COLUMNS, columns)
     return [] if found is None else [found]
 
@@ -24,16 +24,16 @@ def called_like_urls(columns: Sequence[str]) -> list[str]:
 def url_error(
     shown: str, file: str, urls: Sequence[str], texts: Sequence[str]
 ) -> DatasetError | None:
-    """The error for a table whose pictures are addresses.
+    """The error for a table that has URLs instead of pictures.
 
     Args:
         shown: Name of the dataset.
         file: The table.
-        urls: Its columns with addresses.
-        texts: Those that may hold captions.
+        urls: Its columns with URLs.
+        texts: Its columns that may hold captions.
 
     Returns:
-        `None` where there are no addresses.
+        The error; `None` if there are no URLs.
     """
     if not urls:
         return None
@@ -47,7 +47,7 @@ def url_error(
         "--resize_mode", "keep_ratio", "--image_size", "512",
     ]  # fmt: skip
     return DatasetError(
-        f"dataset {shown!r} has the addresses of pictures in column {url!r} of {file}, and not the "
+        f"dataset {shown!r} has the URLs of pictures in column {url!r} of {file}, but not the "
         f"pictures: fetch them with img2dataset (pip install img2dataset), and give the folder "
         f"that it makes: {shlex.join(words)}"
     )

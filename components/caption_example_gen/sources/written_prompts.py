@@ -1,4 +1,4 @@
-"""The prompts that A1111, ComfyUI and their like write into the pictures that they draw."""
+"""Reads the prompts that A1111, ComfyUI and the like write into the pictures that they draw."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from components.caption_example_gen.sources.encodings import decoded
 from storage.images import USER_COMMENT, ImageError, notes_in
 
 PARAMETERS = "parameters"
-"""The text of a PNG file that has the prompt, and after it the settings."""
+"""Key of the text in a PNG file that has the prompt, followed by the settings."""
 
 _GRAPH = "prompt"
-# What comes after the prompt.
+# The start of the settings after the prompt.
 _SETTINGS = re.compile(r"(?:^|\s)(?:Negative prompt:|Steps:\s*\d)")
-# How EXIF says what a comment is encoded in.
+# The length of the encoding's name before an EXIF comment.
 _CODE_BYTES = 8
-# In ComfyUI's graph: where a prompt is asked for, and what its nodes call it.
+# In ComfyUI's graph: inputs that take a prompt, and the names of prompts in nodes.
 _ASKED = ("positive", "conditioning")
 _TEXTS = ("text", "text_g", "t5xxl", "prompt", "string", "value", "text_l", "clip_l")
-# And what does not lead to it.
+# Inputs that do not lead to the prompt.
 _ELSEWHERE = frozenset({"negative", "clip", "model", "vae", "image", "latent_image", "samples"})
 
 
 def prompt_in(encoded: bytes) -> str:
-    """The prompt that a picture was drawn for.
+    """The prompt that a picture was drawn from.
 
     Args:
         encoded: The picture file's bytes.
 
     Raises:
-        ValueError: There is none in it; the message says what was looked for.
+        ValueError: The picture has no prompt; the message says where it was expected.
     """
     try:
         notes = notes_in(encoded)
@@ -52,19 +52,19 @@ def prompt_in(encoded: bytes) -> str:
 def _before_settings(said: str) -> str:
     values = _mapping(said)
     if values:
-        # Of Fooocus.
+        # Fooocus writes JSON.
         said = str(values.get("prompt") or "")
     return _SETTINGS.split(said, maxsplit=1)[0].strip()
 
 
 def _commented(comment: bytes) -> str:
-    """EXIF's comment, where it has a program's settings: cameras write there, too."""
+    """The EXIF comment, if it has the settings of a program: cameras also write there."""
     text = decoded(comment[_CODE_BYTES:], "replace")
     return text if _SETTINGS.search(text) else ""
 
 
 def _in_graph(graph: str) -> str:
-    """The one prompt of a graph of ComfyUI; "" where there are others, or none."""
+    """The only prompt of a ComfyUI graph; "" if there are several or none."""
     nodes = {
         name: node["inputs"]
         for name, node in _mapping(graph).items()
@@ -79,7 +79,7 @@ def _in_graph(graph: str) -> str:
 
 
 def _texts_at(link: object, nodes: Mapping[str, Any], seen: set[str]) -> Iterator[str]:
-    """The first texts that are met on the way from a link, which is a node's name and a number."""
+    """The first texts found by following a link, which is the name of a node and a number."""
     name = str(link[0]) if isinstance(link, list) and len(link) == 2 else ""
     if name not in nodes or name in seen:
         return

@@ -1,7 +1,7 @@
-"""The forms in which people keep captioned pictures: a file each, and a line below.
+"""The forms in which people keep captioned pictures: one file for each, and one line below.
 
-The order matters where the files of one form may be a part of another (`Form.settles`): the forms
-that settle others come first.
+The order matters if the files of one form may be part of another (`Form.settles`): the forms that
+settle others come first.
 """
 
 from components.caption_example_gen.sources.form import Form

@@ -1,4 +1,4 @@
-"""Arrow files: what `datasets.save_to_disk` leaves, and bare ones, read by record batch."""
+"""Arrow files, written by `datasets.save_to_disk` or bare, read by record batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from components.caption_example_gen.sources.form import Form, Found, Look, count
 _SUFFIXES = (".arrow", ".feather")
 _FILE_MAGIC = b"ARROW1"
 _STATE_NAME = "state.json"
-# Rows held at a time; a record batch that the hub's library writes has 100 pictures.
+# Rows in memory at a time; a record batch that the hub's library writes has 100 pictures.
 _BATCH_ROWS = 16
 
 
@@ -25,7 +25,7 @@ class Arrow(Form):
     """Files that end in `.arrow`, in Arrow's stream or file format."""
 
     kind = "arrow"
-    shown = "Arrow files, such as save_to_disk leaves (*.arrow, *.feather)"
+    shown = "Arrow files, such as save_to_disk writes (*.arrow, *.feather)"
 
     def recognise(self, look: Look) -> Found | None:
         """See `Form.recognise`."""
@@ -47,7 +47,7 @@ class ArrowSource(ColumnarSource):
     kind = Arrow.kind
 
     def _all_units(self) -> Iterator[Unit]:
-        """See `Source.units`; reads every file's batches, of a local one only the heads."""
+        """See `Source.units`; reads the batches of every file, or only their heads if local."""
         num_rows = 0
         for file in self._tables:
             first_row = 0
@@ -78,17 +78,17 @@ class ArrowSource(ColumnarSource):
 
 
 class _Batches:
-    """The record batches of an Arrow file, each with a number that finds it again.
+    """The record batches of an Arrow file, each with a number that identifies it.
 
-    That is its index in the file format; in the stream format, the byte that it starts at, or its
-    index where columns have dictionaries, which lie between the batches.
+    In the file format, the number is its index; in the stream format, the byte that it starts at,
+    or its index if columns have dictionaries, which are between the batches.
     """
 
     def __init__(self, files: Files, file: str, f: BinaryIO) -> None:
         """Reads the schema.
 
         Raises:
-            DatasetError: It is no Arrow file.
+            DatasetError: It is not an Arrow file.
         """
         self._files, self._file = files, file
         with self._checked():
@@ -124,7 +124,7 @@ class _Batches:
                 return next(b for index, b in enumerate(self._in_order()) if index == start)
         batch = self._in_stream(start)
         if batch is None:
-            raise unreadable(self._files, self._file, EOFError("it has become shorter"))
+            raise unreadable(self._files, self._file, EOFError("the file has become shorter"))
         return batch
 
     def _in_order(self) -> Iterator[pa.RecordBatch]:
@@ -151,7 +151,7 @@ class _Batches:
 
 
 def _native(f: BinaryIO) -> Any:
-    """A file as Arrow reads it; a local one is mapped, so that what is passed over is not read."""
+    """A file as Arrow reads it; a local one is memory-mapped, so that skipped parts stay unread."""
     name = getattr(f, "name", None)
     if isinstance(name, str) and not isinstance(f, pa.NativeFile) and os.path.isfile(name):
         return pa.memory_map(name)

@@ -1,4 +1,4 @@
-"""A caption file beside each picture, as sd-scripts, OneTrainer, SimpleTuner, ai-toolkit write."""
+"""A caption file beside each picture, as in sd-scripts, OneTrainer, SimpleTuner, ai-toolkit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CaptionFiles(Form):
         if not captions.key and are_numbers(look, found.files):
             raise no_captions(
                 look,
-                f"the files beside them, such as {shown_path(found.files[0])}, hold numbers alone, "
-                "as the labels of object detectors do; --dataset-form pictures leaves them out",
+                f"the files beside them, such as {shown_path(found.files[0])}, have only numbers, "
+                "like the labels of object detectors; --dataset-form pictures leaves them out",
             )
         return PictureFilesSource(look, self.kind, captions)

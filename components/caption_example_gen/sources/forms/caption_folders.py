@@ -1,4 +1,4 @@
-"""Captions in a folder of their own, in the same order as the pictures in theirs."""
+"""Captions in a folder of their own, which mirrors the folder of the pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from components.caption_example_gen.sources.picture_files import (
     text_suffixes,
 )
 
-# Captions that are looked at to find the two folders.
+# Captions that are inspected to find the two folders.
 _LOOK_AT = 64
 
 
@@ -24,7 +24,7 @@ class CaptionFolders(Form):
     """`images/a/1.jpg` with `captions/a/1.txt`."""
 
     kind = "caption-folders"
-    shown = "a folder of captions like that of the pictures (images/1.jpg, captions/1.txt)"
+    shown = "a folder of captions that mirrors the pictures (images/1.jpg, captions/1.txt)"
 
     def recognise(self, look: Look) -> Found | None:
         """See `Form.recognise`; reads the first captions, which must not be numbers."""
@@ -37,7 +37,7 @@ class CaptionFolders(Form):
         found = tuple(path for path in texts if captions.has_picture(path, look))
         if not found or are_numbers(look, found):
             return None
-        anywhere = ", in whatever folder" if captions.is_anywhere else ""
+        anywhere = ", in any folder" if captions.is_anywhere else ""
         folder = captions.pictures or "the folder above"
         where = f"{captions.texts} for pictures in {folder}{anywhere}"
         return Found(found, f"{counted(len(found), 'caption file')} in {where}")
@@ -51,7 +51,7 @@ class CaptionFolders(Form):
 
 
 def _folders(look: Look, texts: Sequence[str]) -> CaptionFiles | None:
-    """The two folders, as most of the first captions have them."""
+    """The two folders that fit most of the first captions."""
     by_stem: dict[str, list[str]] = {}
     for path in texts[:_LOOK_AT]:
         by_stem.setdefault(posixpath.splitext(posixpath.basename(path))[0], []).append(path)
@@ -71,7 +71,7 @@ def _folders(look: Look, texts: Sequence[str]) -> CaptionFiles | None:
 
 
 def _pair(pictures: list[str], texts: list[str]) -> CaptionFiles | None:
-    """Two folders without what they have in common, at the end and, if something is left, ahead."""
+    """Two folders without their common end and, if anything is left, their common start."""
     while pictures and texts and pictures[-1] == texts[-1]:
         pictures, texts = pictures[:-1], texts[:-1]
     if not texts:

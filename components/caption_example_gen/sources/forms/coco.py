@@ -1,4 +1,4 @@
-"""COCO's captions: a JSON document of images, and of annotations that have captions for them."""
+"""COCO's captions: a JSON document of images, and of annotations with their captions."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from components.caption_example_gen.sources.document_form import DocumentForm
 from components.caption_example_gen.sources.image_table import HUB_IMAGE
 
 _CAPTION = "caption"
-# What else of an image may be asked for.
+# Other fields of an image that a user may select by.
 _KEPT = ("split",)
 
 
 class Coco(DocumentForm):
-    """Documents such as `captions_train2017.json`, and folders such as `train2017`."""
+    """Documents such as `captions_train2017.json`, with folders such as `train2017`."""
 
     kind = "coco"
     shown = "COCO's captions (captions_*.json)"
@@ -32,7 +32,7 @@ class Coco(DocumentForm):
         )
 
     def records(self, document: Any) -> list[dict[str, Any]]:
-        """A record for every image with all of its captions, and for every caption without one."""
+        """A record for every image with all its captions, and for captions without an image."""
         captions: dict[Any, list[Any]] = {}
         for annotation in document["annotations"]:
             if isinstance(annotation, dict):

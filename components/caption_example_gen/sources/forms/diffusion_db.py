@@ -1,4 +1,4 @@
-"""DiffusionDB's parts: pictures, and a JSON document of their names with prompts under `p`."""
+"""DiffusionDB's parts: pictures, and a JSON document with prompts under `p` by picture name."""
 
 from __future__ import annotations
 

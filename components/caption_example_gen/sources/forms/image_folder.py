@@ -8,7 +8,7 @@ from components.caption_example_gen.sources.form import Form, Found, Look, count
 from components.caption_example_gen.sources.image_table import ImageTableSource
 
 TABLES = ("metadata.jsonl", "metadata.csv")
-"""Names of their tables."""
+"""Names of the tables."""
 
 
 class ImageFolder(Form):

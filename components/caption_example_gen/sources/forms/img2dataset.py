@@ -1,4 +1,4 @@
-"""What img2dataset wrote: tar shards, folders or Parquet, with a `.parquet` of what was fetched."""
+"""The output of img2dataset: tar shards, folders or Parquet, with a `.parquet` of every fetch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Img2Dataset(Form):
     """`00000.parquet` with `00000.tar`, a folder `00000`, or `00000_stats.json` beside it."""
 
     kind = "img2dataset"
-    shown = "what img2dataset wrote (00000.tar or 00000/, 00000.parquet, 00000_stats.json)"
+    shown = "the output of img2dataset (00000.tar or 00000/, 00000.parquet, 00000_stats.json)"
     settles = frozenset({"parquet", "tar", "caption-files", "table", "repeats"})
 
     def recognise(self, look: Look) -> Found | None:
@@ -58,19 +58,19 @@ class Img2Dataset(Form):
 
 
 class Img2DatasetSource(Source):
-    """Pictures that were fetched, and the rows of those that were not.
+    """Pictures that were fetched, and the rows of pictures that failed.
 
-    A unit is one of the pictures' own source, or a Parquet file for the rows that failed.
+    A unit is a unit of the pictures' own source, or a Parquet file with the failed rows.
     """
 
     kind = Img2Dataset.kind
 
     def __init__(self, pictures: Source, tables: tuple[str, ...]) -> None:
-        """Puts both together.
+        """Combines both.
 
         Args:
-            pictures: What was fetched.
-            tables: The Parquet files that say what was.
+            pictures: The source of the fetched pictures.
+            tables: The Parquet files that report every fetch.
         """
         super().__init__(
             pictures.files,

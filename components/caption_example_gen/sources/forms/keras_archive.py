@@ -25,7 +25,7 @@ from components.caption_example_gen.sources.tars import Member, members_of
 
 
 class KerasArchiveSource(Source):
-    """Archives with pictures and a `data.csv`. A unit is an archive; its table is held whole."""
+    """Archives with pictures and a `data.csv`. A unit is an archive, with its table in memory."""
 
     kind = "keras-archive"
 
@@ -43,13 +43,13 @@ class KerasArchiveSource(Source):
         """Finds the columns by the first archive.
 
         Args:
-            files: Where the dataset lies.
+            files: The dataset's files.
             tars: Its archives to read.
-            left_out: Those of other splits.
-            spec: What the user asked for.
+            left_out: The archives of other splits.
+            spec: The user's request.
 
         Raises:
-            DatasetError: It cannot be read, or a column cannot be found.
+            DatasetError: The archive cannot be read, or a column cannot be found.
         """
         with contextlib.closing(members_of(files, tars[0])) as members:
             path, content = next(
@@ -66,8 +66,8 @@ class KerasArchiveSource(Source):
         return (Unit(path, 0, 0, None) for path in self.paths)
 
     def _read(self, unit: Unit, *, peek: bool) -> Iterator[Row]:
-        """Goes through the archive twice, as the table may come last."""
-        del peek  # Looking through it in parts would take longer than fetching it.
+        """Reads the archive twice, because the table may come last."""
+        del peek  # Reading it in parts would take longer than fetching it.
         named: dict[str, list[Record]] = {}
         for record, path, problem in self._records(unit.file):
             if path:
@@ -100,7 +100,7 @@ class KerasArchiveSource(Source):
             return self._table.row(record, file, None, str(error))
 
     def _records(self, tar: str) -> Iterator[tuple[Record, str, str]]:
-        """All records of an archive's table; of each its picture's path or a problem."""
+        """All records of an archive's table, each with its picture's path or a problem."""
         pictures: set[str] = set()
         tables: dict[str, bytes] = {}
         with contextlib.closing(members_of(self.files, tar)) as members:
@@ -111,7 +111,7 @@ class KerasArchiveSource(Source):
                     pictures.add(member.path)
         if len(tables) != 1:
             raise DatasetError(
-                f"{tar} in dataset {self.files.shown!r} must have one {TABLE} in it, it has "
+                f"{tar} in dataset {self.files.shown!r} must have one {TABLE}, but has "
                 f"{', '.join(tables) or 'none'}"
             )
         [(path, content)] = tables.items()

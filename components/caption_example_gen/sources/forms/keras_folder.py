@@ -8,9 +8,9 @@ from components.caption_example_gen.sources.form import Form, Found, Look, count
 from components.caption_example_gen.sources.image_table import ImageTableSource
 
 TABLE = "data.csv"
-"""Name of its table."""
+"""Name of the table."""
 IMAGE_COLUMN = "image_path"
-"""What names the pictures there."""
+"""Its column with the names of pictures."""
 
 
 class KerasFolder(Form):

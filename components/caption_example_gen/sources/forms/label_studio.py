@@ -1,4 +1,4 @@
-"""Label Studio's JSON: a list of tasks, and in the annotations of each what was written into it."""
+"""Label Studio's JSON: a list of tasks, with the texts in the annotations of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LOOK_AT = 64
 
 
 class LabelStudio(DocumentForm):
-    """Documents of tasks with a picture, of which one at least has a text that somebody wrote."""
+    """Documents of tasks with a picture, at least one of which has a text in its annotations."""
 
     kind = "label-studio"
     shown = "Label Studio's JSON (of tasks, with text areas for the captions)"
@@ -29,7 +29,7 @@ class LabelStudio(DocumentForm):
         return any(_picture_of(task) and any(_written(task)) for task in document if _is_task(task))
 
     def records(self, document: Any) -> list[dict[str, Any]]:
-        """A record for every task: its picture, its other data, and the texts by their fields."""
+        """A record for every task: its picture, its other data, and its texts by field."""
         records: list[dict[str, Any]] = []
         for task in filter(_is_task, document):
             picture = _picture_of(task)
@@ -54,13 +54,13 @@ def _is_task(task: object) -> bool:
 
 
 def _picture_of(task: Mapping[str, Any]) -> str:
-    """The first picture in a task's data; "" where there is none."""
+    """The first picture in the data of a task; "" if there is none."""
     values = task["data"].values()
     return next((v for v in values if isinstance(v, str) and columns.looks_like_picture(v)), "")
 
 
 def _written(task: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The texts of a task, each with the name of its field; of annotations that count."""
+    """The texts of a task, each with the name of its field; without cancelled annotations."""
     for annotation in task["annotations"]:
         if not isinstance(annotation, dict) or annotation.get("was_cancelled"):
             continue

@@ -15,8 +15,8 @@ from components.caption_example_gen.sources.form import Form, Found, Look, count
 PARQUET_SUFFIX = ".parquet"
 
 _CHUNK_BYTES = 1 << 20
-# Rows held at a time; column chunks are read in buffers of _CHUNK_BYTES, so that memory does not
-# grow with the size of a row group.
+# Rows in memory at a time; column chunks are read in buffers of _CHUNK_BYTES, so that memory does
+# not grow with the size of a row group.
 _BATCH_ROWS = 16
 
 
@@ -78,7 +78,7 @@ class ParquetSource(ColumnarSource):
                     raise unreadable(self.files, unit.file, error, number) from error
                 if batch is None:
                     return
-                # In the order of the file, whatever order they are asked for in.
+                # Columns come in the order of the file, not of the request.
                 yield pa.RecordBatch.from_arrays([batch.column(n) for n in names], names=names)
                 number += batch.num_rows
 

@@ -1,4 +1,4 @@
-"""Pictures without captions, for which the user gives one, or takes names for them."""
+"""Pictures without captions, for which the user gives a caption or uses names."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SHOWN = 4
 
 
 class Pictures(Form):
-    """Pictures, and nothing that any other form knows."""
+    """Pictures, and nothing that any other form recognises."""
 
     kind = "pictures"
-    shown = "pictures alone (with --caption or --captions-from)"
+    shown = "pictures only (with --caption or --captions-from)"
     is_last = True
 
     def recognise(self, look: Look) -> Found | None:
@@ -28,18 +28,18 @@ class Pictures(Form):
         return Found(look.pictures, counted(count, "picture")) if count else None
 
     def open(self, look: Look, found: Found) -> PictureFilesSource:
-        """See `Form.open`; without captions that are given, the error offers what there is."""
+        """See `Form.open`; if the user gave no captions, the error offers ways to get them."""
         if not look.spec.captions_given:
             own_name = posixpath.basename(look.files.shown.rstrip("/"))
-            # It would not be the same dataset under another name, and so is not looked at.
-            hint = " (its own name is not looked at: give the folder that it lies in)"
+            # The folder's own name is ignored, or renaming it would change the dataset.
+            hint = " (its own name is ignored: give the folder that contains it)"
             is_named = repeats_of(own_name) is not None
             raise no_captions(look, f"it has {found.why}{_rest(look)}{hint if is_named else ''}")
         return PictureFilesSource(look, self.kind, CaptionFiles())
 
 
 def _rest(look: Look) -> str:
-    """What else there is, in which a user may think that the captions are."""
+    """The other files, in which the user may expect the captions."""
     suffixes = Counter(
         posixpath.splitext(path)[1].lower() or posixpath.basename(path)
         for path in look.paths
@@ -49,4 +49,4 @@ def _rest(look: Look) -> str:
         return ""
     shown = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(_SHOWN))
     advice = " (save spreadsheets as CSV)" if not _SPREADSHEETS.isdisjoint(suffixes) else ""
-    return f", and {shown} without captions that are understood{advice}"
+    return f", and {shown} without captions in a supported form{advice}"

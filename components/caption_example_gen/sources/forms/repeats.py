@@ -1,7 +1,7 @@
-"""Folders called `10_name of subject`, as sd-scripts and its like take them.
+"""Folders called `10_name of subject`, as sd-scripts and the like read them.
 
-The number is how often an epoch sees each picture of the folder, the rest the caption where there
-is no other.
+The number is how often an epoch sees each picture of the folder; the rest is the caption of
+pictures that have no other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from components.caption_example_gen.sources.picture_files import (
 
 
 class Repeats(Form):
-    """Pictures in or below such folders, with caption files beside them or without."""
+    """Pictures in or below such folders, with or without caption files beside them."""
 
     kind = "repeats"
     shown = "folders with a number of repeats (10_name)"

@@ -1,4 +1,4 @@
-"""The metadata of kohya's sd-scripts: a JSON document of pictures' paths with caption and tags."""
+"""The metadata of kohya's sd-scripts: a JSON document with caption and tags by picture path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CAPTIONS = ("caption", "tags")
 
 
 class SdScripts(DocumentForm):
-    """Documents such as `meta_cap.json`; a path may be another machine's, or lack the suffix."""
+    """Documents such as `meta_cap.json`; paths may be of another machine or lack the suffix."""
 
     kind = "sd-scripts"
     shown = "the metadata of sd-scripts (meta_*.json)"

@@ -1,4 +1,4 @@
-"""Tables of any name that name pictures, or have them in base64: JSON lines, lists, CSV, TSV."""
+"""Tables of any name that name pictures or have them in base64: JSON lines, lists, CSV, TSV."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from components.caption_example_gen.sources.table_files import (
     records_in,
 )
 
-# Of text files, those that Flickr8k and its like keep their captions in, now and at first.
+# Names of text files with the captions of Flickr8k and the like, in current and first versions.
 _TEXT_TABLES = ("captions.txt", "labels.txt", "metadata.txt", "data.txt", "results.txt")
 _TOKENS, _LEMMAS = ".token.txt", ".lemma.token.txt"
 _TEXT_SUFFIX = ".txt"
-# Others are tables if they begin with the name of a picture and what parts fields.
+# Other text files are tables if they begin with the name of a picture and a delimiter.
 _PAIR = re.compile(rb"[^\t,|;\r\n]+\.\w{3,4}\"?[ \t]*[\t,|;]")
 _FIRST_BYTES = 1024
-# There are not as many: captions whose pictures are missing, perhaps.
+# No dataset has more of them: the others may be captions whose pictures are missing.
 _MOST_TEXTS = 16
-# There are not as many tables in a dataset: files beside pictures that are missing, perhaps.
+# No dataset has more tables: the others may be files beside pictures that are missing.
 _MOST = 256
 _LOOK_AT = 256
 
@@ -60,7 +60,7 @@ class Table(Form):
             for path, records in tables_of(look)
             if (says_something := _names_pictures(look, path, records)) is not None
         }
-        # Beside tables of captions, others have sizes or scores.
+        # If some tables have captions, others may have sizes or scores.
         found = tuple(sorted(path for path in told if told[path] or not any(told.values())))
         if not found:
             return None
@@ -93,7 +93,7 @@ def _has_splits(document: Any) -> bool:
 
 
 def _records(look: Look, document: Any) -> list[dict[str, Any]] | None:
-    """The records of a document; of one with a list for each split those of the one asked for."""
+    """The records of a document; if it has a list for each split, those of the requested one."""
     if not _has_splits(document):
         return records_in(document)
     lists = lists_in(document)
@@ -102,7 +102,7 @@ def _records(look: Look, document: Any) -> list[dict[str, Any]] | None:
 
 
 def _names_pictures(look: Look, path: str, records: Iterator[Record]) -> bool | None:
-    """Whether a table that names pictures has captions; `None` of one that names none."""
+    """Whether a table that names pictures has captions; `None` if it does not name pictures."""
     first = list(islice(records, _LOOK_AT))
     if first and all(record.problem for record in first):
         where = f"{path} in dataset {look.files.shown!r}"
@@ -115,14 +115,14 @@ def _names_pictures(look: Look, path: str, records: Iterator[Record]) -> bool | 
 
 def _stem_column(look: Look, first: Sequence[Record]) -> str:
     column = stem_column(first, look.pictures, look.spec.image_column)
-    # Ids are in scores and notes of pictures, too, whose captions are elsewhere.
+    # Tables of scores or notes also have the ids of pictures whose captions are elsewhere.
     if column.lower() in ID_COLUMNS and not look.spec.image_column:
         return "" if look.beside_pictures or not has_captions(first, column) else column
     return column
 
 
 def tables_of(look: Look) -> Iterator[tuple[str, Iterator[Record]]]:
-    """Every file that may be a table and is not called after a convention, with its records."""
+    """Every file that may be a table and has no conventional name, with its records."""
     reader = TableFiles(look.files, is_glance=True)
     lines = [
         *look.ending(*CSV_SUFFIXES, *LINES_SUFFIXES),
@@ -136,14 +136,14 @@ def tables_of(look: Look) -> Iterator[tuple[str, Iterator[Record]]]:
         yield path, _readable(look, reader.records(path))
     for path, document in look.documents():
         if document is None:
-            # Lines of JSON under another name, or nothing that can be read.
+            # JSON lines under another suffix, or an unreadable file.
             yield path, _readable(look, reader.records(path))
         elif records := _records(look, document):
             yield path, (Record(i, i, values) for i, values in enumerate(records))
 
 
 def _texts(look: Look) -> Iterator[str]:
-    """Text files that are beside no picture and begin like a table of pictures."""
+    """Text files without a picture beside them that begin like a table of pictures."""
     alone = (p for p in look.ending(_TEXT_SUFFIX) if not look.is_beside_picture(p))
     for path in islice(alone, _MOST_TEXTS):
         with look.files.peek(path) as f:
@@ -153,7 +153,7 @@ def _texts(look: Look) -> Iterator[str]:
 
 
 def _readable(look: Look, records: Iterator[Record]) -> Iterator[Record]:
-    """The records up to one at which the file turns out to be no table."""
+    """The records until the file turns out not to be a table."""
     try:
         yield from records
     except DatasetError as error:

@@ -35,7 +35,7 @@ class Tar(Form):
         return Found(found, counted(len(found), "tar file")) if found else None
 
     def open(self, look: Look, found: Found) -> Source | Files:
-        """See `Form.open`; what they are is told by the first one."""
+        """See `Form.open`; the first archive decides the form of all."""
         chosen = look.select(found.files)
         source = _open(look.files, chosen.files, chosen.left_out, look.spec)
         return source or ArchiveFiles(look.files, chosen.files)
@@ -44,19 +44,20 @@ class Tar(Form):
 def _open(
     files: Files, tars: tuple[str, ...], left_out: tuple[str, ...], spec: DatasetSpec
 ) -> Source | None:
-    """Tells what the archives of a dataset are by the first one.
+    """Recognises the form of a dataset's archives from the first one.
 
     Args:
-        files: Where the dataset lies.
-        tars: Its archives to read, one at least.
-        left_out: Those of other splits.
-        spec: What the user asked for.
+        files: The dataset's files.
+        tars: Its archives to read, at least one.
+        left_out: The archives of other splits.
+        spec: The user's request.
 
     Returns:
-        `None` where it is neither shards of samples nor the Keras example's: a packed folder.
+        The source; `None` for packed folders, which are neither shards of samples nor the
+        archive of the Keras example.
 
     Raises:
-        DatasetError: The first one cannot be read, is empty, or lacks a column.
+        DatasetError: The first archive cannot be read, is empty, or lacks a column.
     """
     samples = first_samples(files, tars[0], peek=True, stop_at=KERAS_TABLE)
     if samples is not None and not any(map(is_usable, samples)):
@@ -64,7 +65,7 @@ def _open(
     if samples is None:
         return KerasArchiveSource.open(files, tars, left_out, spec)
     if not samples:
-        raise DatasetError(f"{tars[0]} in dataset {files.shown!r} has no files in it")
+        raise DatasetError(f"{tars[0]} in dataset {files.shown!r} has no files")
     folders = {part for sample in samples for part in posixpath.dirname(sample.key).split("/")}
     asked = spec.caption_column.lower().removeprefix(".")
     is_readable = any(is_usable(sample) or asked in sample.fields for sample in samples)

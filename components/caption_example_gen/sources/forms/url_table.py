@@ -1,4 +1,4 @@
-"""Tables of addresses of pictures on the web, of which nothing is fetched here."""
+"""Tables with the URLs of pictures, which are not fetched here."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from components.caption_example_gen.sources.image_table import find_table, url_c
 
 
 class UrlTable(Form):
-    """Tables with a column of addresses, where there are no pictures; an error says what to do."""
+    """Tables with a column of URLs, without pictures; the error says what to do."""
 
     kind = "url-table"
-    shown = "lists of addresses (img2dataset fetches their pictures)"
+    shown = "lists of URLs (img2dataset fetches their pictures)"
     is_last = True
 
     def recognise(self, look: Look) -> Found | None:
@@ -20,10 +20,10 @@ class UrlTable(Form):
         if look.pictures:
             return None
         found = tuple(sorted(path for path, records in tables_of(look) if url_column(records)))
-        return Found(found, f"{counted(len(found), 'table')} of addresses") if found else None
+        return Found(found, f"{counted(len(found), 'table')} of URLs") if found else None
 
     def open(self, look: Look, found: Found) -> Source:
         """Raises the error."""
         records = dict(tables_of(look))
         find_table(((p, records[p]) for p in found.files), look.spec, shown=look.files.shown)
-        raise DatasetError(f"dataset {look.files.shown!r} has no pictures, only addresses of them")
+        raise DatasetError(f"dataset {look.files.shown!r} has no pictures, only their URLs")

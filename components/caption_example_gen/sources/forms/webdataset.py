@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files of samples, each of several files with one name."""
+"""WebDataset shards: tar files of samples, each of which is several files of the same name."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from components.caption_example_gen.sources.picture_files import captions_in
 from components.caption_example_gen.sources.tars import Member, members_of
 from storage.errors import one_line
 
-# Samples that are looked at to tell the two kinds and to find the caption.
+# Samples that are inspected to recognise the kind of archive and to find the caption.
 _LOOK_AT = 16
 _TEXT, _JSON, _CLASS = "txt", "json", "cls"
 _PICTURES = frozenset(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES)
 # Suffixes of captions, best first; `x.txt` comes after them.
 _TEXTS = (_TEXT, "caption", "prompt", "text")
-# What comes before `.txt` or `.png` in compound suffixes, best first.
+# The part before `.txt` or `.png` in compound suffixes, best first.
 _IMAGE_NAMES, _CAPTION_NAMES = (
     ("image", "img", "picture", "jpg", "png"),
     ("caption", "text", "prompt"),
 )
-# The most that files may hold which wait for others of their sample.
+# The most bytes in memory for files that wait for others of their sample.
 _WAITING_BYTES = 512 << 20
 
 
 class WebDatasetSource(Source):
-    """Tar shards of samples, each of several files with one name. A unit is a shard.
+    """Tar shards of samples, each several files of the same name. A unit is a shard.
 
-    Its files may come in any order, as `tar` takes them from a folder; what lies side by side, as
-    in WebDataset's own shards, is in memory for one sample at a time.
+    The files may be in any order, such as when `tar` packs a folder; if the files of a sample are
+    adjacent, as in WebDataset's own shards, only one sample is in memory at a time.
 
-    `image_column` is the pictures' suffix, or "" for that of any picture; `caption_column` is
+    `image_column` is the suffix of the pictures, or "" for any picture; `caption_column` is
     the suffix of captions, such as `txt`, or a key of the samples' JSON.
     """
 
@@ -87,14 +87,15 @@ class WebDatasetSource(Source):
         """Finds the caption by the first samples.
 
         Args:
-            files: Where the dataset lies.
+            files: The dataset's files.
             shards: Its shards to read.
-            left_out: Those of other splits.
-            spec: What the user asked for.
-            samples: The first ones.
+            left_out: The shards of other splits.
+            spec: The user's request.
+            samples: The first samples.
 
         Raises:
-            DatasetError: None has the picture or caption asked for, or they cannot be told.
+            DatasetError: No sample has the requested picture or caption, or the choice is
+                ambiguous.
         """
         shown = files.shown
         suffixes = sorted({suffix for sample in samples for suffix in sample.fields})
@@ -171,7 +172,7 @@ class WebDatasetSource(Source):
         return sample.fields[suffixes[0]] or None, ""
 
     def _complaint(self, shard: str, sample: Sample) -> str:
-        """What is wrong with the encoding of the caption's file; "" where nothing is."""
+        """The problem with the encoding of the caption file; "" if there is none."""
         path = f"{shard}/{sample.key}.{self._suffix}"
         complaint = complaint_about(sample.fields.get(self._suffix) or b"", path)
         return f"{shown_path(path)} {complaint}" if complaint else ""
@@ -195,12 +196,12 @@ class WebDatasetSource(Source):
 
 @dataclasses.dataclass
 class Sample:
-    """Files that have a name in common.
+    """Files that have the same name.
 
     Attributes:
         key: Their path up to the first dot of the last part.
-        fields: By the rest of their names, in lower case: the content, `None` if not asked for.
-        links: Which of them are links, whose content is elsewhere.
+        fields: By the rest of their names, in lower case: the content, `None` if not requested.
+        links: Keys of `fields` that are links, whose content is elsewhere.
     """
 
     key: str
@@ -215,16 +216,16 @@ class Sample:
 def first_samples(files: Files, tar: str, *, peek: bool, stop_at: str) -> list[Sample] | None:
     """The samples up to the first few that have picture and caption.
 
-    Of their content there is only some JSON, which has the names of columns.
+    They have no content, except for some JSON, which has the names of columns.
 
     Args:
-        files: Where the dataset lies.
+        files: The dataset's files.
         tar: The archive.
-        peek: Whether to give up where the first few names have nothing of the kind.
-        stop_at: Name of a file of which there is none in such archives.
+        peek: Whether to give up if the first few names have neither.
+        stop_at: Name of a file that never occurs in such archives.
 
     Returns:
-        `None` where there is such a file.
+        The samples; `None` if there is such a file.
 
     Raises:
         DatasetError: The archive cannot be read.
@@ -252,7 +253,7 @@ def first_samples(files: Files, tar: str, *, peek: bool, stop_at: str) -> list[S
 
 
 def is_usable(sample: Sample) -> bool:
-    """Whether it has a picture, and a caption or what could be one."""
+    """Whether a sample has a picture, and a caption or something that could be one."""
     if not any(map(_is_image, sample.fields)):
         return False
     return (
@@ -263,7 +264,7 @@ def is_usable(sample: Sample) -> bool:
 
 
 def _names_class(sample: Sample) -> bool:
-    """Whether its class is a word; the usual number is no caption unless a user says so."""
+    """Whether its class is a word; the usual number is only a caption if the user says so."""
     name = (sample.fields.get(_CLASS) or b"").strip()
     return bool(name) and not name.isdigit()
 
@@ -275,18 +276,18 @@ def _is_image(suffix: str) -> bool:
 def _chosen(
     role: columns.Role, names: Iterable[str], best: tuple[str, ...], shown: str, there: str
 ) -> str:
-    """The only one of some names, or of several the best."""
+    """The only name, or the best of several."""
     found = list(names)
     usual = [name for name in best if name in found]
     return columns.choose(role, usual[:1] or found, shown=shown, there=there)
 
 
 class _Gatherer:
-    """Puts the samples of an archive together, in whatever order their files come.
+    """Assembles the samples of an archive, whatever the order of their files.
 
-    A sample is complete once another name follows and it has picture and caption. The first time
-    that one of these is missing, all names in the archive are counted, and a sample is complete
-    with the last of its files.
+    A sample is complete once it has picture and caption and another name follows. The first time
+    that one of these is missing, all names in the archive are counted, and from then on a sample
+    is complete with the last of its files.
     """
 
     def __init__(
@@ -295,26 +296,26 @@ class _Gatherer:
         """Reads nothing yet.
 
         Args:
-            files: Where the dataset lies.
+            files: The dataset's files.
             tar: The archive.
-            pictures: Suffixes of pictures. Their content is wanted, and that of captions.
+            pictures: Suffixes of pictures. Only the content of pictures and captions is read.
             caption: Suffix of captions.
-            peek: Whether the caller will stop after a few samples. What has no picture or caption
-                waits for one, then, and nothing is counted.
+            peek: Whether the caller will stop after a few samples. In that case incomplete samples
+                wait, and nothing is counted.
         """
         self._files, self._tar, self._peek = files, tar, peek
         self._pictures, self._captions = pictures, frozenset({caption})
         self._waiting: dict[str, list[Sample]] = {}
         self._waiting_bytes = 0
         self._seen: Counter[str] = Counter()
-        # Of each key, how many files there are; `None` if not counted.
+        # Number of files of each key; `None` if not counted.
         self._there: Counter[str] | None = None
 
     def samples(self) -> Generator[Sample, None, None]:
-        """The samples, in the order in which they are complete.
+        """The samples, in the order in which they become complete.
 
         Raises:
-            DatasetError: The archive cannot be read, or too much would have to wait.
+            DatasetError: The archive cannot be read, or too many bytes would have to wait.
         """
         last = ""
         with contextlib.closing(members_of(self._files, self._tar, peek=self._peek)) as members:
@@ -331,12 +332,12 @@ class _Gatherer:
         is_wanted = suffix in self._pictures | self._captions
         is_late = self._seen[key] > 0 and key not in self._waiting
         self._seen[key] += 1
-        # Its sample did without it.
+        # The sample was complete without this file.
         if is_late and not is_wanted:
             return
         samples = self._waiting.setdefault(key, [])
         sample = next((sample for sample in samples if suffix not in sample.fields), None)
-        # The same suffix again: another sample happens to have the same name.
+        # If the suffix occurs again, another sample happens to have the same name.
         if sample is None:
             sample = Sample(key)
             samples.append(sample)
@@ -347,7 +348,7 @@ class _Gatherer:
             sample.links.add(suffix)
 
     def _left(self, key: str) -> Iterator[Sample]:
-        """What is complete, now that another name follows."""
+        """The samples that are complete now that another name follows."""
         if self._there is None and not self._peek and not self._is_complete(key):
             self._there = self._count()
         if self._is_complete(key):
@@ -379,10 +380,10 @@ class _Gatherer:
     def _too_far_apart(self) -> DatasetError:
         key, [sample, *_] = next(iter(self._waiting.items()))
         return DatasetError(
-            f"{self._tar} in dataset {self._files.shown!r} has the files of a sample too far from "
-            f"each other: {len(self._waiting):,} samples, such as {shown_path(key)!r} of which "
-            f"only {', '.join(map(shown_path, sample.fields))} has come, wait for the rest of "
-            f"theirs, and more than {_WAITING_BYTES >> 20} MB would have to stay in memory; pack "
+            f"{self._tar} in dataset {self._files.shown!r} has the files of a sample too far "
+            f"apart: {len(self._waiting):,} samples, such as {shown_path(key)!r} with only "
+            f"{', '.join(map(shown_path, sample.fields))} so far, wait for their other files, "
+            f"and more than {_WAITING_BYTES >> 20} MB would have to stay in memory; pack "
             "it in the order of names: tar --sort=name -cf NAME.tar FOLDER (GNU tar)"
         )
 
