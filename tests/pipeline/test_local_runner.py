@@ -283,7 +283,7 @@ def test_killed_step_is_failed_and_repeated_finished_steps_are_not(zygote, flags
 
     status, run = zygote.run(*flags)
     assert status == 0, run.err()
-    assert "A former run was ended during" in run.out()
+    assert "A former run was stopped during" in run.out()
     assert executions(output) == [
         ("Source", "COMPLETE"),
         ("Train", "FAILED"),
