@@ -188,6 +188,6 @@ def test_losses_are_compared_in_pairs(recorded: Recorded) -> None:
 def test_the_verdict_names_what_differs() -> None:
     other, unknown = Finding("packages", False, ""), Finding("processor", None, "")
     assert _verdict(True, [other]) == "The same, bit for bit."
-    assert _verdict(False, [other, unknown]) == "Not the same: other packages."
-    assert _verdict(False, [unknown]).endswith("not known: processor.")
-    assert "nothing records" in _verdict(False, [Finding("data", True, "")])
+    assert _verdict(False, [other, unknown]) == "Not the same; these differ: packages."
+    assert _verdict(False, [unknown]).endswith("differ: processor.")
+    assert "is not recorded" in _verdict(False, [Finding("data", True, "")])
