@@ -488,7 +488,7 @@ def test_three_weeks_of_a_dataset_that_is_watched(zygote, tmp_path):
         assert begins.endswith(": a run begins")
         if what == "breaks":
             assert re.search(r"the run failed after .*, once: .* cannot be used", ends)
-            assert last.startswith("unchanged since a run failed, once: tried again at ")
+            assert last.startswith("unchanged since a run failed once: next try at ")
         else:
             pushed = "not pushed" if what == "shrinks" else r"release \d+"
             assert re.fullmatch(f"the run is done after .*: {pushed}", ends), ends

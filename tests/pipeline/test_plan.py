@@ -105,9 +105,7 @@ def test_memory_is_a_like_trainings_or_what_the_parameters_take(tmp_path: Path) 
     kind = store.put_artifact_type(mlmd.ArtifactType(name="Model"))
     uri = str(tmp_path / "model")
     store.put_artifacts([mlmd.Artifact(type_id=kind, uri=uri, state=mlmd.Artifact.LIVE)])
-    assert plan.memory_text(config, store).startswith(
-        "3.3 GB in all, as measured in a former training"
-    )
+    assert plan.memory_text(config, store).startswith("3.3 GB in all, as measured in a former")
     larger = dataclasses.replace(config.training, batch_size=64)
     other = plan.memory_text(dataclasses.replace(config, training=larger), store)
     assert other.startswith(f"{expected:.0f} MB for weights")
