@@ -361,7 +361,7 @@ def test_what_is_withdrawn_goes_with_the_job(capsys, tmp_path: Path) -> None:
     reviewed = json.loads(GOLDEN.read_text())["runtimeConfig"]["parameterValues"]
     assert fingerprint != reviewed["dataset_fingerprint"]
     shown = capsys.readouterr().out
-    assert "dataset.withdrawn lists 1 entry; which releases know of them cannot be told" in shown
+    assert "lists 1 entry; it is unknown which releases have learned from them" in shown
     (tmp_path / "list").write_text("caption:a creature # why\n")
     assert runner_vertex.main([*DRY_RUN, "--withdrawn", str(tmp_path / "list")]) == 2
     assert "dataset.withdrawn = " in one_line(capsys)
