@@ -498,7 +498,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
             "model: {start_from: lates_blessed}",
             ["there is no such folder", "latest_blessed, release"],
         ),
-        ("model: {start_from: 'release:three'}", ["'three' is no release's number", "release:N"]),
+        ("model: {start_from: 'release:three'}", ["'three' is not a release number", "release:N"]),
         ("model: {base_weights: /no/such}", ["'/no/such'", "no such folder", "'random'"]),
         ("model: {base_weights: /no/such.safetensors}", ["no such file", ".safetensors in the"]),
         (
