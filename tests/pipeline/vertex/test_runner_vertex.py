@@ -581,7 +581,7 @@ def test_runs_are_listed_and_cancelled(cloud: LoopbackCloud, capsys) -> None:
     [
         (["--pipeline-root", "gs://nothing/x"], ["gs://nothing does not exist", "buckets create"]),
         (["--image", "{image}:2"], ["there is no image", "gcloud builds submit"]),
-        (["--image", "sdft:1"], ["names no registry"]),
+        (["--image", "sdft:1"], ["does not name a registry"]),
         (["--image", "127.0.0.1:9/sdft:1"], ["registry 127.0.0.1:9 cannot be reached"]),
     ],
 )
