@@ -184,8 +184,8 @@ def told(start_from: str, start: Start | None, finds_dataset: bool = False) -> s
             )
         elif not start.examples:
             said += (
-                " The dataset that it was trained on is no longer here: only its statistics are "
-                "compared with this dataset, not its words and rejected rows."
+                " The dataset that it was trained on is no longer here: this dataset is compared "
+                "only with its statistics, not with its words and rejected rows."
             )
         return said
     if start_from == BASE:

@@ -192,7 +192,7 @@ def test_the_dataset_of_the_model_is_found(output: Output, start_from: str) -> N
     output.remove(found.examples)
     cleaned = output.find(start_from, "e")
     assert cleaned == dataclasses.replace(found, examples="")
-    assert "is no longer here: only its statistics are compared" in starting.told(
+    assert "is no longer here: this dataset is compared only with its statistics" in starting.told(
         start_from, cleaned
     )
     (folder / "statistics-2").rmdir()
