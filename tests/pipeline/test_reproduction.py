@@ -121,7 +121,7 @@ def test_what_is_missing_is_said_with_what_brings_it(recorded: Recorded, tmp_pat
     assert {finding.same for finding in found.values()} == {False}
     assert found["data"].command == "--dataset FOLDER, with the data as it was"
     assert "has changed: fingerprint" in found["data"].said
-    assert "others: decoder" in found["base weights"].said
+    assert "different weights: decoder" in found["base weights"].said
     assert found["code"].command == f"git checkout {'0123abcd' * 5}"
     assert found["code"].said.endswith("other code in Trainer")
     assert "tensorflow 2.21.0 (here " in found["packages"].said

@@ -300,7 +300,7 @@ def test_the_home_folder_is_refused_wherever_it_stands(local: str, monkeypatch) 
         (lambda job: tasks(job)["Trainer"].update(retries=3), "retries"),
         (lambda job: containers(job)["Trainer"]["resources"].update(gpu=1), "gpu"),
         (lambda job: job["runtimeConfig"]["parameterValues"].pop("steps"), "steps has no value"),
-        (lambda job: tasks(job).pop("LatentGen"), "comes from LatentGen, no task"),
+        (lambda job: tasks(job).pop("LatentGen"), "comes from LatentGen, not a task"),
         (
             lambda job: tasks(job)["Trainer"].update(dependentTasks=[]),
             "task Trainer does not wait for LatentGen",
@@ -459,7 +459,7 @@ def test_a_failed_run_ends_with_the_failing_tasks_error(cloud: LoopbackCloud, ca
     ("statuses", "said"),
     [
         ([403], ["may not start the run", "roles/aiplatform.user", "my-project"]),
-        ([400], ["would not start the run", "is not to be"]),
+        ([400], ["did not start the run", "is not to be"]),
         ([429] * 9, ["could not start the run within 4 s", "more quota"]),
         ([500] * 9, ["could not start the run within 4 s", "try again later"]),
     ],
