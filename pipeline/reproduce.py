@@ -110,7 +110,9 @@ def _main(arguments: argparse.Namespace) -> int:
     if missing and not arguments.anyway:
         names = " and ".join(finding.name for finding in missing)
         verb = "are" if len(missing) > 1 else "is"
-        print(f"\nNothing was run: {names} {verb} not the same as then. --anyway runs it anyway.")
+        print(
+            f"\nNothing was run: {names} {verb} not the same as then. --anyway runs it regardless."
+        )
         return failures.EXIT_CONFIG
     if arguments.check:
         return 0
