@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Nothing here may import TensorFlow or TFX: help and errors in the settings come at once.
+# Nothing here may import TensorFlow or TFX: help and errors in the settings appear at once.
 from pipeline import (
     cleaning,
     command_line,
@@ -57,15 +57,15 @@ logger = logging.getLogger("pipeline.runner_local")
 
 _DESCRIPTION = """\
 Fine-tunes Stable Diffusion on captioned pictures, from the dataset to served models: reads and
-checks the data, encodes it, trains, compares the result with what training started from on held-out
-pictures and, where it is better, pushes it to a serving directory. A step whose inputs and settings
-have not changed is taken from the cache; a run that was killed goes on where it was."""
+checks the data, encodes it, trains, compares the result with the baseline on held-out pictures and,
+if it is better, pushes it to a serving directory. A step whose inputs and settings have not changed
+is taken from the cache; after a run was killed, the next one goes on from there."""
 
 _EXAMPLES: tuple[tuple[Words, str], ...] = (
-    ((), "the sample dataset at preset tiny: a few minutes on two cores"),
+    ((), "the sample dataset with the preset tiny: a few minutes on two cores"),
     (
         ("--dataset", "my/pictures", "--output", "runs/mine"),
-        "your own pictures: docs/datasets.md has the layouts",
+        "your own pictures: docs/datasets.md lists the layouts",
     ),
     (
         ("--dataset", "lambdalabs/naruto-blip-captions", "--output", "runs/naruto"),
@@ -77,31 +77,31 @@ _EXAMPLES: tuple[tuple[Words, str], ...] = (
     ),
     (
         ("--steps", "2000", "--plan"),
-        "what that would run and why, and what it takes; runs nothing",
+        "shows what that would run, why and at what cost; runs nothing",
     ),
     (
         ("--config", "mine.yaml"),
-        "any other setting: see pipeline/default.yaml, where each is explained",
+        "any other setting: pipeline/default.yaml explains each one",
     ),
     (
         ("--config", "mine.yaml", "--watch", "15m"),
-        "a run whenever the dataset's content has changed: docs/watch.md",
+        "a run whenever the dataset's content changes: docs/watch.md",
     ),
 )
 
 _NOTES = """\
-what is written, all below --output:
+output files, all below --output:
   serving_model/        the pushed models, by version
   report/               pages about dataset and evaluation, pictures, loss curve, summary.json
   metadata.sqlite       ML Metadata: every step, its settings, inputs and outputs
   artifacts/            the outputs of every step
   checkpoints/          where a killed training goes on
   config.yaml           the settings that the latest run used
-  logs/                 everything that was said, a file a run"""
+  logs/                 all messages, one file per run"""
 
 _FLAGS: command_line.Flags = {
     **command_line.RUN_FLAGS,
-    "where": ((("output",), "--output", "folder that everything is written under"),),
+    "where": ((("output",), "--output", "folder that everything is written to"),),
 }
 
 
@@ -112,13 +112,13 @@ def command() -> command_line.Parser:
     )
     where = command_line.add_flags(parser, _FLAGS)["where"]
     where.add_argument(
-        "--config", metavar="FILE", help="YAML file with settings; flags have the last word"
+        "--config", metavar="FILE", help="YAML file with settings; flags override it"
     )
-    where.add_argument("--verbose", action="store_true", help="show what all libraries say, too")
+    where.add_argument("--verbose", action="store_true", help="also show all messages of libraries")
     where.add_argument(
         "--plan",
         action="store_true",
-        help="say what would run and why, what it takes, and what would be refused; run nothing",
+        help="show what would run, why, at what cost, and what would be refused; run nothing",
     )
     where.add_argument(
         "--watch",
@@ -153,7 +153,7 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _watch(config: RunConfig, interval: str, argv: Sequence[str]) -> int:
-    """Runs whenever the dataset's content has changed, until a signal ends it."""
+    """Runs whenever the dataset's content changes, until a signal ends it."""
     seconds = watch.parse_interval(interval)
     check_output_folder(config.output)
     others = command_line.without(argv, "--watch")
@@ -161,7 +161,7 @@ def _watch(config: RunConfig, interval: str, argv: Sequence[str]) -> int:
     known: dict[object, str] = {}
 
     def look() -> str:
-        # Settings may have been edited meanwhile.
+        # The settings may have been edited in the meantime.
         settings, _ = _parse(others)
         listed = [settings.dataset.withdrawn] if settings.dataset.withdrawn else []
         stamp = local_stamp(settings.dataset.path, *listed)
@@ -275,7 +275,7 @@ def _run(config: RunConfig, fingerprint: str, verbose: bool, argv: Sequence[str]
 
 
 def _plan(config: RunConfig, fingerprint: str, folder: str) -> int:
-    """Says what a run would do; writes into `folder` alone."""
+    """Shows what a run would do; writes only into `folder`."""
     consoles.quiet_environment(verbose=False)
     with consoles.open_console(Path(folder) / "plan.log", verbose=False) as console:
         config, base_model = resolve_base_weights(config)
@@ -385,6 +385,6 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Everything is written; TensorFlow's and Beam's threads would only delay the end and add
-    # their last words to the terminal.
+    # Everything is written; the threads of TensorFlow and Beam would only delay the end and write
+    # to the terminal.
     os._exit(status)

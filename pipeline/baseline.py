@@ -16,20 +16,20 @@ BLESSING = "model_blessing"
 class LatestBlessedBeforeCandidate(resolver.ResolverStrategy):
     """The latest blessed model that is older than the candidate, or none.
 
-    TFX's own `LatestBlessedModelStrategy` looks at the moment of the run: once a candidate is
-    blessed, a second run finds that candidate itself, and everything after the resolver is
-    executed again although nothing has changed. Here one candidate has one baseline for ever. A
-    model that is another export of the candidate's training, as there is after other prompts were
-    drawn, is the candidate itself and no baseline.
+    TFX's own `LatestBlessedModelStrategy` depends on when it runs: once a candidate is blessed, a
+    second run finds that candidate itself, and executes everything after the resolver again
+    although nothing has changed. Here a candidate always has the same baseline. Another export of
+    the candidate's training, such as one made after drawing other prompts, is the candidate itself
+    and not a baseline.
 
     Inputs: `candidate` (the model that was just trained), `model` and `model_blessing` (channels
-    of every such artifact).
+    with every artifact of that type).
     """
 
     def resolve_artifacts(
         self, store: mlmd.MetadataStore, input_dict: dict[str, list[types.Artifact]]
     ) -> dict[str, list[types.Artifact]]:
-        """Keeps of `model` and `model_blessing` the baseline and its blessing; see the class."""
+        """Reduces `model` and `model_blessing` to the baseline and its blessing; see the class."""
         [candidate] = input_dict[CANDIDATE]
         blessings = {
             blessing.get_int_custom_property("current_model_id"): blessing

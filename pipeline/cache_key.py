@@ -1,18 +1,18 @@
-"""A cache key of what a step's inputs hold, on which both stacks agree.
+"""A cache key computed from the content of a step's inputs, the same on both stacks.
 
-TFX hashes the serialized input artifacts of a step, their ids and addresses with them. A step that
-runs again leaves new artifacts, so all steps after it would run again, too, though what they are
-given is the same to the last bit. Here an artifact counts by its content: by the digest of its
-files, which it keeps as a property from the first time that it is asked for, and by those of its
-properties that do not say which artifact it is.
+TFX hashes the serialized input artifacts of a step, including their ids and addresses. A step that
+runs again leaves new artifacts, so all steps after it would run again, too, even if their inputs
+are identical to the last bit. Here an artifact is identified by its content: the digest of its
+files, which is stored as a property the first time it is needed, and all properties except those
+that only say which artifact it is.
 
-Protocol buffers promise no order of a map's entries between their versions, and keep none: where
-one property's name begins with another's, as `loss_baseline` does with `loss`, 3.20 and 6 put them
-in opposite order. So what one stack made would not be found by the other. Nor would what
-StatisticsGen made: it is given TFDV's options as JSON, in which TFDV 1.16 spells out an option that
-1.21 no longer has, unset as it always is here.
+Protocol buffers do not guarantee the order of a map's entries across versions: if one property's
+name begins with another's, as `loss_baseline` does with `loss`, 3.20 and 6 put them in opposite
+order. One stack would then not find what the other made. The same holds for StatisticsGen, which
+gets TFDV's options as JSON: TFDV 1.16 writes out an option that 1.21 no longer has, although it is
+never set here.
 
-Places below the output folder count by what they are below it, so that the folder can be moved.
+Paths below the output folder are taken relative to it, so that the folder can be moved.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OUTPUT = "<output>"
 
 @contextlib.contextmanager
 def stable_cache_keys(output: str) -> Iterator[None]:
-    """Within this, TFX's launcher looks up and stores executions under keys of ours.
+    """Within this context, TFX's launcher looks up and stores executions under our own keys.
 
     Args:
         output: The run's output folder, absolute.
@@ -79,7 +79,7 @@ def stable_cache_keys(output: str) -> Iterator[None]:
 
 
 def _set_options(parameter: Any) -> Any:
-    """The parameter; of a JSON object, as options are given in, only what is set in it."""
+    """The parameter; if it is a JSON object, as options are, only the keys that are set."""
     if not isinstance(parameter, str) or not parameter.startswith("{"):
         return parameter
     try:
@@ -92,12 +92,12 @@ def _set_options(parameter: Any) -> Any:
 
 
 def _keep_digests(artifacts: Iterable[types.Artifact], handle: metadata.Metadata) -> None:
-    """Gives artifacts the digest of their content where they have none, here and in the store."""
+    """Adds the digest of their content to artifacts that lack it, here and in the store."""
     new = []
     for artifact in artifacts:
         if artifact.has_custom_property(CONTENT_DIGEST):
             continue
-        # Files that were removed since have no content to go by.
+        # Files that have since been removed have no content to hash.
         with contextlib.suppress(FileNotFoundError):
             artifact.set_string_custom_property(CONTENT_DIGEST, content_digest(artifact.uri))
             new.append(artifact.mlmd_artifact)
@@ -106,7 +106,7 @@ def _keep_digests(artifacts: Iterable[types.Artifact], handle: metadata.Metadata
 
 
 class _Stable:
-    """Stands for an artifact, of which TFX asks one thing: to be serialized."""
+    """Stands in for an artifact, which TFX only ever serializes here."""
 
     def __init__(self, artifact: types.Artifact, places: Relocation) -> None:
         self._artifact = artifact.mlmd_artifact
@@ -117,7 +117,7 @@ class _Stable:
         return self
 
     def SerializeToString(self, deterministic: bool) -> bytes:  # noqa: N802
-        """What the artifact holds: its type and its properties, sorted by their names."""
+        """The artifact's content: its type and its properties, sorted by name."""
         has_digest = CONTENT_DIGEST in self._artifact.custom_properties
         facts: list[tuple[Any, ...]] = [
             (self._artifact.type_id, "" if has_digest else self._places.apply(self._artifact.uri))

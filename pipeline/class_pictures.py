@@ -1,4 +1,4 @@
-"""The part of the pipeline that makes latents of a subject's class pictures."""
+"""The part of the pipeline that makes latents from the class pictures of a subject."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.config.subject import class_dataset
 from trainer.weights.base_model import BaseModel
 
 CLASS_PICTURES, CLASS_LATENT_GEN = "ClassPictures", "ClassLatentGen"
-"""Names of the steps, whether the pictures are drawn or read."""
+"""Names of the steps, whether the pictures are drawn or read from a dataset."""
 
 
 def class_steps(
@@ -23,12 +23,13 @@ def class_steps(
     base_model: BaseModel,
     example_gen: Callable[[DatasetConfig, str, str], CaptionExampleGen],
 ) -> tuple[list[BaseComponent], types.BaseChannel | None]:
-    """The steps, and the latents that come of them; none where no class is named.
+    """The steps and the latents they produce; no steps and `None` if no class is named.
 
     Args:
         config: All settings, with the dataset resolved.
-        base_model: What draws, and encodes.
-        example_gen: Reads a dataset: of its settings, place and fingerprint.
+        base_model: The model that draws and encodes.
+        example_gen: Builds the step that reads a dataset, given its settings, place and
+            fingerprint.
     """
     prior = config.prior
     if prior.caption is None:

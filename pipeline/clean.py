@@ -1,4 +1,4 @@
-"""Removes from a run's output folder what nothing needs: `python -m pipeline.clean --help`."""
+"""Removes what nothing needs from an output folder: `python -m pipeline.clean --help`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from storage.flags import Command, Words, positive_number
 from storage.user_errors import UserError
 
 _DESCRIPTION = """\
-Removes from a run's output folder what nothing needs: models that were not blessed and are not the
-latest, examples and latents that no model which stays was made of, and checkpoints of finished
-trainings. Releases, blessed models, the latest run and what all of these were made of stay, and so
-do reports, statistics and curves of all runs. What was removed is marked in ML Metadata: the
-lineage says so, and a run that needs it again makes it again."""
+Removes what nothing needs from a run's output folder: models that are neither blessed nor the
+latest, examples and latents that no remaining model was made from, and the checkpoints of finished
+trainings. Releases, blessed models, the latest run and everything they were made from stay, and so
+do the reports, statistics and curves of all runs. ML Metadata records what was removed: the
+lineage shows it, and a run that needs it again makes it again."""
 
 _EXAMPLES: tuple[tuple[Words, str], ...] = (
-    (("--dry-run",), "says what would be removed"),
+    (("--dry-run",), "shows what would be removed"),
     (("--output", "runs/mine"), ""),
     (("--keep-runs", "3"), ""),
 )
@@ -39,8 +39,8 @@ def command() -> Command:
         "pipeline.clean",
         _DESCRIPTION,
         _EXAMPLES,
-        notes="docs/disk.md says more. A run in the same folder must have ended. A clean-up that\n"
-        "was interrupted is finished by the next one.",
+        notes="For details, see docs/disk.md. No run may be active in the same folder. If a\n"
+        "clean-up is interrupted, the next one finishes it.",
         failed="something could not be removed",
     )
     parser.add_argument(
@@ -50,20 +50,20 @@ def command() -> Command:
         help="a run's output folder (default: %(default)s)",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be removed, and remove nothing"
+        "--dry-run", action="store_true", help="show what would be removed, and remove nothing"
     )
     parser.add_argument(
         "--keep-runs",
         metavar="N",
         type=positive_number,
-        help="the newest N runs keep what they made, and of older blessed models only those stay "
-        "that are releases, and the latest, as output.keep_runs does it after every run "
+        help="keep everything that the newest N runs made; of older blessed models, keep only "
+        "releases and the latest one, as output.keep_runs does after every run "
         "(default: the latest run, and every blessed model)",
     )
     parser.add_argument(
         "--keep-checkpoints",
         action="store_true",
-        help="finished trainings keep their checkpoints for as long as their models stay",
+        help="keep the checkpoints of finished trainings for as long as their models stay",
     )
     return parser
 
@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(arguments: argparse.Namespace) -> int:
     if "://" in arguments.output:
         raise UserError(
-            f"--output {arguments.output} is no folder of this machine: docs/disk.md says what can "
-            "be removed of runs on Vertex"
+            f"--output {arguments.output} is not a folder on this machine: docs/disk.md says what "
+            "can be removed from runs on Vertex"
         )
     output = os.path.abspath(arguments.output)
     if not os.path.isfile(os.path.join(output, DATABASE_NAME)):
@@ -93,7 +93,7 @@ def _main(arguments: argparse.Namespace) -> int:
             plan = make_plan(store, output, policy)
         print(_told(plan, "would be removed"))
         if plan.removals:
-            print("\nNothing was removed. Without --dry-run it is.")
+            print("\nNothing was removed. Run it without --dry-run to remove it.")
         return 0
     with housekeeping.output_lock(output):
         try:
@@ -102,7 +102,7 @@ def _main(arguments: argparse.Namespace) -> int:
             plan = make_plan(store, output, policy)
             carry_out(store, plan)
         except KeyboardInterrupt as stop:
-            print("Interrupted: the next clean-up finishes what was begun.", file=sys.stderr)
+            print("Interrupted: the next clean-up finishes this one.", file=sys.stderr)
             return interruption.exit_status(interruption.signal_of(stop))
     print(_told(plan, "removed"))
     return 0
@@ -110,14 +110,14 @@ def _main(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _copied_store(output: str) -> Iterator[metadata_store.MetadataStore]:
-    """A copy of an output folder's store, true where that is now; nothing is written there."""
+    """A copy of an output folder's store, valid at its present place; nothing is written to it."""
     with tempfile.TemporaryDirectory() as folder:
         housekeeping.copy_database(output, folder)
         yield housekeeping.open_store(folder)
 
 
 def _told(plan: Plan, title: str) -> str:
-    """What is removed and what stays, for people."""
+    """What is removed and what stays, as text for people."""
     rows = [(r.what, in_words(r.size), r.why) for r in plan.removals]
     lines = [f"{title}: {counted(plan.removals) if rows else 'nothing'}", *_columns(rows)]
     if rows:

@@ -1,12 +1,13 @@
-"""Removing from an output folder what nothing needs, so that it may be killed at any moment.
+"""Removes what nothing needs from an output folder; it may be killed at any moment.
 
-`pipeline.needs` tells what that is. An artifact goes in three steps: all that is to go is marked
-for deletion, in one transaction; its files are removed; it is called deleted, with the time. From
-the first step on neither the cache nor a resolver trusts it, and the next clean-up finishes what
-was begun. A folder of checkpoints, of which ML Metadata knows nothing, is renamed first.
+`pipeline.needs` decides what that is. Artifacts are removed in three steps: all of them are marked
+for deletion, in one transaction; then, for each, its files are removed, and it is marked as
+deleted, with the time. From the first step on neither the cache nor a resolver trusts it, and the
+next clean-up finishes what was begun. A folder of checkpoints, which ML Metadata does not know, is
+renamed first.
 
-What is small, and tells what a thing was, stays: a model's manifest, the index of a dataset's rows,
-reports, statistics, curves. Traces have them from there.
+Small files that describe what was removed stay: a model's manifest, the index of a dataset's rows,
+reports, statistics, curves. Traces read them from there.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from storage.row_index import FOLDER_NAME as ROW_INDEX
 
 CHECKPOINTS_NAME, SERVING_NAME = "checkpoints", "serving_model"
 
-# Of each type that is removed, what stays of it, below its folder.
+# For each type that is removed: what stays, below its folder.
 _STAYS = {MODEL: os.path.join(EXPORT_NAME, MODEL_MANIFEST_NAME), EXAMPLES: ROW_INDEX}
-# What was begun is finished.
+# A removal that was begun is finished.
 _GOING = mlmd.Artifact.MARKED_FOR_DELETION
 _REMOVED_PREFIX = ".removed-"
-# As the Trainer's executor has it, whose import would bring TFX.
+# As in the Trainer's executor; importing that would import TFX.
 _TRAINING_ID = "training_id"
 _TRAINING = re.compile(
     rf"(?P<begun>{re.escape(_REMOVED_PREFIX)})?(?P<id>(?P<search>search-)?[0-9a-f]{{16}})"
@@ -55,11 +56,11 @@ class Removal:
 
     Attributes:
         path: Where it is.
-        what: What it is, for people.
+        what: What it is called, for people.
         why: Why nothing needs it.
-        size: Its bytes, but for what stays.
-        artifact: The artifact that it is of; `None` for checkpoints.
-        training_id: The training, or the search, that checkpoints are of.
+        size: Its size in bytes, without the files that stay.
+        artifact: The artifact that it belongs to; `None` for checkpoints.
+        training_id: The training, or the search, that the checkpoints belong to.
     """
 
     path: str
@@ -72,11 +73,11 @@ class Removal:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be removed, and what is not.
+    """What will be removed, and what stays.
 
     Attributes:
-        removals: What nothing needs, the largest first.
-        kept: Bytes of models and examples that stay, and of checkpoints, by what needs them.
+        removals: The folders that nothing needs, the largest first.
+        kept: Bytes of the models, examples and checkpoints that stay, by what needs them.
     """
 
     removals: tuple[Removal, ...]
@@ -84,7 +85,7 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Bytes that removing it frees."""
+        """Bytes that the removal frees."""
         return sum(removal.size for removal in self.removals)
 
 
@@ -92,9 +93,9 @@ def make_plan(store: metadata_store.MetadataStore, output: str, policy: Policy) 
     """Finds what nothing needs; changes nothing.
 
     Args:
-        store: Of the output folder.
+        store: ML Metadata of the output folder.
         output: That folder, absolute.
-        policy: What is to stay though no release needs it.
+        policy: What stays although no release needs it.
     """
     history = History(store)
     needed = history.needed(os.path.join(output, SERVING_NAME), policy)
@@ -115,7 +116,7 @@ def make_plan(store: metadata_store.MetadataStore, output: str, policy: Policy) 
             kept[needed.get(artifact.id, "the newest runs")] += size
             continue
         elif artifact.type == EXAMPLES:
-            why = "nothing that stays was made of it"
+            why = "nothing that stays was made from it"
         elif artifact.id in blessed:
             why = "a later one is blessed, and its release is gone"
         else:
@@ -132,7 +133,7 @@ def make_plan(store: metadata_store.MetadataStore, output: str, policy: Policy) 
 
 
 def carry_out(store: metadata_store.MetadataStore, plan: Plan) -> None:
-    """Removes what a plan says; only the holder of the output folder's lock may call this.
+    """Carries out a plan; only the holder of the output folder's lock may call this.
 
     Raises:
         OSError: A file cannot be removed. The next clean-up finishes what was begun.
@@ -142,9 +143,9 @@ def carry_out(store: metadata_store.MetadataStore, plan: Plan) -> None:
         artifact.state = _GOING
     if artifacts:
         store.put_artifacts(artifacts)
-        # What is known of a folder's contents is not true any more.
+        # Cached digests of these folders are no longer valid.
         content_digest.cache_clear()
-    # Checkpoints last: what is noted of their models is noted of what these are then.
+    # Checkpoints last: the note on their models is then added to the latest state of these.
     for removal in sorted(plan.removals, key=lambda removal: removal.artifact is None):
         if removal.artifact is None:
             _remove_checkpoints(store, removal)
@@ -157,16 +158,16 @@ def carry_out(store: metadata_store.MetadataStore, plan: Plan) -> None:
 
 
 def after_run(store: metadata_store.MetadataStore, output: str, policy: Policy) -> str:
-    """Removes what nothing needs after a run, which it must not make fail.
+    """Removes what nothing needs after a run; never makes that run fail.
 
     Returns:
-        What was removed, in a line; "" for nothing.
+        A line that says what was removed; "" if nothing was.
     """
     try:
         plan = make_plan(store, output, policy)
         carry_out(store, plan)
     except (OSError, mlmd_errors.StatusError) as error:
-        logger.warning("What nothing needs could not be removed: %s", error)
+        logger.warning("The clean-up after the run failed: %s", error)
         return ""
     if not plan.removals:
         return ""
@@ -174,7 +175,7 @@ def after_run(store: metadata_store.MetadataStore, output: str, policy: Policy) 
 
 
 def _is_ours(artifact: mlmd.Artifact, history: History, output: str) -> bool:
-    """Whether an artifact lies where TFX has put it: nothing else is ever removed."""
+    """Whether an artifact is where TFX put it: nothing else is ever removed."""
     below, name = os.path.split(artifact.uri)
     component = os.path.dirname(os.path.dirname(below))
     maker = history.maker.get(artifact.id)
@@ -187,7 +188,7 @@ def _is_ours(artifact: mlmd.Artifact, history: History, output: str) -> bool:
 
 
 def _removable(artifact: mlmd.Artifact) -> Iterator[str]:
-    """The files of an artifact that go."""
+    """The files of an artifact that are removed."""
     stays = os.path.join(artifact.uri, _STAYS[artifact.type])
     for folder, folders, names in os.walk(artifact.uri):
         if folder == stays:
@@ -208,7 +209,7 @@ def _remove_files(artifact: mlmd.Artifact) -> None:
 
 
 def _checkpoints(history: History, output: str, needed: dict[int, str]) -> Iterator[Removal]:
-    """The folders of checkpoints; those that stay have no reason why they should not."""
+    """The folders of checkpoints; for those that stay, `why` is empty."""
     parent = os.path.join(output, CHECKPOINTS_NAME)
     trainings: dict[str, list[int]] = collections.defaultdict(list)
     for model in history.artifacts.values():
@@ -221,7 +222,7 @@ def _checkpoints(history: History, output: str, needed: dict[int, str]) -> Itera
         if (found := _TRAINING.fullmatch(name)) and os.path.isdir(os.path.join(parent, name))
     }
     written = {path: _last_written(path) for path in folders}
-    # The same command goes on from there, though it be to export the same once more.
+    # Running the same command again continues from there, even if only to export the same model.
     latest = max(written, key=lambda path: written[path], default="")
     for path, found in folders.items():
         models = trainings.get(found["id"], [])
@@ -232,7 +233,7 @@ def _checkpoints(history: History, output: str, needed: dict[int, str]) -> Itera
         elif models:
             why = "" if any(m in needed for m in models) else "its training is finished"
         else:
-            # A search comes before the training that it is for.
+            # A search runs before the training that it is for.
             why = "a later training is finished"
             if not found["search"]:
                 why += ", and this one was not"
@@ -279,5 +280,5 @@ def _now() -> str:
 
 
 def counted(removals: Sequence[Removal]) -> str:
-    """How many folders these are, in words."""
+    """The number of folders, in words."""
     return "1 folder" if len(removals) == 1 else f"{len(removals)} folders"

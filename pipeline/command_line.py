@@ -1,4 +1,4 @@
-"""Flags that set settings, shared by the runners; importing this imports no TensorFlow."""
+"""Flags for settings, shared by the runners; importing this does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -22,38 +22,46 @@ RUN_FLAGS: Flags = {
         (("dataset.split",), "--dataset-split", "the dataset's own split to read, or all"),
         (("dataset.image_column",), "--image-column", "column with the pictures"),
         (("dataset.caption_column",), "--caption-column", "column with the captions"),
-        (("dataset.form",), "--dataset-form", "what the dataset's files are taken for"),
+        (("dataset.form",), "--dataset-form", "how to read the dataset's files"),
         (("dataset.caption",), "--caption", "caption of pictures that have none"),
-        (("prior.caption",), "--prior", "what the subject is one of, such as 'a photo of a dog'"),
+        (
+            ("prior.caption",),
+            "--prior",
+            "class of the subject, such as 'a photo of a dog'",
+        ),
         (
             ("prior.folder",),
             "--class-pictures",
-            "folder with pictures of that; the base weights draw them if there is none",
+            "folder with pictures of that class; without one, the base weights draw them",
         ),
         (
             ("dataset.captions_from",),
             "--captions-from",
-            "what makes the captions of pictures that have none: their folder, file_name, or "
+            "where the captions of pictures that have none come from: their folder, file_name, or "
             "parameters, the prompts that A1111 or ComfyUI wrote into them",
         ),
-        (("dataset.caption_lines",), "--caption-lines", "lines of a caption file: joined or each"),
+        (
+            ("dataset.caption_lines",),
+            "--caption-lines",
+            "lines of a caption file: joined or each",
+        ),
         (
             ("dataset.max_rejected_fraction",),
             "--max-rejected-fraction",
-            "fraction of unusable rows above which the run stops",
+            "the run stops if a larger fraction of the rows is unusable",
         ),
         (
             ("dataset.caption_template",),
             "--caption-template",
-            'what captions are put into, such as "{caption}, in the style of sks"',
+            'template for captions, such as "{caption}, in the style of sks"',
         ),
         (
             ("dataset.near_duplicates",),
             "--near-duplicates",
-            "pictures that are nearly the same: keep_together, keep_one or ignore",
+            "what to do with nearly identical pictures: keep_together, keep_one or ignore",
         ),
-        (("dataset.withdrawn",), "--withdrawn", "file that lists what is taken out of the dataset"),
-        (("dataset.schema",), "--schema", "schema.pbtxt to hold the data against"),
+        (("dataset.withdrawn",), "--withdrawn", "file that lists what to take out of the dataset"),
+        (("dataset.schema",), "--schema", "schema.pbtxt to validate the data against"),
         (
             ("dataset.fail_on_anomalies",),
             "--fail-on-anomalies",
@@ -62,51 +70,59 @@ RUN_FLAGS: Flags = {
         (
             ("drift.fail_on_drift",),
             "--fail-on-drift",
-            "whether the run stops where the data has drifted away from that of the model started "
-            "from, true or false",
+            "whether the run stops if the data has drifted from that of the model that training "
+            "starts from, true or false",
         ),
         (("model.preset",), "--preset", f"what to fine-tune: {', '.join(PRESETS)}"),
         (("model.base_weights",), "--base-weights", "where to start: see docs/weights.md"),
         (
             ("model.start_from",),
             "--start-from",
-            "base, or a model to train on: latest_blessed, release:N, or its folder",
+            "base, or a model to continue from: latest_blessed, release:N, or its folder",
         ),
         (
             ("model.allow_withdrawn",),
             "--allow-withdrawn",
-            "whether that may be a model that knew what --withdrawn lists, true or false",
+            "whether that may be a model trained on what --withdrawn lists, true or false",
         ),
-        (("model.image_size",), "--image-size", "side of the pictures in pixels"),
-        (("model.flip",), "--flip", "mirror images, too: auto, always or never"),
-        (("model.crop",), "--crop", "part of a picture that is kept: centre or random"),
-        (("word.token",), "--word", "new word to learn, such as <creature>, and nothing else"),
-        (("word.initial",), "--initial-word", "word that the new word begins as, such as animal"),
-        (("model.buckets",), "--buckets", "whether pictures keep their shape, true or false"),
+        (("model.image_size",), "--image-size", "side of the square pictures, in pixels"),
+        (("model.flip",), "--flip", "train on mirror images, too: auto, always or never"),
+        (("model.crop",), "--crop", "which part of a picture to keep: centre or random"),
+        (("word.token",), "--word", "train only a new word, such as <creature>"),
+        (("word.initial",), "--initial-word", "word that the new word starts as, such as animal"),
+        (
+            ("model.buckets",),
+            "--buckets",
+            "whether pictures keep their shape, true or false",
+        ),
     ),
     "training": (
         (("training.steps",), "--steps", "optimizer steps"),
         (("training.epochs",), "--epochs", "instead of steps: how often each picture is seen"),
-        (("training.batch_size",), "--batch-size", "pictures a step"),
+        (("training.batch_size",), "--batch-size", "pictures per step"),
         (("training.learning_rate",), "--learning-rate", "peak learning rate"),
-        (("training.lora_rank",), "--lora-rank", "rank of adapters to train; 0: all weights"),
+        (
+            ("training.lora_rank",),
+            "--lora-rank",
+            "rank of adapters to train; 0: all weights",
+        ),
         (("training.precision",), "--precision", "auto, float32, bfloat16 or float16"),
         (
             ("training.seed", "validation.seed"),
             "--seed",
-            "seed of the training and of the pictures that are drawn; what is held out, and the "
-            "noise it is scored with, keep their own seeds, so that losses can be compared",
+            "seed of the training and of the pictures drawn; the held-out split and the noise for "
+            "scoring it keep their own seeds, so that losses stay comparable",
         ),
         (
             ("validation.prompts",),
             "--prompt",
-            "what to draw before and after, in place of captions that are held out; may be given "
+            "what to draw before and after training, instead of held-out captions; may be given "
             "several times",
         ),
     ),
 }
 
-# These may look like numbers.
+# Text settings, whose values may look like numbers.
 _TEXTS = (
     "dataset.path", "dataset.config", "dataset.split", "dataset.image_column",
     "dataset.caption_column", "dataset.form", "dataset.caption", "dataset.captions_from",
@@ -117,7 +133,7 @@ _TEXTS = (
     "vertex.service_account", "vertex.network", "vertex.image", "vertex.accelerator",
     "vertex.api_endpoint",
 )  # fmt: skip
-# Given several times, these make a list.
+# Settings that are lists: their flags may be given several times.
 _LISTS = ("validation.prompts",)
 _OPEN = {
     "dataset": "found",
@@ -129,15 +145,15 @@ _OPEN = {
 
 
 class Parser(Command):
-    """A `Command` that raises a `ConfigError` where the other ends the program."""
+    """A `Command` that raises a `ConfigError` instead of ending the program."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises."""
+        """Raises a `ConfigError`."""
         raise ConfigError(f"{redacted(message)} (see --help)")
 
 
 def add_flags(parser: Parser, flags: Flags) -> dict[str, Any]:
-    """Adds the groups of `flags`; returns argparse's group of each title, for further ones."""
+    """Adds the groups of `flags`; returns argparse's group for each title, to extend it."""
     defaults = default_values()
     groups = {}
     for title, rows in flags.items():
@@ -160,7 +176,7 @@ def parse(
     """Parses a command line.
 
     Returns:
-        What the parser found, and for every setting that a flag gives (name of the flag, value).
+        What the parser found, and for every setting that a flag sets (name of the flag, value).
 
     Raises:
         ConfigError: There is no such flag, or its value is missing.
@@ -170,7 +186,7 @@ def parse(
     if unknown:
         names = [flag for action in parser._actions for flag in action.option_strings]
         close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
-        hint = f"did you mean {close[0]}?" if close else "see --help for the flags there are"
+        hint = f"did you mean {close[0]}?" if close else "see --help for all flags"
         raise ConfigError(f"there is no flag {redacted(unknown[0])!r}: {hint}")
     given: dict[str, tuple[str, Any]] = {}
     for rows in flags.values():
@@ -204,7 +220,7 @@ def _recommended(preset: Any, name: str) -> str:
 
 
 def _value(text: str) -> bool | int | float | str:
-    """A flag's text as the value that it is, if it is one; the configuration judges it."""
+    """A flag's text as a bool or number if it looks like one; the configuration validates it."""
     if text in ("true", "false"):
         return text == "true"
     for number in (int, float):
@@ -216,7 +232,7 @@ def _value(text: str) -> bool | int | float | str:
 
 
 def without(argv: Sequence[str], *flags: str) -> list[str]:
-    """A command line without some flags that have a value, and without that."""
+    """A command line without the given flags and their values."""
     kept = []
     words = iter(argv)
     for word in words:

@@ -1,14 +1,14 @@
 """What the user sees of a run, and the log that holds the rest.
 
 While a console is open, file descriptors 1 and 2 lead into the log, so that nothing that native
-code, child processes or libraries write reaches the terminal. The terminal itself is
-`sys.stdout`: our packages report progress through it (a progress bar) or through their own
-loggers at INFO, and need know nothing of this module. A record is shown where it is
+code, child processes or libraries write reaches the terminal. The terminal itself is `sys.stdout`:
+our packages report progress through it (a progress bar) or through their own loggers at INFO, and
+do not depend on this module. A record is shown if it is
 
 * from one of our packages, at INFO and above; or
 * from anyone else, at ERROR and above.
 
-With `verbose` all of it is shown, and still logged.
+With `verbose` everything is shown, and still logged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from storage.addresses import redacted
 
 OUR_PACKAGES = ("trainer", "components", "pipeline", "serving", "storage", "data")
 
-# At DEBUG these log a line or more for every picture, glyph or bundle, and Beam whole stacks.
+# At DEBUG these log a line or more per picture, glyph or bundle; Beam logs whole stacks.
 _CHATTY = ("apache_beam", "PIL", "matplotlib", "fsspec", "h5py", "filelock", "asyncio")
 
 # The runner reports a failing component itself, and in full.
@@ -38,7 +38,7 @@ _REPORTED_BY_RUNNER = (
 )
 
 _QUIET_ENVIRONMENT = {
-    # TensorFlow's import of itself complains at level E about the absence of CUDA libraries.
+    # When it is imported, TensorFlow logs missing CUDA libraries at level E.
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "GRPC_VERBOSITY": "ERROR",
     "GLOG_minloglevel": "2",
@@ -46,10 +46,10 @@ _QUIET_ENVIRONMENT = {
 
 
 def quiet_environment(verbose: bool) -> None:
-    """Sets what TensorFlow and TFX read when they are imported; call before that."""
+    """Sets environment variables that TensorFlow and TFX read on import; call it before that."""
     os.environ["TF_USE_LEGACY_KERAS"] = "0"
-    # TensorFlow uses oneDNN unasked only on processors with instructions for neural networks; on
-    # others, too, it takes a third off a training step.
+    # By default TensorFlow uses oneDNN only on processors with instructions for neural networks; on
+    # others, too, it makes a training step a third faster.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if not verbose:
         for name, value in _QUIET_ENVIRONMENT.items():
@@ -57,7 +57,7 @@ def quiet_environment(verbose: bool) -> None:
 
 
 class Console:
-    """The user's terminal (or the file or pipe that stands for it) and the run's log."""
+    """The user's terminal (or the file or pipe in its place) and the run's log."""
 
     def __init__(self, stream: TextIO, log_path: Path) -> None:
         self.log_path = log_path
@@ -65,7 +65,7 @@ class Console:
         self._log = logging.getLogger("pipeline.console.transcript")
 
     def print(self, text: str = "") -> None:
-        """Shows `text` to the user and logs it, but for secrets in addresses."""
+        """Shows `text` to the user and logs it, without secrets in addresses."""
         text = redacted(text)
         self._stream.write(f"{text}\n")
         self._stream.flush()
@@ -74,7 +74,7 @@ class Console:
 
 
 class _Unfailing(io.TextIOWrapper):
-    """A stream that ends no run: what a full disk or a closed terminal does not take is dropped."""
+    """A stream that never fails: what a full disk or a closed terminal does not take is dropped."""
 
     def __init__(
         self,
@@ -83,13 +83,13 @@ class _Unfailing(io.TextIOWrapper):
         encoding: str = "utf-8",
         errors: str = "backslashreplace",
     ) -> None:
-        """Writes to `binary`, at once.
+        """Writes to `binary`, unbuffered.
 
         Args:
-            binary: Unbuffered; a buffer would keep what cannot be written, and try it for ever.
-            on_first_failure: Is told why something was dropped, the first time.
-            encoding: Of the text.
-            errors: What becomes of characters that it lacks.
+            binary: Unbuffered; a buffer would keep what cannot be written and retry for ever.
+            on_first_failure: Called with the error the first time something is dropped.
+            encoding: The encoding of the text.
+            errors: What to do with characters that the encoding lacks.
         """
         super().__init__(
             cast(BinaryIO, binary), encoding=encoding, errors=errors, write_through=True
@@ -126,14 +126,14 @@ class _NotTranscript(logging.Filter):
 
 
 class _DiscreetFormatter(logging.Formatter):
-    """Leaves out secrets in addresses; stores lead on to signed ones, of which libraries speak."""
+    """Leaves out secrets in addresses; stores redirect to signed ones, which libraries log."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))
 
 
 class _PlainFormatter(_DiscreetFormatter):
-    """Our own progress as it is; warnings and errors labelled, others' with where they are from."""
+    """Our own progress as it is; warnings and errors labelled, others' also with their source."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -150,7 +150,7 @@ def open_console(log_path: Path, verbose: bool = False) -> Iterator[Console]:
 
     Args:
         log_path: File that receives everything; created with its folder.
-        verbose: Show everything on the terminal too.
+        verbose: Show everything on the terminal, too.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -163,8 +163,8 @@ def open_console(log_path: Path, verbose: bool = False) -> Iterator[Console]:
             _Unfailing(
                 io.FileIO(log_path, "a"),
                 lambda error: terminal.write(
-                    f"  warning: the log {log_path} cannot be written ({error.strerror}); what is "
-                    "said from here on is not kept\n"
+                    f"  warning: the log {log_path} cannot be written ({error.strerror}); messages "
+                    "from here on are not kept\n"
                 ),
             )
         )
@@ -174,7 +174,7 @@ def open_console(log_path: Path, verbose: bool = False) -> Iterator[Console]:
             os.dup2(sink, fd)
         os.close(sink)
         native = stack.enter_context(_Unfailing(io.FileIO(2, "w", closefd=False)))
-        # A crash in native code would otherwise end the run without a word to the user.
+        # Otherwise a crash in native code would end the run without a message to the user.
         had_faulthandler = faulthandler.is_enabled()
         with contextlib.suppress(io.UnsupportedOperation, ValueError):
             faulthandler.enable(file=terminal_errors)
@@ -198,9 +198,9 @@ def open_console(log_path: Path, verbose: bool = False) -> Iterator[Console]:
 
 
 def settle_logging() -> None:
-    """Takes back what libraries' imports did to logging; call after importing them.
+    """Undoes what importing libraries did to logging; call it after importing them.
 
-    TensorFlow, absl and Beam add handlers of their own, which would bypass the console's rules.
+    TensorFlow, absl and Beam add their own handlers, which would bypass the console's rules.
     """
     root = logging.getLogger()
     for name, logger in list(logging.root.manager.loggerDict.items()):
@@ -215,7 +215,7 @@ def settle_logging() -> None:
 
 
 def _own_stream(fd: int, stream: TextIO, stack: contextlib.ExitStack) -> TextIO:
-    """A stream that goes on reaching where `stream` leads after `fd` has been redirected."""
+    """A stream that still leads where `stream` does after `fd` is redirected."""
     try:
         on_fd = stream.fileno() == fd
     except (OSError, ValueError, AttributeError):
@@ -230,7 +230,7 @@ def _own_stream(fd: int, stream: TextIO, stack: contextlib.ExitStack) -> TextIO:
 def _tee(log_path: Path, terminal_fd: int, stack: contextlib.ExitStack) -> int:
     """A file descriptor whose input goes to the log and to the terminal.
 
-    A process does it, not a thread: native code may write while it holds the interpreter's lock,
+    This takes a process, not a thread: native code may write while it holds the interpreter's lock,
     and would then wait for ever on a full pipe.
     """
     read, write = os.pipe()

@@ -1,4 +1,4 @@
-"""Whether what a run will leave fits on the disk, asked before anything starts."""
+"""Checks that what a run will write fits on the disk, before anything starts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from trainer.presets import Preset, get_preset
 from trainer.training_config import OptimizerName
 
 _FLOAT32 = 4
-# Bytes of a weight, by what it is stored as.
+# Bytes per weight, by the type it is stored as.
 _SIZES = {None: 0, "float16": 2, "float32": _FLOAT32}
-# A checkpoint has the weights, their average and what the optimizer keeps of the gradients.
+# A checkpoint holds the weights, their average and the optimizer's statistics of the gradients.
 _COPIES: Mapping[OptimizerName, int] = {"adamw": 4, "adafactor": 3, "lion": 3}
-# The best weights, and those that a checkpoint knows as the best.
+# The best weights, and the ones that a checkpoint keeps as the best.
 _KEPT_COPIES = 2
 # Graphs, vocabulary and warm-up requests of an exported model.
 _GRAPH_BYTES = 3 << 20
-# As artifact and, pushed, in the serving directory.
+# The artifact and, once pushed, its copy in the serving directory.
 _EXPORTS = 2
 
 logger = logging.getLogger(__name__)
@@ -36,15 +36,16 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class DiskEstimate:
-    """Bytes that a run leaves, or needs for a moment.
+    """Bytes that a run leaves on the disk, or needs there temporarily.
 
     Attributes:
-        examples: The dataset's pictures; of one that is not on this machine, none.
-        latents: What the encoders make of them, as far as rows are counted without reading them.
-        checkpoints: Those that are kept, and one while it replaces another; and the best weights,
-            where these are kept. With a search, those of all trials, which are there at first.
-        models: The exported model, and its copy in the serving directory, with the one file for
-            other tools where it is asked for.
+        examples: The dataset's pictures; 0 for a dataset that is not on this machine.
+        latents: The encoders' outputs, as far as rows can be counted without reading them.
+        checkpoints: The checkpoints that are kept, one more while it replaces another, and the best
+            weights if these are kept. With a search, the checkpoints of all trials, which come
+            first.
+        models: The exported model, and its copy in the serving directory, with the single file for
+            other tools if it is requested.
     """
 
     examples: int
@@ -66,12 +67,12 @@ class DiskEstimate:
 
 
 def estimate_disk(config: RunConfig, image_bytes: int, num_rows: int) -> DiskEstimate:
-    """What a run needs.
+    """Estimates what a run needs.
 
     Args:
         config: All settings, resolved.
         image_bytes: Size of the dataset's pictures.
-        num_rows: How many there are.
+        num_rows: The number of pictures.
     """
     preset, training = get_preset(config.model.preset), config.training
     trained = trained_parameters(config)
@@ -97,7 +98,7 @@ def estimate_disk(config: RunConfig, image_bytes: int, num_rows: int) -> DiskEst
 
 
 def trained_parameters(config: RunConfig) -> int:
-    """How many of the networks' own are trained; of adapters and of a new word's vectors, none."""
+    """How many of the networks' own parameters are trained; 0 for adapters and new words."""
     parameters = get_preset(config.model.preset).parameters
     if config.training.lora_rank or config.word.token:
         return 0
@@ -106,18 +107,18 @@ def trained_parameters(config: RunConfig) -> int:
 
 
 def check_disk(config: RunConfig, unfinished: bool) -> DiskEstimate:
-    """Holds what a run needs against what is free.
+    """Compares what a run needs with what is free.
 
     Args:
         config: All settings, resolved.
-        unfinished: Whether the latest run in the output folder did not end: what it left is then
-            taken for a part of what is needed.
+        unfinished: Whether the latest run in the output folder did not finish: what it left then
+            counts as part of what is needed.
 
     Returns:
-        What it needs.
+        What the run needs.
 
     Raises:
-        ConfigError: It cannot fit, and such runs are to be refused.
+        ConfigError: It does not fit, and such runs are refused.
     """
     estimate = estimate_disk(config, *_dataset_size(config))
     there = _left_in(config.output) if unfinished else 0
@@ -139,10 +140,10 @@ def check_disk(config: RunConfig, unfinished: bool) -> DiskEstimate:
         advice.append("serving.checkpoint = null")
     if not unfinished and _left_in(config.output):
         clean = module_command("pipeline.clean", "--dry-run", "--output", Path(config.output))
-        advice.append(f"{clean} (what former runs left and nothing needs)")
+        advice.append(f"{clean} (shows what former runs left and nothing needs)")
     problem = (
-        f"the run needs about {estimate} on the disk, and there is {in_words(free)} free at "
-        f"{config.output}. What helps: {'; '.join(advice)}. disk_check = warn tries it all the same"
+        f"the run needs about {estimate} on the disk, but only {in_words(free)} are free at "
+        f"{config.output}. What helps: {'; '.join(advice)}. disk_check = warn runs it anyway"
     )
     if config.disk_check == "refuse":
         raise ConfigError(problem)
@@ -151,12 +152,12 @@ def check_disk(config: RunConfig, unfinished: bool) -> DiskEstimate:
 
 
 def in_words(size: int) -> str:
-    """`size` bytes, such as `3.4 GB` or `12 MB`."""
+    """`size` bytes in words, such as `3.4 GB` or `12 MB`."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _latent_bytes(config: RunConfig, preset: Preset) -> int:
-    """Of a picture: mean and log-variance of its latent, of its mirror image's too, and context."""
+    """Bytes per picture: mean and log-variance of its latent, also mirrored, and context."""
     model = config.model
     latent = 2 * math.prod(preset.latent_shape(model.image_size))
     if model.bucket_max_pixels is not None:
@@ -169,8 +170,8 @@ def _latent_bytes(config: RunConfig, preset: Preset) -> int:
 
 
 def _dataset_size(config: RunConfig) -> tuple[int, int]:
-    """Bytes and rows; of a dataset elsewhere, which would be listed once more, neither."""
-    # pyarrow costs a second that errors in the settings need not wait for.
+    """Bytes and rows; 0 for a remote dataset, which would have to be listed again."""
+    # Importing pyarrow takes a second; errors in the settings should not wait for it.
     from components.caption_example_gen import sources
 
     dataset = config.dataset
@@ -181,7 +182,7 @@ def _dataset_size(config: RunConfig) -> tuple[int, int]:
 
 
 def folder_bytes(folder: str | os.PathLike[str]) -> int:
-    """What the files below a folder take, in bytes; 0 where there is none."""
+    """The size of all files below a folder, in bytes; 0 if it does not exist."""
     size = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -191,7 +192,7 @@ def folder_bytes(folder: str | os.PathLike[str]) -> int:
 
 
 def _existing(folder: str) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or its nearest existing parent."""
     path = Path(folder)
     return next(each for each in (path, *path.parents) if each.exists())
 

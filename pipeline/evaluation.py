@@ -1,9 +1,9 @@
-"""The decision whether a model is good enough: TFX's Evaluator on LossScorer's scores.
+"""Decides whether a model is good enough: TFX's Evaluator on LossScorer's scores.
 
-The scores are predictions already made, so the Evaluator loads no model. Candidate and baseline
-were scored on the same noise; the mean of the paired differences and its interval decide, against
-the base weights in a first run and against the latest blessed model later, or against the model
-that training started from.
+The scores are precomputed predictions, so the Evaluator loads no model. Candidate and baseline are
+scored on the same noise; the mean of the paired differences and its interval decide. The baseline
+is the base weights in a first run and the latest blessed model later, or the model that training
+started from.
 """
 
 from __future__ import annotations
@@ -55,36 +55,36 @@ def eval_config(
 ) -> tfma.EvalConfig:
     """What the Evaluator computes, and when it blesses.
 
-    Metrics, over all rows, for each stratum of timesteps, for each length of captions and, where
-    pictures are of several sizes (`in_buckets`), for each of these: the number of rows
-    (`example_count`); with their 95 % intervals the mean losses of the candidate (`loss`) and of
-    what it was compared with (`loss_baseline`), and the mean of the paired differences
-    (`loss_delta`); the upper end of the latter's interval (`loss_delta_upper`), also as a fraction
-    of the mean of `loss_baseline` (`loss_increase_upper`); and, where pictures are drawn, their
-    measures (`components.measures`).
+    Metrics, over all rows, per stratum of timesteps, per caption length and, if pictures have
+    several sizes (`in_buckets`), per size: the number of rows (`example_count`); with their 95 %
+    intervals the mean losses of the candidate (`loss`) and of the baseline (`loss_baseline`), and
+    the mean of the paired differences (`loss_delta`); the upper end of the interval of `loss_delta`
+    (`loss_delta_upper`), also as a fraction of the mean of `loss_baseline` (`loss_increase_upper`);
+    and, if pictures are drawn, their measures (`components.measures`).
 
-    Two more are there for their thresholds: whether the loss is surely lower (`surely_lower`: 1
-    yes, 0 cannot be told, -1 surely not), over all rows at least 0 where `when_unsure` is `push`
-    and else 1; and the increase in a stratum that is shown (`loss_increase_shown`), in each at most
-    `max_stratum_regression`. What is not a number is never blessed.
+    Two more metrics exist for their thresholds: whether the loss is surely lower (`surely_lower`: 1
+    yes, 0 uncertain, -1 surely not), over all rows at least 0 if `when_unsure` is `push` and
+    otherwise 1; and the increase in a stratum that is shown (`loss_increase_shown`), in each
+    stratum at most `max_stratum_regression`. A value that is not a number never blesses.
 
-    Where it is asked what the model remembers, there are more over all rows: the losses on training
-    pictures (`train_loss`, `train_loss_baseline`), how far each is below the held-out one
-    (`memorization_gap`, `memorization_gap_baseline`), and how much further the candidate's has
+    If memorization is measured, there are more metrics over all rows: the losses on training
+    pictures (`train_loss`, `train_loss_baseline`), how far each is below the held-out loss
+    (`memorization_gap`, `memorization_gap_baseline`), and how much further the candidate's loss has
     fallen (`memorization_gap_added`); how much larger the text's part of a prediction is for
-    training captions (`text_part_excess`); and the fraction of drawn pictures that are suspected to
-    be copies (`copies`). What is surely so of the first and the last, `memorization_gap_shown` and
-    `copies_shown`, has thresholds where `max_memorization_gap` and `max_copies` are given.
+    training captions (`text_part_excess`); and the fraction of drawn pictures that are suspected
+    copies (`copies`). The parts of the gap and of the copies that are certain,
+    `memorization_gap_shown` and `copies_shown`, have thresholds if `max_memorization_gap` and
+    `max_copies` are given.
 
-    Where pictures of a subject's class are drawn: how far they have moved (`class_distance`), and
-    what is surely so of that (`class_distance_shown`), which has a threshold where
+    If pictures of a subject's class are drawn: how far they have moved (`class_distance`), and the
+    part of that which is certain (`class_distance_shown`), which has a threshold if
     `prior.max_distance` is given.
     """
     baseline = "loss_baseline"
     looks = evaluation.num_strata + 1
     sliced_by = (STRATUM, CAPTION_BUCKET, *([PICTURE_SIZE] if in_buckets else []))
     metrics = [
-        # TFMA's own would count the rows of training pictures, too.
+        # TFMA's own count would include the rows of training pictures.
         _metric("RowCount", feature="loss", name="example_count"),
         _metric("MeanWithInterval", feature="loss"),
         _metric("MeanWithInterval", feature=baseline),
@@ -129,13 +129,13 @@ def eval_config(
         shown = _metric("SurelyAtLeast", feature=CLASS_DISTANCE, name=CLASS_DISTANCE_SHOWN)
         metrics.append(_at_most(shown, prior.max_distance))
     return tfma.EvalConfig(
-        # One model alone, although there is a baseline: beside a second one, TFMA looks for the
-        # thresholds under a model's name that metrics of features do not give their results, and
-        # never blesses.
+        # Only one model, although there is a baseline: with a second one, TFMA looks for thresholds
+        # under a model name that metrics of features do not set on their results, and never
+        # blesses.
         model_specs=[
             tfma.ModelSpec(
                 name="candidate",
-                # All rows have it; no metric here asks for predictions.
+                # All rows have a label; no metric here reads predictions.
                 prediction_key="label",
                 label_key="label",
                 model_type="materialized_prediction",
@@ -149,7 +149,7 @@ def eval_config(
 
 
 def draws_class(prior: PriorConfig) -> bool:
-    """Whether pictures of a subject's class are drawn to compare."""
+    """Whether to draw pictures of a subject's class for comparison."""
     return prior.caption is not None and prior.num_compared > 0
 
 
@@ -203,7 +203,7 @@ def _remembering(evaluation: EvaluationConfig) -> Iterator[tfma.MetricConfig]:
 
 
 def _at_most(metric: tfma.MetricConfig, most: float | None) -> tfma.MetricConfig:
-    """Puts a threshold on a metric over all rows, where there is one."""
+    """Puts a threshold on a metric over all rows, if there is one."""
     if most is None:
         return metric
     return _bounded(metric, tfma.SlicingSpec(), {"upper_bound": {"value": most}})
@@ -218,7 +218,7 @@ def _metric(class_name: str, **config: str | float) -> tfma.MetricConfig:
 def _bounded(
     metric: tfma.MetricConfig, slices: tfma.SlicingSpec, bound: dict[str, dict[str, float]]
 ) -> tfma.MetricConfig:
-    """Puts a threshold on a metric in some slices; one without slices would hold for every one."""
+    """Puts a threshold on a metric in some slices; without slices, it would apply to all."""
     metric.per_slice_thresholds.add(slicing_specs=[slices], threshold={"value_threshold": bound})
     return metric
 
@@ -234,7 +234,7 @@ def baseline_node(
 
     Args:
         candidate: The model that was just trained.
-        strategy: How; on Vertex `LatestBlessedModelStrategy`, the only one it knows.
+        strategy: How to find it; on Vertex `LatestBlessedModelStrategy`, the only one available.
     """
     channels: dict[str, BaseChannel] = {
         MODEL: Channel(type=standard_artifacts.Model),

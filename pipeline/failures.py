@@ -1,7 +1,7 @@
-"""Whose a failure is to mend: the user's, told in a line, or ours, told whole.
+"""Tells failures the user can fix (shown in a line) from our own faults (shown in full).
 
-Beam's workers, and processes of their own, hand on no exception but its text, with the traceback.
-So a text is looked through, too, for the last exception in it.
+Beam's workers and separate processes pass on an exception only as text, with its traceback. So
+texts are searched, too, for the last exception in them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from storage.errors import one_line
 from storage.user_errors import UserError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-# Of the disk, whichever file they are about; other numbers count where a file is named.
+# Always about the disk; other error numbers count only if the error names a file.
 _OF_DISK = (*_NO_ROOM, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 _WAYS_OUT = {
     **dict.fromkeys(_NO_ROOM, "make room there, or choose another folder with --output"),
@@ -32,7 +32,7 @@ _WAYS_OUT = {
     errno.EMFILE: "raise the limit (ulimit -n)",
     errno.ENOENT: "put it back, or start afresh with another --output",
 }
-# As libraries in C++ put it, and SQLite.
+# The wording of C++ libraries and of SQLite.
 _PHRASES = {
     "database or disk is full": errno.ENOSPC,
     "disk I/O error": errno.EIO,
@@ -56,16 +56,16 @@ EXIT_FAILED, EXIT_CONFIG = 1, 2
 
 
 def exit_status(program: Callable[[], int]) -> int:
-    """Runs a runner's command line, up to a line for whatever ends it before its own reports do.
+    """Runs a runner's command line; errors that it does not report itself are shown in a line.
 
     Args:
-        program: Gives the exit status where it comes to its end.
+        program: Returns the exit status if it runs to its end.
 
     Returns:
-        That, or the one for a signal, for a user's mistake, or for what the machine did.
+        That status, or the one for a signal, for a user's mistake or for a failure of the machine.
 
     Raises:
-        Exception: A fault of ours, which is shown whole.
+        Exception: A fault of ours, which is shown in full.
     """
     with interruption.signals_raise():
         try:
@@ -82,11 +82,11 @@ def exit_status(program: Callable[[], int]) -> int:
 
 
 def explanation(error: BaseException) -> str | None:
-    """What a user can mend, in one line (a table may follow); `None` where the fault is ours.
+    """What the user can fix, in one line (a table may follow); `None` if the fault is ours.
 
     Args:
-        error: What was raised. What it was raised from counts, too; and where something failed
-            while an error was handled, what the disk did.
+        error: What was raised. Its causes count, too, and so do errors of the disk while another
+            error was handled.
     """
     link: BaseException | None = error
     from_cause = True
@@ -94,7 +94,7 @@ def explanation(error: BaseException) -> str | None:
     while link is not None:
         told = _of_machine(link)
         if told is not None:
-            # What failed first has the file; what came of it, such as the record of it, has not.
+            # The first failure names the file; later ones, such as recording it, do not.
             first = told
         elif from_cause and first is None:
             told = str(link) if isinstance(link, UserError) else explanation_in(str(link))
@@ -125,7 +125,7 @@ def explanation_in(text: str) -> str | None:
 
 
 def _of_machine(error: BaseException) -> str | None:
-    """What the disk, or the memory, has to do with it."""
+    """The explanation if the disk or the memory is at fault."""
     if isinstance(error, OSError) and error.errno is not None:
         if error.errno == errno.ENOMEM:
             return _MEMORY_RAN_OUT
@@ -135,7 +135,7 @@ def _of_machine(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
         return _MEMORY_RAN_OUT
-    # A text with a traceback is told by the exception at its end.
+    # For a text with a traceback, the exception at its end counts.
     if "Traceback" in text:
         return None
     for phrase, number in _PHRASES.items():
@@ -155,7 +155,7 @@ def _of_disk(number: int, path: object, text: str | None = None) -> str:
 
 
 def _exception_class(name: str) -> type[BaseException] | None:
-    """The class that a traceback calls so; of a library's that is not at hand, any other one."""
+    """The class that a traceback names; `Exception` if a library's class cannot be looked up."""
     module, _, qualified = name.rpartition(".")
     found = getattr(builtins, name, None)
     if module.partition(".")[0] in OUR_PACKAGES:

@@ -1,11 +1,11 @@
-"""One run at a time in an output folder, and a clean start where it is and as it is.
+"""Allows one run at a time in an output folder, and makes the folder consistent first.
 
-TFX writes an execution's state, outputs and events to ML Metadata in one SQLite transaction, and
-an output counts only from then on. What a killed run leaves behind is therefore executions that
-say RUNNING for ever, and files that nothing points to. `repair` tells the truth about the former
-and removes the latter. It also withdraws outputs whose files are gone, so that the step that
-makes them is not taken for done, for as long as they are gone. A folder that has been moved goes on
-where it is now. It needs no TFX.
+TFX writes an execution's state, outputs and events to ML Metadata in one SQLite transaction, and an
+output counts only from then on. A killed run therefore leaves executions that stay RUNNING for
+ever, and files that nothing refers to. `repair` marks these executions as failed and removes these
+files. It also withdraws outputs while their files are gone, so that the step that makes them does
+not count as done. A folder that was moved continues in its new place. This module does not need
+TFX.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 class OutputInUseError(UserError):
-    """Another run works in the output folder; the message is one line for the user."""
+    """Another run is working in the output folder; the message is one line for the user."""
 
 
 class DatabaseError(UserError):
@@ -56,7 +56,7 @@ class DatabaseError(UserError):
 
 @contextlib.contextmanager
 def output_lock(output: str) -> Iterator[None]:
-    """Holds the output folder for this process; the kernel lets go however the process ends.
+    """Locks the output folder for this process; the kernel unlocks it however the process ends.
 
     Raises:
         OutputInUseError: Another process holds it.
@@ -82,9 +82,9 @@ def output_lock(output: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_temporary_folder() -> Iterator[str]:
-    """Within this, temporary files have a folder of their own, which goes at the end.
+    """Within this context, temporary files have their own folder, which is removed at the end.
 
-    TensorFlow leaves the code that it generates in it: twenty files a run, for ever.
+    TensorFlow never removes the code that it generates there: twenty files per run.
     """
     before = os.environ.get("TMPDIR")
     with tempfile.TemporaryDirectory(prefix="sd-finetuning-", ignore_cleanup_errors=True) as folder:
@@ -105,10 +105,10 @@ class RepairReport:
 
     Attributes:
         failed: Steps that a dead run left unfinished.
-        withdrawn: Addresses of artifacts whose files are gone, or others than they were.
+        withdrawn: Addresses of artifacts whose files are gone or have changed.
         removed: Paths of leftovers that were removed.
-        returned: Addresses of artifacts whose files had been gone and are there again.
-        moved_from: Folders that this one was before.
+        returned: Addresses of artifacts whose files were gone and are back.
+        moved_from: Former places of this folder.
     """
 
     failed: tuple[str, ...]
@@ -119,10 +119,10 @@ class RepairReport:
 
 
 def open_store(output: str, read_only: bool = False) -> metadata_store.MetadataStore:
-    """Opens the output folder's ML Metadata; creates it where there is none.
+    """Opens the output folder's ML Metadata; creates it if it does not exist.
 
     Raises:
-        DatabaseError: The file is not such a database.
+        DatabaseError: The file is not a database of ML Metadata.
     """
     path = os.path.join(output, DATABASE_NAME)
     config = mlmd.ConnectionConfig()
@@ -162,13 +162,13 @@ def repair(
     Args:
         output: The run's output folder, absolute.
         serving_dir: Where releases are pushed to.
-        reason: What is written on executions that are found unfinished, by the run that they are
-            of; "" where it is dead, which is then told.
+        reason: The reason to record on unfinished executions, given by the run that owns them; ""
+            if that run is dead, which is then the recorded reason.
 
     Raises:
-        DatabaseError: Its database is none, or cannot be written to.
+        DatabaseError: Its database is not one of ML Metadata, or cannot be written to.
     """
-    # Refuses what is no database of this kind before anything is written to it.
+    # Refuses any other file before anything is written to it.
     open_store(output)
     moved = settle_in(output, serving_dir)
     store = open_store(output)
@@ -181,23 +181,23 @@ def repair(
         tuple(failed), tuple(withdrawn), tuple(removed), tuple(returned), moved.former
     )
     for folder in report.moved_from:
-        logger.info("What was recorded in %s is gone on with here, in %s.", folder, output)
+        logger.info("What was recorded in %s continues here, in %s.", folder, output)
     if report.failed and not reason:
         logger.info(
-            "A former run was ended during %s: this one goes on from there.",
+            "A former run was stopped during %s: this one goes on from there.",
             " and ".join(report.failed),
         )
     for uri in report.withdrawn:
-        logger.info("%s is gone, or has changed; the step that makes it runs again.", uri)
+        logger.info("%s is gone or has changed; the step that makes it runs again.", uri)
     for uri in report.returned:
-        logger.info("%s is there again.", uri)
+        logger.info("%s is back.", uri)
     for path in report.removed:
-        logger.debug("Removed %s, left behind by a run that did not finish.", path)
+        logger.debug("Removed %s, which an unfinished run left behind.", path)
     return report
 
 
 def copy_database(output: str, folder: str) -> None:
-    """Copies an output folder's ML Metadata into another folder, true where it is now.
+    """Copies an output folder's ML Metadata into another folder, with addresses as they are now.
 
     Args:
         output: The run's output folder, absolute; nothing is written there.
@@ -233,7 +233,7 @@ def copy_as_repaired(output: str, serving_dir: str, folder: str) -> metadata_sto
         folder: Where the copy goes.
 
     Raises:
-        DatabaseError: It is not such a database.
+        DatabaseError: The file is not a database of ML Metadata.
     """
     path = os.path.join(output, DATABASE_NAME)
     if not os.path.isfile(path):
@@ -259,7 +259,7 @@ def _fail_unfinished(
     abandoned = [a for a in artifacts if a.state != mlmd.Artifact.LIVE]
     for artifact in abandoned:
         artifact.state = mlmd.Artifact.ABANDONED
-    # Outputs first: should we be killed in between, the execution still asks to be repaired.
+    # Outputs first: if we are killed in between, the execution is still found unfinished.
     if abandoned:
         store.put_artifacts(abandoned)
     for execution in unfinished:
@@ -271,7 +271,7 @@ def _fail_unfinished(
 
 
 def settle_in(output: str, serving_dir: str) -> Relocation:
-    """Changes what is recorded of another folder, where this one lay or was copied from.
+    """Rewrites recorded addresses if this folder was moved, or copied from another one.
 
     Only the holder of its lock may call this.
 
@@ -290,10 +290,10 @@ def settle_in(output: str, serving_dir: str) -> Relocation:
             moved = relocate(connection, output)
     except sqlite3.Error as error:
         raise DatabaseError(
-            f"{path} cannot be written to ({one_line(error)}): a run needs a folder that it can "
-            "write to, choose another one with --output"
+            f"{path} cannot be written to ({one_line(error)}): a run needs a writable folder; "
+            "choose another one with --output"
         ) from None
-    # What is in a bucket has no place on this machine.
+    # A bucket does not move with this folder.
     if "://" not in serving_dir:
         ServingDirectory(serving_dir).settle_in(moved.apply)
     return moved
@@ -308,13 +308,13 @@ def _is_same_folder(first: str, second: str) -> bool:
 def _compare_with_files(
     store: metadata_store.MetadataStore, serving_dir: str, *, every_digest: bool
 ) -> tuple[list[str], list[str]]:
-    """Withdraws what is not there, and takes back what is there again.
+    """Withdraws artifacts whose files are gone, and restores those whose files are back.
 
     Args:
-        store: Where it is recorded.
+        store: ML Metadata of the output folder.
         serving_dir: Where releases are.
-        every_digest: Whether to hold everything that has a digest against it, as after a copy;
-            otherwise only what returns.
+        every_digest: Whether to compare every artifact that has a digest with its files, as after a
+            copy; otherwise only artifacts whose files are back.
     """
     withdrawn, returned = [], []
     for artifact in store.get_artifacts():
@@ -340,9 +340,9 @@ def _compare_with_files(
 
 
 def _is_as_recorded(artifact: mlmd.Artifact) -> bool:
-    """Whether an artifact's files are those of which a digest was kept, if one was.
+    """Whether an artifact's files match its recorded digest, if it has one.
 
-    Of what a clean-up removed, some files stay.
+    A clean-up leaves some files of what it removes.
     """
     properties = dict(artifact.custom_properties)
     recorded = properties.get(CONTENT_DIGEST, mlmd.Value()).string_value
@@ -355,7 +355,7 @@ def _is_as_recorded(artifact: mlmd.Artifact) -> bool:
 
 
 def _release_there(artifact: mlmd.Artifact, serving_dir: str) -> bool:
-    """Whether what a pushed model says it pushed can still be served."""
+    """Whether the release that a pushed model names can still be served."""
     # A protobuf map gains an entry when it is read at a key that it lacks; a dict does not.
     properties = dict(artifact.custom_properties)
     if artifact.type != "PushedModel" or "pushed_version" not in properties:
@@ -375,7 +375,7 @@ def _release_there(artifact: mlmd.Artifact, serving_dir: str) -> bool:
 
 
 def _files_of(release: str) -> Any:
-    """The hashes in a release file; the release may be another one of the same number."""
+    """The hashes in a release file, since another release may have the same number."""
     try:
         return json.loads(Path(release).read_bytes())["files"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -383,9 +383,9 @@ def _files_of(release: str) -> Any:
 
 
 def _remove_orphans(artifacts: Path, executions: Iterable[mlmd.Execution]) -> list[str]:
-    """Removes what no finished execution owns.
+    """Removes files that no finished execution owns.
 
-    TFX's layout: `<component>/<output>/<execution id>`, and for itself
+    TFX's layout: `<component>/<output>/<execution id>`, and for its own use
     `<component>/.system/{executor_execution/<execution id>, stateful_working_dir/<uuid>}`.
     """
     finished = {str(e.id) for e in executions if e.last_known_state in _SUCCESSFUL}
@@ -415,6 +415,6 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _step(store: metadata_store.MetadataStore, execution: mlmd.Execution) -> str:
-    """The name that the pipeline has for it."""
+    """The name of the execution's step in the pipeline."""
     nodes = contexts_of(store, execution.id, "node")
     return (nodes[0].name if nodes else execution.type).rpartition(".")[2]

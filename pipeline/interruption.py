@@ -1,6 +1,6 @@
-"""Being told to stop, by Ctrl-C, `kill` or a terminal that closes: the same end for all of them.
+"""Handles Ctrl-C, `kill` and a terminal that closes in the same way.
 
-While it trains, the Trainer hears these signals itself and saves first (see
+During training, the Trainer handles these signals itself and saves first (see
 `trainer.training.interruption`).
 """
 
@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# By convention, a shell's status of what a signal ended.
+# By convention, a shell adds this to the number of the signal that ended a process.
 _STATUS = 128
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal told this process to end; like Ctrl-C's, it is no `Exception`.
+    """A signal told this process to end; like Ctrl-C's, it is not an `Exception`.
 
     Attributes:
-        signal: Which one.
+        signal: The signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -30,10 +30,10 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """Within this, Ctrl-C, SIGTERM and SIGHUP raise `Stopped` in the main thread."""
+    """Within this context, Ctrl-C, SIGTERM and SIGHUP raise `Stopped` in the main thread."""
     before = {}
     for number in _SIGNALS:
-        # What is ignored stays so: Ctrl-C in a shell's background, SIGHUP under nohup.
+        # Ignored signals stay ignored: Ctrl-C in a shell's background, SIGHUP under nohup.
         if signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, _stop)
     try:
@@ -45,7 +45,7 @@ def signals_raise() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Within this, such a signal is only noted; what was raises `Stopped` at the end."""
+    """Within this context, signals are only recorded; the first raises `Stopped` at the end."""
     noted: list[int] = []
     before = {
         number: signal.signal(number, lambda noticed, frame: noted.append(noticed))
@@ -62,13 +62,13 @@ def signals_wait() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Lets what must be finished be finished."""
+    """Ignores these signals, so that what must be finished can be finished."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def signal_of(error: KeyboardInterrupt) -> signal.Signals:
-    """The signal that raised it."""
+    """The signal that raised the error."""
     return error.signal if isinstance(error, Stopped) else signal.SIGINT
 
 
@@ -78,7 +78,7 @@ def exit_status(number: signal.Signals) -> int:
 
 
 def in_words(number: signal.Signals) -> str:
-    """What happened, for a user."""
+    """The signal's name, as text for users."""
     return "Ctrl-C" if number == signal.SIGINT else number.name
 
 

@@ -1,8 +1,8 @@
-"""TFX's local runner, reporting what it does.
+"""A local runner for TFX that reports what it does.
 
-`LocalDagRunner` logs and returns nothing, and it goes on after a node whose inputs could not be
-resolved. `ReportingDagRunner` runs the same launcher in the same order, reads from ML Metadata
-what became of each execution, tells the user and stops at the first failure.
+`LocalDagRunner` only logs, returns nothing, and continues after a node whose inputs could not be
+resolved. `ReportingDagRunner` runs the same launcher in the same order, reads the outcome of each
+execution from ML Metadata, reports it to the user and stops at the first failure.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ logger = logging.getLogger(__name__)
 
 
 def beam_pipeline_args() -> list[str]:
-    """Flags with which Beam works on every core of this machine.
+    """Flags that make Beam use every core of this machine.
 
-    In threads: a process of its own would first import TensorFlow for longer than most datasets
-    take. CaptionExampleGen, whose work is mostly Python, starts lighter ones.
+    Beam uses threads: a separate process would first import TensorFlow, which takes longer than
+    most datasets do. CaptionExampleGen, whose work is mostly Python, starts lighter processes.
     """
     workers = len(os.sched_getaffinity(0))
     return [
         "--direct_running_mode=multi_threading",
         f"--direct_num_workers={workers}",
-        # Workers in this process need no container. Where none of Beam's flags says where the code
-        # comes from, TFX packs it for remote workers, four seconds for every component.
+        # Workers in this process need no container. If none of Beam's flags says where the code
+        # comes from, TFX packs it for remote workers, which takes four seconds per component.
         "--sdk_container_image=none",
     ]
 
 
 class ReportingDagRunner(local_dag_runner.LocalDagRunner):
-    """Runs a pipeline on this machine and reports each component as it starts and ends."""
+    """Runs a pipeline on this machine and reports when each component starts and ends."""
 
     def __init__(self, report: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
-        """Reports through `report`, one line a call."""
+        """Reports through `report`, one line per call."""
         super().__init__()
         self._report = report
         self._clock = clock
@@ -136,13 +136,14 @@ class ReportingDagRunner(local_dag_runner.LocalDagRunner):
                 with metadata.Metadata(connection) as handle:
                     _keep_reason(handle, pipeline, name, error)
             except Exception:
-                # What led here is to be reported, such as a disk without room for this, too.
-                logger.debug("Why %s failed could not be kept.", name, exc_info=True)
+                # Report the original error; its cause, such as a full disk, may be why this failed,
+                # too.
+                logger.debug("The reason why %s failed could not be recorded.", name, exc_info=True)
             raise ComponentError(name, self._clock() - start, str(error)) from error
         seconds = self._clock() - start
         if info is None or info.execution_id is None:
             raise ComponentError(
-                name, seconds, "it could not run, because inputs that it needs were not produced"
+                name, seconds, "it could not run because inputs that it needs were not produced"
             )
         with metadata.Metadata(connection) as handle:
             [execution] = handle.store.get_executions_by_id([info.execution_id])
@@ -150,7 +151,7 @@ class ReportingDagRunner(local_dag_runner.LocalDagRunner):
         if execution.last_known_state not in (mlmd.Execution.CACHED, mlmd.Execution.COMPLETE):
             result = execution.custom_properties[_EXECUTION_RESULT].string_value
             raise ComponentError(name, seconds, result or "it ended without a result")
-        # An importer that finds what it imported before says that it is cached, too.
+        # An importer that finds what it imported before also has the state CACHED.
         if runner_utils.extract_executor_spec(deployment, name) is None:
             status = Status.RESOLVED
         elif execution.last_known_state == mlmd.Execution.CACHED:
@@ -169,7 +170,7 @@ class ReportingDagRunner(local_dag_runner.LocalDagRunner):
 def _keep_reason(
     handle: metadata.Metadata, pipeline: pipeline_pb2.Pipeline, node: str, error: Exception
 ) -> None:
-    """Writes on a node's execution why it failed, which TFX does not for what is raised."""
+    """Records on a node's execution why it failed; TFX does not record exceptions."""
     run = pipeline.runtime_spec.pipeline_run_id.field_value.string_value
     of_run, of_node = (
         handle.store.get_context_by_type_and_name(kind, name)
@@ -178,7 +179,7 @@ def _keep_reason(
             ("node", f"{pipeline.pipeline_info.id}.{node}"),
         )
     )
-    # Where its inputs could not be looked up, there is none.
+    # If its inputs could not be resolved, there is no execution.
     if of_run is None or of_node is None:
         return
     here = {e.id for e in handle.store.get_executions_by_context(of_node.id)}

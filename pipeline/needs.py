@@ -1,9 +1,9 @@
-"""What an output folder's ML Metadata says is still needed, and of which artifacts nothing is.
+"""Which artifacts of an output folder are still needed, according to its ML Metadata.
 
-Needed are the releases that there are, the blessed models, the latest model, what the newest runs
-made and were given, and the ancestors of all of these: what they were made of. What the evaluation
-compared a model with did not make it. Where a model was trained on from another model, that one is
-needed, but not what it was made of.
+These are needed: all existing releases, the blessed models, the latest model, the inputs and
+outputs of the newest runs, and the ancestors of all of these, i.e. what they were made from. The
+baseline that the evaluation compared a model with is not an ancestor. If the training of a model
+started from another model, that model is needed, but not what it was made from.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _NEWEST = "the newest runs"
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What is to stay though no release needs it.
+    """What stays although no release needs it.
 
     Attributes:
-        keep_runs: Newest runs that ended well whose artifacts all stay, at least 1; and the latest
-            run, however it ended.
-        keep_blessed: Whether models that were blessed stay when their release is gone and a later
-            one was blessed.
+        keep_runs: How many of the newest successful runs keep all their artifacts, at least 1; the
+            latest run keeps its artifacts, too, however it ended.
+        keep_blessed: Whether blessed models stay when their release is gone and a later model was
+            blessed.
         keep_checkpoints: Whether finished trainings keep their checkpoints for as long as their
             models stay.
     """
@@ -49,13 +49,13 @@ class Policy:
 
 
 class History:
-    """What a store says of runs, steps and artifacts.
+    """What a store records about runs, steps and artifacts.
 
     Attributes:
-        artifacts: By id.
-        training_began: Seconds since 1970 at which the latest training that ended well began; 0
-            where there is none.
-        ended_badly: Whether the latest run did not come to its end.
+        artifacts: All artifacts, by id.
+        training_began: When the latest successful training began, in seconds since 1970; 0 if there
+            is none.
+        ended_badly: Whether the latest run did not finish.
     """
 
     def __init__(self, store: metadata_store.MetadataStore) -> None:
@@ -79,7 +79,7 @@ class History:
                 self._left[step].add(artifact)
                 if self._steps[step].last_known_state == mlmd.Execution.COMPLETE:
                     self.maker[artifact] = step
-        # The newest last.
+        # The newest run last.
         self._runs = sorted(
             (
                 sorted(e.id for e in store.get_executions_by_context(context.id))
@@ -96,7 +96,7 @@ class History:
 
         Args:
             serving_dir: The directory that local runs push to.
-            policy: What else is to stay.
+            policy: What else stays.
         """
         needed: dict[int, str] = {}
         for artifact_id, reason in self._roots(serving_dir, policy):
@@ -142,14 +142,14 @@ class History:
             yield from steps
 
     def _ended_well(self, steps: Iterable[int]) -> bool:
-        """Whether a run came to its end, which is the pusher, and not just to that of a step."""
+        """Whether a run finished, i.e. reached the pusher, and not just the end of a step."""
         steps = list(steps)
         return all(self._steps[s].last_known_state in _SUCCESSFUL for s in steps) and any(
             self.artifacts[a].type == _PUSHED for s in steps for a in self._left[s]
         )
 
     def _ancestors(self, artifact_id: int) -> Iterator[int]:
-        """What an artifact was made of, and that in its turn."""
+        """What an artifact was made from, directly and indirectly."""
         seen, waiting = {artifact_id}, [artifact_id]
         while waiting:
             step = self.maker.get(waiting.pop())
@@ -163,10 +163,10 @@ class History:
 
 
 def _release_of(artifact: mlmd.Artifact, serving_dir: str) -> str:
-    """The release that an artifact is, as far as can be told from here; "" for none.
+    """The release that an artifact stands for, as far as is known here; "" if there is none.
 
-    One that was pushed elsewhere counts, and so do all where the serving directory is not there: it
-    may be on a disk that is not, just now. A damaged one counts, too.
+    A release that was pushed elsewhere counts, and so does every release if the serving directory
+    is missing: its disk may just not be mounted. A damaged release counts, too.
     """
     properties = dict(artifact.custom_properties)
     version = properties.get("pushed_version", mlmd.Value()).string_value

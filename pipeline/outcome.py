@@ -1,4 +1,4 @@
-"""What became of a run, component by component."""
+"""The outcome of a run, component by component."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import enum
 
 
 class Status(enum.Enum):
-    """What became of a component in a run."""
+    """The outcome of a component in a run."""
 
     EXECUTED = "executed"
     CACHED = "cached"
@@ -19,8 +19,8 @@ class ComponentOutcome:
     """One component of one run.
 
     Attributes:
-        component: Its id in the pipeline.
-        status: What became of it.
+        component: The component's id in the pipeline.
+        status: Its outcome.
         seconds: Wall-clock time.
         execution_id: Id of the execution in ML Metadata.
     """
@@ -33,7 +33,7 @@ class ComponentOutcome:
 
 @dataclasses.dataclass(frozen=True)
 class RunOutcome:
-    """One whole run, component by component in the order they ran."""
+    """The outcome of a run, with its components in the order they ran."""
 
     run_id: str
     components: tuple[ComponentOutcome, ...]
@@ -45,7 +45,7 @@ class RunOutcome:
 
 
 class ComponentError(RuntimeError):
-    """A component failed; `__cause__` is its own error where it raised one."""
+    """A component failed; `__cause__` is its own error if it raised one."""
 
     def __init__(self, component: str, seconds: float, detail: str) -> None:
         super().__init__(detail)
@@ -62,7 +62,7 @@ def duration(seconds: float) -> str:
 
 
 def outcome_table(outcome: RunOutcome) -> str:
-    """A line for each component: name, what became of it, how long it took."""
+    """A line per component: its name, its outcome, how long it took."""
     width = max(len(c.component) for c in outcome.components)
     rows = []
     for component in outcome.components:

@@ -54,7 +54,7 @@ from trainer.weights.base_model import BaseModel
 
 PIPELINE_NAME = "sd-finetuning"
 
-# With TFDV's ten, one long caption leaves all others in one bar.
+# With TFDV's default of ten, one long caption puts all others into one bar.
 _HISTOGRAM_BUCKETS = 40
 
 
@@ -79,33 +79,34 @@ def create_pipeline(
     enable_cache: bool = True,
     only_on_change: str = "",
 ) -> Pipeline:
-    """Captioned pictures in, three SavedModels out.
+    """Builds the pipeline: captioned pictures in, three SavedModels out.
 
     Args:
         config: All settings.
         pipeline_root: Folder for the outputs of every step.
-        metadata_path: SQLite file of ML Metadata; `None` where the orchestrator keeps its own.
+        metadata_path: SQLite file of ML Metadata; `None` if the orchestrator keeps its own.
         serving_dir: Folder that TF Serving reads.
         checkpoint_dir: Folder where a restarted training finds its checkpoints; not below
             `pipeline_root`, whose folders change with every execution.
-        latents_index: Folder where LatentGen finds what former runs encoded; below the same folder
-            as `pipeline_root`.
-        datasets_index: Folder, beside that one, where CaptionValidator finds what the dataset of
-            the model started from was like; "" where `start` says it.
+        latents_index: Folder where LatentGen finds the latents of former runs; below the same
+            folder as `pipeline_root`.
+        datasets_index: Folder, beside `latents_index`, where CaptionValidator finds a description
+            of the dataset of the model that training starts from; "" if `start` has it.
         dataset_fingerprint: Stands for the dataset's content in the cache key.
         base_model: The base weights (see `pipeline.config.resolve_base_weights`).
         start: The model that training starts from; `None`: the base weights.
-        known_by: Which releases know what is withdrawn, for the page about that; `None`: nobody
-            has looked.
-        beam_pipeline_args: Flags of the Beam pipelines: the runner and its options.
-        baseline_strategy: How the model to compare with is found.
-        runtime_parameters: What is left open until a compiled pipeline is started, of `dataset`,
+        known_by: Which releases were trained on withdrawn rows, for the page about them; `None`:
+            not looked up.
+        beam_pipeline_args: Flags for the Beam pipelines: the runner and its options.
+        baseline_strategy: How to find the baseline.
+        runtime_parameters: Values left open until a compiled pipeline is started, any of `dataset`,
             `dataset_fingerprint`, `steps`, `learning_rate` and `seed`.
-        worker_job: Train on several machines; `None`: where the Trainer runs.
-        trials_job: Try hyperparameters on several machines; `None`: where the Tuner runs.
-        enable_cache: Whether steps may be taken from former runs.
-        only_on_change: File in which a run that came to its end notes the dataset's content, so
-            that a run with the same content does nothing; "": every run does what it has to.
+        worker_job: Trains on several machines; `None`: train where the Trainer runs.
+        trials_job: Tries hyperparameters on several machines; `None`: try them where the Tuner
+            runs.
+        enable_cache: Whether to reuse steps of former runs.
+        only_on_change: File in which a finished run records the dataset's content, so that a run
+            with the same content does nothing; "": every run does its work.
     """
     dataset, model = config.dataset, config.model
     limits = bucket_limits(model, base_model.preset)
@@ -113,7 +114,7 @@ def create_pipeline(
     words = word_captions(config.word)
     place = open_parameters.get("dataset", dataset.path)
     change = DatasetChange(place, dataset_spec(dataset), only_on_change) if only_on_change else None
-    # What comes after a step that is skipped is skipped, too.
+    # All steps after a skipped step are skipped, too.
     with Cond(_has_changed(change)) if change else contextlib.nullcontext():
         example_gen = _example_gen(
             dataset,
@@ -337,7 +338,7 @@ def create_pipeline(
 def _example_gen(
     dataset: DatasetConfig, place: Any, fingerprint: Any, words: WordCaptions | None = None
 ) -> CaptionExampleGen:
-    """Reads a dataset; its place and fingerprint may be left open."""
+    """The step that reads a dataset; its place and fingerprint may be left open."""
     return CaptionExampleGen(
         dataset=place,
         dataset_fingerprint=fingerprint,

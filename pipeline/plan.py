@@ -1,9 +1,8 @@
-"""What a run would do, step by step, found out without doing it.
+"""Predicts what a run would do, step by step, without running it.
 
-TFX's own launcher is asked, node by node and on a copy of ML Metadata, for what it does before it
-executes: it resolves the inputs and looks in the cache. So what is said here is what the run finds.
-A step whose inputs are yet to be made cannot be looked up; it is executed unless they come out as
-they were.
+TFX's own launcher does, node by node and on a copy of ML Metadata, what it does before it executes:
+it resolves the inputs and looks in the cache. So the plan says what the run will find. A step whose
+inputs do not exist yet cannot be looked up; it is executed unless they turn out unchanged.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ OF_MEMORY = (
     "precision",
     "train_text_encoder",
 )
-"""What decides how much memory a training takes, beside its preset and the size of its pictures."""
+"""Settings that decide how much memory training takes, besides preset and picture size."""
 _STEPS, _BATCH_SIZE = "steps", "custom_config.training.batch_size"
 
 
 class Fate(enum.Enum):
-    """What will become of a step."""
+    """What will happen to a step."""
 
     RUNS = "runs"
     MAY_RUN = "may run"
@@ -63,14 +62,14 @@ class Fate(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class PlannedStep:
-    """One step of the run to come.
+    """One step of the planned run.
 
     Attributes:
         name: Its name in the pipeline.
-        fate: What will become of it.
+        fate: What will happen to it.
         why: The reason, in a few words.
-        seconds: What it took when it was last executed; a training, for as many pictures as now.
-            `None` where it never was, or is not executed.
+        seconds: How long it took when it was last executed; for training, scaled to the number of
+            pictures now. `None` if it never was, or will not be executed.
     """
 
     name: str
@@ -80,12 +79,12 @@ class PlannedStep:
 
     @property
     def executes(self) -> bool:
-        """Whether time has to be reckoned with."""
+        """Whether the step takes time."""
         return self.fate in (Fate.RUNS, Fate.MAY_RUN)
 
 
 class _Nowhere(outputs_utils.OutputsResolver):
-    """Says where outputs would be, and makes no folder for them."""
+    """Says where outputs would be, but makes no folders for them."""
 
     def make_tmp_dir(self, execution_id: int) -> str:
         return ""
@@ -98,7 +97,7 @@ class _Nowhere(outputs_utils.OutputsResolver):
 
 
 class _AskedLauncher(launcher.Launcher):
-    """TFX's launcher of one node, which ends where executing would begin."""
+    """TFX's launcher for one node, which stops before executing it."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -109,7 +108,7 @@ class _AskedLauncher(launcher.Launcher):
         )
 
     def ask(self) -> tuple[Fate, int | None]:
-        """What becomes of the node, and the id of its execution in the copy, if it has one."""
+        """What will happen to the node, and the id of its execution in the copy, if it has one."""
         if self._system_node_handler is not None:
             self._system_node_handler.run(
                 self._mlmd_connection,
@@ -132,12 +131,12 @@ class _AskedLauncher(launcher.Launcher):
 def plan_steps(
     pipeline: tfx_pipeline.Pipeline, output: str, pictures: int | None
 ) -> list[PlannedStep]:
-    """What would become of every step.
+    """Predicts what would happen to every step.
 
     Args:
         pipeline: The pipeline, with a copy of the output folder's ML Metadata, which is written to.
         output: The run's output folder, absolute.
-        pictures: How many pictures its training will go through; `None` where that is not known.
+        pictures: How many pictures training will go through; `None` if that is not known.
     """
     compiled = compiler.Compiler().compile(pipeline)
     runtime_parameter_utils.substitute_runtime_parameter(
@@ -187,7 +186,7 @@ def _planned(
     ]
     latest = max(former, key=lambda execution: execution.id, default=None)
     if fate is Fate.MAY_RUN and latest is None:
-        fate, why = Fate.RUNS, "it has never been executed to its end"
+        fate, why = Fate.RUNS, "it has never been completed"
     elif fate is Fate.MAY_RUN:
         why = f"if {makers[-1]} makes something new"
     elif fate is Fate.RUNS and execution_id is not None:
@@ -204,14 +203,14 @@ def _planned(
 
 
 def seconds_again(former: Execution, pictures: int | None) -> float | None:
-    """How long a step would take that was executed before.
+    """How long a step that was executed before would take now.
 
     Args:
-        former: When it was executed.
-        pictures: How many pictures a training would go through now; `None`: as many as then.
+        former: Its former execution.
+        pictures: How many pictures training would go through now; `None`: as many as then.
 
     Returns:
-        Seconds; `None` where it is not known how long it took.
+        Seconds; `None` if its former duration is not known.
     """
     before = 0.0
     if former.node == _TRAINER and former.seconds is not None:
@@ -223,7 +222,7 @@ def seconds_again(former: Execution, pictures: int | None) -> float | None:
 
 
 def plan_table(steps: Sequence[PlannedStep]) -> Iterator[str]:
-    """A line for each step, and one for the time that they take together."""
+    """A line per step, and one for the total time."""
     width = max(len(step.name) for step in steps)
     for step in steps:
         time = "" if step.seconds is None else duration(step.seconds)
@@ -235,14 +234,14 @@ def plan_table(steps: Sequence[PlannedStep]) -> Iterator[str]:
     total = "not known before a first run"
     if known:
         about = "up to" if any(step.fate is Fate.MAY_RUN for step in executing) else "about"
-        total = f"{about} {duration(sum(known))}, by what was taken before"
+        total = f"{about} {duration(sum(known))}, judging by former runs"
         if unknown := len(executing) - len(known):
-            total += f", and {unknown} of {len(executing)} that never were executed here"
+            total += f", plus {unknown} of {len(executing)} steps never executed here"
     yield f"  {'time':<{width}}  {total}"
 
 
 def memory_text(config: RunConfig, store: metadata_store.MetadataStore) -> str:
-    """What training takes of the memory: measured by a former one like it, or at least.
+    """How much memory training takes: measured in a similar former one, or a lower bound.
 
     Args:
         config: All settings, resolved.
@@ -252,7 +251,7 @@ def memory_text(config: RunConfig, store: metadata_store.MetadataStore) -> str:
     if former is not None:
         peak = former.peak_gpu_memory_bytes or former.peak_memory_bytes or 0
         where = "of the GPU's" if former.peak_gpu_memory_bytes else "in all"
-        return f"{in_words(peak)} {where}, by a former training like this one"
+        return f"{in_words(peak)} {where}, as measured in a former training like this one"
     preset, training = get_preset(config.model.preset), config.training
     weights = sum(preset.parameters[network] for network in SERVED_NETWORKS)
     trained = trained_parameters(config)
@@ -260,7 +259,7 @@ def memory_text(config: RunConfig, store: metadata_store.MetadataStore) -> str:
     values = weights + copies * trained + moment_values(training.optimizer, (trained,))
     return (
         f"{in_words(_FLOAT32 * values)} for weights, gradients, optimizer and averages, and "
-        "activations, which the Trainer counts before it trains"
+        "activations, which the Trainer estimates before it trains"
     )
 
 

@@ -1,8 +1,8 @@
-"""Whether a run would find everything done: ML Metadata tells at once, where TFX takes long.
+"""Tells from ML Metadata, much faster than TFX, whether a run would find everything done.
 
-A run that ends well leaves a key of all that it came from with its context in ML Metadata. If the
-latest run has the key of the one that is to start, and all of its outputs are still there, nothing
-is left to do. In any doubt the pipeline runs, and finds in the cache what is there.
+A successful run stores a key of everything that it depends on with its context in ML Metadata. If
+the latest run has the same key as the run about to start, and all of its outputs still exist,
+nothing is left to do. In any doubt the pipeline runs and uses the cache.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _SUCCESSFUL = (mlmd.Execution.COMPLETE, mlmd.Execution.CACHED)
 def run_key(
     config: RunConfig, dataset_fingerprint: str, base_model: BaseModel, started_from: str = ""
 ) -> str:
-    """Hashes all that a run comes from: settings, dataset, weights, schema, code, versions.
+    """Hashes everything that a run depends on: settings, dataset, weights, schema, code, versions.
 
-    Where the output folder lies, and what is kept there, is not in it. All code counts, also that
-    which no step runs: it is read faster than what is imported would be found out.
+    The place of the output folder, and what is kept there, are left out. All code counts, even code
+    that no step runs: reading it all is faster than finding out what is imported.
 
     Args:
         config: All settings, resolved.
-        dataset_fingerprint: Of the dataset as it is now.
+        dataset_fingerprint: Fingerprint of the dataset as it is now.
         base_model: The base weights as they are now.
-        started_from: Names the model that is started from instead, if there is one.
+        started_from: Names the model that training starts from instead, if there is one.
 
     Returns:
         SHA-256 (hex).
@@ -81,16 +81,16 @@ def run_key(
 
 
 def remember(store: metadata_store.MetadataStore, outcome: RunOutcome, key: str) -> None:
-    """Keeps the key of a run that ended well."""
+    """Stores the key of a successful run."""
     [run] = contexts_of(store, outcome.components[0].execution_id, _RUN)
     run.custom_properties[_KEY].string_value = key
     store.put_contexts([run])
 
 
 def find_done(store: metadata_store.MetadataStore, key: str) -> RunOutcome | None:
-    """The latest run, as it would come out of the cache, if it has this key and is whole.
+    """The outcome of the latest run, as if from the cache, if it has this key and is complete.
 
-    Artifacts whose files are gone must have been withdrawn (see `pipeline.housekeeping.repair`).
+    Artifacts whose files are gone must already be withdrawn (see `pipeline.housekeeping.repair`).
     """
     for latest in _latest(store):
         for run in contexts_of(store, latest.id, _RUN):
@@ -100,7 +100,7 @@ def find_done(store: metadata_store.MetadataStore, key: str) -> RunOutcome | Non
 
 
 def ended_badly(store: metadata_store.MetadataStore) -> bool:
-    """Whether the latest run did not come to its end."""
+    """Whether the latest run did not finish."""
     return any(e.last_known_state not in _SUCCESSFUL for e in _latest(store))
 
 

@@ -1,4 +1,4 @@
-"""Makes a release again from what was recorded of it: `python -m pipeline.reproduce --help`."""
+"""Makes a release again from its records: `python -m pipeline.reproduce --help`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _NOT_THE_SAME = 1
 _MARKS = {True: "same", False: "other", None: "unknown"}
 
 _DESCRIPTION = """\
-Makes a release again: looks whether the data, the base weights, the code, the packages and the
-processor are those that it was made with, runs the pipeline with its settings into another folder,
-and holds weights and held-out losses against the release's. Other data, weights or code end it
-before anything is run, with the command that brings them; other packages or another processor are
-said, and the result is then close, but not the same bit for bit."""
+Makes a release again: checks whether the data, the base weights, the code, the packages and the
+processor are the ones that it was made with, runs the pipeline with its settings into another
+folder, and compares weights and held-out losses with the release's. If data, weights or code
+differ, it stops before anything is run and names the command that restores them. If packages or
+the processor differ, it says so, and the result is then close, but not identical bit for bit."""
 
 
 def command() -> Command:
@@ -35,39 +35,39 @@ def command() -> Command:
         "pipeline.reproduce",
         _DESCRIPTION,
         [
-            (("release:1", "--into", Path("runs/again"), "--check"), "looks what is missing"),
-            (("release:1", "--into", Path("runs/again")), "makes it again, and compares"),
+            (("release:1", "--into", Path("runs/again"), "--check"), "checks what is missing"),
+            (("release:1", "--into", Path("runs/again")), "makes it again and compares"),
         ],
-        failed="it is not the same, bit for bit",
+        failed="the result is not identical, bit for bit",
     )
     parser.add_argument("release", metavar="RELEASE", help="such as release:1, or its release file")
     parser.add_argument(
-        "--into", required=True, metavar="FOLDER", help="where the run writes, of its own"
+        "--into", required=True, metavar="FOLDER", help="folder that the new run writes to"
     )
     parser.add_argument(
         "--store",
         default=DEFAULT_STORE,
         metavar="STORE",
-        help="where its lineage is: an output folder, or as for pipeline.lineage "
+        help="where its lineage is: an output folder, or any store that pipeline.lineage takes "
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--serving-dir", metavar="DIR", help="where it is (default: where it was pushed to)"
+        "--serving-dir",
+        metavar="DIR",
+        help="where it is (default: where it was pushed to)",
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="the settings of its run, where the push recorded none"
+        "--config", metavar="FILE", help="the settings of its run, if the push recorded none"
     )
+    parser.add_argument("--dataset", metavar="PLACE", help="where its data is now, if it was moved")
     parser.add_argument(
-        "--dataset", metavar="PLACE", help="where its data is now, if it is elsewhere"
+        "--base-weights", metavar="PLACE", help="where its base weights are now, if they were moved"
     )
+    parser.add_argument("--check", action="store_true", help="check what is missing, and stop")
     parser.add_argument(
-        "--base-weights", metavar="PLACE", help="where its base weights are now, if elsewhere"
+        "--anyway", action="store_true", help="run even if data, weights or code differ"
     )
-    parser.add_argument("--check", action="store_true", help="look what is missing, and stop")
-    parser.add_argument(
-        "--anyway", action="store_true", help="run it with other data, weights or code, too"
-    )
-    parser.add_argument("--json", action="store_true", help="answer in JSON, as the last line")
+    parser.add_argument("--json", action="store_true", help="print JSON, too, as the last line")
     return parser
 
 
@@ -89,8 +89,8 @@ def _main(arguments: argparse.Namespace) -> int:
     into = os.path.abspath(arguments.into)
     if into in location.roots:
         raise ReproductionError(
-            f"--into {arguments.into} is where the release was made, and its cache would answer: "
-            "name another folder"
+            f"--into {arguments.into} is where the release was made, so everything would come from "
+            "its cache: name another folder"
         )
     given = {
         key: os.path.abspath(place) if os.path.exists(place) else place
@@ -110,7 +110,9 @@ def _main(arguments: argparse.Namespace) -> int:
     if missing and not arguments.anyway:
         names = " and ".join(finding.name for finding in missing)
         verb = "are" if len(missing) > 1 else "is"
-        print(f"\nNothing was run: {names} {verb} not as then. --anyway runs it all the same.")
+        print(
+            f"\nNothing was run: {names} {verb} not the same as then. --anyway runs it regardless."
+        )
         return failures.EXIT_CONFIG
     if arguments.check:
         return 0
@@ -169,7 +171,10 @@ def _distances(distances: Sequence[Distance]) -> list[str]:
 
 def _losses(pairs: Losses | None) -> list[str]:
     if pairs is None:
-        return ["", "held-out loss: not compared, as the losses of one of both are not here"]
+        return [
+            "",
+            "held-out loss: not compared, because the losses of one of them are missing",
+        ]
     return [
         "",
         f"held-out loss: {pairs.first:.6f} then, {pairs.second:.6f} now; over {pairs.pairs} pairs "
@@ -183,12 +188,12 @@ def _verdict(same: bool, findings: Sequence[Finding]) -> str:
     other = [finding.name for finding in findings if finding.same is False]
     unknown = [finding.name for finding in findings if finding.same is None]
     if other:
-        return f"Not the same: other {', '.join(other)}."
+        return f"Not the same; these differ: {', '.join(other)}."
     if unknown:
-        return f"Not the same; whether these are other ones is not known: {', '.join(unknown)}."
+        return f"Not the same; it is not known whether these differ: {', '.join(unknown)}."
     return (
-        "Not the same, though all that was recorded is: differences in the last digits are this "
-        "machine's arithmetic, larger ones are something that nothing records."
+        "Not the same, although everything that was recorded is: differences in the last digits "
+        "come from this machine's arithmetic, larger ones from something that is not recorded."
     )
 
 

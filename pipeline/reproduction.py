@@ -1,4 +1,4 @@
-"""A release made again: what was recorded of it, what is missing here, how far both are apart."""
+"""Makes a release again: what was recorded, what is missing here, how far the two are apart."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from storage.user_errors import UserError
 
 _SETTINGS_NAME = "reproduced.json"
 _SCORER, _EXAMPLES = "LossScorer", "Examples"
-# What decides weights and losses, by the step that runs it.
+# The code that decides weights and losses, by the step that runs it.
 _CODE: Mapping[str, tuple[str, ...]] = {
     "CaptionExampleGen": ("components.caption_example_gen.executor",),
     "ClassPictures": ("components.class_pictures.executor",),
@@ -50,21 +50,21 @@ _VARIABLE = re.compile(r".*/\.ATTRIBUTES/VARIABLE_VALUE")
 
 
 class ReproductionError(UserError):
-    """A release that cannot be made again, or not be compared; the message is what to do."""
+    """A release cannot be made again, or not be compared; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """What is known of how a release was made.
+    """What is recorded about how a release was made.
 
     Attributes:
-        release: It, in its serving directory.
-        manifest: What its model says of itself.
-        settings: Those of its run.
-        fingerprint: The dataset's.
-        code: By step, the hash of the code that it ran.
+        release: The release, in its serving directory.
+        manifest: The manifest of its model.
+        settings: The settings of its run.
+        fingerprint: The fingerprint of its dataset.
+        code: The hash of the code that each step ran, by step.
         started_from: Folder of the model that its training started from; "" for base weights.
-        losses: Of each held-out example at each timestep; `None` where they are not here any more.
+        losses: Loss of each held-out example at each timestep; `None` if they no longer exist here.
     """
 
     release: Release
@@ -78,14 +78,14 @@ class Recorded:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that a release was made of, held against what is here.
+    """One thing that a release was made from, compared with what is here.
 
     Attributes:
-        name: What.
-        same: Whether it is; `None` where nobody can tell.
-        said: In words.
-        command: What brings it, where it is another one; "" where nothing does.
-        stops: Whether nothing is run with it.
+        name: What was compared.
+        same: Whether it is the same; `None` if unknown.
+        said: The result in words.
+        command: The command that restores it if it differs; "" if there is none.
+        stops: Whether this keeps the run from starting.
     """
 
     name: str
@@ -100,12 +100,12 @@ class Distance:
     """How far two networks are apart.
 
     Attributes:
-        network: Which.
-        digests: Of the values of both, SHA-256 (hex): the release's, then the other's.
-        tensors: How many there are.
+        network: Name of the network.
+        digests: SHA-256 (hex) of the values: the release's, then the other's.
+        tensors: Number of tensors.
         equal: How many of them are the same, bit for bit.
         most: The largest absolute difference.
-        relative: L2 norm of the differences, as a part of that of the release's weights.
+        relative: L2 norm of the differences, divided by that of the release's weights.
     """
 
     network: str
@@ -117,7 +117,7 @@ class Distance:
 
     @property
     def same(self) -> bool:
-        """Whether all are, bit for bit."""
+        """Whether all tensors are the same, bit for bit."""
         return self.equal == self.tensors
 
 
@@ -126,7 +126,7 @@ class Losses:
     """Held-out losses of two models on the same examples, timesteps and noise.
 
     Attributes:
-        pairs: How many there are.
+        pairs: Number of pairs.
         first: Mean loss of the release.
         second: Mean loss of the other.
         most: The largest absolute difference of a pair.
@@ -141,31 +141,31 @@ class Losses:
 def find(
     location: lineage.Location, text: str, serving_dir: str | None, config: str | None
 ) -> Recorded:
-    """What a store and a serving directory say of a release.
+    """Finds what a store and a serving directory record about a release.
 
     Args:
         location: The store.
         text: Such as `release:3`.
-        serving_dir: Where the release is; `None` for where it was pushed to.
-        config: File with the settings of its run; `None` for those that the push recorded.
+        serving_dir: Where the release is; `None`: where it was pushed to.
+        config: File with the settings of its run; `None`: the settings that the push recorded.
 
     Raises:
         LineageError: There is no such release in the store.
-        ReproductionError: Something of it was not recorded.
+        ReproductionError: Something about it was not recorded.
         ServingError: There is no such release in the serving directory.
     """
     with location.open() as store:
         trace = lineage.trace(store, text, location.roots)
     if trace.release is None:
-        raise ReproductionError(f"{text} is no release: name one, such as release:1")
+        raise ReproductionError(f"{text} is not a release: name one, such as release:1")
     where = serving_dir or str(trace.subject.properties["pushed_destination"])
     release = find_release(where, int(trace.release))
     release.check_complete()
     manifest = ModelManifest.of_release(release.facts)
     if manifest is None:
         raise ReproductionError(
-            f"release {release.version} says nothing of how it was made: it was pushed by a "
-            "version of this project that did not write that down"
+            f"release {release.version} does not say how it was made: it was pushed by a version "
+            "of this project that did not record that"
         )
     made = [step.execution for step in trace.steps if step.role == MADE]
     if config is not None:
@@ -174,9 +174,9 @@ def find(
         recorded = next((e.recorded for e in reversed(made) if e.recorded), "")
         if not recorded:
             raise ReproductionError(
-                f"the push of release {release.version} recorded no settings, as former versions "
-                "did not: give those of its run by --config, such as config.yaml of its output "
-                "folder"
+                f"the push of release {release.version} recorded no settings, because it was done "
+                "by a former version: give the settings of its run with --config, such as "
+                "config.yaml in its output folder"
             )
         settings = json.loads(recorded)
     by_node = {e.node: e for e in made}
@@ -199,19 +199,19 @@ def find(
 
 
 def configured(recorded: Recorded, into: str, given: Mapping[str, str]) -> RunConfig:
-    """The settings of the run that makes a release again, written into its folder.
+    """The settings of the run that makes a release again; also written into its folder.
 
     Args:
         recorded: The release.
-        into: Folder that everything of the run is written under.
-        given: Settings that take the place of recorded ones, such as `dataset.path`.
+        into: Folder that the run writes everything to.
+        given: Settings that replace recorded ones, such as `dataset.path`.
 
     Raises:
-        ConfigError: One is impossible, such as a place that is not there any more.
-        ReproductionError: This version of the project does not have them.
+        ConfigError: A setting is impossible, such as a place that no longer exists.
+        ReproductionError: This version of the project does not have all of the settings.
     """
     tree = json.loads(json.dumps(recorded.settings))
-    # Where it wrote, and what it signed with, is not what it was made of.
+    # Where the run wrote, and what it signed with, do not affect the result.
     for name in (OUTPUT, "vertex"):
         tree.pop(name, None)
     for name in ("sign_key", "sign_key_env", "c2pa_certificate", "c2pa_key_env"):
@@ -236,17 +236,17 @@ def configured(recorded: Recorded, into: str, given: Mapping[str, str]) -> RunCo
         return load_config(str(path), {OUTPUT: ("--into", into)})
     except ConfigError as error:
         raise ConfigError(
-            f"{error}; --dataset and --base-weights name data and weights where they are now"
+            f"{error}; say with --dataset and --base-weights where data and weights are now"
         ) from None
 
 
 def settings_file(into: str) -> Path:
-    """Where `configured` writes them."""
+    """The file that `configured` writes the settings to."""
     return Path(into, _SETTINGS_NAME)
 
 
 def look(recorded: Recorded, config: RunConfig) -> list[Finding]:
-    """Holds what a release was made of against what is here, before anything is run."""
+    """Compares what a release was made from with what is here, before anything is run."""
     manifest = recorded.manifest
     return [
         _data(recorded, config),
@@ -258,22 +258,22 @@ def look(recorded: Recorded, config: RunConfig) -> list[Finding]:
 
 
 def apart(recorded: Recorded, model: str) -> Iterator[Distance]:
-    """How far the networks of a release are from those of a model.
+    """How far the networks of a release and of a model are apart.
 
     Args:
         recorded: The release.
         model: Folder of the model's artifact.
 
     Raises:
-        ReproductionError: A network has other tensors there, or is not there.
+        ReproductionError: A network of the model has different tensors, or is missing.
     """
     for network in recorded.release.networks:
         first = _values(recorded.release.model_folder(network))
         second = _values(filesystem.join(model, EXPORT_NAME, network))
         if {n: v.shape for n, v in first.items()} != {n: v.shape for n, v in second.items()}:
             raise ReproductionError(
-                f"the {network} made again has other tensors than that of the release: they are "
-                "of different networks, and cannot be compared"
+                f"the {network} made again has different tensors than the one of the release: they "
+                "belong to different networks and cannot be compared"
             )
         yield _distance(network, first, second)
 
@@ -282,7 +282,7 @@ def paired(
     recorded: Mapping[tuple[str, int], float] | None,
     made: Mapping[tuple[str, int], float] | None,
 ) -> Losses | None:
-    """Compares losses; `None` where one has none, or none in common."""
+    """Compares losses; `None` if either is missing or they have no pairs in common."""
     common = sorted((recorded or {}).keys() & (made or {}).keys())
     if recorded is None or made is None or not common:
         return None
@@ -300,7 +300,7 @@ def made_in(output: str) -> tuple[str, Mapping[tuple[str, int], float] | None]:
     """The model that the latest training in an output folder made, and its held-out losses.
 
     Raises:
-        ReproductionError: There is none.
+        ReproductionError: There is no such model.
     """
     location = lineage.locate(output)
     with location.open() as store:
@@ -337,8 +337,8 @@ def _read_settings(path: str) -> Mapping[str, Any]:
         raise ReproductionError(f"--config {path} cannot be read: {error}") from None
     if not isinstance(content, dict) or not {"model", "serving", "dataset"} <= content.keys():
         raise ReproductionError(
-            f"--config {path} has not all settings: give the config.yaml that a run leaves in its "
-            "output folder"
+            f"--config {path} does not have all settings: give the config.yaml that a run leaves "
+            "in its output folder"
         )
     return content
 
@@ -377,7 +377,7 @@ def _data(recorded: Recorded, config: RunConfig) -> Finding:
 
 
 def _weights(recorded: Recorded, config: RunConfig) -> Finding:
-    brings = "--base-weights FOLDER, with those that it began with"
+    brings = "--base-weights FOLDER, with the weights that it began with"
     if names_place(config.model.start_from):
         place = config.model.start_from
         if not filesystem.is_folder(place):
@@ -395,7 +395,7 @@ def _weights(recorded: Recorded, config: RunConfig) -> Finding:
     ]
     shown = shown_path(config.model.base_weights)
     if other:
-        said = f"{shown} has others: {', '.join(other)}"
+        said = f"{shown} has different weights: {', '.join(other)}"
         return Finding("base weights", False, said, brings, stops=True)
     return Finding("base weights", True, shown)
 
@@ -405,15 +405,15 @@ def _code(recorded: Recorded) -> Finding:
     other = [step for step, then in recorded.code.items() if code_version(*_CODE[step]) != then]
     at = f"commit {there[:12]}" if there else "no commit recorded"
     if recorded.manifest.git_changed:
-        at += " with changes that nobody committed"
+        at += " with uncommitted changes"
     if not recorded.code:
         return Finding("code", None, f"no hashes were recorded; {at}")
     if not other:
-        return Finding("code", True, f"{at}; that of all steps has the same hash")
+        return Finding("code", True, f"{at}; the code of all steps has the same hash")
     here = git_commit()
     command = f"git checkout {there}" if there else ""
     if there and there == here:
-        # It is checked out, and one of both had changes.
+        # The commit is checked out, so one of the two had uncommitted changes.
         command = "git stash" if git_changed() else ""
     return Finding("code", False, f"{at}; other code in {', '.join(other)}", command, stops=True)
 
@@ -444,7 +444,7 @@ def _processor(manifest: ModelManifest) -> Finding:
     if manifest.processor == here:
         return Finding("processor", True, here)
     if gpus := manifest.processor.removeprefix(f"{here}, ").removeprefix(manifest.processor):
-        # Whether they are here, TensorFlow would have to be loaded to tell.
+        # Finding out whether they are here would take loading TensorFlow.
         return Finding("processor", None, f"{here}; then with {gpus}")
     return Finding("processor", False, f"{manifest.processor}; here {here}")
 
@@ -488,7 +488,7 @@ def _distance(
 
 
 def run(into: str) -> int:
-    """Does the run in a process of its own, on this terminal; returns its exit status."""
+    """Starts the run in a separate process, on this terminal; returns its exit status."""
     import sys
 
     command = [sys.executable, str(CHECKOUT / "runner_local.py")]

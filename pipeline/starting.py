@@ -1,8 +1,9 @@
-"""Which model a run's training starts from, looked up before anything starts.
+"""Looks up which model a run's training starts from, before anything starts.
 
 `latest_blessed` is the latest blessed model that was trained on other data than the run's: so a run
-with the same data starts from the same model as before, a second run has nothing to do, and other
-settings are another try from the same start. What counts as the data is the dataset's fingerprint.
+with the same data starts from the same model as before, a second run has nothing to do, and a run
+with other settings is another try from the same start. Data is compared by the dataset's
+fingerprint.
 """
 
 from __future__ import annotations
@@ -50,14 +51,13 @@ class Start:
     """The model that a training starts from.
 
     Attributes:
-        uri: Folder of the model's artifact; "" where it is the latest blessed one at the moment at
-            which the pipeline gets there, if there is any.
-        shown: What it is called, for people.
-        identity: Names what it holds, wherever the output folder lies.
-        properties: Custom properties by which its artifact is known for the same.
-        statistics: Folder of the statistics of the dataset that it was trained on; "" where they
-            are not known.
-        examples: Folder of that dataset itself; "" where it is not there any more.
+        uri: Folder of the model's artifact; "" for the latest blessed model, if any, when the
+            pipeline gets there.
+        shown: What messages call the model.
+        identity: Identifies the model's content, independent of the place of the output folder.
+        properties: Custom properties by which its artifact is recognised as the same.
+        statistics: Folder of the statistics of the dataset that it was trained on; "" if unknown.
+        examples: Folder of that dataset itself; "" if it no longer exists.
     """
 
     uri: str
@@ -69,7 +69,7 @@ class Start:
 
 
 AT_RUN_TIME = Start("", "the latest blessed model, if there is any then", LATEST_BLESSED)
-"""On Vertex, where ML Metadata is asked by the pipeline itself."""
+"""On Vertex, where the pipeline itself looks the model up in ML Metadata."""
 
 
 def find_start(
@@ -79,14 +79,14 @@ def find_start(
     store: metadata_store.MetadataStore,
     serving_dir: str,
 ) -> Start | None:
-    """What a local run's training starts from; `None` for the base weights.
+    """What the training of a local run starts from; `None` for the base weights.
 
     Args:
         config: All settings, resolved.
         base_model: The base weights, which the model must have been made from.
-        dataset_fingerprint: Of the dataset as it is now.
-        store: Of the output folder.
-        serving_dir: Where its releases are.
+        dataset_fingerprint: Fingerprint of the dataset as it is now.
+        store: ML Metadata of the output folder.
+        serving_dir: Where the releases are.
 
     Raises:
         ConfigError: There is no such model, its files are gone, or it does not fit.
@@ -100,7 +100,7 @@ def find_start(
         _check(config, uri, base_model)
         digest = content_digest(uri)
         start = Start(uri, f"the model in {uri}", digest, {CONTENT_DIGEST: digest})
-        # What an earlier run imported from there may be an artifact beside the one that was made.
+        # An earlier run may have imported the folder as a second artifact, beside the original.
         return models.with_dataset(start, *store.get_artifacts_by_uri(uri))
     if start_from == LATEST_BLESSED:
         made = models.made_with(dataset_fingerprint)
@@ -118,7 +118,7 @@ def find_start(
 def find_start_for_vertex(
     config: RunConfig, base_model: BaseModel, serving_dir: str
 ) -> Start | None:
-    """What a compiled pipeline's training starts from; `None` for the base weights.
+    """What the training of a compiled pipeline starts from; `None` for the base weights.
 
     Args:
         config: All settings, resolved.
@@ -141,24 +141,24 @@ def find_start_for_vertex(
     uri = _artifact_folder(start_from)
     _check(config, uri, base_model)
     manifest = filesystem.join(uri, EXPORT_NAME, MODEL_MANIFEST_NAME)
-    # All files of a model in a bucket would have to be fetched for a digest of them.
+    # A digest of the whole model would require fetching all its files from the bucket.
     digest = sha256_hex([filesystem.read_bytes(manifest)])
     return Start(uri, f"the model in {uri}", digest, {_MANIFEST_DIGEST: digest})
 
 
 def find_start_outside(config: RunConfig, base_model: BaseModel) -> str | None:
-    """The folder of the SavedModels that a training outside of a pipeline starts from, if any.
+    """The folder of the SavedModels that training outside a pipeline starts from, if any.
 
     Raises:
-        ConfigError: It is to be looked up among an output folder's, or as of `find_start`.
+        ConfigError: The setting needs an output folder to look it up; otherwise as `find_start`.
     """
     start_from = config.model.start_from
     if start_from == BASE:
         return None
     if not names_place(start_from):
         raise ConfigError(
-            f"model.start_from = {start_from!r} is impossible here, where no output folder says "
-            "what there is: give the folder of the model"
+            f"model.start_from = {start_from!r} is impossible here, because there is no output "
+            "folder to look it up in: give the folder of the model"
         )
     uri = _artifact_folder(start_from)
     _check(config, uri, base_model)
@@ -166,7 +166,7 @@ def find_start_outside(config: RunConfig, base_model: BaseModel) -> str | None:
 
 
 def told(start_from: str, start: Start | None, finds_dataset: bool = False) -> str:
-    """What a user should know of what training starts from; "" for the base weights as ever.
+    """What to tell the user about where training starts; "" for the base weights by default.
 
     Args:
         start_from: The setting.
@@ -179,32 +179,32 @@ def told(start_from: str, start: Start | None, finds_dataset: bool = False) -> s
             return said
         if not start.statistics:
             said += (
-                " Of the dataset that it was trained on there are no statistics here, so this one "
-                "is not searched for drift."
+                " There are no statistics here of the dataset that it was trained on, so this "
+                "dataset is not checked for drift."
             )
         elif not start.examples:
             said += (
-                " The dataset that it was trained on is not here any more: this one is compared "
-                "with its statistics alone, not in its words and rejected rows."
+                " The dataset that it was trained on is no longer here: this dataset is compared "
+                "only with its statistics, not with its words and rejected rows."
             )
         return said
     if start_from == BASE:
         return ""
     return (
-        "Training starts from the base weights: no model is blessed yet that was trained on other "
-        f"data (model.start_from: {start_from})."
+        "Training starts from the base weights: no model that was trained on other data is blessed "
+        f"yet (model.start_from: {start_from})."
     )
 
 
 class _Models:
-    """The models that a store knows."""
+    """The models in a store."""
 
     def __init__(self, store: metadata_store.MetadataStore) -> None:
         self._store = store
         self._live = {a.id: a for a in _of_type(store, _MODEL) if _live(a)}
 
     def blessed(self) -> list[mlmd.Artifact]:
-        """Those that are there and blessed, the latest last."""
+        """Blessed models that still exist, the latest last."""
         ids = {
             properties["current_model_id"].int_value
             for blessing in _of_type(self._store, _BLESSING)
@@ -216,7 +216,7 @@ class _Models:
         return [self._live[i] for i in sorted(ids.intersection(self._live))]
 
     def made_with(self, dataset_fingerprint: str) -> set[int]:
-        """Ids of those that a run with this content of the dataset made, or found in the cache."""
+        """Ids of models that runs on a dataset with this content made, or found in the cache."""
         runs = {
             context.id
             for execution in self._store.get_executions()
@@ -226,12 +226,12 @@ class _Models:
         }
         steps = {e.id for run in runs for e in self._store.get_executions_by_context(run)}
         events = list(self._events(steps))
-        # What an importer leaves was started from.
+        # Outputs of an importer, which has no inputs, are models that a training started from.
         taking = {e.execution_id for e in events if e.type in _INPUTS}
         return {e.artifact_id for e in events if e.type in _OUTPUTS and e.execution_id in taking}
 
     def of_release(self, version: str, serving_dir: str) -> mlmd.Artifact:
-        """The model of a release of a serving directory; raises a `ConfigError` without one."""
+        """The model of a release in a serving directory; raises a `ConfigError` without one."""
         pushed = [
             a
             for a in _of_type(self._store, _PUSHED)
@@ -254,16 +254,16 @@ class _Models:
         found = [self._live[i] for i in sorted(models) if i in self._live]
         if not found:
             raise ConfigError(
-                f"model.start_from = {RELEASE}{version} is impossible: the model that it was "
-                "pushed from is gone; start from another release, or from base"
+                f"model.start_from = {RELEASE}{version} is impossible: the model that was pushed "
+                "as this release is gone; start from another release, or from base"
             )
         return found[-1]
 
     def with_dataset(self, start: Start, *models: mlmd.Artifact) -> Start:
-        """A start with where the dataset of its model, and the statistics of that, are."""
+        """Adds to a start where the dataset of its model and the dataset's statistics are."""
         latents = self._given([model.id for model in models], _EXAMPLES)
         datasets = self._given(latents, _EXAMPLES)
-        # Latest first: what was made again, by other code, is the one to go by.
+        # Latest first: if other code made the dataset again, the latest one counts.
         for dataset in sorted(datasets, reverse=True):
             taking = {
                 e.execution_id
@@ -287,7 +287,7 @@ class _Models:
         return start
 
     def _given(self, artifacts: Iterable[int], kind: str) -> list[int]:
-        """What was given, of a type, to the steps that made some artifacts."""
+        """Inputs, of a type, of the steps that made the given artifacts."""
         ids = list(artifacts)
         events = self._store.get_events_by_artifact_ids(ids) if ids else ()
         steps = {e.execution_id for e in events if e.type in _OUTPUTS}
@@ -296,7 +296,7 @@ class _Models:
         return [a.id for a in found if a.type == kind]
 
     def shown(self, model: mlmd.Artifact) -> str:
-        """What people call a model."""
+        """What messages call a model."""
         steps = {
             e.execution_id
             for e in self._store.get_events_by_artifact_ids([model.id])
@@ -316,7 +316,7 @@ class _Models:
 
 
 def _check(config: RunConfig, uri: str, base_model: BaseModel) -> None:
-    """Raises a `ConfigError` where the model of an artifact cannot be started from."""
+    """Raises a `ConfigError` if training cannot start from the model of an artifact."""
     from trainer.weights.starting_model import StartingModel
 
     try:
@@ -335,7 +335,7 @@ def _artifact_folder(place: str) -> str:
 
 
 def _pushed_from(version: str, serving_dir: str) -> str:
-    """Folder of the artifact of the model of a release, as the release says."""
+    """Folder of the model artifact that a release was pushed from, as the release says."""
     path = filesystem.join(serving_dir, RELEASES, f"{version}.json")
     if not filesystem.is_file(path):
         raise _no_release(version, serving_dir)
@@ -378,5 +378,5 @@ def _of_type(store: metadata_store.MetadataStore, kind: str) -> list[mlmd.Artifa
 
 
 def _text(properties: Any, name: str) -> str:
-    # A protobuf map gains an entry when it is read at a key that it lacks; a dict does not.
+    # Reading a missing key adds it to a protobuf map; not so to a dict.
     return str(dict(properties).get(name, mlmd.Value()).string_value)

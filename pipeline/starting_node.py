@@ -1,4 +1,4 @@
-"""The nodes of the pipeline that have the model which training starts from, and its dataset."""
+"""Pipeline nodes for the model that training starts from, and for its dataset."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ STATISTICS_NODE, DATASET_NODE = "StartingStatistics", "StartingDataset"
 def starting_node(start: Start) -> BaseNode:
     """Finds the model that training starts from; its output `model` may be empty on Vertex.
 
-    What the same ML Metadata knows already is that artifact, so that the lineage goes on in it.
+    If the same ML Metadata already knows the model, its artifact is used, so that the lineage
+    continues.
 
     Args:
-        start: What was found before the pipeline starts, or that it is to be looked up then.
+        start: What was found before the pipeline starts, or that the pipeline is to look it up.
     """
     if start.uri:
         return Importer(
@@ -43,7 +44,7 @@ def starting_node(start: Start) -> BaseNode:
 
 
 def starting_statistics_node(start: Start) -> BaseNode | None:
-    """Has the statistics of the dataset that the model was trained on; `None` where none are known.
+    """Imports the statistics of the dataset that the model was trained on; `None` if unknown.
 
     Args:
         start: What was found before the pipeline starts.
@@ -56,7 +57,7 @@ def starting_statistics_node(start: Start) -> BaseNode | None:
 
 
 def starting_dataset_node(start: Start) -> BaseNode | None:
-    """Has that dataset; `None` where it is not there any more.
+    """Imports the dataset that the model was trained on; `None` if it no longer exists.
 
     Args:
         start: What was found before the pipeline starts.

@@ -1,4 +1,4 @@
-"""The last screen of a run: what came out, where it is, what to do next."""
+"""The last screen of a run: the results, where they are, what to do next."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RUNNER = "runner_local.py"
 _REPORT_TYPE = "components.EvaluationReport"
 _DATASET_REPORT_TYPE = "components.DatasetReport"
 _WITHDRAWN_REPORT_TYPE = "components.WithdrawnReport"
-# As `pipeline.class_pictures` calls the step; its import would take TFX's seconds.
+# The name in `pipeline.class_pictures`, whose import would load TFX, which takes seconds.
 _CLASS_PICTURES = "ClassPictures"
 _SEARCH_PAGE = "tuning.html"
 _REJECTS_TYPE = "components.RejectedRows"
@@ -44,30 +44,31 @@ _REJECTS_TYPE = "components.RejectedRows"
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """What a run produced, or took from the cache; `None` for what it has none of.
+    """What a run produced, or took from the cache; `None` for what it did not produce.
 
     Attributes:
         loss: Held-out loss of the fine-tuned model.
-        loss_baseline: Held-out loss of what it was compared with.
-        baseline: What that was.
+        loss_baseline: Held-out loss of the baseline.
+        baseline: What the baseline was.
         blessed: Whether the evaluation found the model good enough to push.
-        unsure: Whether it could not be told.
-        reasons: Why it did not, or could not.
+        unsure: Whether the evaluation could not decide.
+        reasons: Why the model is not good enough, or why the evaluation could not decide.
         model: Folder of the model.
         refusal: Why the pusher pushed nothing.
         version: Version in the serving directory.
         model_run: Folder with the TensorBoard logs.
         report: Folder with the report's files.
         search: Folder with the page about the search for hyperparameters.
-        found: What that has found, in words.
+        found: What the search found, in words.
         dataset_report: Folder with the page about the dataset.
-        withdrawn_report: Folder with the page about what was taken out of it.
-        rejected: Rows of the dataset that were set aside.
-        rejects: Folder with the list of them.
+        withdrawn_report: Folder with the page about what was taken out of the dataset.
+        rejected: Number of rows of the dataset that were set aside.
+        rejects: Folder with the list of these rows.
         run: Name of the run in ML Metadata.
-        folders: Of all that it left or took from the cache.
-        training_id: Names the training of the model.
-        machine_hours: For how long it had which machines of its own, in words; `None` for none.
+        folders: Folders of everything that it left or took from the cache.
+        training_id: Id of the training of the model.
+        machine_hours: Which extra machines training had, and for how long, in words; `None` for
+            none.
     """
 
     loss: float | None
@@ -159,7 +160,7 @@ def read_result(store: metadata_store.MetadataStore, execution_ids: Iterable[int
 
 
 def _of_class(store: metadata_store.MetadataStore, execution_ids: Iterable[int]) -> Iterator[int]:
-    """Ids of executions that read class pictures: what they leave says nothing of the dataset."""
+    """Ids of executions that read class pictures: their outputs are not about the dataset."""
     for execution_id in execution_ids:
         contexts = store.get_contexts_by_execution(execution_id)
         if any(c.type == "node" and c.name.endswith(f".{_CLASS_PICTURES}") for c in contexts):
@@ -190,7 +191,7 @@ def copy_reports(result: RunResult, output: str) -> Path:
 
 
 def _fill_in_release(page: Path, result: RunResult) -> None:
-    """Names the release on a model's page, which was written before it was pushed."""
+    """Fills in the release on a model's page, which was written before the push."""
     release = result.version or (result.refusal and f"none: {result.refusal}")
     if release:
         text = page.read_text("utf-8")
@@ -208,10 +209,10 @@ def last_screen(
 
     Args:
         config: The run's settings.
-        result: What came out.
-        serving_dir: Where that was pushed to.
+        result: What the run produced.
+        serving_dir: Where the model was pushed to.
         log_path: The run's log.
-        argv: The run's command line, which what is advised goes on with.
+        argv: The run's command line, on which suggested commands are based.
     """
     rows: list[tuple[str, str]] = []
     if result.loss is not None and result.loss_baseline is not None:
@@ -283,7 +284,7 @@ def last_screen(
 
 
 def lineage_commands(output: str, run: str, version: str | None = None) -> list[tuple[str, str]]:
-    """What to type to see where a run's outputs come from: labels and commands."""
+    """Commands that show where a run's outputs come from: labels and commands."""
     page = f"http://localhost:{DEFAULT_PORT}"
     if version is None:
         question, page = ["run", run], f"{page}/run/{urllib.parse.quote(run)}"
@@ -304,7 +305,7 @@ def _is_default(output: str) -> bool:
 
 
 def _disk_text(result: RunResult, output: str, serving_dir: str) -> str:
-    """What a run takes on the disk, and its output folder with all runs."""
+    """Disk space of a run, and of its output folder with all runs."""
     folders = [*result.folders]
     if result.training_id:
         folders.append(os.path.join(output, "checkpoints", result.training_id))
@@ -315,7 +316,7 @@ def _disk_text(result: RunResult, output: str, serving_dir: str) -> str:
 
 
 def pushed_text(result: RunResult, serving_dir: str) -> str:
-    """The version that was pushed, or why there is none."""
+    """The version that was pushed, or why none was."""
     first, *others = result.reasons or ("the model is not blessed",)
     unsure = f"unsure: {first}" if result.unsure else ""
     if result.version is not None:
@@ -328,19 +329,19 @@ def pushed_text(result: RunResult, serving_dir: str) -> str:
 
 
 def _goes_on_from(model: str | None, output: str) -> int | None:
-    """The step that a longer training goes on from; `None` where it begins anew."""
+    """The step that a longer training would continue from; `None` if it would start anew."""
     if model is None:
         return None
     manifest = ModelManifest.find(os.path.join(model, EXPORT_NAME))
     if manifest is None or manifest.training_id is None:
         return None
-    # A clean-up after the run may have removed what it would go on from.
+    # A clean-up after the run may have removed the checkpoints.
     there = os.path.isdir(os.path.join(output, "checkpoints", manifest.training_id))
     return manifest.goes_on_from if there else None
 
 
 def _first_prompt(config: RunConfig, model_run: str | None) -> str:
-    """What the run drew a picture of."""
+    """A prompt that the run drew a picture of."""
     drawn: list[str] = []
     path = Path(model_run or "") / "validation" / "prompts.json"
     if path.is_file():

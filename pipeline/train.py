@@ -1,6 +1,6 @@
-"""Trains on latents that are there, outside a pipeline: `python -m pipeline.train --help`.
+"""Trains on existing latents, outside a pipeline: `python -m pipeline.train --help`.
 
-On a cluster, the same command on every machine; `TF_CONFIG` says which one it is.
+On a cluster, run the same command on every machine; `TF_CONFIG` says which machine it is.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def command() -> command_line.Parser:
     parser.add_argument(
         "--class-latents",
         metavar="FOLDER",
-        help="such a folder of class pictures, where prior.caption says what is on them",
+        help="folder with the latents of class pictures, if prior.caption says what is on them",
     )
     parser.add_argument(
         "--output",
@@ -91,7 +91,7 @@ def _train(
                 **settings.training.run_parameters,
                 **({CLASS_LATENTS: class_latents} if class_latents else {}),
             },
-            # None is its own default.
+            # None is the default.
             base_model=start,  # type: ignore[arg-type]
             serving_model_dir=f"{output}/model/Format-Serving",
             model_run_dir=f"{output}/model_run",

@@ -1,4 +1,4 @@
-"""From the configuration to all that the Trainer is told."""
+"""Turns the configuration into the settings of the Trainer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from trainer.weights.base_model import BaseModel
 def trainer_settings(
     config: RunConfig, base_model: BaseModel, checkpoint_dir: str
 ) -> TrainerSettings:
-    """What `trainer.run_fn` is told.
+    """The settings that `trainer.run_fn` gets.
 
     Args:
         config: All settings.
-        base_model: What training starts from.
+        base_model: The base weights.
         checkpoint_dir: Folder for the checkpoints of all runs.
     """
     trained = trained_preset(config, base_model)
@@ -34,7 +34,7 @@ def trainer_settings(
         export_weights=config.model.export_weights,
         compute=config.model.compute,
         image_to_image=config.serving.image_to_image,
-        # What is as ever is not told, so that a run is what it was before there was a choice.
+        # Usual values are left out, so that such a run stays the same as before there was a choice.
         prediction=None if trained.prediction == usual.prediction else trained.prediction,
         zero_terminal_snr=(
             None

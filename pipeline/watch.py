@@ -1,8 +1,8 @@
-"""A run whenever the dataset's content has changed: `runner_local.py --watch 15m`.
+"""Runs the pipeline whenever the dataset's content changes: `runner_local.py --watch 15m`.
 
-A change is waited with until two looks have found the same, so that nobody trains on files that are
-still being written. Runs are processes of their own: this one stays small, and what it runs is
-today's code.
+After a change, a run starts only once two looks in a row find the same content, so that it does not
+train on files that are still being written. Runs are separate processes: this one stays small, and
+each run uses the code as it is then.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _SHOWN_DIGITS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a run.
+    """The outcome of a run.
 
     Attributes:
         done: Whether it ended well.
-        text: What came out, or why it failed, in a line.
+        text: The result, or why the run failed, in a line.
     """
 
     done: bool
@@ -45,22 +45,22 @@ class Outcome:
 
 
 def parse_interval(text: str) -> float:
-    """Seconds of a time such as `90s`, `15m`, `2h` or `1d`.
+    """Converts a time such as `90s`, `15m`, `2h` or `1d` to seconds.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The text is not such a time.
     """
     found = _INTERVAL.fullmatch(text)
     if not found or not int(found[1]):
         raise ConfigError(
-            f"--watch {redacted(repr(text))} is impossible: it must be a time between two looks at "
-            "the dataset, such as 90s, 15m, 2h or 1d"
+            f"--watch {redacted(repr(text))} is impossible: it must be the time between two looks "
+            "at the dataset, such as 90s, 15m, 2h or 1d"
         )
     return float(int(found[1]) * _SECONDS[found[2]])
 
 
 class Watcher:
-    """Looks at a dataset again and again, and decides."""
+    """Looks at a dataset repeatedly and decides when to run."""
 
     def __init__(
         self,
@@ -72,16 +72,16 @@ class Watcher:
         say: Callable[[str], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Has looked at nothing yet.
+        """Starts without having looked at anything.
 
         Args:
-            look: Gives the fingerprint of what there is; raises a `UserError` or an `OSError` where
-                it cannot.
-            run: Does a run.
+            look: Returns the fingerprint of the dataset; raises a `UserError` or an `OSError` if it
+                cannot.
+            run: Runs the pipeline.
             interval: Seconds between two looks.
-            busy: Gives why no run can be started now; "" where one can.
-            say: Is told every decision, in a line.
-            clock: Gives the time, in seconds since 1970.
+            busy: Returns why no run can start now; "" if one can.
+            say: Called with every decision, in a line.
+            clock: Returns the time, in seconds since 1970.
         """
         self._look, self._run, self._busy, self._clock = look, run, busy, clock
         self._interval, self._tell = interval, say
@@ -90,13 +90,13 @@ class Watcher:
         self._failures = 0
 
     def watch(self, sleep: Callable[[float], object] = time.sleep) -> NoReturn:
-        """Goes on until it is interrupted."""
+        """Watches until it is interrupted."""
         while True:
             self.decide()
             sleep(self._interval)
 
     def decide(self) -> None:
-        """One look, and what follows from it."""
+        """Looks once, and acts on it."""
         now = self._clock()
         later = f"the next look is at {_moment(now + self._interval, now)}"
         try:
@@ -114,11 +114,11 @@ class Watcher:
             self._say(f"{new}: a run begins when the next look finds the same; {later}")
         elif found == self._failed and now < self._not_before:
             again = _moment(self._not_before, now)
-            self._say(f"unchanged since a run failed, {self._times()}: tried again at {again}")
+            self._say(f"unchanged since a run failed {self._times()}: next try at {again}")
         elif reason := self._busy():
             self._say(f"{new}, but {reason}; {later}")
         else:
-            self._start(found, f"{new}" if found != self._failed else "tried again")
+            self._start(found, f"{new}" if found != self._failed else "trying again")
 
     def _start(self, found: str, why: str) -> None:
         self._say(f"{why}: a run begins")
@@ -136,8 +136,8 @@ class Watcher:
         pause = min(self._interval * 2**self._failures, max(self._interval, _LONGEST_PAUSE))
         self._not_before = now + pause
         self._say(
-            f"the run failed after {took}, {self._times()}: {outcome.text}; tried again at "
-            f"{_moment(self._not_before, now)}, or when there is other content"
+            f"the run failed after {took}, {self._times()}: {outcome.text}; next try at "
+            f"{_moment(self._not_before, now)}, or when the content changes"
         )
 
     def _times(self) -> str:
@@ -149,18 +149,18 @@ class Watcher:
 
 
 def run_process(command: Sequence[str], output: str) -> Outcome:
-    """Does a run in a process of its own; a signal to end is handed on to it, and waited for.
+    """Runs the pipeline in a separate process; passes signals to end on to it, and waits.
 
     Args:
         command: The command line.
-        output: The run's output folder, whose ML Metadata says what came out.
+        output: The run's output folder, whose ML Metadata has the result.
     """
     since = time.time()
     with tempfile.TemporaryFile() as errors:
         process: subprocess.Popen[bytes] | None = None
         try:
             with interruption.signals_wait():
-                # In a session of its own: Ctrl-C of a terminal would reach it twice.
+                # In its own session: otherwise Ctrl-C in a terminal would reach it twice.
                 process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -187,7 +187,7 @@ def run_process(command: Sequence[str], output: str) -> Outcome:
 
 
 def in_use(output: str) -> str:
-    """Why no run can be started in an output folder now; "" where one can."""
+    """Why no run can start in an output folder now; "" if one can."""
     try:
         holder = lock_holder(Path(output))
     except OSError:
@@ -196,10 +196,10 @@ def in_use(output: str) -> str:
 
 
 def _result(output: str, since: float) -> str:
-    """What the run since then came to."""
+    """The result of the run since then."""
     latest = _latest(output, since)
     if latest is None:
-        return "nothing was to be done"
+        return "there was nothing to do"
     run, _ = latest
     if run.status is RunStatus.CACHED:
         return "every step was up to date"
@@ -209,14 +209,14 @@ def _result(output: str, since: float) -> str:
 
 
 def _failure(output: str, since: float) -> str:
-    """Which step of the run since then failed, and why; "" where none did."""
+    """Which step of the run since then failed, and why; "" if none did."""
     _, steps = _latest(output, since) or (None, [])
     failed = [step for step in steps if step.error.strip()]
     return f"{failed[-1].node}: {_one_line(failed[-1].error)}" if failed else ""
 
 
 def _latest(output: str, since: float) -> tuple[Run, list[Execution]] | None:
-    """The latest run that is recorded and its steps, if it began after a moment."""
+    """The latest recorded run and its steps, if it began after `since`."""
     try:
         with locate(output).open() as store:
             run = store.find_run("latest")
@@ -233,6 +233,6 @@ def _one_line(error: object) -> str:
 
 
 def _moment(then: float, now: float) -> str:
-    """A time, with its day where that is not today's."""
+    """A time, with the date unless it is today's."""
     moment, today = (datetime.datetime.fromtimestamp(seconds) for seconds in (then, now))
     return f"{moment:%H:%M:%S}" if moment.date() == today.date() else f"{moment:%Y-%m-%d %H:%M:%S}"

@@ -1,7 +1,7 @@
-"""What recorded models know of what is withdrawn, looked up before anything starts.
+"""Looks up which recorded models have learned from withdrawn rows, before anything starts.
 
-A run that starts from a model which knows it would hand it on: it is refused unless it is asked
-for. That nobody can tell what a model was trained on is no reason to take it for one that does not.
+A run that starts from such a model would pass on what it has learned: the run is refused unless the
+settings allow it. If it is unknown what a model was trained on, the model counts as one of these.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from storage.withdrawn import Entry, KnowingRelease, KnownBy, read_list
 
 _MODEL = "Model"
 _SHOWN = 3
-_UNKNOWN = "nobody can tell here what it was trained on"
+_UNKNOWN = "it is unknown here what it was trained on"
 
 
 def look_up(
     config: RunConfig, start: Start | None, place: str, roots: Sequence[str]
 ) -> KnownBy | None:
-    """Which releases know what is withdrawn; `None` where nothing is.
+    """Finds the releases that have learned from withdrawn rows; `None` if nothing is withdrawn.
 
     Args:
         config: All settings, resolved.
         start: What training starts from; `None`: the base weights.
-        place: Where the lineage is: an output folder, or as `vertex_place` says; "" where there is
-            none.
+        place: Where the lineage is: an output folder, or what `vertex_place` returns; "" if there
+            is none.
         roots: Folders whose files may be read.
 
     Raises:
-        ConfigError: Training starts from a model that knows it, or of which that cannot be told,
-            and `model.allow_withdrawn` is not set.
+        ConfigError: Training starts from a model that has, or may have, learned from withdrawn
+            rows, and `model.allow_withdrawn` is not set.
     """
     if config.dataset.withdrawn is None:
         return None
@@ -49,7 +49,7 @@ def look_up(
         if not place:
             raise LineageError("there is no lineage to ask here")
         if os.path.isdir(place) and not os.path.exists(os.path.join(place, DATABASE_NAME)):
-            # The first run of an output folder.
+            # The first run in an output folder.
             if start is not None and start.uri:
                 _check(config, start, [_UNKNOWN], "")
             return KnownBy()
@@ -86,22 +86,22 @@ def vertex_place(vertex: VertexConfig) -> str:
 
 
 def told(config: RunConfig, start: Start | None, known_by: KnownBy | None) -> str:
-    """What a user should know of what is withdrawn; "" where nothing is."""
+    """What to tell the user about withdrawn rows; "" if nothing is withdrawn."""
     if known_by is None or config.dataset.withdrawn is None:
         return ""
     count = len(read_list(config.dataset.withdrawn).entries)
     said = f"dataset.withdrawn lists {count:,} {'entry' if count == 1 else 'entries'}; "
     if known_by.problem:
-        said += f"which releases know of them cannot be told: {known_by.problem}."
+        said += f"it is unknown which releases have learned from them: {known_by.problem}."
     elif known_by.releases:
-        said += f"known to {_listed(r.version for r in known_by.releases)}."
+        said += f"learned by {_listed(r.version for r in known_by.releases)}."
     else:
-        said += "no release is known to know of them."
+        said += "no release is known to have learned from them."
     if known_by.untold:
-        said += f" Of {_listed(known_by.untold)} nobody can tell."
+        said += f" Unknown for {_listed(known_by.untold)}."
     if start is not None and config.model.allow_withdrawn:
         said += (
-            f" Training starts from {start.shown} whether or not it knows them "
+            f" Training starts from {start.shown} whether or not it has learned from them "
             "(model.allow_withdrawn)."
         )
     return said
@@ -110,18 +110,18 @@ def told(config: RunConfig, start: Start | None, known_by: KnownBy | None) -> st
 def _check(config: RunConfig, start: Start, reasons: Sequence[str], ignorant: str) -> None:
     if not reasons or config.model.allow_withdrawn:
         return
-    other = f"from release:{ignorant}, which knows none of it, or " if ignorant else ""
+    other = f"from release:{ignorant}, which has not learned from it, or " if ignorant else ""
     raise ConfigError(
-        f"model.start_from = {config.model.start_from!r} is refused: of {start.shown}, "
+        f"model.start_from = {config.model.start_from!r} is refused: for {start.shown}, "
         f"{'; '.join(reasons)}. Start {other}from base, or allow it with --allow-withdrawn true"
     )
 
 
 def _reasons(store: Store, start: Start, found: Rows, entries: Sequence[Entry]) -> list[str]:
-    """Why a model is not to be started from, if there is a reason."""
+    """Why training must not start from a model, if there are reasons."""
     models = _models(store, start)
     if not models:
-        # Without a blessed model, it would be the base weights.
+        # Without a blessed model, training starts from the base weights.
         return [_UNKNOWN] if start.uri else []
     reasons: dict[str, None] = {}
     for model in models:
@@ -132,7 +132,7 @@ def _reasons(store: Store, start: Start, found: Rows, entries: Sequence[Entry]) 
             datasets = " and ".join(
                 f"artifact {number} ({found.unread[number]})" for number in what.unread
             )
-            reasons[f"nobody can tell any more what was in {datasets}"] = None
+            reasons[f"it is no longer known what was in {datasets}"] = None
     return list(reasons)
 
 
@@ -148,9 +148,9 @@ def _knows(what: Knowing, found: Rows, entries: Sequence[Entry]) -> str:
 
 
 def _models(store: Store, start: Start) -> list[Artifact]:
-    """The artifacts that stand for a model in the store, as what made it left them."""
+    """The artifacts of a model in the store, as left by the step that made it."""
     if not start.uri:
-        # The latest blessed one: what was pushed last, as far as can be told before the run.
+        # The latest blessed model: the last one pushed, as far as is known before the run.
         pushed = [*_released(store).values()][-1:]
         return [model for one in pushed if (model := model_of(store, one)) is not None]
     ids = set(store.artifacts_with_uri(start.uri))
@@ -158,7 +158,7 @@ def _models(store: Store, start: Start) -> list[Artifact]:
         ids |= set(store.artifacts_with(CONTENT_DIGEST, start.properties[CONTENT_DIGEST]))
     ids &= set(store.artifacts_of_type(_MODEL))
     makers = {artifact: store.graph.maker(artifact) for artifact in ids}
-    # What an importer leaves says nothing of what it was made of.
+    # An importer's artifact has no record of what the model was made from.
     return store.artifacts(
         artifact
         for artifact, maker in sorted(makers.items())
@@ -172,8 +172,8 @@ def _opened(place: str) -> Iterator[Store]:
         with locate(place).open() as store:
             yield store
         return
-    # `locate` looks who holds the folder's lock, and a process that closes a file gives up every
-    # lock that it has there itself.
+    # `locate` opens the lock file to see who holds the lock, and a process that closes a file gives
+    # up all its own locks on it.
     with database.open_sqlite(os.path.join(place, DATABASE_NAME)) as tables:
         yield Store(tables)
 

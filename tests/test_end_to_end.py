@@ -419,7 +419,7 @@ def test_what_a_release_takes_to_be_made_again_is_said(
     (other / "train.parquet").unlink()
     done = reproduce(pipeline, "--dataset", str(other))
     assert done.returncode == 2
-    assert "Nothing was run: data is not as then. --anyway" in done.stdout
+    assert "Nothing was run: data is not the same as then. --anyway" in done.stdout
     assert "--dataset FOLDER, with the data as it was" in done.stdout
 
 
@@ -702,7 +702,7 @@ def test_every_week_goes_on_from_the_week_before(project: Path, tmp_path: Path) 
             [*command, *arguments], cwd=project, capture_output=True, text=True, check=True
         ).stdout
 
-    assert "starts from the base weights: no model is blessed yet" in week(60)
+    assert "starts from the base weights: no model that was trained" in week(60)
     said = week(75)
     found = re.search(r"Training starts from release 1, model (\d+) \(model.start_from", said)
     assert found is not None

@@ -1,8 +1,8 @@
 """The one configuration tree.
 
-`pipeline/default.yaml` says what every key means and holds every default. A file of the user's
-and then the command line's flags are laid over it, key by key; what results is validated whole
-and frozen, with nothing left open. Importing this package imports no TensorFlow.
+`pipeline/default.yaml` documents every key and holds every default. A user's file and then the
+flags of the command line override it, key by key; the result is validated as a whole and frozen,
+with nothing left open. Importing this package does not import TensorFlow.
 """
 
 from pipeline.config.checks import prompt_notes

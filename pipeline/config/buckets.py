@@ -1,4 +1,4 @@
-"""From the settings of a model to the limits of its buckets."""
+"""Turns the settings of a model into the limits of its buckets."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from trainer.data.buckets import BucketLimits
 from trainer.presets import Preset
 
 BUCKET_LIMITS = tuple(field.name for field in dataclasses.fields(BucketLimits))
-"""What limits them; in the section `model`, `bucket_` stands before these."""
+"""Names of the limits; in the section `model`, they have the prefix `bucket_`."""
 
 
 def bucket_limits(model: ModelConfig, preset: Preset) -> BucketLimits | None:
-    """The limits that pictures are brought to buckets by; `None`: they are brought to a square.
+    """The limits for sorting pictures into buckets; `None`: pictures become squares.
 
     Args:
-        model: Its settings.
-        preset: The one that it names.
+        model: Settings of the model.
+        preset: The preset that they name.
 
     Raises:
-        ImpossibleLimitError: There can be no such buckets.
+        ImpossibleLimitError: The limits allow no buckets.
     """
     if not model.buckets:
         return None

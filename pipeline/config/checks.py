@@ -1,4 +1,4 @@
-"""What must hold between keys, and between a key and what it names."""
+"""Checks between keys, and between a key and what it names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from trainer.training_config import ResolvedTrainingConfig
 
 
 def check_preset(given: Given) -> Preset:
-    """The preset that is named; raises a `ConfigError` where there is none of that name."""
+    """The preset of the given name; raises a `ConfigError` if there is none."""
     if not isinstance(given.value, str) or given.value not in preset_names():
         raise ConfigError(
             f"{given} is not a preset: choose one of {listed(preset_names(), given.value)}"
@@ -40,12 +40,12 @@ def check_preset(given: Given) -> Preset:
 
 
 def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Given]) -> None:
-    """Raises a `ConfigError` where keys, each possible, are not so together.
+    """Raises a `ConfigError` if keys that are each possible contradict each other.
 
     Args:
-        config: What was made of `given`, its local paths absolute.
-        preset: The one that `config` names.
-        given: What the keys were given, for the messages.
+        config: The tree made from `given`, with absolute local paths.
+        preset: The preset that `config` names.
+        given: The value and origin of every key, for messages.
     """
     _check_output(config.output, given["output"])
     try:
@@ -68,7 +68,7 @@ def check_across_keys(config: RunConfig, preset: Preset, given: Mapping[str, Giv
     if config.serving.sign_key is not None and config.serving.sign_key_env is not None:
         raise ConfigError(
             f"{given['serving.sign_key']} is impossible with serving.sign_key_env: both name a "
-            "key, give one of them"
+            "key; give only one of them"
         )
     if (config.serving.c2pa_certificate is None) != (config.serving.c2pa_key_env is None):
         raise ConfigError(
@@ -92,33 +92,33 @@ def _check_prior(config: RunConfig, given: Mapping[str, Given]) -> None:
         for name in ("folder", "max_distance"):
             if getattr(prior, name) is not None:
                 raise ConfigError(
-                    f"{given[f'prior.{name}']} is impossible without prior.caption: say what is on "
-                    "pictures of the class, such as --prior 'a photo of a dog'"
+                    f"{given[f'prior.{name}']} is impossible without prior.caption: say what "
+                    "pictures of the class show, such as --prior 'a photo of a dog'"
                 )
         return
     if is_blank(prior.caption):
         raise ConfigError(
-            f"{given['prior.caption']} is impossible: it must say what is on pictures of the "
-            "class, such as 'a photo of a dog'"
+            f"{given['prior.caption']} is impossible: it must say what pictures of the class show, "
+            "such as 'a photo of a dog'"
         )
     if config.dataset.caption is not None and (
         prior.plain_caption == plain(config.dataset.caption).strip()
     ):
         raise ConfigError(
-            f"{given['prior.caption']} is impossible: it is dataset.caption, too, and must leave "
-            "out what the subject is called, such as sks, or the class would be taught to be it"
+            f"{given['prior.caption']} is impossible: it equals dataset.caption, but must leave "
+            "out the subject's name, such as sks, or the model learns that name for the whole class"
         )
     if config.model.buckets:
         raise ConfigError(
             f"{given['prior.caption']} is impossible with model.buckets = true: class pictures are "
-            "squares, and so must be those beside them in a batch: leave one of both out"
+            "squares, and so must be all pictures in their batch; use only one of the two"
         )
     if any(map(is_blank, prior.scenes)):
-        raise ConfigError(f"{given['prior.scenes']} is impossible: one of them is empty")
+        raise ConfigError(f"{given['prior.scenes']} is impossible: one of the scenes is empty")
     if prior.num_compared == 1 or (prior.max_distance is not None and not prior.num_compared):
         raise ConfigError(
-            f"{given['prior.num_compared']} is impossible: it must be at least 2, as a distance is "
-            "measured by that of two pictures, or 0 without prior.max_distance for none"
+            f"{given['prior.num_compared']} is impossible: it must be at least 2, as distances are "
+            "relative to that between two pictures, or 0 without prior.max_distance to draw none"
         )
 
 
@@ -128,7 +128,7 @@ def _check_buckets(model: ModelConfig, preset: Preset, given: Mapping[str, Given
             if getattr(model, f"bucket_{name}") is not None:
                 raise ConfigError(
                     f"{given[f'model.bucket_{name}']} is impossible with model.buckets = false: "
-                    "set that to true, or this to null"
+                    "set model.buckets to true, or this to null"
                 )
     try:
         bucket_limits(model, preset)
@@ -138,7 +138,7 @@ def _check_buckets(model: ModelConfig, preset: Preset, given: Mapping[str, Given
 
 
 def _check_remembering(evaluation: EvaluationConfig, given: Mapping[str, Given]) -> None:
-    """Nothing can be refused for what nobody looks for."""
+    """A limit needs the measurement that it applies to."""
     for limit, number, what in (
         ("max_memorization_gap", "num_training_pictures", "no training pictures are scored"),
         ("max_copies", "num_training_samples", "no pictures are drawn for training captions"),
@@ -151,28 +151,28 @@ def _check_remembering(evaluation: EvaluationConfig, given: Mapping[str, Given])
 
 def _check_captions(dataset: DatasetConfig, given: Mapping[str, Given]) -> None:
     if dataset.caption_template is not None:
-        # The tokenizer is not needed without one.
+        # Without a template, the tokenizer is not needed.
         from components.caption_example_gen.captions import CaptionTemplate
 
         try:
             CaptionTemplate.parse(dataset.caption_template)
         except ValueError as error:
             raise ConfigError(
-                f"{given['dataset.caption_template']} is no template: {error}"
+                f"{given['dataset.caption_template']} is not a template: {error}"
             ) from None
     if dataset.tag_dropout and not dataset.tag_shuffle:
         raise ConfigError(
-            f"{given['dataset.tag_dropout']} is impossible with dataset.tag_shuffle = 0: say how "
-            "many variants of a caption there are to be, such as 8"
+            f"{given['dataset.tag_dropout']} is impossible with dataset.tag_shuffle = 0: set "
+            "dataset.tag_shuffle to the number of variants of a caption, such as 8"
         )
 
 
 def prompt_notes(config: RunConfig) -> Iterator[str]:
-    """For each validation prompt that is longer than the text encoder reads, what it loses."""
-    # A third of a second, which no other prompt needs.
+    """For each validation prompt that is too long for the text encoder, says what it loses."""
+    # The tokenizer takes a third of a second, so it is used only if necessary.
     word = new_word_of(config.word)
     for prompt in config.validation.prompts or ():
-        # A word of several vectors has fewer letters than tokens, perhaps.
+        # A word with several vectors may have more tokens than letters.
         if word is None and not may_be_cut(prompt):
             continue
         from trainer.text.tokenizer import cut_words
@@ -182,7 +182,7 @@ def prompt_notes(config: RunConfig) -> Iterator[str]:
 
 
 def check_measures(names: Sequence[str] | None, given: str) -> None:
-    """Raises a `ConfigError` where there is no measure of such a name, or it is taken anyway."""
+    """Raises a `ConfigError` if a measure does not exist, or is always taken."""
     from components.measures import MeasureSettings, applying
 
     try:
@@ -192,7 +192,7 @@ def check_measures(names: Sequence[str] | None, given: str) -> None:
 
 
 def _check_checkpoint(preset: Preset, given: Given) -> None:
-    # huggingface_hub costs half a second that nobody else need wait for.
+    # Importing huggingface_hub takes half a second; import it only if needed.
     from trainer.weights import original_layout
     from trainer.weights.errors import WeightsError
 
@@ -216,14 +216,14 @@ def _check_training(training: ResolvedTrainingConfig, given: Mapping[str, Given]
 
     steps, warmup_steps = training.steps, training.warmup_steps
     if steps is not None and training.epochs:
-        refuse("epochs", f"steps = {steps}: give one of them, epochs 0 or steps null")
+        refuse("epochs", f"steps = {steps}: give only one; set epochs to 0 or steps to null")
     if steps is not None and warmup_steps is not None and warmup_steps > steps:
-        refuse("warmup_steps", f"steps = {steps}: it must be at most as many")
+        refuse("warmup_steps", f"steps = {steps}: it must not be larger")
     if training.batch_size % training.accumulation_steps:
         refuse(
             "accumulation_steps",
-            f"batch_size = {training.batch_size}: it must divide it, so that all parts are of one "
-            "size",
+            f"batch_size = {training.batch_size}: it must divide batch_size, so that all parts "
+            "have the same size",
         )
     if training.chooses and training.evaluate_every_steps == 0:
         name = "keep" if training.keep == "best" else "stop_early"
@@ -231,7 +231,7 @@ def _check_training(training: ResolvedTrainingConfig, given: Mapping[str, Given]
     if training.lora_alpha and not training.lora_rank:
         refuse(
             "lora_alpha",
-            "lora_rank = 0, where there are no adapters: set lora_rank, or lora_alpha to 0",
+            "lora_rank = 0, because there are no adapters: set lora_rank, or lora_alpha to 0",
         )
 
 
@@ -242,30 +242,30 @@ def _check_tuning(config: RunConfig, given: Mapping[str, Given]) -> None:
         raise ConfigError(f"{given[f'tuning.{name}']} is impossible{why}")
 
     if tuning.trials == 1:
-        refuse("trials", ": one trial is compared with none; try 12, or 0 for no search")
+        refuse("trials", ": one trial has nothing to be compared with; try 12, or 0 for no search")
     range_given = tuning.learning_rate
     if range_given and (len(range_given) != 2 or range_given[0] >= range_given[1]):
         refuse(
             "learning_rate",
-            ": it must be the lowest and the highest one, such as [1e-4, 1e-2]; null for a tenth "
-            "to ten times training.learning_rate, or [] to leave that alone",
+            ": it must be the lowest and the highest rate, such as [1e-4, 1e-2]; null for a tenth "
+            "to ten times training.learning_rate, or [] not to search it",
         )
     if tuning.rank and not config.training.lora_rank:
         refuse(
             "rank",
-            " with training.lora_rank = 0, where there are no adapters: set training.lora_rank to "
-            "one of them, or tuning.rank to []",
+            " with training.lora_rank = 0, because there are no adapters: set training.lora_rank "
+            "to one of these ranks, or tuning.rank to []",
         )
     if not tuning.trials:
         return
     for name in ("rank", "ema_decay", "min_snr_gamma"):
         values = getattr(tuning, name)
         if len(set(values)) < len(values):
-            refuse(name, ": a value is there twice")
+            refuse(name, ": it has a value twice")
     if range_given == () and sum(len(v) > 1 for v in tuning.choices.values()) == 0:
         refuse(
             "trials",
-            ": there is nothing to search for; give tuning.learning_rate a range, or "
+            ": there is nothing to search; give tuning.learning_rate a range, or "
             "tuning.ema_decay, min_snr_gamma or rank several values",
         )
 
@@ -276,17 +276,17 @@ def _check_schema(path: str, given: Given) -> None:
     try:
         text_format.Parse(Path(path).read_text(encoding="utf-8"), schema_pb2.Schema())
     except (OSError, ValueError, text_format.ParseError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it holds no schema"
+        reason = error.strerror if isinstance(error, OSError) else "it does not hold a schema"
         raise ConfigError(
-            f"{given} is impossible ({reason}): it must be a schema.pbtxt, such as a run writes "
-            "below artifacts/SchemaGen"
+            f"{given} is impossible ({reason}): it must be a schema.pbtxt, such as the one that a "
+            "run writes below artifacts/SchemaGen"
         ) from None
 
 
 def _check_base_weights(base_weights: str, preset: Preset, given: Given) -> None:
     if base_weights in ("random", "default"):
         return
-    # huggingface_hub costs half a second that nobody else need wait for.
+    # Importing huggingface_hub takes half a second; import it only if needed.
     from storage import hub
     from storage.folders import open_folder
     from trainer.weights import diffusers_layout, original_layout
@@ -295,7 +295,7 @@ def _check_base_weights(base_weights: str, preset: Preset, given: Given) -> None
     files = [f.name for f in preset.weight_files.values() if f.published_at is None]
     wanted = (
         f"it must be a folder with {', '.join(files)}, or one in diffusers' layout, or a single "
-        ".safetensors in the original one, or 'random' to start from nothing"
+        ".safetensors in the original layout, or 'random' to start from random weights"
     )
     if base_weights.startswith(hub.SCHEME):
         try:
@@ -322,13 +322,15 @@ def _check_base_weights(base_weights: str, preset: Preset, given: Given) -> None
 
 def _check_start_from(start_from: str, given: Given) -> None:
     wanted = (
-        "it must be base, latest_blessed, release:N such as release:3, or the folder of a model as "
-        "the Trainer leaves it, such as runs/default/artifacts/Trainer/model/7"
+        "it must be base, latest_blessed, release:N such as release:3, or the folder of a model "
+        "that the Trainer wrote, such as runs/default/artifacts/Trainer/model/7"
     )
     if start_from.startswith(RELEASE):
         number = start_from.removeprefix(RELEASE)
         if not (number.isascii() and number.isdecimal()):
-            raise ConfigError(f"{given} is impossible: {number!r} is no release's number; {wanted}")
+            raise ConfigError(
+                f"{given} is impossible: {number!r} is not a release number; {wanted}"
+            )
     elif names_place(start_from) and "://" not in start_from and not os.path.isdir(start_from):
         raise ConfigError(f"{given} is impossible: there is no such folder; {wanted}")
 

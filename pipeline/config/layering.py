@@ -1,4 +1,4 @@
-"""Who gives a key its value: the defaults, a file of the user's over them, flags over both."""
+"""Decides where a key's value comes from: the defaults, a user's file, or flags."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT_FILE = Path(__file__).resolve().parents[1] / "default.yaml"
 SAVED_NAME = "config.yaml"
 """The file in an output folder that holds the settings of the latest run."""
 DEFAULT = "the default"
-"""Origin of what nobody has given."""
+"""Origin of values that are not set anywhere else."""
 
 FlagValues = Mapping[str, tuple[str, Any]]
 """Dotted key, such as `training.steps`, to (name of the flag, value)."""
@@ -31,7 +31,7 @@ FlagValues = Mapping[str, tuple[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """A key's value and who gave it; as text, what a message calls them."""
+    """A key's value and where it comes from; `str` gives the form for messages."""
 
     key: str
     value: Any
@@ -44,15 +44,14 @@ class Given:
 def lay_over_defaults(
     path: str | os.PathLike[str] | None = None, flags: FlagValues | None = None
 ) -> dict[str, Given]:
-    """What every key is given in the end.
+    """The final value of every key.
 
     Args:
-        path: A YAML file of the user's; it may give any part of the keys.
-        flags: Have the last word.
+        path: A user's YAML file; it may set any of the keys.
+        flags: Override both.
 
     Raises:
-        ConfigError: A file cannot be read, or holds a key that there is not; or an address has a
-            secret in it.
+        ConfigError: A file cannot be read or has an unknown key, or an address contains a secret.
     """
     given: dict[str, Given] = {}
     _lay_over(given, _read_yaml(DEFAULT_FILE), DEFAULT)
@@ -66,7 +65,7 @@ def lay_over_defaults(
 
 
 def _refuse_secrets(value: Any, given: Given) -> None:
-    """Looks at every text in a value; prompts and labels may name addresses, too."""
+    """Checks every text in a value; prompts and labels may contain addresses, too."""
     if isinstance(value, str):
         try:
             check_address(value)
@@ -81,12 +80,12 @@ def _refuse_secrets(value: Any, given: Given) -> None:
 
 
 def default_values() -> dict[str, Any]:
-    """Every dotted key with its default, `None` where the preset decides."""
+    """Every dotted key with its default; `None` if the preset decides."""
     return {key: given.value for key, given in lay_over_defaults().items()}
 
 
 def _lay_over(given: dict[str, Given], tree: Mapping[str, Any], origin: str) -> None:
-    """Sets every key that `tree` gives; `None` for a whole section gives nothing."""
+    """Sets every key in `tree`; `None` for a whole section sets nothing."""
     known = set(keys())
     for name, value in tree.items():
         if name == OUTPUT and isinstance(value, Mapping):
@@ -108,13 +107,13 @@ def _lay_over(given: dict[str, Given], tree: Mapping[str, Any], origin: str) -> 
         elif value is not None:
             names = ", ".join(field.name for field in dataclasses.fields(SECTIONS[name]))
             raise ConfigError(
-                f"{name} = {shown(value)} ({origin}) is impossible: it must be a section with "
-                f"keys of its own: {names}"
+                f"{name} = {shown(value)} ({origin}) is impossible: it must be a section with the "
+                f"keys {names}"
             )
 
 
 def _unknown(key: str, allowed: Iterable[str], origin: str) -> ConfigError:
-    # A right name in the wrong section is the likeliest mistake after a misspelt one.
+    # The likeliest mistakes: a misspelt name, then a correct name in the wrong section.
     elsewhere = [k for k in keys() if k.rpartition(".")[2] == key.rpartition(".")[2]]
     close = elsewhere or difflib.get_close_matches(key, sorted(allowed), n=1, cutoff=0.5)
     close = close or difflib.get_close_matches(key, sorted(keys()), n=1, cutoff=0.6)
@@ -124,7 +123,7 @@ def _unknown(key: str, allowed: Iterable[str], origin: str) -> ConfigError:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """A file of the user's; of a run's own, places below its folder are where that is now."""
+    """A user's file; for a moved run's own file, with the places below its folder updated."""
     tree = _read_yaml(path)
     here, former = os.path.dirname(os.path.abspath(path)), tree.get(OUTPUT)
     if isinstance(former, dict):
@@ -163,13 +162,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(
-            f"{path} holds {shown(tree)}: it must hold keys and values, as pipeline/default.yaml"
+            f"{path} holds {shown(tree)}: it must hold keys and values, like pipeline/default.yaml"
         )
     return tree
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `1e-4` is a number, `on` a word, a key given twice an error."""
+    """YAML as people expect it: `1e-4` is a number, `on` a word, a duplicate key an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -181,21 +180,21 @@ class _Loader(yaml.SafeLoader):
                 )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key!r} is given twice; keep one of them",
+                    problem=f"the key {key!r} is given twice; keep only one",
                     problem_mark=key_node.start_mark,
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1, which PyYAML follows, takes yes, no, on and off for booleans.
+# YAML 1.1, which PyYAML follows, reads yes, no, on and off as booleans.
 _BOOL = "tag:yaml.org,2002:bool"
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
     for first, resolvers in _Loader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|false|False)$"), list("tTfF"))
-# It also demands a point and a signed exponent in a float.
+# It also requires a decimal point and a signed exponent in a float.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),

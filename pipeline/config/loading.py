@@ -1,4 +1,4 @@
-"""From the defaults, a file and flags to one valid tree, and from the tree to a file."""
+"""Loads defaults, a file and flags into one valid tree, and saves the tree to a file."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from trainer.presets import Preset
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 
-# Pictures up to this size are drawn in a fraction of a second on two cores.
+# Drawing a picture up to this size takes a fraction of a second on two cores.
 _SAMPLED_IMAGE_SIZE = 128
 _NUM_SAMPLES = 32
-# Of larger ones, as few as can tell whether a class is still known.
+# For larger pictures: just enough to tell whether a class is still known.
 _NUM_LARGE_SAMPLES = 8
 _NUM_TRAINING_SAMPLES = 16
 
@@ -47,12 +47,12 @@ def load_config(
     """Resolves and validates the configuration.
 
     Args:
-        path: A YAML file of the user's; it may give any part of the keys.
-        flags: Last word: dotted key, such as `training.steps`, to (name of the flag, value).
+        path: A user's YAML file; it may set any of the keys.
+        flags: Override both: dotted key, such as `training.steps`, to (name of the flag, value).
 
     Returns:
-        The tree with every open value filled in by the preset. Local folders are absolute; of the
-        dataset, which may be on a hub, `resolve_dataset` says where it is.
+        The tree with every open value filled in by the preset. Local folders are absolute, except
+        for the dataset, which may be on a hub and which `resolve_dataset` locates.
 
     Raises:
         ConfigError: In one line, what was given, what is allowed and where to change it.
@@ -80,9 +80,9 @@ def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
 
 
 def recorded_settings(config: RunConfig) -> str:
-    """What a run that made a release was set to, as JSON that `load_config` reads as a file.
+    """The settings of a run that makes a release, as JSON that `load_config` reads as a file.
 
-    Where it wrote, what it kept and which machines of Vertex it had are not in it.
+    Without where the run writes, what it keeps and which Vertex machines it uses.
     """
     tree = dataclasses.asdict(config)
     for name in (OUTPUT, *KEEPING, "vertex"):
@@ -91,7 +91,7 @@ def recorded_settings(config: RunConfig) -> str:
 
 
 def _fill_in(given: Mapping[str, Given], preset: Preset) -> dict[str, Given]:
-    """What is left open outside of `training`, whose own classes know what to do about it."""
+    """Fills in open values outside `training`, whose own classes fill in theirs."""
     filled = dict(given)
 
     def fill(key: str, value: Any, origin: str) -> None:
@@ -115,12 +115,12 @@ def _fill_in(given: Mapping[str, Given], preset: Preset) -> dict[str, Given]:
 
 
 def _build(given: Mapping[str, Given], preset: Preset) -> RunConfig:
-    """The tree, each key by itself being possible."""
+    """Builds the tree; checks each key by itself."""
     sections = {name: _section(name, cls, given) for name, cls in SECTIONS.items()}
     sections["training"] = sections["training"].resolved(preset)
     output = given["output"]
     if not isinstance(output.value, str) or not output.value:
-        raise ConfigError(f"{output} is impossible: it must be a folder's path")
+        raise ConfigError(f"{output} is impossible: it must be the path of a folder")
     disk_check = given["disk_check"]
     if disk_check.value not in typing.get_args(DiskCheck):
         raise ConfigError(f"{disk_check} is impossible: it must be {allowed(DiskCheck)}")

@@ -1,4 +1,4 @@
-"""How messages show a value, and say what a key may be."""
+"""Shows values in messages, and says what a key may be."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOUNS: Mapping[Any, str] = {
 
 
 def shown(value: Any) -> str:
-    """A value in a few words at most."""
+    """A value in at most 60 characters."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -31,14 +31,14 @@ def shown(value: Any) -> str:
 
 
 def listed(names: Iterable[str], given: Any) -> str:
-    """The names there are, and which of them is close to what was given."""
+    """All names, and which of them is close to what was given."""
     names = tuple(names)
     close = difflib.get_close_matches(str(given), names, n=1)
     return ", ".join(names) + (f" (did you mean {close[0]!r}?)" if close else "")
 
 
 def allowed(hint: Any) -> str:
-    """Words for what a field of this type hint takes, such as "a whole number of at least 1"."""
+    """Describes what a field with this type hint takes, such as "a whole number of at least 1"."""
     if hint in _NOUNS:
         return _NOUNS[hint]
     if typing.get_origin(hint) is tuple:
@@ -73,7 +73,7 @@ def allowed(hint: Any) -> str:
 
 
 def _each(hint: Any) -> str:
-    """What each of a list is, such as "numbers, each above 0"."""
+    """Describes the elements of a list, such as "numbers, each above 0"."""
     words = allowed(hint)
     kind, _, bounds = words.partition("number")
     return f"{kind.removeprefix('a ')}numbers{f', each{bounds}' if bounds else ''}"

@@ -1,4 +1,4 @@
-"""What lies outside of the configuration, looked at before anything starts."""
+"""Checks what the configuration refers to, before anything starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def dataset_spec(dataset: DatasetConfig) -> DatasetSpec:
-    """A dataset's settings as those who read it want them."""
+    """A dataset's settings in the form that its readers take."""
     from components.caption_example_gen.sources import DatasetSpec
 
     return DatasetSpec(
@@ -41,19 +41,19 @@ def dataset_spec(dataset: DatasetConfig) -> DatasetSpec:
 
 
 def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
-    """Finds the dataset and looks at it before anything starts.
+    """Finds the dataset and checks it before anything starts.
 
     Returns:
-        The configuration with the place of the dataset written out, a dataset of the hub with its
-        commit, and the measures and prompts that it asks for, or those that show a subject; the
-        same of a folder with pictures of the subject's class; and the dataset's fingerprint, a hash
-        that changes with its content.
+        The configuration with the full place of the dataset (with its commit for a dataset of the
+        hub) and the measures and prompts that it requests, or the prompts that show a subject; with
+        the same for a folder of class pictures; and the dataset's fingerprint, a hash that changes
+        with its content.
 
     Raises:
-        ConfigError: There is no such dataset, it lacks a column or a second picture, or it asks
-            for a measure that there is none of or for too many prompts.
+        ConfigError: There is no such dataset, it lacks a column or a second picture, or it requests
+            an unknown measure or too many prompts.
     """
-    # pyarrow costs a second that errors in the settings need not wait for.
+    # Importing pyarrow takes a second; errors in the settings should not wait for it.
     from components.caption_example_gen import sources
 
     dataset, evaluation, validation = config.dataset, config.evaluation, config.validation
@@ -95,7 +95,7 @@ def resolve_dataset(config: RunConfig) -> tuple[RunConfig, str]:
 
 
 def _resolved_prior(config: RunConfig) -> PriorConfig:
-    """With the place of the class pictures and their fingerprint, if there is a folder of them."""
+    """Adds the full place and the fingerprint of the class pictures, if they are in a folder."""
     prior = config.prior
     if prior.folder is None:
         return dataclasses.replace(prior, folder_fingerprint=None)
@@ -112,19 +112,19 @@ def _resolved_prior(config: RunConfig) -> PriorConfig:
 
 
 def resolve_base_weights(config: RunConfig, *, fetch: bool = True) -> tuple[RunConfig, BaseModel]:
-    """Finds and verifies the base weights, and fetches those of the hub, before anything starts.
+    """Finds and verifies the base weights, fetching them from the hub, before anything starts.
 
     Args:
         config: All settings.
-        fetch: Whether those of the hub are needed on this machine.
+        fetch: Whether weights of the hub are needed on this machine.
 
     Returns:
-        The configuration with the place of the weights written out, a model of the hub with its
-        commit; and what was found there.
+        The configuration with the full place of the weights (with its commit for a model of the
+        hub); and the base weights found there.
 
     Raises:
-        ConfigError: A file is missing, damaged or of another model, or what the weights are to be
-            trained for is impossible.
+        ConfigError: A file is missing, damaged or of another model, or the weights cannot be
+            trained as set.
     """
     from storage.folders import FolderError
     from trainer.weights.base_model import BaseModel
@@ -147,10 +147,10 @@ def trained_preset(config: RunConfig, base_model: BaseModel) -> Preset:
 
     Args:
         config: All settings.
-        base_model: What training starts from.
+        base_model: The base weights.
 
     Raises:
-        ConfigError: What the model is to predict and its last timestep cannot be together.
+        ConfigError: The prediction type and the last timestep do not go together.
     """
     model = config.model
     try:
@@ -165,18 +165,18 @@ def trained_preset(config: RunConfig, base_model: BaseModel) -> Preset:
 
 
 def resolve_clip_model(config: RunConfig) -> RunConfig:
-    """Finds the CLIP that samples are scored with, before anything starts.
+    """Finds the CLIP model that scores samples, before anything starts.
 
     Returns:
-        The configuration with its place written out, a model of the hub with its commit.
+        The configuration with the model's full place (with its commit for a model of the hub).
 
     Raises:
-        ConfigError: There is none, or it is another kind of model.
+        ConfigError: There is no such model, or it is another kind of model.
     """
     evaluation = config.evaluation
     if evaluation.clip_model is None:
         return config
-    # TensorFlow takes seconds that nobody else need wait for.
+    # Importing TensorFlow takes seconds; import it only if needed.
     from components.measures.clip import check_clip
     from storage.folders import FolderError
 
@@ -189,12 +189,12 @@ def resolve_clip_model(config: RunConfig) -> RunConfig:
 
 
 def check_keys(config: RunConfig) -> None:
-    """Looks at what releases and their pictures are signed with, where they are signed here.
+    """Checks the keys that sign releases and their pictures, if they are signed here.
 
     Raises:
-        ConfigError: It is not there, or cannot sign.
+        ConfigError: A key is missing, or cannot sign.
     """
-    # NumPy and what writes pictures cost a time that errors in other settings need not wait for.
+    # Importing NumPy and the picture writers takes time; errors in other settings come first.
     from serving import marking, seals
     from serving.errors import ServingError
 
@@ -208,7 +208,7 @@ def check_keys(config: RunConfig) -> None:
 
 
 def check_output_folder(output: str) -> None:
-    """Creates `output` where it is missing; raises a `ConfigError` where it cannot be used."""
+    """Creates `output` if it is missing; raises a `ConfigError` if it cannot be used."""
     try:
         os.makedirs(output, exist_ok=True)
         with tempfile.TemporaryFile(dir=output):

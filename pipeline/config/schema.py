@@ -1,4 +1,4 @@
-"""The tree of settings: what keys there are, and what each may be."""
+"""The tree of settings: all keys, and what each may be."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ KeepRuns = Annotated[int, Field(ge=0)]
 
 
 BASE, LATEST_BLESSED, RELEASE = "base", "latest_blessed", "release:"
-"""Values of `model.start_from`, the last one with a number behind it; others are places."""
+"""Values of `model.start_from`, the last with a number after it; other values are places."""
 
 
 class ConfigError(UserError, ValueError):
-    """A setting that cannot be; the message is one line for the user."""
+    """A setting is impossible; the message is one line for the user."""
 
 
 def names_place(start_from: str) -> bool:
@@ -62,7 +62,7 @@ class DatasetConfig:
 
     Attributes:
         path: Folder, archive or URL, or a dataset of the Hugging Face hub.
-        config: The dataset's configuration; `None` for its default one.
+        config: The dataset's configuration; `None` for the default one.
         split: The dataset's own split to read, several joined by `+`, or `all`.
         image_column: Column with the pictures; `None` to find it.
         caption_column: Column with the captions; `None` to find it.
@@ -71,18 +71,18 @@ class DatasetConfig:
         max_pixels: Larger pictures are set aside.
         max_aspect_ratio: Pictures whose sides differ by a larger factor are set aside.
         max_rejected_fraction: Fraction of unusable rows above which the run stops.
-        near_duplicates: What becomes of pictures that are nearly the same.
-        caption_template: Text with `{caption}` in it that captions are put into; `None` for none.
-        tag_shuffle: Variants of every caption with its tags in another order; 0 for none.
-        tag_keep: Tags in front that stay where they are.
-        tag_dropout: Probability of the other tags to be left out of a variant.
+        near_duplicates: What to do with nearly identical pictures.
+        caption_template: Template with `{caption}` for all captions; `None` for none.
+        tag_shuffle: Number of variants of every caption with its tags in another order; 0 for none.
+        tag_keep: Number of tags at the front that stay in place.
+        tag_dropout: Probability of leaving each of the other tags out of a variant.
         schema: File with a schema to validate against; `None` to infer one.
         fail_on_anomalies: Whether an anomaly in the statistics stops the run.
-        form: What the dataset's files are taken for; `None` to tell from them.
-        caption: The caption of pictures that have none; `None` for nothing of the kind.
-        captions_from: What makes the captions of pictures that have none.
-        caption_lines: Whether the lines of a caption's file are one caption or one each.
-        withdrawn: File that lists what is taken out; `None` for nothing.
+        form: How to read the dataset's files; `None` to infer it from them.
+        caption: The caption of pictures that have none; `None` for no such caption.
+        captions_from: Where the captions of pictures that have none come from.
+        caption_lines: Whether the lines of a caption file are joined or are one caption each.
+        withdrawn: File that lists what to take out of the dataset; `None` for nothing.
     """
 
     path: Text
@@ -117,23 +117,24 @@ class ModelConfig:
         preset: Name of the preset.
         image_size: Side of the pictures in pixels.
         base_weights: `default`, `random`, or a folder, bucket or model of the hub with the weights,
-            or a single file in one.
-        prediction: What the model learns to predict; `None` for what the base weights do.
-        zero_terminal_snr: Whether its last timestep is noise alone; `None` for what the base
-            weights were trained with.
+            or a single file in one of these.
+        prediction: What the model learns to predict; `None` for what the base weights predict.
+        zero_terminal_snr: Whether its last timestep is pure noise; `None` for what the base weights
+            were trained with.
         start_from: What training starts from: `base`, the base weights; `latest_blessed`;
-            `release:N`; or the folder of a model as the Trainer leaves it.
-        allow_withdrawn: Whether that may be a model that knew what `dataset.withdrawn` lists.
-        flip: Whether mirror images are trained on too; `auto`: unless a caption says left or right.
-        crop: Which part of a picture that is not square is kept.
-        buckets: Whether pictures keep their shape, as far as the next four allow.
-        bucket_step: Sides are multiples of it; `None`: of what the preset can draw.
+            `release:N`; or the folder of a model that the Trainer wrote.
+        allow_withdrawn: Whether that may be a model that has learned from what `dataset.withdrawn`
+            lists.
+        flip: Whether to train on mirror images, too; `auto`: unless a caption says left or right.
+        crop: Which part of a non-square picture to keep.
+        buckets: Whether pictures keep their shape, as far as the next four settings allow.
+        bucket_step: Sides are multiples of it; `None`: of the smallest step that the preset allows.
         bucket_max_pixels: The most pixels of a picture; `None`: those of the square.
         bucket_min_side: The shortest side; `None`: half of the square's.
         bucket_max_side: The longest side; `None`: twice the square's.
-        export_weights: What the exported models store their weights as.
-        compute: What they compute in; `auto`: what the Trainer finds to be fastest.
-        take_over_latents: Whether what former runs encoded of unchanged pictures is taken over.
+        export_weights: Type of the stored weights of the exported models.
+        compute: Type that they compute in; `auto`: the fastest type that the Trainer finds.
+        take_over_latents: Whether to reuse latents of unchanged pictures from former runs.
     """
 
     preset: Text
@@ -157,23 +158,23 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class PriorConfig:
-    """Pictures of a subject's class, which the model is to draw as before.
+    """Pictures of a subject's class, which the model should still draw as before.
 
     Attributes:
-        caption: What is on them, such as `a photo of a dog`; `None`: there are none.
+        caption: What they show, such as `a photo of a dog`; `None`: there are none.
         folder: Where they are; `None`: the base weights draw them.
-        folder_fingerprint: Hash of what is there, which `resolve_dataset` writes out.
-        pictures: How many are drawn.
-        seed: The first one's.
+        folder_fingerprint: Hash of the folder's content, which `resolve_dataset` fills in.
+        pictures: How many to draw.
+        seed: Seed of the first picture.
         sampler: One of `trainer.diffusion.samplers.SAMPLERS`.
         num_steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
-        weight: What their loss is multiplied by.
-        scenes: What is added to the caption of the subject, and to that of its class, for what is
-            drawn before and after.
-        num_compared: Pictures of the class that base weights and fine-tuned model draw to compare.
-        max_distance: How far those may have moved for the model to be blessed; `None`: as far as
-            they have.
+        weight: Factor for their loss.
+        scenes: Additions to the captions of the subject and of its class, for the pictures drawn
+            before and after training.
+        num_compared: Number of pictures of the class that base weights and fine-tuned model draw
+            for comparison.
+        max_distance: How far these may have moved for the model to be blessed; `None`: no limit.
     """
 
     caption: Text | None
@@ -191,21 +192,22 @@ class PriorConfig:
 
     @property
     def plain_caption(self) -> str:
-        """The caption in the form that captions have; "" where there are no pictures."""
+        """The caption in the normal form of captions; "" if there is no class."""
         return plain(self.caption or "").strip()
 
 
 @dataclass(frozen=True, config=_STRICT)
 class WordConfig:
-    """A new word, whose vectors alone are learned (textual inversion).
+    """A new word, of which only the vectors are learned (textual inversion).
 
     Attributes:
-        token: How it is written, such as `<creature>`; `None`: no word is learned.
-        initial: The word that its vectors begin as, and that the base weights are asked for.
-        vectors: How many it has.
-        templates: What takes the place of captions that lack it: sentences about an `object` or a
+        token: The word, such as `<creature>`; `None`: no word is learned.
+        initial: The word that its vectors start as, and that replaces it in prompts for the base
+            weights.
+        vectors: Number of its vectors.
+        templates: What replaces captions without the word: sentences about an `object` or a
             `style`; `None`: such captions are set aside.
-        learned_from: File of vectors that it begins with instead; `None` for none.
+        learned_from: File with vectors to start from instead; `None` for none.
     """
 
     token: Text | None
@@ -217,17 +219,17 @@ class WordConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class DriftConfig:
-    """How far the dataset may be from that of the run which made the model started from.
+    """How far the dataset may be from the one of the model that training starts from.
 
     Attributes:
-        caption_length: Jensen-Shannon divergence of the captions' lengths; `None`, here and below:
-            is not compared.
-        words: Of the captions' words.
-        size: Of width, of height and of aspect ratio.
-        brightness: Of the pictures' mean luma.
-        format: Change of any file format's share.
+        caption_length: Jensen-Shannon divergence of the caption lengths; `None`, here and below:
+            not compared.
+        words: The same of the words of the captions.
+        size: The same of width, of height and of aspect ratio.
+        brightness: The same of the mean luma of the pictures.
+        format: Change of the share of any file format.
         rejected: Change of the share of rows that are set aside.
-        fail_on_drift: Whether more than that stops the run.
+        fail_on_drift: Whether the run stops if a limit is exceeded.
     """
 
     caption_length: Distance | None
@@ -240,7 +242,7 @@ class DriftConfig:
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """What is compared, and how far it may be."""
+        """What is compared, and its limit."""
         found = dataclasses.asdict(self)  # type: ignore[call-overload]
         del found["fail_on_drift"]
         return {name: distance for name, distance in found.items() if distance is not None}
@@ -251,29 +253,29 @@ class EvaluationConfig:
     """How the fine-tuned model is judged.
 
     Attributes:
-        num_strata: Equal parts of the noise schedule, from each of which timesteps are drawn for
-            every held-out picture.
-        min_draws: Timesteps drawn from each part, at least, over all held-out pictures together.
+        num_strata: Number of equal parts of the noise schedule; timesteps are drawn from each part
+            for every held-out picture.
+        min_draws: Minimum number of timesteps drawn from each part, over all held-out pictures.
         seed: Decides timesteps and noise.
         baseline: What a model is compared with; `started_from`: what its training started from.
         min_loss_improvement: How far the held-out loss must be below the baseline's for the
             model to be blessed.
-        max_loss_regression: How far above the baseline's the interval may say that it is.
-        max_stratum_regression: The same in any part of the noise schedule where a regression is
+        max_loss_regression: How far above the baseline's loss the interval may reach.
+        max_stratum_regression: The same in any part of the noise schedule in which a regression is
             shown, as a fraction of the baseline's loss there.
-        when_unsure: What becomes of a model of which can be told neither that it is better nor that
-            it is not.
-        num_samples: Held-out captions that pictures are drawn for.
-        measures: Measures of these pictures that are taken beside those of every dataset; `None`
-            for what the dataset asks for, which `resolve_dataset` writes out.
-        clip_model: Folder, bucket or model of the hub with a CLIP to score them; `None` for none.
-        num_training_pictures: Training pictures that are scored beside the held-out ones.
-        num_training_samples: Captions of training pictures that pictures are drawn for, to look for
+        when_unsure: What to do with a model for which it is uncertain whether it is better.
+        num_samples: Number of held-out captions to draw pictures for.
+        measures: Measures of these pictures besides those taken for every dataset; `None` for those
+            that the dataset requests, which `resolve_dataset` fills in.
+        clip_model: Folder, bucket or model of the hub with a CLIP model to score them; `None` for
+            none.
+        num_training_pictures: Number of training pictures scored beside the held-out ones.
+        num_training_samples: Number of captions of training pictures to draw pictures for, to find
             copies.
-        max_memorization_gap: How far the loss on training pictures may be below the held-out one,
-            as a fraction of it, for the model to be blessed; `None` for as far as it is.
-        max_copies: How many of the pictures for captions of training pictures may be copies, as a
-            fraction; `None` for as many as there are.
+        max_memorization_gap: How far the loss on training pictures may be below the held-out loss,
+            as a fraction of it, for the model to be blessed; `None`: no limit.
+        max_copies: Which fraction of the pictures for captions of training pictures may be copies;
+            `None`: no limit.
     """
 
     num_strata: Annotated[int, Field(ge=1, le=1000)]
@@ -299,17 +301,18 @@ class ServingConfig:
 
     Attributes:
         canary: Whether a model must draw a picture in a fresh process to be pushed.
-        keep_versions: Newest releases that are kept, and the current one; 0 for all.
+        keep_versions: Number of newest releases to keep, besides the current one; 0 for all.
         image_to_image: Whether the image encoder is pushed, too, to draw from pictures.
-        checkpoint: What the weights are stored as in the one file that other tools open; `None` for
-            no such file.
+        checkpoint: Type of the weights in the single file that other tools open; `None` for no such
+            file.
         batch_size: The most pictures that TensorFlow Serving draws together; 1 for each by itself.
-        publish_captions: Whether captions of the dataset, or their words, may be in a release.
+        publish_captions: Whether a release may contain captions of the dataset, or their words.
         sign_key: File with the private key that releases are signed with; `None` for none.
-        sign_key_env: Or the environment variable that holds it, by its name; `None` for none.
+        sign_key_env: Name of the environment variable that holds the key instead; `None` for none.
         c2pa_certificate: File with the certificates that pictures of a release are signed with;
             `None` for no signature.
-        c2pa_key_env: The environment variable that holds their key where pictures are drawn.
+        c2pa_key_env: Name of the environment variable that holds their key where pictures are
+            drawn.
     """
 
     canary: bool
@@ -329,10 +332,10 @@ class RunConfig:
     """Everything that a run depends on, with no field left open; see `load_config`.
 
     Attributes:
-        output: Folder that everything of a run is written under.
-        keep_runs: Newest runs in it that keep what they made; 0 for all.
+        output: Folder that a run writes everything to.
+        keep_runs: Number of newest runs in it that keep what they made; 0 for all.
         keep_checkpoints: Whether their finished trainings keep their checkpoints, too.
-        disk_check: What happens to a run that will not fit on the disk.
+        disk_check: What to do with a run that will not fit on the disk.
     """
 
     dataset: DatasetConfig
@@ -365,16 +368,16 @@ SECTIONS: Mapping[str, type] = {
     "serving": ServingConfig,
     "vertex": VertexConfig,
 }
-"""The class of every section, as it is given; what is left open in it, a preset decides."""
+"""The class of every section as given; the preset decides values that are left open."""
 
 
 OUTPUT, FOLDER = "output", "folder"
-"""The output folder's key; in a file it is a section, in which the folder itself has this name, or
-that folder alone."""
+"""The output folder's key; in a file it is a section with the folder under the second name, or just
+the folder."""
 KEEPING = ("keep_runs", "keep_checkpoints")
-"""What else is in that section."""
+"""The other keys in that section."""
 OF_RUN = (OUTPUT, *(f"{OUTPUT}.{name}" for name in KEEPING), "disk_check")
-"""Keys outside of the sections of other classes."""
+"""Keys outside the sections that have classes."""
 
 
 def keys() -> Iterator[str]:

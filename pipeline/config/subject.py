@@ -1,4 +1,4 @@
-"""What the settings of a subject and its class stand for."""
+"""Derives prompts and a dataset from the settings of a subject and its class."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from storage.plain_text import plain
 
 
 def subject_prompts(config: RunConfig) -> tuple[str, ...] | None:
-    """What shows whether a subject is learned, and its class still known.
+    """Prompts that show whether the subject is learned and its class still known.
 
     Returns:
-        The subject's caption, the same in each scene, and both of the class; `None` where there is
-        no class, or the pictures have captions of their own.
+        The subject's caption, alone and in each scene, and the same for the class; `None` if there
+        is no class, or the pictures have captions of their own.
     """
     subject, prior = config.dataset.caption, config.prior
     if subject is None or prior.caption is None:
         return None
-    # The tokenizer is not needed without a class.
+    # Without a class, the tokenizer is not needed.
     from components.caption_example_gen.captions import CaptionTemplate
 
     template = CaptionTemplate.parse(config.dataset.caption_template or "")
@@ -30,7 +30,7 @@ def subject_prompts(config: RunConfig) -> tuple[str, ...] | None:
 
 
 def class_dataset(config: RunConfig) -> DatasetConfig:
-    """A folder of class pictures as a dataset. All are trained on, whatever split they are in."""
+    """A folder of class pictures as a dataset. All are trained on, whatever their split."""
     prior = config.prior
     assert prior.folder is not None
     return dataclasses.replace(

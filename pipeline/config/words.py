@@ -1,4 +1,4 @@
-"""What the settings of a new word come to."""
+"""Fills in, checks and converts the settings of a new word."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trainer.text.new_word import NewWord
     from trainer.training_config import WordSettings
 
-# What is drawn of a word: itself, and in company that it was not learned in.
+# Prompts for a word: alone, and in new contexts.
 _PROMPTS: Mapping[Any, tuple[str, ...]] = {
     "object": (
         "a photo of a {}",
@@ -40,7 +40,7 @@ _PROMPTS: Mapping[Any, tuple[str, ...]] = {
 
 
 def of_word(given: Mapping[str, Given]) -> Mapping[str, Any]:
-    """What a word has for values that are left open, by their keys."""
+    """Values that a new word fills in for keys that are left open."""
     token, templates = given["word.token"].value, given["word.templates"].value
     if not isinstance(token, str):
         return {}
@@ -56,26 +56,26 @@ def of_word(given: Mapping[str, Given]) -> Mapping[str, Any]:
 
 
 def check_word(config: RunConfig, preset: Preset, given: Mapping[str, Given]) -> None:
-    """Raises a `ConfigError` where no such word can be learned.
+    """Raises a `ConfigError` if such a word cannot be learned.
 
     Args:
         config: All settings.
-        preset: The one that they name.
-        given: What the keys were given, for the messages.
+        preset: The preset that they name.
+        given: The value and origin of every key, for messages.
     """
     word, training = config.word, config.training
     if word.token is None:
         for name in ("initial", "learned_from"):
             if getattr(word, name) is not None:
                 raise ConfigError(
-                    f"{given[f'word.{name}']} is impossible without word.token: say how the word "
-                    "is written, such as <creature>"
+                    f"{given[f'word.{name}']} is impossible without word.token: give the new word, "
+                    "such as <creature>"
                 )
         return
     if word.initial is None:
         raise ConfigError(
-            f"{given['word.token']} needs word.initial, the word that it begins as: give a common "
-            "one that says what it is, such as animal"
+            f"{given['word.token']} needs word.initial, the word that it starts as: give a common "
+            "word that says what it is, such as animal"
         )
     try:
         new_word_of(word)
@@ -90,13 +90,14 @@ def check_word(config: RunConfig, preset: Preset, given: Mapping[str, Given]) ->
     ):
         if used:
             raise ConfigError(
-                f"{given[key]} is impossible with word.token = {word.token}, whose vectors alone "
-                "are trained: leave one of them out"
+                f"{given[key]} is impossible with word.token = {word.token}, for which only the "
+                "vectors are trained: leave one of them out"
             )
     if config.dataset.tag_shuffle and word.templates:
         raise ConfigError(
             f"{given['dataset.tag_shuffle']} is impossible with word.templates = "
-            f"{word.templates}, which vary the captions, too: set one of them to 0 or null"
+            f"{word.templates}, which also varies the captions: set tag_shuffle to 0 or "
+            "templates to null"
         )
     if word.learned_from is not None:
         _check_learned(word, preset, given["word.learned_from"])
@@ -109,11 +110,11 @@ def _check_learned(word: WordConfig, preset: Preset, given: Given) -> None:
 
     assert word.learned_from is not None
     if "://" in word.learned_from:
-        # The Trainer tells.
+        # The Trainer checks it.
         return
     if not os.path.isfile(word.learned_from):
         raise ConfigError(
-            f"{given} is impossible: there is no such file; it must be a word's vectors, such as "
+            f"{given} is impossible: there is no such file; it must hold a word's vectors, such as "
             f"runs/word/artifacts/Trainer/model/7/Format-Serving/{LEARNED_EMBEDS_NAME}"
         )
     try:
@@ -123,21 +124,21 @@ def _check_learned(word: WordConfig, preset: Preset, given: Given) -> None:
 
 
 def new_word_of(word: WordConfig) -> NewWord | None:
-    """The word that is learned; `None` for none.
+    """The word that is learned; `None` if there is none.
 
     Raises:
-        ValueError: There can be no such word; as of `trainer.text.tokenizer.new_word`.
+        ValueError: The word is not possible; see `trainer.text.tokenizer.new_word`.
     """
     if word.token is None or word.initial is None:
         return None
-    # The tokenizer is not needed without one.
+    # Without a new word, the tokenizer is not needed.
     from trainer.text.tokenizer import new_word
 
     return new_word(word.token, word.initial, word.vectors)
 
 
 def word_captions(word: WordConfig) -> WordCaptions | None:
-    """What becomes of captions; `None` where no word is learned."""
+    """How captions are changed for the word; `None` if no word is learned."""
     new = new_word_of(word)
     if new is None:
         return None
@@ -147,7 +148,7 @@ def word_captions(word: WordConfig) -> WordCaptions | None:
 
 
 def word_settings(word: WordConfig) -> WordSettings | None:
-    """What the Trainer is told; `None` where no word is learned."""
+    """The settings for the Trainer; `None` if no word is learned."""
     new = new_word_of(word)
     if new is None:
         return None

@@ -1,1 +1,1 @@
-"""What a run on Vertex AI needs beyond the pipeline itself: compile, submit, emulate."""
+"""What a run on Vertex AI needs besides the pipeline itself: compile, submit, emulate."""

@@ -1,4 +1,4 @@
-"""From the configuration to the job specification that Vertex AI runs."""
+"""Compiles the configuration to the job specification that Vertex AI runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MODEL_STEPS = (
     "WithdrawnReport",
     "ServingPusher",
 )
-"""Steps, beside the Trainer, in which the model computes."""
+"""Steps, besides the Trainer, that run the model."""
 
 _ResourceSpec = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.ResourceSpec
 _BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 60, 3600
@@ -66,22 +66,23 @@ def compile_job(
 
     Args:
         config: All settings, with the dataset and the base weights resolved.
-        dataset_fingerprint: See `pipeline.config.resolve_dataset`; "": whatever is there when the
-            run starts.
+        dataset_fingerprint: See `pipeline.config.resolve_dataset`; "": use the content at the time
+            when the run starts.
         base_model: See `pipeline.config.resolve_base_weights`.
         image: Container image of all steps.
         places: Where the run writes.
-        start: What training starts from, of `pipeline.starting.find_start_for_vertex`.
-        known_by: Which releases know what is withdrawn; see `pipeline.withdrawal.look_up`.
-        only_on_change: Whether a run does nothing where the dataset's content is as in the last
-            one, with these settings, that came to its end.
+        start: What training starts from; see `pipeline.starting.find_start_for_vertex`.
+        known_by: Which releases have learned from withdrawn rows; see
+            `pipeline.withdrawal.look_up`.
+        only_on_change: Whether a run does nothing if the dataset's content is the same as in the
+            last finished run with these settings.
 
     Returns:
-        A `PipelineJob`, as Vertex's API takes it, with a value for every runtime parameter.
+        A `PipelineJob` for Vertex's API, with a value for every runtime parameter.
 
     Raises:
-        ConfigError: A setting names a step that there is none of, or what only this machine has.
-        ValueError: What was compiled is not a valid specification; an error of ours.
+        ConfigError: A setting names a step that does not exist, or something only on this machine.
+        ValueError: The compiled specification is not valid; this is an error of ours.
     """
     vertex = config.vertex
     values = _parameter_values(config, dataset_fingerprint)
@@ -129,7 +130,7 @@ def compile_job(
     job = runner.run(pipeline, parameter_values=values, write_out=False)
     job["labels"] = {**job["labels"], **labels(config)}
     spec = job["pipelineSpec"]
-    # The compiler drops the defaults, without which Vertex's console demands every value.
+    # The compiler drops the defaults, without which Vertex's console requires every value.
     for name, definition in spec["root"]["inputDefinitions"]["parameters"].items():
         definition["defaultValue"] = values[name]
     executors = spec["deploymentSpec"]["executors"]
@@ -142,7 +143,7 @@ def compile_job(
         if producers:
             task["dependentTasks"] = sorted(producers.union(task.get("dependentTasks", [])))
         if name == TRAINER and vertex.spot and vertex.spot_otherwise == "stop":
-            # Another try would wait for Spot machines once more.
+            # Another try would wait for Spot machines again.
             continue
         if vertex.retries and "container" in executors[f"{name}_executor"]:
             task["retryPolicy"] = {
@@ -155,7 +156,7 @@ def compile_job(
     if not dataset_fingerprint:
         looking.append("CaptionExampleGen")
     for name in looking if vertex.caching else ():
-        # The cache cannot see what is there.
+        # The cache cannot see the dataset's content.
         spec["root"]["dag"]["tasks"][name]["cachingOptions"] = {"enableCache": False}
     check_job(job)
     return job
@@ -163,13 +164,13 @@ def compile_job(
 
 def beam_pipeline_args(vertex: VertexConfig, image: str, root: str) -> list[str]:
     """Flags of the steps that use Beam."""
-    # Without it TFX packs itself for remote workers, at every step.
+    # Without it TFX packs itself for remote workers in every step.
     common = [f"--sdk_container_image={image}"]
     if not vertex.dataflow:
         return [
             "--runner=DirectRunner",
             "--direct_running_mode=multi_threading",
-            # All cores that there are.
+            # All cores.
             "--direct_num_workers=0",
             *common,
         ]
@@ -196,7 +197,7 @@ def beam_pipeline_args(vertex: VertexConfig, image: str, root: str) -> list[str]
 
 
 def labels(config: RunConfig) -> dict[str, str]:
-    """The run's labels beside TFX's own."""
+    """The run's labels besides TFX's own."""
     return {"preset": config.model.preset, **config.vertex.labels}
 
 
@@ -212,11 +213,12 @@ def _resources(step: str, config: RunConfig) -> Message:
     vertex = config.vertex
     cpu, memory = vertex.cpu, vertex.memory_gb
     accelerator = None
-    # Those that start a custom job only wait.
+    # Steps that start a custom job only wait.
     alone = {
         TRAINER: not vertex.trains_in_custom_job,
         TUNER: config.tuning.parallel_trials == 1,
-        # A picture takes as much as many training steps; to read them takes nothing.
+        # Drawing a picture takes as much as many training steps; reading pictures takes almost
+        # nothing.
         CLASS_PICTURES: config.prior.folder is None,
     }
     if alone.get(step):
@@ -242,7 +244,7 @@ def _check_steps(vertex: VertexConfig, nodes: list[base_node.BaseNode]) -> None:
     for step in vertex.resources:
         if step not in steps:
             raise ConfigError(
-                f"vertex.resources names {step!r}, which is no step: the steps are "
+                f"vertex.resources names {step!r}, which is not a step: the steps are "
                 f"{', '.join(steps)}"
             )
 
@@ -278,26 +280,26 @@ def _worker_job(vertex: VertexConfig, image: str, setting: str, workers: int) ->
 
 
 def _memory(config: RunConfig, places: Places) -> str:
-    """Where a schedule's runs note what they have read; those of other settings, elsewhere."""
+    """Where runs of a schedule record what they have read; one file per set of settings."""
     settings = dataclasses.asdict(config)
-    # Where and on what it runs changes nothing of what comes out.
+    # Where, and on which machines, it runs does not change the results.
     del settings["vertex"]
     digest = sha256_hex([json.dumps(settings, sort_keys=True, default=str).encode()])
     return f"{places.root}/last_content/{digest[:16]}.json"
 
 
 def check_job(job: Mapping[str, Any]) -> None:
-    """Holds a job against the schema of its specification, and its references against each other.
+    """Checks a job against the schema of its specification, and that its references match.
 
     Raises:
-        ConfigError: It holds a path of this machine or a secret.
-        ValueError: In one line for each, what is wrong.
+        ConfigError: The job contains a path of this machine or a secret.
+        ValueError: The job is not valid; the message has one line per problem.
     """
     problems = list(_schema_problems(job)) or list(_reference_problems(job))
     if problems:
         raise ValueError("the compiled job is not valid:\n" + "\n".join(problems))
     for problem in _private_problems(job):
-        raise ConfigError(f"nothing of this machine may go to Vertex, but {problem}")
+        raise ConfigError(f"nothing private to this machine may go to Vertex, but {problem}")
 
 
 def _schema_problems(job: Mapping[str, Any]) -> Iterator[str]:
@@ -320,7 +322,7 @@ def _schema_problems(job: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _reference_problems(job: Mapping[str, Any]) -> Iterator[str]:
-    """What the schema cannot say, and Vertex or the container would stumble over."""
+    """Problems that the schema does not cover, but that Vertex or the container would fail on."""
     spec = job["pipelineSpec"]
     tasks, components = spec["root"]["dag"]["tasks"], spec["components"]
     executors = spec["deploymentSpec"]["executors"]
@@ -338,14 +340,14 @@ def _reference_problems(job: Mapping[str, Any]) -> Iterator[str]:
             output = value["taskOutputArtifact"]
             producer = tasks.get(output["producerTask"])
             if producer is None:
-                yield f"input {key} of task {name} comes from {output['producerTask']}, no task"
+                yield f"input {key} of task {name} comes from {output['producerTask']}, not a task"
             elif output["producerTask"] not in task.get("dependentTasks", []):
                 yield f"task {name} does not wait for {output['producerTask']}"
         for key, value in task.get("inputs", {}).get("parameters", {}).items():
             if "taskOutputParameter" in value:
                 yield f"parameter {key} of task {name} is another task's output"
             elif value.get("componentInputParameter", key) not in {*defined, key}:
-                yield f"parameter {key} of task {name} is no runtime parameter"
+                yield f"parameter {key} of task {name} is not a runtime parameter"
         declared = component.get("inputDefinitions", {}).get("parameters", {})
         missing = set(declared) - set(task.get("inputs", {}).get("parameters", {}))
         if missing:
@@ -356,7 +358,7 @@ def _reference_problems(job: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _private_problems(job: Mapping[str, Any]) -> Iterator[str]:
-    """What must not leave this machine: its paths and its secrets."""
+    """Finds what must not leave this machine: its paths and its secrets."""
     if not str(job["runtimeConfig"].get("gcsOutputDirectory", "")).startswith("gs://"):
         return
     places = {str(REPO_ROOT), str(Path.home()), tempfile.gettempdir()} - {"/"}
@@ -365,7 +367,7 @@ def _private_problems(job: Mapping[str, Any]) -> Iterator[str]:
         for name, value in os.environ.items()
         if _SECRET.search(name) and len(value) >= _SHORTEST_SECRET
     }
-    # Not the folder of the same name in a bucket, such as gs://bucket/root.
+    # But not a folder with the same name in a bucket, such as gs://bucket/root.
     local = {p: re.compile(rf"((?<![\w./-])|(?<=file://)){re.escape(p)}/") for p in places}
     for where, text in _texts(job):
         for place, pattern in local.items():

@@ -24,66 +24,67 @@ LabelKey = Annotated[
     str,
     _text(
         r"^[a-z][a-z0-9_-]{0,62}$",
-        "lower-case letters, digits, - and _, from a letter on, at most 63",
+        "lower-case letters, digits, - and _, starting with a letter, at most 63",
     ),
 ]
 LabelValue = Annotated[
     str, _text(r"^[a-z0-9_-]{0,63}$", "lower-case letters, digits, - and _, at most 63")
 ]
 ProjectId = Annotated[
-    str, _text(r"^([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]$", "a project's id, as my-project")
+    str,
+    _text(r"^([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]$", "a project's id, such as my-project"),
 ]
-Region = Annotated[str, _text(r"^[a-z]+-[a-z]+[0-9]+$", "a region, as us-central1")]
+Region = Annotated[str, _text(r"^[a-z]+-[a-z]+[0-9]+$", "a region, such as us-central1")]
 Folder = Annotated[
     str,
     _text(
         r"^gs://[a-z0-9]([a-z0-9._-]{0,220}[a-z0-9])?(/[^/]+)*/?$",
-        "a folder in a bucket, as gs://bucket/folder",
+        "a folder in a bucket, such as gs://bucket/folder",
     ),
 ]
-Account = Annotated[str, _text(r"^[^@\s]+@[^@\s]+$", "a service account's address")]
+Account = Annotated[str, _text(r"^[^@\s]+@[^@\s]+$", "the address of a service account")]
 Network = Annotated[
     str,
     _text(
         r"^projects/[^/]+/global/networks/[^/]+$",
-        "a network's full name, as projects/NUMBER/global/networks/NAME",
+        "the full name of a network, such as projects/NUMBER/global/networks/NAME",
     ),
 ]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class VertexConfig:
-    """Where on Google Cloud a run takes place, and on what machines.
+    """Where on Google Cloud a run takes place, and on which machines.
 
     Attributes:
-        project: Project to run in and to be billed.
-        region: Region of everything.
-        pipeline_root: `gs://` folder for all that a run writes.
+        project: Project to run in and to bill.
+        region: Region for everything.
+        pipeline_root: `gs://` folder for everything that a run writes.
         serving_dir: Where models are pushed; `None`: `serving_model` below `pipeline_root`.
-        service_account: What the steps run as; `None`: Compute Engine's default account.
+        service_account: Account that the steps run as; `None`: Compute Engine's default account.
         network: VPC network to peer with.
         image: Container image of all steps.
-        accelerator: The Trainer's.
-        accelerator_count: How many in a machine.
+        accelerator: Accelerator of the Trainer.
+        accelerator_count: Number of accelerators per machine.
         trainer_cpu: vCPUs of the Trainer; `None`: those of the machine with these accelerators.
         trainer_memory_gb: Memory of the Trainer, likewise.
         cpu: vCPUs of every other step.
         memory_gb: Memory of every other step.
-        model_cpu: vCPUs of the steps, beside the Trainer, in which the model computes.
-        model_memory_gb: Memory of those.
-        resources: Single steps' own `cpu` and `memory_gb`.
+        model_cpu: vCPUs of the steps, besides the Trainer, that run the model.
+        model_memory_gb: Memory of these steps.
+        resources: Values of `cpu` and `memory_gb` for single steps.
         retries: How often a step that failed is started again.
-        caching: Whether steps may be taken from former runs.
-        workers: Machines that train together.
-        spot: Whether they are Spot machines, which are cheap, and taken away at any moment.
-        spot_wait_minutes: Most that is waited for those, at the start and after each loss.
+        caching: Whether to reuse steps of former runs.
+        workers: Number of machines that train together.
+        spot: Whether they are Spot machines, which are cheap but can be taken away at any moment.
+        spot_wait_minutes: Maximum waiting time for Spot machines, at the start and after each loss.
         spot_losses: How often they may be taken away.
-        spot_otherwise: What is done then.
+        spot_otherwise: What to do when one of these limits is reached.
         dataflow: Whether the Beam steps run on Dataflow.
-        dataflow_max_workers: Machines that it may take.
-        dataflow_machine_type: Their type.
-        labels: Labels of the run, for the bill.
-        api_endpoint: Where Vertex's API is; `None`: the region's own.
+        dataflow_max_workers: The most machines that Dataflow may use.
+        dataflow_machine_type: Type of these machines.
+        labels: Labels of the run, for billing.
+        api_endpoint: Address of Vertex's API; `None`: the region's own.
     """
 
     project: ProjectId | None
@@ -117,11 +118,11 @@ class VertexConfig:
 
     @property
     def trains_in_custom_job(self) -> bool:
-        """Whether the Trainer starts a custom job, and only waits itself."""
+        """Whether the Trainer starts a custom job and only waits for it."""
         return self.workers > 1 or self.spot
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Settings that contradict others: name and what must be."""
+        """Settings that contradict others: their name, and what is allowed."""
         if self.accelerator not in machines.accelerators():
             yield "accelerator", f"it must be one of {', '.join(machines.accelerators())}"
         elif self.accelerator != machines.NO_ACCELERATOR:
@@ -129,7 +130,7 @@ class VertexConfig:
             if self.accelerator_count not in counts:
                 yield (
                     "accelerator_count",
-                    f"a machine has {', '.join(map(str, counts))} of {self.accelerator}",
+                    f"a machine can have {', '.join(map(str, counts))} of {self.accelerator}",
                 )
         for step, values in self.resources.items():
             if not values or not {"cpu", "memory_gb"} >= set(values):

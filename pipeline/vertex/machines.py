@@ -1,7 +1,7 @@
-"""Machines that Vertex has accelerators in.
+"""Machines with accelerators on Vertex.
 
 A pipeline names CPU, memory and accelerator, and Vertex takes the smallest machine that has them; a
-custom job names the machine. The numbers are those of Compute Engine's documentation.
+custom job names the machine. The numbers come from Compute Engine's documentation.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ class Machine:
     """A machine type.
 
     Attributes:
-        name: Such as `a2-highgpu-1g`.
-        cpu: vCPUs.
+        name: Name of the type, such as `a2-highgpu-1g`.
+        cpu: Number of vCPUs.
         memory_gb: Memory in GB.
     """
 
@@ -69,15 +69,15 @@ _MACHINES: dict[str, dict[int, Machine]] = {
 
 
 def accelerators() -> tuple[str, ...]:
-    """The accelerators there are, and `none`."""
+    """All accelerators, and `none`."""
     return tuple(_MACHINES)
 
 
 def counts(accelerator: str) -> tuple[int, ...]:
-    """How many of them a machine can have."""
+    """How many accelerators of a kind a machine can have."""
     return tuple(_MACHINES[accelerator])
 
 
 def machine_with(accelerator: str, count: int) -> Machine:
-    """The machine with so many accelerators; a `KeyError` where there is none."""
+    """The machine with this many accelerators; raises a `KeyError` if there is none."""
     return _MACHINES[accelerator][0 if accelerator == NO_ACCELERATOR else count]

@@ -1,4 +1,4 @@
-"""Where things are: what a run writes, and what of this repository is in the image."""
+"""Where a run writes, and where the files of this repository are in the image."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ CODE = ("components", "data", "pipeline", "serving", "storage", "trainer")
 """Folders that the Dockerfile copies."""
 
 ENVIRONMENT = {
-    # TFX's imports would switch Keras to version 2 where this is unset.
+    # If this is unset, importing TFX switches Keras to version 2.
     "TF_USE_LEGACY_KERAS": "0",
     # As in local runs, so that equal seeds give equal weights.
     "TF_ENABLE_ONEDNN_OPTS": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONUNBUFFERED": "1",
 }
-"""What the Dockerfile sets."""
+"""Variables that the Dockerfile sets."""
 
 _IN_IMAGE = ("data", "trainer")
 
@@ -40,17 +40,17 @@ class Places:
 
     @classmethod
     def below(cls, root: str, serving_dir: str | None = None) -> Places:
-        """Everything below `root`, but for a serving directory of its own."""
+        """Everything below `root`, except a serving directory that is given."""
         root = root.rstrip("/")
         return cls(root, (serving_dir or f"{root}/serving_model").rstrip("/"))
 
 
 def in_image(config: RunConfig, *, others: bool = False) -> RunConfig:
-    """The configuration with what lies in this repository named as it is found in the image.
+    """The configuration, with paths in this repository changed to those in the image.
 
     Args:
         config: All settings, with the dataset resolved.
-        others: Leave other paths of this machine as they are.
+        others: Whether to keep other paths of this machine.
 
     Raises:
         ConfigError: A setting names another path of this machine, which Vertex cannot read.
@@ -108,7 +108,7 @@ def _in_image(key: str, path: str, others: bool) -> str:
 
 
 def stage_code(folder: Path) -> None:
-    """Copies the code into `folder`, as the image holds it."""
+    """Copies the code into `folder`, laid out as in the image."""
     for name in CODE:
         shutil.copytree(
             REPO_ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")

@@ -1,6 +1,6 @@
-"""What a run on Vertex AI needs, looked for before anything is compiled, uploaded or started.
+"""Checks what a run on Vertex AI needs before anything is compiled, uploaded or started.
 
-Every check ends in one line that says what is missing and how to get it.
+A check that fails says in one line what is missing and how to get it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pipeline.vertex.config import VertexConfig
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _TIMEOUT_SECONDS = 20.0
 _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
-# A registry on this machine speaks plain HTTP, as for Docker.
+# A registry on this machine uses plain HTTP, as with Docker.
 _LOOPBACK = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?$")
-# Nobody else gets the credentials.
+# Other registries do not get the credentials.
 _GOOGLE_REGISTRY = re.compile(r"(^|[.-])(docker\.pkg\.dev|gcr\.io)$")
 _MANIFESTS = ", ".join(
     f"application/vnd.{kind}+json"
@@ -43,8 +43,8 @@ class Cloud:
     """A project that a run can be submitted to.
 
     Attributes:
-        vertex: The settings, with project and the image's digest written out.
-        credentials: Whose.
+        vertex: The settings, with the project and the image's digest filled in.
+        credentials: The credentials to use.
     """
 
     vertex: VertexConfig
@@ -58,7 +58,7 @@ class Cloud:
 
 
 def check_config(vertex: VertexConfig) -> None:
-    """Raises a `ConfigError` where a setting without which nothing can be compiled is missing."""
+    """Raises a `ConfigError` if a setting that compiling needs is missing."""
     if vertex.pipeline_root is None:
         raise ConfigError(
             "there is no place to write to: give --pipeline-root gs://BUCKET/FOLDER, in a bucket "
@@ -66,8 +66,8 @@ def check_config(vertex: VertexConfig) -> None:
         )
     if vertex.image is None:
         raise ConfigError(
-            "there is no container image: build one as docs/vertex.md says, and give --image "
-            "REGISTRY/NAME:TAG or @sha256:DIGEST"
+            "there is no container image: build one as described in docs/vertex.md, and give "
+            "--image REGISTRY/NAME:TAG or @sha256:DIGEST"
         )
     for name, given in (
         ("workers", vertex.workers > 1 and f"= {vertex.workers}"),
@@ -140,11 +140,11 @@ def _check_bucket(folder: str, project: str, region: str, credentials: Credentia
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise ConfigError(
             f"these credentials may not see the bucket gs://{name} ({_first_line(error)}): give "
-            "them roles/storage.legacyBucketReader there, or name another with --pipeline-root"
+            "them roles/storage.legacyBucketReader there, or name another one with --pipeline-root"
         ) from None
     except (exceptions.GoogleAPIError, requests.RequestException) as error:
         raise ConfigError(
-            f"the bucket gs://{name} cannot be looked at ({_first_line(error)}): try again"
+            f"the bucket gs://{name} cannot be checked ({_first_line(error)}): try again"
         ) from None
 
 
@@ -153,19 +153,19 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def pinned_image(image: str, credentials: Credentials | None) -> str:
-    """An image by its digest, which its registry is asked for.
+    """Looks up the digest of an image in its registry.
 
     Args:
         image: `HOST/NAME:TAG`, `HOST/NAME` or `HOST/NAME@sha256:DIGEST`.
-        credentials: For Google's registries.
+        credentials: Credentials for Google's registries.
 
     Raises:
-        ConfigError: It is not there, or may not be read.
+        ConfigError: The image does not exist, or may not be read.
     """
     host, slash, path = image.partition("/")
     if not slash or not ("." in host or ":" in host or host == "localhost"):
         raise ConfigError(
-            f"the image {image!r} names no registry: give its full name, as "
+            f"the image {image!r} does not name a registry: give its full name, such as "
             "REGION-docker.pkg.dev/PROJECT/REPOSITORY/NAME:TAG"
         )
     pinned = _DIGEST.search(path)
@@ -191,8 +191,8 @@ def pinned_image(image: str, credentials: Credentials | None) -> str:
         ) from None
     if answer.status_code == 404:
         raise ConfigError(
-            f"there is no image {image}: build it with `gcloud builds submit`, as docs/vertex.md "
-            "says, or name another with --image"
+            f"there is no image {image}: build it with `gcloud builds submit`, as described in "
+            "docs/vertex.md, or name another with --image"
         )
     if answer.status_code in (401, 403):
         raise ConfigError(
@@ -202,7 +202,7 @@ def pinned_image(image: str, credentials: Credentials | None) -> str:
     digest = answer.headers.get("Docker-Content-Digest", "")
     if not answer.ok or not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
         raise ConfigError(
-            f"the registry {host} does not tell the digest of {image} (status "
+            f"the registry {host} does not return the digest of {image} (status "
             f"{answer.status_code}): give --image with @sha256:DIGEST"
         )
     return f"{host}/{repository}@{digest}"

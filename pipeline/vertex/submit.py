@@ -1,4 +1,4 @@
-"""Submits a compiled job to Vertex AI, and follows it."""
+"""Submits a compiled job to Vertex AI and follows it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from google.protobuf import json_format
 from components.diffusion_trainer.custom_job import MACHINE_HOURS
 from pipeline.vertex.preflight import Cloud
 
-# How long a request that Vertex is too busy for is repeated; between two looks at a run.
+# How long a request is repeated if Vertex is too busy; time between two looks at a run.
 _RETRY_SECONDS, _POLL_SECONDS = 60.0, 15.0
 _LOST_CONTACTS = 10
 _TASK_STATES = {
@@ -44,11 +44,11 @@ _TRANSIENT = (exceptions.TooManyRequests, exceptions.ServerError)
 
 
 class SubmissionError(RuntimeError):
-    """Vertex did not take a job or answer a question; the message is one line for the user."""
+    """Vertex did not accept a job or answer a request; the message is one line for the user."""
 
 
 class RunFailedError(RuntimeError):
-    """A run ended in another way than done; the message names the task and its error."""
+    """A run did not end well; the message names the task and its error."""
 
 
 class Vertex:
@@ -69,7 +69,7 @@ class Vertex:
         """Starts a run; returns its resource name.
 
         Raises:
-            SubmissionError: Vertex refuses it.
+            SubmissionError: Vertex refuses the job.
         """
         vertex = self._cloud.vertex
         parent = f"projects/{self._cloud.project}/locations/{vertex.region}"
@@ -77,8 +77,9 @@ class Vertex:
         json_format.ParseDict(job, PipelineJob.pb(request))
         request.service_account = vertex.service_account or ""
         request.network = vertex.network or ""
-        # `aiplatform.PipelineJob` would first ask which project the bucket is in, which takes an
-        # API and a role more, and create one that is missing. `preflight` has looked at it.
+        # `aiplatform.PipelineJob` would first look up the project of the bucket, which needs
+        # another API and role, and would create a missing bucket. `preflight` has checked the
+        # bucket.
         client = PipelineServiceClient(
             credentials=self._cloud.credentials,
             transport="rest",
@@ -105,7 +106,7 @@ class Vertex:
         """Makes a schedule that starts runs; returns its resource name.
 
         Raises:
-            SubmissionError: Vertex refuses it.
+            SubmissionError: Vertex refuses the schedule.
         """
         with _pipeline_job(job) as pipeline_job:
             made = self._ask(
@@ -113,7 +114,7 @@ class Vertex:
                 lambda: pipeline_job.create_schedule(
                     cron=cron,
                     display_name=str(job["displayName"]),
-                    # A run that takes longer than the interval must not meet the next.
+                    # A run that takes longer than the interval must not overlap with the next.
                     max_concurrent_run_count=1,
                     service_account=self._cloud.vertex.service_account,
                     network=self._cloud.vertex.network,
@@ -125,8 +126,8 @@ class Vertex:
         """Reports every change of a task's state until a run has ended.
 
         Raises:
-            RunFailedError: It ended in another way than done.
-            SubmissionError: Vertex does not tell.
+            RunFailedError: The run did not end well.
+            SubmissionError: Vertex does not answer.
         """
         shown: dict[str, str] = {}
         lost = 0
@@ -145,7 +146,7 @@ class Vertex:
                 continue
             except exceptions.GoogleAPICallError as error:
                 raise SubmissionError(
-                    f"Vertex does not say how the run is ({_said(error)}); it goes on"
+                    f"Vertex does not report the state of the run ({_said(error)}); it goes on"
                 ) from None
             for detail in sorted(details, key=lambda d: str(d.start_time or "")):
                 state = _TASK_STATES.get(detail.state, "")
@@ -167,7 +168,7 @@ class Vertex:
         self._ask("cancel the run", lambda: aiplatform.PipelineJob.get(run).cancel())
 
     def runs(self, limit: int = 20) -> list[tuple[str, str, str]]:
-        """Id, state and time of creation of the latest runs."""
+        """Id, state and creation time of the latest runs."""
         found = self._ask(
             "list the runs",
             lambda: aiplatform.PipelineJob.list(order_by="create_time desc"),
@@ -182,17 +183,17 @@ class Vertex:
         ]
 
     def needless(self, dataset: str, fingerprint: str) -> str:
-        """Why no run is needed for a dataset as it is now; "" where one is.
+        """Why no run is needed for a dataset as it is now; "" if one is.
 
-        Its latest run goes on, or was done with the same content. One that a schedule began says
-        nothing of the content.
+        Its latest run is still going on, or succeeded with the same content. For a run started by a
+        schedule, the content is unknown.
 
         Args:
-            dataset: Where it lies, as runs are told.
-            fingerprint: Of what is there now.
+            dataset: Where the dataset is, as given to runs.
+            fingerprint: Fingerprint of its content now.
 
         Raises:
-            SubmissionError: Vertex does not tell.
+            SubmissionError: Vertex does not answer.
         """
         found = self._ask(
             "list the runs",
@@ -212,7 +213,7 @@ class Vertex:
         return ""
 
     def console_link(self, resource: str) -> str:
-        """Where a run or a schedule is shown."""
+        """Address of the console page of a run or a schedule."""
         region, kind, name = resource.split("/")[3:]
         page = "runs" if kind == "pipelineJobs" else kind
         return (
@@ -245,13 +246,13 @@ class Vertex:
             acting = f", and roles/iam.serviceAccountUser on {account}" if account else ""
             raise SubmissionError(
                 f"these credentials may not {what} ({_said(error)}): give them "
-                f"roles/aiplatform.user in project {self._cloud.project}{acting}, and see that the "
-                "Vertex AI API is enabled"
+                f"roles/aiplatform.user in project {self._cloud.project}{acting}, and enable the "
+                "Vertex AI API"
             ) from None
         except exceptions.NotFound as error:
-            raise SubmissionError(f"there is no such thing ({_said(error)})") from None
+            raise SubmissionError(f"Vertex cannot find it ({_said(error)})") from None
         except exceptions.GoogleAPICallError as error:
-            raise SubmissionError(f"Vertex would not {what}: {_said(error)}") from None
+            raise SubmissionError(f"Vertex did not {what}: {_said(error)}") from None
 
 
 def _run_id(job: Mapping[str, Any]) -> str:
@@ -285,7 +286,7 @@ def _ending(job: aiplatform.PipelineJob, details: list[PipelineTaskDetail]) -> s
 
 
 def _machine_hours(detail: PipelineTaskDetail) -> Iterator[str]:
-    """For how long a task had which machines of its own, where it says so."""
+    """Which extra machines a task had, and for how long, if recorded."""
     for listed in detail.outputs.values():
         for artifact in listed.artifacts:
             if hours := artifact.metadata.get(MACHINE_HOURS):
@@ -298,7 +299,7 @@ def _state(state: PipelineState) -> str:
 
 def _said(error: BaseException) -> str:
     text = getattr(error, "message", None) or str(error)
-    # The transport puts the request in front.
+    # The transport puts the request before the message.
     text = re.sub(r"^[A-Z]+ https?://\S+: ", "", text)
     return re.sub(r"\s+", " ", text).strip()[:300]
 

@@ -494,7 +494,7 @@ def test_a_clean_up_beside_a_run_or_another_is_refused(
 
 @pytest.mark.parametrize(
     ("output", "said"),
-    [("gs://bucket/x", "no folder of this machine"), ("nothing", "there is no run in")],
+    [("gs://bucket/x", "not a folder on this machine"), ("nothing", "there is no run in")],
 )
 def test_a_folder_of_no_run_is_told_in_a_line(
     output: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

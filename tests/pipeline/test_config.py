@@ -436,11 +436,11 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ("training: {weight_decay: null}", ["weight_decay = nothing", "at least 0"]),
         ("training: {epochs: -1}", ["training.epochs = -1", "at least 0"]),
         ("training: {epochs: .inf}", ["training.epochs = inf", "a number"]),
-        ("training: {steps: 5, epochs: 2}", ["epochs = 2", "training.steps = 5", "one of them"]),
+        ("training: {steps: 5, epochs: 2}", ["epochs = 2", "training.steps = 5", "give only one"]),
         ("training: {accumulation_steps: 0}", ["accumulation_steps = 0", "at least 1"]),
         (
             "training: {batch_size: 6, accumulation_steps: 4}",
-            ["accumulation_steps = 4", "training.batch_size = 6", "must divide it"],
+            ["accumulation_steps = 4", "training.batch_size = 6", "must divide batch_size"],
         ),
         ("training: {min_snr_gamma: -1}", ["min_snr_gamma = -1", "at least 0"]),
         ("training: {noise_offset: yes}", ["noise_offset = 'yes'", "a number of at least 0"]),
@@ -469,7 +469,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
             "training: {stop_early: 3, evaluate_every_steps: 0}",
             ["stop_early = 3", "training.evaluate_every_steps = 0"],
         ),
-        ("tuning: {trials: 1}", ["tuning.trials = 1", "compared with none", "try 12"]),
+        ("tuning: {trials: 1}", ["tuning.trials = 1", "nothing to be compared with", "try 12"]),
         ("tuning: {trials: -1}", ["tuning.trials = -1", "at least 0"]),
         ("tuning: {parallel_trials: 0}", ["parallel_trials = 0", "at least 1"]),
         ("tuning: {learning_rate: [1e-3]}", ["learning_rate = [0.001]", "the lowest and the"]),
@@ -477,10 +477,10 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ("tuning: {learning_rate: 1e-3}", ["tuning.learning_rate = 0.001", "impossible"]),
         ("tuning: {rank: [4, 8]}", ["tuning.rank = [4, 8]", "training.lora_rank = 0", "adapters"]),
         ("tuning: {ema_decay: [0.9, 1]}", ["ema_decay = [0.9, 1]", "below 1"]),
-        ("tuning: {trials: 12, ema_decay: [0.9, 0.9]}", ["ema_decay", "there twice"]),
+        ("tuning: {trials: 12, ema_decay: [0.9, 0.9]}", ["ema_decay", "has a value twice"]),
         (
             "tuning: {trials: 12, learning_rate: [], min_snr_gamma: [5]}",
-            ["tuning.trials = 12", "nothing to search for", "give tuning.learning_rate a range"],
+            ["tuning.trials = 12", "nothing to search", "give tuning.learning_rate a range"],
         ),
         ("validation: {every_steps: -1}", ["every_steps = -1", "at least 0"]),
         ("dataset: {eval_fraction: 0}", ["eval_fraction = 0", "above 0 and below 1"]),
@@ -498,7 +498,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
             "model: {start_from: lates_blessed}",
             ["there is no such folder", "latest_blessed, release"],
         ),
-        ("model: {start_from: 'release:three'}", ["'three' is no release's number", "release:N"]),
+        ("model: {start_from: 'release:three'}", ["'three' is not a release number", "release:N"]),
         ("model: {base_weights: /no/such}", ["'/no/such'", "no such folder", "'random'"]),
         ("model: {base_weights: /no/such.safetensors}", ["no such file", ".safetensors in the"]),
         (
@@ -510,7 +510,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ("model: {buckets: 1}", ["model.buckets = 1", "true or false"]),
         (
             "model: {bucket_step: 64}",
-            ["model.bucket_step = 64", "model.buckets = false", "set that to true"],
+            ["model.bucket_step = 64", "model.buckets = false", "set model.buckets to true"],
         ),
         (
             "model: {buckets: true, bucket_step: 48}",
@@ -529,7 +529,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ("dataset: {near_duplicates: drop}", ["'drop'", "keep_together, keep_one, ignore"]),
         (
             "dataset: {caption_template: sks}",
-            ["'sks' (in ", "is no template", "{caption} exactly once"],
+            ["'sks' (in ", "is not a template", "{caption} exactly once"],
         ),
         ("dataset: {caption_template: '{title}'}", ["'{title}'", "there is no field {title}"]),
         ("dataset: {tag_shuffle: -1}", ["dataset.tag_shuffle = -1", "at least 0"]),
@@ -582,7 +582,7 @@ def test_full_size_takes_the_published_weights_and_never_noise_instead(tmp_path)
         (["--batch-size", "0"], ["training.batch_size = 0 (from --batch-size)"]),
         (["--learning-rate", "nan"], ["training.learning_rate = nan (from --learning-rate)"]),
         (["--epochs", "-1"], ["training.epochs = -1 (from --epochs)", "at least 0"]),
-        (["--epochs", "2", "--steps", "5"], ["epochs = 2 (from --epochs)", "give one of them"]),
+        (["--epochs", "2", "--steps", "5"], ["epochs = 2 (from --epochs)", "give only one"]),
         (["--lora-rank", "x"], ["training.lora_rank = 'x' (from --lora-rank)", "whole number"]),
         (["--precision", "half"], ["'half' (from --precision)", "auto, float32, bfloat16"]),
         (["--seed", "-1"], ["seed = -1 (from --seed)", "at least 0"]),
@@ -713,7 +713,7 @@ def test_what_is_withdrawn_is_another_dataset_and_checked_before_a_run(tmp_path:
 @pytest.mark.parametrize(
     ("serving", "message"),
     [
-        ({"sign_key": "a", "sign_key_env": "B"}, r"both name a key, give one of them"),
+        ({"sign_key": "a", "sign_key_env": "B"}, r"both name a key; give only one of them"),
         ({"c2pa_certificate": "a"}, r"belong together: give both, or null for both"),
         ({"c2pa_key_env": "A"}, r"belong together: give both, or null for both"),
         ({"sign_key_env": "-----BEGIN"}, r"must be the name of an environment variable, such as"),

@@ -283,7 +283,7 @@ def test_killed_step_is_failed_and_repeated_finished_steps_are_not(zygote, flags
 
     status, run = zygote.run(*flags)
     assert status == 0, run.err()
-    assert "A former run was ended during" in run.out()
+    assert "A former run was stopped during" in run.out()
     assert executions(output) == [
         ("Source", "COMPLETE"),
         ("Train", "FAILED"),
@@ -488,7 +488,7 @@ def test_three_weeks_of_a_dataset_that_is_watched(zygote, tmp_path):
         assert begins.endswith(": a run begins")
         if what == "breaks":
             assert re.search(r"the run failed after .*, once: .* cannot be used", ends)
-            assert last.startswith("unchanged since a run failed, once: tried again at ")
+            assert last.startswith("unchanged since a run failed once: next try at ")
         else:
             pushed = "not pushed" if what == "shrinks" else r"release \d+"
             assert re.fullmatch(f"the run is done after .*: {pushed}", ends), ends

@@ -87,7 +87,7 @@ def test_recorded_settings_are_those_of_the_run(recorded: Recorded, tmp_path: Pa
     tree = {**recorded.settings, "training": {**recorded.settings["training"], "unheard_of": 1}}
     with pytest.raises(ReproductionError, match=r"training\.unheard_of: git checkout "):
         findings(dataclasses.replace(recorded, settings=tree), tmp_path / "b")
-    with pytest.raises(ConfigError, match=r"no such folder.*--base-weights name data and"):
+    with pytest.raises(ConfigError, match=r"no such folder.*--base-weights where data and"):
         findings(recorded, tmp_path / "c", **{"model.base_weights": "/nowhere"})
 
 
@@ -112,7 +112,7 @@ def test_what_is_missing_is_said_with_what_brings_it(recorded: Recorded, tmp_pat
     other = dataclasses.replace(recorded, manifest=manifest, code={"Trainer": "0" * 16})
     changed = dataclasses.replace(manifest, git_changed=True)
     said = findings(dataclasses.replace(other, manifest=changed), tmp_path / "again")["code"].said
-    assert "with changes that nobody committed; other code in Trainer" in said
+    assert "with uncommitted changes; other code in Trainer" in said
     found = findings(other, tmp_path / "again")
     assert [(name, finding.stops) for name, finding in found.items()] == [
         ("data", True), ("base weights", True), ("code", True), ("packages", False),
@@ -121,7 +121,7 @@ def test_what_is_missing_is_said_with_what_brings_it(recorded: Recorded, tmp_pat
     assert {finding.same for finding in found.values()} == {False}
     assert found["data"].command == "--dataset FOLDER, with the data as it was"
     assert "has changed: fingerprint" in found["data"].said
-    assert "others: decoder" in found["base weights"].said
+    assert "different weights: decoder" in found["base weights"].said
     assert found["code"].command == f"git checkout {'0123abcd' * 5}"
     assert found["code"].said.endswith("other code in Trainer")
     assert "tensorflow 2.21.0 (here " in found["packages"].said
@@ -170,7 +170,7 @@ def test_how_far_weights_are_apart(recorded: Recorded, tmp_path: Path) -> None:
     assert diffusion_model.relative == pytest.approx(0.5 / 35**0.5)
     assert text_encoder.digests[0] != text_encoder.digests[1]
     write_models(tmp_path / "longer" / "Format-Serving", np.zeros(5, np.float32))
-    with pytest.raises(ReproductionError, match="text_encoder made again has other tensors"):
+    with pytest.raises(ReproductionError, match="text_encoder made again has different tensors"):
         list(reproduction.apart(recorded, str(tmp_path / "longer")))
     data = tmp_path / "same" / "Format-Serving" / "decoder" / "variables"
     os.truncate(next(data.glob("*.data*")), 3)
@@ -188,6 +188,6 @@ def test_losses_are_compared_in_pairs(recorded: Recorded) -> None:
 def test_the_verdict_names_what_differs() -> None:
     other, unknown = Finding("packages", False, ""), Finding("processor", None, "")
     assert _verdict(True, [other]) == "The same, bit for bit."
-    assert _verdict(False, [other, unknown]) == "Not the same: other packages."
-    assert _verdict(False, [unknown]).endswith("not known: processor.")
-    assert "nothing records" in _verdict(False, [Finding("data", True, "")])
+    assert _verdict(False, [other, unknown]) == "Not the same; these differ: packages."
+    assert _verdict(False, [unknown]).endswith("differ: processor.")
+    assert "is not recorded" in _verdict(False, [Finding("data", True, "")])

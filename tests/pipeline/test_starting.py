@@ -148,7 +148,7 @@ def test_the_latest_blessed_model_of_other_data_is_started_from(output: Output) 
     assert output.find("base", "a") is None
     assert output.find("latest_blessed", "a") is None
     said = starting.told("latest_blessed", None)
-    assert said.startswith("Training starts from the base weights: no model is blessed yet that")
+    assert said.startswith("Training starts from the base weights: no model that was trained on")
     assert starting.told("base", None) == ""
 
     first = output.run("a")
@@ -192,15 +192,13 @@ def test_the_dataset_of_the_model_is_found(output: Output, start_from: str) -> N
     output.remove(found.examples)
     cleaned = output.find(start_from, "e")
     assert cleaned == dataclasses.replace(found, examples="")
-    assert "is not here any more: this one is compared with its statistics alone" in starting.told(
+    assert "is no longer here: this dataset is compared only with its statistics" in starting.told(
         start_from, cleaned
     )
     (folder / "statistics-2").rmdir()
     lost = output.find(start_from, "e")
     assert lost == dataclasses.replace(found, examples="", statistics="")
-    assert "there are no statistics here, so this one is not searched for drift" in starting.told(
-        start_from, lost
-    )
+    assert "so this dataset is not checked for drift" in starting.told(start_from, lost)
 
 
 @pytest.mark.parametrize("state", [mlmd.Artifact.DELETED, mlmd.Artifact.MARKED_FOR_DELETION])

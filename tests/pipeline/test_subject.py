@@ -40,10 +40,10 @@ def pictures(folder: Path, count: int) -> Path:
     [
         ({"prior__max_distance": 1.0}, ["prior.max_distance = 1.0", "without prior.caption"]),
         ({"prior__folder": "x"}, ["prior.folder = 'x' (from --folder)", "without prior.caption"]),
-        ({"prior__caption": " "}, ["prior.caption = ' '", "must say what is on pictures"]),
+        ({"prior__caption": " "}, ["prior.caption = ' '", "must say what pictures"]),
         (
             {"prior__caption": f" {SUBJECT} ", "dataset__caption": SUBJECT},
-            ["it is dataset.caption, too", "such as sks"],
+            ["it equals dataset.caption", "such as sks"],
         ),
         (
             {"prior__caption": CLASS, "prior__num_compared": 1},
@@ -53,7 +53,10 @@ def pictures(folder: Path, count: int) -> Path:
             {"prior__caption": CLASS, "prior__num_compared": 0, "prior__max_distance": 1.0},
             ["prior.num_compared = 0", "without prior.max_distance"],
         ),
-        ({"prior__caption": CLASS, "prior__scenes": ["at night", " "]}, ["one of them is empty"]),
+        (
+            {"prior__caption": CLASS, "prior__scenes": ["at night", " "]},
+            ["one of the scenes is empty"],
+        ),
         ({"prior__weight": 0.0}, ["prior.weight = 0.0", "above 0"]),
         ({"prior__pictures": 0}, ["prior.pictures = 0", "at least 1"]),
         ({"prior__sampler": "plms"}, ["prior.sampler = 'plms'", "ddim"]),

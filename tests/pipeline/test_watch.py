@@ -118,7 +118,7 @@ def test_failures_are_tried_again_ever_more_rarely(days: Weekdays) -> None:
     assert pauses == sorted(pauses)
     # But every day at least.
     assert pauses[-1] < 24 * 60 + 30
-    assert any("failed after 5 min 00 s, 3 times in a row: Trainer: no room; tried again at" in line
+    assert any("failed after 5 min 00 s, 3 times in a row: Trainer: no room; next try at" in line
                for line in days.said)  # fmt: skip
     days.fails = False
     days.looks(200)
@@ -292,8 +292,8 @@ def test_a_folder_that_is_written_to_while_it_is_watched(watched: Watched) -> No
     assert watched.runs == ["four here pictures plain"]
 
     watched.put(1, "bad")
-    watched.wait_for(lambda: "once: the caption is bad; tried again at" in log.read_text())
-    watched.wait_for(lambda: "unchanged since a run failed, once" in log.read_text())
+    watched.wait_for(lambda: "once: the caption is bad; next try at" in log.read_text())
+    watched.wait_for(lambda: "unchanged since a run failed once" in log.read_text())
     watched.put(1, "slow")
     watched.wait_for(lambda: watched.runs[-1] == "four here pictures slow")
     # In a run, the signal goes there, and is waited for.

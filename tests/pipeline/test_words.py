@@ -56,7 +56,7 @@ def test_a_prompts_length_counts_every_vector() -> None:
         ({"word__initial": "zzqq"}, ["word.initial = 'zzqq'", "one token", "is 3"]),
         ({"word__vectors": 0}, ["word.vectors = 0"]),
         ({"word__templates": "portrait"}, ["word.templates", "object, style"]),
-        ({"training__lora_rank": 4}, ["training.lora_rank = 4", "vectors alone are trained"]),
+        ({"training__lora_rank": 4}, ["training.lora_rank = 4", "only the vectors are trained"]),
         ({"training__train_text_encoder": True}, ["train_text_encoder = true"]),
         ({"dataset__tag_shuffle": 4}, ["dataset.tag_shuffle = 4", "word.templates = object"]),
         ({"word__learned_from": "no/such.safetensors"}, ["no/such.safetensors", "no such file"]),

@@ -60,7 +60,7 @@ def test_releases_that_know_are_named(output: Path, tmp_path: Path) -> None:
     )
     assert KnownBy.of_json(found.to_json()) == found
     assert withdrawal.told(config, None, found) == (
-        "dataset.withdrawn lists 3 entries; known to releases 1, 2."
+        "dataset.withdrawn lists 3 entries; learned by releases 1, 2."
     )
     assert look_up(load_config(None, {}), None, output) is None
 
@@ -87,14 +87,14 @@ def test_no_model_that_knows_is_started_from(
         look_up(config, start, output)
     said = str(error.value)
     assert said.startswith(
-        f"model.start_from = 'release:{release}' is refused: of {start.shown}, dataset.withdrawn "
+        f"model.start_from = 'release:{release}' is refused: for {start.shown}, dataset.withdrawn "
         f"lists what {how}: "
     )
     assert "'a cat' (row " in said
     assert ", line 2)" in said
     assert said.endswith(
-        "Start from release:4, which knows none of it, or from base, or allow it with "
-        "--allow-withdrawn true"
+        "Start from release:4, which has not learned from it, or from base, or allow it "
+        "with --allow-withdrawn true"
     )
     allowed = settings(tmp_path, f"{CAT_LINE} # why", allow_withdrawn=True, **given)
     found = look_up(allowed, start, output)
@@ -118,9 +118,9 @@ def test_what_nobody_can_tell_of_is_not_started_from(
 ) -> None:
     config = settings(tmp_path, f"{CAT_LINE} # why", start_from="release:3")
     elsewhere = Start("/another/model", "the model in /another/model", "")
-    with pytest.raises(ConfigError, match=r"/another/model, nobody can tell here what it was"):
+    with pytest.raises(ConfigError, match=r"/another/model, it is unknown here what it was"):
         look_up(config, elsewhere, output)
-    with pytest.raises(ConfigError, match=r"nobody can tell here what it was trained on\. Start"):
+    with pytest.raises(ConfigError, match=r"it is unknown here what it was trained on\. Start"):
         look_up(config, elsewhere, tmp_path)
     with pytest.raises(ConfigError, match=r"cannot be looked up \(there is no lineage to ask"):
         withdrawal.look_up(config, models[2], "", [])
@@ -130,7 +130,7 @@ def test_what_nobody_can_tell_of_is_not_started_from(
     folder = tmp_path / "copy"
     shutil.copytree(output, folder)
     # The store names places in the first folder, which may not be read for this one.
-    with pytest.raises(ConfigError, match="nobody can tell any more what was in artifact"):
+    with pytest.raises(ConfigError, match="it is no longer known what was in artifact"):
         look_up(config, models[2], folder)
     assert look_up(config, None, folder) == KnownBy((), ("1", "2", "3", "4"))
 

@@ -300,7 +300,7 @@ def test_the_home_folder_is_refused_wherever_it_stands(local: str, monkeypatch) 
         (lambda job: tasks(job)["Trainer"].update(retries=3), "retries"),
         (lambda job: containers(job)["Trainer"]["resources"].update(gpu=1), "gpu"),
         (lambda job: job["runtimeConfig"]["parameterValues"].pop("steps"), "steps has no value"),
-        (lambda job: tasks(job).pop("LatentGen"), "comes from LatentGen, no task"),
+        (lambda job: tasks(job).pop("LatentGen"), "comes from LatentGen, not a task"),
         (
             lambda job: tasks(job)["Trainer"].update(dependentTasks=[]),
             "task Trainer does not wait for LatentGen",
@@ -361,7 +361,7 @@ def test_what_is_withdrawn_goes_with_the_job(capsys, tmp_path: Path) -> None:
     reviewed = json.loads(GOLDEN.read_text())["runtimeConfig"]["parameterValues"]
     assert fingerprint != reviewed["dataset_fingerprint"]
     shown = capsys.readouterr().out
-    assert "dataset.withdrawn lists 1 entry; which releases know of them cannot be told" in shown
+    assert "lists 1 entry; it is unknown which releases have learned from them" in shown
     (tmp_path / "list").write_text("caption:a creature # why\n")
     assert runner_vertex.main([*DRY_RUN, "--withdrawn", str(tmp_path / "list")]) == 2
     assert "dataset.withdrawn = " in one_line(capsys)
@@ -459,7 +459,7 @@ def test_a_failed_run_ends_with_the_failing_tasks_error(cloud: LoopbackCloud, ca
     ("statuses", "said"),
     [
         ([403], ["may not start the run", "roles/aiplatform.user", "my-project"]),
-        ([400], ["would not start the run", "is not to be"]),
+        ([400], ["did not start the run", "is not to be"]),
         ([429] * 9, ["could not start the run within 4 s", "more quota"]),
         ([500] * 9, ["could not start the run within 4 s", "try again later"]),
     ],
@@ -581,7 +581,7 @@ def test_runs_are_listed_and_cancelled(cloud: LoopbackCloud, capsys) -> None:
     [
         (["--pipeline-root", "gs://nothing/x"], ["gs://nothing does not exist", "buckets create"]),
         (["--image", "{image}:2"], ["there is no image", "gcloud builds submit"]),
-        (["--image", "sdft:1"], ["names no registry"]),
+        (["--image", "sdft:1"], ["does not name a registry"]),
         (["--image", "127.0.0.1:9/sdft:1"], ["registry 127.0.0.1:9 cannot be reached"]),
     ],
 )
