@@ -203,8 +203,9 @@ def _flips(flip: str, examples: types.Artifact) -> bool:
         return flip == FLIP_ALWAYS
     if not examples.has_custom_property("captions_left_right"):
         raise UserError(
-            "the examples do not say how many captions name left or right, so it is unknown whether "
-            f"pictures may be mirrored: give --flip {FLIP_ALWAYS} or --flip {FLIP_NEVER}"
+            "the examples do not say how many captions name left or right, so it is unknown "
+            "whether pictures may be mirrored: "
+            f"give --flip {FLIP_ALWAYS} or --flip {FLIP_NEVER}"
         )
     count = examples.get_int_custom_property("captions_left_right")
     if count:

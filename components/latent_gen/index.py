@@ -119,7 +119,8 @@ class LatentsIndex:
                     raise ValueError("its contents have changed since it was written")
             except (OSError, ValueError, KeyError, AttributeError) as error:
                 logger.warning(
-                    "The latents of a former run cannot be taken over: %s is damaged: %s.",
+                    "The latents of a former run cannot be taken over from %s, which is damaged: "
+                    "%s.",
                     path,
                     error,
                 )
