@@ -148,7 +148,7 @@ def test_where_none_comes_it_is_done_as_was_told(training, otherwise, caplog) ->
     assert it.states() == [(True, "cancelled"), (False, "succeeded")]
     assert [(each.on_spot, each.lost) for each in used] == [(False, False)]
     assert it.steps == 20
-    assert "Going on with ordinary machines: no Spot machine" in caplog.text
+    assert "Continuing with ordinary machines: no Spot machine" in caplog.text
 
 
 def test_after_a_loss_it_is_waited_for_no_longer_than_at_the_start(training) -> None:
