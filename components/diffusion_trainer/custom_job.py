@@ -212,7 +212,7 @@ def run(
             why = (
                 f"the Spot machines ({job.machines}) were taken away {losses} times"
                 if losses > job.spot.most_losses
-                else f"no Spot machine ({job.machines}) came within "
+                else f"no Spot machine ({job.machines}) became available within "
                 f"{job.spot.wait_seconds / 60:g} minutes"
             )
             if job.spot.otherwise == "stop":

@@ -22,7 +22,7 @@ class Metric:
 
     Attributes:
         value: The metric; may be NaN.
-        lower: Lower end of its 95 % interval; NaN where it has none.
+        lower: Lower end of its 95 % interval; NaN if it has none.
         upper: Upper end of the interval; likewise.
     """
 

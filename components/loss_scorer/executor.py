@@ -559,7 +559,7 @@ def _baseline(models: list[types.Artifact], preset: str, image_size: int) -> _Ba
         f"with a model of preset {preset!r} at {image_size} pixels (set evaluation.baseline to "
         "base_weights, or use another output folder)"
     )
-    logger.warning("The candidate is scored alone: %s.", problem)
+    logger.warning("Only the candidate is scored: %s.", problem)
     return _Baseline(None, label, problem)
 
 

@@ -237,7 +237,7 @@ def held_against(
                 picture=names[1],
                 mirrored=one.mirrored,
                 nearness=one.nearness,
-                # The picture may have several captions, and the record that of another example.
+                # The picture may have several captions, so the record may be another example's.
                 own=bytes_of(one.record, _MEAN) == own[bytes_of(drawn[row], "id")],
                 suspect=one.nearness < limit,
                 compared_by=features.name,
