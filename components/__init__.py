@@ -1,8 +1,8 @@
-"""Custom TFX components, a folder each, and the artifact types they exchange.
+"""Custom TFX components, one folder each, and the artifact types they exchange.
 
-The artifact classes are importable from here, because that is where the Vertex container looks for
-a type called `components.RejectedRows`. They are looked up on first use: reading a dataset's
-fingerprint must not cost an import of TFX.
+The artifact classes can be imported from here, because this is where the Vertex container looks for
+a type called `components.RejectedRows`. They are imported on first use: reading a dataset's
+fingerprint must not import TFX.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-# Importing TFX switches TensorFlow to Keras 2 where this variable is unset.
+# Importing TFX switches TensorFlow to Keras 2 if this variable is unset.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "0")
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
-"""Artifact types of our own.
+"""Artifact types of this project.
 
-Vertex accepts only types without PROPERTIES, so facts go into custom properties, and it wants a
-TYPE_NAME that is the import path of the class: `components.<Class>`.
+Vertex only accepts types without PROPERTIES, so facts go into custom properties. It also requires
+TYPE_NAME to be the import path of the class: `components.<Class>`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class EvaluationReport(artifact.Artifact):
 
 
 class WithdrawnReport(artifact.Artifact):
-    """What was taken out of a dataset, which releases know it, and whether the new model does."""
+    """What was withdrawn from a dataset, and which releases and whether the new model know it."""
 
     TYPE_NAME = "components.WithdrawnReport"
 

@@ -1,8 +1,8 @@
-"""What code a step runs, as a hash for the cache keys of components.
+"""A hash of the code that a step runs, for the cache keys of components.
 
 Neither TFX's local cache nor Vertex's sees code, so every component takes the hash of its own
-code as an exec property. Which modules that is, is read out of the source: what a module imports,
-at its top or inside of a function, and what that imports, as far as it is this project's.
+code as an exec property. The modules to hash are read from the source: the modules of this project
+that a module imports, at its top or inside a function, and the ones that those import in turn.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
-# Beside a module these are its templates, tables and weights.
+# Templates, tables and weights that lie beside a module.
 _DATA_SUFFIXES = (".yaml", ".html", ".safetensors")
 _HEX_DIGITS = 16
 
-# Part of what a step runs, but not of what comes out of it.
+# A step runs these, but they do not affect its output.
 _WITHOUT_EFFECT = frozenset(
     {
-        "components.code_version",  # makes this hash
-        "storage.addresses",  # refuses some, and shows less of them
+        "components.code_version",  # computes this hash
+        "storage.addresses",  # refuses some addresses and shortens them for display
         "storage.greetings",  # keeps the console quiet
-        "storage.hub",  # what it fetches is checked against its hash
-        "storage.transfer",  # reads and hashes whole files, and shows how far it is
-        "trainer.training.progress",  # shows how far it is
+        "storage.hub",  # its downloads are checked against their hashes
+        "storage.transfer",  # reads and hashes whole files, and shows progress
+        "trainer.training.progress",  # shows progress
     }
 )
 
 
 def code_version(*names: str) -> str:
-    """Hashes the source of modules and of all of this project that they import.
+    """Hashes the source of modules and of all modules of this project that they import.
 
     Args:
-        *names: Dotted names of modules; what runs in a step begins with its executor's.
+        *names: Dotted names of modules; for a step, its executor's.
 
     Returns:
         16 hexadecimal digits of the SHA-256 over the names and bytes of the modules, and of the
-        `.yaml`, `.html` and `.safetensors` files beside them; neither the order of `names` nor the
-        folder that the code lies in matters.
+        `.yaml`, `.html` and `.safetensors` files beside them. Neither the order of `names` nor the
+        folder that contains the code matters.
 
     Raises:
         ModuleNotFoundError: There is no such module in this project.
@@ -55,7 +55,7 @@ def code_version(*names: str) -> str:
 
 
 def imported_modules(*names: str) -> set[str]:
-    """The modules of this project that decide what comes out of `names`, these among them.
+    """The modules of this project that affect the output of `names`, including `names` themselves.
 
     Raises:
         ModuleNotFoundError: There is no such module in this project.
@@ -84,7 +84,7 @@ def _sources(*names: str) -> dict[str, Path]:
 
 
 def _files(sources: dict[str, Path]) -> dict[str, Path]:
-    """The files to hash, by a name that does not depend on where the project lies."""
+    """The files to hash, by a name that does not depend on where the project is."""
     beside = {
         path
         for folder in {path.parent for path in sources.values()}
@@ -96,7 +96,7 @@ def _files(sources: dict[str, Path]) -> dict[str, Path]:
 
 @functools.cache
 def _import_statements(source: bytes, package: str) -> tuple[str, ...]:
-    """All that a module may mean to import: modules, and names in them that may be modules."""
+    """Everything a module may import: modules, and names in them that may be modules."""
     wanted: list[str] = []
     for node in _run_nodes(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -109,14 +109,14 @@ def _import_statements(source: bytes, package: str) -> tuple[str, ...]:
 
 
 def _packages(name: str) -> Iterator[str]:
-    """The module and the packages that it lies in, which are imported with it."""
+    """The module and its parent packages, which are imported with it."""
     while name:
         yield name
         name = name.rpartition(".")[0]
 
 
 def _run_nodes(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """All import statements but those for type checkers."""
+    """All import statements except those for type checkers."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
@@ -128,7 +128,7 @@ def _run_nodes(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def _name(test: ast.expr) -> str:
-    """Of `TYPE_CHECKING`, and of `typing.TYPE_CHECKING`."""
+    """The name in a test such as `TYPE_CHECKING` or `typing.TYPE_CHECKING`."""
     return test.id if isinstance(test, ast.Name) else getattr(test, "attr", "")
 
 

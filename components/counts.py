@@ -1,6 +1,6 @@
-"""Counts that a Beam pipeline hands back to the executor that ran it.
+"""Counts that a Beam pipeline returns to the executor that ran it.
 
-Through a file: unlike metrics, it is exact on every runner, whatever was tried twice.
+They are passed in a file. Unlike metrics, it is exact on every runner, even after retries.
 """
 
 from __future__ import annotations

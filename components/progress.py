@@ -1,4 +1,4 @@
-"""Progress of work that Beam's workers do."""
+"""Progress of the work done by Beam workers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from storage.progress import Work, WorkProgress
 
 
 class SharedProgress:
-    """Counts what is done by workers in this process; others have their own logs, and do not count.
+    """Counts the work of this process; other processes have their own logs and are not counted.
 
-    Goes to the workers with the DoFns that it is given to.
+    It travels to the workers with the DoFns that hold it.
     """
 
     def __init__(self, *works: Work) -> None:
@@ -23,10 +23,10 @@ class SharedProgress:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """Within this, what is done is shown."""
+        """Shows progress inside this context."""
         with self._handle.acquire(lambda: WorkProgress(*self._works)):
             yield
 
     def update(self, what: str, count: int = 1) -> None:
-        """Counts `count` more of a work."""
+        """Adds `count` to the work called `what`."""
         self._handle.acquire(WorkProgress).update(what, count)

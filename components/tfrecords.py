@@ -1,4 +1,4 @@
-"""TFRecord files that are whole or absent, and the same byte for byte from the same records."""
+"""TFRecord files that are complete or absent; the same records give the same bytes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tfx.components.util import examples_utils
 from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils
 
-# Stored, in gzip's frame that TFX expects: pictures and float16 noise hardly get smaller (by 3 %),
-# and compressing took longer than decoding the pictures.
+# Stored uncompressed in the gzip frame that TFX expects: pictures and float16 noise shrink by only
+# 3 %, and compressing them took longer than decoding the pictures.
 _COMPRESSION_LEVEL = 0
-# Asking TensorFlow for the next record costs as much as a small one; a picture may be large.
+# Fetching a record from TensorFlow costs as much as reading a small one; a picture may be large.
 _READ_AT_ONCE = 8
 
 
 def describe_examples(
     examples: types.Artifact, splits: Sequence[str], *, span: int = 0, version: int = 0
 ) -> None:
-    """Sets what TFX's own ExampleGen sets, for the components that read gzip tf.Examples.
+    """Sets the properties that TFX's ExampleGen sets, for components that read gzip tf.Examples.
 
     Args:
         examples: An `Examples` artifact.
@@ -44,16 +44,16 @@ def shard_name(prefix: str, index: int, count: int) -> str:
 
 
 def write_shard(path: str, records: Iterable[bytes], temporary_folder: str) -> int:
-    """Writes a gzip TFRecord file under a temporary name and renames it when it is whole.
+    """Writes a gzip TFRecord file under a temporary name and renames it when it is complete.
 
     Args:
-        path: What it is called in the end; its folder must exist. A file of that name, from an
-            earlier attempt at the same bundle, is replaced.
-        records: Serialized records, in their order.
+        path: Final path of the file; its folder must exist. A file of that name, left by an earlier
+            attempt at the same bundle, is replaced.
+        records: Serialized records, in order.
         temporary_folder: Existing folder on the same file system, where no reader looks.
 
     Returns:
-        How many records there were.
+        The number of records.
     """
     unfinished = os.path.join(temporary_folder, uuid.uuid4().hex)
     options = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=_COMPRESSION_LEVEL)
@@ -67,7 +67,7 @@ def write_shard(path: str, records: Iterable[bytes], temporary_folder: str) -> i
 
 
 def read_shard(path: str) -> Iterator[bytes]:
-    """Reads the records of a gzip TFRecord file in their order."""
+    """Reads the records of a gzip TFRecord file in order."""
     records = tf.data.TFRecordDataset(path, compression_type="GZIP").batch(_READ_AT_ONCE)
     for batch in records.as_numpy_iterator():
         yield from batch

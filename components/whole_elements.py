@@ -1,4 +1,4 @@
-"""Elements of Beam's local runner, sent whole between its workers."""
+"""Keeps the elements that workers of Beam's local runner exchange in one piece."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from tfx.dsl.components.base import base_beam_executor
 
 
 class WholeElementsExecutor(base_beam_executor.BaseBeamExecutor):
-    """An executor whose Beam workers send what they write when it is much or all, not by the clock.
+    """An executor whose Beam workers send a buffer when it is full or finished, not on a timer.
 
-    With `--direct_running_mode=multi_threading`, and any number of workers, a thread of Beam's
-    sends and empties each buffer every second, while another one may be in the middle of writing
-    an element to it (up to Beam 2.77 at least). The element is cut in two, and both halves are read
-    as elements: errors of decoding, or lists of as many gigabytes as a length made of garbage says.
-    What is written between sending and emptying is lost. No flag switches this off; zero does.
+    With `--direct_running_mode=multi_threading` and any number of workers, a Beam thread sends and
+    empties each buffer every second, while another thread may be in the middle of writing an
+    element to it (up to Beam 2.77 at least). The element is cut in two, and both halves are read as
+    elements: this gives decoding errors, or lists whose garbage length asks for gigabytes. Anything
+    written between sending and emptying is lost. No flag switches this off; a limit of zero does.
     """
 
     def _make_beam_pipeline(self) -> beam.Pipeline:

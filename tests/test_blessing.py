@@ -223,7 +223,7 @@ def test_the_same_model_has_the_same_loss_and_is_not_blessed(judge, same):
     assert not blessed
     [reason] = reasons
     loss = metrics["loss"].value
-    assert reason == f"the held-out loss is that of model 8, {loss:.4f}: the model is no better"
+    assert reason == f"the held-out loss equals that of model 8, {loss:.4f}: the model is no better"
     assert metrics["loss_delta"].value == 0.0
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a subject's class, as the base weights draw them."""
+"""Pictures of a subject's class, drawn by the base weights."""
 
 from components.class_pictures.component import ClassPictures
 

@@ -34,10 +34,10 @@ class ClassPictures(base_component.BaseComponent):
     """Draws pictures of a subject's class with the base weights, for prior preservation.
 
     Outputs:
-      examples: `standard_artifacts.Examples` with one split, `train`, in the form of
-        CaptionExampleGen, for LatentGen. The picture of seed s is the one that `serving.generate`
+      examples: `standard_artifacts.Examples` with one split, `train`, in the format of
+        CaptionExampleGen, for LatentGen. The picture for seed s is the one that `serving.generate`
         draws with the base weights from s. Custom properties: `num_train`, `captions_left_right`,
-        and `caption`, `seed`, `sampler`, `num_steps` and `guidance_scale`, as of the execution.
+        and `caption`, `seed`, `sampler`, `num_steps` and `guidance_scale`, as in the execution.
     """
 
     SPEC_CLASS = ClassPicturesSpec
@@ -57,23 +57,23 @@ class ClassPictures(base_component.BaseComponent):
         """Makes the component.
 
         Args:
-            base_model: What draws.
-            caption: What is drawn, such as `a photo of a dog`.
-            pictures: How many; each from a seed of its own.
-            seed: The first one's.
+            base_model: The model that draws.
+            caption: What to draw, such as `a photo of a dog`.
+            pictures: Number of pictures, each with its own seed.
+            seed: Seed of the first picture.
             sampler: One of `trainer.diffusion.samplers.SAMPLERS`.
             num_steps: Sampling steps.
             guidance_scale: Classifier-free guidance scale.
 
         Raises:
-            WeightsError: A file of the weights is missing, or nobody says what its hash should be.
+            WeightsError: A file of the weights is missing, or its expected hash is unknown.
         """
         super().__init__(
             ClassPicturesSpec(
                 preset=base_model.preset.name,
                 image_size=base_model.image_size,
                 base_weights=base_model.base_weights,
-                # Other weights at the same place must not find old pictures in the cache.
+                # If the weights at the same path change, the cache must not return old pictures.
                 base_weights_hash=base_model.hash(executor.DRAWING),
                 caption=caption,
                 pictures=pictures,

@@ -22,7 +22,7 @@ from trainer.presets import get_preset
 
 SPLIT = "train"
 DRAWING = ("text_encoder", "diffusion_model", "decoder")
-"""Networks that draw."""
+"""The networks that draw."""
 
 _SHARD_PICTURES = 256
 _SETTINGS = ("caption", "seed", "sampler", "num_steps", "guidance_scale")
@@ -42,7 +42,7 @@ class Executor(base_executor.BaseExecutor):
         """See `ClassPictures`.
 
         Raises:
-            WeightsError: The weights are not those that the component was made with.
+            WeightsError: The weights have changed since the component was made.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         examples = artifact_utils.get_single_instance(output_dict["examples"])
@@ -67,7 +67,7 @@ class Executor(base_executor.BaseExecutor):
                 f.write(b"".join(row.indexed.line() for row in rows))
         tf.io.gfile.rmtree(unfinished)
         logger.info(
-            "The base weights drew %s pictures of %r, in %.0f s.",
+            "The base weights drew %s pictures of %r in %.0f s.",
             f"{number:,}",
             exec_properties["caption"],
             time.monotonic() - begun,

@@ -1,4 +1,4 @@
-"""Whether a dataset has changed since the last run that came to its end, for runs by a schedule."""
+"""Whether a dataset has changed since the last completed run, for scheduled runs."""
 
 from components.dataset_change.component import DatasetChange, DatasetDone
 

@@ -30,13 +30,13 @@ class DatasetChangeSpec(component_spec.ComponentSpec):
 
 
 class DatasetChange(base_component.BaseComponent):
-    """Says whether a dataset's content is another than in the last run that came to its end.
+    """Tells whether a dataset's content has changed since the last completed run.
 
-    Never to be taken from a cache: what it looks at is no input.
+    It must never be taken from a cache: the dataset that it looks at is not an input.
 
     Outputs:
       change: `simple_artifacts.File` without a file, with the custom properties `changed` (1 or 0),
-        `content`, the fingerprint, and `content_of`, the dataset's place.
+        `content`, the fingerprint, and `content_of`, the dataset's path or address.
     """
 
     SPEC_CLASS = DatasetChangeSpec
@@ -46,9 +46,9 @@ class DatasetChange(base_component.BaseComponent):
         """Makes the component.
 
         Args:
-            dataset: Where it lies; may be a runtime parameter.
-            spec: What is read of it, and how; its place counts for nothing here.
-            memory: Path or address of the file in which `DatasetDone` notes what was read.
+            dataset: Path or address of the dataset; may be a runtime parameter.
+            spec: What is read from the dataset, and how; its `dataset` is ignored here.
+            memory: Path or address of the file in which `DatasetDone` records what was read.
         """
         how = dataclasses.asdict(spec)
         del how["dataset"]
@@ -78,10 +78,10 @@ class DatasetDoneSpec(component_spec.ComponentSpec):
 
 
 class DatasetDone(base_component.BaseComponent):
-    """Notes that a run with this content has come to its end, which is the pusher's.
+    """Records that a run with this content is complete, once the pusher has ended.
 
     Outputs:
-      done: The same, of what was noted.
+      done: `simple_artifacts.File` without a file, with what was recorded as custom properties.
     """
 
     SPEC_CLASS = DatasetDoneSpec
@@ -93,9 +93,9 @@ class DatasetDone(base_component.BaseComponent):
         """Makes the component.
 
         Args:
-            change: What DatasetChange found when the run began.
-            pushed_model: What the last step left, whether or not it pushed.
-            memory: As DatasetChange has it.
+            change: Output of DatasetChange from the start of the run.
+            pushed_model: Output of the last step, whether or not it pushed.
+            memory: The same as for DatasetChange.
         """
         super().__init__(
             DatasetDoneSpec(

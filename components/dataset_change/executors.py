@@ -1,7 +1,7 @@
 """The work of DatasetChange and DatasetDone.
 
-What the last run that came to its end had read stands in a file of the pipeline's root. A run that
-fails leaves it as it is, so that the next one is a run again.
+A file in the pipeline's root records what the last completed run had read. A run that fails leaves
+the file unchanged, so that the next one runs again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class ChangeExecutor(base_executor.BaseExecutor):
-    """Looks at the dataset."""
+    """Compares the dataset with the last completed run."""
 
     def Do(  # noqa: N802
         self,
@@ -55,14 +55,14 @@ class ChangeExecutor(base_executor.BaseExecutor):
             "The content of %s is %s, %s.",
             spec.dataset,
             found[_CONTENT],
-            "which no run has come to its end with: all steps follow"
+            "which differs from the last completed run: all steps will run"
             if changed
-            else "as in the last run that came to its end: nothing is to be done",
+            else "the same as in the last completed run: there is nothing to do",
         )
 
 
 class DoneExecutor(base_executor.BaseExecutor):
-    """Notes what was read."""
+    """Records what was read."""
 
     def Do(  # noqa: N802
         self,
@@ -83,12 +83,12 @@ class DoneExecutor(base_executor.BaseExecutor):
 
 
 def _remembered(path: str) -> dict[str, str] | None:
-    """What `DatasetDone` noted last; `None` for nothing, or where it cannot be read."""
+    """What `DatasetDone` recorded last; `None` if there is nothing or it cannot be read."""
     if not filesystem.is_file(path):
         return None
     try:
         found = json.loads(filesystem.read_bytes(path))
     except ValueError:
-        # The file decides nothing but whether a run begins.
+        # The file only decides whether a run begins.
         return None
     return found if isinstance(found, dict) else None

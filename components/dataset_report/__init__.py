@@ -1,4 +1,4 @@
-"""Examples, their statistics and the rejects -> a page to look at."""
+"""Examples, their statistics and the rejected rows -> a page."""
 
 from components.dataset_report.component import DatasetReport
 

@@ -1,4 +1,4 @@
-"""Which pictures are brought to which bucket, and what of them is cropped."""
+"""Which pictures go into which bucket, and how much of them is cropped."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class BucketRow:
 
     Attributes:
         name: Width and height in pixels, or `ALL`.
-        counts: Rows of each split.
+        counts: Number of rows in each split.
         cropped: Fraction of a picture's area that is cropped, on average.
-        most_cropped: The most that is cropped of one.
-        cropped_to_square: What would be on average, were they cropped to squares.
+        most_cropped: Largest fraction cropped from one picture.
+        cropped_to_square: Average fraction if pictures were cropped to squares.
     """
 
     name: str
@@ -52,11 +52,11 @@ class _Sums:
 
 
 def bucket_rows(splits: Mapping[str, Iterable[bytes]], limits: BucketLimits) -> Iterator[BucketRow]:
-    """Counts the rows of each bucket, from the tallest to the widest; and of all, at last.
+    """Counts the rows of each bucket, from the tallest to the widest, and finally of all.
 
     Args:
-        splits: Serialized examples by split, all of which are read.
-        limits: Of the buckets.
+        splits: Serialized examples by split; all are read.
+        limits: Limits of the buckets.
     """
     sums: dict[Bucket | None, _Sums] = collections.defaultdict(_Sums)
     for split, records in splits.items():

@@ -16,7 +16,7 @@ _MIN_BAR = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """One bin of a histogram; TFDV interpolates, so that a count need not be whole."""
+    """One bin of a histogram; TFDV interpolates, so a count need not be whole."""
 
     low: float
     high: float
@@ -37,11 +37,11 @@ def histogram(
     """Draws a histogram whose highest bar is as high as the chart.
 
     Args:
-        bins: In their order; they may be of no width.
-        low: Where the axis starts.
-        high: Where it ends; not below `low`.
-        label: Says what the chart shows, to those who do not see it.
-        mark: Drawn where the axis reaches it, and else said at the side.
+        bins: Bins in order; their width may be zero.
+        low: Start of the axis.
+        high: End of the axis; not below `low`.
+        label: Description of the chart for users who cannot see it.
+        mark: Drawn if it is on the axis, and otherwise named at the side.
     """
     if high <= low:
         low, high = low - 0.5, high + 0.5
@@ -52,12 +52,12 @@ def histogram(
     def x_of(value: float) -> float:
         return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
 
-    # Opposite the mark's label.
+    # On the other side than the label of the mark.
     at_left = mark is None or mark.value > (low + high) / 2
     share = f"highest bar: {peak / total:.0%}"
     parts = [text("axis", 0 if at_left else _WIDTH, 12, share, _WIDTH)]
     for b in bins:
-        # Interpolation leaves a trace in bins that no value falls into.
+        # Interpolation leaves a small count in bins without values.
         if b.count < 0.5:
             continue
         left, right = x_of(b.low), x_of(b.high)

@@ -27,11 +27,11 @@ class DatasetReportSpec(component_spec.ComponentSpec):
         "image_size": component_spec.ExecutionParameter(type=int),
         "base_weights": component_spec.ExecutionParameter(type=str),
         "autoencoder_hash": component_spec.ExecutionParameter(type=str),
-        # A `TagShuffle` as JSON; without it, captions are trained on as they are.
+        # `TagShuffle` as JSON; without it, captions are trained on as they are.
         "tags": component_spec.ExecutionParameter(type=str, optional=True),
-        # A `WordCaptions` as JSON, likewise.
+        # `WordCaptions` as JSON; likewise.
         "word_captions": component_spec.ExecutionParameter(type=str, optional=True),
-        # `BucketLimits` as JSON; without it, pictures are brought to a square.
+        # `BucketLimits` as JSON; without it, pictures are scaled and cropped to a square.
         "buckets": component_spec.ExecutionParameter(type=str, optional=True),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
@@ -49,13 +49,13 @@ class DatasetReportSpec(component_spec.ComponentSpec):
 
 
 class DatasetReport(base_component.BaseComponent):
-    """Shows what a dataset is like, on one page.
+    """Describes a dataset on one page.
 
     Outputs:
-      report: `components.DatasetReport` with `dataset.html`: what TFDV found of captions and
-        pictures, the buckets that these are in, sample pictures, what the autoencoder makes of
-        held-out ones, the captions that are cut, anomalies, drift and rejected rows. One file,
-        which needs no network and no script.
+      report: `components.DatasetReport` with `dataset.html`: TFDV's statistics of captions and
+        pictures, their buckets, sample pictures, the autoencoder's reconstructions of held-out
+        pictures, the captions that are cut, anomalies, drift and rejected rows. It is one file that
+        needs no network and no script.
     """
 
     SPEC_CLASS = DatasetReportSpec
@@ -77,20 +77,20 @@ class DatasetReport(base_component.BaseComponent):
         """Makes the component.
 
         Args:
-            examples: CaptionExampleGen's.
-            statistics: StatisticsGen's of them.
-            schema: What the statistics were validated against.
-            anomalies: What came of it.
+            examples: Output of CaptionExampleGen.
+            statistics: StatisticsGen's statistics of the examples.
+            schema: The schema that the statistics were validated against.
+            anomalies: Result of the validation.
             rejects: The rows that CaptionExampleGen set aside.
-            base_model: Whose autoencoder the pictures go through, in its size.
-            tags: How captions are varied for training, as LatentGen has it; `None`: not at all.
-            word_captions: Likewise, where a new word is learned.
-            buckets: Limits of the buckets that pictures are brought to, likewise; `None`: to a
-                square.
-            baseline_statistics: What CaptionValidator compared the statistics with, if anything.
+            base_model: The model whose autoencoder is applied to the pictures, at its size.
+            tags: How captions are varied for training, as in LatentGen; `None`: not at all.
+            word_captions: How captions are varied if a new word is learned, as in LatentGen.
+            buckets: Limits of the buckets that pictures are scaled and cropped to, as in LatentGen;
+                `None`: a square.
+            baseline_statistics: The statistics that CaptionValidator compared with, if any.
 
         Raises:
-            WeightsError: A file of the weights is missing, or nobody says what its hash should be.
+            WeightsError: A file of the weights is missing, or its expected hash is unknown.
         """
         super().__init__(
             DatasetReportSpec(
@@ -98,7 +98,7 @@ class DatasetReport(base_component.BaseComponent):
                 image_size=base_model.image_size,
                 base_weights=base_model.base_weights,
                 autoencoder_hash=base_model.hash(AUTOENCODER),
-                # Without variants, what they would be like is no part of the cache key.
+                # Without variants, the settings for them are not part of the cache key.
                 tags=json.dumps(dataclasses.asdict(tags)) if tags and tags.variants else None,
                 word_captions=word_captions.to_json() if word_captions else None,
                 buckets=json.dumps(dataclasses.asdict(buckets)) if buckets else None,

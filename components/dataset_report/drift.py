@@ -1,4 +1,4 @@
-"""What drifted away from a former dataset, as the page shows it."""
+"""The drift from a former dataset, as the page shows it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _TITLES = {"caption/words": "Words", "image/format": "Formats", OUTCOME: "Rows s
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A feature beside what it was.
+    """A feature compared with the former dataset.
 
     Attributes:
-        title: What it is.
-        measurement: How far it is from what it was.
-        panels: Of a number that drifted, its histograms before and now.
-        changes: Of a text that drifted, the values whose shares changed most.
+        title: Title of the feature.
+        measurement: How far it has drifted.
+        panels: Histograms before and now, if it is a number that drifted.
+        changes: Values whose shares changed most, if it is a text that drifted.
     """
 
     title: str
@@ -39,15 +39,15 @@ class Comparison:
 
 
 def comparisons(drift: Drift, now: Statistics, before: types.Artifact) -> Iterator[Comparison]:
-    """What was compared, what drifted first.
+    """The compared features; those that drifted come first.
 
     Args:
-        drift: What CaptionValidator found.
+        drift: Drift found by CaptionValidator.
         now: The statistics of the dataset.
-        before: `ExampleStatistics` of the former one.
+        before: `ExampleStatistics` of the former dataset.
     """
     if not drift.measurements:
-        # Those of the former dataset may be damaged.
+        # The statistics of the former dataset may be damaged.
         return
     former = Statistics(before)
     for measurement in sorted(drift.measurements, key=lambda m: not m.drifted):

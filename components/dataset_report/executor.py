@@ -93,7 +93,7 @@ class Executor(base_executor.BaseExecutor):
         """See `DatasetReport`.
 
         Raises:
-            WeightsError: The base weights are not those that the component was made with.
+            WeightsError: The base weights have changed since the component was made.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         examples = artifact_utils.get_single_instance(input_dict["examples"])
@@ -162,7 +162,7 @@ class Executor(base_executor.BaseExecutor):
         path = os.path.join(report.uri, REPORT_NAME)
         with fileio.open(path, "wb") as f:
             f.write(page.encode())
-        logger.info("What the dataset is like: %s", path)
+        logger.info("The page about the dataset: %s", path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,10 +170,10 @@ class NearDuplicates:
     """Groups of pictures that are nearly the same.
 
     Attributes:
-        groups: How many there are.
-        pictures: How many pictures are in them.
-        shown: The first groups, with those of their pictures that have a thumbnail.
-        hidden: For each of these, how many pictures it has beside them.
+        groups: Number of groups.
+        pictures: Number of pictures in all groups.
+        shown: The first groups, with their pictures that have a thumbnail.
+        hidden: For each of these groups, the number of its other pictures.
     """
 
     groups: int
@@ -183,7 +183,7 @@ class NearDuplicates:
 
 
 def _near_duplicates(examples: types.Artifact) -> NearDuplicates | None:
-    """What CaptionExampleGen found; `None` where it did not look."""
+    """The groups that CaptionExampleGen found; `None` if it did not look."""
     path = os.path.join(examples.uri, GROUPS_NAME)
     if not fileio.exists(path):
         return None
@@ -200,7 +200,7 @@ def _near_duplicates(examples: types.Artifact) -> NearDuplicates | None:
 
 
 def rejected_reasons(rejects: types.Artifact) -> dict[str, int]:
-    """The reasons for which rows were set aside and how many there were, the most first."""
+    """The reasons for which rows were set aside, with their counts, the most frequent first."""
     names = rejects.mlmd_artifact.custom_properties
     counts = {
         name.removeprefix(_REJECTED): rejects.get_int_custom_property(name)
@@ -216,7 +216,7 @@ def first_of_each_reason(
     """Takes up to `limit` rows, the first of every reason before the second of any.
 
     Returns:
-        The rows, in the order of `reasons` and, within a reason, in their own.
+        The rows, in the order of `reasons` and, within a reason, in their original order.
     """
     by_reason: dict[str, list[Reject]] = {reason: [] for reason in reasons}
     for reject in rejects:

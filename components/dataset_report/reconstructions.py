@@ -1,4 +1,4 @@
-"""What the autoencoder makes of held-out pictures: no model that it is part of can draw finer."""
+"""The autoencoder's reconstructions of held-out pictures; no model with it can draw finer."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from trainer.weights.base_model import BaseModel
 
 AUTOENCODER = ("image_encoder", "decoder")
-"""Its two halves."""
+"""The two halves of the autoencoder."""
 
 _MAX_PICTURES = 6
 _SHOWN = 128
-# Beyond, a row takes minutes on a CPU.
+# Beyond this, a row takes minutes on a CPU.
 _MAX_PIXELS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """A picture as the networks see it, and as it comes back from its latent.
+    """A picture as the networks see it, and as decoded from its latent.
 
     Attributes:
         caption: The whole caption.
-        original: The picture in the model's size, or its bucket's, as a data URI.
-        restored: The same out of the mean of its latent.
+        original: The picture at the size of the model, or of its bucket, as a data URI.
+        restored: The same picture, decoded from the mean of its latent.
         psnr: Peak signal-to-noise ratio in dB.
-        shown: Width and height that both are shown in, in pixels.
+        shown: Displayed width and height of both, in pixels.
     """
 
     caption: str
@@ -49,7 +49,7 @@ class Reconstruction:
 
 
 def num_pictures(image_size: int) -> int:
-    """How many pictures of that many pixels a side are shown."""
+    """The number of pictures to show, if a side has `image_size` pixels."""
     return max(1, min(_MAX_PICTURES, _MAX_PIXELS // image_size**2))
 
 
@@ -59,9 +59,9 @@ def reconstruct(
     """Encodes and decodes pictures.
 
     Args:
-        base_model: Its autoencoder is used, which fine-tuning leaves as it is.
+        base_model: The model whose autoencoder is used; fine-tuning does not change it.
         records: Serialized examples.
-        limits: Of the buckets that pictures are brought to; `None`: to a square.
+        limits: Limits of the buckets that pictures are scaled and cropped to; `None`: a square.
     """
     encoder, decoder = map(base_model.build, AUTOENCODER)
     for record in records:
@@ -86,7 +86,7 @@ def _shown(picture: np.ndarray) -> tuple[int, int]:
 
 
 def psnr(original: np.ndarray, restored: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two pictures, uint8; infinite for equal ones."""
+    """Peak signal-to-noise ratio in dB of two uint8 pictures; infinite if they are equal."""
     error = np.mean((original.astype(np.float64) - restored) ** 2)
     return float(10.0 * np.log10(255.0**2 / error)) if error else float("inf")
 

@@ -1,4 +1,4 @@
-"""Pictures and cut captions out of the examples, which are read as a stream."""
+"""Sample pictures and cut captions from the examples, which are read as a stream."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from trainer.text.tokenizer import MAX_LENGTH, token_count
 
 _THUMBNAIL_SIZE = 160
 _JPEG_QUALITY = 80
-# 77 tokens of real text end long before; this bounds the work on what is not.
+# 77 tokens of real text are much shorter; this bounds the work on anything else.
 _SEARCHED = 4000
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One row's picture and caption.
+    """The picture and caption of one row.
 
     Attributes:
         split: Name of the split.
         caption: The whole caption.
-        picture: The picture made small, as a data URI.
-        width: Of the thumbnail, in pixels.
-        height: Of the thumbnail, in pixels.
+        picture: A thumbnail of the picture, as a data URI.
+        width: Width of the thumbnail, in pixels.
+        height: Height of the thumbnail, in pixels.
         size: Width and height of the picture itself.
         id: The example's content hash.
     """
@@ -48,7 +48,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class CutCaption:
-    """A caption that is longer than the text encoder reads."""
+    """A caption that is too long for the text encoder."""
 
     split: str
     num_tokens: int
@@ -65,15 +65,15 @@ def collect(
 ) -> tuple[list[Sample], list[CutCaption]]:
     """Takes the first rows and the first rows with cut captions.
 
-    The records lie in the order of a hash of their content, so the first ones are as good a sample
-    as any, and the same ones in every run.
+    The records are in the order of a hash of their content, so the first ones are as good a sample
+    as any, and the same in every run.
 
     Args:
-        split: What the split is called.
-        records: Serialized examples; only as many are read as it takes.
-        num_samples: Rows to show.
-        num_cut: Cut captions to show; 0 if there are none to be looked for.
-        word: One that captions may have and the vocabulary lacks.
+        split: Name of the split.
+        records: Serialized examples; only as many as needed are read.
+        num_samples: Number of rows to show.
+        num_cut: Number of cut captions to show; 0 to look for none.
+        word: New word that captions may contain and that the vocabulary lacks.
     """
     samples: list[Sample] = []
     cut: list[CutCaption] = []
@@ -92,15 +92,15 @@ def collect(
 
 
 def split_caption(caption: str, word: NewWord | None = None) -> tuple[str, str]:
-    """Parts a caption where the text encoder stops reading.
+    """Splits a caption where the text encoder stops reading.
 
-    A word that is read in part is parted where its own beginning has as many tokens as are read,
-    which is within a character or two: tokens need not end where characters do.
+    A word that is only partly read is split where its beginning has the number of tokens that are
+    read. This is exact to a character or two, because tokens need not end where characters do.
     """
     count = functools.partial(token_count, word=word)
     searched = caption[:_SEARCHED]
-    # Tokens never span white space, so the count grows from word to word, but not from letter to
-    # letter: "elephan" has more tokens than "elephant".
+    # Tokens never span white space, so the count grows with every word, but not with every letter:
+    # "elephan" has more tokens than "elephant".
     ends = [match.end() for match in re.finditer(r"\S+", searched)]
     words = bisect.bisect_right(ends, MAX_LENGTH, key=lambda end: count(searched[:end]))
     if words == len(ends):

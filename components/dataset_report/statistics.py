@@ -17,7 +17,7 @@ from trainer.text.tokenizer import MAX_LENGTH
 
 TOKENS = "caption/num_tokens"
 BEFORE, NOW = "before", "now"
-"""How panels of one split at two times are called."""
+"""Names of the panels of one split at two times."""
 
 _WORDS = "caption/words"
 _FORMAT = "image/format"
@@ -33,9 +33,9 @@ class Measure:
 
     Attributes:
         feature: The feature with the number.
-        title: What it is.
-        unit: What it is counted in; may be empty.
-        note: What to make of it.
+        title: Title of the measure.
+        unit: Unit of the number; may be empty.
+        note: How to read it.
         mark: A limit to show.
     """
 
@@ -50,8 +50,8 @@ CAPTION_LENGTH = Measure(
     TOKENS,
     "Caption length",
     "tokens",
-    f"Start and end of text count. The text encoder reads {MAX_LENGTH} tokens; what is beyond is "
-    "cut off.",
+    f"Start and end of text count. The text encoder reads {MAX_LENGTH} tokens; the rest is cut "
+    "off.",
     Mark(MAX_LENGTH, f"limit {MAX_LENGTH}"),
 )
 PICTURE_MEASURES = (
@@ -72,7 +72,7 @@ PICTURE_MEASURES_IN_BUCKETS = tuple(
     else measure
     for measure in PICTURE_MEASURES
 )
-"""The same where pictures keep their shape."""
+"""The same measures if pictures keep their shape."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """How often a value occurs, and what part that is of all values."""
+    """How often a value occurs, and its fraction of all values."""
 
     value: str
     count: int
@@ -98,7 +98,7 @@ class Count:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What part of all values one value was, and is."""
+    """The fraction of all values that one value had before, and has now."""
 
     value: str
     before: float
@@ -121,11 +121,11 @@ class Pictures:
 
     Attributes:
         split: Name of the split.
-        rows: How many rows there are.
-        distinct: How many different pictures.
-        repeated: How many of these have several captions.
-        repeated_at_least: Whether there may be more of them: TFDV lists only the most frequent.
-        most: Captions of the picture that has the most.
+        rows: Number of rows.
+        distinct: Number of different pictures.
+        repeated: Number of pictures with several captions.
+        repeated_at_least: Whether there may be more of these: TFDV only lists the most frequent.
+        most: Number of captions of the picture that has the most.
     """
 
     split: str
@@ -153,13 +153,13 @@ class Statistics:
         return {split: view.proto().num_examples for split, view in self._views.items()}
 
     def maximum(self, split: str, feature: str) -> float | None:
-        """The largest value of a feature, or `None` where the split lacks the feature."""
+        """The largest value of a feature, or `None` if the split lacks the feature."""
         view = self._feature(split, feature)
         numbers = view.numeric_statistics() if view else None
         return None if numbers is None else numbers.max
 
     def panels(self, measure: Measure) -> list[Panel]:
-        """Draws a measure for every split that has it, all on the same axis."""
+        """Draws a measure for every split that has it, on the same axis."""
         found = {}
         for split in self._views:
             numbers = self._numbers(split, measure.feature)
@@ -168,7 +168,7 @@ class Statistics:
         return _draw(found, measure)
 
     def panels_beside(self, before: Statistics, measure: Measure, split: str) -> list[Panel]:
-        """Draws a measure of a split as it was and as it is, both on the same axis."""
+        """Draws a measure of a split before and now, both on the same axis."""
         both = {BEFORE: before, NOW: self}
         found = {name: one._numbers(split, measure.feature) for name, one in both.items()}
         return _draw({name: n for name, n in found.items() if n is not None}, measure)
@@ -178,7 +178,7 @@ class Statistics:
         return largest_changes(*(one._counts(split, feature) for one in (before, self)))
 
     def formats(self) -> dict[str, list[Count]]:
-        """The pictures' file formats in each split."""
+        """The file formats of the pictures in each split."""
         found = {}
         for split in self._views:
             view = self._feature(split, _FORMAT)
@@ -224,7 +224,7 @@ class Statistics:
         return found
 
     def missing(self, feature: str) -> dict[str, int | None]:
-        """How many rows of each split lack a feature; `None` where its statistics do."""
+        """How many rows of each split lack a feature; `None` if its statistics lack it."""
         found: dict[str, int | None] = {}
         for split in self._views:
             view = self._feature(split, feature)
@@ -259,7 +259,7 @@ def largest_changes(before: Mapping[str, float], now: Mapping[str, float]) -> li
 
 
 def _draw(found: Mapping[str, statistics_pb2.NumericStatistics], measure: Measure) -> list[Panel]:
-    """A panel for each, all on the same axis."""
+    """One panel for each, all on the same axis."""
     if not found:
         return []
     low = min(numbers.min for numbers in found.values())

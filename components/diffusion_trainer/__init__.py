@@ -1,4 +1,4 @@
-"""TFX's Trainer with the settings of a run as parameters of their own."""
+"""TFX's Trainer with the settings of a run as separate parameters."""
 
 from components.diffusion_trainer.component import DiffusionTrainer
 

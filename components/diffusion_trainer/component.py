@@ -23,17 +23,17 @@ RUN_PARAMETERS = {
     "learning_rate": component_spec.ExecutionParameter(type=float),
     "seed": component_spec.ExecutionParameter(type=int),
 }
-"""What one changes from run to run, as parameters of a component's spec."""
+"""The settings that change from run to run, as parameters of a component's spec."""
 CLASS_INPUTS = {
     CLASS_LATENTS: component_spec.ChannelParameter(type=standard_artifacts.Examples, optional=True)
 }
-"""What is trained on beside the examples, as an input of a component's spec."""
+"""Training data beside the examples, as an input of a component's spec."""
 
 
 class DiffusionTrainerSpec(standard_component_specs.TrainerSpec):
-    """Trainer's, with what one changes from run to run as parameters of their own.
+    """Trainer's spec, with separate parameters for the settings that change from run to run.
 
-    And with class pictures beside the examples.
+    It also has an input for class pictures beside the examples.
     """
 
     INPUTS = {**standard_component_specs.TrainerSpec.INPUTS, **CLASS_INPUTS}
@@ -47,21 +47,21 @@ class DiffusionTrainerSpec(standard_component_specs.TrainerSpec):
 class DiffusionTrainer(Trainer):
     """TFX's Trainer, with steps, learning rate and seed beside `custom_config`, not inside.
 
-    A compiled pipeline can only be given other values for whole parameters, and ML Metadata can
-    only be asked for those.
+    In a compiled pipeline, only whole parameters can be given other values, and ML Metadata can
+    only be queried for whole parameters.
 
-    It starts from the base weights, or from `base_model` if there is one: its diffusion model, its
-    text encoder, and its adapters, where such are trained on.
+    Training starts from the base weights, or from `base_model` if there is one: from its diffusion
+    model, its text encoder, and its adapters if adapters are trained further.
 
-    With `class_latents`, as many class pictures are in each batch as others, and their loss is
-    added (see `trainer.data.prior`).
+    With `class_latents`, each batch has as many class pictures as others, and their loss is added
+    (see `trainer.data.prior`).
 
     Outputs:
       model: `standard_artifacts.Model`, the SavedModels below `Format-Serving`. Custom
-        property: `training_id`, the same for all exports of a training; and, where held-out
-        pictures have chosen it, `kept_step` and `kept_because`; where its training started from
-        another model, the id of that one's (`started_from`); where it went on from a
-        shorter one, that one's id (`went_on_from`) and the step (`went_on_at_step`); where the
+        property: `training_id`, the same for all exports of a training; if held-out pictures have
+        chosen the model, `kept_step` and `kept_because`; if its training started from another
+        model, the id of that model's training (`started_from`); if it continued a shorter
+        training, the id of that one (`went_on_from`) and the step (`went_on_at_step`); if the
         Tuner has found its hyperparameters, `tuned`, in words.
       model_run: `standard_artifacts.ModelRun`, TensorBoard logs, validation pictures, history and
         held-out losses.
@@ -84,23 +84,23 @@ class DiffusionTrainer(Trainer):
         """Makes the component.
 
         Args:
-            examples: What LatentGen made.
-            settings: All that `run_fn` is told.
-            base_model: The model to start from in the place of the base weights; may stay empty.
-            class_latents: What LatentGen made of class pictures; `None` where there are none.
-            hyperparameters: What DiffusionTuner has found, in the place of some of them.
-            runtime_parameters: What is left open until a compiled pipeline is started, of `steps`,
-                `learning_rate` and `seed`; others are not looked at.
-            worker_job: Train on several machines, as a Vertex custom job; `None`: in this step.
+            examples: Output of LatentGen.
+            settings: All settings for `run_fn`.
+            base_model: The model to start from instead of the base weights; may stay empty.
+            class_latents: Output of LatentGen for class pictures; `None` if there are none.
+            hyperparameters: Hyperparameters found by DiffusionTuner, which replace some settings.
+            runtime_parameters: Those of `steps`, `learning_rate` and `seed` that stay open until a
+                compiled pipeline is started; other names are ignored.
+            worker_job: Trains on several machines, as a Vertex custom job; `None`: in this step.
         """
         config, executor_class = settings.to_json(), None
         if worker_job is not None:
-            # Imports Vertex's client: four seconds that nobody else need wait for.
+            # Imports Vertex's client, which takes four seconds.
             from components.diffusion_trainer import custom_job
 
             config[CONFIG_KEY] = worker_job.to_json()
             executor_class = executor_spec.ExecutorClassSpec(custom_job.Executor)
-        # Trainer's own would make the spec without the further parameters.
+        # Trainer's own constructor would make the spec without the additional parameters.
         base_component.BaseComponent.__init__(
             self,
             DiffusionTrainerSpec(
@@ -108,7 +108,7 @@ class DiffusionTrainer(Trainer):
                 **({} if base_model is None else {"base_model": base_model}),
                 **({} if class_latents is None else {CLASS_LATENTS: class_latents}),
                 **({} if hyperparameters is None else {"hyperparameters": hyperparameters}),
-                # Not `module_file`, which would package and install the module at every run.
+                # Not `module_file`, which would package and install the module in every run.
                 run_fn=RUN_FN,
                 train_args=trainer_pb2.TrainArgs(splits=["train"]),
                 eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
@@ -124,7 +124,7 @@ class DiffusionTrainer(Trainer):
 def given_run_parameters(
     settings: TrainerSettings, runtime_parameters: Mapping[str, RuntimeParameter] | None
 ) -> dict[str, Any]:
-    """Values of `RUN_PARAMETERS`: those of the settings, but for what is left open."""
+    """Values of `RUN_PARAMETERS`: the settings' values, except for parameters left open."""
     given = runtime_parameters or {}
     return {
         name: given.get(name, value) for name, value in settings.training.run_parameters.items()

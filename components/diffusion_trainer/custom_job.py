@@ -1,14 +1,14 @@
-"""Training on machines of its own: the step starts a Vertex custom job and waits for its end.
+"""Training on separate machines: the step starts a Vertex custom job and waits for it to end.
 
 Every worker of the job runs `executor.Executor` through TFX's own entry point, with the same
 inputs, outputs and settings; Vertex gives each a `TF_CONFIG`, from which
 `trainer.training.distribution` makes a `MultiWorkerMirroredStrategy`.
 
-Spot machines are taken away at any moment, and the job then fails for want of stock. Another job
-goes on from the last checkpoint, exactly.
+Spot machines can be taken away at any moment; the job then fails with a stockout. Another job
+continues exactly from the last checkpoint.
 
-The step that waits may itself be started again, by the pipeline's retries, while its job goes on.
-Two jobs must never write the same checkpoints: so it first ends what it has started before.
+A retry of the pipeline may start the waiting step again while its job still runs. Two jobs must
+never write the same checkpoints, so the step first ends the jobs that it has started before.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from storage import filesystem
 from storage.hashing import sha256_hex
 
 MACHINE_HOURS = "machine_hours"
-"""Property of what a custom job made: for how many hours it had which machines, in words."""
+"""Property of a custom job's output: which machines it had for how many hours, in words."""
 
 STEP_LABEL = "sdft_step"
-"""Label of a custom job: stands for the step of a run that started it."""
+"""Label of a custom job: identifies the step of a run that started it."""
 
 _POLL_SECONDS = 15.0
 _WAITING = (JobState.JOB_STATE_QUEUED, JobState.JOB_STATE_PENDING)
-# Vertex has no error code of its own for it.
+# Vertex has no separate error code for the loss of machines.
 _SIGNS_OF_LOSS = ("stockout", "preempt")
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Executor(base_executor.BaseExecutor):
     """Trains in a custom job.
 
     Attributes:
-        WORKER: What every worker of it runs.
+        WORKER: The executor that every worker of the job runs.
     """
 
     WORKER: type[base_executor.BaseExecutor] = executor.Executor
@@ -66,7 +66,7 @@ class Executor(base_executor.BaseExecutor):
         """See `DiffusionTrainer`.
 
         Raises:
-            RuntimeError: The job failed or was cancelled, or no Spot machine was to be had.
+            RuntimeError: The job failed or was cancelled, or no Spot machine was available.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         key = standard_component_specs.CUSTOM_CONFIG_KEY
@@ -94,7 +94,7 @@ class Executor(base_executor.BaseExecutor):
         self.note(output_dict, in_words(job, used))
 
     def note(self, output_dict: dict[str, list[types.Artifact]], machine_hours: str) -> None:
-        """Notes of the outputs what the workers, whose artifacts are copies, cannot."""
+        """Sets the properties that the workers, which only have copies of the artifacts, cannot."""
         [model] = output_dict["model"]
         executor.note_training(model)
         model.set_string_custom_property(MACHINE_HOURS, machine_hours)
@@ -102,11 +102,11 @@ class Executor(base_executor.BaseExecutor):
 
 @dataclasses.dataclass(frozen=True)
 class Used:
-    """Machines that one job had.
+    """The machines that one job used.
 
     Attributes:
         on_spot: Whether they were Spot machines.
-        hours: For how long.
+        hours: How long the job had them.
         lost: Whether they were taken away.
     """
 
@@ -117,12 +117,12 @@ class Used:
 
 @dataclasses.dataclass(frozen=True)
 class Earlier:
-    """What earlier tries of the same step came to.
+    """The outcome of earlier tries of the same step.
 
     Attributes:
         used: What their jobs used.
-        waited_seconds: For how long the last of them was without a machine.
-        gave_up: Whether they went on with ordinary machines, for want of Spot ones.
+        waited_seconds: How long the last of them waited for a machine.
+        gave_up: Whether they continued with ordinary machines because Spot machines were lacking.
     """
 
     used: tuple[Used, ...] = ()
@@ -131,12 +131,12 @@ class Earlier:
 
 
 def end_earlier(job: WorkerJob, label: str, poll_seconds: float) -> Earlier:
-    """Ends the jobs that earlier tries of the same step have left, and waits until they are.
+    """Ends the jobs left by earlier tries of the same step, and waits until they have ended.
 
     Args:
-        job: Where they are, and whether Spot machines were to be had first.
+        job: Where the jobs run, and whether Spot machines were to be tried first.
         label: Their `STEP_LABEL`.
-        poll_seconds: Between two looks at them.
+        poll_seconds: Seconds between two looks at them.
     """
     client = _Client(job)
     cancelled: set[str] = set()
@@ -164,19 +164,19 @@ def run(
     poll_seconds: float,
     earlier: Earlier = Earlier(),
 ) -> Sequence[Used]:
-    """Runs jobs, one after another, until one is done.
+    """Runs jobs, one after another, until one succeeds.
 
     Args:
-        job: What machines, and for how long Spot machines are tried.
+        job: Which machines to use, and how long Spot machines are tried.
         launched: Starts a job, on Spot machines or not.
-        poll_seconds: Between two looks at it.
-        earlier: What earlier tries came to, which counts.
+        poll_seconds: Seconds between two looks at the job.
+        earlier: The outcome of earlier tries, which is counted in.
 
     Returns:
         What each job used.
 
     Raises:
-        RuntimeError: One failed or was cancelled by somebody, or no Spot machine was to be had.
+        RuntimeError: A job failed or was cancelled, or no Spot machine was available.
     """
     used = list(earlier.used)
     on_spot = job.spot is not None and not earlier.gave_up
@@ -194,7 +194,7 @@ def run(
         had = _used(found, on_spot)
         lost, hours = had.lost, had.hours
         if hours > 0:
-            # Between two looks, it may have had machines.
+            # It may have had machines between two looks.
             without_since = max(without_since, time.monotonic() - poll_seconds)
             used.append(had)
         if found.state == JobState.JOB_STATE_SUCCEEDED:
@@ -203,7 +203,7 @@ def run(
         if not (lost or gave_up):
             raise RuntimeError(
                 f"the custom job {client.get_job_name()} ended as {JobState(found.state).name}: "
-                f"{found.error.message or 'it gave no reason'}"
+                f"{found.error.message or 'no reason was given'}"
             )
         assert job.spot is not None
         losses = sum(each.lost for each in used)
@@ -212,30 +212,30 @@ def run(
             why = (
                 f"the Spot machines ({job.machines}) were taken away {losses} times"
                 if losses > job.spot.most_losses
-                else f"no Spot machine ({job.machines}) came within "
+                else f"no Spot machine ({job.machines}) became available within "
                 f"{job.spot.wait_seconds / 60:g} minutes"
             )
             if job.spot.otherwise == "stop":
                 raise RuntimeError(
-                    f"{why}; vertex.spot_otherwise is stop. Training goes on from its last "
-                    "checkpoint when the run is started again: then, or with "
-                    "vertex.spot_otherwise: ordinary, or a longer vertex.spot_wait_minutes"
+                    f"{why}; vertex.spot_otherwise is stop. Start the run again later, or with "
+                    "vertex.spot_otherwise: ordinary, or with a longer vertex.spot_wait_minutes; "
+                    "training continues from its last checkpoint"
                 )
-            logger.warning("Going on with ordinary machines: %s.", why)
+            logger.warning("Continuing with ordinary machines: %s.", why)
         elif hours > 0:
             logger.warning(
-                "The Spot machines were taken away after %.2f hours (%s); training goes on from "
+                "The Spot machines were taken away after %.2f hours (%s); training continues from "
                 "its last checkpoint.",
                 hours,
                 found.error.message,
             )
         else:
-            # It failed at once, and would again.
+            # It failed immediately, and would again.
             time.sleep(poll_seconds)
 
 
 def in_words(job: WorkerJob, used: Sequence[Used]) -> str:
-    """For how many hours which machines were used."""
+    """Which machines were used for how many hours."""
     parts = []
     for on_spot in (True, False):
         of_kind = [each for each in used if each.on_spot == on_spot]
@@ -255,7 +255,7 @@ def _waited_enough(job: WorkerJob, since: float) -> bool:
 def _step_label(
     output_dict: dict[str, list[types.Artifact]], worker: type[base_executor.BaseExecutor]
 ) -> str:
-    """Stands for a step of a run, whichever try it is: `<run>/<task>_<number>/<output>`."""
+    """Identifies a step of a run, the same for all tries: `<run>/<task>_<number>/<output>`."""
     [output] = next(iter(output_dict.values()))
     run_folder = filesystem.parent(filesystem.parent(output.uri))
     return sha256_hex([f"{run_folder} {name_utils.get_full_name(worker)}".encode()])[:16]
@@ -282,7 +282,7 @@ def _hours(found: CustomJob) -> float:
 
 
 class _Client(training_clients.VertexJobClient):
-    """TFX's client; also of an API that is not the region's own."""
+    """TFX's client, also for an API at an address other than the region's own."""
 
     def __init__(self, job: WorkerJob) -> None:
         self._endpoint, self._project = job.api_endpoint, job.project
@@ -297,13 +297,13 @@ class _Client(training_clients.VertexJobClient):
             transport=JobServiceRestTransport(
                 host=host,
                 url_scheme=scheme or "https",
-                # No token travels in the clear.
+                # No token is sent unencrypted.
                 credentials=AnonymousCredentials() if scheme == "http" else None,
             )
         )
 
     def cancel(self, name: str) -> None:
-        """Ends a job, sooner or later."""
+        """Asks Vertex to cancel a job, which takes effect some time later."""
         self._client.cancel_custom_job(name=name)
 
     def jobs(self, label: str) -> Sequence[CustomJob]:

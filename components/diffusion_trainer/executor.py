@@ -1,4 +1,4 @@
-"""The work of DiffusionTrainer: TFX's, which is handed the run parameters, too."""
+"""The work of DiffusionTrainer: TFX's own, with the run parameters passed on to it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from trainer.tuning.oracle import found_values
 from trainer.tuning.search import in_words
 
 TRAINING_ID = "training_id"
-"""Property of a model: `training_id` of its manifest, the same for all exports of a training."""
+"""Property of a model: the `training_id` of its manifest, the same for all of its exports."""
 
 KEPT_STEP, KEPT_BECAUSE = "kept_step", "kept_because"
-"""Properties of a model that held-out pictures have chosen: whose weights it has, and why."""
+"""Properties of a model that held-out pictures have chosen: the step of its weights, and why."""
 
 STARTED_FROM = "started_from"
-"""Property of a model whose training started from another model: the id of that one's training."""
+"""Property of a model whose training started from another model: the id of the other training."""
 
 WENT_ON_FROM, WENT_ON_AT_STEP = "went_on_from", "went_on_at_step"
-"""Properties of a model whose training went on from a shorter one: that one's id, and where."""
+"""Properties of a model whose training continued a shorter one: the other's id, and the step."""
 
 
 class Executor(executor.GenericExecutor):
@@ -38,7 +38,7 @@ class Executor(executor.GenericExecutor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Trains, and notes of the model which training it is of."""
+        """Trains, and records the training on the model."""
         super().Do(input_dict, output_dict, exec_properties)
         note_training(artifact_utils.get_single_instance(output_dict["model"]))
 
@@ -60,13 +60,13 @@ class Executor(executor.GenericExecutor):
 
 
 def class_latents(input_dict: Mapping[str, list[types.Artifact]]) -> dict[str, str]:
-    """Where the latents of class pictures lie, by `CLASS_LATENTS`; nothing where there are none."""
+    """The path of the class pictures' latents, by `CLASS_LATENTS`; empty if there are none."""
     found = input_dict.get(CLASS_LATENTS)
     return {CLASS_LATENTS: artifact_utils.get_single_uri(found)} if found else {}
 
 
 def note_training(model: types.Artifact) -> None:
-    """Gives an exported model the properties that say which training it is of."""
+    """Sets the properties of an exported model that identify its training."""
     manifest = ModelManifest.read(path_utils.serving_model_dir(model.uri))
     model.set_string_custom_property(TRAINING_ID, str(manifest.training_id))
     if manifest.kept.get("chosen"):

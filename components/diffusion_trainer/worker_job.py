@@ -1,4 +1,4 @@
-"""The machines of a custom job, which `custom_job` starts by a client that is slow to import."""
+"""The machines of a custom job, which `custom_job` starts with a client that is slow to import."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ CONFIG_KEY = "worker_job"
 
 
 Otherwise = Literal["ordinary", "stop"]
-"""What is done where no Spot machine is to be had: take an ordinary one, or fail."""
+"""What to do if no Spot machine is available: take an ordinary one, or fail."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spot:
-    """How long Spot machines are tried for, which are cheap, and taken away at any moment.
+    """How long to try Spot machines, which are cheap but can be taken away at any moment.
 
     Attributes:
-        wait_seconds: Most that is waited without a machine, at the start and after each loss.
-        most_losses: How often they may be taken away.
-        otherwise: What is done then.
+        wait_seconds: Longest wait for a machine, at the start and after each loss.
+        most_losses: How often the machines may be taken away.
+        otherwise: What to do after that.
     """
 
     wait_seconds: float
@@ -35,17 +35,17 @@ class WorkerJob:
 
     Attributes:
         project: Google Cloud project.
-        region: Where it runs.
+        region: Region where it runs.
         image: Container image.
-        workers: Machines, the chief included.
-        machine_type: Their type, such as `a2-highgpu-1g`.
+        workers: Number of machines, including the chief.
+        machine_type: Type of the machines, such as `a2-highgpu-1g`.
         accelerator: Type of the accelerators; "" for none.
         accelerator_count: Accelerators in each machine.
-        service_account: What the workers run as; "" for Vertex's own.
+        service_account: Service account of the workers; "" for Vertex's own.
         network: VPC network that the workers are peered with; "" for none.
         labels: Labels of the job.
-        api_endpoint: Where Vertex's API is; "" for the region's own.
-        spot: Whether they are Spot machines first; `None`: never.
+        api_endpoint: Address of Vertex's API; "" for the region's own.
+        spot: How long to try Spot machines first; `None`: not at all.
     """
 
     project: str
@@ -67,23 +67,23 @@ class WorkerJob:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> WorkerJob:
-        """What `to_json` made a tree of."""
+        """Reads what `to_json` returned."""
         spot = tree.get("spot")
         return cls(**{**tree, "spot": None if spot is None else Spot(**spot)})
 
     @property
     def machines(self) -> str:
-        """What they are, for people."""
+        """The machines, in words for users."""
         each = f"{self.workers} x {self.machine_type}"
         if not self.accelerator:
             return each
         return f"{each} with {self.accelerator_count} {self.accelerator}"
 
     def job_spec(self, *, on_spot: bool = False) -> dict[str, Any]:
-        """The custom job's `CustomJobSpec`, but for the containers' command.
+        """The `CustomJobSpec` of the custom job, without the command of the containers.
 
         Args:
-            on_spot: Whether it runs on Spot machines.
+            on_spot: Whether the job runs on Spot machines.
         """
         machine: dict[str, Any] = {"machine_type": self.machine_type}
         if self.accelerator:
@@ -91,7 +91,7 @@ class WorkerJob:
                 "accelerator_type": self.accelerator,
                 "accelerator_count": self.accelerator_count,
             }
-        # Vertex calls the first pool's one machine the chief.
+        # For Vertex, the one machine of the first pool is the chief.
         pools = [
             {
                 "machine_spec": dict(machine),

@@ -1,4 +1,4 @@
-"""TFX's Tuner with the settings of a run as parameters of their own."""
+"""TFX's Tuner with the settings of a run as separate parameters."""
 
 from components.diffusion_tuner.component import DiffusionTuner
 

@@ -27,9 +27,9 @@ TUNER_FN = "trainer.run_fn.tuner_fn"
 
 
 class DiffusionTunerSpec(standard_component_specs.TunerSpec):
-    """Tuner's, with what one changes from run to run as parameters of their own.
+    """Tuner's spec, with separate parameters for the settings that change from run to run.
 
-    And with class pictures beside the examples.
+    It also has an input for class pictures beside the examples.
     """
 
     INPUTS = {**standard_component_specs.TunerSpec.INPUTS, **CLASS_INPUTS}
@@ -41,13 +41,13 @@ class DiffusionTunerSpec(standard_component_specs.TunerSpec):
 
 
 class DiffusionTuner(Tuner):
-    """TFX's Tuner, with steps, learning rate and seed as `DiffusionTrainer` has them.
+    """TFX's Tuner, with steps, learning rate and seed as parameters, as in `DiffusionTrainer`.
 
     Outputs:
-      best_hyperparameters: `standard_artifacts.HyperParameters`, what the Trainer trains with.
+      best_hyperparameters: `standard_artifacts.HyperParameters`, used by the Trainer.
         Custom properties: `found`, in words; `trial`, its loss `held_out_loss`, and `trials`.
       tuner_results: `standard_artifacts.TunerResults`, all trials: TFX's `tuner_results.json`,
-        `trials.json` with what each cost and scored, and the page `tuning.html`.
+        `trials.json` with the cost and score of each, and the page `tuning.html`.
     """
 
     SPEC_CLASS = DiffusionTunerSpec
@@ -67,30 +67,31 @@ class DiffusionTuner(Tuner):
         """Makes the component.
 
         Args:
-            examples: What LatentGen made.
-            settings: What `run_fn` is told.
-            tuning: What is searched.
-            base_model: As of `DiffusionTrainer`.
-            class_latents: As of `DiffusionTrainer`.
-            runtime_parameters: As of `DiffusionTrainer`.
-            worker_job: Try on several machines, as a Vertex custom job; `None`: in this step.
+            examples: Output of LatentGen.
+            settings: All settings for `run_fn`.
+            tuning: Settings of the search.
+            base_model: See `DiffusionTrainer`.
+            class_latents: See `DiffusionTrainer`.
+            runtime_parameters: See `DiffusionTrainer`.
+            worker_job: Runs the trials on several machines, as a Vertex custom job; `None`: in this
+                step.
         """
         config, executor_class = (
             {
                 executor.SETTINGS: settings.to_json(),
                 executor.TUNING: dataclasses.asdict(tuning),
-                # That of the trials is in the settings.
+                # The settings contain the version of the trials' code.
                 "code_version": code_version("components.diffusion_tuner.executor"),
             },
             None,
         )
         if worker_job is not None:
-            # Imports Vertex's client: four seconds that nobody else need wait for.
+            # Imports Vertex's client, which takes four seconds.
             from components.diffusion_tuner import custom_job
 
             config[CONFIG_KEY] = worker_job.to_json()
             executor_class = executor_spec.ExecutorClassSpec(custom_job.Executor)
-        # Tuner's own would make the spec without the further parameters.
+        # Tuner's own constructor would make the spec without the additional parameters.
         base_component.BaseComponent.__init__(
             self,
             DiffusionTunerSpec(

@@ -1,7 +1,8 @@
-"""Trials side by side: the step starts a Vertex custom job and waits for its end.
+"""Parallel trials: the step starts a Vertex custom job and waits for it to end.
 
-Every worker of the job tries what the chief's oracle says, TFX's way: Vertex gives each a
-`CLUSTER_SPEC`, from which TFX makes the environment by which KerasTuner's workers find the oracle.
+Every worker of the job runs the trials that the chief's oracle assigns, in TFX's way: Vertex gives
+each a `CLUSTER_SPEC`, from which TFX sets the environment that leads KerasTuner's workers to the
+oracle.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from components.diffusion_tuner.executor import with_run_parameters, write_outpu
 
 
 class Worker(cloud_executor._WorkerExecutor):
-    """Tries what the oracle says; the chief's has that in a process of its own."""
+    """Runs the trials that the oracle assigns; on the chief, the oracle has its own process."""
 
     _chief: multiprocessing.Process | None = None
 
@@ -33,9 +34,9 @@ class Worker(cloud_executor._WorkerExecutor):
         """See `DiffusionTuner`.
 
         Raises:
-            RuntimeError: The oracle's process failed; its log says how.
+            RuntimeError: The process of the oracle failed; its log says why.
         """
-        # Each worker trains trials of its own, not one together with the others.
+        # Each worker trains its own trials, not one trial together with the others.
         os.environ.pop("TF_CONFIG", None)
         super().Do(input_dict, output_dict, with_run_parameters(input_dict, exec_properties))
         if self._chief is not None:
@@ -61,7 +62,7 @@ class Worker(cloud_executor._WorkerExecutor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Tells the workers what to try, and writes the outputs when all is tried."""
+        """Assigns trials to the workers, and writes the outputs when all trials have ended."""
         os.environ["KERASTUNER_ORACLE_IP"] = "0.0.0.0"
         os.environ["KERASTUNER_ORACLE_PORT"] = str(self._master_port)
         os.environ["KERASTUNER_TUNER_ID"] = "chief"
@@ -72,11 +73,11 @@ class Worker(cloud_executor._WorkerExecutor):
 
 
 class Executor(custom_job.Executor):
-    """Tries in a custom job."""
+    """Runs the trials in a custom job."""
 
     WORKER = Worker
 
     def note(self, output_dict: dict[str, list[types.Artifact]], machine_hours: str) -> None:
-        """See the Trainer's."""
+        """See the Trainer's executor."""
         [results] = output_dict[standard_component_specs.TUNER_RESULTS_KEY]
         results.set_string_custom_property(custom_job.MACHINE_HOURS, machine_hours)

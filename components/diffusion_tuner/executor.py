@@ -1,4 +1,4 @@
-"""The work of DiffusionTuner: TFX's search, and what is told of it."""
+"""The work of DiffusionTuner: TFX's search, and a report on it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from trainer.tuning.search import Search, TrialTuner, in_words
 
 SETTINGS, TUNING, RUN = "settings", "tuning", "run"
 """Keys of `custom_config`: `TrainerSettings.to_json`, the fields of `TuningConfig`, and
-`RunParameters`, which come beside it and are put in for `tuner_fn`, with `CLASS_LATENTS`."""
+`RunParameters`, which are separate parameters and are added for `tuner_fn`, with `CLASS_LATENTS`.
+"""
 
 TRIALS_NAME = "trials.json"
 """The file with all trials."""
 
 FOUND = "found"
-"""Property of the best hyperparameters: which these are, in words."""
+"""Property of the best hyperparameters: their values, in words."""
 
 
 class Executor(executor.Executor):
@@ -38,7 +39,7 @@ class Executor(executor.Executor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Tries everything, and writes what was best, and a page about all of it."""
+        """Runs all trials, and writes the best hyperparameters and a page about the search."""
         told = with_run_parameters(input_dict, exec_properties)
         tuner = executor.search(input_dict, told, self._get_tmp_dir(), print_tuning_summary=False)
         write_outputs(tuner, output_dict, told)
@@ -47,9 +48,9 @@ class Executor(executor.Executor):
 def with_run_parameters(
     input_dict: dict[str, list[types.Artifact]], exec_properties: dict[str, Any]
 ) -> dict[str, Any]:
-    """The properties with the run parameters in `custom_config`: `tuner_fn` is given no others.
+    """The properties with the run parameters in `custom_config`, which is all `tuner_fn` gets.
 
-    And with the place of the class pictures' latents, where there are any.
+    If there are class pictures, the path of their latents is added, too.
     """
     key = standard_component_specs.CUSTOM_CONFIG_KEY
     config = json_utils.loads(exec_properties[key])
@@ -66,12 +67,12 @@ def write_outputs(
     """Ends the search, and writes the component's outputs.
 
     Args:
-        tuner: When it has tried everything.
-        output_dict: The component's.
-        exec_properties: From `with_run_parameters`.
+        tuner: The tuner, after all trials.
+        output_dict: Outputs of the component.
+        exec_properties: Result of `with_run_parameters`.
 
     Raises:
-        UserError: No trial came to a loss.
+        UserError: No trial reached a loss.
     """
     config = json_utils.loads(exec_properties[standard_component_specs.CUSTOM_CONFIG_KEY])
     search = tuner.conclude(config[SETTINGS]["checkpoint_dir"])
@@ -91,5 +92,5 @@ def write_outputs(
 
 
 def _as_json(search: Search) -> str:
-    """Every number is a finite one: a trial without a loss says what its problem is."""
+    """The search as JSON. All numbers are finite: a trial without a loss names its problem."""
     return json.dumps({**dataclasses.asdict(search), "cost": search.cost}, indent=2)

@@ -25,14 +25,14 @@ _RATE = "learning_rate"
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A trial as the page's table tells it.
+    """A trial as the table of the page shows it.
 
     Attributes:
         record: The trial.
-        steps: Steps of its own.
-        interval: Of its loss: the 95 % interval over pictures.
-        difference: Its loss minus the chosen one's, on the same pictures and noise; and the
-            interval of that. `None` where there is no loss, or it is the chosen one.
+        steps: Steps that it trained itself.
+        interval: The 95 % interval of its loss over pictures.
+        difference: Its loss minus the chosen trial's, on the same pictures and noise, and the
+            interval of the difference. `None` if there is no loss, or it is the chosen trial.
     """
 
     record: TrialRecord
@@ -42,7 +42,7 @@ class _Row:
 
 
 def tuning_page(search: Search) -> str:
-    """HTML, in one file."""
+    """The page as HTML in one file."""
     by_id = {record.trial: record for record in search.records}
     rows = [_row(record, by_id, search.chosen) for record in search.records]
     chosen = search.chosen
@@ -73,7 +73,7 @@ def _row(record: TrialRecord, by_id: dict[str, TrialRecord], chosen: TrialRecord
 
 
 def _curve(search: Search) -> Markup:
-    """Losses over learning rates, a line for each round, the later the darker."""
+    """Losses over learning rates, with later rounds darker."""
     shown = [record for record in search.records if math.isfinite(record.result.loss)]
     rates = [math.log10(record.hyperparameters[_RATE]) for record in shown]
     losses = [record.result.loss for record in shown]
@@ -113,17 +113,17 @@ def _curve(search: Search) -> Markup:
                 record.result.loss,
             )
         )
-    label = "Held-out loss over the learning rate, a dot for each trial"
+    label = "Held-out loss over the learning rate, one dot per trial"
     return chart(_WIDTH, _HEIGHT, label, parts)
 
 
 def _widened(values: Sequence[float]) -> tuple[float, float]:
-    """Lowest and highest, and a little room on both sides."""
+    """The lowest and highest value, with a little room on both sides."""
     room = 0.04 * (max(values) - min(values)) or 0.5
     return min(values) - room, max(values) + room
 
 
 def _labelled(low: float, high: float) -> list[float]:
-    """Whole powers of ten between two logarithms, or both where there is at most one."""
+    """Whole powers of ten between two logarithms, or both ends if there is at most one."""
     powers = [float(power) for power in range(math.ceil(low), math.floor(high) + 1)]
     return powers if len(powers) > 1 else [low, high]

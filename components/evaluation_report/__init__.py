@@ -1,4 +1,4 @@
-"""Scores and pictures -> a report to look at."""
+"""Scores and pictures -> a page about the model."""
 
 from components.evaluation_report.component import EvaluationReport
 

@@ -40,10 +40,11 @@ def intervals(
     """Draws values with their intervals over an axis that starts at zero.
 
     Args:
-        series: Places and values, by the class that colours them. What is not finite is left out.
-        high_x: Where the axis ends.
-        label: Says what the chart shows, to those who do not see it.
-        zero_line: Whether the axis of values runs through zero and is marked there.
+        series: Positions and values, by the class that colours them. Values that are not finite
+            are left out.
+        high_x: End of the axis.
+        label: Description of the chart for users who cannot see it.
+        zero_line: Whether the axis of values includes zero and has a line there.
         as_percent: Whether values are fractions to be written as percentages.
     """
     drawn = [m for points in series.values() for _, m in points if math.isfinite(m.value)]
@@ -54,7 +55,7 @@ def intervals(
     if zero_line:
         parts.append(svg.line("base", plot.left, plot.y(0.0), _WIDTH - _RIGHT, plot.y(0.0)))
     for number, (css, points) in enumerate(series.items()):
-        # Side by side, or one would hide the other.
+        # Side by side, so that none hides another.
         aside = 5 * (number - (len(series) - 1) / 2)
         for place, metric in points:
             if math.isfinite(metric.value):
@@ -71,15 +72,15 @@ def curve(
     evaluations: Sequence[tuple[float, float]] = (),
     kept: float | None = None,
 ) -> Markup:
-    """Draws a training curve, raw and smoothed, held-out losses, and values as lines across.
+    """Draws a training curve, raw and smoothed, held-out losses, and values as horizontal lines.
 
     Args:
-        steps: In their order; records whose value is not finite are left out.
-        values: As many.
-        lines: Values by the class that colours them; what is not finite is left out.
-        label: Says what the chart shows, to those who do not see it.
-        evaluations: Steps and their held-out losses; what is not finite is left out.
-        kept: The one of these steps that is marked.
+        steps: Steps in order; those whose value is not finite are left out.
+        values: One value for each step.
+        lines: Values by the class that colours them; values that are not finite are left out.
+        label: Description of the chart for users who cannot see it.
+        evaluations: Steps and their held-out losses; losses that are not finite are left out.
+        kept: The evaluated step to mark.
     """
     pairs = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
     across = {css: value for css, value in lines.items() if math.isfinite(value)}
@@ -114,15 +115,15 @@ def loss_curve(
     evaluations: Sequence[tuple[float, float]] = (),
     kept: float | None = None,
 ) -> bytes:
-    """Draws training and held-out loss over the steps, and what was judged as lines, as PNG.
+    """Draws training and held-out loss over the steps, and the judged losses as lines, as PNG.
 
     Args:
         history: Records with `step` and `loss`.
         loss: Held-out loss of the candidate; not drawn if NaN.
         loss_baseline: Held-out loss of the baseline; not drawn if NaN.
-        baseline: What the baseline is called.
+        baseline: Name of the baseline.
         evaluations: Steps and their held-out losses.
-        kept: The one of these steps that is marked.
+        kept: The evaluated step to mark.
     """
     # Not pyplot, whose state is global.
     figure = Figure(figsize=(8, 4.5), dpi=_DPI, layout="constrained")
@@ -139,7 +140,7 @@ def loss_curve(
         axes.plot(*zip(*evaluations, strict=True), color=_ORANGE, linewidth=2, label="held out")
     for step, value in evaluations:
         if step == kept:
-            axes.plot(step, value, "o", color=_ORANGE, label=f"step {step:g}, which is kept")
+            axes.plot(step, value, "o", color=_ORANGE, label=f"step {step:g}, kept")
     for value, name, color, style in (
         (loss_baseline, f"held-out, {baseline}", _GREY, "--"),
         (loss, "held-out, fine-tuned", _INK, "-"),
@@ -167,7 +168,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 class _Plot:
-    """Where values lie on a chart."""
+    """Maps values to positions on a chart."""
 
     def __init__(
         self, low_x: float, high_x: float, low_y: float, high_y: float, y_format: str
@@ -198,7 +199,7 @@ class _Plot:
         return Markup('<polyline class="{}" points="{}"/>').format(css, path)
 
     def axes(self) -> list[Markup]:
-        """Lines across at round values, and both axes' numbers."""
+        """Horizontal lines at round values, and the numbers of both axes."""
         parts = []
         for tick, words in self._labels.items():
             y = self.y(tick)

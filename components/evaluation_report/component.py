@@ -34,17 +34,17 @@ class EvaluationReportSpec(component_spec.ComponentSpec):
 
 
 class EvaluationReport(base_component.BaseComponent):
-    """Shows what an evaluation found, on one page.
+    """Shows the results of an evaluation on one page.
 
-    The numbers are the Evaluator's; nothing is averaged here that TFMA has averaged.
+    The numbers come from the Evaluator; averages are TFMA's and are not computed again here.
 
     Outputs:
       report: `components.EvaluationReport` with
         `evaluation.html`: the verdict and its reasons; every validation prompt drawn by the base
         weights, by the model that this one was compared with, and by this one, from the same
-        noise; losses by timestep and by captions' length with their intervals; the training
-        curve; the held-out examples with the highest and the lowest loss, and what the model
-        makes of them. One file, which needs no network and no script;
+        noise; losses by timestep and by caption length with their intervals; the training
+        curve; the held-out examples with the highest and the lowest loss, and the model's
+        reconstructions of them. It is one file that needs no network and no script;
         `before_after.png`: the prompts drawn by the base weights and by the candidate;
         `loss_curve.png`: the training loss and the two held-out losses;
         `summary.json`: the numbers.
@@ -69,15 +69,15 @@ class EvaluationReport(base_component.BaseComponent):
         """Makes the component.
 
         Args:
-            examples: What the dataset became.
-            latents: What LatentGen made of them.
+            examples: Output of CaptionExampleGen.
+            latents: Output of LatentGen.
             model: The candidate.
-            model_run: Its training's logs and pictures.
-            scores: What LossScorer made of it.
-            evaluation: What the Evaluator found.
-            blessing: What the Evaluator says of it.
-            baseline_model: What LossScorer was given, too; may stay empty.
-            base_weights: Where the base weights come from, which the preset's numerics depend on.
+            model_run: Logs and pictures of its training.
+            scores: Output of LossScorer.
+            evaluation: The Evaluator's metrics.
+            blessing: The Evaluator's blessing.
+            baseline_model: The same baseline as LossScorer's; may stay empty.
+            base_weights: Source of the base weights, which the preset's numerics depend on.
         """
         super().__init__(
             EvaluationReportSpec(

@@ -1,4 +1,4 @@
-"""The held-out examples with the highest and the lowest loss, and what the model makes of them."""
+"""The held-out examples with the highest and lowest loss, and the model's reconstructions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True)
 class Extremes:
-    """The examples with the highest and with the lowest loss, the most extreme first."""
+    """The examples with the highest and the lowest loss, the most extreme first."""
 
     worst: list[Scored]
     best: list[Scored]
@@ -37,12 +37,12 @@ class Extremes:
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """What a model makes of a picture that noise was added to.
+    """A model's reconstruction of a picture after noise was added.
 
     Attributes:
-        timestep: How much noise, from 0 to 999.
+        timestep: The amount of noise, from 0 to 999.
         noisy: The noisy latent, decoded: uint8 [H, W, 3].
-        restored: The latent without the noise that the model sees in it, decoded: uint8 [H, W, 3].
+        restored: The latent without the noise that the model predicts, decoded: uint8 [H, W, 3].
     """
 
     timestep: int
@@ -51,12 +51,12 @@ class Reconstruction:
 
 
 def extremes(files: Sequence[str], number: int) -> Extremes:
-    """Looks for the extremes among files of scores; those whose loss is not finite are left out."""
+    """Finds the extremes in files of scores; examples whose loss is not finite are left out."""
     worst: list[tuple[float, str, Scored]] = []
     best: list[tuple[float, str, Scored]] = []
     for scored in _by_example(files):
         if math.isfinite(scored.loss):
-            # Equal losses are told apart by id, so that the order of the files does not matter.
+            # Equal losses are ordered by id, so that the order of the files does not matter.
             for heap, key in ((worst, scored.loss), (best, -scored.loss)):
                 item = (key, scored.example_id, scored)
                 (heapq.heappush if len(heap) < number else heapq.heappushpop)(heap, item)
@@ -82,12 +82,12 @@ def reconstruct(
     latents: Sequence[bytes],
     draws: Sequence[NoiseDraw],
 ) -> list[Reconstruction]:
-    """Adds noise to held-out pictures and lets an exported model take it away in one step.
+    """Adds noise to held-out pictures and lets an exported model remove it in one step.
 
     Args:
         serving: Folder of the SavedModels.
-        base_model: Whose latents they are.
-        latents: Records of LatentGen.
+        base_model: The model whose image encoder made the latents.
+        latents: Records from LatentGen.
         draws: The noise and the timestep for each of them.
     """
     # Import Keras.
@@ -120,7 +120,7 @@ def reconstruct(
 
 
 def _by_example(files: Sequence[str]) -> Iterator[Scored]:
-    # The rows of an example stand together in one file.
+    # The rows of an example are together in one file.
     for path in files:
         rows = (tf.train.Example.FromString(record).features.feature for record in read_shard(path))
         for example_id, group in itertools.groupby(rows, lambda row: _bytes(row, "id")):

@@ -52,7 +52,7 @@ _BASE_PICTURES = "step_000000"
 _NUM_EXTREMES = 4
 _NOTHING = Metric(math.nan)
 _LAST_TIMESTEP = 1000.0
-# Pictures up to this size are kept as they are; of larger ones the page has copies this large.
+# Pictures up to this size are kept unchanged; the page has copies of this size of larger ones.
 _KEPT_SIZE = 256
 _FORMER_STEPS = 25
 _JPEG_QUALITY = 85
@@ -63,32 +63,33 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class _Findings:
-    """What is known of a model when its report is written.
+    """What is known about a model when its report is written.
 
     Attributes:
-        model: Its place.
+        model: Its URI.
         serving: Folder of its SavedModels.
-        manifest: What it says of itself.
+        manifest: Its manifest.
         history: The records of its training.
         evaluations: Steps of its training and their held-out losses.
         validation: Folder with the pictures that its training drew.
-        sampling: `prompts`, `seed`, `sampler`, `num_steps` and `guidance_scale` of these.
-        baseline: What it was compared with.
-        before: What its training started from, and drew with before its first step.
+        sampling: `prompts`, `seed`, `sampler`, `num_steps` and `guidance_scale` of these pictures.
+        baseline: The model that it was compared with.
+        before: The model that its training started from, and drew with before its first step.
         blessed: Whether it may be pushed.
         verdict: `blessed`, `unsure` or `refused`.
         reasons: Why it is not `blessed`.
-        metrics: What TFMA found in every slice.
-        num_examples: Held-out examples.
-        num_sampled: Of these, those that pictures were drawn for.
-        num_pictures: Pictures that they are captions of.
-        num_choosing: Held-out examples besides, which a model was chosen by.
-        num_trained_on: Those besides whose pictures what it started from was trained on.
-        num_strata: Parts of the noise schedule that each was scored in, once or several times.
+        metrics: TFMA's metrics of every slice.
+        num_examples: Number of held-out examples.
+        num_sampled: Number of these that pictures were drawn for.
+        num_pictures: Number of their pictures.
+        num_choosing: Number of other held-out examples, which chose a model.
+        num_trained_on: Number of other held-out examples on whose pictures a model was trained
+            before.
+        num_strata: Parts of the noise schedule in which each was scored, once or several times.
         asked: What it had to show to be blessed.
-        origin: Where it comes from: run, date and dataset, by what they are called.
-        remembered: What it remembers of its training pictures; `None` where nobody looked.
-        of_class: How a subject's class is drawn, in a sentence; empty where there is none.
+        origin: Its origin: run, date and dataset, by label.
+        remembered: What it remembers of its training pictures; `None` if this was not examined.
+        of_class: How a subject's class is drawn, in words; empty if there is no class.
     """
 
     model: str
@@ -119,7 +120,7 @@ class _Findings:
     def said(self) -> str:
         """The verdict in words."""
         if self.verdict == UNSURE:
-            return "Unsure, pushed all the same" if self.blessed else "Unsure, not blessed"
+            return "Unsure, pushed anyway" if self.blessed else "Unsure, not blessed"
         return "Blessed" if self.blessed else "Not blessed"
 
     @property
@@ -129,7 +130,7 @@ class _Findings:
 
     @property
     def num_timesteps(self) -> int:
-        """How many each held-out example was scored at."""
+        """The number of timesteps at which each held-out example was scored."""
         rows = self.total.get("example_count", _NOTHING).value
         return int(rows) // self.num_examples if self.num_examples else self.num_strata
 
@@ -140,7 +141,7 @@ class _Findings:
 
     @property
     def loss_baseline(self) -> Metric:
-        """Held-out loss of what it was compared with."""
+        """Held-out loss of the model that it was compared with."""
         return self.total.get("loss_baseline", _NOTHING)
 
     @property
@@ -150,14 +151,14 @@ class _Findings:
 
     @property
     def change(self) -> float:
-        """The same in percent of the baseline's loss."""
+        """The mean difference in percent of the baseline's loss."""
         scale = self.loss_baseline.value
         return 100 * self.delta.value / scale if scale else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
 class _Prompt:
-    """A validation prompt and its pictures; `compared` where there is an earlier model."""
+    """A validation prompt and its pictures; `compared` if there is an earlier model."""
 
     text: str
     base: np.ndarray
@@ -194,13 +195,13 @@ class Executor(base_executor.BaseExecutor):
         found = _findings(input_dict, run)
         _write(folder, SUMMARY_NAME, _summary(found))
         _write(folder, LOSS_CURVE_NAME, _loss_curve(found))
-        # Its pictures are there already.
+        # The pictures of the starting model already exist.
         compared = None if _is_start(found.manifest, input_dict) else _compared(input_dict)
         prompts = list(_prompts(found, compared))
         _write(folder, BEFORE_AFTER_NAME, _before_after(found, prompts))
         worst, best = _extremes(input_dict, found, exec_properties["base_weights"])
         _write(folder, PAGE_NAME, _page(found, prompts, worst, best))
-        logger.info("What the model is like: %s", os.path.join(folder, PAGE_NAME))
+        logger.info("The page about the model: %s", os.path.join(folder, PAGE_NAME))
 
 
 def _findings(
@@ -226,7 +227,7 @@ def _findings(
         evaluations=[(e.step, e.loss) for e in read_evaluations(run)],
         validation=validation,
         sampling={
-            "sampler": "ddim",  # of a model of a former version, which does not say
+            "sampler": "ddim",  # for a model of a former version, which does not record it
             **json.loads(_read(os.path.join(validation, "prompts.json"))),
         },
         baseline=scores.get_string_custom_property("baseline"),
@@ -251,23 +252,25 @@ def _findings(
 
 
 def _of_class(scores: types.Artifact, distance: Metric) -> str:
-    """How far pictures of a subject's class have moved, in words; "" where none were drawn."""
+    """How far pictures of a subject's class have moved, in words; "" if none were drawn."""
     count = scores.get_int_custom_property(NUM_CLASS_PICTURES)
     if not count:
         return ""
     caption = scores.get_string_custom_property(CLASS_CAPTION)
-    drawn = f"{count:,} pictures of {caption!r} were drawn from the same noise as by base weights"
+    drawn = (
+        f"{count:,} pictures of {caption!r} were drawn from the noise the base weights drew from"
+    )
     if not math.isfinite(distance.value):
-        return f"{drawn}; how far they have moved cannot be told."
+        return f"{drawn}; it is unknown how far they have moved."
     return (
         f"{drawn}. They have moved by {distance.value:.2f} (95 % interval {distance.lower:.2f} to "
-        f"{distance.upper:.2f}): 0 is not at all, and 1 as far as one of the base weights' "
-        "pictures is from another, in colours, contrasts and layout."
+        f"{distance.upper:.2f}): 0 means not at all, 1 as far as two pictures of the base weights "
+        "are apart, in colours, contrasts and layout."
     )
 
 
 def _before(manifest: ModelManifest, input_dict: Mapping[str, list[types.Artifact]]) -> str:
-    """What a training started from, in words."""
+    """The model that a training started from, in words."""
     if not manifest.started_from:
         return BASE_WEIGHTS_LABEL
     if _is_start(manifest, input_dict):
@@ -276,7 +279,7 @@ def _before(manifest: ModelManifest, input_dict: Mapping[str, list[types.Artifac
 
 
 def _is_start(manifest: ModelManifest, input_dict: Mapping[str, list[types.Artifact]]) -> bool:
-    """Whether what a model is compared with is what its training started from."""
+    """Whether a model is compared with the model that its training started from."""
     compared = _compared(input_dict)
     return bool(
         compared
@@ -417,7 +420,7 @@ def _page(
 
 
 def _by_shape(sizes: Mapping[str, Metrics]) -> dict[str, Metrics]:
-    """From the tallest to the widest."""
+    """The sizes from the tallest to the widest."""
 
     def aspect(name: str) -> float:
         width, height = map(int, name.split(" x "))
@@ -432,36 +435,37 @@ def _facts(manifest: ModelManifest) -> dict[str, Any]:
         "Preset": manifest.preset,
         "Picture size": manifest.image_size,
         "Predicts": manifest.prediction,
-        "Noise alone at the last timestep": "yes" if manifest.zero_terminal_snr else None,
+        "Pure noise at the last timestep": "yes" if manifest.zero_terminal_snr else None,
         "Steps": training("steps"),
         "Batch size": training("batch_size"),
         "Learning rate": training("learning_rate"),
-        "Step that is kept": f"{kept['step']} of {kept['steps_done']}: {kept['why']}"
+        "Kept step": f"{kept['step']} of {kept['steps_done']}: {kept['why']}"
         if (kept := manifest.kept)
         else None,
         "Decay of the average": training("ema_decay"),
         "Seed": training("seed"),
-        "Class pictures": f"{sum(prior['counts'].values()):,}, whose loss counts "
-        f"{prior['weight']:g} times"
+        "Class pictures": f"{sum(prior['counts'].values()):,}, with a loss weight of "
+        f"{prior['weight']:g}"
         if (prior := manifest.prior)
         else None,
         "Started from": f"the model of training {manifest.started_from['training_id']}"
         if manifest.started_from
         else None,
         "Training, seconds": manifest.training_seconds,
-        "Of these for held-out losses": kept.get("seconds"),
+        "Of which for held-out losses": kept.get("seconds"),
         "Code": manifest.code_version,
     }
     return {name: value for name, value in facts.items() if value is not None}
 
 
 def draw_prompts(serving: str, sampling: Mapping[str, Any]) -> Iterator[np.ndarray]:
-    """Draws every validation prompt with exported models, from the Trainer's own noise.
+    """Draws every validation prompt with exported models, from the same noise as the Trainer.
 
     Args:
         serving: Folder with the three SavedModels.
         sampling: `prompts`, `seed`, `sampler`, `num_steps` and `guidance_scale`. Models of former
-            versions know no sampler: they draw as they recommended, by 25 steps of `ddim`.
+            versions have no choice of sampler: they draw with 25 steps of `ddim`, as they
+            recommended.
 
     Yields:
         uint8 [H, W, 3], for prompt `i` from the seed `seed + i`, as `serving.generate` draws it.
@@ -501,7 +505,7 @@ def _compared(input_dict: Mapping[str, list[types.Artifact]]) -> str | None:
 
 def _prompts(found: _Findings, compared: str | None) -> Iterator[_Prompt]:
     prompts = found.sampling["prompts"]
-    # One model after the other, so that one of them is in memory.
+    # One model after the other, so that only one of them is in memory.
     earlier = list(draw_prompts(compared, found.sampling)) if compared else [None] * len(prompts)
     drawn = zip(prompts, earlier, draw_prompts(found.serving, found.sampling), strict=True)
     for index, (prompt, before, after) in enumerate(drawn):
@@ -637,7 +641,7 @@ def _write(folder: str, name: str, contents: bytes) -> None:
 
 
 def _jsonable(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """Replaces NaN and infinity, which JSON does not have, by null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

@@ -28,7 +28,7 @@ class Pair:
     """One prompt, drawn before and after fine-tuning.
 
     Attributes:
-        prompt: What was to be drawn.
+        prompt: The prompt that was drawn.
         before: uint8 [H, W, 3].
         after: uint8 [H, W, 3].
     """
@@ -41,9 +41,9 @@ class Pair:
 def before_after(
     pairs: Sequence[Pair], title: str, subtitle: str, before: str = "base weights"
 ) -> Image.Image:
-    """Lays pairs out in a grid, each with its prompt as the caption, below what `before` is.
+    """Lays out pairs in a grid, each above its prompt, with `before` as a heading.
 
-    Small pictures are magnified pixel by pixel; nothing is smoothed away or made up.
+    Small pictures are magnified pixel by pixel, without smoothing.
     """
     cell = _LARGE_CELL if pairs[0].before.shape[0] > _SMALL_CELL else _SMALL_CELL
     pair_width = 2 * cell + _PICTURE_GAP
@@ -89,13 +89,13 @@ def _scaled(picture: np.ndarray, cell: int) -> Image.Image:
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    # Comes with matplotlib, and so is there on every machine.
+    # Comes with matplotlib, and so exists on every machine.
     properties = font_manager.FontProperties("DejaVu Sans", weight="bold" if bold else "normal")
     return ImageFont.truetype(font_manager.findfont(properties), size)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Breaks text into lines at most `width` pixels wide; what does not fit ends in an ellipsis."""
+    """Breaks text into lines at most `width` pixels wide; text that is cut ends in an ellipsis."""
     lines = [""]
     for word in " ".join(text.split()).split(" "):
         longer = f"{lines[-1]} {word}".strip()

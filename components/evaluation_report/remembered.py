@@ -38,8 +38,8 @@ _TRAINED_ON = "train"
 _PARTS = ("the gap", "the text's part", "copies")
 _NOTHING = Metric(math.nan)
 _TRAINING_LOSS, _TRAINING_LOSS_BASELINE, _ = TRAINING_LOSSES
-# Seen so often, and learned so well, pictures are known better than others; less than this much
-# better would be a surprise.
+# Pictures that were seen this often and learned this well are known better than others; a gap
+# below this would be a surprise.
 _MANY_VIEWS = 50
 _LEARNED = 0.5
 _NO_GAP = 0.1
@@ -51,11 +51,11 @@ class Shown:
     """A drawn picture beside the training picture that is nearest to it.
 
     Attributes:
-        pair: What is known of both.
-        drawn: The picture.
-        trained_on: The training picture, as the decoder sees its latent.
-        captions: How many training examples have that very picture.
-        near_duplicates: How many others of the training pictures are nearly the same.
+        pair: What is known about both.
+        drawn: The drawn picture.
+        trained_on: The training picture, decoded from its latent.
+        captions: Number of training examples that have this training picture.
+        near_duplicates: Number of other training pictures that are nearly the same.
     """
 
     pair: Pair
@@ -66,7 +66,7 @@ class Shown:
 
     @property
     def duplicates(self) -> str:
-        """What is the usual cause of copies, in words; empty where there is nothing of it."""
+        """Repetitions, the usual cause of copies, in words; empty if there are none."""
         several = []
         if self.captions > 1:
             several.append(f"{self.captions} times in the training set")
@@ -78,16 +78,16 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True)
 class Remembered:
-    """What is told of it.
+    """What a model remembers, for the page.
 
     Attributes:
-        said: Sentences, what is surely so first in each.
+        said: Sentences; each begins with what is surely so.
         bad: Whether one of them is against the model.
-        table: What was measured, the model's and what it is held against, in words.
-        pairs: The nearest, the nearest first.
-        seconds: What each part took.
-        num_pictures: Training pictures that were scored.
-        num_drawn: Pictures that were drawn for captions of training pictures.
+        table: Measures, the values of the model and the values they are compared with, in words.
+        pairs: The nearest pairs, the nearest first.
+        seconds: Duration of each part.
+        num_pictures: Number of training pictures that were scored.
+        num_drawn: Number of pictures that were drawn for captions of training pictures.
     """
 
     said: Sequence[str]
@@ -99,7 +99,7 @@ class Remembered:
     num_drawn: int
 
     def summary(self) -> dict[str, Any]:
-        """For `summary.json`, beside the metrics."""
+        """The entry for `summary.json`, beside the metrics."""
         return {
             "said": list(self.said),
             NUM_TRAINING_PICTURES: self.num_pictures,
@@ -123,13 +123,13 @@ class Remembered:
 def remembered(
     scores: types.Artifact, dataset: types.Artifact, metrics: Metrics, manifest: ModelManifest
 ) -> Remembered | None:
-    """What a model remembers; `None` where nobody looked.
+    """What a model remembers; `None` if this was not examined.
 
     Args:
         scores: LossScorer's output.
-        dataset: What CaptionExampleGen made.
-        metrics: Over all rows.
-        manifest: What the model says of itself.
+        dataset: Output of CaptionExampleGen.
+        metrics: Metrics over all rows.
+        manifest: The manifest of the model.
     """
     num_pictures = scores.get_int_custom_property(NUM_TRAINING_PICTURES)
     num_drawn = scores.get_int_custom_property(NUM_TRAINING_SAMPLES)
@@ -168,11 +168,11 @@ def _gap(metrics: Metrics, count: int) -> tuple[str, bool]:
     measured = f"on {count:,} training pictures its loss is {_below(gap)}"
     if metrics[GAP_SHOWN].value > 0:
         return f"It knows what it was trained on better than other pictures: {measured}.", True
-    return f"That it remembers is not shown by its loss: {measured}.", False
+    return f"Its loss does not show that it remembers: {measured}.", False
 
 
 def _no_gap(metrics: Metrics, manifest: ModelManifest) -> tuple[str, bool]:
-    """What a model is suspected of that knows held-out pictures as well as those it has seen."""
+    """The suspicion against a model that knows held-out pictures as well as its training ones."""
     gap = metrics.get(GAP, _NOTHING)
     before = metrics.get(_TRAINING_LOSS_BASELINE, _NOTHING).value
     after = metrics.get(_TRAINING_LOSS, _NOTHING).value
@@ -182,14 +182,14 @@ def _no_gap(metrics: Metrics, manifest: ModelManifest) -> tuple[str, bool]:
         return "", False
     return (
         f"It has seen each training picture {views:,.0f} times, and its loss on them fell by "
-        f"{1 - after / before:.0%}; yet it knows the held-out ones as well. Were they, or nearly "
-        "the same pictures, among those that it was trained on?",
+        f"{1 - after / before:.0%}; yet it knows the held-out pictures just as well. Was it "
+        "trained on them, or on nearly the same pictures?",
         True,
     )
 
 
 def _views(manifest: ModelManifest) -> float:
-    """How often training has seen each picture; NaN of a model that does not say."""
+    """How often training has seen each picture; NaN if the model does not record it."""
     steps, batch_size = (manifest.training.get(name) for name in ("steps", "batch_size"))
     size = manifest.latents.get("views") or manifest.latents.get("counts", {}).get(_TRAINED_ON)
     return steps * batch_size / size if steps and batch_size and size else math.nan
@@ -200,12 +200,12 @@ def _copies(metrics: Metrics, count: int) -> tuple[str, bool]:
     if not math.isfinite(share):
         return "", False
     suspects = round(share * count)
-    near = "nearer to a training picture than the nearest hundredth of the held-out ones"
+    near = "nearer to a training picture than the nearest hundredth of the held-out pictures"
     measured = f"{suspects:,} of {count:,} pictures drawn for training captions are {near}"
     if metrics[COPIES_SHOWN].value > 0:
         return f"It draws copies: {measured}, which chance does not explain.", True
     chance = ", no more than chance explains" if suspects else ""
-    return f"That it draws copies is not shown: {measured}{chance}.", False
+    return f"It is not shown to draw copies: {measured}{chance}.", False
 
 
 def _cause(pairs: Sequence[Shown]) -> tuple[str, bool]:
@@ -215,8 +215,8 @@ def _cause(pairs: Sequence[Shown]) -> tuple[str, bool]:
         return "", False
     return (
         f"Of {len(suspects)} suspects shown, {count} are near a picture that is in the training "
-        "set several times or has near duplicates there, which is the usual cause "
-        "(dataset.near_duplicates: keep_one).",
+        "set several times or has near duplicates there. This is the usual cause; "
+        "dataset.near_duplicates: keep_one prevents it.",
         False,
     )
 
@@ -226,7 +226,7 @@ def _text_part(metrics: Metrics) -> tuple[str, bool]:
     if not (math.isfinite(excess.value) and excess.lower > 0):
         return "", False
     return (
-        "Captions of training pictures decide more of what it predicts than other captions do, by "
+        "Captions of training pictures affect its predictions more than other captions do, by "
         f"{excess.value:.0%} ({excess.lower:+.0%} to {excess.upper:+.0%}): a sign that they stand "
         "for pictures that it remembers.",
         True,
@@ -235,7 +235,7 @@ def _text_part(metrics: Metrics) -> tuple[str, bool]:
 
 def _below(gap: Metric) -> str:
     side = "below" if gap.value >= 0 else "above"
-    return f"{abs(gap.value):.1%} {side} the held-out one (95 % interval {_percents(gap)})"
+    return f"{abs(gap.value):.1%} {side} its held-out loss (95 % interval {_percents(gap)})"
 
 
 def _percents(metric: Metric) -> str:
@@ -245,19 +245,19 @@ def _percents(metric: Metric) -> str:
 
 
 def _table(metrics: Metrics, compared_by: str) -> Iterator[tuple[str, str, str]]:
-    """What was measured, its value, and its interval or what it is held against."""
+    """Each measure, its value, and its interval or the value that it is compared with."""
     for what, name in (
-        ("Gap: loss on training pictures below the held-out one", GAP),
-        ("The same of the model that it is compared with", GAP_BASELINE),
-        ("Gap that training has added to that", GAP_ADDED),
-        ("Text's part of a prediction: training captions above held-out ones", TEXT_EXCESS),
+        ("Gap: loss on training pictures below the held-out loss", GAP),
+        ("Gap of the model that it is compared with", GAP_BASELINE),
+        ("Gap that training has added to this", GAP_ADDED),
+        ("Text part of a prediction: training captions above held-out captions", TEXT_EXCESS),
     ):
         metric = metrics.get(name, _NOTHING)
         if math.isfinite(metric.value):
             yield what, f"{metric.value:+.1%}", _percents(metric)
     for what, mine, other in (
         ("Loss on training pictures", _TRAINING_LOSS, "loss"),
-        ("Text's part of a prediction, training captions", TRAINING_TEXT_PART, TEXT_PART),
+        ("Text part of a prediction, training captions", TRAINING_TEXT_PART, TEXT_PART),
         (
             f"Distance to the nearest training picture{_BY[compared_by]}, drawn pictures",
             NEARNESS,
@@ -290,7 +290,7 @@ def _shown(scores_uri: str, examples_uri: str) -> Iterator[Shown]:
 def _training_pictures(
     examples_uri: str, ids: frozenset[str]
 ) -> tuple[dict[str, str], dict[str, int]]:
-    """Pictures of some examples, and how many training examples have each picture."""
+    """The pictures of some examples, and how many training examples have each picture."""
     folder = os.path.join(examples_uri, row_index.FOLDER_NAME)
     if not ids or not filesystem.is_folder(folder):
         return {}, {}
@@ -304,7 +304,7 @@ def _training_pictures(
 
 
 def _near_duplicates(examples_uri: str) -> dict[str, int]:
-    """Of training pictures, how many others are nearly the same."""
+    """For training pictures, the number of other training pictures that are nearly the same."""
     path = os.path.join(examples_uri, GROUPS_NAME)
     if not fileio.exists(path):
         return {}

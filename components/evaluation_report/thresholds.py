@@ -1,4 +1,4 @@
-"""What a model is asked for before it is blessed, as the Evaluator was told, and what it shows."""
+"""The thresholds for a blessing, from the Evaluator's configuration, and the model's values."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from components.loss_scorer.scorer import STRATUM
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """One thing that a model is asked for.
+    """One threshold for a blessing.
 
     Attributes:
-        what: The number that counts.
-        asked: What it may be.
-        setting: Where that is set.
-        shown: What it is for this model.
+        what: The number that is compared.
+        asked: Its allowed values.
+        setting: The setting of the threshold.
+        shown: Its value for this model.
     """
 
     what: str
@@ -41,11 +41,11 @@ class Threshold:
 
 
 def thresholds(evaluation: str, metrics: Mapping[Slice, Metrics]) -> list[Threshold]:
-    """What the model was asked for.
+    """The thresholds that the model was compared with.
 
     Args:
         evaluation: Folder of a `ModelEvaluation`, where TFMA keeps its configuration.
-        metrics: What TFMA found in every slice.
+        metrics: TFMA's metrics of every slice.
     """
     config, *_ = eval_config_writer.load_eval_run(evaluation)
     if config is None:
@@ -95,7 +95,7 @@ def _told(
         default=(math.nan, ""),
     )
     yield Threshold(
-        "The same at the worst timesteps, in per cent of the loss there, where it is shown to rise",
+        "The same at the worst timesteps, in percent of the loss there, if it is shown to rise",
         f"at most {most:+.1%}",
         "evaluation.max_stratum_regression",
         f"{worst[0]:+.1%} at {worst[1]}" if worst[0] > 0 else "shown nowhere",
@@ -103,16 +103,16 @@ def _told(
 
 
 def _remembering(metrics_of: Mapping[str | None, Any], total: Metrics) -> Iterator[Threshold]:
-    """What was asked of what the model remembers, where anything was."""
+    """The thresholds on what the model remembers, if any are set."""
     for name, what, setting in (
         (
             GAP_SHOWN,
-            "Loss on training pictures below the held-out one, as far as it surely is",
+            "How far the loss on training pictures surely is below the held-out loss",
             "evaluation.max_memorization_gap",
         ),
         (
             COPIES_SHOWN,
-            "Copies among the pictures drawn for training captions, where chance does not explain "
+            "Copies among the pictures drawn for training captions, if chance does not explain "
             "them",
             "evaluation.max_copies",
         ),
@@ -121,22 +121,22 @@ def _remembering(metrics_of: Mapping[str | None, Any], total: Metrics) -> Iterat
             [bound] = metrics_of[name].per_slice_thresholds
             most = bound.threshold.value_threshold.upper_bound.value
             value = total[name].value if name in total else math.nan
-            shown = f"{value:.1%}" if math.isfinite(value) else "not known"
+            shown = f"{value:.1%}" if math.isfinite(value) else "unknown"
             yield Threshold(what, f"at most {most:.1%}", setting, shown)
 
 
 def _of_class(metrics_of: Mapping[str | None, Any], total: Metrics) -> Iterator[Threshold]:
-    """What was asked of how a subject's class is drawn, where anything was."""
+    """The threshold on how a subject's class is drawn, if one is set."""
     metric = metrics_of.get(CLASS_DISTANCE_SHOWN)
     if metric is None or not metric.per_slice_thresholds:
         return
     [bound] = metric.per_slice_thresholds
     value = total[CLASS_DISTANCE_SHOWN].value if CLASS_DISTANCE_SHOWN in total else math.nan
     yield Threshold(
-        "How far pictures of the class have moved, as far as they surely have",
+        "How far pictures of the class surely have moved",
         f"at most {bound.threshold.value_threshold.upper_bound.value:g}",
         "prior.max_distance",
-        f"{value:.2f}" if math.isfinite(value) else "not known",
+        f"{value:.2f}" if math.isfinite(value) else "unknown",
     )
 
 
@@ -147,6 +147,6 @@ def _arguments(metric: Any) -> dict[str, Any]:
 
 def _signed(value: float) -> str:
     if not math.isfinite(value):
-        return "not known"
+        return "unknown"
     rounded = round(value, 6)
     return f"{rounded:+g}" if rounded else "0"

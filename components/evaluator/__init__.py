@@ -1,4 +1,4 @@
-"""Scores -> metrics and a blessing: TFX's Evaluator, with intervals and reasons."""
+"""Scores -> metrics and a blessing: TFX's Evaluator with intervals and reasons."""
 
 from components.evaluator.component import Evaluator
 

@@ -17,11 +17,11 @@ _STOCK = standard_component_specs.EvaluatorSpec
 
 
 class EvaluatorSpec(component_spec.ComponentSpec):
-    """Of TFX's Evaluator what is used here, and the code's version."""
+    """The used part of TFX's Evaluator spec, and the version of the code."""
 
     PARAMETERS = {
         "eval_config": component_spec.ExecutionParameter(type=tfma.EvalConfig),
-        # What TFX's executor reads, as JSON.
+        # JSON, which TFX's executor reads.
         "example_splits": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
@@ -31,19 +31,19 @@ class EvaluatorSpec(component_spec.ComponentSpec):
 
 
 class Evaluator(base_beam_component.BaseBeamComponent):
-    """TFX's Evaluator on LossScorer's scores, which says why.
+    """TFX's Evaluator on LossScorer's scores, with reasons for its verdict.
 
-    TFX's own executor computes, decides and writes what it always does. This one adds the reasons
-    and the metrics to its artifacts, and the code of our metrics to the cache key.
+    TFX's own executor computes, decides and writes as usual. This one adds the reasons and the
+    metrics to its artifacts, and the code of our metrics to the cache key.
 
     Outputs:
-      evaluation: `standard_artifacts.ModelEvaluation`, what TFMA writes; `tfma.load_eval_result`
+      evaluation: `standard_artifacts.ModelEvaluation`, as TFMA writes it; `tfma.load_eval_result`
         reads it. Custom properties: every metric over all rows that is a finite number, and
         `<metric>_lower` and `<metric>_upper`, the ends of its 95 % interval.
-      blessing: `standard_artifacts.ModelBlessing` with the same custom properties, those that TFX
-        sets, and `verdict`: `blessed`; `refused`; or `unsure`, where neither can be told and the
-        thresholds say what becomes of it. `reasons`: why it is not `blessed`, a line each, the
-        worst first. `num_pictures`: how many were held out.
+      blessing: `standard_artifacts.ModelBlessing` with the same custom properties, the ones that
+        TFX sets, and `verdict`: `blessed`; `refused`; or `unsure`, if neither is shown and the
+        thresholds decide what happens. `reasons`: why it is not `blessed`, one per line, the
+        worst first. `num_pictures`: the number of held-out pictures.
     """
 
     SPEC_CLASS = EvaluatorSpec
@@ -62,10 +62,10 @@ class Evaluator(base_beam_component.BaseBeamComponent):
 
         Args:
             examples: LossScorer's scores.
-            model: The candidate, which the blessing is about.
-            baseline_model: What LossScorer was given, too; may stay empty.
-            eval_config: From `pipeline.evaluation.eval_config`.
-            splits: Of the scores, those that are read.
+            model: The candidate, which may be blessed.
+            baseline_model: The same baseline as LossScorer's; may stay empty.
+            eval_config: Configuration from `pipeline.evaluation.eval_config`.
+            splits: Splits of the scores to read.
         """
         super().__init__(
             EvaluatorSpec(

@@ -1,4 +1,4 @@
-"""The work of Evaluator: TFX's own, and then the verdict in words."""
+"""The work of Evaluator: TFX's own evaluation, and then the verdict in words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tfx.components.util import model_utils
 from tfx.types import artifact_utils
 from tfx.utils import proto_utils
 
-# TFMA imports it by a name in its configuration; named here, its code is in the cache key.
+# TFMA imports it by name from its configuration; imported here, its code is in the cache key.
 from components.evaluator import metrics as _metrics  # noqa: F401
 from components.evaluator.results import ALL, Metrics, Slice, read_metrics, slice_of
 from components.measures.class_distance import CLASS_CAPTION, CLASS_DISTANCE, NUM_CLASS_PICTURES
@@ -25,7 +25,7 @@ from storage.verdict import BLESSED, REFUSED, UNSURE, VERDICT
 CHANGE = "loss_delta"
 CHANGE_UPPER = "loss_delta_upper"
 INCREASE_UPPER = "loss_increase_upper"
-# Those that thresholds are put on.
+# Metrics with thresholds.
 SURELY_LOWER = "surely_lower"
 INCREASE_SHOWN = "loss_increase_shown"
 
@@ -37,11 +37,11 @@ GAP, GAP_BASELINE, GAP_ADDED = (
 )
 TEXT_EXCESS = "text_part_excess"
 COPIES = "copies"
-# Those that thresholds are put on, where they are given.
+# Metrics with thresholds, if these are set.
 GAP_SHOWN = "memorization_gap_shown"
 COPIES_SHOWN = "copies_shown"
 
-# How far pictures of a subject's class have moved, where the threshold is put on what surely is so.
+# How far pictures of a subject's class have surely moved; the threshold applies to this.
 CLASS_DISTANCE_SHOWN = "class_distance_shown"
 
 NUM_TRAINING_PICTURES, NUM_TRAINING_SAMPLES = "num_training_pictures", "num_training_samples"
@@ -52,9 +52,9 @@ REASONS, NUM_PICTURES = "reasons", "num_pictures"
 logger = logging.getLogger(__name__)
 
 
-# A subclass of TFX's, or Vertex would not write a blessing that its resolver understands.
+# It must be a subclass of TFX's, or Vertex writes a blessing that its resolver does not understand.
 class Executor(WholeElementsExecutor, tfx_executor.Executor):
-    """Evaluates with TFX's own executor, and says what the verdict is and why."""
+    """Evaluates with TFX's own executor, and states the verdict and its reasons."""
 
     def Do(  # noqa: N802
         self,
@@ -91,15 +91,16 @@ def why_not(
     found: Mapping[Slice, Metrics],
     asked_for: Mapping[str, float],
 ) -> Iterator[str]:
-    """What is shown against a model, in words for people, the worst first.
+    """The reasons against a model, in words for users, the worst first.
 
-    What makes all comparisons void is said instead of the thresholds that fail because of it.
+    A problem that makes all comparisons void is given instead of the thresholds that fail because
+    of it.
 
     Args:
-        result: What TFMA found.
+        result: TFMA's validation result.
         scores: LossScorer's output.
         found: All metrics.
-        asked_for: What `SurelyLower` was made with.
+        asked_for: Arguments of `SurelyLower`.
     """
     problem = scores.get_string_custom_property("baseline_problem")
     num_rows = scores.get_int_custom_property("num_rows")
@@ -127,8 +128,8 @@ def why_not(
     for _, key, failure in sorted(failures, key=lambda item: (-item[0], item[1])):
         bound = failure.metric_threshold.value_threshold.upper_bound.value
         yield (
-            f"at timesteps {key[0][1]} the loss is higher than that of {_baseline(scores)}, by "
-            f"{_percent(found[key])}, and no more than {bound:.1%} is allowed "
+            f"at timesteps {key[0][1]} the loss is higher than the loss of {_baseline(scores)} by "
+            f"{_percent(found[key])}; at most {bound:.1%} is allowed "
             "(evaluation.max_stratum_regression)"
         )
     telling = {
@@ -147,15 +148,14 @@ def _remembers(metrics: Metrics, most: float, scores: types.Artifact) -> str:
     gap, setting = metrics[GAP], "(evaluation.max_memorization_gap)"
     if not math.isfinite(gap.value):
         return (
-            "what the model remembers cannot be told: its losses on training pictures are not all "
+            "it is unknown what the model remembers: its losses on training pictures are not all "
             f"finite numbers {setting}"
         )
     count = scores.get_int_custom_property(NUM_TRAINING_PICTURES)
     return (
         f"the model remembers what it was trained on: its loss on {count:,} training "
         f"picture{'' if count == 1 else 's'} is {gap.value:.1%} (95 % interval {gap.lower:+.1%} "
-        f"to {gap.upper:+.1%}) below the held-out one, and no more than {most:.1%} is allowed "
-        f"{setting}"
+        f"to {gap.upper:+.1%}) below its held-out loss; at most {most:.1%} is allowed {setting}"
     )
 
 
@@ -163,14 +163,14 @@ def _copies(metrics: Metrics, most: float, scores: types.Artifact) -> str:
     share, setting = metrics[COPIES].value, "(evaluation.max_copies)"
     if not math.isfinite(share):
         return (
-            "whether the model draws copies cannot be told: a single training picture has no other "
-            f"that a drawn one could be as far from {setting}"
+            "it is unknown whether the model draws copies: with a single training picture, there "
+            f"is no other to compare distances with {setting}"
         )
     count = scores.get_int_custom_property(NUM_TRAINING_SAMPLES)
     return (
         f"{round(share * count):,} of {count:,} pictures drawn for captions of training pictures "
-        "are nearer to a training picture than the nearest hundredth of the held-out ones, which "
-        f"chance does not explain, and no more than {most:.1%} may be {setting}"
+        "are nearer to a training picture than the nearest hundredth of the held-out pictures, "
+        f"which chance does not explain; at most {most:.1%} are allowed {setting}"
     )
 
 
@@ -179,14 +179,14 @@ def _class_moved(metrics: Metrics, most: float, scores: types.Artifact) -> str:
     caption = scores.get_string_custom_property(CLASS_CAPTION)
     if not math.isfinite(distance.value):
         return (
-            f"whether the model still draws {caption!r} as before cannot be told: the pictures of "
-            f"it have no finite distance {setting}"
+            f"it is unknown whether the model still draws {caption!r} as before: its pictures have "
+            f"no finite distance {setting}"
         )
     count = scores.get_int_custom_property(NUM_CLASS_PICTURES)
     return (
         f"the model does not draw {caption!r} as the base weights do: {count:,} pictures from the "
         f"same noise have moved by {distance.value:.2f} (95 % interval {distance.lower:.2f} to "
-        f"{distance.upper:.2f}) of what is usual between two of them, and no more than {most:g} is "
+        f"{distance.upper:.2f}) of the usual distance between two of them; at most {most:g} is "
         f"allowed {setting}"
     )
 
@@ -195,29 +195,27 @@ def _not_lower(metrics: Metrics, scores: types.Artifact, asked_for: Mapping[str,
     change, least = metrics[CHANGE], asked_for["min_improvement"]
     if round(_share(metrics, change.value), 5) == 0:
         return (
-            f"the held-out loss is that of {_baseline(scores)}, {metrics['loss'].value:.4f}: the "
-            "model is no better"
+            f"the held-out loss equals that of {_baseline(scores)}, {metrics['loss'].value:.4f}: "
+            "the model is no better"
         )
-    said = (
-        f"the held-out loss {_moved(metrics)} against {_baseline(scores)}, on {_pictures(scores)}"
-    )
+    said = f"the held-out loss {_moved(metrics)} against {_baseline(scores)} on {_pictures(scores)}"
     if change.value > 0:
         return said
     return (
-        f"{said}, that is by {-change.value:.6f}, and has to fall by more than {least:g} "
+        f"{said}, which is {-change.value:.6f}; it has to fall by more than {least:g} "
         "(evaluation.min_loss_improvement)"
     )
 
 
 def _cannot_be_told(metrics: Metrics, scores: types.Artifact) -> str:
     return (
-        f"whether the model is better cannot be told from {_pictures(scores)}: the loss "
+        f"it is unclear from {_pictures(scores)} whether the model is better: the loss "
         f"{_moved(metrics)} against {_baseline(scores)}"
     )
 
 
 def _moved(metrics: Metrics) -> str:
-    """How a loss moved, such as `falls by 24.6 % (95 % interval -60.2 % to +11.0 %)`."""
+    """How the loss changed, such as `falls by 24.6 % (95 % interval -60.2 % to +11.0 %)`."""
     share = _share(metrics, metrics[CHANGE].value)
     return f"{'rises' if share > 0 else 'falls'} by {_percent(metrics)}"
 
@@ -248,12 +246,12 @@ def _pictures(scores: types.Artifact) -> str:
 
 
 def _asked_for(config: tfma.EvalConfig) -> Mapping[str, float]:
-    """What the metric `SURELY_LOWER` was made with."""
+    """The arguments of the metric `SURELY_LOWER`."""
     for metric in (metric for spec in config.metrics_specs for metric in spec.metrics):
         arguments: dict[str, Any] = json.loads(metric.config or "{}")
         if arguments.get("name") == SURELY_LOWER:
             return arguments
-    raise ValueError(f"the configuration has no metric {SURELY_LOWER}; an error of ours")
+    raise ValueError(f"the configuration has no metric {SURELY_LOWER}; this is a bug")
 
 
 def _tell(verdict: str, reasons: Sequence[str], *, pushed: bool) -> None:
@@ -263,7 +261,7 @@ def _tell(verdict: str, reasons: Sequence[str], *, pushed: bool) -> None:
     first, *others = reasons
     if verdict == UNSURE:
         setting = "(evaluation.when_unsure)"
-        then = f"It is blessed all the same {setting}" if pushed else f"Not blessed {setting}"
+        then = f"The model is blessed anyway {setting}" if pushed else f"Not blessed {setting}"
         logger.warning("Unsure: %s. %s.", first, then)
         return
     more = f"; {len(others)} more on the evaluation's page" if others else ""
@@ -272,11 +270,11 @@ def _tell(verdict: str, reasons: Sequence[str], *, pushed: bool) -> None:
 
 def _set_metrics(artifact: types.Artifact, found: Metrics) -> None:
     for name, metric in found.items():
-        # For TFMA's thresholds, and no measures of the model.
+        # These only serve TFMA's thresholds and do not measure the model.
         if name in _FOR_THRESHOLDS:
             continue
         values = {name: metric.value, f"{name}_lower": metric.lower, f"{name}_upper": metric.upper}
         for key, value in values.items():
-            # SQLite, and so ML Metadata, has no NaN and no infinity.
+            # SQLite, and so ML Metadata, has neither NaN nor infinity.
             if math.isfinite(value):
                 artifact.set_float_custom_property(key, value)

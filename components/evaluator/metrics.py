@@ -1,10 +1,10 @@
-"""TFMA metrics of our own: means with intervals that respect what belongs together.
+"""TFMA metrics of our own: means with intervals that take account of dependent rows.
 
-TFMA's own intervals do not fit. Its jackknife changes the point values, its bootstrap is random and
-so would be the blessing, both take the rows of one picture for independent, and neither can be
-asked for a threshold. These metrics are computed by TFMA beside its others, per slice and on any
-Beam runner. The interval is that of clusters (Cameron and Miller 2015, section II, with groups of
-pictures as the clusters): exact but for pictures that share a group, and in constant memory.
+TFMA's own intervals do not fit. Its jackknife changes the point values. Its bootstrap is random, so
+the blessing would be random, too. Both treat the rows of one picture as independent, and neither
+can have a threshold. TFMA computes the metrics of this module beside its others, per slice and on
+any Beam runner. The interval is cluster-robust (Cameron and Miller 2015, section II, with groups of
+pictures as the clusters): exact except for pictures that share a group, and in constant memory.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from components.loss_scorer.nearest import nearest_hundredth
 
 GROUP = "group"
 
-# All looks of a verdict together find a regression in one of twenty models that have none.
+# Together, all looks of a verdict find a regression in one of twenty models that have none.
 _FALSE_ALARMS = 0.05
-# With two groups, one degree of freedom: an interval that hardly anything ever leaves.
+# Two groups give one degree of freedom: almost no value lies outside such an interval.
 _FEW_GROUPS = 2
-# Of a model that predicts none of the noise, which has the variance 1.
+# The loss of a model that predicts none of the noise, which has variance 1.
 _LOSS_OF_NOTHING = 1.0
-# Equal models differ by as much between machines, as a fraction of their loss.
+# Equal models may differ by this fraction of their loss between machines.
 _SAME = 1e-5
-# As rarely a model that copies nothing is taken for one that does.
+# How rarely a model that copies nothing is taken for one that does.
 _CHANCE_OF_COPIES = 0.01
 
 # A row's group and its values, summed: [rows, sum of the first feature, ...].
@@ -45,7 +45,7 @@ class MeanWithInterval(metric_types.Metric):
     """Mean of a feature, with its standard error and degrees of freedom.
 
     TFMA writes it with the ends of its 95 % interval. Rows without the feature do not count; the
-    mean of none is NaN.
+    mean of no rows is NaN.
     """
 
     def __init__(self, feature: str, name: str | None = None) -> None:
@@ -53,16 +53,16 @@ class MeanWithInterval(metric_types.Metric):
 
         Args:
             feature: A number on each row.
-            name: What the metric is called; the feature's name, if it is not given.
+            name: Name of the metric; by default, the feature's name.
         """
         super().__init__(_mean_with_interval, feature=feature, name=name or feature)
 
 
 class UpperBound(metric_types.Metric):
-    """Upper end of the 95 % interval of a feature's mean, a plain number to put a threshold on.
+    """Upper end of the 95 % interval of a feature's mean, a plain number for a threshold.
 
-    It is NaN, and so fails every threshold, where there is no interval: for pictures of fewer than
-    two groups, and where a value is not finite.
+    It is NaN, and so fails every threshold, if there is no interval: if the pictures are of fewer
+    than two groups, or a value is not finite.
     """
 
     def __init__(self, feature: str, name: str, relative_to: str | None = None) -> None:
@@ -70,17 +70,17 @@ class UpperBound(metric_types.Metric):
 
         Args:
             feature: A number on each row.
-            name: What the metric is called.
-            relative_to: Feature whose mean the upper end is divided by.
+            name: Name of the metric.
+            relative_to: Feature whose mean divides the upper end.
         """
         super().__init__(_upper_bound, feature=feature, name=name, relative_to=relative_to)
 
 
 class SurelyLower(metric_types.Metric):
-    """Whether a feature's mean is low enough, as far as that can be told: see `surely_lower`.
+    """Whether a feature's mean is low enough, as far as the rows show: see `surely_lower`.
 
-    A plain number to put a threshold on: 1 for yes, -1 for surely not, 0 where it cannot be told.
-    NaN, which fails every threshold, where a value is not finite.
+    A plain number for a threshold: 1 for yes, -1 for surely not, 0 if it is unclear. NaN, which
+    fails every threshold, if a value is not finite.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class SurelyLower(metric_types.Metric):
 
         Args:
             feature: The change, a number on each row.
-            relative_to: Feature with what changed.
-            name: What the metric is called.
-            looks: Looks for a regression that the verdict is made of, this one included.
+            relative_to: Feature with the value that changed.
+            name: Name of the metric.
+            looks: Number of looks for a regression in the verdict, including this one.
             min_improvement: How far below zero the mean has to be.
             max_regression: How far above zero its 95 % interval may reach.
         """
@@ -114,10 +114,10 @@ class SurelyLower(metric_types.Metric):
 
 
 class ShownIncrease(metric_types.Metric):
-    """How much higher a feature's mean may be, where it is shown to be higher at all.
+    """How much higher a feature's mean may be, if it is shown to be higher at all.
 
-    A plain number to put a threshold on: see `shown_increase`. NaN, which fails every threshold,
-    where a value is not finite.
+    A plain number for a threshold: see `shown_increase`. NaN, which fails every threshold, if a
+    value is not finite.
     """
 
     def __init__(self, feature: str, relative_to: str, name: str, looks: int) -> None:
@@ -125,9 +125,9 @@ class ShownIncrease(metric_types.Metric):
 
         Args:
             feature: The change, a number on each row.
-            relative_to: Feature with what changed.
-            name: What the metric is called.
-            looks: Looks for a regression that the verdict is made of, this one included.
+            relative_to: Feature with the value that changed.
+            name: Name of the metric.
+            looks: Number of looks for a regression in the verdict, including this one.
         """
         super().__init__(
             _shown_increase, feature=feature, relative_to=relative_to, name=name, looks=looks
@@ -135,24 +135,24 @@ class ShownIncrease(metric_types.Metric):
 
 
 class RowCount(metric_types.Metric):
-    """How many rows have a feature."""
+    """The number of rows that have a feature."""
 
     def __init__(self, feature: str, name: str) -> None:
         """Makes the metric.
 
         Args:
             feature: A number on each row that counts.
-            name: What the metric is called.
+            name: Name of the metric.
         """
         super().__init__(_row_count, feature=feature, name=name)
 
 
 class ShareBelow(metric_types.Metric):
-    """How far the mean of a feature lies below that of another one, as a fraction of the latter.
+    """How far the mean of a feature lies below the mean of another, as a fraction of the latter.
 
-    They stand on different rows, of different pictures: their means are independent, and the
-    interval is Welch's. TFMA writes it with the ends of its 95 % interval. NaN where one of them
-    has no rows.
+    The features are on different rows, of different pictures: their means are independent, and the
+    interval is Welch's. TFMA writes it with the ends of its 95 % interval. NaN if one of them has
+    no rows.
     """
 
     def __init__(self, feature: str, other: str, name: str) -> None:
@@ -161,17 +161,17 @@ class ShareBelow(metric_types.Metric):
         Args:
             feature: A number on some rows.
             other: A number on other rows.
-            name: What the metric is called.
+            name: Name of the metric.
         """
         super().__init__(_share_below, feature=feature, other=other, name=name)
 
 
 class DifferenceOfMeans(metric_types.Metric):
-    """How far the mean of a feature lies above that of another one, as a fraction of a third.
+    """How far the mean of a feature lies above the mean of another, as a fraction of a third mean.
 
-    The first two stand on different rows, of different pictures: their means are independent, and
-    the interval is Welch's. TFMA writes it with the ends of its 95 % interval. NaN where one of
-    them has no rows.
+    The first two features are on different rows, of different pictures: their means are
+    independent, and the interval is Welch's. TFMA writes it with the ends of its 95 % interval.
+    NaN if one of the features has no rows.
     """
 
     def __init__(self, feature: str, other: str, relative_to: str, name: str) -> None:
@@ -181,7 +181,7 @@ class DifferenceOfMeans(metric_types.Metric):
             feature: A number on some rows.
             other: A number on other rows.
             relative_to: A number on some rows.
-            name: What the metric is called.
+            name: Name of the metric.
         """
         super().__init__(
             _difference_of_means, feature=feature, other=other, relative_to=relative_to, name=name
@@ -189,11 +189,11 @@ class DifferenceOfMeans(metric_types.Metric):
 
 
 class SurelyBelow(metric_types.Metric):
-    """What `ShareBelow` surely is, a plain number to put a threshold on.
+    """What `ShareBelow` surely is at least, a plain number for a threshold.
 
-    The lower end of its one-sided 95 % interval where that is above zero; otherwise 0, as where
-    there are too few pictures for an interval. NaN, which fails every threshold, where one of the
-    features has no rows or a value is not finite.
+    The lower end of its one-sided 95 % interval if that is above zero; otherwise 0, also if there
+    are too few pictures for an interval. NaN, which fails every threshold, if one of the features
+    has no rows or a value is not finite.
     """
 
     def __init__(self, feature: str, other: str, name: str) -> None:
@@ -202,17 +202,16 @@ class SurelyBelow(metric_types.Metric):
         Args:
             feature: A number on some rows.
             other: A number on other rows.
-            name: What the metric is called.
+            name: Name of the metric.
         """
         super().__init__(_surely_below, feature=feature, other=other, name=name)
 
 
 class SurelyAtLeast(metric_types.Metric):
-    """What the mean of a feature surely is, a plain number to put a threshold on.
+    """What the mean of a feature surely is at least, a plain number for a threshold.
 
-    The lower end of its one-sided 95 % interval where that is above zero; otherwise 0, as where
-    there is no interval. NaN, which fails every threshold, where there are no rows or a value is
-    not finite.
+    The lower end of its one-sided 95 % interval if that is above zero; otherwise 0, also if there
+    is no interval. NaN, which fails every threshold, if there are no rows or a value is not finite.
     """
 
     def __init__(self, feature: str, name: str) -> None:
@@ -220,17 +219,17 @@ class SurelyAtLeast(metric_types.Metric):
 
         Args:
             feature: A number on some rows, not negative.
-            name: What the metric is called.
+            name: Name of the metric.
         """
         super().__init__(_surely_at_least, feature=feature, name=name)
 
 
 class Copies(metric_types.Metric):
-    """Fraction of a feature's values that are smaller than the smallest hundredth of another's.
+    """Fraction of a feature's values that are below the smallest hundredth of another feature's.
 
-    With `shown`, 0 where values of one distribution would have as many in more than one of a
-    hundred cases (see `chance_of_copies`): a plain number to put a threshold on. NaN where one of
-    the features has no rows. It keeps all values, so that they must be few.
+    With `shown`, it is 0 if values of one distribution would give as many in more than one of a
+    hundred cases (see `chance_of_copies`): a plain number for a threshold. NaN if one of the
+    features has no rows. It keeps all values, so there must be few of them.
     """
 
     def __init__(self, feature: str, reference: str, name: str, shown: bool = False) -> None:
@@ -239,18 +238,18 @@ class Copies(metric_types.Metric):
         Args:
             feature: A number on some rows.
             reference: A number on other rows.
-            name: What the metric is called.
-            shown: Whether only what chance does not explain counts.
+            name: Name of the metric.
+            shown: Whether to count only what chance does not explain.
         """
         super().__init__(_copies, feature=feature, reference=reference, name=name, shown=shown)
 
 
 class FrechetDistance(metric_types.Metric):
-    """Squared Frechet distance of two features' distributions, each taken for a normal one.
+    """Squared Frechet distance between the distributions of two features, taken as normal.
 
-    The formula of the FID (Heusel et al. 2017, equation 6) on vectors that the rows carry. Rows
-    without the features do not count. It is biased upwards where rows are few, so that only
-    distances over equally many rows can be compared.
+    The formula of the FID (Heusel et al. 2017, equation 6) on vectors in the rows. Rows without the
+    features do not count. It is biased upwards if there are few rows, so only distances over
+    equally many rows can be compared.
     """
 
     def __init__(self, feature: str, reference: str, name: str) -> None:
@@ -259,7 +258,7 @@ class FrechetDistance(metric_types.Metric):
         Args:
             feature: A vector on some of the rows.
             reference: A vector of the same length on the same rows.
-            name: What the metric is called.
+            name: Name of the metric.
         """
         super().__init__(_frechet_distance, feature=feature, reference=reference, name=name)
 
@@ -357,18 +356,18 @@ def _difference_of_means(
 def relative_difference(
     sums: _Sums, other_sums: _Sums, scale_sums: _Sums
 ) -> ValueWithTDistribution:
-    """How far a mean lies above another one that is independent, as a fraction of a third.
+    """How far a mean lies above another, independent one, as a fraction of a third.
 
-    The interval is Welch's (1947), with whole degrees of freedom, rounded down. That the third is
-    itself not known exactly is left out: it is of second order while the difference is small.
+    The interval is Welch's (1947), with whole degrees of freedom, rounded down. The uncertainty of
+    the third mean is ignored: it is of second order while the difference is small.
 
     Args:
-        sums: Of the mean, as `cluster_mean` takes them.
-        other_sums: Of the other one.
-        scale_sums: Of the third, which may be one of the two.
+        sums: Sums of the first mean, as `cluster_mean` takes them.
+        other_sums: Sums of the other mean.
+        scale_sums: Sums of the third mean, which may be one of the two.
 
     Returns:
-        With NaN for what there is too little for.
+        The difference; NaN for every part that there are too few groups for.
     """
     means = cluster_mean(sums), cluster_mean(other_sums)
     scale = abs(cluster_mean(scale_sums).unsampled_value) or math.nan
@@ -398,18 +397,18 @@ def _copies(
 
 
 def chance_of_copies(count: int, number: int, num_others: int) -> float:
-    """How likely so many values are below `nearest_hundredth` of others like them.
+    """How likely it is that `count` values are below `nearest_hundredth` of others like them.
 
-    Where all come from one distribution, every order of them is as likely as any other: exact, at
-    any number of values.
+    If all come from one distribution, all their orders are equally likely, so this is exact for any
+    number of values.
 
     Args:
-        count: Values that are.
-        number: Of so many.
-        num_others: Of the others.
+        count: Number of values that are below.
+        number: Number of values.
+        num_others: Number of other values.
 
     Returns:
-        The probability of as many or more.
+        The probability of at least `count` such values.
     """
     if not count:
         return 1.0
@@ -430,22 +429,22 @@ def surely_lower(
     min_improvement: float,
     max_regression: float,
 ) -> float:
-    """Whether a loss has fallen as it has to.
+    """Whether a loss has fallen as required.
 
     Args:
         change: The mean of the paired differences.
-        scale: The loss that it is a change of.
-        looks: Looks for a regression that the verdict is made of (see `shown_lower_end`).
+        scale: The loss that has changed.
+        looks: Number of looks for a regression in the verdict (see `shown_lower_end`).
         min_improvement: The mean change has to be below minus this.
         max_regression: The 95 % interval may reach this far above zero.
 
     Returns:
-        1 where it is, and the upper end of its 95 % interval is at most `max_regression`. -1 where
-        the opposite is shown: the lower end is at or above minus `min_improvement`, or above
-        `max_regression`; or the loss is the same, which is no improvement. Otherwise 0. Of one or
-        two groups, whose intervals hold nearly everything, the opposite is shown by a loss that
-        has risen to 1, what a model has that predicts none of the noise. NaN where a number is not
-        finite.
+        1 if it has, and the upper end of its 95 % interval is at most `max_regression`. -1 if the
+        opposite is shown: the lower end is at or above minus `min_improvement`, or above
+        `max_regression`; or the loss is the same, which is not an improvement. Otherwise 0. With
+        one or two groups, whose intervals hold nearly everything, the opposite is shown by a loss
+        that has risen to 1, the loss of a model that predicts none of the noise. NaN if a number is
+        not finite.
     """
     value, bar = change.unsampled_value, -min_improvement
     if not (math.isfinite(value) and math.isfinite(scale)):
@@ -462,16 +461,16 @@ def surely_lower(
 
 
 def shown_increase(change: ValueWithTDistribution, scale: float, looks: int) -> float:
-    """How much higher a loss may be, where it is shown to be higher.
+    """How much higher a loss may be, if it is shown to be higher.
 
     Args:
         change: The mean of the paired differences.
-        scale: The loss that it is a change of.
-        looks: Looks for a regression that the verdict is made of (see `shown_lower_end`).
+        scale: The loss that has changed.
+        looks: Number of looks for a regression in the verdict (see `shown_lower_end`).
 
     Returns:
-        The upper end of the 95 % interval as a fraction of `scale` where the lower end is above
-        zero; otherwise 0. NaN where a number is not finite.
+        The upper end of the 95 % interval as a fraction of `scale` if the lower end is above zero;
+        otherwise 0. NaN if a number is not finite.
     """
     value = change.unsampled_value
     if not (math.isfinite(value) and math.isfinite(scale) and scale):
@@ -483,13 +482,13 @@ def shown_increase(change: ValueWithTDistribution, scale: float, looks: int) -> 
 
 
 def shown_lower_end(mean: ValueWithTDistribution, looks: int) -> float:
-    """What a mean is surely not below, although one looks at several.
+    """The value that a mean is surely not below, corrected for several looks.
 
     The lower end of a one-sided interval whose level is divided by the looks (Bonferroni; Dunn
-    1961): of models that are no worse, one of twenty at most is found to be so by any of them.
+    1961): of models that are no worse, any of the looks finds at most one in twenty to be worse.
 
     Returns:
-        Minus infinity where there is one group alone, and so no interval.
+        The lower end; minus infinity if there is only one group, and so no interval.
     """
     if mean.sample_degrees_of_freedom < 1:
         return -math.inf
@@ -506,10 +505,10 @@ def cluster_mean(sums: _Sums) -> ValueWithTDistribution:
     """Mean of all rows, its standard error, and the degrees of freedom of the t-distribution.
 
     Args:
-        sums: Of each group the number of rows and the sum of their values.
+        sums: For each group, the number of rows and the sum of their values.
 
     Returns:
-        With NaN for what there is too little for: a mean needs a row, an error two groups.
+        The mean; NaN for missing parts: a mean needs one row, a standard error two groups.
     """
     if not sums:
         return ValueWithTDistribution(math.nan, math.nan, 0, math.nan)
@@ -564,12 +563,12 @@ class _GroupSums(beam.CombineFn):
         return merged
 
     def extract_output(self, sums: _Sums) -> dict[metric_types.MetricKey, Any]:
-        # In the groups' order, so that workers do not change the last digit.
+        # In the order of the groups, so that workers do not change the last digit.
         return {self._key: self._value(dict(sorted(sums.items())))}
 
 
 class _SeveralSums(beam.CombineFn):
-    """Sums features that stand on different rows, each group by group."""
+    """Sums features that are on different rows, each group by group."""
 
     def __init__(self, features: Sequence[str], name: str, value: Callable[..., Any]) -> None:
         self._parts = [_GroupSums([feature], name, value) for feature in features]
@@ -593,7 +592,7 @@ class _SeveralSums(beam.CombineFn):
 
 
 class _Values(beam.CombineFn):
-    """All values of two features that stand on different rows."""
+    """All values of two features that are on different rows."""
 
     def __init__(
         self,
@@ -632,7 +631,7 @@ def _frechet_distance(feature: str, reference: str, name: str) -> metric_types.M
 
 
 class _Moments(beam.CombineFn):
-    """Number of rows, and sums of both features' values and products."""
+    """Number of rows, and sums of the values and products of both features."""
 
     def __init__(self, feature: str, reference: str, name: str) -> None:
         self._features = (feature, reference)
@@ -676,7 +675,7 @@ def frechet_distance(
     if not all(map(np.all, map(np.isfinite, (mean, covariance, other_mean, other_covariance)))):
         return math.nan
     root = _root(covariance)
-    # The trace of the root of a product is that of the root of its symmetric form.
+    # The root of a product and the root of its symmetric form have the same trace.
     product = np.linalg.eigvalsh(root @ other_covariance @ root)
     traces = np.trace(covariance) + np.trace(other_covariance)
     distance = np.sum((mean - other_mean) ** 2) + traces

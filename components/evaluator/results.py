@@ -1,4 +1,4 @@
-"""What TFMA found, read from its own output files."""
+"""TFMA's results, read from its own output files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tensorflow_model_analysis as tfma
 from components.measures import MEASURES
 from components.measures.class_distance import CLASS_DISTANCE
 
-# Name and value of the one feature that a slice is made of; empty for all rows.
+# Name and value of the one feature that defines a slice; empty for all rows.
 Slice = tuple[tuple[str, str], ...]
 ALL: Slice = ()
 
@@ -22,8 +22,8 @@ class Metric:
 
     Attributes:
         value: The metric; may be NaN.
-        lower: Lower end of its 95 % interval; NaN where it has none.
-        upper: Upper end of it.
+        lower: Lower end of its 95 % interval; NaN if it has none.
+        upper: Upper end of the interval; likewise.
     """
 
     value: float
@@ -33,7 +33,7 @@ class Metric:
 
 Metrics = dict[str, Metric]
 
-# What each metric may be at all; a t-distribution knows nothing of it.
+# The possible range of each metric, which a t-distribution does not know.
 _POSSIBLE = {
     **dict.fromkeys(("loss", "loss_baseline", CLASS_DISTANCE), (0.0, math.inf)),
     **{
@@ -47,24 +47,24 @@ _POSSIBLE = {
 def read_metrics(folder: str) -> dict[Slice, Metrics]:
     """The metrics of every slice, in the order of the slices.
 
-    Intervals end where what cannot be begins: the loss below zero, a fraction above one.
+    Intervals are cut at impossible values, such as a loss below zero or a fraction above one.
 
     Args:
-        folder: Of a `ModelEvaluation`.
+        folder: Folder of a `ModelEvaluation`.
 
     Returns:
-        No slice at all where there were no rows.
+        The metrics by slice; empty if there were no rows.
     """
     return dict(sorted(_slices(folder)))
 
 
 def of_feature(metrics: dict[Slice, Metrics], feature: str) -> dict[str, Metrics]:
-    """The slices that are made of one feature, by its values."""
+    """The slices that one feature defines, by its values."""
     return {key[0][1]: found for key, found in metrics.items() if key and key[0][0] == feature}
 
 
 def slice_of(key: tfma.SliceKey) -> Slice:  # type: ignore[name-defined]
-    """A slice's key from TFMA's proto."""
+    """The key of a slice from TFMA's proto."""
     return tuple(
         (single.column, single.bytes_value.decode("utf-8", "replace"))
         for single in key.single_slice_keys
@@ -75,7 +75,7 @@ def _slices(folder: str) -> Iterator[tuple[Slice, Metrics]]:
     for found in tfma.load_metrics(folder):
         metrics = {}
         for pair in found.metric_keys_and_values:
-            # `example_count` comes as a count of weighted examples, too.
+            # `example_count` also comes as a count of weighted examples.
             metric = Metric(pair.value.double_value.value)
             if pair.HasField("confidence_interval"):
                 interval = pair.confidence_interval

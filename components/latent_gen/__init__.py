@@ -1,4 +1,4 @@
-"""Examples -> Latents: what the two frozen encoders make of every picture and caption, once."""
+"""Examples -> Latents: the two frozen encoders encode every picture and caption once."""
 
 from components.latent_gen.component import LatentGen
 

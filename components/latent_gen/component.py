@@ -30,13 +30,13 @@ class LatentGenSpec(component_spec.ComponentSpec):
         "flip": component_spec.ExecutionParameter(type=str),
         "crop": component_spec.ExecutionParameter(type=str),
         "crop_seed": component_spec.ExecutionParameter(type=int),
-        # `BucketLimits` as JSON; without it, pictures are brought to a square.
+        # `BucketLimits` as JSON; without it, pictures are scaled and cropped to a square.
         "buckets": component_spec.ExecutionParameter(type=str, optional=True),
         "tag_variants": component_spec.ExecutionParameter(type=int),
         "tag_keep": component_spec.ExecutionParameter(type=int),
         "tag_dropout": component_spec.ExecutionParameter(type=float),
         "tag_seed": component_spec.ExecutionParameter(type=int),
-        # A `WordCaptions` as JSON; without it, no new word is learned.
+        # `WordCaptions` as JSON; without it, no new word is learned.
         "word_captions": component_spec.ExecutionParameter(type=str, optional=True),
         "latents_index": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
@@ -52,13 +52,12 @@ class LatentGen(base_beam_component.BaseBeamComponent):
       latents: `standard_artifacts.Examples` with the splits, shards and order of the examples;
         records as `trainer.data.latents.make_latent_example` makes them, and `manifest.json`
         (`trainer.data.latents.LatentsManifest`); `choosing.json`, the ids of the held-out examples
-        that choose a model, where one is to be chosen. Custom properties: `preset`, `image_size`,
-        `flip`, `encoders_hash`, `num_<split>` for every split, and `buckets`, how many, where there
-        are any; and of all these records,
-        `pictures_taken_over` from former runs, `pictures_encoded`, `captions_taken_over` and
-        `captions_encoded`.
+        that choose a model, if one is to be chosen. Custom properties: `preset`, `image_size`,
+        `flip`, `encoders_hash`, `num_<split>` for every split, and `buckets`, the number of
+        buckets, if there are any; and for all these records, `pictures_taken_over` from former
+        runs, `pictures_encoded`, `captions_taken_over` and `captions_encoded`.
 
-    What comes out is the same, byte for byte, however much is taken over.
+    The output is the same, byte for byte, however much is taken over.
     """
 
     SPEC_CLASS = LatentGenSpec
@@ -79,25 +78,27 @@ class LatentGen(base_beam_component.BaseBeamComponent):
         """Makes the component.
 
         Args:
-            examples: What CaptionExampleGen made.
-            base_model: Whose encoders are used; pictures are scaled and cropped to its size.
-            flip: Whether to encode every picture's mirror image, too: `always`, `never`, or
-                `auto`, which does it unless a caption says left or right.
+            examples: Output of CaptionExampleGen.
+            base_model: The model whose encoders are used; pictures are scaled and cropped to its
+                size.
+            flip: Whether to also encode the mirror image of every picture: `always`, `never`, or
+                `auto`, which does so unless a caption says left or right.
             crop: Which part of a picture of another shape is kept: its `centre`, or a `random` one,
                 always the same for the same picture, caption and seed.
-            crop_seed: Decides which.
-            buckets: Limits of the sizes that pictures are brought to, each to the one that is
-                nearest to its shape; `None`: to squares of the base model's size.
-            tags: How captions of the train split are varied; `None`: they are used as they are.
-            latents_index: Folder of the index of what former runs encoded, directly below the one
-                that all runs write to; what they encoded of unchanged pictures is taken over. "":
-                everything is encoded, and nothing noted.
-            word_captions: How captions are varied where a new word is learned; `None`: none is.
+            crop_seed: Seed of the random part.
+            buckets: Limits of the sizes that pictures are scaled and cropped to, each to the size
+                nearest to its shape; `None`: squares of the base model's size.
+            tags: How captions of the train split are varied; `None`: they are used unchanged.
+            latents_index: Folder of the index of what former runs encoded, directly below the
+                folder that all runs write to; their latents of unchanged pictures are taken over.
+                "": everything is encoded, and nothing is added to an index.
+            word_captions: How captions are varied if a new word is learned; `None`: none is
+                learned.
 
         Raises:
-            ValueError: `flip` or `crop` is none of those named, or captions are to be varied in two
-                ways.
-            WeightsError: A file of the weights is missing, or nobody says what its hash should be.
+            ValueError: `flip` or `crop` is not an allowed value, or captions are to be varied in
+                two ways.
+            WeightsError: A file of the weights is missing, or its expected hash is unknown.
         """
         for name, value, allowed in (
             ("flip", flip, executor.FLIPS),
@@ -106,8 +107,10 @@ class LatentGen(base_beam_component.BaseBeamComponent):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
         if tags is not None and tags.variants and word_captions and word_captions.templates:
-            raise ValueError("captions are varied either by their tags or by a word's templates")
-        # Without variants, what they would be like is no part of the cache key.
+            raise ValueError(
+                "captions can be varied by their tags or by the templates of a new word, not both"
+            )
+        # Without variants, the settings for them are not part of the cache key.
         if tags is None or not tags.variants:
             tags = TagShuffle()
         super().__init__(
@@ -115,7 +118,7 @@ class LatentGen(base_beam_component.BaseBeamComponent):
                 preset=base_model.preset.name,
                 image_size=base_model.image_size,
                 base_weights=base_model.base_weights,
-                # Other weights at the same place must not find old latents in the cache.
+                # If the weights at the same path change, the cache must not return old latents.
                 encoders_hash=base_model.hash(ENCODERS),
                 flip=flip,
                 crop=crop,

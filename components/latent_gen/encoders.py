@@ -1,4 +1,4 @@
-"""The two frozen encoders of a preset, whose results do not depend on what is encoded beside it."""
+"""The two frozen encoders of a preset, whose results do not depend on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from trainer.text.tokenizer import tokenize
 if TYPE_CHECKING:
     from trainer.weights.base_model import BaseModel
 
-# The image encoder's activations are some hundred values a pixel.
+# The image encoder has a few hundred activations per pixel.
 _BATCH_PIXELS = 1 << 20
 _MAX_BATCH_SIZE = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """What the image encoder says of N pictures: float32 [N, h, w, 4].
+    """The image encoder's output for N pictures: float32 [N, h, w, 4].
 
     Attributes:
-        mean: Of the posterior.
-        log_variance: Of the posterior.
-        mirror_mean: The same for the mirror images; `None` where these are not encoded.
-        mirror_log_variance: The same for the mirror images.
+        mean: Mean of the posterior.
+        log_variance: Log variance of the posterior.
+        mirror_mean: Mean for the mirror images; `None` if these are not encoded.
+        mirror_log_variance: Log variance for the mirror images; likewise.
     """
 
     mean: np.ndarray
@@ -39,11 +39,11 @@ class Moments:
     mirror_log_variance: np.ndarray | None = None
 
     def of(self, row: int) -> Moments:
-        """What it says of one of them: float32 [h, w, 4]."""
+        """The output for one of the pictures: float32 [h, w, 4]."""
         return Moments(**{name: values[row] for name, values in self.arrays().items()})
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Those that there are, by their names."""
+        """The arrays that are not `None`, by name."""
         every = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         return {name: values for name, values in every if values is not None}
 
@@ -51,20 +51,20 @@ class Moments:
 class Encoders:
     """The text encoder and the image encoder.
 
-    A picture or a caption is encoded to the same bits whatever is encoded with it. A CPU's kernels
-    round differently at another place in a batch, and several at once are no faster there, so each
-    is a batch of its own. On a GPU every batch has the same size.
+    A picture or caption is encoded to the same bits whatever is encoded with it. On a CPU, kernels
+    round differently at another position in a batch, and larger batches are no faster, so each
+    picture or caption is a batch of its own. On a GPU, every batch has the same size.
 
     Attributes:
-        batch_size: How many pictures, or captions, are best encoded at once.
+        batch_size: The best number of pictures, or captions, to encode at once.
     """
 
     def __init__(self, base_model: BaseModel, flip: bool) -> None:
         """Builds the networks and loads their weights.
 
         Args:
-            base_model: Whose encoders, and for which size of the pictures.
-            flip: Whether to encode mirror images, too.
+            base_model: The model whose encoders are used, with the size of the pictures.
+            flip: Whether to also encode mirror images.
         """
         text_encoder = base_model.build("text_encoder")
         image_encoder = base_model.build("image_encoder")
@@ -99,7 +99,7 @@ class Encoders:
         self._encode_pictures_of, self._encode_captions = encode_pictures_of, encode_captions
 
     def pictures(self, images: Sequence[np.ndarray]) -> Moments:
-        """Encodes pictures of one size, `batch_size` at most: float32 [H, W, 3] in [-1, 1]."""
+        """Encodes at most `batch_size` pictures of one size: float32 [H, W, 3] in [-1, 1]."""
         height, width, _ = images[0].shape
         encoded = self._encode_pictures_of(height, width)(self._filled_up(images))
         return Moments(**{name: t.numpy()[: len(images)] for name, t in encoded.items()})
@@ -108,7 +108,7 @@ class Encoders:
         """Encodes captions.
 
         Args:
-            tokens: Of at most `batch_size` captions, int32 [V, L] of V variants each.
+            tokens: Tokens of at most `batch_size` captions, int32 [V, L] each, with V variants.
 
         Returns:
             float32 [N, V, L, D].
@@ -120,11 +120,12 @@ class Encoders:
 
     @functools.cached_property
     def numerics(self) -> str:
-        """What the encoders compute here, to the last bit: a digest of the float32 that they make.
+        """A digest of what the encoders compute here, to the last bit of their float32 outputs.
 
-        It tells whether what was encoded elsewhere is what would be encoded here, which depends on
-        the processor, how many cores it has, the versions of libraries and their settings. Where a
-        result depends on its place in a batch, or is another each time, no two are the same.
+        It tells whether latents made elsewhere are the ones that would be made here. This depends
+        on the processor, its number of cores, and the versions and settings of libraries. If a
+        result depends on its position in a batch or changes from call to call, every digest is
+        different.
         """
         noise = np.random.default_rng(0)
         shape = (self.batch_size, self._image_size, self._image_size, 3)
@@ -146,5 +147,5 @@ class Encoders:
         return digest.hexdigest()[:32]
 
     def _filled_up(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """A whole batch, in which the last one is repeated."""
+        """A full batch, padded by repeating the last row."""
         return np.stack([*rows, *[rows[-1]] * (self.batch_size - len(rows))])

@@ -1,4 +1,4 @@
-"""A shard of examples becomes one of latents: what former runs have encoded, and what is new."""
+"""Turns a shard of examples into a shard of latents, taken over from former runs or encoded."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from trainer.weights.base_model import BaseModel
 CROPS = CROP_CENTRE, CROP_RANDOM = "centre", "random"
 
 HELD_OUT, TRAINED_ON = "eval", "train"
-"""Splits. The captions of what is held out are scored and may be drawn, and stay as written."""
+"""Splits. Held-out captions are scored and may be drawn, so they stay as written."""
 
 ENCODING = "encoding"
-"""What is counted while it is done."""
+"""The work whose progress is counted."""
 
 VIEWS = "views"
-"""What is counted beside the splits: what an epoch sees of examples that are trained on."""
+"""The counter, beside the splits, of the views of training examples in an epoch."""
 
-# Of what is encoded at once; how many examples may wait for one before them.
+# In batches: how many examples may wait for one before them.
 _MOST_WAITING = 16
 
 PICTURES, CAPTIONS = "pictures", "captions"
 PICTURES_TAKEN, CAPTIONS_TAKEN = f"{PICTURES}_taken_over", f"{CAPTIONS}_taken_over"
 OTHER_NUMERICS = "other_numerics"
-"""What is counted of former runs: what was taken over, and the records that were not because their
+"""Counters for former runs: what was taken over, and the records that were not because their
 encoders had other numerics."""
 
 
@@ -57,10 +57,10 @@ class Shard:
     """A file of examples and the file of latents that it becomes.
 
     Attributes:
-        split: Theirs.
-        number: Which of the split's.
-        source: The examples.
-        target: The latents.
+        split: Split of both files.
+        number: Number of the shard within the split.
+        source: File of the examples.
+        target: File of the latents.
     """
 
     split: str
@@ -74,14 +74,14 @@ class Way:
     """How examples are encoded.
 
     Attributes:
-        base_model: Whose encoders are used.
-        flip: Whether the mirror images are encoded, too.
+        base_model: The model whose encoders are used.
+        flip: Whether the mirror images are also encoded.
         crop: One of `CROPS`.
-        crop_seed: Decides random ones.
-        tags: How captions that are trained on are varied.
-        template: What they were put into.
-        words: How they are varied where a new word is learned; `None` where none is.
-        limits: Of the buckets that pictures are brought to; `None`: to a square.
+        crop_seed: Seed of random crops.
+        tags: How training captions are varied.
+        template: Template that the captions were put into.
+        words: How captions are varied if a new word is learned; `None` if none is learned.
+        limits: Limits of the buckets that pictures are scaled and cropped to; `None`: a square.
     """
 
     base_model: BaseModel
@@ -95,15 +95,15 @@ class Way:
 
     @property
     def word(self) -> NewWord | None:
-        """The new word; `None` where none is learned."""
+        """The new word; `None` if none is learned."""
         return self.words.word if self.words else None
 
     def bucket(self, width: int, height: int) -> Bucket | None:
-        """What a picture of a width and height is brought to; `None`: to a square."""
+        """The bucket for a picture of this width and height; `None`: a square."""
         return None if self.limits is None else self.limits.bucket_of(width, height)
 
     def position(self, example_id: str) -> tuple[float, float]:
-        """Of the part of a picture that is kept."""
+        """Position of the part of a picture that is kept."""
         if self.crop == CROP_RANDOM:
             return images.random_position(example_id, self.crop_seed)
         return images.CENTRE
@@ -120,13 +120,13 @@ class Way:
 
 
 def in_bucket(bucket: Bucket, what: str) -> str:
-    """What examples of a split, or `VIEWS`, in a bucket are counted as."""
+    """The counter for the examples of a split, or for `VIEWS`, in a bucket."""
     return f"{bucket.name}/{what}"
 
 
 @dataclasses.dataclass
 class _Item:
-    """An example on its way. Contexts and moments are `None` as long as they are not encoded."""
+    """An example in progress. Its context and moments are `None` until they are encoded."""
 
     id: str
     caption: str
@@ -139,7 +139,7 @@ class _Item:
 
 
 class EncodeShard(beam.DoFn):
-    """(Where its latents go, the `Shard` and all `Pieces` for it) -> counts; writes the latents."""
+    """(Target path, the `Shard` and all `Pieces` for it) -> counts; writes the latents."""
 
     def __init__(
         self,
@@ -153,9 +153,9 @@ class EncodeShard(beam.DoFn):
 
         Args:
             way: How to encode.
-            folder: Existing folder for files that are not whole, on the latents' file system.
-            indexed: Whether to say what was written, for `read_indexed`.
-            encoders: What all threads of a process share.
+            folder: Existing folder for incomplete files, on the same file system as the latents.
+            indexed: Whether to record what was written, for `read_indexed`.
+            encoders: Handle of the encoders that all threads of a process share.
             progress: Counts `ENCODING`.
         """
         self._way = way
@@ -165,13 +165,13 @@ class EncodeShard(beam.DoFn):
         self._progress = progress
 
     def setup(self) -> None:
-        """Builds the encoders: one copy a process, however many threads work in it."""
+        """Builds the encoders: one copy per process, however many threads work in it."""
         self._encoders: Encoders = self._shared_encoders.acquire(
             lambda: Encoders(self._way.base_model, self._way.flip)
         )
 
     def process(self, element: tuple[str, Iterable[Shard | Pieces]]) -> Iterator[tuple[str, int]]:
-        """Makes a file."""
+        """Writes one file of latents."""
         target, parts = element
         parts = list(parts)
         [shard] = [part for part in parts if isinstance(part, Shard)]
@@ -198,7 +198,7 @@ class EncodeShard(beam.DoFn):
         counts: collections.Counter[str],
         written: list[IndexedRecord],
     ) -> Iterator[bytes]:
-        """The latents of a shard's examples, in their order."""
+        """The latents of a shard's examples, in order."""
         held_out, at_once = shard.split == HELD_OUT, self._encoders.batch_size
         waiting: collections.deque[_Item] = collections.deque()
         captions: list[_Item] = []
@@ -213,7 +213,7 @@ class EncodeShard(beam.DoFn):
         def encode(least: int) -> None:
             if len(captions) >= least:
                 word = self._way.word
-                # The frozen encoder has the initial word's vector alone.
+                # The frozen encoder only has the vector of the initial word.
                 contexts = self._encoders.captions(
                     [word.as_initial(item.tokens) if word else item.tokens for item in captions]
                 )
@@ -222,7 +222,7 @@ class EncodeShard(beam.DoFn):
                 captions.clear()
             for bucket in [key for key, alike in pictures.items() if len(alike) >= least]:
                 encode_pictures(bucket)
-            # The first is of a bucket with few pictures, and keeps all behind it in memory.
+            # The first is in a bucket with few pictures, and keeps all behind it in memory.
             if len(waiting) > _MOST_WAITING * at_once and waiting[0].moments is None:
                 encode_pictures(waiting[0].bucket)
 
@@ -264,7 +264,7 @@ class EncodeShard(beam.DoFn):
         return _Item(
             id=example_id,
             caption=caption,
-            # What is held out is scored once.
+            # A held-out example is scored once.
             repeats=None if held_out else _repeats_of(features),
             picture=picture_key(sha256, way.position(example_id)),
             bucket=way.bucket(*(_int_of(features, f"image/{side}") for side in ("width", "height")))
@@ -279,7 +279,7 @@ class EncodeShard(beam.DoFn):
         )
 
     def _take_over(self, item: _Item, former: FormerRecords) -> None:
-        """What a former run has encoded of an example: its picture, and the caption if it is."""
+        """Takes over what a former run has encoded: the picture, and the caption if unchanged."""
         record = former.read(item.id, item.picture)
         if record is None:
             return
@@ -291,27 +291,27 @@ class EncodeShard(beam.DoFn):
                 if f"latent/{field.name}" in features
             }
         )
-        # The context of a new word's tokens is that of its initial word, which may be another now.
+        # The context of a new word's tokens comes from its initial word, which may have changed.
         is_known = (item.tokens < FIRST_NEW_ID).all()
         if is_known and np.array_equal(features["tokens"].int64_list.value, item.tokens.ravel()):
             item.context = _halves(features, "context")
 
     def _image(self, encoded: bytes, item: _Item) -> np.ndarray:
         try:
-            # CaptionExampleGen has judged the size.
+            # CaptionExampleGen has already checked the size.
             image = images.decode_image(encoded, max_pixels=sys.maxsize)
         except images.ImageError as error:
             raise UserError(
                 f"example {item.id} cannot be encoded: {error}. Its file has changed since "
-                "CaptionExampleGen wrote it: remove that step's folder below artifacts, and start "
-                "the run again"
+                "CaptionExampleGen wrote it: remove the folder of that step below artifacts, and "
+                "start the run again"
             ) from error
         size = self._way.base_model.image_size if item.bucket is None else item.bucket.size
         return images.to_model_range(images.resize_cover(image, size, self._way.position(item.id)))
 
 
 def read_indexed(folder: str, shard: Shard) -> IndexedShard:
-    """What `EncodeShard` said that it wrote, in files in the same folder."""
+    """Reads what `EncodeShard` recorded about a shard, from its file in the same folder."""
     numerics, records = json.loads(filesystem.read_bytes(_said_path(folder, shard.target)))
     return IndexedShard(shard.target, numerics, tuple(IndexedRecord(*r) for r in records))
 

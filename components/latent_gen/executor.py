@@ -1,14 +1,15 @@
 """The work of LatentGen.
 
-A shard of examples becomes the shard of latents of the same number. What a picture is encoded to
-does not depend on those beside it (see `Encoders`), nor on how Beam spreads the shards; nothing is
-sorted or shuffled, and all splits go through the same workers, which load the encoders once.
+Each shard of examples becomes the shard of latents with the same number. The encoding of a picture
+depends neither on the pictures beside it (see `Encoders`) nor on how Beam distributes the shards.
+Nothing is sorted or shuffled, and all splits go through the same workers, which load the encoders
+once.
 
-So what a former run has encoded need not be encoded again: the same bytes come out. The index of
-former runs (see `LatentsIndex`) tells which of their records have a use, and these are put aside
-for the shards that they are of use for. A worker takes a record over if it is what was written, is
-of the very picture at hand, and was made by encoders that compute here, to the last bit, what they
-computed there.
+What a former run has encoded therefore need not be encoded again: the result would be the same
+bytes. The index of former runs (see `LatentsIndex`) tells which of their records can be used, and
+these are put aside for the shards that can use them. A worker takes over a record if it is what was
+written, is of the same picture, and was made by encoders that give the same result here, to the
+last bit.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ from trainer.data.buckets import BucketCounts, BucketLimits
 FLIPS = FLIP_AUTO, FLIP_ALWAYS, FLIP_NEVER = "auto", "always", "never"
 
 _COUNTS_NAME = "counts.json"
-# What decodes, scales and encodes, as far as it is installed.
+# The packages that decode, scale and encode, if they are installed.
 _PACKAGES = ("keras", "numpy", "pillow", "pillow-heif", "tensorflow", "tensorflow-cpu")
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Executor(WholeElementsExecutor):
         """See `LatentGen`.
 
         Raises:
-            WeightsError: The weights are not those that the component was made with.
+            WeightsError: The weights have changed since the component was made.
             RuntimeError: An example holds a picture that cannot be decoded.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
@@ -151,7 +152,7 @@ class Executor(WholeElementsExecutor):
             encoders_hash=encoders_hash,
             flip=flip,
             counts={split: counts[split] for split in splits},
-            # Where none repeats, as in most datasets, there is nothing to say.
+            # Left out if no picture repeats, as in most datasets.
             views=None if views == counts.get(TRAINED_ON) else views,
             caption_variants=max(1, tags.variants, words.variants if words else 0),
             pictures=len({row.picture for row in rows}) or None,
@@ -174,7 +175,7 @@ class Executor(WholeElementsExecutor):
         if manifest.views is not None:
             latents.set_int_custom_property(VIEWS, manifest.views)
             logger.info(
-                "An epoch sees %s of %s pictures, which repeat as their folders say.",
+                "An epoch has %s views of %s pictures; their folders set how often each repeats.",
                 f"{manifest.views:,}",
                 f"{counts[TRAINED_ON]:,}",
             )
@@ -188,7 +189,7 @@ class Executor(WholeElementsExecutor):
 def _filled(
     limits: BucketLimits, counts: Mapping[str, int], splits: Sequence[str]
 ) -> Iterator[BucketCounts]:
-    """The buckets that pictures are in."""
+    """The buckets that contain pictures."""
     for bucket in limits.buckets:
         of_splits = {split: counts.get(in_bucket(bucket, split), 0) for split in splits}
         if any(of_splits.values()):
@@ -202,14 +203,15 @@ def _flips(flip: str, examples: types.Artifact) -> bool:
         return flip == FLIP_ALWAYS
     if not examples.has_custom_property("captions_left_right"):
         raise UserError(
-            "the examples do not say how many captions name left or right, so what is mirrored "
-            f"cannot be found out: give --flip {FLIP_ALWAYS} or --flip {FLIP_NEVER}"
+            "the examples do not say how many captions name left or right, so it is unknown "
+            "whether pictures may be mirrored: "
+            f"give --flip {FLIP_ALWAYS} or --flip {FLIP_NEVER}"
         )
     count = examples.get_int_custom_property("captions_left_right")
     if count:
         logger.warning(
-            "Flips are off: %d captions say left or right, which would be wrong of a mirror image "
-            "(--flip %s has them all the same).",
+            "Flips are off: %d captions say left or right, which would be wrong for a mirror image "
+            "(--flip %s turns flips on anyway).",
             count,
             FLIP_ALWAYS,
         )
@@ -227,7 +229,7 @@ def _shards(examples: types.Artifact, latents: types.Artifact, split: str) -> It
 
 
 def _facts(exec_properties: Mapping[str, Any], way: Way) -> dict[str, object]:
-    """All that decides what is encoded to what, but for the machine."""
+    """Everything that affects the encoding, except the machine's numerics."""
     versions = {}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -246,7 +248,7 @@ def _facts(exec_properties: Mapping[str, Any], way: Way) -> dict[str, object]:
 def _former(
     index: LatentsIndex, shards: Sequence[Shard], rows_uri: str, way: Way, folder: str
 ) -> Iterator[FormerShard]:
-    """The files of former runs in which records have a use."""
+    """The files of former runs that contain usable records."""
     examples = {
         shard.target: [
             (row.id, picture_key(row.picture, way.position(row.id)))
@@ -260,11 +262,13 @@ def _former(
 
 
 def _note(index: LatentsIndex, uri: str, shards: Sequence[IndexedShard]) -> None:
-    """Adds what was encoded to the index, for want of which nothing need fail."""
+    """Adds what was encoded to the index; a missing entry is no reason to fail."""
     try:
         index.write(uri, shards)
     except OSError as error:
-        logger.warning("The next run will encode all of this again, for want of a note: %s", error)
+        logger.warning(
+            "The next run will encode all of this again: the index cannot be written: %s", error
+        )
 
 
 def _build(
@@ -277,7 +281,7 @@ def _build(
 ) -> None:
     parts = [pipeline | "Shards" >> beam.Create([(shard.target, shard) for shard in shards])]
     counts = []
-    # Every source costs the runner a stage or two.
+    # Every source costs the runner one or two stages.
     if former:
         aside = (
             pipeline
@@ -314,23 +318,24 @@ def _tell(
     unheard = [b.name for b in buckets or () if b.views and not b.counts.get(HELD_OUT)]
     if unheard:
         logger.warning(
-            "No picture of %s pixels is held out, so nothing says how well a model draws there: "
-            "dataset.eval_fraction holds out more, model.bucket_step makes fewer sizes.",
+            "No picture of %s pixels is held out, so nothing shows how well a model draws this "
+            "size: raise dataset.eval_fraction to hold out more, or model.bucket_step to make "
+            "fewer sizes.",
             ", ".join(unheard),
         )
     if counts[PICTURES_TAKEN]:
         logger.info(
-            "What former runs encoded of %s unchanged pictures is taken over.",
+            "%s unchanged pictures are taken over from former runs, already encoded.",
             f"{counts[PICTURES_TAKEN]:,}",
         )
     if damaged := counts.get(DAMAGED):
         logger.warning(
-            "%s records of former runs' latents are missing or damaged: not taken over.",
+            "%s latent records of former runs are missing or damaged, and are not taken over.",
             f"{damaged:,}",
         )
     if others := counts[OTHER_NUMERICS]:
         logger.info(
-            "What former runs encoded of %s pictures is not taken over: the encoders rounded "
-            "otherwise there, as they do on another machine.",
+            "%s pictures are encoded again, not taken over from former runs: the encoders rounded "
+            "differently there, as they do on another machine.",
             f"{others:,}",
         )

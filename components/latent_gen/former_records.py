@@ -1,7 +1,7 @@
-"""Records of latents of former runs, put aside by the shards that they are of use for.
+"""Records of latents of former runs, put aside for the shards that can use them.
 
-Each file is read once, from front to back, so that the work grows with the number of records alone,
-wherever a changed caption has moved them.
+Each file is read once, from front to back. The work therefore grows only with the number of
+records, wherever a changed caption has moved them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from components.tfrecords import read_shard
 from storage import filesystem
 
 DAMAGED = "damaged"
-"""What records are counted as that cannot be used."""
+"""The counter of records that cannot be used."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,9 @@ class FormerShard:
     """A file of latents of a former run.
 
     Attributes:
-        path: Where it is.
-        numerics: Of the encoders that made it.
-        wanted: File that says which of its records have a use.
+        path: Path of the file.
+        numerics: Numerics of the encoders that made it.
+        wanted: File that lists its usable records.
     """
 
     path: str
@@ -44,19 +44,19 @@ class FormerShard:
 
     @classmethod
     def of(cls, shard: IndexedShard, wanted: Sequence[Wanted], wanted_path: str) -> FormerShard:
-        """Writes what is wanted to `wanted_path`: Beam passes around only where things are."""
+        """Writes `wanted` to `wanted_path`, so that Beam only passes paths around."""
         filesystem.write_bytes(wanted_path, json.dumps(wanted).encode())
         return cls(shard.path, shard.numerics, wanted_path)
 
 
 class Piece(NamedTuple):
-    """Where a record lies in a file, and what for.
+    """The position of a record in a file, and its use.
 
     Attributes:
-        example: The id of the example that it is of use for.
+        example: Id of the example that can use it.
         picture: The `picture_key` of its picture.
         offset: Its first byte.
-        length: Its bytes.
+        length: Its length in bytes.
     """
 
     example: str
@@ -67,12 +67,12 @@ class Piece(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """Records that are of use for one shard.
+    """Records that one shard can use.
 
     Attributes:
-        path: The file that they lie in.
-        numerics: Of the encoders that made them.
-        pieces: They.
+        path: The file that contains them.
+        numerics: Numerics of the encoders that made them.
+        pieces: The records.
     """
 
     path: str
@@ -83,20 +83,21 @@ class Pieces:
 class PutAside(beam.DoFn):
     """`FormerShard` -> (shard, `Pieces` for it).
 
-    On the side, under `DAMAGED`, how many are not there any more or are not what was written.
+    A side output, tagged `DAMAGED`, counts the records that are gone or differ from what was
+    written.
     """
 
     def __init__(self, folder: str) -> None:
-        """Puts them into files of an existing folder."""
+        """Puts the records into files of an existing folder."""
         self._folder = folder
 
     def process(self, former: FormerShard) -> Iterator[Any]:
-        """Reads a file."""
+        """Reads one file."""
         wanted = {
             place: Wanted(place, IndexedRecord(*record), uses)
             for place, record, uses in json.loads(filesystem.read_bytes(former.wanted))
         }
-        # A new name for every attempt: of a bundle that is tried twice, only one is referred to.
+        # A new name for every attempt: if a bundle is retried, only one file is referred to.
         path = filesystem.join(self._folder, f"pieces-{uuid.uuid4().hex}")
         pieces: dict[str, list[Piece]] = collections.defaultdict(list)
         found = offset = 0
@@ -118,7 +119,7 @@ class PutAside(beam.DoFn):
 
 
 def _records(path: str) -> Iterator[tuple[int, bytes]]:
-    """The records of a file with their places, as far as it can be read."""
+    """The records of a file with their positions, as far as the file can be read."""
     try:
         yield from enumerate(read_shard(path))
     except tf.errors.OpError as error:
@@ -126,7 +127,7 @@ def _records(path: str) -> Iterator[tuple[int, bytes]]:
 
 
 class FormerRecords:
-    """Reads what was put aside for a shard."""
+    """Reads the records that were put aside for a shard."""
 
     def __init__(self, found: Iterable[Pieces]) -> None:
         """Opens no file yet."""
@@ -137,11 +138,11 @@ class FormerRecords:
         self._closing = contextlib.ExitStack()
 
     def read(self, example: str, picture: str) -> tf.train.Example | None:
-        """The record of an example, or another of its picture, if there is one.
+        """The record of an example, or another record of the same picture, if there is one.
 
         Args:
-            example: Its id.
-            picture: What `picture_key` says of the picture at hand.
+            example: Id of the example.
+            picture: The `picture_key` of the current picture.
         """
         path, piece = self._pieces.get(example, ("", None))
         if piece is None or piece.picture != picture:

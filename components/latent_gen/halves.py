@@ -1,4 +1,4 @@
-"""Which of the held-out pictures choose a model during its training; the others judge it."""
+"""Which held-out pictures choose a model during its training; the others judge it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from storage.row_index import IndexedRow
 
 
 def chooses(picture: str) -> bool:
-    """Whether a held-out picture is of the half that chooses.
+    """Whether a held-out picture belongs to the half that chooses.
 
-    It depends on the picture alone: in a dataset that has grown, or with another fraction or seed,
-    a picture that is held out stays in its half.
+    This depends only on the picture: if the dataset grows, or with another fraction or seed, a
+    held-out picture stays in its half.
 
     Args:
-        picture: SHA-256 (hex) of its file; of near duplicates, the smallest of theirs.
+        picture: SHA-256 (hex) of its file; for near duplicates, the smallest in their group.
     """
     return hashlib.sha256(f"half/{picture}".encode()).digest()[0] % 2 == 0
 
@@ -28,9 +28,9 @@ def choosing(rows: Iterable[IndexedRow], first_of: Mapping[str, str]) -> Iterato
     """Ids of the held-out examples that choose.
 
     Args:
-        rows: All that are held out.
-        first_of: The first picture of the group of every picture that has near duplicates: a group
-            is in one half, or the choice would know what it is judged on.
+        rows: All held-out rows.
+        first_of: For every picture with near duplicates, the first picture of its group. A group
+            stays in one half: otherwise the choice would know what the model is judged on.
     """
     for row in rows:
         if chooses(first_of.get(row.picture, row.picture)):
@@ -38,7 +38,7 @@ def choosing(rows: Iterable[IndexedRow], first_of: Mapping[str, str]) -> Iterato
 
 
 def first_of_groups(examples_uri: str) -> dict[str, str]:
-    """Of every picture that has near duplicates, the first of its group; none where none has."""
+    """For every picture with near duplicates, the first picture of its group; may be empty."""
     path = os.path.join(examples_uri, GROUPS_NAME)
     if not tf.io.gfile.exists(path):
         return {}

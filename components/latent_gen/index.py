@@ -1,9 +1,10 @@
-"""Which pictures former runs have encoded, and where: so that they need not be encoded again.
+"""Which pictures former runs have encoded, and where, so that they need not be encoded again.
 
-The latents stay in what those runs made. The index is one file for each run, beside the runs and no
-part of what they make, so that what comes out is the same with and without it. It may be damaged or
-removed, and so may what it points to: every record is held against its digest before it is used.
-Places are relative to the folder that the index lies in: it may be moved or copied with the runs.
+The latents stay in the outputs of those runs. The index has one file per run. It lies beside the
+runs and is not part of their outputs, which are therefore the same with and without it. The index
+and the latents it points to may be damaged or removed: every record is compared with its digest
+before it is used. Paths are relative to the folder that contains the index, so it can be moved or
+copied together with the runs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from storage import filesystem
 from storage.hashing import sha256_hex
 
 _SUFFIX = ".json"
-# What is older is hardly ever still there, and hardly has what newer ones have not.
+# The latents of older runs are rarely still there, and rarely add anything to the newer ones.
 _KEPT = 4
 _KEY_HEX_DIGITS, _DIGEST_BYTES = 16, 16
 
@@ -33,9 +34,9 @@ class IndexedRecord(NamedTuple):
     """A record of latents.
 
     Attributes:
-        id: Its example.
-        picture: What `picture_key` says.
-        digest: What `record_digest` says.
+        id: Id of its example.
+        picture: Its `picture_key`.
+        digest: Its `record_digest`.
     """
 
     id: str
@@ -48,9 +49,9 @@ class IndexedShard:
     """A file of latents.
 
     Attributes:
-        path: Where it is.
-        numerics: Of the encoders that made it; see `Encoders.numerics`.
-        records: In their order.
+        path: Path of the file.
+        numerics: Numerics of the encoders that made it; see `Encoders.numerics`.
+        records: Its records, in order.
     """
 
     path: str
@@ -59,12 +60,12 @@ class IndexedShard:
 
 
 class Wanted(NamedTuple):
-    """A record that has a use.
+    """A record that can be used.
 
     Attributes:
-        place: Its place in its file.
-        record: It.
-        uses: Shards that it is of use for, each with the id of the example.
+        place: Its position in its file.
+        record: The record.
+        uses: The shards that can use it, each with the id of the example.
     """
 
     place: int
@@ -73,17 +74,17 @@ class Wanted(NamedTuple):
 
 
 def picture_key(sha256: str, position: tuple[float, float]) -> str:
-    """Stands for what of a picture is encoded.
+    """Identifies the part of a picture that is encoded.
 
     Args:
-        sha256: Of the picture's file, in hexadecimal digits.
-        position: Of the part that is kept (see `storage.images.resize_cover`).
+        sha256: SHA-256 (hex) of the picture's file.
+        position: Position of the part that is kept (see `storage.images.resize_cover`).
     """
     return _digest(f"{sha256} {position}".encode())
 
 
 def record_digest(record: bytes) -> str:
-    """Stands for a serialized record."""
+    """Identifies a serialized record."""
     return _digest(record)
 
 
@@ -92,22 +93,22 @@ def _digest(content: bytes) -> str:
 
 
 class LatentsIndex:
-    """The index of what runs with the same root have encoded in one way."""
+    """The index of what runs with the same root folder have encoded with the same settings."""
 
     def __init__(self, folder: str, facts: Mapping[str, object]) -> None:
         """Reads and writes nothing yet.
 
         Args:
-            folder: Where it lies, directly below the folder that all runs write to.
-            facts: All that decides what a picture is encoded to: what was encoded in another way is
-                not found.
+            folder: Folder of the index, directly below the folder that all runs write to.
+            facts: Everything that affects the encoding of a picture; latents made with other facts
+                are not found.
         """
         self._all, self._root = folder, filesystem.parent(folder)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         self._folder = filesystem.join(folder, key[:_KEY_HEX_DIGITS])
 
     def read(self) -> Iterator[list[IndexedShard]]:
-        """What former runs have encoded, those whose latents are still there, the newest first."""
+        """What former runs whose latents still exist have encoded, the newest first."""
         gone = 0
         for path in _files(self._folder):
             try:
@@ -115,10 +116,11 @@ class LatentsIndex:
                 told = json.loads(header)
                 latents = filesystem.join(self._root, *told["latents"].split("/"))
                 if told["sha256"] != sha256_hex([body]):
-                    raise ValueError("its contents are not those that were written")
+                    raise ValueError("its contents have changed since it was written")
             except (OSError, ValueError, KeyError, AttributeError) as error:
                 logger.warning(
-                    "What a former run has encoded cannot be told from %s, which is damaged: %s.",
+                    "The latents of a former run cannot be taken over from %s, which is damaged: "
+                    "%s.",
                     path,
                     error,
                 )
@@ -136,16 +138,17 @@ class LatentsIndex:
             ]
         if gone:
             logger.info(
-                "The latents of %s were removed: nothing can be taken over from there.",
+                "The latents of %s were removed, so nothing can be taken over from there.",
                 "a former run" if gone == 1 else f"{gone} former runs",
             )
 
     def write(self, latents: str, shards: Iterable[IndexedShard]) -> None:
-        """Adds what a run has encoded, and forgets what is not there any more.
+        """Adds what a run has encoded, and removes entries whose latents are gone.
 
         Args:
-            latents: Folder of the latents, below that of all runs; elsewhere nothing is added.
-            shards: Its files.
+            latents: Folder of the latents, below the folder of all runs; otherwise nothing is
+                added.
+            shards: The files of the latents.
         """
         self._forget()
         start = f"{self._root.rstrip('/')}/"
@@ -164,7 +167,7 @@ class LatentsIndex:
         ).encode()
         header = {"latents": latents.removeprefix(start), "sha256": sha256_hex([body])}
         filesystem.make_folder(self._folder)
-        # By their names, the newest is the last.
+        # Sorted by name, the newest file is last.
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{_SUFFIX}"
         filesystem.write_atomically(
             filesystem.join(self._folder, name), json.dumps(header).encode() + b"\n" + body
@@ -174,7 +177,7 @@ class LatentsIndex:
                 filesystem.remove_file(path)
 
     def _forget(self) -> None:
-        """Removes what points to latents that are gone, also of those encoded in other ways."""
+        """Removes entries whose latents are gone, including latents made with other settings."""
         with contextlib.suppress(OSError):
             for name in filesystem.list_folder(self._all):
                 for path in _files(filesystem.join(self._all, name)):
@@ -193,15 +196,15 @@ class LatentsIndex:
 def find_uses(
     former: Iterable[Sequence[IndexedShard]], examples: Mapping[str, Iterable[tuple[str, str]]]
 ) -> list[tuple[IndexedShard, list[Wanted]]]:
-    """Finds for examples what was encoded of them before.
+    """Finds records that former runs have encoded for the given examples.
 
     Args:
-        former: What runs have encoded, the newest first; read only as far as there is need.
-        examples: By the shard that they are in: ids, each with the `picture_key`.
+        former: What runs have encoded, the newest first; read only as far as needed.
+        examples: Ids, each with the `picture_key`, by the shard that contains them.
 
     Returns:
-        Files with the records in them that have a use, in their order: for an example its own
-        record, or else one of the same picture.
+        Files with their usable records, in order: for each example its own record, or else a
+        record of the same picture.
     """
     missing = {
         example: (shard, picture) for shard, rows in examples.items() for example, picture in rows

@@ -1,4 +1,4 @@
-"""Latents, candidate and baseline -> Scores: seeded held-out losses, a row a timestep stratum."""
+"""Latents, candidate and baseline -> Scores: seeded held-out losses, one row per stratum."""
 
 from components.loss_scorer.component import LossScorer
 

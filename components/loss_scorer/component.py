@@ -37,7 +37,7 @@ class LossScorerSpec(component_spec.ComponentSpec):
         "measures": component_spec.ExecutionParameter(type=str),
         "clip_model": component_spec.ExecutionParameter(type=str),
         "clip_model_hash": component_spec.ExecutionParameter(type=str),
-        # Without a class, nothing is said of it.
+        # Left out if there is no class.
         "class_caption": component_spec.ExecutionParameter(type=str, optional=True),
         "num_class_pictures": component_spec.ExecutionParameter(type=int, optional=True),
         "code_version": component_spec.ExecutionParameter(type=str),
@@ -53,52 +53,52 @@ class LossScorerSpec(component_spec.ComponentSpec):
 
 
 class LossScorer(base_beam_component.BaseBeamComponent):
-    """Scores a candidate and a baseline on held-out examples, on the same noise.
+    """Scores a candidate and a baseline on held-out examples, with the same noise.
 
-    Every example is scored at one timestep of each stratum, or at several where there are few
-    examples. Timesteps and noise depend on the example's id and the seed alone, so equal models
-    have equal losses, run after run.
+    Every example is scored at one timestep of each stratum, or at several if there are few
+    examples. Timesteps and noise depend only on the example's id and the seed, so equal models have
+    equal losses, run after run.
 
-    The baseline is `baseline_model` if there is one, and otherwise the base weights. One of another
-    preset or image size cannot be compared: its losses are NaN, and no such candidate is blessed.
+    The baseline is `baseline_model` if there is one, and otherwise the base weights. A baseline of
+    another preset or image size cannot be compared: its losses are NaN, and the candidate is not
+    blessed.
 
-    Where the candidate or the baseline was chosen by a half of the held-out pictures while it was
-    trained, the other half alone is scored. Where the candidate started from another model, what
-    that one or the baseline was trained on is not scored, though it is held out now.
+    If one half of the held-out pictures chose the candidate or the baseline during its training,
+    only the other half is scored. If the candidate started from another model, held-out pictures
+    that this model or the baseline was trained on are not scored.
 
-    For some of the captions both models draw a picture, from the same noise.
+    For some of the captions, both models draw a picture from the same noise.
 
-    Where it is asked to, it also looks whether the candidate remembers training pictures: it scores
-    some of them, measures how much of a prediction is the caption's doing, and draws pictures for
-    training captions, which it holds against all training pictures.
+    On request, it also checks whether the candidate remembers training pictures: it scores some of
+    them, measures how much of a prediction depends on the caption, and draws pictures for training
+    captions, which it compares with all training pictures.
 
     Outputs:
-      scores: `standard_artifacts.Examples`, split `eval`, a record for every example and draw:
+      scores: `standard_artifacts.Examples`, split `eval`, one record for every example and draw:
         `id`, `timestep`, `timestep_bucket` (such as `000-099`), `caption_bucket` (such as `01-10
         tokens`), `group` (0 to 1023, the same for the rows of one picture), `loss`,
-        `loss_baseline`, `loss_delta` (loss - loss_baseline) and `label` (0). Where pictures were
-        drawn for the example, each of its records has what was measured of them, floats (see
-        `features` of the measures in `components.measures`). Custom properties: `num_examples`,
-        `num_pictures`, `num_draws` (rows of an example in a stratum), `num_rows`,
-        `num_candidate_not_finite` and `num_baseline_not_finite` (rows with a loss that is not a
-        finite number), `num_choosing` (examples that are not scored, because a model was chosen by
-        them while it was trained), `num_trained_on_before` (examples that are not scored, because
-        a model was trained on their pictures; where there are any), `num_sampled`, `num_strata`,
-        `seed`, `baseline` (`base weights` or `model <artifact id>`) and, where it cannot be
-        compared, `baseline_problem`.
+        `loss_baseline`, `loss_delta` (loss - loss_baseline) and `label` (0). If pictures were
+        drawn for the example, each of its records has their measures, floats (see `features` of
+        the measures in `components.measures`). Custom properties: `num_examples`, `num_pictures`,
+        `num_draws` (rows of an example in a stratum), `num_rows`, `num_candidate_not_finite` and
+        `num_baseline_not_finite` (rows with a loss that is not a finite number), `num_choosing`
+        (examples that are not scored because they chose a model during its training),
+        `num_trained_on_before` (examples that are not scored because a model was trained on their
+        pictures; if there are any), `num_sampled`, `num_strata`, `seed`, `baseline` (`base weights`
+        or `model <artifact id>`) and, if it cannot be compared, `baseline_problem`.
 
-        Where training pictures are looked at, a split `remembering` has rows of their own, each
+        If training pictures are examined, a split `remembering` has separate rows for them, each
         with `group`, `label` and some of these features: `train_loss`, `train_loss_baseline` and
         `train_loss_delta`, with `timestep_bucket`; `text_part` of held-out pictures and
         `train_text_part`; `nearness` of drawn pictures and `nearness_held_out`. `nearest.json`
         beside the splits lists the drawn pictures that are nearest to training pictures (see
         `components.loss_scorer.remembering.Pair`). Custom properties: `num_training_pictures`,
-        `num_training_samples`, `num_training_not_finite`, and `milliseconds_...` that each part
-        took.
+        `num_training_samples`, `num_training_not_finite`, and `milliseconds_...` for the duration
+        of each part.
 
-        Where pictures of a subject's class are drawn, a split `class` has a row for each, with
+        If pictures of a subject's class are drawn, a split `class` has one row for each, with
         `group`, `label` and `class_distance` (see `components.measures.class_distance`): how far
-        it has moved from the one that the base weights draw. Custom properties:
+        it has moved from the picture that the base weights draw. Custom properties:
         `num_class_pictures`, `class_caption`, `milliseconds_class_pictures`.
     """
 
@@ -129,29 +129,29 @@ class LossScorer(base_beam_component.BaseBeamComponent):
         """Makes the component.
 
         Args:
-            latents: What LatentGen made; the split `eval` is scored.
+            latents: Output of LatentGen; the split `eval` is scored.
             model: The candidate.
-            baseline_model: What it is compared with; may stay empty.
-            base_model: What the candidate was trained from.
-            num_strata: Equal parts of the timesteps; each example is scored in each.
-            min_draws: Times that is done in each, at least, over all examples together.
-            seed: Gives other timesteps and noise, and other captions to draw pictures for.
-            num_samples: Captions to draw pictures for.
-            num_training_pictures: Training pictures to score beside the held-out ones.
-            num_training_samples: Captions of training pictures to draw pictures for, to look for
-                copies.
-            sampler: How they are drawn, one of `trainer.diffusion.samplers.SAMPLERS`.
-            sample_steps: Sampling steps of these pictures.
-            sample_guidance_scale: Their classifier-free guidance scale.
-            measures: Names of measures of these pictures that the dataset asks for.
-            clip_model: Address of a CLIP to score them with (see `components.measures.clip.Clip`);
-                empty: none.
-            class_caption: What a subject is one of, such as `a photo of a dog`; empty: nothing.
-            num_class_pictures: Pictures of that which candidate and base weights draw.
+            baseline_model: The model to compare it with; may stay empty.
+            base_model: The model that the candidate was trained from.
+            num_strata: Equal parts of the timesteps; each example is scored in each stratum.
+            min_draws: Minimum number of scores in each stratum, over all examples together.
+            seed: Seed of the timesteps, the noise and the choice of captions to draw.
+            num_samples: Number of captions to draw pictures for.
+            num_training_pictures: Number of training pictures to score beside the held-out ones.
+            num_training_samples: Number of captions of training pictures to draw pictures for, to
+                look for copies.
+            sampler: Sampler for the pictures, one of `trainer.diffusion.samplers.SAMPLERS`.
+            sample_steps: Sampling steps of the pictures.
+            sample_guidance_scale: Classifier-free guidance scale of the pictures.
+            measures: Names of measures of the pictures that the dataset asks for.
+            clip_model: Address of a CLIP to score the pictures with (see
+                `components.measures.clip.Clip`); empty: none.
+            class_caption: The subject's class, such as `a photo of a dog`; empty: none.
+            num_class_pictures: Number of class pictures that candidate and base weights draw.
 
         Raises:
             ValueError: A setting is impossible, or there is no such measure.
-            WeightsError: A file of the weights is missing, or nobody says what its hash should be.
+            WeightsError: A file of the weights is missing, or its expected hash is unknown.
         """
         if not 1 <= num_strata <= _MAX_STRATA:
             raise ValueError(
@@ -167,7 +167,7 @@ class LossScorer(base_beam_component.BaseBeamComponent):
                 preset=base_model.preset.name,
                 image_size=base_model.image_size,
                 base_weights=base_model.base_weights,
-                # Other weights at the same place must not find old scores in the cache.
+                # If the weights at the same path change, the cache must not return old scores.
                 base_weights_hash=base_model.hash(executor.SCORED),
                 num_strata=num_strata,
                 min_draws=min_draws,

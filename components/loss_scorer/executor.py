@@ -1,8 +1,8 @@
 """The work of LossScorer.
 
-A shard of latents becomes the shard of scores of the same number, from front to back in batches
-of one fixed size: the result does not depend on how Beam spreads the shards, and memory does not
-grow with the number of examples.
+Each shard of latents becomes the shard of scores with the same number, read from front to back in
+batches of one fixed size: the result does not depend on how Beam distributes the shards, and memory
+does not grow with the number of examples.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 SPLIT = "eval"
 CLASS_SPLIT = "class"
-"""Where the rows of class pictures stand, if there are any."""
+"""The split with the rows of class pictures, if there are any."""
 _TRAINED_ON = "train"
 SCORED = ("diffusion_model", "text_encoder", "image_encoder")
 BASE_WEIGHTS_LABEL = "base weights"
@@ -64,10 +64,10 @@ _ROWS, _NOT_FINITE, _BASELINE_NOT_FINITE = COUNTS = (
 )
 _TRAINING_NOT_FINITE = "num_training_not_finite"
 MILLISECONDS = ("milliseconds_training_pictures", "milliseconds_text_parts", "milliseconds_copies")
-"""Custom properties that say what each part of what a model remembers took."""
+"""Custom properties for the duration of each part of the check on what a model remembers."""
 _TRAINING_ROWS, _TEXT_PARTS, _COPIES = MILLISECONDS
 _CLASS_MILLISECONDS = "milliseconds_class_pictures"
-# Attention at full size holds some 0.5 GB for every 64 x 64 latent.
+# Attention at full size takes about 0.5 GB for every 64 x 64 latent.
 _BATCH_POSITIONS = 1 << 13
 _MAX_BATCH_SIZE = 64
 _SCORING, _DRAWING = "scoring", "drawing"
@@ -80,15 +80,16 @@ class _Shard:
     """A file of latents and the file of scores that it becomes.
 
     Attributes:
-        source: `None` where the split has no files: the Evaluator wants one, though it be empty.
-        target: Its path.
+        source: Path of the latents; `None` if the split has no files: the Evaluator needs one,
+            even an empty one.
+        target: Path of the scores.
     """
 
     source: str | None
     target: str
 
     def records(self) -> Iterator[bytes]:
-        """The latents' records."""
+        """The records of the latents."""
         return iter(()) if self.source is None else read_shard(self.source)
 
 
@@ -97,9 +98,9 @@ class _Baseline:
     """What the candidate is compared with.
 
     Attributes:
-        folder: Of the SavedModels; `None` for the base weights, or where there is a problem.
-        label: What it is called.
-        problem: Why there can be no comparison; empty where there can.
+        folder: Folder of the SavedModels; `None` for the base weights, or if there is a problem.
+        label: Name of the baseline.
+        problem: Why it cannot be compared; empty if it can.
     """
 
     folder: str | None
@@ -109,7 +110,7 @@ class _Baseline:
 
 @dataclasses.dataclass(frozen=True)
 class _HeldOut:
-    """What there is to score: ids of the examples, and of how many pictures they are."""
+    """What to score: the ids of the examples, and the number of their pictures."""
 
     ids: list[str]
     num_pictures: int
@@ -128,7 +129,7 @@ class Executor(WholeElementsExecutor):
 
         Raises:
             ValueError: Latents or candidate are of another preset or image size.
-            WeightsError: The base weights are not those that the component was made with.
+            WeightsError: The base weights have changed since the component was made.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         # Import Keras.
@@ -166,9 +167,10 @@ class Executor(WholeElementsExecutor):
         held_out = _held_out(shards, left_out)
         if trained_on and not held_out.ids:
             raise UserError(
-                "none of the held-out pictures can judge this model: what it started from was "
-                f"trained on {len(trained_on):,} of them, as there is with another dataset.seed or "
-                "dataset.eval_fraction; set these to what they were, or model.start_from to base"
+                "none of the held-out pictures can judge this model: the model it started from was "
+                f"trained on {len(trained_on):,} of them, because dataset.seed or "
+                "dataset.eval_fraction was different then; set these back to their old values, or "
+                "model.start_from to base"
             )
         task = ScoringTask(
             base_model=base_model,
@@ -182,7 +184,7 @@ class Executor(WholeElementsExecutor):
                 sampler=exec_properties["sampler"],
                 num_steps=exec_properties["sample_steps"],
                 guidance_scale=exec_properties["sample_guidance_scale"],
-                # Guidance doubles it.
+                # Guidance doubles the batch.
                 batch_size=max(1, batch_size // 2),
                 measures=MeasureSettings(
                     asked_for=tuple(json.loads(exec_properties["measures"])),
@@ -247,12 +249,12 @@ class Executor(WholeElementsExecutor):
         )
         if chosen_by:
             logger.info(
-                "The %s examples that chose a model while it was trained do not judge it.",
+                "The %s examples that chose a model during its training do not judge it.",
                 f"{len(chosen_by):,}",
             )
         if trained_on:
             logger.warning(
-                "%s held-out examples do not judge this model: what it started from, or is "
+                "%s held-out examples do not judge this model: the model it started from, or is "
                 "compared with, was trained on their pictures.",
                 f"{len(trained_on):,}",
             )
@@ -268,7 +270,7 @@ class Executor(WholeElementsExecutor):
         temporary_folder = os.path.join(uri, f".unfinished-{uuid.uuid4().hex}")
         counts_path = os.path.join(temporary_folder, _COUNTS_NAME)
         tf.io.gfile.makedirs(temporary_folder)
-        # Scorers switch it off; what runs next in this process shall find it as it was.
+        # Scorers switch it off; it is restored for whatever runs next in this process.
         tensor_float_32 = tf.config.experimental.tensor_float_32_execution_enabled()
         progress = SharedProgress(*_works(task, num_examples, planned))
         given = (task, temporary_folder, shared.Shared(), progress)
@@ -306,7 +308,7 @@ class Executor(WholeElementsExecutor):
 
 
 def _works(task: ScoringTask, num_examples: int, planned: Remembering | None) -> Iterator[Work]:
-    """What there is to do, as it is counted while it is done."""
+    """The amounts of work to do, for the progress display."""
     models = 2 if task.comparable else 1
     draws, drawn = num_examples * task.num_draws, len(task.sampled) * models
     if planned is not None:
@@ -318,13 +320,13 @@ def _works(task: ScoringTask, num_examples: int, planned: Remembering | None) ->
 
 @dataclasses.dataclass(frozen=True)
 class _LookedAt:
-    """What tells whether a model remembers, for one worker: files of records.
+    """Files of records from which one worker finds out whether a model remembers.
 
     Attributes:
         scored: Training pictures that are scored.
-        num_draws: Rows of each in a stratum.
-        captions: Those whose captions are drawn.
-        held_out: Held-out pictures of which the text's part is measured, as it is of `scored`.
+        num_draws: Rows of each of them in a stratum.
+        captions: Training pictures whose captions are drawn.
+        held_out: Held-out pictures whose text part is measured, as it is for `scored`.
         target: Folder of the split `remembering`.
         drawn: File for the drawn pictures.
     """
@@ -373,14 +375,14 @@ class _WithScorer(beam.DoFn):
         self._progress = progress
 
     def setup(self) -> None:
-        # One copy a process, however many threads work in it.
+        # One copy per process, however many threads work in it.
         self._scorer = self._shared_scorer.acquire(
             lambda: Scorer(self._task, lambda number: self._progress.update(_DRAWING, number))
         )
 
 
 class _LookAt(_WithScorer):
-    """Looked at -> (what was counted, how many); writes training rows and drawn pictures."""
+    """`_LookedAt` -> (counter, number); writes training rows and drawn pictures."""
 
     def process(self, looked_at: _LookedAt) -> Iterator[tuple[str, int]]:
         scorer = self._scorer
@@ -414,7 +416,7 @@ class _LookAt(_WithScorer):
 
 
 class _DrawClass(_WithScorer):
-    """Folder -> (what was counted, how many); writes the rows of class pictures there."""
+    """Folder -> (counter, number); writes the rows of class pictures there."""
 
     def process(self, folder: str) -> Iterator[tuple[str, int]]:
         begun = time.monotonic()
@@ -428,7 +430,7 @@ def _milliseconds_since(begun: float) -> int:
 
 
 class _ScoreShard(_WithScorer):
-    """Shard -> (what was counted, how many); writes the shard of scores."""
+    """Shard -> (counter, number); writes the shard of scores."""
 
     def process(self, shard: _Shard) -> Iterator[tuple[str, int]]:
         counts = collections.Counter(dict.fromkeys(COUNTS, 0))
@@ -446,17 +448,17 @@ class _ScoreShard(_WithScorer):
 
 
 def batch_size_of(preset: Preset, latents: LatentsManifest) -> int:
-    """How many latents are scored at once."""
+    """The number of latents that are scored at once."""
     sizes: list[ImageSize] = [b.size for b in latents.buckets or ()] or [latents.image_size]
     positions = max(math.prod(preset.latent_shape(size)[:2]) for size in sizes)
     return max(1, min(_MAX_BATCH_SIZE, _BATCH_POSITIONS // positions))
 
 
 def judging_records(latents: types.Artifact, candidate: str) -> Iterator[bytes]:
-    """Records of the held-out examples that judge a model which is compared with base weights.
+    """Records of the held-out examples that judge a model compared with the base weights.
 
     Args:
-        latents: What LatentGen made.
+        latents: Output of LatentGen.
         candidate: Folder of the model's SavedModels.
     """
     shards = [_Shard(source, "") for source in _files(latents, SPLIT)]
@@ -467,8 +469,8 @@ def judging_records(latents: types.Artifact, candidate: str) -> Iterator[bytes]:
 def _trained_on(shards: Iterable[_Shard], candidate: str, baseline: str | None) -> frozenset[str]:
     """Ids of the held-out examples whose pictures a model was trained on before.
 
-    None where the candidate started from the base weights: what it is compared with may have seen
-    more then, which is to its disadvantage alone.
+    Empty if the candidate started from the base weights: the baseline may then have seen more
+    pictures, but this is only to the candidate's disadvantage.
     """
     from trainer.data.trained_on import TrainedOn, trained_on_among
 
@@ -486,7 +488,7 @@ def _trained_on(shards: Iterable[_Shard], candidate: str, baseline: str | None) 
 
 
 def _chosen_by(latents_uri: str, models: Iterable[str | None]) -> frozenset[str]:
-    """Ids of the examples that one of the models was chosen by, and which so judge none of them."""
+    """Ids of the examples that chose one of the models, and therefore do not judge any of them."""
     from trainer.data.held_out import read_choosing
 
     chosen = any(ModelManifest.read(folder).chosen for folder in models if folder)
@@ -506,7 +508,7 @@ def _held_out(shards: list[_Shard], left_out: frozenset[str]) -> _HeldOut:
     for record in _judging(shards, left_out):
         features = tf.train.Example.FromString(record).features.feature
         ids.append(_id_of(record))
-        # As `group_of` tells them apart, without its modulus.
+        # The same key as in `group_of`, without its modulus.
         mean = features["latent/mean"].bytes_list.value[0]
         pictures.add(hashlib.sha256(mean).digest())
     return _HeldOut(ids, len(pictures))
@@ -532,15 +534,15 @@ def _check_latents(uri: str, preset: str, image_size: int) -> None:
     if (manifest.preset, manifest.image_size) != (preset, image_size):
         raise UserError(
             f"the latents in {uri} are of preset {manifest.preset!r} at {manifest.image_size} "
-            f"pixels, this run needs {preset!r} at {image_size}: run LatentGen again"
+            f"pixels, but this run needs {preset!r} at {image_size}: run LatentGen again"
         )
 
 
 def _check_candidate(folder: str, preset: str, image_size: int) -> None:
     if (found := ModelManifest.find(folder)) is None or not found.fits(preset, image_size):
         raise UserError(
-            f"the candidate in {folder} is {_described(found)}, this run needs preset {preset!r} "
-            f"at {image_size} pixels: run the Trainer again"
+            f"the candidate in {folder} is {_described(found)}, but this run needs preset "
+            f"{preset!r} at {image_size} pixels: run the Trainer again"
         )
 
 
@@ -554,10 +556,10 @@ def _baseline(models: list[types.Artifact], preset: str, image_size: int) -> _Ba
         return _Baseline(folder, label)
     problem = (
         f"the latest blessed model ({model.id}) is {_described(found)}, and cannot be compared "
-        f"with one of preset {preset!r} at {image_size} pixels (set evaluation.baseline to "
-        "base_weights, or another output folder)"
+        f"with a model of preset {preset!r} at {image_size} pixels (set evaluation.baseline to "
+        "base_weights, or use another output folder)"
     )
-    logger.warning("The candidate is scored alone: %s.", problem)
+    logger.warning("Only the candidate is scored: %s.", problem)
     return _Baseline(None, label, problem)
 
 

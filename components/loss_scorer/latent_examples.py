@@ -1,4 +1,4 @@
-"""An example as LatentGen wrote it."""
+"""Examples as LatentGen writes them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class LatentExample:
     Attributes:
         id: The example's content hash.
         tokens: int64 [77], of the caption.
-        context: float32 [77, D], of the base weights' text encoder.
-        mean: float32 [h, w, 4], the image encoder's.
-        log_variance: float32 [h, w, 4], the image encoder's.
+        context: float32 [77, D], from the text encoder of the base weights.
+        mean: float32 [h, w, 4], from the image encoder.
+        log_variance: float32 [h, w, 4], from the image encoder.
     """
 
     id: str
@@ -36,7 +36,7 @@ class LatentExample:
 def read_examples(
     serialized: Iterable[bytes], preset: Preset, image_size: int, caption_variants: int = 1
 ) -> Iterator[LatentExample]:
-    """Parses records, a few at a time; of several variants of a caption, the first counts."""
+    """Parses records, a few at a time; if a caption has several variants, the first counts."""
     # Imports Keras.
     from trainer.data.latents import parse_latents, size_of
 
@@ -54,7 +54,7 @@ def read_examples(
 
 
 def of_one_shape(examples: Iterable[LatentExample], most: int) -> Iterator[list[LatentExample]]:
-    """As many examples at once as are wanted, whose latents have one shape; the rest comes last."""
+    """Lists of `most` examples whose latents have one shape; shorter lists come last."""
     waiting: dict[tuple[int, ...], list[LatentExample]] = {}
     for example in examples:
         alike = waiting.setdefault(example.mean.shape, [])

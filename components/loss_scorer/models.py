@@ -1,4 +1,4 @@
-"""The models that are scored: exported ones as they will be served, or the base weights."""
+"""The models to score: exported models as they will be served, or the base weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainer.weights.base_model import BaseModel
 
 Predict = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-"""From noisy latent, whole timesteps, int32 or float32 [B], and context to the prediction."""
+"""From noisy latent, whole timesteps (int32 or float32 [B]) and context to the prediction."""
 
 Encode = Callable[[tf.Tensor], tf.Tensor]
 """From tokens, int [B, 77], to the context float32 [B, 77, D]."""
@@ -34,9 +34,9 @@ class ScoredModel:
 
     Attributes:
         predict: Its diffusion model.
-        schedule: What it predicts, and of what noise.
-        encode: Its own text encoder, if that was trained; `None` where the contexts in the latents
-            are those that it gives.
+        schedule: Its noise schedule and kind of prediction.
+        encode: Its own text encoder, if that was trained; `None` if the contexts stored in the
+            latents are the ones it would give.
     """
 
     predict: Predict
@@ -44,7 +44,7 @@ class ScoredModel:
     encode: Encode | None = None
 
     def contexts(self, tokens: np.ndarray, stored: np.ndarray) -> np.ndarray:
-        """Contexts float32 [B, 77, D] of captions; `stored` are those of the base weights."""
+        """Contexts float32 [B, 77, D] of captions; `stored` comes from the base weights."""
         if self.encode is None:
             return stored
         contexts: np.ndarray = self.encode(tf.constant(tokens, tf.int32)).numpy()
@@ -55,9 +55,9 @@ def exported_model(serving: str, word: NewWord | None = None) -> ScoredModel:
     """Loads an exported model.
 
     Args:
-        serving: Its folder.
-        word: One that captions may have. A model that does not know it sees the word in its place
-            that its vectors began as.
+        serving: Folder of the model.
+        word: New word that captions may contain. A model that does not know it sees its initial
+            word instead.
     """
     # Imports Keras.
     from trainer.diffusion.noise_schedule import NoiseSchedule
@@ -87,9 +87,9 @@ def loaded_base_model(base_model: BaseModel, in_buckets: bool = False) -> Scored
     """Builds the base model.
 
     Args:
-        base_model: The weights, and their size.
-        in_buckets: Whether its prediction is traced once for latents of all shapes, to within
-            rounding the same, and not for one shape.
+        base_model: The weights and the size of the pictures.
+        in_buckets: Whether the prediction is traced once for latents of all shapes, with the same
+            results up to rounding, and not for one shape.
     """
     # Import Keras.
     from trainer.diffusion.noise_schedule import NoiseSchedule, timestep_embedding
@@ -97,7 +97,7 @@ def loaded_base_model(base_model: BaseModel, in_buckets: bool = False) -> Scored
 
     model = base_model.build("diffusion_model")
     width = base_model.preset.diffusion_model.timestep_width
-    # Its layers are others while it is traced, and several threads trace it.
+    # Its layers are replaced while it is traced, and several threads trace it.
     tracing = threading.Lock()
 
     def predict(latent: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
@@ -110,7 +110,7 @@ def loaded_base_model(base_model: BaseModel, in_buckets: bool = False) -> Scored
 
 
 def frozen_text_encoder(exported: Sequence[str | None], base_model: BaseModel) -> Encode:
-    """The base weights' text encoder, out of the first model that has it, or built."""
+    """The text encoder of the base weights, from the first model that has it, or built."""
     for serving in exported:
         if serving and not ModelManifest.read(serving).text_encoder_trained:
             return exported_text_encoder(serving)
@@ -123,13 +123,13 @@ def frozen_text_encoder(exported: Sequence[str | None], base_model: BaseModel) -
 
 
 def exported_text_encoder(serving: str) -> Encode:
-    """An exported model's text encoder."""
+    """The text encoder of an exported model."""
     signature = _signature(serving, "text_encoder", "serving_default")
     return lambda tokens: signature(tokens=tokens)["context"]
 
 
 def exported_decoder(serving: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """An exported model's decoder: latents float32 [B, h, w, 4] to uint8 [B, H, W, 3]."""
+    """The decoder of an exported model: latents float32 [B, h, w, 4] to uint8 [B, H, W, 3]."""
     signature = _signature(serving, "decoder", "serving_default")
     return lambda latent: signature(latent=latent)["generated_images"]
 

@@ -1,11 +1,11 @@
-"""How near a picture is to the training picture that is nearest to it.
+"""How near a picture is to the nearest training picture.
 
-Plain distances do not tell copies from other pictures: a picture with little in it is near to all.
-So the distance to the nearest is taken relative to those of the next ones (Carlini et al. 2023,
-"Extracting Training Data from Diffusion Models", equation 1).
+Plain distances do not distinguish copies from other pictures: a picture with little content is near
+to every other. The distance to the nearest picture is therefore taken relative to the distances to
+the next ones (Carlini et al. 2023, "Extracting Training Data from Diffusion Models", equation 1).
 
-Pictures are compared by what CLIP makes of them, where there is one: it sees the same picture in a
-copy that is cropped or recoloured. Without one, it is by the image encoder's latents, made small.
+If a CLIP is given, pictures are compared by its embeddings: it recognises a picture in a cropped or
+recoloured copy. Otherwise they are compared by the image encoder's latents, scaled down.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import tensorflow as tf
 from components.measures.clip import Clip
 from trainer.presets import LATENT_SCALE
 
-# Side, at most, of what pictures are compared as: what is as large as this makes a picture the
-# same, and a shift by a pixel does not make it another.
+# Maximum side of the scaled-down latents: details of this size make a picture the same, and a shift
+# by one pixel does not make it a different one.
 _GRID = 16
 _NEIGHBOURS = 50
 _AT_A_TIME = 256
@@ -32,15 +32,15 @@ _AT_A_TIME = 256
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
-    """What is nearest to a picture.
+    """The training picture that is nearest to a picture.
 
     Attributes:
-        nearness: Its distance divided by the mean of the distances of the next 50, or of as many as
-            there are: near 1 where the picture is as far from it as from others, near 0 for a copy.
-            NaN where there is no other.
-        distance: Root of the mean squared difference of both pictures' features.
-        record: Its record of LatentGen.
-        mirrored: Whether that is its mirror image.
+        nearness: Its distance divided by the mean distance of the next 50, or of all others if
+            there are fewer: near 1 if the picture is as far from it as from others, near 0 for a
+            copy. NaN if there is no other.
+        distance: Root mean squared difference of the features of both pictures.
+        record: Its record from LatentGen.
+        mirrored: Whether its mirror image is the nearest.
     """
 
     nearness: float
@@ -50,13 +50,13 @@ class Nearest:
 
 
 def features_of(means: np.ndarray) -> np.ndarray:
-    """What pictures are compared as: the image encoder's means, made small.
+    """Scales down the image encoder's means, to compare pictures by them.
 
     Args:
         means: float [N, h, w, 4].
 
     Returns:
-        float32 [N, D], the means of even areas, so many that a side has 16 at most.
+        float32 [N, D], the means of even areas, with at most 16 areas along a side.
     """
     _, height, width, _ = means.shape
     small = means.astype(np.float32)
@@ -75,7 +75,7 @@ def _each(
     function: Callable[[np.ndarray], np.ndarray],
     most: int = _AT_A_TIME,
 ) -> np.ndarray:
-    """What a function makes of arrays, in their order, given those of one shape together."""
+    """Applies a function to arrays, those of one shape together; the results keep the order."""
     places: dict[tuple[int, ...], list[int]] = {}
     for place, array in enumerate(arrays):
         places.setdefault(array.shape, []).append(place)
@@ -87,7 +87,7 @@ def _each(
 
 
 class Features(Protocol):
-    """What pictures are compared by.
+    """The features by which pictures are compared.
 
     Attributes:
         name: `clip` or `latents`.
@@ -99,7 +99,7 @@ class Features(Protocol):
         """Features of N drawn pictures.
 
         Args:
-            means: float [h, w, 4] each, the image encoder's means of them.
+            means: float [h, w, 4] each, the image encoder's means for them.
             pictures: uint8 [H, W, 3] each, the pictures.
 
         Returns:
@@ -107,10 +107,10 @@ class Features(Protocol):
         """
 
     def of_means(self, means: Sequence[np.ndarray]) -> np.ndarray:
-        """Features, float64 [N, D], of what N means of the image encoder, [h, w, 4], are of."""
+        """Features, float64 [N, D], of N pictures, from the image encoder's means, [h, w, 4]."""
 
     def of_records(self, records: Sequence[bytes]) -> Iterator[np.ndarray]:
-        """Features, float64 [N, D], of records of LatentGen; then, if any, of mirror images."""
+        """Features, float64 [N, D], of records from LatentGen; then, if any, of mirror images."""
 
 
 class LatentFeatures:
@@ -119,11 +119,11 @@ class LatentFeatures:
     name = "latents"
 
     def __init__(self, latent_shape: Sequence[int], flip: bool) -> None:
-        """Needs nothing else.
+        """Only stores its arguments.
 
         Args:
-            latent_shape: Height, width and channels of the latents where a record does not say.
-            flip: Whether records have the mirror images' latents, which were trained on, too.
+            latent_shape: Height, width and channels of the latents if a record does not say.
+            flip: Whether records also have the latents of mirror images, which were trained on.
         """
         self._shape, self._flip = tuple(latent_shape), flip
 
@@ -133,13 +133,13 @@ class LatentFeatures:
 
     def of_means(self, means: Sequence[np.ndarray]) -> np.ndarray:
         """See `Features`."""
-        # In float32, what is left of large squares would be wrong of copies.
+        # In float32, the small differences of large squares would be wrong for copies.
         return _each(means, self._of_one_shape).astype(np.float64)
 
     def _of_one_shape(self, means: np.ndarray) -> np.ndarray:
         if means.shape[1:] == self._shape:
             return features_of(means)
-        # In the square's areas, so that pictures of all shapes can be compared.
+        # Uses the areas of the square, so that pictures of all shapes can be compared.
         areas = [-(-side // -(-side // _GRID)) for side in self._shape[:2]]
         small = tf.image.resize(means.astype(np.float32), areas, "area").numpy()
         return small.reshape(len(small), -1)
@@ -151,7 +151,7 @@ class LatentFeatures:
 
 
 class ClipFeatures:
-    """CLIP's embeddings of pictures as the decoder sees them, all of length 1."""
+    """CLIP embeddings of decoded pictures, all of length 1."""
 
     name = "clip"
 
@@ -168,9 +168,9 @@ class ClipFeatures:
         Args:
             clip: A loaded CLIP.
             decode: From latents float32 [B, h, w, 4] to pictures uint8 [B, H, W, 3].
-            latent_shape: Height, width and channels of the latents where a record does not say.
-            flip: Whether mirror images were trained on, too.
-            batch_size: Pictures that are decoded at once.
+            latent_shape: Height, width and channels of the latents if a record does not say.
+            flip: Whether mirror images were also trained on.
+            batch_size: Number of pictures to decode at once.
         """
         self._clip, self._decode = clip, decode
         self._shape, self._flip, self._batch_size = latent_shape, flip, batch_size
@@ -206,18 +206,18 @@ class ClipFeatures:
 
 
 def nearest(wanted: np.ndarray, training: Iterable[bytes], features: Features) -> list[Nearest]:
-    """Looks for the training picture that is nearest to each picture.
+    """Finds the nearest training picture for each picture.
 
-    All training pictures are looked at once, a few hundred at a time: memory does not grow with
-    their number but by 32 bytes each.
+    Every training picture is read once, a few hundred at a time: memory only grows by 32 bytes for
+    each of them.
 
     Args:
-        wanted: float64 [N, D], the pictures' features.
-        training: Records of LatentGen; of several of the same picture, the first counts.
-        features: The same of these.
+        wanted: float64 [N, D], features of the pictures.
+        training: Records from LatentGen; if several have the same picture, the first counts.
+        features: Computes the features of training pictures.
 
     Returns:
-        One for each picture, where there is a training picture at all.
+        One result for each picture; empty if there are no training pictures.
     """
     squares = np.sum(wanted**2, axis=1)[:, None]
     rows = np.arange(len(wanted))
@@ -235,7 +235,7 @@ def nearest(wanted: np.ndarray, training: Iterable[bytes], features: Features) -
             if apart[row, column] < found[row][0]:
                 mirrored = bool(np.argmin(both[:, row, column]))
                 found[row] = (float(apart[row, column]), records[column], mirrored)
-        # Those that are near are all that has to be kept.
+        # Only the nearest have to be kept.
         distances = np.concatenate([distances, apart], axis=1)
         if distances.shape[1] > _NEIGHBOURS + 1:
             distances = np.partition(distances, _NEIGHBOURS, axis=1)[:, : _NEIGHBOURS + 1]
@@ -246,18 +246,18 @@ def nearest(wanted: np.ndarray, training: Iterable[bytes], features: Features) -
 
 
 def nearest_hundredth(nearness: Sequence[float]) -> float:
-    """What at most one of a hundred values is smaller than; NaN of none."""
+    """The value below which at most one of a hundred values lies; NaN if there are none."""
     return sorted(nearness)[len(nearness) // 100] if len(nearness) else math.nan
 
 
 def _relative(distances: np.ndarray) -> float:
-    """The first of ascending distances, as a fraction of the others' mean."""
+    """The first of ascending distances, as a fraction of the mean of the others."""
     others = float(np.mean(distances[1:])) if len(distances) > 1 else 0.0
     return float(distances[0]) / others if others else math.nan
 
 
 def _different(records: Iterable[bytes]) -> Iterator[bytes]:
-    """Records of pictures that were not there before."""
+    """The first record of each picture."""
     seen: set[bytes] = set()
     for record in records:
         features = tf.train.Example.FromString(record).features.feature
@@ -268,7 +268,7 @@ def _different(records: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _means(records: Sequence[bytes], name: str, latent_shape: Sequence[int]) -> list[np.ndarray]:
-    """A feature of records that is latents, float16 [h, w, 4] each."""
+    """The latents in one feature of the records, float16 [h, w, 4] each."""
     # Imports Keras.
     from trainer.data.latents import latent_sides
 

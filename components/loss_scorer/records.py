@@ -1,4 +1,4 @@
-"""Records of features: TFRecords of `tf.train.Example`."""
+"""Records with features, as serialized `tf.train.Example`s for TFRecord files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 def bytes_feature(value: bytes) -> tf.train.Feature:
-    """A text, or an array's bytes."""
+    """A text, or the bytes of an array."""
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
 
@@ -23,13 +23,13 @@ def float_feature(*values: float) -> tf.train.Feature:
 
 
 def record_of(features: Mapping[str, tf.train.Feature]) -> bytes:
-    """A record, the same for the same features."""
+    """A serialized record; the same features give the same bytes."""
     example = tf.train.Example(features=tf.train.Features(feature=dict(features)))
     record: bytes = example.SerializeToString(deterministic=True)
     return record
 
 
 def bytes_of(record: bytes, name: str) -> bytes:
-    """What `bytes_feature` was made of."""
+    """The value that was given to `bytes_feature`."""
     value: bytes = tf.train.Example.FromString(record).features.feature[name].bytes_list.value[0]
     return value

@@ -1,7 +1,7 @@
-"""What a model remembers: training pictures scored beside held-out ones, drawn, and held against.
+"""What a model remembers: training pictures are scored beside held-out ones, drawn and compared.
 
-All of it stands in a split of its own, `remembering`, so that the rows of held-out pictures are the
-same whether anybody asks or not.
+The results are in a separate split, `remembering`, so that the rows of held-out pictures are the
+same with and without this check.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from trainer.presets import LATENT_SCALE
 
 SPLIT = "remembering"
 NEARNESS, NEARNESS_HELD_OUT = "nearness", "nearness_held_out"
-"""Features of its rows: of drawn pictures, and of held-out ones, their `Nearest.nearness`."""
+"""Features of its rows: the `Nearest.nearness` of drawn pictures, and of held-out pictures."""
 
 PAIRS_NAME = "nearest.json"
-"""The file beside the splits with the drawn pictures that are nearest to training pictures."""
+"""The file, beside the splits, with the drawn pictures that are nearest to training pictures."""
 
 _PICTURES_NAME = "nearest"
 _KINDS = ("drawn", "trained_on")
 _MEAN = "latent/mean"
 _MOST_PAIRS = 10
-# Of these a hundredth is ten.
+# A hundredth of these is ten.
 _MOST_HELD_OUT = 1000
 
 
@@ -62,15 +62,15 @@ class Pair:
     """A drawn picture and the training picture that is nearest to it.
 
     Attributes:
-        caption: What it was drawn for.
+        caption: Caption that it was drawn for.
         drawn: Its file, beside the list of pairs.
-        id: The training example with the nearest picture.
-        picture: That picture's file, as the decoder sees its latent.
-        mirrored: Whether it is that picture's mirror image.
+        id: Id of the training example with the nearest picture.
+        picture: File of the nearest picture, decoded from its latent.
+        mirrored: Whether the mirror image of that picture is the nearest.
         nearness: See `Nearest`.
-        own: Whether it is the picture that the caption belongs to.
-        suspect: Whether it is nearer than the nearest hundredth of the held-out pictures are.
-        compared_by: What distances are taken of, `clip` or `latents`.
+        own: Whether the nearest picture is the one that the caption belongs to.
+        suspect: Whether it is nearer than the nearest hundredth of the held-out pictures.
+        compared_by: The features that are compared, `clip` or `latents`.
     """
 
     caption: str
@@ -86,15 +86,15 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Remembering:
-    """What is looked at beside the held-out rows.
+    """What is examined beside the held-out rows.
 
     Attributes:
         training: Files of the train split's latents.
-        flip: Whether mirror images were trained on, too.
+        flip: Whether mirror images were also trained on.
         scored: Records of the training pictures that are scored.
-        drawn: Records of those whose captions are drawn.
+        drawn: Records of the training pictures whose captions are drawn.
         held_out: Records of held-out pictures that judge, each picture once.
-        wanted: How many training pictures were to be scored.
+        wanted: Number of training pictures that should be scored.
     """
 
     training: Sequence[str]
@@ -117,27 +117,27 @@ class Remembering:
 
         Args:
             training: Files of the train split's latents.
-            flip: Whether they have the mirror images, too.
+            flip: Whether they also have the mirror images.
             held_out: Records of the held-out examples that judge.
-            num_scored: Training pictures to score, but never more than there are held-out ones.
-            num_drawn: Training captions to draw.
+            num_scored: Number of training pictures to score, at most the number of held-out ones.
+            num_drawn: Number of training captions to draw.
         """
         judging = different_pictures(held_out, _MOST_HELD_OUT)
         records = itertools.chain.from_iterable(map(read_shard, training))
         wanted = min(num_scored, judging.count)
-        # With nothing to hold it against, a distance says nothing.
+        # A distance means nothing without held-out pictures to compare it with.
         num_drawn = num_drawn if judging.count else 0
         chosen = different_pictures(records, max(wanted, num_drawn)).records
         return cls(training, flip, chosen[:wanted], chosen[:num_drawn], judging.records, wanted)
 
     @property
     def num_draws(self) -> int:
-        """Rows of each scored picture in a stratum: more of few, as of held-out ones."""
+        """Rows of each scored picture in a stratum: more if there are few, as for held-out ones."""
         return num_draws(len(self.scored), self.wanted)
 
     @property
     def text_parts(self) -> Sequence[bytes]:
-        """Of the held-out records as many as of training pictures."""
+        """As many of the held-out records as there are scored training pictures."""
         return self.held_out[: len(self.scored)]
 
     def training_records(self) -> Iterator[bytes]:
@@ -146,7 +146,7 @@ class Remembering:
 
 
 def write_drawn(path: str, drawn: Iterable[DrawnPicture], temporary_folder: str) -> None:
-    """Writes drawn pictures for `held_against`, on whatever machine they were drawn."""
+    """Writes drawn pictures for `held_against`, on the machine that drew them."""
 
     def records() -> Iterator[bytes]:
         for one in drawn:
@@ -165,14 +165,14 @@ def write_drawn(path: str, drawn: Iterable[DrawnPicture], temporary_folder: str)
 def held_against(
     path: str, remembering: Remembering, task: ScoringTask, folder: str, uri: str
 ) -> None:
-    """Holds drawn pictures, and held-out ones, against all training pictures.
+    """Compares drawn and held-out pictures with all training pictures.
 
     Args:
-        path: What `write_drawn` wrote.
-        remembering: What else there is.
-        task: Says what the pictures are like, and has the decoder.
-        folder: Where the split's rows are written.
-        uri: Where the nearest pairs are written.
+        path: File that `write_drawn` wrote.
+        remembering: The other pictures.
+        task: The scoring task, with the settings of the pictures and the decoder.
+        folder: Folder to write the rows of the split to.
+        uri: Folder to write the nearest pairs to.
     """
     # Imports Keras.
     from trainer.text.tokenizer import caption_of
@@ -237,7 +237,7 @@ def held_against(
                 picture=names[1],
                 mirrored=one.mirrored,
                 nearness=one.nearness,
-                # Of several captions of the picture, its own may be another.
+                # The picture may have several captions, so the record may be another example's.
                 own=bytes_of(one.record, _MEAN) == own[bytes_of(drawn[row], "id")],
                 suspect=one.nearness < limit,
                 compared_by=features.name,

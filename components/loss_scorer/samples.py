@@ -1,4 +1,4 @@
-"""Pictures drawn for held-out captions, and what is measured of them."""
+"""Draws pictures for held-out captions, and measures them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class SampleSettings:
         sampler: One of `trainer.diffusion.samplers.SAMPLERS`.
         num_steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
-        batch_size: Pictures that are drawn at once.
-        measures: What is measured of them.
+        batch_size: Number of pictures to draw at once.
+        measures: Settings of the measures to take.
     """
 
     sampler: str
@@ -45,7 +45,7 @@ class DrawnPicture:
     Attributes:
         example: The example.
         picture: uint8 [H, W, 3].
-        mean: float32 [h, w, 4], the image encoder's.
+        mean: float32 [h, w, 4], from the image encoder.
     """
 
     example: LatentExample
@@ -56,7 +56,7 @@ class DrawnPicture:
 def traced(in_buckets: bool) -> Callable[[Callable[..., tf.Tensor]], Callable[..., tf.Tensor]]:
     """Traces a function for each shape of its inputs, or once for latents of any height and width.
 
-    A model that was built for one size takes others where they are not known while it is traced.
+    A model that was built for one size accepts others if the size is unknown during tracing.
     """
     if not in_buckets:
         return functools.partial(tf.function, autograph=False)
@@ -75,7 +75,7 @@ def traced(in_buckets: bool) -> Callable[[Callable[..., tf.Tensor]], Callable[..
 
 
 def _of_any_size(tensor: tf.Tensor) -> tf.TensorSpec:
-    """Height and width open, if it is a latent."""
+    """The spec of a tensor, with open height and width if it is a latent."""
     shape = tensor.shape.as_list()
     if len(shape) == 4:
         shape[1:3] = [None, None]
@@ -83,7 +83,7 @@ def _of_any_size(tensor: tf.Tensor) -> tf.TensorSpec:
 
 
 def chosen(example_ids: Iterable[str], number: int, seed: int) -> frozenset[str]:
-    """Picks examples at random, but the same ones every time; memory grows with `number` alone."""
+    """Picks random examples, the same ones every time; memory only grows with `number`."""
     picked = heapq.nsmallest(number, example_ids, key=lambda name: (draws.rank(name, seed), name))
     return frozenset(picked)
 
@@ -107,7 +107,7 @@ class _Drawer:
             shape = tf.shape(noise)
 
             def fresh_noise(index: tf.Tensor) -> tf.Tensor:
-                # The same for all, so that a picture does not depend on its place in the batch.
+                # The same for all, so that a picture does not depend on its position in the batch.
                 one = step_noise(tf.constant([seed, 0]), index, tf.concat([[1], shape[1:]], axis=0))
                 return tf.broadcast_to(one, shape)
 
@@ -150,18 +150,18 @@ class Sampler:
         in_buckets: bool = False,
         on_drawn: Callable[[int], object] = lambda number: None,
     ) -> None:
-        """Loads the decoder and the image encoder, which are no model's own: nothing trains them.
+        """Loads the decoder and the image encoder, which are never trained and so are shared.
 
         Args:
-            models: Candidate and baseline; `None` for what cannot be compared.
-            frozen_encoder: The base weights' text encoder.
+            models: Candidate and baseline; `None` for a model that cannot be compared.
+            frozen_encoder: The text encoder of the base weights.
             decoder_folder: Folder of an exported model.
-            base_model: What they were trained from; its image encoder measures.
+            base_model: The model that they were trained from; its image encoder is used to measure.
             settings: How pictures are drawn.
-            seed: Decides the noise that they start from.
-            word: A new word that captions may have.
+            seed: Seed of the noise that they start from.
+            word: A new word that captions may contain.
             in_buckets: Whether pictures are of several sizes.
-            on_drawn: Is told of how many pictures have been drawn.
+            on_drawn: Called with the number of pictures just drawn.
         """
         # Import Keras.
         from trainer.text.tokenizer import tokenize
@@ -195,11 +195,11 @@ class Sampler:
     def __call__(
         self, examples: Iterable[LatentExample]
     ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        """Samples for examples, in their order but for their shapes.
+        """Draws and measures for examples, in order except that equal shapes come together.
 
         Yields:
-            An example's id, and what its rows have of each measure: float32 [N], by the names of
-            features.
+            The id of an example, and the features of all measures for its rows: float32 [N], by
+            name.
         """
         for batch in of_one_shape(examples, self._settings.batch_size):
             drawn = [self._draw(drawer, batch) if drawer else None for drawer in self._drawers]
@@ -214,7 +214,7 @@ class Sampler:
                 yield example.id, features
 
     def drawn(self, examples: Iterable[LatentExample]) -> Iterator[DrawnPicture]:
-        """Pictures of the candidate alone, in the examples' order but for their shapes."""
+        """Pictures of the candidate only, in order except that equal shapes come together."""
         drawer = self._drawers[0]
         assert drawer is not None
         for batch in of_one_shape(examples, self._settings.batch_size):
@@ -227,11 +227,11 @@ class Sampler:
         """Draws for examples, from the same noise, with the candidate and with another model.
 
         Args:
-            examples: Whose captions are drawn; an id decides the noise.
-            others: The other model; `None`: the one that the candidate is compared with.
+            examples: Examples whose captions are drawn; the noise depends on the id.
+            others: The other model; `None`: the baseline.
 
         Returns:
-            Means of the image encoder, float32 [N, h, w, 4]: the candidate's, and the other's.
+            Means of the image encoder, float32 [N, h, w, 4], for the candidate and the other model.
         """
         drawers = [self._drawers[0], self._drawers[1] if others is None else self._drawer(others)]
         means: list[list[np.ndarray]] = [[], []]
@@ -248,7 +248,7 @@ class Sampler:
 
         # Filled up: kernels may round differently at another batch size.
         filled = batch + batch[-1:] * (self._settings.batch_size - len(batch))
-        # A picture is drawn in the size of the one that the caption belongs to.
+        # A picture is drawn at the size of the picture that the caption belongs to.
         noise = [draws.initial_noise(e.id, self._seed, e.mean.shape) for e in filled]
         images = self._decode(drawer(filled, np.stack(noise)))
         self._on_drawn(len(batch))
@@ -256,7 +256,7 @@ class Sampler:
         return Drawn(
             pictures=images.numpy()[: len(batch)],
             means=self._encode(images).numpy()[: len(batch)],
-            # Measures know the vocabulary's words alone.
+            # Measures only know the words of the vocabulary.
             tokens=word.as_initial(tokens) if word else tokens,
             captions=[caption_of(row, word) for row in tokens],
         )

@@ -1,4 +1,4 @@
-"""Candidate and baseline, loaded, and the rows that come of them."""
+"""Loads candidate and baseline, and makes the rows of scores."""
 
 from __future__ import annotations
 
@@ -25,49 +25,49 @@ from trainer.weights.base_model import BaseModel
 
 LOSSES = ("loss", "loss_baseline", "loss_delta")
 TRAINING_LOSSES = tuple(f"train_{name}" for name in LOSSES)
-"""The same of training pictures, which stand on rows of their own."""
+"""The same for training pictures, which have separate rows."""
 TEXT_PART, TRAINING_TEXT_PART = "text_part", "train_text_part"
-"""On one row of some examples: see `Scorer.text_parts`."""
+"""Features on one row of some examples: see `Scorer.text_parts`."""
 
 # Features of a row beside its losses.
 GROUP = "group"
 STRATUM = "timestep_bucket"
 CAPTION_BUCKET = "caption_bucket"
 PICTURE_SIZE = "picture_size"
-"""Where pictures are of several sizes."""
+"""Only set if pictures are of several sizes."""
 
-# With as few or fewer, hardly any pictures share one; with more, an interval is hardly narrower.
+# With up to so many pictures, hardly any share a group; with more, an interval is hardly narrower.
 _NUM_GROUPS = 1024
 _CAPTION_BOUNDS = (10, 20, 40, 77)
 _EXAMPLES_AT_A_TIME = 16
-# In the stratum with this one captions differ most in how they are remembered.
+# In the stratum of this timestep, captions differ most in how they are remembered.
 _TEXT_TIMESTEP = 950
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoringTask:
-    """What every worker has to know.
+    """The task of every worker.
 
     Attributes:
-        base_model: What the models were trained from.
+        base_model: The model that the others were trained from.
         candidate: Folder of the candidate's SavedModels.
         baseline: Folder of the baseline's SavedModels; None for the base weights.
-        comparable: Whether there is a baseline at all; its losses are NaN where there is none.
-        num_strata: Parts that the timesteps are divided into.
-        seed: Gives other timesteps and noise.
-        batch_size: Rows that are scored at once.
+        comparable: Whether there is a baseline; without one, its losses are NaN.
+        num_strata: Number of parts that the timesteps are divided into.
+        seed: Seed of timesteps and noise.
+        batch_size: Number of rows to score at once.
         samples: How pictures are drawn.
         num_draws: Rows of an example in each stratum.
-        sampled: Ids of the examples whose captions they are drawn for.
+        sampled: Ids of the examples whose captions are drawn.
         left_out: Ids of the examples that are not scored.
-        text_parts: Ids of the held-out examples of which the text's part is measured; empty where
-            it is of no training picture, either.
-        caption_variants: How many the records of the train split have.
-        drawn: Ids of the training pictures whose captions the candidate draws a picture for.
-        class_caption: What is drawn of a subject's class; empty where there is no class.
-        class_pictures: How many of these.
-        word: A new word that captions may have.
-        in_buckets: Whether pictures are of several sizes, which rows then say.
+        text_parts: Ids of the held-out examples whose text part is measured; empty if it is not
+            measured for training pictures either.
+        caption_variants: Caption variants in the records of the train split.
+        drawn: Ids of the training pictures whose captions the candidate draws.
+        class_caption: Caption of a subject's class; empty if there is no class.
+        class_pictures: Number of class pictures to draw.
+        word: A new word that captions may contain.
+        in_buckets: Whether pictures are of several sizes, which the rows then record.
     """
 
     base_model: BaseModel
@@ -105,9 +105,9 @@ class Scored:
     """One example at one timestep, scored.
 
     Attributes:
-        loss: Of the candidate.
-        loss_baseline: Of the baseline; NaN where there is none.
-        record: Both and what else is known of the row, a serialized tf.Example.
+        loss: Loss of the candidate.
+        loss_baseline: Loss of the baseline; NaN if there is none.
+        record: Both losses and the other features of the row, a serialized tf.Example.
     """
 
     loss: float
@@ -124,8 +124,8 @@ class Scorer:
         """Loads both models.
 
         Args:
-            task: What there is to do.
-            on_drawn: Is told of how many pictures have been drawn.
+            task: What to score and draw.
+            on_drawn: Called with the number of pictures just drawn.
         """
         # Import Keras.
         from trainer.data.latents import sample_posterior
@@ -142,7 +142,7 @@ class Scorer:
                 else models.exported_model(task.baseline, task.word)
             )
 
-        # Both see the same noisy latents, the candidate's.
+        # Both see the same noisy latents, made with the candidate's schedule.
         schedule = self._models[0].schedule
         predict_alike = len({model.schedule.prediction for model in self._models}) == 1
 
@@ -162,7 +162,7 @@ class Scorer:
                 if predict_alike:
                     error = schedule.target(latent, noise, timesteps) - predicted
                 else:
-                    # The noise is what either says something of, even where there is noise alone.
+                    # Both predictions give the noise, even if there is only noise.
                     alpha_bar = schedule.alpha_bar(timesteps)
                     error = noise - model.schedule.predicted_noise(noisy, predicted, alpha_bar)
                 return tf.reduce_mean(tf.square(error), axis=[1, 2, 3])
@@ -180,13 +180,12 @@ class Scorer:
             self._text_part_of = self._made_text_part(schedule)
 
     def rows(self, serialized: Callable[[], Iterable[bytes]]) -> Iterator[Scored]:
-        """Scores records of latents; yields all rows of each that is not left out, together.
+        """Scores records of latents; yields all rows of each scored record together.
 
-        They come in the order of the records, those of one shape before others where they are of
-        several.
+        They come in the order of the records, except that equal shapes come together.
 
         Args:
-            serialized: Gives the records, as often as it is called.
+            serialized: Returns the records each time it is called.
         """
         measured: Mapping[str, Mapping[str, np.ndarray]] = {}
         if self._task.sampled:
@@ -212,22 +211,22 @@ class Scorer:
         """Scores records of training pictures, as `rows` does.
 
         Args:
-            serialized: Gives the records, as often as it is called.
-            num_draws: Rows of each in a stratum.
+            serialized: Returns the records each time it is called.
+            num_draws: Rows of each record in a stratum.
         """
         for row, losses in self._scored(self._rows(self._trained_on(serialized()), num_draws)):
             yield _as_scored(self._features(row, TRAINING_LOSSES, losses), losses)
 
     def text_parts(self, serialized: Iterable[bytes], *, training: bool) -> Iterator[bytes]:
-        """How much of the candidate's prediction is the caption's doing, a record for each example.
+        """How much of the candidate's prediction depends on the caption, a record for each example.
 
-        The root of the mean squared difference of what it predicts with the caption and without
-        one, at a timestep of one stratum (Wen et al. 2024, "Detecting, Explaining, and Mitigating
-        Memorization in Diffusion Models", section 3.2, on noisy pictures instead of noise alone).
+        The root mean squared difference between its predictions with and without the caption, at a
+        timestep of one stratum (Wen et al. 2024, "Detecting, Explaining, and Mitigating
+        Memorization in Diffusion Models", section 3.2, on noisy pictures instead of pure noise).
 
         Args:
-            serialized: Records of latents; of those that are held out, some are left out.
-            training: Whether they are of training pictures.
+            serialized: Records of latents; some of the held-out ones are left out.
+            training: Whether they are records of training pictures.
         """
         task = self._task
         name = TRAINING_TEXT_PART if training else TEXT_PART
@@ -256,7 +255,7 @@ class Scorer:
         return self._sampler.drawn(wanted)
 
     def class_rows(self) -> Iterator[bytes]:
-        """How far pictures of a class have moved from the base weights', a record for each."""
+        """How far class pictures have moved from those of the base weights, a record for each."""
         # Imports Keras.
         from trainer.text.tokenizer import tokenize
 
@@ -264,7 +263,7 @@ class Scorer:
         text = task.base_model.preset.text_encoder
         tokens = tokenize([task.class_caption], text.max_length, text.padding)
         context = self._frozen_encoder(tf.constant(tokens, tf.int32)).numpy()[0]
-        # Of a caption, which has no picture.
+        # A class caption has no picture of its own.
         nothing = np.zeros(task.base_model.latent_shape, np.float32)
         examples = [
             LatentExample(f"class/{index}", tokens[0], context, nothing, nothing)
@@ -347,7 +346,7 @@ class Scorer:
         """Rows of examples, in some strata or in all."""
         task = self._task
         for some in of_one_shape(examples, _EXAMPLES_AT_A_TIME):
-            # Filled up, as every batch.
+            # Filled up, like every batch.
             filled = some + some[-1:] * (_EXAMPLES_AT_A_TIME - len(some))
             tokens = np.stack([example.tokens for example in filled])
             stored = np.stack([example.context for example in filled])
@@ -371,13 +370,13 @@ class Scorer:
             yield from zip(batch, self._losses(batch), strict=True)
 
     def _batches(self, rows: Iterator[_Row]) -> Iterator[list[_Row]]:
-        """Rows at once, whose latents have one shape."""
+        """Batches of rows whose latents have one shape."""
         for _, alike in itertools.groupby(rows, lambda row: row.example.mean.shape):
             while batch := list(itertools.islice(alike, self._task.batch_size)):
                 yield batch
 
     def _inputs(self, batch: list[_Row]) -> tuple[tuple[np.ndarray, ...], list[np.ndarray]]:
-        """What all models are asked about rows, and the contexts of each model."""
+        """The inputs that all models share for the rows, and the contexts of each model."""
         # The last batch is filled up: kernels may round differently at another batch size.
         filled = batch + batch[-1:] * (self._task.batch_size - len(batch))
         shared = (
@@ -421,7 +420,7 @@ def _as_scored(features: Mapping[str, tf.train.Feature], losses: tuple[float, fl
 
 
 def _picture_size(mean: np.ndarray) -> str:
-    """As `Bucket.name` has it, of a latent's mean, [h, w, 4]."""
+    """The `Bucket.name` for the mean of a latent, [h, w, 4]."""
     height, width, _ = (LATENT_DOWNSAMPLING * side for side in mean.shape)
     return Bucket(width, height).name
 
@@ -430,14 +429,14 @@ def group_of(mean: np.ndarray) -> int:
     """The group of a picture, from 0 to 1023: the same for all of its captions.
 
     Args:
-        mean: The latent's mean, float32 [h, w, 4], which equal pictures have in common.
+        mean: The mean of the latent, float32 [h, w, 4], the same for equal pictures.
     """
     digest = hashlib.sha256(mean.tobytes()).digest()
     return int.from_bytes(digest[:8], "little") % _NUM_GROUPS
 
 
 def caption_bucket(tokens: np.ndarray) -> str:
-    """The range that a caption's number of tokens falls in, start and end included."""
+    """The range that contains a caption's number of tokens, including start and end tokens."""
     from trainer.text.tokenizer import END_OF_TEXT
 
     ends = np.flatnonzero(tokens == END_OF_TEXT)

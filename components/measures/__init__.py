@@ -1,7 +1,8 @@
 """Measures of the pictures that a model draws for held-out captions.
 
-What is in `MEASURES` is computed by LossScorer, becomes metrics of the Evaluator, stands on the
-page of EvaluationReport and in its summary, and so in lineage. Importing it imports no TensorFlow.
+LossScorer computes every measure in `MEASURES`. The Evaluator turns it into metrics, and
+EvaluationReport shows it on its page and in its summary, and so in lineage. Importing this package
+does not import TensorFlow.
 """
 
 from components.measures.clip_score import ClipScore
@@ -27,16 +28,16 @@ MEASURES: tuple[Measure, ...] = (
 
 
 def applying(settings: MeasureSettings) -> tuple[Measure, ...]:
-    """The measures that are taken, in the order of `MEASURES`.
+    """The measures to take, in the order of `MEASURES`.
 
     Raises:
-        ValueError: What is asked for is no measure that is particular to some datasets.
+        ValueError: A requested name is not a measure that is particular to some datasets.
     """
     particular = [measure.name for measure in MEASURES if measure.particular]
     for name in settings.asked_for:
         if name not in particular:
             raise ValueError(
-                f"{name!r} is no measure that a dataset can ask for: there is "
+                f"{name!r} is not a measure that a dataset can ask for; it can ask for "
                 f"{', '.join(particular)}"
             )
     return tuple(measure for measure in MEASURES if measure.applies(settings))

@@ -1,7 +1,6 @@
-"""How far a model's pictures of a class have moved from those that the base weights draw.
+"""How far a model's pictures of a class have moved from the ones that the base weights draw.
 
-Both draw from the same noise, so that two pictures of a pair differ by what training has changed,
-and by nothing else.
+Both start from the same noise, so the two pictures of a pair differ only by what training changed.
 """
 
 from __future__ import annotations
@@ -13,23 +12,23 @@ import numpy as np
 from components.measures.feature_distance import latent_features
 
 CLASS_DISTANCE = "class_distance"
-"""The feature of a row that has one of the distances, and the metric that is their mean."""
+"""The feature that holds a row's distance, and the metric that is the mean of all distances."""
 
 NUM_CLASS_PICTURES, CLASS_CAPTION = "num_class_pictures", "class_caption"
 """Custom properties of the scores: how many of these pictures were drawn, and for which caption."""
 
 
 def class_distances(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """How far each picture has moved, in mean distances of two of the pictures before.
+    """How far each picture has moved, relative to the mean distance of two pictures before.
 
     Args:
-        before: float32 [N, h, w, 4], the image encoder's means of the base weights' pictures.
-        after: The same of the model's, from the same noise.
+        before: float32 [N, h, w, 4], the image encoder's means for pictures of the base weights.
+        after: The same for pictures that the model draws from the same noise.
 
     Returns:
-        float32 [N]: 0 of a picture that is the same, 1 of one that is as far from what it was as
-        one of the pictures before is from another. Distances are those of `latent_features`: of
-        colours, contrasts and layout. NaN where the pictures before are all the same, or one.
+        float32 [N]: 0 for a picture that has not changed, 1 for one that has moved as far as two
+        pictures before are apart on average. Distances are between `latent_features`: colours,
+        contrasts and layout. NaN if there is only one picture before, or all are the same.
     """
     of_before, of_after = (
         np.stack([latent_features(mean) for mean in means]).astype(np.float64)

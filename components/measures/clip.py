@@ -1,9 +1,9 @@
-"""CLIP, both towers, to say how well a picture fits its caption.
+"""CLIP with both towers, which measures how well a picture fits its caption.
 
 Radford et al. 2021. Weights are read as transformers' `CLIPModel` saves them (`config.json`,
-`model.safetensors`), which is how the published ones lie on the hub. The text tower of Stable
-Diffusion is the same network as that of `openai/clip-vit-large-patch14`, but without its
-projection, so that it cannot serve here.
+`model.safetensors`), which is how they are published on the hub. Stable Diffusion's text tower is
+the same network as in `openai/clip-vit-large-patch14`, but it lacks the projection, so it cannot be
+used here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WEIGHTS_NAME = "model.safetensors"
 
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-# Of every published CLIP, where the configuration does not say.
+# Values of every published CLIP, used if the configuration does not give them.
 _HEAD_SIZE, _EPSILON, _ACTIVATION = 64, 1e-5, "quick_gelu"
 _ACTIVATIONS = {
     "quick_gelu": lambda x: x * tf.sigmoid(1.702 * x),
@@ -36,13 +36,13 @@ _ACTIVATIONS = {
 
 
 def check_clip(address: str) -> str:
-    """Looks for the files of a model.
+    """Checks that the files of a model exist.
 
     Returns:
-        The address, a model of the hub with its commit, so that the same is found later.
+        The address; for a model of the hub with its commit, so that it stays the same model.
 
     Raises:
-        WeightsError: A file is missing, or it is no CLIP.
+        WeightsError: A file is missing, or the model is not a CLIP.
     """
     folder = open_folder(address)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
@@ -56,7 +56,7 @@ def check_clip(address: str) -> str:
 
 
 def clip_hash(address: str) -> str:
-    """SHA-256 (hex) that stands for a model."""
+    """SHA-256 (hex) that identifies a model."""
     folder = open_folder(address)
     hashes = "\n".join(folder.sha256(name) for name in (CONFIG_NAME, WEIGHTS_NAME))
     return hashlib.sha256(hashes.encode()).hexdigest()
@@ -65,7 +65,7 @@ def clip_hash(address: str) -> str:
 def clip_scores(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """CLIP scores of pictures and captions, float32 [B], from 0 to 100.
 
-    `100 * max(cosine, 0)`: Hessel et al. 2021, equation 1, with the weight that is in use for
+    `100 * max(cosine, 0)`: Hessel et al. 2021, equation 1, with the weight commonly used for
     generated pictures.
 
     Args:
@@ -86,7 +86,7 @@ class Clip:
         """Loads a model: a folder, a `gs://` address or `hf://ORG/NAME[@REVISION][/FOLDER]`.
 
         Raises:
-            WeightsError: It is missing, damaged or no CLIP.
+            WeightsError: It is missing, damaged or not a CLIP.
         """
         folder = open_folder(address)
         config = _Config.read(folder)
@@ -96,21 +96,21 @@ class Clip:
             except (OSError, SafetensorError) as error:
                 raise WeightsError(f"{folder.shown(WEIGHTS_NAME)} is damaged: {error}") from None
         try:
-            # Some are published in float16.
+            # Some models are published in float16.
             self._vision = _Tower(arrays, "vision_model", config.vision)
             self._text = _Tower(arrays, "text_model", config.text)
             self._image_projection = _float(arrays["visual_projection.weight"].T)
             self._text_projection = _float(arrays["text_projection.weight"].T)
         except KeyError as error:
             raise WeightsError(
-                f"{folder.shown(WEIGHTS_NAME)} has no tensor {error}: it is no CLIP with two towers"
+                f"{folder.shown(WEIGHTS_NAME)} has no tensor {error}: not a CLIP with two towers"
             ) from None
         self._image_size = config.image_size
         self._embed_images = tf.function(self._images, autograph=False)
         self._embed_tokens = tf.function(self._tokens, autograph=False)
 
     def image_embeddings(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """Embeds pictures, uint8 [H, W, 3] each, of which the middle square is seen: [B, D]."""
+        """Embeds the middle square of pictures, uint8 [H, W, 3] each: [B, D]."""
         size = (self._image_size, self._image_size)
         resized = [
             ImageOps.fit(Image.fromarray(image), size, Image.Resampling.BICUBIC) for image in images
@@ -120,7 +120,7 @@ class Clip:
         return embeddings
 
     def text_embeddings(self, tokens: np.ndarray) -> np.ndarray:
-        """Embeds captions, tokens int [B, 77] of `trainer.text.tokenizer`: float32 [B, D]."""
+        """Embeds captions, tokens int [B, 77] from `trainer.text.tokenizer`: float32 [B, D]."""
         embeddings: np.ndarray = self._embed_tokens(tf.constant(tokens, tf.int32)).numpy()
         return embeddings
 
@@ -179,7 +179,7 @@ class _Config:
         )
         if config.get("model_type") != "clip" or {t.activation for t in towers} - {*_ACTIVATIONS}:
             raise WeightsError(
-                f"{folder.shown(CONFIG_NAME)} describes no CLIP that is known here (model_type "
+                f"{folder.shown(CONFIG_NAME)} does not describe a supported CLIP (model_type "
                 f"{config.get('model_type')!r}): give one as transformers saves a CLIPModel"
             )
         return cls(vision.get("image_size", 224), *towers)
@@ -193,7 +193,7 @@ class _Tower:
         self._weights = {
             key.removeprefix(prefix): _float(array)
             for key, array in arrays.items()
-            # Positions are numbered in old checkpoints.
+            # Old checkpoints contain the position numbers.
             if key.startswith(prefix) and not key.endswith("position_ids")
         }
         if not self._weights:
@@ -211,7 +211,7 @@ class _Tower:
         return x * self[f"{name}.weight"] + self[f"{name}.bias"]
 
     def layers(self, x: tf.Tensor, causal: bool) -> tf.Tensor:
-        """All layers, float32 [B, T, W] to the same."""
+        """Applies all layers, float32 [B, T, W] -> float32 [B, T, W]."""
         activation = _ACTIVATIONS[self._config.activation]
         for index in range(self._count):
             name = f"encoder.layers.{index}"

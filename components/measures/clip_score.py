@@ -1,4 +1,4 @@
-"""How well does a picture fit its caption, in the eyes of CLIP?"""
+"""How well does a picture fit its caption, according to CLIP?"""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class ClipScore(MeanMeasure):
     possible = (0.0, 100.0)
 
     def applies(self, settings: MeasureSettings) -> bool:
-        """Whether there is a CLIP."""
+        """Whether a CLIP is given."""
         return bool(settings.clip_model)
 
     def load(self, settings: MeasureSettings) -> Measuring:
-        """See `Measure`; raises a `WeightsError` where the CLIP cannot be had."""
+        """See `Measure`; raises a `WeightsError` if the CLIP cannot be loaded."""
         # Imports TensorFlow.
         from components.measures.clip import Clip, clip_scores
 

@@ -1,8 +1,8 @@
 """Does a picture have the colour that its caption names?
 
-A measure of a fine-tuned model that needs no second model: generate pictures for captions that name
-a body's colour, take the colour that each picture's body has, and count how often they agree. With
-ten colours, pictures that ignore their captions agree one time in ten.
+This measure of a fine-tuned model needs no second model: generate pictures for captions that name
+a body colour, find the body colour in each picture, and count how often they agree. With ten
+colours, pictures that ignore their captions agree one time in ten.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _SPREAD = 0.24
 
 
 class ColourAgreement(MeanMeasure):
-    """Fraction of the pictures whose body has the colour that the caption names."""
+    """Fraction of pictures whose body has the colour that the caption names."""
 
     name = "colour_agreement"
     label = "Colours right"
     format = "{:.0%}"
     possible = (0.0, 1.0)
-    # Others' captions may say "blue creature", too, but of pictures that are no such drawings.
+    # Captions of other datasets may say "blue creature", too, but for different kinds of pictures.
     particular = True
 
     def load(self, settings: MeasureSettings) -> Measuring:
@@ -51,8 +51,8 @@ def caption_colour(caption: str) -> str | None:
 def body_colour(image: np.ndarray) -> str:
     """Returns the name of the colour that dominates the middle of a picture.
 
-    Pixels that look like the border (the background), dark ones (outlines, pupils) and white ones
-    (eyes) do not count. Each other pixel votes for the nearest of `data.colours.COLOURS` in
+    Pixels that look like the border (the background), dark pixels (outlines, pupils) and white
+    pixels (eyes) do not count. Every other pixel votes for the nearest of `data.colours.COLOURS` in
     CIELAB, lit or in shadow, with a weight that falls with its distance from the middle and from
     the colour.
 
@@ -91,7 +91,7 @@ def body_colour(image: np.ndarray) -> str:
         weights = weight[counted]
     differences = np.linalg.norm(pixels[:, None, :] - references[None, :, :], axis=2)
     nearest = differences.argmin(axis=1)
-    # Blends of two colours, at edges, are far from every named colour.
+    # At edges, blends of two colours are far from every named colour.
     weights = weights * np.exp(-differences.min(axis=1) / 15.0)
     votes = np.bincount(nearest, weights=weights, minlength=len(names))
     totals = dict.fromkeys(COLOURS, 0.0)
@@ -107,10 +107,10 @@ def colours_agree(
 
     Args:
         images: Each uint8 [H, W, 3].
-        captions: As many.
+        captions: One for each picture.
 
     Returns:
-        With `None` where the caption names no creature's colour.
+        One value for each picture; `None` if its caption names no creature's colour.
     """
     return [
         None if colour is None else float(body_colour(picture) == colour)
@@ -119,7 +119,7 @@ def colours_agree(
 
 
 def _references() -> tuple[list[str], np.ndarray]:
-    """Returns names and CIELAB values, float64 [N, 3], of every colour, plain and in shadow."""
+    """Returns the name and CIELAB value, float64 [N, 3], of every colour, plain and in shadow."""
     names, values = [], []
     for name, colour in COLOURS.items():
         for factor in (1.0, 0.86):

@@ -1,7 +1,7 @@
 """Does a picture show the creature that its caption describes?
 
-A small network reads the pictures, which was trained on other drawings of the sample dataset's kind
-(`components.measures.creature_reader`).
+The pictures are read by a small network that was trained on other drawings like the ones in the
+sample dataset (`components.measures.creature_reader`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from components.measures.measure import Drawn, MeanMeasure, MeasureSettings, Mea
 
 
 class _CreatureAgreement(MeanMeasure):
-    """Mean of what is right of each picture; captions of anything but creatures do not count."""
+    """Mean score of the pictures; captions that do not describe a creature do not count."""
 
     format = "{:.0%}"
     possible = (0.0, 1.0)
-    # The reader has seen nothing but such drawings.
+    # The reader has only seen such drawings.
     particular = True
 
     def load(self, settings: MeasureSettings) -> Measuring:
@@ -32,11 +32,11 @@ class _CreatureAgreement(MeanMeasure):
 
     @abc.abstractmethod
     def right(self, seen: Looks, asked: Looks) -> float | None:
-        """How much of it is right, from 0 to 1; `None` where the caption asks for nothing."""
+        """How much of the picture is right, from 0 to 1; `None` if the caption asks for nothing."""
 
 
 class ShapeAgreement(_CreatureAgreement):
-    """Fraction of the pictures whose body has the shape that the caption names."""
+    """Fraction of pictures whose body has the shape that the caption names."""
 
     name = "shape_agreement"
     label = "Shapes right"
@@ -47,7 +47,7 @@ class ShapeAgreement(_CreatureAgreement):
 
 
 class EyesAgreement(_CreatureAgreement):
-    """Fraction of the pictures with as many eyes as the caption says, or two."""
+    """Fraction of pictures with the number of eyes that the caption names, two by default."""
 
     name = "eyes_agreement"
     label = "Eyes right"
@@ -58,7 +58,7 @@ class EyesAgreement(_CreatureAgreement):
 
 
 class FeatureAgreement(_CreatureAgreement):
-    """Fraction of the features named by captions, such as horns, that are in their pictures."""
+    """Fraction of the features named by captions, such as horns, that their pictures show."""
 
     name = "feature_agreement"
     label = "Features right"

@@ -1,6 +1,7 @@
-"""Have the pictures, as a set, the colours, the contrasts and the layout of the held-out ones?
+"""Do the pictures, as a set, have the colours, contrasts and layout of the held-out ones?
 
-The FID's formula on a few numbers of the image encoder's output, which needs no second model.
+This applies the formula of the FID to a few numbers from the image encoder's output and needs no
+second model.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ _CANDIDATE, _BASELINE, _HELD_OUT = "features_candidate", "features_baseline", "f
 
 
 class FeatureDistance(Measure):
-    """Frechet distance of the drawn pictures' features and the held-out ones'."""
+    """Frechet distance between the features of the drawn and of the held-out pictures."""
 
     name = "feature_distance"
     label = "Feature distance"
     format = "{:.2f}"
     note = (
-        "The feature distance is the FID's formula on 20 numbers of the image encoder's output; it "
-        "is not the FID, and can only be compared between models that drew as many pictures of one "
-        "size."
+        "The feature distance applies the formula of the FID to 20 numbers from the image "
+        "encoder's output. It is not the FID, and can only be compared between models that drew "
+        "the same number of pictures of one size."
     )
 
     def load(self, settings: MeasureSettings) -> Measuring:
@@ -40,7 +41,7 @@ class FeatureDistance(Measure):
     def features(
         self, candidate: Value | None, baseline: Value | None, held_out_mean: np.ndarray
     ) -> dict[str, Value | None]:
-        """See `Measure`: the vectors of all three pictures."""
+        """See `Measure`: the feature vectors of all three pictures."""
         return {
             _CANDIDATE: candidate,
             _BASELINE: baseline,
@@ -64,14 +65,14 @@ def features_of(drawn: Drawn) -> list[np.ndarray]:
 
 
 def latent_features(mean: np.ndarray) -> np.ndarray:
-    """A picture in a few numbers, out of the image encoder's mean.
+    """Describes a picture by a few numbers, computed from the image encoder's mean.
 
     Args:
         mean: float32 [h, w, 4].
 
     Returns:
-        float32 [20], scaled as the diffusion model sees latents: the mean of each channel in each
-        quarter, and each channel's standard deviation.
+        float32 [20], scaled like the latents of the diffusion model: the mean of each channel in
+        each quarter, and the standard deviation of each channel.
     """
     mean = LATENT_SCALE * mean
     quarters = [

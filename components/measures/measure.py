@@ -1,7 +1,7 @@
-"""What a measure of drawn pictures is.
+"""The interface of a measure of drawn pictures.
 
-A measure stands in rows, as features of the scores, and in a metric of the Evaluator, under a name
-for the candidate's pictures and one with `_baseline` behind it for those of the baseline.
+A measure appears in the rows, as features of the scores, and as metrics of the Evaluator: under its
+name for the candidate's pictures, and with `_baseline` appended for the baseline's pictures.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Drawn:
 
     Attributes:
         pictures: uint8 [B, H, W, 3].
-        means: float32 [B, h, w, 4], the image encoder's of the pictures.
+        means: float32 [B, h, w, 4], the image encoder's means for the pictures.
         tokens: int64 [B, 77], of the captions.
-        captions: B, as they are told from the tokens: in lower case, and cut where those are.
+        captions: B captions decoded from the tokens: in lower case, and cut where the tokens are.
     """
 
     pictures: np.ndarray
@@ -35,7 +35,7 @@ class Drawn:
 
 
 Measuring = Callable[[Drawn], Sequence[Value | None]]
-"""From pictures to a value for each; `None` for one that there is nothing to measure of."""
+"""From pictures to one value each; `None` for a picture with nothing to measure."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class MeasureSettings:
     """What decides which measures are taken.
 
     Attributes:
-        asked_for: Names of measures that the dataset asks for.
-        clip_model: Address of a CLIP; empty for none.
+        asked_for: Names of the measures that the dataset asks for.
+        clip_model: Address of a CLIP; empty if there is none.
     """
 
     asked_for: tuple[str, ...] = ()
@@ -56,8 +56,8 @@ class MetricSpec:
     """A metric over many rows.
 
     Attributes:
-        class_name: One of `components.evaluator.metrics`.
-        arguments: What it is made with.
+        class_name: A class of `components.evaluator.metrics`.
+        arguments: Arguments of its constructor.
     """
 
     class_name: str
@@ -68,12 +68,12 @@ class Measure(abc.ABC):
     """A measure of the pictures that a model draws for held-out captions.
 
     Attributes:
-        name: Of the metric.
-        label: What people call it.
-        format: How its number is written for them.
-        possible: The least and the most that it can be.
-        note: What they have to know to read it, sentences; may be empty.
-        particular: Whether it makes sense for some datasets alone, which ask for it by name.
+        name: Name of the metric.
+        label: Name shown to users.
+        format: Format of the number shown to users.
+        possible: Smallest and largest possible value.
+        note: What users need to know to read it, in sentences; may be empty.
+        particular: Whether it only makes sense for some datasets, which ask for it by name.
     """
 
     name: str
@@ -85,41 +85,41 @@ class Measure(abc.ABC):
 
     @property
     def baseline_name(self) -> str:
-        """Of the same metric of the baseline's pictures."""
+        """Name of the same metric for the baseline's pictures."""
         return f"{self.name}_baseline"
 
     def applies(self, settings: MeasureSettings) -> bool:
-        """Whether it is taken."""
+        """Whether this measure is taken."""
         return not self.particular or self.name in settings.asked_for
 
     @abc.abstractmethod
     def load(self, settings: MeasureSettings) -> Measuring:
-        """Loads what the computation needs, once a process, and returns the computation."""
+        """Loads what the computation needs, once per process, and returns the computation."""
 
     @abc.abstractmethod
     def features(
         self, candidate: Value | None, baseline: Value | None, held_out_mean: np.ndarray
     ) -> dict[str, Value | None]:
-        """What the rows of an example have of it, by the names of features.
+        """The features that this measure adds to the rows of an example, by name.
 
         Args:
-            candidate: Of the candidate's picture.
-            baseline: Of the baseline's; `None` also where there is none.
-            held_out_mean: float32 [h, w, 4], the image encoder's of the held-out picture.
+            candidate: Value for the candidate's picture.
+            baseline: Value for the baseline's picture; also `None` if there is no baseline.
+            held_out_mean: float32 [h, w, 4], the image encoder's mean for the held-out picture.
         """
 
     @abc.abstractmethod
     def metrics(self) -> tuple[MetricSpec, MetricSpec]:
-        """Over many rows, the candidate's and the baseline's."""
+        """The metrics over many rows for the candidate and the baseline."""
 
 
 class MeanMeasure(Measure):
-    """A number a picture; what counts is their mean, which has a 95 % interval."""
+    """A measure with one number per picture, summarised by their mean with its 95 % interval."""
 
     def features(
         self, candidate: Value | None, baseline: Value | None, held_out_mean: np.ndarray
     ) -> dict[str, Value | None]:
-        """See `Measure`: one for each model, which are called as the metrics."""
+        """See `Measure`: one feature for each model, with the name of its metric."""
         return {self.name: candidate, self.baseline_name: baseline}
 
     def metrics(self) -> tuple[MetricSpec, MetricSpec]:

@@ -1,5 +1,5 @@
-"""What our HTML pages have in common: one file, no network, no script, light and dark."""
+"""The common parts of our HTML pages: one file, no network, no script, light and dark."""
 
 RELEASE_PLACE = "<!-- release -->not pushed yet when this page was written<!-- -->"
-"""Stands on a model's page for its release, which comes after it; who copies the page fills it in.
-"""
+"""The placeholder for the release on a model's page, which is written before the release exists;
+whoever copies the page fills it in."""

@@ -1,4 +1,4 @@
-"""Fills in a page; whatever comes from the data is escaped."""
+"""Fills in a page and escapes everything that comes from the data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from components.pages import svg
 
-# Shown as the pictures of control characters that Unicode has, or as what cannot be shown.
+# Shown as Unicode's control pictures, or as the replacement character.
 _CONTROL = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"},
     0x7F: 0x2421,
@@ -26,9 +26,9 @@ def render(package: str, template: str, **content: Any) -> str:
     """Fills in a template, which extends `page.html` of this package.
 
     Args:
-        package: Dotted name of the package that the template lies in.
-        template: Its file name.
-        content: Its variables; one that is missing is an error.
+        package: Dotted name of the package that contains the template.
+        template: File name of the template.
+        content: Variables of the template; a missing one is an error.
     """
 
     def read(name: str) -> str | None:
@@ -55,13 +55,13 @@ def visible(text: str) -> str:
 
 
 def clip(text: str, length: int) -> str:
-    """Shortens text to `length` characters, and says by how much."""
+    """Shortens text to `length` characters and appends how many were cut."""
     more = len(text) - length
     return text if more <= 0 else f"{text[:length]}… (+{more:,} characters)"
 
 
 def data_uri(image: Image.Image, file_format: str, **options: Any) -> str:
-    """A picture as the address of an `img`, with Pillow's options of its format."""
+    """A picture as a data URI for `img`, saved with Pillow's options for the format."""
     encoded = io.BytesIO()
     image.save(encoded, format=file_format, **options)
     data = base64.b64encode(encoded.getvalue()).decode()

@@ -7,7 +7,7 @@ import math
 from markupsafe import Markup
 
 _TICKS = 5
-# As wide as the widest of usual fonts has digits at 11 pixels.
+# The width of a digit at 11 pixels in the widest common font.
 _CHARACTER = 7.0
 
 
@@ -15,10 +15,10 @@ def chart(width: float, height: float, label: str, parts: list[Markup]) -> Marku
     """Puts a chart together.
 
     Args:
-        width: Of its coordinates.
-        height: Of its coordinates.
-        label: Says what the chart shows, to those who do not see it.
-        parts: Its elements, from back to front.
+        width: Width in coordinates.
+        height: Height in coordinates.
+        label: Description of the chart for users who cannot see it.
+        parts: Elements of the chart, from back to front.
     """
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
@@ -33,9 +33,9 @@ def line(css: str, x: float, y: float, other_x: float, other_y: float) -> Markup
 
 
 def text(css: str, x: float, y: float, words: str, width: float) -> Markup:
-    """Text with its middle at `x`, or from one of the ends, 0 and `width`, where it would pass it.
+    """Text centred at `x`, or aligned with one of the ends, 0 and `width`, if it might cross it.
 
-    How wide it is is known to the browser alone, so that what is near an end begins there.
+    Only the browser knows how wide the text is, so text near an end starts at that end.
     """
     half = text_width(words) / 2
     anchor, place = "middle", x
@@ -49,12 +49,12 @@ def text(css: str, x: float, y: float, words: str, width: float) -> Markup:
 
 
 def text_width(words: str) -> float:
-    """How wide a text is at most."""
+    """The maximum width of a text."""
     return len(words) * _CHARACTER
 
 
 def share_bar(fraction: float) -> Markup:
-    """A horizontal bar as wide as its place, filled from the left up to `fraction`."""
+    """A horizontal bar as wide as its container, filled from the left up to `fraction`."""
     return Markup(
         '<svg class="share" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true">'
         '<rect class="bar" width="{:.2f}" height="1"/></svg>'
@@ -71,7 +71,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number as people write it: `1,024`, `0.25`, `12.5`."""
+    """A number in its usual notation: `1,024`, `0.25`, `12.5`."""
     if value == int(value):
         return f"{int(value):,}"
     digits = 1 if abs(value) >= 100 else 2

@@ -1,4 +1,4 @@
-"""A schema file of the user's -> Schema."""
+"""The user's schema file -> Schema."""
 
 from components.pinned_schema_gen.component import PinnedSchemaGen
 

@@ -11,7 +11,7 @@ from tfx.types import channel_utils, component_spec, standard_artifacts, standar
 
 
 class PinnedSchemaGenSpec(component_spec.ComponentSpec):
-    """That of TFX's ImportSchemaGen, and a hash of the file."""
+    """The spec of TFX's ImportSchemaGen, with a hash of the file."""
 
     PARAMETERS = {
         **standard_component_specs.ImportSchemaGenSpec.PARAMETERS,
@@ -22,7 +22,7 @@ class PinnedSchemaGenSpec(component_spec.ComponentSpec):
 
 
 class PinnedSchemaGen(base_component.BaseComponent):
-    """TFX's ImportSchemaGen, but one that notices when the file changes.
+    """TFX's ImportSchemaGen, which also notices when the file changes.
 
     Outputs:
       schema: `standard_artifacts.Schema`, a copy of the file.

@@ -1,4 +1,4 @@
-"""A blessed model -> its SavedModels under one version in the serving directory."""
+"""A blessed model -> its SavedModels as one version in the serving directory."""
 
 from components.serving_pusher.component import ServingPusher
 

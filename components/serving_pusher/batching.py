@@ -1,26 +1,26 @@
-"""How TensorFlow Serving draws requests together, for each of a release's models.
+"""How TensorFlow Serving batches requests, for each model of a release.
 
 With `--enable_batching --enable_per_model_batching_parameters` it reads `batching_params.pbtxt`
-beside a SavedModel, and draws requests to others one by one. How many threads there are is the
-server's own: `serving/deploy/kubernetes/batching_parameters.txt`.
+beside a SavedModel, and draws requests to other models one by one. The number of threads is a
+setting of the server: `serving/deploy/kubernetes/batching_parameters.txt`.
 """
 
 from __future__ import annotations
 
-# A picture takes tenths of a second or more; who asks at the same moment does so within less.
+# A picture takes tenths of a second or more; simultaneous requests arrive within less.
 _WAIT_MICROSECONDS = 10_000
-# Of one request, which is divided; in all, those that wait beside the batch that is drawn.
+# Most rows of one request, which is split; most batches that wait while one is drawn.
 _MOST_ROWS = 1024
 _MOST_WAITING = 256
 
 
 def batching_parameters(batch_size: int) -> bytes:
-    """A `BatchingParameters` of TensorFlow Serving, as text.
+    """`BatchingParameters` of TensorFlow Serving, as text.
 
-    There are no `allowed_batch_sizes`: what a batch would be filled up with is drawn, too.
+    There are no `allowed_batch_sizes`, because the padding of a batch would be drawn, too.
 
     Args:
-        batch_size: The most pictures that are drawn together.
+        batch_size: Maximum number of pictures to draw together.
     """
     text = f"""\
 max_batch_size {{ value: {_MOST_ROWS} }}

@@ -1,10 +1,10 @@
-"""Draws a picture with SavedModels, in a process that has TensorFlow and nothing else.
+"""Draws a picture with SavedModels, in a process that only imports TensorFlow.
 
     python canary.py <folder with the SavedModels> <image size>
 
-Where there is an image encoder, it is drawn on from that picture, too.
+If there is an image encoder, a second picture is drawn from the first.
 
-The last line on stdout is `{"problem": null}`, or what is wrong instead of `null`.
+The last line on stdout is `{"problem": null}`, or the problem instead of `null`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _IMAGE_ENCODER = "image_encoder"
 
 
 def problem(folder: str, image_size: int) -> str | None:
-    """Says what is wrong with the models in `folder`; None if they draw a picture."""
+    """Returns what is wrong with the models in `folder`; None if they draw a picture."""
     models = {}
     networks = ["text_encoder", "diffusion_model", "decoder"]
     if tf.io.gfile.isdir(os.path.join(folder, _IMAGE_ENCODER)):
@@ -74,7 +74,7 @@ def problem(folder: str, image_size: int) -> str | None:
 def _problem_with_picture(
     models: dict[str, Any], request: dict[str, tf.Tensor], images: tf.Tensor
 ) -> str | None:
-    """Says what is wrong where a picture is drawn from another; None if nothing is."""
+    """Returns what is wrong with drawing from a picture; None if nothing is."""
     try:
         encoded = models[_IMAGE_ENCODER].signatures["serving_default"](images=images)["latent"]
         latent = models["diffusion_model"].signatures["from_image"](
@@ -92,7 +92,7 @@ def _problem_with_picture(
 
 
 def _warmup_problem(folder: str, models: dict[str, Any]) -> str | None:
-    """Makes the requests that TensorFlow Serving would; one that fails keeps it from loading."""
+    """Makes the warm-up requests of TensorFlow Serving; if one fails, it does not load a model."""
     from tensorflow_serving.apis import prediction_log_pb2
 
     for network, model in models.items():

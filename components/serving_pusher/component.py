@@ -18,7 +18,7 @@ class ServingPusherSpec(component_spec.ComponentSpec):
     PARAMETERS = {
         "push_destination": component_spec.ExecutionParameter(type=str),
         "keep_versions": component_spec.ExecutionParameter(type=int),
-        # Vertex hands over no booleans.
+        # Vertex does not support booleans.
         "canary": component_spec.ExecutionParameter(type=int),
         "canary_timeout_seconds": component_spec.ExecutionParameter(type=int),
         "checkpoint": component_spec.ExecutionParameter(type=str),
@@ -41,16 +41,16 @@ class ServingPusherSpec(component_spec.ComponentSpec):
 
 
 class ServingPusher(base_component.BaseComponent):
-    """Pushes the SavedModels of a blessed model, three or four, under one version.
+    """Pushes the SavedModels of a blessed model, three or four, as one version.
 
-    A version is there if and only if `<push_destination>/releases/<version>.json` is; it is served
-    once `models.config` names it. See `serving.serving_directory` for the layout.
+    A version exists if and only if `<push_destination>/releases/<version>.json` exists; it is
+    served once `models.config` names it. See `serving.serving_directory` for the layout.
 
     Outputs:
-      pushed_model: `standard_artifacts.PushedModel`, holding a copy of the release file as
-        `release.json` where something was pushed. Custom properties: `pushed` (1 or 0) and either
+      pushed_model: `standard_artifacts.PushedModel`, with a copy of the release file as
+        `release.json` if something was pushed. Custom properties: `pushed` (1 or 0) and either
         `pushed_destination` and `pushed_version` (text), or `reason` (why nothing was pushed); and
-        `signed_by`, the SHA-256 of the public key, of a release that was signed.
+        for a signed release `signed_by`, the SHA-256 of the public key.
     """
 
     SPEC_CLASS = ServingPusherSpec
@@ -79,40 +79,42 @@ class ServingPusher(base_component.BaseComponent):
         """Makes the component.
 
         Args:
-            model: What the Trainer made.
-            model_blessing: What the Evaluator says of it; its losses are written into the release.
-            latents: What the model was trained on; how often each word is in their captions goes
-                into the file with its adapters.
-            push_destination: The serving directory, local or remote. Several pushes to it at once
+            model: Output of the Trainer.
+            model_blessing: The Evaluator's blessing; its losses are written into the release.
+            latents: What the model was trained on; the word counts of their captions go into the
+                file with its adapters.
+            push_destination: The serving directory, local or remote. Simultaneous pushes to it
                 wait for each other.
-            keep_versions: Newest versions to keep, 0 for all.
+            keep_versions: Number of newest versions to keep, 0 for all.
             canary: Whether to push only models that draw a picture in a fresh process.
-            canary_timeout_seconds: After which a canary that says nothing is an error.
-            checkpoint: What the weights are stored as in the one file that other tools open,
-                float16 or float32; "" for no such file. What training left as it was comes from
-                the base weights.
-            batch_size: The most pictures that TensorFlow Serving draws together, of requests that
-                come at the same moment; 1 for each by itself.
-            publish_captions: Whether captions, or words of them, may be in a release.
+            canary_timeout_seconds: Seconds after which a canary without a verdict is an error.
+            checkpoint: Data type of the weights in the single file for other tools, float16 or
+                float32; "" for no such file. Weights that training left unchanged come from the
+                base weights.
+            batch_size: Maximum number of pictures from simultaneous requests that TensorFlow
+                Serving draws together; 1 draws each by itself.
+            publish_captions: Whether a release may contain captions or words of them.
             sign_key: File with the private key that releases are signed with; "" for none.
-            sign_key_env: Or the environment variable that holds it, by its name; "" for none.
-            c2pa_certificate: File with the chain of certificates, PEM, that pictures of the release
-                are signed with, which goes into it; "" for none.
-            c2pa_key_env: The environment variable that holds the key of that where they are drawn.
-            settings: All settings of the run, as JSON, for whoever wants to make it again. Nothing
-                else depends on them.
-            training_dataset: Where the dataset lies, of the hub with its commit, for the release to
-                say; "" if it need not. Nothing else depends on it, so that the same pictures in
-                another place push nothing again.
+            sign_key_env: Alternatively, the name of the environment variable that holds the key; ""
+                for none.
+            c2pa_certificate: File with the certificate chain, PEM, that pictures of the release are
+                signed with; it is copied into the release; "" for none.
+            c2pa_key_env: Name of the environment variable that holds the certificate's key on
+                machines that draw.
+            settings: All settings of the run, as JSON, to reproduce it. Nothing else depends on
+                them.
+            training_dataset: Path or address of the dataset, on the hub with its commit, to record
+                in the release; "" for none. Nothing else depends on it, so that the same pictures
+                at another path push nothing again.
 
         Raises:
-            ValueError: A setting is impossible, or the address has a secret in it.
+            ValueError: A setting is impossible, or the address contains a secret.
         """
         check_address(push_destination)
         check_address(sign_key)
         check_address(c2pa_certificate)
         if sign_key and sign_key_env:
-            raise ValueError("sign_key and sign_key_env both name a key: give one of them")
+            raise ValueError("sign_key and sign_key_env both name a key: give only one of them")
         if bool(c2pa_certificate) != bool(c2pa_key_env):
             raise ValueError("c2pa_certificate and c2pa_key_env belong together: give both")
         if not push_destination:

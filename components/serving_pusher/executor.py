@@ -38,11 +38,11 @@ from storage.verdict import UNSURE, VERDICT
 RELEASE_NAME = "release.json"
 SIGNED_BY = "signed_by"
 CHECKPOINTS = ("", "float16", "float32")
-"""What the file for other tools may store weights as; "" for none."""
+"""Data types of the weights in the file for other tools; "" for no such file."""
 
 _CANARY = Path(__file__).with_name("canary.py")
 _METRICS = ("loss", "loss_baseline", "loss_delta")
-# What the Evaluator says of the model, by the names of its blessing's properties.
+# The Evaluator's reasons, by the name of the blessing's property.
 REASONS = "reasons"
 
 logger = logging.getLogger(__name__)
@@ -60,11 +60,11 @@ class Executor(base_executor.BaseExecutor):
         """See `ServingPusher`.
 
         Raises:
-            CorruptCopyError: A file changed on its way.
-            ServingError: The key that releases are signed with, or the certificate for pictures, is
-                not there, or is none.
-            UserError: The canary came to no verdict.
-            WeightsError: The file for other tools needs base weights that are not there any more.
+            CorruptCopyError: A file changed while it was copied.
+            ServingError: The key for signing releases, or the certificate for pictures, is missing
+                or invalid.
+            UserError: The canary gave no verdict.
+            WeightsError: The file for other tools needs base weights that no longer exist.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         model = artifact_utils.get_single_instance(input_dict["model"])
@@ -76,7 +76,7 @@ class Executor(base_executor.BaseExecutor):
 
         key = seals.signing_key(exec_properties["sign_key"], exec_properties["sign_key_env"])
         source = path_utils.serving_model_path(model.uri)
-        # As it is: a release keeps what the model says of itself, whichever version wrote it.
+        # Unchanged: a release keeps the manifest of the model, whichever version wrote it.
         content = json.loads(filesystem.read_bytes(os.path.join(source, MODEL_MANIFEST_NAME)))
         manifest = ModelManifest.from_json(content)
         if not exec_properties["publish_captions"] and manifest.prompts_are_captions:
@@ -160,7 +160,7 @@ class Executor(base_executor.BaseExecutor):
         logger.info("Version %d is in %s%s.", release["version"], directory.root, marked)
 
     def _lineage(self, inputs: dict[str, list[types.Artifact]]) -> dict[str, Any]:
-        """Where in ML Metadata this push is: its run, its execution, and ids of its inputs."""
+        """This push in ML Metadata: its run, its execution, and the ids of its inputs."""
         context = self._context
         return {
             "pipeline": context.pipeline_info.id if context and context.pipeline_info else None,
@@ -174,10 +174,10 @@ def run_canary(folder: str, image_size: int, timeout_seconds: int) -> None:
     """Draws a picture with the models in `folder`, in a fresh process.
 
     Raises:
-        ModelRefusedError: The models draw none, or a wrong one.
+        ModelRefusedError: The models draw no picture, or a wrong one.
         UserError: The process ended without a verdict, or took too long.
     """
-    # On the CPU: this process may hold all of the GPU's memory.
+    # On the CPU: this process may hold all of the GPU memory.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, str(_CANARY), folder, str(image_size)]
     try:
@@ -200,8 +200,8 @@ def run_canary(folder: str, image_size: int, timeout_seconds: int) -> None:
     except (ValueError, KeyError, TypeError):
         said = finished.stderr.strip().rpartition("\n")[2] or "nothing"
         raise UserError(
-            f"the canary process ended with status {finished.returncode} and without a verdict "
-            f"(its last words: {said}); nothing was pushed: start "
+            f"the canary process ended with status {finished.returncode} without a verdict "
+            f"(last line of its log: {said}); nothing was pushed: start "
             "the run again, or set serving.canary to false"
         ) from None
     if problem is not None:

@@ -1,4 +1,4 @@
-"""What a release has for other tools: the model in one file, its adapters, a word's vectors."""
+"""The files of a release for other tools: the whole model, its adapters, a word's vectors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class SingleFile(NamedTuple):
     """A file that is made for a release.
 
     Attributes:
-        stored_as: What its weights are stored as.
-        write: Makes it.
+        stored_as: Data type of its weights.
+        write: Writes the file.
     """
 
     stored_as: str
@@ -29,14 +29,14 @@ class SingleFile(NamedTuple):
 def single_files(
     source: str, facts: Mapping[str, Any], *, checkpoint: str, captions_of: str | None
 ) -> dict[str, SingleFile]:
-    """The files that go into a release, by their names.
+    """The files that go into a release, by name.
 
     Args:
-        source: Folder with the SavedModels and, where it has adapters, `lora.safetensors`; and
-            where it knows a new word, `learned_embeds.safetensors`.
-        facts: Of the release, but for its number.
-        checkpoint: What the weights of the whole model are stored as; "" for no such file.
-        captions_of: The latents whose captions' words the adapters name; `None` for none.
+        source: Folder with the SavedModels, and `lora.safetensors` if the model has adapters, and
+            `learned_embeds.safetensors` if it knows a new word.
+        facts: Facts of the release, without its number.
+        checkpoint: Data type of the weights of the whole model; "" for no such file.
+        captions_of: The latents whose caption words are named with the adapters; `None` for none.
     """
     preset_name = facts["preset"]
 
@@ -61,7 +61,7 @@ def single_files(
         )
 
     def write_word(path: str, version: int) -> None:
-        # Its title is the word, not the release's.
+        # Its title is the word, not the title of the release.
         said = {k: v for k, v in release(version).items() if k != "modelspec.title"}
         Path(path).write_bytes(with_header(filesystem.read_bytes(word), said))
 

@@ -1,8 +1,8 @@
-"""The requests that TensorFlow Serving makes of a version before it serves it.
+"""The requests that TensorFlow Serving makes to a version before serving it.
 
-The first request of a signature is slow, because TensorFlow optimizes its graph then. TensorFlow
-Serving replays `assets.extra/tf_serving_warmup_requests` while a version is loading, so that no
-user waits for that.
+The first request to a signature is slow, because TensorFlow then optimizes its graph. TensorFlow
+Serving replays `assets.extra/tf_serving_warmup_requests` while it loads a version, so that no user
+has to wait for this.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from serving.serving_directory import ModelRefusedError
 from trainer.presets import LATENT_CHANNELS, LATENT_DOWNSAMPLING
 
 _PROMPT = b"a drawing of a small round creature"
-# What zero would not do for.
+# Inputs for which zero does not work.
 _VALUES = {
     "num_steps": 1,
     "guidance_scale": 7.5,
@@ -29,7 +29,7 @@ _VALUES = {
     "strength": 1.0,
     "mask_bytes": b"",
 }
-# What clients ask for where requests are drawn together, and otherwise hardly ever.
+# Signatures that clients hardly ever use unless requests are batched.
 _OF_ROWS = ("rows", "rows_from_image", "size_of_rows")
 _INITIALIZER = "__saved_model_init_op"
 
@@ -37,27 +37,27 @@ _INITIALIZER = "__saved_model_init_op"
 def warmup_requests(
     saved_model: str, network: str, image_size: int, *, in_batches: bool = False
 ) -> bytes:
-    """One request of one picture for every signature that is used, as TFRecords of PredictionLogs.
+    """One request for one picture for every signature in use, as TFRecords of PredictionLogs.
 
     Args:
-        saved_model: Its folder.
-        network: What servers call it.
-        image_size: Side of the picture in pixels, where a signature takes any.
-        in_batches: Whether servers draw requests together, and refuse signatures that have not a
-            row for each picture in every input, in a warm-up as well.
+        saved_model: Folder of the SavedModel.
+        network: Name of the model on servers.
+        image_size: Side of the picture in pixels, if a signature accepts any.
+        in_batches: Whether servers batch requests. They then refuse signatures that do not have
+            one row per picture in every input, also in a warm-up.
 
     Raises:
-        ModelRefusedError: It is no SavedModel, or servers could not draw requests to it together.
+        ModelRefusedError: It is not a SavedModel, or servers could not batch requests to it.
     """
     try:
         with fileio.open(os.path.join(saved_model, "saved_model.pb"), "rb") as f:
             [graph] = saved_model_pb2.SavedModel.FromString(f.read()).meta_graphs
     except (message.DecodeError, ValueError, tf.errors.NotFoundError, OSError) as error:
-        raise ModelRefusedError(f"the {network} is no SavedModel ({error})") from error
+        raise ModelRefusedError(f"the {network} is not a SavedModel ({error})") from error
     if in_batches and network == "diffusion_model" and _OF_ROWS[0] not in graph.signature_def:
         raise ModelRefusedError(
-            f"the {network} was exported by a former version, and requests to it cannot be drawn "
-            "together: set serving.batch_size to 1, or train it again"
+            f"the {network} was exported by a former version, so requests to it cannot be "
+            "batched: set serving.batch_size to 1, or train it again"
         )
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "requests")
@@ -94,8 +94,8 @@ def _value(name: str, tensor: tf.compat.v1.TensorInfo, image_size: int) -> tf.Te
     if name == "latent_bytes":
         side = image_size // LATENT_DOWNSAMPLING
         return tf.io.serialize_tensor(tf.zeros([side, side, LATENT_CHANNELS]))[None]
-    # Pictures and masks have pixels, latents and noise positions; of texts and contexts the number
-    # alone is open.
+    # Pictures and masks are sized in pixels, latents and noise in positions; texts and contexts
+    # only have an open number of rows.
     side = image_size if dtype == tf.uint8 else image_size // LATENT_DOWNSAMPLING
     open_dims = (1, side, side)
     shape = [

@@ -9,6 +9,6 @@ from components.statistics_gen.executor import Executor
 
 
 class StatisticsGen(components.StatisticsGen):
-    """TFX's own component with an executor of ours; see there."""
+    """TFX's own component with our executor; see there."""
 
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)

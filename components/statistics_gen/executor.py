@@ -8,4 +8,4 @@ from components.whole_elements import WholeElementsExecutor
 
 
 class Executor(WholeElementsExecutor, executor.Executor):
-    """TFX's own, with nothing cut or lost between Beam's workers."""
+    """TFX's own executor, with nothing cut or lost between Beam's workers."""

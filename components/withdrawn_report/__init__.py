@@ -1,4 +1,4 @@
-"""What was withdrawn, who knows it, and whether the new model does -> a page to hand on."""
+"""What was withdrawn, and which releases and whether the new model know it -> a page to share."""
 
 from components.withdrawn_report.component import WithdrawnReport
 

@@ -37,7 +37,7 @@ class WithdrawnReportSpec(component_spec.ComponentSpec):
         "base_weights_hash": component_spec.ExecutionParameter(type=str),
         "crop": component_spec.ExecutionParameter(type=str),
         "crop_seed": component_spec.ExecutionParameter(type=int),
-        # As LatentGen has them.
+        # The same as for LatentGen.
         "buckets": component_spec.ExecutionParameter(type=str, optional=True),
         "word_captions": component_spec.ExecutionParameter(type=str, optional=True),
         "num_strata": component_spec.ExecutionParameter(type=int),
@@ -54,16 +54,16 @@ class WithdrawnReportSpec(component_spec.ComponentSpec):
 
 
 class WithdrawnReport(base_component.BaseComponent):
-    """Says what was taken out of the dataset, which releases know it, and whether the model does.
+    """Reports what was withdrawn, and which releases and whether the model know it.
 
-    The withdrawn pictures are read once more, where the dataset still has them, encoded, scored
-    beside held-out ones, and forgotten: nothing but numbers is kept.
+    The withdrawn pictures are read again if the dataset still has them, encoded, scored beside
+    held-out ones, and discarded: only numbers are kept.
 
     Outputs:
-      report: `components.WithdrawnReport` with `withdrawn.html` and `withdrawn.json`; where the
-        list gives several reasons, a folder `requests` with the same of each, so that nobody is
-        handed what concerns others. Custom properties: `withdrawn_rows`, and, where pictures could
-        be scored, `withdrawn_loss`, `withdrawn_gap` and `withdrawn_gap_added` (see
+      report: `components.WithdrawnReport` with `withdrawn.html` and `withdrawn.json`; if the list
+        gives several reasons, a folder `requests` with the same files for each reason, so that
+        nobody receives what concerns others. Custom properties: `withdrawn_rows`, and, if pictures
+        could be scored, `withdrawn_loss`, `withdrawn_gap` and `withdrawn_gap_added` (see
         `components.withdrawn_report.losses.Gap`).
     """
 
@@ -92,12 +92,12 @@ class WithdrawnReport(base_component.BaseComponent):
 
         Args:
             rejects: The rows that CaptionExampleGen set aside.
-            latents: What LatentGen made of the others.
-            model: What was trained on them.
-            dataset: Where the dataset lies; may be a runtime parameter.
-            spec: What is read of it, and how; its place counts for nothing here.
-            base_model: What the model was trained from; its encoders are used.
-            known_by: Which releases know what is withdrawn; `None`: nobody has looked.
+            latents: LatentGen's output for the other rows.
+            model: The model that was trained on them.
+            dataset: Path or address of the dataset; may be a runtime parameter.
+            spec: What is read from the dataset, and how; its `dataset` is ignored here.
+            base_model: The model that training started from; its encoders are used.
+            known_by: Which releases know what is withdrawn; `None`: not looked up.
             crop: As for LatentGen.
             crop_seed: As for LatentGen.
             buckets: As for LatentGen.
@@ -107,16 +107,16 @@ class WithdrawnReport(base_component.BaseComponent):
             seed: As for LossScorer.
 
         Raises:
-            WeightsError: A file of the weights is missing, or nobody says what its hash should be.
+            WeightsError: A file of the weights is missing, or its expected hash is unknown.
         """
         how = dataclasses.asdict(spec)
-        # What was taken out stands with the rejected rows.
+        # The withdrawn rows are recorded with the rejected rows.
         del how["dataset"], how["withdrawn"]
         super().__init__(
             WithdrawnReportSpec(
                 dataset=dataset,
                 spec=json.dumps(how, sort_keys=True),
-                known_by=(known_by or KnownBy(problem="nobody has looked")).to_json(),
+                known_by=(known_by or KnownBy(problem="not looked up")).to_json(),
                 preset=base_model.preset.name,
                 image_size=base_model.image_size,
                 base_weights=base_model.base_weights,

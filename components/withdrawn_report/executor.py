@@ -40,10 +40,10 @@ from trainer.data.buckets import BucketLimits
 
 PAGE_NAME, JSON_NAME = "withdrawn.html", "withdrawn.json"
 REQUESTS = "requests"
-"""The folder with the same for each reason, where there are several."""
+"""The folder with the same files for each reason, if there are several."""
 
 _TEMPLATE_NAME = "template.html"
-# More would make the interval hardly narrower.
+# More pictures would hardly make the interval narrower.
 _MOST_HELD_OUT = 200
 
 logger = logging.getLogger(__name__)
@@ -54,11 +54,11 @@ class _Compared:
     """Withdrawn pictures beside held-out ones.
 
     Attributes:
-        withdrawn: Losses on the former.
-        held_out: Losses on the latter.
-        gap: How much lower the former are.
-        gap_added: How much further they have fallen, from those of the base weights.
-        verdict: That in a sentence.
+        withdrawn: Losses on the withdrawn pictures.
+        held_out: Losses on the held-out pictures.
+        gap: How much lower the losses on the withdrawn pictures are.
+        gap_added: How much further these have fallen from the losses of the base weights.
+        verdict: The result in a sentence.
     """
 
     withdrawn: Losses
@@ -70,17 +70,17 @@ class _Compared:
 
 @dataclasses.dataclass(frozen=True)
 class _Findings:
-    """What a page says.
+    """The contents of a page.
 
     Attributes:
-        training_id: Names the training of the model.
-        list_digest: Names the list.
-        entries: What was asked for.
-        rows: What was taken out for that.
-        known_by: Who knows it.
-        compared: Whether the new model does; `None` where nothing could be scored.
-        losses: The model's loss and that of the base weights on each row.
-        not_scored: Why rows were not scored; "" where all were.
+        training_id: Id of the model's training.
+        list_digest: Digest of the list.
+        entries: Entries of the list.
+        rows: Rows that were withdrawn for them.
+        known_by: Which releases know these rows.
+        compared: Whether the new model knows them; `None` if nothing could be scored.
+        losses: The losses of the model and of the base weights on each row.
+        not_scored: Why rows were not scored; "" if all were.
     """
 
     training_id: str | None
@@ -99,7 +99,7 @@ class _Findings:
         return [entry for entry in self.entries if entry.line not in named]
 
     def json(self) -> str:
-        """All of it, for programs; what is no number is null."""
+        """The contents as JSON for programs; numbers that are not finite are null."""
         said = dataclasses.asdict(self)
         losses = said.pop("losses")
         lines = {row["id"]: losses.get(row["id"]) for row in said["rows"]}
@@ -121,7 +121,7 @@ class Executor(base_executor.BaseExecutor):
         """See `WithdrawnReport`.
 
         Raises:
-            WeightsError: The base weights are not those that the component was made with.
+            WeightsError: The base weights have changed since the component was made.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         rejects = artifact_utils.get_single_instance(input_dict["rejects"])
@@ -137,7 +137,7 @@ class Executor(base_executor.BaseExecutor):
             [latents] = input_dict["latents"]
             candidate = path_utils.serving_model_path(model.uri)
             scores = _scores(withdrawn.rows, pictures, latents, candidate, exec_properties)
-        # An entry is known by its line from here on: of each request there are but some.
+        # From here on, an entry is identified by its line: each request only has some entries.
         rows = [
             dataclasses.replace(row, entry=withdrawn.entries[row.entry].line)
             for row in withdrawn.rows
@@ -179,11 +179,11 @@ def _read_again(spec: DatasetSpec, rows: Sequence[WithdrawnRow]) -> tuple[Mappin
     try:
         pictures = read_again(spec, rows)
     except DatasetError as error:
-        # Where it lies is nobody's business who is handed the page.
+        # The page must not reveal the path of the dataset to whoever receives it.
         logger.warning("Withdrawn pictures are not scored: %s", error)
-        return {}, "the dataset cannot be read any more"
+        return {}, "the dataset can no longer be read"
     missing = {row.picture for row in rows} - pictures.keys()
-    problem = f"{len(missing):,} pictures are not in the dataset any more" if missing else ""
+    problem = f"{len(missing):,} pictures are no longer in the dataset" if missing else ""
     return pictures, problem
 
 
@@ -194,7 +194,7 @@ def _scores(
     candidate: str,
     exec_properties: Mapping[str, Any],
 ) -> tuple[Scores, Scores] | None:
-    """Losses of withdrawn and of held-out examples; `None` where nothing is held out."""
+    """Losses of withdrawn and of held-out examples; `None` if nothing is held out."""
     # Import Keras.
     from trainer.data.held_out import different_pictures
     from trainer.data.latents import LatentsManifest
@@ -211,7 +211,7 @@ def _scores(
         flip=False,
         crop=exec_properties["crop"],
         crop_seed=exec_properties["crop_seed"],
-        # What is held out is encoded as it is written.
+        # Like held-out captions, these are encoded as written.
         tags=TagShuffle(),
         template=CaptionTemplate(),
         words=WordCaptions.of_json(exec_properties.get("word_captions")),
@@ -230,7 +230,7 @@ def _scores(
         batch_size_of(preset, manifest),
         in_buckets=limits is not None,
     )
-    # Scorers switch it off; what runs next in this process shall find it as it was.
+    # Scorers switch it off; it is restored for whatever runs next in this process.
     tensor_float_32 = tf.config.experimental.tensor_float_32_execution_enabled()
     found = score(rows, pictures, held_out, way, settings, exec_properties["min_draws"])
     tf.config.experimental.enable_tensor_float_32_execution(tensor_float_32)
@@ -238,10 +238,10 @@ def _scores(
 
 
 def _with_scores(found: _Findings, scores: tuple[Scores, Scores] | None) -> _Findings:
-    """The same, with what was scored of its rows."""
+    """The same findings, with the scores of their rows."""
     if scores is None:
         return dataclasses.replace(
-            found, not_scored=found.not_scored or "nothing that is held out can judge this model"
+            found, not_scored=found.not_scored or "no held-out picture can judge this model"
         )
     own, held_out = scores[0].only(row.id for row in found.rows), scores[1]
     if not own.by_example:
@@ -257,9 +257,9 @@ def _with_scores(found: _Findings, scores: tuple[Scores, Scores] | None) -> _Fin
 def _verdict(added: Gap) -> str:
     if not added.has_interval:
         return (
-            "a single picture has no interval, and whether there is a gap cannot be told"
+            "a single picture has no interval, so it is unknown whether there is a gap"
             if math.isfinite(added.value)
-            else "a loss is not a finite number, and whether there is a gap cannot be told"
+            else "a loss is not a finite number, so it is unknown whether there is a gap"
         )
     if added.is_shown:
         return "a gap is shown: the loss has surely fallen further on the withdrawn pictures"
@@ -269,7 +269,7 @@ def _verdict(added: Gap) -> str:
 def _requests(
     found: _Findings, whole: _Findings, scores: tuple[Scores, Scores] | None
 ) -> Iterator[tuple[tuple[str, ...], _Findings]]:
-    """Folders, and what goes there: everything, and for each reason what it is about."""
+    """Folders and their contents: all findings, and the findings for each reason."""
     yield (), found
     reasons = list(dict.fromkeys(entry.reason for entry in found.entries))
     if len(reasons) < 2:

@@ -1,7 +1,7 @@
 """Losses on withdrawn pictures beside held-out ones.
 
-The pictures are read again where the dataset has them, and encoded as LatentGen encodes what is
-held out, in a folder on this machine that is gone afterwards.
+The pictures are read again if the dataset still has them, and encoded like LatentGen's held-out
+pictures, in a local folder that is deleted afterwards.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Gap:
     """How much lower a loss is than another, with the ends of its 95 % interval.
 
     Attributes:
-        value: As a fraction of the held-out loss, above zero where the withdrawn pictures have the
-            lower one.
-        lower: End of the interval; NaN with a single picture, of which there is none.
-        upper: The other end.
+        value: The gap as a fraction of the held-out loss; above zero if the withdrawn pictures have
+            the lower loss.
+        lower: Lower end of the interval; NaN for a single picture, which has no interval.
+        upper: Upper end of the interval; likewise.
     """
 
     value: float
@@ -51,7 +51,7 @@ class Gap:
 
     @property
     def is_shown(self) -> bool:
-        """Whether all of the interval is above zero."""
+        """Whether the whole interval is above zero."""
         return self.lower > 0
 
     @property
@@ -62,13 +62,13 @@ class Gap:
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """Of some examples.
+    """Mean losses on some examples.
 
     Attributes:
-        mean: Of the model, over all rows.
-        base_weights: Of the base weights.
-        examples: How many there are.
-        pictures: Of how many pictures, near duplicates counting once.
+        mean: Mean loss of the model, over all rows.
+        base_weights: Mean loss of the base weights.
+        examples: Number of examples.
+        pictures: Number of their pictures; near duplicates count once.
     """
 
     mean: float
@@ -82,21 +82,21 @@ class Scores:
     """Losses of examples, row by row.
 
     Attributes:
-        by_example: By id, float [rows, 2]: of the model and of the base weights.
-        group: Of every example the picture; what resembles one another is one.
+        by_example: By id, float [rows, 2]: losses of the model and of the base weights.
+        group: The picture of every example; near duplicates count as one picture.
     """
 
     by_example: Mapping[str, np.ndarray]
     group: Mapping[str, int]
 
     def only(self, ids: Iterable[str]) -> Scores:
-        """Of some examples."""
+        """The losses of some examples."""
         kept = {name: self.by_example[name] for name in ids if name in self.by_example}
         return Scores(kept, self.group)
 
     @property
     def losses(self) -> Losses:
-        """What comes of them."""
+        """The mean losses."""
         every = np.concatenate([*self.by_example.values()])
         model, base = every.mean(0)
         groups = {self.group[name] for name in self.by_example}
@@ -112,14 +112,14 @@ class Scores:
 
 
 def gap(withdrawn: Scores, held_out: Scores) -> Gap:
-    """How much lower the model's loss is on withdrawn pictures: `memorization_gap` of others."""
+    """How much lower the model's loss is on withdrawn pictures, like `memorization_gap`."""
     return _gap(withdrawn, held_out, _of_model)
 
 
 def gap_added(withdrawn: Scores, held_out: Scores) -> Gap:
-    """How much further it has fallen on them, from that of the base weights.
+    """How much further the loss has fallen on withdrawn pictures, from that of the base weights.
 
-    That leaves out which pictures are the harder ones.
+    This does not depend on which pictures are harder.
     """
     return _gap(withdrawn, held_out, _change)
 
@@ -135,12 +135,12 @@ def score(
     """Losses of withdrawn rows, and of held-out ones.
 
     Args:
-        rows: The withdrawn rows, of which some may not be in `pictures`.
+        rows: The withdrawn rows; some may not be in `pictures`.
         pictures: Pictures by their SHA-256 (hex).
-        held_out: Records of LatentGen.
+        held_out: Records from LatentGen.
         way: How LatentGen encodes.
-        settings: How they are scored.
-        min_draws: Times that is done in each stratum, at least, over all examples together.
+        settings: How rows are scored.
+        min_draws: Minimum number of scores in each stratum, over all examples together.
     """
     with tempfile.TemporaryDirectory() as folder:
         captions = {row.id: row for row in rows if row.picture in pictures}
@@ -172,7 +172,7 @@ def task(
     batch_size: int,
     in_buckets: bool,
 ) -> ScoringTask:
-    """How pictures are scored: as LossScorer does, beside the base weights, and nothing drawn."""
+    """How pictures are scored: like LossScorer, beside the base weights, without drawing."""
     return ScoringTask(
         base_model=base_model,
         candidate=candidate,
@@ -188,7 +188,7 @@ def task(
 
 
 def read_again(spec: DatasetSpec, rows: Iterable[WithdrawnRow]) -> dict[str, bytes]:
-    """The pictures of withdrawn rows, by their SHA-256 (hex), as far as the dataset has them.
+    """The pictures of withdrawn rows that the dataset still has, by their SHA-256 (hex).
 
     Raises:
         DatasetError: The dataset cannot be read.
@@ -201,7 +201,7 @@ def read_again(spec: DatasetSpec, rows: Iterable[WithdrawnRow]) -> dict[str, byt
     def is_likely(unit: Unit) -> bool:
         return unit.file in origins or any(not origins.isdisjoint(names) for names in unit.names)
 
-    # Where the rows were; then, should files have been renamed, everywhere.
+    # First where the rows were; then, in case files were renamed, everywhere.
     for likely in (True, False):
         for unit in source.units():
             if wanted <= found.keys():

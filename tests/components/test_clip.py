@@ -50,7 +50,7 @@ def test_a_model_is_looked_at_before_anything_starts(copied):
         check_clip(str(copied))
     weights.touch()
     config.write_text(json.dumps({"model_type": "siglip"}))
-    with pytest.raises(WeightsError, match="describes no CLIP that is known here"):
+    with pytest.raises(WeightsError, match="does not describe a supported CLIP"):
         check_clip(str(copied))
 
 

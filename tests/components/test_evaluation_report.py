@@ -434,7 +434,7 @@ def test_the_report_has_the_numbers_and_pictures(report):
 def test_the_step_that_is_kept_is_marked_and_said(report):
     page = (report / "evaluation.html").read_text()
     assert json.loads((report / "summary.json").read_text())["kept"] == KEPT
-    assert "Step that is kept 20 of 40: it is <the> best" in words(page)
+    assert "Kept step 20 of 40: it is <the> best" in words(page)
     assert "2 held-out pictures were scored at 3 timesteps each. The dot is step 20" in words(page)
     [line] = re.findall(r'<polyline class="held-out" points="([^"]+)"/>', page)
     places = [tuple(map(float, place.split(","))) for place in line.split(" ")]
@@ -478,17 +478,18 @@ def test_what_a_model_remembers_is_said_and_shown(tmp_path, models, model_run):
     gap = 1 - 0.1 * BASELINE[:8].mean() / LOSSES.mean()
     for part in (
         "It knows what it was trained on better than other pictures: on 8 training pictures its "
-        f"loss is {gap:.1%} below the held-out one (95 % interval +",
+        f"loss is {gap:.1%} below its held-out loss (95 % interval +",
         "It draws copies: 8 of 8 pictures drawn for training captions are nearer to a training "
-        "picture than the nearest hundredth of the held-out ones, which chance does not explain.",
+        "picture than the nearest hundredth of the held-out pictures, which chance does not "
+        "explain.",
         "Of 1 suspects shown, 1 are near a picture that is in the training set several times or "
-        "has near duplicates there, which is the usual cause",
-        "where chance does not explain them 100.0% at most 10.0% evaluation.max_copies",
-        "as far as it surely is",
+        "has near duplicates there. This is the usual cause",
+        "if chance does not explain them 100.0% at most 10.0% evaluation.max_copies",
+        "How far the loss on training pictures surely is below the held-out loss",
         "at most 30.0% evaluation.max_memorization_gap",
-        "Captions of training pictures decide more of what it predicts than other captions do, by "
+        "Captions of training pictures affect its predictions more than other captions do, by "
         "110% (",
-        f"Gap: loss on training pictures below the held-out one {gap:+.1%} +",
+        f"Gap: loss on training pictures below the held-out loss {gap:+.1%} +",
         "Distance to the nearest training picture in latents, drawn pictures 0.2850 "
         "held out: 0.8050",
         "8 training pictures were scored, 8 of their captions drawn. It took 12 s for the gap, 3 s "
@@ -525,7 +526,7 @@ def test_what_a_model_remembers_is_said_and_shown(tmp_path, models, model_run):
         scores.set_int_custom_property("num_training_pictures", 8)
         scores.uri = dataset.uri = str(tmp_path / "nothing")
         told = remembered(scores, dataset, none, manifest)
-        assert told.said[0].startswith("That it remembers is not shown by its loss: on 8 training")
+        assert told.said[0].startswith("Its loss does not show that it remembers: on 8 training")
         note = "It has seen each training picture 1,000 times, and its loss on them fell by 90%"
         assert any(sentence.startswith(note) for sentence in told.said) == suspected
     scores = standard_artifacts.Examples()
@@ -582,7 +583,7 @@ def test_what_was_asked_for_is_said_of_a_blessed_model_too(tmp_path, models, mod
         "evaluation.min_loss_improvement",
         f"Upper end of its 95 % interval {round(total['loss_delta_upper'], 6):+g} at most 0, or "
         "it is unsure evaluation.max_loss_regression",
-        "The same at the worst timesteps, in per cent of the loss there, where it is shown to rise "
+        "The same at the worst timesteps, in percent of the loss there, if it is shown to rise "
         "shown nowhere at most +7.5% evaluation.max_stratum_regression",
         "Release not pushed yet when this page was written",
     ):
@@ -667,7 +668,7 @@ def test_an_unsure_model_with_losses_that_are_no_numbers(tmp_path, models, model
     assert [part["loss"] is None for part in summary["by_timestep"]] == [True, False]
     page = (folder / "evaluation.html").read_text()
     assert "Held-out loss not finite no interval" in words(page)
-    assert "Unsure, pushed all the same 1 of 24 losses" in words(page)
+    assert "Unsure, pushed anyway 1 of 24 losses" in words(page)
     assert "last blessed" not in page
     assert not any(measure.label in page for measure in MEASURES)
     assert "nan" not in re.sub(r"base64,[^\"]+", "", page).lower()

@@ -259,7 +259,7 @@ def test_workers_change_nothing(evaluate, better):
             {},
             1.0,
             0.0,
-            [r"the held-out loss is that of model 4, 0\.31\d\d: the model is no better"],
+            [r"the held-out loss equals that of model 4, 0\.31\d\d: the model is no better"],
         ),
         (
             {"min_loss_improvement": 0.05},
@@ -267,8 +267,8 @@ def test_workers_change_nothing(evaluate, better):
             0.02,
             [
                 r"the held-out loss falls by 10\.\d% \(95 % interval -1\d\.\d% to -\d\.\d%\) "
-                r"against model 4, on 30 held-out pictures, that is by 0\.03\d+, and has to fall "
-                r"by more than 0\.05 \(evaluation\.min_loss_improvement\)"
+                r"against model 4 on 30 held-out pictures, which is 0\.03\d+; it has to fall by "
+                r"more than 0\.05 \(evaluation\.min_loss_improvement\)"
             ],
         ),
         (
@@ -276,7 +276,7 @@ def test_workers_change_nothing(evaluate, better):
             0.999,
             0.1,
             [
-                r"whether the model is better cannot be told from 30 held-out pictures: the loss "
+                r"it is unclear from 30 held-out pictures whether the model is better: the loss "
                 r"falls by 0\.1% \(95 % interval -2\.\d% to \+2\.\d%\) against model 4"
             ],
         ),
@@ -285,10 +285,10 @@ def test_workers_change_nothing(evaluate, better):
             1.2,
             0.02,
             [
-                r"the held-out loss rises by 20\.\d% .* against model 4, on 30 held-out pictures",
+                r"the held-out loss rises by 20\.\d% .* against model 4 on 30 held-out pictures",
                 *[
-                    r"at timesteps \d00-\d99 the loss is higher than that of model 4, by "
-                    r"[12]\d\.\d% \(95 % interval \+1\d\.\d% to \+2\d\.\d%\), and no more than "
+                    r"at timesteps \d00-\d99 the loss is higher than the loss of model 4 by "
+                    r"[12]\d\.\d% \(95 % interval \+1\d\.\d% to \+2\d\.\d%\); at most "
                     r"7\.5% is allowed \(evaluation\.max_stratum_regression\)"
                 ]
                 * STRATA,
@@ -392,10 +392,10 @@ def test_one_picture_is_pushed_as_unsure(evaluate, caplog):
     assert verdict(blessing) == "unsure"
     [reason] = reasons(blessing)
     assert reason == (
-        "whether the model is better cannot be told from 1 held-out picture: the loss falls by "
+        "it is unclear from 1 held-out picture whether the model is better: the loss falls by "
         "50.0% (one picture has no interval) against model 4"
     )
-    assert f"Unsure: {reason}. It is blessed all the same (evaluation.when_unsure)." in caplog.text
+    assert f"Unsure: {reason}. The model is blessed anyway (evaluation.when_unsure)." in caplog.text
     for name in ("surely_lower", "loss_increase_shown"):
         assert not evaluation.has_custom_property(name)
 
@@ -521,14 +521,14 @@ def test_a_model_that_remembers_is_refused_and_says_why(evaluate):
     gap_reason, copies_reason = reasons(blessing)
     assert re.fullmatch(
         r"the model remembers what it was trained on: its loss on 8 training pictures is "
-        rf"{gap:.1%} \(95 % interval \+\d\d\.\d% to \+\d\d\.\d%\) below the held-out one, and no "
-        r"more than 30\.0% is allowed \(evaluation\.max_memorization_gap\)",
+        rf"{gap:.1%} \(95 % interval \+\d\d\.\d% to \+\d\d\.\d%\) below its held-out loss; at "
+        r"most 30\.0% is allowed \(evaluation\.max_memorization_gap\)",
         gap_reason,
     )
     assert copies_reason == (
         "4 of 16 pictures drawn for captions of training pictures are nearer to a training picture "
-        "than the nearest hundredth of the held-out ones, which chance does not explain, and no "
-        "more than 10.0% may be (evaluation.max_copies)"
+        "than the nearest hundredth of the held-out pictures, which chance does not explain; at "
+        "most 10.0% are allowed (evaluation.max_copies)"
     )
     assert blessing.get_float_custom_property("memorization_gap") == pytest.approx(gap)
     assert blessing.get_float_custom_property("copies") == 0.25
@@ -587,8 +587,8 @@ def test_a_model_that_has_forgotten_a_class_is_refused_and_says_why(evaluate):
     assert (is_blessed(blessing), verdict(blessing)) == (False, "refused")
     assert reasons(blessing) == [
         "the model does not draw 'a photo of a dog' as the base weights do: 8 pictures from the "
-        f"same noise have moved by 0.80 (95 % interval {lower:.2f} to {upper:.2f}) of what is "
-        "usual between two of them, and no more than 0.5 is allowed (prior.max_distance)"
+        f"same noise have moved by 0.80 (95 % interval {lower:.2f} to {upper:.2f}) of the usual "
+        "distance between two of them; at most 0.5 is allowed (prior.max_distance)"
     ]
 
 
@@ -597,7 +597,7 @@ def test_a_class_that_nobody_can_tell_of_is_said_to_be_so():
     scores.set_string_custom_property("class_caption", "a dog")
     said = executor._class_moved({"class_distance": Metric(math.nan)}, 0.5, scores)
     assert said == (
-        "whether the model still draws 'a dog' as before cannot be told: the pictures of it have "
+        "it is unknown whether the model still draws 'a dog' as before: its pictures have "
         "no finite distance (prior.max_distance)"
     )
 

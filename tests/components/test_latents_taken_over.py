@@ -172,7 +172,7 @@ def test_only_what_is_new_is_encoded_and_the_bytes_are_the_same(copied, from_not
     # A changed caption is encoded, its picture is not; so it is with what was held out.
     assert _counts(latents) == (6, 2, 5, 3)
     assert "Encoded 2 pictures and 3 captions" in _said(caplog)
-    assert "of 6 unchanged pictures is taken over" in _said(caplog)
+    assert "6 unchanged pictures are taken over from former runs" in _said(caplog)
     assert _files(latents) == from_nothing
     # And the third week stands on the second, and on what the first knows of what came back.
     back = [*SECOND_WEEK, (1, "a fox", "train")]
@@ -211,7 +211,7 @@ def test_damaged_latents_are_encoded_again(copied, from_nothing, harm, caplog):
         paths[1].write_bytes(contents[0])
     latents = _encode(copied, "2", SECOND_WEEK)
     assert _files(latents) == from_nothing
-    assert "records of former runs' latents are missing or damaged" in _said(caplog)
+    assert "latent records of former runs are missing or damaged" in _said(caplog)
     # What was held out lies in files of its own, which are whole.
     assert 2 <= _counts(latents)[0] < 6
 
@@ -244,7 +244,10 @@ def test_other_numerics_take_nothing_over(copied, from_nothing, caplog):
     with caplog.at_level("INFO"):
         latents = _encode(copied, "2", SECOND_WEEK)
     assert (_files(latents), _counts(latents)) == (from_nothing, (0, 8, 0, 8))
-    assert "of 6 pictures is not taken over: the encoders rounded otherwise" in _said(caplog)
+    assert (
+        "6 pictures are encoded again, not taken over from former runs: the encoders rounded"
+        in _said(caplog)
+    )
 
 
 def test_what_other_code_encoded_is_not_found(copied):

@@ -559,7 +559,7 @@ def test_what_a_model_was_trained_on_before_does_not_judge_it(score, latents, tm
     number = scores.get_int_custom_property
     assert (number("num_examples"), number("num_choosing")) == (len(ids) - 3, 0)
     assert number("num_trained_on_before") == 3
-    assert "3 held-out examples do not judge this model: what it started from" in caplog.text
+    assert "3 held-out examples do not judge this model: the model it started from" in caplog.text
     note(candidate, [], records)
     with pytest.raises(UserError, match=r"none of the held-out pictures can judge .* dataset.seed"):
         score(candidate, baseline)
@@ -584,7 +584,7 @@ def test_an_empty_split_gives_no_rows(score, exported, tmp_path, files):
 
 
 def test_a_candidate_of_another_size_is_an_error(score, exported):
-    with pytest.raises(UserError, match="of preset 'tiny' at 128 pixels, this run needs"):
+    with pytest.raises(UserError, match="of preset 'tiny' at 128 pixels, but this run needs"):
         score(exported["other_size"])
 
 

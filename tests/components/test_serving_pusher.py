@@ -575,7 +575,7 @@ def test_a_refused_model_is_not_pushed(push, tmp_path):
     assert tree(push.root) == {}
     (folder / "Format-Serving" / "decoder" / "saved_model.pb").write_bytes(b"no model")
     reason = push(folder=folder).get_string_custom_property("reason")
-    assert reason.startswith("the decoder is no SavedModel")
+    assert reason.startswith("the decoder is not a SavedModel")
     assert tree(push.root) == {}
 
 
@@ -583,7 +583,7 @@ def test_a_canary_without_a_verdict_is_an_error(push, tmp_path, monkeypatch):
     silent = tmp_path / "silent.py"
     silent.write_text("import os; os.abort()")
     monkeypatch.setattr(executor, "_CANARY", silent)
-    with pytest.raises(UserError, match="status -6 and without a verdict"):
+    with pytest.raises(UserError, match="status -6 without a verdict"):
         push(canary=True)
     silent.write_text("import time; time.sleep(60)")
     with pytest.raises(UserError, match="no picture within 1 s"):
@@ -633,8 +633,8 @@ def test_a_release_is_made_for_servers_that_draw_requests_together(push, tmp_pat
     refused = push(folder=folder, batch_size=4)
     assert refused.get_int_custom_property("pushed") == 0
     assert refused.get_string_custom_property("reason") == (
-        "the diffusion_model was exported by a former version, and requests to it cannot be drawn "
-        "together: set serving.batch_size to 1, or train it again"
+        "the diffusion_model was exported by a former version, so requests to it cannot be "
+        "batched: set serving.batch_size to 1, or train it again"
     )
     assert not push.root.exists()
 

@@ -181,7 +181,7 @@ def test_the_json_says_what_was_found(run: Run, report: Any) -> None:
     }
     assert found["training_id"] == "t1"
     assert [r["version"] for r in found["known_by"]["releases"]] == ["1", "2"]
-    assert found["not_scored"] == "1 pictures are not in the dataset any more"
+    assert found["not_scored"] == "1 pictures are no longer in the dataset"
     compared = found["compared"]
     losses_of = {row["caption"]: row["loss"] for row in found["rows"]}
     assert losses_of.pop("drawing <b>3</b>") is None
@@ -231,9 +231,9 @@ def test_without_the_dataset_nothing_is_scored(run: Run, tmp_path: Path) -> None
     found = read(Path(gone.uri))
     assert found["compared"] is None
     assert found["known_by"]["problem"] == "not looked up"
-    assert found["not_scored"] == "the dataset cannot be read any more"
+    assert found["not_scored"] == "the dataset can no longer be read"
     page = Path(gone.uri, "withdrawn.html").read_text("utf-8")
-    assert "the dataset cannot be read any more" in page
+    assert "the dataset can no longer be read" in page
     assert str(tmp_path) not in page
     assert not gone.has_custom_property("withdrawn_loss")
 

@@ -1,5 +1,5 @@
-"""Reads what a creature of the sample dataset looks like out of a picture.
+"""Reads from a picture what a creature of the sample dataset looks like.
 
-`reader` reads, `training` makes what it reads with: `python -m
+`reader` reads, and `training` trains its network: `python -m
 components.measures.creature_reader.training --help`.
 """

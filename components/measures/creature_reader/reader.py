@@ -1,4 +1,4 @@
-"""A classifier of pictures of creatures, and the words of captions that it is held against."""
+"""A classifier of creature pictures, and the words of captions that it is compared with."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Looks:
 
 
 def described(caption: str) -> Looks | None:
-    """What a caption of the sample dataset says; `None` for one of anything else.
+    """What a caption of the sample dataset describes; `None` for any other caption.
 
-    Two eyes go without saying.
+    A caption that does not mention eyes means two eyes.
     """
-    # As it is told from its tokens, of which the hyphen is one.
+    # The caption is decoded from its tokens, and the hyphen is a token of its own.
     caption = caption.replace(" - ", "-")
     if (creature := _CREATURE.search(caption)) is None:
         return None
@@ -65,11 +65,11 @@ def described(caption: str) -> Looks | None:
 
 
 def build_reader() -> keras.Model:
-    """The network.
+    """Builds the network.
 
     Returns:
         A model from pictures, float32 [B, 128, 128, 3] in [-1, 1], to logits, float32 [B, 30]:
-        colours, shapes and numbers of eyes, of which one each is true, and features.
+        colours, shapes and numbers of eyes, with exactly one of each true, and features.
     """
     import keras
 
@@ -91,10 +91,10 @@ class CreatureReader:
     """The shipped network, loaded."""
 
     def __init__(self, weights: Path = WEIGHTS) -> None:
-        """Loads it.
+        """Loads the network.
 
         Args:
-            weights: As `training` writes them.
+            weights: File of weights as `training` writes it.
         """
         import tensorflow as tf
         from safetensors.numpy import load_file
@@ -112,7 +112,7 @@ class CreatureReader:
         self._logits = logits
 
     def __call__(self, images: np.ndarray) -> list[Looks]:
-        """What pictures show.
+        """Returns what the pictures show.
 
         Args:
             images: uint8 [B, H, W, 3] of one size.
@@ -125,12 +125,12 @@ class CreatureReader:
 
 @functools.cache
 def shipped_reader() -> CreatureReader:
-    """The reader, loaded once a process for all measures that use it."""
+    """The reader, loaded once per process for all measures that use it."""
     return CreatureReader()
 
 
 def looks(logits: np.ndarray) -> list[Looks]:
-    """The most likely of each.
+    """The most likely look of each creature.
 
     Args:
         logits: float32 [B, 30]; see `build_reader`.
@@ -151,7 +151,7 @@ def looks(logits: np.ndarray) -> list[Looks]:
 
 
 def targets(creatures: Sequence[Looks]) -> np.ndarray:
-    """What logits should say: float32 [B, 30], 1 where it is true and 0 where it is not."""
+    """Targets for the logits: float32 [B, 30], 1 for what is true and 0 for what is not."""
     result = np.zeros((len(creatures), sum(SIZES)), np.float32)
     colours, shapes, eyes, features = np.split(result, _ENDS[:-1], axis=1)
     names = tuple(COLOURS)

@@ -1,7 +1,7 @@
 """Trains the reader on fresh drawings: `python -m components.measures.creature_reader.training`.
 
-What `data.drawing` draws for the sample dataset is in none of them. Half are blurred and noisy, as
-what a small model draws is.
+They contain no creature of the sample dataset. Half of them are blurred and noisy, like the
+pictures that a small model draws.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _SAMPLE_SEED = 0
 
 
 def looks_of(creature: Creature) -> Looks:
-    """What the reader is to say of a creature."""
+    """What the reader should say about a creature."""
     features = frozenset(name for name, _ in creature.features)
     return Looks(creature.colour, creature.shape, creature.num_eyes, features)
 
 
 def invent(rng: np.random.Generator) -> Creature:
-    """A creature of none to two features, with everything about equally frequent."""
+    """A creature with zero to two features; all looks are about equally frequent."""
     colours = tuple(COLOURS)
     colour = str(rng.choice(colours))
     places = rng.permutation(len(FEATURES))[: int(rng.choice(3, p=(0.1, 0.4, 0.5)))]
@@ -66,7 +66,7 @@ def invent(rng: np.random.Generator) -> Creature:
 
 
 def worn(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """A picture as a small model might draw it: blurred, off in its colours, noisy; or as it is."""
+    """A picture as a small model might draw it (blurred, noisy, wrong colours), or unchanged."""
     if rng.random() < 0.5:
         return np.asarray(image)
     side = int(rng.integers(32, IMAGE_SIZE))
@@ -78,7 +78,7 @@ def worn(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
 
 
 def batch_of(seed: int, step: int, left_out: frozenset[Creature]) -> tuple[np.ndarray, np.ndarray]:
-    """The pictures of a step, uint8 [B, 128, 128, 3], and their targets; none of `left_out`."""
+    """The pictures of a step, uint8 [B, 128, 128, 3], and their targets, without `left_out`."""
     rng = np.random.default_rng([seed, step])
     fresh = (c for c in iter(lambda: invent(rng), None) if c not in left_out)
     creatures = list(itertools.islice(fresh, _BATCH_SIZE))
@@ -141,7 +141,7 @@ def train(steps: int, seed: int, out: Path) -> None:
 
 
 def accuracy(reader: CreatureReader, rows: Sequence[Row]) -> dict[str, float]:
-    """How often the reader is right of rows of the sample dataset, attribute by attribute."""
+    """How often the reader is right about rows of the sample dataset, for each attribute."""
     pictures = np.stack([np.asarray(Image.open(io.BytesIO(row.png))) for row in rows])
     pairs = list(zip(reader(pictures), (described(row.caption) for row in rows), strict=True))
     right = {

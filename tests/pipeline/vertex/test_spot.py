@@ -139,7 +139,9 @@ def test_what_is_taken_away_goes_on_from_where_it_was(training) -> None:
 def test_where_none_comes_it_is_done_as_was_told(training, otherwise, caplog) -> None:
     it = training(market=lambda number: NOWHERE, spot=Spot(0.3, 5, otherwise))
     if otherwise == "stop":
-        with pytest.raises(RuntimeError, match=r"came within 0.005 minutes; .*spot_wait_minutes"):
+        with pytest.raises(
+            RuntimeError, match=r"available within 0.005 minutes; .*spot_wait_minutes"
+        ):
             it.run()
         assert it.states() == [(True, "cancelled")]
         assert it.steps == 0
@@ -148,7 +150,7 @@ def test_where_none_comes_it_is_done_as_was_told(training, otherwise, caplog) ->
     assert it.states() == [(True, "cancelled"), (False, "succeeded")]
     assert [(each.on_spot, each.lost) for each in used] == [(False, False)]
     assert it.steps == 20
-    assert "Going on with ordinary machines: no Spot machine" in caplog.text
+    assert "Continuing with ordinary machines: no Spot machine" in caplog.text
 
 
 def test_after_a_loss_it_is_waited_for_no_longer_than_at_the_start(training) -> None:
