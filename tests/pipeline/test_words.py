@@ -73,7 +73,7 @@ def test_what_cannot_be_is_said_in_one_line(given: dict[str, Any], said: list[st
 def test_vectors_of_another_model_are_refused_before_a_run(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for width, vectors, said in (
-        (768, 2, "the text encoder's are 64 wide"),
+        (768, 2, "the text encoder needs width 64"),
         (64, 3, "has 3 vectors: set word.vectors to 3"),
     ):
         safetensors.numpy.save_file({"x": np.zeros((vectors, width), "f4")}, "w.safetensors")

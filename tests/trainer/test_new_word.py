@@ -206,7 +206,7 @@ def test_the_file_is_what_others_read_and_is_read_back(tmp_path: Path) -> None:
         safetensors.numpy.save_file(tensors, path)
         np.testing.assert_array_equal(read_learned_embeds(path, 8, number), vectors[:number])
     for asked, said in (
-        ((768, 1), r"shape \[8\], and the text encoder's are 768 wide"),
+        ((768, 1), r"shape \[8\], but the text encoder needs width 768"),
         ((8, 2), "has 1 vectors: set word.vectors to 1"),
     ):
         with pytest.raises(WeightsError, match=said):

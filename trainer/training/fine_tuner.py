@@ -888,7 +888,7 @@ class FineTuner:
                     wait_for_all(self._strategy)
                     raise TrainingInterruptedError(
                         f"training was told to stop ({stop.signal.name}) and saved step {step} of "
-                        f"{config.steps}: the same command resumes from there",
+                        f"{config.steps}: the same command goes on from there",
                         stop.signal,
                     )
                 if draws:

@@ -131,8 +131,8 @@ class LowRankAdapters:
                 if (down.shape, up.shape) != shapes:
                     raise UserError(
                         f"the adapter {name} of the starting model has the shapes {down.shape} and "
-                        f"{up.shape}, but must have {shapes[0]} and {shapes[1]}: start from another "
-                        "model"
+                        f"{up.shape}, but must have {shapes[0]} and {shapes[1]}: start from "
+                        "another model"
                     )
             self._adapters[name] = _Adapter(
                 layer,
