@@ -52,7 +52,7 @@ def test_a_prompts_length_counts_every_vector() -> None:
         ({"word__initial": None}, ["word.token = '<Creature>'", "needs word.initial"]),
         ({"word__token": None}, ["word.initial = 'animal'", "without word.token"]),
         ({"word__token": "two words"}, ["word.token = 'two words'", "without white space"]),
-        ({"word__token": "dog"}, ["word.token = 'dog'", "the vocabulary has", "<dog>"]),
+        ({"word__token": "dog"}, ["word.token = 'dog'", "already in the vocabulary", "<dog>"]),
         ({"word__initial": "zzqq"}, ["word.initial = 'zzqq'", "one token", "is 3"]),
         ({"word__vectors": 0}, ["word.vectors = 0"]),
         ({"word__templates": "portrait"}, ["word.templates", "object, style"]),
