@@ -217,7 +217,7 @@ def test_the_file_is_what_others_read_and_is_read_back(tmp_path: Path) -> None:
     Path(path).write_bytes(b"no")
     with pytest.raises(WeightsError, match="missing or damaged"):
         read_learned_embeds(path, 8, 3)
-    with pytest.raises(WeightsError, match=r"is no \.safetensors file"):
+    with pytest.raises(WeightsError, match=r"is not a \.safetensors file"):
         read_learned_embeds("word.pt", 8, 3)
 
 

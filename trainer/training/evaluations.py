@@ -332,7 +332,7 @@ class Evaluations:
 
     @property
     def kept(self) -> Evaluation | None:
-        """The one whose weights are exported; `None` if no evaluation gave a finite loss."""
+        """The one whose weights are exported; `None` if there is none, or none that is finite."""
         if self.keeps_best:
             return self.best
         return self._done[-1] if self._done else None
