@@ -226,7 +226,7 @@ def test_few_pictures_choose_nothing_and_that_is_said(caplog: pytest.LogCaptureF
     assert not caplog.text
     asked = dataclasses.replace(settings, choose_from_pictures=2)
     assert small_runs.evaluations(asked, 3) is None
-    assert "1 of 3 would choose and 2 judge" in caplog.text
+    assert "1 of 3 would choose and 2 would judge" in caplog.text
 
 
 def test_where_hyperparameters_are_chosen_the_judges_are_not_looked_at() -> None:

@@ -1030,7 +1030,7 @@ def test_a_word_is_kept_and_trained_on(taught: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(table[49408:], learned)
     other = {**fields, "token": "<other>"}
     of_other = write_latents(tmp_path / "other", word=other)
-    with pytest.raises(UserError, match=r"knows the word <thing> of 2 vectors.* <other> of 2"):
+    with pytest.raises(UserError, match=r"knows the word <thing> with 2 vectors.* <other> with 2"):
         prepared(tmp_path, of_other, taught, other)
     with pytest.raises(UserError, match=r"no new word, .*<thing>.*run LatentGen again"):
         prepared(tmp_path, plain, None, fields)
