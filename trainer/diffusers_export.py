@@ -22,7 +22,7 @@ def command() -> Command:
     """The parser of the command line."""
     parser = Command(
         "trainer.diffusers_export",
-        "Writes a model in diffusers' layout of Stable Diffusion v1.x, or as a single file.",
+        "Writes a model in diffusers' layout of Stable Diffusion v1.x, or as one file.",
         [
             (("--model", _RELEASE, "--output", Path("my-model")), "for diffusers"),
             (("--model", _RELEASE, "--output", Path("my.safetensors")), "for A1111 and ComfyUI"),

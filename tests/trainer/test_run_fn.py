@@ -306,7 +306,7 @@ def test_held_out_pictures_choose_the_step_that_is_exported(ran: Ran) -> None:
         "timesteps": 1,
     }
     said = "\n".join(ran.lines)
-    assert "Every 1 steps 8 of 20 held-out pictures are scored (10 may choose, 10 judge)" in said
+    assert "Every 1 steps, 8 of 20 held-out pictures are scored (10 may choose, 10 judge)" in said
     assert re.search(r"step 3 of 3: loss [\d.]+, held out [\d.]+ \(best: step \d, [\d.]+\)", said)
 
 
