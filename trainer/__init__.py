@@ -1,14 +1,14 @@
 """Stable Diffusion fine-tuning: the model and its training, usable without TFX.
 
-Only `trainer.run_fn` knows TFX. Whoever fine-tunes from a notebook finds here what that takes
-(docs/training.md has an example); a name is imported when it is first asked for.
+Only `trainer.run_fn` knows TFX. This package holds everything needed to fine-tune from a notebook
+(see docs/training.md for an example). A name is imported when it is first used.
 """
 
 import importlib
 import os
 from typing import Any
 
-# Importing tensorflow_transform (any TFX import does) switches TensorFlow to Keras 2 where this
+# Importing tensorflow_transform (any TFX import does) switches TensorFlow to Keras 2 if this
 # variable is unset, and KerasCV then builds tf_keras models. Everything here is Keras 3.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "0")
 

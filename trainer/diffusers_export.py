@@ -31,22 +31,22 @@ def command() -> Command:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--model",
-        help="a model that was trained: the Trainer's model artifact, or a release's file, such as "
+        help="a trained model: the Trainer's model artifact, or the file of a release, such as "
         "runs/default/serving_model/releases/3.json",
     )
     what.add_argument(
-        "--preset", choices=preset_names(), help="the base weights of this preset, not trained"
+        "--preset", choices=preset_names(), help="the base weights of this preset, untrained"
     )
     parser.add_argument(
         "--base-weights",
-        help="where the base weights lie: a folder, a single file, gs:// or hf:// (default: with "
-        "--model, where they lay when it was trained; with --preset, where they are published)",
+        help="where the base weights are: a folder, a single file, gs:// or hf:// (default: with "
+        "--model, where they were when it was trained; with --preset, where they are published)",
     )
     parser.add_argument(
         "--output",
         required=True,
-        help="folder or gs:// address to write; one that ends with .safetensors is a single file "
-        "in the original layout, as A1111 and ComfyUI open it",
+        help="folder or gs:// address to write to; if it ends in .safetensors, the model becomes a "
+        "single file in the original layout, which A1111 and ComfyUI open",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     return parser
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             check_address(address)
     except SecretInAddressError as error:
         return report(error)
-    # TensorFlow takes seconds that help and wrong commands need not wait for.
+    # Importing TensorFlow takes seconds; help and wrong commands should not wait for it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with no_greetings():
         from trainer.weights.diffusers_export import export_base_weights, export_trained

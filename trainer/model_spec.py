@@ -1,4 +1,4 @@
-"""What files that others open say of themselves: Stability's ModelSpec 1.0.1, sd-scripts' keys."""
+"""Headers of the files that other tools open: Stability's ModelSpec 1.0.1, sd-scripts' keys."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ import safetensors.numpy
 from trainer.presets import NUM_TIMESTEPS, Prediction, Preset
 
 ORIGINAL = "https://github.com/Stability-AI/generative-models"
-"""ModelSpec's name for the code whose names the tensors of the original layout have."""
+"""ModelSpec's name for the code that the original layout takes its tensor names from."""
 
 DIFFUSERS = "diffusers"
-"""The same for adapters, as sd-scripts has it."""
+"""The same for adapters, as sd-scripts writes it."""
 
 LORA_NAME = "lora.safetensors"
-"""The file with a model's adapters, beside its SavedModels."""
+"""The file with the adapters of a model, next to its SavedModels."""
 
 LEARNED_EMBEDS_NAME = "learned_embeds.safetensors"
-"""The file with a new word's vectors, beside its SavedModels; diffusers looks for this name."""
+"""The file with the vectors of a new word, next to its SavedModels; diffusers expects this name."""
 
 DATASET_DIR = "1_pictures"
-"""What `ss_*` keys call the pictures: sd-scripts has the name of a folder there."""
+"""What the `ss_*` keys call the pictures: sd-scripts puts the name of a folder there."""
 
 ZERO_TERMINAL_SNR = "zero_terminal_snr"
-"""The key that says whether the last timestep is noise alone, for which ModelSpec has none."""
+"""The key that says whether the last timestep is pure noise; ModelSpec has no key for it."""
 
 _HASH = "modelspec.hash_sha256"
 _NO_HASH = "0x" + 64 * "0"
-# Bytes of the number that a file begins with; also what its parts are aligned to.
+# Bytes of the number at the beginning of a file; its parts are aligned to the same size.
 _UNIT = 8
-# What base weights are called that come with a preset.
+# The name of the base weights that come with a preset.
 _SHIPPED = "default"
 
 
@@ -52,12 +52,12 @@ def model_spec(
     """The `modelspec.*` keys of a model.
 
     Args:
-        preset: What it is.
+        preset: Its preset.
         image_size: Side of its pictures in pixels.
-        title: What tools call it.
-        description: What they say of it.
+        title: The name that tools show.
+        description: The description that they show.
         implementation: `ORIGINAL` or `DIFFUSERS`.
-        adapter: What kind of adapter it is, such as `lora`; "" for a whole model.
+        adapter: Kind of adapter, such as `lora`; "" for a whole model.
     """
     architecture = preset.architecture
     content = {
@@ -77,7 +77,7 @@ def model_spec(
 
 
 def prediction_of(header: Mapping[str, str]) -> Prediction | None:
-    """What a model predicts by its `modelspec.*` keys; `None` where they do not say."""
+    """What a model predicts according to its `modelspec.*` keys; `None` if they do not say."""
     said = header.get("modelspec.prediction_type")
     return next((ours for ours, theirs in _PREDICTIONS.items() if theirs == said), None)
 
@@ -85,13 +85,13 @@ def prediction_of(header: Mapping[str, str]) -> Prediction | None:
 def release_keys(
     preset_name: str, *, version: int, pushed_at: str | None, run: str | None
 ) -> dict[str, str]:
-    """What a file says that lies in a release: which, of which run, since when.
+    """The keys of a file in a release: which release, of which run, and when it was made.
 
     Args:
-        preset_name: Whose model it is.
-        version: The release's number.
-        pushed_at: When it was made, as ISO 8601 has it.
-        run: The pipeline's run that made it.
+        preset_name: Preset of the model.
+        version: Number of the release.
+        pushed_at: When it was made, in ISO 8601.
+        run: The pipeline run that made it.
     """
     content = {
         "release": str(version),
@@ -103,11 +103,11 @@ def release_keys(
 
 
 def public_name(address: str, preset_name: str) -> str:
-    """What a file that is passed on calls base weights.
+    """The name of base weights in a file that is passed on.
 
     Args:
-        address: Where they lay: of a place on this machine, the last part alone is told.
-        preset_name: Whose they are; stands for those that come with it.
+        address: Where they were. For a path on this machine, only its last part is used.
+        preset_name: Their preset; the name of the base weights that come with it.
     """
     if address == _SHIPPED:
         return preset_name
@@ -125,18 +125,18 @@ def adapter_keys(
     training_id: str,
     buckets: Mapping[tuple[int, int], int] | None = None,
 ) -> dict[str, str]:
-    """The `ss_*` keys that tools show of adapters.
+    """The `ss_*` keys of adapters, which tools show.
 
     Args:
-        preset: What the adapters are for.
-        training: The training's settings.
+        preset: The preset that the adapters are for.
+        training: Settings of the training.
         image_size: Side of the pictures in pixels.
         num_images: Pictures that were trained on.
-        num_views: How many an epoch saw, each as often as it was repeated.
-        base_weights: What they are called that the adapters were trained on.
+        num_views: Pictures an epoch saw, each counted as often as it was repeated.
+        base_weights: Name of the weights that the adapters were trained on.
         training_id: Names the training.
-        buckets: Widths and heights of the pictures, with how many an epoch saw; `None` where all
-            are squares.
+        buckets: Widths and heights of the pictures, with how many an epoch saw; `None` if all are
+            squares.
     """
     views = {(image_size, image_size): num_views} if buckets is None else buckets
     of_sizes = {
@@ -180,15 +180,15 @@ def adapter_keys(
     }
     if preset.zero_terminal_snr:
         content["zero_terminal_snr"] = True
-    # Every value is text in this format; sd-scripts writes Python's.
+    # Every value is text in this format; sd-scripts writes Python's representation.
     return {f"ss_{key}": str(value) for key, value in content.items()}
 
 
 def tag_keys(tags: Mapping[str, int]) -> dict[str, str]:
-    """The key that tools take an adapter's words from.
+    """The key from which tools take the words of an adapter.
 
     Args:
-        tags: How often each was there.
+        tags: Words, with how often each occurred.
     """
     return {"ss_tag_frequency": json.dumps({DATASET_DIR: dict(tags)}, ensure_ascii=False)}
 
@@ -196,7 +196,7 @@ def tag_keys(tags: Mapping[str, int]) -> dict[str, str]:
 def save_file(
     tensors: Mapping[str, np.ndarray], path: str | Path, header: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file with ModelSpec's hash of all its tensors in the header.
+    """Writes a safetensors file whose header has ModelSpec's hash of all its tensors.
 
     Args:
         tensors: By name.
@@ -206,8 +206,8 @@ def save_file(
     safetensors.numpy.save_file(
         dict(tensors), path, metadata={"format": "pt", **header, _HASH: _NO_HASH}
     )
-    # The order in which tensors lie is the library's own affair, so the hash comes afterwards; it
-    # is as long as what stands in its place.
+    # Only the library knows the order of the tensors, so the hash is filled in afterwards; it is
+    # as long as its placeholder.
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(_UNIT), "little")
         content = json.loads(file.read(size))
@@ -221,7 +221,7 @@ def save_file(
 
 
 def with_header(file: bytes, header: Mapping[str, str]) -> bytes:
-    """A safetensors file that says more of itself.
+    """A safetensors file with more keys in its header.
 
     Args:
         file: As `save_file` wrote it.
@@ -229,14 +229,14 @@ def with_header(file: bytes, header: Mapping[str, str]) -> bytes:
     """
     end = _UNIT + int.from_bytes(file[:_UNIT], "little")
     text = _header(json.loads(file[_UNIT:end]), header)
-    # The tensors begin where the format has them begin.
+    # The tensors begin at an offset that the format prescribes.
     text = text.ljust(-(-len(text) // _UNIT) * _UNIT)
     return len(text).to_bytes(_UNIT, "little") + text + file[end:]
 
 
 def _header(content: Mapping[str, Any], more: Mapping[str, str]) -> bytes:
     metadata = content["__metadata__"] | more
-    # The library has no order for these keys: the same model is to be the same file.
+    # The library does not order these keys, and the same model must give the same file.
     content = {**content, "__metadata__": dict(sorted(metadata.items()))}
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 

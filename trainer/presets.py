@@ -1,4 +1,4 @@
-"""What a model is, in numbers. A preset is data: every builder reads all of its fields."""
+"""The dimensions of each model. A preset is data: every builder reads all of its fields."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ NETWORKS = ("text_encoder", "image_encoder", "diffusion_model", "decoder")
 """The four networks of a Stable Diffusion."""
 
 ENCODERS = ("text_encoder", "image_encoder")
-"""Those that latents and contexts come from."""
+"""The networks that compute contexts and latents."""
 
 Numerics = Literal["keras_cv", "diffusers"]
 """How the layers compute where KerasCV's and diffusers' implementations differ.
 
-The published Keras files and the PyTorch ones hold the same numbers, but the layers around them are
-not the same: diffusers, as the original code, uses 1e-6 and not 1e-5 for the epsilon of the group
-normalizations in the autoencoder and in the spatial transformers, and the Gaussian error linear
-unit itself and not its tanh approximation. `docs/weights.md` says how much that matters.
+The published Keras files and the PyTorch ones hold the same numbers, but the layers around them
+differ: like the original code, diffusers uses 1e-6 instead of 1e-5 for the epsilon of the group
+normalizations in the autoencoder and in the spatial transformers, and the exact Gaussian error
+linear unit instead of its tanh approximation. `docs/weights.md` says how much that matters.
 """
 
 Sampler = Literal["ddim", "dpmpp_2m", "euler_a"]
 """How pictures are drawn; `trainer.diffusion.samplers` has the arithmetic."""
 
 Prediction = Literal["epsilon", "v_prediction"]
-"""What a diffusion model predicts, by diffusers' names: the noise, or the velocity.
+"""What a diffusion model predicts, in diffusers' terms: the noise or the velocity.
 
-`trainer.diffusion.noise_schedule.NoiseSchedule` has the arithmetic, nothing else does.
+Only `trainer.diffusion.noise_schedule.NoiseSchedule` has the arithmetic.
 """
 
 Activation = Literal["quick_gelu", "gelu"]
-"""What lies between the two layers of a text transformer's perceptrons, by diffusers' names."""
+"""Activation in the perceptrons of a text transformer, in diffusers' terms."""
 
 ImageSize = int | tuple[int, int]
-"""Of a picture in pixels: the side of a square, or height and width."""
+"""Size of a picture in pixels: the side of a square, or height and width."""
 
 LATENT_CHANNELS = 4
 """Channels of a latent."""
@@ -51,7 +51,7 @@ BETA_START, BETA_END = 0.00085, 0.012
 """Beta at the first and at the last timestep of the noise schedule."""
 
 LATENT_DOWNSAMPLING = 8
-"""Pixels of the image for one position of the latent, along each side."""
+"""Pixels of the picture for each position of the latent, along each side."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class TextEncoderDimensions:
 
     Attributes:
         width: Channels.
-        num_layers: Layers that are computed; of OpenCLIP's, Stable Diffusion 2 leaves out the last.
+        num_layers: Layers that are computed; Stable Diffusion 2 leaves out OpenCLIP's last one.
         num_heads: Attention heads.
-        vocabulary_size: Tokens that there are.
-        max_length: Tokens of a row.
-        activation: OpenAI's CLIP has the one, OpenCLIP the other.
-        padding: The token that rows are filled up with behind the end of the text. The default is
-            the end of the text itself.
+        vocabulary_size: Tokens in the vocabulary.
+        max_length: Tokens in a row.
+        activation: `quick_gelu` for OpenAI's CLIP, `gelu` for OpenCLIP.
+        padding: The token that fills a row after the end of the text. The default is the
+            end-of-text token itself.
     """
 
     width: int
@@ -85,14 +85,14 @@ class DiffusionModelDimensions:
     Attributes:
         widths: Channels of each level, from the latent's full size down; each level halves it.
         cross_attention: For each level, whether its blocks attend to the text context.
-        num_blocks: Residual blocks a level on the way down; the way up has one more.
-        num_heads: Attention heads, of all levels or of each; the size of a head is the level's
-            width divided by it.
+        num_blocks: Residual blocks per level on the way down; the way up has one more.
+        num_heads: Attention heads, for all levels or for each; the size of a head is the width of
+            the level divided by it.
         timestep_width: Width of the sinusoidal timestep embedding.
         embedding_width: Width of the learned timestep embedding.
         norm_groups: Groups of every group normalization.
-        linear_projections: Whether a transformer's first and last layer are matrices, and not
-            convolutions of one position, which compute the same.
+        linear_projections: Whether the first and the last layer of a transformer are matrices
+            instead of 1x1 convolutions, which compute the same.
     """
 
     widths: tuple[int, ...]
@@ -105,7 +105,7 @@ class DiffusionModelDimensions:
     linear_projections: bool = False
 
     def heads(self, level: int) -> int:
-        """Attention heads of a level; the blocks in the middle have those of the last."""
+        """Attention heads of a level; the middle blocks have as many as the last level."""
         return self.num_heads if isinstance(self.num_heads, int) else self.num_heads[level]
 
 
@@ -115,7 +115,7 @@ class AutoencoderDimensions:
 
     Attributes:
         widths: Channels of each level, from full image size down to the latent's.
-        num_blocks: Residual blocks a level.
+        num_blocks: Residual blocks per level.
         norm_groups: Groups of every group normalization.
     """
 
@@ -144,8 +144,8 @@ class WeightFile:
 
     Attributes:
         name: File name in the weights' folder.
-        sha256: Published hash; `None` where the folder's own `SHA256SUMS` is the authority.
-        published_at: Where it is taken from where a folder lacks it; `None` where it must be there.
+        sha256: Published hash; `None` if the folder's own `SHA256SUMS` is the authority.
+        published_at: Where the file comes from if the folder lacks it; `None` if it must be there.
     """
 
     name: str
@@ -155,7 +155,7 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class RecommendedSampling:
-    """How pictures are drawn where the user does not say.
+    """How pictures are drawn by default.
 
     Attributes:
         sampler: One of `trainer.diffusion.samplers.SAMPLERS`.
@@ -170,11 +170,11 @@ class RecommendedSampling:
 
 @dataclass(frozen=True)
 class Preset:
-    """The four networks of one Stable Diffusion, its image size and how to train it.
+    """The four networks of a Stable Diffusion model, its image size and how to train it.
 
     Attributes:
-        name: What `get_preset` calls it.
-        image_size: Side of its pictures in pixels, where the user names none.
+        name: Its name for `get_preset`.
+        image_size: Default side of its pictures in pixels.
         image_size_multiple: Image sizes must be multiples of this.
         text_encoder: Dimensions.
         diffusion_model: Dimensions.
@@ -184,15 +184,16 @@ class Preset:
         sampling: Recommended settings.
         weight_files: For each network, the file of its base weights.
         ships_weights: Whether the base weights come with this package.
-        published_at: Where the base weights are published; `None` where they are not.
-        parameters: Of each network, how many; before one is built, what a run will need follows.
+        published_at: Where the base weights are published; `None` if they are not.
+        parameters: Number of parameters of each network, from which the needs of a run are
+            estimated before a network is built.
         numerics: How the layers compute; `trainer.weights.base_model.BaseModel` sets it to what
             the base weights were made for.
         prediction: What the diffusion model predicts.
-        zero_terminal_snr: Whether the last timestep is noise alone.
-        generation: Of Stable Diffusion, whose structure this is; other tools ask for it.
-        architecture: What ModelSpec calls it. Only that of Stable Diffusion's own size is called
-            so: tools load by it.
+        zero_terminal_snr: Whether the last timestep is pure noise.
+        generation: The generation of Stable Diffusion whose structure this is; other tools need it.
+        architecture: Its name in ModelSpec. Only a model of Stable Diffusion's own size has Stable
+            Diffusion's name, because tools load by it.
         single_file: Whether it can be read and written as one file in the original layout.
     """
 
@@ -218,23 +219,23 @@ class Preset:
 
     @property
     def size_multiple(self) -> int:
-        """Heights and widths that a model can draw are multiples of this: each level halves them.
+        """A model draws heights and widths that are multiples of this: each level halves them.
 
-        Pictures to train on are of `image_size_multiple`.
+        Sizes of training pictures are multiples of `image_size_multiple`.
         """
         return LATENT_DOWNSAMPLING * 2 ** (len(self.diffusion_model.widths) - 1)
 
     def trained_as(
         self, prediction: Prediction | None = None, zero_terminal_snr: bool | None = None
     ) -> Preset:
-        """The preset of a model that is trained from one of this.
+        """The preset of a model that is trained from a model of this preset.
 
         Args:
-            prediction: What it is to predict; `None` for the same.
-            zero_terminal_snr: Whether its last timestep is to be noise alone; `None` for the same.
+            prediction: What it will predict; `None` for the same.
+            zero_terminal_snr: Whether its last timestep will be pure noise; `None` for the same.
 
         Raises:
-            ValueError: The two are impossible together.
+            ValueError: The two cannot be combined.
         """
         trained = dataclasses.replace(
             self,
@@ -247,7 +248,7 @@ class Preset:
         return trained
 
     def check_image_size(self, image_size: int) -> None:
-        """Raises a `ValueError` where the networks cannot take `image_size` (pixels a side)."""
+        """Raises a `ValueError` if the networks cannot take `image_size` (pixels per side)."""
         if image_size < self.image_size_multiple or image_size % self.image_size_multiple:
             multiple = self.image_size_multiple
             nearest = max(1, round(image_size / multiple)) * multiple
@@ -257,7 +258,7 @@ class Preset:
             )
 
     def latent_shape(self, image_size: ImageSize) -> tuple[int, int, int]:
-        """Height, width and channels of the latent of an image of `image_size`."""
+        """Height, width and channels of the latent of a picture of `image_size`."""
         height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
         return height // LATENT_DOWNSAMPLING, width // LATENT_DOWNSAMPLING, LATENT_CHANNELS
 
@@ -286,11 +287,11 @@ _TINY = Preset(
         learning_rate_schedule="cosine",
         warmup_steps=20,
         ema_decay=0.99,
-        # docs/training.md has what was measured of both.
+        # docs/training.md has the measurements for both.
         train_text_encoder=True,
         precision="auto",
     ),
-    # docs/serving.md has what was measured.
+    # docs/serving.md has the measurements.
     sampling=RecommendedSampling(sampler="dpmpp_2m", num_steps=10, guidance_scale=4.0),
     weight_files=MappingProxyType(
         {network: WeightFile(f"{network}.safetensors", None) for network in NETWORKS}
@@ -339,7 +340,7 @@ _SD_V1_4 = Preset(
         warmup_steps=500,
         ema_decay=0.9999,
     ),
-    # KerasCV's.
+    # The defaults of KerasCV.
     sampling=RecommendedSampling(sampler="ddim", num_steps=25, guidance_scale=7.5),
     # The files and hashes that KerasCV downloads.
     weight_files=MappingProxyType(
@@ -368,8 +369,8 @@ _SD_V1_4 = Preset(
     published_at="hf://fchollet/stable-diffusion",
 )
 
-# The text encoder is OpenCLIP's, which no training of Stable Diffusion 2 has touched, and the
-# autoencoder the first generation's, so the files of the base model serve for both.
+# Stable Diffusion 2 uses OpenCLIP's text encoder unchanged and the autoencoder of the first
+# generation, so the files of the base model serve both.
 _SD_V2_1_BASE = dataclasses.replace(
     _SD_V1_4,
     name="sd-v2-1-base",
@@ -417,7 +418,7 @@ _SD_V2_1 = dataclasses.replace(
     weight_files=MappingProxyType(
         {
             **_SD_V2_1_BASE.weight_files,
-            # KerasCV publishes none.
+            # KerasCV does not publish this one.
             "diffusion_model": WeightFile("diffusion_model_v2_1_768.h5", None),
         }
     ),
@@ -430,16 +431,16 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 
 def prediction_signature(prediction: Prediction) -> str:
-    """The signature by which an exported diffusion model predicts; it gives what it is named by."""
+    """The signature of an exported diffusion model, named after its prediction."""
     return f"predict_{prediction}"
 
 
 def check_zero_terminal_snr(prediction: Prediction, zero_terminal_snr: bool) -> None:
-    """Raises a `ValueError` where noise alone is to be told from what a model predicts of it."""
+    """Raises a `ValueError` if a model would have to predict noise from pure noise."""
     if zero_terminal_snr and prediction == "epsilon":
         raise ValueError(
-            "zero terminal SNR is impossible with epsilon prediction: at the last timestep there "
-            "is noise alone, and whoever predicts it says nothing of the picture; v_prediction does"
+            "zero terminal SNR is impossible with epsilon prediction: the last timestep is pure "
+            "noise, and predicting it says nothing about the picture; use v_prediction"
         )
 
 
@@ -449,7 +450,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def get_preset(name: str) -> Preset:
-    """The preset called `name`; raises a `ValueError` that lists the names there are."""
+    """The preset called `name`; otherwise raises a `ValueError` that lists all names."""
     try:
         return PRESETS[name]
     except KeyError:

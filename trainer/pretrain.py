@@ -21,20 +21,24 @@ def command() -> Command:
         [(("--preset", "tiny", "--out", Path("weights")), "")],
     )
     parser.add_argument("--preset", choices=preset_names(), default="tiny", help="(default: tiny)")
-    parser.add_argument("--out", required=True, help="the weights' folder")
-    parser.add_argument("--work-dir", default="runs/pretrain", help="checkpoints; resumed from")
+    parser.add_argument("--out", required=True, help="folder to write the weights to")
     parser.add_argument(
-        "--start", default=RANDOM_WEIGHTS, help="a folder of weights to go on from, or random"
+        "--work-dir",
+        default="runs/pretrain",
+        help="folder of the checkpoints, from which it resumes",
     )
-    parser.add_argument("--pictures", type=int, default=20_000, help="training pictures drawn")
     parser.add_argument(
-        "--autoencoder-steps", type=int, default=4000, help="0: it stays as it starts"
+        "--start", default=RANDOM_WEIGHTS, help="a folder of weights to start from, or random"
+    )
+    parser.add_argument("--pictures", type=int, default=20_000, help="training pictures to draw")
+    parser.add_argument(
+        "--autoencoder-steps", type=int, default=4000, help="0 leaves it as it starts"
     )
     parser.add_argument("--autoencoder-batch-size", type=int, default=16)
     parser.add_argument("--diffusion-steps", type=int, default=6000)
     parser.add_argument("--diffusion-batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--min-snr-gamma", type=float, default=0.0, help="0: timesteps weigh alike")
+    parser.add_argument("--min-snr-gamma", type=float, default=0.0, help="0: equal weights")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
@@ -42,7 +46,7 @@ def command() -> Command:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = command().parse_args(argv)
-    # TensorFlow takes seconds that help and wrong commands need not wait for.
+    # Importing TensorFlow takes seconds; help and wrong commands should not wait for it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with no_greetings():
         from trainer.pretraining.pretrain import PretrainConfig, pretrain

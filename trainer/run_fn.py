@@ -1,4 +1,4 @@
-"""What the TFX Trainer and Tuner call; the one module here that knows TFX."""
+"""Entry points of the TFX Trainer and Tuner; the only module here that knows TFX."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ from trainer.weights.learned_embeds import read_learned_embeds, write_learned_em
 from trainer.weights.starting_model import CONTINUED, StartingModel
 
 _PICTURES = "validation"
-# TensorBoard shows what is called alike in several folders in one chart.
+# TensorBoard shows curves of the same name from several folders in one chart.
 _TRAIN, _HELD_OUT, _KEPT = _CURVES = ("train", "held_out", "kept")
 _LOSS = "loss"
 _LOGGED = (
     *(_LOSS, "learning_rate", "gradient_norm", "images_per_second", "loss_scale"),
-    "prior_loss",  # where there are class pictures
+    "prior_loss",  # if there are class pictures
 )
 
 logger = logging.getLogger(__name__)
@@ -101,29 +101,29 @@ logger = logging.getLogger(__name__)
 def run_fn(fn_args: FnArgs) -> None:
     """Fine-tunes the diffusion model on latents and exports the SavedModels.
 
-    Of several workers, which `TF_CONFIG` names, all train and the chief alone writes.
+    If `TF_CONFIG` names several workers, all of them train and only the chief writes.
 
     Args:
         fn_args: From TFX: `train_files` (the Latents artifact's train split), `custom_config` and
-            `hyperparameters` (see `TrainerSettings.from_json`; and `TUNED`, where the Tuner has
-            found any; and `CLASS_LATENTS`, where there are class pictures), `base_model` (the
-            folder of the SavedModels that it starts from, if it does not from the base weights),
+            `hyperparameters` (see `TrainerSettings.from_json`; also `TUNED`, if the Tuner found
+            any, and `CLASS_LATENTS`, if there are class pictures), `base_model` (the folder of the
+            SavedModels that it starts from instead of the base weights, if any),
             `serving_model_dir` and `model_run_dir` (outputs).
 
     Raises:
-        UserError: The latents were made by another preset, size or encoders than the settings
-            name, or there are fewer than a batch of them; or the adapters of the model that is
-            started from are of another rank.
-        WeightsError: The base weights have changed since the run was prepared, or the model that
-            is started from cannot be.
-        InsufficientMemoryError: It would not fit into the device's memory.
+        UserError: The latents were made with a preset, size or encoders that differ from the
+            settings, or there are fewer of them than a batch; or the adapters of the starting
+            model have another rank.
+        WeightsError: The base weights have changed since the run was prepared, or the starting
+            model cannot be used.
+        InsufficientMemoryError: Training would not fit into the device's memory.
         TrainingDivergedError: The loss or its gradients became infinite or not a number.
-        TrainingInterruptedError: It was told to stop; what was done is saved.
+        TrainingInterruptedError: It was told to stop; its progress is saved.
     """
     since = time.monotonic()
     settings = TrainerSettings.from_json(fn_args.custom_config, fn_args.hyperparameters)
     if tuned := fn_args.hyperparameters.get(TUNED):
-        logger.info("The search has found: %s.", in_words(tuned))
+        logger.info("The search found: %s.", in_words(tuned))
         settings = _with_found(settings, tuned)
     run = _prepare(
         settings,
@@ -136,26 +136,26 @@ def run_fn(fn_args: FnArgs) -> None:
     if is_chief(run.strategy):
         compute = _export(run, trained, fn_args.serving_model_dir)
         _record(run, trained, compute, fn_args, since)
-    # TFX looks for the model when this returns, in every worker.
+    # When this returns, TFX looks for the model, in every worker.
     wait_for_all(run.strategy)
 
 
 def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
-    """Makes the search for hyperparameters, whose trials are trainings such as `run_fn`'s.
+    """Makes the hyperparameter search, whose trials are trainings like those of `run_fn`.
 
-    A trial is trained with the schedule of the whole training, up to some step of it, and goes on
-    from there if it gets further. So the best one, once it is done, is the Trainer's training.
+    A trial is trained with the schedule of the whole training up to some step, and continues from
+    there if it advances. So the best trial, once it is done, is the Trainer's training.
 
     Args:
-        fn_args: From TFX: `train_files` and `custom_config`, which has `settings`, of
-            `TrainerSettings.to_json`; `run`, of `RunParameters`; and `tuning`, the fields of a
-            `TuningConfig`; and `class_latents` and `base_model` as of `run_fn`.
+        fn_args: From TFX: `train_files` and `custom_config`, which has `settings` (from
+            `TrainerSettings.to_json`), `run` (`RunParameters`) and `tuning` (the fields of a
+            `TuningConfig`), and `class_latents` and `base_model` as for `run_fn`.
 
     Returns:
         A `TrialTuner`.
 
     Raises:
-        UserError: Too few pictures are held out for a half of them to choose, or as `run_fn`.
+        UserError: Too few pictures are held out for half of them to choose, or as in `run_fn`.
         WeightsError: The base weights have changed since the run was prepared.
     """
     told = fn_args.custom_config
@@ -166,19 +166,19 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     latents = LatentsManifest.read(latents_uri)
     _check_inputs(latents, settings, base_model)
     prior = _class_latents(told.get(CLASS_LATENTS), settings, base_model)
-    # Devices are left alone: the process that tells the others what to try needs none.
+    # No devices are set up: the process that tells the others what to try needs none.
     config = _config_for(settings.training, latents, base_model, strategy=None)
     assert config.steps is not None
     start = _Start.of(fn_args.base_model, base_model, config)
     if start is not None and start.continues_adapters and {*tuning.rank} - {config.lora_rank}:
         raise UserError(
-            f"tuning.rank = {[*tuning.rank]} cannot be searched: the adapters of the model that is "
-            f"started from, which are trained on, are of rank {config.lora_rank}; set it to []"
+            f"tuning.rank = {[*tuning.rank]} cannot be searched: training continues the adapters "
+            f"of the starting model, whose rank is {config.lora_rank}; set it to []"
         )
     held_out = _held_out(latents_uri, start)
     if problem := too_few_to_choose(config, held_out):
         raise UserError(
-            f"hyperparameters cannot be searched for (tuning.trials = {tuning.trials}): {problem}"
+            f"hyperparameters cannot be searched (tuning.trials = {tuning.trials}): {problem}"
         )
     schedule = rungs(num_trials(tuning), config.steps)
     scored, strata = trial_rows(
@@ -194,7 +194,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     }
     search_id = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     logger.info(
-        "%d trials for %.1f times the steps of one training, each scored on %d of %d held-out "
+        "%d trials take %.1f times the steps of one training; each is scored on %d of %d held-out "
         "pictures (%d judge), at %d timestep%s each.",
         schedule[0].trials,
         total_steps(schedule) / config.steps,
@@ -225,7 +225,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
 
 
 class _Trials:
-    """Trains trials, those that differ in their learning rate alone with the same networks."""
+    """Trains trials, reusing the networks between those that differ only in learning rate."""
 
     def __init__(
         self,
@@ -238,13 +238,13 @@ class _Trials:
         """Prepares nothing yet.
 
         Args:
-            settings: Without what is searched.
-            train_files: As of `run_fn`.
+            settings: The settings without the searched hyperparameters.
+            train_files: As for `run_fn`.
             pictures: What trials are scored on.
             starting_model: `base_model` of `run_fn`.
-            class_latents: As of `run_fn`.
+            class_latents: As for `run_fn`.
         """
-        # Checkpoints are there to go on from the latest alone.
+        # Trials only ever continue from the latest checkpoint.
         training = dataclasses.replace(settings.training, checkpoints_kept=1)
         self._settings = dataclasses.replace(settings, training=training)
         self._train_files, self._pictures = train_files, pictures
@@ -254,7 +254,7 @@ class _Trials:
         self._folder = tempfile.TemporaryDirectory()
 
     def __call__(self, found: Mapping[str, float], steps: int, folder: str) -> TrialResult:
-        """Trains up to a step, and scores what would be exported then."""
+        """Trains up to a step and scores the weights that would be exported then."""
         settings = _with_found(dataclasses.replace(self._settings, checkpoint_dir=folder), found)
         try:
             run = self._prepared(settings, found)
@@ -272,7 +272,7 @@ class _Trials:
         built_with = {name: value for name, value in found.items() if name != "learning_rate"}
         initial = os.path.join(self._folder.name, "initial")
         if self._run is None or built_with != self._built_with:
-            # Two would have to share the memory.
+            # Otherwise two runs would have to share the memory.
             self._run = None
             keras.backend.clear_session()
             gc.collect()
@@ -311,13 +311,13 @@ def _with_found(settings: TrainerSettings, found: Mapping[str, float]) -> Traine
 
 @dataclasses.dataclass(frozen=True)
 class _Start:
-    """The model that a training starts from in the place of the base weights.
+    """The model that a training starts from instead of the base weights.
 
     Attributes:
-        model: Where it lies, and what it says of itself.
+        model: Its folder and its manifest.
         digest: Names its weights.
-        continues_adapters: Whether its adapters are trained on, on the base weights.
-        trained_on: Marks of what it was trained on, and what it was made of (see `TrainedOn`).
+        continues_adapters: Whether training continues its adapters, on the base weights.
+        trained_on: Marks of the pictures it was trained on, directly or before (see `TrainedOn`).
     """
 
     model: StartingModel
@@ -329,15 +329,15 @@ class _Start:
     def of(
         cls, folder: str | None, base_model: BaseModel, config: ResolvedTrainingConfig
     ) -> _Start | None:
-        """The model in a folder; `None` where there is none."""
+        """The model in a folder; `None` if there is none."""
         if not folder:
             return None
         model = StartingModel.locate(folder, base_model)
         known = TrainedOn.find(folder)
         if known is None:
             logger.warning(
-                "The model in %s is of a former version, and does not say which pictures it was "
-                "trained on: if some of these are held out now, nobody can tell.",
+                "The model in %s was made by an earlier version, which did not record the pictures "
+                "it was trained on: some of them may be held out now.",
                 folder,
             )
         return cls(
@@ -349,11 +349,11 @@ class _Start:
 
     @property
     def own_text_encoder(self) -> bool:
-        """Whether contexts in the latents are others than it computes with."""
+        """Whether its contexts differ from those in the latents."""
         return self.model.manifest.text_encoder_trained and not self.continues_adapters
 
     def build(self, base_model: BaseModel, network: str) -> keras.Model:
-        """A network as it is at the first step, but for adapters that are trained on."""
+        """A network as it is at the first step, without the adapters that are continued."""
         own = network == "diffusion_model" or self.own_text_encoder
         if self.continues_adapters or not own:
             return base_model.build(network)
@@ -370,12 +370,12 @@ class _Start:
         return self.model.word
 
     def adapters(self) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
-        """Those that are trained on; none where new ones are."""
+        """The adapters that are continued; none if new ones are trained."""
         return self.model.read_adapters() if self.continues_adapters else {}
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of it."""
+        """Its entry in a manifest."""
         return {
             "training_id": self.model.manifest.training_id,
             "weights": self.digest,
@@ -385,30 +385,30 @@ class _Start:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What is there before the first step.
+    """Everything that is ready before the first step.
 
     Attributes:
-        settings: What was asked for, with what only the latents could tell.
-        config: Its hyperparameters, with the steps that its epochs come to.
+        settings: The settings, completed with what depends on the latents.
+        config: Its hyperparameters, with epochs converted to steps.
         strategy: How devices and workers share a batch; `None` for one device.
-        base_model: What training starts from, or started from once, with the preset of what is
-            trained.
+        base_model: The base weights that training starts from, directly or at one remove, with the
+            preset of the trained model.
         start: The model that it starts from instead; `None` for the base weights.
-        latents: What made the latents.
-        latents_uri: Where they lie.
+        latents: Manifest of the latents.
+        latents_uri: Folder of the latents.
         train_files: Patterns of the files of their train split.
-        prior: Latents of class pictures, which are trained on beside them; `None` for none.
+        prior: Latents of class pictures, which are trained on as well; `None` for none.
         networks: Text encoder, diffusion model and decoder, which training changes.
-        modules: What is served of them, with their variables.
-        modules_before: The same for what they predict before they are trained.
+        modules: The modules that serve them, with their variables.
+        modules_before: The same for what they predict before training.
         tuner: Trains them.
         word: A new word that the text encoder knows; `None` for none.
-        memory: What that is thought to take.
-        training_id: Names the training by all that decides its weights.
-        line: That training, and those that differ in their number of steps alone.
-        prompts_are_captions: Whether what is drawn are captions that are held out, or made of one.
+        memory: The estimated memory.
+        training_id: Names the training by everything that decides its weights.
+        line: This training and all that differ from it only in their number of steps.
+        prompts_are_captions: Whether the prompts are held-out captions, or made from one.
         tuned: Whether held-out pictures choose its hyperparameters.
-        folder: Of the checkpoints, logs and pictures.
+        folder: Folder of the checkpoints, logs and pictures.
     """
 
     settings: TrainerSettings
@@ -434,34 +434,34 @@ class _Run:
 
     @functools.cached_property
     def image_encoder(self) -> keras.Model | None:
-        """The frozen network that pictures are drawn from with, where it is exported."""
+        """The frozen network that encodes pictures to draw from, if it is exported."""
         if not self.settings.image_to_image:
             return None
         return self.base_model.build("image_encoder")
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Each network's parameters, of those that are served."""
+        """Number of parameters of each network that is served."""
         served = (*self.networks, self.image_encoder)
         return {model.name: model.count_params() for model in served if model is not None}
 
     @property
     def trainable_parameters(self) -> int:
-        """Parameters, or those of the adapters, that are trained."""
+        """Number of trained parameters, of the networks or of their adapters."""
         return sum(v.shape.num_elements() for v in self.tuner.variables)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Trained:
-    """What training came to.
+    """The result of a training.
 
     Attributes:
         history: Its log.
-        seconds: With the pictures drawn, and the held-out ones scored, in between.
-        evaluations: The held-out losses; `None` where there are none.
-        step: Whose averaged weights the networks hold.
-        went_on_from: The `training_id` and `step` of the shorter training that it went on from;
-            empty where it did all its steps.
+        seconds: Its duration, including drawing pictures and scoring held-out ones in between.
+        evaluations: The held-out losses; `None` if there are none.
+        step: Step whose averaged weights the networks hold.
+        went_on_from: The `training_id` and `step` of the shorter training that it continued; empty
+            if it did all its steps itself.
     """
 
     history: list[StepRecord]
@@ -481,7 +481,7 @@ def _prepare(
 ) -> _Run:
     """Everything that can fail fails here: inputs, weights, memory."""
     config = settings.training
-    # Workers can only be joined before anything else is done with TensorFlow.
+    # Workers can only be joined before TensorFlow does anything else.
     strategy = training_strategy(config.devices)
     base_model, before = _base_model(settings)
     latents_uri = _latents_uri(train_files)
@@ -505,7 +505,7 @@ def _prepare(
     word = _known_word(settings, start)
     networks = text_encoder, diffusion_model, base_model.build("decoder")
     modules = serving_modules(*networks, base_model.preset, base_model.image_size, word=word)
-    # A model that is started from predicts what it is trained to.
+    # A starting model already predicts what it is trained to predict.
     as_before = start is not None or (
         NoiseSchedule.of(before) == NoiseSchedule.of(base_model.preset)
     )
@@ -574,10 +574,10 @@ def _prepare(
             "Starting from the model in %s, of training %s%s.",
             start.model.folder,
             start.model.manifest.training_id,
-            ", whose adapters are trained on" if start.continues_adapters else "",
+            ", and continuing its adapters" if start.continues_adapters else "",
         )
     logger.info(
-        "Training %s of %s parameters: %d steps of %d pictures, %.1f epochs of %d.",
+        "Training %s of %s parameters: %d steps of %d pictures, %.1f epochs of %d pictures.",
         f"{run.trainable_parameters:,}",
         f"{sum(model.count_params() for model in run.networks):,}",
         config.steps,
@@ -587,20 +587,20 @@ def _prepare(
     )
     if prior is not None:
         logger.info(
-            "Beside each of them goes one of %d class pictures, whose loss counts %g times.",
+            "Each picture is paired with one of %d class pictures, whose loss is weighted by %g.",
             sum(prior.manifest.counts.values()),
             settings.prior_weight,
         )
-    logger.info("Memory needed, about: %s; %s.", memory, memory_guard.available)
+    logger.info("Estimated memory: %s; %s.", memory, memory_guard.available)
     return run
 
 
 def _with_word(
     text_encoder: keras.Model, word: WordSettings, preset: Preset, start: _Start | None
 ) -> keras.Model:
-    """The text encoder with a new word's vectors as they are at the first step."""
+    """The text encoder with the vectors of a new word as they are at the first step."""
     if start is not None and start.word is not None:
-        # It has them; those of a file have precedence.
+        # It already has vectors; those from a file take precedence.
         table = token_embedding(text_encoder).embeddings
         if word.learned_from is not None:
             learned = read_learned_embeds(word.learned_from, table.shape[1], word.vectors)
@@ -614,10 +614,10 @@ def _with_word(
 
 
 def _known_word(settings: TrainerSettings, start: _Start | None) -> NewWord | None:
-    """The word that is trained, or else that of the model that is started from.
+    """The word that is trained, or else the word of the starting model.
 
     Raises:
-        UserError: They are two.
+        UserError: The two differ.
     """
     own = None if settings.word is None else settings.word.word
     of_start = None if start is None else start.word
@@ -626,8 +626,8 @@ def _known_word(settings: TrainerSettings, start: _Start | None) -> NewWord | No
     if (own.token, own.vectors) != (of_start.token, of_start.vectors):
         assert start is not None
         raise UserError(
-            f"the model in {start.model.folder} knows the word {of_start.token} of "
-            f"{of_start.vectors} vectors, and this training teaches {own.token} of {own.vectors}: "
+            f"the model in {start.model.folder} knows the word {of_start.token} with "
+            f"{of_start.vectors} vectors, this training teaches {own.token} with {own.vectors}: "
             f"set word.token to {of_start.token} and word.vectors to {of_start.vectors}, or start "
             "from another model"
         )
@@ -635,7 +635,7 @@ def _known_word(settings: TrainerSettings, start: _Start | None) -> NewWord | No
 
 
 def _base_model(settings: TrainerSettings) -> tuple[BaseModel, Preset]:
-    """What training starts from, as it is to be trained; and what it is before."""
+    """The base weights with the preset of the trained model, and their own preset."""
     found = BaseModel.locate(
         get_preset(settings.preset), settings.image_size, settings.base_weights
     )
@@ -644,16 +644,16 @@ def _base_model(settings: TrainerSettings) -> tuple[BaseModel, Preset]:
 
 
 def _latents_uri(train_files: Sequence[str]) -> str:
-    """Where the latents lie, of patterns `<uri>/Split-train/*`."""
+    """Folder of the latents, from patterns `<uri>/Split-train/*`."""
     return os.path.dirname(os.path.dirname(train_files[0]))
 
 
 def _train(run: _Run, until: int | None = None) -> _Trained:
-    """Trains, and draws the validation prompts before, after, and now and then.
+    """Trains, and draws the validation prompts before, after and in between.
 
-    Of a training that was done before, only the pictures before and after are drawn. The networks
-    are left with the averages of their weights. With `until`, it is a trial: nothing is drawn,
-    training pauses after that step, and the networks are left as they are then.
+    If the training was already complete, only the pictures before and after are drawn. Afterwards
+    the networks hold the averages of their weights. With `until`, it is a trial: nothing is drawn,
+    training pauses after that step, and the networks stay as they are then.
     """
     config, tuner = run.config, run.tuner
     assert config.steps is not None
@@ -704,7 +704,7 @@ def _train(run: _Run, until: int | None = None) -> _Trained:
                 draw_validation(modules, run.settings.validation, _pictures_of(run, step), step)
 
     with train_log.as_default():
-        # As they are exported, so that the same traces serve.
+        # With the averages, as on export, so that the same traces can be used.
         with tuner.averaged():
             draw(0)
         since = time.monotonic()
@@ -764,7 +764,7 @@ def _train(run: _Run, until: int | None = None) -> _Trained:
         if step == last:
             tuner.assign_averages()
         else:
-            logger.info("The weights of step %d of %d are kept.", step, last)
+            logger.info("Keeping the weights of step %d of %d.", step, last)
             tuner.assign_kept(run.folder, step)
         draw(step)
     if kept is not None:
@@ -780,9 +780,9 @@ def _train(run: _Run, until: int | None = None) -> _Trained:
 
 
 def _beginning(run: _Run) -> tuple[Evaluations | None, StartingPoint | None, dict[str, Any]]:
-    """What is evaluated, what is gone on from now, and what the training began with.
+    """The evaluations, the checkpoint to continue now, and the training that it began with.
 
-    The chief decides, and notes it for the other workers, and for when it is resumed.
+    The chief decides, and writes a note for the other workers and for a later resume.
     """
     start = None
     if is_chief(run.strategy):
@@ -812,7 +812,7 @@ def _beginning(run: _Run) -> tuple[Evaluations | None, StartingPoint | None, dic
             start = StartingPoint(folder, began_with["step"])
     if start is not None:
         logger.info(
-            "Going on from step %d of training %s, which had the same settings.",
+            "Continuing from step %d of training %s, which had the same settings.",
             start.step,
             os.path.basename(start.folder),
         )
@@ -820,7 +820,7 @@ def _beginning(run: _Run) -> tuple[Evaluations | None, StartingPoint | None, dic
 
 
 def _evaluations(run: _Run, former: Plan | None) -> Evaluations | None:
-    """What is scored of the held-out pictures while it is trained."""
+    """The evaluations of held-out pictures during training."""
     if run.config.evaluate_every_steps == 0:
         return None
     held_out = _held_out(run.latents_uri, run.start)
@@ -835,7 +835,7 @@ def _evaluations(run: _Run, former: Plan | None) -> Evaluations | None:
 
 
 def _held_out(latents_uri: str, start: _Start | None) -> HeldOutPictures:
-    """Those that the model that is started from was not trained on, by which one can choose."""
+    """The held-out pictures that the starting model was not trained on."""
     records = _records(_held_out_files(latents_uri))
     if start is not None:
         records = unseen(records, start.trained_on)
@@ -853,7 +853,7 @@ def _pictures_of(run: _Run, step: int) -> str:
 
 
 def _take_over_pictures(run: _Run, start: StartingPoint) -> None:
-    """Copies what the training that this one goes on from drew, where this one would have."""
+    """Copies pictures of the training that this one continues, for steps that it also draws."""
     every, source = run.settings.validation.every_steps, os.path.join(start.folder, _PICTURES)
     if not every or not tf.io.gfile.isdir(source):
         return
@@ -867,7 +867,7 @@ def _take_over_pictures(run: _Run, start: StartingPoint) -> None:
 
 
 def _remove_other_pictures(run: _Run) -> None:
-    """Removes what this training drew of other prompts, or in another way."""
+    """Removes pictures that this training drew from other prompts or with other settings."""
     folder = os.path.join(run.folder, _PICTURES)
     if not tf.io.gfile.isdir(folder):
         return
@@ -876,7 +876,7 @@ def _remove_other_pictures(run: _Run) -> None:
     if tf.io.gfile.exists(path):
         with tf.io.gfile.GFile(path) as f:
             drawn = json.loads(f.read())
-        # How often changes no picture.
+        # The interval does not change the pictures.
         wanted["every_steps"] = drawn["every_steps"]
     if drawn != json.loads(json.dumps(wanted)):
         tf.io.gfile.rmtree(folder)
@@ -888,14 +888,14 @@ def _tell_missing_pictures(run: _Run, steps: int) -> None:
     missing = [step for step in between if not tf.io.gfile.isdir(_pictures_of(run, step))]
     if missing:
         logger.warning(
-            "There are no pictures of step %s: they are drawn while it is trained, and this model "
-            "had got beyond that before they were asked for.",
+            "There are no pictures of step %s: they are drawn during training, and this model was "
+            "already past that when they were requested.",
             ", ".join(map(str, missing)),
         )
 
 
 def _export(run: _Run, trained: _Trained, folder: str) -> ComputeDtype:
-    """Writes the SavedModels, and the adapters if there are any; returns what they compute in."""
+    """Writes the SavedModels, and any adapters; returns the type that they compute in."""
     preset, image_size = run.base_model.preset, run.base_model.image_size
     weights, asked = run.settings.export_weights, run.settings.compute
     if asked == "auto":
@@ -932,7 +932,7 @@ def _made_by(run: _Run) -> dict[str, str]:
 
 
 def _lies_on(run: _Run) -> str:
-    """What the weights are called that adapters, or a word, were trained on."""
+    """Name of the weights that the adapters or the word were trained on."""
     base_weights = public_name(run.settings.base_weights, run.settings.preset)
     if run.start is not None and not run.start.continues_adapters:
         return (
@@ -943,7 +943,7 @@ def _lies_on(run: _Run) -> str:
 
 
 def _word_header(run: _Run) -> dict[str, str]:
-    """What `learned_embeds.safetensors` says of itself."""
+    """The header of `learned_embeds.safetensors`."""
     assert run.word is not None
     return {
         **model_spec(
@@ -960,7 +960,7 @@ def _word_header(run: _Run) -> dict[str, str]:
 
 
 def _adapter_header(run: _Run, trained: _Trained) -> dict[str, str]:
-    """What `lora.safetensors` says of itself."""
+    """The header of `lora.safetensors`."""
     base_weights = _lies_on(run)
     return {
         **model_spec(
@@ -990,7 +990,7 @@ def _adapter_header(run: _Run, trained: _Trained) -> dict[str, str]:
 def _record(
     run: _Run, trained: _Trained, compute: ComputeDtype, fn_args: FnArgs, since: float
 ) -> None:
-    """Writes what made the model, the losses, and copies of logs and pictures."""
+    """Writes the manifest and the losses, and copies logs and pictures."""
     settings, history = run.settings, trained.history
     ModelManifest(
         preset=run.base_model.preset.name,
@@ -1050,7 +1050,7 @@ def _record(
 
 
 def _prior_facts(run: _Run) -> dict[str, Any]:
-    """What a manifest says of the class pictures; nothing where there are none."""
+    """The entry of the class pictures in a manifest; empty if there are none."""
     if run.prior is None:
         return {}
     return {
@@ -1061,13 +1061,13 @@ def _prior_facts(run: _Run) -> dict[str, Any]:
 
 
 def _goes_on_from(run: _Run, trained: _Trained) -> int | None:
-    """The step that a longer training would go on from; `None` where it would begin anew."""
+    """The step from which a longer training would continue; `None` if it would start again."""
     longer = goes_on(run.config, run.base_model.preset, trained.evaluations)
     return trained.history[-1].step if longer else None
 
 
 def _kept(trained: _Trained) -> dict[str, Any]:
-    """Which step the weights are of, and why; nothing where no step was evaluated."""
+    """The step that the weights are from, and why; empty if no step was evaluated."""
     evaluations = trained.evaluations
     if evaluations is None or evaluations.kept is None:
         return {}
@@ -1094,27 +1094,27 @@ def _check_inputs(
     wanted = (settings.preset, settings.image_size, hash_now)
     if made_by != wanted:
         raise UserError(
-            "the latents were made for another model: preset, image size and hash of the "
-            f"encoders' weights are {made_by}, this run needs {wanted}; run LatentGen again"
+            "the latents were made for another model: their preset, image size and hash of the "
+            f"encoders' weights are {made_by}, but this run needs {wanted}; run LatentGen again"
         )
     word = None if settings.word is None else settings.word.word
     if latents.new_word != word:
         told, asked = (w.to_json() if w else "no new word" for w in (latents.new_word, word))
         raise UserError(
-            f"the latents' captions have {told}, and this run needs {asked}: run LatentGen again"
+            f"the latents' captions have {told}, but this run needs {asked}: run LatentGen again"
         )
 
 
 def _class_latents(
     uri: str | None, settings: TrainerSettings, base_model: BaseModel
 ) -> ClassLatents | None:
-    """The latents of class pictures in a folder; `None` where none are to be trained on."""
+    """The latents of class pictures in a folder; `None` if none are used."""
     if settings.prior_weight is None:
         return None
     if uri is None:
         raise UserError(
-            "there are no latents of class pictures, which prior.caption asks to be trained on: "
-            "name their folder by --class-latents, or set prior.caption to null"
+            "there are no latents of class pictures, which prior.caption requires: give their "
+            "folder with --class-latents, or set prior.caption to null"
         )
     prior = ClassLatents.read(uri)
     _check_inputs(prior.manifest, settings, base_model)
@@ -1127,13 +1127,13 @@ def _config_for(
     base_model: BaseModel,
     strategy: tf.distribute.Strategy | None,
 ) -> ResolvedTrainingConfig:
-    """The hyperparameters for so many pictures on this machine, which nobody knew before."""
+    """The hyperparameters for this number of pictures on this machine."""
     num_examples = latents.epoch_size
     devices = strategy.num_replicas_in_sync if strategy else 1
     found = on_this_machine(config.for_examples(num_examples, base_model.preset, devices))
     if found.batch_size < config.batch_size:
         logger.warning(
-            "Batches are of %d pictures, not of %d: the train split has no more than %d.",
+            "The batch size is %d instead of %d: the train split has only %d pictures.",
             found.batch_size,
             config.batch_size,
             num_examples,
@@ -1147,7 +1147,7 @@ def _config_for(
 
 
 def _with_prompts(validation: ValidationConfig, latents_uri: str) -> ValidationConfig:
-    """What is drawn: what was asked for, or captions that are held out."""
+    """With the prompts to draw: the configured ones, or held-out captions."""
     if validation.prompts is not None:
         return validation
     return dataclasses.replace(validation, prompts=held_out_prompts(_held_out_files(latents_uri)))
@@ -1167,10 +1167,10 @@ def _facts(
     start: _Start | None,
     prior: ClassLatents | None = None,
 ) -> dict[str, Any]:
-    """What decides a training's weights, and that alone: by its name, checkpoints are found.
+    """Everything that decides the weights of a training, and nothing else.
 
-    Not where things lie, which may have been moved. Nor what is drawn, logged, or exported in
-    another format, which a finished training does again without a step.
+    Its hash names the checkpoints. It leaves out addresses, since folders may be moved, and what is
+    drawn, logged or exported in another format, which a finished training repeats without a step.
     """
     return {
         "preset": settings.preset,

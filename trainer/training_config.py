@@ -1,4 +1,4 @@
-"""What one training run depends on: its hyperparameters, and all else that `run_fn` is told."""
+"""What a training run depends on: its hyperparameters and everything else passed to `run_fn`."""
 
 from __future__ import annotations
 
@@ -32,48 +32,48 @@ Devices = Literal["all", "one"]
 Keep = Literal["last", "best"]
 MemoryCheck = Literal["refuse", "warn"]
 WeightsDtype = Literal["float32", "bfloat16", "float16"]
-"""What weights are stored as."""
+"""The type that weights are stored in."""
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
-"""What exported networks compute in."""
+"""The type that exported networks compute in."""
 
 Compute = Literal["auto", ComputeDtype]
-"""What is asked for; `auto`: what is found to be fastest."""
+"""The setting; `auto` is the type that proves fastest."""
 
 STEPS_BY_EPOCHS = 0
-"""Value of the run parameter `steps` where `epochs` says how long."""
+"""Value of the run parameter `steps` if `epochs` sets the length."""
 
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
     {
-        "epochs",  # `steps` says what they came to
-        "reduce_batch_size",  # `batch_size` says to what
+        "epochs",  # `steps` has the result
+        "reduce_batch_size",  # `batch_size` has the result
         "memory_check",
         "checkpoint_every_steps",
         "checkpoints_kept",
         "log_every_steps",
     }
 )
-"""Fields of a resolved `TrainingConfig` that change nothing about what is trained."""
+"""Fields of a resolved `TrainingConfig` that do not affect the trained weights."""
 
 TUNED = "tuned"
-"""Key beside the run parameters with the hyperparameters that the Tuner found, where it did."""
+"""Key next to the run parameters that holds the hyperparameters found by the Tuner, if any."""
 
 CLASS_LATENTS = "class_latents"
-"""Key beside them with the folder of the latents of class pictures, where such are trained on."""
+"""Key next to them that holds the folder with the latents of class pictures, if there are any."""
 
 _OF_CHOICE = ("keep", "stop_early", "evaluate_every_steps", "choose_from_pictures")
 
-# Without these at their defaults, a run is what it was before there was a choice.
+# At their defaults these are left out, so that a run is the same as before they existed.
 _LATER = (*_OF_CHOICE, "optimizer")
 
-# How far from the training's own learning rate it is searched for where no range is given.
+# Factor around the configured learning rate that is searched if no range is given.
 _REACH = 10.0
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 class RunParameters(TypedDict):
-    """What whoever starts a compiled pipeline can change: properties of their own of the step."""
+    """What can be changed when a compiled pipeline is started: separate properties of the step."""
 
     steps: int
     learning_rate: float
@@ -86,41 +86,41 @@ class TrainingConfig:
 
     Attributes:
         steps: Optimizer steps.
-        epochs: Instead of `steps`: times that every example is seen; 0 leaves it to `steps`.
-        batch_size: Examples an optimizer step, over all devices.
-        reduce_batch_size: Whether a batch larger than the train split is reduced to it, rather
-            than an error; `auto`: where `batch_size` is the preset's.
+        epochs: Instead of `steps`: how often every example is seen; 0 leaves it to `steps`.
+        batch_size: Examples per optimizer step, over all devices.
+        reduce_batch_size: Whether a batch larger than the train split is reduced to its size
+            instead of being an error; `auto`: if `batch_size` is the preset's.
         accumulation_steps: Parts in which a batch is computed, one after another.
-        optimizer: What the updates are made by.
-        learning_rate: The optimizer's, at the end of the warm-up.
-        learning_rate_schedule: How it goes on from there: `constant`, or `linear` or `cosine` down
-            to zero at the last step.
+        optimizer: The optimizer.
+        learning_rate: Learning rate at the end of the warm-up.
+        learning_rate_schedule: The learning rate after the warm-up: `constant`, or `linear` or
+            `cosine` decay to zero at the last step.
         warmup_steps: Steps over which the learning rate rises linearly from zero.
         weight_decay: Decoupled weight decay.
-        max_gradient_norm: Global norm that gradients are clipped to.
+        max_gradient_norm: Global norm to which gradients are clipped.
         ema_decay: Upper limit of the decay of the exponential moving average of the weights.
-        caption_dropout: Fraction of captions replaced by the empty one, for classifier-free
+        caption_dropout: Fraction of captions replaced by the empty caption, for classifier-free
             guidance (Ho and Salimans 2022).
         min_snr_gamma: Signal-to-noise ratio above which timesteps count for less (Hang et al.
-            2023); 0 weighs all alike.
-        noise_offset: Deviation of the noise that is added to a whole channel; 0 is none.
-        lora_rank: Rank of the attention projections' adapters, which alone are trained (Hu et al.
-            2022); 0 trains all weights.
-        lora_alpha: The adapters count `lora_alpha / lora_rank`; 0 makes it the rank.
-        train_text_encoder: Whether the text encoder is trained along.
-        precision: What the networks compute in; weights, loss, noise and average are float32. With
-            `auto`, what the machine that trains computes fastest: bfloat16 or float32.
-        xla: Whether XLA compiles the step; `auto` where there is a GPU.
-        gradient_checkpointing: Whether the backward pass computes a block's inner values again.
+            2023); 0 weights all alike.
+        noise_offset: Standard deviation of the noise added to a whole channel; 0 adds none.
+        lora_rank: Rank of the adapters of the attention projections, which are then all that is
+            trained (Hu et al. 2022); 0 trains all weights.
+        lora_alpha: The adapters are scaled by `lora_alpha / lora_rank`; 0 makes it the rank.
+        train_text_encoder: Whether the text encoder is trained too.
+        precision: Type that the networks compute in; weights, loss, noise and average are float32.
+            `auto` is whatever the training machine computes fastest: bfloat16 or float32.
+        xla: Whether XLA compiles the step; `auto`: if there is a GPU.
+        gradient_checkpointing: Whether the backward pass recomputes the inner values of blocks.
         devices: `all` GPUs, and all workers in `TF_CONFIG`; or `one`.
-        memory_check: What happens to a run that will not fit into memory.
+        memory_check: What happens to a run that does not fit into memory.
         checkpoint_every_steps: Steps between checkpoints.
-        checkpoints_kept: Latest checkpoints that are kept.
+        checkpoints_kept: How many of the latest checkpoints are kept.
         log_every_steps: Steps between logged values.
-        evaluate_every_steps: Steps between held-out losses; 0 for none, `None` for twenty a run.
-        keep: Which weights are exported: those of the `last` step, or of the `best` one.
+        evaluate_every_steps: Steps between held-out losses; 0 for none, `None` for twenty per run.
+        keep: Which weights are exported: from the `last` step or from the `best` one.
         stop_early: Evaluations without a lower held-out loss after which training stops; 0: never.
-        choose_from_pictures: Held-out pictures below which nothing is chosen by them.
+        choose_from_pictures: Least number of held-out pictures needed to choose by them.
         seed: Decides data order, timesteps, noise and caption dropout.
     """
 
@@ -163,7 +163,7 @@ class TrainingConfig:
         `epochs`, steps and a recommended warm-up stay open until `for_examples`.
         """
         values: dict[str, Any] = {
-            # What no preset recommends may stay open.
+            # Settings that no preset recommends may stay open.
             name: getattr(preset.training, name, None) if value is None else value
             for name, value in dataclasses.asdict(self).items()
         }
@@ -184,7 +184,7 @@ class ResolvedTrainingConfig(TrainingConfig):
     With `epochs`, `steps` is `None`, and `warmup_steps` may be, until `for_examples`.
     """
 
-    # Without `field()` they would keep the default of being open.
+    # Without `field()` they would keep `None` as their default.
     batch_size: PositiveInt = dataclasses.field()
     reduce_batch_size: Literal["always", "never"] = dataclasses.field()
     learning_rate: PositiveFloat = dataclasses.field()
@@ -195,12 +195,12 @@ class ResolvedTrainingConfig(TrainingConfig):
 
     @property
     def chooses(self) -> bool:
-        """Whether held-out pictures are to decide what is exported."""
+        """Whether held-out pictures decide what is exported."""
         return self.keep == "best" or self.stop_early > 0
 
     @property
     def deciding(self) -> dict[str, Any]:
-        """The fields that decide the weights, where nothing is chosen those of former versions."""
+        """The fields that decide the weights; if nothing is chosen, those of earlier versions."""
         without = {*WITHOUT_EFFECT_ON_WEIGHTS, *(() if self.chooses else _OF_CHOICE)}
         if self.optimizer == TrainingConfig.optimizer:
             without.add("optimizer")
@@ -210,24 +210,24 @@ class ResolvedTrainingConfig(TrainingConfig):
 
     @property
     def run_parameters(self) -> RunParameters:
-        """Those of these values that a compiled pipeline can be started with others of."""
+        """The values that can be changed when a compiled pipeline is started."""
         steps = STEPS_BY_EPOCHS if self.steps is None else self.steps
         return {"steps": steps, "learning_rate": self.learning_rate, "seed": self.seed}
 
     def for_examples(
         self, num_examples: int, preset: Preset, devices: int = 1
     ) -> ResolvedTrainingConfig:
-        """This configuration with a batch that there are examples for, and the steps of `epochs`.
+        """This configuration with a batch that fits the examples, and with the steps of `epochs`.
 
         Args:
             num_examples: Examples of the train split.
-            preset: Recommends a warm-up, shortened to half of the steps, where none is given.
-            devices: How many share a batch. A reduced one is a multiple of them times
-                `accumulation_steps`, of which it has fewer where there are fewer pictures.
+            preset: Recommends a warm-up if none is given; it is shortened to half of the steps.
+            devices: How many share a batch. A reduced batch is a multiple of this number times
+                `accumulation_steps`, which is lowered if there are fewer pictures.
 
         Raises:
-            UserError: The batch is to be reduced and cannot be shared out then, or the warm-up
-                that was given is longer than the steps.
+            UserError: The reduced batch cannot be split over the devices, or the given warm-up is
+                longer than the training.
         """
         fitting = self._with_batch_for(num_examples, devices)
         if self.steps is not None:
@@ -239,27 +239,27 @@ class ResolvedTrainingConfig(TrainingConfig):
         if warmup_steps > steps:
             raise UserError(
                 f"training.warmup_steps = {warmup_steps} is impossible: {self.epochs:g} epochs of "
-                f"{num_examples} pictures are {steps} steps; it must be at most as many"
+                f"{num_examples} pictures are {steps} steps, and the warm-up cannot be longer"
             )
         return dataclasses.replace(fitting, steps=steps, warmup_steps=warmup_steps)
 
     def _with_batch_for(self, num_examples: int, devices: int) -> ResolvedTrainingConfig:
-        """With a batch that there are examples for, in fewer parts where there are too few."""
+        """With a batch that fits the examples, in fewer parts if there are too few."""
         if self.batch_size <= num_examples or self.reduce_batch_size == "never":
             return self
         parts = min(self.accumulation_steps, num_examples // devices)
         if not parts:
             raise UserError(
-                f"the train split has only {num_examples} pictures, and a batch is shared out to "
+                f"the train split has only {num_examples} pictures, too few for a batch on "
                 f"{devices} devices: set training.devices to one"
             )
         batch_size = num_examples - num_examples % (parts * devices)
         return dataclasses.replace(self, batch_size=batch_size, accumulation_steps=parts)
 
     def for_steps(self, steps: int) -> ResolvedTrainingConfig:
-        """This configuration with so many steps, whatever `epochs` says.
+        """This configuration with this number of steps, whatever `epochs` says.
 
-        A warm-up that is longer, or open, becomes half of them.
+        A warm-up that is longer, or not set, becomes half of the steps.
         """
         warmup_steps = self.warmup_steps
         if warmup_steps is None or warmup_steps > steps:
@@ -267,11 +267,11 @@ class ResolvedTrainingConfig(TrainingConfig):
         return dataclasses.replace(self, steps=steps, epochs=0.0, warmup_steps=warmup_steps)
 
     def with_found(self, found: Mapping[str, float]) -> ResolvedTrainingConfig:
-        """This configuration with hyperparameters that a search has found.
+        """This configuration with the hyperparameters that a search found.
 
         Args:
-            found: By name, of `TuningConfig.space`. With another `lora_rank`, `lora_alpha` changes
-                in proportion, so that the adapters count as much as before.
+            found: By name, from `TuningConfig.space`. With another `lora_rank`, `lora_alpha`
+                changes in proportion, so that the scale of the adapters stays the same.
         """
         values: dict[str, Any] = dict(found)
         if rank := values.get("lora_rank"):
@@ -281,16 +281,16 @@ class ResolvedTrainingConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TuningConfig:
-    """The search for hyperparameters, by successive halving on the held-out pictures that choose.
+    """The hyperparameter search: successive halving on the held-out pictures that choose.
 
     Attributes:
-        trials: Settings of hyperparameters that are tried; 0: none are.
-        parallel_trials: On Vertex, machines that try them side by side.
-        learning_rate: Lowest and highest one; `None`: a tenth and ten times the training's own;
-            nothing: its own alone.
-        rank: Ranks of the adapters to choose from; nothing: the training's own.
+        trials: Combinations of hyperparameters that are tried; 0 for no search.
+        parallel_trials: On Vertex, machines that run trials in parallel.
+        learning_rate: Lowest and highest learning rate; `None`: a tenth and ten times the
+            configured one; empty: only the configured one.
+        rank: Ranks of the adapters to choose from; empty: the configured one.
         ema_decay: Decays of the average to choose from, likewise.
-        min_snr_gamma: Of Min-SNR, likewise.
+        min_snr_gamma: Values of Min-SNR's gamma to choose from, likewise.
     """
 
     trials: Annotated[int, Field(ge=0, le=1000)] = 0
@@ -304,7 +304,7 @@ class TuningConfig:
 
     @property
     def choices(self) -> dict[str, tuple[float, ...]]:
-        """What is chosen of single values, by the names of the training's fields."""
+        """Discrete values to choose from, by the name of the training field."""
         named = {
             "lora_rank": self.rank,
             "ema_decay": self.ema_decay,
@@ -313,10 +313,10 @@ class TuningConfig:
         return {name: tuple(values) for name, values in named.items() if values}
 
     def learning_rates(self, own: float) -> tuple[float, float] | None:
-        """The lowest and the highest learning rate; `None` where none is searched for.
+        """The lowest and the highest learning rate; `None` if it is not searched.
 
         Args:
-            own: The training's.
+            own: The configured learning rate.
         """
         if self.learning_rate is None:
             return own / _REACH, own * _REACH
@@ -331,13 +331,13 @@ class ValidationConfig:
     """The pictures drawn before and after fine-tuning.
 
     Attributes:
-        prompts: What to draw, one picture each; `None`: captions that are held out (see
+        prompts: What to draw, one picture each; `None`: held-out captions (see
             `trainer.data.prompts`).
         sampler: One of `trainer.diffusion.samplers.SAMPLERS`.
         num_steps: Sampling steps.
-        guidance_scale: Classifier-free guidance scale; 1 is none.
+        guidance_scale: Classifier-free guidance scale; 1 turns guidance off.
         seed: Decides the initial noise.
-        every_steps: Training steps after which they are drawn, too; 0: only before and after.
+        every_steps: Training steps between further drawings; 0: only before and after.
     """
 
     prompts: Prompts | None
@@ -350,16 +350,16 @@ class ValidationConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class WordSettings:
-    """A new word, whose vectors are trained and nothing else.
+    """A new word, whose vectors are all that is trained.
 
     Attributes:
         token: See `trainer.text.new_word.NewWord`.
         initial: Likewise.
         initial_id: Likewise.
         vectors: Likewise.
-        learned_from: File of vectors that it begins with instead; see
+        learned_from: File with the vectors to start with instead; see
             `trainer.weights.learned_embeds`.
-        learned_sha256: SHA-256 (hex) of that, so that another one in its place is another run.
+        learned_sha256: SHA-256 (hex) of that file, so that a different file is a different run.
     """
 
     token: Text
@@ -382,26 +382,26 @@ class WordSettings:
 
 @dataclass(frozen=True, config=_STRICT)
 class TrainerSettings:
-    """All that `run_fn` is told, the Trainer's `custom_config` and run parameters.
+    """Everything passed to `run_fn`: the Trainer's `custom_config` and the run parameters.
 
     Attributes:
         preset: Name of the preset.
         image_size: Side of the pictures in pixels.
-        base_weights: `"default"`, `"random"` or a place; see `trainer.weights.base_model`.
-        base_weights_hash: Hash of all four networks' base weights; it makes TFX's cache see other
-            weights at the same place.
+        base_weights: `"default"`, `"random"` or an address; see `trainer.weights.base_model`.
+        base_weights_hash: Hash of the base weights of all four networks, so that TFX's cache
+            notices different weights at the same address.
         training: How to train.
-        validation: The pictures that are drawn before, in between and after.
-        checkpoint_dir: Folder for the checkpoints of all runs; a run finds its own by a hash.
-        export_weights: What the exported models store their weights as.
-        compute: What they compute in.
-        code_version: Hash of this package's code; it makes TFX's cache see code changes.
-        image_to_image: Whether the image encoder is exported, too, to draw from pictures.
-        prediction: What the diffusion model learns to predict; `None` for what the preset's does.
-        zero_terminal_snr: Whether its last timestep is to be noise alone; `None`, likewise.
-        prior_weight: What the loss on class pictures is multiplied by; `None` where there are none.
-        prompts_from_caption: Whether what is drawn is made of a caption that the pictures have.
-        word: A new word, which alone is trained; `None` for none.
+        validation: The pictures that are drawn before, during and after training.
+        checkpoint_dir: Folder for the checkpoints of all runs; each run finds its own by a hash.
+        export_weights: Type in which the exported models store their weights.
+        compute: Type in which they compute.
+        code_version: Hash of the code of this package, so that TFX's cache notices code changes.
+        image_to_image: Whether the image encoder is exported too, to draw from pictures.
+        prediction: What the diffusion model learns to predict; `None` for the preset's prediction.
+        zero_terminal_snr: Whether its last timestep is pure noise; `None`, likewise.
+        prior_weight: Factor of the loss on class pictures; `None` if there are none.
+        prompts_from_caption: Whether the prompts are made from a caption that the pictures have.
+        word: A new word, which is then all that is trained; `None` for none.
     """
 
     preset: str
@@ -425,7 +425,7 @@ class TrainerSettings:
         """The preset of the trained model.
 
         Args:
-            preset: That of the base weights, which may predict something else.
+            preset: The preset of the base weights, which may predict something else.
         """
         usual = get_preset(self.preset)
         return preset.trained_as(
@@ -434,12 +434,12 @@ class TrainerSettings:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The `custom_config`: all but `training.run_parameters`, which go beside it."""
+        """The `custom_config`: all but `training.run_parameters`, which are passed separately."""
         apart = {"training": set(RunParameters.__required_keys__)}
         tree: dict[str, Any] = TypeAdapter(TrainerSettings).dump_python(
             self, mode="json", exclude=apart
         )
-        # Without these, a run is what it was before there was a choice, in the cache, too.
+        # Defaults are left out, so that a run is the same as before they existed, in the cache too.
         for name in ("image_to_image", "prompts_from_caption"):
             if not tree[name]:
                 del tree[name]
@@ -457,12 +457,12 @@ class TrainerSettings:
 
         Args:
             custom_config: What `to_json` made.
-            run: `RunParameters`. Given to a compiled pipeline, they have not seen the
-                configuration's checks. So steps have precedence over epochs, and a warm-up longer
-                than they are is shortened to half of them.
+            run: `RunParameters`. If they were given to a compiled pipeline, the configuration has
+                not checked them. So steps take precedence over epochs, and a warm-up longer than
+                the steps is shortened to half of them.
 
         Raises:
-            ValueError: A value is missing, unknown or out of its range.
+            ValueError: A value is missing, unknown or out of range.
         """
         steps = run["steps"]
         training = ResolvedTrainingConfig(

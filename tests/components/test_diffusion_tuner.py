@@ -155,7 +155,7 @@ def test_the_page_has_every_trial_with_interval_cost_and_problem(tmp_path: Path)
 
 def test_a_search_that_finds_nothing_says_so(tmp_path: Path) -> None:
     tuning = TuningConfig(trials=3, learning_rate=[0.01, 0.1])
-    with pytest.raises(UserError, match=r"no trial of \d+ came to a held-out loss .*<diverged>"):
+    with pytest.raises(UserError, match=r"none of \d+ trials has a held-out loss .*<diverged>"):
         searched(tmp_path, tuning, steps=9)
 
 

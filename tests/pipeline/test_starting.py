@@ -230,7 +230,7 @@ def test_a_folder_is_started_from(output: Output, tmp_path: Path) -> None:
     assert found.uri == str(model)
     assert list(found.properties) == ["content_digest"]
     assert found.identity == found.properties["content_digest"]
-    with pytest.raises(ConfigError, match=r"there is no manifest.json in .*a training starts from"):
+    with pytest.raises(ConfigError, match=r"no manifest.json in .*: give the Trainer's model"):
         output.find(str(tmp_path), "a")
 
 
@@ -239,20 +239,20 @@ def test_a_folder_is_started_from(output: Output, tmp_path: Path) -> None:
     [
         (
             {"preset": "sd-v1-4"},
-            "of preset 'sd-v1-4' at 128 pixels, and this training is of 'tiny'",
+            "has preset 'sd-v1-4' at 128 pixels, but this training has 'tiny'",
         ),
-        ({"image_size": 64}, "of preset 'tiny' at 64 pixels"),
+        ({"image_size": 64}, "has preset 'tiny' at 64 pixels"),
         (
             {"base_weights": {**dict.fromkeys(NETWORKS, "random"), "image_encoder": "other"}},
-            r"made from other base weights than 'random' \(image_encoder differ\), by which .* "
+            r"made from other base weights than 'random' \(image_encoder differ\), with which .* "
             "give its own, 'random', with --base-weights",
         ),
         (
             {"prediction": "v_prediction", "zero_terminal_snr": True},
-            "has learned to predict v_prediction with zero terminal SNR, and this training is of "
+            "learned to predict v_prediction with zero terminal SNR, but this training is for "
             "epsilon: set model.prediction",
         ),
-        ({"numerics": "diffusers"}, "made from other base weights than 'random', by which"),
+        ({"numerics": "diffusers"}, "made from other base weights than 'random', with which"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_before_anything_starts(

@@ -52,7 +52,7 @@ def test_a_prompts_length_counts_every_vector() -> None:
         ({"word__initial": None}, ["word.token = '<Creature>'", "needs word.initial"]),
         ({"word__token": None}, ["word.initial = 'animal'", "without word.token"]),
         ({"word__token": "two words"}, ["word.token = 'two words'", "without white space"]),
-        ({"word__token": "dog"}, ["word.token = 'dog'", "the vocabulary has", "<dog>"]),
+        ({"word__token": "dog"}, ["word.token = 'dog'", "already in the vocabulary", "<dog>"]),
         ({"word__initial": "zzqq"}, ["word.initial = 'zzqq'", "one token", "is 3"]),
         ({"word__vectors": 0}, ["word.vectors = 0"]),
         ({"word__templates": "portrait"}, ["word.templates", "object, style"]),
@@ -73,7 +73,7 @@ def test_what_cannot_be_is_said_in_one_line(given: dict[str, Any], said: list[st
 def test_vectors_of_another_model_are_refused_before_a_run(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for width, vectors, said in (
-        (768, 2, "the text encoder's are 64 wide"),
+        (768, 2, "the text encoder needs width 64"),
         (64, 3, "has 3 vectors: set word.vectors to 3"),
     ):
         safetensors.numpy.save_file({"x": np.zeros((vectors, width), "f4")}, "w.safetensors")

@@ -279,9 +279,9 @@ def break_config(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (drop_unet, "the diffusion_model's base weights are missing: there is no"),
+        (drop_unet, "the base weights of the diffusion_model are missing: there is no"),
         (pickle_alone, "is a pickle.*safe_serialization=True"),
-        (drop_text_encoder, "is not whole: it lacks text_encoder/config.json"),
+        (drop_text_encoder, "is incomplete: it lacks text_encoder/config.json"),
         (drop_shard, "incomplete: there is no .*00002-of-00002"),
         (break_config, "vae/config.json is damaged"),
     ],
@@ -325,7 +325,7 @@ def test_the_hash_is_the_files_own_or_the_listed_one(copy) -> None:
     write_hashes(str(copy / "text_encoder"))
     (listed,) = (copy / "text_encoder" / "SHA256SUMS").read_text().splitlines()
     (copy / "SHA256SUMS").write_text(f"{'0' * 64}  {FILES['text_encoder']}\n")
-    with pytest.raises(WeightsError, match="corrupt or another file"):
+    with pytest.raises(WeightsError, match="corrupt or a different file"):
         located(copy).prepare()
     (copy / "SHA256SUMS").write_text(f"{listed.split()[0]}  {FILES['text_encoder']}\n")
     located(copy).prepare()
@@ -428,7 +428,7 @@ def test_a_trained_model_is_written_bit_by_bit(trained, tmp_path, monkeypatch, c
     np.testing.assert_array_equal(epsilon, ours)
 
     assert command.main(["--model", str(model), "--output", str(output)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     other = tmp_path / "other"
     shutil.copytree(CHECKPOINT, other)
     path = other / FILES["image_encoder"]
@@ -442,7 +442,7 @@ def test_a_trained_model_is_written_bit_by_bit(trained, tmp_path, monkeypatch, c
         str(tmp_path / "x"),
     ]
     assert command.main(arguments) == 2
-    assert "are not those that the model" in capsys.readouterr().err
+    assert "are not the ones that the model" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
@@ -504,7 +504,7 @@ def test_a_single_file_is_written_and_says_what_it_is(
 
     capsys.readouterr()
     assert command.main(arguments) == 2
-    assert "is there already: give --output a file that is not" in capsys.readouterr().err
+    assert "already exists: give --output a new file" in capsys.readouterr().err
     assert command.main([*arguments[:2], "--output", "memory://out/a.safetensors"]) == 0
     assert fsspec.filesystem("memory").cat("/out/a.safetensors") == content
 
@@ -573,10 +573,10 @@ def test_a_release_has_the_file_that_the_command_writes_of_it(
     assert Path(arguments[-1]).read_bytes() == content
     capsys.readouterr()
     for text, said in (
-        ("{}", "is no release's file"),
-        ("[1]", "is no release's file"),
-        ('{"version": 1}', "does not say what its model is"),
-        (None, "is no release's file"),
+        ("{}", "is not the file of a release"),
+        ("[1]", "is not the file of a release"),
+        ('{"version": 1}', "does not describe its model"),
+        (None, "is not the file of a release"),
     ):
         arguments[1] = str(tmp_path / "1.json")
         if text is None:
@@ -615,13 +615,13 @@ def test_a_preset_that_diffusers_cannot_have_is_one_line(tmp_path, capsys, monke
     assert command.main(["--preset", "tiny", "--output", str(output)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "the autoencoder of preset 'tiny' is none that diffusers has" in error
+    assert "diffusers has no autoencoder like the one of preset 'tiny'" in error
     assert not output.exists()
 
     # Nor can a release have a file that would be written so late.
     monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, "tiny": preset})
     asked = {"serving.checkpoint": ("--given", "float16"), "model.image_size": ("--given", 64)}
-    said = r"serving.checkpoint = 'float16' \(from --given\) .* autoencoder of .* is none"
+    said = r"serving.checkpoint = 'float16' \(from --given\) .* no autoencoder like .*"
     with pytest.raises(ConfigError, match=said) as raised:
         load_config(None, asked)
     one_line(raised)

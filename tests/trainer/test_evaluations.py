@@ -206,7 +206,7 @@ def test_training_stops_where_the_loss_falls_no_more_and_is_then_done(
     assert last == scored.done[-1].step == scored.best.step + 12 < 40
     assert f"Training stops at step {last} of 40" in caplog.text
     assert scored.kept is scored.done[-1]
-    assert f"than that of step {scored.best.step} " in scored.why()
+    assert f"lower than at step {scored.best.step} " in scored.why()
 
     again = tuner(**settings)
     scored_again = small_runs.evaluations(again.config, 40)
@@ -219,14 +219,14 @@ def test_few_pictures_choose_nothing_and_that_is_said(caplog: pytest.LogCaptureF
     settings = config(keep="best", stop_early=2)
     found = small_runs.evaluations(settings, 15)
     assert found is None
-    assert "there are 15, and at least 16 are asked for (training.choose_from" in caplog.text
+    assert "there are 15, but at least 16 are required (training.choose_from" in caplog.text
     caplog.clear()
     asked = dataclasses.replace(settings, choose_from_pictures=4)
     assert small_runs.evaluations(asked, 15).chooses
     assert not caplog.text
     asked = dataclasses.replace(settings, choose_from_pictures=2)
     assert small_runs.evaluations(asked, 3) is None
-    assert "1 of 3 would choose and 2 judge" in caplog.text
+    assert "1 of 3 would choose and 2 would judge" in caplog.text
 
 
 def test_where_hyperparameters_are_chosen_the_judges_are_not_looked_at() -> None:

@@ -35,7 +35,7 @@ def test_they_are_those_that_were_stored(tmp_path: Path) -> None:
     write(tmp_path)
     for value, expected in zip(read(tmp_path), VALUES, strict=True):
         np.testing.assert_array_equal(value, expected)
-    with pytest.raises(WeightsError, match="holds another model than the diffusion_model that"):
+    with pytest.raises(WeightsError, match="does not hold the diffusion_model that"):
         read(tmp_path, [(3000,), (2, 3)])
 
 

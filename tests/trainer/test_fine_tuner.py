@@ -296,7 +296,7 @@ def test_a_loss_that_is_not_a_number_names_step_examples_and_checkpoint(tmp_path
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
-    with pytest.raises(UserError, match=r"training\.batch_size = 4 cannot be shared out.* of 3 "):
+    with pytest.raises(UserError, match=r"training\.batch_size = 4 cannot be split evenly.* of 3 "):
         spied_on(accumulation_steps=3)
 
 
@@ -364,7 +364,7 @@ def test_a_text_encoder_is_trained_along() -> None:
 
 
 def test_a_text_encoder_that_is_trained_along_must_be_there() -> None:
-    with pytest.raises(ValueError, match=r"train_text_encoder is true, and no text encoder"):
+    with pytest.raises(ValueError, match=r"train_text_encoder is true, but no text encoder"):
         spied_on(train_text_encoder=True)
 
 

@@ -205,8 +205,8 @@ def test_the_furthest_checkpoint_of_a_line_that_is_not_too_far_is_gone_on_from(
     ]
     assert found[1].note == Note(20, 2, plan, {})
     assert line.own == Note(40, 2, plan, {})
-    assert "odd.json is no note of a training" in caplog.text
-    assert "not gone on from" not in caplog.text
+    assert "odd.json is not a note of a training" in caplog.text
+    assert "Not continuing" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -214,13 +214,13 @@ def test_the_furthest_checkpoint_of_a_line_that_is_not_too_far_is_gone_on_from(
     [
         (
             {"learning_rate_schedule": "cosine"},
-            "the learning rate's schedule, cosine, ends with the last step",
+            "the learning rate schedule, cosine, depends on the last step",
         ),
         (
             {"learning_rate_schedule": "linear"},
-            "the learning rate's schedule, linear, ends with the last step",
+            "the learning rate schedule, linear, depends on the last step",
         ),
-        ({"warmup_steps": 9}, "its warm-up was of 2 steps, and this one's is of 9"),
+        ({"warmup_steps": 9}, "its warm-up had 2 steps, and the warm-up of this one has 9"),
         ({}, "its checkpoints are gone"),
         ({"steps": 20}, None),
     ],
@@ -245,8 +245,8 @@ def test_why_all_steps_are_done_anew_is_told(
     if reason is None:
         assert not caplog.text
     else:
-        assert f"A training of 20 steps is not gone on from: {reason}" in caplog.text
-        assert "All steps are done anew." in caplog.text
+        assert f"Not continuing the training of 20 steps: {reason}" in caplog.text
+        assert "All steps are done again." in caplog.text
 
 
 def test_what_chose_otherwise_is_not_gone_on_from(
@@ -274,7 +274,7 @@ def test_what_chose_otherwise_is_not_gone_on_from(
     assert shorter.best.step == 7
     kept.save(7)
     assert chosen() is None
-    assert "4 is the best, whose weights were not kept" in caplog.text
+    assert "4 is the best, but its weights were not kept" in caplog.text
     assert chosen(Plan(3, 8, 1, 0.1)) is None
     assert "every 3 steps 8 at 1 timestep each then, every 4 steps 8 at 1" in caplog.text
     assert chosen(None) is None

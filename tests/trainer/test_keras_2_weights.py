@@ -191,11 +191,11 @@ def drop_names(file) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (drop_layer, r"3 layers with weights, where this has 4"),
-        (drop_tensor, r"has 1 tensors, where text_model.final_layer_norm has 2"),
-        (change_shape, r"has the shape \[3\], where .*final_layer_norm/gamma has \[8\]"),
+        (drop_layer, r"3 layers with weights, this has 4"),
+        (drop_tensor, r"has 1 tensors, but text_model.final_layer_norm has 2"),
+        (change_shape, r"has the shape \[3\], but .*final_layer_norm/gamma has \[8\]"),
         (drop_data, "damaged"),
-        (drop_names, "no weights file of Keras 2"),
+        (drop_names, "is not a Keras 2 weights file"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_set(change, said, tmp_path) -> None:
@@ -247,7 +247,7 @@ def test_base_weights_of_keras_2_are_verified_by_what_the_folder_lists(tmp_path)
     )
     shutil.copyfile(KERAS_2 / "text_encoder.h5", tmp_path / "kcv_encoder.h5")
     base_model = BaseModel.locate(preset, 128, str(tmp_path))
-    with pytest.raises(WeightsError, match=f"corrupt or another file.*{'0' * 64}"):
+    with pytest.raises(WeightsError, match=f"corrupt or a different file.*{'0' * 64}"):
         base_model.build("text_encoder")
     list_hash(tmp_path, "kcv_encoder.h5")
     check_output(base_model.build("text_encoder"), "text_encoder", KERAS_2)

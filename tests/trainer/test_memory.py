@@ -111,8 +111,7 @@ def test_what_does_not_fit_is_one_line_with_advice() -> None:
     assert problem.startswith(
         "training needs about 20.4 GB (weights 4.0 GB, gradients 3.5 GB, optimizer 7.0 GB, "
         "averages 3.5 GB, activations 2.0 GB, program 0.4 GB), and the GPU has 16.0 GB. What "
-        "helps: a smaller training.batch_size than 4, or a larger training.accumulation_steps "
-        "than 1; "
+        "helps: a training.batch_size below 4, or a training.accumulation_steps above 1; "
     )
     for advice in (
         "training.gradient_checkpointing = true",

@@ -126,7 +126,7 @@ def test_a_killed_training_goes_on_to_the_last_bit(name: str, tmp_path) -> None:
 
 def test_keras_optimizers_are_for_one_device() -> None:
     two = types.SimpleNamespace(num_replicas_in_sync=2)
-    with pytest.raises(UserError, match="lion is for one device, and here are 2"):
+    with pytest.raises(UserError, match="lion supports only one device, and there are 2"):
         FineTuner(
             keras.Sequential(),
             small_runs.preset(),

@@ -77,7 +77,7 @@ def test_captions_are_drawn_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_without_captions_one_has_to_say_what_to_draw(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"say what else with --prompt \(validation\.prompts\)"):
+    with pytest.raises(UserError, match=r"give prompts with --prompt \(validation\.prompts\)"):
         held_out_prompts(write(tmp_path, []))
     with pytest.raises(UserError, match="--prompt"):
         held_out_prompts([])

@@ -198,11 +198,12 @@ def test_parameters_and_memory_are_told_before_training(ran: Ran) -> None:
     total = sum(ran.manifest["parameters"].values())
     trainable = ran.manifest["trainable_parameters"]
     assert (
-        f"Training {trainable:,} of {total:,} parameters: 3 steps of 4 pictures, 1.5 epochs of 8."
+        f"Training {trainable:,} of {total:,} parameters: 3 steps of 4 pictures, 1.5 epochs of 8 "
+        "pictures."
     ) in said
-    told = next(i for i, line in enumerate(ran.lines) if line.startswith("Memory needed, about: "))
+    told = next(i for i, line in enumerate(ran.lines) if line.startswith("Estimated memory: "))
     assert re.fullmatch(
-        r"Memory needed, about: [\d.]+ GB \(weights [\d.]+ GB, gradients [\d.]+ GB, optimizer "
+        r"Estimated memory: [\d.]+ GB \(weights [\d.]+ GB, gradients [\d.]+ GB, optimizer "
         r"[\d.]+ GB, averages [\d.]+ GB, activations [\d.]+ GB, program [\d.]+ GB\); this machine "
         r"has [\d.]+ GB\.",
         ran.lines[told],
@@ -213,7 +214,7 @@ def test_parameters_and_memory_are_told_before_training(ran: Ran) -> None:
 
 def test_random_weights_are_told_in_capital_letters(ran: Ran) -> None:
     for network in ("DIFFUSION_MODEL", "TEXT_ENCODER", "DECODER"):
-        assert f"THE {network} STARTS FROM RANDOM WEIGHTS, as asked." in ran.lines
+        assert f"THE {network} STARTS FROM RANDOM WEIGHTS, as requested." in ran.lines
 
 
 def test_the_manifest_says_what_made_the_model(ran: Ran) -> None:
@@ -295,7 +296,7 @@ def test_held_out_pictures_choose_the_step_that_is_exported(ran: Ran) -> None:
     assert {len(evaluation.losses) for evaluation in done} == {8}
     best, kept = best_of(done), ran.manifest["kept"]
     assert 0.0 < kept.pop("seconds") < ran.manifest["training_seconds"]
-    assert kept.pop("why").startswith("on the 8 held-out pictures that choose it has the lowest")
+    assert kept.pop("why").startswith("it has the lowest loss on the 8 held-out pictures")
     assert kept == {
         "step": best.step,
         "steps_done": 3,
@@ -305,7 +306,7 @@ def test_held_out_pictures_choose_the_step_that_is_exported(ran: Ran) -> None:
         "timesteps": 1,
     }
     said = "\n".join(ran.lines)
-    assert "Every 1 steps 8 of 20 held-out pictures are scored (10 may choose, 10 judge)" in said
+    assert "Every 1 steps, 8 of 20 held-out pictures are scored (10 may choose, 10 judge)" in said
     assert re.search(r"step 3 of 3: loss [\d.]+, held out [\d.]+ \(best: step \d, [\d.]+\)", said)
 
 
@@ -429,13 +430,13 @@ def test_adapters_are_trained_on(ran: Ran, tmp_path: Path) -> None:
     [
         (
             {"lora_rank": 4},
-            "has adapters of training.lora_rank = 2, which cannot be trained on with 4: set "
+            "has adapters with training.lora_rank = 2, which cannot be continued with 4: set "
             "training.lora_rank to 2, or training.lora_rank to 0",
         ),
         ({"lora_rank": 2}, r"training.lora_alpha = 4, .* with 2: set training.lora_alpha to 4"),
         (
             {"lora_rank": 2, "lora_alpha": 4.0},
-            "adapters of the text encoder, too: set training.train_text_encoder to true",
+            "also has adapters of the text encoder: set training.train_text_encoder to true",
         ),
     ],
 )
@@ -542,7 +543,7 @@ def test_more_steps_go_on_from_the_shorter_training_and_export_the_same(
     assert shorter["goes_on_from"] == 3
     longer = run("parts", 5)
     assert longer["went_on_from"] == {"training_id": shorter["training_id"], "step": 3}
-    assert f"Going on from step 3 of training {shorter['training_id']}" in caplog.text
+    assert f"Continuing from step 3 of training {shorter['training_id']}" in caplog.text
     assert "Resuming at step 3 of 5." in caplog.text
     # It is the same training, and its model the same model.
     assert longer["training_id"] == whole["training_id"]
@@ -688,7 +689,7 @@ def test_a_reduced_batch_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert recommended > 3
     config = TrainingConfig(steps=1).resolved(PRESET)
     assert run_fn._config_for(config, latents, BASE_MODEL, None).batch_size == 3
-    assert f"Batches are of 3 pictures, not of {recommended}" in caplog.text
+    assert f"The batch size is 3 instead of {recommended}" in caplog.text
 
 
 def test_epochs_and_batches_count_what_repeats() -> None:
@@ -774,7 +775,7 @@ def test_the_trainer_trains_no_step_of_what_the_search_has_found(
 
 def test_nothing_is_searched_by_too_few_pictures(tmp_path: Path) -> None:
     latents = write_latents(tmp_path / "latents", held_out=6)
-    with pytest.raises(UserError, match=r"tuning.trials = 3\): there are 6, and at least 16"):
+    with pytest.raises(UserError, match=r"tuning.trials = 3\): there are 6, but at least 16"):
         search(tmp_path, latents)
 
 
@@ -829,7 +830,7 @@ def test_class_pictures_are_in_the_name_and_the_manifest_of_a_training(tmp_path:
 
 def test_class_pictures_that_are_missing_or_of_another_model_are_refused(tmp_path: Path) -> None:
     own = write_latents(tmp_path / "own")
-    with pytest.raises(UserError, match="name their folder by --class-latents, or set prior"):
+    with pytest.raises(UserError, match="give their folder with --class-latents, or set prior"):
         prepared_with_class(tmp_path, own, None)
     other = write_latents(tmp_path / "other", encoders_hash="another")
     with pytest.raises(UserError, match="the latents were made for another model"):
@@ -1029,7 +1030,7 @@ def test_a_word_is_kept_and_trained_on(taught: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(table[49408:], learned)
     other = {**fields, "token": "<other>"}
     of_other = write_latents(tmp_path / "other", word=other)
-    with pytest.raises(UserError, match=r"knows the word <thing> of 2 vectors.* <other> of 2"):
+    with pytest.raises(UserError, match=r"knows the word <thing> with 2 vectors.* <other> with 2"):
         prepared(tmp_path, of_other, taught, other)
     with pytest.raises(UserError, match=r"no new word, .*<thing>.*run LatentGen again"):
         prepared(tmp_path, plain, None, fields)

@@ -267,11 +267,14 @@ def whole_file_hash(path: Path) -> str:
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        ({f"{TEXT}model.ln_final.weight": (2,)}, "of Stable Diffusion 2.x: only .* v1.x is read"),
+        (
+            {f"{TEXT}model.ln_final.weight": (2,)},
+            "of Stable Diffusion 2.x: only .* v1.x is supported",
+        ),
         ({"conditioner.embedders.0.x": (2,)}, "of Stable Diffusion XL"),
-        ({"v_pred": ()}, "predicts v and not the noise"),
-        ({FIRST: (8, 9, 3, 3)}, r"\[8, 9, 3, 3\], as models for inpainting have \(here \[8, 4, 3"),
-        ({FIRST: (320, 4, 3, 3)}, r"is of another model than preset 'tiny': .*\[320, 4, 3, 3\]"),
+        ({"v_pred": ()}, "predicts v instead of the noise"),
+        ({FIRST: (8, 9, 3, 3)}, r"\[8, 9, 3, 3\], as in models for inpainting \(here \[8, 4, 3"),
+        ({FIRST: (320, 4, 3, 3)}, r"is for another model than preset 'tiny': .*\[320, 4, 3, 3\]"),
         (
             {f"{UNET}input_blocks.3.1.transformer_blocks.0.attn2.to_k.weight": (12, 1024)},
             r"attn2.to_k.weight has the shape \[12, 1024\] \(here \[12, 12\]\)",
@@ -288,11 +291,11 @@ def test_other_models_are_told_by_the_header(extra, said, tensors, path) -> None
 def test_files_that_hold_no_model_are_one_line(tensors, path) -> None:
     small = np.zeros(2, np.float32)
     for content, said in (
-        ({}, "holds no diffusion model: .* here are none"),
-        ({"a.b": small}, "holds no diffusion model: .* begin with model.diffusion_model., the"),
+        ({}, "holds no diffusion model: .* but there are none here"),
+        ({"a.b": small}, "holds no diffusion model: .* begin with model.diffusion_model., but the"),
         ({"lora_unet_x.alpha": small}, r"adapters \(LoRA\), without a model"),
         ({"down_blocks.0.x": small}, "one network in diffusers' layout"),
-        (tensors | {FIRST: np.zeros((8, 4, 3, 3), np.int8)}, r"holds .* as I8: take a file in fl"),
+        (tensors | {FIRST: np.zeros((8, 4, 3, 3), np.int8)}, r"holds .* as I8: use a file in fl"),
     ):
         save_file(content, path)
         with pytest.raises(WeightsError, match=said) as error:
@@ -304,7 +307,7 @@ def test_tensors_that_are_missing_or_unknown_are_one_line(tensors, path) -> None
     key = f"{TEXT}transformer.text_model.final_layer_norm.bias"
     for content, said in (
         ({k: v for k, v in tensors.items() if k != key}, "lacks text_model.final_layer_norm.bias"),
-        (tensors | {key.replace("bias", "b"): np.zeros(1, np.float32)}, r"what this model lacks: "),
+        (tensors | {key.replace("bias", "b"): np.zeros(1, np.float32)}, r"has unknown tensors: "),
         (tensors | {key: np.zeros(7, np.float32)}, r"has the shape \[7\]"),
     ):
         save_file(content, path)
@@ -366,7 +369,7 @@ def test_the_hash_is_the_files_own_or_the_listed_one(tensors, path) -> None:
     before = located(path).hash()
     listed = path.parent / "SHA256SUMS"
     listed.write_text(f"{'0' * 64}  {path.name}\n")
-    with pytest.raises(WeightsError, match="corrupt or another file"):
+    with pytest.raises(WeightsError, match="corrupt or a different file"):
         located(path).prepare()
     listed.write_text(f"{sha256_of(path)}  {path.name}\n")
     located(path).prepare()

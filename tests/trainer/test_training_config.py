@@ -104,7 +104,7 @@ def test_a_presets_batch_is_no_larger_than_the_train_split(
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     preset = get_preset("tiny")
     config = TrainingConfig(accumulation_steps=2).resolved(preset)
-    with pytest.raises(UserError, match="only 3 pictures, and a batch is shared out to 4 devices"):
+    with pytest.raises(UserError, match="only 3 pictures, too few for a batch on 4 devices"):
         config.for_examples(3, preset, devices=4)
 
 

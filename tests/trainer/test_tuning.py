@@ -179,7 +179,7 @@ def test_trainings_that_diverge_are_out_and_stop_nothing(tmp_path: Path) -> None
     assert rate < 5e-4
     # One without a folder takes no other's along.
     assert (tmp_path / f"{rate:g}" / "checkpoint").is_file()
-    with pytest.raises(UserError, match=r"no trial of \d+ came to .*diverged.*lower range"):
+    with pytest.raises(UserError, match=r"none of \d+ trials has .*diverged.*lower range"):
         searched(tmp_path / "all", Trials(diverges_from=0.0))
 
 

@@ -115,7 +115,7 @@ out["no_tensorflow"] = "tensorflow" not in sys.modules
     assert again.out["found"] == hashes
     assert len(hub.requests) == before
     after = _run(hub, home, hashes, f'out["error"] = error("hf://{_ID}")\n').out
-    assert f"hf://{_ID}@{second}/b.h5 is corrupt or another file" in after["error"]
+    assert f"hf://{_ID}@{second}/b.h5 is corrupt or a different file" in after["error"]
     assert hashes["b.h5"] in after["error"]
 
 

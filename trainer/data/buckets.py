@@ -1,9 +1,9 @@
 """Aspect-ratio buckets: the sizes that pictures are brought to, so that they keep their shape.
 
-A square crop of a portrait shows a part of it. With buckets, every picture is scaled and cropped to
-that one of some sizes whose shape is nearest to its own, and what is trained on at one step is of
-one size (NovelAI 2022, "NovelAI Improvements on Stable Diffusion"). Which pictures are beside it
-changes nothing about a picture's bucket.
+A square crop of a portrait shows only a part of it. With buckets, every picture is scaled and
+cropped to whichever of several sizes has the nearest shape, and the pictures of a step all have one
+size (NovelAI 2022, "NovelAI Improvements on Stable Diffusion"). The bucket of a picture does not
+depend on the other pictures.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OF_PHASES = 1
 
 
 class ImpossibleLimitError(ValueError):
-    """A limit that no bucket can keep to; the message says what is allowed.
+    """A limit that no bucket can meet; the message says what is allowed.
 
     Attributes:
         name: The field of `BucketLimits` that is wrong.
@@ -42,12 +42,12 @@ class Bucket:
 
     @property
     def name(self) -> str:
-        """As people write it: width first."""
+        """The usual notation: width first."""
         return f"{self.width} x {self.height}"
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width, as arrays have them."""
+        """Height and width, in the order of array dimensions."""
         return self.height, self.width
 
     @property
@@ -58,11 +58,11 @@ class Bucket:
 
 @dataclasses.dataclass(frozen=True)
 class BucketCounts(Bucket):
-    """A bucket and what is in it.
+    """A bucket and its contents.
 
     Attributes:
-        counts: Records of each split.
-        views: How many an epoch sees of those that are trained on.
+        counts: Number of records in each split.
+        views: Number of training records that an epoch sees.
     """
 
     counts: Mapping[str, int]
@@ -71,13 +71,13 @@ class BucketCounts(Bucket):
 
 @dataclasses.dataclass(frozen=True)
 class BucketLimits:
-    """What decides which buckets there are, in pixels.
+    """The limits that define the buckets, in pixels.
 
     Attributes:
-        step: Sides are multiples of it.
-        max_pixels: The most pixels that a picture has.
+        step: Sides are multiples of this.
+        max_pixels: The most pixels that a picture may have.
         min_side: The shortest side.
-        max_side: The longest.
+        max_side: The longest side.
     """
 
     step: int
@@ -96,24 +96,24 @@ class BucketLimits:
         min_side: int | None = None,
         max_side: int | None = None,
     ) -> BucketLimits:
-        """Limits that the networks can keep to.
+        """Limits that suit the networks.
 
         Args:
-            preset: Its `size_multiple` is the smallest step there is.
+            preset: Its `size_multiple` is the smallest possible step.
             image_size: Side of a square picture.
             step: `None`: the smallest.
-            max_pixels: `None`: those of the square.
-            min_side: `None`: half of the square's, in whole steps.
-            max_side: `None`: twice the square's.
+            max_pixels: `None`: the pixels of the square.
+            min_side: `None`: half of the side of the square, in whole steps.
+            max_side: `None`: twice the side of the square.
 
         Raises:
-            ImpossibleLimitError: One of them cannot be, or leaves no bucket.
+            ImpossibleLimitError: One of them is impossible, or leaves no bucket.
         """
         multiple = preset.size_multiple
         step = multiple if step is None else step
         if step < 1 or step % multiple:
             raise ImpossibleLimitError(
-                "step", f"preset {preset.name!r} takes sides that are multiples of {multiple}"
+                "step", f"preset {preset.name!r} requires sides that are multiples of {multiple}"
             )
         half = max(step, image_size // 2 // step * step)
         limits = cls(
@@ -139,9 +139,9 @@ class BucketLimits:
 
     @functools.cached_property
     def buckets(self) -> tuple[Bucket, ...]:
-        """All there are, from the tallest to the widest.
+        """All buckets, from the tallest to the widest.
 
-        Of every side in steps, the longest other side that the limits leave.
+        Each side, in steps, is paired with the longest other side that the limits allow.
         """
         found = set()
         for side in range(self.min_side, self.max_side + 1, self.step):
@@ -151,13 +151,13 @@ class BucketLimits:
         return tuple(sorted(found, key=lambda bucket: (bucket.aspect, bucket.width)))
 
     def bucket_of(self, width: int, height: int) -> Bucket:
-        """The bucket of a picture: the one that the least has to be cropped for.
+        """The bucket of a picture: the one that crops the least.
 
-        Of several as near, the one with the most pixels, and of these the taller.
+        Of several that are equally near, the one with the most pixels; of these, the taller.
         """
 
         def distance(bucket: Bucket) -> tuple[Fraction, int, int]:
-            # Exact, as logarithms would not be: a tie must be one on every machine.
+            # Exact, unlike logarithms: a tie must be a tie on every machine.
             return _times(width, height, bucket), -bucket.width * bucket.height, bucket.width
 
         return min(self.buckets, key=distance)
@@ -169,26 +169,26 @@ def cropped(width: int, height: int, bucket: Bucket) -> float:
 
 
 def _times(width: int, height: int, bucket: Bucket) -> Fraction:
-    """By which factor two aspect ratios differ, at least 1."""
+    """The factor between two aspect ratios, at least 1."""
     ratio = Fraction(width, height) / bucket.aspect
     return max(ratio, 1 / ratio)
 
 
 def bucket_order(views: Sequence[int], batch_size: int, seed: int) -> Iterator[int]:
-    """Of which bucket the batch of each step is, for ever.
+    """The bucket of the batch at each step, endlessly.
 
-    Every epoch has as many batches of a bucket as its pictures fill; what is left of a bucket is
-    carried into its next epoch. Where in the first one it begins to count is random, so that a
-    bucket of a few pictures is neither always left out of a short training nor always in it. The
+    Every epoch has as many batches of a bucket as its pictures fill; the rest of a bucket is
+    carried into its next epoch. The count starts at a random place in the first epoch, so that a
+    bucket with few pictures is neither always left out of a short training nor always in it. The
     batches of an epoch are shuffled.
 
     Args:
-        views: How many pictures of each bucket an epoch sees.
-        batch_size: Pictures a batch.
+        views: Number of pictures of each bucket that an epoch sees.
+        batch_size: Pictures per batch.
         seed: Decides the order.
 
     Yields:
-        A bucket's place in `views`.
+        The index of a bucket in `views`.
     """
     numbers = np.asarray(views, np.int64)
     begun = np.random.default_rng([seed, _OF_PHASES, 0]).integers(batch_size, size=len(numbers))

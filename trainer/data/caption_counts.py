@@ -1,4 +1,4 @@
-"""How often each word, or tag, is in the captions that are trained on; beside the latents."""
+"""How often each word or tag occurs in the training captions; stored next to the latents."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from storage import filesystem
 
 NAME = "captions.json"
 
-# Tools show a few dozen, and read all of them with every look at a file.
+# Tools show a few dozen, but read all of them whenever they open a file.
 _MOST = 10_000
-# Captions are tags where what stands between commas is no longer than this, on average.
+# Captions are tags if the text between commas has no more words than this, on average.
 _WORDS_OF_A_TAG = 3
 _WORD = re.compile(r"\w+(?:['-]\w+)*")
 
 
 def count_captions(captions: Iterable[str]) -> dict[str, int]:
-    """Counts as sd-scripts does, in lower case: what stands between commas.
+    """Counts the texts between commas, in lower case, as sd-scripts does.
 
-    Of captions that are sentences that would be the captions themselves: words are counted there.
+    For captions that are sentences, those would be the captions themselves, so words are counted.
 
     Returns:
-        From a tag or word to in how many places it stands, the most frequent first.
+        From a tag or word to its number of occurrences, the most frequent first.
     """
     tags: collections.Counter[str] = collections.Counter()
     words: collections.Counter[str] = collections.Counter()
@@ -38,12 +38,12 @@ def count_captions(captions: Iterable[str]) -> dict[str, int]:
 
 
 def write_counts(uri: str, counts: Mapping[str, int]) -> None:
-    """Writes what `count_captions` returned beside the latents in `uri`."""
+    """Writes the result of `count_captions` next to the latents in `uri`."""
     contents = json.dumps(counts, ensure_ascii=False, indent=0).encode()
     filesystem.write_bytes(filesystem.join(uri, NAME), contents)
 
 
 def read_counts(uri: str) -> dict[str, int]:
-    """Reads what `write_counts` wrote; raises an OSError where there is nothing."""
+    """Reads what `write_counts` wrote; raises an OSError if there is nothing."""
     counts: dict[str, int] = json.loads(filesystem.read_bytes(filesystem.join(uri, NAME)))
     return counts

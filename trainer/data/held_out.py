@@ -1,7 +1,7 @@
 """The held-out pictures: which of them choose a model during its training, and which judge it.
 
-LatentGen divides them and writes it beside the latents; the Trainer looks at those that choose
-alone where something is chosen by them, and LossScorer then at the others.
+LatentGen divides them and writes the division next to the latents. If they choose anything, the
+Trainer only uses the ones that choose, and LossScorer the others.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import tensorflow as tf
 from trainer.data.latents import size_of
 
 CHOOSING_NAME = "choosing.json"
-"""The file beside the latents with the ids of the examples that choose."""
+"""The file next to the latents with the ids of the examples that choose."""
 
-# Further pictures would make no interval narrower that anybody could tell from this one.
+# More pictures would not make an interval noticeably narrower.
 _MOST_PICTURES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Different pictures, of an example each.
+    """Different pictures, with one example each.
 
     Attributes:
-        count: How many there are.
-        records: Of LatentGen, those of as many as are wanted at most, in an order that is random
-            but depends on the pictures alone.
+        count: Number of pictures.
+        records: Their records from LatentGen, up to the wanted number, in an order that is random
+            but depends only on the pictures.
     """
 
     count: int
@@ -39,7 +39,7 @@ class Pictures:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutPictures:
-    """What is held out, and both parts of it."""
+    """The held-out pictures, and both parts of them."""
 
     all: Pictures
     choosing: Pictures
@@ -47,13 +47,13 @@ class HeldOutPictures:
 
 
 def write_choosing(uri: str, ids: Iterable[str]) -> None:
-    """Writes which held-out examples choose, beside the latents in `uri`."""
+    """Writes which held-out examples choose, next to the latents in `uri`."""
     with tf.io.gfile.GFile(os.path.join(uri, CHOOSING_NAME), "w") as f:
         f.write(json.dumps(sorted(ids), indent=0))
 
 
 def read_choosing(uri: str) -> frozenset[str]:
-    """The ids that `write_choosing` wrote; none beside latents of former versions."""
+    """The ids that `write_choosing` wrote; none for latents of earlier versions."""
     path = os.path.join(uri, CHOOSING_NAME)
     if not tf.io.gfile.exists(path):
         return frozenset()
@@ -62,11 +62,11 @@ def read_choosing(uri: str) -> frozenset[str]:
 
 
 def different_pictures(records: Iterable[bytes], most: int = _MOST_PICTURES) -> Pictures:
-    """Tells pictures apart, as `held_out_pictures` does, but keeps `most` of them.
+    """Finds the different pictures, as `held_out_pictures` does, but keeps `most` of them.
 
     Args:
         records: Latents of any split.
-        most: How many records are kept; memory holds no more than twice as many.
+        most: Number of records to keep; memory holds at most twice as many.
     """
     pool = _Pool(most)
     for record in records:
@@ -75,9 +75,9 @@ def different_pictures(records: Iterable[bytes], most: int = _MOST_PICTURES) -> 
 
 
 def held_out_pictures(records: Iterable[bytes], choosing: frozenset[str]) -> HeldOutPictures:
-    """Tells pictures apart; of several captions of one, the one with the smallest id stands for it.
+    """Finds the different pictures; one with several captions is represented by the smallest id.
 
-    Memory holds no more than a few thousand records, however many there are.
+    Memory holds at most a few thousand records, however many there are.
 
     Args:
         records: The latents of the eval split.
@@ -92,15 +92,15 @@ def held_out_pictures(records: Iterable[bytes], choosing: frozenset[str]) -> Hel
 
 
 def _picture(record: bytes) -> tuple[bytes, str]:
-    """Names the picture of a record, and the record."""
+    """Identifies the picture of a record, and the record."""
     features = tf.train.Example.FromString(record).features.feature
-    # Equal pictures have it in common, whatever their captions.
+    # Equal pictures have equal latents, whatever their captions.
     picture = hashlib.sha256(features["latent/mean"].bytes_list.value[0]).digest()
     return picture, features["id"].bytes_list.value[0].decode()
 
 
 def _each_size_first(records: Sequence[bytes]) -> list[bytes]:
-    """Before all others the first record of each size, so that of a few none is left out."""
+    """Puts the first record of each size first, so that a small number covers every size."""
     firsts: dict[object, bytes] = {}
     for record in records:
         firsts.setdefault(size_of(record, 0), record)
@@ -108,7 +108,7 @@ def _each_size_first(records: Sequence[bytes]) -> list[bytes]:
 
 
 class _Pool:
-    """Pictures, of which those with the smallest hashes are kept."""
+    """A pool that keeps the pictures with the smallest hashes."""
 
     def __init__(self, most: int = _MOST_PICTURES) -> None:
         self._most = most

@@ -1,4 +1,4 @@
-"""The record that LatentGen writes and that training and evaluation read."""
+"""The record that LatentGen writes, and that training and evaluation read."""
 
 from __future__ import annotations
 
@@ -27,25 +27,24 @@ _SIZE = "latent/size"
 
 @dataclasses.dataclass(frozen=True)
 class LatentsManifest:
-    """What made a set of latents; `manifest.json` beside them.
+    """How a set of latents was made; `manifest.json` next to them.
 
     Attributes:
         preset: Name of the preset.
         image_size: Side of the pictures in pixels.
         encoders_hash: SHA-256 over the weights of the text and image encoder.
-        flip: Whether the mirror images' latents are there too.
-        counts: Records of each split.
-        views: How many an epoch sees of those that are trained on, each as often as it says; `None`
-            where none says so, and an epoch sees each once.
-        caption_variants: Contexts, and tokens, that a record of the train split has to choose from.
-        pictures: Different ones that are trained on, fewer than records where some have several
-            captions; `None` where nobody counted them.
-        word: The fields of a `NewWord` that captions may have; nothing for none. Contexts have the
+        flip: Whether the latents of mirror images are included.
+        counts: Number of records in each split.
+        views: Number of training records that an epoch sees, with their repeats; `None` if no
+            record has repeats, so that an epoch sees each once.
+        caption_variants: Variants of contexts and tokens in a record of the train split.
+        pictures: Number of different training pictures, fewer than records if some have several
+            captions; `None` if they were not counted.
+        word: The fields of a `NewWord` that captions may have; empty for none. Contexts have the
             initial word in its place.
-        buckets: Those that pictures are in, where they keep their shape; `None` where all are
-            squares.
-        rows_digest: Of the dataset's rows (see `storage.row_index.digest`); `None` where nobody
-            took it.
+        buckets: The buckets of the pictures, if these keep their shape; `None` if all are squares.
+        rows_digest: Digest of the dataset's rows (see `storage.row_index.digest`); `None` if it was
+            not computed.
     """
 
     preset: str
@@ -57,7 +56,7 @@ class LatentsManifest:
 
     @property
     def epoch_size(self) -> int:
-        """Records that an epoch sees, those that repeat counted as often as they do."""
+        """Number of records that an epoch sees, including repeats."""
         return self.counts["train"] if self.views is None else self.views
 
     caption_variants: int = 1
@@ -73,18 +72,18 @@ class LatentsManifest:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """By name, but for what there is not: without it, all is as it was before."""
+        """The fields by name; empty ones are left out, as before they existed."""
         without = {name for name in ("word", "buckets", "rows_digest") if not getattr(self, name)}
         return {n: v for n, v in dataclasses.asdict(self).items() if n not in without}
 
     @property
     def trained_buckets(self) -> list[BucketCounts] | None:
-        """Of the buckets, those with pictures that are trained on."""
+        """The buckets that have training pictures."""
         return self.buckets and [bucket for bucket in self.buckets if bucket.views]
 
     @property
     def largest(self) -> ImageSize:
-        """Of the pictures, the size with the most pixels among those that are trained on."""
+        """The size with the most pixels among the training pictures."""
         sizes = [bucket.size for bucket in self.trained_buckets or ()]
         return max(sizes, key=lambda size: (math.prod(size), size)) if sizes else self.image_size
 
@@ -121,17 +120,17 @@ def make_latent_example(
 
     Args:
         example_id: The example's content hash.
-        tokens: int [77], or [V, 77] of several variants of the caption.
+        tokens: int [77], or [V, 77] for several variants of the caption.
         context: The text encoder's output, [77, D], or [V, 77, D]; stored as float16.
         mean: The image encoder's mean, [h, w, 4]; stored as float16.
         log_variance: The image encoder's log-variance, [h, w, 4]; stored as float16.
-        mirror_mean: The same for the mirror image, where flips are on.
-        mirror_log_variance: The same for the mirror image, where flips are on.
-        caption: As it was written, of an example that is held out: one of the prompts, perhaps.
-        repeats: How often an epoch sees it, of an example that is trained on; `None`: once, as all
-            of its dataset.
-        size: Height and width of the picture in pixels, where pictures are of several; `None` where
-            all are squares of one.
+        mirror_mean: The same for the mirror image, if flips are on.
+        mirror_log_variance: The same for the mirror image, if flips are on.
+        caption: The original caption of a held-out example, which may become a prompt.
+        repeats: How often an epoch sees a training example; `None`: once, like all examples of its
+            dataset.
+        size: Height and width of the picture in pixels, if sizes vary; `None` if all are squares
+            of one size.
     """
 
     def half(values: np.ndarray) -> tf.train.Feature:
@@ -164,11 +163,11 @@ def make_latent_example(
 
 
 def size_of(record: bytes, image_size: ImageSize) -> ImageSize:
-    """Of a record's picture.
+    """The size of the picture of a record.
 
     Args:
-        record: Serialized.
-        image_size: What it is where the record says nothing.
+        record: A serialized record.
+        image_size: The size if the record has none.
     """
     sides = latent_sides(tf.train.Example.FromString(record).features.feature)
     if sides is None:
@@ -177,7 +176,7 @@ def size_of(record: bytes, image_size: ImageSize) -> ImageSize:
 
 
 def latent_sides(features: Mapping[str, tf.train.Feature]) -> tuple[int, int] | None:
-    """Height and width of the latents in a record; `None` where all are squares."""
+    """Height and width of the latents in a record; `None` if all are squares."""
     if _SIZE not in features:
         return None
     height, width = features[_SIZE].int64_list.value
@@ -196,15 +195,15 @@ def parse_latents(
     Args:
         serialized: The records.
         preset: The preset that made them.
-        image_size: Of their pictures, which all have it.
-        flip: Whether to parse the mirror images' latents.
-        caption_variants: How many the records have.
+        image_size: Size of all their pictures.
+        flip: Whether to parse the latents of mirror images.
+        caption_variants: Number of caption variants in the records.
 
     Returns:
         `id` string [B], `tokens` int64 [B, 77], `context` float32 [B, 77, D], `latent/mean` and
         `latent/log_variance` float32 [B, h, w, 4]; with `flip` also `latent/mirror_mean` and
-        `latent/mirror_log_variance`. Of several variants of the caption, `tokens` is [B, V, 77]
-        and `context` [B, V, 77, D].
+        `latent/mirror_log_variance`. With several variants of the caption, `tokens` is
+        [B, V, 77] and `context` [B, V, 77, D].
     """
     shapes = _float_shapes(preset, image_size, flip, caption_variants)
     tokens_shape = _tokens_shape(preset, caption_variants)
@@ -215,7 +214,7 @@ def parse_latents(
         parsed["tokens"] = tf.reshape(parsed["tokens"], (-1, *tokens_shape))
     for name, shape in shapes.items():
         flat = tf.io.decode_raw(parsed[name], tf.float16)
-        # Naming the batch dimension makes a record of another image size an error.
+        # With the batch dimension given, a record of another picture size is an error.
         values = tf.reshape(flat, (tf.shape(serialized)[0], *shape))
         parsed[name] = tf.cast(values, tf.float32)
     return parsed
@@ -283,12 +282,12 @@ def training_batches(
     caption_variants: int = 1,
     buckets: Sequence[BucketCounts] | None = None,
 ) -> Iterator[dict[str, tf.Tensor]]:
-    """Endless training batches whose order depends on `seed` alone.
+    """Endless training batches whose order depends only on `seed`.
 
-    Every epoch is a new shuffle of all examples, each as often as it says; an epoch's rest
-    that does not fill a batch is carried into the next epoch, so that no example is left out.
-    With buckets, a batch is of one of them, and this is so of each bucket by itself; which one it
-    is, `bucket_order` says.
+    Every epoch is a new shuffle of all examples with their repeats. The rest of an epoch that does
+    not fill a batch is carried into the next epoch, so no example is left out. With buckets, each
+    batch comes from one bucket, which `bucket_order` decides, and all this holds for each bucket
+    separately.
     Starting at `first_step` gives the same batches as starting at zero and skipping, which makes a
     resumed run exact.
 
@@ -296,15 +295,15 @@ def training_batches(
         files: TFRecord files (gzip) of the train split.
         preset: The preset that made the latents.
         image_size: Side of the pictures in pixels.
-        flip: Whether the records hold mirror images' latents.
-        batch_size: Examples a batch.
+        flip: Whether the records hold the latents of mirror images.
+        batch_size: Examples per batch.
         seed: Decides the order.
         first_step: Batches to skip.
         num_examples: Examples in `files`.
-        num_views: How many of them an epoch sees, each as often as it says (see
+        num_views: Number of examples that an epoch sees, with repeats (see
             `LatentsManifest.views`); `None` for each once.
-        caption_variants: How many each record has.
-        buckets: Those that the records are in; `None` where all are of `image_size`.
+        caption_variants: Number of caption variants in each record.
+        buckets: The buckets of the records; `None` if all have `image_size`.
 
     Yields:
         What `parse_latents` returns.
@@ -318,8 +317,8 @@ def training_batches(
             return parse_latents(serialized, preset, size, flip, caption_variants)
 
         first_epoch, skipped = divmod(first_batch * batch_size, epoch_size)
-        # The views of a record share its memory, so the buffer may hold as many more of them; all
-        # buckets together hold what one without them does.
+        # The views of a record share its memory, so the buffer may hold more in proportion; all
+        # buckets together hold as many as one buffer without buckets.
         buffer = max(1, min(epoch_size, _SHUFFLE_BUFFER * epoch_size // num_examples))
         seeds = [seed, *(() if bucket is None else bucket.size)]
 
@@ -358,14 +357,14 @@ def training_batches(
 
 
 def _is_of(size: tuple[int, int]) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Whether a record's picture is of a size."""
+    """A filter for records whose picture has a size."""
     spec = {_SIZE: tf.io.FixedLenFeature([len(size)], tf.int64)}
     sides = tf.constant([side // LATENT_DOWNSAMPLING for side in size], tf.int64)
     return lambda record: tf.reduce_all(tf.io.parse_single_example(record, spec)[_SIZE] == sides)
 
 
 def _views(serialized: tf.Tensor) -> tf.data.Dataset:
-    """A record as often as an epoch sees it."""
+    """A record, repeated as often as an epoch sees it."""
     spec = {_REPEATS: tf.io.FixedLenFeature([], tf.int64, default_value=1)}
     repeats = tf.io.parse_single_example(serialized, spec)[_REPEATS]
     return tf.data.Dataset.from_tensors(serialized).repeat(repeats)

@@ -1,7 +1,7 @@
-"""Class pictures in a batch, beside as many of those that are trained on.
+"""Class pictures in a batch, next to the same number of training pictures.
 
-What a fine-tuned model is to draw of a subject's class as before is learned from pictures that the
-base weights drew of it: prior preservation (Ruiz et al. 2023, section 3.3).
+To keep drawing the class of a subject as before, a fine-tuned model learns from pictures of it that
+the base weights drew: prior preservation (Ruiz et al. 2023, section 3.3).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from trainer.data.latents import LatentsManifest, batch_spec, training_batches
 from trainer.presets import Preset
 
 PRIOR = "prior/"
-"""What the names of a batch's features begin with that are of class pictures."""
+"""Prefix of the features of a batch that belong to class pictures."""
 
 
 def own_features(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Those features of a batch that are not of class pictures."""
+    """The features of a batch that do not belong to class pictures."""
     return {name: value for name, value in batch.items() if not name.startswith(PRIOR)}
 
 
 def prior_features(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a batch's class pictures, by their usual names."""
+    """The features of the class pictures in a batch, by their usual names."""
     return {
         name.removeprefix(PRIOR): value for name, value in batch.items() if name.startswith(PRIOR)
     }
@@ -34,11 +34,11 @@ def prior_features(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class ClassLatents:
-    """Latents of class pictures. All of their splits are trained on: nothing is judged by them.
+    """Latents of class pictures. All their splits are trained on: they judge nothing.
 
     Attributes:
-        uri: Where they lie.
-        manifest: What made them.
+        uri: Their folder.
+        manifest: Their manifest.
     """
 
     uri: str
@@ -46,17 +46,17 @@ class ClassLatents:
 
     @classmethod
     def read(cls, uri: str) -> ClassLatents:
-        """Those in a folder that LatentGen wrote."""
+        """Reads the latents in a folder that LatentGen wrote."""
         return cls(uri, LatentsManifest.read(uri))
 
     @property
     def files(self) -> list[str]:
-        """Their files, in order."""
+        """Their files, sorted."""
         found: list[str] = tf.io.gfile.glob(os.path.join(self.uri, "Split-*", "*"))
         return sorted(found)
 
     def spec(self, preset: Preset, image_size: int, batch_size: int) -> dict[str, tf.TensorSpec]:
-        """What `with_prior` adds to a batch."""
+        """The features that `with_prior` adds to a batch."""
         manifest = self.manifest
         spec = batch_spec(preset, image_size, manifest.flip, batch_size, manifest.caption_variants)
         return {f"{PRIOR}{name}": value for name, value in spec.items()}
@@ -71,18 +71,18 @@ class ClassLatents:
         seed: int,
         first_step: int,
     ) -> Iterator[dict[str, tf.Tensor]]:
-        """Batches with as many class pictures in each, in an order that `seed` alone decides.
+        """Adds as many class pictures to each batch, in an order that only `seed` decides.
 
         Args:
             batches: From `first_step` on.
             preset: The preset that made the latents.
             image_size: Side of the pictures in pixels.
-            batch_size: Examples a batch.
-            seed: That of the batches.
-            first_step: Batches to skip, of class pictures too.
+            batch_size: Examples per batch.
+            seed: Seed of the batches.
+            first_step: Batches to skip, also for class pictures.
 
         Yields:
-            The batches with all features of class pictures, which begin with `PRIOR`.
+            The batches with all features of class pictures, whose names begin with `PRIOR`.
         """
         manifest = self.manifest
         number = sum(manifest.counts.values())
@@ -93,7 +93,7 @@ class ClassLatents:
             image_size,
             flip=manifest.flip,
             batch_size=batch_size,
-            # Of as many pictures, the same two would meet in every epoch.
+            # With equal numbers of pictures, the same two would otherwise meet in every epoch.
             seed=seed + 1,
             first_step=first_step,
             num_examples=number,

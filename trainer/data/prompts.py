@@ -1,4 +1,4 @@
-"""Captions that are held out, to draw before and after fine-tuning."""
+"""Held-out captions to draw before and after fine-tuning."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import tensorflow as tf
 from storage.user_errors import UserError
 
 NUM_PROMPTS = 10
-# So many are looked at, however large the dataset is.
+# Number of captions to consider, however large the dataset is.
 _CANDIDATES = 512
 _AT_A_TIME = 64
 _WORD = re.compile(r"\w+")
 
 
 def held_out_prompts(files: Sequence[str]) -> tuple[str, ...]:
-    """Some of the captions in the latents' eval split, spread over its words.
+    """Some captions from the eval split of the latents, spread over its words.
 
-    They depend on the captions alone, and are the same for every order and division into files.
+    They depend only on the captions, not on their order or their division into files.
 
     Args:
         files: TFRecord files (gzip) that LatentGen wrote.
@@ -31,22 +31,22 @@ def held_out_prompts(files: Sequence[str]) -> tuple[str, ...]:
         Up to `NUM_PROMPTS`; see `spread`.
 
     Raises:
-        UserError: There are none.
+        UserError: There are no captions.
     """
     candidates = heapq.nsmallest(_CANDIDATES, set(_captions(files)), key=_rank)
     if not candidates:
         raise UserError(
-            "no captions are held out that could be drawn: say what else with --prompt "
+            "there are no held-out captions to draw: give prompts with --prompt "
             "(validation.prompts)"
         )
     return tuple(spread(candidates, NUM_PROMPTS))
 
 
 def spread(captions: Iterable[str], number: int) -> list[str]:
-    """Picks captions that together have as many as possible of the words that several have.
+    """Picks captions that together cover as many as possible of the words that several share.
 
-    Greedily: the next is the one with most words that none before it has, and of equals the first.
-    When no word is left, it starts over with those captions that are left.
+    Greedily: the next caption is the one that adds the most new words; of equals, the first. When
+    no word is left, it starts over with the remaining captions.
     """
     left = {caption: frozenset(_WORD.findall(caption.lower())) for caption in captions}
     count = collections.Counter(word for words in left.values() for word in words)

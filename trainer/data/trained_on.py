@@ -1,8 +1,9 @@
-"""Which pictures a model was trained on, beside the model: held out later, they judge nothing.
+"""Which pictures a model was trained on, stored next to it: if held out later, they judge nothing.
 
-The split goes by each picture's own content, so a dataset that grows moves none. But another seed
-or fraction, a near duplicate that decides for its group, or a picture that was held out only for
-want of another one, does; and what a model's ancestors were trained on, it knows, too.
+The split depends on the content of each picture, so a growing dataset moves none of them. But
+another seed or fraction does, as does a near duplicate that decides for its group, or a picture
+that was held out only because there was no other. A model also knows the pictures that its
+ancestors were trained on.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ import tensorflow as tf
 from storage import filesystem
 
 _NAME = "trained_on.npz"
-"""The file beside the SavedModels."""
+"""The file next to the SavedModels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedOn:
-    """What a model was trained on: of every record two marks, of the example and of its picture.
+    """What a model was trained on: two marks per record, one of the example, one of its picture.
 
     Attributes:
-        own: Marks of its own training's records, uint64 [N], sorted.
-        before: Those of the models that it was started from.
+        own: Marks of the records in its own training, uint64 [N], sorted.
+        before: Marks of the models that it was started from.
     """
 
     own: np.ndarray
@@ -35,18 +36,18 @@ class TrainedOn:
 
     @property
     def all(self) -> np.ndarray:
-        """Both, uint64 [N], sorted."""
+        """All marks, uint64 [N], sorted."""
         return np.union1d(self.own, self.before)
 
     def write(self, folder: str) -> None:
-        """Writes it beside the SavedModels in `folder`."""
+        """Writes the marks next to the SavedModels in `folder`."""
         content = io.BytesIO()
         np.savez(content, own=self.own, before=self.before)
         filesystem.write_bytes(filesystem.join(folder, _NAME), content.getvalue())
 
     @classmethod
     def find(cls, folder: str) -> TrainedOn | None:
-        """Reads what `write` wrote; `None` beside models of former versions."""
+        """Reads what `write` wrote; `None` for models of earlier versions."""
         path = filesystem.join(folder, _NAME)
         if not filesystem.is_file(path):
             return None
@@ -55,7 +56,7 @@ class TrainedOn:
 
 
 def marks_of(records: Iterable[bytes]) -> np.ndarray:
-    """The marks of latents' records, uint64 [N], sorted, each once."""
+    """The marks of latents records, uint64 [N], sorted, each once."""
     found: set[int] = set()
     for record in records:
         found.update(_marks(record))
@@ -63,11 +64,11 @@ def marks_of(records: Iterable[bytes]) -> np.ndarray:
 
 
 def unseen(records: Iterable[bytes], trained_on: np.ndarray) -> Iterator[bytes]:
-    """Latents' records of pictures that a model was not trained on, whatever their captions.
+    """The records of pictures that a model was not trained on, whatever their captions.
 
     Args:
-        records: Of LatentGen.
-        trained_on: The model's marks.
+        records: Records of LatentGen.
+        trained_on: Marks of the model.
     """
     known = frozenset(map(int, trained_on))
     for record in records:
@@ -76,7 +77,7 @@ def unseen(records: Iterable[bytes], trained_on: np.ndarray) -> Iterator[bytes]:
 
 
 def trained_on_among(records: Iterable[bytes], trained_on: np.ndarray) -> frozenset[str]:
-    """Ids of the other ones of `unseen`."""
+    """Ids of the records that `unseen` leaves out."""
     known = frozenset(map(int, trained_on))
     return frozenset(
         tf.train.Example.FromString(record).features.feature["id"].bytes_list.value[0].decode()
@@ -86,7 +87,7 @@ def trained_on_among(records: Iterable[bytes], trained_on: np.ndarray) -> frozen
 
 
 def _marks(record: bytes) -> tuple[int, int]:
-    """Of the example, whatever encoded its picture; and of the picture, whatever its caption."""
+    """Marks of the example, whatever encoded it, and of the picture, whatever its caption."""
     features = tf.train.Example.FromString(record).features.feature
     example, picture = (
         hashlib.sha256(features[name].bytes_list.value[0]).digest()[:8]

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that exist whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 def write_whole(path: str, text: str) -> None:
-    """Writes a file that is seen under its name when it is complete, and makes its folder."""
+    """Writes a file that gets its name only when it is complete; makes its folder."""
     tf.io.gfile.makedirs(os.path.dirname(path))
     with tf.io.gfile.GFile(path + ".partial", "w") as f:
         f.write(text)

@@ -1,7 +1,7 @@
-"""What is random in a held-out loss, drawn from the example's id and the seed alone.
+"""The random values of a held-out loss, drawn only from the id of the example and the seed.
 
-So a loss depends neither on the order of the examples nor on batches or workers, and two models
-are compared on equal noise.
+So a loss does not depend on the order of the examples, on batches or on workers, and two models are
+compared on equal noise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class NoiseDraw:
     """The draws of one row.
 
     Attributes:
-        timestep: From the row's stratum.
+        timestep: A timestep in the stratum of the row.
         posterior_noise: float32 [h, w, 4], standard normal; picks the latent from its posterior.
         epsilon: float32 [h, w, 4], standard normal; the noise that is added.
     """
@@ -30,19 +30,19 @@ class NoiseDraw:
 
 
 def stratum_bounds(stratum: int, num_strata: int) -> tuple[int, int]:
-    """First timestep of a stratum, and first one after it."""
+    """The first timestep of a stratum, and the first one after it."""
     first = stratum * NUM_TIMESTEPS // num_strata
     return first, (stratum + 1) * NUM_TIMESTEPS // num_strata
 
 
 def stratum_name(stratum: int, num_strata: int) -> str:
-    """The stratum's timesteps, such as `000-099`."""
+    """The timesteps of the stratum, such as `000-099`."""
     first, end = stratum_bounds(stratum, num_strata)
     return f"{first:03d}-{end - 1:03d}"
 
 
 def num_draws(num_examples: int, min_draws: int) -> int:
-    """Draws of each example in a stratum, so that all together have `min_draws` at least."""
+    """Draws per example in a stratum, so that all examples together have at least `min_draws`."""
     return max(1, -(-min_draws // num_examples)) if num_examples else 1
 
 
@@ -59,13 +59,13 @@ def draw_noise(
     Args:
         example_id: The example's content hash.
         stratum: From 0 to `num_strata` - 1.
-        num_strata: Parts that the timesteps are divided into.
-        seed: Gives other draws for the same example.
+        num_strata: Number of parts that the timesteps are divided into.
+        seed: Another seed gives other draws for the same example.
         latent_shape: Height, width and channels.
-        draw: Which of the example's draws in this stratum. However many there are, each is always
-            the same.
+        draw: Index of the draw of this example in this stratum. Each draw is always the same,
+            however many there are.
     """
-    # The first has the name that it had when there was one alone, and so every loss of before.
+    # The first draw keeps its key from when there was only one, so that earlier losses stay valid.
     rng = _generator(f"{seed}/{stratum}/{example_id}" + (f"/{draw}" if draw else ""))
     return NoiseDraw(
         timestep=int(rng.integers(*stratum_bounds(stratum, num_strata))),
@@ -75,12 +75,12 @@ def draw_noise(
 
 
 def initial_noise(example_id: str, seed: int, latent_shape: tuple[int, ...]) -> np.ndarray:
-    """What an example's sample starts from: float32 [h, w, 4], standard normal."""
+    """The noise that the sample of an example starts from: float32 [h, w, 4], standard normal."""
     return _generator(f"{seed}/sample/{example_id}").standard_normal(latent_shape, np.float32)
 
 
 def rank(example_id: str, seed: int) -> bytes:
-    """A place in an order that is random, but depends on the id and the seed alone."""
+    """A place in an order that is random, but depends only on the id and the seed."""
     return hashlib.sha256(f"{seed}/rank/{example_id}".encode()).digest()
 
 

@@ -1,9 +1,9 @@
-"""The one noise schedule that training, evaluation and export read.
+"""The noise schedule of training, evaluation and export.
 
 Stable Diffusion's "scaled linear" schedule (Rombach et al. 2022): the square roots of beta are
-evenly spaced from 0.00085 to 0.012 over 1000 timesteps. A little of the signal is left at the last
-one then; where that is taken off, the last timestep is noise alone (Lin et al. 2024, "Common
-Diffusion Noise Schedules and Sample Steps are Flawed").
+evenly spaced from 0.00085 to 0.012 over 1000 timesteps. This leaves a little of the signal at the
+last timestep; with zero terminal SNR it is removed, and the last timestep is pure noise (Lin et al.
+2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed").
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def alphas_cumprod(zero_terminal_snr: bool = False) -> np.ndarray:
 
     Args:
         zero_terminal_snr: Whether their roots are shifted and scaled so that the last is 0 and the
-            first is what it was (Lin et al. 2024, algorithm 1).
+            first is unchanged (Lin et al. 2024, algorithm 1).
     """
     betas = np.linspace(BETA_START**0.5, BETA_END**0.5, NUM_TIMESTEPS, dtype=np.float64) ** 2
     products = np.cumprod(1.0 - betas)
@@ -44,31 +44,31 @@ def alphas_cumprod(zero_terminal_snr: bool = False) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class NoiseSchedule:
-    """How noise is added and taken away by what a diffusion model predicts.
+    """How noise is added, and removed with the prediction of a diffusion model.
 
-    Training, sampling, scoring and the reports ask here; nobody else knows what is predicted.
+    Training, sampling, scoring and the reports all use this; only it knows what is predicted.
 
     Attributes:
-        prediction: What the model predicts, of a preset.
-        zero_terminal_snr: Whether the last timestep is noise alone; see `alphas_cumprod`.
+        prediction: What the model predicts, from a preset.
+        zero_terminal_snr: Whether the last timestep is pure noise; see `alphas_cumprod`.
     """
 
     prediction: Prediction
     zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
-        """Raises a `ValueError` for what cannot be."""
+        """Raises a `ValueError` for impossible values."""
         if self.prediction not in get_args(Prediction):
             raise ValueError(f"there is no arithmetic for models that predict {self.prediction!r}")
         check_zero_terminal_snr(self.prediction, self.zero_terminal_snr)
 
     @classmethod
     def of(cls, preset: Preset) -> NoiseSchedule:
-        """That of a preset's diffusion model."""
+        """The schedule of the diffusion model of a preset."""
         return cls(preset.prediction, preset.zero_terminal_snr)
 
     def alpha_bar(self, timesteps: tf.Tensor) -> tf.Tensor:
-        """`alphas_cumprod` at timesteps, int [B], as it spreads over latents: [B, 1, 1, 1]."""
+        """`alphas_cumprod` at timesteps, int [B], shaped to broadcast to latents: [B, 1, 1, 1]."""
         alphas = tf.constant(alphas_cumprod(self.zero_terminal_snr))
         return tf.gather(alphas, timesteps)[:, None, None, None]
 
@@ -87,9 +87,9 @@ class NoiseSchedule:
         return tf.sqrt(alpha_bar) * latent + tf.sqrt(1.0 - alpha_bar) * noise
 
     def target(self, latent: tf.Tensor, noise: tf.Tensor, timesteps: tf.Tensor) -> tf.Tensor:
-        """What the model should predict of `add_noise` with the same arguments.
+        """What the model should predict for `add_noise` with the same arguments.
 
-        The velocity is that of Salimans and Ho 2022, appendix D.
+        The velocity is defined by Salimans and Ho 2022, appendix D.
         """
         if self.prediction == "epsilon":
             return noise
@@ -99,12 +99,12 @@ class NoiseSchedule:
     def min_snr_weights(self, timesteps: tf.Tensor, gamma: float) -> tf.Tensor:
         """Weights of the loss (Hang et al. 2023, section 3.4).
 
-        Of epsilon `min(SNR, gamma) / SNR`; of the velocity `min(SNR, gamma) / (SNR + 1)`, which is
-        0 where there is no signal.
+        For epsilon `min(SNR, gamma) / SNR`; for the velocity `min(SNR, gamma) / (SNR + 1)`, which
+        is 0 if there is no signal.
 
         Args:
             timesteps: int [B], from 0 to 999.
-            gamma: Signal-to-noise ratio above which timesteps count for less; the paper's is 5.
+            gamma: Signal-to-noise ratio above which timesteps count for less; the paper uses 5.
 
         Returns:
             float32 [B].
@@ -119,12 +119,12 @@ class NoiseSchedule:
     def clean_latent(
         self, noisy: tf.Tensor, predicted: tf.Tensor, alpha_bar: tf.Tensor
     ) -> tf.Tensor:
-        """The latent that a prediction sees below the noise (Song et al. 2021, equation 9).
+        """The latent under the noise, according to a prediction (Song et al. 2021, equation 9).
 
         Args:
             noisy: float32 [B, h, w, 4].
-            predicted: float32 [B, h, w, 4], by the model.
-            alpha_bar: float32 [] or [B, 1, 1, 1], of the noisy latent.
+            predicted: float32 [B, h, w, 4], the prediction of the model.
+            alpha_bar: float32 [] or [B, 1, 1, 1], for the noisy latent.
 
         Returns:
             float32 [B, h, w, 4].
@@ -136,7 +136,7 @@ class NoiseSchedule:
     def predicted_noise(
         self, noisy: tf.Tensor, predicted: tf.Tensor, alpha_bar: tf.Tensor
     ) -> tf.Tensor:
-        """The noise that a prediction sees over the latent; takes what `clean_latent` takes."""
+        """The noise in the latent, according to a prediction; arguments as for `clean_latent`."""
         if self.prediction == "epsilon":
             return predicted
         return tf.sqrt(1.0 - alpha_bar) * noisy + tf.sqrt(alpha_bar) * predicted
@@ -161,7 +161,7 @@ def timestep_embedding(timesteps: tf.Tensor, width: int) -> tf.Tensor:
 def even_timesteps(num_steps: tf.Tensor) -> tf.Tensor:
     """From 0 to the last timestep in even steps, which need not be whole: float64 [num_steps].
 
-    0 alone where there is one step.
+    Only 0 if there is one step.
     """
     last = tf.cast(tf.maximum(num_steps - 1, 1), tf.float64)
     return tf.cast(tf.range(num_steps), tf.float64) * ((NUM_TIMESTEPS - 1) / last)
@@ -170,19 +170,19 @@ def even_timesteps(num_steps: tf.Tensor) -> tf.Tensor:
 def sampling_timesteps(num_steps: tf.Tensor) -> tf.Tensor:
     """The timesteps that sampling visits, in ascending order: int32 [num_steps].
 
-    KerasCV's rule: `round(i * 999 / (num_steps - 1))`, and 0 alone where there is one step.
+    KerasCV's rule: `round(i * 999 / (num_steps - 1))`, and only 0 if there is one step.
     """
     return tf.cast(tf.round(even_timesteps(num_steps)), tf.int32)
 
 
 def trailing_timesteps(num_steps: tf.Tensor) -> tf.Tensor:
-    """Evenly spaced whole timesteps, the last of all at the end: int32 [num_steps], ascending.
+    """Evenly spaced whole timesteps that end with the last one: int32 [num_steps], ascending.
 
-    From noise alone, drawing has to begin at the timestep that is noise alone (Lin et al. 2024,
+    Drawing from pure noise has to begin at the timestep that is pure noise (Lin et al. 2024,
     table 2, "trailing").
     """
     every = tf.constant(NUM_TIMESTEPS, tf.float64)
-    # As `numpy.arange` has it, in diffusers: halves are rounded the same way only then.
+    # Computed like `numpy.arange` in diffusers: only then are halves rounded the same way.
     spacing = every - (every - every / tf.cast(num_steps, tf.float64))
     descending = every - tf.cast(tf.range(num_steps), tf.float64) * spacing
     return tf.cast(tf.round(descending), tf.int32)[::-1] - 1

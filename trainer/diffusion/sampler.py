@@ -1,4 +1,4 @@
-"""Sampling: from noise, or from a picture with noise over it, and a context to a latent."""
+"""Sampling: from noise, or a picture with added noise, and a context to a latent."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Predict = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 """A diffusion model: from noisy latent, timesteps float32 [B] and context to its prediction."""
 
 PredictBoth = Callable[[tf.Tensor, tf.Tensor], Sequence[tf.Tensor]]
-"""From noisy latent and timesteps float32 [B] to the unconditional prediction and the other."""
+"""From noisy latent and timesteps float32 [B] to the unconditional and conditional predictions."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Original:
-    """A picture to begin with.
+    """A picture to start from.
 
     Attributes:
         latent: float32 [B, h, w, 4], scaled by `LATENT_SCALE`.
-        strength: float32 [], from 0, which leaves it as it is, to 1, which begins with noise alone;
-            where rows have numbers of steps of their own, [B].
-        drawn: bool [B, h, w, 1], where it is drawn anew; everywhere else it is kept.
+        strength: float32 [], from 0, which leaves it unchanged, to 1, which begins with pure noise;
+            [B] if rows have their own numbers of steps.
+        drawn: bool [B, h, w, 1], where it is redrawn; everywhere else it is kept.
     """
 
     latent: tf.Tensor
@@ -47,7 +47,7 @@ def in_one_call(
     Args:
         predict: The diffusion model.
         context: float32 [B, 77, D].
-        unconditional_context: float32 [B, 77, D], of the empty or the negative prompt.
+        unconditional_context: float32 [B, 77, D], for the empty or the negative prompt.
     """
     contexts = tf.concat([unconditional_context, context], axis=0)
 
@@ -61,7 +61,7 @@ def in_one_call(
 def in_two_calls(
     predict: Predict, context: tf.Tensor, unconditional_context: tf.Tensor
 ) -> PredictBoth:
-    """Makes the predictions of `in_one_call` side by side, which keeps a CPU's cores busier."""
+    """Makes the predictions of `in_one_call` side by side, which uses the cores of a CPU better."""
 
     def predict_both(latent: tf.Tensor, timesteps: tf.Tensor) -> Sequence[tf.Tensor]:
         return [predict(latent, timesteps, each) for each in (unconditional_context, context)]
@@ -80,38 +80,39 @@ def sample(
     fresh_noise: Callable[[tf.Tensor], tf.Tensor] | None = None,
     original: Original | None = None,
 ) -> tf.Tensor:
-    """Takes the noise away, step by step.
+    """Removes the noise, step by step.
 
-    Classifier-free guidance (Ho and Salimans 2022, equation 6) needs two predictions a step.
+    Classifier-free guidance (Ho and Salimans 2022, equation 6) needs two predictions per step.
 
-    From a picture, the last steps alone are made (Meng et al. 2022, SDEdit), and after each of them
-    what is to be kept is put back with as much noise as the next step begins with (Lugmayr et al.
-    2022, equation 8, with one noise for all steps): as diffusers' `StableDiffusionImg2ImgPipeline`
-    and, for a network of four channels, `StableDiffusionInpaintPipeline` have it. Where all steps
-    are made, the first begins with noise alone, as of the second of these.
+    From a picture, only the last steps are made (Meng et al. 2022, SDEdit), and after each of them
+    the part to keep is put back with as much noise as the next step begins with (Lugmayr et al.
+    2022, equation 8, with one noise for all steps), as in diffusers'
+    `StableDiffusionImg2ImgPipeline` and, for a network with four channels,
+    `StableDiffusionInpaintPipeline`. If all steps are made, the first begins with pure noise, as in
+    the second of these.
 
-    Rows of a batch may have steps, guidance, samplers and pictures of their own: all begin
-    together, each takes its own steps, and is left alone when it has made them. What becomes of a
-    row does not depend on the others, but for how kernels round at another size of batch.
+    Rows of a batch may have their own steps, guidance, samplers and pictures: all begin together,
+    each takes its own steps, and does not change after the last one. A row does not depend on the
+    others, except for how kernels round at another batch size.
 
     Args:
         predict_both: The diffusion model, on both contexts.
-        schedule: What its predictions mean.
+        schedule: Says what its predictions mean.
         noise: float32 [B, h, w, 4], standard normal.
-        num_steps: int32 [], or [B] for rows with numbers of their own; at least 1.
+        num_steps: int32 [], or [B] for rows with their own numbers; at least 1.
         guidance_scale: float32 [], or [B].
-        sampler: One of `samplers.SAMPLERS`, or a string [] that is one; where `num_steps` is of
-            rows, a string [B], too.
-        fresh_noise: Standard normal noise, float32 [B, h, w, 4], for the step of a number, int32
-            [], or of rows' numbers, int32 [B]; may only be left out for a name of a sampler that
-            needs none.
-        original: The picture; `None` to draw from noise alone.
+        sampler: One of `samplers.SAMPLERS`, or a string [] with one; if `num_steps` is per row,
+            a string [B] is allowed too.
+        fresh_noise: Returns standard normal noise, float32 [B, h, w, 4], for a step number, int32
+            [], or one per row, int32 [B]; may only be omitted for the name of a sampler that needs
+            none.
+        original: The picture; `None` to draw from pure noise.
 
     Returns:
         float32 [B, h, w, 4].
 
     Raises:
-        ValueError: The sampler needs fresh noise, or may do so.
+        ValueError: The sampler needs, or may need, fresh noise.
     """
     if fresh_noise is None and (not isinstance(sampler, str) or sampler in NEED_FRESH_NOISE):
         raise ValueError(f"the sampler {sampler} needs fresh noise")
@@ -122,7 +123,7 @@ def sample(
     guidance = _over_latents(guidance_scale)
 
     def at(values: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-        """What a plan has for a step; [B, 1, 1, 1] for rows, [] otherwise."""
+        """The value of a plan for a step; [B, 1, 1, 1] for rows, [] otherwise."""
         return _over_latents(tf.gather(values, index, batch_dims=1)) if of_rows else values[index]
 
     first, initial = tf.zeros_like(num_steps), _over_latents(plan.initial_scale) * noise
@@ -143,7 +144,7 @@ def sample(
     def step(
         index: tf.Tensor, latent: tf.Tensor, clean_before: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        # A row that has made its steps repeats the last one, of which nothing is taken.
+        # A row that has made its steps repeats the last one, and the result is discarded.
         now = tf.minimum(index, num_steps - 1) if of_rows else index
         timestep = tf.gather(plan.timesteps, now, batch_dims=1) if of_rows else plan.timesteps[now]
         unconditional, conditional = predict_both(latent, tf.broadcast_to(timestep, [batch]))
@@ -151,7 +152,7 @@ def sample(
         alpha_bar = at(plan.alpha_bar, now)
         clean = schedule.clean_latent(latent, predicted, alpha_bar)
         if original is not None:
-            # Where there is no step before, a step is of first order.
+            # Without a step before it, a step is of first order.
             clean_before = tf.where(_over_latents(index == first), clean, clean_before)
         after = (
             at(plan.of_latent, now) * latent
@@ -176,7 +177,7 @@ def sample(
 
 
 def _over_latents(values: tf.Tensor) -> tf.Tensor:
-    """[B, 1, 1, 1] of rows' values, [B]; what is the same for all rows, [], stays that."""
+    """Values per row, [B], become [B, 1, 1, 1]; a value for all rows, [], stays the same."""
     return values[:, None, None, None] if values.shape.rank == 1 else values
 
 
@@ -185,7 +186,7 @@ def initial_noise(
     batch_size: tf.Tensor,
     latent_shape: tuple[int | tf.Tensor, int | tf.Tensor, int],
 ) -> tf.Tensor:
-    """Standard normal float32 [B, h, w, 4] that depends on `seed`, int32 [2], and its shape alone.
+    """Standard normal float32 [B, h, w, 4] that depends only on `seed`, int32 [2], and its shape.
 
     Args:
         seed: int32 [2].
@@ -196,9 +197,9 @@ def initial_noise(
 
 
 def step_noise(seed: tf.Tensor, index: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-    """Standard normal float32 of a shape, int32 [4], for the step of a number, int32 [].
+    """Standard normal float32 of a shape, int32 [4], for the step with an index, int32 [].
 
-    Depends on `seed`, int32 [2], and the number alone, and is independent of `initial_noise`.
+    Depends only on `seed`, int32 [2], and the index, and is independent of `initial_noise`.
     """
     return tf.random.stateless_normal(shape, tf.random.experimental.stateless_fold_in(seed, index))
 
@@ -206,7 +207,7 @@ def step_noise(seed: tf.Tensor, index: tf.Tensor, shape: tf.Tensor) -> tf.Tensor
 def initial_noise_of_rows(
     seeds: tf.Tensor, latent_shape: tuple[int | tf.Tensor, int | tf.Tensor, int]
 ) -> tf.Tensor:
-    """What `initial_noise` is for each seed of int32 [B, 2] alone: float32 [B, h, w, 4]."""
+    """The result of `initial_noise` for each single seed, int32 [B, 2]: float32 [B, h, w, 4]."""
     shape = tf.stack(latent_shape)
     noise = tf.map_fn(
         lambda seed: tf.random.stateless_normal(shape, seed),
@@ -217,12 +218,12 @@ def initial_noise_of_rows(
 
 
 def step_noise_of_rows(seeds: tf.Tensor, index: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-    """What `step_noise` is for each row alone: float32 of a shape, int32 [4].
+    """The result of `step_noise` for each single row: float32 of a shape, int32 [4].
 
     Args:
         seeds: int32 [B, 2].
-        index: int32 [B], the number of each row's step.
-        shape: Of the batch; int32 [4].
+        index: int32 [B], the step of each row.
+        shape: int32 [4], the shape of the batch.
     """
 
     def of_row(row: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
@@ -234,10 +235,10 @@ def step_noise_of_rows(seeds: tf.Tensor, index: tf.Tensor, shape: tf.Tensor) -> 
 
 
 def to_image(pixels: tf.Tensor) -> tf.Tensor:
-    """From uint8 to float32 in [-1, 1], as the autoencoder takes it."""
+    """From uint8 to float32 in [-1, 1], the input of the autoencoder."""
     return tf.cast(pixels, tf.float32) / 127.5 - 1.0
 
 
 def to_pixels(image: tf.Tensor) -> tf.Tensor:
-    """From float32 in [-1, 1] to uint8, values beyond the range clipped."""
+    """From float32 in [-1, 1] to uint8; values outside the range are clipped."""
     return tf.cast(tf.clip_by_value((image + 1.0) * 127.5, 0.0, 255.0), tf.uint8)

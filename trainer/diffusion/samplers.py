@@ -1,12 +1,12 @@
-"""What each sampler does in each step, worked out before the first one.
+"""What each sampler does in each step, computed before the first one.
 
 A step of every sampler here is a sum of the same five terms, so that one loop over one trace of the
-network serves all; see `SamplingPlan`. The factors are those of diffusers' schedulers, which the
-tests have the values of. Everything is computed in float64 and rounded once.
+network works for all; see `SamplingPlan`. The factors are those of diffusers' schedulers, whose
+values are in the tests. Everything is computed in float64 and rounded once.
 
-Karras et al. 2022 measure noise by sigma, the ratio of noise to signal; a latent as the network
-sees it has both, with the variance 1: `alpha * clean + alpha * sigma * noise`, where `alpha` is
-`1 / sqrt(sigma**2 + 1)`, and `alpha**2` the `alpha_bar` of `noise_schedule`.
+Karras et al. 2022 measure noise by sigma, the ratio of noise to signal. A latent as the network
+sees it contains both, with variance 1: `alpha * clean + alpha * sigma * noise`, where `alpha` is
+`1 / sqrt(sigma**2 + 1)` and `alpha**2` is the `alpha_bar` of `noise_schedule`.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from trainer.diffusion.noise_schedule import (
 )
 
 _KARRAS_RHO = 7.0
-# Less than this, a number of steps is short of a whole one by rounding alone: up to 1000, a float32
-# is wrong by 3e-5.
+# A number of steps that falls short of a whole number by less than this does so only because of
+# rounding: up to 1000, the error of a float32 is 3e-5.
 _WHOLE = 1e-4
-# Where no signal is left, the ratio of noise to it would be infinite: diffusers' schedulers take
-# float16's smallest number for none.
+# Without any signal left, the ratio of noise to signal would be infinite: diffusers' schedulers use
+# the smallest float16 number instead of zero.
 _LEAST_ALPHA_BAR = 2.0**-24
 
 
 class SamplingPlan(NamedTuple):
-    """The steps of a sampler, the one with the most noise first; float32 [n] but for the scale.
+    """The steps of a sampler, the one with the most noise first; float32 [n] except for the scale.
 
-    Where rows have plans of their own (`plans_of_rows`), all have one dimension more in front.
+    If rows have their own plans (`plans_of_rows`), all have one more dimension in front.
 
     The next latent is `of_latent * latent + of_clean * clean + of_clean_before * clean_before +
     of_noise * predicted_noise + of_fresh_noise * fresh_noise`, where `clean` and `predicted_noise`
-    are what the network sees in the latent, `clean_before` what it saw in the step before, and
-    `fresh_noise` is standard normal.
+    are what the network finds in the latent, `clean_before` is what it found in the step before,
+    and `fresh_noise` is standard normal.
 
     Attributes:
         initial_scale: float32 []; the first latent is standard normal noise times this.
-        timesteps: What the network is told; need not be whole.
-        alpha_bar: Of the latent that the step begins with.
-        of_latent: A factor, as the others are.
+        timesteps: The timesteps given to the network; need not be whole.
+        alpha_bar: For the latent that the step begins with.
+        of_latent: A factor, like the ones below.
         of_clean: See above.
         of_clean_before: 0 in the first step.
         of_noise: See above.
@@ -71,8 +71,8 @@ def ddim_plan(num_steps: tf.Tensor, zero_terminal_snr: bool = False) -> Sampling
 
     Args:
         num_steps: int32 [], at least 1.
-        zero_terminal_snr: Whether the last timestep is noise alone; the timesteps are
-            `trailing_timesteps` then, as for the other samplers.
+        zero_terminal_snr: Whether the last timestep is pure noise; then the timesteps are
+            `trailing_timesteps`, as for the other samplers.
     """
     timesteps = (trailing_timesteps if zero_terminal_snr else sampling_timesteps)(num_steps)
     alphas = tf.gather(tf.constant(alphas_cumprod(zero_terminal_snr)), timesteps)
@@ -93,15 +93,15 @@ def ddim_plan(num_steps: tf.Tensor, zero_terminal_snr: bool = False) -> Sampling
 def dpmpp_2m_plan(num_steps: tf.Tensor, zero_terminal_snr: bool = False) -> SamplingPlan:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) at the sigmas of Karras et al. 2022.
 
-    As diffusers' `DPMSolverMultistepScheduler` with `use_karras_sigmas`: the midpoint rule, the
-    first and the last step of first order, and timesteps that are rounded.
+    As in diffusers' `DPMSolverMultistepScheduler` with `use_karras_sigmas`: the midpoint rule, the
+    first and the last step of first order, and rounded timesteps.
 
-    With zero terminal SNR at evenly spaced timesteps instead: between no signal and some there are
-    so many sigmas that Karras' would spend most steps there.
+    With zero terminal SNR it uses evenly spaced timesteps instead: the range of sigmas between no
+    signal and some is so wide that Karras' sigmas would spend most steps there.
 
     Args:
         num_steps: int32 [], at least 1.
-        zero_terminal_snr: As of `ddim_plan`.
+        zero_terminal_snr: As for `ddim_plan`.
     """
     table = sigmas_of(alphas_cumprod(zero_terminal_snr))
     if zero_terminal_snr:
@@ -112,7 +112,7 @@ def dpmpp_2m_plan(num_steps: tf.Tensor, zero_terminal_snr: bool = False) -> Samp
         timesteps = tf.round(timesteps_of(sigmas, table))
     after = tf.concat([sigmas[1:], tf.zeros([1], tf.float64)], axis=0)
     alphas, alphas_after = _alphas(sigmas), _alphas(after)
-    # Of an exponential integrator whose step in -log(sigma) is infinite in the end.
+    # From an exponential integrator whose last step in -log(sigma) is infinite.
     of_first_order = alphas_after * (1.0 - after / sigmas)
     steps = tf.math.log(sigmas[:-1] / sigmas[1:])
     middle = 0.5 * of_first_order[1:-1] * steps[1:] / steps[:-1]
@@ -133,12 +133,12 @@ def dpmpp_2m_plan(num_steps: tf.Tensor, zero_terminal_snr: bool = False) -> Samp
 def euler_a_plan(num_steps: tf.Tensor, zero_terminal_snr: bool = False) -> SamplingPlan:
     """Euler's ancestral sampling (Karras et al. 2022, in the form of Crowson's k-diffusion).
 
-    As diffusers' `EulerAncestralDiscreteScheduler`, at evenly spaced timesteps, which need not be
-    whole.
+    As in diffusers' `EulerAncestralDiscreteScheduler`, at evenly spaced timesteps, which need not
+    be whole.
 
     Args:
         num_steps: int32 [], at least 1; a single step begins at the least noise, not the most.
-        zero_terminal_snr: As of `ddim_plan`; a single step begins at the most noise then.
+        zero_terminal_snr: As for `ddim_plan`; then a single step begins at the most noise.
     """
     table = sigmas_of(alphas_cumprod(zero_terminal_snr))
     spaced = trailing_timesteps if zero_terminal_snr else even_timesteps
@@ -167,18 +167,18 @@ NEED_FRESH_NOISE = frozenset({"euler_a"})
 
 
 def first_step(num_steps: tf.Tensor, strength: tf.Tensor) -> tf.Tensor:
-    """The step that drawing from a picture begins with: int32 [], `num_steps` where there is none.
+    """The step with which drawing from a picture begins: int32 [], `num_steps` if there is none.
 
-    Of rows, all three are [B].
+    For rows, all three are [B].
 
-    As in diffusers' pipelines, the whole steps in `strength * num_steps` are made, the last ones.
+    As in diffusers' pipelines, only the last `strength * num_steps` steps, rounded down, are made.
 
     Args:
         num_steps: int32 [], at least 1.
         strength: float32 [], from 0 to 1.
     """
     asked = tf.cast(strength, tf.float64) * tf.cast(num_steps, tf.float64)
-    # 0.29 of 100 steps are 29, whichever way a float32 rounds.
+    # 0.29 of 100 steps must be 29, whichever way a float32 rounds.
     return num_steps - tf.cast(tf.floor(asked + _WHOLE), tf.int32)
 
 
@@ -193,9 +193,9 @@ def sampling_plan(
     """The plan of one of `SAMPLERS`.
 
     Args:
-        sampler: Its name; where it is a string [], one trace serves all.
+        sampler: Its name; if it is a string [], one trace works for all.
         num_steps: int32 [], at least 1.
-        zero_terminal_snr: Whether the last timestep is noise alone.
+        zero_terminal_snr: Whether the last timestep is pure noise.
     """
     if isinstance(sampler, str):
         return SAMPLERS[sampler](num_steps, zero_terminal_snr)
@@ -210,14 +210,14 @@ def sampling_plan(
 def plans_of_rows(
     sampler: str | tf.Tensor, num_steps: tf.Tensor, zero_terminal_snr: bool = False
 ) -> SamplingPlan:
-    """A plan for each row: float32 [B, n] but for the scale, where n is the most steps of a row.
+    """A plan for each row: float32 [B, n] except for the scale; n is the most steps of any row.
 
-    What is beyond a row's own steps is 0.
+    Values beyond the steps of a row are 0.
 
     Args:
         sampler: The name of one of `SAMPLERS` for all rows, or a string [B] with one for each.
         num_steps: int32 [B], each at least 1.
-        zero_terminal_snr: Whether the last timestep is noise alone.
+        zero_terminal_snr: Whether the last timestep is pure noise.
     """
     most = tf.reduce_max(num_steps)
 
@@ -241,7 +241,7 @@ def plans_of_rows(
 
 
 def sigmas_of(alpha_bar: np.ndarray) -> np.ndarray:
-    """Ratios of noise to signal, float64 [T], of cumulative products of alpha, float32 [T]."""
+    """Ratios of noise to signal, float64 [T], from cumulative products of alpha, float32 [T]."""
     exact = np.maximum(alpha_bar.astype(np.float64), _LEAST_ALPHA_BAR)
     return np.sqrt((1.0 - exact) / exact)
 
@@ -249,7 +249,7 @@ def sigmas_of(alpha_bar: np.ndarray) -> np.ndarray:
 def karras_sigmas(lowest: float, highest: float, num_steps: tf.Tensor) -> tf.Tensor:
     """From the highest to the lowest, evenly spaced in their 7th roots: float64 [num_steps].
 
-    Karras et al. 2022, equation 5; the highest alone where there is one step.
+    Karras et al. 2022, equation 5; only the highest if there is one step.
     """
     last = tf.cast(tf.maximum(num_steps - 1, 1), tf.float64)
     ramp = tf.cast(tf.range(num_steps), tf.float64) / last
@@ -258,11 +258,11 @@ def karras_sigmas(lowest: float, highest: float, num_steps: tf.Tensor) -> tf.Ten
 
 
 def timesteps_of(sigmas: tf.Tensor, table: np.ndarray) -> tf.Tensor:
-    """Where sigmas lie among those of the timesteps, in their logarithms: float64 [n].
+    """The timesteps of sigmas, interpolated between logarithms of sigmas: float64 [n].
 
     Args:
         sigmas: float64 [n].
-        table: Sigmas of the timesteps, float64 [T], ascending; what lies beyond is at its end.
+        table: Sigmas of the timesteps, float64 [T], ascending; sigmas beyond it map to its ends.
     """
     logs, wanted = tf.constant(np.log(table)), tf.math.log(sigmas)
     below = tf.clip_by_value(tf.searchsorted(logs, wanted, side="right") - 1, 0, len(table) - 2)
@@ -272,7 +272,7 @@ def timesteps_of(sigmas: tf.Tensor, table: np.ndarray) -> tf.Tensor:
 
 
 def interpolated(table: np.ndarray, timesteps: tf.Tensor) -> tf.Tensor:
-    """Values of a table, float64 [T], between its entries, at float64 [n] from 0 to T - 1."""
+    """Interpolates in a table, float64 [T], at positions float64 [n] from 0 to T - 1."""
     below = tf.clip_by_value(tf.cast(tf.floor(timesteps), tf.int32), 0, len(table) - 2)
     fraction = timesteps - tf.cast(below, tf.float64)
     values = tf.constant(table)
@@ -281,9 +281,10 @@ def interpolated(table: np.ndarray, timesteps: tf.Tensor) -> tf.Tensor:
 
 
 def ancestral_sigmas(sigmas: tf.Tensor, after: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """To which sigmas an ancestral step goes down, and how much fresh noise brings it `after`.
+    """The sigmas that an ancestral step goes down to, and the fresh noise that leads to `after`.
 
-    Ho et al. 2020's posterior with both in sigmas: the squares of the two add up to `after`'s.
+    The posterior of Ho et al. 2020 in terms of sigmas: the squares of both add up to the square of
+    `after`.
 
     Args:
         sigmas: float64 [n], before the step.

@@ -1,10 +1,10 @@
-"""How much memory a picture takes while it is drawn, from a preset's numbers alone.
+"""How much memory a picture takes while it is drawn, computed only from the numbers of a preset.
 
-Whatever a network holds at once grows with the positions of the latent, but for its attention's
-scores, which grow with their square. What each part could hold is therefore counted in float32
-values for one position, or for a pair of them, and the most of it added up: what is never there at
-the same moment, too. tests/trainer/test_drawing_memory.py holds that against the tensors of the
-exported graphs.
+Whatever a network holds at once grows with the positions of the latent, except for the attention
+scores, which grow with their square. So each part is counted in float32 values for one position, or
+for a pair of positions, and the largest are added up, even if they are never in memory at the same
+moment. tests/trainer/test_drawing_memory.py compares the result with the tensors of the exported
+graphs.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ import tensorflow as tf
 from trainer.presets import DiffusionModelDimensions, Preset
 
 _FLOAT32 = 4
-# In a block: what comes in, normalized, squared, activated and padded; what the convolutions give.
+# In a block: the input, normalized, squared, activated and padded; the outputs of the convolutions.
 _COPIES_IN, _COPIES_OUT = 5, 3
-# In a transformer: what comes in and is added in the end, query, key, value, what is attended to,
-# and the gated unit's two halves, each four times as wide, with what its activation needs.
+# In a transformer: the input that is added at the end, query, key, value, the attended context, and
+# the two halves of the gated unit, each four times as wide, with the memory of its activation.
 _TRANSFORMER_COPIES = 8 + 6 * 4
 # A patch of a convolution that is computed as a matrix product.
 _PATCH = 9
-# Of attention, scores and weights.
+# Scores and weights of attention.
 _SCORES = 2
 
 DIFFUSION_MODEL, DECODER, IMAGE_ENCODER = range(3)
 """Places of the networks in a `DrawingMemory`."""
 TOGETHER_BYTES = 8 * 10**9
-"""What pictures that are drawn together may take at most; one is drawn whatever it takes."""
+"""The most that pictures drawn together may take; a single one is always drawn."""
 
 _Number = TypeVar("_Number", float, tf.Tensor)
 
 
 @dataclasses.dataclass(frozen=True)
 class DrawingMemory:
-    """Bytes that one picture takes besides the weights, by the number of positions of its latent.
+    """Bytes that one picture takes in addition to the weights, by the positions of its latent.
 
     Attributes:
-        per_position: Of the diffusion model and of the decoder, for each position; and of the image
-            encoder, where drawing begins with a picture.
-        per_pair: Of the same, for each pair of positions.
+        per_position: Bytes of the diffusion model and the decoder for each position; also of the
+            image encoder, if drawing begins with a picture.
+        per_pair: Bytes of the same networks for each pair of positions.
     """
 
     per_position: tuple[float, ...]
@@ -50,17 +50,17 @@ class DrawingMemory:
 
     @classmethod
     def of(cls, preset: Preset, *, image_to_image: bool = False) -> DrawingMemory:
-        """That of a preset's networks, with or without the image encoder."""
+        """The memory of the networks of a preset, with or without the image encoder."""
         found = [_of_diffusion_model(preset), _of_decoder(preset)]
         if image_to_image:
             found.append(_of_image_encoder(preset))
         return cls(*zip(*found, strict=True))
 
     def of_networks(self, positions: _Number) -> tuple[_Number, ...]:
-        """Bytes of each network, of which no two run at the same time.
+        """Bytes of each network; no two of them run at the same time.
 
         Args:
-            positions: Of the latent; a number, or float64 [] for as much in a graph.
+            positions: Positions of the latent; a number, or float64 [] in a graph.
         """
         return tuple(
             linear * positions + squared * positions * positions
@@ -71,16 +71,16 @@ class DrawingMemory:
         """How many pictures a network may be given at once: int32 [], 1 or more.
 
         Args:
-            network: Its place in `per_position`.
-            positions: Of each picture's latent, float64 [].
+            network: Its index in `per_position`.
+            positions: Positions in the latent of each picture, float64 [].
         """
         fitting = tf.floor(TOGETHER_BYTES / self.of_networks(positions)[network])
-        # More rows than a request has do no harm, but more than an int32 holds do.
+        # More rows than a request has do no harm, but more than an int32 can hold would.
         return tf.cast(tf.clip_by_value(fitting, 1.0, 2.0**16), tf.int32)
 
 
 def _of_diffusion_model(preset: Preset) -> tuple[float, float]:
-    """Bytes for a position and for a pair, of the two predictions of a guided step."""
+    """Bytes per position and per pair, for the two predictions of a guided step."""
     dimensions = preset.diffusion_model
     widths = dimensions.widths
     blocks, transformers, scores = [], [], []
@@ -98,7 +98,7 @@ def _of_diffusion_model(preset: Preset) -> tuple[float, float]:
 
 
 def _skips(dimensions: DiffusionModelDimensions) -> float:
-    """Values for a position that wait for the way up."""
+    """Values per position that are kept for the way up."""
     last = len(dimensions.widths) - 1
     kept: float = dimensions.widths[0]
     for level, width in enumerate(dimensions.widths):

@@ -1,4 +1,4 @@
-"""What a network is drawn with fastest in: `model.compute: auto`."""
+"""The type in which a network draws fastest: `model.compute: auto`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.presets import Preset
 from trainer.training_config import ComputeDtype, WeightsDtype
 
 _MEASURED_CALLS = 3
-# Below, it is as likely to be chance as gain; and float16 is eight times as precise as bfloat16.
+# A smaller gain is as likely to be chance; and float16 is eight times as precise as bfloat16.
 _WORTH_IT = 0.9
 
 logger = logging.getLogger(__name__)
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 def fastest_compute(
     model: keras.Model, preset: Preset, image_size: int, weights_dtype: WeightsDtype
 ) -> ComputeDtype:
-    """Draws one prediction in each type that this machine can gain by, and takes the fastest.
+    """Computes a prediction in each type that could be faster here, and returns the fastest.
 
     Args:
         model: The diffusion model.
         preset: Its preset.
-        image_size: What it was trained at, in pixels.
-        weights_dtype: What its weights are stored as, and so read from.
+        image_size: The side in pixels that it was trained at.
+        weights_dtype: The type in which its weights are stored, and so read.
     """
     seconds = {
         compute: _seconds(model, preset, image_size, weights_dtype, compute)
@@ -43,17 +43,17 @@ def fastest_compute(
 
 
 def candidates(has_gpu: bool, flags: frozenset[str]) -> tuple[ComputeDtype, ...]:
-    """What may be faster than float32; a CPU without instructions for bfloat16 emulates it."""
+    """Types that may be faster than float32; a CPU without bfloat16 instructions emulates it."""
     if has_gpu:
         return ("float16", "bfloat16")
     return ("bfloat16",) if flags & BFLOAT16_FLAGS else ()
 
 
 def choice(seconds: Mapping[ComputeDtype, float]) -> ComputeDtype:
-    """The most precise of those that no other beats by a tenth.
+    """The most precise type that no other beats by a tenth.
 
     Args:
-        seconds: Of a prediction, for each type, the most precise one first.
+        seconds: Seconds per prediction for each type, the most precise type first.
     """
     chosen, *others = seconds
     for compute in others:
@@ -69,7 +69,7 @@ def _seconds(
     weights_dtype: WeightsDtype,
     compute: ComputeDtype,
 ) -> float:
-    """The shortest of some calls, after one that traces and settles."""
+    """The shortest of several calls, after one that traces and warms up."""
     module = DiffusionModelModule(model, preset, image_size, weights_dtype, compute)
     latent = tf.zeros([1, *preset.latent_shape(image_size)])
     context = tf.zeros([1, preset.text_encoder.max_length, preset.text_encoder.width])

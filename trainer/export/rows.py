@@ -1,4 +1,4 @@
-"""Batches whose rows are of different sizes, as texts; see `saved_models`."""
+"""Batches whose rows have different sizes, as strings; see `saved_models`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LATENT = (None, None, LATENT_CHANNELS)
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """Latents of whatever sizes.
+    """Latents of any sizes.
 
     Attributes:
         texts: string [B], as `tf.io.serialize_tensor` wrote float32 [h, w, 4]; empty for none.
-        sides: int32 [B, 2], heights and widths; 0 where there is none.
+        sides: int32 [B, 2], heights and widths; 0 for none.
     """
 
     texts: tf.Tensor
@@ -26,23 +26,23 @@ class Latents:
 
     @classmethod
     def of(cls, texts: tf.Tensor) -> Latents:
-        """Those of texts, string [B]."""
+        """The latents in texts, string [B]."""
         return cls(texts, _sides(texts, texts != "", _latent))
 
     def gathered(self, places: tf.Tensor) -> tf.Tensor:
-        """float32 [G, h, w, 4], of the latents in some places, int64 [G], which are of one size."""
+        """float32 [G, h, w, 4], the latents at some places, int64 [G], which all have one size."""
         spec = tf.TensorSpec(_LATENT, tf.float32)
         latents = tf.map_fn(_latent, tf.gather(self.texts, places), fn_output_signature=spec)
         return tf.ensure_shape(latents, [None, *_LATENT])
 
 
 def texts_of(latents: tf.Tensor) -> tf.Tensor:
-    """Texts, string [B], of latents float32 [B, h, w, 4]."""
+    """Texts, string [B], from latents float32 [B, h, w, 4]."""
     return tf.map_fn(tf.io.serialize_tensor, latents, fn_output_signature=tf.string)
 
 
 def picture_sides(files: tf.Tensor, there: tf.Tensor) -> tf.Tensor:
-    """Heights and widths, int32 [B, 2], of PNG files, string [B]; 0 where there is none."""
+    """Heights and widths, int32 [B, 2], of PNG files, string [B]; 0 if there is none."""
     return _sides(files, there, tf.io.decode_png)
 
 
@@ -55,15 +55,15 @@ def in_groups(
     """Draws rows of one size together, one size after another.
 
     Args:
-        sides: int32 [B, 2], each row's height and width.
+        sides: int32 [B, 2], height and width of each row.
         wanted: bool [B]; no other row is drawn.
-        together: From a height and width, int32 [2], to how many rows of that may be drawn at once,
-            int32 [].
+        together: From a height and width, int32 [2], to the number of such rows that may be drawn
+            at once, int32 [].
         draw: From the places of some rows, int64 [G], and their height and width, int32 [2], to
-            what becomes of them, string [G].
+            their results, string [G].
 
     Returns:
-        string [B]; empty where a row is not wanted.
+        string [B]; empty if a row is not wanted.
     """
 
     def group(waiting: tf.Tensor, drawn: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -89,13 +89,13 @@ def in_groups(
 
 
 def problem_where(wrong: tf.Tensor, what: str, given: tf.Tensor, problem: tf.Tensor) -> tf.Tensor:
-    """Adds what is wrong with some rows to problems, string [B], of which the first one counts.
+    """Adds the problem of some rows to problems, string [B]; the first one of a row is kept.
 
     Args:
         wrong: bool [B].
-        what: What must be true of a row.
-        given: What the rows have instead, [B].
-        problem: What is known already; empty for rows that are right so far.
+        what: The requirement that a row must meet.
+        given: The values of the rows, [B].
+        problem: The problems so far; empty for rows without one.
     """
     written = given if given.dtype == tf.string else tf.strings.as_string(given)
     return tf.where(

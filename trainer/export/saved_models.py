@@ -1,26 +1,26 @@
-"""The SavedModels and their signatures: three, or four where drawing begins with pictures, too.
+"""The SavedModels and their signatures: three, or four if drawing can also begin with pictures.
 
 Nothing is baked in: prompts, negative prompts, number of steps, guidance scale, sampler, seed,
-height, width and batch size are inputs. A signature has no optional inputs on TensorFlow Serving,
-so those that take the sampler and the size stand beside those of former versions, which clients of
-former versions ask for, and which draw the size of the training. Each module's network is a
-`tf.function` of its own that its signatures call, so that it is traced, stored and loaded once and
-not once a signature. A module keeps the network's variables and not the Keras model, whose hundreds
-of layer objects would be saved and loaded, too.
+height, width and batch size are inputs. On TensorFlow Serving a signature has no optional inputs,
+so signatures that take the sampler and the size exist next to those of earlier versions, which
+clients of earlier versions use and which draw at the training size. The network of each module is a
+separate `tf.function` that its signatures call, so that it is traced, stored and loaded once
+instead of once per signature. A module keeps the variables of the network instead of the Keras
+model, whose hundreds of layer objects would also be saved and loaded.
 
-A picture becomes a latent in the fourth, the image encoder. The diffusion model begins with that
-latent, by signatures of their own, which it has where there is an image encoder alone; a mask is in
-pixels there, so that nobody need know what a position of a latent is.
+The fourth, the image encoder, turns a picture into a latent. The diffusion model begins with that
+latent through separate signatures, which only exist if there is an image encoder. Their mask is in
+pixels, so that clients need not know what a position of a latent is.
 
-TensorFlow Serving draws requests together by laying their inputs one behind another, of all
-signatures of a model or of none. An input that has no row for each picture is refused then, and one
-request of another shape ends those that it was laid beside. `rows` and what is named after it
-therefore have a row for each picture in every input: numbers, samplers, seeds and sizes of each
-picture's own. A latent of whatever size is a text there, as `tf.io.serialize_tensor` writes it. A
-row that asks for something impossible is told so, and the others are drawn.
+TensorFlow Serving batches requests by concatenating their inputs, for all signatures of a model or
+for none. It then refuses an input without a row for each picture, and one request of another shape
+fails those that it is batched with. `rows` and the signatures named after it therefore have a row
+for each picture in every input: each picture has its own numbers, sampler, seed and size. A latent
+of any size is a string there, as `tf.io.serialize_tensor` writes it. A row with an impossible
+request gets a problem as its answer, and the others are drawn.
 
-TensorFlow Serving's REST interface writes a text output as it is, unless its name ends in
-`_bytes`; PNG bytes are no text, which is why there is a `png_bytes` beside `png`.
+The REST interface of TensorFlow Serving writes a string output as text, unless its name ends in
+`_bytes`. PNG bytes are not text, which is why there is a `png_bytes` next to `png`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class TextEncoderModule(tf.Module):
         self._strings = strings
 
     def training(self, training_id: str) -> tf.types.experimental.GenericFunction:
-        """A signature that names the training, once for each prompt: `training_id_bytes`."""
+        """A signature that returns the id of the training for each prompt: `training_id_bytes`."""
 
         def training(prompt: tf.Tensor) -> dict[str, tf.Tensor]:
             return {"training_id_bytes": tf.fill(tf.shape(prompt), training_id)}
@@ -130,7 +130,7 @@ class TextEncoderModule(tf.Module):
 
 
 class DiffusionModelModule(tf.Module):
-    """The whole sampling loop, a single prediction, and what sizes there are."""
+    """The whole sampling loop, a single prediction, and the possible sizes."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class DiffusionModelModule(tf.Module):
                 functools.partial(self._predict_with, for_cpu),
                 input_signature=at_any_time,
                 autograph=False,
-                # It is called in several places, and need not be optimized for each.
+                # It is called in several places and need not be optimized separately for each.
                 experimental_attributes={"_noinline": True},
             )
 
@@ -211,7 +211,7 @@ class DiffusionModelModule(tf.Module):
             tf.TensorSpec([None], tf.string, name="sampler"),
         ]
         size_of_rows = [tf.TensorSpec([None], tf.int32, name=name) for name in ("height", "width")]
-        # A function that is there is traced and saved.
+        # Every function that exists is traced and saved.
         self.image_to_image = image_to_image
         if not image_to_image:
             self.sample_rows = tf.function(
@@ -282,7 +282,7 @@ class DiffusionModelModule(tf.Module):
         sampler: tf.Tensor,
         original: Original | None = None,
     ) -> tf.Tensor:
-        """Latents, float32 [B, h, w, 4]; `seed` is of the noise that comes in between."""
+        """Latents, float32 [B, h, w, 4]; `seed` is for the noise that is added in between."""
         shape, multiple = tf.shape(noise), self._latent_multiple
         valid = [
             tf.debugging.Assert(
@@ -329,7 +329,7 @@ class DiffusionModelModule(tf.Module):
         contexts = (context, unconditional_context)
         on_cpu = in_two_calls(self.predict_on_cpu, *contexts)
         on_gpu = in_one_call(self.predict_on_gpu, *contexts)
-        # Within the loop: two loops would take as long again to optimize in every signature.
+        # Within the loop: two loops would double the time to optimize every signature.
         latent = sample(
             lambda *noisy: _by_device(functools.partial(f, *noisy) for f in (on_cpu, on_gpu)),
             self._schedule,
@@ -354,7 +354,7 @@ class DiffusionModelModule(tf.Module):
         strength: tf.Tensor,
         drawn: tf.Tensor,
     ) -> tf.Tensor:
-        """Latents, float32 [B, h, w, 4], of those of pictures; see `trainer.diffusion.sampler`."""
+        """Latents, float32 [B, h, w, 4], drawn from pictures; see `trainer.diffusion.sampler`."""
         valid = tf.debugging.Assert(
             (strength >= 0.0) & (strength <= 1.0), ["strength must be 0 to 1, and is", strength]
         )
@@ -431,7 +431,7 @@ class DiffusionModelModule(tf.Module):
         noise: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         guided = (context, unconditional_context, num_steps, guidance_scale)
-        # The sampler has no use for a seed.
+        # The default sampler does not use a seed.
         seed, sampler = tf.constant([0, 0]), tf.constant(DEFAULT_SAMPLER)
         return self._sampled_from_noise(*guided, noise, seed, sampler)
 
@@ -481,7 +481,7 @@ class DiffusionModelModule(tf.Module):
         return {"latent": self.sample(*guided, noise, seed, sampler)}
 
     def _side_of_latent(self, name: str, pixels: tf.Tensor) -> tf.Tensor:
-        """int32 [], of a height or width in pixels, int32 []; 0 is what it was trained at."""
+        """int32 [], from a height or width in pixels, int32 []; 0 is the training size."""
         multiple = self._size_multiple
         valid = tf.debugging.Assert(
             (pixels >= 0) & (pixels % multiple == 0),
@@ -494,7 +494,7 @@ class DiffusionModelModule(tf.Module):
         return tf.where(pixels == 0, self._image_size, pixels)
 
     def _size(self, height: tf.Tensor, width: tf.Tensor) -> dict[str, tf.Tensor]:
-        """What a picture of a height and width, int32 [], would be, each [1]."""
+        """Size and peak memory of a picture with a height and width, int32 []; each is [1]."""
         height, width = self._side(height), self._side(width)
         rows, columns = (
             tf.cast(side, tf.float64) / LATENT_DOWNSAMPLING for side in (height, width)
@@ -518,7 +518,7 @@ class DiffusionModelModule(tf.Module):
         noise: tf.Tensor,
         original: Original | None = None,
     ) -> tf.Tensor:
-        """Latents, float32 [B, h, w, 4], of rows that are known to be possible."""
+        """Latents, float32 [B, h, w, 4], for rows that are known to be valid."""
         shape = tf.shape(noise)
         latent = self._by_sampler(
             context,
@@ -576,7 +576,7 @@ class DiffusionModelModule(tf.Module):
             noise = initial_noise_of_rows(some[4], (side[0], side[1], LATENT_CHANNELS))
             if not self.image_to_image:
                 return texts_of(self.sample_rows(*some, noise))
-            # At full strength nothing is left of a picture: one loop need not be traced twice.
+            # At full strength nothing is left of a picture, so no second loop needs to be traced.
             nothing, everywhere = tf.zeros_like(noise), tf.ones_like(noise[..., :1], tf.bool)
             strength = tf.ones_like(some[3])
             return texts_of(
@@ -598,7 +598,7 @@ class DiffusionModelModule(tf.Module):
         latent_bytes: tf.Tensor,
         mask_bytes: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
-        """The same from pictures' latents; a mask is a PNG file, or empty where there is none."""
+        """The same from latents of pictures; a mask is a PNG file, or empty for none."""
         rows = (context, unconditional_context, num_steps, guidance_scale, seed, sampler)
         problem = problem_where(
             ~((strength >= 0.0) & (strength <= 1.0)),
@@ -656,7 +656,7 @@ class DiffusionModelModule(tf.Module):
     def _problem(
         self, num_steps: tf.Tensor, guidance_scale: tf.Tensor, sampler: tf.Tensor
     ) -> tf.Tensor:
-        """What is wrong with each row, string [B]; empty where nothing is."""
+        """The problem of each row, string [B]; empty for none."""
         problem = tf.zeros_like(sampler)
         for wrong, what, given in (
             (
@@ -678,7 +678,7 @@ class DiffusionModelModule(tf.Module):
         return _together(self._memory, DIFFUSION_MODEL, side)
 
     def _size_of_rows(self, height: tf.Tensor, width: tf.Tensor) -> dict[str, tf.Tensor]:
-        """What `_size` says, for each of some heights and widths, int32 [B]."""
+        """The result of `_size` for each height and width, int32 [B]."""
         found = tf.map_fn(
             lambda sides: self._size(*sides),
             (height, width),
@@ -719,9 +719,9 @@ class ImageEncoderModule(tf.Module):
         self.rows = tf.function(self._rows, input_signature=[texts], autograph=False)
 
     def _encode(self, images: tf.Tensor) -> tf.Tensor:
-        """Latents, float32 [B, h, w, 4], of pictures uint8 [B, H, W, 3]: the means, scaled.
+        """Latents, float32 [B, h, w, 4], from pictures uint8 [B, H, W, 3]: the means, scaled.
 
-        Training draws from around the mean; the same picture is to give the same latent.
+        Training samples around the mean; here, the same picture must give the same latent.
         """
         shape = tf.shape(images)
         valid = tf.debugging.Assert(
@@ -745,7 +745,7 @@ class ImageEncoderModule(tf.Module):
         return {"latent": self.encode(tf.ensure_shape(pixels, _PICTURES))}
 
     def _rows(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Latents of PNG files of whatever sizes; see the module's docstring."""
+        """Latents from PNG files of any sizes; see the module's docstring."""
 
         def draw(places: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
             return texts_of(self._from_png(tf.gather(image_bytes, places))["latent"])
@@ -771,7 +771,7 @@ class DecoderModule(tf.Module):
     ) -> None:
         super().__init__()
         self._memory = memory
-        # Its residual sums are large: published decoders reach infinity in float16.
+        # Its residual sums are large: published decoders overflow in float16.
         computed = "float32" if compute == "float16" else compute
         self._variables, self._call = _network(model, weights_dtype, computed)
         latent = tf.TensorSpec(_LATENTS, tf.float32, name="latent")
@@ -785,7 +785,7 @@ class DecoderModule(tf.Module):
         self.rows = tf.function(self._rows, input_signature=[texts], autograph=False)
 
     def _pixels(self, latent: tf.Tensor) -> tf.Tensor:
-        """Pictures, uint8 [B, H, W, 3], of latents float32 [B, h, w, 4]."""
+        """Pictures, uint8 [B, H, W, 3], from latents float32 [B, h, w, 4]."""
         return to_pixels(tf.cast(self._call(latent), tf.float32))
 
     def _decode(self, latent: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -799,7 +799,7 @@ class DecoderModule(tf.Module):
         return {"image_bytes": self.png(latent)["image"]}
 
     def _rows(self, latent_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        """PNG files of latents of whatever sizes; see the module's docstring."""
+        """PNG files from latents of any sizes; see the module's docstring."""
         latents = Latents.of(latent_bytes)
 
         def draw(places: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
@@ -813,7 +813,7 @@ class DecoderModule(tf.Module):
 
 @dataclasses.dataclass(frozen=True)
 class ServingModules:
-    """The modules that are served together; `None` is where none draws from pictures."""
+    """The modules that are served together; `None` if they cannot draw from pictures."""
 
     text_encoder: TextEncoderModule
     diffusion_model: DiffusionModelModule
@@ -825,10 +825,10 @@ def export_models(folder: str, modules: ServingModules, training_id: str | None 
     """Writes `<folder>/{text_encoder,diffusion_model,decoder}/`, and `image_encoder/` if any.
 
     Args:
-        folder: Where to.
-        modules: What.
-        training_id: Names what decided the weights, so that a server can tell whose pictures it
-            draws; `None` for weights of no training.
+        folder: Folder to write to.
+        modules: Modules to write.
+        training_id: Names the training that made the weights, so that a server can tell whose
+            pictures it draws; `None` for weights that were not trained.
     """
     text_encoder, diffusion_model, decoder = (
         modules.text_encoder,
@@ -888,7 +888,7 @@ def export_models(folder: str, modules: ServingModules, training_id: str | None 
         }
         exported.append(("image_encoder", image_encoder, signatures))
     for name, module, signatures in exported:
-        # Not ExportArchive, which stores every weight twice.
+        # `ExportArchive` is not used because it stores every weight twice.
         tf.saved_model.save(module, os.path.join(folder, name), signatures=signatures)
 
 
@@ -904,27 +904,27 @@ def serving_modules(
     image_encoder: keras.Model | None = None,
     word: NewWord | None = None,
 ) -> ServingModules:
-    """The modules of three networks, or of four, with which drawing begins with pictures, too.
+    """The modules of three networks, or of four, which can also begin drawing with pictures.
 
-    With weights in float32 they share the networks' variables, and follow their training. With
-    weights in 16 bits they own copies of what the weights are now, half as large, which are read as
-    they are by what computes in the same, and otherwise turned into float32 in each call. In
-    float16 a weight is rounded by up to 2^-11 of itself, or lost where it is below 3e-8; in
-    bfloat16 by up to 2^-8.
+    With weights in float32 they share the variables of the networks, and follow their training.
+    With weights in 16 bits they own copies of the current weights, half as large. Layers that
+    compute in the same type read these directly; otherwise each call casts them to float32. In
+    float16 a weight is rounded by up to 2^-11 of its value, or lost if it is below 3e-8; in
+    bfloat16 it is rounded by up to 2^-8.
 
     Args:
-        text_encoder: Computes in float32 in any case: once a picture.
+        text_encoder: Always computes in float32, as it runs only once per picture.
         diffusion_model: Computes in `compute`.
-        decoder: Computes in `compute`, and in float32 instead of float16.
-        preset: Theirs.
-        image_size: What they were trained at, in pixels.
-        weights_dtype: What weights are stored as.
+        decoder: Computes in `compute`, but in float32 instead of float16.
+        preset: Their preset.
+        image_size: The side in pixels that they were trained at.
+        weights_dtype: Type in which the weights are stored.
         compute: See `trainer.networks.inference_layers` for what stays float32.
-        image_encoder: Computes in float32, as the text encoder does.
-        word: One that the vocabulary lacks, and the text encoder has vectors for.
+        image_encoder: Computes in float32, like the text encoder.
+        word: A word that the vocabulary lacks but the text encoder has vectors for.
 
     Raises:
-        UserError: A weight is too large for float16, or no number.
+        UserError: A weight is too large for float16, or not a number.
     """
     memory = DrawingMemory.of(preset, image_to_image=image_encoder is not None)
     return ServingModules(
@@ -945,17 +945,17 @@ def serving_modules(
 
 
 def _drawn_by(mask: tf.Tensor) -> tf.Tensor:
-    """Which positions of a latent are drawn, bool [B, h, w, 1], of masks uint8 [B, H, W].
+    """The positions of a latent to draw, bool [B, h, w, 1], from masks uint8 [B, H, W].
 
-    A position is drawn for the sake of any of its pixels: the nearest one's, which diffusers takes,
-    would leave a mask of one pixel without effect.
+    A position is drawn if any of its pixels is masked. diffusers only looks at the nearest pixel,
+    so a mask of one pixel would have no effect.
     """
     cell, painted = LATENT_DOWNSAMPLING, tf.cast(mask > 0, tf.float32)[..., None]
     return tf.nn.max_pool2d(painted, cell, cell, "VALID") > 0
 
 
 def _together(memory: DrawingMemory | None, network: int, side: tf.Tensor) -> tf.Tensor:
-    """How many rows with a latent of a height and width, int32 [2], are drawn at once: int32 []."""
+    """How many rows whose latent has a height and width, int32 [2], are drawn at once: int32 []."""
     if memory is None:
         return tf.constant(tf.int32.max)
     return memory.together(network, tf.reduce_prod(tf.cast(side, tf.float64)))
@@ -964,7 +964,7 @@ def _together(memory: DrawingMemory | None, network: int, side: tf.Tensor) -> tf
 def _by_device(branches: Iterable[Callable[[], tf.Tensor]]) -> tf.Tensor:
     """The result of the first branch on a CPU and of the second on a GPU.
 
-    Which of them it is, is known where this is served.
+    Only the serving machine knows which one it is.
     """
     device = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
     return tf.switch_case(device, list(branches))
@@ -989,7 +989,7 @@ def _network(
     read_as = weights_dtype if compute == weights_dtype else "float32"
 
     def call(inputs: Any, for_cpu: bool = False) -> tf.Tensor:
-        # Normalization multiplies in float32, by vectors that it does not cast.
+        # Normalization multiplies in float32 with vectors that it does not cast.
         values = [tf.cast(v, read_as if len(v.shape) > 1 else "float32") for v in halves]
         with inference_layers(model, for_cpu, compute), reading(model, values):
             return model(inputs, training=False)
@@ -1001,7 +1001,7 @@ def _halved(variable: keras.Variable, dtype: WeightsDtype) -> tf.Variable:
     half = tf.cast(variable.value, dtype)
     if not bool(tf.reduce_all(tf.math.is_finite(half))):
         raise UserError(
-            f"a weight of {variable.path} is too large for {dtype}, or no number: set "
+            f"a weight of {variable.path} is too large for {dtype} or not a number: set "
             "model.export_weights to float32"
         )
     return tf.Variable(half, trainable=False)

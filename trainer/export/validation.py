@@ -1,4 +1,4 @@
-"""The validation prompts, drawn with the models as they are while they are trained."""
+"""Draws the validation prompts with the models during training."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from trainer.export.saved_models import ServingModules
 from trainer.training_config import ValidationConfig
 
 PROMPTS_NAME = "prompts.json"
-"""The file beside the folders of pictures that says how they were drawn."""
+"""The file next to the folders of pictures that says how they were drawn."""
 
 
 def draw_validation(
     modules: ServingModules, validation: ValidationConfig, folder: str, step: int
 ) -> None:
-    """Draws every validation prompt, which must be known, with the models as they are.
+    """Draws every validation prompt, which must be known, with the current models.
 
-    Into `<folder>/NN.png`, and as TensorBoard's images of `step`.
+    Writes `<folder>/NN.png`, and TensorBoard images for `step`.
     """
     assert validation.prompts is not None
     tf.io.gfile.makedirs(folder)

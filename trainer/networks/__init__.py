@@ -1,4 +1,4 @@
-"""The four networks of Stable Diffusion, built from KerasCV's layers and a preset's numbers."""
+"""The four networks of Stable Diffusion, built from KerasCV's layers and a preset."""
 
 import keras
 

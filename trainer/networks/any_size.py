@@ -1,4 +1,4 @@
-"""Networks on maps of another height and width than they were built for."""
+"""Calls networks on maps of a different height and width than they were built for."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from trainer.networks.seam import mapped_call
 def call_at_any_size(
     model: keras.Model, inputs: tf.Tensor | list[tf.Tensor], *, training: bool
 ) -> tf.Tensor:
-    """What a functional model gives of inputs of whatever sides, which are known when it is traced.
+    """The output of a functional model for inputs of any size, which is known when it is traced.
 
-    Keras holds the inputs of a model against the shapes that it was built for; its layers, of which
-    none has a weight for each position, take any.
+    Keras checks the inputs of a model against the shapes that it was built for. Its layers take any
+    size, because none has a weight for each position.
 
     Args:
-        model: Of layers that compute the same while they are trained.
+        model: A model whose layers compute the same in training.
         inputs: One tensor, or several in the order of the model's inputs.
-        training: As Keras has it.
+        training: As in Keras.
     """
     given = [tuple(x.shape[1:]) for x in keras.tree.flatten(inputs)]
-    # A model of another kind holds nothing against them.
+    # A model of another kind does not check its inputs.
     built_for = getattr(model, "inputs", None)
     if built_for is None or given == [tuple(x.shape[1:]) for x in built_for]:
         return model(inputs, training=training)

@@ -1,6 +1,6 @@
-"""What KerasCV's blocks need before they are used.
+"""Prepares KerasCV's blocks for use.
 
-Every layer with weights is named after the module of diffusers' model that it is, such as
+Every layer with weights has the name of its module in diffusers' model, such as
 `down_blocks.0.resnets.1`, so that `trainer.weights.diffusers_format` need not know how a network
 is built.
 """
@@ -26,9 +26,9 @@ _EXACT_EPSILON = 1e-6
 
 
 class SplitGEGLU(GEGLU):
-    """KerasCV's gated unit, whose two halves are split: slices have a slower gradient.
+    """KerasCV's gated unit with a split into two halves: slices have a slower gradient.
 
-    A class for layers that are there already: `with_split_gates` makes them of it.
+    This is a class for existing layers: `with_split_gates` converts them to it.
     """
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
@@ -62,18 +62,18 @@ def with_group_norms(layer: LayerT, groups: int, epsilon: float = EPSILON) -> La
 
 
 def with_split_gates(layer: LayerT, numerics: Numerics) -> LayerT:
-    """Makes every gated unit in a layer one of ours."""
+    """Converts every gated unit in a layer to one of ours."""
     for part in layers_within(layer):
         if type(part) is GEGLU:
-            # A new layer in its place would come last in the order of the weights.
+            # A new layer instead would come last in the order of the weights.
             compute_as(part, ExactGEGLU if numerics == "diffusers" else SplitGEGLU)
     return layer
 
 
 class _SamePositions(keras.layers.Layer):
-    """A block that says the shape of what it gives.
+    """A block that states the shape of its output.
 
-    Keras would trace it to find out, and take twice as long to build a network.
+    Otherwise Keras would trace it to find out, and take twice as long to build a network.
     """
 
     def compute_output_shape(self, input_shape: Sequence[Any]) -> tuple[int | None, ...]:
@@ -83,29 +83,28 @@ class _SamePositions(keras.layers.Layer):
 
 
 class ResBlock(_SamePositions, seam.ResBlock):
-    """The U-Net's residual block."""
+    """The residual block of the U-Net."""
 
 
 class SpatialTransformer(_SamePositions, seam.SpatialTransformer):
-    """The U-Net's attention."""
+    """The attention of the U-Net."""
 
 
 class ResnetBlock(_SamePositions, seam.ResnetBlock):
-    """The autoencoder's residual block."""
+    """The residual block of the autoencoder."""
 
 
 class AttentionBlock(_SamePositions, seam.AttentionBlock):
-    """The autoencoder's attention."""
+    """The attention of the autoencoder."""
 
 
 def apply_block(
     block: keras.layers.Layer, inputs: keras.KerasTensor | list[keras.KerasTensor]
 ) -> keras.KerasTensor:
-    """What a new block makes of symbolic inputs.
+    """The output of a new block for symbolic inputs.
 
-    Its variables are created by calling it once on zeros. Left alone, Keras traces a composite
-    layer without a `build` of its own to build it, and so doubles the work at each level of
-    nesting.
+    Calling it once on zeros creates its variables. Otherwise Keras builds a composite layer without
+    its own `build` by tracing it, which doubles the work at each level of nesting.
     """
     for part in layers_within(block):
         if type(part).build is keras.layers.Layer.build:
@@ -115,5 +114,5 @@ def apply_block(
 
 
 def _zeros_like(x: keras.KerasTensor) -> tf.Tensor:
-    """Of its rank and width, and otherwise small: variables depend on no more."""
+    """Zeros of the same rank and width, otherwise small: variables depend only on these."""
     return tf.zeros((1, *[2] * (len(x.shape) - 2), x.shape[-1]))

@@ -19,11 +19,11 @@ def build_decoder(preset: Preset, image_size: ImageSize) -> keras.Model:
 
     Args:
         preset: Its `decoder` dimensions and `numerics` are used.
-        image_size: Of the image.
+        image_size: Size of the pictures.
 
     Returns:
-        A model from scaled latents, float32 [B, h, w, 4], to images, float32 [B, H, W, 3], about
-        in [-1, 1].
+        A model from scaled latents, float32 [B, h, w, 4], to pictures, float32 [B, H, W, 3],
+        roughly in [-1, 1].
     """
     dimensions = preset.decoder
     groups, epsilon = dimensions.norm_groups, autoencoder_epsilon(preset.numerics)

@@ -16,11 +16,11 @@ from trainer.presets import LATENT_CHANNELS, ImageSize, Preset
 
 
 def build_diffusion_model(preset: Preset, image_size: ImageSize) -> keras.Model:
-    """The conditional U-Net that predicts the noise in a latent, or the velocity.
+    """The conditional U-Net that predicts the noise or the velocity of a latent.
 
     Args:
         preset: Its `diffusion_model` and `text_encoder` dimensions and `numerics` are used.
-        image_size: Of the image.
+        image_size: Size of the pictures.
 
     Returns:
         A model from `[latent, timestep_embedding, context]`, float32 [B, h, w, 4],

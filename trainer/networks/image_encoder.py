@@ -16,15 +16,15 @@ from trainer.presets import LATENT_CHANNELS, Preset
 def build_image_encoder(preset: Preset) -> keras.Model:
     """The encoder half of the KL autoencoder.
 
-    KerasCV's own class ends by cutting off the log-variance and scaling the mean; this one gives
-    both moments as they are, because training samples from them.
+    KerasCV's own class drops the log-variance and scales the mean at its end. This one returns both
+    moments unchanged, because training samples from them.
 
     Args:
         preset: Its `image_encoder` dimensions and `numerics` are used.
 
     Returns:
-        A model from images, float32 [B, H, W, 3] in [-1, 1], to moments, float32
-        [B, H/8, W/8, 8]: the mean's 4 channels, then the log-variance's.
+        A model from pictures, float32 [B, H, W, 3] in [-1, 1], to moments, float32
+        [B, H/8, W/8, 8]: the 4 channels of the mean, then those of the log-variance.
     """
     dimensions = preset.image_encoder
     groups, epsilon = dimensions.norm_groups, autoencoder_epsilon(preset.numerics)

@@ -1,16 +1,16 @@
-"""Layers in the form in which they are drawn with: the same arithmetic in fewer, larger operations.
+"""Layers in their form for drawing: the same arithmetic in fewer, larger operations.
 
 Keras multiplies a sequence with a matrix example by example and normalizes groups by broadcasting
 five dimensions, and KerasCV's attention is made of layers. That costs a small network, whose
-operations take microseconds, a third of its time. The networks are built and trained as they are;
-only what is exported is traced like this.
+operations take microseconds, a third of its time. The networks are built and trained as usual; only
+exported models are traced like this.
 
-They may compute in 16 bits. What adds many numbers up stays in float32 then, normalization and
-softmax, and so do the layers at both ends of a network, which are small and whose rounding would go
-straight into the picture.
+They may compute in 16 bits. Then operations that add up many numbers, normalization and softmax,
+stay in float32. So do the layers at both ends of a network: they are small, and their rounding
+would go straight into the picture.
 
-Maps may have any height and width here, which are not known when they are traced. What needs them
-asks once for a block: a sequence is [B * T, C] from the beginning of its transformer to the end.
+Maps may have any height and width here, which are not known when they are traced. Each block reads
+them once: a sequence is [B * T, C] from the beginning of its transformer to the end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ENDS = re.compile(
     r"time_embedding\.linear_\d|post_quant_conv|(decoder\.)?conv_(in|norm_out|act|out)"
 )
 
-# Below, a convolution of few positions is too short to gain from being a matrix product.
+# With fewer channels, a convolution of few positions is too short to gain from a matrix product.
 _MANY_CHANNELS = 512
 
 
@@ -55,7 +55,7 @@ class _FlatGroupNormalization(keras.layers.GroupNormalization):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         channels, groups = inputs.shape[-1], self.groups
         positions = range(1, len(inputs.shape) - 1)
-        # As in Keras: half precision has too few digits, or too small a range, for the sums.
+        # As in Keras: half precision has too few digits or too small a range for the sums.
         x = tf.cast(inputs, tf.float32)
 
         def mean_of_groups(x: tf.Tensor) -> tf.Tensor:
@@ -121,12 +121,12 @@ _FORMS_IN_16_BITS = {**_FORMS, AttentionBlock: _Float32SoftmaxAttentionBlock}
 def attention(
     layer: CrossAttention, inputs: tf.Tensor, context: tf.Tensor, batch_size: tf.Tensor
 ) -> tf.Tensor:
-    """What a layer of attention gives.
+    """The output of an attention layer.
 
     Args:
-        layer: Its weights are used.
-        inputs: [B * T, C], an example's positions after another's.
-        context: [B * S, D], what they attend to.
+        layer: The layer whose weights are used.
+        inputs: [B * T, C], the positions of one example after another.
+        context: [B * S, D], which they attend to.
         batch_size: B, int32 [].
 
     Returns:
@@ -151,11 +151,11 @@ def inference_layers(
     """Within this, the model is traced with these forms of its layers, with the same variables.
 
     Args:
-        model: Is left as it is.
-        compute: What it computes in, but for what has to stay float32.
+        model: The model; it is not changed permanently.
+        compute: The type that it computes in, except for what has to stay float32.
         for_cpu: Whether it will only run on a CPU, where convolutions of few positions and many
-            channels are faster as matrix products. How many positions there are is known of the
-            size that the model was built for, and decides for all sizes.
+            channels are faster as matrix products. The number of positions at the size that the
+            model was built for decides for all sizes.
     """
     few = _of_few_positions(model) if for_cpu else []
     with computing_as([model], *_arithmetic(compute)):
@@ -191,7 +191,7 @@ def _ends(model: keras.Model) -> list[keras.layers.Layer]:
 def _of_few_positions(model: keras.Model) -> list[keras.layers.Conv2D]:
     """Convolutions with at most as many positions as channels.
 
-    With more, oneDNN is as fast, and the patches would take k * k times the map's memory.
+    With more, oneDNN is as fast, and the patches would take k * k times the memory of the map.
     """
     return [
         part
@@ -204,9 +204,9 @@ def _of_few_positions(model: keras.Model) -> list[keras.layers.Conv2D]:
 
 
 def has_form_for_cpu(model: keras.Model) -> bool:
-    """Whether it is worth its memory to trace the model once more, for a CPU.
+    """Whether tracing the model again for a CPU is worth the memory.
 
-    That of the tiny preset gains nothing, and would take half a second and 160 MB more to load.
+    The tiny preset gains nothing, and would take half a second and 160 MB more to load.
     """
     return any(
         type(layer) is keras.layers.Conv2D and layer.kernel.shape[2] >= _MANY_CHANNELS

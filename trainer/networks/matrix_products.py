@@ -1,10 +1,10 @@
-"""Convolutions as matrix products, which is what a CPU is fast at.
+"""Convolutions as matrix products, which are fast on a CPU.
 
-oneDNN's convolutions, and Eigen's more so, are slow where a map has few positions and many
-channels, as most of a U-Net's have: up to six times as slow as the same arithmetic in a matrix
-product, and backwards up to eight times (`make bench-serving` and `make bench-train` measure the
-whole). The networks are built as they are; only while a training step, or what is exported for a
-CPU, is traced do their convolutions compute like this.
+The convolutions of oneDNN, and even more those of Eigen, are slow if a map has few positions and
+many channels, like most maps of a U-Net: up to six times as slow as the same arithmetic in a matrix
+product, and up to eight times in the backward pass (`make bench-serving` and `make bench-train`
+measure the whole). The networks are built as usual; their convolutions compute like this only while
+a training step, or a model exported for a CPU, is traced.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def convolutions_as_matrix_products(
     For a GPU this does nothing: its libraries have kernels for every size.
 
     Args:
-        models: Are left as they are.
-        for_gpu: Whether what is traced will run on a GPU; by default, whether there is one here.
+        models: The models; they are not changed permanently.
+        for_gpu: Whether the trace will run on a GPU; by default, whether there is one here.
     """
     if for_gpu or (for_gpu is None and tf.config.list_logical_devices("GPU")):
         yield
@@ -46,7 +46,7 @@ def convolutions_as_matrix_products(
 
 
 def is_matrix_product(layer: keras.layers.Conv2D) -> bool:
-    """Whether `conv2d` computes what a layer does; KerasCV's convolutions are all so."""
+    """Whether `conv2d` computes the same as a layer, as for all of KerasCV's convolutions."""
     square = len({*layer.kernel_size}) == len({*layer.strides}) == 1
     channels_last = layer.data_format == "channels_last"
     alone = layer.groups == 1 and set(layer.dilation_rate) == {1}
@@ -54,12 +54,12 @@ def is_matrix_product(layer: keras.layers.Conv2D) -> bool:
 
 
 def conv2d(images: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:
-    """What `tf.nn.conv2d` gives without padding, with a gradient that needs little memory.
+    """The result of `tf.nn.conv2d` without padding, with a gradient that needs little memory.
 
     Args:
         images: [B, H, W, C], of known height and width.
         kernel: [k, k, C, D], of the same dtype.
-        stride: Of both directions.
+        stride: Stride in both directions.
 
     Returns:
         [B, (H - k) // stride + 1, (W - k) // stride + 1, D].
@@ -69,7 +69,7 @@ def conv2d(images: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:
     pointwise = _is_pointwise(size, stride)
 
     def summed(patches: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
-        """Adds up what patches have at the same position: [B * H * W, C]."""
+        """Adds up the values of patches at the same position: [B * H * W, C]."""
         positions = _positions(height, width, size, stride)
         targets = tf.range(batch)[:, None] * (height * width) + positions
         return tf.math.unsorted_segment_sum(
@@ -80,9 +80,9 @@ def conv2d(images: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:
     def convolve(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             upstream = tf.reshape(upstream, (-1, filters))
-            # The patches are made again: kept, they would take k * k times the images' memory. And
-            # not before they are needed: without the dependency, they would be the same operation
-            # as those of the forward pass, or run at once.
+            # The patches are made again: keeping them would take k * k times the memory of the
+            # images. And only when they are needed: without the dependency, they would be the same
+            # operation as in the forward pass, or run at once.
             with tf.control_dependencies([upstream]):
                 images_again = tf.identity(images)
             patches = _patches(images_again, size, stride)
@@ -99,7 +99,7 @@ def conv2d(images: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:
 
 
 def conv2d_forward(images: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:
-    """`conv2d` without a gradient of its own, which would be saved with what is exported.
+    """`conv2d` without its custom gradient, which would be saved with an exported model.
 
     Height and width need not be known when this is traced.
     """
@@ -111,7 +111,7 @@ def conv2d_forward(images: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.
 
 
 def _sides(images: tf.Tensor) -> Sequence[int] | Sequence[tf.Tensor]:
-    """Height and width: int32 [] where they are not known yet."""
+    """Height and width: int32 [] if they are not known yet."""
     known: Sequence[int] = images.shape[1:3]
     return tf.unstack(tf.shape(images)[1:3]) if None in known else known
 
@@ -127,14 +127,14 @@ def _patches(images: tf.Tensor, size: int, stride: int) -> tf.Tensor:
 
 
 def _is_pointwise(size: int, stride: int) -> bool:
-    """Whether a patch is a position: there is nothing to gather or to add up."""
+    """Whether a patch is a single position, so that there is nothing to gather or add up."""
     return size == stride == 1
 
 
 def _positions(
     height: int | tf.Tensor, width: int | tf.Tensor, size: int, stride: int
 ) -> np.ndarray | tf.Tensor:
-    """Index in a flattened map of every position of every patch, int32."""
+    """Indices in a flattened map of every position of every patch, int32."""
     if not isinstance(height, int):
         rows, columns = ((side - size) // stride + 1 for side in (height, width))
         corners = tf.range(rows)[:, None] * stride * width + tf.range(columns) * stride

@@ -1,4 +1,4 @@
-"""Gradient checkpointing (Chen et al. 2016): memory for time."""
+"""Gradient checkpointing (Chen et al. 2016): trades time for memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from trainer.networks.seam import mapped_call
 
 
 def call_recomputing(model: keras.Model, inputs: tf.Tensor | list[tf.Tensor]) -> tf.Tensor:
-    """What `model(inputs, training=True)` gives, with less kept for the backward pass.
+    """The result of `model(inputs, training=True)`, with less memory kept for the backward pass.
 
-    Of every layer that is made of others (a residual block, a transformer block), only inputs and
-    output are kept; its inner values are computed again when its gradient is.
+    For every composite layer (a residual block, a transformer block), only inputs and output are
+    kept; its inner values are computed again together with its gradient.
 
     Args:
         model: A functional model of layers that take a tensor or a list of them.
@@ -23,7 +23,7 @@ def call_recomputing(model: keras.Model, inputs: tf.Tensor | list[tf.Tensor]) ->
     """
 
     def kept_or_recomputed(layer: keras.layers.Layer) -> Callable[..., Any]:
-        # A kernel and a bias are one operation: to compute it again would save nothing.
+        # A kernel and a bias are one operation: recomputing it would save nothing.
         if len(layer.weights) <= 2:
             return layer
 

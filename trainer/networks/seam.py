@@ -1,14 +1,15 @@
-"""All that the networks need of KerasCV and Keras that neither promises to keep.
+"""Everything that the networks need from KerasCV and Keras that neither promises to keep.
 
-KerasCV is the source of the layers and the judge of ours, but it stands still, its Stable Diffusion
-lies in modules that are not public, and its layers have to compute otherwise here: as matrix
-products on a CPU, with adapters, with diffusers' numerics. What that takes is in this module, and
-no other may use a private name of the two: tests/trainer/test_seam.py lists the names and looks
-through the code for others. What a new version of KerasCV lacks is told by importing this.
+KerasCV is the source of the layers and the reference for ours, but it is no longer developed, its
+Stable Diffusion is in modules that are not public, and its layers have to compute differently here:
+as matrix products on a CPU, with adapters, with diffusers' numerics. All this is in this module,
+and no other may use a private name of the two: tests/trainer/test_seam.py lists the names and
+searches the code for others. Importing this module shows whether a new version of KerasCV lacks
+any of them.
 
-The one means to give layers another arithmetic is to exchange in place what they compute by: their
-class, for a subclass that only computes differently, or their dtype policy. So a layer keeps its
-variables, and a network the order of its weights, by which weight files and exported models know
+The only way to give layers another arithmetic is to replace in place either their class, with a
+subclass that only computes differently, or their dtype policy. So a layer keeps its variables, and
+a network keeps the order of its weights, by which weight files and exported models identify
 them.
 """
 
@@ -40,7 +41,7 @@ try:
     )
 except ImportError as error:
     raise ImportError(
-        f"keras-cv {version('keras-cv')} lacks what the networks are made of ({error}): mend "
+        f"keras-cv {version('keras-cv')} lacks layers that the networks are made of ({error}): fix "
         f"{__name__}, or install the version of the lock file"
     ) from error
 
@@ -68,7 +69,7 @@ LayerClass = type[keras.layers.Layer]
 
 
 def layers_within(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """A layer or model, and all layers that it is made of, at any depth."""
+    """A layer or model, and all layers that it contains, at any depth."""
     return list(layer._flatten_layers())
 
 
@@ -77,7 +78,7 @@ def mapped_call(
     inputs: tf.Tensor | list[tf.Tensor],
     form: Callable[[keras.layers.Layer], Callable[..., Any]],
 ) -> tf.Tensor:
-    """What a functional model computes of `inputs`, with `form(layer)` called for each layer."""
+    """The output of a functional model, with `form(layer)` called in place of each layer."""
     flat = keras.tree.flatten(inputs)
     [output] = keras.tree.flatten(model._run_through_graph(flat, operation_fn=form))
     return output
@@ -85,14 +86,14 @@ def mapped_call(
 
 @contextlib.contextmanager
 def reading(model: keras.Model, values: Sequence[tf.Tensor]) -> Iterator[None]:
-    """Within this, a model computes with other values than those of its variables.
+    """Within this, a model computes with given values instead of its variables.
 
-    `Model.stateless_call` would cast them to what the variables are of, and so turn a network of
-    16 bits into one of 32 in each call.
+    `Model.stateless_call` would cast them to the type of the variables, and so turn a 16-bit
+    network into a 32-bit one in each call.
 
     Args:
-        model: Whose `weights`.
-        values: Of any type, in their order.
+        model: The model; its `weights` are replaced.
+        values: Values of any type, in the order of the weights.
     """
     with keras.StatelessScope() as scope:
         for variable, value in zip(model.weights, values, strict=True):
@@ -104,14 +105,14 @@ def compute_as(layer: keras.layers.Layer, form: LayerClass) -> None:
     """Gives a layer another arithmetic.
 
     Args:
-        layer: Keeps its variables.
-        form: A subclass of its class that only computes differently, or its class without it.
+        layer: The layer, which keeps its variables.
+        form: A subclass of its class that only computes differently, or the original class.
     """
     layer.__class__ = form
 
 
 def compute_in(layer: keras.layers.Layer, dtype: str) -> None:
-    """Has a layer compute in a type of its own, within `computing_as`, which takes it back."""
+    """Makes a layer compute in its own type, within `computing_as`, which restores it."""
     layer.dtype_policy = keras.DTypePolicy(dtype)
 
 
@@ -121,12 +122,13 @@ def computing_as(
     forms: Mapping[LayerClass, LayerClass],
     policy: keras.DTypePolicy | None = None,
 ) -> Iterator[None]:
-    """Within this, the models' layers have another arithmetic: while a network is traced.
+    """Within this, the layers of the models have another arithmetic, for tracing.
 
     Args:
-        models: Their layers of each class (not of its subclasses) compute as its value does.
-        forms: See `compute_as`.
-        policy: What all their layers compute under; by default each under its own.
+        models: The models.
+        forms: For a class of layers (not its subclasses), the class that they compute as; see
+            `compute_as`.
+        policy: Dtype policy of all their layers; by default each keeps its own.
     """
     before = [
         (layer, type(layer), layer.dtype_policy)
@@ -134,7 +136,7 @@ def computing_as(
         for layer in layers_within(model)
     ]
     default = keras.config.dtype_policy()
-    # KerasCV's attention creates a layer at every call, which follows the default.
+    # KerasCV's attention creates a layer in every call, which follows the default.
     keras.config.set_dtype_policy(policy or default)
     try:
         for layer, own_class, own_policy in before:

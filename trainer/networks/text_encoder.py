@@ -13,7 +13,7 @@ _ROOT = "text_model"
 
 
 class _Positions(keras.layers.Layer):
-    """Each token's place in its sequence, int32, of the tokens' shape."""
+    """Position of each token in its sequence, int32, in the shape of the tokens."""
 
     def call(self, tokens: keras.KerasTensor) -> keras.KerasTensor:
         return keras.ops.broadcast_to(
@@ -30,7 +30,7 @@ def _activation(
     if name == "quick_gelu":
         activation: Callable[[keras.KerasTensor], keras.KerasTensor] = quick_gelu
         return activation
-    # KerasCV takes what Keras has for a default, the tanh approximation.
+    # KerasCV uses the default of Keras, the tanh approximation.
     return functools.partial(keras.ops.gelu, approximate=numerics == "keras_cv")
 
 

@@ -1,7 +1,7 @@
 """Trains the base weights of `tiny`: `python -m trainer.pretraining --help`.
 
-Needs the environment of `trainer/pretraining/requirements.txt`, a GPU to be done in minutes, and
-the archives that `npm pack` fetches: @iconify-json/noto, noto-v1, fluent-emoji-flat and fxemoji.
+Needs the environment of `trainer/pretraining/requirements.txt`, a GPU to finish in minutes, and the
+archives that `npm pack` fetches: @iconify-json/noto, noto-v1, fluent-emoji-flat and fxemoji.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     torch.manual_seed(arguments.seed)
-    # Before PyTorch starts threads of its own, which would not survive a fork.
+    # Before PyTorch starts its own threads, which would not survive a fork.
     icons = read_icons(arguments.icons)
     with multiprocessing.Pool() as pool:
         drawn = pool.map(_shape, range(arguments.shapes), 64)
@@ -93,13 +93,13 @@ def _parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--icons", required=True, help="folder of the packages' archives")
-    parser.add_argument("--out", required=True, help="folder of the weights, written at the end")
-    parser.add_argument("--start", help="folder of weights to go on from, instead of random ones")
-    parser.add_argument("--shapes", type=int, default=30_000, help="pictures of shapes drawn")
-    parser.add_argument("--variants", type=int, default=24, help="scenes of every named icon")
+    parser.add_argument("--icons", required=True, help="folder with the archives of the packages")
+    parser.add_argument("--out", required=True, help="folder to write the weights to, at the end")
+    parser.add_argument("--start", help="folder of weights to start from, instead of random ones")
+    parser.add_argument("--shapes", type=int, default=30_000, help="pictures of shapes to draw")
+    parser.add_argument("--variants", type=int, default=24, help="scenes of each named icon")
     parser.add_argument(
-        "--variants-with-parts", type=int, default=24, help="scenes of every thing with parts on it"
+        "--variants-with-parts", type=int, default=24, help="scenes of each thing with parts on it"
     )
     parser.add_argument(
         "--standardize", action="store_true", help="bring latents to variance 1 again, with --start"

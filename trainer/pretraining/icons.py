@@ -1,4 +1,4 @@
-"""The pictures of icon packages: drawings of a few thousand things, named in words."""
+"""The pictures of icon packages: drawings of a few thousand things, with names in words."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SIZE = 128
 PACKAGES: Mapping[str, bool] = MappingProxyType(
     {"noto": True, "noto-v1": True, "fluent-emoji-flat": True, "fxemoji": False}
 )
-"""The packages, less `@iconify-json/`, and whether their names are words."""
+"""The packages, without `@iconify-json/`, and whether their names are words."""
 
-# Of iconify's categories, those without faces and bodies.
+# The categories of iconify without faces and bodies.
 _THINGS = ("Activities", "Food & Drink", "Objects", "Symbols", "Travel & Places")
-# The drawing in its picture has a margin, which outlines take.
+# The drawing has a margin in its picture, to leave room for outlines.
 _INNER = 116
 _MIN_COVERAGE = 0.03
 # Signs and letters, and the same person in six skin tones.
@@ -39,13 +39,13 @@ _LEFT_OUT = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Icons:
-    """Drawings on nothing.
+    """Drawings without a background.
 
     Attributes:
-        names: What each shows, such as `"red apple"`.
+        names: The content of each, such as `"red apple"`.
         pictures: uint8 [N, 128, 128, 4], sRGB and coverage.
         named: bool [N], whether the name is made of words.
-        things: bool [N], whether it is surely a thing: nothing alive, no face.
+        things: bool [N], whether it is certainly a thing: not alive, no face.
     """
 
     names: list[str]
@@ -55,7 +55,7 @@ class Icons:
 
 
 def read_icons(folder: str) -> Icons:
-    """Reads the packages' archives in a folder, as `npm pack @iconify-json/noto` writes them.
+    """Reads the archives of the packages in a folder, as `npm pack @iconify-json/noto` writes them.
 
     Raises:
         FileNotFoundError: An archive is missing.
@@ -65,7 +65,7 @@ def read_icons(folder: str) -> Icons:
         archives = sorted(Path(folder).glob(f"iconify-json-{package}-[0-9]*.tgz"))
         if not archives:
             raise FileNotFoundError(
-                f"{folder} has no archive of {package}: npm pack @iconify-json/{package}"
+                f"{folder} has no archive of {package}: run npm pack @iconify-json/{package} there"
             )
         with tarfile.open(archives[-1]) as archive:
             content = json.load(_member(archive, "package/icons.json"))
@@ -103,7 +103,7 @@ def _svg(package: Mapping, icon: Mapping) -> str:
 
 
 def _rasterize(svg: str) -> np.ndarray | None:
-    """The picture, or `None` where the renderer cannot draw it or hardly anything is on it."""
+    """The picture, or `None` if the renderer cannot draw it or it is almost empty."""
     import resvg_py
 
     try:

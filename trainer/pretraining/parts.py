@@ -1,8 +1,8 @@
-"""Parts put on pictures of things that have none: eyes, horns, ears, wings, a tail, spots, stripes.
+"""Parts added to pictures of things without any: eyes, horns, ears, wings, a tail, spots, stripes.
 
-So the diffusion model learns what the words mean, and how such small parts look in latents, on
-apples, houses and guitars. A thing has a face, or parts that stick out, and never both: no creature
-is among them.
+So the diffusion model learns, on apples, houses and guitars, what the words mean and how such small
+parts look in latents. A thing has either a face or parts that stick out, never both: none of them
+is a creature.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 from data.colours import COLOURS, with_article
 
 BEHIND = ("", "horns", "ears", "antennae", "wings", "tail")
-"""What may stick out behind a thing."""
+"""Parts that may stick out behind a thing."""
 
 ON = ("", "spots", "stripes", "belly")
-"""What may be painted on it."""
+"""Parts that may be painted on it."""
 
 MOUTHS = ("", "smile", "frown")
 
@@ -27,7 +27,7 @@ _HAS_FACE, _HAS_MOUTH, _HAS_PATTERN = 0.65, 0.6, 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What each of N things gets; indices of the tuples of this module, and of `COLOURS`.
+    """The parts of N things, as indices into the tuples of this module and into `COLOURS`.
 
     Attributes:
         num_eyes: int [N], 0 to 3.
@@ -46,7 +46,7 @@ class Parts:
     on_colour: np.ndarray
 
     def words(self, index: int) -> str:
-        """Such as `"with blue horns, two eyes and a smile"`, or nothing."""
+        """The parts in words, such as `"with blue horns, two eyes and a smile"`, or nothing."""
         names = tuple(COLOURS)
         said = []
         for options, chosen, colour in (
@@ -65,7 +65,7 @@ class Parts:
 
 
 def drawn_parts(wanted: np.ndarray, rng: np.random.Generator) -> Parts:
-    """Draws parts for what is wanted, bool [N]; nothing for the others."""
+    """Draws random parts for the wanted things, bool [N]; none for the others."""
     count = len(wanted)
     has_face = wanted & (rng.random(count) < _HAS_FACE)
 

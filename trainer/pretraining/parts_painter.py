@@ -1,6 +1,6 @@
 """Paints parts on pictures of things, many at once on any device.
 
-Everything is made of discs and of capsules: lines with round ends, which may be thicker at one end.
+Everything is made of discs and capsules: lines with round ends, which may be thicker at one end.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class PartsPainter(Canvas):
     """Paints parts."""
 
     def behind(self, grounds: torch.Tensor, coverage: torch.Tensor, parts: Parts) -> torch.Tensor:
-        """Grounds with what sticks out behind the things that will be painted on them.
+        """Grounds with the parts that stick out behind the things to be painted on them.
 
         Args:
             grounds: float32 [N, 3, 128, 128] in [0, 1].
-            coverage: float32 [N, 1, 128, 128], of the things.
-            parts: Theirs.
+            coverage: float32 [N, 1, 128, 128], coverage of the things.
+            parts: Parts of the things.
         """
         box = self._boxes(coverage)
         kind = self._here(parts.behind)
@@ -44,14 +44,14 @@ class PartsPainter(Canvas):
         there = each(kind > 0).float()
         for index in range(_CAPSULES):
             one = capsules[:, index]
-            # A capsule without a size is none.
+            # A capsule without a size does not exist.
             seen = there * each(one[:, 4] > 0).float()
             grounds = painted(grounds, self._capsule(one, _LINE_WIDTH) * seen, self._line)
             grounds = painted(grounds, self._capsule(one, 0.0) * seen, paint)
         return grounds
 
     def on(self, pictures: torch.Tensor, coverage: torch.Tensor, parts: Parts) -> torch.Tensor:
-        """Pictures of things with what is painted on them; arguments as of `behind`."""
+        """Pictures of things with the parts painted on them; arguments as for `behind`."""
         left, top, right, bottom = self._boxes(coverage).unbind(1)
         kind, count = self._here(parts.on), len(coverage)
         spots = torch.zeros_like(coverage)
@@ -73,7 +73,7 @@ class PartsPainter(Canvas):
     def with_faces(
         self, pictures: torch.Tensor, coverage: torch.Tensor, parts: Parts
     ) -> torch.Tensor:
-        """Pictures with eyes and mouths on the upper half of things; arguments as of `behind`."""
+        """Pictures with eyes and mouths on the upper half of things; arguments as for `behind`."""
         number, count = self._here(parts.num_eyes), len(coverage)
         x, y = self._faces(coverage)
         size = torch.tensor([0.0, 12.0, 9.2, 8.0], device=self.device)[number]
@@ -88,7 +88,7 @@ class PartsPainter(Canvas):
             there = (eye < number).float()
             offset = eye - (number - 1) / 2
             centre = x + offset * gap
-            # Of three, the middle one is above.
+            # With three eyes, the middle one is higher.
             at = y - torch.where((number == 3) & (eye == 1), 0.6, 0.0) * radius
             pupil = radius * share
             look_x, look_y = centre + look[:, 0] * radius, at + look[:, 1] * radius
@@ -113,7 +113,7 @@ class PartsPainter(Canvas):
         return painted(pictures, smile * each(mouth > 0), self._line)
 
     def _faces(self, coverage: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where eyes go: the middle of what is covered in the upper half of a thing, [N] each."""
+        """Position of the eyes: the middle of the covered upper half of a thing, [N] each."""
         box = self._boxes(coverage)
         top, bottom = box[:, 1], box[:, 3]
         middle = each(top + (0.55 + 0.1 * self._rand(len(box))) * (bottom - top), 3)
@@ -124,7 +124,7 @@ class PartsPainter(Canvas):
         return x + 3 * (self._rand(len(box)) - 0.5), y + 5 * (self._rand(len(box)) - 0.5)
 
     def _boxes(self, coverage: torch.Tensor) -> torch.Tensor:
-        """Left, top, right and bottom of what is covered: float32 [N, 4], in pixels."""
+        """Left, top, right and bottom of the covered area: float32 [N, 4], in pixels."""
         there = coverage[:, 0] > 0.5
         sides = []
         for axis in (1, 2):
@@ -136,7 +136,7 @@ class PartsPainter(Canvas):
         return torch.stack([left, top, right, bottom], 1)
 
     def _roots(self, coverage: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
-        """Places left and right of the middle on the upper edge, x and y: float32 [N, 2, 2]."""
+        """Positions left and right of the middle on the upper edge, x and y: float32 [N, 2, 2]."""
         left, _, right, bottom = box.unbind(1)
         spread = (0.2 + 0.1 * self._rand(len(box))) * (right - left)
         there = coverage[:, 0] > 0.5
@@ -213,7 +213,7 @@ class PartsPainter(Canvas):
         return torch.as_tensor(value, dtype=torch.float32, device=self.device)
 
     def _capsule(self, capsule: torch.Tensor, wider: float) -> torch.Tensor:
-        """Coverage of lines with round ends, float32 [N, 6]: both ends' x and y, then radii."""
+        """Coverage of lines with round ends, float32 [N, 6]: x and y of both ends, then radii."""
         x0, y0, x1, y1, first, last = (each(value, 3) for value in capsule.unbind(1))
         along_x, along_y = x1 - x0, y1 - y0
         length = (along_x**2 + along_y**2).clamp_min(1e-6)

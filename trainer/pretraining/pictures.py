@@ -1,4 +1,4 @@
-"""Icons made into pictures, many at once on any device: moved, coloured, outlined, on a ground.
+"""Turns icons into pictures, many at once on any device: moved, coloured, outlined, on a ground.
 
 Pictures are float32 [N, 3, 128, 128] in [0, 1], coverage is float32 [N, 1, 128, 128].
 """
@@ -20,15 +20,15 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """How icons are set in scene.
+    """How icons are arranged in scenes.
 
     Attributes:
-        scales: Smallest and largest size, of the picture's.
+        scales: Smallest and largest size, as fractions of the picture.
         outlined: Fraction with a dark line around them.
-        wild_grounds: Fraction on a ground of any colour; the others' are white or pale.
-        shift: How far they are moved from the middle, of the room that there is.
-        details: Whether spots, stripes, eyes and mouths are put on them, as is done for the
-            autoencoder, which has to draw such small things.
+        wild_grounds: Fraction on a ground of any colour; other grounds are white or pale.
+        shift: How far they are moved from the middle, as a fraction of the available room.
+        details: Whether spots, stripes, eyes and mouths are put on them, for the autoencoder, which
+            has to draw such small things.
     """
 
     scales: tuple[float, float] = (0.72, 1.1)
@@ -63,11 +63,11 @@ class Scenery(Canvas):
 
         Args:
             icons: uint8 [N, 4, 128, 128].
-            style: How.
-            colour: float32 [N, 3], which the colours of an icon are replaced with ...
-            coloured: bool [N], ... where this says so.
+            style: Their arrangement.
+            colour: float32 [N, 3], which replaces the colours of an icon ...
+            coloured: bool [N], ... if this is set.
             mirrored: bool [N].
-            parts: What is put on them.
+            parts: Parts that are added to them.
         """
         count = len(icons)
         rgb, coverage = icons[:, :3] / 255, icons[:, 3:] / 255
@@ -170,7 +170,7 @@ class Scenery(Canvas):
 
 
 def recoloured(rgb: torch.Tensor, coverage: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
-    """Whatever has a colour gets this one, float32 [N, 3]; light, shade and greys stay."""
+    """Replaces every colour with this one, float32 [N, 3]; light, shade and greys stay."""
     tint = ((_chroma(rgb) - 0.08) / 0.12).clamp(0, 1)
     weights = torch.tensor(_LUMINANCE, device=rgb.device)[:, None, None]
     luminance = (rgb * weights).sum(1, keepdim=True)
@@ -188,7 +188,7 @@ def recoloured(rgb: torch.Tensor, coverage: torch.Tensor, colour: torch.Tensor) 
 
 
 def coloured_fraction(icons: torch.Tensor) -> torch.Tensor:
-    """How much of each icon, uint8 [N, 4, 128, 128], has a colour and no grey: float32 [N]."""
+    """The fraction of each icon, uint8 [N, 4, 128, 128], that is not grey: float32 [N]."""
     rgb, coverage = icons[:, :3] / 255, icons[:, 3:] / 255
     coloured = ((_chroma(rgb) > 0.2) * coverage).sum((1, 2, 3))
     return coloured / coverage.sum((1, 2, 3)).clamp_min(1)

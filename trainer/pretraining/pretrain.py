@@ -1,9 +1,9 @@
-"""Trains a preset's base weights: `python -m trainer.pretrain --out FOLDER`.
+"""Trains the base weights of a preset: `python -m trainer.pretrain --out FOLDER`.
 
-First the KL autoencoder (Rombach et al. 2022, section 3.1), then text encoder and diffusion model
-together on its latents; from nothing, or from weights that there are. The pictures are
-`trainer.pretraining.shapes`': simple shapes and objects, none of the creatures that the default run
-fine-tunes on. Both stages are seeded and go on from their last checkpoint when the command is given
+First the KL autoencoder (Rombach et al. 2022, section 3.1), then the text encoder and the diffusion
+model together on its latents, from random or existing weights. The pictures come from
+`trainer.pretraining.shapes`: simple shapes and objects, without the creatures that the default run
+fine-tunes on. Both stages are seeded, and resume from their last checkpoint when the command is run
 again.
 """
 
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-    """What the command line sets; see its help."""
+    """The settings of the command line; see its help."""
 
     preset: str
     out: str
@@ -103,8 +103,8 @@ class AutoencoderTrainer:
                     tf.square(mean) + tf.exp(log_variance) - 1.0 - log_variance, axis=[1, 2, 3]
                 )
             )
-            # Errors that cancel within a latent's cell are lines a little off; those that do not
-            # are a wrong colour, which is what a person sees first.
+            # Errors that cancel within a cell of the latent are slightly displaced lines; others
+            # are a wrong colour, which people notice first.
             cells = tf.nn.avg_pool2d(error, LATENT_DOWNSAMPLING, LATENT_DOWNSAMPLING, "VALID")
             loss = tf.reduce_mean(tf.abs(error)) + tf.reduce_mean(tf.square(error))
             loss += _COLOUR_WEIGHT * tf.reduce_mean(tf.abs(cells)) + _KL_WEIGHT * divergence
@@ -140,9 +140,9 @@ class AutoencoderTrainer:
 def standardize_latents(encoder: keras.Model, decoder: keras.Model, images: np.ndarray) -> None:
     """Rescales both halves so that scaled latents have mean 0 and variance 1 in each channel.
 
-    The last layer of the encoder and the first of the decoder are 1 x 1 convolutions, so this
-    changes nothing of what the autoencoder computes. It makes `LATENT_SCALE`, which was measured
-    for Stable Diffusion's own autoencoder, right for this one.
+    The last layer of the encoder and the first of the decoder are 1 x 1 convolutions, so this does
+    not change the results of the autoencoder. It makes `LATENT_SCALE`, which was measured for
+    Stable Diffusion's own autoencoder, right for this one.
     """
     mean = encode(encoder, images)[..., :LATENT_CHANNELS]
     centre = mean.mean(axis=(0, 1, 2))
@@ -159,7 +159,7 @@ def standardize_latents(encoder: keras.Model, decoder: keras.Model, images: np.n
 
 
 def encode(encoder: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Moments, float32 [N, h, w, 8], of pictures, uint8 [N, H, W, 3]."""
+    """Moments, float32 [N, h, w, 8], from pictures, uint8 [N, H, W, 3]."""
     encoder_function = tf.function(lambda x: encoder(x, training=False), autograph=False)
     return np.concatenate(
         [
@@ -191,7 +191,7 @@ def reconstruction_error(
 def held_out_loss(
     tuner: FineTuner, preset: Preset, moments: np.ndarray, tokens: np.ndarray, seed: int
 ) -> float:
-    """Noise-prediction loss over ten timesteps a picture, evenly spread, with fixed noise."""
+    """Noise-prediction loss over ten evenly spread timesteps per picture, with fixed noise."""
     assert tuner.text_encoder is not None
     schedule = NoiseSchedule.of(preset)
     rng = np.random.default_rng(seed)
@@ -223,14 +223,14 @@ def held_out_loss(
 
 
 def pretrain(config: PretrainConfig) -> dict[str, object]:
-    """Trains, writes the weight files, and returns what was measured."""
+    """Trains, writes the weight files, and returns the measurements."""
     since = time.monotonic()
     preset = get_preset(config.preset)
     base_model = BaseModel.locate(preset, preset.image_size, config.start)
     if base_model.preset.numerics != "keras_cv":
         raise WeightsError(
-            f"the weights in {config.start!r} are for layers as diffusers has them, and what is "
-            "written here is for layers as KerasCV has them: start from such weights"
+            f"the weights in {config.start!r} are for diffusers' layers, but this command writes "
+            "weights for KerasCV's layers: start from such weights"
         )
     logger.info("drawing %d pictures", config.pictures + _HELD_OUT)
     images, captions = shapes.generate(config.pictures, config.seed, preset.image_size)
@@ -263,7 +263,7 @@ def pretrain(config: PretrainConfig) -> dict[str, object]:
 def _train_autoencoder(
     config: PretrainConfig, base_model: BaseModel, images: np.ndarray
 ) -> tuple[keras.Model, keras.Model]:
-    """Image encoder and decoder."""
+    """The image encoder and the decoder."""
     encoder, decoder = base_model.build("image_encoder"), base_model.build("decoder")
     if config.autoencoder_steps:
         autoencoder = AutoencoderTrainer(encoder, decoder, config)
@@ -275,7 +275,7 @@ def _train_autoencoder(
 def _diffusion_tuner(
     config: PretrainConfig, base_model: BaseModel
 ) -> tuple[keras.Model, FineTuner]:
-    """The text encoder, and what trains it together with the diffusion model."""
+    """The text encoder, and the tuner that trains it together with the diffusion model."""
     preset = base_model.preset
     text_encoder, diffusion_model = map(base_model.build, ("text_encoder", "diffusion_model"))
     tuner = FineTuner(
@@ -303,7 +303,7 @@ def _diffusion_tuner(
 def _shuffled(
     config: PretrainConfig, moments: np.ndarray, tokens: np.ndarray
 ) -> Callable[[int], Iterator[Batch]]:
-    """The batches after so many steps: random ones, the same for the same step."""
+    """The batches after a number of steps: random, but the same for the same step."""
 
     def batches_from(first_step: int) -> Iterator[Batch]:
         for step in itertools.count(first_step):
@@ -337,7 +337,7 @@ def _save(config: PretrainConfig, preset: Preset, **networks: keras.Model) -> No
 
 
 def _record(config: PretrainConfig, measured: Mapping[str, object]) -> dict[str, object]:
-    """Writes settings and measurements beside the weights, and returns them."""
+    """Writes settings and measurements next to the weights, and returns them."""
     facts = {**dataclasses.asdict(config), **measured}
     for machine_path in ("out", "work_dir", "start"):
         del facts[machine_path]

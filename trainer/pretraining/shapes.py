@@ -1,8 +1,8 @@
-"""Captioned drawings of shapes and everyday objects: a part of what tiny learns from.
+"""Captioned drawings of shapes and everyday objects: a part of the training data of tiny.
 
-The pictures share their colours and their flat, outlined style with the sample dataset, but none of
-its content: fine-tuning on creatures is a change of domain. Every picture is a function of
-`(seed, index)` alone, so a training job can draw any of them at any time, in any order.
+The pictures share their colours and their flat, outlined style with the sample dataset, but not its
+content: fine-tuning on creatures is a change of domain. Every picture depends only on
+`(seed, index)`, so a training job can draw any of them at any time, in any order.
 
 A thing is a list of filled polygons in a unit square (x right, y down, both from -1 to 1); turning,
 scaling and moving it is arithmetic on points. It is drawn at four times the size and averaged down.
@@ -29,10 +29,10 @@ class _Part:
 
     Attributes:
         points: Its corners.
-        role: Which colour it gets: "main", "main_dark", "second", "dark", "light" or "shine"; a
-            "line" is an open path, not a polygon.
-        band: Whether the points are the outer and then the inner edge of a closed band, which are
-            outlined apart, so that no seam shows where they meet.
+        role: Its colour: "main", "main_dark", "second", "dark", "light" or "shine"; a "line" is an
+            open path, not a polygon.
+        band: Whether the points are the outer and then the inner edge of a closed band. The edges
+            are outlined separately, so that no seam shows where they meet.
     """
 
     points: _Points
@@ -42,15 +42,15 @@ class _Part:
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """A sort of thing.
+    """A kind of thing.
 
     Attributes:
-        noun: What captions call it.
-        build: Draws one, in the unit square.
-        detail: The words for what has the second colour, if anything always has.
+        noun: Its name in captions.
+        build: Draws one in the unit square.
+        detail: The words for the part that always has the second colour, if any.
         pattern: Whether it can have a pattern in the second colour.
-        hollow: Whether it is a thin band that takes spots and stripes only.
-        max_turn: How far it is turned at most, in radians.
+        hollow: Whether it is a thin band that only takes spots and stripes.
+        max_turn: The largest angle that it is turned by, in radians.
     """
 
     noun: str
@@ -468,7 +468,7 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
 
 
 class _Canvas:
-    """A supersampled picture, with the settings that all things on it share."""
+    """A supersampled picture with the settings that all its things share."""
 
     def __init__(self, rng: np.random.Generator, size: int):
         self._rng = rng
@@ -702,7 +702,7 @@ def draw(seed: int, index: int, size: int = 64) -> tuple[np.ndarray, str]:
         size: Height and width in pixels.
 
     Returns:
-        The picture, uint8 [size, size, 3], sRGB, and the caption that says what is on it.
+        The picture, uint8 [size, size, 3], sRGB, and the caption that describes it.
 
     Raises:
         ValueError: If `size` is under 16 or a number is negative.
@@ -727,7 +727,7 @@ def generate(count: int, seed: int, size: int = 64) -> tuple[np.ndarray, list[st
     """Draws the first `count` pictures of the collection that `seed` names.
 
     Args:
-        count: How many pictures.
+        count: Number of pictures.
         seed: Names the collection.
         size: Height and width in pixels.
 

@@ -1,7 +1,7 @@
-"""Trains a preset's four networks in PyTorch, in diffusers' shapes.
+"""Trains the four networks of a preset in PyTorch, in diffusers' shapes.
 
-First the KL autoencoder (Rombach et al. 2022, section 3.1), then text encoder and diffusion model
-together on its latents, with Min-SNR weights (Hang et al. 2023).
+First the KL autoencoder (Rombach et al. 2022, section 3.1), then the text encoder and the diffusion
+model together on its latents, with Min-SNR weights (Hang et al. 2023).
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from trainer.text.tokenizer import END_OF_TEXT, START_OF_TEXT, tokenize
 from trainer.weights import diffusers_layout
 
 _KL_WEIGHT = 1e-6
-# From random weights, with noise in the latents from the start, it learns blurs.
+# With random weights and noise in the latents from the start, it learns blurs.
 _NOISE_FROM_STEP = 600
 _MIN_SNR_GAMMA = 5.0
 _CAPTION_DROPOUT = 0.1
-# Of a batch, the icons; the rest are shapes.
+# Fraction of icons in a batch; the rest are shapes.
 _ICONS_OF_AUTOENCODER, _ICONS_OF_DIFFUSION = 0.6, 0.76
 # Smaller ones have no room for a face.
 _LEAST_COVERAGE_FOR_PARTS = 0.25
 _OPENINGS = ("a drawing of {}", "a drawing of {}", "a picture of {}", "a cartoon of {}", "{}", "{}")
 _COLOUR_WORDS = re.compile(r"\b(" + "|".join([*COLOURS, "gray"]) + r")\b ?")
-# Larger ones make a CPU four times as slow, for their many pictures that are alive at once.
+# Larger batches make a CPU four times as slow, because many pictures are in memory at once.
 _ENCODING_BATCH = 32
 _CHECKPOINT_SECONDS = 600
 
@@ -61,11 +61,11 @@ class Budget:
     """How one of the two trainings runs.
 
     Attributes:
-        seconds: How long it takes; the learning rate falls to 0 in this time, as a cosine.
-        batch_size: Pictures a step.
-        learning_rate: AdamW's, at the end of the warm-up.
-        warmup_steps: Steps until then.
-        ema_decay: Of the average of the weights, which is what comes out.
+        seconds: Its duration; the learning rate falls to 0 in this time, as a cosine.
+        batch_size: Pictures per step.
+        learning_rate: Learning rate of AdamW at the end of the warm-up.
+        warmup_steps: Steps of the warm-up.
+        ema_decay: Decay of the average of the weights, which is the result.
     """
 
     seconds: float
@@ -82,7 +82,7 @@ class Captioned:
     Attributes:
         latents: float16 [N, 4, 16, 16], scaled.
         tokens: int64 [N, 77].
-        icons: How many of them, the first, are of icons.
+        icons: Number of icons, which come first.
     """
 
     latents: torch.Tensor
@@ -94,16 +94,16 @@ class Pretraining:
     """The networks of a preset and their two trainings."""
 
     def __init__(self, preset: Preset, icons: Icons, shapes: np.ndarray, device: str) -> None:
-        """Builds networks of random weights.
+        """Builds networks with random weights.
 
         Args:
-            preset: Whose.
-            icons: What is drawn.
+            preset: Their preset.
+            icons: The icons to draw.
             shapes: Other pictures, uint8 [M, H, W, 3].
-            device: Such as `"cuda"`.
+            device: The device, such as `"cuda"`.
         """
         self.device = device
-        # A CPU without instructions for it takes eight times as long as in float32.
+        # A CPU without bfloat16 instructions takes eight times as long as in float32.
         self._computes_in_half = device == "cuda" or torch.cpu._is_avx512_bf16_supported()
         self.scenery = Scenery(device)
         self.names, self._named = icons.names, icons.named
@@ -131,7 +131,7 @@ class Pretraining:
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
-        """By their folders in diffusers' layout."""
+        """The networks by their folders in diffusers' layout."""
         return {
             "unet": self.unet,
             "vae": self.autoencoder,
@@ -139,7 +139,7 @@ class Pretraining:
         }
 
     def load(self, folder: str) -> None:
-        """Goes on from weights that `save` wrote."""
+        """Loads weights that `save` wrote."""
         for name, network in self.networks.items():
             tensors = load_file(Path(folder, name, f"{diffusers_layout.STEMS[name]}.safetensors"))
             network.load_state_dict({key: value.float() for key, value in tensors.items()})
@@ -162,12 +162,12 @@ class Pretraining:
     def train_autoencoder(self, budget: Budget, *, goes_on: bool) -> int:
         """Trains image encoder and decoder on fresh scenes; returns the number of steps.
 
-        Errors count by pixel, by edge and over areas of 5 and of 8 pixels: those that cancel within
-        a latent's cell are lines a little off, those that do not are a wrong colour.
+        Errors count per pixel, per edge and over areas of 5 and of 8 pixels: errors that cancel
+        within a cell of the latent are slightly displaced lines, others are a wrong colour.
 
         Args:
-            budget: How.
-            goes_on: Whether it has been trained before: there is noise in its latents at once.
+            budget: The budget.
+            goes_on: Whether it was trained before: then latents have noise from the start.
         """
         network = self.autoencoder.train()
         areas = [
@@ -198,12 +198,12 @@ class Pretraining:
     def captioned_latents(
         self, shape_captions: Sequence[str], variants: int, variants_with_parts: int
     ) -> Captioned:
-        """Latents of scenes of icons and of all shapes.
+        """Latents of scenes with icons, and of all shapes.
 
         Args:
-            shape_captions: Those of the shapes.
-            variants: How many scenes of every named icon.
-            variants_with_parts: How many more of every named thing, with parts put on it.
+            shape_captions: Captions of the shapes.
+            variants: Number of scenes of each named icon.
+            variants_with_parts: Number of additional scenes of each named thing, with parts on it.
         """
         rng = np.random.default_rng(0)
         fractions = torch.cat([coloured_fraction(part) for part in self._icons.split(512)])
@@ -220,7 +220,7 @@ class Pretraining:
                 mirrored = ~sided[rows] & (rng.random(len(rows)) < 0.5)
                 has_parts = style is WITH_PARTS_STYLE
                 parts = drawn_parts(np.full(len(rows), has_parts), rng)
-                # Painting nothing would take as long as painting something.
+                # Painting no parts would take as long as painting some.
                 painted = parts if has_parts else None
                 scenes = self._scenes(rows, style, colours, coloured, mirrored, painted)
                 latents.append(self._encode(scenes))
@@ -240,9 +240,9 @@ class Pretraining:
         """Trains text encoder and diffusion model together; returns the number of steps.
 
         Args:
-            data: What they learn.
-            budget: How.
-            checkpoint: Called now and then, while the networks have averaged weights.
+            data: The training data.
+            budget: The budget.
+            checkpoint: Called now and then, while the networks hold the averaged weights.
         """
         empty = torch.tensor(tokenize([""])[0].astype(np.int64), device=self.device)
 
@@ -262,13 +262,13 @@ class Pretraining:
 
     @torch.no_grad()
     def name_unseen_words(self, tokens: torch.Tensor) -> None:
-        """Gives words that no caption had vectors of their own, distributed as the others' are.
+        """Gives words that no caption had their own vectors, distributed like the other vectors.
 
-        They mean nothing yet, but fine-tuning can tell them apart, although it leaves the text
-        encoder as it is: with one vector for all, `spiky` and `fluffy` are the same word for ever.
+        They mean nothing yet, but fine-tuning can distinguish them without training the text
+        encoder: with one vector for all, `spiky` and `fluffy` would remain the same word.
 
         Args:
-            tokens: int64 [N, 77], all that captions had.
+            tokens: int64 [N, 77], all tokens of the captions.
         """
         vectors = self.text_encoder.get_input_embeddings().weight
         unseen = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
@@ -280,7 +280,7 @@ class Pretraining:
 
     @torch.no_grad()
     def loss_of(self, data: Captioned) -> float:
-        """Noise-prediction loss, timesteps spread evenly, of 5,120 scenes."""
+        """Noise-prediction loss of 5,120 scenes, with evenly spread timesteps."""
         torch.manual_seed(9)
         losses = []
         for stratum in range(10):
@@ -292,7 +292,7 @@ class Pretraining:
 
     @torch.no_grad()
     def psnr(self, pictures: torch.Tensor) -> float:
-        """Peak signal-to-noise ratio (dB) of reconstructions, of pictures in [0, 1]; their mean."""
+        """Mean peak signal-to-noise ratio (dB) of reconstructions of pictures in [0, 1]."""
         ratios = []
         for part in (2 * pictures - 1).split(64):
             with self._half():
@@ -353,10 +353,10 @@ class Pretraining:
     def standardize_latents(self) -> None:
         """Brings scaled latents to mean 0 and variance 1 in each channel.
 
-        Both ends of the latent are 1 x 1 convolutions, so this changes nothing of what the
-        autoencoder computes. It makes the scale that was measured for Stable Diffusion's own
-        autoencoder right for this one. A diffusion model that knows them as they were has to learn
-        them anew.
+        The layers on both sides of the latent are 1 x 1 convolutions, so this does not change the
+        results of the autoencoder. It makes the scale that was measured for Stable Diffusion's own
+        autoencoder right for this one. A diffusion model trained on the previous latents has to
+        learn the new ones.
         """
         means = []
         for _ in range(8):
@@ -410,7 +410,7 @@ class Pretraining:
         weight_decay: float,
         checkpoint: Callable[[], None] = lambda: None,
     ) -> int:
-        """AdamW, then the average in the place of the weights; returns the number of steps."""
+        """Runs AdamW, then replaces the weights with their average; returns the number of steps."""
         optimizer = torch.optim.AdamW(
             parameters, betas=betas, weight_decay=weight_decay, fused=self.device == "cuda"
         )

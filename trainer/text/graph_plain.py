@@ -1,4 +1,4 @@
-"""What follows the entities in `storage.plain_text.plain`, as a TensorFlow graph."""
+"""The steps after the entities in `storage.plain_text.plain`, as a TensorFlow graph."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import tensorflow as tf
 
 from storage.plain_text import NEWER_CASE, NONCHARACTERS, REPLACEMENT, STRAIGHT
 
-# No valid UTF-8, and no character.
+# Not valid UTF-8, and not a character.
 _UNCHANGED, _NONE = b"\xff", -1
-# Hangul's syllables are composed by arithmetic, chapter 3.12 of the Unicode Standard.
+# Hangul syllables are composed by arithmetic: chapter 3.12 of the Unicode Standard.
 _SYLLABLES, _LEADS, _VOWELS, _TRAILS = 0xAC00, 0x1100, 0x1161, 0x11A7
-# Beyond the CJK compatibility ideographs there is nothing to take apart or to compose.
+# Beyond the CJK compatibility ideographs there is nothing to decompose or compose.
 _END = 0x2FA20
 _NUM_LEADS, _NUM_VOWELS, _NUM_TRAILS = 19, 21, 28
 
@@ -24,12 +24,12 @@ _NUM_LEADS, _NUM_VOWELS, _NUM_TRAILS = 19, 21, 28
 class GraphPlain(tf.Module):
     """Straight quotes, letters for ligatures, usual widths, and NFC.
 
-    Gives what `plain` does for every valid UTF-8 string without entities, by the Unicode data that
-    Python had when the object was made.
+    Gives the same result as `plain` for every valid UTF-8 string without entities, using the
+    Unicode data that Python had when the object was made.
     """
 
     def __init__(self) -> None:
-        """Makes the tables: about 0.1 s in a process's first instance."""
+        """Makes the tables: about 0.1 s for the first instance in a process."""
         super().__init__()
         decomposed, classes, composed = _unicode_tables()
         self._decomposed = tf.lookup.StaticHashTable(
@@ -45,7 +45,7 @@ class GraphPlain(tf.Module):
         )
 
     def __call__(self, text: tf.Tensor) -> tf.Tensor:
-        """`text`, string [B], in that form."""
+        """Converts `text`, string [B], to that form."""
         return tf.cond(
             tf.reduce_all(tf.strings.regex_full_match(text, r"[\x00-\x7f]*")),
             lambda: text,
@@ -66,13 +66,13 @@ class GraphPlain(tf.Module):
         return tf.strings.unicode_encode(composed, "UTF-8")
 
     def _compose_starters(self, codes: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Composes neighbours, int32 [T], until there are none that can be, in rows int64 [T]."""
+        """Composes neighbours, int32 [T], in rows int64 [T], until no more can be composed."""
 
         def wholes(codes: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
             following = tf.concat([codes[1:], tf.zeros([1], tf.int32)], axis=0)
             next_row = tf.concat([rows[1:], tf.constant([_NONE], tf.int64)], axis=0)
             whole = self._whole(codes, following)
-            # Marks come later: another one may stand between them and their letter.
+            # Marks come later: another one may be between them and their letter.
             is_starter = self._classes.lookup(tf.cast(following, tf.int64)) == 0
             return tf.where((rows == next_row) & is_starter, whole, _NONE)
 
@@ -80,7 +80,7 @@ class GraphPlain(tf.Module):
             codes: tf.Tensor, rows: tf.Tensor, whole: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             chosen = whole != _NONE
-            # No character ends one pair and begins another.
+            # A character cannot end one pair and begin another.
             kept = ~tf.concat([tf.constant([False]), chosen[:-1]], axis=0)
             codes = tf.boolean_mask(tf.where(chosen, whole, codes), kept)
             rows = tf.boolean_mask(rows, kept)
@@ -100,21 +100,21 @@ class GraphPlain(tf.Module):
         """Sorts the marks of each starter by their class.
 
         Returns:
-            Characters int32 [T], their rows int64 [T], their classes int64 [T], and for each the
-            index of its run, int64 [T]: a starter and its marks.
+            Characters int32 [T], their rows int64 [T], their classes int64 [T], and the index of
+            the run of each, int64 [T]; a run is a starter and its marks.
         """
         classes = self._classes.lookup(tf.cast(codes, tf.int64))
         before = tf.concat([tf.constant([_NONE], tf.int64), rows[:-1]], axis=0)
         runs = tf.cumsum(tf.cast((classes == 0) | (rows != before), tf.int64)) - 1
         size = tf.size(codes, tf.int64)
-        # With the place in the key, no two are equal.
+        # The position makes all keys different.
         order = tf.argsort((runs * 256 + classes) * size + tf.range(size))
         return tf.gather(codes, order), rows, tf.gather(classes, order), runs
 
     def _compose_marks(
         self, codes: tf.Tensor, rows: tf.Tensor, classes: tf.Tensor, runs: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Composes each starter with those of its marks that no other one blocks."""
+        """Composes each starter with the marks that no other mark blocks."""
         size = tf.size(codes, tf.int64)
         starts = tf.math.segment_min(tf.range(size), runs)
         lengths = tf.math.segment_sum(tf.ones_like(runs), runs)
@@ -148,7 +148,7 @@ class GraphPlain(tf.Module):
         return tf.boolean_mask(codes, kept), tf.boolean_mask(rows, kept)
 
     def _whole(self, left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-        """What two characters compose to, int32; `_NONE` where to nothing."""
+        """The composition of two characters, int32; `_NONE` if there is none."""
         whole = tf.cast(self._composed.lookup(_pair(tf.cast(left, tf.int64), right)), tf.int32)
         lead, vowel = left - _LEADS, right - _VOWELS
         is_syllable = (lead >= 0) & (lead < _NUM_LEADS) & (vowel >= 0) & (vowel < _NUM_VOWELS)
@@ -173,7 +173,7 @@ def _int_table(entries: Mapping[int, int], default: int) -> tf.lookup.StaticHash
 
 @functools.cache
 def _unicode_tables() -> tuple[dict[str, str], dict[int, int], dict[tuple[int, int], int]]:
-    """Straightened and taken apart; combining classes; pairs and what they compose to."""
+    """Straightened and decomposed characters; combining classes; pairs and their compositions."""
     # Some versions of TensorFlow let them through.
     decomposed = dict.fromkeys(NONCHARACTERS, REPLACEMENT)
     classes: dict[int, int] = {}
@@ -188,7 +188,7 @@ def _unicode_tables() -> tuple[dict[str, str], dict[int, int], dict[tuple[int, i
         canonical = unicodedata.decomposition(character)
         if canonical and not canonical.startswith("<") and " " in canonical:
             left, right = (int(part, 16) for part in canonical.split())
-            # Some are never put together again.
+            # Some are never composed again.
             if unicodedata.normalize("NFC", character) == character:
                 composed[left, right] = code
         new = unicodedata.normalize("NFD", STRAIGHT.get(character, character))

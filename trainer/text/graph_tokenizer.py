@@ -29,19 +29,19 @@ from trainer.text.tokenizer import (
     merges,
 )
 
-# What the string tables give for a key that they lack; no valid UTF-8.
+# Value of the string tables for a missing key; not valid UTF-8.
 _UNKNOWN = b"\xff"
 _BEYOND_UNICODE = sys.maxunicode + 1
 
 
 class GraphTokenizer(tf.Module):
-    """`tokenize` as core TensorFlow operations, to be saved inside of a SavedModel's signature.
+    """`tokenize` as core TensorFlow operations, to be saved in the signature of a SavedModel.
 
-    Gives `tokenize`'s ids for every valid UTF-8 string, with all named and numeric HTML entities,
-    and by the Unicode data that Python and the `regex` package had when the object was made. Bytes
-    that are no UTF-8 count as U+FFFD. Lower-casing is ICU's, of Unicode 13; like Python's it is the
-    full mapping with the final sigma, and it does not depend on the server's locale for English,
-    Turkish and Azeri letters.
+    Gives the same ids as `tokenize` for every valid UTF-8 string, with all named and numeric HTML
+    entities, using the Unicode data that Python and the `regex` package had when the object was
+    made. Bytes that are not UTF-8 count as U+FFFD. ICU does the lower-casing, by Unicode 13. Like
+    Python's, it is the full mapping with the final sigma, and it does not depend on the locale of
+    the server for English, Turkish and Azeri letters.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class GraphTokenizer(tf.Module):
         padding: int = END_OF_TEXT,
         word: NewWord | None = None,
     ) -> None:
-        """Reads the vocabulary: about a third of a second in a process's first instance.
+        """Reads the vocabulary: about a third of a second for the first instance in a process.
 
         Args:
-            max_length: tokens a row, start and end included.
-            padding: the token behind the end token, as of `tokenize`.
-            word: one that the vocabulary lacks, as of `tokenize`.
+            max_length: tokens per row, including start and end.
+            padding: the token after the end token, as in `tokenize`.
+            word: a word that the vocabulary lacks, as in `tokenize`.
 
         Raises:
             ValueError: `max_length` leaves no room for the start and end tokens.
@@ -72,7 +72,7 @@ class GraphTokenizer(tf.Module):
         self._clean_rewrites = _clean_rewrites()
         self._split_rewrites = (*_word_rewrites(word), *_split_rewrites())
         texts = tf.TensorSpec([None], tf.string, name="text")
-        # A function of its own, so that using it twice traces and stores it once.
+        # A separate function, so that using it twice traces and stores it once.
         self._unescape = tf.function(self._unescape_graph, input_signature=[texts], autograph=False)
         self._tokenize = tf.function(self._tokenize_graph, input_signature=[texts], autograph=False)
 
@@ -81,16 +81,16 @@ class GraphTokenizer(tf.Module):
         return self._tokenize(text)[0]
 
     def cut_words(self, text: tf.Tensor) -> tf.Tensor:
-        """The words that do not fit, wholly or in part, string [B], of `text`, string [B].
+        """The words of `text`, string [B], that do not fit, wholly or in part: string [B].
 
-        As `trainer.text.tokenizer.cut_words` gives them.
+        Gives the same words as `trainer.text.tokenizer.cut_words`.
         """
         return self._tokenize(text)[1]
 
     def _tokenize_graph(self, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         room = self._max_length - 2
         all_words = self._split(self._clean(text))
-        # A word gives at least one token, so that later ones cannot count.
+        # A word has at least one token, so later words cannot fit.
         words = all_words[:, :room]
         ids, word_of_id = self._merge_words(words.values)
         row_of_id = tf.gather(words.value_rowids(), word_of_id)
@@ -123,16 +123,16 @@ class GraphTokenizer(tf.Module):
         text = self._plain(self._unescape(self._unescape(text)))
         for pattern, rewrite in self._clean_rewrites:
             text = tf.strings.regex_replace(text, pattern, rewrite)
-        # TensorFlow's lower() drops what follows a NUL, so it gets the text between them.
+        # TensorFlow's lower() drops everything after a NUL, so it gets the pieces between NULs.
         pieces = tf.strings.split(tf.strings.regex_replace(text, r"\x00", b"\xff"), b"\xff")
-        # ASCII first: ICU's mapping of the letter I would follow a Turkish server's locale.
+        # ASCII first: ICU would map the letter I by the locale of a Turkish server.
         lower = tf.strings.lower(tf.strings.lower(pieces.values), encoding="utf-8")
         row = pieces.value_rowids()
         is_first = row != tf.concat([tf.constant([-1], row.dtype), row[:-1]], axis=0)
         return _join(tf.strings.join([tf.where(is_first, "", "\0"), lower]), pieces)
 
     def _split(self, text: tf.Tensor) -> tf.RaggedTensor:
-        """The words of clean text: string [B] to string [B, (words)]."""
+        """Splits clean text into words: string [B] to string [B, (words)]."""
         for pattern, rewrite in self._split_rewrites:
             text = tf.strings.regex_replace(text, pattern, rewrite)
         return tf.strings.split(text)
@@ -146,8 +146,8 @@ class GraphTokenizer(tf.Module):
         )
 
     def _unescape_entities(self, text: tf.Tensor) -> tf.Tensor:
-        # 0xFF is in no UTF-8 text. Each piece but a row's first begins with an ampersand, and
-        # holds no other.
+        # UTF-8 text never contains 0xFF. Each piece except the first of a row begins with an
+        # ampersand, and has no other.
         pieces = tf.strings.split(tf.strings.regex_replace(text, "&", b"\xff&"), b"\xff")
         piece = pieces.values
         entity = (
@@ -166,13 +166,13 @@ class GraphTokenizer(tf.Module):
         return _join(unescaped, pieces)
 
     def _named_entity(self, name: tf.Tensor) -> tf.Tensor:
-        """What `&name` stands for: the whole name, else its longest known beginning, else it."""
+        """The meaning of `&name`: the whole name, else its longest known prefix, else itself."""
         size = tf.strings.length(name)
         value = self._entities.lookup(name)
         known_beginnings = [known for known in html5 if not known.endswith(";")]
         shortest = min(map(len, known_beginnings))
         for length in range(max(map(len, known_beginnings)), shortest - 1, -1):
-            # A longer name's beginning can only be one of those that need no semicolon.
+            # The prefix of a longer name can only be one that needs no semicolon.
             beginning = tf.strings.substr(name, 0, length)
             start = self._entities.lookup(beginning)
             found = (size > length) & (value == _UNKNOWN) & (start != _UNKNOWN)
@@ -199,14 +199,14 @@ class GraphTokenizer(tf.Module):
         return tf.where(irregular == _UNKNOWN, regular, irregular)
 
     def _merge_words(self, words: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Ids, int32 [T], and for each the index of its word, int64 [T], of words, string [W]."""
-        # 0xFE and 0xFF are in no UTF-8 text and so stand for the markers.
+        """Ids, int32 [T], of words, string [W], and the index of the word of each id, int64 [T]."""
+        # UTF-8 text never contains 0xFE and 0xFF, so they can represent the markers.
         for byte, marker in zip((b"\xfe", b"\xff"), MARKERS, strict=True):
             words = tf.where(words == marker, byte, words)
         byte_ids = np.argsort(BYTES)
         byte_ids[[0xFE, 0xFF]] = np.array(list(MARKERS.values())) - END_OF_WORD
         if self._word is not None:
-            # Nor is 0xFD.
+            # Nor does it contain 0xFD.
             words = tf.where(words == STAND_IN, b"\xfd", words)
             byte_ids[0xFD] = FIRST_NEW_ID - END_OF_WORD
         all_bytes = tf.io.decode_raw(tf.strings.reduce_join(words), tf.uint8)
@@ -222,7 +222,7 @@ class GraphTokenizer(tf.Module):
             lowest = tf.gather(tf.math.segment_min(merged, word_of_id), word_of_id)
             chosen = _every_other((merged == lowest) & (merged < NO_MERGE))
             ids = tf.where(chosen, merged, ids)
-            # The right half of a merged pair goes.
+            # The right half of a merged pair is dropped.
             kept = ~tf.concat([tf.zeros([1], tf.bool), chosen[:-1]], axis=0)
             ids, word_of_id = tf.boolean_mask(ids, kept), tf.boolean_mask(word_of_id, kept)
             return ids, word_of_id, self._merged_pairs(ids, word_of_id)
@@ -235,14 +235,14 @@ class GraphTokenizer(tf.Module):
         )
         if self._word is None:
             return ids, word_of_id
-        # One id for each of its vectors.
+        # One id for each vector of the word.
         repeats = tf.where(ids == FIRST_NEW_ID, self._word.vectors, 1)
         origin = tf.repeat(tf.range(tf.size(ids, tf.int64)), repeats)
         ids = tf.gather(ids, origin) + tf.cast(_place_in_row(origin), tf.int32)
         return ids, tf.gather(word_of_id, origin)
 
     def _merged_pairs(self, ids: tf.Tensor, word_of_id: tf.Tensor) -> tf.Tensor:
-        """For each id, what it and its right neighbour in the word merge to, int32 [T]."""
+        """For each id, the merge of it with its right neighbour in the word, int32 [T]."""
         same_word = word_of_id == _shift_left(word_of_id, -1)
         merged = self._merges.lookup(_pair_key(ids, _shift_left(ids, 0)))
         return tf.where(same_word, merged, NO_MERGE)
@@ -264,10 +264,10 @@ def _merge_table() -> tf.lookup.StaticHashTable:
 
 
 def _irregular_number_table() -> tf.lookup.StaticHashTable:
-    """Numbers that `html.unescape` does not turn into the character of that number.
+    """Numbers that `html.unescape` does not turn into the character with that number.
 
-    They are among the first 256, the noncharacters and, which `unicode_encode` replaces as well,
-    the surrogates.
+    They are among the first 256, the noncharacters and the surrogates; `unicode_encode` replaces
+    the surrogates too.
     """
     numbers = [
         *range(0x100),
@@ -283,9 +283,9 @@ def _irregular_number_table() -> tf.lookup.StaticHashTable:
 
 
 def _explicit(character_class: str) -> str:
-    """The ranges of a class of the `regex` package; RE2's own tables are of an older Unicode.
+    """The ranges of a class of the `regex` package; RE2's own tables are from an older Unicode.
 
-    Ignoring case, as in `_WORD`. That makes U+0345 neither letter nor number nor other.
+    Ignores case, as in `_WORD`. That makes U+0345 neither letter nor number nor other.
     """
     codes = np.arange(sys.maxunicode + 1, dtype="<u4")
     every_character = codes.tobytes().decode("utf-32-le", errors="surrogatepass")
@@ -294,17 +294,17 @@ def _explicit(character_class: str) -> str:
 
 
 def _clean_rewrites() -> tuple[tuple[str, str], ...]:
-    # str.strip takes four more characters for white space than regular expressions do.
+    # str.strip treats four more characters as white space than regular expressions do.
     stripped = _explicit(r"[\s\x1c-\x1f]")
     return (
         (f"^[{stripped}]+|[{stripped}]+$", ""),
-        # Its lower case is two characters in Python and, but for Turkish locales, in ICU.
+        # Its lower case is two characters in Python and, except for Turkish locales, in ICU.
         ("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i\N{COMBINING DOT ABOVE}"),
     )
 
 
 def _word_rewrites(word: NewWord | None) -> tuple[tuple[str, str], ...]:
-    """`NewWord.marked`, twice over: what stands between two of them is a neighbour of both."""
+    """`NewWord.marked`, applied twice: a character between two such words is next to both."""
     if word is None:
         return ()
     neighbour = f"[^{_explicit(LETTER)}{_explicit(NUMBER)}]"
@@ -316,7 +316,7 @@ def _word_rewrites(word: NewWord | None) -> tuple[tuple[str, str], ...]:
 
 
 def _split_rewrites() -> tuple[tuple[str, str], ...]:
-    """Spaces for what `_WORD` does not match, and one after each of its matches."""
+    """Replaces text that `_WORD` does not match with spaces, and adds one after each match."""
     letters, numbers, others = map(_explicit, (LETTER, NUMBER, OTHER))
     markers = "|".join(re.escape(marker) for marker in MARKERS)
     return (
@@ -331,20 +331,20 @@ def _join(pieces: tf.Tensor, shape: tf.RaggedTensor) -> tf.Tensor:
 
 
 def _place_in_row(row: tf.Tensor) -> tf.Tensor:
-    """The place of each element among those of its row, from 0: int64 [T] of int64 [T], sorted."""
+    """The index of each element in its row, from 0: int64 [T] from sorted rows, int64 [T]."""
     place = tf.range(tf.size(row, tf.int64))
     first = tf.math.segment_min(place, row)
     return place - tf.gather(first, row)
 
 
 def _match_or(text: tf.Tensor, pattern: str, default: str) -> tf.Tensor:
-    """The pattern's group where it matches all of the text, else `default`."""
+    """The group of the pattern if it matches the whole text, else `default`."""
     group = tf.strings.regex_replace(text, f"^{pattern}$", r"\1", replace_global=False)
     return tf.where(tf.strings.regex_full_match(text, pattern), group, default)
 
 
 def _shift_left(values: tf.Tensor, last: int) -> tf.Tensor:
-    """Each element's right neighbour, and `last` for the last one; [0] stays [0]."""
+    """The right neighbour of each element, and `last` for the last one; [0] stays [0]."""
     return tf.concat([values, tf.fill([1], tf.cast(last, values.dtype))], axis=0)[1:]
 
 

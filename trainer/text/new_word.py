@@ -12,10 +12,10 @@ import numpy as np
 import regex
 
 FIRST_NEW_ID = 49408
-"""The id behind the vocabulary's last: that of a new word's first vector."""
+"""The id after the last one of the vocabulary: the first vector of a new word."""
 
 STAND_IN = "\ufdd0"
-"""What stands for a new word in a text that is split: no character, so that no text has it."""
+"""Represents a new word in a text to be split: a noncharacter, so that no text contains it."""
 
 # As the tokenizer sees them, ignoring case.
 _LETTER_OR_NUMBER = r"(?i:[\p{L}\p{N}])"
@@ -26,10 +26,10 @@ class NewWord:
     """A new word, which `trainer.text.tokenizer.new_word` makes and checks.
 
     Attributes:
-        token: As it stands in texts in their plain form, in lower case, such as `<creature>`.
-        initial: The word of the vocabulary whose vector all of its vectors begin as.
-        initial_id: The id of that.
-        vectors: How many it has, and so how many tokens each place takes where it stands.
+        token: The word as in the plain form of texts, in lower case, such as `<creature>`.
+        initial: The word of the vocabulary whose vector is the start of all its vectors.
+        initial_id: The id of the initial word.
+        vectors: Its number of vectors, and so the number of tokens that it takes in a text.
     """
 
     token: str
@@ -39,25 +39,25 @@ class NewWord:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The ids of its vectors, behind those of the vocabulary."""
+        """The ids of its vectors, after the vocabulary."""
         return tuple(range(FIRST_NEW_ID, FIRST_NEW_ID + self.vectors))
 
     @property
     def bounded(self) -> tuple[bool, bool]:
-        """Whether no letter or number may stand before it, and behind it.
+        """Whether no letter or number may come before it, and after it.
 
-        It is a word, not a part of one: `sks` is not in `risks`. One that begins or ends with
-        another character, such as `<creature>`, is told from its neighbours by that.
+        It is a word, not a part of one: `sks` is not in `risks`. If it begins or ends with another
+        character, such as `<creature>`, that separates it from its neighbours.
         """
         first, last = (regex.match(_LETTER_OR_NUMBER, c) for c in (self.token[0], self.token[-1]))
         return first is not None, last is not None
 
     def marked(self, text: str) -> str:
-        """A text in lower case in which `STAND_IN` stands, alone, for each time it is there."""
+        """A text in lower case, with `STAND_IN`, alone, in place of each occurrence."""
         return self._pattern.sub(f" {STAND_IN} ", text)
 
     def as_initial(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens, int, of any shape, with the initial word's in the places of the new ones."""
+        """Tokens, int, of any shape, with new ones replaced by the token of the initial word."""
         return np.where(tokens >= FIRST_NEW_ID, self.initial_id, tokens).astype(tokens.dtype)
 
     @functools.cached_property
@@ -70,15 +70,15 @@ class NewWord:
         )
 
     def to_json(self) -> str:
-        """As text, for `of_json`."""
+        """The word as JSON, for `of_json`."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def of_json(cls, text: str | None) -> NewWord | None:
-        """From what `to_json` made; `None` from nothing."""
+        """The word from the result of `to_json`; `None` from nothing."""
         return cls(**json.loads(text)) if text else None
 
     @classmethod
     def of_fields(cls, fields: Mapping[str, Any] | None) -> NewWord | None:
-        """From what `dataclasses.asdict` made; `None` from nothing."""
+        """The word from the result of `dataclasses.asdict`; `None` from nothing."""
         return cls(**fields) if fields else None

@@ -1,10 +1,10 @@
 """CLIP's byte-pair tokenizer; `trainer.text.graph_tokenizer` gives the same ids in a graph.
 
-The reference is `SimpleTokenizer` of KerasCV (OpenAI's CLIP without `ftfy`), after the text was put
-into its plain form (`storage.plain_text`), as CLIP's was by `ftfy`. Cleaning and splitting are
-Python's here as they are there; Hugging Face's `tokenizers` merges. The merges lie beside this
-file (`clip_vocabulary`): nothing is downloaded. TensorFlow is not imported, so that a process that
-only counts tokens starts fast.
+The reference is KerasCV's `SimpleTokenizer` (OpenAI's CLIP without `ftfy`), applied to the plain
+form of the text (`storage.plain_text`), just as CLIP applied `ftfy`. Cleaning and splitting use
+Python, as in the reference; Hugging Face's `tokenizers` merges. The merges are next to this file
+(`clip_vocabulary`): nothing is downloaded. TensorFlow is not imported, so that a process that only
+counts tokens starts fast.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ MAX_LENGTH = 77
 
 MARKERS = {"<|startoftext|>": START_OF_TEXT, "<|endoftext|>": END_OF_TEXT}
 CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
-# The text is lower-cased before it is split, so case only matters for U+017F, the long s, which
-# no lower-casing touches but which folds to "s": the reference takes it for one, after "'".
+# The text is lower-cased before it is split, so case only matters for U+017F, the long s:
+# lower-casing leaves it, but it folds to "s", and the reference treats it as an "s" after "'".
 LETTER, NUMBER, OTHER = r"[\p{L}]", r"[\p{N}]", r"[^\s\p{L}\p{N}]"
 _WORD = regex.compile(
     "|".join([*map(regex.escape, MARKERS), CONTRACTIONS, f"{LETTER}+", NUMBER, f"{OTHER}+"]),
     regex.IGNORECASE,
 )
 _SPACE = regex.compile(r"\s+")
-# The one that was passed over until Unicode 13.
+# The mark that was skipped until Unicode 13.
 _FORMER_MARK = "\N{HANUNOO SIGN PAMUDPOD}"
 _NO_CASE, _MARK = "\ue000", "\N{SOFT HYPHEN}"
 
@@ -48,7 +48,7 @@ _FIRST_MERGE = 512
 NO_MERGE = 1 << 16
 _WORD_END = "</w>"
 _MERGES_FILE = Path(__file__).parent / "clip_vocabulary" / "merges.txt"
-# The vocabulary writes every byte as a character that can be seen.
+# The vocabulary writes every byte as a visible character.
 _UNSEEN = len(BYTES) - len(_PRINTABLE)
 _SEEN = dict(
     zip(BYTES, map(chr, (*_PRINTABLE, *range(len(BYTES), len(BYTES) + _UNSEEN))), strict=True)
@@ -65,15 +65,15 @@ def tokenize(
     """Token ids of captions, cleaned, split and merged as the reference does.
 
     Args:
-        captions: any text. It is put into its plain form, white space is collapsed, case is lost.
-        max_length: tokens a row, start and end included.
-        padding: the token behind the end token, `TextEncoderDimensions.padding` of a preset.
-        word: one that the vocabulary lacks, and that is known all the same.
+        captions: any texts. Their plain form is used, white space is collapsed, case is lost.
+        max_length: tokens per row, including start and end.
+        padding: the token after the end token, `TextEncoderDimensions.padding` of a preset.
+        word: an additional word that the vocabulary lacks.
 
     Returns:
-        int32 [N, max_length]: 49406, the caption's tokens, 49407, and the padding to the end of the
-        row (the end token and KerasCV's padding are the same id). A longer caption is cut, and its
-        row still ends in the end token.
+        int32 [N, max_length]: 49406, the tokens of the caption, 49407, and the padding to the end
+        of the row (the end token and KerasCV's padding are the same id). A longer caption is cut,
+        and its row still ends in the end token.
 
     Raises:
         TypeError: `captions` is a single string.
@@ -91,7 +91,7 @@ def tokenize(
 
 
 def token_count(caption: str, word: NewWord | None = None) -> int:
-    """The number of a caption's tokens before truncation, start and end included."""
+    """The number of tokens of a caption before truncation, including start and end."""
     return len(_encode(caption, word)) + 2
 
 
@@ -101,45 +101,45 @@ def has_word(caption: str, word: NewWord) -> bool:
 
 
 def new_word(token: str, initial: str, vectors: int) -> NewWord:
-    """A new word.
+    """Makes a new word.
 
     Args:
-        token: How it is written; case is lost, as of any text.
-        initial: A word that the vocabulary has as one token.
-        vectors: How many it has.
+        token: Its spelling; case is lost, as in any text.
+        initial: A word that is one token of the vocabulary.
+        vectors: Its number of vectors.
 
     Raises:
-        ValueError: `token` is no single word, or one of the vocabulary; or `initial` is none. The
-            message begins with the name of the one that is wrong.
+        ValueError: `token` is not a single word, or is in the vocabulary; or `initial` is not one
+            token. The message begins with the name of the wrong argument.
     """
     known = _clean(token)
     if not known or _SPACE.search(plain(token)) or _clean(known) != known:
-        raise ValueError("token must be one word without white space, as <creature> is")
+        raise ValueError("token must be one word without white space, such as <creature>")
     if any(marker in known for marker in MARKERS):
-        raise ValueError(f"token must not have {' or '.join(MARKERS)} in it")
+        raise ValueError(f"token must not contain {' or '.join(MARKERS)}")
     if len(_encode(known)) < 2:
         raise ValueError(
-            f"token is a word that the vocabulary has: take one that it lacks, as <{known}> is"
+            f"token is already in the vocabulary: choose a word that is not, such as <{known}>"
         )
     ids = _encode(initial)
     if len(ids) != 1 or ids[0] >= START_OF_TEXT:
         raise ValueError(
-            f"initial must be a word that is one token of the vocabulary, and is {len(ids)}: take "
-            "a common one, as animal is"
+            f"initial must be a word that is one token of the vocabulary, but it is {len(ids)}: "
+            "choose a common word, such as animal"
         )
     return NewWord(known, _clean(initial), ids[0], vectors)
 
 
 def cut_words(caption: str, max_length: int = MAX_LENGTH, word: NewWord | None = None) -> str:
-    """The words of a caption that `tokenize` cuts off, wholly or in part; "" where it cuts none.
+    """The words of a caption that `tokenize` cuts off, wholly or in part; "" if it cuts none.
 
     Args:
         caption: Any text.
-        max_length: As `tokenize` has it.
-        word: As `tokenize` has it.
+        max_length: As in `tokenize`.
+        word: As in `tokenize`.
 
     Returns:
-        The words as they are encoded, in lower case, with spaces between them.
+        The words in their encoded form, in lower case, with spaces between them.
     """
     words = _words(caption, word)
     room = max_length - 2
@@ -156,7 +156,7 @@ def caption_of(tokens: np.ndarray, word: NewWord | None = None) -> str:
 
     Args:
         tokens: A row of `tokenize`, int [77].
-        word: As `tokenize` has it; without it, new tokens are left out.
+        word: As in `tokenize`; without it, new tokens are left out.
     """
     inner = itertools.takewhile(lambda token: token != END_OF_TEXT, map(int, tokens[1:]))
     new = "" if word is None else f"{_seen(word.token)}{_WORD_END}"
@@ -172,11 +172,11 @@ def caption_of(tokens: np.ndarray, word: NewWord | None = None) -> str:
 
 
 def vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The vocabulary as the files of transformers' `CLIPTokenizer` have it.
+    """The vocabulary in the form of the files of transformers' `CLIPTokenizer`.
 
     Returns:
-        Id of every token, and the pairs that are merged, in their order. Bytes are written as
-        characters that can be seen, and `</w>` is the end of a word.
+        The id of every token, and the pairs that are merged, in order. Bytes are written as visible
+        characters, and `</w>` is the end of a word.
     """
     tokens = [*_SEEN.values(), *(f"{character}{_WORD_END}" for character in _SEEN.values())]
     _, *lines = _MERGES_FILE.read_text(encoding="utf-8").splitlines()
@@ -195,7 +195,7 @@ def merges() -> Mapping[tuple[int, int], int]:
 
 
 def check_max_length(max_length: int) -> None:
-    """Raises ValueError where there is no room for the start and end tokens."""
+    """Raises ValueError if there is no room for the start and end tokens."""
     if max_length < 2:
         raise ValueError(
             f"max_length is {max_length}; it must be at least 2, for the start and end tokens."
@@ -224,13 +224,13 @@ def _clean(caption: str) -> str:
 
 
 def _lower(text: str) -> str:
-    """`text.lower()` by Unicode 13, as Python 3.10's is, and that of TensorFlow 2.16 to 2.21.
+    """`text.lower()` by Unicode 13, as in Python 3.10 and in TensorFlow 2.16 to 2.21.
 
-    A caption's ids must not depend on the Python that found them.
+    The ids of a caption must not depend on the Python version.
     """
     if text.isascii() or not (_FORMER_MARK in text or NEWER_CASE.search(text)):
         return text.lower()
-    # Its lower case is two characters; all others keep their place.
+    # Its lower case is two characters; all others keep their position.
     text = text.replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i\N{COMBINING DOT ABOVE}")
     stand_ins = NEWER_CASE.sub(_NO_CASE, text).replace(_FORMER_MARK, _MARK)
     lowered = stand_ins.lower()

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: atomic, few, and restored whole or not at all."""
+"""Checkpoints of a run: written atomically, few, and restored whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _KEPT = "kept-"
 
 @dataclasses.dataclass(frozen=True)
 class StartingPoint:
-    """A checkpoint of another training, which one with more steps goes on from.
+    """A checkpoint of another training, from which one with more steps continues.
 
     Attributes:
-        folder: Of that training.
+        folder: Folder of that training.
         step: Optimizer steps done.
     """
 
@@ -30,15 +30,15 @@ class StartingPoint:
 
     @property
     def path(self) -> str:
-        """Of the checkpoint, as TensorFlow names it."""
+        """Path of the checkpoint, as TensorFlow names it."""
         return os.path.join(self.folder, f"{_CHECKPOINT}-{self.step}")
 
 
 class RunCheckpoints:
     """The state of a run in a folder, local or remote.
 
-    TensorFlow writes a checkpoint's files first and then, by a rename, the one that names the
-    latest; a run that is killed in between leaves the checkpoint before.
+    TensorFlow first writes the files of a checkpoint and then renames the file that names the
+    latest one; a run that is killed in between leaves the previous checkpoint as the latest.
     """
 
     def __init__(self, folder: str, *, kept: int, **state: Any) -> None:
@@ -46,7 +46,7 @@ class RunCheckpoints:
 
         Args:
             folder: Holds the checkpoints of one run.
-            kept: Older ones are deleted.
+            kept: How many are kept; older ones are deleted.
             **state: Variables, lists of them, or objects that TensorFlow can track.
         """
         self._checkpoint = tf.train.Checkpoint(**state)
@@ -60,14 +60,14 @@ class RunCheckpoints:
         return self._manager.latest_checkpoint
 
     def restore(self, start: StartingPoint | None = None) -> StartingPoint | None:
-        """Restores the latest checkpoint; where there is none, the one to start from, if any.
+        """Restores the latest checkpoint or, if there is none, the starting point, if any.
 
         Returns:
-            The one to start from, if that was restored.
+            The starting point, if it was restored.
 
         Raises:
-            AssertionError: It is not of exactly this state.
-            UserError: The one to start from is damaged.
+            AssertionError: The checkpoint does not hold exactly this state.
+            UserError: The starting point is damaged.
         """
         if self.latest:
             self._checkpoint.restore(self.latest).assert_consumed()
@@ -75,11 +75,11 @@ class RunCheckpoints:
         if start is not None:
             try:
                 self._checkpoint.restore(start.path).assert_consumed()
-            # What is cut off, TensorFlow's reader finds out of range.
+            # For a truncated file, TensorFlow's reader reports an index out of range.
             except (tf.errors.OpError, IndexError) as error:
                 raise UserError(
-                    f"the checkpoint {start.path}, which training would go on from, cannot be read "
-                    f"({one_line(error)}): remove {start.folder} to do all steps anew"
+                    f"the checkpoint {start.path}, from which training would continue, cannot be "
+                    f"read ({one_line(error)}): remove {start.folder} to do all steps again"
                 ) from None
         return start
 
@@ -89,10 +89,10 @@ class RunCheckpoints:
 
 
 class KeptWeights:
-    """The weights of the best step so far, beside the checkpoints.
+    """The weights of the best step so far, next to the checkpoints.
 
-    A run that is killed goes on from its last checkpoint, which may know an earlier step as the
-    best: that one's weights stay until a checkpoint knows of the later one.
+    A run that is killed resumes from its last checkpoint, in which an earlier step may be the best.
+    The weights of that step stay until a checkpoint records the later one.
     """
 
     def __init__(self, folder: str, variables: Sequence[tf.Variable]) -> None:
@@ -100,33 +100,33 @@ class KeptWeights:
 
         Args:
             folder: Holds the checkpoints of the run.
-            variables: Those that are kept; they hold what `save` writes, and take what is restored.
+            variables: The variables that `save` writes and `restore` sets.
         """
         self._folder = folder
         self._checkpoint = tf.train.Checkpoint(variables=list(variables))
         self._needed: int | None = None
 
     def save(self, step: int) -> None:
-        """Writes the variables as they are, the best ones of all so far."""
+        """Writes the current variables, the best so far."""
         tf.io.gfile.makedirs(self._folder)
         self._checkpoint.write(self._path(step))
         self._remove_others({step, self._needed})
 
     def saved(self, step: int) -> None:
-        """Notes that a checkpoint knows `step` as the best: others are needed no more."""
+        """Notes that a checkpoint records `step` as the best: others are no longer needed."""
         if step != self._needed:
             self._needed = step
             self._remove_others({step})
 
     def take_over(self, folder: str, step: int) -> None:
-        """Copies those of `step` from another training's folder."""
+        """Copies the weights of `step` from the folder of another training."""
         tf.io.gfile.makedirs(self._folder)
         for path in kept_files(folder, step):
             target = os.path.join(self._folder, os.path.basename(path))
             tf.io.gfile.copy(path, target, overwrite=True)
 
     def restore(self, step: int) -> None:
-        """Makes the variables what they were at `step`.
+        """Sets the variables to their values at `step`.
 
         Raises:
             AssertionError: Other variables were written.
@@ -139,23 +139,23 @@ class KeptWeights:
     def _remove_others(self, steps: set[int | None]) -> None:
         names = {os.path.basename(self._path(step)) for step in steps if step is not None}
         for found in tf.io.gfile.listdir(self._folder):
-            # A folder is what a kill leaves of unfinished files.
+            # A run that is killed leaves unfinished files in a folder.
             name, path = found.rstrip("/"), os.path.join(self._folder, found)
             if name.startswith(_KEPT) and name.split(".")[0] not in names:
                 (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
 
 
 def checkpoint_steps(folder: str) -> list[int]:
-    """The steps of the whole checkpoints that are in `folder`, in their order."""
+    """The steps of the complete checkpoints in `folder`, in ascending order."""
     state = tf.train.get_checkpoint_state(folder)
-    # By name: of a folder that was moved, or is mounted elsewhere, the places may be others now.
+    # By name: if a folder was moved or is mounted elsewhere, the recorded paths are outdated.
     names = [os.path.basename(path) for path in state.all_model_checkpoint_paths] if state else []
     steps = [int(name.rpartition("-")[2]) for name in names if name.startswith(f"{_CHECKPOINT}-")]
     return sorted(step for step in steps if _is_whole(StartingPoint(folder, step).path))
 
 
 def kept_files(folder: str, step: int) -> list[str]:
-    """The files that `KeptWeights` wrote of a step; none where they are not whole."""
+    """The files that `KeptWeights` wrote for a step; none if they are incomplete."""
     path = _kept_path(folder, step)
     return _files(path) if _is_whole(path) else []
 
@@ -165,7 +165,7 @@ def _kept_path(folder: str, step: int) -> str:
 
 
 def _files(path: str) -> list[str]:
-    # As TensorFlow looks for them, which restores nothing where a folder's name is like a pattern.
+    # Found as TensorFlow finds them; it restores nothing if the name of a folder is like a pattern.
     files: list[str] = tf.io.gfile.glob(f"{path}.*")
     return files
 

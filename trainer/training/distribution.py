@@ -15,20 +15,20 @@ logger = logging.getLogger(__name__)
 
 
 def training_strategy(devices: Devices) -> tf.distribute.Strategy | None:
-    """How to train on the devices there are.
+    """How to train on the available devices.
 
-    Reads `TF_CONFIG`; where it names several workers, call this before anything else is done with
-    TensorFlow, which cannot join them later.
+    Reads `TF_CONFIG`. If it names several workers, call this before TensorFlow does anything else,
+    because it cannot join them later.
 
     Args:
         devices: `all` or `one`.
 
     Returns:
-        `MultiWorkerMirroredStrategy` where `TF_CONFIG` lists several workers, `MirroredStrategy`
-        where there are several GPUs, otherwise `None`: one device.
+        `MultiWorkerMirroredStrategy` if `TF_CONFIG` lists several workers, `MirroredStrategy` if
+        there are several GPUs, otherwise `None` for one device.
 
     Raises:
-        UserError: `TF_CONFIG` is not what TensorFlow reads.
+        UserError: TensorFlow could not read `TF_CONFIG`.
     """
     if devices == "one":
         return None
@@ -38,8 +38,8 @@ def training_strategy(devices: Devices) -> tf.distribute.Strategy | None:
         workers = sum(len(cluster.get(kind, ())) for kind in ("chief", "worker"))
     except (ValueError, AttributeError, TypeError):
         raise UserError(
-            f"the environment's TF_CONFIG is {text[:200]!r}: it must be JSON with a cluster and a "
-            "task, as TensorFlow documents it, or unset"
+            f"the environment variable TF_CONFIG is {text[:200]!r}: it must be JSON with a cluster "
+            "and a task, as TensorFlow documents it, or unset"
         ) from None
     if workers > 1:
         logger.info("Training with %d workers, as TF_CONFIG says.", workers)
@@ -52,7 +52,7 @@ def training_strategy(devices: Devices) -> tf.distribute.Strategy | None:
 
 
 def worker_count(strategy: tf.distribute.Strategy | None) -> int:
-    """Processes that train together."""
+    """Number of processes that train together."""
     resolver = strategy.cluster_resolver if strategy else None
     if resolver is None or not resolver.task_type:
         return 1
@@ -72,7 +72,7 @@ def is_chief(strategy: tf.distribute.Strategy | None) -> bool:
 
 
 def wait_for_all(strategy: tf.distribute.Strategy | None) -> None:
-    """Returns when every worker has come here."""
+    """Returns when every worker has called this."""
     if worker_count(strategy) == 1 or strategy is None:
         return
 
@@ -88,9 +88,9 @@ def wait_for_all(strategy: tf.distribute.Strategy | None) -> None:
 
 
 def assign_here(variable: tf.Variable, value: tf.Tensor) -> None:
-    """Assigns in the replica that calls this.
+    """Assigns a value in the replica that calls this.
 
-    A mirrored variable's own `assign` takes no value there, because replicas could differ. Ours
-    all compute the same from gradients that were summed over all of them.
+    The `assign` of a mirrored variable refuses a value there, because replicas could differ. Here
+    all replicas compute the same value, from gradients summed over all of them.
     """
     tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)

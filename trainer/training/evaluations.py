@@ -1,7 +1,7 @@
-"""Held-out losses while a model is trained, and the step that they choose.
+"""Held-out losses during training, and the step that they choose.
 
-The same pictures, timesteps and noise are scored every time, so that the losses of two steps are
-paired and their difference is known far better than either.
+The same pictures, timesteps and noise are scored every time, so the losses of two steps are paired
+and their difference is known far more precisely than either loss.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from trainer.training_config import ResolvedTrainingConfig
 
 EVALUATIONS_NAME = "evaluations.jsonl"
 
-# Of a step's work: a forward pass, and a backward pass that costs twice as much at least.
+# The work of a step: a forward pass, and a backward pass that costs at least twice as much.
 _FORWARD_PASSES_OF_A_STEP = 3
 _SHARE_OF_TRAINING = 0.05
 _EVALUATIONS = 20
-# Evaluations are fewer where they would have less.
+# If evaluations would score fewer pictures, there are fewer evaluations.
 _FEWEST_SCORED = 16
-# And cost more where they were asked for and would have less.
+# If requested evaluations would score fewer pictures, they cost more instead.
 _FEWEST_OF_CHOICE = 8
-# A longer training goes on with a shorter one's held-out curve up to so many times its length.
+# A longer training continues the held-out curve of a shorter one up to this multiple of its length.
 _MOST_TIMES_LONGER = 4
 _MOST_STRATA = 50
-# The noise of every training, so that their losses can be compared; LossScorer's other pictures
-# have noise of their own.
+# Seed of the noise in every training, so that losses can be compared; the other pictures, which
+# LossScorer scores, have noise of their own.
 _SEED = 0
 _CONFIDENCE = 0.95
 
@@ -52,7 +52,7 @@ class Evaluation:
 
     Attributes:
         step: Optimizer steps done.
-        losses: Of each picture, mean over its timesteps; of equal pictures in equal places.
+        losses: Mean over the timesteps for each picture, always in the same order of pictures.
         scored: Names the pictures, timesteps and noise.
     """
 
@@ -62,7 +62,7 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Their mean."""
+        """The mean of the losses."""
         return float(np.mean(self.losses))
 
 
@@ -73,8 +73,8 @@ class Plan:
     Attributes:
         every: Steps between evaluations; the last step is evaluated in any case.
         pictures: Held-out pictures that are scored.
-        strata: Equal parts of the timesteps; each picture is scored at a timestep of each.
-        cost: Forward passes of all evaluations, as a fraction of the training's work.
+        strata: Equal parts of the timesteps; each picture is scored at one timestep of each.
+        cost: Forward passes of all evaluations, as a fraction of the work of the training.
     """
 
     every: int
@@ -87,40 +87,40 @@ class Plan:
         return f"every {self.every} steps {self.pictures} at {self.strata} {timesteps} each"
 
     def is_like(self, other: Plan | None) -> bool:
-        """Whether the same is evaluated, as far as both trainings go."""
+        """Whether the evaluations are the same for as long as both trainings last."""
         return other is not None and dataclasses.replace(other, cost=self.cost) == self
 
     def for_config(self, config: ResolvedTrainingConfig) -> Plan:
-        """The same for a training of other steps."""
+        """The same plan for a training with another number of steps."""
         rows = _number_of_evaluations(config, self.every) * self.pictures * self.strata
         return dataclasses.replace(self, cost=rows / _work(config))
 
 
 def _work(config: ResolvedTrainingConfig) -> int:
-    """Of a training, in forward passes of a picture."""
+    """Work of a training, in forward passes of one picture."""
     assert config.steps is not None
     return _FORWARD_PASSES_OF_A_STEP * config.steps * config.batch_size
 
 
 def _number_of_evaluations(config: ResolvedTrainingConfig, every: int) -> int:
-    """That of the base weights, too."""
+    """Number of evaluations, including the one of the base weights."""
     assert config.steps is not None
     return 1 + math.ceil(config.steps / every)
 
 
 def plan_for(config: ResolvedTrainingConfig, pictures: int, chooses: bool) -> Plan | None:
-    """What is evaluated for a twentieth of the training's work.
+    """The evaluations that a twentieth of the work of the training pays for.
 
-    Work is counted in forward passes of a picture, not in seconds, so that every run of the same
-    settings evaluates the same.
+    Work is counted in forward passes of one picture, not in seconds, so that every run with the
+    same settings evaluates the same.
 
     Args:
         config: Hyperparameters; the number of steps must be known.
-        pictures: How many there are to be scored.
-        chooses: Whether something depends on it: then it may cost more.
+        pictures: Number of pictures that can be scored.
+        chooses: Whether a choice depends on the evaluations, which may then cost more.
 
     Returns:
-        `None` where nothing is to be evaluated, or there is too little work to spare.
+        `None` if nothing is to be evaluated, or there is too little work to spare.
     """
     assert config.steps is not None
     if not pictures or config.evaluate_every_steps == 0:
@@ -136,7 +136,7 @@ def plan_for(config: ResolvedTrainingConfig, pictures: int, chooses: bool) -> Pl
     else:
         every = min(config.evaluate_every_steps, config.steps)
     evaluations = _number_of_evaluations(config, every)
-    # From the twentieth evaluation on as many as in longer trainings, which so choose alike.
+    # From twenty evaluations on, as many rows as in longer trainings, which then choose alike.
     of_longer = dataclasses.replace(config, steps=_EVALUATIONS * every)
     enough = math.floor(_SHARE_OF_TRAINING * _work(of_longer)) // (1 + _EVALUATIONS)
     rows = min(affordable // evaluations, enough)
@@ -149,13 +149,13 @@ def plan_for(config: ResolvedTrainingConfig, pictures: int, chooses: bool) -> Pl
 
 
 def trial_rows(steps: int, batch_size: int, scores: int, pictures: int) -> tuple[int, int]:
-    """Pictures, and strata of each, that every trial of a search is scored on.
+    """The numbers of pictures, and strata of each, on which every trial of a search is scored.
 
     Args:
-        steps: Of all trials together.
-        batch_size: Pictures a step.
+        steps: Steps of all trials together.
+        batch_size: Pictures per step.
         scores: How often a trial is scored.
-        pictures: How many there are, at least one.
+        pictures: Number of pictures, at least one.
     """
     affordable = _SHARE_OF_TRAINING * _FORWARD_PASSES_OF_A_STEP * steps * batch_size
     rows = max(math.floor(affordable / scores), min(pictures, _FEWEST_OF_CHOICE))
@@ -163,7 +163,7 @@ def trial_rows(steps: int, batch_size: int, scores: int, pictures: int) -> tuple
 
 
 def _shared_out(rows: int, pictures: int) -> tuple[int, int]:
-    """How many pictures, and strata of each, so many rows are."""
+    """The numbers of pictures, and strata of each, that make up this number of rows."""
     strata = min(_MOST_STRATA, max(1, rows // pictures))
     return min(pictures, rows // strata), strata
 
@@ -179,16 +179,16 @@ def paired_interval(differences: np.ndarray) -> tuple[float, float]:
 
 
 def surely_lower(one: Evaluation, other: Evaluation) -> bool:
-    """Whether one's loss is lower, by a paired interval that does not include 0."""
+    """Whether the loss of `one` is lower, by a paired interval that excludes 0."""
     _, upper = paired_interval(np.subtract(one.losses, other.losses))
     return upper < 0
 
 
 def best_of(evaluations: Iterable[Evaluation]) -> Evaluation | None:
-    """The one that is kept when they come one after the other.
+    """The evaluation that is kept when they arrive one after the other.
 
-    A later one takes the place of the one that is kept if its loss is surely lower. The base
-    weights (step 0), and losses that are no finite numbers, are never kept.
+    A later one replaces the one that is kept if its loss is surely lower. The base weights (step 0)
+    and losses that are not finite are never kept.
     """
     kept: Evaluation | None = None
     for evaluation in evaluations:
@@ -200,18 +200,18 @@ def best_of(evaluations: Iterable[Evaluation]) -> Evaluation | None:
 
 
 class ScoredPictures:
-    """Held-out pictures, each at timesteps and with noise of its own that are always the same."""
+    """Held-out pictures, each with its own fixed timesteps and noise."""
 
     def __init__(
         self, records: Sequence[bytes], strata: int, preset: Preset, image_size: int
     ) -> None:
-        """Reads their ids.
+        """Reads the ids of the pictures.
 
         Args:
-            records: The latents of an example each.
+            records: The latents of one example each.
             strata: Equal parts of the timesteps.
             preset: The preset that made the latents.
-            image_size: Side of the pictures in pixels, where the records do not say what it is.
+            image_size: Side of the pictures in pixels, if the records do not have it.
         """
         self._records = records
         self._strata = strata
@@ -229,18 +229,18 @@ class ScoredPictures:
         return len(self._records) * self._strata
 
     def rows_by_size(self) -> list[list[int]]:
-        """All rows, those together whose pictures are of one size."""
+        """All rows, grouped by the size of their pictures."""
         rows: dict[ImageSize, list[int]] = {}
         for row in range(self.num_rows):
             rows.setdefault(self._sizes[row // self._strata], []).append(row)
         return list(rows.values())
 
     def batches(self, rows: Sequence[int], size: int) -> Iterator[dict[str, tf.Tensor]]:
-        """Rows in batches of one size; the last one is filled up by its last row.
+        """Rows in batches of equal length; the last one is padded with its last row.
 
         Args:
-            rows: Whose pictures are of one size.
-            size: Rows of a batch.
+            rows: Rows whose pictures have the same size.
+            size: Rows in a batch.
 
         Yields:
             What `parse_latents` returns, and `timesteps` int32 [B], `noise` and `posterior`
@@ -264,20 +264,20 @@ class ScoredPictures:
             }
 
     def means(self, losses: np.ndarray) -> tuple[float, ...]:
-        """Each picture's mean of the losses of all rows, float32 [pictures * strata]."""
+        """Mean loss of each picture, from the losses of all rows, float32 [pictures * strata]."""
         each = losses.astype(np.float64).reshape(-1, self._strata).mean(axis=1)
         return tuple(each.tolist())
 
 
 class Evaluations:
-    """The evaluations of a run: when they are due, what they found, and what they chose.
+    """The evaluations of a run: when they are due, their losses, and what they chose.
 
-    What was chosen follows from the losses alone, which are all that is written down.
+    Only the losses are written down; the choice follows from them.
 
     Attributes:
         plan: What is evaluated, and when.
         pictures: What is scored.
-        seconds: What evaluations have taken in this process.
+        seconds: Seconds that evaluations have taken in this process.
     """
 
     def __init__(
@@ -287,13 +287,13 @@ class Evaluations:
         config: ResolvedTrainingConfig,
         available: int,
     ) -> None:
-        """Nothing is evaluated yet.
+        """Evaluates nothing yet.
 
         Args:
             plan: What is evaluated, and when.
             pictures: What is scored.
-            config: Hyperparameters; `keep` and `stop_early` are those that hold.
-            available: Pictures that could be scored.
+            config: Hyperparameters; its `keep` and `stop_early` apply.
+            available: Number of pictures that could be scored.
         """
         self.plan = plan
         self.pictures = pictures
@@ -304,27 +304,27 @@ class Evaluations:
 
     @property
     def done(self) -> Sequence[Evaluation]:
-        """In the order of their steps."""
+        """The evaluations so far, in the order of their steps."""
         return self._done
 
     @property
     def best(self) -> Evaluation | None:
-        """The one that was chosen so far."""
+        """The evaluation that is chosen so far."""
         return best_of(self._done)
 
     @property
     def chooses(self) -> bool:
-        """Whether anything was decided by them: then others have to judge."""
+        """Whether they decide anything: then other pictures have to judge."""
         return self._config.chooses
 
     @property
     def keeps_best(self) -> bool:
-        """Whether that one's weights are exported."""
+        """Whether the weights of the best one are exported."""
         return self._config.keep == "best"
 
     @property
     def stops(self) -> bool:
-        """Whether training is to stop here."""
+        """Whether training should stop here."""
         best = self.best
         if not self._config.stop_early or best is None:
             return False
@@ -332,31 +332,31 @@ class Evaluations:
 
     @property
     def kept(self) -> Evaluation | None:
-        """The one whose weights are exported; `None` where nothing was evaluated, or no number."""
+        """The one whose weights are exported; `None` if there is none, or none that is finite."""
         if self.keeps_best:
             return self.best
         return self._done[-1] if self._done else None
 
     def why(self) -> str:
-        """Why that one's weights are exported, in words for people."""
+        """Why the weights of that one are exported, in words."""
         best, number = self.best, self.plan.pictures
         if best is not None and self.keeps_best:
             return (
-                f"on the {number} held-out pictures that choose it has the lowest loss, "
-                f"{best.loss:.4f}, and no later step has one that is surely lower (training.keep)"
+                f"it has the lowest loss on the {number} held-out pictures that choose, "
+                f"{best.loss:.4f}, and no later step has a surely lower one (training.keep)"
             )
         if best is not None and self.stops:
             return (
-                f"training stopped there: on {number} held-out pictures no loss was surely lower "
-                f"than that of step {best.step} (training.stop_early)"
+                f"training stopped there: on {number} held-out pictures no later loss was surely "
+                f"lower than at step {best.step} (training.stop_early)"
             )
-        return "it is the last one (training.keep)"
+        return "it is the last step (training.keep)"
 
     def same_if_longer(self, config: ResolvedTrainingConfig) -> bool:
-        """Whether a longer training would have chosen the same by now, and have it yet to stop.
+        """Whether a longer training would have chosen the same by now, without stopping.
 
         Args:
-            config: Its hyperparameters.
+            config: Hyperparameters of the longer training.
         """
         if self.stops or not self.plan.is_like(plan_for(config, self._available, self.chooses)):
             return False
@@ -364,7 +364,7 @@ class Evaluations:
         return not self.keeps_best or of_both is self.best
 
     def due(self, step: int) -> bool:
-        """Whether the weights of a step are evaluated."""
+        """Whether the weights of a step are still to be evaluated."""
         if any(evaluation.step == step for evaluation in self._done):
             return False
         return step % self.plan.every == 0 or step == self._config.steps
@@ -376,13 +376,13 @@ class Evaluations:
         return self.best is evaluation
 
     def restore(self, folder: str, last_step: int, *, of_another: bool = False) -> None:
-        """Reads what `write` wrote, of the same pictures and up to a step.
+        """Reads what `write` wrote for the same pictures, up to a step.
 
         Args:
-            folder: Where it is.
-            last_step: Later ones are left out.
-            of_another: Whether it is of another training: then steps at which this one evaluates
-                nothing are left out, such as the last one of a shorter training.
+            folder: Folder of the file.
+            last_step: Later steps are left out.
+            of_another: Whether it belongs to another training: then steps that this one does not
+                evaluate are left out, such as the last step of a shorter training.
         """
         self._done = []
         for found in read_evaluations(folder):
@@ -397,7 +397,7 @@ class Evaluations:
 
 
 def read_evaluations(folder: str) -> list[Evaluation]:
-    """The evaluations in `<folder>/evaluations.jsonl`; none where there is no such file."""
+    """The evaluations in `<folder>/evaluations.jsonl`; none if there is no such file."""
     path = os.path.join(folder, EVALUATIONS_NAME)
     if not tf.io.gfile.exists(path):
         return []
@@ -415,28 +415,26 @@ def evaluations_for(
     former: Plan | None = None,
     tuned: bool = False,
 ) -> Evaluations | None:
-    """The evaluations of a run, and says what they are.
+    """Makes the evaluations of a run, and logs what they are.
 
-    Where held-out pictures choose, only that half of them is scored that LossScorer does not look
-    at. Where there are too few of them, nothing is chosen, and all are scored.
+    If held-out pictures choose, only the half that LossScorer does not use is scored. If there are
+    too few of them, nothing is chosen and all are scored.
 
     Args:
         config: Hyperparameters; the number of steps must be known.
         held_out: The held-out pictures.
         preset: The preset that made their latents.
         image_size: Side of the pictures in pixels.
-        former: Of the training that this one goes on from. Where nothing is chosen it holds for
-            this one, too, so that both have one curve, unless it asks for another or is far longer.
-        tuned: Whether they choose hyperparameters in any case.
+        former: Plan of the training that this one continues. If nothing is chosen, this one uses
+            it too, so that both share one curve, unless it requests another or is far longer.
+        tuned: Whether held-out pictures choose hyperparameters in any case.
 
     Returns:
-        `None` where nothing is evaluated.
+        `None` if nothing is evaluated.
     """
     chooses = config.chooses
     if chooses and (problem := too_few_to_choose(config, held_out)):
-        logger.warning(
-            "Nothing is chosen by held-out pictures: %s. The last step is kept.", problem
-        )
+        logger.warning("Held-out pictures choose nothing: %s. The last step is kept.", problem)
         config, chooses = dataclasses.replace(config, keep="last", stop_early=0), False
     half = chooses or tuned
     scored = held_out.choosing if half else held_out.all
@@ -446,8 +444,8 @@ def evaluations_for(
     if plan is None:
         return None
     logger.info(
-        "Every %d steps %d of %d held-out pictures are scored%s, at %d timestep%s each, for %.1f "
-        "%% of the training's work.",
+        "Every %d steps, %d of %d held-out pictures are scored%s, at %d timestep%s each, which is "
+        "%.1f %% of the training's work.",
         plan.every,
         plan.pictures,
         held_out.all.count,
@@ -470,16 +468,16 @@ def _as_before(former: Plan, plan: Plan, config: ResolvedTrainingConfig) -> Plan
 
 
 def too_few_to_choose(config: ResolvedTrainingConfig, held_out: HeldOutPictures) -> str | None:
-    """Why nothing can be chosen by these pictures, in words; `None` where it can."""
+    """Why these pictures cannot choose, in words; `None` if they can."""
     count, least = held_out.all.count, config.choose_from_pictures
     if count < least:
         return (
-            f"there are {count}, and at least {least} are asked for (training.choose_from_pictures)"
+            f"there are {count}, but at least {least} are required (training.choose_from_pictures)"
         )
     choosing, judging = held_out.choosing.count, held_out.judging.count
     if choosing < 2 or not judging:
         return (
-            f"by their hashes {choosing} of {count} would choose and {judging} judge, and at least "
-            "two and one have to: hold out more (dataset.eval_fraction)"
+            f"by their hashes {choosing} of {count} would choose and {judging} would judge, but at "
+            "least two must choose and one must judge: hold out more (dataset.eval_fraction)"
         )
     return None

@@ -42,7 +42,7 @@ from trainer.training_config import ResolvedTrainingConfig
 
 HISTORY_NAME = "history.jsonl"
 _IDS_SHOWN = 64
-# Of what is random: class pictures take nothing from what is drawn for the others.
+# Random streams: class pictures do not use the random numbers of the other pictures.
 _OWN_STREAM, _PRIOR_STREAM = 0, 1
 
 Batch = dict[str, tf.Tensor]
@@ -52,22 +52,22 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingDivergedError(UserError):
-    """The loss, or its gradient, is no longer a finite number."""
+    """The loss or its gradient is no longer finite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
-    """What is logged: averages over the steps since the last record.
+    """A log record: averages over the steps since the last record.
 
     Attributes:
         step: Optimizer steps done.
         loss: Mean squared error of the prediction.
-        learning_rate: Of the last of those steps.
+        learning_rate: Learning rate of the last of those steps.
         gradient_norm: Global norm before clipping.
-        images_per_second: Of those steps.
+        images_per_second: Throughput of those steps.
         loss_scale: In float16, after the last of those steps; otherwise 1.
-        prior_loss: Mean squared error on class pictures, before it is weighed; `None` where there
-            are none.
+        prior_loss: Mean squared error on class pictures, before weighting; `None` if there are
+            none.
     """
 
     step: int
@@ -81,15 +81,15 @@ class StepRecord:
 
 @dataclasses.dataclass(frozen=True)
 class RandomValues:
-    """What is random in a step, for each of its examples.
+    """The random values of a step, for each of its examples.
 
     Attributes:
         timesteps: int32 [B].
         noise: float32 [B, h, w, 4].
-        posterior: float32 [B, h, w, 4], of which the latent is drawn.
-        dropped: bool [B, 1], whether the caption is.
-        mirrored: bool [B, 1, 1, 1], whether the picture is.
-        variant: int32 [B], of the caption.
+        posterior: float32 [B, h, w, 4], noise with which the latent is drawn.
+        dropped: bool [B, 1], whether the caption is dropped.
+        mirrored: bool [B, 1, 1, 1], whether the picture is mirrored.
+        variant: int32 [B], variant of the caption.
     """
 
     timesteps: tf.Tensor
@@ -100,10 +100,10 @@ class RandomValues:
     variant: tf.Tensor
 
     def rows(self, first: tf.Tensor | int, count: int) -> RandomValues:
-        """Those of `count` examples from `first` on, a number or int32 []."""
+        """The values of `count` examples from `first` on, a number or int32 []."""
         if isinstance(first, int) and first == 0 and count == self.timesteps.shape[0]:
             return self
-        # Unlike indexing, this knows the shape of what it gives.
+        # Unlike indexing, `tf.slice` keeps the static shape.
         return RandomValues(
             *(
                 tf.slice(x, [first, *([0] * (len(x.shape) - 1))], [count, *x.shape[1:]])
@@ -120,7 +120,7 @@ def learning_rate_at(
     Args:
         config: Hyperparameters.
         step: int [], optimizer steps done before this one.
-        highest: float32 [], the rate after warm-up; `None`: that of `config`.
+        highest: float32 [], the rate after warm-up; `None` for the rate of `config`.
 
     Returns:
         float32 [].
@@ -140,9 +140,9 @@ def learning_rate_at(
 
 
 def _num_variants(batch: Batch) -> int:
-    """How many variants of its caption every example has to choose from.
+    """Number of caption variants that every example has.
 
-    Tokens are [B, 77] and contexts [B, 77, D] where there is one, else [B, V, 77] and
+    With one variant, tokens are [B, 77] and contexts [B, 77, D]; otherwise [B, V, 77] and
     [B, V, 77, D].
     """
     shape = batch["tokens"].shape if "tokens" in batch else batch["context"].shape[:-1]
@@ -150,7 +150,7 @@ def _num_variants(batch: Batch) -> int:
 
 
 def _of_variant(batch: Batch, variant: tf.Tensor) -> Batch:
-    """A batch with one of its captions' variants each, int32 [B]."""
+    """A batch with the chosen caption variant of each example, int32 [B]."""
     several = {name: batch[name] for name in ("tokens", "context") if name in batch}
     one: Batch = {
         name: tf.gather(values, variant, batch_dims=1) for name, values in several.items()
@@ -160,9 +160,9 @@ def _of_variant(batch: Batch, variant: tf.Tensor) -> Batch:
 
 @contextlib.contextmanager
 def _sums_as_they_are() -> Iterator[None]:
-    """Functions that are called for the first time within this keep the order of their additions.
+    """Functions that are first called within this keep the order of their additions.
 
-    Otherwise TensorFlow's arithmetic optimizer makes an AddN of every tree of additions.
+    Otherwise TensorFlow's arithmetic optimizer turns every tree of additions into an AddN.
     """
     options = tf.config.optimizer.get_experimental_options()
     before = options.get(_ARITHMETIC, True)
@@ -174,11 +174,11 @@ def _sums_as_they_are() -> Iterator[None]:
 
 
 class FineTuner:
-    """Trains a diffusion model, and a text encoder with it if that is asked for; or a word alone.
+    """Trains a diffusion model, optionally with its text encoder; or only a word.
 
-    Everything random in a step is drawn for the whole batch from the seed and the step's number.
-    So a resumed run takes the same steps as one that was never stopped, and a batch that is
-    computed in parts, or on several devices, gives the same as one that is computed at once.
+    Everything random in a step is drawn for the whole batch from the seed and the step number. So a
+    resumed run takes the same steps as one that was never stopped, and a batch that is computed in
+    parts or on several devices gives the same result as one that is computed at once.
     """
 
     def __init__(
@@ -199,28 +199,28 @@ class FineTuner:
 
         Args:
             diffusion_model: From `trainer.networks.build_diffusion_model`.
-            preset: What it was built from.
+            preset: The preset that it was built from.
             config: Hyperparameters; the number of steps must be known.
-            empty_caption: What a dropped caption becomes: float32 [77, D], the empty caption's
-                context; with a text encoder int32 [77], its tokens.
-            text_encoder: Encodes the batches' `tokens`, and is trained along where `config` says
-                so; if absent, the batches' `context` is used.
-            adapters: `down` and `up` that training goes on with, by name (see `LowRankAdapters`);
-                what is not among them starts anew.
-            word: Whose vectors alone are trained; `text_encoder` has them.
-            strategy: In whose scope the models were built; `None` for one device.
+            empty_caption: Replaces a dropped caption: the context of the empty caption, float32
+                [77, D]; with a text encoder its tokens, int32 [77].
+            text_encoder: Encodes the `tokens` of the batches, and is trained too if `config` says
+                so; if absent, the `context` of the batches is used.
+            adapters: `down` and `up` of adapters to continue, by name (see `LowRankAdapters`);
+                all others start new.
+            word: The word whose vectors are all that is trained; `text_encoder` has them.
+            strategy: The strategy in whose scope the models were built; `None` for one device.
             for_gpu: Whether the step is traced for a GPU; by default, whether there is one here.
-            prior_weight: What the loss on class pictures is multiplied by, of which a batch has as
-                many as of the others (see `trainer.data.prior`); `None` where it has none.
+            prior_weight: Factor of the loss on class pictures, which are as many as the other
+                pictures of a batch (see `trainer.data.prior`); `None` if there are none.
 
         Raises:
-            UserError: The batch does not divide into parts and devices, or the optimizer is for
-                one device alone.
-            ValueError: There is no text encoder, and it is to be trained along.
+            UserError: The batch does not divide into parts and devices, or the optimizer only
+                supports one device.
+            ValueError: The text encoder is to be trained, but there is none.
         """
         if config.train_text_encoder and text_encoder is None:
             raise ValueError(
-                "training.train_text_encoder is true, and no text encoder is given: give one, and "
+                "training.train_text_encoder is true, but no text encoder is given: give one, and "
                 "batches with tokens, or set it to false"
             )
         config = on_this_machine(config)
@@ -237,13 +237,13 @@ class FineTuner:
         self._rows = config.batch_size // (config.accumulation_steps * self._replicas)
         if self._rows * config.accumulation_steps * self._replicas != config.batch_size:
             raise UserError(
-                f"training.batch_size = {config.batch_size} cannot be shared out: it must be a "
-                f"multiple of {config.accumulation_steps} (training.accumulation_steps) times "
-                f"{self._replicas} (devices): set --batch-size to such a multiple"
+                f"training.batch_size = {config.batch_size} cannot be split evenly: set "
+                f"--batch-size to a multiple of {config.accumulation_steps} "
+                f"(training.accumulation_steps) times {self._replicas} (devices)"
             )
         if self._replicas > 1 and config.optimizer != "adamw":
             raise UserError(
-                f"training.optimizer = {config.optimizer} is for one device, and here are "
+                f"training.optimizer = {config.optimizer} supports only one device, and there are "
                 f"{self._replicas}: set training.devices to one, or training.optimizer to adamw"
             )
         with strategy.scope() if strategy else contextlib.nullcontext():
@@ -267,10 +267,10 @@ class FineTuner:
             self.variables: list[tf.Variable] = self.optimizer.trained
             self.loss_scale = LossScale() if config.precision == "float16" else None
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
-            # So that another one needs no other graph.
+            # A variable, so that another learning rate does not need another graph.
             self._learning_rate = tf.Variable(config.learning_rate, trainable=False)
             # The first step whose loss or gradients were not finite, and sums since the last
-            # record: kept on the device, which would have to wait if each step were read.
+            # record. They stay on the device, which would have to wait if each step were read.
             self._bad_step = tf.Variable(0, dtype=tf.int64, trainable=False)
             self._window = tf.Variable(tf.zeros(3 if prior_weight is None else 4), trainable=False)
             loss_shape = () if prior_weight is None else (2,)
@@ -280,7 +280,7 @@ class FineTuner:
                 if config.accumulation_steps > 1
             ]
         jit_compile = config.xla == "on" or (config.xla == "auto" and self._for_gpu)
-        # Collectives between devices stay outside of what XLA compiles.
+        # Collectives between devices must stay outside the code that XLA compiles.
         outer_jit = jit_compile and self._replicas == 1
         if jit_compile and not outer_jit:
             self._loss_and_gradients = tf.function(  # type: ignore[method-assign]
@@ -298,7 +298,7 @@ class FineTuner:
 
     @property
     def _beside(self) -> LowRankAdapters | NewVectors | None:
-        """What is trained in the place of the networks' own weights."""
+        """What is trained instead of the networks' own weights."""
         return self.new_vectors or self.adapters
 
     @property
@@ -322,30 +322,30 @@ class FineTuner:
     def loss(self, batch: Batch, step: tf.Tensor, first_row: tf.Tensor | int = 0) -> tf.Tensor:
         """Loss of the prediction (Ho et al. 2020, equation 14), float32 [].
 
-        With class pictures, their weighed loss is added (Ruiz et al. 2023, equation 2).
+        With class pictures, their weighted loss is added (Ruiz et al. 2023, equation 2).
 
         Args:
             batch: From `trainer.data.latents.training_batches`, the whole batch or some rows of it.
             step: int64 [], decides timesteps, noise and dropped captions.
-            first_row: Position in the whole batch of the rows that are given.
+            first_row: Position of the given rows in the whole batch.
 
         Returns:
-            The rows' part of the whole batch's loss: all parts sum up to it.
+            The share of these rows in the loss of the whole batch: all shares add up to it.
         """
         return self._weighed(self._losses(batch, step, first_row))
 
     def _weighed(self, losses: tf.Tensor) -> tf.Tensor:
-        """What is minimized, float32 [], of what `_losses` gives."""
+        """The value that is minimized, float32 [], from the result of `_losses`."""
         if self._prior_weight is None:
             return losses
         return losses[0] + self._prior_weight * losses[1]
 
     def _losses(self, batch: Batch, step: tf.Tensor, first_row: tf.Tensor | int) -> tf.Tensor:
-        """The loss of some rows, float32 []; with class pictures, and theirs, float32 [2]."""
+        """Loss of some rows, float32 []; with class pictures, also their loss, float32 [2]."""
         noised = self._noised(own_features(batch), step, first_row, _OWN_STREAM)
         if self._prior_weight is not None:
             prior = self._noised(prior_features(batch), step, first_row, _PRIOR_STREAM)
-            # Together through the networks, as one larger batch.
+            # Both go through the networks together, as one larger batch.
             noised = tuple(tf.concat(both, axis=0) for both in zip(noised, prior, strict=True))
         latent, noise, timesteps, captions = noised
         losses = self._errors(latent, noise, timesteps, self._encoded(captions))
@@ -376,7 +376,7 @@ class FineTuner:
     def _errors(
         self, latent: tf.Tensor, noise: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
     ) -> tf.Tensor:
-        """Mean squared error of each row's prediction, float32 [B]."""
+        """Mean squared error of the prediction for each row, float32 [B]."""
         inputs = [
             self._schedule.add_noise(latent, noise, timesteps),
             timestep_embedding(timesteps, self._preset.diffusion_model.timestep_width),
@@ -399,7 +399,7 @@ class FineTuner:
         )
         noise = tf.random.stateless_normal(shape, noise_key)
         if config.noise_offset:
-            # A shift of whole channels, which plain noise hardly ever hides or asks for
+            # A shift of whole channels, which plain noise hardly ever hides or requires
             # (Guttenberg 2023, "Diffusion with offset noise").
             offset_key = tf.random.experimental.stateless_fold_in(noise_key, 1)
             offset = tf.random.stateless_normal([size, 1, 1, shape[-1]], offset_key)
@@ -421,7 +421,7 @@ class FineTuner:
         return self._encoded(self._captions(batch, dropped))
 
     def _captions(self, batch: Batch, dropped: tf.Tensor) -> tf.Tensor:
-        """Contexts, float32 [B, 77, D]; with a text encoder tokens, int32 [B, 77]."""
+        """Contexts, float32 [B, 77, D]; with a text encoder, tokens, int32 [B, 77]."""
         if self.text_encoder is None:
             return tf.where(dropped[..., None], self._empty_caption[None], batch["context"])
         tokens = tf.cast(batch["tokens"], tf.int32)
@@ -439,7 +439,7 @@ class FineTuner:
     def _loss_and_gradients(
         self, batch: Batch, first_row: tf.Tensor | int
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Of some rows: their part of the whole batch's losses, and the gradients of its loss."""
+        """For some rows: their share in the losses of the whole batch, and its gradients."""
         with (
             computing_in(self.config.precision, self._models),
             convolutions_as_matrix_products(self._models, self._for_gpu),
@@ -447,13 +447,13 @@ class FineTuner:
             loss = self._losses(batch, self.step, first_row)
             weighed = self._weighed(loss)
             target = weighed if self.loss_scale is None else weighed * self.loss_scale.scale
-            # A tape adds up what comes from several places by AddN, which begins with whatever
-            # memory is free to be written over: then rounding would depend on the other core.
-            # `_sums_as_they_are` keeps TensorFlow from making that of it again.
+            # A tape adds up gradients from several places with AddN, which begins with whichever
+            # buffer can be overwritten: rounding would then depend on the other core.
+            # `_sums_as_they_are` keeps TensorFlow from turning the additions into AddN again.
             gradients = tf.gradients(
                 target, self.variables, aggregation_method=tf.AggregationMethod.EXPERIMENTAL_TREE
             )
-        # Embeddings have gradients for the rows that were looked up.
+        # Embeddings only have gradients for the rows that were looked up.
         gradients = [tf.convert_to_tensor(g) for g in gradients]
         self._traced_gradients = gradients
         return loss, gradients
@@ -486,14 +486,14 @@ class FineTuner:
         return self._in_replicas(update, stop)
 
     def _own_row(self, first_row: tf.Tensor | int, rows: int | None = None) -> tf.Tensor | int:
-        """Position in the whole batch of this replica's rows of the part at `first_row`."""
+        """Position in the whole batch of the rows of this replica, in the part at `first_row`."""
         if self._replicas == 1:
             return first_row
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return first_row + tf.cast(replica, tf.int32) * (rows or self._rows)
 
     def _row_losses(self, batch: Batch) -> tf.Tensor:
-        """Each row's loss at its own timestep and noise, as training computes; float32 [B]."""
+        """Loss of each row at its own timestep and noise, computed as in training; float32 [B]."""
         with (
             computing_in(self.config.precision, self._models),
             convolutions_as_matrix_products(self._models, self._for_gpu),
@@ -513,7 +513,7 @@ class FineTuner:
             own = self._row_losses(batch)
             if self._replicas == 1:
                 return own
-            # Each replica's in their places: a sum with zeros is exact, and the same for all.
+            # Each replica fills its own places: a sum with zeros is exact, and the same for all.
             rows = own.shape[0]
             places = self._own_row(0, rows) + tf.range(rows)
             every = tf.scatter_nd(places[:, None], own, [rows * self._replicas])
@@ -523,13 +523,13 @@ class FineTuner:
         return self._in_replicas(losses, batch)
 
     def score(self, pictures: ScoredPictures) -> np.ndarray:
-        """The losses of all rows, float32 [pictures * strata], with the weights as they are.
+        """The losses of all rows, float32 [pictures * strata], with the current weights.
 
-        Under `tf.distribute`, every worker calls this, and finds the same.
+        Under `tf.distribute`, every worker calls this and gets the same losses.
         """
         losses = np.zeros(pictures.num_rows, np.float32)
         for alike in pictures.rows_by_size():
-            # Of equal size, or the last one would be mostly filled up.
+            # In batches of equal size, or the last one would be mostly padding.
             number = math.ceil(len(alike) / (self._rows * self._replicas))
             rows = math.ceil(len(alike) / (number * self._replicas))
             found = []
@@ -544,7 +544,7 @@ class FineTuner:
         if self._strategy is None:
             return function(*arguments)
         results = self._strategy.run(function, args=arguments)
-        # Every replica gives the same.
+        # Every replica returns the same.
         return tf.nest.map_structure(
             lambda x: self._strategy.experimental_local_results(x)[0], results
         )
@@ -553,7 +553,7 @@ class FineTuner:
         self, loss: tf.Tensor, gradients: list[tf.Tensor], stop: tf.Tensor | None
     ) -> tuple[tf.Tensor, ...]:
         """One optimizer step; returns loss, gradient norm and whether any worker was stopped."""
-        # Each replica's own tensor, as the sum over them asks for.
+        # A tensor in each replica, as the sum over replicas requires.
         stopped = tf.constant(0.0) if stop is None else tf.identity(stop)
         if self._replicas > 1:
             context = tf.distribute.get_replica_context()
@@ -563,7 +563,7 @@ class FineTuner:
         if self.loss_scale is not None:
             gradients = [g / self.loss_scale.scale for g in gradients]
         limit, norm = self.config.max_gradient_norm, tf.linalg.global_norm(gradients)
-        # `tf.clip_by_global_norm` multiplies by 1, too: a pass over memory that is seldom needed.
+        # `tf.clip_by_global_norm` also multiplies by 1: a pass over memory that is seldom needed.
         gradients = tf.cond(
             norm > limit, lambda: [g * (limit / norm) for g in gradients], lambda: gradients
         )
@@ -599,8 +599,8 @@ class FineTuner:
             stop: Whether this worker was told to stop.
 
         Returns:
-            The loss, the gradients' global norm, and above zero where any worker was told to stop;
-            float32 [] each. They are on the device: to read them is to wait for it.
+            The loss, the global norm of the gradients, and a value above zero if any worker was
+            told to stop; float32 [] each. They are on the device: reading them waits for it.
         """
         with contextlib.nullcontext() if self._for_gpu else _sums_as_they_are():
             return self._one_step(batch, stop)
@@ -617,9 +617,9 @@ class FineTuner:
 
     @property
     def step_function(self) -> tf.types.experimental.PolymorphicFunction:
-        """The step as `trace` traces it where a batch is computed at once, on one device.
+        """The step as `trace` traces it if a batch is computed at once, on one device.
 
-        It takes the batch's features that are used, and `None`.
+        It takes the features of the batch that are used, and `None`.
         """
         return self._step_function
 
@@ -632,7 +632,7 @@ class FineTuner:
         ]
 
     def _share_out(self, batch: Batch, first_row: int, rows: int | None = None) -> Any:
-        """For each replica its rows of the part that starts at `first_row`."""
+        """For each replica, its rows of the part that starts at `first_row`."""
         rows = rows or self._rows
         if self._strategy is None:
             if self.config.accumulation_steps == 1:
@@ -652,7 +652,7 @@ class FineTuner:
             spec: From `trainer.data.latents.batch_spec`, for the whole batch.
 
         Returns:
-            The gradients in the graph that computes them, on one device.
+            The gradients in the graph that computes them on one device.
         """
         spec = {
             name: tf.TensorSpec((self._rows, *spec[name].shape[1:]), spec[name].dtype)
@@ -668,15 +668,15 @@ class FineTuner:
         return self._traced_gradients
 
     def save_state(self, path: str) -> None:
-        """Writes all that training changes, for `restart`."""
+        """Writes everything that training changes, for `restart`."""
         tf.train.Checkpoint(**self._state()).write(path)
 
     def restart(self, path: str, learning_rate: float) -> None:
-        """Makes everything what it was, for another training with the same traces.
+        """Restores the initial state, for another training with the same traces.
 
         Args:
-            path: That of `save_state`, before any step.
-            learning_rate: Of the other training.
+            path: As given to `save_state`, before any step.
+            learning_rate: Learning rate of the other training.
         """
         tf.train.Checkpoint(**self._state()).read(path).assert_consumed()
         self._bad_step.assign(0)
@@ -695,9 +695,9 @@ class FineTuner:
 
         Args:
             pictures: What is scored.
-            folder: That of `train`.
-            kept_step: Whose weights it kept; `None` for the averages as they are. With a step, the
-                weights are changed for good.
+            folder: As given to `train`.
+            kept_step: The step whose weights it kept; `None` for the current averages. With a
+                step, the weights are changed permanently.
 
         Returns:
             float32 [pictures * strata].
@@ -709,21 +709,21 @@ class FineTuner:
             return self.score(pictures)
 
     def assign_averages(self) -> None:
-        """Makes the averaged weights the models' weights, for good."""
+        """Assigns the averaged weights to the models, permanently."""
         for average, variable in zip(self.optimizer.averages, self.variables, strict=True):
             variable.assign(average)
         if self._beside:
             self._beside.merge()
 
     def assign_kept(self, folder: str, step: int) -> None:
-        """Makes the averaged weights that `train` kept of a step the models', for good."""
+        """Assigns the averaged weights that `train` kept for a step to the models, permanently."""
         KeptWeights(folder, self.variables).restore(step)
         if self._beside:
             self._beside.merge()
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within this, the averaged weights are the models' weights, as they will be exported."""
+        """Within this, the models hold the averaged weights, as they will be exported."""
         with (
             self._averages_in_place(),
             self._beside.merged() if self._beside else contextlib.nullcontext(),
@@ -758,28 +758,28 @@ class FineTuner:
         """Trains up to the configured number of steps, from the last checkpoint in `folder`.
 
         Args:
-            batches_from: Gives the endless batches that follow the given number of steps.
-            folder: Where checkpoints and `history.jsonl` are kept; a run that was stopped goes on
-                from here. Of several workers, the chief writes and all read.
+            batches_from: Returns the endless batches that follow the given number of steps.
+            folder: Holds checkpoints and `history.jsonl`; a run that was stopped resumes from
+                here. With several workers, the chief writes and all read.
             on_record: Called with every record as it is made.
-            start: Where to go on from if there is no checkpoint in `folder`: that of a training
-                that differs in its number of steps, and in nothing that this decides until then.
+            start: Checkpoint to continue from if there is none in `folder`, of a training that
+                differs in its number of steps but is the same up to that checkpoint.
             on_start: Called with the records and evaluations that were taken over from there.
             draw: Called with the number of steps done, while the models hold the averaged weights.
             draw_every_steps: Steps between these calls; 0 makes none.
-            evaluations: What is scored in between, and perhaps decides when training stops and
-                which weights are kept (see `assign_kept`); those from before a resume are read.
+            evaluations: The evaluations in between, which may decide when training stops and which
+                weights are kept (see `assign_kept`); those from before a resume are read.
             on_evaluation: Called with every evaluation as it is made.
-            until: Pause after this step, with a checkpoint, if it is not the last: another call
-                goes on from there, and all is as if there had been no pause.
+            until: Pause after this step, with a checkpoint, if it is not the last. Another call
+                continues from there, exactly as if there had been no pause.
 
         Returns:
-            All records, those from before a resume too; the last one is of the last step, unless
-            training pauses.
+            All records, including those from before a resume; the last one is for the last step,
+            unless training pauses.
 
         Raises:
             TrainingDivergedError: The loss or its gradients are infinite or not a number.
-            TrainingInterruptedError: It was told to stop; what was done is saved.
+            TrainingInterruptedError: It was told to stop; its progress is saved.
         """
         config = self.config
         assert config.steps is not None
@@ -797,12 +797,12 @@ class FineTuner:
         end = config.steps if until is None else min(until, config.steps)
         done = first_step >= end or (evaluations is not None and evaluations.stops)
         if not done and history and history[-1].step == first_step and not self._window_is_new:
-            # Of the last steps, fewer than a record is of otherwise: a part of the next one now.
+            # A final record over fewer steps than usual: now those steps belong to the next one.
             history.pop()
         if start is not None:
             on_start(history, () if evaluations is None else evaluations.done)
             if writes:
-                # From here on, all that this training needs is in its own folder.
+                # From here on, everything that this training needs is in its own folder.
                 if evaluations is not None:
                     if evaluations.keeps_best and evaluations.best:
                         kept.take_over(source, evaluations.best.step)
@@ -840,8 +840,8 @@ class FineTuner:
                 _, _, stopped = self.train_step(batch, stop.made)
                 timed += 1
                 last = step == config.steps
-                # Workers must stop at the same step. They all know of the step before, whose
-                # result needs no waiting for.
+                # Workers must stop at the same step. They all know the flag of the step before,
+                # which is already computed.
                 stopping = float(stopped_before) > 0 if several_workers else stop.made
                 if evaluations is not None and evaluations.due(step):
                     self._check_finite(ids, checkpoints.latest)
@@ -858,11 +858,11 @@ class FineTuner:
                     ids.clear()
                 if records:
                     seconds = time.monotonic() - since
-                    # A former run, stopped in between, may have recorded at other steps.
+                    # An earlier run, stopped in between, may have recorded at other steps.
                     since_record = step - (history[-1].step if history else 0)
                     at_once = config.batch_size * (1 if self._prior_weight is None else 2)
                     speed = timed * at_once / seconds
-                    # A longer training goes on as if this one had not ended here.
+                    # A longer training continues as if this one had not ended here.
                     ends_early = step % config.log_every_steps != 0
                     record = self._record(step, since_record, speed, new_window=not ends_early)
                     history.append(record)
@@ -878,13 +878,13 @@ class FineTuner:
                         kept.saved(evaluations.best.step)
                 if last and step < config.steps:
                     logger.info(
-                        "Training stops at step %d of %d: the held-out loss falls no more.",
+                        "Training stops at step %d of %d: the held-out loss no longer falls.",
                         step,
                         config.steps,
                     )
                     break
                 if stopping and not last:
-                    # One that leaves while the chief still saves would end it with an error.
+                    # A worker that leaves while the chief is saving would make the chief fail.
                     wait_for_all(self._strategy)
                     raise TrainingInterruptedError(
                         f"training was told to stop ({stop.signal.name}) and saved step {step} of "
@@ -930,13 +930,13 @@ class FineTuner:
 
     @property
     def _window_is_new(self) -> bool:
-        """Whether no step was done since the last record that was not the training's end."""
+        """Whether no step was done since the last record that did not end the training."""
         return not np.any(tf.convert_to_tensor(self._window))
 
     def _record(
         self, step: int, steps: int, images_per_second: float, *, new_window: bool
     ) -> StepRecord:
-        """The means of the last `steps` steps; without a new window, of some of the next one."""
+        """The means of the last `steps` steps; without a new window, the next one includes them."""
         loss, norm, updates, *prior = np.asarray(tf.convert_to_tensor(self._window))
         if new_window:
             self._window.assign(tf.zeros(self._window.shape))
@@ -953,7 +953,7 @@ class FineTuner:
 
 
 def read_history(folder: str) -> list[StepRecord]:
-    """The records in `<folder>/history.jsonl`; none where there is no such file."""
+    """The records in `<folder>/history.jsonl`; none if there is no such file."""
     path = os.path.join(folder, HISTORY_NAME)
     if not tf.io.gfile.exists(path):
         return []

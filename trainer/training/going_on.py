@@ -1,8 +1,8 @@
-"""Which training one with more steps goes on from, and why it does not.
+"""Which shorter training a longer one continues from, or why it does not.
 
-Trainings that differ in nothing but their number of steps are of one line. Everything random in a
-step follows from the seed and the step's number, so where nothing else depends on how long a
-training is, the longer one takes the shorter one's steps first, to the last bit.
+Trainings that differ only in their number of steps form a line. Everything random in a step
+follows from the seed and the number of the step, so if nothing else depends on the length of a
+training, the longer one begins with the steps of the shorter one, bit for bit.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """What the others of its line have to know of a training.
+    """What other trainings of the line need to know about a training.
 
     Attributes:
-        steps: How many it is to have.
-        warmup_steps: Of the learning rate.
+        steps: Its number of steps.
+        warmup_steps: Warm-up steps of the learning rate.
         plan: What is evaluated; `None` for nothing.
-        start: What it went on from itself: `training_id` and `step`; empty where it did not.
+        start: The `training_id` and `step` that it continued from itself; empty if it did not.
     """
 
     steps: int
@@ -48,7 +48,7 @@ class Note:
 
     @classmethod
     def from_json(cls, text: str) -> Note:
-        """Reads what `to_json` wrote; raises a KeyError, TypeError or ValueError if it is none."""
+        """Reads what `to_json` wrote; raises a KeyError, TypeError or ValueError otherwise."""
         content = json.loads(text)
         plan = content["plan"]
         return cls(**{**content, "plan": None if plan is None else Plan(**plan)})
@@ -60,11 +60,11 @@ class Note:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A training that another one could go on from, as far as their settings go.
+    """A training that another one could continue, according to their settings.
 
     Attributes:
-        start: Its latest checkpoint of fewer steps.
-        note: What is noted of it.
+        start: Its latest checkpoint with fewer steps.
+        note: Its note.
     """
 
     start: StartingPoint
@@ -72,9 +72,9 @@ class Candidate:
 
 
 class Line:
-    """The trainings of a line, which lie in folders beside each other.
+    """The trainings of a line, whose folders are next to each other.
 
-    Each has a note at `<folder>/lines/<line>/<training id>.json`, which stays when its checkpoints
+    Each has a note at `<folder>/lines/<line>/<training id>.json`, which stays after its checkpoints
     are removed.
     """
 
@@ -83,8 +83,8 @@ class Line:
 
         Args:
             folder: Holds a folder for every training.
-            name: Of the line.
-            training_id: Of the training that is to begin.
+            name: Name of the line.
+            training_id: Id of the training that is about to begin.
         """
         self._folder = folder
         self._notes = os.path.join(folder, _LINES, name)
@@ -92,17 +92,17 @@ class Line:
 
     @property
     def own(self) -> Note | None:
-        """What is noted of this training."""
+        """The note of this training."""
         return self._read(self._training_id)
 
     def note(self, note: Note) -> None:
-        """Notes it of this training, whole or not at all."""
+        """Writes the note of this training, whole or not at all."""
         write_whole(self._path(self._training_id), note.to_json())
 
     def candidates(self, config: ResolvedTrainingConfig) -> list[Candidate]:
-        """The others that this training could go on from, first those that are furthest.
+        """The other trainings that this one could continue, the furthest first.
 
-        Where there are shorter ones, and none of them will do, the log says why.
+        If there are shorter ones but none of them is suitable, the log says why.
 
         Args:
             config: Hyperparameters; the number of steps must be known.
@@ -142,7 +142,7 @@ class Line:
         try:
             return Note.from_json(text)
         except (KeyError, TypeError, ValueError):
-            logger.warning("%s is no note of a training, and is not looked at.", path)
+            logger.warning("%s is not a note of a training, so it is ignored.", path)
             return None
 
     def _path(self, training_id: str) -> str:
@@ -150,14 +150,14 @@ class Line:
 
 
 def chosen_alike(candidates: list[Candidate], evaluations: Evaluations | None) -> Candidate | None:
-    """The first of the candidates of which held-out pictures choose as if it had been longer.
+    """The first candidate for which held-out pictures would choose the same in a longer training.
 
     Args:
         candidates: From `Line.candidates`.
-        evaluations: Those of this training.
+        evaluations: The evaluations of this training.
 
     Returns:
-        `None` where there is none; the log says why.
+        `None` if there is none; the log says why.
     """
     problems = []
     for candidate in candidates:
@@ -173,12 +173,12 @@ def chosen_alike(candidates: list[Candidate], evaluations: Evaluations | None) -
 def goes_on(
     config: ResolvedTrainingConfig, preset: Preset, evaluations: Evaluations | None
 ) -> bool:
-    """Whether a training of twice the steps would go on from the end of this one.
+    """Whether a training with twice the steps would continue from the end of this one.
 
     Args:
         config: Its hyperparameters; the number of steps must be known.
-        preset: Recommends a warm-up, which may be longer then.
-        evaluations: All that were made.
+        preset: Recommends a warm-up, which may be longer in that case.
+        evaluations: All evaluations so far.
     """
     assert config.steps is not None
     assert config.warmup_steps is not None
@@ -192,28 +192,28 @@ def goes_on(
 
 
 def _of_length(note: Note, config: ResolvedTrainingConfig) -> str | None:
-    """What keeps a training from going on from one of other steps, whatever is evaluated."""
+    """Why a training cannot continue one of another length, whatever is evaluated."""
     if config.learning_rate_schedule != "constant":
         return (
-            f"the learning rate's schedule, {config.learning_rate_schedule}, ends with the last "
+            f"the learning rate schedule, {config.learning_rate_schedule}, depends on the last "
             "step (training.learning_rate_schedule: constant does not)"
         )
     if note.warmup_steps != config.warmup_steps:
         return (
-            f"its warm-up was of {note.warmup_steps} steps, and this one's is of "
+            f"its warm-up had {note.warmup_steps} steps, and the warm-up of this one has "
             f"{config.warmup_steps} (training.warmup_steps)"
         )
     return None
 
 
 def _of_choice(candidate: Candidate, evaluations: Evaluations | None) -> str | None:
-    """What keeps the choice from being that of one training."""
+    """Why the choice would differ from the choice of a single training."""
     if evaluations is None or not evaluations.chooses:
         return None
     if not evaluations.plan.is_like(candidate.note.plan):
         return (
-            f"held-out pictures choose, and other ones would have: {candidate.note.plan or 'none'} "
-            f"then, {evaluations.plan} now (give training.evaluate_every_steps, and at least "
+            f"held-out pictures choose, but evaluations differ: {candidate.note.plan or 'none'} "
+            f"then, {evaluations.plan} now (set training.evaluate_every_steps, with at least "
             "twenty evaluations)"
         )
     start = candidate.start
@@ -221,13 +221,13 @@ def _of_choice(candidate: Candidate, evaluations: Evaluations | None) -> str | N
     best = evaluations.best
     if evaluations.keeps_best and best and not kept_files(start.folder, best.step):
         return (
-            f"of the steps at which this one evaluates, {best.step} is the best, whose weights "
-            "were not kept (make training.steps a multiple of training.evaluate_every_steps)"
+            f"of the steps that this one evaluates, {best.step} is the best, but its weights were "
+            "not kept (make training.steps a multiple of training.evaluate_every_steps)"
         )
     return None
 
 
 def _tell(steps: int, problem: str | None) -> None:
     logger.info(
-        "A training of %d steps is not gone on from: %s. All steps are done anew.", steps, problem
+        "Not continuing the training of %d steps: %s. All steps are done again.", steps, problem
     )

@@ -1,4 +1,4 @@
-"""Being told to stop: by Ctrl-C, a terminal that closes, or SIGTERM, as before a preemption."""
+"""Stop requests: Ctrl-C, a closing terminal, or SIGTERM, as sent before a preemption."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 class TrainingInterruptedError(RuntimeError):
-    """The run was told to stop; it saved what it had.
+    """The run was told to stop; it saved its progress.
 
     Attributes:
-        signal: By which signal.
+        signal: The signal that told it.
     """
 
     def __init__(self, message: str, number: signal.Signals = signal.SIGTERM) -> None:
@@ -21,14 +21,14 @@ class TrainingInterruptedError(RuntimeError):
 
 
 class StopRequest:
-    """Notes SIGTERM, SIGHUP and Ctrl-C instead of dying of them; use as a context manager.
+    """Notes SIGTERM, SIGHUP and Ctrl-C instead of dying; use as a context manager.
 
-    A second Ctrl-C is not waited with. Only a process's main thread may handle signals; elsewhere
-    this notes nothing.
+    A second Ctrl-C takes effect at once. Only the main thread of a process may handle signals; in
+    other threads this notes nothing.
 
     Attributes:
-        made: Whether one came.
-        signal: Which one; SIGTERM where another worker was told.
+        made: Whether a signal arrived.
+        signal: Which one; SIGTERM if another worker was told.
     """
 
     def __init__(self) -> None:
@@ -39,8 +39,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-                # What a shell starts in the background ignores Ctrl-C, and goes on doing so; with
-                # nohup it is SIGHUP.
+                # A process that a shell starts in the background ignores Ctrl-C and should go on
+                # doing so; with nohup, the same holds for SIGHUP.
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note)
         return self

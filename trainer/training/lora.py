@@ -21,7 +21,7 @@ _TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 def diffusion_model_projections(model: keras.Model) -> dict[str, keras.layers.Dense]:
-    """The U-Net's attention projections by the names that kohya's LoRA files give them."""
+    """The attention projections of the U-Net, by their names in kohya's LoRA files."""
     return {
         f"lora_unet_{_underscored(block)}_transformer_blocks_0_{attention}_{theirs}": getattr(
             getattr(block.transformer_block, attention), ours
@@ -34,7 +34,7 @@ def diffusion_model_projections(model: keras.Model) -> dict[str, keras.layers.De
 
 
 def text_encoder_projections(model: keras.Model) -> dict[str, keras.layers.Dense]:
-    """The text encoder's attention projections by the names that kohya's LoRA files give them."""
+    """The attention projections of the text encoder, by their names in kohya's LoRA files."""
     return {
         f"lora_te_{_underscored(block)}_self_attn_{name}": getattr(block.clip_attn, name)
         for block in model.layers
@@ -49,7 +49,7 @@ def _underscored(layer: keras.layers.Layer) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Adapter:
-    """Adds `scale * (x @ down) @ up` to what its layer gives."""
+    """Adds `scale * (x @ down) @ up` to the output of its layer."""
 
     layer: keras.layers.Dense
     down: tf.Variable
@@ -61,7 +61,7 @@ class _Adapter:
 
         class AdaptedDense(keras.layers.Dense):
             def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-                # Not added to the kernel, in whose 16-bit rounding a small change would be lost.
+                # Not added to the kernel: its 16-bit rounding would lose a small change.
                 low = tf.matmul(inputs, tf.cast(adapter.down, inputs.dtype))
                 change = tf.matmul(low, tf.cast(adapter.up, inputs.dtype))
                 return super().call(inputs, training=training) + adapter.scale * change
@@ -77,11 +77,11 @@ class _Adapter:
 
 
 class LowRankAdapters:
-    """One adapter for each projection; the projections' own weights stay as they are.
+    """One adapter for each projection; the weights of the projections do not change.
 
     Attributes:
-        variables: What is trained, float32, for each projection `down` [width in, rank] and `up`
-            [rank, width out].
+        variables: The trained variables, float32: for each projection, `down` [width in, rank] and
+            `up` [rank, width out].
     """
 
     def __init__(
@@ -95,24 +95,25 @@ class LowRankAdapters:
     ) -> None:
         """Attaches the adapters; under `tf.distribute`, call it in the strategy's scope.
 
-        At the start new ones change nothing: `up` is zero.
+        New adapters change nothing at first: `up` is zero.
 
         Args:
-            projections: By name.
-            rank: Of every adapter.
-            alpha: An adapter's change counts `alpha / rank`.
+            projections: The projections, by name.
+            rank: Rank of every adapter.
+            alpha: The change of an adapter is scaled by `alpha / rank`.
             seed: Decides the initial `down`.
-            initial: By name, `down` [width in, rank] and `up` [rank, width out] of those that are
-                not new.
+            initial: For adapters that are not new, by name: `down` [width in, rank] and `up`
+                [rank, width out].
 
         Raises:
-            UserError: One of these is of another shape, or of a projection that there is not.
+            UserError: One of these has another shape, or belongs to a projection that does not
+                exist.
         """
         given = initial or {}
         if unknown := sorted(set(given) - set(projections)):
             raise UserError(
-                f"the adapters of the model that is started from are of another network: "
-                f"{unknown[0]} is no projection of this one; start from another model"
+                f"the adapters of the starting model belong to another network: {unknown[0]} is "
+                "not a projection of this one; start from another model"
             )
         self._rank = rank
         self._alpha = alpha
@@ -120,7 +121,7 @@ class LowRankAdapters:
         for index, (name, layer) in enumerate(projections.items()):
             width_in, width_out = layer.kernel.shape
             rng = np.random.default_rng([seed, index])
-            # As the paper's own code starts them: uniform, of variance 1 / (3 * width).
+            # Initialized as in the paper's code: uniform, with variance 1 / (3 * width).
             limit = width_in**-0.5
             down = rng.uniform(-limit, limit, (width_in, rank)).astype(np.float32)
             up = np.zeros((rank, width_out), np.float32)
@@ -129,9 +130,9 @@ class LowRankAdapters:
                 down, up = (np.asarray(values, np.float32) for values in given[name])
                 if (down.shape, up.shape) != shapes:
                     raise UserError(
-                        f"the adapter {name} of the model that is started from is of the shapes "
-                        f"{down.shape} and {up.shape}, here it must be of {shapes[0]} and "
-                        f"{shapes[1]}: start from another model"
+                        f"the adapter {name} of the starting model has the shapes {down.shape} and "
+                        f"{up.shape}, but must have {shapes[0]} and {shapes[1]}: start from "
+                        "another model"
                     )
             self._adapters[name] = _Adapter(
                 layer,
@@ -148,7 +149,7 @@ class LowRankAdapters:
 
     @contextlib.contextmanager
     def merged(self) -> Iterator[None]:
-        """Within this, the networks hold the adapters in their own weights, as exported ones do."""
+        """Within this, the networks hold the adapters in their own weights, as on export."""
         before = [tf.identity(adapter.layer.kernel) for adapter in self._adapters.values()]
         self.merge()
         try:
@@ -159,7 +160,7 @@ class LowRankAdapters:
                 adapter.attach()
 
     def merge(self) -> None:
-        """Adds the adapters to the networks' own weights and takes them off."""
+        """Adds the adapters to the networks' own weights and detaches them."""
         for adapter in self._adapters.values():
             adapter.detach()
             adapter.merge()
@@ -171,8 +172,8 @@ class LowRankAdapters:
         and `alpha` [], float32.
 
         Args:
-            folder: Any that TensorFlow opens.
-            header: What the file says of itself, beside ModelSpec's hash.
+            folder: Any folder that TensorFlow can open.
+            header: The keys of the header, apart from ModelSpec's hash.
         """
         tensors = {}
         for name, adapter in self._adapters.items():

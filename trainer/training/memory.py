@@ -1,4 +1,4 @@
-"""How much memory training will need, said before it starts."""
+"""How much memory training needs, estimated before it starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.training.optimizer import moment_values
 from trainer.training_config import ResolvedTrainingConfig
 
 _FLOAT32 = 4
-# Their output is their input's memory, or nothing worth counting.
+# Their output shares the memory of their input, or is too small to count.
 _ALIASES = frozenset(
     {"Identity", "IdentityN", "Reshape", "Squeeze", "ExpandDims", "StopGradient"}
     | {"PreventGradient", "ReadVariableOp"}
@@ -35,12 +35,12 @@ class MemoryEstimate:
     """Bytes that training takes on one device.
 
     Attributes:
-        weights: Of all networks in memory, float32.
-        gradients: Of what is trained; twice that where they are accumulated.
-        optimizer: What it keeps of the gradients: AdamW two moments, Lion and Adafactor about one.
-        averages: The moving average of what is trained.
+        weights: Weights of all networks in memory, float32.
+        gradients: Gradients of the trained variables; twice that if they are accumulated.
+        optimizer: State of the optimizer: two moments for AdamW, about one for Lion and Adafactor.
+        averages: The moving average of the trained variables.
         activations: Kept for, or made in, the backward pass; see `activation_bytes`.
-        program: What the process holds besides; zero on a GPU.
+        program: Everything else that the process holds; zero on a GPU.
     """
 
     weights: int
@@ -71,11 +71,11 @@ def estimate_memory(
     activations: int,
     program: int,
 ) -> MemoryEstimate:
-    """What training takes on one device.
+    """The memory that training takes on one device.
 
     Args:
         models: All networks that are in memory.
-        trained: The variables that are trained; where adapters are, they are not the models' own.
+        trained: The variables that are trained; adapters are not part of the models.
         config: Hyperparameters.
         activations: From `activation_bytes`; zero before the step is traced.
         program: From `program_bytes`, on a CPU.
@@ -95,21 +95,21 @@ def estimate_memory(
 
 
 def activation_bytes(gradients: Sequence[tf.Tensor]) -> int:
-    """Peak of what is in memory while a traced step computes its gradients, without them.
+    """Peak memory while a traced step computes its gradients, without the gradients themselves.
 
-    Walks the graph's operations in the order they were made, as if each ran at once after the one
-    before: outputs come into memory, inputs leave it after their last use. The executor keeps no
-    such order, fuses some operations and computes others in place; a library may need scratch
-    space. Measured on CPU against the process' real peak, in float32 at `sd-v1-4`'s U-Net, see
-    tests/trainer/test_memory.py.
+    Walks the operations of the graph in the order they were made, as if each ran right after the
+    one before: outputs are allocated, inputs are freed after their last use. The executor does not
+    keep this order, fuses some operations and computes others in place; a library may need scratch
+    space. For a comparison with the real peak of the process, on CPU in float32 with the U-Net of
+    `sd-v1-4`, see tests/trainer/test_memory.py.
 
     Args:
-        gradients: All from one `tf.Graph` with a known batch size.
+        gradients: Gradients from one `tf.Graph` with a known batch size.
     """
     graph = gradients[0].graph
 
     def root(tensor: tf.Tensor) -> tf.Tensor:
-        """The tensor whose memory this one is."""
+        """The tensor whose memory this one shares."""
         while tensor.op.type in _ALIASES:
             tensor = tensor.op.inputs[tensor.value_index if tensor.op.type == "IdentityN" else 0]
         return tensor
@@ -150,19 +150,20 @@ def _ancestors(tensors: Sequence[tf.Tensor]) -> Collection[tf.Operation]:
 
 def _tensor_bytes(tensor: tf.Tensor) -> int:
     elements = tensor.shape.num_elements()
-    # Of unknown size are numbers that describe shapes.
+    # Tensors of unknown size are numbers that describe shapes.
     return 0 if elements is None or tensor.dtype == tf.resource else elements * tensor.dtype.size
 
 
 def program_bytes(models: Sequence[keras.Model]) -> int:
-    """What this process holds now, in main memory, besides the models' weights."""
+    """Main memory that this process holds now, apart from the weights of the models."""
     return max(0, resident_bytes() - _FLOAT32 * sum(model.count_params() for model in models))
 
 
 def device_memory() -> tuple[str, int]:
     """The device that training runs on, in words, and its memory in bytes.
 
-    Of several GPUs the one with the least; without a GPU, what this process may use of main memory.
+    With several GPUs, the one with the least memory; without a GPU, the main memory that this
+    process may use.
     """
     gpus = [d.memory_limit for d in device_lib.list_local_devices() if d.device_type == "GPU"]
     if gpus:
@@ -173,25 +174,25 @@ def device_memory() -> tuple[str, int]:
 def check_fits(
     estimate: MemoryEstimate, available: int, device: str, config: ResolvedTrainingConfig
 ) -> str | None:
-    """What is wrong and what would help, in one line, where training cannot fit; else `None`.
+    """If training cannot fit: the problem and what would help, in one line; else `None`.
 
     Args:
-        estimate: What it takes.
-        available: Bytes that there are.
-        device: Whose, in words.
-        config: Hyperparameters; only what they leave open is advised.
+        estimate: Estimate of the memory that training takes.
+        available: Available bytes.
+        device: The device, in words.
+        config: Hyperparameters; only changes that they allow are advised.
     """
     if estimate.total <= available:
         return None
     advice = []
     if config.batch_size > config.accumulation_steps:
         advice.append(
-            f"a smaller training.batch_size than {config.batch_size}, or a larger "
-            f"training.accumulation_steps than {config.accumulation_steps}"
+            f"a training.batch_size below {config.batch_size}, or a training.accumulation_steps "
+            f"above {config.accumulation_steps}"
         )
     if not config.gradient_checkpointing:
         advice.append("training.gradient_checkpointing = true")
-    # Adapters' own is small.
+    # For adapters, the optimizer's memory is small.
     if config.optimizer == "adamw" and not config.lora_rank:
         advice.append("training.optimizer = adafactor or lion (half of the optimizer's memory)")
     if not config.lora_rank:
@@ -206,13 +207,13 @@ def check_fits(
 
 
 class MemoryGuard:
-    """Holds what training takes against what this device has."""
+    """Compares the memory that training takes with the memory of this device."""
 
     def __init__(self, networks: Sequence[keras.Model], config: ResolvedTrainingConfig) -> None:
-        """Asks the device.
+        """Reads the memory of the device.
 
         Args:
-            networks: Everything that is held in memory.
+            networks: All networks that are held in memory.
             config: Hyperparameters.
         """
         self._networks = networks
@@ -223,18 +224,18 @@ class MemoryGuard:
 
     @property
     def available(self) -> str:
-        """What the device has, in words."""
+        """The memory of the device, in words."""
         return f"{self._device} has {gigabytes(self._bytes)}"
 
     def __call__(self, trained: Sequence[tf.Variable], *, activations: int) -> MemoryEstimate:
-        """Estimates, and says what is wrong with that.
+        """Estimates the memory, and reports a problem.
 
         Args:
-            trained: The variables that gradients are taken of.
-            activations: Bytes; 0 where they are not known yet.
+            trained: The variables whose gradients are computed.
+            activations: Bytes; 0 if they are not known yet.
 
         Raises:
-            InsufficientMemoryError: It cannot fit, and such runs are to be refused.
+            InsufficientMemoryError: Training cannot fit, and the settings refuse such runs.
         """
         estimate = estimate_memory(
             self._networks, trained, self._config, activations=activations, program=self._program
@@ -248,7 +249,7 @@ class MemoryGuard:
 
 
 def peak_gpu_bytes() -> int | None:
-    """The most that was in use on any GPU so far; `None` without one."""
+    """Peak memory in use on any GPU so far; `None` without a GPU."""
     peaks = [
         tf.config.experimental.get_memory_info(f"GPU:{index}")["peak"]
         for index in range(len(tf.config.list_logical_devices("GPU")))

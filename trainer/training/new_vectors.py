@@ -1,4 +1,4 @@
-"""The vectors of a new word, which alone are trained (textual inversion, Gal et al. 2022)."""
+"""Training of only the vectors of a new word (textual inversion, Gal et al. 2022)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from trainer.text.new_word import FIRST_NEW_ID, NewWord
 
 
 class NewVectors:
-    """A variable in the place of a table's last rows; the table itself stays as it is.
+    """A variable that replaces the last rows of a table; the table itself does not change.
 
-    So the optimizer's state, and the gradients, are of these rows alone.
+    So optimizer state and gradients exist only for these rows.
 
     Attributes:
-        variables: What is trained: float32 [K, width].
+        variables: The trained vectors, float32 [K, width].
     """
 
     def __init__(self, text_encoder: keras.Model, word: NewWord) -> None:
-        """Has a text encoder look the word up here; call it in a strategy's scope.
+        """Makes a text encoder look the word up here; call it in the scope of a strategy.
 
         Args:
-            text_encoder: Has the word's tokens, whose vectors are begun with.
+            text_encoder: Has the tokens of the word, whose vectors are the initial values.
             word: The word.
         """
         self._layer = token_embedding(text_encoder)
@@ -41,7 +41,7 @@ class NewVectors:
         return [self._vectors]
 
     def merge(self) -> None:
-        """Writes the vectors into the table, which they are looked up in from now on."""
+        """Writes the vectors into the table, where they are looked up from now on."""
         compute_as(self._layer, keras.layers.Embedding)
         table = tf.convert_to_tensor(self._layer.embeddings)
         vectors = tf.convert_to_tensor(self._vectors)
@@ -50,7 +50,7 @@ class NewVectors:
 
     @contextlib.contextmanager
     def merged(self) -> Iterator[None]:
-        """Within this, the table holds the vectors, as an exported one does."""
+        """Within this, the table holds the vectors, as on export."""
         before = tf.identity(self._layer.embeddings.value)
         self.merge()
         try:
@@ -68,8 +68,8 @@ class NewVectors:
                 tokens = tf.cast(inputs, tf.int32)
                 is_new = tokens >= first
                 known = super().call(tf.where(is_new, 0, tokens))
-                # A product with ones and zeros is exact, and its gradient always the same: that of
-                # a look-up adds up in whatever order the cores come to it.
+                # A product with ones and zeros is exact, and its gradient always the same: the
+                # gradient of a look-up is added up in whatever order the cores get to it.
                 chosen = tf.one_hot(tokens - first, count)
                 new = tf.tensordot(chosen, tf.convert_to_tensor(variable), axes=1)
                 return tf.where(is_new[..., None], tf.cast(new, known.dtype), known)

@@ -1,4 +1,4 @@
-"""What updates the weights, and their average: AdamW in few operations, others of Keras."""
+"""Optimizers that also average the weights: AdamW in few operations, others from Keras."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from trainer.training.distribution import assign_here
 from trainer.training_config import OptimizerName
 
 _Update = Callable[[int, tf.Tensor], None]
-"""Updates the variable of a number by its gradient."""
+"""Updates the variable with an index, given its gradient."""
 
 _Variable: TypeAlias = tf.Variable | keras.Variable
 
 _BETA_1 = 0.9
 _BETA_2 = 0.999
 _EPSILON = 1e-8
-# Far from where float32 ends, and far enough below 1 to be reached seldom.
+# Far from the limits of float32, and far enough below 1 to be reached seldom.
 _SMALLEST_SCALE = 1e-6
 
 
 class AveragedOptimizer(abc.ABC):
     """An optimizer with decoupled weight decay and an exponential moving average of the weights.
 
-    At full width it is memory that an update waits for, so the average is kept divided by a factor
-    of its own: then one pass over it is enough.
+    At full width an update is bound by memory, so the average is stored divided by a scale factor:
+    then one pass over it is enough.
 
     Attributes:
         trained: The variables, float32.
@@ -41,9 +41,9 @@ class AveragedOptimizer(abc.ABC):
         """Creates the state; under `tf.distribute`, call it in the strategy's scope.
 
         Args:
-            variables: What is trained, float32.
-            weight_decay: Decoupled: a step takes this fraction, times the learning rate, off.
-            ema_decay: Upper limit of the average's decay.
+            variables: The trained variables, float32.
+            weight_decay: Decoupled: a step removes this fraction, times the learning rate.
+            ema_decay: Upper limit of the decay of the average.
         """
         self._given = list(variables)
         self.trained = [_tensorflows(variable) for variable in variables]
@@ -55,11 +55,11 @@ class AveragedOptimizer(abc.ABC):
 
     @abc.abstractmethod
     def _create_moments(self) -> dict[str, list[tf.Variable]]:
-        """All that the next update depends on, besides the variables and their averages."""
+        """Everything that the next update depends on, apart from variables and averages."""
 
     @abc.abstractmethod
     def _prepared(self, learning_rate: tf.Tensor, step: tf.Tensor) -> _Update:
-        """What makes the update of a number, from 1; see `apply`."""
+        """The function that makes update number `step`, from 1; see `apply`."""
 
     @property
     def averages(self) -> list[tf.Tensor]:
@@ -69,7 +69,7 @@ class AveragedOptimizer(abc.ABC):
 
     @property
     def state(self) -> dict[str, list[tf.Variable]]:
-        """All that the next update depends on, besides the variables themselves."""
+        """Everything that the next update depends on, apart from the variables themselves."""
         return {**self._moments, "averages": [*self._scaled, self._scale]}
 
     def apply(
@@ -80,7 +80,7 @@ class AveragedOptimizer(abc.ABC):
         Under `tf.distribute`, every replica calls this with the same gradients.
 
         Args:
-            gradients: One for each variable, in their order.
+            gradients: One for each variable, in the same order.
             learning_rate: float32 [].
             step: int [], the number of this update, from 1.
         """
@@ -104,7 +104,7 @@ class AveragedOptimizer(abc.ABC):
                 )
 
     def _next_scale(self, decay: tf.Tensor) -> tf.Tensor:
-        """Lets the scale decay; returns what a variable's value is multiplied by to be added.
+        """Decays the scale; returns the factor with which the value of a variable is added.
 
         With average = scale * scaled, `decay * average + (1 - decay) * value` is the new scale
         `decay * scale` times `scaled + (1 - decay) / (decay * scale) * value`.
@@ -124,9 +124,9 @@ class AveragedOptimizer(abc.ABC):
 class AveragedAdamW(AveragedOptimizer):
     """AdamW (Loshchilov and Hutter 2019, algorithm 2).
 
-    On TensorFlow's fused Adam kernel: Keras' optimizer spells every update out, some forty
-    operations for each of the hundreds of variables, which takes longer to trace, and at small
-    widths to run, than the network itself.
+    Uses TensorFlow's fused Adam kernel. Keras' optimizer writes every update out in some forty
+    operations for each of hundreds of variables, which takes longer to trace, and at small widths
+    to run, than the network itself.
     """
 
     def _create_moments(self) -> dict[str, list[tf.Variable]]:
@@ -139,8 +139,8 @@ class AveragedAdamW(AveragedOptimizer):
     def _prepared(self, learning_rate: tf.Tensor, step: tf.Tensor) -> _Update:
         done = tf.cast(step, tf.float32)
         beta_1_power, beta_2_power = tf.pow(_BETA_1, done), tf.pow(_BETA_2, done)
-        # The paper adds epsilon to the root of the corrected second moment; the kernel adds what it
-        # is given to that of the moment itself, and corrects both.
+        # The paper adds epsilon to the root of the corrected second moment; the kernel adds its
+        # epsilon to the root of the uncorrected moment, and corrects both.
         epsilon = _EPSILON * tf.sqrt(1.0 - beta_2_power)
 
         def update(index: int, gradient: tf.Tensor) -> None:
@@ -161,7 +161,7 @@ class AveragedAdamW(AveragedOptimizer):
 
 
 class _AveragedKeras(AveragedOptimizer):
-    """One of Keras', on one device."""
+    """An optimizer from Keras, on one device."""
 
     def __init__(
         self,
@@ -175,12 +175,12 @@ class _AveragedKeras(AveragedOptimizer):
         super().__init__(variables, weight_decay=weight_decay, ema_decay=ema_decay)
 
     def _create_moments(self) -> dict[str, list[tf.Variable]]:
-        # The number of the step and the learning rate, which are given with every update.
+        # The step number and the learning rate, which are given with every update.
         others = len(self._keras.variables)
-        # By the names of TensorFlow's variables, Adafactor could not call its own.
+        # Adafactor cannot name its own variables after TensorFlow's variables.
         self._keras.build(self._given)
         moments = map(_tensorflows, self._keras.variables[others:])
-        # For a vector, Adafactor has whole numbers in the place of rows and columns.
+        # For a vector, Adafactor has integers instead of rows and columns.
         return {"moments": [moment for moment in moments if moment.dtype == tf.float32]}
 
     def _prepared(self, learning_rate: tf.Tensor, step: tf.Tensor) -> _Update:
@@ -199,12 +199,12 @@ def averaged_optimizer(
     weight_decay: float,
     ema_decay: float,
 ) -> AveragedOptimizer:
-    """The optimizer of a name; see `AveragedOptimizer` for the other arguments.
+    """The optimizer called `name`; see `AveragedOptimizer` for the other arguments.
 
-    All but AdamW are for one device alone.
+    All but AdamW support only one device.
 
-    Of Lion (Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms") and Adafactor
-    (Shazeer and Stern 2018, whose updates are relative to the weights' size) Keras' own settings.
+    Lion (Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms") and Adafactor (Shazeer
+    and Stern 2018, whose updates are relative to the size of the weights) use Keras' defaults.
     """
     if name == "adamw":
         return AveragedAdamW(variables, weight_decay=weight_decay, ema_decay=ema_decay)
@@ -213,10 +213,10 @@ def averaged_optimizer(
 
 
 def moment_values(name: OptimizerName, shape: Sequence[int]) -> int:
-    """How many values an optimizer keeps of a variable of a shape, without its average.
+    """Number of values that an optimizer keeps for a variable of a shape, without its average.
 
-    Adafactor's idea is to keep a matrix's rows and columns alone. Keras keeps what they make of the
-    whole matrix, too.
+    Adafactor's idea is to keep only the rows and columns of a matrix. Keras also keeps the whole
+    matrix that is computed from them.
     """
     size = math.prod(shape)
     if name == "adamw":

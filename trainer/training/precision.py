@@ -1,7 +1,7 @@
-"""Mixed precision: networks compute in 16 bits, all that is kept is float32.
+"""Mixed precision: networks compute in 16 bits, everything that is kept is float32.
 
-Micikevicius et al. 2018. The networks are built, exported and drawn with in float32; only while a
-training step is traced do their layers compute in another type.
+See Micikevicius et al. 2018. Building, exporting and drawing use float32; only while a training
+step is traced do the layers of the networks compute in another type.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def on_this_machine(config: ResolvedTrainingConfig) -> ResolvedTrainingConfig:
-    """The configuration with a precision that is not `auto`: bfloat16 where this machine has it."""
+    """The configuration with `auto` resolved: bfloat16 if this machine supports it."""
     if config.precision != "auto":
         return config
     precision: Precision = "bfloat16" if _has_bfloat16() else "float32"
@@ -58,9 +58,9 @@ def computing_in(
 class LossScale:
     """Dynamic loss scaling (Micikevicius et al. 2018, section 3.2).
 
-    float16 has no numbers below 6e-8, where many gradients are. The loss is multiplied by a scale,
-    which doubles after 2000 updates without overflow; an update that overflows is left out and
-    halves it.
+    Many gradients are below 6e-8, the smallest number in float16. So the loss is multiplied by a
+    scale, which doubles after 2000 updates without overflow; an update that overflows is skipped
+    and halves it.
 
     Attributes:
         scale: float32 [].
@@ -75,14 +75,14 @@ class LossScale:
         self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     def update(self, finite: tf.Tensor) -> tf.Tensor:
-        """Takes note of whether all gradients of a step were finite.
+        """Records whether all gradients of a step were finite.
 
         Returns:
-            bool [], whether they were not although nothing was left to be halved.
+            bool [], whether they were not, although the scale could not be halved further.
         """
         scale, updates = tf.identity(self.scale), tf.identity(self.updates_at_scale) + 1
         grows = finite & (updates >= _GROWTH_STEPS)
-        # A larger one gains nothing: the smallest gradient is above 1 by then.
+        # A larger scale gains nothing: by then the smallest gradient is above 1.
         larger = tf.minimum(2.0 * scale, 2.0**24)
         smaller = tf.maximum(0.5 * scale, 1.0)
         assign_here(self.scale, tf.where(finite, tf.where(grows, larger, scale), smaller))

@@ -24,7 +24,7 @@ class TrainingProgress:
         self._steps = steps
         self._held_out = ""
         self._next_line = 0
-        # The stream that is there when training starts: a runner may have replaced sys.stdout.
+        # The stream in use when training starts: a runner may have replaced sys.stdout.
         console = Console(file=sys.stdout)
         self._bar = (
             Progress(
@@ -54,7 +54,7 @@ class TrainingProgress:
             self._bar.stop()
 
     def held_out(self, loss: float, best: Evaluation | None) -> None:
-        """Shows a held-out loss with the records that follow, and the step that is best so far."""
+        """Shows a held-out loss and the best step so far with the records that follow."""
         marked = f" (best: step {best.step}, {best.loss:.4f})" if best else ""
         self._held_out = f"held out {loss:.4f}{marked}, "
 

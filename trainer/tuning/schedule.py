@@ -1,7 +1,7 @@
-"""How many trials are trained for how long: successive halving, with a third instead of a half.
+"""How many trials are trained for how long: successive halving with a third instead of a half.
 
-All trials are trained for a fraction of the steps, the best third of them goes on for three times
-as long, and so on, up to the end of the training.
+All trials are trained for a fraction of the steps, the best third of them continues up to three
+times as many, and so on, up to the end of the training.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import math
 from collections.abc import Sequence
 
 FACTOR = 3
-"""A rung has so many times fewer trials than the one before, which go on for so many times longer.
-"""
+"""A rung has this many times fewer trials than the one before, and this many times more steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +19,8 @@ class Rung:
     """A round of the search.
 
     Attributes:
-        trials: How many get there.
-        steps: Optimizer steps done at its end, those of the rungs before among them.
+        trials: Number of trials that reach it.
+        steps: Optimizer steps done at its end, including earlier rungs.
     """
 
     trials: int
@@ -32,8 +31,8 @@ def rungs(trials: int, steps: int) -> tuple[Rung, ...]:
     """The rounds of a search.
 
     Args:
-        trials: How many are begun, at least one.
-        steps: Of a whole training, which the last round comes to.
+        trials: Number of trials that are started, at least one.
+        steps: Steps of a whole training, which the last round completes.
     """
     count = 1
     while FACTOR**count <= min(trials, steps):
@@ -45,7 +44,7 @@ def rungs(trials: int, steps: int) -> tuple[Rung, ...]:
 
 
 def total_steps(schedule: Sequence[Rung]) -> int:
-    """Optimizer steps of all trials; whoever goes on repeats none."""
+    """Optimizer steps of all trials; a trial that continues repeats none."""
     before = [0, *(rung.steps for rung in schedule)]
     return sum(
         rung.trials * (rung.steps - done) for rung, done in zip(schedule, before, strict=False)
@@ -53,5 +52,5 @@ def total_steps(schedule: Sequence[Rung]) -> int:
 
 
 def total_scores(schedule: Sequence[Rung]) -> int:
-    """How often a trial is scored."""
+    """Number of times that trials are scored."""
     return sum(rung.trials for rung in schedule)

@@ -1,7 +1,7 @@
-"""The search: which trial is trained, what came of it, and what is left of it in the end.
+"""The search: which trials are trained, their results, and what is kept at the end.
 
-Every result is a file of its own, named by the training and its steps. So a search that was killed
-trains no trial twice, even where the file that KerasTuner keeps its state in was cut off.
+Every result is a separate file, named by the training and its steps. So a search that was killed
+trains no trial twice, even if KerasTuner's state file was truncated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from trainer.tuning.oracle import (
 from trainer.tuning.schedule import Rung, total_steps
 
 _PROJECT, _RESULTS, _TRAININGS = "search", "results", "trainings"
-# TensorFlow looks for a folder's checkpoints by this file.
+# TensorFlow finds the checkpoints of a folder through this file.
 _CHECKPOINT_INDEX = "checkpoint"
 _WAIT_SECONDS = 1.0
 
@@ -42,15 +42,15 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TrialResult:
-    """What came of a trial.
+    """The result of a trial.
 
     Attributes:
-        training_id: Names the training, by which its folder is found; "" where it was not begun.
-        step: Whose weights were scored.
-        losses: Of each picture, mean over its timesteps; of equal pictures in equal places.
-            Nothing where there is a problem.
-        seconds: From its start, or its last one, to its score.
-        problem: Why it has no loss; "" where it has.
+        training_id: Names the training and its folder; "" if it was not started.
+        step: Step whose weights were scored.
+        losses: Mean over the timesteps for each picture, always in the same order of pictures;
+            empty if there is a problem.
+        seconds: Time from its start, or its last restart, to its score.
+        problem: Why it has no loss; "" if it has one.
     """
 
     training_id: str
@@ -61,22 +61,22 @@ class TrialResult:
 
     @property
     def loss(self) -> float:
-        """Their mean; infinite where there is none."""
+        """The mean of the losses; infinite if there are none."""
         loss = float(np.mean(self.losses)) if self.losses else math.inf
         return loss if math.isfinite(loss) else math.inf
 
 
 @dataclasses.dataclass(frozen=True)
 class TrialRecord:
-    """A trial as it is told of.
+    """The record of a trial.
 
     Attributes:
         trial: Its id.
-        continues: The id of the one that it goes on from; `None` where it begins.
-        round: From 0 on.
-        hyperparameters: By the names of the training's fields.
-        steps: Optimizer steps done, those of the trials that it goes on from among them.
-        result: What came of it.
+        continues: The id of the trial that it continues; `None` if it starts new.
+        round: Its round, counted from 0.
+        hyperparameters: Values by the names of the training fields.
+        steps: Optimizer steps done, including the trials that it continues.
+        result: Its result.
         chosen: Whether it is the best.
     """
 
@@ -91,13 +91,13 @@ class TrialRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """All that was tried.
+    """A complete search.
 
     Attributes:
         rungs: The rounds.
         records: The trials, in the order of their ids.
-        pictures: Held-out pictures that each was scored on.
-        timesteps: Of each picture.
+        pictures: Number of held-out pictures that each was scored on.
+        timesteps: Number of timesteps for each picture.
     """
 
     rungs: tuple[Rung, ...]
@@ -112,19 +112,19 @@ class Search:
 
     @property
     def cost(self) -> float:
-        """Optimizer steps of all trials, in trainings."""
+        """Optimizer steps of all trials, in multiples of one training."""
         return total_steps(self.rungs) / self.rungs[-1].steps
 
 
 TrainTrial = Callable[[Mapping[str, float], int, str], TrialResult]
-"""Trains with hyperparameters, up to a step, with checkpoints below a folder."""
+"""Trains with hyperparameters up to a step, with checkpoints below a folder."""
 
 
 class TrialTuner(base_tuner.BaseTuner):
-    """Trains the trials that the oracle asks for, one after the other or beside other workers.
+    """Trains the trials that the oracle requests, one after the other or next to other workers.
 
     Attributes:
-        train: Trains one.
+        train: Trains a trial.
     """
 
     def __init__(
@@ -140,18 +140,18 @@ class TrialTuner(base_tuner.BaseTuner):
         """Reads what was tried before.
 
         Args:
-            oracle: Says what is tried.
+            oracle: Decides what is tried.
             train: Trains a trial.
-            folder: Of the search alone, where it is found again.
+            folder: Folder of this search only, where a later run finds it again.
             rungs: The rounds.
-            pictures: Held-out pictures that trials are scored on.
-            timesteps: Of each.
+            pictures: Number of held-out pictures that trials are scored on.
+            timesteps: Number of timesteps for each picture.
         """
         self.train = train
         self._folder = folder
         self._waiting = False
         self._rungs, self._pictures, self._timesteps = tuple(rungs), pictures, timesteps
-        # Beside a chief, that one alone keeps the state.
+        # If there is a chief, only the chief keeps the state.
         keeps = "chief" in os.environ.get("KERASTUNER_TUNER_ID", "chief")
         cut_off = keeps and not _state_is_whole(os.path.join(folder, _PROJECT))
         super().__init__(oracle, directory=folder, project_name=_PROJECT, overwrite=cut_off)
@@ -160,7 +160,8 @@ class TrialTuner(base_tuner.BaseTuner):
         """Tries everything; see `BaseTuner`.
 
         Raises:
-            Exception: What ended a trial's training, but for a problem of its hyperparameters.
+            Exception: Whatever ended the training of a trial, except a problem with its
+                hyperparameters.
         """
         try:
             super().search()
@@ -170,13 +171,13 @@ class TrialTuner(base_tuner.BaseTuner):
             raise error.__cause__ from None
 
     def pre_create_trial(self) -> None:
-        """Waits where others' trials have to end first; KerasTuner would ask again at once."""
+        """Waits if trials of others have to end first; KerasTuner would ask again at once."""
         if self._waiting:
             time.sleep(_WAIT_SECONDS)
         self._waiting = True
 
     def on_trial_begin(self, trial: trials.Trial) -> None:
-        """There is something to do."""
+        """Notes that there is something to do."""
         super().on_trial_begin(trial)
         self._waiting = False
 
@@ -185,7 +186,7 @@ class TrialTuner(base_tuner.BaseTuner):
         try:
             return {OBJECTIVE: self._result_of(trial).loss}
         except Exception as error:
-            # KerasTuner would take any other for a trial that failed, and go on.
+            # KerasTuner would treat any other error as a failed trial, and continue.
             raise keras_tuner.errors.FatalError(str(error)) from error
 
     def _result_of(self, trial: trials.Trial) -> TrialResult:
@@ -199,7 +200,7 @@ class TrialTuner(base_tuner.BaseTuner):
             in_words(values),
             steps,
             self._rungs[-1].steps,
-            "" if before is None else f", on from trial {before}",
+            "" if before is None else f", continuing trial {before}",
         )
         since = time.monotonic()
         result = self.train(values, steps, os.path.join(self._folder, _TRAININGS))
@@ -211,14 +212,14 @@ class TrialTuner(base_tuner.BaseTuner):
         return result
 
     def on_trial_end(self, trial: trials.Trial) -> None:
-        """Removes the checkpoints that no trial goes on from any more."""
+        """Removes the checkpoints that no trial will continue from."""
         super().on_trial_end(trial)
-        # A worker beside others does not know what they do.
+        # A worker does not know what other workers do.
         if isinstance(self.oracle, SuccessiveHalving):
             self._remove(self._given_up(self.oracle.trials.values()))
 
     def conclude(self, checkpoint_dir: str) -> Search:
-        """Moves the best trial's training to where the Trainer finds it, and removes the others'.
+        """Moves the training of the best trial to where the Trainer finds it, and removes the rest.
 
         Args:
             checkpoint_dir: Folder for the checkpoints of all runs.
@@ -244,7 +245,7 @@ class TrialTuner(base_tuner.BaseTuner):
         if not best:
             problems = "; ".join(dict.fromkeys(r.result.problem for r in records)) or "none ran"
             raise UserError(
-                f"no trial of {len(records)} came to a held-out loss ({problems}): give "
+                f"none of {len(records)} trials has a held-out loss ({problems}): give "
                 "tuning.learning_rate a lower range"
             )
         search = Search(self._rungs, tuple(records), self._pictures, self._timesteps)
@@ -258,7 +259,7 @@ class TrialTuner(base_tuner.BaseTuner):
         return search
 
     def _given_up(self, known: Sequence[trials.Trial]) -> set[str]:
-        """Trainings of a round whose next one is full without them."""
+        """Trainings of a round that are not needed because the next round is full."""
         given_up = set()
         for index, rung in enumerate(self._rungs[1:], start=1):
             promoted = {continued_by(trial) for trial in known if round_of(trial) == index}
@@ -294,12 +295,12 @@ class TrialTuner(base_tuner.BaseTuner):
 
 
 def in_words(hyperparameters: Mapping[str, float]) -> str:
-    """Such as `learning_rate 0.0012, min_snr_gamma 5`."""
+    """Hyperparameters in words, such as `learning_rate 0.0012, min_snr_gamma 5`."""
     return ", ".join(f"{name} {value:g}" for name, value in hyperparameters.items())
 
 
 def _state_is_whole(folder: str) -> bool:
-    """Whether what KerasTuner keeps there can be read, which it writes in place."""
+    """Whether KerasTuner's state, which it writes in place, can be read."""
     for path in tf.io.gfile.glob([f"{folder}/*.json", f"{folder}/*/*.json"]):
         with tf.io.gfile.GFile(path) as f:
             try:
@@ -310,7 +311,7 @@ def _state_is_whole(folder: str) -> bool:
 
 
 def _copy_training(source: str, target: str) -> None:
-    """Copies a training's folder; one that is cut off has no checkpoint, and is copied again."""
+    """Copies the folder of a training; an interrupted copy has no checkpoint and is made again."""
     for folder, _, names in tf.io.gfile.walk(source):
         here = os.path.join(target, os.path.relpath(folder, source))
         tf.io.gfile.makedirs(here)

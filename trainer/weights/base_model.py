@@ -1,7 +1,7 @@
-"""What a run starts from: a preset, a picture size, and base weights found and verified.
+"""The start of a run: a preset, a picture size, and base weights that are found and verified.
 
 Nothing here imports TensorFlow before a network is built, so that missing or damaged weights are
-told at once.
+reported at once.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ logger = logging.getLogger(__name__)
 class BaseModel:
     """The four networks as they are before training.
 
-    `locate` makes one; where the weights lie is asked once, and then known.
+    `locate` makes one; it finds the weights once, and they stay known.
 
     Attributes:
-        preset: Which networks; its numerics are those that the weights were made for, and its
-            prediction and its last timestep are what they were trained for.
+        preset: The networks. Its numerics, prediction and last timestep are those that the weights
+            were made and trained for.
         image_size: Side of the pictures in pixels.
-        base_weights: Where the weights were said to lie.
-        folder: Where they lie; `None` where they are random.
-        checkpoint: The single file there that holds them; `None` where files have a network each.
-        others: Where the networks come from that are not `own`; `None` where all are.
-        own: The networks whose weights lie there.
+        base_weights: The address as it was given.
+        folder: The folder of the weights; `None` if they are random.
+        checkpoint: The single file there that holds them; `None` if each network has its own file.
+        others: Source of the networks that are not in `own`; `None` if all are.
+        own: The networks whose weights are in `folder`.
     """
 
     preset: Preset
@@ -61,24 +61,25 @@ class BaseModel:
 
     @classmethod
     def locate(cls, preset: Preset, image_size: int, base_weights: str) -> BaseModel:
-        """Finds base weights, and tells by the files which layout they have.
+        """Finds base weights, and infers their layout from the files.
 
         Args:
-            preset: Whose weights. Layers have KerasCV's numerics where the weights are random or
-                Keras files, otherwise diffusers'. What the weights predict, and whether their last
-                timestep is noise alone, is the preset's, where diffusers' scheduler beside them
-                does not say otherwise.
+            preset: The preset of the weights. Layers have KerasCV's numerics if the weights are
+                random or Keras files, otherwise diffusers'. The prediction, and whether the last
+                timestep is pure noise, are the preset's unless the diffusers scheduler next to the
+                weights says otherwise.
             image_size: Side of the pictures in pixels.
             base_weights: `"default"`, `"random"`, a folder, a `gs://` address or
                 `hf://ORG/NAME[@REVISION][/FOLDER]`; with `/FILE.safetensors` after any of these, a
-                single file in the original layout. What that lacks is taken from the default; what
-                a folder of Keras files lacks, from where the preset has it published, if it does.
+                single file in the original layout. Networks missing from a single file come from
+                the default; networks missing from a folder of Keras files come from where the
+                preset says they are published, if it does.
 
         Raises:
-            ValueError: The preset's networks cannot take pictures of that size.
-            WeightsError: There is no default for this preset, the place has files of both layouts,
-                diffusers' configurations there describe another model, or the single file is
-                missing, damaged, pickled or another model's.
+            ValueError: The networks of the preset cannot take pictures of that size.
+            WeightsError: There is no default for this preset, the folder has files of both layouts,
+                its diffusers configurations describe another model, or the single file is missing,
+                damaged, pickled or for another model.
         """
         preset.check_image_size(image_size)
         keras_cvs = dataclasses.replace(preset, numerics="keras_cv")
@@ -88,9 +89,9 @@ class BaseModel:
         if base_weights == DEFAULT_WEIGHTS:
             if not preset.ships_weights and preset.published_at is None:
                 raise WeightsError(
-                    f"preset {preset.name!r} has no default base weights: name, by "
-                    "--base-weights, a folder or a model of the hub in diffusers' layout, or one "
-                    f"that holds {', '.join(file.name for file in preset.weight_files.values())}"
+                    f"preset {preset.name!r} has no default base weights: give --base-weights a "
+                    "folder or a model of the hub in diffusers' layout, or one that holds "
+                    f"{', '.join(file.name for file in preset.weight_files.values())}"
                 )
             address = preset.published_at or str(_SHIPPED / preset.name)
         if (single := original_layout.split_address(address)) is not None:
@@ -101,8 +102,8 @@ class BaseModel:
             return cls._of_keras_files(keras_cvs, image_size, base_weights, folder, keras_files)
         if keras_files:
             raise WeightsError(
-                f"{folder.address} holds {next(iter(keras_files.values()))} and diffusers' layout "
-                "as well: name, by --base-weights, a folder with one of them"
+                f"{folder.address} holds both {next(iter(keras_files.values()))} and diffusers' "
+                "layout: give --base-weights a folder with only one of them"
             )
         diffusers_layout.check_configs(folder, preset)
         trained = preset.trained_as(*diffusers_layout.trained_for(folder))
@@ -162,7 +163,7 @@ class BaseModel:
         return model
 
     def load(self, model: keras.Model, network: str) -> None:
-        """Loads one network's weights, after checking the files' hashes and every shape.
+        """Loads the weights of one network, after checking file hashes and every shape.
 
         Args:
             model: Built by `trainer.networks` from the preset.
@@ -179,7 +180,7 @@ class BaseModel:
             holder.load(model, network)
             return
         if self.folder is None:
-            logger.warning("THE %s STARTS FROM RANDOM WEIGHTS, as asked.", network.upper())
+            logger.warning("THE %s STARTS FROM RANDOM WEIGHTS, as requested.", network.upper())
             randomize(model, network)
             return
         names = self.files(network)
@@ -198,20 +199,21 @@ class BaseModel:
             load_files(model, network, layout, paths, shown)
 
     def prepare(self, *, fetch: bool = True) -> str:
-        """Finds and verifies all four networks' files before anything starts.
+        """Finds and verifies the files of all four networks before anything starts.
 
-        Files of the hub are fetched into its cache. Those of a bucket are only looked for: they
-        are verified when they are read.
+        Files of the hub are fetched into its cache. Files in a bucket are only checked for
+        existence; they are verified when they are read.
 
         Args:
-            fetch: Whether files of the hub are needed on this machine; otherwise they, too, are
-                only looked for.
+            fetch: Whether files of the hub are needed on this machine; otherwise they are only
+                checked for existence too.
 
         Returns:
-            `base_weights`, a model of the hub with its commit, so that the same is found later.
+            `base_weights`; for a model of the hub with its commit, so that later runs find the
+            same.
 
         Raises:
-            WeightsError: A file is missing, damaged or of another model.
+            WeightsError: A file is missing, damaged or for another model.
         """
         if self.folder is None:
             return self.base_weights
@@ -237,7 +239,7 @@ class BaseModel:
         assert self.folder is not None
         if checkpoint.ignored:
             logger.info(
-                "%s has tensors that are no part of its networks and are not read: %s.",
+                "%s has tensors that are not part of its networks and are ignored: %s.",
                 self.folder.shown(checkpoint.name),
                 checkpoint.ignored_shown(),
             )
@@ -257,10 +259,10 @@ class BaseModel:
         )
 
     def hash(self, networks: Sequence[str] = NETWORKS) -> str:
-        """SHA-256 (hex) that stands for the weights of `networks`; `"random"` where they are.
+        """SHA-256 (hex) that identifies the weights of `networks`; `"random"` if they are random.
 
         Raises:
-            WeightsError: A file is missing, or nobody says what its hash should be.
+            WeightsError: A file is missing, or there is no record of what its hash should be.
         """
         if self.folder is None:
             return RANDOM_WEIGHTS
@@ -272,14 +274,14 @@ class BaseModel:
         return _joined_hash(hashes)
 
     def check_unchanged(self, expected: str, networks: Sequence[str] = NETWORKS) -> None:
-        """Checks that the weights of `networks` are those that a run was prepared with.
+        """Checks that the weights of `networks` are the ones that a run was prepared with.
 
         Args:
             expected: Their `hash` at that time.
-            networks: Whose weights.
+            networks: The networks to check.
 
         Raises:
-            WeightsError: They are others by now, or as for `hash`.
+            WeightsError: They have changed since, or as for `hash`.
         """
         actual = self.hash(networks)
         if actual != expected:
@@ -289,7 +291,7 @@ class BaseModel:
             )
 
     def files(self, network: str) -> tuple[str, ...]:
-        """Names of the files that hold a network; raises a `WeightsError` where one is missing."""
+        """Names of the files that hold a network; raises a `WeightsError` if one is missing."""
         assert self.folder is not None
         if self.checkpoint is not None:
             return (self.checkpoint.name,)
@@ -298,32 +300,32 @@ class BaseModel:
         name = self.preset.weight_files[network].name
         if not self.folder.exists(name):
             raise WeightsError(
-                f"the {network}'s base weights are missing: there is no {self.folder.shown(name)}; "
-                "name, by --base-weights, a folder that holds it, or "
-                f"{RANDOM_WEIGHTS!r} to start from noise"
+                f"the base weights of the {network} are missing: there is no "
+                f"{self.folder.shown(name)}; give --base-weights a folder that holds it, or "
+                f"{RANDOM_WEIGHTS!r} to start from random weights"
             )
         return (name,)
 
     def verify(self, network: str, name: str, path: Path) -> None:
-        """Raises a `WeightsError` where a file on this machine is not what it should be."""
+        """Raises a `WeightsError` if a file on this machine is not what it should be."""
         assert self.folder is not None
         expected, actual = self._expected_hash(network, name), sha256_of(path)
         if actual != expected:
             raise WeightsError(
-                f"{self.folder.shown(name)} is corrupt or another file: its SHA-256 is {actual}, "
-                f"expected {expected}; fetch it again, or, if it is meant to be another, list its "
-                f"hash in {HASHES_NAME} beside it"
+                f"{self.folder.shown(name)} is corrupt or a different file: its SHA-256 is "
+                f"{actual}, expected {expected}; fetch it again or, if the difference is intended, "
+                f"list its hash in {HASHES_NAME} next to it"
             )
 
     def _holder(self, network: str) -> BaseModel:
-        """Whose files a network lies in: its own, or those of `others`."""
+        """The base model whose files hold a network: this one, or `others`."""
         return self if self.others is None or network in self.own else self.others
 
     def _expected_hash(self, network: str, name: str) -> str:
         """SHA-256 (hex) that a file should have.
 
-        The folder's own `SHA256SUMS` has the first word, then what is published. Files in other
-        layouts have no published hash: it is what it is now, so that a later change shows.
+        The folder's own `SHA256SUMS` takes precedence over the published hash. Files in other
+        layouts have no published hash: they get their current one, so that a later change shows.
         """
         assert self.folder is not None
         listed = self.folder.listed_hashes().get(name)

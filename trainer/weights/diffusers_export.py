@@ -1,9 +1,9 @@
-"""Writes a model as others open it: `python -m trainer.diffusers_export --help`.
+"""Writes a model for other tools: `python -m trainer.diffusers_export --help`.
 
 A folder is written in diffusers' layout, and loads with `StableDiffusionPipeline.from_pretrained`:
-the four networks, the tokenizer's vocabulary and the sampler's settings. A `.safetensors` is
-written in the original layout, the four networks in one file. `docs/weights.md` says what changes
-on the way.
+the four networks, the vocabulary of the tokenizer and the settings of the sampler. A `.safetensors`
+file is written in the original layout, with the four networks in one file. `docs/weights.md` says
+what changes in the process.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class _Trained:
     """A model that the pipeline trained.
 
     Attributes:
-        shown: What messages call the place where it lies.
-        manifest: What it says of itself.
-        folders: By network, that of its SavedModel.
-        release: What it says of its release; nothing where it is none.
+        shown: Its address in messages.
+        manifest: Its manifest.
+        folders: The folder of the SavedModel, by network.
+        release: The keys of its release; empty if it is not a release.
     """
 
     shown: str
@@ -78,16 +78,16 @@ def export_trained(
     Args:
         model: The Trainer's `model` artifact, or the folder in it with `manifest.json`; or a
             release: its file in the serving directory, or `release.json` of a published one.
-        output: Folder, or `.safetensors`, or address of one to write; it must not exist, or be an
+        output: Folder or `.safetensors` file to write, or its address; it must not exist, or be an
             empty folder.
-        base_weights: Where the base weights lie now, for the image encoder, which training leaves
-            as it is; `None` for where they lay.
+        base_weights: Where the base weights are now, for the image encoder, which training does
+            not change; `None` for where they were.
         dtype: One of `diffusers_layout.DTYPES`.
-        release: What a single file says of the release that it is made for; `None` for that which
-            `model` is.
+        release: The keys of the release that a single file is made for; `None` for the release
+            that `model` is.
 
     Raises:
-        WeightsError: There is no such model, the base weights are not those that it was trained
+        WeightsError: There is no such model, the base weights are not the ones that it was trained
             from, or its preset cannot be written in this layout.
     """
     trained = _find(model)
@@ -95,15 +95,15 @@ def export_trained(
     base_weights = base_weights or manifest.base_weights_source
     if base_weights is None:
         raise WeightsError(
-            f"the manifest in {trained.shown} does not say where its base weights lay: give "
+            f"the manifest in {trained.shown} does not say where its base weights were: give "
             "--base-weights"
         )
     base_model = BaseModel.locate(get_preset(manifest.preset), manifest.image_size, base_weights)
     found, numerics = base_model.hash(["image_encoder"]), base_model.preset.numerics
     if found != manifest.base_weights.get("image_encoder") or manifest.numerics != numerics:
         raise WeightsError(
-            f"the base weights in {base_weights!r} are not those that the model in {trained.shown} "
-            "was trained from: give their place with --base-weights"
+            f"the base weights in {base_weights!r} are not the ones that the model in "
+            f"{trained.shown} was trained from: give their address with --base-weights"
         )
 
     word = NewWord.of_fields(manifest.word)
@@ -111,7 +111,7 @@ def export_trained(
     left_out = word if output.endswith(original_layout.SUFFIX) else None
     if left_out is not None:
         logger.info(
-            "A single file has no place for the word %s: %s beside the model has it.",
+            "A single file cannot hold the word %s: it is in %s next to the model.",
             left_out.token,
             model_spec.LEARNED_EMBEDS_NAME,
         )
@@ -150,7 +150,7 @@ def export_trained(
 def _without_word(
     folder: str, built: keras.Model, preset: Preset, word: NewWord
 ) -> Iterator[np.ndarray]:
-    """A text encoder's weights but for the vectors of a new word, in the order of `built`'s."""
+    """Weights of a text encoder without the vectors of a new word, in the order of `built`."""
     larger = build_network("text_encoder", with_more_tokens(preset, word.vectors), 0)
     values = exported_values(folder, "text_encoder", larger)
     for variable, value in zip(built.weights, values, strict=True):
@@ -163,9 +163,9 @@ def export_base_weights(
     """Writes base weights, such as the published Keras files.
 
     Args:
-        preset_name: Whose they are.
+        preset_name: Their preset.
         output: As for `export_trained`.
-        base_weights: Where they lie; see `trainer.weights.base_model.BaseModel`.
+        base_weights: Where they are; see `trainer.weights.base_model.BaseModel`.
         dtype: One of `diffusers_layout.DTYPES`.
 
     Raises:
@@ -192,7 +192,7 @@ def _write(
     header: Mapping[str, str],
     word: NewWord | None = None,
 ) -> None:
-    # What the layout cannot hold is told before anything is loaded.
+    # A preset that the layout cannot hold is reported before anything is loaded.
     single = output.endswith(original_layout.SUFFIX)
     if single:
         original_layout.check_preset(preset)
@@ -209,11 +209,11 @@ def _write(
         raise WeightsError(f"--output cannot be opened: {one_line(error)}") from None
     if files.exists(root) and (single or not files.isdir(root) or files.ls(root)):
         what = "file" if single else "folder"
-        raise WeightsError(f"{output} is there already: give --output a {what} that is not")
+        raise WeightsError(f"{output} already exists: give --output a new {what}")
     if preset.numerics == "keras_cv":
         logger.info(
-            "These weights were trained in layers as KerasCV has them; diffusers computes a little "
-            "otherwise (docs/weights.md says how much)."
+            "These weights were trained with KerasCV's layers; diffusers computes slightly "
+            "differently (docs/weights.md says how much)."
         )
     local = "://" not in output
     parent = os.path.dirname(os.path.abspath(output)) if local else None
@@ -259,14 +259,14 @@ def _original_tensors(
 
 
 def _cast(values: Iterator[np.ndarray], network: str, dtype: str) -> Iterator[np.ndarray]:
-    # NumPy has no bfloat16 of its own.
+    # NumPy itself has no bfloat16.
     numpy_dtype = tf.as_dtype(dtype).as_numpy_dtype
     for value in values:
         with np.errstate(over="ignore"):
             cast = value.astype(numpy_dtype, copy=False)
         if not np.isfinite(cast).all():
             raise WeightsError(
-                f"the {network} has weights that are too large for {dtype}, or no numbers: take "
+                f"the {network} has weights that are too large for {dtype} or not numbers: use "
                 "float32"
             )
         yield cast
@@ -282,7 +282,7 @@ def _write_tensors(
             model = build_network(network, preset, image_size)
             tensors |= to_diffusers(model, _cast(values(network, model), network, dtype))
         stem = diffusers_layout.STEMS[component]
-        # Both libraries refuse files that do not say that they are PyTorch's.
+        # Both libraries refuse files that are not marked as PyTorch's.
         safetensors.numpy.save_file(
             tensors, folder / component / f"{stem}.safetensors", metadata={"format": "pt"}
         )
@@ -307,20 +307,20 @@ def _find(model: str) -> _Trained:
 
 
 def _find_release(path: str) -> _Trained:
-    """The release whose file lies at `path`: beside the SavedModels of all, or with its own."""
+    """The release whose file is at `path`: next to all SavedModels, or with its own."""
     try:
         facts = json.loads(filesystem.read_bytes(path))
         version, manifest = facts["version"], ModelManifest.of_release(facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
-            f"{path} is no release's file ({one_line(error)}): give --model one of a serving "
-            "directory, such as runs/default/serving_model/releases/3.json, or the release.json of "
-            "a published release"
+            f"{path} is not the file of a release ({one_line(error)}): give --model one from a "
+            "serving directory, such as runs/default/serving_model/releases/3.json, or the "
+            "release.json of a published release"
         ) from None
     if manifest is None:
         raise WeightsError(
-            f"{path} is of a former version, and does not say what its model is: give --model the "
-            "Trainer's model"
+            f"{path} was written by an earlier version and does not describe its model: give "
+            "--model the Trainer's model"
         )
     folder = filesystem.parent(path)
     folders = {network: f"{folder}/{network}" for network in NETWORKS}
@@ -343,7 +343,7 @@ def _write_tokenizer(folder: Path, padding: int, word: NewWord | None) -> None:
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if word is not None:
-        # diffusers puts the others beside the first, wherever that is in a prompt.
+        # diffusers puts the other tokens after the first, wherever it is in a prompt.
         names = [word.token, *(f"{word.token}_{number}" for number in range(1, word.vectors))]
         _write_json(folder / "added_tokens.json", dict(zip(names, word.ids, strict=True)))
     special = {

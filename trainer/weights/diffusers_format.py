@@ -1,4 +1,4 @@
-"""The tensors of diffusers' Stable Diffusion v1.x: their names and shapes, reading them."""
+"""The tensors of diffusers' Stable Diffusion v1.x: names, shapes, and how to read them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from trainer.weights.errors import WeightsError
 from trainer.weights.original_names import current_names, original_names
 
 _TEXT_ROOT = "text_model."
-# Newer transformers leave the root out; older ones store a constant with the weights.
+# Newer versions of transformers omit the root; older ones store a constant with the weights.
 _NOT_WEIGHTS = frozenset({f"{_TEXT_ROOT}embeddings.position_ids"})
-# The autoencoder's attention had these names until diffusers 0.17, and has on the hub.
+# The attention of the autoencoder had these names until diffusers 0.17, and still has on the hub.
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 _NORM_AND_CONV = ("norm1", "conv1", "norm2", "conv2", "conv_shortcut")
 _TRANSFORMER = "transformer_blocks.0"
-# For each layer, its parts in the order of its weights.
+# The parts of each layer, in the order of its weights.
 _PARTS: Mapping[type, Sequence[str]] = {
     ResBlock: ("norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut"),
     ResnetBlock: _NORM_AND_CONV,
@@ -81,7 +81,7 @@ def tensor_names(model: keras.Model) -> list[str]:
     """The name in this layout of every weight of a model, in the order of `model.weights`.
 
     Args:
-        model: Built by `trainer.networks`, whose layers bear the names of diffusers' modules.
+        model: Built by `trainer.networks`, whose layers have the names of diffusers' modules.
     """
     names = {}
     for layer in model.layers:
@@ -89,7 +89,7 @@ def tensor_names(model: keras.Model) -> list[str]:
         part = ""
         for variable in layer.weights:
             kind = _KINDS[variable.name]
-            # Every part's first weight is its kernel, scale or embedding.
+            # The first weight of every part is its kernel, scale or embedding.
             if kind == "weight":
                 part = next(parts)
             names[id(variable)] = ".".join(filter(None, (layer.name, part, kind)))
@@ -97,14 +97,14 @@ def tensor_names(model: keras.Model) -> list[str]:
 
 
 def to_diffusers(model: keras.Model, values: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    """A model's weights as PyTorch has them.
+    """The weights of a model in PyTorch's form.
 
     Args:
         model: Built by `trainer.networks`.
         values: One for each of `model.weights`, in their order; the model's own are not read.
 
     Returns:
-        Tensors by name: kernels [out, in, h, w] or [out, in], everything else as it is.
+        Tensors by name: kernels [out, in, h, w] or [out, in], everything else unchanged.
     """
     linear = _linear(model)
     return {
@@ -116,7 +116,7 @@ def to_diffusers(model: keras.Model, values: Iterable[np.ndarray]) -> dict[str, 
 def to_original(
     model: keras.Model, network: str, values: Iterable[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """A model's weights as the original layout has them.
+    """The weights of a model in the original layout.
 
     Args:
         model: Built by `trainer.networks`.
@@ -124,8 +124,8 @@ def to_original(
         values: One for each of `model.weights`, in their order; the model's own are not read.
 
     Returns:
-        Tensors by name, as `to_diffusers` gives them, but for the autoencoder's attention, whose
-        matrices are 1 x 1 convolutions there: [out, in, 1, 1].
+        Tensors by name, as `to_diffusers` returns them, except for the attention of the
+        autoencoder, whose matrices are 1 x 1 convolutions there: [out, in, 1, 1].
     """
     tensors, linear = to_diffusers(model, values), _linear(model)
     keys = original_names(network, list(tensors))
@@ -143,17 +143,17 @@ def load_tensors(
     *,
     original: bool = False,
 ) -> None:
-    """Sets a model's weights to those in safetensors files.
+    """Sets the weights of a model from safetensors files.
 
     Args:
         model: Built by `trainer.networks`.
         network: Which of `trainer.presets.NETWORKS` it is.
-        paths: The files that `network_files` named, on this machine.
-        shown: What to call them in messages.
+        paths: The files that `network_files` returned, on this machine.
+        shown: Their names in messages.
         original: Whether they have the names of the original layout.
 
     Raises:
-        WeightsError: They do not hold exactly this network's tensors, or are damaged.
+        WeightsError: They are damaged, or do not hold exactly the tensors of this network.
     """
     with contextlib.ExitStack() as stack:
         stored: dict[str, tuple[Any, str]] = {}
@@ -164,7 +164,7 @@ def load_tensors(
                 raise WeightsError(
                     f"{file} is damaged: {one_line(error)}; fetch it again"
                 ) from None
-            for key in opened.keys():  # noqa: SIM118 - a safetensors file is no mapping
+            for key in opened.keys():  # noqa: SIM118 - a safetensors file is not a mapping
                 stored[key] = opened, file
         names = tensor_names(model)
         if original:
@@ -174,11 +174,11 @@ def load_tensors(
         where = {name: key for key, name in current.items()}
         missing = [name for name in names if name not in where]
         unknown = [key for name, key in where.items() if name not in set(names)]
-        for problem, keys in (("lacks", missing), ("holds what this model lacks:", unknown)):
+        for problem, keys in (("lacks", missing), ("has unknown tensors:", unknown)):
             if keys:
                 more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
                 raise WeightsError(
-                    f"{', '.join(shown)} is of another model than this {network}: it {problem} "
+                    f"{', '.join(shown)} is for another model than this {network}: it {problem} "
                     f"{keys[0]}{more}"
                 )
         for name, variable in zip(names, model.weights, strict=True):
@@ -188,8 +188,8 @@ def load_tensors(
             value = _from_torch(tensor, variable.name, len(variable.shape))
             if value.shape != tuple(variable.shape):
                 raise WeightsError(
-                    f"{file} is of another model than this {network}: {key} has the shape "
-                    f"{list(tensor.shape)}, which does not make {list(variable.shape)}"
+                    f"{file} is for another model than this {network}: {key} has the shape "
+                    f"{list(tensor.shape)}, which does not fit {list(variable.shape)}"
                 )
             variable.assign(value.astype(np.float32))
 
@@ -222,7 +222,7 @@ def _from_torch(tensor: np.ndarray, kind: str, rank: int) -> np.ndarray:
 
 
 def _current_names(network: str, keys: Collection[str]) -> dict[str, str]:
-    """The names that a network's tensors have now, whatever version wrote them, by the file's."""
+    """The current names of the tensors of a network, whatever version wrote them, by key."""
     of_the_other_half = _prefixes(network)
     current = {key: _current_name(key, network) for key in keys}
     return {
@@ -233,7 +233,7 @@ def _current_names(network: str, keys: Collection[str]) -> dict[str, str]:
 
 
 def _current_name(key: str, network: str) -> str:
-    """The name that a tensor has now, whatever version wrote it."""
+    """The current name of a tensor, whatever version wrote it."""
     if network == "text_encoder":
         return key if key.startswith(_TEXT_ROOT) else f"{_TEXT_ROOT}{key}"
     for now, then in _OLD_ATTENTION.items():
@@ -243,7 +243,7 @@ def _current_name(key: str, network: str) -> str:
 
 
 def _prefixes(network: str) -> tuple[str, ...]:
-    """How the names begin of the tensors that lie in the same file and are another network's."""
+    """Prefixes of the tensors in the same file that belong to another network."""
     if network == "image_encoder":
         return ("decoder.", "post_quant_conv.")
     if network == "decoder":

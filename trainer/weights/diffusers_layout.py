@@ -1,7 +1,7 @@
-"""The layout of diffusers' Stable Diffusion 1.x and 2.x: which files, what their settings say.
+"""The layout of diffusers' Stable Diffusion 1.x and 2.x: its files and their settings.
 
 A folder holds `unet/`, `vae/` and `text_encoder/`, each with a `config.json` and its tensors as
-safetensors; `trainer.weights.diffusers_format` reads and writes those. Nothing here imports
+safetensors; `trainer.weights.diffusers_format` reads and writes the tensors. Nothing here imports
 TensorFlow.
 """
 
@@ -28,14 +28,14 @@ CONFIG_NAME = "config.json"
 INDEX_NAME = "model_index.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 SCHEDULER = "EulerDiscreteScheduler"
-"""The sampler that draws the same pictures from the same noise as the SavedModels do.
+"""The sampler that draws the same pictures from the same noise as the SavedModels.
 
-Euler's steps in the noise's deviation are DDIM's (Song et al. 2021, equation 14), and diffusers'
-own DDIM has no form that visits KerasCV's timesteps.
+Euler's steps in the standard deviation of the noise are the steps of DDIM (Song et al. 2021,
+equation 14), and diffusers' own DDIM cannot visit KerasCV's timesteps.
 """
 
 DTYPES = ("float32", "float16", "bfloat16")
-"""What tensors can be written as."""
+"""The types that tensors can be written as."""
 
 COMPONENTS: Mapping[str, str] = {
     "text_encoder": "text_encoder",
@@ -43,20 +43,20 @@ COMPONENTS: Mapping[str, str] = {
     "diffusion_model": "unet",
     "decoder": "vae",
 }
-"""For each network, the folder that it lies in."""
+"""The folder of each network."""
 
 STEMS: Mapping[str, str] = {
     "text_encoder": "model",
     "vae": "diffusion_pytorch_model",
     "unet": "diffusion_pytorch_model",
 }
-"""For each of those folders, the name of the file with its tensors, less `.safetensors`."""
+"""For each of those folders, the name of its tensor file without `.safetensors`."""
 
 _PICKLES = ("pytorch_model", "diffusion_pytorch_model")
 _HALF = "fp16"
 
-# Fields whose value is the preset's. Of all others, what a configuration leaves out, as old ones do
-# with fields that came later, is what Stable Diffusion v1 has.
+# Fields that must have the preset's value. Any other field that a configuration omits, as old ones
+# omit fields that came later, has the value of Stable Diffusion v1.
 _DIMENSIONS = frozenset(
     {
         "attention_head_dim",
@@ -73,10 +73,10 @@ _DIMENSIONS = frozenset(
         "vocab_size",
     }
 )
-# They describe the file or the picture size, not what is computed.
+# These describe the file or the picture size, not the computation.
 _WITHOUT_EFFECT = frozenset({"architectures", "model_type", "sample_size"})
-# The same, or without effect at full precision or where another field is at its default; fields
-# that are neither here nor in ours are new ones.
+# The same, or without effect at full precision or if another field has its default; fields that
+# are neither here nor in our configurations are new.
 _KNOWN_OTHERS = frozenset(
     {
         "addition_embed_type_num_heads",
@@ -93,7 +93,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_diffusers(folder: Folder) -> bool:
-    """Whether a folder has this layout, whole or not."""
+    """Whether a folder has this layout, complete or not."""
     return any(
         folder.exists(name)
         for name in (INDEX_NAME, *(f"{part}/{CONFIG_NAME}" for part in COMPONENTS.values()))
@@ -103,7 +103,7 @@ def is_diffusers(folder: Folder) -> bool:
 def network_files(folder: Folder, network: str) -> tuple[str, ...]:
     """The safetensors files that hold a network, relative to the folder.
 
-    Full precision is preferred to half; files in shards are found by their index.
+    Full precision is preferred to half precision; shards are found by their index.
 
     Raises:
         WeightsError: There are none, or only pickled ones.
@@ -119,25 +119,26 @@ def network_files(folder: Folder, network: str) -> tuple[str, ...]:
         if folder.exists(index):
             shards = folder.read_json(index).get("weight_map", {}).values()
             if not shards or not all(isinstance(shard, str) for shard in shards):
-                raise WeightsError(f"{folder.shown(index)} is damaged: it names no files")
+                raise WeightsError(f"{folder.shown(index)} is damaged: it lists no files")
             names = tuple(f"{component}/{shard}" for shard in sorted(set(shards)))
             for shard in names:
                 if not folder.exists(shard):
                     raise WeightsError(
-                        f"the {network}'s base weights are incomplete: there is no "
-                        f"{folder.shown(shard)}, which {index} names"
+                        f"the base weights of the {network} are incomplete: there is no "
+                        f"{folder.shown(shard)}, which {index} lists"
                     )
             return names
     for pickle in (f"{p}{variant}.bin" for p in _PICKLES for variant in ("", f".{_HALF}")):
         if folder.exists(f"{component}/{pickle}"):
             raise WeightsError(
                 f"{folder.shown(f'{component}/{pickle}')} is a pickle, which can run any code when "
-                "it is opened, and is not read: convert it with diffusers' "
-                "save_pretrained(..., safe_serialization=True), or take a repository that has "
+                "it is opened, so it is not read: convert it with diffusers' "
+                "save_pretrained(..., safe_serialization=True), or use a repository that has "
                 ".safetensors files"
             )
     raise WeightsError(
-        f"the {network}'s base weights are missing: there is no {folder.shown(stem)}.safetensors"
+        f"the base weights of the {network} are missing: there is no "
+        f"{folder.shown(stem)}.safetensors"
     )
 
 
@@ -145,7 +146,8 @@ def check_configs(folder: Folder, preset: Preset) -> None:
     """Compares every configuration in a folder with the preset.
 
     Raises:
-        WeightsError: One is missing, or describes another model; all fields that differ are named.
+        WeightsError: One is missing, or describes another model; the message names all fields that
+            differ.
     """
     for component, expected in (
         ("unet", unet_config(preset)),
@@ -155,8 +157,8 @@ def check_configs(folder: Folder, preset: Preset) -> None:
         name = f"{component}/{CONFIG_NAME}"
         if not folder.exists(name):
             raise WeightsError(
-                f"{folder.address} is not whole: it lacks {name}; the layout of diffusers has "
-                "unet/, vae/ and text_encoder/, each with a config.json and .safetensors"
+                f"{folder.address} is incomplete: it lacks {name}; diffusers' layout has unet/, "
+                "vae/ and text_encoder/, each with a config.json and .safetensors"
             )
         _check(folder.shown(name), folder.read_json(name), expected, preset)
     if folder.exists(SCHEDULER_CONFIG):
@@ -168,16 +170,16 @@ def check_configs(folder: Folder, preset: Preset) -> None:
         _check(shown, found, expected, preset)
         if found.get("rescale_betas_zero_snr") and prediction == "epsilon":
             raise WeightsError(
-                f"{shown} describes no model that can be drawn with: rescale_betas_zero_snr is "
-                'true and prediction_type is "epsilon"'
+                f"{shown} describes a model that cannot draw: rescale_betas_zero_snr is true and "
+                'prediction_type is "epsilon"'
             )
 
 
 def trained_for(folder: Folder) -> tuple[Prediction | None, bool | None]:
-    """What the model in a folder predicts, and whether its last timestep is noise alone.
+    """What the model in a folder predicts, and whether its last timestep is pure noise.
 
-    Both are said by its scheduler's configuration, which `check_configs` has looked at; `None` for
-    what it does not say.
+    Both come from the configuration of its scheduler, which `check_configs` has checked; `None` for
+    a value that is not given.
     """
     if not folder.exists(SCHEDULER_CONFIG):
         return None, None
@@ -186,7 +188,7 @@ def trained_for(folder: Folder) -> tuple[Prediction | None, bool | None]:
 
 
 def check_preset(preset: Preset) -> None:
-    """Raises a `WeightsError` where no model of diffusers is of a preset's shape."""
+    """Raises a `WeightsError` if diffusers has no model with the shape of a preset."""
     vae_config(preset)
 
 
@@ -198,7 +200,7 @@ def unet_config(preset: Preset) -> dict[str, Any]:
         "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
         "addition_embed_type": None,
-        # By this name diffusers means how many heads there are.
+        # Despite its name, diffusers uses this as the number of heads.
         "attention_head_dim": (
             dimensions.num_heads
             if isinstance(dimensions.num_heads, int)
@@ -247,7 +249,7 @@ def vae_config(preset: Preset) -> dict[str, Any]:
     """`vae/config.json` of a preset.
 
     Raises:
-        WeightsError: The preset's autoencoder is none that diffusers has.
+        WeightsError: diffusers has no autoencoder like the preset's.
     """
     encoder, decoder = preset.image_encoder, preset.decoder
     if (
@@ -256,8 +258,8 @@ def vae_config(preset: Preset) -> dict[str, Any]:
         or encoder.norm_groups != decoder.norm_groups
     ):
         raise WeightsError(
-            f"the autoencoder of preset {preset.name!r} is none that diffusers has: there the "
-            "decoder has the widths of the encoder and one block a level more, here they have "
+            f"diffusers has no autoencoder like the one of preset {preset.name!r}: there the "
+            "decoder has the widths of the encoder and one more block per level, here they have "
             f"widths {encoder.widths} with {encoder.num_blocks} and {decoder.widths} with "
             f"{decoder.num_blocks}"
         )
@@ -302,9 +304,9 @@ def text_encoder_config(preset: Preset) -> dict[str, Any]:
 
 
 def scheduler_config(preset: Preset) -> dict[str, Any]:
-    """`scheduler/scheduler_config.json`: what `trainer.diffusion.sampler` does, for a preset.
+    """`scheduler/scheduler_config.json` of a preset, matching `trainer.diffusion.sampler`.
 
-    It visits the same timesteps but for their rounding.
+    It visits the same timesteps except for their rounding.
     """
     return {
         "_class_name": SCHEDULER,
@@ -342,7 +344,7 @@ def _check(
         raise WeightsError(
             f"{shown} describes another model than preset {preset.name!r}: "
             f"{', '.join(differences)}; only Stable Diffusion {preset.generation}.x in the "
-            "preset's size is read"
+            "preset's size is supported"
         )
     if expected.get("_class_name") in ("UNet2DConditionModel", "AutoencoderKL"):
         new = [
@@ -352,7 +354,7 @@ def _check(
         ]
         if new:
             logger.warning(
-                "%s has fields that are not known here and are taken to have no effect: %s.",
+                "%s has unknown fields, which are assumed to have no effect: %s.",
                 shown,
                 ", ".join(f"{key} = {_shown(found[key])}" for key in new),
             )

@@ -1,7 +1,7 @@
-"""What is wrong with weights."""
+"""The error about weights."""
 
 from storage.folders import FolderError
 
 
 class WeightsError(FolderError):
-    """Weights that are missing, corrupt or of another model; the message is one line."""
+    """Weights that are missing, corrupt or for another model; the message is one line."""

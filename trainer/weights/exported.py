@@ -1,4 +1,4 @@
-"""The weights in a model as the Trainer exports it, read back."""
+"""Reads back the weights of a model that the Trainer exported."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def exported_values(folder: str, network: str, model: keras.Model) -> Iterator[n
     """The weights in an exported SavedModel, in the order of `model.weights`.
 
     Args:
-        folder: Of the SavedModel.
+        folder: Folder of the SavedModel.
         network: One of `trainer.presets.NETWORKS`.
-        model: Built by `trainer.networks`, as the exported one was.
+        model: Built by `trainer.networks`, like the exported one.
 
     Yields:
-        Every weight, as it is stored.
+        Every weight, in its stored type.
 
     Raises:
-        WeightsError: The SavedModel is missing, damaged or another network's.
+        WeightsError: The SavedModel is missing, damaged or of another network.
     """
     path = f"{folder}/variables/variables"
     try:
-        # `tf.train.load_checkpoint` asks first whether it is a folder, which `ram://` says of any
-        # beginning of a name.
+        # `tf.train.load_checkpoint` first checks whether it is a folder, which `ram://` reports for
+        # any prefix of a name.
         stored = tf.compat.v1.train.NewCheckpointReader(path)
     except (tf.errors.OpError, ValueError) as error:
         raise _damaged(path, error) from None
@@ -39,11 +39,11 @@ def exported_values(folder: str, network: str, model: keras.Model) -> Iterator[n
     keys = {int(match[1]): key for key in shapes if (match := _VARIABLE.fullmatch(key))}
     ordered = [keys[index] for index in sorted(keys)]
     if [tuple(shapes[key]) for key in ordered] != [tuple(v.shape) for v in model.weights]:
-        raise WeightsError(f"{path} holds another model than the {network} that it should")
+        raise WeightsError(f"{path} does not hold the {network} that it should")
     for key in ordered:
         try:
             value = stored.get_tensor(key)
-        # Of a file that was cut, TensorFlow says that an index is out of range.
+        # For a truncated file, TensorFlow reports an index out of range.
         except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:
             raise _damaged(path, error) from None
         yield value

@@ -1,4 +1,4 @@
-"""The file with a word's vectors, as diffusers and A1111 read and write it."""
+"""The file with the vectors of a word, as diffusers and A1111 read and write it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from trainer.weights.errors import WeightsError
 def write_learned_embeds(
     folder: str, word: NewWord, vectors: np.ndarray, header: Mapping[str, str]
 ) -> None:
-    """Writes a word's vectors.
+    """Writes the vectors of a word.
 
-    One tensor, called as the word is, float32 [K, width]: diffusers' `load_textual_inversion`
-    makes of K rows the tokens `<word>`, `<word>_1` and so on, and A1111 goes by the file's name.
+    The file has one tensor, named after the word, float32 [K, width]. From K rows, diffusers'
+    `load_textual_inversion` makes the tokens `<word>`, `<word>_1` and so on; A1111 uses the name of
+    the file.
 
     Args:
-        folder: Any that TensorFlow or fsspec opens.
+        folder: Any folder that TensorFlow or fsspec can open.
         word: The word.
         vectors: [K, width].
-        header: What the file says of itself, beside ModelSpec's hash.
+        header: The keys of the header, apart from ModelSpec's hash.
     """
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch, LEARNED_EMBEDS_NAME)
@@ -39,23 +40,23 @@ def write_learned_embeds(
 
 
 def read_learned_embeds(path: str, width: int, vectors: int) -> np.ndarray:
-    """Reads a word's vectors, which another tool may have trained under another name.
+    """Reads the vectors of a word, which another tool may have trained under another name.
 
     Args:
-        path: A `.safetensors` with one tensor, [K, width], or [width] of one vector.
-        width: Of the text encoder that they are for.
-        vectors: How many there must be.
+        path: A `.safetensors` file with one tensor, [K, width], or [width] for one vector.
+        width: Width of the text encoder that they are for.
+        vectors: Required number of vectors.
 
     Returns:
         float32 [vectors, width].
 
     Raises:
-        WeightsError: It is missing, damaged, of another kind, or for another text encoder.
+        WeightsError: The file is missing, damaged, of another kind, or for another text encoder.
     """
     if os.path.splitext(path)[1] != ".safetensors":
         raise WeightsError(
-            f"{path} is no .safetensors file: a pickled one (.pt, .bin) is not opened, since it "
-            "can run whatever it likes; save it as safetensors"
+            f"{path} is not a .safetensors file: a pickled one (.pt, .bin) is not opened, since it "
+            "can run any code; save it as safetensors"
         )
     try:
         tensors = safetensors.numpy.load(filesystem.read_bytes(path))
@@ -63,19 +64,19 @@ def read_learned_embeds(path: str, width: int, vectors: int) -> np.ndarray:
         raise WeightsError(f"{path} is missing or damaged: {one_line(error)}") from None
     if len(tensors) != 1:
         raise WeightsError(
-            f"{path} has {len(tensors)} tensors, and a word's vectors are one: give "
-            f"{LEARNED_EMBEDS_NAME} as diffusers or this pipeline writes it, of Stable Diffusion "
+            f"{path} has {len(tensors)} tensors, but the vectors of a word are one tensor: give a "
+            f"{LEARNED_EMBEDS_NAME} as diffusers or this pipeline writes it, for Stable Diffusion "
             "1.x or 2.x"
         )
     [found] = tensors.values()
     rows = np.atleast_2d(found).astype(np.float32)
     if rows.ndim != 2 or rows.shape[1] != width:
         raise WeightsError(
-            f"{path} has vectors of the shape {list(found.shape)}, and the text encoder's are "
-            f"{width} wide: they were learned for another model"
+            f"{path} has vectors of shape {list(found.shape)}, but the text encoder needs width "
+            f"{width}: they were learned for another model"
         )
     if len(rows) != vectors:
         raise WeightsError(f"{path} has {len(rows)} vectors: set word.vectors to {len(rows)}")
     if not np.isfinite(rows).all():
-        raise WeightsError(f"{path} has vectors that are no finite numbers")
+        raise WeightsError(f"{path} has vectors that are not finite")
     return rows

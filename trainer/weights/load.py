@@ -1,4 +1,4 @@
-"""Files of weights, read and written; `trainer.weights.base_model` finds and verifies them."""
+"""Reads and writes weight files; `trainer.weights.base_model` finds and verifies them."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from trainer.weights.diffusers_format import load_tensors
 from trainer.weights.errors import WeightsError
 
 Layout = Literal["keras_cv", "diffusers", "original"]
-"""Whose files weights lie in, and so how they are called there."""
+"""Whose file layout is used, which decides the names of the tensors."""
 
 
 def load_files(
     model: keras.Model, network: str, layout: Layout, paths: Sequence[Path], shown: list[str]
 ) -> None:
-    """Loads files that are known to be the right ones.
+    """Loads files that are already verified.
 
     Args:
         model: Built by `trainer.networks`.
         network: One of `trainer.presets.NETWORKS`.
-        layout: The files'.
-        paths: Files on this machine; of KerasCV's layout one.
-        shown: What messages call them.
+        layout: Layout of the files.
+        paths: Files on this machine; one in KerasCV's layout.
+        shown: Their names in messages.
 
     Raises:
-        WeightsError: One is damaged, or a tensor does not fit.
+        WeightsError: A file is damaged, or a tensor does not fit.
     """
     if layout == "keras_cv":
         _load_file(model, paths[0], shown[0])
@@ -48,14 +48,14 @@ def load_files(
 
 
 def load_weights_file(model: keras.Model, path: str) -> None:
-    """Loads `.safetensors` as `save_weights_file` wrote it, or an `.h5` of Keras 2, by topology.
+    """Loads a `.safetensors` file of `save_weights_file`, or an `.h5` of Keras 2, by topology.
 
     Args:
         model: Built by `trainer.networks`.
-        path: Any path that TensorFlow opens.
+        path: Any path that TensorFlow can open.
 
     Raises:
-        WeightsError: The file is missing or damaged, or does not hold exactly this model's tensors.
+        WeightsError: The file is missing or damaged, or its tensors are not exactly the model's.
     """
     with tempfile.TemporaryDirectory() as folder:
         local = Path(path)
@@ -69,14 +69,14 @@ def load_weights_file(model: keras.Model, path: str) -> None:
 
 
 def save_weights_file(model: keras.Model, path: str) -> None:
-    """Writes a model's weights as float16 `.safetensors`, keyed by position and name."""
+    """Writes the weights of a model as float16 `.safetensors`, keyed by position and name."""
     safetensors.numpy.save_file(
         {key: np.asarray(variable).astype(np.float16) for key, variable in _keyed(model)}, path
     )
 
 
 def write_hashes(folder: str) -> None:
-    """Writes `SHA256SUMS` (as `sha256sum` does) over the weight files in `folder`."""
+    """Writes `SHA256SUMS` (in the format of `sha256sum`) for the weight files in `folder`."""
     lines = [
         f"{sha256_of(path)}  {path.name}\n" for path in sorted(Path(folder).glob("*.safetensors"))
     ]
@@ -92,7 +92,7 @@ def _load_file(model: keras.Model, path: Path, shown: str) -> None:
             _load_safetensors(model, path, shown)
     except (OSError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         reason = one_line(error)
-        raise WeightsError(f"{shown} is damaged or no weights file: {reason}") from None
+        raise WeightsError(f"{shown} is damaged or not a weights file: {reason}") from None
 
 
 def _load_safetensors(model: keras.Model, path: Path, shown: str) -> None:
@@ -102,8 +102,8 @@ def _load_safetensors(model: keras.Model, path: Path, shown: str) -> None:
         if expected != found:
             wrong = sorted(set(expected.items()) ^ set(found.items()))
             raise WeightsError(
-                f"{shown} holds another model than this one: {len(wrong)} tensors differ, the "
-                f"first is {wrong[0][0]} of shape {wrong[0][1]}"
+                f"{shown} holds another model: {len(wrong)} tensors differ, the first is "
+                f"{wrong[0][0]} of shape {wrong[0][1]}"
             )
         for key, variable in _keyed(model):
             variable.assign(tensors.get_tensor(key).astype(np.float32))
@@ -112,17 +112,17 @@ def _load_safetensors(model: keras.Model, path: Path, shown: str) -> None:
 def _load_keras_2(model: keras.Model, file: h5py.File, shown: str) -> None:
     """Loads what `Model.save_weights` of Keras 2 wrote, by topology.
 
-    As Keras does: layers without weights do not count, and the others and their weights are
-    matched by their order alone. Keras' own loader says in several lines that a tensor does not
-    fit, and has set the ones before it.
+    As in Keras, layers without weights do not count, and the others and their weights are matched
+    only by their order. Keras' own loader needs several lines to report a tensor that does not fit,
+    after it has already set the ones before it.
     """
     root = file
     if "layer_names" not in file.attrs and "model_weights" in file:
-        # What `Model.save` wrote.
+        # Written by `Model.save`.
         root = file["model_weights"]
     if not any(name.startswith("layer_names") for name in root.attrs):
         raise WeightsError(
-            f"{shown} is no weights file of Keras 2: it names no layers; save it there with "
+            f"{shown} is not a Keras 2 weights file: it names no layers; save it in Keras 2 with "
             "save_weights(..., save_format='h5')"
         )
     stored = [
@@ -133,22 +133,22 @@ def _load_keras_2(model: keras.Model, file: h5py.File, shown: str) -> None:
     layers = [layer for layer in model.layers if layer.weights]
     if len(stored) != len(layers):
         raise WeightsError(
-            f"{shown} holds another model than this {model.name}: {len(stored)} layers with "
-            f"weights, where this has {len(layers)}"
+            f"{shown} holds another model than this {model.name}: it has {len(stored)} layers with "
+            f"weights, this has {len(layers)}"
         )
     pairs = []
     for (name, weights), layer in zip(stored, layers, strict=True):
         if len(weights) != len(layer.weights):
             raise WeightsError(
                 f"{shown} holds another model than this {model.name}: its layer {name} has "
-                f"{len(weights)} tensors, where {layer.name} has {len(layer.weights)}"
+                f"{len(weights)} tensors, but {layer.name} has {len(layer.weights)}"
             )
         for weight, variable in zip(weights, layer.weights, strict=True):
             values = root[name][weight]
             if tuple(values.shape) != tuple(variable.shape):
                 raise WeightsError(
                     f"{shown} holds another model than this {model.name}: {weight} has the shape "
-                    f"{list(values.shape)}, where {variable.path} has {list(variable.shape)}"
+                    f"{list(values.shape)}, but {variable.path} has {list(variable.shape)}"
                 )
             pairs.append((values, variable))
     for values, variable in pairs:
@@ -156,7 +156,7 @@ def _load_keras_2(model: keras.Model, file: h5py.File, shown: str) -> None:
 
 
 def _attribute(attributes: Mapping[str, np.ndarray], name: str) -> list[str]:
-    """A list of names, which Keras 2 cuts in pieces where it is too long for one attribute."""
+    """A list of names, which Keras 2 splits if it is too long for one attribute."""
     if name in attributes:
         pieces = [attributes[name]]
     else:
@@ -176,7 +176,7 @@ def _keyed(model: keras.Model) -> Iterator[tuple[str, keras.Variable]]:
 
 
 def randomize(model: keras.Model, network: str) -> None:
-    """Draws initial weights that depend on the network's name and the shapes alone."""
+    """Draws initial weights that depend only on the name of the network and the shapes."""
     for index, variable in enumerate(model.weights):
         rng = np.random.default_rng([NETWORKS.index(network), index])
         if variable.name == "embeddings":

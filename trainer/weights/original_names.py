@@ -1,6 +1,6 @@
-"""The names of tensors in the original layout of Stable Diffusion v1.x, as CompVis's code has them.
+"""The names of tensors in the original layout of Stable Diffusion v1.x, from CompVis's code.
 
-It is diffusers' layout under other names, by one rule for networks of any size.
+It is diffusers' layout under other names, by a single rule for networks of any size.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ UNET, _VAE, TEXT_ENCODER = (
     "cond_stage_model.transformer.",
 )
 _TEXT_ROOT = "text_model."
-# What the names of a network's tensors begin with: one that does and is not known here is another
-# model's.
+# Prefixes of the tensor names of each network: an unknown name with such a prefix belongs to
+# another model.
 _BEGINNINGS: Mapping[str, tuple[str, ...]] = {
     "text_encoder": tuple(
         f"{TEXT_ENCODER}{root}{part}."
@@ -28,7 +28,7 @@ _BEGINNINGS: Mapping[str, tuple[str, ...]] = {
 }
 # A constant that older versions of transformers keep with the weights.
 _POSITIONS = ".position_ids"
-# The moving averages bear the name of what they average, without its dots.
+# A moving average has the name of its weight, without the dots.
 _AVERAGES = "model_ema."
 AVERAGED = f"{_AVERAGES}diffusion_model"
 
@@ -62,18 +62,18 @@ _VAE_PARTS = {
 
 
 def network_of(key: str) -> str | None:
-    """The one of `trainer.presets.NETWORKS` that a tensor should be of; `None` where of none."""
+    """The network of `trainer.presets.NETWORKS` that a tensor belongs to; `None` if to none."""
     if key.endswith(_POSITIONS):
         return None
     return next((n for n, begins in _BEGINNINGS.items() if key.startswith(begins)), None)
 
 
 def original_names(network: str, names: Sequence[str]) -> list[str]:
-    """What a network's tensors are called in this layout.
+    """The names of the tensors of a network in this layout.
 
     Args:
         network: One of `trainer.presets.NETWORKS`.
-        names: What diffusers calls them: all, because how many blocks there are decides.
+        names: All their names in diffusers: the number of blocks matters.
     """
     if network == "text_encoder":
         return [f"{TEXT_ENCODER}{name}" for name in names]
@@ -83,23 +83,22 @@ def original_names(network: str, names: Sequence[str]) -> list[str]:
 
 
 def current_names(network: str, names: Sequence[str], keys: Collection[str]) -> dict[str, str]:
-    """What diffusers calls those tensors of a file that are a network's.
+    """The names in diffusers of the tensors in a file that belong to a network.
 
-    Of a diffusion model with its averages, as the original training writes it, the averages are
-    only read where there is nothing else, as other tools do: who merges models leaves them as they
-    were.
+    If a diffusion model comes with averages, as the original training writes it, the averages are
+    only read if there is nothing else, as in other tools: merging models leaves them unchanged.
 
     Args:
         network: One of `trainer.presets.NETWORKS`.
-        names: What diffusers calls its tensors.
-        keys: The file's.
+        names: The names of its tensors in diffusers.
+        keys: The keys of the file.
 
     Returns:
-        By key; a key that should be the network's and is not known stands for itself.
+        Names by key; an unknown key that should belong to the network maps to itself.
     """
     spelled = dict(zip(original_names(network, names), names, strict=True))
     if spelled.keys().isdisjoint(keys):
-        # Two spellings that files have, too.
+        # Some files use these two other spellings.
         if network == "diffusion_model":
             spelled = {
                 _AVERAGES + key.removeprefix("model.").replace(".", ""): name
@@ -113,7 +112,7 @@ def current_names(network: str, names: Sequence[str], keys: Collection[str]) -> 
 
 
 def _unet_names(names: Sequence[str]) -> list[str]:
-    # On the way up a level has one block more than on the way down, which instead has the sampler.
+    # On the way up, a level has one block more than on the way down, which has a sampler instead.
     blocks = 1 + max(
         int(block["index"])
         for name in names
@@ -163,7 +162,7 @@ def _vae_names(names: Sequence[str]) -> list[str]:
         if block["side"] == "mid":
             part = "attn" if kind == "attention" else "block"
             return f"{half}.mid.{part}_{index + 1}.{rest}"
-        # The original counts levels from the picture, on the way up as well.
+        # The original counts levels from the picture on the way up too.
         level = int(block["level"])
         place = f"down.{level}" if block["side"] == "down" else f"up.{top - level}"
         if kind == "resnet":
@@ -174,6 +173,6 @@ def _vae_names(names: Sequence[str]) -> list[str]:
 
 
 def _replaced(name: str, parts: Mapping[str, str]) -> str:
-    """A name whose first part, all but `weight` or `bias`, is another's."""
+    """A name whose first part, all but `weight` or `bias`, is replaced."""
     part, _, kind = name.rpartition(".")
     return f"{parts.get(part, part)}.{kind}"

@@ -1,7 +1,7 @@
-"""A model that was trained before, which a training starts from in the place of the base weights.
+"""An already trained model, from which a training starts instead of the base weights.
 
-Nothing here imports TensorFlow before weights are read, so that what cannot be started from is told
-at once.
+Nothing here imports TensorFlow before weights are read, so that an unsuitable model is reported at
+once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHANGED = ("diffusion_model", "text_encoder")
 """The networks that training changes."""
 
 CONTINUED = "adapters_continued"
-"""Key of a manifest's `started_from`: whether the same adapters were trained on."""
+"""Key in `started_from` of a manifest: whether its adapters were continued."""
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ logger = logging.getLogger(__name__)
 class StartingModel:
     """A model as the Trainer left it, which fits the base weights of a training.
 
-    `locate` makes one. Its weights are those that it was judged with: averaged ones, with adapters
-    merged, as precise as they are stored.
+    `locate` makes one. Its weights are the ones it was judged with: averaged, with adapters merged,
+    in their stored precision.
 
     Attributes:
-        folder: Of the SavedModels.
-        manifest: What it says of itself.
+        folder: Folder of the SavedModels.
+        manifest: Its manifest.
     """
 
     folder: str
@@ -53,16 +53,16 @@ class StartingModel:
 
     @classmethod
     def locate(cls, folder: str, base_model: BaseModel) -> StartingModel:
-        """Looks at a model, and whether it can be started from.
+        """Reads a model, and checks that a training can start from it.
 
         Args:
-            folder: Of the SavedModels and the manifest.
-            base_model: What the training has besides: the networks that no training changes, by
-                which its latents were made.
+            folder: Folder of the SavedModels and the manifest.
+            base_model: The base weights of the training; its latents were made by those networks
+                of it that training does not change.
 
         Raises:
-            WeightsError: It is none, of another preset, picture size, prediction or other base
-                weights, or its weights are gone.
+            WeightsError: There is no model, its preset, picture size, prediction or base weights
+                differ, or its weights are gone.
         """
         try:
             manifest = ModelManifest.find(folder)
@@ -73,23 +73,23 @@ class StartingModel:
             ) from None
         if manifest is None:
             raise WeightsError(
-                f"there is no {MODEL_MANIFEST_NAME} in {folder}: a training starts from a model as "
-                "the Trainer leaves it, such as runs/default/artifacts/Trainer/model/7"
+                f"there is no {MODEL_MANIFEST_NAME} in {folder}: give the Trainer's model, such as "
+                "runs/default/artifacts/Trainer/model/7"
             )
         preset, size = base_model.preset.name, base_model.image_size
         if not manifest.fits(preset, size):
             raise WeightsError(
-                f"the model in {folder} is of preset {manifest.preset!r} at {manifest.image_size} "
-                f"pixels, and this training is of {preset!r} at {size}: give those, or start from "
-                "another model"
+                f"the model in {folder} has preset {manifest.preset!r} at {manifest.image_size} "
+                f"pixels, but this training has {preset!r} at {size}: set them to the model's, or "
+                "start from another model"
             )
         learned = manifest.prediction, manifest.zero_terminal_snr
         asked = base_model.preset.prediction, base_model.preset.zero_terminal_snr
         if learned != asked:
             raise WeightsError(
-                f"the model in {folder} has learned to predict {_in_words(*learned)}, and this "
-                f"training is of {_in_words(*asked)}: set model.prediction and "
-                "model.zero_terminal_snr to what it has, or start from another model"
+                f"the model in {folder} learned to predict {_in_words(*learned)}, but this "
+                f"training is for {_in_words(*asked)}: set model.prediction and "
+                "model.zero_terminal_snr to the model's, or start from another model"
             )
         others = [
             network
@@ -102,7 +102,7 @@ class StartingModel:
                 f"the model in {folder} was made from other base weights than "
                 f"{base_model.base_weights!r}"
                 + (f" ({', '.join(others)} differ)" if others else "")
-                + ", by which this training's latents are made: give its own"
+                + ", with which the latents of this training are made: give its own"
                 + (f", {source!r}, with --base-weights" if source else "")
                 + ", or start from another model"
             )
@@ -132,19 +132,19 @@ class StartingModel:
         return NewWord.of_fields(self.manifest.word)
 
     def continues_adapters(self, config: ResolvedTrainingConfig) -> bool:
-        """Whether a training goes on with the model's own adapters, on the base weights.
+        """Whether a training continues the adapters of the model, on the base weights.
 
-        Otherwise they are merged, and new ones, if any are trained, lie on what that gives.
+        Otherwise they are merged, and any new adapters are trained on top of the result.
 
         Raises:
-            UserError: They are of another shape than what is to be trained.
+            UserError: Their shape differs from the adapters to be trained.
         """
         if not config.lora_rank or not self._rank:
             return False
         if self.manifest.started_from and not self.manifest.started_from.get(CONTINUED):
             logger.info(
-                "The adapters of the model that is started from lie on another model's weights: "
-                "they are merged, and new ones are trained."
+                "The adapters of the starting model were trained on another model's weights: they "
+                "are merged, and new ones are trained."
             )
             return False
         training = self.manifest.training
@@ -154,18 +154,18 @@ class StartingModel:
             own = training.get(name)
             if own != value:
                 raise UserError(
-                    f"{where} has adapters of training.{name} = {own:g}, which cannot be trained "
-                    f"on with {value:g}: set training.{name} to {own:g}, {instead}"
+                    f"{where} has adapters with training.{name} = {own:g}, which cannot be "
+                    f"continued with {value:g}: set training.{name} to {own:g}, {instead}"
                 )
         if training.get("train_text_encoder") and not config.train_text_encoder:
             raise UserError(
-                f"{where} has adapters of the text encoder, too: set training.train_text_encoder "
+                f"{where} also has adapters of the text encoder: set training.train_text_encoder "
                 f"to true, {instead}"
             )
         return True
 
     def load(self, model: keras.Model, network: str) -> None:
-        """Loads one network's weights, as they are stored.
+        """Loads the weights of one network, as they are stored.
 
         Args:
             model: Built by `trainer.networks` from the preset.
@@ -191,7 +191,7 @@ class StartingModel:
             variable.assign(np.asarray(value).astype(np.float32))
 
     def read_adapters(self) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
-        """The adapters, `down` [width in, rank] and `up` [rank, width out], by their names.
+        """The adapters by name, `down` [width in, rank] and `up` [rank, width out].
 
         Raises:
             WeightsError: Their file is missing or damaged.
