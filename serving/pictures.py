@@ -60,8 +60,8 @@ class Original:
             if mask.shape != image.shape[:2]:
                 sizes = [f"{width} x {height}" for height, width in (mask.shape, image.shape[:2])]
                 raise ServingError(
-                    f"the mask is {sizes[0]} pixels, and its picture {sizes[1]}; they must have the "
-                    "same size"
+                    f"the mask is {sizes[0]} pixels, and its picture {sizes[1]}; both must have "
+                    "the same size"
                 )
         if strength is None:
             strength = DEFAULT_STRENGTH if mask is None else DEFAULT_MASKED_STRENGTH
