@@ -281,7 +281,7 @@ def test_the_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     code, out, _ = run("verify", "2")
     assert code == 1
     assert out == f"missing: decoder/2/{FILES[0]}\nrelease 2 is damaged\n"
-    removed = "removed: 1\nkept: 3, of the newest 1\nkept: 2, the current one\n"
+    removed = "removed: 1\nkept: 3, among the newest 1\nkept: 2, the current one\n"
     assert run("prune", "--keep", "1") == (0, removed, "")
     assert run("rollback", "--to", "3") == (0, "release 3 is served now\n", "")
     nothing = (
