@@ -71,7 +71,10 @@ def main() -> None:
                     print(f"{name}, {clients} at once: {found:.2f} per second", flush=True)
                     best[name, clients] = max(found, best.get((name, clients), 0.0))
     fewest = min(arguments.clients)
-    print("\n| requests are drawn | clients at once | pictures/s | relative to one client |")
+    print(
+        "\n| requests are drawn | concurrent clients | pictures per second | "
+        "relative to one client |"
+    )
     print("| --- | ---: | ---: | ---: |")
     for (name, clients), value in best.items():
         times = value / best[name, fewest]
