@@ -56,7 +56,7 @@ def locked(folder: str) -> Iterator[Held]:
 
     On this machine it is a lock of the operating system, which ends with its holder. Object stores
     have no locks; there, every writer puts a claim beside the claims of others, and the writer
-    with the oldest claim is at work. It keeps rewriting its heartbeat, and waiting writers remove
+    with the oldest claim is at work. Each keeps rewriting its heartbeat, and waiting writers remove
     a claim whose heartbeat has stopped. This needs a store whose listings are up to date and whose
     clock orders writes, such as Google Cloud Storage.
     """

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-prompt-in-metadata",
         action="store_true",
-        help="write them without the prompts",
+        help="leave the prompts out of the request",
     )
     parser.add_argument(
         "--c2pa-certificate",
