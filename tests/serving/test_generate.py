@@ -363,7 +363,7 @@ def test_samplers_that_a_release_of_a_former_version_does_not_have(
 ) -> None:
     arguments = ["a", "--out", str(tmp_path / "x.png"), "--serving-dir", str(serving_dir)]
     too_old = (
-        "is too old for the sampler {}, and draws with ddim alone: ask for that, or for a newer "
+        "is too old for the sampler {}; it draws only with ddim: choose that, or use a newer "
         "release\n"
     )
     code, _, errors = cli(*arguments, "--sampler", "dpmpp_2m")

@@ -141,8 +141,8 @@ def test_a_server_of_a_former_version_draws_with_what_it_knows(
         with pytest.raises(ServingError) as error:
             generator.generate(**REQUESTS[3])
     assert str(error.value) == (
-        f"release 1 of {address} is too old for the sampler dpmpp_2m, and draws with ddim alone: "
-        "ask for that, or for a newer release"
+        f"release 1 of {address} is too old for the sampler dpmpp_2m; it draws only with ddim: "
+        "choose that, or use a newer release"
     )
 
 

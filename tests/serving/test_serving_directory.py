@@ -258,7 +258,7 @@ def test_a_damaged_configuration_is_told_and_mended(root: Path) -> None:
     with pytest.raises(ServingError, match=r"names the versions \[2, 9, 2, 3, 2, 3\]; .*--to"):
         find_release(str(root))
     config.write_text(whole.replace("versions: 3", "versions: 8"))
-    with pytest.raises(ServingError, match="the configured version 8 is no release"):
+    with pytest.raises(ServingError, match="the configured version 8 is not a release"):
         find_release(str(root))
     assert releases_command.main(["rollback", "--serving-dir", str(root), "--to", "3"]) == 0
     assert served(root) == 3
