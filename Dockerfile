@@ -1,11 +1,11 @@
-# One image for every step of the pipeline on Vertex AI, for the workers of a training job of several
+# One image for every step of the pipeline on Vertex AI, for the workers of a training job on several
 # machines, and for Dataflow. About 8 GB, of which CUDA's libraries are 4.4 GB and TensorFlow 1.9 GB.
 
-# The program that starts Beam's workers on Dataflow; of the version in image.lock.
+# The program that starts Beam's workers on Dataflow; must have the version in image.lock.
 FROM apache/beam_python3.13_sdk:2.77.0 AS beam
 
-# Compiled here once: every task of a run starts from the image, and would compile eight thousand
-# modules of TensorFlow and TFX for itself.
+# Compiles bytecode once: every task of a run starts from the image, and would otherwise compile
+# eight thousand modules of TensorFlow and TFX itself.
 FROM python:3.13-slim-trixie AS packages
 COPY .ci/uv.txt pipeline/vertex/image.lock /build/
 RUN python -m venv /opt/uv \
@@ -23,8 +23,8 @@ ENV PATH=/opt/venv/bin:/usr/local/nvidia/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     TF_USE_LEGACY_KERAS=0 \
     TF_ENABLE_ONEDNN_OPTS=1
-# TensorFlow 2.21 finds the CUDA libraries of its own extra by itself, but for cuSOLVER, without which
-# it takes no GPU. The driver's are put into /usr/local/nvidia by Vertex.
+# TensorFlow 2.21 finds the CUDA libraries of its own extra by itself, except cuSOLVER, without which
+# it uses no GPU. Vertex puts the driver's libraries into /usr/local/nvidia.
 ENV LD_LIBRARY_PATH=/opt/venv/lib/python3.13/site-packages/nvidia/cusolver/lib:/usr/local/nvidia/lib64
 WORKDIR /app
 COPY components components
@@ -33,10 +33,10 @@ COPY pipeline pipeline
 COPY serving serving
 COPY storage storage
 COPY trainer trainer
-# For runs outside of Vertex: docs/watch.md.
+# For runs outside Vertex: docs/watch.md.
 COPY runner_local.py ./
 RUN useradd --create-home --uid 1000 runner
 USER 1000
-# For Dataflow alone. A task of a pipeline and a worker of a training job bring their own command,
-# `python -m tfx...`, which takes its place.
+# Only for Dataflow. A task of a pipeline and a worker of a training job bring their own command,
+# `python -m tfx...`, which replaces it.
 ENTRYPOINT ["/opt/apache/beam/boot"]

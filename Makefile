@@ -1,19 +1,19 @@
 .PHONY: run test setup lint lock lineage playground rooms commands docs bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-serving bench-serving-clients bench-shapes bench-stacks bench-taking-over bench-train bench-tuning bench-weights help
 
-# Some containers forbid bytecode, and uv makes none: each process would compile eight thousand
-# modules of TensorFlow and TFX anew, for half a minute. .venv is ours to write to.
+# Some containers forbid bytecode, and uv makes none: each process would recompile eight thousand
+# modules of TensorFlow and TFX, for half a minute. .venv is ours to write to.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Sets up everything and runs the pipeline; RUN=runs/mine for another output folder than runs/default,
-# here and for the pages below; ARGS="--steps 800" passes flags on.
+# Sets up everything and runs the pipeline; RUN=runs/mine uses another output folder than runs/default,
+# here and for the pages below; ARGS="--steps 800" passes on flags.
 run: setup
 	@.venv/bin/python runner_local.py $(if $(RUN),--output "$(RUN)") $(ARGS)
 
-# Sets up everything, checks style and types, runs the fast tests; ARGS="-m slow" runs the others.
+# Sets up everything, checks style and types, runs the fast tests; ARGS="-m slow" runs the slow ones.
 test: setup lint
 	@.venv/bin/python -m pytest $(ARGS)
 
-# Opens the lineage of all runs in an output folder in a browser, on this machine.
+# Opens a local web page with the lineage of all runs in an output folder.
 lineage: setup
 	@.venv/bin/python -m pipeline.lineage --store "$(or $(RUN),$(STORE),runs/default)" serve $(ARGS)
 
@@ -21,7 +21,7 @@ lineage: setup
 setup:
 	@.ci/setup
 
-# Checks style, types and the rules of imports.
+# Checks style, types and import rules.
 lint: setup
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --quiet --check .
@@ -29,7 +29,7 @@ lint: setup
 	@said=$$(.venv/bin/lint-imports --no-cache --no-logo) || { echo "$$said"; exit 1; }
 	@.venv/bin/python -m docs.rooms --check
 
-# Draws the picture of docs/architecture.md anew from what the code imports.
+# Redraws the picture of docs/architecture.md from the imports of the code.
 rooms: setup
 	@.venv/bin/python -m docs.rooms
 
@@ -37,17 +37,17 @@ rooms: setup
 commands: setup
 	@.venv/bin/python -m docs.commands
 
-# Makes the output blocks of README.md and docs/ again, and what else is made there: some minutes,
+# Makes the output blocks of README.md and docs/ again, and all other generated parts: a few minutes,
 # after `make run`.
 docs: rooms commands
 	@.venv/bin/python -m docs.outputs $(if $(RUN),--run "$(RUN)") $(ARGS)
 
-# Opens a local web page that draws with the pushed models.
+# Opens a local web page that draws pictures with the pushed models.
 playground: setup
 	@.venv/bin/python -m serving.playground $(if $(RUN),--serving-dir "$(RUN)/serving_model") $(ARGS)
 
 RESOLVE = .venv/bin/uv pip compile setup.py --overrides .ci/overrides.txt --generate-hashes --no-header --quiet --upgrade
-# Resolves the ranges in setup.py into the lock files of both stacks and of the images, on either stack.
+# Resolves the ranges in setup.py into the lock files of both stacks and of the images; runs on either stack.
 lock: setup
 	$(RESOLVE) --extra vertex --extra mysql --extra heic --extra c2pa --extra sign --extra dev --universal --python-version 3.11 \
 		--fork-strategy fewest --output-file requirements.lock
@@ -61,7 +61,7 @@ lock: setup
 		--output-file serving/deploy/verify.lock
 	sed -n '/^uv==/,/^    # via/p' requirements.lock | grep -v '# via' > .ci/uv.txt
 
-# Training and drawing on this machine's GPU, beside diffusers'; writes docs/gpu_speed.md.
+# Measures training and drawing on this machine's GPU, beside diffusers; writes docs/gpu_speed.md.
 bench-gpu: setup
 	@.venv/bin/python -m benchmarks.gpu --look $(ARGS)
 	.venv/bin/uv venv --quiet --allow-existing --python 3.11 .venv-torch
@@ -69,18 +69,18 @@ bench-gpu: setup
 		--requirement benchmarks/train/requirements.txt
 	.venv/bin/python -m benchmarks.gpu --torch-python .venv-torch/bin/python $(ARGS)
 
-# The same as a folder for a machine that has a GPU, JAX and PyTorch: OUT=folder.
+# Makes the same as a folder for a machine that has a GPU, JAX and PyTorch: OUT=folder.
 bench-gpu-pack: setup
 	.venv/bin/python -m benchmarks.gpu.pack $(if $(OUT),--out "$(OUT)") $(ARGS)
 
-# Such a folder in small, run by JAX on this CPU and held against TensorFlow.
+# Runs such a folder in small with JAX on this CPU, and compares it with TensorFlow.
 bench-gpu-check: setup
 	.venv/bin/uv venv --quiet --allow-existing --python 3.12 .venv-jax
 	.venv/bin/uv pip install --quiet --python .venv-jax/bin/python \
 		--requirement benchmarks/gpu/requirements.txt
 	.venv/bin/python -m pytest -m slow tests/benchmarks/test_gpu_jax.py $(ARGS)
 
-# Writes docs/gpu_speed.md from what such a run left: FILE=results.json.
+# Writes docs/gpu_speed.md from the results of such a run: FILE=results.json.
 bench-gpu-read: setup
 	.venv/bin/python -m benchmarks.gpu.page $(if $(FILE),--file "$(FILE)") $(ARGS)
 
@@ -91,36 +91,37 @@ bench-ingest: setup
 		--requirement benchmarks/ingest/requirements.txt
 	.venv/bin/python -m benchmarks.ingest --loop-python .venv-datasets/bin/python $(ARGS)
 
-# What is taken for a near duplicate: the table of docs/datasets.md.
+# Measures what counts as a near duplicate: the table of docs/datasets.md.
 bench-near-duplicates: setup
 	.venv/bin/python -m benchmarks.near_duplicates $(ARGS)
 
-# How good and how fast pictures are by each sampler: the table of docs/serving.md. After make run.
+# Measures quality and speed of each sampler: the table of docs/serving.md. After make run.
 bench-samplers: setup
 	.venv/bin/python -m benchmarks.samplers $(if $(RUN),--run "$(RUN)") $(ARGS)
 
-# Pictures from the SavedModels beside KerasCV's, a notebook's and diffusers'; docs/serving_speed.md.
+# Measures drawing with the SavedModels beside KerasCV, a notebook and diffusers; docs/serving_speed.md.
 bench-serving: setup
 	.venv/bin/uv venv --quiet --allow-existing --python 3.11 .venv-torch
 	.venv/bin/uv pip install --quiet --python .venv-torch/bin/python \
 		--requirement benchmarks/weights/requirements.txt
 	.venv/bin/python -m benchmarks.serving --torch-python .venv-torch/bin/python $(ARGS)
 
-# Pictures a second of one client and of eight, of a server that draws together. After bench-serving.
+# Measures pictures per second for one client and for eight, from a server that draws requests
+# together. After bench-serving.
 bench-serving-clients: setup
 	.venv/bin/python -m benchmarks.serving.clients runs/bench_serving/tiny $(ARGS)
 
-# Training in buckets beside centre crops, at equal steps: the table of docs/training.md.
+# Compares training in buckets with centre crops, at equal steps: the table of docs/training.md.
 bench-shapes: setup
 	@.venv/bin/python -m benchmarks.shapes $(ARGS)
 
-# Both stacks side by side, which needs a glibc for both; the table of docs/stacks.md. Needs 22 GB.
+# Compares both stacks, which needs a glibc for both: the table of docs/stacks.md. Needs 22 GB.
 bench-stacks: setup
 	.venv/bin/uv venv --quiet --allow-existing --python 3.10 .venv-old-stack
 	.venv/bin/uv pip sync --quiet --python .venv-old-stack/bin/python --require-hashes requirements-old-stack.lock
 	.venv/bin/python -m benchmarks.stacks --old-python .venv-old-stack/bin/python $(ARGS)
 
-# Our networks beside PyTorch's at full size: the table of docs/weights.md; leaves 4 GB in runs/.
+# Compares our networks with PyTorch's at full size: the table of docs/weights.md; leaves 4 GB in runs/.
 bench-weights: setup
 	.venv/bin/uv venv --quiet --allow-existing --python 3.11 .venv-torch
 	.venv/bin/uv pip install --quiet --python .venv-torch/bin/python \
@@ -128,21 +129,21 @@ bench-weights: setup
 	.venv-torch/bin/python benchmarks/weights/reference.py --size sd-v1-4 --output runs/diffusers_sd
 	.venv/bin/python -m benchmarks.weights --checkpoint runs/diffusers_sd
 
-# Measures a full-size training step beside others'; writes docs/training_speed.md. Needs 22 GB.
+# Measures a full-size training step beside others; writes docs/training_speed.md. Needs 22 GB.
 bench-train: setup
 	.venv/bin/uv venv --quiet --allow-existing --python 3.11 .venv-torch
 	.venv/bin/uv pip install --quiet --python .venv-torch/bin/python \
 		--requirement benchmarks/train/requirements.txt
 	.venv/bin/python -m benchmarks.train --torch-python .venv-torch/bin/python $(ARGS)
 
-# The learning rate that the search finds, beside a grid, on the latents of a run: the tables of docs/training.md.
+# Compares the learning rate found by the search with a grid, on the latents of a run: the tables of docs/training.md.
 bench-tuning: setup
 	@.venv/bin/python -m benchmarks.tuning $(ARGS)
 
-# What a few more pictures cost LatentGen, beside encoding all; prints a table. A few minutes.
+# Measures what a few more pictures cost LatentGen, beside encoding all; prints a table. A few minutes.
 bench-taking-over: setup
 	@.venv/bin/python -m benchmarks.taking_over $(ARGS)
 
-# Says what there is to make.
+# Lists all targets.
 help:
 	@awk '/^# /{text = text substr($$0, 2); next} /^[a-z-]+:/{sub(":.*", ""); printf "%-15s%s\n", $$0, text} {text = ""}' Makefile

@@ -1,4 +1,4 @@
-"""How every benchmark runs what it measures: each measurement is a process of its own."""
+"""How every benchmark runs what it measures: each measurement in its own process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TENSORFLOW_ENVIRONMENT = {
     "TF_USE_LEGACY_KERAS": "0",
-    # On by default on some processors; here all ways have it on all.
+    # On by default on some processors; here it is on for all ways.
     "TF_ENABLE_ONEDNN_OPTS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
@@ -25,16 +25,16 @@ def measured(
     python: str = sys.executable,
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Runs a module from the repository's root; returns the JSON of its last line.
+    """Runs a module from the root of the repository; returns the JSON of its last line.
 
     Args:
-        module: Such as `benchmarks.train.ours`.
+        module: The module, such as `benchmarks.train.ours`.
         flags: Its command line.
-        python: The interpreter that has what the module imports.
-        environment: Variables besides this process's own.
+        python: An interpreter that has what the module imports.
+        environment: Variables in addition to those of this process.
 
     Raises:
-        subprocess.CalledProcessError: It failed.
+        subprocess.CalledProcessError: The module failed.
     """
     process = subprocess.run(
         [python, "-m", module, *flags],

@@ -1,8 +1,8 @@
-"""What samplers make of few steps: `make bench-samplers`, after `make run`.
+"""How samplers do with few steps: `make bench-samplers`, after `make run`.
 
 Draws the held-out captions of a run of the sample dataset with the models that it pushed, from the
-same noise each time, and prints how often pictures have what their captions ask for, and the
-seconds that a picture took. What a preset recommends is chosen by this.
+same noise each time. Prints how often pictures have what their captions ask for, and the seconds
+per picture. The recommendations of presets are chosen by this.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _MEASURES = (ColourAgreement(), ShapeAgreement(), EyesAgreement(), FeatureAgreem
 def main() -> None:
     """The command line; see its help."""
     parser = argparse.ArgumentParser(prog="make bench-samplers", description=__doc__)
-    parser.add_argument("--run", default=str(ROOT / "runs" / "default"), help="its output folder")
-    parser.add_argument("--seeds", type=int, default=2, help="pictures of each caption")
+    parser.add_argument("--run", default=str(ROOT / "runs" / "default"), help="output folder")
+    parser.add_argument("--seeds", type=int, default=2, help="pictures per caption")
     arguments = parser.parse_args()
     captions = _held_out(Path(arguments.run)) * arguments.seeds
     seeds = list(range(len(captions)))

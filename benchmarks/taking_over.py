@@ -1,8 +1,8 @@
-"""What a few more pictures cost LatentGen, beside encoding all: `make bench-taking-over`.
+"""Cost of a few more pictures in LatentGen, compared with encoding all: `make bench-taking-over`.
 
-Encodes a generated set, then the set with some pictures more, once taking over what it has and once
-from nothing, with the preset `tiny`. Prints the times as Markdown, those of the processor, too, of
-which other programs take nothing, and whether the bytes are the same.
+Encodes a generated set, then the set with some more pictures, once taking over the existing latents
+and once from scratch, with the preset `tiny`. Prints the times as Markdown, also processor times,
+which other programs do not affect, and whether the bytes are the same.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _PRESET = get_preset("tiny")
 def main() -> None:
     """The command line; see its help."""
     parser = argparse.ArgumentParser(prog="make bench-taking-over", description=__doc__)
-    parser.add_argument("--pictures", type=int, default=2000, help="at first")
-    parser.add_argument("--more", type=int, default=20, help="then added")
+    parser.add_argument("--pictures", type=int, default=2000, help="pictures at first")
+    parser.add_argument("--more", type=int, default=20, help="pictures to add")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with tempfile.TemporaryDirectory() as folder:
@@ -64,8 +64,8 @@ def _measure(root: Path, pictures: int, more: int) -> None:
         print(f"{name} | {counts} | {seconds:.1f} | {processor_seconds:.1f}", flush=True)
         made[name] = (processor_seconds, content_digest(latents.uri))
     (_, (seconds, digest), (all_seconds, all_digest)) = made.values()
-    same = "the same bytes" if digest == all_digest else "OTHER BYTES"
-    print(f"\n{100 * seconds / all_seconds:.1f} % of the processor's time, with {same}")
+    same = "the same bytes" if digest == all_digest else "DIFFERENT BYTES"
+    print(f"\n{100 * seconds / all_seconds:.1f} % of the processor time, with {same}")
 
 
 def _ingested(root: Path, count: int) -> artifact.Artifact:

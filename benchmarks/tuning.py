@@ -1,7 +1,7 @@
-"""The learning rate that the search finds, beside a grid: `make bench-tuning`, after `make run`.
+"""The learning rate found by the search, beside a grid: `make bench-tuning`, after `make run`.
 
-Trains every learning rate of a grid to its end, on the latents of a run, and then searches as the
-Tuner does. Prints both as Markdown: losses on the pictures that choose, and what it cost.
+Trains with every learning rate of a grid to the end, on the latents of a run, and then searches
+like the Tuner. Prints both as Markdown: the losses on the pictures that decide, and the costs.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from trainer.training_config import TuningConfig
 def main() -> None:
     """The command line; see its help."""
     parser = argparse.ArgumentParser(prog="make bench-tuning", description=__doc__)
-    parser.add_argument("--run", default=str(ROOT / "runs" / "default"), help="its output folder")
+    parser.add_argument("--run", default=str(ROOT / "runs" / "default"), help="output folder")
     parser.add_argument("--config", help="YAML file with settings")
-    parser.add_argument("--trials", type=int, default=12, help="of the search")
+    parser.add_argument("--trials", type=int, default=12, help="trials of the search")
     parser.add_argument("--grid", type=int, default=7, help="learning rates of the grid")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

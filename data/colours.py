@@ -1,8 +1,8 @@
-"""The colours that every generated picture is made of.
+"""The colours of all generated pictures.
 
 The base domain (`trainer/pretraining/shapes.py`) and the sample dataset (`data/`) name the same
-ten colours with the same words, so that a caption about a creature uses words that the base weights
-already know, and so that one script can compare the colour in a picture with that in its caption.
+ten colours with the same words. A caption about a creature thus uses words that the base weights
+already know, and one script can compare the colour in a picture with the colour in its caption.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COLOURS: dict[str, Colour] = {
     "brown": (132, 84, 48),
     "grey": (142, 144, 150),
 }
-"""Name to sRGB (0 to 255) of the ten colours that bodies and shapes have."""
+"""The ten colours of bodies and shapes, from name to sRGB (0 to 255)."""
 
 DETAIL_COLOURS: dict[str, Colour] = {"white": (252, 252, 250), "black": (38, 36, 44)}
 """Further colours for details; no body is white (the background) or black (the outline)."""
@@ -31,7 +31,7 @@ OUTLINE: Colour = (44, 38, 50)
 
 
 def with_article(words: str) -> str:
-    """Returns `words` after the indefinite article that fits its first letter."""
+    """Returns `words` with the indefinite article that fits the first letter."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 

@@ -2,8 +2,8 @@
 
 A creature is a body outline with anchor points (where its face is, where wings and limbs grow), and
 parts that are drawn at these anchors from back to front. All coordinates are fractions of the
-picture's side, x to the right and y down, and are rounded to whole pixels of a supersampled canvas
-before anything is drawn, so that no machine's last digit of a sine changes a picture.
+picture's side, x to the right and y down. They are rounded to whole pixels of a supersampled canvas
+before anything is drawn, so that pictures do not depend on how a machine rounds a sine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "skin": ("spots", "stripes", "belly"),
     "back": ("wings", "tail"),
 }
-"""Features by where they are; a creature has at most one of each place."""
+"""Features by place; a creature has at most one in each place."""
 
 Expression = Literal["smiling", "sleepy", "surprised", "grumpy"]
 
@@ -49,8 +49,8 @@ class Creature:
 
     Attributes:
         shape: One of `SHAPES`.
-        colour: Of its body, one of `data.colours.COLOURS`.
-        features: Pairs of a feature and its colour, one or two, from different places.
+        colour: Colour of its body, one of `data.colours.COLOURS`.
+        features: One or two pairs of a feature and its colour, from different places.
         expression: One of `EXPRESSIONS`.
         num_eyes: 1, 2 or 3.
     """
@@ -64,7 +64,7 @@ class Creature:
 
 @dataclasses.dataclass(frozen=True)
 class _Body:
-    """A body's outline and what is attached where."""
+    """The outline of a body, and where parts are attached."""
 
     outline: list[_Point]
     face: _Point
@@ -137,7 +137,7 @@ def _symmetric(
     belly: tuple[float, float, float],
     wing: _Point,
 ) -> _Body:
-    """Returns a body that is the same left and right; `_Point`s are offsets to the right of 0.5."""
+    """Returns a symmetric body; `_Point`s are offsets to the right of 0.5."""
     return _Body(
         outline=outline,
         face=(0.5, face_y),
@@ -293,7 +293,7 @@ _BODIES = {
 
 
 class _Picture:
-    """The canvas, and the pose that everything on it shares."""
+    """The canvas, and the pose shared by everything on it."""
 
     def __init__(self, rng: np.random.Generator, background: Colour):
         self._image = Image.new("RGB", (_SIDE, _SIDE), background)
@@ -352,7 +352,7 @@ class _Picture:
         fill: Colour,
         line: float = _LINE,
     ) -> None:
-        """Draws an ellipse, upright whatever the pose: it is turned too little to see."""
+        """Draws an ellipse, always upright: poses turn it too little to see."""
         ((centre_x, centre_y),) = self._pixels([(x, y)])
         half = line / 2.0
         wide = round((radius_x * self._scale_x + half) * _SIDE)
@@ -367,7 +367,7 @@ class _Picture:
     def body(
         self, outline: _Points, colour: Colour, marks: Sequence[tuple[_Points, Colour]]
     ) -> None:
-        """Draws the body with `marks` on it that end where it ends, a shadow and a highlight."""
+        """Draws the body with `marks` clipped to it, a shadow and a highlight."""
         corners = self._pixels(outline)
         xs, ys = [x for x, _ in corners], [y for _, y in corners]
         left, top = min(xs), min(ys)
@@ -485,7 +485,7 @@ def _draw_head(
 def _marks(
     body: _Body, feature: str, colour: Colour, rng: np.random.Generator
 ) -> list[tuple[_Points, Colour]]:
-    """Returns what is painted on the body for a feature of the skin."""
+    """Returns the marks that a skin feature paints on the body."""
     if feature == "belly":
         x, y, radius_x, radius_y = body.belly
         return [(_superellipse((x, y), radius_x, radius_y, steps=40), colour)]
@@ -538,7 +538,7 @@ def _crossings(outline: _Points, y: float) -> list[float]:
 
 
 def _top(outline: _Points, x: float) -> float:
-    """Returns the y of the highest point of an outline about `x`."""
+    """Returns the y of the highest point of an outline around `x`."""
     turned = [(b, a) for a, b in outline]
     return min(_crossings(turned, x + offset)[0] for offset in (-0.03, 0.0, 0.03))
 
@@ -560,7 +560,7 @@ def _draw_limbs(
     pose = int(rng.integers(3))
     for number, (x, y) in enumerate(body.shoulders):
         side = -1.0 if x < 0.5 else 1.0
-        # A tail is on the right: the arm there makes room for it.
+        # A tail is on the right, and the arm there makes room for it.
         raised = pose == 1 or (pose == 2 and number == 0) or (has_tail and number == 1)
         drop = -0.14 if raised else 0.1
         hand = (x + side * 0.1, y + drop)
@@ -596,7 +596,7 @@ def _draw_face(
             lid = _superellipse((eye_x, eye_y), radius, radius * 1.08, steps=40)[20:]
             picture.polygon(lid, shade(colour, 0.85), 0.018)
         elif expression == "grumpy":
-            # Brows fall towards the middle of the face; an eye in the middle has a level one.
+            # Brows slope down towards the middle of the face; over a middle eye they are level.
             slant = 0.35 * math.copysign(radius, dx) if dx else 0.0
             left_x, right_x = eye_x - radius * 1.1, eye_x + radius * 1.1
             brow_y, lid_y = eye_y - radius * 0.85, eye_y - radius * 1.25
@@ -634,7 +634,7 @@ def _draw_face(
 
 
 def _cheek(colour: Colour) -> Colour:
-    """Returns a blush that shows on skin of `colour`."""
+    """Returns a blush that is visible on skin of `colour`."""
     blush = (255, 120, 130)
     red, green, blue = (round(0.5 * a + 0.5 * b) for a, b in zip(colour, blush, strict=True))
     return red, green, blue
@@ -645,7 +645,7 @@ def draw_creature(creature: Creature, rng: np.random.Generator) -> Image.Image:
 
     Args:
         creature: What it looks like.
-        rng: Decides the pose and everything else that the description leaves open.
+        rng: Decides the pose and all else that the description leaves open.
 
     Returns:
         An RGB picture, `IMAGE_SIZE` pixels high and wide.

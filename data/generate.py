@@ -1,8 +1,8 @@
-"""Draws the sample dataset and stores it as the Hugging Face hub stores one.
+"""Draws the sample dataset and stores it in the layout of the Hugging Face hub.
 
 `python -m data.generate --out data/creatures --seed 0` reproduces the committed files byte for byte
 with the versions of Pillow, NumPy and pyarrow in `requirements-old-stack.lock`; a newer pyarrow
-names itself in the files.
+writes its own version into the files.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ class Row:
 
 
 def _deck(options: Sequence, rng: np.random.Generator) -> Iterator:
-    """Yields options in random order for ever, each as often as every other."""
+    """Yields options in random order for ever, all equally often."""
     while True:
         for i in rng.permutation(len(options)):
             yield options[int(i)]
 
 
 def _feature_sets() -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-    """Returns all sets of one feature, and of two from different places."""
+    """Returns all sets of one feature, and all sets of two features from different places."""
     singles: list[tuple[str, ...]] = [(name,) for names in FEATURES.values() for name in names]
     places = list(FEATURES.values())
     pairs: list[tuple[str, ...]] = [
@@ -94,7 +94,7 @@ def _feature_sets() -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
 
 
 def describe(creature: Creature, rng: np.random.Generator) -> str:
-    """Returns a caption that names what a creature's picture shows, in one of several phrasings."""
+    """Returns a caption that describes the picture of a creature, in one of several phrasings."""
     opening = _OPENINGS[int(rng.integers(len(_OPENINGS)))]
     subject = f"{creature.shape} {creature.colour} creature"
     parts = [
@@ -114,10 +114,10 @@ def describe(creature: Creature, rng: np.random.Generator) -> str:
 
 
 def _invent(rng: np.random.Generator) -> list[tuple[Creature, str]]:
-    """Returns creatures, all different, and their captions, all different, in random order.
+    """Returns distinct creatures with distinct captions, in random order.
 
-    Every shape comes in every colour equally often; features, their colours, expressions and
-    numbers of eyes are dealt from decks, so each is about as frequent as its alternatives.
+    Every shape comes in every colour equally often. Features, their colours, expressions and
+    numbers of eyes are dealt from decks, so that alternatives are about equally frequent.
     """
     singles, pairs = (_deck(sets, rng) for sets in _feature_sets())
     second_colours = {name: _deck([c for c in COLOURS if c != name], rng) for name in COLOURS}
@@ -147,7 +147,7 @@ def _invent(rng: np.random.Generator) -> list[tuple[Creature, str]]:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """Returns a picture as PNG with no metadata and the same compression always."""
+    """Returns a picture as PNG without metadata, always with the same compression."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
@@ -157,7 +157,7 @@ def make_rows(seed: int) -> list[Row]:
     """Invents, captions and draws the whole dataset.
 
     Args:
-        seed: Names the dataset; 0 or more.
+        seed: The seed of the dataset; 0 or more.
     """
     rows = []
     for number, (creature, caption) in enumerate(_invent(np.random.default_rng([seed, 0]))):
@@ -320,8 +320,8 @@ def write_dataset(out: Path, seed: int) -> int:
     """Writes the Parquet shards, the sample picture and the dataset card.
 
     Args:
-        out: The dataset's folder; made if it is not there.
-        seed: Names the dataset; 0 or more.
+        out: Folder of the dataset; made if it does not exist.
+        seed: The seed of the dataset; 0 or more.
 
     Returns:
         The number of rows.
@@ -340,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--out", type=Path, default=Path("data/creatures"), help="folder to write (%(default)s)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="which dataset, 0 or more (%(default)s)"
+        "--seed", type=int, default=0, help="seed of the dataset, 0 or more (%(default)s)"
     )
     options = parser.parse_args(arguments)
     if options.seed < 0:

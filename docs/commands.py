@@ -28,10 +28,10 @@ COMMANDS = {
 _HEAD = f"""\
 # Commands
 
-Each says with `--help` what flags it has, and with `--version` what it is (`-V` where `--version`
-names a release). All end with the same statuses: {DONE}, done; {FAILED}, it failed, or the answer
+`--help` lists a command's flags, and `--version` prints its version (`-V` if `--version` names a
+release). All commands exit with the same statuses: {DONE}, done; {FAILED}, it failed, or the answer
 is no; {MISTAKE}, the command, a setting or what they name is wrong, and nothing was started; 130,
-it was interrupted. `make help` lists what `make` does. This completes flags in bash and zsh:
+it was interrupted. `make help` lists the targets of `make`. To complete flags in bash and zsh:
 
 ```sh
 eval "$(.venv/bin/activate-global-python-argcomplete --dest=-)"
@@ -72,9 +72,9 @@ def _typed(command: Command, words: Words) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes the page; with `--check`, returns 1 where it is another."""
+    """Writes the page; with `--check`, returns 1 if it differs."""
     parser = argparse.ArgumentParser(prog="python -m docs.commands", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if it differs")
     if not parser.parse_args(argv).check:
         _PAGE.write_text(page())
     elif not _PAGE.is_file() or _PAGE.read_text() != page():

@@ -4,12 +4,12 @@ An output block is a fenced block without a language. A comment in the line befo
 comes from:
 
     <!-- made by: COMMAND -->   run here, in the order of the page; a block's own `$ ` line stays
-    <!-- seen: WHERE -->        copied from somewhere that this command cannot go, such as a cloud
-    <!-- form -->               no output: a diagram, or what a file contains
+    <!-- seen: WHERE -->        copied from a place that this command cannot reach, such as a cloud
+    <!-- form -->               no output: a diagram, or the contents of a file
 
-`<!-- first: COMMAND -->` before those runs a command whose output is not shown. A line `...` in a
-block stands for lines that are left out: as many lines stay before the first and after the last one
-as there were, and a part between two of them begins where a line like its first one is printed.
+`<!-- first: COMMAND -->` before these runs a command whose output is not shown. A line `...` in a
+block stands for omitted lines: the number of lines before the first and after the last `...` stays
+the same, and a part between two of them begins where a line like its first one is printed.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Block:
     Attributes:
         page: The file.
         first_line: Index of its first line in the page, below the fence.
-        lines: What it shows.
-        origin: "made by", "seen" or "form"; "" where nothing is said.
-        detail: What the comment says of it: the command, or where it was seen.
-        before: Commands that are run before it.
+        lines: The lines that it shows.
+        origin: "made by", "seen" or "form"; "" if there is no comment.
+        detail: The detail in the comment: the command, or where it was seen.
+        before: Commands to run before it.
     """
 
     page: Path
@@ -85,10 +85,10 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def shortened(shown: Sequence[str], printed: Sequence[str]) -> list[str]:
-    """What was printed, with lines left out where `shown` leaves some out.
+    """The printed lines, without the lines that `shown` leaves out.
 
     Raises:
-        ValueError: If a part between two lines left out begins with a line that is not printed.
+        ValueError: If a part between two omissions begins with a line that is not printed.
     """
     prompt = [line for line in shown[:1] if line.startswith("$ ")]
     parts: list[list[str]] = [[]]
@@ -112,12 +112,12 @@ def shortened(shown: Sequence[str], printed: Sequence[str]) -> list[str]:
 
 
 def unchanging(line: str) -> str:
-    """A line without what differs between two runs: numbers, times, hashes, and widths."""
+    """A line without the parts that differ between two runs: numbers, times, hashes and widths."""
     return re.sub(r"[\s-]+", " ", _CHANGING.sub("#", line)).strip()
 
 
 def output(command: str, folder: Path, check: bool = False) -> list[str]:
-    """What a command prints in `folder`, both streams, with the checkout under another name.
+    """The output of a command in `folder`, both streams, with another name for the checkout.
 
     Raises:
         RuntimeError: If `check` is set and the command fails.
@@ -144,7 +144,7 @@ def output(command: str, folder: Path, check: bool = False) -> list[str]:
 
 @contextlib.contextmanager
 def workspace(run: Path) -> Iterator[Path]:
-    """A folder like the checkout, in which `runs/default` is a copy of a finished run."""
+    """A folder like the checkout, whose `runs/default` is a copy of a finished run."""
     with tempfile.TemporaryDirectory(prefix="docs-") as name:
         folder = Path(name)
         for entry in CHECKOUT.iterdir():
@@ -155,7 +155,7 @@ def workspace(run: Path) -> Iterator[Path]:
 
 
 def make(page: Path, folder: Path) -> list[str]:
-    """The lines of a page with every block made again that can be."""
+    """The lines of a page, with every block made again if possible."""
     lines = page.read_text().splitlines()
     moved = 0
     for block in blocks(page):
@@ -174,7 +174,9 @@ def main(argv: list[str] | None = None) -> int:
     """Writes the pages; with `--check`, shows what would be different, and returns 1."""
     parser = argparse.ArgumentParser(prog="python -m docs.outputs", description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/default"), help="(%(default)s)")
-    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail if words would differ"
+    )
     parser.add_argument("pages", nargs="*", type=Path, help="(all)")
     options = parser.parse_args(argv)
     if not (options.run / "metadata.sqlite").is_file():

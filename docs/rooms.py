@@ -14,11 +14,11 @@ from pipeline.lineage.drawing import Drawing, Node, to_svg
 
 _PICTURE = Path(__file__).parent / "images" / "rooms.svg"
 _PACKAGES = ("components", "data", "pipeline", "serving", "storage", "trainer")
-# Besides those of trainer/; what is in none belongs to its package.
+# Besides the rooms of trainer/; a module in no room belongs to its package.
 _ROOMS = ("pipeline.lineage",)
-# The names that trainer/ gives a notebook, and the commands, which hold nothing but a call.
+# The names that trainer/ gives a notebook, and the commands, which hold only a call.
 _NO_ROOM = ("trainer", "trainer.diffusers_export", "trainer.pretrain")
-# What a room knows besides Python: worth a word in its box.
+# Libraries that a room knows: worth a word in its box.
 _LIBRARIES = {"tfx": "TFX", "apache_beam": "Beam", "keras_cv": "KerasCV", "keras": "Keras"}
 _STYLE = """<style>
 text { font-family: sans-serif; font-size: 13px; font-weight: 600; text-anchor: middle }
@@ -38,9 +38,9 @@ rect { fill: #f6f8fa; stroke: #818b98 }
 
 
 def picture() -> str:
-    """The rooms as SVG: above stands what imports, below what is imported.
+    """The rooms as SVG: importing rooms above, imported rooms below.
 
-    Of an import that another way leads to as well, no arrow is drawn.
+    An import that is also reached another way gets no arrow.
     """
     graph = grimp.build_graph(*_PACKAGES, include_external_packages=True, cache_dir=None)
     below: dict[str, set[str]] = collections.defaultdict(set)
@@ -83,7 +83,7 @@ def _node(room: str, is_file: bool, libraries: set[str]) -> Node:
 
 
 def _direct(room: str, below: Mapping[str, set[str]]) -> set[str]:
-    """What it imports and reaches by no other way."""
+    """The rooms that it imports and does not reach another way."""
     return {
         other
         for other in below[room]

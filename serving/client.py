@@ -1,8 +1,8 @@
 """Pictures from the SavedModels, in this process or on TensorFlow Serving.
 
-Needs nothing of what the models were built or trained with: TensorFlow for a folder,
-tensorflow-serving-api besides for gRPC, and only httpx2 and Pillow for REST; Pillow, too, to draw
-from pictures, and to write what they say of themselves.
+Needs none of the packages that the models were built or trained with: TensorFlow for a folder,
+tensorflow-serving-api as well for gRPC, and only httpx2 and Pillow for REST. Drawing from pictures
+and writing marks into pictures also needs Pillow.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ GRPC_SCHEMES = ("grpc", "grpcs")
 TIMEOUT_SECONDS = 300.0
 RETRIES = 8
 
-# Servers behind one address change versions at different moments, within a poll of ten seconds.
+# Servers behind one address change versions at different moments, within one poll (ten seconds).
 _VERSION_WAITS_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 logger = logging.getLogger(__name__)
@@ -67,11 +67,11 @@ class Models(Protocol):
     """The models, wherever they run."""
 
     def version(self, networks: Sequence[str] = SERVED_NETWORKS) -> int:
-        """The version to use now, of all of these.
+        """The version to use now, which all of these networks have.
 
         Raises:
-            MissingModelError: One of them is not there in any version.
-            ServingError: Anything else.
+            MissingModelError: A network is not there in any version.
+            ServingError: Anything else is wrong.
         """
 
     def call(
@@ -87,9 +87,9 @@ class Models(Protocol):
         Texts are arrays of bytes, dtype object.
 
         Raises:
-            VersionGoneError: It is not there, or no longer.
-            MissingSignatureError: It has no such signature.
-            ServingError: Anything else.
+            VersionGoneError: The version is not there, or no longer.
+            MissingSignatureError: The model has no such signature.
+            ServingError: Anything else is wrong.
         """
 
     def encode(self, images: np.ndarray, version: int) -> np.ndarray:
@@ -99,11 +99,11 @@ class Models(Protocol):
         """Pictures, uint8 [B, H, W, 3], of latents float32 [B, h, w, 4]."""
 
     def free_memory_bytes(self) -> int:
-        """What a picture may take of the memory that they run in, besides what they take."""
+        """The memory that a picture may take where the models run, besides the models."""
 
 
 class _Options(NamedTuple):
-    """What all pictures of a request have in common."""
+    """The values that all pictures of a request share."""
 
     num_steps: int
     guidance_scale: float
@@ -114,7 +114,7 @@ class _Options(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """What a picture of a request has for itself."""
+    """The values of one picture of a request."""
 
     prompt: str
     negative_prompt: str
@@ -122,9 +122,9 @@ class _Row(NamedTuple):
 
 
 class _Size(NamedTuple):
-    """What is drawn: in pixels, where that is known, and as signatures take it, where they must.
+    """The size to draw: in pixels if known, and as inputs of a signature if it takes them.
 
-    `most` is how many pictures there is memory for, where that is known.
+    `most` is how many pictures there is memory for, if known.
     """
 
     height: int | None
@@ -134,17 +134,17 @@ class _Size(NamedTuple):
 
 
 class Generator:
-    """Draws pictures with one release of a serving directory, or with what a server has.
+    """Draws pictures with one release of a serving directory, or with the models of a server.
 
     The same prompts, seed and numbers give the same picture in all three ways. Several threads
     may use one object.
 
     Attributes:
-        address: What was given.
+        address: The address as given.
         release: The release that was loaded; None for a server, which does not tell.
-        num_steps: Sampling steps where a request names none.
-        guidance_scale: Guidance scale where a request names none.
-        sampler: Sampler where a request names none.
+        num_steps: Sampling steps if a request names none.
+        guidance_scale: Guidance scale if a request names none.
+        sampler: Sampler if a request names none.
     """
 
     def __init__(
@@ -160,23 +160,23 @@ class Generator:
         """Loads the models of a folder, or gets ready to talk to a server.
 
         Args:
-            address: A serving directory, local or one that `tf.io.gfile` knows; the folder of one
-                model, as the Trainer leaves it; or TensorFlow Serving's address,
+            address: A serving directory, local or one that `tf.io.gfile` can read; the folder of
+                one model, as the Trainer leaves it; or the address of a TensorFlow Serving,
                 `http://HOST:8501` for REST or `grpc://HOST:8500` for gRPC (`https` and `grpcs` for
                 TLS).
-            version: Of a folder, the current release if None. Of a server, the newest version that
-                it has of all models that it takes, asked for anew for each picture.
-            timeout_seconds: The longest that one call of a server may take, with its retries.
-            retries: How often a call is made again that the server could not answer then.
-            memory_limit_bytes: What a picture may take besides the models: a height and width that
-                need more are refused. If None, what is free now, or
-                `serving.remote.SERVERS_MEMORY_BYTES` of a server, which does not tell.
-            verification: What is verified of a release before it is loaded; `None` for nothing.
+            version: The version to use. If None: for a folder, the current release; for a server,
+                the newest version that all needed models have, looked up again for each picture.
+            timeout_seconds: The longest that one call to a server may take, with its retries.
+            retries: How often to repeat a call that the server could not answer at the time.
+            memory_limit_bytes: The memory that a picture may take besides the models; a height and
+                width that need more are refused. If None, the memory that is free now, or
+                `serving.remote.SERVERS_MEMORY_BYTES` for a server, which does not tell.
+            verification: What to verify of a release before it is loaded; `None` for nothing.
 
         Raises:
             ServingError: The directory, the release or one of its models is missing or damaged,
                 the release is not what was pushed or signed, the address has a secret in it, or a
-                number is impossible.
+                number is out of range.
         """
         check_place(address)
         if not 0 < timeout_seconds < math.inf:
@@ -193,7 +193,7 @@ class Generator:
         self.sampler = DEFAULT_SAMPLER
         self._last_version: int | None = None
         self._trainings: dict[int, str | None] = {}
-        # Versions of which it is known that they draw each picture by itself, or take rows alone.
+        # Versions known to draw each picture by itself, and versions known to take only rows.
         self._apart: set[int] = set()
         self._in_batches: set[int] = set()
         # Each of these is slow to import, or need not be installed.
@@ -222,7 +222,7 @@ class Generator:
 
     @property
     def version(self) -> int:
-        """The version of the latest picture; before that, the one that would be used."""
+        """The version of the latest picture; before the first, the version that would be used."""
         if self._last_version is None:
             self._last_version = self._models.version()
         return self._last_version
@@ -248,38 +248,40 @@ class Generator:
     ) -> np.ndarray:
         """Draws one picture per prompt.
 
-        Each picture depends on its own prompts, seed and numbers alone and not on its neighbours
-        or its place among them: to the bit where it is drawn by itself, and but for how kernels
-        round at another size of batch where it is drawn with others. A server that draws requests
-        together does so with whatever is asked for at the same moment.
+        Each picture depends only on its own prompts, seed and numbers, not on its neighbours or
+        its place among them. Drawn by itself, it is the same to the bit; drawn with others, it is
+        the same except for how kernels round at another batch size. A server that draws requests
+        together does so with all requests that arrive at the same moment.
 
-        From a picture, the last `strength * num_steps` steps are made, beginning with that picture
-        below as much noise as they take away. It is scaled to cover the height and width, and cut
-        to them. Where there is a mask, the pixels outside of it are the picture's own.
+        Drawing from a picture makes the last `strength * num_steps` steps, beginning with that
+        picture below as much noise as these steps take away. The picture is scaled to cover the
+        height and width, and cropped to them. If there is a mask, the pixels outside it are those
+        of the given picture.
 
         Args:
-            prompts: What to draw. None may be empty: a picture of nothing in particular is one with
-                a guidance scale of 0.
-            negative_prompts: What to keep away from, for all pictures or one per picture.
+            prompts: What to draw. No prompt may be empty; use a guidance scale of 0 for a picture
+                of nothing in particular.
+            negative_prompts: What to avoid, for all pictures or one per picture.
             num_steps: Sampling steps, 1 to 1000; the release's default if None.
             guidance_scale: How strictly to follow the prompt, 0 or more; 1 is no guidance. The
                 release's default if None.
             sampler: One of `serving.request.SAMPLERS`; the release's default if None.
             seed: 0 to 2**64 - 1, for all pictures or one per picture.
-            height: In pixels, a multiple of what the release says; what it was trained at if None.
-            width: The same.
+            height: In pixels, a multiple of the release's `size_multiple`; the size that the
+                release was trained at if None.
+            width: Like `height`.
             image: A picture to draw from, uint8 [H, W, 3], of any size.
-            strength: How much of it may change, from 0 to 1, which begins with noise alone; of a
-                picture `serving.pictures.DEFAULT_STRENGTH`, with a mask
-                `DEFAULT_MASKED_STRENGTH` if None.
-            mask: Of the picture, bool [H, W]: where it is drawn anew; everywhere if None.
-            together: How many pictures are drawn at once, as far as memory allows.
-            on_picture: Called with the place of each picture and the picture, once it is there.
-            on_marks: Called with what each picture is to say of itself, in their order; see
+            strength: How much of the picture may change, from 0 to 1, which begins with pure
+                noise. If None, `serving.pictures.DEFAULT_STRENGTH`, or `DEFAULT_MASKED_STRENGTH`
+                with a mask.
+            mask: Mask of the picture, bool [H, W], true where it is drawn anew; everywhere if None.
+            together: How many pictures to draw at once, as far as memory allows.
+            on_picture: Called with the index of each picture and the picture, once it is drawn.
+            on_marks: Called with the marks of each picture, in order; see
                 `storage.picture_marks.encode`.
             on_cut: Called once with each prompt or negative prompt that is longer than the text
-                encoder reads, and the words of it that are cut off; these are None where it may be
-                too long, and the release is too old to say. If None, a warning is logged.
+                encoder reads, and its words that are cut off. These are None if the prompt may be
+                too long and the release is too old to say. If None, a warning is logged.
 
         Returns:
             uint8 [B, H, W, 3].
@@ -288,7 +290,7 @@ class Generator:
             ServingError: A prompt is empty, a value is out of range, the numbers of prompts,
                 negative prompts and seeds disagree, the release is too old for the sampler or the
                 size, or cannot draw from pictures, the size needs more memory than there is, a
-                model fails, or a server does not answer, refuses or takes too long.
+                model fails, or a server does not answer, refuses the request or takes too long.
         """
         if isinstance(prompts, str):
             raise ServingError("prompts is a single text; give a list of prompts")
@@ -330,7 +332,7 @@ class Generator:
         for start in range(0, len(rows), together):
             some = rows[start : start + together]
             texts = [text for row in some for text in (row.prompt, row.negative_prompt)]
-            # Before the pictures, which take their time.
+            # Before the pictures, which take a while.
             for text in (text for text in dict.fromkeys(texts) if text in unknown):
                 del unknown[text]
                 cut = self._cut(text)
@@ -346,12 +348,12 @@ class Generator:
         return np.stack(pictures)
 
     def _cut(self, prompt: str) -> str | None:
-        """The words of a prompt that are cut off; None where the models cannot tell."""
+        """The words of a prompt that are cut off; None if the models cannot tell."""
         version = self._models.version()
         try:
             inputs = {"prompt": _texts([prompt])}
             found = self._models.call("text_encoder", "cut", inputs, ("cut_bytes",), version)
-        # Releases of former versions have no such signature. Anything else will show again.
+        # Older releases lack this signature. Any other error will come up again.
         except ServingError:
             return None
         return bytes(found["cut_bytes"][0]).decode("utf-8", "replace")
@@ -377,11 +379,11 @@ class Generator:
         )
 
     def _told(self, version: int) -> dict[str, str | None]:
-        """What a server tells of the release: no more than which training made it."""
+        """What a server says about the release: only which training made it."""
         if version not in self._trainings:
             inputs, outputs = {"prompt": _texts([""])}, ("training_id_bytes",)
             training = None
-            # Releases of former versions do not know; the picture is there all the same.
+            # Older releases do not know; the picture is drawn all the same.
             with contextlib.suppress(ServingError):
                 found = self._models.call("text_encoder", "training", inputs, outputs, version)
                 training = bytes(found["training_id_bytes"][0]).decode()
@@ -389,7 +391,7 @@ class Generator:
         return {"training_id": self._trainings[version]}
 
     def _draw(self, rows: Sequence[_Row], options: _Options) -> tuple[int, list[np.ndarray]]:
-        """Draws with one version of all models, even if the server changes it meanwhile."""
+        """Draws with one version of all models, even if the server changes versions meanwhile."""
         for wait in _VERSION_WAITS_SECONDS:
             time.sleep(wait)
             version = self._version_for(options.original)
@@ -409,7 +411,7 @@ class Generator:
             except MissingSignatureError:
                 self._apart.add(version)
         if version not in self._in_batches:
-            # What is refused here is refused before anything is computed.
+            # A refusal here comes before anything is computed.
             try:
                 return [self._draw_alone(row, options, version) for row in rows]
             except RowsNeededError:
@@ -419,10 +421,10 @@ class Generator:
     def _draw_together(
         self, rows: Sequence[_Row], options: _Options, version: int
     ) -> list[np.ndarray]:
-        """By signatures that have a row for each picture.
+        """Draws with signatures that take one row per picture.
 
         Raises:
-            MissingSignatureError: The models are of a former version, which has none.
+            MissingSignatureError: The models are of an older version without these signatures.
         """
         size = self._size(options, version, of_rows=True, alone=len(rows) == 1)
         most = size.most or len(rows)
@@ -458,7 +460,7 @@ class Generator:
             request["mask_bytes"] = np.array([mask] * count, object)
         outputs = ("latent_bytes", "problem_bytes")
         found = self._models.call("diffusion_model", signature, request, outputs, version)
-        # Of one row, others in the batch notwithstanding: the call itself goes well.
+        # Reported per row, because other rows of the batch are fine: the call itself succeeds.
         for problem in filter(None, found["problem_bytes"]):
             reason = bytes(problem).decode("utf-8", "replace")
             raise ServingError(f"{self.address} refuses the request to diffusion_model: {reason}")
@@ -504,17 +506,17 @@ class Generator:
     def _size(
         self, options: _Options, version: int, *, of_rows: bool = False, alone: bool = True
     ) -> _Size:
-        """What is drawn; of one picture, nothing is asked where that is the size of the training.
+        """The size to draw; one picture at the training size needs no call.
 
         Raises:
-            MissingSignatureError: It is asked for rows, and the models are of a former version.
-            ServingError: The models cannot draw it, or have not the memory.
+            MissingSignatureError: Rows are requested, and the models are of an older version.
+            ServingError: The models cannot draw this size, or lack the memory for it.
         """
         own = self.release.image_size if self.release else None
         given = options.height or options.width
-        # A picture must be made to fit that size, and a server does not tell it otherwise.
+        # The given picture must be fitted to this size, and a server only tells it when called.
         unknown = own is None and options.original is not None
-        # A server sees to it by itself.
+        # A server takes care of that itself.
         countable = not alone and self.release is not None
         is_own = {options.height or own, options.width or own} == {own}
         if is_own and not unknown and not countable:
@@ -531,8 +533,8 @@ class Generator:
             if of_rows:
                 raise
             raise ServingError(
-                f"release {version} of {self.address} is too old for a height and width, and draws "
-                "what it was trained at: leave them out, or ask for a newer release"
+                f"release {version} of {self.address} is too old for a height and width; it draws "
+                "only the size that it was trained at: leave them out, or use a newer release"
             ) from None
         height, width, multiple, peak = (found[name][0] for name in outputs)
         check_multiples(options.height, options.width, int(multiple))
@@ -540,8 +542,8 @@ class Generator:
         if given and peak > allowed:
             raise ServingError(
                 f"a picture of {width:.0f} x {height:.0f} pixels needs up to {gigabytes(peak)} of "
-                f"memory besides the models, and {gigabytes(allowed)} are there for it: ask for a "
-                "smaller one, or, if there is more, say so by --memory-limit"
+                f"memory besides the models, but only {gigabytes(allowed)} are available: choose a "
+                "smaller size, or raise --memory-limit if there is more memory"
             )
         most = max(1, int(allowed // peak)) if countable else None
         return _Size(int(height), int(width), asked, most)
@@ -549,7 +551,7 @@ class Generator:
     def _sample_from(
         self, original: Original, request: Mapping[str, np.ndarray], sampler: str, version: int
     ) -> np.ndarray:
-        """The latent drawn from a picture of the size that is drawn."""
+        """The latent drawn from a picture that already has the size to draw."""
         inputs = {
             **request,
             "sampler": np.array(sampler.encode(), object),
@@ -570,7 +572,7 @@ class Generator:
         version: int,
     ) -> np.ndarray:
         outputs = ("latent",)
-        # Which every release has, also those that know no other sampler or size.
+        # Every release has this signature, even those with only one sampler and size.
         signature, inputs = "serving_default", {**request, **size}
         if size or sampler != DEFAULT_SAMPLER:
             signature = "sample_at_size" if size else "sample"
@@ -581,29 +583,29 @@ class Generator:
             if sampler == DEFAULT_SAMPLER:
                 raise
             raise ServingError(
-                f"release {version} of {self.address} is too old for the sampler {sampler}, and "
-                f"draws with {DEFAULT_SAMPLER} alone: ask for that, or for a newer release"
+                f"release {version} of {self.address} is too old for the sampler {sampler}; it "
+                f"draws only with {DEFAULT_SAMPLER}: choose that, or use a newer release"
             ) from None
         return found["latent"]
 
 
 def no_image_encoder(address: str, release: Release | None) -> ServingError:
-    """What is wrong where a picture is to be drawn from and there is no image encoder for it."""
+    """The error for a request to draw from a picture without an image encoder."""
     which = f"release {release.version} of {address}" if release and release.version else address
     return ServingError(
-        f"{which} has no image encoder, and draws from text alone: leave the picture out, or ask "
-        "for a release that was pushed with serving.image_to_image"
+        f"{which} has no image encoder, so it draws only from text: leave the picture out, or use "
+        "a release that was pushed with serving.image_to_image"
     )
 
 
 def scheme_of(address: str) -> str:
-    """What stands before `://`; nothing for a local path."""
+    """The part of an address before `://`; empty for a local path."""
     scheme, separator, _ = address.partition("://")
     return scheme.lower() if separator else ""
 
 
 def is_server(address: str) -> bool:
-    """Whether this is a server's address, and not a folder's."""
+    """Whether this is the address of a server, not of a folder."""
     return scheme_of(address) in (*REST_SCHEMES, *GRPC_SCHEMES)
 
 
@@ -633,5 +635,5 @@ def _as_picture(mask: np.ndarray) -> np.ndarray:
 
 
 def _seed_pair(seed: int) -> np.ndarray:
-    """The seed as TensorFlow's stateless operations take it: int32 [2], the low half first."""
+    """The seed as TensorFlow's stateless operations take it: int32 [2], low half first."""
     return np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32).view(np.int32)

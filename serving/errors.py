@@ -1,4 +1,4 @@
-"""What can be wrong with a serving directory, a server or a request, in one sentence."""
+"""Errors about a serving directory, a server or a request, each in one sentence."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from storage.user_errors import FailedError, UserError
 
 
 class ServingError(UserError):
-    """A mistake that the message alone lets a user correct."""
+    """A mistake that a user can correct from the message alone."""
 
 
 class VersionGoneError(ServingError):
-    """The server does not serve this version, or no longer."""
+    """The server does not serve this version, or no longer does."""
 
 
 class MissingSignatureError(ServingError):
@@ -19,7 +19,7 @@ class MissingSignatureError(ServingError):
 
 
 class RowsNeededError(ServingError):
-    """The server draws requests together, and takes none that has not a row for each picture."""
+    """The server draws requests together and takes only requests with one row per picture."""
 
 
 class MissingModelError(ServingError):
@@ -35,11 +35,11 @@ class MissingModelError(ServingError):
 
 
 class BusyError(ServingError, FailedError):
-    """The server cannot answer now, but may in a moment."""
+    """The server cannot answer now, but may be able to in a moment."""
 
 
 def check_place(address: str) -> None:
-    """Raises a `ServingError` where a serving directory's or server's address holds a secret."""
+    """Raises a `ServingError` if the address of a serving directory or server holds a secret."""
     try:
         check_address(address)
     except SecretInAddressError as error:

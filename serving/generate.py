@@ -1,8 +1,8 @@
 """Draws pictures: `python -m serving.generate "a drawing of a blue creature" --out x.png`.
 
 Needs TensorFlow and the folder that the pipeline pushed to, or the address of a TensorFlow Serving
-that serves it, and Pillow for what a picture says of itself; nothing that the models were built
-with. Mistakes in what was asked for are reported before TensorFlow is imported.
+that serves it, and Pillow to write marks into pictures; none of the packages that the models were
+built with. Mistakes in a request are reported before TensorFlow is imported.
 """
 
 from __future__ import annotations
@@ -47,28 +47,26 @@ def command() -> Command:
         ],
         notes="With several prompts or --count, OUT is one grid: a row per prompt, a column per\n"
         "seed. The same prompt, seed, steps, guidance scale and sampler give the same picture,\n"
-        "alone or in a grid. Another height or width is another picture. --image is scaled to\n"
-        "cover the height and width, and cut to them.",
+        "alone or in a grid. Another height or width gives another picture. --image is scaled to\n"
+        "cover the height and width, and cropped to them.",
         takes_version=True,
     )
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw")
     parser.add_argument("--out", required=True, help="the PNG file to write")
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to avoid")
     parser.add_argument(
-        "--negative-prompt", default="", metavar="TEXT", help="what to keep away from"
-    )
-    parser.add_argument(
-        "--steps", type=int, help="sampling steps, 1 to 1000 (default: the release's, else 25)"
+        "--steps", type=int, help="sampling steps, 1 to 1000 (default: the release's, or else 25)"
     )
     parser.add_argument(
         "--guidance-scale",
         type=float,
         help="how strictly to follow the prompt, 0 or more; 1 is no guidance (default: the "
-        "release's, else 7.5)",
+        "release's, or else 7.5)",
     )
     parser.add_argument(
         "--sampler",
         metavar="NAME",
-        help=f"how to take the noise away: {', '.join(SAMPLERS)} (default: the release's, else "
+        help=f"how to remove the noise: {', '.join(SAMPLERS)} (default: the release's, or else "
         "ddim)",
     )
     for side in ("height", "width"):
@@ -76,31 +74,31 @@ def command() -> Command:
             f"--{side}",
             type=int,
             metavar="PIXELS",
-            help="(default: what the release was trained at)",
+            help="(default: the size that the release was trained at)",
         )
     parser.add_argument(
-        "--image", metavar="FILE", help="a picture to draw from (the release must be made for that)"
+        "--image", metavar="FILE", help="a picture to draw from (the release must support it)"
     )
     parser.add_argument(
         "--strength",
         type=float,
         metavar="PART",
         help="how much of --image may change: the part of the steps that is made, from 0 to 1, "
-        "which begins with noise alone (default: 0.8, with --mask 1)",
+        "which begins with pure noise (default: 0.8, or 1 with --mask)",
     )
     parser.add_argument(
         "--mask",
         metavar="FILE",
-        help="a picture as large as --image: where it is white, that is drawn anew, and where it "
-        "is black, no pixel changes",
+        help="a picture of the same size as --image: white areas are drawn anew, and no pixel "
+        "changes in black areas",
     )
     parser.add_argument(
         "--together",
         type=int,
         default=1,
         metavar="N",
-        help="how many pictures are drawn at once, as far as memory allows: faster, and rounded "
-        "otherwise (default: 1)",
+        help="how many pictures to draw at once, as far as memory allows: faster, with different "
+        "rounding (default: 1)",
     )
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default: 0)")
     parser.add_argument(
@@ -116,13 +114,13 @@ def command() -> Command:
         type=float,
         default=TIMEOUT_SECONDS,
         metavar="SECONDS",
-        help="the longest that one call of a server may take (default: %(default)g)",
+        help="the longest that one call to a server may take (default: %(default)g)",
     )
     parser.add_argument(
         "--retries",
         type=int,
         default=RETRIES,
-        help="how often to ask a server again that is busy or not there (default: %(default)s)",
+        help="how often to retry if a server is busy or not there (default: %(default)s)",
     )
     return parser
 
@@ -145,10 +143,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(
     arguments: argparse.Namespace,
 ) -> tuple[marking.Marking, np.ndarray | None, np.ndarray | None]:
-    """Finds whatever can be found wrong without TensorFlow, and says what takes its time.
+    """Checks all that can be checked without TensorFlow, and says what takes a while.
 
     Returns:
-        What pictures say of themselves, the picture to draw from, and its mask.
+        How to mark pictures, the picture to draw from, and its mask.
     """
     marking.of(arguments)
     check_prompts(arguments.prompts)
@@ -171,7 +169,7 @@ def _check(
     places = (arguments.out, which_models.address(arguments), *pictures)
     for place in places:
         check_place(place)
-    # Even to look there takes seconds.
+    # Even a look there takes seconds.
     if is_far := any(map(filesystem.is_remote, places)):
         _say_loading(arguments)
     folder = filesystem.parent(arguments.out)

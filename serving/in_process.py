@@ -19,7 +19,7 @@ with no_greetings():
     import tensorflow as tf
     from tensorflow.python.client import device_lib
 
-# The weights of what fits into a processor's cache.
+# Weights up to this size fit into a processor's cache.
 _SMALL_BYTES = 64 << 20
 _LOADING = "loading the networks"
 
@@ -31,17 +31,17 @@ class LoadedModels:
         """Loads its models.
 
         Raises:
-            ServingError: One is missing or damaged.
+            ServingError: A model is missing or damaged.
         """
         self._version = release.version
         folders = {network: release.model_folder(network) for network in release.networks}
         sizes = {network: _bytes_of_weights(folder) for network, folder in folders.items()}
         _settle_threads(sizes["diffusion_model"])
-        # The loaded objects own the variables that their signatures only borrow.
+        # The loaded objects own the variables; their signatures only borrow them.
         self._models = {}
         megabytes = {network: max(1, size >> 20) for network, size in sizes.items()}
         with WorkProgress(Work(_LOADING, sum(megabytes.values()), "MB")) as progress:
-            # The clock runs from here on.
+            # Starts the clock.
             progress.update(_LOADING, 0)
             for network, folder in folders.items():
                 self._models[network] = _load(folder)
@@ -93,7 +93,7 @@ class LoadedModels:
         return images
 
     def free_memory_bytes(self) -> int:
-        """What is free on the GPU, of several on the first; without one, of this machine."""
+        """Free memory of the GPU (the first of several), or of this machine without a GPU."""
         gpus = [d.memory_limit for d in device_lib.list_local_devices() if d.device_type == "GPU"]
         if not gpus:
             return free_memory_bytes()
@@ -107,15 +107,15 @@ def _bytes_of_weights(folder: str) -> int:
 
 
 def _settle_threads(size: int) -> None:
-    """Gives each operation one thread where the model is small, unless that is settled already.
+    """Gives each operation one thread if the model is small, unless that is already set.
 
-    Dividing an operation of a few microseconds takes longer than doing it: with one thread each,
-    and as many operations at once as there are cores, a picture of `tiny` takes half the time.
+    Dividing an operation of a few microseconds takes longer than doing it. With one thread per
+    operation, and one operation per core at a time, a picture of `tiny` takes half the time.
     """
     threading = tf.config.threading
     if size > _SMALL_BYTES or threading.get_intra_op_parallelism_threads():
         return
-    # TensorFlow is at work in this process already.
+    # Fails if TensorFlow is already at work in this process.
     with contextlib.suppress(RuntimeError):
         threading.set_intra_op_parallelism_threads(1)
 

@@ -21,14 +21,14 @@ SETTLE_SECONDS = 0.5
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
 
-# By folder: a process need not ask the store about its own threads.
+# By folder: a process need not consult the store about its own threads.
 _threads: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
 
 logger = logging.getLogger(__name__)
 
 
 class LockLostError(FailedError):
-    """Another writer took this one for dead, and may be at work."""
+    """Another writer assumed that this one is dead, and may be at work."""
 
 
 class Held:
@@ -38,14 +38,14 @@ class Held:
         self._claim = claim
 
     def check(self) -> None:
-        """Makes sure of it, before something that cannot be undone.
+        """Makes sure that the lock is still held, before a step that cannot be undone.
 
         Raises:
-            LockLostError: It was taken away.
+            LockLostError: Another writer took it.
         """
         if self._claim and not filesystem.is_file(self._claim):
             raise LockLostError(
-                "another push took this one for dead, because it had stood still for "
+                "another push assumed that this one was dead, because it had made no progress for "
                 f"{STALE_SECONDS:.0f} s; nothing was pushed, push again"
             )
 
@@ -55,10 +55,10 @@ def locked(folder: str) -> Iterator[Held]:
     """Waits until no other process writes to `folder`, and keeps others waiting.
 
     On this machine it is a lock of the operating system, which ends with its holder. Object stores
-    have none; there, every writer puts a claim beside those of others, and the oldest is at work.
-    The claim is written again and again, and who waits removes one that no longer is. That needs a
-    store whose listings are up to date and whose clock orders writes, as those of Google Cloud
-    Storage are.
+    have no locks; there, every writer puts a claim beside the claims of others, and the writer
+    with the oldest claim is at work. Each keeps rewriting its heartbeat, and waiting writers remove
+    a claim whose heartbeat has stopped. This needs a store whose listings are up to date and whose
+    clock orders writes, such as Google Cloud Storage.
     """
     if not filesystem.is_remote(folder):
         with _flocked(folder) as held:
@@ -93,13 +93,13 @@ def _claimed(folder: str) -> Iterator[Held]:
         count = 0
         while not stop.wait(HEARTBEAT_SECONDS):
             count += 1
-            # The next beat may succeed; waiters are patient for several.
+            # The next beat may succeed; waiters tolerate several missed beats.
             with contextlib.suppress(OSError):
                 filesystem.write_bytes(beat, str(count).encode())
 
     threading.Thread(target=keep_alive, daemon=True).start()
     try:
-        # Until a claim that the store's clock cannot tell from this one is listed, too.
+        # Until any claim with the same time by the store's clock is listed, too.
         time.sleep(SETTLE_SECONDS)
         _wait_for_turn(claims, name)
         yield Held(claim)
@@ -116,18 +116,18 @@ def _wait_for_turn(claims: str, name: str) -> None:
     while (first := _oldest(claims)) != name:
         if first is None:
             raise LockLostError(
-                "another push took this one for dead while it waited; nothing was pushed, push "
-                "again"
+                "another push assumed that this one was dead while it waited; nothing was pushed, "
+                "push again"
             )
         if not waiting:
             _say_waiting(os.path.dirname(claims))
             waiting = True
         beat, now = _read(filesystem.join(claims, f"{first}.alive")), time.monotonic()
-        # Whether it changes, by this machine's clock: clocks of two machines can differ.
+        # Watches for a change by this machine's clock: clocks of two machines can differ.
         if first not in seen or seen[first][0] != beat:
             seen[first] = (beat, now)
         elif now - seen[first][1] > STALE_SECONDS:
-            logger.warning("A push that stands still is taken for dead.")
+            logger.warning("Another push makes no progress; it is assumed dead.")
             for path in (f"{first}.alive", first):
                 with contextlib.suppress(OSError):
                     filesystem.remove_file(filesystem.join(claims, path))
@@ -138,7 +138,7 @@ def _oldest(claims: str) -> str | None:
     found = []
     for name in filesystem.list_folder(claims):
         if not name.endswith(".alive"):
-            # It may go away in between.
+            # It may disappear in between.
             with contextlib.suppress(OSError):
                 written = filesystem.modification_time(filesystem.join(claims, name))
                 found.append((written, name))
@@ -153,4 +153,4 @@ def _read(path: str) -> bytes | None:
 
 
 def _say_waiting(folder: str) -> None:
-    logger.info("Waiting for another push to %s to end.", folder)
+    logger.info("Waiting for another push to %s to finish.", folder)

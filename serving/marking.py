@@ -1,4 +1,4 @@
-"""The part of the command line that says what drawn pictures say of themselves."""
+"""The flags that decide how drawn pictures are marked and signed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from storage.picture_marks import Marks
 
 @dataclasses.dataclass(frozen=True)
 class Marking:
-    """Whether, and with what, pictures are marked.
+    """Whether pictures are marked, and with what.
 
     Attributes:
-        metadata: Whether they are.
-        prompt: Whether their marks have the prompts.
-        signer: Signs what they say; `None` for no signature.
+        metadata: Whether pictures are marked.
+        prompt: Whether the marks include the prompts.
+        signer: Signs the marks; `None` for no signature.
     """
 
     metadata: bool = True
@@ -38,7 +38,7 @@ class Marking:
         """A PNG file; see `storage.picture_marks.encode`.
 
         Raises:
-            ServingError: It cannot be signed.
+            ServingError: The file cannot be signed.
         """
         if not self.metadata:
             return png.encode(pixels)
@@ -56,78 +56,78 @@ class Marking:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--no-metadata`, `--no-prompt-in-metadata`, and what pictures are signed with."""
+    """Adds `--no-metadata`, `--no-prompt-in-metadata`, and the flags for signing pictures."""
     parser.add_argument(
         "--no-metadata",
         action="store_true",
-        help="write into pictures neither what was asked for nor which release drew them",
+        help="do not write the request and the release into pictures",
     )
     parser.add_argument(
         "--no-prompt-in-metadata",
         action="store_true",
-        help="write it without the prompts",
+        help="leave the prompts out of the request",
     )
     parser.add_argument(
         "--c2pa-certificate",
         metavar="FILE",
-        help="sign it (C2PA): a chain of certificates in PEM, the signer's own first",
+        help="sign pictures (C2PA): a chain of certificates in PEM, the signer's own first",
     )
     parser.add_argument(
         "--c2pa-key-env",
         metavar="NAME",
-        help="the environment variable that holds the private key of that, in PEM",
+        help="the environment variable that holds the certificate's private key, in PEM",
     )
 
 
 def of(arguments: argparse.Namespace, release: Release | None = None) -> Marking:
-    """What was asked for.
+    """How to mark pictures, by the flags.
 
     Args:
         arguments: The flags.
-        release: What is drawn with, which may say what its pictures are signed with.
+        release: The release that draws, which may say how its pictures are signed.
 
     Raises:
-        ServingError: There is half of what signing takes, or it is not what it must be; or Pillow,
-            which writes marks, is not installed.
+        ServingError: The certificate or the key for signing is missing or wrong; or Pillow, which
+            writes marks, is not installed.
     """
     if not arguments.no_metadata and importlib.util.find_spec("PIL") is None:
         raise ServingError(
-            "Pillow is not installed, which writes into a picture what it was asked for with: pip "
-            "install Pillow, or leave that out by --no-metadata"
+            "writing the request into a picture needs Pillow, which is not installed: pip install "
+            "Pillow, or leave the request out by --no-metadata"
         )
     signer = _signer(arguments.c2pa_certificate, arguments.c2pa_key_env)
     if signer is None and release is not None and not arguments.no_metadata:
         signer = signer_of(release.facts)
     if signer is not None and arguments.no_metadata:
-        raise ServingError("--no-metadata leaves nothing to sign: leave it out, or the certificate")
+        raise ServingError("--no-metadata leaves nothing to sign: drop it, or the certificate")
     return Marking(not arguments.no_metadata, not arguments.no_prompt_in_metadata, signer)
 
 
 def signed_with(certificate: str, key_env: str) -> dict[str, str]:
-    """What a release says of how its pictures are signed; `signer_of` reads it.
+    """What a release says about how its pictures are signed; `signer_of` reads it.
 
     Args:
         certificate: File with the chain, PEM.
-        key_env: The environment variable that holds the key where pictures are drawn, by its name.
+        key_env: Name of the environment variable that holds the key where pictures are drawn.
 
     Raises:
-        ServingError: There is no such file, or there is a key in it.
+        ServingError: There is no such file, or it contains a key.
     """
     check_place(certificate)
     chain = _read(certificate).decode(errors="replace")
     if "BEGIN CERTIFICATE" not in chain or "PRIVATE KEY" in chain:
         raise ServingError(
-            f"{certificate} must hold certificates in PEM and nothing else: it goes into the "
-            "release, where everybody reads it"
+            f"{certificate} must hold only certificates in PEM: it goes into the release, where "
+            "everybody can read it"
         )
     return {"certificate": chain, "key_env": key_env}
 
 
 def signer_of(facts: Mapping[str, Any]) -> Signer | None:
-    """Signs pictures of a release as it says; `None` where it says nothing, or no key is here.
+    """The signer that a release asks for; `None` if it asks for none, or the key is not set here.
 
     Raises:
-        ServingError: The key that is here is not that of its certificate.
+        ServingError: The key set here does not belong to the certificate.
     """
     said = facts.get(C2PA)
     if said is None:
@@ -136,8 +136,8 @@ def signer_of(facts: Mapping[str, Any]) -> Signer | None:
     key = os.environ.get(key_env, "")
     if not key:
         print(
-            f"note: pictures are not signed: the release asks for the key in {key_env}, and there "
-            "is nothing in that environment variable",
+            f"note: pictures are not signed: the release asks for the key in the environment "
+            f"variable {key_env}, which is empty or not set",
             file=sys.stderr,
             flush=True,
         )
@@ -154,7 +154,7 @@ def _signer(certificate: str | None, key_env: str | None) -> Signer | None:
     key = os.environ.get(key_env, "")
     if not key:
         raise ServingError(
-            f"--c2pa-key-env names {key_env}, and there is nothing in that environment variable; "
+            f"--c2pa-key-env names the environment variable {key_env}, which is empty or not set; "
             "it must hold a private key in PEM"
         )
     return _made(_read(certificate), key.encode())

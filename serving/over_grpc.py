@@ -1,4 +1,4 @@
-"""The models on TensorFlow Serving, over gRPC, by the stubs of tensorflow-serving-api."""
+"""The models on TensorFlow Serving, over gRPC, with the stubs of tensorflow-serving-api."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GrpcModels(RemoteModels):
         """See `RemoteModels`."""
         super().__init__(address, version, timeout_seconds, retries)
         scheme, _, target = address.rstrip("/").partition("://")
-        # Pictures of a large batch are more than the 4 MB that gRPC allows by itself.
+        # The pictures of a large batch exceed the 4 MB that gRPC allows by default.
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         channel = (
             grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
@@ -95,8 +95,8 @@ class GrpcModels(RemoteModels):
         missing = [name for name in outputs if name not in answer.outputs]
         if missing:
             raise ServingError(
-                f"the {network} of {self._address} gives no {', '.join(missing)}; is it one that "
-                "the pipeline pushed?"
+                f"the {network} of {self._address} does not return {', '.join(missing)}; did the "
+                "pipeline push it?"
             )
         return {name: tf.make_ndarray(answer.outputs[name]) for name in outputs}
 
@@ -105,11 +105,11 @@ class GrpcModels(RemoteModels):
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return self._too_slow()
         if code == grpc.StatusCode.NOT_FOUND:
-            return VersionGoneError(f"{self._address} no longer has what it had: {details}")
+            return VersionGoneError(f"{self._address} no longer has this version: {details}")
         if code == grpc.StatusCode.UNIMPLEMENTED:
             return ServingError(
                 f"what answers at {self._address} is not TensorFlow Serving's gRPC interface; its "
-                "port is 8500 unless it was told otherwise"
+                "default port is 8500"
             )
         if code in _NOT_NOW:
             return BusyError(f"{self._address} cannot answer now: {details}")

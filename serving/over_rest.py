@@ -1,4 +1,4 @@
-"""The models on TensorFlow Serving, over its REST interface; needs no TensorFlow here.
+"""The models on TensorFlow Serving, over its REST interface; needs no local TensorFlow.
 
 https://www.tensorflow.org/tfx/serving/api_rest describes the interface.
 """
@@ -31,19 +31,19 @@ class RestModels(RemoteModels):
     ) -> None:
         """See `RemoteModels`."""
         super().__init__(address.rstrip("/"), version, timeout_seconds, retries)
-        # Proxies are for other machines than those that one names here; connections as needed.
+        # Proxies are not meant for the machines named here; as many connections as needed.
         limits = httpx2.Limits(max_connections=None)
         self._http = httpx2.Client(limits=limits, auth=_from_netrc())
 
     def encode(self, images: np.ndarray, version: int) -> np.ndarray:
-        """Latents, float32 [B, h, w, 4], of pictures that travel as PNG files."""
+        """Latents, float32 [B, h, w, 4], of pictures that are sent as PNG files."""
         files = np.array([png.encode(pixels) for pixels in images], object)
         outputs = ("latent",)
         [latent] = self.call("image_encoder", "png", {"image": files}, outputs, version).values()
         return latent
 
     def decode(self, latent: np.ndarray, version: int) -> np.ndarray:
-        """Pictures, uint8 [B, H, W, 3], which travel as PNG files."""
+        """Pictures, uint8 [B, H, W, 3], which are received as PNG files."""
         inputs, outputs = {"latent": latent}, ("image_bytes",)
         [files] = self.call("decoder", "png_bytes", inputs, outputs, version).values()
         return np.stack([png.decode(contents) for contents in files])
@@ -84,8 +84,8 @@ class RestModels(RemoteModels):
             return {name: _from_json(name, found[name]) for name in outputs}
         except (KeyError, TypeError, ValueError) as error:
             raise ServingError(
-                f"{self._address} answers with other outputs than {', '.join(outputs)}; is this "
-                f"{network} one that the pipeline pushed?"
+                f"{self._address} answers with other outputs than {', '.join(outputs)}; did the "
+                f"pipeline push this {network}?"
             ) from error
 
     def _ask(
@@ -103,7 +103,7 @@ class RestModels(RemoteModels):
         except httpx2.TransportError as error:
             raise self._unreachable(str(error) or type(error).__name__) from error
         except (httpx2.InvalidURL, UnicodeError) as error:
-            raise ServingError(f"{self._address} is no address: {error}") from error
+            raise ServingError(f"{self._address} is not a valid address: {error}") from error
         try:
             return answer.status_code, answer.json()
         except ValueError:
@@ -119,15 +119,15 @@ class RestModels(RemoteModels):
         if not known:
             raise ServingError(
                 f"what answers at {self._address} is not TensorFlow Serving's REST interface "
-                f"(status {status}); its port is 8501 unless it was told otherwise"
+                f"(status {status}); its default port is 8501"
             )
         if status == 404:
-            raise VersionGoneError(f"{self._address} no longer has what it had: {reason}")
+            raise VersionGoneError(f"{self._address} no longer has this version: {reason}")
         raise self._refused(network, reason)
 
 
 def _from_netrc() -> httpx2.Auth | None:
-    """What `.netrc`, or the file that NETRC names, has of servers' users and passwords."""
+    """Users and passwords of servers, from `.netrc` or the file that NETRC names."""
     path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
     try:
         return httpx2.NetRCAuth(path)
@@ -137,7 +137,7 @@ def _from_netrc() -> httpx2.Auth | None:
         raise ServingError(f"{path} cannot be read: {error.strerror}") from None
     except netrc.NetrcParseError as error:
         # Its message shows words of the file.
-        raise ServingError(f"line {error.lineno} of {path} is none that netrc knows") from None
+        raise ServingError(f"line {error.lineno} of {path} is not valid in a netrc file") from None
 
 
 def _to_json(value: np.ndarray) -> Any:
@@ -153,7 +153,7 @@ def _encoded(texts: Any) -> Any:
 
 
 def _from_json(name: str, value: Any) -> np.ndarray:
-    # Only texts with this ending are encoded.
+    # Only outputs whose name ends like this are encoded.
     if name.endswith("_bytes"):
         return np.array([base64.b64decode(entry["b64"]) for entry in value], object)
     return np.array(value, np.float32)

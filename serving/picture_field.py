@@ -1,4 +1,4 @@
-"""The part of the page where a picture is dropped to draw from, and a mask is painted on it."""
+"""The part of the page where one drops a picture to draw from, and paints a mask on it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from serving.pictures import DEFAULT_MASKED_STRENGTH, DEFAULT_STRENGTH, Original
 
 MAX_FILE_BYTES = 100_000_000
 
-# The longer side of what is shown; a mask is painted on it, and drawn at the picture's own size.
+# Longer side of the picture as shown. The mask painted on it is kept at the picture's own size.
 _SHOWN_SIDE = 768
 _BRUSH_PER_CENT = 12
-# Nearer points of a stroke are the same one.
+# Points of a stroke that are closer than this count as one.
 _LEAST_STEP = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Stroke:
-    """A line of a brush, in pixels of the picture: its width, and points (x, y)."""
+    """A brush stroke, in pixels of the picture: its width, and its points (x, y)."""
 
     width: float
     points: tuple[tuple[float, float], ...]
@@ -42,14 +42,14 @@ class Painted:
     strokes: tuple[Stroke, ...] = ()
 
     def mask(self) -> np.ndarray | None:
-        """Where anything was painted, bool [H, W]; None where nothing was."""
+        """The painted pixels, bool [H, W]; None if nothing was painted."""
         if not self.strokes:
             return None
         height, width, _ = self.pixels.shape
         image = Image.new("L", (width, height))
         draw = ImageDraw.Draw(image)
         for stroke in self.strokes:
-            # Where Pillow says 0, the middle of the first pixel is.
+            # In Pillow, 0 is the middle of the first pixel.
             points = [(x - 0.5, y - 0.5) for x, y in stroke.points]
             reach = (stroke.width - 1) / 2
             draw.line(points, fill=255, width=max(1, round(stroke.width)))
@@ -61,7 +61,7 @@ class Painted:
         return np.asarray(image) > 0
 
     def original(self, strength: float | None) -> Original | None:
-        """What to draw from; raises a `ServingError` where the strength is none."""
+        """What to draw from; raises a `ServingError` if the strength is out of range."""
         return Original.of(self.pixels, strength, self.mask())
 
 
@@ -69,7 +69,7 @@ class PictureField:
     """A place for a picture, and for the mask on it."""
 
     def __init__(self) -> None:
-        """Builds it where NiceGUI is now."""
+        """Builds the field at NiceGUI's current place on the page."""
         self._painted: Painted | None = None
         self._scale = 1.0
         self._painting = False
@@ -80,19 +80,19 @@ class PictureField:
                 max_file_size=MAX_FILE_BYTES,
                 on_upload=self._dropped,
                 on_rejected=lambda: ui.notify(
-                    f"that is no picture, or more than {MAX_FILE_BYTES // 10**6} MB",
+                    f"this file is not a picture, or larger than {MAX_FILE_BYTES // 10**6} MB",
                     type="negative",
                 ),
             ).props('flat bordered accept="image/*,.heic"')
             self._upload.classes("w-full")
             with ui.column().classes("w-full gap-2") as self._there:
-                ui.label("Paint on it what is to be drawn anew; nothing else will change.").classes(
+                ui.label("Paint over what to draw anew; nothing else will change.").classes(
                     "text-xs text-gray-600"
                 )
                 self._image = ui.interactive_image(
                     on_mouse=self._brushed,
                     events=["pointerdown", "pointermove", "pointerup", "pointerleave"],
-                    # Numbers of our own.
+                    # The content is only numbers made here.
                     sanitize=False,
                 )
                 self._image.classes("w-full cursor-crosshair").style("touch-action: none")
@@ -106,10 +106,10 @@ class PictureField:
                 self._strength = ui.number("Strength", min=0, max=1, step=0.05, precision=3)
                 self._strength.props("outlined dense").classes("w-full")
                 self._strength.tooltip(
-                    "How much of the picture may change, up to 1; nothing is "
-                    f"{DEFAULT_STRENGTH:g}, with a mask {DEFAULT_MASKED_STRENGTH:g}"
+                    "How much of the picture may change, up to 1; empty means "
+                    f"{DEFAULT_STRENGTH:g}, or {DEFAULT_MASKED_STRENGTH:g} with a mask"
                 )
-            self._none = ui.label("This release draws from text alone.")
+            self._none = ui.label("This release draws only from text.")
             self._none.classes("text-xs text-gray-600").set_visibility(False)
         self.show(None)
 
@@ -122,18 +122,18 @@ class PictureField:
 
     @property
     def painted(self) -> Painted | None:
-        """What is there now."""
+        """The picture and mask that the field shows now."""
         return self._painted
 
     @property
     def strength(self) -> float | None:
-        """What was asked for; None for the default, and where there is no picture."""
+        """The strength as set; None for the default, and if there is no picture."""
         if self._painted is None or self._strength.value is None:
             return None
         return float(self._strength.value)
 
     def show(self, painted: Painted | None, strength: float | None = None) -> None:
-        """Shows a picture with its mask, or none."""
+        """Shows a picture with its mask, or no picture."""
         self._painted, self._painting = painted, False
         self._there.set_visibility(painted is not None)
         self._strength.value = strength
@@ -190,7 +190,7 @@ class PictureField:
 
     def _drawn(self, strokes: Iterable[Stroke]) -> Iterable[str]:
         for stroke in strokes:
-            # A line to where it begins is a point.
+            # Repeats the last point, because a polyline of one point shows nothing.
             points = (*stroke.points, stroke.points[-1])
             shown = " ".join(f"{x / self._scale:.1f},{y / self._scale:.1f}" for x, y in points)
             yield (

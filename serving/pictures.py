@@ -1,7 +1,7 @@
-"""Pictures that drawing begins with, and their masks: how they are read and made to fit.
+"""Pictures to draw from, and their masks: how they are read and fitted.
 
-A picture is read as those of a dataset are, upright and over white where it is transparent, scaled
-to cover what is drawn, and cut to it: never stretched. Its mask goes the same way.
+A picture is read like the pictures of a dataset: upright, over white where it is transparent,
+scaled to cover the size to draw, and cropped to it; never stretched. Its mask is fitted alike.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from serving.errors import ServingError
 from storage import filesystem, images
 
 DEFAULT_STRENGTH = 0.8
-"""Of a whole picture, as diffusers has it."""
+"""For a whole picture, as in diffusers."""
 DEFAULT_MASKED_STRENGTH = 1.0
-"""Where there is a mask: what is drawn anew owes nothing to what was there."""
+"""With a mask: the area drawn anew does not depend on what was there."""
 
-# The grey from which on a mask is white.
+# A mask counts as white from this grey on.
 _WHITE = 128
 
 
@@ -29,8 +29,8 @@ class Original:
 
     Attributes:
         pixels: uint8 [H, W, 3], of any size.
-        strength: From 0, which changes nothing, to 1, which begins with noise alone.
-        mask: bool [H, W], where it is drawn anew; everywhere if None.
+        strength: From 0, which changes nothing, to 1, which begins with pure noise.
+        mask: bool [H, W], true where it is drawn anew; everywhere if None.
     """
 
     pixels: np.ndarray
@@ -41,16 +41,17 @@ class Original:
     def of(
         cls, image: np.ndarray | None, strength: float | None, mask: np.ndarray | None
     ) -> Original | None:
-        """What a request names; `None` where it names no picture.
+        """The picture, strength and mask of a request; `None` if it names no picture.
 
         Raises:
-            ServingError: There is a mask or a strength without a picture, or one of them is none.
+            ServingError: There is a mask or a strength without a picture, or one of them is not
+                valid.
         """
         if image is None:
             for what, value in (("strength", strength), ("mask", mask)):
                 if value is not None:
                     raise ServingError(
-                        f"there is a {what} and no picture to draw from; give both or neither"
+                        f"there is a {what} but no picture to draw from; give both or neither"
                     )
             return None
         _check_array("picture to draw from", image, np.uint8, 3, "[H, W, 3]", "read_picture")
@@ -59,22 +60,22 @@ class Original:
             if mask.shape != image.shape[:2]:
                 sizes = [f"{width} x {height}" for height, width in (mask.shape, image.shape[:2])]
                 raise ServingError(
-                    f"the mask is {sizes[0]} pixels, and its picture {sizes[1]}; they must be of "
-                    "one size"
+                    f"the mask is {sizes[0]} pixels, and its picture {sizes[1]}; both must have "
+                    "the same size"
                 )
         if strength is None:
             strength = DEFAULT_STRENGTH if mask is None else DEFAULT_MASKED_STRENGTH
         return cls(image, strength, mask)
 
     def fitted(self, height: int, width: int) -> Original:
-        """The same at the size that is drawn; a pixel is masked where any is that it comes from."""
+        """The same at the size to draw; a pixel is masked if any pixel it is made from is."""
         size = height, width
         mask = None if self.mask is None else images.mask_cover(self.mask, size)
         pixels = images.resize_cover(Image.fromarray(self.pixels), size)
         return Original(pixels, self.strength, mask)
 
     def kept(self, drawn: np.ndarray) -> np.ndarray:
-        """A picture, uint8 [H, W, 3], with the pixels of this one that were not to be drawn."""
+        """The drawn picture, uint8 [H, W, 3], with this one's pixels outside the mask."""
         return drawn if self.mask is None else np.where(self.mask[..., None], drawn, self.pixels)
 
 
@@ -84,7 +85,7 @@ def read_picture(path: str) -> np.ndarray:
 
 
 def read_mask(path: str) -> np.ndarray:
-    """A mask's file, bool [H, W]; see `decode_mask`."""
+    """A mask file, bool [H, W]; see `decode_mask`."""
     return decode_mask(_read(path), path)
 
 
@@ -96,13 +97,13 @@ def decode_picture(encoded: bytes, name: str) -> np.ndarray:
         name: What to call it in messages.
 
     Raises:
-        ServingError: It is no such picture, or has more than `storage.images.MAX_PIXELS`.
+        ServingError: It is not such a picture, or has more than `storage.images.MAX_PIXELS`.
     """
     return np.asarray(_decoded(encoded, name))
 
 
 def decode_mask(encoded: bytes, name: str) -> np.ndarray:
-    """A mask, upright: bool [H, W], true where it is white, and so to be drawn anew.
+    """A mask, upright: bool [H, W], true where it is white, which is drawn anew.
 
     Args:
         encoded: The bytes of a file in any of the formats that a dataset may have. Grey from 128 on
@@ -110,13 +111,13 @@ def decode_mask(encoded: bytes, name: str) -> np.ndarray:
         name: What to call it in messages.
 
     Raises:
-        ServingError: It is no such picture, has too many pixels or transparent ones.
+        ServingError: It is not such a picture, has too many pixels or transparent ones.
     """
     image = _decoded(encoded, name)
     if not images.is_opaque(encoded):
         raise ServingError(
-            f"the mask {name} has transparent pixels, of which nobody can tell whether they are to "
-            "be drawn: save it in white, which is drawn anew, and black, which is kept"
+            f"the mask {name} has transparent pixels, which are neither drawn nor kept: save it in "
+            "white, which is drawn anew, and black, which is kept"
         )
     mask: np.ndarray = np.asarray(image.convert("L")) >= _WHITE
     return mask
@@ -130,7 +131,7 @@ def _check_array(
     if found.dtype != dtype or found.ndim != rank or 0 in found.shape or not channels_right:
         raise ServingError(
             f"the {what} is {found.dtype} {list(found.shape)}; it must be {np.dtype(dtype)} "
-            f"{shape}, as serving.pictures.{maker} gives it"
+            f"{shape}, as serving.pictures.{maker} returns it"
         )
 
 

@@ -1,7 +1,7 @@
-"""A local web page on the pushed models: `make playground`, or `python -m serving.playground`.
+"""A local web page for the pushed models: `make playground`, or `python -m serving.playground`.
 
-One picture is drawn at a time, in the order of asking; everything that the page needs comes from
-this machine.
+It draws one picture at a time, in the order of the requests. Everything that the page needs comes
+from this machine.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ MAX_WAITING = 8
 MAX_GALLERY = 64
 TITLE = "Playground"
 
-_METRICS = {"loss": "Held-out loss", "loss_baseline": "Its baseline's"}
-# Numbers above it are not exact in a browser; the page draws them itself.
+_METRICS = {"loss": "Held-out loss", "loss_baseline": "Baseline's loss"}
+# Random seeds, which the page draws itself, stay within what a browser represents exactly.
 _MAX_RANDOM_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What one picture is asked for with.
+    """The request for one picture.
 
     Attributes:
         prompt: What to draw.
-        negative_prompt: What to keep away from.
+        negative_prompt: What to avoid.
         num_steps: Sampling steps.
         guidance_scale: How strictly to follow the prompt.
         sampler: One of `SAMPLERS`.
         seed: Decides the noise.
-        height: In pixels; `None` is as high as those of the training.
-        width: The same.
-        painted: What the page had to draw from, if anything.
-        original: The same, as the models are asked for it.
+        height: In pixels; `None` for the height of the training pictures.
+        width: Like `height`.
+        painted: The picture and mask on the page to draw from, if any.
+        original: The same, in the form that the models take.
     """
 
     prompt: str
@@ -82,7 +82,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A picture, and what it was drawn with."""
+    """A picture, and the request and release that it was drawn with."""
 
     request: Request
     version: int
@@ -93,12 +93,12 @@ class Drawn:
 
     @property
     def source(self) -> str:
-        """The picture as an address that a browser shows."""
+        """The picture as an address that a browser can show."""
         return f"data:image/png;base64,{base64.b64encode(self.contents).decode()}"
 
 
 class Studio:
-    """The models, shared by all pages that are open."""
+    """The models, shared by all open pages."""
 
     def __init__(
         self,
@@ -112,9 +112,9 @@ class Studio:
 
         Args:
             address: A serving directory or a server; see `serving.client.Generator`.
-            version: The release; if None, the current one, also when another one becomes that.
+            version: The release; if None, the current one, even after that changes.
             memory_limit_bytes: See `serving.client.Generator`.
-            marked: What pictures say of themselves; if None, all.
+            marked: How to mark pictures; if None, with everything.
             verification: See `serving.client.Generator`.
         """
         self.address = address
@@ -128,7 +128,7 @@ class Studio:
         self._waiting = 0
 
     async def generator(self) -> Generator:
-        """The models, loaded where they are not, or no longer the current ones."""
+        """The models, loaded if they are not yet, or no longer the current ones."""
         async with self._loading:
             if self._generator is None or await asyncio.to_thread(
                 self._is_outdated, self._generator
@@ -143,10 +143,10 @@ class Studio:
             return self._generator
 
     async def draw(self, request: Request) -> Drawn:
-        """Draws one picture, once those that were asked for before are done.
+        """Draws one picture, once all earlier requests are done.
 
         Raises:
-            ServingError: Too many are waiting, or it cannot be drawn.
+            ServingError: Too many requests are waiting, or the picture cannot be drawn.
         """
         async with self._turn():
             generator = await self.generator()
@@ -183,7 +183,7 @@ class Studio:
     async def _turn(self) -> AsyncIterator[None]:
         if self._waiting >= MAX_WAITING:
             raise ServingError(
-                f"{self._waiting} pictures are waiting already; try again when some are done"
+                f"{self._waiting} pictures are already waiting; try again when some are done"
             )
         self._waiting += 1
         try:
@@ -225,12 +225,12 @@ class Page:
             self._height = _number("Height", 1, MAX_SIDE)
             self._width = _number("Width", 1, MAX_SIDE)
             for side in (self._height, self._width):
-                side.tooltip("Pixels; nothing is what the release was trained at")
+                side.tooltip("Pixels; empty means the size that the release was trained at")
         self._picture = PictureField()
         self._sampler = ui.select(list(SAMPLERS), label="Sampler", value=DEFAULT_SAMPLER)
         self._sampler.props("outlined dense").classes("w-full")
         with ui.row().classes("w-full no-wrap items-center"):
-            # As text: a browser's numbers are exact up to 2^53 only.
+            # As text: a browser's numbers are only exact up to 2^53.
             self._seed = ui.input("Seed", value="0").props("outlined dense").classes("grow")
             ui.button(icon="casino", on_click=self._random_seed).props(
                 'flat round aria-label="Random seed"'
@@ -244,7 +244,7 @@ class Page:
         self._facts = ui.card().classes("w-full gap-1").mark("release")
 
     async def load(self) -> None:
-        """Loads the models, and shows what they are."""
+        """Loads the models, and shows which they are."""
         try:
             generator = await self._studio.generator()
         except ServingError as error:
@@ -262,7 +262,7 @@ class Page:
         self._button.enable()
         self._status.set_text("Ready.")
         try:
-            # Of a server, this asks for it.
+            # For a server, this makes a call.
             version = await asyncio.to_thread(lambda: generator.version)
         except ServingError as error:
             if not self._client.is_deleted:
@@ -283,14 +283,14 @@ class Page:
                     ui.label(value).classes("text-right break-all")
             if release is not None and self._lineage_url:
                 address = f"{self._lineage_url}/release/{version}"
-                ui.link("Where it comes from", address, new_tab=True)
+                ui.link("Lineage", address, new_tab=True)
 
     def _random_seed(self) -> None:
         self._seed.value = str(secrets.randbelow(_MAX_RANDOM_SEED + 1))
 
     def _end(self) -> None:
         self._stopped = True
-        self._status.set_text("Stops after this picture ...")
+        self._status.set_text("Stopping after this picture ...")
 
     def _requests(self) -> list[Request]:
         try:
@@ -366,7 +366,7 @@ class Page:
         except ServingError as error:
             if self._client.is_deleted:
                 return
-            self._status.set_text(f"It did not work: {error}")
+            self._status.set_text(f"Drawing failed: {error}")
             ui.notify(str(error), type="negative", multi_line=True)
         finally:
             if not self._client.is_deleted:
@@ -453,7 +453,7 @@ def command() -> Command:
         "A local web page that draws pictures with the pushed models.",
         [
             ((), "the models of the default run"),
-            (("--server", "http://127.0.0.1:8501"), "those of a TensorFlow Serving"),
+            (("--server", "http://127.0.0.1:8501"), "the models of a TensorFlow Serving"),
         ],
         takes_version=True,
     )
@@ -462,15 +462,16 @@ def command() -> Command:
     parser.add_argument(
         "--host",
         default=local_pages.HOST,
-        help="the address to listen at; whoever reaches it can draw (default: %(default)s, this "
-        "machine alone)",
+        help="the address to listen at; anyone who can reach it can draw (default: %(default)s, "
+        "only this machine)",
     )
     parser.add_argument(
         "--trusted-host",
         action="append",
         default=[],
         metavar="NAME",
-        help="another name that a browser may call this machine by, such as a proxy's (repeatable)",
+        help="another host name that browsers may use for this page, such as a proxy's "
+        "(repeatable)",
     )
     parser.add_argument(
         "--port", type=local_pages.port_number, default=PORT, help="(default: %(default)s)"
@@ -479,9 +480,9 @@ def command() -> Command:
         "--lineage-url",
         default="http://127.0.0.1:8081",
         metavar="URL",
-        help='where the lineage pages are, "" for no link (default: %(default)s)',
+        help='the address of the lineage pages, "" for no link (default: %(default)s)',
     )
-    parser.add_argument("--no-browser", action="store_true", help="open no browser")
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""PNG files, by TensorFlow where it is there anyway, and by Pillow where it is not."""
+"""PNG files, by TensorFlow if it is already imported, else by Pillow."""
 
 from __future__ import annotations
 

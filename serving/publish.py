@@ -1,10 +1,10 @@
 """Publishes a release: `python -m serving.publish hf://ORG/NAME`, or to a bucket or folder.
 
-What is published is the SavedModels as they were pushed, the files for other tools that the
-release has beside them, `release.json` with their hashes and their lineage, its signature
-`model.sig` where it is signed, and a model card with pictures that the release draws. On the hub
-that is one commit, tagged `release-<version>`; elsewhere a folder of that name. `serving.pull`
-brings it back. The hub's token comes from `HF_TOKEN` or `hf auth login`.
+Publishes the SavedModels as they were pushed, the release's files for other tools, `release.json`
+with their hashes and lineage, the signature `model.sig` if the release is signed, and a model card
+with pictures that the release draws. On the hub this is one commit, tagged `release-<version>`;
+elsewhere a folder of that name. `serving.pull` brings it back. The hub's token comes from
+`HF_TOKEN` or `hf auth login`.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ _VERIFY = (
     "It is signed, by OpenSSF's model signing: `model_signing verify key FOLDER --signature "
     f"FOLDER/{seals.PUBLISHED_NAME} --public_key KEY --ignore_unsigned_files`."
 )
-# KerasCV's files there hold the numbers of this model, from which others of the family descend.
+# KerasCV's files there hold the weights of this model, from which others of the family descend.
 _CONVERTED_FROM = {
     "fchollet/stable-diffusion": "CompVis/stable-diffusion-v1-4",
     "ianstenbit/keras-sd2.1": "stabilityai/stable-diffusion-2-1-base",
 }
 _FOR_OTHERS = {
-    CHECKPOINT_NAME: "the whole model in the original layout of Stable Diffusion, as A1111 and "
-    "ComfyUI open it",
-    "lora.safetensors": "its adapters (LoRA), as A1111, ComfyUI and diffusers' "
-    "`load_lora_weights` read them",
-    "learned_embeds.safetensors": "the vectors of its new word, as A1111, ComfyUI and diffusers' "
-    "`load_textual_inversion` read them",
+    CHECKPOINT_NAME: "the whole model in the original layout of Stable Diffusion, for A1111 and "
+    "ComfyUI",
+    "lora.safetensors": "its adapters (LoRA), for A1111, ComfyUI and diffusers' "
+    "`load_lora_weights`",
+    "learned_embeds.safetensors": "the vectors of its new word, for A1111, ComfyUI and diffusers' "
+    "`load_textual_inversion`",
 }
 _METRICS = {
     "loss": "Held-out loss",
@@ -83,7 +83,7 @@ class Picture(NamedTuple):
     contents: bytes
 
     def name(self, index: int) -> str:
-        """Its path in what is published."""
+        """Its path in the published release."""
         return f"pictures/{index:02d}.png"
 
 
@@ -100,18 +100,18 @@ def publish(
 
     Args:
         serving_dir: The serving directory.
-        target: `hf://ORG/NAME`, a local folder, or an address that fsspec opens, as gs://.
+        target: `hf://ORG/NAME`, a local folder, or an address that fsspec can open, such as gs://.
         version: Which release; the current one if None.
         prompts: What to draw for the model card; the first validation prompts if None.
-        license_: The hub's name of the licence that the weights are under.
-        private: Whether a hub model that is made by this is private.
+        license_: The hub's name for the licence of the weights.
+        private: Whether the model on the hub is private, if this makes it.
 
     Returns:
         The address that `serving.pull` takes.
 
     Raises:
-        ServingError: The release is damaged, or the target refuses it, has it already, or has a
-            secret in its address.
+        ServingError: The release is damaged, the target refuses it or has it already, or the
+            target's address has a secret in it.
     """
     check_place(target)
     release = find_release(serving_dir, version)
@@ -141,7 +141,7 @@ def publish(
         **signature,
         **{picture.name(index): picture.contents for index, picture in enumerate(pictures)},
     }
-    # From the path in the serving directory to the one in what is published.
+    # From the path in the serving directory to the path in the published release.
     files = {path: seals.published_path(path) for path in release.facts["files"]}
     name = seals.release_name(release.version)
     if target.startswith(HUB):
@@ -160,15 +160,15 @@ def model_card(
     """The hub's README of a release: front matter, pictures, metrics, lineage, how to use it.
 
     Args:
-        facts: Of the release.
-        pictures: What it has drawn.
-        license_: The hub's name of the licence that the weights are under.
-        name: What the model is called where it is published.
-        signed: Whether it is signed.
+        facts: The facts of the release.
+        pictures: Pictures that the release has drawn.
+        license_: The hub's name for the licence of the weights.
+        name: Name of the model where it is published.
+        signed: Whether the release is signed.
     """
     version = facts["version"]
     lines = ["---", _front_matter(facts, license_, name), "---", "", f"# Release {version}", ""]
-    # Models of former versions say nothing of one, and have no choice.
+    # Older models name no sampler, and offer no choice.
     sampler = f"sampler ({', '.join(SAMPLERS)}), " if "sampler" in facts.get("defaults", {}) else ""
     manifest = ModelManifest.of_release(facts)
     multiple = manifest.size_multiple if manifest else None
@@ -176,14 +176,14 @@ def model_card(
     from_pictures = IMAGE_ENCODER in networks_of(facts)
     models, encoder = ("four", ", image encoder") if from_pictures else ("three", "")
     pictures_too = (
-        " Pictures are drawn from a picture, too (its strength is an input), and parts of one anew "
-        "that a mask names."
+        " They can also draw from a picture (with the strength as an input), and redraw the parts "
+        "of it that a mask names."
         if from_pictures
         else ""
     )
     lines += [
         f"Stable Diffusion, fine-tuned on TFX: {models} SavedModels (text encoder, diffusion "
-        f"model, decoder{encoder}) that TensorFlow Serving takes as they are. Prompts go in as "
+        f"model, decoder{encoder}) that TensorFlow Serving loads as they are. Prompts go in as "
         f"text; number of steps, guidance scale, {sampler}{size}seed and negative prompt are "
         f"inputs.{pictures_too}",
         "",
@@ -210,7 +210,7 @@ def model_card(
         lines += [f"| {_METRICS[name]} | {value:.4f} |" for name, value in metrics.items()]
         lines += [
             "",
-            "Mean squared error of the predicted noise on pictures that were held out.",
+            "Mean squared error of the predicted noise on held-out pictures.",
             "",
         ]
     lines += ["## Lineage", "", "| what | |", "| --- | --- |"]
@@ -225,7 +225,7 @@ def model_card(
         *([_FROM_PICTURE] if from_pictures else []),
         "```",
         "",
-        f"`{RELEASE_NAME}` has the SHA-256 of every file; pulling verifies them.",
+        f"`{RELEASE_NAME}` lists the SHA-256 of every file; pulling verifies them.",
         *([_VERIFY] if signed else []),
         "",
     ]
@@ -246,7 +246,7 @@ def _signature(serving_dir: str, version: int) -> dict[str, bytes]:
 
 
 def _front_matter(facts: Mapping[str, Any], license_: str | None, name: str) -> str:
-    """What the hub links the model to its base and its data by, and shows its loss by; YAML."""
+    """YAML by which the hub links the model to its base and dataset, and shows its loss."""
     # Slow to import.
     from huggingface_hub import ModelCardData
 
@@ -269,7 +269,7 @@ def _front_matter(facts: Mapping[str, Any], license_: str | None, name: str) -> 
 
 
 def _base_model(facts: Mapping[str, Any]) -> str | None:
-    """The hub's model that the release was fine-tuned from; `None` where it was none of the hub."""
+    """The hub model that the release was fine-tuned from; `None` if it was not on the hub."""
     from storage import hub
 
     manifest = ModelManifest.of_release(facts)
@@ -281,7 +281,7 @@ def _base_model(facts: Mapping[str, Any]) -> str | None:
 
 
 def _hub_dataset(facts: Mapping[str, Any]) -> tuple[str, str | None] | None:
-    """Id and commit of the dataset that the release was trained on; `None` for any other one."""
+    """Id and commit of the hub dataset that the release was trained on; `None` for any other."""
     address: str = facts.get("dataset") or ""
     if not address.startswith(HUB_DATASETS):
         return None
@@ -290,7 +290,7 @@ def _hub_dataset(facts: Mapping[str, Any]) -> tuple[str, str | None] | None:
 
 
 def _results(facts: Mapping[str, Any]) -> Iterator[EvalResult]:
-    """The held-out loss, and on what it was measured."""
+    """The held-out loss, and the dataset that it was measured on."""
     from huggingface_hub import EvalResult
 
     address, loss = facts.get("dataset"), facts.get("metrics", {}).get("loss")
@@ -301,7 +301,7 @@ def _results(facts: Mapping[str, Any]) -> Iterator[EvalResult]:
     repo_id, commit = _hub_dataset(facts) or ("", None)
     yield EvalResult(
         task_type="text-to-image",
-        # Of a dataset that is not on the hub, nothing but its name is anybody else's business.
+        # Of a dataset that is not on the hub, only the name is public.
         dataset_type=repo_id or "private",
         dataset_name=(repo_id or address).rstrip("/").rpartition("/")[2],
         dataset_split="held out",
@@ -364,21 +364,22 @@ def _to_hub(
     small: Mapping[str, bytes],
     private: bool,
 ) -> str:
-    """One commit that holds nothing else than the release, and a tag."""
+    """Makes one commit that holds only the release, and a tag."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     from storage import hub
 
     if filesystem.is_remote(serving_dir):
         raise ServingError(
-            f"{serving_dir} is not on this machine; the hub takes local files: pull it first"
+            f"{serving_dir} is not on this machine, and the hub takes only local files: pull the "
+            "release first"
         )
     try:
         address = hub.parse_address(target)
     except hub.HubError as error:
         raise ServingError(str(error)) from error
     if address.revision is not None or address.folder:
-        raise ServingError(f"{target} names a revision or a folder; give hf://ORG/NAME alone")
+        raise ServingError(f"{target} names a revision or a folder; give only hf://ORG/NAME")
     repo_id, api = address.repo_id, HfApi()
     try:
         with hub.HubRepo(hub.MODEL, repo_id, "main").errors_explained():
@@ -386,7 +387,7 @@ def _to_hub(
             tags = [tag.name for tag in api.list_repo_refs(repo_id).tags]
             if name in tags:
                 raise ServingError(
-                    f"{target} has a {name} already, and no release is overwritten: pull "
+                    f"{target} already has a {name}, and releases are never overwritten: pull "
                     f"{target}@{name}, or publish to another model"
                 )
             additions = [
@@ -412,7 +413,7 @@ def _to_folder(
     files: Mapping[str, str],
     small: Mapping[str, bytes],
 ) -> str:
-    """`release.json` comes last: a folder without it is none that can be pulled."""
+    """Writes `release.json` last: a folder without it cannot be pulled."""
     from storage.file_systems import open_address
 
     try:
@@ -420,8 +421,8 @@ def _to_folder(
         folder = f"{root.rstrip('/')}/{name}"
         if target_files.exists(f"{folder}/{RELEASE_NAME}"):
             raise ServingError(
-                f"{target} has a {name} already, and no release is overwritten: choose another "
-                "place"
+                f"{target} already has a {name}, and releases are never overwritten: choose "
+                "another place"
             )
         contents = {path: filesystem.join(serving_dir, local) for local, path in files.items()}
         for path in contents:
@@ -439,7 +440,7 @@ def _to_folder(
         detail = one_line(error)[:300]
         raise ServingError(
             f"{target} cannot be written ({type(error).__name__}: {detail}): check the address and "
-            "your right to write there"
+            "your permission to write there"
         ) from error
     return f"{target.rstrip('/')}/{name}"
 
@@ -468,12 +469,12 @@ def command() -> Command:
         action="append",
         dest="prompts",
         metavar="PROMPT",
-        help="what to draw for the model card, may be repeated (default: the first "
+        help="what to draw for the model card (repeatable; default: the first "
         f"{_PICTURES} validation prompts)",
     )
-    parser.add_argument("--no-pictures", action="store_true", help="draw none")
+    parser.add_argument("--no-pictures", action="store_true", help="draw no pictures")
     parser.add_argument(
-        "--license", metavar="NAME", help="the weights' licence, as the hub names it"
+        "--license", metavar="NAME", help="the licence of the weights, by the hub's name for it"
     )
     parser.add_argument(
         "--private", action="store_true", help="make the model on the hub private, if it is new"

@@ -1,8 +1,8 @@
 """Brings a published release into a serving directory: `python -m serving.pull hf://ORG/NAME`.
 
-Every file is held against the SHA-256 that `release.json` has of it, that against the signature
-where there is one, and the release becomes visible as a push does: whole or not at all. It keeps
-its number where that is free.
+Every file is compared with its SHA-256 in `release.json`, and `release.json` with the signature if
+there is one. The release becomes visible as in a push: whole or not at all. It keeps its number if
+that is free.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def pull(source: str, serving_dir: str, verification: Verification | None = None
         source: `hf://ORG/NAME` or `hf://ORG/NAME@release-7`, or the address that
             `serving.publish` gave for a bucket or folder.
         serving_dir: The serving directory; it need not exist.
-        verification: What is verified besides the hashes of files, which always are; `None` for a
-            signature where there is one.
+        verification: What to verify besides the hashes of the files, which are always verified;
+            `None` verifies the signature if there is one.
 
     Returns:
-        The release as it is there now.
+        The release as it is in the serving directory now.
 
     Raises:
-        ServingError: There is no release, or a file of it is missing, damaged, added or elsewhere
-            than it should be, or a signature is not right or cannot be verified.
+        ServingError: There is no release, a file of it is missing, damaged, added or misplaced, or
+            a signature is wrong or cannot be verified.
     """
     verification = Verification() if verification is None else verification
     try:
@@ -57,7 +57,7 @@ def pull(source: str, serving_dir: str, verification: Verification | None = None
         signature = _signature(folder, published, hashes, verification)
         if added := _added(folder, hashes):
             raise ServingError(
-                f"{folder.shown(added[0])} was added: {RELEASE_NAME} does not name it; nothing was "
+                f"{folder.shown(added[0])} was added: {RELEASE_NAME} does not list it; nothing was "
                 "pulled"
             )
         with tempfile.TemporaryDirectory() as staged:
@@ -78,20 +78,20 @@ def pull(source: str, serving_dir: str, verification: Verification | None = None
 
 
 def _hashes(release: dict[str, Any], folder: Folder) -> dict[str, str]:
-    """From each file's path, without the version, to its SHA-256."""
+    """Maps the path of each file, without the version, to its SHA-256."""
     version, files = release.get("version"), release.get("files") or {}
     known = type(version) is int and version > 0 and isinstance(files, dict) and files
     if not known or not all(
         _FILE.fullmatch(path) and _SHA256.fullmatch(str(digest)) for path, digest in files.items()
     ):
-        raise ServingError(f"{folder.shown(RELEASE_NAME)} is damaged, or of something else")
+        raise ServingError(f"{folder.shown(RELEASE_NAME)} is damaged, or not a release file")
     return {seals.published_path(path): digest for path, digest in files.items()}
 
 
 def _signature(
     folder: Folder, release: dict[str, Any], hashes: dict[str, str], verification: Verification
 ) -> bytes | None:
-    """The signature of a release, once it is verified; `None` where it has none."""
+    """The signature of a release, once verified; `None` if it has none."""
     bundle, what = None, folder.shown(RELEASE_NAME)
     if folder.exists(seals.PUBLISHED_NAME):
         with folder.local(seals.PUBLISHED_NAME) as path:
@@ -103,7 +103,7 @@ def _signature(
         return None
     if signed.name != seals.release_name(release["version"]):
         raise ServingError(
-            f"{what} is of version {release['version']}, and its signature of {signed.name}; "
+            f"{what} is of version {release['version']}, but its signature is of {signed.name}; "
             "nothing was pulled"
         )
     if wrong := seals.faults(signed.files, hashes):
@@ -114,7 +114,7 @@ def _signature(
 
 
 def _added(folder: Folder, hashes: dict[str, str]) -> list[str]:
-    """What lies among the files of a release and is none of them."""
+    """Files that lie among the files of a release but are not part of it."""
     return [
         name
         for name in folder.names()
@@ -152,7 +152,7 @@ def command() -> Command:
         "--serving-dir",
         default=DEFAULT_SERVING_DIR,
         metavar="DIR",
-        help="the serving directory, local or gs://; made where there is none "
+        help="the serving directory, local or gs://; made if it does not exist "
         "(default: %(default)s)",
     )
     seals.add_arguments(parser)

@@ -1,7 +1,8 @@
 """Draws a marked picture again, and compares: `python -m serving.redraw picture.png`.
 
-A picture carries what it was asked for with (see `storage.picture_marks`). The same request to the
-same release gives the same pixels on the same kind of machine, and nearly the same on another.
+A picture carries the request that it was drawn for (see `storage.picture_marks`). The same request
+to the same release gives the same pixels on the same kind of machine, and nearly the same pixels on
+another.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ _NOT_THE_SAME = 1
 
 @dataclasses.dataclass(frozen=True)
 class Redrawn:
-    """How far a picture is from the one that is drawn with what it says of itself.
+    """How far a picture is from the one that its marks give.
 
     Attributes:
         prompt: What was drawn.
-        seed: With which seed.
+        seed: The seed that it was drawn with.
         mean: Mean of the absolute differences, in steps of 255.
-        most: The largest of them.
+        most: The largest absolute difference.
     """
 
     prompt: str
@@ -61,19 +62,19 @@ def redraw(
     image: np.ndarray | None = None,
     mask: np.ndarray | None = None,
 ) -> list[Redrawn]:
-    """Draws what is marked, and compares.
+    """Draws pictures again by their marks, and compares.
 
     Args:
-        pixels: uint8 [H, W, 3], one picture or a grid of some.
-        pictures: The marks of each, row by row.
-        columns: How many stand side by side.
-        load: Gives the models to draw with; not asked for what cannot be drawn.
-        image: What they were drawn from, if anything, uint8 [H, W, 3].
-        mask: Of that, if there was one, bool [H, W].
+        pixels: uint8 [H, W, 3], one picture or a grid of several.
+        pictures: The marks of each picture, row by row.
+        columns: How many pictures are side by side.
+        load: Gives the models to draw with; not called if the pictures cannot be drawn.
+        image: The picture that they were drawn from, if any, uint8 [H, W, 3].
+        mask: The mask of that picture, if there was one, bool [H, W].
 
     Raises:
-        ServingError: A prompt is not told, what was drawn from is not given or another picture, or
-            drawing fails.
+        ServingError: A prompt is not in the marks, the picture or mask that was drawn from is
+            missing or a different one, or drawing fails.
     """
     for marks in pictures:
         _check(marks, image, mask)
@@ -98,8 +99,8 @@ def redraw(
         if there.shape != drawn.shape:
             height, width, _ = pixels.shape
             raise ServingError(
-                f"the picture is {width} x {height} pixels, and its marks are of {marks.width} x "
-                f"{marks.height}: it was scaled or cut since, and cannot be compared"
+                f"the picture is {width} x {height} pixels, but its marks are of {marks.width} x "
+                f"{marks.height}: it was scaled or cropped since, and cannot be compared"
             )
         difference = np.abs(there.astype(np.int16) - drawn)
         found.append(
@@ -110,7 +111,7 @@ def redraw(
 
 def _check(marks: Marks, image: np.ndarray | None, mask: np.ndarray | None) -> None:
     if marks.prompt is None:
-        raise ServingError("its marks do not tell the prompt: it cannot be drawn again")
+        raise ServingError("its marks do not include the prompt: it cannot be drawn again")
     for what, flag, digest, given in (
         ("picture", "--image", marks.image_sha256, image),
         ("mask", "--mask", marks.mask_sha256, mask),
@@ -118,23 +119,23 @@ def _check(marks: Marks, image: np.ndarray | None, mask: np.ndarray | None) -> N
         if digest is None and given is not None:
             raise ServingError(f"it was drawn without a {what}: leave {flag} out")
         if digest is not None and given is None:
-            raise ServingError(f"it was drawn from a {what}: name it by {flag}")
+            raise ServingError(f"it was drawn from a {what}: give that with {flag}")
         if given is not None and digest_of_pixels(given) != digest:
-            raise ServingError(f"the {what} given by {flag} is not the one that it was drawn from")
+            raise ServingError(f"the {what} given with {flag} is not the one it was drawn from")
 
 
 def command() -> Command:
     """The parser of the command line."""
     parser = Command(
         "serving.redraw",
-        "Draws a marked picture again with what it says of itself, and compares.",
+        "Draws a marked picture again by its marks, and compares.",
         [((Path("drawing.png"),), "")],
-        failed="other pixels came out",
+        failed="the pixels differ",
         takes_version=True,
     )
     parser.add_argument("picture", help="a PNG file that this project drew")
-    parser.add_argument("--image", metavar="FILE", help="what it was drawn from")
-    parser.add_argument("--mask", metavar="FILE", help="the mask of that")
+    parser.add_argument("--image", metavar="FILE", help="the picture that it was drawn from")
+    parser.add_argument("--mask", metavar="FILE", help="the mask that it was drawn with")
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     which_models.add_arguments(parser)
     return parser
@@ -161,7 +162,7 @@ def _redraw(arguments: argparse.Namespace) -> list[Redrawn]:
     contents = filesystem.read_bytes(arguments.picture)
     marked = read(contents)
     if not marked.pictures:
-        raise ServingError(f"{arguments.picture} carries no marks of what drew it")
+        raise ServingError(f"{arguments.picture} carries no marks that say what drew it")
     if arguments.version is None and arguments.model is None:
         arguments.version = marked.pictures[0].release
     release = which_models.check(arguments)

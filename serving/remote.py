@@ -1,4 +1,4 @@
-"""What REST and gRPC clients of TensorFlow Serving have in common: versions, retries, time."""
+"""What the REST and gRPC clients of TensorFlow Serving share: versions, retries, timeouts."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from serving.errors import (
 from serving.releases import SERVED_NETWORKS
 
 SERVERS_MEMORY_BYTES = 8 * 10**9
-"""What a picture may take of a server's memory, where nobody says.
+"""Memory of a server that a picture may take, if no limit is given.
 
-The deployment files ask for 16 GiB, half of which two releases of `sd-v1-4` take.
+The deployment files request 16 GiB, half of which two releases of `sd-v1-4` take.
 """
 
 _NUMBERS = {3: "three", 4: "four"}
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 8.0
-# TensorFlow Serving's words, over REST and over gRPC; no code of either is for this alone.
+# TensorFlow Serving's words, over REST and gRPC; neither has a status code just for this.
 _ROWS_NEEDED = re.compile(r"Batching (session )?Run\(\) input tensors must have")
 _NO_SIGNATURE = re.compile(r'Serving signature (name: |key )"[^"]*" not found')
 
@@ -49,9 +49,9 @@ class RemoteModels(abc.ABC):
 
         Args:
             address: What to call the server in messages.
-            version: The version to ask for; the newest that all models have if None.
+            version: The version to use; the newest that all models have if None.
             timeout_seconds: The longest that one call may take, with its retries.
-            retries: How often a call is made again that the server could not answer then.
+            retries: How often to repeat a call that the server could not answer at the time.
         """
         self._address = address
         self._pinned = version
@@ -62,8 +62,8 @@ class RemoteModels(abc.ABC):
         """The newest version that the server has of all these models.
 
         Raises:
-            MissingModelError: One is not there in any version.
-            ServingError: There is none, or the server does not answer.
+            MissingModelError: A model is not there in any version.
+            ServingError: There is no such version, or the server does not answer.
         """
         return self._retried(lambda seconds: self._find_version(networks, seconds))
 
@@ -81,7 +81,7 @@ class RemoteModels(abc.ABC):
         )
 
     def free_memory_bytes(self) -> int:
-        """What is assumed; see `SERVERS_MEMORY_BYTES`."""
+        """The memory that is assumed free; see `SERVERS_MEMORY_BYTES`."""
         return SERVERS_MEMORY_BYTES
 
     @abc.abstractmethod
@@ -106,7 +106,7 @@ class RemoteModels(abc.ABC):
         version: int,
         seconds: float,
     ) -> dict[str, np.ndarray]:
-        """Makes a call once; raises BusyError where it may be made again."""
+        """Makes a call once; raises BusyError if it may be repeated."""
 
     def _find_version(self, networks: Sequence[str], seconds: float) -> int:
         found = {network: self._available(network, seconds) for network in networks}
@@ -132,7 +132,7 @@ class RemoteModels(abc.ABC):
             try:
                 return call(max(0.001, deadline - time.monotonic()))
             except BusyError as error:
-                # At random, or all clients that were refused would come back at once.
+                # Random, or all clients that were turned away would come back at once.
                 pause = wait * random.uniform(0.5, 1.5)
                 if attempt == self._retries or time.monotonic() + pause > deadline:
                     tries = f"{attempt + 1} {'try' if attempt == 0 else 'tries'}"
@@ -149,7 +149,7 @@ class RemoteModels(abc.ABC):
         )
 
     def _unreachable(self, reason: str) -> BusyError:
-        return BusyError(f"there is no answer from {self._address}: {reason}")
+        return BusyError(f"{self._address} does not answer: {reason}")
 
     def _no_model(self, network: str) -> MissingModelError:
         return MissingModelError(

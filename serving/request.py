@@ -1,4 +1,4 @@
-"""What a picture can be asked for with."""
+"""What a request for a picture may contain."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from serving.errors import ServingError
 from storage.plain_text import is_blank, plain
 
 MAX_TOKENS = 77
-"""The tokens that the text encoder reads of a prompt, two of which are its start and its end."""
+"""The tokens of a prompt that the text encoder reads; two of them are its start and end."""
 
 MAX_STEPS = 1000
 """Stable Diffusion's number of timesteps: more sampling steps would repeat some."""
 
 SAMPLERS = ("ddim", "dpmpp_2m", "euler_a")
-"""How a picture can be drawn."""
+"""The samplers that can draw a picture."""
 
 DEFAULT_SAMPLER = "ddim"
-"""What releases of former versions draw with, which take no other."""
+"""The sampler of older releases, which take no other."""
 
 MAX_SIDE = 16_384
-"""The most pixels of a height or width; memory ends before."""
+"""The largest height or width, in pixels; memory runs out earlier."""
 
 MAX_SEED = 2**64 - 1
-"""The most that fits the two 32-bit integers of a TensorFlow seed."""
+"""The largest seed that fits into the two 32-bit integers of a TensorFlow seed."""
 
 
 def check_request(
@@ -37,10 +37,10 @@ def check_request(
     width: int | None = None,
     strength: float | None = None,
 ) -> None:
-    """Checks the numbers of a request, and its sampler; None is always right.
+    """Checks the numbers of a request, and its sampler; None is always valid.
 
     Raises:
-        ServingError: One is out of range, or there is no such sampler.
+        ServingError: A number is out of range, or there is no such sampler.
     """
     for name, side in (("height", height), ("width", width)):
         if side is not None and not 1 <= side <= MAX_SIDE:
@@ -59,10 +59,10 @@ def check_request(
 
 
 def check_multiples(height: int | None, width: int | None, multiple: int) -> None:
-    """Checks a size, in pixels, against what the networks can draw; None is always right.
+    """Checks that the networks can draw a size, in pixels; None is always valid.
 
     Raises:
-        ServingError: A side is none of the multiples.
+        ServingError: A side is not a multiple.
     """
     for name, side in (("height", height), ("width", width)):
         if side is not None and side % multiple:
@@ -76,7 +76,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
     """Checks that each prompt says something.
 
     Raises:
-        ServingError: There is none, or one has nothing in it that can be seen.
+        ServingError: There is no prompt, or one has no visible characters.
     """
     if not prompts:
         raise ServingError("there is no prompt; give at least one")
@@ -85,8 +85,8 @@ def check_prompts(prompts: Sequence[str]) -> None:
             one = len(prompts) == 1
             raise ServingError(
                 f"{'there is no prompt' if one else f'prompt {number} of {len(prompts)} is empty'}"
-                "; say what to draw (any prompt with a guidance scale of 0 draws nothing in "
-                "particular)"
+                "; say what to draw (for a picture of nothing in particular, use any prompt with a "
+                "guidance scale of 0)"
             )
 
 
@@ -96,18 +96,18 @@ def may_be_cut(prompt: str) -> bool:
 
 
 def cut_note(prompt: str, cut: str | None) -> str:
-    """What to tell a user whose prompt is cut.
+    """The note to a user whose prompt is cut.
 
     Args:
-        prompt: As it was given.
-        cut: The words of it that are not read; `None` where nobody can tell.
+        prompt: The prompt as given.
+        cut: The words of the prompt that are not read; `None` if unknown.
     """
     if cut is None:
         return (
-            f"{prompt!r} may be longer than the {MAX_TOKENS} tokens that the text encoder reads, "
-            "and its end without effect: this release is too old to say which words are cut"
+            f"{prompt!r} may be longer than the {MAX_TOKENS} tokens that the text encoder reads; "
+            "its end may have no effect: this release is too old to say which words are cut"
         )
     return (
-        f"{prompt!r} is longer than the {MAX_TOKENS} tokens that the text encoder reads; cut off, "
-        f"and without effect, is {cut!r}"
+        f"{prompt!r} is longer than the {MAX_TOKENS} tokens that the text encoder reads; this part "
+        f"is cut off and has no effect: {cut!r}"
     )

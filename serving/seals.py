@@ -1,8 +1,8 @@
-"""Whether a release is what was pushed: its files by its manifest, and that by a signature.
+"""Whether a release is what was pushed: its manifest vouches for its files, a signature for that.
 
-`releases/<version>.json` has the SHA-256 of every file, always. Where the push had a key, two
-bundles of OpenSSF's model signing are beside it: `<version>.sig` with the paths of the serving
-directory, and `<version>.published.sig` with those that the files have where they are published.
+`releases/<version>.json` always has the SHA-256 of every file. If the push had a key, two bundles
+of OpenSSF's model signing are beside it: `<version>.sig` with the paths in the serving directory,
+and `<version>.published.sig` with the paths that the files have where they are published.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from storage import filesystem, model_signatures
 from storage.model_signatures import Signed, SigningKey
 
 PUBLISHED_NAME = "model.sig"
-"""What the second bundle is called beside what is published; it is the library's own default."""
+"""Name of the second bundle in a published release; the library's own default."""
 KEY_ENV = "RELEASE_PUBLIC_KEY"
-"""The environment variable that a public key is looked for in where none is named."""
+"""The environment variable that is searched for a public key if none is named."""
 
 _SHOWN_FAULTS = 3
 _SHOWN_HEX_DIGITS = 12
@@ -35,7 +35,7 @@ class Fault(NamedTuple):
 
     Attributes:
         what: `changed`, `missing` or `added`.
-        path: Which, below the folder that it should be in.
+        path: The file, relative to the folder that it should be in.
     """
 
     what: str
@@ -47,12 +47,12 @@ class Fault(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """What is verified of a release before it is used.
+    """What to verify of a release before it is used.
 
     Attributes:
-        wanted: Whether anything is.
-        signature: Whether it must be signed; else a signature is verified where there is one.
-        public_key: PEM; `None` where there is none.
+        wanted: Whether to verify anything.
+        signature: Whether it must be signed; else a signature is verified if there is one.
+        public_key: PEM; `None` if there is none.
     """
 
     wanted: bool = True
@@ -60,15 +60,15 @@ class Verification:
     public_key: bytes | None = None
 
     def check_signature(self, bundle: bytes | None, what: str) -> Signed | None:
-        """What a release's signature says; `None` where there is none, and need not be.
+        """The content of a release's signature; `None` if there is none and none is required.
 
         Raises:
-            ServingError: It is not right, or cannot be verified.
+            ServingError: The signature is missing, wrong, or cannot be verified.
         """
         if bundle is None:
             if self.signature:
                 raise ServingError(
-                    f"{what} is not signed, and --verify or a key asks for that: set "
+                    f"{what} is not signed, but --verify or a key requires it: set "
                     "serving.sign_key or serving.sign_key_env for the push, or leave the flag out"
                 )
             return None
@@ -78,18 +78,18 @@ class Verification:
             except model_signatures.SignatureError:
                 of = ""
             raise ServingError(
-                f"{what} is signed{of}, and no public key is there to verify that: name it by "
-                f"--verify-key FILE or --verify-key-env NAME, put it into {KEY_ENV}, or do without "
-                "by --no-verify"
+                f"{what} is signed{of}, but there is no public key to verify it with: name one by "
+                f"--verify-key FILE or --verify-key-env NAME, put it into {KEY_ENV}, or skip "
+                "verification by --no-verify"
             )
         try:
             return model_signatures.verified(bundle, self.public_key)
         except model_signatures.SignatureError as error:
-            raise ServingError(f"the signature of {what} cannot be believed: {error}") from None
+            raise ServingError(f"the signature of {what} cannot be trusted: {error}") from None
 
 
 def published_path(path: str) -> str:
-    """From a file's path in a serving directory to the one that it is published under."""
+    """Turns the path of a file in a serving directory into the path it is published under."""
     return re.sub("/[0-9]+/", "/", path, count=1)
 
 
@@ -100,20 +100,20 @@ def _served_path(path: str, version: int) -> str:
 
 
 def digests(root: str, version: int) -> dict[str, str]:
-    """What lies in the folders of a version: from each path below the root to its SHA-256."""
+    """The SHA-256 of each file in the folders of a version, by its path below the root."""
     names = []
     for folder in FOLDERS:
         path = filesystem.join(root, folder, str(version))
         if filesystem.is_folder(path):
             names += [f"{folder}/{version}/{name}" for name in filesystem.files_below(path)]
-    # Hashing lets go of Python's lock, and object stores answer many at once.
+    # Hashing releases the GIL, and object stores answer many requests at once.
     with ThreadPoolExecutor() as pool:
         hashes = pool.map(filesystem.sha256, (filesystem.join(root, name) for name in names))
         return dict(zip(names, hashes, strict=True))
 
 
 def faults(expected: Mapping[str, str], found: Mapping[str, str]) -> list[Fault]:
-    """What differs between two manifests, by path."""
+    """The differences between two manifests, by path."""
     return [
         Fault("missing" if path not in found else "changed", path)
         if path in expected
@@ -124,7 +124,7 @@ def faults(expected: Mapping[str, str], found: Mapping[str, str]) -> list[Fault]
 
 
 def in_words(found: Sequence[Fault]) -> str:
-    """The first faults, and how many there are beside them."""
+    """The first faults, and how many more there are."""
     more = len(found) - _SHOWN_FAULTS
     told = [*map(str, found[:_SHOWN_FAULTS]), *([f"{more} more"] if more > 0 else [])]
     return "; ".join(told)
@@ -136,7 +136,7 @@ def signature_names(version: int) -> tuple[str, str]:
 
 
 def version_of(name: str) -> int | None:
-    """Which version a file in the folder of the release files is a bundle of, if it is one."""
+    """The version whose bundle a file in the folder of the release files is, if it is one."""
     found = _FILE.fullmatch(name)
     return int(found[1]) if found else None
 
@@ -150,18 +150,18 @@ def signed_as(key: SigningKey, version: int, files: Mapping[str, str]) -> dict[s
 
 
 def release_name(version: int) -> str:
-    """What a release is called where it is published, and in its signatures."""
+    """Name of a release where it is published, and in its signatures."""
     return f"release-{version}"
 
 
 def read_signatures(root: str, version: int) -> dict[str, bytes]:
-    """The bundles that a release has, by their names; a pulled one has the second alone."""
+    """The bundles of a release, by their names; a pulled release has only the second."""
     paths = {name: filesystem.join(root, RELEASES, name) for name in signature_names(version)}
     return {n: filesystem.read_bytes(path) for n, path in paths.items() if filesystem.is_file(path)}
 
 
 def signer_of(root: str, version: int) -> str:
-    """Which key a release is signed by, as its signature says; "" where it is not signed."""
+    """The key that signed a release, as its signature says; "" if it is not signed."""
     for bundle in read_signatures(root, version).values():
         try:
             return model_signatures.signer(bundle) or "?"
@@ -171,12 +171,12 @@ def signer_of(root: str, version: int) -> str:
 
 
 def verify(release: Release, verification: Verification) -> list[Fault]:
-    """What is not as it was pushed, of the files and as its signatures have it.
+    """The files that are not as they were pushed, by the manifest and by the signatures.
 
-    A release file that names no files, as nothing but hands have written, is held against nothing.
+    A release file without files, which only a person can have written, is not compared.
 
     Raises:
-        ServingError: A signature is not right, or cannot be verified.
+        ServingError: A signature is wrong, or cannot be verified.
     """
     found = digests(release.serving_dir, release.version)
     pushed = release.facts.get("files")
@@ -202,45 +202,45 @@ def verify(release: Release, verification: Verification) -> list[Fault]:
 
 
 def check(release: Release, verification: Verification) -> None:
-    """Raises a `ServingError` where a release is not what was pushed, or signed."""
+    """Raises a `ServingError` if a release is not what was pushed, or signed."""
     if not verification.wanted or release.version == 0:
         return
     if wrong := verify(release, verification):
         raise ServingError(
             f"release {release.version} is not what was pushed: {in_words(wrong)}; choose another "
-            "version, push or pull it again, or use it all the same by --no-verify"
+            "version, push or pull it again, or use it anyway with --no-verify"
         )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--verify` and its opposite, and the public key."""
+    """Adds `--verify`, its opposite, and the flags for the public key."""
     parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="whether to verify files and signature of the release; with it, there must be a "
-        "signature (default: files always, a signature where there is one)",
+        help="whether to verify the files and signature of the release; --verify requires a "
+        "signature (default: verify the files, and a signature if there is one)",
     )
     add_key_arguments(parser)
 
 
 def add_key_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the public key."""
+    """Adds the flags for the public key."""
     key = parser.add_mutually_exclusive_group()
     key.add_argument(
         "--verify-key",
         metavar="FILE",
-        help="the public key of whoever signs the releases, in PEM; there must be a signature then",
+        help="the public key of whoever signs the releases, in PEM; this requires a signature",
     )
     key.add_argument(
         "--verify-key-env",
         metavar="NAME",
-        help=f"the environment variable that holds it (default: {KEY_ENV}, where that is set)",
+        help=f"the environment variable that holds that key (default: {KEY_ENV}, if set)",
     )
 
 
 def of(arguments: argparse.Namespace) -> Verification:
-    """What was asked for.
+    """What to verify, by the flags.
 
     Raises:
         ServingError: The key is not there, or flags contradict each other.
@@ -249,7 +249,7 @@ def of(arguments: argparse.Namespace) -> Verification:
     named = path is not None or env is not None
     if wanted is False:
         if named:
-            raise ServingError("--no-verify leaves nothing to do for a key: leave one of both out")
+            raise ServingError("--no-verify and a key contradict each other: give only one of them")
         return Verification(wanted=False)
     key = _public_key(path, env)
     return Verification(signature=named or bool(wanted), public_key=key)
@@ -265,17 +265,17 @@ def _public_key(path: str | None, env: str | None) -> bytes | None:
     text = os.environ.get(env or KEY_ENV, "")
     if env is not None and not text:
         raise ServingError(
-            f"--verify-key-env names {env}, and there is nothing in that environment variable; it "
+            f"--verify-key-env names the environment variable {env}, which is empty or not set; it "
             "must hold a public key in PEM"
         )
     return text.encode() or None
 
 
 def signing_key(path: str | None, env: str | None) -> SigningKey | None:
-    """What releases are signed with: the key in a file or an environment variable, if any.
+    """The key that releases are signed with, from a file or an environment variable, if any.
 
     Raises:
-        ServingError: It is not there, or is no key that can sign.
+        ServingError: The key is not there, or cannot sign.
     """
     if not path and not env:
         return None
@@ -293,10 +293,10 @@ def signing_key(path: str | None, env: str | None) -> SigningKey | None:
         key = os.environ.get(env or "", "").encode()
         if not key:
             raise ServingError(
-                f"serving.sign_key_env names {env}, and there is nothing in that environment "
-                "variable; it must hold a private key in PEM"
+                f"serving.sign_key_env names the environment variable {env}, which is empty or not "
+                "set; it must hold a private key in PEM"
             )
     try:
         return SigningKey(key)
     except model_signatures.SignatureError as error:
-        raise ServingError(f"{named}, and releases cannot be signed: {error}") from None
+        raise ServingError(f"{named}, which cannot sign releases: {error}") from None

@@ -2,22 +2,23 @@
 
 Layout:
   `<root>/{text_encoder,diffusion_model,decoder}/<version>/`: SavedModels
-  `<root>/image_encoder/<version>/`: a fourth, of releases that can draw from pictures
-  `<root>/single_files/<version>/`: the same for other tools, where it was asked for
-  `<root>/releases/<version>.json`: a version is a release if and only if it is there
+  `<root>/image_encoder/<version>/`: a fourth SavedModel, if the release can draw from pictures
+  `<root>/single_files/<version>/`: the model in files for other tools, if requested
+  `<root>/releases/<version>.json`: a version is a release if and only if this file is there
   `<root>/releases/<version>.sig`, `<version>.published.sig`: its signatures; see `serving.seals`
   `<root>/models.config`: TensorFlow Serving's configuration, naming the current release of each
     model, and the one before it; written last
-  `<root>/releases/rollback.json`: what was rolled back from, if the latest change was a rollback
-  `<root>/releases/last_version`: the highest number that was ever used
+  `<root>/releases/rollback.json`: which release was rolled back, if the latest change was a
+    rollback
+  `<root>/releases/last_version`: the highest number ever used
   `<root>/.staging-<uuid>/`: a version in the making
   `<root>/.lock` or `<root>/.claims/`: who is writing; see `serving.lock`
 
-Several folders cannot be renamed at once, and object stores can rename none. That is why a server
-must be told by `models.config` what to load, and does not find it by itself: that is one file,
-which is replaced at once. Whoever talks to the servers asks all models for one version. As
-a server changes them one after another, they would have none in common for a while if it were not
-for the release before, which therefore stays loaded until the next one comes.
+Several folders cannot be renamed at once, and object stores cannot rename folders at all. That is
+why `models.config` tells a server what to load, instead of the server finding it by itself: it is
+one file, which is replaced at once. Clients ask all models for the same version. A server changes
+the models one after another, so for a while they would have no version in common. The previous
+release therefore stays loaded until the next one comes.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ from storage.transfer import ByteProgress
 from storage.user_errors import FailedError
 
 CAPTIONS = "captions_published"
-"""What `publish`'s facts say of captions: false where none may be in a release."""
+"""Fact given to `publish`: false if a release must not contain captions."""
 BATCH_SIZE = "batch_size"
-"""What they say of how many pictures servers draw together; nothing where each is by itself."""
+"""Fact given to `publish`: how many pictures servers draw together; absent if one at a time."""
 LAST_VERSION_NAME = "last_version"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 BATCHING_FILE = "batching_params.pbtxt"
-"""Beside a SavedModel: how TensorFlow Serving draws requests to it together, if it is told to."""
+"""Beside a SavedModel: how TensorFlow Serving batches requests to it, if batching is enabled."""
 
 _STAGING_PREFIX = ".staging-"
 _VERSION = re.compile(r"[0-9]+")
@@ -77,27 +78,27 @@ _MODEL_CONFIG = """\
     model_version_policy {{ specific {{ {versions} }} }}
   }}
 """
-# Former versions of this program count the versions of three models, and do not see a list's.
+# Older versions of this program count the versions of three models, and do not see a list.
 _VERSION_LIST = "versions: [{}]"
 
 logger = logging.getLogger(__name__)
 
 
 class CorruptCopyError(FailedError):
-    """A copied file does not have its source's bytes."""
+    """A copied file does not have the bytes of its source."""
 
 
 class ModelRefusedError(RuntimeError):
-    """The check of a staged model says no; the message is the reason."""
+    """The check refuses a staged model; the message is the reason."""
 
 
 WriteFile = Callable[[str, int], None]
-"""Writes a file to a place on this machine, for the release of a number."""
+"""Writes a file to a path on this machine, for the release with a number."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Extra:
-    """What a release has beside what is copied: see `ServingDirectory.publish`."""
+    """The parts of a release that are not copied; see `ServingDirectory.publish`."""
 
     model_files: Mapping[tuple[str, str], bytes]
     single_files: Mapping[str, WriteFile]
@@ -105,7 +106,7 @@ class _Extra:
     signature: bytes | None
 
     def signatures(self, version: int, files: Mapping[str, str]) -> dict[str, bytes]:
-        """Those of a release, by their names."""
+        """The signatures of a release, by their names."""
         if self.key is not None:
             return seals.signed_as(self.key, version, files)
         _, published = seals.signature_names(version)
@@ -113,10 +114,10 @@ class _Extra:
 
 
 class ServingDirectory:
-    """One serving directory, as those see it who change it."""
+    """One serving directory, with the operations that change it."""
 
     def __init__(self, root: str) -> None:
-        """Opens `root`, which need not exist: a local path or one that `tf.io.gfile` knows.
+        """Opens `root`, which need not exist: a local path or one that `tf.io.gfile` can read.
 
         Raises:
             ServingError: The address has a secret in it.
@@ -142,38 +143,38 @@ class ServingDirectory:
         key: SigningKey | None = None,
         signature: bytes | None = None,
     ) -> dict[str, Any]:
-        """Makes the models in `source` the next version, and the one that is served.
+        """Makes the models in `source` the next version, and serves it.
 
-        A repetition of the newest release, such as after a crash before the metadata was written
-        or where a training was exported again, publishes nothing new. What earlier attempts left
-        behind is removed first.
+        A repetition of the newest release publishes nothing new, for example after a crash before
+        the metadata was written, or if a training was exported again. The remains of earlier
+        attempts are removed first.
 
         Args:
-            source: Folder with a SavedModel for each of `SERVED_NETWORKS`, for `IMAGE_ENCODER`
-                where the version is to draw from pictures, and with the folder `SINGLE_FILES` of a
-                release that was published.
-            facts: What else to write into the release; `model`, and `manifest` where it names the
-                training, tell repetitions apart, with what they say of `SINGLE_FILES`, `CAPTIONS`,
+            source: Folder with a SavedModel for each of `SERVED_NETWORKS`, for `IMAGE_ENCODER` if
+                the version can draw from pictures, and with the folder `SINGLE_FILES` if the
+                release was published before.
+            facts: What else to write into the release. Repetitions are recognised by `model`, by
+                `manifest` if it names the training, and by `SINGLE_FILES`, `CAPTIONS`,
                 `BATCH_SIZE` and `C2PA`.
-            check: Called with the staged copy of `source`; raises a `ModelRefusedError` where it
+            check: Called with the staged copy of `source`; raises a `ModelRefusedError` if it
                 should not be published.
             warmup: By network, TFRecords of the requests that TensorFlow Serving makes before it
                 serves a version.
-            version: The number to use, if it is above all that were used.
-            single_files: By name, what writes those that are made for the release.
-            batching: Contents of each model's `BATCHING_FILE`; `None` for none.
-            key: What the release is signed with; `None` for no signature. A repetition of the
+            version: The number to use, if it is above all used numbers.
+            single_files: By name, the functions that write the single files made for the release.
+            batching: Contents of each model's `BATCHING_FILE`; `None` for no such file.
+            key: The key to sign the release with; `None` for no signature. A repetition of the
                 newest release is signed, too.
-            signature: The one that came with what was published, verified; `None` for none.
+            signature: The verified signature that came with a published release; `None` for none.
 
         Returns:
-            The release: `facts`, `version`, and `files`, from each file's path below the root to
-            its SHA-256.
+            The release: `facts`, `version`, and `files`, which maps the path of each file below
+            the root to its SHA-256.
 
         Raises:
-            CorruptCopyError: A file changed on its way.
+            CorruptCopyError: A file changed while it was copied.
             ModelRefusedError: From `check`.
-            LockLostError: Another push has taken this one for dead.
+            LockLostError: Another push assumed that this one is dead.
         """
         model_files = {(network, WARMUP_FILE): c for network, c in (warmup or {}).items()}
         if batching is not None:
@@ -181,7 +182,7 @@ class ServingDirectory:
         extra = _Extra(model_files, single_files or {}, key, signature)
         filesystem.make_folder(self._root)
         with locked(self._root) as lock:
-            # Before tidying up: a number that was visible once, finished or not, stays used.
+            # Before the clean-up: a number that was ever visible, finished or not, stays used.
             following = max(self._used_versions(), default=0) + 1
             self._remove_unfinished()
             repeated = self._repetition(source, facts, extra)
@@ -193,7 +194,7 @@ class ServingDirectory:
                 number = max(following, version or 0)
                 return self._publish(source, facts, check, extra, number, lock)
             except Exception:
-                # The error that led here is the one to report.
+                # The original error is the one to report.
                 with contextlib.suppress(OSError):
                     self._remove_unfinished()
                 raise
@@ -201,17 +202,17 @@ class ServingDirectory:
     def rollback(self, version: int | None = None) -> int:
         """Serves an earlier release again, once its files are verified; returns its version.
 
-        It may also go forward, back to a later one. The releases themselves stay as they are.
+        It can also return to a later release. The releases themselves stay as they are.
 
         Args:
-            version: Which; the one before the current one if None.
+            version: The release to serve; the one before the current one if None.
 
         Raises:
             ServingError: There is no such release, or its files are damaged.
         """
         with locked(self._root):
             current: int | None = None
-            # Naming a version mends a directory that no longer knows its own.
+            # Naming a version repairs a directory that has lost its current one.
             with contextlib.suppress(ServingError) if version else contextlib.nullcontext():
                 current = current_version(self._root)
             if version is None:
@@ -232,10 +233,10 @@ class ServingDirectory:
         return version
 
     def settle_in(self, apply: Callable[[str], str]) -> None:
-        """Makes addresses true in a directory that has been moved; writes what has to change.
+        """Corrects the addresses in a directory that was moved; writes only what has to change.
 
         Args:
-            apply: From an address, or text with addresses in it, to what is true now.
+            apply: Turns an address, or text with addresses in it, into its present form.
         """
         if not filesystem.is_folder(self._path(RELEASES)):
             return
@@ -244,7 +245,7 @@ class ServingDirectory:
             text = filesystem.read_bytes(path).decode(errors="surrogateescape")
             if (now := apply(text)) != text:
                 moved[path] = now.encode(errors="surrogateescape")
-        # A damaged configuration is told when somebody needs it.
+        # A damaged configuration is reported when it is needed.
         configured: list[int] = []
         with contextlib.suppress(ServingError):
             configured = configured_versions(self._root)
@@ -272,24 +273,24 @@ class ServingDirectory:
             loaded = configured_versions(self._root)
             pruned = [version for version in self.releases()[:-keep] if version not in loaded]
             for version in pruned:
-                # First it stops being a release; what then is left is removed even after a crash.
+                # Stops being a release first; the rest is then removed even after a crash.
                 filesystem.remove_file(self._release_path(version))
             self._remove_unfinished()
         return pruned
 
     def kept(self, keep: int) -> dict[str, list[int]]:
-        """The releases that `prune` leaves, by the reason."""
+        """The releases that `prune` keeps, by reason."""
         releases, loaded = self.releases(), configured_versions(self._root)
         newest = releases[-keep:]
         reasons = {
-            f"of the newest {keep}": [v for v in newest if v not in loaded],
+            f"among the newest {keep}": [v for v in newest if v not in loaded],
             "the current one": loaded[-1:],
             "which servers keep loaded beside it until the next push": loaded[:-1],
         }
         return {reason: versions for reason, versions in reasons.items() if versions}
 
     def releases(self) -> list[int]:
-        """The versions that are releases, the newest last."""
+        """The versions that are releases, newest last."""
         return list_versions(self._root) if filesystem.is_folder(self._root) else []
 
     def read_release(self, version: int) -> dict[str, Any]:
@@ -305,7 +306,7 @@ class ServingDirectory:
         return release
 
     def damaged_files(self, version: int) -> list[seals.Fault]:
-        """The files of a release that are changed, missing, or were not pushed."""
+        """The files of a release that are changed, missing or added."""
         pushed = self.read_release(version)["files"]
         return seals.faults(pushed, seals.digests(self._root, version))
 
@@ -326,7 +327,7 @@ class ServingDirectory:
             )
             for folder, name in _files_in(source)
         }
-        # Each is read once more on either side.
+        # Each file is read again on both sides.
         total = 2 * sum(filesystem.size(original) for original, _ in copied.values())
         with ByteProgress("copying the release and verifying the copy", total) as progress:
             files = {
@@ -361,7 +362,7 @@ class ServingDirectory:
     def _repetition(
         self, source: str, facts: Mapping[str, Any], extra: _Extra
     ) -> dict[str, Any] | None:
-        """The newest release if it is of the same model and its files are as they should be."""
+        """The newest release if it has the same model and its files are intact."""
         releases = self.releases()
         if not releases:
             return None
@@ -390,7 +391,7 @@ class ServingDirectory:
         return release if same else None
 
     def _sign_again(self, release: Mapping[str, Any], extra: _Extra) -> None:
-        """Where the key came, or another one, after the push."""
+        """Signs a release if a key was added or changed after its push."""
         version = release["version"]
         if extra.key is None or seals.signer_of(self._root, version) == extra.key.identity:
             return
@@ -401,15 +402,15 @@ class ServingDirectory:
             filesystem.write_atomically(self._path(RELEASES, name), bundle)
 
     def _serve_again(self, version: int) -> None:
-        """After a crash that came before `models.config`; not after a rollback."""
+        """Serves a release if a crash came before `models.config`; not after a rollback."""
         configured, rollback = configured_versions(self._root), read_rollback(self._root)
         current = configured[-1] if configured else None
         if current == version:
-            logger.info("This model is release %d already.", version)
+            logger.info("This model is already release %d.", version)
         elif rollback is not None and rollback["to"] == current:
             logger.warning(
-                "This model is release %d, from which this directory was rolled back to %d; it "
-                "stays at that; to serve it again: %s",
+                "This model is release %d, but this directory was rolled back to %d and stays "
+                "there; to serve it again: %s",
                 *(version, current, rollback_command(self._root, version)),
             )
         else:
@@ -451,7 +452,7 @@ class ServingDirectory:
         try:
             loaded = configured_versions(self._root)
         except ServingError:
-            # It is about to be mended.
+            # It is about to be repaired.
             loaded = []
         releases = self.releases()
         before = [number for number in loaded if number < version and number in releases]
@@ -472,7 +473,7 @@ class ServingDirectory:
         filesystem.write_atomically(self._path(CONFIG_NAME), contents.encode())
 
     def _is_configured_here(self) -> bool:
-        """Whether `models.config` has servers load the folders of this directory."""
+        """Whether `models.config` tells servers to load the folders of this directory."""
         contents = filesystem.read_bytes(self._path(CONFIG_NAME)).decode()
         return all(_base_path(self._path(network)) in contents for network in SERVED_NETWORKS)
 
@@ -491,7 +492,7 @@ class ServingDirectory:
 
 
 def _files_in(source: str) -> Iterator[tuple[str, str]]:
-    """What a release takes of a folder: each file's path, and which of `FOLDERS` it is in."""
+    """The files of a folder that go into a release, each with the one of `FOLDERS` it is in."""
     for folder in FOLDERS:
         path = filesystem.join(source, folder)
         if folder in SERVED_NETWORKS or filesystem.is_folder(path):
@@ -500,12 +501,12 @@ def _files_in(source: str) -> Iterator[tuple[str, str]]:
 
 
 def networks_in(source: str) -> tuple[str, ...]:
-    """What a folder with the SavedModels of a version has of them."""
+    """The networks whose SavedModels are in the folder of a version."""
     return networks_among(filesystem.list_folder(source))
 
 
 def _is_export_of_the_same(release: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
-    """Whether the manifests of two models say that they are of one training, and serve alike."""
+    """Whether two models, by their manifests, come from one training and serve alike."""
     first, second = (of.get("manifest") or {} for of in (release, facts))
     names = ("training_id", "export_weights", "defaults", "size_multiple")
     computes = [of.get("compute", "float32") for of in (first, second)]
@@ -517,7 +518,7 @@ def _is_export_of_the_same(release: Mapping[str, Any], facts: Mapping[str, Any])
 
 
 def _base_path(path: str) -> str:
-    """A path as text format quotes it, which is as JSON does."""
+    """A path quoted for text format, which quotes like JSON."""
     return json.dumps(path, ensure_ascii=False)
 
 
@@ -526,7 +527,7 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def _written(path: str, write: WriteFile, version: int) -> str:
-    """Has a file written, wherever it is to lie, and returns its SHA-256."""
+    """Has a file written, on this machine or elsewhere, and returns its SHA-256."""
     if not filesystem.is_remote(path):
         filesystem.make_folder(filesystem.parent(path))
         write(path, version)

@@ -101,8 +101,8 @@ def machine(tmp_path: Path) -> Machine:
     [
         ("2.41", ["3.10", "3.12", "3.13"], "TFX 1.21 on Python 3.13.9", CURRENT_LOCK),
         ("2.39", ["3.11", "3.12"], "TFX 1.21 on Python 3.12.9", CURRENT_LOCK),
-        ("2.39", ["3.11"], "since glibc here is 2.39", CURRENT_LOCK),
-        ("2.41", ["3.10", "3.14"], "since there is no Python 3.11 to 3.13", OLD_LOCK),
+        ("2.39", ["3.11"], "because glibc here is 2.39", CURRENT_LOCK),
+        ("2.41", ["3.10", "3.14"], "because there is no Python 3.11 to 3.13", OLD_LOCK),
         ("2.36", ["3.10", "3.13"], "TFX 1.16 on Python 3.10.9", OLD_LOCK),
         ("2.36", ["3.10"], "TFX 1.21 needs glibc 2.39, and here it is 2.36", OLD_LOCK),
     ],
@@ -147,8 +147,8 @@ def test_a_changed_lock_file_installs_anew(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("glibc", "python", "said"),
     [
-        ("2.41", "3.9", "is a Python 3.9; possible are 3.11, 3.12 and 3.13 (TFX 1.21) and 3.10"),
-        ("2.41", "3.14", "is a Python 3.14; possible are"),
+        ("2.41", "3.9", "is Python 3.9; it must be 3.11, 3.12 or 3.13 (TFX 1.21), or 3.10"),
+        ("2.41", "3.14", "is Python 3.14; it must be"),
         ("2.36", "3.12", "needs glibc 2.39 or newer; here it is 2.36: give a Python 3.10"),
     ],
 )
@@ -169,8 +169,9 @@ def test_what_is_missing_is_named(machine: Machine) -> None:
     machine.has_python("3.13", venv=False)
     done = machine.set_up()
     assert done.returncode == 1
-    assert "python3.13, without the modules venv and ensurepip: apt install python3.13-venv" in (
-        done.stderr
+    assert (
+        "python3.13 is here, but lacks the modules venv and ensurepip: apt install python3.13-venv"
+        in (done.stderr)
     )
     machine.has_glibc("2.36")
     done = machine.set_up()
@@ -206,7 +207,7 @@ def test_a_machine_without_packages_is_refused(machine: Machine) -> None:
     machine.has("uname", "echo aarch64")
     done = machine.set_up()
     assert done.returncode == 1
-    assert "x86_64 alone; this machine is aarch64" in done.stderr
+    assert "only has packages for x86_64; this machine is aarch64" in done.stderr
     assert not (machine.checkout / ".venv").exists()
 
 

@@ -1,7 +1,7 @@
-"""A GPU's speed by TensorFlow itself, and by diffusers beside it: `make bench-gpu`.
+"""Speed of a GPU with TensorFlow itself, and with diffusers for comparison: `make bench-gpu`.
 
-The rows are those of `make bench-gpu-pack`, whose computations say how many operations a row needs:
-a pack is made first, in runs/. Every measurement is a process of its own, one after another.
+The rows are the same as in `make bench-gpu-pack`, whose computations tell how many operations a row
+needs: a pack is made first, in runs/. Every measurement runs in its own process, one after another.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--preset", choices=preset_names(), default="sd-v1-4")
     parser.add_argument("--rows", nargs="*", default=[], help="names or patterns of rows")
-    parser.add_argument("--torch-python", help="Python that has diffusers; without it, ours alone")
+    parser.add_argument("--torch-python", help="Python that has diffusers; without it, only ours")
     parser.add_argument("--seconds", type=float, default=6 * 3600.0, help="for all rows together")
     parser.add_argument("--row-seconds", type=float, default=900.0, help="for one row")
-    parser.add_argument("--look", action="store_true", help="only say whether there is a GPU")
+    parser.add_argument("--look", action="store_true", help="only check whether there is a GPU")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "bench_gpu")
-    parser.add_argument("--out", type=Path, help="docs/gpu_speed.md; of a CPU, in the folder")
+    parser.add_argument("--out", type=Path, help="docs/gpu_speed.md; for a CPU, in the folder")
     arguments = parser.parse_args(argv)
     machine = _run(_SIDE, arguments.row_seconds, arguments.device)
     if machine.pop("state") != "done":
-        print(f"TensorFlow does not start here: {machine['why']}", file=sys.stderr)
+        print(f"TensorFlow does not start: {machine['why']}", file=sys.stderr)
         return 1
     if machine["platform"] != arguments.device:
         print(
-            "TensorFlow sees no GPU here: run make bench-gpu where there is one, carry "
-            "make bench-gpu-pack to one, or try --device cpu --preset tiny",
+            "TensorFlow sees no GPU here: run make bench-gpu on a machine with a GPU, carry the "
+            "folder of make bench-gpu-pack to one, or try --device cpu --preset tiny",
             file=sys.stderr,
         )
         return 1
@@ -51,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     folder = arguments.folder.absolute()
     out = arguments.out or (ROOT / "docs" if arguments.device == "gpu" else folder) / "gpu_speed.md"
-    # Not resolved: an environment's Python is a link.
+    # Not resolved: the Python of an environment is a link.
     torch_python = arguments.torch_python and Path(arguments.torch_python).absolute()
     pack = folder / "pack"
     try:
-        # The checks are of XLA alone, by JAX.
+        # The checks are only for XLA, by JAX.
         write_pack(pack, arguments.preset, arguments.rows, with_checks=False)
     except UserError as error:
         print(error, file=sys.stderr)

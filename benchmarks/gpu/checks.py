@@ -1,8 +1,8 @@
-"""A small model's steps and drawing with their inputs, and what a CPU makes of them.
+"""Steps and drawing of a small model with their inputs, and the results of a CPU.
 
-TensorFlow's own kernels compute them here, operation by operation, convolutions as matrix
-products: nothing that XLA or a GPU has a part in. The runner holds the device's results against
-these. What is random in a step is an input here, because XLA draws other numbers from a seed.
+TensorFlow's own kernels compute them here, operation by operation, with convolutions as matrix
+products; neither XLA nor a GPU takes part. The runner compares the results of the device with
+these. Random values of a step are inputs here, because XLA draws other numbers from a seed.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _GIVEN = "given/"
 
 
 class GivenNoiseTuner(FineTuner):
-    """Takes what is random in a step from the batch: `given/timesteps` and so on."""
+    """Takes the random values of a step from the batch: `given/timesteps` and so on."""
 
     def loss(self, batch: Batch, step: tf.Tensor, first_row: tf.Tensor | int = 0) -> tf.Tensor:
-        """As `FineTuner.loss`, of a batch with what is random in it."""
+        """As `FineTuner.loss`, for a batch that contains the random values."""
         self._given = {
             name.removeprefix(_GIVEN): values
             for name, values in batch.items()
@@ -75,22 +75,22 @@ def make_checks(
     """Computes and writes all checks.
 
     Args:
-        folder: To write to.
-        preset: Whose networks.
-        weights: Their base weights; `BaseModel.locate` has what there is.
+        folder: Folder to write to.
+        preset: The preset of the networks.
+        weights: Their base weights; `BaseModel.locate` lists the choices.
         image_size: Side of the pictures in pixels.
         steps: Training steps.
-        precisions: Of the steps, and of drawing.
+        precisions: Precisions of the steps and of drawing.
 
     Returns:
-        What the pack's manifest says of each; `jax_side.run_check` reads it.
+        The entries of the pack's manifest; `jax_side.run_check` reads them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     base_model = BaseModel.locate(preset, image_size, weights)
     networks = [base_model.build(name) for name in ("diffusion_model", "decoder")]
     variables = [v for model in networks for v in model.weights]
     names = [f"weights/{index}" for index in range(len(variables))]
-    # As the shipped files have them: half the size, and nothing lost to those.
+    # As in the shipped files: half the size, and lossless for them.
     for variable in variables:
         variable.assign(tf.cast(tf.cast(variable.value, tf.float16), tf.float32))
     before = [np.asarray(v) for v in variables]
@@ -102,7 +102,7 @@ def make_checks(
     for precision in precisions:
         row = Row("training", preset.name, image_size, _BATCH_SIZE, precision)
         losses = _losses_of_cpu(row, preset, networks[0], batch, steps)
-        # Training has changed them.
+        # Undoes the training.
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
         checks.append(_step_check(folder, row, preset, networks[0], batch, names, losses))
@@ -153,7 +153,7 @@ def _step_check(
     }
     arrays = {
         id(variable.handle): {"array": name}
-        # The average begins as the weights, and is kept divided by a scale of one.
+        # The average starts as the weights, and is kept divided by a scale of one.
         for variables in (tuner.variables, tuner.optimizer.state["averages"][:-1])
         for variable, name in zip(variables, names, strict=False)
     }
@@ -220,12 +220,12 @@ def _drawing_checks(
 
 
 def _batch(preset: Preset, image_size: int, steps: int) -> dict[str, np.ndarray]:
-    """A batch to learn by heart, and what is random in each step: [steps, B, ...]."""
+    """A batch to memorize, and the random values of each step: [steps, B, ...]."""
     rng = np.random.default_rng(0)
     row = Row("training", preset.name, image_size, _BATCH_SIZE, "float32")
     shape = tuple(features_of(preset, row)["latent/mean"].shape)
     text = preset.text_encoder
-    # Plain areas, as pictures have.
+    # Flat areas, like those of pictures.
     coarse = rng.standard_normal((_BATCH_SIZE, 2, 2, shape[-1]))
     mean = coarse.repeat(shape[1] // 2, axis=1).repeat(shape[2] // 2, axis=2)
     context = rng.standard_normal((_BATCH_SIZE, text.max_length, text.width))

@@ -1,7 +1,7 @@
-"""What can be read out of an HLO module: its operations' arithmetic, its constants, its aliases.
+"""Reads from an HLO module the arithmetic of its operations, its constants and its aliases.
 
-HLO is what XLA compiles (`xla/service/hlo.proto`); a serialized module is what
-`experimental_get_compiler_ir` gives.
+HLO is what XLA compiles (`xla/service/hlo.proto`); `experimental_get_compiler_ir` gives a
+serialized module.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def read_module(serialized: bytes) -> Module:
 
 
 def slim(module: Module) -> None:
-    """Leaves of a module its computation, and which operation of TensorFlow's each one comes from.
+    """Keeps only a module's computation, and the TensorFlow operation each instruction comes from.
 
-    That is what a profile tells; lines of source code are most of a module otherwise. Names of
-    instructions, which XLA wants and which repeat their numbers, are put in again by
-    `benchmarks.gpu.carried.modules.named`.
+    A profile shows these operations; otherwise lines of source code are most of a module. XLA needs
+    names of instructions, which only repeat their numbers; `benchmarks.gpu.carried.modules.named`
+    adds them again.
     """
     module.ClearField("stack_frame_index")
     for computation in module.computations:
@@ -49,7 +49,7 @@ def slim(module: Module) -> None:
 
 
 def aliases(module: Module) -> dict[int, int]:
-    """For each result that takes the place of a parameter, by their positions, that parameter."""
+    """For each result that takes the place of a parameter, that parameter; both by position."""
     return {
         entry.output_shape_index[0]: entry.parameter_number
         for entry in module.input_output_alias.entries
@@ -57,7 +57,7 @@ def aliases(module: Module) -> dict[int, int]:
 
 
 def dtype_name(shape: Any) -> str:
-    """NumPy's name, or that of JAX's addition to it, for what a `ShapeProto` has.
+    """NumPy's name, or the name in JAX's addition to NumPy, for the type of a `ShapeProto`.
 
     Raises:
         KeyError: Neither has such a type.
@@ -76,19 +76,19 @@ def constant_bytes(module: Module) -> int:
 
 
 def count_flops(module: Module, loop_trips: int = 1) -> int:
-    """Floating-point operations of the matrix products and convolutions that a run makes.
+    """Floating-point operations of the matrix products and convolutions in one run.
 
-    A multiplication and an addition are two. Positions of a convolution that lie in its padding,
-    or between the entries of what is dilated, are no work. Of a conditional's branches the one with
-    the most counts. All else (normalization, activations, the optimizer) is not counted, as in
-    published model FLOPs.
+    A multiplication and an addition are two operations. Positions of a convolution in its padding,
+    or between the entries of a dilated array, do not count. Of the branches of a conditional, the
+    one with the most operations counts. All else (normalization, activations, the optimizer) is
+    not counted, as in published model FLOPs.
 
     Args:
-        module: With the shapes of a batch of known size.
+        module: A module with the shapes of a batch of known size.
         loop_trips: How often the body of a loop runs.
 
     Raises:
-        ValueError: A convolution has groups of the batch, whose arithmetic is another.
+        ValueError: A convolution has batch groups, whose arithmetic differs.
     """
     computations = {computation.id: computation for computation in module.computations}
     known: dict[int, int] = {}
@@ -120,7 +120,7 @@ def _of_dot(dot: Any, instructions: Mapping[int, Any]) -> int:
 
 def _of_convolution(convolution: Any, instructions: Mapping[int, Any]) -> int:
     if convolution.batch_group_count > 1:
-        raise ValueError(f"{convolution.name} is a convolution with groups of the batch")
+        raise ValueError(f"{convolution.name} is a convolution with batch groups")
     images, kernel = (instructions[i].shape.dimensions for i in convolution.operand_ids)
     result = convolution.shape.dimensions
     axes = convolution.convolution_dimension_numbers
@@ -133,13 +133,13 @@ def _of_convolution(convolution: Any, instructions: Mapping[int, Any]) -> int:
             strict=True,
         )
     )
-    # Of each output's features, one product for each of the inputs' that its kernel has.
+    # For each output feature, one product for each input feature of its kernel.
     batch, features = result[axes.output_batch_dimension], result[axes.output_feature_dimension]
     return 2 * batch * features * kernel[axes.kernel_input_feature_dimension] * positions
 
 
 def _products_along(window: Any, length: int, result: int) -> int:
-    """Pairs of an entry of the kernel and one of the result between which there is an input."""
+    """Pairs of a kernel entry and a result entry that meet at an input entry."""
     between = max(1, window.base_dilation)
     last = (length - 1) * between
     return sum(

@@ -1,10 +1,10 @@
-"""A folder with our computations, to be run where there is a GPU and no TensorFlow.
+"""A folder with our computations, to run on a machine with a GPU but without TensorFlow.
 
-`make bench-gpu-pack`. Rows on the same networks are traced in one process; at full size a row takes
-one to two minutes of one core, and a process 8 GB of memory. A folder that is there is
-completed: rows that the same code has made stay, so that stopping loses the row in the making. The
-folder's own README.md says how it is run; `make bench-gpu-read` makes docs/gpu_speed.md of what
-that leaves.
+`make bench-gpu-pack`. Rows with the same networks are traced in one process; at full size a row
+takes one to two minutes of one core, and a process takes 8 GB of memory. An existing folder is
+completed: rows made by the same code stay, so that stopping loses only the row being made. The
+README.md in the folder says how to run it; `make bench-gpu-read` makes docs/gpu_speed.md from the
+results.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from storage.user_errors import UserError
 from trainer.presets import Preset, get_preset, preset_names
 
 MOST_BYTES = 60_000_000
-"""Of a pack; it has to be carried."""
+"""The largest size of a pack, which has to be carried."""
 
 _CARRIED = Path(__file__).with_name("carried")
 _MANIFEST = "manifest.json"
 _ROW_FOLDERS = ("rows", "checks")
-# Of a process: not all of a graph's memory comes back, which at full size is a gigabyte and more.
+# Per process: not all memory of a graph is freed, which at full size is more than a gigabyte.
 _MOST_ROWS = 4
 
 
@@ -46,31 +46,32 @@ def write_pack(
     """Writes a pack, or completes one.
 
     Args:
-        folder: Where to.
-        preset: Of the rows.
-        patterns: Names of rows; none takes all.
+        folder: Folder to write to.
+        preset: Preset of the rows.
+        patterns: Names of rows; all rows if empty.
         wheels: Packages for the PyTorch side to carry along.
-        with_checks: Whether the small model's steps and drawing come along.
+        with_checks: Whether to include the steps and drawing of the small model.
 
     Returns:
         Its size in bytes.
 
     Raises:
-        UserError: A pattern matches no row, a wheel is none, or the pack is too large to carry.
+        UserError: A pattern matches no row, a wheel is not a wheel file, or the pack is too large
+            to carry.
     """
     chosen = chosen_rows(preset, patterns)
-    # Whose operations are those that the model needs.
+    # Adds the rows whose operations are those that the model needs.
     rows = list(dict.fromkeys([*chosen, *(row.without_recomputing for row in chosen)]))
     for wheel in wheels:
         if wheel.suffix != ".whl" or not wheel.is_file():
-            raise UserError(f"--wheels {wheel} is no wheel: give files that end in .whl")
+            raise UserError(f"--wheels {wheel} is not a wheel: give files that end in .whl")
     code = code_version("benchmarks.gpu.tracing", "benchmarks.gpu.checks")
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _manifest_there(folder, code)
     _write(folder, manifest)
     copy_carried(folder, wheels)
     if with_checks and not manifest["checks"]:
-        print("checks: traced and computed on this CPU", flush=True)
+        print("checks: tracing, and computing on this CPU", flush=True)
         manifest["checks"] = _made("checks", str(folder / "checks"))
         _write(folder, manifest)
     missing = [row for row in rows if read_facts(folder / "rows", row.name) is None]
@@ -81,14 +82,14 @@ def write_pack(
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > MOST_BYTES:
         raise UserError(
-            f"the pack in {folder} has {size / 1e6:.0f} MB and may have {MOST_BYTES / 1e6:.0f}: "
-            "take fewer rows, by --rows, or no --wheels, in a new folder"
+            f"the pack in {folder} has {size / 1e6:.0f} MB, but only {MOST_BYTES / 1e6:.0f} are "
+            "allowed: choose fewer rows with --rows, or no --wheels, in a new folder"
         )
     return size
 
 
 def traced_together(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """The rows of each process: some of one group."""
+    """The rows of each process, all from one group."""
     for group in dict.fromkeys(row.group for row in rows):
         of_group = [row for row in rows if row.group == group]
         for first in range(0, len(of_group), _MOST_ROWS):
@@ -96,10 +97,10 @@ def traced_together(rows: Sequence[Row]) -> Iterator[list[Row]]:
 
 
 def jobs_of(rows: Sequence[Row], checks: Sequence[str]) -> list[dict[str, Any]]:
-    """What a runner does, in its order: each row, and diffusers' compiled beside it.
+    """The jobs of a runner, in order: each row, followed by diffusers' compiled.
 
-    The first row has diffusers' without `torch.compile` at once, all others have it at the end.
-    The checks come between the first rows.
+    After the first row, diffusers' without `torch.compile` follows at once; for all others it comes
+    at the end. The checks come between the first rows.
     """
     jobs: list[dict[str, Any]] = []
     for row in rows:
@@ -115,7 +116,7 @@ def jobs_of(rows: Sequence[Row], checks: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def diffusers_networks(preset: Preset) -> dict[str, Any]:
-    """A preset's diffusion model and autoencoder as diffusers' classes take their dimensions."""
+    """Dimensions of a preset's diffusion model and autoencoder, for diffusers' classes."""
     unet, autoencoder = preset.diffusion_model, preset.decoder
     down = ["CrossAttnDownBlock2D" if x else "DownBlock2D" for x in unet.cross_attention]
     up = ["CrossAttnUpBlock2D" if x else "UpBlock2D" for x in reversed(unet.cross_attention)]
@@ -127,7 +128,7 @@ def diffusers_networks(preset: Preset) -> dict[str, Any]:
             "up_block_types": up,
             "layers_per_block": unet.num_blocks,
             "cross_attention_dim": preset.text_encoder.width,
-            # By this name diffusers means how many heads there are.
+            # In diffusers this name means the number of heads.
             "attention_head_dim": unet.num_heads,
             "norm_num_groups": unet.norm_groups,
             "use_linear_projection": unet.linear_projections,
@@ -148,16 +149,16 @@ def finished(
     checks: Sequence[dict[str, Any]],
     presets: Sequence[Preset],
 ) -> dict[str, Any]:
-    """What a runner reads of a manifest: rows with their settings, checks, jobs and networks.
+    """The part of a manifest that a runner reads: rows with settings, checks, jobs and networks.
 
     Args:
-        rows: Most telling first; with each that recomputes, the one that does not.
-        traced: By the names of rows, what `read_facts` says.
+        rows: Most telling first; for each row that recomputes, also the row that does not.
+        traced: Results of `read_facts`, by the names of rows.
         checks: From `checks.make_checks`.
-        presets: Of the rows.
+        presets: The presets of the rows.
     """
     return {
-        # What is computed again to save memory is no work that the model needs.
+        # Operations that are repeated to save memory are not work that the model needs.
         "rows": [
             {**row.settings(), **traced[row.name], "flops": _model_flops(row, traced)}
             for row in rows
@@ -174,10 +175,10 @@ def _model_flops(row: Row, traced: Mapping[str, Mapping[str, Any]]) -> int:
 
 
 def _manifest_there(folder: Path, code: str) -> dict[str, Any]:
-    """What the folder has been begun with, if this code did; else an empty one.
+    """The manifest in the folder, if this code began it; else an empty one.
 
     Raises:
-        UserError: The folder has something else in it.
+        UserError: The folder contains something else.
     """
     path = folder / _MANIFEST
     empty = {"made": {"code": code}, "checks": []}
@@ -188,7 +189,7 @@ def _manifest_there(folder: Path, code: str) -> dict[str, Any]:
         made_by = manifest["made"]["code"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{folder} is neither empty nor a pack (there is no {_MANIFEST} of one): give another "
+            f"{folder} is neither empty nor a pack (it has no valid {_MANIFEST}): give another "
             "folder, or a new one"
         ) from None
     if made_by == code:
@@ -199,7 +200,7 @@ def _manifest_there(folder: Path, code: str) -> dict[str, Any]:
 
 
 def copy_carried(folder: Path, wheels: Sequence[Path]) -> None:
-    """Puts into a pack what runs it."""
+    """Copies the code that runs a pack into it."""
     for path in sorted(_CARRIED.iterdir()):
         if path.is_file():
             target = folder / _CARRIED.name if path.suffix == ".py" else folder
@@ -220,7 +221,7 @@ def _finish(folder: Path, manifest: dict[str, Any], rows: Sequence[Row]) -> None
     presets = [get_preset(name) for name in dict.fromkeys(row.preset for row in rows)]
     kept = {name for row in rows for name in (f"{row.name}.hlo.xz", f"{row.name}.json.xz")}
     for path in (folder / "rows").iterdir():
-        # Of a former choice of rows.
+        # From an earlier choice of rows.
         if path.name not in kept:
             path.unlink()
     traced = {row.name: _facts(folder, row) for row in rows}
@@ -245,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu_pack")
     parser.add_argument("--preset", choices=preset_names(), default="sd-v1-4")
     parser.add_argument("--rows", nargs="*", default=[], help="names or patterns of rows")
-    parser.add_argument("--wheels", nargs="*", type=Path, default=[], help="to be carried along")
+    parser.add_argument("--wheels", nargs="*", type=Path, default=[], help="wheels to carry along")
     arguments = parser.parse_args(argv)
     try:
         size = write_pack(arguments.out, arguments.preset, arguments.rows, arguments.wheels)

@@ -1,6 +1,6 @@
-"""docs/gpu_speed.md out of the JSON that a run on a card left: `make bench-gpu-read FILE=...`.
+"""Writes docs/gpu_speed.md from the JSON of a run on a card: `make bench-gpu-read FILE=...`.
 
-Without a file, the page of a project that no card has run.
+Without a file, writes the page of a project that no card has run.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Result = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Aim:
-    """What a row of ours should reach.
+    """A target for our rows.
 
     Attributes:
-        text: It, in words.
+        text: The aim, in words.
         device: Pattern of the cards that it is for.
         rows: Pattern of the names of the rows that it is about; the best of them counts.
-        measure: Of a row, what is held against it.
-        limit: What it should be.
-        at_least: Whether that is the least or the most.
-        unit: Of both.
+        measure: The value of a row that is compared with the limit.
+        limit: The value to reach.
+        at_least: Whether the limit is the least or the most.
+        unit: Unit of both values.
     """
 
     text: str
@@ -73,22 +73,22 @@ AIMS = (
         "GB",
     ),
 )
-"""For 512 px; the page says where they come from."""
+"""Aims for 512 px; the page says where they come from."""
 
 _INTRODUCTION = (
-    "Training steps take cached latents and contexts, and are everything from the batch to the "
-    "updated weights: AdamW,",
-    "clipping and the moving average included. Drawing is 25 steps with guidance and the decoder, "
-    "from contexts to pixels.",
-    "Share of peak: operations that the model needs (matrix products and convolutions of the "
+    "Training steps take cached latents and contexts, and include everything from the batch to the "
+    "updated weights: also AdamW,",
+    "clipping and the moving average. Drawing is 25 steps with guidance and the decoder, from "
+    "contexts to pixels.",
+    "Share of peak: the operations that the model needs (matrix products and convolutions of the "
     "graph, a multiplication and an",
-    "addition as two, nothing for what checkpointing computes again) against the data sheet's for "
-    "dense matrices: in 16 bits,",
-    "or TF32 for float32, which XLA and, here, PyTorch multiply so. Drawing in 16 bits has weights "
+    "addition as two, without what checkpointing computes again), compared with the data sheet's "
+    "figure for dense matrices: in 16 bits,",
+    "or TF32 for float32, as XLA and, here, PyTorch multiply it. Drawing in 16 bits has weights "
     "and arithmetic in 16 bits,",
-    "on our side (`model.compute`, `model.export_weights`) without what has to stay float32.",
-    "diffusers' side has the same networks in PyTorch: fused AdamW, channels last, autocast, a "
-    "moving average too.",
+    "on our side (`model.compute`, `model.export_weights`) except what has to stay float32.",
+    "diffusers' side has the same networks in PyTorch: fused AdamW, channels last, autocast, and "
+    "also a moving average.",
 )
 _HOW = (
     "## How it is measured",
@@ -98,33 +98,34 @@ _HOW = (
     "environment: by TensorFlow itself",
     "make bench-gpu-pack OUT=gpu_pack        # on any machine: a folder to carry to one that has a "
     "GPU, JAX and PyTorch",
-    "sh gpu_pack/run.sh                      # there: ten minutes at most, leaves results.json",
+    "sh gpu_pack/run.sh                      # there: takes at most ten minutes, leaves "
+    "results.json",
     "make bench-gpu-read FILE=results.json   # here: writes this page",
     "```",
     "",
     "The folder holds what TensorFlow has XLA compile for a GPU, as files without weights; JAX "
     "hands them to the same compiler.",
-    "It also holds steps and drawing of `tiny` with what TensorFlow's own kernels made of them on "
-    "a CPU, which the card's results are held against.",
+    "It also holds steps and drawing of `tiny` with the results of TensorFlow's own kernels on a "
+    "CPU, which the card's results are compared with.",
     "`make bench-gpu ARGS=\"--device cpu --preset tiny --rows '*_64px_batch1_float32'\"` and "
     "`sh gpu_pack/run.sh --device cpu --rows step_float32`",
-    "try both in small. All sixty rows took 72 minutes of one core, in processes of 8.0 GB at "
-    "most, and came to 47 MB. `ARGS=\"--rows '*_512px_batch4_*'\"` takes those rows alone.",
-    "A pack that was stopped is gone on with by the same command, after the last row.",
+    "try both in small. All sixty rows took 72 minutes of one core, in processes of at most 8.0 "
+    "GB, and 47 MB on disk. `ARGS=\"--rows '*_512px_batch4_*'\"` takes only those rows.",
+    "The same command continues a pack that was stopped, after the last finished row.",
     "",
 )
 
 
 def page_without_results() -> str:
-    """The page as long as no card has run it."""
+    """The page while no card has run it."""
     return "\n".join(
         [
             "# Training and drawing on a GPU",
             "",
-            "**No card has run this so far**, and no number of one is an estimate: there is none. "
-            "The commands below write this page on, or from, a machine with a GPU.",
-            "What has been run is on a CPU and in small, by tests: `make bench-gpu`, and the "
-            "pack's script by JAX, held against TensorFlow (`make bench-gpu-check`).",
+            "**No card has run this so far**, so the page has no numbers of one, not even "
+            "estimates. The commands below write this page on, or from, a machine with a GPU.",
+            "Tests ran both on a CPU and in small: `make bench-gpu`, and the script of the pack by "
+            "JAX, compared with TensorFlow (`make bench-gpu-check`).",
             "",
             *_INTRODUCTION,
             "",
@@ -135,7 +136,7 @@ def page_without_results() -> str:
 
 
 def page_of(results: Mapping[str, Any]) -> str:
-    """The page of a run's results."""
+    """The page with the results of a run."""
     machine, rows = results["machine"], results["rows"]
     device = str(machine["device"])
     software = ", ".join(f"{name} {version}" for name, version in machine["software"].items())
@@ -148,7 +149,7 @@ def page_of(results: Mapping[str, Any]) -> str:
     done = [row for row in rows if row["state"] == "done"]
     lines = ["# Training and drawing on a GPU", ""]
     if not on_card:
-        lines += ["**No card has run this**: these are a CPU's, to try the commands with.", ""]
+        lines += ["**No card has run this**: a CPU did, to try the commands.", ""]
     lines += [
         f"Measured on {device} ({software}; {results['began']}) by {by}. {peak}",
         "",
@@ -168,9 +169,10 @@ def page_of(results: Mapping[str, Any]) -> str:
 def _peak(card: Card | None) -> str:
     if card is None:
         return (
-            "It is not in the table of cards (benchmarks/gpu/carried/cards.py): no share of peak."
+            "It is not in the table of cards (benchmarks/gpu/carried/cards.py), so there is no "
+            "share of peak."
         )
-    in_bfloat16 = "" if card.bfloat16 else ", and it has no units for bfloat16: no share of peak"
+    in_bfloat16 = "" if card.bfloat16 else "; without units for bfloat16, no share of peak for that"
     return (
         f"Its peak is {card.float16:g} TFLOP/s in 16 bits and {card.float32:g} in float32 "
         f"({card.source}){in_bfloat16}."
@@ -206,7 +208,7 @@ def _table(rows: Sequence[Result]) -> list[str]:
         ),
         "",
         *(
-            f"{row['name']}: what came out was not finite, so that its speed says nothing."
+            f"{row['name']}: its results were not finite, so its speed says nothing."
             for row in rows
             if row.get("finite") is False
         ),
@@ -236,7 +238,7 @@ def _not_done(entries: Sequence[Result]) -> list[str]:
 
 
 def _beside(rows: Sequence[Result]) -> list[str]:
-    """Ours against diffusers with `torch.compile`, where both were measured."""
+    """Ours against diffusers with `torch.compile`, if both were measured."""
     ours = {row["name"]: row for row in rows if row["side"] == "ours"}
     pairs = [
         (ours[row["name"]], row)
@@ -246,7 +248,7 @@ def _beside(rows: Sequence[Result]) -> list[str]:
     if not pairs:
         return []
     return [
-        "Against diffusers with `torch.compile`, which ours should be no slower than:",
+        "Against diffusers with `torch.compile`; ours should not be slower:",
         "",
         "| row | diffusers' time / ours | |",
         "| --- | ---: | --- |",
@@ -263,7 +265,7 @@ def _aims(rows: Sequence[Result], device: str) -> list[str]:
     return [
         "## Aims",
         "",
-        "512 px, bfloat16, `sd-v1-4`. MosaicML publishes 36 pictures a second for Stable Diffusion "
+        "512 px, bfloat16, `sd-v1-4`. MosaicML reports 36 pictures per second for Stable Diffusion "
         "2 on an A100, SimpleTuner",
         "0.18 s for a step of adapters on an H100.",
         "",
@@ -301,9 +303,9 @@ def _operations(rows: Sequence[Result]) -> list[str]:
     lines = [
         "## Where the time goes",
         "",
-        "The five most expensive operations, those of alike layers together (numbers are left "
-        "out), by the time of their kernels. A kernel that",
-        "several operations were fused into counts for its last one.",
+        "The five most expensive operations, similar layers taken together (without their "
+        "numbers), by the time of their kernels. A kernel of",
+        "several fused operations counts for the last of them.",
         "",
     ]
     for row in profiled:
@@ -333,7 +335,7 @@ def _checks(checks: Sequence[Result]) -> list[str]:
         lines += [
             "The loss of each step of `tiny`, with the same inputs, against TensorFlow's kernels "
             "on a CPU; and how far it falls, from the mean",
-            "of the first ten steps to that of the last ten.",
+            "of the first ten steps to the mean of the last ten.",
             "",
             "| precision | off at step 1 | at step 10 | at the last | at most | falls by | on the "
             "CPU |",
@@ -368,10 +370,10 @@ def _checks(checks: Sequence[Result]) -> list[str]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """What a run left.
+    """The results of a run.
 
     Raises:
-        UserError: It is no such file.
+        UserError: The file does not hold results.
     """
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -381,8 +383,8 @@ def read_results(path: Path) -> dict[str, Any]:
             results[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not what run.sh of a pack, or make bench-gpu, leaves ({error!r}): give its "
-            "results.json, of this version of the project"
+            f"{path} is not a result of a pack's run.sh or of make bench-gpu ({error!r}): give "
+            "their results.json, from this version of the project"
         ) from None
     return results
 
@@ -390,7 +392,7 @@ def read_results(path: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="make bench-gpu-read", description=__doc__)
-    parser.add_argument("--file", type=Path, help="results.json; without it, of no run")
+    parser.add_argument("--file", type=Path, help="results.json; by default, no results")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "gpu_speed.md")
     arguments = parser.parse_args(argv)
     try:

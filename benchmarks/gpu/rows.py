@@ -1,4 +1,4 @@
-"""What is measured on a GPU, training steps and drawing, the most telling first."""
+"""The measurements on a GPU, training steps and drawing, most telling first."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from trainer.training_config import Precision
 Kind = Literal["training", "drawing"]
 
 NUM_STEPS = 25
-"""Of drawing."""
+"""Steps of drawing."""
 LORA_RANK = 16
-"""Of the adapters; that of the published figures that they are held against."""
+"""Rank of the adapters; the same as in the published figures that they are compared with."""
 
 _BATCHES = (4, 1, 8)
 _PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
@@ -29,11 +29,11 @@ class Row:
 
     Attributes:
         kind: A training step on cached latents, or drawing from contexts to pixels.
-        preset: Whose networks.
+        preset: The preset of the networks.
         image_size: Side of the pictures in pixels.
         batch_size: Pictures at once.
-        precision: What the step computes in; of drawing, also what the weights are stored as.
-        lora_rank: Of adapters; 0 trains all weights.
+        precision: The type to compute in; for drawing, also the type of the weights.
+        lora_rank: Rank of the adapters; 0 trains all weights.
         gradient_checkpointing: Whether the backward pass computes inner values again.
     """
 
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Of files, and of what `--rows` chooses by."""
+        """The name in files, and for `--rows`."""
         parts = [self.preset, self.kind]
         if self.kind == "training":
             parts.append(f"rank{self.lora_rank}" if self.lora_rank else "full")
@@ -58,22 +58,22 @@ class Row:
 
     @property
     def without_recomputing(self) -> Row:
-        """The row whose operations the model needs; recomputing them is no more work done."""
+        """The row with only the operations that the model needs; recomputing does not count."""
         return dataclasses.replace(self, gradient_checkpointing=False)
 
     @property
     def group(self) -> tuple[Kind, str, int, int, bool]:
-        """Rows that have this in common are traced on the same networks and training state."""
+        """Rows with the same group are traced on the same networks and training state."""
         scales_loss = self.precision == "float16"
         return self.kind, self.preset, self.image_size, self.lora_rank, scales_loss
 
     def settings(self) -> dict[str, Any]:
-        """The row as the pack and its results have it."""
+        """The row as in the pack and its results."""
         return {"name": self.name, **dataclasses.asdict(self)}
 
 
 def all_rows(preset: str) -> list[Row]:
-    """All rows of a preset, the most telling first: a run that is cut short has those."""
+    """All rows of a preset, most telling first: a run that is cut short has these."""
     largest = get_preset(preset).image_size
     sizes = (largest, largest // 2)
     rows = [
@@ -86,7 +86,7 @@ def all_rows(preset: str) -> list[Row]:
         Row("drawing", preset, size, batch, precision)
         for size, batch, precision in itertools.product(sizes, (1, 4), _PRECISIONS)
     ]
-    # float16 has bfloat16's kernels; what differs is the scaling of the loss, and that the decoder
+    # float16 has the kernels of bfloat16; it differs in scaling the loss, and in a decoder that
     # stays float32.
     rows += [Row("training", preset, largest, 4, "float16", rank) for rank in (0, LORA_RANK)]
     rows += [Row("drawing", preset, largest, batch, "float16") for batch in (1, 4)]
@@ -109,17 +109,17 @@ def all_rows(preset: str) -> list[Row]:
 
 
 def chosen_rows(preset: str, patterns: Sequence[str]) -> list[Row]:
-    """Those of `all_rows` whose name a pattern such as `*_512px_*` matches; all without any.
+    """The rows whose name matches a pattern such as `*_512px_*`; all rows without a pattern.
 
     Raises:
-        UserError: A pattern matches none.
+        UserError: A pattern matches no row.
     """
     rows = all_rows(preset)
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(row.name, pattern) for row in rows):
             raise UserError(
-                f"--rows {pattern!r} matches none of the {len(rows)} rows: their names are such as "
-                f"{rows[0].name} and {rows[1].name}; * stands for any letters"
+                f"--rows {pattern!r} matches none of the {len(rows)} rows: their names are like "
+                f"{rows[0].name} and {rows[1].name}; * matches any characters"
             )
     return [
         row

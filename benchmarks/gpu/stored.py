@@ -1,4 +1,4 @@
-"""How a pack keeps a computation: two files, which come without TensorFlow."""
+"""How a pack stores a computation: in two files, readable without TensorFlow."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A computation, and what a runner must know of it.
+    """A computation, and what a runner must know about it.
 
     Attributes:
         hlo: A serialized `HloModuleProto`.
-        parameters: For each, `dtype`, `shape` and where its first value comes from: `normal` and a
-            deviation, `fill` and a number, `feature` and the name of a batch's, or `array` and a
-            name.
-        results: Names of the results that take no parameter's place, in their order.
-        aliases: For each of the others, by its position, the parameter whose next value it is.
+        parameters: For each parameter, `dtype`, `shape` and the source of its first value: `normal`
+            and a deviation, `fill` and a number, `feature` and the name of a feature of the batch,
+            or `array` and a name.
+        results: Names of the results that do not take the place of a parameter, in order.
+        aliases: For each other result, by position, the parameter whose next value it is.
         flops: From `count_flops`.
-        estimate_bytes: What our own estimate says that it takes in memory.
+        estimate_bytes: Our own estimate of the memory that it takes.
     """
 
     hlo: bytes
@@ -34,9 +34,9 @@ class Traced:
 
 
 def write_traced(traced: Traced, folder: Path, name: str) -> None:
-    """Writes `<folder>/<name>.hlo.xz` and, with all else that there is to know, `.json.xz`.
+    """Writes `<folder>/<name>.hlo.xz`, and everything else into `.json.xz`.
 
-    The second one is only there when both are whole.
+    The second file is only there when both are whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
     call = {
@@ -48,13 +48,13 @@ def write_traced(traced: Traced, folder: Path, name: str) -> None:
     }
     for suffix, content in (("hlo", traced.hlo), ("json", json.dumps(call).encode())):
         partial = folder / f"{name}.{suffix}.partial"
-        # Smaller ones take ten times as long to make.
+        # Smaller files take ten times as long to make.
         partial.write_bytes(lzma.compress(content, preset=2))
         partial.replace(folder / f"{name}.{suffix}.xz")
 
 
 def read_facts(folder: Path, name: str) -> dict[str, int] | None:
-    """The operations and the estimate of what `write_traced` wrote; `None` if it has not."""
+    """The operations and the estimate that `write_traced` wrote; `None` if it did not."""
     path = folder / f"{name}.json.xz"
     if not path.exists():
         return None

@@ -1,6 +1,6 @@
-"""Our rows by TensorFlow itself, one a process; prints one line of JSON.
+"""Our rows by TensorFlow itself, one per process; prints one line of JSON.
 
-The training step is the Trainer's; pictures are drawn from SavedModels as they are pushed.
+The training step is the Trainer's; pictures are drawn with SavedModels as they are pushed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Call = Callable[[], tf.Tensor]
 
 
 def training(row: Row, preset: Preset) -> Call:
-    """One optimizer step, which XLA compiles where there is a GPU."""
+    """One optimizer step, which XLA compiles if there is a GPU."""
     model = build_network("diffusion_model", preset, row.image_size)
     text = preset.text_encoder
     empty_caption = tf.zeros((text.max_length, text.width))
@@ -57,7 +57,7 @@ def export(row: Row, preset: Preset, folder: Path) -> None:
 
 
 def drawing(row: Row, preset: Preset, folder: Path) -> Call:
-    """Pictures from exported models, from contexts to pixels."""
+    """Drawing with exported models, from contexts to pixels."""
     models = [tf.saved_model.load(str(folder / name)) for name in ("diffusion_model", "decoder")]
     text = preset.text_encoder
     shape = (row.batch_size, text.max_length, text.width)
@@ -84,8 +84,8 @@ def measure(call: Call, settings: dict[str, Any], device: str) -> dict[str, Any]
 
     Args:
         call: Starts a step or a drawing.
-        settings: The row's, with its `flops`.
-        device: Its name.
+        settings: Settings of the row, with its `flops`.
+        device: Name of the device.
     """
     latest: list[tf.Tensor] = []
 
@@ -119,9 +119,9 @@ def describe() -> dict[str, Any]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--row", type=json.loads, help="one of a pack's manifest")
-    parser.add_argument("--models", type=Path, help="where the models of a drawing are")
-    parser.add_argument("--export", action="store_true", help="write them, and measure nothing")
+    parser.add_argument("--row", type=json.loads, help="a row of a pack's manifest")
+    parser.add_argument("--models", type=Path, help="folder of the models of a drawing")
+    parser.add_argument("--export", action="store_true", help="only write the models")
     arguments = parser.parse_args()
     machine = describe()
     if not arguments.row:

@@ -1,8 +1,8 @@
-"""Rows as HLO modules without weights, traced for a GPU on any machine; a group a process.
+"""Rows as HLO modules without weights, traced for a GPU on any machine; one group per process.
 
-What XLA would be given on a GPU is what it is given here: the step or the drawing, with its
-variables as parameters. Neither values nor a GPU are needed for that; only the variables' memory
-is, most of which is never touched.
+XLA gets here what it would get on a GPU: the step or the drawing, with its variables as parameters.
+This needs neither values nor a GPU, only the memory of the variables, most of which is never
+touched.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ GUIDANCE_SCALE = 7.5
 
 
 def training_config(row: Row, preset: Preset, **overrides: Any) -> ResolvedTrainingConfig:
-    """The hyperparameters of a row's steps, with those of `make bench-train`."""
+    """The hyperparameters for the steps of a row, with those of `make bench-train`."""
     settings: dict[str, Any] = {
         "batch_size": row.batch_size,
         "learning_rate": LEARNING_RATE,
@@ -65,37 +65,37 @@ def training_config(row: Row, preset: Preset, **overrides: Any) -> ResolvedTrain
 
 
 def features_of(preset: Preset, row: Row) -> dict[str, tf.TensorSpec]:
-    """What a batch of cached latents has that a step takes."""
+    """The features of a batch of cached latents that a step takes."""
     spec = batch_spec(preset, row.image_size, flip=False, batch_size=row.batch_size)
     return {name: s for name, s in spec.items() if name == "context" or name.startswith("latent/")}
 
 
 class Tracer:
-    """Traces the rows of one group; what they have in common is made once."""
+    """Traces the rows of one group; what they share is made once."""
 
     def __init__(self, row: Row, preset: Preset) -> None:
         """Builds the networks.
 
         Args:
-            row: One of the group.
-            preset: Of the networks.
+            row: A row of the group.
+            preset: Preset of the networks.
         """
         self._preset = preset
         self._group = row.group
         self._tuner: _RowsTuner | None = None
         names = ["diffusion_model", *(["decoder"] if row.kind == "drawing" else [])]
-        # Halving the weights for drawing looks whether they are numbers.
+        # Halving the weights for drawing checks whether they are numbers.
         with _without_values(read=row.kind == "drawing"):
             self._networks = [build_network(name, preset, row.image_size) for name in names]
 
     def __call__(self, row: Row) -> Traced:
-        """The step or the drawing of a row, as a GPU takes it.
+        """The step or the drawing of a row, in the form for a GPU.
 
         Raises:
-            ValueError: The row is of another group.
+            ValueError: The row is in another group.
         """
         if row.group != self._group:
-            raise ValueError(f"{row.name} is not of the group {self._group}")
+            raise ValueError(f"{row.name} is not in the group {self._group}")
         if row.kind == "drawing":
             return trace_drawing(self._networks, row, self._preset)
         config = training_config(row, self._preset)
@@ -114,14 +114,14 @@ class Tracer:
 
 
 class _RowsTuner(FineTuner):
-    """Takes the steps of several rows, on the same variables; their update is traced once."""
+    """Makes the steps of several rows, on the same variables; their update is traced once."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._any_update = tf.function(super()._update, autograph=False)
 
     def take(self, config: ResolvedTrainingConfig) -> None:
-        """Makes the next step that is traced one of `config`, which has the same state."""
+        """Makes the next traced step use `config`, which must have the same state."""
         self.config = config
         self._rows = config.batch_size
         self._step_function = tf.function(self._train_step, autograph=False, jit_compile=True)
@@ -142,10 +142,11 @@ def trace_step(
     """The step of a `FineTuner`.
 
     Args:
-        tuner: Made with `for_gpu=True` and `xla: on`.
+        tuner: A tuner made with `for_gpu=True` and `xla: on`.
         model: The network in it.
-        features: What a batch has.
-        first_values: Of variables, by their handles' identity; by default as networks begin.
+        features: The features of a batch.
+        first_values: First values of variables, by the identity of their handles; by default the
+            initial values of networks.
     """
     gradients = tuner.trace(features)
     activations = activation_bytes(gradients)
@@ -172,14 +173,14 @@ def trace_drawing(
     preset: Preset,
     names: Sequence[str] | None = None,
 ) -> Traced:
-    """A row's pictures as an exported model draws them on a GPU, compiled into one computation.
+    """The drawing of a row as an exported model does it on a GPU, compiled into one computation.
 
     Args:
         networks: A diffusion model and a decoder.
-        row: What is drawn.
-        preset: Of the networks.
-        names: Of the arrays with the values of all weights, in their order; by default they are as
-            networks begin.
+        row: What to draw.
+        preset: Preset of the networks.
+        names: Names of the arrays with the values of all weights, in order; by default weights have
+            the initial values of networks.
     """
     precision = row.precision
     with _without_values():
@@ -227,9 +228,9 @@ def draw(
     context: tf.Tensor,
     unconditional_context: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What the exported modules draw in `NUM_STEPS` steps where there is a GPU.
+    """What the exported modules draw on a GPU in `NUM_STEPS` steps.
 
-    The signatures themselves also hold the branch of a CPU and check texts, which XLA cannot take.
+    The signatures themselves also have the branch of a CPU and check texts, which XLA cannot do.
 
     Returns:
         Latents, float32 [B, h, w, 4], and pixels, uint8 [B, H, W, 3].
@@ -254,15 +255,15 @@ def _traced(
     estimate_bytes: int,
     loop_trips: int = 1,
 ) -> Traced:
-    """What XLA is given of a function that it compiles, called with small tensors.
+    """The computation that XLA gets from a function that it compiles, called with small tensors.
 
     Args:
-        function: With `jit_compile=True`.
-        arguments: Of it.
-        named: Of it.
-        first: First values of variables, by their handles' identity. Others are what they are now
-            where they are single numbers, such as the learning rate, and zeros where they are not.
-        results: Names of what the function returns.
+        function: A function with `jit_compile=True`.
+        arguments: Its positional arguments.
+        named: Its keyword arguments.
+        first: First values of variables, by the identity of their handles. Of the others, single
+            numbers such as the learning rate keep their present value, and the rest are zeros.
+        results: Names of the results of the function.
         estimate_bytes: See `Traced`.
         loop_trips: See `count_flops`.
     """
@@ -278,11 +279,11 @@ def _traced(
     numbers = {id(v.handle): {"fill": float(v)} for v in concrete.variables if not v.shape.rank}
     first = {**numbers, **first}
     sources: list[Mapping[str, Any]] = [{"feature": name} for name in names]
-    # What is neither is the empty caption, here of zeros.
+    # The remaining one is the empty caption, here zeros.
     sources += [first.get(id(tensor), {"fill": 0.0}) for tensor in concrete.captured_inputs]
     shapes = module.host_program_shape.parameters
     if constant_bytes(module) > module.ByteSize() // 2:
-        raise ValueError("more than half of the module are constants: weights must be parameters")
+        raise ValueError("more than half of the module is constants: weights must be parameters")
     return Traced(
         hlo=module.SerializeToString(),
         parameters=[
@@ -297,17 +298,17 @@ def _traced(
 
 
 def _first_value_of(variable: keras.Variable) -> dict[str, float]:
-    """As networks begin: what multiplies is one, what is added zero, and a kernel keeps sizes."""
+    """Initial value of a network: factors are 1, addends 0, and kernels keep magnitudes."""
     if len(variable.shape) < 2:
         return {"fill": float(variable.name == "gamma")}
     return {"normal": math.prod(variable.shape[:-1]) ** -0.5}
 
 
 def _without_values(*, read: bool = False) -> contextlib.AbstractContextManager[None]:
-    """Within this, variables are created whose memory nobody has written to, and so take none.
+    """Within this, new variables have memory that is never written to, and so take none.
 
     Args:
-        read: Whether somebody reads them; then they are zeros.
+        read: Whether they are read; then they are zeros.
     """
 
     def create(next_creator: Any, **arguments: Any) -> tf.Variable:
@@ -334,7 +335,7 @@ def main() -> None:
     tracer = Tracer(rows[0], get_preset(rows[0].preset))
     for row in rows:
         write_traced(tracer(row), arguments.folder, row.name)
-        # A graph is a circle of objects that takes a gigabyte.
+        # A graph is a reference cycle that takes a gigabyte.
         gc.collect()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(f"{row.name}: {peak / 1e9:.1f} GB at most", file=sys.stderr, flush=True)

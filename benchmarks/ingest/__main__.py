@@ -1,9 +1,9 @@
-"""Ingest speed and memory, beside a plain loop: `make bench-ingest`.
+"""Speed and memory of ingest, compared with a plain loop: `make bench-ingest`.
 
-Every measurement is a process of its own. For each size the ways follow one another and the whole
-round is repeated, so that a machine whose speed varies treats them alike; the table has each way's
-best round and its ratio to the loop's best. One way reads the same pictures as files, with a
-caption file beside each.
+Every measurement runs in its own process. For each size the ways run one after another, and the
+whole round is repeated, so that a machine with varying speed treats them alike. The table has the
+best round of each way and its ratio to the best of the loop. One way reads the same pictures as
+files, with a caption file beside each.
 """
 
 from __future__ import annotations
@@ -79,19 +79,19 @@ def _page(lines: Sequence[str], rounds: int) -> str:
             "checked and",
             f"written as TFRecords; the best of {rounds} rounds, in each of which the ways ran one "
             "after the other on",
-            "the same two cores. The time is that of the work, opening and fingerprint included, "
+            "the same two cores. The time covers the work, including opening and fingerprint, "
             "without imports of the",
-            "process that is measured, but with the start of the processes that two workers have "
-            "at their side; memory is",
-            "the sum of all their peaks, with TensorFlow (and for CaptionExampleGen TFX and Beam) "
-            "in it. The last way reads",
-            "the same pictures as files in one folder, a `.txt` beside each; of 100,000 pictures "
-            "those are 200,000 files.",
+            "measured process, but with the start of the processes that two workers use; memory is "
+            "the sum of all",
+            "their peaks, including TensorFlow (and TFX and Beam for CaptionExampleGen). The last "
+            "way reads the same",
+            "pictures as files in one folder, a `.txt` beside each; for 100,000 pictures these are "
+            "200,000 files.",
             "",
-            "The loop is a plain one: `datasets` streams the rows, `tf.io.TFRecordWriter` writes "
-            "them, uncompressed, in one",
-            "thread. It decodes each picture or does not look at it at all, and that is its whole "
-            "check; CaptionExampleGen",
+            "The loop is plain: `datasets` streams the rows, `tf.io.TFRecordWriter` writes them, "
+            "uncompressed, in one",
+            "thread. Its only check is to decode each picture, or it does not look at pictures at "
+            "all; CaptionExampleGen",
             "decodes, judges, hashes, counts tokens, splits, finds exact duplicates and sorts.",
             "",
             "| pictures | way | pictures/s | times the loop | peak memory, MB |",

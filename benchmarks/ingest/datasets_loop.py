@@ -1,9 +1,9 @@
 """The plain loop: `datasets` reads, `tf.io.TFRecordWriter` writes; prints one line of JSON.
 
-It runs in an environment of its own, because `datasets` cannot be imported beside this Beam, and
-so imports nothing of the project but the neighbour that prints. It checks no row, knows no
-split and no duplicate; what it has in common with CaptionExampleGen is that each picture is
-decoded (`--pictures decoded`), or not even that (`--pictures bytes`).
+It runs in its own environment, because `datasets` cannot be imported together with this Beam, and
+so it imports only one module of the project, the one that prints. It checks no rows, and has no
+splits and no duplicates; like CaptionExampleGen it decodes each picture (`--pictures decoded`), or
+not even that (`--pictures bytes`).
 """
 
 from __future__ import annotations

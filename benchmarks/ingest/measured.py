@@ -1,4 +1,4 @@
-"""How a measured process tells its result. Imports the standard library alone."""
+"""How a measured process reports its result. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import threading
 
 
 class ChildrenMemory:
-    """Watches the peak memory of this process's children while it is entered.
+    """Watches the peak memory of this process's children within a `with` block.
 
-    `RUSAGE_CHILDREN` would not do: a child's peak there starts with its parent's.
+    `RUSAGE_CHILDREN` would not do: there, a child's peak starts with its parent's.
     """
 
     def __enter__(self) -> ChildrenMemory:
@@ -27,7 +27,7 @@ class ChildrenMemory:
 
     @property
     def peak_mb(self) -> float:
-        """The sum of the children's peaks, what they share counted for each."""
+        """The sum of the children's peaks; shared memory counts for each."""
         return sum(self._peaks_kb.values()) / 1024
 
     def _watch(self) -> None:
@@ -41,7 +41,7 @@ class ChildrenMemory:
 
 
 def _read(path: str) -> str:
-    """A file of /proc; nothing where its process has ended."""
+    """A file of /proc; empty if its process has ended."""
     try:
         with open(path) as f:
             return f.read()
@@ -50,6 +50,6 @@ def _read(path: str) -> str:
 
 
 def print_result(pictures: int, seconds: float, children_mb: float = 0.0, **more: float) -> None:
-    """Prints pictures, seconds and peak memory (MB), children's included, as a line of JSON."""
+    """Prints pictures, seconds and peak memory (MB, with children's) as a line of JSON."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 + children_mb
     print(json.dumps({"pictures": pictures, "seconds": seconds, "peak_mb": peak, **more}))

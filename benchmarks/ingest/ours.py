@@ -1,4 +1,4 @@
-"""Reads a dataset with CaptionExampleGen's executor; prints what it took as one line of JSON."""
+"""Reads a dataset with CaptionExampleGen's executor; prints its cost as one line of JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("dataset")
     parser.add_argument("--workers", type=int, default=1)
-    # Those of `make bench-ingest` are a few hundred, each many times, and would all be in groups.
+    # `make bench-ingest` has a few hundred pictures, each many times, which would all be in groups.
     parser.add_argument("--near-duplicates", choices=NEAR_DUPLICATES, default=IGNORE)
     arguments = parser.parse_args()
     since, processor_since = time.monotonic(), time.process_time()

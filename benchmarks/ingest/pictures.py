@@ -1,4 +1,4 @@
-"""Generated sets of captioned 256 px JPEGs, in the hub's Parquet schema or as files."""
+"""Generated sets of captioned 256 px JPEGs, in the Parquet schema of the hub or as files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _WORDS = ("house", "tree", "dog", "boat", "small", "old", "red", "green", "blue"
 
 
 def write_dataset(folder: str, count: int, seed: int = 0, *, distinct: int = _DISTINCT) -> int:
-    """Writes `count` pictures, no two files alike, as Parquet files; returns their bytes.
+    """Writes `count` different picture files as Parquet; returns their size in bytes.
 
-    Of them, `distinct` are drawn; each copy carries its number in a JPEG comment, so that every
-    one has to be read, hashed and decoded for itself.
+    Only `distinct` pictures are drawn; each copy has its number in a JPEG comment, so that every
+    one has to be read, hashed and decoded by itself.
     """
     pictures = [_jpeg(np.random.default_rng([seed, i])) for i in range(min(distinct, count))]
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -56,7 +56,7 @@ def write_dataset(folder: str, count: int, seed: int = 0, *, distinct: int = _DI
 
 
 def write_as_files(dataset: str, folder: str) -> None:
-    """The same pictures as files, a caption file beside each, all in one folder."""
+    """Writes the same pictures as files in one folder, with a caption file beside each."""
     os.makedirs(folder)
     number = 0
     for name in sorted(os.listdir(dataset)):
@@ -71,7 +71,7 @@ def write_as_files(dataset: str, folder: str) -> None:
 
 
 def _jpeg(rng: np.random.Generator) -> bytes:
-    """Soft shapes with some grain: compresses about as a photograph does."""
+    """Soft shapes with some grain, which compress about like a photograph."""
     coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
     pixels = np.asarray(coarse.resize((_SIZE, _SIZE), Image.Resampling.BICUBIC), np.int16)
     grain = rng.normal(0, 9, (_SIZE, _SIZE, 1))
@@ -82,7 +82,7 @@ def _jpeg(rng: np.random.Generator) -> bytes:
 
 def _numbered(jpeg: bytes, number: int) -> bytes:
     comment = f"{number:012d}".encode()
-    # Behind the two bytes that start every JPEG: marker, length with its own two bytes, text.
+    # After the two bytes that start every JPEG: marker, length with its own two bytes, text.
     return jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]
 
 

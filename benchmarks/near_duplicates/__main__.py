@@ -1,9 +1,9 @@
-"""What is taken for a near duplicate, and what it costs: the table of docs/datasets.md.
+"""What counts as a near duplicate, and the cost of finding them: the table of docs/datasets.md.
 
-`make bench-near-duplicates`. Each set has no near duplicates of its own; how many of its pictures
-are thrown together must be none. Then every variant of a part of its pictures is added, and how
-many are found is counted. `--ingest 10000` measures nothing of that, but what share of the ingest
-of so many generated pictures it is to look for near duplicates.
+`make bench-near-duplicates`. No set has near duplicates of its own, so none of its pictures must be
+thrown together. Then every variant of some of its pictures is added, and the variants that are
+found are counted. `--ingest 10000` instead measures how much of the ingest of that many generated
+pictures is the search for near duplicates.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _VARIED = 60
 def main() -> None:
     """The command line; see its help."""
     parser = argparse.ArgumentParser(prog="make bench-near-duplicates", description=__doc__)
-    parser.add_argument("--varied", type=int, default=_VARIED, help="pictures that are varied")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[10_000], help="how many to time")
-    parser.add_argument("--ingest", type=int, default=0, help="measure the share of these many")
-    parser.add_argument("--rounds", type=int, default=3, help="of --ingest, with and without")
+    parser.add_argument("--varied", type=int, default=_VARIED, help="pictures to vary")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[10_000], help="sketches to time")
+    parser.add_argument("--ingest", type=int, default=0, help="pictures whose ingest to measure")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of --ingest")
     arguments = parser.parse_args()
     if arguments.ingest:
         _share(arguments.ingest, arguments.rounds)
@@ -54,11 +54,11 @@ def main() -> None:
         sketches, aspects = _random_sketches(size)
         since = time.monotonic()
         group(sketches, aspects)
-        print(f"{size:,} sketches are grouped in {time.monotonic() - since:.2f} s")
+        print(f"grouping {size:,} sketches takes {time.monotonic() - since:.2f} s")
 
 
 def _share(count: int, rounds: int) -> None:
-    """Prints the processor time of ingest by one worker, with a look and without, in turns."""
+    """Prints the processor time of ingest by one worker, in turns with and without the search."""
     taken: dict[str, list[float]] = {IGNORE: [], KEEP_TOGETHER: []}
     with tempfile.TemporaryDirectory() as folder:
         dataset = os.path.join(folder, "pictures")
@@ -70,11 +70,11 @@ def _share(count: int, rounds: int) -> None:
     least = {way: min(seconds) for way, seconds in taken.items()}
     for way, seconds in taken.items():
         print(f"{way}: {', '.join(f'{each:.2f}' for each in seconds)} s of processor time")
-    print(f"{least[KEEP_TOGETHER] / least[IGNORE] - 1:.1%} more, by the least of each")
+    print(f"{least[KEEP_TOGETHER] / least[IGNORE] - 1:.1%} more, by the minimum of each")
 
 
 def _found(pictures: Sequence[Image.Image], variants: Sequence[bytes]) -> float:
-    """The fraction of pictures that are in a group with their variant, and no other picture."""
+    """The fraction of pictures that are in a group with only their variant."""
     count = len(pictures)
     groups = _grouped([*(encoded(picture) for picture in pictures), *variants])
     return sum(list(found) == [found[0], found[0] + count] for found in groups) / count

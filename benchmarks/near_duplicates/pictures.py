@@ -1,4 +1,4 @@
-"""Sets of different pictures, and what becomes of pictures on their way through the world."""
+"""Sets of different pictures, and variants of pictures as they occur in practice."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _PATCH = 128
 
 
 def creatures() -> list[Image.Image]:
-    """The sample dataset: drawings of 128 pixels, many of them much alike."""
+    """The sample dataset: drawings of 128 pixels, many of them very similar."""
     paths = sorted((ROOT / "data" / "creatures" / "data").glob("*.parquet"))
     rows = (row for path in paths for row in pq.read_table(path).column("image").to_pylist())
     return [Image.open(io.BytesIO(row["bytes"])).convert("RGB") for row in rows]
 
 
 def photograph() -> list[Image.Image]:
-    """Parts of matplotlib's photograph, each in twice its pixels."""
+    """Parts of matplotlib's photograph, each at twice its size."""
     path = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
     with Image.open(path) as image:
         whole = image.convert("RGB")
@@ -76,7 +76,7 @@ def pixel_art(count: int = 300) -> list[Image.Image]:
 
 
 def near_white(count: int = 300, size: int = 512) -> list[Image.Image]:
-    """Nearly white: pages of small print, and sheets with three faint strokes."""
+    """Nearly white pictures: pages of small print, and sheets with three faint strokes."""
     pictures = []
     for i in range(count):
         rng = np.random.default_rng([5, i])
@@ -166,4 +166,4 @@ VARIANTS: Mapping[str, Callable[[Image.Image], bytes]] = {
         ImageOps.mirror(_cropped(image, 0.03, 0.03, 0.03, 0.03)), "JPEG", quality=70
     ),
 }
-"""What is the same picture still."""
+"""Variants that are still the same picture."""

@@ -1,12 +1,11 @@
-"""Pictures from the SavedModels beside others' ways to draw: `make bench-serving`.
+"""Pictures from the SavedModels compared with other ways to draw: `make bench-serving`.
 
 KerasCV's generator, a published notebook's export and diffusers in PyTorch, in float32 and
-bfloat16, have the same networks, with the same weights where they can be had, and draw the same
-prompt in the same number of steps: the first two with `ddim`, which is all they know, diffusers
-with `dpmpp_2m`.
-Every measurement is a process of its own. The ways follow one another and the whole round is
-repeated, so that a machine whose speed varies treats them alike; the table has each way's best
-round. At full width it needs 12 GB of memory, and leaves 10 GB in runs/.
+bfloat16, have the same networks, with the same weights if available, and draw the same prompt in
+the same number of steps: the first two with `ddim`, their only sampler, diffusers with `dpmpp_2m`.
+Every measurement runs in its own process. The ways run one after another and the whole round is
+repeated, so that a machine with varying speed treats them alike; the table has the best round of
+each way. At full width it needs 12 GB of memory, and leaves 10 GB in runs/.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ class _Way(NamedTuple):
     """A way to draw.
 
     Attributes:
-        module: Draws so.
-        beside: The way of ours that draws with the same sampler in the same type.
-        flags: Of the module, besides those of all.
-        in_torch: Whether it runs in PyTorch's environment.
+        module: The module that draws this way.
+        beside: Our way with the same sampler in the same type.
+        flags: Flags of the module, besides those of all modules.
+        in_torch: Whether it runs in the environment of PyTorch.
     """
 
     module: str
@@ -55,9 +54,9 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", choices=_SIZES, default=list(_SIZES))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(
-        "--torch-python", help="Python that has diffusers; without it, it is left out"
+        "--torch-python", help="Python that has diffusers; without it, diffusers is left out"
     )
-    parser.add_argument("--no-bfloat16", action="store_true", help="float32 alone")
+    parser.add_argument("--no-bfloat16", action="store_true", help="only float32")
     parser.add_argument("--models", default=str(ROOT / "runs" / "bench_serving"))
     parser.add_argument("--out", default=str(ROOT / "docs" / "serving_speed.md"))
     arguments = parser.parse_args()
@@ -108,19 +107,19 @@ def _page(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], rounds: int) ->
     lines = [
         "# Drawing a picture: speed and memory",
         "",
-        "`make bench-serving` wrote this page: 20 steps, guidance 7.5, float32 where nothing else "
-        f"is said, on the same two cores; the best of {rounds} rounds, in",
+        "`make bench-serving` wrote this page: 20 steps, guidance 7.5, float32 unless stated "
+        f"otherwise, on the same two cores; the best of {rounds} rounds, in",
         "each of which the ways ran one after the other. The networks and their weights are the "
-        "same: the shipped ones of `tiny`,",
-        "random ones of `sd-v1-4`, for diffusers others of the same shapes. KerasCV's generator "
-        "runs without XLA, which makes it slower on a CPU. The notebook's export",
-        "(keras-sd-serving's way: three SavedModels, tokens in, two calls of the diffusion model "
-        "a step) is rebuilt here. Both know `ddim` alone;",
-        "diffusers draws with `dpmpp_2m`. Each is held against ours with the same sampler, steps "
+        "same: the shipped ones for `tiny`,",
+        "random ones for `sd-v1-4`, and for diffusers different ones of the same shapes. KerasCV's "
+        "generator runs without XLA, which is slower on a CPU. The notebook's export",
+        "(as in keras-sd-serving: three SavedModels, tokens in, two calls of the diffusion model "
+        "per step) is rebuilt here. Both have only `ddim`;",
+        "diffusers draws with `dpmpp_2m`. Each is compared with ours with the same sampler, steps "
         "and type, so that the pictures are equally good.",
-        "Ours is loaded and called as the client of a folder does it, which gives an operation of "
-        "a small model one thread;",
-        "the others have TensorFlow's own choice. Times are from text to pixels; "
+        "Ours is loaded and called like the client of a folder, which gives each operation of a "
+        "small model one thread;",
+        "the others keep TensorFlow's own choice. Times are from text to pixels; "
         "`benchmarks/serving/` has all of them.",
     ]
     for preset, best in tables.items():
@@ -136,8 +135,8 @@ def _page(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], rounds: int) ->
         ]
     lines += [
         "",
-        "Loading is from a process that has imported its libraries to models that can be called; "
-        "KerasCV's is building the",
+        "Loading is the time from imported libraries to models that can be called; for KerasCV it "
+        "is building the",
         "networks and reading their weights.",
         "",
     ]

@@ -1,11 +1,11 @@
-"""Pictures a second of one client and of several at once, of a server that draws them together.
+"""Pictures per second for one client and for several at once, from a server that batches requests.
 
     python -m benchmarks.serving.clients runs/bench_serving/tiny
 
 measures the models that `make bench-serving` left there, behind the server of the tests, which
-speaks TensorFlow Serving's protocol and makes its batches: each client asks for one picture after
-another, each with a prompt and a seed of its own, over gRPC. The server is a process of its own,
-and so is what asks. Both arrangements of the server, with batches and without, take turns.
+speaks TensorFlow Serving's protocol and makes batches like it. Each client requests one picture
+after another over gRPC, each with its own prompt and seed. The server and the clients run in
+separate processes. Both arrangements of the server, with batches and without, take turns.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _SMALL_BYTES = 64 << 20
 def main() -> None:
     """The command line; prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("folder", type=Path, help="models of a preset, as make bench-serving has")
+    parser.add_argument("folder", type=Path, help="models of a preset, from make bench-serving")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--pictures", type=int, default=4, help="of each client")
+    parser.add_argument("--pictures", type=int, default=4, help="pictures per client")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--sampler", default="dpmpp_2m")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -68,10 +68,13 @@ def main() -> None:
             for name, generator in generators.items():
                 for clients in arguments.clients:
                     found = _pictures_a_second(generator, clients, arguments)
-                    print(f"{name}, {clients} at once: {found:.2f} a second", flush=True)
+                    print(f"{name}, {clients} at once: {found:.2f} per second", flush=True)
                     best[name, clients] = max(found, best.get((name, clients), 0.0))
     fewest = min(arguments.clients)
-    print("\n| requests are drawn | clients at once | pictures a second | of one client's |")
+    print(
+        "\n| requests are drawn | concurrent clients | pictures per second | "
+        "relative to one client |"
+    )
     print("| --- | ---: | ---: | ---: |")
     for (name, clients), value in best.items():
         times = value / best[name, fewest]
@@ -89,7 +92,7 @@ def _pictures_a_second(generator: Generator, clients: int, arguments: argparse.N
             )
 
     with ThreadPoolExecutor(clients) as threads:
-        # What batches of these sizes need once.
+        # Does what batches of these sizes need once.
         list(threads.map(ask, range(clients), [1] * clients))
         since = time.monotonic()
         list(threads.map(ask, range(clients)))
@@ -125,12 +128,12 @@ def _server(folder: Path, batch_threads: int) -> Iterator[str]:
 
 
 def _serve(folder: Path, batch_threads: int) -> None:
-    """Until the standard input ends."""
+    """Serves until the standard input ends."""
     import tensorflow as tf
 
     [data] = (folder / "diffusion_model" / str(VERSION)).glob("variables/variables.data-*")
     if data.stat().st_size <= _SMALL_BYTES:
-        # As docs/serving.md says of TensorFlow Serving.
+        # As docs/serving.md recommends for TensorFlow Serving.
         tf.config.threading.set_intra_op_parallelism_threads(1)
     sys.path.append(str(ROOT / "tests" / "serving"))
     from tf_serving import TfServing

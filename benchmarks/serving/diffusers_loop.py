@@ -1,8 +1,8 @@
 """diffusers' pipeline in PyTorch, with `dpmpp_2m`; prints one line of JSON.
 
-Runs in an environment of its own, with `benchmarks/weights/requirements.txt`. The weights of `tiny`
-are those that are shipped, in diffusers' layout; at full width they are random ones of the same
-shapes. The prompt comes as tokens, which takes less than a millisecond to make.
+Runs in its own environment, with `benchmarks/weights/requirements.txt`. The weights of `tiny` are
+the shipped ones, in diffusers' layout; at full width they are random, with the same shapes. The
+prompt comes as tokens, which take less than a millisecond to make.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SHIPPED = Path(__file__).resolve().parents[2] / "trainer" / "base_weights"
 
 
 def main() -> None:
-    """The command line: that of the other ways, and the type that everything computes in."""
+    """The command line: that of the other ways, and the type to compute in."""
     dtype = getattr(torch, sys.argv.pop())
     given = arguments()
     tokens = torch.from_numpy(np.load(given.folder / "tokens.npy"))

@@ -1,4 +1,4 @@
-"""KerasCV's own generator, with our networks in the place of its downloads."""
+"""KerasCV's own generator, with our networks in place of its downloads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured of every way to draw, and how."""
+"""What is measured for every way to draw, and how."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GUIDANCE_SCALE = 7.5
 VERSION = 1
 
 Draw = Callable[[int], np.ndarray]
-"""From a number of pictures to their pixels, uint8 [B, H, W, 3]."""
+"""Draws a number of pictures; returns their pixels, uint8 [B, H, W, 3]."""
 
 
 class Arguments(NamedTuple):
@@ -44,7 +44,7 @@ def measure(load: Callable[[], Draw], image_size: int, pictures: int) -> None:
     result = {"load_seconds": time.monotonic() - since, "first_seconds": _seconds(draw, 1)}
     assert draw(1).shape == (1, image_size, image_size, 3)
     result["one_seconds"] = statistics.median(_seconds(draw, 1) for _ in range(pictures))
-    # Another size of batch may be prepared anew.
+    # Another batch size may need new preparation.
     _seconds(draw, 4)
     result["four_seconds"] = statistics.median(_seconds(draw, 4) for _ in range(pictures))
     result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,4 +1,4 @@
-"""Writes the models: weights for KerasCV, our export, and the published notebook's."""
+"""Writes the models: weights for KerasCV, our export, and the export of the published notebook."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def write_merges(path: str) -> None:
-    """The vocabulary in the form that KerasCV's tokenizer reads."""
+    """Writes the vocabulary in the form that KerasCV's tokenizer reads."""
     import gzip
 
     from keras_cv.src.models.stable_diffusion.clip_tokenizer import bytes_to_unicode

@@ -1,7 +1,7 @@
-"""The way of a published notebook (keras-sd-serving): tokens in, two calls of the model a step.
+"""The way of a published notebook (keras-sd-serving): tokens in, two calls of the model per step.
 
 Rebuilt from its description, with the arithmetic of 20 steps, at which its timesteps and noise
-levels are those that belong together.
+levels match.
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ def main() -> None:
         encode, sample, decode = (m.signatures["serving_default"] for m in models.values())
 
         def draw(count: int) -> np.ndarray:
-            # Its client tokenizes.
+            # In the notebook, the client tokenizes.
             contexts = encode(tokens=tf.constant(tokenize([PROMPT] * count)))
             latent = sample(**contexts, num_steps=tf.constant(NUM_STEPS))
             return decode(**latent)["generated_images"].numpy()
 
-        # As the models own what their signatures borrow.
+        # Keeps the models, which own what their signatures borrow.
         draw.models = models  # type: ignore[attr-defined]
         return draw
 

@@ -1,4 +1,4 @@
-"""Our three SavedModels, loaded and called as the client of a folder does it."""
+"""Our three SavedModels, loaded and called like the client of a folder."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""What diffusers' schedulers make of a model that is a formula, for our samplers' tests.
+"""Results of diffusers' schedulers with a formula as the model, for the tests of our samplers.
 
-Runs where torch and diffusers are, as `benchmarks/weights/requirements.txt` has them:
+Runs in an environment with torch and diffusers, as in `benchmarks/weights/requirements.txt`:
 
     python benchmarks/serving/schedulers.py --output tests/data/schedulers
 
-writes `reference.npz`. Each sampler, prediction and number of steps has the timesteps that the
-model was asked for, the latents that it was given, as the network sees them, and the last latent;
-besides, there are the timesteps alone for every number of steps up to 100. The same with zero
-terminal SNR, of models that predict the velocity, is below `zero_terminal_snr/`.
+writes `reference.npz`. For each sampler, prediction and number of steps it has the timesteps of the
+calls of the model, the latents that it was given, as the network sees them, and the last latent;
+and for every number of steps up to 100 the timesteps alone. The same with zero terminal SNR, for
+models that predict the velocity, is under `zero_terminal_snr/`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SCHEDULERS_OF_ZERO_TERMINAL_SNR: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def model(latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """A fixed function of the latent and the timestep; the tests have the same."""
+    """A fixed function of the latent and the timestep; the tests use the same one."""
     return 0.7 * latent + 0.3 * torch.sin(2.0 * latent + timestep / 200.0)
 
 
@@ -74,7 +74,7 @@ def main() -> None:
                     found = _trajectory(_scheduler(of, prediction, num_steps), noise)
                     prefix = f"{root}{name}/{prediction}/{num_steps}"
                     arrays.update({f"{prefix}/{key}": value for key, value in found.items()})
-            # Where their step is rounded down, some have one more, which is below 0.
+            # If the step is rounded down, some schedulers have one timestep more, which is below 0.
             timesteps = [_scheduler(of, "epsilon", n).timesteps[:n] for n in range(1, 101)]
             arrays[f"{root}{name}/timesteps"] = torch.cat(timesteps).numpy()
     rescaled = _scheduler(_SCHEDULERS_OF_ZERO_TERMINAL_SNR["ddim"], "v_prediction", 1)

@@ -1,8 +1,8 @@
-"""Training in buckets beside centre crops, at equal steps: `make bench-shapes`.
+"""Training in buckets compared with centre crops, at equal steps: `make bench-shapes`.
 
-Draws a set of portraits, landscapes and squares, trains on it in both ways, and scores both models
-on the same held-out pictures, timesteps and noise: on whole pictures, as buckets have them, and on
-their middles, as crops have them. Prints Markdown. `--only-draw` leaves the set as a folder that
+Draws a set of portraits, landscapes and squares, trains on it both ways, and scores both models on
+the same held-out pictures, timesteps and noise: on whole pictures, as in buckets, and on their
+middles, as in crops. Prints Markdown. `--only-draw` leaves the set as a folder that
 `runner_local.py --dataset` takes.
 """
 
@@ -39,12 +39,12 @@ _STRATA = 20
 def main() -> None:
     """The command line; see its help."""
     parser = argparse.ArgumentParser(prog="make bench-shapes", description=__doc__)
-    parser.add_argument("--pictures", type=int, default=400, help="that are trained on")
-    parser.add_argument("--held-out", type=int, default=60, help="pictures beside these")
-    parser.add_argument("--steps", type=int, default=350, help="of each training")
-    parser.add_argument("--batch-size", type=int, default=16, help="of each training")
-    parser.add_argument("--seed", type=int, default=0, help="of pictures and trainings")
-    parser.add_argument("--only-draw", metavar="FOLDER", help="write the set there, and end")
+    parser.add_argument("--pictures", type=int, default=400, help="pictures to train on")
+    parser.add_argument("--held-out", type=int, default=60, help="further, held-out pictures")
+    parser.add_argument("--steps", type=int, default=350, help="steps of each training")
+    parser.add_argument("--batch-size", type=int, default=16, help="batch size of each training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of pictures and trainings")
+    parser.add_argument("--only-draw", metavar="FOLDER", help="only write the set to a folder")
     arguments = parser.parse_args()
     if arguments.only_draw:
         write_pictures(Path(arguments.only_draw), arguments.pictures, arguments.seed)
@@ -73,11 +73,11 @@ def main() -> None:
                 f"| {name} | {len(places)} | {means[0]:.4f} | {means[1]:.4f} | {means[2]:.4f} "
                 f"| {ends[0]:+.1f} % ({ends[1]:+.1f} to {ends[2]:+.1f}) |"
             )
-    print(f"\ncropped, on average: {measure.cropped:.1%}; to squares {measure.cropped_square:.1%}")
+    print(f"\ncropped on average: {measure.cropped:.1%}; to squares {measure.cropped_square:.1%}")
 
 
 class _Measure:
-    """The set in both ways, and trainings on it."""
+    """The set both ways, and trainings on it."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class _Measure:
             for way, some in records.items()
         }
 
-        # One for all, so that each size is traced once.
+        # One tuner for all, so that each size is traced once.
         self._tuner = FineTuner(
             base.build("diffusion_model"),
             base.preset,
@@ -142,7 +142,7 @@ class _Measure:
         self._tuner.save_state(f"{folder}/initial")
 
     def train(self, way: str) -> None:
-        """Trains anew, in one of both ways."""
+        """Trains again from the start, one way or the other."""
         self._tuner.restart(f"{self._folder}/initial", self._config.learning_rate)
 
         def batches(first_step: int) -> Iterator[Batch]:
@@ -162,7 +162,7 @@ class _Measure:
         self._tuner.train(batches, folder, lambda record: logging.info("%s", record))
 
     def losses(self) -> Mapping[str, np.ndarray]:
-        """Of the averaged weights: each held-out picture's, seen in either way."""
+        """Losses of the averaged weights on each held-out picture, seen either way."""
         return {
             way: np.array(pictures.means(self._tuner.score_exported(pictures, self._folder, None)))
             for way, pictures in self._held_out.items()

@@ -1,4 +1,4 @@
-"""Portraits and landscapes: creatures above or beside each other, as captioned files."""
+"""Portraits and landscapes, with creatures above or beside each other, as captioned files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from data.colours import COLOURS, with_article
 from data.drawing import EXPRESSIONS, FEATURES, IMAGE_SIZE, SHAPES, Creature, draw_creature
 from data.generate import encode_png
 
-# Creatures of a picture, and whether one stands above the other: portraits, landscapes and squares.
+# Creatures per picture, and whether one is above the other: portraits, landscapes and squares.
 _LAYOUTS = ((2, True), (2, False), (2, True), (2, False), (1, True))
 _MOST_GAP = 24
 _WHITE = (255, 255, 255)
 
 
 def composed(index: int, seed: int) -> tuple[Image.Image, str]:
-    """Picture and caption of a number, the same for the same seed."""
+    """Picture and caption for a number, the same for the same seed."""
     rng = np.random.default_rng([seed, index])
     count, above = _LAYOUTS[index % len(_LAYOUTS)]
     creatures = [_invented(rng) for _ in range(count)]
@@ -28,12 +28,12 @@ def composed(index: int, seed: int) -> tuple[Image.Image, str]:
 
 
 def write_pictures(folder: Path, number: int, seed: int) -> None:
-    """Writes `<folder>/NNNN.png` with their captions beside them, as `runner_local.py` reads them.
+    """Writes `<folder>/NNNN.png` with captions beside them, as `runner_local.py` reads them.
 
     Args:
-        folder: Is made.
-        number: Pictures.
-        seed: Decides them all.
+        folder: Folder to write to; made if it does not exist.
+        number: Number of pictures.
+        seed: Decides all pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(number):
@@ -68,5 +68,5 @@ def _composed(
 
 def _caption(creatures: Sequence[Creature], above: bool) -> str:
     named = [with_article(f"{each.shape} {each.colour} creature") for each in creatures]
-    # A mirror image is as true.
+    # Also true of the mirror image.
     return "a drawing of " + (" above " if above else " next to ").join(named)

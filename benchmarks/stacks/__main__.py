@@ -1,8 +1,8 @@
-"""The current stack beside the old one, on one machine in one go: `make bench-stacks`.
+"""The current stack compared with the old one, on one machine in one go: `make bench-stacks`.
 
-Every measurement is a process of its own. The stacks take turns and the whole round is repeated, so
-that a machine whose speed varies treats them alike; the table has each stack's best round. A
-full-size training step needs 22 GB of memory, and the machine for itself.
+Every measurement runs in its own process. The stacks take turns and the whole round is repeated, so
+that a machine with varying speed treats them alike; the table has the best round of each stack. A
+full-size training step needs 22 GB of memory, and the machine to itself.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _run(python: str, folder: str) -> float:
-    """The whole default run in a new output folder, with all imports."""
+    """The whole default run in a new output folder, including all imports."""
     with tempfile.TemporaryDirectory(dir=folder) as output:
         since = time.monotonic()
         command = [python, "runner_local.py", "--output", output]
@@ -77,7 +77,7 @@ def _step(python: str) -> float:
 
 
 def _picture(python: str, folder: str) -> float:
-    """A picture from models that the same stack exported."""
+    """One picture from models that the same stack exported."""
     models = Path(folder, f"models-{Path(python).parts[-3]}")
 
     def call(module: str, pictures: int) -> Mapping[str, float]:
@@ -95,8 +95,8 @@ def _picture(python: str, folder: str) -> float:
 def _table(best: Mapping[str, Mapping[str, float]], rounds: int) -> str:
     return "\n".join(
         [
-            "By `make bench-stacks`, both on the same two cores in one go; the best of "
-            f"{rounds} rounds, in each of which they took turns.",
+            "Measured by `make bench-stacks`, both on the same two cores in one go; the best of "
+            f"{rounds} rounds, in each of which the stacks took turns.",
             "",
             f"| | {_CURRENT} | {_OLD} | current / old |",
             "| --- | ---: | ---: | ---: |",

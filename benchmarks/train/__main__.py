@@ -1,8 +1,8 @@
-"""A training step at full size beside others': `make bench-train`.
+"""Our training step at full size compared with others: `make bench-train`.
 
-Every measurement is a process of its own. The ways follow one another and the whole round is
-repeated, so that a machine whose speed varies treats them alike; the table has each way's best
-round. Needs 22 GB of memory, and the machine for itself.
+Every measurement runs in its own process. The ways run one after another and the whole round is
+repeated, so that a machine with varying speed treats them alike; the table has the best round of
+each way. Needs 22 GB of memory, and the machine to itself.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
             print(f"{name}: {result}", flush=True)
             if name not in best or result["step_seconds"] < best[name]["step_seconds"]:
                 best[name] = result
-    # Adapters alone leave memory for larger batches and pictures; the network is the same.
+    # Only adapters leave memory for larger batches and pictures; the network is the same.
     adapters = (*ours, "--lora-rank", "4", "--gradient-checkpointing")
     cost = {
         f"{size} x {size}, batch {batch}": _measure(
@@ -71,13 +71,13 @@ def _page(
             "parameters), 256 x 256, batch 1,",
             f"float32, on the same two cores; the best of {rounds} rounds, in each of which the "
             "ways ran one after the other. A",
-            "step is everything from the batch to the updated weights, AdamW and clipping "
-            "included, ours with the moving",
-            "average besides. Ours and diffusers' take cached latents and contexts; the Keras "
-            "example runs both encoders in",
-            "the step, as published, in KerasCV's own networks (on Keras 3: `benchmarks/train/` "
+            "step is everything from the batch to the updated weights, including AdamW and "
+            "clipping, and for ours also the moving",
+            "average. Ours and diffusers' take cached latents and contexts; the Keras example runs "
+            "both encoders in",
+            "the step, as published, with KerasCV's own networks (on Keras 3: `benchmarks/train/` "
             "has all loops). diffusers'",
-            "script takes PyTorch's default AdamW; the last line has the fused one instead.",
+            "script uses PyTorch's default AdamW; the last line has the fused one instead.",
             "",
             "| way | s a step | ours is faster by | forward pass, s | step / forward | graph, s | "
             "first step after, s | peak memory, MB |",
@@ -89,8 +89,8 @@ def _page(
                 for name, r in best.items()
             ),
             "",
-            "`graph` is the building of the network, its random weights included, and the tracing "
-            "of the step.",
+            "`graph` is the time to build the network, including random weights, and to trace the "
+            "step.",
             "",
             "How the cost grows, with adapters of rank 4 and gradient checkpointing, which leave "
             "memory for it:",

@@ -1,6 +1,6 @@
 """The training step of diffusers' script on cached latents; prints one line of JSON.
 
-Runs in an environment of its own, with `benchmarks/train/requirements.txt`.
+Runs in its own environment, with `benchmarks/train/requirements.txt`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def main() -> None:
     """The command line."""
     parser = arguments_of(__doc__)
     parser.add_argument(
-        "--fused", action="store_true", help="PyTorch's fused AdamW, not its default"
+        "--fused", action="store_true", help="use PyTorch's fused AdamW, not its default"
     )
     arguments = parser.parse_args()
     side, batch = arguments.image_size // 8, arguments.batch_size
     timer = Timer()
-    # All else is Stable Diffusion v1.4's by default.
+    # All other dimensions are those of Stable Diffusion v1.4 by default.
     with timer.building():
         model = UNet2DConditionModel(cross_attention_dim=768, sample_size=side).train()
     optimizer = torch.optim.AdamW(

@@ -1,8 +1,8 @@
 """The training step of the Keras example "Fine-tuning Stable Diffusion"; prints one line of JSON.
 
-Written anew for Keras 3, on which the published code does not run; what a step does is the same:
-image and text encoders run in it, timesteps are embedded one by one, every gradient is clipped by
-its own norm, Keras' AdamW updates. KerasCV's own networks, as they are.
+Rewritten for Keras 3, on which the published code does not run. A step does the same: it runs the
+image and text encoders, embeds timesteps one by one, clips every gradient by its own norm, and
+updates with Keras' AdamW. The networks are KerasCV's own, unchanged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
         model = DiffusionModel(size, size, _MAX_LENGTH, download_weights=False)
     text_encoder = TextEncoder(_MAX_LENGTH, download_weights=False)
     encoder = ImageEncoder(download_weights=False)
-    # Its last layer cuts the moments to the mean.
+    # The last layer reduces the moments to the mean.
     moments_of = keras.Sequential(encoder.layers[:-1])
     optimizer = keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     optimizer.build(model.trainable_variables)

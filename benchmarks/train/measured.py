@@ -1,4 +1,4 @@
-"""How a training loop is timed and tells its result. Imports the standard library alone."""
+"""How a training loop is timed and reports its result. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def arguments_of(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=5, help="timed ones, after two that are not")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after two untimed ones")
     return parser
 
 
@@ -33,7 +33,7 @@ class Timer:
 
     @contextlib.contextmanager
     def building(self) -> Iterator[None]:
-        """Counts what is done within this as building the network or tracing its step."""
+        """Counts the time within this as building the network or tracing its step."""
         since = time.perf_counter()
         yield
         self._facts["build_seconds"] += time.perf_counter() - since
@@ -41,7 +41,7 @@ class Timer:
     def measure(
         self, step: Callable[[], object], forward: Callable[[], object], steps: int
     ) -> None:
-        """Times `step`, which must end when its result is there, and then `forward` alone."""
+        """Times `step`, which must return only when its result is there, and then `forward`."""
         step()
         self._facts["first_step_seconds"] = time.perf_counter() - self._since
         step()

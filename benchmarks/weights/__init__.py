@@ -1,1 +1,1 @@
-"""Our networks beside PyTorch's, on the same weights and inputs."""
+"""Our networks compared with PyTorch's, on the same weights and inputs."""

@@ -1,7 +1,7 @@
-"""Our networks beside PyTorch's: `python -m benchmarks.weights --checkpoint FOLDER`.
+"""Our networks compared with PyTorch's: `python -m benchmarks.weights --checkpoint FOLDER`.
 
-`reference.py` makes the folder. Prints a table: for each network the relative error, that is the
-norm of the difference over the norm of PyTorch's output, in the exact form and in KerasCV's.
+`reference.py` makes the folder. Prints a table with the relative error of each network, that is,
+the norm of the difference over the norm of PyTorch's output, in the exact form and in KerasCV's.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ FORMS: tuple[Numerics, ...] = ("diffusers", "keras_cv")
 def relative_error(
     checkpoint: Path, reference: Mapping[str, np.ndarray], preset: Preset, network: str
 ) -> float:
-    """How far a network of ours is from PyTorch's.
+    """How far one of our networks is from PyTorch's.
 
     Args:
         checkpoint: Folder in diffusers' layout.
-        reference: What `reference.py` stored.
-        preset: Its `numerics` decides the form.
-        network: Which of the four.
+        reference: The arrays that `reference.py` stored.
+        preset: The preset; its `numerics` decides the form.
+        network: Which of the four networks.
 
     Returns:
         The norm of the difference over the norm of PyTorch's output.
     """
-    # Import Keras.
+    # These import Keras.
     from storage.folders import open_folder
     from trainer.diffusion.noise_schedule import timestep_embedding
     from trainer.networks import (
@@ -48,7 +48,7 @@ def relative_error(
 
     def given(name: str) -> np.ndarray:
         values = reference[f"{network}/{name}"]
-        # PyTorch has the channels first.
+        # PyTorch has channels first.
         return values.transpose(0, 2, 3, 1) if values.ndim == 4 else values
 
     expected = given("output")

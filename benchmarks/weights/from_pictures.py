@@ -1,4 +1,4 @@
-"""What diffusers' pipelines make of a picture, and of a part of it, for the tests of ours.
+"""Results of diffusers' pipelines from a picture, and from a part of it, for our tests.
 
 Runs in the environment of `requirements.txt` beside this file:
 
@@ -6,10 +6,10 @@ Runs in the environment of `requirements.txt` beside this file:
         --output tests/data/diffusers_tiny/from_pictures.npz
 
 `--weights` is a folder in diffusers' layout. The file holds a picture, uint8 [1, H, W, 3], a mask,
-uint8 [1, H, W], both contexts, float32 [2, 77, D], the noise that the latent is covered with and
-that of every step, float32 [1 + N, 1, h, w, 4], the picture's latent, and the latents that the
-pipelines end with, by pipeline, sampler, steps and strength. The latent is the mean that the
-encoder gives, where the pipelines would draw one from around it.
+uint8 [1, H, W], both contexts, float32 [2, 77, D], the noise added to the latent and the noise of
+every step, float32 [1 + N, 1, h, w, 4], the latent of the picture, and the final latents of the
+pipelines, by pipeline, sampler, steps and strength. The latent is the mean given by the encoder;
+the pipelines would sample around it.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def main() -> None:
                 "output_type": "latent",
             }
             name = f"{sampler}/{steps}/{strength}"
-            # At full strength this one keeps a trace of the picture, which drawing from noise
-            # alone, as the other does and ours do, has not.
+            # At full strength this pipeline keeps a trace of the picture. The other one and ours
+            # do not: they draw from pure noise.
             if strength < 1.0:
                 arrays[f"from_image/{name}"] = _result(
                     StableDiffusionImg2ImgPipeline(**parts), **request
@@ -106,7 +106,7 @@ def main() -> None:
                 StableDiffusionInpaintPipeline(**parts),
                 **request,
                 mask_image=torch.tensor(mask[:, None] / 255.0, dtype=torch.float32),
-                # For networks of nine channels alone, and of other than the latent's shape if left.
+                # Only for networks of nine channels; by default, its shape differs from the latent.
                 masked_image_latents=torch.zeros_like(latent),
                 height=8 * side,
                 width=8 * side,
@@ -115,21 +115,21 @@ def main() -> None:
 
 
 def _picture(side: int) -> np.ndarray:
-    """A smooth one with every channel of its own, uint8 [1, side, side, 3]."""
+    """A smooth picture with three different channels, uint8 [1, side, side, 3]."""
     rows, columns = np.mgrid[:side, :side] / side
     channels = [np.sin(5 * rows + k * columns + k) for k in range(3)]
     return np.round(127.5 * (1 + np.stack(channels, axis=-1))).astype(np.uint8)[None]
 
 
 def _mask(side: int) -> np.ndarray:
-    """255 in whole positions of the latent, of which diffusers takes the nearest pixel."""
+    """255 at whole positions of the latent, for which diffusers takes the nearest pixel."""
     mask = np.zeros((1, side, side), np.uint8)
     mask[:, side // 4 : side // 2, side // 8 : -side // 4] = 255
     return mask
 
 
 def _noise(shape: torch.Size, count: int) -> np.ndarray:
-    """What a generator of the seed gives, one after another."""
+    """Successive noise of a generator with the seed."""
     generator = torch.Generator().manual_seed(_SEED)
     return np.stack([_channels_last(torch.randn(shape, generator=generator)) for _ in range(count)])
 

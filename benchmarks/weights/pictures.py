@@ -1,14 +1,14 @@
-"""Pictures that diffusers draws, with the noise they start from.
+"""Pictures drawn by diffusers, with the noise they start from.
 
 Runs in the environment of `requirements.txt` beside this file:
 
     python benchmarks/weights/pictures.py --model my-model --lora lora.safetensors \
         --prompt "a red apple" --prompt "a ghost" --output pictures.npz
 
-`--model` is what `python -m trainer.diffusers_export` wrote. The file holds the prompts, the noise,
-float32 [N, h, w, 4], the settings, and the pictures, uint8 [N, H, W, 3]: `pictures` of the model as
-it is, `pictures_with_lora` with the adapters. `tests/trainer/test_diffusers_pictures.py` draws them
-from the same noise with our networks.
+`--model` is a folder that `python -m trainer.diffusers_export` wrote. The file holds the prompts,
+the noise, float32 [N, h, w, 4], the settings, and the pictures, uint8 [N, H, W, 3]: `pictures`
+without the adapters, `pictures_with_lora` with them. `tests/trainer/test_diffusers_pictures.py`
+draws them from the same noise with our networks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     side = pipeline.unet.config.sample_size
     shape = (len(arguments.prompt), side, side, pipeline.unet.config.in_channels)
     noise = np.random.default_rng(arguments.seed).standard_normal(shape, np.float32)
-    # PyTorch has the channels first.
+    # PyTorch has channels first.
     latents = torch.tensor(noise).permute(0, 3, 1, 2)
     draw = functools.partial(
         pipeline,

@@ -1,14 +1,14 @@
-"""The PyTorch side: a checkpoint with random weights in diffusers' layout, and what it computes.
+"""The PyTorch side: a checkpoint with random weights in diffusers' layout, and its outputs.
 
-Runs in an environment of its own, with `requirements.txt` beside this file:
+Runs in its own environment, with `requirements.txt` beside this file:
 
     python benchmarks/weights/reference.py --size tiny --output tests/data/diffusers_tiny
     python benchmarks/weights/reference.py --size tiny-v2 --output tests/data/diffusers_tiny_v2
     python benchmarks/weights/reference.py --size sd-v1-4 --output runs/diffusers_sd
 
 writes `unet/`, `vae/`, `text_encoder/` as diffusers saves them, `scheduler/`, and `reference.npz`
-with inputs and outputs of each network. `python -m benchmarks.weights` compares. With the weights
-of a folder instead of random ones, `reference.npz` alone is written:
+with the inputs and outputs of each network. `python -m benchmarks.weights` compares them. With the
+weights of a folder instead of random ones, only `reference.npz` is written:
 
     python benchmarks/weights/reference.py --weights trainer/base_weights/tiny \
         --output tests/data/tiny
@@ -27,8 +27,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditi
 from transformers import CLIPTextConfig, CLIPTextModel
 
 _UNET = {
-    # Two levels with and one without attention, a level that keeps its width, and a timestep
-    # embedding of its own width.
+    # Two levels with attention and one without, a level that keeps its width, and a timestep
+    # embedding with its own width.
     "tiny": {
         "block_out_channels": (8, 12, 12),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -41,7 +41,7 @@ _UNET = {
         "sample_size": 8,
     },
     "sd-v1-4": {"cross_attention_dim": 768, "sample_size": 64},
-    # What is different in Stable Diffusion 2: heads of one size and matrices as projections.
+    # As in Stable Diffusion 2: heads of one size, and matrices as projections.
     "tiny-v2": {
         "block_out_channels": (8, 12),
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -97,7 +97,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--size", choices=sorted(_UNET), help="of networks with random weights")
+    what.add_argument("--size", choices=sorted(_UNET), help="size of networks with random weights")
     what.add_argument("--weights", type=Path, help="a folder in diffusers' layout")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
@@ -137,7 +137,7 @@ def main() -> None:
         timesteps=torch.tensor([3, 977]),
         context=torch.randn(2, 77, unet.config.cross_attention_dim),
     )
-    # What comes after the last network.
+    # Runs the code after the last network.
     next(networks, None)
     np.savez_compressed(output / "reference.npz", **arrays)
 
@@ -153,7 +153,7 @@ def _loaded(folder: Path) -> Iterator[torch.nn.Module]:
 
 
 def _made(size: str, output: Path) -> Iterator[torch.nn.Module]:
-    """The same with random weights, which are written, too."""
+    """The same networks with random weights, which are also written to `output`."""
     text = _text_encoder(size)
     text.save_pretrained(output / "text_encoder")
     yield text
@@ -187,7 +187,7 @@ def _text_encoder(size: str) -> CLIPTextModel:
 
 
 def _randomize(model: torch.nn.Module) -> None:
-    """Draws what is constant at first, so that no two tensors are alike; keeps the rest."""
+    """Adds noise to initially constant parameters, so that no two tensors are alike."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.std() == 0 or parameter.ndim == 1:

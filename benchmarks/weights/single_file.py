@@ -1,6 +1,6 @@
-"""Single files in the original layout, as diffusers' `from_single_file` opens them.
+"""Single files in the original layout, as opened by diffusers' `from_single_file`.
 
-Runs in an environment of its own, with `requirements.txt` beside this file, from the root:
+Runs in its own environment, with `requirements.txt` beside this file, from the root:
 
     python -m benchmarks.weights.single_file --names tests/data/original_names.json.gz
     python -m benchmarks.weights.single_file --shapes tests/data/original_shapes.json.gz
@@ -8,11 +8,11 @@ Runs in an environment of its own, with `requirements.txt` beside this file, fro
     python -m benchmarks.weights.single_file --file small.safetensors \
         --folder tests/data/diffusers_tiny --values tests/data/diffusers_tiny/single_file.npz
 
-The first keeps what diffusers makes of each name in files of both presets' structures, for the
-tests, and the second the shapes of Stable Diffusion v1.4. The third compares a file that
-`python -m trainer.diffusers_export` wrote with the folder that it wrote of the same model: every
-tensor, and a picture that each of them draws. The last does so without the picture, and keeps what
-the networks of that file compute of the inputs in the folder's `reference.npz`;
+The first stores, for the tests, what diffusers turns each name into, for files with the structures
+of both presets; the second stores the shapes of Stable Diffusion v1.4. The third compares a file
+that `python -m trainer.diffusers_export` wrote with the folder that it wrote for the same model:
+every tensor, and a picture drawn with each. The last does so without the picture, and stores the
+outputs of that file's networks for the inputs in the folder's `reference.npz`;
 `python tests/trainer/diffusers_preset.py small.safetensors` writes the file.
 """
 
@@ -36,7 +36,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from trainer.weights.original_names import original_names
 
 _NARROW = {"norm_num_groups": 2}
-# Levels, blocks and where the width changes are the presets', all else is as small as it can be.
+# Levels, blocks and width changes are those of the presets; all else is as small as possible.
 _UNET = {
     "tiny": {
         "block_out_channels": (4, 6, 8),
@@ -62,7 +62,7 @@ def main() -> None:
     what.add_argument("--shapes", type=Path, help="file to write")
     what.add_argument("--file", type=Path, help="a single file")
     parser.add_argument("--folder", type=Path, help="the same model in diffusers' layout")
-    parser.add_argument("--values", type=Path, help="file to write what it computes to")
+    parser.add_argument("--values", type=Path, help="file to write its outputs to")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if arguments.names:
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    # Without a time in it, the file is the same every time.
+    # Without a timestamp, the file is always the same.
     path.write_bytes(gzip.compress(json.dumps(content, indent=1).encode(), mtime=0))
 
 
@@ -117,7 +117,7 @@ def _is_matrix(key: str, tensor: torch.Tensor) -> bool:
 
 
 def _names(structure: str) -> dict[str, dict[str, str]]:
-    """For each network, the names in a single file, and those that diffusers has for them."""
+    """For each network, the names in a single file, and diffusers' names for them."""
     networks: dict[str, Any] = {
         "text_encoder": CLIPTextModel(
             CLIPTextConfig(
@@ -137,7 +137,7 @@ def _names(structure: str) -> dict[str, dict[str, str]]:
         ),
         "unet": UNet2DConditionModel(**_UNET[structure], **_UNET_WIDTHS, **_NARROW),
     }
-    # Every tensor is of one number, and no two of the same.
+    # Every tensor holds one number, different for each tensor.
     numbers = iter(range(1, 100_000))
     with torch.no_grad():
         for network in networks.values():
@@ -155,7 +155,7 @@ def _names(structure: str) -> dict[str, dict[str, str]]:
             network.save_pretrained(f"{scratch}/{name}")
         save_file(stored, f"{scratch}/model.safetensors")
         opened = _opened(Path(scratch, "model.safetensors"), Path(scratch))
-    # diffusers says nothing of a tensor that it does not know or does not find.
+    # diffusers does not report a tensor that it does not know or does not find.
     found = {
         name: {float(tensor.flatten()[0]): key for key, tensor in tensors.items()}
         for name, tensors in _by_network(opened).items()
@@ -167,7 +167,7 @@ def _names(structure: str) -> dict[str, dict[str, str]]:
 
 
 def _by_network(networks: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
-    """All tensors, by the names of our networks and those that diffusers' layout has in files."""
+    """All tensors, by the names of our networks and the names in files of diffusers' layout."""
     vae = networks["vae"].state_dict()
     text = networks["text_encoder"].state_dict()
     encoder = ("encoder.", "quant_conv.")
@@ -192,7 +192,7 @@ def _opened(file: Path, configs: Path) -> dict[str, Any]:
 
 
 def _values(file: Path, folder: Path) -> dict[str, np.ndarray]:
-    """What the networks in a single file compute, and a digest of its tensors."""
+    """The outputs of the networks in a single file, and a digest of its tensors."""
     opened = _opened(file, folder)
     for name, kind in (
         ("text_encoder", CLIPTextModel),

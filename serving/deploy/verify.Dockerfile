@@ -1,4 +1,4 @@
-# What holds releases against their hashes, and their signatures, before TensorFlow Serving loads them.
+# Verifies releases against their hashes and signatures before TensorFlow Serving loads them.
 FROM python:3.13-slim-trixie
 COPY serving/deploy/verify.lock /build/
 RUN pip install --no-cache-dir --require-hashes --requirement /build/verify.lock

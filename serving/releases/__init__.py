@@ -1,8 +1,8 @@
-"""The releases of a serving directory, as its readers see them; `__main__.py` is the command.
+"""The releases of a serving directory, for its readers; `__main__.py` is the command.
 
-A version of the three models, or of four where it can draw from pictures, is a release if and only
-if `releases/<version>.json` is there. The highest that `models.config` names is the current one;
-`rollback` makes another one that.
+A version of the three models, or of four if it can draw from pictures, is a release if and only if
+`releases/<version>.json` is there. The current release is the highest that `models.config` names;
+`rollback` makes another one current.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from storage.picture_marks import network_digests
 from storage.verdict import UNSURE, VERDICT
 
 SERVED_NETWORKS = ("text_encoder", "diffusion_model", "decoder")
-"""The three of the four networks that draw pictures, which every release has."""
+"""The three of the four networks that draw pictures; every release has them."""
 IMAGE_ENCODER = "image_encoder"
-"""The fourth, which a release has that can draw from pictures."""
+"""The fourth network, of releases that can draw from pictures."""
 ALL_NETWORKS = (*SERVED_NETWORKS, IMAGE_ENCODER)
-"""What a release can have."""
+"""The networks that a release can have."""
 SINGLE_FILES = "single_files"
-"""Folder beside theirs with what other tools open: a model, or adapters, in one file."""
+"""Folder beside the networks with files for other tools: a model, or adapters, in one file."""
 CHECKPOINT_NAME = "model.safetensors"
-"""The whole model in one file, among them."""
+"""The single file with the whole model."""
 FOLDERS = (*ALL_NETWORKS, SINGLE_FILES)
-"""What a version has a folder in each of, the last two not always."""
+"""The folders that hold a version; not always the last two."""
 C2PA = "c2pa"
-"""What a release says of how its pictures are signed; see `serving.marking.signed_with`."""
+"""Fact of a release: how its pictures are signed; see `serving.marking.signed_with`."""
 RELEASES = "releases"
 EXPORT_NAME = "Format-Serving"
-"""Folder of a model's artifact that TFX puts the SavedModels into."""
+"""Folder in a model artifact that TFX puts the SavedModels into."""
 ROLLBACK_NAME = "rollback.json"
 
 DEFAULT_SERVING_DIR = "runs/default/serving_model"
@@ -53,14 +53,14 @@ class Release:
     """One version of the models.
 
     Attributes:
-        serving_dir: The directory that it lies in.
+        serving_dir: The directory that it is in.
         version: The version, the same for all models.
         facts: What the pusher wrote about it.
-        num_steps: Sampling steps where a request names none.
-        guidance_scale: Guidance scale where a request names none.
-        sampler: Sampler where a request names none.
-        image_size: Side of the pictures that it was trained on; `None` where it does not say.
-        size_multiple: What heights and widths must be multiples of; `None` where it does not say.
+        num_steps: Sampling steps if a request names none.
+        guidance_scale: Guidance scale if a request names none.
+        sampler: Sampler if a request names none.
+        image_size: Side of the pictures that it was trained on; `None` if the facts do not say.
+        size_multiple: Heights and widths must be multiples of it; `None` if the facts do not say.
     """
 
     serving_dir: str
@@ -74,17 +74,17 @@ class Release:
 
     @property
     def unsure(self) -> bool:
-        """Whether it was pushed although nobody can tell that it is better."""
+        """Whether it was pushed although it may not be better."""
         return self.facts.get(VERDICT) == UNSURE
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """What it has: `SERVED_NETWORKS`, and `IMAGE_ENCODER` where it can draw from pictures."""
+        """Its networks: `SERVED_NETWORKS`, and `IMAGE_ENCODER` if it can draw from pictures."""
         return networks_of(self.facts)
 
     @property
     def marks(self) -> dict[str, Any]:
-        """What a picture says of the release that drew it: fields of `Marks`."""
+        """What a picture says about the release that drew it: fields of `Marks`."""
         files, manifest = (self.facts.get(name) or {} for name in ("files", "manifest"))
         digests = network_digests(files)
         return {
@@ -95,7 +95,7 @@ class Release:
         }
 
     def check_complete(self) -> None:
-        """Raises a `ServingError` where the SavedModel of one of `networks` is not there."""
+        """Raises a `ServingError` if the SavedModel of one of `networks` is not there."""
         for network in self.networks:
             self.model_folder(network)
 
@@ -116,7 +116,7 @@ class Release:
 
 @dataclass(frozen=True)
 class UnreleasedModel(Release):
-    """The models as the Trainer leaves them: `serving_dir` is their folder, the version 0."""
+    """The models as the Trainer leaves them: `serving_dir` is their folder, `version` is 0."""
 
     def model_folder(self, network: str) -> str:
         """See `Release`."""
@@ -127,12 +127,12 @@ class UnreleasedModel(Release):
 
 
 def networks_among(names: Iterable[str]) -> tuple[str, ...]:
-    """`SERVED_NETWORKS`, and `IMAGE_ENCODER` where that is among the names."""
+    """`SERVED_NETWORKS`, and `IMAGE_ENCODER` if that is among the names."""
     return (*SERVED_NETWORKS, *([IMAGE_ENCODER] if IMAGE_ENCODER in names else []))
 
 
 def networks_of(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """The networks of a release, by its files; of a model that is none, by its manifest."""
+    """The networks of a release, by its files, or of an unreleased model, by its manifest."""
     names = {path.partition("/")[0] for path in facts.get("files") or ()}
     manifest = facts.get("manifest")
     if not names and isinstance(manifest, dict):
@@ -141,7 +141,7 @@ def networks_of(facts: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def list_versions(serving_dir: str) -> list[int]:
-    """The versions that are releases, the newest last.
+    """The versions that are releases, newest last.
 
     Raises:
         ServingError: There is no such directory, or its address has a secret in it.
@@ -150,7 +150,7 @@ def list_versions(serving_dir: str) -> list[int]:
     if not filesystem.is_folder(serving_dir):
         raise ServingError(
             f"there is no serving directory {serving_dir}; run the pipeline first, or name "
-            "another one"
+            "another directory"
         )
     folder = filesystem.join(serving_dir, RELEASES)
     if not filesystem.is_folder(folder):
@@ -160,10 +160,10 @@ def list_versions(serving_dir: str) -> list[int]:
 
 
 def configured_versions(serving_dir: str) -> list[int]:
-    """What `models.config` has the servers load, the current one last; nothing where there is none.
+    """The versions that servers load by `models.config`, current last; empty if that is missing.
 
     Raises:
-        ServingError: It is damaged.
+        ServingError: `models.config` is damaged.
     """
     path = filesystem.join(serving_dir, CONFIG_NAME)
     if not filesystem.is_file(path):
@@ -171,14 +171,14 @@ def configured_versions(serving_dir: str) -> list[int]:
     named = named_versions(serving_dir)
     if not named or any(named.count(version) != len(SERVED_NETWORKS) for version in named):
         raise ServingError(
-            f"{path} is damaged: it names the versions {named}; to write it anew: "
+            f"{path} is damaged: it names the versions {named}; to write it again: "
             f"{rollback_command(serving_dir, max(list_versions(serving_dir), default=1))}"
         )
     return sorted(set(named))
 
 
 def current_version(serving_dir: str) -> int:
-    """The current release: the highest that is configured, or the newest where none is.
+    """The current release: the highest configured version, or the newest if none is configured.
 
     Raises:
         ServingError: There is no such directory or no release, or `models.config` is damaged.
@@ -186,21 +186,21 @@ def current_version(serving_dir: str) -> int:
     versions = list_versions(serving_dir)
     if not versions:
         raise ServingError(
-            f"there is no release in {serving_dir}; a run of the pipeline whose model is blessed "
-            "pushes one, and --model draws with one that is not"
+            f"there is no release in {serving_dir}; a run of the pipeline pushes one if its model "
+            "is blessed, and --model draws with a model that is not"
         )
     current = (configured_versions(serving_dir) or versions)[-1]
     if current not in versions:
         raise ServingError(
-            f"the configured version {current} is no release of {serving_dir}; there are "
-            f"{', '.join(map(str, versions))}, to serve the newest: "
+            f"the configured version {current} is not a release of {serving_dir}; there are: "
+            f"{', '.join(map(str, versions))}; to serve the newest: "
             f"{rollback_command(serving_dir, versions[-1])}"
         )
     return current
 
 
 def rollback_command(serving_dir: str, version: int) -> str:
-    """What to type to serve a release again."""
+    """The command that serves a release again."""
     return module_command(
         "serving.releases", "rollback", "--to", str(version), "--serving-dir", place(serving_dir)
     )
@@ -216,7 +216,7 @@ def read_rollback(serving_dir: str) -> dict[str, Any] | None:
 
 
 def find_release(serving_dir: str, version: int | None = None) -> Release:
-    """Reads a release, the current one where `version` is None.
+    """Reads a release, the current one if `version` is None.
 
     Raises:
         ServingError: There is no such directory, release or version, or its file is damaged.
@@ -233,18 +233,18 @@ def find_release(serving_dir: str, version: int | None = None) -> Release:
 
 
 def is_model(folder: str) -> bool:
-    """Whether a folder is that of one model, as the Trainer leaves it, and no serving directory."""
+    """Whether a folder is one model, as the Trainer leaves it, and not a serving directory."""
     return _manifest(folder) is not None
 
 
 def find_model(folder: str) -> Release:
-    """A model that is no release.
+    """A model that is not a release.
 
     Args:
-        folder: Of the Trainer's artifact, or the one in it that has the SavedModels.
+        folder: The Trainer's artifact, or the folder in it that has the SavedModels.
 
     Raises:
-        ServingError: There is none, or its manifest is damaged.
+        ServingError: There is no model, or its manifest is damaged.
     """
     path = _manifest(folder)
     if path is None:
@@ -274,7 +274,7 @@ def _read_release(serving_dir: str, version: int) -> Release:
     path = filesystem.join(serving_dir, RELEASES, f"{version}.json")
     facts = _read_facts(path)
     if str(facts.get("version", version)) != str(version):
-        raise _damaged(path, f"it speaks of version {facts['version']}")
+        raise _damaged(path, f"it is about version {facts['version']}")
     return Release(serving_dir, version, facts, *_defaults(path, facts), *_sizes(path, facts))
 
 
@@ -286,15 +286,15 @@ def _read_facts(path: str) -> dict[str, Any]:
     except OSError as error:
         raise _damaged(path, f"it cannot be read ({error})") from error
     if not isinstance(facts, dict):
-        raise _damaged(path, "it holds no JSON object")
+        raise _damaged(path, "it is not a JSON object")
     return facts
 
 
 def _defaults(path: str, facts: Mapping[str, Any]) -> tuple[int, float, str]:
-    """Sampling steps, guidance scale and sampler where a request names none."""
+    """Sampling steps, guidance scale and sampler if a request names none."""
     defaults = facts.get("defaults", {})
     if not isinstance(defaults, dict):
-        raise _damaged(path, "its `defaults` are no JSON object")
+        raise _damaged(path, "its `defaults` are not a JSON object")
     num_steps = defaults.get("num_steps", FALLBACK_STEPS)
     if type(num_steps) is not int or not 1 <= num_steps <= MAX_STEPS:
         raise _damaged(path, f"its default num_steps is {num_steps!r}, not 1 to {MAX_STEPS}")
@@ -310,7 +310,7 @@ def _defaults(path: str, facts: Mapping[str, Any]) -> tuple[int, float, str]:
 
 
 def _sizes(path: str, facts: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Side of the pictures that it was trained on, and what others must be multiples of."""
+    """Side of the training pictures, and what heights and widths must be multiples of."""
     manifest = facts.get("manifest") or {}
     found = {
         "image_size": facts.get("image_size"),

@@ -1,4 +1,4 @@
-"""What `python -m serving.releases` does."""
+"""The command `python -m serving.releases`."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def command() -> Command:
     def add(name: str, what: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=what, description=what, parents=[directory])
 
-    add("list", "All releases, the current one marked.")
-    show = add("show", "What was written about a release, as JSON.")
+    add("list", "Lists all releases and marks the current one.")
+    show = add("show", "Shows what was written about a release, as JSON.")
     show.add_argument("version", type=int, nargs="?", help="(default: the current one)")
-    verify = add("verify", "Whether the files of a release are those that were pushed.")
+    verify = add("verify", "Checks that the files of a release are those that were pushed.")
     verify.add_argument("version", type=int, nargs="?", help="(default: the current one)")
     verify.add_argument(
         "--loaded",
         action="store_true",
-        help="all releases that servers load, as a deployment checks them before it starts",
+        help="all releases that servers load, as a deployment verifies them before it starts",
     )
     seals.add_key_arguments(verify)
     rollback = add("rollback", "Serves an earlier release again, after verifying its files.")
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = command().parse_args(argv)
     serving_dir = arguments.serving_dir
     try:
-        # Says what is wrong with a directory that is none.
+        # Says what is wrong if this is not a serving directory.
         current = current_version(serving_dir) if arguments.command != "rollback" else 0
         versions = list_versions(serving_dir)
         directory = ServingDirectory(serving_dir)
@@ -110,13 +110,13 @@ def _verify(arguments: argparse.Namespace, current: int) -> int:
     arguments.verify = None
     verification = seals.of(arguments)
     if arguments.loaded and arguments.version is not None:
-        raise ServingError("--loaded means what servers load: leave the version out")
+        raise ServingError("--loaded verifies what servers load: leave the version out")
     loaded = configured_versions(serving_dir) or [current]
     for version in loaded if arguments.loaded else [arguments.version or current]:
         release = find_release(serving_dir, version)
         if "files" not in release.facts:
             raise ServingError(
-                f"release {version} names no files in its release file: nothing can be verified"
+                f"the release file of release {version} lists no files: nothing can be verified"
             )
         damaged = seals.verify(release, verification)
         for fault in damaged:

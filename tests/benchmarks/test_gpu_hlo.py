@@ -113,5 +113,5 @@ def test_instructions_are_named_again_without_protobuf() -> None:
 
 @pytest.mark.parametrize("broken", [b"\x0a\x05abc", b"\x0b\x00", b"\x80"])
 def test_bytes_that_are_no_module_are_refused(broken: bytes) -> None:
-    with pytest.raises(ValueError, match="no serialized module"):
+    with pytest.raises(ValueError, match="not a serialized module"):
         named(broken)

@@ -201,7 +201,7 @@ def test_a_pack_that_was_stopped_goes_on_after_the_last_row(
     done = subprocess.run(["sh", str(folder / "run.sh")], capture_output=True, text=True)
     assert (done.returncode, done.stderr.splitlines()) == (
         1,
-        [f"{folder} is not complete: make bench-gpu-pack again completes it"],
+        [f"{folder} is not complete: run make bench-gpu-pack again"],
     )
     tracing_of = Tracing()
     monkeypatch.setattr(pack, "measured", tracing_of)
@@ -236,9 +236,9 @@ def test_what_cannot_be_carried_is_refused(
     monkeypatch.setattr(pack, "MOST_BYTES", 1_000_000)
     folder = tmp_path / "pack"
     assert pack.main(["--out", str(folder), "--preset", "tiny", "--rows", FIRST]) == 1
-    assert "has 2 MB and may have 1: take fewer rows" in capsys.readouterr().err
+    assert "has 2 MB, but only 1 are allowed: choose fewer rows" in capsys.readouterr().err
     assert pack.main(["--out", str(folder), "--wheels", str(tmp_path)]) == 1
-    assert "is no wheel: give files that end in .whl" in capsys.readouterr().err
+    assert "is not a wheel: give files that end in .whl" in capsys.readouterr().err
 
 
 def python(code: str) -> list[str]:
@@ -311,7 +311,7 @@ def test_where_jax_gives_no_gpu_the_runner_says_so_in_a_line(
     )
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
-    assert line.startswith("JAX gives no gpu here (")
+    assert line.startswith("JAX finds no gpu here (")
     assert "No module named 'jax'" in line
     assert "--device cpu" in line
 
@@ -368,8 +368,8 @@ def test_a_card_without_bfloat16_has_no_peak_in_it() -> None:
     results = recorded()
     results["machine"]["device"] = "Tesla T4"
     assert (
-        "Its peak is 65 TFLOP/s in 16 bits and 8.1 in float32 (NVIDIA T4 data sheet), and it has "
-        "no units for bfloat16: no share of peak." in page.page_of(results)
+        "Its peak is 65 TFLOP/s in 16 bits and 8.1 in float32 (NVIDIA T4 data sheet); without "
+        "units for bfloat16, no share of peak for that." in page.page_of(results)
     )
 
 
@@ -471,7 +471,7 @@ def test_a_cpus_numbers_are_no_cards() -> None:
     results = recorded()
     results["machine"] = {"device": "cpu", "platform": "cpu", "software": {}}
     text = page.page_of(results)
-    assert "**No card has run this**: these are a CPU's" in text
+    assert "**No card has run this**: a CPU did" in text
     assert "| full training | A100 | at least 36 pictures/s |  | for another card |" in text
 
 
@@ -487,7 +487,7 @@ def test_another_file_is_refused(
     path = tmp_path / "results.json"
     path.write_text(content)
     assert page.main(["--file", str(path), "--out", str(tmp_path / "page.md")]) == 1
-    assert f"{path} is not what run.sh of a pack" in capsys.readouterr().err
+    assert f"{path} is not a result of a pack's run.sh" in capsys.readouterr().err
     assert not (tmp_path / "page.md").exists()
 
 
@@ -581,6 +581,6 @@ def test_a_cpu_tries_the_command_in_small(tmp_path: Path) -> None:
     trained, drawn = (row["flops"] for row in results["rows"])
     assert drawn > 25 * 2 * trained / 4
     text = (tmp_path / "gpu_speed.md").read_text()
-    assert "**No card has run this**: these are a CPU's" in text
+    assert "**No card has run this**: a CPU did" in text
     for name in names:
         assert f"| {name} | ours |" in text

@@ -690,7 +690,7 @@ def test_a_release_is_signed_and_says_what_signs_its_pictures(push, tmp_path, mo
     chain.write_text(f"{chain.read_text()}\n-----BEGIN PRIVATE KEY-----")
     with pytest.raises(ServingError, match="it goes into the release"):
         push(c2pa=(chain, "PICTURE_KEY"))
-    with pytest.raises(ServingError, match="there is nothing in that environment variable"):
+    with pytest.raises(ServingError, match="NOT_THERE, which is empty or not set"):
         push(sign_key_env="NOT_THERE")
 
 

@@ -735,8 +735,10 @@ def test_keys_are_looked_at_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "release.key").write_bytes(private)
     of(sign_key="release.key")
-    with pytest.raises(ConfigError, match=r"serving\.sign_key_env names NOT_THERE"):
+    with pytest.raises(
+        ConfigError, match=r"serving\.sign_key_env names the environment variable NOT_THERE"
+    ):
         of(sign_key_env="NOT_THERE")
     # A key in place of the certificates would go into every release.
-    with pytest.raises(ConfigError, match="must hold certificates in PEM and nothing else"):
+    with pytest.raises(ConfigError, match="must hold only certificates in PEM"):
         of(c2pa_certificate="release.key", c2pa_key_env="PICTURE_KEY")

@@ -43,7 +43,7 @@ def test_a_prompts_length_counts_every_vector() -> None:
     fits = config(validation__prompts=["<creature> " * 37])
     assert [*prompt_notes(fits)] == []
     [note] = prompt_notes(config(validation__prompts=["<creature> " * 38]))
-    assert "cut off, and without effect, is '<creature>'" in note
+    assert "cut off and has no effect: '<creature>'" in note
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_newest_release_and_its_defaults(pushed: Path, newest: Generator) -> Non
     ("request_", "message"),
     [
         ({"prompts": []}, "there is no prompt"),
-        ({"prompts": [" "]}, "there is no prompt; say what to draw .any prompt with a guidance"),
+        ({"prompts": [" "]}, "there is no prompt; say what to draw .for a picture of nothing"),
         ({"prompts": ["a", "&nbsp;"]}, "prompt 2 of 2 is empty; say what to draw"),
         ({"prompts": "a dragon"}, "prompts is a single text"),
         ({"prompts": ["a"], "num_steps": 0}, "number of steps is 0; it must be 1 to 1000"),
@@ -276,9 +276,9 @@ def test_cli_draws_with_a_model_that_was_not_pushed(
         )
         expected = expected_picture("a dragon", num_steps=3, guidance_scale=2)
         assert_pictures_equal(read_png(out), expected)
-    assert "which has no --version" in cli(*arguments, "--version", "2")[2]
+    assert "which has no version: leave --version out" in cli(*arguments, "--version", "2")[2]
     (folder / "manifest.json").write_text("[]")
-    assert "manifest.json is damaged: it holds no JSON object; choose" in cli(*arguments)[2]
+    assert "manifest.json is damaged: it is not a JSON object; choose" in cli(*arguments)[2]
     shutil.rmtree(folder / "decoder")
     (folder / "manifest.json").write_text("{}")
     assert f"there is no SavedModel in {folder / 'decoder'}" in cli(*arguments)[2]
@@ -315,10 +315,10 @@ def test_cli_draws_a_grid(cli: Callable, pushed: Path, newest: Generator, tmp_pa
         (["a", "--guidance-scale", "inf"], "the guidance scale is inf; it must be 0 or more"),
         (["a", "--seed", "-1"], "the seed is -1; it must be 0 to 18446744073709551615"),
         (["a", "--height", "-8"], "the height is -8; it must be 1 to 16384 pixels"),
-        (["a", "--memory-limit", "0"], "--memory-limit is 0; it must be gigabytes, more than 0"),
+        (["a", "--memory-limit", "0"], "--memory-limit is 0; it must be more than 0, in gigabytes"),
         (
             ["a", "--memory-limit", "nan"],
-            "--memory-limit is nan; it must be gigabytes, more than 0",
+            "--memory-limit is nan; it must be more than 0, in gigabytes",
         ),
         (["a", "--count", "0"], "--count is 0; it must be 1 to 100"),
         (["a", "--together", "0"], "--together is 0; it must be 1 to 100"),
@@ -363,7 +363,7 @@ def test_samplers_that_a_release_of_a_former_version_does_not_have(
 ) -> None:
     arguments = ["a", "--out", str(tmp_path / "x.png"), "--serving-dir", str(serving_dir)]
     too_old = (
-        "is too old for the sampler {}, and draws with ddim alone: ask for that, or for a newer "
+        "is too old for the sampler {}; it draws only with ddim: choose that, or use a newer "
         "release\n"
     )
     code, _, errors = cli(*arguments, "--sampler", "dpmpp_2m")
@@ -387,8 +387,8 @@ def test_sizes_of_a_release(cli: Callable, serving_dir: Path, tmp_path: Path) ->
     code, _, errors = cli(*arguments, "--height", "32")
     assert code == 2
     assert errors == (
-        f"error: release 10 of {serving_dir} is too old for a height and width, and draws what it "
-        "was trained at: leave them out, or ask for a newer release\n"
+        f"error: release 10 of {serving_dir} is too old for a height and width; it draws only the "
+        "size that it was trained at: leave them out, or use a newer release\n"
     )
     write_release(serving_dir, 10, image_size=16, manifest={"size_multiple": 8})
     # What it draws anyway.
@@ -409,9 +409,9 @@ def test_sizes_of_a_release(cli: Callable, serving_dir: Path, tmp_path: Path) ->
         (b'{"manifest": {"size_multiple": 0}}', "its size_multiple is 0, not 1 or more"),
         (b"{", "is damaged: it is not JSON"),
         (b"\xff\xfe\x00", "is damaged: it is not JSON"),
-        (b"[]", "is damaged: it holds no JSON object"),
-        (b'{"version": 3}', "is damaged: it speaks of version 3"),
-        (b'{"defaults": 3}', "is damaged: its `defaults` are no JSON object"),
+        (b"[]", "is damaged: it is not a JSON object"),
+        (b'{"version": 3}', "is damaged: it is about version 3"),
+        (b'{"defaults": 3}', "is damaged: its `defaults` are not a JSON object"),
         (b'{"defaults": {"num_steps": 0}}', "is damaged: its default num_steps is 0, not 1 to"),
         (b'{"defaults": {"num_steps": true}}', "its default num_steps is True"),
         (b'{"defaults": {"guidance_scale": "7"}}', "its default guidance_scale is '7', not 0 or"),

@@ -52,7 +52,9 @@ def test_masks_are_white_where_they_are_drawn() -> None:
     for image in (Image.fromarray(grey), opaque, palette):
         assert pictures.decode_mask(_encoded(image), "m").tolist() == expected
     opaque.putpixel((0, 0), (0, 0, 0, 254))
-    with pytest.raises(ServingError, match=r"^the mask m has transparent pixels, of which nobody"):
+    with pytest.raises(
+        ServingError, match=r"^the mask m has transparent pixels, which are neither"
+    ):
         pictures.decode_mask(_encoded(opaque), "m")
 
 
@@ -79,13 +81,13 @@ def test_a_picture_covers_what_is_drawn_and_no_pixel_of_its_mask_is_lost() -> No
     [
         (
             {"strength": 0.5},
-            "there is a strength and no picture to draw from; give both or neither",
+            "there is a strength but no picture to draw from; give both or neither",
         ),
-        ({"mask": "mask"}, "there is a mask and no picture to draw from; give both or neither"),
+        ({"mask": "mask"}, "there is a mask but no picture to draw from; give both or neither"),
         ({"image": "picture", "strength": 1.5}, "the strength is 1.5; it must be 0 to 1"),
         (
             {"image": "picture", "mask": "mask"},
-            "the mask is 5 x 4 pixels, and its picture 8 x 6; they must be of one size",
+            "the mask is 5 x 4 pixels, and its picture 8 x 6; both must have the same size",
         ),
         (
             {"image": "text"},

@@ -195,7 +195,7 @@ def test_pictures_are_drawn_and_are_those_of_the_folder(
         expect(page.get_by_label("Width")).to_have_value("64")
         for text in ("Release 1", "tiny", "64 x 64", "2026-11-25 12:00:00", "0.1602", "0.2037"):
             expect(page.get_by_text(text, exact=True)).to_be_visible()
-        lineage = page.get_by_role("link", name="Where it comes from")
+        lineage = page.get_by_role("link", name="Lineage")
         expect(lineage).to_have_attribute("href", "http://127.0.0.1:1/lineage/release/1")
 
         page.get_by_label("Prompt", exact=True).fill("a blue dragon 🐉")
@@ -259,7 +259,7 @@ def test_pictures_are_drawn_and_are_those_of_the_folder(
         expect(pictures(page)).to_have_count(2)
         # Release 2 has no image encoder.
         page.reload()
-        expect(page.get_by_text("This release draws from text alone.")).to_be_visible()
+        expect(page.get_by_text("This release draws only from text.")).to_be_visible()
         expect(page.get_by_text("Drop a picture to draw from")).to_be_hidden()
 
 
@@ -301,7 +301,7 @@ def test_drawing_can_be_stopped(url: str) -> None:
         expect(status(page)).to_have_text("Stopped.")
         assert pictures(page).count() < 16
         # The end of the prompt was without effect.
-        expect(page.get_by_text("cut off, and without effect, is 'large'").first).to_be_visible()
+        expect(page.get_by_text("cut off and has no effect: 'large'").first).to_be_visible()
 
 
 def test_tabs_that_are_closed_at_any_moment_print_nothing(url: str, said: Path) -> None:

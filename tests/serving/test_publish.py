@@ -113,7 +113,7 @@ def test_to_the_hub_and_back(root: Path, tmp_path: Path) -> None:
         )
         code, said = run("publish", *arguments)
         assert code == 2
-        assert said.startswith("error: hf://org/dragons has a release-2 already, and no release")
+        assert said.startswith("error: hf://org/dragons already has a release-2, and releases")
 
         here = tmp_path / "here"
         code, said = run("pull", "hf://org/dragons@release-1", "--serving-dir", str(here))
@@ -160,7 +160,7 @@ def test_to_a_bucket_and_back(root: Path, tmp_path: Path) -> None:
         == 3
     )
     assert_same_release(here, 3, root, 1)
-    with pytest.raises(ServingError, match="has a release-2 already, and no release is"):
+    with pytest.raises(ServingError, match="already has a release-2, and releases are"):
         publish.publish(str(root), "memory://bucket/dragons", prompts=[])
 
     memory = fsspec.filesystem("memory")
@@ -192,7 +192,7 @@ def test_releases_that_are_none_are_refused(root: Path, tmp_path: Path, change: 
     address = publish.publish(str(root), str(tmp_path / "out"), prompts=[])
     path = Path(address, "release.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ServingError, match=r"release\.json is damaged, or of something else"):
+    with pytest.raises(ServingError, match=r"release\.json is damaged, or not a release file"):
         pull.pull(address, str(tmp_path / "there"))
 
 
@@ -267,7 +267,7 @@ def test_the_model_card_says_whether_pictures_are_drawn_from_pictures() -> None:
     assert "--image" not in before
     assert "image-to-image" not in before
     assert "four SavedModels (text encoder, diffusion model, decoder, image encoder) that" in now
-    assert "are inputs. Pictures are drawn from a picture, too (its strength is an input)" in now
+    assert "are inputs. They can also draw from a picture (with the strength as an input)" in now
     assert "- image-to-image" in now
     assert "--image drawing.png --strength 0.5" in now
 

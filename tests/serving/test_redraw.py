@@ -73,9 +73,9 @@ def test_it_is_drawn_again(drawn: Path, released: Path, capsys, tmp_path: Path) 
         "different pixels: 0.00 of 255 on average, 1 at most",
     ]
     for given, said in (
-        ([], "it was drawn from a picture: name it by --image"),
-        (pictures[:2], "it was drawn from a mask: name it by --mask"),
-        (["--image", str(grid), *pictures[2:]], "is not the one that it was drawn from"),
+        ([], "it was drawn from a picture: give that with --image"),
+        (pictures[:2], "it was drawn from a mask: give that with --mask"),
+        (["--image", str(grid), *pictures[2:]], "is not the one it was drawn from"),
     ):
         assert redraw.main([str(grid), *where, *given]) == 2
         assert said in capsys.readouterr().err
@@ -85,7 +85,7 @@ def test_it_is_drawn_again(drawn: Path, released: Path, capsys, tmp_path: Path) 
     ("marked", "said"),
     [
         (marking.Marking(metadata=False), "carries no marks"),
-        (marking.Marking(prompt=False), "do not tell the prompt"),
+        (marking.Marking(prompt=False), "do not include the prompt"),
     ],
 )
 def test_what_is_not_to_be_told(
@@ -113,7 +113,7 @@ def test_without_pillow_it_says_so_before_anything_is_loaded(
     )
     request = ["a cat", "--out", f"{tmp_path}/x.png", "--serving-dir", str(released)]
     assert generate.main(request) == 2
-    assert "Pillow is not installed" in capsys.readouterr().err
+    assert "needs Pillow, which is not installed" in capsys.readouterr().err
     arguments = generate.command().parse_args([*request, "--no-metadata"])
     assert marking.of(arguments) == marking.Marking(metadata=False)
 
@@ -129,5 +129,5 @@ def test_a_picture_that_was_cut_is_not_compared(drawn: Path, released: Path) -> 
     black = np.zeros((40, 64, 3), np.uint8)
     [same] = redraw.redraw(black, [whole], 1, Same)  # type: ignore[arg-type]
     assert (same.mean, same.most) == (0, 0)
-    with pytest.raises(redraw.ServingError, match="it was scaled or cut since"):
+    with pytest.raises(redraw.ServingError, match="it was scaled or cropped since"):
         redraw.redraw(black[:30], [whole], 1, Same)  # type: ignore[arg-type]

@@ -137,7 +137,7 @@ def test_whoever_mends_the_manifest_has_no_key(root: Path, public: Path, capsys)
     for name, bundle in seals.signed_as(SigningKey(theirs), 1, facts["files"]).items():
         (root / "releases" / name).write_bytes(bundle)
     assert verify(root, "--verify-key", public) == 2
-    assert "cannot be believed: it is from the key" in capsys.readouterr().err
+    assert "cannot be trusted: it is from the key" in capsys.readouterr().err
 
 
 def test_the_signature_itself_is_verified(root: Path, public: Path, capsys) -> None:
@@ -177,8 +177,8 @@ def test_a_signature_is_verified_where_there_is_one(
     assert generate(["a cat", *out, "--verify"]) == 2
     assert "release 1 is not signed" in capsys.readouterr().err
     for flags, told in (
-        (["--no-verify", "--verify-key", str(public)], "leave one of both out"),
-        (["--verify-key-env", "NOT_THERE"], "there is nothing in that environment variable"),
+        (["--no-verify", "--verify-key", str(public)], "give only one of them"),
+        (["--verify-key-env", "NOT_THERE"], "NOT_THERE, which is empty or not set"),
         (["--verify-key", "/nowhere"], "/nowhere cannot be read"),
         (["--verify", "--server", "http://localhost:1"], "verified where it runs"),
     ):
@@ -190,7 +190,7 @@ def test_a_signature_is_verified_where_there_is_one(
 def test_pulling_verifies(root: Path, public: Path, tmp_path: Path, capsys) -> None:
     published = publish.publish(str(root), str(tmp_path / "p"), prompts=[])
     into, key = str(tmp_path / "into"), seals.Verification(public_key=PUBLIC)
-    with pytest.raises(ServingError, match="and no public key is there"):
+    with pytest.raises(ServingError, match="but there is no public key"):
         pull.pull(published, into)
     # Its number is taken there.
     push(Path(into), write_source(tmp_path / "other", "other"), key=None)
@@ -227,7 +227,7 @@ def test_pulling_verifies(root: Path, public: Path, tmp_path: Path, capsys) -> N
     renamed = copy("renamed")
     facts = {**facts, "version": 7}
     (renamed / "release.json").write_text(json.dumps(facts))
-    assert "is of version 7, and its signature of release-1" in pulled(renamed)
+    assert "is of version 7, but its signature is of release-1" in pulled(renamed)
     stripped = copy("stripped")
     (stripped / "model.sig").unlink()
     assert pull.main([str(stripped), "--serving-dir", into, "--verify-key", str(public)]) == 2
@@ -278,9 +278,9 @@ def test_keys_that_cannot_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path = tmp_path / "key.pem"
     path.write_bytes(PUBLIC)
     for given, told in (
-        ((None, "NOT_THERE"), "serving.sign_key_env names NOT_THERE, and there is nothing"),
+        ((None, "NOT_THERE"), "serving.sign_key_env names the environment variable NOT_THERE"),
         (("/nowhere", None), "serving.sign_key is /nowhere, which cannot be read"),
-        ((str(path), None), f"serving.sign_key is {path}, and releases cannot be signed"),
+        ((str(path), None), f"serving.sign_key is {path}, which cannot sign releases"),
     ):
         with pytest.raises(ServingError, match=told):
             seals.signing_key(*given)

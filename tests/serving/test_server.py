@@ -141,8 +141,8 @@ def test_a_server_of_a_former_version_draws_with_what_it_knows(
         with pytest.raises(ServingError) as error:
             generator.generate(**REQUESTS[3])
     assert str(error.value) == (
-        f"release 1 of {address} is too old for the sampler dpmpp_2m, and draws with ddim alone: "
-        "ask for that, or for a newer release"
+        f"release 1 of {address} is too old for the sampler dpmpp_2m; it draws only with ddim: "
+        "choose that, or use a newer release"
     )
 
 
@@ -218,15 +218,15 @@ def test_sizes_that_cannot_be_drawn_are_refused_before_anything_is_computed(
         generator.generate(["a dragon"], height=512, width=320)
     said = re.fullmatch(
         r"a picture of 320 x 512 pixels needs up to 0\.([0-9]) GB of memory besides the models, "
-        r"and 0\.1 GB are there for it: ask for a smaller one, or, if there is more, say so by "
-        r"--memory-limit",
+        r"but only 0\.1 GB are available: choose a smaller size, or raise --memory-limit if there "
+        r"is more memory",
         str(error.value),
     )
     assert said is not None
     assert int(said[1]) >= 2
     monkeypatch.setattr(generator, "_memory_limit_bytes", None)
     monkeypatch.setattr("serving.in_process.free_memory_bytes", lambda: 3 * 10**9)
-    with pytest.raises(ServingError, match=f"and {'3' if place == 'folder' else '8'}.0 GB are"):
+    with pytest.raises(ServingError, match=f"only {'3' if place == 'folder' else '8'}.0 GB are"):
         generator.generate(["a dragon"], height=4096, width=4096)
     assert set(called) == {"size"}
 
@@ -245,8 +245,8 @@ def test_a_server_of_a_former_version_draws_its_own_size(
         with pytest.raises(ServingError) as error:
             generator.generate(**request, height=64)
     assert str(error.value) == (
-        f"release 1 of {address} is too old for a height and width, and draws what it was trained "
-        "at: leave them out, or ask for a newer release"
+        f"release 1 of {address} is too old for a height and width; it draws only the size that it "
+        "was trained at: leave them out, or use a newer release"
     )
 
 
@@ -348,7 +348,7 @@ def test_the_command_line_reads_pictures_as_a_dataset_is_read(
 
 
 NO_ENCODER = (
-    "has no image encoder, and draws from text alone: leave the picture out, or ask for a release "
+    "has no image encoder, so it draws only from text: leave the picture out, or use a release "
     "that was pushed with serving.image_to_image"
 )
 
@@ -463,8 +463,8 @@ def test_what_is_cut_off_a_prompt_is_named_wherever_it_is_drawn(
     generator.generate([LONG], num_steps=1)
     [message] = [record.getMessage() for record in caplog.records]
     assert message == (
-        f"{LONG!r} is longer than the 77 tokens that the text encoder reads; cut off, and without "
-        f"effect, is {CUT!r}."
+        f"{LONG!r} is longer than the 77 tokens that the text encoder reads; this part is cut off "
+        f"and has no effect: {CUT!r}."
     )
     if place == "rest":
         out = str(tmp_path / "x.png")

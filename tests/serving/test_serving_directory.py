@@ -258,7 +258,7 @@ def test_a_damaged_configuration_is_told_and_mended(root: Path) -> None:
     with pytest.raises(ServingError, match=r"names the versions \[2, 9, 2, 3, 2, 3\]; .*--to"):
         find_release(str(root))
     config.write_text(whole.replace("versions: 3", "versions: 8"))
-    with pytest.raises(ServingError, match="the configured version 8 is no release"):
+    with pytest.raises(ServingError, match="the configured version 8 is not a release"):
         find_release(str(root))
     assert releases_command.main(["rollback", "--serving-dir", str(root), "--to", "3"]) == 0
     assert served(root) == 3
@@ -281,7 +281,7 @@ def test_the_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     code, out, _ = run("verify", "2")
     assert code == 1
     assert out == f"missing: decoder/2/{FILES[0]}\nrelease 2 is damaged\n"
-    removed = "removed: 1\nkept: 3, of the newest 1\nkept: 2, the current one\n"
+    removed = "removed: 1\nkept: 3, among the newest 1\nkept: 2, the current one\n"
     assert run("prune", "--keep", "1") == (0, removed, "")
     assert run("rollback", "--to", "3") == (0, "release 3 is served now\n", "")
     nothing = (

@@ -122,7 +122,7 @@ def test_pushes_to_a_bucket(storage: LoopbackStorage, tmp_path: Path) -> None:
         "added: decoder/1/extra\nchanged: decoder/1/saved_model.pb\nrelease 1 is damaged\n"
     )
     assert harmed.returncode == 1
-    assert run("prune", "--keep", "1").startswith("removed: 1\nkept: 4, of the newest 1\n")
+    assert run("prune", "--keep", "1").startswith("removed: 1\nkept: 4, among the newest 1\n")
     assert not any(name.startswith("serving/decoder/1/") for name in storage.names())
     assert run("rollback", "--to", "4") == "release 4 is served now\n"
     assert storage.read("serving/models.config").decode().count("versions: 3 versions: 4") == 3

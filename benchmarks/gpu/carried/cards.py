@@ -1,8 +1,8 @@
-"""What NVIDIA's data sheets say that cards can do, in 10^12 operations a second.
+"""Peak speeds of cards from NVIDIA's data sheets, in 10^12 operations per second.
 
-All of dense matrices: where a sheet has the figure "with sparsity", half of it. In 16 bits with
-sums in float32; `float32` is as tensor cores multiply it (TF32), which is what XLA and, here,
-PyTorch do with it, and of cards without that, plain float32's. Imports the standard library alone.
+All are for dense matrices; if a sheet gives the figure "with sparsity", this is half of it. 16-bit
+figures have sums in float32. `float32` is the speed of tensor cores (TF32), which XLA and, here,
+PyTorch use for it, or plain float32 on cards without TF32. Imports only the standard library.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ class Card(NamedTuple):
     """A card's peaks.
 
     Attributes:
-        pattern: Of the name that its driver gives it.
-        float16: Of float16.
-        float32: Of float32.
+        pattern: Pattern of the name that its driver gives it.
+        float16: Peak in float16.
+        float32: Peak in float32.
         source: Title of the data sheet.
         bfloat16: Whether bfloat16 is as fast as float16; else the card has no units for it.
     """
@@ -29,7 +29,7 @@ class Card(NamedTuple):
     bfloat16: bool = True
 
     def peak(self, computes_in: str) -> float | None:
-        """That of `float32`, `bfloat16` or `float16`; `None` where the sheet has none."""
+        """The peak in `float32`, `bfloat16` or `float16`; `None` if the sheet has none."""
         if computes_in == "float32":
             return self.float32
         return None if computes_in == "bfloat16" and not self.bfloat16 else self.float16
@@ -60,7 +60,7 @@ CARDS = (
 def card_of(device: str) -> Card | None:
     """The card that a driver calls `device`, such as `NVIDIA A100-SXM4-40GB`, if it is known.
 
-    A part of a card (`... MIG 3g.20gb`) is none.
+    A part of a card (`... MIG 3g.20gb`) does not count as one.
     """
     if re.search(r"\bMIG\b", device):
         return None
@@ -68,12 +68,12 @@ def card_of(device: str) -> Card | None:
 
 
 def peak_share(device: str, flops: float, seconds: float, computes_in: str) -> float | None:
-    """The part of a card's peak that a measurement reached; `None` where the peak is not known.
+    """The share of a card's peak that a measurement reached; `None` if the peak is not known.
 
     Args:
-        device: The name that its driver gives it.
+        device: Name of the card, by its driver.
         flops: Operations that the model needed.
-        seconds: They took.
+        seconds: Seconds that they took.
         computes_in: `float32`, `bfloat16` or `float16`.
     """
     card = card_of(device)

@@ -1,4 +1,4 @@
-"""How far a device's results are from a CPU's; needs NumPy alone."""
+"""How far the results of a device are from those of a CPU; needs only NumPy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _ENDS = 10
 
 
 def compare_losses(losses: Sequence[float], expected: Sequence[float]) -> dict[str, Any]:
-    """How far losses are from a CPU's at each step, and how far each falls.
+    """How far losses are from a CPU's at each step, and how far both fall.
 
-    The fall is from the mean of the first ten steps to that of the last ten.
+    The fall is from the mean of the first ten steps to the mean of the last ten.
     """
     ours, theirs = np.asarray(losses, np.float64), np.asarray(expected, np.float64)
 
@@ -31,11 +31,11 @@ def compare_losses(losses: Sequence[float], expected: Sequence[float]) -> dict[s
 def compare_drawings(
     results: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """How far latents are, by the norm of the difference over the norm, and pixels, in levels.
+    """How far off latents are (norm of the difference over the norm) and pixels (in levels).
 
     Args:
         results: `latent`, float32 [B, h, w, 4], and `pixels`, uint8 [B, H, W, 3].
-        expected: The same of a CPU.
+        expected: The same from a CPU.
     """
     ours, theirs = (
         {name: x[name].astype(np.float64) for name in ("latent", "pixels")}

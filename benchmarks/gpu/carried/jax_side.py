@@ -1,8 +1,8 @@
 """Our rows and checks on a GPU, by JAX: `run.py` starts this once for each. Needs JAX and NumPy.
 
-A row is an HLO module that TensorFlow made, without weights. JAX hands it to XLA as it hands its
-own; its variables are made here, by shape, and donated: the results of a step are the next one's
-parameters. Prints one line of JSON.
+A row is an HLO module that TensorFlow made, without weights. JAX hands it to XLA like its own
+modules. Its variables are made here, by shape, and donated: the results of a step are the
+parameters of the next one. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Computation:
         """Compiles it.
 
         Args:
-            device: For which.
-            folder: Of the pack's rows or checks.
-            name: The row's.
+            device: The device to compile for.
+            folder: Folder of the pack's rows or checks.
+            name: Name of the row.
         """
         self.device = device
         with lzma.open(folder / f"{name}.json.xz") as f:
@@ -67,7 +67,7 @@ class Computation:
 
     @property
     def needed_bytes(self) -> int:
-        """What XLA planned: parameters, results that take none's place, and all in between."""
+        """The memory that XLA planned: parameters, results without aliases, and all in between."""
         stats = self._executable.get_compiled_memory_stats()
         return int(
             stats.argument_size_in_bytes
@@ -78,7 +78,7 @@ class Computation:
         )
 
     def operation_names(self) -> dict[str, str]:
-        """For each instruction that runs, the operation of TensorFlow that it comes from."""
+        """For each instruction that runs, the TensorFlow operation that it comes from."""
         return dict(
             _HLO_NAME.findall("\n".join(m.to_string() for m in self._executable.hlo_modules()))
         )
@@ -87,10 +87,10 @@ class Computation:
         """All parameters, on the device.
 
         Args:
-            features: Values of those that the pack names a feature or an array of; without them,
-                normal noise.
+            features: Values of the parameters that the pack calls a feature or an array; without
+                them, normal noise.
         """
-        # One draw, of which every parameter takes another part: to draw each would take minutes.
+        # One draw, of which every parameter takes a different part: drawing each takes minutes.
         largest = max(int(np.prod(p["shape"])) for p in self.parameters)
         noise = np.random.default_rng(0).standard_normal(2 * largest + 1, np.float32)
         return [
@@ -99,10 +99,10 @@ class Computation:
         ]
 
     def __call__(self, values: list[jax.Array]) -> dict[str, jax.Array]:
-        """Runs once; of `values`, those that are donated become the next ones.
+        """Runs once; replaces the donated `values` by the next ones.
 
         Returns:
-            The results that take no parameter's place, by their names.
+            The results that do not take the place of a parameter, by their names.
         """
         results = self._executable.execute(values)
         named = {}
@@ -134,7 +134,7 @@ def _first_value(
 
 
 def measure_row(device: jax.Device, pack: Path, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Times a row; says what it takes and where the time goes.
+    """Times a row, and measures its memory and where the time goes.
 
     Raises:
         DoesNotFitError: XLA planned more memory than there is.
@@ -175,9 +175,9 @@ def measure_row(device: jax.Device, pack: Path, row: Mapping[str, Any]) -> dict[
 
 
 def _operations(computation: Computation, call: Any, wait: Any) -> list[dict[str, Any]]:
-    """The operations that took most of the device's time, those of alike layers together.
+    """The operations that took most of the device's time, similar layers taken together.
 
-    Empty where the profiler has seen nothing.
+    Empty if the profiler saw nothing.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -187,7 +187,7 @@ def _operations(computation: Computation, call: Any, wait: Any) -> list[dict[str
         files = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
         profiles = [jax.profiler.ProfileData.from_file(file) for file in files]
         names = computation.operation_names()
-        # A kernel's name has no points.
+        # The names of kernels have no dots.
         names |= {re.sub(r"[.\-]", "_", name): operation for name, operation in names.items()}
         spent: collections.defaultdict[str, float] = collections.defaultdict(float)
         kernels: collections.Counter[str] = collections.Counter()
@@ -213,7 +213,7 @@ def _operations(computation: Computation, call: Any, wait: Any) -> list[dict[str
 def _events(profiles: Sequence[Any]) -> Iterator[tuple[str, str | None, float]]:
     """Name, instruction and nanoseconds of everything that ran on a device.
 
-    On a CPU, whose plane has the threads' other doings too, of what belongs to an instruction.
+    On a CPU, whose plane also has other activity of the threads, only the events of instructions.
     """
     for profile in profiles:
         for plane in profile.planes:
@@ -231,7 +231,7 @@ def _events(profiles: Sequence[Any]) -> Iterator[tuple[str, str | None, float]]:
 
 
 def run_check(device: jax.Device, pack: Path, check: Mapping[str, Any]) -> dict[str, Any]:
-    """Computes a check with its inputs; says how far its results are from a CPU's."""
+    """Computes a check with its inputs, and how far its results are from a CPU's."""
     computation = Computation(device, pack / "checks", check["name"])
     arrays: dict[str, np.ndarray] = {}
     for file in check["arrays"]:
@@ -259,7 +259,7 @@ def run_check(device: jax.Device, pack: Path, check: Mapping[str, Any]) -> dict[
 
 
 def _at(array: np.ndarray, name: str, step: int) -> np.ndarray:
-    """A step's part of what differs from step to step."""
+    """The part for one step, if the array differs from step to step."""
     return array[step] if name.startswith("given/") else array
 
 
@@ -279,8 +279,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--pack", type=Path, default=Path(), help="its folder")
-    parser.add_argument("--row", type=json.loads, help="one of the manifest's")
-    parser.add_argument("--check", type=json.loads, help="one of the manifest's")
+    parser.add_argument("--row", type=json.loads, help="a row of the manifest")
+    parser.add_argument("--check", type=json.loads, help="a check of the manifest")
     arguments = parser.parse_args()
     pack = arguments.pack
     device = jax.devices(arguments.device)[0]

@@ -1,6 +1,6 @@
-"""Modules of the pack as XLA reads them. Imports the standard library alone.
+"""Modules of the pack in the form that XLA reads. Imports only the standard library.
 
-Stored they have no names of instructions, which would be a fourth of what is carried.
+They are stored without names of instructions, which would be a quarter of the pack.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def named(module: bytes) -> bytes:
     """A serialized `HloModuleProto` with a name for each instruction.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a serialized module.
     """
     numbers = itertools.count()
     parts = []
@@ -37,7 +37,7 @@ def _computation(computation: bytes, numbers: Iterator[int]) -> bytes:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Of each field its number, all of its bytes, and those of its content."""
+    """For each field its number, all of its bytes, and the bytes of its content."""
     position = 0
     while position < len(message):
         begin = position
@@ -51,9 +51,9 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         elif kind in (_32_BITS, _64_BITS):
             content, position = position, position + (4 if kind == _32_BITS else 8)
         else:
-            raise ValueError(f"no serialized module: a field of kind {kind}")
+            raise ValueError(f"not a serialized module: it has a field of kind {kind}")
         if position > len(message):
-            raise ValueError("no serialized module: it ends within a field")
+            raise ValueError("not a serialized module: it ends within a field")
         yield number, message[begin:position], message[content:position]
 
 
@@ -67,7 +67,7 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
         if byte < 128:
             return value, position
         shift += 7
-    raise ValueError("no serialized module: it ends within a number")
+    raise ValueError("not a serialized module: it ends within a number")
 
 
 def _field(number: int, content: bytes) -> bytes:

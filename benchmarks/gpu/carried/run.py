@@ -1,7 +1,7 @@
-"""Runs a pack on this machine's GPU: one process a row, the most telling first; see README.md.
+"""Runs a pack on this machine's GPU: one process per row, most telling first; see README.md.
 
-Leaves one JSON file, which is written anew after every row. A row that fails, does not fit or for
-which no time is left says so. Imports the standard library alone.
+Leaves one JSON file, which is rewritten after every row. A row that fails, does not fit or has no
+time left is recorded as such. Imports only the standard library.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
-# Less is not worth starting JAX for.
+# With less time left, starting JAX is not worth it.
 _LEAST_SECONDS = 20.0
 
 
@@ -35,14 +35,14 @@ def run_job(
     """Runs a program that prints a line of JSON at its end.
 
     Args:
-        command: Of the program.
-        seconds: After which it is ended.
-        environment: Variables besides this process's own.
-        folder: To run it in; by default this process's.
+        command: Command line of the program.
+        seconds: Seconds after which it is killed.
+        environment: Variables in addition to those of this process.
+        folder: Folder to run it in; by default this process's.
 
     Returns:
-        What it printed, with `state`: `done` if it says nothing else; or `failed` or `out of time`,
-        and `why`.
+        What it printed, with `state`: `done` unless it says otherwise; or `failed` or `out of
+        time`, and `why`.
     """
     with subprocess.Popen(
         command,
@@ -51,7 +51,7 @@ def run_job(
         text=True,
         env={**os.environ, **(environment or {})},
         cwd=folder,
-        # With what it starts, such as compilers.
+        # To kill it together with what it starts, such as compilers.
         start_new_session=True,
     ) as process:
         try:
@@ -80,7 +80,7 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
 
 
 def jobs_of(manifest: Mapping[str, Any], patterns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """What is to be run, in the manifest's order: its jobs, each with its row or check."""
+    """The jobs to run, in the order of the manifest, each with its row or check."""
     named = {entry["name"]: entry for entry in [*manifest["rows"], *manifest["checks"]]}
     for job in manifest["jobs"]:
         chosen = any(fnmatch.fnmatchcase(job["name"], pattern) for pattern in patterns)
@@ -91,7 +91,7 @@ def jobs_of(manifest: Mapping[str, Any], patterns: Sequence[str]) -> Iterator[di
 def command_of(
     job: Mapping[str, Any], manifest: Mapping[str, Any], pack: Path, device: str
 ) -> list[str]:
-    """The command line of a job, but for the interpreter."""
+    """The command line of a job, without the interpreter."""
     settings = json.dumps(job)
     if job["side"] == "diffusers":
         networks = json.dumps(manifest["networks"][job["preset"]])
@@ -114,14 +114,14 @@ def run_all(
 
     Args:
         jobs: From `jobs_of`.
-        run: From a job and the seconds that it may take to its results; `run_job` says which.
-        results: To be completed.
-        path: Where to write them.
-        seconds: For all jobs together.
-        row_seconds: For one.
+        run: Runs a job within a number of seconds; returns its results as `run_job` does.
+        results: The results to complete.
+        path: File to write them to.
+        seconds: Seconds for all jobs together.
+        row_seconds: Seconds for one job.
     """
     began = time.monotonic()
-    # A former run's are none of this one's.
+    # Replaces the results of an earlier run.
     write_results(results, path)
     for job in jobs:
         left = seconds - (time.monotonic() - began)
@@ -135,12 +135,12 @@ def run_all(
 
 
 def head(by: str, machine: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
-    """Results before there are any.
+    """The head of the results, still without results.
 
     Args:
         by: `pack`, or `tensorflow`.
         machine: The device and the software.
-        made: Which code the computations are of.
+        made: The code that made the computations.
     """
     now = datetime.datetime.now(datetime.timezone.utc)
     return {
@@ -168,13 +168,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     pack, device = arguments.pack, arguments.device
     manifest = json.loads((pack / "manifest.json").read_text(encoding="utf-8"))
     if "jobs" not in manifest:
-        print(f"{pack} is not complete: make bench-gpu-pack again completes it", file=sys.stderr)
+        print(f"{pack} is not complete: run make bench-gpu-pack again", file=sys.stderr)
         return 1
     probe = [sys.executable, "-m", f"{__package__}.jax_side", "--device", device]
     machine = run_job(probe, arguments.row_seconds)
     if machine.pop("state") != "done":
         print(
-            f"JAX gives no {device} here ({machine['why']}): install JAX for CUDA, or try "
+            f"JAX finds no {device} here ({machine['why']}): install JAX for CUDA, or try "
             "--device cpu --rows step_float32",
             file=sys.stderr,
         )
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), site)))
 
         def run(job: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-            # Wheels that are carried are for the side that asks for them.
+            # Carried wheels are only for the side that needs them.
             environment = {"PYTHONPATH": path} if job["side"] == "diffusers" else None
             command = [sys.executable, *command_of(job, manifest, pack, device)]
             return run_job(command, seconds, environment)

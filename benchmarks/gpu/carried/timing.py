@@ -1,4 +1,4 @@
-"""How a row is timed, by all sides alike. Imports the standard library alone."""
+"""How all sides time a row. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def seconds_a_call(
     """Median over windows, in each of which calls follow one another without waiting.
 
     Args:
-        call: Starts one step or one drawing; has been called before, so that nothing is prepared.
-        wait: Returns when all that was started is done.
-        window_seconds: About which a window takes, if a call takes less.
+        call: Starts one step or one drawing; was called before, so that nothing needs preparation.
+        wait: Returns when everything that was started is done.
+        window_seconds: Approximate length of a window, if a call takes less.
     """
 
     def window(calls: int) -> float:
@@ -39,24 +39,24 @@ def seconds_a_call(
 def compiling_and_calls(
     call: Callable[[], object], wait: Callable[[], object]
 ) -> tuple[float, float]:
-    """Seconds that the first call takes longer than others, and those of one of the others.
+    """Seconds that the first call takes longer than later ones, and seconds of a later call.
 
     Args:
         call: Starts one step or one drawing; has not been called yet.
-        wait: As of `seconds_a_call`.
+        wait: As in `seconds_a_call`.
     """
     since = time.perf_counter()
     call()
     wait()
     first = time.perf_counter() - since
-    # The second one may still choose kernels.
+    # The second call may still choose kernels.
     call()
     seconds = seconds_a_call(call, wait)
     return max(0.0, first - seconds), seconds
 
 
 def speed(row: dict[str, Any], device: str, seconds: float) -> dict[str, Any]:
-    """What follows from a row's settings and the seconds that one step or drawing takes."""
+    """Speeds from the settings of a row and the seconds that one step or drawing takes."""
     return {
         "seconds": seconds,
         "pictures_per_second": row["batch_size"] / seconds,

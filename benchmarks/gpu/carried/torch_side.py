@@ -1,10 +1,10 @@
-"""diffusers' step and pipeline beside our rows, in PyTorch; needs torch and diffusers.
+"""diffusers' step and pipeline to compare with our rows, in PyTorch; needs torch and diffusers.
 
-The same work as ours: cached latents and contexts in, AdamW in one kernel, clipping and the moving
-average of the weights; channels last, and float32 multiplied as TF32, as XLA does it. In 16 bits
-the networks compute under autocast, with weights in float32, as ours do. Pictures are drawn by
-diffusers' pipeline from contexts; one in 16 bits has weights and arithmetic in 16 bits, as one uses
-it. Random weights. Prints one line of JSON.
+A step does the same work as ours: cached latents and contexts in, AdamW in one kernel, clipping and
+the moving average of the weights; channels last, and float32 multiplied as TF32, as XLA does. In 16
+bits the networks compute under autocast, with weights in float32, like ours. diffusers' pipeline
+draws pictures from contexts; in 16 bits its weights and arithmetic have 16 bits, as is usual.
+Random weights. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .timing import compiling_and_calls, speed
 _LEARNING_RATE, _WEIGHT_DECAY, _CLIP_NORM, _EMA_DECAY = 1e-5, 1e-2, 1.0, 0.9999
 _GUIDANCE_SCALE, _NUM_STEPS = 7.5, 25
 _TOKENS = 77
-# PyTorch's words, those that its compiler puts around them, cuBLAS' and a CPU's.
+# The words of PyTorch, of its compiler around them, of cuBLAS and of a CPU.
 _OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|allocate memory")
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -32,10 +32,10 @@ Call = Callable[[], object]
 
 
 class AdaptedLinear(torch.nn.Module):
-    """A projection with an adapter of its own (Hu et al. 2022)."""
+    """A projection with its own adapter (Hu et al. 2022)."""
 
     def __init__(self, linear: torch.nn.Linear, rank: int) -> None:
-        """Adds what changes nothing at first."""
+        """Adds an adapter that at first changes nothing."""
         super().__init__()
         self.linear = linear
         self.down = torch.nn.Linear(linear.in_features, rank, bias=False)
@@ -99,7 +99,7 @@ def training(row: dict[str, Any], networks: dict[str, Any], device: torch.device
 
 
 def drawing(row: dict[str, Any], networks: dict[str, Any], device: torch.device) -> Call:
-    """Pictures of a row, from contexts to pixels."""
+    """Drawing the pictures of a row, from contexts to pixels."""
     from diffusers import (
         AutoencoderKL,
         DDIMScheduler,
@@ -177,14 +177,14 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
-    parser.add_argument("--row", type=json.loads, required=True, help="one of the manifest's")
-    parser.add_argument("--networks", type=json.loads, required=True, help="their dimensions")
+    parser.add_argument("--row", type=json.loads, required=True, help="a row of the manifest")
+    parser.add_argument("--networks", type=json.loads, required=True, help="dimensions of networks")
     arguments = parser.parse_args()
     device = torch.device("cuda" if arguments.device == "gpu" else "cpu")
     try:
         facts = measure(arguments.row, arguments.networks, device)
     except ImportError as error:
-        # diffusers' stand-in for what it lacks a package for begins with an empty line.
+        # The error of diffusers' placeholder for a missing package begins with an empty line.
         why = f"there is no {error.name} here" if error.name else str(error).strip()[:300]
         facts = {"state": "missing", "why": why}
     except RuntimeError as error:
