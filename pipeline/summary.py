@@ -259,7 +259,7 @@ def last_screen(
         )
     elif result.model is not None:
         steps.append(
-            ("draw all the same", module_command(*draw, "--model", place(result.model), *to))
+            ("draw anyway", module_command(*draw, "--model", place(result.model), *to))
         )
     if result.model_run is not None:
         logs = place(result.model_run.rstrip("/").rpartition("/")[0])

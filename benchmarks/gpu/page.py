@@ -93,6 +93,7 @@ _INTRODUCTION = (
 _HOW = (
     "## How it is measured",
     "",
+    "<!-- not run here: a GPU -->",
     "```sh",
     "make bench-gpu                          # on a machine with a GPU and this project's "
     "environment: by TensorFlow itself",

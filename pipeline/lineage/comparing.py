@@ -337,7 +337,7 @@ def _judge(store: Store, execution: Execution) -> tuple[Execution | None, str, s
     earlier = _earlier(store, execution)
     done = [e for e in earlier if e.state in (State.COMPLETE, State.CACHED)]
     if not done:
-        first = "executed because it had never been executed to its end before"
+        first = "executed because it had never been completed before"
         tried = [
             f"{words} {'once' if number == 1 else f'{number} times'}"
             for state, words in _TRIED.items()

@@ -65,7 +65,7 @@ def preset(num_blocks: int = 0) -> Preset:
     return dataclasses.replace(
         tiny,
         image_size=64,
-        training=dataclasses.replace(tiny.training, train_text_encoder=False),
+        training=dataclasses.replace(tiny.training, train_text_encoder=False, precision="float32"),
         text_encoder=TextEncoderDimensions(width=8, num_layers=1, num_heads=2),
         diffusion_model=DiffusionModelDimensions(
             widths=(8,),

@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_one_line_with_advice() -> None:
         "training.optimizer = adafactor or lion",
         "training.precision = bfloat16",
         "a smaller model.image_size",
-        "training.memory_check = warn tries it all the same",
+        "training.memory_check = warn tries it anyway",
     ):
         assert advice in problem
     assert "\n" not in problem

@@ -202,7 +202,7 @@ def check_fits(
     advice.append("a smaller model.image_size")
     return (
         f"training needs about {estimate}, and {device} has {gigabytes(available)}. What helps: "
-        f"{'; '.join(advice)}. training.memory_check = warn tries it all the same"
+        f"{'; '.join(advice)}. training.memory_check = warn tries it anyway"
     )
 
 
