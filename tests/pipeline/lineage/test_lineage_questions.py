@@ -326,7 +326,7 @@ def test_why_goes_up_to_what_changed(store, made):
 
 def test_why_of_the_first_of_a_resolver_and_by_id(store):
     first = lineage.why(store, "Trainer", "first")
-    assert first.explanation == ("executed because it had never been executed to its end before")
+    assert first.explanation == ("executed because it had never been completed before")
     assert lineage.why(store, str(first.execution.id)).execution == first.execution
     assert lineage.why(store, "LatestBlessedModel").verdict == "not cached"
     with pytest.raises(
