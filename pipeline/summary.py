@@ -258,9 +258,7 @@ def last_screen(
             )
         )
     elif result.model is not None:
-        steps.append(
-            ("draw anyway", module_command(*draw, "--model", place(result.model), *to))
-        )
+        steps.append(("draw anyway", module_command(*draw, "--model", place(result.model), *to)))
     if result.model_run is not None:
         logs = place(result.model_run.rstrip("/").rpartition("/")[0])
         steps.append(("watch the curves", program_command("tensorboard", "--logdir", logs)))
