@@ -112,7 +112,11 @@ def command() -> command_line.Parser:
     )
     where = command_line.add_flags(parser, _FLAGS)["where"]
     where.add_argument(
-        "--config", metavar="FILE", help="YAML file with settings; flags override it"
+        "--config",
+        metavar="FILE",
+        action="append",
+        help="YAML file with settings; flags override it. May be given several times: the last file "
+        "wins",
     )
     where.add_argument("--verbose", action="store_true", help="also show all messages of libraries")
     where.add_argument(

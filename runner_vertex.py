@@ -113,7 +113,13 @@ def command() -> command_line.Parser:
         help="label of the run, for billing; may be given several times",
     )
     run = parser.add_argument_group("this command")
-    run.add_argument("--config", metavar="FILE", help="YAML file with settings; flags override it")
+    run.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        help="YAML file with settings; flags override it. May be given several times: the last file "
+        "wins",
+    )
     run.add_argument("--output", metavar="FILE", help="write the compiled job there, as JSON")
     run.add_argument("--dry-run", action="store_true", help="only compile")
     run.add_argument(

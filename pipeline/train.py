@@ -32,7 +32,12 @@ def command() -> command_line.Parser:
         ],
     )
     command_line.add_flags(parser, _FLAGS)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        help="YAML file with settings; of several, the last one wins",
+    )
     parser.add_argument(
         "--latents", required=True, help="folder that LatentGen wrote, which all machines can read"
     )

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ DEFAULT = "the default"
 FlagValues = Mapping[str, tuple[str, Any]]
 """Dotted key, such as `training.steps`, to (name of the flag, value)."""
 
+Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+"""A YAML file, several, or none."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Given:
@@ -41,21 +44,19 @@ class Given:
         return f"{self.key} = {shown(self.value)} ({self.origin})"
 
 
-def lay_over_defaults(
-    path: str | os.PathLike[str] | None = None, flags: FlagValues | None = None
-) -> dict[str, Given]:
+def lay_over_defaults(files: Files = (), flags: FlagValues | None = None) -> dict[str, Given]:
     """The final value of every key.
 
     Args:
-        path: A user's YAML file; it may set any of the keys.
-        flags: Override both.
+        files: YAML files of the user, each of which may set any of the keys; the last one wins.
+        flags: Override all files.
 
     Raises:
         ConfigError: A file cannot be read or has an unknown key, or an address contains a secret.
     """
     given: dict[str, Given] = {}
     _lay_over(given, _read_yaml(DEFAULT_FILE), DEFAULT)
-    if path is not None:
+    for path in [files] if isinstance(files, (str, os.PathLike)) else files or ():
         _lay_over(given, _read_settings(Path(path)), f"in {path}")
     for key, (flag, value) in (flags or {}).items():
         given[key] = Given(key, value, f"from {flag}")

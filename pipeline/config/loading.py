@@ -14,7 +14,7 @@ import pydantic
 import yaml
 
 from pipeline.config.checks import check_across_keys, check_preset
-from pipeline.config.layering import DEFAULT, FlagValues, Given, lay_over_defaults
+from pipeline.config.layering import DEFAULT, Files, FlagValues, Given, lay_over_defaults
 from pipeline.config.printing import allowed
 from pipeline.config.schema import (
     BASE,
@@ -41,14 +41,12 @@ _NUM_LARGE_SAMPLES = 8
 _NUM_TRAINING_SAMPLES = 16
 
 
-def load_config(
-    path: str | os.PathLike[str] | None = None, flags: FlagValues | None = None
-) -> RunConfig:
+def load_config(files: Files = (), flags: FlagValues | None = None) -> RunConfig:
     """Resolves and validates the configuration.
 
     Args:
-        path: A user's YAML file; it may set any of the keys.
-        flags: Override both: dotted key, such as `training.steps`, to (name of the flag, value).
+        files: YAML files of the user, each of which may set any of the keys; the last one wins.
+        flags: Override all files: dotted key, such as `training.steps`, to (name of the flag, value).
 
     Returns:
         The tree with every open value filled in by the preset. Local folders are absolute, except
@@ -57,7 +55,7 @@ def load_config(
     Raises:
         ConfigError: In one line, what was given, what is allowed and where to change it.
     """
-    given = lay_over_defaults(path, flags)
+    given = lay_over_defaults(files, flags)
     preset = check_preset(given["model.preset"])
     given = _fill_in(given, preset)
     config = _with_absolute_paths(_build(given, preset), given)

@@ -224,6 +224,18 @@ def test_file_is_merged_key_by_key_and_flags_have_the_last_word(write):
     assert config.training.weight_decay == load_config().training.weight_decay
 
 
+def test_of_several_files_the_last_one_wins_key_by_key(tmp_path, capsys):
+    recipe, mine, wrong = (tmp_path / name for name in ("recipe.yaml", "mine.yaml", "wrong.yaml"))
+    recipe.write_text("training: {steps: 7, batch_size: 3}\nmodel: {flip: never}\n")
+    mine.write_text("training: {steps: 8}\n")
+    wrong.write_text("training: {steps: -1}\n")
+    config, _ = runner_local._parse(["--config", str(recipe), "--config", str(mine)])
+    assert (config.training.steps, config.training.batch_size) == (8, 3)
+    assert config.model.flip == "never"
+    argv = ["--config", str(recipe), "--config", str(wrong)]
+    expect_one_line(runner_local.main(argv), capsys, [f"training.steps = -1 (in {wrong})"])
+
+
 def test_recommended_warmup_is_shortened_to_half_of_the_steps():
     assert load_config(flags={"training.steps": ("--steps", 5)}).training.warmup_steps == 2
 
@@ -593,6 +605,7 @@ def test_full_size_takes_the_published_weights_and_never_noise_instead(tmp_path)
         (["--image-size", "100"], ["model.image_size = 100 (from --image-size)", "64"]),
         (["--stepz", "3"], ["'--stepz'", "did you mean --steps?"]),
         (["surplus"], ["'surplus'", "--help"]),
+        (["--steps", "3", "--seed=1", "--steps=5"], ["--steps is given twice"]),
         (["--config", "/no/such.yaml"], ["/no/such.yaml does not exist"]),
         (["--config", "/"], ["/ cannot be read"]),
         (["--output", ""], ["output"]),
