@@ -430,7 +430,7 @@ def _facts(manifest: ModelManifest) -> dict[str, Any]:
     training = manifest.training.get
     facts = {
         "Preset": manifest.preset,
-        "Picture size": manifest.image_size,
+        "Picture size, pixels": manifest.image_size,
         "Predicts": manifest.prediction,
         "Noise alone at the last timestep": "yes" if manifest.zero_terminal_snr else None,
         "Steps": training("steps"),
@@ -439,7 +439,7 @@ def _facts(manifest: ModelManifest) -> dict[str, Any]:
         "Step that is kept": f"{kept['step']} of {kept['steps_done']}: {kept['why']}"
         if (kept := manifest.kept)
         else None,
-        "Decay of the average": training("ema_decay"),
+        "Decay of the average of the weights": training("ema_decay"),
         "Seed": training("seed"),
         "Class pictures": f"{sum(prior['counts'].values()):,}, whose loss counts "
         f"{prior['weight']:g} times"

@@ -168,7 +168,7 @@ def _gap(metrics: Metrics, count: int) -> tuple[str, bool]:
     measured = f"on {count:,} training pictures its loss is {_below(gap)}"
     if metrics[GAP_SHOWN].value > 0:
         return f"It knows what it was trained on better than other pictures: {measured}.", True
-    return f"That it remembers is not shown by its loss: {measured}.", False
+    return f"Its loss does not show that it remembers: {measured}.", False
 
 
 def _no_gap(metrics: Metrics, manifest: ModelManifest) -> tuple[str, bool]:
@@ -205,7 +205,7 @@ def _copies(metrics: Metrics, count: int) -> tuple[str, bool]:
     if metrics[COPIES_SHOWN].value > 0:
         return f"It draws copies: {measured}, which chance does not explain.", True
     chance = ", no more than chance explains" if suspects else ""
-    return f"That it draws copies is not shown: {measured}{chance}.", False
+    return f"It is not shown to draw copies: {measured}{chance}.", False
 
 
 def _cause(pairs: Sequence[Shown]) -> tuple[str, bool]:

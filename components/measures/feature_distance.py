@@ -27,6 +27,7 @@ class FeatureDistance(Measure):
     name = "feature_distance"
     label = "Feature distance"
     format = "{:.2f}"
+    better = "lower"
     note = (
         "The feature distance is the FID's formula on 20 numbers of the image encoder's output; it "
         "is not the FID, and can only be compared between models that drew as many pictures of one "

@@ -7,8 +7,8 @@ import math
 from markupsafe import Markup
 
 _TICKS = 5
-# As wide as the widest of usual fonts has digits at 11 pixels.
-_CHARACTER = 7.0
+# As wide as the widest of usual fonts has digits at 12 pixels.
+_CHARACTER = 7.7
 
 
 def chart(width: float, height: float, label: str, parts: list[Markup]) -> Markup:
