@@ -16,8 +16,11 @@ from PIL import Image, ImageDraw
 from serving import png
 from serving.errors import ServingError
 from serving.pictures import DEFAULT_MASKED_STRENGTH, DEFAULT_STRENGTH, Original, decode_picture
+from storage import local_pages
 
 MAX_FILE_BYTES = 100_000_000
+SOFT = "text-gray-600 dark:text-gray-400"
+"""Classes of text that is less important."""
 
 # Longer side of the picture as shown. The mask painted on it is kept at the picture's own size.
 _SHOWN_SIDE = 768
@@ -75,7 +78,6 @@ class PictureField:
         self._painting = False
         with ui.column().classes("w-full gap-2").mark("picture") as self._all:
             self._upload = ui.upload(
-                label="Drop a picture to draw from",
                 auto_upload=True,
                 max_file_size=MAX_FILE_BYTES,
                 on_upload=self._dropped,
@@ -85,9 +87,10 @@ class PictureField:
                 ),
             ).props('flat bordered accept="image/*,.heic"')
             self._upload.classes("w-full")
+            local_pages.name_upload(self._upload, "Drop a picture to draw from")
             with ui.column().classes("w-full gap-2") as self._there:
                 ui.label("Paint over what to draw anew; nothing else will change.").classes(
-                    "text-xs text-gray-600"
+                    f"text-xs {SOFT}"
                 )
                 self._image = ui.interactive_image(
                     on_mouse=self._brushed,
@@ -98,9 +101,11 @@ class PictureField:
                 self._image.classes("w-full cursor-crosshair").style("touch-action: none")
                 self._image.props('role=img aria-label="Picture to draw from"')
                 with ui.row().classes("w-full no-wrap items-center"):
-                    ui.label("Brush").classes("text-sm text-gray-600")
+                    ui.label("Brush").classes(f"text-sm {SOFT}")
                     self._brush = ui.slider(min=1, max=50, value=_BRUSH_PER_CENT)
-                    self._brush.props('aria-label="Brush"').classes("grow")
+                    self._brush.props('aria-label="Brush, per cent of the shorter side"').classes(
+                        "grow"
+                    )
                     _button("layers_clear", "Clear the mask", self._clear)
                     _button("hide_image", "Remove the picture", lambda: self.show(None))
                 self._strength = ui.number("Strength", min=0, max=1, step=0.05, precision=3)
@@ -110,7 +115,7 @@ class PictureField:
                     f"{DEFAULT_STRENGTH:g}, or {DEFAULT_MASKED_STRENGTH:g} with a mask"
                 )
             self._none = ui.label("This release draws only from text.")
-            self._none.classes("text-xs text-gray-600").set_visibility(False)
+            self._none.classes(f"text-xs {SOFT}").set_visibility(False)
         self.show(None)
 
     def offer(self, possible: bool) -> None:
@@ -144,6 +149,8 @@ class PictureField:
             contents = png.encode(np.asarray(image))
             encoded = base64.b64encode(contents).decode()
             self._image.set_source(f"data:image/png;base64,{encoded}")
+            # The frame has the name; NiceGUI cannot give the picture in it an empty one.
+            self._image.client.run_javascript(f"getElement({self._image.id}).$refs.img.alt = ''")
         self._show_strokes()
 
     async def _dropped(self, event: UploadEventArguments) -> None:

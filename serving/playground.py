@@ -22,7 +22,7 @@ from nicegui import Client, ui
 from serving import marking, seals, which_models
 from serving.client import Generator, is_server
 from serving.errors import ServingError, check_place
-from serving.picture_field import Painted, PictureField
+from serving.picture_field import SOFT, Painted, PictureField
 from serving.pictures import Original
 from serving.releases import IMAGE_ENCODER, current_version, is_model
 from serving.request import (
@@ -46,7 +46,19 @@ MAX_WAITING = 8
 MAX_GALLERY = 64
 TITLE = "Playground"
 
-_METRICS = {"loss": "Held-out loss", "loss_baseline": "Baseline's loss"}
+_METRICS = {"loss": "Held-out loss (lower is better)", "loss_baseline": "Baseline's loss"}
+# Text on black needs a lighter colour than a button with white text.
+_STYLE = """
+@media screen {
+  .body--dark { --q-primary: #a5b4fc !important; }
+  .body--dark .bg-primary { --q-primary: #3b5bdb !important; }
+}
+@media print {
+  .body--dark, .body--dark * { color: #121212 !important; background: none !important; }
+}
+.nicegui-link { color: var(--q-primary); }
+.q-uploader__header { color: inherit; background: none; }
+"""
 # Random seeds, which the page draws itself, stay within what a browser represents exactly.
 _MAX_RANDOM_SEED = 2**32 - 1
 
@@ -204,23 +216,28 @@ class Page:
         self._stopped = False
         ui.page_title(TITLE)
         ui.colors(primary="#3b5bdb")
+        ui.dark_mode(None)
+        ui.add_css(_STYLE)
         with ui.row().classes("w-full no-wrap items-start gap-6 max-md:flex-wrap"):
             with ui.column().classes("w-80 shrink-0 gap-3"):
                 self._controls()
             with ui.column().classes("grow gap-3"):
-                self._progress = ui.linear_progress(0, show_value=False).props("instant-feedback")
-                self._status = ui.label("Loading the models ...").classes("text-gray-600")
+                self._progress = ui.linear_progress(0, show_value=False)
+                self._progress.props('instant-feedback aria-label="Progress"')
+                self._status = ui.label("Loading the models ...").classes(SOFT)
                 self._status.mark("status").props("aria-live=polite")
                 self._gallery = ui.row().classes("gap-4").mark("gallery")
 
     def _controls(self) -> None:
-        ui.label(TITLE).classes("text-2xl font-medium")
+        _heading(TITLE, 1).classes("text-2xl font-medium")
         self._prompt = ui.textarea("Prompt").props("outlined autogrow").classes("w-full")
         self._prompt.on("keydown.ctrl.enter", self._draw)
         self._negative = ui.input("Negative prompt").props("outlined dense").classes("w-full")
         with ui.row().classes("w-full no-wrap"):
             self._steps = _number("Steps", 1, MAX_STEPS)
             self._guidance = _number("Guidance scale", 0, None, step=0.5, precision=2)
+            self._steps.tooltip("More take longer, and draw finer up to a point")
+            self._guidance.tooltip("The higher, the more strictly the prompt is followed")
         with ui.row().classes("w-full no-wrap"):
             self._height = _number("Height", 1, MAX_SIDE)
             self._width = _number("Width", 1, MAX_SIDE)
@@ -276,10 +293,10 @@ class Page:
         release = generator.release
         facts = dict(release.facts) if release else {}
         with self._facts:
-            ui.label(f"Release {version}").classes("text-lg font-medium")
+            _heading(f"Release {version}", 2).classes("text-lg font-medium")
             for name, value in _shown_facts(self._studio.address, facts):
                 with ui.row().classes("w-full justify-between text-sm no-wrap"):
-                    ui.label(name).classes("text-gray-600")
+                    ui.label(name).classes(SOFT)
                     ui.label(value).classes("text-right break-all")
             if release is not None and self._lineage_url:
                 address = f"{self._lineage_url}/release/{version}"
@@ -380,18 +397,18 @@ class Page:
             picture.props["alt"] = request.prompt
             ui.label(request.prompt).classes("text-sm")
             for note in drawn.notes:
-                ui.label(note).classes("text-xs text-orange-800")
+                ui.label(note).classes("text-xs text-orange-800 dark:text-orange-300")
             if request.negative_prompt:
-                ui.label(f"without: {request.negative_prompt}").classes("text-xs text-gray-600")
+                ui.label(f"without: {request.negative_prompt}").classes(f"text-xs {SOFT}")
             ui.label(
                 f"seed {request.seed}, {request.num_steps} steps of {request.sampler}, guidance "
                 f"{request.guidance_scale:g}, {drawn.width} x {drawn.height} pixels, release "
                 f"{drawn.version}"
-            ).classes("text-xs text-gray-600")
+            ).classes(f"text-xs {SOFT}")
             if (original := request.original) is not None:
                 part = "" if original.mask is None else f"{original.mask.mean():.0%} of "
                 ui.label(f"from {part}a picture, strength {original.strength:g}").classes(
-                    "text-xs text-gray-600"
+                    f"text-xs {SOFT}"
                 )
             with ui.row().classes("gap-1"):
                 ui.button(
@@ -421,6 +438,10 @@ class Page:
         self._count.value = 1
 
 
+def _heading(text: str, level: int) -> ui.label:
+    return ui.label(text).props(f"role=heading aria-level={level}")
+
+
 def _number(label: str, low: float, high: float | None, **settings: Any) -> ui.number:
     settings = {"precision": 0, **settings}
     return ui.number(label, min=low, max=high, **settings).props("outlined dense").classes("w-full")
@@ -431,7 +452,7 @@ def _shown_facts(address: str, facts: dict[str, Any]) -> Iterator[tuple[str, str
     if "preset" in facts:
         yield "Preset", str(facts["preset"])
     if "image_size" in facts:
-        yield "Pictures", f"{facts['image_size']} x {facts['image_size']}"
+        yield "Pixels", f"{facts['image_size']} x {facts['image_size']}"
     if "pushed_at" in facts:
         yield "Pushed", str(facts["pushed_at"]).replace("T", " ").partition("+")[0]
     if facts.get(VERDICT) == UNSURE:

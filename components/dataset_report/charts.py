@@ -43,6 +43,8 @@ def histogram(
         label: Description of the chart for users who cannot see it.
         mark: Drawn if it is on the axis, and otherwise named at the side.
     """
+    # Between pixels there is nothing to label.
+    marked = [low] if high <= low else ticks(low, high)
     if high <= low:
         low, high = low - 0.5, high + 0.5
     total = sum(b.count for b in bins) or 1.0
@@ -79,7 +81,7 @@ def histogram(
             )
         )
     parts.append(line("base", _LEFT, base, _WIDTH - _RIGHT, base))
-    for tick in ticks(low, high):
+    for tick in marked:
         parts.append(text("axis", x_of(tick), _HEIGHT - 6, short(tick), _WIDTH))
     if mark is not None and low <= mark.value <= high:
         x = x_of(mark.value)

@@ -17,7 +17,7 @@ from trainer.tuning.search import Search, TrialRecord, in_words
 
 PAGE_NAME = "tuning.html"
 
-_WIDTH, _HEIGHT = 520.0, 220.0
+_WIDTH, _HEIGHT = 400.0, 200.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 12.0, 24.0
 _DOT, _CHOSEN_DOT = 3.5, 6.0
 _RATE = "learning_rate"

@@ -433,7 +433,7 @@ def _facts(manifest: ModelManifest) -> dict[str, Any]:
     training = manifest.training.get
     facts = {
         "Preset": manifest.preset,
-        "Picture size": manifest.image_size,
+        "Picture size, pixels": manifest.image_size,
         "Predicts": manifest.prediction,
         "Pure noise at the last timestep": "yes" if manifest.zero_terminal_snr else None,
         "Steps": training("steps"),
@@ -442,7 +442,7 @@ def _facts(manifest: ModelManifest) -> dict[str, Any]:
         "Kept step": f"{kept['step']} of {kept['steps_done']}: {kept['why']}"
         if (kept := manifest.kept)
         else None,
-        "Decay of the average": training("ema_decay"),
+        "Decay of the average of the weights": training("ema_decay"),
         "Seed": training("seed"),
         "Class pictures": f"{sum(prior['counts'].values()):,}, with a loss weight of "
         f"{prior['weight']:g}"

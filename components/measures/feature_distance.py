@@ -28,6 +28,7 @@ class FeatureDistance(Measure):
     name = "feature_distance"
     label = "Feature distance"
     format = "{:.2f}"
+    better = "lower"
     note = (
         "The feature distance applies the formula of the FID to 20 numbers from the image "
         "encoder's output. It is not the FID, and can only be compared between models that drew "

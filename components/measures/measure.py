@@ -10,6 +10,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -73,6 +74,7 @@ class Measure(abc.ABC):
         format: Format of the number shown to users.
         possible: Smallest and largest possible value.
         note: What users need to know to read it, in sentences; may be empty.
+        better: Whether a `higher` or a `lower` number is better.
         particular: Whether it only makes sense for some datasets, which ask for it by name.
     """
 
@@ -81,6 +83,7 @@ class Measure(abc.ABC):
     format: str
     possible: tuple[float, float] = (-math.inf, math.inf)
     note: str = ""
+    better: Literal["higher", "lower"] = "higher"
     particular: bool = False
 
     @property

@@ -7,8 +7,8 @@ import math
 from markupsafe import Markup
 
 _TICKS = 5
-# The width of a digit at 11 pixels in the widest common font.
-_CHARACTER = 7.0
+# The width of a digit at 12 pixels in the widest common font.
+_CHARACTER = 7.7
 
 
 def chart(width: float, height: float, label: str, parts: list[Markup]) -> Markup:

@@ -24,6 +24,7 @@ from pipeline.lineage import comparing, drawing, files, text, tracing
 from pipeline.lineage.affected import Affected
 from pipeline.lineage.history import history as releases_over_time
 from pipeline.lineage.history import makers
+from pipeline.lineage.metric_notes import metric_notes
 from pipeline.lineage.model import (
     Artifact,
     RunStatus,
@@ -480,9 +481,10 @@ def chart(
     for x, y, run, value in points:
         released = f", release {', '.join(run.releases)}" if run.releases else ""
         title = html.escape(text.clean(f"{run.name}: {shown_value(value)}{released}"))
-        css = "released" if run.releases else "dot"
+        css, radius = ("released", 5) if run.releases else ("dot", 3.5)
         dot = (
-            f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{title}</title></circle>'
+            f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
+            f"<title>{title}</title></circle>"
         )
         # Hundreds of points in the tab order would be in the way of keyboard users.
         tab = ' tabindex="-1"' if len(points) > 50 else ""
@@ -518,6 +520,7 @@ def _environment() -> jinja2.Environment:
         "change": text.change,
         "groupby_kept": _grouped,
     }
+    environment.globals |= {"metric_notes": metric_notes, "headline_metrics": headline_metrics}
     return environment
 
 

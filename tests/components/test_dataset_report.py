@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_data_validation as tfdv
+from browser import PHONE, WIDE, browser, findings_of_file, show
 from captioned_examples import (
     example,
     examples_artifact,
@@ -222,6 +223,16 @@ def test_the_page_is_one_file_that_runs_and_fetches_nothing(source, page):
     assert "prefers-color-scheme: dark" in source
 
 
+def test_a_screen_reader_finds_nothing_amiss(tmp_path, source):
+    file = tmp_path / "dataset.html"
+    file.write_text(source)
+    with browser() as chromium:
+        for width in (PHONE, WIDE):
+            shown = show(chromium, file, width, "light")
+            assert (shown.overflow, shown.cut, shown.nameless) == (0, [], 0)
+        assert findings_of_file(chromium, file) == []
+
+
 def test_captions_are_shown_as_they_are(page):
     for caption in HOSTILE[:4]:
         assert caption in page.words
@@ -235,7 +246,7 @@ def test_the_head_has_the_facts(page):
     for fact in (
         "Rows, train 27 87.1% of those kept",
         "Rows, eval 4 12.9% of those kept",
-        "Rejected 71 69.61% of all rows",
+        "Rejected rows 71 69.61% of all rows",
         "Captions cut 1 longer than 77 tokens",
         "Anomalies 0 against the schema",
         "Revision 0123 Kind parquet Pictures from image Captions from text",
@@ -336,7 +347,7 @@ def test_anomalies_are_told(tmp_path, artifacts):
     assert "Anomalies 1 against the schema" in page.words
     assert "train image/format Unexpected string values Examples contain" in page.words
     assert "None: every row is used." in page.words
-    assert "Rejected 0 Captions" in page.words
+    assert "Rejected rows 0 Captions" in page.words
 
 
 def test_what_the_statistics_lack_is_left_out(tmp_path, artifacts):
@@ -355,7 +366,7 @@ def test_what_the_statistics_lack_is_left_out(tmp_path, artifacts):
     page = Page(report(tmp_path / "report", {**artifacts, "statistics": statistics}))
     assert page.unbalanced == []
     assert len(page.sources("img")) == 16
-    assert "Width As decoded" in page.words
+    assert "Width, pixels As decoded" in page.words
     assert "image/brightness float yes all rows all rows" in page.words
     assert "Mean luma" not in page.words
 

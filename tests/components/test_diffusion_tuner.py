@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import browser, findings_of_file
 from tfx import types
 from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
@@ -151,6 +152,12 @@ def test_the_page_has_every_trial_with_interval_cost_and_problem(tmp_path: Path)
     seconds = sum(record["result"]["seconds"] for record in told["records"])
     assert f"{seconds:.0f} s" in page
     assert "<script" not in page
+
+
+def test_a_screen_reader_finds_nothing_amiss(tmp_path: Path) -> None:
+    made = searched(tmp_path, TuningConfig(trials=12), steps=90)
+    with browser() as chromium:
+        assert findings_of_file(chromium, Path(made["tuner_results"].uri, "tuning.html")) == []
 
 
 def test_a_search_that_finds_nothing_says_so(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from browser import PHONE, WIDE, browser, show
+from browser import PHONE, WIDE, browser, findings_of_file, printed_ink, show
 from captioned_examples import examples_artifact
 from measured_pictures import EVERYTHING, features_of
 from PIL import Image
@@ -452,7 +452,7 @@ def test_the_page_says_what_was_found(report):
     for part in (
         "Not blessed it <i>rises</i> so there",
         f"Held-out loss {LOSSES.mean():.4f}",
-        "Change -24.0 %",
+        "Change in loss -24.0 %",
         "Held-out examples 12 at 2 timesteps each",
         "000-499 12 1.2000 0.9120 -0.2880",
         "01-10 tokens 24",
@@ -494,9 +494,9 @@ def test_what_a_model_remembers_is_said_and_shown(tmp_path, models, model_run):
         "held out: 0.8050",
         "8 training pictures were scored, 8 of their captions drawn. It took 12 s for the gap, 3 s "
         "for the text's part, 9 s for copies.",
-        "this model the caption's own picture a <copy> 0 0.25, suspect The training picture: 2 "
-        "times in the training set, 1 near duplicate, the usual cause of copies.",
-        "this model a training picture, mirrored a <copy> 1 0.90",
+        "this model the caption's own picture a <copy> 0 distance 0.25, suspect The training "
+        "picture: 2 times in the training set, 1 near duplicate, the usual cause of copies.",
+        "this model a training picture, mirrored a <copy> 1 distance 0.90",
     ):
         assert part in text, part
     shown = [colour for colour in pictures_of(page) if colour[:2] in ((7, 0), (7, 1))]
@@ -571,8 +571,8 @@ def test_what_was_asked_for_is_said_of_a_blessed_model_too(tmp_path, models, mod
         "ein <b>Wesen</b>, grün (drawn by this model)",
     ]
     assert (
-        "On the left they are as the model draws them that this one started from, model 4, on the "
-        "right as this one does."
+        "On the left: by the model that this one started from, model 4. On the right: by this "
+        "model."
     ) in words(page)
     assert words(page).count("started from, model 4 this model") == len(PROMPTS)
     assert "Started from the model of training abc" in words(page)
@@ -612,8 +612,9 @@ def test_every_measure_is_in_the_summary_and_on_the_page(report, measure):
     )
     assert f"{measure.label} {value} model 4: {of_baseline}" in text
     assert measure.note in text
-    labels = ", ".join(measure.label for measure in MEASURES)
-    assert f"{labels}: measured on pictures for 12 held-out captions." in text
+    same = ", ".join(each.label for each in MEASURES if each.better == measure.better)
+    assert f"{same}: {measure.better} is better." in text
+    assert "Measured on pictures drawn for 12 held-out captions." in text
 
 
 def test_the_pictures_are_those_of_the_models(report):
@@ -696,6 +697,18 @@ def test_the_page_fits_every_window(report):
                 assert shown.smallest_picture > 80
                 backgrounds.add(shown.background)
     assert len(backgrounds) == 2
+
+
+def test_a_screen_reader_finds_nothing_amiss(report, tmp_path, models, model_run):
+    remembering = make_report(tmp_path, models, model_run, LOSSES, remembering=remembering_rows())
+    with browser() as chromium:
+        for folder in (report, remembering):
+            assert findings_of_file(chromium, folder / "evaluation.html") == []
+
+
+def test_a_page_in_dark_colours_is_printed_in_light_ones(report):
+    with browser() as chromium:
+        assert printed_ink(chromium, report / "evaluation.html") == "rgb(32, 33, 36)"
 
 
 def test_extremes_are_the_same_whatever_the_files(tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import small_runs
 import test_loss_scorer
+from browser import browser, findings_of_file
 from built_encoders import build_once
 from drawings import COPIES, drawing, saved
 from ingested_rows import generate, sha256
@@ -221,9 +222,14 @@ def test_the_page_shows_it_and_holds_no_picture(report: Any) -> None:
     assert "4 rows were taken out" in page
     assert "1 name no row" in page
     assert "<img" not in page
-    assert "Of 0 nobody can tell" in page
+    assert "Unknown of release 0: what they were trained on" in page
     names = {path.name for path in Path(report.uri).rglob("*") if path.is_file()}
     assert names == {"withdrawn.html", "withdrawn.json"}
+
+
+def test_a_screen_reader_finds_nothing_amiss(report: Any) -> None:
+    with browser() as chromium:
+        assert findings_of_file(chromium, Path(report.uri, "withdrawn.html")) == []
 
 
 def test_without_the_dataset_nothing_is_scored(run: Run, tmp_path: Path) -> None:

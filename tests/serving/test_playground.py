@@ -20,7 +20,7 @@ import local_page
 import numpy as np
 import pytest
 import small_releases
-from browser import browser
+from browser import SCHEMES, browser, findings
 from playwright.sync_api import Locator, Page, expect
 
 from serving import playground, png
@@ -72,11 +72,11 @@ def url(root: Path, said: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def open_page(url: str) -> Iterator[Page]:
+def open_page(url: str, scheme: str = "light") -> Iterator[Page]:
     """The page in a browser of its own, which asks no other host and in which no script fails."""
     asked, failures = [], []
     with browser() as chromium:
-        page = chromium.new_page(viewport={"width": 1280, "height": 900})
+        page = chromium.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
         page.set_default_timeout(60_000)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: failures.append(str(error)))
@@ -117,7 +117,7 @@ def test_a_picture_is_dropped_drawn_from_and_painted_on(root: Path, url: str) ->
         page.get_by_label("Prompt", exact=True).fill("a dragon")
         page.get_by_label("Steps", exact=True).fill("4")
         page.get_by_label("Strength").fill("0.5")
-        draw = page.get_by_role("button", name="Draw")
+        draw = page.get_by_role("button", name="Draw", exact=True)
         draw.click()
         expect(status(page)).to_have_text("Done.")
         request = {"prompts": ["a dragon"], "num_steps": 4, "image": image}
@@ -208,7 +208,7 @@ def test_pictures_are_drawn_and_are_those_of_the_folder(
         page.get_by_label("Pictures").fill("2")
         page.get_by_label("Height").fill("40")
         page.get_by_label("Width").fill("")
-        page.get_by_role("button", name="Draw").click()
+        page.get_by_role("button", name="Draw", exact=True).click()
         expect(status(page)).to_have_text("Done.")
         expect(pictures(page)).to_have_count(2)
         generator = Generator(str(root), 1)
@@ -239,7 +239,7 @@ def test_pictures_are_drawn_and_are_those_of_the_folder(
         from_text = shutil.ignore_patterns("image_encoder")
         model = shutil.copytree(exported[2], tmp_path / "model", ignore=from_text)
         assert small_releases.publish(root, 2, model) == 2
-        page.get_by_role("button", name="Draw").click()
+        page.get_by_role("button", name="Draw", exact=True).click()
         expect(pictures(page)).to_have_count(3)
         expect(page.get_by_text("Release 2", exact=True)).to_be_visible()
         [newer] = Generator(str(root), 2).generate(
@@ -263,10 +263,27 @@ def test_pictures_are_drawn_and_are_those_of_the_folder(
         expect(page.get_by_text("Drop a picture to draw from")).to_be_hidden()
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_screen_reader_finds_nothing_amiss(root: Path, url: str, scheme: str) -> None:
+    picture = png.encode(np.zeros((8, 8, 3), np.uint8))
+    with open_page(url, scheme) as page:
+        expect(status(page)).to_have_text("Ready.", timeout=120_000)
+        page.locator("input[type=file]").set_input_files(
+            [{"name": "y.png", "mimeType": "image/png", "buffer": picture}]
+        )
+        page.get_by_label("Prompt", exact=True).fill("a dragon")
+        page.get_by_label("Steps", exact=True).fill("1")
+        page.get_by_role("button", name="Draw", exact=True).click()
+        expect(status(page)).to_have_text("Done.")
+        # Buttons change their colours slowly.
+        page.wait_for_timeout(1000)
+        assert findings(page) == []
+
+
 def test_wrong_values_are_told_and_draw_nothing(url: str) -> None:
     with open_page(url) as page:
         expect(status(page)).to_have_text("Ready.", timeout=120_000)
-        draw = page.get_by_role("button", name="Draw")
+        draw = page.get_by_role("button", name="Draw", exact=True)
         draw.click()
         expect(page.get_by_text("there is no prompt; say what to draw")).to_be_visible()
         page.get_by_label("Prompt", exact=True).fill("a dragon")
@@ -295,7 +312,7 @@ def test_drawing_can_be_stopped(url: str) -> None:
         page.get_by_label("Prompt", exact=True).fill("very " * 75 + "Large")
         page.get_by_label("Steps", exact=True).fill("200")
         page.get_by_label("Pictures").fill("16")
-        page.get_by_role("button", name="Draw").click()
+        page.get_by_role("button", name="Draw", exact=True).click()
         expect(status(page)).to_have_text("Drawing picture 1 of 16 ...")
         page.get_by_role("button", name="Stop").click()
         expect(status(page)).to_have_text("Stopped.")
@@ -316,7 +333,7 @@ def test_tabs_that_are_closed_at_any_moment_print_nothing(url: str, said: Path) 
         page.get_by_label("Prompt", exact=True).fill("a dragon")
         page.get_by_label("Steps", exact=True).fill("1000")
         page.get_by_label("Pictures").fill("16")
-        page.get_by_role("button", name="Draw").click()
+        page.get_by_role("button", name="Draw", exact=True).click()
         expect(status(page)).to_have_text("Drawing picture 1 of 16 ...")
         page.close()
         # NiceGUI waits three seconds for a tab to come back.

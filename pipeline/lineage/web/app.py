@@ -211,16 +211,16 @@ class _Dropped(abc.ABC):
         with ui.element("div").classes("lineage-page").props("id=top"):
             ui.html(f"<h1>{self._question}</h1>", sanitize=False)
             self._upload = ui.upload(
-                label=self._label,
                 auto_upload=True,
                 max_file_size=_MAX_PICTURE_BYTES,
                 on_upload=self._dropped,
                 on_rejected=lambda: ui.notify(
-                    f"that is no picture, or more than {_MAX_PICTURE_BYTES // 10**6} MB",
+                    f"that is not a picture, or it has more than {_MAX_PICTURE_BYTES // 10**6} MB",
                     type="negative",
                 ),
             )
             self._upload.props('flat bordered accept="image/*"')
+            local_pages.name_upload(self._upload, self._label)
             self._more()
             self._answer = ui.html("", sanitize=False).props("aria-live=polite").mark("answer")
 

@@ -11,6 +11,7 @@ import urllib.parse
 from xml.etree import ElementTree
 
 import pytest
+from browser import browser, findings_of_file
 from made_store import COMPLETE, HOSTILE, StoreMaker
 from openlineage.client import event_v2, facet_v2
 from PIL import Image
@@ -196,14 +197,22 @@ def test_page_in_one_file(small, what):
     assert "@media (prefers-color-scheme: dark)" in page
 
 
+def test_a_screen_reader_finds_nothing_amiss_in_a_file(small, tmp_path):
+    path, _ = small
+    with browser() as chromium:
+        for what in ("first", "release:2", "all"):
+            (tmp_path / "page.html").write_text(export(path, what, "html"))
+            assert findings_of_file(chromium, tmp_path / "page.html") == []
+
+
 def test_a_releases_page_begins_with_its_verdict_and_what_is_new(small):
     path, _ = small
     with lineage.locate(str(path)).open() as store:
         first, second = (
             pages.Pages(store, pages.Urls(), []).trace(f"release:{version}") for version in (1, 2)
         )
-    assert "<p>It is the first release.</p>" in first
-    assert "<dt>held-out loss</dt><dd>0.16 (-20.0 %)</dd>" in second
+    assert "<p>This is the first release.</p>" in first
+    assert "<dt>held-out loss</dt><dd>0.16 (-20.0 % from what" in second
     verdict, since, folded = (
         second.index(text) for text in (">held-out loss<", ">Since release 1<", "<details>")
     )

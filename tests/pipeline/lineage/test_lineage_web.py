@@ -19,7 +19,7 @@ import local_page
 import numpy as np
 import psutil
 import pytest
-from browser import browser
+from browser import PHONE, browser, findings
 from made_store import COMPLETE, FIRST_DAY, HOSTILE, MINUTE, Settings, StoreMaker
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
@@ -182,6 +182,25 @@ def test_every_page_by_its_address(tab, address):
         assert tab.locator("h1").inner_text() == heading, path
         assert tab.evaluate(_CONTRAST) >= 4.5, path
         assert tab.locator("html").get_attribute("lang") == "en-US"
+        assert findings(tab) == []
+
+
+def test_pages_fit_a_phone(tab, address):
+    tab.set_viewport_size({"width": PHONE, "height": 800})
+    for path in ("/", "/run/first", "/release/2", "/history", "/impact", "/compare", "/affected"):
+        go(tab, address + path)
+        assert tab.evaluate("document.documentElement.scrollWidth") == PHONE, path
+        assert findings(tab) == []
+
+
+def test_dark_pages_are_printed_in_light_colours(tab, address):
+    go(tab, address + "/run/first")
+    tab.emulate_media(media="print")
+    for part in ("h1", "dd", ".node text"):
+        ink = tab.locator(f".lineage-page {part}").first.evaluate(
+            "e => getComputedStyle(e)[e.tagName === 'text' ? 'fill' : 'color']"
+        )
+        assert ink == "rgb(28, 36, 48)"
 
 
 def test_a_picture_is_dropped(tab, address, tmp_path):
