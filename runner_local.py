@@ -115,8 +115,8 @@ def command() -> command_line.Parser:
         "--config",
         metavar="FILE",
         action="append",
-        help="YAML file with settings; flags override it. May be given several times: the last file "
-        "wins",
+        help="YAML file with settings; flags override it. If it is given several times, the last "
+        "file wins",
     )
     where.add_argument("--verbose", action="store_true", help="also show all messages of libraries")
     where.add_argument(

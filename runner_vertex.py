@@ -117,8 +117,8 @@ def command() -> command_line.Parser:
         "--config",
         metavar="FILE",
         action="append",
-        help="YAML file with settings; flags override it. May be given several times: the last file "
-        "wins",
+        help="YAML file with settings; flags override it. If it is given several times, the last "
+        "file wins",
     )
     run.add_argument("--output", metavar="FILE", help="write the compiled job there, as JSON")
     run.add_argument("--dry-run", action="store_true", help="only compile")

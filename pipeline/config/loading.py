@@ -46,7 +46,8 @@ def load_config(files: Files = (), flags: FlagValues | None = None) -> RunConfig
 
     Args:
         files: YAML files of the user, each of which may set any of the keys; the last one wins.
-        flags: Override all files: dotted key, such as `training.steps`, to (name of the flag, value).
+        flags: Override all files: dotted key, such as `training.steps`, to (name of the flag,
+            value).
 
     Returns:
         The tree with every open value filled in by the preset. Local folders are absolute, except
