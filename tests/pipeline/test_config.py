@@ -190,7 +190,7 @@ def test_a_dataset_asks_for_what_is_particular_to_it(write_dataset, write, tmp_p
         resolve_dataset(other)
     path = write(f"dataset: {{path: {dataset}}}\nevaluation: {{measures: [colour_agreement]}}")
     assert resolve_dataset(load_config(path))[0].evaluation.measures == ("colour_agreement",)
-    problem = r"evaluation\.measures = .*'size' is no measure"
+    problem = r"evaluation\.measures = .*'size' is not a measure"
     with pytest.raises(ConfigError, match=problem):
         load_config(write("evaluation: {measures: [size]}"))
 
@@ -526,7 +526,7 @@ def test_default_file_explains_every_key_and_names_the_presets_values():
         ),
         (
             "model: {buckets: true, bucket_step: 48}",
-            ["model.bucket_step = 48", "preset 'tiny' takes", "multiples of 32"],
+            ["model.bucket_step = 48", "preset 'tiny' requires", "multiples of 32"],
         ),
         (
             "model: {buckets: true, bucket_min_side: 160, bucket_max_side: 96}",
@@ -702,7 +702,7 @@ def test_validation_prompts_that_will_be_cut_are_named(tmp_path):
     path.write_text(yaml.safe_dump({"validation": {"prompts": ["a dragon", long]}}))
     [note] = prompt_notes(load_config(str(path)))
     assert note.startswith(f"{long!r} is longer than the 77 tokens")
-    assert note.endswith("is 'horns'")
+    assert note.endswith("has no effect: 'horns'")
 
 
 def test_what_is_withdrawn_is_another_dataset_and_checked_before_a_run(tmp_path: Path) -> None:
