@@ -192,9 +192,10 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
-    from pipeline.vertex import preflight
+    from pipeline.vertex import fitting, preflight
 
     preflight.check_config(config.vertex)
+    notes = list(fitting.notes_on_machine(config))
     config, fingerprint = resolve_dataset(config)
     config = in_image(config)
     cloud = None
@@ -211,6 +212,8 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
                 return status
         scheduled = bool(arguments.schedule)
         if scheduled and (note := _schedule_note(config.dataset.path)):
+            console.print(f"note: {note}")
+        for note in notes:
             console.print(f"note: {note}")
         lineage = withdrawal.vertex_place(config.vertex) if cloud is not None else ""
         job = _compile(

