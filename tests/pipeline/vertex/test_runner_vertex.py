@@ -6,11 +6,13 @@ import getpass
 import json
 import re
 import sys
+import types
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import gcsfs.retry
 import pytest
 import requests
 import yaml
@@ -457,6 +459,38 @@ def storage() -> Iterator[FakeGCSServer]:
         )
         assert made.ok
         yield server
+
+
+async def no_pause(_: float) -> None:
+    pass
+
+
+def test_a_bucket_that_cannot_be_reached_is_one_line(capfd, monkeypatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+    monkeypatch.setattr(gcsfs.retry, "asyncio", types.SimpleNamespace(sleep=no_pause))
+    assert runner_vertex.main([*DRY_RUN, "--dataset", "gs://inv-bucket/pictures"]) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: dataset 'gs://inv-bucket/pictures' cannot be reached (Cannot ")
+    assert line.endswith(
+        "): check the connection, and log in with `gcloud auth application-default login`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [
+        ("gs://inv-bucket/pictures", "there is no bucket gs://inv-bucket: give one that exists"),
+        ("gs://inv-bucket", "there is no bucket gs://inv-bucket: give one that exists"),
+        ("gs://bucket/pictures", "does not exist: give a folder, a tar or a zip file"),
+    ],
+)
+def test_a_missing_bucket_is_told_from_a_missing_folder(
+    storage: FakeGCSServer, dataset: str, said: str, capfd, monkeypatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+    assert runner_vertex.main([*DRY_RUN, "--dataset", dataset]) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert line in (f"error: dataset {dataset!r}: {said}", f"error: dataset {dataset!r} {said}")
 
 
 @pytest.fixture
