@@ -196,12 +196,13 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
 
     preflight.check_config(config.vertex)
     notes = list(fitting.notes_on_machine(config))
-    config, fingerprint = resolve_dataset(config)
-    config = in_image(config)
     cloud = None
     if not arguments.dry_run:
+        # First: without credentials, a dataset in a bucket cannot be read either.
         cloud = preflight.connect(config.vertex)
         config = dataclasses.replace(config, vertex=cloud.vertex)
+    config, fingerprint = resolve_dataset(config)
+    config = in_image(config)
     if arguments.schedule:
         # Each run trains on the content at that time.
         fingerprint = ""

@@ -713,6 +713,9 @@ def test_without_credentials_or_project(
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
     assert runner_vertex.main(submission(cloud)) == 2
     assert "gcloud auth application-default login" in one_line(capsys)
+    # Also before the dataset is looked for.
+    assert runner_vertex.main(submission(cloud, "--dataset", "/nowhere")) == 2
+    assert "there are no Google Cloud credentials" in one_line(capsys)
     (tmp_path / "key.json").write_text("{}")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
     assert runner_vertex.main(submission(cloud)) == 2
