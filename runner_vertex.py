@@ -220,6 +220,7 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
         job = _compile(
             config, fingerprint, _places(config), console, lineage, only_on_change=scheduled
         )
+        console.print(f"Compiled: {fitting.in_words(config, _places(config).serving_dir)}.")
         if arguments.output is not None:
             _write_job(job, arguments.output)
             console.print(f"The job specification is in {arguments.output}.")

@@ -1,11 +1,12 @@
-"""Compares what training needs with the machine that a run is compiled for."""
+"""The machine that a run is compiled for: whether training fits it, and a line about both."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
+from pipeline import disk
 from pipeline.config import ConfigError, RunConfig
-from pipeline.disk import in_words, trained_parameters
 from pipeline.memory import fixed_bytes
 from pipeline.vertex import machines
 from pipeline.vertex.config import VertexConfig
@@ -46,6 +47,31 @@ def notes_on_machine(config: RunConfig) -> Iterator[str]:
         )
 
 
+def in_words(config: RunConfig, serving_dir: str) -> str:
+    """What is compiled, in a line.
+
+    Args:
+        config: All settings, resolved.
+        serving_dir: Where the model is pushed to.
+    """
+    training, vertex = config.training, config.vertex
+    length = f"{training.epochs:g} epochs" if training.steps is None else f"{training.steps} steps"
+    machine = machines.machine_with(vertex.accelerator, vertex.accelerator_count)
+    on = machine.name
+    if vertex.trainer_cpu or vertex.trainer_memory_gb or "Trainer" in vertex.resources:
+        # Vertex takes the smallest machine that has them.
+        cpu, memory_gb = _trainer_value(vertex, "cpu"), _trainer_value(vertex, "memory_gb")
+        on = f"{cpu:g} vCPUs and {memory_gb:g} GB"
+    if vertex.trains_in_custom_job:
+        on = f"{vertex.workers} x {machine.name}{' (Spot)' if vertex.spot else ''}"
+    if vertex.accelerator != machines.NO_ACCELERATOR:
+        on += f" with {vertex.accelerator_count} {vertex.accelerator}"
+    return (
+        f"{config.model.preset}, {length} with batches of {training.batch_size} in "
+        f"{training.precision}, on {on} in {vertex.region}; pushes to {serving_dir}"
+    )
+
+
 def _too_large(config: RunConfig) -> str:
     """Why training cannot fit, and what would help; "" if it may."""
     needed, vertex = fixed_bytes(config), config.vertex
@@ -56,24 +82,25 @@ def _too_large(config: RunConfig) -> str:
         enough = (n for n, a in machines.ACCELERATORS.items() if a.memory_gb * _GB >= needed)
         advice = [f"take {name}" for name in enough][:1]
     else:
-        memory_gb, holder = _main_memory_gb(vertex), "the Trainer's machine"
+        memory_gb, holder = _trainer_value(vertex, "memory_gb"), "the Trainer's machine"
         advice = ["raise vertex.trainer_memory_gb"]
     if needed <= memory_gb * _GB:
         return ""
     all_weights = ""
-    if trained_parameters(config):
+    if disk.trained_parameters(config):
         all_weights = " with all weights"
         advice.append("--lora-rank 16")
     return (
-        f"{config.model.preset}{all_weights} needs {in_words(needed)} and activations; {holder} "
-        f"has {memory_gb:g} GB: {', or '.join(advice)}"
+        f"{config.model.preset}{all_weights} needs {disk.in_words(needed)} and activations; "
+        f"{holder} has {memory_gb:g} GB: {', or '.join(advice)}"
     )
 
 
-def _main_memory_gb(vertex: VertexConfig) -> float:
-    """Memory of the Trainer's machine; a custom job takes the whole machine."""
+def _trainer_value(vertex: VertexConfig, name: Literal["cpu", "memory_gb"]) -> float:
+    """CPU or memory of the Trainer's machine; a custom job takes the whole machine."""
     machine = machines.machine_with(vertex.accelerator, vertex.accelerator_count)
+    whole: float = getattr(machine, name)
     if vertex.trains_in_custom_job:
-        return machine.memory_gb
-    own = vertex.resources.get("Trainer", {}).get("memory_gb")
-    return own or vertex.trainer_memory_gb or machine.memory_gb
+        return whole
+    own: float | None = getattr(vertex, f"trainer_{name}")
+    return vertex.resources.get("Trainer", {}).get(name) or own or whole

@@ -227,6 +227,32 @@ def test_accelerators_without_bfloat16_are_told(accelerator, precision, said, ca
     assert (told in capsys.readouterr().out) == bool(said)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--steps", "7", "--precision", "bfloat16"],
+            "tiny, 7 steps with batches of 32 in bfloat16, on a2-highgpu-1g with 1 "
+            "NVIDIA_TESLA_A100 in us-central1; pushes to gs://bucket/sdft/serving_model",
+        ),
+        (
+            ["--epochs", "3", "--config", "own.yaml", "--serving-dir", "gs://bucket/models"],
+            "tiny, 3 epochs with batches of 32 in auto, on 6 vCPUs and 60 GB in us-central1; "
+            "pushes to gs://bucket/models",
+        ),
+        (
+            ["--spot", "true", "--workers", "2", "--region", "europe-west4"],
+            "tiny, 350 steps with batches of 32 in auto, on 2 x a2-highgpu-1g (Spot) with 1 "
+            "NVIDIA_TESLA_A100 in europe-west4; pushes to gs://bucket/sdft/serving_model",
+        ),
+    ],
+)
+def test_what_was_compiled_is_told_in_a_line(flags, said, capsys) -> None:
+    Path("own.yaml").write_text("vertex: {accelerator: none, trainer_cpu: 6}")
+    compiled(*flags)
+    assert f"Compiled: {said}.\n" in capsys.readouterr().out
+
+
 def test_every_accelerator_has_machines_and_a_memory() -> None:
     assert {*machines.accelerators()} == {*machines.ACCELERATORS, machines.NO_ACCELERATOR}
 
