@@ -441,6 +441,22 @@ def test_a_wrong_command_is_one_line_and_status_2(flags, said, capsys, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("given", "other"),
+    [
+        (["--dry-run", "--output", "x"], ["--runs"]),
+        (["--dry-run", "--output", "x"], ["--cancel", "run"]),
+        (["--emulate"], ["--wait"]),
+        (["--emulate"], ["--runs"]),
+        (["--emulate"], ["--cancel", "run"]),
+    ],
+)
+def test_flags_that_ask_for_two_things_are_refused(given, other, capsys) -> None:
+    assert runner_vertex.main([*given, *other]) == 2
+    said = f"error: {given[0]} and {other[0]} contradict each other: give only one"
+    assert one_line(capsys) == said
+
+
 def test_what_is_withdrawn_goes_with_the_job(capsys, tmp_path: Path) -> None:
     listed = "ram://lists/withdrawn.txt"
     filesystem.make_folder("ram://lists")
