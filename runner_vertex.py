@@ -206,6 +206,7 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
         # First: without credentials, a dataset in a bucket cannot be read either.
         cloud = preflight.connect(config.vertex)
         config = dataclasses.replace(config, vertex=cloud.vertex)
+        notes += cloud.notes
     config, fingerprint = resolve_dataset(config)
     config = in_image(config)
     if arguments.schedule:

@@ -592,6 +592,36 @@ def test_a_run_is_submitted_and_followed_to_its_end(cloud: LoopbackCloud, capsys
         assert container["image"] == f"{cloud.image}@{DIGEST}"
 
 
+def test_a_bucket_in_another_region_is_told(cloud: LoopbackCloud, capsys) -> None:
+    assert runner_vertex.main(submission(cloud, "--region", "europe-west4")) == 0
+    said = capsys.readouterr().out
+    told = "note: the bucket gs://bucket is in us-central1, but the run is in europe-west4: "
+    assert said.count(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("location", "parts", "region", "places"),
+    [
+        ("US-CENTRAL1", [], "us-central1", ""),
+        ("US", [], "us-central1", ""),
+        ("EU", [], "europe-west4", ""),
+        ("ASIA", [], "asia-east1", ""),
+        ("NAM4", [], "us-central1", ""),
+        ("US", ["US-EAST1", "US-WEST1"], "us-east1", ""),
+        ("US-EAST1", [], "us-central1", "us-east1"),
+        ("EU", [], "us-central1", "eu"),
+        ("EU", ["EUROPE-WEST1", "EUROPE-WEST4"], "us-east1", "europe-west1, europe-west4"),
+    ],
+)
+def test_where_a_bucket_is(location: str, parts: list[str], region: str, places: str) -> None:
+    from pipeline.vertex import preflight
+
+    said = preflight.location_note("b", location, parts, region)
+    assert said.partition(":")[0] == (said and "the bucket gs")
+    assert (f"is in {places}, but the run is in {region}: " in said) == bool(places)
+    assert bool(said) == bool(places)
+
+
 def test_a_failed_run_ends_with_the_failing_tasks_error(cloud: LoopbackCloud, capsys) -> None:
     cloud.errors = {"Trainer": "the training diverged"}
     cloud.stories = [({"LatentGen": "SKIPPED", "Trainer": "FAILED"}, "FAILED")]
