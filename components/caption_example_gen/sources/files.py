@@ -54,8 +54,8 @@ _CHECKSUMS = ("md5Hash", "crc32c", "content_md5", "ETag", "etag")
 _T = TypeVar("_T")
 _GIVE = "give a folder, a tar or a zip file"
 _BUCKET_SCHEMES = ("gs://", "gcs://")
-# They log a traceback for every error that they raise.
-_LOUD = ("aiohttp", "asyncio", "gcsfs")
+# They log every error that they raise, with a traceback, and what credentials they did not find.
+_LOUD = ("aiohttp", "asyncio", "gcsfs", "google.auth")
 
 
 class FsspecFiles(Files):
@@ -346,7 +346,8 @@ def _open_file_system(dataset: str) -> tuple[Any, str]:
     if "://" not in dataset:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(dataset))
     try:
-        return open_address(dataset)
+        with _quiet():
+            return open_address(dataset)
     except SecretInAddressError as error:
         raise DatasetError(str(error)) from None
     except ImportError as error:
