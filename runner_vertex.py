@@ -171,6 +171,11 @@ def _parse(argv: Sequence[str] | None) -> tuple[RunConfig, argparse.Namespace]:
         ("dry_run", "wait"),
         ("dry_run", "schedule"),
         ("dry_run", "emulate"),
+        ("dry_run", "runs"),
+        ("dry_run", "cancel"),
+        ("emulate", "wait"),
+        ("emulate", "runs"),
+        ("emulate", "cancel"),
         ("schedule", "wait"),
         ("if_changed", "schedule"),
         ("if_changed", "dry_run"),
@@ -198,15 +203,18 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
-    from pipeline.vertex import preflight
+    from pipeline.vertex import fitting, preflight
 
     preflight.check_config(config.vertex)
-    config, fingerprint = resolve_dataset(config)
-    config = in_image(config)
+    notes = list(fitting.notes_on_machine(config))
     cloud = None
     if not arguments.dry_run:
+        # First: without credentials, a dataset in a bucket cannot be read either.
         cloud = preflight.connect(config.vertex)
         config = dataclasses.replace(config, vertex=cloud.vertex)
+        notes += cloud.notes
+    config, fingerprint = resolve_dataset(config)
+    config = in_image(config)
     if arguments.schedule:
         # Each run trains on the content at that time.
         fingerprint = ""
@@ -218,10 +226,13 @@ def _submit(config: RunConfig, arguments: argparse.Namespace) -> int:
         scheduled = bool(arguments.schedule)
         if scheduled and (note := _schedule_note(config.dataset.path)):
             console.print(f"note: {note}")
+        for note in notes:
+            console.print(f"note: {note}")
         lineage = withdrawal.vertex_place(config.vertex) if cloud is not None else ""
         job = _compile(
             config, fingerprint, _places(config), console, lineage, only_on_change=scheduled
         )
+        console.print(f"Compiled: {fitting.in_words(config, _places(config).serving_dir)}.")
         if arguments.output is not None:
             _write_job(job, arguments.output)
             console.print(f"The job specification is in {arguments.output}.")

@@ -22,8 +22,9 @@ from trainer.training_config import OptimizerName
 _FLOAT32 = 4
 # Bytes per weight, by the type it is stored as.
 _SIZES = {None: 0, "float16": 2, "float32": _FLOAT32}
-# A checkpoint holds the weights, their average and the optimizer's statistics of the gradients.
-_COPIES: Mapping[OptimizerName, int] = {"adamw": 4, "adafactor": 3, "lion": 3}
+COPIES: Mapping[OptimizerName, int] = {"adamw": 4, "adafactor": 3, "lion": 3}
+"""A checkpoint holds the weights, their average and the optimizer's statistics of the gradients."""
+
 # The best weights, and the ones that a checkpoint keeps as the best.
 _KEPT_COPIES = 2
 # Graphs, vocabulary and warm-up requests of an exported model.
@@ -81,7 +82,7 @@ def estimate_disk(config: RunConfig, image_bytes: int, num_rows: int) -> DiskEst
         written = math.ceil(training.steps / training.checkpoint_every_steps)
     checkpoints = min(training.checkpoints_kept + 1, written)
     kept = _KEPT_COPIES if training.keep == "best" else 0
-    of_checkpoint = _COPIES[training.optimizer]
+    of_checkpoint = COPIES[training.optimizer]
     copies = checkpoints * of_checkpoint + kept
     if config.tuning.trials:
         of_trials = config.tuning.trials * (of_checkpoint + kept) + of_checkpoint

@@ -26,18 +26,15 @@ from tfx.utils import path_utils
 from pipeline import lineage
 from pipeline.cache_key import stable_cache_keys
 from pipeline.config import RunConfig
-from pipeline.disk import in_words, trained_parameters
+from pipeline.disk import in_words
 from pipeline.lineage.model import Execution, State
 from pipeline.lineage.store import Store
+from pipeline.memory import fixed_bytes
 from pipeline.outcome import duration
-from serving.releases import SERVED_NETWORKS
 from storage.model_manifest import ModelManifest
-from trainer.presets import get_preset
-from trainer.training.optimizer import moment_values
 
 _RUN_ID = "the planned run"
 _TRAINER = "Trainer"
-_FLOAT32 = 4
 OF_MEMORY = (
     "accumulation_steps",
     "batch_size",
@@ -252,13 +249,8 @@ def memory_text(config: RunConfig, store: metadata_store.MetadataStore) -> str:
         peak = former.peak_gpu_memory_bytes or former.peak_memory_bytes or 0
         where = "of the GPU's" if former.peak_gpu_memory_bytes else "in all"
         return f"{in_words(peak)} {where}, as measured in a former training like this one"
-    preset, training = get_preset(config.model.preset), config.training
-    weights = sum(preset.parameters[network] for network in SERVED_NETWORKS)
-    trained = trained_parameters(config)
-    copies = (2 if training.accumulation_steps > 1 else 1) + 1
-    values = weights + copies * trained + moment_values(training.optimizer, (trained,))
     return (
-        f"{in_words(_FLOAT32 * values)} for weights, gradients, optimizer and averages, and "
+        f"{in_words(fixed_bytes(config))} for weights, gradients, optimizer and averages, and "
         "activations, which the Trainer estimates before it trains"
     )
 

@@ -17,6 +17,8 @@ _MODEL_NAME = re.compile(r"^model name\s*: (.*)$", re.MULTILINE)
 _VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
 """A processor with one of these `cpu_flags` is faster in bfloat16; others emulate it."""
+BFLOAT16_CAPABILITY = (8, 0)
+"""Compute capability of Ampere, the first generation of NVIDIA's GPUs that has bfloat16."""
 
 _AVAILABLE = re.compile(r"^MemAvailable: *([0-9]+) kB$", re.MULTILINE)
 

@@ -24,7 +24,31 @@ class Machine:
     memory_gb: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """A kind of accelerator.
+
+    Attributes:
+        memory_gb: Memory of one, in GB.
+        compute_capability: NVIDIA's number for what it can compute.
+    """
+
+    memory_gb: int
+    compute_capability: tuple[int, int]
+
+
 NO_ACCELERATOR = "none"
+
+ACCELERATORS: dict[str, Accelerator] = {
+    "NVIDIA_TESLA_A100": Accelerator(40, (8, 0)),
+    "NVIDIA_A100_80GB": Accelerator(80, (8, 0)),
+    "NVIDIA_H100_80GB": Accelerator(80, (9, 0)),
+    "NVIDIA_H100_MEGA_80GB": Accelerator(80, (9, 0)),
+    "NVIDIA_L4": Accelerator(24, (8, 9)),
+    "NVIDIA_TESLA_V100": Accelerator(16, (7, 0)),
+    "NVIDIA_TESLA_T4": Accelerator(16, (7, 5)),
+}
+"""All accelerators, the one to take first."""
 
 _MACHINES: dict[str, dict[int, Machine]] = {
     "NVIDIA_TESLA_A100": {

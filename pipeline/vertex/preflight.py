@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import google.auth
@@ -25,6 +26,8 @@ _TIMEOUT_SECONDS = 20.0
 _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
 # A registry on this machine uses plain HTTP, as with Docker.
 _LOOPBACK = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?$")
+# What begins the names of the regions in a multi-region.
+_MULTI_REGIONS = {"ASIA": "asia-", "EU": "europe-", "US": "us-"}
 # Other registries do not get the credentials.
 _GOOGLE_REGISTRY = re.compile(r"(^|[.-])(docker\.pkg\.dev|gcr\.io)$")
 _MANIFESTS = ", ".join(
@@ -45,10 +48,12 @@ class Cloud:
     Attributes:
         vertex: The settings, with the project and the image's digest filled in.
         credentials: The credentials to use.
+        notes: What to tell the user about it.
     """
 
     vertex: VertexConfig
     credentials: Credentials
+    notes: tuple[str, ...] = ()
 
     @property
     def project(self) -> str:
@@ -116,18 +121,26 @@ def connect(vertex: VertexConfig) -> Cloud:
         ConfigError: One of them is missing or not accessible.
     """
     cloud = log_in(vertex)
-    for folder in (vertex.pipeline_root, vertex.serving_dir):
-        if folder is not None:
-            _check_bucket(folder, cloud.project, vertex.region, cloud.credentials)
+    # Both folders may be in one bucket, of which is told once.
+    notes = dict.fromkeys(
+        _check_bucket(folder, cloud.project, vertex.region, cloud.credentials)
+        for folder in (vertex.pipeline_root, vertex.serving_dir)
+        if folder is not None
+    )
     assert vertex.image is not None
     image = pinned_image(vertex.image, cloud.credentials)
-    return dataclasses.replace(cloud, vertex=dataclasses.replace(cloud.vertex, image=image))
+    return dataclasses.replace(
+        cloud,
+        vertex=dataclasses.replace(cloud.vertex, image=image),
+        notes=tuple(filter(None, notes)),
+    )
 
 
-def _check_bucket(folder: str, project: str, region: str, credentials: Credentials) -> None:
+def _check_bucket(folder: str, project: str, region: str, credentials: Credentials) -> str:
+    """Looks for a folder's bucket; returns what to tell the user about its place, or ""."""
     name = folder.removeprefix("gs://").partition("/")[0]
     try:
-        Client(project=project, credentials=credentials).get_bucket(
+        bucket = Client(project=project, credentials=credentials).get_bucket(
             name,
             timeout=_TIMEOUT_SECONDS,
             retry=retry.Retry(timeout=_TIMEOUT_SECONDS, predicate=_is_transient),
@@ -146,6 +159,28 @@ def _check_bucket(folder: str, project: str, region: str, credentials: Credentia
         raise ConfigError(
             f"the bucket gs://{name} cannot be checked ({_first_line(error)}): try again"
         ) from None
+    return location_note(name, bucket.location or "", bucket.data_locations or [], region)
+
+
+def location_note(bucket: str, location: str, parts: Sequence[str], region: str) -> str:
+    """What to tell the user about a bucket that is in another region than the run; else "".
+
+    Args:
+        bucket: Its name.
+        location: Where it is, as Cloud Storage has it: a region, a multi-region or a pair.
+        parts: The regions of a pair, if it has no name of its own.
+        region: The run's region.
+    """
+    regions = [part.lower() for part in parts] or [location.lower()]
+    within = _MULTI_REGIONS.get(location.upper())
+    # Pairs have names like NAM4 and EUR4, of which no list is kept here.
+    is_pair = not parts and within is None and "-" not in location
+    if region in regions or is_pair or (within is not None and region.startswith(within)):
+        return ""
+    return (
+        f"the bucket gs://{bucket} is in {', '.join(regions)}, but the run is in {region}: reading "
+        "across regions is slow and costs extra; give --region, or a bucket, so that both agree"
+    )
 
 
 def _is_transient(error: BaseException) -> bool:

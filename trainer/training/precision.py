@@ -14,15 +14,13 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from storage.machine import BFLOAT16_FLAGS, cpu_flags
+from storage.machine import BFLOAT16_CAPABILITY, BFLOAT16_FLAGS, cpu_flags
 from trainer.networks.seam import computing_as
 from trainer.training.distribution import assign_here
 from trainer.training_config import Precision, ResolvedTrainingConfig
 
 _INITIAL_SCALE = 2.0**15
 _GROWTH_STEPS = 2000
-# Ampere, the first generation of NVIDIA's GPUs that has bfloat16.
-_CAPABILITY_OF_BFLOAT16 = (8, 0)
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ def _has_bfloat16() -> bool:
         return bool(cpu_flags() & BFLOAT16_FLAGS)
     return all(
         tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
-        >= _CAPABILITY_OF_BFLOAT16
+        >= BFLOAT16_CAPABILITY
         for gpu in tf.config.list_physical_devices("GPU")
     )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import functools
 import hashlib
 import io
+import logging
 import os
 import posixpath
 import stat
@@ -50,7 +52,10 @@ _HASH_BATCH = 64
 # only the metadata does.
 _CHECKSUMS = ("md5Hash", "crc32c", "content_md5", "ETag", "etag")
 _T = TypeVar("_T")
-_GIVE = "give a folder, a tar or a zip file, local or gs://"
+_GIVE = "give a folder, a tar or a zip file"
+_BUCKET_SCHEMES = ("gs://", "gcs://")
+# They log every error that they raise, with a traceback, and what credentials they did not find.
+_LOUD = ("aiohttp", "asyncio", "gcsfs", "google.auth")
 
 
 class FsspecFiles(Files):
@@ -75,7 +80,8 @@ class FsspecFiles(Files):
         """See `Files.sizes`; listed once."""
         if self._listing is None:
             try:
-                found = Listing(self._list())
+                with _quiet():
+                    found = Listing(self._list())
             except DatasetError:
                 raise
             # File systems of object stores raise errors of their own types.
@@ -221,6 +227,8 @@ class FsspecFiles(Files):
 
     def _list(self) -> Iterator[Listed]:
         given = f"dataset {self.shown!r}"
+        if not self._local:
+            self._check_reachable(given)
         if self._fs.isfile(self._root):
             self._root, name = posixpath.split(self._root)
             if name.lower().endswith(UNREAD_SUFFIXES):
@@ -245,6 +253,27 @@ class FsspecFiles(Files):
                 if path and not path.endswith("/") and not is_hidden(path):
                     yield Listed(path, int(found["size"]), self._checksum(found))
 
+    def _check_reachable(self, given: str) -> None:
+        """Tells a place that cannot be reached, or a missing bucket, from a missing folder."""
+        in_bucket = self.shown.startswith(_BUCKET_SCHEMES)
+        bucket = self._root.partition("/")[0]
+        try:
+            if _exists(self._fs, self._root) or not in_bucket:
+                return
+            has_bucket = _exists(self._fs, bucket)
+        # `isfile` and `isdir` of fsspec take every error for a no.
+        except Exception as error:
+            way = (
+                "the connection, and log in with `gcloud auth application-default login`"
+                if in_bucket
+                else "the connection and the credentials"
+            )
+            raise DatasetError(
+                f"{given} cannot be reached ({one_line(error)}): check {way}"
+            ) from error
+        if not has_bucket:
+            raise DatasetError(f"{given}: there is no bucket gs://{bucket}: give one that exists")
+
     def _checksum(self, found: Mapping[str, Any]) -> str:
         known = (name for name in _CHECKSUMS if found.get(name) and not self._local)
         return next((f"{name}:{found[name]}" for name in known), "")
@@ -261,6 +290,28 @@ def _in_turn(
             yield pending.popleft()
     while pending:
         yield pending.popleft()
+
+
+def _exists(file_system: Any, path: str) -> bool:
+    try:
+        file_system.info(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Within this, libraries of object stores log nothing: their errors are raised, too."""
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    before = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, before, strict=True):
+            each.setLevel(level)
 
 
 def _walk(root: str, given: str) -> Iterator[Listed]:
@@ -295,7 +346,8 @@ def _open_file_system(dataset: str) -> tuple[Any, str]:
     if "://" not in dataset:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(dataset))
     try:
-        return open_address(dataset)
+        with _quiet():
+            return open_address(dataset)
     except SecretInAddressError as error:
         raise DatasetError(str(error)) from None
     except ImportError as error:

