@@ -1,4 +1,4 @@
-.PHONY: run test setup lint lock lineage playground rooms commands docs bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-serving bench-serving-clients bench-shapes bench-stacks bench-taking-over bench-train bench-tuning bench-weights help
+.PHONY: run test setup lint lock lineage playground rooms commands docs bench-gpu bench-gpu-check bench-gpu-pack bench-gpu-read bench-ingest bench-near-duplicates bench-samplers bench-schedulers bench-serving bench-serving-clients bench-shapes bench-stacks bench-taking-over bench-train bench-tuning bench-weights help
 
 # Some containers forbid bytecode, and uv makes none: each process would recompile eight thousand
 # modules of TensorFlow and TFX, for half a minute. .venv is ours to write to.
@@ -98,6 +98,13 @@ bench-near-duplicates: setup
 # Measures quality and speed of each sampler: the table of docs/serving.md. After make run.
 bench-samplers: setup
 	.venv/bin/python -m benchmarks.samplers $(if $(RUN),--run "$(RUN)") $(ARGS)
+
+# Writes the reference values of diffusers' schedulers, for the tests of samplers. Needs PyTorch.
+bench-schedulers: setup
+	.venv/bin/uv venv --quiet --allow-existing --python 3.11 .venv-torch
+	.venv/bin/uv pip install --quiet --python .venv-torch/bin/python \
+		--requirement benchmarks/weights/requirements.txt
+	.venv-torch/bin/python benchmarks/serving/schedulers.py --output tests/data/schedulers
 
 # Measures drawing with the SavedModels beside KerasCV, a notebook and diffusers; docs/serving_speed.md.
 bench-serving: setup

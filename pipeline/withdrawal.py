@@ -127,7 +127,7 @@ def _reasons(store: Store, start: Start, found: Rows, entries: Sequence[Entry]) 
     for model in models:
         what = knowing(store, model, found)
         if what.known:
-            reasons[f"dataset.withdrawn lists what {_knows(what, found, entries)}"] = None
+            reasons[_knows(what, found, entries)] = None
         elif what.unread:
             datasets = " and ".join(
                 f"artifact {number} ({found.unread[number]})" for number in what.unread
@@ -143,8 +143,10 @@ def _knows(what: Knowing, found: Rows, entries: Sequence[Entry]) -> str:
         for row in rows[:_SHOWN]
     ]
     more = f" and {len(rows) - _SHOWN} more rows" if len(rows) > _SHOWN else ""
-    how = "it was trained on" if what.trained_on else "a model before it was trained on"
-    return f"{how}: {', '.join(shown)}{more}"
+    listed = "dataset.withdrawn lists what it was trained on"
+    if not what.trained_on:
+        listed = "dataset.withdrawn lists what a model before it was trained on"
+    return f"{listed}: {', '.join(shown)}{more}"
 
 
 def _models(store: Store, start: Start) -> list[Artifact]:

@@ -131,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only effective before the first import of TensorFlow, which reads it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        _generate(arguments, *_check(arguments))
+        checked = _check(arguments)
+        with progress.on_screen():
+            _generate(arguments, *checked)
     except (ServingError, OSError) as error:
         return report(error)
     except KeyboardInterrupt:
@@ -223,9 +225,6 @@ def _generate(
     mask: np.ndarray | None,
 ) -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    of_progress = logging.getLogger(progress.__name__)
-    of_progress.setLevel(logging.INFO)
-    of_progress.addHandler(logging.StreamHandler(sys.stdout))
     address = which_models.address(arguments)
     generator = Generator(
         address,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -130,4 +131,7 @@ def _load(folder: str) -> Any:
 
 
 def _first_line(error: Exception) -> str:
+    """What an error says in one line; a graph's own check, if that is what failed."""
+    if failed := re.search(r"assertion failed: \[(.+)\]", str(error)):
+        return failed[1].replace("] [", " ")
     return str(error).partition("\n")[0] or type(error).__name__

@@ -29,22 +29,6 @@ class Parser(argparse.ArgumentParser):
         """Ends the program."""
         self.exit(MISTAKE, f"error: {redacted(message)} (see --help)\n")
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """See `argparse.ArgumentParser`, which of a flag that is given twice takes the last value.
-
-        Here that is a mistake, unless the flag collects its values.
-        """
-        words = sys.argv[1:] if args is None else list(args)
-        seen = set()
-        for word in words[: words.index("--")] if "--" in words else words:
-            flag = word.partition("=")[0] if isinstance(word, str) else ""
-            action = self._option_string_actions.get(flag)
-            if isinstance(action, argparse._StoreAction):
-                if action.dest in seen:
-                    self.error(f"{flag} is given twice: give it once")
-                seen.add(action.dest)
-        return super().parse_known_args(words, namespace)
-
 
 class Command(Parser):
     """The parser of a command; its help ends with examples and exit statuses.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -27,6 +28,19 @@ _LINES = 10
 _SHORT_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def on_screen() -> Iterator[None]:
+    """Within this context, lines of progress are printed, for commands that show no other log."""
+    level, handler = logger.level, logging.StreamHandler(sys.stdout)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -591,7 +591,7 @@ def _prepare(
             sum(prior.manifest.counts.values()),
             settings.prior_weight,
         )
-    logger.info("Estimated memory: %s; %s.", memory, memory_guard.available)
+    logger.info("Estimated memory: %s; available: %s.", memory, memory_guard.available)
     return run
 
 

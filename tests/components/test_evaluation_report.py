@@ -600,7 +600,7 @@ def test_timesteps_at_which_the_loss_is_shown_to_rise_are_named(tmp_path, models
     upper = part["loss_increase_upper"]
     assert upper >= 0.5
     text = words((folder / "evaluation.html").read_text())
-    assert f"where it is shown to rise {upper:+.1%} at {part['timesteps']} at most +7.5%" in text
+    assert f"if it is shown to rise {upper:+.1%} at {part['timesteps']} at most +7.5%" in text
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)

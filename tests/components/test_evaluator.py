@@ -341,7 +341,9 @@ def test_one_stratum_that_gets_worse_is_enough(evaluate):
     assert read_metrics(evaluation.uri)[ALL]["loss_delta_upper"].value < -0.02
     assert not is_blessed(blessing)
     [reason] = reasons(blessing)
-    assert reason.startswith("at timesteps 300-399 the loss is higher than that of model 4, by 20.")
+    assert reason.startswith(
+        "at timesteps 300-399 the loss is higher than the loss of model 4 by 20."
+    )
     settings = dataclasses.replace(DEFAULTS, max_stratum_regression=0.3)
     assert is_blessed(evaluate(losses, baseline, settings)[0])
 

@@ -28,7 +28,9 @@ def test_a_measure_that_is_particular_to_some_datasets_is_taken_where_one_asks_f
 
 @pytest.mark.parametrize("name", ["colours", "feature_distance"])
 def test_what_a_dataset_cannot_ask_for(name):
-    with pytest.raises(ValueError, match=f"'{name}' is not a measure .* it can ask for .*colour_agreement"):
+    with pytest.raises(
+        ValueError, match=f"'{name}' is not a measure .* it can ask for .*colour_agreement"
+    ):
         names(asked_for=(name,))
 
 

@@ -394,7 +394,7 @@ def test_captions_do_not_leave_where_they_must_not(push, adapters_folder):
 def test_without_base_weights_no_checkpoint_and_no_release(push):
     push()
     before = tree(push.root)
-    with pytest.raises(UserError, match="does not say where its base weights lay"):
+    with pytest.raises(UserError, match="does not say where its base weights were"):
         push(checkpoint="float16")
     assert tree(push.root) == before
     assert not list(push.root.glob(".staging-*"))

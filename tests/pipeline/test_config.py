@@ -605,7 +605,6 @@ def test_full_size_takes_the_published_weights_and_never_noise_instead(tmp_path)
         (["--image-size", "100"], ["model.image_size = 100 (from --image-size)", "64"]),
         (["--stepz", "3"], ["'--stepz'", "did you mean --steps?"]),
         (["surplus"], ["'surplus'", "--help"]),
-        (["--steps", "3", "--seed=1", "--steps=5"], ["--steps is given twice"]),
         (["--config", "/no/such.yaml"], ["/no/such.yaml does not exist"]),
         (["--config", "/"], ["/ cannot be read"]),
         (["--output", ""], ["output"]),

@@ -53,7 +53,7 @@ def test_a_servers_password_comes_from_netrc(server, tmp_path, monkeypatch):
     netrc.write_text(f"machine 127.0.0.1 login me password {SECRET}\n")
     assert Generator(server, retries=0).version == 3
     netrc.write_text(f"{SECRET} 127.0.0.1\n")
-    with pytest.raises(ServingError, match=rf"line 1 of {netrc} is none") as error:
+    with pytest.raises(ServingError, match=rf"line 1 of {netrc} is not valid") as error:
         Generator(server)
     assert SECRET not in str(error.value)
 

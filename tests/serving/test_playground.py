@@ -296,7 +296,7 @@ def test_wrong_values_are_told_and_draw_nothing(url: str) -> None:
         page.get_by_label("Seed", exact=True).fill("0")
         page.get_by_label("Width").fill("44")
         draw.click()
-        wrong = "It did not work: the width is 44; it must be a multiple of 8, for example 48"
+        wrong = "Drawing failed: the width is 44; it must be a multiple of 8, for example 48"
         expect(status(page)).to_have_text(wrong)
         page.get_by_label("Steps", exact=True).fill("")
         draw.click()

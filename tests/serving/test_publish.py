@@ -15,6 +15,7 @@ from serving.client import Generator
 from serving.errors import ServingError
 from serving.marking import Marking
 from serving.releases import SERVED_NETWORKS, Release, find_release
+from serving.request import SAMPLERS
 from serving.serving_directory import ServingDirectory
 from storage.commands import module_command
 
@@ -234,7 +235,7 @@ def test_the_model_card_names_samplers_where_the_release_has_a_choice() -> None:
         for chosen in (defaults, {**defaults, "sampler": "ddim"})
     )
     assert "steps, guidance scale, seed and negative prompt are inputs." in before
-    assert "guidance scale, sampler (ddim, dpmpp_2m, euler_a), seed and negative prompt" in now
+    assert f"guidance scale, sampler ({', '.join(SAMPLERS)}), seed and negative prompt" in now
     assert "with guidance_scale 4.0, num_steps 25, sampler ddim." in now
 
 

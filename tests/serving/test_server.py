@@ -29,7 +29,7 @@ from serving.client import Generator
 from serving.errors import MissingSignatureError, ServingError
 from serving.pictures import Original
 from serving.releases import IMAGE_ENCODER
-from serving.request import cut_note
+from serving.request import SAMPLERS, cut_note
 from storage import picture_marks
 from trainer.diffusion.sampler import initial_noise
 
@@ -261,7 +261,16 @@ def noisy(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "euler_a"])
+def test_what_a_release_refuses_itself_is_one_line(
+    in_process: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.request.SAMPLERS", (*SAMPLERS, "heun"))
+    message = f"sampler must be one of {', '.join(SAMPLERS)}, and is heun$"
+    with pytest.raises(ServingError, match=message):
+        in_process.generate(["a dragon"], num_steps=1, sampler="heun")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_picture_is_the_same_wherever_it_is_drawn_from_another(
     server: TfServing, in_process: Generator, sampler: str
 ) -> None:

@@ -148,7 +148,10 @@ def test_the_command_line_refuses_half_of_it(
     for flags, said in (
         (certificate, "belong together"),
         (["--c2pa-key-env", "MY_KEY"], "belong together"),
-        ([*certificate, "--c2pa-key-env", "NO_KEY"], "names NO_KEY, and there is nothing in"),
+        (
+            [*certificate, "--c2pa-key-env", "NO_KEY"],
+            "names the environment variable NO_KEY, which is empty or not set",
+        ),
         (["--c2pa-certificate", "none.pem", "--c2pa-key-env", "MY_KEY"], "none.pem cannot be read"),
         ([*certificate, "--c2pa-key-env", "MY_KEY", "--no-metadata"], "leaves nothing to sign"),
     ):

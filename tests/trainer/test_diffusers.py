@@ -299,7 +299,7 @@ def test_tensors_that_do_not_fit_are_one_line(copy) -> None:
     key = "final_layer_norm.weight"
     for changed, said in (
         ({k: v for k, v in tensors.items() if k != key}, f"lacks text_model.{key}"),
-        (tensors | {"extra.weight": tensors[key]}, r"lacks: extra.weight"),
+        (tensors | {"extra.weight": tensors[key]}, r"has unknown tensors: extra.weight"),
         (tensors | {key: np.zeros(5, np.float32)}, rf"{key} has the shape \[5\]"),
     ):
         save_file(changed, path)

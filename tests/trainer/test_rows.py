@@ -191,7 +191,7 @@ def test_an_impossible_row_is_told_and_the_others_are_drawn(
         b"num_steps must be 1 to 1000, and is 0",
         b"num_steps must be 1 to 1000, and is 1001",
         b"guidance_scale must be finite, and is nan",
-        b"sampler must be one of ddim, dpmpp_2m, euler_a, and is ddpm",
+        f"sampler must be one of {', '.join(SAMPLERS)}, and is ddpm".encode(),
         b"height must be a multiple of 8, 0 for 64, and is 44",
         b"width must be a multiple of 8, 0 for 64, and is -8",
         b"",

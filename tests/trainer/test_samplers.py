@@ -28,6 +28,8 @@ REFERENCE = Path(__file__).resolve().parents[1] / "data" / "schedulers" / "refer
 NO_CONTEXT = tf.zeros([2, 1, 1])
 
 
+# diffusers' DDIM is not KerasCV's, unless the last timestep is pure noise.
+OTHER_SAMPLERS = tuple(name for name in SAMPLERS if name != "ddim")
 SCHEDULES = {
     "epsilon": NoiseSchedule("epsilon"),
     "v_prediction": NoiseSchedule("v_prediction"),
@@ -48,7 +50,7 @@ def formula(latent: tf.Tensor, timesteps: tf.Tensor) -> tf.Tensor:
 @pytest.mark.parametrize(
     ("sampler", "kind"),
     [
-        *((sampler, kind) for sampler in ("dpmpp_2m", "euler_a") for kind in SCHEDULES),
+        *((sampler, kind) for sampler in OTHER_SAMPLERS for kind in SCHEDULES),
         ("ddim", "zero_terminal_snr"),
     ],
 )
@@ -90,7 +92,7 @@ def test_samplers_are_diffusers(
 
 @pytest.mark.parametrize(
     ("sampler", "zero_terminal_snr"),
-    [("dpmpp_2m", False), ("euler_a", False), *((name, True) for name in SAMPLERS)],
+    [*((name, False) for name in OTHER_SAMPLERS), *((name, True) for name in SAMPLERS)],
 )
 def test_timesteps_are_diffusers_for_every_number_of_steps(
     reference: dict[str, np.ndarray], sampler: str, zero_terminal_snr: bool

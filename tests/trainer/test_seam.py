@@ -100,7 +100,7 @@ def test_what_keras_cv_lacks_is_told(
     module: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(importlib.import_module(module), name)
-    said = rf"keras-cv {version('keras-cv')} lacks .*'{name}'.*: mend "
+    said = rf"keras-cv {version('keras-cv')} lacks .*'{name}'.*: fix "
     with pytest.raises(ImportError, match=said):
         runpy.run_path(str(SEAM))
 
@@ -109,7 +109,7 @@ def test_what_keras_cv_lacks_is_told(
 def test_keras_has_what_the_seam_calls(name: str, owner: type) -> None:
     installed = version("keras")
     assert hasattr(owner, name), (
-        f"keras {installed}'s {owner.__name__} has no {name}: mend trainer/networks/seam.py"
+        f"keras {installed}'s {owner.__name__} has no {name}: fix trainer/networks/seam.py"
     )
 
 

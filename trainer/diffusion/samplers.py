@@ -233,7 +233,10 @@ def plans_of_rows(
         return SamplingPlan(plan.initial_scale, *map(filled, plan[1:]))
 
     names = tf.broadcast_to(tf.convert_to_tensor(sampler), tf.shape(num_steps))
-    specs = [tf.TensorSpec(shape, tf.float32) for shape in ([], *[[None]] * 7)]
+    specs = [
+        tf.TensorSpec(shape, tf.float32)
+        for shape in ([], *[[None]] * (len(SamplingPlan._fields) - 1))
+    ]
     plans: SamplingPlan = tf.map_fn(
         plan_of, (names, num_steps), fn_output_signature=SamplingPlan(*specs)
     )

@@ -225,7 +225,7 @@ class MemoryGuard:
     @property
     def available(self) -> str:
         """The memory of the device, in words."""
-        return f"{self._device} has {gigabytes(self._bytes)}"
+        return f"{gigabytes(self._bytes)} on {self._device}"
 
     def __call__(self, trained: Sequence[tf.Variable], *, activations: int) -> MemoryEstimate:
         """Estimates the memory, and reports a problem.

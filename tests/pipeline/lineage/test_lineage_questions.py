@@ -379,7 +379,7 @@ def test_why_compares_with_its_own_pipeline(tmp_path):
     other.save(tmp_path / "db")
     with lineage.locate(str(tmp_path / "db")).open() as store:
         assert {run.pipeline for run in store.runs()} == {"one", "two"}
-        assert "never been executed" in lineage.why(store, "Trainer", "second").explanation
+        assert "never been completed" in lineage.why(store, "Trainer", "second").explanation
 
 
 def test_compare(store):
