@@ -30,6 +30,8 @@ from storage.images import ImageError, inspect_image
 from storage.user_errors import UserError
 
 _ROWS = 10
+# Up to this size all rows are checked, which takes a second.
+_SMALL_BYTES = 100 << 20
 _CAPTION_CHARACTERS = 60
 _FAILED = 2
 
@@ -123,6 +125,25 @@ def _lines(source: Source, spec: DatasetSpec, num_rows: int) -> Iterator[str]:
     yield f"The first {len(shown)} rows:" if shown else "There are no rows."
     for row in shown:
         yield f"  {_picture(row)}  {_captions(row)}"
+    if source.image_bytes > _SMALL_BYTES:
+        yield "The other rows are checked when they are read."
+        return
+    number, bad = len(shown), [row for row in shown if _is_bad(row)]
+    for row in rows:
+        number += 1
+        if _is_bad(row):
+            bad.append(row)
+            yield f"  {_picture(row)}  {_captions(row)}"
+    yield f"{number:,} rows, of which {len(bad):,} would be set aside."
+
+
+def _is_bad(row: Row) -> bool:
+    try:
+        inspect_image(row.image or b"")
+        captions = [caption.decode("utf-8") for caption in row.captions if caption is not None]
+    except (ImageError, UnicodeDecodeError):
+        return True
+    return not any(caption.strip() for caption in captions)
 
 
 def _picture(row: Row) -> str:

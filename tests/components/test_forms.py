@@ -1505,12 +1505,15 @@ def test_look_says_what_would_be_read_and_changes_nothing(tmp_path, capsys):
     assert "taken for repeats: 1 folder with repeats: '10_dog' (2 pictures)" in said
     assert "10_dog/1.png x10 (png, 8 x 8)  'dog'" in said
     assert "10_dog/2.png: SET ASIDE, the picture cannot be decoded" in said
+    assert said.endswith("2 rows, of which 1 would be set aside.\n")
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+    assert look.main([str(tmp_path / "set"), "--rows", "0"]) == 0
+    assert capsys.readouterr().out.count("SET ASIDE") == 1
     put(tmp_path / "pictures", PICTURES)
     assert (
         look.main([str(tmp_path / "pictures"), "--captions-from", "file_name", "--rows", "1"]) == 0
     )
-    assert capsys.readouterr().out.endswith("The first 1 rows:\n  100%.png (png, 8 x 8)  '100%'\n")
+    assert "The first 1 rows:\n  100%.png (png, 8 x 8)  '100%'\n" in capsys.readouterr().out
     assert look.main([str(tmp_path / "pictures")]) == 2
     assert "--captions-from folder" in capsys.readouterr().err
 
