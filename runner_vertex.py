@@ -413,6 +413,15 @@ def _result(result: summary.RunResult, serving_dir: str) -> str:
     if result.machine_hours is not None:
         lines.append(f"Trained on: {result.machine_hours}")
     lines.append(f"Pushed: {summary.pushed_text(result, serving_dir)}")
+    if result.rejected and result.rejects:
+        rejects = summary.shown_path(result.rejects)
+        lines.append(f"Rows set aside: {result.rejected}, listed in {rejects}")
+    for label, folder, name in (
+        ("Dataset", result.dataset_report, "dataset.html"),
+        ("Evaluation", result.report, "evaluation.html"),
+    ):
+        if folder is not None:
+            lines.append(f"{label}: {summary.shown_path(Path(folder, name))}")
     return "\n".join(lines)
 
 

@@ -492,6 +492,8 @@ def test_the_emulated_vertex_run_finds_the_latest_blessed_model(
     assert "Trainer executed" in screen
     assert re.search(r"Held-out loss: 0\.\d+ model \d+ -> ", screen)
     assert "Pushed: version 2 in emulated/serving_model" in screen
+    pages = re.findall(r"^(?:Dataset|Evaluation): (.+\.html)$", screen, re.MULTILINE)
+    assert [(pipeline.folder / page).is_file() for page in pages] == [True, True]
 
 
 QUICK = (

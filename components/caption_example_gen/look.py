@@ -122,7 +122,8 @@ def _lines(source: Source, spec: DatasetSpec, num_rows: int) -> Iterator[str]:
         yield f"  leaves out {number:,} files of other splits, such as {first}"
     rows = (row for unit in source.units() for row in source.read(unit, peek=True))
     shown = list(itertools.islice(rows, num_rows))
-    yield f"The first {len(shown)} rows:" if shown else "There are no rows."
+    if num_rows:
+        yield f"The first {len(shown)} rows:" if shown else "There are no rows."
     for row in shown:
         yield f"  {_picture(row)}  {_captions(row)}"
     if source.image_bytes > _SMALL_BYTES:
