@@ -239,9 +239,9 @@ class _Dropped(abc.ABC):
 
 
 class _Affected(_Dropped):
-    """The page that says what a picture has got into."""
+    """The page that says where a picture was used."""
 
-    _title, _question = "Affected", "What has a picture got into?"
+    _title, _question = "Affected", "Where was this picture used?"
     _label = "Drop a picture, also one that was edited or converted"
 
     def __init__(self, location: Location, roots: Sequence[str], what: str) -> None:

@@ -173,7 +173,7 @@ def test_every_page_by_its_address(tab, address):
         "/diff?first=first&second=second": "Differences between two runs",
         "/compare?setting=learning_rate": "Metrics over runs",
         "/whence": "Where does a picture come from?",
-        "/affected": "What has a picture got into?",
+        "/affected": "Where was this picture used?",
         "/run/none": "No answer",
         "/artifact/x": "No answer",
         "/release/9": "No answer",
