@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -196,6 +197,18 @@ def sha256(path: str, counted: Callable[[int], None] = lambda size: None) -> str
             counted(len(chunk))
 
     return sha256_hex(pieces())
+
+
+@contextlib.contextmanager
+def usual_mode(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within this context, a library writes a new local file; it gets the mode that `open` gives.
+
+    safetensors makes files that only their owner may read, which another user's server cannot.
+    """
+    with open(path, "wb"):
+        mode = os.stat(path).st_mode
+    yield
+    os.chmod(path, stat.S_IMODE(mode))
 
 
 def size(path: str) -> int:

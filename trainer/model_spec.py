@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from storage import filesystem
 from trainer.presets import NUM_TIMESTEPS, Prediction, Preset
 
 ORIGINAL = "https://github.com/Stability-AI/generative-models"
@@ -203,9 +204,10 @@ def save_file(
         path: On this machine.
         header: All other keys.
     """
-    safetensors.numpy.save_file(
-        dict(tensors), path, metadata={"format": "pt", **header, _HASH: _NO_HASH}
-    )
+    with filesystem.usual_mode(path):
+        safetensors.numpy.save_file(
+            dict(tensors), path, metadata={"format": "pt", **header, _HASH: _NO_HASH}
+        )
     # Only the library knows the order of the tensors, so the hash is filled in afterwards; it is
     # as long as its placeholder.
     with open(path, "r+b") as file:

@@ -150,7 +150,7 @@ def list_versions(serving_dir: str) -> list[int]:
     if not filesystem.is_folder(serving_dir):
         raise ServingError(
             f"there is no serving directory {serving_dir}; run the pipeline first, or name "
-            "another directory"
+            "another directory (--serving-dir)"
         )
     folder = filesystem.join(serving_dir, RELEASES)
     if not filesystem.is_folder(folder):

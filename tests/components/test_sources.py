@@ -102,7 +102,7 @@ def test_nowhere(given, tmp_path, monkeypatch):
     with pytest.raises(DatasetError) as caught:
         resolve_dataset(DatasetSpec(given))
     if given:
-        assert f"dataset {given!r} does not exist: give a folder or a tar file" in str(caught.value)
+        assert f"dataset {given!r} does not exist: give a folder or an archive" in str(caught.value)
 
 
 def test_unknown_file_system():
@@ -1024,7 +1024,7 @@ def test_datasets_of_the_hub(tmp_path):
     assert sorted(found[2][3]) == sorted(pairs)
     assert [each[3] for each in found[:2]] == [pairs, pairs]
     assert len({fingerprint for _, _, fingerprint, _ in found}) == 3
-    assert gone.startswith("there is no local folder or tar file 'org/gone', and on the hub: ")
+    assert gone.startswith("there is no local folder or archive 'org/gone', and on the hub: ")
     assert "is private" in gone
 
 

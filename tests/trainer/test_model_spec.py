@@ -16,6 +16,8 @@ def test_a_header_that_says_more_changes_no_tensor(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     spec = model_spec.model_spec(get_preset("tiny"), 128, title="x", description="A description.")
     model_spec.save_file(tensors, path, spec)
+    (usual := tmp_path / "usual").touch()
+    assert path.stat().st_mode == usual.stat().st_mode
     before = path.read_bytes()
     more = {"modelspec.title": "größer", **model_spec.tag_keys({"größe": 2, '"quoted"': 1})}
     # Whatever its length, the tensors begin at a multiple of eight.

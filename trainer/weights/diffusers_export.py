@@ -283,9 +283,9 @@ def _write_tensors(
             tensors |= to_diffusers(model, _cast(values(network, model), network, dtype))
         stem = diffusers_layout.STEMS[component]
         # Both libraries refuse files that are not marked as PyTorch's.
-        safetensors.numpy.save_file(
-            tensors, folder / component / f"{stem}.safetensors", metadata={"format": "pt"}
-        )
+        path = folder / component / f"{stem}.safetensors"
+        with filesystem.usual_mode(path):
+            safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _base_values(base_model: BaseModel, network: str, model: keras.Model) -> Iterator[np.ndarray]:

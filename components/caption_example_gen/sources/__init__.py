@@ -104,11 +104,11 @@ def resolve_dataset(spec: DatasetSpec) -> DatasetSpec:
             if dataset.startswith(_HUB):
                 raise
             raise DatasetError(
-                f"there is no local folder or tar file {dataset!r}, and on the hub: {error}"
+                f"there is no local folder or archive {dataset!r}, and on the hub: {error}"
             ) from error
         return replace(spec, dataset=f"{_HUB}datasets/{found.repo_id}@{found.commit}")
     raise DatasetError(
-        f"dataset {dataset!r} does not exist: give a folder or a tar file, local or gs://, or a "
+        f"dataset {dataset!r} does not exist: give a folder or an archive, local or gs://, or a "
         "dataset on the hub as ORG/NAME or ORG/NAME@REVISION"
     )
 
