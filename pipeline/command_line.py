@@ -144,6 +144,10 @@ _OPEN = {
 }
 
 
+# What other trainers call it.
+_OTHER_NAMES = dict.fromkeys(("--resolution", "--size", "--width", "--height"), "--image-size")
+
+
 class Parser(Command):
     """A `Command` that raises a `ConfigError` instead of ending the program."""
 
@@ -185,7 +189,9 @@ def parse(
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         names = [flag for action in parser._actions for flag in action.option_strings]
-        close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
+        name = unknown[0].partition("=")[0]
+        close = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else []
+        close = close or difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]}?" if close else "see --help for all flags"
         raise ConfigError(f"there is no flag {redacted(unknown[0])!r}: {hint}")
     given: dict[str, tuple[str, Any]] = {}

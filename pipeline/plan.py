@@ -251,7 +251,7 @@ def memory_text(config: RunConfig, store: metadata_store.MetadataStore) -> str:
         return f"{in_words(peak)} {where}, as measured in a former training like this one"
     return (
         f"{in_words(fixed_bytes(config))} for weights, gradients, optimizer and averages, and "
-        "activations, which the Trainer estimates before it trains"
+        "activations, which the Trainer estimates before it trains; the program takes 1 to 2 GB"
     )
 
 

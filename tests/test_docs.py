@@ -58,6 +58,11 @@ def typed(page: Path) -> Iterator[str]:
                 yield line
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_blank_is_left_to_fill_in(page: Path) -> None:
+    assert not re.findall(r"@@|TODO|TBD", page.read_text())
+
+
 def test_there_are_pages_and_commands() -> None:
     assert len(PAGES) > 15
     assert sum(len(list(typed(page))) for page in PAGES) > 80

@@ -717,7 +717,8 @@ def _train(run: _Run, until: int | None = None) -> _Trained:
 
             def on_evaluation(evaluation: Evaluation) -> None:
                 assert evaluations is not None
-                progress.held_out(evaluation.loss, evaluations.best)
+                best = evaluations.best if evaluations.chooses else None
+                progress.held_out(evaluation.loss, best)
                 log_evaluation(evaluation)
 
             def log_record(record: StepRecord) -> None:

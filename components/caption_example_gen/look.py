@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         for line in _lines(open_dataset(spec), spec, arguments.rows):
             print(line, file=out)
     except (UserError, OSError) as error:
-        print(one_line(error), file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return _FAILED
     return 0
 
@@ -151,11 +151,11 @@ def _picture(row: Row) -> str:
     name = shown_path(row.path) or f"{row.file} row {row.number}"
     repeats = "" if row.repeats is None else f" x{row.repeats}"
     if row.image is None:
-        return f"{name}: SET ASIDE, {row.image_problem or 'the row has no picture'};"
+        return f"{name}: SET ASIDE, {row.image_problem or 'the row has no picture'}"
     try:
         facts = inspect_image(row.image)
     except ImageError as error:
-        return f"{name}: SET ASIDE, {error};"
+        return f"{name}: SET ASIDE, {error}"
     return f"{name}{repeats} ({facts.format}, {facts.width} x {facts.height})"
 
 
@@ -169,11 +169,11 @@ def _caption(caption: bytes | None, row: Row) -> str:
     if caption is None:
         return f"no caption{problem}"
     try:
-        blank = "" if caption.strip() else ": SET ASIDE, it is empty;"
+        blank = "" if caption.strip() else ": SET ASIDE, it is empty"
         return repr(_shortened(caption.decode("utf-8"))) + blank
     except UnicodeDecodeError:
         shown = repr(_shortened(caption.decode("utf-8", "replace")))
-        return f"{shown}: SET ASIDE, {row.image_problem or 'it is not UTF-8 text'};"
+        return f"{shown}: SET ASIDE, {row.image_problem or 'it is not UTF-8 text'}"
 
 
 def _shortened(text: str) -> str:

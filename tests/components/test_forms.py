@@ -1665,7 +1665,7 @@ def test_paths_of_another_machine_as_file_addresses(tmp_path, capsys):
     first, second = rows_of(tmp_path)
     assert (first.image, first.captions, second.image) == (png(1), (b"one",), png(2))
     assert look.main([str(tmp_path)]) == 0
-    assert "img/2.png (png, 8 x 8)  '': SET ASIDE, it is empty;" in capsys.readouterr().out
+    assert "img/2.png (png, 8 x 8)  '': SET ASIDE, it is empty\n" in capsys.readouterr().out
     put(tmp_path, {"x.csv": "image,text\nfile:///data/img/a%20b.png,one\ngs://b/img/2.png,two\n"})
     assert "'gs://b/img/2.png' is a URL" in rows_of(tmp_path)[1].image_problem
 

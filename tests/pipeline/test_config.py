@@ -604,6 +604,7 @@ def test_full_size_takes_the_published_weights_and_never_noise_instead(tmp_path)
         ),
         (["--image-size", "100"], ["model.image_size = 100 (from --image-size)", "64"]),
         (["--stepz", "3"], ["'--stepz'", "did you mean --steps?"]),
+        (["--resolution", "64"], ["'--resolution'", "did you mean --image-size?"]),
         (["surplus"], ["'surplus'", "--help"]),
         (["--config", "/no/such.yaml"], ["/no/such.yaml does not exist"]),
         (["--config", "/"], ["/ cannot be read"]),

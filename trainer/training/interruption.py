@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingInterruptedError(RuntimeError):
@@ -58,3 +61,7 @@ class StopRequest:
         if self.made and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.made, self.signal = True, signal.Signals(number)
+        again = ""
+        if number == signal.SIGINT:
+            again = " Ctrl-C again stops at once, and loses the steps since the last checkpoint."
+        logger.info("Stopping after this step, which is saved first.%s", again)

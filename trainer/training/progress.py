@@ -54,7 +54,7 @@ class TrainingProgress:
             self._bar.stop()
 
     def held_out(self, loss: float, best: Evaluation | None) -> None:
-        """Shows a held-out loss and the best step so far with the records that follow."""
+        """Shows a held-out loss with the records that follow, and the best step if it decides."""
         marked = f" (best: step {best.step}, {best.loss:.4f})" if best else ""
         self._held_out = f"held out {loss:.4f}{marked}, "
 
