@@ -31,7 +31,7 @@ from storage.flags import DONE, FAILED
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGES = (CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted(CHECKOUT.glob("docs/*.md")))
-SHOWN_CHECKOUT = "/home/me/sd-finetuning"
+SHOWN_CHECKOUT = "/home/me/fine-tune"
 _FENCE = "```"
 _LEFT_OUT = "..."
 _MARK = re.compile(r"<!-- (first|made by|seen|form)(?:: (.+))? -->")

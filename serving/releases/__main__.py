@@ -123,7 +123,7 @@ def _verify(arguments: argparse.Namespace, current: int) -> int:
             print(fault)
         signer = seals.signer_of(serving_dir, version)[:_SHOWN_HEX_DIGITS]
         by = f", signed by the key {signer}" if signer else ", not signed"
-        print(f"release {version} is {'damaged' if damaged else f'as it was pushed{by}'}")
+        print(f"release {version} {'is damaged' if damaged else f'is as it was pushed{by}'}")
         status = status or bool(damaged)
     return status
 
