@@ -261,7 +261,9 @@ def _alike(config: RunConfig, store: metadata_store.MetadataStore) -> ModelManif
         models = store.get_artifacts_by_type(standard_artifacts.Model.TYPE_NAME)
     except mlmd_errors.NotFoundError:
         return None
-    wanted = {name: getattr(config.training, name) for name in OF_MEMORY}
+    # A manifest has what `auto` became on the machine that trained.
+    settings = ((name, getattr(config.training, name)) for name in OF_MEMORY)
+    wanted = {name: value for name, value in settings if value != "auto"}
     for model in sorted(models, key=lambda each: -each.id):
         if model.state != mlmd.Artifact.LIVE:
             continue
@@ -269,7 +271,7 @@ def _alike(config: RunConfig, store: metadata_store.MetadataStore) -> ModelManif
         if manifest is None or not manifest.fits(config.model.preset, config.model.image_size):
             continue
         if bool(manifest.word) == bool(config.word.token) and wanted == {
-            name: manifest.training.get(name) for name in OF_MEMORY
+            name: manifest.training.get(name) for name in wanted
         }:
             return manifest
     return None

@@ -100,6 +100,8 @@ def test_memory_is_a_like_trainings_or_what_the_parameters_take(tmp_path: Path) 
     folder = tmp_path / "model" / "Format-Serving"
     folder.mkdir(parents=True)
     training = {name: getattr(config.training, name) for name in plan.OF_MEMORY}
+    assert training["precision"] == "auto"
+    training["precision"] = "bfloat16"
     manifest = ModelManifest("tiny", 128, training=training, peak_memory_bytes=3_348_238_336)
     manifest.write(str(folder))
     kind = store.put_artifact_type(mlmd.ArtifactType(name="Model"))
