@@ -108,11 +108,8 @@ def _main(arguments: argparse.Namespace) -> int:
         print(line)
     missing = [finding for finding in findings if finding.stops]
     if missing and not arguments.anyway:
-        names = " and ".join(finding.name for finding in missing)
-        verb = "are" if len(missing) > 1 else "is"
-        print(
-            f"\nNothing was run: {names} {verb} not the same as then. --anyway runs it regardless."
-        )
+        names = ", ".join(finding.name for finding in missing)
+        print(f"\nNothing was run; not the same as then: {names}. --anyway runs it regardless.")
         return failures.EXIT_CONFIG
     if arguments.check:
         return 0

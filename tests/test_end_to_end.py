@@ -419,7 +419,7 @@ def test_what_a_release_takes_to_be_made_again_is_said(
     (other / "train.parquet").unlink()
     done = reproduce(pipeline, "--dataset", str(other))
     assert done.returncode == 2
-    assert "Nothing was run: data is not the same as then. --anyway" in done.stdout
+    assert "Nothing was run; not the same as then: data. --anyway" in done.stdout
     assert "--dataset FOLDER, with the data as it was" in done.stdout
 
 
