@@ -374,7 +374,7 @@ def test_the_cron_job_is_valid_and_runs_one_at_a_time(version: str, tmp_path: Pa
     )
     argv = [a.replace("/etc/sd-finetuning/config.yaml", str(settings)) for a in container["args"]]
     parsed, _ = command_line.parse(runner_local.command(), runner_local._FLAGS, argv)
-    assert parsed.config == str(settings)
+    assert parsed.config == [str(settings)]
     del job["jobTemplate"]
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(documents["CronJob"], version, strict=True)
