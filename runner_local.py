@@ -111,13 +111,7 @@ def command() -> command_line.Parser:
         summary.RUNNER, _DESCRIPTION, _EXAMPLES, notes=_NOTES, failed="a step failed"
     )
     where = command_line.add_flags(parser, _FLAGS)["where"]
-    where.add_argument(
-        "--config",
-        metavar="FILE",
-        action="append",
-        help="YAML file with settings; flags override it. If it is given several times, the last "
-        "file wins",
-    )
+    command_line.add_config_flag(where)
     where.add_argument("--verbose", action="store_true", help="also show all messages of libraries")
     where.add_argument(
         "--plan",

@@ -113,13 +113,7 @@ def command() -> command_line.Parser:
         help="label of the run, for billing; may be given several times",
     )
     run = parser.add_argument_group("this command")
-    run.add_argument(
-        "--config",
-        metavar="FILE",
-        action="append",
-        help="YAML file with settings; flags override it. If it is given several times, the last "
-        "file wins",
-    )
+    command_line.add_config_flag(run)
     run.add_argument("--output", metavar="FILE", help="write the compiled job there, as JSON")
     run.add_argument("--dry-run", action="store_true", help="only compile")
     run.add_argument(
@@ -413,9 +407,8 @@ def _result(result: summary.RunResult, serving_dir: str) -> str:
     if result.machine_hours is not None:
         lines.append(f"Trained on: {result.machine_hours}")
     lines.append(f"Pushed: {summary.pushed_text(result, serving_dir)}")
-    if result.rejected and result.rejects:
-        rejects = summary.shown_path(result.rejects)
-        lines.append(f"Rows set aside: {result.rejected}, listed in {rejects}")
+    if set_aside := summary.rejected_text(result):
+        lines.append(f"Rows set aside: {set_aside}")
     for label, folder, name in (
         ("Dataset", result.dataset_report, "dataset.html"),
         ("Evaluation", result.report, "evaluation.html"),

@@ -174,6 +174,17 @@ def add_flags(parser: Parser, flags: Flags) -> dict[str, Any]:
     return groups
 
 
+def add_config_flag(to: argparse._ActionsContainer) -> None:
+    """Adds `--config`, whose values are the files for `load_config`."""
+    to.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        help="YAML file with settings; flags override it. If it is given several times, the last "
+        "file wins",
+    )
+
+
 def parse(
     parser: Parser, flags: Flags, argv: Sequence[str] | None
 ) -> tuple[argparse.Namespace, dict[str, tuple[str, Any]]]:

@@ -227,10 +227,8 @@ def last_screen(
     if result.found is not None:
         rows.append(("found", result.found))
     rows.append(("pushed", pushed_text(result, serving_dir)))
-    if result.rejected and result.rejects:
-        rows.append(
-            ("rows set aside", f"{result.rejected}, listed in {shown_path(result.rejects)}")
-        )
+    if set_aside := rejected_text(result):
+        rows.append(("rows set aside", set_aside))
     report = Path(config.output) / REPORT_NAME
     for label, name in (
         ("dataset", "dataset.html"),
@@ -311,6 +309,13 @@ def _disk_text(result: RunResult, output: str, serving_dir: str) -> str:
         folders += [os.path.join(serving_dir, name, result.version) for name in FOLDERS]
     taken = sum(map(folder_bytes, folders))
     return f"{in_words(taken)} of this run, {in_words(folder_bytes(output))} of all runs here"
+
+
+def rejected_text(result: RunResult) -> str:
+    """How many rows were set aside, and where they are listed; "" for none."""
+    if not result.rejected or not result.rejects:
+        return ""
+    return f"{result.rejected}, listed in {shown_path(result.rejects)}"
 
 
 def pushed_text(result: RunResult, serving_dir: str) -> str:

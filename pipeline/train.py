@@ -32,12 +32,7 @@ def command() -> command_line.Parser:
         ],
     )
     command_line.add_flags(parser, _FLAGS)
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        action="append",
-        help="YAML file with settings; of several, the last one wins",
-    )
+    command_line.add_config_flag(parser)
     parser.add_argument(
         "--latents", required=True, help="folder that LatentGen wrote, which all machines can read"
     )
